@@ -1,0 +1,1 @@
+"""What any product needs: settings, pictures, latents, one denoise loop, experts. Knows no product."""
