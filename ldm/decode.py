@@ -1,0 +1,184 @@
+"""Picture files to Pillow images and the meaning of their modes; `ldm.images` is what other code calls.
+
+Legend: h w pixels. Every refusal is a ValueError of one line that names the file.
+"""
+
+import contextlib
+import io
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+log = logging.getLogger(__name__)
+
+# Raster formats only: Pillow would also hand EPS to an external program.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "JPEG2000")
+# Pillow's decoders raise all of these on damaged files, depending on the format and on where the damage is.
+DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
+MASK_THRESHOLD = 127  # of 255; a larger value is set
+GRAY_TOLERANCE = 24  # of 255; JPEG leaves up to this much colour on a gray picture
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, upright: bool = True) -> Iterator[Image.Image]:
+    """The decoded first frame of a picture file, turned as its EXIF orientation says."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a picture file")
+    try:
+        handle = path.open("rb")
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {(error.strerror or 'unreadable').lower()}") from error
+    with handle:
+        image = _decode(handle, path)
+        turn = UPRIGHT.get(_orientation(image, path)) if upright else None
+        yield image.transpose(turn) if turn is not None else image
+
+
+def _decode(handle: io.BufferedReader, path: Path) -> Image.Image:
+    """Decode all pixels here, so that no later step meets a damaged file."""
+    if not handle.peek(1):
+        raise ValueError(f"{path} is empty (zero bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(handle, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise ValueError(f"{path} claims more than {limit} million pixels; make it smaller first") from None
+    except DECODER_ERRORS:
+        known = ", ".join(FORMATS)
+        raise ValueError(
+            f"{path} is not a picture, or is damaged at its start; readable are {known}"
+        ) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+    except DECODER_ERRORS:
+        raise ValueError(
+            f"{path} is truncated or damaged: its {image.format} data cannot be decoded"
+        ) from None
+    return image
+
+
+def _orientation(image: Image.Image, path: Path) -> int:
+    """EXIF orientation 1 to 8; damaged EXIF data do not make the pixels unreadable, so they only warn."""
+    try:
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except DECODER_ERRORS:
+        log.warning("%s: unreadable EXIF data, taken as upright", path)
+        return 1
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether Pillow keeps this picture as one channel of more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def rgb_and_alpha(image: Image.Image, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """(h, w, 3) uint8 and (h, w) uint8 or None. 16-bit gray is scaled; Pillow scales 16-bit colour itself."""
+    if is_deep(image):
+        gray_u8 = _deep_to_u8(image, path)
+        return np.repeat(gray_u8[:, :, None], 3, axis=2), None
+    transparent = any(band in "Aa" for band in image.getbands()) and image.mode != "LAB"
+    target = "RGBA" if transparent or "transparency" in image.info else "RGB"
+    try:
+        pixels = np.array(image.convert(target))
+    except DECODER_ERRORS:
+        raise ValueError(
+            f"{path} has the colour mode {image.mode}, which is not supported; save it as RGB"
+        ) from None
+    return np.ascontiguousarray(pixels[:, :, :3]), pixels[:, :, 3].copy() if target == "RGBA" else None
+
+
+def _deep_to_u8(image: Image.Image, path: Path) -> np.ndarray:
+    """16-bit gray (h, w) -> uint8 over the full 16-bit range."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"{path} has 32-bit values, which have no agreed range; save it with 8 or 16 bits")
+    return np.rint(values / 257).astype(np.uint8)
+
+
+def mask_from(image: Image.Image, path: Path) -> np.ndarray:
+    """Bool (h, w) of a mask file that needs no id; the rules are those of `ldm.images.read_mask`."""
+    if image.mode in ("P", "PA"):
+        present = _listed(np.asarray(image.getchannel(0) if image.mode == "PA" else image))
+        raise ValueError(f"mask {path} is a palette picture, ids {present}: say which one is meant (label)")
+    if is_deep(image):
+        raw, levels_u8 = np.asarray(image), _deep_to_u8(image, path)
+    else:
+        raw = levels_u8 = _mask_levels(image, path)
+    mask = raw == 1 if raw.max() == 1 else levels_u8 > MASK_THRESHOLD
+    if not mask.any():
+        hint = f"; its values are {_listed(raw)}: if these are ids, say which one is meant (label)"
+        hint = hint if raw.max() > 0 else ""
+        raise ValueError(f"mask {path} is empty: no pixel is above {MASK_THRESHOLD} of 255{hint}")
+    return mask
+
+
+def _mask_levels(image: Image.Image, path: Path) -> np.ndarray:
+    """The channel (h, w) uint8 of an 8-bit picture that says what is masked."""
+    rgb_u8, alpha_u8 = rgb_and_alpha(image, path)
+    brightest, darkest = rgb_u8.max(axis=2), rgb_u8.min(axis=2)
+    if alpha_u8 is None or alpha_u8.min() == alpha_u8.max():
+        return brightest
+    opaque = brightest[alpha_u8 > MASK_THRESHOLD]
+    one_colour = opaque.size == 0 or int(opaque.max()) - int(opaque.min()) <= GRAY_TOLERANCE
+    colourful = int((brightest - darkest).max()) > GRAY_TOLERANCE
+    return alpha_u8 if one_colour or colourful else brightest
+
+
+def select_id(image: Image.Image, label: int, path: Path) -> np.ndarray:
+    """Bool (h, w) where the palette index, gray value or R + 256 G + 65536 B equals `label`."""
+    bands = [np.asarray(band).astype(np.int64) for band in image.split()]
+    ids = bands[0] if len(bands) < 3 else bands[0] + 256 * bands[1] + 65536 * bands[2]
+    mask = ids == label
+    if not mask.any():
+        raise ValueError(f"mask {path} has no pixel with the id {label}; present are {_listed(ids)}")
+    return mask
+
+
+def single_channel(image: Image.Image, path: Path) -> np.ndarray:
+    """The values (h, w) of a gray picture of any depth; a coloured one is refused."""
+    if is_deep(image) or image.mode in ("1", "L"):
+        return np.asarray(image)
+    rgb_u8, _ = rgb_and_alpha(image, path)
+    if int((rgb_u8.max(axis=2) - rgb_u8.min(axis=2)).max()) > GRAY_TOLERANCE:
+        raise ValueError(f"depth map {path} is coloured; one gray channel is needed, larger = nearer")
+    return rgb_u8.mean(axis=2, dtype=np.float32)
+
+
+def _listed(values: np.ndarray, limit: int = 12) -> str:
+    """The distinct values in words, shortened."""
+    distinct = np.unique(values)
+    tail = f", ... ({len(distinct)} in all)" if len(distinct) > limit else ""
+    return ", ".join(f"{value:g}" for value in distinct[:limit]) + tail

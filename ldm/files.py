@@ -1,0 +1,86 @@
+"""Files as a whole: written completely or not at all, and known by their SHA-256."""
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+_HASHES: dict[tuple[str, int, int], str] = {}
+_BLOCK_BYTES = 1 << 20
+
+
+def write_atomic(path: Path | str, data: bytes) -> None:
+    """Write `data` under a temporary name beside `path`, then rename: a reader never sees half a file."""
+    write_all_atomic({Path(path): data})
+
+
+def write_all_atomic(files: Mapping[Path, bytes]) -> None:
+    """Write several files that belong together; none appears before the contents of all are on the disk.
+
+    Missing parent folders are made. ValueError names the file that cannot be written, and what was
+    prepared for the others is removed.
+    """
+    staged: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, data in files.items():
+            staged[path] = _stage(path, data)
+        for path, temporary in staged.items():
+            os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {_reason(error)}") from error
+    finally:
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _stage(path: Path, data: bytes) -> Path:
+    """Write `data` to a new hidden file in the folder of `path`."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name[:40]}.{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("xb") as handle:
+            handle.write(data)
+    except BaseException:
+        # Also after Ctrl-C: an interrupted write leaves nothing behind.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _reason(error: OSError) -> str:
+    """What the operating system objects to, in one short phrase."""
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return "a part of its path is a file, not a folder"
+    return (error.strerror or str(error)).lower()
+
+
+def file_sha256(path: Path | str) -> str:
+    """Hex SHA-256 of a file; remembered in memory for as long as its size and time stamp stay the same."""
+    path = Path(path)
+    try:
+        status = path.stat()
+        key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+        if key not in _HASHES:
+            digest = hashlib.sha256()
+            with path.open("rb") as handle:
+                while block := handle.read(_BLOCK_BYTES):
+                    digest.update(block)
+            _HASHES[key] = digest.hexdigest()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {_reason(error)}") from error
+    return _HASHES[key]
+
+
+def hash_folder(folder: Path | str, pattern: str = "*.safetensors") -> dict[str, str]:
+    """SHA-256 of every weight file below a folder, keyed by its path inside the folder with `/`."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder, so there are no weights to hash")
+    files = sorted(file for file in folder.rglob(pattern) if file.is_file())
+    return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}

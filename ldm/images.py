@@ -1,0 +1,178 @@
+"""The border between picture files and arrays: the only place where files become pixels and back.
+
+Legend: h w pixels. Pictures are RGB uint8 (h, w, 3) `_u8`, masks bool (h, w) and white = edit in a file,
+depth `depth_01` float32 (h, w), relative inverse depth, 1 = nearest. Writers are atomic.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from ldm.decode import mask_from, opened, rgb_and_alpha, select_id, single_channel
+from ldm.files import write_atomic
+
+INTERPOLATION = {
+    "area": cv2.INTER_AREA,
+    "linear": cv2.INTER_LINEAR,
+    "cubic": cv2.INTER_CUBIC,
+    "nearest": cv2.INTER_NEAREST,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded picture, upright."""
+
+    rgb_u8: np.ndarray  # (h, w, 3) uint8
+    alpha_u8: np.ndarray | None = None  # (h, w) uint8, None when the file has no transparency
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w)"""
+        return self.rgb_u8.shape[0], self.rgb_u8.shape[1]
+
+
+def read_picture(path: Path | str) -> Picture:
+    """Read any common picture file as 8-bit RGB plus its alpha; 16-bit values are scaled, not clipped."""
+    with opened(Path(path)) as image:
+        return Picture(*rgb_and_alpha(image, Path(path)))
+
+
+def read_mask(
+    path: Path | str, *, size: tuple[int, int] | None = None, label: int | None = None
+) -> np.ndarray:
+    """Read a mask file as bool (h, w); the one reader of masks.
+
+    A file whose largest value is 1 is 0/1, otherwise values above 127 (of 255) are set; of a coloured file
+    the brightest channel counts. Alpha is used when it is the only information: the opaque part has one
+    colour, or the file is a coloured cut-out. Palette and id files need `label`: the index, gray value or
+    R + 256 G + 65536 B to select. `size` is the (h, w) that the mask must have.
+    """
+    path = Path(path)
+    with opened(path) as image:
+        mask = mask_from(image, path) if label is None else select_id(image, label, path)
+    _require_size(mask, size, f"mask {path}")
+    return mask
+
+
+def read_depth(path: Path | str, *, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a depth map of any bit depth as depth_01 (h, w) float32, min-max normalised, 1 = nearest.
+
+    Larger values in the file are nearer. A constant file gives zeros. `size` is the (h, w) that it must have.
+    """
+    path = Path(path)
+    with opened(path) as image:
+        values = single_channel(image, path).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"depth map {path} holds NaN or infinite values")
+    _require_size(values, size, f"depth map {path}")
+    return normalize(values)
+
+
+def normalize(values: np.ndarray) -> np.ndarray:
+    """Min-max to [0, 1] as float32; constant values give zeros."""
+    low, high = float(values.min()), float(values.max())
+    if high <= low:
+        return np.zeros(values.shape, np.float32)
+    return ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)
+
+
+def _require_size(values: np.ndarray, size: tuple[int, int] | None, what: str) -> None:
+    """Refuse a map whose (h, w) differs from its picture's."""
+    if size is not None and values.shape != tuple(size):
+        (h, w), (want_h, want_w) = values.shape, size
+        raise ValueError(f"{what} is {w} x {h} pixels, its picture is {want_w} x {want_h} (width x height)")
+
+
+def read_png_text(path: Path | str) -> dict[str, str]:
+    """The text chunks of a PNG; ValueError when it is not a PNG."""
+    with opened(Path(path), upright=False) as image:
+        if not isinstance(image, PngImagePlugin.PngImageFile):
+            raise ValueError(f"{path} is a {image.format} file, only a PNG has text chunks")
+        return {key: str(value) for key, value in image.text.items()}
+
+
+def write_png(
+    path: Path | str,
+    rgb_u8: np.ndarray,
+    *,
+    alpha_u8: np.ndarray | None = None,
+    text: Mapping[str, str] | None = None,
+) -> None:
+    """Write RGB (h, w, 3) uint8, with alpha (h, w) when given, and text chunks."""
+    write_atomic(path, encode_png(rgb_u8, alpha_u8=alpha_u8, text=text))
+
+
+def write_mask(path: Path | str, mask: np.ndarray) -> None:
+    """Write bool (h, w) as a 0/255 PNG."""
+    write_atomic(path, encode_png(mask.astype(np.uint8) * 255))
+
+
+def write_depth(path: Path | str, depth_01: np.ndarray) -> None:
+    """Write depth_01 (h, w) as a 16-bit PNG, larger = nearer."""
+    write_atomic(path, encode_png(np.rint(np.clip(depth_01, 0, 1) * 65535).astype(np.uint16)))
+
+
+def encode_png(
+    image: np.ndarray, *, alpha_u8: np.ndarray | None = None, text: Mapping[str, str] | None = None
+) -> bytes:
+    """PNG bytes of (h, w, 3) uint8, (h, w) uint8 or (h, w) uint16; equal input gives equal bytes."""
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"a PNG is written from uint8 or uint16 values, got {image.dtype}")
+    if alpha_u8 is not None:
+        image = np.dstack([image, alpha_u8])
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def to_pm1(image_u8: np.ndarray) -> Tensor:
+    """RGB (h, w, 3) uint8 -> (3, h, w) float in [-1, 1]."""
+    return _planes(image_u8) / 127.5 - 1
+
+
+def to_01(image_u8: np.ndarray) -> Tensor:
+    """RGB (h, w, 3) uint8 -> (3, h, w) float in [0, 1]."""
+    return _planes(image_u8) / 255
+
+
+def from_pm1(image_pm1: Tensor) -> np.ndarray:
+    """(3, h, w) in [-1, 1] -> RGB (h, w, 3) uint8, rounded and clipped; undoes `to_pm1` exactly."""
+    if not torch.isfinite(image_pm1).all():
+        raise ValueError("the picture holds NaN or infinite values; try a wider dtype (float32 or bfloat16)")
+    values = ((image_pm1.detach().float() + 1) * 127.5).round().clamp(0, 255)
+    return values.to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def resize(image: np.ndarray, size_hw: tuple[int, int], *, how: str = "area") -> np.ndarray:
+    """Resize (h, w) or (h, w, c) of uint8, uint16, float32 or bool to `size_hw`.
+
+    `area` averages when it shrinks and is linear where it enlarges; `cubic` may overshoot for floats. A bool
+    mask stays bool: a pixel is set when at least half of it is covered.
+    """
+    if how not in INTERPOLATION:
+        raise ValueError(f"unknown interpolation {how!r}; allowed: {', '.join(INTERPOLATION)}")
+    if image.dtype == bool:
+        return resize(image.astype(np.float32), size_hw, how=how) >= 0.5
+    if image.shape[:2] == tuple(size_hw):
+        return image.copy()
+    enlarges = size_hw[0] > image.shape[0] or size_hw[1] > image.shape[1]
+    method = INTERPOLATION["linear" if how == "area" and enlarges else how]
+    resized = cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=method)
+    # OpenCV drops the channel axis of a one-channel picture.
+    return resized.reshape(*size_hw, *image.shape[2:])
+
+
+def _planes(image_u8: np.ndarray) -> Tensor:
+    """(h, w, 3) -> (3, h, w) float. The copy accepts read-only arrays and negative strides."""
+    return torch.from_numpy(np.array(image_u8, order="C")).permute(2, 0, 1).float()

@@ -1,0 +1,370 @@
+"""Properties of the picture border: what is read, what is refused, and that a write is all or nothing."""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.files import file_sha256, hash_folder, write_all_atomic, write_atomic
+from ldm.images import (
+    encode_png,
+    from_pm1,
+    read_depth,
+    read_mask,
+    read_picture,
+    read_png_text,
+    resize,
+    to_01,
+    to_pm1,
+    write_depth,
+    write_mask,
+    write_png,
+)
+
+
+def painted(h: int = 24, w: int = 36) -> np.ndarray:
+    """(h, w, 3) uint8: a smooth picture in which no two corners look alike."""
+    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
+    return np.dstack([255 * x / (w - 1), 255 * y / (h - 1), 128 + 60 * (x > y)]).astype(np.uint8)
+
+
+def saved(path: Path, image: Image.Image, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_png_keeps_every_colour_and_alpha(tmp_path: Path) -> None:
+    rgb_u8 = painted()
+    alpha_u8 = rgb_u8[:, :, 0].copy()
+    write_png(tmp_path / "a.png", rgb_u8, alpha_u8=alpha_u8)
+    picture = read_picture(tmp_path / "a.png")
+    assert np.array_equal(picture.rgb_u8, rgb_u8)
+    assert picture.alpha_u8 is not None
+    assert np.array_equal(picture.alpha_u8, alpha_u8)
+    assert picture.size == (24, 36)
+    write_png(tmp_path / "b.png", rgb_u8)
+    assert read_picture(tmp_path / "b.png").alpha_u8 is None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_turned_upright(tmp_path: Path, orientation: int) -> None:
+    upright = painted()
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).swapaxes(0, 1),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path / "turned.png", Image.fromarray(np.ascontiguousarray(stored)), exif=exif.tobytes())
+    assert np.array_equal(read_picture(path).rgb_u8, upright)
+
+
+def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 24 * 36).reshape(24, 36).astype(np.uint16)
+    (tmp_path / "deep.png").write_bytes(encode_png(values))
+    rgb_u8 = read_picture(tmp_path / "deep.png").rgb_u8
+    assert np.array_equal(rgb_u8[:, :, 0], np.rint(values / 257).astype(np.uint8))
+    assert np.array_equal(rgb_u8[:, :, 0], rgb_u8[:, :, 2])
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sixteen_bit_colour_is_scaled_not_clipped(tmp_path: Path, channels: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    deep = np.dstack([painted()[:, :, ::-1], np.full((24, 36), 200)])[:, :, :channels].astype(np.uint16) * 257
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    picture = read_picture(tmp_path / "deep.png")
+    assert np.abs(picture.rgb_u8.astype(int) - painted()).max() <= 1
+    assert (picture.alpha_u8 is None) == (channels == 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "CMYK", "P", "LA", "YCbCr"])
+def test_other_colour_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    suffix = {"CMYK": "jpg", "YCbCr": "jpg"}.get(mode, "png")
+    image = Image.fromarray(painted()).convert("L" if mode == "LA" else "RGB").convert(mode)
+    picture = read_picture(saved(tmp_path / f"a.{suffix}", image))
+    assert picture.rgb_u8.shape == (24, 36, 3)
+    assert picture.rgb_u8.dtype == np.uint8
+    want = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(picture.rgb_u8 - want).mean() < 8
+    assert (picture.alpha_u8 is not None) == (mode == "LA")
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_transparent_colour_becomes_alpha(tmp_path: Path, mode: str) -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[2:6, 2:6] = 255
+    image = Image.fromarray(pixels).convert(mode)
+    key = image.getpixel((0, 0))
+    picture = read_picture(saved(tmp_path / "a.png", image, transparency=key))
+    assert picture.alpha_u8 is not None
+    assert np.array_equal(picture.alpha_u8 > 0, pixels[:, :, 0] > 0)
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for name in ("a.gif", "a.webp", "a.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=40, lossless=True)
+        assert np.array_equal(read_picture(tmp_path / name).rgb_u8[4, 4], [255, 0, 0]), name
+
+
+@pytest.mark.parametrize("size", [(4000, 3000), (64, 64), (1, 1)])
+def test_large_and_small_pictures_are_read(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = saved(tmp_path / "a.png", Image.new("RGB", size, "teal"), compress_level=1)
+    assert read_picture(path).size == size[::-1]
+
+
+def refused(path: Path) -> str:
+    """The message of the refusal, which is one line, names the file and shows nothing of the decoder."""
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+        read_picture(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert not any(word in message for word in ("PIL", "Errno", "Traceback", "BytesIO", "0x"))
+    return message
+
+
+def test_what_is_no_picture_is_refused_with_its_name(tmp_path: Path) -> None:
+    assert "does not exist" in refused(tmp_path / "nothing.png")
+    assert "folder" in refused(tmp_path)
+    (tmp_path / "text.jpg").write_text("this is not a photograph")
+    assert "not a picture" in refused(tmp_path / "text.jpg")
+    (tmp_path / "empty.png").touch()
+    assert "zero bytes" in refused(tmp_path / "empty.png")
+    (tmp_path / "file").touch()
+    assert "cannot read" in refused(tmp_path / "file" / "below.png")
+
+
+def test_an_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = saved(tmp_path / "a.png", Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(Path, "open", denied)
+    assert "permission denied" in refused(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "tiff", "bmp"])
+def test_a_truncated_file_is_refused_wherever_it_is_cut(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = saved(tmp_path / f"whole.{suffix}", Image.fromarray(noise)).read_bytes()
+    for cut in np.linspace(1, len(whole) * 0.98, 25).astype(int):
+        path = tmp_path / f"cut{cut}.{suffix}"
+        path.write_bytes(whole[:cut])
+        refused(path)
+
+
+def test_damaged_bytes_raise_nothing_but_value_errors(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for suffix in ("jpg", "png", "gif", "tiff"):
+        whole = np.frombuffer(
+            saved(tmp_path / f"w.{suffix}", Image.fromarray(painted())).read_bytes(), np.uint8
+        )
+        for number in range(40):
+            damaged = whole.copy()
+            damaged[rng.integers(0, len(whole), 6)] = rng.integers(0, 256, 6)
+            path = tmp_path / f"{number}.{suffix}"
+            path.write_bytes(damaged.tobytes())
+            with contextlib.suppress(ValueError):
+                read_picture(path)
+
+
+def test_an_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "bomb.png", Image.new("1", (1500, 1500)))
+    for limit in (1_000_000, 2_000_000):  # more than twice the limit, and more than the limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert f"{limit // 10**6} million pixels" in refused(path)
+
+
+def disk_mask() -> np.ndarray:
+    y, x = np.mgrid[0:20, 0:30]
+    return (x - 12) ** 2 + (y - 8) ** 2 < 30
+
+
+def mask_files() -> dict[str, Image.Image]:
+    """The same mask as users save it."""
+    mask = disk_mask()
+    byte = mask.astype(np.uint8)
+    gray = Image.fromarray(byte * 255)
+    white, black = np.full((20, 30, 3), 255, np.uint8), np.zeros((20, 30, 3), np.uint8)
+    photo = resize(painted(), (20, 30))
+    return {
+        "0_255.png": gray,
+        "0_1.png": Image.fromarray(byte),
+        "bilevel.png": gray.convert("1"),
+        "rgb.png": gray.convert("RGB"),
+        "rgb_0_1.png": Image.fromarray(np.dstack([byte] * 3)),
+        "red.png": Image.fromarray(np.dstack([byte * 255, byte * 0, byte * 0])),
+        "deep.png": Image.fromarray(byte.astype(np.uint16) * 65535),
+        "deep_0_1.png": Image.fromarray(byte.astype(np.uint16)),
+        "noisy.jpg": gray,
+        "white_alpha.png": Image.fromarray(np.dstack([white, byte * 255])),
+        "black_alpha.png": Image.fromarray(np.dstack([black, byte * 255])),
+        "cutout.png": Image.fromarray(np.dstack([photo, byte * 255])),
+        "opaque.png": gray.convert("RGBA"),
+        "gray_alpha.png": Image.fromarray(np.dstack([white[:, :, 0], byte * 255]), "LA"),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(mask_files()))
+def test_one_mask_in_every_file_form(tmp_path: Path, name: str) -> None:
+    assert np.array_equal(read_mask(saved(tmp_path / name, mask_files()[name]), size=(20, 30)), disk_mask())
+
+
+def test_ids_need_a_label(tmp_path: Path) -> None:
+    ids = np.zeros((20, 30), np.uint8)
+    ids[disk_mask()] = 3
+    ids[-2:] = 7
+    palette = Image.fromarray(ids).convert("P")
+    palette.putdata(ids.ravel().tolist())
+    wide = np.dstack([ids, ids * 0 + 1, ids * 0])
+    files = {
+        "palette.png": palette,
+        "gray.png": Image.fromarray(ids),
+        "deep.png": Image.fromarray(ids.astype(np.uint16)),
+    }
+    for name, image in files.items():
+        path = saved(tmp_path / name, image)
+        with pytest.raises(ValueError, match=r"0, 3, 7.*label"):
+            read_mask(path)
+        assert np.array_equal(read_mask(path, label=3), disk_mask()), name
+        with pytest.raises(ValueError, match=r"no pixel with the id 5; present are 0, 3, 7"):
+            read_mask(path, label=5)
+    path = saved(tmp_path / "panoptic.png", Image.fromarray(wide))
+    assert np.array_equal(read_mask(path, label=3 + 256), disk_mask())
+
+
+def test_masks_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
+    empty = saved(tmp_path / "empty.png", Image.new("L", (30, 20)))
+    with pytest.raises(ValueError, match=r"empty\.png is empty"):
+        read_mask(empty)
+    write_mask(tmp_path / "m.png", disk_mask())
+    with pytest.raises(ValueError, match="30 x 20 pixels, its picture is 31 x 20"):
+        read_mask(tmp_path / "m.png", size=(20, 31))
+
+
+def test_depth_of_any_bit_depth_is_normalised(tmp_path: Path) -> None:
+    ramp = np.linspace(0.2, 0.7, 600).reshape(20, 30).astype(np.float32)
+    want = (ramp - ramp.min()) / (ramp.max() - ramp.min())
+    saved(tmp_path / "8.png", Image.fromarray((ramp * 255).astype(np.uint8)))
+    saved(tmp_path / "rgb.png", Image.fromarray((ramp * 255).astype(np.uint8)).convert("RGB"))
+    saved(tmp_path / "16.png", Image.fromarray((ramp * 65535).astype(np.uint16)))
+    saved(tmp_path / "f.tiff", Image.fromarray(ramp))
+    for name, error in (("8.png", 0.01), ("rgb.png", 0.01), ("16.png", 1e-4), ("f.tiff", 1e-6)):
+        depth_01 = read_depth(tmp_path / name, size=(20, 30))
+        assert depth_01.dtype == np.float32
+        assert (depth_01.min(), depth_01.max()) == (0, 1)
+        assert np.abs(depth_01 - want).max() < error, name
+
+
+def test_depth_edge_cases(tmp_path: Path) -> None:
+    flat = saved(tmp_path / "flat.png", Image.new("L", (30, 20), 77))
+    assert not read_depth(flat).any()
+    with pytest.raises(ValueError, match=r"colour\.png is coloured"):
+        read_depth(saved(tmp_path / "colour.png", Image.fromarray(painted())))
+    with pytest.raises(ValueError, match="its picture is 9 x 9"):
+        read_depth(flat, size=(9, 9))
+    saved(tmp_path / "nan.tiff", Image.fromarray(np.full((4, 4), np.nan, np.float32)))
+    with pytest.raises(ValueError, match="NaN"):
+        read_depth(tmp_path / "nan.tiff")
+
+
+def test_written_depth_is_read_back(tmp_path: Path) -> None:
+    depth_01 = np.random.default_rng(0).random((20, 30)).astype(np.float32)
+    depth_01[0, 0], depth_01[0, 1] = 0, 1
+    write_depth(tmp_path / "d.png", depth_01)
+    assert np.abs(read_depth(tmp_path / "d.png") - depth_01).max() < 1e-4
+
+
+def test_text_chunks_survive_and_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    text = {"bifrost": '{"seed": 1}', "parameters": "Bifr\u00f6st \u2192 sofa"}
+    for name in ("a.png", "b.png"):
+        write_png(tmp_path / name, painted(), text=text)
+    assert read_png_text(tmp_path / "a.png") == text
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with pytest.raises(ValueError, match="JPEG"):
+        read_png_text(saved(tmp_path / "a.jpg", Image.new("RGB", (8, 8))))
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_png(tmp_path / "new" / "folder" / "a.png", painted())
+    (tmp_path / "file").write_text("x")
+    for target in (tmp_path / "file" / "a.png", tmp_path / "new"):
+        with pytest.raises(ValueError, match=r"cannot write .*(not a folder|is a directory|is a folder)"):
+            write_atomic(target, b"data")
+    before = sorted(tmp_path.rglob("*"))
+    pair = {tmp_path / "one.png": b"1", tmp_path / "new": b"2"}
+    with pytest.raises(ValueError, match="cannot write"):
+        write_all_atomic(pair)
+    assert sorted(tmp_path.rglob("*")) == before
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ValueError, match="no space left"):
+        write_atomic(tmp_path / "c.png", b"data")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_read_only_folder_gives_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(ValueError, match=r"cannot write .*a\.png: permission denied"):
+        write_png(tmp_path / "a.png", painted())
+
+
+def test_hashes_follow_the_contents(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    weights = tmp_path / "unet" / "model.safetensors"
+    weights.write_bytes(b"abc")
+    assert hash_folder(tmp_path) == {"unet/model.safetensors": file_sha256(weights)}
+    assert file_sha256(weights).startswith("ba7816bf")  # the published test vector of SHA-256
+    weights.write_bytes(b"abcd")
+    assert not file_sha256(weights).startswith("ba7816bf")
+    with pytest.raises(ValueError, match="not a folder"):
+        hash_folder(tmp_path / "none")
+
+
+def test_tensors_and_bytes_convert_without_loss() -> None:
+    every = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    assert np.array_equal(from_pm1(to_pm1(every)), every)
+    assert (to_01(every) * 255 - torch.from_numpy(every).permute(2, 0, 1)).abs().max() < 1e-4
+    assert to_pm1(every[::-1, ::-1]).shape == (3, 16, 16)
+    assert np.array_equal(from_pm1(torch.full((3, 2, 2), 9.0)), np.full((2, 2, 3), 255, np.uint8))
+    with pytest.raises(ValueError, match="NaN"):
+        from_pm1(torch.full((3, 2, 2), float("nan")))
+
+
+def test_resize_keeps_type_channels_and_mean() -> None:
+    for image in (painted(), painted()[:, :, :1], painted()[:, :, 0].astype(np.float32)):
+        small = resize(image, (12, 18))
+        assert (small.dtype, small.shape) == (image.dtype, (12, 18, *image.shape[2:]))
+        assert abs(float(small.mean()) - float(image.mean())) < 1
+    mask = disk_mask()
+    large = resize(mask, (80, 120), how="linear")
+    assert large.dtype == bool
+    assert abs(large.mean() - mask.mean()) < 0.01
+    with pytest.raises(ValueError, match="allowed: area, linear, cubic, nearest"):
+        resize(painted(), (4, 4), how="lanczos")
+
+
+def test_a_stream_is_not_kept_open(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(painted()))
+    picture = read_picture(path)
+    path.write_bytes(b"")
+    assert np.array_equal(picture.rgb_u8, painted())
+    assert Image.open(io.BytesIO(encode_png(picture.rgb_u8))).size == (36, 24)
