@@ -1,0 +1,165 @@
+"""What a command leaves behind: a PNG that carries its recipe, a JSON report beside it, the measured drift.
+
+The recipe (settings, seeds, weight hashes, versions) holds no time, so that replaying it gives the same
+bytes; timings belong to the report. Legend: h w pixels.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.files import file_sha256, hash_folder, write_all_atomic, write_atomic
+from ldm.images import encode_png, read_png_text
+
+__all__ = [
+    "StageTimer",
+    "file_sha256",
+    "hash_folder",
+    "library_versions",
+    "measure_drift",
+    "read_recipe",
+    "result_paths",
+    "save_result",
+    "write_atomic",
+]
+
+RECIPE_CHUNK = "bifrost"  # PNG text chunk with the recipe as JSON
+READABLE_CHUNK = "parameters"  # the chunk that other tools show to people
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow", "opencv-python-headless")
+
+
+class StageTimer:
+    """Wall-clock seconds per named stage; a stage that is entered again adds up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the body of the `with`; also when it fails."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def report(self) -> dict[str, float]:
+        """Seconds per stage and in total, rounded to a millisecond."""
+        total = sum(self.seconds.values())
+        return {name: round(value, 3) for name, value in {**self.seconds, "total": total}.items()}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide the pixels; those that are not installed are left out."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def measure_drift(before_u8: np.ndarray, after_u8: np.ndarray, edit_mask: np.ndarray) -> dict[str, Any]:
+    """Compare two pictures (h, w, 3) uint8 inside and outside the edit mask (h, w) bool.
+
+    returns: changed_outside, changed_inside  pixels with any different channel
+             max_abs_outside                  largest difference outside, of 255
+             edit_fraction                    share of the picture inside the mask
+    """
+    if before_u8.shape != after_u8.shape or before_u8.shape[:2] != edit_mask.shape:
+        shapes = f"{before_u8.shape}, {after_u8.shape} and mask {edit_mask.shape}"
+        raise ValueError(f"drift compares pictures of one size, got {shapes}")
+    difference = np.abs(before_u8.astype(np.int16) - after_u8.astype(np.int16)).max(axis=2)
+    outside = difference[~edit_mask]
+    return {
+        "changed_outside": int(np.count_nonzero(outside)),
+        "max_abs_outside": int(outside.max(initial=0)),
+        "changed_inside": int(np.count_nonzero(difference[edit_mask])),
+        "edit_fraction": float(edit_mask.mean()),
+    }
+
+
+def result_paths(path: Path | str) -> tuple[Path, Path]:
+    """The PNG and the JSON that a result at `path` consists of."""
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(
+            f"a result is written as .png, got {path.name!r}: it carries its recipe in a text chunk"
+        )
+    return path, path.with_suffix(".json")
+
+
+def save_result(
+    path: Path | str,
+    rgb_u8: np.ndarray,
+    recipe: Mapping[str, Any],
+    report: Mapping[str, Any],
+    alpha_u8: np.ndarray | None = None,
+) -> tuple[Path, Path]:
+    """Write the picture with its recipe and the report beside it: both or neither.
+
+    recipe:  all that decides the pixels; JSON values, paths and numpy scalars
+    report:  what was measured; the JSON file is the report with the recipe under `recipe`
+    returns: the paths of the PNG and of the JSON
+    """
+    png, beside = result_paths(path)
+    text = {RECIPE_CHUNK: _to_json(recipe, png), READABLE_CHUNK: _readable(recipe)}
+    json_text = _to_json({**report, "recipe": recipe}, beside, indent=2)
+    image = encode_png(rgb_u8, alpha_u8=alpha_u8, text=text)
+    write_all_atomic({beside: (json_text + "\n").encode(), png: image})
+    return png, beside
+
+
+def read_recipe(png: Path | str) -> dict[str, Any]:
+    """The recipe that `save_result` put into a PNG."""
+    text = read_png_text(png)
+    if RECIPE_CHUNK not in text:
+        raise ValueError(
+            f"{png} carries no recipe: it was not written here, or a program removed its text chunks"
+        )
+    try:
+        recipe = json.loads(text[RECIPE_CHUNK])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{png} carries a damaged recipe: {error}") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(
+            f"{png} carries a damaged recipe: a mapping is expected, got {type(recipe).__name__}"
+        )
+    return recipe
+
+
+def _to_json(content: Mapping[str, Any], path: Path, indent: int | None = None) -> str:
+    """ASCII JSON with sorted keys; NaN and foreign types are refused, because other readers refuse them."""
+    try:
+        return json.dumps(content, indent=indent, sort_keys=True, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot record these values as JSON: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    """JSON form of a path, a numpy scalar or a small array."""
+    if isinstance(value, Path):
+        return value.as_posix()
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _readable(recipe: Mapping[str, Any]) -> str:
+    """`name: value` pairs on one line, as picture browsers show them; nested names are joined by dots."""
+    pairs: list[str] = []
+
+    def walk(prefix: str, content: Mapping[str, Any]) -> None:
+        for name, value in sorted(content.items()):
+            if isinstance(value, Mapping):
+                walk(f"{prefix}{name}.", value)
+            else:
+                pairs.append(f"{prefix}{name}: {value}")
+
+    walk("", recipe)
+    return ", ".join(pairs)

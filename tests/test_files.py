@@ -1,0 +1,50 @@
+"""Properties of file writing: all or nothing, and hashes that follow the contents."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ldm.files import file_sha256, hash_folder, write_all_atomic, write_atomic
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomic(tmp_path / "new" / "folder" / "a.png", b"picture")
+    (tmp_path / "file").write_text("x")
+    for target in (tmp_path / "file" / "a.png", tmp_path / "new"):
+        with pytest.raises(ValueError, match=r"cannot write .*(not a folder|is a directory|is a folder)"):
+            write_atomic(target, b"data")
+    before = sorted(tmp_path.rglob("*"))
+    pair = {tmp_path / "one.png": b"1", tmp_path / "new": b"2"}
+    with pytest.raises(ValueError, match="cannot write"):
+        write_all_atomic(pair)
+    assert sorted(tmp_path.rglob("*")) == before
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ValueError, match="no space left"):
+        write_atomic(tmp_path / "c.png", b"data")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_read_only_folder_gives_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(ValueError, match=r"cannot write .*a\.png: permission denied"):
+        write_atomic(tmp_path / "a.png", b"picture")
+
+
+def test_hashes_follow_the_contents(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    weights = tmp_path / "unet" / "model.safetensors"
+    weights.write_bytes(b"abc")
+    assert hash_folder(tmp_path) == {"unet/model.safetensors": file_sha256(weights)}
+    assert file_sha256(weights).startswith("ba7816bf")  # the published test vector of SHA-256
+    weights.write_bytes(b"abcd")
+    assert not file_sha256(weights).startswith("ba7816bf")
+    with pytest.raises(ValueError, match="not a folder"):
+        hash_folder(tmp_path / "none")

@@ -1,0 +1,141 @@
+"""Properties of what a command leaves behind: recipe, report, drift, timings."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.images import read_picture
+from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, result_paths, save_result
+
+
+def noise(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
+
+
+RECIPE = {
+    "settings": {"steps": 20, "mode": "place", "box": [0.1, 0.2, 0.5, 0.6]},
+    "seeds": [7],
+    "note": "Bifr\u00f6st",
+}
+
+
+def test_the_recipe_comes_back_from_the_picture(tmp_path: Path) -> None:
+    png, beside = save_result(tmp_path / "out" / "a.png", noise(), RECIPE, {"seconds": {"denoise": 1.5}})
+    assert read_recipe(png) == RECIPE
+    assert json.loads(beside.read_text()) == {"seconds": {"denoise": 1.5}, "recipe": RECIPE}
+    assert np.array_equal(read_picture(png).rgb_u8, noise())
+    assert "settings.steps: 20" in Image.open(png).text["parameters"]  # type: ignore[attr-defined]
+
+
+def test_timings_do_not_reach_the_png(tmp_path: Path) -> None:
+    first, _ = save_result(tmp_path / "a.png", noise(), RECIPE, {"seconds": {"denoise": 1.5}})
+    second, _ = save_result(tmp_path / "b.png", noise(), RECIPE, {"seconds": {"denoise": 2.5}})
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_alpha_is_carried(tmp_path: Path) -> None:
+    alpha_u8 = noise()[:, :, 0]
+    png, _ = save_result(tmp_path / "a.png", noise(), RECIPE, {}, alpha_u8=alpha_u8)
+    alpha_back = read_picture(png).alpha_u8
+    assert alpha_back is not None
+    assert np.array_equal(alpha_back, alpha_u8)
+
+
+def test_paths_and_numpy_values_are_recorded(tmp_path: Path) -> None:
+    recipe = {
+        "model": Path("assets") / "tiny",
+        "seed": np.int64(3),
+        "depth": np.float32(0.5),
+        "box": np.arange(2),
+    }
+    png, _ = save_result(tmp_path / "a.png", noise(), recipe, {})
+    assert read_recipe(png) == {"model": "assets/tiny", "seed": 3, "depth": 0.5, "box": [0, 1]}
+
+
+@pytest.mark.parametrize("value", [float("nan"), object()])
+def test_what_json_cannot_hold_is_refused_and_nothing_written(tmp_path: Path, value: object) -> None:
+    with pytest.raises(ValueError, match=r"a\.(png|json) cannot record"):
+        save_result(tmp_path / "a.png", noise(), {}, {"value": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_pair_is_written_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(ValueError, match=r"a\.json"):
+        save_result(tmp_path / "a.png", noise(), RECIPE, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(ValueError, match=r"written as \.png, got 'a\.jpg'"):
+        save_result(tmp_path / "a.jpg", noise(), RECIPE, {})
+    assert result_paths("x/y.png") == (Path("x/y.png"), Path("x/y.json"))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_result(tmp_path / "b.png", noise(), RECIPE, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_picture_without_recipe_says_so(tmp_path: Path) -> None:
+    Image.fromarray(noise()).save(tmp_path / "plain.png")
+    with pytest.raises(ValueError, match=r"plain\.png carries no recipe"):
+        read_recipe(tmp_path / "plain.png")
+    Image.fromarray(noise()).save(tmp_path / "photo.jpg")
+    with pytest.raises(ValueError, match="only a PNG"):
+        read_recipe(tmp_path / "photo.jpg")
+
+
+@pytest.mark.parametrize("chunk", ["{", "[1]"])
+def test_a_damaged_recipe_says_so(tmp_path: Path, chunk: str) -> None:
+    from ldm.images import write_png
+
+    write_png(tmp_path / "a.png", noise(), text={"bifrost": chunk})
+    with pytest.raises(ValueError, match=r"a\.png carries a damaged recipe"):
+        read_recipe(tmp_path / "a.png")
+
+
+def test_drift_counts_pixels_on_both_sides_of_the_mask() -> None:
+    before, mask = noise(), np.zeros((20, 30), bool)
+    mask[:10] = True
+    after = before.copy()
+    after[2, 3, 1] ^= 1
+    assert measure_drift(before, after, mask) == {
+        "changed_outside": 0,
+        "max_abs_outside": 0,
+        "changed_inside": 1,
+        "edit_fraction": 0.5,
+    }
+    after[15, 4] = 255 - before[15, 4]
+    after[16, 4, 0] ^= 1
+    drift = measure_drift(before, after, mask)
+    assert drift["changed_outside"] == 2
+    assert drift["max_abs_outside"] == np.abs(255 - 2 * before[15, 4].astype(int)).max()
+
+
+def test_drift_of_a_full_mask_and_of_other_sizes() -> None:
+    everything = np.ones((20, 30), bool)
+    assert measure_drift(noise(0), noise(1), everything)["changed_outside"] == 0
+    with pytest.raises(ValueError, match="one size"):
+        measure_drift(noise(), noise()[:10], everything)
+
+
+def test_stages_add_up() -> None:
+    timer = StageTimer()
+    for _ in range(2):
+        with timer.stage("sleep"):
+            time.sleep(0.01)
+    with pytest.raises(ValueError, match="x"), timer.stage("fails"):
+        raise ValueError("x")
+    report = timer.report()
+    assert report["sleep"] >= 0.02
+    assert set(report) == {"sleep", "fails", "total"}
+
+
+def test_versions_name_the_libraries_that_decide_the_pixels() -> None:
+    assert {"torch", "numpy", "diffusers"} <= set(library_versions())
