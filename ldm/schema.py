@@ -1,0 +1,166 @@
+"""What a settings dataclass declares: fields with help, range and choices, and how users read and type them.
+
+A *section* is a nested dataclass; a *key* is the dotted name of a field (`optim.lr`).
+"""
+
+import copy
+import dataclasses
+import difflib
+import math
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+LISTED = 24  # names shown in an error before the list is cut
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    help: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: Iterable[str] | None = None,
+    aliases: Sequence[str] = (),
+) -> Any:
+    """A dataclass field with a help text, an inclusive range [low, high] and allowed values.
+
+    Without a default the setting is required. A list, dict or dataclass as default is copied for every use.
+    low, high and choices hold for every element of a tuple, list or dict. aliases: more spellings as flags.
+    """
+    metadata = {"help": help, "low": low, "high": high, "aliases": tuple(aliases)}
+    metadata["choices"] = None if choices is None else tuple(choices)
+    if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def nearest(name: object, allowed: Iterable[object], what: str = "name") -> str:
+    """The message "unknown WHAT 'foo'; did you mean 'bar'? allowed: ..."."""
+    names = [str(item) for item in allowed]
+    tail = str(name).rpartition(".")[2].lower()
+    close = [item for item in names if item.rpartition(".")[2].lower() == tail]
+    close = close or difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    more = f", ... ({len(names)} in all)" if len(names) > LISTED else ""
+    return f"unknown {what} {str(name)!r}; {hint}allowed: {', '.join(names[:LISTED]) or 'none'}{more}"
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse a dataclass whose values, or whose sections' values, leave their range; for `__post_init__`."""
+    check_values(type(settings), settings)
+
+
+def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, prefix: str = "") -> None:
+    """Ranges and choices of a dataclass instance, or of the OmegaConf node that becomes one.
+
+    spell: how the error names a key.
+    """
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        if isinstance(node, DictConfig) and _undecided(node, field.name):
+            continue
+        value, section = getattr(node, field.name), section_of(hints[field.name])
+        if section is not None and value is not None:
+            check_values(section, value, spell, f"{prefix}{field.name}.")
+            continue
+        for item in _elements(value):
+            _check_value(spell(prefix + field.name), field.metadata, item)
+
+
+def section_of(hint: Any) -> Any:
+    """The dataclass that a type hint `S` or `S | None` names, else None."""
+    return next((kind for kind in members(hint) if dataclasses.is_dataclass(kind)), None)
+
+
+def flat_settings(schema: type, prefix: str = "") -> dict[str, tuple[Field, Any]]:
+    """Every key of a schema with its field and type; the fields of a section follow it as `section.field`."""
+    found: dict[str, tuple[Field, Any]] = {}
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        found[prefix + field.name] = (field, hints[field.name])
+        section = section_of(hints[field.name])
+        if section is not None:
+            found |= flat_settings(section, f"{prefix}{field.name}.")
+    return found
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union without None; any other type alone."""
+    union = get_origin(hint) in (Union, types.UnionType)
+    return tuple(item for item in get_args(hint) if item is not type(None)) if union else (hint,)
+
+
+def from_text(hint: Any, text: str) -> Any:
+    """A typed value, prepared for a field of this type: `1,2` for tuples and lists, `a=1,b=2` for dicts.
+
+    Numbers stay text here: OmegaConf converts and checks them.
+    """
+    kinds = members(hint)
+    if type(None) in get_args(hint) and text.lower() in ("none", "null"):
+        return None
+    if kinds in ((str,), (Path,)):
+        return text
+    if text[:1] in ("[", "{") or len(kinds) > 1:
+        try:
+            return OmegaConf.to_container(OmegaConf.create(f"[{text}]"))[0]  # type: ignore[index]
+        except (YAMLError, OmegaConfBaseException, IndexError) as error:
+            raise ValueError(f"cannot read {text!r} as {type_name(hint)}") from error
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if get_origin(kinds[0]) is dict:
+        return {name: value for name, _, value in (part.partition("=") for part in parts)}
+    return parts if get_origin(kinds[0]) in (tuple, list) else text
+
+
+def type_name(hint: Any) -> str:
+    """A type as users read it: `float,float`, `int,...`, `path`."""
+    kinds = members(hint)
+    if len(kinds) > 1:
+        return " or ".join(type_name(item) for item in kinds)
+    inner = get_args(kinds[0])
+    if get_origin(kinds[0]) is dict:
+        return f"name={type_name(inner[1])},..."
+    if get_origin(kinds[0]) is tuple and inner[-1] is not Ellipsis:
+        return ",".join(type_name(item) for item in inner)
+    if get_origin(kinds[0]) in (tuple, list):
+        return f"{type_name(inner[0])},..."
+    if section_of(hint) is not None:
+        return "a mapping"
+    plain = {str: "text", bool: "true or false", Path: "path"}
+    return plain.get(kinds[0]) or str(getattr(kinds[0], "__name__", kinds[0]))
+
+
+def _undecided(node: DictConfig, name: str) -> bool:
+    return OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name)
+
+
+def _elements(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return [value[name] for name in value]
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def _check_value(name: str, rule: Mapping[str, Any], value: Any) -> None:
+    choices, low, high = rule.get("choices"), rule.get("low"), rule.get("high")
+    if value is None:
+        return
+    if choices is not None and value not in choices:
+        raise ValueError(nearest(value, choices, name))
+    if (low is None and high is None) or isinstance(value, str):
+        return
+    # The comparison is written so that NaN fails it.
+    if not (-math.inf if low is None else low) <= value <= (math.inf if high is None else high):
+        raise ValueError(f"{name} must be {range_name(low, high)}, got {value}")
+
+
+def range_name(low: float | None, high: float | None) -> str:
+    """`in [0, 1]`, `at least 0` or `at most 1`."""
+    if low is not None and high is not None:
+        return f"in [{low}, {high}]"
+    return f"at least {low}" if high is None else f"at most {high}"
