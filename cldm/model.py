@@ -1,0 +1,135 @@
+"""The compositor: SD UNet, a detail and a depth control branch, identity tokens, an autoencoder.
+
+All networks are stock diffusers / transformers objects. What the papers add is small: the control branches never
+see the noisy latent (AnyDoor, Bifrost), and their residuals are summed with one weight each.
+
+Legend: b conditions, n images (a multiple of b), c channels, h w latent pixels, H W pixels, t tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+from cldm.conditioner import IdentityEncoder
+from ldm.latents import LatentSpace
+
+
+class ControlBranch(nn.Module):
+    """A stock ControlNetModel whose first convolution is zero and frozen, so that x_t has no influence.
+
+    Its residuals depend on hint, tokens and timestep only: one evaluation serves every image that shares
+    them, and the hint embedding is computed once per picture (published code: the hint replaces h_0).
+    """
+
+    def __init__(self, net: ControlNetModel) -> None:
+        super().__init__()
+        self.net = net
+        for parameter in net.conv_in.parameters():
+            parameter.requires_grad_(False)
+            if not parameter.is_meta:
+                parameter.zero_()
+
+    def embed(self, hint: Tensor) -> Tensor:
+        """Hint (b, 3 or 4, H, W) -> embedding (b, c, h, w); depends on nothing else."""
+        return self.net.controlnet_cond_embedding(hint)
+
+    def forward(self, embedding: Tensor, timestep: Tensor, tokens: Tensor) -> list[Tensor]:
+        """The stock forward from its first sum on: one residual per UNet skip, the mid block's last."""
+        net = self.net
+        time = net.time_embedding(net.time_proj(timestep.expand(len(embedding))).to(embedding.dtype))
+        sample, skips = embedding, [embedding]
+        for block in net.down_blocks:
+            extra = {"encoder_hidden_states": tokens} if getattr(block, "has_cross_attention", False) else {}
+            sample, outputs = block(hidden_states=sample, temb=time, **extra)
+            skips.extend(outputs)
+        sample = net.mid_block(sample, time, encoder_hidden_states=tokens)
+        residuals = [zero(skip) for skip, zero in zip(skips, net.controlnet_down_blocks, strict=True)]
+        return [*residuals, net.controlnet_mid_block(sample)]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What stays constant over all steps and all images of one picture."""
+
+    tokens: Tensor    # (b, t, c)     identity
+    detail: Tensor    # (b, c, h, w)  embedded detail hint
+    depth: Tensor     # (b, c, h, w)  embedded depth hint
+
+    def with_null(self, null_tokens: Tensor) -> Conditions:
+        """Both halves of guidance: the unconditional one differs in the tokens only; (2b, ...)."""
+        tokens = torch.cat([null_tokens.expand_as(self.tokens), self.tokens])
+        return Conditions(tokens, self.detail.repeat(2, 1, 1, 1), self.depth.repeat(2, 1, 1, 1))
+
+
+def fuse(detail: list[Tensor], depth: list[Tensor], w_detail: float, w_depth: float) -> list[Tensor]:
+    """c_f = w_detail c_h + w_depth c_d, one entry per UNet skip (paper: w_detail 1, w_depth lambda)."""
+    return [w_detail * near + w_depth * far for near, far in zip(detail, depth, strict=True)]
+
+
+class Compositor(nn.Module):
+    """Everything with weights. `scheduler_config` is the noise schedule it was trained with."""
+
+    def __init__(self, unet: UNet2DConditionModel, detail: ControlNetModel, depth: ControlNetModel,
+                 identity: IdentityEncoder, latent_space: LatentSpace, scheduler_config: dict) -> None:
+        super().__init__()
+        check_parts(unet, detail, depth, identity, latent_space)
+        self.unet = unet
+        self.detail = ControlBranch(detail)
+        self.depth = ControlBranch(depth)
+        self.identity = identity
+        self.latent_space = latent_space
+        self.scheduler_config = dict(scheduler_config)
+
+    def conditions(self, reference_01: Tensor, detail_pm1: Tensor, depth_01: Tensor) -> Conditions:
+        """reference (b, 3, r, r), detail hint (b, 4, H, W), depth hint (b, 3, H, W) -> Conditions."""
+        return Conditions(self.identity(reference_01), self.detail.embed(detail_pm1), self.depth.embed(depth_01))
+
+    def residuals(self, timestep: Tensor, conditions: Conditions, w_detail: float = 1.0,
+                  w_depth: float = 1.0) -> list[Tensor]:
+        """Fused control residuals for b conditions at one timestep per condition (or one for all)."""
+        near = self.detail(conditions.detail, timestep, conditions.tokens)
+        far = self.depth(conditions.depth, timestep, conditions.tokens)
+        return fuse(near, far, w_detail, w_depth)
+
+    def forward(self, x: Tensor, timestep: Tensor, conditions: Conditions, w_detail: float = 1.0,
+                w_depth: float = 1.0) -> Tensor:
+        """Predict noise or velocity for x (n, c, h, w); images [i n/b, (i+1) n/b) use condition i.
+
+        timestep: one number, or one per condition.
+        """
+        times = len(x) // len(conditions.tokens)
+        if times * len(conditions.tokens) != len(x):
+            raise ValueError(f"{len(x)} images cannot share {len(conditions.tokens)} conditions evenly")
+        residuals = self.residuals(timestep, conditions, w_detail, w_depth)
+        tokens, *residuals = [shared(value, times) for value in (conditions.tokens, *residuals)]
+        if timestep.ndim and len(timestep) > 1:
+            timestep = timestep.repeat_interleave(times)
+        return self.unet(x, timestep, encoder_hidden_states=tokens, down_block_additional_residuals=residuals[:-1],
+                         mid_block_additional_residual=residuals[-1]).sample
+
+
+def shared(value: Tensor, times: int) -> Tensor:
+    """(b, ...) -> (b * times, ...), each row `times` in a row."""
+    return value if times == 1 else value.repeat_interleave(times, dim=0)
+
+
+def check_parts(unet: UNet2DConditionModel, detail: ControlNetModel, depth: ControlNetModel,
+                identity: IdentityEncoder, latent_space: LatentSpace) -> None:
+    """Refuse parts that do not fit together, with both numbers."""
+    widths = {
+        "detail branch token width": (detail.config.cross_attention_dim, unet.config.cross_attention_dim),
+        "depth branch token width": (depth.config.cross_attention_dim, unet.config.cross_attention_dim),
+        "projector width": (identity.projector.out_features, unet.config.cross_attention_dim),
+        "detail branch blocks": (list(detail.config.block_out_channels), list(unet.config.block_out_channels)),
+        "depth branch blocks": (list(depth.config.block_out_channels), list(unet.config.block_out_channels)),
+        "detail hint channels": (detail.config.conditioning_channels, 4),
+        "depth hint channels": (depth.config.conditioning_channels, 3),
+        "latent channels of the autoencoder": (latent_space.channels, unet.config.in_channels),
+    }
+    for name, (got, needed) in widths.items():
+        if got != needed:
+            raise ValueError(f"compositor parts do not fit: {name} is {got}, must be {needed}")

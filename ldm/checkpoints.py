@@ -1,0 +1,125 @@
+"""Strict loading of `save_pretrained` folders: every key is used, every parameter is filled, or a clear error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder.
+
+    Raises ValueError naming the file if it is absent or broken.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: file is missing; a model folder needs it") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a readable JSON file ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: must hold one JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the folder's *.safetensors files (one file or shards), on the CPU."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: no *.safetensors file in this folder; the weights are missing")
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            weights.update(load_file(file))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
+    return weights
+
+
+def load_strict(model: nn.Module, weights: Mapping[str, Tensor], where: Path | str, *, assign: bool = False) -> None:
+    """Fill `model` with `weights`; names what is missing, unexpected or of another shape."""
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    missing = sorted(wanted.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - wanted.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"{where}: {len(missing)} weights missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}"
+        )
+    for key, shape in wanted.items():
+        if tuple(weights[key].shape) != shape:
+            raise ValueError(f"{where}: weight {key} has shape {tuple(weights[key].shape)}, the model needs {shape}")
+    model.load_state_dict(weights, strict=True, assign=assign)
+
+
+def load_part(kind: type[Module], folder: Path, dtype: torch.dtype = torch.float32) -> Module:
+    """One stock diffusers or transformers model from its folder, strictly, in `dtype`, in eval mode.
+
+    Parameters are created empty and replaced by the file's tensors, so that no time goes into
+    random initialisation and peak memory stays near one copy.
+    """
+    config = read_json(folder / "config.json")
+    named = config.get("_class_name", (config.get("architectures") or [kind.__name__])[0])
+    if named != kind.__name__:
+        raise ValueError(f"{folder}/config.json: describes a {named}, expected a {kind.__name__}")
+    with init_empty_weights(include_buffers=False):
+        model = build(kind, config, folder)
+    weights = {key: value.to(dtype) if value.is_floating_point() else value for key, value in read_weights(folder).items()}
+    load_strict(model, weights, folder, assign=True)
+    return model.to(dtype).eval()
+
+
+def build(kind: type[Module], config: Mapping[str, Any], where: Path | str) -> Module:
+    """An uninitialised model of class `kind` from its config, for diffusers and transformers alike."""
+    try:
+        if hasattr(kind, "from_config"):
+            return kind.from_config({key: value for key, value in config.items() if key != "_class_name"})
+        return kind(kind.config_class(**config))  # type: ignore[attr-defined]
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"{where}: its config.json does not describe a {kind.__name__} ({error})") from None
+
+
+def save_part(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    """One stock diffusers or transformers model as config.json + safetensors, floats stored as `dtype`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
+        for key, value in model.state_dict().items()
+    }
+    if hasattr(model, "save_config"):
+        model.save_config(folder)
+        name = "diffusion_pytorch_model.safetensors"
+    else:
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+        name = "model.safetensors"
+    save_file(weights, folder / name, metadata={"format": "pt"})
+
+
+@contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `folder`; on success it takes its place, on failure nothing changes."""
+    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

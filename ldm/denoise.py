@@ -1,0 +1,112 @@
+"""The one sampling loop: guidance in one batch, per-image noise, a known region, previews, cancelling.
+
+Both diffusion products call it; it knows a scheduler and a function that predicts, and no network.
+Legend: b images, c latent channels, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import SchedulerMixin
+from torch import Tensor
+from tqdm.auto import tqdm
+
+Predict = Callable[[Tensor, Tensor, bool], Tensor]
+
+
+class Cancelled(Exception):
+    """The caller's `cancelled` function returned True between two steps."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the result and re-imposed at every step.
+
+    latents: (b, c, h, w) noise-free; keep: (b, 1, h, w) in [0, 1], 1 = known.
+    """
+
+    latents: Tensor
+    keep: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step, for previews: `index` of `total`, latents (b, c, h, w)."""
+
+    index: int
+    total: int
+    latents: Tensor
+
+
+def noise_for(seeds: Sequence[int], shape: tuple[int, int, int]) -> tuple[Tensor, list[torch.Generator]]:
+    """One CPU generator and one (c, h, w) draw per seed, so image i never depends on the batch or the device."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]), generators
+
+
+def set_steps(scheduler: SchedulerMixin, steps: int, strength: float, device: torch.device) -> Tensor:
+    """Prepare the scheduler; returns the timesteps to run: the last `strength` share of them, at least one."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must lie in (0, 1], got {strength}")
+    scheduler.set_timesteps(steps, device=device)
+    order = getattr(scheduler, "order", 1)
+    first = min(round(steps * (1 - strength)), steps - 1) * order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return scheduler.timesteps[first:]
+
+
+def start_latents(scheduler: SchedulerMixin, timesteps: Tensor, noise: Tensor, image: Tensor | None) -> Tensor:
+    """x_t at the first timestep: pure noise, or `image` (b, c, h, w) noised to that level."""
+    if image is None:
+        return noise * scheduler.init_noise_sigma
+    return scheduler.add_noise(image, noise, timesteps[:1].repeat(len(noise)))
+
+
+@torch.inference_mode()
+def denoise(predict: Predict, latents: Tensor, scheduler: SchedulerMixin, timesteps: Tensor, *, guidance: float = 1.0,
+            generators: list[torch.Generator] | None = None, noise: Tensor | None = None, known: Known | None = None,
+            on_step: Callable[[Step], None] | None = None, cancelled: Callable[[], bool] | None = None,
+            progress: bool = True) -> Tensor:
+    """Run `timesteps` from `latents` (b, c, h, w); returns noise-free latents.
+
+    predict(x, t, guided): with guidance != 1, x is (2b, c, h, w), unconditional half first; else (b, c, h, w).
+    noise: (b, c, h, w), needed with `known`: the draw with which the known region is noised at each level.
+    """
+    if known is not None and noise is None:
+        raise ValueError("a known region needs the noise that the latents were started from")
+    guided = guidance != 1.0
+    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    for index, t in enumerate(tqdm(timesteps, desc="denoising", disable=not progress, leave=False)):
+        if cancelled is not None and cancelled():
+            raise Cancelled(f"cancelled after {index} of {len(timesteps)} steps")
+        x = scheduler.scale_model_input(latents, t)
+        prediction = predict(torch.cat([x, x]) if guided else x, t, guided)
+        if guided:
+            prediction = guide(prediction, guidance)
+        latents = scheduler.step(prediction, t, latents, **extra).prev_sample
+        if known is not None and noise is not None:
+            latents = reimpose(latents, known, noise, scheduler, timesteps[index + 1 : index + 2])
+        if on_step is not None:
+            on_step(Step(index, len(timesteps), latents))
+    return latents
+
+
+def guide(prediction: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance: e_u + s (e_c - e_u); prediction (2b, ...), unconditional half first."""
+    unconditional, conditional = prediction.chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def reimpose(latents: Tensor, known: Known, noise: Tensor, scheduler: SchedulerMixin, next_t: Tensor) -> Tensor:
+    """Replace the known region by its own latents at the noise level of `next_t` (empty: no noise)."""
+    target = known.latents
+    if len(next_t):
+        target = scheduler.add_noise(known.latents, noise, next_t.repeat(len(noise)))
+    return known.keep * target + (1 - known.keep) * latents

@@ -1,0 +1,115 @@
+"""Pixels <-> latents, and schedulers by name.
+
+Two autoencoders of diffusers are known: AutoencoderKL (SD) and AutoencoderTiny. Diffusion wants latents of
+zero mean and unit variance; SD has one scaling factor, the tiny autoencoder needs statistics per channel.
+
+Legend: b batch, c latent channels, h w pixels, f downsampling factor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor, nn
+
+from ldm.checkpoints import load_part, read_json, save_part
+from ldm.config import nearest
+
+AUTOENCODERS: dict[str, type[nn.Module]] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+STATISTICS = "latent_statistics.json"
+
+SCHEDULERS: dict[str, str] = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "pndm": "PNDMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
+
+class LatentSpace(nn.Module):
+    """An autoencoder and the statistics that normalise its latents: z = (E(x) - mean) / std."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, mean: Sequence[float] | None = None,
+                 std: Sequence[float] | None = None) -> None:
+        """mean, std: one number per latent channel; without them the config's scaling factor is used."""
+        super().__init__()
+        self.vae = vae
+        channels = vae.config.latent_channels
+        mean = [0.0] * channels if mean is None else mean
+        std = [1.0 / vae.config.scaling_factor] * channels if std is None else std
+        if len(mean) != channels or len(std) != channels:
+            raise ValueError(f"latent statistics: got {len(mean)} means and {len(std)} stds for {channels} channels")
+        self.register_buffer("mean", torch.tensor(mean)[None, :, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[None, :, None, None], persistent=False)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along one side."""
+        return 2 ** (len(self.vae.config.encoder_block_out_channels if self.is_tiny else self.vae.config.block_out_channels) - 1)
+
+    @property
+    def is_tiny(self) -> bool:
+        return isinstance(self.vae, AutoencoderTiny)
+
+    @property
+    def channels(self) -> int:
+        return self.vae.config.latent_channels
+
+    def raw(self, image_pm1: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(b, 3, h, w) -> (b, c, h/f, w/f) before normalisation; the KL posterior's mode without a generator."""
+        encoded = self.vae.encode(image_pm1)
+        if self.is_tiny:
+            return encoded.latents
+        posterior = encoded.latent_dist
+        return posterior.mode() if generator is None else posterior.sample(generator)
+
+    def encode(self, image_pm1: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(b, 3, h, w) in [-1, 1] -> normalised latents (b, c, h/f, w/f)."""
+        return (self.raw(image_pm1, generator) - self.mean.to(image_pm1.dtype)) / self.std.to(image_pm1.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (b, c, h/f, w/f) -> (b, 3, h, w), about [-1, 1], not clipped."""
+        return self.vae.decode(latents * self.std.to(latents.dtype) + self.mean.to(latents.dtype)).sample
+
+    def save_pretrained(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+        save_part(self.vae, folder, dtype)
+        statistics = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+        (folder / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> LatentSpace:
+        """A VAE folder, with or without our statistics file beside it (SD folders have none)."""
+        name = read_json(folder / "config.json").get("_class_name")
+        if name not in AUTOENCODERS:
+            raise ValueError(f"{folder}/config.json: unknown autoencoder {name!r}; allowed: {', '.join(AUTOENCODERS)}")
+        vae = load_part(AUTOENCODERS[name], folder, dtype)
+        if not (folder / STATISTICS).exists():
+            return cls(vae)
+        statistics = read_json(folder / STATISTICS)
+        return cls(vae, statistics.get("mean"), statistics.get("std"))
+
+
+def make_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:
+    """A scheduler by short name or diffusers class name, with the trained model's noise schedule.
+
+    config: the model's scheduler config (betas, prediction type, zero-terminal SNR, spacing).
+    """
+    known = {**SCHEDULERS, **{value: value for value in SCHEDULERS.values()}}
+    class_name = known.get(name) or (name if name.endswith("Scheduler") and hasattr(diffusers, name) else None)
+    if class_name is None:
+        raise ValueError(nearest(name, SCHEDULERS, "scheduler"))
+    return getattr(diffusers, class_name).from_config(config)
