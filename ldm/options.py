@@ -1,4 +1,4 @@
-"""Command-line verbs made of settings dataclasses: an option per field, YAML below the flags, one-line errors.
+"""Command-line verbs made of settings dataclasses: an option per field, YAML below flags, one-line errors.
 
     def build_app() -> typer.Typer:
         app = new_app("Compose pictures.")
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 
@@ -39,7 +39,7 @@ def command(
     """The function that a typer app registers as a verb: it fills `schema` and calls `function` with it.
 
     Every field is an option `--kebab-case` (a field of a section `--section.field`); `--config FILE` names a
-    YAML file of defaults, by default `default_config` where that file exists. Flags that are not given stay at
+    YAML file of defaults, by default `default_config` where that file exists. A flag that is not given leaves
     the YAML's or the dataclass's value, which the help text shows.
     """
     found = default_config if default_config is not None and default_config.is_file() else None
@@ -66,8 +66,8 @@ def command(
 def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
     """Build the app, run it on argv, return its exit code.
 
-    What a user can fix (ValueError, a file error, wrong usage) is one line on stderr and code 2; its traceback
-    goes to the log at level DEBUG. An interrupt is code 130. Any other error is a defect and keeps its traceback.
+    What a user can fix (ValueError, a file error, wrong usage) is one line on stderr and code 2; its
+    traceback goes to the log at level DEBUG. An interrupt is code 130. Any other error raises.
     """
     try:
         code = build()(args=list(argv) or ["--help"], standalone_mode=False)
@@ -128,8 +128,7 @@ def _has_range(rule: Any) -> bool:
 def _repeatable(hint: Any) -> bool:
     """Texts and paths may hold commas, so an option with several of them is given several times."""
     kind = members(hint)[0]
-    inner = getattr(kind, "__args__", ())
-    return get_origin(kind) in (tuple, list) and inner[0] in (str, Path)
+    return get_origin(kind) in (tuple, list) and get_args(kind)[0] in (str, Path)
 
 
 def _nest(typed: dict[tuple[str, Any], Any]) -> dict[str, Any]:

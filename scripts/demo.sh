@@ -1,0 +1,19 @@
+#!/bin/sh
+# Makes the environment if needed and composes one picture with the small networks that come with the code.
+#   bash scripts/demo.sh [options of `run_inference.py demo`]
+set -eu
+. "$(dirname -- "$0")/setup.sh"
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+out=outputs/demo
+
+"$VENV_PY" - <<'EOF'
+import torch
+device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
+print(f"[demo] torch {torch.__version__} on {device}{name}")
+EOF
+"$VENV_PY" run_inference.py demo --out "$out" "$@"
+echo "[demo] the PNG (recipe inside), the JSON report and the contact sheet:"
+for file in "$out"/*.png "$out"/*.json; do
+    if [ -e "$file" ]; then echo "[demo]   $file"; fi
+done
