@@ -1,0 +1,154 @@
+"""Expert networks, array in and array out: relative inverse depth of a picture.
+
+Legend: b batch, h w pixels of the picture, n m pixels of the network. depth_01 (h, w) float32 is relative
+inverse depth, per-picture min-max, 1 = nearest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForDepthEstimation
+from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+
+from ldm.images import normalize, resize, to_01
+
+# Networks whose output meaning is known here: both predict inverse depth unless the config says metric.
+DEPTH_NETWORKS = ("dpt", "depth_anything")
+STRONG_SHRINK = 2  # beyond this factor cubic interpolation skips pixels, so areas are averaged instead
+
+
+@dataclass(frozen=True)
+class DepthInput:
+    """How a picture enters a depth network; the defaults are those of DPT-Large as published."""
+
+    size: int = 384  # pixels; the side that is scaled least gets this length
+    multiple_of: int = 32  # both sides become multiples of this
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def network_size(self, picture_size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the picture -> (n, m): aspect kept, scaled as little as possible."""
+        scale = min((self.size / side for side in picture_size), key=lambda factor: abs(1 - factor))
+        h, w = (max(1, round(side * scale / self.multiple_of)) * self.multiple_of for side in picture_size)
+        return h, w
+
+    def prepare(self, rgb_u8: np.ndarray) -> Tensor:
+        """(h, w, 3) uint8 -> (3, n, m) normalised."""
+        n, m = self.network_size((rgb_u8.shape[0], rgb_u8.shape[1]))
+        shrink = max(rgb_u8.shape[0] / n, rgb_u8.shape[1] / m)
+        pixels_01 = to_01(resize(rgb_u8, (n, m), how="area" if shrink > STRONG_SHRINK else "cubic"))
+        mean, std = (rearrange(torch.tensor(value), "c -> c 1 1") for value in (self.mean, self.std))
+        return (pixels_01 - mean) / std
+
+
+class DepthEstimator:
+    """A monocular depth network from transformers (DPT, Depth Anything) behind one function."""
+
+    def __init__(self, model: nn.Module, depth_input: DepthInput, metric: bool = False) -> None:
+        self.model = model.eval()
+        self.input = depth_input
+        self.metric = metric  # the network predicts distance, which is inverted
+
+    @classmethod
+    def load(
+        cls, source: Path | str, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> "DepthEstimator":
+        """Load a `save_pretrained` folder, or a hub name that is in the local cache or can be downloaded."""
+        config = _load_config(source)
+        try:
+            model, report = AutoModelForDepthEstimation.from_pretrained(
+                str(source), config=config, dtype=dtype, output_loading_info=True
+            )
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"depth model {source}: its weights cannot be loaded: {_first_line(error)}"
+            ) from error
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ValueError(
+                f"depth model {source}: {len(missing)} weights are missing, such as {missing[:3]}"
+            )
+        metric = getattr(config, "depth_estimation_type", "relative") == "metric"
+        return cls(model.to(device), _load_input(source, config), metric)
+
+    def estimate(self, rgb_u8: np.ndarray) -> np.ndarray:
+        """RGB (h, w, 3) uint8 -> depth_01 (h, w) float32."""
+        return self.estimate_many([rgb_u8])[0]
+
+    @torch.inference_mode()
+    def estimate_many(self, pictures_u8: Sequence[np.ndarray], *, batch_size: int = 8) -> list[np.ndarray]:
+        """Depth of many pictures of any sizes; those that share a network size run together."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, rgb_u8 in enumerate(pictures_u8):
+            groups.setdefault(self.input.network_size((rgb_u8.shape[0], rgb_u8.shape[1])), []).append(index)
+        found: dict[int, np.ndarray] = {}
+        for indices in groups.values():
+            for start in range(0, len(indices), batch_size):
+                part = indices[start : start + batch_size]
+                inverse = self._inverse_depth(torch.stack([self.input.prepare(pictures_u8[i]) for i in part]))
+                for index, map_ in zip(part, inverse, strict=True):
+                    found[index] = _to_picture_size(map_, pictures_u8[index].shape[:2])
+        return [found[index] for index in range(len(pictures_u8))]
+
+    def _inverse_depth(self, pixels: Tensor) -> Tensor:
+        """(b, 3, n, m) -> (b, n, m) float32 on the CPU, larger = nearer."""
+        weight = next(self.model.parameters())
+        predicted = self.model(pixel_values=pixels.to(weight.device, weight.dtype)).predicted_depth.float()
+        if not torch.isfinite(predicted).all():
+            raise ValueError(f"the depth network gave NaN or infinite values in {weight.dtype}; try float32")
+        return (1 / predicted.clamp_min(1e-3) if self.metric else predicted).cpu()
+
+
+def _to_picture_size(inverse: Tensor, size: tuple[int, ...]) -> np.ndarray:
+    """(n, m) -> depth_01 (h, w). Normalised first, so that bicubic overshoot is cut and not stretched."""
+    low_01 = torch.from_numpy(normalize(inverse.numpy()))
+    full = functional.interpolate(low_01[None, None], size=tuple(size), mode="bicubic", align_corners=False)
+    return normalize(full[0, 0].clamp(0, 1).numpy())
+
+
+def _load_config(source: Path | str) -> Any:
+    """The network's configuration, when it is one whose output is understood."""
+    is_hub_name = str(source).count("/") == 1 and not str(source).startswith((".", "/"))
+    if not Path(source).is_dir() and not is_hub_name:
+        raise ValueError(f"depth model {source} is neither a folder nor a hub name of the form owner/name")
+    try:
+        config = AutoConfig.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"depth model {source} cannot be read: {_first_line(error)}") from error
+    if config.model_type not in DEPTH_NETWORKS:
+        allowed = ", ".join(DEPTH_NETWORKS)
+        raise ValueError(f"depth model {source} is of type {config.model_type!r}; allowed: {allowed}")
+    return config
+
+
+def _load_input(source: Path | str, config: Any) -> DepthInput:
+    """Sizes and normalisation from the folder's preprocessor file; without one, the published DPT values."""
+    default = DepthInput()
+    try:
+        stored, _ = DPTImageProcessorPil.get_image_processor_dict(str(source))
+    except OSError:
+        return default
+    size = stored.get("size", default.size)
+    sides = list(size.values()) if isinstance(size, dict) else [size]
+    # A patch transformer halves its coarsest map once more, hence twice the patch for DPT; Depth Anything
+    # rounds that map up instead.
+    patch = int(config.patch_size)
+    needed = patch if config.model_type == "depth_anything" else 2 * patch
+    return DepthInput(
+        size=int(min(sides)),
+        multiple_of=max(int(stored.get("ensure_multiple_of", 1)), needed),
+        mean=tuple(stored.get("image_mean", default.mean)),
+        std=tuple(stored.get("image_std", default.std)),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of a library's message."""
+    return str(error).strip().split("\n")[0]
