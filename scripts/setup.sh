@@ -65,7 +65,7 @@ install() {
 
 make_environment() {
     check_python
-    kept=$(torch_of_python)
+    kept=$(torch_of_python) || kept=
     if [ -e "$VENV/.installing" ] || ! "$VENV_PY" -m pip --version >/dev/null 2>&1; then
         [ -e "$VENV/.installing" ] && say "the last installation did not finish; starting again"
         if [ -n "$kept" ]; then make_venv --system-site-packages; else make_venv; fi
