@@ -1,0 +1,82 @@
+"""What training varies at random and inference fixes, as plain values: the builder itself draws nothing."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from datasets.masks import LEVELS
+
+if TYPE_CHECKING:
+    from datasets.inputs import PairOptions
+
+AUTO = "auto"  # the level that suits the mode
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Ranges that `Choices.sample` draws from."""
+
+    crop_ratio: tuple[float, float] = (1.3, 2.9)  # side of the crop over the longest side of the region
+    reference_ratio: tuple[float, float] = (1.1, 1.4)  # margin round the reference
+    flip: float = 0.0  # probability of a mirrored reference; published 0.5, unsuitable for hf_mode cutout
+    brightness: float = 0.1  # shift of the reference, +- this part of the full range
+    contrast: float = 0.2  # factor 1 +- this
+    colour: float = 0.1  # factor per channel, 1 +- this
+    levels: tuple[float, float, float, float, float] = (0.1, 0.15, 0.15, 0.1, 0.5)  # exact fine perturbed coarse box
+
+    def __post_init__(self) -> None:
+        if len(self.levels) != 5 or min(self.levels) < 0 or sum(self.levels) <= 0:
+            raise ValueError(f"levels must be five weights >= 0, not all 0, got {self.levels}")
+        for name in ("crop_ratio", "reference_ratio"):
+            low, high = getattr(self, name)
+            if not 1 <= low <= high:
+                raise ValueError(f"{name} must be a range low,high with 1 <= low <= high, got {low},{high}")
+        for name in ("flip", "brightness", "contrast", "colour"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The random decisions behind one pair."""
+
+    crop_ratio: float = 2.0
+    reference_ratio: float = 1.2
+    flip: bool = False  # mirror the reference
+    brightness: float = 0.0
+    gain: tuple[float, float, float] = (1.0, 1.0, 1.0)  # contrast times colour, per channel
+    mask_level: str = AUTO  # exact, fine, perturbed, coarse, box; auto: by mode
+    mask_seed: int = 0  # of the deformation of level "perturbed"
+
+    @classmethod
+    def fixed(cls, options: "PairOptions") -> "Choices":
+        """What inference uses."""
+        return cls(options.crop_ratio, options.reference_ratio, mask_level=options.mask_level)
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator, options: "PairOptions") -> "Choices":
+        """What training draws."""
+        ranges = options.augment
+        weights = np.array(ranges.levels) / sum(ranges.levels)
+        contrast = 1 + rng.uniform(-ranges.contrast, ranges.contrast)
+        gain = contrast * (1 + rng.uniform(-ranges.colour, ranges.colour, 3))
+        return cls(
+            crop_ratio=float(rng.uniform(*ranges.crop_ratio)),
+            reference_ratio=float(rng.uniform(*ranges.reference_ratio)),
+            flip=bool(rng.random() < ranges.flip),
+            brightness=float(rng.uniform(-ranges.brightness, ranges.brightness)),
+            gain=(float(gain[0]), float(gain[1]), float(gain[2])),
+            mask_level=LEVELS[int(rng.choice(5, p=weights))],
+            mask_seed=int(rng.integers(2**31)),
+        )
+
+
+def relight(image_u8: np.ndarray, choices: Choices) -> np.ndarray:
+    """The reference (h, w, 3) under the chosen brightness, contrast and colour."""
+    if choices.brightness == 0 and choices.gain == (1.0, 1.0, 1.0):
+        return image_u8
+    values = np.arange(256, dtype=np.float64)[:, None] * np.array(choices.gain) + 255 * choices.brightness
+    table = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return cv2.LUT(image_u8, table[None])

@@ -1,0 +1,213 @@
+"""2.5D fusion: an object's cut-out and depth put into a background at a box, hidden by what is nearer.
+
+h w   pixels of the frame (the whole background or a crop of it)
+modes place        the object stands in the scene, nearer things hide it
+      replace      the same after the depth of what stood there has been filled in
+      id-transfer  another identity in the silhouette of the one there; the depth stays
+      inpaint      a coarse region is painted anew; the depth stays (published name: draw)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor
+
+import cv2
+import numpy as np
+
+from datasets.geometry import Size, bbox_of_mask, clip_box, resample
+
+MODES = ("place", "replace", "id-transfer", "inpaint")
+OCCLUSIONS = ("near", "pixel")
+MARGIN = 0.01  # a pixel must be nearer than the object's nearest point by this to hide it: noise of depth maps
+ALIASES = {"draw": "inpaint"}
+
+
+def check_mode(mode: str) -> str:
+    """The mode's own name; the published `draw` means inpaint."""
+    mode = ALIASES.get(mode, mode)
+    if mode not in MODES:
+        raise ValueError(f"unknown mode {mode!r}; allowed: {', '.join(MODES)}, draw (= inpaint)")
+    return mode
+
+
+@dataclass(frozen=True, eq=False)
+class Cutout:
+    """An object cut out of its picture, tight; the values outside its mask are 0."""
+
+    rgb_u8: np.ndarray  # (h, w, 3)
+    mask: np.ndarray  # (h, w) bool
+    depth_01: np.ndarray  # (h, w) float32, its own relative inverse depth: 0 farthest, 1 nearest point of it
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A cut-out in a frame, before anything hides it."""
+
+    rgb_u8: np.ndarray  # (h, w, 3), 0 outside
+    alpha_01: np.ndarray  # (h, w) float32 coverage
+    depth_01: np.ndarray  # (h, w) float32 in [far, near], far outside
+
+
+def cut_out(
+    rgb_u8: np.ndarray,
+    mask: np.ndarray,
+    depth_01: np.ndarray | None,
+    *,
+    end: str = "inclusive",
+    norm: str = "object-only",
+    fill: str = "bulge",
+) -> Cutout:
+    """Tight cut-out of an object; without a depth map it is flat or bulges like a ball, by `fill`."""
+    x0, y0, x1, y1 = bbox_of_mask(mask, end)
+    inside = mask[y0:y1, x0:x1]
+    if depth_01 is not None:
+        depth = own_depth(depth_01[y0:y1, x0:x1], inside, norm)
+    else:
+        depth = bulge(inside) if fill == "bulge" else np.where(inside, 0.5, 0).astype(np.float32)
+    return Cutout(rgb_u8[y0:y1, x0:x1] * inside[..., None].astype(np.uint8), inside, depth)
+
+
+def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only") -> np.ndarray:
+    """Depth (h, w) scaled to [0, 1] inside the mask and 0 outside.
+
+    "object-only": over the object, from its 1st to its 99th percentile (edges of estimated maps are smeared).
+    "legacy": over the picture with zeros outside the mask, so the object's own minimum stays above 0 (published).
+    """
+    values = np.where(mask, depth_01, 0).astype(np.float32)
+    if norm == "legacy":
+        low, high = float(values.min()), float(values.max())
+    else:
+        low, high = (float(v) for v in np.percentile(depth_01[mask], [1, 99]))
+    if high - low < 1e-6:
+        return np.where(mask, 0.5, 0).astype(np.float32)
+    return np.where(mask, np.clip((values - low) / (high - low), 0, 1), 0).astype(np.float32)
+
+
+def bulge(mask: np.ndarray) -> np.ndarray:
+    """A rounded body's depth from its silhouette: 0 at the edge, 1 in the middle."""
+    distance = cv2.distanceTransform(cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, 0), cv2.DIST_L2, 3)
+    inner = np.clip(1 - distance[1:-1, 1:-1] / max(float(distance.max()), 1e-6), 0, 1)
+    return np.where(mask, np.sqrt(1 - inner * inner), 0).astype(np.float32)
+
+
+def fit_box(box_xyxy: Sequence[float], size_hw: Size, max_stretch: float) -> tuple[float, float, float, float]:
+    """The part of the box that an object of (h, w) fills without being stretched by more than `max_stretch`.
+
+    1 keeps the proportions, infinity fills the box (published). It stands on the middle of the box's bottom edge.
+    """
+    x0, y0, x1, y1 = box_xyxy
+    scale_x, scale_y = (x1 - x0) / size_hw[1], (y1 - y0) / size_hw[0]
+    width = size_hw[1] * min(scale_x, scale_y * max_stretch)
+    height = size_hw[0] * min(scale_y, scale_x * max_stretch)
+    centre = (x0 + x1) / 2
+    return centre - width / 2, y1 - height, centre + width / 2, y1
+
+
+def warp_into(image: np.ndarray, box_xyxy: Sequence[float], frame: Size) -> np.ndarray:
+    """image (h, w[, c]) float32 shown in a box of a frame, exact to fractions of a pixel; 0 outside."""
+    x0, y0, x1, y1 = box_xyxy
+    width, height = max(1, round(x1 - x0)), max(1, round(y1 - y0))
+    if height < image.shape[0] or width < image.shape[1]:
+        small = min(height, image.shape[0]), min(width, image.shape[1])
+        image = cv2.resize(image, (small[1], small[0]), interpolation=cv2.INTER_AREA)
+    result = np.zeros((*frame, *image.shape[2:]), np.float32)
+    left, top, right, bottom = clip_box((floor(x0) - 1, floor(y0) - 1, ceil(x1) + 1, ceil(y1) + 1), frame)
+    if right > left and bottom > top:
+        sx, sy = (x1 - x0) / image.shape[1], (y1 - y0) / image.shape[0]
+        # Pixel centres: column j of the image lies at x0 + (j + 1/2) sx, column k of the frame at k + 1/2.
+        move = np.array([[sx, 0, x0 + sx / 2 - 0.5 - left], [0, sy, y0 + sy / 2 - 0.5 - top]])
+        result[top:bottom, left:right] = cv2.warpAffine(image, move, (right - left, bottom - top))
+    return result
+
+
+def place(cutout: Cutout, box_xyxy: Sequence[float], extent: tuple[float, float], frame: Size) -> Placed:
+    """Put a cut-out in a box (pixels of the frame); its depth spans extent = (far, near)."""
+    far, near = extent
+    planes = np.dstack([cutout.rgb_u8, cutout.depth_01, cutout.mask]).astype(np.float32)  # (h, w, 5), premultiplied
+    # OpenCV warps at most four channels at a time.
+    colour = warp_into(planes[..., :3], box_xyxy, frame)
+    depth, alpha = np.moveaxis(warp_into(planes[..., 3:], box_xyxy, frame), -1, 0)
+    alpha = np.clip(alpha, 0, 1)
+    weight = np.maximum(alpha, 1e-3)
+    rgb_u8 = np.clip(np.rint(colour / weight[..., None]), 0, 255).astype(np.uint8)
+    return Placed(rgb_u8, alpha, far + (near - far) * np.clip(depth / weight, 0, 1))
+
+
+def place_legacy(cutout: Cutout, box_xyxy: Sequence[int], extent: tuple[float, float], frame: Size) -> Placed:
+    """The published placement: whole pixels, bilinear resizing without prefilter, binary coverage."""
+    x0, y0, x1, y1 = box_xyxy
+    size = (y1 - y0, x1 - x0)
+    depth_01 = resample(extent[0] + (extent[1] - extent[0]) * cutout.depth_01, size, cv2.INTER_LINEAR)
+    inside = resample(cutout.mask.astype(np.uint8), size, cv2.INTER_LINEAR)
+    left, top, right, bottom = clip_box((x0, y0, x1, y1), frame)
+    part = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
+    placed = Placed(np.zeros((*frame, 3), np.uint8), np.zeros(frame, np.float32), np.full(frame, extent[0], np.float32))
+    placed.rgb_u8[top:bottom, left:right] = resample(cutout.rgb_u8, size, cv2.INTER_LINEAR)[part]
+    placed.alpha_01[top:bottom, left:right] = inside[part]
+    placed.depth_01[top:bottom, left:right] = depth_01[part]
+    return placed
+
+
+def occluders(background_depth_01: np.ndarray, near: float) -> np.ndarray:
+    """(h, w) bool: background certainly in front of an object whose nearest point has depth `near`."""
+    return background_depth_01 > near + MARGIN
+
+
+def hidden(background_depth_01: np.ndarray, placed: Placed, near: float, occlusion: str) -> np.ndarray:
+    """(h, w) bool: where the background hides the object.
+
+    "near": where it is nearer than the object's nearest point, so the ground that the object stands on, a little
+    nearer than the object's middle, does not eat its foot. "pixel": where it is nearer than the object's own pixel.
+    """
+    if occlusion not in OCCLUSIONS:
+        raise ValueError(f"unknown occlusion {occlusion!r}; allowed: {', '.join(OCCLUSIONS)}")
+    if occlusion == "pixel":
+        return background_depth_01 >= placed.depth_01
+    return occluders(background_depth_01, near)
+
+
+def fill_depth(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Depth (h, w) without what stands in region (h, w) bool: each row interpolated across its gaps."""
+    if not region.any() or region.all():
+        return depth_01
+    flat, known = depth_01.ravel().astype(np.float64), ~region.ravel()
+    # One interpolation over the rows laid end to end; a gap at a border takes the side that it has.
+    h, w = depth_01.shape
+    row = np.repeat(np.arange(h), w)
+    where = np.flatnonzero(known)
+    after = np.minimum(np.searchsorted(where, np.flatnonzero(~known)), len(where) - 1)
+    gap = np.flatnonzero(~known)
+    right, left = where[after], where[np.maximum(after - 1, 0)]
+    right = np.where(row[right] == row[gap], right, left)
+    left = np.where(row[left] == row[gap], left, right)
+    share = np.where(right > left, (gap - left) / np.maximum(right - left, 1), 0.0)
+    flat[gap] = flat[left] * (1 - share) + flat[right] * share
+    return flat.reshape(h, w).astype(np.float32)
+
+
+def fuse(background_depth_01: np.ndarray, placed: Placed, visible: np.ndarray) -> np.ndarray:
+    """Depth (h, w) of the scene with the visible part of the object in it."""
+    return np.where(visible, placed.depth_01, background_depth_01).astype(np.float32)
+
+
+def fuse_place(
+    background_depth_01: np.ndarray,
+    cutout: Cutout,
+    box_xyxy: Sequence[float],
+    extent: tuple[float, float],
+    *,
+    occlusion: str = "near",
+    legacy: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fusion over a whole background (h, w).
+
+    returns: fused depth_01 (h, w), visible object (h, w) bool, the same in the (clipped, rounded) box
+    """
+    frame = (background_depth_01.shape[0], background_depth_01.shape[1])
+    whole = tuple(int(round(value)) for value in box_xyxy)
+    placed = place_legacy(cutout, whole, extent, frame) if legacy else place(cutout, box_xyxy, extent, frame)
+    visible = (placed.alpha_01 > 0.5) & ~hidden(background_depth_01, placed, extent[1], occlusion)
+    x0, y0, x1, y1 = clip_box((whole[0], whole[1], whole[2], whole[3]), frame)
+    return fuse(background_depth_01, placed, visible), visible, visible[y0:y1, x0:x1]
+
+

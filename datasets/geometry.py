@@ -1,0 +1,229 @@
+"""Boxes, crops and the extent of an object in depth.
+
+box01_xyxy   fractions of the background, floats in [0, 1]
+box_xyxy     pixels, half-open: x1 and y1 are the first column and row outside
+sizes        (h, w);  points (x, y);  depth_01 with 1 = nearest
+"legacy" restores the published rounding, where the end of a box is the last pixel inside and is then sliced away.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, floor
+
+import cv2
+import numpy as np
+
+Box = tuple[int, int, int, int]
+Box01 = tuple[float, float, float, float]
+Size = tuple[int, int]
+
+MIN_EXTENT = 0.02  # half thickness in depth of a vanishingly small object
+EXTENT_PER_SIZE = 0.25  # half thickness in depth per unit of box size, as measured on rendered scenes
+
+
+def check_box01(box01: Sequence[float], *, where: str = "box") -> Box01:
+    """Refuse a box that is not x0 < x1, y0 < y1 inside [0, 1]; returns it as four floats."""
+    rule = f"{where} must be x0,y0,x1,y1 with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 (fractions of the background)"
+    if len(box01) != 4:
+        raise ValueError(f"{rule}, got {len(box01)} numbers")
+    x0, y0, x1, y1 = (float(value) for value in box01)
+    shown = f"{x0:g},{y0:g},{x1:g},{y1:g}"
+    if not np.isfinite([x0, y0, x1, y1]).all():
+        raise ValueError(f"{rule}, got {shown}: not a number")
+    if x1 == x0 or y1 == y0:
+        raise ValueError(f"{rule}, got {shown}: it has no area")
+    if x1 < x0 or y1 < y0:
+        raise ValueError(f"{rule}, got {shown}: it is inverted")
+    if min(x0, y0) < 0 or max(x1, y1) > 1:
+        raise ValueError(f"{rule}, got {shown}: it leaves the picture")
+    return x0, y0, x1, y1
+
+
+def box_to_01(box_xyxy: Sequence[float], size_hw: Size) -> Box01:
+    """Pixels -> fractions of a picture of (h, w)."""
+    (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy
+    return x0 / w, y0 / h, x1 / w, y1 / h
+
+
+def box_from_01(box01: Sequence[float], size_hw: Size) -> Box01:
+    """Fractions -> pixels without rounding."""
+    (h, w), (x0, y0, x1, y1) = size_hw, box01
+    return x0 * w, y0 * h, x1 * w, y1 * h
+
+
+def box_to_pixels(box01: Sequence[float], size_hw: Size) -> Box:
+    """Fractions -> nearest pixel box, at least one pixel wide and high, inside the picture."""
+    h, w = size_hw
+    x0, y0, x1, y1 = (int(floor(value + 0.5)) for value in box_from_01(box01, size_hw))
+    x0, y0 = min(max(x0, 0), w - 1), min(max(y0, 0), h - 1)
+    return x0, y0, min(max(x1, x0 + 1), w), min(max(y1, y0 + 1), h)
+
+
+def bbox_of_mask(mask: np.ndarray, end: str = "inclusive") -> Box:
+    """Tight box of mask (h, w) bool. "legacy": last row and column left out, whole picture below 10 pixels."""
+    h, w = mask.shape
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if end == "legacy":
+        if np.count_nonzero(mask) < 10:
+            return 0, 0, w, h
+        return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+    if not len(rows):
+        raise ValueError("the mask is empty: at least one pixel must be set")
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def clip_box(box_xyxy: Box, size_hw: Size) -> Box:
+    """The part of the box inside a picture of (h, w)."""
+    (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy
+    return min(max(x0, 0), w), min(max(y0, 0), h), min(max(x1, 0), w), min(max(y1, 0), h)
+
+
+def expand_box(
+    box_xyxy: Sequence[float], ratio: float, size_hw: Size | None, end: str = "inclusive"
+) -> Box:
+    """Scale a box about its centre, clipped to the picture if one is given.
+
+    "inclusive" rounds outwards, "legacy" counts the end as a pixel inside and truncates.
+    """
+    x0, y0, x1, y1 = box_xyxy
+    one = 1 if end == "legacy" else 0
+    xc, yc = (x0 + x1) / 2, (y0 + y1) / 2
+    half_w, half_h = ratio * (x1 - x0 + one) / 2, ratio * (y1 - y0 + one) / 2
+    edges = xc - half_w, yc - half_h, xc + half_w, yc + half_h
+    if end == "legacy":
+        left, top, right, bottom = (int(edge) for edge in edges)
+    else:
+        left, top = floor(edges[0] + 1e-6), floor(edges[1] + 1e-6)
+        right, bottom = ceil(edges[2] - 1e-6), ceil(edges[3] - 1e-6)
+    scaled = (left, top, right, bottom)
+    return scaled if size_hw is None else clip_box(scaled, size_hw)
+
+
+def square_box(box_xyxy: Box, size_hw: Size, border: str = "shift") -> Box:
+    """Square around a box, inside the picture.
+
+    "shift": moved inside instead of cut, and cut only where the picture is smaller than the square.
+    "clip": the shorter side grows and is cut at the border (published), hence often not square there.
+    """
+    (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy
+    half = max(x1 - x0, y1 - y0, 2) // 2
+    xc, yc = (x0 + x1) // 2, (y0 + y1) // 2
+    if border == "clip":
+        tall = y1 - y0 >= x1 - x0
+        wide_box = (xc - half, y0, xc + half, y1) if tall else (x0, yc - half, x1, yc + half)
+        return clip_box(wide_box, size_hw)
+    half = min(half, (max(h, w) + 1) // 2)
+    left, top = _shifted(xc - half, 2 * half, w), _shifted(yc - half, 2 * half, h)
+    return clip_box((left, top, left + 2 * half, top + 2 * half), size_hw)
+
+
+def _shifted(start: int, length: int, limit: int) -> int:
+    """Start of an interval moved into [0, limit], or 0 where it is longer than that."""
+    return max(0, min(start, limit - length))
+
+
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes in the same unit; 0 for boxes without area."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
+    return float(width * height / union) if union > 0 else 0.0
+
+
+def square_padding(size_hw: Size) -> Box:
+    """(left, top, right, bottom) that makes a picture of (h, w) square, centred."""
+    h, w = size_hw
+    left, top = max(h - w, 0) // 2, max(w - h, 0) // 2
+    return left, top, max(h - w, 0) - left, max(w - h, 0) - top
+
+
+def depth_extent(d: float, box01: Sequence[float]) -> tuple[float, float]:
+    """(far, near) of an object whose centre lies at depth d.
+
+    A thing is about as thick as it is wide and high, so its thickness in relative inverse depth grows with its
+    size in the picture: near - far = 2 (0.02 + 0.25 s), s = sqrt(width height) in fractions. Symmetric about d,
+    clipped to [0, 1].
+    """
+    if not (np.isfinite(d) and 0 <= d <= 1):
+        raise ValueError(f"depth must lie in [0, 1] (1 = nearest), got {d}")
+    half = MIN_EXTENT + EXTENT_PER_SIZE * float(np.sqrt((box01[2] - box01[0]) * (box01[3] - box01[1])))
+    return max(0.0, d - half), min(1.0, d + half)
+
+
+def depth_at_foot(background_depth_01: np.ndarray, box01: Sequence[float]) -> float:
+    """Median depth of the background (h, w) along the bottom edge of the box: the ground an object stands on.
+
+    The middle 60 % of the edge, a strip of 2 % of the picture's height that ends at the edge.
+    """
+    h, w = background_depth_01.shape
+    x0, _, x1, y1 = box_from_01(box01, (h, w))
+    bottom = min(max(int(round(y1)), 1), h)
+    left = min(max(int(x0 + 0.2 * (x1 - x0)), 0), w - 1)
+    right = max(left + 1, min(int(ceil(x1 - 0.2 * (x1 - x0))), w))
+    strip = background_depth_01[max(0, bottom - max(1, round(0.02 * h))) : bottom, left:right]
+    return float(np.median(strip))
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The square of the background that a model sees: cut box, padding to a square, size of the result."""
+
+    box_xyxy: Box  # inside the background
+    pad: Box  # left, top, right, bottom, pixels of the background
+    size: Size  # (h, w) after resizing
+    background_size: Size  # (h, w)
+
+    @property
+    def padded_size(self) -> Size:
+        """(h, w) before resizing, padding included."""
+        (x0, y0, x1, y1), (left, top, right, bottom) = self.box_xyxy, self.pad
+        return y1 - y0 + top + bottom, x1 - x0 + left + right
+
+    @property
+    def native(self) -> "Crop":
+        """The same cut in pixels of the background: no padding, no resizing."""
+        x0, y0, x1, y1 = self.box_xyxy
+        return replace(self, pad=(0, 0, 0, 0), size=(y1 - y0, x1 - x0))
+
+    @property
+    def inside(self) -> np.ndarray:
+        """(h, w) bool, False in the padding."""
+        x0, y0, x1, y1 = (int(floor(v + 0.5)) for v in self.to_frame(self.box_xyxy))
+        mask = np.zeros(self.size, bool)
+        mask[y0:y1, x0:x1] = True
+        return mask
+
+    def to_frame(self, box_xyxy: Sequence[float]) -> Box01:
+        """A box in pixels of the background -> pixels of this crop, without rounding."""
+        (h, w), (ph, pw) = self.size, self.padded_size
+        left, top = self.box_xyxy[0] - self.pad[0], self.box_xyxy[1] - self.pad[1]
+        x0, y0, x1, y1 = box_xyxy
+        return (x0 - left) * w / pw, (y0 - top) * h / ph, (x1 - left) * w / pw, (y1 - top) * h / ph
+
+    def take(self, image: np.ndarray, *, how: int | None = None, fill: float = 0) -> np.ndarray:
+        """Cut, pad with `fill` and resize a picture of the background's size."""
+        x0, y0, x1, y1 = self.box_xyxy
+        return self.fit(image[y0:y1, x0:x1], how=how, fill=fill)
+
+    def fit(self, cut: np.ndarray, *, how: int | None = None, fill: float = 0) -> np.ndarray:
+        """Pad with `fill` and resize the cut itself; `how` is an OpenCV interpolation, None chooses area or linear."""
+        left, top, right, bottom = self.pad
+        if any(self.pad):
+            cut = cv2.copyMakeBorder(cut, top, bottom, left, right, cv2.BORDER_CONSTANT, value=[fill] * 4)
+        return resample(cut, self.size, how)
+
+    def undo(self, image: np.ndarray, *, how: int | None = None) -> np.ndarray:
+        """Model picture -> the cut in pixels of the background (padding removed)."""
+        left, top, right, bottom = self.pad
+        h, w = self.padded_size
+        return resample(image, (h, w), how)[top : h - bottom, left : w - right]
+
+
+def resample(image: np.ndarray, size_hw: Size, how: int | None = None) -> np.ndarray:
+    """Resize to (h, w): area where the picture shrinks, linear where it grows, or as told."""
+    h, w = size_hw
+    if image.shape[:2] == (h, w):
+        return image
+    if how is None:
+        how = cv2.INTER_AREA if h * w < image.shape[0] * image.shape[1] else cv2.INTER_LINEAR
+    return cv2.resize(image, (w, h), interpolation=how)

@@ -1,0 +1,158 @@
+"""Masks: how whole they are, random deformation, growing, feathering and the five levels of coarseness.
+
+mask   (h, w) bool, True = object or region to edit
+The five levels (Bifrost, App. B.2) go from the silhouette itself to its box, so that one model follows an exact
+shape as well as a rough region.
+"""
+
+from math import sqrt
+
+import cv2
+import numpy as np
+
+from datasets.geometry import Box, Size, bbox_of_mask, clip_box, resample
+
+LEVELS = ("exact", "fine", "perturbed", "coarse", "box")
+PERTURB_SIDE = 128  # pixels; deformation happens at this size or below, it has no finer detail
+PERTURB_ROUNDS = 250  # of four operations
+
+
+def mask_score(mask: np.ndarray) -> float:
+    """Share of the largest outer contour in the area of all; 1 = one piece, 0 for fewer than 10 pixels."""
+    if np.count_nonzero(mask) < 10:
+        return 0.0
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    areas = [cv2.contourArea(contour) for contour in contours]
+    return float(max(areas) / sum(areas)) if sum(areas) > 0 else 0.0
+
+
+def largest_piece(mask: np.ndarray) -> np.ndarray:
+    """The largest connected piece (4-neighbours diagonal included), (h, w) bool."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count <= 2:
+        return mask.astype(bool)
+    return labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+
+
+def dilate(mask: np.ndarray, amount: float, *, shape: str = "ellipse") -> np.ndarray:
+    """Grow by a fraction of the picture's size.
+
+    amount: 0 to 1, of the height vertically and of the width horizontally
+    shape:  "ellipse", or "legacy-rect" for offsets -k .. k-1 in a rectangle (published)
+    """
+    h, w = mask.shape
+    kh, kw = int(amount * h), int(amount * w)
+    if shape == "legacy-rect":
+        if kh < 1 or kw < 1:
+            return np.zeros_like(mask, bool)
+        # cv2 reads around the anchor, so offsets -k .. k-1 of a set pixel are anchor k-1 in a kernel of 2k.
+        kernel = np.ones((2 * kh, 2 * kw), np.uint8)
+        return cv2.dilate(mask.astype(np.uint8), kernel, anchor=(kw - 1, kh - 1)) > 0
+    if max(kh, kw) < 1:
+        return mask.astype(bool)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * kw + 1, 2 * kh + 1))
+    return cv2.dilate(mask.astype(np.uint8), kernel) > 0
+
+
+def feather_inside(mask: np.ndarray, width: float, *, open_to: np.ndarray | None = None) -> np.ndarray:
+    """Blend weight (h, w) float32: 0 outside the mask, rising smoothly to 1 within `width` pixels inside it.
+
+    open_to: (h, w) bool, places towards which the weight does not fall (an occluder: its edge stays sharp). The
+    border of the picture is open too.
+    """
+    solid = mask if open_to is None else mask | open_to
+    if width < 1 or solid.all():
+        return mask.astype(np.float32)
+    distance = cv2.distanceTransform(solid.astype(np.uint8), cv2.DIST_L2, 3)
+    ramp = np.clip(distance / (width + 1), 0, 1)
+    return np.where(mask, ramp * ramp * (3 - 2 * ramp), 0).astype(np.float32)
+
+
+def box_mask(box_xyxy: Box, size_hw: Size) -> np.ndarray:
+    """(h, w) bool, True inside the box."""
+    mask = np.zeros(size_hw, bool)
+    x0, y0, x1, y1 = clip_box(box_xyxy, size_hw)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def mask_level(
+    silhouette: np.ndarray,
+    level: str,
+    region: np.ndarray,
+    amount: float,
+    rng: np.random.Generator,
+    *,
+    shape: str = "ellipse",
+) -> np.ndarray:
+    """One of the five levels of a silhouette (h, w) bool; `region` (h, w) bool is level "box".
+
+    amount: dilation of "fine" as a fraction of the picture; "coarse" grows four times as far
+    """
+    if level not in LEVELS:
+        raise ValueError(f"unknown mask level {level!r}; allowed: {', '.join(LEVELS)}")
+    if level == "box" or not silhouette.any():
+        return region
+    if level == "fine":
+        return dilate(silhouette, amount, shape=shape)
+    if level == "coarse":
+        return dilate(silhouette, 4 * amount, shape=shape)
+    return perturb_mask(silhouette, rng) if level == "perturbed" else silhouette.astype(bool)
+
+
+def perturb_mask(
+    mask: np.ndarray, rng: np.random.Generator, *, lowest_iou: float = 0.3, highest_iou: float = 0.99
+) -> np.ndarray:
+    """A rough version of a mask (h, w) bool that contains it: its largest piece after random growing and shrinking.
+
+    Rounds of four local dilations or erosions (kernels of 3 to 9 pixels) until the overlap with the mask falls below
+    a target drawn from U(lowest, highest), at most 250. Works on the surroundings of the object, at most 128 pixels.
+    """
+    target = rng.uniform(lowest_iou, highest_iou)
+    h, w = mask.shape
+    if min(h, w) <= 2 or not mask.any():
+        return mask.astype(bool)
+    x0, y0, x1, y1 = bbox_of_mask(mask)
+    margin = max(x1 - x0, y1 - y0, 8)
+    left, top, right, bottom = clip_box((x0 - margin, y0 - margin, x1 + margin, y1 + margin), (h, w))
+    window = mask[top:bottom, left:right].astype(np.uint8)
+    scale = min(1.0, PERTURB_SIDE / max(window.shape))
+    small_size = max(3, round(window.shape[0] * scale)), max(3, round(window.shape[1] * scale))
+    small = resample(window * 255, small_size, cv2.INTER_AREA) > 127
+    rough = largest_piece(_deform(small.astype(np.uint8), target, rng))
+    result = mask.astype(bool)
+    grown = resample(rough.astype(np.uint8) * 255, (bottom - top, right - left), cv2.INTER_LINEAR) > 127
+    result[top:bottom, left:right] |= grown
+    return result
+
+
+def _deform(truth: np.ndarray, target_iou: float, rng: np.random.Generator) -> np.ndarray:
+    """Random local morphology on truth (h, w) uint8 0/1 until its overlap with the result is below the target."""
+    h, w = truth.shape
+    result, area = truth.copy(), int(np.count_nonzero(truth))
+    for _ in range(PERTURB_ROUNDS):
+        for _ in range(4):
+            left, top = int(rng.integers(w)), int(rng.integers(h))
+            right, bottom = int(rng.integers(left + 1, w + 1)), int(rng.integers(top + 1, h + 1))
+            if rng.random() < 0.1:
+                result[(top + bottom) // 2, (left + right) // 2] = rng.integers(2)
+            operation = cv2.dilate if rng.random() < 0.5 else cv2.erode
+            part = result[top:bottom, left:right]
+            part[:] = operation(part, _kernel(rng))
+            np.bitwise_or(result, truth, out=result)
+        # The result contains the truth, so the overlap is a ratio of areas.
+        if area < target_iou * np.count_nonzero(result):
+            break
+    return result
+
+
+def _kernel(rng: np.random.Generator) -> np.ndarray:
+    """A square, a disc or a flat ellipse of 3 to 9 pixels."""
+    size, form = int(rng.integers(3, 10)), int(rng.integers(4))
+    width, height = [(size, size), (size, size), (size, size // 2), (size // 2, size)][form]
+    return cv2.getStructuringElement(cv2.MORPH_RECT if form == 0 else cv2.MORPH_ELLIPSE, (width, height))
+
+
+def mask_side(mask: np.ndarray) -> float:
+    """Side in pixels of a square with the mask's area."""
+    return sqrt(float(np.count_nonzero(mask)))

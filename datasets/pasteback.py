@@ -1,0 +1,155 @@
+"""Crop and stitch: the model's picture back into the background, at the background's own resolution.
+
+H W   pixels of the background;  h w   pixels of the cut (the crop before padding and resizing)
+Outside the final edit mask, and wherever something nearer stands, every byte stays what it was.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from datasets.augment import Choices
+from datasets.geometry import Crop
+from datasets.inputs import Inputs, PairOptions
+from datasets.layers import Layers, build_layers
+from datasets.masks import feather_inside, mask_side
+
+LEGACY_MARGIN = 5  # pixels of the crop's rectangle that the published paste leaves out
+FEATHER = 0.02  # of the crop's side
+DETAIL_SCALE = 0.06  # of the object's size: finer than this counts as detail
+
+
+@dataclass(frozen=True, eq=False)
+class Stitched:
+    """A finished picture and its masks, all (H, W[, 3])."""
+
+    result_u8: np.ndarray
+    edit_mask: np.ndarray  # bool; outside it the result equals the background
+    visible_mask: np.ndarray  # bool, the object's cut-out where nothing hides it
+    keep_mask: np.ndarray  # bool, what is certainly in front of the object
+
+
+def stitch(
+    inputs: Inputs,
+    options: PairOptions,
+    crop: Crop,
+    generated_u8: np.ndarray,
+    *,
+    choices: Choices | None = None,
+    detail: float = 0.0,
+    feather: float = FEATHER,
+    paste: str = "mask-feather",
+) -> Stitched:
+    """Finish one picture: back to the background's pixels, detail transfer, masked blend.
+
+    generated_u8: (h', w', 3) the model's picture of the crop (pair.crop)
+    detail:       0 to 1, how much fine detail of the cut-out replaces the model's
+    feather:      width of the blend inside the edit mask, as a fraction of the crop's side
+    paste:        "mask-feather", or "legacy-rect" for the published rectangle
+    """
+    layers = native_layers(inputs, options, crop, choices)
+    if paste == "legacy-rect":
+        result, edit = paste_rectangle(inputs.background_u8, generated_u8, crop)
+        return Stitched(result, edit, _full(layers.visible, crop), _full(layers.keep, crop))
+    if paste != "mask-feather":
+        raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
+    picture = crop.undo(generated_u8)
+    if detail > 0:
+        sigma = max(1.0, DETAIL_SCALE * mask_side(layers.visible))
+        picture = transfer_detail(picture, layers.placed.rgb_u8, layers.coverage_01, detail, sigma)
+    result, edit = paste_back(
+        inputs.background_u8, picture, crop, layers.edit, keep=layers.keep, feather=feather * max(crop.padded_size)
+    )
+    return Stitched(result, edit, _full(layers.visible, crop), _full(layers.keep, crop))
+
+
+def native_layers(
+    inputs: Inputs, options: PairOptions, crop: Crop, choices: Choices | None = None
+) -> Layers:
+    """The layers of the cut in pixels of the background."""
+    return build_layers(inputs, options, Choices.fixed(options) if choices is None else choices, crop.native)
+
+
+def native_paste(inputs: Inputs, options: PairOptions, crop: Crop, choices: Choices | None = None) -> np.ndarray:
+    """(H, W, 3): the depth-tested cut-out on the background, with antialiased edges."""
+    result = inputs.background_u8.copy()
+    x0, y0, x1, y1 = crop.box_xyxy
+    result[y0:y1, x0:x1] = native_layers(inputs, options, crop, choices).paste_u8
+    return result
+
+
+def paste_back(
+    background_u8: np.ndarray,
+    picture_u8: np.ndarray,
+    crop: Crop,
+    edit: np.ndarray,
+    *,
+    keep: np.ndarray | None = None,
+    feather: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blend a picture (h, w, 3) of the cut into the background (H, W, 3) inside edit (h, w) bool only.
+
+    keep:    (h, w) bool, what hides the object; towards it the edge stays sharp
+    feather: width in pixels of the transition, which lies inside the mask
+    returns: result (H, W, 3) uint8, a copy, and the final edit mask (H, W) bool
+    """
+    if keep is not None:
+        edit = edit & ~keep
+    weight = feather_inside(edit, feather, open_to=keep)[..., None]
+    x0, y0, x1, y1 = crop.box_xyxy
+    under = background_u8[y0:y1, x0:x1]
+    mixed = np.rint(under + weight * (picture_u8.astype(np.float32) - under))
+    result = background_u8.copy()
+    result[y0:y1, x0:x1] = np.where(edit[..., None], mixed, under).astype(np.uint8)
+    return result, _full(edit, crop)
+
+
+def paste_rectangle(background_u8: np.ndarray, generated_u8: np.ndarray, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
+    """The published paste: first row of the model's picture dropped, whole crop minus a margin replaced."""
+    picture = crop.undo(generated_u8[1:], how=cv2.INTER_LINEAR)
+    x0, y0, x1, y1 = crop.box_xyxy
+    inner = np.zeros((y1 - y0, x1 - x0), bool)
+    inner[LEGACY_MARGIN:-LEGACY_MARGIN, LEGACY_MARGIN:-LEGACY_MARGIN] = True
+    result = background_u8.copy()
+    result[y0:y1, x0:x1][inner] = picture[inner]
+    return result, _full(inner, crop)
+
+
+def transfer_detail(
+    generated_u8: np.ndarray, paste_u8: np.ndarray, coverage: np.ndarray, amount: float, sigma: float
+) -> np.ndarray:
+    """Light and colour of the model's picture, fine detail of the cut-out (frequency separation).
+
+    generated_u8, paste_u8: (h, w, 3), the same frame
+    coverage: (h, w) bool or [0, 1], the visible object; blurs are normalised by it, so nothing leaks over its edge
+    amount:   0 to 1;  sigma: pixels, what is finer counts as detail
+    """
+    if not 0 <= amount <= 1:
+        raise ValueError(f"detail must lie in [0, 1], got {amount}")
+    rows, columns = np.flatnonzero(coverage.any(axis=1)), np.flatnonzero(coverage.any(axis=0))
+    if amount == 0 or not len(rows):
+        return generated_u8
+    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    weight = coverage[part].astype(np.float32)
+    generated, paste = generated_u8[part].astype(np.float32), paste_u8[part].astype(np.float32)
+    # low(generated) + (paste - low(paste)) - generated, with one blur for both.
+    difference = low_frequencies(generated - paste, weight, sigma) - (generated - paste)
+    result = generated_u8.copy()
+    result[part] = np.clip(np.rint(generated + amount * weight[..., None] * difference), 0, 255).astype(np.uint8)
+    return result
+
+
+def low_frequencies(image: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur of image (h, w, c) float32 that reads only where weight (h, w) is set."""
+    blurred = cv2.GaussianBlur(image * weight[..., None], (0, 0), sigma)
+    norm = cv2.GaussianBlur(weight, (0, 0), sigma)
+    return blurred / np.maximum(norm, 1e-4)[..., None]
+
+
+def _full(mask: np.ndarray, crop: Crop) -> np.ndarray:
+    """A mask of the cut in the background's size, (H, W) bool."""
+    result = np.zeros(crop.background_size, bool)
+    x0, y0, x1, y1 = crop.box_xyxy
+    result[y0:y1, x0:x1] = mask
+    return result
