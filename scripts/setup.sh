@@ -57,7 +57,7 @@ keep_torch() {
 install() {
     say "$1"
     shift
-    "$VENV_PY" -m pip install --quiet --disable-pip-version-check "$@" || {
+    "$VENV_PY" -m pip install -qq --disable-pip-version-check "$@" || {
         rm -f "$VENV/.installing" # pip ended by itself and left nothing half-written
         fail "installation failed (see above); run the same command again to retry"
     }
