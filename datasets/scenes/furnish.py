@@ -1,0 +1,109 @@
+"""Random things: the room and its colours, the lamp, furniture, and one solid for a given place."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datasets.scenes.describe import Finish, Light, Part, Room, Solid
+from datasets.scenes.palette import (
+    COLOURS, FLOOR_TONES, FLOORS, PATTERN_WORDS, PATTERNS, SHAPES, WALL_TONES, WALLS, WOODS, jitter)
+from datasets.scenes.pose import UP, footprint_radius, lying, reach, tumbled, upright
+
+WARM, COOL = np.array([1.0, 0.80, 0.58]), np.array([0.80, 0.91, 1.0])
+
+
+def linear(srgb: np.ndarray) -> np.ndarray:
+    """Display values -> linear light."""
+    return np.asarray(srgb, np.float64) ** 2.2
+
+
+def _tone(rng: np.random.Generator, tones: Sequence[tuple[float, float, float]], amount: float = 0.8) -> np.ndarray:
+    return jitter(tones[int(rng.integers(len(tones)))], rng, amount)
+
+
+def room(rng: np.random.Generator) -> Room:
+    """Muted floor and walls, so that the solids stand out."""
+    floor, wall = FLOORS[int(rng.integers(len(FLOORS)))], WALLS[int(rng.choice(len(WALLS), p=[0.4, 0.15, 0.2, 0.13, 0.12]))]
+    ground = _tone(rng, WOODS if floor == "planks" else FLOOR_TONES)
+    other = {"planks": ground * 0.45, "tiles": np.clip(ground * rng.choice([0.55, 1.25]), 0, 1),
+             "carpet": ground * 0.82}.get(floor, ground * rng.uniform(0.6, 0.8))
+    paint = _tone(rng, WALL_TONES)
+    second = {"bricks": np.clip(paint * 0.72, 0, 1), "tiles": paint * 0.8, "panel": _tone(rng, WALL_TONES) * 0.85,
+              }.get(wall, np.clip(paint * rng.uniform(0.84, 0.93), 0, 1))
+    rug_rgb = np.stack([linear(_tone(rng, tuple(COLOURS.values())) * 0.45 + 0.28), linear(_tone(rng, FLOOR_TONES))])
+    has_rug = rng.random() < 0.3
+    rug = np.array([rng.uniform(-0.5, 0.5), rng.uniform(0, 0.8), rng.uniform(0.9, 1.5) * has_rug, rng.uniform(0.6, 1.0)])
+    has_skirting = rng.random() < 0.75
+    return Room(
+        back=rng.uniform(2.4, 3.8), left=-rng.uniform(2.5, 4.0), right=rng.uniform(2.5, 4.0), floor=floor, wall=wall,
+        floor_rgb=linear(np.stack([ground, other])), wall_rgb=linear(np.stack([paint, second])),
+        floor_frequency=rng.uniform(1.3, 2.4), wall_frequency=rng.uniform(1.6, 3.0), angle=rng.uniform(-0.5, 0.5),
+        phase=rng.random(), skirting=has_skirting * rng.uniform(0.08, 0.14), skirting_rgb=linear(np.clip(paint * 1.1, 0, 1)),
+        rug=rug, rug_rgb=rug_rgb)
+
+
+def lamp(rng: np.random.Generator, place: Room) -> Light:
+    """A ball lamp above the camera's side of the room, warm to cool."""
+    origin = np.array([rng.uniform(-2.3, 2.3), rng.uniform(-2.6, 0.8), rng.uniform(2.6, 4.2)])
+    tone = WARM + (COOL - WARM) * rng.random()
+    sky = (COOL + WARM) / 2 + (COOL - WARM) * rng.uniform(-0.3, 0.6)
+    strength = rng.uniform(0.22, 0.42)
+    bounce = place.floor_rgb[0] * rng.uniform(0.35, 0.6) + 0.05
+    return Light(origin, float(rng.uniform(0.12, 0.45)), tone * rng.uniform(0.62, 0.95), sky * strength, bounce)
+
+
+def _finish(rng: np.random.Generator, colour: str, pattern: str) -> Finish:
+    first = jitter(COLOURS[colour], rng)
+    bright = float(first.mean()) > 0.45
+    others = [name for name in COLOURS if name != colour]
+    pale = "black" if bright and rng.random() < 0.4 else ("navy" if colour == "white" else "white")
+    second = pale if rng.random() < 0.6 else others[int(rng.integers(len(others)))]
+    gloss = float(rng.choice([0.08, 0.3, 0.7], p=[0.35, 0.4, 0.25]) * rng.uniform(0.8, 1.2))
+    return Finish(colour, pattern, linear(first), linear(jitter(COLOURS[second], rng)),
+                  float(rng.integers(3, 6)), gloss, float(10 + 90 * gloss))
+
+
+def furniture(rng: np.random.Generator, share: float) -> tuple[Solid, ...]:
+    """Nothing, a table, or a raised block; it stands on the floor near the middle of the room."""
+    if rng.random() >= share:
+        return ()
+    yaw, middle = rng.uniform(-0.5, 0.5), np.array([rng.uniform(-0.3, 0.3), rng.uniform(0.2, 0.8)])
+    axes, table = upright(yaw), rng.random() < 0.55
+    half = np.array([rng.uniform(0.75, 1.1), rng.uniform(0.5, 0.75)])
+    top = rng.uniform(0.45, 0.7) if table else rng.uniform(0.12, 0.32)
+    thick = rng.uniform(0.03, 0.05) if table else top / 2
+    parts = [Part("box", np.array([*middle, top - thick]), axes, np.array([*half, thick]))]
+    if table:
+        leg, length = rng.uniform(0.03, 0.05), top / 2 - thick
+        for x, y in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+            foot = middle + (np.array([x, y]) * (half - 1.6 * leg)) @ axes[:2, :2]
+            parts.append(Part("box", np.array([*foot, length]), axes, np.array([leg, leg, length])))
+    rgb = linear(_tone(rng, WOODS if table or rng.random() < 0.4 else FLOOR_TONES))
+    finish = Finish("brown", "solid", rgb, rgb * 0.7, 3.0, 0.2, 30.0)
+    shape, name = ("table", "table") if table else ("block", "low platform")
+    return (Solid(shape, name, tuple(parts), finish, float(np.linalg.norm(half)), np.array([*middle, top / 2]), top,
+                  movable=False),)
+
+
+def solid_at(rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequence[Solid]) -> Solid:
+    """A random solid whose foot is at spot (2,), on solid `host` or on the floor (-1)."""
+    shape = list(SHAPES)[int(rng.integers(len(SHAPES)))]
+    form = SHAPES[shape]
+    draw = rng.uniform(form.low, form.high)
+    scale = np.full(3, draw[0]) if form.uniform else (draw[[0, 0, 2]] if form.round_base else draw)
+    size = rng.uniform(0.26, 0.44) * (1.0 if host < 0 else 0.82)
+    if host >= 0 and solids[host].movable:
+        size = min(size, 0.95 * float(solids[host].parts[0].scale[:2].min()))
+    yaw = rng.uniform(0, 2 * np.pi)
+    axes = lying(yaw) if rng.random() < form.lies else upright(yaw)
+    if shape == "sphere":
+        axes = tumbled(rng)
+    part = Part(form.kind, np.zeros(3), axes, scale * size, float(rng.uniform(*form.param)))
+    ground = solids[host].top if host >= 0 else 0.0
+    centre = np.array([*spot, ground + reach(part, -UP)])
+    part = Part(part.kind, centre, axes, part.scale, part.param)
+    colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+    pattern = PATTERNS[int(rng.choice(len(PATTERNS), p=[0.3, 0.14, 0.1, 0.12, 0.1, 0.12, 0.05, 0.07]))]
+    name = " ".join(word for word in (PATTERN_WORDS[pattern], colour, shape) if word)
+    return Solid(shape, name, (part,), _finish(rng, colour, pattern), footprint_radius(part), centre,
+                 float(centre[2] + reach(part, UP)), support=host)

@@ -1,0 +1,106 @@
+"""Where things can stand and how they project: poses of solids, their outline in the image, cameras around them."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from datasets.scenes.describe import Camera, Part
+from datasets.scenes.solids import support
+
+UP = np.array([0.0, 0.0, 1.0])
+
+
+def upright(yaw: float) -> np.ndarray:
+    """Axes (3, 3) of a part that stands, turned by yaw radians."""
+    c, s = np.cos(yaw), np.sin(yaw)
+    return np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
+
+
+def lying(yaw: float) -> np.ndarray:
+    """Axes (3, 3) of a part whose own z axis is horizontal."""
+    c, s = np.cos(yaw), np.sin(yaw)
+    return np.array([[c, s, 0.0], [0.0, 0.0, 1.0], [s, -c, 0.0]])
+
+
+def tumbled(rng: np.random.Generator) -> np.ndarray:
+    """Random axes (3, 3), uniform over rotations."""
+    a, b, c, d = (lambda v: v / np.linalg.norm(v))(rng.normal(size=4))
+    return np.array([
+        [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+        [2 * (b * c + a * d), a * a - b * b + c * c - d * d, 2 * (c * d - a * b)],
+        [2 * (b * d - a * c), 2 * (c * d + a * b), a * a - b * b - c * c + d * d]])
+
+
+def reach(part: Part, direction: np.ndarray) -> float:
+    """How far the part extends from its centre along a world direction (3,), metres."""
+    return support(part.kind, (part.axes @ direction) * part.scale, part.param)
+
+
+def footprint_radius(part: Part) -> float:
+    """Radius of the vertical cylinder around the part's centre that holds it."""
+    angles = np.arange(12) * (np.pi / 6)
+    return max(reach(part, np.array([np.cos(a), np.sin(a), 0.0])) for a in angles) * 1.02
+
+
+@lru_cache(maxsize=256)
+def skin(kind: str, param: float) -> np.ndarray:
+    """Points (k, 3) of the canonical surface whose hull is the solid to about one percent."""
+    turn = np.arange(24) * (np.pi / 12)
+    circle = np.stack([np.cos(turn), np.sin(turn), 0 * turn], 1)
+    levels = np.linspace(-1, 1, 13)
+    ball = np.concatenate([circle * [np.sqrt(1 - z * z)] * 2 + [0, 0, z] if False else
+                           np.stack([circle[:, 0] * np.sqrt(1 - z * z), circle[:, 1] * np.sqrt(1 - z * z), 0 * turn + z], 1)
+                           for z in levels])
+    if kind == "ellipsoid":
+        return ball
+    if kind == "box":
+        return np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
+    if kind in ("cylinder", "prism"):
+        return np.concatenate([circle + [0, 0, 1], circle - [0, 0, 1]])
+    if kind == "cone":
+        return np.concatenate([circle - [0, 0, 1], [[0, 0, 1]]])
+    if kind == "pyramid":
+        return np.array([[-1, -1, -1], [-1, 1, -1], [1, -1, -1], [1, 1, -1], [0, 0, 1]], float)
+    if kind == "dome":
+        return np.concatenate([ball[ball[:, 2] >= 0], circle])
+    if kind == "capsule":
+        return np.concatenate([ball + [0, 0, param], ball - [0, 0, param]])
+    tube = np.arange(12) * (np.pi / 6)
+    ring = 1 + param * np.cos(tube)
+    return np.concatenate([np.stack([circle[:, 0] * r, circle[:, 1] * r, 0 * turn + param * np.sin(t)], 1)
+                           for r, t in zip(ring, tube, strict=True)])
+
+
+def outline(parts: Sequence[Part], camera: Camera) -> tuple[float, float, float, float]:
+    """Box x0, y0, x1, y1 around the parts in fractions of the full view, to about one percent of their size."""
+    points = np.concatenate([part.centre + (skin(part.kind, part.param) * part.scale) @ part.axes for part in parts])
+    seen = camera.project(points)[:, :2]
+    (x0, y0), (x1, y1) = seen.min(0), seen.max(0)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def look_at(origin: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Axes (3, 3), rows right, up, forward, of a level camera at origin that looks at target."""
+    forward = (target - origin) / np.linalg.norm(target - origin)
+    right = np.cross(forward, UP)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(right, forward), forward])
+
+
+def orbit(origin: np.ndarray, target: np.ndarray, yaw: float, lift: float) -> np.ndarray:
+    """Move origin around target by yaw and up by lift (radians), distance kept, elevation kept within 3 and 75 degrees."""
+    away = origin - target
+    flat = float(np.hypot(away[0], away[1]))
+    elevation = float(np.clip(np.arctan2(away[2], flat) + lift, np.radians(3), np.radians(75)))
+    azimuth = np.arctan2(away[1], away[0]) + yaw
+    ring = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
+    return target + np.linalg.norm(away) * ring
+
+
+def square_window(box: tuple[float, float, float, float], aspect: float, margin: float) -> tuple[float, float, float, float]:
+    """Square picture window around a box: its longer side times margin. Fractions of a view of aspect w / h."""
+    x0, y0, x1, y1 = box
+    side = max(x1 - x0, (y1 - y0) / aspect) * margin        # in widths of the full view
+    cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+    return cx - side / 2, cy - side * aspect / 2, cx + side / 2, cy + side * aspect / 2

@@ -1,0 +1,90 @@
+"""Light on surfaces: one ball lamp with soft shadows, light of the sky and of the floor, contact darkening, gloss.
+
+Every quantity that the removed solid can change (lamp visibility, sky visibility) is computed twice from the same ray
+casts, with it and without it; where both agree the two pictures agree to the last bit. Legend: n rays.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from datasets.scenes.pack import World, pick
+from datasets.scenes.surface import Surface
+from datasets.scenes.trace import Rays, shadows
+
+LIFT = 0.006                # metres that a shadow ray starts above its surface
+REACH = 4.5                 # radii of a ball beyond which it darkens nothing, exactly
+
+
+@dataclass(frozen=True, eq=False)
+class Exposure:
+    """Shares of lamp and sky that reach each point, (n,) in [0, 1]; `_wo` is without the hidden solid."""
+    lamp: Tensor
+    sky: Tensor
+    lamp_wo: Tensor
+    sky_wo: Tensor
+
+
+def expose(world: World, rays: Rays, found: Surface) -> Exposure:
+    """Cast shadow rays and gather contact darkening for each point."""
+    lamp = pick(world.lamp, rays.view, world.count)
+    facing = ((lamp - found.point) * found.normal).sum(0) > 0
+    seen, seen_wo = shadows(world, rays, found.point + LIFT * found.normal, facing & ~found.empty)
+    sky, sky_wo = _sky(world, rays, found)
+    return Exposure(seen, sky, seen_wo, sky_wo)
+
+
+def _sky(world: World, rays: Rays, found: Surface) -> tuple[Tensor, Tensor]:
+    """Each part darkens like a ball of the same bulk: cosine times solid angle, fading to zero at REACH radii."""
+    sky = torch.ones_like(found.gloss)
+    sky_wo = torch.ones_like(sky)
+    for slot in range(world.slots):
+        columns = torch.arange(world.count, device=sky.device) * world.slots + slot
+        offset = pick(world.parts.centre[:, columns], rays.view, world.count) - found.point
+        radius = pick(world.parts.bulk[columns], rays.view, world.count)
+        square = offset.square().sum(0)
+        cosine = ((offset * found.normal).sum(0) / square.sqrt()).clamp(min=0)
+        near = (radius * radius / square).clamp(max=1)
+        fade = (1 - square / (REACH * radius + 1e-6).square()).clamp(min=0)
+        own = pick(world.parts.owner[columns], rays.view, world.count) == found.owner
+        left = 1 - torch.where(own, 0.0, 0.85 * cosine * near * fade)
+        sky = sky * left
+        sky_wo = torch.where(pick(world.parts.hidden[columns], rays.view, world.count), sky_wo, sky_wo * left)
+    return sky, sky_wo
+
+
+def radiance(world: World, rays: Rays, found: Surface, lamp_share: Tensor, sky_share: Tensor) -> Tensor:
+    """Linear light (3, n) in [0, 1] towards the camera; a ray that meets nothing is white."""
+    def at(table: Tensor) -> Tensor:
+        return pick(table, rays.view, world.count)
+
+    way = at(world.lamp) - found.point
+    square = way.square().sum(0)
+    toward_lamp = way / square.sqrt()
+    toward_eye = -rays.direction / rays.direction.square().sum(0).sqrt()
+    facing = (toward_lamp * found.normal).sum(0).clamp(min=0)
+    lit = lamp_share * facing * (22.0 / (square + 6.0))
+    up = 0.5 + 0.5 * found.normal[2]
+    fill = torch.lerp(at(world.bounce).expand_as(found.normal), at(world.sky).expand_as(found.normal), up)
+    halfway = toward_lamp + toward_eye
+    halfway = halfway / halfway.square().sum(0).sqrt().clamp(min=1e-6)
+    shine = (halfway * found.normal).sum(0).clamp(min=1e-4) ** found.shine
+    eye_cosine = (toward_eye * found.normal).sum(0)
+    mirrored_up = 0.5 + 0.5 * (2 * eye_cosine * found.normal[2] - toward_eye[2])
+    rim = found.gloss * (0.04 + 0.5 * (1 - eye_cosine.clamp(0, 1)) ** 4) * sky_share
+    mirror = torch.lerp(at(world.bounce).expand_as(fill), at(world.sky).expand_as(fill) * 1.6, mirrored_up.clamp(0, 1))
+    light = found.albedo * (at(world.key) * lit + fill * sky_share)
+    light = light + at(world.key) * (found.gloss * shine * lamp_share * (facing > 0)) * 0.7 + rim * mirror
+    return torch.where(found.empty, 1.0, _shoulder(light))
+
+
+def _shoulder(light: Tensor) -> Tensor:
+    """Identity up to 0.75, then a smooth approach to 1."""
+    over = (light - 0.75).clamp(min=0)
+    return torch.minimum(light, torch.full_like(light, 0.75)) + 0.25 * (1 - torch.exp(-over / 0.25))
+
+
+def to_display(light: Tensor) -> Tensor:
+    """Linear light -> display values, gamma 1 / 2.2."""
+    return light.clamp(0, 1) ** (1 / 2.2)

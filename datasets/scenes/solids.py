@@ -1,0 +1,195 @@
+"""Canonical solids: where a ray enters and leaves them, and their normal.
+
+Every solid lives in its own frame, in which it has one fixed form (unit sphere, cube [-1, 1]^3, ...); rays are moved
+there. All solids but the torus are convex, so a ray meets them in one interval [enter, leave]; an empty interval
+(enter > leave) is a miss. Vectors are component-first: o, d, q: (3, n); t, param: (n,).
+"""
+
+import torch
+from torch import Tensor
+
+from datasets.scenes.palette import KINDS
+
+FAR = 1e9
+TORUS_STEPS = 28
+TORUS_REACHED = 0.004       # in units of the ring radius
+BEVEL = 0.06                # edges whose normal is rounded, share of the half extent
+
+Interval = tuple[Tensor, Tensor]
+
+
+def support(kind: str, d: Tensor, param: float) -> float:
+    """Largest <q, d> over the canonical solid, for one local direction d (3,), not necessarily of unit length."""
+    x, y, z = (float(v) for v in d)
+    flat = (x * x + y * y) ** 0.5
+    if kind == "ellipsoid":
+        return (x * x + y * y + z * z) ** 0.5
+    if kind == "box":
+        return abs(x) + abs(y) + abs(z)
+    if kind in ("cylinder", "prism"):
+        return flat + abs(z)
+    if kind == "cone":
+        return max(z, flat - z)
+    if kind == "torus":
+        return flat + param * (x * x + y * y + z * z) ** 0.5
+    if kind == "capsule":
+        return param * abs(z) + (x * x + y * y + z * z) ** 0.5
+    if kind == "pyramid":
+        return max(z, abs(x) + abs(y) - z)
+    return (x * x + y * y + max(z, 0.0) ** 2) ** 0.5        # dome
+
+
+def half_extent(kind: str, param: float) -> tuple[float, float, float]:
+    """Half sides of the box around the canonical solid, centred on its origin."""
+    if kind == "torus":
+        return (1 + param, 1 + param, param)
+    return (1.0, 1.0, 1.0 + param) if kind == "capsule" else (1.0, 1.0, 1.0)
+
+
+def _safe(d: Tensor) -> Tensor:
+    return torch.where(d.abs() < 1e-9, torch.full_like(d, 1e-9), d)
+
+
+def _slab(o: Tensor, d: Tensor, low: Tensor | float, high: Tensor | float) -> Interval:
+    """low <= o + t d <= high for one coordinate (n,)."""
+    inverse = 1 / _safe(d)
+    a, b = (low - o) * inverse, (high - o) * inverse
+    return torch.minimum(a, b), torch.maximum(a, b)
+
+
+def _ball(o: Tensor, d: Tensor, radius: Tensor | float = 1.0) -> Interval:
+    """|o + t d| <= radius, in any number of coordinates: sphere (3, n) or endless cylinder (2, n)."""
+    a = (d * d).sum(0).clamp(min=1e-12)
+    middle = -(o * d).sum(0) / a
+    nearest = o + middle * d
+    room = (radius * radius - (nearest * nearest).sum(0)) / a
+    half = room.clamp(min=0).sqrt()
+    missed = room < 0
+    return torch.where(missed, FAR, middle - half), torch.where(missed, -FAR, middle + half)
+
+
+def _both(a: Interval, b: Interval) -> Interval:
+    return torch.maximum(a[0], b[0]), torch.minimum(a[1], b[1])
+
+
+def _either(a: Interval, b: Interval) -> Interval:
+    """Hull of two overlapping intervals; an empty one does not count."""
+    gone_a, gone_b = a[0] > a[1], b[0] > b[1]
+    start = torch.minimum(torch.where(gone_a, FAR, a[0]), torch.where(gone_b, FAR, b[0]))
+    return start, torch.maximum(torch.where(gone_a, -FAR, a[1]), torch.where(gone_b, -FAR, b[1]))
+
+
+def _cone(o: Tensor, d: Tensor) -> Interval:
+    """x^2 + y^2 <= w^2 with w = (1 - z) / 2 in [0, 1]: apex at z = 1, base radius 1 at z = -1."""
+    ow, dw = (1 - o[2]) / 2, -d[2] / 2
+    a = _safe(d[0] ** 2 + d[1] ** 2 - dw ** 2)
+    b = o[0] * d[0] + o[1] * d[1] - ow * dw
+    c = o[0] ** 2 + o[1] ** 2 - ow ** 2
+    room = b * b - a * c
+    root = room.clamp(min=0).sqrt()
+    first, second = (-b - root) / a, (-b + root) / a
+    low, high = torch.minimum(first, second), torch.maximum(first, second)
+    steep, down = a < 0, dw > 0         # a steep ray is inside one nappe before `low` and in the other after `high`
+    enter = torch.where(steep, torch.where(down, high, -FAR), torch.where(room < 0, FAR, low))
+    leave = torch.where(steep, torch.where(down, FAR, low), torch.where(room < 0, -FAR, high))
+    return _both((enter, leave), _slab(o[2], d[2], -1.0, 1.0))
+
+
+def _torus(o: Tensor, d: Tensor, tube: Tensor) -> Interval:
+    """Ring of radius 1 about z with the given tube radius, by sphere tracing from its bounding disc."""
+    length = (d * d).sum(0).sqrt()
+    start, stop = _both(_ball(o[:2], d[:2], 1 + tube), _slab(o[2], d[2], -tube, tube))
+    outside = start > stop
+    t = torch.where(outside, 0.0, start.clamp(min=0))
+    gap = torch.zeros_like(t)
+    for _ in range(TORUS_STEPS):
+        q = o + t * d
+        gap = ((q[:2].square().sum(0).sqrt() - 1) ** 2 + q[2] ** 2).sqrt() - tube
+        t = t + gap / length
+    hit = ~outside & (gap < TORUS_REACHED) & (t <= stop + 0.01)
+    return torch.where(hit, t, FAR), torch.where(hit, t + tube / length, -FAR)
+
+
+def _wedges(o: Tensor, d: Tensor) -> Interval:
+    """Square pyramid: |x|, |y| <= (1 - z) / 2 and z >= -1."""
+    enter, leave = torch.full_like(o[0], -FAR), torch.full_like(o[0], FAR)
+    sides = [(sign * o[axis] + o[2] / 2 - 0.5, sign * d[axis] + d[2] / 2) for axis in (0, 1) for sign in (1, -1)]
+    for value, slope in (*sides, (-1 - o[2], -d[2])):       # half spaces value + t slope <= 0
+        slope = _safe(slope)
+        t = -value / slope
+        enter = torch.where(slope < 0, torch.maximum(enter, t), enter)
+        leave = torch.where(slope > 0, torch.minimum(leave, t), leave)
+    return enter, leave
+
+
+def meet(kind: str, o: Tensor, d: Tensor, param: Tensor) -> Interval:
+    """Interval of t in which o + t d is inside the canonical solid (for a torus: the first hit and its tube)."""
+    if kind == "ellipsoid":
+        return _ball(o, d)
+    if kind == "cylinder":
+        return _both(_ball(o[:2], d[:2]), _slab(o[2], d[2], -1.0, 1.0))
+    if kind == "cone":
+        return _cone(o, d)
+    if kind == "torus":
+        return _torus(o, d, param)
+    if kind == "capsule":
+        lift = torch.stack([torch.zeros_like(param), torch.zeros_like(param), param])
+        side = _both(_ball(o[:2], d[:2]), _slab(o[2], d[2], -param, param))
+        return _either(_either(_ball(o - lift, d), _ball(o + lift, d)), side)
+    if kind == "pyramid":
+        return _wedges(o, d)
+    if kind == "dome":
+        return _both(_ball(o, d), _slab(o[2], d[2], 0.0, 2.0))
+    found = _slab(o[2], d[2], -1.0, 1.0)
+    if kind == "box":
+        return _both(_both(found, _slab(o[0], d[0], -1.0, 1.0)), _slab(o[1], d[1], -1.0, 1.0))
+    for cosine, sine in PRISM_SIDES:
+        found = _both(found, _slab(cosine * o[0] + sine * o[1], cosine * d[0] + sine * d[1], -PRISM_APOTHEM, PRISM_APOTHEM))
+    return found
+
+
+PRISM_APOTHEM = 0.75 ** 0.5                                   # hexagon with corners on the unit circle
+PRISM_SIDES = ((1.0, 0.0), (0.5, PRISM_APOTHEM), (-0.5, PRISM_APOTHEM))
+
+
+def normal(kind: str, q: Tensor, param: Tensor) -> Tensor:
+    """Outward gradient (3, n), any length, at a point q of the canonical surface; edges are slightly rounded."""
+    x, y, z = q
+    ring = (x * x + y * y).sqrt().clamp(min=1e-6)
+    if kind == "ellipsoid":
+        return q
+    if kind == "box":
+        return q.sign() * (q.abs() - 1 + BEVEL).clamp(min=1e-4)
+    if kind == "cylinder":
+        side, cap = (ring - 1 + BEVEL).clamp(min=1e-4), (z.abs() - 1 + BEVEL).clamp(min=1e-4)
+        return torch.stack([x / ring * side, y / ring * side, z.sign() * cap])
+    if kind == "torus":
+        pull = 1 - 1 / ring
+        return torch.stack([x * pull, y * pull, z])
+    if kind == "capsule":
+        return torch.stack([x, y, z - torch.maximum(torch.minimum(z, param), -param)])
+    if kind == "dome":
+        return torch.where(z < 0.003, torch.stack([x * 0, y * 0, x * 0 - 1]), q)
+    base = z < -0.997
+    if kind == "cone":
+        side = torch.stack([x / ring, y / ring, torch.full_like(z, 0.5)])
+    elif kind == "pyramid":
+        first = x.abs() > y.abs()
+        side = torch.stack([torch.where(first, x.sign(), 0.0), torch.where(first, 0.0, y.sign()), torch.full_like(z, 0.5)])
+    else:
+        return _prism_normal(q)
+    return torch.where(base, torch.stack([x * 0, y * 0, x * 0 - 1]), side)
+
+
+def _prism_normal(q: Tensor) -> Tensor:
+    total = torch.zeros_like(q)
+    for cosine, sine in PRISM_SIDES:
+        along = cosine * q[0] + sine * q[1]
+        push = along.sign() * (along.abs() / PRISM_APOTHEM - 1 + BEVEL).clamp(min=1e-4)
+        total[0] += cosine * push
+        total[1] += sine * push
+    total[2] = q[2].sign() * (q[2].abs() - 1 + BEVEL).clamp(min=1e-4)
+    return total
+
+
+KIND_INDEX = {kind: index for index, kind in enumerate(KINDS)}

@@ -1,0 +1,182 @@
+"""Which surface each ray meets, and what stands between a point and the lamp.
+
+Rays are a flat list over all views of a World. Ray directions are scaled so that the ray parameter t *is* the depth
+along the camera axis. Legend: n rays, p part slots per view, j lamp samples, component first.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from datasets.scenes.pack import World, pick
+from datasets.scenes.palette import KINDS
+from datasets.scenes.solids import FAR, meet
+
+NEAREST = 0.05              # metres; nothing is closer to the camera
+LAMP_SAMPLES = ((-0.62, -0.36), (0.36, -0.62), (0.62, 0.36), (-0.36, 0.62))     # on the unit disc
+
+
+@dataclass(frozen=True, eq=False)
+class Rays:
+    """Primary rays. view: (n,) column of the World, near: (p, n) bool, the part's box covers the ray's pixel."""
+    view: Tensor
+    direction: Tensor       # (3, n)
+    near: Tensor
+    footprint: Tensor       # (n,) or (1,) width of a ray at depth 1, metres
+
+
+@dataclass(frozen=True, eq=False)
+class Hit:
+    """First surface of each ray. slot: (n,) part slot, or -1 floor, -2 back, -3 left, -4 right wall, -9 nothing."""
+    slot: Tensor
+    depth: Tensor           # (n,)
+
+
+def covers(world: World, size: tuple[int, int]) -> Tensor:
+    """(p, b * h * w) bool: the projected box of each part, one pixel wider on each side, covers the pixel."""
+    h, w = size
+    x0, y0, x1, y1 = world.window[:, :, None]               # (b, 1)
+    box = world.parts.box.view(4, world.count, world.slots)
+    bx0, bx1 = ((box[i] - x0) / (x1 - x0) * w for i in (0, 2))      # (b, p) in pixels of the window
+    by0, by1 = ((box[i] - y0) / (y1 - y0) * h for i in (1, 3))
+    x = torch.arange(w, device=box.device)
+    y = torch.arange(h, device=box.device)
+    columns = (x + 2 > bx0[..., None]) & (x - 1 < bx1[..., None])   # (b, p, w)
+    rows = (y + 2 > by0[..., None]) & (y - 1 < by1[..., None])
+    both = rows[..., :, None] & columns[..., None, :]               # (b, p, h, w)
+    return both.transpose(0, 1).reshape(world.slots, -1)
+
+
+def pixel_rays(world: World, size: tuple[int, int], near: Tensor, pixel: Tensor, offset: tuple[float, float] | Tensor,
+               scale: float = 1.0) -> Rays:
+    """Rays through flat pixels (n,) of the b * h * w grid, at `offset` (x, y) in [-0.5, 0.5] from their centres.
+
+    offset: (x, y), or a tensor (2, n). scale: width of a ray in pixels.
+    """
+    h, w = size
+    view, inside = pixel // (h * w), pixel % (h * w)
+    fx = (inside % w + 0.5 + offset[0]) / w
+    fy = (inside // w + 0.5 + offset[1]) / h
+    x0, y0, x1, y1 = pick(world.window, view, world.count)
+    sx = 2 * (x0 + fx * (x1 - x0)) - 1
+    sy = 1 - 2 * (y0 + fy * (y1 - y0))
+    direction = (pick(world.forward, view, world.count) + sx * pick(world.right, view, world.count)
+                 + sy * pick(world.up, view, world.count))
+    width = 2 * pick(world.right, view, world.count).square().sum(0).sqrt() * (x1 - x0) / w * scale
+    every = pixel.numel() == near.shape[1]
+    return Rays(view, direction, near if every else near.index_select(1, pixel), width)
+
+
+def _by_kind(world: World, part: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Split (ray, part) pairs by the part's kind."""
+    kinds = world.parts.kind[part]
+    for index in world.kinds:
+        chosen = (kinds == index).nonzero().squeeze(1)
+        if chosen.numel():
+            yield KINDS[index], chosen
+
+
+def to_part(world: World, part: Tensor, vector: Tensor) -> Tensor:
+    """Rotate and scale world vectors (3, n) into the frames of parts (n,)."""
+    m = world.parts.matrix.index_select(1, part)
+    x, y, z = vector
+    return torch.stack([m[3 * i] * x + m[3 * i + 1] * y + m[3 * i + 2] * z for i in range(3)])
+
+
+def from_part(world: World, part: Tensor, gradient: Tensor) -> Tensor:
+    """Canonical normals (3, n) -> world normals of unit length."""
+    m = world.parts.matrix.index_select(1, part)
+    x, y, z = gradient
+    out = torch.stack([m[i] * x + m[3 + i] * y + m[6 + i] * z for i in range(3)])
+    return out / out.square().sum(0).sqrt().clamp(min=1e-9)
+
+
+def cast(world: World, rays: Rays) -> Tensor:
+    """Depth (p, n) at which each ray enters each part, FAR where it does not: the amodal truth."""
+    slot, ray = rays.near.nonzero().unbind(1)
+    part = rays.view[ray] * world.slots + slot
+    depth = torch.full(rays.near.shape, FAR, device=ray.device)
+    count = rays.near.shape[1]
+    for kind, chosen in _by_kind(world, part):
+        own, its_ray = part[chosen], ray[chosen]
+        direction = to_part(world, own, rays.direction.index_select(1, its_ray))
+        enter, leave = meet(kind, world.parts.eye.index_select(1, own), direction, world.parts.param[own])
+        met = (enter < leave) & (enter > NEAREST)
+        depth.view(-1)[slot[chosen] * count + its_ray] = torch.where(met, enter, FAR)
+    return depth
+
+
+def cast_room(world: World, rays: Rays) -> Hit:
+    """Floor or wall behind everything; nothing when the world has no room."""
+    if world.room is None:
+        nothing = torch.full_like(rays.view, -9)
+        return Hit(nothing, torch.full(nothing.shape, FAR, device=nothing.device))
+    origin = pick(world.origin, rays.view, world.count)
+    dx, dy, dz = rays.direction
+    walls = [-origin[2] / dz]
+    for name, axis in (("back", 1), ("left", 0), ("right", 0)):
+        walls.append((pick(world.room[name], rays.view, world.count) - origin[axis]) / (dy if axis else dx))
+    depth = torch.stack([torch.where(t > NEAREST, t, FAR) for t in walls])
+    nearest = depth.min(0)
+    return Hit(-1 - nearest.indices, nearest.values)
+
+
+def first(depth: Tensor, behind: Hit) -> Hit:
+    """The nearest of the parts (p, n) and of the room."""
+    nearest = depth.min(0)
+    solid = nearest.values < behind.depth
+    return Hit(torch.where(solid, nearest.indices, behind.slot), torch.where(solid, nearest.values, behind.depth))
+
+
+def hidden_parts(world: World, rays: Rays) -> Tensor:
+    """(p, n) or (p, 1) bool: part slots of the solid that the counterfactual lacks."""
+    return pick(world.parts.hidden.view(world.count, world.slots).T, rays.view, world.count)
+
+
+def shadows(world: World, rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of the lamp seen from each point, in the full scene and without the hidden solid, each (n,) in [0, 1].
+
+    point: (3, n), a little above the surface. facing: (n,) bool, the surface looks towards the lamp.
+    """
+    n, device = point.shape[1], point.device
+    lamp = pick(world.lamp, rays.view, world.count)
+    radius = pick(world.lamp_radius, rays.view, world.count)
+    way = lamp - point
+    length = way.square().sum(0).sqrt()
+    slot, ray = _between(world, rays, point, way / length, length, radius, facing).nonzero().unbind(1)
+    blocked = torch.zeros(2, len(LAMP_SAMPLES), n, dtype=torch.bool, device=device)
+    part = rays.view[ray] * world.slots + slot
+    samples = torch.tensor(LAMP_SAMPLES, device=device)
+    for kind, chosen in _by_kind(world, part):
+        own, its_ray = part[chosen], ray[chosen]
+        start = point.index_select(1, its_ray)
+        origin = to_part(world, own, start - world.parts.centre.index_select(1, own))
+        goal = way.index_select(1, its_ray)
+        spread = radius.expand(n)[its_ray]
+        hidden = world.parts.hidden[own]
+        for j, (u, v) in enumerate(samples.tolist()):
+            aim = goal + torch.stack([u * spread, v * spread, 0 * spread])
+            enter, leave = meet(kind, origin, to_part(world, own, aim), world.parts.param[own])
+            stopped = (enter < leave) & (leave > 0) & (enter < 1)
+            blocked[0, j, its_ray[stopped]] = True
+            blocked[1, j, its_ray[stopped & ~hidden]] = True
+    seen = 1 - blocked.float().mean(1)
+    return seen[0], seen[1]
+
+
+def _between(world: World, rays: Rays, point: Tensor, toward: Tensor, length: Tensor, radius: Tensor,
+             facing: Tensor) -> Tensor:
+    """(p, n) bool: the part's bounding sphere may hide some of the lamp from the point."""
+    near = []
+    for slot in range(world.slots):
+        columns = torch.arange(world.count, device=point.device) * world.slots + slot
+        centre = pick(world.parts.centre[:, columns], rays.view, world.count)
+        bound = pick(world.parts.bound[columns], rays.view, world.count)
+        offset = centre - point
+        along = (offset * toward).sum(0)
+        beside = offset.square().sum(0) - along.square()
+        reach = bound + radius * (along / length).clamp(0, 1)
+        near.append((beside < reach.square()) & (along > -bound) & (along < length + bound) & facing)
+    return torch.stack(near)
