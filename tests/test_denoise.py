@@ -1,0 +1,123 @@
+"""The sampling loop: per-image noise, strength, the known region, guidance, cancelling, any scheduler."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from ldm.denoise import Cancelled, Known, denoise, guide, noise_for, set_steps, start_latents
+from ldm.latents import SCHEDULERS, make_scheduler
+
+CPU = torch.device("cpu")
+SCHEDULE = dict(DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                              prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
+                              set_alpha_to_one=False, steps_offset=1).config)
+
+
+def toward(target: Tensor, scheduler_config: dict):
+    """A perfect velocity predictor for one known picture."""
+    schedule = DDIMScheduler.from_config(scheduler_config)
+
+    def predict(x: Tensor, t: Tensor, guided: bool) -> Tensor:
+        alpha = schedule.alphas_cumprod[t.long()].sqrt()
+        sigma = (1 - schedule.alphas_cumprod[t.long()]).sqrt()
+        wanted = target.repeat(2, 1, 1, 1) if guided else target
+        noise = (x - alpha * wanted) / sigma.clamp(min=1e-4)
+        return alpha * noise - sigma * wanted
+
+    return predict
+
+
+def test_noise_of_an_image_depends_on_its_seed_only() -> None:
+    together, _ = noise_for([3, 4, 5], (4, 8, 8))
+    alone, _ = noise_for([4], (4, 8, 8))
+    assert torch.equal(together[1:2], alone)
+    assert not torch.equal(together[0], together[1])
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_every_scheduler_reaches_the_target(name: str) -> None:
+    config = {**SCHEDULE, "rescale_betas_zero_snr": False}
+    scheduler = make_scheduler(name, config)
+    target = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8).expand(2, 4, 8, 8)
+    timesteps = set_steps(scheduler, 30, 1.0, CPU)
+    noise, generators = noise_for([0, 1], (4, 8, 8))
+    latents = start_latents(scheduler, timesteps, noise, None)
+    out = denoise(toward(target, config), latents, scheduler, timesteps, generators=generators, progress=False)
+    assert (out - target).abs().mean() < 0.08
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc", "dpm++", "euler"])
+def test_zero_terminal_snr_works(name: str) -> None:
+    scheduler = make_scheduler(name, SCHEDULE)
+    target = torch.full((1, 4, 8, 8), 0.5)
+    timesteps = set_steps(scheduler, 20, 1.0, CPU)
+    noise, _ = noise_for([0], (4, 8, 8))
+    out = denoise(toward(target, SCHEDULE), start_latents(scheduler, timesteps, noise, None), scheduler, timesteps,
+                  progress=False)
+    assert torch.isfinite(out).all()
+    assert (out - target).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc", "dpm++"])
+def test_strength_is_the_share_of_steps_and_noise(name: str) -> None:
+    image, (noise, _) = torch.full((1, 4, 8, 8), 2.0), noise_for([0], (4, 8, 8))
+    distances = []
+    for strength in (0.1, 0.5, 0.9):
+        scheduler = make_scheduler(name, SCHEDULE)
+        timesteps = set_steps(scheduler, 20, strength, CPU)
+        assert len(timesteps) == round(20 * strength)
+        distances.append((start_latents(scheduler, timesteps, noise, image) - image).abs().mean().item())
+    assert distances == sorted(distances)
+    assert distances[0] < 0.5 * distances[2]
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc", "dpm++", "euler"])
+def test_known_region_is_reimposed(name: str) -> None:
+    scheduler = make_scheduler(name, SCHEDULE)
+    timesteps = set_steps(scheduler, 10, 1.0, CPU)
+    noise, _ = noise_for([0], (4, 8, 8))
+    keep = torch.zeros(1, 1, 8, 8)
+    keep[..., :4] = 1
+    known = Known(torch.full((1, 4, 8, 8), -1.5), keep)
+    out = denoise(toward(torch.full((1, 4, 8, 8), 0.5), SCHEDULE), start_latents(scheduler, timesteps, noise, None),
+                  scheduler, timesteps, noise=noise, known=known, progress=False)
+    assert torch.equal(out[..., :4], known.latents[..., :4])
+    assert (out[..., 4:] - 0.5).abs().mean() < 0.1
+
+
+def test_guidance_formula_and_single_batch() -> None:
+    calls = []
+
+    def predict(x: Tensor, t: Tensor, guided: bool) -> Tensor:
+        calls.append((len(x), guided))
+        return torch.cat([torch.zeros_like(x[:1]), torch.ones_like(x[:1])]) if guided else x
+
+    scheduler = make_scheduler("ddim", SCHEDULE)
+    timesteps = set_steps(scheduler, 4, 1.0, CPU)
+    denoise(predict, torch.zeros(1, 4, 4, 4), scheduler, timesteps, guidance=3.0, progress=False)
+    assert calls == [(2, True)] * 4
+    assert guide(torch.tensor([[1.0], [2.0]]), 3.0).item() == 4.0
+
+
+def test_cancel_and_previews() -> None:
+    scheduler = make_scheduler("ddim", SCHEDULE)
+    timesteps = set_steps(scheduler, 10, 1.0, CPU)
+    seen: list[int] = []
+    with pytest.raises(Cancelled, match="after 3 of 10"):
+        denoise(lambda x, t, guided: x, torch.zeros(1, 4, 4, 4), scheduler, timesteps, progress=False,
+                on_step=lambda step: seen.append(step.index), cancelled=lambda: len(seen) == 3)
+    assert seen == [0, 1, 2]
+
+
+def test_unknown_scheduler_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="dpm\\+\\+"):
+        make_scheduler("dpm+", SCHEDULE)
+    assert type(make_scheduler("DPMSolverSinglestepScheduler", SCHEDULE)).__name__ == "DPMSolverSinglestepScheduler"
+    assert type(make_scheduler("UniPCMultistepScheduler", SCHEDULE)).__name__ == "UniPCMultistepScheduler"
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(0, 1.0), (10, 0.0), (10, 1.5)])
+def test_nonsense_is_refused(steps: int, strength: float) -> None:
+    with pytest.raises(ValueError, match="must"):
+        set_steps(make_scheduler("ddim", SCHEDULE), steps, strength, CPU)
