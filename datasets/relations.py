@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 RELATIONS = ("left of", "right of", "in front of", "behind", "on", "next to")
 
-SIDE = 0.5              # centres apart by more than this share of the mean width: left or right
-DEPTH_STEP = 0.06       # depths apart by at least this: in front or behind
-NEAR_GAP = 0.06         # boxes of neighbours are horizontally closer than this share of the picture
-FOOT = 0.65             # what stands on a thing has its lower edge in the upper 65 % of the thing's box
+SIDE = 0.5  # centres apart by more than this share of the mean width: left or right
+DEPTH_STEP = 0.06  # depths apart by at least this: in front or behind
+NEAR_GAP = 0.06  # boxes of neighbours are horizontally closer than this share of the picture
+FOOT = 0.65  # what stands on a thing has its lower edge in the upper 65 % of the thing's box
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a thing is. box01_xyxy: fractions of the picture; d: its depth, far <= d <= near its extent, in [0, 1]."""
+
     box01_xyxy: tuple[float, float, float, float]
     d: float
     far: float
@@ -27,7 +28,9 @@ class Place:
         if not (x0 < x1 and y0 < y1):
             raise ValueError(f"box01_xyxy must have x0 < x1 and y0 < y1, got {self.box01_xyxy}")
         if not 0 <= self.far <= self.d <= self.near <= 1:
-            raise ValueError(f"depths must satisfy 0 <= far <= d <= near <= 1, got {(self.far, self.d, self.near)}")
+            raise ValueError(
+                f"depths must satisfy 0 <= far <= d <= near <= 1, got {(self.far, self.d, self.near)}"
+            )
 
     @property
     def width(self) -> float:

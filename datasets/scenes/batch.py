@@ -21,33 +21,37 @@ Box = tuple[float, float, float, float]
 @dataclass(frozen=True)
 class SceneFacts:
     """One scene in words and numbers; lists have one entry per solid. JSON-able through dataclasses.asdict."""
+
     seed: int
-    removed: int                                    # index of the solid that the counterfactual lacks
-    names: tuple[str, ...]                          # "striped red cone"; unique in the scene
-    movable: tuple[bool, ...]                       # False for furniture
-    supports: tuple[int, ...]                       # what each solid stands on, -1 the floor
-    boxes01: tuple[Box, ...]                        # amodal box in the rendered frame; zeros when out of frame
-    depths: tuple[tuple[float, float, float], ...]  # d (mean of the front surface), far, near; in the frame of depth_01
-    visible: tuple[float, ...]                      # visible share of the amodal mask inside the frame
-    area: tuple[float, ...]                         # amodal share of the frame
-    relations: tuple[tuple[int, str, int], ...]     # (a, "left of", b): a is left of b
-    captions: tuple[str, ...]                       # "a red cone behind a blue cube", relations of the removed solid first
-    window01_xyxy: Box                              # rendered part of the full view
-    same_pose: bool                                 # the reference shows the solid in its pose in the scene
+    removed: int  # index of the solid that the counterfactual lacks
+    names: tuple[str, ...]  # "striped red cone"; unique in the scene
+    movable: tuple[bool, ...]  # False for furniture
+    supports: tuple[int, ...]  # what each solid stands on, -1 the floor
+    boxes01: tuple[Box, ...]  # amodal box in the rendered frame; zeros when out of frame
+    depths: tuple[
+        tuple[float, float, float], ...
+    ]  # d (mean of the front surface), far, near; in the frame of depth_01
+    visible: tuple[float, ...]  # visible share of the amodal mask inside the frame
+    area: tuple[float, ...]  # amodal share of the frame
+    relations: tuple[tuple[int, str, int], ...]  # (a, "left of", b): a is left of b
+    captions: tuple[str, ...]  # "a red cone behind a blue cube", relations of the removed solid first
+    window01_xyxy: Box  # rendered part of the full view
+    same_pose: bool  # the reference shows the solid in its pose in the scene
 
 
 @dataclass(frozen=True, eq=False)
 class SceneBatch:
     """Rendered scenes. Colours are display values in [0, 1]; depth is 1 = nearest, frame: the full view without the
     removed solid, values beyond it are clipped."""
-    image_01: Tensor            # (b, 3, h, w)
-    without_01: Tensor          # (b, 3, h, w)   the same scene without the removed solid, its shadow and contact gone
-    depth_01: Tensor            # (b, h, w)
-    without_depth_01: Tensor    # (b, h, w)
-    instances: Tensor           # (b, h, w) int64, 0 the room, k solid k - 1, visible
-    amodal: Tensor              # (b, n, h, w) bool, whole outline of each solid
-    reference_01: Tensor        # (b, 3, r, r)   the removed solid alone on white, another lamp
-    reference_mask: Tensor      # (b, r, r) bool
+
+    image_01: Tensor  # (b, 3, h, w)
+    without_01: Tensor  # (b, 3, h, w)   the same scene without the removed solid, its shadow and contact gone
+    depth_01: Tensor  # (b, h, w)
+    without_depth_01: Tensor  # (b, h, w)
+    instances: Tensor  # (b, h, w) int64, 0 the room, k solid k - 1, visible
+    amodal: Tensor  # (b, n, h, w) bool, whole outline of each solid
+    reference_01: Tensor  # (b, 3, r, r)   the removed solid alone on white, another lamp
+    reference_mask: Tensor  # (b, r, r) bool
     reference_depth_01: Tensor  # (b, r, r) its own relative inverse depth over the mask, 0 outside
     facts: tuple[SceneFacts, ...]
 
@@ -69,18 +73,31 @@ def render(scenes: Sequence[Scene], options: SceneOptions, device: torch.device 
         raise ValueError("render needs at least one scene")
     chunk = options.chunk or (1 if torch.device(device).type == "cpu" else 32)
     solids = max(len(scene.solids) for scene in scenes)
-    found = [_render(scenes[start:start + chunk], options, solids, device) for start in range(0, len(scenes), chunk)]
-    tensors = {name: torch.cat([getattr(part, name) for part in found]) for name in SceneBatch.__annotations__
-               if name != "facts"}
+    found = [
+        _render(scenes[start : start + chunk], options, solids, device)
+        for start in range(0, len(scenes), chunk)
+    ]
+    tensors = {
+        name: torch.cat([getattr(part, name) for part in found])
+        for name in SceneBatch.__annotations__
+        if name != "facts"
+    }
     return SceneBatch(**tensors, facts=tuple(fact for part in found for fact in part.facts))
 
 
-def _render(scenes: Sequence[Scene], options: SceneOptions, solids: int, device: torch.device | str) -> SceneBatch:
+def _render(
+    scenes: Sequence[Scene], options: SceneOptions, solids: int, device: torch.device | str
+) -> SceneBatch:
     views = [View(scene.solids, scene.camera, scene.light, scene.room, scene.removed) for scene in scenes]
     main = draw(views, options.size, options.supersample, options.smooth_edges, device)
-    alone = [View([scene.solids[scene.removed]], scene.reference_camera, scene.reference_light, None) for scene in scenes]
+    alone = [
+        View([scene.solids[scene.removed]], scene.reference_camera, scene.reference_light, None)
+        for scene in scenes
+    ]
     reference = draw(alone, options.reference_size, options.supersample, options.smooth_edges, device)
-    low, high = torch.tensor([scene.inverse_range for scene in scenes], device=main.inverse.device).T[:, :, None, None]
+    low, high = torch.tensor([scene.inverse_range for scene in scenes], device=main.inverse.device).T[
+        :, :, None, None
+    ]
 
     def relative(inverse: Tensor) -> Tensor:
         return ((inverse - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
@@ -88,9 +105,21 @@ def _render(scenes: Sequence[Scene], options: SceneOptions, solids: int, device:
     amodal, front = _per_solid(main, solids)
     instances = main.owner + 1
     mask, own_depth = _reference(reference)
-    facts = _facts(scenes, amodal, instances, torch.where(amodal, ((front - low[:, None]) / (high - low)[:, None]), 0.0))
-    return SceneBatch(main.image, main.without, relative(main.inverse), relative(main.inverse_without), instances, amodal,
-                      reference.image, mask, own_depth, facts)
+    facts = _facts(
+        scenes, amodal, instances, torch.where(amodal, ((front - low[:, None]) / (high - low)[:, None]), 0.0)
+    )
+    return SceneBatch(
+        main.image,
+        main.without,
+        relative(main.inverse),
+        relative(main.inverse_without),
+        instances,
+        amodal,
+        reference.image,
+        mask,
+        own_depth,
+        facts,
+    )
 
 
 def _per_solid(main: Pictures, solids: int) -> tuple[Tensor, Tensor]:
@@ -100,7 +129,7 @@ def _per_solid(main: Pictures, solids: int) -> tuple[Tensor, Tensor]:
     front = torch.zeros(b, solids, h, w, device=main.amodal.device)
     every = torch.arange(b, device=amodal.device)
     for slot in range(slots):
-        owner = main.part_owner[:, slot].clamp(min=0)      # padding meets no ray, so owner 0 is harmless
+        owner = main.part_owner[:, slot].clamp(min=0)  # padding meets no ray, so owner 0 is harmless
         amodal[every, owner] |= main.amodal[:, slot]
         front[every, owner] = torch.maximum(front[every, owner], main.part_inverse[:, slot])
     return amodal, front
@@ -114,7 +143,9 @@ def _reference(reference: Pictures) -> tuple[Tensor, Tensor]:
     return mask, torch.where(mask, (inverse - low) / (high - low).clamp(min=1e-6), 0.0)
 
 
-def _facts(scenes: Sequence[Scene], amodal: Tensor, instances: Tensor, depth: Tensor) -> tuple[SceneFacts, ...]:
+def _facts(
+    scenes: Sequence[Scene], amodal: Tensor, instances: Tensor, depth: Tensor
+) -> tuple[SceneFacts, ...]:
     """Numbers of all scenes in a few tensor operations, then words."""
     h, w = instances.shape[1:]
     count = amodal.sum((2, 3))
@@ -124,7 +155,7 @@ def _facts(scenes: Sequence[Scene], amodal: Tensor, instances: Tensor, depth: Te
     far = torch.where(amodal, depth, 9.0).amin((2, 3)).clamp(0, 1)
     mean = (depth.sum((2, 3)) / count.clamp(min=1)).clamp(0, 1)
     columns, rows = amodal.any(2).cpu().numpy(), amodal.any(3).cpu().numpy()
-    table = torch.stack([count / (h * w), seen, mean, far, near]).double().cpu().numpy()    # (5, b, n)
+    table = torch.stack([count / (h * w), seen, mean, far, near]).double().cpu().numpy()  # (5, b, n)
     return tuple(_fact(scene, table[:, i], columns[i], rows[i]) for i, scene in enumerate(scenes))
 
 
@@ -148,9 +179,20 @@ def _fact(scene: Scene, table: np.ndarray, columns: np.ndarray, rows: np.ndarray
     ordered = sorted(relations, key=lambda triple: triple[0] != scene.removed)
     captions = tuple(f"{_article(names[a])} {_phrase(word)} {_article(names[b])}" for a, word, b in ordered)
     return SceneFacts(
-        scene.seed, scene.removed, names, tuple(solid.movable for solid in scene.solids), supports, tuple(boxes),
-        tuple(depths), tuple(float(v) for v in table[1, :count]), tuple(float(v) for v in table[0, :count]),
-        relations, captions, scene.camera.window01_xyxy, scene.same_pose)
+        scene.seed,
+        scene.removed,
+        names,
+        tuple(solid.movable for solid in scene.solids),
+        supports,
+        tuple(boxes),
+        tuple(depths),
+        tuple(float(v) for v in table[1, :count]),
+        tuple(float(v) for v in table[0, :count]),
+        relations,
+        captions,
+        scene.camera.window01_xyxy,
+        scene.same_pose,
+    )
 
 
 def _article(name: str) -> str:
@@ -161,8 +203,11 @@ def _phrase(word: str) -> str:
     return f"to the {word}" if word in ("left of", "right of") else word
 
 
-def _relations(boxes: Sequence[Box], depths: Sequence[tuple[float, float, float]], supports: Sequence[int],
-               ) -> tuple[tuple[int, str, int], ...]:
+def _relations(
+    boxes: Sequence[Box],
+    depths: Sequence[tuple[float, float, float]],
+    supports: Sequence[int],
+) -> tuple[tuple[int, str, int], ...]:
     places = [Place(box, *depth) if box[2] else None for box, depth in zip(boxes, depths, strict=True)]
     found = []
     for a, place in enumerate(places):

@@ -34,16 +34,17 @@ def _checked(index: int) -> int:
 @dataclass(frozen=True)
 class SceneOptions:
     """What is rendered. Training renders window "object", every other use "full"."""
-    size: tuple[int, int] = (128, 128)          # (h, w) of every view of the scene
-    supersample: int = 1                        # rays per pixel and axis: 1, or 2 for best quality
-    smooth_edges: bool = True                   # at supersample 1: four rays in the pixels that need them
-    objects: tuple[int, int] = (2, 6)           # least and most solids, a table not counted
-    window: str = "full"                        # "full" picture, or a square around the removed "object"
+
+    size: tuple[int, int] = (128, 128)  # (h, w) of every view of the scene
+    supersample: int = 1  # rays per pixel and axis: 1, or 2 for best quality
+    smooth_edges: bool = True  # at supersample 1: four rays in the pixels that need them
+    objects: tuple[int, int] = (2, 6)  # least and most solids, a table not counted
+    window: str = "full"  # "full" picture, or a square around the removed "object"
     reference_size: tuple[int, int] = (112, 112)
-    reference_pose: str = "mixed"               # "same" as in the scene, "other" within 30 degrees, "mixed" half and half
-    furniture: float = 0.45                     # share of scenes with a table or a raised block
-    occluded: float = 0.5                       # share of scenes that look for a partly hidden solid to remove
-    chunk: int = 0                              # views rendered together; 0: 1 on a CPU, 32 on an accelerator
+    reference_pose: str = "mixed"  # "same" as in the scene, "other" within 30 degrees, "mixed" half and half
+    furniture: float = 0.45  # share of scenes with a table or a raised block
+    occluded: float = 0.5  # share of scenes that look for a partly hidden solid to remove
+    chunk: int = 0  # views rendered together; 0: 1 on a CPU, 32 on an accelerator
 
     def __post_init__(self) -> None:
         for name, (h, w) in (("size", self.size), ("reference_size", self.reference_size)):
@@ -74,15 +75,17 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 @dataclass(frozen=True, eq=False)
 class Part:
     """One canonical solid in the world: q = axes @ (p - centre) / scale."""
+
     kind: str
-    centre: np.ndarray          # (3,)
-    axes: np.ndarray            # (3, 3) rows are the part's own axes in the world
-    scale: np.ndarray           # (3,) half extents
+    centre: np.ndarray  # (3,)
+    axes: np.ndarray  # (3, 3) rows are the part's own axes in the world
+    scale: np.ndarray  # (3,) half extents
     param: float = 0.0
 
     def corners(self) -> np.ndarray:
         """World corners (8, 3) of the part's own bounding box."""
         from datasets.scenes.solids import half_extent
+
         signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
         return self.centre + (signs * (self.scale * half_extent(self.kind, self.param))) @ self.axes
 
@@ -90,87 +93,95 @@ class Part:
 @dataclass(frozen=True, eq=False)
 class Finish:
     """Surface of a solid: two colours, a pattern in the solid's own frame, gloss."""
+
     colour: str
     pattern: str
-    rgb_a: np.ndarray           # (3,) linear light
-    rgb_b: np.ndarray           # (3,) linear light, second colour of the pattern
+    rgb_a: np.ndarray  # (3,) linear light
+    rgb_b: np.ndarray  # (3,) linear light, second colour of the pattern
     frequency: float
-    gloss: float                # [0, 1]
-    shine: float                # Blinn exponent
+    gloss: float  # [0, 1]
+    shine: float  # Blinn exponent
 
 
 @dataclass(frozen=True, eq=False)
 class Solid:
     """One instance. `name` is unique words only, such as "striped red cone"."""
+
     shape: str
     name: str
     parts: tuple[Part, ...]
     finish: Finish
-    radius: float               # of the vertical cylinder around it
-    centre: np.ndarray          # (3,)
-    top: float                  # height of its highest point
-    support: int = -1           # index of the solid it stands on, -1: the floor
-    movable: bool = True        # furniture is not: it is never the removed solid
+    radius: float  # of the vertical cylinder around it
+    centre: np.ndarray  # (3,)
+    top: float  # height of its highest point
+    support: int = -1  # index of the solid it stands on, -1: the floor
+    movable: bool = True  # furniture is not: it is never the removed solid
 
 
 @dataclass(frozen=True, eq=False)
 class Camera:
     """Pinhole. Image fraction (fx, fy) looks along forward + (2 fx - 1) tan_x right + (1 - 2 fy) tan_y up."""
-    origin: np.ndarray          # (3,)
-    axes: np.ndarray            # (3, 3) rows right, up, forward
+
+    origin: np.ndarray  # (3,)
+    axes: np.ndarray  # (3, 3) rows right, up, forward
     tan_x: float
     tan_y: float
-    window01_xyxy: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)     # rendered part of the full view
+    window01_xyxy: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # rendered part of the full view
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """World points (n, 3) -> (n, 3): image fractions x, y of the full view and depth along the view axis."""
         local = (points - self.origin) @ self.axes.T
         z = np.maximum(local[:, 2], 1e-6)
-        return np.stack([0.5 + local[:, 0] / (2 * self.tan_x * z), 0.5 - local[:, 1] / (2 * self.tan_y * z),
-                         local[:, 2]], 1)
+        return np.stack(
+            [0.5 + local[:, 0] / (2 * self.tan_x * z), 0.5 - local[:, 1] / (2 * self.tan_y * z), local[:, 2]],
+            1,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Light:
     """One ball lamp and the light of the sky. Colours are linear."""
-    origin: np.ndarray          # (3,)
+
+    origin: np.ndarray  # (3,)
     radius: float
-    key_rgb: np.ndarray         # (3,)
-    sky_rgb: np.ndarray         # (3,)
-    bounce_rgb: np.ndarray      # (3,) light that comes from below
+    key_rgb: np.ndarray  # (3,)
+    sky_rgb: np.ndarray  # (3,)
+    bounce_rgb: np.ndarray  # (3,) light that comes from below
 
 
 @dataclass(frozen=True, eq=False)
 class Room:
     """Floor z = 0 and the walls y = back, x = left, x = right. Colours are linear."""
+
     back: float
     left: float
     right: float
     floor: str
     wall: str
-    floor_rgb: np.ndarray       # (2, 3)
-    wall_rgb: np.ndarray        # (2, 3)
+    floor_rgb: np.ndarray  # (2, 3)
+    wall_rgb: np.ndarray  # (2, 3)
     floor_frequency: float
     wall_frequency: float
-    angle: float                # of the floor pattern, radians
-    phase: float                # seed of the tiles' tones, [0, 1]
-    skirting: float             # height of the board along the walls, 0: none
-    skirting_rgb: np.ndarray    # (3,)
-    rug: np.ndarray             # (4,) centre x, y, half width, half depth; half width 0: none
-    rug_rgb: np.ndarray         # (2, 3)
+    angle: float  # of the floor pattern, radians
+    phase: float  # seed of the tiles' tones, [0, 1]
+    skirting: float  # height of the board along the walls, 0: none
+    skirting_rgb: np.ndarray  # (3,)
+    rug: np.ndarray  # (4,) centre x, y, half width, half depth; half width 0: none
+    rug_rgb: np.ndarray  # (2, 3)
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
     """A complete description; `render` turns it into pixels."""
+
     seed: int
     solids: tuple[Solid, ...]
     room: Room
     camera: Camera
     light: Light
-    removed: int                                # index into solids
+    removed: int  # index into solids
     reference_camera: Camera
     reference_light: Light
-    inverse_range: tuple[float, float]          # of 1 / view depth over the full view without the removed solid
+    inverse_range: tuple[float, float]  # of 1 / view depth over the full view without the removed solid
     same_pose: bool
     captions: tuple[str, ...] = field(default=())

@@ -1,13 +1,24 @@
 """Random things: the room and its colours, the lamp, furniture, and one solid for a given place."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from datasets.scenes.describe import Finish, Light, Part, Room, Solid
 from datasets.scenes.palette import (
-    COLOURS, FLOOR_TONES, FLOORS, PATTERN_WORDS, PATTERNS, SHAPES, WALL_TONES, WALLS, WOODS, jitter)
-from datasets.scenes.pose import UP, footprint_radius, lying, reach, tumbled, upright
+    COLOURS,
+    FLOOR_TONES,
+    FLOORS,
+    PATTERN_WORDS,
+    PATTERNS,
+    SHAPES,
+    WALL_TONES,
+    WALLS,
+    WOODS,
+    jitter,
+)
+from datasets.scenes.pose import extent, lying, tumbled, upright
 
 WARM, COOL = np.array([1.0, 0.80, 0.58]), np.array([0.80, 0.91, 1.0])
 
@@ -17,29 +28,55 @@ def linear(srgb: np.ndarray) -> np.ndarray:
     return np.asarray(srgb, np.float64) ** 2.2
 
 
-def _tone(rng: np.random.Generator, tones: Sequence[tuple[float, float, float]], amount: float = 0.8) -> np.ndarray:
+def _tone(
+    rng: np.random.Generator, tones: Sequence[tuple[float, float, float]], amount: float = 0.8
+) -> np.ndarray:
     return jitter(tones[int(rng.integers(len(tones)))], rng, amount)
 
 
 def room(rng: np.random.Generator) -> Room:
     """Muted floor and walls, so that the solids stand out."""
-    floor, wall = FLOORS[int(rng.integers(len(FLOORS)))], WALLS[int(rng.choice(len(WALLS), p=[0.4, 0.15, 0.2, 0.13, 0.12]))]
+    floor, wall = (
+        FLOORS[int(rng.integers(len(FLOORS)))],
+        WALLS[int(rng.choice(len(WALLS), p=[0.4, 0.15, 0.2, 0.13, 0.12]))],
+    )
     ground = _tone(rng, WOODS if floor == "planks" else FLOOR_TONES)
-    other = {"planks": ground * 0.45, "tiles": np.clip(ground * rng.choice([0.55, 1.25]), 0, 1),
-             "carpet": ground * 0.82}.get(floor, ground * rng.uniform(0.6, 0.8))
+    other = {
+        "planks": ground * 0.45,
+        "tiles": np.clip(ground * rng.choice([0.55, 1.25]), 0, 1),
+        "carpet": ground * 0.82,
+    }.get(floor, ground * rng.uniform(0.6, 0.8))
     paint = _tone(rng, WALL_TONES)
-    second = {"bricks": np.clip(paint * 0.72, 0, 1), "tiles": paint * 0.8, "panel": _tone(rng, WALL_TONES) * 0.85,
-              }.get(wall, np.clip(paint * rng.uniform(0.84, 0.93), 0, 1))
-    rug_rgb = np.stack([linear(_tone(rng, tuple(COLOURS.values())) * 0.45 + 0.28), linear(_tone(rng, FLOOR_TONES))])
+    second = {
+        "bricks": np.clip(paint * 0.72, 0, 1),
+        "tiles": paint * 0.8,
+        "panel": _tone(rng, WALL_TONES) * 0.85,
+    }.get(wall, np.clip(paint * rng.uniform(0.84, 0.93), 0, 1))
+    rug_rgb = np.stack(
+        [linear(_tone(rng, tuple(COLOURS.values())) * 0.45 + 0.28), linear(_tone(rng, FLOOR_TONES))]
+    )
     has_rug = rng.random() < 0.3
-    rug = np.array([rng.uniform(-0.5, 0.5), rng.uniform(0, 0.8), rng.uniform(0.9, 1.5) * has_rug, rng.uniform(0.6, 1.0)])
+    rug = np.array(
+        [rng.uniform(-0.5, 0.5), rng.uniform(0, 0.8), rng.uniform(0.9, 1.5) * has_rug, rng.uniform(0.6, 1.0)]
+    )
     has_skirting = rng.random() < 0.75
     return Room(
-        back=rng.uniform(2.4, 3.8), left=-rng.uniform(2.5, 4.0), right=rng.uniform(2.5, 4.0), floor=floor, wall=wall,
-        floor_rgb=linear(np.stack([ground, other])), wall_rgb=linear(np.stack([paint, second])),
-        floor_frequency=rng.uniform(1.3, 2.4), wall_frequency=rng.uniform(1.6, 3.0), angle=rng.uniform(-0.5, 0.5),
-        phase=rng.random(), skirting=has_skirting * rng.uniform(0.08, 0.14), skirting_rgb=linear(np.clip(paint * 1.1, 0, 1)),
-        rug=rug, rug_rgb=rug_rgb)
+        back=rng.uniform(2.4, 3.8),
+        left=-rng.uniform(2.5, 4.0),
+        right=rng.uniform(2.5, 4.0),
+        floor=floor,
+        wall=wall,
+        floor_rgb=linear(np.stack([ground, other])),
+        wall_rgb=linear(np.stack([paint, second])),
+        floor_frequency=rng.uniform(1.3, 2.4),
+        wall_frequency=rng.uniform(1.6, 3.0),
+        angle=rng.uniform(-0.5, 0.5),
+        phase=rng.random(),
+        skirting=has_skirting * rng.uniform(0.08, 0.14),
+        skirting_rgb=linear(np.clip(paint * 1.1, 0, 1)),
+        rug=rug,
+        rug_rgb=rug_rgb,
+    )
 
 
 def lamp(rng: np.random.Generator, place: Room) -> Light:
@@ -49,7 +86,9 @@ def lamp(rng: np.random.Generator, place: Room) -> Light:
     sky = (COOL + WARM) / 2 + (COOL - WARM) * rng.uniform(-0.3, 0.6)
     strength = rng.uniform(0.22, 0.42)
     bounce = place.floor_rgb[0] * rng.uniform(0.35, 0.6) + 0.05
-    return Light(origin, float(rng.uniform(0.12, 0.45)), tone * rng.uniform(0.62, 0.95), sky * strength, bounce)
+    return Light(
+        origin, float(rng.uniform(0.12, 0.45)), tone * rng.uniform(0.62, 0.95), sky * strength, bounce
+    )
 
 
 def _finish(rng: np.random.Generator, colour: str, pattern: str) -> Finish:
@@ -59,8 +98,15 @@ def _finish(rng: np.random.Generator, colour: str, pattern: str) -> Finish:
     pale = "black" if bright and rng.random() < 0.4 else ("navy" if colour == "white" else "white")
     second = pale if rng.random() < 0.6 else others[int(rng.integers(len(others)))]
     gloss = float(rng.choice([0.08, 0.3, 0.7], p=[0.35, 0.4, 0.25]) * rng.uniform(0.8, 1.2))
-    return Finish(colour, pattern, linear(first), linear(jitter(COLOURS[second], rng)),
-                  float(rng.integers(3, 6)), gloss, float(10 + 90 * gloss))
+    return Finish(
+        colour,
+        pattern,
+        linear(first),
+        linear(jitter(COLOURS[second], rng)),
+        float(rng.integers(3, 6)),
+        gloss,
+        float(10 + 90 * gloss),
+    )
 
 
 def furniture(rng: np.random.Generator, share: float) -> tuple[Solid, ...]:
@@ -81,13 +127,23 @@ def furniture(rng: np.random.Generator, share: float) -> tuple[Solid, ...]:
     rgb = linear(_tone(rng, WOODS if table or rng.random() < 0.4 else FLOOR_TONES))
     finish = Finish("brown", "solid", rgb, rgb * 0.7, 3.0, 0.2, 30.0)
     shape, name = ("table", "table") if table else ("block", "low platform")
-    return (Solid(shape, name, tuple(parts), finish, float(np.linalg.norm(half)), np.array([*middle, top / 2]), top,
-                  movable=False),)
+    return (
+        Solid(
+            shape,
+            name,
+            tuple(parts),
+            finish,
+            float(np.linalg.norm(half)),
+            np.array([*middle, top / 2]),
+            top,
+            movable=False,
+        ),
+    )
 
 
 def solid_at(rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequence[Solid]) -> Solid:
     """A random solid whose foot is at spot (2,), on solid `host` or on the floor (-1)."""
-    shape = list(SHAPES)[int(rng.integers(len(SHAPES)))]
+    shape = _SHAPE_NAMES[int(rng.integers(len(SHAPES)))]
     form = SHAPES[shape]
     draw = rng.uniform(form.low, form.high)
     scale = np.full(3, draw[0]) if form.uniform else (draw[[0, 0, 2]] if form.round_base else draw)
@@ -99,11 +155,23 @@ def solid_at(rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequ
     if shape == "sphere":
         axes = tumbled(rng)
     part = Part(form.kind, np.zeros(3), axes, scale * size, float(rng.uniform(*form.param)))
-    ground = solids[host].top if host >= 0 else 0.0
-    centre = np.array([*spot, ground + reach(part, -UP)])
-    part = Part(part.kind, centre, axes, part.scale, part.param)
-    colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
-    pattern = PATTERNS[int(rng.choice(len(PATTERNS), p=[0.3, 0.14, 0.1, 0.12, 0.1, 0.12, 0.05, 0.07]))]
+    radius, down, up = extent(part)
+    centre = np.array([*spot, (solids[host].top if host >= 0 else 0.0) + down])
+    part = replace(part, centre=centre)
+    colour = _COLOUR_NAMES[int(rng.integers(len(COLOURS)))]
+    pattern = PATTERNS[int(np.searchsorted(_PATTERN_STEPS, rng.random()))]
     name = " ".join(word for word in (PATTERN_WORDS[pattern], colour, shape) if word)
-    return Solid(shape, name, (part,), _finish(rng, colour, pattern), footprint_radius(part), centre,
-                 float(centre[2] + reach(part, UP)), support=host)
+    return Solid(
+        shape,
+        name,
+        (part,),
+        _finish(rng, colour, pattern),
+        radius,
+        centre,
+        float(centre[2] + up),
+        support=host,
+    )
+
+
+_SHAPE_NAMES, _COLOUR_NAMES = tuple(SHAPES), tuple(COLOURS)
+_PATTERN_STEPS = np.cumsum([0.3, 0.14, 0.1, 0.12, 0.1, 0.12, 0.05])

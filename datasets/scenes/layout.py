@@ -16,11 +16,11 @@ from datasets.scenes.pose import look_at, orbit, outline, square_window
 from datasets.scenes.solids import FAR
 from datasets.scenes.trace import cast, cast_room, covers, pixel_rays
 
-ATTEMPTS = 24               # scenes tried per seed
-TRIES = 14                  # places tried per solid
-SURVEY = 48                 # side of the coarse grid on which visibility is judged
-MIN_VISIBLE = 0.32          # of the removed solid; a little above the promised 0.3, the grid is coarse
-HIDDEN = (0.35, 0.90)       # visible share of a "partly hidden" solid
+ATTEMPTS = 24  # scenes tried per seed
+TRIES = 14  # places tried per solid
+SURVEY = 48  # side of the coarse grid on which visibility is judged
+MIN_VISIBLE = 0.32  # of the removed solid; a little above the promised 0.3, the grid is coarse
+HIDDEN = (0.35, 0.90)  # visible share of a "partly hidden" solid
 Box = tuple[float, float, float, float]
 
 
@@ -55,7 +55,18 @@ def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scen
     reference_camera, reference_light = _reference(rng, solids[removed], camera, same)
     if options.window == "object":
         camera = replace(camera, window01_xyxy=_window(rng, solids[removed], camera, area))
-    return Scene(seed, tuple(solids), place, camera, light, removed, reference_camera, reference_light, inverse_range, same)
+    return Scene(
+        seed,
+        tuple(solids),
+        place,
+        camera,
+        light,
+        removed,
+        reference_camera,
+        reference_light,
+        inverse_range,
+        same,
+    )
 
 
 def _camera(rng: np.random.Generator, place: Room, solids: Sequence[Solid], options: SceneOptions) -> Camera:
@@ -65,12 +76,14 @@ def _camera(rng: np.random.Generator, place: Room, solids: Sequence[Solid], opti
     azimuth = np.radians(rng.uniform(-32, 32) - 90)
     elevation = np.radians(rng.uniform(11, 38))
     distance = rng.uniform(3.0, 4.3)
-    away = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
+    away = np.array(
+        [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]
+    )
     origin = target + distance * away
     origin[0] = np.clip(origin[0], place.left + 0.3, place.right - 0.3)
     h, w = options.size
     aspect = w / h if options.window == "full" else float(rng.choice([1.0, 4 / 3, 3 / 2]))
-    half = np.tan(np.radians(rng.uniform(36, 52)) / 2)        # of the longer side
+    half = np.tan(np.radians(rng.uniform(36, 52)) / 2)  # of the longer side
     tan_x = half if aspect >= 1 else half * aspect
     return Camera(origin, look_at(origin, target), float(tan_x), float(tan_x / aspect))
 
@@ -82,7 +95,9 @@ def _place(rng: np.random.Generator, solids: list[Solid], camera: Camera, place:
         host = _host(rng, solids)
         spot = _spot(rng, solids, host, camera)
         added = solid_at(rng, spot, host, solids)
-        if added.name in names or not (_in_room(added, place) and _free(added, solids) and _stands(added, host, solids)):
+        if added.name in names or not (
+            _in_room(added, place) and _free(added, solids) and _stands(added, host, solids)
+        ):
             continue
         x0, y0, x1, y1 = outline(added.parts, camera)
         inside = max(0.0, min(x1, 1) - max(x0, 0)) * max(0.0, min(y1, 1) - max(y0, 0))
@@ -96,8 +111,14 @@ def _host(rng: np.random.Generator, solids: Sequence[Solid]) -> int:
     if solids and not solids[0].movable and rng.random() < 0.62:
         return 0
     taken = {solid.support for solid in solids}
-    flat = [i for i, solid in enumerate(solids) if solid.movable and solid.shape in ("cube", "box", "cylinder", "prism")
-            and i not in taken and solid.parts[0].axes[2, 2] > 0.9]
+    flat = [
+        i
+        for i, solid in enumerate(solids)
+        if solid.movable
+        and solid.shape in ("cube", "box", "cylinder", "prism")
+        and i not in taken
+        and solid.parts[0].axes[2, 2] > 0.9
+    ]
     return int(rng.choice(flat)) if flat and rng.random() < 0.16 else -1
 
 
@@ -160,7 +181,9 @@ def _stands(added: Solid, host: int, solids: Sequence[Solid]) -> bool:
     return bool((local + 0.75 * added.radius < part.scale[:2]).all())
 
 
-def _choose(rng: np.random.Generator, view: View, options: SceneOptions) -> tuple[int, float, tuple[float, float]]:
+def _choose(
+    rng: np.random.Generator, view: View, options: SceneOptions
+) -> tuple[int, float, tuple[float, float]]:
     """Removed solid, its amodal share of the full view, and the inverse depth range without it."""
     owner, depth, behind = _survey(view)
     nearest = torch.minimum(depth.amin(0), behind)
@@ -173,8 +196,14 @@ def _choose(rng: np.random.Generator, view: View, options: SceneOptions) -> tupl
         x0, y0, x1, y1 = outline(solid.parts, view.camera)
         carries = any(other.support == index for other in view.solids)
         low = 0.03 if options.window == "full" else 0.008
-        if solid.movable and not carries and visible >= MIN_VISIBLE and low <= area <= 0.3 and \
-                min(x0, y0) > -0.01 and max(x1, y1) < 1.01:
+        if (
+            solid.movable
+            and not carries
+            and visible >= MIN_VISIBLE
+            and low <= area <= 0.3
+            and min(x0, y0) > -0.01
+            and max(x1, y1) < 1.01
+        ):
             wanted.append((index, area, visible))
     if not wanted:
         raise Rejected("no solid can be removed")
@@ -183,7 +212,9 @@ def _choose(rng: np.random.Generator, view: View, options: SceneOptions) -> tupl
         if not wanted:
             raise Rejected("no solid is partly hidden")
     index, area, _ = wanted[int(rng.integers(len(wanted)))]
-    inverse = 1 / torch.minimum(depth[owner != index].amin(0), behind) if (owner != index).any() else 1 / behind
+    inverse = (
+        1 / torch.minimum(depth[owner != index].amin(0), behind) if (owner != index).any() else 1 / behind
+    )
     return index, area, (float(inverse.min()), float(inverse.max()))
 
 
@@ -192,7 +223,7 @@ def _survey(view: View) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     world = pack([view])
     size = (SURVEY, SURVEY)
     pixel = torch.arange(SURVEY * SURVEY)
-    stretch = lambda i: i * (SURVEY / (SURVEY - 1)) - i - 0.5                 # noqa: E731
+    stretch = lambda i: i * (SURVEY / (SURVEY - 1)) - i - 0.5  # noqa: E731
     offset = torch.stack([stretch(pixel % SURVEY), stretch(pixel // SURVEY)])
     rays = pixel_rays(world, size, covers(world, size), pixel, offset)
     return world.parts.owner, cast(world, rays), cast_room(world, rays).depth
@@ -202,7 +233,7 @@ def _window(rng: np.random.Generator, solid: Solid, camera: Camera, area: float)
     """Square window inside the full view around the removed solid: longest side x U(1.5, 2.9), centre jittered."""
     aspect = camera.tan_x / camera.tan_y
     x0, y0, x1, y1 = outline(solid.parts, camera)
-    longest = max(x1 - x0, (y1 - y0) / aspect)                  # in widths of the full view
+    longest = max(x1 - x0, (y1 - y0) / aspect)  # in widths of the full view
     side = min(longest * rng.uniform(1.5, 2.9), (area / aspect / 0.045) ** 0.5)
     side = min(max(side, 1.2 * longest), 1.0, 1 / aspect)
     slack = np.maximum(0.45 * (side - np.array([x1 - x0, (y1 - y0) / aspect])), 0)
@@ -224,6 +255,11 @@ def _reference(rng: np.random.Generator, solid: Solid, camera: Camera, same: boo
     away = orbit(camera.origin, target, lamp_yaw, lamp_lift) - target
     warm = rng.uniform(0.9, 1.1)
     tone = linear(np.array([1.0, 1.0, 1.0])) * np.array([warm, 1.0, 2 - warm])
-    light = Light(target + away / np.linalg.norm(away) * 3.6, float(rng.uniform(0.2, 0.6)), tone * rng.uniform(0.6, 0.85),
-                  np.full(3, rng.uniform(0.38, 0.55)), np.full(3, rng.uniform(0.2, 0.35)))
+    light = Light(
+        target + away / np.linalg.norm(away) * 3.6,
+        float(rng.uniform(0.2, 0.6)),
+        tone * rng.uniform(0.6, 0.85),
+        np.full(3, rng.uniform(0.38, 0.55)),
+        np.full(3, rng.uniform(0.2, 0.35)),
+    )
     return replace(camera, window01_xyxy=window), light

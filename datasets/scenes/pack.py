@@ -18,6 +18,7 @@ from datasets.scenes.solids import half_extent
 @dataclass(frozen=True, eq=False)
 class View:
     """What one picture shows. hidden: the solid that its counterfactual lacks, -1: none."""
+
     solids: Sequence[Solid]
     camera: Camera
     light: Light
@@ -28,38 +29,40 @@ class View:
 @dataclass(frozen=True, eq=False)
 class Parts:
     """All parts of all views; n = b * p. Padding has owner -1 and is met by no ray."""
-    kind: Tensor            # (n,) index into KINDS
-    owner: Tensor           # (n,) index into the view's solids
-    hidden: Tensor          # (n,) bool, belongs to the view's hidden solid
-    matrix: Tensor          # (9, n) row major, world -> canonical frame
-    centre: Tensor          # (3, n)
-    eye: Tensor             # (3, n) the camera in the canonical frame
-    param: Tensor           # (n,)
-    bound: Tensor           # (n,) radius of the sphere around it
-    bulk: Tensor            # (n,) radius of the ball that stands for it in ambient occlusion
-    box: Tensor             # (4, n) x0 y0 x1 y1, fractions of the full view
-    rgb_a: Tensor           # (3, n)
-    rgb_b: Tensor           # (3, n)
-    pattern: Tensor         # (n,) index into PATTERNS
-    aspect: Tensor          # (3, n) half extents over the largest one
-    size: Tensor            # (n,) largest half extent, metres
-    frequency: Tensor       # (n,)
-    gloss: Tensor           # (n,)
-    shine: Tensor           # (n,)
+
+    kind: Tensor  # (n,) index into KINDS
+    owner: Tensor  # (n,) index into the view's solids
+    hidden: Tensor  # (n,) bool, belongs to the view's hidden solid
+    matrix: Tensor  # (9, n) row major, world -> canonical frame
+    centre: Tensor  # (3, n)
+    eye: Tensor  # (3, n) the camera in the canonical frame
+    param: Tensor  # (n,)
+    bound: Tensor  # (n,) radius of the sphere around it
+    bulk: Tensor  # (n,) radius of the ball that stands for it in ambient occlusion
+    box: Tensor  # (4, n) x0 y0 x1 y1, fractions of the full view
+    rgb_a: Tensor  # (3, n)
+    rgb_b: Tensor  # (3, n)
+    pattern: Tensor  # (n,) index into PATTERNS
+    aspect: Tensor  # (3, n) half extents over the largest one
+    size: Tensor  # (n,) largest half extent, metres
+    frequency: Tensor  # (n,)
+    gloss: Tensor  # (n,)
+    shine: Tensor  # (n,)
 
 
 @dataclass(frozen=True, eq=False)
 class World:
     """b views. Camera and light tables are (3, b) or (b,); room tables are None when the views show no room."""
+
     count: int
     slots: int
-    kinds: tuple[int, ...]      # kinds that occur
+    kinds: tuple[int, ...]  # kinds that occur
     parts: Parts
     origin: Tensor
-    right: Tensor               # already times tan_x
-    up: Tensor                  # already times tan_y
+    right: Tensor  # already times tan_x
+    up: Tensor  # already times tan_y
     forward: Tensor
-    window: Tensor              # (4, b)
+    window: Tensor  # (4, b)
     lamp: Tensor
     lamp_radius: Tensor
     key: Tensor
@@ -100,20 +103,63 @@ def _box(part: Part, camera: Camera) -> np.ndarray:
 def _part_row(view: View, owner: int, part: Part) -> list[float]:
     finish, matrix = view.solids[owner].finish, _matrix(part)
     return [
-        KINDS.index(part.kind), owner, owner == view.hidden, *matrix.ravel(), *part.centre,
-        *(matrix @ (view.camera.origin - part.centre)), part.param, _bound(part), _bulk(part), *_box(part, view.camera),
-        *finish.rgb_a, *finish.rgb_b, PATTERNS.index(finish.pattern), *(part.scale / part.scale.max()), part.scale.max(),
-        finish.frequency, finish.gloss, finish.shine,
+        KINDS.index(part.kind),
+        owner,
+        owner == view.hidden,
+        *matrix.ravel(),
+        *part.centre,
+        *(matrix @ (view.camera.origin - part.centre)),
+        part.param,
+        _bound(part),
+        _bulk(part),
+        *_box(part, view.camera),
+        *finish.rgb_a,
+        *finish.rgb_b,
+        PATTERNS.index(finish.pattern),
+        *(part.scale / part.scale.max()),
+        part.scale.max(),
+        finish.frequency,
+        finish.gloss,
+        finish.shine,
     ]
 
 
-PADDING = [0, -1, 0, *np.eye(3).ravel(), 0, 0, -1e4, 0, 0, 1e4, 0, 0, 0, 9, 9, 8, 8, *[0] * 6, 0, 1, 1, 1, 1, 1, 0, 1]
+PADDING = [
+    0,
+    -1,
+    0,
+    *np.eye(3).ravel(),
+    0,
+    0,
+    -1e4,
+    0,
+    0,
+    1e4,
+    0,
+    0,
+    0,
+    9,
+    9,
+    8,
+    8,
+    *[0] * 6,
+    0,
+    1,
+    1,
+    1,
+    1,
+    1,
+    0,
+    1,
+]
 
 
 def _parts(views: Sequence[View], slots: int, device: torch.device) -> Parts:
     rows = []
     for view in views:
-        found = [_part_row(view, owner, part) for owner, solid in enumerate(view.solids) for part in solid.parts]
+        found = [
+            _part_row(view, owner, part) for owner, solid in enumerate(view.solids) for part in solid.parts
+        ]
         rows += found + [PADDING] * (slots - len(found))
     table = torch.from_numpy(np.array(rows, np.float32).T.copy()).to(device)
     widths = [1, 1, 1, 9, 3, 3, 1, 1, 1, 4, 3, 3, 1, 3, 1, 1, 1, 1]
@@ -126,11 +172,23 @@ def _room(rooms: Sequence[Room], device: torch.device) -> dict[str, Tensor]:
     def column(values: list) -> Tensor:
         return torch.from_numpy(np.stack([np.asarray(v, np.float32) for v in values], -1)).to(device)
 
-    table = {name: column([getattr(room, name) for room in rooms])
-             for name in ("back", "left", "right", "floor_frequency", "wall_frequency", "angle", "phase", "skirting",
-                          "skirting_rgb", "rug")}
+    table = {
+        name: column([getattr(room, name) for room in rooms])
+        for name in (
+            "back",
+            "left",
+            "right",
+            "floor_frequency",
+            "wall_frequency",
+            "angle",
+            "phase",
+            "skirting",
+            "skirting_rgb",
+            "rug",
+        )
+    }
     for name in ("floor_rgb", "wall_rgb", "rug_rgb"):
-        table[name] = column([getattr(room, name).ravel() for room in rooms])       # (6, b)
+        table[name] = column([getattr(room, name).ravel() for room in rooms])  # (6, b)
     table["floor"] = column([FLOORS.index(room.floor) for room in rooms])
     table["wall"] = column([WALLS.index(room.wall) for room in rooms])
     return table
@@ -149,11 +207,19 @@ def pack(views: Sequence[View], device: torch.device | str = "cpu") -> World:
     cameras, lights = [view.camera for view in views], [view.light for view in views]
     kinds = {KINDS.index(part.kind) for view in views for solid in view.solids for part in solid.parts}
     return World(
-        len(views), slots, tuple(sorted(kinds)), _parts(views, slots, device),
-        origin=table([c.origin for c in cameras]), right=table([c.axes[0] * c.tan_x for c in cameras]),
-        up=table([c.axes[1] * c.tan_y for c in cameras]), forward=table([c.axes[2] for c in cameras]),
+        len(views),
+        slots,
+        tuple(sorted(kinds)),
+        _parts(views, slots, device),
+        origin=table([c.origin for c in cameras]),
+        right=table([c.axes[0] * c.tan_x for c in cameras]),
+        up=table([c.axes[1] * c.tan_y for c in cameras]),
+        forward=table([c.axes[2] for c in cameras]),
         window=table([c.window01_xyxy for c in cameras]),
-        lamp=table([light.origin for light in lights]), lamp_radius=table([light.radius for light in lights]),
-        key=table([light.key_rgb for light in lights]), sky=table([light.sky_rgb for light in lights]),
-        bounce=table([light.bounce_rgb for light in lights]), room=_room(rooms, device) if rooms else None,
+        lamp=table([light.origin for light in lights]),
+        lamp_radius=table([light.radius for light in lights]),
+        key=table([light.key_rgb for light in lights]),
+        sky=table([light.sky_rgb for light in lights]),
+        bounce=table([light.bounce_rgb for light in lights]),
+        room=_room(rooms, device) if rooms else None,
     )

@@ -26,21 +26,28 @@ def lying(yaw: float) -> np.ndarray:
 def tumbled(rng: np.random.Generator) -> np.ndarray:
     """Random axes (3, 3), uniform over rotations."""
     a, b, c, d = (lambda v: v / np.linalg.norm(v))(rng.normal(size=4))
-    return np.array([
-        [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-        [2 * (b * c + a * d), a * a - b * b + c * c - d * d, 2 * (c * d - a * b)],
-        [2 * (b * d - a * c), 2 * (c * d + a * b), a * a - b * b - c * c + d * d]])
+    return np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a - b * b + c * c - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a - b * b - c * c + d * d],
+        ]
+    )
 
 
-def reach(part: Part, direction: np.ndarray) -> float:
-    """How far the part extends from its centre along a world direction (3,), metres."""
-    return support(part.kind, (part.axes @ direction) * part.scale, part.param)
+_TURNS = np.arange(12) * (np.pi / 6)
+HORIZON = np.stack([np.cos(_TURNS), np.sin(_TURNS), 0 * _TURNS], 1)
 
 
-def footprint_radius(part: Part) -> float:
-    """Radius of the vertical cylinder around the part's centre that holds it."""
-    angles = np.arange(12) * (np.pi / 6)
-    return max(reach(part, np.array([np.cos(a), np.sin(a), 0.0])) for a in angles) * 1.02
+def reach(part: Part, directions: np.ndarray) -> np.ndarray:
+    """How far the part extends from its centre along world directions (k, 3) -> (k,) metres."""
+    return support(part.kind, (directions @ part.axes.T) * part.scale, part.param)
+
+
+def extent(part: Part) -> tuple[float, float, float]:
+    """Radius of the vertical cylinder around the part, its reach downwards and upwards, metres."""
+    found = reach(part, np.concatenate([HORIZON, -UP[None], UP[None]]))
+    return float(found[:12].max()) * 1.02, float(found[12]), float(found[13])
 
 
 @lru_cache(maxsize=256)
@@ -49,9 +56,7 @@ def skin(kind: str, param: float) -> np.ndarray:
     turn = np.arange(24) * (np.pi / 12)
     circle = np.stack([np.cos(turn), np.sin(turn), 0 * turn], 1)
     levels = np.linspace(-1, 1, 13)
-    ball = np.concatenate([circle * [np.sqrt(1 - z * z)] * 2 + [0, 0, z] if False else
-                           np.stack([circle[:, 0] * np.sqrt(1 - z * z), circle[:, 1] * np.sqrt(1 - z * z), 0 * turn + z], 1)
-                           for z in levels])
+    ball = np.concatenate([circle * (1 - z * z) ** 0.5 + [0, 0, z] for z in levels])
     if kind == "ellipsoid":
         return ball
     if kind == "box":
@@ -68,13 +73,14 @@ def skin(kind: str, param: float) -> np.ndarray:
         return np.concatenate([ball + [0, 0, param], ball - [0, 0, param]])
     tube = np.arange(12) * (np.pi / 6)
     ring = 1 + param * np.cos(tube)
-    return np.concatenate([np.stack([circle[:, 0] * r, circle[:, 1] * r, 0 * turn + param * np.sin(t)], 1)
-                           for r, t in zip(ring, tube, strict=True)])
+    return np.concatenate([circle * r + [0, 0, param * np.sin(t)] for r, t in zip(ring, tube, strict=True)])
 
 
 def outline(parts: Sequence[Part], camera: Camera) -> tuple[float, float, float, float]:
     """Box x0, y0, x1, y1 around the parts in fractions of the full view, to about one percent of their size."""
-    points = np.concatenate([part.centre + (skin(part.kind, part.param) * part.scale) @ part.axes for part in parts])
+    points = np.concatenate(
+        [part.centre + (skin(part.kind, part.param) * part.scale) @ part.axes for part in parts]
+    )
     seen = camera.project(points)[:, :2]
     (x0, y0), (x1, y1) = seen.min(0), seen.max(0)
     return float(x0), float(y0), float(x1), float(y1)
@@ -94,13 +100,17 @@ def orbit(origin: np.ndarray, target: np.ndarray, yaw: float, lift: float) -> np
     flat = float(np.hypot(away[0], away[1]))
     elevation = float(np.clip(np.arctan2(away[2], flat) + lift, np.radians(3), np.radians(75)))
     azimuth = np.arctan2(away[1], away[0]) + yaw
-    ring = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
+    ring = np.array(
+        [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]
+    )
     return target + np.linalg.norm(away) * ring
 
 
-def square_window(box: tuple[float, float, float, float], aspect: float, margin: float) -> tuple[float, float, float, float]:
+def square_window(
+    box: tuple[float, float, float, float], aspect: float, margin: float
+) -> tuple[float, float, float, float]:
     """Square picture window around a box: its longer side times margin. Fractions of a view of aspect w / h."""
     x0, y0, x1, y1 = box
-    side = max(x1 - x0, (y1 - y0) / aspect) * margin        # in widths of the full view
+    side = max(x1 - x0, (y1 - y0) / aspect) * margin  # in widths of the full view
     cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
     return cx - side / 2, cy - side * aspect / 2, cx + side / 2, cy + side * aspect / 2

@@ -16,21 +16,22 @@ from datasets.scenes.surface import surface, take
 from datasets.scenes.trace import Hit, Rays, cast, cast_room, covers, first, hidden_parts, pixel_rays
 
 SUBPIXELS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
-ROUGH = 0.05                # a pixel that differs by more from a neighbour (display value) gets four rays
+ROUGH = 0.05  # a pixel that differs by more from a neighbour (display value) gets four rays
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
     """Pixels of m views without their scene's bookkeeping; depth is inverse view depth, 1 / metres, 0 for nothing."""
-    image: Tensor           # (b, 3, h, w) display values
-    without: Tensor         # (b, 3, h, w)
-    owner: Tensor           # (b, h, w) int64, visible solid, -1 room
-    amodal: Tensor          # (b, p, h, w) bool per part slot
-    part_owner: Tensor      # (b, p) int64, solid that each part belongs to, -1 padding
-    part_inverse: Tensor    # (b, p, h, w) inverse depth of each part, 0 where it is not
-    inverse: Tensor         # (b, h, w)
+
+    image: Tensor  # (b, 3, h, w) display values
+    without: Tensor  # (b, 3, h, w)
+    owner: Tensor  # (b, h, w) int64, visible solid, -1 room
+    amodal: Tensor  # (b, p, h, w) bool per part slot
+    part_owner: Tensor  # (b, p) int64, solid that each part belongs to, -1 padding
+    part_inverse: Tensor  # (b, p, h, w) inverse depth of each part, 0 where it is not
+    inverse: Tensor  # (b, h, w)
     inverse_without: Tensor
-    coverage: Tensor        # (b, h, w) share of the pixel that shows something, in [0, 1]
+    coverage: Tensor  # (b, h, w) share of the pixel that shows something, in [0, 1]
 
 
 def _trace(world: World, rays: Rays) -> tuple[Tensor, Hit, Hit]:
@@ -42,8 +43,12 @@ def _trace(world: World, rays: Rays) -> tuple[Tensor, Hit, Hit]:
 
 def _some(rays: Rays, index: Tensor) -> Rays:
     wide = rays.footprint.numel() > 1
-    return Rays(rays.view[index], rays.direction[:, index], rays.near[:, index],
-                rays.footprint[index] if wide else rays.footprint)
+    return Rays(
+        rays.view[index],
+        rays.direction[:, index],
+        rays.near[:, index],
+        rays.footprint[index] if wide else rays.footprint,
+    )
 
 
 def _light(world: World, rays: Rays, hit: Hit, hit_wo: Hit) -> tuple[Tensor, Tensor]:
@@ -53,10 +58,13 @@ def _light(world: World, rays: Rays, hit: Hit, hit_wo: Hit) -> tuple[Tensor, Ten
     light = radiance(world, rays, found, share.lamp, share.sky)
     without = light.clone()
     uncovered = hit_wo.slot != hit.slot
-    differs = (~uncovered & ((share.lamp != share.lamp_wo) | (share.sky != share.sky_wo))).nonzero().squeeze(1)
+    differs = (
+        (~uncovered & ((share.lamp != share.lamp_wo) | (share.sky != share.sky_wo))).nonzero().squeeze(1)
+    )
     if differs.numel():
-        without[:, differs] = radiance(world, _some(rays, differs), take(found, differs),
-                                       share.lamp_wo[differs], share.sky_wo[differs])
+        without[:, differs] = radiance(
+            world, _some(rays, differs), take(found, differs), share.lamp_wo[differs], share.sky_wo[differs]
+        )
     index = uncovered.nonzero().squeeze(1)
     if index.numel():
         behind = _some(rays, index)
@@ -78,7 +86,9 @@ def _rough(display: Tensor) -> Tensor:
     return rough
 
 
-def _averages(world: World, size: tuple[int, int], near: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _averages(
+    world: World, size: tuple[int, int], near: Tensor, pixel: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean over four rays in each of the pixels (m,): light (3, m), light without, coverage (m,)."""
     four = pixel.repeat(4)
     offset = torch.tensor(SUBPIXELS, device=pixel.device).T.repeat_interleave(pixel.numel(), 1)
@@ -90,8 +100,13 @@ def _averages(world: World, size: tuple[int, int], near: Tensor, pixel: Tensor) 
     return light.view(3, 4, -1).mean(1), without.view(3, 4, -1).mean(1), covered.view(4, -1).mean(0)
 
 
-def draw(views: Sequence[View], size: tuple[int, int], supersample: int, smooth_edges: bool,
-         device: torch.device | str) -> Pictures:
+def draw(
+    views: Sequence[View],
+    size: tuple[int, int],
+    supersample: int,
+    smooth_edges: bool,
+    device: torch.device | str,
+) -> Pictures:
     """Render some views at once."""
     h, w = size
     world = pack(views, device)
@@ -118,8 +133,16 @@ def draw(views: Sequence[View], size: tuple[int, int], supersample: int, smooth_
     met = (depth < FAR).view(world.slots, *grid).transpose(0, 1)
     inverse = torch.where(depth < FAR, 1 / depth, 0.0).view(world.slots, *grid).transpose(0, 1)
     return Pictures(
-        to_display(light).view(3, *grid).transpose(0, 1), to_display(without).view(3, *grid).transpose(0, 1),
-        owner.view(grid), met, world.parts.owner.view(world.count, -1), inverse, _inverse(hit).view(grid), _inverse(hit_wo).view(grid), coverage.view(grid))
+        to_display(light).view(3, *grid).transpose(0, 1),
+        to_display(without).view(3, *grid).transpose(0, 1),
+        owner.view(grid),
+        met,
+        world.parts.owner.view(world.count, -1),
+        inverse,
+        _inverse(hit).view(grid),
+        _inverse(hit_wo).view(grid),
+        coverage.view(grid),
+    )
 
 
 def _inverse(hit: Hit) -> Tensor:

@@ -13,13 +13,14 @@ from datasets.scenes.pack import World, pick
 from datasets.scenes.surface import Surface
 from datasets.scenes.trace import Rays, shadows
 
-LIFT = 0.006                # metres that a shadow ray starts above its surface
-REACH = 4.5                 # radii of a ball beyond which it darkens nothing, exactly
+LIFT = 0.006  # metres that a shadow ray starts above its surface
+REACH = 4.5  # radii of a ball beyond which it darkens nothing, exactly
 
 
 @dataclass(frozen=True, eq=False)
 class Exposure:
     """Shares of lamp and sky that reach each point, (n,) in [0, 1]; `_wo` is without the hidden solid."""
+
     lamp: Tensor
     sky: Tensor
     lamp_wo: Tensor
@@ -56,6 +57,7 @@ def _sky(world: World, rays: Rays, found: Surface) -> tuple[Tensor, Tensor]:
 
 def radiance(world: World, rays: Rays, found: Surface, lamp_share: Tensor, sky_share: Tensor) -> Tensor:
     """Linear light (3, n) in [0, 1] towards the camera; a ray that meets nothing is white."""
+
     def at(table: Tensor) -> Tensor:
         return pick(table, rays.view, world.count)
 
@@ -73,7 +75,9 @@ def radiance(world: World, rays: Rays, found: Surface, lamp_share: Tensor, sky_s
     eye_cosine = (toward_eye * found.normal).sum(0)
     mirrored_up = 0.5 + 0.5 * (2 * eye_cosine * found.normal[2] - toward_eye[2])
     rim = found.gloss * (0.04 + 0.5 * (1 - eye_cosine.clamp(0, 1)) ** 4) * sky_share
-    mirror = torch.lerp(at(world.bounce).expand_as(fill), at(world.sky).expand_as(fill) * 1.6, mirrored_up.clamp(0, 1))
+    mirror = torch.lerp(
+        at(world.bounce).expand_as(fill), at(world.sky).expand_as(fill) * 1.6, mirrored_up.clamp(0, 1)
+    )
     light = found.albedo * (at(world.key) * lit + fill * sky_share)
     light = light + at(world.key) * (found.gloss * shine * lamp_share * (facing > 0)) * 0.7 + rim * mirror
     return torch.where(found.empty, 1.0, _shoulder(light))

@@ -5,6 +5,7 @@ there. All solids but the torus are convex, so a ray meets them in one interval 
 (enter > leave) is a miss. Vectors are component-first: o, d, q: (3, n); t, param: (n,).
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,31 +13,31 @@ from datasets.scenes.palette import KINDS
 
 FAR = 1e9
 TORUS_STEPS = 28
-TORUS_REACHED = 0.004       # in units of the ring radius
-BEVEL = 0.06                # edges whose normal is rounded, share of the half extent
+TORUS_REACHED = 0.004  # in units of the ring radius
+BEVEL = 0.06  # edges whose normal is rounded, share of the half extent
 
 Interval = tuple[Tensor, Tensor]
 
 
-def support(kind: str, d: Tensor, param: float) -> float:
-    """Largest <q, d> over the canonical solid, for one local direction d (3,), not necessarily of unit length."""
-    x, y, z = (float(v) for v in d)
-    flat = (x * x + y * y) ** 0.5
+def support(kind: str, d: np.ndarray, param: float) -> np.ndarray:
+    """Largest <q, d> over the canonical solid, for local directions d (k, 3) of any length -> (k,)."""
+    x, y, z = np.asarray(d, np.float64).T
+    flat, length = np.hypot(x, y), np.sqrt(x * x + y * y + z * z)
     if kind == "ellipsoid":
-        return (x * x + y * y + z * z) ** 0.5
+        return length
     if kind == "box":
         return abs(x) + abs(y) + abs(z)
     if kind in ("cylinder", "prism"):
         return flat + abs(z)
     if kind == "cone":
-        return max(z, flat - z)
+        return np.maximum(z, flat - z)
     if kind == "torus":
-        return flat + param * (x * x + y * y + z * z) ** 0.5
+        return flat + param * length
     if kind == "capsule":
-        return param * abs(z) + (x * x + y * y + z * z) ** 0.5
+        return param * abs(z) + length
     if kind == "pyramid":
-        return max(z, abs(x) + abs(y) - z)
-    return (x * x + y * y + max(z, 0.0) ** 2) ** 0.5        # dome
+        return np.maximum(z, abs(x) + abs(y) - z)
+    return np.hypot(flat, np.maximum(z, 0.0))  # dome
 
 
 def half_extent(kind: str, param: float) -> tuple[float, float, float]:
@@ -82,14 +83,14 @@ def _either(a: Interval, b: Interval) -> Interval:
 def _cone(o: Tensor, d: Tensor) -> Interval:
     """x^2 + y^2 <= w^2 with w = (1 - z) / 2 in [0, 1]: apex at z = 1, base radius 1 at z = -1."""
     ow, dw = (1 - o[2]) / 2, -d[2] / 2
-    a = _safe(d[0] ** 2 + d[1] ** 2 - dw ** 2)
+    a = _safe(d[0] ** 2 + d[1] ** 2 - dw**2)
     b = o[0] * d[0] + o[1] * d[1] - ow * dw
-    c = o[0] ** 2 + o[1] ** 2 - ow ** 2
+    c = o[0] ** 2 + o[1] ** 2 - ow**2
     room = b * b - a * c
     root = room.clamp(min=0).sqrt()
     first, second = (-b - root) / a, (-b + root) / a
     low, high = torch.minimum(first, second), torch.maximum(first, second)
-    steep, down = a < 0, dw > 0         # a steep ray is inside one nappe before `low` and in the other after `high`
+    steep, down = a < 0, dw > 0  # a steep ray is inside one nappe before `low` and in the other after `high`
     enter = torch.where(steep, torch.where(down, high, -FAR), torch.where(room < 0, FAR, low))
     leave = torch.where(steep, torch.where(down, FAR, low), torch.where(room < 0, -FAR, high))
     return _both((enter, leave), _slab(o[2], d[2], -1.0, 1.0))
@@ -113,8 +114,10 @@ def _torus(o: Tensor, d: Tensor, tube: Tensor) -> Interval:
 def _wedges(o: Tensor, d: Tensor) -> Interval:
     """Square pyramid: |x|, |y| <= (1 - z) / 2 and z >= -1."""
     enter, leave = torch.full_like(o[0], -FAR), torch.full_like(o[0], FAR)
-    sides = [(sign * o[axis] + o[2] / 2 - 0.5, sign * d[axis] + d[2] / 2) for axis in (0, 1) for sign in (1, -1)]
-    for value, slope in (*sides, (-1 - o[2], -d[2])):       # half spaces value + t slope <= 0
+    sides = [
+        (sign * o[axis] + o[2] / 2 - 0.5, sign * d[axis] + d[2] / 2) for axis in (0, 1) for sign in (1, -1)
+    ]
+    for value, slope in (*sides, (-1 - o[2], -d[2])):  # half spaces value + t slope <= 0
         slope = _safe(slope)
         t = -value / slope
         enter = torch.where(slope < 0, torch.maximum(enter, t), enter)
@@ -144,11 +147,14 @@ def meet(kind: str, o: Tensor, d: Tensor, param: Tensor) -> Interval:
     if kind == "box":
         return _both(_both(found, _slab(o[0], d[0], -1.0, 1.0)), _slab(o[1], d[1], -1.0, 1.0))
     for cosine, sine in PRISM_SIDES:
-        found = _both(found, _slab(cosine * o[0] + sine * o[1], cosine * d[0] + sine * d[1], -PRISM_APOTHEM, PRISM_APOTHEM))
+        found = _both(
+            found,
+            _slab(cosine * o[0] + sine * o[1], cosine * d[0] + sine * d[1], -PRISM_APOTHEM, PRISM_APOTHEM),
+        )
     return found
 
 
-PRISM_APOTHEM = 0.75 ** 0.5                                   # hexagon with corners on the unit circle
+PRISM_APOTHEM = 0.75**0.5  # hexagon with corners on the unit circle
 PRISM_SIDES = ((1.0, 0.0), (0.5, PRISM_APOTHEM), (-0.5, PRISM_APOTHEM))
 
 
@@ -175,7 +181,9 @@ def normal(kind: str, q: Tensor, param: Tensor) -> Tensor:
         side = torch.stack([x / ring, y / ring, torch.full_like(z, 0.5)])
     elif kind == "pyramid":
         first = x.abs() > y.abs()
-        side = torch.stack([torch.where(first, x.sign(), 0.0), torch.where(first, 0.0, y.sign()), torch.full_like(z, 0.5)])
+        side = torch.stack(
+            [torch.where(first, x.sign(), 0.0), torch.where(first, 0.0, y.sign()), torch.full_like(z, 0.5)]
+        )
     else:
         return _prism_normal(q)
     return torch.where(base, torch.stack([x * 0, y * 0, x * 0 - 1]), side)

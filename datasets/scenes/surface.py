@@ -21,13 +21,14 @@ ROUND = tuple(kind not in FLAT_SIDED for kind in KINDS)
 @dataclass(frozen=True, eq=False)
 class Surface:
     """One point per ray. owner: index of the solid, -1 room or nothing."""
-    point: Tensor           # (3, n) metres
-    normal: Tensor          # (3, n) unit
-    albedo: Tensor          # (3, n) linear
-    gloss: Tensor           # (n,)
-    shine: Tensor           # (n,)
-    owner: Tensor           # (n,)
-    empty: Tensor           # (n,) bool, the ray meets nothing
+
+    point: Tensor  # (3, n) metres
+    normal: Tensor  # (3, n) unit
+    albedo: Tensor  # (3, n) linear
+    gloss: Tensor  # (n,)
+    shine: Tensor  # (n,)
+    owner: Tensor  # (n,)
+    empty: Tensor  # (n,) bool, the ray meets nothing
 
 
 def surface(world: World, rays: Rays, hit: Hit) -> Surface:
@@ -35,9 +36,15 @@ def surface(world: World, rays: Rays, hit: Hit) -> Surface:
     depth = torch.where(hit.slot == -9, 1.0, hit.depth)
     point = pick(world.origin, rays.view, world.count) + depth * rays.direction
     n, device = depth.numel(), depth.device
-    found = Surface(point, torch.zeros(3, n, device=device), torch.ones(3, n, device=device),
-                    torch.zeros(n, device=device), torch.ones(n, device=device),
-                    torch.full((n,), -1, device=device), hit.slot == -9)
+    found = Surface(
+        point,
+        torch.zeros(3, n, device=device),
+        torch.ones(3, n, device=device),
+        torch.zeros(n, device=device),
+        torch.ones(n, device=device),
+        torch.full((n,), -1, device=device),
+        hit.slot == -9,
+    )
     found.normal[2] = 1
     if world.room is not None:
         _room_surface(world, rays, hit, found)
@@ -59,15 +66,24 @@ def _solid_surface(world: World, rays: Rays, hit: Hit, out: Surface, ray: Tensor
     footprint = rays.footprint.expand(hit.depth.shape)[ray] * hit.depth[ray] / parts.size[part]
     round_kind = torch.tensor(ROUND, device=ray.device)[kinds]
     torus = kinds == KINDS.index("torus")
-    blend = pattern_blend(parts.pattern[part], q * parts.aspect[:, part], gradient, round_kind, torus,
-                          parts.frequency[part], footprint)
+    blend = pattern_blend(
+        parts.pattern[part],
+        q * parts.aspect[:, part],
+        gradient,
+        round_kind,
+        torus,
+        parts.frequency[part],
+        footprint,
+    )
     out.normal[:, ray] = from_part(world, part, gradient)
     out.albedo[:, ray] = torch.lerp(parts.rgb_a[:, part], parts.rgb_b[:, part], blend)
     out.gloss[ray], out.shine[ray] = parts.gloss[part], parts.shine[part]
     out.owner[ray] = parts.owner[part]
 
 
-def _coordinates(q: Tensor, gradient: Tensor, round_kind: Tensor, torus: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+def _coordinates(
+    q: Tensor, gradient: Tensor, round_kind: Tensor, torus: Tensor, frequency: Tensor
+) -> tuple[Tensor, Tensor]:
     """Two phases (n,) on the surface: around and along a round solid, on the face of a flat one; around a ring's tube."""
     x, y, z = q
     turn = torch.atan2(y, x)
@@ -81,16 +97,26 @@ def _coordinates(q: Tensor, gradient: Tensor, round_kind: Tensor, torus: Tensor,
     return u, v
 
 
-def pattern_blend(pattern: Tensor, q: Tensor, gradient: Tensor, round_kind: Tensor, torus: Tensor, frequency: Tensor,
-                  footprint: Tensor) -> Tensor:
+def pattern_blend(
+    pattern: Tensor,
+    q: Tensor,
+    gradient: Tensor,
+    round_kind: Tensor,
+    torus: Tensor,
+    frequency: Tensor,
+    footprint: Tensor,
+) -> Tensor:
     """Share (n,) of the second colour. q: (3, n) canonical point in isotropic units, footprint: (n,) in those units."""
     u, v = _coordinates(q, gradient, round_kind, torus, frequency)
     sin_u, sin_v = u.sin(), v.sin()
     # The wave of each pattern: its sign chooses the colour.
     rings = torch.where(torus, sin_u, sin_v)
     waves = {
-        "stripes": rings, "columns": torch.where(torus, sin_v, sin_u), "checker": sin_u * sin_v * 2,
-        "diagonal": (u + v).sin(), "dots": u.cos() + v.cos() - 0.75,
+        "stripes": rings,
+        "columns": torch.where(torus, sin_v, sin_u),
+        "checker": sin_u * sin_v * 2,
+        "diagonal": (u + v).sin(),
+        "dots": u.cos() + v.cos() - 0.75,
         "halves": torch.where(torus, q[0], q[2]) * 4,
     }
     wave = torch.full_like(u, -9.0)
@@ -119,11 +145,17 @@ def _room_surface(world: World, rays: Rays, hit: Hit, out: Surface) -> None:
     turned_x, turned_y = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
     u = torch.where(floor, turned_x, torch.where(side, y, x))
     v = torch.where(floor, turned_y, z)
-    rate = torch.where(floor, pick(room["floor_frequency"], view, count), pick(room["wall_frequency"], view, count))
+    rate = torch.where(
+        floor, pick(room["floor_frequency"], view, count), pick(room["wall_frequency"], view, count)
+    )
     kind = torch.where(floor, pick(room["floor"], view, count), len(FLOORS) + pick(room["wall"], view, count))
     blend, tone = _texture(kind, u, v, rate, width, pick(room["phase"], view, count))
-    first = torch.where(floor, pick(room["floor_rgb"][:3], view, count), pick(room["wall_rgb"][:3], view, count))
-    second = torch.where(floor, pick(room["floor_rgb"][3:], view, count), pick(room["wall_rgb"][3:], view, count))
+    first = torch.where(
+        floor, pick(room["floor_rgb"][:3], view, count), pick(room["wall_rgb"][:3], view, count)
+    )
+    second = torch.where(
+        floor, pick(room["floor_rgb"][3:], view, count), pick(room["wall_rgb"][3:], view, count)
+    )
     colour = torch.lerp(first, second, blend) * tone
 
     board = ~floor & (z < pick(room["skirting"], view, count))
@@ -150,16 +182,18 @@ def _cells(u: Tensor, v: Tensor, width: Tensor, gap: float) -> Tensor:
     return _edge(torch.minimum(du, dv) - gap, width)
 
 
-def _texture(kind: Tensor, u: Tensor, v: Tensor, rate: Tensor, width: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
+def _texture(
+    kind: Tensor, u: Tensor, v: Tensor, rate: Tensor, width: Tensor, phase: Tensor
+) -> tuple[Tensor, Tensor]:
     """Blend towards the second colour and brightness, both (n,), of the floor (kind 0...) or wall (after the floors)."""
-    u, v = u * rate + 64, v * rate + 64                 # positive, so that frac and floor agree
+    u, v = u * rate + 64, v * rate + 64  # positive, so that frac and floor agree
     soft = (width * rate).clamp(min=0.015)
     cloud = 1 + 0.035 * ((u * 1.7 + phase * 9).sin() + (v * 2.3 + 1.3 * (u * 0.9).sin()).sin())
     row = (v * 3).floor()
     along = u * 0.55 + _hash(row, row * 0, phase)
     plank = _hash(row, along.floor(), phase)
     grain = ((u * 3 + 2.0 * (v * 5 + plank * 40).sin()) * 2.2).sin() * (v * 41 + plank * 90).sin()
-    fine = (0.12 / soft).clamp(0, 1)                    # detail thinner than a ray fades out
+    fine = (0.12 / soft).clamp(0, 1)  # detail thinner than a ray fades out
     shift = u + 0.5 * (2 * (v * 2).floor() * 0.5).frac() * 2
     tile = _hash(u.floor(), v.floor(), phase) - 0.5
     looks = {
@@ -170,9 +204,18 @@ def _texture(kind: Tensor, u: Tensor, v: Tensor, rate: Tensor, width: Tensor, ph
         "floor carpet": (0.5 + 0.5 * (u * 31).sin() * (v * 29).sin() * fine * fine, cloud),
         "wall plain": (0 * u, cloud),
         "wall stripes": (_edge((u * 2 * math.pi).sin(), 5 * soft), 1 + 0 * u),
-        "wall panel": (_edge(64 + 0.85 * rate - v, soft), 1 - 0.25 * _edge(0.03 - ((v - 64) / rate - 0.85).abs(), width)),
-        "wall bricks": (1 - _cells(shift, v * 2, soft * 2, 0.04), 1 + 0.18 * (_hash(shift.floor(), (v * 2).floor(), phase) - 0.5)),
-        "wall tiles": (1 - _cells(u * 2, v * 2, soft * 2, 0.03), 1 + 0.06 * (_hash((u * 2).floor(), (v * 2).floor(), phase) - 0.5)),
+        "wall panel": (
+            _edge(64 + 0.85 * rate - v, soft),
+            1 - 0.25 * _edge(0.03 - ((v - 64) / rate - 0.85).abs(), width),
+        ),
+        "wall bricks": (
+            1 - _cells(shift, v * 2, soft * 2, 0.04),
+            1 + 0.18 * (_hash(shift.floor(), (v * 2).floor(), phase) - 0.5),
+        ),
+        "wall tiles": (
+            1 - _cells(u * 2, v * 2, soft * 2, 0.03),
+            1 + 0.06 * (_hash((u * 2).floor(), (v * 2).floor(), phase) - 0.5),
+        ),
     }
     blend, tone = torch.zeros_like(u), torch.ones_like(u)
     for index, name in enumerate([f"floor {name}" for name in FLOORS] + [f"wall {name}" for name in WALLS]):
@@ -186,11 +229,16 @@ def _rug(world: World, rays: Rays, x: Tensor, y: Tensor, width: Tensor) -> tuple
     room = world.room
     assert room is not None
     cx, cy, half_x, half_y = pick(room["rug"], rays.view, world.count)
-    inset = torch.minimum(half_x - (x - cx).abs(), half_y - (y - cy).abs())     # metres from the border, inside > 0
+    inset = torch.minimum(
+        half_x - (x - cx).abs(), half_y - (y - cy).abs()
+    )  # metres from the border, inside > 0
     soft = width.clamp(min=0.005)
     border = _edge(0.05 - (inset - 0.12).abs(), soft)
-    colour = torch.lerp(pick(room["rug_rgb"][:3], rays.view, world.count), pick(room["rug_rgb"][3:], rays.view, world.count),
-                        border)
+    colour = torch.lerp(
+        pick(room["rug_rgb"][:3], rays.view, world.count),
+        pick(room["rug_rgb"][3:], rays.view, world.count),
+        border,
+    )
     return _edge(inset, soft) * (half_x > 0), colour
 
 

@@ -14,43 +14,51 @@ from datasets.scenes.pack import World, pick
 from datasets.scenes.palette import KINDS
 from datasets.scenes.solids import FAR, meet
 
-NEAREST = 0.05              # metres; nothing is closer to the camera
-LAMP_SAMPLES = ((-0.62, -0.36), (0.36, -0.62), (0.62, 0.36), (-0.36, 0.62))     # on the unit disc
+NEAREST = 0.05  # metres; nothing is closer to the camera
+LAMP_SAMPLES = ((-0.62, -0.36), (0.36, -0.62), (0.62, 0.36), (-0.36, 0.62))  # on the unit disc
 
 
 @dataclass(frozen=True, eq=False)
 class Rays:
     """Primary rays. view: (n,) column of the World, near: (p, n) bool, the part's box covers the ray's pixel."""
+
     view: Tensor
-    direction: Tensor       # (3, n)
+    direction: Tensor  # (3, n)
     near: Tensor
-    footprint: Tensor       # (n,) or (1,) width of a ray at depth 1, metres
+    footprint: Tensor  # (n,) or (1,) width of a ray at depth 1, metres
 
 
 @dataclass(frozen=True, eq=False)
 class Hit:
     """First surface of each ray. slot: (n,) part slot, or -1 floor, -2 back, -3 left, -4 right wall, -9 nothing."""
+
     slot: Tensor
-    depth: Tensor           # (n,)
+    depth: Tensor  # (n,)
 
 
 def covers(world: World, size: tuple[int, int]) -> Tensor:
     """(p, b * h * w) bool: the projected box of each part, one pixel wider on each side, covers the pixel."""
     h, w = size
-    x0, y0, x1, y1 = world.window[:, :, None]               # (b, 1)
+    x0, y0, x1, y1 = world.window[:, :, None]  # (b, 1)
     box = world.parts.box.view(4, world.count, world.slots)
-    bx0, bx1 = ((box[i] - x0) / (x1 - x0) * w for i in (0, 2))      # (b, p) in pixels of the window
+    bx0, bx1 = ((box[i] - x0) / (x1 - x0) * w for i in (0, 2))  # (b, p) in pixels of the window
     by0, by1 = ((box[i] - y0) / (y1 - y0) * h for i in (1, 3))
     x = torch.arange(w, device=box.device)
     y = torch.arange(h, device=box.device)
-    columns = (x + 2 > bx0[..., None]) & (x - 1 < bx1[..., None])   # (b, p, w)
+    columns = (x + 2 > bx0[..., None]) & (x - 1 < bx1[..., None])  # (b, p, w)
     rows = (y + 2 > by0[..., None]) & (y - 1 < by1[..., None])
-    both = rows[..., :, None] & columns[..., None, :]               # (b, p, h, w)
+    both = rows[..., :, None] & columns[..., None, :]  # (b, p, h, w)
     return both.transpose(0, 1).reshape(world.slots, -1)
 
 
-def pixel_rays(world: World, size: tuple[int, int], near: Tensor, pixel: Tensor, offset: tuple[float, float] | Tensor,
-               scale: float = 1.0) -> Rays:
+def pixel_rays(
+    world: World,
+    size: tuple[int, int],
+    near: Tensor,
+    pixel: Tensor,
+    offset: tuple[float, float] | Tensor,
+    scale: float = 1.0,
+) -> Rays:
     """Rays through flat pixels (n,) of the b * h * w grid, at `offset` (x, y) in [-0.5, 0.5] from their centres.
 
     offset: (x, y), or a tensor (2, n). scale: width of a ray in pixels.
@@ -62,8 +70,11 @@ def pixel_rays(world: World, size: tuple[int, int], near: Tensor, pixel: Tensor,
     x0, y0, x1, y1 = pick(world.window, view, world.count)
     sx = 2 * (x0 + fx * (x1 - x0)) - 1
     sy = 1 - 2 * (y0 + fy * (y1 - y0))
-    direction = (pick(world.forward, view, world.count) + sx * pick(world.right, view, world.count)
-                 + sy * pick(world.up, view, world.count))
+    direction = (
+        pick(world.forward, view, world.count)
+        + sx * pick(world.right, view, world.count)
+        + sy * pick(world.up, view, world.count)
+    )
     width = 2 * pick(world.right, view, world.count).square().sum(0).sqrt() * (x1 - x0) / w * scale
     every = pixel.numel() == near.shape[1]
     return Rays(view, direction, near if every else near.index_select(1, pixel), width)
@@ -127,7 +138,9 @@ def first(depth: Tensor, behind: Hit) -> Hit:
     """The nearest of the parts (p, n) and of the room."""
     nearest = depth.min(0)
     solid = nearest.values < behind.depth
-    return Hit(torch.where(solid, nearest.indices, behind.slot), torch.where(solid, nearest.values, behind.depth))
+    return Hit(
+        torch.where(solid, nearest.indices, behind.slot), torch.where(solid, nearest.values, behind.depth)
+    )
 
 
 def hidden_parts(world: World, rays: Rays) -> Tensor:
@@ -148,26 +161,32 @@ def shadows(world: World, rays: Rays, point: Tensor, facing: Tensor) -> tuple[Te
     slot, ray = _between(world, rays, point, way / length, length, radius, facing).nonzero().unbind(1)
     blocked = torch.zeros(2, len(LAMP_SAMPLES), n, dtype=torch.bool, device=device)
     part = rays.view[ray] * world.slots + slot
-    samples = torch.tensor(LAMP_SAMPLES, device=device)
+    disc = torch.tensor(LAMP_SAMPLES, device=device).T  # (2, j)
     for kind, chosen in _by_kind(world, part):
         own, its_ray = part[chosen], ray[chosen]
-        start = point.index_select(1, its_ray)
-        origin = to_part(world, own, start - world.parts.centre.index_select(1, own))
-        goal = way.index_select(1, its_ray)
-        spread = radius.expand(n)[its_ray]
-        hidden = world.parts.hidden[own]
-        for j, (u, v) in enumerate(samples.tolist()):
-            aim = goal + torch.stack([u * spread, v * spread, 0 * spread])
-            enter, leave = meet(kind, origin, to_part(world, own, aim), world.parts.param[own])
-            stopped = (enter < leave) & (leave > 0) & (enter < 1)
-            blocked[0, j, its_ray[stopped]] = True
-            blocked[1, j, its_ray[stopped & ~hidden]] = True
+        origin = to_part(world, own, point.index_select(1, its_ray) - world.parts.centre.index_select(1, own))
+        goal = to_part(world, own, way.index_select(1, its_ray))
+        aim = goal[:, None] + _lamp_disc(world, own, radius.expand(n)[its_ray], disc)  # (3, j, m)
+        wide = origin[:, None].expand_as(aim).reshape(3, -1)
+        enter, leave = meet(kind, wide, aim.reshape(3, -1), world.parts.param[own].repeat(disc.shape[1]))
+        stopped = ((enter < leave) & (leave > 0) & (enter < 1)).view(disc.shape[1], -1)
+        sample, pair = stopped.nonzero().unbind(1)
+        blocked[0, sample, its_ray[pair]] = True
+        lasting = ~world.parts.hidden[own[pair]]
+        blocked[1, sample[lasting], its_ray[pair[lasting]]] = True
     seen = 1 - blocked.float().mean(1)
     return seen[0], seen[1]
 
 
-def _between(world: World, rays: Rays, point: Tensor, toward: Tensor, length: Tensor, radius: Tensor,
-             facing: Tensor) -> Tensor:
+def _lamp_disc(world: World, part: Tensor, radius: Tensor, disc: Tensor) -> Tensor:
+    """Offsets (3, j, m) of the lamp's samples in the frames of parts (m,): a level disc of the given radii (m,)."""
+    m = world.parts.matrix.index_select(1, part) * radius
+    return torch.stack([m[3 * i] * disc[0, :, None] + m[3 * i + 1] * disc[1, :, None] for i in range(3)])
+
+
+def _between(
+    world: World, rays: Rays, point: Tensor, toward: Tensor, length: Tensor, radius: Tensor, facing: Tensor
+) -> Tensor:
     """(p, n) bool: the part's bounding sphere may hide some of the lamp from the point."""
     near = []
     for slot in range(world.slots):
