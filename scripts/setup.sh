@@ -48,10 +48,10 @@ make_venv() {
 # packages by --system-site-packages, so the folder is added by a .pth file.
 keep_torch() {
     say "keeping torch $1, which $PYTHON already has"
-    "$VENV_PY" -c 'import torch' 2>/dev/null && return
+    "$VENV_PY" -W ignore -c 'import torch' 2>/dev/null && return
     site=$("$VENV_PY" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     echo "$2" >"$site/torch_of_python.pth"
-    "$VENV_PY" -c 'import torch' || fail "torch of $PYTHON cannot be imported from .venv"
+    "$VENV_PY" -W ignore -c 'import torch' || fail "torch of $PYTHON cannot be imported from .venv"
 }
 
 install() {
@@ -72,15 +72,16 @@ make_environment() {
     fi
     : >"$VENV/.installing"
     [ -n "$kept" ] && [ ! -e "$VENV/.own-torch" ] && keep_torch "${kept%% *}" "${kept#* }"
-    if ! "$VENV_PY" -c 'import torch' 2>/dev/null; then
+    if ! "$VENV_PY" -W ignore -c 'import torch' 2>/dev/null; then
         : >"$VENV/.own-torch"
         torch=$(grep '^torch==' requirements.txt)
-        install "installing $torch ${TORCH_INDEX_URL:+from $TORCH_INDEX_URL}" \
+        install "installing $torch${TORCH_INDEX_URL:+ from $TORCH_INDEX_URL}" \
             ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$torch"
     fi
     # The torch that is there now is what every other library has to live with.
     grep -v '^torch==' requirements.txt >"$VENV/requirements.txt"
-    "$VENV_PY" -c 'import torch; print("torch==" + torch.__version__)' >"$VENV/constraints.txt"
+    "$VENV_PY" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
+        >"$VENV/constraints.txt"
     install "installing the tested libraries (one to three minutes the first time)" \
         -r "$VENV/requirements.txt" -c "$VENV/constraints.txt"
     cksum <requirements.txt >"$VENV/.requirements"
