@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from datasets.masks import LEVELS
+from ldm.config import check_settings, setting
 
 if TYPE_CHECKING:
     from datasets.inputs import PairOptions
@@ -18,24 +19,24 @@ AUTO = "auto"  # the level that suits the mode
 class Augment:
     """Ranges that `Choices.sample` draws from."""
 
-    crop_ratio: tuple[float, float] = (1.3, 2.9)  # side of the crop over the longest side of the region
-    reference_ratio: tuple[float, float] = (1.1, 1.4)  # margin round the reference
-    flip: float = 0.0  # probability of a mirrored reference; published 0.5, unsuitable for hf_mode cutout
-    brightness: float = 0.1  # shift of the reference, +- this part of the full range
-    contrast: float = 0.2  # factor 1 +- this
-    colour: float = 0.1  # factor per channel, 1 +- this
-    levels: tuple[float, float, float, float, float] = (0.1, 0.15, 0.15, 0.1, 0.5)  # exact fine perturbed coarse box
+    crop_ratio: tuple[float, float] = setting((1.3, 2.9), help="side of the crop", low=1, high=8)
+    reference_ratio: tuple[float, float] = setting((1.1, 1.4), help="reference margin", low=1, high=4)
+    flip: float = setting(0.0, help="probability of a mirrored reference (published 0.5)", low=0, high=1)
+    brightness: float = setting(0.1, help="shift of the reference, +- this part of the range", low=0, high=1)
+    contrast: float = setting(0.2, help="factor on the reference, 1 +- this", low=0, high=1)
+    colour: float = setting(0.1, help="factor per channel of the reference, 1 +- this", low=0, high=1)
+    levels: tuple[float, float, float, float, float] = setting(
+        (0.1, 0.15, 0.15, 0.1, 0.5), help=f"weights of the mask levels {' '.join(LEVELS)}", low=0
+    )
 
     def __post_init__(self) -> None:
-        if len(self.levels) != 5 or min(self.levels) < 0 or sum(self.levels) <= 0:
-            raise ValueError(f"levels must be five weights >= 0, not all 0, got {self.levels}")
+        check_settings(self)
+        if sum(self.levels) <= 0:
+            raise ValueError(f"levels must not all be 0, got {self.levels}")
         for name in ("crop_ratio", "reference_ratio"):
             low, high = getattr(self, name)
-            if not 1 <= low <= high:
-                raise ValueError(f"{name} must be a range low,high with 1 <= low <= high, got {low},{high}")
-        for name in ("flip", "brightness", "contrast", "colour"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+            if low > high:
+                raise ValueError(f"{name} must be a range low,high with low <= high, got {low},{high}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Choices:
             flip=bool(rng.random() < ranges.flip),
             brightness=float(rng.uniform(-ranges.brightness, ranges.brightness)),
             gain=(float(gain[0]), float(gain[1]), float(gain[2])),
-            mask_level=LEVELS[int(rng.choice(5, p=weights))],
+            mask_level=LEVELS[int(rng.choice(len(LEVELS), p=weights))],
             mask_seed=int(rng.integers(2**31)),
         )
 

@@ -14,11 +14,12 @@ from math import ceil, floor
 import cv2
 import numpy as np
 
-from datasets.geometry import Size, bbox_of_mask, clip_box, resample
+from datasets.geometry import Box01, Size, bbox_of_mask, clip_box
+from ldm.images import resize
 
 MODES = ("place", "replace", "id-transfer", "inpaint")
 OCCLUSIONS = ("near", "pixel")
-MARGIN = 0.01  # a pixel must be nearer than the object's nearest point by this to hide it: noise of depth maps
+MARGIN = 0.01  # of the depth range; what is nearer by less is noise of the depth map and hides nothing
 ALIASES = {"draw": "inpaint"}
 
 
@@ -70,8 +71,8 @@ def cut_out(
 def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only") -> np.ndarray:
     """Depth (h, w) scaled to [0, 1] inside the mask and 0 outside.
 
-    "object-only": over the object, from its 1st to its 99th percentile (edges of estimated maps are smeared).
-    "legacy": over the picture with zeros outside the mask, so the object's own minimum stays above 0 (published).
+    "object-only": over the object, from its 1st to its 99th percentile, as estimated maps smear edges.
+    "legacy": over the picture with zeros outside the mask: the object's minimum stays above 0 (published).
     """
     values = np.where(mask, depth_01, 0).astype(np.float32)
     if norm == "legacy":
@@ -90,10 +91,10 @@ def bulge(mask: np.ndarray) -> np.ndarray:
     return np.where(mask, np.sqrt(1 - inner * inner), 0).astype(np.float32)
 
 
-def fit_box(box_xyxy: Sequence[float], size_hw: Size, max_stretch: float) -> tuple[float, float, float, float]:
-    """The part of the box that an object of (h, w) fills without being stretched by more than `max_stretch`.
+def fit_box(box_xyxy: Sequence[float], size_hw: Size, max_stretch: float) -> Box01:
+    """The part of the box that an object of (h, w) fills, stretched by at most `max_stretch`.
 
-    1 keeps the proportions, infinity fills the box (published). It stands on the middle of the box's bottom edge.
+    1 keeps the proportions, infinity fills the box (published). It stands in the middle of the bottom edge.
     """
     x0, y0, x1, y1 = box_xyxy
     scale_x, scale_y = (x1 - x0) / size_hw[1], (y1 - y0) / size_hw[0]
@@ -123,10 +124,10 @@ def warp_into(image: np.ndarray, box_xyxy: Sequence[float], frame: Size) -> np.n
 def place(cutout: Cutout, box_xyxy: Sequence[float], extent: tuple[float, float], frame: Size) -> Placed:
     """Put a cut-out in a box (pixels of the frame); its depth spans extent = (far, near)."""
     far, near = extent
-    planes = np.dstack([cutout.rgb_u8, cutout.depth_01, cutout.mask]).astype(np.float32)  # (h, w, 5), premultiplied
-    # OpenCV warps at most four channels at a time.
-    colour = warp_into(planes[..., :3], box_xyxy, frame)
-    depth, alpha = np.moveaxis(warp_into(planes[..., 3:], box_xyxy, frame), -1, 0)
+    # Colours and depth are 0 outside the mask, so after warping they are weighted by the coverage.
+    colour = warp_into(cutout.rgb_u8.astype(np.float32), box_xyxy, frame)
+    shape = np.dstack([cutout.depth_01, cutout.mask.astype(np.float32)])
+    depth, alpha = np.moveaxis(warp_into(shape, box_xyxy, frame), -1, 0)
     alpha = np.clip(alpha, 0, 1)
     weight = np.maximum(alpha, 1e-3)
     rgb_u8 = np.clip(np.rint(colour / weight[..., None]), 0, 255).astype(np.uint8)
@@ -137,15 +138,15 @@ def place_legacy(cutout: Cutout, box_xyxy: Sequence[int], extent: tuple[float, f
     """The published placement: whole pixels, bilinear resizing without prefilter, binary coverage."""
     x0, y0, x1, y1 = box_xyxy
     size = (y1 - y0, x1 - x0)
-    depth_01 = resample(extent[0] + (extent[1] - extent[0]) * cutout.depth_01, size, cv2.INTER_LINEAR)
-    inside = resample(cutout.mask.astype(np.uint8), size, cv2.INTER_LINEAR)
+    depth_01 = resize(extent[0] + (extent[1] - extent[0]) * cutout.depth_01, size, how="linear")
+    inside = resize(cutout.mask.astype(np.uint8), size, how="linear")
     left, top, right, bottom = clip_box((x0, y0, x1, y1), frame)
     part = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
-    placed = Placed(np.zeros((*frame, 3), np.uint8), np.zeros(frame, np.float32), np.full(frame, extent[0], np.float32))
-    placed.rgb_u8[top:bottom, left:right] = resample(cutout.rgb_u8, size, cv2.INTER_LINEAR)[part]
-    placed.alpha_01[top:bottom, left:right] = inside[part]
-    placed.depth_01[top:bottom, left:right] = depth_01[part]
-    return placed
+    rgb_u8, (alpha, depth) = np.zeros((*frame, 3), np.uint8), np.zeros((2, *frame), np.float32)
+    rgb_u8[top:bottom, left:right] = resize(cutout.rgb_u8, size, how="linear")[part]
+    alpha[top:bottom, left:right] = inside[part]
+    depth[top:bottom, left:right] = depth_01[part]
+    return Placed(rgb_u8, alpha, depth)
 
 
 def occluders(background_depth_01: np.ndarray, near: float) -> np.ndarray:
@@ -156,8 +157,9 @@ def occluders(background_depth_01: np.ndarray, near: float) -> np.ndarray:
 def hidden(background_depth_01: np.ndarray, placed: Placed, near: float, occlusion: str) -> np.ndarray:
     """(h, w) bool: where the background hides the object.
 
-    "near": where it is nearer than the object's nearest point, so the ground that the object stands on, a little
-    nearer than the object's middle, does not eat its foot. "pixel": where it is nearer than the object's own pixel.
+    "near": where it is nearer than the object's nearest point, so the ground that the object stands on, a
+    little nearer than the object's middle, does not eat its foot.
+    "pixel": where it is nearer than the object's own pixel (published).
     """
     if occlusion not in OCCLUSIONS:
         raise ValueError(f"unknown occlusion {occlusion!r}; allowed: {', '.join(OCCLUSIONS)}")
@@ -209,5 +211,3 @@ def fuse_place(
     visible = (placed.alpha_01 > 0.5) & ~hidden(background_depth_01, placed, extent[1], occlusion)
     x0, y0, x1, y1 = clip_box((whole[0], whole[1], whole[2], whole[3]), frame)
     return fuse(background_depth_01, placed, visible), visible, visible[y0:y1, x0:x1]
-
-

@@ -3,7 +3,7 @@
 box01_xyxy   fractions of the background, floats in [0, 1]
 box_xyxy     pixels, half-open: x1 and y1 are the first column and row outside
 sizes        (h, w);  points (x, y);  depth_01 with 1 = nearest
-"legacy" restores the published rounding, where the end of a box is the last pixel inside and is then sliced away.
+"legacy" restores the published rounding: the end of a box is the last pixel inside, and is then sliced away.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ from math import ceil, floor
 
 import cv2
 import numpy as np
+
+from ldm.images import resize
 
 Box = tuple[int, int, int, int]
 Box01 = tuple[float, float, float, float]
@@ -23,7 +25,7 @@ EXTENT_PER_SIZE = 0.25  # half thickness in depth per unit of box size, as measu
 
 def check_box01(box01: Sequence[float], *, where: str = "box") -> Box01:
     """Refuse a box that is not x0 < x1, y0 < y1 inside [0, 1]; returns it as four floats."""
-    rule = f"{where} must be x0,y0,x1,y1 with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 (fractions of the background)"
+    rule = f"{where} must be x0,y0,x1,y1 in fractions of the picture, 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
     if len(box01) != 4:
         raise ValueError(f"{rule}, got {len(box01)} numbers")
     x0, y0, x1, y1 = (float(value) for value in box01)
@@ -60,7 +62,10 @@ def box_to_pixels(box01: Sequence[float], size_hw: Size) -> Box:
 
 
 def bbox_of_mask(mask: np.ndarray, end: str = "inclusive") -> Box:
-    """Tight box of mask (h, w) bool. "legacy": last row and column left out, whole picture below 10 pixels."""
+    """Tight box of mask (h, w) bool.
+
+    "legacy": last row and column left out, and the whole picture for fewer than 10 pixels (published).
+    """
     h, w = mask.shape
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if end == "legacy":
@@ -78,9 +83,7 @@ def clip_box(box_xyxy: Box, size_hw: Size) -> Box:
     return min(max(x0, 0), w), min(max(y0, 0), h), min(max(x1, 0), w), min(max(y1, 0), h)
 
 
-def expand_box(
-    box_xyxy: Sequence[float], ratio: float, size_hw: Size | None, end: str = "inclusive"
-) -> Box:
+def expand_box(box_xyxy: Sequence[float], ratio: float, size_hw: Size | None, end: str = "inclusive") -> Box:
     """Scale a box about its centre, clipped to the picture if one is given.
 
     "inclusive" rounds outwards, "legacy" counts the end as a pixel inside and truncates.
@@ -140,9 +143,9 @@ def square_padding(size_hw: Size) -> Box:
 def depth_extent(d: float, box01: Sequence[float]) -> tuple[float, float]:
     """(far, near) of an object whose centre lies at depth d.
 
-    A thing is about as thick as it is wide and high, so its thickness in relative inverse depth grows with its
-    size in the picture: near - far = 2 (0.02 + 0.25 s), s = sqrt(width height) in fractions. Symmetric about d,
-    clipped to [0, 1].
+    A thing is about as thick as it is wide and high, so its thickness in relative inverse depth grows with
+    its size in the picture: near - far = 2 (0.02 + 0.25 s), s = sqrt(width height) in fractions. Symmetric
+    about d, clipped to [0, 1].
     """
     if not (np.isfinite(d) and 0 <= d <= 1):
         raise ValueError(f"depth must lie in [0, 1] (1 = nearest), got {d}")
@@ -200,30 +203,20 @@ class Crop:
         x0, y0, x1, y1 = box_xyxy
         return (x0 - left) * w / pw, (y0 - top) * h / ph, (x1 - left) * w / pw, (y1 - top) * h / ph
 
-    def take(self, image: np.ndarray, *, how: int | None = None, fill: float = 0) -> np.ndarray:
+    def take(self, image: np.ndarray, *, how: str = "area", fill: float = 0) -> np.ndarray:
         """Cut, pad with `fill` and resize a picture of the background's size."""
         x0, y0, x1, y1 = self.box_xyxy
         return self.fit(image[y0:y1, x0:x1], how=how, fill=fill)
 
-    def fit(self, cut: np.ndarray, *, how: int | None = None, fill: float = 0) -> np.ndarray:
-        """Pad with `fill` and resize the cut itself; `how` is an OpenCV interpolation, None chooses area or linear."""
+    def fit(self, cut: np.ndarray, *, how: str = "area", fill: float = 0) -> np.ndarray:
+        """Pad the cut itself with `fill` and resize it; `how` as in ldm.images.resize."""
         left, top, right, bottom = self.pad
         if any(self.pad):
             cut = cv2.copyMakeBorder(cut, top, bottom, left, right, cv2.BORDER_CONSTANT, value=[fill] * 4)
-        return resample(cut, self.size, how)
+        return resize(cut, self.size, how=how)
 
-    def undo(self, image: np.ndarray, *, how: int | None = None) -> np.ndarray:
+    def undo(self, image: np.ndarray, *, how: str = "area") -> np.ndarray:
         """Model picture -> the cut in pixels of the background (padding removed)."""
         left, top, right, bottom = self.pad
         h, w = self.padded_size
-        return resample(image, (h, w), how)[top : h - bottom, left : w - right]
-
-
-def resample(image: np.ndarray, size_hw: Size, how: int | None = None) -> np.ndarray:
-    """Resize to (h, w): area where the picture shrinks, linear where it grows, or as told."""
-    h, w = size_hw
-    if image.shape[:2] == (h, w):
-        return image
-    if how is None:
-        how = cv2.INTER_AREA if h * w < image.shape[0] * image.shape[1] else cv2.INTER_LINEAR
-    return cv2.resize(image, (w, h), interpolation=how)
+        return resize(image, (h, w), how=how)[top : h - bottom, left : w - right]

@@ -9,14 +9,17 @@ cutout    the object's own pixels
 import cv2
 import numpy as np
 
-from datasets.geometry import resample
+from ldm.images import resize
 
 HF_MODES = ("zero", "gray255", "color", "cutout")
 SIDE = 256  # pixels; the map is computed at this size
 
 
 def edge_strength(image_u8: np.ndarray, mask: np.ndarray, threshold: int) -> np.ndarray:
-    """(h, w) uint8: mean of |d/dx| and |d/dy|, largest of the channels, inside the eroded mask, at least `threshold`."""
+    """(h, w) uint8: mean of |d/dx| and |d/dy|, the largest of the channels; 0 outside the eroded mask.
+
+    threshold: 0 to 255, weaker edges are 0
+    """
     across = cv2.convertScaleAbs(cv2.Sobel(image_u8, cv2.CV_16S, 1, 0, ksize=3))
     down = cv2.convertScaleAbs(cv2.Sobel(image_u8, cv2.CV_16S, 0, 1, ksize=3))
     strength = cv2.addWeighted(across, 0.5, down, 0.5, 0).max(axis=-1)
@@ -42,4 +45,4 @@ def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold:
         map_u8 = np.repeat(strength, 3, axis=-1)
     else:
         map_u8 = (strength / 255.0 * image).astype(np.uint8)
-    return resample(map_u8, (size[0], size[1]), cv2.INTER_LINEAR)
+    return resize(map_u8, (size[0], size[1]), how="linear")

@@ -108,7 +108,8 @@ def build_layers(
     depth_01 = crop.take(inputs.background_depth_01).astype(np.float32, copy=False)
     target = None if inputs.target_mask is None else _take_mask(inputs.target_mask, crop)
     box, size = object_box(inputs, options), crop.background_size
-    region = box_mask(_rounded(crop.to_frame(expand_box(box, options.box_ratio, size, options.bbox_end))), crop.size)
+    region_box = expand_box(box, options.box_ratio, size, options.bbox_end)
+    region = box_mask(_rounded(crop.to_frame(region_box)), crop.size)
     fused = inputs.mode in ("place", "replace")
     if inputs.mode == "replace":
         depth_01 = fill_depth(depth_01, region if target is None else dilate(target, options.dilation))
@@ -146,7 +147,9 @@ def _edit_region(
     return edit & crop.inside
 
 
-def _placed(cutout: Cutout, box: Box01, extent: tuple[float, float], frame: Size, options: PairOptions) -> Placed:
+def _placed(
+    cutout: Cutout, box: Box01, extent: tuple[float, float], frame: Size, options: PairOptions
+) -> Placed:
     """The cut-out in its box of the frame, by the chosen resampling."""
     if options.resample == "legacy":
         return place_legacy(cutout, _rounded(box), extent, frame)

@@ -1,8 +1,8 @@
 """Masks: how whole they are, random deformation, growing, feathering and the five levels of coarseness.
 
 mask   (h, w) bool, True = object or region to edit
-The five levels (Bifrost, App. B.2) go from the silhouette itself to its box, so that one model follows an exact
-shape as well as a rough region.
+The five levels (Bifrost, App. B.2) go from the silhouette itself to its box, so that one model follows an
+exact shape as well as a rough region.
 """
 
 from math import sqrt
@@ -10,7 +10,8 @@ from math import sqrt
 import cv2
 import numpy as np
 
-from datasets.geometry import Box, Size, bbox_of_mask, clip_box, resample
+from datasets.geometry import Box, Size, bbox_of_mask, clip_box
+from ldm.images import resize
 
 LEVELS = ("exact", "fine", "perturbed", "coarse", "box")
 PERTURB_SIDE = 128  # pixels; deformation happens at this size or below, it has no finer detail
@@ -46,8 +47,8 @@ def dilate(mask: np.ndarray, amount: float, *, shape: str = "ellipse") -> np.nda
         if kh < 1 or kw < 1:
             return np.zeros_like(mask, bool)
         # cv2 reads around the anchor, so offsets -k .. k-1 of a set pixel are anchor k-1 in a kernel of 2k.
-        kernel = np.ones((2 * kh, 2 * kw), np.uint8)
-        return cv2.dilate(mask.astype(np.uint8), kernel, anchor=(kw - 1, kh - 1)) > 0
+        rectangle = np.ones((2 * kh, 2 * kw), np.uint8)
+        return cv2.dilate(mask.astype(np.uint8), rectangle, anchor=(kw - 1, kh - 1)) > 0
     if max(kh, kw) < 1:
         return mask.astype(bool)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * kw + 1, 2 * kh + 1))
@@ -57,8 +58,8 @@ def dilate(mask: np.ndarray, amount: float, *, shape: str = "ellipse") -> np.nda
 def feather_inside(mask: np.ndarray, width: float, *, open_to: np.ndarray | None = None) -> np.ndarray:
     """Blend weight (h, w) float32: 0 outside the mask, rising smoothly to 1 within `width` pixels inside it.
 
-    open_to: (h, w) bool, places towards which the weight does not fall (an occluder: its edge stays sharp). The
-    border of the picture is open too.
+    open_to: (h, w) bool, places towards which the weight does not fall (an occluder: its edge stays sharp).
+    The border of the picture is open too.
     """
     solid = mask if open_to is None else mask | open_to
     if width < 1 or solid.all():
@@ -101,33 +102,37 @@ def mask_level(
 
 
 def perturb_mask(
-    mask: np.ndarray, rng: np.random.Generator, *, lowest_iou: float = 0.3, highest_iou: float = 0.99
+    mask: np.ndarray, rng: np.random.Generator, *, iou: tuple[float, float] = (0.3, 0.99), whole: bool = False
 ) -> np.ndarray:
-    """A rough version of a mask (h, w) bool that contains it: its largest piece after random growing and shrinking.
+    """A rough version of a mask (h, w) bool that contains it, after random growing and shrinking.
 
-    Rounds of four local dilations or erosions (kernels of 3 to 9 pixels) until the overlap with the mask falls below
-    a target drawn from U(lowest, highest), at most 250. Works on the surroundings of the object, at most 128 pixels.
+    Rounds of four local dilations or erosions (kernels of 3 to 9 pixels) until the overlap with the mask
+    falls below a target drawn from U(iou), at most 250; the largest piece is kept.
+    whole: on the whole picture at full size (published); otherwise on the object's surroundings, at most
+    128 pixels, which is far faster
     """
-    target = rng.uniform(lowest_iou, highest_iou)
+    target = rng.uniform(*iou)
     h, w = mask.shape
     if min(h, w) <= 2 or not mask.any():
         return mask.astype(bool)
+    if whole:
+        return largest_piece(_deform(mask.astype(np.uint8), target, rng))
     x0, y0, x1, y1 = bbox_of_mask(mask)
     margin = max(x1 - x0, y1 - y0, 8)
     left, top, right, bottom = clip_box((x0 - margin, y0 - margin, x1 + margin, y1 + margin), (h, w))
     window = mask[top:bottom, left:right].astype(np.uint8)
     scale = min(1.0, PERTURB_SIDE / max(window.shape))
     small_size = max(3, round(window.shape[0] * scale)), max(3, round(window.shape[1] * scale))
-    small = resample(window * 255, small_size, cv2.INTER_AREA) > 127
+    small = resize(window * 255, small_size) > 127
     rough = largest_piece(_deform(small.astype(np.uint8), target, rng))
     result = mask.astype(bool)
-    grown = resample(rough.astype(np.uint8) * 255, (bottom - top, right - left), cv2.INTER_LINEAR) > 127
+    grown = resize(rough.astype(np.uint8) * 255, (bottom - top, right - left), how="linear") > 127
     result[top:bottom, left:right] |= grown
     return result
 
 
 def _deform(truth: np.ndarray, target_iou: float, rng: np.random.Generator) -> np.ndarray:
-    """Random local morphology on truth (h, w) uint8 0/1 until its overlap with the result is below the target."""
+    """Random local morphology on truth (h, w) uint8 0/1 until the overlap with it is below the target."""
     h, w = truth.shape
     result, area = truth.copy(), int(np.count_nonzero(truth))
     for _ in range(PERTURB_ROUNDS):

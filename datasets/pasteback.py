@@ -58,20 +58,20 @@ def stitch(
     if detail > 0:
         sigma = max(1.0, DETAIL_SCALE * mask_side(layers.visible))
         picture = transfer_detail(picture, layers.placed.rgb_u8, layers.coverage_01, detail, sigma)
-    result, edit = paste_back(
-        inputs.background_u8, picture, crop, layers.edit, keep=layers.keep, feather=feather * max(crop.padded_size)
-    )
+    width = feather * max(crop.padded_size)
+    background = inputs.background_u8
+    result, edit = paste_back(background, picture, crop, layers.edit, keep=layers.keep, feather=width)
     return Stitched(result, edit, _full(layers.visible, crop), _full(layers.keep, crop))
 
 
-def native_layers(
-    inputs: Inputs, options: PairOptions, crop: Crop, choices: Choices | None = None
-) -> Layers:
+def native_layers(inputs: Inputs, options: PairOptions, crop: Crop, choices: Choices | None = None) -> Layers:
     """The layers of the cut in pixels of the background."""
     return build_layers(inputs, options, Choices.fixed(options) if choices is None else choices, crop.native)
 
 
-def native_paste(inputs: Inputs, options: PairOptions, crop: Crop, choices: Choices | None = None) -> np.ndarray:
+def native_paste(
+    inputs: Inputs, options: PairOptions, crop: Crop, choices: Choices | None = None
+) -> np.ndarray:
     """(H, W, 3): the depth-tested cut-out on the background, with antialiased edges."""
     result = inputs.background_u8.copy()
     x0, y0, x1, y1 = crop.box_xyxy
@@ -105,9 +105,14 @@ def paste_back(
     return result, _full(edit, crop)
 
 
-def paste_rectangle(background_u8: np.ndarray, generated_u8: np.ndarray, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
-    """The published paste: first row of the model's picture dropped, whole crop minus a margin replaced."""
-    picture = crop.undo(generated_u8[1:], how=cv2.INTER_LINEAR)
+def paste_rectangle(
+    background_u8: np.ndarray, generated: np.ndarray, crop: Crop
+) -> tuple[np.ndarray, np.ndarray]:
+    """The published paste: first row of the model's picture dropped, whole crop minus a margin replaced.
+
+    generated: (h', w', 3) uint8, or float in [0, 255], cut to whole numbers after resizing (published)
+    """
+    picture = crop.undo(generated[1:], how="linear")
     x0, y0, x1, y1 = crop.box_xyxy
     inner = np.zeros((y1 - y0, x1 - x0), bool)
     inner[LEGACY_MARGIN:-LEGACY_MARGIN, LEGACY_MARGIN:-LEGACY_MARGIN] = True
@@ -122,7 +127,7 @@ def transfer_detail(
     """Light and colour of the model's picture, fine detail of the cut-out (frequency separation).
 
     generated_u8, paste_u8: (h, w, 3), the same frame
-    coverage: (h, w) bool or [0, 1], the visible object; blurs are normalised by it, so nothing leaks over its edge
+    coverage: (h, w) bool or [0, 1], the visible object; blurs are normalised by it, so nothing leaks out
     amount:   0 to 1;  sigma: pixels, what is finer counts as detail
     """
     if not 0 <= amount <= 1:
@@ -136,7 +141,8 @@ def transfer_detail(
     # low(generated) + (paste - low(paste)) - generated, with one blur for both.
     difference = low_frequencies(generated - paste, weight, sigma) - (generated - paste)
     result = generated_u8.copy()
-    result[part] = np.clip(np.rint(generated + amount * weight[..., None] * difference), 0, 255).astype(np.uint8)
+    mixed = generated + amount * weight[..., None] * difference
+    result[part] = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
     return result
 
 
