@@ -13,7 +13,7 @@ from torch import Tensor
 from datasets.relations import Place, relation
 from datasets.scenes.describe import Scene, SceneOptions
 from datasets.scenes.pack import View
-from datasets.scenes.render import Pictures, draw
+from datasets.scenes.picture import Pictures, draw
 
 Box = tuple[float, float, float, float]
 

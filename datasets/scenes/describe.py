@@ -167,7 +167,9 @@ class Room:
     skirting: float  # height of the board along the walls, 0: none
     skirting_rgb: np.ndarray  # (3,)
     rug: np.ndarray  # (4,) centre x, y, half width, half depth; half width 0: none
-    rug_rgb: np.ndarray  # (2, 3)
+    rug_rgb: np.ndarray  # (2, 3) inside, frame
+    picture: np.ndarray  # (4,) on the back wall: centre x, z, half width, half height; half width 0: none
+    picture_rgb: np.ndarray  # (2, 3) inside, frame
 
 
 @dataclass(frozen=True, eq=False)

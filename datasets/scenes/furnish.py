@@ -59,6 +59,9 @@ def room(rng: np.random.Generator) -> Room:
     rug = np.array(
         [rng.uniform(-0.5, 0.5), rng.uniform(0, 0.8), rng.uniform(0.9, 1.5) * has_rug, rng.uniform(0.6, 1.0)]
     )
+    has_picture = rng.random() < 0.35
+    picture = np.array([rng.uniform(-1.3, 1.3), rng.uniform(1.1, 1.5), rng.uniform(0.3, 0.6) * has_picture, rng.uniform(0.25, 0.4)])
+    picture_rgb = np.stack([linear(_tone(rng, tuple(COLOURS.values())) * 0.6 + 0.2), linear(_tone(rng, WOODS) * 0.8)])
     has_skirting = rng.random() < 0.75
     return Room(
         back=rng.uniform(2.4, 3.8),
@@ -76,6 +79,8 @@ def room(rng: np.random.Generator) -> Room:
         skirting_rgb=linear(np.clip(paint * 1.1, 0, 1)),
         rug=rug,
         rug_rgb=rug_rgb,
+        picture=picture,
+        picture_rgb=picture_rgb,
     )
 
 

@@ -57,6 +57,7 @@ class World:
     count: int
     slots: int
     kinds: tuple[int, ...]  # kinds that occur
+    looks: tuple[int, ...]  # room textures that occur, floors before walls
     parts: Parts
     origin: Tensor
     right: Tensor  # already times tan_x
@@ -124,34 +125,9 @@ def _part_row(view: View, owner: int, part: Part) -> list[float]:
     ]
 
 
-PADDING = [
-    0,
-    -1,
-    0,
-    *np.eye(3).ravel(),
-    0,
-    0,
-    -1e4,
-    0,
-    0,
-    1e4,
-    0,
-    0,
-    0,
-    9,
-    9,
-    8,
-    8,
-    *[0] * 6,
-    0,
-    1,
-    1,
-    1,
-    1,
-    1,
-    0,
-    1,
-]
+def _padding() -> list[float]:
+    """A part that no ray meets: its box is off the picture, its centre far below the floor."""
+    return [0, -1, 0, *np.eye(3).ravel(), 0, 0, -1e4, 0, 0, 1e4, 0, 0, 0, 9, 9, 8, 8, *[0] * 6, 0, 1, 1, 1, 1, 1, 0, 1]
 
 
 def _parts(views: Sequence[View], slots: int, device: torch.device) -> Parts:
@@ -160,7 +136,7 @@ def _parts(views: Sequence[View], slots: int, device: torch.device) -> Parts:
         found = [
             _part_row(view, owner, part) for owner, solid in enumerate(view.solids) for part in solid.parts
         ]
-        rows += found + [PADDING] * (slots - len(found))
+        rows += found + [_padding()] * (slots - len(found))
     table = torch.from_numpy(np.array(rows, np.float32).T.copy()).to(device)
     widths = [1, 1, 1, 9, 3, 3, 1, 1, 1, 4, 3, 3, 1, 3, 1, 1, 1, 1]
     kind, owner, hidden, *rest = (part.squeeze(0) if len(part) == 1 else part for part in table.split(widths))
@@ -172,22 +148,9 @@ def _room(rooms: Sequence[Room], device: torch.device) -> dict[str, Tensor]:
     def column(values: list) -> Tensor:
         return torch.from_numpy(np.stack([np.asarray(v, np.float32) for v in values], -1)).to(device)
 
-    table = {
-        name: column([getattr(room, name) for room in rooms])
-        for name in (
-            "back",
-            "left",
-            "right",
-            "floor_frequency",
-            "wall_frequency",
-            "angle",
-            "phase",
-            "skirting",
-            "skirting_rgb",
-            "rug",
-        )
-    }
-    for name in ("floor_rgb", "wall_rgb", "rug_rgb"):
+    plain = "back left right floor_frequency wall_frequency angle phase skirting skirting_rgb rug picture".split()
+    table = {name: column([getattr(room, name) for room in rooms]) for name in plain}
+    for name in ("floor_rgb", "wall_rgb", "rug_rgb", "picture_rgb"):
         table[name] = column([getattr(room, name).ravel() for room in rooms])  # (6, b)
     table["floor"] = column([FLOORS.index(room.floor) for room in rooms])
     table["wall"] = column([WALLS.index(room.wall) for room in rooms])
@@ -205,11 +168,13 @@ def pack(views: Sequence[View], device: torch.device | str = "cpu") -> World:
         return torch.from_numpy(np.stack([np.asarray(v, np.float32) for v in values], -1)).to(device)
 
     cameras, lights = [view.camera for view in views], [view.light for view in views]
+    looks = {FLOORS.index(place.floor) for place in rooms} | {len(FLOORS) + WALLS.index(place.wall) for place in rooms}
     kinds = {KINDS.index(part.kind) for view in views for solid in view.solids for part in solid.parts}
     return World(
         len(views),
         slots,
         tuple(sorted(kinds)),
+        tuple(sorted(looks)),
         _parts(views, slots, device),
         origin=table([c.origin for c in cameras]),
         right=table([c.axes[0] * c.tan_x for c in cameras]),
