@@ -1,0 +1,115 @@
+"""The rules of the tree, as functions over one source text each; `test_layout` applies them to every file."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+# A file imports only from lower ranks. What is not named here has rank 3: top-level files, scripts, tests ...
+RANKS = {"ldm": 0, "datasets": 1, "cldm": 2, "llava_bifrost": 2, "inpainting": 2}
+TOP = 3
+# They need a torchvision that matches torch, so only the function that uses one imports it.
+EXTRAS = {"torchvision", "timm", "lpips", "torch_fidelity", "open_clip"}
+# Nothing of this may happen while a module is imported.
+EFFECTS = {"from_pretrained", "load", "load_file", "mkdir", "makedirs", "basicConfig", "putenv", "setdefault"}
+EFFECTS |= {"seed", "manual_seed", "seed_everything", "set_num_threads", "insert"}
+MACHINE_PATH = re.compile(r"(?<![\w.])/(work|root|home/\w+|Users/\w+|opt/wheels)/|\.\./shared")
+FILE_LINES, FUNCTION_LINES = 300, 80
+
+
+def imports_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, dotted module) of every absolute import, also those inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.lineno, node.module
+
+
+def at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node that runs at import: no function body, nothing below `if __name__` or `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and re.search("__name__|TYPE_CHECKING", ast.unparse(child.test)):
+            continue
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from (node for part in child.decorator_list for node in ast.walk(part))
+        elif not isinstance(child, ast.Lambda):
+            yield child
+            yield from at_import(child)
+
+
+def wrong_ranks(path: str, source: str, ours: set[str]) -> list[str]:
+    """Imports that point upwards or sideways. ours: the names of all top-level modules of this repository."""
+    home = path.split("/")[0].removesuffix(".py")
+    rank = RANKS.get(home, TOP)
+    found = []
+    for line, module in imports_of(ast.parse(source)):
+        target = module.split(".")[0]
+        if target not in ours or target == home:
+            continue
+        sideways = rank < TOP and RANKS.get(target, TOP) >= rank
+        if sideways or (target == "tests" and home != "tests"):
+            found.append(f"{path}:{line}: {home} must not import {module}")
+    return found
+
+
+def early_extras(path: str, source: str) -> list[str]:
+    """Module-level imports of a library that is not in the core requirements."""
+    nodes = [node for node in at_import(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    found = [(line, name) for node in nodes for line, name in imports_of(node)]
+    return [f"{path}:{line}: imports {name} early" for line, name in found if name.split(".")[0] in EXTRAS]
+
+
+def import_effects(path: str, source: str) -> list[str]:
+    """What runs at import: a change of the process, a loaded file; in packages, any call as a statement."""
+    found = []
+    for node in at_import(ast.parse(source)):
+        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        called = node.func if isinstance(node, ast.Call) else None
+        verb = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+        statement = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+        packaged = path.split("/")[0] in RANKS
+        if name in ("os.environ", "sys.path") or verb in EFFECTS or (statement and packaged):
+            found.append(f"{path}:{getattr(node, 'lineno', 0)}: runs at import: {ast.unparse(node)[:60]}")
+    return found
+
+
+def bare_datasets(path: str, source: str, modules: set[str]) -> list[str]:
+    """`import datasets`, or a name taken from the package itself. modules: what `datasets` really holds."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+        plain = isinstance(node, ast.Import) and any(name.split(".")[0] == "datasets" for name in names)
+        direct = isinstance(node, ast.ImportFrom) and node.module == "datasets" and not set(names) <= modules
+        if plain or direct:
+            found.append(f"{path}:{node.lineno}: write `from datasets.<module> import <name>`")
+    return found
+
+
+def too_long(path: str, source: str) -> list[str]:
+    """Files above 300 lines and functions above 80."""
+    count = source.count("\n")
+    found = [f"{path}: {count} lines, at most {FILE_LINES}"] if count > FILE_LINES else []
+    for node in ast.walk(ast.parse(source)) if path.endswith(".py") else ():
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > FUNCTION_LINES:
+                found.append(f"{path}:{node.lineno}: {node.name}: {length} lines, at most {FUNCTION_LINES}")
+    return found
+
+
+def prints(path: str, source: str) -> list[str]:
+    """Calls of print; messages go through logging, results through typer.echo."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [f"{path}:{call.lineno}: print" for call in calls if getattr(call.func, "id", "") == "print"]
+
+
+def not_ascii(path: str, source: str) -> list[str]:
+    """Lines with a character outside ASCII."""
+    lines = source.splitlines()
+    return [f"{path}:{index}: not ASCII" for index, line in enumerate(lines, 1) if not line.isascii()]
+
+
+def machine_paths(path: str, text: str) -> list[str]:
+    """Folders that exist on one machine only."""
+    lines = enumerate(text.splitlines(), 1)
+    return [f"{path}:{index}: {line.strip()[:80]}" for index, line in lines if MACHINE_PATH.search(line)]

@@ -1,0 +1,156 @@
+"""The tree: who may import whom, what runs at import, sizes; each rule is first shown to catch a bad source."""
+
+import importlib
+import subprocess
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from ldm.config import load_config
+from tests import layout_rules as rules
+from tests.conftest import ROOT
+
+# Path pattern of a settings file -> "module:dataclass" that it fills. The first match counts.
+SCHEMAS: dict[str, str] = {}
+
+MEGABYTE = 2**20
+FILE_MB, BUNDLE_MB = 16, 48
+
+
+def tracked(*patterns: str) -> list[str]:
+    """Repository paths of the committed files that match one of the patterns."""
+    return [name for name in committed() if any(fnmatch(name, pattern) for pattern in patterns)]
+
+
+@cache
+def committed() -> list[str]:
+    """All committed files; in a copy without git every file, less what running the code makes."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode == 0:
+        return [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
+    made = {".venv", ".git", "outputs", "runs", "models", "data"}
+    paths = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    return [path.as_posix() for path in paths if path.parts[0] not in made and "cache" not in str(path)]
+
+
+def sources(*patterns: str) -> list[tuple[str, str]]:
+    """(path, text) of the tracked files."""
+    return [(name, (ROOT / name).read_text(encoding="utf-8")) for name in tracked(*patterns)]
+
+
+def own_modules() -> set[str]:
+    return {name.split("/")[0].removesuffix(".py") for name in tracked("*.py")}
+
+
+def dataset_modules() -> set[str]:
+    return {name.split("/")[1].removesuffix(".py") for name in tracked("datasets/*.py")}
+
+
+def schema_of(path: str, schemas: dict[str, str]) -> type:
+    """The dataclass that a settings file fills."""
+    named = next((schema for pattern, schema in schemas.items() if fnmatch(path, pattern)), None)
+    assert named is not None, f"{path}: no pattern in SCHEMAS matches; say which dataclass it fills"
+    module, _, name = named.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+# Each rule: it catches the bad source, it leaves the good one, and the tree keeps it.
+
+
+def ranks(path: str, source: str) -> list[str]:
+    return rules.wrong_ranks(path, source, own_modules() | {*rules.RANKS, "compose", "scripts", "tests"})
+
+
+def bare(path: str, source: str) -> list[str]:
+    return rules.bare_datasets(path, source, dataset_modules() | {"geometry"})
+
+
+CASES = [
+    (ranks, "ldm/a.py", "import datasets.geometry", "import torch"),
+    (ranks, "ldm/a.py", "def f():\n    from cldm.model import M", "from ldm.b import c"),
+    (ranks, "datasets/a.py", "from cldm.model import M", "from ldm.images import resize"),
+    (ranks, "cldm/a.py", "from inpainting.prompts import P", "from datasets.pairs import Pair"),
+    (ranks, "llava_bifrost/a.py", "import cldm", "from llava_bifrost.location import L"),
+    (ranks, "cldm/a.py", "from compose import compose", "from cldm.b import c"),
+    (ranks, "cldm/a.py", "from scripts.sheet import make", "import compositor"),
+    (ranks, "scripts/a.py", "from tests.conftest import ROOT", "from compose import compose"),
+    (rules.early_extras, "ldm/a.py", "import torchvision.ops", "def f():\n    import torchvision"),
+    (rules.early_extras, "ldm/a.py", "try:\n    from lpips import L\nfinally:\n    pass", "import torch"),
+    (rules.early_extras, "a.py", "class A:\n    import timm", "from datasets.timm import a"),
+    (rules.import_effects, "ldm/a.py", "os.environ['A'] = '1'", "def f():\n    return os.environ['A']"),
+    (rules.import_effects, "a.py", "sys.path.insert(0, '.')", "if __name__ == '__main__':\n    main(sys.path)"),
+    (rules.import_effects, "ldm/a.py", "MODEL = A.from_pretrained('a')", "log = logging.getLogger('a')"),
+    (rules.import_effects, "ldm/a.py", "main()", "X = main"),
+    (rules.import_effects, "ldm/a.py", "@f(torch.load('a'))\ndef g(): ...", "@f\ndef g():\n    torch.load('a')"),
+    (bare, "cldm/a.py", "import datasets", "from datasets.geometry import box"),
+    (bare, "cldm/a.py", "import datasets.geometry as g", "from datasets import geometry"),
+    (bare, "cldm/a.py", "from datasets import load_dataset", "from cldm import datasets"),
+    (rules.too_long, "a.sh", "x\n" * 301, "x\n" * 300),
+    (rules.too_long, "a.py", "def f():\n" + "    x\n" * 80, "def f():\n" + "    x\n" * 79),
+    (rules.prints, "a.py", "def f():\n    print(1)", "def f():\n    file.print(1)"),
+    (rules.not_ascii, "a.py", "a = '\u00f6'", "a = 'o'"),
+    (rules.machine_paths, "a.md", "see /home/me/a", "see https://host/home/a"),
+    (rules.machine_paths, "a.md", "cd ../shared", "cd shared"),
+]
+TEXTS = ["*.py", "*.sh", "*.md", "*.yaml", "*.yml", "*.toml", "*.txt", "*.cff", "*.json", "*.ipynb"]
+RULES = {
+    ranks: ["*.py"],
+    rules.early_extras: ["*.py"],
+    rules.import_effects: ["*.py"],
+    bare: ["*.py"],
+    rules.too_long: ["*.py", "*.sh"],
+    rules.prints: ["*.py"],
+    rules.not_ascii: ["*.py", "*.sh"],
+    rules.machine_paths: TEXTS,
+}
+EXEMPT = {rules.machine_paths: "tests/*"}
+
+
+@pytest.mark.parametrize(("rule", "path", "bad", "good"), CASES, ids=lambda value: str(value)[:40])
+def test_rule_catches_the_bad_source_and_leaves_the_good_one(rule, path, bad, good):
+    assert rule(path, bad)
+    assert not rule(path, good)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_tree_keeps_the_rule(rule):
+    files = [item for item in sources(*RULES[rule]) if not fnmatch(item[0], EXEMPT.get(rule, "-"))]
+    assert files
+    assert [line for path, source in files for line in rule(path, source)] == []
+
+
+def test_our_datasets_package_is_the_one_that_is_found():
+    module = importlib.import_module("datasets.geometry")
+    assert Path(str(module.__file__)).is_relative_to(ROOT)
+    package = importlib.import_module("datasets")
+    assert {"Dataset", "IterableDataset"} <= set(vars(package)), "transformers and accelerate look these up"
+
+
+def test_the_type_checker_sees_every_package():
+    settings = (ROOT / "pyproject.toml").read_text().split("[tool.mypy]")[1]
+    checked = next(line for line in settings.splitlines() if line.startswith("packages"))
+    there = [name for name in rules.RANKS if (ROOT / name / "__init__.py").exists()]
+    assert [name for name in there if f'"{name}"' not in checked] == []
+
+
+def oversized(sizes: dict[str, int]) -> list[str]:
+    """Files above the limit for one file, and the bundle as a whole. sizes: bytes by path."""
+    found = [name for name, size in sizes.items() if size > FILE_MB * MEGABYTE]
+    bundle = sum(size for name, size in sizes.items() if name.startswith("assets/tiny/"))
+    return found + (["assets/tiny"] if bundle > BUNDLE_MB * MEGABYTE else [])
+
+
+def test_sizes_are_limited_and_the_tree_keeps_them():
+    assert oversized({"a": 17 * MEGABYTE}) == ["a"]
+    assert oversized({f"assets/tiny/{i}": 13 * MEGABYTE for i in range(4)}) == ["assets/tiny"]
+    assert oversized({"assets/tiny/a": 16 * MEGABYTE, "b": 16 * MEGABYTE}) == []
+    assert oversized({name: (ROOT / name).stat().st_size for name in tracked("*")}) == []
+
+
+def test_every_settings_file_loads():
+    with pytest.raises(AssertionError, match="SCHEMAS"):
+        schema_of("configs/unknown.yaml", {"configs/known.yaml": "ldm.config:Layer"})
+    for path in tracked("configs/*.yaml"):
+        load_config(schema_of(path, SCHEMAS), ROOT / path)
