@@ -36,8 +36,9 @@ class FirstStageConfig:
     out: Path = setting(help="folder that receives the autoencoder")
     autoencoder: AutoencoderConfig = setting(AutoencoderConfig(), help="sizes")
     crop: int = setting(64, low=16, help="side of the random training crops, pixels")
-    batch: int = setting(16, low=1, help="crops per step")
+    batch: int = setting(8, low=1, help="crops per step")
     steps: int = setting(6000, low=1, help="optimizer steps")
+    bf16: bool = setting(True, help="bfloat16 autocast; twice as fast on recent CPUs")
     lr: float = setting(1.5e-3, low=0.0, help="peak learning rate, cosine to 0")
     seed: int = setting(0, help="seed of initialisation and crops")
     log_every: int = setting(200, low=1, help="steps between rows of log.csv")
@@ -74,7 +75,9 @@ def train(config: FirstStageConfig, images_u8: np.ndarray) -> LatentSpace:
         started = time.monotonic()
         for step in tqdm(range(config.steps), desc="first stage"):
             image = crops(images_u8, config, step)
-            loss = nn.functional.mse_loss(space.vae.decode(space.raw(image)).sample, image)
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+                decoded = space.vae.decode(space.raw(image)).sample
+            loss = nn.functional.mse_loss(decoded.float(), image)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

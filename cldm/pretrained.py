@@ -18,7 +18,7 @@ from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
 
 from cldm.conditioner import IdentityEncoder
 from cldm.model import Compositor
-from datasets.pairs import PairOptions
+from datasets.inputs import PairOptions
 from ldm.checkpoints import folder_written_whole, load_part, read_json, save_part
 from ldm.config import check_settings, load_config, setting, to_plain
 from ldm.latents import LatentSpace
