@@ -4,9 +4,12 @@ World: right-handed metres, z up, floor z = 0. A solid is one or more *parts* (a
 is a canonical solid (solids.py) with its own frame. Image fractions: (x, y) from the top left corner of the full view.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+
+from datasets.scenes.solids import half_extent
+from ldm.schema import check_settings, setting
 
 EVAL_BIT = 1 << 40
 
@@ -35,41 +38,33 @@ def _checked(index: int) -> int:
 class SceneOptions:
     """What is rendered. Training renders window "object", every other use "full"."""
 
-    size: tuple[int, int] = (128, 128)  # (h, w) of every view of the scene
-    supersample: int = 1  # rays per pixel and axis: 1, or 2 for best quality
-    smooth_edges: bool = True  # at supersample 1: four rays in the pixels that need them
-    objects: tuple[int, int] = (2, 6)  # least and most solids, a table not counted
-    window: str = "full"  # "full" picture, or a square around the removed "object"
-    reference_size: tuple[int, int] = (112, 112)
-    reference_pose: str = "mixed"  # "same" as in the scene, "other" within 30 degrees, "mixed" half and half
-    furniture: float = 0.45  # share of scenes with a table or a raised block
-    occluded: float = 0.5  # share of scenes that look for a partly hidden solid to remove
-    chunk: int = 0  # views rendered together; 0: 1 on a CPU, 32 on an accelerator
+    size: tuple[int, int] = setting((128, 128), help="height,width of every view of the scene", low=16, high=4096)
+    supersample: int = setting(1, help="rays per pixel and axis, 2 for best quality", low=1, high=2)
+    smooth_edges: bool = setting(True, help="at supersample 1, four rays in the pixels that need them")
+    objects: tuple[int, int] = setting((2, 6), help="least,most solids; a table is not counted", low=2, high=8)
+    window: str = setting(
+        "full", help="full view, or a square around the removed object", choices=("full", "object")
+    )
+    reference_size: tuple[int, int] = setting((112, 112), help="height,width of the reference view, equal", low=16, high=4096)
+    reference_pose: str = setting(
+        "mixed",
+        help="pose of the reference: as in the scene, another within 30 degrees, or half and half",
+        choices=("same", "other", "mixed"),
+    )
+    furniture: float = setting(0.45, help="share of scenes with a table or a low platform", low=0, high=1)
+    occluded: float = setting(
+        0.42, help="share of scenes that look for a partly hidden solid to remove", low=0, high=1
+    )
+    chunk: int = setting(0, help="views rendered together; 0 is 1 on a CPU, 32 on an accelerator", low=0)
 
     def __post_init__(self) -> None:
-        for name, (h, w) in (("size", self.size), ("reference_size", self.reference_size)):
-            if not (16 <= h <= 4096 and 16 <= w <= 4096):
-                raise ValueError(f"{name} must be (h, w) within 16 and 4096, got {(h, w)}")
-        if self.reference_size[0] != self.reference_size[1]:
-            raise ValueError(f"reference_size must be square, got {self.reference_size}")
+        check_settings(self)
         if self.window == "object" and self.size[0] != self.size[1]:
             raise ValueError(f"window object needs a square size, got {self.size}")
-        if self.supersample not in (1, 2):
-            raise ValueError(f"supersample must be 1 or 2, got {self.supersample}")
-        if not 2 <= self.objects[0] <= self.objects[1] <= 8:
-            raise ValueError(f"objects must be (least, most) within 2 and 8, got {self.objects}")
-        _one_of("window", self.window, ("full", "object"))
-        _one_of("reference_pose", self.reference_pose, ("same", "other", "mixed"))
-        for name in ("furniture", "occluded"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if self.chunk < 0:
-            raise ValueError(f"chunk must be 0 (automatic) or positive, got {self.chunk}")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if self.reference_size[0] != self.reference_size[1]:
+            raise ValueError(f"reference_size must be square, got {self.reference_size}")
+        if self.objects[0] > self.objects[1]:
+            raise ValueError(f"objects must be (least, most), got {self.objects}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +79,6 @@ class Part:
 
     def corners(self) -> np.ndarray:
         """World corners (8, 3) of the part's own bounding box."""
-        from datasets.scenes.solids import half_extent
-
         signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
         return self.centre + (signs * (self.scale * half_extent(self.kind, self.param))) @ self.axes
 
@@ -186,4 +179,3 @@ class Scene:
     reference_light: Light
     inverse_range: tuple[float, float]  # of 1 / view depth over the full view without the removed solid
     same_pose: bool
-    captions: tuple[str, ...] = field(default=())

@@ -89,10 +89,10 @@ def lamp(rng: np.random.Generator, place: Room) -> Light:
     origin = np.array([rng.uniform(-2.3, 2.3), rng.uniform(-2.6, 0.8), rng.uniform(2.6, 4.2)])
     tone = WARM + (COOL - WARM) * rng.random()
     sky = (COOL + WARM) / 2 + (COOL - WARM) * rng.uniform(-0.3, 0.6)
-    strength = rng.uniform(0.22, 0.42)
+    strength = rng.uniform(0.27, 0.48)
     bounce = place.floor_rgb[0] * rng.uniform(0.35, 0.6) + 0.05
     return Light(
-        origin, float(rng.uniform(0.12, 0.45)), tone * rng.uniform(0.62, 0.95), sky * strength, bounce
+        origin, float(rng.uniform(0.12, 0.45)), tone * rng.uniform(0.75, 1.1), sky * strength, bounce
     )
 
 
@@ -152,7 +152,7 @@ def solid_at(rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequ
     form = SHAPES[shape]
     draw = rng.uniform(form.low, form.high)
     scale = np.full(3, draw[0]) if form.uniform else (draw[[0, 0, 2]] if form.round_base else draw)
-    size = rng.uniform(0.26, 0.44) * (1.0 if host < 0 else 0.82)
+    size = rng.uniform(0.28, 0.46) * (1.0 if host < 0 else 0.82)
     if host >= 0 and solids[host].movable:
         size = min(size, 0.95 * float(solids[host].parts[0].scale[:2].min()))
     yaw = rng.uniform(0, 2 * np.pi)

@@ -38,6 +38,7 @@ class Parts:
     eye: Tensor  # (3, n) the camera in the canonical frame
     param: Tensor  # (n,)
     bound: Tensor  # (n,) radius of the sphere around it
+    heart: Tensor  # (3, n) middle of the solid; a dome's centre is on its base
     bulk: Tensor  # (n,) radius of the ball that stands for it in ambient occlusion
     box: Tensor  # (4, n) x0 y0 x1 y1, fractions of the full view
     rgb_a: Tensor  # (3, n)
@@ -94,6 +95,10 @@ def _bulk(part: Part) -> float:
     return float(np.prod(part.scale * half_extent(part.kind, part.param)) ** (1 / 3))
 
 
+def _heart(part: Part) -> np.ndarray:
+    return part.centre + (0.4 * part.scale[2] * part.axes[2] if part.kind == "dome" else 0)
+
+
 def _box(part: Part, camera: Camera) -> np.ndarray:
     corners = camera.project(part.corners())
     if corners[:, 2].min() < 0.1:
@@ -112,6 +117,7 @@ def _part_row(view: View, owner: int, part: Part) -> list[float]:
         *(matrix @ (view.camera.origin - part.centre)),
         part.param,
         _bound(part),
+        *_heart(part),
         _bulk(part),
         *_box(part, view.camera),
         *finish.rgb_a,
@@ -127,7 +133,7 @@ def _part_row(view: View, owner: int, part: Part) -> list[float]:
 
 def _padding() -> list[float]:
     """A part that no ray meets: its box is off the picture, its centre far below the floor."""
-    return [0, -1, 0, *np.eye(3).ravel(), 0, 0, -1e4, 0, 0, 1e4, 0, 0, 0, 9, 9, 8, 8, *[0] * 6, 0, 1, 1, 1, 1, 1, 0, 1]
+    return [0, -1, 0, *np.eye(3).ravel(), 0, 0, -1e4, 0, 0, 1e4, 0, 0, 0, 0, -1e4, 0, 9, 9, 8, 8, *[0] * 6, 0, 1, 1, 1, 1, 1, 0, 1]
 
 
 def _parts(views: Sequence[View], slots: int, device: torch.device) -> Parts:
@@ -138,10 +144,10 @@ def _parts(views: Sequence[View], slots: int, device: torch.device) -> Parts:
         ]
         rows += found + [_padding()] * (slots - len(found))
     table = torch.from_numpy(np.array(rows, np.float32).T.copy()).to(device)
-    widths = [1, 1, 1, 9, 3, 3, 1, 1, 1, 4, 3, 3, 1, 3, 1, 1, 1, 1]
+    widths = [1, 1, 1, 9, 3, 3, 1, 1, 3, 1, 4, 3, 3, 1, 3, 1, 1, 1, 1]
     kind, owner, hidden, *rest = (part.squeeze(0) if len(part) == 1 else part for part in table.split(widths))
-    pattern = rest[9]
-    return Parts(kind.long(), owner.long(), hidden > 0.5, *rest[:9], pattern.long(), *rest[10:])
+    pattern = rest[10]
+    return Parts(kind.long(), owner.long(), hidden > 0.5, *rest[:10], pattern.long(), *rest[11:])
 
 
 def _room(rooms: Sequence[Room], device: torch.device) -> dict[str, Tensor]:

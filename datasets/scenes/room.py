@@ -54,7 +54,9 @@ def _planks(u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
     along = u * 0.55 + _hash(row, row * 0, phase)
     tone = _hash(row, along.floor(), phase)
     grain = ((u * 3 + 2 * (v * 5 + tone * 40).sin()) * 2.2).sin() * (v * 41 + tone * 90).sin()
-    return _joints(along, across, soft * 3, 0.03), 0.86 + 0.3 * tone + 0.07 * grain * (0.12 / soft).clamp(max=1)
+    sides = edge((across.frac() - 0.5).abs() - 0.47, soft * 3)
+    ends = edge((along.frac() - 0.5).abs() - 0.495, soft * 0.55)
+    return torch.maximum(sides, ends), 0.86 + 0.3 * tone + 0.07 * grain * (0.12 / soft).clamp(max=1)
 
 
 def _floor_checker(u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:

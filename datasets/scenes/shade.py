@@ -42,7 +42,7 @@ def _sky(world: World, rays: Rays, found: Surface) -> tuple[Tensor, Tensor]:
     sky_wo = torch.ones_like(sky)
     for slot in range(world.slots):
         columns = torch.arange(world.count, device=sky.device) * world.slots + slot
-        offset = pick(world.parts.centre[:, columns], rays.view, world.count) - found.point
+        offset = pick(world.parts.heart[:, columns], rays.view, world.count) - found.point
         radius = pick(world.parts.bulk[columns], rays.view, world.count)
         square = offset.square().sum(0)
         cosine = ((offset * found.normal).sum(0) / square.sqrt()).clamp(min=0)

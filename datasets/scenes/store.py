@@ -1,0 +1,181 @@
+"""Rendered scenes on disk: shards of 256 scenes, one safetensors file each, written whole or not at all.
+
+Shard `j` holds the scenes first_seed + 256 j ... of one set of options. A shard that is there, complete and made with
+the same settings is skipped, so an interrupted run continues where it stopped and `--shard i/n` splits the work.
+
+Legend: k scenes of a shard, n solids (padded), h w pixels, r reference size.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
+from tqdm import tqdm
+
+from datasets.scenes.batch import SceneBatch, SceneFacts, render
+from datasets.scenes.describe import EVAL_BIT, SceneOptions, eval_seed, train_seed
+from datasets.scenes.layout import sample_scene
+from ldm.config import to_plain
+from ldm.files import write_atomic
+from ldm.schema import setting
+
+log = logging.getLogger(__name__)
+
+SCENES_PER_SHARD = 256
+FORMAT = 1                  # of the files; part of what must agree before a shard is kept
+
+
+@dataclass(frozen=True)
+class StoreSettings(SceneOptions):
+    """One render run: the options of the scenes, and which of them go where."""
+    out: Path = setting(Path("outputs/scenes"), help="folder of the shards")
+    count: int = setting(1024, help="scenes in all shards", low=1)
+    first_seed: int = setting(0, help="index of the first scene within its split", low=0)
+    split: str = setting("train", help="seeds of the two splits never meet", choices=("train", "eval"))
+    shard: str = setting("0/1", help="i/n: render only every n-th file, from the i-th")
+    device: str = setting("cpu", help="cpu, cuda or mps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        train_seed(self.first_seed + self.count - 1)
+        shard_of(self.shard)
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Arrays of one file. Depth is depth_01 * 65535."""
+    image_u8: np.ndarray            # (k, h, w, 3)
+    without_u8: np.ndarray          # (k, h, w, 3)
+    depth_u16: np.ndarray           # (k, h, w)
+    without_depth_u16: np.ndarray   # (k, h, w)
+    instances_u8: np.ndarray        # (k, h, w) 0 the room, i solid i - 1
+    amodal: np.ndarray              # (k, n, h, w) bool
+    reference_u8: np.ndarray        # (k, r, r, 3)
+    reference_mask: np.ndarray      # (k, r, r) bool
+    reference_depth_u16: np.ndarray     # (k, r, r)
+    facts: tuple[SceneFacts, ...]
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """"i/n" -> (i, n) with 0 <= i < n."""
+    index, slash, count = text.partition("/")
+    if slash and index.isdigit() and count.isdigit() and int(index) < int(count):
+        return int(index), int(count)
+    raise ValueError(f"shard must be i/n with 0 <= i < n, got {text!r}")
+
+
+def depth_01(depth_u16: np.ndarray) -> np.ndarray:
+    """Stored depth -> float32 in [0, 1], 1 = nearest."""
+    return depth_u16.astype(np.float32) / 65535
+
+
+def render_shards(settings: StoreSettings) -> list[Path]:
+    """Render what is missing of this run's share; returns the paths of its shards, new and old."""
+    index, every = shard_of(settings.shard)
+    files = range(index, -(-settings.count // SCENES_PER_SHARD), every)
+    paths = []
+    with tqdm(total=sum(len(_seeds(settings, j)) for j in files), unit="scene", desc="rendering") as bar:
+        for j in files:
+            path, seeds = settings.out / f"shard-{j:05d}.safetensors", _seeds(settings, j)
+            recipe = _recipe(settings, seeds)
+            if _is_done(path, recipe):
+                bar.update(len(seeds))
+            else:
+                write_atomic(path, _pack([_rendered(seed, settings, bar) for seed in seeds], recipe))
+            paths.append(path)
+    return paths
+
+
+def _seeds(settings: StoreSettings, j: int) -> list[int]:
+    seed_of = eval_seed if settings.split == "eval" else train_seed
+    start, stop = j * SCENES_PER_SHARD, min((j + 1) * SCENES_PER_SHARD, settings.count)
+    return [seed_of(settings.first_seed + i) for i in range(start, stop)]
+
+
+def _recipe(settings: StoreSettings, seeds: Sequence[int]) -> str:
+    """What decides the contents of a shard, as JSON text."""
+    names = [field.name for field in fields(SceneOptions) if field.name != "chunk"]
+    options = {name: value for name, value in to_plain(settings).items() if name in names}
+    return json.dumps({"format": FORMAT, "options": options, "seeds": [seeds[0], seeds[-1]]}, sort_keys=True)
+
+
+def _is_done(path: Path, recipe: str) -> bool:
+    """The file is complete and of this recipe. Another recipe is an error: results would be mixed."""
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, "numpy") as shard:
+            found = (shard.metadata() or {}).get("recipe")
+    except (SafetensorError, OSError):
+        log.warning("%s is damaged and is rendered again", path)
+        return False
+    if found != recipe:
+        raise ValueError(f"{path} was rendered with other settings; choose another --out or remove it")
+    return True
+
+
+def _rendered(seed: int, settings: StoreSettings, bar: tqdm) -> SceneBatch:
+    batch = render([sample_scene(seed, settings)], settings, settings.device)
+    bar.update()
+    return batch
+
+
+def _pack(batches: Sequence[SceneBatch], recipe: str) -> bytes:
+    """One file of the scenes, in safetensors; names, relations and captions are JSON in its header."""
+    most = max(batch.amodal.shape[1] for batch in batches)
+
+    def rows(name: str) -> np.ndarray:
+        return torch.cat([getattr(batch, name) for batch in batches]).cpu().numpy()
+
+    amodal = np.concatenate([np.pad(batch.amodal.cpu().numpy(), ((0, 0), (0, most - batch.amodal.shape[1]), (0, 0), (0, 0)))
+                             for batch in batches])
+    arrays = {
+        **{name.replace("_01", "_u8"): _to_u8(rows(name)) for name in ("image_01", "without_01", "reference_01")},
+        **{name.replace("_01", "_u16"): np.round(rows(name) * 65535).astype(np.uint16)
+           for name in ("depth_01", "without_depth_01", "reference_depth_01")},
+        "instances_u8": rows("instances").astype(np.uint8),
+        "amodal": np.packbits(amodal, axis=-1), "reference_mask": np.packbits(rows("reference_mask"), axis=-1),
+    }
+    facts = json.dumps([asdict(fact) for batch in batches for fact in batch.facts])
+    return save(arrays, {"recipe": recipe, "facts": facts})
+
+
+def _to_u8(colours_01: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.round(colours_01 * 255).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def read_shard(path: Path | str) -> Shard:
+    """All arrays of a shard, masks unpacked. ValueError names a file that is missing, damaged or something else."""
+    try:
+        arrays = load_file(path)
+        with safe_open(path, "numpy") as shard:
+            facts = json.loads(shard.metadata()["facts"])
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a complete shard of rendered scenes: {error}") from error
+    arrays["amodal"] = _unpack(arrays["amodal"], arrays["image_u8"].shape[2])
+    arrays["reference_mask"] = _unpack(arrays["reference_mask"], arrays["reference_u8"].shape[2])
+    return Shard(**arrays, facts=tuple(_fact(fact) for fact in facts))
+
+
+def _unpack(bits: np.ndarray, width: int) -> np.ndarray:
+    return np.unpackbits(bits, axis=-1, count=width).astype(bool)
+
+
+def _fact(plain: dict) -> SceneFacts:
+    """JSON lists -> the tuples of SceneFacts."""
+    return SceneFacts(**{name: _frozen(value) for name, value in plain.items()})
+
+
+def _frozen(value: object) -> object:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def is_eval_seed(seed: int) -> bool:
+    """Whether a seed belongs to the evaluation split."""
+    return bool(seed & EVAL_BIT)
