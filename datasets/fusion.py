@@ -94,7 +94,7 @@ def bulge(mask: np.ndarray) -> np.ndarray:
 def fit_box(box_xyxy: Sequence[float], size_hw: Size, max_stretch: float) -> Box01:
     """The part of the box that an object of (h, w) fills, stretched by at most `max_stretch`.
 
-    1 keeps the proportions, infinity fills the box (published). It stands in the middle of the bottom edge.
+    1 keeps the proportions, 100 fills any box (published). It stands in the middle of the bottom edge.
     """
     x0, y0, x1, y1 = box_xyxy
     scale_x, scale_y = (x1 - x0) / size_hw[1], (y1 - y0) / size_hw[0]
@@ -107,10 +107,8 @@ def fit_box(box_xyxy: Sequence[float], size_hw: Size, max_stretch: float) -> Box
 def warp_into(image: np.ndarray, box_xyxy: Sequence[float], frame: Size) -> np.ndarray:
     """image (h, w[, c]) float32 shown in a box of a frame, exact to fractions of a pixel; 0 outside."""
     x0, y0, x1, y1 = box_xyxy
-    width, height = max(1, round(x1 - x0)), max(1, round(y1 - y0))
-    if height < image.shape[0] or width < image.shape[1]:
-        small = min(height, image.shape[0]), min(width, image.shape[1])
-        image = cv2.resize(image, (small[1], small[0]), interpolation=cv2.INTER_AREA)
+    # Nearly the final size first, by averaging or with full edges, so that the warp below only shifts.
+    image = resize(image, (max(1, round(y1 - y0)), max(1, round(x1 - x0))))
     result = np.zeros((*frame, *image.shape[2:]), np.float32)
     left, top, right, bottom = clip_box((floor(x0) - 1, floor(y0) - 1, ceil(x1) + 1, ceil(y1) + 1), frame)
     if right > left and bottom > top:

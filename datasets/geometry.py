@@ -19,8 +19,8 @@ Box = tuple[int, int, int, int]
 Box01 = tuple[float, float, float, float]
 Size = tuple[int, int]
 
-MIN_EXTENT = 0.02  # half thickness in depth of a vanishingly small object
-EXTENT_PER_SIZE = 0.25  # half thickness in depth per unit of box size, as measured on rendered scenes
+MIN_EXTENT = 0.01  # half thickness in depth of a vanishingly small object
+EXTENT_PER_SIZE = 0.2  # half thickness in depth per unit of box size; fits the near side of rendered solids
 
 
 def check_box01(box01: Sequence[float], *, where: str = "box") -> Box01:
@@ -144,7 +144,7 @@ def depth_extent(d: float, box01: Sequence[float]) -> tuple[float, float]:
     """(far, near) of an object whose centre lies at depth d.
 
     A thing is about as thick as it is wide and high, so its thickness in relative inverse depth grows with
-    its size in the picture: near - far = 2 (0.02 + 0.25 s), s = sqrt(width height) in fractions. Symmetric
+    its size in the picture: near - far = 2 (0.01 + 0.2 s), s = sqrt(width height) in fractions. Symmetric
     about d, clipped to [0, 1].
     """
     if not (np.isfinite(d) and 0 <= d <= 1):

@@ -1,7 +1,6 @@
 """What a pair is made from: the switches of the pre-processing, and pictures with the place of the object."""
 
 from dataclasses import dataclass, replace
-from math import inf
 
 import numpy as np
 
@@ -37,7 +36,7 @@ class PairOptions:
     mask_level: str = setting(
         "auto", help="region to paint; auto: by mode (box, fine or exact)", choices=("auto", *LEVELS)
     )
-    max_stretch: float = setting(1.25, help="limit of the stretch that fills the box; .inf: none", low=1)
+    max_stretch: float = setting(1.25, help="limit of the stretch to the box; 100: none", low=1, high=100)
     occlusion: str = setting("near", help="depth test; pixel: published", choices=OCCLUSIONS)
     depth_fill: str = setting("bulge", help="object's shape without a depth map", choices=("bulge", "flat"))
     border: str = setting(
@@ -70,7 +69,7 @@ class PairOptions:
 
 
 PUBLISHED_TRAINING = PairOptions(
-    hf_mode="zero", max_stretch=inf, occlusion="pixel", border="clip", collage="box", bbox_end="legacy",
+    hf_mode="zero", max_stretch=100.0, occlusion="pixel", border="clip", collage="box", bbox_end="legacy",
     fusion_norm="legacy", resample="legacy", augment=Augment(flip=0.5, brightness=0.2, colour=0.0),
 )  # fmt: skip
 PUBLISHED_INFERENCE = replace(

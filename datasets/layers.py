@@ -36,6 +36,7 @@ from datasets.geometry import (
 from datasets.inputs import Inputs, PairOptions
 from datasets.masks import box_mask, dilate, mask_level
 
+LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the picture
 LEVEL_OF_MODE = {"place": "box", "replace": "box", "id-transfer": "fine", "inpaint": "exact"}
 
 
@@ -76,11 +77,17 @@ def object_box(inputs: Inputs, options: PairOptions) -> Box01:
 
 
 def plan_crop(inputs: Inputs, options: PairOptions, choices: Choices) -> Crop:
-    """The square round the object, `crop_ratio` times as large as its region."""
+    """The square round the object, `crop_ratio` times as large as its region.
+
+    With border "shift" context gives way before the square outgrows the picture and would need padding.
+    """
     h, w = inputs.background_u8.shape[:2]
-    clip = (h, w) if options.border == "clip" else None
+    clip, ratio = (h, w), choices.crop_ratio
     region = expand_box(object_box(inputs, options), options.box_ratio, clip, options.bbox_end)
-    wide = expand_box(region, choices.crop_ratio, clip, options.bbox_end)
+    if options.border == "shift":
+        longest = max(region[2] - region[0], region[3] - region[1])
+        ratio = min(ratio, max(LEAST_CONTEXT, min(h, w) / longest))
+    wide = expand_box(region, ratio, clip if options.border == "clip" else None, options.bbox_end)
     x0, y0, x1, y1 = square_box(wide, (h, w), options.border)
     return Crop((x0, y0, x1, y1), square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
 
