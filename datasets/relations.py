@@ -1,7 +1,8 @@
 """Spatial relations between two placed things, decided in 2.5D: a box in the image and an extent in depth.
 
-The same function serves rendered scenes (exact boxes and depths, and exact knowledge of what stands on what) and
-photographs (annotated boxes, estimated depth). Depth is relative inverse depth of the picture, 1 = nearest.
+The same function serves rendered scenes (exact boxes and depths, and exact knowledge of what stands on what)
+and photographs (annotated boxes, estimated depth). Depth is relative inverse depth of the picture, 1 =
+nearest.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ FOOT = 0.65  # what stands on a thing has its lower edge in the upper 65 % of th
 
 @dataclass(frozen=True)
 class Place:
-    """Where a thing is. box01_xyxy: fractions of the picture; d: its depth, far <= d <= near its extent, in [0, 1]."""
+    """Where a thing is. box01_xyxy: fractions of the picture; d: its depth, far <= d <= near its extent, in
+    [0, 1].
+    """
 
     box01_xyxy: tuple[float, float, float, float]
     d: float
@@ -50,9 +53,9 @@ def gap(low_a: float, high_a: float, low_b: float, high_b: float) -> float:
 def relation(a: Place, b: Place, on: bool | None = None) -> frozenset[str]:
     """Everything that is true of a with respect to b ("a is left of b"), a subset of RELATIONS.
 
-    on: whether a stands on b where that is known; None decides by `stands_on`. What stands on a thing is not also
-    beside, before or behind it; the caller asks relation(b, a, on=False) for the converse, which then is judged by
-    position alone. Left / right and in front / behind are antisymmetric, next to is symmetric.
+    on: whether a stands on b where that is known; None decides by `stands_on`. What stands on a thing is not
+    also beside, before or behind it; the caller asks relation(b, a, on=False) for the converse, which then is
+    judged by position alone. Left / right and in front / behind are antisymmetric, next to is symmetric.
     """
     if on or (on is None and stands_on(a, b)):
         return frozenset({"on"})

@@ -1,4 +1,8 @@
-"""python -m datasets.scenes render --out DIR --count N --size 96,96 ...   |   python -m datasets.scenes sheet --out sheet.png"""
+"""Commands of the renderer.
+
+    python -m datasets.scenes render --out DIR --count N --size 96,96 --window object
+    python -m datasets.scenes sheet --out sheet.png --count 8
+"""
 
 import logging
 import sys

@@ -1,4 +1,5 @@
-"""What `render` returns: tensors of a batch of scenes, and what is known about each scene in words and numbers.
+"""What `render` returns: tensors of a batch of scenes, and what is known about each scene in words and
+numbers.
 
 Legend: b scenes, n solids (padded to the largest scene), h w pixels, r reference size.
 """
@@ -20,7 +21,8 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class SceneFacts:
-    """One scene in words and numbers; lists have one entry per solid. JSON-able through dataclasses.asdict."""
+    """One scene in words and numbers; lists have one entry per solid. JSON-able through dataclasses.asdict.
+    """
 
     seed: int
     removed: int  # index of the solid that the counterfactual lacks
@@ -41,8 +43,8 @@ class SceneFacts:
 
 @dataclass(frozen=True, eq=False)
 class SceneBatch:
-    """Rendered scenes. Colours are display values in [0, 1]; depth is 1 = nearest, frame: the full view without the
-    removed solid, values beyond it are clipped."""
+    """Rendered scenes. Colours are display values in [0, 1]; depth is 1 = nearest, frame: the full view
+    without the removed solid, values beyond it are clipped."""
 
     image_01: Tensor  # (b, 3, h, w)
     without_01: Tensor  # (b, 3, h, w)   the same scene without the removed solid, its shadow and contact gone
@@ -68,7 +70,8 @@ class SceneBatch:
 
 
 def render(scenes: Sequence[Scene], options: SceneOptions, device: torch.device | str = "cpu") -> SceneBatch:
-    """Pixels of the scenes. A scene's pixels do not depend on what else is in the batch (bit-equal on a CPU)."""
+    """Pixels of the scenes. A scene's pixels do not depend on what else is in the batch (bit-equal on a CPU).
+    """
     if not scenes:
         raise ValueError("render needs at least one scene")
     chunk = options.chunk or (1 if torch.device(device).type == "cpu" else 32)

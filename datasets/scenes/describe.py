@@ -1,7 +1,9 @@
-"""What a scene is: plain descriptions, no pixels. A Scene is a pure function of (seed, options); see layout.py.
+"""What a scene is: plain descriptions, no pixels. A Scene is a pure function of (seed, options); see
+layout.py.
 
-World: right-handed metres, z up, floor z = 0. A solid is one or more *parts* (a table is a slab and four legs); a part
-is a canonical solid (solids.py) with its own frame. Image fractions: (x, y) from the top left corner of the full view.
+World: right-handed metres, z up, floor z = 0. A solid is one or more *parts* (a table is a slab and four
+legs); a part is a canonical solid (solids.py) with its own frame. Image fractions: (x, y) from the top left
+corner of the full view.
 """
 
 from dataclasses import dataclass
@@ -38,14 +40,16 @@ def _checked(index: int) -> int:
 class SceneOptions:
     """What is rendered. Training renders window "object", every other use "full"."""
 
-    size: tuple[int, int] = setting((128, 128), help="height,width of every view of the scene", low=16, high=4096)
+    size: tuple[int, int] = setting((128, 128), help="height,width of every view", low=16, high=4096)
     supersample: int = setting(1, help="rays per pixel and axis, 2 for best quality", low=1, high=2)
     smooth_edges: bool = setting(True, help="at supersample 1, four rays in the pixels that need them")
-    objects: tuple[int, int] = setting((2, 6), help="least,most solids; a table is not counted", low=2, high=8)
+    objects: tuple[int, int] = setting((2, 6), help="least,most solids, tables not counted", low=2, high=8)
     window: str = setting(
         "full", help="full view, or a square around the removed object", choices=("full", "object")
     )
-    reference_size: tuple[int, int] = setting((112, 112), help="height,width of the reference view, equal", low=16, high=4096)
+    reference_size: tuple[int, int] = setting(
+        (112, 112), help="height,width of the reference view, equal", low=16, high=4096
+    )
     reference_pose: str = setting(
         "mixed",
         help="pose of the reference: as in the scene, another within 30 degrees, or half and half",
@@ -106,6 +110,7 @@ class Solid:
     finish: Finish
     radius: float  # of the vertical cylinder around it
     centre: np.ndarray  # (3,)
+    bottom: float  # height of its lowest point
     top: float  # height of its highest point
     support: int = -1  # index of the solid it stands on, -1: the floor
     movable: bool = True  # furniture is not: it is never the removed solid
@@ -122,7 +127,8 @@ class Camera:
     window01_xyxy: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # rendered part of the full view
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """World points (n, 3) -> (n, 3): image fractions x, y of the full view and depth along the view axis."""
+        """World points (n, 3) -> (n, 3): image fractions x, y of the full view and depth along the view axis.
+        """
         local = (points - self.origin) @ self.axes.T
         z = np.maximum(local[:, 2], 1e-6)
         return np.stack(

@@ -60,8 +60,9 @@ def room(rng: np.random.Generator) -> Room:
         [rng.uniform(-0.5, 0.5), rng.uniform(0, 0.8), rng.uniform(0.9, 1.5) * has_rug, rng.uniform(0.6, 1.0)]
     )
     has_picture = rng.random() < 0.35
-    picture = np.array([rng.uniform(-1.3, 1.3), rng.uniform(1.1, 1.5), rng.uniform(0.3, 0.6) * has_picture, rng.uniform(0.25, 0.4)])
-    picture_rgb = np.stack([linear(_tone(rng, tuple(COLOURS.values())) * 0.6 + 0.2), linear(_tone(rng, WOODS) * 0.8)])
+    picture = rng.uniform([-1.3, 1.1, 0.3, 0.25], [1.3, 1.5, 0.6, 0.4]) * [1, 1, has_picture, 1]
+    motif, frame = _tone(rng, tuple(COLOURS.values())) * 0.6 + 0.2, _tone(rng, WOODS) * 0.8
+    picture_rgb = np.stack([linear(motif), linear(frame)])
     has_skirting = rng.random() < 0.75
     return Room(
         back=rng.uniform(2.4, 3.8),
@@ -103,15 +104,8 @@ def _finish(rng: np.random.Generator, colour: str, pattern: str) -> Finish:
     pale = "black" if bright and rng.random() < 0.4 else ("navy" if colour == "white" else "white")
     second = pale if rng.random() < 0.6 else others[int(rng.integers(len(others)))]
     gloss = float(rng.choice([0.08, 0.3, 0.7], p=[0.35, 0.4, 0.25]) * rng.uniform(0.8, 1.2))
-    return Finish(
-        colour,
-        pattern,
-        linear(first),
-        linear(jitter(COLOURS[second], rng)),
-        float(rng.integers(3, 6)),
-        gloss,
-        float(10 + 90 * gloss),
-    )
+    frequency, other = float(rng.integers(3, 6)), linear(jitter(COLOURS[second], rng))
+    return Finish(colour, pattern, linear(first), other, frequency, gloss, float(10 + 90 * gloss))
 
 
 def furniture(rng: np.random.Generator, share: float) -> tuple[Solid, ...]:
@@ -132,18 +126,8 @@ def furniture(rng: np.random.Generator, share: float) -> tuple[Solid, ...]:
     rgb = linear(_tone(rng, WOODS if table or rng.random() < 0.4 else FLOOR_TONES))
     finish = Finish("brown", "solid", rgb, rgb * 0.7, 3.0, 0.2, 30.0)
     shape, name = ("table", "table") if table else ("block", "low platform")
-    return (
-        Solid(
-            shape,
-            name,
-            tuple(parts),
-            finish,
-            float(np.linalg.norm(half)),
-            np.array([*middle, top / 2]),
-            top,
-            movable=False,
-        ),
-    )
+    radius, centre = float(np.linalg.norm(half)), np.array([*middle, top / 2])
+    return (Solid(shape, name, tuple(parts), finish, radius, centre, 0.0, top, movable=False),)
 
 
 def solid_at(rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequence[Solid]) -> Solid:
@@ -166,16 +150,9 @@ def solid_at(rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequ
     colour = _COLOUR_NAMES[int(rng.integers(len(COLOURS)))]
     pattern = PATTERNS[int(np.searchsorted(_PATTERN_STEPS, rng.random()))]
     name = " ".join(word for word in (PATTERN_WORDS[pattern], colour, shape) if word)
-    return Solid(
-        shape,
-        name,
-        (part,),
-        _finish(rng, colour, pattern),
-        radius,
-        centre,
-        float(centre[2] + up),
-        support=host,
-    )
+    bottom, top = float(centre[2] - down), float(centre[2] + up)
+    finish = _finish(rng, colour, pattern)
+    return Solid(shape, name, (part,), finish, radius, centre, bottom, top, support=host)
 
 
 _SHAPE_NAMES, _COLOUR_NAMES = tuple(SHAPES), tuple(COLOURS)

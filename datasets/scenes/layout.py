@@ -1,31 +1,29 @@
 """Seed -> Scene: room, light, camera, solids by rejection sampling, and which solid is removed.
 
-Everything random comes from one numpy Generator made of (seed, attempt), so a seed is one scene on every machine.
+Everything random comes from one numpy Generator made of (seed, attempt), so a seed is one scene everywhere.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
-from datasets.scenes.describe import Camera, Light, Rejected, Room, Scene, SceneOptions, Solid
-from datasets.scenes.furnish import furniture, lamp, linear, room, solid_at
-from datasets.scenes.pack import View, pack
-from datasets.scenes.pose import look_at, orbit, outline, square_window
-from datasets.scenes.solids import FAR
-from datasets.scenes.trace import cast, cast_room, covers, pixel_rays
+from datasets.scenes.choose import choose, object_window, reference_view
+from datasets.scenes.describe import Camera, Rejected, Room, Scene, SceneOptions, Solid
+from datasets.scenes.furnish import furniture, lamp, room, solid_at
+from datasets.scenes.pack import View
+from datasets.scenes.pose import look_at, outline
 
 ATTEMPTS = 24  # scenes tried per seed
 TRIES = 14  # places tried per solid
-SURVEY = 56  # side of the coarse grid on which visibility is judged
-MIN_VISIBLE = 0.36  # of the removed solid; a little above the promised 0.3, the grid is coarse
-HIDDEN = (0.36, 0.90)  # visible share of a "partly hidden" solid
-Box = tuple[float, float, float, float]
 
 
 def sample_scene(seed: int, options: SceneOptions) -> Scene:
-    """The scene of this seed. Raises Rejected when no attempt gives a usable one (not seen in 100,000 seeds)."""
+    """The scene of this seed.
+
+    Raises Rejected when no attempt gives a usable scene; about two in five attempts fail, so with the default
+    options that does not happen.
+    """
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     reasons = []
@@ -50,23 +48,13 @@ def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scen
     movable = [solid for solid in solids if solid.movable]
     if len(movable) < options.objects[0]:
         raise Rejected("too few solids fit")
-    removed, area, inverse_range = _choose(rng, View(solids, camera, light, place), options)
+    removed, area, inverse_range = choose(rng, View(solids, camera, light, place), options)
     same = options.reference_pose == "same" or (options.reference_pose == "mixed" and rng.random() < 0.5)
-    reference_camera, reference_light = _reference(rng, solids[removed], camera, same)
+    reference_camera, reference_light = reference_view(rng, solids[removed], camera, same)
     if options.window == "object":
-        camera = replace(camera, window01_xyxy=_window(rng, solids[removed], camera, area))
-    return Scene(
-        seed,
-        tuple(solids),
-        place,
-        camera,
-        light,
-        removed,
-        reference_camera,
-        reference_light,
-        inverse_range,
-        same,
-    )
+        camera = replace(camera, window01_xyxy=object_window(rng, solids[removed], camera, area))
+    return Scene(seed, tuple(solids), place, camera, light, removed, reference_camera, reference_light,
+                 inverse_range, same)
 
 
 def _camera(rng: np.random.Generator, place: Room, solids: Sequence[Solid], options: SceneOptions) -> Camera:
@@ -147,27 +135,21 @@ def _in_room(added: Solid, place: Room) -> bool:
 
 
 def _free(added: Solid, solids: Sequence[Solid]) -> bool:
-    """No overlap of the vertical cylinders around solids, where their heights overlap; furniture is a rectangle."""
-    bottom = min(part.centre[2] for part in added.parts) - 1e-6
+    """No overlap with anything at the same height; solids are vertical cylinders, furniture is a rectangle.
+    """
     for index, other in enumerate(solids):
-        if index == added.support or (other.movable and other.support != added.support):
-            if index == added.support or not _heights_overlap(added, other):
-                continue
-        if not other.movable:
+        beside = min(added.top, other.top) > max(added.bottom, other.bottom) - 0.01
+        if index == added.support or not beside:
+            continue
+        if other.movable:
+            gap = np.linalg.norm(other.centre[:2] - added.centre[:2]) - other.radius
+        else:
             part = other.parts[0]
-            if bottom > other.top:
-                continue
             local = np.abs((added.centre[:2] - part.centre[:2]) @ part.axes[:2, :2].T) - part.scale[:2]
-            if np.linalg.norm(np.maximum(local, 0)) < added.radius + 0.03:
-                return False
-        elif np.linalg.norm(other.centre[:2] - added.centre[:2]) < other.radius + added.radius + 0.02:
+            gap = np.linalg.norm(np.maximum(local, 0))
+        if gap < added.radius + 0.02:
             return False
     return True
-
-
-def _heights_overlap(a: Solid, b: Solid) -> bool:
-    low_a, low_b = (2 * solid.centre[2] - solid.top for solid in (a, b))
-    return min(a.top, b.top) > max(low_a, low_b) - 0.01
 
 
 def _stands(added: Solid, host: int, solids: Sequence[Solid]) -> bool:
@@ -179,87 +161,3 @@ def _stands(added: Solid, host: int, solids: Sequence[Solid]) -> bool:
         return added.radius < 1.05 * float(part.scale[:2].min())
     local = np.abs((added.centre[:2] - part.centre[:2]) @ part.axes[:2, :2].T)
     return bool((local + 0.75 * added.radius < part.scale[:2]).all())
-
-
-def _choose(
-    rng: np.random.Generator, view: View, options: SceneOptions
-) -> tuple[int, float, tuple[float, float]]:
-    """Removed solid, its amodal share of the full view, and the inverse depth range without it."""
-    owner, depth, behind = _survey(view)
-    nearest = torch.minimum(depth.amin(0), behind)
-    wanted: list[tuple[int, float, float]] = []
-    for index, solid in enumerate(view.solids):
-        mine = depth[owner == index].amin(0)
-        amodal = (mine < FAR) & (mine < behind)
-        area, seen = float(amodal.float().mean()), float((amodal & (mine <= nearest)).float().sum())
-        visible = seen / max(float(amodal.sum()), 1)
-        x0, y0, x1, y1 = outline(solid.parts, view.camera)
-        carries = any(other.support == index for other in view.solids)
-        low = 0.02 if options.window == "full" else 0.008
-        if (
-            solid.movable
-            and not carries
-            and visible >= MIN_VISIBLE
-            and low <= area <= 0.3
-            and min(x0, y0) > -0.01
-            and max(x1, y1) < 1.01
-        ):
-            wanted.append((index, area, visible))
-    if not wanted:
-        raise Rejected("no solid can be removed")
-    if rng.random() < options.occluded:
-        wanted = [entry for entry in wanted if HIDDEN[0] <= entry[2] <= HIDDEN[1]]
-        if not wanted:
-            raise Rejected("no solid is partly hidden")
-    index, area, _ = wanted[int(rng.integers(len(wanted)))]
-    inverse = (
-        1 / torch.minimum(depth[owner != index].amin(0), behind) if (owner != index).any() else 1 / behind
-    )
-    return index, area, (float(inverse.min()), float(inverse.max()))
-
-
-def _survey(view: View) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Coarse cast whose outermost rays lie on the picture's border: owner (p,), depth (p, m), room depth (m,)."""
-    world = pack([view])
-    size = (SURVEY, SURVEY)
-    pixel = torch.arange(SURVEY * SURVEY)
-    stretch = lambda i: i * (SURVEY / (SURVEY - 1)) - i - 0.5  # noqa: E731
-    offset = torch.stack([stretch(pixel % SURVEY), stretch(pixel // SURVEY)])
-    rays = pixel_rays(world, size, covers(world, size), pixel, offset)
-    return world.parts.owner, cast(world, rays), cast_room(world, rays).depth
-
-
-def _window(rng: np.random.Generator, solid: Solid, camera: Camera, area: float) -> Box:
-    """Square window inside the full view around the removed solid: longest side x U(1.5, 2.9), centre jittered."""
-    aspect = camera.tan_x / camera.tan_y
-    x0, y0, x1, y1 = outline(solid.parts, camera)
-    longest = max(x1 - x0, (y1 - y0) / aspect)  # in widths of the full view
-    side = min(longest * rng.uniform(1.5, 2.9), (area / aspect / 0.045) ** 0.5)
-    side = min(max(side, 1.2 * longest), 1.0, 1 / aspect)
-    slack = np.maximum(0.45 * (side - np.array([x1 - x0, (y1 - y0) / aspect])), 0)
-    cx, cy = np.array([(x0 + x1) / 2, (y0 + y1) / 2 / aspect]) + rng.uniform(-1, 1, 2) * slack
-    left = float(np.clip(cx - side / 2, 0, 1 - side))
-    above = float(np.clip(cy - side / 2, 0, 1 / aspect - side))
-    return left, above * aspect, left + side, (above + side) * aspect
-
-
-def _reference(rng: np.random.Generator, solid: Solid, camera: Camera, same: bool) -> tuple[Camera, Light]:
-    """Square view of the solid alone, and another lamp for it."""
-    target = np.array([*solid.centre[:2], 0.5 * (solid.top + 2 * solid.centre[2] - solid.top)])
-    yaw, lift = np.radians(rng.uniform(8, 30) * rng.choice([-1, 1])), np.radians(rng.uniform(-8, 8))
-    lamp_yaw, lamp_lift = np.radians(rng.uniform(-75, 75)), np.radians(rng.uniform(15, 45))
-    if not same:
-        origin = orbit(camera.origin, target, yaw, lift)
-        camera = replace(camera, origin=origin, axes=look_at(origin, target))
-    window = square_window(outline(solid.parts, camera), camera.tan_x / camera.tan_y, rng.uniform(1.06, 1.25))
-    away = orbit(camera.origin, target, lamp_yaw, lamp_lift) - target
-    warm = rng.uniform(0.9, 1.1)
-    tone = linear(np.array([1.0, 1.0, 1.0])) * np.array([warm, 1.0, 2 - warm])
-    light = Light(
-        target + away / np.linalg.norm(away) * 3.6,
-        float(rng.uniform(0.2, 0.6)),
-        tone * rng.uniform(0.6, 0.85),
-        np.full(3, rng.uniform(0.38, 0.55)),
-        np.full(3, rng.uniform(0.2, 0.35)),
-    )
-    return replace(camera, window01_xyxy=window), light

@@ -1,6 +1,7 @@
 """Descriptions -> tensors: many views side by side, so that one set of tensor operations renders all of them.
 
-Legend: b views, p part slots per view (padded), component first: (3, b * p). Part `slot` of view `v` is column v * p + slot.
+Legend: b views, p part slots per view (padded), component first: (3, b * p). Part `slot` of view `v` is
+column v * p + slot.
 """
 
 from collections.abc import Sequence
@@ -53,7 +54,8 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """b views. Camera and light tables are (3, b) or (b,); room tables are None when the views show no room."""
+    """b views. Camera and light tables are (3, b) or (b,); room tables are None when the views show no room.
+    """
 
     count: int
     slots: int
@@ -108,32 +110,25 @@ def _box(part: Part, camera: Camera) -> np.ndarray:
 
 def _part_row(view: View, owner: int, part: Part) -> list[float]:
     finish, matrix = view.solids[owner].finish, _matrix(part)
-    return [
-        KINDS.index(part.kind),
-        owner,
-        owner == view.hidden,
-        *matrix.ravel(),
-        *part.centre,
-        *(matrix @ (view.camera.origin - part.centre)),
-        part.param,
-        _bound(part),
-        *_heart(part),
-        _bulk(part),
-        *_box(part, view.camera),
-        *finish.rgb_a,
-        *finish.rgb_b,
-        PATTERNS.index(finish.pattern),
-        *(part.scale / part.scale.max()),
-        part.scale.max(),
-        finish.frequency,
-        finish.gloss,
-        finish.shine,
-    ]
+    place = [*matrix.ravel(), *part.centre, *(matrix @ (view.camera.origin - part.centre)), part.param]
+    bounds = [_bound(part), *_heart(part), _bulk(part), *_box(part, view.camera)]
+    colours = [*finish.rgb_a, *finish.rgb_b, PATTERNS.index(finish.pattern)]
+    form = [*(part.scale / part.scale.max()), part.scale.max(), finish.frequency, finish.gloss, finish.shine]
+    return [KINDS.index(part.kind), owner, owner == view.hidden, *place, *bounds, *colours, *form]
 
 
 def _padding() -> list[float]:
     """A part that no ray meets: its box is off the picture, its centre far below the floor."""
-    return [0, -1, 0, *np.eye(3).ravel(), 0, 0, -1e4, 0, 0, 1e4, 0, 0, 0, 0, -1e4, 0, 9, 9, 8, 8, *[0] * 6, 0, 1, 1, 1, 1, 1, 0, 1]
+    place = [*np.eye(3).ravel(), 0, 0, -1e4, 0, 0, 1e4, 0]
+    bounds = [0, 0, 0, -1e4, 0, 9, 9, 8, 8]
+    return [0, -1, 0, *place, *bounds, *[0] * 7, 1, 1, 1, 1, 1, 0, 1]
+
+
+# Rows of the packed table, in the order of Parts; _part_row and _padding follow it.
+WIDTHS = {"kind": 1, "owner": 1, "hidden": 1, "matrix": 9, "centre": 3, "eye": 3, "param": 1, "bound": 1,
+"heart": 3,
+          "bulk": 1, "box": 4, "rgb_a": 3, "rgb_b": 3, "pattern": 1, "aspect": 3, "size": 1, "frequency": 1, "gloss": 1,
+          "shine": 1}
 
 
 def _parts(views: Sequence[View], slots: int, device: torch.device) -> Parts:
@@ -144,18 +139,21 @@ def _parts(views: Sequence[View], slots: int, device: torch.device) -> Parts:
         ]
         rows += found + [_padding()] * (slots - len(found))
     table = torch.from_numpy(np.array(rows, np.float32).T.copy()).to(device)
-    widths = [1, 1, 1, 9, 3, 3, 1, 1, 3, 1, 4, 3, 3, 1, 3, 1, 1, 1, 1]
-    kind, owner, hidden, *rest = (part.squeeze(0) if len(part) == 1 else part for part in table.split(widths))
-    pattern = rest[10]
-    return Parts(kind.long(), owner.long(), hidden > 0.5, *rest[:10], pattern.long(), *rest[11:])
+    columns = dict(zip(WIDTHS, table.split(list(WIDTHS.values())), strict=True))
+    columns = {name: column.squeeze(0) if WIDTHS[name] == 1 else column for name, column in columns.items()}
+    whole = {name: columns[name].long() for name in ("kind", "owner", "pattern")}
+    return Parts(**{**columns, **whole, "hidden": columns["hidden"] > 0.5})
+
+
+ROOM_NUMBERS = ("back", "left", "right", "floor_frequency", "wall_frequency", "angle", "phase", "skirting",
+                "skirting_rgb", "rug", "picture")
 
 
 def _room(rooms: Sequence[Room], device: torch.device) -> dict[str, Tensor]:
     def column(values: list) -> Tensor:
         return torch.from_numpy(np.stack([np.asarray(v, np.float32) for v in values], -1)).to(device)
 
-    plain = "back left right floor_frequency wall_frequency angle phase skirting skirting_rgb rug picture".split()
-    table = {name: column([getattr(room, name) for room in rooms]) for name in plain}
+    table = {name: column([getattr(room, name) for room in rooms]) for name in ROOM_NUMBERS}
     for name in ("floor_rgb", "wall_rgb", "rug_rgb", "picture_rgb"):
         table[name] = column([getattr(room, name).ravel() for room in rooms])  # (6, b)
     table["floor"] = column([FLOORS.index(room.floor) for room in rooms])
@@ -174,7 +172,8 @@ def pack(views: Sequence[View], device: torch.device | str = "cpu") -> World:
         return torch.from_numpy(np.stack([np.asarray(v, np.float32) for v in values], -1)).to(device)
 
     cameras, lights = [view.camera for view in views], [view.light for view in views]
-    looks = {FLOORS.index(place.floor) for place in rooms} | {len(FLOORS) + WALLS.index(place.wall) for place in rooms}
+    looks = {FLOORS.index(place.floor) for place in rooms}
+    looks |= {len(FLOORS) + WALLS.index(place.wall) for place in rooms}
     kinds = {KINDS.index(part.kind) for view in views for solid in view.solids for part in solid.parts}
     return World(
         len(views),

@@ -1,7 +1,7 @@
 """Names and numbers of the rendered world: solids, patterns, colours, room textures. No geometry, no torch.
 
-A solid's *shape* is its word in a caption ("cube", "egg"); its *kind* is the canonical surface that is intersected.
-Colours are sRGB in [0, 1]; `jitter` turns a named colour into one instance of it.
+A solid's *shape* is its word in a caption ("cube", "egg"); its *kind* is the canonical surface that is
+intersected. Colours are sRGB in [0, 1]; `jitter` turns a named colour into one instance of it.
 """
 
 import colorsys
@@ -46,14 +46,14 @@ class Shape:
 
 
 SHAPES: dict[str, Shape] = {
-    "sphere": Shape("ellipsoid", (0.80, 0.80, 0.80), (1.0, 1.0, 1.0), uniform=True),
+    "sphere": Shape("ellipsoid", (0.80,) * 3, (1.0,) * 3, uniform=True),
     "egg": Shape("ellipsoid", (0.62, 0.62, 0.95), (0.75, 0.75, 1.2), lies=0.4),
-    "cube": Shape("box", (0.68, 0.68, 0.68), (0.82, 0.82, 0.82), uniform=True),
+    "cube": Shape("box", (0.68,) * 3, (0.82,) * 3, uniform=True),
     "box": Shape("box", (0.45, 0.40, 0.45), (0.95, 0.75, 1.15), round_base=False),
     "cylinder": Shape("cylinder", (0.48, 0.48, 0.55), (0.75, 0.75, 1.15), lies=0.2),
     "cone": Shape("cone", (0.62, 0.62, 0.85), (0.85, 0.85, 1.25)),
-    "torus": Shape("torus", (0.72, 0.72, 0.72), (0.80, 0.80, 0.80), uniform=True, param=(0.26, 0.44), lies=0.3),
-    "capsule": Shape("capsule", (0.42, 0.42, 0.42), (0.56, 0.56, 0.56), uniform=True, param=(0.7, 1.4), lies=0.4),
+    "torus": Shape("torus", (0.72,) * 3, (0.80,) * 3, uniform=True, param=(0.26, 0.44), lies=0.3),
+    "capsule": Shape("capsule", (0.42,) * 3, (0.56,) * 3, uniform=True, param=(0.7, 1.4), lies=0.4),
     "pyramid": Shape("pyramid", (0.70, 0.70, 0.75), (0.92, 0.92, 1.10)),
     "dome": Shape("dome", (0.85, 0.85, 0.75), (1.05, 1.05, 1.05)),
     "prism": Shape("prism", (0.55, 0.55, 0.50), (0.80, 0.80, 1.05)),

@@ -1,7 +1,8 @@
 """Procedural textures of floor and walls, the rug and the picture on the back wall.
 
-A texture takes coordinates u, v >= 0 in cells, the width `soft` of a ray in cells and a phase in [0, 1]; it returns the
-share of the surface's second colour and a brightness. Edges are as soft as the ray is wide. Legend: n rays.
+A texture takes coordinates u, v >= 0 in cells, the width `soft` of a ray in cells and a phase in [0, 1]; it
+returns the share of the surface's second colour and a brightness. Edges are as soft as the ray is wide.
+Legend: n rays.
 """
 
 import math
@@ -128,7 +129,9 @@ def room_colours(world: World, rays: Rays, hit: Hit, point: Tensor, width: Tenso
     return colour * corner, torch.where(floor & (on_rug < 0.5), 0.12, 0.0)
 
 
-def _texture(looks: tuple[int, ...], kind: Tensor, u: Tensor, v: Tensor, width: Tensor, phase: Tensor) -> Look:
+def _texture(
+    looks: tuple[int, ...], kind: Tensor, u: Tensor, v: Tensor, width: Tensor, phase: Tensor
+) -> Look:
     """Blend and brightness (n,) by kind (n,), an index into LOOKS; `looks` lists the kinds that occur."""
     soft = width.clamp(min=0.015)
     blend, tone = LOOKS[looks[0]](u, v, soft, phase)
@@ -139,9 +142,11 @@ def _texture(looks: tuple[int, ...], kind: Tensor, u: Tensor, v: Tensor, width: 
 
 
 def _rectangle(place: Tensor, pair: Tensor, u: Tensor, v: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """Coverage (n,) and colour (3, n) of a framed rectangle. place: (4, .) centre and half sides; no width: absent."""
+    """Coverage (n,) and colour (3, n) of a framed rectangle. place: (4, .) centre and half sides; no width:
+    absent.
+    """
     centre_u, centre_v, half_u, half_v = place
-    inset = torch.minimum(half_u - (u - centre_u).abs(), half_v - (v - centre_v).abs())     # metres, inside > 0
+    inset = torch.minimum(half_u - (u - centre_u).abs(), half_v - (v - centre_v).abs())  # metres, inside > 0
     soft = width.clamp(min=0.005)
     band = 0.09 * half_v
     frame = edge(band - (inset - 2 * band).abs(), soft)

@@ -1,7 +1,9 @@
-"""Light on surfaces: one ball lamp with soft shadows, light of the sky and of the floor, contact darkening, gloss.
+"""Light on surfaces: one ball lamp with soft shadows, light of the sky and of the floor, contact darkening,
+gloss.
 
-Every quantity that the removed solid can change (lamp visibility, sky visibility) is computed twice from the same ray
-casts, with it and without it; where both agree the two pictures agree to the last bit. Legend: n rays.
+Every quantity that the removed solid can change (lamp visibility, sky visibility) is computed twice from the
+same ray casts, with it and without it; where both agree the two pictures agree to the last bit. Legend: n
+rays.
 """
 
 from dataclasses import dataclass
@@ -37,7 +39,9 @@ def expose(world: World, rays: Rays, found: Surface) -> Exposure:
 
 
 def _sky(world: World, rays: Rays, found: Surface) -> tuple[Tensor, Tensor]:
-    """Each part darkens like a ball of the same bulk: cosine times solid angle, fading to zero at REACH radii."""
+    """Each part darkens like a ball of the same bulk: cosine times solid angle, fading to zero at REACH
+    radii.
+    """
     sky = torch.ones_like(found.gloss)
     sky_wo = torch.ones_like(sky)
     for slot in range(world.slots):

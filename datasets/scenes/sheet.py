@@ -17,14 +17,15 @@ COLUMNS = ("scene", "one solid removed", "inverse depth", "instances", "amodal m
 MARGIN, HEADER, FOOTER = 8, 26, 22
 INK, PAPER, FAINT = (30, 30, 34), 250, (110, 110, 118)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-TINTS = np.array([[214, 210, 202], [228, 26, 28], [55, 126, 184], [77, 175, 74], [152, 78, 163], [255, 127, 0],
-                  [240, 200, 40], [166, 86, 40], [247, 129, 191], [90, 190, 190]], np.uint8)     # room, then solids
+TINTS = np.array(  # room, then solids
+    [[214, 210, 202], [228, 26, 28], [55, 126, 184], [77, 175, 74], [152, 78, 163], [255, 127, 0], [240, 200, 40],
+     [166, 86, 40], [247, 129, 191], [90, 190, 190]], np.uint8)
 
 
 @dataclass(frozen=True)
 class SheetSettings(SceneOptions):
     """Which scenes are shown, and where the picture goes. Evaluation seeds."""
-    size: tuple[int, int] = setting((224, 224), help="height,width of every view of the scene", low=16, high=4096)
+    size: tuple[int, int] = setting((224, 224), help="height,width of every view", low=16, high=4096)
     supersample: int = setting(2, help="rays per pixel and axis, 2 for best quality", low=1, high=2)
     out: Path = setting(Path("outputs/scenes.png"), help="PNG to write")
     count: int = setting(8, help="scenes, one row each", low=1, high=64)
@@ -69,8 +70,8 @@ def _caption(batch: SceneBatch, index: int) -> str:
     d, far, near = fact.depths[fact.removed]
     told = fact.captions[0] if fact.captions else fact.names[fact.removed]
     pose = "same pose" if fact.same_pose else "another view"
-    return (f"{told}; depth {d:.2f} ({far:.2f} to {near:.2f}), {100 * fact.visible[fact.removed]:.0f} % visible; "
-            f"reference: {pose}, another lamp")
+    share = f"{100 * fact.visible[fact.removed]:.0f} % visible"
+    return f"{told}; depth {d:.2f} ({far:.2f} to {near:.2f}), {share}; reference: {pose}, another lamp"
 
 
 def _panels(batch: SceneBatch, index: int) -> list[np.ndarray]:
@@ -80,8 +81,8 @@ def _panels(batch: SceneBatch, index: int) -> list[np.ndarray]:
     outline = (image * 0.35 + 160 * 0.65).astype(np.uint8)
     outline[amodal] = (255, 160, 60)
     outline[seen] = (40, 120, 220)
-    return [image, _u8(batch.without_01[index]), _depth(batch.depth_01[index]), _instances(batch, index), outline,
-            _u8(batch.reference_01[index])]
+    without, reference = _u8(batch.without_01[index]), _u8(batch.reference_01[index])
+    return [image, without, _depth(batch.depth_01[index]), _instances(batch, index), outline, reference]
 
 
 def _u8(colours_01: Tensor) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Canonical solids: where a ray enters and leaves them, and their normal.
 
-Every solid lives in its own frame, in which it has one fixed form (unit sphere, cube [-1, 1]^3, ...); rays are moved
-there. All solids but the torus are convex, so a ray meets them in one interval [enter, leave]; an empty interval
-(enter > leave) is a miss. Vectors are component-first: o, d, q: (3, n); t, param: (n,).
+Every solid lives in its own frame, in which it has one fixed form (unit sphere, cube [-1, 1]^3, ...); rays
+are moved there. All solids but the torus are convex, so a ray meets them in one interval [enter, leave]; an
+empty interval (enter > leave) is a miss. Vectors are component-first: o, d, q: (3, n); t, param: (n,).
 """
 
 import numpy as np
@@ -126,7 +126,8 @@ def _wedges(o: Tensor, d: Tensor) -> Interval:
 
 
 def meet(kind: str, o: Tensor, d: Tensor, param: Tensor) -> Interval:
-    """Interval of t in which o + t d is inside the canonical solid (for a torus: the first hit and its tube)."""
+    """Interval of t in which o + t d is inside the canonical solid (for a torus: the first hit and its tube).
+    """
     if kind == "ellipsoid":
         return _ball(o, d)
     if kind == "cylinder":
@@ -159,7 +160,8 @@ PRISM_SIDES = ((1.0, 0.0), (0.5, PRISM_APOTHEM), (-0.5, PRISM_APOTHEM))
 
 
 def normal(kind: str, q: Tensor, param: Tensor) -> Tensor:
-    """Outward gradient (3, n), any length, at a point q of the canonical surface; edges are slightly rounded."""
+    """Outward gradient (3, n), any length, at a point q of the canonical surface; edges are slightly rounded.
+    """
     x, y, z = q
     ring = (x * x + y * y).sqrt().clamp(min=1e-6)
     if kind == "ellipsoid":

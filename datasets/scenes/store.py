@@ -1,7 +1,8 @@
 """Rendered scenes on disk: shards of 256 scenes, one safetensors file each, written whole or not at all.
 
-Shard `j` holds the scenes first_seed + 256 j ... of one set of options. A shard that is there, complete and made with
-the same settings is skipped, so an interrupted run continues where it stopped and `--shard i/n` splits the work.
+Shard `j` holds the scenes first_seed + 256 j ... of one set of options. A shard that is there, complete and
+made with the same settings is skipped, so an interrupted run continues where it stopped and `--shard i/n`
+splits the work.
 
 Legend: k scenes of a shard, n solids (padded), h w pixels, r reference size.
 """
@@ -11,11 +12,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 from datasets.scenes.batch import SceneBatch, SceneFacts, render
@@ -133,15 +136,16 @@ def _pack(batches: Sequence[SceneBatch], recipe: str) -> bytes:
     def rows(name: str) -> np.ndarray:
         return torch.cat([getattr(batch, name) for batch in batches]).cpu().numpy()
 
-    amodal = np.concatenate([np.pad(batch.amodal.cpu().numpy(), ((0, 0), (0, most - batch.amodal.shape[1]), (0, 0), (0, 0)))
-                             for batch in batches])
+    wide = [pad(batch.amodal, (0, 0, 0, 0, 0, most - batch.amodal.shape[1])) for batch in batches]
     arrays = {
-        **{name.replace("_01", "_u8"): _to_u8(rows(name)) for name in ("image_01", "without_01", "reference_01")},
-        **{name.replace("_01", "_u16"): np.round(rows(name) * 65535).astype(np.uint16)
-           for name in ("depth_01", "without_depth_01", "reference_depth_01")},
+        "amodal": np.packbits(torch.cat(wide).cpu().numpy(), axis=-1),
+        "reference_mask": np.packbits(rows("reference_mask"), axis=-1),
         "instances_u8": rows("instances").astype(np.uint8),
-        "amodal": np.packbits(amodal, axis=-1), "reference_mask": np.packbits(rows("reference_mask"), axis=-1),
     }
+    for name in ("image", "without", "reference"):
+        arrays[f"{name}_u8"] = _to_u8(rows(f"{name}_01"))
+    for name in ("depth", "without_depth", "reference_depth"):
+        arrays[f"{name}_u16"] = np.round(rows(f"{name}_01") * 65535).astype(np.uint16)
     facts = json.dumps([asdict(fact) for batch in batches for fact in batch.facts])
     return save(arrays, {"recipe": recipe, "facts": facts})
 
@@ -151,7 +155,9 @@ def _to_u8(colours_01: np.ndarray) -> np.ndarray:
 
 
 def read_shard(path: Path | str) -> Shard:
-    """All arrays of a shard, masks unpacked. ValueError names a file that is missing, damaged or something else."""
+    """All arrays of a shard, masks unpacked. ValueError names a file that is missing, damaged or something
+    else.
+    """
     try:
         arrays = load_file(path)
         with safe_open(path, "numpy") as shard:
@@ -167,12 +173,12 @@ def _unpack(bits: np.ndarray, width: int) -> np.ndarray:
     return np.unpackbits(bits, axis=-1, count=width).astype(bool)
 
 
-def _fact(plain: dict) -> SceneFacts:
+def _fact(plain: dict[str, Any]) -> SceneFacts:
     """JSON lists -> the tuples of SceneFacts."""
     return SceneFacts(**{name: _frozen(value) for name, value in plain.items()})
 
 
-def _frozen(value: object) -> object:
+def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 

@@ -1,7 +1,7 @@
 """Which surface each ray meets, and what stands between a point and the lamp.
 
-Rays are a flat list over all views of a World. Ray directions are scaled so that the ray parameter t *is* the depth
-along the camera axis. Legend: n rays, p part slots per view, j lamp samples, component first.
+Rays are a flat list over all views of a World. Ray directions are scaled so that the ray parameter t *is* the
+depth along the camera axis. Legend: n rays, p part slots per view, j lamp samples, component first.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,8 @@ LAMP_SAMPLES = ((-0.62, -0.36), (0.36, -0.62), (0.62, 0.36), (-0.36, 0.62))  # o
 
 @dataclass(frozen=True, eq=False)
 class Rays:
-    """Primary rays. view: (n,) column of the World, near: (p, n) bool, the part's box covers the ray's pixel."""
+    """Primary rays. view: (n,) column of the World, near: (p, n) bool, the part's box covers the ray's pixel.
+    """
 
     view: Tensor
     direction: Tensor  # (3, n)
@@ -30,7 +31,9 @@ class Rays:
 
 @dataclass(frozen=True, eq=False)
 class Hit:
-    """First surface of each ray. slot: (n,) part slot, or -1 floor, -2 back, -3 left, -4 right wall, -9 nothing."""
+    """First surface of each ray. slot: (n,) part slot, or -1 floor, -2 back, -3 left, -4 right wall, -9
+    nothing.
+    """
 
     slot: Tensor
     depth: Tensor  # (n,)
@@ -59,7 +62,8 @@ def pixel_rays(
     offset: tuple[float, float] | Tensor,
     scale: float = 1.0,
 ) -> Rays:
-    """Rays through flat pixels (n,) of the b * h * w grid, at `offset` (x, y) in [-0.5, 0.5] from their centres.
+    """Rays through flat pixels (n,) of the b * h * w grid, at `offset` (x, y) in [-0.5, 0.5] from their
+    centres.
 
     offset: (x, y), or a tensor (2, n). scale: width of a ray in pixels.
     """
@@ -149,7 +153,8 @@ def hidden_parts(world: World, rays: Rays) -> Tensor:
 
 
 def shadows(world: World, rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of the lamp seen from each point, in the full scene and without the hidden solid, each (n,) in [0, 1].
+    """Share of the lamp seen from each point, in the full scene and without the hidden solid, each (n,) in
+    [0, 1].
 
     point: (3, n), a little above the surface. facing: (n,) bool, the surface looks towards the lamp.
     """
@@ -179,7 +184,9 @@ def shadows(world: World, rays: Rays, point: Tensor, facing: Tensor) -> tuple[Te
 
 
 def _lamp_disc(world: World, part: Tensor, radius: Tensor, disc: Tensor) -> Tensor:
-    """Offsets (3, j, m) of the lamp's samples in the frames of parts (m,): a level disc of the given radii (m,)."""
+    """Offsets (3, j, m) of the lamp's samples in the frames of parts (m,): a level disc of the given radii
+    (m,).
+    """
     m = world.parts.matrix.index_select(1, part) * radius
     return torch.stack([m[3 * i] * disc[0, :, None] + m[3 * i + 1] * disc[1, :, None] for i in range(3)])
 

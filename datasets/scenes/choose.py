@@ -1,0 +1,107 @@
+"""Which solid of a scene is removed, the window around it, and the view of it alone.
+
+Legend: p parts, m rays of the coarse survey.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from datasets.scenes.describe import Camera, Light, Rejected, SceneOptions, Solid
+from datasets.scenes.pack import View, pack
+from datasets.scenes.pose import look_at, orbit, outline, square_window
+from datasets.scenes.solids import FAR
+from datasets.scenes.trace import cast, cast_room, covers, pixel_rays
+
+SURVEY = 56  # side of the coarse grid on which visibility is judged
+MIN_VISIBLE = 0.36  # of the removed solid; above the promised 0.3, the grid is coarse
+HIDDEN = (0.36, 0.90)  # visible share of a "partly hidden" solid
+MIN_AREA = {"full": 0.02, "object": 0.008}  # of the full view that the removed solid covers
+MAX_AREA = 0.3
+Box = tuple[float, float, float, float]
+
+
+def choose(
+    rng: np.random.Generator, view: View, options: SceneOptions
+) -> tuple[int, float, tuple[float, float]]:
+    """Removed solid, its amodal share of the full view, and the range of inverse depth without it."""
+    owner, depth, behind = _survey(view)
+    wanted = []
+    for index, solid in enumerate(view.solids):
+        area, visible = _seen(owner == index, depth, behind)
+        x0, y0, x1, y1 = outline(solid.parts, view.camera)
+        in_frame = min(x0, y0) > -0.01 and max(x1, y1) < 1.01
+        carries = any(other.support == index for other in view.solids)
+        large = MIN_AREA[options.window] <= area <= MAX_AREA
+        if solid.movable and not carries and in_frame and large and visible >= MIN_VISIBLE:
+            wanted.append((index, area, visible))
+    if not wanted:
+        raise Rejected("no solid can be removed")
+    if rng.random() < options.occluded:
+        wanted = [entry for entry in wanted if HIDDEN[0] <= entry[2] <= HIDDEN[1]]
+        if not wanted:
+            raise Rejected("no solid is partly hidden")
+    index, area, _ = wanted[int(rng.integers(len(wanted)))]
+    inverse = 1 / torch.minimum(depth[owner != index].amin(0), behind)
+    return index, area, (float(inverse.min()), float(inverse.max()))
+
+
+def _seen(mine: torch.Tensor, depth: torch.Tensor, behind: torch.Tensor) -> tuple[float, float]:
+    """Amodal share of the picture and visible share of that, for the solid that owns the parts `mine` (p,).
+    """
+    front = depth[mine].amin(0)
+    amodal = (front < FAR) & (front < behind)
+    count = int(amodal.sum())
+    visible = int((amodal & (front <= depth.amin(0))).sum())
+    return count / amodal.numel(), visible / max(count, 1)
+
+
+def _survey(view: View) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Coarse cast whose outermost rays lie on the border: owner (p,), depth (p, m), depth of the room (m,).
+    """
+    world = pack([view])
+    size = (SURVEY, SURVEY)
+    pixel = torch.arange(SURVEY * SURVEY)
+    place = torch.stack([pixel % SURVEY, pixel // SURVEY])
+    rays = pixel_rays(world, size, covers(world, size), pixel, place / (SURVEY - 1) - 0.5)
+    return world.parts.owner, cast(world, rays), cast_room(world, rays).depth
+
+
+def object_window(rng: np.random.Generator, solid: Solid, camera: Camera, area: float) -> Box:
+    """Square window within the full view around the solid: its longest side x U(1.5, 2.9), centre jittered.
+    """
+    aspect = camera.tan_x / camera.tan_y
+    x0, y0, x1, y1 = outline(solid.parts, camera)
+    longest = max(x1 - x0, (y1 - y0) / aspect)  # in widths of the full view
+    side = min(longest * rng.uniform(1.5, 2.9), (area / aspect / 0.045) ** 0.5)
+    side = min(max(side, 1.2 * longest), 1.0, 1 / aspect)
+    slack = np.maximum(0.45 * (side - np.array([x1 - x0, (y1 - y0) / aspect])), 0)
+    cx, cy = np.array([(x0 + x1) / 2, (y0 + y1) / 2 / aspect]) + rng.uniform(-1, 1, 2) * slack
+    left = float(np.clip(cx - side / 2, 0, 1 - side))
+    above = float(np.clip(cy - side / 2, 0, 1 / aspect - side))
+    return left, above * aspect, left + side, (above + side) * aspect
+
+
+def reference_view(
+    rng: np.random.Generator, solid: Solid, camera: Camera, same: bool
+) -> tuple[Camera, Light]:
+    """Square view of the solid alone, and another lamp for it."""
+    target = np.array([*solid.centre[:2], (solid.bottom + solid.top) / 2])
+    yaw, lift = np.radians(rng.uniform(8, 30) * rng.choice([-1, 1])), np.radians(rng.uniform(-8, 8))
+    lamp_yaw, lamp_lift = np.radians(rng.uniform(-75, 75)), np.radians(rng.uniform(15, 45))
+    if not same:
+        origin = orbit(camera.origin, target, yaw, lift)
+        camera = replace(camera, origin=origin, axes=look_at(origin, target))
+    window = square_window(outline(solid.parts, camera), camera.tan_x / camera.tan_y, rng.uniform(1.06, 1.25))
+    away = orbit(camera.origin, target, lamp_yaw, lamp_lift) - target
+    warm = rng.uniform(0.9, 1.1)
+    tone = np.array([warm, 1.0, 2 - warm])
+    light = Light(
+        target + away / np.linalg.norm(away) * 3.6,
+        float(rng.uniform(0.2, 0.6)),
+        tone * rng.uniform(0.6, 0.85),
+        np.full(3, rng.uniform(0.38, 0.55)),
+        np.full(3, rng.uniform(0.2, 0.35)),
+    )
+    return replace(camera, window01_xyxy=window), light
