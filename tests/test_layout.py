@@ -13,7 +13,15 @@ from tests import layout_rules as rules
 from tests.conftest import ROOT
 
 # Path pattern of a settings file -> "module:dataclass" that it fills. The first match counts.
-SCHEMAS: dict[str, str] = {}
+SCHEMAS: dict[str, str] = {
+    "configs/bifrost.yaml": "run_train_bifrost:RunConfig",
+    "configs/tiny/bifrost.yaml": "run_train_bifrost:RunConfig",
+    "configs/tiny/first_stage.yaml": "cldm.first_stage:FirstStageConfig",
+    "configs/tiny/depth.yaml": "scripts.train_depth:TrainDepthConfig",
+    "configs/inference.yaml": "run_inference:ImageSettings",
+}
+# Defaults of a command, which may leave required settings to its flags.
+PARTIAL = {"configs/inference.yaml"}
 
 MEGABYTE = 2**20
 FILE_MB, BUNDLE_MB = 16, 48
@@ -153,4 +161,8 @@ def test_every_settings_file_loads():
     with pytest.raises(AssertionError, match="SCHEMAS"):
         schema_of("configs/unknown.yaml", {"configs/known.yaml": "ldm.config:Layer"})
     for path in tracked("configs/*.yaml"):
-        load_config(schema_of(path, SCHEMAS), ROOT / path)
+        try:
+            load_config(schema_of(path, SCHEMAS), ROOT / path)
+        except ValueError as error:
+            if path not in PARTIAL or f"{path}: missing " not in str(error):
+                raise
