@@ -1,0 +1,107 @@
+"""Labelled contact sheets: a grid of pictures with a title per column and a label per row.
+
+Legend: h w pixels.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ldm.images import resize
+
+PAPER = (255, 255, 255)
+INK = (25, 25, 25)
+FRAME = (205, 205, 205)
+GAP = 8  # pixels between cells
+LONGEST_LABEL = 0.9  # of a cell's width; longer row labels are wrapped
+
+
+def grid(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    titles: Sequence[str] = (),
+    row_labels: Sequence[str] = (),
+    cell: int = 256,
+) -> np.ndarray:
+    """Lay pictures out in rows, each fitted into a square of `cell` pixels with its aspect kept.
+
+    rows:    pictures (h, w, 3) or (h, w) uint8, masks (h, w) bool, maps (h, w) float in [0, 1]; None stays empty
+    returns: (h, w, 3) uint8
+    """
+    columns = max((len(row) for row in rows), default=0)
+    if columns == 0:
+        raise ValueError("a sheet needs at least one picture")
+    if len(titles) not in (0, columns) or len(row_labels) not in (0, len(rows)):
+        wanted = f"{columns} titles and {len(rows)} row labels"
+        raise ValueError(f"the sheet needs {wanted} or none, got {len(titles)} and {len(row_labels)}")
+    font = ImageFont.load_default(size=max(11, cell // 14))
+    titles = [_wrapped(title, font, cell) for title in titles]
+    labels = [_wrapped(label, font, int(cell * LONGEST_LABEL)) for label in row_labels]
+    left = max((_extent(label, font)[0] for label in labels), default=-GAP) + 2 * GAP
+    top = max((_extent(title, font)[1] for title in titles), default=-GAP) + 2 * GAP
+    sheet = Image.new("RGB", (left + columns * (cell + GAP), top + len(rows) * (cell + GAP)), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        _write(pen, title, font, (left + column * (cell + GAP) + cell // 2, top - GAP), "md")
+    for row, label in enumerate(labels):
+        _write(pen, label, font, (left - GAP, top + row * (cell + GAP) + cell // 2), "rm")
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            if picture is not None:
+                _place(sheet, picture, (left + column * (cell + GAP), top + row * (cell + GAP)), cell)
+    return np.array(sheet)
+
+
+def as_rgb(picture: np.ndarray) -> np.ndarray:
+    """A picture, mask or map in [0, 1] as RGB (h, w, 3) uint8."""
+    if picture.dtype == bool:
+        picture = picture.astype(np.uint8) * 255
+    elif np.issubdtype(picture.dtype, np.floating):
+        picture = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
+        raise ValueError(f"a sheet shows uint8, bool or float pictures, got {picture.dtype} {picture.shape}")
+    return np.repeat(picture[:, :, None], 3, axis=2) if picture.ndim == 2 else picture[:, :, :3]
+
+
+def _place(sheet: Image.Image, picture: np.ndarray, corner_xy: tuple[int, int], cell: int) -> None:
+    """Paste one picture in the middle of its cell, with a thin frame. Small pictures keep hard pixel edges."""
+    rgb_u8 = as_rgb(picture)
+    scale = cell / max(rgb_u8.shape[:2])
+    h, w = (max(1, round(side * scale)) for side in rgb_u8.shape[:2])
+    fitted = Image.fromarray(resize(rgb_u8, (h, w), how="nearest" if scale >= 2 else "area"))
+    x, y = corner_xy[0] + (cell - w) // 2, corner_xy[1] + (cell - h) // 2
+    sheet.paste(fitted, (x, y))
+    ImageDraw.Draw(sheet).rectangle((x - 1, y - 1, x + w, y + h), outline=FRAME)
+
+
+def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
+    """(width, height) of a text of one or more lines in pixels."""
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    x0, y0, x1, y1 = ruler.multiline_textbbox((0, 0), text, font=font)
+    return round(x1 - min(x0, 0)), round(y1 - min(y0, 0)) + 2
+
+
+def _write(
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    at_xy: tuple[int, int],
+    anchor: str,
+) -> None:
+    """Write a text whose middle-bottom ("md") or right-middle ("rm") lies at a point."""
+    w, h = _extent(text, font)
+    x = at_xy[0] - (w // 2 if anchor == "md" else w)
+    y = at_xy[1] - (h if anchor == "md" else h // 2)
+    pen.multiline_text((x, y), text, fill=INK, font=font, align="center" if anchor == "md" else "right")
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Break a text at spaces and underscores so that its lines fit `width` pixels where they can."""
+    lines: list[str] = []
+    for word in text.replace("_", "_ ").split():
+        joined = f"{lines[-1]} {word}".replace("_ ", "_") if lines else word
+        if lines and _extent(joined, font)[0] <= width:
+            lines[-1] = joined
+        else:
+            lines.append(word)
+    return "\n".join(lines)
