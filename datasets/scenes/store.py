@@ -31,6 +31,7 @@ from ldm.schema import setting
 log = logging.getLogger(__name__)
 
 SCENES_PER_SHARD = 256
+HEADER = "scenes"  # key of the JSON text in a shard's header
 FORMAT = 1                  # of the files; part of what must agree before a shard is kept
 
 
@@ -114,7 +115,7 @@ def _is_done(path: Path, recipe: str) -> bool:
         return False
     try:
         with safe_open(path, "numpy") as shard:
-            found = (shard.metadata() or {}).get("recipe")
+            found = json.loads((shard.metadata() or {}).get(HEADER, "{}")).get("recipe")
     except (SafetensorError, OSError):
         log.warning("%s is damaged and is rendered again", path)
         return False
@@ -146,8 +147,9 @@ def _pack(batches: Sequence[SceneBatch], recipe: str) -> bytes:
         arrays[f"{name}_u8"] = _to_u8(rows(f"{name}_01"))
     for name in ("depth", "without_depth", "reference_depth"):
         arrays[f"{name}_u16"] = np.round(rows(f"{name}_01") * 65535).astype(np.uint16)
-    facts = json.dumps([asdict(fact) for batch in batches for fact in batch.facts])
-    return save(arrays, {"recipe": recipe, "facts": facts})
+    facts = [asdict(fact) for batch in batches for fact in batch.facts]
+    # One entry: safetensors writes several in an order that differs from run to run.
+    return save(arrays, {HEADER: json.dumps({"recipe": recipe, "facts": facts})})
 
 
 def _to_u8(colours_01: np.ndarray) -> np.ndarray:
@@ -161,7 +163,7 @@ def read_shard(path: Path | str) -> Shard:
     try:
         arrays = load_file(path)
         with safe_open(path, "numpy") as shard:
-            facts = json.loads(shard.metadata()["facts"])
+            facts = json.loads(shard.metadata()[HEADER])["facts"]
     except (SafetensorError, OSError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a complete shard of rendered scenes: {error}") from error
     arrays["amodal"] = _unpack(arrays["amodal"], arrays["image_u8"].shape[2])

@@ -1,0 +1,86 @@
+"""Scenes per second of the renderer: description, full view, counterfactual and reference view together.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.scenes [--count 40] [--out FILE]
+"""
+
+import argparse
+import json
+import logging
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from datasets.scenes import SceneOptions, render, sample_scene, train_seed
+from ldm.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+QUALITIES = {"1 ray": (1, False), "1 ray, smooth edges": (1, True), "2 x 2 rays": (2, True)}
+
+
+def rates(size: int, quality: str, window: str, count: int, device: str) -> dict[str, float | int | str]:
+    """Scenes per second for one setting: in all, and of the pixels alone.
+
+    seconds are wall clock; cpu seconds are those of this process, which a busy neighbour does not lengthen.
+    """
+    supersample, smooth = QUALITIES[quality]
+    options = SceneOptions(size=(size, size), supersample=supersample, smooth_edges=smooth, window=window)
+    render([sample_scene(train_seed(count), options)], options, device)
+    start, start_cpu = time.perf_counter(), time.process_time()
+    scenes = [sample_scene(train_seed(index), options) for index in range(count)]
+    described = time.perf_counter()
+    render(scenes, options, device)
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    done, done_cpu = time.perf_counter(), time.process_time()
+    return {"size": size, "quality": quality, "window": window, "scenes": count,
+            "scenes_per_second": round(count / (done - start), 1),
+            "scenes_per_cpu_second": round(count / (done_cpu - start_cpu), 1),
+            "pixels_only_per_second": round(count / (done - described), 1),
+            "description_ms": round(1000 * (described - start) / count, 2)}
+
+
+def occlusion(count: int) -> dict[str, float]:
+    """How the removed solids are seen, over `count` training seeds, full views."""
+    options = SceneOptions(size=(64, 64), smooth_edges=False, reference_size=(16, 16))
+    found = [render([sample_scene(train_seed(index), options)], options).facts[0] for index in range(count)]
+    visible = torch.tensor([fact.visible[fact.removed] for fact in found])
+    area = torch.tensor([fact.area[fact.removed] for fact in found])
+    hidden = ((visible >= 0.35) & (visible <= 0.9)).float().mean()
+    return {"seeds": count, "hidden_10_to_65_percent": round(float(hidden), 3),
+            "least_visible": round(float(visible.min()), 3), "median_area": round(float(area.median()), 4)}
+
+
+def main(argv: list[str]) -> None:
+    """Measure, log a table, write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scenes.json"))
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    table = [rates(size, quality, window, given.count, given.device)
+             for window in ("full", "object") for size in (64, 96, 128) for quality in QUALITIES]
+    for row in table:
+        log.info("%s", "  ".join(f"{name} {value}" for name, value in row.items()))
+    hidden = occlusion(12 * given.count)
+    log.info("%s", hidden)
+    machine = {"cpu": _cpu_name(), "threads": 1, "device": given.device, "torch": torch.__version__}
+    report = {"machine": machine, "rates": table, "occlusion": hidden}
+    write_atomic(given.out, (json.dumps(report, indent=1) + "\n").encode())
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor() or platform.machine()
+    lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{lines[0].partition(':')[2].strip() if lines else platform.machine()}, {len(lines)} cores"
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main(sys.argv[1:])

@@ -1,0 +1,68 @@
+"""Canonical solids: rays meet them on their surface, normals face the ray, extents are exact."""
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.scenes.palette import KINDS
+from datasets.scenes.solids import PRISM_APOTHEM, PRISM_SIDES, half_extent, meet, normal, support
+
+PARAM = {"torus": 0.35, "capsule": 1.1}
+
+
+def inside(kind: str, q: torch.Tensor, param: float) -> torch.Tensor:
+    """Signed measure (n,), zero on the surface, negative inside; written independently of the intersections."""
+    x, y, z = q
+    ring = (x * x + y * y).sqrt()
+    slope = (1 - z) / 2
+    sides = torch.stack([(c * x + s * y).abs() - PRISM_APOTHEM for c, s in PRISM_SIDES]).amax(0)
+    return {
+        "ellipsoid": lambda: q.norm(dim=0) - 1,
+        "box": lambda: q.abs().amax(0) - 1,
+        "cylinder": lambda: torch.maximum(ring, z.abs()) - 1,
+        "cone": lambda: torch.maximum(ring - slope, z.abs() - 1),
+        "torus": lambda: ((ring - 1) ** 2 + z * z).sqrt() - param,
+        "capsule": lambda: torch.stack([x, y, z - z.clamp(-param, param)]).norm(dim=0) - 1,
+        "pyramid": lambda: torch.maximum(torch.maximum(x.abs(), y.abs()) - slope, z.abs() - 1),
+        "dome": lambda: torch.maximum(q.norm(dim=0) - 1, -z),
+        "prism": lambda: torch.maximum(sides, z.abs() - 1),
+    }[kind]()
+
+
+def some_rays(n: int = 4000) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rays (3, n) from a sphere of radius 5 to points near the middle."""
+    generator = torch.Generator().manual_seed(0)
+    origin = torch.randn(3, n, generator=generator)
+    origin = 5 * origin / origin.norm(dim=0)
+    return origin, torch.randn(3, n, generator=generator) * 0.8 - origin
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rays_enter_on_the_surface_and_normals_face_them(kind: str) -> None:
+    param = PARAM.get(kind, 0.0)
+    origin, direction = some_rays()
+    params = torch.full((origin.shape[1],), param)
+    enter, leave = meet(kind, origin, direction, params)
+    met = enter < leave
+    assert 0.05 < met.float().mean() < 0.98
+    q = (origin + enter * direction)[:, met]
+    assert inside(kind, q, param).abs().max() < 0.006
+    cosine = (normal(kind, q, params[met]) * direction[:, met]).sum(0)
+    assert (cosine < 0.02).float().mean() > 0.99
+    steps = torch.linspace(0, 2, 160)[:, None]
+    crossed = torch.stack([inside(kind, origin + t * direction, param) < -0.02 for t in steps]).any(0)
+    assert (met | ~crossed).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_support_and_half_extent_bound_the_surface(kind: str) -> None:
+    param = PARAM.get(kind, 0.0)
+    origin, direction = some_rays()
+    enter, leave = meet(kind, origin, direction, torch.full((origin.shape[1],), param))
+    q = (origin + enter * direction)[:, enter < leave].double().numpy()
+    assert (np.abs(q).max(1) <= np.array(half_extent(kind, param)) + 0.01).all()
+    ways = np.random.default_rng(0).normal(size=(40, 3))
+    reach = (ways @ q).max(1)
+    bound = support(kind, ways, param)
+    assert (reach <= bound + 0.02 * np.linalg.norm(ways, axis=1)).all()
+    assert (reach >= 0.75 * bound - 0.05).all()
