@@ -14,7 +14,7 @@ from math import ceil, floor
 import cv2
 import numpy as np
 
-from datasets.geometry import Box01, Size, bbox_of_mask, clip_box
+from datasets.geometry import Box01, Size, bbox_of_mask, clip_box, whole_box
 from ldm.images import resize
 
 MODES = ("place", "replace", "id-transfer", "inpaint")
@@ -204,8 +204,16 @@ def fuse_place(
     returns: fused depth_01 (h, w), visible object (h, w) bool, the same in the (clipped, rounded) box
     """
     frame = (background_depth_01.shape[0], background_depth_01.shape[1])
-    whole = tuple(int(round(value)) for value in box_xyxy)
-    placed = place_legacy(cutout, whole, extent, frame) if legacy else place(cutout, box_xyxy, extent, frame)
-    visible = (placed.alpha_01 > 0.5) & ~hidden(background_depth_01, placed, extent[1], occlusion)
-    x0, y0, x1, y1 = clip_box((whole[0], whole[1], whole[2], whole[3]), frame)
-    return fuse(background_depth_01, placed, visible), visible, visible[y0:y1, x0:x1]
+    x0, y0, x1, y1 = clip_box(whole_box(box_xyxy), frame)
+    # Only the part of the frame that the object can touch: one pixel more for soft edges.
+    left, top, right, bottom = clip_box((x0 - 1, y0 - 1, x1 + 1, y1 + 1), frame)
+    part, size = np.s_[top:bottom, left:right], (bottom - top, right - left)
+    local = [value - offset for value, offset in zip(box_xyxy, (left, top, left, top), strict=True)]
+    if legacy:
+        placed = place_legacy(cutout, whole_box(local), extent, size)
+    else:
+        placed = place(cutout, local, extent, size)
+    shown = (placed.alpha_01 > 0.5) & ~hidden(background_depth_01[part], placed, extent[1], occlusion)
+    fused, visible = background_depth_01.astype(np.float32), np.zeros(frame, bool)
+    fused[part], visible[part] = fuse(background_depth_01[part], placed, shown), shown
+    return fused, visible, visible[y0:y1, x0:x1]

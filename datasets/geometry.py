@@ -56,9 +56,15 @@ def box_from_01(box01: Sequence[float], size_hw: Size) -> Box01:
 def box_to_pixels(box01: Sequence[float], size_hw: Size) -> Box:
     """Fractions -> nearest pixel box, at least one pixel wide and high, inside the picture."""
     h, w = size_hw
-    x0, y0, x1, y1 = (int(floor(value + 0.5)) for value in box_from_01(box01, size_hw))
+    x0, y0, x1, y1 = whole_box(box_from_01(box01, size_hw))
     x0, y0 = min(max(x0, 0), w - 1), min(max(y0, 0), h - 1)
     return x0, y0, min(max(x1, x0 + 1), w), min(max(y1, y0 + 1), h)
+
+
+def whole_box(box_xyxy: Sequence[float]) -> Box:
+    """The nearest whole pixels, at least one wide and high."""
+    x0, y0, x1, y1 = (floor(value + 0.5) for value in box_xyxy)
+    return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
 def bbox_of_mask(mask: np.ndarray, end: str = "inclusive") -> Box:
@@ -191,7 +197,7 @@ class Crop:
     @property
     def inside(self) -> np.ndarray:
         """(h, w) bool, False in the padding."""
-        x0, y0, x1, y1 = (int(floor(v + 0.5)) for v in self.to_frame(self.box_xyxy))
+        x0, y0, x1, y1 = whole_box(self.to_frame(self.box_xyxy))
         mask = np.zeros(self.size, bool)
         mask[y0:y1, x0:x1] = True
         return mask

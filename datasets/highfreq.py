@@ -46,3 +46,23 @@ def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold:
     else:
         map_u8 = (strength / 255.0 * image).astype(np.uint8)
     return resize(map_u8, (size[0], size[1]), how="linear")
+
+
+def collage(
+    background_u8: np.ndarray, detail_u8: np.ndarray, coverage_01: np.ndarray, hide: np.ndarray | None
+) -> np.ndarray:
+    """The detail hint's picture (h, w, 3) uint8: background, black where hidden, the object's detail.
+
+    coverage_01: (h, w), how much of a pixel the visible object covers
+    hide:        (h, w) bool, where the background must not be seen; None shows all of it
+    """
+    if hide is None:
+        result = background_u8.copy()
+    else:
+        result = cv2.bitwise_and(background_u8, background_u8, mask=(~hide).astype(np.uint8))
+    rows, columns = np.flatnonzero(coverage_01.any(axis=1)), np.flatnonzero(coverage_01.any(axis=0))
+    if len(rows):
+        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        under, part = result[box].astype(np.float32), coverage_01[box][..., None]
+        result[box] = np.rint(under + part * (detail_u8[box] - under)).astype(np.uint8)
+    return result

@@ -22,7 +22,6 @@ from datasets.fusion import (
     place_legacy,
 )
 from datasets.geometry import (
-    Box,
     Box01,
     Crop,
     Size,
@@ -32,7 +31,9 @@ from datasets.geometry import (
     expand_box,
     square_box,
     square_padding,
+    whole_box,
 )
+from datasets.highfreq import collage
 from datasets.inputs import Inputs, PairOptions
 from datasets.masks import box_mask, dilate, mask_level
 
@@ -60,9 +61,7 @@ class Layers:
     @property
     def paste_u8(self) -> np.ndarray:
         """(h, w, 3): the visible cut-out on the background, with soft edges."""
-        part = self.coverage_01[..., None]
-        mixed = self.background_u8 + part * (self.placed.rgb_u8.astype(np.float32) - self.background_u8)
-        return np.where(part > 0, np.rint(mixed), self.background_u8).astype(np.uint8)
+        return collage(self.background_u8, self.placed.rgb_u8, self.coverage_01, None)
 
 
 def object_box(inputs: Inputs, options: PairOptions) -> Box01:
@@ -116,7 +115,7 @@ def build_layers(
     target = None if inputs.target_mask is None else _take_mask(inputs.target_mask, crop)
     box, size = object_box(inputs, options), crop.background_size
     region_box = expand_box(box, options.box_ratio, size, options.bbox_end)
-    region = box_mask(_rounded(crop.to_frame(region_box)), crop.size)
+    region = box_mask(whole_box(crop.to_frame(region_box)), crop.size)
     fused = inputs.mode in ("place", "replace")
     if inputs.mode == "replace":
         depth_01 = fill_depth(depth_01, region if target is None else dilate(target, options.dilation))
@@ -159,7 +158,7 @@ def _placed(
 ) -> Placed:
     """The cut-out in its box of the frame, by the chosen resampling."""
     if options.resample == "legacy":
-        return place_legacy(cutout, _rounded(box), extent, frame)
+        return place_legacy(cutout, whole_box(box), extent, frame)
     fitted = fit_box(box, (cutout.mask.shape[0], cutout.mask.shape[1]), options.max_stretch)
     return place(cutout, fitted, extent, frame)
 
@@ -169,9 +168,3 @@ def _take_mask(mask: np.ndarray, crop: Crop) -> np.ndarray:
     x0, y0, x1, y1 = crop.box_xyxy
     part = mask[y0:y1, x0:x1].astype(np.uint8)
     return crop.fit(part * 255) > 127
-
-
-def _rounded(box: Box01) -> Box:
-    """The nearest whole pixels, at least one wide and high."""
-    x0, y0, x1, y1 = (int(np.floor(value + 0.5)) for value in box)
-    return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)

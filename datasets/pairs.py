@@ -16,7 +16,7 @@ from torch import Tensor
 from datasets.augment import Augment, Choices
 from datasets.fusion import Cutout, fit_box, warp_into
 from datasets.geometry import Box01, Crop, square_padding
-from datasets.highfreq import SIDE, high_frequency
+from datasets.highfreq import SIDE, collage, high_frequency
 from datasets.inputs import (
     PUBLISHED_INFERENCE,
     PUBLISHED_TRAINING,
@@ -131,14 +131,11 @@ def _stretched_view(
 
 
 def _collage(inputs: Inputs, options: PairOptions, layers: Layers, detail_u8: np.ndarray) -> np.ndarray:
-    """The hint's picture (h, w, 3) uint8: background, and the detail or nothing where the model paints."""
+    """The hint's picture (h, w, 3) uint8."""
     if options.collage == "box":
         return np.where(layers.region[..., None], detail_u8, layers.background_u8)
-    under = layers.background_u8.astype(np.float32)
-    if not (options.show_background and inputs.background_known):
-        under = np.where(layers.edit[..., None], 0, under)
-    part = layers.coverage_01[..., None]
-    return np.rint(under + part * (detail_u8.astype(np.float32) - under)).astype(np.uint8)
+    shown = options.show_background and inputs.background_known
+    return collage(layers.background_u8, detail_u8, layers.coverage_01, None if shown else layers.edit)
 
 
 def _resized(pictures: _Pictures, crop: Crop, options: PairOptions) -> _Pictures:

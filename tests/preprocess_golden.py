@@ -1,7 +1,7 @@
 """Numbers of the published pre-processing for parity tests, and the random decisions behind them.
 
-The repository holds every eighth row and column of them (tests/fixtures/preprocess.npz); the whole arrays are used
-when BIFROST_TEST_DATA names the data folder. Inputs are whole in both.
+The repository holds every eighth row and column of them (tests/fixtures/preprocess.npz); the whole arrays are
+used when BIFROST_TEST_DATA names the data folder. Inputs are whole in both.
 """
 
 import os

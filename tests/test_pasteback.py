@@ -1,4 +1,4 @@
-"""Crop and stitch: nothing outside the edit mask changes, nothing nearer is painted over, detail comes through."""
+"""Crop and stitch: nothing outside the edit mask changes, nothing nearer is covered, detail comes through."""
 
 import cv2
 import numpy as np
