@@ -25,7 +25,7 @@ def grid(
 ) -> np.ndarray:
     """Lay pictures out in rows, each fitted into a square of `cell` pixels with its aspect kept.
 
-    rows:    pictures (h, w, 3) or (h, w) uint8, masks (h, w) bool, maps (h, w) float in [0, 1]; None stays empty
+    rows:    (h, w, 3) or (h, w) uint8, masks (h, w) bool, maps (h, w) float in [0, 1]; None stays empty
     returns: (h, w, 3) uint8
     """
     columns = max((len(row) for row in rows), default=0)
@@ -64,7 +64,7 @@ def as_rgb(picture: np.ndarray) -> np.ndarray:
 
 
 def _place(sheet: Image.Image, picture: np.ndarray, corner_xy: tuple[int, int], cell: int) -> None:
-    """Paste one picture in the middle of its cell, with a thin frame. Small pictures keep hard pixel edges."""
+    """Paste a picture in the middle of its cell, with a thin frame. Small pictures keep hard pixel edges."""
     rgb_u8 = as_rgb(picture)
     scale = cell / max(rgb_u8.shape[:2])
     h, w = (max(1, round(side * scale)) for side in rgb_u8.shape[:2])

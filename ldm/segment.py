@@ -1,0 +1,174 @@
+"""Which pixels of an object's picture are the object: its alpha, GrabCut, or SAM.
+
+Legend: h w pixels; masks are bool (h, w), True = object.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from ldm.images import Picture, resize
+
+METHODS = ("auto", "alpha", "grabcut", "sam")
+Box = tuple[float, float, float, float]
+
+OPAQUE = 127  # alpha above this, of 255, belongs to the object
+PLAUSIBLE = (0.01, 0.97)  # share of the picture that an object may fill
+WORKING_SIDE = 320  # pixels; GrabCut colours need no more, and its time grows with the area
+ITERATIONS = 5
+RIM = 0.02  # share of each side that is taken as background
+PLAIN_SHARE = 0.6  # of the rim in one colour makes a plain background
+SAME_COLOUR = 12.0  # largest Lab distance (8-bit scale) of rim pixels to that colour
+OTHER_COLOUR = 25.0  # smallest Lab distance of pixels that stand out from it
+CENTRALITY = 0.35  # distance from the middle, as a share of the picture, at which a piece counts 1/e
+SMALL_HOLE = 0.004  # share of the picture; larger holes, as in a handle, stay open
+
+
+def object_mask(
+    picture: Picture,
+    *,
+    method: str = "auto",
+    sam: Path | str | None = None,
+    box01: Box | None = None,
+    seed: int = 0,
+) -> tuple[np.ndarray, str]:
+    """Find the object of a picture.
+
+    method:  auto = the alpha channel if it tells, else SAM if its folder `sam` is given, else GrabCut
+    box01:   (x0, y0, x1, y1) around the object in fractions, default the whole picture
+    returns: mask (h, w) and which of "alpha", "sam", "grabcut" made it
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown way to find the object {method!r}; allowed: {', '.join(METHODS)}")
+    if method == "alpha" or (method == "auto" and _alpha_tells(picture)):
+        return _from_alpha(picture), "alpha"
+    if method == "sam" or (method == "auto" and sam is not None):
+        if sam is None:
+            raise ValueError("finding the object with SAM needs the folder of its weights (sam)")
+        return _plausible(sam_mask(picture.rgb_u8, sam, box01)), "sam"
+    return _plausible(grabcut_mask(picture.rgb_u8, box01=box01, seed=seed)), "grabcut"
+
+
+def _alpha_tells(picture: Picture) -> bool:
+    """Whether the alpha channel separates an object: some pixels opaque, some not."""
+    return picture.alpha_u8 is not None and 0 < float((picture.alpha_u8 > OPAQUE).mean()) < 1
+
+
+def _from_alpha(picture: Picture) -> np.ndarray:
+    if picture.alpha_u8 is None or not _alpha_tells(picture):
+        raise ValueError("the object's picture has no alpha channel that cuts it out; pass --object-mask")
+    return picture.alpha_u8 > OPAQUE
+
+
+def _plausible(mask: np.ndarray) -> np.ndarray:
+    """Refuse a mask that is almost nothing or almost everything."""
+    share, (least, most) = float(mask.mean()), PLAUSIBLE
+    if not least <= share <= most:
+        raise ValueError(
+            f"the object was not found in its picture: the mask found covers {share:.1%}, "
+            f"expected {least:.0%} to {most:.0%}; pass --object-mask"
+        )
+    return mask
+
+
+def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box | None = None, seed: int = 0) -> np.ndarray:
+    """GrabCut from a thin rim of background, one connected piece, at the size of the picture.
+
+    The result depends on the picture, the box and the seed only.
+    """
+    h, w = rgb_u8.shape[:2]
+    scale = min(1.0, WORKING_SIDE / max(h, w))
+    small_u8 = resize(rgb_u8, (max(1, round(h * scale)), max(1, round(w * scale))))
+    start = _start(small_u8, box01)
+    if not ((start == cv2.GC_PR_FGD).any() and (start != cv2.GC_PR_FGD).any()):
+        return np.zeros((h, w), bool)
+    cv2.setRNGSeed(seed)
+    background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+    unused_rectangle = (0, 0, 1, 1)
+    labels, *_ = cv2.grabCut(
+        cv2.cvtColor(small_u8, cv2.COLOR_RGB2BGR),
+        start,
+        unused_rectangle,
+        background,
+        foreground,
+        ITERATIONS,
+        cv2.GC_INIT_WITH_MASK,
+    )
+    mask = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    return resize(_fill_small_holes(_main_piece(mask, box01)), (h, w), how="linear")
+
+
+def _start(rgb_u8: np.ndarray, box01: Box | None) -> np.ndarray:
+    """GrabCut labels (h, w) to begin with.
+
+    The rim, or all outside the box, is background. On a plain background (a studio picture) colour says more
+    than place: what differs from it is probably the object, also where it touches the rim.
+    """
+    rim = _outside(rgb_u8.shape[:2], box01)
+    lab = cv2.cvtColor(rgb_u8, cv2.COLOR_RGB2LAB).astype(np.float32)
+    distance = np.linalg.norm(lab - np.median(lab[rim], axis=0), axis=2)
+    plain = (distance[rim] < SAME_COLOUR).mean() > PLAIN_SHARE
+    start = np.where(rim, cv2.GC_BGD, cv2.GC_PR_FGD)
+    if plain:
+        differs = distance > OTHER_COLOUR
+        start = np.where(differs, cv2.GC_PR_FGD, np.where(rim, cv2.GC_BGD, cv2.GC_PR_BGD))
+        if box01 is not None:
+            start[rim] = cv2.GC_BGD
+    return start.astype(np.uint8)
+
+
+def _outside(size: tuple[int, ...], box01: Box | None) -> np.ndarray:
+    """Bool (h, w): outside the box, or the rim of the picture."""
+    h, w = size[:2]
+    x0, y0, x1, y1 = box01 or (RIM, RIM, 1 - RIM, 1 - RIM)
+    outside = np.ones((h, w), bool)
+    top, left = max(1, round(y0 * h)), max(1, round(x0 * w))
+    outside[top : min(h - 1, round(y1 * h)), left : min(w - 1, round(x1 * w))] = False
+    return outside
+
+
+def _main_piece(mask: np.ndarray, box01: Box | None) -> np.ndarray:
+    """The connected piece with the best size for its distance from the middle of the box or picture."""
+    count, pieces, table, centres = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    if count < 2:
+        return mask
+    h, w = mask.shape
+    x0, y0, x1, y1 = box01 or (0.0, 0.0, 1.0, 1.0)
+    away = np.hypot(centres[1:, 0] / w - (x0 + x1) / 2, centres[1:, 1] / h - (y0 + y1) / 2)
+    weight = table[1:, cv2.CC_STAT_AREA] * np.exp(-((away / CENTRALITY) ** 2))
+    return pieces == 1 + int(weight.argmax())
+
+
+def _fill_small_holes(mask: np.ndarray) -> np.ndarray:
+    """Close holes below `SMALL_HOLE` of the picture."""
+    _, pieces, table, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    small = table[:, cv2.CC_STAT_AREA] < SMALL_HOLE * mask.size
+    small[0] = False  # piece 0 is the mask itself
+    return mask | small[pieces]
+
+
+@torch.inference_mode()
+def sam_mask(rgb_u8: np.ndarray, folder: Path | str, box01: Box | None = None) -> np.ndarray:
+    """SAM prompted with the box, or with the middle of the picture; the candidate it trusts most."""
+    from transformers import SamModel, SamProcessor
+    from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+
+    try:
+        model = SamModel.from_pretrained(str(folder)).eval()
+        processor = SamProcessor(SamImageProcessorPil.from_pretrained(str(folder)))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"SAM folder {folder} cannot be loaded: {reason}") from error
+    h, w = rgb_u8.shape[:2]
+    if box01 is None:
+        prompt = {"input_points": [[[w / 2, h / 2]]]}
+    else:
+        prompt = {"input_boxes": [[[box01[0] * w, box01[1] * h, box01[2] * w, box01[3] * h]]]}
+    inputs = processor(images=rgb_u8, return_tensors="pt", **prompt).to(torch.float32)
+    output = model(**inputs, multimask_output=True)
+    masks = processor.image_processor.post_process_masks(
+        output.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"]
+    )[0]  # (1, candidates, h, w)
+    return np.asarray(masks[0, int(output.iou_scores[0, 0].argmax())]).astype(bool)
