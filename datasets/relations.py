@@ -1,8 +1,7 @@
 """Spatial relations between two placed things, decided in 2.5D: a box in the image and an extent in depth.
 
 The same function serves rendered scenes (exact boxes and depths, and exact knowledge of what stands on what)
-and photographs (annotated boxes, estimated depth). Depth is relative inverse depth of the picture, 1 =
-nearest.
+and photographs (annotated boxes, estimated depth). Depth is relative inverse depth, 1 = nearest.
 """
 
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ FOOT = 0.65  # what stands on a thing has its lower edge in the upper 65 % of th
 
 @dataclass(frozen=True)
 class Place:
-    """Where a thing is. box01_xyxy: fractions of the picture; d: its depth, far <= d <= near its extent, in
-    [0, 1].
+    """Where a thing is.
+
+    box01_xyxy: fractions of the picture. d: its depth; far <= d <= near: its extent; all in [0, 1].
     """
 
     box01_xyxy: tuple[float, float, float, float]

@@ -1,4 +1,4 @@
-"""Relations between placed things: what must be antisymmetric is, and plain arrangements get their plain names."""
+"""Relations between placed things: converses agree, and plain arrangements get their plain names."""
 
 import pytest
 from hypothesis import given
@@ -44,8 +44,14 @@ def test_plain_arrangements() -> None:
     assert relation(Place((0.9, 0.6, 1.0, 0.9), 0.6, 0.55, 0.65), table) == {"right of"}
 
 
-@pytest.mark.parametrize("box, depths", [((0.5, 0.1, 0.4, 0.2), (0.5, 0.4, 0.6)), ((0, 0, 1, 1), (0.7, 0.4, 0.6)),
-                                         ((0, 0, 1, 1), (0.5, 0.4, 1.2))])
+@pytest.mark.parametrize(
+    ("box", "depths"),
+    [
+        ((0.5, 0.1, 0.4, 0.2), (0.5, 0.4, 0.6)),
+        ((0, 0, 1, 1), (0.7, 0.4, 0.6)),
+        ((0, 0, 1, 1), (0.5, 0.4, 1.2)),
+    ],
+)
 def test_impossible_places_are_refused(box: tuple, depths: tuple) -> None:
     with pytest.raises(ValueError, match="must"):
         Place(box, *depths)

@@ -1,4 +1,4 @@
-"""The renderer's promises: exact masks, depth and counterfactuals, and pixels that depend on the seed alone."""
+"""Rendered scenes: exact masks, depth and counterfactuals, and pixels that depend on the seed alone."""
 
 import dataclasses
 
@@ -16,6 +16,8 @@ from datasets.scenes.shade import REACH
 OPTIONS = SceneOptions(size=(64, 64), reference_size=(48, 48))
 PLAIN = dataclasses.replace(OPTIONS, smooth_edges=False)
 COUNT = 12
+COLOURS_AND_DEPTHS = (
+    "image_01", "without_01", "depth_01", "without_depth_01", "reference_01", "reference_depth_01")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def test_tensors_have_the_documented_shapes_and_ranges(batch: SceneBatch) -> Non
     assert batch.amodal.shape == batch.visible.shape == (COUNT, most, 64, 64)
     assert batch.reference_01.shape == (COUNT, 3, 48, 48)
     assert batch.reference_mask.shape == batch.reference_depth_01.shape == (COUNT, 48, 48)
-    for name in ("image_01", "without_01", "depth_01", "without_depth_01", "reference_01", "reference_depth_01"):
+    for name in COLOURS_AND_DEPTHS:
         values = getattr(batch, name)
         assert torch.isfinite(values).all()
         assert values.min() >= 0
@@ -87,7 +89,7 @@ def test_removing_a_solid_only_brightens_what_it_shaded(plain: SceneBatch) -> No
         assert (plain.depth_01[index] >= plain.without_depth_01[index])[~outside].all()
 
 
-def test_what_is_far_from_the_solid_and_its_shadow_is_byte_equal(scenes: list[Scene], plain: SceneBatch) -> None:
+def test_far_from_the_solid_and_its_shadow_nothing_changes(scenes: list[Scene], plain: SceneBatch) -> None:
     tested = 0
     for index, scene in enumerate(scenes):
         picture = draw([whole_view(scene)], PLAIN.size, 1, False, "cpu")
@@ -98,7 +100,8 @@ def test_what_is_far_from_the_solid_and_its_shadow_is_byte_equal(scenes: list[Sc
         way = scene.light.origin - point
         along = np.clip(((middle - point) * way).sum(-1) / (way**2).sum(-1), 0, 1)
         beside = np.linalg.norm(point + along[..., None] * way - middle, axis=-1)
-        far = (beside > 1.5 * size + scene.light.radius) & (np.linalg.norm(point - middle, axis=-1) > REACH * size)
+        far = beside > 1.5 * size + scene.light.radius
+        far &= np.linalg.norm(point - middle, axis=-1) > REACH * size
         far &= ~plain.amodal[index, scene.removed].numpy()
         assert torch.equal(plain.image_01[index][:, far], plain.without_01[index][:, far])
         tested += far.sum()
@@ -134,6 +137,12 @@ def test_a_seed_gives_the_same_pixels_in_any_batch(batch: SceneBatch) -> None:
     assert torch.equal(together.instances, batch.instances[:8])
 
 
+def test_every_tensor_is_made_on_the_device_that_was_asked_for(scenes: list[Scene], batch: SceneBatch) -> None:
+    with torch.device("meta"):
+        found = render(scenes[:2], OPTIONS, "cpu")
+    assert torch.equal(found.image_01, batch.image_01[:2])
+
+
 def test_the_reference_in_the_same_pose_has_the_outline_of_the_solid() -> None:
     options = dataclasses.replace(PLAIN, reference_pose="same")
     for index in range(4):
@@ -157,7 +166,8 @@ def test_the_object_window_shows_the_solid_well_in_the_depth_of_the_full_view() 
         assert max(fact.window01_xyxy) <= 1 + 1e-9
     for index, scene in enumerate(scenes[:6]):
         full_camera = dataclasses.replace(scene.camera, window01_xyxy=(0.0, 0.0, 1.0, 1.0))
-        full = render([dataclasses.replace(scene, camera=full_camera)], dataclasses.replace(options, size=(256, 256)))
+        large = dataclasses.replace(options, size=(256, 256))
+        full = render([dataclasses.replace(scene, camera=full_camera)], large)
         x0, y0, x1, y1 = scene.camera.window01_xyxy
         fraction = (torch.arange(64) + 0.5) / 64
         rows = ((y0 + fraction * (y1 - y0)) * 256).long()
@@ -187,8 +197,12 @@ def test_training_and_evaluation_seeds_never_meet() -> None:
             train_seed(bad)
 
 
-@pytest.mark.parametrize("change", [{"size": (8, 64)}, {"window": "box"}, {"supersample": 3}, {"objects": (5, 3)},
-                                    {"size": (64, 96), "window": "object"}, {"furniture": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"size": (8, 64)}, {"window": "box"}, {"supersample": 3}, {"objects": (5, 3)}, {"furniture": 2.0},
+     {"size": (64, 96), "window": "object"}],
+    ids=str,
+)
 def test_nonsense_options_are_refused(change: dict) -> None:
     with pytest.raises(ValueError, match=next(reversed(change))):
         dataclasses.replace(OPTIONS, **change)

@@ -11,7 +11,7 @@ PARAM = {"torus": 0.35, "capsule": 1.1}
 
 
 def inside(kind: str, q: torch.Tensor, param: float) -> torch.Tensor:
-    """Signed measure (n,), zero on the surface, negative inside; written independently of the intersections."""
+    """Signed measure (n,), zero on the surface, negative inside; independent of the intersections."""
     x, y, z = q
     ring = (x * x + y * y).sqrt()
     slope = (1 - z) / 2

@@ -21,8 +21,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class SceneFacts:
-    """One scene in words and numbers; lists have one entry per solid. JSON-able through dataclasses.asdict.
-    """
+    """One scene in words and numbers, JSON-able by dataclasses.asdict; one entry per solid in each list."""
 
     seed: int
     removed: int  # index of the solid that the counterfactual lacks
@@ -70,8 +69,7 @@ class SceneBatch:
 
 
 def render(scenes: Sequence[Scene], options: SceneOptions, device: torch.device | str = "cpu") -> SceneBatch:
-    """Pixels of the scenes. A scene's pixels do not depend on what else is in the batch (bit-equal on a CPU).
-    """
+    """Pixels of the scenes. They do not depend on what else is in the batch (bit-equal on a CPU)."""
     if not scenes:
         raise ValueError("render needs at least one scene")
     chunk = options.chunk or (1 if torch.device(device).type == "cpu" else 32)

@@ -48,8 +48,7 @@ def choose(
 
 
 def _seen(mine: torch.Tensor, depth: torch.Tensor, behind: torch.Tensor) -> tuple[float, float]:
-    """Amodal share of the picture and visible share of that, for the solid that owns the parts `mine` (p,).
-    """
+    """Amodal share of the picture, and visible share of that, of the solid with the parts `mine` (p,)."""
     front = depth[mine].amin(0)
     amodal = (front < FAR) & (front < behind)
     count = int(amodal.sum())
@@ -58,8 +57,7 @@ def _seen(mine: torch.Tensor, depth: torch.Tensor, behind: torch.Tensor) -> tupl
 
 
 def _survey(view: View) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Coarse cast whose outermost rays lie on the border: owner (p,), depth (p, m), depth of the room (m,).
-    """
+    """Coarse cast up to the border: owner (p,), depth (p, m), depth of the room behind (m,)."""
     world = pack([view])
     size = (SURVEY, SURVEY)
     pixel = torch.arange(SURVEY * SURVEY)
@@ -69,8 +67,7 @@ def _survey(view: View) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def object_window(rng: np.random.Generator, solid: Solid, camera: Camera, area: float) -> Box:
-    """Square window within the full view around the solid: its longest side x U(1.5, 2.9), centre jittered.
-    """
+    """Square window within the full view: the solid's longest side x U(1.5, 2.9), centre jittered."""
     aspect = camera.tan_x / camera.tan_y
     x0, y0, x1, y1 = outline(solid.parts, camera)
     longest = max(x1 - x0, (y1 - y0) / aspect)  # in widths of the full view

@@ -127,8 +127,7 @@ class Camera:
     window01_xyxy: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # rendered part of the full view
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """World points (n, 3) -> (n, 3): image fractions x, y of the full view and depth along the view axis.
-        """
+        """World points (n, 3) -> (n, 3): fractions x, y of the full view, depth along the view axis."""
         local = (points - self.origin) @ self.axes.T
         z = np.maximum(local[:, 2], 1e-6)
         return np.stack(

@@ -135,8 +135,7 @@ def _in_room(added: Solid, place: Room) -> bool:
 
 
 def _free(added: Solid, solids: Sequence[Solid]) -> bool:
-    """No overlap with anything at the same height; solids are vertical cylinders, furniture is a rectangle.
-    """
+    """No overlap at the same height; solids count as vertical cylinders, furniture as a rectangle."""
     for index, other in enumerate(solids):
         beside = min(added.top, other.top) > max(added.bottom, other.bottom) - 0.01
         if index == added.support or not beside:

@@ -125,10 +125,10 @@ def _padding() -> list[float]:
 
 
 # Rows of the packed table, in the order of Parts; _part_row and _padding follow it.
-WIDTHS = {"kind": 1, "owner": 1, "hidden": 1, "matrix": 9, "centre": 3, "eye": 3, "param": 1, "bound": 1,
-"heart": 3,
-          "bulk": 1, "box": 4, "rgb_a": 3, "rgb_b": 3, "pattern": 1, "aspect": 3, "size": 1, "frequency": 1, "gloss": 1,
-          "shine": 1}
+WIDTHS = {
+    "kind": 1, "owner": 1, "hidden": 1, "matrix": 9, "centre": 3, "eye": 3, "param": 1, "bound": 1,
+    "heart": 3, "bulk": 1, "box": 4, "rgb_a": 3, "rgb_b": 3, "pattern": 1, "aspect": 3, "size": 1,
+    "frequency": 1, "gloss": 1, "shine": 1}
 
 
 def _parts(views: Sequence[View], slots: int, device: torch.device) -> Parts:

@@ -21,9 +21,7 @@ ROUGH = 0.07  # a pixel that differs by more from a neighbour (display value) ge
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Pixels of m views without their scene's bookkeeping; depth is inverse view depth, 1 / metres, 0 for
-    nothing.
-    """
+    """Pixels of some views. Depth is inverse view depth in 1 / metres, 0 for nothing."""
 
     image: Tensor  # (b, 3, h, w) display values
     without: Tensor  # (b, 3, h, w)
@@ -54,8 +52,9 @@ def _some(rays: Rays, index: Tensor) -> Rays:
 
 
 def _light(world: World, rays: Rays, hit: Hit, hit_wo: Hit) -> tuple[Tensor, Tensor]:
-    """Linear light (3, m) of the full scene and without the hidden solid; the second is re-shaded only where
-    it differs.
+    """Linear light (3, m) of the full scene and without the hidden solid.
+
+    The second is shaded again only where it differs, so elsewhere both are equal to the last bit.
     """
     found = surface(world, rays, hit)
     share = expose(world, rays, found)

@@ -1,6 +1,4 @@
-"""Where things can stand and how they project: poses of solids, their outline in the image, cameras around
-them.
-"""
+"""Poses of solids, their outline in the image, cameras around them."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -79,8 +77,7 @@ def skin(kind: str, param: float) -> np.ndarray:
 
 
 def outline(parts: Sequence[Part], camera: Camera) -> tuple[float, float, float, float]:
-    """Box x0, y0, x1, y1 around the parts in fractions of the full view, to about one percent of their size.
-    """
+    """Box x0, y0, x1, y1 around the parts in fractions of the full view, to about one percent."""
     points = np.concatenate(
         [part.centre + (skin(part.kind, part.param) * part.scale) @ part.axes for part in parts]
     )
@@ -98,9 +95,7 @@ def look_at(origin: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def orbit(origin: np.ndarray, target: np.ndarray, yaw: float, lift: float) -> np.ndarray:
-    """Move origin around target by yaw and up by lift (radians), distance kept, elevation kept within 3 and
-    75 degrees.
-    """
+    """Origin moved around target by yaw and lift (radians); elevation stays within 3 and 75 degrees."""
     away = origin - target
     flat = float(np.hypot(away[0], away[1]))
     elevation = float(np.clip(np.arctan2(away[2], flat) + lift, np.radians(3), np.radians(75)))
@@ -114,8 +109,7 @@ def orbit(origin: np.ndarray, target: np.ndarray, yaw: float, lift: float) -> np
 def square_window(
     box: tuple[float, float, float, float], aspect: float, margin: float
 ) -> tuple[float, float, float, float]:
-    """Square picture window around a box: its longer side times margin. Fractions of a view of aspect w / h.
-    """
+    """Square around a box, longer side times margin, in fractions of a view of aspect w / h."""
     x0, y0, x1, y1 = box
     side = max(x1 - x0, (y1 - y0) / aspect) * margin  # in widths of the full view
     cx, cy = (x0 + x1) / 2, (y0 + y1) / 2

@@ -39,9 +39,7 @@ def expose(world: World, rays: Rays, found: Surface) -> Exposure:
 
 
 def _sky(world: World, rays: Rays, found: Surface) -> tuple[Tensor, Tensor]:
-    """Each part darkens like a ball of the same bulk: cosine times solid angle, fading to zero at REACH
-    radii.
-    """
+    """Each part darkens like a ball of its bulk: cosine times solid angle, zero beyond REACH radii."""
     sky = torch.ones_like(found.gloss)
     sky_wo = torch.ones_like(sky)
     for slot in range(world.slots):

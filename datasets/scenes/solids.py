@@ -12,8 +12,8 @@ from torch import Tensor
 from datasets.scenes.palette import KINDS
 
 FAR = 1e9
-TORUS_STEPS = 28
-TORUS_REACHED = 0.004  # in units of the ring radius
+TORUS_STEPS = 24  # samples of a ray within a ring
+TORUS_SECANTS = 4
 BEVEL = 0.06  # edges whose normal is rounded, share of the half extent
 
 Interval = tuple[Tensor, Tensor]
@@ -97,18 +97,33 @@ def _cone(o: Tensor, d: Tensor) -> Interval:
 
 
 def _torus(o: Tensor, d: Tensor, tube: Tensor) -> Interval:
-    """Ring of radius 1 about z with the given tube radius, by sphere tracing from its bounding disc."""
-    length = (d * d).sum(0).sqrt()
+    """Ring of radius 1 about z with the given tube radius (n,).
+
+    The distance to the surface is sampled along the ray within the ring's flat cylinder; the first step that
+    ends inside holds the entry, refined by secants. Only a chord shorter than a step can be missed.
+    """
     start, stop = _both(_ball(o[:2], d[:2], 1 + tube), _slab(o[2], d[2], -tube, tube))
-    outside = start > stop
-    t = torch.where(outside, 0.0, start.clamp(min=0))
-    gap = torch.zeros_like(t)
-    for _ in range(TORUS_STEPS):
-        q = o + t * d
-        gap = ((q[:2].square().sum(0).sqrt() - 1) ** 2 + q[2] ** 2).sqrt() - tube
-        t = t + gap / length
-    hit = ~outside & (gap < TORUS_REACHED) & (t <= stop + 0.01)
-    return torch.where(hit, t, FAR), torch.where(hit, t + tube / length, -FAR)
+    outside = (start > stop) | (stop < 0)
+    low = torch.where(outside, 0.0, start.clamp(min=0))
+    step = torch.where(outside, 0.0, stop - low) / TORUS_STEPS
+    ladder = torch.arange(1, TORUS_STEPS + 1, device=o.device)[:, None]
+    within = _ring_gap(o[:, None], d[:, None], low + ladder * step, tube) < 0          # (steps, n)
+    met = within.any(0) & ~outside
+    high = low + (within.int().argmax(0) + 1) * step
+    low = high - step
+    gap_low, gap_high = _ring_gap(o, d, low, tube), _ring_gap(o, d, high, tube)
+    for _ in range(TORUS_SECANTS):
+        t = low + (high - low) * (gap_low / (gap_low - gap_high).clamp(min=1e-6)).clamp(0.02, 0.98)
+        gap = _ring_gap(o, d, t, tube)
+        low, gap_low = torch.where(gap > 0, t, low), torch.where(gap > 0, gap, gap_low)
+        high, gap_high = torch.where(gap > 0, high, t), torch.where(gap > 0, gap_high, gap)
+    return torch.where(met, high, FAR), torch.where(met, stop, -FAR)
+
+
+def _ring_gap(o: Tensor, d: Tensor, t: Tensor, tube: Tensor) -> Tensor:
+    """Distance of o + t d from the ring's surface, negative inside."""
+    x, y, z = o + t * d
+    return (((x * x + y * y).sqrt() - 1).square() + z * z).sqrt() - tube
 
 
 def _wedges(o: Tensor, d: Tensor) -> Interval:
@@ -126,8 +141,7 @@ def _wedges(o: Tensor, d: Tensor) -> Interval:
 
 
 def meet(kind: str, o: Tensor, d: Tensor, param: Tensor) -> Interval:
-    """Interval of t in which o + t d is inside the canonical solid (for a torus: the first hit and its tube).
-    """
+    """Interval of t in which o + t d is inside the canonical solid (torus: from its first hit)."""
     if kind == "ellipsoid":
         return _ball(o, d)
     if kind == "cylinder":
@@ -160,8 +174,7 @@ PRISM_SIDES = ((1.0, 0.0), (0.5, PRISM_APOTHEM), (-0.5, PRISM_APOTHEM))
 
 
 def normal(kind: str, q: Tensor, param: Tensor) -> Tensor:
-    """Outward gradient (3, n), any length, at a point q of the canonical surface; edges are slightly rounded.
-    """
+    """Outward gradient (3, n), of any length, at a point q of the surface; edges are slightly rounded."""
     x, y, z = q
     ring = (x * x + y * y).sqrt().clamp(min=1e-6)
     if kind == "ellipsoid":

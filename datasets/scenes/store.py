@@ -157,9 +157,7 @@ def _to_u8(colours_01: np.ndarray) -> np.ndarray:
 
 
 def read_shard(path: Path | str) -> Shard:
-    """All arrays of a shard, masks unpacked. ValueError names a file that is missing, damaged or something
-    else.
-    """
+    """All arrays of a shard, masks unpacked. ValueError names a file that is missing or damaged."""
     try:
         arrays = load_file(path)
         with safe_open(path, "numpy") as shard:

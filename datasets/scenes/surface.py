@@ -85,9 +85,7 @@ def _solid_surface(world: World, rays: Rays, hit: Hit, out: Surface, ray: Tensor
 def _coordinates(
     q: Tensor, gradient: Tensor, round_kind: Tensor, torus: Tensor, frequency: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Two phases (n,) on the surface: around and along a round solid, on the face of a flat one; around a
-    ring's tube.
-    """
+    """Two phases (n,): around and along a round solid, on the face of a flat one, around a tube."""
     x, y, z = q
     turn = torch.atan2(y, x)
     axis = gradient.abs().max(0).indices
@@ -109,9 +107,7 @@ def pattern_blend(
     frequency: Tensor,
     footprint: Tensor,
 ) -> Tensor:
-    """Share (n,) of the second colour. q: (3, n) canonical point in isotropic units, footprint: (n,) in those
-    units.
-    """
+    """Share (n,) of the second colour. q: (3, n) point, footprint: (n,), in largest half extents."""
     u, v = _coordinates(q, gradient, round_kind, torus, frequency)
     sin_u, sin_v = u.sin(), v.sin()
     # The wave of each pattern: its sign chooses the colour.

@@ -4,6 +4,7 @@ Rays are a flat list over all views of a World. Ray directions are scaled so tha
 depth along the camera axis. Legend: n rays, p part slots per view, j lamp samples, component first.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,15 +16,18 @@ from datasets.scenes.palette import KINDS
 from datasets.scenes.solids import FAR, meet
 
 NEAREST = 0.05  # metres; nothing is closer to the camera
-LAMP_SAMPLES = ((-0.62, -0.36), (0.36, -0.62), (0.62, 0.36), (-0.36, 0.62))  # on the unit disc
+GOLDEN_ANGLE = math.pi * (3 - 5**0.5)
+LAMP_SAMPLES = tuple(  # a sunflower on the unit disc: as many levels of soft shadow
+    (radius * math.cos(GOLDEN_ANGLE * i), radius * math.sin(GOLDEN_ANGLE * i))
+    for i, radius in enumerate(math.sqrt((i + 0.5) / 8) for i in range(8))
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Rays:
-    """Primary rays. view: (n,) column of the World, near: (p, n) bool, the part's box covers the ray's pixel.
-    """
+    """Primary rays. near: (p, n) bool, the part's projected box covers the ray's pixel."""
 
-    view: Tensor
+    view: Tensor  # (n,) column of the World
     direction: Tensor  # (3, n)
     near: Tensor
     footprint: Tensor  # (n,) or (1,) width of a ray at depth 1, metres
@@ -31,11 +35,9 @@ class Rays:
 
 @dataclass(frozen=True, eq=False)
 class Hit:
-    """First surface of each ray. slot: (n,) part slot, or -1 floor, -2 back, -3 left, -4 right wall, -9
-    nothing.
-    """
+    """First surface of each ray."""
 
-    slot: Tensor
+    slot: Tensor  # (n,) part slot, or -1 floor, -2 back, -3 left, -4 right wall, -9 nothing
     depth: Tensor  # (n,)
 
 
@@ -184,9 +186,7 @@ def shadows(world: World, rays: Rays, point: Tensor, facing: Tensor) -> tuple[Te
 
 
 def _lamp_disc(world: World, part: Tensor, radius: Tensor, disc: Tensor) -> Tensor:
-    """Offsets (3, j, m) of the lamp's samples in the frames of parts (m,): a level disc of the given radii
-    (m,).
-    """
+    """Offsets (3, j, m) of the lamp's samples, a level disc of radii (m,), in the frames of parts (m,)."""
     m = world.parts.matrix.index_select(1, part) * radius
     return torch.stack([m[3 * i] * disc[0, :, None] + m[3 * i + 1] * disc[1, :, None] for i in range(3)])
 
