@@ -185,6 +185,27 @@ def fill_depth(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
     return flat.reshape(h, w).astype(np.float32)
 
 
+def fill_colour(image_u8: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """Picture (h, w, 3) with hole (h, w) bool painted over by its blurred surroundings."""
+    if not hole.any() or hole.all():
+        return image_u8
+    known = (~hole).astype(np.float32)
+    filled = _pull_push(image_u8 * known[..., None], known)
+    return np.where(hole[..., None], np.rint(filled), image_u8).astype(np.uint8)
+
+
+def _pull_push(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """values (h, w, 3) premultiplied by weight (h, w): gaps are taken from the picture of half the size."""
+    if weight.min() > 0 or max(weight.shape) <= 2:
+        return values / np.maximum(weight, 1e-6)[..., None]
+    h, w = weight.shape
+    half = (h + 1) // 2, (w + 1) // 2
+    # Twice the averaged weight, so that a coarse pixel that is half known counts as known.
+    gain = np.minimum(2, 1 / np.maximum(resize(weight, half), 1e-6))
+    coarse = _pull_push(resize(values, half) * gain[..., None], resize(weight, half) * gain)
+    return values + (1 - weight[..., None]) * resize(coarse, (h, w), how="linear")
+
+
 def fuse(background_depth_01: np.ndarray, placed: Placed, visible: np.ndarray) -> np.ndarray:
     """Depth (h, w) of the scene with the visible part of the object in it."""
     return np.where(visible, placed.depth_01, background_depth_01).astype(np.float32)

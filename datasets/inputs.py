@@ -28,7 +28,7 @@ class PairOptions:
         "gray255", help="detail hint; zero: released compositor, color: AnyDoor weights", choices=HF_MODES
     )
     hf_threshold: int = setting(50, help="edges weaker than this are left out", low=0, high=255)
-    show_background: bool = setting(False, help="show the known background under the region in the hint")
+    show_background: bool = setting(False, help="hint shows the background behind the object")
     box_ratio: float = setting(1.1, help="region round the object over its box", low=1, high=4)
     crop_ratio: float = setting(2.0, help="side of the crop over the region's longer side", low=1, high=8)
     reference_ratio: float = setting(1.2, help="margin of the reference view", low=1, high=4)

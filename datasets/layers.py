@@ -13,6 +13,7 @@ from datasets.fusion import (
     Cutout,
     Placed,
     cut_out,
+    fill_colour,
     fill_depth,
     fit_box,
     fuse,
@@ -46,6 +47,7 @@ class Layers:
     """The contents of one frame."""
 
     background_u8: np.ndarray  # (h, w, 3)
+    clean_u8: np.ndarray  # (h, w, 3), what is to be replaced smoothed away
     depth_01: np.ndarray  # (h, w) float32, the object in it where the mode fuses
     placed: Placed  # the object before anything hides it
     coverage_01: np.ndarray  # (h, w) float32, how much of a pixel the object covers where nothing hides it
@@ -60,8 +62,8 @@ class Layers:
 
     @property
     def paste_u8(self) -> np.ndarray:
-        """(h, w, 3): the visible cut-out on the background, with soft edges."""
-        return collage(self.background_u8, self.placed.rgb_u8, self.coverage_01, None)
+        """(h, w, 3): the visible cut-out on the clean background, with soft edges."""
+        return collage(self.clean_u8, self.placed.rgb_u8, self.coverage_01, None)
 
 
 def object_box(inputs: Inputs, options: PairOptions) -> Box01:
@@ -127,7 +129,9 @@ def build_layers(
     coverage = np.where(shown & edit, placed.alpha_01, 0).astype(np.float32)
     if fused:
         depth_01 = fuse(depth_01, placed, coverage > 0.5)
-    return Layers(crop.take(inputs.background_u8), depth_01, placed, coverage, edit, keep, region)
+    background_u8 = crop.take(inputs.background_u8)
+    clean_u8 = background_u8 if inputs.background_known else fill_colour(background_u8, edit)
+    return Layers(background_u8, clean_u8, depth_01, placed, coverage, edit, keep, region)
 
 
 def _edit_region(

@@ -41,7 +41,7 @@ class Pair:
     detail_pm1: Tensor  # (4, h, w) collage with the object's detail, then 1 generate, 0 keep, -1 padding
     depth_01: Tensor  # (3, h, w) depth of the composed scene, 1 = nearest
     background_pm1: Tensor  # (3, h, w)
-    paste_pm1: Tensor  # (3, h, w) the visible cut-out on the background
+    paste_pm1: Tensor  # (3, h, w) the visible cut-out on the background, what it replaces smoothed away
     edit_mask: Tensor  # (1, h, w) bool, what may change
     visible_mask: Tensor  # (1, h, w) bool, the visible cut-out
     crop: Crop
@@ -77,7 +77,7 @@ def build_pair(inputs: Inputs, options: PairOptions, choices: Choices | None = N
     mask = np.where(crop.inside, layers.edit, options.mask_pad) if not legacy else layers.edit
     pictures = _Pictures(
         layers.background_u8,
-        _collage(inputs, options, layers, detail_u8),
+        _collage(options, layers, detail_u8),
         layers.paste_u8,
         layers.depth_01,
         mask.astype(np.float32),
@@ -130,12 +130,12 @@ def _stretched_view(
     return result
 
 
-def _collage(inputs: Inputs, options: PairOptions, layers: Layers, detail_u8: np.ndarray) -> np.ndarray:
+def _collage(options: PairOptions, layers: Layers, detail_u8: np.ndarray) -> np.ndarray:
     """The hint's picture (h, w, 3) uint8."""
     if options.collage == "box":
         return np.where(layers.region[..., None], detail_u8, layers.background_u8)
-    shown = options.show_background and inputs.background_known
-    return collage(layers.background_u8, detail_u8, layers.coverage_01, None if shown else layers.edit)
+    hide = None if options.show_background else layers.edit
+    return collage(layers.clean_u8, detail_u8, layers.coverage_01, hide)
 
 
 def _resized(pictures: _Pictures, crop: Crop, options: PairOptions) -> _Pictures:

@@ -72,7 +72,10 @@ def native_layers(inputs: Inputs, options: PairOptions, crop: Crop, choices: Cho
 def native_paste(
     inputs: Inputs, options: PairOptions, crop: Crop, choices: Choices | None = None
 ) -> np.ndarray:
-    """(H, W, 3): the depth-tested cut-out on the background, with antialiased edges."""
+    """(H, W, 3): the depth-tested cut-out on the background, with antialiased edges.
+
+    What it replaces is smoothed away in the other modes than place.
+    """
     result = inputs.background_u8.copy()
     x0, y0, x1, y1 = crop.box_xyxy
     result[y0:y1, x0:x1] = native_layers(inputs, options, crop, choices).paste_u8

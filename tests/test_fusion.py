@@ -8,6 +8,7 @@ from datasets.fusion import (
     bulge,
     check_mode,
     cut_out,
+    fill_colour,
     fill_depth,
     fit_box,
     fuse_place,
@@ -134,6 +135,18 @@ def test_filling_takes_a_thing_out_of_the_depth_map():
     with_thing = np.where(region, 0.95, background).astype(np.float32)
     assert fill_depth(with_thing, region) == pytest.approx(background, abs=1e-5)
     assert fill_depth(background, np.zeros(FRAME, bool)) is background
+
+
+def test_painting_over_continues_the_surroundings():
+    ramp = np.repeat(np.linspace(0, 255, FRAME[1])[None, :], FRAME[0], axis=0)
+    picture = np.repeat(np.rint(ramp).astype(np.uint8)[..., None], 3, axis=-1)
+    hole = box_mask((40, 30, 90, 100), FRAME)
+    other = np.where(hole[..., None], 255 - picture, picture).astype(np.uint8)
+    filled = fill_colour(other, hole)
+    assert np.array_equal(filled[~hole], picture[~hole])
+    assert np.array_equal(filled, fill_colour(picture, hole))
+    assert np.abs(filled.astype(int) - picture).max() < 40
+    assert fill_colour(picture, np.ones(FRAME, bool)) is picture
 
 
 def test_modes_have_one_alias_and_a_clear_error():
