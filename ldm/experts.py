@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForDepthEstimation
+from transformers import AutoConfig, AutoModelForDepthEstimation, DPTForDepthEstimation
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
 from ldm.images import normalize, resize, to_01
@@ -55,6 +56,10 @@ class DepthEstimator:
         self.model = model.eval()
         self.input = depth_input
         self.metric = metric  # the network predicts distance, which is inverted
+        self._network_size = (depth_input.size, depth_input.size)
+        if isinstance(model, DPTForDepthEstimation) and model.backbone is None:
+            # The stock class takes its own patch grid for square; told the true one, it runs at any aspect.
+            model.neck.register_forward_pre_hook(self._tell_patch_grid)
 
     @classmethod
     def load(
@@ -66,7 +71,7 @@ class DepthEstimator:
             model, report = AutoModelForDepthEstimation.from_pretrained(
                 str(source), config=config, dtype=dtype, output_loading_info=True
             )
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(
                 f"depth model {source}: its weights cannot be loaded: {_first_line(error)}"
             ) from error
@@ -97,9 +102,14 @@ class DepthEstimator:
                     found[index] = _to_picture_size(map_, pictures_u8[index].shape[:2])
         return [found[index] for index in range(len(pictures_u8))]
 
+    def _tell_patch_grid(self, neck: nn.Module, args: tuple[Any, ...]) -> tuple[Any, int, int]:
+        patch = int(self.model.config.patch_size)  # type: ignore[union-attr, arg-type]
+        return args[0], self._network_size[0] // patch, self._network_size[1] // patch
+
     def _inverse_depth(self, pixels: Tensor) -> Tensor:
         """(b, 3, n, m) -> (b, n, m) float32 on the CPU, larger = nearer."""
         weight = next(self.model.parameters())
+        self._network_size = (pixels.shape[-2], pixels.shape[-1])
         predicted = self.model(pixel_values=pixels.to(weight.device, weight.dtype)).predicted_depth.float()
         if not torch.isfinite(predicted).all():
             raise ValueError(f"the depth network gave NaN or infinite values in {weight.dtype}; try float32")
@@ -137,16 +147,23 @@ def _load_input(source: Path | str, config: Any) -> DepthInput:
         return default
     size = stored.get("size", default.size)
     sides = list(size.values()) if isinstance(size, dict) else [size]
-    # A patch transformer halves its coarsest map once more, hence twice the patch for DPT; Depth Anything
-    # rounds that map up instead.
-    patch = int(config.patch_size)
-    needed = patch if config.model_type == "depth_anything" else 2 * patch
     return DepthInput(
         size=int(min(sides)),
-        multiple_of=max(int(stored.get("ensure_multiple_of", 1)), needed),
+        multiple_of=max(int(stored.get("ensure_multiple_of", 1)), _coarsest_stride(config)),
         mean=tuple(stored.get("image_mean", default.mean)),
         std=tuple(stored.get("image_std", default.std)),
     )
+
+
+def _coarsest_stride(config: Any) -> int:
+    """Pixels per cell of the network's coarsest map, so that pictures divide into whole cells."""
+    backbone = config.backbone_config
+    if config.model_type == "depth_anything":
+        return int(config.patch_size)  # its halved map is rounded up
+    if backbone is None or config.is_hybrid:
+        return 2 * int(config.patch_size)
+    stages = len(getattr(backbone, "depths", (0, 0)))  # a plain backbone is halved once, by the decoder
+    return int(backbone.patch_size) * 2 ** (stages - 1)
 
 
 def _first_line(error: BaseException) -> str:
