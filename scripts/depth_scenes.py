@@ -57,15 +57,15 @@ def load_pictures(config: ScenesConfig, size: int, *, held_out: bool, device: to
     seed_of: Callable[[int], int] = eval_seed if held_out else train_seed
     parts = []
     for first in tqdm(range(0, count, SHARD_SCENES), desc=f"{name} scenes", unit="shard"):
-        path = folder / f"scenes-{first:07d}.npz"
+        last = min(first + SHARD_SCENES, count)
+        path = folder / f"scenes-{first:07d}-{last:07d}.npz"
         shard = _read_shard(path)
         if shard is None:
-            seeds = [seed_of(index) for index in range(first, first + SHARD_SCENES)]
-            shard = _render_shard(seeds, options, device)
+            shard = _render_shard([seed_of(index) for index in range(first, last)], options, device)
             _write_shard(path, shard)
         parts.append(shard)
-    pixels = np.concatenate([part.pixels_u8 for part in parts])[: 2 * count]
-    return Pictures(pixels, np.concatenate([part.depth_u16 for part in parts])[: 2 * count])
+    pixels = np.concatenate([part.pixels_u8 for part in parts])
+    return Pictures(pixels, np.concatenate([part.depth_u16 for part in parts]))
 
 
 def _render_shard(seeds: list[int], options: SceneOptions, device: torch.device) -> Pictures:
