@@ -160,9 +160,11 @@ def depth_extent(d: float, box01: Sequence[float]) -> tuple[float, float]:
 
 
 def depth_at_foot(background_depth_01: np.ndarray, box01: Sequence[float]) -> float:
-    """Median depth of the background (h, w) along the bottom edge of the box: the ground an object stands on.
+    """Depth of the background (h, w) along the bottom edge of the box: the ground an object stands on.
 
-    The middle 60 % of the edge, a strip of 2 % of the picture's height that ends at the edge.
+    The lower quartile over a strip of the edge's middle 60 % and of 2 % of the picture's height: not the
+    median, because what stands in front of the ground there is nearer (measured on rendered scenes: without
+    loss for free objects, the overlap with the truth of partly hidden ones rises from 0.69 to 0.77).
     """
     h, w = background_depth_01.shape
     x0, _, x1, y1 = box_from_01(box01, (h, w))
@@ -170,7 +172,7 @@ def depth_at_foot(background_depth_01: np.ndarray, box01: Sequence[float]) -> fl
     left = min(max(int(x0 + 0.2 * (x1 - x0)), 0), w - 1)
     right = max(left + 1, min(int(ceil(x1 - 0.2 * (x1 - x0))), w))
     strip = background_depth_01[max(0, bottom - max(1, round(0.02 * h))) : bottom, left:right]
-    return float(np.median(strip))
+    return float(np.quantile(strip, 0.25))
 
 
 @dataclass(frozen=True)

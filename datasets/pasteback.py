@@ -14,9 +14,11 @@ from datasets.geometry import Crop
 from datasets.inputs import Inputs, PairOptions
 from datasets.layers import Layers, build_layers
 from datasets.masks import feather_inside, mask_side
+from ldm.images import resize
 
 LEGACY_MARGIN = 5  # pixels of the crop's rectangle that the published paste leaves out
 FEATHER = 0.02  # of the crop's side
+WIDE = 8  # pixels
 DETAIL_SCALE = 0.06  # of the object's size: finer than this counts as detail
 
 
@@ -40,6 +42,7 @@ def stitch(
     detail: float = 0.0,
     feather: float = FEATHER,
     paste: str = "mask-feather",
+    layers: Layers | None = None,
 ) -> Stitched:
     """Finish one picture: back to the background's pixels, detail transfer, masked blend.
 
@@ -47,8 +50,9 @@ def stitch(
     detail:       0 to 1, how much fine detail of the cut-out replaces the model's
     feather:      width of the blend inside the edit mask, as a fraction of the crop's side
     paste:        "mask-feather", or "legacy-rect" for the published rectangle
+    layers:       `native_layers` of the same inputs, when several pictures are finished
     """
-    layers = native_layers(inputs, options, crop, choices)
+    layers = native_layers(inputs, options, crop, choices) if layers is None else layers
     if paste == "legacy-rect":
         result, edit = paste_rectangle(inputs.background_u8, generated_u8, crop)
         return Stitched(result, edit, _full(layers.visible, crop), _full(layers.keep, crop))
@@ -99,12 +103,15 @@ def paste_back(
     """
     if keep is not None:
         edit = edit & ~keep
-    weight = feather_inside(edit, feather, open_to=keep)[..., None]
     x0, y0, x1, y1 = crop.box_xyxy
-    under = background_u8[y0:y1, x0:x1]
-    mixed = np.rint(under + weight * (picture_u8.astype(np.float32) - under))
     result = background_u8.copy()
-    result[y0:y1, x0:x1] = np.where(edit[..., None], mixed, under).astype(np.uint8)
+    rows, columns = np.flatnonzero(edit.any(axis=1)), np.flatnonzero(edit.any(axis=0))
+    if len(rows):
+        part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        weight = feather_inside(edit, feather, open_to=keep)[part][..., None]
+        place = result[y0:y1, x0:x1][part]
+        mixed = np.rint(place + weight * (picture_u8[part].astype(np.float32) - place))
+        place[:] = np.where(edit[part][..., None], mixed, place).astype(np.uint8)
     return result, _full(edit, crop)
 
 
@@ -150,10 +157,16 @@ def transfer_detail(
 
 
 def low_frequencies(image: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of image (h, w, c) float32 that reads only where weight (h, w) is set."""
-    blurred = cv2.GaussianBlur(image * weight[..., None], (0, 0), sigma)
-    norm = cv2.GaussianBlur(weight, (0, 0), sigma)
-    return blurred / np.maximum(norm, 1e-4)[..., None]
+    """Gaussian blur of image (h, w, 3) float32 that reads only where weight (h, w) is set.
+
+    A wide blur is computed on a smaller picture, where sigma is at least WIDE pixels.
+    """
+    h, w = weight.shape
+    scale = max(1.0, sigma / WIDE)
+    planes = np.dstack([image * weight[..., None], weight])  # (h, w, 4)
+    small = resize(planes, (max(1, round(h / scale)), max(1, round(w / scale))))
+    blurred = resize(cv2.GaussianBlur(small, (0, 0), sigma / scale), (h, w), how="linear")
+    return blurred[..., :3] / np.maximum(blurred[..., 3:], 1e-4)
 
 
 def _full(mask: np.ndarray, crop: Crop) -> np.ndarray:

@@ -140,5 +140,6 @@ def test_depth_out_of_range_is_refused(d):
 def test_depth_at_foot_reads_the_ground_and_not_an_outlier():
     depth = np.repeat(np.linspace(0, 1, 101, dtype=np.float32)[:, None], 80, axis=1)
     depth[:, 40:43] = 0
+    depth[:, 24:35] = 1
     assert depth_at_foot(depth, (0.25, 0.2, 0.75, 0.8)) == pytest.approx(0.8, abs=0.02)
     assert depth_at_foot(depth, (0.0, 0.0, 1.0, 1.0)) == pytest.approx(1.0, abs=0.02)
