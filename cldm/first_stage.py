@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cldm.create import AutoencoderConfig, create_autoencoder
-from datasets.scenes.store import read_images
-from ldm.config import check_settings, load_config, setting
+from datasets.rendered import read_images
+from ldm.config import check_settings, setting
 from ldm.latents import LatentSpace
+from ldm.options import run_app, trainer
 
 logger = logging.getLogger(__name__)
 
@@ -134,8 +135,8 @@ def pca_db(train_u8: np.ndarray, test_u8: np.ndarray, factor: int, channels: int
     return np.array([psnr(float(value)) for value in error])
 
 
-def main(argv: list[str]) -> None:
-    config = load_config(FirstStageConfig, Path(argv[0]), argv[1:])
+def run(config: FirstStageConfig) -> None:
+    """Train the autoencoder, save it, and compare it with a linear map."""
     space = train(config, read_images(config.data, ("image", "without")))
     space.save_pretrained(config.out)
     test = read_images(config.held_out, ("image",))[:256]
@@ -147,4 +148,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main(sys.argv[1:])
+    sys.exit(run_app(trainer(FirstStageConfig, run), sys.argv[1:]))

@@ -26,6 +26,7 @@ class TrainConfig:
 
     lr: float = setting(1e-5, low=0.0, help="learning rate after warm-up")
     final_lr: float = setting(1.0, low=0.0, high=1.0, help="share of lr left at the last step (cosine); 1 = constant")
+    hold: float = setting(0.0, low=0.0, high=1.0, help="share of all steps at full lr before the cosine begins")
     warmup: int = setting(0, low=0, help="steps of linear warm-up")
     betas: tuple[float, float] = setting((0.9, 0.999), help="AdamW betas")
     weight_decay: float = setting(0.01, low=0.0, help="AdamW weight decay")
@@ -83,7 +84,7 @@ class CompositorModule(pl.LightningModule):
     def configure_optimizers(self) -> dict:
         config = self.config
         optimizer = torch.optim.AdamW(self.parameters_to_train, lr=config.lr, betas=config.betas,
-                                      weight_decay=config.weight_decay, fused=True)
+                                      weight_decay=config.weight_decay)  # not fused: Lightning clips in between
         total = self.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -142,8 +143,9 @@ class CompositorModule(pl.LightningModule):
 
 
 def rate(step: int, total: int, config: TrainConfig) -> float:
-    """Factor on the learning rate: linear warm-up, then cosine from 1 to `final_lr` at `total` steps."""
+    """Factor on the learning rate: linear warm-up, 1 until `hold`, then cosine to `final_lr` at `total` steps."""
     if step < config.warmup:
         return (step + 1) / config.warmup
-    progress = min(1.0, (step - config.warmup) / max(1, total - config.warmup))
+    start = max(config.warmup, config.hold * total)
+    progress = min(1.0, max(0.0, step - start) / max(1.0, total - start))
     return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))

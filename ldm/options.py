@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 
-from ldm.config import Layer, flag_name, merge_layers, to_plain, yaml_layers
+from ldm.config import Layer, flag_name, load_config, merge_layers, to_plain, yaml_layers
 from ldm.schema import flat_settings, from_text, members, range_name, section_of, type_name
 
 T = TypeVar("T")
@@ -61,6 +61,25 @@ def command(
     verb.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     verb.__doc__ = inspect.getdoc(function)
     return verb
+
+
+def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer.Typer]:
+    """An app for `CONFIG.yaml key=value ...`, as trainers take it; for `run_app`."""
+
+    def verb(
+        config: Annotated[Path, typer.Argument(help="YAML file of settings")],
+        overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")] = None,
+    ) -> None:
+        function(load_config(schema, config, overrides or []))
+
+    verb.__doc__ = inspect.getdoc(function)
+
+    def build() -> typer.Typer:
+        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        app.command()(verb)
+        return app
+
+    return build
 
 
 def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:

@@ -1,0 +1,87 @@
+"""Rendered scenes as a source: the only one whose background under the object is known (a true counterfactual).
+
+One example: background = the scene without the object, target = the scene with it, reference = the object alone under
+another lamp, box and depth range = the true ones.  The depth hint is the background's depth fused with the
+reference's, as at inference; the target's own depth is never shown.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from datasets.inputs import Inputs, mirror, permute_colours
+from datasets.scenes.batch import SceneFacts
+from datasets.scenes.store import Shard, depth_01, read_shard
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The shards of a folder in order."""
+    files = sorted(folder.glob("shard-*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: no shards of rendered scenes; make them with `python -m datasets.scenes render --out {folder}`")
+    return files
+
+
+def read_images(folder: Path, names: tuple[str, ...] = ("image",)) -> np.ndarray:
+    """(n, h, w, 3) uint8: views `image` and `without` of all scenes of a folder, one after the other."""
+    shards = [read_shard(path) for path in shard_files(folder)]
+    return np.concatenate([getattr(shard, f"{name}_u8") for shard in shards for name in names])
+
+
+class RenderedScenes:
+    """All scenes of a folder, held in memory (about 0.1 MB a scene at 96 px).
+
+    augment: mirror and permute colours of a whole example (12 variants of each scene).
+    own_depth: share of the examples that show the reference's own depth map; the others let it bulge.
+    """
+
+    def __init__(self, folder: Path, *, augment: bool = True, own_depth: float = 0.5) -> None:
+        self.shards = [read_shard(path) for path in shard_files(folder)]
+        self.ends = list(accumulate(len(shard.facts) for shard in self.shards))
+        self.augment, self.own_depth = augment, own_depth
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def locate(self, index: int) -> tuple[Shard, int]:
+        """The shard of a scene and its row there."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"scene {index} of {len(self)}")
+        which = bisect_right(self.ends, index)
+        return self.shards[which], index - (self.ends[which - 1] if which else 0)
+
+    def facts(self, index: int) -> SceneFacts:
+        shard, row = self.locate(index)
+        return shard.facts[row]
+
+    def silhouette(self, index: int) -> np.ndarray:
+        """(h, w) bool: the visible part of the object in the true picture."""
+        shard, row = self.locate(index)
+        return shard.instances_u8[row] == shard.facts[row].removed + 1
+
+    def inputs(self, index: int, *, own_depth: bool = False, silhouette: bool = False) -> Inputs:
+        """The example as it is. silhouette: give the true visible outline, from which mask levels are then made."""
+        shard, row = self.locate(index)
+        fact = shard.facts[row]
+        _, far, near = fact.depths[fact.removed]
+        return Inputs(
+            reference_u8=shard.reference_u8[row], reference_mask=shard.reference_mask[row],
+            background_u8=shard.without_u8[row], background_depth_01=depth_01(shard.without_depth_u16[row]),
+            box01_xyxy=fact.boxes01[fact.removed], depth_range=(far, near), target_u8=shard.image_u8[row],
+            reference_depth_01=depth_01(shard.reference_depth_u16[row]) if own_depth else None,
+            target_mask=self.silhouette(index) if silhouette else None,
+        )
+
+    def example(self, index: int, rng: np.random.Generator) -> Inputs:
+        """Inputs with random decisions: outline from the cut-out or from the truth, symmetries of the whole example."""
+        inputs = self.inputs(index, own_depth=rng.random() < self.own_depth, silhouette=rng.random() < 0.5)
+        if not self.augment:
+            return inputs
+        if rng.random() < 0.5:
+            inputs = mirror(inputs)
+        first, second, third = rng.permutation(3)
+        return permute_colours(inputs, (int(first), int(second), int(third)))

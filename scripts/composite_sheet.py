@@ -1,0 +1,142 @@
+"""Contact sheets of composites: inputs, box, fused depth, visible mask, model output and result side by side.
+
+python -m scripts.composite_sheet outputs/a.png outputs/b.png --out sheet.png     (from the recipes inside)
+python -m scripts.composite_sheet --cases cases.json --root DATA --out sheet.png  (a list of cases)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import cv2
+import numpy as np
+import typer
+from tqdm.auto import tqdm
+
+from ldm.images import write_png
+from ldm.options import new_app, run_app
+from ldm.sheet import grid
+
+if TYPE_CHECKING:
+    from compose import ComposeSettings, Result
+
+TITLES = [
+    "background and box",
+    "object",
+    "depth of the background",
+    "fused depth",
+    "visible, edit region",
+    "model",
+    "result",
+]
+
+
+def contact_sheet(result: Result) -> np.ndarray:
+    """One row per sample, (H, W, 3) uint8."""
+    labels = [f"seed {seed}" for seed in result.seeds]
+    return grid([row_of(result, index) for index in range(len(result.seeds))], TITLES, labels)
+
+
+def row_of(result: Result, index: int = 0) -> list[np.ndarray]:
+    """The pictures of one sample in the order of TITLES."""
+    inputs, layers = result.inputs, result.layers
+    fused = inputs.background_depth_01.copy()
+    x0, y0, x1, y1 = result.pair.crop.box_xyxy
+    fused[y0:y1, x0:x1] = layers.depth_01
+    return [
+        with_box(inputs.background_u8, result.report["box"]),
+        on_white(inputs.reference_u8, inputs.reference_mask),
+        gray(inputs.background_depth_01),
+        gray(fused),
+        regions(layers.visible, layers.edit),
+        result.painted_u8[index],
+        result.images_u8[index],
+    ]
+
+
+def with_box(image_u8: np.ndarray, box01: list[float]) -> np.ndarray:
+    """The picture with the box drawn in."""
+    h, w = image_u8.shape[:2]
+    x0, y0, x1, y1 = (round(value * side) for value, side in zip(box01, (w, h, w, h), strict=True))
+    width = max(1, round(max(h, w) / 150))
+    return cv2.rectangle(image_u8.copy(), (x0, y0), (x1 - 1, y1 - 1), (255, 40, 40), width)
+
+
+def on_white(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The object cut out."""
+    return np.where(mask[..., None], image_u8, np.uint8(255))
+
+
+def gray(depth_01: np.ndarray) -> np.ndarray:
+    """Depth as brightness, near = bright."""
+    return np.repeat((np.clip(depth_01, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def regions(visible: np.ndarray, edit: np.ndarray) -> np.ndarray:
+    """Visible object white, the rest of the edit region gray, what stays black."""
+    return np.repeat(np.where(visible, 255, np.where(edit, 110, 0)).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def settings_of_case(case: dict, root: Path, model: Path | None) -> ComposeSettings:
+    """One entry of a case list (its conventions are in the file itself) as settings."""
+    from compose import ComposeSettings
+
+    def path(name: str) -> Path | None:
+        return root / case[name] if case.get(name) else None
+
+    # Place needs only the box; the other modes repaint a region of the background.
+    target = None if case["mode"] == "place" else path("target_mask")
+    return ComposeSettings(
+        background=root / case["background"],
+        object=root / case["object"],
+        object_mask=path("object_mask"),
+        background_depth=path("background_depth"),
+        object_depth=path("object_depth"),
+        target_mask=target,
+        box=tuple(case["box_xyxy"]),
+        depth=tuple(case["depth_range"]) if case.get("depth_range") else None,
+        mode=case["mode"],
+        model=model,
+    )
+
+
+def make(
+    out: Annotated[Path, typer.Option(help="PNG to write")],
+    pictures: Annotated[
+        list[Path] | None, typer.Argument(help="pictures written by run_inference.py image")
+    ] = None,
+    cases: Annotated[Path | None, typer.Option(help="JSON list of cases")] = None,
+    root: Annotated[Path, typer.Option(help="folder that the paths in the case list start from")] = Path("."),
+    model: Annotated[Path | None, typer.Option(help="compositor folder")] = None,
+) -> None:
+    """Compose and draw one row per picture or case."""
+    from compose import compose, load_models
+    from run_inference import settings_of_recipe
+
+    if cases is not None:
+        listed = json.loads(cases.read_text(encoding="utf-8"))["cases"]
+        jobs = [(case["id"], settings_of_case(case, root, model)) for case in listed]
+    else:
+        jobs = [(picture.stem, settings_of_recipe(picture)[0]) for picture in pictures or []]
+    if not jobs:
+        raise ValueError("nothing to draw: give pictures made by run_inference.py, or --cases FILE")
+    models = load_models(jobs[0][1])
+    rows = [
+        row_of(compose(settings, models, progress=False)) for _, settings in tqdm(jobs, desc="composites")
+    ]
+    write_png(out, grid(rows, TITLES, [name for name, _ in jobs]))
+
+
+def build_app() -> typer.Typer:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(make)
+    return app
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(build_app, sys.argv[1:]))
