@@ -109,9 +109,9 @@ def paste_back(
     if len(rows):
         part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         weight = feather_inside(edit, feather, open_to=keep)[part][..., None]
-        place = result[y0:y1, x0:x1][part]
-        mixed = np.rint(place + weight * (picture_u8[part].astype(np.float32) - place))
-        place[:] = np.where(edit[part][..., None], mixed, place).astype(np.uint8)
+        under = result[y0:y1, x0:x1][part]
+        mixed = np.rint(under + weight * (picture_u8[part].astype(np.float32) - under))
+        under[:] = np.where(edit[part][..., None], mixed, under).astype(np.uint8)
     return result, _full(edit, crop)
 
 
