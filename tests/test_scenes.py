@@ -137,7 +137,7 @@ def test_a_seed_gives_the_same_pixels_in_any_batch(batch: SceneBatch) -> None:
     assert torch.equal(together.instances, batch.instances[:8])
 
 
-def test_every_tensor_is_made_on_the_device_that_was_asked_for(scenes: list[Scene], batch: SceneBatch) -> None:
+def test_every_tensor_is_made_on_the_asked_device(scenes: list[Scene], batch: SceneBatch) -> None:
     with torch.device("meta"):
         found = render(scenes[:2], OPTIONS, "cpu")
     assert torch.equal(found.image_01, batch.image_01[:2])

@@ -106,10 +106,11 @@ def _torus(o: Tensor, d: Tensor, tube: Tensor) -> Interval:
     outside = (start > stop) | (stop < 0)
     low = torch.where(outside, 0.0, start.clamp(min=0))
     step = torch.where(outside, 0.0, stop - low) / TORUS_STEPS
-    ladder = torch.arange(1, TORUS_STEPS + 1, device=o.device)[:, None]
-    within = _ring_gap(o[:, None], d[:, None], low + ladder * step, tube) < 0          # (steps, n)
-    met = within.any(0) & ~outside
-    high = low + (within.int().argmax(0) + 1) * step
+    ladder = torch.arange(1.0, TORUS_STEPS + 1, device=o.device)[:, None]
+    within = _ring_gap(o[:, None], d[:, None], low + ladder * step, tube) < 0  # (steps, n)
+    reached = torch.where(within, ladder, FAR).amin(0)
+    met = (reached < FAR) & ~outside
+    high = low + torch.where(met, reached, 1.0) * step
     low = high - step
     gap_low, gap_high = _ring_gap(o, d, low, tube), _ring_gap(o, d, high, tube)
     for _ in range(TORUS_SECANTS):
