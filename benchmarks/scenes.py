@@ -6,6 +6,7 @@
 import argparse
 import json
 import logging
+import os
 import platform
 import sys
 import time
@@ -68,7 +69,8 @@ def main(argv: list[str]) -> None:
         log.info("%s", "  ".join(f"{name} {value}" for name, value in row.items()))
     hidden = occlusion(12 * given.count)
     log.info("%s", hidden)
-    machine = {"cpu": _cpu_name(), "threads": 1, "device": given.device, "torch": torch.__version__}
+    # On a busy machine even the seconds of one's own process are longer, so the load is part of the result.
+    machine = {"load": round(os.getloadavg()[0], 1), "cpu": _cpu_name(), "threads": 1, "device": given.device, "torch": torch.__version__}
     report = {"machine": machine, "rates": table, "occlusion": hidden}
     write_atomic(given.out, (json.dumps(report, indent=1) + "\n").encode())
 

@@ -16,7 +16,7 @@ from datasets.scenes.surface import surface, take
 from datasets.scenes.trace import Hit, Rays, cast, cast_room, covers, first, hidden_parts, pixel_rays
 
 SUBPIXELS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
-ROUGH = 0.07  # a pixel that differs by more from a neighbour (display value) gets four rays
+ROUGH = 0.09  # a pixel that differs by more from a neighbour (display value) gets four rays
 
 
 @dataclass(frozen=True, eq=False)

@@ -155,8 +155,7 @@ def hidden_parts(world: World, rays: Rays) -> Tensor:
 
 
 def shadows(world: World, rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of the lamp seen from each point, in the full scene and without the hidden solid, each (n,) in
-    [0, 1].
+    """Share (n,) in [0, 1] of the lamp that each point sees, in the full scene and without the hidden solid.
 
     point: (3, n), a little above the surface. facing: (n,) bool, the surface looks towards the lamp.
     """
@@ -203,6 +202,6 @@ def _between(
         offset = centre - point
         along = (offset * toward).sum(0)
         beside = offset.square().sum(0) - along.square()
-        reach = bound + radius * (along / length).clamp(0, 1)
+        reach = bound + radius * ((along + bound) / length).clamp(0, 1)
         near.append((beside < reach.square()) & (along > -bound) & (along < length + bound) & facing)
     return torch.stack(near)
