@@ -1,6 +1,5 @@
 """Properties of finding the object in its picture."""
 
-import os
 from pathlib import Path
 
 import cv2
@@ -12,7 +11,6 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 from ldm.images import Picture, read_mask, read_picture
 from ldm.segment import object_mask
 
-DATA = os.environ.get("BIFROST_TEST_DATA")
 # Two objects in one picture, or an object cut off by the picture's edge, have no answer without a hint.
 AMBIGUOUS = {"teapot_04", "cat2_03", "dog_00"}
 
@@ -136,9 +134,8 @@ def test_a_folder_without_sam_is_named(tmp_path: Path) -> None:
         object_mask(painted("white")[0], method="sam", sam=tmp_path)
 
 
-@pytest.mark.skipif(not DATA, reason="needs the photographs below BIFROST_TEST_DATA")
-def test_photographs_of_single_objects() -> None:
-    folder = Path(DATA or "") / "data" / "composite"
+def test_photographs_of_single_objects(test_data: Path) -> None:
+    folder = test_data / "data" / "composite"
     overlap = {}
     for path in sorted((folder / "objects").glob("*.jpg")):
         truth = read_mask(folder / "object_masks" / f"{path.stem}.png")
