@@ -1,4 +1,4 @@
-"""From two pictures and a place to a composite: the one way that the command line, notebooks and batches take.
+"""From two pictures and a place to a composite: the one way for command line, notebooks and batches.
 
     settings = ComposeSettings(background=Path("room.png"), object=Path("dog.png"), box=(0.4, 0.5, 0.7, 0.9))
     result = compose(settings, load_models(settings))
@@ -19,14 +19,14 @@ import numpy as np
 
 from cldm.model import Compositor
 from cldm.pipeline import Weights, paint
-from cldm.pretrained import Card, Sampling, is_complete, load_card, load_compositor
-from datasets.fusion import MODES
-from datasets.geometry import bbox_of_mask, box_to_01, check_box01, depth_at_foot, depth_extent
+from cldm.pretrained import Card, Sampling, load_compositor
+from compose_settings import ComposeSettings, depth_folder, model_folder
+from datasets.geometry import bbox_of_mask, box_to_01, depth_at_foot, depth_extent
 from datasets.inputs import Inputs
 from datasets.layers import Layers
 from datasets.pairs import Pair, build_pair
 from datasets.pasteback import native_layers, stitch
-from ldm.config import check_settings, setting, to_plain
+from ldm.config import to_plain
 from ldm.denoise import Step
 from ldm.device import pick_device, pick_dtype
 from ldm.experts import DepthEstimator
@@ -35,55 +35,6 @@ from ldm.result import StageTimer, file_sha256, hash_folder, library_versions, m
 from ldm.segment import object_mask
 
 logger = logging.getLogger(__name__)
-
-FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")
-FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
-
-
-@dataclass(frozen=True)
-class ComposeSettings:
-    """Everything that decides a composite. None where the model's own recommendation holds."""
-
-    background: Path = setting(help="background picture")
-    object: Path = setting(help="picture of the object")
-    object_mask: Path | None = setting(None, help="mask of the object (white); default: alpha channel, else found by GrabCut or SAM")
-    box: tuple[float, float, float, float] | None = setting(None, help="where: x1,y1,x2,y2 as fractions of the background")
-    depth: tuple[float, ...] | None = setting(None, help="how far: d, or far,near; 1 = nearest point of the background")
-    mode: str = setting("place", choices=(*MODES, "draw"), help="draw is the published name of inpaint")
-    target_mask: Path | None = setting(None, help="region of the background to replace, transfer to or inpaint (white)")
-    background_depth: Path | None = setting(None, help="depth map of the background, bright = near; default: estimated")
-    object_depth: Path | None = setting(None, help="depth map of the object, bright = near; default: a rounded body")
-    model: Path | None = setting(None, help=f"compositor folder; default: {FULL_MODEL} if complete, else {TINY_MODEL}")
-    depth_model: Path | None = setting(None, help=f"depth network folder; default: {FULL_DEPTH} if present, else {TINY_DEPTH}")
-    sam: Path | None = setting(None, help="SAM folder for cutting out the object")
-    seed: int = setting(0, low=0, help="seed of the first sample; sample i uses seed + i")
-    num_samples: int = setting(1, low=1, high=64, help="how many composites to paint")
-    steps: int | None = setting(None, low=1, high=1000, help="sampling steps of a full run")
-    guidance: float | None = setting(None, low=0.0, high=30.0, help="classifier-free guidance; 1 = off")
-    scheduler: str | None = setting(None, help="ddim, unipc, dpm++, euler, ... or a diffusers class name")
-    init: str | None = setting(None, choices=("noise", "paste"), help="start from noise or from the noised cut-out paste")
-    strength: float | None = setting(None, low=0.0, high=1.0, help="noise put on the paste; small = close to the paste")
-    detail: float | None = setting(None, low=0.0, high=1.0, help="share of the cut-out's own fine detail in the result")
-    detail_weight: float = setting(1.0, low=0.0, high=2.0, help="weight of the detail branch")
-    depth_weight: float = setting(1.0, low=0.0, high=2.0, help="weight of the depth branch (the paper's lambda)")
-    device: str = setting("auto", help="auto, cuda, mps or cpu")
-    dtype: str = setting("auto", choices=("auto", "fp32", "fp16", "bf16"), help="number type of the networks")
-    offload: bool = setting(False, help="keep only the running stage on the device, to save its memory")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.box is not None:
-            check_box01(self.box, where="--box")
-        if self.depth is not None:
-            check_depth(self.depth)
-
-
-def check_depth(depth: tuple[float, ...]) -> None:
-    """Refuse a depth that is not d or far,near within [0, 1]."""
-    ordered = len(depth) == 1 or (len(depth) == 2 and depth[0] <= depth[1])
-    if not ordered or not all(0 <= value <= 1 for value in depth):
-        given = ",".join(f"{value:g}" for value in depth)
-        raise ValueError(f"--depth must be d or far,near with 0 <= far <= near <= 1 (1 = nearest), got {given}")
 
 
 @dataclass
@@ -101,26 +52,16 @@ class Models:
 class Result:
     """What `compose` returns. Picture i has seed `seeds[i]`."""
 
-    images_u8: list[np.ndarray]        # n x (H, W, 3), the size of the background
-    alpha_u8: np.ndarray | None        # (H, W) of the background, carried over
-    edit_mask: np.ndarray              # (H, W) bool, what was allowed to change
+    images_u8: list[np.ndarray]  # n x (H, W, 3), the size of the background
+    alpha_u8: np.ndarray | None  # (H, W) of the background, carried over
+    edit_mask: np.ndarray  # (H, W) bool, what was allowed to change
     seeds: list[int]
-    recipe: dict[str, Any]             # all that decides the pixels
-    report: dict[str, Any]             # what was measured
+    recipe: dict[str, Any]  # all that decides the pixels
+    report: dict[str, Any]  # what was measured
     inputs: Inputs
     pair: Pair
-    painted_u8: list[np.ndarray]       # n x (h, w, 3), the model's own output
+    painted_u8: list[np.ndarray]  # n x (h, w, 3), the model's own output
     layers: Layers = field(repr=False)  # the crop at native resolution
-
-
-def model_folder(settings: ComposeSettings) -> Path:
-    """The compositor to use."""
-    return settings.model or (FULL_MODEL if is_complete(FULL_MODEL) else TINY_MODEL)
-
-
-def depth_folder(settings: ComposeSettings) -> Path:
-    """The depth network to use."""
-    return settings.depth_model or (FULL_DEPTH if (FULL_DEPTH / "config.json").is_file() else TINY_DEPTH)
 
 
 def load_models(settings: ComposeSettings) -> Models:
@@ -130,10 +71,14 @@ def load_models(settings: ComposeSettings) -> Models:
     compositor, card = load_compositor(folder, pick_dtype(settings.dtype, device))
     if card.notice:
         logger.info("%s", card.notice)
-    return Models(compositor if settings.offload else compositor.to(device), card, folder, depth_folder(settings))
+    return Models(
+        compositor if settings.offload else compositor.to(device), card, folder, depth_folder(settings)
+    )
 
 
-def read_inputs(settings: ComposeSettings, depth_of: Callable[[np.ndarray], np.ndarray]) -> tuple[Inputs, Picture, dict]:
+def read_inputs(
+    settings: ComposeSettings, depth_of: Callable[[np.ndarray], np.ndarray]
+) -> tuple[Inputs, Picture, dict]:
     """Files -> Inputs for the pre-processing, the background as read, and what was decided on the way.
 
     depth_of: RGB (h, w, 3) uint8 -> depth_01 (h, w), used where no depth file is given.
@@ -147,16 +92,30 @@ def read_inputs(settings: ComposeSettings, depth_of: Callable[[np.ndarray], np.n
         logger.info("object mask: %s (give --object-mask to choose it yourself)", how)
     target = None if settings.target_mask is None else read_mask(settings.target_mask, size=size)
     box = place_box(settings, target)
-    depth_01 = read_depth(settings.background_depth) if settings.background_depth else depth_of(background.rgb_u8)
+    depth_01 = (
+        read_depth(settings.background_depth) if settings.background_depth else depth_of(background.rgb_u8)
+    )
     if depth_01.shape != size:
-        raise ValueError(f"{settings.background_depth}: depth map is {depth_01.shape} (h, w), the background is {size}")
+        raise ValueError(
+            f"{settings.background_depth}: depth map is {depth_01.shape} (h, w), the background is {size}"
+        )
     extent, source = depth_range(settings, depth_01, box)
     inputs = Inputs(
-        reference_u8=item.rgb_u8, reference_mask=cut, background_u8=background.rgb_u8, background_depth_01=depth_01,
-        box01_xyxy=box, depth_range=extent, mode=settings.mode, target_mask=target,
+        reference_u8=item.rgb_u8,
+        reference_mask=cut,
+        background_u8=background.rgb_u8,
+        background_depth_01=depth_01,
+        box01_xyxy=box,
+        depth_range=extent,
+        mode=settings.mode,
+        target_mask=target,
         reference_depth_01=read_depth(settings.object_depth) if settings.object_depth else None,
     )
-    place = {"box": list(box), "depth": {"far": extent[0], "near": extent[1], "source": source}, "mode": inputs.mode}
+    place = {
+        "box": list(box),
+        "depth": {"far": extent[0], "near": extent[1], "source": source},
+        "mode": inputs.mode,
+    }
     return inputs, background, {**place, "object_mask": how}
 
 
@@ -165,12 +124,15 @@ def place_box(settings: ComposeSettings, target: np.ndarray | None) -> tuple[flo
     if settings.box is not None:
         return settings.box
     if target is None:
-        raise ValueError("--box x1,y1,x2,y2 is needed (fractions of the background), or --target-mask with its place")
+        raise ValueError(
+            "--box x1,y1,x2,y2 is needed (fractions of the background), or --target-mask with its place"
+        )
     return box_to_01(bbox_of_mask(target), target.shape)
 
 
-def depth_range(settings: ComposeSettings, depth_01: np.ndarray,
-                box: tuple[float, float, float, float]) -> tuple[tuple[float, float], str]:
+def depth_range(
+    settings: ComposeSettings, depth_01: np.ndarray, box: tuple[float, float, float, float]
+) -> tuple[tuple[float, float], str]:
     """(far, near) of the object and where it comes from."""
     if settings.depth is None:
         foot = depth_at_foot(depth_01, box)
@@ -184,11 +146,20 @@ def depth_range(settings: ComposeSettings, depth_01: np.ndarray,
 def sampling_of(settings: ComposeSettings, card: Card) -> Sampling:
     """The model's recommended sampler settings with the user's own on top."""
     names = ("scheduler", "steps", "guidance", "init", "strength", "detail")
-    return replace(card.sampling, **{name: getattr(settings, name) for name in names if getattr(settings, name) is not None})
+    return replace(
+        card.sampling,
+        **{name: getattr(settings, name) for name in names if getattr(settings, name) is not None},
+    )
 
 
-def compose(settings: ComposeSettings, models: Models, *, on_step: Callable[[Step], None] | None = None,
-            cancelled: Callable[[], bool] | None = None, progress: bool = True) -> Result:
+def compose(
+    settings: ComposeSettings,
+    models: Models,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    progress: bool = True,
+) -> Result:
     """Put the object into the background. Reads files, writes none.
 
     Raises ValueError for whatever a user can mend, `ldm.denoise.Cancelled` when `cancelled` says so.
@@ -210,16 +181,48 @@ def compose(settings: ComposeSettings, models: Models, *, on_step: Callable[[Ste
         layers = native_layers(inputs, options, pair.crop)
     seeds = [settings.seed + index for index in range(settings.num_samples)]
     with timer.stage("paint"):
-        painted = paint(models.compositor, pair, seeds, sampling, Weights(settings.detail_weight, settings.depth_weight),
-                        device=device, offload=settings.offload, on_step=on_step, cancelled=cancelled, progress=progress)
+        painted = paint(
+            models.compositor,
+            pair,
+            seeds,
+            sampling,
+            Weights(settings.detail_weight, settings.depth_weight),
+            device=device,
+            offload=settings.offload,
+            on_step=on_step,
+            cancelled=cancelled,
+            progress=progress,
+        )
     with timer.stage("paste back"):
-        stitched = [stitch(inputs, options, pair.crop, picture, detail=sampling.detail) for picture in painted]
+        stitched = [
+            stitch(inputs, options, pair.crop, picture, detail=sampling.detail, layers=layers)
+            for picture in painted
+        ]
     images = [one.result_u8 for one in stitched]
-    drift = [measure_drift(background.rgb_u8, one.result_u8, one.edit_mask & ~one.keep_mask) for one in stitched]
+    drift = [
+        measure_drift(background.rgb_u8, one.result_u8, one.edit_mask & ~one.keep_mask) for one in stitched
+    ]
     recipe = make_recipe(settings, models, sampling)
-    report = {**place, "visible_fraction": visible_fraction(layers), "drift": drift, "seeds": seeds,
-              "device": str(device), "seconds": timer.report()}
-    return Result(images, background.alpha_u8, stitched[0].edit_mask, seeds, recipe, report, inputs, pair, painted, layers)
+    report = {
+        **place,
+        "visible_fraction": visible_fraction(layers),
+        "drift": drift,
+        "seeds": seeds,
+        "device": str(device),
+        "seconds": timer.report(),
+    }
+    return Result(
+        images,
+        background.alpha_u8,
+        stitched[0].edit_mask,
+        seeds,
+        recipe,
+        report,
+        inputs,
+        pair,
+        painted,
+        layers,
+    )
 
 
 def visible_fraction(layers: Layers) -> float:
@@ -229,13 +232,20 @@ def visible_fraction(layers: Layers) -> float:
 
 def make_recipe(settings: ComposeSettings, models: Models, sampling: Sampling) -> dict[str, Any]:
     """All that decides the pixels: settings, resolved sampler, hashes of inputs and weights, versions."""
-    files = {name: value for name in ("background", "object", "object_mask", "target_mask", "background_depth", "object_depth")
-             if (value := getattr(settings, name)) is not None}
+    files = {
+        name: value
+        for name in ("background", "object", "object_mask", "target_mask", "background_depth", "object_depth")
+        if (value := getattr(settings, name)) is not None
+    }
     return {
         "command": "image",
         "settings": {one.name: to_plain(getattr(settings, one.name)) for one in fields(ComposeSettings)},
         "sampling": to_plain(sampling),
-        "model": {"name": models.card.name, "folder": models.folder.as_posix(), "weights": hash_folder(models.folder)},
+        "model": {
+            "name": models.card.name,
+            "folder": models.folder.as_posix(),
+            "weights": hash_folder(models.folder),
+        },
         "depth_model": models.depth_folder.as_posix() if models.depth is not None else None,
         "inputs": {name: file_sha256(path) for name, path in files.items()},
         "versions": library_versions(),

@@ -8,7 +8,6 @@ Defaults come from configs/inference.yaml; flags override them.  `--help` after 
 
 from __future__ import annotations
 
-import dataclasses
 import json as json_format
 import logging
 import os
@@ -34,8 +33,12 @@ logger = logging.getLogger(__name__)
 class ImageSettings(ComposeSettings):
     """A composite and where it goes."""
 
-    out: Path = setting(Path("outputs/composite.png"), help="PNG to write; with several samples a number is added to its name")
-    sheet: bool = setting(True, help="also write NAME_sheet.png: inputs, box, depth, mask and result side by side")
+    out: Path = setting(
+        Path("outputs/composite.png"), help="PNG to write; with several samples a number is added to its name"
+    )
+    sheet: bool = setting(
+        True, help="also write NAME_sheet.png: inputs, box, depth, mask and result side by side"
+    )
     save_steps: int = setting(0, low=0, help="write a preview every so many steps into NAME_steps/; 0 = none")
     json: bool = setting(False, help="print the report as JSON")
 
@@ -70,7 +73,9 @@ class Previews:
             return
         space = self.models.compositor.latent_space
         latents = step.latents[:1].to(space.mean.device, next(space.parameters()).dtype)
-        write_png(self.folder / f"step_{step.index + 1:03d}.png", from_pm1(space.decode(latents)[0].float().cpu()))
+        write_png(
+            self.folder / f"step_{step.index + 1:03d}.png", from_pm1(space.decode(latents)[0].float().cpu())
+        )
 
 
 def beside(out: Path, ending: str) -> Path:
@@ -109,8 +114,12 @@ def tell(settings: ImageSettings, result: Result, paths: list[Path]) -> None:
     if settings.sheet:
         logger.info("sheet:   %s", beside(settings.out, "_sheet.png"))
     changed = sum(one["changed_outside"] for one in result.report["drift"])
-    logger.info("visible %.0f %%, pixels changed outside the mask: %d, %.1f s",
-                100 * result.report["visible_fraction"], changed, result.report["seconds"]["total"])
+    logger.info(
+        "visible %.0f %%, pixels changed outside the mask: %d, %.1f s",
+        100 * result.report["visible_fraction"],
+        changed,
+        result.report["seconds"]["total"],
+    )
 
 
 def replay(

@@ -23,7 +23,7 @@ from cldm.model import Compositor
 from cldm.module import CompositorModule, TrainConfig
 from cldm.pretrained import Card, Sampling, load_compositor, save_compositor
 from datasets.inputs import PairOptions
-from ldm.config import check_settings, dump_yaml, load_config, setting
+from ldm.config import check_settings, dump_yaml, setting
 from ldm.latents import LatentSpace
 from ldm.options import run_app, trainer
 
@@ -53,14 +53,18 @@ class RunConfig:
     """One training run, as written in configs/bifrost.yaml."""
 
     out: Path = setting(help="run folder: checkpoints, metrics, resolved settings, the finished model")
-    pretrained: Path | None = setting(None, help="compositor folder to start from; none: fresh networks of `network`")
+    pretrained: Path | None = setting(
+        None, help="compositor folder to start from; none: fresh networks of `network`"
+    )
     first_stage: Path | None = setting(None, help="autoencoder folder for fresh networks")
     name: str = setting("compositor", help="name of the trained model")
     notice: str = setting("", help="what users of the trained model are told once")
     seed: int = setting(0, help="seed of initialisation and data order")
     network: NetworkConfig = setting(NetworkConfig(), help="sizes of fresh networks")
     pair: PairOptions = setting(PairOptions(), help="pre-processing")
-    sampling: Sampling = setting(Sampling(), help="sampler settings recommended to users of the trained model")
+    sampling: Sampling = setting(
+        Sampling(), help="sampler settings recommended to users of the trained model"
+    )
     data: DataConfig = setting(DataConfig(), help="sources and batches")
     train: TrainConfig = setting(TrainConfig(), help="loss and optimizer")
     trainer: TrainerConfig = setting(TrainerConfig(), help="steps and hardware")
@@ -95,7 +99,9 @@ class SaveModel(pl.Callback):
         if average is not None:
             average.restore(parameters)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
+    ) -> None:
         if trainer.is_global_zero and trainer.global_step % self.config.trainer.save_every == 0:
             self.save(pl_module)  # type: ignore[arg-type]
 
@@ -106,14 +112,29 @@ class SaveModel(pl.Callback):
 
 def make_trainer(config: RunConfig) -> pl.Trainer:
     settings = config.trainer
-    keep = ModelCheckpoint(config.out / "checkpoints", filename="{step}", every_n_train_steps=settings.save_every,
-                           save_top_k=1, save_last=True, monitor="step", mode="max")
+    keep = ModelCheckpoint(
+        config.out / "checkpoints",
+        filename="{step}",
+        every_n_train_steps=settings.save_every,
+        save_top_k=1,
+        save_last=True,
+        monitor="step",
+        mode="max",
+    )
     return pl.Trainer(
-        accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes, max_epochs=-1,
-        precision=settings.precision, max_steps=settings.max_steps, accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.clip or None, log_every_n_steps=settings.log_every,
-        callbacks=[keep, SaveModel(config)], logger=CSVLogger(config.out, name="", version="log"),
-        default_root_dir=config.out, enable_model_summary=False,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.nodes,
+        max_epochs=-1,
+        precision=settings.precision,
+        max_steps=settings.max_steps,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.clip or None,
+        log_every_n_steps=settings.log_every,
+        callbacks=[keep, SaveModel(config)],
+        logger=CSVLogger(config.out, name="", version="log"),
+        default_root_dir=config.out,
+        enable_model_summary=False,
     )
 
 
@@ -125,7 +146,9 @@ def train(config: RunConfig) -> None:
     last = config.out / "checkpoints" / "last.ckpt"
     if last.exists():
         logger.info("continuing %s", last)
-    data = PairData(config.data, config.pair, config.seed, config.trainer.max_steps * config.trainer.accumulate)
+    data = PairData(
+        config.data, config.pair, config.seed, config.trainer.max_steps * config.trainer.accumulate
+    )
     make_trainer(config).fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
     logger.info("model folder: %s", config.out / "model")
 

@@ -21,8 +21,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class IdentityEncoder(nn.Module):
     """Reference picture on white -> tokens that the UNet and both control branches attend to.
 
-    The DINOv2 folder must be made for the reference size itself (full size: 224 px, patch 14, 16 x 16 position
-    embeddings, interpolated once at conversion), so nothing is interpolated here.
+    The DINOv2 folder must be made for the reference size itself (full size: 224 px, patch 14, 16 x 16
+    position embeddings, interpolated once at conversion), so nothing is interpolated here.
     """
 
     mean: Tensor
@@ -32,7 +32,8 @@ class IdentityEncoder(nn.Module):
         super().__init__()
         if projector.in_features != encoder.config.hidden_size:
             raise ValueError(
-                f"projector takes {projector.in_features} features, the encoder gives {encoder.config.hidden_size}"
+                f"projector takes {projector.in_features} features, "
+                f"the encoder gives {encoder.config.hidden_size}"
             )
         self.encoder = encoder
         self.projector = projector
@@ -50,9 +51,11 @@ class IdentityEncoder(nn.Module):
         return self.projector(self.encoder(pixel_values=pixels).last_hidden_state)
 
     def null(self, count: int = 1) -> Tensor:
-        """Tokens (count, t, c) of the all-zero picture: the unconditional identity of training and guidance."""
+        """Tokens (count, t, c) of the all-zero picture, the unconditional identity."""
         weight = self.projector.weight
-        black = torch.zeros(1, 3, self.reference_size, self.reference_size, dtype=weight.dtype, device=weight.device)
+        black = torch.zeros(
+            1, 3, self.reference_size, self.reference_size, dtype=weight.dtype, device=weight.device
+        )
         return self(black).expand(count, -1, -1)
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:

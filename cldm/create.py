@@ -1,6 +1,6 @@
 """Fresh, untrained compositors of any size: SD-2.1 at full size, or the widths of a YAML.
 
-The defaults are the published architecture (spec: SD-2.1-base UNet, two ControlNets, DINOv2-g, f8 KL autoencoder).
+The defaults are the published architecture: SD-2.1-base UNet, two ControlNets, DINOv2-g, f8 KL autoencoder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ class AutoencoderConfig:
     """First stage. `kl`: SD's AutoencoderKL; `tiny`: AutoencoderTiny (all levels of one width)."""
 
     kind: str = setting("kl", choices=("kl", "tiny"), help="autoencoder class")
-    channels: tuple[int, ...] = setting((128, 256, 512, 512), help="width of each level; n levels downsample by 2^(n-1)")
+    channels: tuple[int, ...] = setting(
+        (128, 256, 512, 512), help="width of each level; n levels downsample by 2^(n-1)"
+    )
     layers: int = setting(2, low=1, help="residual blocks per level")
     latent_channels: int = setting(4, low=1, help="channels of the latent")
 
@@ -43,7 +45,9 @@ class NetworkConfig:
     layers_per_block: int = setting(2, low=1, help="residual blocks per level")
     norm_groups: int = setting(32, low=1, help="GroupNorm groups")
     token_width: int = setting(1024, low=1, help="width of the identity tokens")
-    hint_channels: tuple[int, ...] = setting((16, 32, 96, 256), help="hint stack widths; must downsample like the autoencoder")
+    hint_channels: tuple[int, ...] = setting(
+        (16, 32, 96, 256), help="hint stack widths; must downsample like the autoencoder"
+    )
     identity_width: int = setting(1536, low=1, help="DINOv2 width")
     identity_layers: int = setting(40, low=1, help="DINOv2 depth")
     identity_heads: int = setting(24, low=1, help="DINOv2 attention heads")
@@ -51,14 +55,19 @@ class NetworkConfig:
     identity_swiglu: bool = setting(True, help="SwiGLU feed-forward (DINOv2-g) instead of GELU")
     prediction: str = setting("epsilon", choices=("epsilon", "v_prediction"), help="what the UNet predicts")
     zero_snr: bool = setting(False, help="rescale the noise schedule to zero terminal SNR (Lin et al. 2024)")
-    zero_conv_std: float = setting(0.0, low=0.0, help="initial scale of the control outputs; 0 = published zero convolutions")
+    zero_conv_std: float = setting(
+        0.0, low=0.0, help="initial scale of the control outputs; 0 = published zero convolutions"
+    )
     autoencoder: AutoencoderConfig = setting(AutoencoderConfig(), help="first stage")
 
     def __post_init__(self) -> None:
         check_settings(self)
         levels = len(self.block_channels)
         if len(self.heads) != levels or len(self.attention) != levels:
-            raise ValueError(f"block_channels has {levels} levels, heads {len(self.heads)}, attention {len(self.attention)}")
+            raise ValueError(
+                f"block_channels has {levels} levels, heads {len(self.heads)}, "
+                f"attention {len(self.attention)}; they must agree"
+            )
         if len(self.hint_channels) != len(self.autoencoder.channels):
             raise ValueError(
                 f"hint_channels downsamples by 2^{len(self.hint_channels) - 1}, "
@@ -83,15 +92,26 @@ def backbone(config: NetworkConfig) -> dict:
 def create_unet(config: NetworkConfig) -> UNet2DConditionModel:
     up = tuple("CrossAttnUpBlock2D" if on else "UpBlock2D" for on in reversed(config.attention))
     factor = 2 ** (len(config.autoencoder.channels) - 1)
-    return UNet2DConditionModel(**backbone(config), sample_size=config.size[0] // factor, up_block_types=up,
-                                out_channels=config.autoencoder.latent_channels)
+    return UNet2DConditionModel(
+        **backbone(config),
+        sample_size=config.size[0] // factor,
+        up_block_types=up,
+        out_channels=config.autoencoder.latent_channels,
+    )
 
 
 def create_control(config: NetworkConfig, hint_channels: int) -> ControlNetModel:
-    net = ControlNetModel(**backbone(config), conditioning_channels=hint_channels,
-                          conditioning_embedding_out_channels=config.hint_channels)
+    net = ControlNetModel(
+        **backbone(config),
+        conditioning_channels=hint_channels,
+        conditioning_embedding_out_channels=config.hint_channels,
+    )
     if config.zero_conv_std:
-        outputs = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]
+        outputs = [
+            *net.controlnet_down_blocks,
+            net.controlnet_mid_block,
+            net.controlnet_cond_embedding.conv_out,
+        ]
         for convolution in outputs:
             fan_in = convolution.weight[0].numel()
             nn.init.normal_(convolution.weight, std=config.zero_conv_std / fan_in**0.5)
@@ -99,11 +119,16 @@ def create_control(config: NetworkConfig, hint_channels: int) -> ControlNetModel
 
 
 def create_identity(config: NetworkConfig) -> IdentityEncoder:
-    encoder = Dinov2Model(Dinov2Config(
-        hidden_size=config.identity_width, num_hidden_layers=config.identity_layers,
-        num_attention_heads=config.identity_heads, image_size=config.reference_size, patch_size=config.identity_patch,
-        use_swiglu_ffn=config.identity_swiglu,
-    ))
+    encoder = Dinov2Model(
+        Dinov2Config(
+            hidden_size=config.identity_width,
+            num_hidden_layers=config.identity_layers,
+            num_attention_heads=config.identity_heads,
+            image_size=config.reference_size,
+            patch_size=config.identity_patch,
+            use_swiglu_ffn=config.identity_swiglu,
+        )
+    )
     return IdentityEncoder(encoder, nn.Linear(config.identity_width, config.token_width))
 
 
@@ -111,19 +136,33 @@ def create_autoencoder(config: AutoencoderConfig) -> AutoencoderKL | Autoencoder
     levels = len(config.channels)
     if config.kind == "tiny":
         blocks = (1,) + (config.layers,) * (levels - 1)
-        return AutoencoderTiny(encoder_block_out_channels=config.channels, decoder_block_out_channels=config.channels,
-                               num_encoder_blocks=blocks, num_decoder_blocks=blocks[::-1],
-                               latent_channels=config.latent_channels)
-    return AutoencoderKL(block_out_channels=config.channels, layers_per_block=config.layers,
-                         down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
-                         latent_channels=config.latent_channels)
+        return AutoencoderTiny(
+            encoder_block_out_channels=config.channels,
+            decoder_block_out_channels=config.channels,
+            num_encoder_blocks=blocks,
+            num_decoder_blocks=blocks[::-1],
+            latent_channels=config.latent_channels,
+        )
+    return AutoencoderKL(
+        block_out_channels=config.channels,
+        layers_per_block=config.layers,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=config.latent_channels,
+    )
 
 
 def noise_schedule(config: NetworkConfig) -> dict:
     """SD's scaled-linear betas; zero-terminal SNR needs trailing steps (Lin et al. 2024)."""
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type=config.prediction, rescale_betas_zero_snr=config.zero_snr,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=config.prediction,
+        rescale_betas_zero_snr=config.zero_snr,
         timestep_spacing="trailing" if config.zero_snr else "leading",
     )
     return dict(scheduler.config)
@@ -133,6 +172,11 @@ def create_compositor(config: NetworkConfig, seed: int = 0) -> Compositor:
     """All networks, freshly initialised from `seed` (the global generator's state is restored)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Compositor(create_unet(config), create_control(config, 4), create_control(config, 3),
-                          create_identity(config), LatentSpace(create_autoencoder(config.autoencoder)),
-                          noise_schedule(config))
+        return Compositor(
+            create_unet(config),
+            create_control(config, 4),
+            create_control(config, 3),
+            create_identity(config),
+            LatentSpace(create_autoencoder(config.autoencoder)),
+            noise_schedule(config),
+        )

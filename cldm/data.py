@@ -29,7 +29,10 @@ class DataConfig:
 def open_source(config: DataConfig) -> Source:
     """The source that the configuration names."""
     if config.scenes is None:
-        raise ValueError("data.scenes is not set: render scenes with `python -m datasets.scenes render --out FOLDER` and name it")
+        raise ValueError(
+            "data.scenes is not set: render scenes with `python -m datasets.scenes render --out FOLDER` "
+            "and name the folder"
+        )
     return RenderedScenes(config.scenes)
 
 
@@ -45,5 +48,12 @@ class PairData(pl.LightningDataModule):
         done = trainer.global_step * trainer.accumulate_grad_batches if trainer is not None else 0
         dataset = PairDataset(open_source(self.config), self.options, self.seed)
         batch, workers = self.config.batch, self.config.workers
-        return DataLoader(dataset, batch, sampler=Consecutive(done * batch, self.batches * batch), collate_fn=collate,
-                          num_workers=workers, persistent_workers=workers > 0, drop_last=True)
+        return DataLoader(
+            dataset,
+            batch,
+            sampler=Consecutive(done * batch, self.batches * batch),
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            drop_last=True,
+        )

@@ -49,7 +49,7 @@ class FirstStageConfig:
 
 
 def crops(images_u8: np.ndarray, config: FirstStageConfig, step: int) -> Tensor:
-    """The batch of one step, a function of (seed, step): (b, 3, crop, crop) in [-1, 1], flipped and recoloured."""
+    """The batch of (seed, step): (b, 3, crop, crop) in [-1, 1], flipped and recoloured."""
     rng = np.random.default_rng((config.seed, step))
     limit = images_u8.shape[1] - config.crop + 1
     batch = []
@@ -63,12 +63,16 @@ def crops(images_u8: np.ndarray, config: FirstStageConfig, step: int) -> Tensor:
 
 
 def train(config: FirstStageConfig, images_u8: np.ndarray) -> LatentSpace:
-    """images_u8 (n, h, w, 3): minimise the squared error; returns the autoencoder with its latent statistics."""
+    """Minimise the squared error on images_u8 (n, h, w, 3); returns the autoencoder with its statistics."""
     torch.manual_seed(config.seed)
     vae = create_autoencoder(config.autoencoder).to(memory_format=torch.channels_last)
     space = LatentSpace(vae)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.05)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.lr, total_steps=config.steps, pct_start=0.05
+    )
     config.out.mkdir(parents=True, exist_ok=True)
     with (config.out / "log.csv").open("w", newline="") as file:
         log = csv.writer(file)
@@ -86,7 +90,9 @@ def train(config: FirstStageConfig, images_u8: np.ndarray) -> LatentSpace:
             schedule.step()
             if (step + 1) % config.log_every == 0:
                 value = loss.item()
-                log.writerow([step + 1, f"{value:.5f}", f"{psnr(value):.2f}", f"{time.monotonic() - started:.1f}"])
+                log.writerow(
+                    [step + 1, f"{value:.5f}", f"{psnr(value):.2f}", f"{time.monotonic() - started:.1f}"]
+                )
                 file.flush()
     return with_statistics(space, images_u8)
 
@@ -98,9 +104,11 @@ def psnr(mse_pm1: float) -> float:
 
 @torch.inference_mode()
 def with_statistics(space: LatentSpace, images_u8: np.ndarray, count: int = 512) -> LatentSpace:
-    """The same autoencoder with the mean and standard deviation of each latent channel over `count` images."""
+    """The same autoencoder with mean and standard deviation per latent channel over `count` images."""
     vae = space.vae.eval()
-    latents = torch.cat([LatentSpace(vae).raw(to_batch(part)) for part in np.array_split(images_u8[:count], 16)])
+    latents = torch.cat(
+        [LatentSpace(vae).raw(to_batch(part)) for part in np.array_split(images_u8[:count], 16)]
+    )
     return LatentSpace(vae, latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist())
 
 
@@ -112,7 +120,7 @@ def to_batch(images_u8: np.ndarray) -> Tensor:
 @torch.inference_mode()
 def round_trip_db(space: LatentSpace, images_u8: np.ndarray) -> np.ndarray:
     """PSNR of decode(encode(image)) for each image (n, h, w, 3), dB."""
-    values = []
+    values: list[float] = []
     for part in np.array_split(images_u8, max(1, len(images_u8) // 16)):
         image = to_batch(part)
         error = (space.decode(space.encode(image)).clamp(-1, 1) - image).square().mean((1, 2, 3))
@@ -122,6 +130,7 @@ def round_trip_db(space: LatentSpace, images_u8: np.ndarray) -> np.ndarray:
 
 def pca_db(train_u8: np.ndarray, test_u8: np.ndarray, factor: int, channels: int) -> np.ndarray:
     """The yardstick: PSNR of each test image through the best linear map of factor x factor patches."""
+
     def patches(images: np.ndarray) -> np.ndarray:
         n, h, w, c = images.shape
         grid = images.reshape(n, h // factor, factor, w // factor, factor, c).transpose(0, 1, 3, 2, 4, 5)
@@ -142,8 +151,12 @@ def run(config: FirstStageConfig) -> None:
     test = read_images(config.held_out, ("image",))[:256]
     ours = round_trip_db(space, test)
     linear = pca_db(read_images(config.data, ("image",)), test, space.factor, space.channels)
-    logger.info("held-out PSNR %.2f dB over %d images; PCA of patches with the same code %.2f dB",
-                ours.mean(), len(test), linear.mean())
+    logger.info(
+        "held-out PSNR %.2f dB over %d images; PCA of patches with the same code %.2f dB",
+        ours.mean(),
+        len(test),
+        linear.mean(),
+    )
 
 
 if __name__ == "__main__":

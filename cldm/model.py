@@ -1,7 +1,7 @@
 """The compositor: SD UNet, a detail and a depth control branch, identity tokens, an autoencoder.
 
-All networks are stock diffusers / transformers objects. What the papers add is small: the control branches never
-see the noisy latent (AnyDoor, Bifrost), and their residuals are summed with one weight each.
+All networks are stock diffusers / transformers objects. What the papers add is small: the control branches
+never see the noisy latent (AnyDoor, Bifrost), and their residuals are summed with one weight each.
 
 Legend: b conditions, n images (a multiple of b), c channels, h w latent pixels, H W pixels, t tokens.
 """
@@ -55,9 +55,9 @@ class ControlBranch(nn.Module):
 class Conditions:
     """What stays constant over all steps and all images of one picture."""
 
-    tokens: Tensor    # (b, t, c)     identity
-    detail: Tensor    # (b, c, h, w)  embedded detail hint
-    depth: Tensor     # (b, c, h, w)  embedded depth hint
+    tokens: Tensor  # (b, t, c)     identity
+    detail: Tensor  # (b, c, h, w)  embedded detail hint
+    depth: Tensor  # (b, c, h, w)  embedded depth hint
 
     def with_null(self, null_tokens: Tensor) -> Conditions:
         """Both halves of guidance: the unconditional one differs in the tokens only; (2b, ...)."""
@@ -73,8 +73,15 @@ def fuse(detail: list[Tensor], depth: list[Tensor], w_detail: float, w_depth: fl
 class Compositor(nn.Module):
     """Everything with weights. `scheduler_config` is the noise schedule it was trained with."""
 
-    def __init__(self, unet: UNet2DConditionModel, detail: ControlNetModel, depth: ControlNetModel,
-                 identity: IdentityEncoder, latent_space: LatentSpace, scheduler_config: dict) -> None:
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        detail: ControlNetModel,
+        depth: ControlNetModel,
+        identity: IdentityEncoder,
+        latent_space: LatentSpace,
+        scheduler_config: dict,
+    ) -> None:
         super().__init__()
         check_parts(unet, detail, depth, identity, latent_space)
         self.unet = unet
@@ -86,17 +93,21 @@ class Compositor(nn.Module):
 
     def conditions(self, reference_01: Tensor, detail_pm1: Tensor, depth_01: Tensor) -> Conditions:
         """reference (b, 3, r, r), detail hint (b, 4, H, W), depth hint (b, 3, H, W) -> Conditions."""
-        return Conditions(self.identity(reference_01), self.detail.embed(detail_pm1), self.depth.embed(depth_01))
+        return Conditions(
+            self.identity(reference_01), self.detail.embed(detail_pm1), self.depth.embed(depth_01)
+        )
 
-    def residuals(self, timestep: Tensor, conditions: Conditions, w_detail: float = 1.0,
-                  w_depth: float = 1.0) -> list[Tensor]:
+    def residuals(
+        self, timestep: Tensor, conditions: Conditions, w_detail: float = 1.0, w_depth: float = 1.0
+    ) -> list[Tensor]:
         """Fused control residuals for b conditions at one timestep per condition (or one for all)."""
         near = self.detail(conditions.detail, timestep, conditions.tokens)
         far = self.depth(conditions.depth, timestep, conditions.tokens)
         return fuse(near, far, w_detail, w_depth)
 
-    def forward(self, x: Tensor, timestep: Tensor, conditions: Conditions, w_detail: float = 1.0,
-                w_depth: float = 1.0) -> Tensor:
+    def forward(
+        self, x: Tensor, timestep: Tensor, conditions: Conditions, w_detail: float = 1.0, w_depth: float = 1.0
+    ) -> Tensor:
         """Predict noise or velocity for x (n, c, h, w); images [i n/b, (i+1) n/b) use condition i.
 
         timestep: one number, or one per condition.
@@ -108,8 +119,13 @@ class Compositor(nn.Module):
         tokens, *residuals = [shared(value, times) for value in (conditions.tokens, *residuals)]
         if timestep.ndim and len(timestep) > 1:
             timestep = timestep.repeat_interleave(times)
-        return self.unet(x, timestep, encoder_hidden_states=tokens, down_block_additional_residuals=residuals[:-1],
-                         mid_block_additional_residual=residuals[-1]).sample
+        return self.unet(
+            x,
+            timestep,
+            encoder_hidden_states=tokens,
+            down_block_additional_residuals=residuals[:-1],
+            mid_block_additional_residual=residuals[-1],
+        ).sample
 
 
 def shared(value: Tensor, times: int) -> Tensor:
@@ -117,14 +133,22 @@ def shared(value: Tensor, times: int) -> Tensor:
     return value if times == 1 else value.repeat_interleave(times, dim=0)
 
 
-def check_parts(unet: UNet2DConditionModel, detail: ControlNetModel, depth: ControlNetModel,
-                identity: IdentityEncoder, latent_space: LatentSpace) -> None:
+def check_parts(
+    unet: UNet2DConditionModel,
+    detail: ControlNetModel,
+    depth: ControlNetModel,
+    identity: IdentityEncoder,
+    latent_space: LatentSpace,
+) -> None:
     """Refuse parts that do not fit together, with both numbers."""
     widths = {
         "detail branch token width": (detail.config.cross_attention_dim, unet.config.cross_attention_dim),
         "depth branch token width": (depth.config.cross_attention_dim, unet.config.cross_attention_dim),
         "projector width": (identity.projector.out_features, unet.config.cross_attention_dim),
-        "detail branch blocks": (list(detail.config.block_out_channels), list(unet.config.block_out_channels)),
+        "detail branch blocks": (
+            list(detail.config.block_out_channels),
+            list(unet.config.block_out_channels),
+        ),
         "depth branch blocks": (list(depth.config.block_out_channels), list(unet.config.block_out_channels)),
         "detail hint channels": (detail.config.conditioning_channels, 4),
         "depth hint channels": (depth.config.conditioning_channels, 3),

@@ -14,6 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from cldm.model import Compositor, Conditions
@@ -25,20 +26,31 @@ class TrainConfig:
     """How to train; the defaults are the published recipe (AdamW 1e-5, constant rate)."""
 
     lr: float = setting(1e-5, low=0.0, help="learning rate after warm-up")
-    final_lr: float = setting(1.0, low=0.0, high=1.0, help="share of lr left at the last step (cosine); 1 = constant")
-    hold: float = setting(0.0, low=0.0, high=1.0, help="share of all steps at full lr before the cosine begins")
+    final_lr: float = setting(
+        1.0, low=0.0, high=1.0, help="share of lr left at the last step (cosine); 1 = constant"
+    )
+    hold: float = setting(
+        0.0, low=0.0, high=1.0, help="share of all steps at full lr before the cosine begins"
+    )
     warmup: int = setting(0, low=0, help="steps of linear warm-up")
     betas: tuple[float, float] = setting((0.9, 0.999), help="AdamW betas")
     weight_decay: float = setting(0.01, low=0.0, help="AdamW weight decay")
-    trainable: str = setting("published", choices=("published", "all"),
-                             help="published: control branches, UNet decoder and projector; all: everything but the autoencoder")
+    trainable: str = setting(
+        "published",
+        choices=("published", "all"),
+        help="published: control branches, UNet decoder and projector; all: everything but the autoencoder",
+    )
     train_projector: bool = setting(True, help="False: the projector stays frozen, as in the published code")
-    drop_identity: float = setting(0.5, low=0.0, high=1.0, help="share of samples whose tokens are those of the zero image")
+    drop_identity: float = setting(
+        0.5, low=0.0, high=1.0, help="share of samples whose tokens are those of the zero image"
+    )
     drop_detail: float = setting(0.3, low=0.0, high=1.0, help="share of samples with a blank detail hint")
     drop_depth: float = setting(0.3, low=0.0, high=1.0, help="share of samples with a blank depth hint")
     mask_weight: float = setting(0.0, low=0.0, help="extra loss weight inside the edit mask")
     ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average; 0 = none")
-    attention: str = setting("sdpa", choices=("sdpa", "eager"), help="eager is faster for small networks on a CPU")
+    attention: str = setting(
+        "sdpa", choices=("sdpa", "eager"), help="eager is faster for small networks on a CPU"
+    )
     seed: int = setting(0, help="seed of noise, timesteps and dropout")
 
     def __post_init__(self) -> None:
@@ -81,10 +93,11 @@ class CompositorModule(pl.LightningModule):
                 net.set_attn_processor(AttnProcessor())
             model.identity.encoder.set_attn_implementation("eager")
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config
-        optimizer = torch.optim.AdamW(self.parameters_to_train, lr=config.lr, betas=config.betas,
-                                      weight_decay=config.weight_decay)  # not fused: Lightning clips in between
+        optimizer = torch.optim.AdamW(
+            self.parameters_to_train, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        )  # not fused: Lightning clips in between
         total = self.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -111,8 +124,11 @@ class CompositorModule(pl.LightningModule):
         keep_identity = (draws[0] >= config.drop_identity)[:, None, None, None]
         keep_detail = (draws[1] >= config.drop_detail)[:, None, None, None]
         keep_depth = (draws[2] >= config.drop_depth)[:, None, None, None]
-        return model.conditions(batch["reference_01"] * keep_identity, batch["detail_pm1"] * keep_detail,
-                                batch["depth_01"] * keep_depth)
+        return model.conditions(
+            batch["reference_01"] * keep_identity,
+            batch["detail_pm1"] * keep_detail,
+            batch["depth_01"] * keep_depth,
+        )
 
     def wanted(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the UNet should predict: the noise, or the velocity (Salimans and Ho 2022)."""
@@ -143,7 +159,7 @@ class CompositorModule(pl.LightningModule):
 
 
 def rate(step: int, total: int, config: TrainConfig) -> float:
-    """Factor on the learning rate: linear warm-up, 1 until `hold`, then cosine to `final_lr` at `total` steps."""
+    """Factor on the learning rate: warm-up, 1 until `hold`, then cosine to `final_lr` at `total` steps."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     start = max(config.warmup, config.hold * total)

@@ -24,7 +24,7 @@ from ldm.latents import make_scheduler
 
 @dataclass(frozen=True)
 class Weights:
-    """Residual i = detail * D_i + depth * Z_i; released weights expect 1 and 1, depth is the paper's lambda."""
+    """Residual i = detail * D_i + depth * Z_i. Released weights: 1, 1; depth is the paper's lambda."""
 
     detail: float = 1.0
     depth: float = 1.0
@@ -45,12 +45,17 @@ def resident(module: nn.Module, device: torch.device, offload: bool) -> Iterator
 def prepare(model: Compositor, pair: Pair, device: torch.device, guided: bool, offload: bool) -> Conditions:
     """Tokens and hint embeddings of one pair; both halves when guided."""
     dtype = model.unet.dtype
-    move = {name: getattr(pair, name)[None].to(device, dtype) for name in ("reference_01", "detail_pm1", "depth_01")}
+    move = {
+        name: getattr(pair, name)[None].to(device, dtype)
+        for name in ("reference_01", "detail_pm1", "depth_01")
+    }
     with resident(model.identity, device, offload):
         tokens = model.identity(move["reference_01"])
         null = model.identity.null() if guided else None
     with resident(model.detail, device, offload), resident(model.depth, device, offload):
-        conditions = Conditions(tokens, model.detail.embed(move["detail_pm1"]), model.depth.embed(move["depth_01"]))
+        conditions = Conditions(
+            tokens, model.detail.embed(move["detail_pm1"]), model.depth.embed(move["depth_01"])
+        )
     return conditions if null is None else conditions.with_null(null)
 
 
@@ -76,13 +81,23 @@ def known_region(pair: Pair, background: Tensor, count: int) -> Known:
     return Known(background.expand(count, -1, -1, -1), 1 - touched)
 
 
-def paint(model: Compositor, pair: Pair, seeds: Sequence[int], sampling: Sampling, weights: Weights = Weights(), *,
-          device: torch.device | str = "cpu", offload: bool = False, on_step: Callable[[Step], None] | None = None,
-          cancelled: Callable[[], bool] | None = None, progress: bool = True) -> list[np.ndarray]:
+def paint(
+    model: Compositor,
+    pair: Pair,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    weights: Weights = Weights(),
+    *,
+    device: torch.device | str = "cpu",
+    offload: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    progress: bool = True,
+) -> list[np.ndarray]:
     """One picture (H, W, 3) uint8 of the crop per seed.
 
-    Outside the edit region the background's latents are re-imposed at every step; `init: paste` starts from the
-    depth-tested cut-out paste noised to `strength`.  With `strength` 0 the paste itself is returned.
+    Outside the edit region the background's latents are re-imposed at every step; `init: paste` starts from
+    the depth-tested cut-out paste noised to `strength`.  With `strength` 0 the paste itself is returned.
     """
     device = torch.device(device)
     count = len(seeds)
@@ -94,7 +109,7 @@ def paint(model: Compositor, pair: Pair, seeds: Sequence[int], sampling: Samplin
     scheduler = make_scheduler(sampling.scheduler, model.scheduler_config)
     pasted = sampling.init == "paste"
     timesteps = set_steps(scheduler, sampling.steps, sampling.strength if pasted else 1.0, device)
-    noise, generators = noise_for(seeds, tuple(background.shape[1:]))
+    noise, generators = noise_for(seeds, background.shape[1:])
     noise = noise.to(device)
     start = encode(model, pair.paste_pm1, device, offload).expand(count, -1, -1, -1) if pasted else None
     latents = start_latents(scheduler, timesteps, noise, start)
@@ -103,9 +118,22 @@ def paint(model: Compositor, pair: Pair, seeds: Sequence[int], sampling: Samplin
         dtype = model.unet.dtype
         return model(x.to(dtype), t.to(device), conditions, weights.detail, weights.depth).float()
 
-    with resident(model.unet, device, offload), resident(model.detail, device, offload), \
-            resident(model.depth, device, offload):
-        latents = denoise(predict, latents, scheduler, timesteps, guidance=sampling.guidance, generators=generators,
-                          noise=noise, known=known_region(pair, background, count), on_step=on_step,
-                          cancelled=cancelled, progress=progress)
+    with (
+        resident(model.unet, device, offload),
+        resident(model.detail, device, offload),
+        resident(model.depth, device, offload),
+    ):
+        latents = denoise(
+            predict,
+            latents,
+            scheduler,
+            timesteps,
+            guidance=sampling.guidance,
+            generators=generators,
+            noise=noise,
+            known=known_region(pair, background, count),
+            on_step=on_step,
+            cancelled=cancelled,
+            progress=progress,
+        )
     return decode(model, latents, device, offload)

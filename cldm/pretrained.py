@@ -2,14 +2,13 @@
 
     unet/ control_detail/ control_depth/ image_encoder/ projector/ vae/ scheduler/ compositor.json
 
-The card says how pictures were prepared in training and with which sampler settings the model looks right, so a
-small model and the full-size one differ in files, never in code.
+The card says how pictures were prepared in training and with which sampler settings the model looks right,
+so a small model and the full-size one differ in files, never in code.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +33,15 @@ class Sampling:
     scheduler: str = setting("unipc", help="scheduler name")
     steps: int = setting(20, low=1, high=1000, help="sampling steps of a full run")
     guidance: float = setting(5.0, low=0.0, high=30.0, help="classifier-free guidance; 1 = off")
-    init: str = setting("noise", choices=("noise", "paste"), help="start from noise or from the noised cut-out paste")
-    strength: float = setting(1.0, low=0.0, high=1.0, help="noise put on the paste; small = close to the paste")
-    detail: float = setting(0.0, low=0.0, high=1.0, help="share of the cut-out's own fine detail in the result")
+    init: str = setting(
+        "noise", choices=("noise", "paste"), help="start from noise or from the noised cut-out paste"
+    )
+    strength: float = setting(
+        1.0, low=0.0, high=1.0, help="noise put on the paste; small = close to the paste"
+    )
+    detail: float = setting(
+        0.0, low=0.0, high=1.0, help="share of the cut-out's own fine detail in the result"
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -90,7 +95,7 @@ def load_compositor(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[C
     return model.eval(), load_card(folder)
 
 
-def scheduler_settings(folder: Path) -> Mapping:
+def scheduler_settings(folder: Path) -> dict:
     """The noise schedule's config."""
     return read_json(folder / "scheduler_config.json")
 

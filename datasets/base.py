@@ -48,7 +48,10 @@ class PairDataset(Dataset[Pair]):
         """Each pass over the source is a permutation of its own."""
         epoch, position = divmod(k, len(self.source))
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.source))
+            self._epoch, self._order = (
+                epoch,
+                np.random.default_rng((self.seed, epoch)).permutation(len(self.source)),
+            )
         return int(self._order[position])
 
     def __getitem__(self, k: int) -> Pair:
@@ -61,7 +64,9 @@ class PairDataset(Dataset[Pair]):
                 return build_pair(inputs, self.options, Choices.sample(rng, self.options))
             except (Rejected, ValueError) as error:
                 reasons.append(f"item {index}: {error}")
-        raise ValueError(f"example {k}: {MAX_TRIES} samples in a row were rejected: {'; '.join(sorted(set(reasons)))}")
+        raise ValueError(
+            f"example {k}: {MAX_TRIES} samples in a row were rejected: {'; '.join(sorted(set(reasons)))}"
+        )
 
 
 class Consecutive(Sampler[int]):

@@ -1,8 +1,8 @@
-"""Rendered scenes as a source: the only one whose background under the object is known (a true counterfactual).
+"""Rendered scenes as a source: the only one whose background under the object is known (a counterfactual).
 
-One example: background = the scene without the object, target = the scene with it, reference = the object alone under
-another lamp, box and depth range = the true ones.  The depth hint is the background's depth fused with the
-reference's, as at inference; the target's own depth is never shown.
+One example: background = the scene without the object, target = the scene with it, reference = the object
+alone under another lamp, box and depth range = the true ones.  The depth hint is the background's depth fused
+with the reference's, as at inference; the target's own depth is never shown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ def shard_files(folder: Path) -> list[Path]:
     """The shards of a folder in order."""
     files = sorted(folder.glob("shard-*.safetensors"))
     if not files:
-        raise ValueError(f"{folder}: no shards of rendered scenes; make them with `python -m datasets.scenes render --out {folder}`")
+        raise ValueError(
+            f"{folder}: no shards of rendered scenes; make them with "
+            f"`python -m datasets.scenes render --out {folder}`"
+        )
     return files
 
 
@@ -64,20 +67,24 @@ class RenderedScenes:
         return shard.instances_u8[row] == shard.facts[row].removed + 1
 
     def inputs(self, index: int, *, own_depth: bool = False, silhouette: bool = False) -> Inputs:
-        """The example as it is. silhouette: give the true visible outline, from which mask levels are then made."""
+        """The example as it is. silhouette: give the true visible outline, for the mask levels."""
         shard, row = self.locate(index)
         fact = shard.facts[row]
         _, far, near = fact.depths[fact.removed]
         return Inputs(
-            reference_u8=shard.reference_u8[row], reference_mask=shard.reference_mask[row],
-            background_u8=shard.without_u8[row], background_depth_01=depth_01(shard.without_depth_u16[row]),
-            box01_xyxy=fact.boxes01[fact.removed], depth_range=(far, near), target_u8=shard.image_u8[row],
+            reference_u8=shard.reference_u8[row],
+            reference_mask=shard.reference_mask[row],
+            background_u8=shard.without_u8[row],
+            background_depth_01=depth_01(shard.without_depth_u16[row]),
+            box01_xyxy=fact.boxes01[fact.removed],
+            depth_range=(far, near),
+            target_u8=shard.image_u8[row],
             reference_depth_01=depth_01(shard.reference_depth_u16[row]) if own_depth else None,
             target_mask=self.silhouette(index) if silhouette else None,
         )
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
-        """Inputs with random decisions: outline from the cut-out or from the truth, symmetries of the whole example."""
+        """Inputs with random decisions: outline of the cut-out or the true one, symmetries of the whole."""
         inputs = self.inputs(index, own_depth=rng.random() < self.own_depth, silhouette=rng.random() < 0.5)
         if not self.augment:
             return inputs

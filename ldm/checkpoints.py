@@ -1,7 +1,8 @@
-"""Strict loading of `save_pretrained` folders: every key is used, every parameter is filled, or a clear error."""
+"""Strict loading of `save_pretrained` folders: every key used, every parameter filled, or a clear error."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,9 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
+from diffusers import ConfigMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -48,18 +51,23 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def load_strict(model: nn.Module, weights: Mapping[str, Tensor], where: Path | str, *, assign: bool = False) -> None:
+def load_strict(
+    model: nn.Module, weights: Mapping[str, Tensor], where: Path | str, *, assign: bool = False
+) -> None:
     """Fill `model` with `weights`; names what is missing, unexpected or of another shape."""
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     missing = sorted(wanted.keys() - weights.keys())
     unexpected = sorted(weights.keys() - wanted.keys())
     if missing or unexpected:
         raise ValueError(
-            f"{where}: {len(missing)} weights missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}"
+            f"{where}: {len(missing)} weights missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}"
         )
     for key, shape in wanted.items():
         if tuple(weights[key].shape) != shape:
-            raise ValueError(f"{where}: weight {key} has shape {tuple(weights[key].shape)}, the model needs {shape}")
+            raise ValueError(
+                f"{where}: weight {key} has shape {tuple(weights[key].shape)}, the model needs {shape}"
+            )
     model.load_state_dict(weights, strict=True, assign=assign)
 
 
@@ -75,16 +83,20 @@ def load_part(kind: type[Module], folder: Path, dtype: torch.dtype = torch.float
         raise ValueError(f"{folder}/config.json: describes a {named}, expected a {kind.__name__}")
     with init_empty_weights(include_buffers=False):
         model = build(kind, config, folder)
-    weights = {key: value.to(dtype) if value.is_floating_point() else value for key, value in read_weights(folder).items()}
+    weights = {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in read_weights(folder).items()
+    }
     load_strict(model, weights, folder, assign=True)
-    return model.to(dtype).eval()
+    return model.eval()
 
 
 def build(kind: type[Module], config: Mapping[str, Any], where: Path | str) -> Module:
     """An uninitialised model of class `kind` from its config, for diffusers and transformers alike."""
     try:
-        if hasattr(kind, "from_config"):
-            return kind.from_config({key: value for key, value in config.items() if key != "_class_name"})
+        if issubclass(kind, ConfigMixin):
+            known = set(inspect.signature(kind.__init__).parameters)
+            return kind(**{key: value for key, value in config.items() if key in known})
         return kind(kind.config_class(**config))  # type: ignore[attr-defined]
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{where}: its config.json does not describe a {kind.__name__} ({error})") from None
@@ -97,13 +109,15 @@ def save_part(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float16
         key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
         for key, value in model.state_dict().items()
     }
-    if hasattr(model, "save_config"):
+    if isinstance(model, ConfigMixin):
         model.save_config(folder)
         name = "diffusion_pytorch_model.safetensors"
-    else:
+    elif isinstance(model, PreTrainedModel):
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
         name = "model.safetensors"
+    else:
+        raise TypeError(f"{type(model).__name__} is neither a diffusers nor a transformers model")
     save_file(weights, folder / name, metadata={"format": "pt"})
 
 

@@ -42,14 +42,15 @@ class Step:
     latents: Tensor
 
 
-def noise_for(seeds: Sequence[int], shape: tuple[int, int, int]) -> tuple[Tensor, list[torch.Generator]]:
-    """One CPU generator and one (c, h, w) draw per seed, so image i never depends on the batch or the device."""
+def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
+    """One CPU generator and one (c, h, w) draw per seed: image i depends on neither batch nor device."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]), generators
+    draws = [torch.randn(tuple(shape), generator=generator) for generator in generators]
+    return torch.stack(draws), generators
 
 
 def set_steps(scheduler: SchedulerMixin, steps: int, strength: float, device: torch.device) -> Tensor:
-    """Prepare the scheduler; returns the timesteps to run: the last `strength` share of them, at least one."""
+    """Prepare the scheduler; returns the timesteps to run: the last `strength` share, at least one."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if not 0 < strength <= 1:
@@ -62,7 +63,9 @@ def set_steps(scheduler: SchedulerMixin, steps: int, strength: float, device: to
     return scheduler.timesteps[first:]
 
 
-def start_latents(scheduler: SchedulerMixin, timesteps: Tensor, noise: Tensor, image: Tensor | None) -> Tensor:
+def start_latents(
+    scheduler: SchedulerMixin, timesteps: Tensor, noise: Tensor, image: Tensor | None
+) -> Tensor:
     """x_t at the first timestep: pure noise, or `image` (b, c, h, w) noised to that level."""
     if image is None:
         return noise * scheduler.init_noise_sigma
@@ -70,13 +73,23 @@ def start_latents(scheduler: SchedulerMixin, timesteps: Tensor, noise: Tensor, i
 
 
 @torch.inference_mode()
-def denoise(predict: Predict, latents: Tensor, scheduler: SchedulerMixin, timesteps: Tensor, *, guidance: float = 1.0,
-            generators: list[torch.Generator] | None = None, noise: Tensor | None = None, known: Known | None = None,
-            on_step: Callable[[Step], None] | None = None, cancelled: Callable[[], bool] | None = None,
-            progress: bool = True) -> Tensor:
+def denoise(
+    predict: Predict,
+    latents: Tensor,
+    scheduler: SchedulerMixin,
+    timesteps: Tensor,
+    *,
+    guidance: float = 1.0,
+    generators: list[torch.Generator] | None = None,
+    noise: Tensor | None = None,
+    known: Known | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    progress: bool = True,
+) -> Tensor:
     """Run `timesteps` from `latents` (b, c, h, w); returns noise-free latents.
 
-    predict(x, t, guided): with guidance != 1, x is (2b, c, h, w), unconditional half first; else (b, c, h, w).
+    predict(x, t, guided): with guidance != 1 x is (2b, c, h, w), unconditional half first, else (b, c, h, w).
     noise: (b, c, h, w), needed with `known`: the draw with which the known region is noised at each level.
     """
     if known is not None and noise is None:
@@ -104,7 +117,9 @@ def guide(prediction: Tensor, guidance: float) -> Tensor:
     return unconditional + guidance * (conditional - unconditional)
 
 
-def reimpose(latents: Tensor, known: Known, noise: Tensor, scheduler: SchedulerMixin, next_t: Tensor) -> Tensor:
+def reimpose(
+    latents: Tensor, known: Known, noise: Tensor, scheduler: SchedulerMixin, next_t: Tensor
+) -> Tensor:
     """Replace the known region by its own latents at the noise level of `next_t` (empty: no noise)."""
     target = known.latents
     if len(next_t):

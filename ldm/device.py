@@ -16,7 +16,9 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ValueError(f"unknown device {name!r}; allowed: {', '.join(DEVICES)}")
     if not present[kind]:
         there = ", ".join(kind for kind, there in present.items() if there)
-        raise ValueError(f"device {name} is not available to this PyTorch ({torch.__version__}); available: {there}")
+        raise ValueError(
+            f"device {name} is not available to this PyTorch ({torch.__version__}); available: {there}"
+        )
     return torch.device(name)
 
 

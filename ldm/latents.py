@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from ldm.checkpoints import load_part, read_json, save_part
 from ldm.config import nearest
 
-AUTOENCODERS: dict[str, type[nn.Module]] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+AUTOENCODERS: dict[str, type[nn.Module]] = {
+    "AutoencoderKL": AutoencoderKL,
+    "AutoencoderTiny": AutoencoderTiny,
+}
 STATISTICS = "latent_statistics.json"
 
 SCHEDULERS: dict[str, str] = {
@@ -43,8 +46,12 @@ class LatentSpace(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, mean: Sequence[float] | None = None,
-                 std: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderTiny,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
         """mean, std: one number per latent channel; without them the config's scaling factor is used."""
         super().__init__()
         self.vae = vae
@@ -52,14 +59,23 @@ class LatentSpace(nn.Module):
         mean = [0.0] * channels if mean is None else mean
         std = [1.0 / vae.config.scaling_factor] * channels if std is None else std
         if len(mean) != channels or len(std) != channels:
-            raise ValueError(f"latent statistics: got {len(mean)} means and {len(std)} stds for {channels} channels")
+            raise ValueError(
+                f"latent statistics: got {len(mean)} means and {len(std)} stds for {channels} channels"
+            )
         self.register_buffer("mean", torch.tensor(mean)[None, :, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[None, :, None, None], persistent=False)
 
     @property
     def factor(self) -> int:
         """Pixels per latent along one side."""
-        return 2 ** (len(self.vae.config.encoder_block_out_channels if self.is_tiny else self.vae.config.block_out_channels) - 1)
+        return 2 ** (
+            len(
+                self.vae.config.encoder_block_out_channels
+                if self.is_tiny
+                else self.vae.config.block_out_channels
+            )
+            - 1
+        )
 
     @property
     def is_tiny(self) -> bool:
@@ -70,7 +86,7 @@ class LatentSpace(nn.Module):
         return self.vae.config.latent_channels
 
     def raw(self, image_pm1: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(b, 3, h, w) -> (b, c, h/f, w/f) before normalisation; the KL posterior's mode without a generator."""
+        """(b, 3, h, w) -> (b, c, h/f, w/f), not normalised; the KL posterior's mode without a generator."""
         encoded = self.vae.encode(image_pm1)
         if self.is_tiny:
             return encoded.latents
@@ -95,7 +111,9 @@ class LatentSpace(nn.Module):
         """A VAE folder, with or without our statistics file beside it (SD folders have none)."""
         name = read_json(folder / "config.json").get("_class_name")
         if name not in AUTOENCODERS:
-            raise ValueError(f"{folder}/config.json: unknown autoencoder {name!r}; allowed: {', '.join(AUTOENCODERS)}")
+            raise ValueError(
+                f"{folder}/config.json: unknown autoencoder {name!r}; allowed: {', '.join(AUTOENCODERS)}"
+            )
         vae = load_part(AUTOENCODERS[name], folder, dtype)
         if not (folder / STATISTICS).exists():
             return cls(vae)
@@ -109,7 +127,9 @@ def make_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:
     config: the model's scheduler config (betas, prediction type, zero-terminal SNR, spacing).
     """
     known = {**SCHEDULERS, **{value: value for value in SCHEDULERS.values()}}
-    class_name = known.get(name) or (name if name.endswith("Scheduler") and hasattr(diffusers, name) else None)
+    class_name = known.get(name) or (
+        name if name.endswith("Scheduler") and hasattr(diffusers, name) else None
+    )
     if class_name is None:
         raise ValueError(nearest(name, SCHEDULERS, "scheduler"))
     return getattr(diffusers, class_name).from_config(config)

@@ -18,7 +18,7 @@ import typer
 from tqdm.auto import tqdm
 
 from ldm.images import write_png
-from ldm.options import new_app, run_app
+from ldm.options import run_app
 from ldm.sheet import grid
 
 if TYPE_CHECKING:

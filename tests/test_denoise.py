@@ -9,9 +9,19 @@ from ldm.denoise import Cancelled, Known, denoise, guide, noise_for, set_steps, 
 from ldm.latents import SCHEDULERS, make_scheduler
 
 CPU = torch.device("cpu")
-SCHEDULE = dict(DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                              prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
-                              set_alpha_to_one=False, steps_offset=1).config)
+SCHEDULE = dict(
+    DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        set_alpha_to_one=False,
+        steps_offset=1,
+    ).config
+)
 
 
 def toward(target: Tensor, scheduler_config: dict):
@@ -43,7 +53,9 @@ def test_every_scheduler_reaches_the_target(name: str) -> None:
     timesteps = set_steps(scheduler, 30, 1.0, CPU)
     noise, generators = noise_for([0, 1], (4, 8, 8))
     latents = start_latents(scheduler, timesteps, noise, None)
-    out = denoise(toward(target, config), latents, scheduler, timesteps, generators=generators, progress=False)
+    out = denoise(
+        toward(target, config), latents, scheduler, timesteps, generators=generators, progress=False
+    )
     assert (out - target).abs().mean() < 0.08
 
 
@@ -53,8 +65,13 @@ def test_zero_terminal_snr_works(name: str) -> None:
     target = torch.full((1, 4, 8, 8), 0.5)
     timesteps = set_steps(scheduler, 20, 1.0, CPU)
     noise, _ = noise_for([0], (4, 8, 8))
-    out = denoise(toward(target, SCHEDULE), start_latents(scheduler, timesteps, noise, None), scheduler, timesteps,
-                  progress=False)
+    out = denoise(
+        toward(target, SCHEDULE),
+        start_latents(scheduler, timesteps, noise, None),
+        scheduler,
+        timesteps,
+        progress=False,
+    )
     assert torch.isfinite(out).all()
     assert (out - target).abs().mean() < 0.05
 
@@ -80,8 +97,15 @@ def test_known_region_is_reimposed(name: str) -> None:
     keep = torch.zeros(1, 1, 8, 8)
     keep[..., :4] = 1
     known = Known(torch.full((1, 4, 8, 8), -1.5), keep)
-    out = denoise(toward(torch.full((1, 4, 8, 8), 0.5), SCHEDULE), start_latents(scheduler, timesteps, noise, None),
-                  scheduler, timesteps, noise=noise, known=known, progress=False)
+    out = denoise(
+        toward(torch.full((1, 4, 8, 8), 0.5), SCHEDULE),
+        start_latents(scheduler, timesteps, noise, None),
+        scheduler,
+        timesteps,
+        noise=noise,
+        known=known,
+        progress=False,
+    )
     assert torch.equal(out[..., :4], known.latents[..., :4])
     assert (out[..., 4:] - 0.5).abs().mean() < 0.1
 
@@ -105,15 +129,25 @@ def test_cancel_and_previews() -> None:
     timesteps = set_steps(scheduler, 10, 1.0, CPU)
     seen: list[int] = []
     with pytest.raises(Cancelled, match="after 3 of 10"):
-        denoise(lambda x, t, guided: x, torch.zeros(1, 4, 4, 4), scheduler, timesteps, progress=False,
-                on_step=lambda step: seen.append(step.index), cancelled=lambda: len(seen) == 3)
+        denoise(
+            lambda x, t, guided: x,
+            torch.zeros(1, 4, 4, 4),
+            scheduler,
+            timesteps,
+            progress=False,
+            on_step=lambda step: seen.append(step.index),
+            cancelled=lambda: len(seen) == 3,
+        )
     assert seen == [0, 1, 2]
 
 
 def test_unknown_scheduler_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="dpm\\+\\+"):
         make_scheduler("dpm+", SCHEDULE)
-    assert type(make_scheduler("DPMSolverSinglestepScheduler", SCHEDULE)).__name__ == "DPMSolverSinglestepScheduler"
+    assert (
+        type(make_scheduler("DPMSolverSinglestepScheduler", SCHEDULE)).__name__
+        == "DPMSolverSinglestepScheduler"
+    )
     assert type(make_scheduler("UniPCMultistepScheduler", SCHEDULE)).__name__ == "UniPCMultistepScheduler"
 
 

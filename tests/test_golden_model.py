@@ -1,6 +1,6 @@
 """The published compositor at reduced width, weights made from key names: our networks give the same numbers.
 
-Needs the golden tensors in the folder BIFROST_TEST_DATA; architecture and stock equality are also tested without.
+Needs the golden tensors in the folder BIFROST_TEST_DATA; architecture and stock equality are tested without.
 """
 
 import json
@@ -33,7 +33,10 @@ from ldm.denoise import denoise, set_steps
 from ldm.latents import LatentSpace, make_scheduler
 
 REDUCED = NetworkConfig(
-    size=(128, 128), block_channels=(64, 128, 256, 256), heads=(2, 4, 8, 8), identity_layers=2,
+    size=(128, 128),
+    block_channels=(64, 128, 256, 256),
+    heads=(2, 4, 8, 8),
+    identity_layers=2,
     autoencoder=AutoencoderConfig("kl", (32, 64, 128, 128), 2, 4),
 )
 
@@ -57,15 +60,21 @@ def named_weight(key: str, shape: list[int]) -> Tensor:
 
 
 def dinov2_names(weights: dict[str, Tensor], side: int, grid: int) -> dict[str, Tensor]:
-    """Original DINOv2 keys -> transformers, position embeddings interpolated as the original does at `side` patches."""
+    """Original DINOv2 keys -> transformers, position embeddings interpolated as the original does."""
     out: dict[str, Tensor] = {}
-    renames = {"attn.proj": "attention.o_proj", "ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1",
-               "mlp.w3": "mlp.down_proj"}
+    renames = {
+        "attn.proj": "attention.o_proj",
+        "ls1.gamma": "layer_scale1.lambda1",
+        "ls2.gamma": "layer_scale2.lambda1",
+        "mlp.w3": "mlp.down_proj",
+    }
     for key, value in weights.items():
         if key == "pos_embed":
             patches = value[:, 1:].reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
             scaled = nn.functional.interpolate(patches, scale_factor=(side + 0.1) / grid, mode="bicubic")
-            out["embeddings.position_embeddings"] = torch.cat([value[:, :1], scaled.flatten(2).transpose(1, 2)], 1)
+            out["embeddings.position_embeddings"] = torch.cat(
+                [value[:, :1], scaled.flatten(2).transpose(1, 2)], 1
+            )
         elif key in ("cls_token", "mask_token"):
             out[f"embeddings.{key}"] = value
         elif key.startswith("patch_embed.proj"):
@@ -99,13 +108,21 @@ def model() -> Compositor:
     weights = {key: named_weight(key, shape) for key, (shape, _) in manifest.items() if "." in key}
 
     def below(prefix: str) -> dict[str, Tensor]:
-        return {key[len(prefix):]: value for key, value in weights.items() if key.startswith(prefix)}
+        return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
 
     unet, vae = create_unet(REDUCED), create_autoencoder(REDUCED.autoencoder)
-    unet.load_state_dict(convert_ldm_unet_checkpoint(
-        {f"model.diffusion_model.{key}": value for key, value in below("model.diffusion_model.").items()}, unet.config))
-    vae.load_state_dict(convert_ldm_vae_checkpoint(
-        {f"first_stage_model.{key}": value for key, value in below("first_stage_model.").items()}, vae.config))
+    unet.load_state_dict(
+        convert_ldm_unet_checkpoint(
+            {f"model.diffusion_model.{key}": value for key, value in below("model.diffusion_model.").items()},
+            unet.config,
+        )
+    )
+    vae.load_state_dict(
+        convert_ldm_vae_checkpoint(
+            {f"first_stage_model.{key}": value for key, value in below("first_stage_model.").items()},
+            vae.config,
+        )
+    )
     branches = []
     for name, channels in (("detail", 4), ("depth", 3)):
         net = create_control(REDUCED, channels)
@@ -115,8 +132,9 @@ def model() -> Compositor:
     identity.encoder.load_state_dict(dinov2_names(below("cond_stage_model.model."), 16, 37))
     identity.projector.load_state_dict(below("cond_stage_model.projector."))
     space = LatentSpace(vae, std=[1 / 0.18215] * 4)
-    return Compositor(unet, *branches, IdentityEncoder(identity.encoder, identity.projector), space,
-                      noise_schedule(REDUCED)).eval()
+    return Compositor(
+        unet, *branches, IdentityEncoder(identity.encoder, identity.projector), space, noise_schedule(REDUCED)
+    ).eval()
 
 
 @torch.inference_mode()
@@ -128,7 +146,10 @@ def test_tokens(model: Compositor, golden: dict[str, Tensor]) -> None:
 @torch.inference_mode()
 def test_control_maps_and_noise(model: Compositor, golden: dict[str, Tensor]) -> None:
     conditions = model.conditions(golden["in_ref"], golden["in_hint"], golden["in_depth"])
-    for name, branch, embedding in (("detail", model.detail, conditions.detail), ("depth", model.depth, conditions.depth)):
+    for name, branch, embedding in (
+        ("detail", model.detail, conditions.detail),
+        ("depth", model.depth, conditions.depth),
+    ):
         for index, residual in enumerate(branch(embedding, golden["in_t"], conditions.tokens)):
             torch.testing.assert_close(residual, golden[f"out_ctrl_{name}_{index:02d}"], atol=1e-4, rtol=0)
     noise = model(golden["in_x"], golden["in_t"], conditions)
@@ -150,6 +171,12 @@ def test_guided_sampling(model: Compositor, golden: dict[str, Tensor]) -> None:
     timesteps = set_steps(scheduler, 5, 1.0, torch.device("cpu"))
     assert timesteps.tolist() == sorted(golden["out_ddim_timesteps_5"].tolist(), reverse=True)
     both = conditions.with_null(model.identity.null())
-    latents = denoise(lambda x, t, guided: model(x, t, both), golden["in_xT"], scheduler, timesteps, guidance=5.0,
-                      progress=False)
+    latents = denoise(
+        lambda x, t, guided: model(x, t, both),
+        golden["in_xT"],
+        scheduler,
+        timesteps,
+        guidance=5.0,
+        progress=False,
+    )
     torch.testing.assert_close(latents, golden["out_ddim5_cfg5"], atol=1e-3, rtol=0)

@@ -28,7 +28,12 @@ def model() -> Compositor:
 @pytest.fixture(scope="module")
 def inputs() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = {"x": (2, 4, 8, 8), "reference_01": (2, 3, 16, 16), "detail_pm1": (2, 4, 32, 32), "depth_01": (2, 3, 32, 32)}
+    shapes = {
+        "x": (2, 4, 8, 8),
+        "reference_01": (2, 3, 16, 16),
+        "detail_pm1": (2, 4, 32, 32),
+        "depth_01": (2, 3, 32, 32),
+    }
     return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
 
 
@@ -43,18 +48,27 @@ def test_full_size_is_the_published_architecture() -> None:
         assert count(create_control(config, 4)) == 364_228_384
         assert count(create_control(config, 3)) == 364_228_240
         assert count(create_autoencoder(config.autoencoder)) == 83_653_863
-        assert count(create_identity(dataclasses.replace(config, reference_size=518)).encoder) == 1_136_480_768
+        assert (
+            count(create_identity(dataclasses.replace(config, reference_size=518)).encoder) == 1_136_480_768
+        )
         assert count(create_identity(config).projector) == 1536 * 1024 + 1024
 
 
 @torch.no_grad()
-def test_branch_equals_stock_forward_for_any_latent(model: Compositor, inputs: dict[str, torch.Tensor]) -> None:
+def test_branch_equals_stock_forward_for_any_latent(
+    model: Compositor, inputs: dict[str, torch.Tensor]
+) -> None:
     branch, timestep = model.detail, torch.tensor([10, 900])
     tokens = model.identity(inputs["reference_01"])
     ours = branch(branch.embed(inputs["detail_pm1"]), timestep, tokens)
     for latent in (inputs["x"], inputs["x"] * -7 + 3):
-        down, mid = branch.net(latent, timestep, encoder_hidden_states=tokens, controlnet_cond=inputs["detail_pm1"],
-                               return_dict=False)
+        down, mid = branch.net(
+            latent,
+            timestep,
+            encoder_hidden_states=tokens,
+            controlnet_cond=inputs["detail_pm1"],
+            return_dict=False,
+        )
         for mine, stock in zip(ours, [*down, mid], strict=True):
             torch.testing.assert_close(mine, stock, atol=1e-6, rtol=0)
 
@@ -77,7 +91,9 @@ def test_zero_convolutions_leave_the_unet_alone(inputs: dict[str, torch.Tensor])
 
 
 @torch.no_grad()
-def test_one_control_evaluation_serves_all_samples(model: Compositor, inputs: dict[str, torch.Tensor]) -> None:
+def test_one_control_evaluation_serves_all_samples(
+    model: Compositor, inputs: dict[str, torch.Tensor]
+) -> None:
     one = model.conditions(inputs["reference_01"][:1], inputs["detail_pm1"][:1], inputs["depth_01"][:1])
     x = torch.cat([inputs["x"], inputs["x"] + 1])
     together = model(x, torch.tensor(500), one)

@@ -30,7 +30,9 @@ def pair() -> Pair:
     item, mask = rng.integers(0, 256, (40, 30, 3), np.uint8), np.zeros((40, 30), bool)
     mask[5:35, 4:26] = True
     depth = np.repeat(np.linspace(0, 1, 64, dtype=np.float32)[:, None], 80, axis=1)
-    return build_pair(Inputs(item, mask, background, depth, (0.3, 0.3, 0.6, 0.8), (0.6, 0.8)), SMALL_CARD.pair)
+    return build_pair(
+        Inputs(item, mask, background, depth, (0.3, 0.3, 0.6, 0.8), (0.6, 0.8)), SMALL_CARD.pair
+    )
 
 
 def test_sample_depends_on_its_seed_only(model: Compositor, pair: Pair) -> None:
@@ -61,10 +63,15 @@ def test_no_edited_pixel_counts_as_known(pair: Pair) -> None:
 def test_one_control_evaluation_per_step_for_all_samples(model: Compositor, pair: Pair, monkeypatch) -> None:
     batches: list[int] = []
     forward = type(model.detail).forward
-    monkeypatch.setattr(type(model.detail), "forward", lambda self, embedding, *rest: (
-        batches.append(len(embedding)), forward(self, embedding, *rest))[1])
+    monkeypatch.setattr(
+        type(model.detail),
+        "forward",
+        lambda self, embedding, *rest: (batches.append(len(embedding)), forward(self, embedding, *rest))[1],
+    )
     paint(model, pair, [1, 2, 3, 4], NOISE, progress=False)
-    assert batches == [2] * (2 * NOISE.steps)  # two branches per step, both halves of guidance, whatever the samples
+    assert batches == [2] * (
+        2 * NOISE.steps
+    )  # two branches per step, both halves of guidance, whatever the samples
 
 
 def test_strength_zero_is_the_paste(model: Compositor, pair: Pair) -> None:

@@ -37,12 +37,17 @@ def test_round_trip(folder: Path) -> None:
     x, r = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 16, 16)
     hint, depth = torch.rand(1, 4, 32, 32), torch.rand(1, 3, 32, 32)
     t = torch.tensor(7)
-    torch.testing.assert_close(before(x, t, before.conditions(r, hint, depth)), after(x, t, after.conditions(r, hint, depth)))
+    torch.testing.assert_close(
+        before(x, t, before.conditions(r, hint, depth)), after(x, t, after.conditions(r, hint, depth))
+    )
 
 
 def test_half_precision_folder_loads_in_single(tmp_path: Path) -> None:
     save_compositor(create_compositor(SMALL, seed=1), SMALL_CARD, tmp_path / "half")
-    assert load_file(next((tmp_path / "half" / "unet").glob("*.safetensors")))["conv_in.weight"].dtype == torch.float16
+    assert (
+        load_file(next((tmp_path / "half" / "unet").glob("*.safetensors")))["conv_in.weight"].dtype
+        == torch.float16
+    )
     model, _ = load_compositor(tmp_path / "half")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
@@ -73,7 +78,9 @@ def change_weights(folder: Path, change) -> None:
 
 def test_missing_weight_is_named(copied: Path) -> None:
     change_weights(copied / "control_depth", lambda weights: weights.pop("mid_block.resnets.0.conv1.weight"))
-    with pytest.raises(ValueError, match=r"control_depth: 1 weights missing \['mid_block.resnets.0.conv1.weight'\]"):
+    with pytest.raises(
+        ValueError, match=r"control_depth: 1 weights missing \['mid_block.resnets.0.conv1.weight'\]"
+    ):
         load_compositor(copied)
 
 
