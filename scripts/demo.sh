@@ -1,10 +1,9 @@
 #!/bin/sh
 # Makes the environment if needed and composes one picture with the small networks that come with the code.
-#   bash scripts/demo.sh [options of `run_inference.py demo`]
+#   bash scripts/demo.sh [options of `run_inference.py image`]
 set -eu
 . "$(dirname -- "$0")/setup.sh"
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
-out=outputs/demo
 
 "$VENV_PY" - <<'EOF'
 import torch
@@ -12,8 +11,19 @@ device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is
 name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
 print(f"[demo] torch {torch.__version__} on {device}{name}")
 EOF
-"$VENV_PY" run_inference.py demo --out "$out" "$@"
+
+# Where the pictures go: --out among the arguments, else what the configuration says.
+out=outputs/demo/composite.png
+wanted=
+for argument in "$@"; do
+    if [ -n "$wanted" ]; then out=$argument wanted=; fi
+    case $argument in
+    --out) wanted=yes ;;
+    --out=*) out=${argument#--out=} ;;
+    esac
+done
+"$VENV_PY" run_inference.py image --config configs/demo.yaml "$@"
 echo "[demo] the PNG (recipe inside), the JSON report and the contact sheet:"
-for file in "$out"/*.png "$out"/*.json; do
+for file in "${out%.png}"*.png "${out%.png}"*.json; do
     if [ -e "$file" ]; then echo "[demo]   $file"; fi
 done

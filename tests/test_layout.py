@@ -19,6 +19,7 @@ SCHEMAS: dict[str, str] = {
     "configs/tiny/first_stage.yaml": "cldm.first_stage:FirstStageConfig",
     "configs/tiny/depth.yaml": "scripts.train_depth:TrainDepthConfig",
     "configs/inference.yaml": "run_inference:ImageSettings",
+    "configs/demo.yaml": "run_inference:ImageSettings",
 }
 # Defaults of a command, which may leave required settings to its flags.
 PARTIAL = {"configs/inference.yaml"}

@@ -1,0 +1,36 @@
+#!/bin/sh
+# Composes the documented example (the box is given, the depth is found), or pictures of your own.
+#   sh scripts/inference.sh [more options of `run_inference.py image`]
+#   sh scripts/inference.sh --background room.png --object dog.png --box 0.4,0.5,0.7,0.9 --out out.png
+# As soon as --background or --config is given, nothing of the example is used.
+set -eu
+. "$(dirname -- "$0")/setup.sh"
+example=assets/examples/pyramid
+
+own= model=
+for argument in "$@"; do
+    case $argument in
+    --background | --background=* | --config | --config=*) own=yes ;;
+    --help) own=yes model=yes ;;
+    --model | --model=*) model=yes ;;
+    esac
+done
+
+missing() {
+    echo "[inference] error: $1 is missing; this gets it:" >&2
+    shift
+    printf '    %s\n' "$@" >&2
+    exit 2
+}
+if [ -z "$model" ] && [ ! -e models/bifrost/compositor.json ] && [ ! -e assets/tiny/compositor/compositor.json ]
+then
+    missing assets/tiny/compositor "git checkout -- assets/tiny" \
+        "or train one: sh scripts/train.sh && sh scripts/inference.sh --model runs/tiny/bifrost/model"
+fi
+if [ -z "$own" ]; then
+    [ -e "$example/room.png" ] || missing "$example" ".venv/bin/python -m scripts.make_examples"
+    set -- --background "$example/room.png" --object "$example/object.png" \
+        --background-depth "$example/room_depth.png" --box 0.28,0.01,0.68,0.64 \
+        --out outputs/inference/composite.png "$@"
+fi
+exec "$VENV_PY" run_inference.py image "$@"
