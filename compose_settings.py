@@ -5,85 +5,143 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cldm.pretrained import is_complete
-from datasets.fusion import MODES
+from cldm.pretrained import Sampling, is_complete
+from datasets.fusion import ALIASES, MODES
 from datasets.geometry import check_box01
 from ldm.config import check_settings, setting
+from ldm.latents import scheduler_class
 
 FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")
 FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
+DEPTH_MODES = ("place", "replace")  # the object is put into the depth map, and nearer things hide it
+INPUT_FILES = ("background", "object", "object_mask", "target_mask", "background_depth", "object_depth")
 
 
 @dataclass(frozen=True)
 class ComposeSettings:
     """Everything that decides a composite. None where the model's own recommendation holds."""
 
-    background: Path = setting(help="background picture")
+    background: Path = setting(help="background picture, any size")
     object: Path = setting(help="picture of the object")
     object_mask: Path | None = setting(
-        None, help="mask of the object (white); default: alpha channel, else found by GrabCut or SAM"
+        None, help="mask of the object (white); without it the alpha channel, else SAM or GrabCut finds it"
     )
     box: tuple[float, float, float, float] | None = setting(
-        None, help="where: x1,y1,x2,y2 as fractions of the background"
+        None, help="where: x1,y1,x2,y2 as fractions of the background; without it the box of the target mask"
     )
     depth: tuple[float, ...] | None = setting(
-        None, help="how far: d, or far,near; 1 = nearest point of the background"
+        None,
+        help="how far: d, or far,near, in [0, 1], 1 = nearest point of the background; "
+        "without it the ground at the bottom edge of the box",
     )
-    mode: str = setting("place", choices=(*MODES, "draw"), help="draw is the published name of inpaint")
+    mode: str = setting(
+        "place",
+        choices=(*MODES, *ALIASES),
+        help="place: stand in the scene; replace: instead of what the target mask shows; id-transfer: "
+        "another identity in its silhouette; inpaint (published name: draw): paint the target mask anew",
+    )
     target_mask: Path | None = setting(
         None, help="region of the background to replace, transfer to or inpaint (white)"
     )
     background_depth: Path | None = setting(
-        None, help="depth map of the background, bright = near; default: estimated"
+        None, help="depth map of the background, any resolution, bright = near; without it estimated"
     )
     object_depth: Path | None = setting(
-        None, help="depth map of the object, bright = near; default: a rounded body"
+        None, help="depth map of the object, bright = near; without it a rounded body"
     )
     model: Path | None = setting(
-        None, help=f"compositor folder; default: {FULL_MODEL} if complete, else {TINY_MODEL}"
+        None,
+        help="compositor folder; "
+        f"without it {FULL_MODEL.as_posix()} if complete, else {TINY_MODEL.as_posix()}",
     )
     depth_model: Path | None = setting(
-        None, help=f"depth network folder; default: {FULL_DEPTH} if present, else {TINY_DEPTH}"
+        None,
+        help="depth network folder (DPT or Depth Anything); "
+        f"without it {FULL_DEPTH.as_posix()} if present, else {TINY_DEPTH.as_posix()}",
     )
-    sam: Path | None = setting(None, help="SAM folder for cutting out the object")
-    seed: int = setting(0, low=0, help="seed of the first sample; sample i uses seed + i")
+    sam: Path | None = setting(None, help="SAM folder, used to cut out the object")
+    seed: int = setting(0, low=0, high=2**32 - 1, help="seed of the first sample; sample i uses seed + i")
     num_samples: int = setting(1, low=1, high=64, help="how many composites to paint")
-    steps: int | None = setting(None, low=1, high=1000, help="sampling steps of a full run")
-    guidance: float | None = setting(None, low=0.0, high=30.0, help="classifier-free guidance; 1 = off")
-    scheduler: str | None = setting(None, help="ddim, unipc, dpm++, euler, ... or a diffusers class name")
+    steps: int | None = setting(
+        None, low=1, high=1000, help="sampling steps of a full run; without it the model's own"
+    )
+    guidance: float | None = setting(
+        None, low=0, high=30, help="classifier-free guidance, 1 = off; without it the model's own"
+    )
+    scheduler: str | None = setting(
+        None, help="ddim, unipc, dpm++, euler, ... or a diffusers class name; without it the model's own"
+    )
     init: str | None = setting(
-        None, choices=("noise", "paste"), help="start from noise or from the noised cut-out paste"
+        None,
+        choices=("noise", "paste"),
+        help="start from noise or from the noised cut-out paste; without it the model's own",
     )
     strength: float | None = setting(
-        None, low=0.0, high=1.0, help="noise put on the paste; small = close to the paste"
+        None, low=0, high=1, help="noise put on the paste, 0 = the paste itself; without it the model's own"
     )
     detail: float | None = setting(
-        None, low=0.0, high=1.0, help="share of the cut-out's own fine detail in the result"
+        None, low=0, high=1, help="share of the cut-out's own fine detail in the result; same rule"
     )
-    detail_weight: float = setting(1.0, low=0.0, high=2.0, help="weight of the detail branch")
-    depth_weight: float = setting(
-        1.0, low=0.0, high=2.0, help="weight of the depth branch (the paper's lambda)"
-    )
+    detail_weight: float = setting(1.0, low=0, high=2, help="weight of the detail branch")
+    depth_weight: float = setting(1.0, low=0, high=2, help="weight of the depth branch (the paper's lambda)")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     dtype: str = setting("auto", choices=("auto", "fp32", "fp16", "bf16"), help="number type of the networks")
     offload: bool = setting(False, help="keep only the running stage on the device, to save its memory")
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.scheduler is not None:
+            scheduler_class(self.scheduler)
         if self.box is not None:
             check_box01(self.box, where="--box")
         if self.depth is not None:
             check_depth(self.depth)
+        check_place(self)
+
+    @property
+    def plain_mode(self) -> str:
+        """The mode by its own name."""
+        return ALIASES.get(self.mode, self.mode)
+
+    @property
+    def input_files(self) -> dict[str, Path]:
+        """The pictures that are read, by the name of their setting."""
+        given = {name: getattr(self, name) for name in INPUT_FILES}
+        return {name: path for name, path in given.items() if path is not None}
 
 
 def check_depth(depth: tuple[float, ...]) -> None:
     """Refuse a depth that is not d or far,near within [0, 1]."""
     ordered = len(depth) == 1 or (len(depth) == 2 and depth[0] <= depth[1])
     if not ordered or not all(0 <= value <= 1 for value in depth):
-        given = ",".join(f"{value:g}" for value in depth)
+        given = ",".join(f"{value:g}" for value in depth) or "nothing"
         raise ValueError(
             f"--depth must be d or far,near with 0 <= far <= near <= 1 (1 = nearest), got {given}"
         )
+
+
+def check_place(settings: ComposeSettings) -> None:
+    """Refuse settings that do not say where to paint."""
+    if settings.target_mask is None and settings.plain_mode in ("id-transfer", "inpaint"):
+        raise ValueError(f"--mode {settings.mode} needs --target-mask FILE: the region to paint")
+    if settings.target_mask is None and settings.box is None:
+        raise ValueError(
+            "--box x1,y1,x2,y2 (fractions of the background) or --target-mask FILE is needed: where to paint"
+        )
+
+
+def ignored(settings: ComposeSettings, sampling: Sampling) -> list[str]:
+    """One sentence for every option that was given and has no effect."""
+    why = {
+        "depth": (settings.plain_mode not in DEPTH_MODES, f"mode {settings.mode} keeps the depth as it is"),
+        "strength": (sampling.init == "noise", "the start is noise (--init noise)"),
+        "depth_model": (settings.background_depth is not None, "--background-depth is given"),
+        "sam": (settings.object_mask is not None, "--object-mask is given"),
+    }
+    given = {
+        name: reason for name, (idle, reason) in why.items() if idle and getattr(settings, name) is not None
+    }
+    return [f"--{name.replace('_', '-')} has no effect: {reason}" for name, reason in given.items()]
 
 
 def model_folder(settings: ComposeSettings) -> Path:

@@ -12,18 +12,22 @@ import json as json_format
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import diffusers
+import transformers
 import typer
 
-from compose import ComposeSettings, Models, Result, compose, load_models
-from ldm.config import Layer, merge_layers, setting
+from compose import ComposeSettings, Models, Result, compose, load_models, sampling_of
+from compose_recipe import check_unchanged, make_recipe, settings_of_recipe
+from ldm.config import setting
 from ldm.denoise import Step
 from ldm.images import from_pm1, write_png
 from ldm.options import command, new_app, run_app
-from ldm.result import file_sha256, hash_folder, library_versions, read_recipe, result_paths, save_result
+from ldm.result import result_paths, save_result
 from scripts.composite_sheet import contact_sheet
 
 logger = logging.getLogger(__name__)
@@ -39,14 +43,19 @@ class ImageSettings(ComposeSettings):
     sheet: bool = setting(
         True, help="also write NAME_sheet.png: inputs, box, depth, mask and result side by side"
     )
-    save_steps: int = setting(0, low=0, help="write a preview every so many steps into NAME_steps/; 0 = none")
-    json: bool = setting(False, help="print the report as JSON")
+    save_steps: int = setting(0, low=0, help="write a preview every so many steps into NAME_steps; 0 = none")
+    json: bool = setting(False, help="print the report as one JSON object on standard output")
 
 
 def run_image(settings: ImageSettings) -> None:
-    """Put an object into a background at a box and a depth."""
-    paths = output_paths(settings.out, settings.num_samples)
-    result = run(settings)
+    """Put an object into a background at a box and a depth.
+
+    Writes a PNG that carries its recipe, a JSON report beside it, and a contact sheet.
+    """
+    paths = output_paths(settings.out, settings.num_samples, settings.input_files.values())
+    models = load_models(settings)
+    previews = Previews(settings, models) if settings.save_steps else None
+    result = compose(settings, models, on_step=previews, progress=sys.stderr.isatty())
     for index, path in enumerate(paths):
         save(result, index, path)
     if settings.sheet:
@@ -54,15 +63,8 @@ def run_image(settings: ImageSettings) -> None:
     tell(settings, result, paths)
 
 
-def run(settings: ImageSettings) -> Result:
-    """Load, compose, and write previews on the way when asked to."""
-    models = load_models(settings)
-    previews = Previews(settings, models) if settings.save_steps else None
-    return compose(settings, models, on_step=previews, progress=sys.stderr.isatty())
-
-
 class Previews:
-    """Decodes the first sample every few steps into NAME_steps/step_000.png."""
+    """Decodes the first sample every few steps, and at the last, into NAME_steps/step_000.png."""
 
     def __init__(self, settings: ImageSettings, models: Models) -> None:
         self.every, self.models = settings.save_steps, models
@@ -73,9 +75,8 @@ class Previews:
             return
         space = self.models.compositor.latent_space
         latents = step.latents[:1].to(space.mean.device, next(space.parameters()).dtype)
-        write_png(
-            self.folder / f"step_{step.index + 1:03d}.png", from_pm1(space.decode(latents)[0].float().cpu())
-        )
+        image_u8 = from_pm1(space.decode(latents)[0].float().cpu())
+        write_png(self.folder / f"step_{step.index + 1:03d}.png", image_u8)
 
 
 def beside(out: Path, ending: str) -> Path:
@@ -83,16 +84,20 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(out.stem + ending)
 
 
-def output_paths(out: Path, count: int) -> list[Path]:
-    """One PNG per sample; refuses, before any work, a place that cannot be written."""
+def output_paths(out: Path, count: int, inputs: Iterable[Path] = ()) -> list[Path]:
+    """One PNG per sample; refuses, before any work, a place that cannot be written or holds an input."""
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; it must name a .png file")
     paths = [out] if count == 1 else [beside(out, f"_{index}.png") for index in range(count)]
-    for path in paths:
-        for target in result_paths(path):
-            if target.is_dir():
-                raise ValueError(f"{target}: is a folder; --out must name a .png file")
+    targets = [beside(out, "_sheet.png"), *(target for path in paths for target in result_paths(path))]
+    for target in targets:
+        if target.is_dir():
+            raise ValueError(f"--out {out}: {target} is a folder")
+        if target.exists() and any(source.exists() and target.samefile(source) for source in inputs):
+            raise ValueError(f"--out {out}: {target} is one of the inputs and would be overwritten")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"{out}: cannot be written, {folder} is not a writable folder")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out} cannot be written: {folder} is not a writable folder")
     return paths
 
 
@@ -105,54 +110,52 @@ def save(result: Result, index: int, path: Path) -> None:
 
 def tell(settings: ImageSettings, result: Result, paths: list[Path]) -> None:
     """Say where everything is, for people or as JSON."""
+    report, changed = result.report, sum(one["changed_outside"] for one in result.report["drift"])
+    if changed:
+        logger.warning("%d pixels changed outside the edit region", changed)
     if settings.json:
         files = [path.as_posix() for path in paths]
-        sys.stdout.write(json_format.dumps({**result.report, "files": files}, sort_keys=True) + "\n")
+        sys.stdout.write(json_format.dumps({**report, "files": files}, sort_keys=True) + "\n")
         return
     for path in paths:
         logger.info("picture: %s\nreport:  %s", *result_paths(path))
     if settings.sheet:
         logger.info("sheet:   %s", beside(settings.out, "_sheet.png"))
-    changed = sum(one["changed_outside"] for one in result.report["drift"])
     logger.info(
-        "visible %.0f %%, pixels changed outside the mask: %d, %.1f s",
-        100 * result.report["visible_fraction"],
+        "%.0f %% of the object visible, %d pixels changed outside the edit region, %.1f s on %s",
+        100 * report["visible_fraction"],
         changed,
-        result.report["seconds"]["total"],
+        report["seconds"]["total"],
+        report["device"],
     )
 
 
 def replay(
-    picture: Annotated[Path, typer.Argument(help="PNG written by the image verb")],
-    out: Annotated[Path | None, typer.Option(help="where to write; default: NAME_replay.png")] = None,
+    picture: Annotated[Path, typer.Argument(help="PNG written by the image verb", metavar="PICTURE")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="PNG to write [default: NAME_replay.png]", metavar="PATH", show_default=False),
+    ] = None,
 ) -> None:
-    """Paint a picture again from the recipe inside it: the same bytes on the same machine."""
+    """Paint a picture again from the recipe inside it.
+
+    Gives the same bytes on the same machine; refuses when an input or the weights have changed.
+    """
     settings, recipe = settings_of_recipe(picture)
     out = out or beside(picture, "_replay.png")
-    output_paths(out, 1)
-    check_unchanged(picture, recipe, settings)
-    save(compose(settings, load_models(settings), progress=sys.stderr.isatty()), recipe["sample"], out)
-    logger.info("picture: %s", out)
+    output_paths(out, 1, settings.input_files.values())
+    models = load_models(settings)
+    check_unchanged(picture, recipe, make_recipe(settings, models, sampling_of(settings, models.card)))
+    save(compose(settings, models, progress=sys.stderr.isatty()), recipe["sample"], out)
+    logger.info("picture: %s\nreport:  %s", *result_paths(out))
 
 
-def settings_of_recipe(picture: Path) -> tuple[ComposeSettings, dict]:
-    """The settings that made a picture, and its whole recipe."""
-    recipe = read_recipe(picture)
-    if recipe.get("command") != "image":
-        raise ValueError(f"{picture}: its recipe was not written by the image verb")
-    return merge_layers(ComposeSettings, [Layer(recipe["settings"], f"{picture}: recipe: ")]), recipe
-
-
-def check_unchanged(picture: Path, recipe: dict, settings: ComposeSettings) -> None:
-    """Inputs and weights must be those of the recipe; other library versions only get a warning."""
-    for name, digest in recipe["inputs"].items():
-        if file_sha256(getattr(settings, name)) != digest:
-            raise ValueError(f"{picture}: {getattr(settings, name)} ({name}) has changed since it was made")
-    folder = Path(recipe["model"]["folder"])
-    if hash_folder(folder) != recipe["model"]["weights"]:
-        raise ValueError(f"{picture}: the weights in {folder} are not those it was made with")
-    if library_versions() != recipe["versions"]:
-        logger.warning("library versions differ from the recipe's; pixels may differ slightly")
+def quiet_libraries() -> None:
+    """Only our own words and warnings on standard error."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def build_app() -> typer.Typer:
@@ -164,5 +167,5 @@ def build_app() -> typer.Typer:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    quiet_libraries()
     sys.exit(run_app(build_app, sys.argv[1:]))

@@ -19,7 +19,7 @@ from cldm.conditioner import IdentityEncoder
 from cldm.model import Compositor
 from datasets.inputs import PairOptions
 from ldm.checkpoints import folder_written_whole, load_part, read_json, save_part
-from ldm.config import check_settings, load_config, setting, to_plain
+from ldm.config import Layer, check_settings, merge_layers, setting, to_plain
 from ldm.latents import LatentSpace
 
 CARD = "compositor.json"
@@ -74,16 +74,22 @@ def is_complete(folder: Path) -> bool:
     return (folder / CARD).is_file() and all((folder / part).is_dir() for part in PARTS)
 
 
+def require_complete(folder: Path) -> None:
+    """Refuse, naming what is missing, a folder that is not a whole compositor."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such model folder")
+    absent = [part for part in PARTS if not (folder / part).is_dir()]
+    absent += [] if (folder / CARD).is_file() else [CARD]
+    if absent:
+        raise ValueError(f"{folder}: not a complete compositor folder; missing {', '.join(absent)}")
+
+
 def load_compositor(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Compositor, Card]:
     """A compositor on the CPU in eval mode, strictly loaded.
 
     Raises ValueError naming the folder or file and what is missing, unexpected or mis-shaped.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such model folder")
-    absent = [part for part in PARTS if not (folder / part).is_dir()]
-    if absent:
-        raise ValueError(f"{folder}: not a complete compositor folder; missing {', '.join(absent)}")
+    card = load_card(folder)
     model = Compositor(
         load_part(UNet2DConditionModel, folder / "unet", dtype),
         load_part(ControlNetModel, folder / "control_detail", dtype),
@@ -92,7 +98,7 @@ def load_compositor(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[C
         LatentSpace.from_pretrained(folder / "vae", dtype),
         scheduler_settings(folder / "scheduler"),
     )
-    return model.eval(), load_card(folder)
+    return model.eval(), card
 
 
 def scheduler_settings(folder: Path) -> dict:
@@ -101,5 +107,6 @@ def scheduler_settings(folder: Path) -> dict:
 
 
 def load_card(folder: Path) -> Card:
-    """The card alone, without the weights."""
-    return load_config(Card, folder / CARD)  # JSON is YAML
+    """The card alone, without the weights, of a complete folder."""
+    require_complete(folder)
+    return merge_layers(Card, [Layer(read_json(folder / CARD), f"{folder / CARD}: ")])

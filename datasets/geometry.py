@@ -25,7 +25,7 @@ EXTENT_PER_SIZE = 0.2  # half thickness in depth per unit of box size; fits the 
 
 def check_box01(box01: Sequence[float], *, where: str = "box") -> Box01:
     """Refuse a box that is not x0 < x1, y0 < y1 inside [0, 1]; returns it as four floats."""
-    rule = f"{where} must be x0,y0,x1,y1 in fractions of the picture, 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
+    rule = f"{where} must be x1,y1,x2,y2 in fractions of the picture, 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1"
     if len(box01) != 4:
         raise ValueError(f"{rule}, got {len(box01)} numbers")
     x0, y0, x1, y1 = (float(value) for value in box01)

@@ -77,6 +77,14 @@ PUBLISHED_INFERENCE = replace(
 )
 
 
+def check_object(mask: np.ndarray, where: str = "the object") -> None:
+    """Refuse an object too small to be seen; mask (h, w) bool, not empty."""
+    x0, y0, x1, y1 = bbox_of_mask(mask)
+    if min(x1 - x0, y1 - y0) < MIN_OBJECT:
+        size = f"{x1 - x0} x {y1 - y0} pixels"
+        raise ValueError(f"{where} is {size}; at least {MIN_OBJECT} are needed in both directions")
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """Pictures and place of one example, at the sizes they came in. h w and H W are two sizes."""
@@ -117,9 +125,7 @@ class Inputs:
                     raise ValueError(f"{name} is {got} pixels, but {like} is {w} x {h} (width x height)")
                 if value is not None and value.dtype == bool and not value.any():
                     raise ValueError(f"{name} is empty: at least one pixel must be set")
-        x0, y0, x1, y1 = bbox_of_mask(self.reference_mask)
-        if min(x1 - x0, y1 - y0) < MIN_OBJECT:
-            raise ValueError(f"the object is {x1 - x0} x {y1 - y0} pixels; at least {MIN_OBJECT} are needed")
+        check_object(self.reference_mask)
 
     @property
     def background_known(self) -> bool:

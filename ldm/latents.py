@@ -38,6 +38,7 @@ SCHEDULERS: dict[str, str] = {
     "dpm++": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+LOOP_METHODS = ("set_timesteps", "step", "scale_model_input", "add_noise")  # what sampling calls
 
 
 class LatentSpace(nn.Module):
@@ -121,15 +122,20 @@ class LatentSpace(nn.Module):
         return cls(vae, statistics.get("mean"), statistics.get("std"))
 
 
+def scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
+    """A diffusers scheduler by short name or class name, if it can drive the sampling loop."""
+    found = SCHEDULERS.get(name) or (name if name.endswith("Scheduler") else "")
+    kind = getattr(diffusers, found, None)
+    if kind is None:
+        raise ValueError(nearest(name, SCHEDULERS, "scheduler"))
+    if not all(hasattr(kind, method) for method in LOOP_METHODS):
+        raise ValueError(f"scheduler {name} is of another family of models; allowed: {', '.join(SCHEDULERS)}")
+    return kind
+
+
 def make_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:
-    """A scheduler by short name or diffusers class name, with the trained model's noise schedule.
+    """A scheduler by name with the trained model's noise schedule.
 
     config: the model's scheduler config (betas, prediction type, zero-terminal SNR, spacing).
     """
-    known = {**SCHEDULERS, **{value: value for value in SCHEDULERS.values()}}
-    class_name = known.get(name) or (
-        name if name.endswith("Scheduler") and hasattr(diffusers, name) else None
-    )
-    if class_name is None:
-        raise ValueError(nearest(name, SCHEDULERS, "scheduler"))
-    return getattr(diffusers, class_name).from_config(config)
+    return scheduler_class(name).from_config(config)

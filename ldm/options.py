@@ -91,6 +91,7 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
     try:
         code = build()(args=list(argv) or ["--help"], standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("interrupted\n")
         return 130
     except Exception as error:
         message = _user_message(error)
@@ -120,8 +121,9 @@ def _config_option(found: Path | None) -> inspect.Parameter:
 def _option(key: str, field: Field, hint: Any, default: str) -> inspect.Parameter:
     """The option of one field. Its default is None = not given; checks are left to `merge_layers`."""
     rule = field.metadata
-    span = [range_name(rule.get("low"), rule.get("high"))] if _has_range(rule) else []
-    text = " ".join([rule.get("help", ""), f"[{'; '.join([*span, default])}]"]).strip()
+    facts = [range_name(rule.get("low"), rule.get("high"))] if _has_range(rule) else []
+    facts += [default] if default else []
+    text = f"{rule.get('help', '')} [{'; '.join(facts)}]" if facts else rule.get("help", "")
     flags = [flag_name(key), *rule.get("aliases", ())]
     metavar: str | None = "|".join(rule["choices"]) if rule.get("choices") else type_name(hint).upper()
     kind: Any = list[str] if _repeatable(hint) else str
@@ -166,7 +168,7 @@ def _nest(typed: dict[tuple[str, Any], Any]) -> dict[str, Any]:
 
 
 def _shown_default(key: str, field: Field, layers: Sequence[Layer]) -> str:
-    """The value that holds when the option is not given, as the help text shows it."""
+    """The value that holds when the option is not given, as the help text shows it; nothing for None."""
     value: Any = field.default if field.default_factory is MISSING else field.default_factory()
     for layer in layers:
         node: Any = layer.values
@@ -175,8 +177,10 @@ def _shown_default(key: str, field: Field, layers: Sequence[Layer]) -> str:
         value = value if node is MISSING else node
     if value is MISSING:
         return "required"
+    if value is None:
+        return ""
     plain = to_plain(value)
     if isinstance(plain, dict):
         plain = [f"{name}={item}" for name, item in plain.items()]
     shown = ",".join(str(item) for item in plain) if isinstance(plain, list) else str(plain)
-    return f"default: {shown.lower() if isinstance(plain, bool) or plain is None else shown or 'empty'}"
+    return f"default: {shown.lower() if isinstance(plain, bool) else shown or 'empty'}"

@@ -9,20 +9,24 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import typer
 from tqdm.auto import tqdm
 
+from compose import ComposeSettings, Models, Result, compose, load_models
+from compose_recipe import settings_of_recipe
+from compose_settings import depth_folder, model_folder
+from datasets.geometry import box_to_pixels
 from ldm.images import write_png
 from ldm.options import run_app
 from ldm.sheet import grid
 
-if TYPE_CHECKING:
-    from compose import ComposeSettings, Result
+logger = logging.getLogger(__name__)
 
 TITLES = [
     "background and box",
@@ -61,7 +65,7 @@ def row_of(result: Result, index: int = 0) -> list[np.ndarray]:
 def with_box(image_u8: np.ndarray, box01: list[float]) -> np.ndarray:
     """The picture with the box drawn in."""
     h, w = image_u8.shape[:2]
-    x0, y0, x1, y1 = (round(value * side) for value, side in zip(box01, (w, h, w, h), strict=True))
+    x0, y0, x1, y1 = box_to_pixels(box01, (h, w))
     width = max(1, round(max(h, w) / 150))
     return cv2.rectangle(image_u8.copy(), (x0, y0), (x1 - 1, y1 - 1), (255, 40, 40), width)
 
@@ -81,9 +85,23 @@ def regions(visible: np.ndarray, edit: np.ndarray) -> np.ndarray:
     return np.repeat(np.where(visible, 255, np.where(edit, 110, 0)).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def settings_of_case(case: dict, root: Path, model: Path | None) -> ComposeSettings:
-    """One entry of a case list (its conventions are in the file itself) as settings."""
-    from compose import ComposeSettings
+def read_cases(path: Path) -> list[dict[str, Any]]:
+    """The entries of a case list, each with the keys that are always needed."""
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["cases"]
+        for case in listed:
+            absent = {"id", "mode", "background", "object", "box_xyxy"} - case.keys()
+            if absent:
+                raise ValueError(f"case {case.get('id', '?')} lacks {', '.join(sorted(absent))}")
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f'{path}: expected {{"cases": [{{"id": ..., "mode": ...}}, ...]}}') from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return listed
+
+
+def settings_of_case(case: dict[str, Any], root: Path, **chosen: Any) -> ComposeSettings:
+    """One entry of a case list (its conventions are in the file itself) as settings; `chosen` goes on top."""
 
     def path(name: str) -> Path | None:
         return root / case[name] if case.get(name) else None
@@ -100,35 +118,61 @@ def settings_of_case(case: dict, root: Path, model: Path | None) -> ComposeSetti
         box=tuple(case["box_xyxy"]),
         depth=tuple(case["depth_range"]) if case.get("depth_range") else None,
         mode=case["mode"],
-        model=model,
+        **chosen,
     )
 
 
+def compose_all(jobs: Sequence[tuple[str, ComposeSettings]]) -> Iterator[tuple[str, Result]]:
+    """Every job's name and result; networks stay loaded while they are the same."""
+    models: Models | None = None
+    for name, settings in tqdm(jobs, desc="composites", disable=not sys.stderr.isatty()):
+        wanted = (model_folder(settings), depth_folder(settings))
+        if models is None or (models.folder, models.depth_folder) != wanted:
+            models = load_models(settings)
+        try:
+            yield name, compose(settings, models, progress=False)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
 def make(
-    out: Annotated[Path, typer.Option(help="PNG to write")],
+    out: Annotated[Path, typer.Option(help="PNG to write", metavar="PATH")],
     pictures: Annotated[
-        list[Path] | None, typer.Argument(help="pictures written by run_inference.py image")
+        list[Path] | None,
+        typer.Argument(help="pictures written by run_inference.py image", metavar="[PICTURE]..."),
     ] = None,
-    cases: Annotated[Path | None, typer.Option(help="JSON list of cases")] = None,
-    root: Annotated[Path, typer.Option(help="folder that the paths in the case list start from")] = Path("."),
-    model: Annotated[Path | None, typer.Option(help="compositor folder")] = None,
+    cases: Annotated[
+        Path | None, typer.Option(help="JSON list of cases, instead of pictures", metavar="FILE")
+    ] = None,
+    root: Annotated[
+        Path, typer.Option(help="folder that the paths in the case list start from", metavar="FOLDER")
+    ] = Path("."),
+    model: Annotated[
+        Path | None, typer.Option(help="compositor folder for the cases", metavar="FOLDER")
+    ] = None,
+    depth_model: Annotated[
+        Path | None, typer.Option(help="depth network folder for the cases", metavar="FOLDER")
+    ] = None,
 ) -> None:
     """Compose and draw one row per picture or case."""
-    from compose import compose, load_models
-    from run_inference import settings_of_recipe
-
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out must name a .png file, got {out}")
+    if bool(pictures) == (cases is not None):
+        raise ValueError("give either pictures made by run_inference.py, or --cases FILE")
     if cases is not None:
-        listed = json.loads(cases.read_text(encoding="utf-8"))["cases"]
-        jobs = [(case["id"], settings_of_case(case, root, model)) for case in listed]
+        chosen = {"model": model, "depth_model": depth_model}
+        jobs = [(case["id"], settings_of_case(case, root, **chosen)) for case in read_cases(cases)]
     else:
         jobs = [(picture.stem, settings_of_recipe(picture)[0]) for picture in pictures or []]
-    if not jobs:
-        raise ValueError("nothing to draw: give pictures made by run_inference.py, or --cases FILE")
-    models = load_models(jobs[0][1])
-    rows = [
-        row_of(compose(settings, models, progress=False)) for _, settings in tqdm(jobs, desc="composites")
-    ]
-    write_png(out, grid(rows, TITLES, [name for name, _ in jobs]))
+    rows, labels = [], []
+    for name, result in compose_all(jobs):
+        rows += [row_of(result, index) for index in range(len(result.seeds))]
+        labels += [name if index == 0 else f"seed {seed}" for index, seed in enumerate(result.seeds)]
+        changed = sum(one["changed_outside"] for one in result.report["drift"])
+        visible = 100 * result.report["visible_fraction"]
+        logger.info("%s: %.0f %% visible, %d pixels changed outside", name, visible, changed)
+    write_png(out, grid(rows, TITLES, labels))
+    logger.info("sheet: %s", out)
 
 
 def build_app() -> typer.Typer:
