@@ -8,7 +8,6 @@ The picture of README.md is made by the first command.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from compose import compose, load_models
 from ldm.images import read_picture, resize, write_png
 from ldm.options import run_app
 from ldm.sheet import INK, PAPER
-from scripts.composite_sheet import on_white, settings_of_case, with_box
+from scripts.composite_sheet import on_white, read_cases, settings_of_case, with_box
 from scripts.make_examples import FOLDER
 
 TITLES = ("background and box", "object", "result", "true render")
@@ -57,11 +56,11 @@ def make(
     examples: Annotated[Path, typer.Option(help="folder with cases.json")] = FOLDER,
     count: Annotated[int, typer.Option(min=1, help="how many examples, from the first")] = 3,
     height: Annotated[int, typer.Option(min=16, help="of every picture, pixels")] = 192,
-    model: Annotated[Path | None, typer.Option(help="compositor folder; default: as run_inference.py")] = None,
+    model: Annotated[Path | None, typer.Option(help="compositor folder; default: as run_inference")] = None,
 ) -> None:
     """Compose the first examples of a folder and write one picture of them."""
-    cases = json.loads((examples / "cases.json").read_text(encoding="utf-8"))["cases"][:count]
-    settings = [settings_of_case(case, examples, model) for case in cases]
+    cases = read_cases(examples / "cases.json")[:count]
+    settings = [settings_of_case(case, examples, model=model) for case in cases]
     models = load_models(settings[0])
     rows = []
     for case, chosen in zip(cases, settings, strict=True):

@@ -1,0 +1,202 @@
+"""Write docs/commands.md from the commands themselves: one table of options or settings per command.
+
+    python -m scripts.make_command_docs
+
+A setting is declared once, in its dataclass; this page is generated from it, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+from typer.models import OptionInfo
+
+from ldm.config import flag_name, to_plain
+from ldm.files import write_atomic
+from ldm.options import run_app
+from ldm.schema import flat_settings, members, range_name, section_of, type_name
+
+logger = logging.getLogger(__name__)
+
+PAGE = Path("docs/commands.md")
+HEAD = """# Commands
+
+<!-- written by `python -m scripts.make_command_docs`; edit the help texts of the settings instead -->
+
+Everything runs from the root of the repository with the Python of `.venv` (or any environment with
+`requirements.txt`). `--help` prints the same as this page. A value that a user can mend is refused in one line
+with exit code 2, and nothing is written. Lists are typed with commas: `--box 0.4,0.5,0.7,0.9`.
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the page. schema and function are "module:name", one of them is given."""
+
+    line: str  # how it is typed
+    schema: str = ""  # settings dataclass
+    keys: bool = False  # settings are typed as key=value after a YAML file, not as --options
+    function: str = ""  # the command itself, where it is written as a function
+    note: str = ""
+
+
+TRAINER = "Settings are keys of the YAML file; `key=value` after it overrides them."
+FLAGS = "Defaults come from `{0}`; `--config FILE` reads another YAML file, flags override both."
+COMMANDS = (
+    Command(
+        "python run_inference.py image --background FILE --object FILE --box x1,y1,x2,y2 --out FILE",
+        "run_inference:ImageSettings",
+        note="Put an object into a background at a box and a depth. "
+        + FLAGS.format("configs/inference.yaml"),
+    ),
+    Command("python run_inference.py replay PICTURE", function="run_inference:replay"),
+    Command(
+        "python run_train_bifrost.py CONFIG.yaml [key=value ...]",
+        "run_train_bifrost:RunConfig",
+        keys=True,
+        note="Train the compositor; the same command again continues an interrupted run. " + TRAINER,
+    ),
+    Command(
+        "python -m cldm.first_stage CONFIG.yaml [key=value ...]",
+        "cldm.first_stage:FirstStageConfig",
+        keys=True,
+        note="Train the small autoencoder and compare it with a linear map of the same size. " + TRAINER,
+    ),
+    Command(
+        "python -m scripts.train_depth CONFIG.yaml [key=value ...]",
+        "scripts.train_depth:TrainDepthConfig",
+        keys=True,
+        note="Train the small depth network on rendered scenes. " + TRAINER,
+    ),
+    Command(
+        "python -m datasets.scenes render --out FOLDER --count N",
+        "datasets.scenes.store:StoreSettings",
+        note="Render scenes into shards; run again to continue.",
+    ),
+    Command(
+        "python -m datasets.scenes sheet --out FILE",
+        "datasets.scenes.sheet:SheetSettings",
+        note="Write a labelled contact sheet of evaluation scenes.",
+    ),
+    Command(
+        "python -m scripts.composite_sheet [PICTURES] --out FILE", function="scripts.composite_sheet:make"
+    ),
+    Command("python -m scripts.make_teaser", function="scripts.make_teaser:make"),
+    Command("python -m scripts.make_examples", function="scripts.make_examples:make"),
+    Command("python -m scripts.draw_figure", function="scripts.draw_figure:make"),
+    Command("python -m scripts.make_command_docs", function="scripts.make_command_docs:make"),
+)
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([HEAD, *(section(command) for command in COMMANDS)])
+
+
+def section(command: Command) -> str:
+    """Title, one sentence, table."""
+    if command.schema:
+        rows = list(setting_rows(load(command.schema), command.keys))
+        note = command.note
+    else:
+        function = load(command.function)
+        rows, note = list(parameter_rows(function)), (inspect.getdoc(function) or "").split("\n")[0]
+    columns = ("key" if command.keys else "option", "type", "default", "meaning")
+    table = [columns, ("---",) * 4, *rows] if rows else []
+    lines = [f"## {name_of(command.line)}", "", "```text", command.line, "```", "", note, ""]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table), ""])
+
+
+def name_of(line: str) -> str:
+    """ "python -m datasets.scenes render --out F" -> "datasets.scenes render": the program and its verb."""
+    words = line.removeprefix("python ").removeprefix("-m ").split(" ")
+    return " ".join(words[:2] if words[1:] and words[1].islower() and words[1].isalpha() else words[:1])
+
+
+def load(named: str) -> Any:
+    """ "module:name" -> the object."""
+    module, _, name = named.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def setting_rows(schema: type, keys: bool) -> Iterator[tuple[str, ...]]:
+    """One row per setting, those of a section under its name."""
+    for key, (field, hint) in flat_settings(schema).items():
+        if section_of(hint) is None:
+            name = key if keys else flag_name(key)
+            yield f"`{name}`", kind_of(field, hint), default_of(field), meaning_of(field)
+
+
+def kind_of(field: Field, hint: Any) -> str:
+    """The type as it is typed, or the choices."""
+    choices = field.metadata.get("choices")
+    shown = ", ".join(f"`{choice}`" for choice in choices) if choices else type_name(hint)
+    return "yes or no" if members(hint) == (bool,) else cell(shown)
+
+
+def default_of(field: Field) -> str:
+    """The default value, or that one is needed."""
+    value = field.default if field.default_factory is MISSING else field.default_factory()
+    if value is MISSING:
+        return "required"
+    plain = to_plain(value)
+    if isinstance(plain, list):
+        plain = ",".join(str(item) for item in plain)
+    if isinstance(plain, bool):
+        plain = str(plain).lower()
+    return "" if plain is None or plain == "" else f"`{plain}`"
+
+
+def meaning_of(field: Field) -> str:
+    """The help text with the range."""
+    rule = field.metadata
+    ranged = rule.get("low") is not None or rule.get("high") is not None
+    span = f" ({range_name(rule.get('low'), rule.get('high'))})" if ranged else ""
+    return cell(rule.get("help", "") + span)
+
+
+def cell(text: str) -> str:
+    """Text that may stand in a table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def parameter_rows(function: Callable[..., None]) -> Iterator[tuple[str, ...]]:
+    """One row per parameter of a command that is written as a function."""
+    hints = get_type_hints(function, include_extras=True)
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind, declared = get_args(hints[name])[:2]
+        option = isinstance(declared, OptionInfo)
+        default = parameter.default
+        shown = "required" if default is parameter.empty else "" if default is None else f"`{default}`"
+        spelled = flag_name(name) if option else name.upper()
+        yield f"`{spelled}`", cell(type_name(kind)), shown, cell(declared.help or "")
+
+
+def make(out: Annotated[Path, typer.Option(help="page to write")] = PAGE) -> None:
+    """Write the page of all commands."""
+    write_atomic(out, page().encode())
+    logger.info("wrote %s", out)
+
+
+def build_app() -> typer.Typer:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(make)
+    return app
+
+
+def main(argv: list[str]) -> int:
+    """The command; every option has a default, so no argument means run, not help."""
+    return run_app(build_app, argv or ["--out", PAGE.as_posix()])
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(main(sys.argv[1:]))
