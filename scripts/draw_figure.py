@@ -28,6 +28,15 @@ from scripts.make_examples import FOLDER
 WIDTH, HEIGHT = 138.0, 66.0  # of the drawing, in its own units
 DOTS = 10  # pixels per unit
 INK, LINE = "#26262b", "#5b6470"
+UNET = """UNet
+
+starts from noise,
+or from the noised
+cut-out; known
+latents outside the
+edit region are
+set again at
+every step"""
 STEP, NET, PAINT = "#eef1f4", "#dce9f7", "#fbe7cf"  # pre-processing, networks, the UNet
 
 
@@ -92,8 +101,7 @@ def draw(result: Result) -> bytes:
         drawing.arrow((54.8, y), (59.8, y))
         drawing.block(net, 68, y, (16, 8), NET)
         drawing.arrow((76.2, y), (82, y))
-    drawing.block("UNet\n\nstarts from noise,\nor from the noised\ncut-out; known\nlatents outside the\nedit region are\nset again at\nevery step",
-                  90, 35, (15.6, 50), PAINT)  # fmt: skip
+    drawing.block(UNET, 90, 35, (15.6, 50), PAINT)
     drawing.arrow((98, 35), (102, 35))
     drawing.picture(result.painted_u8[0], 110, 35, 15, "model's picture")
     outcome(drawing, result)

@@ -32,8 +32,8 @@ HEAD = """# Commands
 <!-- written by `python -m scripts.make_command_docs`; edit the help texts of the settings instead -->
 
 Everything runs from the root of the repository with the Python of `.venv` (or any environment with
-`requirements.txt`). `--help` prints the same as this page. A value that a user can mend is refused in one line
-with exit code 2, and nothing is written. Lists are typed with commas: `--box 0.4,0.5,0.7,0.9`.
+`requirements.txt`). `--help` after a command prints its part of this page. Wrong values are refused in one
+line with exit code 2, and nothing is written. Lists are typed with commas: `--box 0.4,0.5,0.7,0.9`.
 """
 
 
@@ -116,13 +116,13 @@ def section(command: Command) -> str:
 
 
 def name_of(line: str) -> str:
-    """ "python -m datasets.scenes render --out F" -> "datasets.scenes render": the program and its verb."""
+    """The program and its verb: "python -m cldm.first_stage C" -> "cldm.first_stage"."""
     words = line.removeprefix("python ").removeprefix("-m ").split(" ")
     return " ".join(words[:2] if words[1:] and words[1].islower() and words[1].isalpha() else words[:1])
 
 
 def load(named: str) -> Any:
-    """ "module:name" -> the object."""
+    """The object that "module:name" names."""
     module, _, name = named.partition(":")
     return getattr(importlib.import_module(module), name)
 
