@@ -132,7 +132,7 @@ def make_trainer(config: RunConfig) -> pl.Trainer:
         gradient_clip_val=settings.clip or None,
         log_every_n_steps=settings.log_every,
         callbacks=[keep, SaveModel(config)],
-        logger=CSVLogger(config.out, name="", version="log"),
+        logger=CSVLogger(config.out, name="log"),
         default_root_dir=config.out,
         enable_model_summary=False,
     )

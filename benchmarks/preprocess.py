@@ -8,7 +8,6 @@ the same arrays. Times are CPU seconds, the best of a few runs.
 
 import json
 import logging
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from datasets.fusion import Cutout, fuse_place
 from datasets.highfreq import collage
 from datasets.masks import dilate
 from datasets.pairs import Choices, Inputs, PairOptions, build_pair
+from ldm.device import describe_hardware
 from ldm.files import write_atomic
 
 RESULTS = Path("benchmarks/results/preprocess.json")
@@ -152,23 +152,13 @@ def build_times() -> dict[str, float]:
     return {name: round(1000 * value, 2) for name, value in found.items()}
 
 
-def hardware() -> dict[str, str | int]:
-    """What the numbers were measured on."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    versions = {"torch": torch.__version__, "opencv": cv2.__version__, "numpy": np.__version__}
-    return {"cpu": model, "threads": 1, "python": platform.python_version(), **versions}
-
-
 def main(argv: list[str]) -> None:
     """Measure and write the JSON."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    results = {"hardware": hardware(), "size_hw": SIZE, "loops": compare(), "build_pair_ms": build_times()}
+    measured = {"size_hw": SIZE, "loops": compare(), "build_pair_ms": build_times()}
+    results = {"hardware": describe_hardware(), **measured}
     text = json.dumps(results, indent=2)
     logging.info(text)
     write_atomic(Path(argv[0]) if argv else RESULTS, (text + "\n").encode())

@@ -6,8 +6,6 @@
 import argparse
 import json
 import logging
-import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import torch
 
 from datasets.scenes import SceneOptions, render, sample_scene, train_seed
+from ldm.device import describe_hardware
 from ldm.files import write_atomic
 
 log = logging.getLogger(__name__)
@@ -75,20 +74,8 @@ def main(argv: list[str]) -> None:
         log.info("%s", "  ".join(f"{name} {value}" for name, value in row.items()))
     hidden = occlusion(12 * given.count)
     log.info("%s", hidden)
-    machine: dict[str, str | int | float] = {"cpu": _cpu_name(), "threads": 1, "device": given.device}
-    machine["torch"] = torch.__version__
-    # On a busy machine even processor seconds are longer, so its load is part of the result.
-    machine["load_average"] = round(os.getloadavg()[0], 1)
-    report = {"machine": machine, "rates": table, "occlusion": hidden}
+    report = {"hardware": describe_hardware(given.device), "rates": table, "occlusion": hidden}
     write_atomic(given.out, (json.dumps(report, indent=1) + "\n").encode())
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return platform.processor() or platform.machine()
-    lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{lines[0].partition(':')[2].strip() if lines else platform.machine()}, {len(lines)} cores"
 
 
 if __name__ == "__main__":

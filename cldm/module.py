@@ -7,15 +7,19 @@ uninterrupted one would have done.  Legend: b batch, c latent channels, h w late
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cldm.model import Compositor, Conditions
 from ldm.config import check_settings, setting
@@ -145,7 +149,15 @@ class CompositorModule(pl.LightningModule):
         weight = 1 + self.config.mask_weight * inside
         return (weight * error).mean() / weight.mean()
 
-    def on_train_batch_end(self, outputs: object, batch: object, batch_index: int) -> None:
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """A step of the optimizer, then of the average: before any checkpoint of this step is written."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.average is not None:
             self.average.step(self.parameters_to_train)
 

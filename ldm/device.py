@@ -1,6 +1,12 @@
-"""Which device and number type to use when the user leaves the choice to us."""
+"""Which device and number type to use when the user leaves the choice to us, and what machine this is."""
+
+import os
+import platform
+from pathlib import Path
 
 import torch
+
+from ldm.result import library_versions
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -29,3 +35,26 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"unknown dtype {name!r}; allowed: auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def describe_hardware(device: torch.device | str = "cpu") -> dict[str, str | int | float | dict[str, str]]:
+    """What a measurement ran on. The load average belongs to it: on a busy machine every time is longer."""
+    named: dict[str, str | int | float | dict[str, str]] = {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else -1.0,
+        "python": platform.python_version(),
+        "versions": library_versions(),
+    }
+    if torch.device(device).type == "cuda":
+        named["gpu"] = torch.cuda.get_device_name(device)
+    return named
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line for line in lines if line.startswith("model name")]
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()

@@ -9,7 +9,6 @@ import copy
 import csv
 import logging
 import math
-import platform
 import subprocess
 import sys
 import time
@@ -24,9 +23,8 @@ from tqdm import tqdm
 
 from ldm.checkpoints import folder_written_whole
 from ldm.config import check_settings, dump_yaml, load_config, setting, to_plain
-from ldm.device import pick_device
+from ldm.device import describe_hardware, pick_device
 from ldm.files import write_atomic
-from ldm.result import library_versions
 from scripts.depth_network import (
     NetworkConfig,
     build_network,
@@ -221,8 +219,7 @@ def make_manifest(trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]
         "samples": trainer.progress.step * config.batch,
         "minutes": round(trainer.progress.seconds / 60, 1),
         "code_revision": revision.stdout.strip() or "unknown",
-        "hardware": f"{trainer.device.type}, {torch.get_num_threads()} threads, {platform.machine()}",
-        "versions": library_versions(),
+        "hardware": describe_hardware(trainer.device),
         "held_out": metrics,
         "settings": to_plain(config),
     }

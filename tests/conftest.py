@@ -1,9 +1,15 @@
 """Fixtures of all tests. Extra real data is read only from the folder that BIFROST_TEST_DATA names."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.pictures import Case
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,3 +35,36 @@ def test_data() -> Path:
     folder = Path(named).resolve()
     assert folder.is_dir(), f"BIFROST_TEST_DATA={named} is not a folder"
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_compositor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an untrained compositor with the real classes, milliseconds per step."""
+    import torch
+
+    from cldm.create import create_compositor
+    from cldm.pretrained import save_compositor
+    from tests.small import SMALL, SMALL_CARD
+
+    folder = tmp_path_factory.mktemp("models") / "compositor"
+    save_compositor(create_compositor(SMALL, seed=1), SMALL_CARD, folder, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_depth_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an untrained depth network of the kind that the bundle holds."""
+    from scripts.depth_network import NetworkConfig, build_network, save_network
+
+    folder = tmp_path_factory.mktemp("models") / "depth"
+    config = NetworkConfig(size=32, width=8, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), window=4, fusion=8)
+    save_network(build_network(config, seed=0), folder, config.size, {})
+    return folder
+
+
+@pytest.fixture
+def case(tmp_path: Path, small_compositor: Path, small_depth_network: Path) -> Case:
+    """A composite of synthetic pictures, as files in a folder of its own."""
+    from tests.pictures import write_case
+
+    return write_case(tmp_path, small_compositor, small_depth_network)

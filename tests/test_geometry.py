@@ -92,7 +92,7 @@ def test_overlap_is_symmetric_and_one_for_equal_boxes(a, b):
 def test_a_bad_box_is_refused_with_its_reason_and_the_rule(box, reason):
     with pytest.raises(ValueError, match=reason) as error:
         check_box01(box, where="--box")
-    assert "--box must be x0,y0,x1,y1" in str(error.value)
+    assert "--box must be x1,y1,x2,y2" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -1,0 +1,118 @@
+"""Control branches evaluated once for all samples, against the stock forward for every image.
+
+    python -m benchmarks.control            (reduced width, seconds)
+    python -m benchmarks.control --full     (SD-2.1 size, random weights, bf16, minutes)
+
+One guided sampling step for n samples. Stock: both ControlNets on all 2n latents, hint embedding included.
+Ours: the branches once for the two halves of guidance, hint embedding not repeated. The UNet is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from cldm.create import AutoencoderConfig, NetworkConfig, create_compositor
+from cldm.model import Compositor, Conditions, fuse, shared
+from ldm.device import describe_hardware
+from ldm.files import write_atomic
+from ldm.options import run_app
+
+logger = logging.getLogger(__name__)
+
+RESULTS = Path("benchmarks/results")
+REDUCED = NetworkConfig(
+    size=(256, 256), block_channels=(64, 128, 256, 256), heads=(2, 4, 8, 8), token_width=256,
+    identity_width=192, identity_layers=1, identity_heads=4, identity_swiglu=False, zero_conv_std=0.3,
+    autoencoder=AutoencoderConfig("kl", (32, 32, 32, 32), 1, 4),
+)  # fmt: skip
+FULL = NetworkConfig(identity_layers=1, zero_conv_std=0.3)
+
+
+def stock_step(model: Compositor, x: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
+    """Every image runs both ControlNets with its own copy of tokens, detail hint and depth hint."""
+    times = len(x) // len(conditions[0])
+    tokens, detail, depth = (shared(value, times) for value in conditions)
+    maps = []
+    for net, hint in ((model.detail.net, detail), (model.depth.net, depth)):
+        down, mid = net(x, t, encoder_hidden_states=tokens, controlnet_cond=hint, return_dict=False)
+        maps.append([*down, mid])
+    fused = fuse(maps[0], maps[1], 1.0, 1.0)
+    return model.unet(
+        x, t, encoder_hidden_states=tokens, down_block_additional_residuals=fused[:-1],
+        mid_block_additional_residual=fused[-1],
+    ).sample  # fmt: skip
+
+
+def median_seconds(function: Callable[[], Tensor], repeats: int) -> float:
+    """Median over `repeats` calls after one warm-up."""
+    function()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    return sorted(seconds)[len(seconds) // 2]
+
+
+@torch.inference_mode()
+def compare(config: NetworkConfig, dtype: torch.dtype, samples: list[int], repeats: int) -> list[dict]:
+    """One row per number of samples: seconds of a step, ratio, largest difference of the predictions."""
+    model = create_compositor(config).to(dtype).eval()
+    side = config.size[0] // model.latent_space.factor
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator).to(dtype)
+
+    reference, detail, depth = draw(1, 3, 224, 224), draw(1, 4, *config.size), draw(1, 3, *config.size)
+    one = model.conditions(reference, detail, depth)
+    both: Conditions = one.with_null(model.identity.null())
+    hints = detail.repeat(2, 1, 1, 1), depth.repeat(2, 1, 1, 1)
+    t = torch.tensor(500)
+    rows = []
+    for count in samples:
+        x = draw(2 * count, config.autoencoder.latent_channels, side, side)
+        theirs = median_seconds(lambda x=x: stock_step(model, x, t, both.tokens, *hints), repeats)
+        ours = median_seconds(lambda x=x: model(x, t, both), repeats)
+        gap = (stock_step(model, x, t, both.tokens, *hints) - model(x, t, both)).abs().max().item()
+        rows.append({"samples": count, "stock_s": round(theirs, 3), "ours_s": round(ours, 3),
+                     "ratio": round(theirs / ours, 3), "largest_difference": gap})  # fmt: skip
+        logger.info("%s", rows[-1])
+    return rows
+
+
+def main(
+    full: Annotated[bool, typer.Option(help="SD-2.1 size with random weights in bf16")] = False,
+    repeats: Annotated[int, typer.Option(help="timed calls per figure", min=1)] = 5,
+    out: Annotated[Path | None, typer.Option(help="default benchmarks/results/control[_full].json")] = None,
+) -> None:
+    """Measure what shared control evaluations save."""
+    config, dtype = (FULL, torch.bfloat16) if full else (REDUCED, torch.float32)
+    result = {
+        "hardware": describe_hardware(),
+        "size": "SD-2.1, 512 px, bf16" if full else "reduced, 256 px, fp32",
+        "rows": compare(config, dtype, [1, 4, 8], repeats),
+    }
+    name = "control_full" if full else "control"
+    write_atomic(out or RESULTS / f"{name}.json", (json.dumps(result, indent=1) + "\n").encode())
+
+
+def build_app() -> typer.Typer:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(main)
+    return app
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(build_app, sys.argv[1:]))
