@@ -12,7 +12,7 @@ import json as json_format
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -84,7 +84,7 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(out.stem + ending)
 
 
-def output_paths(out: Path, count: int, inputs: Iterable[Path] = ()) -> list[Path]:
+def output_paths(out: Path, count: int, inputs: Collection[Path] = ()) -> list[Path]:
     """One PNG per sample; refuses, before any work, a place that cannot be written or holds an input."""
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; it must name a .png file")
@@ -93,7 +93,7 @@ def output_paths(out: Path, count: int, inputs: Iterable[Path] = ()) -> list[Pat
     for target in targets:
         if target.is_dir():
             raise ValueError(f"--out {out}: {target} is a folder")
-        if target.exists() and any(source.exists() and target.samefile(source) for source in inputs):
+        if target.resolve() in {source.resolve() for source in inputs}:
             raise ValueError(f"--out {out}: {target} is one of the inputs and would be overwritten")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):

@@ -8,9 +8,11 @@ Legend: b batch, c latent channels, h w pixels, f downsampling factor.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -128,9 +130,25 @@ def scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
     kind = getattr(diffusers, found, None)
     if kind is None:
         raise ValueError(nearest(name, SCHEDULERS, "scheduler"))
-    if not all(hasattr(kind, method) for method in LOOP_METHODS):
-        raise ValueError(f"scheduler {name} is of another family of models; allowed: {', '.join(SCHEDULERS)}")
+    try:
+        usable = _drives_the_loop(kind)
+    except ImportError as error:  # diffusers' stand-in for a class that needs another library
+        raise ValueError(f"scheduler {name}: {str(error).strip().splitlines()[0]}") from error
+    if not usable:
+        raise ValueError(f"scheduler {name} is for other models; use one of {', '.join(SCHEDULERS)}")
     return kind
+
+
+def _drives_the_loop(kind: Any) -> bool:
+    """Whether a scheduler has what the loop calls and takes the model's noise schedule as it is."""
+    if not all(hasattr(kind, method) for method in LOOP_METHODS):
+        return False
+    step = list(inspect.signature(kind.step).parameters.values())[1:]
+    needed = {
+        one.name for one in step if one.default is inspect.Parameter.empty and one.kind != one.VAR_KEYWORD
+    }
+    known = set(inspect.signature(kind.__init__).parameters)
+    return needed <= {"model_output", "timestep", "sample"} and {"beta_schedule", "prediction_type"} <= known
 
 
 def make_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:
