@@ -1,0 +1,130 @@
+"""The documents as data: code blocks, commands, links, and a stand-in for running a command."""
+
+import functools
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ldm.config import load_config
+from ldm.options import run_app
+from tests.conftest import ROOT
+
+PAGES = ["README.md", "CONTRIBUTING.md", "assets/tiny/README.md", "docs/compositor.md", "docs/scenes.md"]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+PLACEHOLDER = re.compile(r"\b[A-Z]{4,}\b|\.\.\.|/path/to")
+ASSIGNMENT = re.compile(r"^\w+=\S*$")
+# Trainers: program -> the dataclass that its YAML file and key=value arguments fill.
+TRAINERS = {
+    "run_train_bifrost": "run_train_bifrost:RunConfig",
+    "cldm.first_stage": "cldm.first_stage:FirstStageConfig",
+    "scripts.train_depth": "scripts.train_depth:TrainDepthConfig",
+}
+# Commands with verbs or options: program -> the functions that would do the work.
+WORKERS = {
+    "run_inference": ["run_image", "replay"],
+    "datasets.scenes.__main__": ["render_command", "sheet_command"],
+    "scripts.composite_sheet": ["make"],
+    "scripts.make_teaser": ["make"],
+    "scripts.make_examples": ["make"],
+    "scripts.make_command_docs": ["make"],
+    "scripts.draw_figure": ["make"],
+}
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return [text for found, text in BLOCK.findall(text_of(page)) if found == language]
+
+
+def prose(page: str) -> str:
+    """The page without its fenced blocks."""
+    return BLOCK.sub("", text_of(page))
+
+
+def commands(page: str) -> list[str]:
+    """Every command line of the sh blocks, and every command without placeholders inside a sentence."""
+    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    found = [line for line in lines if line.strip() and not line.startswith("#")]
+    spoken = [
+        code for code in INLINE.findall(prose(page)) if words_of(code)[:1] in (["sh"], ["bash"], ["python"])
+    ]
+    return found + [code for code in spoken if not PLACEHOLDER.search(" ".join(words_of(code)))]
+
+
+def words_of(command: str) -> list[str]:
+    """The words of a command without leading VAR=value."""
+    words = shlex.split(command, comments=True) if command.count("'") % 2 == 0 else command.split()
+    while words and ASSIGNMENT.match(words[0]):
+        words = words[1:]
+    return words
+
+
+def links(page: str) -> Iterator[tuple[Path, str]]:
+    """(file, anchor) of every link into this repository."""
+    for target in LINK.findall(prose(page)):
+        if not re.match(r"https?://", target):
+            path, _, anchor = target.partition("#")
+            yield ((ROOT / page).parent / path if path else ROOT / page), anchor
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name after #, by GitHub's rule."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def rehearse(command: str, monkeypatch: Any) -> list[Any]:
+    """Do everything that a command does before its work; returns what the work would have been given."""
+    words = words_of(command)
+    if words[0] in ("sh", "bash"):
+        assert (ROOT / words[1]).is_file(), command
+        return rehearse_script(words[1], words[2:], monkeypatch)
+    assert words[0] == "python", command
+    program, arguments = (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
+    assert words[1] == "-m" or "/" not in program, f"{command}: run as a module, python -m"
+    module = program.removesuffix(".py")
+    if module in TRAINERS:
+        return [configured(TRAINERS[module], arguments)]
+    package = (ROOT / module.replace(".", "/")).is_dir()
+    return called(f"{module}.__main__" if package else module, arguments, monkeypatch)
+
+
+def rehearse_script(script: str, arguments: list[str], monkeypatch: Any) -> list[Any]:
+    """What a shell script passes on."""
+    if script == "scripts/train.sh":
+        named = arguments[:1] if arguments[:1] and arguments[0].endswith(".yaml") else []
+        rest = arguments[len(named) :]
+        return [configured(TRAINERS["run_train_bifrost"], [*(named or ["configs/tiny/bifrost.yaml"]), *rest])]
+    if script in ("scripts/demo.sh", "scripts/inference.sh"):
+        return called("run_inference", ["image", "--config", "configs/demo.yaml", *arguments], monkeypatch)
+    return []
+
+
+def configured(schema: str, arguments: list[str]) -> Any:
+    module, _, name = schema.partition(":")
+    return load_config(getattr(importlib.import_module(module), name), ROOT / arguments[0], arguments[1:])
+
+
+def called(module: str, arguments: list[str], monkeypatch: Any) -> list[Any]:
+    """Run the command line of a module with its work replaced; returns the arguments of the work."""
+    program, given = importlib.import_module(module), []
+    assert module in WORKERS, f"{module} is not a command of this repository"
+    for name in WORKERS[module]:
+        work = getattr(program, name)
+
+        @functools.wraps(work)
+        def record(*settings: Any, **options: Any) -> None:
+            given.extend([*settings, options])
+
+        monkeypatch.setattr(program, name, record)
+    assert run_app(program.build_app, arguments) == 0, f"{module} {' '.join(arguments)}"
+    return given
