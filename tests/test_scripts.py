@@ -1,0 +1,228 @@
+"""The shell scripts for inference and training with a stub in place of Python, and the scripts that draw."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cldm.create import create_compositor
+from cldm.pretrained import save_compositor
+from ldm.images import read_depth, read_picture
+from scripts import draw_figure, make_examples, make_teaser
+from tests.conftest import ROOT
+from tests.pages import rehearse
+from tests.small import SMALL, SMALL_CARD
+
+STUB = """#!/bin/sh
+for word; do printf '%s ' "$word" >>"$STUB_LOG"; done
+echo >>"$STUB_LOG"
+if [ "$1" = - ]; then cat >/dev/null; fi
+exit "${STUB_CODE:-0}"
+"""
+SCRIPTS = ["setup", "demo", "inference", "train"]
+FILES = ["requirements.txt", "configs/tiny/bifrost.yaml", "configs/bifrost.yaml"]
+EXAMPLES_MB = 1.5
+
+
+@dataclass
+class Checkout:
+    """A copy of the scripts with a finished environment whose Python notes how it was called."""
+
+    folder: Path
+    shell: str
+
+    def run(self, script: str, *arguments: str, **settings: str) -> tuple[int, str, list[str]]:
+        """Exit code, output and noted calls of a script that is started from another folder."""
+        log = self.folder / "calls.log"
+        log.write_text("")
+        done = subprocess.run(
+            [self.shell, str(self.folder / script), *arguments],
+            cwd=self.folder.parent,
+            env={"PATH": os.environ["PATH"], "STUB_LOG": str(log), **settings},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done.returncode, done.stdout + done.stderr, log.read_text().splitlines()
+
+    def make(self, *names: str) -> None:
+        """Create empty files."""
+        for name in names:
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).touch()
+
+
+@pytest.fixture(params=[shell for shell in ("bash", "dash", "sh") if shutil.which(shell)])
+def checkout(request, tmp_path) -> Checkout:
+    folder = tmp_path / "a checkout"
+    for name in [*FILES, *(f"scripts/{script}.sh" for script in SCRIPTS)]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    stub = folder / ".venv/bin/python"
+    stub.parent.mkdir(parents=True)
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    requirements = (folder / "requirements.txt").read_bytes()
+    sums = subprocess.run(["cksum"], input=requirements, capture_output=True, check=True)
+    (folder / ".venv/.requirements").write_bytes(sums.stdout)
+    return Checkout(folder, request.param)
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "small"
+    save_compositor(create_compositor(SMALL, 0), SMALL_CARD, folder)
+    return folder
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("shell", ["bash", "dash", "sh"])
+def test_scripts_are_valid_in_every_shell(script, shell):
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
+    subprocess.run([shell, "-n", str(ROOT / f"scripts/{script}.sh")], check=True)
+
+
+def test_demo_composes_and_names_the_files(checkout):
+    checkout.make(
+        "outputs/demo/composite.png", "outputs/demo/composite.json", "outputs/demo/composite_sheet.png"
+    )
+    code, output, calls = checkout.run("scripts/demo.sh", "--seed", "3")
+    assert code == 0
+    assert calls[-1] == "run_inference.py image --config configs/demo.yaml --seed 3 "
+    for name in ["composite.png", "composite.json", "composite_sheet.png"]:
+        assert f"outputs/demo/{name}" in output
+
+
+@pytest.mark.parametrize("given", [["--out", "my pictures/a.png"], ["--out=my pictures/a.png"]])
+def test_demo_names_the_files_where_they_were_asked_for(checkout, given):
+    checkout.make("my pictures/a.png", "my pictures/a.json")
+    code, output, _ = checkout.run("scripts/demo.sh", *given)
+    assert code == 0
+    assert "my pictures/a.png" in output
+    assert "my pictures/a.json" in output
+
+
+def test_demo_fails_when_composing_fails(checkout):
+    assert checkout.run("scripts/demo.sh", STUB_CODE="2")[0] == 2
+
+
+def test_inference_runs_the_example_and_passes_arguments_on(checkout):
+    checkout.make("assets/tiny/compositor/compositor.json", "assets/examples/pyramid/room.png")
+    code, _, calls = checkout.run("scripts/inference.sh", "--seed", "3")
+    assert code == 0
+    assert calls[-1].startswith(
+        "run_inference.py image --background assets/examples/pyramid/room.png --object "
+    )
+    assert calls[-1].endswith("--out outputs/inference/composite.png --seed 3 ")
+
+
+@pytest.mark.parametrize(
+    "own", [["--background", "a b.png"], ["--background=a b.png"], ["--config", "c.yaml"]]
+)
+def test_inference_leaves_the_example_out_of_your_own_pictures(checkout, own):
+    checkout.make("models/bifrost/compositor.json")
+    code, _, calls = checkout.run("scripts/inference.sh", *own)
+    assert code == 0
+    assert calls[-1] == f"run_inference.py image {' '.join(own)} "
+
+
+def test_inference_without_a_model_says_how_to_get_one(checkout):
+    code, output, calls = checkout.run("scripts/inference.sh")
+    assert code == 2
+    assert "sh scripts/train.sh" in output
+    assert "git checkout -- assets/tiny" in output
+    assert calls == []
+    assert checkout.run("scripts/inference.sh", "--help")[0] == 0
+
+
+def test_inference_without_the_example_says_how_to_get_it(checkout):
+    code, output, _ = checkout.run("scripts/inference.sh", "--model", "runs/mine/model")
+    assert code == 2
+    assert "python -m scripts.make_examples" in output
+
+
+def test_training_does_every_step_once(checkout):
+    code, _, calls = checkout.run("scripts/train.sh", "trainer.max_steps=2")
+    assert code == 0
+    sizes = "--window object --size 96,96 --reference-size 96,96 "
+    assert calls == [
+        f"-m datasets.scenes render --out data/scenes/train --split train --count 12288 {sizes}",
+        f"-m datasets.scenes render --out data/scenes/eval --split eval --count 512 {sizes}",
+        "-m cldm.first_stage configs/tiny/first_stage.yaml ",
+        "run_train_bifrost.py configs/tiny/bifrost.yaml trainer.max_steps=2 ",
+    ]
+    checkout.make("data/scenes/train/shard-00047.safetensors", "data/scenes/eval/shard-00001.safetensors")
+    checkout.make("runs/tiny/first_stage/config.json")
+    code, output, calls = checkout.run("scripts/train.sh")
+    assert code == 0
+    assert calls == ["run_train_bifrost.py configs/tiny/bifrost.yaml "]
+    assert output.count("is there") == 3
+
+
+def test_training_of_another_configuration_renders_nothing(checkout):
+    code, _, calls = checkout.run("scripts/train.sh", "configs/bifrost.yaml", "pretrained=models/a b")
+    assert code == 0
+    assert calls == ["run_train_bifrost.py configs/bifrost.yaml pretrained=models/a b "]
+
+
+def test_training_stops_at_a_failed_step_and_names_a_missing_configuration(checkout):
+    code, _, calls = checkout.run("scripts/train.sh", STUB_CODE="2")
+    assert (code, len(calls)) == (2, 1)
+    code, output, calls = checkout.run("scripts/train.sh", "configs/none.yaml")
+    assert (code, calls) == (2, [])
+    assert "configs/none.yaml" in output
+
+
+def test_last_shards_of_the_script_are_those_of_the_renderer():
+    from datasets.scenes.store import SCENES_PER_SHARD
+
+    assert (12288 / SCENES_PER_SHARD, 512 / SCENES_PER_SHARD) == (48, 2)
+
+
+def test_examples_are_complete_and_small():
+    files = [path for path in make_examples.FOLDER.rglob("*") if path.is_file()]
+    assert len(files) == 4 * len(make_examples.EXAMPLES) + 1
+    assert sum(path.stat().st_size for path in files) < EXAMPLES_MB * 2**20
+
+
+def test_an_example_is_rendered_again_as_it_was_committed(tmp_path, monkeypatch):
+    """Other processors may round the last bit of a few pixels differently, hence the small allowance."""
+    monkeypatch.setattr(make_examples, "EXAMPLES", {"cone": make_examples.EXAMPLES["cone"]})
+    assert make_examples.main(["--out", str(tmp_path)]) == 0
+    for name in ["room.png", "truth.png", "object.png"]:
+        new, old = (read_picture(folder / "cone" / name) for folder in (tmp_path, make_examples.FOLDER))
+        far = np.abs(new.rgb_u8.astype(int) - old.rgb_u8).max(axis=2) > 1
+        assert far.mean() < 1e-3
+    depths = [read_depth(folder / "cone/room_depth.png") for folder in (tmp_path, make_examples.FOLDER)]
+    assert np.abs(depths[0] - depths[1]).mean() < 1e-3
+
+
+def test_object_of_an_example_stands_partly_behind_something():
+    cases = make_teaser.read_cases(make_examples.FOLDER / "cases.json")
+    assert [case["id"] for case in cases] == list(make_examples.EXAMPLES)
+    assert all(0.3 < case["visible"] < 0.9 for case in cases)
+
+
+def test_teaser_has_a_row_per_example_and_four_columns(small_model, tmp_path):
+    out = tmp_path / "teaser.png"
+    assert (
+        make_teaser.main(["--model", str(small_model), "--out", str(out), "--count", "2", "--height", "48"])
+        == 0
+    )
+    width, height = Image.open(out).size
+    assert height == make_teaser.HEADER + 2 * (48 + make_teaser.GAP)
+    assert width == 3 * 64 + 48 + 5 * make_teaser.GAP
+
+
+def test_figure_is_drawn_in_the_same_bytes_again(small_model, tmp_path):
+    outs = [tmp_path / "a.png", tmp_path / "b.png"]
+    for out in outs:
+        assert draw_figure.main(["--model", str(small_model), "--out", str(out)]) == 0
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert Image.open(outs[0]).size == (1380, 660)
