@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,10 +86,26 @@ def starting_model(config: RunConfig) -> Compositor:
 
 
 class SaveModel(pl.Callback):
-    """Writes the model folder beside each checkpoint, with averaged weights where an average is kept."""
+    """Writes model folder and manifest beside each checkpoint, with averaged weights where they are kept."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
+        self.seconds_before, self.started = 0.0, time.monotonic()
+        self.saved = -1  # step
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run, interruptions left out."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.seconds_before = state_dict["seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.monotonic()
 
     def save(self, module: CompositorModule) -> None:
         average, parameters = module.average, module.parameters_to_train
@@ -96,13 +113,25 @@ class SaveModel(pl.Callback):
             average.store(parameters)
             average.copy_to(parameters)
         save_compositor(module.model, self.config.card, self.config.out / "model")
+        self.save_manifest(module)
         if average is not None:
             average.restore(parameters)
+
+    def save_manifest(self, module: CompositorModule) -> None:
+        config = self.config
+        batch = config.data.batch * config.trainer.accumulate * config.trainer.devices * config.trainer.nodes
+        manifest = make_manifest(
+            "compositor", module.model, seed=config.seed, steps=module.global_step, batch=batch,
+            seconds=self.seconds, settings=config, device=module.device,
+        )  # fmt: skip
+        write_atomic(config.out / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
     ) -> None:
-        if trainer.is_global_zero and trainer.global_step % self.config.trainer.save_every == 0:
+        due = trainer.global_step % self.config.trainer.save_every == 0 and trainer.global_step != self.saved
+        if trainer.is_global_zero and due:
+            self.saved = trainer.global_step
             self.save(pl_module)  # type: ignore[arg-type]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

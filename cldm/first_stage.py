@@ -8,6 +8,7 @@ A linear map of the same size (PCA of f x f patches) is the yardstick: below it 
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import sys
 import time
@@ -22,7 +23,9 @@ from tqdm.auto import tqdm
 from cldm.create import AutoencoderConfig, create_autoencoder
 from datasets.rendered import read_images
 from ldm.config import check_settings, setting
+from ldm.files import write_atomic
 from ldm.latents import LatentSpace
+from ldm.manifest import make_manifest
 from ldm.options import run_app, trainer
 
 logger = logging.getLogger(__name__)
@@ -146,17 +149,23 @@ def pca_db(train_u8: np.ndarray, test_u8: np.ndarray, factor: int, channels: int
 
 def run(config: FirstStageConfig) -> None:
     """Train the autoencoder, save it, and compare it with a linear map."""
+    started = time.monotonic()
     space = train(config, read_images(config.data, ("image", "without")))
+    seconds = time.monotonic() - started
     space.save_pretrained(config.out)
     test = read_images(config.held_out, ("image",))[:256]
-    ours = round_trip_db(space, test)
     linear = pca_db(read_images(config.data, ("image",)), test, space.factor, space.channels)
-    logger.info(
-        "held-out PSNR %.2f dB over %d images; PCA of patches with the same code %.2f dB",
-        ours.mean(),
-        len(test),
-        linear.mean(),
-    )
+    held_out = {
+        "pictures": len(test),
+        "psnr_db": round(float(round_trip_db(space, test).mean()), 2),
+        "psnr_db_of_pca": round(float(linear.mean()), 2),
+    }
+    manifest = make_manifest(
+        "first_stage", space.vae, seed=config.seed, steps=config.steps, batch=config.batch, seconds=seconds,
+        settings=config, held_out=held_out,
+    )  # fmt: skip
+    write_atomic(config.out / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    logger.info("held out: %s", held_out)
 
 
 if __name__ == "__main__":

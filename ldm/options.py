@@ -25,6 +25,8 @@ from ldm.schema import flat_settings, from_text, members, range_name, section_of
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+INTERRUPTED = 130  # exit code after Ctrl-C
+
 
 def new_app(help: str) -> typer.Typer:
     """An app whose verbs are always spelled out, even when it has only one."""
@@ -91,8 +93,7 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
     try:
         code = build()(args=list(argv) or ["--help"], standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted\n")
-        return 130
+        code = INTERRUPTED
     except Exception as error:
         message = _user_message(error)
         if message is None:
@@ -100,6 +101,8 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
         log.debug("refused", exc_info=True)
         sys.stderr.write("error: " + " ".join(message.split()) + "\n")
         return 2
+    if code == INTERRUPTED:  # typer turns Ctrl-C within a verb into this code
+        sys.stderr.write("interrupted\n")
     return code if isinstance(code, int) else 0
 
 

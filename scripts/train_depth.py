@@ -9,7 +9,6 @@ import copy
 import csv
 import logging
 import math
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from tqdm import tqdm
 
 from ldm.checkpoints import folder_written_whole
 from ldm.config import check_settings, dump_yaml, load_config, setting, to_plain
-from ldm.device import describe_hardware, pick_device
+from ldm.device import pick_device
 from ldm.files import write_atomic
+from ldm.manifest import make_manifest
 from scripts.depth_network import (
     NetworkConfig,
     build_network,
@@ -206,25 +206,6 @@ def _log_row(path: Path, progress: Progress, loss: float, lr: float) -> None:
         writer.writerow([progress.step, f"{progress.seconds:.1f}", f"{loss:.5f}", f"{lr:.3e}"])
 
 
-def make_manifest(trainer: Trainer, metrics: dict[str, float]) -> dict[str, Any]:
-    """What the network is, how it came to be, and how good it is on scenes it never saw."""
-    config = trainer.config
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "part": "depth",
-        "trained_on": "rendered scenes",
-        "parameters": sum(value.numel() for value in trainer.model.parameters()),
-        "seed": config.seed,
-        "steps": trainer.progress.step,
-        "samples": trainer.progress.step * config.batch,
-        "minutes": round(trainer.progress.seconds / 60, 1),
-        "code_revision": revision.stdout.strip() or "unknown",
-        "hardware": describe_hardware(trainer.device),
-        "held_out": metrics,
-        "settings": to_plain(config),
-    }
-
-
 def main(argv: list[str]) -> None:
     """Render, train, measure, save."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -239,8 +220,12 @@ def main(argv: list[str]) -> None:
         run(trainer, load_pictures(config.scenes, size, held_out=False, device=device))
     metrics = measure(trainer.average, held_out.pixels_u8, held_out.depth_u16, device)
     log.info("held out: %s", ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    manifest = make_manifest(
+        "depth", trainer.model, seed=config.seed, steps=trainer.progress.step, batch=config.batch,
+        seconds=trainer.progress.seconds, settings=config, device=trainer.device, held_out=metrics,
+    )  # fmt: skip
     with folder_written_whole(config.out / "network") as folder:
-        save_network(trainer.average, folder, size, make_manifest(trainer, metrics))
+        save_network(trainer.average, folder, size, manifest)
     log.info("written: %s", config.out / "network")
 
 

@@ -1,15 +1,17 @@
 """Synthetic pictures, and one composite as the command line takes it, for tests that need no real data."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image, ImageDraw
 
-from ldm.images import write_depth, write_mask, write_png
+from ldm.images import read_picture, write_depth, write_mask, write_png
 from ldm.options import run_app
 from run_inference import build_app
 
@@ -77,6 +79,16 @@ class Case:
         """The JSON beside a composite."""
         return json.loads((path or self.out).with_suffix(".json").read_text(encoding="utf-8"))
 
+    def unchanged_outside(self, background_u8: np.ndarray, out: Path | None = None) -> np.ndarray:
+        """The composite (h, w, 3), after checking it and its report against the background."""
+        result_u8 = read_picture(out or self.out).rgb_u8
+        assert result_u8.shape == background_u8.shape
+        drift = self.report(out)["drift"]
+        assert drift["changed_outside"] == drift["max_abs_outside"] == 0
+        changed = (result_u8 != background_u8).any(axis=2)
+        assert 0 < changed.sum() == drift["changed_inside"]
+        return result_u8
+
     def files(self) -> dict[str, tuple[int, int]]:
         """Every file and folder of the case with its size and time, to see that nothing was written."""
         found = sorted(self.folder.rglob("*"))
@@ -94,3 +106,28 @@ def write_case(folder: Path, model: Path, depth_model: Path) -> Case:
     target[30:80, 50:90] = True
     write_mask(folder / "target.png", target)
     return Case(folder, model, depth_model)
+
+
+def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on reading any weights is a defect."""
+
+    def slow(*args: object, **kwargs: object) -> None:
+        raise AssertionError("weights were read before the input was checked")
+
+    monkeypatch.setattr("compose.load_compositor", slow)
+    monkeypatch.setattr("compose.DepthEstimator.load", slow)
+
+
+def refusal(case: Case, run: Callable[[], int], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr of a command that must refuse and write nothing."""
+    before = case.files()
+    capsys.readouterr()
+    assert run() == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.fullmatch(r"error: [^\n]+\n", shown.err), shown.err
+    assert case.files() == before
+    assert not any(
+        word in shown.err for word in ("Traceback", "Errno", "PIL.", "reference_u8", "depth_01", "None")
+    )
+    return shown.err

@@ -1,23 +1,16 @@
 """Bad input to `run_inference.py image`: one line, exit code 2, nothing written, and before slow work."""
 
-import json
 import os
-import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
-from cldm.pretrained import CARD
 from ldm.images import write_depth, write_mask, write_png
 from ldm.options import run_app
 from run_inference import build_app
-from tests.pictures import Case, room, thing
+from tests.pictures import Case, forbid_loading, refusal, room, thing
 
 
 @pytest.fixture
@@ -42,33 +35,8 @@ def bad(case: Case, monkeypatch: pytest.MonkeyPatch) -> Case:
     (folder / "folder.png").mkdir()
     (folder / "bad.yaml").write_text("stepz: 3\n")
     (folder / "range.yaml").write_text("strength: 3\n")
-    no_loading(monkeypatch)
+    forbid_loading(monkeypatch)
     return case
-
-
-def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on reading any weights is a defect."""
-
-    def slow(*args: object, **kwargs: object) -> None:
-        raise AssertionError("weights were read before the input was checked")
-
-    monkeypatch.setattr("compose.load_compositor", slow)
-    monkeypatch.setattr("compose.DepthEstimator.load", slow)
-
-
-def refusal(case: Case, run: Callable[[], int], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr of a command that must refuse and write nothing."""
-    before = case.files()
-    capsys.readouterr()
-    assert run() == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert re.fullmatch(r"error: [^\n]+\n", shown.err), shown.err
-    assert case.files() == before
-    assert not any(
-        word in shown.err for word in ("Traceback", "Errno", "PIL.", "reference_u8", "depth_01", "None")
-    )
-    return shown.err
 
 
 FILES = [
@@ -230,94 +198,6 @@ def test_an_unreadable_file_and_folder_are_named(bad: Case, capsys, monkeypatch)
         bad.folder.chmod(0o500)
     assert f"{bad.folder} is not a writable folder" in refusal(bad, bad.run, capsys)
     bad.folder.chmod(0o700)
-
-
-@pytest.fixture
-def copied(case: Case, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(case.model, tmp_path / "broken"))
-
-
-def change_card(folder: Path, **changes: object) -> None:
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    (folder / CARD).write_text(json.dumps({**card, **changes}), encoding="utf-8")
-
-
-def change_weights(folder: Path, change: Callable[[dict], object]) -> None:
-    file = next(folder.glob("*.safetensors"))
-    weights = load_file(file)
-    change(weights)
-    save_file(weights, file)
-
-
-CARDS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "absent": (shutil.rmtree, "broken: no such model folder"),
-    "part": (lambda at: shutil.rmtree(at / "vae"), "not a complete compositor folder; missing vae"),
-    "no card": (lambda at: (at / CARD).unlink(), f"missing {CARD}"),
-    "cut card": (lambda at: (at / CARD).write_text('{"name": '), f"{CARD}: not a readable JSON file"),
-    "list card": (lambda at: (at / CARD).write_text("[]"), f"{CARD}: must hold one JSON object"),
-    "key": (lambda at: change_card(at, notise="x"), f"{CARD}: unknown key 'notise'; did you mean 'notice'?"),
-    "value": (
-        lambda at: change_card(at, sampling={"steps": 0}),
-        "sampling.steps must be in [1, 1000], got 0",
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", CARDS)
-def test_an_incomplete_model_is_named_before_anything_is_read(
-    bad: Case, copied: Path, capsys, damage: str
-) -> None:
-    break_it, reason = CARDS[damage]
-    break_it(copied)
-    message = refusal(bad, lambda: bad.run("--model", copied), capsys)
-    assert str(copied) in message
-    assert reason in message
-
-
-WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (
-        lambda at: change_weights(at / "unet", lambda weights: weights.pop("conv_in.bias")),
-        "unet: 1 weights missing ['conv_in.bias']",
-    ),
-    "shape": (
-        lambda at: change_weights(
-            at / "unet", lambda weights: weights.update({"conv_in.bias": torch.zeros(3)})
-        ),
-        "weight conv_in.bias has shape",
-    ),
-    "cut": (
-        lambda at: next((at / "vae").glob("*.safetensors")).write_bytes(b"123"),
-        "not a readable safetensors file",
-    ),
-    "none": (lambda at: next((at / "projector").glob("*.safetensors")).unlink(), "projector"),
-    "config": (lambda at: (at / "vae" / "config.json").write_text("{"), "not a readable JSON file"),
-    "schedule": (lambda at: (at / "scheduler" / "scheduler_config.json").unlink(), "file is missing"),
-}
-
-
-@pytest.mark.parametrize("damage", WEIGHTS)
-def test_damaged_weights_are_named(case: Case, copied: Path, capsys, damage: str) -> None:
-    break_it, reason = WEIGHTS[damage]
-    break_it(copied)
-    message = refusal(case, lambda: case.run("--model", copied), capsys)
-    assert str(copied) in message
-    assert reason in message
-
-
-def test_a_depth_network_that_is_absent_or_broken_is_named(case: Case, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("compose.load_compositor", lambda *args: pytest.fail("the compositor was read first"))
-    broken = Path(shutil.copytree(case.depth_model, case.folder / "broken"))
-    (broken / "model.safetensors").write_bytes(b"123")
-    for folder in (case.folder / "gone", Path("no/such"), broken):
-        run = lambda folder=folder: case.run("--depth-model", folder, without=["--background-depth"])  # noqa: E731
-        message = refusal(case, run, capsys)
-        assert f"depth model {folder}" in message
-
-
-def test_the_default_model_that_is_absent_is_named(bad: Case, capsys, monkeypatch) -> None:
-    monkeypatch.chdir(bad.folder)
-    message = refusal(bad, lambda: bad.run(without=["--model"]), capsys)
-    assert "assets/tiny/compositor: no such model folder" in message
 
 
 def test_an_unknown_verb_names_the_nearest(bad: Case, capsys) -> None:
