@@ -122,6 +122,14 @@ def test_inference_runs_the_example_and_passes_arguments_on(checkout):
     assert calls[-1].endswith("--out outputs/inference/composite.png --seed 3 ")
 
 
+def test_inference_example_is_a_valid_command_on_files_that_exist(checkout, monkeypatch):
+    checkout.make("assets/examples/pyramid/room.png")
+    calls = checkout.run("scripts/inference.sh", "--model", "m")[2]
+    monkeypatch.chdir(ROOT)
+    settings = rehearse(f"python {calls[-1]}", monkeypatch)[0]
+    assert all(path.is_file() for path in settings.input_files.values())
+
+
 @pytest.mark.parametrize(
     "own", [["--background", "a b.png"], ["--background=a b.png"], ["--config", "c.yaml"]]
 )
