@@ -8,6 +8,7 @@ To continue an interrupted run, run the same command again.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -25,7 +26,9 @@ from cldm.module import CompositorModule, TrainConfig
 from cldm.pretrained import Card, Sampling, load_compositor, save_compositor
 from datasets.inputs import PairOptions
 from ldm.config import check_settings, dump_yaml, setting
+from ldm.files import write_atomic
 from ldm.latents import LatentSpace
+from ldm.manifest import make_manifest
 from ldm.options import run_app, trainer
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,106 @@
+"""Put trained parts into the tiny bundle, each only if it is better than what is there.
+
+    python -m cldm.evaluate --model runs/tiny/bifrost/model --out runs/tiny/evaluation.json
+    python -m scripts.make_tiny_bundle compositor --run runs/tiny/bifrost
+    python -m scripts.make_tiny_bundle depth --run runs/tiny/depth
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cldm.pretrained import CARD, Sampling, load_card, load_compositor
+from ldm.checkpoints import folder_written_whole, read_json
+from ldm.config import load_config, to_plain
+from ldm.options import new_app, run_app
+
+logger = logging.getLogger(__name__)
+
+BUNDLE = Path("assets/tiny")
+MANIFEST = "manifest.json"
+LIMITS_MB = {"compositor": 18, "depth": 6, "locator": 6, "inpainter": 12, "prompter": 6}
+
+
+def install(
+    part: str, source: Path, manifest: dict[str, Any], better: bool, card: dict[str, Any] | None = None
+) -> None:
+    """Replace a part of the bundle as a whole."""
+    target = BUNDLE / part
+    if target.exists() and not better:
+        raise ValueError(f"{target}: better on held-out scenes than the new one; --force replaces it")
+    size = sum(file.stat().st_size for file in source.rglob("*.safetensors")) / 2**20
+    if size > LIMITS_MB[part]:
+        raise ValueError(f"{source}: {size:.1f} MB of weights, {part} may have {LIMITS_MB[part]}")
+    with folder_written_whole(target) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        for leftover in folder.rglob("log.csv"):
+            leftover.unlink()
+        if card is not None:
+            (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    logger.info("%s: %.1f MB", target, size)
+
+
+def best(evaluation: dict[str, Any]) -> tuple[str, float]:
+    """The variant with the highest mean PSNR, and that number (dB)."""
+    variants = {name: row["all"]["mean"] for name, row in evaluation["psnr_visible_db"].items()
+                if name.startswith(("noise", "paste"))}  # fmt: skip
+    name = max(variants, key=lambda key: variants[key])
+    return name, variants[name]
+
+
+def compositor(
+    run: Annotated[Path, typer.Option(help="training run")] = Path("runs/tiny/bifrost"),
+    evaluation: Annotated[Path, typer.Option(help="JSON written by python -m cldm.evaluate")] = Path(
+        "runs/tiny/evaluation.json"
+    ),
+    sampling: Annotated[list[str] | None, typer.Option(help="key=value of the recommended sampling")] = None,
+    force: Annotated[bool, typer.Option(help="replace a better part")] = False,
+) -> None:
+    """Install the compositor of a run; its recommended sampler settings may be changed."""
+    load_compositor(run / "model")
+    measured = read_json(evaluation)
+    manifest = read_json(run / MANIFEST)
+    name, value = best(measured)
+    first_stage = run.parent / "first_stage" / MANIFEST
+    manifest["held_out"] = {"best": name, "psnr_visible_db": value, **measured}
+    manifest["first_stage"] = read_json(first_stage) if first_stage.exists() else {}
+    old = BUNDLE / "compositor" / MANIFEST
+    better = force or not old.exists() or value > read_json(old)["held_out"]["psnr_visible_db"]
+    card = load_card(run / "model")
+    chosen = load_config(Sampling, None, [*flat(to_plain(card.sampling)), *(sampling or [])])
+    install("compositor", run / "model", manifest, better, {**to_plain(card), "sampling": to_plain(chosen)})
+
+
+def flat(values: dict[str, Any]) -> list[str]:
+    """{"a": 1} -> ["a=1"]"""
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def depth(
+    run: Annotated[Path, typer.Option(help="training run")] = Path("runs/tiny/depth"),
+    force: Annotated[bool, typer.Option(help="replace a better part")] = False,
+) -> None:
+    """Install the depth network of a run."""
+    manifest, old = read_json(run / "network" / MANIFEST), BUNDLE / "depth" / MANIFEST
+    better = force or not old.exists() or manifest["held_out"]["mae"] < read_json(old)["held_out"]["mae"]
+    install("depth", run / "network", manifest, better)
+
+
+def build_app() -> typer.Typer:
+    app = new_app("Assemble assets/tiny from training runs.")
+    app.command("compositor")(compositor)
+    app.command("depth")(depth)
+    return app
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(build_app, sys.argv[1:]))
