@@ -77,6 +77,18 @@ COMMANDS = (
         note="Train the small depth network on rendered scenes. " + TRAINER,
     ),
     Command(
+        "python -m cldm.evaluate --model FOLDER --out FILE",
+        "cldm.evaluate:EvaluateSettings",
+        note="Measure a compositor on held-out scenes, through the path that inference takes.",
+    ),
+    Command(
+        "python -m scripts.make_tiny_bundle compositor --run FOLDER",
+        function="scripts.make_tiny_bundle:compositor",
+    ),
+    Command(
+        "python -m scripts.make_tiny_bundle depth --run FOLDER", function="scripts.make_tiny_bundle:depth"
+    ),
+    Command(
         "python -m datasets.scenes render --out FOLDER --count N",
         "datasets.scenes.store:StoreSettings",
         note="Render scenes into shards; run again to continue.",

@@ -28,6 +28,8 @@ TRAINERS = {
 WORKERS = {
     "run_inference": ["run_image", "replay"],
     "datasets.scenes.__main__": ["render_command", "sheet_command"],
+    "cldm.evaluate": ["run"],
+    "scripts.make_tiny_bundle": ["compositor", "depth"],
     "scripts.composite_sheet": ["make"],
     "scripts.make_teaser": ["make"],
     "scripts.make_examples": ["make"],
