@@ -132,16 +132,12 @@ def check_place(settings: ComposeSettings) -> None:
 
 def ignored(settings: ComposeSettings, sampling: Sampling) -> list[str]:
     """One sentence for every option that was given and has no effect."""
-    why = {
-        "depth": (settings.plain_mode not in DEPTH_MODES, f"mode {settings.mode} keeps the depth as it is"),
-        "strength": (sampling.init == "noise", "the start is noise (--init noise)"),
-        "depth_model": (settings.background_depth is not None, "--background-depth is given"),
-        "sam": (settings.object_mask is not None, "--object-mask is given"),
-    }
-    given = {
-        name: reason for name, (idle, reason) in why.items() if idle and getattr(settings, name) is not None
-    }
-    return [f"--{name.replace('_', '-')} has no effect: {reason}" for name, reason in given.items()]
+    said = []
+    if settings.depth is not None and settings.plain_mode not in DEPTH_MODES:
+        said.append(f"--depth has no effect: mode {settings.mode} keeps the depth of the background")
+    if settings.strength is not None and sampling.init == "noise":
+        said.append("--strength has no effect: the start is noise (--init paste uses it)")
+    return said
 
 
 def model_folder(settings: ComposeSettings) -> Path:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import diffusers
-import transformers
 import typer
 
 from compose import ComposeSettings, Models, Result, compose, load_models, sampling_of
@@ -26,6 +24,7 @@ from compose_recipe import check_unchanged, make_recipe, settings_of_recipe
 from ldm.config import setting
 from ldm.denoise import Step
 from ldm.images import from_pm1, write_png
+from ldm.logs import start_logging
 from ldm.options import command, new_app, run_app
 from ldm.result import result_paths, save_result
 from scripts.composite_sheet import contact_sheet
@@ -150,14 +149,6 @@ def replay(
     logger.info("picture: %s\nreport:  %s", *result_paths(out))
 
 
-def quiet_libraries() -> None:
-    """Only our own words and warnings on standard error."""
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
 def build_app() -> typer.Typer:
     app = new_app("Put objects into pictures: at a box, at a depth, behind what is nearer.")
     app.command("image")(command(ImageSettings, run_image, Path("configs/inference.yaml")))
@@ -166,6 +157,5 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    quiet_libraries()
+    start_logging()
     sys.exit(run_app(build_app, sys.argv[1:]))

@@ -20,9 +20,10 @@ from tqdm.auto import tqdm
 
 from compose import ComposeSettings, Models, Result, compose, load_models
 from compose_recipe import settings_of_recipe
-from compose_settings import depth_folder, model_folder
+from compose_settings import DEPTH_MODES, depth_folder, model_folder
 from datasets.geometry import box_to_pixels
 from ldm.images import write_png
+from ldm.logs import start_logging
 from ldm.options import run_app
 from ldm.sheet import grid
 
@@ -93,6 +94,8 @@ def read_cases(path: Path) -> list[dict[str, Any]]:
             absent = {"id", "mode", "background", "object", "box_xyxy"} - case.keys()
             if absent:
                 raise ValueError(f"case {case.get('id', '?')} lacks {', '.join(sorted(absent))}")
+        if not listed:
+            raise ValueError("the list is empty")
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f'{path}: expected {{"cases": [{{"id": ..., "mode": ...}}, ...]}}') from None
     except ValueError as error:
@@ -100,14 +103,17 @@ def read_cases(path: Path) -> list[dict[str, Any]]:
     return listed
 
 
-def settings_of_case(case: dict[str, Any], root: Path, **chosen: Any) -> ComposeSettings:
-    """One entry of a case list (its conventions are in the file itself) as settings; `chosen` goes on top."""
+def settings_of_case(
+    case: dict[str, Any], root: Path, model: Path | None = None, depth_model: Path | None = None
+) -> ComposeSettings:
+    """One entry of a case list (its conventions are in the file itself) as settings."""
 
     def path(name: str) -> Path | None:
         return root / case[name] if case.get(name) else None
 
-    # Place needs only the box; the other modes repaint a region of the background.
+    # Place needs only the box; the other modes repaint a region of the background and have its depth.
     target = None if case["mode"] == "place" else path("target_mask")
+    fused = case["mode"] in DEPTH_MODES
     return ComposeSettings(
         background=root / case["background"],
         object=root / case["object"],
@@ -116,9 +122,10 @@ def settings_of_case(case: dict[str, Any], root: Path, **chosen: Any) -> Compose
         object_depth=path("object_depth"),
         target_mask=target,
         box=tuple(case["box_xyxy"]),
-        depth=tuple(case["depth_range"]) if case.get("depth_range") else None,
+        depth=tuple(case["depth_range"]) if fused and case.get("depth_range") else None,
         mode=case["mode"],
-        **chosen,
+        model=model,
+        depth_model=depth_model,
     )
 
 
@@ -160,8 +167,7 @@ def make(
     if bool(pictures) == (cases is not None):
         raise ValueError("give either pictures made by run_inference.py, or --cases FILE")
     if cases is not None:
-        chosen = {"model": model, "depth_model": depth_model}
-        jobs = [(case["id"], settings_of_case(case, root, **chosen)) for case in read_cases(cases)]
+        jobs = [(case["id"], settings_of_case(case, root, model, depth_model)) for case in read_cases(cases)]
     else:
         jobs = [(picture.stem, settings_of_recipe(picture)[0]) for picture in pictures or []]
     rows, labels = [], []
@@ -182,5 +188,5 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     sys.exit(run_app(build_app, sys.argv[1:]))

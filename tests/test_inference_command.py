@@ -24,9 +24,8 @@ def test_an_option_without_effect_is_said(case: Case, caplog) -> None:
     assert case.run("--mode", "inpaint", "--target-mask", target, without=["--box"]) == 0
     assert "--depth has no effect: mode inpaint" in caplog.text
     caplog.clear()
-    assert case.run("--init", "noise", "--strength", "0.5", "--depth-model", case.depth_model) == 0
+    assert case.run("--init", "noise", "--strength", "0.5") == 0
     assert "--strength has no effect" in caplog.text
-    assert "--depth-model has no effect" in caplog.text
 
 
 def test_previews_sheet_and_nothing_else(case: Case) -> None:
