@@ -99,8 +99,10 @@ def test_named_options_and_keys_exist(page):
     for code in pages.INLINE.findall(pages.prose(page)):
         if code.startswith("--"):
             assert code.split()[0] in options | {"--help", "--config", "--shard"}, f"{page}: {code}"
-        if re.fullmatch(r"(?:pair|train|trainer|data|network|sampling)\.\w+", code):
-            assert code in keys, f"{page}: {code}"
+        for key in re.findall(
+            r"(?:^|\s)((?:pair|train|trainer|data|network|sampling)\.\w+)(?=[=\s]|$)", code
+        ):
+            assert key in keys, f"{page}: {code}"
 
 
 def test_every_compatibility_switch_is_accepted():
