@@ -63,13 +63,19 @@ def run_image(settings: ImageSettings) -> None:
 
 
 class Previews:
-    """Decodes the first sample every few steps, and at the last, into NAME_steps/step_000.png."""
+    """Decodes the first sample every few steps, and at the last, into NAME_steps/step_000.png.
+
+    Previews that an earlier run left there are removed at the first step.
+    """
 
     def __init__(self, settings: ImageSettings, models: Models) -> None:
         self.every, self.models = settings.save_steps, models
         self.folder = beside(settings.out, "_steps")
 
     def __call__(self, step: Step) -> None:
+        if step.index == 0:
+            for old in self.folder.glob("step_*.png"):
+                old.unlink()
         if (step.index + 1) % self.every and step.index + 1 < step.total:
             return
         space = self.models.compositor.latent_space

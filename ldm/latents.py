@@ -156,4 +156,7 @@ def make_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:
 
     config: the model's scheduler config (betas, prediction type, zero-terminal SNR, spacing).
     """
-    return scheduler_class(name).from_config(config)
+    kind = scheduler_class(name)
+    # Stable Diffusion's own setting: the Runge-Kutta warm-up needs more steps than users ask for.
+    skips = "skip_prk_steps" in inspect.signature(kind.__init__).parameters
+    return kind.from_config({"skip_prk_steps": True, **config} if skips else config)
