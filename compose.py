@@ -71,6 +71,7 @@ class Result:
 
     images_u8: list[np.ndarray]  # n x (H, W, 3), the size of the background
     alpha_u8: np.ndarray | None  # (H, W) of the background, carried over
+    icc_profile: bytes | None  # colour profile of the background, carried over
     edit_mask: np.ndarray  # (H, W) bool, what was allowed to change
     seeds: list[int]
     recipe: dict[str, Any]  # all that decides the pixels
@@ -161,6 +162,7 @@ def compose(
     return Result(
         images_u8=[one.result_u8 for one in stitched],
         alpha_u8=sources.background.alpha_u8,
+        icc_profile=sources.background.icc_profile,
         edit_mask=stitched[0].edit_mask,
         seeds=seeds,
         recipe=recipe,

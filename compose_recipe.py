@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("settings", "sampling", "pair", "weights", "inputs", "machine", "versions", "sample", "seed")
+MAPPINGS = ("settings", "sampling", "pair", "weights", "inputs", "machine", "versions")
+PARTS = (*MAPPINGS, "sample", "seed")
 
 
 def make_recipe(settings: ComposeSettings, models: Models, sampling: Sampling) -> dict[str, Any]:
@@ -49,6 +50,9 @@ def settings_of_recipe(picture: Path) -> tuple[ComposeSettings, dict[str, Any]]:
     absent = [part for part in PARTS if part not in recipe]
     if absent:
         raise ValueError(f"{picture}: its recipe lacks {', '.join(absent)}")
+    broken = [part for part in MAPPINGS if not isinstance(recipe[part], dict)]
+    if broken or recipe["sample"] not in range(recipe["settings"].get("num_samples", 1)):
+        raise ValueError(f"{picture}: its recipe is damaged: {', '.join(broken) or 'sample'}")
     return merge_layers(ComposeSettings, [Layer(recipe["settings"], f"{picture}: recipe: ")]), recipe
 
 

@@ -80,7 +80,7 @@ class ComposeSettings:
         None, low=0, high=1, help="noise put on the paste, 0 = the paste itself; without it the model's own"
     )
     detail: float | None = setting(
-        None, low=0, high=1, help="share of the cut-out's own fine detail in the result; same rule"
+        None, low=0, high=1, help="share of the cut-out's own fine detail; without it the model's own"
     )
     detail_weight: float = setting(1.0, low=0, high=2, help="weight of the detail branch")
     depth_weight: float = setting(1.0, low=0, high=2, help="weight of the depth branch (the paper's lambda)")

@@ -110,7 +110,7 @@ def save(result: Result, index: int, path: Path) -> None:
     """One sample: the PNG with its recipe, the JSON report beside it."""
     recipe = {**result.recipe, "sample": index, "seed": result.seeds[index]}
     report = {**result.report, "seed": result.seeds[index], "drift": result.report["drift"][index]}
-    save_result(path, result.images_u8[index], recipe, report, result.alpha_u8)
+    save_result(path, result.images_u8[index], recipe, report, result.alpha_u8, result.icc_profile)
 
 
 def tell(settings: ImageSettings, result: Result, paths: list[Path]) -> None:

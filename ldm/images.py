@@ -15,7 +15,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from ldm.decode import mask_from, opened, rgb_and_alpha, select_id, single_channel
+from ldm.decode import mask_from, opened, rgb_and_alpha, rgb_profile, select_id, single_channel
 from ldm.files import write_atomic
 
 INTERPOLATION = {
@@ -32,6 +32,7 @@ class Picture:
 
     rgb_u8: np.ndarray  # (h, w, 3) uint8
     alpha_u8: np.ndarray | None = None  # (h, w) uint8, None when the file has no transparency
+    icc_profile: bytes | None = None  # what the numbers mean, of an RGB file that says it; else sRGB
 
     @property
     def size(self) -> tuple[int, int]:
@@ -42,7 +43,7 @@ class Picture:
 def read_picture(path: Path | str) -> Picture:
     """Read any common picture file as 8-bit RGB plus its alpha; 16-bit values are scaled, not clipped."""
     with opened(Path(path)) as image:
-        return Picture(*rgb_and_alpha(image, Path(path)))
+        return Picture(*rgb_and_alpha(image, Path(path)), rgb_profile(image))
 
 
 def read_mask(
@@ -121,7 +122,11 @@ def write_depth(path: Path | str, depth_01: np.ndarray) -> None:
 
 
 def encode_png(
-    image: np.ndarray, *, alpha_u8: np.ndarray | None = None, text: Mapping[str, str] | None = None
+    image: np.ndarray,
+    *,
+    alpha_u8: np.ndarray | None = None,
+    text: Mapping[str, str] | None = None,
+    icc_profile: bytes | None = None,
 ) -> bytes:
     """PNG bytes of (h, w, 3) uint8, (h, w) uint8 or (h, w) uint16; equal input gives equal bytes."""
     if image.dtype not in (np.uint8, np.uint16):
@@ -132,7 +137,7 @@ def encode_png(
     for key, value in (text or {}).items():
         info.add_text(key, value)
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="PNG", pnginfo=info)
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", pnginfo=info, icc_profile=icc_profile)
     return buffer.getvalue()
 
 

@@ -100,6 +100,7 @@ def save_result(
     recipe: Mapping[str, Any],
     report: Mapping[str, Any],
     alpha_u8: np.ndarray | None = None,
+    icc_profile: bytes | None = None,
 ) -> tuple[Path, Path]:
     """Write the picture with its recipe and the report beside it: both or neither.
 
@@ -110,7 +111,7 @@ def save_result(
     png, beside = result_paths(path)
     text = {RECIPE_CHUNK: _to_json(recipe, png), READABLE_CHUNK: _readable(recipe)}
     json_text = _to_json({**report, "recipe": recipe}, beside, indent=2)
-    image = encode_png(rgb_u8, alpha_u8=alpha_u8, text=text)
+    image = encode_png(rgb_u8, alpha_u8=alpha_u8, text=text, icc_profile=icc_profile)
     write_all_atomic({beside: (json_text + "\n").encode(), png: image})
     return png, beside
 

@@ -142,7 +142,12 @@ def test_replay_refuses_what_has_changed(case: Case, capsys) -> None:
 def test_replay_refuses_a_picture_without_a_recipe(case: Case, capsys) -> None:
     assert "room.png carries no recipe" in refused_replay(case, case.folder / "room.png", capsys)
     assert "gone.png does not exist" in refused_replay(case, case.folder / "gone.png", capsys)
+    assert case.run() == 0
+    whole = read_recipe(case.out)
     for recipe, reason in (
+        ({**whole, "weights": None}, "its recipe is damaged: weights"),
+        ({**whole, "sample": 3}, "its recipe is damaged: sample"),
+        ({**whole, "settings": {**whole["settings"], "stepz": 1}}, "recipe: unknown key 'stepz'"),
         ({"command": "other"}, "not written by the image verb"),
         ({"command": "image"}, "its recipe lacks settings"),
     ):

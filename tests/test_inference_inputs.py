@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from ldm.images import encode_png, read_picture, write_mask, write_png
 from ldm.options import run_app
@@ -67,6 +67,16 @@ def test_a_turned_photograph_keeps_its_displayed_orientation(case: Case) -> None
     with Image.open(case.out) as image:
         assert (image.size, image.getexif().get(0x0112, 1)) == ((128, 96), 1)
     case.unchanged_outside(room())
+
+
+def test_the_colour_profile_of_a_photograph_stays(case: Case) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    path = case.folder / "profiled.png"
+    for mode, kept in (("RGB", profile), ("L", None)):  # an RGB profile on a gray file is a mistake
+        Image.fromarray(room()).convert(mode).save(path, icc_profile=profile)
+        assert case.run("--background", path) == 0
+        with Image.open(case.out) as image:
+            assert image.info.get("icc_profile") == kept
 
 
 def test_an_object_is_cut_out_by_its_alpha_or_by_grabcut(case: Case) -> None:
