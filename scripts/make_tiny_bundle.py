@@ -70,10 +70,10 @@ def compositor(
     manifest = read_json(run / MANIFEST)
     name, value = best(measured)
     first_stage = run.parent / "first_stage" / MANIFEST
-    manifest["held_out"] = {"best": name, "psnr_visible_db": value, **measured}
+    manifest["held_out"] = {"best": name, "best_psnr_db": value, **measured}
     manifest["first_stage"] = read_json(first_stage) if first_stage.exists() else {}
     old = BUNDLE / "compositor" / MANIFEST
-    better = force or not old.exists() or value > read_json(old)["held_out"]["psnr_visible_db"]
+    better = force or not old.exists() or value > read_json(old)["held_out"]["best_psnr_db"]
     card = load_card(run / "model")
     chosen = load_config(Sampling, None, [*flat(to_plain(card.sampling)), *(sampling or [])])
     install("compositor", run / "model", manifest, better, {**to_plain(card), "sampling": to_plain(chosen)})
