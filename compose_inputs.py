@@ -79,6 +79,8 @@ def require_visible(inputs: Inputs, layers: Layers) -> None:
     if layers.visible.any() and layers.edit.any():
         return
     box = ",".join(f"{value:.3g}" for value in inputs.box01_xyxy or ())
+    if not (layers.placed.alpha_01 > 0.5).any():
+        raise ValueError(f"--box {box} is too small: the object would cover less than a pixel")
     if inputs.mode not in DEPTH_MODES:
         raise ValueError(f"--box {box} does not meet the target mask: nothing of the object would be visible")
     h, w = inputs.background_depth_01.shape

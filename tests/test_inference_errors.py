@@ -171,6 +171,11 @@ def test_a_completely_hidden_object_names_box_and_depth(bad: Case, capsys, box: 
     assert "1.000 to 1.000" in message
 
 
+def test_a_box_below_a_pixel_is_named(bad: Case, capsys) -> None:
+    message = refusal(bad, lambda: bad.run("--box", "0.5,0.5,0.501,0.501", "--depth", "1"), capsys)
+    assert "--box 0.5,0.5,0.501,0.501 is too small" in message
+
+
 def test_a_box_beside_the_target_mask_is_named(bad: Case, capsys) -> None:
     flags = ["--mode", "inpaint", "--target-mask", bad.folder / "target.png", "--box", "0.8,0.1,0.95,0.3"]
     message = refusal(bad, lambda: bad.run(*flags, without=["--depth"]), capsys)
