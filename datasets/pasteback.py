@@ -60,8 +60,7 @@ def stitch(
         raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
     picture = crop.undo(generated_u8)
     if detail > 0:
-        sigma = max(1.0, DETAIL_SCALE * mask_side(layers.visible))
-        picture = transfer_detail(picture, layers.placed.rgb_u8, layers.coverage_01, detail, sigma)
+        picture = with_detail(picture, layers, detail, around=inputs.mode == "place")
     width = feather * max(crop.padded_size)
     background = inputs.background_u8
     result, edit = paste_back(background, picture, crop, layers.edit, keep=layers.keep, feather=width)
@@ -129,6 +128,23 @@ def paste_rectangle(
     result = background_u8.copy()
     result[y0:y1, x0:x1][inner] = picture[inner]
     return result, _full(inner, crop)
+
+
+def with_detail(picture_u8: np.ndarray, layers: Layers, amount: float, *, around: bool) -> np.ndarray:
+    """Fine detail of the cut-out on the object, and with `around` that of the background on the rest.
+
+    picture_u8: (h, w, 3) the model's picture at native resolution
+    around:     the background is known under the whole edit region (mode place)
+    """
+    sigma = max(1.0, DETAIL_SCALE * mask_side(layers.visible))
+    object_part = transfer_detail(picture_u8, layers.placed.rgb_u8, layers.coverage_01, amount, sigma)
+    if not around:
+        return object_part
+    rest = np.where(layers.edit, 1 - layers.coverage_01, 0).astype(np.float32)
+    rest_part = transfer_detail(picture_u8, layers.background_u8, rest, amount, sigma)
+    # Both parts are shares of one pixel where the edge of the object runs through it.
+    mixed = object_part.astype(np.int16) + rest_part - picture_u8
+    return np.clip(mixed, 0, 255).astype(np.uint8)
 
 
 def transfer_detail(

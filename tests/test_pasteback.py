@@ -144,3 +144,23 @@ def test_the_native_paste_is_hidden_by_what_is_nearer_and_has_soft_edges():
     done = stitch(inputs, OPTIONS, pair.crop, noise((64, 64), 2))
     assert changed[done.visible_mask].mean() > 0.95
     assert changed.sum() >= done.visible_mask.sum()
+
+
+def test_detail_around_the_object_is_the_backgrounds_own():
+    inputs = scene((0.3, 0.2, 0.8, 0.9))
+    pair = build_pair(inputs, OPTIONS)
+    model_u8 = noise(OPTIONS.size, 5)
+    around = pair.edit_mask[0].numpy() & ~pair.visible_mask[0].numpy()
+    assert around.sum() > 50
+    errors = []
+    for detail in (0.0, 1.0):
+        done = stitch(inputs, OPTIONS, pair.crop, model_u8, detail=detail, feather=0.0)
+        ring = done.edit_mask & ~done.visible_mask & ~done.keep_mask
+        errors.append(np.abs(done.result_u8[ring].astype(float) - inputs.background_u8[ring]).mean())
+    assert errors[1] < 0.5 * errors[0]
+    replaced = Inputs(**{**vars(inputs), "mode": "replace"})
+    pair = build_pair(replaced, OPTIONS)
+    results = [stitch(replaced, OPTIONS, pair.crop, model_u8, detail=detail) for detail in (0.0, 1.0)]
+    ring = results[0].edit_mask & ~results[0].visible_mask
+    ring = cv2.erode(ring.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    assert np.array_equal(results[0].result_u8[ring], results[1].result_u8[ring])
