@@ -25,7 +25,7 @@ from cldm.create import AutoencoderConfig, NetworkConfig, create_compositor
 from cldm.model import Compositor, Conditions, fuse, shared
 from ldm.device import describe_hardware
 from ldm.files import write_atomic
-from ldm.options import run_app
+from ldm.options import run_app, single_app
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +108,7 @@ def main(
 
 
 def build_app() -> typer.Typer:
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(main)
-    return app
+    return single_app(main)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,13 @@ def command(
     return verb
 
 
+def single_app(function: Callable[..., Any]) -> typer.Typer:
+    """An app of one unnamed command; `run_app` runs it when no argument is given."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(function)
+    return app
+
+
 def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer.Typer]:
     """An app for `CONFIG.yaml key=value ...`, as trainers take it; for `run_app`."""
 
@@ -75,13 +82,7 @@ def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer
         function(load_config(schema, config, overrides or []))
 
     verb.__doc__ = inspect.getdoc(function)
-
-    def build() -> typer.Typer:
-        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        app.command()(verb)
-        return app
-
-    return build
+    return lambda: single_app(verb)
 
 
 def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
@@ -91,7 +92,9 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
     traceback goes to the log at level DEBUG. An interrupt is code 130. Any other error raises.
     """
     try:
-        code = build()(args=list(argv) or ["--help"], standalone_mode=False)
+        app = build()
+        nothing = ["--help"] if app.registered_callback else []  # with verbs, one must be chosen
+        code = app(args=list(argv) or nothing, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:

@@ -24,7 +24,7 @@ from compose_settings import DEPTH_MODES, depth_folder, model_folder
 from datasets.geometry import box_to_pixels
 from ldm.images import write_png
 from ldm.logs import start_logging
-from ldm.options import run_app
+from ldm.options import run_app, single_app
 from ldm.sheet import grid
 
 logger = logging.getLogger(__name__)
@@ -182,9 +182,7 @@ def make(
 
 
 def build_app() -> typer.Typer:
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(make)
-    return app
+    return single_app(make)
 
 
 if __name__ == "__main__":

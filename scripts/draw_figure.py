@@ -21,7 +21,7 @@ from matplotlib.patches import FancyBboxPatch
 from compose import Result, compose, load_models
 from ldm.files import write_atomic
 from ldm.images import from_pm1
-from ldm.options import run_app
+from ldm.options import run_app, single_app
 from scripts.composite_sheet import gray, on_white, read_cases, settings_of_case, with_box
 from scripts.make_examples import FOLDER
 
@@ -145,16 +145,9 @@ def make(
 
 
 def build_app() -> typer.Typer:
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(make)
-    return app
-
-
-def main(argv: list[str]) -> int:
-    """The command; every option has a default, so no argument means run, not help."""
-    return run_app(build_app, argv or ["--examples", FOLDER.as_posix()])
+    return single_app(make)
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_app(build_app, sys.argv[1:]))

@@ -21,7 +21,7 @@ from typer.models import OptionInfo
 
 from ldm.config import flag_name, to_plain
 from ldm.files import write_atomic
-from ldm.options import run_app
+from ldm.options import run_app, single_app
 from ldm.schema import flat_settings, members, range_name, section_of, type_name
 
 logger = logging.getLogger(__name__)
@@ -199,16 +199,9 @@ def make(out: Annotated[Path, typer.Option(help="page to write")] = PAGE) -> Non
 
 
 def build_app() -> typer.Typer:
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(make)
-    return app
-
-
-def main(argv: list[str]) -> int:
-    """The command; every option has a default, so no argument means run, not help."""
-    return run_app(build_app, argv or ["--out", PAGE.as_posix()])
+    return single_app(make)
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_app(build_app, sys.argv[1:]))

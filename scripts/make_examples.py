@@ -23,7 +23,7 @@ from torch import Tensor
 from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_scene
 from ldm.files import write_atomic
 from ldm.images import write_depth, write_png
-from ldm.options import run_app
+from ldm.options import run_app, single_app
 
 logger = logging.getLogger(__name__)
 
@@ -86,16 +86,9 @@ def make(out: Annotated[Path, typer.Option(help="folder of the examples")] = FOL
 
 
 def build_app() -> typer.Typer:
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(make)
-    return app
-
-
-def main(argv: list[str]) -> int:
-    """The command; the example folder is the default, so no argument means run, not help."""
-    return run_app(build_app, argv or ["--out", FOLDER.as_posix()])
+    return single_app(make)
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_app(build_app, sys.argv[1:]))

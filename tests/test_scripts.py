@@ -13,6 +13,7 @@ from PIL import Image
 from cldm.create import create_compositor
 from cldm.pretrained import save_compositor
 from ldm.images import read_depth, read_picture
+from ldm.options import run_app
 from scripts import draw_figure, make_examples, make_teaser
 from tests.conftest import ROOT
 from tests.pages import rehearse
@@ -202,7 +203,7 @@ def test_examples_are_complete_and_small():
 def test_an_example_is_rendered_again_as_it_was_committed(tmp_path, monkeypatch):
     """Other processors may round the last bit of a few pixels differently, hence the small allowance."""
     monkeypatch.setattr(make_examples, "EXAMPLES", {"cone": make_examples.EXAMPLES["cone"]})
-    assert make_examples.main(["--out", str(tmp_path)]) == 0
+    assert run_app(make_examples.build_app, ["--out", str(tmp_path)]) == 0
     for name in ["room.png", "truth.png", "object.png"]:
         new, old = (read_picture(folder / "cone" / name) for folder in (tmp_path, make_examples.FOLDER))
         far = np.abs(new.rgb_u8.astype(int) - old.rgb_u8).max(axis=2) > 1
@@ -219,10 +220,8 @@ def test_object_of_an_example_stands_partly_behind_something():
 
 def test_teaser_has_a_row_per_example_and_four_columns(small_model, tmp_path):
     out = tmp_path / "teaser.png"
-    assert (
-        make_teaser.main(["--model", str(small_model), "--out", str(out), "--count", "2", "--height", "48"])
-        == 0
-    )
+    options = ["--model", str(small_model), "--out", str(out), "--count", "2", "--height", "48"]
+    assert run_app(make_teaser.build_app, options) == 0
     width, height = Image.open(out).size
     assert height == make_teaser.HEADER + 2 * (48 + make_teaser.GAP)
     assert width == 3 * 64 + 48 + 5 * make_teaser.GAP
@@ -231,6 +230,6 @@ def test_teaser_has_a_row_per_example_and_four_columns(small_model, tmp_path):
 def test_figure_is_drawn_in_the_same_bytes_again(small_model, tmp_path):
     outs = [tmp_path / "a.png", tmp_path / "b.png"]
     for out in outs:
-        assert draw_figure.main(["--model", str(small_model), "--out", str(out)]) == 0
+        assert run_app(draw_figure.build_app, ["--model", str(small_model), "--out", str(out)]) == 0
     assert outs[0].read_bytes() == outs[1].read_bytes()
     assert Image.open(outs[0]).size == (1380, 660)
