@@ -1,12 +1,13 @@
-"""Sources of examples, bounded rejection, the deterministic order of training, collation.
+"""Sources of examples, their mixture, bounded rejection, the deterministic order of training, collation.
 
-Example number k of a run with seed s is the same whatever the workers, the batch size or an interruption.
+Example number k of a run with seed s is the same whatever the workers, the batch size, the number of devices
+or an interruption.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,10 @@ from datasets.inputs import Inputs, PairOptions
 from datasets.pairs import Pair, build_pair
 
 MAX_TRIES = 16
+BLOCK = 1000  # examples in which the shares of a mixture are exact to 1 in 1000
+
+# What a source's references show of the target (published dynamics 0, 1, 2), for the choice of timesteps.
+STILL, MOVING, BOTH = 0, 1, 2
 
 
 class Rejected(Exception):
@@ -26,7 +31,13 @@ class Rejected(Exception):
 
 
 class Source(Protocol):
-    """A collection of compositing examples."""
+    """A collection of compositing examples.
+
+    dynamics: STILL when the reference is the target's own object picture (texture is learned, late timesteps),
+    MOVING when it shows another pose (shape is learned, early timesteps), BOTH otherwise.
+    """
+
+    dynamics: int
 
     def __len__(self) -> int: ...
 
@@ -35,54 +46,123 @@ class Source(Protocol):
         ...
 
 
-class PairDataset(Dataset[Pair]):
-    """Example k of a run: item `order(k)` of the source, built with randomness from (seed, k, try)."""
+@dataclass(frozen=True)
+class Drawn(Pair):
+    """A pair of a training run."""
 
-    def __init__(self, source: Source, options: PairOptions, seed: int) -> None:
-        if not len(source):
+    dynamics: Tensor  # () int64, of the source
+
+
+class Mixture:
+    """Which item of which source is example k: exact shares in every 1000, each source in its own order."""
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
+        if len(sizes) != len(weights) or not sizes:
+            raise ValueError(f"a mixture of {len(sizes)} sources needs as many weights, got {len(weights)}")
+        if min(weights) <= 0:
+            raise ValueError(f"weights of a mixture must be positive, got {list(weights)}")
+        self.sizes, self.seed = sizes, seed
+        self.counts = shares(weights, BLOCK)
+        self._block, self._sources, self._turns = -1, np.empty(0, np.int64), np.empty(0, np.int64)
+        self._passes: dict[int, tuple[int, np.ndarray]] = {}
+
+    def __call__(self, k: int) -> tuple[int, int]:
+        """k -> (source, item)."""
+        if len(self.sizes) == 1:
+            return 0, self._item(0, k)
+        block, place = divmod(k, BLOCK)
+        if block != self._block:
+            order = np.random.default_rng((self.seed, block, 1 << 20)).permutation(BLOCK)
+            self._block, self._sources = block, np.repeat(np.arange(len(self.sizes)), self.counts)[order]
+            self._turns = np.empty(BLOCK, np.int64)
+            for source, count in enumerate(self.counts):
+                self._turns[self._sources == source] = block * count + np.arange(count)
+        source = int(self._sources[place])
+        return source, self._item(source, int(self._turns[place]))
+
+    def _item(self, source: int, turn: int) -> int:
+        """Each pass over a source is a permutation of its own."""
+        number, place = divmod(turn, self.sizes[source])
+        if self._passes.get(source, (-1, None))[0] != number:
+            order = np.random.default_rng((self.seed, number, source)).permutation(self.sizes[source])
+            self._passes[source] = (number, order)
+        return int(self._passes[source][1][place])
+
+
+def shares(weights: Sequence[float], total: int) -> np.ndarray:
+    """Whole numbers in proportion to the weights (largest remainder), at least 1 each; their sum is total."""
+    exact = np.asarray(weights, np.float64) / sum(weights) * total
+    counts = np.maximum(np.floor(exact).astype(np.int64), 1)
+    for index in np.argsort(counts - exact, kind="stable")[: max(0, total - counts.sum())]:
+        counts[index] += 1
+    counts[np.argmax(counts)] -= counts.sum() - total
+    return counts
+
+
+class PairDataset(Dataset[Drawn]):
+    """Example k of a run, built with randomness from (seed, k, try)."""
+
+    def __init__(
+        self,
+        source: Source | Sequence[Source],
+        options: PairOptions,
+        seed: int,
+        weights: Sequence[float] = (1.0,),
+    ) -> None:
+        self.sources: Sequence[Source] = source if isinstance(source, Sequence) else [source]
+        if not all(len(one) for one in self.sources):
             raise ValueError("the source holds no examples")
-        self.source, self.options, self.seed = source, options, seed
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self.options, self.seed = options, seed
+        self.mixture = Mixture([len(one) for one in self.sources], weights, seed)
 
     def order(self, k: int) -> int:
-        """Each pass over the source is a permutation of its own."""
-        epoch, position = divmod(k, len(self.source))
-        if epoch != self._epoch:
-            self._epoch, self._order = (
-                epoch,
-                np.random.default_rng((self.seed, epoch)).permutation(len(self.source)),
-            )
-        return int(self._order[position])
+        """Item of its source that example k is."""
+        return self.mixture(k)[1]
 
-    def __getitem__(self, k: int) -> Pair:
+    def __getitem__(self, k: int) -> Drawn:
+        which, first = self.mixture(k)
+        source = self.sources[which]
         reasons = []
         for attempt in range(MAX_TRIES):
             rng = np.random.default_rng((self.seed, k, attempt))
-            index = self.order(k) if attempt == 0 else int(rng.integers(len(self.source)))
+            index = first if attempt == 0 else int(rng.integers(len(source)))
             try:
-                inputs = self.source.example(index, rng)
-                return build_pair(inputs, self.options, Choices.sample(rng, self.options))
+                inputs = source.example(index, rng)
+                pair = build_pair(inputs, self.options, Choices.sample(rng, self.options))
             except (Rejected, ValueError) as error:
                 reasons.append(f"item {index}: {error}")
+                continue
+            values = {field.name: getattr(pair, field.name) for field in fields(pair)}
+            return Drawn(**values, dynamics=torch.tensor(source.dynamics))
         raise ValueError(
             f"example {k}: {MAX_TRIES} samples in a row were rejected: {'; '.join(sorted(set(reasons)))}"
         )
 
 
-class Consecutive(Sampler[int]):
-    """Numbers of the examples of a run, from where it stands to its end."""
+class RunBatches(Sampler[list[int]]):
+    """Numbers of the examples of each batch of one device, from where the run stands to its end.
 
-    def __init__(self, start: int, stop: int) -> None:
-        self.numbers = range(start, max(start, stop))
+    Batch n of all devices together holds the examples [n * batch * devices, (n + 1) * batch * devices), so a
+    run on several devices sees what one device with a larger batch would see, in the same order.
+    """
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.numbers)
+    def __init__(
+        self, batches: int, batch: int, stands_at: Callable[[], int] = lambda: 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.batches, self.batch, self.stands_at = batches, batch, stands_at
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for n in range(self.stands_at(), self.batches):
+            first = (n * self.world + self.rank) * self.batch
+            yield list(range(first, first + self.batch))
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        """Batches of the whole run: what is done counts too, as in the trainer's own progress."""
+        return self.batches
 
 
 def collate(pairs: Sequence[Pair]) -> dict[str, Tensor]:
     """Stack the tensors of pairs: each (b, ...)."""
-    names = [one.name for one in fields(Pair) if isinstance(getattr(pairs[0], one.name), Tensor)]
+    names = [one.name for one in fields(pairs[0]) if isinstance(getattr(pairs[0], one.name), Tensor)]
     return {name: torch.stack([getattr(pair, name) for pair in pairs]) for name in names}

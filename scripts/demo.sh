@@ -4,6 +4,8 @@
 set -eu
 . "$(dirname -- "$0")/setup.sh"
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+# The small networks gain nothing from a second thread, and lose much by it on a busy machine.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 "$VENV_PY" - <<'EOF'
 import torch
