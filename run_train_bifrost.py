@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import Logger
 
 from cldm.create import NetworkConfig, create_compositor
 from cldm.data import DataConfig, PairData
 from cldm.model import Compositor
 from cldm.module import CompositorModule, TrainConfig
 from cldm.pretrained import Card, Sampling, load_compositor, save_compositor
+from cldm.training.checkpoints import Checkpoints, SplitCheckpoint, checkpoint_folders
+from cldm.training.metrics import Metrics
+from cldm.training.watch import Samples, Watched
 from datasets.inputs import PairOptions
 from ldm.config import check_settings, dump_yaml, setting
 from ldm.files import write_atomic
@@ -46,7 +48,20 @@ class TrainerConfig:
     accumulate: int = setting(1, low=1, help="batches per optimizer step")
     clip: float = setting(0.0, low=0.0, help="gradient norm limit; 0 = none")
     save_every: int = setting(1000, low=1, help="steps between checkpoints")
+    keep: int = setting(2, low=1, help="checkpoints that stay, the newest")
     log_every: int = setting(50, low=1, help="steps between rows of metrics.csv")
+    sample_every: int = setting(1000, low=0, help="steps between sheets of samples; 0 = none")
+    probe_every: int = setting(
+        500, low=0, help="steps between measurements of the effect of each hint; 0 = none"
+    )
+    tracker: str = setting(
+        "none", choices=("none", "tensorboard", "wandb"), help="also send the numbers of metrics.csv there"
+    )
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of all devices in one optimizer step."""
+        return self.accumulate * self.devices * self.nodes
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -122,7 +137,7 @@ class SaveModel(pl.Callback):
 
     def save_manifest(self, module: CompositorModule) -> None:
         config = self.config
-        batch = config.data.batch * config.trainer.accumulate * config.trainer.devices * config.trainer.nodes
+        batch = config.data.batch * config.trainer.batches_per_step
         manifest = make_manifest(
             "compositor", module.model, seed=config.seed, steps=module.global_step, batch=batch,
             seconds=self.seconds, settings=config, device=module.device,
@@ -142,17 +157,35 @@ class SaveModel(pl.Callback):
             self.save(pl_module)  # type: ignore[arg-type]
 
 
+def make_tracker(config: RunConfig) -> Logger | bool:
+    """TensorBoard or wandb when asked for; their packages are needed only then."""
+    name = config.trainer.tracker
+    if name == "none":
+        return False
+    try:
+        if name == "tensorboard":
+            from pytorch_lightning.loggers import TensorBoardLogger
+
+            return TensorBoardLogger(config.out, name="tensorboard", version="")
+        from pytorch_lightning.loggers import WandbLogger
+
+        return WandbLogger(name=config.out.name, save_dir=config.out)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"trainer.tracker={name} needs a package that is not installed: "
+            f"pip install {name} (requirements-extras.txt)"
+        ) from error
+
+
 def make_trainer(config: RunConfig) -> pl.Trainer:
-    settings = config.trainer
-    keep = ModelCheckpoint(
-        config.out / "checkpoints",
-        filename="{step}",
-        every_n_train_steps=settings.save_every,
-        save_top_k=1,
-        save_last=True,
-        monitor="step",
-        mode="max",
-    )
+    settings, out, watched = config.trainer, config.out, Watched()
+    samples_per_step = config.data.batch * settings.batches_per_step
+    callbacks = [
+        Metrics(out / "metrics.csv", settings.log_every, samples_per_step, watched, settings.probe_every),
+        Samples(out / "samples", settings.sample_every, config.sampling, watched),
+        SaveModel(config),
+        Checkpoints(out / "checkpoints", settings.save_every, settings.keep),
+    ]
     return pl.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -162,26 +195,39 @@ def make_trainer(config: RunConfig) -> pl.Trainer:
         max_steps=settings.max_steps,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip or None,
-        log_every_n_steps=settings.log_every,
-        callbacks=[keep, SaveModel(config)],
-        logger=CSVLogger(config.out, name="log"),
-        default_root_dir=config.out,
+        callbacks=callbacks,
+        plugins=[SplitCheckpoint()],
+        logger=make_tracker(config),
+        default_root_dir=out,
+        use_distributed_sampler=False,  # RunBatches shares the examples out
+        enable_checkpointing=False,  # Checkpoints does it
         enable_model_summary=False,
     )
 
 
+def newest_checkpoint(config: RunConfig) -> Path | None:
+    """Where an interrupted run stopped. A folder with another model in it is refused, not overwritten."""
+    found = checkpoint_folders(config.out / "checkpoints")
+    if not found and (config.out / "model").exists():
+        raise ValueError(
+            f"out={config.out}: holds a model but no checkpoint to go on from; name another folder "
+            "or remove this one"
+        )
+    return found[-1] if found else None
+
+
 def train(config: RunConfig) -> None:
     """Train the compositor; the same command again continues an interrupted run."""
+    newest = newest_checkpoint(config)
     config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    write_atomic(config.out / "config.yaml", dump_yaml(config).encode())
     module = CompositorModule(starting_model(config), config.train)
-    last = config.out / "checkpoints" / "last.ckpt"
-    if last.exists():
-        logger.info("continuing %s", last)
+    if newest is not None:
+        logger.info("continuing %s", newest)
     data = PairData(
         config.data, config.pair, config.seed, config.trainer.max_steps * config.trainer.accumulate
     )
-    make_trainer(config).fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
+    make_trainer(config).fit(module, data, ckpt_path=newest)
     logger.info("model folder: %s", config.out / "model")
 
 

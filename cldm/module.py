@@ -1,7 +1,8 @@
 """Training step of the compositor (Lightning): noise a target, predict, weighted squared error.
 
-All randomness of a step comes from generators seeded by (seed, step), so a resumed run repeats what an
-uninterrupted one would have done.  Legend: b batch, c latent channels, h w latent pixels, H W pixels.
+All randomness of a step comes from (seed, number of the batch), so a resumed run repeats what an
+uninterrupted one would have done (cldm/training/draws.py).  Legend: b batch, c latent channels, h w latent
+pixels.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import torch
 from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
+from einops import rearrange
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cldm.model import Compositor, Conditions
+from cldm.training.draws import Draws, draw, timesteps_by_dynamics
+from cldm.training.loss import min_snr_weight, weighted_error
 from ldm.config import check_settings, setting
 
 
@@ -50,10 +54,21 @@ class TrainConfig:
     )
     drop_detail: float = setting(0.3, low=0.0, high=1.0, help="share of samples with a blank detail hint")
     drop_depth: float = setting(0.3, low=0.0, high=1.0, help="share of samples with a blank depth hint")
+    timesteps: str = setting(
+        "dynamics",
+        choices=("dynamics", "uniform"),
+        help="dynamics: moving sources train the early, still ones the late timesteps in 7 cases of 10",
+    )
+    min_snr: float = setting(
+        0.0, low=0.0, help="limit of the loss weight by signal-to-noise ratio (usual: 5); 0 = equal weights"
+    )
     mask_weight: float = setting(0.0, low=0.0, help="extra loss weight inside the edit mask")
     ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average; 0 = none")
     attention: str = setting(
         "sdpa", choices=("sdpa", "eager"), help="eager is faster for small networks on a CPU"
+    )
+    gradient_checkpointing: bool = setting(
+        False, help="recompute activations in the backward pass: less memory, about a third slower"
     )
     seed: int = setting(0, help="seed of noise, timesteps and dropout")
 
@@ -92,10 +107,24 @@ class CompositorModule(pl.LightningModule):
         self.noise_schedule = DDIMScheduler.from_config(model.scheduler_config)
         self.parameters_to_train = trainable_parameters(model, config)
         self.average = EMAModel(self.parameters_to_train, decay=config.ema) if config.ema else None
+        self.strict_loading = False  # frozen weights are in no checkpoint; on_load_checkpoint checks the rest
+        self.batch_number = 0
+        self.last_loss = torch.zeros(())
+        self.last_rate = 0.0
+        nets = (model.unet, model.detail.net, model.depth.net)
         if config.attention == "eager":
-            for net in (model.unet, model.detail.net, model.depth.net):
+            for net in nets:
                 net.set_attn_processor(AttnProcessor())
             model.identity.encoder.set_attn_implementation("eager")
+        if config.gradient_checkpointing:
+            for net in nets:
+                net.enable_gradient_checkpointing()
+            model.identity.encoder.gradient_checkpointing_enable()
+
+    @property
+    def trained_names(self) -> list[str]:
+        """Names of `parameters_to_train`, in their order."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config
@@ -106,48 +135,65 @@ class CompositorModule(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        self.batch_number = self.global_step * self.trainer.accumulate_grad_batches
+        if self.average is not None:
+            self.average.to(self.device)
+
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """batch: stacked `datasets.pairs.Pair` fields, each (b, ...)."""
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.global_step)
+        """batch: stacked `datasets.base.Drawn` fields, each (b, ...)."""
         with torch.no_grad():
             latents = self.model.latent_space.encode(batch["target_pm1"])
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        steps = self.noise_schedule.config.num_train_timesteps
-        timesteps = torch.randint(0, steps, (len(latents),), generator=generator).to(latents.device)
+        total = int(self.noise_schedule.config.num_train_timesteps)
+        devices = (self.global_rank, self.trainer.world_size)
+        draws = draw(self.config.seed, self.batch_number, latents.shape, total, *devices)
+        self.batch_number += 1
+        timesteps = self.timesteps(draws, batch["dynamics"], total)
+        noise = draws.noise.to(latents)
         x = self.noise_schedule.add_noise(latents, noise, timesteps)
-        prediction = self.model(x, timesteps, self.conditions(batch, generator))
-        loss = self.weighted_error(prediction, self.wanted(latents, noise, timesteps), batch["edit_mask"])
-        self.log("loss", loss.detach(), prog_bar=True)
+        prediction = self.model(x, timesteps, self.conditions(batch, draws.drops))
+        wanted = self.wanted(latents, noise, timesteps)
+        loss = weighted_error(
+            prediction, wanted, batch["edit_mask"], self.config.mask_weight, self.weight_of(timesteps)
+        )
+        self.last_loss = loss.detach()
+        self.log("loss", self.last_loss, prog_bar=True, logger=False)
         return loss
 
-    def conditions(self, batch: dict[str, Tensor], generator: torch.Generator) -> Conditions:
-        """Conditions with dropout: zero-image tokens, blank hints."""
-        config, model = self.config, self.model
-        count, device = len(batch["reference_01"]), batch["reference_01"].device
-        draws = torch.rand((3, count), generator=generator).to(device)
-        keep_identity = (draws[0] >= config.drop_identity)[:, None, None, None]
-        keep_detail = (draws[1] >= config.drop_detail)[:, None, None, None]
-        keep_depth = (draws[2] >= config.drop_depth)[:, None, None, None]
-        return model.conditions(
+    def timesteps(self, draws: Draws, dynamics: Tensor, total: int) -> Tensor:
+        """(b,) int64 on the device."""
+        if self.config.timesteps == "uniform":
+            return draws.timesteps.to(dynamics.device)
+        return timesteps_by_dynamics(draws, dynamics.cpu(), total).to(dynamics.device)
+
+    def conditions(self, batch: dict[str, Tensor], drops: Tensor) -> Conditions:
+        """Conditions with dropout: zero-image tokens, blank hints. drops: (3, b) in [0, 1)."""
+        config = self.config
+        rates = torch.tensor([config.drop_identity, config.drop_detail, config.drop_depth])
+        keep = (drops >= rates[:, None]).to(batch["reference_01"].device)
+        keep_identity, keep_detail, keep_depth = rearrange(keep, "k b -> k b 1 1 1")
+        return self.model.conditions(
             batch["reference_01"] * keep_identity,
             batch["detail_pm1"] * keep_detail,
             batch["depth_01"] * keep_depth,
         )
 
+    @property
+    def predicts_velocity(self) -> bool:
+        return self.noise_schedule.config.prediction_type == "v_prediction"
+
     def wanted(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the UNet should predict: the noise, or the velocity (Salimans and Ho 2022)."""
-        if self.noise_schedule.config.prediction_type == "v_prediction":
+        if self.predicts_velocity:
             return self.noise_schedule.get_velocity(latents, noise, timesteps)
         return noise
 
-    def weighted_error(self, prediction: Tensor, wanted: Tensor, edit_mask: Tensor) -> Tensor:
-        """Mean squared error; pixels of the edit mask (b, 1, H, W) count (1 + mask_weight) times."""
-        error = (prediction.float() - wanted.float()).square()
-        if not self.config.mask_weight:
-            return error.mean()
-        inside = nn.functional.interpolate(edit_mask.float(), size=error.shape[-2:], mode="area")
-        weight = 1 + self.config.mask_weight * inside
-        return (weight * error).mean() / weight.mean()
+    def weight_of(self, timesteps: Tensor) -> Tensor | None:
+        """(b,) loss weights of timesteps, or None where all are equal."""
+        if not self.config.min_snr:
+            return None
+        alphas = self.noise_schedule.alphas_cumprod
+        return min_snr_weight(alphas, timesteps, self.config.min_snr, self.predicts_velocity)
 
     def optimizer_step(
         self,
@@ -158,16 +204,33 @@ class CompositorModule(pl.LightningModule):
     ) -> None:
         """A step of the optimizer, then of the average: before any checkpoint of this step is written."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.last_rate = float(optimizer.param_groups[0]["lr"])
         if self.average is not None:
             self.average.step(self.parameters_to_train)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep what trains, by name, and the average of it."""
+        weights, names = checkpoint["state_dict"], self.trained_names
+        checkpoint["state_dict"] = {name: weights[name] for name in names}
         if self.average is not None:
-            checkpoint["average"] = self.average.state_dict()
+            numbers = self.average.state_dict()
+            checkpoint["average"] = dict(zip(names, numbers.pop("shadow_params"), strict=True))
+            checkpoint["average_numbers"] = numbers
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        parts = ["state_dict"] if self.average is None else ["state_dict", "average"]
+        names = self.trained_names
+        for part in parts:
+            found = checkpoint.get(part, {})
+            wrong = sorted(found.keys() ^ set(names))
+            if wrong:
+                raise ValueError(
+                    f"the checkpoint's {part} is not of this configuration: {len(wrong)} weights differ, "
+                    f"such as {wrong[:3]}; was train.trainable, train.ema or the network changed?"
+                )
         if self.average is not None:
-            self.average.load_state_dict(checkpoint["average"])
+            shadows = [checkpoint["average"][name] for name in names]
+            self.average.load_state_dict({**checkpoint["average_numbers"], "shadow_params": shadows})
 
 
 def rate(step: int, total: int, config: TrainConfig) -> float:

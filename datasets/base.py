@@ -33,8 +33,8 @@ class Rejected(Exception):
 class Source(Protocol):
     """A collection of compositing examples.
 
-    dynamics: STILL when the reference is the target's own object picture (texture is learned, late timesteps),
-    MOVING when it shows another pose (shape is learned, early timesteps), BOTH otherwise.
+    dynamics: STILL when the reference is the target's own object picture (texture is learned, late
+    timesteps), MOVING when it shows another pose (shape is learned, early timesteps), BOTH otherwise.
     """
 
     dynamics: int
@@ -46,7 +46,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawn(Pair):
     """A pair of a training run."""
 
@@ -147,7 +147,12 @@ class RunBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, batches: int, batch: int, stands_at: Callable[[], int] = lambda: 0, rank: int = 0, world: int = 1
+        self,
+        batches: int,
+        batch: int,
+        stands_at: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.batches, self.batch, self.stands_at = batches, batch, stands_at
         self.rank, self.world = rank, world

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.base import BOTH
 from datasets.inputs import Inputs, mirror, permute_colours
 from datasets.scenes.batch import SceneFacts
 from datasets.scenes.store import Shard, depth_01, read_shard
@@ -41,6 +42,8 @@ class RenderedScenes:
     augment: mirror and permute colours of a whole example (12 variants of each scene).
     own_depth: share of the examples that show the reference's own depth map; the others let it bulge.
     """
+
+    dynamics = BOTH  # other lamp, often another pose
 
     def __init__(self, folder: Path, *, augment: bool = True, own_depth: float = 0.5) -> None:
         self.shards = [read_shard(path) for path in shard_files(folder)]

@@ -15,7 +15,7 @@ from cldm.first_stage import FirstStageConfig, pca_db, round_trip_db
 from cldm.first_stage import train as train_first_stage
 from cldm.module import TrainConfig, rate
 from cldm.pretrained import load_compositor
-from datasets.base import Consecutive, PairDataset, Rejected, collate
+from datasets.base import BOTH, PairDataset, Rejected, RunBatches, collate
 from datasets.inputs import Inputs
 from datasets.rendered import RenderedScenes, read_images
 from datasets.scenes.store import StoreSettings, render_shards
@@ -62,10 +62,10 @@ def test_interrupted_training_ends_with_the_same_weights(scenes: Path, tmp_path:
     assert {path.name for path in (tmp_path / "whole").iterdir()} >= {
         "checkpoints",
         "config.yaml",
-        "log",
+        "metrics.csv",
         "model",
     }
-    with (tmp_path / "whole" / "log" / "version_0" / "metrics.csv").open() as file:
+    with (tmp_path / "whole" / "metrics.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
     assert len(losses) == 6
     assert np.isfinite(losses).all()
@@ -81,7 +81,7 @@ def test_example_k_is_the_same_example_however_it_is_reached(scenes: Path) -> No
     assert [one.order(k) for k in range(12)] != [one.order(k) for k in range(12, 24)]
     changed = PairDataset(source, SMALL_CARD.pair, 6)[2]
     assert not torch.equal(changed.detail_pm1, forward[2].detail_pm1)
-    assert list(Consecutive(4, 7)) == [4, 5, 6]
+    assert list(RunBatches(4, 2, lambda: 2)) == [[4, 5], [6, 7]]
 
 
 def test_collate_stacks_every_tensor(scenes: Path) -> None:
@@ -102,6 +102,8 @@ def test_training_target_is_the_truth_inside_the_edit_region_only(scenes: Path) 
 
 class Refusing:
     """A source that refuses every item."""
+
+    dynamics = BOTH
 
     def __len__(self) -> int:
         return 3
