@@ -1,0 +1,54 @@
+"""All randomness of one training step, from (seed, number of the batch) alone.
+
+The numbers are drawn for the batches of all devices together and each device takes its part, so what happens
+to an example depends neither on the number of devices nor on an interruption.
+Legend: b examples of one device, c latent channels, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from datasets.base import MOVING, STILL
+
+FREE = 0.3  # share of examples whose timestep ignores the source's dynamics (published)
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Random numbers of b examples, on the CPU."""
+
+    noise: Tensor  # (b, c, h, w) normal
+    timesteps: Tensor  # (b,) int64, uniform over all timesteps
+    drops: Tensor  # (3, b) in [0, 1): identity, detail, depth
+    free: Tensor  # (b,) in [0, 1): below FREE the timestep stays as it is
+
+
+def draw(
+    seed: int, batch_number: int, shape: Sequence[int], timesteps: int, rank: int = 0, world: int = 1
+) -> Draws:
+    """Draws of one batch. shape: (b, c, h, w) of one device; timesteps: of the noise schedule."""
+    b, count = shape[0], shape[0] * world
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + batch_number)
+    noise = torch.randn((count, *shape[1:]), generator=generator)
+    uniform = torch.randint(0, timesteps, (count,), generator=generator)
+    drops = torch.rand((3, count), generator=generator)
+    free = torch.rand(count, generator=generator)
+    mine = slice(rank * b, (rank + 1) * b)
+    return Draws(noise[mine], uniform[mine], drops[:, mine], free[mine])
+
+
+def timesteps_by_dynamics(draws: Draws, dynamics: Tensor, timesteps: int) -> Tensor:
+    """(b,) int64: the early half for moving sources, the late half for still ones, in 7 cases of 10.
+
+    dynamics: (b,) of `datasets.base`; sources that are BOTH take all timesteps
+    """
+    half = draws.timesteps // 2  # uniform over the late half, where little noise is left
+    early, late = half + timesteps // 2, half
+    bound = draws.free >= FREE
+    chosen = torch.where(bound & (dynamics == MOVING), early, draws.timesteps)
+    return torch.where(bound & (dynamics == STILL), late, chosen)
