@@ -5,32 +5,21 @@ Needs the golden tensors in the folder BIFROST_TEST_DATA; architecture and stock
 
 import json
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers.loaders.single_file_utils import (
-    convert_controlnet_checkpoint,
-    convert_ldm_unet_checkpoint,
-    convert_ldm_vae_checkpoint,
-)
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
-from cldm.conditioner import IdentityEncoder
-from cldm.create import (
-    AutoencoderConfig,
-    NetworkConfig,
-    create_autoencoder,
-    create_control,
-    create_identity,
-    create_unet,
-    noise_schedule,
-)
+from cldm.convert import CompositorSettings, convert_compositor
+from cldm.create import AutoencoderConfig, NetworkConfig
 from cldm.model import Compositor
+from cldm.pretrained import load_compositor
 from ldm.denoise import denoise, set_steps
-from ldm.latents import LatentSpace, make_scheduler
+from ldm.latents import make_scheduler
+from tests.released import named_weight
 
 REDUCED = NetworkConfig(
     size=(128, 128),
@@ -48,54 +37,6 @@ def golden_folder() -> Path:
     return folder
 
 
-def named_weight(key: str, shape: list[int]) -> Tensor:
-    """Weights that follow from the name of their key."""
-    x = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
-    if len(shape) >= 2:
-        fan = int(np.prod(shape[1:]))
-        x = x * (0.7 / np.sqrt(fan)) if key.endswith("weight") and fan > 1 else x * 0.02
-    else:
-        x = 1 + 0.1 * x if key.endswith((".weight", ".gamma")) else 0.05 * x
-    return torch.from_numpy(np.asarray(x, np.float32))
-
-
-def dinov2_names(weights: dict[str, Tensor], side: int, grid: int) -> dict[str, Tensor]:
-    """Original DINOv2 keys -> transformers, position embeddings interpolated as the original does."""
-    out: dict[str, Tensor] = {}
-    renames = {
-        "attn.proj": "attention.o_proj",
-        "ls1.gamma": "layer_scale1.lambda1",
-        "ls2.gamma": "layer_scale2.lambda1",
-        "mlp.w3": "mlp.down_proj",
-    }
-    for key, value in weights.items():
-        if key == "pos_embed":
-            patches = value[:, 1:].reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
-            scaled = nn.functional.interpolate(patches, scale_factor=(side + 0.1) / grid, mode="bicubic")
-            out["embeddings.position_embeddings"] = torch.cat(
-                [value[:, :1], scaled.flatten(2).transpose(1, 2)], 1
-            )
-        elif key in ("cls_token", "mask_token"):
-            out[f"embeddings.{key}"] = value
-        elif key.startswith("patch_embed.proj"):
-            out[key.replace("patch_embed.proj", "embeddings.patch_embeddings.projection")] = value
-        elif key.startswith("norm."):
-            out["layernorm" + key[4:]] = value
-        else:
-            name = "encoder.layer." + key.removeprefix("blocks.")
-            for old, new in renames.items():
-                name = name.replace(old, new)
-            if "attn.qkv" in name:
-                for part, chunk in zip("qkv", value.chunk(3), strict=True):
-                    out[name.replace("attn.qkv", f"attention.{part}_proj")] = chunk
-            elif "mlp.w12" in name:
-                for part, chunk in zip(("gate_proj", "up_proj"), value.chunk(2), strict=True):
-                    out[name.replace("w12", part)] = chunk
-            else:
-                out[name] = value
-    return out
-
-
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Tensor]:
     with np.load(golden_folder() / "compositor_tiny.npz") as arrays:
@@ -103,38 +44,18 @@ def golden() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def model() -> Compositor:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Compositor:
+    """A checkpoint in the published layout, through the converter and the loader."""
     manifest = json.loads((golden_folder() / "tiny_manifest.json").read_text())
     weights = {key: named_weight(key, shape) for key, (shape, _) in manifest.items() if "." in key}
-
-    def below(prefix: str) -> dict[str, Tensor]:
-        return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
-
-    unet, vae = create_unet(REDUCED), create_autoencoder(REDUCED.autoencoder)
-    unet.load_state_dict(
-        convert_ldm_unet_checkpoint(
-            {f"model.diffusion_model.{key}": value for key, value in below("model.diffusion_model.").items()},
-            unet.config,
-        )
-    )
-    vae.load_state_dict(
-        convert_ldm_vae_checkpoint(
-            {f"first_stage_model.{key}": value for key, value in below("first_stage_model.").items()},
-            vae.config,
-        )
-    )
-    branches = []
-    for name, channels in (("detail", 4), ("depth", 3)):
-        net = create_control(REDUCED, channels)
-        net.load_state_dict(convert_controlnet_checkpoint(below(f"control_model_{name}."), net.config))
-        branches.append(net)
-    identity = create_identity(REDUCED)
-    identity.encoder.load_state_dict(dinov2_names(below("cond_stage_model.model."), 16, 37))
-    identity.projector.load_state_dict(below("cond_stage_model.projector."))
-    space = LatentSpace(vae, std=[1 / 0.18215] * 4)
-    return Compositor(
-        unet, *branches, IdentityEncoder(identity.encoder, identity.projector), space, noise_schedule(REDUCED)
-    ).eval()
+    folder = tmp_path_factory.mktemp("golden")
+    save_file(weights, folder / "reduced.safetensors")
+    weights.clear()
+    settings = CompositorSettings(folder / "reduced.safetensors", folder / "model")
+    convert_compositor("bifrost", settings, REDUCED)
+    model, _ = load_compositor(folder / "model")
+    (folder / "reduced.safetensors").unlink()
+    return model
 
 
 @torch.inference_mode()
