@@ -18,6 +18,7 @@ SCHEMAS: dict[str, str] = {
     "configs/tiny/bifrost.yaml": "run_train_bifrost:RunConfig",
     "configs/tiny/first_stage.yaml": "cldm.first_stage:FirstStageConfig",
     "configs/tiny/depth.yaml": "scripts.train_depth:TrainDepthConfig",
+    "configs/datasets.yaml": "datasets.registry:DatasetsConfig",
     "configs/inference.yaml": "run_inference:ImageSettings",
     "configs/demo.yaml": "run_inference:ImageSettings",
 }

@@ -1,0 +1,45 @@
+"""List the frames of every UVO video, as the loader reads them.
+
+    python -m datasets.uvo_process UVO_sparse_train_video_with_interpolation.json OUT.json
+
+The result maps the id of a video to the names of its frames: {"1": ["a/0.jpg", "a/1.jpg"]}.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datasets.annotations import read_json
+from datasets.video import frames_by_video
+from ldm.files import write_atomic
+from ldm.options import run_app
+
+log = logging.getLogger(__name__)
+
+
+def process(
+    annotations: Annotated[Path, typer.Argument(help="video annotations of UVO", metavar="VIDEO_JSON")],
+    out: Annotated[Path, typer.Argument(help="JSON file to write", metavar="OUT_JSON")],
+) -> None:
+    """Write the frames of every UVO video as one JSON object."""
+    frames = frames_by_video(read_json(annotations), annotations)
+    write_atomic(out, (json.dumps(frames) + "\n").encode())
+    log.info("%d videos, %d frames: %s", len(frames), sum(map(len, frames.values())), out)
+
+
+def build_app() -> typer.Typer:
+    """The command."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(process)
+    return app
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(build_app, sys.argv[1:]))
