@@ -195,6 +195,7 @@ def make_trainer(config: RunConfig) -> pl.Trainer:
         max_steps=settings.max_steps,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip or None,
+        log_every_n_steps=settings.log_every,
         callbacks=callbacks,
         plugins=[SplitCheckpoint()],
         logger=make_tracker(config),
@@ -227,7 +228,7 @@ def train(config: RunConfig) -> None:
     data = PairData(
         config.data, config.pair, config.seed, config.trainer.max_steps * config.trainer.accumulate
     )
-    make_trainer(config).fit(module, data, ckpt_path=newest)
+    make_trainer(config).fit(module, data, ckpt_path=newest, weights_only=True)
     logger.info("model folder: %s", config.out / "model")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
@@ -54,9 +55,9 @@ class SplitCheckpoint(CheckpointIO):
             for key, name in PARTS.items():
                 if (folder / name).is_file():
                     checkpoint[key] = load_file(folder / name)
-        except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+        except (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError):
             raise ValueError(
-                f"{folder}: a damaged checkpoint ({error}); remove it to go on from the one before"
+                f"{folder}: a damaged checkpoint; remove it to go on from the one before"
             ) from None
         return checkpoint
 
