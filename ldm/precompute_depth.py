@@ -1,0 +1,175 @@
+"""Depth maps for a tree of pictures, once, before training.
+
+    python -m ldm.precompute_depth data/MOSE/train/JPEGImages data/MOSE/train/depth
+    python -m ldm.precompute_depth PICTURES DEPTH --model models/depth --shard 3/8
+
+OUT_TREE mirrors the tree: a/b.jpg gives a/b.png, 16 bits, 1 = nearest. A map that is there is kept, so the
+same command continues an interrupted run; a picture that cannot be read is named and left out. Reading and
+writing happen beside the network, in threads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from tqdm.auto import tqdm
+
+from ldm.config import check_settings, setting
+from ldm.device import pick_device, pick_dtype
+from ldm.experts import DepthEstimator
+from ldm.files import hash_folder, write_atomic
+from ldm.images import read_picture, write_depth
+from ldm.logs import start_logging
+from ldm.options import run_app
+from ldm.shards import shard_of
+
+log = logging.getLogger(__name__)
+
+MODEL = Path("assets/tiny/depth")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+RECORD = "depth_model.json"  # in OUT_TREE: which network made the maps
+
+
+@dataclass(frozen=True)
+class DepthSettings:
+    """What is estimated and how."""
+
+    pictures: Path = setting(help="tree of pictures")
+    out: Path = setting(help="tree of depth maps")
+    model: str = setting(MODEL.as_posix(), help="folder or hub name")
+    shard: str = setting("0/1", help="i/n: only every n-th picture, from the i-th")
+    batch: int = setting(8, low=1, help="pictures per pass")
+    workers: int = setting(4, low=1, help="threads that read and write")
+    suffixes: tuple[str, ...] = setting(SUFFIXES, help="picture files")
+    device: str = setting("auto", help="auto, cuda, mps or cpu")
+    dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        shard_of(self.shard)
+        if not self.pictures.is_dir():
+            raise ValueError(f"IMAGE_TREE: there is no folder {self.pictures}")
+        if self.out.resolve().is_relative_to(self.pictures.resolve()):
+            raise ValueError(
+                f"OUT_TREE {self.out} lies in {self.pictures}, so its maps would be read as pictures"
+            )
+
+
+def depth_files(settings: DepthSettings) -> list[tuple[Path, Path]]:
+    """(picture, depth map) of the whole tree, sorted; two pictures for one map are refused."""
+    found: dict[Path, Path] = {}
+    for picture in sorted(settings.pictures.rglob("*")):
+        if picture.suffix.lower() not in settings.suffixes or picture.name.startswith("."):
+            continue
+        path = settings.out / picture.relative_to(settings.pictures).with_suffix(".png")
+        if path in found:
+            both = f"{found[path]} and {picture.name}"
+            raise ValueError(
+                f"{both} would have one depth map; choose one kind of file: --suffix {picture.suffix}"
+            )
+        found[path] = picture
+    if not found:
+        kinds = ", ".join(settings.suffixes)
+        raise ValueError(f"IMAGE_TREE: {settings.pictures} holds no pictures ({kinds})")
+    return [(picture, path) for path, picture in found.items()]
+
+
+def precompute(settings: DepthSettings) -> tuple[int, int, int]:
+    """Write what is missing of this shard; returns how many were written, there already, unreadable."""
+    index, every = shard_of(settings.shard)
+    share = depth_files(settings)[index::every]
+    todo = [pair for pair in share if not pair[1].is_file()]
+    written = 0
+    if todo:
+        device = pick_device(settings.device)
+        dtype = pick_dtype(settings.dtype, device)
+        network = DepthEstimator.load(settings.model, device=str(device), dtype=dtype)
+        record_model(settings)
+        with ThreadPoolExecutor(settings.workers) as pool:
+            bar = tqdm(total=len(todo), desc="depth", disable=None)
+            for batch in _read_ahead(todo, settings.batch, pool):
+                maps = network.estimate_many([rgb_u8 for _, rgb_u8 in batch], batch_size=settings.batch)
+                paths = [path for path, _ in batch]
+                list(pool.map(write_depth, paths, maps))
+                written += len(batch)
+                bar.update(settings.batch)
+            bar.close()
+    return written, len(share) - len(todo), len(todo) - written
+
+
+def _read_ahead(
+    todo: Sequence[tuple[Path, Path]], size: int, pool: ThreadPoolExecutor
+) -> Iterator[list[tuple[Path, np.ndarray]]]:
+    """Batches of (depth map, picture (h, w, 3)); the next one is read while the current one is used."""
+    starts = range(0, len(todo), size)
+    waiting: list[Future] = []
+    for start in [*starts, len(todo)]:
+        reading = [pool.submit(_read, *pair) for pair in todo[start : start + size]]
+        batch = [found for one in waiting if (found := one.result()) is not None]
+        waiting = reading
+        if batch:
+            yield batch
+
+
+def _read(picture: Path, path: Path) -> tuple[Path, np.ndarray] | None:
+    """The picture of a depth map, or None for a file that is named and left out."""
+    try:
+        return path, read_picture(picture).rgb_u8
+    except ValueError as error:
+        log.warning("left out: %s", error)
+        return None
+
+
+def record_model(settings: DepthSettings) -> None:
+    """Note the network beside its maps; a tree that another one made is not continued."""
+    folder, path = Path(settings.model), settings.out / RECORD
+    record = {"model": settings.model, "weights": hash_folder(folder) if folder.is_dir() else {}}
+    if not path.is_file():
+        write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
+        return
+    known = json.loads(path.read_text(encoding="utf-8"))
+    if known != record and (known["weights"] != record["weights"] or not record["weights"]):
+        raise ValueError(
+            f"{settings.out} was made with {known['model']}; choose another OUT_TREE for {settings.model}"
+        )
+
+
+def command(
+    pictures: Annotated[Path, typer.Argument(help="tree of pictures", metavar="IMAGE_TREE")],
+    out: Annotated[Path, typer.Argument(help="tree of depth maps", metavar="OUT_TREE")],
+    model: Annotated[str, typer.Option(help="depth network: folder or hub name")] = MODEL.as_posix(),
+    shard: Annotated[str, typer.Option(help="i/n: only every n-th picture, from the i-th")] = "0/1",
+    batch: Annotated[int, typer.Option(help="pictures per pass")] = 8,
+    workers: Annotated[int, typer.Option(help="threads that read and write")] = 4,
+    suffix: Annotated[
+        list[str] | None, typer.Option(help="kinds of files, such as .jpg; all by default")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16")] = "auto",
+) -> None:
+    """Estimate the depth of every picture of a tree; the same command again continues."""
+    kinds = tuple(one.lower() for one in suffix) if suffix else SUFFIXES
+    settings = DepthSettings(pictures, out, model, shard, batch, workers, kinds, device, dtype)
+    written, there, unreadable = precompute(settings)
+    log.info("%d written, %d there already, %d left out: %s", written, there, unreadable, out)
+
+
+def build_app() -> typer.Typer:
+    """The command."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(command)
+    return app
+
+
+if __name__ == "__main__":
+    start_logging()
+    sys.exit(run_app(build_app, sys.argv[1:]))
