@@ -95,7 +95,7 @@ def load_models(settings: ComposeSettings) -> Models:
 
 def sampling_of(settings: ComposeSettings, card: Card) -> Sampling:
     """The model's recommended sampler settings with the user's own on top."""
-    names = ("scheduler", "steps", "guidance", "init", "strength", "detail")
+    names = ("scheduler", "steps", "guidance", "init", "strength", "detail", "detail_scale")
     return replace(
         card.sampling,
         **{name: getattr(settings, name) for name in names if getattr(settings, name) is not None},
@@ -145,10 +145,10 @@ def compose(
             cancelled=cancelled,
             progress=progress,
         )
+    detail = {"detail": sampling.detail, "detail_scale": sampling.detail_scale}
     with timer.stage("paste back"):
         stitched = [
-            stitch(inputs, options, pair.crop, picture, detail=sampling.detail, layers=layers)
-            for picture in painted
+            stitch(inputs, options, pair.crop, picture, layers=layers, **detail) for picture in painted
         ]
         drift = [drift_of(inputs, one) for one in stitched]
     report = {

@@ -82,6 +82,12 @@ class ComposeSettings:
     detail: float | None = setting(
         None, low=0, high=1, help="share of the cut-out's own fine detail; without it the model's own"
     )
+    detail_scale: float | None = setting(
+        None,
+        low=0.01,
+        high=1,
+        help="what counts as fine detail, fraction of the object's size; without it the model's own",
+    )
     detail_weight: float = setting(1.0, low=0, high=2, help="weight of the detail branch")
     depth_weight: float = setting(1.0, low=0, high=2, help="weight of the depth branch (the paper's lambda)")
     device: str = setting("auto", help="auto, cuda, mps or cpu")

@@ -18,6 +18,7 @@ from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from cldm.conditioner import IdentityEncoder
 from cldm.model import Compositor
 from datasets.inputs import PairOptions
+from datasets.pasteback import DETAIL_SCALE
 from ldm.checkpoints import folder_written_whole, load_part, read_json, save_part
 from ldm.config import Layer, check_settings, merge_layers, setting, to_plain
 from ldm.latents import LatentSpace
@@ -41,6 +42,9 @@ class Sampling:
     )
     detail: float = setting(
         0.0, low=0.0, high=1.0, help="share of the cut-out's own fine detail in the result"
+    )
+    detail_scale: float = setting(
+        DETAIL_SCALE, low=0.01, high=1.0, help="what counts as fine, as a fraction of the object's size"
     )
 
     def __post_init__(self) -> None:

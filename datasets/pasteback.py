@@ -19,7 +19,7 @@ from ldm.images import resize
 LEGACY_MARGIN = 5  # pixels of the crop's rectangle that the published paste leaves out
 FEATHER = 0.02  # of the crop's side
 WIDE = 8  # pixels
-DETAIL_SCALE = 0.06  # of the object's size: finer than this counts as detail
+DETAIL_SCALE = 0.12  # of the object's size: finer than this counts as detail; measured on rendered scenes
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,7 @@ def stitch(
     *,
     choices: Choices | None = None,
     detail: float = 0.0,
+    detail_scale: float = DETAIL_SCALE,
     feather: float = FEATHER,
     paste: str = "mask-feather",
     layers: Layers | None = None,
@@ -48,6 +49,7 @@ def stitch(
 
     generated_u8: (h', w', 3) the model's picture of the crop (pair.crop)
     detail:       0 to 1, how much fine detail of the cut-out replaces the model's
+    detail_scale: what counts as fine, as a fraction of the object's size
     feather:      width of the blend inside the edit mask, as a fraction of the crop's side
     paste:        "mask-feather", or "legacy-rect" for the published rectangle
     layers:       `native_layers` of the same inputs, when several pictures are finished
@@ -60,7 +62,7 @@ def stitch(
         raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
     picture = crop.undo(generated_u8)
     if detail > 0:
-        picture = with_detail(picture, layers, detail, around=inputs.mode == "place")
+        picture = with_detail(picture, layers, detail, detail_scale, around=inputs.mode == "place")
     width = feather * max(crop.padded_size)
     background = inputs.background_u8
     result, edit = paste_back(background, picture, crop, layers.edit, keep=layers.keep, feather=width)
@@ -130,13 +132,15 @@ def paste_rectangle(
     return result, _full(inner, crop)
 
 
-def with_detail(picture_u8: np.ndarray, layers: Layers, amount: float, *, around: bool) -> np.ndarray:
+def with_detail(
+    picture_u8: np.ndarray, layers: Layers, amount: float, scale: float, *, around: bool
+) -> np.ndarray:
     """Fine detail of the cut-out on the object, and with `around` that of the background on the rest.
 
     picture_u8: (h, w, 3) the model's picture at native resolution
     around:     the background is known under the whole edit region (mode place)
     """
-    sigma = max(1.0, DETAIL_SCALE * mask_side(layers.visible))
+    sigma = max(1.0, scale * mask_side(layers.visible))
     object_part = transfer_detail(picture_u8, layers.placed.rgb_u8, layers.coverage_01, amount, sigma)
     if not around:
         return object_part
