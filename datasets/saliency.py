@@ -72,8 +72,8 @@ class Saliency:
         return len(self.items)
 
     def name(self, index: int) -> str:
-        tree, _, mask = self.items[index]
-        return f"{tree.pictures.name}/{mask.name}"
+        mask = self.items[index][2]
+        return f"{mask.parent.name}/{mask.name}"
 
     def views(self, index: int) -> Iterator[View]:
         tree, picture, mask = self.items[index]

@@ -1,0 +1,140 @@
+"""Look at a source before training on it.
+
+    python run_dataset_debug.py --source scenes --n 8 --out outputs/scenes.png
+    python run_dataset_debug.py --source mose --n 16 --out outputs/mose.png
+    python run_dataset_debug.py --source mose --validate --out outputs/mose.json
+
+The first two write a contact sheet and a table of refusals, the third checks all files and writes a report
+and a list of the sound items, which `indexes.mose=FILE` makes the loader use.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from datasets.base import Source
+from datasets.inputs import PairOptions
+from datasets.registry import SOURCES, DatasetsConfig, open_source
+from datasets.rendered import RenderedScenes
+from datasets.scenes.store import StoreSettings, render_shards
+from datasets.survey import Draw, Tally, draws, validate
+from ldm.config import load_config
+from ldm.files import write_all_atomic
+from ldm.images import from_pm1, write_png
+from ldm.logs import start_logging
+from ldm.options import run_app
+from ldm.schema import nearest
+from ldm.sheet import grid
+
+log = logging.getLogger(__name__)
+
+CONFIG = Path("configs/datasets.yaml")
+COLUMNS = ("reference", "target", "hint", "mask", "depth", "collage")
+MOTION = ("still", "video", "new view")
+
+
+def sheet_row(draw: Draw) -> list:
+    """The pictures of one example: hint is what the model reads, collage the cut-out in its place."""
+    pair = draw.pair
+    return [
+        from_pm1(pair.reference_01 * 2 - 1),
+        from_pm1(pair.target_pm1),
+        from_pm1(pair.detail_pm1[:3]),
+        pair.edit_mask[0].numpy(),
+        pair.depth_01[0].numpy(),
+        from_pm1(pair.paste_pm1),
+    ]
+
+
+def caption(draw: Draw) -> str:
+    """Item, kind of source, level of the mask and size of the crop."""
+    level, crop = draw.choices.mask_level, draw.choices.crop_ratio
+    return f"{draw.name} {MOTION[draw.dynamics]} mask {level} crop {crop:.1f}"
+
+
+def write_sheet(source: Source, name: str, options: PairOptions, n: int, seed: int, out: Path) -> Tally:
+    """Draw n examples, write their contact sheet, return the count of refusals."""
+    tally = Tally(name)
+    found = list(draws(source, tally, options, n, seed))
+    labels = [caption(draw) for draw in found]
+    write_png(out, grid([sheet_row(draw) for draw in found], COLUMNS, labels, cell=160))
+    return tally
+
+
+def write_report(source: Source, name: str, out: Path) -> str:
+    """Check every file of a source, write report and index, return what to say."""
+    if not hasattr(source, "views"):
+        raise ValueError(
+            f"--validate is for sources of files; {name} is rendered and checked when it is read"
+        )
+    report = validate(source, name)  # type: ignore[arg-type]
+    index = out.with_name(f"{out.stem}_index.json")
+    counted = {"accepted": report.objects.accepted, **report.objects.refused}
+    items = {"items": len(source), "sound": len(report.sound)}
+    body = {"source": name, **items, "objects": counted, "problems": report.problems}
+    write_all_atomic(
+        {
+            out: (json.dumps(body, indent=1) + "\n").encode(),
+            index: (json.dumps({"source": name, "items": report.sound}) + "\n").encode(),
+        }
+    )
+    said = f"{len(report.sound)} of {len(source)} items are sound, {len(report.problems)} are not"
+    return f"{report.objects.table()}\n{said}\nreport: {out}\nindex:  {index} (indexes.{name}={index})"
+
+
+def rendered(folder: Path, count: int, seed: int, side: int) -> Source:
+    """Fresh rendered scenes, for a look that needs no data."""
+    size = (min(side, 192), min(side, 192))
+    render_shards(
+        StoreSettings(
+            out=folder, count=count, first_seed=seed, size=size, reference_size=size, window="object"
+        )
+    )
+    return RenderedScenes(folder)
+
+
+def debug(
+    source: Annotated[str, typer.Option(help=f"one of {', '.join(SOURCES)}")],
+    out: Annotated[Path, typer.Option(help="PNG of the sheet, JSON of the report", metavar="FILE")],
+    config: Annotated[Path, typer.Option(help="where the data are", metavar="FILE")] = CONFIG,
+    n: Annotated[int, typer.Option(help="examples on the sheet", min=1)] = 8,
+    seed: Annotated[int, typer.Option(help="seed of the draws", min=0)] = 0,
+    size: Annotated[int, typer.Option(help="side of the model's picture, pixels", min=16)] = 256,
+    validate: Annotated[bool, typer.Option("--validate", help="check all files instead")] = False,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings of the sources")] = None,
+) -> None:
+    """Contact sheet and refusals of a source, or a check of all its files."""
+    if source not in SOURCES:
+        raise ValueError(f"--source: {nearest(source, SOURCES, 'source')}")
+    expected = ".json" if validate else ".png"
+    if out.suffix != expected:
+        raise ValueError(f"--out must end in {expected}, got {out}")
+    settings = load_config(DatasetsConfig, config, overrides or [])
+    if validate:
+        log.info("%s", write_report(open_source(settings, source), source, out))
+        return
+    options = PairOptions(size=(size, size))
+    absent = source == "scenes" and not (settings.scenes and settings.scenes.folder.is_dir())
+    with TemporaryDirectory() as folder:
+        opened = rendered(Path(folder), n, seed, size) if absent else open_source(settings, source)
+        tally = write_sheet(opened, source, options, n, seed, out)
+    log.info("%s\nsheet: %s", tally.table(), out)
+
+
+def build_app() -> typer.Typer:
+    """The command."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(debug)
+    return app
+
+
+if __name__ == "__main__":
+    start_logging()
+    sys.exit(run_app(build_app, sys.argv[1:]))
