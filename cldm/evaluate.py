@@ -1,10 +1,13 @@
-"""Measure a compositor on stored scenes, through the path that inference takes.
+"""Measure a compositor on held-out rendered scenes, through the path that inference takes.
 
     python -m cldm.evaluate --scenes 300 --out benchmarks/results/compositor.json
 
-For every start (noise, paste), strength and share of detail: PSNR against the true render over the pixels
-where the object is visible in both the true picture and the placed cut-out, beside two yardsticks: the
-depth-tested cut-out as it is, and the autoencoder's round trip of the truth.  95 % bootstrap intervals.
+The model gets the background, its estimated depth, the reference picture, the box and one depth number, never
+the target's mask or depth.  For every start (noise, paste), strength and share of detail, beside yardsticks
+(depth-tested cut-out as it is, background left alone, autoencoder of the truth): PSNR and SSIM over the
+pixels where the object is visible in both the true picture and the placed cut-out; identity among eight
+candidates; depth order re-estimated on the output.  Then ablations, and the depth network itself.  95 %
+bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -16,26 +19,42 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 import typer
-from scipy.stats import bootstrap
 from tqdm.auto import tqdm
 
+from cldm.candidates import candidates, flipped_picture, scene_options
+from cldm.evaluate_cases import Case, cases
+from cldm.evaluate_report import (
+    BACKGROUND,
+    CEILING,
+    CUTOUT,
+    DEFAULT,
+    FLIPPED,
+    TRUTH,
+    Row,
+    report,
+    show,
+    write_sheets,
+)  # fmt: skip
+from cldm.measures import nearest_candidate, order_is_right, psnr_over, ssim_over
 from cldm.model import Compositor
-from cldm.pipeline import decode, encode, paint
+from cldm.pipeline import Weights, decode, encode, paint
 from cldm.pretrained import Card, Sampling, load_compositor
-from datasets.inputs import Inputs
 from datasets.pairs import Pair, build_pair
 from datasets.pasteback import stitch
 from datasets.rendered import RenderedScenes
+from datasets.scenes import SceneOptions
 from ldm.config import check_settings, setting, to_plain
 from ldm.device import pick_device
+from ldm.experts import DepthEstimator
 from ldm.files import write_atomic
 from ldm.images import from_pm1
-from ldm.options import command, run_app
+from ldm.options import command, run_app, single_app
 
 logger = logging.getLogger(__name__)
 
-MIN_PIXELS = 40  # of the object, fewer make a meaningless PSNR
+EVERYTHING = Weights()
 
 
 @dataclass(frozen=True)
@@ -45,22 +64,24 @@ class EvaluateSettings:
     model: Path = setting(Path("assets/tiny/compositor"), help="compositor folder")
     scenes: int = setting(300, low=2, help="scenes to measure")
     data: Path = setting(Path("data/scenes/eval"), help="folder of scene shards of the eval split")
+    depth_model: Path = setting(
+        Path("assets/tiny/depth"), help="depth network for backgrounds and for the order in results"
+    )
+    given_depth: bool = setting(
+        False, help="give the scene's true background depth and object range instead of what users have"
+    )
     strengths: tuple[float, ...] = setting((0.2, 0.4, 0.6, 1.0), help="strengths of init paste")
     details: tuple[float, ...] = setting((0.0, 1.0), help="shares of the cut-out's fine detail")
     steps: int = setting(20, low=1, help="sampling steps of a full run")
     guidance: tuple[float, ...] = setting((1.0,), help="classifier-free guidance")
     noise: bool = setting(True, help="also measure the start from noise")
+    ablations: int = setting(100, low=0, help="scenes of the ablations; 0 = none")
+    identity: bool = setting(True, help="also measure identity among eight rendered candidates")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
-    out: Path | None = setting(None, help="JSON file for the numbers")
+    out: Path | None = setting(None, help="JSON file for the numbers; table and sheets go beside it")
 
     def __post_init__(self) -> None:
         check_settings(self)
-
-
-def psnr_over(result_u8: np.ndarray, truth_u8: np.ndarray, mask: np.ndarray) -> float:
-    """PSNR in dB of (h, w, 3) uint8 pictures over mask (h, w) bool."""
-    error = np.square(result_u8[mask].astype(np.float64) - truth_u8[mask]).mean()
-    return float(10 * np.log10(255.0**2 / max(error, 1e-2)))
 
 
 def variants(settings: EvaluateSettings, card: Card) -> dict[str, Sampling]:
@@ -76,129 +97,130 @@ def variants(settings: EvaluateSettings, card: Card) -> dict[str, Sampling]:
     return named
 
 
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One scene ready to be painted and measured."""
+class Measurer:
+    """Paints and measures cases with one model."""
 
-    inputs: Inputs
-    pair: Pair
-    truth_u8: np.ndarray  # (h, w, 3)
-    visible: np.ndarray  # (h, w) bool, object visible in the truth and in the placed cut-out
-    same_pose: bool
+    def __init__(
+        self, model: Compositor, card: Card, settings: EvaluateSettings, estimator: DepthEstimator,
+        options: SceneOptions,
+    ) -> None:  # fmt: skip
+        self.model, self.card, self.settings = model, card, settings
+        self.estimator, self.options = estimator, options
+        self.device = pick_device(settings.device)
 
+    def paint(self, pair: Pair, sampling: Sampling, seed: int, weights: Weights = EVERYTHING) -> np.ndarray:
+        return paint(self.model, pair, [seed], sampling, weights, device=self.device, progress=False)[0]
 
-def cases(source: RenderedScenes, card: Card, count: int) -> list[Case]:
-    """The first `count` scenes whose object shows enough pixels."""
-    found = []
-    for index in range(len(source)):
-        shown = source.inputs(index)
-        inputs = replace(shown, target_u8=None)
-        pair = build_pair(inputs, card.pair)
-        cutout = stitch(inputs, card.pair, pair.crop, from_pm1(pair.paste_pm1)).visible_mask
-        both = source.silhouette(index) & cutout
-        if both.sum() >= MIN_PIXELS and shown.target_u8 is not None:
-            found.append(Case(inputs, pair, shown.target_u8, both, source.facts(index).same_pose))
-        if len(found) == count:
-            break
-    return found
-
-
-def measure_case(
-    model: Compositor, card: Card, case: Case, settings: EvaluateSettings, seed: int
-) -> dict[str, float]:
-    """PSNR of every variant on one scene."""
-    device, options = pick_device(settings.device), card.pair
-    numbers = {}
-
-    def score(name: str, painted_u8: np.ndarray, detail: float) -> None:
-        stitched = stitch(case.inputs, options, case.pair.crop, painted_u8, detail=detail)
-        numbers[name] = psnr_over(stitched.result_u8, case.truth_u8, case.visible)
+    def finish(self, case: Case, painted_u8: np.ndarray, detail: float, row: Row) -> np.ndarray:
+        """The painted crop in the background; drift is counted."""
+        stitched = stitch(case.inputs, self.card.pair, case.pair.crop, painted_u8, detail=detail)
         changed = (stitched.result_u8 != case.inputs.background_u8).any(axis=2) & ~stitched.edit_mask
-        numbers["bytes changed outside the mask"] = numbers.get("bytes changed outside the mask", 0) + int(
-            changed.sum()
-        )
+        row.changed_outside += int(changed.sum())
+        return stitched.result_u8
 
-    score("cut-out as it is", from_pm1(case.pair.paste_pm1), 1.0)
-    numbers["background left alone"] = psnr_over(case.inputs.background_u8, case.truth_u8, case.visible)
-    truth = build_pair(replace(case.inputs, target_u8=case.truth_u8), options).target_pm1
-    ceiling = decode(model, encode(model, truth, device, False), device, False)[0]
-    score("autoencoder of the truth", ceiling, 0.0)
-    for name, sampling in variants(settings, card).items():
-        painted = paint(model, case.pair, [seed], sampling, device=device, progress=False)[0]
-        for detail in settings.details:
-            score(f"{name}, detail {detail:g}", painted, detail)
-    return numbers
+    def pictures(self, case: Case, seed: int, row: Row) -> dict[str, np.ndarray]:
+        """Every picture that is measured, (h, w, 3) uint8."""
+        cutout = self.finish(case, from_pm1(case.pair.paste_pm1), 1.0, row)
+        truth = build_pair(replace(case.inputs, target_u8=case.truth_u8), self.card.pair).target_pm1
+        ceiling = decode(self.model, encode(self.model, truth, self.device, False), self.device, False)[0]
+        found = {
+            CUTOUT: cutout,
+            BACKGROUND: case.inputs.background_u8,
+            CEILING: self.finish(case, ceiling, 0.0, row),
+        }
+        for name, sampling in variants(self.settings, self.card).items():
+            painted = self.paint(case.pair, sampling, seed)
+            for detail in self.settings.details:
+                found[f"{name}, detail {detail:g}"] = self.finish(case, painted, detail, row)
+        own = self.card.sampling
+        found[DEFAULT] = self.finish(case, self.paint(case.pair, own, seed), own.detail, row)
+        return found
+
+    def measure(self, case: Case, seed: int) -> Row:
+        """All numbers of one scene. seed: of the noise."""
+        row = Row()
+        found = self.pictures(case, seed, row)
+        row.default_u8, row.cutout_u8 = found[DEFAULT], found[CUTOUT]
+        for name, result in found.items():
+            row.psnr[name] = psnr_over(result, case.truth_u8, case.visible)
+            row.ssim[name] = ssim_over(result, case.truth_u8, case.visible)
+        if self.settings.identity:
+            shown = candidates(case.seed, self.options, case.truth_u8)
+            for name, result in found.items():
+                row.identity[name] = float(nearest_candidate(result, shown, case.visible) == 0)
+        self.measure_order(case, {TRUTH: case.truth_u8, **found}, row)
+        return row
+
+    def measure_order(self, case: Case, found: dict[str, np.ndarray], row: Row) -> None:
+        """Depth order against every neighbour, in the results and in a control that must fail."""
+        if not case.neighbours:
+            return
+        depths = dict(zip(found, self.estimator.estimate_many(list(found.values())), strict=True))
+        for beside in case.neighbours:
+            wrong = flipped_picture(case.seed, self.options, beside, case.truth_u8, case.inputs.background_u8)
+            asked = beside.placed_is_nearer
+            judged = {
+                name: order_is_right(depth, beside.placed, beside.other, asked)
+                for name, depth in depths.items() if name != BACKGROUND
+            }  # fmt: skip
+            drawn = beside.flipped()
+            judged[FLIPPED] = order_is_right(self.estimator.estimate(wrong), drawn.placed, drawn.other, asked)
+            for name, right in judged.items():
+                if right is not None:
+                    row.order.setdefault(name, []).append(right)
+
+    def ablate(self, case: Case, seed: int) -> dict[str, float]:
+        """PSNR from noise, without detail transfer, with one part of the conditions taken away at a time."""
+        sampling = replace(self.card.sampling, init="noise", steps=self.settings.steps)
+        pair = case.pair
+        tried = {
+            "everything": (pair, EVERYTHING),
+            "no depth branch": (pair, Weights(depth=0.0)),
+            "no detail branch": (pair, Weights(detail=0.0)),
+            "no identity tokens": (
+                replace(pair, reference_01=torch.zeros_like(pair.reference_01)), EVERYTHING),
+        }  # fmt: skip
+        for mode in ("zero", "gray255", "color", "cutout"):
+            if mode != self.card.pair.hf_mode:
+                other = build_pair(case.inputs, replace(self.card.pair, hf_mode=mode))
+                tried[f"hf_mode {mode} instead of {self.card.pair.hf_mode}"] = (other, Weights())
+        numbers = {}
+        for name, (given, weights) in tried.items():
+            result = self.finish(case, self.paint(given, sampling, seed, weights), 0.0, Row())
+            numbers[name] = psnr_over(result, case.truth_u8, case.visible)
+        return numbers
 
 
-def summary(values: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Mean and 95 % percentile-bootstrap interval over scenes."""
-    interval = bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng(seed)
-    )
-    low, high = interval.confidence_interval
-    return {
-        "mean": round(float(values.mean()), 3),
-        "low": round(float(low), 3),
-        "high": round(float(high), 3),
-    }
-
-
-def evaluate(settings: EvaluateSettings) -> dict:
+def evaluate(settings: EvaluateSettings) -> tuple[dict, list[Case], list[Row]]:
     """All numbers, over all scenes and apart for references in the target's pose and in another one."""
     model, card = load_compositor(settings.model)
+    estimator = DepthEstimator.load(settings.depth_model)
     model.to(pick_device(settings.device))
-    chosen = cases(RenderedScenes(settings.data, augment=False), card, settings.scenes)
+    source = RenderedScenes(settings.data, augment=False)
+    chosen = cases(source, card, settings.scenes, estimator, settings.given_depth)
     if len(chosen) < 2:
         raise ValueError(f"{settings.data}: only {len(chosen)} scenes show enough of their object")
-    rows = [
-        measure_case(model, card, case, settings, index)
-        for index, case in enumerate(tqdm(chosen, desc="scenes"))
-    ]
-    same = np.array([case.same_pose for case in chosen])
-    groups = {"all": np.ones(len(rows), bool), "same pose": same, "other pose": ~same}
-    drift = int(sum(row.pop("bytes changed outside the mask") for row in rows))
-    table = {
-        name: {
-            group: {"n": int(which.sum()), **summary(values[which])}
-            for group, which in groups.items()
-            if which.sum() > 1
-        }
-        for name in rows[0]
-        if (values := np.array([row[name] for row in rows])) is not None
-    }
-    return {
-        "settings": to_plain(settings),
-        "scenes": len(rows),
-        "changed_outside": drift,
-        "psnr_visible_db": table,
-    }
-
-
-def show(result: dict) -> str:
-    """The numbers as a text table."""
-    lines = [f"{'PSNR over the visible object, dB':58}{'all':>22}{'same pose':>12}{'other pose':>12}"]
-    for name, groups in result["psnr_visible_db"].items():
-        whole = groups["all"]
-        parts = "".join(
-            f"{groups[group]['mean']:12.2f}" if group in groups else " " * 12
-            for group in ("same pose", "other pose")
-        )
-        lines.append(f"{name:58}{whole['mean']:8.2f} [{whole['low']:.2f}, {whole['high']:.2f}]{parts}")
-    return "\n".join([*lines, f"pixels changed outside the mask: {result['changed_outside']}"])
+    measurer = Measurer(model, card, settings, estimator, scene_options(settings.data))
+    rows = [measurer.measure(case, seed) for seed, case in enumerate(tqdm(chosen, desc="scenes"))]
+    few = chosen[: settings.ablations]
+    ablated = [measurer.ablate(case, seed) for seed, case in enumerate(tqdm(few, desc="ablations"))]
+    result = report(rows, [case.same_pose for case in chosen], ablated, [case.depth_error for case in chosen])
+    return {"settings": to_plain(settings), "scenes": len(rows), **result}, chosen, rows
 
 
 def run(settings: EvaluateSettings) -> None:
     """Measure a compositor on held-out scenes."""
-    result = evaluate(settings)
-    logger.info("%s", show(result))
+    result, chosen, rows = evaluate(settings)
+    table = show(result)
+    logger.info("%s", table)
     if settings.out is not None:
         write_atomic(settings.out, (json.dumps(result, indent=1) + "\n").encode())
+        write_atomic(settings.out.with_suffix(".txt"), (table + "\n").encode())
+        write_sheets(settings.out, chosen, rows)
 
 
 def build_app() -> typer.Typer:
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(command(EvaluateSettings, run))
-    return app
+    return single_app(command(EvaluateSettings, run))
 
 
 if __name__ == "__main__":

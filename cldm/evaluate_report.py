@@ -1,0 +1,132 @@
+"""Numbers of all scenes -> tables with intervals, text, and sheets of the best, middle and worst results."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cldm.evaluate_cases import Case
+from cldm.measures import summary
+from ldm.files import write_atomic
+from ldm.sheet import grid
+
+CUTOUT, BACKGROUND, CEILING = "cut-out as it is", "background left alone", "autoencoder of the truth"
+TRUTH, FLIPPED = "true render", "wrong one in front"
+DEFAULT = "the model's own settings"
+ON_SHEET = 6  # scenes per sheet
+COLUMNS = ("background", "reference", "cut-out", "result", "truth")
+Table = dict[str, dict[str, dict[str, float | int]]]
+
+
+@dataclass(eq=False)
+class Row:
+    """What was found on one scene; every table is by the name of a picture."""
+
+    psnr: dict[str, float] = field(default_factory=dict)
+    ssim: dict[str, float] = field(default_factory=dict)
+    identity: dict[str, float] = field(default_factory=dict)
+    order: dict[str, list[bool]] = field(default_factory=dict)
+    changed_outside: int = 0  # pixels
+    default_u8: np.ndarray | None = None  # (h, w, 3) result with the model's own settings
+    cutout_u8: np.ndarray | None = None
+
+
+def by_pose(rows: Sequence[dict[str, float]], same_pose: Sequence[bool]) -> Table:
+    """{picture: {group: summary}} for all scenes, and apart by the pose of the reference."""
+    same = np.array(same_pose)
+    groups = {"all": np.ones(len(rows), bool), "same pose": same, "other pose": ~same}
+    table: Table = {}
+    for name in rows[0] if rows else ():
+        values = np.array([row[name] for row in rows])
+        table[name] = {group: summary(values[which]) for group, which in groups.items() if which.sum() > 1}
+    return table
+
+
+def pooled(rows: Sequence[Row]) -> dict[str, dict[str, float | int]]:
+    """Depth order over all pairs of neighbours."""
+    found: dict[str, list[bool]] = {}
+    for row in rows:
+        for name, right in row.order.items():
+            found.setdefault(name, []).extend(right)
+    return {name: summary(np.array(right, np.float64)) for name, right in found.items()}
+
+
+def report(
+    rows: Sequence[Row],
+    same_pose: Sequence[bool],
+    ablated: Sequence[dict[str, float]],
+    depth_errors: Sequence[dict[str, float]],
+) -> dict:
+    """All tables. ablated, depth_errors: one entry per scene."""
+    gains = [{name: float(value > row.psnr[CUTOUT]) for name, value in row.psnr.items()} for row in rows]
+    has_identity = bool(rows[0].identity)
+    return {
+        "changed_outside": sum(row.changed_outside for row in rows),
+        "psnr_visible_db": by_pose([row.psnr for row in rows], same_pose),
+        "ssim_visible": by_pose([row.ssim for row in rows], same_pose),
+        "wins_against_cutout": by_pose(gains, same_pose),
+        "identity_1_of_8": by_pose([row.identity for row in rows], same_pose) if has_identity else {},
+        "depth_order": pooled(rows),
+        "ablations_psnr_db": by_pose(ablated, same_pose[: len(ablated)]) if len(ablated) > 1 else {},
+        "depth_network": {
+            name: summary([error[name] for error in depth_errors]) for name in ("mae", "order")
+        },
+    }
+
+
+def show(result: dict) -> str:
+    """The numbers as a text table."""
+    lines = []
+    titles = {
+        "psnr_visible_db": "PSNR over the visible object, dB",
+        "ssim_visible": "SSIM over the visible object",
+        "wins_against_cutout": "share of scenes closer to the truth than the cut-out",
+        "identity_1_of_8": "share of scenes where the right one of 8 objects is nearest",
+        "ablations_psnr_db": "PSNR from noise without one part, dB",
+    }
+    for key, title in titles.items():
+        if result[key]:
+            lines += [f"{title:58}{'all':>26}{'same pose':>12}{'other pose':>12}"]
+            lines += [_row(name, groups) for name, groups in result[key].items()] + [""]
+    lines += [f"{'share of neighbours in the order that was asked for':58}{'all':>26}"]
+    lines += [_row(name, {"all": numbers}) for name, numbers in result["depth_order"].items()] + [""]
+    lines += [f"{'depth network on the backgrounds':58}{'all':>26}"]
+    lines += [_row(name, {"all": numbers}) for name, numbers in result["depth_network"].items()] + [""]
+    return "\n".join([*lines, f"pixels changed outside the mask: {result['changed_outside']}"])
+
+
+def _row(name: str, groups: dict[str, dict[str, float]]) -> str:
+    whole = groups.get("all", {})
+    spread = f"[{whole['low']:.3f}, {whole['high']:.3f}]" if "low" in whole else f"n = {whole.get('n', 0)}"
+    mean = f"{whole['mean']:.3f}" if "mean" in whole else "-"
+    parts = "".join(
+        f"{groups[group]['mean']:12.3f}" if group in groups else "" for group in ("same pose", "other pose")
+    )
+    return f"{name:58}{mean:>8}{spread:>18}{parts}"
+
+
+def ranked(rows: Sequence[Row], count: int) -> dict[str, list[int]]:
+    """Scenes by their gain in PSNR over the cut-out: the best, the middle and the worst `count`."""
+    gains = np.array([row.psnr[DEFAULT] - row.psnr[CUTOUT] for row in rows])
+    order = np.argsort(-gains, kind="stable").tolist()
+    middle = max(0, (len(order) - count) // 2)
+    return {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
+
+
+def write_sheets(out: Path, chosen: Sequence[Case], rows: Sequence[Row]) -> list[Path]:
+    """Three PNG files beside `out`."""
+    paths = []
+    for name, indices in ranked(rows, ON_SHEET).items():
+        sheet = [[chosen[i].inputs.background_u8, chosen[i].inputs.reference_u8, rows[i].cutout_u8,
+                  rows[i].default_u8, chosen[i].truth_u8] for i in indices]  # fmt: skip
+        labels = [f"{rows[i].psnr[CUTOUT]:.1f} to {rows[i].psnr[DEFAULT]:.1f} dB" for i in indices]
+        buffer = io.BytesIO()
+        Image.fromarray(grid(sheet, COLUMNS, labels, cell=160)).save(buffer, "PNG")
+        paths.append(out.with_name(f"{out.stem}_{name}.png"))
+        write_atomic(paths[-1], buffer.getvalue())
+    return paths
