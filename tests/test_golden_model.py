@@ -101,3 +101,34 @@ def test_guided_sampling(model: Compositor, golden: dict[str, Tensor]) -> None:
         progress=False,
     )
     torch.testing.assert_close(latents, golden["out_ddim5_cfg5"], atol=1e-3, rtol=0)
+
+
+@torch.inference_mode()
+def test_other_ways_of_control(model: Compositor, golden: dict[str, Tensor]) -> None:
+    """No control, the mid block's alone, and the scales of guess mode."""
+    conditions = model.conditions(golden["in_ref"], golden["in_hint"], golden["in_depth"])
+    residuals = model.residuals(golden["in_t"], conditions)
+    scaled = [0.7 * 0.825 ** (12 - index) * value for index, value in enumerate(residuals)]
+    nothing = [torch.zeros_like(value) for value in residuals]
+    for name, (*down, mid) in (
+        ("nocontrol", nothing),
+        ("midonly", [*nothing[:-1], residuals[-1]]),
+        ("guess_scales_0p7", scaled),
+    ):
+        noise = model.unet(
+            golden["in_x"],
+            golden["in_t"],
+            encoder_hidden_states=conditions.tokens,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        ).sample
+        torch.testing.assert_close(noise, golden[f"out_eps_{name}"], atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_loss(model: Compositor, golden: dict[str, Tensor]) -> None:
+    scheduler = make_scheduler("ddpm", model.scheduler_config)
+    noisy = scheduler.add_noise(golden["in_x"], golden["in_noise"], golden["in_t"])
+    conditions = model.conditions(golden["in_ref"], golden["in_hint"], golden["in_depth"])
+    loss = torch.nn.functional.mse_loss(model(noisy, golden["in_t"], conditions), golden["in_noise"])
+    torch.testing.assert_close(loss, golden["out_loss"], atol=1e-4, rtol=0)

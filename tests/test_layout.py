@@ -20,6 +20,7 @@ SCHEMAS: dict[str, str] = {
     "configs/tiny/depth.yaml": "scripts.train_depth:TrainDepthConfig",
     "configs/datasets.yaml": "datasets.registry:DatasetsConfig",
     "configs/inference.yaml": "run_inference:ImageSettings",
+    "configs/models.yaml": "ldm.models:Registry",
     "configs/demo.yaml": "run_inference:ImageSettings",
 }
 # Defaults of a command, which may leave required settings to its flags.

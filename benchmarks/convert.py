@@ -1,0 +1,136 @@
+"""Memory and time of a conversion: a synthetic SD-2.1 UNet file of full size (3.5 GB) -> its folder.
+
+    python -m benchmarks.convert                  (needs 9 GB of disk below --work, minutes)
+    python -m benchmarks.convert --width 32       (seconds)
+
+The file is made by one process and converted by another. Anonymous memory is what the conversion needs; pages
+of the mapped file count into the resident peak as well, but the system may drop them at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import torch
+import typer
+from accelerate import init_empty_weights
+
+from cldm.convert_check import Problems
+from cldm.convert_plan import UNET, plan_network
+from cldm.convert_write import write_part
+from cldm.create import NetworkConfig, create_unet
+from cldm.keys import original_pieces
+from ldm.device import describe_hardware
+from ldm.files import write_atomic
+from ldm.options import run_app, single_app
+from ldm.weight_files import Entry, open_weights, write_safetensors
+
+logger = logging.getLogger(__name__)
+
+RESULT = Path("benchmarks/results/convert.json")
+MEGABYTE = 2**20
+
+
+def empty_unet(width: int) -> torch.nn.Module:
+    with init_empty_weights(include_buffers=False):
+        return create_unet(NetworkConfig(block_channels=(width, 2 * width, 4 * width, 4 * width)))
+
+
+def make_file(path: Path, width: int) -> None:
+    """A file in the original layout with zeros and ones for weights."""
+    model = empty_unet(width)
+    pieces = original_pieces(model)
+    shapes = {UNET + pieces[key].key: tuple(value.shape) for key, value in model.state_dict().items()}
+    if path.suffix == ".safetensors":
+        ones = {
+            key: Entry(shape, torch.float32, lambda shape=shape: torch.ones(shape))  # type: ignore[misc]
+            for key, shape in shapes.items()
+        }
+        write_safetensors(path, ones)
+    else:
+        torch.save({"state_dict": {key: torch.ones(shape) for key, shape in shapes.items()}}, path)
+
+
+def convert(path: Path, out: Path, width: int, dtype: str) -> dict[str, float]:
+    """Convert, sampling this process's memory 50 times a second; MB above the start, and seconds."""
+    model, process = empty_unet(width), psutil.Process()
+    before = process.memory_info()
+    peaks, finished = {"resident": 0, "anonymous": 0}, threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(0.02):
+            now = process.memory_info()
+            peaks["resident"] = max(peaks["resident"], now.rss - before.rss)
+            private = (now.rss - now.shared) - (before.rss - before.shared)
+            peaks["anonymous"] = max(peaks["anonymous"], private)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.monotonic()
+    file = open_weights(path)
+    problems = Problems(file)
+    origins = plan_network(model, file, UNET, problems)
+    problems.finish({})
+    write_part(model, origins, out, dtype)
+    seconds = time.monotonic() - started
+    finished.set()
+    watcher.join()
+    return {
+        "file_mb": round(path.stat().st_size / MEGABYTE),
+        "written_mb": round(sum(one.stat().st_size for one in out.iterdir()) / MEGABYTE),
+        "peak_anonymous_mb": round(peaks["anonymous"] / MEGABYTE),
+        "peak_resident_mb": round(peaks["resident"] / MEGABYTE),
+        "seconds": round(seconds, 1),
+    }
+
+
+def main(
+    width: Annotated[int, typer.Option(help="UNet width; 320 is SD 2.1", min=32)] = 320,
+    work: Annotated[Path | None, typer.Option(help="folder for the files, default the system's")] = None,
+    out: Annotated[Path, typer.Option(help="result")] = RESULT,
+    step: Annotated[str, typer.Option(help="used by the benchmark itself: FILE,FOLDER,DTYPE")] = "",
+) -> None:
+    """Measure peak memory of converting one network."""
+    if step:
+        path, folder, dtype = step.split(",")
+        if not Path(path).exists():
+            make_file(Path(path), width)
+        else:
+            write_atomic(out, json.dumps(convert(Path(path), Path(folder), width, dtype)).encode())
+        return
+    rows = []
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        for suffix in (".ckpt", ".safetensors"):
+            file, row = Path(folder) / f"unet{suffix}", Path(folder) / "row.json"
+            for dtype in ("keep", "fp16"):
+                words = [
+                    "--width",
+                    str(width),
+                    "--out",
+                    str(row),
+                    "--step",
+                    f"{file},{folder}/{dtype},{dtype}",
+                ]
+                for _ in range(1 if file.exists() else 2):  # the first call makes the file
+                    subprocess.run([sys.executable, "-m", "benchmarks.convert", *words], check=True)
+                rows.append({"file": suffix, "dtype": dtype, **json.loads(row.read_text())})
+                logger.info("%s", rows[-1])
+                shutil.rmtree(Path(folder) / dtype)
+            file.unlink()
+    result = {"hardware": describe_hardware(), "unet_width": width, "rows": rows}
+    write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(single_app(main), sys.argv[1:]))

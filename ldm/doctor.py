@@ -1,0 +1,81 @@
+"""What this machine has and what is still lacking: versions, devices, models, and which part needs which.
+
+python -m ldm.doctor
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import typer
+
+from ldm.models import Model, folder_of, lacks, load_registry, models_root
+from ldm.options import run_app, single_app
+from ldm.result import library_versions
+
+GIGABYTE = 2**30
+
+
+def machine_lines() -> Iterator[str]:
+    """Python, libraries, devices, free disk."""
+    yield f"python {platform.python_version()} on {platform.platform()}"
+    yield ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    devices = [
+        f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())
+    ]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    yield f"devices: {', '.join([*devices, f'cpu ({torch.get_num_threads()} threads)'])}"
+    root = models_root()
+    there = next(folder for folder in (root, *root.resolve().parents) if folder.exists())
+    yield f"models folder: {root} ({shutil.disk_usage(there).free / GIGABYTE:.0f} GB free)"
+
+
+def model_lines(registry: dict[str, Model]) -> Iterator[str]:
+    """One line per model: present, or what its folder lacks."""
+    for name, model in registry.items():
+        missing = lacks(model)
+        state = f"missing {', '.join(missing)}" if missing else "complete"
+        yield f"{name}: {folder_of(model)}: {state}"
+
+
+def need_lines(registry: dict[str, Model]) -> Iterator[str]:
+    """One line per command: ready, or what gets the models that it can use and does not find."""
+    users: dict[str, list[str]] = defaultdict(list)
+    for name, model in registry.items():
+        for user in model.used_by:
+            users[user].append(name)
+    for user, names in users.items():
+        missing = [name for name in names if lacks(registry[name])]
+        pulls = ", ".join(f"python -m ldm.registry pull {name}" for name in missing)
+        yield f"{user}: {'lacks ' + ', '.join(missing) + ' -> ' + pulls if missing else 'ready'}"
+
+
+def bundle_lines(folder: Path = Path("assets/tiny")) -> Iterator[str]:
+    """The small networks that come with the code."""
+    parts = sorted(path.parent.name for path in folder.glob("*/*.json") if path.name != "manifest.json")
+    yield f"{folder}: {', '.join(dict.fromkeys(parts)) if parts else 'missing; git checkout -- assets/tiny'}"
+
+
+def main() -> None:
+    """Print versions, devices, which models are here, and what each command still lacks."""
+    registry = load_registry()
+    sections = {
+        "machine": machine_lines(),
+        "small networks": bundle_lines(),
+        "models": model_lines(registry),
+        "commands with full-size models": need_lines(registry),
+    }
+    for title, lines in sections.items():
+        typer.echo(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(lambda: single_app(main), sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""The entries of `configs/models.yaml`, checked, and whether each model is complete on this disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ldm.config import Layer, check_settings, load_config, merge_layers, nearest, setting
+
+CONFIG = Path("configs/models.yaml")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that a model comes from: a hub repository, an address, or a page to be visited by hand."""
+
+    hub: str = setting("", help="owner/name on the Hugging Face hub")
+    files: tuple[str, ...] = setting((), help="patterns of the hub repository's files that are needed")
+    url: str = setting("", help="address of one file")
+    manual: str = setting("", help="page where a person gets the file")
+    name: str = setting("", help="name of the file on the disk; default: the address's last part")
+    sha256: str = setting("", help="hash of the file of `url`, where known")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if sum(map(bool, (self.hub, self.url, self.manual))) != 1:
+            raise ValueError("a source has exactly one of hub, url, manual")
+
+    @property
+    def file_name(self) -> str:
+        return self.name or self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the registry."""
+
+    about: str = setting(help="what it is")
+    folder: str = setting(help="its folder below the models folder")
+    needs: tuple[str, ...] = setting(help="patterns of the files that make it complete")
+    licence: str = setting(help="licence of the weights")
+    size_gb: float = setting(help="download size", low=0.0)
+    used_by: tuple[str, ...] = setting((), help="what uses it")
+    then: str = setting("", help="command to run after the download")
+    sources: list[dict[str, Any]] = setting([], help="ordered sources, see Source")
+    places: list[Source] = field(default_factory=list)  # `sources`, checked
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The whole file."""
+
+    models: dict[str, Any] = setting(help="name -> Model")
+
+    def __post_init__(self) -> None:
+        for name, values in self.models.items():
+            read_model(name, values)
+
+
+def read_model(name: str, values: Mapping[str, Any]) -> Model:
+    """A checked entry; an error names the model and the key."""
+    model = merge_layers(Model, [Layer(values, f"model {name}: ")], f"model {name}: ")
+    where = f"model {name}: source: "
+    places = [merge_layers(Source, [Layer(one, where)], where) for one in model.sources]
+    return Model(**{**vars(model), "places": places})
+
+
+def load_registry(path: Path = CONFIG) -> dict[str, Model]:
+    registry = load_config(Registry, path)
+    return {name: read_model(name, values) for name, values in registry.models.items()}
+
+
+def models_root() -> Path:
+    return Path(os.environ.get("BIFROST_MODELS") or "models")
+
+
+def folder_of(model: Model) -> Path:
+    return models_root() / model.folder
+
+
+def lacks(model: Model, folder: Path | None = None) -> list[str]:
+    """The patterns that no file of the model's folder matches; empty = complete."""
+    folder = folder or folder_of(model)
+    unfinished = (".part", ".wrong")
+    return [
+        pattern
+        for pattern in model.needs
+        if all(path.name.endswith(unfinished) for path in folder.glob(pattern))
+    ]
+
+
+def find(name: str, registry: Mapping[str, Model]) -> Model:
+    if name not in registry:
+        raise ValueError(nearest(name, registry, "model"))
+    return registry[name]
