@@ -37,7 +37,7 @@ from cldm.evaluate_report import (
     show,
     write_sheets,
 )  # fmt: skip
-from cldm.measures import nearest_candidate, order_is_right, psnr_over, ssim_over
+from cldm.measures import nearest_candidate, occlusion_is_right, order_is_right, psnr_over, ssim_over
 from cldm.model import Compositor
 from cldm.pipeline import Weights, decode, encode, paint
 from cldm.pretrained import Card, Sampling, load_compositor
@@ -72,9 +72,9 @@ class EvaluateSettings:
     )
     strengths: tuple[float, ...] = setting((0.2, 0.4, 0.6, 1.0), help="strengths of init paste")
     details: tuple[float, ...] = setting((0.0, 1.0), help="shares of the cut-out's fine detail")
-    steps: int = setting(20, low=1, help="sampling steps of a full run")
+    steps: int = setting(20, low=1, help="sampling steps of a full run of init paste")
+    noise_steps: tuple[int, ...] = setting((1, 4, 20), help="sampling steps of the start from noise")
     guidance: tuple[float, ...] = setting((1.0,), help="classifier-free guidance")
-    noise: bool = setting(True, help="also measure the start from noise")
     ablations: int = setting(100, low=0, help="scenes of the ablations; 0 = none")
     identity: bool = setting(True, help="also measure identity among eight rendered candidates")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
@@ -89,8 +89,9 @@ def variants(settings: EvaluateSettings, card: Card) -> dict[str, Sampling]:
     base = replace(card.sampling, steps=settings.steps)
     named: dict[str, Sampling] = {}
     for guidance in settings.guidance:
-        if settings.noise:
-            named[f"noise, guidance {guidance:g}"] = replace(base, init="noise", guidance=guidance)
+        for steps in settings.noise_steps:
+            name = f"noise, {steps} steps, guidance {guidance:g}"
+            named[name] = replace(base, init="noise", steps=steps, guidance=guidance)
         for strength in settings.strengths:
             name = f"paste, strength {strength:g}, guidance {guidance:g}"
             named[name] = replace(base, init="paste", strength=strength, guidance=guidance)
@@ -113,7 +114,10 @@ class Measurer:
 
     def finish(self, case: Case, painted_u8: np.ndarray, detail: float, row: Row) -> np.ndarray:
         """The painted crop in the background; drift is counted."""
-        stitched = stitch(case.inputs, self.card.pair, case.pair.crop, painted_u8, detail=detail)
+        scale = self.card.sampling.detail_scale
+        stitched = stitch(
+            case.inputs, self.card.pair, case.pair.crop, painted_u8, detail=detail, detail_scale=scale
+        )
         changed = (stitched.result_u8 != case.inputs.background_u8).any(axis=2) & ~stitched.edit_mask
         row.changed_outside += int(changed.sum())
         return stitched.result_u8
@@ -152,7 +156,7 @@ class Measurer:
         return row
 
     def measure_order(self, case: Case, found: dict[str, np.ndarray], row: Row) -> None:
-        """Depth order against every neighbour, in the results and in a control that must fail."""
+        """Order against every neighbour, as seen and as re-estimated, with a control that must fail."""
         if not case.neighbours:
             return
         depths = dict(zip(found, self.estimator.estimate_many(list(found.values())), strict=True))
@@ -163,11 +167,16 @@ class Measurer:
                 name: order_is_right(depth, beside.placed, beside.other, asked)
                 for name, depth in depths.items() if name != BACKGROUND
             }  # fmt: skip
+            both = beside.overlap & (beside.placed | beside.other)
+            for name, result in {**found, FLIPPED: wrong}.items():
+                if both.any() and name != BACKGROUND:
+                    right = occlusion_is_right(result, case.truth_u8, wrong, both)
+                    row.occlusion.setdefault(name, []).append(right)
             drawn = beside.flipped()
             judged[FLIPPED] = order_is_right(self.estimator.estimate(wrong), drawn.placed, drawn.other, asked)
-            for name, right in judged.items():
-                if right is not None:
-                    row.order.setdefault(name, []).append(right)
+            for name, seen in judged.items():
+                if seen is not None:
+                    row.order.setdefault(name, []).append(seen)
 
     def ablate(self, case: Case, seed: int) -> dict[str, float]:
         """PSNR from noise, without detail transfer, with one part of the conditions taken away at a time."""

@@ -31,6 +31,7 @@ class Row:
     ssim: dict[str, float] = field(default_factory=dict)
     identity: dict[str, float] = field(default_factory=dict)
     order: dict[str, list[bool]] = field(default_factory=dict)
+    occlusion: dict[str, list[bool]] = field(default_factory=dict)
     changed_outside: int = 0  # pixels
     default_u8: np.ndarray | None = None  # (h, w, 3) result with the model's own settings
     cutout_u8: np.ndarray | None = None
@@ -47,11 +48,11 @@ def by_pose(rows: Sequence[dict[str, float]], same_pose: Sequence[bool]) -> Tabl
     return table
 
 
-def pooled(rows: Sequence[Row]) -> dict[str, dict[str, float | int]]:
-    """Depth order over all pairs of neighbours."""
+def pooled(scenes: Sequence[dict[str, list[bool]]]) -> dict[str, dict[str, float | int]]:
+    """Share of right answers over the pairs of neighbours of all scenes."""
     found: dict[str, list[bool]] = {}
-    for row in rows:
-        for name, right in row.order.items():
+    for scene in scenes:
+        for name, right in scene.items():
             found.setdefault(name, []).extend(right)
     return {name: summary(np.array(right, np.float64)) for name, right in found.items()}
 
@@ -71,7 +72,8 @@ def report(
         "ssim_visible": by_pose([row.ssim for row in rows], same_pose),
         "wins_against_cutout": by_pose(gains, same_pose),
         "identity_1_of_8": by_pose([row.identity for row in rows], same_pose) if has_identity else {},
-        "depth_order": pooled(rows),
+        "occlusion_order": pooled([row.occlusion for row in rows]),
+        "depth_order": pooled([row.order for row in rows]),
         "ablations_psnr_db": by_pose(ablated, same_pose[: len(ablated)]) if len(ablated) > 1 else {},
         "depth_network": {
             name: summary([error[name] for error in depth_errors]) for name in ("mae", "order")
@@ -93,10 +95,14 @@ def show(result: dict) -> str:
         if result[key]:
             lines += [f"{title:58}{'all':>26}{'same pose':>12}{'other pose':>12}"]
             lines += [_row(name, groups) for name, groups in result[key].items()] + [""]
-    lines += [f"{'share of neighbours in the order that was asked for':58}{'all':>26}"]
-    lines += [_row(name, {"all": numbers}) for name, numbers in result["depth_order"].items()] + [""]
-    lines += [f"{'depth network on the backgrounds':58}{'all':>26}"]
-    lines += [_row(name, {"all": numbers}) for name, numbers in result["depth_network"].items()] + [""]
+    pooled_titles = {
+        "occlusion_order": "share of neighbours where the right one is seen in front",
+        "depth_order": "share of neighbours in the right order, depth re-estimated",
+        "depth_network": "depth network on the backgrounds",
+    }
+    for key, title in pooled_titles.items():
+        lines += [f"{title:58}{'all':>26}"]
+        lines += [_row(name, {"all": numbers}) for name, numbers in result[key].items()] + [""]
     return "\n".join([*lines, f"pixels changed outside the mask: {result['changed_outside']}"])
 
 

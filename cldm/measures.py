@@ -70,6 +70,16 @@ def order_is_right(
     return None if shown is None else (shown > 0) == placed_is_nearer and shown != 0
 
 
+def occlusion_is_right(
+    result_u8: np.ndarray, right_u8: np.ndarray, wrong_u8: np.ndarray, overlap: np.ndarray
+) -> bool:
+    """Whether the picture shows the right one of two solids where their outlines overlap, (h, w) bool.
+
+    right_u8, wrong_u8: (h, w, 3) renders with the right and with the wrong one in front
+    """
+    return nearest_candidate(result_u8, [right_u8, wrong_u8], overlap) == 0
+
+
 def pixel_order(
     estimated_01: np.ndarray, truth_01: np.ndarray, rng: np.random.Generator, pairs: int = 2000
 ) -> float:
