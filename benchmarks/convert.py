@@ -94,7 +94,7 @@ def convert(path: Path, out: Path, width: int, dtype: str) -> dict[str, float]:
     }
 
 
-def main(
+def measure(
     width: Annotated[int, typer.Option(help="UNet width; 320 is SD 2.1", min=32)] = 320,
     work: Annotated[Path | None, typer.Option(help="folder for the files, default the system's")] = None,
     out: Annotated[Path, typer.Option(help="result")] = RESULT,
@@ -131,6 +131,10 @@ def main(
     write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
 
 
+def build_app() -> typer.Typer:
+    return single_app(measure)
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(single_app(main), sys.argv[1:]))
+    sys.exit(run_app(build_app, sys.argv[1:]))

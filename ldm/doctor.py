@@ -63,7 +63,7 @@ def bundle_lines(folder: Path = Path("assets/tiny")) -> Iterator[str]:
     yield f"{folder}: {', '.join(dict.fromkeys(parts)) if parts else 'missing; git checkout -- assets/tiny'}"
 
 
-def main() -> None:
+def report() -> None:
     """Print versions, devices, which models are here, and what each command still lacks."""
     registry = load_registry()
     sections = {
@@ -76,6 +76,10 @@ def main() -> None:
         typer.echo(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
 
 
+def build_app() -> typer.Typer:
+    return single_app(report)
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(lambda: single_app(main), sys.argv[1:]))
+    sys.exit(run_app(build_app, sys.argv[1:]))

@@ -126,8 +126,8 @@ def _unpickle(path: Path) -> Any:
         with torch.serialization.safe_globals([stand_in(name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "WeightsUnpickler" in line), str(error))
-        raise ValueError(f"{path}: refused by torch's safe unpickler: {reason.strip()[:200]}") from None
+        told = str(error).partition("WeightsUnpickler error: ")[2].strip() or str(error)
+        raise ValueError(f"{path}: refused by torch's safe unpickler: {told.splitlines()[0][:200]}") from None
     except (OSError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path}: not a readable checkpoint, perhaps an incomplete download ({str(error)[:120]})"

@@ -98,9 +98,48 @@ COMMANDS = (
         "datasets.scenes.sheet:SheetSettings",
         note="Write a labelled contact sheet of evaluation scenes.",
     ),
+    Command("python run_dataset_debug.py --source NAME --out FILE", function="run_dataset_debug:debug"),
+    Command(
+        "python -m ldm.precompute_depth IMAGE_TREE OUT_TREE",
+        function="ldm.precompute_depth:command",
+    ),
+    Command("python -m datasets.uvo_process VIDEO_JSON OUT_JSON", function="datasets.uvo_process:process"),
     Command(
         "python -m scripts.composite_sheet [PICTURES] --out FILE", function="scripts.composite_sheet:make"
     ),
+    *(
+        Command(
+            f"python -m cldm.convert {verb} --source FILE --out FOLDER",
+            "cldm.convert:CompositorSettings",
+            note=note,
+        )
+        for verb, note in (
+            ("anydoor", "AnyDoor weights -> a compositor folder that works at once."),
+            ("bifrost", "Released Bifrost weights -> a compositor folder."),
+            ("sd21", "Stable Diffusion 2.1 base -> the folder that training starts from."),
+        )
+    ),
+    Command(
+        "python -m cldm.convert dinov2 --source FILE --out FOLDER",
+        "cldm.convert:ConvertSettings",
+        note="DINOv2 ViT-g/14, original file -> a transformers folder.",
+    ),
+    Command(
+        "python -m cldm.convert dpt --source FILE --out FOLDER",
+        "cldm.convert:ConvertSettings",
+        note="DPT-Large, original file -> a transformers folder.",
+    ),
+    Command(
+        "python -m cldm.convert export --source FOLDER --out FILE",
+        "cldm.export:ExportSettings",
+        note="A folder -> the original single-file layout.",
+    ),
+    Command("python -m ldm.registry list", function="ldm.registry:list_models"),
+    *(
+        Command(f"python -m ldm.registry {verb} NAME{rest}", function=f"ldm.registry:{verb}")
+        for verb, rest in (("show", ""), ("where", ""), ("pull", ""), ("register", " FILE"), ("verify", ""))
+    ),
+    Command("python -m ldm.doctor", function="ldm.doctor:report"),
     Command("python -m scripts.make_teaser", function="scripts.make_teaser:make"),
     Command("python -m scripts.make_examples", function="scripts.make_examples:make"),
     Command("python -m scripts.draw_figure", function="scripts.draw_figure:make"),
@@ -188,7 +227,8 @@ def parameter_rows(function: Callable[..., None]) -> Iterator[tuple[str, ...]]:
         option = isinstance(declared, OptionInfo)
         default = parameter.default
         shown = "required" if default is parameter.empty else "" if default is None else f"`{default}`"
-        spelled = flag_name(name) if option else name.upper()
+        named = str(declared.default) if option else ""  # inside Annotated, typer.Option("--name") lands here
+        spelled = named if named.startswith("--") else flag_name(name) if option else name.upper()
         yield f"`{spelled}`", cell(type_name(kind)), shown, cell(declared.help or "")
 
 

@@ -12,7 +12,10 @@ from ldm.config import load_config
 from ldm.options import run_app
 from tests.conftest import ROOT
 
-PAGES = ["README.md", "CONTRIBUTING.md", "assets/tiny/README.md", "docs/compositor.md", "docs/scenes.md"]
+PAGES = [
+    *("README.md", "CONTRIBUTING.md", "assets/tiny/README.md"),
+    *("docs/compositor.md", "docs/scenes.md", "docs/weights.md", "docs/datasets.md"),
+]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -29,7 +32,14 @@ WORKERS = {
     "run_inference": ["run_image", "replay"],
     "datasets.scenes.__main__": ["render_command", "sheet_command"],
     "cldm.evaluate": ["run"],
+    "cldm.convert": ["anydoor", "bifrost", "sd21", "dinov2", "dpt", "export"],
+    "ldm.registry": ["list_models", "show", "where", "pull", "register", "verify"],
+    "ldm.doctor": ["report"],
+    "benchmarks.convert": ["measure"],
     "scripts.make_tiny_bundle": ["compositor", "depth"],
+    "run_dataset_debug": ["debug"],
+    "ldm.precompute_depth": ["command"],
+    "datasets.uvo_process": ["process"],
     "scripts.composite_sheet": ["make"],
     "scripts.make_teaser": ["make"],
     "scripts.make_examples": ["make"],

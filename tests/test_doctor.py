@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from ldm.doctor import main
+from ldm.doctor import bundle_lines, report
 from ldm.models import load_registry
 
 
 def test_what_is_missing_is_named_with_its_command(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
-    main()
+    report()
     before = capsys.readouterr().out
     assert "torch " in before
     assert "cpu (" in before
@@ -20,13 +20,11 @@ def test_what_is_missing_is_named_with_its_command(tmp_path: Path, monkeypatch, 
     for file in ("config.json", "model.safetensors"):
         (tmp_path / "sam").mkdir(exist_ok=True)
         (tmp_path / "sam" / file).write_text("{}")
-    main()
+    report()
     assert "run_inference.py image --sam: ready" in capsys.readouterr().out
 
 
 def test_a_bundle_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ldm.doctor import bundle_lines
-
     assert "git checkout" in next(bundle_lines(tmp_path))
     for part in ("depth", "compositor"):
         (tmp_path / part).mkdir()
