@@ -1,0 +1,205 @@
+"""Samples per second of sources with the real pre-processing, beside the published loader's work.
+
+    python -m benchmarks.sources [results.json [DATASETS.yaml]]
+
+Two fabricated sources of frame pairs, 640 x 480 and 1280 x 720; with a settings file also every source in it
+whose data are there. CPU seconds per accepted example, so refusals count and a busy machine does not.
+`published` does what the published loader does to the same files, in plain OpenCV and NumPy: an augmentation
+that is then thrown away, the mask deformed on the whole crop, resizing at the end, float64 arrays.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+import torch
+
+from datasets.base import Source
+from datasets.folder import FolderConfig, OwnFolder
+from datasets.geometry import bbox_of_mask, expand_box, square_box, square_padding
+from datasets.pairs import Augment, Choices, PairOptions, build_pair
+from datasets.registry import SOURCES, DatasetsConfig, open_source
+from datasets.survey import Tally, draws
+from ldm.config import load_config
+from ldm.device import describe_hardware
+from ldm.files import write_atomic
+from ldm.images import normalize, write_depth, write_mask
+
+RESULTS = Path("benchmarks/results/sources.json")
+SIZES = ((480, 640), (720, 1280))
+ITEMS, DRAWS = 4, 24
+# The published choice of masks: the box with probability 0.3, else the deformed outline.
+OPTIONS = PairOptions(augment=replace(Augment(), levels=(0.0, 0.0, 0.7, 0.0, 0.3)))
+SIDE, REFERENCE = 512, 224
+
+
+def fabricate(root: Path, size: tuple[int, int]) -> OwnFolder:
+    """Textured pictures with an elliptic object, as JPEG, PNG and 16-bit PNG."""
+    h, w = size
+    y, x = np.mgrid[0:h, 0:w]
+    for item in range(ITEMS):
+        rng = np.random.default_rng(item)
+        noise = rng.integers(0, 256, (h // 4, w // 4, 3), dtype=np.uint8)
+        picture = cv2.resize(noise, (w, h), interpolation=cv2.INTER_CUBIC)
+        (root / "images").mkdir(exist_ok=True)
+        cv2.imwrite(str(root / "images" / f"{item}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        mask = ((x / w - 0.5) / 0.18) ** 2 + ((y / h - 0.5) / 0.28) ** 2 < 1
+        write_mask(root / "masks" / f"{item}.png", mask)
+        smooth = cv2.GaussianBlur(rng.random((h, w), np.float32), (0, 0), h / 20)
+        write_depth(root / "depth" / f"{item}.png", normalize(smooth))
+    pairs = [f"{item} {(item + 1) % ITEMS}" for item in range(ITEMS)]
+    (root / "pairs.txt").write_text("\n".join(pairs), encoding="utf-8")
+    return OwnFolder(FolderConfig(root=root))
+
+
+def published_read(root: Path, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Picture and mask of the reference, and picture, mask and depth of the target, of which it is made."""
+    for one in (item, (item + 1) % ITEMS):
+        picture = cv2.cvtColor(cv2.imread(str(root / "images" / f"{one}.jpg")), cv2.COLOR_BGR2RGB)
+        mask = cv2.imread(str(root / "masks" / f"{one}.png"))[..., 0] > 128
+    depth = cv2.imread(str(root / "depth" / f"{one}.png"), cv2.IMREAD_UNCHANGED)
+    return picture, mask, depth
+
+
+def published_perturb(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random local growing and shrinking until the overlap falls below a target, on the whole array."""
+    target, (h, w) = rng.uniform(0.3, 0.99), truth.shape
+    found = truth.astype(np.uint8)
+    for _ in range(250):
+        for _ in range(4):
+            left, top = int(rng.integers(w)), int(rng.integers(h))
+            part = np.s_[top : int(rng.integers(top + 1, h + 1)), left : int(rng.integers(left + 1, w + 1))]
+            form = cv2.MORPH_RECT if rng.random() < 0.25 else cv2.MORPH_ELLIPSE
+            kernel = cv2.getStructuringElement(form, (int(rng.integers(3, 10)),) * 2)
+            change = cv2.dilate if rng.random() < 0.5 else cv2.erode
+            found[part] = change(found[part], kernel)
+            found = np.logical_or(found, truth).astype(np.uint8)
+        if np.logical_and(found, truth).sum() / np.logical_or(found, truth).sum() < target:
+            break
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(found, connectivity=8)
+    return (labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))).astype(np.uint8)
+
+
+def published_pair(
+    picture: np.ndarray, mask: np.ndarray, depth: np.ndarray, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Reference view, detail map, collage, mask and depth as the published loader makes them."""
+    x0, y0, x1, y1 = bbox_of_mask(mask)
+    view = np.where(mask[..., None], picture, 255)[y0:y1, x0:x1]
+    side = square_padding((y1 - y0, x1 - x0))
+    view = np.pad(view, ((side[1], side[3]), (side[0], side[2]), (0, 0)), constant_values=255)
+    view = cv2.resize(view.astype(np.uint8), (REFERENCE, REFERENCE))
+    _thrown_away(view, rng)
+    large = cv2.resize(view, (256, 256))
+    sobel = [cv2.convertScaleAbs(cv2.Sobel(large, cv2.CV_64F, *axes, ksize=3)) for axes in ((1, 0), (0, 1))]
+    detail = cv2.resize(cv2.addWeighted(sobel[0], 0.5, sobel[1], 0.5, 0).max(axis=2), (REFERENCE, REFERENCE))
+    depth_u8 = (255 * normalize(depth)).astype(np.uint8)
+    depth_u8 = np.repeat(depth_u8[..., None], 3, axis=2)
+    size = mask.shape[0], mask.shape[1]
+    box = expand_box((x0, y0, x1, y1), 1.1, size)
+    left, top, right, bottom = square_box(expand_box(box, float(rng.uniform(1.3, 2.9)), size), size, "clip")
+    crop = np.s_[top:bottom, left:right]
+    inside = np.zeros(mask.shape)
+    inside[box[1] : box[3], box[0] : box[2]] = 1
+    collage = picture[crop].copy()
+    region = inside[crop] > 0
+    collage[region] = cv2.resize(
+        np.repeat(detail[..., None], 3, 2), (box[2] - box[0], box[3] - box[1])
+    ).reshape(-1, 3)
+    chosen = inside[crop] if rng.random() < 0.3 else published_perturb(mask[crop], rng)
+    padding = square_padding((bottom - top, right - left))
+    pads = ((padding[1], padding[3]), (padding[0], padding[2]))
+    whole = [np.pad(one, (*pads, (0, 0))) for one in (picture[crop], collage, depth_u8[crop])]
+    found = [cv2.resize(one.astype(np.uint8), (SIDE, SIDE)).astype(np.float64) / 127.5 - 1 for one in whole]
+    edit = cv2.resize(np.pad(chosen, pads, constant_values=2), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+    return [view / 255.0, *found, np.where(edit == 2, -1, edit)]
+
+
+def _thrown_away(view: np.ndarray, rng: np.random.Generator) -> None:
+    """The augmentation that the published loader computes and does not use."""
+    turn = cv2.getRotationMatrix2D((REFERENCE / 2, REFERENCE / 2), float(rng.uniform(-20, 20)), 1)
+    turned = cv2.blur(cv2.warpAffine(view, turn, (REFERENCE, REFERENCE)), (5, 5))
+    lab = cv2.cvtColor(turned, cv2.COLOR_RGB2LAB)
+    lab[..., 0] = cv2.createCLAHE(4.0, (8, 8)).apply(np.ascontiguousarray(lab[..., 0]))
+    cv2.cvtColor(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), cv2.COLOR_RGB2HSV)
+
+
+def per_example(work: Callable[[int], object], count: int) -> float:
+    """Mean CPU milliseconds of work(0) .. work(count - 1), after one warm-up."""
+    work(0)
+    start = time.process_time()
+    for k in range(count):
+        work(k)
+    return round(1000 * (time.process_time() - start) / count, 2)
+
+
+def ours(source: Source, count: int = DRAWS) -> dict[str, float]:
+    """CPU milliseconds per accepted example: files to Inputs, and all of it; the share of accepted draws."""
+    tally = Tally("")
+    start = time.process_time()
+    accepted = len(list(draws(source, tally, OPTIONS, count, seed=0)))
+    whole = round(1000 * (time.process_time() - start) / max(accepted, 1), 2)
+    share = round(accepted / (accepted + sum(tally.refused.values())), 3)
+    return {"ms": whole, "per_second_and_core": round(1000 / whole, 1), "accepted": share}
+
+
+def fabricated(size: tuple[int, int]) -> dict[str, float]:
+    """Our and the published work on the same files, with and without reading them."""
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        source = fabricate(root, size)
+        inputs = [source.example(item, np.random.default_rng(item)) for item in range(ITEMS)]
+        files = [published_read(root, item) for item in range(ITEMS)]
+        reading = per_example(lambda k: source.example(k % ITEMS, np.random.default_rng(k)), DRAWS)
+        both = {"ours_read_ms": reading, "ours_pair_ms": per_example(_builder(inputs), DRAWS)}
+        both["published_read_ms"] = per_example(lambda k: published_read(root, k % ITEMS), DRAWS)
+        both["published_pair_ms"] = per_example(
+            lambda k: published_pair(*files[k % ITEMS], np.random.default_rng(k)), DRAWS
+        )
+    ours_ms, published_ms = (both[f"{who}_read_ms"] + both[f"{who}_pair_ms"] for who in ("ours", "published"))
+    both["ratio_pair"] = round(both["published_pair_ms"] / both["ours_pair_ms"], 1)
+    both["ratio_all"] = round(published_ms / ours_ms, 1)
+    both["per_second_and_core"] = round(1000 / ours_ms, 1)
+    return both
+
+
+def _builder(inputs: list) -> Callable[[int], object]:
+    def build(k: int) -> object:
+        return build_pair(inputs[k % ITEMS], OPTIONS, Choices.sample(np.random.default_rng(k), OPTIONS))
+
+    return build
+
+
+def present(config: Path) -> Iterator[tuple[str, Source]]:
+    """The sources of a settings file whose data are there."""
+    settings = load_config(DatasetsConfig, config)
+    for name in SOURCES:
+        try:
+            yield name, open_source(settings, name)
+        except ValueError as error:
+            logging.info("left out: %s", error)
+
+
+def main(argv: list[str]) -> None:
+    """Measure and write the JSON."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    results: dict[str, object] = {"hardware": describe_hardware()}
+    results["fabricated"] = {f"{w} x {h}": fabricated((h, w)) for h, w in SIZES}
+    if len(argv) > 1:
+        results["sources"] = {name: ours(source) for name, source in present(Path(argv[1]))}
+    text = json.dumps(results, indent=2)
+    logging.info(text)
+    write_atomic(Path(argv[0]) if argv else RESULTS, (text + "\n").encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
