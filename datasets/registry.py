@@ -165,6 +165,10 @@ def open_source(config: DatasetsConfig, name: str) -> Source:
         return Indexed(source, Path(config.indexes[name])) if name in config.indexes else source  # type: ignore
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{name}: an annotation file has another form than docs/datasets.md says: {error}"
+        ) from error
 
 
 def open_mixture(config: DatasetsConfig) -> tuple[list[Source], list[float]]:

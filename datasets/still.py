@@ -173,12 +173,15 @@ class Sam:
     def views(self, index: int) -> Iterator[View]:
         path = self.items[index]
         document = read_json(path)
-        image = section(document, "image", path)
-        size = image["height"], image["width"]
-        for one in section(document, "annotations", path):
-            if one["area"] > self.min_pixels:
-                segment = partial(segment_mask, one["segmentation"], size, str(path))
-                yield View(path.with_suffix(".jpg"), segment, self.tree)
+        image, listed = section(document, "image", path), section(document, "annotations", path)
+        try:
+            size = image["height"], image["width"]
+            segments = [one["segmentation"] for one in listed if one["area"] > self.min_pixels]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not an annotation file of SA-1B: {error} is missing") from None
+        for segment in segments:
+            mask = partial(segment_mask, segment, size, str(path))
+            yield View(path.with_suffix(".jpg"), mask, self.tree)
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
         view = picked(list(self.views(index)), rng)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
-from datasets.base import PairDataset
+from datasets.base import PairDataset, collate
 from datasets.pairs import Choices, PairOptions, build_pair
 from datasets.registry import SOURCES, DatasetsConfig, open_mixture, open_source
 from ldm.config import load_config
@@ -48,11 +50,9 @@ def own(published, tmp_path, monkeypatch):
     """A folder of its own, for tests that break things: writes the tree of one source and opens it."""
     monkeypatch.chdir(tmp_path)
 
-    def write(name, *overrides):
+    def write(name):
         trees.TREES[name](tmp_path / "data")
-        return lambda: open_source(
-            load_config(DatasetsConfig, ROOT / "configs/datasets.yaml", overrides), name
-        )
+        return lambda: open_source(published, name)
 
     return write
 
@@ -173,6 +173,27 @@ def test_dreambooth_second_layout(tmp_path):
     assert (source.pair(0, "room_1").target_mask == hole).mean() > 0.99
 
 
+def test_annotations_of_another_form_are_named(own, tmp_path):
+    opened = own("lvis")
+    trees.save_json(tmp_path / "data/LVIS/lvis_v1_train.json", {"images": [{"id": 1}], "annotations": [{}]})
+    with pytest.raises(ValueError, match="^lvis: an annotation file has another form .*area"):
+        opened()
+    (tmp_path / "data/LVIS/lvis_v1_train.json").write_text("{")
+    with pytest.raises(ValueError, match=r"^lvis: .*lvis_v1_train.json cannot be read as JSON"):
+        opened()
+
+
+def test_a_damaged_annotation_costs_one_item_only(own, tmp_path):
+    opened = own("sam")
+    trees.save_json(tmp_path / "data/SAM/0001/sa_1.json", {"image": {}, "annotations": [{}]})
+    source = opened()
+    with pytest.raises(
+        ValueError, match=r"sa_1.json is not an annotation file of SA-1B: 'height' is missing"
+    ):
+        source.example(1, np.random.default_rng(0))
+    assert PairDataset(source, SMALL, seed=0)[1].edit_mask.any()
+
+
 def test_mask_without_picture_is_left_out(own, tmp_path, caplog):
     opened = own("folder")
     write_mask(tmp_path / "data/mine/masks/lonely.png", np.eye(50, dtype=bool))
@@ -198,6 +219,16 @@ def test_published_mixture_opens_with_its_shares(config):
     }
     dataset = PairDataset(sources, SMALL, 0, weights)
     assert dataset[3].edit_mask.any()
+
+
+def test_loader_processes_do_not_change_the_examples(config):
+    """Example k of a seed is the same in any process, also after other examples."""
+    sources, weights = open_mixture(config)
+    dataset = PairDataset(sources, SMALL, 1, weights)
+    loaded = list(DataLoader(dataset, 2, sampler=range(6), num_workers=2, collate_fn=collate))
+    alone = [PairDataset(sources, SMALL, 1, weights)[k] for k in (5, 0)]
+    assert torch.equal(loaded[2]["detail_pm1"][1], alone[0].detail_pm1)
+    assert torch.equal(loaded[0]["reference_01"][0], alone[1].reference_01)
 
 
 def test_unknown_source_is_answered_with_the_nearest(config):

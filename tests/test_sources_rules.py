@@ -80,6 +80,9 @@ def test_segmentations_agree(tmp_path):
         segment_mask(coded, (40, 50), "a")
     with pytest.raises(ValueError, match="a: the segmentation cannot be decoded"):
         segment_mask({"counts": 3}, (40, 50), "a")
+    for damaged in ([], [3.0, 4.0], [["x"]], [[1.0, 2.0]], None, "abc"):
+        with pytest.raises(ValueError, match="a: the segmentation cannot be decoded"):
+            segment_mask(damaged, (40, 50), "a")
 
 
 def _runs(mask):
