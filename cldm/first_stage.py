@@ -41,7 +41,7 @@ class FirstStageConfig:
     autoencoder: AutoencoderConfig = setting(AutoencoderConfig(), help="sizes")
     crop: int = setting(64, low=16, help="side of the random training crops, pixels")
     batch: int = setting(8, low=1, help="crops per step")
-    steps: int = setting(6000, low=1, help="optimizer steps")
+    steps: int = setting(5000, low=1, help="optimizer steps")
     bf16: bool = setting(True, help="bfloat16 autocast; twice as fast on recent CPUs")
     lr: float = setting(1.5e-3, low=0.0, help="peak learning rate, cosine to 0")
     seed: int = setting(0, help="seed of initialisation and crops")
