@@ -84,14 +84,21 @@ def _open_folder(folder: Path) -> WeightFile:
 
 def _open_safetensors(path: Path) -> WeightFile:
     try:
-        handle = safe_open(path, framework="pt")
-        slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
+        with safe_open(path, framework="pt") as handle:
+            slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
+            shapes = {key: tuple(found.get_shape()) for key, found in slices.items()}
+            names = {key: found.get_dtype() for key, found in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
     types = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-    shapes = {key: tuple(found.get_shape()) for key, found in slices.items()}
-    dtypes = {key: types.get(found.get_dtype(), torch.float32) for key, found in slices.items()}
-    return WeightFile(path, shapes, dtypes, handle.get_tensor)
+
+    def read(key: str) -> Tensor:
+        with safe_open(path, framework="pt") as fresh:  # a new mapping each time: its pages are given back
+            return fresh.get_tensor(key)
+
+    return WeightFile(
+        path, shapes, {key: types.get(name, torch.float32) for key, name in names.items()}, read
+    )
 
 
 def _open_pickle(path: Path) -> WeightFile:

@@ -40,7 +40,7 @@ def test_a_file_that_would_run_code_is_refused(legacy: bool, tmp_path: Path) -> 
 
 
 def test_a_plain_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "w.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "hit")))
+    (tmp_path / "w.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "hit"), protocol=2))
     with pytest.raises(ValueError, match="refused|not a readable checkpoint"):
         open_weights(tmp_path / "w.pt")
     assert not (tmp_path / "hit").exists()
