@@ -104,7 +104,10 @@ def starting_model(config: RunConfig) -> Compositor:
 
 
 class SaveModel(pl.Callback):
-    """Writes model folder and manifest beside each checkpoint, with averaged weights where they are kept."""
+    """Writes model folder and manifest before each checkpoint, with averaged weights where they are kept.
+
+    Before: a run whose last checkpoint exists has its model too.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -147,13 +150,10 @@ class SaveModel(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
     ) -> None:
-        due = trainer.global_step % self.config.trainer.save_every == 0 and trainer.global_step != self.saved
-        if trainer.is_global_zero and due:
-            self.saved = trainer.global_step
-            self.save(pl_module)  # type: ignore[arg-type]
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
+        step = trainer.global_step
+        due = step % self.config.trainer.save_every == 0 or step == trainer.max_steps
+        if trainer.is_global_zero and due and step != self.saved:
+            self.saved = step
             self.save(pl_module)  # type: ignore[arg-type]
 
 

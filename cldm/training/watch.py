@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
@@ -80,8 +81,6 @@ def hint_changes(model: Compositor, batch: dict[str, Tensor], seed: int = 0) -> 
 
 def noise_level(model: Compositor, time: int) -> float:
     """Share of the signal's variance that is left at a timestep (alpha bar)."""
-    from diffusers import DDIMScheduler
-
     return float(DDIMScheduler.from_config(model.scheduler_config).alphas_cumprod[time])
 
 
