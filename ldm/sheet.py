@@ -78,7 +78,7 @@ def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tu
     """(width, height) of a text of one or more lines in pixels."""
     ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     x0, _, x1, _ = ruler.multiline_textbbox((0, 0), text, font=font)
-    # Every line is as high as one with ascenders and descenders, so that texts side by side share a base line.
+    # Every line counts as one with ascenders and descenders: texts side by side share a base line.
     _, y0, _, y1 = ruler.multiline_textbbox((0, 0), "\n".join(["Ag"] * (text.count("\n") + 1)), font=font)
     return round(x1 - min(x0, 0)), round(y1 - min(y0, 0)) + 2
 
