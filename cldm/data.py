@@ -23,6 +23,7 @@ class DataConfig:
     weights: tuple[float, ...] = setting(
         (), low=0.0, help="share of scenes and of each folder of more, in any unit; none: equal"
     )
+    true_depth: bool = setting(False, help="show the depth of the target itself, not the one of inference")
     batch: int = setting(16, low=1, help="examples per batch and device")
     workers: int = setting(8, low=0, help="loader processes; 0 loads in the training process")
 
@@ -42,7 +43,8 @@ def open_sources(config: DataConfig) -> list[Source]:
             "data.scenes is not set: render scenes with `python -m datasets.scenes render --out FOLDER` "
             "and name the folder"
         )
-    return [RenderedScenes(folder) for folder in (config.scenes, *config.more)]
+    folders = (config.scenes, *config.more)
+    return [RenderedScenes(folder, true_depth=config.true_depth) for folder in folders]
 
 
 def open_dataset(config: DataConfig, options: PairOptions, seed: int) -> PairDataset:

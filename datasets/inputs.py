@@ -14,7 +14,7 @@ from ldm.config import check_settings, setting
 MIN_OBJECT = 8  # pixels, smallest side of a reference object
 SAME_SIZE = {  # these arrays have the (h, w) of those
     "reference_u8": ("reference_mask", "reference_depth_01"),
-    "background_u8": ("background_depth_01", "target_u8", "target_mask", "region"),
+    "background_u8": ("background_depth_01", "target_depth_01", "target_u8", "target_mask", "region"),
 }
 
 
@@ -97,6 +97,7 @@ class Inputs:
     depth_range: tuple[float, float] = (0.0, 1.0)  # (far, near) of the object
     mode: str = "place"
     target_u8: np.ndarray | None = None  # (H, W, 3) the truth, in training
+    target_depth_01: np.ndarray | None = None  # (H, W) of the truth; then the hint shows it
     reference_depth_01: np.ndarray | None = None  # (h, w)
     target_mask: np.ndarray | None = None  # (H, W) bool: what to replace or paint, or the true silhouette
     region: np.ndarray | None = None  # (H, W) bool: exactly what may change, instead of a mask level

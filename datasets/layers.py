@@ -129,6 +129,8 @@ def build_layers(
     coverage = np.where(shown & edit, placed.alpha_01, 0).astype(np.float32)
     if fused:
         depth_01 = fuse(depth_01, placed, coverage > 0.5)
+    if inputs.target_depth_01 is not None:
+        depth_01 = crop.take(inputs.target_depth_01).astype(np.float32, copy=False)
     background_u8 = crop.take(inputs.background_u8)
     clean_u8 = background_u8 if inputs.background_known else fill_colour(background_u8, edit)
     return Layers(background_u8, clean_u8, depth_01, placed, coverage, edit, keep, region)

@@ -2,7 +2,7 @@
 
 One example: background = the scene without the object, target = the scene with it, reference = the object
 alone under another lamp, box and depth range = the true ones.  The depth hint is the background's depth fused
-with the reference's, as at inference; the target's own depth is never shown.
+with the reference's, as at inference; the target's own depth is shown only by option.
 """
 
 from __future__ import annotations
@@ -41,14 +41,17 @@ class RenderedScenes:
 
     augment: mirror and permute colours of a whole example (12 variants of each scene).
     own_depth: share of the examples that show the reference's own depth map; the others let it bulge.
+    true_depth: the depth hint is that of the true picture instead of the one that inference can make.
     """
 
     dynamics = BOTH  # other lamp, often another pose
 
-    def __init__(self, folder: Path, *, augment: bool = True, own_depth: float = 0.5) -> None:
+    def __init__(
+        self, folder: Path, *, augment: bool = True, own_depth: float = 0.5, true_depth: bool = False
+    ) -> None:
         self.shards = [read_shard(path) for path in shard_files(folder)]
         self.ends = list(accumulate(len(shard.facts) for shard in self.shards))
-        self.augment, self.own_depth = augment, own_depth
+        self.augment, self.own_depth, self.true_depth = augment, own_depth, true_depth
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -82,6 +85,7 @@ class RenderedScenes:
             box01_xyxy=fact.boxes01[fact.removed],
             depth_range=(far, near),
             target_u8=shard.image_u8[row],
+            target_depth_01=depth_01(shard.depth_u16[row]) if self.true_depth else None,
             reference_depth_01=depth_01(shard.reference_depth_u16[row]) if own_depth else None,
             target_mask=self.silhouette(index) if silhouette else None,
         )

@@ -16,6 +16,7 @@ from cldm.module import TrainConfig, rate
 from cldm.pretrained import load_compositor
 from datasets.base import BOTH, PairDataset, Rejected, RunBatches, collate
 from datasets.inputs import Inputs
+from datasets.pairs import build_pair
 from datasets.rendered import RenderedScenes, read_images
 from datasets.scenes.store import StoreSettings, render_shards
 from run_train_bifrost import RunConfig, TrainerConfig, train
@@ -141,3 +142,11 @@ def test_first_stage_learns_and_is_compared_with_pca(scenes: Path, tmp_path: Pat
     linear = [pca_db(images, images, 4, channels).mean() for channels in (2, 8, 48)]
     assert linear == sorted(linear)
     assert linear[2] > 60  # all 48 numbers of a 4 x 4 patch: no loss but rounding
+
+
+def test_the_targets_own_depth_is_shown_only_by_option(scenes: Path) -> None:
+    usual, told = RenderedScenes(scenes), RenderedScenes(scenes, true_depth=True)
+    hints = [build_pair(source.inputs(0), SMALL_CARD.pair).depth_01 for source in (usual, told)]
+    unlike = build_pair(replace(usual.inputs(0), target_u8=None), SMALL_CARD.pair).depth_01
+    assert torch.equal(hints[0], unlike)
+    assert not torch.equal(hints[0], hints[1])
