@@ -9,9 +9,10 @@ import pytest
 from datasets.scenes import eval_seed, render, sample_scene, store
 from datasets.scenes.__main__ import build_app
 from datasets.scenes.sheet import SheetSettings, write_sheet
-from datasets.scenes.store import StoreSettings, read_shard, render_shards, shard_of
+from datasets.scenes.store import StoreSettings, read_shard, render_shards
 from ldm.images import read_picture
 from ldm.options import run_app
+from ldm.shards import shard_of
 
 
 @pytest.fixture

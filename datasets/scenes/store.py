@@ -27,6 +27,7 @@ from datasets.scenes.layout import sample_scene
 from ldm.config import to_plain
 from ldm.files import write_atomic
 from ldm.schema import setting
+from ldm.shards import shard_of
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +65,6 @@ class Shard:
     reference_mask: np.ndarray      # (k, r, r) bool
     reference_depth_u16: np.ndarray     # (k, r, r)
     facts: tuple[SceneFacts, ...]
-
-
-def shard_of(text: str) -> tuple[int, int]:
-    """"i/n" -> (i, n) with 0 <= i < n."""
-    index, slash, count = text.partition("/")
-    if slash and index.isdigit() and count.isdigit() and int(index) < int(count):
-        return int(index), int(count)
-    raise ValueError(f"shard must be i/n with 0 <= i < n, got {text!r}")
 
 
 def depth_01(depth_u16: np.ndarray) -> np.ndarray:
