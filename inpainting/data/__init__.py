@@ -1,0 +1,1 @@
+"""Paintings, their region masks, captions and splits: building, reading, checking."""

@@ -1,0 +1,1 @@
+"""Writing one prompt per coloured mask with LLaVA-NeXT."""

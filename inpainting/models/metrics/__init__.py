@@ -1,0 +1,1 @@
+"""Numbers about prompts and about painted pictures."""

@@ -1,0 +1,1 @@
+"""Painting several masks in one pass with rectified cross-attention."""
