@@ -5,7 +5,8 @@
     python run_dataset_debug.py --source mose --validate --out outputs/mose.json
 
 The first two write a contact sheet and a table of refusals, the third checks all files and writes a report
-and a list of the sound items, which `indexes.mose=FILE` makes the loader use.
+and a list of the sound items, which `indexes.mose=FILE` makes the loader use. A check that was interrupted
+goes on with the same command.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from datasets.registry import SOURCES, DatasetsConfig, open_source
 from datasets.rendered import RenderedScenes
 from datasets.scenes.store import StoreSettings, render_shards
 from datasets.survey import Draw, Tally, draws, validate
-from ldm.config import load_config
+from ldm.config import load_config, to_plain
 from ldm.files import write_all_atomic
 from ldm.images import from_pm1, write_png
 from ldm.logs import start_logging
@@ -68,13 +69,18 @@ def write_sheet(source: Source, name: str, options: PairOptions, n: int, seed: i
     return tally
 
 
-def write_report(source: Source, name: str, out: Path) -> str:
-    """Check every file of a source, write report and index, return what to say."""
+def write_report(source: Source, name: str, out: Path, settings: str) -> str:
+    """Check every file of a source, write report and index, return what to say.
+
+    settings: those of the source; an interrupted check with the same ones goes on where it stopped.
+    """
     if not hasattr(source, "views"):
         raise ValueError(
             f"--validate is for sources of files; {name} is rendered and checked when it is read"
         )
-    report = validate(source, name)  # type: ignore[arg-type]
+    journal = out.with_name(f"{out.stem}_unfinished.jsonl")
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    report = validate(source, name, journal, settings)  # type: ignore[arg-type]
     index = out.with_name(f"{out.stem}_index.json")
     counted = {"accepted": report.objects.accepted, **report.objects.refused}
     items = {"items": len(source), "sound": len(report.sound)}
@@ -85,6 +91,7 @@ def write_report(source: Source, name: str, out: Path) -> str:
             index: (json.dumps({"source": name, "items": report.sound}) + "\n").encode(),
         }
     )
+    journal.unlink()
     said = f"{len(report.sound)} of {len(source)} items are sound, {len(report.problems)} are not"
     return f"{report.objects.table()}\n{said}\nreport: {out}\nindex:  {index} (indexes.{name}={index})"
 
@@ -118,7 +125,8 @@ def debug(
         raise ValueError(f"--out must end in {expected}, got {out}")
     settings = load_config(DatasetsConfig, config, overrides or [])
     if validate:
-        log.info("%s", write_report(open_source(settings, source), source, out))
+        plain = json.dumps(to_plain(getattr(settings, source)), sort_keys=True)
+        log.info("%s", write_report(open_source(settings, source), source, out, plain))
         return
     options = PairOptions(size=(size, size))
     absent = source == "scenes" and not (settings.scenes and settings.scenes.folder.is_dir())

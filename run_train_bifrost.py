@@ -25,6 +25,7 @@ from cldm.module import CompositorModule, TrainConfig
 from cldm.pretrained import Card, Sampling, load_compositor, save_compositor
 from cldm.training.checkpoints import Checkpoints, SplitCheckpoint, checkpoint_folders
 from cldm.training.metrics import Metrics
+from cldm.training.refusals import Refusals
 from cldm.training.watch import Samples, Watched
 from datasets.inputs import PairOptions
 from ldm.config import check_settings, dump_yaml, setting
@@ -183,6 +184,7 @@ def make_trainer(config: RunConfig) -> pl.Trainer:
     callbacks = [
         Metrics(out / "metrics.csv", settings.log_every, samples_per_step, watched, settings.probe_every),
         Samples(out / "samples", settings.sample_every, config.sampling, watched),
+        Refusals(out / "refusals.json"),
         SaveModel(config),
         Checkpoints(out / "checkpoints", settings.save_every, settings.keep),
     ]

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from datasets.base import Drawn, PairDataset, RunBatches, Source, collate
 from datasets.inputs import PairOptions
+from datasets.registry import DatasetsConfig, open_mixture
 from datasets.rendered import RenderedScenes
-from ldm.config import check_settings, setting
+from ldm.config import check_settings, load_config, setting
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where examples come from and how they are loaded."""
 
-    scenes: Path | None = setting(None, help="folder of scene shards (python -m datasets.scenes render)")
+    datasets: Path | None = setting(
+        None, help="YAML file of real sources and their weights, such as configs/datasets.yaml"
+    )
+    scenes: Path | None = setting(None, help="folder of scene shards, instead of datasets")
     more: tuple[Path, ...] = setting((), help="further folders of scene shards, mixed with the first")
     weights: tuple[float, ...] = setting(
         (), low=0.0, help="share of scenes and of each folder of more, in any unit; none: equal"
@@ -34,23 +40,39 @@ class DataConfig:
                 f"data.weights needs one number for scenes and one for each folder of more, "
                 f"{1 + len(self.more)} in all, got {len(self.weights)}"
             )
+        if self.datasets is not None and self.scenes is not None:
+            raise ValueError(
+                f"data.datasets={self.datasets} and data.scenes={self.scenes}: only one of them; rendered "
+                "scenes are also a source of a datasets file (section scenes)"
+            )
 
 
-def open_sources(config: DataConfig) -> list[Source]:
-    """The sources that the configuration names."""
+def open_sources(config: DataConfig) -> tuple[dict[str, Source], list[float]]:
+    """The sources that the configuration names, and their weights."""
+    if config.datasets is not None:
+        settings = load_config(DatasetsConfig, config.datasets)
+        try:
+            sources, weights = open_mixture(settings)
+        except ValueError as error:
+            raise ValueError(f"data.datasets={config.datasets}: {error}") from error
+        names = [name for name, weight in settings.weights.items() if weight > 0]
+        return dict(zip(names, sources, strict=True)), weights
     if config.scenes is None:
         raise ValueError(
-            "data.scenes is not set: render scenes with `python -m datasets.scenes render --out FOLDER` "
-            "and name the folder"
+            "neither data.datasets nor data.scenes is set: name a datasets file such as configs/datasets.yaml, "
+            "or render scenes with `python -m datasets.scenes render --out FOLDER` and name the folder"
         )
     folders = (config.scenes, *config.more)
-    return [RenderedScenes(folder, true_depth=config.true_depth) for folder in folders]
+    rendered: dict[str, Source] = {
+        str(folder): RenderedScenes(folder, true_depth=config.true_depth) for folder in folders
+    }
+    return rendered, list(config.weights) or [1.0] * len(folders)
 
 
-def open_dataset(config: DataConfig, options: PairOptions, seed: int) -> PairDataset:
-    """All examples of a run by their number."""
-    sources = open_sources(config)
-    return PairDataset(sources, options, seed, config.weights or (1.0,) * len(sources))
+def collate_run(drawn: Sequence[Drawn]) -> dict[str, Any]:
+    """The stacked tensors, and `refused`: (source, reason) of every sample that was refused on the way."""
+    refused = [(int(one.source), reason) for one in drawn for reason in one.refused]
+    return {**collate(drawn), "refused": refused}
 
 
 class RunLoader(DataLoader[Drawn]):
@@ -70,12 +92,15 @@ class PairData(pl.LightningDataModule):
         super().__init__()
         self.config, self.options, self.seed, self.batches = config, options, seed, batches
         self._dataset: PairDataset | None = None
+        self.names: tuple[str, ...] = ()  # of the sources, once they are open
 
     @property
     def dataset(self) -> PairDataset:
-        """Opened at first use."""
+        """All examples of the run by their number; opened at first use."""
         if self._dataset is None:
-            self._dataset = open_dataset(self.config, self.options, self.seed)
+            sources, weights = open_sources(self.config)
+            self.names = tuple(sources)
+            self._dataset = PairDataset(list(sources.values()), self.options, self.seed, weights)
         return self._dataset
 
     def stands_at(self) -> int:
@@ -88,7 +113,7 @@ class PairData(pl.LightningDataModule):
         return RunLoader(
             self.dataset,
             batch_sampler=RunBatches(self.batches, self.config.batch, self.stands_at, rank, world),
-            collate_fn=collate,
+            collate_fn=collate_run,
             num_workers=workers,
             persistent_workers=workers > 0,
         )

@@ -140,8 +140,8 @@ class CompositorModule(pl.LightningModule):
         if self.average is not None:
             self.average.to(self.device)
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """batch: stacked `datasets.base.Drawn` fields, each (b, ...)."""
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """batch: stacked `datasets.base.Drawn` fields, each (b, ...), see `cldm.data.collate_run`."""
         with torch.no_grad():
             latents = self.model.latent_space.encode(batch["target_pm1"])
         total = int(self.noise_schedule.config.num_train_timesteps)

@@ -30,6 +30,14 @@ class Rejected(Exception):
     """This sample is unsuitable; the message says why. The dataset draws another one."""
 
 
+UNREADABLE = "file"  # reason of everything that is wrong with files
+
+
+def reason(error: Exception) -> str:
+    """What a refusal is counted under: the start of a message of Rejected, or UNREADABLE."""
+    return str(error).partition(":")[0] if isinstance(error, Rejected) else UNREADABLE
+
+
 class Source(Protocol):
     """A collection of compositing examples.
 
@@ -51,6 +59,8 @@ class Drawn(Pair):
     """A pair of a training run."""
 
     dynamics: Tensor  # () int64, of the source
+    source: Tensor  # () int64, which source of the mixture it came from
+    refused: tuple[str, ...] = ()  # why samples were refused before this one was taken
 
 
 class Mixture:
@@ -122,7 +132,7 @@ class PairDataset(Dataset[Drawn]):
     def __getitem__(self, k: int) -> Drawn:
         which, first = self.mixture(k)
         source = self.sources[which]
-        reasons = []
+        reasons, refused = [], []
         for attempt in range(MAX_TRIES):
             rng = np.random.default_rng((self.seed, k, attempt))
             index = first if attempt == 0 else int(rng.integers(len(source)))
@@ -131,9 +141,15 @@ class PairDataset(Dataset[Drawn]):
                 pair = build_pair(inputs, self.options, Choices.sample(rng, self.options))
             except (Rejected, ValueError) as error:
                 reasons.append(f"item {index}: {error}")
+                refused.append(reason(error))
                 continue
             values = {field.name: getattr(pair, field.name) for field in fields(pair)}
-            return Drawn(**values, dynamics=torch.tensor(source.dynamics))
+            return Drawn(
+                **values,
+                dynamics=torch.tensor(source.dynamics),
+                source=torch.tensor(which),
+                refused=tuple(refused),
+            )
         raise ValueError(
             f"example {k}: {MAX_TRIES} samples in a row were rejected: {'; '.join(sorted(set(reasons)))}"
         )

@@ -6,12 +6,14 @@ and photographs (annotated boxes, estimated depth). Depth is relative inverse de
 
 from dataclasses import dataclass
 
-RELATIONS = ("left of", "right of", "in front of", "behind", "on", "next to")
+RELATIONS = ("left of", "right of", "in front of", "behind", "on", "next to")  # what `relation` finds
+JUDGED = (*RELATIONS, "above", "under", "between")  # what `judge` can decide; "between" has two anchors
 
 SIDE = 0.5  # centres apart by more than this share of the mean width: left or right
 DEPTH_STEP = 0.06  # depths apart by at least this: in front or behind
 NEAR_GAP = 0.06  # boxes of neighbours are horizontally closer than this share of the picture
 FOOT = 0.65  # what stands on a thing has its lower edge in the upper 65 % of the thing's box
+TOP = 0.15  # what lies under a thing keeps clear of the upper 15 % of the thing's box
 
 
 @dataclass(frozen=True)
@@ -83,3 +85,47 @@ def stands_on(a: Place, b: Place) -> bool:
     bx0, by0, bx1, by1 = b.box01_xyxy
     inside = bx0 < a.middle < bx1 and by0 < ay1 < by0 + FOOT * (by1 - by0) and ay0 < by0
     return inside and gap(a.far, a.near, b.far, b.near) <= 0
+
+
+def above(a: Place, b: Place) -> bool:
+    """a is above b: it stands on it, hangs over it, or is open below and spans it (a table above a dog).
+
+    a's top edge is higher, their depths meet within DEPTH_STEP, and either a's middle lies over b and a's
+    lower edge ends in the upper part of b or higher; or b's middle lies below a, and b reaches from under
+    a's top to a's lower part. Never true both ways. "a under b" is above(b, a).
+    """
+    ax0, ay0, ax1, ay1 = a.box01_xyxy
+    bx0, by0, bx1, by1 = b.box01_xyxy
+    if ay0 >= by0 or gap(a.far, a.near, b.far, b.near) > DEPTH_STEP:
+        return False
+    over = bx0 < a.middle < bx1 and ay1 < by0 + FOOT * (by1 - by0)
+    spans = ax0 < b.middle < ax1 and by0 > ay0 + TOP * (ay1 - ay0) and by1 > ay0 + FOOT * (ay1 - ay0)
+    return over or spans
+
+
+def between(a: Place, b: Place, c: Place) -> bool:
+    """a is between b and c: beside both on opposite sides at a depth between theirs, or in front of one and
+    behind the other. The order of b and c does not matter."""
+    to_b, to_c = relation(a, b), relation(a, c)
+    level = min(b.d, c.d) - DEPTH_STEP < a.d < max(b.d, c.d) + DEPTH_STEP
+    return (level and _opposed("left of", "right of", to_b, to_c)) or _opposed(
+        "in front of", "behind", to_b, to_c
+    )
+
+
+def _opposed(one: str, other: str, to_b: frozenset[str], to_c: frozenset[str]) -> bool:
+    return (one in to_b and other in to_c) or (other in to_b and one in to_c)
+
+
+def judge(word: str, a: Place, *anchors: Place) -> bool:
+    """Whether "a <word> the anchor" is true, for each word of JUDGED; "between" takes two anchors, others one."""
+    wanted = 2 if word == "between" else 1
+    if word not in JUDGED:
+        raise ValueError(f"unknown relation {word!r}; known: {', '.join(JUDGED)}")
+    if len(anchors) != wanted:
+        raise ValueError(f"{word!r} relates a thing to {wanted}, got {len(anchors)}")
+    if word == "between":
+        return between(a, *anchors)
+    if word in ("above", "under"):
+        return above(a, anchors[0]) if word == "above" else above(anchors[0], a)
+    return word in relation(a, anchors[0])

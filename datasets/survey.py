@@ -5,26 +5,27 @@ A refusal is counted under the start of its message, up to the colon.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from datasets.augment import Choices
-from datasets.base import MAX_TRIES, Rejected, Source
+from datasets.base import MAX_TRIES, UNREADABLE, Rejected, Source, reason
 from datasets.inputs import PairOptions
 from datasets.pairs import Pair, build_pair
 from datasets.readers import View, check_reference, check_target, read_target_depth
 from datasets.registry import RealSource
+from ldm.files import write_atomic
 from ldm.images import read_picture
 
 log = logging.getLogger(__name__)
-
-UNREADABLE = "file"  # reason of everything that is wrong with files
 
 
 @dataclass
@@ -38,11 +39,8 @@ class Tally:
 
     def refuse(self, error: Exception) -> None:
         """Count a refusal; a message about a file is logged the first time."""
-        if isinstance(error, Rejected):
-            self.refused[reason(error)] += 1
-            return
-        self.refused[UNREADABLE] += 1
-        if str(error) not in self.named:
+        self.refused[reason(error)] += 1
+        if reason(error) == UNREADABLE and str(error) not in self.named:
             self.named.add(str(error))
             log.warning("%s, skipped: %s", self.source, error)
 
@@ -52,11 +50,6 @@ class Tally:
         rows = [("accepted", self.accepted), *self.refused.most_common()]
         lines = [f"  {name:28}{count:8}{count / max(total, 1):9.1%}" for name, count in rows]
         return "\n".join([f"{self.source}: {total} drawn", *lines])
-
-
-def reason(error: Exception) -> str:
-    """The start of a message of Rejected."""
-    return str(error).partition(":")[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,17 +94,55 @@ class Report:
     objects: Tally = field(default_factory=lambda: Tally("objects"))  # by the rules of the source
 
 
-def validate(source: RealSource, name: str) -> Report:
-    """Read every file of every item once: pictures, masks, ids, sizes, depth maps."""
+def validate(source: RealSource, name: str, journal: Path, settings: str) -> Report:
+    """Read every file of every item once: pictures, masks, ids, sizes, depth maps.
+
+    journal: file with a line per finished item, so that an interrupted walk goes on; the caller removes it
+    when the report is written. settings: text that must not change in between (ValueError if it did).
+    """
     report = Report(name, objects=Tally(f"{name}, objects as references and targets"))
-    for index in tqdm(range(len(source)), desc=name, disable=None):
-        found = item_problems(source, index, report.objects)
-        if found:
-            report.problems[source.name(index)] = found
-            log.warning("%s: %s", source.name(index), found[0])
-        else:
-            report.sound.append(source.name(index))
+    done = _read_journal(journal, settings)
+    with journal.open("a", encoding="utf-8") as file:
+        if not done and not file.tell():
+            file.write(json.dumps({"settings": settings}) + "\n")
+        for index in tqdm(range(len(source)), desc=name, disable=None):
+            item = source.name(index)
+            if item not in done:
+                objects = Tally(report.objects.source, named=report.objects.named)
+                found = item_problems(source, index, objects)
+                done[item] = {"problems": found, "accepted": objects.accepted, "refused": objects.refused}
+                file.write(json.dumps({"item": item, **done[item]}) + "\n")
+                file.flush()
+                if found:
+                    log.warning("%s: %s", item, found[0])
+            _add(report, item, done[item])
     return report
+
+
+def _read_journal(journal: Path, settings: str) -> dict[str, dict[str, Any]]:
+    """Finished items of an earlier walk; a line that was cut short is done again."""
+    if not journal.exists():
+        return {}
+    text = journal.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_atomic(journal, whole.encode())
+    lines = [json.loads(line) for line in whole.splitlines()]
+    if lines and lines[0]["settings"] != settings:
+        raise ValueError(
+            f"{journal} is of an unfinished walk with other settings; "
+            "remove it to start again, or use another --out"
+        )
+    return {line.pop("item"): line for line in lines[1:]}
+
+
+def _add(report: Report, item: str, found: dict[str, Any]) -> None:
+    report.objects.accepted += found["accepted"]
+    report.objects.refused.update(found["refused"])
+    if found["problems"]:
+        report.problems[item] = found["problems"]
+    else:
+        report.sound.append(item)
 
 
 def item_problems(source: RealSource, index: int, objects: Tally) -> list[str]:

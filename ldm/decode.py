@@ -153,6 +153,8 @@ def mask_from(image: Image.Image, path: Path) -> np.ndarray:
 
 def _mask_levels(image: Image.Image, path: Path) -> np.ndarray:
     """The channel (h, w) uint8 of an 8-bit picture that says what is masked."""
+    if image.mode in ("1", "L") and "transparency" not in image.info:
+        return np.asarray(image.convert("L"))
     rgb_u8, alpha_u8 = rgb_and_alpha(image, path)
     brightest, darkest = rgb_u8.max(axis=2), rgb_u8.min(axis=2)
     if alpha_u8 is None or alpha_u8.min() == alpha_u8.max():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import run_dataset_debug
+from datasets import survey
 from datasets.pairs import PairOptions
 from datasets.registry import DatasetsConfig, open_source
 from datasets.survey import Tally, draws
@@ -99,6 +100,31 @@ def test_validation_counts_what_the_rules_refuse(home):
     report = json.loads((home / "r.json").read_text())
     assert report["objects"] == {"accepted": 0, "target too large": trees.ITEMS}
     assert report["sound"] == trees.ITEMS
+
+
+def test_an_interrupted_validation_goes_on(home, capsys, monkeypatch):
+    assert run("--source", "mose", "--validate", "--out", "whole.json") == 0
+    checked = []
+    real = survey.item_problems
+
+    def two_items(source, index, objects):
+        if len(checked) == 2:
+            raise KeyboardInterrupt
+        checked.append(index)
+        return real(source, index, objects)
+
+    monkeypatch.setattr(survey, "item_problems", two_items)
+    assert run("--source", "mose", "--validate", "--out", "report.json") != 0
+    assert not (home / "report.json").exists()
+    journal = home / "report_unfinished.jsonl"
+    journal.write_text(journal.read_text()[:-5])  # as a kill in the middle of a line leaves it
+    assert run("--source", "mose", "--validate", "--out", "report.json", "mose.interval=3") == 2
+    assert "other settings" in capsys.readouterr().err
+    monkeypatch.setattr(survey, "item_problems", lambda *one: checked.append(one[1]) or real(*one))
+    assert run("--source", "mose", "--validate", "--out", "report.json") == 0
+    assert checked == [0, 1, 1, 2]
+    assert (home / "report.json").read_bytes() == (home / "whole.json").read_bytes()
+    assert not journal.exists()
 
 
 def test_an_index_of_other_data_is_refused(home, capsys):

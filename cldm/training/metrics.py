@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +13,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from cldm.training.watch import PROBES, Watched, hint_changes
-from ldm.files import write_atomic
+from ldm.rows import RowsFile
 
 if TYPE_CHECKING:
     from cldm.module import CompositorModule
@@ -24,33 +21,11 @@ if TYPE_CHECKING:
 COLUMNS = ("step", "loss", "lr", "grad_norm", "samples_per_second", *PROBES)
 
 
-class MetricsFile:
-    """Rows of numbers in the order of their steps."""
+class MetricsFile(RowsFile):
+    """The rows of COLUMNS."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def rows(self) -> list[dict[str, str]]:
-        """Whole rows of the file; one that was cut short by an interruption is left out."""
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return [row for row in csv.DictReader(file) if None not in row.values() and row["step"]]
-
-    def truncate(self, step: int) -> None:
-        """Keep the rows up to `step`; what came after is trained again."""
-        kept = [row for row in self.rows() if int(row["step"]) <= step]
-        text = io.StringIO()
-        table = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        table.writeheader()
-        table.writerows(kept)
-        write_atomic(self.path, text.getvalue().encode())
-
-    def append(self, row: Mapping[str, float]) -> None:
-        shown = {name: f"{row[name]:.7g}" if name in row else "" for name in COLUMNS}
-        shown["step"] = str(int(row["step"]))
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(shown)
+        super().__init__(path, COLUMNS)
 
 
 class Metrics(pl.Callback):
