@@ -59,7 +59,7 @@ def open_sources(config: DataConfig) -> tuple[dict[str, Source], list[float]]:
         return dict(zip(names, sources, strict=True)), weights
     if config.scenes is None:
         raise ValueError(
-            "neither data.datasets nor data.scenes is set: name a datasets file such as configs/datasets.yaml, "
+            "neither data.datasets nor data.scenes is set: name a file such as configs/datasets.yaml, "
             "or render scenes with `python -m datasets.scenes render --out FOLDER` and name the folder"
         )
     folders = (config.scenes, *config.more)
