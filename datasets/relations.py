@@ -118,7 +118,7 @@ def _opposed(one: str, other: str, to_b: frozenset[str], to_c: frozenset[str]) -
 
 
 def judge(word: str, a: Place, *anchors: Place) -> bool:
-    """Whether "a <word> the anchor" is true, for each word of JUDGED; "between" takes two anchors, others one."""
+    """Whether "a <word> the anchor" is true, word one of JUDGED; "between" takes two anchors, others one."""
     wanted = 2 if word == "between" else 1
     if word not in JUDGED:
         raise ValueError(f"unknown relation {word!r}; known: {', '.join(JUDGED)}")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.relations import RELATIONS, Place, relation, stands_on
+from datasets.relations import RELATIONS, Place, judge, relation, stands_on
 
 CONVERSE = {"left of": "right of", "right of": "left of", "in front of": "behind", "behind": "in front of",
             "next to": "next to"}
@@ -55,3 +55,27 @@ def test_plain_arrangements() -> None:
 def test_impossible_places_are_refused(box: tuple, depths: tuple) -> None:
     with pytest.raises(ValueError, match="must"):
         Place(box, *depths)
+
+
+@given(places(), places())
+def test_above_has_its_converse_and_includes_on(a: Place, b: Place) -> None:
+    assert not (judge("above", a, b) and judge("above", b, a))
+    assert judge("under", a, b) == judge("above", b, a)
+    assert judge("above", a, b) or not judge("on", a, b)
+
+
+@given(places(), places(), places())
+def test_between_does_not_mind_the_order(a: Place, b: Place, c: Place) -> None:
+    assert judge("between", a, b, c) == judge("between", a, c, b)
+
+
+@given(places(), places())
+def test_judging_agrees_with_finding(a: Place, b: Place) -> None:
+    assert {word for word in RELATIONS if judge(word, a, b)} == relation(a, b)
+
+
+def test_a_dog_lies_under_a_table() -> None:
+    table, dog = Place((0.2, 0.4, 0.8, 0.9), 0.6, 0.5, 0.7), Place((0.4, 0.65, 0.6, 0.88), 0.6, 0.55, 0.62)
+    assert judge("under", dog, table)
+    assert judge("above", table, dog)
+    assert not judge("under", Place(dog.box01_xyxy, 0.9, 0.87, 0.95), table)
