@@ -1,0 +1,179 @@
+"""What a bulk step has done so far: one line of JSON per item, appended, so that a killed step continues.
+
+The first line holds the inputs of the step; a journal of other inputs is no journal of this work. An item is
+done, or left out with a reason (damaged annotation, missing picture): the step goes on without it, and its
+journal is the list of what was left out. The last line says that every item was looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm.auto import tqdm
+
+from ldm.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+AHEAD = 4  # items per thread that are begun before the first of them is written down
+SHOWN = 3  # items left out that are named at the end; the journal has all
+
+
+class Journal:
+    """The file of one step. done: item -> what was recorded of it; left_out: item -> reason."""
+
+    def __init__(self, path: Path, inputs: Mapping[str, Any], *, redo: bool = False, keep: bool = False) -> None:
+        """Continue the journal at `path` if its inputs are these, else begin anew.
+
+        redo: a complete journal is begun anew too; keep: other inputs are refused instead (ValueError), for
+        work that takes hours.
+        """
+        self.path, self.inputs = path, json.loads(json.dumps(inputs))
+        self.done: dict[str, dict[str, Any]] = {}
+        self.left_out: dict[str, str] = {}
+        self.complete = False
+        whole = self._load(keep)
+        if whole == 0 or (redo and self.complete):
+            self.done, self.left_out, self.complete = {}, {}, False
+            write_atomic(path, _line({"inputs": self.inputs}))
+        elif whole < path.stat().st_size:  # the last line was cut off when its writer was killed
+            os.truncate(path, whole)
+
+    def add(self, item: str, value: Mapping[str, Any] | None = None) -> None:
+        """Record that an item is done; what it made must be on the disk already."""
+        self.add_all({item: value or {}})
+
+    def add_all(self, items: Mapping[str, Mapping[str, Any]]) -> None:
+        """Record several items in one write: after a kill all of them are there, or a torn tail is cut."""
+        self._append([{"item": item, **value} for item, value in items.items()])
+        for item, value in items.items():
+            self.done[item] = dict(value)
+            self.left_out.pop(item, None)
+
+    def leave_out(self, item: str, reason: str) -> None:
+        """Record that an item cannot be used, and say so."""
+        log.warning("left out: %s: %s", item, reason)
+        self._append([{"item": item, "left_out": reason}])
+        self.left_out[item] = reason
+
+    def finish(self) -> None:
+        """Record that every item was looked at, and report."""
+        if not self.complete:
+            self._append([{"complete": len(self.done) + len(self.left_out)}])
+            self.complete = True
+        total = f"{len(self.done)} done"
+        if self.left_out:
+            named = ", ".join(list(self.left_out)[:SHOWN])
+            total += f", {len(self.left_out)} left out ({named}); reasons in {self.path}"
+        log.info("%s: %s", self.path.stem, total)
+        if self.left_out and not self.done:
+            first, reason = next(iter(self.left_out.items()))
+            raise ValueError(f"nothing could be used; the first reason is: {first}: {reason}")
+
+    def _load(self, keep: bool) -> int:
+        """Read the file; returns the number of sound bytes, 0 when it is to be begun anew."""
+        if not self.path.is_file():
+            return 0
+        sound = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file):
+                entry = _entry(line)
+                if entry is None:
+                    break
+                if number == 0 and entry.get("inputs") != self.inputs:
+                    if keep and "inputs" in entry:
+                        raise ValueError(f"{self.path} {_difference(entry['inputs'], self.inputs)}")
+                    return 0
+                self._take(entry)
+                sound += len(line)
+        return sound
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        item = entry.pop("item", None)
+        if item is None:
+            self.complete = "complete" in entry
+        elif "left_out" in entry:
+            self.left_out[item] = entry["left_out"]
+        else:
+            self.complete = False
+            self.done[item] = entry
+            self.left_out.pop(item, None)
+
+    def _append(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        self.complete = False
+        with self.path.open("ab") as file:
+            file.write(b"".join(_line(entry) for entry in entries))
+
+
+def run_items(
+    journal: Journal, items: Sequence[str], work: Callable[[str], Mapping[str, Any] | None], workers: int
+) -> None:
+    """Do the work of every item that is not done, in threads, and record the results in the order of `items`.
+
+    A ValueError leaves its item out; any other error, and an interrupt, ends the step, which then continues at
+    the next call.
+    """
+    pending = [item for item in items if item not in journal.done]
+
+    def attempt(item: str) -> Mapping[str, Any] | ValueError | None:
+        try:
+            return work(item)
+        except ValueError as error:
+            return error
+
+    results = in_order(attempt, pending, workers)
+    bar = tqdm(results, total=len(items), initial=len(items) - len(pending), desc=journal.path.stem)
+    for item, result in zip(pending, bar, strict=True):
+        if isinstance(result, ValueError):
+            journal.leave_out(item, str(result))
+        else:
+            journal.add(item, result)
+    journal.finish()
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """`map` with threads that never runs far ahead, and stops at once when its reader stops."""
+    pool = ThreadPoolExecutor(workers)
+    begun: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            begun.append(pool.submit(work, item))
+            if len(begun) >= AHEAD * workers:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def stamp_path(folder: Path, step: str) -> Path:
+    """The journal of a step, in the folder that it fills."""
+    return folder / f"stamp_{step}.jsonl"
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """A whole line, or None."""
+    try:
+        entry = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    changes = "; ".join(f"{key} {old.get(key)!r}, now {new.get(key)!r}" for key in keys)
+    return f"was begun with {changes}; use the same settings, or another folder"

@@ -1,0 +1,158 @@
+"""The painting data on the disk, and its one reader: pictures, region masks, entities.
+
+    data_dir/images/{train,val,test,unannotated}/STEM.jpg
+             masks/STEM/mask_0.png        L, 0/255, of the picture's size
+             entities/STEM/mask_0.png     the object alone (several boxes: a collage)
+             entities/STEM/annotations.json   {"mask_0": {"concept", "noun_chunk_root", "caption"}}
+             entities/STEM/llava.json         {"mask_0": raw caption}
+
+Legend: h w pixels. Every error is a ValueError that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from datasets.annotations import read_json
+from datasets.readers import PICTURES, pictures_in
+from ldm.files import write_atomic
+from ldm.images import read_mask, read_picture
+
+SPLITS = ("train", "val", "test")
+UNANNOTATED = "unannotated"
+ANNOTATIONS = "annotations.json"
+RAW_CAPTIONS = "llava.json"
+GET = "`python -m inpainting.data.downloader fetch-annotations` gets it, `--from FILE` from a copy"
+GET_IMAGES = (
+    "`python -m inpainting.data.downloader download-and-save-images-wikiart-v2 -o {0}` fetches the pictures"
+)
+
+
+@dataclass(frozen=True)
+class Entity:
+    """One region of a painting: its mask's name, what it is called, and its caption where there is one."""
+
+    name: str  # mask_0, mask_1, ...
+    concept: str
+    noun_chunk_root: str | None = None
+    caption: str | None = None
+
+
+@dataclass(frozen=True)
+class Painting:
+    """One annotated picture of a split."""
+
+    stem: str
+    image: Path
+    masks: Path  # folder of its region masks
+    entities: Path  # folder of its entities
+
+    def read_image(self) -> np.ndarray:
+        """RGB (h, w, 3) uint8"""
+        return read_picture(self.image).rgb_u8
+
+    def read_entities(self) -> list[Entity]:
+        """The regions in the order of the file."""
+        return read_entities(self.entities / ANNOTATIONS)
+
+    def read_mask(self, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Bool (h, w) of one region; size: the (h, w) that it must have."""
+        return read_mask(self.masks / f"{name}.png", size=size)
+
+    def read_crop(self, name: str) -> np.ndarray:
+        """RGB (h, w, 3) uint8 of the object alone."""
+        return read_picture(self.entities / f"{name}.png").rgb_u8
+
+
+def list_paintings(data_dir: Path, split: str) -> list[Painting]:
+    """The pictures of a split that have entities, sorted by name."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    folder = data_dir / "images" / split
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; `python -m inpainting.data.ops build` makes the data")
+    found = (
+        Painting(path.stem, path, data_dir / "masks" / path.stem, data_dir / "entities" / path.stem)
+        for path in pictures_in(folder)
+    )
+    return [one for one in found if (one.entities / ANNOTATIONS).is_file()]
+
+
+def read_entities(path: Path) -> list[Entity]:
+    """The entries of an annotations.json, checked."""
+    found = []
+    for name, entry in read_object(path).items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("concept"), str):
+            raise ValueError(f"{path}: {name} has no text `concept`")
+        texts = {key: entry.get(key) for key in ("concept", "noun_chunk_root", "caption")}
+        wrong = [key for key, value in texts.items() if value is not None and not isinstance(value, str)]
+        if wrong:
+            raise ValueError(f"{path}: {name}: {wrong[0]} is not a text")
+        found.append(Entity(name, **texts))  # type: ignore[arg-type]
+    if not found:
+        raise ValueError(f"{path} has no entries")
+    return found
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object."""
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} holds a {type(document).__name__}, expected an object")
+    return document
+
+
+def write_object(path: Path, document: Mapping[str, Any]) -> None:
+    """A JSON file in the published form, written as a whole."""
+    write_atomic(path, encode_object(document))
+
+
+def encode_object(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=4).encode()
+
+
+def read_source(path: Path) -> dict[str, Any]:
+    """One of the files that the authors provide; a missing one is named with the command that gets it."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; {GET}")
+    return read_object(path)
+
+
+def image_map(image_dir: Path) -> dict[str, Path]:
+    """File name -> picture, of a folder of pictures before or after the split (published look-up)."""
+    if not image_dir.is_dir():
+        raise ValueError(f"there is no folder {image_dir}; {GET_IMAGES.format(image_dir)}")
+    folders = sorted(one for one in image_dir.iterdir() if one.is_dir() and not one.name.startswith("."))
+    found = {path.name: path for folder in folders for path in pictures_in(folder)}
+    return found | {path.name: path for path in pictures_in(image_dir)}
+
+
+def checked_name(name: str) -> str:
+    """A file name out of an annotation file, refused when it leads out of its folder or is no picture's."""
+    plain = PurePath(name).name == name and "\\" not in name and not name.startswith(".")
+    if not plain or PurePath(name).suffix.lower() not in PICTURES:
+        raise ValueError(f"{name!r} is not the name of a picture file")
+    return name
+
+
+def entity_folders(entities_dir: Path) -> list[str]:
+    """The stems in a folder of entities, sorted."""
+    if not entities_dir.is_dir():
+        raise ValueError(
+            f"there is no folder {entities_dir}; `python -m inpainting.data.ops make-entities-dataset` makes it"
+        )
+    found = (one for one in entities_dir.iterdir() if one.is_dir() and not one.name.startswith("."))
+    return sorted(one.name for one in found)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file to NAME.wrong, so that nothing reads it again; returns the new name."""
+    aside = path.with_name(path.name + ".wrong")
+    path.replace(aside)
+    return aside
