@@ -1,0 +1,189 @@
+"""Answers that always have a given form: decoding constrained by a regular expression (outlines-core).
+
+The expression speaks about what the tokens spell: the texts of an answer's tokens, one after the other. For
+most tokenizers that is the answer itself; one whose tokens are words drops blanks and commas (see `spell`).
+
+Legend: b rows of a batch, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from outlines_core import Index, Vocabulary
+from torch import Tensor
+from transformers import LogitsProcessor
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Grammar:
+    """The tokens of one tokenizer as texts, and the expressions compiled against them."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.end = end_token(tokenizer)
+        self.spelled = token_texts(tokenizer)
+        self._tokens: dict[bytes, list[int]] = {}
+        for token, text in self.spelled.items():
+            if text and token != self.end:
+                self._tokens.setdefault(text, []).append(token)
+        self._rules: dict[str, Rule] = {}
+
+    def rule(self, pattern: str, within: Rule | None = None) -> Rule:
+        """The compiled expression. within: a wider rule, whose tokens are all that need to be looked at.
+
+        Raises ValueError if the tokenizer cannot spell an answer of this form.
+        """
+        if pattern not in self._rules:
+            tokens = self._tokens if within is None else within.used
+            if len(self._rules) > 4096:
+                self._rules.clear()
+            try:
+                self._rules[pattern] = Rule(Index(pattern, Vocabulary(self.end, tokens)), self, tokens)
+            except ValueError as error:
+                raise ValueError(f"the tokenizer cannot spell this form of answer: {error}") from error
+        return self._rules[pattern]
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        """What tokens spell; special ones spell nothing."""
+        return b"".join(self.spelled.get(token, b"") for token in tokens).decode("utf-8", "replace")
+
+    def spelling_of(self, text: str) -> str:
+        """What the tokens of a text spell: without what the tokenizer drops, and without blanks around it."""
+        return self.spell(self.tokenizer(text, add_special_tokens=False)["input_ids"]).strip()
+
+
+class Rule:
+    """A regular expression as an automaton over tokens."""
+
+    def __init__(self, index: Index, grammar: Grammar, tokens: dict[bytes, list[int]]) -> None:
+        self.index = index
+        self.start: int = index.get_initial_state()
+        self.end = grammar.end
+        seen = {token for edges in index.get_transitions().values() for token in edges}
+        # A token may be spelled like another one; the pairs are kept, so that a narrower rule has both.
+        kept = {text: [token for token in named if token in seen] for text, named in tokens.items()}
+        self.used = {text: named for text, named in kept.items() if named}
+        self.allowed: Callable[[int], list[int]] = lru_cache(maxsize=None)(self._allowed)
+
+    def _allowed(self, state: int) -> list[int]:
+        return sorted(self.index.get_allowed_tokens(state) or [])
+
+    def walk(self, tokens: Sequence[int]) -> int | None:
+        """The state after tokens, None if they leave the expression."""
+        state: int | None = self.start
+        for token in tokens:
+            state = None if state is None else self.index.get_next_state(state, token)
+        return state
+
+
+class ConstrainedChoice(LogitsProcessor):
+    """Chooses every next token among those that the expression allows; `generate` follows it greedily.
+
+    The first `greedy` rows take the most probable token; the others draw at `temperature` with `generator`.
+    log_probability (b,): of each row's answer, at temperature 1, under the model restricted to the form.
+    narrow: text so far -> a narrower expression from there on, or None; the text is what the tokens spell.
+    """
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        pattern: str | Sequence[str],
+        prompt: int,
+        *,
+        narrow: Sequence[Callable[[str], str | None]] | None = None,
+        greedy: int | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.grammar, self.prompt, self.narrow = grammar, prompt, narrow
+        self.patterns = pattern
+        self.greedy, self.temperature, self.generator = greedy, temperature, generator
+        self.log_probability: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids (b, prompt + answer so far), scores (b, v) -> (b, v), -inf but for the chosen token."""
+        answers = input_ids[:, self.prompt :].tolist()
+        if not self.log_probability:
+            self.log_probability = [0.0] * len(answers)
+        chosen = [self._choose(row, tokens, scores[row]) for row, tokens in enumerate(answers)]
+        out = torch.full_like(scores, float("-inf"))
+        return out.scatter_(1, torch.tensor(chosen, device=scores.device).unsqueeze(1), 0.0)
+
+    def _choose(self, row: int, tokens: list[int], scores: Tensor) -> int:
+        """The next token of one row; scores (v,)."""
+        if self.grammar.end in tokens:
+            return self.grammar.end
+        allowed = torch.tensor(self._allowed(row, tokens))
+        log_p = torch.log_softmax(scores[allowed.to(scores.device)].float().cpu(), dim=0)
+        if self.greedy is None or row < self.greedy:
+            best = int(log_p.argmax())
+        else:
+            weights = torch.softmax(log_p / self.temperature, dim=0)
+            best = int(torch.multinomial(weights, 1, generator=self.generator))
+        self.log_probability[row] += float(log_p[best])
+        return int(allowed[best])
+
+    def _allowed(self, row: int, tokens: list[int]) -> list[int]:
+        wide = self.grammar.rule(self.patterns if isinstance(self.patterns, str) else self.patterns[row])
+        narrower = self.narrow[row](self.grammar.spell(tokens)) if self.narrow else None
+        for rule in ([] if narrower is None else [self.grammar.rule(narrower, within=wide)]) + [wide]:
+            state = rule.walk(tokens)
+            found = [] if state is None else rule.allowed(state)
+            if found:
+                return found
+        raise ValueError(f"no token continues {self.grammar.spell(tokens)!r}")
+
+
+def end_token(tokenizer: Any) -> int:
+    """The id of the token that ends an answer."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer names no end-of-sequence token (eos_token), so no answer could end")
+    return int(tokenizer.eos_token_id)
+
+
+def token_texts(tokenizer: Any) -> dict[int, bytes]:
+    """Token id -> the bytes that it adds to a text; special tokens are left out.
+
+    Knows byte-level BPE (GPT-2's alphabet), word-start marks with byte fallback (sentencepiece, LLaMA), and
+    tokens that are plain words.
+    """
+    skipped = {int(token) for token in tokenizer.all_special_ids}
+    skipped |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    vocabulary = tokenizer.get_vocab()
+    byte_of = _byte_alphabet() if _decoder_has(tokenizer, "ByteLevel") else None
+    texts = {}
+    for name, token in vocabulary.items():
+        if token in skipped:
+            continue
+        if byte_of is not None and all(letter in byte_of for letter in name):
+            texts[token] = bytes(byte_of[letter] for letter in name)
+        elif found := _BYTE.fullmatch(name):
+            texts[token] = bytes([int(found[1], 16)])
+        else:
+            texts[token] = name.replace("\u2581", " ").encode()
+    return texts
+
+
+def _decoder_has(tokenizer: Any, kind: str) -> bool:
+    """Whether the tokenizer's decoder, or one of its steps, is of a kind."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = None if backend is None else json.loads(backend.to_str())["decoder"]
+    steps = [] if decoder is None else [decoder, *decoder.get("decoders", [])]
+    return any(step["type"] == kind for step in steps)
+
+
+@lru_cache(maxsize=1)
+def _byte_alphabet() -> dict[str, int]:
+    """The printable letter that byte-level BPE writes for each byte, inverted (GPT-2)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + k): byte for k, byte in enumerate(others)}

@@ -1,0 +1,193 @@
+"""Folders of image-and-text language models: strict loading, and what today's processors need set right.
+
+Any `AutoModelForImageTextToText` works: LLaVA, LLaVA-NeXT, Qwen-VL, SmolVLM ... A folder is what
+`save_pretrained` writes for the model and for its processor.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaProcessor,
+    ProcessorMixin,
+    SmolVLMProcessor,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.utils import is_torchvision_available
+
+from ldm.checkpoints import read_json
+from ldm.device import pick_device, pick_dtype
+
+log = logging.getLogger(__name__)
+
+CLIP_TOKENS = 1  # CLIP's class token, which LLaVA's "default" feature selection drops again
+
+
+@dataclass(frozen=True, eq=False)
+class Mllm:
+    """A language model that sees, and the processor that makes its inputs."""
+
+    model: nn.Module  # an AutoModelForImageTextToText, in eval mode
+    processor: Any  # a transformers processor with an image processor and a tokenizer
+    folder: Path
+
+    @property
+    def family(self) -> str:
+        """transformers' name of the architecture, such as llava or qwen2_5_vl."""
+        return str(self.model.config.model_type)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def load_mllm(folder: Path | str, device: str = "auto", dtype: str = "auto") -> Mllm:
+    """A model folder, strictly: a weight that is missing, unexpected or of another shape is a ValueError.
+
+    device: auto, cuda, mps or cpu. dtype: auto, fp32, fp16 or bf16.
+    """
+    folder = Path(folder)
+    target = pick_device(device)
+    model = load_model(folder, pick_dtype(dtype, target))
+    return Mllm(model.to(target).eval(), load_processor(folder, model.config), folder)
+
+
+def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The network of a folder on the CPU."""
+    read_json(folder / "config.json")
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{folder}: not a model folder: {_first_line(error)}") from error
+    wrong = {name: sorted(map(str, report.get(name, ()))) for name in ("missing_keys", "unexpected_keys")}
+    wrong["mismatched_keys"] = sorted(str(item[0]) for item in report.get("mismatched_keys", ()))
+    told = [f"{len(keys)} {name.replace('_', ' ')} {keys[:3]}" for name, keys in wrong.items() if keys]
+    if told:
+        raise ValueError(f"{folder}: its weights do not fit its config.json: {'; '.join(told)}")
+    return model
+
+
+def load_processor(folder: Path, config: Any = None) -> Any:
+    """The processor of a folder, with PIL image processing whatever is installed, so that results are equal.
+
+    Without torchvision a processor that also knows videos is loaded without that part. A LLaVA-1.5 processor
+    that cuts the sides off a wide picture is replaced by one that pads it to a square, as LLaVA was trained.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True) if config is None else config
+    try:
+        kind = processor_class(folder, config)
+        processor = kind.from_pretrained(folder, local_files_only=True)
+        images = getattr(processor, "image_processor", None)
+        if images is not None and not type(images).__name__.endswith("Pil"):
+            processor.image_processor = AutoImageProcessor.from_pretrained(
+                folder, backend="pil", local_files_only=True
+            )
+    except (OSError, KeyError, ImportError) as error:
+        raise ValueError(f"{folder}: no usable processor files: {_first_line(error)}") from error
+    if not isinstance(processor, ProcessorMixin):
+        raise ValueError(f"{folder}: names no processor of pictures and text (processor_config.json)")
+    if isinstance(processor, LlavaProcessor):
+        complete_llava(processor, config)
+    if getattr(processor, "chat_template", None) is None:
+        processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
+    return processor
+
+
+def processor_class(folder: Path, config: Any) -> Any:
+    """The class that the folder names; where torchvision is missing, one without videos."""
+    named = ""
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        if not named and (folder / file).is_file():
+            named = str(read_json(folder / file).get("processor_class") or "")
+    kind = getattr(transformers, named, None)
+    if kind is None or is_torchvision_available():
+        return AutoProcessor if kind is None else kind
+    return images_only(kind)
+
+
+def images_only(kind: Any) -> Any:
+    """A processor class without its video part, which needs torchvision; the class itself if it has none."""
+    if "video_processor" not in inspect.signature(kind.__init__).parameters:
+        return kind
+    if issubclass(kind, SmolVLMProcessor):
+        return type(kind.__name__, (SmolVLMImages,), {})  # the name is what a saved folder says
+    # The family's own __init__ passes three parts on; WithoutVideos comes next in line and takes two.
+    return type(kind.__name__, (kind, WithoutVideos), {"__init__": WithoutVideos.begin})
+
+
+class WithoutVideos(ProcessorMixin):
+    """Drops the video part of what a processor's constructor hands to its base class."""
+
+    def __init__(self, *parts: Any, chat_template: str | None = None) -> None:
+        given = [part for part in parts if part is not None]
+        super().__init__(*given, chat_template=chat_template)
+
+    def begin(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
+    ) -> None:
+        """The constructor of a derived class; its signature tells transformers which parts there are."""
+        family = type(self).__mro__[1]
+        family.__init__(self, image_processor, tokenizer, None, chat_template=chat_template)
+
+
+class SmolVLMImages(SmolVLMProcessor):
+    """SmolVLM's processor for pictures alone: needs neither torchvision nor num2words."""
+
+    apply_chat_template = ProcessorMixin.apply_chat_template
+
+    def __init__(
+        self, image_processor: Any, tokenizer: Any, image_seq_len: int = 169, chat_template: str | None = None
+    ) -> None:
+        self.fake_image_token = "<fake_token_around_image>"
+        self.image_token = "<image>"
+        self.end_of_utterance_token = "<end_of_utterance>"
+        self.global_image_token = "<global-img>"
+        self.video_token = "<video>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.image_seq_len = image_seq_len
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def complete_llava(processor: LlavaProcessor, config: Any) -> None:
+    """Set what older LLaVA folders leave out, and pad pictures to a square instead of cutting their sides."""
+    vision = config.vision_config
+    processor.patch_size = processor.patch_size or vision.patch_size
+    if processor.vision_feature_select_strategy is None:
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+        processor.num_additional_image_tokens = CLIP_TOKENS
+    if not getattr(processor.image_processor, "do_pad", False):
+        log.info("pictures are padded to a square; the folder's processor would cut their sides off")
+        processor.image_processor = square_processor(processor.image_processor, int(vision.image_size))
+
+
+def square_processor(old: Any, side: int) -> LlavaImageProcessorPil:
+    """LLaVA's image processing: centred on a square of the mean colour, then resized to side x side pixels.
+
+    old: an image processor whose mean, deviation and resampling are kept.
+    """
+    return LlavaImageProcessorPil(
+        do_pad=True,
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=old.image_mean,
+        image_std=old.image_std,
+        resample=old.resample,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
