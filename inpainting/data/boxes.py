@@ -1,7 +1,7 @@
 """Boxes of a grounded caption -> regions of the picture: masks, crops, collages (published rules).
 
-Legend: h w pixels. box01_xyxy are fractions of the picture, box_xyxy whole pixels. A box counts when it covers
-1 % to 65 % of the picture; an entity without such a box is dropped, and the others are numbered in order.
+Legend: h w pixels. box01_xyxy are fractions of the picture, box_xyxy whole pixels. A box counts when it
+covers 1 % to 65 % of the picture; an entity without such a box is dropped, the others are numbered in order.
 """
 
 from __future__ import annotations

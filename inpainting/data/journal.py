@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from ldm.files import write_atomic
+from ldm.files import file_sha256, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,9 @@ SHOWN = 3  # items left out that are named at the end; the journal has all
 class Journal:
     """The file of one step. done: item -> what was recorded of it; left_out: item -> reason."""
 
-    def __init__(self, path: Path, inputs: Mapping[str, Any], *, redo: bool = False, keep: bool = False) -> None:
+    def __init__(
+        self, path: Path, inputs: Mapping[str, Any], *, redo: bool = False, keep: bool = False
+    ) -> None:
         """Continue the journal at `path` if its inputs are these, else begin anew.
 
         redo: a complete journal is begun anew too; keep: other inputs are refused instead (ValueError), for
@@ -117,10 +119,10 @@ class Journal:
 def run_items(
     journal: Journal, items: Sequence[str], work: Callable[[str], Mapping[str, Any] | None], workers: int
 ) -> None:
-    """Do the work of every item that is not done, in threads, and record the results in the order of `items`.
+    """Do the work of every item that is not done, in threads, and record the results in order.
 
-    A ValueError leaves its item out; any other error, and an interrupt, ends the step, which then continues at
-    the next call.
+    A ValueError leaves its item out; any other error, and an interrupt, ends the step, which then continues
+    at the next call.
     """
     pending = [item for item in items if item not in journal.done]
 
@@ -158,6 +160,12 @@ def in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterat
 def stamp_path(folder: Path, step: str) -> Path:
     """The journal of a step, in the folder that it fills."""
     return folder / f"stamp_{step}.jsonl"
+
+
+def stamp_hash(folder: Path, step: str) -> str:
+    """What a later step depends on: the hash of this step's journal; "" when there is none."""
+    path = stamp_path(folder, step)
+    return file_sha256(path) if path.is_file() else ""
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

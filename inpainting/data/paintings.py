@@ -28,6 +28,7 @@ SPLITS = ("train", "val", "test")
 UNANNOTATED = "unannotated"
 ANNOTATIONS = "annotations.json"
 RAW_CAPTIONS = "llava.json"
+MAKE_MASKS, MAKE_ENTITIES = "make-masks-dataset", "make-entities-dataset"  # steps that others follow
 GET = "`python -m inpainting.data.downloader fetch-annotations` gets it, `--from FILE` from a copy"
 GET_IMAGES = (
     "`python -m inpainting.data.downloader download-and-save-images-wikiart-v2 -o {0}` fetches the pictures"
@@ -145,7 +146,7 @@ def entity_folders(entities_dir: Path) -> list[str]:
     """The stems in a folder of entities, sorted."""
     if not entities_dir.is_dir():
         raise ValueError(
-            f"there is no folder {entities_dir}; `python -m inpainting.data.ops make-entities-dataset` makes it"
+            f"no folder {entities_dir}; `python -m inpainting.data.ops make-entities-dataset` makes it"
         )
     found = (one for one in entities_dir.iterdir() if one.is_dir() and not one.name.startswith("."))
     return sorted(one.name for one in found)

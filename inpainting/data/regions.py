@@ -13,6 +13,8 @@ from inpainting.data.boxes import Region, read_grounded, region_crop, region_mas
 from inpainting.data.journal import Journal, run_items, stamp_path
 from inpainting.data.paintings import (
     ANNOTATIONS,
+    MAKE_ENTITIES,
+    MAKE_MASKS,
     checked_name,
     encode_object,
     image_map,
@@ -23,22 +25,19 @@ from inpainting.data.paintings import (
 from ldm.files import file_sha256, write_all_atomic
 from ldm.images import encode_png, read_picture
 
-MASKS_STEP = "make-masks-dataset"
-ENTITIES_STEP = "make-entities-dataset"
-
 Writer = Callable[[Path, np.ndarray, list[Region]], None]
 
 
 def make_masks(annotations: Path, image_dir: Path, out_dir: Path, workers: int, redo: bool = True) -> Journal:
     """One mask_j.png per entity with a box of the right size."""
-    return _make(MASKS_STEP, write_masks, annotations, image_dir, out_dir, workers, redo)
+    return _make(MAKE_MASKS, write_masks, annotations, image_dir, out_dir, workers, redo)
 
 
 def make_entities(
     annotations: Path, image_dir: Path, out_dir: Path, workers: int, redo: bool = True
 ) -> Journal:
     """One crop or collage per entity, and annotations.json, whose later fields are kept."""
-    return _make(ENTITIES_STEP, write_entities, annotations, image_dir, out_dir, workers, redo)
+    return _make(MAKE_ENTITIES, write_entities, annotations, image_dir, out_dir, workers, redo)
 
 
 def _make(

@@ -1,7 +1,7 @@
 """The root of the first noun chunk of a concept ("a woman with a hat" -> "woman"), for the accuracy metric.
 
-spaCy's `en_core_web_sm` decides as published where it is installed. Otherwise TextBlob's tags (its word list comes
-with it) and a rule for short phrases do; which of the two it was stands in the journal of the step.
+spaCy's `en_core_web_sm` decides as published where it is installed. Otherwise TextBlob's tags (its word list
+comes with it) and a rule for short phrases do; which of the two it was stands in the journal of the step.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inpainting.data.journal import Journal, run_items, stamp_path
+from inpainting.data.journal import Journal, run_items, stamp_hash, stamp_path
 from inpainting.data.paintings import (
     ANNOTATIONS,
+    MAKE_ENTITIES,
     entity_folders,
     read_entities,
     read_object,
@@ -31,23 +32,27 @@ METHODS = ("auto", "spacy", "rule")
 
 WORDS = re.compile(r"\w+(?:-\w+)*|'s\b|[^\w\s]")
 NOUNS = ("NN", "NNS", "NNP", "NNPS")
-# Words in -ing that stay nouns after another noun ("a stone building"); the rest are verbs there ("men talking").
-ING_NOUNS = set(
-    ["awning", "bedding", "being", "building", "carving", "ceiling", "clothing", "covering", "drawing", "dwelling", "earring", "engraving", "etching", "evening", "king", "lightning", "morning", "mooring", "opening", "painting", "pudding", "railing", "ring", "rigging", "sapling", "scaffolding", "setting", "sling", "spring", "stocking", "string", "swing", "thing", "wedding", "wing", "writing"]
-)
+# Words in -ing that are nouns after another noun ("a stone building"); others are verbs ("men talking").
+ING_NOUNS = {
+    *("awning", "bedding", "being", "building", "carving", "ceiling", "clothing", "covering"),
+    *("drawing", "dwelling", "earring", "engraving", "etching", "evening", "king", "lightning"),
+    *("morning", "mooring", "opening", "painting", "pudding", "railing", "ring", "rigging"),
+    *("sapling", "scaffolding", "setting", "sling", "spring", "stocking", "string", "swing"),
+    *("thing", "wedding", "wing", "writing"),
+}
 
 Rooter = Callable[[str], str]
 
 
 def find_rooter(method: str = "auto") -> tuple[str, Rooter]:
-    """(name of what decides, concept -> root). ValueError when spaCy is asked for and its model is missing."""
+    """(name of what decides, concept -> root). ValueError when spaCy's model is asked for and missing."""
     import spacy
 
     if method != "rule" and spacy.util.is_package(MODEL):
         nlp = spacy.load(MODEL)
         return f"spacy {MODEL} {nlp.meta['version']}", lambda concept: spacy_root(nlp(concept), concept)
     if method == "spacy":
-        raise ValueError(f"spaCy's model {MODEL} is not installed; `python -m spacy download {MODEL}` gets it")
+        raise ValueError(f"spaCy's {MODEL} is not installed; `python -m spacy download {MODEL}` gets it")
     return f"rule over the tags of textblob {importlib.metadata.version('textblob')}", rule_root
 
 
@@ -99,13 +104,8 @@ def _verb_in_disguise(word: str, following: str) -> bool:
     return word.endswith("ing") and word not in ING_NOUNS and following not in NOUNS
 
 
-def extract_roots(
-    entities_dir: Path, method: str = "auto", inputs: Mapping[str, Any] | None = None, redo: bool = True
-) -> Journal:
-    """Add `noun_chunk_root` to every entry of every annotations.json.
-
-    inputs: what else the step depends on, for its journal.
-    """
+def extract_roots(entities_dir: Path, method: str = "auto", redo: bool = True) -> Journal:
+    """Add `noun_chunk_root` to every entry of every annotations.json."""
     stems = entity_folders(entities_dir)
     name, root_of = find_rooter(method)
     log.info("noun roots by %s", name)
@@ -118,7 +118,8 @@ def extract_roots(
         write_object(path, document)
         return {}
 
-    journal = Journal(stamp_path(entities_dir, STEP), {"method": name, **(inputs or {})}, redo=redo)
+    inputs = {"method": name, "after": stamp_hash(entities_dir, MAKE_ENTITIES)}
+    journal = Journal(stamp_path(entities_dir, STEP), inputs, redo=redo)
     run_items(journal, stems, work, workers=1)
     return journal
 
