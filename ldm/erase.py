@@ -1,0 +1,176 @@
+"""Removing an object: fill a hole of a picture from what is around it.
+
+Three ways behind one function: LaMa as a TorchScript file, a stock diffusers inpainting folder (Stable
+Diffusion 2 inpainting), or OpenCV when neither is given. Only masked pixels change.
+
+Legend: h w pixels of the picture, n m pixels of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from ldm.files import file_sha256, hash_folder
+from ldm.images import resize, to_01
+
+TELEA_RADIUS = 5  # pixels around a missing one that OpenCV looks at
+OPENCV_SIDE = 768  # larger pictures are filled at this size: the time of OpenCV grows with the hole
+LAMA_MULTIPLE = 8  # sides that the network accepts
+WINDOW = 1.6  # side of the window that a diffusion model sees, over the side of the hole
+PROMPT, AVOID = "empty background", "object, person, animal, text, watermark"
+STEPS, GUIDANCE = 30, 5.0
+
+Fill = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Eraser:
+    """A way to fill holes. kind: "opencv", "lama" or "diffusion". identity: what decides the result."""
+
+    kind: str
+    identity: str
+    fill: Fill
+
+    @classmethod
+    def load(
+        cls, source: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Eraser:
+        """None or "opencv", a TorchScript file, or an inpainting folder of diffusers; ValueError otherwise.
+
+        dtype is that of the diffusion model; LaMa's Fourier layers need float32.
+        """
+        if source is None or str(source) in ("", "opencv"):
+            return cls("opencv", f"opencv radius {TELEA_RADIUS} side {OPENCV_SIDE}", _opencv)
+        path = Path(source)
+        if path.is_file():
+            return cls("lama", f"lama {file_sha256(path)}", _lama(path, device))
+        if (path / "model_index.json").is_file():
+            hashes = sorted(hash_folder(path).items())
+            return cls("diffusion", f"diffusion {hashes} {PROMPT!r} {STEPS}", _diffusion(path, device, dtype))
+        raise ValueError(
+            f"eraser {source}: neither a TorchScript file (LaMa) nor a diffusers folder (model_index.json); "
+            "leave it out to fill with OpenCV"
+        )
+
+    def erase(self, rgb_u8: np.ndarray, mask: np.ndarray, seed: int = 0) -> np.ndarray:
+        """RGB (h, w, 3) uint8 with the pixels of mask (h, w) bool filled; the others are returned as given.
+
+        seed: of a diffusion model's noise. ValueError when nothing is left to fill from.
+        """
+        if mask.shape != rgb_u8.shape[:2] or mask.dtype != bool:
+            raise ValueError(f"the mask must be bool {rgb_u8.shape[:2]}, got {mask.dtype} {mask.shape}")
+        if not mask.any():
+            return rgb_u8.copy()
+        if mask.all():
+            raise ValueError("the mask covers the whole picture, so there is nothing to fill it from")
+        return np.where(mask[..., None], self.fill(rgb_u8, mask, seed), rgb_u8)
+
+
+def _opencv(rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
+    """Telea's fast marching, at most OPENCV_SIDE pixels wide and high."""
+    h, w = mask.shape
+    scale = min(1.0, OPENCV_SIDE / max(h, w))
+    size = max(1, round(h * scale)), max(1, round(w * scale))
+    # Any touched pixel is filled, or the object's colour would bleed in at the hole's edge.
+    small_mask = resize(mask.astype(np.float32), size) > 0
+    filled = cv2.inpaint(resize(rgb_u8, size), small_mask.astype(np.uint8), TELEA_RADIUS, cv2.INPAINT_TELEA)
+    return resize(filled, (h, w), how="linear")
+
+
+def _lama(path: Path, device: str) -> Fill:
+    """image (1, 3, n, m) in [0, 1] and mask (1, 1, n, m) of 0 and 1 -> image in [0, 1], sides padded."""
+    try:
+        network = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"eraser {path} cannot be loaded as TorchScript: {reason}") from error
+
+    @torch.inference_mode()
+    def fill(rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
+        h, w = mask.shape
+        pad = [0, -w % LAMA_MULTIPLE, 0, -h % LAMA_MULTIPLE]
+        image = functional.pad(to_01(rgb_u8)[None], pad, mode="replicate").to(device)
+        hole = functional.pad(torch.from_numpy(mask)[None, None].float(), pad, mode="replicate").to(device)
+        filled = network(image, hole)
+        if filled.shape != image.shape:
+            raise ValueError(f"eraser {path} gave {tuple(filled.shape)} for {tuple(image.shape)}: not LaMa")
+        values = (filled[0, :, :h, :w].float() * 255).round().clamp(0, 255).to(torch.uint8)
+        return values.permute(1, 2, 0).cpu().numpy()
+
+    return fill
+
+
+def _diffusion(folder: Path, device: str, dtype: torch.dtype) -> Fill:
+    """The stock inpainting pipeline on a window around the hole, at the model's own size."""
+    from diffusers import StableDiffusionInpaintPipeline
+
+    try:
+        pipeline = StableDiffusionInpaintPipeline.from_pretrained(
+            str(folder), dtype=dtype, safety_checker=None, local_files_only=True
+        )
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"eraser {folder} cannot be loaded: {reason}") from error
+    if pipeline.unet.config.in_channels != 9:
+        channels = pipeline.unet.config.in_channels
+        raise ValueError(f"eraser {folder} is no inpainting model: its UNet has {channels} inputs, not 9")
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    cells = pipeline.vae_scale_factor
+    native = pipeline.unet.config.sample_size * cells
+
+    def fill(rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
+        x0, y0, x1, y1 = window_around(mask, native)
+        scale = native / max(x1 - x0, y1 - y0)
+        n, m = (max(1, round(side * scale / cells)) * cells for side in (y1 - y0, x1 - x0))
+        painted = _paint(pipeline, resize(rgb_u8[y0:y1, x0:x1], (n, m)),
+                         resize(mask[y0:y1, x0:x1].astype(np.float32), (n, m)) > 0, seed)  # fmt: skip
+        filled = rgb_u8.copy()
+        filled[y0:y1, x0:x1] = resize(painted, (y1 - y0, x1 - x0))
+        return filled
+
+    return fill
+
+
+def _paint(pipeline: Any, rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
+    """(n, m, 3) uint8 and its hole (n, m) -> the model's picture of the same size."""
+    result = pipeline(
+        prompt=PROMPT,
+        negative_prompt=AVOID,
+        image=Image.fromarray(rgb_u8),
+        mask_image=Image.fromarray(mask.astype(np.uint8) * 255),
+        height=mask.shape[0],
+        width=mask.shape[1],
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+    )
+    return np.round(result.images[0] * 255).astype(np.uint8)
+
+
+def window_around(mask: np.ndarray, least: int) -> tuple[int, int, int, int]:
+    """Pixels x0, y0, x1, y1 of a square around the hole, cut only where the picture is smaller.
+
+    Its side is 1.6 times the hole's longer side, and at least `least`.
+    """
+    h, w = mask.shape
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    side = max(least, round(WINDOW * longest))
+    found = []
+    for line, limit in ((columns, w), (rows, h)):
+        length = min(side, limit)
+        start = min(max(0, round((line[0] + line[-1] + 1 - length) / 2)), limit - length)
+        found.append((int(start), int(start + length)))
+    (x0, x1), (y0, y1) = found
+    return x0, y0, x1, y1
