@@ -266,14 +266,16 @@ class Run:
         progress.loss_sum = self.mean_loss()
         progress.seconds = time.monotonic() - self.started
         if self.is_main:
-            state = {"facts": self.facts(), "progress": asdict(progress), "scaler": None, "average": None}
+            state: dict[str, Any] = {"facts": self.facts(), "progress": asdict(progress)}
+            state |= {"scaler": None, "average": None}
             state |= {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
             shadows = None
             if self.average is not None:
-                state["average"] = self.average.state_dict()
-                shadows = dict(zip(self.weights, state["average"].pop("shadow_params"), strict=True))
+                numbers = self.average.state_dict()
+                shadows = dict(zip(self.weights, numbers.pop("shadow_params"), strict=True))
+                state["average"] = numbers
             write_checkpoint(self.checkpoint(progress.step), self.layout, self.weights, state, shadows)
             remove_old(self.out, self.config.keep, self.checkpoint(progress.best_step).name)
         self.accelerator.wait_for_everyone()
