@@ -1,0 +1,201 @@
+"""Rectified cross-attention on the stock diffusers UNet: a pixel reads only the prompts of its own regions.
+
+    A[p, j] = softmax_j(q_p . k_j / sqrt(d) + beta[p, j]),  beta = 0 where pixel p may read token j, or -inf
+
+beta depends on the masks and the token owners alone. So it is built once per call (or training batch) for
+each resolution, one array for all heads, layers and steps, and given to one fused attention call:
+
+    install_rca(unet)
+    kwargs = region_kwargs(masks, owners, latent_hw, levels=4)       # {"regions": {n: (b, 1, n, t)}}
+    unet(x, t, encoder_hidden_states=embeddings, cross_attention_kwargs=kwargs)
+
+It travels as an argument, never as state of the processors: gradient checkpointing runs a block again with
+the arguments it was first given.
+
+Legend: b pictures, r regions, n latent cells of one resolution, t tokens, h heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inpainting.models.text_to_image.layout import attention_sizes, log_visibility
+from inpainting.models.text_to_image.tokens import HIDDEN
+
+Regions = dict[int, Tensor]
+ALIGNED = 16  # tokens; the CUDA kernels copy a bias whose rows do not start at multiples of this
+
+
+class RegionalAttention(AttnProcessor2_0):
+    """Cross-attention with the bias of its resolution added; without `regions` the stock attention."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        regions: Regions | None = None,
+    ) -> Tensor:
+        """hidden_states (b, n, c), encoder_hidden_states (b, t, c') -> (b, n, c)."""
+        if regions is None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if encoder_hidden_states is None or attention_mask is not None:
+            raise ValueError("regions need encoder_hidden_states and no encoder_attention_mask beside them")
+        bias = _bias_for(regions, hidden_states, encoder_hidden_states)
+        q = rearrange(attn.to_q(hidden_states), "b n (h d) -> b h n d", h=attn.heads)
+        k = rearrange(attn.to_k(encoder_hidden_states), "b t (h d) -> b h t d", h=attn.heads)
+        v = rearrange(attn.to_v(encoder_hidden_states), "b t (h d) -> b h t d", h=attn.heads)
+        read = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        projection, dropout = attn.to_out
+        return dropout(projection(rearrange(read, "b h n d -> b n (h d)")))
+
+
+class PlainAttention(AttnProcessor2_0):
+    """Stock self-attention; its signature takes `regions`, which diffusers hands to every attention."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        regions: Regions | None = None,
+    ) -> Tensor:
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+
+def _bias_for(regions: Regions, pixels: Tensor, tokens: Tensor) -> Tensor:
+    """The bias of this resolution, checked against what it is added to."""
+    bias = regions.get(pixels.shape[1])
+    if bias is None:
+        built = ", ".join(map(str, regions))
+        raise ValueError(
+            f"no region map for {pixels.shape[1]} latent cells, only for {built}: another latent size?"
+        )
+    wanted = (len(pixels), 1, pixels.shape[1], tokens.shape[1])
+    if bias.shape != wanted:
+        raise ValueError(
+            f"the region map is {tuple(bias.shape)}, this batch needs {wanted}: pictures, 1, cells, tokens; "
+            "use repeated() for several pictures per prompt and guided() for classifier-free guidance"
+        )
+    return bias
+
+
+def install_rca(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Give a stock UNet (plain, with LoRA, or checkpointed) the processors; its weights stay as they are.
+
+    Without `regions` among the cross_attention_kwargs it computes what it did before.
+    Raises ValueError for an attention layer of another kind than Stable Diffusion's.
+    """
+    for name, layer in attention_layers(unet):
+        cross = name.endswith("attn2")
+        unusual = layer.group_norm, layer.spatial_norm, layer.norm_q, layer.norm_k, layer.norm_cross
+        if cross and (any(part is not None for part in unusual) or layer.residual_connection):
+            raise ValueError(f"{name}: this is not the plain cross-attention of Stable Diffusion")
+        if cross != layer.is_cross_attention:
+            kind = "cross-attention" if cross else "self-attention"
+            raise ValueError(f"{name}: expected {kind}, as Stable Diffusion has it")
+        layer.set_processor(RegionalAttention() if cross else PlainAttention())
+    if _refuse_lost_processors not in unet._forward_pre_hooks.values():
+        unet.register_forward_pre_hook(_refuse_lost_processors, with_kwargs=True)
+    return unet
+
+
+def attention_layers(unet: nn.Module) -> list[tuple[str, Attention]]:
+    return [(name, module) for name, module in unet.named_modules() if isinstance(module, Attention)]
+
+
+def require_rca(unet: nn.Module) -> None:
+    """Raise ValueError if any attention layer would ignore regions."""
+    for name, layer in attention_layers(unet):
+        wanted = RegionalAttention if name.endswith("attn2") else PlainAttention
+        if not isinstance(layer.processor, wanted):
+            raise ValueError(
+                f"rectified cross-attention is switched off: {name} runs {type(layer.processor).__name__}. "
+                "Something replaced the attention processors (set_attn_processor, enable_xformers..., "
+                "fuse_qkv_projections); call install_rca(unet) after it, or do without it"
+            )
+
+
+def _refuse_lost_processors(unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """diffusers drops unknown arguments of a processor with a warning; a lost rectification must not pass."""
+    if torch.compiler.is_compiling():
+        return
+    if "regions" in (kwargs.get("cross_attention_kwargs") or {}):
+        require_rca(unet)
+
+
+def region_kwargs(
+    masks: Tensor,
+    owners: Tensor,
+    latent_hw: tuple[int, int],
+    *,
+    levels: int,
+    layout: str = "coverage",
+    soft_cells: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Regions]:
+    """The `cross_attention_kwargs` of one batch.
+
+    masks:      (b, r, H, W) bool, any size of the same aspect as the latents; absent regions are empty rows
+    owners:     (b, t) from `tokens`: 0 = shared, k + 1 = region k, -1 = read by nobody
+    levels:     resolutions of the UNet: len(unet.config.block_out_channels)
+    soft_cells: width of soft edges in latent cells, 0 = hard
+    """
+    highest = int(owners.max())
+    if highest > masks.shape[1] or len(masks) != len(owners):
+        raise ValueError(
+            f"tokens of {len(owners)} pictures name region {highest}, "
+            f"there are masks of {len(masks)} pictures and {masks.shape[1]} regions"
+        )
+    regions = {}
+    for level, (h, w) in enumerate(attention_sizes(latent_hw, levels)):
+        visibility = log_visibility(masks, (h, w), layout, soft_cells / 2**level)
+        regions[h * w] = region_bias(visibility, owners.to(masks.device), dtype)
+    return {"regions": regions}
+
+
+def region_bias(visibility: Tensor, owners: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """beta: visibility (b, r + 1, n) and owners (b, t) -> (b, 1, n, t), a view of rows of aligned length."""
+    b, _, n = visibility.shape
+    t = owners.shape[1]
+    rows = visibility.gather(1, owners.clamp(min=0)[..., None].expand(b, t, n))  # (b, t, n)
+    hidden = (owners == HIDDEN)[..., None]
+    rows = rows.masked_fill(hidden, float("-inf"))
+    # Where only regions without a prompt are and no token is shared, a cell reads all: softmax needs one.
+    lonely = rows.amax(dim=1, keepdim=True).isneginf()
+    rows = rows.masked_fill(lonely & ~hidden, 0.0)
+    bias = torch.zeros(b, 1, n, -(-t // ALIGNED) * ALIGNED, dtype=dtype, device=visibility.device)[..., :t]
+    bias[:, 0] = rearrange(rows, "b t n -> b n t")
+    return bias
+
+
+def guided(kwargs: dict[str, Regions]) -> dict[str, Regions]:
+    """For guidance in one batch: the unconditional half first, where every pixel reads every token."""
+    return {"regions": {n: _doubled(bias) for n, bias in kwargs["regions"].items()}}
+
+
+def repeated(kwargs: dict[str, Regions], count: int) -> dict[str, Regions]:
+    """For `count` pictures of each prompt, in the order of num_images_per_prompt: a, a, b, b."""
+    regions = {n: _aligned(bias.repeat_interleave(count, 0)) for n, bias in kwargs["regions"].items()}
+    return {"regions": regions}
+
+
+def _doubled(bias: Tensor) -> Tensor:
+    return _aligned(torch.cat([torch.zeros_like(bias), bias]))
+
+
+def _aligned(bias: Tensor) -> Tensor:
+    """The same values with rows of aligned length in memory."""
+    padding = -bias.shape[-1] % ALIGNED
+    return F.pad(bias, (0, padding))[..., : bias.shape[-1]]
