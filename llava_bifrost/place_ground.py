@@ -1,0 +1,178 @@
+"""The ground of a picture from its depth map: the plane, its horizon, and the surfaces on which things stand.
+
+Inverse depth is affine in the image coordinates of a plane, so a plane is three numbers:
+d(x, y) = a x + b y + c with x, y in fractions of the picture. Relative inverse depth d = (1/z - low) / range
+hides where 1/z = 0 lies; that value of d, `horizon_d`, is what sizes need: a thing of fixed size covers a
+width proportional to d - horizon_d. It follows from a wall, because walls and ground are at right angles.
+
+Legend: h w pixels of the depth map, k points, p planes.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from ldm.images import resize
+
+WORKING_SIDE = 96  # pixels of the longer side; planes need no more
+HYPOTHESES = 500  # planes tried
+REACH = 0.14  # largest distance of the three points of a hypothesis, fraction of the picture
+TOLERANCE = 0.012  # depth; points on a plane lie within it
+STEEP = 0.15  # least gain of depth per picture height of a plane that can be ground
+SPARSE = 5  # every so many points are enough to choose among planes
+BELOW = 0.02  # share of points that may lie below the ground
+LEAST_SHARE = 0.03  # of the picture that a plane must cover
+VIEW_DEGREES = 47.0  # field of view of the longer side that is taken where nothing is known
+HORIZON_D = -0.45  # depth at infinity where no wall tells it: the farthest point is 3.2 times the nearest
+FARTHEST_HORIZON = -1.2  # least depth at infinity that is believed
+
+
+@dataclass(frozen=True)
+class Plane:
+    """d(x, y) = a x + b y + c, with x and y in fractions of the picture."""
+
+    a: float
+    b: float
+    c: float
+
+    def at(self, x: np.ndarray | float, y: np.ndarray | float) -> np.ndarray | float:
+        """Depth at points; not clipped."""
+        return self.a * x + self.b * y + self.c
+
+    def height_of(self, x: float, d: float) -> float:
+        """The y at which the plane has depth d."""
+        return (d - self.c - self.a * x) / self.b
+
+    def raised(self, factor: float, horizon_d: float) -> "Plane":
+        """The parallel plane whose distance to the camera is 1 / factor of this one's."""
+        shift = horizon_d - factor * horizon_d
+        return Plane(self.a * factor, self.b * factor, self.c * factor + shift)
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """The plane on which things stand, and where it can be seen."""
+
+    plane: Plane
+    horizon_d: float  # depth at infinity, not above 0
+    seen: np.ndarray  # (h, w) bool at working size: pixels that show the ground
+    reach: np.ndarray  # (h, w) bool: the convex hull of these, ground that something hides included
+    measured: bool  # False: the picture shows no ground, and a level one is assumed
+
+    def scale(self, d: np.ndarray | float) -> np.ndarray | float:
+        """Size in the picture of a thing at depth d, relative to its true size; at least 0.02."""
+        return np.maximum(np.asarray(d) - self.horizon_d, 0.02)
+
+
+def fit_ground(depth_01: np.ndarray, view_degrees: float = VIEW_DEGREES) -> Ground:
+    """Find the ground of a depth map (h, w), 1 = nearest; the same map gives the same answer.
+
+    Where no plane fits, a level ground is assumed: farthest in the middle of the picture, nearest at its
+    lower edge.
+    """
+    small, points = _points(depth_01)
+    h, w = small.shape
+    planes = _hypotheses(small, points)
+    plane = _lowest(planes, points)
+    if plane is None:
+        level = Plane(0.0, 2 * (1 - float(small.min())), float(small.min()) * 2 - 1)
+        return Ground(level, min(0.0, HORIZON_D), np.zeros((h, w), bool), np.ones((h, w), bool), False)
+    plane = _refined(plane, points)
+    seen = np.abs(_residual(plane, points)).reshape(h, w) < 2 * TOLERANCE
+    horizon_d = _horizon(plane, planes, points, (depth_01.shape[0], depth_01.shape[1]), view_degrees)
+    return Ground(plane, horizon_d, seen, _hull(seen), True)
+
+
+def _points(depth_01: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The map at working size (h, w), and its points (h w, 3) as x, y, d."""
+    scale = min(1.0, WORKING_SIDE / max(depth_01.shape))
+    size = (max(8, round(depth_01.shape[0] * scale)), max(8, round(depth_01.shape[1] * scale)))
+    small = resize(depth_01.astype(np.float32), size, how="nearest")
+    h, w = small.shape
+    y, x = np.mgrid[0:h, 0:w]
+    return small, np.stack([(x + 0.5) / w, (y + 0.5) / h, small], axis=-1).reshape(-1, 3).astype(np.float64)
+
+
+def _hypotheses(small: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Planes (p, 3) through three points that lie close together."""
+    h, w = small.shape
+    rng = np.random.default_rng(0)
+    first = np.stack([rng.integers(0, h, HYPOTHESES), rng.integers(0, w, HYPOTHESES)])
+    reach = np.array([max(2, round(REACH * h)), max(2, round(REACH * w))])
+    corners = [first]
+    for _ in range(2):
+        step = rng.integers(-reach[:, None], reach[:, None] + 1, (2, HYPOTHESES))
+        corners.append(np.clip(first + step, 0, [[h - 1], [w - 1]]))
+    three = np.stack([points[row * w + column] for row, column in corners], axis=1)  # (p, 3, 3)
+    system = np.concatenate([three[:, :, :2], np.ones((HYPOTHESES, 3, 1))], axis=2)
+    usable = np.abs(np.linalg.det(system)) > 1e-4
+    return np.linalg.solve(system[usable], three[usable][:, :, 2:])[:, :, 0]
+
+
+def _residual(plane: Plane, points: np.ndarray) -> np.ndarray:
+    """Depth of points above a plane (k,)."""
+    return points[:, 2] - np.asarray(plane.at(points[:, 0], points[:, 1]))
+
+
+def _lowest(planes: np.ndarray, points: np.ndarray) -> Plane | None:
+    """The plane with the most points among those that rise towards the viewer and have nothing below."""
+    rising = planes[(planes[:, 1] > STEEP) & (np.abs(planes[:, 0]) < planes[:, 1])]
+    if not len(rising):
+        return None
+    some = points[::SPARSE]
+    above = some[:, 2] - (rising[:, :2] @ some[:, :2].T + rising[:, 2:])  # (p, k)
+    on = (np.abs(above) < TOLERANCE).mean(axis=1)
+    below = (above < -2 * TOLERANCE).mean(axis=1)
+    score = on - 3 * np.maximum(below - BELOW, 0)
+    best = int(np.argmax(score))
+    return Plane(*(float(value) for value in rising[best])) if score[best] > LEAST_SHARE else None
+
+
+def _refined(plane: Plane, points: np.ndarray, rounds: int = 3) -> Plane:
+    """Least squares over the points on the plane."""
+    for _ in range(rounds):
+        on = np.abs(_residual(plane, points)) < TOLERANCE
+        if on.sum() < 12:
+            break
+        system = np.column_stack([points[on, :2], np.ones(int(on.sum()))])
+        a, b, c = np.linalg.lstsq(system, points[on, 2], rcond=None)[0]
+        plane = Plane(float(a), float(b), float(c))
+    return plane
+
+
+def _horizon(
+    ground: Plane, planes: np.ndarray, points: np.ndarray, size_hw: tuple[int, int], view_degrees: float
+) -> float:
+    """Depth at infinity: the value that makes the largest wall upright on the ground."""
+    rest = points[_residual(ground, points) > 3 * TOLERANCE]
+    rest = rest[rest[:, 1] < np.quantile(points[:, 1], 0.7)]
+    walls = planes[planes[:, 1] < 0.5 * ground.b]
+    if len(rest) < LEAST_SHARE * len(points) or not len(walls):
+        return HORIZON_D
+    some = rest[::SPARSE]
+    on = (np.abs(some[:, 2] - (walls[:, :2] @ some[:, :2].T + walls[:, 2:])) < TOLERANCE).sum(axis=1)  # (p,)
+    if SPARSE * on.max() < LEAST_SHARE * len(points):
+        return HORIZON_D
+    wall = _refined(Plane(*(float(value) for value in walls[int(np.argmax(on))])), rest)
+    h, w = size_hw
+    half = np.tan(np.radians(view_degrees) / 2)
+    half_x, half_y = (half, half * h / w) if w >= h else (half * w / h, half)
+    near, far = float(ground.at(0.5, 0.5)), float(wall.at(0.5, 0.5))
+    slope = ground.a * wall.a / (4 * half_x**2) + ground.b * wall.b / (4 * half_y**2)
+    roots = np.roots([1.0, -(near + far), near * far + slope])
+    real = [float(root.real) for root in roots if abs(root.imag) < 1e-6]
+    fitting = [min(0.0, root) for root in real if FARTHEST_HORIZON <= root <= 0.02]
+    return min(fitting, key=lambda value: abs(value - HORIZON_D)) if fitting else HORIZON_D
+
+
+def _hull(seen: np.ndarray) -> np.ndarray:
+    """Convex hull of the main pieces of a mask (h, w)."""
+    count, pieces, table, _ = cv2.connectedComponentsWithStats(seen.astype(np.uint8), connectivity=4)
+    kept = [index for index in range(1, count) if table[index, cv2.CC_STAT_AREA] > 0.004 * seen.size]
+    rows, columns = np.nonzero(np.isin(pieces, kept))
+    hull = np.zeros(seen.shape, np.uint8)
+    if len(rows) >= 3:
+        outline = cv2.convexHull(np.column_stack([columns, rows]).astype(np.int32))
+        cv2.fillConvexPoly(hull, outline, 1)
+    return hull.astype(bool)

@@ -1,0 +1,243 @@
+"""Where a thing could stand: points on the ground and on raised surfaces, with the box it would have there.
+
+Everything is decided for many spots at once. Units: x, y, w, h in fractions of the picture; d a depth_01;
+`side` and `away` in a ground plan whose unit is the same in both directions: away = 1 / (d - horizon_d).
+
+Legend: k spots.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+
+from datasets.relations import DEPTH_STEP, Place
+from llava_bifrost.place_ground import TOLERANCE, VIEW_DEGREES, Ground, Plane
+
+COLUMNS, ROWS = 40, 44  # of the grid of feet
+SIZES = (1.0, 0.88, 1.14)  # relative sizes that are tried
+FITTING = (1.0, 0.75, 0.55)  # relative sizes on top of a thing
+DEPTHS = (0.03, 0.98)  # where things may stand
+CONTACT = 0.03  # depth by which footprints of neighbours may overlap
+ROOM = 0.25  # least visible share of a thing
+RAISED = 1.06  # nearer than the ground by this factor: another surface
+LEVEL = 3.0  # largest difference in slope, in units of TOLERANCE per working pixel, of a level surface
+AROUND = 0.1  # of the picture: how far around a foot its surface is looked for
+SAME_LEVEL = 0.08  # relative difference of levels up to which two things stand on one surface
+LID = 0.65  # share of a box, from above, in which its upper side is looked for
+
+
+@dataclass(frozen=True, eq=False)
+class Spots:
+    """k proposals; every field is an array (k,)."""
+
+    x: np.ndarray  # middle
+    y: np.ndarray  # lower edge
+    w: np.ndarray
+    h: np.ndarray
+    d: np.ndarray
+    size: np.ndarray  # relative to the expected size
+    level: np.ndarray  # of the surface below: 1 the ground, larger: raised, 0: the top of something uneven
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def where(self, kept: np.ndarray) -> "Spots":
+        """The spots of a mask or of indices."""
+        return Spots(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+
+    def box(self, index: int) -> tuple[float, float, float, float]:
+        x, y, w, h = (float(values[index]) for values in (self.x, self.y, self.w, self.h))
+        return max(0.0, x - w / 2), max(0.0, y - h), min(1.0, x + w / 2), min(1.0, y)
+
+
+def join(parts: Sequence[Spots]) -> Spots:
+    """One list of several."""
+    return Spots(
+        **{
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(Spots)
+        }
+    )
+
+
+NOWHERE = Spots(*(np.zeros(0) for _ in fields(Spots)))
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What is known of a background: its depth, its ground, the things in it."""
+
+    depth_01: np.ndarray  # (h, w)
+    ground: Ground
+    known: Mapping[str, Place]
+    size_hw: tuple[int, int]
+
+    @cached_property
+    def levels(self) -> dict[str, float]:
+        """On which surface each known thing stands: 1 the ground, larger: raised."""
+        planes = {name: surface_below(self, place) for name, place in self.known.items()}
+        return {name: 1.0 if plane is None else self.level(plane) for name, plane in planes.items()}
+
+    def level(self, plane: Plane) -> float:
+        """How much nearer to the camera than the ground a parallel plane is."""
+        return plane.b / self.ground.plane.b
+
+    def depth_at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Depth of the background at points in fractions."""
+        h, w = self.depth_01.shape
+        rows = np.clip((np.asarray(y) * h).astype(int), 0, h - 1)
+        columns = np.clip((np.asarray(x) * w).astype(int), 0, w - 1)
+        return self.depth_01[rows, columns]
+
+    def reached(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Whether the ground extends to points."""
+        h, w = self.ground.reach.shape
+        rows = np.clip((y * h).astype(int), 0, h - 1)
+        columns = np.clip((x * w).astype(int), 0, w - 1)
+        return self.ground.reach[rows, columns]
+
+
+def on_ground(view: View, unit_px: float, aspect: float, factor: float = 1.0) -> Spots:
+    """Spots on the ground, hidden parts of it included."""
+    y, x = np.meshgrid(np.linspace(0.05, 0.995, ROWS), np.linspace(0.02, 0.98, COLUMNS), indexing="ij")
+    x, y = x.ravel(), y.ravel()
+    d = np.asarray(view.ground.plane.at(x, y))
+    kept = view.reached(x, y) & (d > DEPTHS[0]) & (d < DEPTHS[1])
+    # Where the background is farther than the ground, there is no ground.
+    kept &= view.depth_at(x, y) > d - 4 * TOLERANCE
+    return _sized(x[kept], y[kept], d[kept], view, unit_px * factor, aspect, 1.0)
+
+
+def on_plane(
+    view: View, plane: Plane, box01: tuple[float, float, float, float], unit_px: float, aspect: float
+) -> Spots:
+    """Spots on the visible part of a raised plane inside a box."""
+    x0, y0, x1, y1 = box01
+    y, x = np.meshgrid(np.linspace(y0, y1, ROWS // 2), np.linspace(x0, x1, COLUMNS // 2), indexing="ij")
+    x, y = x.ravel(), y.ravel()
+    d = np.asarray(plane.at(x, y))
+    kept = (np.abs(view.depth_at(x, y) - d) < 2 * TOLERANCE) & (d > DEPTHS[0]) & (d < 1)
+    return _sized(x[kept], y[kept], d[kept], view, unit_px, aspect, view.level(plane))
+
+
+def on_top(view: View, anchor: Place, unit_px: float, aspect: float) -> Spots:
+    """Spots on top of a thing: on its level upper side where one is seen, else just below its upper edge."""
+    x0, y0, x1, y1 = anchor.box01_xyxy
+    lid = (x0, y0, x1, y0 + LID * (y1 - y0))
+    plane = level_plane(view, lid)
+    seen = [] if plane is None else [on_plane(view, plane, lid, unit_px * size, aspect) for size in FITTING]
+    if sum(len(part) for part in seen):
+        return join(seen)
+    rows, columns = y0 + (y1 - y0) * np.linspace(0.03, 0.35, 9), np.linspace(x0, x1, 13)[2:-2]
+    y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
+    flat = np.full(x.shape, min(anchor.d, DEPTHS[1]))
+    return join([_sized(x, y, flat, view, unit_px * size, aspect, 0.0) for size in FITTING])
+
+
+def surface_below(view: View, thing: Place) -> Plane | None:
+    """The raised surface on which a thing stands; None: the ground."""
+    x0, _, x1, y1 = thing.box01_xyxy
+    near = max(AROUND, x1 - x0)
+    return level_plane(view, clipped(x0 - near, y1 - 0.3 * near, x1 + near, y1 + 0.6 * near))
+
+
+def clipped(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
+    """A region inside the picture."""
+    return max(0.0, x0), max(0.0, y0), min(1.0, x1), min(1.0, y1)
+
+
+def level_plane(view: View, box01: tuple[float, float, float, float]) -> Plane | None:
+    """The raised level surface that a box shows most of, or None."""
+    ground, horizon = view.ground.plane, view.ground.horizon_d
+    h, w = view.depth_01.shape
+    x0, y0, x1, y1 = box01
+    y, x = np.meshgrid(np.linspace(y0, y1, 48), np.linspace(x0, x1, 48), indexing="ij")
+    step = 2.0 / h
+    here, lower = view.depth_at(x, y), view.depth_at(x, y + step)
+    floor = np.maximum(np.asarray(ground.at(x, y)) - horizon, 1e-3)
+    factor = (here - horizon) / floor
+    slope = np.abs((lower - here) - factor * ground.b * step)
+    level = (slope < LEVEL * TOLERANCE * step * 10) & (factor > RAISED) & (y + step < y1)
+    if level.sum() < 0.04 * level.size:
+        return None
+    counts, edges = np.histogram(factor[level], bins=40)
+    best = int(np.argmax(counts))
+    near = np.abs(factor - (edges[best] + edges[best + 1]) / 2) < max(edges[1] - edges[0], 0.03)
+    if (level & near).sum() < 0.03 * level.size:
+        return None
+    return ground.raised(float(np.median(factor[level & near])), horizon)
+
+
+def _sized(
+    x: np.ndarray, y: np.ndarray, d: np.ndarray, view: View, unit_px: float, aspect: float, level: float
+) -> Spots:
+    """Boxes at feet, for every relative size, those inside the picture."""
+    parts = []
+    for size in SIZES:
+        side = unit_px * size * np.asarray(view.ground.scale(d))
+        w, h = side * aspect**0.5 / view.size_hw[1], side / aspect**0.5 / view.size_hw[0]
+        inside = (x - w / 2 >= 0) & (x + w / 2 <= 1) & (y - h >= 0) & (y <= 1)
+        kind = np.full(len(x), level)
+        parts.append(Spots(x, y, w, h, d, np.full(len(x), size), kind).where(inside))
+    return join(parts)
+
+
+def plan(view: View, x: np.ndarray, w: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Footprints in the ground plan: (side0, side1, away0, away1), each (k,). As deep as wide."""
+    half = np.tan(np.radians(VIEW_DEGREES) / 2)
+    away = 1 / np.asarray(view.ground.scale(d))
+    left, right = ((2 * edge - 1) * half * away for edge in (x - w / 2, x + w / 2))
+    return left, right, away, away + 0.8 * (right - left)
+
+
+def possible(relation: str, spots: Spots, anchor: Place) -> np.ndarray:
+    """Quick necessary conditions of a relation, (k,) bool; the relation itself is judged elsewhere."""
+    x0, y0, x1, _ = anchor.box01_xyxy
+    across = (spots.x - spots.w / 2 < x1) & (spots.x + spots.w / 2 > x0)
+    if relation == "left of":
+        return spots.x < anchor.middle
+    if relation == "right of":
+        return spots.x > anchor.middle
+    if relation == "behind":
+        return (spots.d < anchor.d) & across
+    if relation == "in front of":
+        return (spots.d > anchor.d) & across
+    if relation == "next to":
+        return np.abs(spots.d - anchor.d) <= DEPTH_STEP
+    return spots.y - spots.h < y0 if relation in ("on", "above") else np.ones(len(spots), bool)
+
+
+def clear(view: View, spots: Spots, touching: Sequence[str] = ()) -> np.ndarray:
+    """Whether a spot is free of the footprints of all known things, (k,) bool.
+
+    touching: things that the spot may overlap, because it is on or under them.
+    """
+    free = np.ones(len(spots), bool)
+    left, right, front, back = plan(view, spots.x, spots.w, spots.d)
+    for name, place in view.known.items():
+        if name in touching:
+            continue
+        x0, _, x1, y1 = place.box01_xyxy
+        wide, middle = np.array([x1 - x0]), np.array([(x0 + x1) / 2])
+        standing = float(view.ground.plane.at(float(middle[0]), min(y1, 1.0)))
+        foot = max(place.d, min(standing, place.near)) if abs(standing - place.d) < 0.15 else place.d
+        a0, a1, b0, b1 = plan(view, middle, wide, np.array([foot]))
+        lateral = np.minimum(right, a1) - np.maximum(left, a0)
+        depth = np.minimum(back, b1) - np.maximum(front, b0)
+        narrow = 0.06 * np.minimum(right - left, a1 - a0)
+        here = np.abs(spots.level / view.levels[name] - 1) < SAME_LEVEL
+        free &= ~((lateral > narrow) & (depth > 0.06 * (back - front)) & here)
+    return free
+
+
+def visible_share(view: View, spots: Spots, side: int = 9) -> np.ndarray:
+    """Share of each box, its corners left out, in front of which nothing stands, (k,)."""
+    steps = (np.arange(side) + 0.5) / side
+    u, v = np.meshgrid(steps, steps)
+    round_ = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.26
+    u, v = u[round_], v[round_]
+    x = spots.x[:, None] + (u - 0.5) * spots.w[:, None]
+    y = spots.y[:, None] + (v - 1) * spots.h[:, None]
+    return (view.depth_at(x, y) <= spots.d[:, None] + CONTACT).mean(axis=1)
