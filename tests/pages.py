@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 PAGES = [
     *("README.md", "CONTRIBUTING.md", "assets/tiny/README.md"),
-    *("docs/compositor.md", "docs/scenes.md", "docs/weights.md", "docs/datasets.md"),
+    *("docs/compositor.md", "docs/scenes.md", "docs/released_weights.md", "docs/datasets.md"),
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")

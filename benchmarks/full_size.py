@@ -1,0 +1,167 @@
+"""Training steps of the full-size compositor: seconds and peak memory, random weights, random pictures.
+
+    python -m benchmarks.full_size                                 (CPU: batch 1, bf16 weights, minutes)
+    python -m benchmarks.full_size --batches 1,4,16 --steps 20 --precision bf16-mixed   (GPU)
+
+The step is that of run_train_bifrost.py with the published settings: frozen UNet encoder and DINOv2-g, trained
+control branches, UNet decoder and projector, AdamW. Every row runs in a process of its own, without and with
+gradient checkpointing; a row that runs out of memory says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytorch_lightning as pl
+import torch
+import typer
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from cldm.create import NetworkConfig, create_compositor
+from cldm.module import CompositorModule, TrainConfig
+from ldm.device import describe_hardware, pick_device
+from ldm.files import write_atomic
+from ldm.options import run_app, single_app
+
+logger = logging.getLogger(__name__)
+
+RESULTS = Path("benchmarks/results/full_size.json")
+SIDE, REFERENCE = 512, 224
+GIB = 2**30
+PRECISIONS = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.float32, "32-true": torch.float32}
+
+
+class RandomPairs(IterableDataset[dict[str, Tensor]]):
+    """Endless examples of noise, already in the form of one batch."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        draw = torch.Generator().manual_seed(0)
+        b, pixels = self.batch, (SIDE, SIDE)
+        one = {
+            "reference_01": torch.rand(b, 3, REFERENCE, REFERENCE, generator=draw),
+            "target_pm1": torch.rand(b, 3, *pixels, generator=draw) * 2 - 1,
+            "detail_pm1": torch.rand(b, 4, *pixels, generator=draw) * 2 - 1,
+            "depth_01": torch.rand(b, 3, *pixels, generator=draw),
+            "edit_mask": torch.rand(b, 1, *pixels, generator=draw) > 0.5,
+            "dynamics": torch.zeros(b, dtype=torch.int64),
+        }
+        while True:
+            yield one
+
+
+class Clock(pl.Callback):
+    """Time at the end of every step."""
+
+    def __init__(self) -> None:
+        self.ends = [time.perf_counter()]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.ends = [time.perf_counter()]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
+    ) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+def measure(batch: int, checkpointing: bool, steps: int, precision: str, device: str) -> dict[str, Any]:
+    """One row: median seconds of a step (the first is left out when there are more), peak memory."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(PRECISIONS[precision])
+    try:
+        model = create_compositor(NetworkConfig())
+    finally:
+        torch.set_default_dtype(before)
+    module = CompositorModule(model, TrainConfig(gradient_checkpointing=checkpointing))
+    clock = Clock()
+    trainer = pl.Trainer(
+        accelerator="gpu" if device == "cuda" else device, devices=1, max_steps=steps,
+        precision=precision,  # type: ignore[arg-type]
+        callbacks=[clock], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(RandomPairs(batch), batch_size=None))
+    seconds = [end - start for start, end in zip(clock.ends[:-1], clock.ends[1:], strict=True)]
+    typical = sorted(seconds[1:] or seconds)
+    step = typical[len(typical) // 2]
+    peak = torch.cuda.max_memory_reserved() if device == "cuda" else _resident_peak()
+    weights, trained = model.parameters(), module.parameters_to_train
+    return {
+        "step_s": round(step, 3),
+        "images_per_s": round(batch / step, 3),
+        "peak_gib": round(peak / GIB, 2),
+        "trained_parameters": sum(parameter.numel() for parameter in trained),
+        "parameters": sum(parameter.numel() for parameter in weights),
+        "loss": round(float(module.last_loss), 4),
+    }
+
+
+def _resident_peak() -> int:
+    """Largest resident memory of this process, bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def row(batch: int, checkpointing: bool, steps: int, precision: str, device: str) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    flags = [f"--batches={batch}", f"--steps={steps}", f"--precision={precision}", f"--device={device}"]
+    command = [sys.executable, "-m", "benchmarks.full_size", *flags, "--inside"]
+    command.append("--checkpointing" if checkpointing else "--no-checkpointing")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    settings = {"batch": batch, "checkpointing": checkpointing, "precision": precision}
+    if done.returncode == 0:
+        return {**settings, **json.loads(done.stdout.splitlines()[-1])}
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    killed = done.returncode in (-9, 137) or "out of memory" in done.stderr.lower()
+    return {**settings, "failed": "out of memory" if killed else last[:200]}
+
+
+def main(
+    batches: Annotated[str, typer.Option(help="batch sizes, with commas")] = "1",
+    steps: Annotated[int, typer.Option(help="steps of each row", min=1)] = 1,
+    precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "bf16-true",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    out: Annotated[Path, typer.Option(help="JSON to write")] = RESULTS,
+    inside: Annotated[bool, typer.Option(hidden=True)] = False,
+    checkpointing: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Measure training steps of the full-size compositor."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision}")
+    sizes = [int(size) for size in batches.split(",") if size.strip().isdigit()]
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"--batches must be whole numbers above 0 with commas, got {batches}")
+    where = pick_device(device).type
+    if inside:
+        typer.echo(json.dumps(measure(sizes[0], checkpointing, steps, precision, where)))
+        return
+    rows = []
+    for size in sizes:
+        for recompute in (False, True):
+            rows.append(row(size, recompute, steps, precision, where))
+            logger.info("%s", rows[-1])
+    result = {"hardware": describe_hardware(), "size": f"SD-2.1 and DINOv2-g, {SIDE} px", "rows": rows}
+    write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def build_app() -> typer.Typer:
+    return single_app(main)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(build_app, sys.argv[1:]))
