@@ -28,8 +28,40 @@ AHEAD = 4  # items per thread that are begun before the first of them is written
 SHOWN = 3  # items left out that are named at the end; the journal has all
 
 
-class Journal:
-    """The file of one step. done: item -> what was recorded of it; left_out: item -> reason."""
+class Progress:
+    """What a journal says, read without touching it. done: item -> its record; left_out: item -> reason."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.inputs: dict[str, Any] | None = None
+        self.done: dict[str, dict[str, Any]] = {}
+        self.left_out: dict[str, str] = {}
+        self.complete = False
+        self.sound_bytes = 0  # what follows them was cut off when its writer was killed
+        if path.is_file():
+            with path.open("rb") as file:
+                for line in file:
+                    entry = _entry(line)
+                    if entry is None:
+                        break
+                    self._take(entry)
+                    self.sound_bytes += len(line)
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        item = entry.pop("item", None)
+        if item is None:
+            self.inputs = entry.get("inputs", self.inputs)
+            self.complete = "complete" in entry
+        elif "left_out" in entry:
+            self.left_out[item] = entry["left_out"]
+        else:
+            self.complete = False
+            self.done[item] = entry
+            self.left_out.pop(item, None)
+
+
+class Journal(Progress):
+    """The journal of a step at work."""
 
     def __init__(
         self, path: Path, inputs: Mapping[str, Any], *, redo: bool = False, keep: bool = False
@@ -39,16 +71,15 @@ class Journal:
         redo: a complete journal is begun anew too; keep: other inputs are refused instead (ValueError), for
         work that takes hours.
         """
-        self.path, self.inputs = path, json.loads(json.dumps(inputs))
-        self.done: dict[str, dict[str, Any]] = {}
-        self.left_out: dict[str, str] = {}
-        self.complete = False
-        whole = self._load(keep)
-        if whole == 0 or (redo and self.complete):
-            self.done, self.left_out, self.complete = {}, {}, False
-            write_atomic(path, _line({"inputs": self.inputs}))
-        elif whole < path.stat().st_size:  # the last line was cut off when its writer was killed
-            os.truncate(path, whole)
+        super().__init__(path)
+        wanted = json.loads(json.dumps(inputs))
+        if keep and self.inputs not in (None, wanted):
+            raise ValueError(f"{path} {_difference(self.inputs or {}, wanted)}")
+        if self.inputs != wanted or (redo and self.complete):
+            self.inputs, self.done, self.left_out, self.complete = wanted, {}, {}, False
+            write_atomic(path, _line({"inputs": wanted}))
+        elif self.sound_bytes < path.stat().st_size:
+            os.truncate(path, self.sound_bytes)
 
     def add(self, item: str, value: Mapping[str, Any] | None = None) -> None:
         """Record that an item is done; what it made must be on the disk already."""
@@ -80,35 +111,6 @@ class Journal:
         if self.left_out and not self.done:
             first, reason = next(iter(self.left_out.items()))
             raise ValueError(f"nothing could be used; the first reason is: {first}: {reason}")
-
-    def _load(self, keep: bool) -> int:
-        """Read the file; returns the number of sound bytes, 0 when it is to be begun anew."""
-        if not self.path.is_file():
-            return 0
-        sound = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file):
-                entry = _entry(line)
-                if entry is None:
-                    break
-                if number == 0 and entry.get("inputs") != self.inputs:
-                    if keep and "inputs" in entry:
-                        raise ValueError(f"{self.path} {_difference(entry['inputs'], self.inputs)}")
-                    return 0
-                self._take(entry)
-                sound += len(line)
-        return sound
-
-    def _take(self, entry: dict[str, Any]) -> None:
-        item = entry.pop("item", None)
-        if item is None:
-            self.complete = "complete" in entry
-        elif "left_out" in entry:
-            self.left_out[item] = entry["left_out"]
-        else:
-            self.complete = False
-            self.done[item] = entry
-            self.left_out.pop(item, None)
 
     def _append(self, entries: Iterable[Mapping[str, Any]]) -> None:
         self.complete = False
