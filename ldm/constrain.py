@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from outlines_core import Index, Vocabulary
@@ -83,29 +84,59 @@ class Rule:
         return state
 
 
-class ConstrainedChoice(LogitsProcessor):
-    """Chooses every next token among those that the expression allows; `generate` follows it greedily.
+class Form(Protocol):
+    """The form of an answer. Texts are what tokens spell (`Grammar.spell`)."""
 
-    The first `greedy` rows take the most probable token; the others draw at `temperature` with `generator`.
+    def pattern(self) -> str:
+        """The expression of all answers."""
+        ...
+
+    def narrow(self, text: str) -> str | None:
+        """A narrower expression of the answers that begin with this text, where there is one."""
+        ...
+
+    def crosses(self, text: str) -> bool:
+        """Whether this text went past the point from which a narrower expression holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A form that one expression describes."""
+
+    expression: str
+
+    def pattern(self) -> str:
+        return self.expression
+
+    def narrow(self, text: str) -> str | None:
+        return None
+
+    def crosses(self, text: str) -> bool:
+        return False
+
+
+class ConstrainedChoice(LogitsProcessor):
+    """Chooses every next token among those that the form allows; `generate` follows it greedily.
+
+    forms: one per row, or one for all. prompt: tokens before the answer. The first `greedy` rows take the
+    most probable token (None: all); the others draw at `temperature` with `generator`.
     log_probability (b,): of each row's answer, at temperature 1, under the model restricted to the form.
-    narrow: text so far -> a narrower expression from there on, or None; the text is what the tokens spell.
     """
 
     def __init__(
         self,
         grammar: Grammar,
-        pattern: str | Sequence[str],
+        forms: Form | Sequence[Form],
         prompt: int,
         *,
-        narrow: Sequence[Callable[[str], str | None]] | None = None,
         greedy: int | None = None,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
-        self.grammar, self.prompt, self.narrow = grammar, prompt, narrow
-        self.patterns = pattern
+        self.grammar, self.forms, self.prompt = grammar, forms, prompt
         self.greedy, self.temperature, self.generator = greedy, temperature, generator
         self.log_probability: list[float] = []
 
@@ -133,14 +164,21 @@ class ConstrainedChoice(LogitsProcessor):
         return int(allowed[best])
 
     def _allowed(self, row: int, tokens: list[int]) -> list[int]:
-        wide = self.grammar.rule(self.patterns if isinstance(self.patterns, str) else self.patterns[row])
-        narrower = self.narrow[row](self.grammar.spell(tokens)) if self.narrow else None
-        for rule in ([] if narrower is None else [self.grammar.rule(narrower, within=wide)]) + [wide]:
+        form = self.forms[row] if isinstance(self.forms, Sequence) else self.forms
+        wide, text = self.grammar.rule(form.pattern()), self.grammar.spell(tokens)
+        narrower = form.narrow(text)
+        if narrower is not None:
+            rule = self.grammar.rule(narrower, within=wide)
             state = rule.walk(tokens)
-            found = [] if state is None else rule.allowed(state)
-            if found:
-                return found
-        raise ValueError(f"no token continues {self.grammar.spell(tokens)!r}")
+            if state is not None:
+                return rule.allowed(state)
+        state = wide.walk(tokens)
+        found = [] if state is None else wide.allowed(state)
+        # A token may spell more than the part after which the narrower expression holds.
+        good = [token for token in found if not form.crosses(text + self.grammar.spell([token]))]
+        if not found:
+            raise ValueError(f"no token continues {text!r}")
+        return good or found
 
 
 def end_token(tokenizer: Any) -> int:

@@ -39,7 +39,7 @@ CLIP_TOKENS = 1  # CLIP's class token, which LLaVA's "default" feature selection
 class Mllm:
     """A language model that sees, and the processor that makes its inputs."""
 
-    model: nn.Module  # an AutoModelForImageTextToText, in eval mode
+    model: Any  # an AutoModelForImageTextToText, in eval mode
     processor: Any  # a transformers processor with an image processor and a tokenizer
     folder: Path
 
@@ -140,7 +140,7 @@ class WithoutVideos(ProcessorMixin):
         self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
     ) -> None:
         """The constructor of a derived class; its signature tells transformers which parts there are."""
-        family = type(self).__mro__[1]
+        family: Any = type(self).__mro__[1]
         family.__init__(self, image_processor, tokenizer, None, chat_template=chat_template)
 
 

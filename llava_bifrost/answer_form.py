@@ -53,16 +53,26 @@ class Form:
         """The pattern with the corners in order, as soon as the first corner is written."""
         return None if self.first_corner(text) is None else self.pattern(text)
 
+    def crosses(self, text: str) -> bool:
+        """Whether a part of the second corner stands in the text."""
+        found = self._first_corner(text)
+        return found is not None and any(letter.isdigit() for letter in text[found.end() :])
+
     def first_corner(self, text: str) -> tuple[int, int] | None:
         """(x1, y1) in units, once both are complete in the text."""
-        number = rf"(\d\.\d{{{self.decimals}}})" if self.decimals else r"(\d+)"
-        complete = literal(self.comma) if self.decimals == 0 else ""
-        found = re.match(f" ?{literal(self.head)}{number}{literal(self.comma)}{number}{complete}", text)
+        found = self._first_corner(text)
         if found is None:
             return None
         x, y = (round(float(value) * 10**self.decimals) for value in found.groups())
         (x0, y0), (x1, y1) = self.low, self.high
         return (x, y) if x0 <= x < x1 and y0 <= y < y1 else None
+
+    def _first_corner(self, text: str) -> re.Match[str] | None:
+        # A number without decimals is complete when something follows it.
+        number, after = (rf"(\d\.\d{{{self.decimals}}})", "") if self.decimals else (r"(\d+)", self.comma[:1])
+        parts = (self.head, number, self.comma, number, after)
+        head, _, comma, _, end = (literal(part) for part in parts)
+        return re.match(f" ?{head}{number}{comma}{number}{end}", text)
 
     def sample(self) -> str:
         """One answer, to see how a tokenizer spells it."""

@@ -1,0 +1,67 @@
+"""What a locator's folder says about itself: locator.json beside the weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ldm.checkpoints import read_json
+from ldm.config import to_plain
+from ldm.files import write_atomic
+from ldm.mllm_templates import TEMPLATES
+from llava_bifrost.codec import FAMILIES, Codec
+
+CARD = "locator.json"
+FULL, TINY = Path("models/locator"), Path("assets/tiny/locator")
+
+
+@dataclass(frozen=True)
+class Card:
+    """How a locator is asked and how it answers.
+
+    format: center or maxmedmin. codec: see codec.py. decimals: of its numbers. template: chat template of
+    ldm.mllm_templates instead of the processor's own. names: the things it knows, where these are few.
+    """
+
+    format: str = "center"
+    codec: str = "bifrost"
+    decimals: int = 3
+    template: str | None = None
+    names: tuple[str, ...] = ()
+    notice: str = ""
+
+    def __post_init__(self) -> None:
+        if self.template is not None and self.template not in TEMPLATES:
+            allowed = ", ".join(TEMPLATES)
+            raise ValueError(f"unknown chat template {self.template!r}; allowed: {allowed}")
+        self.make_codec()
+
+    def make_codec(self) -> Codec:
+        return Codec(self.codec, self.format, self.decimals)
+
+
+def read_card(folder: Path, family: str) -> Card:
+    """The card of a folder; without one, what the family (transformers' model type) starts from."""
+    path = folder / CARD
+    if not path.is_file():
+        return Card(codec=FAMILIES.get(family, "bifrost"))
+    values: dict[str, Any] = read_json(path)
+    known = {item.name for item in fields(Card)}
+    values = {key: value for key, value in values.items() if key in known}
+    values["names"] = tuple(values.get("names", ()))
+    try:
+        return Card(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Add the card to a folder."""
+    write_atomic(folder / CARD, (json.dumps(to_plain(card), indent=1) + "\n").encode())
+
+
+def default_folder() -> Path:
+    """models/locator where it is there, else the small one of the bundle."""
+    return FULL if (FULL / "config.json").is_file() else TINY
