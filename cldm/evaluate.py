@@ -37,7 +37,7 @@ from cldm.evaluate_report import (
     show,
     write_sheets,
 )  # fmt: skip
-from cldm.measures import nearest_candidate, occlusion_is_right, order_is_right, psnr_over, ssim_over
+from cldm.measures import nearest_candidate, occlusion_is_right, order_is_right
 from cldm.model import Compositor
 from cldm.pipeline import Weights, decode, encode, paint
 from cldm.pretrained import Card, Sampling, load_compositor
@@ -50,6 +50,7 @@ from ldm.device import pick_device
 from ldm.experts import DepthEstimator
 from ldm.files import write_atomic
 from ldm.images import from_pm1
+from ldm.metrics.likeness import psnr_over, ssim_over
 from ldm.options import command, run_app, single_app
 
 logger = logging.getLogger(__name__)

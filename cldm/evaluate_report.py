@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from cldm.evaluate_cases import Case
-from cldm.measures import summary
 from ldm.files import write_atomic
+from ldm.metrics.intervals import summary
 from ldm.sheet import grid
 
 CUTOUT, BACKGROUND, CEILING = "cut-out as it is", "background left alone", "autoencoder of the truth"

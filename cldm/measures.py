@@ -1,4 +1,4 @@
-"""What is measured on a composite: likeness, identity among candidates, depth order; arrays in, numbers out.
+"""What is measured on a composite: identity among candidates, depth order; arrays in, numbers out.
 
 Legend: h w pixels.  depth_01 is relative inverse depth, 1 = nearest.
 """
@@ -9,28 +9,10 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import torch
-from scipy.stats import bootstrap
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 REACH = 12  # pixels from the common border within which depth is compared
 MIN_ZONE = 8  # pixels that each side needs there
 SURE = 0.05  # difference of true depth from which an order is asked for
-
-
-def psnr_over(result_u8: np.ndarray, truth_u8: np.ndarray, mask: np.ndarray) -> float:
-    """PSNR in dB of (h, w, 3) uint8 pictures over mask (h, w) bool."""
-    error = np.square(result_u8[mask].astype(np.float64) - truth_u8[mask]).mean()
-    return float(10 * np.log10(255.0**2 / max(error, 1e-2)))
-
-
-def ssim_over(result_u8: np.ndarray, truth_u8: np.ndarray, mask: np.ndarray) -> float:
-    """Mean over mask (h, w) bool of the structural similarity map of (h, w, 3) uint8 pictures; 1 = equal."""
-    one, other = (
-        torch.from_numpy(picture).permute(2, 0, 1)[None].float() for picture in (result_u8, truth_u8)
-    )
-    _, map_ = structural_similarity_index_measure(one, other, data_range=255.0, return_full_image=True)
-    return float(map_[0].mean(0).numpy()[mask].mean())
 
 
 def nearest_candidate(result_u8: np.ndarray, candidates_u8: Sequence[np.ndarray], mask: np.ndarray) -> int:
@@ -89,15 +71,3 @@ def pixel_order(
     found = estimated_01.ravel()[one] - estimated_01.ravel()[other]
     sure = np.abs(true) >= SURE
     return float((np.sign(found) == np.sign(true))[sure].mean()) if sure.any() else 1.0
-
-
-def summary(values: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, float | int]:
-    """Number, mean and 95 % percentile-bootstrap interval; without an interval below two values."""
-    array = np.asarray(values, np.float64)
-    if len(array) < 2:
-        return {"n": len(array), **({"mean": round(float(array[0]), 4)} if len(array) else {})}
-    interval = bootstrap(
-        (array,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng(seed)
-    ).confidence_interval
-    numbers = {"mean": array.mean(), "low": interval.low, "high": interval.high}
-    return {"n": len(array), **{name: round(float(value), 4) for name, value in numbers.items()}}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,7 @@ def fit(
     held_out: Dataset | None = None,
     measure: Measure | None = None,
     layout: Layout | None = None,
+    rates: Callable[[str], float] | None = None,
     accelerator: Accelerator | None = None,
 ) -> Outcome:
     """Train the parameters of `model` that require gradients; the same call again continues in `out`.
@@ -114,6 +116,7 @@ def fit(
         wrapped for several processes;  seeds: one per example, for its noise (`ldm.denoise.noise_for`)
     data: has a length and items; where it has `set_epoch(n)`, that is called before each epoch
     held_out: its mean loss is the validation loss, always with the same seeds
+    rates(name): learning rate of a parameter; metrics.csv shows the first one
     measure(model): more numbers for validation.csv, called without gradients on every process
     At the end the model holds the averaged weights where `config.ema` keeps them.
     Raises ValueError for an empty data set, a damaged or foreign checkpoint, a loss that is not finite.
@@ -127,7 +130,9 @@ def fit(
     validation = Validation(
         accelerator, loss, collate, held_out, measure, config.batch, config.workers, config.seed
     )
-    run = Run(config, out, accelerator, model, loss, data, collate, validation, layout or Layout())
+    run = Run(
+        config, out, accelerator, model, loss, data, collate, validation, layout or Layout(), rates
+    )
     accelerator.wait_for_everyone()
     run.start(newest)
     try:

@@ -42,6 +42,16 @@ log = logging.getLogger(__name__)
 COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "samples_per_second")
 
 
+def parameter_groups(
+    weights: dict[str, nn.Parameter], rate: float, rates: Callable[[str], float] | None
+) -> list[dict[str, Any]]:
+    """A group of the optimizer for each learning rate. rates: rate of a parameter by its name; none: `rate`."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, value in weights.items():
+        groups.setdefault(rate if rates is None else rates(name), []).append(value)
+    return [{"params": values, "lr": lr} for lr, values in groups.items()]
+
+
 class Run:
     """One training run; made by `ldm.fit.fit`."""
 
@@ -56,6 +66,7 @@ class Run:
         collate: Callable[[list], Any],
         validation: Validation,
         layout: Layout,
+        rates: Callable[[str], float] | None,
     ) -> None:
         self.config, self.out, self.accelerator, self.layout = config, out, accelerator, layout
         self.loss, self.data, self.collate = loss, data, collate
@@ -67,8 +78,7 @@ class Run:
         if not self.weights:
             raise ValueError("no parameter of the model requires gradients: nothing to train")
         optimizer = torch.optim.AdamW(
-            list(self.weights.values()),
-            lr=config.lr,
+            parameter_groups(self.weights, config.lr, rates),
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,

@@ -25,13 +25,12 @@ from cldm.measures import (
     occlusion_is_right,
     order_is_right,
     pixel_order,
-    psnr_over,
-    ssim_over,
-    summary,
 )  # fmt: skip
 from datasets.rendered import RenderedScenes
 from datasets.scenes import sample_scene
 from datasets.scenes.store import StoreSettings, render_shards
+from ldm.metrics.intervals import summary
+from ldm.metrics.likeness import psnr_over, ssim_over
 
 EVERY = np.ones((16, 16), bool)
 

@@ -258,3 +258,16 @@ def test_no_patience_never_stops():
 
 def test_latest_without_any_checkpoint_is_the_start(tmp_path: Path):
     assert chosen_checkpoint(tmp_path, "latest") is None
+
+
+def test_learning_rates_by_name(tmp_path: Path):
+    model = Net()
+    bias = model.trained.bias.detach().clone()
+    config = FitConfig(batch=4, steps=3, workers=0, lr=0.01, weight_decay=0.0)
+
+    def rates(name: str) -> float:
+        return 0.0 if name.endswith("bias") else 0.02
+
+    fit(config, tmp_path, model, loss, Numbers(), rates=rates)
+    assert torch.equal(model.trained.bias, bias)
+    assert float(rows(tmp_path)[-1]["lr"]) == 0.02

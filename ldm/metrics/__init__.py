@@ -1,0 +1,1 @@
+"""How good a picture is: distances between sets, likeness of pictures, fidelity to a text, intervals."""

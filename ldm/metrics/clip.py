@@ -1,0 +1,84 @@
+"""Pictures and texts in CLIP's space: similarity, and quality by a pair of opposite texts.
+
+Legend: b pictures, t texts, d features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPModel, CLIPTokenizer
+
+from ldm.checkpoints import load_part, read_json
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+GOOD, BAD = "Good photo.", "Bad photo."
+SHARPNESS = 100.0  # CLIP's logit scale after training
+
+
+class Clip:
+    """A CLIP model that sees whole pictures, squeezed to its square (published for CLIPSim)."""
+
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, device: torch.device | str = "cpu") -> None:
+        self.model, self.tokenizer, self.device = model.eval().to(device), tokenizer, torch.device(device)
+        self.side = int(model.config.vision_config.image_size)
+        self.window = int(model.config.text_config.max_position_embeddings)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Clip:
+        """A `save_pretrained` folder with tokenizer; .safetensors, or .bin of which only data is unpickled."""
+        read_json(folder / "config.json")
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        if any(folder.glob("*.safetensors")):
+            return cls(load_part(CLIPModel, folder), tokenizer, device)
+        model, report = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        if report["missing_keys"]:
+            raise ValueError(f"{folder}: weights missing, such as {sorted(report['missing_keys'])[:3]}")
+        return cls(model, tokenizer, device)
+
+    @torch.inference_mode()
+    def images(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:
+        """RGB (h, w, 3) uint8 each -> (b, d), of length 1."""
+        pixels = torch.stack([squeezed(image_u8, self.side) for image_u8 in images_u8]).to(self.device)
+        return unit(self.model.get_image_features(pixel_values=pixels))
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(t, d), of length 1; texts that are too long are cut."""
+        tokens = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.window, return_tensors="pt"
+        ).to(self.device)
+        return unit(
+            self.model.get_text_features(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            )
+        )
+
+    def quality(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:
+        """(b,) in [0, 1]: probability of GOOD against BAD (CLIP-IQA, Wang et al. 2023)."""
+        return quality(self.images(images_u8), self.texts((GOOD, BAD)))
+
+
+def squeezed(image_u8: np.ndarray, side: int) -> Tensor:
+    """(h, w, 3) uint8 -> (3, side, side) normalised; the aspect is not kept."""
+    small = np.asarray(Image.fromarray(image_u8).resize((side, side), Image.Resampling.BICUBIC))
+    pixels = (small.astype(np.float32) / 255 - MEAN) / STD
+    return torch.from_numpy(pixels).permute(2, 0, 1).float()
+
+
+def unit(features: object) -> np.ndarray:
+    """Rows of length 1, from a tensor or from what transformers wraps it in."""
+    found = features if isinstance(features, Tensor) else features.pooler_output  # type: ignore[attr-defined]
+    return F.normalize(found.float(), dim=-1).cpu().numpy()
+
+
+def quality(images: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """images (b, d), anchors (2, d) good and bad, all of length 1 -> (b,) in [0, 1]."""
+    good, bad = (SHARPNESS * images.astype(np.float64) @ anchors.T).T
+    return 1 / (1 + np.exp(bad - good))

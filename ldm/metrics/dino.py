@@ -1,0 +1,52 @@
+"""Likeness of objects in the space of a self-supervised network. Legend: b pictures, d features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel
+
+from ldm.checkpoints import read_json
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIDE = 224  # pixels
+
+
+class Dino:
+    """DINO or DINOv2 from transformers: the class token of the last layer (published: DINO ViT-S/16)."""
+
+    def __init__(self, model: nn.Module, device: torch.device | str = "cpu", side: int = SIDE) -> None:
+        self.model, self.device, self.side = model.eval().to(device), torch.device(device), side
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Dino:
+        """A `save_pretrained` folder."""
+        read_json(folder / "config.json")
+        model, report = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        lacking = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
+        if lacking:
+            raise ValueError(f"{folder}: weights missing, such as {sorted(lacking)[:3]}")
+        return cls(model, device)
+
+    @torch.inference_mode()
+    def images(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:
+        """RGB (h, w, 3) uint8 each -> (b, d), of length 1; a cosine of two rows is their likeness."""
+        pixels = torch.stack([square(image_u8, self.side) for image_u8 in images_u8]).to(self.device)
+        return F.normalize(self.model(pixels).last_hidden_state[:, 0].float(), dim=-1).cpu().numpy()
+
+
+def square(image_u8: np.ndarray, side: int) -> Tensor:
+    """(h, w, 3) uint8 -> (3, side, side) normalised: shorter side scaled, middle cut out."""
+    height, width = image_u8.shape[:2]
+    scale = side / min(height, width)
+    size = max(side, round(width * scale)), max(side, round(height * scale))
+    small = np.asarray(Image.fromarray(image_u8).resize(size, Image.Resampling.BICUBIC))
+    top, left = (small.shape[0] - side) // 2, (small.shape[1] - side) // 2
+    pixels = (small[top : top + side, left : left + side].astype(np.float32) / 255 - MEAN) / STD
+    return torch.from_numpy(pixels).permute(2, 0, 1).float()

@@ -1,0 +1,47 @@
+"""How sure a number is: 95 % intervals by the bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import bootstrap
+
+Number = dict[str, float | int]
+RESAMPLES = 2000
+WIDTH = 1.96  # standard errors on each side of a 95 % interval
+
+
+def summary(values: Sequence[float] | np.ndarray, seed: int = 0) -> Number:
+    """Number, mean and 95 % percentile-bootstrap interval; without an interval below two values."""
+    array = np.asarray(values, np.float64)
+    if len(array) < 2:
+        return {"n": len(array), **({"mean": round(float(array[0]), 4)} if len(array) else {})}
+    interval = bootstrap(
+        (array,), np.mean, method="percentile", n_resamples=RESAMPLES, rng=np.random.default_rng(seed)
+    ).confidence_interval
+    numbers = {"mean": array.mean(), "low": interval.low, "high": interval.high}
+    return {"n": len(array), **{name: round(float(value), 4) for name, value in numbers.items()}}
+
+
+def percentile_interval(
+    statistic: Callable[[np.ndarray], float], count: int, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """95 % interval of a statistic of `count` items; statistic: (count,) chosen items -> number."""
+    rng = np.random.default_rng(seed)
+    found = [statistic(rng.integers(count, size=count)) for _ in range(resamples)]
+    low, high = np.percentile(found, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def centred_interval(
+    statistic: Callable[[np.ndarray], float], value: float, count: int, seed: int = 0, resamples: int = 50
+) -> tuple[float, float]:
+    """95 % interval around `value`, as wide as the spread of resamples tells.
+
+    For statistics that are biased by the repeated items of a resample, such as FID: the percentiles would not
+    hold the value itself.
+    """
+    rng = np.random.default_rng(seed)
+    spread = float(np.std([statistic(rng.integers(count, size=count)) for _ in range(resamples)], ddof=1))
+    return value - WIDTH * spread, value + WIDTH * spread
