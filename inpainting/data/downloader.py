@@ -1,0 +1,30 @@
+"""What the painting data start from: the authors' annotation files, and the pictures of their table.
+
+    python -m inpainting.data.downloader fetch-annotations
+    python -m inpainting.data.downloader download-and-save-images-wikiart-v2 -o data/mm_inp_dataset/images
+
+Both continue where they stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from inpainting.data.fetch import FetchSettings, fetch_annotations
+from inpainting.data.pictures import ImageSettings, fetch_images
+from ldm.logs import start_logging
+from ldm.options import command, new_app, run_app
+
+
+def build_app() -> typer.Typer:
+    app = new_app("Fetch annotations and pictures.")
+    app.command("fetch-annotations")(command(FetchSettings, fetch_annotations))
+    app.command("download-and-save-images-wikiart-v2")(command(ImageSettings, fetch_images))
+    return app
+
+
+if __name__ == "__main__":
+    start_logging()
+    sys.exit(run_app(build_app, sys.argv[1:]))
