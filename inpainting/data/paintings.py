@@ -21,6 +21,7 @@ import numpy as np
 
 from datasets.annotations import read_json
 from datasets.readers import PICTURES, pictures_in
+from inpainting.prompts import ANSWER_MARK
 from ldm.files import write_atomic
 from ldm.images import read_mask, read_picture
 
@@ -123,6 +124,25 @@ def read_source(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} does not exist; {GET}")
     return read_object(path)
+
+
+def read_prompts(path: Path, count: int) -> list[str]:
+    """The generated prompts of one picture: a JSON list, one text per masked region."""
+    texts = read_json(path)
+    if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+        raise ValueError(f"{path} is no list of texts")
+    if len(texts) != count:
+        raise ValueError(f"{path} has {len(texts)} prompts, its picture {count} masked regions")
+    return texts
+
+
+def painting_description(annotations: Mapping[str, Any], file_name: str) -> str:
+    """The sentence about the whole picture, without the question."""
+    entry = annotations.get(file_name)
+    text = entry.get("description") if isinstance(entry, Mapping) else None
+    if not isinstance(text, str) or ANSWER_MARK not in text:
+        raise ValueError(f"{file_name}: the annotations hold no description with {ANSWER_MARK!r}")
+    return text.split(ANSWER_MARK)[1].strip()
 
 
 def image_map(image_dir: Path) -> dict[str, Path]:
