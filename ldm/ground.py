@@ -1,0 +1,134 @@
+"""Where named things are in a picture: zero-shot detection by any transformers folder of a known kind.
+
+    detector = Detector.load("models/detector")
+    sofa = detector.find(rgb_u8, "sofa")            # the best box, or None
+
+GroundingDINO and OWL-ViT / OWLv2 are asked for one name at a time, so a box cannot be given the wrong name.
+Legend: h w pixels. Boxes are (x0, y0, x1, y1) in fractions of the picture.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
+
+Box = tuple[float, float, float, float]
+
+# Kind of network -> (how it is asked, least score that is believed). Scores of the two families differ.
+KINDS: dict[str, tuple[str, float]] = {
+    "grounding-dino": ("{}.", 0.25),
+    "mm-grounding-dino": ("{}.", 0.2),
+    "owlvit": ("a photo of a {}", 0.1),
+    "owlv2": ("a photo of a {}", 0.1),
+}
+INNER = 0.7  # share of a box, from its middle, that is taken as the thing where no mask is known
+TAIL = 0.05  # share of the pixels at either end of the depths that is taken as noise
+
+
+@dataclass(frozen=True)
+class Found:
+    """One detection."""
+
+    name: str
+    box01_xyxy: Box
+    score: float  # in [0, 1], the network's own
+
+
+class Detector:
+    """A detector that takes names."""
+
+    def __init__(self, model: nn.Module, processor: Any, kind: str, least_score: float | None = None) -> None:
+        self.model, self.processor = model.eval(), processor
+        self.words, usual = KINDS[kind]
+        self.least_score = usual if least_score is None else least_score
+
+    @classmethod
+    def load(cls, folder: Path | str, *, device: str = "cpu", least_score: float | None = None) -> "Detector":
+        """A `save_pretrained` folder with its processor. ValueError names the folder and what is wrong."""
+        if not Path(folder).is_dir():
+            raise ValueError(f"detector {folder}: no such folder")
+        try:
+            kind = AutoConfig.from_pretrained(str(folder)).model_type
+            if kind not in KINDS:
+                raise ValueError(f"it is of type {kind!r}; allowed: {', '.join(KINDS)}")
+            processor = AutoProcessor.from_pretrained(str(folder))
+            model, report = AutoModelForZeroShotObjectDetection.from_pretrained(
+                str(folder), output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"detector {folder} cannot be loaded: {reason}") from error
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ValueError(f"detector {folder}: {len(missing)} weights are missing, such as {missing[:3]}")
+        return cls(model.to(device), processor, kind, least_score)
+
+    @torch.inference_mode()
+    def find_all(self, rgb_u8: np.ndarray, name: str) -> list[Found]:
+        """All boxes that are believed to show the named thing, best first. rgb_u8: (h, w, 3)."""
+        text = self.words.format(name)
+        asked: Any = [[text]] if "{}." not in self.words else text
+        inputs = self.processor(images=Image.fromarray(rgb_u8), text=asked, return_tensors="pt")
+        device = next(self.model.parameters()).device
+        output = self.model(**inputs.to(device))
+        size_hw = (rgb_u8.shape[0], rgb_u8.shape[1])
+        more = {} if isinstance(asked, list) else {"text_threshold": 0.0}
+        detected = self.processor.post_process_grounded_object_detection(
+            output, threshold=self.least_score, target_sizes=[size_hw], **more
+        )[0]
+        boxes = [_inside(box.tolist(), size_hw) for box in detected["boxes"]]
+        found = [
+            Found(name, box, float(score))
+            for box, score in zip(boxes, detected["scores"], strict=True)
+            if box is not None
+        ]
+        return sorted(found, key=lambda one: -one.score)
+
+    def find(self, rgb_u8: np.ndarray, name: str) -> Found | None:
+        """The best box of a name."""
+        return next(iter(self.find_all(rgb_u8, name)), None)
+
+    def find_names(self, rgb_u8: np.ndarray, names: Sequence[str]) -> dict[str, Found]:
+        """The best box of every name. ValueError lists the names that were not found."""
+        found = {name: self.find(rgb_u8, name) for name in names}
+        absent = [name for name, one in found.items() if one is None]
+        if absent:
+            raise ValueError(
+                f"the detector finds no {' and no '.join(absent)} in the background (least score "
+                f"{self.least_score:g}); name a thing that is visible, or give its box in --anchors FILE.json"
+            )
+        return {name: one for name, one in found.items() if one is not None}
+
+
+def _inside(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> Box | None:
+    """Pixels -> fractions, cut at the border; None for what is thinner than a pixel then."""
+    (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy
+    left, top, right, bottom = (min(max(value, 0.0), 1.0) for value in (x0 / w, y0 / h, x1 / w, y1 / h))
+    return (left, top, right, bottom) if (right - left) * w >= 1 and (bottom - top) * h >= 1 else None
+
+
+def depth_in_box(
+    depth_01: np.ndarray, box01_xyxy: Box, mask: np.ndarray | None = None
+) -> tuple[float, float, float]:
+    """(d, far, near) of what a box shows, robust against what else lies in it.
+
+    depth_01: (h, w). mask: (h, w) bool, the thing itself; without it the middle ellipse of the box counts.
+    returns:  median, and the extent without the outermost 5 per cent at either end
+    """
+    h, w = depth_01.shape
+    x0, y0, x1, y1 = box01_xyxy
+    rows, columns = np.mgrid[0:h, 0:w]
+    across = (columns + 0.5) / w - (x0 + x1) / 2
+    along = (rows + 0.5) / h - (y0 + y1) / 2
+    half_w, half_h = max((x1 - x0) / 2, 1 / w), max((y1 - y0) / 2, 1 / h)
+    box = (np.abs(across) <= half_w) & (np.abs(along) <= half_h)
+    chosen = box & mask if mask is not None else (across / half_w) ** 2 + (along / half_h) ** 2 <= INNER**2
+    values = depth_01[chosen] if chosen.any() else depth_01[box]
+    far, d, near = np.quantile(values, [TAIL, 0.5, 1 - TAIL])
+    return float(d), float(far), float(near)
