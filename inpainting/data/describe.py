@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
+from inpainting.data.hub import model_folder
 from inpainting.prompts import CAPTION_START, KOSMOS_PROMPT, caption_prompt
 from ldm.mllm_load import Mllm, load_mllm, load_processor
 
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "4bit", "full")
 FULL_STOP = "."
-UNSAFE = ["*.bin", "*.pt", "*.pth", "*.msgpack", "*.h5"]  # the same weights lie there as safetensors
 
 
 def open_model(model_id: str, precision: str = "auto") -> Mllm:
@@ -43,19 +42,6 @@ def open_model(model_id: str, precision: str = "auto") -> Mllm:
     )
     model = AutoModelForImageTextToText.from_pretrained(folder, quantization_config=kind, device_map="auto")
     return Mllm(model.eval(), load_processor(folder, model.config), folder)
-
-
-def model_folder(model_id: str) -> Path:
-    """The folder of a model: itself, or the hub's copy, which is fetched unless the hub is set offline."""
-    if Path(model_id).is_dir():
-        return Path(model_id)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model_id, ignore_patterns=UNSAFE))
-    except Exception as error:  # whatever the hub library fails with
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"model {model_id}: no such folder, and the hub says: {lines[0][:200]}") from error
 
 
 def caption_crops(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from inpainting.data.boxes import Region, read_grounded, region_crop, region_mask, regions_of
+from inpainting.data.captions import plain_text
 from inpainting.data.journal import Journal, run_items, stamp_path
 from inpainting.data.paintings import (
     ANNOTATIONS,
@@ -85,7 +86,10 @@ def write_entities(folder: Path, rgb_u8: np.ndarray, regions: list[Region]) -> N
 
 
 def merged(path: Path, fresh: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The new entries with the further fields of the old file, where the concept is still the same."""
+    """The new entries with the further fields of the old file, where the concept is still the same.
+
+    Concepts that differ in case or punctuation alone are the same.
+    """
     old: dict[str, Any] = {}
     if path.is_file():
         try:
@@ -95,7 +99,8 @@ def merged(path: Path, fresh: Mapping[str, Mapping[str, Any]]) -> dict[str, dict
     result: dict[str, dict[str, Any]] = {}
     for name, entry in fresh.items():
         before = old.get(name)
-        same = isinstance(before, dict) and before.get("concept") == entry["concept"]
+        known = str(before.get("concept")) if isinstance(before, dict) else ""
+        same = plain_text(known) == plain_text(entry["concept"])
         result[name] = {**before, **entry} if same and isinstance(before, dict) else dict(entry)
     return result
 

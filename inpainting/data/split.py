@@ -101,6 +101,24 @@ def split_images(
     images = image_map(source_dir or image_dir)
     table = None if table_path is None else read_split_file(table_path)
     plan = plan_split(sorted(images), masks_dir, table, val, test)
+    inputs = {
+        "table": [val, test] if table_path is None else file_sha256(table_path),
+        "after": stamp_hash(masks_dir, MAKE_MASKS),
+    }
+    return distribute(plan, images, image_dir, mode, inputs, dry_run=dry_run, redo=redo)
+
+
+def distribute(
+    plan: Mapping[str, str],
+    images: Mapping[str, Path],
+    image_dir: Path,
+    mode: str,
+    inputs: Mapping[str, Any],
+    *,
+    dry_run: bool = False,
+    redo: bool = True,
+) -> Journal | None:
+    """Bring the pictures `images` into the folders of `plan`; a plan of another folder's name leaves one out."""
     counts = Counter(folder or "not in the table" for folder in plan.values())
     log.info("%s", ", ".join(f"{folder} {count}" for folder, count in sorted(counts.items())))
     if dry_run:
@@ -109,18 +127,15 @@ def split_images(
     def work(name: str) -> Mapping[str, Any]:
         folder = plan[name]
         if folder not in (*SPLITS, UNANNOTATED):
-            raise ValueError(f"{table_path} gives it the split {folder!r}, allowed are {', '.join(SPLITS)}")
+            raise ValueError(f"the table gives it the split {folder!r}, allowed are {', '.join(SPLITS)}")
+        if name not in images:
+            raise ValueError(f"no such picture in {image_dir}")
         place(images[name], image_dir, folder, mode)
         return {"split": folder}
 
     for folder in (*SPLITS, UNANNOTATED):
         (image_dir / folder).mkdir(parents=True, exist_ok=True)
-    inputs = {
-        "mode": mode,
-        "table": [val, test] if table_path is None else file_sha256(table_path),
-        "after": stamp_hash(masks_dir, MAKE_MASKS),
-    }
-    journal = Journal(stamp_path(image_dir, STEP), inputs, redo=redo)
+    journal = Journal(stamp_path(image_dir, STEP), {"mode": mode, **inputs}, redo=redo)
     run_items(journal, list(plan), work, workers=1)
     return journal
 

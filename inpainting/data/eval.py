@@ -1,0 +1,159 @@
+"""How well the annotations fit their pictures: mean cosine between picture and text in CLIP's space.
+
+    python -m inpainting.data.eval evaluate-global --annotations-path data/annotations.json \
+        --images-dir data/mm_inp_dataset/images
+    python -m inpainting.data.eval evaluate-local --entities-dir data/mm_inp_dataset/entities
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+from tqdm.auto import tqdm
+
+from inpainting.data.hub import OTHER_FRAMEWORKS, model_folder
+from inpainting.data.paintings import (
+    ANNOTATIONS,
+    SPLITS,
+    entity_folders,
+    painting_description,
+    read_entities,
+    read_source,
+)
+from ldm.config import check_settings, setting, to_plain
+from ldm.device import pick_device
+from ldm.files import write_atomic
+from ldm.images import read_picture
+from ldm.logs import start_logging
+from ldm.metrics.clip import Clip
+from ldm.metrics.intervals import summary
+from ldm.options import command, new_app, run_app
+
+log = logging.getLogger(__name__)
+
+CLIP = "openai/clip-vit-base-patch32"
+
+Pairs = Iterator[tuple[str, Callable[[], tuple[np.ndarray, str]]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """What measures, and where the result goes."""
+
+    batch_size: int = setting(32, low=1, help="pictures at once")
+    clip: str = setting(CLIP, help="CLIP, folder or hub name")
+    device: str = setting("auto", help="auto, cuda, mps or cpu")
+    out: Path | None = setting(None, help="JSON file for the result with its interval")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalSettings(ClipSettings):
+    """Pictures and their descriptions."""
+
+    annotations_path: Path = setting(help="JSON file of descriptions")
+    images_dir: Path = setting(help="folder of pictures with the folders train, val and test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings(ClipSettings):
+    """Crops and their captions."""
+
+    entities_dir: Path = setting(help="folder of entities")
+
+
+def evaluate_global(settings: GlobalSettings) -> None:
+    """Mean cosine between each picture of the three splits and its description."""
+    measure(settings, global_pairs(settings.annotations_path, settings.images_dir))
+
+
+def evaluate_local(settings: LocalSettings) -> None:
+    """Mean cosine between each object crop and its caption."""
+    measure(settings, local_pairs(settings.entities_dir))
+
+
+def global_pairs(annotations: Path, images_dir: Path) -> Pairs:
+    """(name, reader of picture and text) of every picture that is in a split."""
+    entries = read_source(annotations)
+    for name in entries:
+        places = [images_dir / split / Path(name).name for split in SPLITS]
+        path = next((one for one in places if one.is_file()), None)
+        if path is not None:
+            yield (
+                name,
+                lambda name=name, path=path: (
+                    read_picture(path).rgb_u8,
+                    painting_description(entries, name),
+                ),
+            )
+
+
+def local_pairs(entities_dir: Path) -> Pairs:
+    """(name, reader of crop and caption) of every region."""
+    for stem in entity_folders(entities_dir):
+        try:
+            entities = read_entities(entities_dir / stem / ANNOTATIONS)
+        except ValueError as error:
+            log.warning("left out: %s", error)
+            continue
+        for one in entities:
+            path, caption = entities_dir / stem / f"{one.name}.png", one.caption
+            if caption is None:
+                log.warning("left out: %s/%s has no caption", stem, one.name)
+            else:
+                yield f"{stem}/{one.name}", lambda path=path, text=caption: (read_picture(path).rgb_u8, text)
+
+
+def measure(settings: ClipSettings, pairs: Pairs) -> None:
+    """Score all pairs, print the mean as published, and write it with its 95 % interval."""
+    folder = model_folder(settings.clip, OTHER_FRAMEWORKS)
+    clip = Clip.load(folder, pick_device(settings.device))
+    scores: list[float] = []
+    left_out: dict[str, str] = {}
+    batch: list[tuple[np.ndarray, str]] = []
+    for name, read in tqdm(pairs, unit="pictures"):
+        try:
+            batch.append(read())
+        except ValueError as error:
+            log.warning("left out: %s", error)
+            left_out[name] = str(error)
+        if len(batch) == settings.batch_size:
+            scores += cosines(clip, batch)
+            batch = []
+    scores += cosines(clip, batch)
+    if not scores:
+        raise ValueError("there is no picture with a text to score")
+    typer.echo(f"Final score: {torch.tensor(float(np.mean(scores)))}")
+    if settings.out is not None:
+        result = {"mean_cosine": to_plain(summary(scores)), "backbone": settings.clip, "left_out": left_out}
+        write_atomic(settings.out, json.dumps({"pairs": len(scores), **result}, indent=1).encode() + b"\n")
+
+
+def cosines(clip: Clip, batch: list[tuple[np.ndarray, str]]) -> list[float]:
+    """Cosine of each picture (h, w, 3) uint8 with its own text."""
+    if not batch:
+        return []
+    images, texts = clip.images([image for image, _ in batch]), clip.texts([text for _, text in batch])
+    return [float(value) for value in (images * texts).sum(axis=1)]
+
+
+def build_app() -> typer.Typer:
+    app = new_app("Judge the annotations with CLIP.")
+    app.command("evaluate-global")(command(GlobalSettings, evaluate_global))
+    app.command("evaluate-local")(command(LocalSettings, evaluate_local))
+    return app
+
+
+if __name__ == "__main__":
+    start_logging()
+    sys.exit(run_app(build_app, sys.argv[1:]))
