@@ -1,8 +1,8 @@
 """Densely Captioned Images in the form of the painting data: whole objects with their label and caption.
 
-An annotation file is {"image": FILE, "mask_data": {ID: {"label", "caption", "parent", "bounds": {"topLeft": {x, y},
-"bottomRight": {x, y}}}}}. Objects with a label and no parent whose box covers 1 % to 65 % of the picture become
-mask_ID; the box is the mask, as published. `ops extract-noun-chunk-roots` adds the roots afterwards.
+An annotation file is {"image": FILE, "mask_data": {ID: {"label", "caption", "parent", "bounds": {"topLeft":
+{x, y}, "bottomRight": {x, y}}}}}. Objects with a label and no parent whose box covers 1 % to 65 % of the picture
+become mask_ID; the box is the mask, as published. `ops extract-noun-chunk-roots` adds the roots afterwards.
 """
 
 from __future__ import annotations
@@ -212,9 +212,7 @@ def train_val_test_split(settings: DciSplitSettings) -> None:
     for split, names in read_object(settings.split_path).items():
         for name in names:
             if name not in files:
-                raise ValueError(
-                    f"{settings.split_path}: {split} names {name!r}, which is not in {settings.annotations_dir}"
-                )
+                raise ValueError(f"{settings.split_path}: {split} names {name!r}, no annotation file")
             image = read_object(files[name]).get("image")
             plan[checked_name(str(image))] = SPLIT_NAMES.get(split, split)
     mode = "move" if settings.move else "symlink" if settings.symlink else "copy"

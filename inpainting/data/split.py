@@ -118,7 +118,7 @@ def distribute(
     dry_run: bool = False,
     redo: bool = True,
 ) -> Journal | None:
-    """Bring the pictures `images` into the folders of `plan`; a plan of another folder's name leaves one out."""
+    """Bring pictures into the folders of `plan`; one that is planned for no split is left out."""
     counts = Counter(folder or "not in the table" for folder in plan.values())
     log.info("%s", ", ".join(f"{folder} {count}" for folder, count in sorted(counts.items())))
     if dry_run:
