@@ -26,12 +26,14 @@ TRAINERS = {
     "run_train_bifrost": "run_train_bifrost:RunConfig",
     "cldm.first_stage": "cldm.first_stage:FirstStageConfig",
     "scripts.train_depth": "scripts.train_depth:TrainDepthConfig",
+    "inpainting.small.train": "inpainting.small.train:TrainConfig",
 }
 # Commands with verbs or options: program -> the functions that would do the work.
 WORKERS = {
     "run_inference": ["run_image", "replay"],
     "datasets.scenes.__main__": ["render_command", "sheet_command"],
     "cldm.evaluate": ["run"],
+    "inpainting.small.evaluate": ["run"],
     "cldm.convert": ["anydoor", "bifrost", "sd21", "dinov2", "dpt", "export"],
     "ldm.registry": ["list_models", "show", "where", "pull", "register", "verify"],
     "ldm.doctor": ["report"],

@@ -17,11 +17,15 @@ SCHEMAS: dict[str, str] = {
     "configs/bifrost.yaml": "run_train_bifrost:RunConfig",
     "configs/tiny/bifrost.yaml": "run_train_bifrost:RunConfig",
     "configs/tiny/first_stage.yaml": "cldm.first_stage:FirstStageConfig",
+    "configs/tiny/inpainter.yaml": "inpainting.small.train:TrainConfig",
     "configs/tiny/depth.yaml": "scripts.train_depth:TrainDepthConfig",
     "configs/datasets.yaml": "datasets.registry:DatasetsConfig",
     "configs/inference.yaml": "run_inference:ImageSettings",
     "configs/models.yaml": "ldm.models:Registry",
     "configs/demo.yaml": "run_inference:ImageSettings",
+    "configs/llava_bifrost/build_coco.yaml": "llava_bifrost.build_coco:CocoBuild",
+    "configs/llava_bifrost/build_published.yaml": "llava_bifrost.build_coco:CocoBuild",
+    "configs/llava_bifrost/build_scenes.yaml": "llava_bifrost.build_scenes:ScenesBuild",
 }
 # Defaults of a command, which may leave required settings to its flags.
 PARTIAL = {"configs/inference.yaml"}
