@@ -151,15 +151,21 @@ def _to_u8(colours_01: np.ndarray) -> np.ndarray:
 
 def read_shard(path: Path | str) -> Shard:
     """All arrays of a shard, masks unpacked. ValueError names a file that is missing or damaged."""
+    facts = read_facts(path)
+    arrays = load_file(path)
+    arrays["amodal"] = _unpack(arrays["amodal"], arrays["image_u8"].shape[2])
+    arrays["reference_mask"] = _unpack(arrays["reference_mask"], arrays["reference_u8"].shape[2])
+    return Shard(**arrays, facts=facts)
+
+
+def read_facts(path: Path | str) -> tuple[SceneFacts, ...]:
+    """What is known about the scenes of a shard, without its pictures. ValueError as of `read_shard`."""
     try:
-        arrays = load_file(path)
         with safe_open(path, "numpy") as shard:
             facts = json.loads(shard.metadata()[HEADER])["facts"]
     except (SafetensorError, OSError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a complete shard of rendered scenes: {error}") from error
-    arrays["amodal"] = _unpack(arrays["amodal"], arrays["image_u8"].shape[2])
-    arrays["reference_mask"] = _unpack(arrays["reference_mask"], arrays["reference_u8"].shape[2])
-    return Shard(**arrays, facts=tuple(_fact(fact) for fact in facts))
+    return tuple(_fact(fact) for fact in facts)
 
 
 def _unpack(bits: np.ndarray, width: int) -> np.ndarray:
