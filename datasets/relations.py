@@ -90,13 +90,13 @@ def stands_on(a: Place, b: Place) -> bool:
 def above(a: Place, b: Place) -> bool:
     """a is above b: it stands on it, hangs over it, or is open below and spans it (a table above a dog).
 
-    a's top edge is higher, their depths meet, and either a's middle lies over b and a's
+    a's top edge is higher, their depths meet within DEPTH_STEP, and either a's middle lies over b and a's
     lower edge ends in the upper part of b or higher; or b's middle lies below a, and b reaches from under
     a's top to a's lower part. Never true both ways. "a under b" is above(b, a).
     """
     ax0, ay0, ax1, ay1 = a.box01_xyxy
     bx0, by0, bx1, by1 = b.box01_xyxy
-    if ay0 >= by0 or gap(a.far, a.near, b.far, b.near) > 0:
+    if ay0 >= by0 or gap(a.far, a.near, b.far, b.near) > DEPTH_STEP:
         return False
     over = bx0 < a.middle < bx1 and ay1 < by0 + FOOT * (by1 - by0)
     spans = ax0 < b.middle < ax1 and by0 > ay0 + TOP * (ay1 - ay0) and by1 > ay0 + FOOT * (ay1 - ay0)
