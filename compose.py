@@ -3,8 +3,11 @@
     settings = ComposeSettings(background=Path("room.png"), object=Path("dog.png"), box=(0.4, 0.5, 0.7, 0.9))
     result = compose(settings, load_models(settings))
 
-Stages: read and cut out, depth, pre-processing (`datasets.pairs`), painting (`cldm.pipeline`), paste-back
-(`datasets.pasteback`).  Every pixel outside the final edit mask stays as it was, and that is measured.
+A sentence may stand in the place of the box: `instruction="Place the dog behind the sofa"`.
+
+Stages: read and cut out, depth, the place if a sentence says it (`compose_locate`), pre-processing
+(`datasets.pairs`), painting (`cldm.pipeline`), paste-back (`datasets.pasteback`).  Every pixel outside the
+final edit mask stays as it was, and that is measured.
 Sample i of `num_samples` has seed `seed + i`: its noise is that of the same seed painted alone, so the two
 pictures are equal up to rounding; the same settings on the same machine give the same bytes.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,18 +27,20 @@ import torch
 from cldm.model import Compositor
 from cldm.pipeline import Weights, paint
 from cldm.pretrained import Card, Sampling, load_card, load_compositor
-from compose_inputs import make_inputs, read_sources, require_visible
+from compose_inputs import read_sources
+from compose_locate import locate, settle
 from compose_recipe import make_recipe
 from compose_settings import ComposeSettings, depth_folder, ignored, model_folder
-from datasets.augment import Choices
 from datasets.inputs import Inputs
-from datasets.layers import Layers, plan_crop
+from datasets.layers import Layers
 from datasets.pairs import Pair, build_pair
-from datasets.pasteback import Stitched, native_layers, stitch
+from datasets.pasteback import Stitched, stitch
 from ldm.denoise import Step
 from ldm.device import pick_device, pick_dtype
 from ldm.experts import DepthEstimator
+from ldm.ground import Detector
 from ldm.result import StageTimer, measure_drift
+from llava_bifrost.locator import Locator, load_locator
 
 __all__ = ["ComposeSettings", "Models", "Result", "compose", "load_models"]
 
@@ -52,6 +57,20 @@ class Models:
     device: torch.device
     dtype: torch.dtype  # of the compositor
     offload: bool = False
+    locators: dict[str, Locator] = field(default_factory=dict)
+    detectors: dict[str, Detector] = field(default_factory=dict)
+
+    def locator(self, folder: Path) -> Locator:
+        """The language model that reads sentences."""
+        if folder.as_posix() not in self.locators:
+            self.locators[folder.as_posix()] = load_locator(folder, str(self.device))
+        return self.locators[folder.as_posix()]
+
+    def detector(self, folder: Path) -> Detector:
+        """The network that finds named things."""
+        if folder.as_posix() not in self.detectors:
+            self.detectors[folder.as_posix()] = Detector.load(folder, device=str(self.device))
+        return self.detectors[folder.as_posix()]
 
     @cached_property
     def compositor(self) -> Compositor:
@@ -119,16 +138,19 @@ def compose(
         logger.warning("%s", sentence)
     with timer.stage("read"):
         sources = read_sources(settings)
-        recipe = make_recipe(settings, models, sampling)
     with timer.stage("depth"):
         depth_01 = sources.depth_01
         if depth_01 is None:
             depth_01 = models.depth.estimate(sources.background.rgb_u8)
+    placement = None
+    if settings.instruction is not None:
+        with timer.stage("locate"):
+            placement = locate(settings, models, sources, depth_01)
     with timer.stage("prepare"):
-        inputs, decided = make_inputs(settings, sources, depth_01)
-        layers = native_layers(inputs, options, plan_crop(inputs, options, Choices.fixed(options)))
-        require_visible(inputs, layers)
+        placed = settle(settings, placement, sources, depth_01, options)
+        settings, inputs, layers = placed.settings, placed.inputs, placed.layers
         pair = build_pair(inputs, options)
+        recipe = make_recipe(settings, models, sampling, placed.placement)
     with timer.stage("load"):
         compositor = models.compositor
     seeds = [settings.seed + index for index in range(settings.num_samples)]
@@ -152,7 +174,7 @@ def compose(
         ]
         drift = [drift_of(inputs, one) for one in stitched]
     report = {
-        **decided,
+        **placed.decided,
         "visible_fraction": visible_fraction(layers),
         "drift": drift,
         "seeds": seeds,

@@ -29,7 +29,7 @@ class Sources:
     item: Picture  # (h, w)
     cut: np.ndarray  # (h, w) bool, the object
     cut_by: str  # file, alpha, grabcut or sam
-    box01_xyxy: Box01
+    box01_xyxy: Box01 | None  # None: a sentence says it
     target: np.ndarray | None  # (H, W) bool
     depth_01: np.ndarray | None  # (H, W), None: to be estimated
     object_depth_01: np.ndarray | None  # (h, w)
@@ -52,13 +52,15 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
 
     depth_01: (H, W) of the background
     """
-    extent, source = _depth_range(settings, depth_01, sources.box01_xyxy)
+    box = settings.box or sources.box01_xyxy
+    assert box is not None  # the settings refuse to be without a place
+    extent, source = _depth_range(settings, depth_01, box)
     inputs = Inputs(
         reference_u8=sources.item.rgb_u8,
         reference_mask=sources.cut,
         background_u8=sources.background.rgb_u8,
         background_depth_01=depth_01,
-        box01_xyxy=sources.box01_xyxy,
+        box01_xyxy=box,
         depth_range=extent,
         mode=settings.plain_mode,
         target_mask=sources.target,
@@ -66,7 +68,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
     )
     decided: dict[str, Any] = {
         "mode": inputs.mode,
-        "box": list(sources.box01_xyxy),
+        "box": list(box),
         "depth": {"far": extent[0], "near": extent[1], "source": source},
         "background_depth": "estimated" if sources.depth_01 is None else "file",
         "object_mask": sources.cut_by,
@@ -108,11 +110,10 @@ def _cut(settings: ComposeSettings, item: Picture) -> tuple[np.ndarray, str]:
     return cut, cut_by
 
 
-def _box(settings: ComposeSettings, target: np.ndarray | None) -> Box01:
-    """The box as given, or that of the target mask."""
-    if settings.box is not None:
+def _box(settings: ComposeSettings, target: np.ndarray | None) -> Box01 | None:
+    """The box as given, or that of the target mask, or None where a locator is to find it."""
+    if settings.box is not None or target is None:
         return settings.box
-    assert target is not None  # the settings refuse to be without both
     return box_to_01(bbox_of_mask(target), (target.shape[0], target.shape[1]))
 
 

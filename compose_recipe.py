@@ -22,15 +22,22 @@ MAPPINGS = ("settings", "sampling", "pair", "weights", "inputs", "machine", "ver
 PARTS = (*MAPPINGS, "sample", "seed")
 
 
-def make_recipe(settings: ComposeSettings, models: Models, sampling: Sampling) -> dict[str, Any]:
-    """Settings with the chosen folders, resolved sampler, hashes of inputs and weights, machine, versions."""
+def make_recipe(
+    settings: ComposeSettings, models: Models, sampling: Sampling, placement: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Settings with the chosen folders, resolved sampler, hashes of inputs and weights, machine, versions.
+
+    settings:  with a box and, where a sentence was given, without it
+    placement: what a locator made of the sentence; kept for reading, a replay does not ask again
+    """
     folders: dict[str, Any] = {"model": models.folder}
     if settings.background_depth is None:
         folders["depth_model"] = models.depth_folder
     if settings.object_mask is None and settings.sam is not None:
         folders["sam"] = settings.sam
     chosen = replace(settings, **folders)
-    return {
+    said = {} if placement is None else {"placement": placement}
+    return said | {
         "command": "image",
         "settings": {one.name: to_plain(getattr(chosen, one.name)) for one in fields(ComposeSettings)},
         "sampling": to_plain(sampling),

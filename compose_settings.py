@@ -8,13 +8,19 @@ from pathlib import Path
 from cldm.pretrained import Sampling, is_complete
 from datasets.fusion import ALIASES, MODES
 from datasets.geometry import check_box01
-from ldm.config import check_settings, setting
+from ldm.config import check_settings, flag_name, setting
 from ldm.latents import scheduler_class
+from llava_bifrost.card import FULL as FULL_LOCATOR
+from llava_bifrost.card import TINY as TINY_LOCATOR
+from llava_bifrost.phrases import parse_instruction
 
 FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")
 FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
+GEOMETRIC = "geometric"  # the locator that is no folder
 DEPTH_MODES = ("place", "replace")  # the object is put into the depth map, and nearer things hide it
 INPUT_FILES = ("background", "object", "object_mask", "target_mask", "background_depth", "object_depth")
+# What only a sentence makes use of: setting -> how its absence looks.
+WITH_SENTENCE = {"locator": None, "anchors": None, "detector": None, "candidates": 1, "relative_size": None}
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,29 @@ class ComposeSettings:
         None,
         help="how far: d, or far,near, in [0, 1], 1 = nearest point of the background; "
         "without it the ground at the bottom edge of the box",
+    )
+    instruction: str | None = setting(
+        None, help='where, as a sentence instead of --box: "Place the dog behind the sofa"'
+    )
+    locator: str | None = setting(
+        None,
+        help="who reads the sentence: a locator folder, or geometric (rules and --anchors or --detector); "
+        f"without it {FULL_LOCATOR.as_posix()} if it is there, else geometric if --anchors or --detector is "
+        f"given, else {TINY_LOCATOR.as_posix()}, which knows rendered things only",
+    )
+    anchors: Path | None = setting(
+        None, help='JSON of things in the background: {"sofa": {"box": [x1, y1, x2, y2], "depth": d}}'
+    )
+    detector: Path | None = setting(
+        None, help="folder of a GroundingDINO, OWL-ViT or OWLv2 that finds the things the sentence names"
+    )
+    candidates: int = setting(1, low=1, high=64, help="places that the locator proposes; the best is used")
+    relative_size: float | None = setting(
+        None,
+        low=0.02,
+        high=50,
+        help="geometric locator: size of the object relative to the first thing named, at equal distance; "
+        "without it from neighbours and a table of nouns",
     )
     mode: str = setting(
         "place",
@@ -127,13 +156,26 @@ def check_depth(depth: tuple[float, ...]) -> None:
 
 
 def check_place(settings: ComposeSettings) -> None:
-    """Refuse settings that do not say where to paint."""
+    """Refuse settings that do not say where to paint, or say it twice."""
+    if settings.instruction is not None:
+        check_sentence(settings)
+        return
     if settings.target_mask is None and settings.plain_mode in ("id-transfer", "inpaint"):
         raise ValueError(f"--mode {settings.mode} needs --target-mask FILE: the region to paint")
     if settings.target_mask is None and settings.box is None:
         raise ValueError(
-            "--box x1,y1,x2,y2 (fractions of the background) or --target-mask FILE is needed: where to paint"
+            "--instruction SENTENCE, --box x1,y1,x2,y2 (fractions of the background) or --target-mask FILE "
+            "is needed: where to paint"
         )
+
+
+def check_sentence(settings: ComposeSettings) -> None:
+    """Refuse a sentence beside another place, and one that the geometric locator cannot read."""
+    for name in ("box", "target_mask"):
+        if getattr(settings, name) is not None:
+            raise ValueError(f"--instruction and {flag_name(name)} both say where to paint: give one of them")
+    if locator_of(settings) == GEOMETRIC or not (settings.instruction or "").strip():
+        parse_instruction(settings.instruction or "")
 
 
 def ignored(settings: ComposeSettings, sampling: Sampling) -> list[str]:
@@ -143,7 +185,24 @@ def ignored(settings: ComposeSettings, sampling: Sampling) -> list[str]:
         said.append(f"--depth has no effect: mode {settings.mode} keeps the depth of the background")
     if settings.strength is not None and sampling.init == "noise":
         said.append("--strength has no effect: the start is noise (--init paste uses it)")
+    if settings.instruction is None:
+        said += [
+            f"{flag_name(name)} has no effect without --instruction"
+            for name, absent in WITH_SENTENCE.items()
+            if getattr(settings, name) != absent
+        ]
     return said
+
+
+def locator_of(settings: ComposeSettings) -> str:
+    """The locator to use: a folder's name, or GEOMETRIC."""
+    if settings.locator is not None:
+        return settings.locator
+    if (FULL_LOCATOR / "config.json").is_file():
+        return FULL_LOCATOR.as_posix()
+    if settings.anchors is not None or settings.detector is not None:
+        return GEOMETRIC
+    return TINY_LOCATOR.as_posix()
 
 
 def model_folder(settings: ComposeSettings) -> Path:

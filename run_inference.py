@@ -1,6 +1,8 @@
 """Compose pictures from the command line.
 
     python run_inference.py image --background room.png --object dog.png --box 0.4,0.5,0.7,0.9 --out out.png
+    python run_inference.py image --background room.png --object dog.png \\
+        --instruction "Place the dog behind the sofa"
     python run_inference.py replay out.png
 
 Defaults come from configs/inference.yaml; flags override them.  `--help` after a verb lists everything.
@@ -13,9 +15,9 @@ import logging
 import os
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -113,6 +115,14 @@ def save(result: Result, index: int, path: Path) -> None:
     save_result(path, result.images_u8[index], recipe, report, result.alpha_u8, result.icc_profile)
 
 
+def with_placement(result: Result, placement: dict[str, Any] | None) -> Result:
+    """A result that tells, like the one it repeats, how a sentence was understood."""
+    if placement is None:
+        return result
+    report = {**result.report, "placement": placement}
+    return replace(result, recipe={**result.recipe, "placement": placement}, report=report)
+
+
 def tell(settings: ImageSettings, result: Result, paths: list[Path]) -> None:
     """Say where everything is, for people or as JSON."""
     report, changed = result.report, sum(one["changed_outside"] for one in result.report["drift"])
@@ -151,7 +161,8 @@ def replay(
     output_paths(out, 1, settings.input_files.values())
     models = load_models(settings)
     check_unchanged(picture, recipe, make_recipe(settings, models, sampling_of(settings, models.card)))
-    save(compose(settings, models, progress=sys.stderr.isatty()), recipe["sample"], out)
+    result = compose(settings, models, progress=sys.stderr.isatty())
+    save(with_placement(result, recipe.get("placement")), recipe["sample"], out)
     logger.info("picture: %s\nreport:  %s", *result_paths(out))
 
 
