@@ -130,9 +130,7 @@ def fit(
     validation = Validation(
         accelerator, loss, collate, held_out, measure, config.batch, config.workers, config.seed
     )
-    run = Run(
-        config, out, accelerator, model, loss, data, collate, validation, layout or Layout(), rates
-    )
+    run = Run(config, out, accelerator, model, loss, data, collate, validation, layout or Layout(), rates)
     accelerator.wait_for_everyone()
     run.start(newest)
     try:

@@ -45,7 +45,7 @@ COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "samples_per_second")
 def parameter_groups(
     weights: dict[str, nn.Parameter], rate: float, rates: Callable[[str], float] | None
 ) -> list[dict[str, Any]]:
-    """A group of the optimizer for each learning rate. rates: rate of a parameter by its name; none: `rate`."""
+    """A group of the optimizer for each learning rate. rates: of a parameter by its name; none: `rate`."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, value in weights.items():
         groups.setdefault(rate if rates is None else rates(name), []).append(value)

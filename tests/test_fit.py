@@ -53,6 +53,19 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(ROOT)}
 
 
+def kill_after_rows(arguments: list[str], table: Path, count: int) -> None:
+    """Start a run and kill -9 it as soon as its table has `count` rows."""
+    with subprocess.Popen(
+        arguments, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        for _ in range(6000):
+            if table.exists() and table.read_text().count("\n") > count:
+                break
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fit") / "whole"
@@ -86,15 +99,7 @@ def test_interrupted_between_epochs_and_within_one(whole: Path, tmp_path: Path):
 def test_killed_and_started_again(whole: Path, tmp_path: Path):
     arguments = [sys.executable, "-m", "tests.fit_job", str(tmp_path / "run"), "0.02", "0.2"]
     csv_path = tmp_path / "run" / "metrics.csv"
-    with subprocess.Popen(
-        arguments, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        for _ in range(3000):
-            if csv_path.exists() and csv_path.read_text().count("\n") > 8:
-                break
-            assert process.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    kill_after_rows(arguments, csv_path, 8)
     assert len(rows(tmp_path / "run")) < STEPS
     train(tmp_path / "run", [])
     assert_same(whole, tmp_path / "run")

@@ -19,6 +19,9 @@ SCHEMAS: dict[str, str] = {
     "configs/tiny/first_stage.yaml": "cldm.first_stage:FirstStageConfig",
     "configs/tiny/inpainter.yaml": "inpainting.small.train:TrainConfig",
     "configs/tiny/depth.yaml": "scripts.train_depth:TrainDepthConfig",
+    "configs/inpainting/text_to_image/train/*.yaml": (
+        "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig"
+    ),
     "configs/datasets.yaml": "datasets.registry:DatasetsConfig",
     "configs/inference.yaml": "run_inference:ImageSettings",
     "configs/models.yaml": "ldm.models:Registry",

@@ -25,14 +25,16 @@ SHARPNESS = 100.0  # CLIP's logit scale after training
 class Clip:
     """A CLIP model that sees whole pictures, squeezed to its square (published for CLIPSim)."""
 
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, model: CLIPModel, tokenizer: CLIPTokenizer, device: torch.device | str = "cpu"
+    ) -> None:
         self.model, self.tokenizer, self.device = model.eval().to(device), tokenizer, torch.device(device)
         self.side = int(model.config.vision_config.image_size)
         self.window = int(model.config.text_config.max_position_embeddings)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Clip:
-        """A `save_pretrained` folder with tokenizer; .safetensors, or .bin of which only data is unpickled."""
+        """A `save_pretrained` folder with its tokenizer; of a .bin file nothing but data is unpickled."""
         read_json(folder / "config.json")
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         if any(folder.glob("*.safetensors")):

@@ -137,7 +137,10 @@ class Inception(nn.Module):
 
 
 def resize_like_tensorflow(images: Tensor, side: int) -> Tensor:
-    """Bilinear, pixel i of the result lies at i * scale (TensorFlow 1): (b, c, h, w) -> (b, c, side, side)."""
+    """Bilinear, pixel i of the result lies at i * scale (TensorFlow 1).
+
+    images: (b, c, h, w) -> (b, c, side, side)
+    """
     for axis in (2, 3):
         size = images.shape[axis]
         place = torch.arange(side, device=images.device, dtype=images.dtype) * (size / side)

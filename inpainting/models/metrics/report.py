@@ -1,0 +1,111 @@
+"""Rows of `measure` -> numbers with 95 % intervals, as valid JSON, in the published names and units.
+
+    psnr dB, pooled over all pixels of all pictures;  fid as it is;  everything else a share or cosine up to 1
+(the paper's table shows those times 100).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from inpainting.models.metrics.measure import Row
+from ldm.metrics.frechet import frechet_distance, kernel_distance
+from ldm.metrics.intervals import centred_interval, percentile_interval
+from ldm.metrics.likeness import decibels
+
+Number = dict[str, float | int]
+MEANS = ("lpips", "clip_iqa", "clip_score_text2image", "clip_score_image2image")
+GLOBAL = "clip_score_text2image_global"
+PUBLISHED = ("psnr", "lpips", "fid", "clip_iqa", GLOBAL, "clip_score_text2image", "clip_score_image2image")
+BY_MASKS = ("psnr", "clip_score_text2image")
+MOST_MASKS = 5
+NEEDS = {"fid": "inception", "kid": "inception", "lpips": "squeezenet", "clip_iqa": "clip_iqa"}
+NEEDS |= dict.fromkeys((*MEANS[2:], GLOBAL), "clip")
+
+
+def report(rows: Sequence[Row], seed: int, resamples: int, fid_resamples: int) -> dict[str, Any]:
+    """All tables of a run: published keys (None where nothing was measured), and the same with intervals."""
+    whole = numbers(rows, "", seed, resamples, fid_resamples)
+    by_masks = {
+        str(count): numbers([row for row in rows if row.regions == count], "", seed, resamples, 0)
+        for count in sorted({row.regions for row in rows})
+    }
+    flat: dict[str, Any] = {name: value_of(whole, name) for name in PUBLISHED}
+    for count in range(1, MOST_MASKS + 1):
+        for name in BY_MASKS:
+            flat[f"n_masks_{name}_{count}"] = value_of(by_masks.get(str(count), {}), name)
+    return {
+        **flat,
+        "pictures": len(rows),
+        "regions": sum(row.regions for row in rows),
+        "with_intervals": whole,
+        "masked_regions_only": numbers(rows, "masked_", seed, resamples, fid_resamples),
+        "by_number_of_masks": by_masks,
+    }
+
+
+def value_of(table: dict[str, Number], name: str) -> float | None:
+    value = table.get(name, {}).get("value")
+    return None if value is None or not math.isfinite(value) else value
+
+
+def numbers(
+    rows: Sequence[Row], view: str, seed: int, resamples: int, fid_resamples: int
+) -> dict[str, Number]:
+    """Everything that was measured on all of `rows`. view: "" or "masked_"."""
+    if not rows:
+        return {}
+    found = {"psnr": psnr(rows, view, seed, resamples)}
+    for name in (*MEANS, GLOBAL):
+        if all(view + name in row.numbers for row in rows):
+            found[name] = mean(rows, view + name, seed, resamples)
+    if all(f"{view}real" in row.features for row in rows):
+        found |= distances(rows, view, seed, fid_resamples)
+    return found
+
+
+def psnr(rows: Sequence[Row], view: str, seed: int, resamples: int) -> Number:
+    """Of the mean squared error over all pixels of all pictures, not a mean of decibels."""
+    pixels = np.array([row.masked_pixels if view else row.pixels for row in rows], np.float64)
+    sums = np.array([row.numbers[f"{view}squared_error"][0] for row in rows]) * pixels
+    return with_interval(lambda some: decibels(sums[some].sum() / pixels[some].sum()), rows, seed, resamples)
+
+
+def mean(rows: Sequence[Row], name: str, seed: int, resamples: int) -> Number:
+    """Over all values; pictures are resampled with all their regions."""
+    sums = np.array([np.sum(row.numbers[name]) for row in rows])
+    counts = np.array([len(row.numbers[name]) for row in rows])
+    return with_interval(lambda some: sums[some].sum() / counts[some].sum(), rows, seed, resamples)
+
+
+def with_interval(
+    statistic: Callable[[np.ndarray], float], rows: Sequence[Row], seed: int, resamples: int
+) -> Number:
+    value = float(statistic(np.arange(len(rows))))
+    if len(rows) < 2 or not resamples:
+        return {"value": value, "n": len(rows)}
+    low, high = percentile_interval(statistic, len(rows), seed, resamples)
+    return {"value": value, "low": low, "high": high, "n": len(rows)}
+
+
+def distances(rows: Sequence[Row], view: str, seed: int, resamples: int) -> dict[str, Number]:
+    """FID and KID; nothing below two feature rows."""
+    real, fake = ([row.features[view + side] for row in rows] for side in ("real", "fake"))
+    if sum(map(len, real)) < 2:
+        return {}
+    found: dict[str, Number] = {}
+    for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
+
+        def statistic(some: np.ndarray, distance: Callable = distance) -> float:
+            return distance(*(np.concatenate([side[i] for i in some]) for side in (real, fake)))
+
+        value = statistic(np.arange(len(rows)))
+        found[name] = {"value": value, "n": sum(map(len, real))}
+        if resamples > 1 and len(rows) > 2:
+            low, high = centred_interval(statistic, value, len(rows), seed, resamples)
+            found[name] |= {"low": low, "high": high}
+    return found

@@ -1,0 +1,111 @@
+"""What the inpainter learns: to predict the noise of a masked painting, with or without rectified attention.
+
+Legend: b pictures, c latent channels, h w latent pixels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+from torch import Tensor, nn
+
+from inpainting.models.text_to_image.layout import shrink_masks
+from inpainting.models.text_to_image.load import Inpainter
+from inpainting.models.text_to_image.rca import region_kwargs
+from inpainting.models.text_to_image.tokens import encode_plans, plan_tokens
+from ldm.denoise import noise_for
+
+
+@dataclass(eq=False)
+class LoraLoss:
+    """Mean squared error of the UNet's prediction over all latent pixels (published).
+
+    rca: regions restrict the cross-attention;  layout, encoding: see `layout` and `tokens`
+    noise_offset: extra noise per channel;  min_snr: limit of the weights by signal-to-noise ratio, 0 = none
+    """
+
+    model: Inpainter
+    rca: bool
+    layout: str
+    encoding: str
+    noise_offset: float = 0.0
+    min_snr: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.schedule = DDPMScheduler.from_config(self.model.scheduler_config)
+        self.levels = len(self.model.unet.config.block_out_channels)
+
+    def __call__(self, unet: nn.Module, batch: dict[str, Any], seeds: Sequence[int]) -> Tensor:
+        """batch: of `InpaintingDataset.collate_fn`, on the device; seeds: one per picture."""
+        image = batch["pixel_values"]
+        space = self.model.latent_space
+        size = (image.shape[2] // space.factor, image.shape[3] // space.factor)
+        noise, generators = noise_for(seeds, (space.channels, *size))
+        noise = noise.to(image.device)
+        if self.noise_offset:
+            offsets = [torch.randn(space.channels, 1, 1, generator=generator) for generator in generators]
+            noise = noise + self.noise_offset * torch.stack(offsets).to(image.device)
+        timesteps = self.timesteps(generators).to(image.device)
+        with torch.no_grad():
+            latents = self.encode(image, generators)
+            masked = self.encode(batch["masked_pixel_values"], generators)
+            text, owners = self.read(batch["texts"])
+        x = self.schedule.add_noise(latents, noise, timesteps)
+        union = batch["masks"].bool()
+        channel = shrink_masks(union, size, self.layout).to(x.dtype)
+        regions = self.regions(batch, union, owners, size, text.dtype) if self.rca else {}
+        prediction = unet(
+            torch.cat([x, channel, masked], 1), timesteps, encoder_hidden_states=text, **regions
+        ).sample
+        error = (prediction.float() - self.wanted(latents, noise, timesteps).float()).square().mean((1, 2, 3))
+        return (error * self.weights(timesteps)).mean()
+
+    def timesteps(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """(b,) int64, uniform."""
+        count = int(self.schedule.config.num_train_timesteps)
+        return torch.cat([torch.randint(count, (1,), generator=generator) for generator in generators])
+
+    def encode(self, image_pm1: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """(b, 3, H, W) -> (b, c, h, w), drawn from the autoencoder's posterior as published."""
+        space = self.model.latent_space
+        parameter = next(space.vae.parameters())
+        return space.encode(image_pm1.to(parameter.dtype), generators).float()  # type: ignore[arg-type]
+
+    def read(self, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """Prompts of each picture -> embeddings (b, t, c) and owners (b, t)."""
+        plans = [
+            plan_tokens(one, self.model.tokenizer, encoding=self.encoding, regions=self.rca) for one in texts
+        ]
+        return encode_plans(plans, self.model.text_encoder)
+
+    def regions(
+        self, batch: dict[str, Any], union: Tensor, owners: Tensor, size: tuple[int, int], dtype: torch.dtype
+    ) -> dict[str, Any]:
+        """The argument of the UNet that restricts its cross-attention. union: (b, 1, H, W) bool."""
+        masks = batch["freestyle_layout_mask"][:, 1:].bool() & union  # the rows hold the background too
+        kwargs = region_kwargs(masks, owners, size, levels=self.levels, layout=self.layout, dtype=dtype)
+        return {"cross_attention_kwargs": kwargs}
+
+    def wanted(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the model's kind of prediction should be, (b, c, h, w)."""
+        kind = self.schedule.config.prediction_type
+        if kind == "epsilon":
+            return noise
+        if kind == "v_prediction":
+            return self.schedule.get_velocity(latents, noise, timesteps)
+        raise ValueError(f"the model predicts {kind!r}; training knows epsilon and v_prediction")
+
+    def weights(self, timesteps: Tensor) -> Tensor:
+        """(b,) loss weights (Hang et al. 2023), 1 without `min_snr`."""
+        if not self.min_snr:
+            return torch.ones(len(timesteps), device=timesteps.device)
+        snr = compute_snr(self.schedule, timesteps)
+        limited = snr.clamp(max=self.min_snr)
+        if self.schedule.config.prediction_type == "v_prediction":
+            return limited / (snr + 1)
+        return torch.where(snr > 0, limited / snr.clamp_min(1e-12), 1.0)

@@ -1,0 +1,198 @@
+"""Train a LoRA of the inpainter on paintings with masked regions (paper section 3.3).
+
+    accelerate launch -m inpainting.models.text_to_image.train_text_to_image_lora main \
+        --config-path=configs/inpainting/text_to_image/train/sd_2_inp_rca_finetuned.yaml [key=value ...]
+
+To continue an interrupted run, run the same command again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from diffusers import UNet2DConditionModel
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig
+from torch.utils.data import Dataset, Subset
+
+from inpainting.config_path import find_config
+from inpainting.data.datasets import InpaintingDataset
+from inpainting.models.text_to_image.layout import LAYOUTS
+from inpainting.models.text_to_image.load import Inpainter, load_inpainter
+from inpainting.models.text_to_image.lora import FILE_NAME
+from inpainting.models.text_to_image.lora_loss import LoraLoss
+from inpainting.models.text_to_image.tokens import ENCODINGS
+from ldm.config import check_settings, dump_yaml, load_config, setting
+from ldm.files import write_atomic
+from ldm.fit import FitConfig, fit, make_accelerator
+from ldm.fit_batches import drawing
+from ldm.logs import start_logging
+from ldm.options import new_app, run_app
+from ldm.resume import Layout
+from ldm.seeds import seed_of
+
+log = logging.getLogger(__name__)
+
+ADAPTER = "default"
+TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class PaintingOptions:
+    """Which regions of which paintings (published options of the dataset)."""
+
+    data_dir: Path = setting(Path("data/mm_inp_dataset"), help="folder made by inpainting.data.ops")
+    max_concepts: int = setting(5, low=1, high=10, help="most regions of one picture")
+    shuffle_concepts: bool = setting(True, help="regions in random order, else the largest first")
+    masked_area_threshold: float | None = setting(0.65, low=0, high=1, help="largest share that is masked")
+    resolution: int = setting(512, low=16, help="side of the square crop in pixels")
+    drop_caption_probability: float = setting(
+        0.1, low=0, high=1, help="share of pictures with one region that train without prompt"
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """The adapter. Its scale is 1 (alpha = rank), as the released format assumes."""
+
+    rank: int = setting(16, low=1, help="rank of the update of each layer")
+    dropout: float = setting(0.05, low=0, high=1, help="dropout in front of the adapter")
+    targets: tuple[str, ...] = setting(TARGETS, help="layers, by the end of their names")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class TrainLoraConfig:
+    """One training run."""
+
+    project_dir: Path = setting(help="run folder: checkpoints, metrics, resolved settings, the best LoRA")
+    pretrained: Path = setting(Path("models/stable-diffusion-2-inpainting"), help="folder to start from")
+    rca: bool = setting(True, help="rectified cross-attention; off: prompts joined by periods")
+    layout: str = setting("coverage", choices=LAYOUTS, help="which cells a region owns; nearest = published")
+    encoding: str = setting("joint", choices=ENCODINGS, help="one sequence for all prompts, or one for each")
+    data: PaintingOptions = setting(PaintingOptions(), help="pictures and regions")
+    lora: LoraOptions = setting(LoraOptions(), help="the adapter")
+    fit: FitConfig = setting(FitConfig(), help="the training loop")
+    noise_offset: float = setting(0.0, low=0, help="extra noise per channel")
+    min_snr: float = setting(0.0, low=0, help="limit of the loss weight by signal-to-noise ratio; 0 = none")
+    gradient_checkpointing: bool = setting(False, help="less memory, about a third slower")
+    train_samples: int = setting(0, low=0, help="use only the first pictures; 0 = all")
+    val_samples: int = setting(0, low=0, help="use only the first validation pictures; 0 = all")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.encoding == "separate" and not self.rca:
+            raise ValueError("encoding=separate needs rca: without region maps there is one sequence")
+
+
+def released_key(name: str) -> str:
+    """Name of a LoRA parameter in the UNet -> its key in the released file."""
+    for ours, released in (("A", "down"), ("B", "up")):
+        ending = f".lora_{ours}.{ADAPTER}.weight"
+        if name.endswith(ending):
+            return f"unet.{name.removesuffix(ending)}.lora.{released}.weight"
+    raise ValueError(f"{name} is no parameter of a LoRA")
+
+
+def add_lora(unet: UNet2DConditionModel, options: LoraOptions, seed: int) -> None:
+    """Freeze the UNet and add an adapter that changes nothing yet, in single precision."""
+    unet.requires_grad_(False)
+    settings = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.rank,
+        lora_dropout=options.dropout,
+        init_lora_weights="gaussian",
+        target_modules=list(options.targets),
+    )
+    with drawing(seed_of(seed, "lora"), torch.device("cpu")):
+        unet.add_adapter(settings, adapter_name=ADAPTER)
+    cast_training_params(unet, torch.float32)
+
+
+def open_split(config: TrainLoraConfig, model: Inpainter, split: str) -> Dataset:
+    """The pictures of a split with their regions."""
+    options = config.data
+    dataset = InpaintingDataset(
+        options.data_dir,
+        model.tokenizer,
+        max_concepts=options.max_concepts,
+        shuffle_concepts=options.shuffle_concepts,
+        masked_area_threshold=options.masked_area_threshold,
+        resolution=options.resolution,
+        freestyle=config.rca,
+        drop_caption_probability=options.drop_caption_probability if split == "train" else 0.0,
+        split=split,
+        seed=config.fit.seed,
+    )
+    count = config.train_samples if split == "train" else config.val_samples
+    return First(dataset, count) if 0 < count < len(dataset) else dataset
+
+
+class First(Subset):
+    """The first pictures of a split."""
+
+    def __init__(self, dataset: InpaintingDataset, count: int) -> None:
+        super().__init__(dataset, range(count))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+
+
+def train(config: TrainLoraConfig) -> Path:
+    """Train; returns the file of the best LoRA. The same call again continues."""
+    out = config.project_dir
+    accelerator = make_accelerator(config.fit, out)
+    model = load_inpainter(config.pretrained, dtype=DTYPES[config.fit.precision])
+    add_lora(model.unet, config.lora, config.fit.seed)
+    if config.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+    training, held_out = (open_split(config, model, split) for split in ("train", "val"))
+    if accelerator.is_main_process:
+        write_atomic(out / "config.yaml", dump_yaml(config).encode())
+    outcome = fit(
+        config.fit,
+        out,
+        model.to(accelerator.device).unet,
+        LoraLoss(model, config.rca, config.layout, config.encoding, config.noise_offset, config.min_snr),
+        training,
+        collate=InpaintingDataset.collate_fn,
+        held_out=held_out,
+        layout=Layout(FILE_NAME, released_key),
+        accelerator=accelerator,
+    )
+    best = outcome.best or outcome.newest
+    if accelerator.is_main_process:
+        write_atomic(out / FILE_NAME, (best / FILE_NAME).read_bytes())
+        log.info("LoRA of %s: %s", best.name, out / FILE_NAME)
+    return out / FILE_NAME
+
+
+def main(
+    config_path: Annotated[Path, typer.Option(help="YAML file of settings", metavar="FILE")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")] = None,
+) -> None:
+    """Train a LoRA of the inpainter; the same command again continues an interrupted run."""
+    train(load_config(TrainLoraConfig, find_config(config_path), overrides or []))
+
+
+def build_app() -> typer.Typer:
+    app = new_app("Train a LoRA of the inpainter.")
+    app.command("main")(main)
+    return app
+
+
+if __name__ == "__main__":
+    start_logging()
+    sys.exit(run_app(build_app, sys.argv[1:]))
