@@ -1,0 +1,81 @@
+"""Run stages B and C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from llava_bifrost.small.ask import Looking, answer_loss, ask, look_loss, states_of
+from llava_bifrost.small.bank import PLACED, REPLACED, Bank
+from llava_bifrost.small.cache import Scenes
+from llava_bifrost.small.loop import Stage, StageSettings
+from llava_bifrost.small.vision import pictures, project, vision_loss
+
+SLOTS = (range(PLACED), range(PLACED, PLACED + REPLACED))
+
+
+class Answering(nn.Module):
+    """The whole locator and the readings of the vision stage, which go on teaching it to see."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, read: nn.Linear) -> None:
+        super().__init__()
+        self.model, self.read = model, read
+
+    def groups(self, settings: StageSettings) -> list[tuple[list[nn.Parameter], float]]:
+        """Parameters with their peak learning rates: what sees, and what speaks."""
+        inner = self.model.model
+        speak = [*inner.multi_modal_projector.parameters(), *inner.language_model.parameters(),
+                 *self.model.lm_head.parameters()]  # fmt: skip
+        return [
+            (speak, settings.lr),
+            ([*inner.vision_tower.parameters(), *self.read.parameters()], settings.vision_lr),
+        ]
+
+
+def train_answers(
+    name: str, answering: Answering, scenes: Scenes, bank: Bank, train: np.ndarray, settings: StageSettings,
+    most: tuple[int, int], look: float, see: float, out: Path, seed: int, *, blind: bool = False,
+) -> Stage:  # fmt: skip
+    """Train on up to most = (placing, replacing) questions per picture; returns the finished stage.
+
+    look, see: weights of the taught attention and of the vision loss. blind: the pictures are hidden.
+    """
+    model = answering.model
+    stage = Stage(name, answering, answering.groups(settings), settings, out)
+    looking = Looking(model)
+    model.model.vision_tower.requires_grad_(settings.vision_lr > 0)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng((seed, sum(name.encode()), step))
+        size = settings.batch
+        index, view, flip = (
+            train[rng.integers(len(train), size=size)],
+            rng.integers(2, size=size),
+            rng.random(size) < 0.5,
+        )
+        batch = pictures(scenes, index, view, flip, rng)
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+            patches = project(model, batch.pixels)
+            asked = ask(bank, index, view, flip, rng, SLOTS, most, patches.shape[1])
+            states = states_of(model, patches * (0.0 if blind else 1.0), asked)
+            total, measures = answer_loss(model, states, asked)
+        if look:
+            attended, mass = look_loss(looking.weights, asked, batch)
+            total = total + look * attended
+            measures["look"] = mass.mean().item()
+        if see and settings.vision_lr > 0:
+            seen, of_vision = vision_loss(patches, answering.read(patches.float()), batch)
+            total = total + see * seen
+            measures |= {key: of_vision[key] for key in ("shape", "box_l1", "depth_l1")}
+        return total, measures
+
+    try:
+        if not stage.load():
+            stage.run(loss)
+    finally:
+        looking.hook.remove()
+    return stage

@@ -1,0 +1,47 @@
+"""The folder of a small locator: weights in half precision, tokenizer, processor, card."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from datasets.scenes.palette import COLOURS, PATTERN_WORDS, SHAPES
+from ldm.checkpoints import folder_written_whole
+from llava_bifrost.card import Card, write_card
+from llava_bifrost.small.create import SmallConfig
+from llava_bifrost.small.tokenizer import make_processor, make_tokenizer
+from llava_bifrost.small.vocabulary import FURNITURE
+
+NOTICE = (
+    "This is the small locator, trained on rendered scenes of plain solids only: it knows their names and square "
+    "pictures of rooms, nothing else. For photographs use a model trained with scripts/train_llava.sh."
+)
+
+
+def known_names() -> tuple[str, ...]:
+    """What the small locator can be asked about: parts of names, in the order of a name."""
+    patterns = dict.fromkeys(word for name in PATTERN_WORDS.values() for word in name.split())
+    return (*patterns, *COLOURS, *SHAPES, *FURNITURE)
+
+
+def save_locator(
+    model: LlavaForConditionalGeneration, config: SmallConfig, folder: Path, manifest: dict[str, Any]
+) -> None:
+    """Write the whole folder, or nothing."""
+    half = copy.deepcopy(model).to(torch.float16)
+    half.set_attn_implementation("sdpa")
+    tokenizer = make_tokenizer()
+    half.generation_config.update(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, max_new_tokens=16,
+    )  # fmt: skip
+    with folder_written_whole(folder) as partial:
+        half.save_pretrained(partial)
+        make_processor(config, tokenizer).save_pretrained(partial)
+        write_card(partial, Card(codec="square", decimals=2, names=known_names(), notice=NOTICE))
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

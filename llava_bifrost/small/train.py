@@ -1,0 +1,92 @@
+"""Train the small locator from nothing on rendered scenes.
+
+    python -m llava_bifrost.small.train configs/tiny/locator.yaml
+
+Interrupted, it continues from its last checkpoint when started again with the same command.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ldm.config import check_settings, dump_yaml, setting
+from ldm.files import write_atomic
+from ldm.manifest import make_manifest
+from ldm.options import run_app, trainer
+from llava_bifrost.small.answer import Answering, train_answers
+from llava_bifrost.small.bank import open_bank
+from llava_bifrost.small.cache import open_scenes
+from llava_bifrost.small.create import SmallConfig, create_locator
+from llava_bifrost.small.loop import StageSettings
+from llava_bifrost.small.save import save_locator
+from llava_bifrost.small.see import measure_vision, train_vision
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LocatorTraining:
+    """Everything that decides the trained locator."""
+
+    data: Path = setting(help="folder of scene shards, full views")
+    out: Path = setting(help="folder of the run; the locator is in its `model` folder")
+    seed: int = setting(0, help="decides first weights, scenes and questions", low=0)
+    held_out: int = setting(512, help="last scenes of `data`, kept for the gates", low=1)
+    model: SmallConfig = setting(SmallConfig(), help="sizes of the network")
+    vision: StageSettings = setting(StageSettings(), help="stage A: seeing")
+    matching: StageSettings = setting(StageSettings(), help="stage B: finding a named solid")
+    placement: StageSettings = setting(StageSettings(), help="stage C: placing a new solid")
+    look: tuple[float, float] = setting((1.0, 0.3), help="weight of the taught attention in B and C", low=0)
+    see: float = setting(0.25, help="weight of the vision loss in B and C", low=0)
+    questions: tuple[int, int] = setting((4, 2), help="placing,replacing questions per picture in C", low=0)
+    blind: bool = setting(False, help="control: B and C never see the picture")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def run(config: LocatorTraining) -> None:
+    """All stages, each from its checkpoint where there is one; then the folder of the model."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
+    scenes = open_scenes(config.data, config.out / "cache", config.model.patch)
+    order = np.arange(len(scenes))
+    train, held_out = order[: -config.held_out], order[-config.held_out :]
+    model = create_locator(config.model, config.seed)
+    model.set_attn_implementation("eager")  # twice as fast as sdpa in bfloat16 on a CPU
+    see = train_vision(model, scenes, train, config.vision, config.out, config.seed)
+    gates = {"vision": measure_vision(model, see.module.read, scenes, held_out)}
+    log.info("vision: %s", gates["vision"])
+    bank = open_bank(config.data, config.out / "cache", config.seed)
+    answering = Answering(model, see.module.read)
+    stages = [see]
+    for name, settings, most, look in (
+        ("matching", config.matching, (0, 4), config.look[0]),
+        ("placement", config.placement, config.questions, config.look[1]),
+    ):
+        stages.append(
+            train_answers(name, answering, scenes, bank, train, settings, most, look, config.see, config.out,
+                          config.seed, blind=config.blind)
+        )  # fmt: skip
+    manifest = make_manifest(
+        "locator", model, seed=config.seed, steps=sum(stage.progress.step for stage in stages),
+        batch=config.placement.batch, seconds=sum(stage.progress.seconds for stage in stages), settings=config,
+        held_out={"gates": gates},
+    )  # fmt: skip
+    manifest["samples"] = sum(stage.progress.step * stage.settings.batch for stage in stages)
+    manifest["stages"] = {
+        stage.name: {"steps": stage.progress.step, "minutes": round(stage.progress.seconds / 60, 1)}
+        for stage in stages
+    }
+    save_locator(model, config.model, config.out / "model", manifest)
+    log.info("written: %s", config.out / "model")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(trainer(LocatorTraining, run), sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""Stage A: the vision transformer and the projector learn to see, before any language.
+
+A single linear map of every projected patch must tell what it shows: shape, colour and pattern of the solid
+that owns the patch, its whole box and depth, and the depth of the patch itself. Projected patches are kept at
+unit scale, which is that of word embeddings.
+
+Legend: b pictures, p patches, s solids, c channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlavaForConditionalGeneration
+
+from llava_bifrost.small.cache import Scenes
+from llava_bifrost.small.vocabulary import COLOUR_WORDS, PATTERN_NAMES, SHAPE_WORDS
+
+OWNED = 0.25  # a patch belongs to the solid that covers most of it, if that is more than this share
+UNSURE = 0.1  # patches with a larger share of unknown owners do not count
+SECTIONS = (len(SHAPE_WORDS), len(COLOUR_WORDS), len(PATTERN_NAMES), 5, 1, 1)  # 5: cx, cy, w, h, d
+BOX_WEIGHT, DEPTH_WEIGHT, SCALE_WEIGHT = 8.0, 4.0, 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """A batch of pictures with what their patches show."""
+
+    pixels: Tensor  # (b, 3, h, w) normalised
+    cover: Tensor  # (b, p, s) share of each patch that each solid covers
+    known: Tensor  # (b, p) bool
+    patch_depth: Tensor  # (b, p)
+    labels: Tensor  # (b, s, 3) shape, colour, pattern; -1: none
+    place: Tensor  # (b, s, 5) cx, cy, w, h, d
+
+
+def read_head(width: int) -> nn.Linear:
+    """What reads projected patches in this stage; it is thrown away afterwards."""
+    return nn.Linear(width, sum(SECTIONS))
+
+
+def pictures(scenes: Scenes, index: np.ndarray, view: np.ndarray, flip: np.ndarray,
+             rng: np.random.Generator | None = None) -> Pictures:  # fmt: skip
+    """Scenes `index` (b,), picture `view` (b,) 0 or 1, mirrored where `flip` (b,); recoloured with an rng."""
+    pixels_u8 = np.stack([scenes.images_u8[i, v] for i, v in zip(index, view, strict=True)])
+    cover = np.stack([scenes.cover_u8[i, v] for i, v in zip(index, view, strict=True)])
+    depth = np.stack([scenes.patch_depth[i, v] for i, v in zip(index, view, strict=True)])
+    unknown = scenes.unknown_u8[index] * (view == 1)[:, None]
+    side = int(cover.shape[1] ** 0.5)
+    boxes = np.array(scenes.boxes[index])
+    if flip.any():
+        pixels_u8[flip] = pixels_u8[flip][:, :, ::-1]
+        cover, depth, unknown = (
+            _mirrored(grid, flip, side) for grid in (cover, depth[..., None], unknown[..., None])
+        )
+        depth, unknown = depth[..., 0], unknown[..., 0]
+        boxes[flip] = boxes[flip][..., [2, 1, 0, 3]] * [-1, 1, -1, 1] + [1, 0, 1, 0]
+    place = np.concatenate(
+        [
+            (boxes[..., :2] + boxes[..., 2:]) / 2,
+            boxes[..., 2:] - boxes[..., :2],
+            scenes.depths[index][..., :1],
+        ],
+        -1,
+    )
+    return Pictures(
+        normalised(recoloured(pixels_u8, rng)),
+        torch.from_numpy(cover).float() / 255,
+        torch.from_numpy(unknown < UNSURE * 255),
+        torch.from_numpy(depth.astype(np.float32)),
+        torch.from_numpy(scenes.labels[index].astype(np.int64)),
+        torch.from_numpy(place.astype(np.float32)),
+    )
+
+
+def _mirrored(grid: np.ndarray, flip: np.ndarray, side: int) -> np.ndarray:
+    """(b, p, c) with the columns of the patches reversed where flip."""
+    grid = np.array(grid)
+    turned = grid[flip].reshape(int(flip.sum()), side, side, -1)[:, :, ::-1]
+    grid[flip] = turned.reshape(-1, *grid.shape[1:])
+    return grid
+
+
+def recoloured(pixels_u8: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    """(b, h, w, 3) -> float in [0, 1], with a small random gain per picture and channel."""
+    pixels = pixels_u8.astype(np.float32) / 255
+    if rng is None:
+        return pixels
+    gain = rng.uniform(0.88, 1.12, (len(pixels), 1, 1, 1)) * rng.uniform(0.96, 1.04, (len(pixels), 1, 1, 3))
+    return np.clip(pixels * gain.astype(np.float32), 0, 1)
+
+
+def normalised(pixels_01: np.ndarray) -> Tensor:
+    """(b, h, w, 3) in [0, 1] -> (b, 3, h, w), the processor's mean 0.5 and deviation 0.25 taken out."""
+    return torch.from_numpy((pixels_01 - 0.5) / 0.25).permute(0, 3, 1, 2).contiguous()
+
+
+def project(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """(b, 3, h, w) -> projected patches (b, p, c), as the language model gets them."""
+    states = model.model.vision_tower(pixels).last_hidden_state[:, 1:]
+    return model.model.multi_modal_projector(states)
+
+
+def vision_loss(patches: Tensor, read: Tensor, batch: Pictures) -> tuple[Tensor, dict[str, float]]:
+    """Loss of projected patches (b, p, c) with readings (b, p, sum of SECTIONS), and its measures."""
+    share, owner = batch.cover.max(-1)  # (b, p)
+    owned = (share > OWNED) & batch.known
+    rows = torch.arange(len(owner))[:, None].expand_as(owner)
+    what = batch.labels[rows, owner][owned]  # (k, 3)
+    words = read.float().split(SECTIONS, -1)
+    losses, measures = [], {}
+    for i, name in enumerate(("shape", "colour", "pattern")):
+        guess = words[i][owned]
+        losses.append(functional.cross_entropy(guess, what[:, i], ignore_index=-1))
+        valid = what[:, i] >= 0
+        measures[name] = (guess.argmax(-1) == what[:, i])[valid].float().mean().item()
+    off = (words[3][owned] - batch.place[rows, owner][owned]).abs().mean()
+    depth_off = (words[5][..., 0] - batch.patch_depth).abs().mean()
+    solid = functional.binary_cross_entropy_with_logits(
+        words[4][..., 0][batch.known], (share > OWNED)[batch.known].float()
+    )
+    scale = (patches.float().square().mean(-1) - 1).abs().mean()
+    total = sum(losses) + BOX_WEIGHT * off + DEPTH_WEIGHT * depth_off + solid + SCALE_WEIGHT * scale
+    measures |= {"box_l1": off.item(), "depth_l1": depth_off.item(), "solid": solid.item()}
+    return total, measures

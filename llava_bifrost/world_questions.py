@@ -1,0 +1,229 @@
+"""Questions about a world with one right answer each, drawn from what is true in it.
+
+"Place the dotted red cone behind the table ..." is answered by a typical cone at a place where all stated
+relations hold, nothing is touched and the cone is in the picture; of a few such places the clearest is taken,
+so that answers are alike where the room allows. "Replace the blue egg ..." is answered by the egg's own place.
+
+Legend: k proposals, m anchors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from datasets.scenes.palette import COLOURS, PATTERN_WORDS
+from llava_bifrost.location import PHRASES, Location, Request, satisfies
+from llava_bifrost.world import SHAPE_NAMES, Standing, World
+from llava_bifrost.world_relations import Places, between_table, relation_table
+
+PROPOSALS = 160  # per scene
+FRAME = 0.01  # a place keeps this far from the picture's border
+CLEAR = 0.03  # metres between a place and its neighbours
+HIDDEN = 0.6  # share of a place's box that nearer solids may cover
+CHOICES = 5  # of which the clearest is taken
+DECIMALS = 2
+SURFACE_ODDS = {"floor": 0.6, "furniture": 0.3, "solid": 0.1}
+KINDS = {"one": 0.58, "two": 0.3, "between": 0.12}  # of the questions that place something
+BY_RELATION: dict[str, tuple[str, ...]] = {
+    name: tuple(phrase for phrase, meaning in PHRASES.items() if meaning == name)
+    for name in dict.fromkeys(PHRASES.values())
+}
+_KIND_STEPS = np.cumsum([*KINDS.values()])[:-1]
+_PATTERNS, _COLOURS = tuple(PATTERN_WORDS.values()), tuple(COLOURS)
+SINGLE = tuple(name for name in BY_RELATION if name != "between")
+MIRRORED = {"to the left of": "to the right of", "left of": "right of"}
+MIRRORED |= {right: left for left, right in MIRRORED.items()}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request, its answer, and the solids it names in the order of the sentence."""
+
+    request: Request
+    answer: Location
+    named: tuple[int, ...]
+
+    def mirrored(self) -> Question:
+        """The same question about the mirrored picture."""
+        x0, y0, x1, y1 = self.answer.box01_xyxy
+        pairs = tuple((MIRRORED.get(phrase, phrase), name) for phrase, name in self.request.relations)
+        box = (round(1 - x1, DECIMALS), y0, round(1 - x0, DECIMALS), y1)
+        return Question(
+            replace(self.request, relations=pairs), replace(self.answer, box01_xyxy=box), self.named
+        )
+
+
+def propose(world: World, rng: np.random.Generator, count: int, shape: int | None = None) -> Standing:
+    """Places where something can stand: in the picture, touching nothing. About a third of `count`.
+
+    shape: index into SHAPE_NAMES; None draws one for each.
+    """
+    anchors, tops = world.anchors, world.surfaces
+    shapes = rng.integers(len(SHAPE_NAMES), size=count) if shape is None else np.full(count, shape)
+    odds = np.array([SURFACE_ODDS[_kind(world, top.index)] for top in tops])
+    surface = rng.choice(len(tops), size=count, p=odds / odds.sum())
+    middle, d = rng.uniform(0.05, 0.95, count), rng.uniform(0.02, 1.0, count)
+    hosts = np.array([top.index for top in tops])
+    for j in range(1, len(tops)):  # what supports something is a small target
+        here, place = surface == j, world.place(hosts[j])
+        x0, _, x1, _ = place.box01_xyxy
+        middle[here] = rng.uniform(x0, x1, here.sum())
+        d[here] = rng.uniform(place.far - 0.03, place.near + 0.03, here.sum())
+    if anchors:  # half of those on the floor are near an anchor
+        near = (surface == 0) & (rng.random(count) < 0.5)
+        which = rng.choice(anchors, size=int(near.sum()))
+        box = world.solids.box[which]
+        middle[near] = (box[:, 0] + box[:, 2]) / 2 + rng.normal(0, 0.16, near.sum())
+        d[near] = world.solids.depths[which, 0] + rng.normal(0, 0.14, near.sum())
+    found = world.stand(shapes, surface, np.clip(middle, 0.02, 0.98), np.clip(d, 0.01, 0.99))
+    good = (world.clearance(found) > CLEAR) & (world.footing(found) > 0) & in_frame(found.box, FRAME)
+    good &= (found.near < 1) & (_covered(world, found) < HIDDEN)
+    return Standing(*(getattr(found, name)[good] for name in Standing.__dataclass_fields__))
+
+
+def _kind(world: World, index: int) -> str:
+    return "floor" if index < 0 else ("solid" if world.solids.movable[index] else "furniture")
+
+
+def in_frame(box: np.ndarray, border: float = 0.0) -> np.ndarray:
+    """(k, 4) -> (k,) bool"""
+    return (box[:, :2].min(1) >= border) & (box[:, 2:].max(1) <= 1 - border)
+
+
+def _covered(world: World, things: Standing) -> np.ndarray:
+    """(k,) largest share of each box that the box of one nearer solid covers."""
+    here = np.flatnonzero(world.present)
+    box, depth = world.solids.box[here][None], world.solids.depths[here, 0][None]
+    mine = things.box[:, None]
+    sides = np.minimum(mine[..., 2:], box[..., 2:]) - np.maximum(mine[..., :2], box[..., :2])
+    area = (things.box[:, 2] - things.box[:, 0]) * (things.box[:, 3] - things.box[:, 1])
+    share = np.maximum(sides, 0).prod(-1) / np.maximum(area, 1e-6)[:, None]
+    return np.where(depth > things.d[:, None] + 0.02, share, 0).max(1)
+
+
+def new_name(rng: np.random.Generator, shape: int, taken: tuple[str, ...]) -> str:
+    """A solid's name of this shape that the scene does not have."""
+    while True:
+        pattern, colour = _PATTERNS[rng.integers(len(_PATTERNS))], _COLOURS[rng.integers(len(_COLOURS))]
+        name = f"{pattern} {colour} {SHAPE_NAMES[shape]}".strip()
+        if name not in taken:
+            return name
+
+
+def replace_questions(world: World, rng: np.random.Generator, count: int) -> list[Question]:
+    """Up to `count` questions for the place of a solid that is seen."""
+    seen = [i for i in world.anchors if world.solids.movable[i]]
+    chosen = rng.permutation(seen)[:count]
+    return [_replacing(world, int(i)) for i in chosen]
+
+
+def _replacing(world: World, index: int) -> Question:
+    answer = rounded(world.solids.box[index], float(world.solids.depths[index, 0]))
+    return Question(Request(world.solids.names[index], replace=True), answer, (index,))
+
+
+def rounded(box: np.ndarray, d: float) -> Location:
+    """A location with the decimals of the small locator's numbers."""
+    x0, y0, x1, y1 = (round(min(max(float(value), 0.0), 1.0), DECIMALS) for value in box)
+    return Location((x0, y0, max(x1, round(x0 + 0.01, 2)), max(y1, round(y0 + 0.01, 2))), round(d, DECIMALS))
+
+
+def place_questions(world: World, rng: np.random.Generator, count: int) -> list[Question]:
+    """Up to `count` questions that place something new; fewer where the scene has too few anchors."""
+    anchors = world.anchors
+    things = propose(world, rng, PROPOSALS)
+    if not anchors or not len(things.d):
+        return []
+    known = {world.solids.names[i]: world.place(i) for i in anchors}
+    pool = _Pool(world, anchors, things)
+    found = []
+    for _ in range(2 * count):
+        question = pool.question(rng)
+        if question is not None and all(satisfies(question.answer, question.request, known).values()):
+            found.append(question)
+        if len(found) == count:
+            break
+    return found
+
+
+class _Pool:
+    """Proposals of one scene with everything that is true of them."""
+
+    def __init__(self, world: World, anchors: tuple[int, ...], things: Standing) -> None:
+        self.world, self.anchors, self.things = world, anchors, things
+        box, d = things.box, things.d
+        solids = world.solids
+        here = list(anchors)
+        others = Places.of(solids.box[here], *solids.depths[here].T)
+        mine = Places.answered(box, d)
+        self.table = relation_table(mine, others)
+        hosts = np.array([top.index for top in world.surfaces])[things.surface]
+        self.table["on"] = np.where(hosts[:, None] == np.array(here), self.table["on"], -1)
+        self.stacked = np.stack([self.table[name] for name in SINGLE])  # (relations, k, m)
+        self.possible = dict(zip(SINGLE, (self.stacked > 0).any(1), strict=True))
+        self.between = between_table(self.table, mine, others)
+        border = np.minimum(box[:, :2].min(1), 1 - box[:, 2:].max(1)) / 0.05
+        self.comfort = np.minimum(border, world.clearance(things) / 0.12)
+
+    def question(self, rng: np.random.Generator) -> Question | None:
+        """One question of a random kind, None when the scene has none of that kind."""
+        kind = list(KINDS)[int(np.searchsorted(_KIND_STEPS, rng.random()))]
+        if kind == "between" and len(self.anchors) > 1:
+            return self._between(rng)
+        relations = [name for name in SINGLE if self.possible[name].any()]
+        if not relations:
+            return None
+        first = relations[rng.integers(len(relations))]
+        columns = np.flatnonzero(self.possible[first])
+        one = int(columns[rng.integers(len(columns))])
+        slack = np.minimum(self.table[first][:, one], self.comfort)
+        clauses = [(first, one)]
+        if kind == "two":
+            more = self._second(rng, self.table[first][:, one] > 0, one)
+            if more is not None:
+                clauses.append(more)
+                slack = np.minimum(slack, self.table[more[0]][:, more[1]])
+        pairs = [(self._phrase(rng, name), column) for name, column in clauses]
+        return self._answered(rng, slack, pairs)
+
+    def _second(self, rng: np.random.Generator, true: np.ndarray, first: int) -> tuple[str, int] | None:
+        """Another clause that holds for some of the proposals for which the first does."""
+        both = (self.stacked[:, true] > 0).any(1)  # (relations, m)
+        both[:, first] = False
+        found = np.argwhere(both)
+        if not len(found):
+            return None
+        name, column = found[rng.integers(len(found))]
+        return SINGLE[name], int(column)
+
+    def _between(self, rng: np.random.Generator) -> Question | None:
+        possible = np.argwhere((self.between > 0).any(0))
+        possible = possible[possible[:, 0] != possible[:, 1]]
+        if not len(possible):
+            return None
+        i, j = (int(value) for value in possible[rng.integers(len(possible))])
+        slack = np.minimum(self.between[:, i, j], self.comfort)
+        return self._answered(rng, slack, [("between", i), ("between", j)])
+
+    def _phrase(self, rng: np.random.Generator, relation: str) -> str:
+        phrases = BY_RELATION[relation]
+        return phrases[int(rng.integers(len(phrases)))]
+
+    def _answered(
+        self, rng: np.random.Generator, slack: np.ndarray, pairs: list[tuple[str, int]]
+    ) -> Question | None:
+        """The question for one of the clearest proposals."""
+        possible = np.flatnonzero(slack > 0)
+        if not len(possible):
+            return None
+        few = rng.permutation(possible)[:CHOICES]
+        best = few[np.argmax(np.minimum(slack[few], 1) + 0.1 * rng.random(len(few)))]
+        named = tuple(self.anchors[column] for _, column in pairs)
+        names = self.world.solids.names
+        target = new_name(rng, int(self.things.shape[best]), names)
+        request = Request(
+            target, tuple((phrase, names[i]) for (phrase, _), i in zip(pairs, named, strict=True))
+        )
+        return Question(request, rounded(self.things.box[best], float(self.things.d[best])), named)
