@@ -30,7 +30,7 @@ def run_batches(
 
     An item that cannot be loaded (ValueError) is left out, and tried again at the next call.
     """
-    with tqdm(total=len(items), desc=journal.path.stem) as bar:
+    with tqdm(total=len(items), desc=journal.name) as bar:
         for start in range(0, len(items), batch):
             group = items[start : start + batch]
             pending = [item for item in group if item not in journal.done]

@@ -1,8 +1,8 @@
 """Densely Captioned Images in the form of the painting data: whole objects with their label and caption.
 
-An annotation file is {"image": FILE, "mask_data": {ID: {"label", "caption", "parent", "bounds": {"topLeft":
-{x, y}, "bottomRight": {x, y}}}}}. Objects with a label and no parent whose box covers 1 % to 65 % of the picture
-become mask_ID; the box is the mask, as published. `ops extract-noun-chunk-roots` adds the roots afterwards.
+An annotation file is {"image": FILE, "mask_data": {ID: {"label", "caption", "parent", "bounds"}}}; the
+bounds are {"topLeft": {x, y}, "bottomRight": {x, y}} in pixels. Objects with a label and no parent whose
+box covers 1 % to 65 % of the picture become mask_ID; the box is the mask, as published. Roots come from `ops` afterwards.
 """
 
 from __future__ import annotations

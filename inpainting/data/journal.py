@@ -47,6 +47,11 @@ class Progress:
                     self._take(entry)
                     self.sound_bytes += len(line)
 
+    @property
+    def name(self) -> str:
+        """The step, for people."""
+        return self.path.stem.removeprefix("stamp_")
+
     def _take(self, entry: dict[str, Any]) -> None:
         item = entry.pop("item", None)
         if item is None:
@@ -107,7 +112,7 @@ class Journal(Progress):
         if self.left_out:
             named = ", ".join(list(self.left_out)[:SHOWN])
             total += f", {len(self.left_out)} left out ({named}); reasons in {self.path}"
-        log.info("%s: %s", self.path.stem, total)
+        log.info("%s: %s", self.name, total)
         if self.left_out and not self.done:
             first, reason = next(iter(self.left_out.items()))
             raise ValueError(f"nothing could be used; the first reason is: {first}: {reason}")
@@ -135,7 +140,7 @@ def run_items(
             return error
 
     results = in_order(attempt, pending, workers)
-    bar = tqdm(results, total=len(items), initial=len(items) - len(pending), desc=journal.path.stem)
+    bar = tqdm(results, total=len(items), initial=len(items) - len(pending), desc=journal.name)
     for item, result in zip(pending, bar, strict=True):
         if isinstance(result, ValueError):
             journal.leave_out(item, str(result))
