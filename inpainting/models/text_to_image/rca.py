@@ -106,8 +106,8 @@ def install_rca(unet: UNet2DConditionModel) -> UNet2DConditionModel:
             kind = "cross-attention" if cross else "self-attention"
             raise ValueError(f"{name}: expected {kind}, as Stable Diffusion has it")
         layer.set_processor(RegionalAttention() if cross else PlainAttention())
-    if _refuse_lost_processors not in unet._forward_pre_hooks.values():
-        unet.register_forward_pre_hook(_refuse_lost_processors, with_kwargs=True)
+    if not any(isinstance(hook, _Guard) for hook in unet._forward_pre_hooks.values()):
+        unet.register_forward_pre_hook(_Guard(attention_layers(unet)), with_kwargs=True)
     return unet
 
 
@@ -118,21 +118,28 @@ def attention_layers(unet: nn.Module) -> list[tuple[str, Attention]]:
 def require_rca(unet: nn.Module) -> None:
     """Raise ValueError if any attention layer would ignore regions."""
     for name, layer in attention_layers(unet):
-        wanted = RegionalAttention if name.endswith("attn2") else PlainAttention
-        if not isinstance(layer.processor, wanted):
-            raise ValueError(
-                f"rectified cross-attention is switched off: {name} runs {type(layer.processor).__name__}. "
-                "Something replaced the attention processors (set_attn_processor, enable_xformers..., "
-                "fuse_qkv_projections); call install_rca(unet) after it, or do without it"
-            )
+        _require(name, layer)
 
 
-def _refuse_lost_processors(unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    """diffusers drops unknown arguments of a processor with a warning; a lost rectification must not pass."""
-    if torch.compiler.is_compiling():
-        return
-    if "regions" in (kwargs.get("cross_attention_kwargs") or {}):
-        require_rca(unet)
+def _require(name: str, layer: Attention) -> None:
+    if not isinstance(layer.processor, (RegionalAttention, PlainAttention)):
+        raise ValueError(
+            f"rectified cross-attention is switched off: {name} runs {type(layer.processor).__name__}. "
+            "Something replaced the attention processors (set_attn_processor, enable_xformers..., "
+            "fuse_qkv_projections); call install_rca(unet) after it, or do without it"
+        )
+
+
+class _Guard:
+    """Before every forward: diffusers drops unknown arguments of a processor with no more than a warning."""
+
+    def __init__(self, layers: list[tuple[str, Attention]]) -> None:
+        self.layers = layers
+
+    def __call__(self, unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if "regions" in (kwargs.get("cross_attention_kwargs") or {}):
+            for name, layer in self.layers:
+                _require(name, layer)
 
 
 def region_kwargs(

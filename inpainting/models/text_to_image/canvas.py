@@ -1,0 +1,141 @@
+"""A picture of any size and its masks, brought to the size at which the model paints, and back.
+
+The shorter side becomes the model's resolution (the longer one at most twice that), and the picture is
+continued at the right and bottom edge up to multiples of the autoencoder's factor. Afterwards the added part
+is cut off, the rest is brought to the picture's own size, and only pixels inside the masks are taken from it.
+
+Legend: H W pixels of the user's picture, h w pixels of the canvas, r regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.masks import feather_inside
+from ldm.images import resize, to_pm1
+
+LONGEST = 2.0  # longer side of the canvas in units of the resolution
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """One mask and what it shall show."""
+
+    mask: np.ndarray  # (H, W) bool
+    prompt: str
+    negative: str = ""  # what it shall not show
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """What the model sees of one picture.
+
+    image_pm1: (3, h, w);  masks: (r, h, w) bool;  inner_hw: size of the picture's part, at the top left
+    """
+
+    image_pm1: Tensor
+    masks: Tensor
+    inner_hw: tuple[int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w)"""
+        return self.masks.shape[1], self.masks.shape[2]
+
+    @property
+    def union(self) -> Tensor:
+        """(h, w) bool, all regions together."""
+        return self.masks.any(dim=0)
+
+
+def as_regions(image_u8: np.ndarray, regions: Sequence[Region | tuple[np.ndarray, str]]) -> list[Region]:
+    """Check picture and regions against each other; ValueError names the region that does not fit."""
+    if image_u8.dtype != np.uint8 or image_u8.ndim != 3 or image_u8.shape[2] != 3:
+        raise ValueError(f"the picture must be RGB (h, w, 3) uint8, got {image_u8.dtype} {image_u8.shape}")
+    if not regions:
+        raise ValueError("nothing to paint: give at least one (mask, prompt)")
+    found = [region if isinstance(region, Region) else Region(*region) for region in regions]
+    for number, region in enumerate(found, 1):
+        if region.mask.dtype != bool or region.mask.ndim != 2:
+            given = f"{region.mask.dtype} {region.mask.shape}"
+            raise ValueError(f"mask {number} must be bool (h, w), got {given}; for a 0/255 mask: mask > 127")
+        if region.mask.shape != image_u8.shape[:2]:
+            (h, w), (high, wide) = region.mask.shape, image_u8.shape[:2]
+            given = f"{w} x {h} pixels, its picture {wide} x {high} (width x height)"
+            raise ValueError(f"mask {number} is {given}")
+        if not region.mask.any():
+            raise ValueError(f"mask {number} ({region.prompt!r}) is empty: no pixel is set")
+    return found
+
+
+def paired(
+    masks: Sequence[np.ndarray], prompts: Sequence[str], negatives: Sequence[str] = ()
+) -> list[Region]:
+    """Masks and prompts in the same order -> regions; their numbers must agree."""
+    if not masks or not prompts:
+        raise ValueError(f"nothing to paint: got {len(masks)} masks and {len(prompts)} prompts")
+    if len(masks) != len(prompts):
+        more = "prompts than masks" if len(prompts) > len(masks) else "masks than prompts"
+        raise ValueError(f"more {more}: {len(prompts)} prompts, {len(masks)} masks; each mask has one prompt")
+    if negatives and len(negatives) != len(masks):
+        raise ValueError(f"{len(negatives)} negative prompts for {len(masks)} masks; give one each, or none")
+    negatives = negatives or [""] * len(masks)
+    return [Region(*each) for each in zip(masks, prompts, negatives, strict=True)]
+
+
+def make_canvas(
+    image_u8: np.ndarray, masks: Sequence[np.ndarray], resolution: int, factor: int, layout: str = "coverage"
+) -> Canvas:
+    """Bring picture (H, W, 3) and masks (H, W) to painting size.
+
+    factor: pixels per latent;  layout: nearest samples masks at one point (published), coverage keeps every
+            pixel that a mask touches
+    """
+    inner = inner_size(image_u8.shape[:2], resolution)
+    h, w = (-(-side // factor) * factor for side in inner)
+    bottom, right = h - inner[0], w - inner[1]
+    image = np.pad(resize(image_u8, inner), ((0, bottom), (0, right), (0, 0)), mode="edge")
+    fitted = [np.pad(_fit(mask, inner, layout), ((0, bottom), (0, right))) for mask in masks]
+    return Canvas(to_pm1(image), torch.from_numpy(np.stack(fitted)), inner)
+
+
+def inner_size(size_hw: tuple[int, int], resolution: int) -> tuple[int, int]:
+    """(h, w) at which a picture is painted, before it is continued to whole latents."""
+    scale = min(resolution / min(size_hw), LONGEST * resolution / max(size_hw))
+    return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
+
+
+def _fit(mask: np.ndarray, size_hw: tuple[int, int], layout: str) -> np.ndarray:
+    """A mask in another size; nearest, or all pixels that it touches."""
+    shrinks = size_hw[0] < mask.shape[0] or size_hw[1] < mask.shape[1]
+    if layout == "nearest" or not shrinks:
+        return resize(mask.astype(np.uint8), size_hw, how="nearest") > 0
+    return resize(mask.astype(np.float32), size_hw, how="area") > 1e-6
+
+
+def paste(
+    image_u8: np.ndarray, painted_u8: np.ndarray, canvas: Canvas, edit: np.ndarray, feather: float
+) -> np.ndarray:
+    """The painted canvas (h, w, 3) inside edit (H, W) bool, the picture (H, W, 3) everywhere else, a copy.
+
+    feather: width of the transition, which lies inside the masks, as a fraction of the shorter side
+    """
+    picture = whole(image_u8, painted_u8, canvas)
+    weight = feather_inside(edit, feather * min(edit.shape))[edit][:, None]
+    result = image_u8.copy()
+    before = image_u8[edit].astype(np.float32)
+    result[edit] = np.rint(before + weight * (picture[edit] - before)).astype(np.uint8)
+    return result
+
+
+def whole(image_u8: np.ndarray, painted_u8: np.ndarray, canvas: Canvas) -> np.ndarray:
+    """The painted canvas (h, w, 3) at the picture's own size (H, W, 3)."""
+    h, w = canvas.inner_hw
+    size = image_u8.shape[0], image_u8.shape[1]
+    enlarges = size[0] > h or size[1] > w
+    return resize(painted_u8[:h, :w], size, how="cubic" if enlarges else "area")

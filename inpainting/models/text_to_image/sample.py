@@ -1,0 +1,132 @@
+"""From prepared tensors to pictures: conditions once, then the shared denoising loop.
+
+Legend: j pictures, b samples of them, c channels, r regions, H W pixels, h w latent cells, t tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inpainting.models.text_to_image.card import PaintOptions
+from inpainting.models.text_to_image.layout import shrink_masks
+from inpainting.models.text_to_image.load import Inpainter
+from inpainting.models.text_to_image.rca import region_kwargs, require_rca
+from inpainting.models.text_to_image.tokens import TokenPlan, encode_plans
+from ldm.denoise import Step, denoise, noise_for, set_steps, start_latents
+from ldm.images import from_pm1
+from ldm.latents import make_scheduler
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pictures of one size.
+
+    image_pm1: (j, 3, H, W);  masks: (j, r, H, W) bool, absent regions are empty;  union: (j, 1, H, W) bool
+    plans:     tokens of the prompts;  negatives: tokens of the negative prompts, one plan per picture each
+    rows:      (b,) which picture each sample is of
+    seeds:     b of them
+    """
+
+    image_pm1: Tensor
+    masks: Tensor
+    union: Tensor
+    plans: Sequence[TokenPlan]
+    negatives: Sequence[TokenPlan]
+    rows: Sequence[int]
+    seeds: Sequence[int]
+
+
+def masked_picture(image_pm1: Tensor, union: Tensor) -> Tensor:
+    """(j, 3, H, W) with mid-grey where union (j, 1, H, W) is set."""
+    return image_pm1.masked_fill(union, 0.0)
+
+
+def known_channels(union: Tensor, masked: Tensor, layout: str = "coverage") -> Tensor:
+    """What the UNet is told besides the noisy latents, of which it is the continuation: 1 + c channels.
+
+    union: (b, 1, H, W) bool;  masked: (b, c, h, w) latents of the masked picture
+    """
+    channel = shrink_masks(union, (masked.shape[-2], masked.shape[-1]), layout)
+    return torch.cat([channel.to(masked), masked], dim=1)
+
+
+@torch.inference_mode()
+def sample(
+    batch: Batch,
+    pipe: Inpainter,
+    options: PaintOptions,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    progress: bool = True,
+) -> list[np.ndarray]:
+    """One picture (H, W, 3) uint8 per sample. options: without None, see `card.resolved`."""
+    device, dtype, space = pipe.device, pipe.dtype, pipe.latent_space
+    guided = options.guidance != 1.0
+    rows = torch.tensor(list(batch.rows), device=device)
+    image, union = batch.image_pm1.to(device, dtype), batch.union.to(device)
+    masked = space.encode(masked_picture(image, union)).float()
+    known = known_channels(union, masked, str(options.layout))[rows]
+    known = torch.cat([known, known]) if guided else known
+    latent_hw = masked.shape[-2], masked.shape[-1]
+    embeddings, kwargs = conditions(batch, pipe, options, rows, guided, latent_hw)
+    scheduler = make_scheduler(str(options.scheduler), pipe.scheduler_config)
+    timesteps = set_steps(scheduler, int(options.steps or 1), options.strength, device)
+    noise, generators = noise_for(batch.seeds, masked.shape[1:])
+    start = space.encode(image).float()[rows] if options.strength < 1 else None
+    latents = start_latents(scheduler, timesteps, noise.to(device), start)
+
+    def predict(x: Tensor, t: Tensor, both: bool) -> Tensor:
+        nine = torch.cat([x, known], dim=1).to(dtype)
+        return pipe.unet(
+            nine, t.to(device), encoder_hidden_states=embeddings, cross_attention_kwargs=kwargs
+        ).sample.float()
+
+    latents = denoise(
+        predict,
+        latents,
+        scheduler,
+        timesteps,
+        guidance=float(options.guidance or 0.0),
+        generators=generators,
+        on_step=on_step,
+        cancelled=cancelled,
+        progress=progress,
+    )
+    return [from_pm1(space.decode(one[None].to(dtype))[0].float().cpu()) for one in latents]
+
+
+def conditions(
+    batch: Batch,
+    pipe: Inpainter,
+    options: PaintOptions,
+    rows: Tensor,
+    guided: bool,
+    latent_hw: tuple[int, int],
+) -> tuple[Tensor, dict | None]:
+    """Text embeddings (b or 2b, t, c), unconditional half first, and the region maps of the same batch."""
+    plans = [*batch.negatives, *batch.plans] if guided else list(batch.plans)
+    embeddings, owners = encode_plans(plans, pipe.text_encoder)
+    masks = batch.masks.to(pipe.device)
+    count = len(batch.plans)
+    order = torch.cat([rows, rows + count]) if guided else rows
+    embeddings, owners = embeddings[order], owners[order]
+    if not options.rca and not (owners < 0).any():
+        return embeddings, None
+    require_rca(pipe.unet)
+    width = options.soft_edges / pipe.latent_space.factor
+    kwargs = region_kwargs(
+        masks[order % count],
+        owners,
+        latent_hw,
+        levels=len(pipe.unet.config.block_out_channels),
+        layout=str(options.layout),
+        soft_cells=width,
+        dtype=pipe.dtype,
+    )
+    return embeddings, kwargs

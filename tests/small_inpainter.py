@@ -1,0 +1,83 @@
+"""A small untrained inpainting model with the real classes and a vocabulary of its own, for tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, PNDMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from inpainting.models.text_to_image.card import Card
+from inpainting.models.text_to_image.load import Inpainter
+from inpainting.models.text_to_image.rca import install_rca
+from ldm.latents import LatentSpace
+
+WORDS = "a an the red green blue yellow cube ball cone on striped painting of very big . ,".split()
+LETTERS = "abcdefghijklmnopqrstuvwxyz.,"
+
+
+def small_tokenizer(folder: Path, length: int = 77) -> CLIPTokenizer:
+    """CLIP's tokenizer with 28 letters; every word of WORDS is one token, any other is spelled."""
+    vocabulary = ["!", *LETTERS, *(letter + "</w>" for letter in LETTERS)]
+    merges = []
+    for word in WORDS:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            merge = " ".join(pieces[-2:])
+            merges += [merge] if merge not in merges else []
+            pieces[-2:] = ["".join(pieces[-2:])]
+            vocabulary += pieces[-1:] if pieces[-1] not in vocabulary else []
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = {word: index for index, word in enumerate(vocabulary)}
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=length, pad_token="!")
+
+
+def small_unet(seed: int = 0, **changes: object) -> UNet2DConditionModel:
+    torch.manual_seed(seed)
+    settings = {
+        "sample_size": 16, "in_channels": 9, "out_channels": 4, "cross_attention_dim": 16,
+        "attention_head_dim": [2, 2, 2], "block_out_channels": [16, 16, 16], "layers_per_block": 1,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        "norm_num_groups": 4, "use_linear_projection": True,
+    }  # fmt: skip
+    return UNet2DConditionModel(**{**settings, **changes}).eval()
+
+
+def small_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=0,
+    )  # fmt: skip
+    return CLIPTextModel(config).eval()
+
+
+def small_autoencoder(kind: str) -> AutoencoderKL | AutoencoderTiny:
+    if kind == "tiny":
+        return AutoencoderTiny(
+            encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+            num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1), latent_channels=4,
+        ).eval()  # fmt: skip
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4,
+    ).eval()  # fmt: skip
+
+
+def small_inpainter(folder: Path, autoencoder: str = "kl", card: Card = Card()) -> Inpainter:  # noqa: B008
+    """In memory; `folder` receives the tokenizer's files."""
+    tokenizer = small_tokenizer(folder)
+    unet = small_unet()
+    space = LatentSpace(small_autoencoder(autoencoder))
+    if autoencoder == "tiny":
+        space = LatentSpace(space.vae, [0.1, 0.0, -0.1, 0.2], [1.0, 1.5, 0.5, 2.0])
+    scheduler = PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1)
+    config = {"_class_name": "PNDMScheduler", **dict(scheduler.config)}
+    text_encoder = small_text_encoder(tokenizer)
+    return Inpainter(install_rca(unet), space.eval(), text_encoder, tokenizer, config, card)
