@@ -4,8 +4,9 @@
 
 Each example is a folder: room.png (the scene without the object), object.png (the object alone, seen from
 another side under another lamp, on white with alpha), room_depth.png (16-bit inverse depth of the room,
-bright = near) and truth.png (the scene with the object). cases.json lists the examples with box and depth in
-the form that scripts.composite_sheet reads. Evaluation seeds: no model was trained on these scenes.
+bright = near), truth.png (the scene with the object) and anchors.json (the things that stay, with boxes and
+depths, as `--anchors` takes them). cases.json lists the examples with box and depth in the form that
+scripts.composite_sheet reads. Evaluation seeds: no model was trained on these scenes.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import numpy as np
 import typer
 from torch import Tensor
 
+from datasets.relations import Place
 from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_scene
 from ldm.files import write_atomic
 from ldm.images import write_depth, write_png
 from ldm.options import run_app, single_app
+from llava_bifrost.place_anchors import as_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ EXAMPLES = {"cone": 1041, "pyramid": 1024, "tent": 1005, "dome": 1071}
 OPTIONS = SceneOptions(
     size=(384, 512), supersample=2, reference_size=(256, 256), reference_pose="other", occluded=1.0
 )
+LEAST_VISIBLE = 0.2  # share of a solid that must be seen for a sentence to speak of it
 CONVENTIONS = (
     "Paths start from this folder. box_xyxy: fractions of the room, top-left origin. depth_range: far,near "
     "of the object in relative inverse depth of the room, 1 = nearest. truth: the scene with the object."
@@ -73,12 +77,24 @@ def case_of(name: str, batch: SceneBatch) -> dict[str, Any]:
     }
 
 
+def anchors_of(batch: SceneBatch) -> dict[str, Any]:
+    """Name -> box and depths of every solid that stays and can be seen."""
+    facts, places = batch.facts[0], {}
+    for index, name in enumerate(facts.names):
+        if index != facts.removed and facts.visible[index] >= LEAST_VISIBLE:
+            d, far, near = facts.depths[index]
+            places[name] = Place(facts.boxes01[index], d, far, near)
+    return as_json(places)
+
+
 def make(out: Annotated[Path, typer.Option(help="folder of the examples")] = FOLDER) -> None:
     """Render every example and the list of them."""
     cases = []
     for name, index in EXAMPLES.items():
         batch = render([sample_scene(eval_seed(index), OPTIONS)], OPTIONS)
         write_pictures(batch, out / name)
+        anchors = json.dumps(anchors_of(batch), indent=1)
+        write_atomic(out / name / "anchors.json", (anchors + "\n").encode())
         cases.append(case_of(name, batch))
         logger.info("%s: %s", out / name, cases[-1]["caption"])
     text = json.dumps({"conventions": CONVENTIONS, "cases": cases}, indent=1)
