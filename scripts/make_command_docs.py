@@ -89,6 +89,21 @@ COMMANDS = (
         "python -m scripts.make_tiny_bundle depth --run FOLDER", function="scripts.make_tiny_bundle:depth"
     ),
     Command(
+        "python -m scripts.make_tiny_bundle inpainter --run FOLDER",
+        function="scripts.make_tiny_bundle:inpainter",
+    ),
+    Command(
+        "python -m inpainting.small.train CONFIG.yaml [key=value ...]",
+        "inpainting.small.train:TrainConfig",
+        keys=True,
+        note="Train the small inpainter stage by stage; run again to continue. " + TRAINER,
+    ),
+    Command(
+        "python -m inpainting.small.evaluate --run FOLDER",
+        "inpainting.small.evaluate:EvaluateConfig",
+        note="Does each mask show what its own prompt names? Four models on held-out scenes.",
+    ),
+    Command(
         "python -m datasets.scenes render --out FOLDER --count N",
         "datasets.scenes.store:StoreSettings",
         note="Render scenes into shards; run again to continue.",

@@ -3,6 +3,8 @@
     python -m cldm.evaluate --model runs/tiny/bifrost/model --out runs/tiny/evaluation.json
     python -m scripts.make_tiny_bundle compositor --run runs/tiny/bifrost
     python -m scripts.make_tiny_bundle depth --run runs/tiny/depth
+    python -m inpainting.small.evaluate --run runs/tiny/inpainter
+    python -m scripts.make_tiny_bundle inpainter --run runs/tiny/inpainter
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from cldm.pretrained import CARD, Sampling, load_card, load_compositor
+from inpainting.models.text_to_image.load import CARD as INPAINTER_CARD
+from inpainting.models.text_to_image.load import load_inpainter
 from ldm.checkpoints import folder_written_whole, read_json
 from ldm.config import load_config, to_plain
 from ldm.options import new_app, run_app
@@ -94,10 +98,48 @@ def depth(
     install("depth", run / "network", manifest, better)
 
 
+def inpainter(
+    run: Annotated[Path, typer.Option(help="training run")] = Path("runs/tiny/inpainter"),
+    evaluation: Annotated[Path, typer.Option(help="JSON of python -m inpainting.small.evaluate")] = Path(
+        "benchmarks/results/inpainter.json"
+    ),
+    force: Annotated[bool, typer.Option(help="replace a better part")] = False,
+) -> None:
+    """Install the inpainter of a run: networks, both LoRAs and the classifier of the evaluation."""
+    measured, stages = read_json(evaluation), ("first_stage", "painter", "rca", "plain", "judge")
+    manifest = read_json(run / "painter" / MANIFEST) | {"part": "inpainter"}
+    manifest["stages"] = {stage: stage_facts(run / stage) for stage in stages}
+    manifest["held_out"] = {name: value for name, value in measured.items() if name != "settings"}
+    old = BUNDLE / "inpainter" / MANIFEST
+    better = force or not old.exists() or painted_right(measured) > painted_right(read_json(old)["held_out"])
+    with folder_written_whole(run / "bundle") as folder:
+        shutil.copytree(run / "painter" / "model", folder, dirs_exist_ok=True)
+        for name in ("rca", "plain"):
+            shutil.copytree(run / name / "lora", folder / name)
+        judge = shutil.ignore_patterns("*.pt", "*.csv", MANIFEST)
+        shutil.copytree(run / "judge", folder / "judge", ignore=judge)
+        card = folder / INPAINTER_CARD
+        card.write_text(json.dumps({**read_json(card), "lora": "rca"}, indent=1) + "\n", encoding="utf-8")
+    load_inpainter(run / "bundle")
+    install("inpainter", run / "bundle", manifest, better)
+
+
+def stage_facts(folder: Path) -> dict[str, Any]:
+    """How one stage of a run was trained."""
+    names = ("parameters", "seed", "steps", "samples", "minutes", "code_revision")
+    return {name: value for name, value in read_json(folder / MANIFEST).items() if name in names}
+
+
+def painted_right(evaluation: dict[str, Any]) -> float:
+    """Share of masks that show the colour which their own prompt names."""
+    return float(evaluation["models"]["rca_finetuned"]["random"]["all"]["colour"]["mean"])
+
+
 def build_app() -> typer.Typer:
     app = new_app("Assemble assets/tiny from training runs.")
     app.command("compositor")(compositor)
     app.command("depth")(depth)
+    app.command("inpainter")(inpainter)
     return app
 
 

@@ -38,7 +38,7 @@ WORKERS = {
     "ldm.registry": ["list_models", "show", "where", "pull", "register", "verify"],
     "ldm.doctor": ["report"],
     "benchmarks.convert": ["measure"],
-    "scripts.make_tiny_bundle": ["compositor", "depth"],
+    "scripts.make_tiny_bundle": ["compositor", "depth", "inpainter"],
     "run_dataset_debug": ["debug"],
     "ldm.precompute_depth": ["command"],
     "datasets.uvo_process": ["process"],

@@ -47,9 +47,10 @@ class Views:
 
 def read_views(folder: Path, first: int = 0, count: int | None = None) -> Views:
     """Scenes first ... first + count - 1 of a folder of shards, as far as they have a solid to mask."""
-    images, regions = [], []
+    images: list[np.ndarray] = []
+    regions: list[tuple[Region, ...]] = []
     for path in tqdm(shard_files(folder), desc=f"reading {folder.name}", leave=False):
-        if count is not None and len(images) and sum(map(len, images)) >= first + count:
+        if count is not None and len(regions) >= first + count:
             break
         with safe_open(path, "numpy") as shard:
             facts = json.loads(shard.metadata()[HEADER])["facts"]
