@@ -113,6 +113,22 @@ COMMANDS = (
         "datasets.scenes.sheet:SheetSettings",
         note="Write a labelled contact sheet of evaluation scenes.",
     ),
+    Command(
+        "python -m llava_bifrost.build_dataset coco --images FOLDER --annotations FILE --out FOLDER",
+        "llava_bifrost.build_coco:CocoBuild",
+        note="Training data of the locator from photographs: one object of each is removed. Run again to continue; "
+        "`configs/llava_bifrost/build_coco.yaml` is the full recipe, `build_published.yaml` the published rules.",
+    ),
+    Command(
+        "python -m llava_bifrost.build_dataset scenes --scenes FOLDER --out FOLDER",
+        "llava_bifrost.build_scenes:ScenesBuild",
+        note="Training data of the locator from rendered scenes, exact. Run again to continue.",
+    ),
+    Command(
+        "python -m llava_bifrost.build_dataset merge --out FOLDER",
+        "llava_bifrost.build_dataset:MergeSettings",
+        note="Put the shards of several machines together.",
+    ),
     Command("python run_dataset_debug.py --source NAME --out FILE", function="run_dataset_debug:debug"),
     Command(
         "python -m ldm.precompute_depth IMAGE_TREE OUT_TREE",

@@ -41,6 +41,7 @@ WORKERS = {
     "scripts.make_tiny_bundle": ["compositor", "depth", "inpainter"],
     "run_dataset_debug": ["debug"],
     "ldm.precompute_depth": ["command"],
+    "llava_bifrost.build_dataset": ["build_coco", "build_scenes", "merge_shards"],
     "datasets.uvo_process": ["process"],
     "scripts.composite_sheet": ["make"],
     "scripts.make_teaser": ["make"],
