@@ -16,7 +16,7 @@ SIZES: dict[str, float] = {
     "cow": 1.8, "elephant": 3.2, "bear": 1.5, "zebra": 1.8, "giraffe": 3.2, "rabbit": 0.3, "duck": 0.35,
     "chicken": 0.4,
     # toys
-    "toy": 0.25, "plushie": 0.3, "doll": 0.3, "ball": 0.22, "kite": 1.0, "frisbee": 0.25, "teddy": 0.35,
+    "toy": 0.25, "plushie": 0.3, "doll": 0.3, "ball": 0.22, "kite": 1.0, "frisbee": 0.25, "teddy bear": 0.35,
     # furniture and rooms
     "sofa": 1.3, "couch": 1.3, "armchair": 0.9, "chair": 0.65, "stool": 0.5, "bench": 1.1, "bed": 1.3,
     "table": 1.0, "desk": 1.0, "nightstand": 0.5, "shelf": 1.2, "bookcase": 1.3, "cabinet": 1.1,
@@ -41,9 +41,9 @@ UNANCHORED = 0.3  # share of the shorter side that a thing covers in the middle 
 
 
 def usual_size(name: str) -> float | None:
-    """Metres for a name such as "small brown dog", by its last known word; None for an unknown noun."""
+    """Metres for a name such as "small brown dog", by its last word or two; None for an unknown noun."""
     words = [re.sub(r"(?<=[^s])s$", "", word) for word in name.lower().split()]
-    return next((SIZES[word] for word in reversed(words) if word in SIZES), None)
+    return SIZES.get(" ".join(words[-2:]), SIZES.get(words[-1] if words else ""))
 
 
 def size_px(place: Place, size_hw: tuple[int, int]) -> float:
