@@ -2,7 +2,8 @@
 
 An annotation file is {"image": FILE, "mask_data": {ID: {"label", "caption", "parent", "bounds"}}}; the
 bounds are {"topLeft": {x, y}, "bottomRight": {x, y}} in pixels. Objects with a label and no parent whose
-box covers 1 % to 65 % of the picture become mask_ID; the box is the mask, as published. Roots come from `ops` afterwards.
+box covers 1 % to 65 % of the picture become mask_ID; the box is the mask, as published. Noun roots are
+added afterwards by `ops extract-noun-chunk-roots`.
 """
 
 from __future__ import annotations
