@@ -28,7 +28,7 @@ from inpainting.models.text_to_image.load import load_inpainter
 from inpainting.small.cases import ASKED, Case, make_cases
 from inpainting.small.judge import Judge, load_judge, verdicts
 from inpainting.small.report import Record, rows, sheet, table
-from inpainting.small.sample import Painter, Sampling
+from inpainting.small.sample import Sampling, paint_examples
 from inpainting.small.views import read_views, refuse_training_scenes
 from ldm.config import check_settings, setting, to_plain
 from ldm.files import hash_folder, write_all_atomic, write_atomic
@@ -108,9 +108,9 @@ def paint(config: EvaluateConfig, name: str, asked: str, cases: Sequence[Case]) 
         with np.load(kept) as stored:
             if str(stored["recipe"]) == recipe:
                 return stored["pictures"]
-    painter = Painter(load_inpainter(base, lora), rectified)
     seeds = [config.seed * 1_000_003 + index for index in range(len(cases))]
-    painted = painter.paint([case.example for case in cases], seeds, config.sampling)
+    examples = [case.example for case in cases]
+    painted = paint_examples(load_inpainter(base, lora), examples, seeds, rectified, config.sampling)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, pictures=painted, recipe=recipe)
     write_atomic(kept, buffer.getvalue())
