@@ -21,6 +21,7 @@ REACH = 0.14  # largest distance of the three points of a hypothesis, fraction o
 TOLERANCE = 0.012  # depth; points on a plane lie within it
 STEEP = 0.15  # least gain of depth per picture height of a plane that can be ground
 SPARSE = 5  # every so many points are enough to choose among planes
+PIECE = 0.004  # of a mask; smaller pieces do not count
 BELOW = 0.02  # share of points that may lie below the ground
 LEAST_SHARE = 0.03  # of the picture that a plane must cover
 VIEW_DEGREES = 47.0  # field of view of the longer side that is taken where nothing is known
@@ -81,7 +82,7 @@ def fit_ground(depth_01: np.ndarray, view_degrees: float = VIEW_DEGREES) -> Grou
     plane = _refined(plane, points)
     seen = np.abs(_residual(plane, points)).reshape(h, w) < 2 * TOLERANCE
     horizon_d = _horizon(plane, planes, points, (depth_01.shape[0], depth_01.shape[1]), view_degrees)
-    return Ground(plane, horizon_d, seen, _hull(seen), True)
+    return Ground(plane, horizon_d, seen, hull(seen), True)
 
 
 def _points(depth_01: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -166,13 +167,14 @@ def _horizon(
     return min(fitting, key=lambda value: abs(value - HORIZON_D)) if fitting else HORIZON_D
 
 
-def _hull(seen: np.ndarray) -> np.ndarray:
+def hull(seen: np.ndarray) -> np.ndarray:
     """Convex hull of the main pieces of a mask (h, w)."""
-    count, pieces, table, _ = cv2.connectedComponentsWithStats(seen.astype(np.uint8), connectivity=4)
-    kept = [index for index in range(1, count) if table[index, cv2.CC_STAT_AREA] > 0.004 * seen.size]
-    rows, columns = np.nonzero(np.isin(pieces, kept))
-    hull = np.zeros(seen.shape, np.uint8)
+    _, pieces, table, _ = cv2.connectedComponentsWithStats(seen.astype(np.uint8), connectivity=4)
+    large = table[:, cv2.CC_STAT_AREA] > PIECE * seen.size
+    large[0] = False  # piece 0 is what is not set
+    rows, columns = np.nonzero(large[pieces])
+    filled = np.zeros(seen.shape, np.uint8)
     if len(rows) >= 3:
         outline = cv2.convexHull(np.column_stack([columns, rows]).astype(np.int32))
-        cv2.fillConvexPoly(hull, outline, 1)
-    return hull.astype(bool)
+        cv2.fillConvexPoly(filled, outline, 1)
+    return filled.astype(bool)

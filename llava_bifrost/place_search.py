@@ -12,8 +12,9 @@ from functools import cached_property
 
 import numpy as np
 
+from datasets.geometry import Box01
 from datasets.relations import DEPTH_STEP, Place
-from llava_bifrost.place_ground import TOLERANCE, VIEW_DEGREES, Ground, Plane
+from llava_bifrost.place_ground import TOLERANCE, VIEW_DEGREES, Ground, Plane, hull
 
 COLUMNS, ROWS = 40, 44  # of the grid of feet
 SIZES = (1.0, 0.88, 1.14)  # relative sizes that are tried
@@ -110,16 +111,16 @@ def on_ground(view: View, unit_px: float, aspect: float, factor: float = 1.0) ->
     return _sized(x[kept], y[kept], d[kept], view, unit_px * factor, aspect, 1.0)
 
 
-def on_plane(
-    view: View, plane: Plane, box01: tuple[float, float, float, float], unit_px: float, aspect: float
-) -> Spots:
-    """Spots on the visible part of a raised plane inside a box."""
+def on_plane(view: View, plane: Plane, box01: Box01, unit_px: float, aspect: float) -> Spots:
+    """Spots on a raised plane inside a box: where it is seen, and where nearer things hide it in between."""
     x0, y0, x1, y1 = box01
-    y, x = np.meshgrid(np.linspace(y0, y1, ROWS // 2), np.linspace(x0, x1, COLUMNS // 2), indexing="ij")
-    x, y = x.ravel(), y.ravel()
+    rows, columns = np.linspace(y0, y1, ROWS // 2), np.linspace(x0, x1, COLUMNS // 2)
+    y, x = np.meshgrid(rows, columns, indexing="ij")
     d = np.asarray(plane.at(x, y))
-    kept = (np.abs(view.depth_at(x, y) - d) < 2 * TOLERANCE) & (d > DEPTHS[0]) & (d < 1)
-    return _sized(x[kept], y[kept], d[kept], view, unit_px, aspect, view.level(plane))
+    above = view.depth_at(x, y) - d
+    seen = np.abs(above) < 2 * TOLERANCE
+    kept = ((seen | (hull(seen) & (above > 0))) & (d > DEPTHS[0]) & (d < 1)).ravel()
+    return _sized(x.ravel()[kept], y.ravel()[kept], d.ravel()[kept], view, unit_px, aspect, view.level(plane))
 
 
 def on_top(view: View, anchor: Place, unit_px: float, aspect: float) -> Spots:
@@ -137,19 +138,20 @@ def on_top(view: View, anchor: Place, unit_px: float, aspect: float) -> Spots:
 
 
 def surface_below(view: View, thing: Place) -> Plane | None:
-    """The raised surface on which a thing stands; None: the ground."""
-    x0, _, x1, y1 = thing.box01_xyxy
-    near = max(AROUND, x1 - x0)
-    return level_plane(view, clipped(x0 - near, y1 - 0.3 * near, x1 + near, y1 + 0.6 * near))
+    """The raised surface on which a thing stands, as seen beside its foot; None: the ground."""
+    x0, y0, x1, y1 = thing.box01_xyxy
+    near = min(max(AROUND, x1 - x0), 2 * AROUND)
+    region = clipped(x0 - near, y1 - 0.3 * near, x1 + near, y1 + 0.6 * near)
+    return level_plane(view, region, without=thing.box01_xyxy)
 
 
-def clipped(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
+def clipped(x0: float, y0: float, x1: float, y1: float) -> Box01:
     """A region inside the picture."""
     return max(0.0, x0), max(0.0, y0), min(1.0, x1), min(1.0, y1)
 
 
-def level_plane(view: View, box01: tuple[float, float, float, float]) -> Plane | None:
-    """The raised level surface that a box shows most of, or None."""
+def level_plane(view: View, box01: Box01, without: Box01 | None = None) -> Plane | None:
+    """The raised level surface that a box shows most of, or None. without: a box that does not count."""
     ground, horizon = view.ground.plane, view.ground.horizon_d
     h, w = view.depth_01.shape
     x0, y0, x1, y1 = box01
@@ -160,6 +162,9 @@ def level_plane(view: View, box01: tuple[float, float, float, float]) -> Plane |
     factor = (here - horizon) / floor
     slope = np.abs((lower - here) - factor * ground.b * step)
     level = (slope < LEVEL * TOLERANCE * step * 10) & (factor > RAISED) & (y + step < y1)
+    if without is not None:
+        left, top, right, bottom = without
+        level &= (x < left) | (x > right) | (y < top) | (y > bottom)
     if level.sum() < 0.04 * level.size:
         return None
     counts, edges = np.histogram(factor[level], bins=40)
