@@ -1,0 +1,166 @@
+"""The Python interface of the published system, under its own names, on the stock UNet.
+
+    pipe = get_pretrained_mm_inpainting_pipe(sd2_path, adapter_path, device)
+    layout = get_freestyle_layout_mask(masks)                        # list of (1, h, w) -> (6, h, w)
+    ids, owners = get_freestyle_text_inputs(texts, pipe.tokenizer)   # (77,), (77,)
+    pipe(ids[None], owners[None], layout[None], image, mask_image).images
+
+It paints as published: nearest layout, one joint sequence, the whole decoded picture. `pipeline.paint` takes
+the same pipe and offers the rest. Legend: b pictures, r regions, t tokens, h w pixels.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from inpainting.models.text_to_image.card import COMPAT
+from inpainting.models.text_to_image.load import Inpainter, load_inpainter
+from inpainting.models.text_to_image.pipeline import options_for
+from inpainting.models.text_to_image.sample import Batch, sample
+from inpainting.models.text_to_image.tokens import SHARED, TokenPlan, plan_tokens
+from ldm.device import pick_dtype
+from ldm.images import to_01, to_pm1
+
+Pictures = Tensor | Image.Image | Sequence[Image.Image]
+SEEDS = 2**31
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineOutput:
+    """images: PIL pictures, or (h, w, 3) uint8 arrays for output_type "np"; seeds: one for each."""
+
+    images: list
+    seeds: list[int]
+
+
+class FreestyleStableDiffusionInpaintPipeline(Inpainter):
+    """An inpainter with the published call."""
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        freestyle_attention_mask: Tensor,
+        freestyle_layout_mask: Tensor,
+        image: Pictures,
+        mask_image: Pictures,
+        height: int | None = None,
+        width: int | None = None,
+        strength: float = 1.0,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
+    ) -> PipelineOutput:
+        """Paint b pictures, each num_images_per_prompt times in a row.
+
+        input_ids, freestyle_attention_mask: (b, t);  freestyle_layout_mask: (b, r + 1, h, w)
+        image:      (b, 3, h, w) in [-1, 1], or PIL pictures, which are brought to height x width
+        mask_image: (b, 1, h, w), above 0.5 = paint, or PIL masks
+        generator:  seeds are drawn from it (from each, if there is one per picture); without it every call
+                    gives another picture, and the result says its seeds
+        """
+        if output_type not in ("pil", "np"):
+            raise ValueError(f"unknown output_type {output_type!r}; allowed: pil, np")
+        size = height or self.resolution, width or self.resolution
+        pictures = _stacked(image, size, mask=False)
+        union = _stacked(mask_image, size, mask=True) > 0.5
+        count = len(input_ids)
+        if not len(pictures) == len(union) == len(freestyle_layout_mask) == count:
+            given = f"{len(pictures)} images, {len(union)} masks, {len(freestyle_layout_mask)} layouts"
+            raise ValueError(f"{count} token sequences for {given}; there must be as many of each")
+        if pictures.shape[-2:] != union.shape[-2:]:
+            raise ValueError(
+                f"image and mask_image differ in size: {list(pictures.shape)}, {list(union.shape)}"
+            )
+        _check_multiple(pictures, self.latent_space.factor)
+        negative = plan_tokens([negative_prompt or ""], self.tokenizer)
+        negative = replace(negative, owners=torch.full_like(negative.owners, SHARED))
+        batch = Batch(
+            image_pm1=pictures,
+            masks=freestyle_layout_mask[:, 1:].bool(),
+            union=union,
+            plans=[
+                TokenPlan(ids[None].cpu(), owners.cpu().long())
+                for ids, owners in zip(input_ids, freestyle_attention_mask, strict=True)
+            ],
+            negatives=[negative] * count,
+            rows=[row for row in range(count) for _ in range(num_images_per_prompt)],
+            seeds=_seeds(generator, count, num_images_per_prompt),
+        )
+        options = replace(COMPAT, steps=num_inference_steps, guidance=guidance_scale, strength=strength)
+        painted = sample(batch, self, options_for(self, options))
+        images = [Image.fromarray(one) if output_type == "pil" else one for one in painted]
+        return PipelineOutput(images, list(batch.seeds))
+
+
+def get_pretrained_mm_inpainting_pipe(
+    sd2_path: Path | str, adapter_path: Path | str | None, device: torch.device | str
+) -> FreestyleStableDiffusionInpaintPipeline:
+    """A model folder and a LoRA file (or its folder), in half precision on CUDA."""
+    dtype = pick_dtype("auto", torch.device(device))
+    loaded = load_inpainter(sd2_path, adapter_path, device=device, dtype=dtype)
+    return FreestyleStableDiffusionInpaintPipeline(**vars(loaded))
+
+
+def get_freestyle_layout_mask(masks: Sequence[Tensor], max_concepts: int = 5) -> Tensor:
+    """Masks (1, h, w) of one picture -> layout (max_concepts + 1, h, w), 0 or 1, int64.
+
+    Row 0 is 1 everywhere; row k is mask k or background; rows without a mask are 0.
+    """
+    if not 0 < len(masks) <= max_concepts:
+        raise ValueError(f"a layout of at most {max_concepts} masks needs at least one, got {len(masks)}")
+    regions = torch.cat([mask > 0 for mask in masks])
+    layout = torch.zeros(max_concepts + 1, *regions.shape[1:], dtype=torch.long)
+    layout[0] = 1
+    layout[1 : len(regions) + 1] = (regions | ~regions.any(dim=0)).long()
+    return layout
+
+
+def get_freestyle_text_inputs(texts: Sequence[str], tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
+    """Prompts of one picture -> input_ids (77,) and freestyle_attention_mask (77,), each token's region."""
+    plan = plan_tokens(texts, tokenizer)
+    return plan.input_ids[0], plan.owners
+
+
+def _stacked(pictures: Pictures, size_hw: tuple[int, int], mask: bool) -> Tensor:
+    """PIL pictures -> (b, 3, h, w) in [-1, 1], masks -> (b, 1, h, w) in [0, 1]; tensors stay as they are."""
+    if isinstance(pictures, Tensor):
+        return pictures if pictures.ndim == 4 else pictures[None]
+    several = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+    shape = size_hw[1], size_hw[0]
+    if mask:
+        flat = [np.array(one.convert("L").resize(shape, Image.Resampling.NEAREST)) for one in several]
+        return torch.stack([to_01(one[..., None]) for one in flat])
+    smooth = [np.array(one.convert("RGB").resize(shape, Image.Resampling.LANCZOS)) for one in several]
+    return torch.stack([to_pm1(one) for one in smooth])
+
+
+def _check_multiple(pictures: Tensor, factor: int) -> None:
+    h, w = pictures.shape[-2:]
+    if h % factor or w % factor:
+        raise ValueError(f"pictures are {w} x {h} pixels; both sides must be multiples of {factor}")
+
+
+def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int, each: int) -> list[int]:
+    """count x each seeds, those of one picture in a row."""
+    if generator is None:
+        return [secrets.randbelow(SEEDS) for _ in range(count * each)]
+    several = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
+    if len(several) != count:
+        raise ValueError(f"{len(several)} generators for {count} pictures; give one, or one for each")
+    return [_draw(one) for one in several for _ in range(each)]
+
+
+def _draw(generator: torch.Generator) -> int:
+    return int(torch.randint(SEEDS, (), generator=generator, device=generator.device))

@@ -1,0 +1,234 @@
+"""Fill masks of a picture, each with its own prompt, from the command line.
+
+    python -m inpainting.paint --image room.png --masks a.png b.png --prompts "a red cube" "a green ball" \\
+        --out outputs/painted.png
+
+Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, regions and after.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from typer.core import TyperCommand
+
+from inpainting.models.text_to_image.canvas import Region, paired
+from inpainting.models.text_to_image.card import COMPAT, PaintOptions
+from inpainting.models.text_to_image.load import Inpainter, load_card, load_inpainter
+from inpainting.models.text_to_image.pipeline import Result, paint
+from inpainting.prompts import COLORS
+from ldm.config import check_settings, setting, to_plain
+from ldm.device import pick_device, pick_dtype
+from ldm.files import file_sha256
+from ldm.images import Picture, read_mask, read_picture, write_png
+from ldm.latents import scheduler_class
+from ldm.logs import start_logging
+from ldm.options import command, run_app
+from ldm.result import result_paths, save_result
+from ldm.sheet import grid
+
+log = logging.getLogger(__name__)
+
+FULL_MODEL, TINY_MODEL = Path("models/stable-diffusion-2-inpainting"), Path("assets/tiny/inpainter")
+LISTS = ("--masks", "--prompts", "--negatives")  # options that take several values in a row
+PUBLISHED = ("layout", "encoding", "paste_back")  # what --compat sets
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    image: Path = setting(help="picture of any size")
+    masks: tuple[Path, ...] = setting((), help="one mask per region, of the picture's size (white = paint)")
+    prompts: tuple[str, ...] = setting((), help="one prompt per mask, in the same order")
+    negatives: tuple[str, ...] = setting((), help="what each region should not show: none, or one per mask")
+    out: Path = setting(
+        Path("outputs/painted.png"), help="PNG to write; with several samples a number is added to its name"
+    )
+    model: Path | None = setting(
+        None,
+        help=f"model folder; without it {FULL_MODEL.as_posix()} if there, else {TINY_MODEL.as_posix()}",
+    )
+    lora: Path | None = setting(None, help="LoRA file in the released format, or the folder that holds it")
+    lora_scale: float = setting(1.0, low=0.0, high=2.0, help="strength of the LoRA")
+    seed: int = setting(0, low=0, high=2**32 - 1, help="seed of the first sample; sample i uses seed + i")
+    num_samples: int = setting(1, low=1, high=64, help="how many pictures to paint")
+
+
+@dataclass(frozen=True)
+class PaintSettings(PaintOptions, _Inputs):
+    """A picture, its regions, how to paint them and where the result goes."""
+
+    compat: bool = setting(
+        False, help="paint as published: layout nearest, one joint sequence, the whole decoded picture"
+    )
+    device: str = setting("auto", help="auto, cuda, mps or cpu")
+    dtype: str = setting("auto", choices=("auto", "fp32", "fp16", "bf16"), help="number type of the networks")
+    sheet: bool = setting(True, help="also write NAME_sheet.png: the picture, its regions, the results")
+    json: bool = setting(False, help="print the report as one JSON object on standard output")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.scheduler is not None:
+            scheduler_class(self.scheduler)
+
+    @property
+    def options(self) -> PaintOptions:
+        """How to paint, without files and device."""
+        own = PaintOptions(**{one.name: getattr(self, one.name) for one in fields(PaintOptions)})
+        published = {name: getattr(COMPAT, name) for name in PUBLISHED}
+        return replace(own, **published) if self.compat else own
+
+
+def run_paint(settings: PaintSettings) -> None:
+    """Fill the masks of a picture, each with its own prompt.
+
+    Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, regions and after.
+    """
+    paths = output_paths(settings)
+    picture, regions = read_inputs(settings)
+    pipe = load_model(settings)
+    result = paint(
+        picture.rgb_u8,
+        regions,
+        pipe,
+        settings.seed,
+        settings.options,
+        samples=settings.num_samples,
+        progress=sys.stderr.isatty(),
+    )
+    recipe = {**result.recipe, "settings": to_plain(settings), "inputs": input_hashes(settings)}
+    for index, path in enumerate(paths):
+        own = {"sample": index, "seed": result.seeds[index]}
+        report = {**result.report, "drift": result.report["drift"][index], "seed": own["seed"]}
+        image_u8 = result.images_u8[index]
+        save_result(path, image_u8, {**recipe, **own}, report, picture.alpha_u8, picture.icc_profile)
+    if settings.sheet:
+        write_png(sheet_path(settings.out), sheet_of(picture.rgb_u8, result))
+    tell(settings, result, paths)
+
+
+def read_inputs(settings: PaintSettings) -> tuple[Picture, list[Region]]:
+    """The picture and its regions; ValueError names the file that does not fit."""
+    if len(settings.masks) != len(settings.prompts) or not settings.masks:
+        paired(settings.masks, settings.prompts)  # type: ignore[arg-type]
+    picture = read_picture(settings.image)
+    masks = []
+    for path in settings.masks:
+        masks.append(read_mask(path, size=picture.size))
+        if not masks[-1].any():
+            raise ValueError(f"mask {path} is empty: no pixel is set")
+    return picture, paired(masks, settings.prompts, settings.negatives)
+
+
+def load_model(settings: PaintSettings) -> Inpainter:
+    folder = settings.model or (FULL_MODEL if FULL_MODEL.is_dir() else TINY_MODEL)
+    load_card(folder)
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    return load_inpainter(folder, settings.lora, lora_scale=settings.lora_scale, device=device, dtype=dtype)
+
+
+def input_hashes(settings: PaintSettings) -> dict[str, Any]:
+    return {"image": file_sha256(settings.image), "masks": [file_sha256(path) for path in settings.masks]}
+
+
+def output_paths(settings: PaintSettings) -> list[Path]:
+    """One PNG per sample; refuses, before any work, to overwrite an input."""
+    out, count = settings.out, settings.num_samples
+    paths = [out] if count == 1 else [out.with_name(f"{out.stem}_{index}.png") for index in range(count)]
+    targets = [sheet_path(out), *(target for path in paths for target in result_paths(path))]
+    inputs = {path.resolve() for path in (settings.image, *settings.masks)}
+    for target in targets:
+        if target.resolve() in inputs:
+            raise ValueError(f"--out {out}: {target} is one of the inputs and would be overwritten")
+        if target.is_dir():
+            raise ValueError(f"--out {out}: {target} is a folder")
+    return paths
+
+
+def sheet_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}_sheet.png")
+
+
+def sheet_of(image_u8: np.ndarray, result: Result) -> np.ndarray:
+    """Picture, coloured regions and all samples in one row, (h, w, 3) uint8; the label says what is where."""
+    cells = [image_u8, colored(image_u8, result.regions), *result.images_u8]
+    titles = ["picture", "regions", *(f"seed {seed}" for seed in result.seeds)]
+    named = zip(_colors(len(result.regions)), result.regions, strict=True)
+    return grid([cells], titles, ["; ".join(f"{color}: {region.prompt}" for color, region in named)])
+
+
+def colored(image_u8: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
+    """The picture with each mask tinted, larger masks below smaller ones."""
+    shown = image_u8.copy()
+    order = sorted(zip(_colors(len(regions)), regions, strict=True), key=lambda item: -item[1].mask.sum())
+    for color, region in order:
+        tint = np.array(COLORS[color], np.float32)
+        shown[region.mask] = np.rint(0.35 * image_u8[region.mask] + 0.65 * tint).astype(np.uint8)
+    return shown
+
+
+def _colors(count: int) -> list[str]:
+    names = list(COLORS)
+    return [names[index % len(names)] for index in range(count)]
+
+
+def tell(settings: PaintSettings, result: Result, paths: list[Path]) -> None:
+    """Say where everything is, for people or as JSON."""
+    changed = sum(one["changed_outside"] for one in result.report["drift"])
+    if settings.json:
+        report = {**result.report, "files": [path.as_posix() for path in paths]}
+        typer.echo(json_format.dumps(report, sort_keys=True))
+        return
+    for path in paths:
+        log.info("picture: %s\nreport:  %s", *result_paths(path))
+    if settings.sheet:
+        log.info("sheet:   %s", sheet_path(settings.out))
+    log.info(
+        "%d regions, %d pixels changed outside the masks, %.1f s on %s",
+        len(result.regions),
+        changed,
+        result.report["seconds"]["total"],
+        result.report["device"],
+    )
+
+
+class _SeveralValues(TyperCommand):
+    """Takes `--masks a.png b.png` as well as `--masks a.png --masks b.png`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, spread(args, LISTS))
+
+
+def spread(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """--masks a b -> --masks a --masks b, up to the next option."""
+    result: list[str] = []
+    current, first = None, False
+    for word in arguments:
+        if word.startswith("--"):
+            current, first = (word, True) if word in names else (None, False)
+            result.append(word)
+            continue
+        if current is not None and not first:
+            result.append(current)
+        first = False
+        result.append(word)
+    return result
+
+
+def build_app() -> typer.Typer:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(cls=_SeveralValues)(command(PaintSettings, run_paint))
+    return app
+
+
+if __name__ == "__main__":
+    start_logging()
+    sys.exit(run_app(build_app, sys.argv[1:]))
