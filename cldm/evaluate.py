@@ -2,6 +2,8 @@
 
     python -m cldm.evaluate --scenes 300 --out benchmarks/results/compositor.json
 
+With --results a folder of composites is scored instead, see cldm/score.py.
+
 The model gets the background, its estimated depth, the reference picture, the box and one depth number, never
 the target's mask or depth.  For every start (noise, paste), strength and share of detail, beside yardsticks
 (depth-tested cut-out as it is, background left alone, autoencoder of the truth): PSNR and SSIM over the
@@ -41,11 +43,12 @@ from cldm.measures import nearest_candidate, occlusion_is_right, order_is_right
 from cldm.model import Compositor
 from cldm.pipeline import Weights, decode, encode, paint
 from cldm.pretrained import Card, Sampling, load_compositor
+from cldm.score import ScoreSettings, score
 from datasets.pairs import Pair, build_pair
 from datasets.pasteback import stitch
 from datasets.rendered import RenderedScenes
 from datasets.scenes import SceneOptions
-from ldm.config import check_settings, setting, to_plain
+from ldm.config import setting, to_plain
 from ldm.device import pick_device
 from ldm.experts import DepthEstimator
 from ldm.files import write_atomic
@@ -59,7 +62,7 @@ EVERYTHING = Weights()
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(ScoreSettings):
     """What is measured and where the numbers go."""
 
     model: Path = setting(Path("assets/tiny/compositor"), help="compositor folder")
@@ -81,8 +84,6 @@ class EvaluateSettings:
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     out: Path | None = setting(None, help="JSON file for the numbers; table and sheets go beside it")
 
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def variants(settings: EvaluateSettings, card: Card) -> dict[str, Sampling]:
@@ -219,7 +220,10 @@ def evaluate(settings: EvaluateSettings) -> tuple[dict, list[Case], list[Row]]:
 
 
 def run(settings: EvaluateSettings) -> None:
-    """Measure a compositor on held-out scenes."""
+    """Measure a compositor on held-out scenes, or score a folder of composites."""
+    if settings.results is not None:
+        score(settings, settings.depth_model, settings.device, settings.out)
+        return
     result, chosen, rows = evaluate(settings)
     table = show(result)
     logger.info("%s", table)

@@ -1,0 +1,206 @@
+"""Scoring composites of any system: what is perfect scores perfect, what is wrong does not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as run_lengths
+
+from cldm import score as score_module
+from cldm.candidates import neighbours
+from cldm.evaluate import build_app
+from cldm.score import ScoreSettings, score
+from cldm.score_measures import drift, order, placed_mask, seam
+from datasets.benchmark import Anchor, Case, Manifest, files_of, hashes_of, write_manifest
+from datasets.rendered import RenderedScenes
+from datasets.scenes.store import StoreSettings, depth_01, render_shards
+from ldm.files import write_atomic
+from ldm.images import read_picture, write_png
+from ldm.options import run_app
+from tests.pictures import room
+
+BOX = (0.25, 0.25, 0.75, 0.75)
+
+
+class World:
+    """Rendered scenes as a benchmark: backgrounds, cut-outs, outlines, and the true composites."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.truth, self.depths = home, home / "truth", {}
+        render_shards(
+            StoreSettings(out=home / "scenes", count=24, split="eval", size=(64, 64), reference_size=(32, 32),
+                          window="object", occluded=1.0)
+        )  # fmt: skip
+        source, cases, images, annotations = RenderedScenes(home / "scenes"), [], [], []
+        for index in range(len(source)):
+            shard, row = source.locate(index)
+            facts = source.facts(index)
+            near = neighbours(facts, shard.instances_u8[row], shard.amodal[row])
+            if not near:
+                continue
+            name, placed, other = f"{index:03d}", near[0].placed, near[0].other
+            write_png(home / f"pictures/{name}.png", shard.without_u8[row])
+            write_png(self.truth / f"{name}_thing.png", shard.image_u8[row])
+            alpha_u8 = shard.reference_mask[row].astype(np.uint8) * 255
+            write_png(home / f"objects/thing/{name}.png", shard.reference_u8[row], alpha_u8=alpha_u8)
+            outline = run_lengths.encode(np.asfortranarray(other.astype(np.uint8)))
+            coded = {**outline, "counts": outline["counts"].decode()}
+            whole = {"image_id": index, "category_id": 1, "bbox": [0, 0, 9, 9]}
+            annotations.append({"id": index, **whole, "segmentation": coded})
+            images.append({"id": index, "file_name": f"{name}.png", "height": 64, "width": 64})
+            relation = "in front of" if near[0].placed_is_nearer else "behind"
+            box = tuple(float(np.clip(edge, 0, 1)) for edge in facts.boxes01[facts.removed])
+            anchor = Anchor("other", index, (0.0, 0.0, 1.0, 1.0))
+            cases.append(
+                Case(f"{name}_thing", f"{name}.png", "thing", f"{name}.png", relation, anchor, box, "-")
+            )
+            true = depth_01(shard.depth_u16[row])
+            swapped = np.where(placed, np.median(true[other]), np.where(other, np.median(true[placed]), true))
+            self.depths[shard.image_u8[row].tobytes()] = (true, swapped)
+        document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "other"}]}
+        write_atomic(home / "instances.json", json.dumps(document).encode())
+        roots = {"pictures": home / "pictures", "objects": home / "objects"}
+        self.manifest = Manifest("scenes", 0, hashes_of(files_of(cases), roots), tuple(cases))
+        write_atomic(home / "manifest.json", write_manifest(self.manifest))
+
+    def settings(self, results: Path, **more: object) -> ScoreSettings:
+        home = self.home
+        paths = {"manifest": home / "manifest.json", "instances": home / "instances.json",
+                 "pictures": home / "pictures", "objects": home / "objects"}  # fmt: skip
+        return ScoreSettings(results=results, **{**paths, **more})  # type: ignore[arg-type]
+
+
+class Oracle:
+    """A depth network that knows: true depth, or the depth of the scene with the two solids exchanged."""
+
+    def __init__(self, world: World, flipped: bool) -> None:
+        self.world, self.flipped = world, flipped
+
+    def estimate(self, rgb_u8: np.ndarray) -> np.ndarray:
+        return self.world.depths[rgb_u8.tobytes()][int(self.flipped)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def scored(world: World, monkeypatch: pytest.MonkeyPatch, depth_model: Path, flipped: bool) -> dict:
+    monkeypatch.setattr(score_module.DepthEstimator, "load", lambda *_, **__: Oracle(world, flipped))
+    return score(world.settings(world.truth), depth_model, "cpu", None)["folders"][0]
+
+
+def test_true_renders_score_perfect_order_and_flipped_ones_near_zero(
+    world: World, monkeypatch: pytest.MonkeyPatch, small_depth_network: Path
+) -> None:
+    assert len(world.manifest.cases) >= 6
+    assert {case.relation for case in world.manifest.cases} == {"in front of", "behind"}
+    right = scored(world, monkeypatch, small_depth_network, flipped=False)["depth_order"]
+    wrong = scored(world, monkeypatch, small_depth_network, flipped=True)["depth_order"]
+    assert right["n"] == wrong["n"] >= 6
+    assert right["mean"] == 1.0
+    assert wrong["mean"] <= 0.1
+
+
+def test_an_untouched_background_has_no_drift_no_seam_and_no_order(
+    world: World, small_depth_network: Path, tmp_path: Path
+) -> None:
+    for case in world.manifest.cases:
+        write_png(
+            tmp_path / f"same/{case.id}.png", read_picture(world.home / "pictures" / case.background).rgb_u8
+        )
+    body = score(world.settings(tmp_path / "same"), small_depth_network, "cpu", None)
+    found = body["folders"][0]
+    assert found["drift_bytes"]["mean"] == found["drift_pixels"]["mean"] == found["seam"]["mean"] == 0
+    assert found["drift_psnr_db"]["mean"] == 100
+    assert found["depth_order"]["mean"] == 0, "nothing stands in front where it should"
+    assert set(body["skipped"]) == {"dino", "dinov2", "clip_i", "dreamsim", "inception"}
+    assert body["networks"]["depth"]["sha256"]
+
+
+def test_two_folders_are_compared_case_by_case(
+    world: World, small_depth_network: Path, tmp_path: Path
+) -> None:
+    for case in world.manifest.cases:
+        result_u8 = read_picture(world.truth / f"{case.id}.png").rgb_u8
+        write_png(tmp_path / f"worse/{case.id}.png", np.minimum(result_u8, 250) + np.uint8(3))
+    out = tmp_path / "score.json"
+    flags = {**asdict(world.settings(tmp_path / "worse")), "against": world.truth}
+    names = ("results", "manifest", "instances", "pictures", "objects", "against")
+    arguments = [text for name in names for text in (f"--{name}", str(flags[name]))]
+    assert run_app(build_app, [*arguments, "--depth-model", str(small_depth_network), "--out", str(out)]) == 0
+    body = json.loads(out.read_text())
+    change = body["first_minus_second"]
+    assert change["drift_pixels"]["mean"] > 0.5
+    assert change["drift_psnr_db"]["mean"] < -1
+    assert change["seam"]["mean"] > 0
+    assert change["seam"]["p"] < 0.05
+    table = out.with_suffix(".md").read_text()
+    assert "| first - second | p |" in table
+    assert "skipped, dino:" in table
+    assert read_picture(tmp_path / "score_sheet.png").rgb_u8.std() > 10
+
+
+def test_a_pasted_rectangle_has_a_seam_and_an_outline_has_not() -> None:
+    before_u8 = room(64, 64)
+    y, x = np.mgrid[:64, :64]
+    disk = (x - 32) ** 2 + (y - 32) ** 2 < 15**2
+    outline_u8 = np.where(disk[..., None], 255 - before_u8, before_u8)
+    rectangle_u8 = outline_u8.copy()
+    rectangle_u8[8:56, 8:56] = np.where(
+        disk[8:56, 8:56, None], outline_u8[8:56, 8:56], before_u8[8:56, 8:56] + 4
+    )
+    assert seam(before_u8, before_u8) == 0
+    assert 3.9 < seam(before_u8, rectangle_u8) < 4.1
+    assert seam(before_u8, outline_u8) < 0.5 * np.abs(outline_u8.astype(float) - before_u8)[disk].mean()
+    assert drift(before_u8, outline_u8, BOX)["drift_bytes"] == 0
+    assert drift(before_u8, rectangle_u8, BOX)["drift_bytes"] > 0
+
+
+def test_order_says_nothing_where_none_is_asked_or_seen() -> None:
+    depth = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
+    placed, anchor = np.zeros((2, 64, 64), bool)
+    placed[20:40, 30:45], anchor[20:40, 15:30] = True, True
+    assert order(depth, placed, anchor, "in front of") == 1
+    assert order(depth, placed, anchor, "behind") == 0
+    assert order(depth, placed, anchor, "left of") is None
+    assert order(depth, placed & False, anchor, "behind") is None
+    assert order(depth, placed & False, anchor, "in front of") == 0
+    assert order(depth, placed, anchor & False, "behind") is None
+
+
+def test_what_is_placed_is_what_changed_inside_the_box() -> None:
+    before_u8 = room(64, 64)
+    after_u8 = before_u8.copy()
+    after_u8[20:30, 20:30] = 255 - after_u8[20:30, 20:30]
+    after_u8[2:9, 2:9] = 255 - after_u8[2:9, 2:9]
+    after_u8[50, 50] = 255 - after_u8[50, 50]
+    found = placed_mask(before_u8, after_u8, BOX)
+    assert found.sum() >= 60
+    assert not found[:16].any()
+    assert not found[50, 50]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--results", "a"], "--results needs --manifest, --pictures, --objects"),
+        (["--manifest", "a"], "belong to --results"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(arguments, message, capsys) -> None:
+    assert run_app(build_app, arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_or_wrong_result_is_named(world: World, small_depth_network: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no composite \d+_thing.png"):
+        score(world.settings(tmp_path), small_depth_network, "cpu", None)
+    for case in world.manifest.cases:
+        write_png(tmp_path / f"{case.id}.png", room(10, 12))
+    with pytest.raises(ValueError, match=r"_thing.png is 12 x 10 pixels, its background is 64 x 64"):
+        score(world.settings(tmp_path), small_depth_network, "cpu", None)
