@@ -43,15 +43,26 @@ def align_depth(frame_01: np.ndarray, depth_01: np.ndarray, shared: np.ndarray) 
     x, y = depth_01.ravel()[indices].astype(np.float64), frame_01.ravel()[indices].astype(np.float64)
     if min(x.max() - x.min(), y.max() - y.min()) < LEAST_SPREAD:
         raise Rejected("depth frames: the background is flat in depth")
-    kept = np.ones(len(x), bool)
-    scale, shift = 1.0, 0.0
+    scale, shift = _first_fit(x, y)
     for _ in range(ROUNDS):
+        residual = np.abs(scale * x + shift - y)
+        kept = residual <= max(TRIM * 1.4826 * float(np.median(residual)), FLOOR)
         centre = x[kept].mean()
         spread = ((x[kept] - centre) ** 2).sum()
         scale = float(((x[kept] - centre) * (y[kept] - y[kept].mean())).sum() / max(spread, 1e-12))
         shift = float(y[kept].mean() - scale * centre)
-        residual = np.abs(scale * x + shift - y)
-        kept = residual <= max(TRIM * 1.4826 * float(np.median(residual)), FLOOR)
+    residual = np.abs(scale * x + shift - y)
     if scale <= 0:
         raise Rejected("depth frames: near and far are exchanged by the removal")
     return Alignment(scale, shift, float(np.median(residual)))
+
+
+def _first_fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Median slope of the pairs that lie half of all points apart in x, and the median offset."""
+    order = np.argsort(x, kind="stable")
+    half = len(x) // 2
+    low, high = order[:half], order[-half:]
+    apart = x[high] - x[low]
+    steep = apart > 0.1 * (x.max() - x.min())
+    scale = float(np.median((y[high] - y[low])[steep] / apart[steep])) if steep.any() else 1.0
+    return scale, float(np.median(y - scale * x))

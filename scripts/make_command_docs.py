@@ -116,8 +116,9 @@ COMMANDS = (
     Command(
         "python -m llava_bifrost.build_dataset coco --images FOLDER --annotations FILE --out FOLDER",
         "llava_bifrost.build_coco:CocoBuild",
-        note="Training data of the locator from photographs: one object of each is removed. Run again to continue; "
-        "`configs/llava_bifrost/build_coco.yaml` is the full recipe, `build_published.yaml` the published rules.",
+        note="Training data of the locator from photographs: one object of each is removed. Run again to "
+        "continue; `configs/llava_bifrost/build_coco.yaml` is the full recipe, `build_published.yaml` holds "
+        "the published rules.",
     ),
     Command(
         "python -m llava_bifrost.build_dataset scenes --scenes FOLDER --out FOLDER",
