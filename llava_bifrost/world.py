@@ -1,7 +1,7 @@
-"""Rendered rooms as the locator's world: where a thing of a given shape can stand, and whether an answer is right.
+"""Rendered rooms as the locator's world: where a thing of a given shape can stand, free of all others.
 
-A world is what a picture shows, in metres: camera, room and solids, all known exactly. An answer is a box and a
-depth; together with a shape's typical size they are a place in the room, so "on the ground", "collides with
+A world is what a picture shows, in metres: camera, room and solids, all known exactly. An answer is a box and
+a depth; together with a shape's typical size they are a place in the room, so "on the ground", "collides with
 nothing" and "of plausible size" are decided in three dimensions. No pixels are needed.
 
 Legend: k things that are placed, s solids of the scene, p points on a solid's surface.
@@ -27,9 +27,9 @@ POINTS = 48  # of a typical solid's outline
 FLOOR = -1
 MIN_VISIBLE = {True: 0.6, False: 0.35}  # of an anchor that is movable, of furniture (things stand on it)
 MIN_AREA = 0.006  # of the picture, of an anchor
-# Depth of a solid's front, in units of its reach towards the camera, for a camera that looks down with sine s:
-# mean at (a + b s) before its centre, farthest at (c + e s) behind, nearest n before. Measured on 6,500 rendered
-# upright solids; the mean depth then is within 0.003 of the rendered one.
+# Depth of a solid's front, in units of its reach towards the camera, the camera looking down with sine s:
+# mean at (a + b s) before its centre, farthest at (c + e s) behind, nearest n before. Measured on 6,500
+# rendered upright solids; the mean depth then is within 0.003 of the rendered one.
 FRONTS = {
     "sphere": (0.71, -0.02, -0.03, 0.09, 1.00), "egg": (0.71, -0.14, 0.00, 0.57, 1.00),
     "cube": (0.60, -0.30, 0.47, 0.01, 0.98), "box": (0.56, -0.28, 0.43, 0.11, 0.98),
@@ -182,7 +182,7 @@ class World:
         return Place((x0, y0, x1, y1), d, far, near)
 
     def stand(self, shape: np.ndarray, surface: np.ndarray, middle: np.ndarray, d: np.ndarray) -> Standing:
-        """Typical solids of k shapes on k surfaces whose boxes have their middle at x = middle and depth d."""
+        """Typical solids of k shapes on k surfaces, the middle of their boxes at x = middle, at depth d."""
         camera, (low, high) = self.camera, self.inverse_range
         right, up, forward = camera.axes
         away = np.array([forward[0], forward[1], 0.0])

@@ -1,8 +1,8 @@
 """Questions about a world with one right answer each, drawn from what is true in it.
 
 "Place the dotted red cone behind the table ..." is answered by a typical cone at a place where all stated
-relations hold, nothing is touched and the cone is in the picture; of a few such places the clearest is taken,
-so that answers are alike where the room allows. "Replace the blue egg ..." is answered by the egg's own place.
+relations hold, nothing is touched and the cone is in the picture; of such places the plainest is taken, so
+that answers are alike where the room allows. "Replace the blue egg ..." is answered by the egg's own place.
 
 Legend: k proposals, m anchors.
 """
@@ -16,13 +16,14 @@ import numpy as np
 from datasets.scenes.palette import COLOURS, PATTERN_WORDS
 from llava_bifrost.location import PHRASES, Location, Request, satisfies
 from llava_bifrost.world import SHAPE_NAMES, Standing, World
-from llava_bifrost.world_relations import Places, between_table, relation_table
+from llava_bifrost.world_relations import Places, between_stray, between_table, relation_table, stray_table
 
-PROPOSALS = 160  # per scene
+PROPOSALS = 320  # per picture, of which about a fifth can stand
 FRAME = 0.01  # a place keeps this far from the picture's border
 CLEAR = 0.03  # metres between a place and its neighbours
 HIDDEN = 0.6  # share of a place's box that nearer solids may cover
-CHOICES = 5  # of which the clearest is taken
+NEAR = 0.7  # share of the proposals that are made beside, before or behind an anchor
+NOISE = 0.3  # of the preference among places that are all right
 DECIMALS = 2
 SURFACE_ODDS = {"floor": 0.6, "furniture": 0.3, "solid": 0.1}
 KINDS = {"one": 0.58, "two": 0.3, "between": 0.12}  # of the questions that place something
@@ -71,16 +72,27 @@ def propose(world: World, rng: np.random.Generator, count: int, shape: int | Non
         x0, _, x1, _ = place.box01_xyxy
         middle[here] = rng.uniform(x0, x1, here.sum())
         d[here] = rng.uniform(place.far - 0.03, place.near + 0.03, here.sum())
-    if anchors:  # half of those on the floor are near an anchor
-        near = (surface == 0) & (rng.random(count) < 0.5)
-        which = rng.choice(anchors, size=int(near.sum()))
-        box = world.solids.box[which]
-        middle[near] = (box[:, 0] + box[:, 2]) / 2 + rng.normal(0, 0.16, near.sum())
-        d[near] = world.solids.depths[which, 0] + rng.normal(0, 0.14, near.sum())
+    if anchors:
+        near = np.flatnonzero(rng.random(count) < NEAR)
+        surface[near], middle[near], d[near] = _near(world, rng, len(near))
     found = world.stand(shapes, surface, np.clip(middle, 0.02, 0.98), np.clip(d, 0.01, 0.99))
     good = (world.clearance(found) > CLEAR) & (world.footing(found) > 0) & in_frame(found.box, FRAME)
     good &= (found.near < 1) & (_covered(world, found) < HIDDEN)
     return Standing(*(getattr(found, name)[good] for name in Standing.__dataclass_fields__))
+
+
+def _near(world: World, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Surface, middle and depth of places beside, before or behind anchors, mostly on what these stand on."""
+    solids, where = world.solids, {top.index: j for j, top in enumerate(world.surfaces)}
+    which = rng.choice(world.anchors, size=count)
+    own = np.array([where.get(int(solids.support[i]), 0) for i in which])
+    surface = np.where(rng.random(count) < 0.8, own, 0)
+    box, depth = solids.box[which], solids.depths[which, 0]
+    sideways, sign = rng.random(count) < 0.5, rng.choice([-1.0, 1.0], size=count)
+    gap = (box[:, 2] - box[:, 0]) / 2 + rng.uniform(0.04, 0.2, count)
+    middle = (box[:, 0] + box[:, 2]) / 2 + np.where(sideways, sign * gap, rng.normal(0, 0.04, count))
+    step = rng.uniform(0.08, 0.24, count)
+    return surface, middle, depth + np.where(sideways, rng.normal(0, 0.03, count), sign * step)
 
 
 def _kind(world: World, index: int) -> str:
@@ -137,7 +149,7 @@ def place_questions(world: World, rng: np.random.Generator, count: int) -> list[
     if not anchors or not len(things.d):
         return []
     known = {world.solids.names[i]: world.place(i) for i in anchors}
-    pool = _Pool(world, anchors, things)
+    pool = Pool(world, anchors, things)
     found = []
     for _ in range(2 * count):
         question = pool.question(rng)
@@ -148,7 +160,7 @@ def place_questions(world: World, rng: np.random.Generator, count: int) -> list[
     return found
 
 
-class _Pool:
+class Pool:
     """Proposals of one scene with everything that is true of them."""
 
     def __init__(self, world: World, anchors: tuple[int, ...], things: Standing) -> None:
@@ -160,10 +172,12 @@ class _Pool:
         mine = Places.answered(box, d)
         self.table = relation_table(mine, others)
         hosts = np.array([top.index for top in world.surfaces])[things.surface]
+        self.stray = stray_table(mine, others)
         self.table["on"] = np.where(hosts[:, None] == np.array(here), self.table["on"], -1)
         self.stacked = np.stack([self.table[name] for name in SINGLE])  # (relations, k, m)
         self.possible = dict(zip(SINGLE, (self.stacked > 0).any(1), strict=True))
         self.between = between_table(self.table, mine, others)
+        self.between_stray = between_stray(mine, others)
         border = np.minimum(box[:, :2].min(1), 1 - box[:, 2:].max(1)) / 0.05
         self.comfort = np.minimum(border, world.clearance(things) / 0.12)
 
@@ -178,15 +192,25 @@ class _Pool:
         first = relations[rng.integers(len(relations))]
         columns = np.flatnonzero(self.possible[first])
         one = int(columns[rng.integers(len(columns))])
-        slack = np.minimum(self.table[first][:, one], self.comfort)
         clauses = [(first, one)]
         if kind == "two":
             more = self._second(rng, self.table[first][:, one] > 0, one)
-            if more is not None:
-                clauses.append(more)
-                slack = np.minimum(slack, self.table[more[0]][:, more[1]])
+            clauses += [] if more is None else [more]
+        best = self.best(rng, [(name, (column,)) for name, column in clauses])
         pairs = [(self._phrase(rng, name), column) for name, column in clauses]
-        return self._answered(rng, slack, pairs)
+        return None if best is None else self._answered(rng, best, pairs)
+
+    def best(self, rng: np.random.Generator, clauses: list[tuple[str, tuple[int, ...]]]) -> int | None:
+        """The proposal for which all clauses (relation, columns of its anchors) hold most plainly."""
+        slack, stray = self.comfort, np.zeros(len(self.comfort))
+        for name, at in clauses:
+            table, far = (self.table, self.stray) if len(at) == 1 else (self.between, self.between_stray)
+            key = (slice(None), *at)
+            slack = np.minimum(slack, table[name][key] if isinstance(table, dict) else table[key])
+            stray = stray + (far[name][key] if isinstance(far, dict) else far[key])
+        liking = 2 * np.minimum(slack, 1) - stray / len(clauses) + NOISE * rng.random(len(slack))
+        found = int(np.argmax(np.where(slack > 0, liking, -np.inf)))
+        return found if slack[found] > 0 else None
 
     def _second(self, rng: np.random.Generator, true: np.ndarray, first: int) -> tuple[str, int] | None:
         """Another clause that holds for some of the proposals for which the first does."""
@@ -204,22 +228,15 @@ class _Pool:
         if not len(possible):
             return None
         i, j = (int(value) for value in possible[rng.integers(len(possible))])
-        slack = np.minimum(self.between[:, i, j], self.comfort)
-        return self._answered(rng, slack, [("between", i), ("between", j)])
+        best = self.best(rng, [("between", (i, j))])
+        return None if best is None else self._answered(rng, best, [("between", i), ("between", j)])
 
     def _phrase(self, rng: np.random.Generator, relation: str) -> str:
         phrases = BY_RELATION[relation]
         return phrases[int(rng.integers(len(phrases)))]
 
-    def _answered(
-        self, rng: np.random.Generator, slack: np.ndarray, pairs: list[tuple[str, int]]
-    ) -> Question | None:
-        """The question for one of the clearest proposals."""
-        possible = np.flatnonzero(slack > 0)
-        if not len(possible):
-            return None
-        few = rng.permutation(possible)[:CHOICES]
-        best = few[np.argmax(np.minimum(slack[few], 1) + 0.1 * rng.random(len(few)))]
+    def _answered(self, rng: np.random.Generator, best: int, pairs: list[tuple[str, int]]) -> Question:
+        """The question to which proposal `best` is the answer."""
         named = tuple(self.anchors[column] for _, column in pairs)
         names = self.world.solids.names
         target = new_name(rng, int(self.things.shape[best]), names)

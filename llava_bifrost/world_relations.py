@@ -13,8 +13,8 @@ from datasets.geometry import EXTENT_PER_SIZE, MIN_EXTENT
 from datasets.relations import DEPTH_STEP, FOOT, NEAR_GAP, SIDE, TOP
 
 COMFORT = {"x": 0.04, "y": 0.03, "d": 0.05}  # slack that counts as 1
-FAR_ASIDE = 0.2  # a thing "to the left of" another is at most this far from it, fraction of the picture
-FAR_STEP = 0.25  # and one "behind" it at most this much farther
+PLAIN_GAP = 0.05  # fraction of the picture between a thing and what it is plainly beside
+PLAIN_STEP = 0.16  # depth between a thing and what it is plainly before or behind
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def _gap(low_a: np.ndarray, high_a: np.ndarray, low_b: np.ndarray, high_b: np.nd
 
 
 def relation_table(things: Places, anchors: Places) -> dict[str, np.ndarray]:
-    """Relation -> (k, m) slack, positive where it holds, about 1 where it holds comfortably."""
+    """Relation -> (k, m) slack, positive where it holds, 1 and more where it holds comfortably."""
     a, b = things.spread(1), anchors.spread(0)
     x, y, depth = COMFORT["x"], COMFORT["y"], COMFORT["d"]
     mean = ((a.x1 - a.x0) + (b.x1 - b.x0)) / 2
@@ -68,23 +68,48 @@ def relation_table(things: Places, anchors: Places) -> dict[str, np.ndarray]:
         (b.y0 - a.y0) / y, (0.001 - meet) / 0.01,
     )  # fmt: skip
     off = -on / 0.3  # a thing that stands on another is not beside it
-    stray = np.maximum(0, np.abs(step) - FAR_STEP / 2) / 0.15 + np.maximum(0, across - FAR_ASIDE) / 0.15
-    side = np.abs(aside) - SIDE * mean
-    left = np.where(aside > 0, side, -1) / x - np.where(side > 0, stray, 0)
-    right = np.where(aside < 0, side, -1) / x - np.where(side > 0, stray, 0)
-    deep = np.maximum(0, np.abs(step) - FAR_STEP) / 0.15
-    front, behind = (
-        _least((step - DEPTH_STEP) / depth, -across / x),
-        _least((-step - DEPTH_STEP) / depth, -across / x),
-    )
-    beside = _least(
-        (DEPTH_STEP - np.abs(step)) / (depth / 2), -upright / y, (NEAR_GAP - across) / x, side / x
-    )
-    clear = {"left of": left, "right of": right, "in front of": _eased(front, deep),
-             "behind": _eased(behind, deep), "next to": beside}  # fmt: skip
-    found = {name: _least(_eased(slack, 0 * slack), off) for name, slack in clear.items()}
-    found["on"], found["above"], found["under"] = on, _above(a, b), _above(b, a)
-    return found
+    side = (np.abs(aside) - SIDE * mean) / x
+    found = {
+        "left of": np.where(aside > 0, side, -1),
+        "right of": np.where(aside < 0, side, -1),
+        "in front of": _least((step - DEPTH_STEP) / depth, -across / x),
+        "behind": _least((-step - DEPTH_STEP) / depth, -across / x),
+        "next to": _least(
+            (DEPTH_STEP - np.abs(step)) / (depth / 2), -upright / y, (NEAR_GAP - across) / x, side
+        ),
+    }
+    found = {name: _least(slack, off) for name, slack in found.items()}
+    return {**found, "on": on, "above": _above(a, b), "under": _above(b, a)}
+
+
+def stray_table(things: Places, anchors: Places) -> dict[str, np.ndarray]:
+    """Relation -> (k, m) how far a place is from the plainest one that the words describe, 1 = far.
+
+    Beside: at the same depth, a small gap away. Before and behind: straight, one clear step. On: in the
+    middle.
+    """
+    a, b = things.spread(1), anchors.spread(0)
+    aside, step = np.abs(b.middle - a.middle), a.d - b.d
+    across = _gap(a.x0, a.x1, b.x0, b.x1)
+    beside = np.abs(across - PLAIN_GAP) / 0.15 + np.abs(step) / 0.1
+    straight = aside / 0.1
+    return {
+        "left of": beside,
+        "right of": beside,
+        "next to": beside,
+        "in front of": straight + np.abs(step - PLAIN_STEP) / 0.1,
+        "behind": straight + np.abs(step + PLAIN_STEP) / 0.1,
+        "on": straight + np.abs(step) / 0.2,
+        "above": straight + np.abs(step) / 0.2,
+        "under": straight + np.abs(step) / 0.2,
+    }
+
+
+def between_stray(things: Places, anchors: Places) -> np.ndarray:
+    """(k, m, m) how far a place is from the middle between anchors i and j, 1 = far."""
+    middle, d = anchors.middle, anchors.d
+    x = things.middle[:, None, None] - (middle[:, None] + middle[None]) / 2
+    return np.abs(x) / 0.1 + np.abs(things.d[:, None, None] - (d[:, None] + d[None]) / 2) / 0.1
 
 
 def _least(*slacks: np.ndarray) -> np.ndarray:
@@ -92,11 +117,6 @@ def _least(*slacks: np.ndarray) -> np.ndarray:
     for slack in slacks[1:]:
         found = np.minimum(found, slack)
     return found
-
-
-def _eased(slack: np.ndarray, penalty: np.ndarray) -> np.ndarray:
-    """A penalty makes a relation that holds less attractive, never false."""
-    return np.where(slack > 0, np.maximum(slack - penalty, 0.01 * np.minimum(slack, 1)), slack)
 
 
 def _above(a: Places, b: Places) -> np.ndarray:

@@ -89,6 +89,10 @@ COMMANDS = (
         "python -m scripts.make_tiny_bundle depth --run FOLDER", function="scripts.make_tiny_bundle:depth"
     ),
     Command(
+        "python -m scripts.make_tiny_bundle locator --run FOLDER",
+        function="scripts.make_tiny_bundle:locator",
+    ),
+    Command(
         "python -m scripts.make_tiny_bundle inpainter --run FOLDER",
         function="scripts.make_tiny_bundle:inpainter",
     ),
@@ -102,6 +106,17 @@ COMMANDS = (
         "python -m inpainting.small.evaluate --run FOLDER",
         "inpainting.small.evaluate:EvaluateConfig",
         note="Does each mask show what its own prompt names? Four models on held-out scenes.",
+    ),
+    Command(
+        "python -m llava_bifrost.small.train CONFIG.yaml [key=value ...]",
+        "llava_bifrost.small.train:LocatorTraining",
+        keys=True,
+        note="Train the small locator stage by stage; run again to continue. " + TRAINER,
+    ),
+    Command(
+        "python -m llava_bifrost.evaluate --model FOLDER --out FILE",
+        "llava_bifrost.evaluate:EvaluateSettings",
+        note="Does a locator's answer satisfy the sentence, in this picture? Beside controls.",
     ),
     Command(
         "python -m datasets.scenes render --out FOLDER --count N",

@@ -3,6 +3,8 @@
     python -m cldm.evaluate --model runs/tiny/bifrost/model --out runs/tiny/evaluation.json
     python -m scripts.make_tiny_bundle compositor --run runs/tiny/bifrost
     python -m scripts.make_tiny_bundle depth --run runs/tiny/depth
+    python -m llava_bifrost.evaluate --model runs/tiny/locator/model --out benchmarks/results/locator.json
+    python -m scripts.make_tiny_bundle locator --run runs/tiny/locator
     python -m inpainting.small.evaluate --run runs/tiny/inpainter
     python -m scripts.make_tiny_bundle inpainter --run runs/tiny/inpainter
 """
@@ -24,6 +26,7 @@ from inpainting.models.text_to_image.load import load_inpainter
 from ldm.checkpoints import folder_written_whole, read_json
 from ldm.config import load_config, to_plain
 from ldm.options import new_app, run_app
+from llava_bifrost.predict import load_locator
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +101,35 @@ def depth(
     install("depth", run / "network", manifest, better)
 
 
+def locator(
+    run: Annotated[Path, typer.Option(help="training run")] = Path("runs/tiny/locator"),
+    evaluation: Annotated[Path, typer.Option(help="JSON of python -m llava_bifrost.evaluate")] = Path(
+        "benchmarks/results/locator.json"
+    ),
+    force: Annotated[bool, typer.Option(help="replace a better part")] = False,
+) -> None:
+    """Install the locator of a run, with what was measured on held-out scenes."""
+    load_locator(run / "model")
+    measured, manifest = read_json(evaluation), read_json(run / "model" / MANIFEST)
+    gates = manifest["held_out"].get("gates", {})
+    manifest["held_out"] = {"gates": gates, "gap_to_another_picture": measured["gap_to_another_picture"]}
+    for kind in ("place", "replace"):
+        manifest["held_out"][kind] = {row: means(numbers) for row, numbers in measured[kind].items()}
+    old = BUNDLE / "locator" / MANIFEST
+    better = force or not old.exists() or valid_share(manifest) > valid_share(read_json(old))
+    install("locator", run / "model", manifest, better)
+
+
+def means(numbers: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """{"valid": {"n": ..., "mean": ...}} -> {"valid": mean}"""
+    return {name: number["mean"] for name, number in numbers.items() if "mean" in number}
+
+
+def valid_share(manifest: dict[str, Any]) -> float:
+    """Share of greedy answers that are valid places."""
+    return next(iter(manifest["held_out"]["place"].values()))["valid"]
+
+
 def inpainter(
     run: Annotated[Path, typer.Option(help="training run")] = Path("runs/tiny/inpainter"),
     evaluation: Annotated[Path, typer.Option(help="JSON of python -m inpainting.small.evaluate")] = Path(
@@ -139,6 +171,7 @@ def build_app() -> typer.Typer:
     app = new_app("Assemble assets/tiny from training runs.")
     app.command("compositor")(compositor)
     app.command("depth")(depth)
+    app.command("locator")(locator)
     app.command("inpainter")(inpainter)
     return app
 

@@ -27,6 +27,7 @@ TRAINERS = {
     "cldm.first_stage": "cldm.first_stage:FirstStageConfig",
     "scripts.train_depth": "scripts.train_depth:TrainDepthConfig",
     "inpainting.small.train": "inpainting.small.train:TrainConfig",
+    "llava_bifrost.small.train": "llava_bifrost.small.train:LocatorTraining",
 }
 # Commands with verbs or options: program -> the functions that would do the work.
 WORKERS = {
@@ -34,11 +35,12 @@ WORKERS = {
     "datasets.scenes.__main__": ["render_command", "sheet_command"],
     "cldm.evaluate": ["run"],
     "inpainting.small.evaluate": ["run"],
+    "llava_bifrost.evaluate": ["run"],
     "cldm.convert": ["anydoor", "bifrost", "sd21", "dinov2", "dpt", "export"],
     "ldm.registry": ["list_models", "show", "where", "pull", "register", "verify"],
     "ldm.doctor": ["report"],
     "benchmarks.convert": ["measure"],
-    "scripts.make_tiny_bundle": ["compositor", "depth", "inpainter"],
+    "scripts.make_tiny_bundle": ["compositor", "depth", "locator", "inpainter"],
     "run_dataset_debug": ["debug"],
     "ldm.precompute_depth": ["command"],
     "llava_bifrost.build_dataset": ["build_coco", "build_scenes", "merge_shards"],

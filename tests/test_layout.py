@@ -17,10 +17,14 @@ SCHEMAS: dict[str, str] = {
     "configs/bifrost.yaml": "run_train_bifrost:RunConfig",
     "configs/tiny/bifrost.yaml": "run_train_bifrost:RunConfig",
     "configs/tiny/first_stage.yaml": "cldm.first_stage:FirstStageConfig",
+    "configs/tiny/locator.yaml": "llava_bifrost.small.train:LocatorTraining",
     "configs/tiny/inpainter.yaml": "inpainting.small.train:TrainConfig",
     "configs/tiny/depth.yaml": "scripts.train_depth:TrainDepthConfig",
     "configs/inpainting/text_to_image/train/*.yaml": (
         "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig"
+    ),
+    "configs/inpainting/text_to_image/test/*.yaml": (
+        "inpainting.models.text_to_image.settings:PaintingsConfig"
     ),
     "configs/datasets.yaml": "datasets.registry:DatasetsConfig",
     "configs/inference.yaml": "run_inference:ImageSettings",

@@ -2,8 +2,8 @@
 
 All questions about one picture are one sequence: the picture's prefix, then blocks that see the prefix and
 themselves and count positions from its end, so that every answer is computed as if it were asked alone.
-Two things besides the answers are taught: numbers near the right one are nearly right (a soft label), and some
-attention heads look from a name to the patches of the solid it names.
+Two things besides the answers are taught: numbers near the right one are nearly right (a soft label), and
+some attention heads look from a name to the patches of the solid it names.
 
 Legend: b pictures, l tokens of a sequence, k questions, p patches, n the five numbers of an answer.
 """

@@ -5,6 +5,7 @@ Legend: k scenes of a file, v the two pictures, q questions of a picture (padded
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,6 @@ def open_bank(data: Path, cache: Path, seed: int) -> Bank:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], recipe: str) -> None:
-    import io
-
     buffer = io.BytesIO()
     np.savez_compressed(buffer, recipe=np.array(recipe), **arrays)
     write_all_atomic({path: buffer.getvalue()})
@@ -85,9 +84,11 @@ def encode_questions(questions: list[Question | None]) -> dict[str, np.ndarray]:
     """Rows of a Bank for one picture."""
     count = len(questions)
     found = {
-        "tokens": np.full((count, TOKENS), VOCABULARY.index(PAD), np.int16), "length": np.zeros(count, np.int8),
-        "named": np.full((count, 2), -1, np.int8), "named_at": np.zeros((count, 2), np.int8),
-    }  # fmt: skip
+        "tokens": np.full((count, TOKENS), VOCABULARY.index(PAD), np.int16),
+        "length": np.zeros(count, np.int8),
+        "named": np.full((count, 2), -1, np.int8),
+        "named_at": np.zeros((count, 2), np.int8),
+    }
     asked = [(row, question) for row, question in enumerate(questions) if question is not None]
     texts = [
         f"{make_question(q.request)} ASSISTANT: {format_answer(q.answer, decimals=2)}</s>" for _, q in asked

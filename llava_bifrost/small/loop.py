@@ -99,7 +99,7 @@ class Stage:
         partial.replace(self.checkpoint)
 
     def run(self, loss: Loss) -> None:
-        """Train to the end; `loss(step)` must depend on the step number alone. Saves also when interrupted."""
+        """Train to the end, saving also when interrupted; `loss(step)` depends on the step number alone."""
         before, start = self.progress.seconds, time.monotonic()
         last_save, recent = start, []
         self.module.train()

@@ -18,8 +18,8 @@ from llava_bifrost.small.tokenizer import make_processor, make_tokenizer
 from llava_bifrost.small.vocabulary import FURNITURE
 
 NOTICE = (
-    "This is the small locator, trained on rendered scenes of plain solids only: it knows their names and square "
-    "pictures of rooms, nothing else. For photographs use a model trained with scripts/train_llava.sh."
+    "This is the small locator, trained on rendered scenes of plain solids only: it knows their names and "
+    "square pictures of rooms, nothing else. For photographs: a model trained with scripts/train_llava.sh."
 )
 
 

@@ -1,8 +1,8 @@
 """Tokenizer and processor of the small locator, of stock parts.
 
-One token is one word, one relation phrase, one number or a fixed part of the published sentences. What carries
-no information (commas, the full stop) is dropped when reading and put back when writing, so that the published
-answer `[0.74, 0.46, 0.97, 0.78], 0.65.` is eight tokens and decodes to itself.
+One token is one word, one relation phrase, one number or a fixed part of the published sentences. What
+carries no information (commas, the full stop) is dropped when reading and put back when writing, so that the
+published answer `[0.74, 0.46, 0.97, 0.78], 0.65.` is eight tokens and decodes to itself.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import re
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava_bifrost.small.create import SmallConfig
-from llava_bifrost.small.vocabulary import BEGIN, END, IMAGE, PAD, SPECIAL, TAIL, UNKNOWN, VOCABULARY, WORDS
+from llava_bifrost.small.vocabulary import BEGIN, END, IMAGE, PAD, TAIL, UNKNOWN, VOCABULARY, WORDS
 
 MEAN, DEVIATION = 0.5, 0.25  # of pixels in [0, 1]
 CHAT = (
@@ -21,7 +22,8 @@ CHAT = (
     "{% if message['content'] is string %}{% set texts = [message['content']] %}"
     "{% else %}{% set texts = message['content'] | selectattr('type', 'equalto', 'text') "
     "| map(attribute='text') | list %}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
     "{% endif %}"
     "{% if message['role'] == 'assistant' %}"
     "{% generation %}{{ texts | join(' ') + eos_token }}{% endgeneration %}"
@@ -57,8 +59,6 @@ def _pieces() -> str:
 
 def make_processor(config: SmallConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     """Pads a picture to a square with the mean colour, resizes it, normalises it."""
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-
     side = {"height": config.image, "width": config.image}
     pixels = LlavaImageProcessorPil(
         do_pad=True, do_resize=True, size=side, do_center_crop=False, crop_size=side, resample=3,

@@ -75,8 +75,8 @@ def run(config: LocatorTraining) -> None:
         )  # fmt: skip
     manifest = make_manifest(
         "locator", model, seed=config.seed, steps=sum(stage.progress.step for stage in stages),
-        batch=config.placement.batch, seconds=sum(stage.progress.seconds for stage in stages), settings=config,
-        held_out={"gates": gates},
+        batch=config.placement.batch, seconds=sum(stage.progress.seconds for stage in stages),
+        settings=config, held_out={"gates": gates},
     )  # fmt: skip
     manifest["samples"] = sum(stage.progress.step * stage.settings.batch for stage in stages)
     manifest["stages"] = {

@@ -1,7 +1,7 @@
 """The words that the small locator knows.
 
-Format C of the published model is kept word for word. A number is one token, "0.00" ... "1.00"; commas and the
-full stop of an answer carry no information, so the tokenizer drops them and its decoder puts them back.
+Format C of the published model is kept word for word. A number is one token, "0.00" ... "1.00"; commas and
+the full stop of an answer carry no information: the tokenizer drops them and its decoder puts them back.
 """
 
 from __future__ import annotations
