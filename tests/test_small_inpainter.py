@@ -253,7 +253,7 @@ def test_share_of_masks_with_an_interval_over_scenes() -> None:
 
 def test_evaluation_writes_and_keeps_what_it_painted(trained: Path, tmp_path: Path) -> None:
     held_out = rendered(tmp_path / "eval", "eval", 6)
-    config = EvaluateConfig(run=trained, data=held_out, out=tmp_path / "results", sampling=Sampling(steps=2))
+    config = EvaluateConfig(run=trained, data=held_out, out=tmp_path / "results", sampling=Sampling(steps=1))
     evaluate.run(config)
     report = json.loads((tmp_path / "results" / "inpainter.json").read_text())
     assert set(report["models"]) == set(evaluate.MODELS)

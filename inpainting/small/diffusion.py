@@ -55,12 +55,6 @@ def regions_of_batch(
     return region_kwargs(torch.from_numpy(masks), owners, latent_hw, levels=levels)
 
 
-def timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
-    """(count,) timesteps, denser at high noise: what a region shows is decided there."""
-    share = torch.rand(count, generator=generator) ** 0.7
-    return (share * total).long().clamp(max=total - 1)
-
-
 def loss(
     unet: UNet2DConditionModel,
     scheduler: DDIMScheduler,
@@ -74,7 +68,7 @@ def loss(
     embeddings: (b, t, width)
     """
     noise = torch.randn(known.latents.shape, generator=generator)
-    t = timesteps(len(noise), scheduler.config.num_train_timesteps, generator)
+    t = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator)
     noisy = scheduler.add_noise(known.latents, noise, t)
     x = torch.cat([noisy, known.mask, known.masked], dim=1)
     predicted = unet(

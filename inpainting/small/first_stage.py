@@ -30,6 +30,9 @@ class FirstStageConfig:
     width: int = setting(32, low=8, help="channels of every level")
     layers: int = setting(2, low=1, help="residual blocks per level")
     latent_channels: int = setting(4, low=1, help="Stable Diffusion's inpainting layout has 4")
+    scale: float = setting(
+        2.0, low=0.1, help="root mean square of the scaled latents; a solid varies half as much as the room"
+    )
     crop: int = setting(64, low=16, help="side of the training crops, pixels")
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=9000, batch=8, lr=1.5e-3, weight_decay=0.0, ema=0.99)
@@ -93,7 +96,7 @@ def train(config: FirstStageConfig, images_u8: np.ndarray, run: Path) -> tuple[A
         }
 
     seconds = fit(vae, losses, config.loop, run)
-    vae.register_to_config(scaling_factor=round(1 / deviation(vae, images_u8[:512]), 4))
+    vae.register_to_config(scaling_factor=round(config.scale / deviation(vae, images_u8[:512]), 4))
     with folder_written_whole(run / "vae") as folder:
         save_part(vae, folder)
     return vae, seconds
