@@ -63,12 +63,8 @@ def test_build_makes_the_whole_set(made: PaintingSet) -> None:
 def test_build_equals_the_real_slice(test_data: Path, tmp_path: Path) -> None:
     paintings = test_data / "data/paintings"
     raw, processed = paintings / "raw", paintings / "processed"
-    build(
-        BuildSettings(
-            raw / "images", raw / "annotations.json", raw / "llava.json", raw / "wikiart_images.csv", tmp_path,
-            roots="rule",
-        )
-    )  # fmt: skip
+    files = [raw / name for name in ("images", "annotations.json", "llava.json", "wikiart_images.csv")]
+    build(BuildSettings(*files, out_dir=tmp_path, roots="rule"))
     wanted = {name: data for name, data in tree(processed).items() if not name.endswith(".png")}
     found = tree(tmp_path)
     assert len(wanted) == 10 + 9
