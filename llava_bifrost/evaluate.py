@@ -5,7 +5,7 @@
 
 The headline is the network's single greedy answer: no re-ranking, no anchor boxes. On rendered scenes all
 rules are decided exactly (evaluate_judge.py); on a dataset file those of the instruction. Beside it stand
-controls: the same questions about another picture, one constant answer, a network that was trained blind; and,
+controls: the same questions about another picture, one constant answer, a network trained blind; and,
 on scenes, another right answer (the ceiling of every distance to one right answer) and the places of who
 overlooks third objects. 95 % bootstrap intervals.
 """
