@@ -32,7 +32,7 @@ from llava_bifrost.build_files import OutputSettings
 from llava_bifrost.build_names import Photograph, can_be_said, read_instances, unique_names
 from llava_bifrost.build_questions import Asking, Prepared, ask
 from llava_bifrost.build_records import Built
-from llava_bifrost.build_relations import RelationRules
+from llava_bifrost.build_relations import RelationRules, reaches
 from llava_bifrost.build_removal import Removal, Thresholds, remove
 
 # What decides the contents, beside the weights and the settings of the output.
@@ -151,6 +151,9 @@ class CocoSource:
         for index in order:
             if len(removals) == self.settings.targets:
                 break
+            if not self._has_anchor(photograph, index):
+                dropped.append("no relation: nothing near the target has a name of its own")
+                continue
             target, seed = photograph.objects[index], int(rng.integers(2**31))
             try:
                 found = remove(rgb_u8, index, target, self.settings.thresholds, self.eraser, seed)
@@ -158,6 +161,15 @@ class CocoSource:
             except (Rejected, ValueError) as error:
                 dropped.append(str(error) if isinstance(error, Rejected) else f"file: {error}")
         return removals
+
+    def _has_anchor(self, photograph: Photograph, index: int) -> bool:
+        """Whether something near the object has a name; saves the work on pictures with one thing."""
+        if self.settings.published:
+            return True
+        box = photograph.objects[index].box01_xyxy
+        others = [other for at, other in enumerate(photograph.objects) if at != index]
+        names = unique_names(others, self.settings.thresholds.anchor)
+        return any(reaches(box, others[at].box01_xyxy, self.settings.relations.reach) for at in names)
 
     def _candidates(self, photograph: Photograph) -> list[int]:
         """Objects that may be removed."""

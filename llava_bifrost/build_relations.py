@@ -9,6 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
+from datasets.geometry import Box01
 from datasets.relations import JUDGED, Place, gap, judge
 from ldm.config import check_settings, setting
 from llava_bifrost.phrases import PHRASES, PUBLISHED, Request
@@ -41,7 +42,10 @@ def true_facts(
     targets: the thing with each depth that may stand for it (centre, median); a fact must hold for all
     known:   relations to each anchor that are known to be true; then only these are said, and "between"
     """
-    near = {name: anchor for name, anchor in anchors.items() if _reaches(targets[0], anchor, rules.reach)}
+    box = targets[0].box01_xyxy
+    near = {
+        name: anchor for name, anchor in anchors.items() if reaches(box, anchor.box01_xyxy, rules.reach)
+    }
     singles = [word for word in JUDGED if word != "between"]
     facts: list[Fact] = []
     for name, anchor in near.items():
@@ -66,9 +70,9 @@ def _clear(word: str, target: Place, anchor: Place, rules: RelationRules) -> boo
     return word not in ("on", "above", "under") or step <= rules.same_depth
 
 
-def _reaches(target: Place, anchor: Place, reach: float) -> bool:
-    ax0, ay0, ax1, ay1 = target.box01_xyxy
-    bx0, by0, bx1, by1 = anchor.box01_xyxy
+def reaches(one: Box01, other: Box01, reach: float) -> bool:
+    """Whether two boxes are at most `reach` apart, along either axis."""
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = one, other
     return max(gap(ax0, ax1, bx0, bx1), gap(ay0, ay1, by0, by1)) <= reach
 
 
