@@ -14,7 +14,7 @@ from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.rca import install_rca
 from ldm.latents import LatentSpace
 
-WORDS = "a an the red green blue yellow cube ball cone on striped painting of very big . ,".split()
+WORDS = ("a", "an", "the", "red", "green", "blue", "cube", "ball", "cone", "on", "striped", "very", ".", ",")
 LETTERS = "abcdefghijklmnopqrstuvwxyz.,"
 
 

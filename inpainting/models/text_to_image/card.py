@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from inpainting.models.text_to_image.layout import LAYOUTS
 from inpainting.models.text_to_image.tokens import ENCODINGS
@@ -85,7 +86,7 @@ class Card:
 def resolved(options: PaintOptions, card: Card, scheduler: str, resolution: int) -> PaintOptions:
     """Options without None. scheduler, resolution: what the model's own files say."""
     sampling = card.sampling
-    wanted = {
+    wanted: dict[str, Any] = {
         "scheduler": sampling.scheduler or scheduler,
         "steps": sampling.steps,
         "guidance": sampling.guidance,

@@ -40,7 +40,10 @@ def shrink_masks(masks: Tensor, size_hw: tuple[int, int], layout: str = "coverag
     values = masks.float()
     if layout == "nearest":
         return F.interpolate(values, size=size_hw, mode="nearest") > 0.5
-    return F.adaptive_max_pool2d(values, size_hw) > 0.5
+    (high, wide), (h, w) = masks.shape[-2:], size_hw
+    if high % h or wide % w:
+        return F.adaptive_max_pool2d(values, size_hw) > 0.5
+    return F.max_pool2d(values, (high // h, wide // w)) > 0.5  # the same, faster
 
 
 def log_visibility(
