@@ -49,9 +49,7 @@ def batch_loader(data: Dataset, batches: list[list[int]], collate: Collate, work
     """Reads the examples of each batch, in up to `workers` processes."""
     unused = torch.Generator().manual_seed(0)  # the loader draws from it, no example does
     workers = min(workers, len(batches))
-    return DataLoader(
-        data, batch_sampler=batches, collate_fn=collate, num_workers=workers, generator=unused
-    )
+    return DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers, generator=unused)
 
 
 @dataclass(frozen=True)

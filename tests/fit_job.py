@@ -1,6 +1,6 @@
 """A training of a few numbers with `ldm.fit`, as a program that can be killed.
 
-    python -m tests.fit_job OUT PAUSE_PER_EXAMPLE DROPOUT [key=value ...]
+python -m tests.fit_job OUT PAUSE_PER_EXAMPLE DROPOUT [key=value ...]
 """
 
 from __future__ import annotations

@@ -1,0 +1,131 @@
+"""Fill the test paintings with a model, write prompts for them, measure the results.
+
+    python -m inpainting.models.text_to_image.test generate \
+        --config-path configs/inpainting/text_to_image/test/sd_2_inp_rca_finetuned.yaml
+    python -m inpainting.models.text_to_image.test compute --config-path FILE [--only-multi-prompt]
+    python -m inpainting.models.text_to_image.test compute --table
+
+Every verb continues where it stopped; `--shard i/n` divides the pictures between machines.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inpainting.config_path import HERE, find_config
+from inpainting.models.text_to_image import compute as measuring
+from inpainting.models.text_to_image.generate import generate, generate_repeated
+from inpainting.models.text_to_image.generate_prompts import generate_prompts
+from inpainting.models.text_to_image.settings import PaintingsConfig
+from ldm.config import load_config
+from ldm.logs import start_logging
+from ldm.options import new_app, run_app
+from ldm.shards import shard_of
+
+log = logging.getLogger(__name__)
+
+CONFIGS = HERE / "text_to_image" / "test"
+REPEATED = CONFIGS / "sd_2_inp_repeated.yaml"
+TABLE = Path("outputs/inpainting_table.md")
+
+ConfigPath = Annotated[Path, typer.Option(help="YAML file of settings", metavar="FILE")]
+NumProc = Annotated[int, typer.Option("--num-proc", "--num_proc", help="processes that share the work")]
+ProcIdx = Annotated[int, typer.Option("--proc-idx", "--proc_idx", help="which of them this is, from 0")]
+Shard = Annotated[str, typer.Option(help="i/n, the two in one")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")]
+
+
+def read(config_path: Path, overrides: Sequence[str] | None) -> PaintingsConfig:
+    return load_config(PaintingsConfig, find_config(config_path), overrides or [])
+
+
+def share(num_proc: int, proc_idx: int, shard: str) -> tuple[int, int]:
+    """(index, count) of this process."""
+    if not shard and not 0 <= proc_idx < num_proc:
+        raise ValueError(f"--proc-idx must be at least 0 and below --num-proc ({num_proc}), got {proc_idx}")
+    return shard_of(shard) if shard else (proc_idx, num_proc)
+
+
+def generate_verb(
+    config_path: ConfigPath,
+    num_proc: NumProc = 1,
+    proc_idx: ProcIdx = 0,
+    shard: Shard = "",
+    overrides: Overrides = None,
+) -> None:
+    """Fill the masked regions of the test pictures; the same command again continues."""
+    generate(read(config_path, overrides), share(num_proc, proc_idx, shard))
+
+
+def generate_prompts_verb(
+    config_path: ConfigPath,
+    num_proc: NumProc = 1,
+    proc_idx: ProcIdx = 0,
+    shard: Shard = "",
+    overrides: Overrides = None,
+) -> None:
+    """Write prompts for the masked regions of the test pictures with LLaVA-NeXT."""
+    generate_prompts(read(config_path, overrides), share(num_proc, proc_idx, shard))
+
+
+def generate_repeated_verb(
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", "--output_dir", help="folder of the pictures")
+    ] = None,
+    num_proc: NumProc = 1,
+    proc_idx: ProcIdx = 0,
+    shard: Shard = "",
+    config_path: ConfigPath = REPEATED,
+    overrides: Overrides = None,
+) -> None:
+    """Fill one region after the other (baseline)."""
+    config = read(config_path, overrides)
+    if output_dir is not None:
+        config = replace(config, output_dir=output_dir)
+    generate_repeated(config, share(num_proc, proc_idx, shard))
+
+
+def compute_verb(
+    config_path: Annotated[
+        list[Path] | None, typer.Option(help="YAML file of settings; several with --table", metavar="FILE")
+    ] = None,
+    only_multi_prompt: Annotated[
+        bool, typer.Option("--only-multi-prompt", help="pictures with two regions or more")
+    ] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="leave out missing pictures")] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="collate measured runs, by default those of all configs")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="where --table writes")] = TABLE,
+    overrides: Overrides = None,
+) -> None:
+    """Measure the filled pictures, or collate measured runs into the paper's table."""
+    if table:
+        paths = config_path or sorted(CONFIGS.glob("*.yaml"))
+        text = measuring.make_table([read(path, overrides) for path in paths], out)
+        typer.echo(text, nl=False)
+        return
+    if not config_path or len(config_path) != 1:
+        raise ValueError("--config-path: name one settings file, or ask for --table")
+    measuring.compute(read(config_path[0], overrides), only_multi_prompt, partial)
+
+
+def build_app() -> typer.Typer:
+    app = new_app("Fill the test paintings, write prompts for them, measure the results.")
+    app.command("generate")(generate_verb)
+    app.command("generate-prompts")(generate_prompts_verb)
+    app.command("generate-repeated")(generate_repeated_verb)
+    app.command("compute")(compute_verb)
+    return app
+
+
+if __name__ == "__main__":
+    start_logging()
+    sys.exit(run_app(build_app, sys.argv[1:]))

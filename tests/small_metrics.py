@@ -1,0 +1,56 @@
+"""Random weights of the networks that judge pictures, in their publishers' file layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, Dinov2Config, Dinov2Model
+
+from inpainting.small.words import make_tokenizer
+from ldm.metrics.inception import Inception
+from ldm.metrics.lpips import squeezenet
+
+
+def write_inception(path: Path) -> Path:
+    """A PyTorch file of all weights, with statistics that keep the features apart."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(Inception().state_dict(), path)
+    return path
+
+
+def write_squeezenet(path: Path) -> Path:
+    """torchvision's file: features and classifier."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights = {f"features.{key}": value for key, value in squeezenet().state_dict().items()}
+    torch.save(weights | {"classifier.1.weight": torch.zeros(1000, 512, 1, 1)}, path)
+    return path
+
+
+def write_clip(folder: Path) -> Path:
+    """A folder with model and tokenizer."""
+    tokenizer = make_tokenizer()
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = CLIPTextConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ids, **small)
+    vision = CLIPVisionConfig(image_size=32, patch_size=8, **small)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = {"text_config": text.to_dict(), "vision_config": vision.to_dict()}
+        model = CLIPModel(CLIPConfig(**parts, projection_dim=16))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_dino(folder: Path) -> Path:
+    """A folder of a small DINOv2."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = Dinov2Config(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, patch_size=7, image_size=28
+        )
+        Dinov2Model(config).save_pretrained(folder)
+    return folder
