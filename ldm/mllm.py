@@ -166,12 +166,12 @@ def generate(
     """Let the model answer a batch of prompts, its tokens chosen by `choice`; one Answer per row."""
     model: Any = mllm.model
     tokenizer = mllm.processor.tokenizer
-    inputs = to_device(batch, mllm.device, next(model.parameters()).dtype)
+    inputs = to_device(batch, mllm.device, mllm.dtype)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else choice.grammar.end
     settings = GenerationConfig(
         max_new_tokens=longest, do_sample=False, eos_token_id=choice.grammar.end, pad_token_id=pad
     )
-    with torch.inference_mode():
+    with torch.no_grad():
         rows = model.generate(**inputs, generation_config=settings, logits_processor=[choice])
     said = rows[:, inputs["input_ids"].shape[1] :].tolist()
     texts = tokenizer.batch_decode(said, skip_special_tokens=True)

@@ -52,6 +52,11 @@ class Mllm:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the pictures that it is given."""
+        return next(self.model.parameters()).dtype
+
 
 def load_mllm(folder: Path | str, device: str = "auto", dtype: str = "auto") -> Mllm:
     """A model folder, strictly: a weight that is missing, unexpected or of another shape is a ValueError.

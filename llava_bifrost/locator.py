@@ -83,6 +83,10 @@ class Locator:
     def locate_many(self, pictures_u8: Sequence[np.ndarray], instructions: Sequence[str]) -> list[Candidate]:
         """The greedy answer to each of several instructions, one picture each, as one batch."""
         questions = [self.question(text, self.understand(text)) for text in instructions]
+        return self.answer(pictures_u8, questions)
+
+    def answer(self, pictures_u8: Sequence[np.ndarray], questions: Sequence[str]) -> list[Candidate]:
+        """The greedy answer to each of several questions that are worded already, as one batch."""
         return self._ask(pictures_u8, questions, len(questions), None, 1.0)
 
     def find(self, rgb_u8: np.ndarray, name: str) -> Candidate:

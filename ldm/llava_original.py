@@ -1,0 +1,217 @@
+"""Adapters in the original LLaVA layout, merged into a transformers LLaVA folder, every tensor accounted for.
+
+Such a folder holds adapter_config.json, adapter_model.bin or .safetensors (LoRA matrices of the language
+model) and non_lora_trainables.bin (the projector). Its names differ from those of transformers, so peft would
+load nothing of it, with no more than a warning; here each tensor is used or named in an error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.checkpoints import folder_written_whole, read_json
+from ldm.weight_files import Entry, WeightFile, open_weights, write_safetensors
+
+log = logging.getLogger(__name__)
+
+# Original names, and those of transformers before 5, each as a beginning -> today's.
+RENAMES = (
+    ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
+    ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
+    ("model.vision_tower.vision_model.", "model.vision_tower."),
+    ("vision_tower.vision_model.", "model.vision_tower."),
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.lm_head.", "lm_head."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+    ("model.embed_tokens.", "model.language_model.embed_tokens."),
+    ("model.layers.", "model.language_model.layers."),
+    ("model.norm.", "model.language_model.norm."),
+    ("image_newline", "model.image_newline"),
+)
+PROJECTOR = "model.multi_modal_projector."
+_LORA = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+# Settings of peft that change what a pair of matrices means; none of LLaVA's adapters uses them.
+PLAIN = {"use_dora": False, "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none"}
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What an adapter does to one weight: W + scale B A, or a value of its own."""
+
+    sources: tuple[str, ...]  # names in the adapter's files
+    down: Tensor | None = None  # A (r, in)
+    up: Tensor | None = None  # B (out, r)
+    scale: float = 1.0
+    value: Tensor | None = None
+
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight that it changes."""
+        if self.down is not None and self.up is not None:
+            return self.up.shape[0], self.down.shape[1]
+        return tuple(self.value.shape) if self.value is not None else ()
+
+    def apply(self, weight: Tensor) -> Tensor:
+        """The changed weight, in single precision. A value with fewer rows replaces the first rows."""
+        if self.down is not None and self.up is not None:
+            return weight.float() + self.scale * (self.up.float() @ self.down.float())
+        if self.value is None:
+            raise ValueError(f"{self.sources}: neither matrices nor a value")
+        return torch.cat([self.value.float(), weight[len(self.value) :].float()])
+
+
+def today(key: str) -> str:
+    """A weight's name in any of the layouts -> its name in transformers 5."""
+    name = key.removeprefix("base_model.")
+    while name.startswith("model.model."):
+        name = name.removeprefix("model.")
+    for old, new in RENAMES:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def read_original(folder: Path) -> dict[str, Change]:
+    """The changes of an adapter folder by the name of the weight in transformers 5.
+
+    Raises ValueError for a folder of another layout, for half a pair, and for settings that are not LLaVA's.
+    """
+    settings = read_json(folder / "adapter_config.json")
+    odd = {key: settings[key] for key, plain in PLAIN.items() if settings.get(key) not in (plain, None)}
+    if odd:
+        raise ValueError(f"{folder}/adapter_config.json: {odd} is not supported; LLaVA's adapters have none")
+    rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
+    scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+    adapter = open_weights(_first(folder, "adapter_model.safetensors", "adapter_model.bin"))
+    extra = open_weights(_first(folder, "non_lora_trainables.bin", "non_lora_trainables.safetensors"))
+    changes, pairs = {}, _pairs(adapter, folder)
+    for target, (down, up) in pairs.items():
+        sources = (down, up)
+        changes[today(target + ".weight")] = Change(sources, adapter.read(down), adapter.read(up), scale)
+    for key in extra.shapes:
+        name = today(key)
+        if name in changes:
+            raise ValueError(f"{folder}: {key} and {changes[name].sources} change the same weight")
+        changes[name] = Change((key,), value=extra.read(key))
+    return changes
+
+
+def _first(folder: Path, *names: str) -> Path:
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise ValueError(f"{folder}: {names[0]} is missing; not an adapter in the original LLaVA layout")
+    return found
+
+
+def _pairs(adapter: WeightFile, folder: Path) -> dict[str, tuple[str, str]]:
+    """target -> (name of A, name of B)."""
+    halves: dict[str, dict[str, str]] = {}
+    for key in adapter.shapes:
+        found = _LORA.fullmatch(key)
+        if found is None:
+            raise ValueError(
+                f"{folder}: {key} is no LoRA matrix; not an adapter in the original LLaVA layout"
+            )
+        halves.setdefault(found[1], {})[found[2]] = key
+    single = [target for target, half in halves.items() if len(half) != 2]
+    if single:
+        raise ValueError(f"{folder}: {len(single)} LoRA matrices without their partner, such as {single[0]}")
+    return {target: (half["A"], half["B"]) for target, half in halves.items()}
+
+
+def merge_into(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
+    """Write the base folder with the adapter merged; one weight is in memory at a time. Returns the report.
+
+    base: a transformers LLaVA folder with safetensors, any of its layouts. Its other files are copied.
+    Raises ValueError if a tensor of the adapter fits no weight; then nothing is written.
+    """
+    changes = read_original(adapter)
+    files = sorted(base.glob("*.safetensors"))
+    if not files:
+        raise ValueError(
+            f"{base}: no *.safetensors; --base is a transformers LLaVA folder such as llava-1.5-7b-hf"
+        )
+    shards = {file: open_weights(file) for file in files}
+    places = {today(key): (file, key) for file, shard in shards.items() for key in shard.shapes}
+    _check_fit(changes, places, shards, adapter)
+    report: dict[str, Any] = {
+        "adapter": adapter.name,
+        "adapter_tensors": sum(len(change.sources) for change in changes.values()),
+        "lora_pairs_merged": sum(change.down is not None for change in changes.values()),
+        "weights_replaced": sorted(name for name, change in changes.items() if change.value is not None),
+        "weights_kept": len(places) - len(changes),
+    }
+    report["projector_change"] = _projector_change(changes, places, shards)
+    with folder_written_whole(out) as folder:
+        _copy_others(base, folder)
+        for file, shard in shards.items():
+            write_safetensors(folder / file.name, _entries(shard, changes), progress=True)
+        (folder / "conversion.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def _check_fit(
+    changes: Mapping[str, Change],
+    places: Mapping[str, tuple[Path, str]],
+    shards: Mapping[Path, WeightFile],
+    adapter: Path,
+) -> None:
+    unused = sorted(
+        source for name, change in changes.items() if name not in places for source in change.sources
+    )
+    if unused:
+        raise ValueError(f"{adapter}: {len(unused)} tensors fit no weight of the base, such as {unused[:3]}")
+    for name, change in changes.items():
+        file, key = places[name]
+        have, want = shards[file].shapes[key], change.shape()
+        shorter = change.value is not None and have[1:] == want[1:] and want[0] <= have[0]
+        if have != want and not shorter:
+            raise ValueError(
+                f"{adapter}: {change.sources[0]} is for a weight of shape {want}, {key} has {have}"
+            )
+
+
+def _projector_change(
+    changes: Mapping[str, Change], places: Mapping[str, tuple[Path, str]], shards: Mapping[Path, WeightFile]
+) -> float | None:
+    """Largest change of the projector; 0 means that it never had a gradient: training saw no pictures."""
+    found = []
+    for name, change in changes.items():
+        if name.startswith(PROJECTOR) and change.value is not None:
+            file, key = places[name]
+            found.append(float((change.value.float() - shards[file].read(key).float()).abs().max()))
+    if found and max(found) == 0:
+        log.warning("the projector equals the base's bit for bit: this adapter was trained without pictures")
+    return max(found) if found else None
+
+
+def _entries(shard: WeightFile, changes: Mapping[str, Change]) -> dict[str, Entry]:
+    def changed(key: str, change: Change) -> Tensor:
+        return change.apply(shard.read(key))
+
+    entries = {}
+    for key, shape in shard.shapes.items():
+        change = changes.get(today(key))
+        make = partial(shard.read, key) if change is None else partial(changed, key, change)
+        entries[key] = Entry(shape, shard.dtypes[key], make)
+    return entries
+
+
+def _copy_others(base: Path, folder: Path) -> None:
+    """Everything but weights."""
+    weights = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
+    for file in sorted(base.iterdir()):
+        if file.is_file() and file.suffix not in weights and not file.name.startswith("."):
+            shutil.copy(file, folder / file.name)

@@ -1,0 +1,111 @@
+"""Folders of locators: the released adapter merged into LLaVA, a trained adapter merged, both ready to ask.
+
+    python -m llava_bifrost.model convert --adapter models/released/bifrost_mllm \\
+        --base models/llava-1.5-7b-hf --out models/locator
+    python -m llava_bifrost.model merge --adapter runs/locator/checkpoint-500/adapter \\
+        --base models/llava-1.5-7b-hf --out models/locator
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from ldm.checkpoints import folder_written_whole
+from ldm.config import check_settings, setting
+from ldm.device import DTYPES
+from ldm.llava_original import merge_into
+from ldm.logs import start_logging
+from ldm.mllm_load import load_model, load_processor
+from ldm.mllm_lora import load_adapter, merged
+from ldm.mllm_templates import TEMPLATES
+from ldm.options import command, new_app, run_app
+from llava_bifrost.card import CARD, FULL, Card, read_card, write_card
+from llava_bifrost.location import FORMATS
+
+log = logging.getLogger(__name__)
+
+RELEASED = "Converted from the released Bifrost MLLM; its training format is not documented."
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    """The released adapter and its base."""
+
+    adapter: Path = setting(
+        help="folder in the original LLaVA layout: adapter_model.*, non_lora_trainables.bin"
+    )
+    base: Path = setting(help="transformers folder of LLaVA-1.5, such as models/llava-1.5-7b-hf")
+    out: Path = setting(FULL, help="folder to write")
+    format: str = setting("center", choices=FORMATS, help="answers it was trained to give")
+    decimals: int = setting(3, low=2, high=4, help="digits of its numbers")
+    template: str = setting("vicuna_v1", choices=tuple(TEMPLATES), help="chat template it was trained with")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """An adapter that was trained here, and its base."""
+
+    adapter: Path = setting(help="adapter folder of a run: OUT/adapter, or CHECKPOINT/adapter")
+    base: Path = setting(help="the model folder that the run started from")
+    out: Path = setting(FULL, help="folder to write")
+    dtype: str = setting("bf16", choices=tuple(DTYPES), help="number type of the merged weights")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def convert(settings: ConvertSettings) -> None:
+    """Merge the released adapter into LLaVA-1.5; every tensor is used, or nothing is written."""
+    report = merge_into(settings.base, settings.adapter, settings.out)
+    write_card(
+        settings.out, Card(settings.format, "bifrost", settings.decimals, settings.template, (), RELEASED)
+    )
+    log.info(
+        "wrote %s: all %d tensors of the adapter used, %d LoRA pairs merged, replaced: %s",
+        settings.out,
+        report["adapter_tensors"],
+        report["lora_pairs_merged"],
+        ", ".join(report["weights_replaced"]),
+    )
+
+
+def merge(settings: MergeSettings) -> None:
+    """Merge an adapter that was trained here into its base model."""
+    model: Any = load_model(settings.base, torch.float32)
+    card = read_card(settings.adapter, str(model.config.model_type))
+    if not (settings.adapter / CARD).is_file():
+        log.warning("%s has no %s; the answer format of the family is assumed", settings.adapter, CARD)
+    whole = merged(load_adapter(model, settings.adapter))
+    save_locator(whole.to(DTYPES[settings.dtype]), load_processor(settings.base), card, settings.out)
+    log.info("wrote %s", settings.out)
+
+
+def save_locator(model: Any, processor: Any, card: Card, folder: Path) -> None:
+    """A locator's folder: model, processor, card; whole or not at all."""
+    with folder_written_whole(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        write_card(partial, card)
+
+
+def build_app() -> typer.Typer:
+    """The command line."""
+    app = new_app("Folders of locators.")
+    app.command("convert")(command(ConvertSettings, convert))
+    app.command("merge")(command(MergeSettings, merge))
+    return app
+
+
+if __name__ == "__main__":
+    start_logging()
+    sys.exit(run_app(build_app, sys.argv[1:]))

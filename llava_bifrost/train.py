@@ -1,0 +1,191 @@
+"""Train a locator: LoRA on any image-and-text model, its projector at a rate of its own (paper appendix A).
+
+    python -m llava_bifrost.train configs/llava_bifrost/train.yaml [key=value ...]
+    accelerate launch -m llava_bifrost.train configs/llava_bifrost/train.yaml
+
+The run folder holds metrics.csv, validation.csv, checkpoints whose adapter/ peft reads, and at the end
+adapter/, model/ (merged, ready to ask) and check.json. The same command again continues.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ldm.config import check_settings, dump_yaml, setting
+from ldm.device import DTYPES
+from ldm.files import write_atomic
+from ldm.fit import FitConfig, fit, make_accelerator
+from ldm.logs import start_logging
+from ldm.mllm import Ask, Chat
+from ldm.mllm_load import Mllm, load_model, load_processor
+from ldm.mllm_lora import (
+    ADAPTER,
+    LoraSettings,
+    adapter_key,
+    make_trainable,
+    merged,
+    rate_of,
+    write_adapter_config,
+)
+from ldm.mllm_templates import TEMPLATES
+from ldm.options import run_app, trainer
+from ldm.resume import Layout
+from llava_bifrost.card import Card, write_card
+from llava_bifrost.check import check_answers, measure_answers
+from llava_bifrost.codec import CODECS, FAMILIES
+from llava_bifrost.dataset import LocatorData, Record, read_records
+from llava_bifrost.location import FORMATS
+from llava_bifrost.locator import Locator
+from llava_bifrost.model import save_locator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run of the locator."""
+
+    model: Path = setting(help="folder of the model to start from, such as models/llava-1.5-7b-hf")
+    data: Path = setting(help="dataset.json of `python -m llava_bifrost.build_dataset`")
+    out: Path = setting(help="run folder")
+    validation: Path | None = setting(None, help="dataset.json of held-out examples")
+    validation_samples: int = setting(200, low=1, help="held-out examples of the validation loss")
+    measured: int = setting(
+        32, low=0, help="held-out examples that are answered at each validation; 0 = none"
+    )
+    checked: int = setting(8, low=0, help="examples that are answered after training")
+    format: str = setting("center", choices=FORMATS, help="one depth (centre) or three (max, median, min)")
+    codec: str = setting("auto", choices=("auto", *CODECS), help="how boxes are written; auto: by family")
+    decimals: int = setting(3, low=2, high=4, help="digits of fractions and depths")
+    template: str = setting(
+        "auto",
+        choices=("auto", *TEMPLATES),
+        help="chat template; auto: vicuna_v1 for llava, else the model's",
+    )
+    dtype: str = setting("bf16", choices=tuple(DTYPES), help="number type of the weights that do not train")
+    gradient_checkpointing: bool = setting(True, help="recompute activations instead of keeping them")
+    projector_lr: float = setting(2e-5, low=0.0, help="learning rate of the projector")
+    lora: LoraSettings = setting(LoraSettings(), help="what is trained")
+    fit: FitConfig = setting(FitConfig(), help="the loop")
+    merge: bool = setting(True, help="write model/ at the end: the weights merged, ready to ask")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.dtype not in ("fp32", self.fit.precision):
+            raise ValueError(f"dtype={self.dtype} needs fit.precision={self.dtype}, got {self.fit.precision}")
+
+
+def train(config: TrainConfig) -> None:
+    """Train, then check that the trained locator answers; run again to continue."""
+    accelerator = make_accelerator(config.fit, config.out)
+    records = read_records(config.data)
+    held_out = [] if config.validation is None else read_records(config.validation)
+    processor = load_processor(config.model)
+    base: Any = load_model(config.model, DTYPES[config.dtype]).to(accelerator.device)
+    card = card_of(config, str(base.config.model_type))
+    model = make_trainable(prepared(base, config.gradient_checkpointing), config.lora, config.fit.seed)
+    chat = Chat(processor, TEMPLATES[card.template] if card.template else None)
+    if accelerator.is_main_process:
+        write_atomic(config.out / "config.yaml", dump_yaml(config).encode())
+        count = sum(value.numel() for value in model.parameters() if value.requires_grad)
+        log.info("%d examples, %d trained weights, codec %s", len(records), count, card.codec)
+    codec = card.make_codec()
+    validation, measured = held_out[: config.validation_samples], held_out[: config.measured]
+
+    def answers(model: nn.Module) -> dict[str, float]:
+        with accelerator.autocast():
+            return measure_answers(Locator(Mllm(model, processor, config.model), card), measured)
+
+    fit(
+        config.fit,
+        config.out,
+        model,
+        answer_loss,
+        LocatorData(records, codec, processor),
+        collate=Collate(chat),
+        held_out=LocatorData(validation, codec, processor) if validation else None,
+        measure=answers if measured else None,
+        layout=layout_of(model, card),
+        accelerator=accelerator,
+        rates=rate_of(config.fit.lr, config.projector_lr),
+    )
+    if accelerator.is_main_process:
+        finish(config, model, processor, card, held_out or records)
+
+
+def finish(config: TrainConfig, model: nn.Module, processor: Any, card: Card, records: list[Record]) -> None:
+    """Write adapter/ and model/, then ask the locator that was written."""
+    if config.lora.rank:
+        model.save_pretrained(str(config.out / "adapter"))  # type: ignore[operator]
+        write_card(config.out / "adapter", card)
+    whole = merged(model).to(DTYPES[config.dtype]).eval()
+    if config.merge or not config.lora.rank:
+        whole.config.use_cache = True
+        save_locator(whole, processor, card, config.out / "model")
+        log.info("wrote %s", config.out / "model")
+    if config.checked:
+        report = check_answers(Locator(Mllm(whole, processor, config.out), card), records[: config.checked])
+        write_atomic(config.out / "check.json", (json.dumps(report, indent=1) + "\n").encode())
+
+
+def card_of(config: TrainConfig, family: str) -> Card:
+    """How the trained locator will be asked and will answer."""
+    codec = FAMILIES.get(family, "bifrost") if config.codec == "auto" else config.codec
+    template = config.template
+    if template == "auto":
+        template = "vicuna_v1" if family == "llava" else ""
+    return Card(config.format, codec, config.decimals, template or None, (), "")
+
+
+def prepared(base: Any, gradient_checkpointing: bool) -> Any:
+    """The model ready for training: no cache, activations recomputed where asked."""
+    base.config.use_cache = False
+    if gradient_checkpointing:
+        switch = getattr(base, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
+        switch = switch or base.gradient_checkpointing_enable
+        switch({"use_reentrant": False})
+    return base
+
+
+def layout_of(model: nn.Module, card: Card) -> Layout:
+    """Checkpoints hold adapter/ as peft writes it, with the locator's card."""
+    write_config = write_adapter_config(model)
+
+    def beside(folder: Path) -> None:
+        write_config(folder / "adapter")
+        write_card(folder / "adapter", card)
+
+    return Layout(f"adapter/{ADAPTER}", adapter_key, beside)
+
+
+class Collate:
+    """Questions with answers -> model inputs with labels on the answers; tensors only."""
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
+
+    def __call__(self, asks: list[Ask]) -> dict[str, Tensor]:
+        batch = self.chat.examples(asks)
+        return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+
+
+def answer_loss(model: nn.Module, batch: Mapping[str, Tensor], seeds: list[int]) -> Tensor:
+    """Cross entropy of the answers' tokens, ()."""
+    dtype = next(value.dtype for value in model.parameters() if value.is_floating_point())
+    inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
+    return model(**inputs, use_cache=False).loss
+
+
+build_app: Callable[[], Any] = trainer(TrainConfig, train)
+
+if __name__ == "__main__":
+    start_logging()
+    sys.exit(run_app(build_app, sys.argv[1:]))
