@@ -57,6 +57,7 @@ class Models:
     device: torch.device
     dtype: torch.dtype  # of the compositor
     offload: bool = False
+    asked: tuple[str, str, bool] = ("auto", "auto", False)  # device, dtype, offload as the settings say
     locators: dict[str, Locator] = field(default_factory=dict)
     detectors: dict[str, Detector] = field(default_factory=dict)
 
@@ -109,7 +110,8 @@ def load_models(settings: ComposeSettings) -> Models:
     if card.notice:
         logger.info("%s", card.notice)
     dtype = pick_dtype(settings.dtype, device)
-    return Models(folder, card, depth_folder(settings), device, dtype, settings.offload)
+    asked = (settings.device, settings.dtype, settings.offload)
+    return Models(folder, card, depth_folder(settings), device, dtype, settings.offload, asked)
 
 
 def sampling_of(settings: ComposeSettings, card: Card) -> Sampling:

@@ -40,7 +40,7 @@ def read_sources(settings: ComposeSettings) -> Sources:
     background, item = read_picture(settings.background), read_picture(settings.object)
     target = None
     if settings.target_mask is not None:
-        target = read_mask(settings.target_mask, size=background.size)
+        target = read_mask(settings.target_mask, size=background.size) ^ settings.invert_target_mask
     depth_01 = _depth_of(settings.background_depth, background.size)
     object_depth_01 = _depth_of(settings.object_depth, item.size)
     cut, cut_by = _cut(settings, item)

@@ -72,6 +72,7 @@ class ComposeSettings:
     target_mask: Path | None = setting(
         None, help="region of the background to replace, transfer to or inpaint (white)"
     )
+    invert_target_mask: bool = setting(False, help="the black part of the target mask is painted")
     background_depth: Path | None = setting(
         None, help="depth map of the background, any resolution, bright = near; without it estimated"
     )

@@ -4,6 +4,8 @@
     python run_inference.py image --background room.png --object dog.png \\
         --instruction "Place the dog behind the sofa"
     python run_inference.py replay out.png
+    python run_inference.py batch jobs.jsonl --out outputs/batch --shard 0/4
+    python run_inference.py dreambooth --objects FOLDER --backgrounds FOLDER --out outputs/dreambooth
 
 Defaults come from configs/inference.yaml; flags override them.  `--help` after a verb lists everything.
 """
@@ -12,26 +14,30 @@ from __future__ import annotations
 
 import json as json_format
 import logging
-import os
 import sys
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from compose import ComposeSettings, Models, Result, compose, load_models, sampling_of
+from compose_batch import Outcome, read_jobs, run_jobs
+from compose_dreambooth import find_test_set, pairs
 from compose_recipe import check_unchanged, make_recipe, settings_of_recipe
-from ldm.config import setting
+from compose_save import beside, output_paths, save, with_placement
+from ldm.config import check_settings, setting, to_plain
 from ldm.denoise import Step
 from ldm.images import from_pm1, write_png
 from ldm.logs import start_logging
 from ldm.options import command, new_app, run_app
-from ldm.result import result_paths, save_result
+from ldm.result import result_paths
+from ldm.shards import shard_of
 from scripts.composite_sheet import contact_sheet
 
 logger = logging.getLogger(__name__)
+
+DEFAULTS = Path("configs/inference.yaml")
 
 
 @dataclass(frozen=True)
@@ -86,43 +92,6 @@ class Previews:
         write_png(self.folder / f"step_{step.index + 1:03d}.png", image_u8)
 
 
-def beside(out: Path, ending: str) -> Path:
-    """outputs/a.png, "_sheet.png" -> outputs/a_sheet.png"""
-    return out.with_name(out.stem + ending)
-
-
-def output_paths(out: Path, count: int, inputs: Collection[Path] = ()) -> list[Path]:
-    """One PNG per sample; refuses, before any work, a place that cannot be written or holds an input."""
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; it must name a .png file")
-    paths = [out] if count == 1 else [beside(out, f"_{index}.png") for index in range(count)]
-    targets = [beside(out, "_sheet.png"), *(target for path in paths for target in result_paths(path))]
-    for target in targets:
-        if target.is_dir():
-            raise ValueError(f"--out {out}: {target} is a folder")
-        if target.resolve() in {source.resolve() for source in inputs}:
-            raise ValueError(f"--out {out}: {target} is one of the inputs and would be overwritten")
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {out} cannot be written: {folder} is not a writable folder")
-    return paths
-
-
-def save(result: Result, index: int, path: Path) -> None:
-    """One sample: the PNG with its recipe, the JSON report beside it."""
-    recipe = {**result.recipe, "sample": index, "seed": result.seeds[index]}
-    report = {**result.report, "seed": result.seeds[index], "drift": result.report["drift"][index]}
-    save_result(path, result.images_u8[index], recipe, report, result.alpha_u8, result.icc_profile)
-
-
-def with_placement(result: Result, placement: dict[str, Any] | None) -> Result:
-    """A result that tells, like the one it repeats, how a sentence was understood."""
-    if placement is None:
-        return result
-    report = {**result.report, "placement": placement}
-    return replace(result, recipe={**result.recipe, "placement": placement}, report=report)
-
-
 def tell(settings: ImageSettings, result: Result, paths: list[Path]) -> None:
     """Say where everything is, for people or as JSON."""
     report, changed = result.report, sum(one["changed_outside"] for one in result.report["drift"])
@@ -166,10 +135,81 @@ def replay(
     logger.info("picture: %s\nreport:  %s", *result_paths(out))
 
 
+@dataclass(frozen=True, kw_only=True)
+class DreamBoothSettings:
+    """The DreamBooth test set: every object in every background."""
+
+    objects: Path = setting(help="cut-outs CONCEPT/*.png, or pictures CONCEPT.jpg with --object-masks")
+    backgrounds: Path = setting(help="NAME_GT.png with NAME_mask.png, or NAME_N.jpg with NAME_N_mask.jpg")
+    object_masks: Path | None = setting(
+        None, help="masks CONCEPT.jpg of the objects; then masks of backgrounds are black where to paint"
+    )
+    out: Path = setting(Path("outputs/dreambooth"), help="folder of the results, CONCEPT/N.png each")
+    mode: str = setting(
+        "replace", choices=("replace", "place", "inpaint", "id-transfer"), help="as in the image verb"
+    )
+    model: Path | None = setting(None, help="compositor folder, as in the image verb")
+    depth_model: Path | None = setting(None, help="depth network folder, as in the image verb")
+    seed: int = setting(0, low=0, help="every pair has a seed of its own, made of this and its name")
+    shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
+    defaults: Path | None = setting(DEFAULTS, help="YAML file of all other settings; none: the built-in ones")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        shard_of(self.shard)
+
+
+def batch(
+    jobs: Annotated[
+        Path,
+        typer.Argument(
+            help="JSONL: one job a line, the setting names of the image verb and a name", metavar="JOBS"
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="folder of the results, NAME.png and NAME.json each", metavar="PATH")
+    ] = Path("outputs/batch"),
+    shard: Annotated[
+        str, typer.Option(help="i/n: this machine makes every n-th composite from the i-th", metavar="I/N")
+    ] = "0/1",
+    defaults: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of settings below those of the jobs", metavar="FILE"),
+    ] = DEFAULTS,
+    root: Annotated[
+        Path, typer.Option(help="folder that relative paths in the jobs start from", metavar="FOLDER")
+    ] = Path("."),
+) -> None:
+    """Make all composites of a job file. Run again to continue; what is done stays.
+
+    All jobs are checked first. A job that fails is recorded and the rest goes on; the exit code is then 1.
+    """
+    shard_of(shard)
+    finish(run_jobs(read_jobs(jobs, defaults, root), out, shard), out)
+
+
+def run_dreambooth(settings: DreamBoothSettings) -> None:
+    """Compose every object of the DreamBooth test set into every background. Run again to continue."""
+    found = find_test_set(settings.objects, settings.backgrounds, settings.object_masks)
+    given = {name: getattr(settings, name) for name in ("mode", "model", "depth_model")}
+    jobs = pairs(found, to_plain(given), settings.defaults, settings.seed)
+    finish(run_jobs(jobs, settings.out, settings.shard), settings.out)
+
+
+def finish(outcome: Outcome, out: Path) -> None:
+    """Say how it went; exit code 1 where something failed."""
+    logger.info("%s: %d made, %d were there, %d failed", out, outcome.made, outcome.kept, outcome.failed)
+    if outcome.failed:
+        logger.error("reasons: %s/failed-*.json; the same command tries these again", out)
+        raise typer.Exit(1)
+
+
 def build_app() -> typer.Typer:
     app = new_app("Put objects into pictures: at a box, at a depth, behind what is nearer.")
     app.command("image")(command(ImageSettings, run_image, Path("configs/inference.yaml")))
     app.command("replay")(replay)
+    app.command("batch")(batch)
+    app.command("dreambooth")(command(DreamBoothSettings, run_dreambooth))
     return app
 
 
