@@ -40,7 +40,7 @@ def small_tokenizer(folder: Path, length: int = 77) -> CLIPTokenizer:
 def small_unet(seed: int = 0, **changes: object) -> UNet2DConditionModel:
     torch.manual_seed(seed)
     settings = {
-        "sample_size": 16, "in_channels": 9, "out_channels": 4, "cross_attention_dim": 16,
+        "sample_size": 8, "in_channels": 9, "out_channels": 4, "cross_attention_dim": 16,
         "attention_head_dim": [2, 2, 2], "block_out_channels": [16, 16, 16], "layers_per_block": 1,
         "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
