@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import typer
 from tqdm.auto import tqdm
 
@@ -140,7 +139,7 @@ def measure(settings: ClipSettings, pairs: Pairs) -> None:
     if not scores:
         raise ValueError("there is no picture with a text to score")
     mean = float(np.mean(scores))
-    typer.echo(f"Final score: {torch.tensor(mean)}")
+    typer.echo(f"Final score: {mean}")
     if settings.out is not None:
         # A mean over so many pairs is normal; a bootstrap would only cost memory.
         spread = WIDTH * float(np.std(scores, ddof=1)) / len(scores) ** 0.5 if len(scores) > 1 else 0.0

@@ -164,12 +164,12 @@ def checked_name(name: str) -> str:
 
 def entity_folders(entities_dir: Path) -> list[str]:
     """The stems in a folder of entities, sorted."""
-    if not entities_dir.is_dir():
-        raise ValueError(
-            f"no folder {entities_dir}; `python -m inpainting.data.ops make-entities-dataset` makes it"
-        )
-    found = (one for one in entities_dir.iterdir() if one.is_dir() and not one.name.startswith("."))
-    return sorted(one.name for one in found)
+    there = sorted(entities_dir.iterdir()) if entities_dir.is_dir() else []
+    found = [one.name for one in there if one.is_dir() and not one.name.startswith(".")]
+    if not found:
+        command = f"python -m inpainting.data.ops {MAKE_ENTITIES}"
+        raise ValueError(f"{entities_dir} holds no folder of a picture; `{command}` makes them")
+    return found
 
 
 def set_aside(path: Path) -> Path:
