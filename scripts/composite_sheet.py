@@ -20,12 +20,15 @@ from tqdm.auto import tqdm
 
 from compose import ComposeSettings, Models, Result, compose, load_models
 from compose_recipe import settings_of_recipe
+from compose_save import with_placement
 from compose_settings import DEPTH_MODES, depth_folder, model_folder
 from datasets.geometry import box_to_pixels
 from ldm.images import write_png
 from ldm.logs import start_logging
 from ldm.options import run_app, single_app
 from ldm.sheet import grid
+from llava_bifrost.draw import draw_candidates
+from llava_bifrost.location import Candidate, Location
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,18 @@ TITLES = [
 def contact_sheet(result: Result) -> np.ndarray:
     """One row per sample, (H, W, 3) uint8."""
     labels = [f"seed {seed}" for seed in result.seeds]
+    labels[0] = f"{labels[0]} {said(result)}".strip()
     return grid([row_of(result, index) for index in range(len(result.seeds))], TITLES, labels)
+
+
+def said(result: Result) -> str:
+    """The sentence and what the locator made of it; nothing where a box was given."""
+    placement = result.report.get("placement")
+    if placement is None:
+        return ""
+    chosen = placement["candidates"][placement["chosen"]]
+    box = ", ".join(f"{value:.2f}" for value in chosen["box"])
+    return f'"{placement["instruction"]}" box {box} depth {chosen["depth"]:.2f}'
 
 
 def row_of(result: Result, index: int = 0) -> list[np.ndarray]:
@@ -53,7 +67,7 @@ def row_of(result: Result, index: int = 0) -> list[np.ndarray]:
     x0, y0, x1, y1 = result.pair.crop.box_xyxy
     fused[y0:y1, x0:x1] = layers.depth_01
     return [
-        with_box(inputs.background_u8, result.report["box"]),
+        where(result),
         on_white(inputs.reference_u8, inputs.reference_mask),
         gray(inputs.background_depth_01),
         gray(fused),
@@ -61,6 +75,22 @@ def row_of(result: Result, index: int = 0) -> list[np.ndarray]:
         result.painted_u8[index],
         result.images_u8[index],
     ]
+
+
+def where(result: Result) -> np.ndarray:
+    """The background with the box, or with all places that a locator proposed and the things it knew."""
+    placement, background_u8 = result.report.get("placement"), result.inputs.background_u8
+    if placement is None:
+        return with_box(background_u8, result.report["box"])
+    order = [placement["chosen"], *range(len(placement["candidates"]))]
+    listed = [placement["candidates"][index] for index in dict.fromkeys(order)]
+    return draw_candidates(background_u8, [candidate_of(one) for one in listed])
+
+
+def candidate_of(plain: dict[str, Any]) -> Candidate:
+    """A proposal as a recipe holds it."""
+    location = Location(tuple(plain["box"]), plain["depth"], plain["far"], plain["near"])
+    return Candidate(location, plain["log_probability"], plain["text"], plain["score"])
 
 
 def with_box(image_u8: np.ndarray, box01: list[float]) -> np.ndarray:
@@ -168,11 +198,16 @@ def make(
         raise ValueError("give either pictures made by run_inference.py, or --cases FILE")
     if cases is not None:
         jobs = [(case["id"], settings_of_case(case, root, model, depth_model)) for case in read_cases(cases)]
+        placements: list[dict[str, Any] | None] = [None] * len(jobs)
     else:
-        jobs = [(picture.stem, settings_of_recipe(picture)[0]) for picture in pictures or []]
+        recipes = [settings_of_recipe(picture) for picture in pictures or []]
+        jobs = [(picture.stem, one[0]) for picture, one in zip(pictures or [], recipes, strict=True)]
+        placements = [recipe.get("placement") for _, recipe in recipes]
     rows, labels = [], []
-    for name, result in compose_all(jobs):
+    for (name, result), placement in zip(compose_all(jobs), placements, strict=True):
+        result = with_placement(result, placement)
         rows += [row_of(result, index) for index in range(len(result.seeds))]
+        name = f"{name} {said(result)}".strip()
         labels += [name if index == 0 else f"seed {seed}" for index, seed in enumerate(result.seeds)]
         changed = sum(one["changed_outside"] for one in result.report["drift"])
         visible = 100 * result.report["visible_fraction"]

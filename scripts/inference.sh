@@ -1,18 +1,20 @@
 #!/bin/sh
 # Composes the documented example (the box is given, the depth is found), or pictures of your own.
 #   sh scripts/inference.sh [more options of `run_inference.py image`]
+#   sh scripts/inference.sh --instruction "Place the pyramid to the left of the striped orange prism"
 #   sh scripts/inference.sh --background room.png --object dog.png --box 0.4,0.5,0.7,0.9 --out out.png
 # As soon as --background or --config is given, nothing of the example is used.
 set -eu
 . "$(dirname -- "$0")/setup.sh"
 example=assets/examples/pyramid
 
-own= model=
+own= model= sentence=
 for argument in "$@"; do
     case $argument in
     --background | --background=* | --config | --config=*) own=yes ;;
     --help) own=yes model=yes ;;
     --model | --model=*) model=yes ;;
+    --instruction | --instruction=*) sentence=yes ;;
     esac
 done
 
@@ -29,8 +31,12 @@ then
 fi
 if [ -z "$own" ]; then
     [ -e "$example/room.png" ] || missing "$example" ".venv/bin/python -m scripts.make_examples"
+    if [ -n "$sentence" ]; then
+        set -- --anchors "$example/anchors.json" "$@"
+    else
+        set -- --box 0.28,0.01,0.68,0.64 "$@"
+    fi
     set -- --background "$example/room.png" --object "$example/object.png" \
-        --background-depth "$example/room_depth.png" --box 0.28,0.01,0.68,0.64 \
-        --out outputs/inference/composite.png "$@"
+        --background-depth "$example/room_depth.png" --out outputs/inference/composite.png "$@"
 fi
 exec "$VENV_PY" run_inference.py image "$@"
