@@ -32,6 +32,7 @@ RENAMES = (
     ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
     ("model.vision_tower.vision_model.", "model.vision_tower."),
     ("vision_tower.vision_model.", "model.vision_tower."),
+    ("vision_tower.", "model.vision_tower."),
     ("language_model.model.", "model.language_model."),
     ("language_model.lm_head.", "lm_head."),
     ("model.lm_head.", "lm_head."),
