@@ -1,4 +1,8 @@
-"""Questions from rendered scenes: the picture without the object, its box, depth and relations are exact."""
+"""Questions from rendered scenes: the picture without the object, its box, depth and relations are exact.
+
+Where the full view was rendered, further questions place something new on the same picture, at a place where
+it stands, fits and touches nothing (world_questions.py).
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,20 @@ from datasets.readers import folder
 from datasets.relations import DEPTH_STEP, Place
 from datasets.rendered import shard_files
 from datasets.scenes.batch import SceneFacts
+from datasets.scenes.describe import SceneOptions
 from datasets.scenes.store import SCENES_PER_SHARD, Shard, read_facts, read_shard
 from ldm.config import check_settings, setting, to_plain
 from ldm.shards import shard_of
 from llava_bifrost.build_files import OutputSettings
 from llava_bifrost.build_records import Built, Sample, rounded_place
 from llava_bifrost.build_relations import RelationRules, choose_facts, true_facts, word_request
-from llava_bifrost.location import Location
+from llava_bifrost.location import Location, satisfies
 from llava_bifrost.phrases import Request
+from llava_bifrost.world_data import scene_options, world_of
+from llava_bifrost.world_questions import place_questions
 
 TRIES = 4  # per question: the same sentence is not asked twice
-DECISIVE = ("questions", "replace", "visible", "area", "relations")
+DECISIVE = ("questions", "replace", "placements", "visible", "area", "relations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,7 @@ class ScenesBuild(OutputSettings):
     scenes: Path = setting(help="folder of shards made by `python -m datasets.scenes render`")
     questions: int = setting(3, low=0, help="most different Place questions of a scene")
     replace: int = setting(1, low=0, help="Replace questions of a scene, about solids that stand free")
+    placements: int = setting(3, low=0, help="Place questions of a scene about new things; full views only")
     visible: float = setting(0.4, low=0, high=1, help="least visible share of a solid that is named")
     area: float = setting(0.004, low=0, high=1, help="least share of the picture of a solid that is named")
     relations: RelationRules = setting(
@@ -55,6 +63,9 @@ class SceneSource:
                  if len(facts) != SCENES_PER_SHARD]  # fmt: skip
         if short:
             raise ValueError(f"{short[0]} holds fewer than {SCENES_PER_SHARD} scenes; render the folder anew")
+        self.options = scene_options(self.files[0])
+        if settings.placements and self.options.window != "full":
+            raise ValueError(f"placements: {settings.scenes} shows parts of scenes; set placements to 0")
 
     def names(self) -> list[str]:
         return [scene_name(fact.seed) for facts in self.facts for fact in facts]
@@ -70,10 +81,13 @@ class SceneSource:
         return read_shard(self.files[indices[0] // SCENES_PER_SHARD])
 
     def finish(self, prepared: Shard) -> list[Built]:
-        return [
-            scene_questions(fact, prepared.image_u8[row], prepared.without_u8[row], self.settings)
-            for row, fact in enumerate(prepared.facts)
-        ]
+        built = []
+        for row, fact in enumerate(prepared.facts):
+            without_u8 = prepared.without_u8[row]
+            one = scene_questions(fact, prepared.image_u8[row], without_u8, self.settings)
+            more = new_things(fact, without_u8, self.options, self.settings)
+            built.append(Built(one.name, [*one.samples, *more], one.dropped))
+        return built
 
 
 def scene_name(seed: int) -> str:
@@ -110,6 +124,25 @@ def scene_questions(
         asked_for = Request(fact.names[index], replace=True)
         samples.append(Sample(f"{name}-r{count}", f"{name}.png", image_u8, asked_for, there, {}, "scenes"))
     return Built(name, samples, [] if requests else ["no relation: no solid that is seen is related"])
+
+
+def new_things(
+    fact: SceneFacts, without_u8: np.ndarray, options: SceneOptions, settings: ScenesBuild
+) -> list[Sample]:
+    """Questions that place things which the scene never had on the picture (h, w, 3) without the solid."""
+    if not settings.placements:
+        return []
+    world, name = world_of(fact, options).without(fact.removed), scene_name(fact.seed)
+    asked = place_questions(world, np.random.default_rng((settings.seed, fact.seed, 1)), settings.placements)
+    samples = []
+    for count, one in enumerate(asked):
+        anchors = {fact.names[index]: solid_place(fact, index) for index in one.named}
+        if all(satisfies(one.answer, one.request, anchors).values()):  # also to the digits that are kept
+            picture = f"{name}_without.png"
+            samples.append(
+                Sample(f"{name}-n{count}", picture, without_u8, one.request, one.answer, anchors, "scenes")
+            )
+    return samples
 
 
 def _is_seen(fact: SceneFacts, index: int, settings: ScenesBuild) -> bool:
