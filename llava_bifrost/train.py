@@ -38,9 +38,9 @@ from ldm.mllm_lora import (
 from ldm.mllm_templates import TEMPLATES
 from ldm.options import run_app, trainer
 from ldm.resume import Layout
-from llava_bifrost.card import Card, write_card
+from llava_bifrost.card import CARD, Card, read_card, write_card
 from llava_bifrost.check import check_answers, measure_answers
-from llava_bifrost.codec import CODECS, FAMILIES
+from llava_bifrost.codec import CODECS
 from llava_bifrost.dataset import LocatorData, Record, read_records
 from llava_bifrost.location import FORMATS
 from llava_bifrost.locator import Locator
@@ -137,12 +137,14 @@ def finish(config: TrainConfig, model: nn.Module, processor: Any, card: Card, re
 
 
 def card_of(config: TrainConfig, family: str) -> Card:
-    """How the trained locator will be asked and will answer."""
-    codec = FAMILIES.get(family, "bifrost") if config.codec == "auto" else config.codec
-    template = config.template
+    """How the trained locator will be asked and will answer; `auto` follows the folder's card, if it has one."""
+    known = read_card(config.model, family)
+    template: str | None = config.template
     if template == "auto":
-        template = "vicuna_v1" if family == "llava" else ""
-    return Card(config.format, codec, config.decimals, template or None, (), "")
+        original = family == "llava" and not (config.model / CARD).is_file()
+        template = "vicuna_v1" if original else known.template
+    codec = known.codec if config.codec == "auto" else config.codec
+    return Card(config.format, codec, config.decimals, template, known.names, known.notice)
 
 
 def prepared(base: Any, gradient_checkpointing: bool) -> Any:

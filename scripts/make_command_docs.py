@@ -23,6 +23,7 @@ from ldm.config import flag_name, to_plain
 from ldm.files import write_atomic
 from ldm.options import run_app, single_app
 from ldm.schema import flat_settings, members, range_name, section_of, type_name
+from scripts.painting_commands import PAINTING_COMMANDS
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,32 @@ COMMANDS = (
         note="Train the small locator stage by stage; run again to continue. " + TRAINER,
     ),
     Command(
+        "python -m llava_bifrost.train CONFIG.yaml [key=value ...]",
+        "llava_bifrost.train:TrainConfig",
+        keys=True,
+        note="Train a locator from any model that sees; the same command again continues. " + TRAINER,
+    ),
+    Command(
+        'python -m llava_bifrost.predict image --image FILE --instruction "Place the X behind the Y"',
+        "llava_bifrost.predict:ImageSettings",
+        note="Ask a locator for places in one picture.",
+    ),
+    Command(
+        "python -m llava_bifrost.predict jsonl --jobs FILE",
+        "llava_bifrost.predict:JobSettings",
+        note="Ask a locator many questions; answers are appended, run again to continue.",
+    ),
+    Command(
+        "python -m llava_bifrost.model convert --adapter FOLDER --base FOLDER --out FOLDER",
+        "llava_bifrost.model:ConvertSettings",
+        note="The released Bifrost MLLM, original LLaVA layout -> a locator folder.",
+    ),
+    Command(
+        "python -m llava_bifrost.model merge --adapter FOLDER --base FOLDER --out FOLDER",
+        "llava_bifrost.model:MergeSettings",
+        note="An adapter that was trained here -> a locator folder.",
+    ),
+    Command(
         "python -m llava_bifrost.evaluate --model FOLDER --out FILE",
         "llava_bifrost.evaluate:EvaluateSettings",
         note="Does a locator's answer satisfy the sentence, in this picture? Beside controls.",
@@ -144,6 +171,10 @@ COMMANDS = (
         "python -m llava_bifrost.build_dataset merge --out FOLDER",
         "llava_bifrost.build_dataset:MergeSettings",
         note="Put the shards of several machines together.",
+    ),
+    *(
+        Command(f"python -m inpainting.data.{line}", f"inpainting.data.{schema}", note=note)
+        for line, schema, note in PAINTING_COMMANDS
     ),
     Command("python run_dataset_debug.py --source NAME --out FILE", function="run_dataset_debug:debug"),
     Command(
@@ -216,7 +247,9 @@ def section(command: Command) -> str:
 def name_of(line: str) -> str:
     """The program and its verb: "python -m cldm.first_stage C" -> "cldm.first_stage"."""
     words = line.removeprefix("python ").removeprefix("-m ").split(" ")
-    return " ".join(words[:2] if words[1:] and words[1].islower() and words[1].isalpha() else words[:1])
+    verb = words[1] if words[1:] else ""
+    spoken = verb.islower() and verb[:1].isalpha() and verb.replace("-", "").isalnum()
+    return " ".join(words[:2] if spoken else words[:1])
 
 
 def load(named: str) -> Any:

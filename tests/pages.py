@@ -28,6 +28,7 @@ TRAINERS = {
     "scripts.train_depth": "scripts.train_depth:TrainDepthConfig",
     "inpainting.small.train": "inpainting.small.train:TrainConfig",
     "llava_bifrost.small.train": "llava_bifrost.small.train:LocatorTraining",
+    "llava_bifrost.train": "llava_bifrost.train:TrainConfig",
 }
 # Commands with verbs or options: program -> the functions that would do the work.
 WORKERS = {
@@ -36,6 +37,16 @@ WORKERS = {
     "cldm.evaluate": ["run"],
     "inpainting.small.evaluate": ["run"],
     "llava_bifrost.evaluate": ["run"],
+    "inpainting.data.downloader": ["fetch_annotations", "fetch_images"],
+    "inpainting.data.ops": [
+        *("build", "annotate_images_command", "caption_masks_command", "extract_noun_chunk_roots"),
+        *("make_masks_dataset", "make_entities_dataset", "train_val_test_split"),
+        *("llava_annotations_to_folder", "llava_annotations_to_entity_annotations"),
+    ],
+    "inpainting.data.dci_ops": [
+        *("make_masks_dataset", "make_entities_dataset", "to_lowercase", "train_val_test_split"),
+    ],
+    "inpainting.data.eval": ["evaluate_global", "evaluate_local"],
     "cldm.convert": ["anydoor", "bifrost", "sd21", "dinov2", "dpt", "export"],
     "ldm.registry": ["list_models", "show", "where", "pull", "register", "verify"],
     "ldm.doctor": ["report"],
@@ -43,6 +54,8 @@ WORKERS = {
     "scripts.make_tiny_bundle": ["compositor", "depth", "locator", "inpainter"],
     "run_dataset_debug": ["debug"],
     "ldm.precompute_depth": ["command"],
+    "llava_bifrost.predict": ["run_image", "run_jobs"],
+    "llava_bifrost.model": ["convert", "merge"],
     "llava_bifrost.build_dataset": ["build_coco", "build_scenes", "merge_shards"],
     "datasets.uvo_process": ["process"],
     "scripts.composite_sheet": ["make"],
@@ -121,6 +134,11 @@ def rehearse_script(script: str, arguments: list[str], monkeypatch: Any) -> list
         named = arguments[:1] if arguments[:1] and arguments[0].endswith(".yaml") else []
         rest = arguments[len(named) :]
         return [configured(TRAINERS["run_train_bifrost"], [*(named or ["configs/tiny/bifrost.yaml"]), *rest])]
+    if script == "scripts/train_llava.sh":
+        named = arguments[:1] if arguments[:1] and arguments[0].endswith(".yaml") else []
+        rest = arguments[len(named) :]
+        own = named or ["configs/llava_bifrost/train.yaml"]
+        return [configured(TRAINERS["llava_bifrost.train"], [*own, *rest])]
     if script in ("scripts/demo.sh", "scripts/inference.sh"):
         return called("run_inference", ["image", "--config", "configs/demo.yaml", *arguments], monkeypatch)
     return []

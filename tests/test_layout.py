@@ -30,6 +30,8 @@ SCHEMAS: dict[str, str] = {
     "configs/inference.yaml": "run_inference:ImageSettings",
     "configs/models.yaml": "ldm.models:Registry",
     "configs/demo.yaml": "run_inference:ImageSettings",
+    "configs/llava_bifrost/train.yaml": "llava_bifrost.train:TrainConfig",
+    "configs/llava_bifrost/train_smoke.yaml": "llava_bifrost.train:TrainConfig",
     "configs/llava_bifrost/build_coco.yaml": "llava_bifrost.build_coco:CocoBuild",
     "configs/llava_bifrost/build_published.yaml": "llava_bifrost.build_coco:CocoBuild",
     "configs/llava_bifrost/build_scenes.yaml": "llava_bifrost.build_scenes:ScenesBuild",
