@@ -40,7 +40,7 @@ class FetchSettings:
 
     out_dir: Path = setting(Path("data"), help="folder that gets the three files")
     copies: tuple[Path, ...] = setting(
-        (), aliases=("--from",), help="files, archives or folders fetched elsewhere; nothing is downloaded"
+        (), aliases=("--from",), help="--from FILE: files, archives or folders fetched elsewhere, no download"
     )
     repository: str = setting(REPOSITORY, help="owner/name")
     revision: str = setting(REVISION, help="commit; full hash")
