@@ -150,11 +150,10 @@ def run(config: EvaluateSettings) -> dict[str, Any]:
     locator = load_locator(config.model, config.device)
     blind = load_locator(config.blind, config.device) if config.blind else None
     scenes = config.dataset is None
-    cases = (
-        scene_cases(config.data, config.scenes, config.seed)
-        if scenes
-        else dataset_cases(config.dataset, config.scenes)
-    )
+    if config.dataset is None:
+        cases = scene_cases(config.data, config.scenes, config.seed)
+    else:
+        cases = dataset_cases(config.dataset, config.scenes)
     result: dict[str, Any] = {"settings": to_plain(config), "place": {}, "replace": {}}
     texts, drawn = [], b""
     for kind in ("place", "replace"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from tqdm import tqdm
@@ -20,7 +21,8 @@ def scene_options(file: Path) -> SceneOptions:
     """The options with which the scenes of a shard were sampled, read from its header."""
     with safe_open(file, "numpy") as shard:
         plain = json.loads(json.loads(shard.metadata()[HEADER])["recipe"])["options"]
-    return SceneOptions(**{key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()})
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
+    return SceneOptions(**values)
 
 
 def read_worlds(data: Path) -> list[World]:

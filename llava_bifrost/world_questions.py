@@ -175,7 +175,7 @@ class Pool:
         self.stray = stray_table(mine, others)
         self.table["on"] = np.where(hosts[:, None] == np.array(here), self.table["on"], -1)
         self.stacked = np.stack([self.table[name] for name in SINGLE])  # (relations, k, m)
-        self.possible = dict(zip(SINGLE, (self.stacked > 0).any(1), strict=True))
+        self.possible = {name: (self.table[name] > 0).any(0) for name in SINGLE}
         self.between = between_table(self.table, mine, others)
         self.between_stray = between_stray(mine, others)
         border = np.minimum(box[:, :2].min(1), 1 - box[:, 2:].max(1)) / 0.05
@@ -204,17 +204,18 @@ class Pool:
         """The proposal for which all clauses (relation, columns of its anchors) hold most plainly."""
         slack, stray = self.comfort, np.zeros(len(self.comfort))
         for name, at in clauses:
-            table, far = (self.table, self.stray) if len(at) == 1 else (self.between, self.between_stray)
-            key = (slice(None), *at)
-            slack = np.minimum(slack, table[name][key] if isinstance(table, dict) else table[key])
-            stray = stray + (far[name][key] if isinstance(far, dict) else far[key])
+            if name == "between":
+                here, far = self.between[:, at[0], at[1]], self.between_stray[:, at[0], at[1]]
+            else:
+                here, far = self.table[name][:, at[0]], self.stray[name][:, at[0]]
+            slack, stray = np.minimum(slack, here), stray + far
         liking = 2 * np.minimum(slack, 1) - stray / len(clauses) + NOISE * rng.random(len(slack))
         found = int(np.argmax(np.where(slack > 0, liking, -np.inf)))
         return found if slack[found] > 0 else None
 
     def _second(self, rng: np.random.Generator, true: np.ndarray, first: int) -> tuple[str, int] | None:
         """Another clause that holds for some of the proposals for which the first does."""
-        both = (self.stacked[:, true] > 0).any(1)  # (relations, m)
+        both = np.array((self.stacked[:, true] > 0).any(1))  # (relations, m)
         both[:, first] = False
         found = np.argwhere(both)
         if not len(found):

@@ -32,13 +32,14 @@ class Places:
     @classmethod
     def of(cls, box: np.ndarray, d: np.ndarray, far: np.ndarray, near: np.ndarray) -> Places:
         """box (n, 4), d, far, near (n,)."""
-        return cls(*box.T, d, far, near)
+        x0, y0, x1, y1 = box.T
+        return cls(x0, y0, x1, y1, d, far, near)
 
     @classmethod
     def answered(cls, box: np.ndarray, d: np.ndarray) -> Places:
         """From boxes and centre depths alone, with the extent that `Location.place` gives them."""
         half = MIN_EXTENT + EXTENT_PER_SIZE * np.sqrt((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]))
-        return cls(*box.T, d, np.maximum(d - half, 0), np.minimum(d + half, 1))
+        return cls.of(box, d, np.maximum(d - half, 0), np.minimum(d + half, 1))
 
     def spread(self, axis: int) -> Places:
         """With one more axis, for all pairs."""

@@ -63,7 +63,7 @@ def train_answers(
             asked = ask(bank, index, view, flip, rng, SLOTS, most, patches.shape[1])
             states = states_of(model, patches * (0.0 if blind else 1.0), asked)
             total, measures = answer_loss(model, states, asked)
-        if look:
+        if look and looking.weights is not None:
             attended, mass = look_loss(looking.weights, asked, batch)
             total = total + look * attended
             measures["look"] = mass.mean().item()

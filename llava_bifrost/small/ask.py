@@ -45,7 +45,7 @@ class Asked:
 def ask(bank: Bank, index: np.ndarray, view: np.ndarray, flip: np.ndarray, rng: np.random.Generator,
         slots: tuple[range, ...], most: tuple[int, ...], patches: int) -> Asked:  # fmt: skip
     """Draw up to most[i] questions from the bank's rows slots[i] for each picture, and pack them."""
-    rows = []
+    rows: list[tuple[np.ndarray, ...]] = []
     for scene, v, turned in zip(index, view, flip, strict=True):
         length = bank.length[scene, v]
         chosen = [
@@ -83,8 +83,8 @@ def _packed(rows: list[tuple[np.ndarray, ...]], patches: int) -> Asked:
             asked.append((i, at - 1))
     row, end = torch.tensor(np.array(asked, np.int64)).T
     look_row, look_at, look_solid = torch.tensor(np.array(looks, np.int64)).T
-    arrays = (torch.from_numpy(values) for values in (tokens, block, position))
-    return Asked(*arrays, row, end, look_row, look_at, look_solid)
+    packed = [torch.from_numpy(values) for values in (tokens, block, position)]
+    return Asked(packed[0], packed[1], packed[2], row, end, look_row, look_at, look_solid)
 
 
 def block_mask(block: Tensor) -> Tensor:

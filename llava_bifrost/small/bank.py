@@ -9,6 +9,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -59,7 +60,8 @@ def open_bank(data: Path, cache: Path, seed: int) -> Bank:
 
 def _write(path: Path, arrays: dict[str, np.ndarray], recipe: str) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, recipe=np.array(recipe), **arrays)
+    every: dict[str, Any] = {"recipe": np.array(recipe), **arrays}
+    np.savez_compressed(buffer, **every)
     write_all_atomic({path: buffer.getvalue()})
 
 
@@ -83,7 +85,7 @@ def picture_questions(world: World, rng: np.random.Generator) -> list[Question |
 def encode_questions(questions: list[Question | None]) -> dict[str, np.ndarray]:
     """Rows of a Bank for one picture."""
     count = len(questions)
-    found = {
+    found: dict[str, np.ndarray] = {
         "tokens": np.full((count, TOKENS), VOCABULARY.index(PAD), np.int16),
         "length": np.zeros(count, np.int8),
         "named": np.full((count, 2), -1, np.int8),
@@ -96,9 +98,11 @@ def encode_questions(questions: list[Question | None]) -> dict[str, np.ndarray]:
     rows = _TOKENIZER(texts, add_special_tokens=False).input_ids if texts else []
     for (row, question), ids in zip(asked, rows, strict=True):
         names = question.request.anchors or (question.request.target,)
-        found["tokens"][row, : len(ids)], found["length"][row] = ids, len(ids)
+        found["tokens"][row, : len(ids)] = ids
+        found["length"][row] = len(ids)
         for slot, (solid, at) in enumerate(zip(question.named, _ends(ids, names), strict=True)):
-            found["named"][row, slot], found["named_at"][row, slot] = solid, at
+            found["named"][row, slot] = solid
+            found["named_at"][row, slot] = at
     return found
 
 

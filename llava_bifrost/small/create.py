@@ -1,4 +1,7 @@
-"""A new small LLaVA of stock parts: CLIP vision transformer, two-layer projector, Llama.
+"""A new small LLaVA of stock parts: hybrid vision transformer, two-layer projector, Llama.
+
+The vision tower is that of DPT-Hybrid: a ResNet makes the tokens of a short transformer. A plain transformer
+on patches needs several times as many pictures.
 
 The first weights matter at this size: with the library's standard deviation of 0.02 attention stays flat.
 """
@@ -10,11 +13,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import DPTConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, ResNetConfig
 
 from ldm.config import check_settings, setting
 from llava_bifrost.small.vocabulary import IMAGE, NUMBERS, VOCABULARY
 
+PATCH = 16  # pixels per image token and side: the ResNet's stride
 NUMBER_BLUR = 4.0  # bins; neighbouring numbers start with similar rows
 
 
@@ -23,32 +27,39 @@ class SmallConfig:
     """Sizes of the network. 2.7 M parameters as they stand."""
 
     image: int = setting(128, help="side of the picture, pixels", low=32)
-    patch: int = setting(16, help="side of a patch, pixels", low=4)
     width: int = setting(160, help="channels of the vision transformer and of the language model", low=16)
     heads: int = setting(5, help="attention heads of both", low=1)
-    vision_layers: int = setting(4, help="layers of the vision transformer", low=1)
+    stages: tuple[int, int, int] = setting((32, 64, 128), help="channels of the ResNet's three stages", low=8)
+    blocks: tuple[int, int, int] = setting((2, 2, 2), help="blocks of each of them", low=1)
+    vision_layers: int = setting(2, help="layers of the vision transformer", low=1)
     layers: int = setting(4, help="layers of the language model", low=2)
     hidden: int = setting(432, help="channels within the language model's gated layers", low=16)
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.image % self.patch:
-            raise ValueError(f"image must be a multiple of patch, got {self.image} and {self.patch}")
+        if self.image % PATCH:
+            raise ValueError(f"image must be a multiple of {PATCH}, got {self.image}")
         if self.width % (2 * self.heads):
             raise ValueError(f"width must be a multiple of 2 heads, got {self.width} and {self.heads}")
 
     @property
     def patches(self) -> int:
         """Image tokens per picture."""
-        return (self.image // self.patch) ** 2
+        return (self.image // PATCH) ** 2
 
 
 def llava_config(config: SmallConfig) -> LlavaConfig:
     """The stock configuration: last vision layer, class token dropped."""
-    vision = CLIPVisionConfig(
-        hidden_size=config.width, intermediate_size=4 * config.width, num_hidden_layers=config.vision_layers,
-        num_attention_heads=config.heads, image_size=config.image, patch_size=config.patch, hidden_act="gelu",
-        projection_dim=config.width,
+    side = config.image // PATCH
+    convolutions = ResNetConfig(
+        embedding_size=config.stages[0], hidden_sizes=list(config.stages), depths=list(config.blocks),
+        layer_type="basic", out_features=["stage1", "stage2", "stage3"],
+    )  # fmt: skip
+    vision = DPTConfig(
+        is_hybrid=True, backbone_config=convolutions,
+        backbone_featmap_shape=[1, config.stages[2], side, side], hidden_size=config.width, intermediate_size=4 * config.width, num_hidden_layers=config.vision_layers,
+        num_attention_heads=config.heads, image_size=config.image, patch_size=PATCH, hidden_act="gelu",
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     text = LlamaConfig(
         vocab_size=len(VOCABULARY), hidden_size=config.width, intermediate_size=config.hidden,

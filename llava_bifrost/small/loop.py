@@ -117,6 +117,8 @@ class Stage:
                         self.save()
                         last_save = time.monotonic()
             finally:
+                if recent:
+                    self._log(recent)
                 self.save()
 
     def _step(self, loss: Loss) -> dict[str, float]:

@@ -34,7 +34,6 @@ def save_locator(
 ) -> None:
     """Write the whole folder, or nothing."""
     half = copy.deepcopy(model).to(torch.float16)
-    half.set_attn_implementation("sdpa")
     tokenizer = make_tokenizer()
     half.generation_config.update(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,

@@ -27,8 +27,8 @@ class Seeing(nn.Module):
 def train_vision(
     model: LlavaForConditionalGeneration, scenes: Scenes, train: np.ndarray, settings: StageSettings,
     out: Path, seed: int,
-) -> Stage:  # fmt: skip
-    """Train on the scenes with the indices `train`; returns the finished stage."""
+) -> tuple[Seeing, Stage]:  # fmt: skip
+    """Train on the scenes with the indices `train`; returns the finished stage with its module."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         seeing = Seeing(model)
@@ -45,7 +45,7 @@ def train_vision(
 
     if not stage.load():
         stage.run(loss)
-    return stage
+    return seeing, stage
 
 
 @torch.inference_mode()

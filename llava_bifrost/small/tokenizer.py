@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from llava_bifrost.small.create import SmallConfig
+from llava_bifrost.small.create import PATCH, SmallConfig
 from llava_bifrost.small.vocabulary import BEGIN, END, IMAGE, PAD, TAIL, UNKNOWN, VOCABULARY, WORDS
 
 MEAN, DEVIATION = 0.5, 0.25  # of pixels in [0, 1]
@@ -65,6 +65,6 @@ def make_processor(config: SmallConfig, tokenizer: PreTrainedTokenizerFast) -> L
         image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3,
     )  # fmt: skip
     return LlavaProcessor(
-        image_processor=pixels, tokenizer=tokenizer, patch_size=config.patch,
+        image_processor=pixels, tokenizer=tokenizer, patch_size=PATCH,
         vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=CHAT,
     )  # fmt: skip

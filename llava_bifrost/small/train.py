@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ldm.config import check_settings, dump_yaml, setting
 from ldm.files import write_atomic
@@ -21,7 +22,7 @@ from ldm.options import run_app, trainer
 from llava_bifrost.small.answer import Answering, train_answers
 from llava_bifrost.small.bank import open_bank
 from llava_bifrost.small.cache import open_scenes
-from llava_bifrost.small.create import SmallConfig, create_locator
+from llava_bifrost.small.create import PATCH, SmallConfig, create_locator
 from llava_bifrost.small.loop import StageSettings
 from llava_bifrost.small.save import save_locator
 from llava_bifrost.small.see import measure_vision, train_vision
@@ -54,16 +55,17 @@ def run(config: LocatorTraining) -> None:
     """All stages, each from its checkpoint where there is one; then the folder of the model."""
     config.out.mkdir(parents=True, exist_ok=True)
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
-    scenes = open_scenes(config.data, config.out / "cache", config.model.patch)
+    scenes = open_scenes(config.data, config.out / "cache", PATCH)
     order = np.arange(len(scenes))
     train, held_out = order[: -config.held_out], order[-config.held_out :]
     model = create_locator(config.model, config.seed)
+    model.model.vision_tower.to(memory_format=torch.channels_last)
     model.set_attn_implementation("eager")  # twice as fast as sdpa in bfloat16 on a CPU
-    see = train_vision(model, scenes, train, config.vision, config.out, config.seed)
-    gates = {"vision": measure_vision(model, see.module.read, scenes, held_out)}
+    seeing, see = train_vision(model, scenes, train, config.vision, config.out, config.seed)
+    gates = {"vision": measure_vision(model, seeing.read, scenes, held_out)}
     log.info("vision: %s", gates["vision"])
     bank = open_bank(config.data, config.out / "cache", config.seed)
-    answering = Answering(model, see.module.read)
+    answering = Answering(model, seeing.read)
     stages = [see]
     for name, settings, most, look in (
         ("matching", config.matching, (0, 4), config.look[0]),

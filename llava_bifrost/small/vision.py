@@ -23,7 +23,7 @@ from llava_bifrost.small.vocabulary import COLOUR_WORDS, PATTERN_NAMES, SHAPE_WO
 OWNED = 0.25  # a patch belongs to the solid that covers most of it, if that is more than this share
 UNSURE = 0.1  # patches with a larger share of unknown owners do not count
 SECTIONS = (len(SHAPE_WORDS), len(COLOUR_WORDS), len(PATTERN_NAMES), 5, 1, 1)  # 5: cx, cy, w, h, d
-BOX_WEIGHT, DEPTH_WEIGHT, SCALE_WEIGHT = 8.0, 4.0, 0.02
+BOX_WEIGHT, DEPTH_WEIGHT, SCALE_WEIGHT = 20.0, 10.0, 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +95,13 @@ def recoloured(pixels_u8: np.ndarray, rng: np.random.Generator | None) -> np.nda
 
 
 def normalised(pixels_01: np.ndarray) -> Tensor:
-    """(b, h, w, 3) in [0, 1] -> (b, 3, h, w), the processor's mean 0.5 and deviation 0.25 taken out."""
-    return torch.from_numpy((pixels_01 - 0.5) / 0.25).permute(0, 3, 1, 2).contiguous()
+    """(b, h, w, 3) in [0, 1] -> (b, 3, h, w), mean 0.5 and deviation 0.25 taken out as the processor does."""
+    return torch.from_numpy((pixels_01 - 0.5) / 0.25).permute(0, 3, 1, 2)
 
 
 def project(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     """(b, 3, h, w) -> projected patches (b, p, c), as the language model gets them."""
-    states = model.model.vision_tower(pixels).last_hidden_state[:, 1:]
+    states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
     return model.model.multi_modal_projector(states)
 
 
