@@ -137,7 +137,7 @@ def finish(config: TrainConfig, model: nn.Module, processor: Any, card: Card, re
 
 
 def card_of(config: TrainConfig, family: str) -> Card:
-    """How the trained locator will be asked and will answer; `auto` follows the folder's card, if it has one."""
+    """How the trained locator is asked and answers; `auto` follows the card of the start, if it has one."""
     known = read_card(config.model, family)
     template: str | None = config.template
     if template == "auto":

@@ -21,12 +21,12 @@ from ldm.mllm_load import load_model
 from ldm.mllm_lora import LoraSettings, is_projector, load_adapter, make_trainable, merged
 from ldm.options import run_app
 from llava_bifrost.build_records import Sample, make_record
-from llava_bifrost.card import read_card
-from llava_bifrost.dataset import read_records
-from llava_bifrost.location import Location, Request, format_answer
+from llava_bifrost.card import Card, read_card, write_card
+from llava_bifrost.dataset import LocatorData, read_records
+from llava_bifrost.location import Location, Request
 from llava_bifrost.locator import load_locator
 from llava_bifrost.model import build_app as model_app
-from llava_bifrost.train import TrainConfig, build_app, train
+from llava_bifrost.train import TrainConfig, build_app, card_of, train
 from tests.small_mllm import build_small, small_folder
 
 LONGER = ("llava_next", "qwen3_vl", "smolvlm")  # what they add is covered by the other tests of families
@@ -109,8 +109,6 @@ def test_each_family_trains_and_answers(family: str, data: Path, tmp_path: Path)
 
 
 def asks_of(data: Path, locator: Any) -> list[Any]:
-    from llava_bifrost.dataset import LocatorData
-
     items = LocatorData(read_records(data), locator.codec, locator.mllm.processor)
     return [items[0], items[1]]
 
@@ -235,35 +233,6 @@ def test_adapters_of_other_models_are_refused(tmp_path: Path):
         load_adapter(build_small("llava")[0], tmp_path)
 
 
-def test_records(data: Path, tmp_path: Path):
-    records = read_records(data)
-    assert len(records) == 12
-    assert records[1].request == Request("dog", (("behind", "sofa"),))
-    values = json.loads(data.read_text())
-
-    def refused(change: Any, said: str) -> None:
-        broken = json.loads(json.dumps(values[:2]))
-        change(broken[1])
-        path = data.with_name("broken.json")
-        path.write_text(json.dumps(broken))
-        with pytest.raises(ValueError, match=said):
-            read_records(path)
-
-    refused(
-        lambda r: r["conversations"][0].update(value="Place the cat behind the bed"), "record 1: .*looking"
-    )
-    refused(lambda r: r.update(image="none.png"), "none.png is neither in")
-    refused(lambda r: r.pop("conversations"), "record 1: needs id")
-    refused(lambda r: (r.pop("meta"), r["conversations"][1].update(value="[0.1]")), "4 box numbers")
-    plain = json.loads(json.dumps(values[1]))
-    plain.pop("meta")
-    path = data.with_name("plain.json")
-    path.write_text(json.dumps([plain]))
-    (record,) = read_records(path)
-    assert format_answer(record.location) == plain["conversations"][1]["value"]
-    assert record.request == records[1].request
-
-
 def test_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     base = small_folder("llava", tmp_path / "base")
     settings = config(base, data, tmp_path / "run", steps=1)
@@ -274,3 +243,14 @@ def test_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run_app(build_app, [str(path), "dtype=bf16"]) == 2
     assert "dtype=bf16 needs fit.precision=bf16" in capsys.readouterr().err
     assert run_app(build_app, [str(path), "codec=xml"]) == 2
+
+
+def test_settings_follow_the_card_of_the_start(data: Path, tmp_path: Path):
+    base = small_folder("llava_words", tmp_path / "base")
+    plain = config(base, data, tmp_path / "run")
+    assert card_of(plain, "llava") == Card(template="vicuna_v1")
+    write_card(base, Card(decimals=2, names=("dog",), notice="small"))
+    taken = card_of(TrainConfig(**{**vars(plain), "decimals": 2}), "llava")
+    assert taken == Card(decimals=2, names=("dog",), notice="small")
+    assert card_of(plain, "qwen2_5_vl").template is None
+    assert card_of(TrainConfig(**{**vars(plain), "codec": "square"}), "llava").codec == "square"
