@@ -1,4 +1,4 @@
-"""Rows of docs/commands.md about the painting data: (words after python -m inpainting.data, settings, note)."""
+"""Painting data in docs/commands.md: (words after `python -m inpainting.data.`, settings, note) per verb."""
 
 PAINTING_COMMANDS: tuple[tuple[str, str, str], ...] = (
     (

@@ -1,102 +1,24 @@
-"""Pictures and annotation files from a server on this machine, with damage, refusals and interruptions."""
+"""Pictures from a server on this machine, with damage, refusals and interruptions."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import http.server
 import io
-import json
-import threading
-import time
-import zipfile
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from inpainting.data.downloader import build_app
-from inpainting.data.fetch import HASHES, REVISION, FetchSettings, fetch_annotations
 from inpainting.data.pictures import ImageSettings, fetch_images, image_address, pause
 from ldm.options import run_app
-
-COLUMNS = "file_name,url,modifier,split\n"
-
-
-def jpeg(seed: int, mode: str = "RGB") -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((80, 60)).convert(mode).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-TABLE = COLUMNS + "a.jpg,http://127.0.0.1:9/a.jpg,Large,train\n"
-ANNOTATIONS = {"a.jpg": {"description": "Question: ? Answer: x", "entities": {}}}
-CAPTIONS = {"a": {"mask_0": "The image shows a dog."}}
-
-
-def archive() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("annotations.json", json.dumps(ANNOTATIONS))
-        file.writestr("llava.json", json.dumps(CAPTIONS))
-        file.writestr("__MACOSX/._llava.json", b"\0\1")
-    return buffer.getvalue()
-
-
-ARCHIVE = archive()
-
-
-def pointer(data: bytes) -> bytes:
-    digest = hashlib.sha256(data).hexdigest()
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(data)}\n".encode()
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves `files`; a path may have bad luck first: codes to answer with, or "short", "slow", "hang up"."""
-
-    files: dict[str, bytes] = {}
-    luck: dict[str, list[int | str]] = {}
-    asked: Counter[str] = Counter()
-
-    def do_GET(self) -> None:
-        self.asked[self.path] += 1
-        fate = self.luck.get(self.path, [])
-        luck = fate.pop(0) if len(fate) > 1 or (fate and fate[0] != "always") else None
-        if isinstance(luck, int):
-            self.send_error(luck)
-            return
-        data = self.files.get(self.path)
-        if data is None:
-            self.send_error(404)
-            return
-        if luck == "hang up":
-            self.connection.close()
-            return
-        if luck == "slow":
-            time.sleep(0.4)
-        start = int(self.headers.get("Range", "bytes=0-")[6:-1])
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        self.wfile.write(data[start : len(data) // 2] if luck == "short" else data[start:])
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+from tests.loopback import COLUMNS, Server, jpeg, serving
 
 
 @pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch):
-    for name, empty in (("files", {}), ("luck", {}), ("asked", Counter())):
-        monkeypatch.setattr(Server, name, empty)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    server.handle_error = lambda *_: None  # a client that gives up is part of the tests
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    yield from serving(monkeypatch)
 
 
 def table(path: Path, address: str, names: list[str]) -> Path:
@@ -210,98 +132,3 @@ def test_damaged_pictures_are_found_and_fetched_again(address: str, tmp_path: Pa
 def test_waits_grow_and_are_bounded() -> None:
     assert [pause(1.0, number, lambda: 1.0) for number in (1, 2, 3, 20)] == [1.0, 2.0, 4.0, 60.0]
     assert pause(1.0, 3, lambda: 0.0) == 2.0
-
-
-def annotations(address: str, out: Path, **more: object) -> FetchSettings:
-    where = {
-        "raw_url": address + "/raw/{repository}/{revision}/{path}",
-        "repository": "o/n",
-        "revision": "abc",
-    }
-    return FetchSettings(out, lfs_url=address + "/lfs/{path}", **where, **more)  # type: ignore[arg-type]
-
-
-def serve(zipped: bytes = ARCHIVE, listed: bytes = TABLE.encode()) -> None:
-    Server.files["/raw/o/n/abc/data/annotations.zip"] = zipped
-    Server.files["/raw/o/n/abc/data/wikiart_images.csv"] = listed
-
-
-def check(out: Path) -> None:
-    assert json.loads((out / "annotations.json").read_text()) == ANNOTATIONS
-    assert json.loads((out / "llava.json").read_text()) == CAPTIONS
-    assert (out / "wikiart_images.csv").read_text() == TABLE
-    assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["annotations.json", "llava.json", "wikiart_images.csv", HASHES]
-    )
-
-
-def test_annotation_files_with_their_hashes(address: str, tmp_path: Path) -> None:
-    serve()
-    fetch_annotations(annotations(address, tmp_path / "data"))
-    check(tmp_path / "data")
-    hashes = json.loads((tmp_path / "data" / HASHES).read_text())
-    assert hashes["wikiart_images.csv"] == {
-        "sha256": hashlib.sha256(TABLE.encode()).hexdigest(),
-        "from": "o/n@abc",
-    }
-    Server.asked.clear()
-    fetch_annotations(annotations(address, tmp_path / "data"))
-    assert not Server.asked
-    assert len(REVISION) == 40  # a commit, not a branch that moves
-
-
-def test_git_lfs_pointers_are_followed(address: str, tmp_path: Path) -> None:
-    serve(pointer(ARCHIVE), pointer(TABLE.encode()))
-    Server.files |= {"/lfs/data/annotations.zip": ARCHIVE, "/lfs/data/wikiart_images.csv": TABLE.encode()}
-    Server.luck["/lfs/data/annotations.zip"] = ["short"]
-    fetch_annotations(annotations(address, tmp_path / "data"))
-    check(tmp_path / "data")
-
-
-def test_what_a_pointer_promises_is_checked(address: str, tmp_path: Path) -> None:
-    serve(pointer(ARCHIVE))
-    Server.files["/lfs/data/annotations.zip"] = ARCHIVE[:-1] + b"?"
-    with pytest.raises(ValueError, match=r"SHA-256 is .*expected .*fetch-annotations --from FILE"):
-        fetch_annotations(annotations(address, tmp_path / "data"))
-    assert not (tmp_path / "data/annotations.json").exists()
-
-
-def test_a_missing_or_damaged_file_names_the_way_by_hand(address: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"HTTP 404 .*github.com/o/n.*--from FILE"):
-        fetch_annotations(annotations(address, tmp_path / "data"))
-    serve(ARCHIVE[: len(ARCHIVE) // 2])
-    with pytest.raises(ValueError, match="not a readable archive"):
-        fetch_annotations(annotations(address, tmp_path / "data"))
-    serve(ARCHIVE, b"name,split\n")
-    with pytest.raises(ValueError, match="no column file_name"):
-        fetch_annotations(annotations(address, tmp_path / "data"))
-    assert not list((tmp_path / "data").glob("*"))
-    serve()
-    fetch_annotations(annotations(address, tmp_path / "data"))
-    check(tmp_path / "data")
-
-
-@pytest.mark.parametrize("given", ["files", "archive", "folder"])
-def test_copies_by_hand(tmp_path: Path, given: str, capsys: pytest.CaptureFixture[str]) -> None:
-    stick = tmp_path / "stick"
-    stick.mkdir()
-    (stick / "annotations.zip").write_bytes(ARCHIVE)
-    (stick / "wikiart_images.csv").write_text(TABLE)
-    if given == "files":
-        (stick / "annotations.json").write_text(json.dumps(ANNOTATIONS))
-        (stick / "llava.json").write_text(json.dumps(CAPTIONS))
-    names = {"files": ["annotations.json", "llava.json"], "archive": ["annotations.zip"]}.get(given)
-    copies = [stick] if names is None else [stick / name for name in [*names, "wikiart_images.csv"]]
-    flags = [text for copy in copies for text in ("--from", str(copy))]
-    assert run_app(build_app, ["fetch-annotations", "--out-dir", str(tmp_path / "data"), *flags]) == 0
-    check(tmp_path / "data")
-    (stick / "pointer.csv").write_bytes(pointer(b"x"))
-    arguments = [
-        "fetch-annotations",
-        "--out-dir",
-        str(tmp_path / "data"),
-        "--from",
-        str(stick / "pointer.csv"),
-    ]
-    assert run_app(build_app, arguments) == 2
-    assert "is a Git LFS pointer" in capsys.readouterr().err

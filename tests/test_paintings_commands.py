@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ from inpainting.data import dci_ops, downloader, ops
 from inpainting.data import eval as judge
 from inpainting.small.words import make_tokenizer, save_tokenizer
 from ldm.options import run_app
+from tests.loopback import Server, serving
 from tests.painting_set import PAINTINGS, REGIONS, PaintingSet, tree, write_set
 from tests.small_mllm import small_folder
-from tests.test_downloader import Server, address  # noqa: F401
 
 PROGRAMS: dict[str, Callable] = {
     f"inpainting.data.{name}": program.build_app
@@ -73,6 +73,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    yield from serving(monkeypatch)
+
+
+@pytest.fixture
 def made(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> PaintingSet:
     """The set; the working folder is its root, which holds the models under their published names too."""
     made = write_set(tmp_path)
@@ -120,7 +125,7 @@ def test_the_published_order_with_own_captions(made: PaintingSet) -> None:
     assert document["mask_0"]["caption"] == captions_module.clean_caption(raw["hugo_village"]["mask_0"])
 
 
-def test_download_as_published(made: PaintingSet, address: str) -> None:  # noqa: F811
+def test_download_as_published(made: PaintingSet, address: str) -> None:
     sent = {path.name: path.read_bytes() for path in made.images.iterdir()}
     Server.files.update({f"/{name}!Large.jpg": data for name, data in sent.items()})
     made.table.write_text(made.table.read_text().replace("http://127.0.0.1:9", address))
