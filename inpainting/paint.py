@@ -119,11 +119,7 @@ def read_inputs(settings: PaintSettings) -> tuple[Picture, list[Region]]:
     if len(settings.masks) != len(settings.prompts) or not settings.masks:
         paired(settings.masks, settings.prompts)  # type: ignore[arg-type]
     picture = read_picture(settings.image)
-    masks = []
-    for path in settings.masks:
-        masks.append(read_mask(path, size=picture.size))
-        if not masks[-1].any():
-            raise ValueError(f"mask {path} is empty: no pixel is set")
+    masks = [read_mask(path, size=picture.size) for path in settings.masks]
     return picture, paired(masks, settings.prompts, settings.negatives)
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from inpainting.models.text_to_image.card import Card
+from inpainting.models.text_to_image.card import Card, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.rca import install_rca
 from ldm.latents import LatentSpace
 
 WORDS = ("a", "an", "the", "red", "green", "blue", "cube", "ball", "cone", "on", "striped", "very", ".", ",")
+QUICK = PaintOptions(scheduler="ddim", steps=2, guidance=3.0)
 LETTERS = "abcdefghijklmnopqrstuvwxyz.,"
 
 
@@ -81,3 +83,18 @@ def small_inpainter(folder: Path, autoencoder: str = "kl", card: Card = Card()) 
     config = {"_class_name": "PNDMScheduler", **dict(scheduler.config)}
     text_encoder = small_text_encoder(tokenizer)
     return Inpainter(install_rca(unet), space.eval(), text_encoder, tokenizer, config, card)
+
+
+def picture(h: int, w: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
+
+
+def box(h: int, w: int, y0: float, y1: float, x0: float, x1: float) -> np.ndarray:
+    mask = np.zeros((h, w), bool)
+    mask[round(y0 * h) : round(y1 * h), round(x0 * w) : round(x1 * w)] = True
+    return mask
+
+
+def two(h: int, w: int) -> list[tuple[np.ndarray, str]]:
+    left, right = box(h, w, 0.1, 0.6, 0.1, 0.45), box(h, w, 0.4, 0.9, 0.5, 0.95)
+    return [(left, "a red cube"), (right, "a green striped ball")]
