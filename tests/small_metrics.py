@@ -8,6 +8,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, Dinov2Config, Dinov2Model
 
 from inpainting.small.words import make_tokenizer
+from ldm.metrics.clip_resnet import ResnetClip
 from ldm.metrics.inception import Inception
 from ldm.metrics.lpips import squeezenet
 
@@ -43,6 +44,20 @@ def write_clip(folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_resnet_clip(path: Path) -> Path:
+    """A small CLIP with a ResNet under the names of OpenAI's file, with CLIP's whole vocabulary."""
+    sizes = {f"visual.layer{n}.0.conv1.weight": (8, 8, 1, 1) for n in (1, 2, 3, 4)}
+    sizes |= {"visual.attnpool.positional_embedding": (5, 256), "transformer.resblocks.0.ln_1.weight": (64,)}
+    sizes |= {"text_projection": (64, 12), "positional_embedding": (77, 64)}
+    sizes |= {"token_embedding.weight": (49408, 64)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ResnetClip({name: torch.zeros(size) for name, size in sizes.items()})
+        network.text_projection.data.normal_()
+        torch.save(network.state_dict() | {"input_resolution": torch.tensor(224)}, path)
+    return path
 
 
 def write_dino(folder: Path) -> Path:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ldm.metrics.clip import BAD, GOOD, Clip, quality
+from ldm.metrics.clip_resnet import AttentionPool, load_resnet_clip
 from ldm.metrics.dino import Dino, square
 from ldm.metrics.frechet import frechet_distance, kernel_distance
 from ldm.metrics.inception import Inception, load_inception, resize_like_tensorflow
@@ -19,7 +20,13 @@ from ldm.metrics.intervals import centred_interval, percentile_interval, summary
 from ldm.metrics.likeness import decibels, psnr_over, squared_error
 from ldm.metrics.lpips import Lpips, load_lpips, squeezenet
 from ldm.metrics.weights import hash_of, read_weight_file
-from tests.small_metrics import write_clip, write_dino, write_inception, write_squeezenet
+from tests.small_metrics import (
+    write_clip,
+    write_dino,
+    write_inception,
+    write_resnet_clip,
+    write_squeezenet,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -132,6 +139,37 @@ def test_clip_squeezes_pictures_and_cuts_long_texts(tmp_path: Path):
     shares = clip.quality([wide, wide[:, ::-1]])
     logits = 100 * images @ clip.texts([GOOD, BAD]).T
     assert np.allclose(shares, torch.tensor(logits).softmax(-1)[:, 0], atol=1e-4)
+
+
+def test_quality_by_a_resnet_takes_pictures_of_any_size(tmp_path: Path):
+    network = load_resnet_clip(write_resnet_clip(tmp_path / "RN50.pt"))
+    pictures = [RNG.integers(0, 256, size, np.uint8) for size in ((64, 96, 3), (100, 64, 3))]
+    found = network.quality(pictures)
+    images, texts = (F.normalize(one, dim=-1) for one in network.features(pictures))
+    expected = (100 * images @ texts.T).softmax(-1)[:, 0]
+    assert np.allclose(found, expected.detach().numpy(), atol=1e-4)
+    assert np.allclose(network.quality(pictures[1:]), found[1:], atol=1e-5)
+    with pytest.raises(ValueError, match="not the weights of a CLIP with a ResNet"):
+        load_resnet_clip(write_squeezenet(tmp_path / "squeezenet.pth"))
+
+
+def test_attention_pool_is_attention_of_the_mean():
+    """Against torch's own attention, with every place as a query."""
+    pool = AttentionPool(5, 64, 6)
+    x = torch.randn(2, 64, 2, 3)
+    places = torch.cat([x.flatten(2).mean(2, keepdim=True), x.flatten(2)], 2).permute(2, 0, 1)
+    parts = (pool.q_proj, pool.k_proj, pool.v_proj)
+    read, _ = F.multi_head_attention_forward(
+        places, places, places, 64, 1, None, torch.cat([part.bias for part in parts]), None, None, False, 0.0,
+        pool.c_proj.weight, pool.c_proj.bias, use_separate_proj_weight=True, need_weights=False,
+        q_proj_weight=pool.q_proj.weight, k_proj_weight=pool.k_proj.weight, v_proj_weight=pool.v_proj.weight,
+    )  # fmt: skip
+    assert torch.allclose(pool(x), read[0], atol=1e-5)
+
+
+def test_scripts_are_read_for_their_weights(tmp_path: Path):
+    torch.jit.save(torch.jit.script(nn.Linear(2, 3)), tmp_path / "script.pt")
+    assert read_weight_file(tmp_path / "script.pt")["weight"].shape == (3, 2)
 
 
 def test_quality_is_a_probability_without_overflow():

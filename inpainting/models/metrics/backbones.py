@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from ldm.config import check_settings, setting
 from ldm.metrics.clip import Clip
+from ldm.metrics.clip_resnet import ResnetClip, load_resnet_clip
+from ldm.metrics.found import Found
 from ldm.metrics.inception import load_inception
 from ldm.metrics.lpips import Lpips, load_lpips
-from ldm.metrics.weights import hash_of
-
-log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,22 +27,28 @@ class BackboneFiles:
         Path("models/squeezenet_lpips/squeezenet1_1-b8a52dc0.pth"), help="SqueezeNet 1.1 of LPIPS"
     )
     clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIPSim")
-    clip_iqa: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIP-IQA")
+    clip_iqa: Path = setting(
+        Path("models/clip_iqa/RN50.pt"),
+        help="CLIP of CLIP-IQA: OpenAI's RN50.pt (published), or a CLIP folder",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
 
 
+def open_judge(path: Path, device: torch.device) -> Clip | ResnetClip:
+    """A CLIP that tells good pictures from bad ones, by folder or by weight file."""
+    return Clip.load(path, device) if path.is_dir() else load_resnet_clip(path, device)
+
+
 @dataclass
-class Backbones:
-    """The networks that were found. used: name -> file and hashes; skipped: name -> why."""
+class Backbones(Found):
+    """The networks that were found."""
 
     inception: nn.Module | None = None
     lpips: Lpips | None = None
     clip: Clip | None = None
-    clip_iqa: Clip | None = None
-    used: dict[str, dict[str, Any]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
+    clip_iqa: Clip | ResnetClip | None = None
 
     @classmethod
     def load(cls, files: BackboneFiles, device: torch.device) -> Backbones:
@@ -58,19 +59,5 @@ class Backbones:
         )
         found.lpips = found.get("squeezenet", files.squeezenet, lambda path: load_lpips(path).to(device))
         found.clip = found.get("clip", files.clip, lambda path: Clip.load(path, device))
-        same = files.clip_iqa == files.clip and found.clip is not None
-        found.clip_iqa = found.get(
-            "clip_iqa", files.clip_iqa, lambda path: found.clip if same else Clip.load(path, device)
-        )
+        found.clip_iqa = found.get("clip_iqa", files.clip_iqa, lambda path: open_judge(path, device))
         return found
-
-    def get(self, name: str, path: Path, load: Callable[[Path], T]) -> T | None:
-        try:
-            network = load(path)
-            self.used[name] = {"path": path.as_posix(), "sha256": hash_of(path)}
-            return network
-        except (ValueError, OSError) as error:
-            self.skipped[name] = " ".join(str(error).split())
-            log.warning("skipped: %s: %s", name, self.skipped[name])
-            return None
-

@@ -1,0 +1,174 @@
+"""CLIP with a ResNet, as published for CLIP-IQA: pictures of any size, no positions in the last pooling.
+
+The weight file is OpenAI's RN50.pt (a TorchScript archive, of which only the weights are taken) or the same
+weights as safetensors; sizes follow from it.
+Legend: b pictures, h w pixels, t tokens, c channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.metrics.clip import MEAN, STD, quality
+from ldm.metrics.weights import fill, read_weight_file
+
+HEAD = 64  # channels of one attention head
+GROWTH = 4  # output channels of a block per inner channel
+# CLIP's tokens of "Good photo." and "Bad photo.", between beginning and end.
+GOOD_IDS, BAD_IDS = (49406, 886, 1125, 269, 49407), (49406, 2103, 1125, 269, 49407)
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+
+
+class Bottleneck(nn.Module):
+    """Residual block that shrinks by averaging, so that nothing is skipped."""
+
+    def __init__(self, before: int, inner: int, stride: int) -> None:
+        super().__init__()
+        after = GROWTH * inner
+        self.conv1, self.bn1 = nn.Conv2d(before, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = nn.Conv2d(inner, after, 1, bias=False), nn.BatchNorm2d(after)
+        self.stride = stride
+        self.downsample: nn.Sequential | None = None
+        if stride > 1 or before != after:
+            self.downsample = nn.Sequential()
+            self.downsample.add_module("0", nn.Conv2d(before, after, 1, bias=False))
+            self.downsample.add_module("1", nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        y = self.bn3(self.conv3(self.shrink(y)))
+        return F.relu(y + (x if self.downsample is None else self.downsample(self.shrink(x))))
+
+    def shrink(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.stride) if self.stride > 1 else x
+
+
+class AttentionPool(nn.Module):
+    """Attention of the mean to all places; the positions that the file holds are not added (CLIP-IQA)."""
+
+    def __init__(self, places: int, width: int, after: int) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.zeros(places, width))
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.c_proj = nn.Linear(width, after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c')."""
+        places = x.flatten(2).transpose(1, 2)  # (b, h w, c)
+        mean = places.mean(1, keepdim=True)
+        places = torch.cat([mean, places], 1)
+        q, k, v = self.q_proj(mean), self.k_proj(places), self.v_proj(places)
+        q, k, v = (one.unflatten(-1, (-1, HEAD)).transpose(1, 2) for one in (q, k, v))
+        read = F.scaled_dot_product_attention(q, k, v)  # (b, heads, 1, HEAD)
+        return self.c_proj(read.transpose(1, 2).flatten(1))
+
+
+class Resnet(nn.Module):
+    """The picture side."""
+
+    def __init__(self, width: int, blocks: Sequence[int], places: int, after: int) -> None:
+        super().__init__()
+        sizes = ((3, width // 2), (width // 2, width // 2), (width // 2, width))
+        for number, (inside, outside) in enumerate(sizes, 1):
+            stride = 2 if number == 1 else 1
+            self.add_module(f"conv{number}", nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False))
+            self.add_module(f"bn{number}", nn.BatchNorm2d(outside))
+        before = width
+        for number, count in enumerate(blocks, 1):
+            inner = width * 2 ** (number - 1)
+            rest = [Bottleneck(GROWTH * inner, inner, 1) for _ in range(count - 1)]
+            first = Bottleneck(before, inner, 1 if number == 1 else 2)
+            self.add_module(f"layer{number}", nn.Sequential(first, *rest))
+            before = GROWTH * inner
+        self.attnpool = AttentionPool(places, before, after)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(b, 3, h, w) normalised -> (b, c)."""
+        x = pixels
+        for number in (1, 2, 3):
+            x = F.relu(self.get_submodule(f"bn{number}")(self.get_submodule(f"conv{number}")(x)))
+        x = F.avg_pool2d(x, 2)
+        for number in (1, 2, 3, 4):
+            x = self.get_submodule(f"layer{number}")(x)
+        return self.attnpool(x)
+
+
+class TextBlock(nn.Module):
+    """One layer of the text side."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, width // HEAD, batch_first=True)
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
+        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        inner = self.mlp.get_submodule("c_fc")(self.ln_2(x))
+        return x + self.mlp.get_submodule("c_proj")(inner * torch.sigmoid(1.702 * inner))
+
+
+class ResnetClip(nn.Module):
+    """Both sides, under the names of OpenAI's file; made from the shapes of its weights."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        blocks = [len({key.split(".")[2] for key in weights if key.startswith(f"visual.layer{n}.")})
+                  for n in (1, 2, 3, 4)]  # fmt: skip
+        places = weights["visual.attnpool.positional_embedding"].shape[0]
+        width, after = weights["text_projection"].shape
+        self.visual = Resnet(weights["visual.layer1.0.conv1.weight"].shape[0], blocks, places, after)
+        self.layers = len({key.split(".")[2] for key in weights if key.startswith("transformer.resblocks.")})
+        self.transformer = nn.ModuleDict(
+            {"resblocks": nn.ModuleList(TextBlock(width) for _ in range(self.layers))}
+        )
+        self.token_embedding = nn.Embedding(weights["token_embedding.weight"].shape[0], width)
+        self.positional_embedding = nn.Parameter(torch.zeros(weights["positional_embedding"].shape))
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.zeros(width, after))
+        self.logit_scale = nn.Parameter(torch.zeros(()))
+
+    def text(self, ids: Sequence[int]) -> Tensor:
+        """Tokens from beginning to end -> (c,). What follows the end would not change it."""
+        tokens = torch.tensor(ids, device=self.text_projection.device)
+        x = (self.token_embedding(tokens) + self.positional_embedding[: len(ids)])[None]
+        mask = torch.full((len(ids), len(ids)), float("-inf"), device=x.device).triu(1)
+        for number in range(self.layers):
+            x = self.transformer.get_submodule(f"resblocks.{number}")(x, mask)
+        return self.ln_final(x)[0, -1] @ self.text_projection
+
+    @torch.inference_mode()
+    def quality(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:
+        """RGB (h, w, 3) uint8 each, of any size -> (b,) in [0, 1]: CLIP-IQA (Wang et al. 2023)."""
+        return quality(*(F.normalize(one, dim=-1).cpu().numpy() for one in self.features(images_u8)))
+
+    def features(self, images_u8: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Of the pictures (b, c), and of the two texts (2, c)."""
+        device = self.text_projection.device
+        rows = []
+        for image_u8 in images_u8:
+            pixels = torch.from_numpy((image_u8 / 255 - np.array(MEAN)) / np.array(STD)).float()
+            rows.append(self.visual(pixels.permute(2, 0, 1)[None].to(device)))
+        return torch.cat(rows), torch.stack([self.text(GOOD_IDS), self.text(BAD_IDS)])
+
+
+def load_resnet_clip(path: Path, device: torch.device | str = "cpu") -> ResnetClip:
+    """RN50.pt as OpenAI distributes it, or its weights as safetensors."""
+    weights = read_weight_file(path)
+    floats = {key: value.float() for key, value in weights.items() if key not in NOT_WEIGHTS}
+    try:
+        network = ResnetClip(floats)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{path}: not the weights of a CLIP with a ResNet ({error})") from None
+    fill(network, floats, path)
+    return network.to(device)
