@@ -18,9 +18,12 @@ from llava_bifrost.place_ground import TOLERANCE, VIEW_DEGREES, Ground, Plane, h
 
 COLUMNS, ROWS = 40, 44  # of the grid of feet
 SIZES = (1.0, 0.88, 1.14)  # relative sizes that are tried
-FITTING = (1.0, 0.75, 0.55)  # relative sizes on top of a thing
+FITTING = (1.0, 0.85, 0.7)  # relative sizes on top of a thing
 DEPTHS = (0.03, 0.98)  # where things may stand
-CONTACT = 0.03  # depth by which footprints of neighbours may overlap
+THICK = 0.85  # thickness of a known thing relative to its width
+BACK = 0.85  # how far behind its foot an object stands, relative to its width
+SLIM = 0.95  # of the radius of an object's circle that must be free
+CONTACT = 0.03  # depth by which things seen in a box may be nearer without hiding it
 ROOM = 0.25  # least visible share of a thing
 RAISED = 1.06  # nearer than the ground by this factor: another surface
 LEVEL = 3.0  # largest difference in slope, in units of TOLERANCE per working pixel, of a level surface
@@ -37,7 +40,8 @@ class Spots:
     y: np.ndarray  # lower edge
     w: np.ndarray
     h: np.ndarray
-    d: np.ndarray
+    d: np.ndarray  # of the object: of its foot, and a little nearer
+    foot: np.ndarray  # depth of the surface at the lower edge
     size: np.ndarray  # relative to the expected size
     level: np.ndarray  # of the surface below: 1 the ground, larger: raised, 0: the top of something uneven
 
@@ -64,6 +68,15 @@ def join(parts: Sequence[Spots]) -> Spots:
 
 
 NOWHERE = Spots(*(np.zeros(0) for _ in fields(Spots)))
+
+
+@dataclass(frozen=True)
+class Body:
+    """What is to be placed."""
+
+    unit_px: float  # square root of its box's area, per unit of Ground.scale
+    aspect: float  # width / height in pixels
+    bulge: float  # how much nearer than its foot its middle is, in units of width and scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +113,7 @@ class View:
         return self.ground.reach[rows, columns]
 
 
-def on_ground(view: View, unit_px: float, aspect: float, factor: float = 1.0) -> Spots:
+def on_ground(view: View, body: Body, factor: float = 1.0) -> Spots:
     """Spots on the ground, hidden parts of it included."""
     y, x = np.meshgrid(np.linspace(0.05, 0.995, ROWS), np.linspace(0.02, 0.98, COLUMNS), indexing="ij")
     x, y = x.ravel(), y.ravel()
@@ -108,10 +121,11 @@ def on_ground(view: View, unit_px: float, aspect: float, factor: float = 1.0) ->
     kept = view.reached(x, y) & (d > DEPTHS[0]) & (d < DEPTHS[1])
     # Where the background is farther than the ground, there is no ground.
     kept &= view.depth_at(x, y) > d - 4 * TOLERANCE
-    return _sized(x[kept], y[kept], d[kept], view, unit_px * factor, aspect, 1.0)
+    spots = _sized(x[kept], y[kept], d[kept], view, body, 1.0, factor)
+    return spots.where(view.reached(*behind(view, spots, view.ground.plane)))
 
 
-def on_plane(view: View, plane: Plane, box01: Box01, unit_px: float, aspect: float) -> Spots:
+def on_plane(view: View, plane: Plane, box01: Box01, body: Body, factor: float = 1.0) -> Spots:
     """Spots on a raised plane inside a box: where it is seen, and where nearer things hide it in between."""
     x0, y0, x1, y1 = box01
     rows, columns = np.linspace(y0, y1, ROWS // 2), np.linspace(x0, x1, COLUMNS // 2)
@@ -119,22 +133,28 @@ def on_plane(view: View, plane: Plane, box01: Box01, unit_px: float, aspect: flo
     d = np.asarray(plane.at(x, y))
     above = view.depth_at(x, y) - d
     seen = np.abs(above) < 2 * TOLERANCE
-    kept = ((seen | (hull(seen) & (above > 0))) & (d > DEPTHS[0]) & (d < 1)).ravel()
-    return _sized(x.ravel()[kept], y.ravel()[kept], d.ravel()[kept], view, unit_px, aspect, view.level(plane))
+    there = seen | (hull(seen) & (above > 0))
+    kept = (there & (d > DEPTHS[0]) & (d < 1)).ravel()
+    level = view.level(plane)
+    spots = _sized(x.ravel()[kept], y.ravel()[kept], d.ravel()[kept], view, body, level, factor)
+    back_x, back_y = behind(view, spots, plane)
+    row = np.clip(((back_y - y0) / (y1 - y0) * len(rows)).astype(int), 0, len(rows) - 1)
+    column = np.clip(((back_x - x0) / (x1 - x0) * len(columns)).astype(int), 0, len(columns) - 1)
+    return spots.where((back_y >= y0) & there[row, column])
 
 
-def on_top(view: View, anchor: Place, unit_px: float, aspect: float) -> Spots:
+def on_top(view: View, anchor: Place, body: Body) -> Spots:
     """Spots on top of a thing: on its level upper side where one is seen, else just below its upper edge."""
     x0, y0, x1, y1 = anchor.box01_xyxy
     lid = (x0, y0, x1, y0 + LID * (y1 - y0))
     plane = level_plane(view, lid)
-    seen = [] if plane is None else [on_plane(view, plane, lid, unit_px * size, aspect) for size in FITTING]
+    seen = [] if plane is None else [on_plane(view, plane, lid, body, size) for size in FITTING]
     if sum(len(part) for part in seen):
         return join(seen)
     rows, columns = y0 + (y1 - y0) * np.linspace(0.03, 0.35, 9), np.linspace(x0, x1, 13)[2:-2]
     y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
     flat = np.full(x.shape, min(anchor.d, DEPTHS[1]))
-    return join([_sized(x, y, flat, view, unit_px * size, aspect, 0.0) for size in FITTING])
+    return join([_sized(x, y, flat, view, body, 0.0, size) for size in FITTING])
 
 
 def surface_below(view: View, thing: Place) -> Plane | None:
@@ -176,25 +196,41 @@ def level_plane(view: View, box01: Box01, without: Box01 | None = None) -> Plane
 
 
 def _sized(
-    x: np.ndarray, y: np.ndarray, d: np.ndarray, view: View, unit_px: float, aspect: float, level: float
+    x: np.ndarray,
+    y: np.ndarray,
+    foot: np.ndarray,
+    view: View,
+    body: Body,
+    level: float,
+    factor: float = 1.0,
 ) -> Spots:
     """Boxes at feet, for every relative size, those inside the picture."""
     parts = []
     for size in SIZES:
-        side = unit_px * size * np.asarray(view.ground.scale(d))
-        w, h = side * aspect**0.5 / view.size_hw[1], side / aspect**0.5 / view.size_hw[0]
+        side = body.unit_px * size * factor * np.asarray(view.ground.scale(foot))
+        w, h = side * body.aspect**0.5 / view.size_hw[1], side / body.aspect**0.5 / view.size_hw[0]
         inside = (x - w / 2 >= 0) & (x + w / 2 <= 1) & (y - h >= 0) & (y <= 1)
-        kind = np.full(len(x), level)
-        parts.append(Spots(x, y, w, h, d, np.full(len(x), size), kind).where(inside))
+        d = np.minimum(foot + body.bulge * w * np.asarray(view.ground.scale(foot)), 1.0)
+        alike = np.ones(len(x))
+        parts.append(Spots(x, y, w, h, d, foot, alike * size * factor, alike * level).where(inside))
     return join(parts)
 
 
+def behind(view: View, spots: Spots, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
+    """The points x, y of a surface on which the far side of each object stands."""
+    left, right, away, _ = plan(view, spots.x, spots.w, spots.foot)
+    back = away + BACK * (right - left)
+    d = 1 / back + view.ground.horizon_d
+    x = ((2 * spots.x - 1) * away / back + 1) / 2
+    return x, (d - plane.c - plane.a * x) / plane.b
+
+
 def plan(view: View, x: np.ndarray, w: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Footprints in the ground plan: (side0, side1, away0, away1), each (k,). As deep as wide."""
+    """Footprints in the ground plan: (side0, side1, away0, away1), each (k,); away0 is the near edge."""
     half = np.tan(np.radians(VIEW_DEGREES) / 2)
     away = 1 / np.asarray(view.ground.scale(d))
     left, right = ((2 * edge - 1) * half * away for edge in (x - w / 2, x + w / 2))
-    return left, right, away, away + 0.8 * (right - left)
+    return left, right, away, away + THICK * (right - left)
 
 
 def possible(relation: str, spots: Spots, anchor: Place) -> np.ndarray:
@@ -217,23 +253,25 @@ def possible(relation: str, spots: Spots, anchor: Place) -> np.ndarray:
 def clear(view: View, spots: Spots, touching: Sequence[str] = ()) -> np.ndarray:
     """Whether a spot is free of the footprints of all known things, (k,) bool.
 
+    A footprint of a known thing is a rectangle, that of the object a circle.
     touching: things that the spot may overlap, because it is on or under them.
     """
     free = np.ones(len(spots), bool)
-    left, right, front, back = plan(view, spots.x, spots.w, spots.d)
+    left, right, front, _ = plan(view, spots.x, spots.w, spots.foot)
+    radius, side = (right - left) / 2, (right + left) / 2
+    away = front + radius
     for name, place in view.known.items():
         if name in touching:
             continue
         x0, _, x1, y1 = place.box01_xyxy
-        wide, middle = np.array([x1 - x0]), np.array([(x0 + x1) / 2])
-        standing = float(view.ground.plane.at(float(middle[0]), min(y1, 1.0)))
-        foot = max(place.d, min(standing, place.near)) if abs(standing - place.d) < 0.15 else place.d
-        a0, a1, b0, b1 = plan(view, middle, wide, np.array([foot]))
-        lateral = np.minimum(right, a1) - np.maximum(left, a0)
-        depth = np.minimum(back, b1) - np.maximum(front, b0)
-        narrow = 0.06 * np.minimum(right - left, a1 - a0)
+        standing = float(view.ground.plane.at((x0 + x1) / 2, min(y1, 1.0)))
+        foot = standing if view.levels[name] == 1 and standing <= place.near else place.d
+        edges = plan(view, *(np.array([value]) for value in ((x0 + x1) / 2, x1 - x0, foot)))
+        a0, a1, b0, b1 = (float(edge[0]) for edge in edges)
+        across = np.maximum(np.maximum(a0 - side, side - a1), 0)
+        along = np.maximum(np.maximum(b0 - away, away - b1), 0)
         here = np.abs(spots.level / view.levels[name] - 1) < SAME_LEVEL
-        free &= ~((lateral > narrow) & (depth > 0.06 * (back - front)) & here)
+        free &= ~((np.hypot(across, along) < SLIM * radius) & here)
     return free
 
 

@@ -32,6 +32,7 @@ from llava_bifrost.place_search import (
     AROUND,
     NOWHERE,
     ROOM,
+    Body,
     Spots,
     View,
     clear,
@@ -45,11 +46,13 @@ from llava_bifrost.place_search import (
     surface_below,
     visible_share,
 )
-from llava_bifrost.place_sizes import size_at_one
+from llava_bifrost.place_sizes import bulge_of, size_at_one
 
 RANKED = 80  # spots that are looked at closely
 SAME = 0.55  # boxes that overlap more than this (IoU) are one proposal
 SHIFT, DEEPER = 0.012, 0.015  # of the picture and in depth: what a safe place can be moved by
+UNEVEN = 1.0  # dislike of the top of a thing that shows no level side
+FREE = 0.8  # preference for spots that touch not even what the relation allows
 SAME_SURFACE = 0.4  # preference for the raised surface on which an anchor stands
 UPON = ("on", "above")  # relations whose anchor may be touched from above
 DECIMALS = 4
@@ -97,7 +100,7 @@ def place(
     unit_px = size_at_one(request.target, named, anchors, view.ground, size_hw, item.relative_size)
     reasons: list[str] = []
     for factor in (1.0, 0.75, 1.25, 0.5):  # rather another size than no place
-        spots = _spots(view, request, named, unit_px * factor, item.aspect)
+        spots = _spots(view, request, named, Body(unit_px * factor, item.aspect, bulge_of(request.target)))
         spots = spots.where(clear(view, spots, _touching(request)))
         if not len(spots):
             reasons.append("the object fits nowhere without running into something")
@@ -135,27 +138,27 @@ def _touching(request: Request) -> list[str]:
     return [name for phrase, name in request.relations if PHRASES[phrase] in (*UPON, "under")]
 
 
-def _spots(view: View, request: Request, named: Mapping[str, Place], unit_px: float, aspect: float) -> Spots:
+def _spots(view: View, request: Request, named: Mapping[str, Place], body: Body) -> Spots:
     """All feet that are worth a look, on the surfaces that the relations speak of."""
     relations = {PHRASES[phrase] for phrase, _ in request.relations}
     upon = [name for phrase, name in request.relations if PHRASES[phrase] in UPON]
-    parts = [on_top(view, named[name], unit_px, aspect) for name in upon]
+    parts = [on_top(view, named[name], body) for name in upon]
     if relations - {"on"}:
-        parts.append(on_ground(view, unit_px, aspect))
+        parts.append(on_ground(view, body))
         if "under" in relations:
-            parts += [on_ground(view, unit_px, aspect, factor) for factor in (0.7, 0.5)]
-        parts += [_beside(view, where, unit_px, aspect) for where in named.values()]
+            parts += [on_ground(view, body, factor) for factor in (0.75, 0.55)]
+        parts += [_beside(view, where, body) for where in named.values()]
     return join(parts)
 
 
-def _beside(view: View, anchor: Place, unit_px: float, aspect: float) -> Spots:
+def _beside(view: View, anchor: Place, body: Body) -> Spots:
     """Spots on the raised surface on which an anchor stands; none for an anchor on the ground."""
     plane = surface_below(view, anchor)
     if plane is None:
         return NOWHERE
     x0, _, x1, y1 = anchor.box01_xyxy
     wide = 3 * max(AROUND, x1 - x0)
-    return on_plane(view, plane, clipped(x0 - wide, y1 - wide, x1 + wide, y1 + wide), unit_px, aspect)
+    return on_plane(view, plane, clipped(x0 - wide, y1 - wide, x1 + wide, y1 + wide), body)
 
 
 def _ranked(
@@ -191,7 +194,7 @@ def _liking(
     view: View, spots: Spots, share: np.ndarray, request: Request, named: Mapping[str, Place]
 ) -> np.ndarray:
     """How good spots look apart from the relations themselves, (k,), about 0 to 3."""
-    left, right, front, back = plan(view, spots.x, spots.w, spots.d)
+    left, right, front, back = plan(view, spots.x, spots.w, spots.foot)
     wide = right - left
     total = np.minimum(share / 0.7, 1.0) - 0.5 * np.abs(np.log(spots.size))
     for phrase, name in request.relations:
@@ -214,7 +217,8 @@ def _liking(
         else:
             far, off = aside, 0.3 * apart
         total = total + np.exp(-(far + off) / reach)
-    return total + SAME_SURFACE * (spots.level != 1)
+    total = total + SAME_SURFACE * (spots.level > 1) - UNEVEN * (spots.level == 0)
+    return total + FREE * clear(view, spots)
 
 
 def _safety(location: Location, request: Request, named: Mapping[str, Place]) -> float:

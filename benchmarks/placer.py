@@ -1,0 +1,97 @@
+"""How often the geometric placer's first answer is valid in held-out rendered scenes, judged in 3D.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.placer [--scenes 512] [--out FILE]
+
+The questions and the judge are those of llava_bifrost.evaluate. The placer is given the depth map, the places
+of the things and the object's aspect; a locator has to see all that, so the numbers are not comparable.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from datasets.relations import Place
+from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
+from ldm.device import describe_hardware
+from ldm.files import write_atomic
+from llava_bifrost.evaluate_judge import Case, judge
+from llava_bifrost.placer import Item, NoPlace, place
+from llava_bifrost.world_data import world_of
+from llava_bifrost.world_questions import place_questions
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path("data/scenes/views_eval")
+RULES = ("valid", "relations", "in_frame", "ground", "size", "free")
+
+
+def cases(count: int) -> Iterator[tuple[Case, np.ndarray, dict[str, Place]]]:
+    """A question about a held-out scene without its removed solid, its depth map, all places in it."""
+    settings = StoreSettings(out=FOLDER, count=-(-count // 256) * 256, split="eval", reference_size=(16, 16))
+    done = 0
+    for path in render_shards(settings):
+        shard = read_shard(path)
+        for index, fact in enumerate(shard.facts):
+            if done == count:
+                return
+            done += 1
+            world = world_of(fact, settings).without(fact.removed)
+            for question in place_questions(world, np.random.default_rng((0, fact.seed)), 1):
+                seen = np.flatnonzero(world.present & (world.solids.area > 0))
+                every = {world.solids.names[i]: world.place(int(i)) for i in seen}
+                name, image = str(fact.seed), shard.without_u8[index]
+                case = Case(name, image, question.request, question.answer, every, world)
+                yield case, depth_01(shard.without_depth_u16[index]), every
+
+
+def measured(count: int) -> dict[str, dict[str, float]]:
+    """Shares of questions by rule, with all things known and with the named ones only."""
+    rows: dict[str, list[dict[str, float]]] = {"all things known": [], "named things known": []}
+    seconds = 0.0
+    for case, depth, every in cases(count):
+        # The cut-out says how wide the object is for its height; the judge's own solid is the truth here.
+        x0, y0, x1, y1 = case.truth.box01_xyxy
+        item = Item((x1 - x0) / (y1 - y0))
+        named = {name: every[name] for name in case.request.anchors}
+        for row, known in (("all things known", every), ("named things known", named)):
+            start = time.perf_counter()
+            try:
+                location = place(case.request, known, depth, item=item)[0].location
+            except NoPlace:
+                rows[row].append({"answered": 0.0})
+                continue
+            finally:
+                seconds += time.perf_counter() - start
+            judged = judge(replace(case, anchors=every), location)
+            rows[row].append({"answered": 1.0, **{rule: judged[rule] for rule in RULES}})
+    table = {row: summary(found) for row, found in rows.items()}
+    table["seconds"] = {"per question": round(seconds / max(1, 2 * len(rows["all things known"])), 3)}
+    return table
+
+
+def summary(found: list[dict[str, float]]) -> dict[str, float]:
+    """Means over all questions; one without an answer breaks every rule."""
+    shares = {rule: float(np.mean([one.get(rule, 0.0) for one in found])) for rule in ("answered", *RULES)}
+    return {"questions": float(len(found)), **{rule: round(share, 3) for rule, share in shares.items()}}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--scenes", type=int, default=512)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/placer.json"))
+    options = parser.parse_args(argv)
+    report = {"scenes": options.scenes, "hardware": describe_hardware(), **measured(options.scenes)}
+    write_atomic(options.out, (json.dumps(report, indent=1) + "\n").encode())
+    log.info("%s", json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main(sys.argv[1:])
