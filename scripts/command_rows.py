@@ -1,0 +1,194 @@
+"""Every command of docs/commands.md, in the order of the page; `scripts.make_command_docs` writes the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scripts.painting_commands import PAINTING_COMMANDS
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the page. schema and function are "module:name", one of them is given."""
+
+    line: str  # how it is typed
+    schema: str = ""  # settings dataclass
+    keys: bool = False  # settings are typed as key=value after a YAML file, not as --options
+    function: str = ""  # the command itself, where it is written as a function
+    note: str = ""
+
+
+TRAINER = "Settings are keys of the YAML file; `key=value` after it overrides them."
+FLAGS = "Defaults come from `{0}`; `--config FILE` reads another YAML file, flags override both."
+COMMANDS = (
+    Command(
+        "python run_inference.py image --background FILE --object FILE --box x1,y1,x2,y2 --out FILE",
+        "run_inference:ImageSettings",
+        note="Put an object into a background at a box and a depth. "
+        + FLAGS.format("configs/inference.yaml"),
+    ),
+    Command("python run_inference.py replay PICTURE", function="run_inference:replay"),
+    Command(
+        "python run_train_bifrost.py CONFIG.yaml [key=value ...]",
+        "run_train_bifrost:RunConfig",
+        keys=True,
+        note="Train the compositor; the same command again continues an interrupted run. " + TRAINER,
+    ),
+    Command(
+        "python -m cldm.first_stage CONFIG.yaml [key=value ...]",
+        "cldm.first_stage:FirstStageConfig",
+        keys=True,
+        note="Train the small autoencoder and compare it with a linear map of the same size. " + TRAINER,
+    ),
+    Command(
+        "python -m scripts.train_depth CONFIG.yaml [key=value ...]",
+        "scripts.train_depth:TrainDepthConfig",
+        keys=True,
+        note="Train the small depth network on rendered scenes. " + TRAINER,
+    ),
+    Command(
+        "python -m cldm.evaluate --model FOLDER --out FILE",
+        "cldm.evaluate:EvaluateSettings",
+        note="Measure a compositor on held-out scenes, through the path that inference takes.",
+    ),
+    Command(
+        "python -m scripts.make_tiny_bundle compositor --run FOLDER",
+        function="scripts.make_tiny_bundle:compositor",
+    ),
+    Command(
+        "python -m scripts.make_tiny_bundle depth --run FOLDER", function="scripts.make_tiny_bundle:depth"
+    ),
+    Command(
+        "python -m scripts.make_tiny_bundle locator --run FOLDER",
+        function="scripts.make_tiny_bundle:locator",
+    ),
+    Command(
+        "python -m scripts.make_tiny_bundle inpainter --run FOLDER",
+        function="scripts.make_tiny_bundle:inpainter",
+    ),
+    Command(
+        "python -m inpainting.small.train CONFIG.yaml [key=value ...]",
+        "inpainting.small.train:TrainConfig",
+        keys=True,
+        note="Train the small inpainter stage by stage; run again to continue. " + TRAINER,
+    ),
+    Command(
+        "python -m inpainting.small.evaluate --run FOLDER",
+        "inpainting.small.evaluate:EvaluateConfig",
+        note="Does each mask show what its own prompt names? Four models on held-out scenes.",
+    ),
+    Command(
+        "python -m llava_bifrost.small.train CONFIG.yaml [key=value ...]",
+        "llava_bifrost.small.train:LocatorTraining",
+        keys=True,
+        note="Train the small locator stage by stage; run again to continue. " + TRAINER,
+    ),
+    Command(
+        "python -m llava_bifrost.train CONFIG.yaml [key=value ...]",
+        "llava_bifrost.train:TrainConfig",
+        keys=True,
+        note="Train a locator from any model that sees; the same command again continues. " + TRAINER,
+    ),
+    Command(
+        'python -m llava_bifrost.predict image --image FILE --instruction "Place the X behind the Y"',
+        "llava_bifrost.predict:ImageSettings",
+        note="Ask a locator for places in one picture.",
+    ),
+    Command(
+        "python -m llava_bifrost.predict jsonl --jobs FILE",
+        "llava_bifrost.predict:JobSettings",
+        note="Ask a locator many questions; answers are appended, run again to continue.",
+    ),
+    Command(
+        "python -m llava_bifrost.model convert --adapter FOLDER --base FOLDER --out FOLDER",
+        "llava_bifrost.model:ConvertSettings",
+        note="The released Bifrost MLLM, original LLaVA layout -> a locator folder.",
+    ),
+    Command(
+        "python -m llava_bifrost.model merge --adapter FOLDER --base FOLDER --out FOLDER",
+        "llava_bifrost.model:MergeSettings",
+        note="An adapter that was trained here -> a locator folder.",
+    ),
+    Command(
+        "python -m llava_bifrost.evaluate --model FOLDER --out FILE",
+        "llava_bifrost.evaluate:EvaluateSettings",
+        note="Does a locator's answer satisfy the sentence, in this picture? Beside controls.",
+    ),
+    Command(
+        "python -m datasets.scenes render --out FOLDER --count N",
+        "datasets.scenes.store:StoreSettings",
+        note="Render scenes into shards; run again to continue.",
+    ),
+    Command(
+        "python -m datasets.scenes sheet --out FILE",
+        "datasets.scenes.sheet:SheetSettings",
+        note="Write a labelled contact sheet of evaluation scenes.",
+    ),
+    Command(
+        "python -m llava_bifrost.build_dataset coco --images FOLDER --annotations FILE --out FOLDER",
+        "llava_bifrost.build_coco:CocoBuild",
+        note="Training data of the locator from photographs: one object of each is removed. Run again to "
+        "continue; `configs/llava_bifrost/build_coco.yaml` is the full recipe, `build_published.yaml` holds "
+        "the published rules.",
+    ),
+    Command(
+        "python -m llava_bifrost.build_dataset scenes --scenes FOLDER --out FOLDER",
+        "llava_bifrost.build_scenes:ScenesBuild",
+        note="Training data of the locator from rendered scenes, exact. Run again to continue.",
+    ),
+    Command(
+        "python -m llava_bifrost.build_dataset merge --out FOLDER",
+        "llava_bifrost.build_dataset:MergeSettings",
+        note="Put the shards of several machines together.",
+    ),
+    *(
+        Command(f"python -m inpainting.data.{line}", f"inpainting.data.{schema}", note=note)
+        for line, schema, note in PAINTING_COMMANDS
+    ),
+    Command("python run_dataset_debug.py --source NAME --out FILE", function="run_dataset_debug:debug"),
+    Command(
+        "python -m ldm.precompute_depth IMAGE_TREE OUT_TREE",
+        function="ldm.precompute_depth:command",
+    ),
+    Command("python -m datasets.uvo_process VIDEO_JSON OUT_JSON", function="datasets.uvo_process:process"),
+    Command(
+        "python -m scripts.composite_sheet [PICTURES] --out FILE", function="scripts.composite_sheet:make"
+    ),
+    *(
+        Command(
+            f"python -m cldm.convert {verb} --source FILE --out FOLDER",
+            "cldm.convert:CompositorSettings",
+            note=note,
+        )
+        for verb, note in (
+            ("anydoor", "AnyDoor weights -> a compositor folder that works at once."),
+            ("bifrost", "Released Bifrost weights -> a compositor folder."),
+            ("sd21", "Stable Diffusion 2.1 base -> the folder that training starts from."),
+        )
+    ),
+    Command(
+        "python -m cldm.convert dinov2 --source FILE --out FOLDER",
+        "cldm.convert:ConvertSettings",
+        note="DINOv2 ViT-g/14, original file -> a transformers folder.",
+    ),
+    Command(
+        "python -m cldm.convert dpt --source FILE --out FOLDER",
+        "cldm.convert:ConvertSettings",
+        note="DPT-Large, original file -> a transformers folder.",
+    ),
+    Command(
+        "python -m cldm.convert export --source FOLDER --out FILE",
+        "cldm.export:ExportSettings",
+        note="A folder -> the original single-file layout.",
+    ),
+    Command("python -m ldm.registry list", function="ldm.registry:list_models"),
+    *(
+        Command(f"python -m ldm.registry {verb} NAME{rest}", function=f"ldm.registry:{verb}")
+        for verb, rest in (("show", ""), ("where", ""), ("pull", ""), ("register", " FILE"), ("verify", ""))
+    ),
+    Command("python -m ldm.doctor", function="ldm.doctor:report"),
+    Command("python -m scripts.make_teaser", function="scripts.make_teaser:make"),
+    Command("python -m scripts.make_examples", function="scripts.make_examples:make"),
+    Command("python -m scripts.draw_figure", function="scripts.draw_figure:make"),
+    Command("python -m scripts.make_command_docs", function="scripts.make_command_docs:make"),
+)
