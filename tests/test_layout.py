@@ -17,7 +17,7 @@ SCHEMAS: dict[str, str] = {
     "configs/bifrost.yaml": "run_train_bifrost:RunConfig",
     "configs/tiny/bifrost.yaml": "run_train_bifrost:RunConfig",
     "configs/tiny/first_stage.yaml": "cldm.first_stage:FirstStageConfig",
-    "configs/tiny/locator.yaml": "llava_bifrost.small.train:LocatorTraining",
+    "configs/tiny/locator*.yaml": "llava_bifrost.small.train:LocatorTraining",
     "configs/tiny/inpainter.yaml": "inpainting.small.train:TrainConfig",
     "configs/tiny/depth.yaml": "scripts.train_depth:TrainDepthConfig",
     "configs/inpainting/text_to_image/train/*.yaml": (

@@ -38,11 +38,11 @@ class Answering(nn.Module):
 
 def train_answers(
     name: str, answering: Answering, scenes: Scenes, bank: Bank, train: np.ndarray, settings: StageSettings,
-    most: tuple[int, int], look: float, see: float, out: Path, seed: int, *, blind: bool = False,
+    most: tuple[int, int], look: float, see: float, out: Path, seed: int,
 ) -> Stage:  # fmt: skip
     """Train on up to most = (placing, replacing) questions per picture; returns the finished stage.
 
-    look, see: weights of the taught attention and of the vision loss. blind: the pictures are hidden.
+    look, see: weights of the taught attention and of the vision loss.
     """
     model = answering.model
     stage = Stage(name, answering, answering.groups(settings), settings, out)
@@ -61,7 +61,7 @@ def train_answers(
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             patches = project(model, batch.pixels)
             asked = ask(bank, index, view, flip, rng, SLOTS, most, patches.shape[1])
-            states = states_of(model, patches * (0.0 if blind else 1.0), asked)
+            states = states_of(model, patches, asked)
             total, measures = answer_loss(model, states, asked)
         if look and looking.weights is not None:
             attended, mass = look_loss(looking.weights, asked, batch)
@@ -79,3 +79,24 @@ def train_answers(
     finally:
         looking.hook.remove()
     return stage
+
+
+@torch.inference_mode()
+def measure_answers(
+    answering: Answering, scenes: Scenes, bank: Bank, held_out: np.ndarray, most: tuple[int, int]
+) -> dict[str, float]:
+    """Held-out means with the right answer given so far: KL of each number, attention on the named solids."""
+    model, rows = answering.model.eval(), []
+    looking = Looking(model)
+    for part in np.array_split(held_out, max(1, len(held_out) // 16)):
+        view, flip = part % 2, np.zeros(len(part), bool)
+        batch = pictures(scenes, part, view, flip)
+        patches = project(model, batch.pixels)
+        rng = np.random.default_rng(int(part[0]))
+        asked = ask(bank, part, view, flip, rng, SLOTS, most, patches.shape[1])
+        measures = answer_loss(model, states_of(model, patches, asked), asked)[1]
+        if looking.weights is not None:
+            measures["look"] = look_loss(looking.weights, asked, batch)[1].mean().item()
+        rows.append(measures)
+    looking.hook.remove()
+    return {key: round(float(np.mean([row[key] for row in rows])), 4) for key in rows[0]}

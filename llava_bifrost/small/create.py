@@ -56,10 +56,11 @@ def llava_config(config: SmallConfig) -> LlavaConfig:
         layer_type="basic", out_features=["stage1", "stage2", "stage3"],
     )  # fmt: skip
     vision = DPTConfig(
-        is_hybrid=True, backbone_config=convolutions,
-        backbone_featmap_shape=[1, config.stages[2], side, side], hidden_size=config.width, intermediate_size=4 * config.width, num_hidden_layers=config.vision_layers,
-        num_attention_heads=config.heads, image_size=config.image, patch_size=PATCH, hidden_act="gelu",
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        is_hybrid=True, backbone_config=convolutions, image_size=config.image, patch_size=PATCH,
+        backbone_featmap_shape=[1, config.stages[2], side, side], hidden_size=config.width,
+        intermediate_size=4 * config.width, num_hidden_layers=config.vision_layers,
+        num_attention_heads=config.heads, hidden_act="gelu", hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     text = LlamaConfig(
         vocab_size=len(VOCABULARY), hidden_size=config.width, intermediate_size=config.hidden,

@@ -11,19 +11,21 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import LlavaForConditionalGeneration
 
 from ldm.config import check_settings, dump_yaml, setting
 from ldm.files import write_atomic
 from ldm.manifest import make_manifest
 from ldm.options import run_app, trainer
-from llava_bifrost.small.answer import Answering, train_answers
+from llava_bifrost.small.answer import Answering, measure_answers, train_answers
 from llava_bifrost.small.bank import open_bank
 from llava_bifrost.small.cache import open_scenes
 from llava_bifrost.small.create import PATCH, SmallConfig, create_locator
-from llava_bifrost.small.loop import StageSettings
+from llava_bifrost.small.loop import Stage, StageSettings
 from llava_bifrost.small.save import save_locator
 from llava_bifrost.small.see import measure_vision, train_vision
 
@@ -46,6 +48,7 @@ class LocatorTraining:
     see: float = setting(0.25, help="weight of the vision loss in B and C", low=0)
     questions: tuple[int, int] = setting((4, 2), help="placing,replacing questions per picture in C", low=0)
     blind: bool = setting(False, help="control: B and C never see the picture")
+    cache: Path | None = setting(None, help="folder of arrays made of `data`; default: `cache` in out")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -55,7 +58,8 @@ def run(config: LocatorTraining) -> None:
     """All stages, each from its checkpoint where there is one; then the folder of the model."""
     config.out.mkdir(parents=True, exist_ok=True)
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
-    scenes = open_scenes(config.data, config.out / "cache", PATCH)
+    cache = config.cache or config.out / "cache"
+    scenes = open_scenes(config.data, cache, PATCH)
     order = np.arange(len(scenes))
     train, held_out = order[: -config.held_out], order[-config.held_out :]
     model = create_locator(config.model, config.seed)
@@ -64,17 +68,35 @@ def run(config: LocatorTraining) -> None:
     seeing, see = train_vision(model, scenes, train, config.vision, config.out, config.seed)
     gates = {"vision": measure_vision(model, seeing.read, scenes, held_out)}
     log.info("vision: %s", gates["vision"])
-    bank = open_bank(config.data, config.out / "cache", config.seed)
-    answering = Answering(model, seeing.read)
-    stages = [see]
+    if config.blind:
+        blind(model)
+    bank = open_bank(config.data, cache, config.seed)
+    answering, stages = Answering(model, seeing.read), [see]
     for name, settings, most, look in (
         ("matching", config.matching, (0, 4), config.look[0]),
         ("placement", config.placement, config.questions, config.look[1]),
     ):
         stages.append(
             train_answers(name, answering, scenes, bank, train, settings, most, look, config.see, config.out,
-                          config.seed, blind=config.blind)
+                          config.seed)
         )  # fmt: skip
+        gates[name] = measure_answers(answering, scenes, bank, held_out, most)
+        log.info("%s: %s", name, gates[name])
+    save_locator(model, config.model, config.out / "model", describe(config, model, stages, gates))
+    log.info("written: %s", config.out / "model")
+
+
+def blind(model: LlavaForConditionalGeneration) -> None:
+    """Turn every image token into zeros, for good."""
+    last = model.model.multi_modal_projector.linear_2
+    for parameter in (last.weight, last.bias):
+        parameter.requires_grad_(False).zero_()
+
+
+def describe(
+    config: LocatorTraining, model: LlavaForConditionalGeneration, stages: list[Stage], gates: dict[str, Any]
+) -> dict[str, Any]:
+    """The manifest of a run."""
     manifest = make_manifest(
         "locator", model, seed=config.seed, steps=sum(stage.progress.step for stage in stages),
         batch=config.placement.batch, seconds=sum(stage.progress.seconds for stage in stages),
@@ -85,8 +107,7 @@ def run(config: LocatorTraining) -> None:
         stage.name: {"steps": stage.progress.step, "minutes": round(stage.progress.seconds / 60, 1)}
         for stage in stages
     }
-    save_locator(model, config.model, config.out / "model", manifest)
-    log.info("written: %s", config.out / "model")
+    return manifest
 
 
 if __name__ == "__main__":
