@@ -173,7 +173,9 @@ class Pool:
         self.table = relation_table(mine, others)
         hosts = np.array([top.index for top in world.surfaces])[things.surface]
         self.stray = stray_table(mine, others)
-        self.table["on"] = np.where(hosts[:, None] == np.array(here), self.table["on"], -1)
+        hosted = hosts[:, None] == np.array(here)
+        self.table["on"] = np.where(hosted, self.table["on"], -1)
+        self.table["under"] = np.where(hosted, -1, self.table["under"])  # boxes alone cannot tell, at an edge
         self.stacked = np.stack([self.table[name] for name in SINGLE])  # (relations, k, m)
         self.possible = {name: (self.table[name] > 0).any(0) for name in SINGLE}
         self.between = between_table(self.table, mine, others)
