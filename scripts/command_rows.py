@@ -1,4 +1,4 @@
-"""Every command of docs/commands.md, in the order of the page; `scripts.make_command_docs` writes the page."""
+"""Every command of docs/commands.md, in the order of the page that `scripts.make_command_docs` writes."""
 
 from __future__ import annotations
 
@@ -144,6 +144,24 @@ COMMANDS = (
     *(
         Command(f"python -m inpainting.data.{line}", f"inpainting.data.{schema}", note=note)
         for line, schema, note in PAINTING_COMMANDS
+    ),
+    Command(
+        "accelerate launch -m inpainting.models.text_to_image.train_text_to_image_lora main "
+        "--config-path=CONFIG.yaml [key=value ...]",
+        "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig",
+        keys=True,
+        note="Train a LoRA of the inpainter; the same command again continues. " + TRAINER,
+    ),
+    Command(
+        "python -m inpainting.models.text_to_image.test generate --config-path CONFIG.yaml [key=value ...]",
+        "inpainting.models.text_to_image.settings:PaintingsConfig",
+        keys=True,
+        note="Fill the masked regions of the test paintings; run again to continue, `--shard i/n` divides the "
+        "work. `generate-prompts`, `generate-repeated` and `compute` take the same settings. " + TRAINER,
+    ),
+    Command(
+        "python -m inpainting.models.text_to_image.test compute --config-path CONFIG.yaml [key=value ...]",
+        function="inpainting.models.text_to_image.test:compute_verb",
     ),
     Command("python run_dataset_debug.py --source NAME --out FILE", function="run_dataset_debug:debug"),
     Command(

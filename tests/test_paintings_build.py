@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import spacy
 from spacy.tokens import Doc
 
-from inpainting.data import roots
+from inpainting.data import annotate, caption_masks, roots
 from inpainting.data.build import BuildSettings, build
 from inpainting.data.regions import make_masks
 from inpainting.data.roots import find_rooter, rule_root, spacy_root
 from inpainting.data.split import random_split, split_images
+from ldm.images import read_picture
 from tests.conftest import ROOT
 from tests.painting_set import PAINTINGS, REGIONS, SPLIT, UNANNOTATED, PaintingSet, killed, tree, write_set
 
@@ -114,6 +116,33 @@ def test_what_was_left_out_is_tried_again(made: PaintingSet) -> None:
     assert placed(made.images) == WANTED
     document = json.loads((made.out / "entities/emil_wide-river/annotations.json").read_text())
     assert document["mask_1"]["caption"] == "thing 1 of emilwideriver"
+
+
+def test_models_make_what_is_missing(made: PaintingSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From pictures and a table alone; the networks are replaced by what they would say."""
+    entries = json.loads(made.annotations.read_text())
+    sizes = {read_picture(made.images / name).rgb_u8.tobytes(): entry for name, entry in entries.items()}
+    monkeypatch.setattr(annotate, "open_model", lambda *_: None)
+    monkeypatch.setattr(
+        annotate, "describe_paintings", lambda _, images, limit: [sizes[image.tobytes()] for image in images]
+    )
+    monkeypatch.setattr(caption_masks, "open_model", lambda *_: None)
+    monkeypatch.setattr(
+        caption_masks,
+        "caption_crops",
+        lambda _, crops, concepts, limit: [f"The image shows {concept} here." for concept in concepts],
+    )
+    made.annotations.unlink()
+    made.captions.unlink()
+    asked = replace(settings(made), annotator_id="kosmos", model_id="llava", batch_size=3)
+    build(asked)
+    assert json.loads(made.annotations.read_text()) == entries
+    assert placed(made.images) == WANTED
+    document = json.loads((made.out / "entities/gina_dancers/annotations.json").read_text())
+    assert document["mask_1"]["caption"] == "a mans face here"
+    before = tree(made.out)
+    build(asked)
+    assert tree(made.out) == before
 
 
 def test_missing_files_are_named_with_their_command(made: PaintingSet) -> None:

@@ -193,6 +193,19 @@ def test_a_journal_of_other_inputs_begins_anew_or_is_refused(tmp_path: Path) -> 
     assert Journal(path, {"a": 2}).done == {}
 
 
+def test_many_missing_pictures_are_listed_but_not_all_shown(
+    made: PaintingSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = json.loads(made.annotations.read_text())["hugo_village.jpg"]
+    more = {f"missing_{number}.jpg": entry for number in range(100)}
+    made.edit(made.annotations, lambda document: document.update(more))
+    with caplog.at_level(logging.WARNING):
+        journal = make_masks(made.annotations, made.images, made.out / "masks", 1)
+    assert set(journal.left_out) == set(more)
+    assert len(caplog.records) == 21
+    assert "all stand in" in caplog.records[-1].message
+
+
 def test_order_and_errors_of_threads() -> None:
     assert list(in_order(lambda n: n * n, range(50), 4)) == [n * n for n in range(50)]
 

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 4  # items per thread that are begun before the first of them is written down
-SHOWN = 3  # items left out that are named at the end; the journal has all
+NAMED = 20  # items left out that are named at once; the journal has all of them
+SHOWN = 3  # of which so many are named again at the end
 
 
 class Progress:
@@ -98,8 +99,11 @@ class Journal(Progress):
             self.left_out.pop(item, None)
 
     def leave_out(self, item: str, reason: str) -> None:
-        """Record that an item cannot be used, and say so."""
-        log.warning("left out: %s: %s", item, reason)
+        """Record that an item cannot be used, and say so, unless that has been said of many already."""
+        if len(self.left_out) < NAMED:
+            log.warning("left out: %s: %s", item, reason)
+        elif len(self.left_out) == NAMED:
+            log.warning("more are left out; all stand in %s", self.path)
         self._append([{"item": item, "left_out": reason}])
         self.left_out[item] = reason
 
