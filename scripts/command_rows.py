@@ -156,8 +156,8 @@ COMMANDS = (
         "python -m inpainting.models.text_to_image.test generate --config-path CONFIG.yaml [key=value ...]",
         "inpainting.models.text_to_image.settings:PaintingsConfig",
         keys=True,
-        note="Fill the masked regions of the test paintings; run again to continue, `--shard i/n` divides the "
-        "work. `generate-prompts`, `generate-repeated` and `compute` take the same settings. " + TRAINER,
+        note="Fill the masked regions of the test paintings; run again to continue, `--shard i/n` divides "
+        "the work. `generate-prompts`, `generate-repeated` and `compute` take the same settings. " + TRAINER,
     ),
     Command(
         "python -m inpainting.models.text_to_image.test compute --config-path CONFIG.yaml [key=value ...]",

@@ -47,6 +47,10 @@ WORKERS = {
         *("make_masks_dataset", "make_entities_dataset", "to_lowercase", "train_val_test_split"),
     ],
     "inpainting.data.eval": ["evaluate_global", "evaluate_local"],
+    "inpainting.models.text_to_image.train_text_to_image_lora": ["train"],
+    "inpainting.models.text_to_image.test": [
+        *("generate", "generate_prompts", "generate_repeated", "compute", "make_table"),
+    ],
     "cldm.convert": ["anydoor", "bifrost", "sd21", "dinov2", "dpt", "export"],
     "ldm.registry": ["list_models", "show", "where", "pull", "register", "verify"],
     "ldm.doctor": ["report"],
@@ -118,6 +122,8 @@ def rehearse(command: str, monkeypatch: Any) -> list[Any]:
     if words[0] in ("sh", "bash"):
         assert (ROOT / words[1]).is_file(), command
         return rehearse_script(words[1], words[2:], monkeypatch)
+    if words[:2] == ["accelerate", "launch"]:
+        words = ["python", *words[2:]]
     assert words[0] == "python", command
     program, arguments = (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
     assert words[1] == "-m" or "/" not in program, f"{command}: run as a module, python -m"

@@ -22,6 +22,7 @@ from inpainting.models.text_to_image.settings import (
     PaintingsConfig,
     in_batches,
     open_paintings,
+    options_of,
     record,
 )
 from ldm.config import to_plain
@@ -43,32 +44,32 @@ def open_model(config: PaintingsConfig) -> Inpainter:
 
 def generate(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -> None:
     """OUT/<name>.png for each picture of this shard that is not there; the same call again continues."""
-    model = open_model(config)
+    model, options = open_model(config), options_of(config)
 
     def paint(items: Sequence[Item]) -> list[np.ndarray]:
         jobs = [
             Job(picture(item), regions(item, config.fixed_prompt), [seed_for(item, config.seed)])
             for item in items
         ]
-        return [one.image_u8 for one in paint_all(jobs, model, config.paint, progress=False)]
+        return [one.image_u8 for one in paint_all(jobs, model, options, progress=False)]
 
-    fill_all(config, model, config.paint, "at once", paint, shard)
+    fill_all(config, model, options, "at once", paint, shard)
 
 
 def generate_repeated(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -> None:
     """The same with one region after the other, each in the result of those before it (baseline)."""
-    model = open_model(config)
+    model, options = open_model(config), options_of(config)
 
     def paint(items: Sequence[Item]) -> list[np.ndarray]:
         images = [picture(item) for item in items]
         for turn in range(max(len(item["texts"]) for item in items)):
             some = [k for k, item in enumerate(items) if turn < len(item["texts"])]
             jobs = [turn_job(images[k], items[k], turn, config.seed) for k in some]
-            for k, one in zip(some, paint_all(jobs, model, config.paint, progress=False), strict=True):
+            for k, one in zip(some, paint_all(jobs, model, options, progress=False), strict=True):
                 images[k] = one.image_u8
         return images
 
-    fill_all(config, model, config.paint, "one after the other", paint, shard)
+    fill_all(config, model, options, "one after the other", paint, shard)
 
 
 def turn_job(image_u8: np.ndarray, item: Item, turn: int, seed: int) -> Job:

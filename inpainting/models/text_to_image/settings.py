@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ class PaintingsConfig:
         check_settings(self)
         if self.fixed_prompt is not None and self.texts_dir is not None:
             raise ValueError("fixed_prompt and texts_dir exclude each other")
+
+
+def options_of(config: PaintingsConfig) -> PaintOptions:
+    """How to paint: at the size of the pictures, unless the settings name another."""
+    return replace(config.paint, resolution=config.paint.resolution or config.data.resolution)
 
 
 def open_paintings(

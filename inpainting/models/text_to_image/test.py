@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from inpainting.config_path import HERE, find_config
-from inpainting.models.text_to_image import compute as measuring
+from inpainting.models.text_to_image.compute import compute, make_table
 from inpainting.models.text_to_image.generate import generate, generate_repeated
 from inpainting.models.text_to_image.generate_prompts import generate_prompts
 from inpainting.models.text_to_image.settings import PaintingsConfig
@@ -109,12 +109,12 @@ def compute_verb(
     """Measure the filled pictures, or collate measured runs into the paper's table."""
     if table:
         paths = config_path or sorted(CONFIGS.glob("*.yaml"))
-        text = measuring.make_table([read(path, overrides) for path in paths], out)
+        text = make_table([read(path, overrides) for path in paths], out)
         typer.echo(text, nl=False)
         return
     if not config_path or len(config_path) != 1:
         raise ValueError("--config-path: name one settings file, or ask for --table")
-    measuring.compute(read(config_path[0], overrides), only_multi_prompt, partial)
+    compute(read(config_path[0], overrides), only_multi_prompt, partial)
 
 
 def build_app() -> typer.Typer:
