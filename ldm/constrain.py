@@ -87,6 +87,10 @@ class Rule:
 class Form(Protocol):
     """The form of an answer. Texts are what tokens spell (`Grammar.spell`)."""
 
+    def family(self) -> str:
+        """A wider expression that forms of one kind share: only its tokens are looked at after it."""
+        ...
+
     def pattern(self) -> str:
         """The expression of all answers."""
         ...
@@ -105,6 +109,9 @@ class Fixed:
     """A form that one expression describes."""
 
     expression: str
+
+    def family(self) -> str:
+        return self.expression
 
     def pattern(self) -> str:
         return self.expression
@@ -165,7 +172,8 @@ class ConstrainedChoice(LogitsProcessor):
 
     def _allowed(self, row: int, tokens: list[int]) -> list[int]:
         form = self.forms[row] if isinstance(self.forms, Sequence) else self.forms
-        wide, text = self.grammar.rule(form.pattern()), self.grammar.spell(tokens)
+        wide = self.grammar.rule(form.pattern(), within=self.grammar.rule(form.family()))
+        text = self.grammar.spell(tokens)
         narrower = form.narrow(text)
         if narrower is not None:
             rule = self.grammar.rule(narrower, within=wide)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ldm.constrain import Grammar
 
+LARGEST = 9999  # pixels
 _SPECIAL = set(r".[]{}()*+?|^$\-")
 
 
@@ -31,6 +32,11 @@ class Form:
     decimals: int
     depths: int
     depth_decimals: int
+
+    def family(self) -> str:
+        """The answers about any picture: whole numbers up to 9999, fractions up to 1."""
+        most = 10**self.decimals if self.decimals else LARGEST
+        return replace(self, low=(0, 0), high=(most, most)).pattern()
 
     def pattern(self, text: str = "") -> str:
         """A regular expression of all answers with x1 < x2 and y1 < y2 that can follow `text`.

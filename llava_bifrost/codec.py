@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from math import ceil, floor
 from typing import Any
 
 from datasets.geometry import square_padding
@@ -113,9 +114,8 @@ class Codec:
         unit = THOUSAND if self.name == "thousand" else 10**self.decimals
         if self.name == "square":
             x0, y0, x1, y1 = to_square((0.0, 0.0, 1.0, 1.0), frame)
-            inside = (-int(-x0 * unit // 1), -int(-y0 * unit // 1)), (int(x1 * unit), int(y1 * unit))
-            if inside[0][0] < inside[1][0] and inside[0][1] < inside[1][1]:
-                return inside
+            spans = [_inside(x0, x1, unit), _inside(y0, y1, unit)]
+            return (spans[0][0], spans[1][0]), (spans[0][1], spans[1][1])
         return (0, 0), (unit, unit)
 
 
@@ -154,6 +154,14 @@ def frame_of(processor: Any, size_hw: Size) -> Frame:
         max_pixels=images.size["longest_edge"],
     )
     return Frame(size_hw, (int(h), int(w)))
+
+
+def _inside(low: float, high: float, unit: int) -> tuple[int, int]:
+    """The whole units within [low, high]; around it where there are not two of them."""
+    first, last = ceil(low * unit - 1e-9), floor(high * unit + 1e-9)
+    return (
+        (first, last) if first < last else (floor(low * unit), max(ceil(high * unit), floor(low * unit) + 1))
+    )
 
 
 def _whole(low: float, high: float, units: int) -> tuple[int, int]:
