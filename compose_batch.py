@@ -34,7 +34,7 @@ from ldm.shards import shard_of
 logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)*")
-PATHS = [one.name for one in fields(ComposeSettings) if "Path" in str(one.type)]
+PATHS = [one.name for one in fields(ComposeSettings) if "Path" in str(one.type) or one.name == "locator"]
 LISTED = 20  # errors that are shown
 
 
@@ -111,7 +111,7 @@ def _job(line: str, number: int, below: Sequence[Layer], root: Path) -> Job:
     if not isinstance(name, str) or not NAME.fullmatch(name) or ".." in name:
         raise ValueError(f"name must be letters, digits, _ - . and / for folders, got {name!r}")
     for key in PATHS:
-        if isinstance(values.get(key), str):
+        if isinstance(values.get(key), str) and values[key] != GEOMETRIC:
             values[key] = (root / values[key]).as_posix()
     values.setdefault("seed", seed_of(name) % 2**32)
     return Job(name, merge_layers(ComposeSettings, [*below, Layer(values)]))

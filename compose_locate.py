@@ -6,6 +6,7 @@ A locator is a folder with a language model that sees (`llava_bifrost.predict`),
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -64,8 +65,11 @@ class Placement:
         )
 
     def record(self, chosen: int) -> dict[str, Any]:
-        """For recipe and report: the sentence, what was known, and every proposal."""
-        return {
+        """For recipe and report: the sentence, what was known, and every proposal.
+
+        In the order of keys that it has when it is read again, so that a replay writes the same bytes.
+        """
+        said = {
             "instruction": self.settings.instruction,
             "locator": self.locator,
             "anchors": as_json(self.anchors),
@@ -73,6 +77,7 @@ class Placement:
             "chosen": chosen,
             "satisfied": self.satisfied(chosen),
         }
+        return json.loads(json.dumps(said, sort_keys=True))
 
     def satisfied(self, index: int) -> dict[str, bool]:
         """Every clause of the sentence -> whether it holds, where the places of the things are known."""
