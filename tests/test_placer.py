@@ -59,7 +59,8 @@ def rooms(count: int) -> list[tuple[np.ndarray, dict[str, Place]]]:
             if i != facts.removed and facts.visible[i] > 0.3:
                 d, far, near = np.clip(facts.depths[i], 0, 1)
                 places[name] = Place(facts.boxes01[i], float(d), float(min(far, d)), float(max(near, d)))
-        found.append((batch.without_depth_01[0].numpy(), places))
+        if places:
+            found.append((batch.without_depth_01[0].numpy(), places))
     return found
 
 

@@ -1,0 +1,55 @@
+"""The notebooks: no stored outputs, no logic of their own, and the compositing one runs from end to end."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+import pytest
+
+from tests.conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SECONDS = 300
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_is_stripped_and_only_calls(path: Path) -> None:
+    notebook = read(path)
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code
+    for cell in code:
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+        assert not re.search(r"^\s*(def|class) ", "".join(cell["source"]), re.MULTILINE)
+    assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
+    assert any("FULL = False" in "".join(cell["source"]) for cell in code)
+
+
+def test_compose_notebook_runs_from_its_own_folder() -> None:
+    """The object is drawn, and the depth that is estimated again comes closer there to what was asked for."""
+    path = ROOT / "notebooks" / "compose.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=SECONDS, resources={"metadata": {"path": str(path.parent)}}
+    )
+    client.execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 3
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "'changed_outside': 0" in text
+    asked = re.search(r"depth asked for ([\d.]+) to ([\d.]+)", text)
+    seen = re.search(r"estimated ([\d.]+) at the object, ([\d.]+) there before", text)
+    assert asked
+    assert seen
+    far, near = float(asked[1]), float(asked[2])
+    after, before = float(seen[1]), float(seen[2])
+    assert before < far  # nothing was there
+    assert abs(after - (far + near) / 2) < abs(before - (far + near) / 2)
