@@ -202,6 +202,22 @@ def test_whole_language_model_without_lora(data: Path, tmp_path: Path):
     assert not any("vision_tower" in key for key in changed)
 
 
+def test_a_trained_locator_looks(tmp_path: Path):
+    """Six pictures, two questions: the answers follow the pictures, without any constraint."""
+    data = write_data(tmp_path / "data", 6)
+    base = small_folder("llava_words", tmp_path / "base")
+    changes = {"lora": LoraSettings(rank=0), "decimals": 2, "checked": 6, "measured": 6, "projector_lr": 5e-3}
+    settings = config(base, data, tmp_path / "run", steps=60, lr=5e-3, batch=6, validate_every=60)
+    train(TrainConfig(**{**vars(settings), **changes}))
+    report = json.loads((tmp_path / "run" / "check.json").read_text())
+    assert report["free_answers_that_parse"] == 6
+    assert len({one["free"] for one in report["answers"]}) == 6
+    assert all(one["free"] == one["constrained"] for one in report["answers"])
+    (row,) = table(tmp_path / "run" / "validation.csv")
+    assert (float(row["parsed"]), float(row["depth_error"])) == (1, pytest.approx(0, abs=0.011))
+    assert float(row["iou"]) > 0.9
+
+
 def test_bf16_weights_below_trained_fp32(data: Path, tmp_path: Path):
     base = small_folder("llava", tmp_path / "base")
     settings = config(base, data, tmp_path / "run", steps=2, precision="bf16")
