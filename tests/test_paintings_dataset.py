@@ -233,6 +233,16 @@ def test_damage_is_named_and_left_out(
     assert set(train.left_out) == {"carl_portrait", "dora_still-life", "hugo_village"}
 
 
+def test_a_region_without_a_caption_is_no_candidate(copy: PaintingSet) -> None:
+    path = copy.out / "entities/gina_dancers/annotations.json"
+    copy.edit(path, lambda document: document["mask_0"].pop("caption"))
+    copy.edit(copy.out / "entities/hugo_village/annotations.json", lambda d: d["mask_0"].pop("caption"))
+    data = dataset(copy)
+    assert "has no captions; `python -m inpainting.data.ops llava-" in data.left_out["hugo_village"]
+    texts = data[data.stems.index("gina_dancers")]["texts"]
+    assert sorted(texts) == ["thing 1 of ginadancers", "thing 2 of ginadancers"]
+
+
 def test_options_out_of_range_are_refused(built: PaintingSet) -> None:
     wrong: list[tuple[str, dict[str, Any]]] = [
         ("max_concepts must be", {"max_concepts": 11}),

@@ -41,7 +41,7 @@ class BuildSettings:
     mode: str = setting("copy", choices=MODES, help="how pictures come into the folders of their split")
     val_size: int = setting(5000, low=1, help="validation pictures of a random split")
     test_size: int = setting(5000, low=1, help="test pictures of a random split")
-    workers: int = setting(4, low=1, help="threads")
+    workers: int = setting(0, low=0, help="threads; 0: one per core")
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -114,7 +114,7 @@ class InpaintingDataset(Dataset[dict[str, Any]]):
         self.left_out: dict[str, str] = {}
         for painting in list_paintings(self.data_dir, split):
             try:
-                painting.read_entities()
+                painting.read_captions()
                 self.paintings.append(painting)
             except ValueError as error:
                 log.warning("left out: %s", error)
@@ -189,20 +189,18 @@ class InpaintingDataset(Dataset[dict[str, Any]]):
     def chosen(self, painting: Painting, size: tuple[int, int], rng: np.random.Generator) -> Chosen:
         """The regions of one picture of `size` (h, w): those of the manifest where there is one."""
         if self.manifest is None:
-            names = [one.name for one in painting.read_entities()]
-            return choose(painting, names, size, self.rules, rng)
+            return choose(painting, list(painting.read_captions()), size, self.rules, rng)
         names = list(self.manifest.items[painting.stem])
         crops = [crop_mask(painting.read_mask(name, size), self.rules.resolution) for name in names]
         return Chosen(tuple(names), torch.stack(crops))
 
     def captions(self, painting: Painting, names: Sequence[str]) -> list[str]:
         """The captions of regions."""
-        found = {one.name: one.caption for one in painting.read_entities()}
-        texts = [found.get(name) for name in names]
-        for name, text in zip(names, texts, strict=True):
-            if text is None:
-                raise ValueError(f"{painting.entities}/annotations.json: {name} has no caption")
-        return self.shortened([text for text in texts if text is not None])
+        found = painting.read_captions()
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise ValueError(f"{painting.entities}: {missing[0]} has no caption")
+        return self.shortened([found[name] for name in names])
 
     def prompts(self, painting: Painting, captions: list[str]) -> list[str]:
         """The captions, or what `texts_dir` holds instead of them."""

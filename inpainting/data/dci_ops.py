@@ -52,7 +52,7 @@ class DciSettings:
     annotations_dir: Path = setting(help="folder of annotation files")
     image_dir: Path = setting(help="folder of pictures, split or not")
     out_dir: Path = setting(help="folder that gets one folder per picture")
-    workers: int = setting(4, low=1, help="threads")
+    workers: int = setting(0, low=0, help="threads; 0: one per core")
 
     def __post_init__(self) -> None:
         check_settings(self)

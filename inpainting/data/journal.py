@@ -133,7 +133,7 @@ def run_items(
     """Do the work of every item that is not done, in threads, and record the results in order.
 
     A ValueError leaves its item out; any other error, and an interrupt, ends the step, which then continues
-    at the next call.
+    at the next call. workers: threads, 0 = one per core.
     """
     pending = [item for item in items if item not in journal.done]
 
@@ -143,7 +143,7 @@ def run_items(
         except ValueError as error:
             return error
 
-    results = in_order(attempt, pending, workers)
+    results = in_order(attempt, pending, workers or os.cpu_count() or 1)
     bar = tqdm(results, total=len(items), initial=len(items) - len(pending), desc=journal.name)
     for item, result in zip(pending, bar, strict=True):
         if isinstance(result, ValueError):

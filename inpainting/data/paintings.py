@@ -30,6 +30,7 @@ UNANNOTATED = "unannotated"
 ANNOTATIONS = "annotations.json"
 RAW_CAPTIONS = "llava.json"
 MAKE_MASKS, MAKE_ENTITIES = "make-masks-dataset", "make-entities-dataset"  # steps that others follow
+MAKE_CAPTIONS = "python -m inpainting.data.ops llava-annotations-to-entity-annotations"
 GET = "`python -m inpainting.data.downloader fetch-annotations` gets it, `--from FILE` from a copy"
 GET_IMAGES = (
     "`python -m inpainting.data.downloader download-and-save-images-wikiart-v2 -o {0}` fetches the pictures"
@@ -62,6 +63,13 @@ class Painting:
     def read_entities(self) -> list[Entity]:
         """The regions in the order of the file."""
         return read_entities(self.entities / ANNOTATIONS)
+
+    def read_captions(self) -> dict[str, str]:
+        """{region: caption}; a region without a caption cannot be prompted for, so it is not here."""
+        found = {one.name: one.caption for one in self.read_entities() if one.caption is not None}
+        if not found:
+            raise ValueError(f"{self.entities / ANNOTATIONS} has no captions; `{MAKE_CAPTIONS}` adds them")
+        return found
 
     def read_mask(self, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
         """Bool (h, w) of one region; size: the (h, w) that it must have."""
