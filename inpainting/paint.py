@@ -161,10 +161,11 @@ def sheet_of(image_u8: np.ndarray, result: Result) -> np.ndarray:
     return grid([cells], titles, ["; ".join(f"{color}: {region.prompt}" for color, region in named)])
 
 
-def colored(image_u8: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
-    """The picture with each mask tinted, larger masks below smaller ones."""
+def colored(image_u8: np.ndarray, regions: Sequence[Region], colors: Sequence[str] = ()) -> np.ndarray:
+    """The picture with each mask tinted, larger masks below smaller ones; colors: names in prompts.COLORS."""
     shown = image_u8.copy()
-    order = sorted(zip(_colors(len(regions)), regions, strict=True), key=lambda item: -item[1].mask.sum())
+    named = zip(colors or _colors(len(regions)), regions, strict=True)
+    order = sorted(named, key=lambda item: -item[1].mask.sum())
     for color, region in order:
         tint = np.array(COLORS[color], np.float32)
         shown[region.mask] = np.rint(0.35 * image_u8[region.mask] + 0.65 * tint).astype(np.uint8)

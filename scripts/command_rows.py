@@ -146,6 +146,11 @@ COMMANDS = (
         for line, schema, note in PAINTING_COMMANDS
     ),
     Command(
+        "python -m inpainting.paint --image FILE --masks FILE FILE --prompts TEXT TEXT --out FILE",
+        "inpainting.paint:PaintSettings",
+        note="Fill masks of a picture, each with its own prompt; `--config FILE` reads defaults, flags win.",
+    ),
+    Command(
         "accelerate launch -m inpainting.models.text_to_image.train_text_to_image_lora main "
         "--config-path=CONFIG.yaml [key=value ...]",
         "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig",
@@ -208,5 +213,6 @@ COMMANDS = (
     Command("python -m scripts.make_teaser", function="scripts.make_teaser:make"),
     Command("python -m scripts.make_examples", function="scripts.make_examples:make"),
     Command("python -m scripts.draw_figure", function="scripts.draw_figure:make"),
+    Command("python -m scripts.draw_regions", function="scripts.draw_regions:make"),
     Command("python -m scripts.make_command_docs", function="scripts.make_command_docs:make"),
 )

@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 PAGES = [
     *("README.md", "CONTRIBUTING.md", "assets/tiny/README.md"),
     *("docs/compositor.md", "docs/scenes.md", "docs/released_weights.md", "docs/datasets.md"),
+    "docs/inpainting.md",
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
@@ -51,6 +52,8 @@ WORKERS = {
     "inpainting.models.text_to_image.test": [
         *("generate", "generate_prompts", "generate_repeated", "compute", "make_table"),
     ],
+    "inpainting.paint": ["run_paint"],
+    "benchmarks.rca": ["main"],
     "cldm.convert": ["anydoor", "bifrost", "sd21", "dinov2", "dpt", "export"],
     "ldm.registry": ["list_models", "show", "where", "pull", "register", "verify"],
     "ldm.doctor": ["report"],
@@ -67,6 +70,7 @@ WORKERS = {
     "scripts.make_examples": ["make"],
     "scripts.make_command_docs": ["make"],
     "scripts.draw_figure": ["make"],
+    "scripts.draw_regions": ["make"],
 }
 
 

@@ -1,0 +1,273 @@
+"""Rectified cross-attention: one fused call with a bias built once, against the published formulation.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.rca [--batch 4] [--device cuda] [--out FILE]
+
+Published, written naively: in every layer scores, a gather of the layout, `where` in float32, softmax,
+dropout and product as separate arrays. Ours: scaled_dot_product_attention with the bias of that resolution,
+one array for all heads, layers and steps. "none" is the fused call without any bias, the floor of both.
+
+Peak memory is what a call allocates on top of its inputs. Times alternate between the formulations and are
+the best of the repeats: whatever else runs on the machine only adds time.
+
+Legend: b pictures, r regions, h heads, n latent cells, t tokens, d channels of a head.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from inpainting.models.text_to_image.layout import attention_sizes
+from inpainting.models.text_to_image.rca import Regions, attention_layers, install_rca, region_kwargs
+from ldm.device import describe_hardware, pick_device
+from ldm.files import write_atomic
+from ldm.options import run_app, single_app
+
+logger = logging.getLogger(__name__)
+
+RESULT = Path("benchmarks/results/rca.json")
+TOKENS, HEAD = 77, 64
+HEADS = {64: 5, 32: 10, 16: 20, 8: 20}  # side of the latent -> heads of Stable Diffusion 2 there
+PICTURE, REGIONS = 512, 5
+# A quarter of the width of Stable Diffusion 2, same number of layers and cells.
+REDUCED = {
+    "sample_size": 64, "in_channels": 9, "out_channels": 4, "cross_attention_dim": 256,
+    "block_out_channels": (80, 160, 320, 320), "attention_head_dim": (5, 10, 20, 20), "norm_num_groups": 16,
+    "use_linear_projection": True,
+}  # fmt: skip
+
+
+def make_masks(batch: int) -> Tensor:
+    """(b, r, H, W) bool, five boxes of random size, as in the published data."""
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.zeros(batch, REGIONS, PICTURE, PICTURE, dtype=torch.bool)
+    for mask in masks.flatten(0, 1):
+        h, w = torch.randint(60, 260, (2,), generator=generator).tolist()
+        y, x = (int(torch.randint(PICTURE - side, (), generator=generator)) for side in (h, w))
+        mask[y : y + h, x : x + w] = True
+    return masks
+
+
+def make_owners(batch: int) -> Tensor:
+    """(b, t): BOS, twelve tokens for each region, the rest shared."""
+    row = torch.zeros(TOKENS, dtype=torch.long)
+    row[1 : 1 + 12 * REGIONS] = torch.arange(1, REGIONS + 1).repeat_interleave(12)
+    return row.repeat(batch, 1)
+
+
+def published_attention(q: Tensor, k: Tensor, v: Tensor, layout: Tensor, owners: Tensor) -> Tensor:
+    """q (b, h, n, d), k and v (b, h, t, d), layout (b, r + 1, n) of 0 and 1, owners (b, t)."""
+    b, h, n, d = q.shape
+    bias = torch.zeros(n, k.shape[2], dtype=q.dtype).to(q.device)  # made on the CPU in every layer
+    scores = q @ k.transpose(-2, -1) * d**-0.5
+    seen = layout.gather(1, owners[:, :, None].expand(-1, -1, n)).transpose(1, 2)[:, None]
+    seen = seen.expand(b, h, n, k.shape[2]).bool()
+    scores = torch.where(seen, scores.float(), torch.tensor(float("-inf"), device=q.device)).to(q.dtype)
+    scores = scores + bias
+    return torch.dropout(scores.softmax(dim=-1), 0.0, train=True) @ v
+
+
+class Published:
+    """The naive formulation as a processor of one resolution after the other, on the stock UNet."""
+
+    def __init__(self, layout: Tensor, owners: Tensor, sides: list[int]) -> None:
+        self.layout, self.owners, self.sides = layout, owners, {side * side: side for side in sides}
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: None = None,
+        temb: None = None,
+    ) -> Tensor:
+        side = self.sides[hidden_states.shape[1]]
+        layout = F.interpolate(self.layout.float(), size=(side, side), mode="nearest").flatten(2)
+        q, k, v = (
+            rearrange(value, "b n (h d) -> b h n d", h=attn.heads)
+            for value in (
+                attn.to_q(hidden_states),
+                attn.to_k(encoder_hidden_states),
+                attn.to_v(encoder_hidden_states),
+            )
+        )
+        read = published_attention(q, k, v, layout, self.owners)
+        return attn.to_out[1](attn.to_out[0](rearrange(read, "b h n d -> b n (h d)")))
+
+
+def seconds(functions: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Best of `repeats` for each; processor time of one thread on the CPU, clock time on a GPU."""
+    best = dict.fromkeys(functions, float("inf"))
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            _wait(device)
+            started = clock()
+            function()
+            _wait(device)
+            if repeat:  # the first round warms up
+                best[name] = min(best[name], clock() - started)
+    return best
+
+
+def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
+    """Most memory that a call holds at once, on top of what there was before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        _wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(
+    functions: dict[str, Callable[[], Any]], repeats: int, device: torch.device, what: dict[str, Any]
+) -> dict[str, Any]:
+    """One row: seconds and MiB of each formulation, and what the published one takes in units of ours."""
+    taken = seconds(functions, repeats, device)
+    memory = {name: peak_bytes(function, device) for name, function in functions.items()}
+    row = {
+        **what,
+        "seconds": {name: round(value, 5) for name, value in taken.items()},
+        "peak_mib": {name: round(value / 2**20, 2) for name, value in memory.items()},
+        "time_ratio": round(taken["published"] / taken["ours"], 2),
+        "memory_ratio": round(memory["published"] / memory["ours"], 2),
+    }
+    if "none" in taken:
+        row["time_over_no_bias"] = round(taken["ours"] / taken["none"], 2)
+    logger.info("%s", row)
+    return row
+
+
+def layer_row(
+    side: int, masks: Tensor, owners: Tensor, regions: Regions, train: bool, repeats: int
+) -> dict[str, Any]:
+    """The attention of one layer, projections excluded, without or with its gradient."""
+    generator, device = torch.Generator().manual_seed(1), owners.device
+    b, heads, n = len(owners), HEADS[side], side * side
+    bias = regions[n]
+    draw = [torch.randn(b, heads, length, HEAD, generator=generator) for length in (n, TOKENS, TOKENS)]
+    q, k, v = (value.to(device, bias.dtype).requires_grad_(train) for value in draw)
+    layout = F.interpolate(full_layout(masks).float(), size=(side, side), mode="nearest").flatten(2)
+
+    def run(attention: Callable[[], Tensor]) -> Callable[[], None]:
+        def call() -> None:
+            read = attention()
+            if train:
+                torch.autograd.grad(read.sum(), (q, k, v))
+
+        return call
+
+    functions = {
+        "published": run(lambda: published_attention(q, k, v, layout, owners)),
+        "ours": run(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=bias)),
+        "none": run(lambda: F.scaled_dot_product_attention(q, k, v)),
+    }
+    what = {"what": "attention of one layer", "latent": f"{side}x{side}", "batch": b, "heads": heads,
+            "gradient": train}  # fmt: skip
+    row = compare(functions, repeats, device, what)
+    ours = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    row["largest_difference"] = float(
+        (published_attention(q, k, v, layout, owners) - ours).abs().max().detach()
+    )
+    return row
+
+
+def unet_row(masks: Tensor, owners: Tensor, regions: Regions, repeats: int) -> dict[str, Any]:
+    """A whole UNet call at 64 x 64 latents, a quarter of the published width."""
+    torch.manual_seed(0)
+    device, dtype = owners.device, next(iter(regions.values())).dtype
+    ours = install_rca(UNet2DConditionModel(**REDUCED).eval().to(device, dtype))
+    naive = UNet2DConditionModel(**REDUCED).eval().to(device, dtype)
+    naive.load_state_dict(ours.state_dict())
+    processor = Published(full_layout(masks), owners, list(HEADS))
+    for name, layer in attention_layers(naive):
+        if name.endswith("attn2"):
+            layer.set_processor(processor)
+    x = torch.randn(len(owners), 9, 64, 64).to(device, dtype)
+    text = torch.randn(len(owners), TOKENS, 256).to(device, dtype)
+    t = torch.tensor(500, device=device)
+    kwargs = {"regions": regions}
+    functions = {
+        "published": lambda: naive(x, t, text).sample,
+        "ours": lambda: ours(x, t, text, cross_attention_kwargs=kwargs).sample,
+        "none": lambda: ours(x, t, text).sample,
+    }
+    row = compare(functions, repeats, device, {"what": "UNet call, quarter width", "latent": "64x64",
+                                               "batch": len(owners)})  # fmt: skip
+    row["largest_difference"] = float((functions["published"]() - functions["ours"]()).abs().max())
+    return row
+
+
+def full_layout(masks: Tensor) -> Tensor:
+    """The published layout (b, r + 1, H, W): everything, then each mask or background."""
+    background = ~masks.any(dim=1, keepdim=True)
+    return torch.cat([torch.ones_like(background), masks | background], dim=1)
+
+
+def main(
+    batch: Annotated[int, typer.Option(help="pictures in one call", min=1)] = 4,
+    repeats: Annotated[int, typer.Option(help="timed calls of each formulation", min=1)] = 7,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULT,
+) -> None:
+    """Measure time and peak memory of rectified attention against the published formulation."""
+    place = pick_device(device)
+    dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+    masks, owners = make_masks(batch).to(place), make_owners(batch).to(place)
+
+    def build() -> Regions:
+        kwargs = region_kwargs(masks, owners, (64, 64), levels=4, layout="nearest", dtype=dtype)
+        return kwargs["regions"]
+
+    regions = build()
+    assert list(regions) == [h * w for h, w in attention_sizes((64, 64), 4)]
+    rows = [layer_row(64, masks, owners, regions, True, repeats)]
+    with torch.inference_mode():
+        rows = [layer_row(side, masks, owners, regions, False, repeats) for side in HEADS] + rows
+        rows.append(unet_row(masks, owners, regions, max(2, repeats // 3)))
+        built = seconds({"build": build}, repeats, place)["build"]
+    kept = sum(bias.untyped_storage().nbytes() for bias in regions.values())
+    result = {
+        "hardware": describe_hardware(place),
+        "dtype": str(dtype).removeprefix("torch."),
+        "rows": rows,
+        "bias_built_once_per_call": {"seconds": round(built, 5), "kept_mib": round(kept / 2**20, 2)},
+    }
+    write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def build_app() -> typer.Typer:
+    return single_app(main)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(build_app, sys.argv[1:]))
