@@ -143,7 +143,7 @@ def test_clip_squeezes_pictures_and_cuts_long_texts(tmp_path: Path):
 
 def test_quality_by_a_resnet_takes_pictures_of_any_size(tmp_path: Path):
     network = load_resnet_clip(write_resnet_clip(tmp_path / "RN50.pt"))
-    pictures = [RNG.integers(0, 256, size, np.uint8) for size in ((64, 96, 3), (100, 64, 3))]
+    pictures = [RNG.integers(0, 256, size, np.uint8) for size in ((64, 96, 3), (100, 64, 3), (5, 9, 3))]
     found = network.quality(pictures)
     images, texts = (F.normalize(one, dim=-1) for one in network.features(pictures))
     expected = (100 * images @ texts.T).softmax(-1)[:, 0]

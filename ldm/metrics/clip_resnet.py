@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +20,7 @@ from ldm.metrics.clip import MEAN, STD, quality
 from ldm.metrics.weights import fill, read_weight_file
 
 HEAD = 64  # channels of one attention head
+LEAST = 64  # pixels; the network halves a picture five times
 GROWTH = 4  # output channels of a block per inner channel
 # CLIP's tokens of "Good photo." and "Bad photo.", between beginning and end.
 GOOD_IDS, BAD_IDS = (49406, 886, 1125, 269, 49407), (49406, 2103, 1125, 269, 49407)
@@ -156,10 +158,19 @@ class ResnetClip(nn.Module):
         """Of the pictures (b, c), and of the two texts (2, c)."""
         device = self.text_projection.device
         rows = []
-        for image_u8 in images_u8:
+        for image_u8 in map(enlarged, images_u8):
             pixels = torch.from_numpy((image_u8 / 255 - np.array(MEAN)) / np.array(STD)).float()
             rows.append(self.visual(pixels.permute(2, 0, 1)[None].to(device)))
         return torch.cat(rows), torch.stack([self.text(GOOD_IDS), self.text(BAD_IDS)])
+
+
+def enlarged(image_u8: np.ndarray) -> np.ndarray:
+    """Pictures (h, w, 3) whose shorter side has fewer than LEAST pixels get as many; others stay."""
+    h, w = image_u8.shape[:2]
+    if min(h, w) >= LEAST:
+        return image_u8
+    size = (max(LEAST, round(w * LEAST / min(h, w))), max(LEAST, round(h * LEAST / min(h, w))))
+    return np.asarray(Image.fromarray(image_u8).resize(size, Image.Resampling.BICUBIC))
 
 
 def load_resnet_clip(path: Path, device: torch.device | str = "cpu") -> ResnetClip:
