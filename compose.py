@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from cldm.compat import preset, with_compat
 from cldm.model import Compositor
 from cldm.pipeline import Weights, paint
 from cldm.pretrained import Card, Sampling, load_card, load_compositor
 from compose_inputs import read_sources
 from compose_locate import locate, settle
 from compose_recipe import make_recipe
-from compose_settings import ComposeSettings, depth_folder, ignored, model_folder
+from compose_settings import DEPTH_MODES, ComposeSettings, depth_folder, ignored, model_folder
 from datasets.inputs import Inputs
 from datasets.layers import Layers
 from datasets.pairs import Pair, build_pair
@@ -111,7 +112,18 @@ def load_models(settings: ComposeSettings) -> Models:
         logger.info("%s", card.notice)
     dtype = pick_dtype(settings.dtype, device)
     asked = (settings.device, settings.dtype, settings.offload)
-    return Models(folder, card, depth_folder(settings), device, dtype, settings.offload, asked)
+    return Models(folder, card, depth_folder(settings.depth_model), device, dtype, settings.offload, asked)
+
+
+def card_of(settings: ComposeSettings, models: Models) -> Card:
+    """The card of the model, or what a published system would make of it."""
+    return with_compat(models.card, settings.compat, settings.seed) if settings.compat else models.card
+
+
+def with_depth(settings: ComposeSettings) -> ComposeSettings:
+    """The settings with the depth that a published system implies where none is given."""
+    wanted = settings.compat is not None and settings.depth is None and settings.plain_mode in DEPTH_MODES
+    return replace(settings, depth=preset(settings.compat).depth) if settings.compat and wanted else settings
 
 
 def sampling_of(settings: ComposeSettings, card: Card) -> Sampling:
@@ -135,7 +147,8 @@ def compose(
 
     Raises ValueError for whatever a user can mend, `ldm.denoise.Cancelled` when `cancelled` says so.
     """
-    timer, sampling, options = StageTimer(), sampling_of(settings, models.card), models.card.pair
+    card, settings = card_of(settings, models), with_depth(settings)
+    timer, sampling, options = StageTimer(), sampling_of(settings, card), card.pair
     for sentence in ignored(settings, sampling):
         logger.warning("%s", sentence)
     with timer.stage("read"):
@@ -152,7 +165,7 @@ def compose(
         placed = settle(settings, placement, sources, depth_01, options)
         settings, inputs, layers = placed.settings, placed.inputs, placed.layers
         pair = build_pair(inputs, options)
-        recipe = make_recipe(settings, models, sampling, placed.placement)
+        recipe = make_recipe(settings, models, sampling, options, placed.placement)
     with timer.stage("load"):
         compositor = models.compositor
     seeds = [settings.seed + index for index in range(settings.num_samples)]
@@ -170,9 +183,11 @@ def compose(
             progress=progress,
         )
     detail = {"detail": sampling.detail, "detail_scale": sampling.detail_scale}
+    paste = preset(settings.compat).paste if settings.compat else "mask-feather"
     with timer.stage("paste back"):
         stitched = [
-            stitch(inputs, options, pair.crop, picture, layers=layers, **detail) for picture in painted
+            stitch(inputs, options, pair.crop, picture, paste=paste, layers=layers, **detail)
+            for picture in painted
         ]
         drift = [drift_of(inputs, one) for one in stitched]
     report = {

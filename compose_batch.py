@@ -125,7 +125,7 @@ def check_files(settings: ComposeSettings) -> None:
     load_card(model_folder(settings))
     folders = {"sam": settings.sam, "detector": settings.detector}
     if settings.background_depth is None:
-        folders["depth_model"] = depth_folder(settings)
+        folders["depth_model"] = depth_folder(settings.depth_model)
     if settings.instruction is not None and locator_of(settings) != GEOMETRIC:
         folders["locator"] = Path(locator_of(settings))
     for name, folder in folders.items():
@@ -191,6 +191,7 @@ def shared_models(settings: ComposeSettings, models: Models | None) -> Models:
     """The models of the job before where they are the same, else newly loaded ones."""
     if models is None:
         return load_models(settings)
-    same = (models.folder, models.depth_folder) == (model_folder(settings), depth_folder(settings))
+    folders = model_folder(settings), depth_folder(settings.depth_model)
+    same = (models.folder, models.depth_folder) == folders
     asked = (settings.device, settings.dtype, settings.offload)
     return models if same and models.asked == asked else load_models(settings)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cldm.pretrained import Sampling
 from compose_settings import ComposeSettings
+from datasets.inputs import PairOptions
 from ldm.config import Layer, flag_name, merge_layers, to_plain
 from ldm.files import file_sha256, hash_folder
 from ldm.result import library_versions, read_recipe
@@ -23,7 +24,11 @@ PARTS = (*MAPPINGS, "sample", "seed")
 
 
 def make_recipe(
-    settings: ComposeSettings, models: Models, sampling: Sampling, placement: dict[str, Any] | None = None
+    settings: ComposeSettings,
+    models: Models,
+    sampling: Sampling,
+    pair: PairOptions,
+    placement: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Settings with the chosen folders, resolved sampler, hashes of inputs and weights, machine, versions.
 
@@ -41,7 +46,7 @@ def make_recipe(
         "command": "image",
         "settings": {one.name: to_plain(getattr(chosen, one.name)) for one in fields(ComposeSettings)},
         "sampling": to_plain(sampling),
-        "pair": to_plain(models.card.pair),
+        "pair": to_plain(pair),
         "weights": {name: _hashes(folder) for name, folder in folders.items()},
         "inputs": {name: file_sha256(path) for name, path in settings.input_files.items()},
         "machine": {"device": models.device.type, "dtype": str(models.dtype).removeprefix("torch.")},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cldm.compat import PRESETS
 from cldm.pretrained import Sampling, is_complete
 from datasets.fusion import ALIASES, MODES
 from datasets.geometry import check_box01
@@ -88,6 +89,11 @@ class ComposeSettings:
         None,
         help="depth network folder (DPT or Depth Anything); "
         f"without it {FULL_DEPTH.as_posix()} if present, else {TINY_DEPTH.as_posix()}",
+    )
+    compat: str | None = setting(
+        None,
+        choices=tuple(PRESETS),
+        help="compose as the published system does: its pre-processing, DDIM, paste of the whole crop",
     )
     sam: Path | None = setting(None, help="SAM folder, used to cut out the object")
     seed: int = setting(0, low=0, high=2**32 - 1, help="seed of the first sample; sample i uses seed + i")
@@ -186,6 +192,8 @@ def ignored(settings: ComposeSettings, sampling: Sampling) -> list[str]:
         said.append(f"--depth has no effect: mode {settings.mode} keeps the depth of the background")
     if settings.strength is not None and sampling.init == "noise":
         said.append("--strength has no effect: the start is noise (--init paste uses it)")
+    if settings.compat is not None and sampling.detail > 0:
+        said.append("--detail has no effect: --compat pastes the model's own crop")
     if settings.instruction is None:
         said += [
             f"{flag_name(name)} has no effect without --instruction"
@@ -211,6 +219,6 @@ def model_folder(settings: ComposeSettings) -> Path:
     return settings.model or (FULL_MODEL if is_complete(FULL_MODEL) else TINY_MODEL)
 
 
-def depth_folder(settings: ComposeSettings) -> Path:
-    """The depth network to use."""
-    return settings.depth_model or (FULL_DEPTH if (FULL_DEPTH / "config.json").is_file() else TINY_DEPTH)
+def depth_folder(chosen: Path | None = None) -> Path:
+    """The depth network to use: the chosen one, else the full-size one where it is there."""
+    return chosen or (FULL_DEPTH if (FULL_DEPTH / "config.json").is_file() else TINY_DEPTH)

@@ -21,7 +21,7 @@ from typing import Annotated
 
 import typer
 
-from compose import ComposeSettings, Models, Result, compose, load_models, sampling_of
+from compose import ComposeSettings, Models, Result, card_of, compose, load_models, sampling_of
 from compose_batch import Outcome, read_jobs, run_jobs
 from compose_dreambooth import find_test_set, pairs
 from compose_recipe import check_unchanged, make_recipe, settings_of_recipe
@@ -129,7 +129,8 @@ def replay(
     out = out or beside(picture, "_replay.png")
     output_paths(out, 1, settings.input_files.values())
     models = load_models(settings)
-    check_unchanged(picture, recipe, make_recipe(settings, models, sampling_of(settings, models.card)))
+    card = card_of(settings, models)
+    check_unchanged(picture, recipe, make_recipe(settings, models, sampling_of(settings, card), card.pair))
     result = compose(settings, models, progress=sys.stderr.isatty())
     save(with_placement(result, recipe.get("placement")), recipe["sample"], out)
     logger.info("picture: %s\nreport:  %s", *result_paths(out))

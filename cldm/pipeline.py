@@ -108,7 +108,8 @@ def paint(
     background = encode(model, pair.background_pm1, device, offload)
     scheduler = make_scheduler(sampling.scheduler, model.scheduler_config)
     pasted = sampling.init == "paste"
-    timesteps = set_steps(scheduler, sampling.steps, sampling.strength if pasted else 1.0, device)
+    strength = sampling.strength if pasted else 1.0
+    timesteps = set_steps(scheduler, sampling.steps, strength, device, sampling.step_rule)
     noise, generators = noise_for(seeds, background.shape[1:])
     noise = noise.to(device)
     start = encode(model, pair.paste_pm1, device, offload).expand(count, -1, -1, -1) if pasted else None

@@ -21,6 +21,7 @@ from datasets.inputs import PairOptions
 from datasets.pasteback import DETAIL_SCALE
 from ldm.checkpoints import folder_written_whole, load_part, read_json, save_part
 from ldm.config import Layer, check_settings, merge_layers, setting, to_plain
+from ldm.denoise import STEP_RULES
 from ldm.latents import LatentSpace
 
 CARD = "compositor.json"
@@ -45,6 +46,9 @@ class Sampling:
     )
     detail_scale: float = setting(
         DETAIL_SCALE, low=0.01, high=1.0, help="what counts as fine, as a fraction of the object's size"
+    )
+    step_rule: str = setting(
+        "exact", choices=STEP_RULES, help="published: every (1000 // steps)-th timestep, often one step more"
     )
 
     def __post_init__(self) -> None:

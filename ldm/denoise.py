@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 from tqdm.auto import tqdm
 
 Predict = Callable[[Tensor, Tensor, bool], Tensor]
+STEP_RULES = ("exact", "published")
 
 
 class Cancelled(Exception):
@@ -49,18 +50,37 @@ def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, list[
     return torch.stack(draws), generators
 
 
-def set_steps(scheduler: SchedulerMixin, steps: int, strength: float, device: torch.device) -> Tensor:
-    """Prepare the scheduler; returns the timesteps to run: the last `strength` share, at least one."""
+def set_steps(
+    scheduler: SchedulerMixin, steps: int, strength: float, device: torch.device, rule: str = "exact"
+) -> Tensor:
+    """Prepare the scheduler; returns the timesteps to run: the last `strength` share, at least one.
+
+    rule: "published" takes every (T // steps)-th of T timesteps, which can be more than `steps` (DDIM only)
+    """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
     scheduler.set_timesteps(steps, device=device)
+    if rule == "published":
+        scheduler.timesteps = published_timesteps(scheduler, steps).to(device)
+        steps = len(scheduler.timesteps)
     order = getattr(scheduler, "order", 1)
     first = min(round(steps * (1 - strength)), steps - 1) * order
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     return scheduler.timesteps[first:]
+
+
+def published_timesteps(scheduler: SchedulerMixin, steps: int) -> Tensor:
+    """The timesteps of the original DDIM code: 1, 1 + T // steps, ... below T, the last first."""
+    total = int(scheduler.config.num_train_timesteps)
+    if not isinstance(scheduler, DDIMScheduler):
+        raise ValueError(f"the published step rule is DDIM's, the scheduler is {type(scheduler).__name__}")
+    found = torch.arange(0, total, max(total // steps, 1)) + 1
+    if int(found[-1]) >= total:
+        raise ValueError(f"the published step rule leads beyond {total} timesteps with {steps} steps")
+    return found.flip(0)
 
 
 def start_latents(

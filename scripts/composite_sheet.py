@@ -163,7 +163,7 @@ def compose_all(jobs: Sequence[tuple[str, ComposeSettings]]) -> Iterator[tuple[s
     """Every job's name and result; networks stay loaded while they are the same."""
     models: Models | None = None
     for name, settings in tqdm(jobs, desc="composites", disable=not sys.stderr.isatty()):
-        wanted = (model_folder(settings), depth_folder(settings))
+        wanted = (model_folder(settings), depth_folder(settings.depth_model))
         if models is None or (models.folder, models.depth_folder) != wanted:
             models = load_models(settings)
         try:
