@@ -106,6 +106,8 @@ def read_concepts(entities_dir: Path, stems: Sequence[str], journal: Journal | N
                 journal.leave_out(stem, str(error))
             continue
         found |= {f"{stem}/{one.name}": one.concept for one in entities}
+        if journal is not None:
+            journal.left_out.pop(stem, None)
     return found
 
 

@@ -42,6 +42,7 @@ from ldm.seeds import seed_of
 log = logging.getLogger(__name__)
 
 TRAIN = "train"
+SHOWN = 5  # pictures left out that are named at once
 READERS = 4  # threads that read masks for a manifest
 STACKED = ("pixel_values", "masks", "masked_pixel_values", "input_ids", "freestyle_attention_mask")
 RENAMED = {"global_text": "global_texts"}
@@ -117,8 +118,11 @@ class InpaintingDataset(Dataset[dict[str, Any]]):
                 painting.read_captions()
                 self.paintings.append(painting)
             except ValueError as error:
-                log.warning("left out: %s", error)
                 self.left_out[painting.stem] = str(error)
+        for reason in list(self.left_out.values())[:SHOWN]:
+            log.warning("left out: %s", reason)
+        if len(self.left_out) > SHOWN:
+            log.warning("%d pictures of %s are left out", len(self.left_out), split)
         if not self.paintings:
             raise ValueError(f"{self.data_dir}: no annotated picture in the split {split}")
 

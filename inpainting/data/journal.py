@@ -78,6 +78,7 @@ class Journal(Progress):
         work that takes hours.
         """
         super().__init__(path)
+        self.told = 0
         wanted = json.loads(json.dumps(inputs))
         if keep and self.inputs not in (None, wanted):
             raise ValueError(f"{path} {_difference(self.inputs or {}, wanted)}")
@@ -100,10 +101,13 @@ class Journal(Progress):
 
     def leave_out(self, item: str, reason: str) -> None:
         """Record that an item cannot be used, and say so, unless that has been said of many already."""
-        if len(self.left_out) < NAMED:
+        if self.told < NAMED:
             log.warning("left out: %s: %s", item, reason)
-        elif len(self.left_out) == NAMED:
+        elif self.told == NAMED:
             log.warning("more are left out; all stand in %s", self.path)
+        self.told += 1
+        if self.left_out.get(item) == reason:  # nothing new: what depends on this journal stays valid
+            return
         self._append([{"item": item, "left_out": reason}])
         self.left_out[item] = reason
 

@@ -143,7 +143,7 @@ def distribute(
 def place(source: Path, image_dir: Path, folder: str, mode: str) -> None:
     """Bring one picture into its folder, and out of the folder of an earlier split."""
     target = image_dir / folder / source.name
-    split_before = source.parent.parent == image_dir  # there is no unsplit original any more
+    split_before = source.parent.resolve().parent == image_dir.resolve()  # no unsplit original is left
     if source != target:
         transfer(source, target, "move" if split_before else mode)
     for other in {*SPLITS, UNANNOTATED} - {folder}:
