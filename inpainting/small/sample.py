@@ -20,9 +20,9 @@ from ldm.config import check_settings, setting
 class Sampling:
     """How pictures are painted."""
 
-    steps: int = setting(12, low=1, help="denoising steps")
-    guidance: float = setting(3.0, low=1.0, help="classifier-free guidance")
-    batch: int = setting(8, low=1, help="pictures painted together; the result does not depend on it")
+    steps: int = setting(4, low=1, help="denoising steps")
+    guidance: float = setting(2.0, low=1.0, help="classifier-free guidance")
+    batch: int = setting(16, low=1, help="pictures painted together; the result does not depend on it")
 
     def __post_init__(self) -> None:
         check_settings(self)
