@@ -250,11 +250,12 @@ def possible(relation: str, spots: Spots, anchor: Place) -> np.ndarray:
     return spots.y - spots.h < y0 if relation in ("on", "above") else np.ones(len(spots), bool)
 
 
-def clear(view: View, spots: Spots, touching: Sequence[str] = ()) -> np.ndarray:
+def clear(view: View, spots: Spots, touching: Sequence[str] = (), slim: float = SLIM) -> np.ndarray:
     """Whether a spot is free of the footprints of all known things, (k,) bool.
 
     A footprint of a known thing is a rectangle, that of the object a circle.
     touching: things that the spot may overlap, because it is on or under them.
+    slim: share of the object's radius that must be free.
     """
     free = np.ones(len(spots), bool)
     left, right, front, _ = plan(view, spots.x, spots.w, spots.foot)
@@ -271,7 +272,7 @@ def clear(view: View, spots: Spots, touching: Sequence[str] = ()) -> np.ndarray:
         across = np.maximum(np.maximum(a0 - side, side - a1), 0)
         along = np.maximum(np.maximum(b0 - away, away - b1), 0)
         here = np.abs(spots.level / view.levels[name] - 1) < SAME_LEVEL
-        free &= ~((np.hypot(across, along) < SLIM * radius) & here)
+        free &= ~((np.hypot(across, along) < slim * radius) & here)
     return free
 
 

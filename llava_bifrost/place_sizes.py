@@ -76,8 +76,11 @@ def size_at_one(
     if relative is not None and named:
         first = next(iter(named.values()))
         return relative * size_px(first, size_hw) / float(ground.scale(first.d))
-    wanted, sizes = usual_size(target), []
-    for name, place in (_whole(known) or known).items():
+    wanted, whole = usual_size(target), _whole(known) or known
+    # Like with like: a thing of known size beside such things, a nameless one beside nameless ones.
+    alike = {name: one for name, one in whole.items() if (usual_size(name) is None) == (wanted is None)}
+    sizes = []
+    for name, place in (alike or whole).items():
         usual = usual_size(name)
         ratio = 1.0 if usual is None else (wanted or COMMON) / usual
         sizes.append(ratio * size_px(place, size_hw) / float(ground.scale(place.d)))

@@ -53,6 +53,7 @@ SAME = 0.55  # boxes that overlap more than this (IoU) are one proposal
 SHIFT, DEEPER = 0.012, 0.015  # of the picture and in depth: what a safe place can be moved by
 UNEVEN = 1.0  # dislike of the top of a thing that shows no level side
 FREE = 0.8  # preference for spots that touch not even what the relation allows
+AMPLE = 0.3  # preference for spots with some room around them
 SAME_SURFACE = 0.4  # preference for the raised surface on which an anchor stands
 UPON = ("on", "above")  # relations whose anchor may be touched from above
 DECIMALS = 4
@@ -218,7 +219,7 @@ def _liking(
             far, off = aside, 0.3 * apart
         total = total + np.exp(-(far + off) / reach)
     total = total + SAME_SURFACE * (spots.level > 1) - UNEVEN * (spots.level == 0)
-    return total + FREE * clear(view, spots)
+    return total + FREE * clear(view, spots) + AMPLE * clear(view, spots, slim=1.4)
 
 
 def _safety(location: Location, request: Request, named: Mapping[str, Place]) -> float:
