@@ -132,6 +132,7 @@ def killed(step: Callable[[], Any], place: str, count: int) -> None:
     """
     child = os.fork()
     if not child:
+        signal.alarm(120)  # a child that hangs ends, by another signal
         arm(place, count)
         step()
         os._exit(0)

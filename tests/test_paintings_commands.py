@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -115,6 +116,16 @@ def test_the_published_order_with_the_authors_captions(made: PaintingSet) -> Non
     assert without == {
         name: data for name, data in typed.items() if name.count("/") > 1 or "images" not in name
     }
+
+
+def test_build_draws_a_split_without_a_table(made: PaintingSet, capsys: pytest.CaptureFixture[str]) -> None:
+    made.table.unlink()
+    assert "wikiart_images.csv does not exist" in refused(capsys, "python -m inpainting.data.ops build")
+    type_in(
+        "python -m inpainting.data.ops build --split-df-path none --val-size 2 --test-size 2 --mode symlink"
+    )
+    counts = Counter(path.parent.name for path in made.images.glob("*/*.jpg"))
+    assert counts == {"train": len(REGIONS) - 4, "val": 2, "test": 2, "unannotated": 1}
 
 
 def test_the_published_order_with_own_captions(made: PaintingSet) -> None:
