@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 from tqdm import tqdm
 
 from ldm.config import check_settings, setting, to_plain
@@ -182,6 +183,10 @@ def run(config: EvaluateSettings) -> dict[str, Any]:
     return result
 
 
+def build_app() -> typer.Typer:
+    return single_app(command(EvaluateSettings, run))
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(lambda: single_app(command(EvaluateSettings, run)), sys.argv[1:]))
+    sys.exit(run_app(build_app, sys.argv[1:]))

@@ -24,6 +24,7 @@ from ldm.files import write_atomic
 from ldm.options import run_app, single_app
 from ldm.schema import flat_settings, members, range_name, section_of, type_name
 from scripts.command_rows import COMMANDS, Command
+from scripts.published_commands import published_section
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ line with exit code 2, and nothing is written. Lists are typed with commas: `--b
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *(section(command) for command in COMMANDS)])
+    return "\n".join([HEAD, *(section(command) for command in COMMANDS), published_section()])
 
 
 def section(command: Command) -> str:

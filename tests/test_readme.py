@@ -13,12 +13,13 @@ from ldm.config import load_config
 from ldm.schema import flat_settings
 from run_train_bifrost import RunConfig
 from scripts import make_command_docs
+from scripts.published_commands import BIFROST, DREAM
 from tests import pages
 from tests.conftest import ROOT
 from tests.small import SMALL, SMALL_CARD
 
 FIGURE_KB = 600
-OURS = ("ldm", "datasets", "cldm")
+OURS = ("ldm", "datasets", "cldm", "llava_bifrost", "inpainting")
 # Folders that running the code makes, and weights, which have tests of their own.
 MADE = ("outputs", "runs", "models", "data", "assets/tiny", ".venv")
 
@@ -53,6 +54,12 @@ def test_command_exists_with_its_options_and_files(page, command, monkeypatch):
     for given in pages.rehearse(command, monkeypatch):
         for path in getattr(given, "input_files", {}).values():
             assert path.is_file(), f"{page}: {command}: {path}"
+
+
+@pytest.mark.parametrize("row", [*BIFROST, *DREAM], ids=lambda row: (row.here or row.line)[-60:])
+def test_commands_of_the_papers_have_their_counterpart(row, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    pages.rehearse(row.here or row.line, monkeypatch)
 
 
 @pytest.mark.parametrize(("page", "code"), CODE, ids=lambda value: str(value)[:40])
