@@ -8,6 +8,7 @@ Legend: b rows of a batch, t tokens.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -161,21 +162,27 @@ def to_device(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype
 
 
 def generate(
-    mllm: Mllm, batch: Mapping[str, Any], choice: ConstrainedChoice, longest: int = 128
+    mllm: Mllm, batch: Mapping[str, Any], choice: ConstrainedChoice | None = None, longest: int = 128
 ) -> list[Answer]:
-    """Let the model answer a batch of prompts, its tokens chosen by `choice`; one Answer per row."""
+    """Let the model answer a batch of prompts, greedily; one Answer per row.
+
+    choice: chooses the tokens instead, within a form. Without it spelled is the text, log_probability nan.
+    """
     model: Any = mllm.model
     tokenizer = mllm.processor.tokenizer
     inputs = to_device(batch, mllm.device, mllm.dtype)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else choice.grammar.end
-    settings = GenerationConfig(
-        max_new_tokens=longest, do_sample=False, eos_token_id=choice.grammar.end, pad_token_id=pad
-    )
+    end = end_token(tokenizer)
+    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    settings = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=end, pad_token_id=pad)
     with torch.no_grad():
-        rows = model.generate(**inputs, generation_config=settings, logits_processor=[choice])
+        rows = model.generate(
+            **inputs, generation_config=settings, logits_processor=[] if choice is None else [choice]
+        )
     said = rows[:, inputs["input_ids"].shape[1] :].tolist()
-    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+    texts = [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+    if choice is None:
+        return [Answer(text, text, math.nan) for text in texts]
     return [
-        Answer(text.strip(), choice.grammar.spell(tokens).strip(), log_p)
+        Answer(text, choice.grammar.spell(tokens).strip(), log_p)
         for text, tokens, log_p in zip(texts, said, choice.log_probability, strict=True)
     ]

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import GenerationConfig
 
 from ldm.images import read_picture
-from ldm.mllm import Ask, to_device
+from ldm.mllm import Ask, generate
 from llava_bifrost.codec import frame_of
 from llava_bifrost.dataset import Record, question_of
 from llava_bifrost.location import AnswerError, box_iou, satisfies
@@ -68,16 +66,8 @@ def check_answers(locator: Locator, records: Sequence[Record]) -> dict[str, Any]
 
 def free_answers(locator: Locator, records: Sequence[Record]) -> list[str]:
     """Greedy answers without any constraint, as one batch."""
-    mllm, tokenizer = locator.mllm, locator.mllm.processor.tokenizer
     asks = [Ask(read_picture(record.image).rgb_u8, question_of(record, locator.codec)) for record in records]
-    inputs = to_device(locator.chat.prompts(asks), mllm.device, mllm.dtype)
-    end = locator.grammar.end
-    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    settings = GenerationConfig(max_new_tokens=LONGEST, do_sample=False, eos_token_id=end, pad_token_id=pad)
-    with torch.no_grad():
-        rows = mllm.model.generate(**inputs, generation_config=settings)
-    said = rows[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+    return [answer.text for answer in generate(locator.mllm, locator.chat.prompts(asks), longest=LONGEST)]
 
 
 def _read(locator: Locator, record: Record, text: str) -> Any:

@@ -41,7 +41,7 @@ class Frame:
     """size_hw: of the picture. input_hw: of what the model is given, resized, where a codec needs it."""
 
     size_hw: Size
-    input_hw: Size = (1, 1)
+    input_hw: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ class Codec:
     def _range(self, frame: Frame) -> tuple[tuple[int, int], tuple[int, int]]:
         """((x, y) smallest, (x, y) largest) of a corner, in units of its last decimal."""
         if self.name == "pixels":
+            if frame.input_hw is None:
+                raise ValueError("codec pixels needs a processor that resizes as Qwen-VL's does; use bifrost")
             return (0, 0), (frame.input_hw[1], frame.input_hw[0])
         unit = THOUSAND if self.name == "thousand" else 10**self.decimals
         if self.name == "square":

@@ -39,7 +39,7 @@ def test_there_and_back(where: Location, frame: Frame, name: str, fmt: str):
     codec = Codec(name, fmt)
     text = codec.encode(where, frame)
     again = codec.decode(text, frame)
-    steps = {"bifrost": 0.001, "thousand": 0.001, "pixels": 1 / min(frame.input_hw)}
+    steps = {"bifrost": 0.001, "thousand": 0.001, "pixels": 1 / min(frame.input_hw or (1,))}
     step = steps.get(name, 0.001 * max(frame.size_hw) / min(frame.size_hw))
     assert np.allclose(again.box01_xyxy, where.box01_xyxy, atol=1.01 * step)
     assert again.depth == pytest.approx(where.depth, abs=0.00051)
@@ -136,3 +136,5 @@ def test_refused_settings():
                            ({"fmt": "mean"}, "unknown answer format")):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             Codec(**settings)
+    with pytest.raises(ValueError, match="needs a processor that resizes"):
+        Codec("pixels").form(Frame((10, 10)))
