@@ -6,7 +6,6 @@ The questions and the judge are those of llava_bifrost.evaluate. The placer is g
 of the things and the object's aspect; a locator has to see all that, so the numbers are not comparable.
 """
 
-import argparse
 import json
 import logging
 import sys
@@ -14,13 +13,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from datasets.relations import Place
 from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
 from ldm.device import describe_hardware
 from ldm.files import write_atomic
+from ldm.options import run_app, single_app
 from llava_bifrost.evaluate_judge import Case, judge
 from llava_bifrost.placer import Item, NoPlace, place
 from llava_bifrost.world_data import world_of
@@ -82,16 +84,22 @@ def summary(found: list[dict[str, float]]) -> dict[str, float]:
     return {"questions": float(len(found)), **{rule: round(share, 3) for rule, share in shares.items()}}
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--scenes", type=int, default=512)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/placer.json"))
-    options = parser.parse_args(argv)
-    report = {"scenes": options.scenes, "hardware": describe_hardware(), **measured(options.scenes)}
-    write_atomic(options.out, (json.dumps(report, indent=1) + "\n").encode())
+def main(
+    scenes: Annotated[int, typer.Option(help="held-out scenes; rendered if missing", metavar="INT")] = 512,
+    out: Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")] = Path(
+        "benchmarks/results/placer.json"
+    ),
+) -> None:
+    """Measure the geometric placer's first answers."""
+    report = {"scenes": scenes, "hardware": describe_hardware(), **measured(scenes)}
+    write_atomic(out, (json.dumps(report, indent=1) + "\n").encode())
     log.info("%s", json.dumps(report, indent=1))
+
+
+def build_app() -> typer.Typer:
+    return single_app(main)
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main(sys.argv[1:])
+    sys.exit(run_app(build_app, sys.argv[1:]))

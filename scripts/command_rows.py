@@ -24,10 +24,16 @@ COMMANDS = (
     Command(
         "python run_inference.py image --background FILE --object FILE --box x1,y1,x2,y2 --out FILE",
         "run_inference:ImageSettings",
-        note="Put an object into a background at a box and a depth. "
+        note="Put an object into a background at a box and a depth, or where `--instruction` wants it. "
         + FLAGS.format("configs/inference.yaml"),
     ),
     Command("python run_inference.py replay PICTURE", function="run_inference:replay"),
+    Command("python run_inference.py batch JOBS", function="run_inference:batch"),
+    Command(
+        "python run_inference.py dreambooth --objects FOLDER --backgrounds FOLDER --out FOLDER",
+        "run_inference:DreamBoothSettings",
+        note="Compose every object of the DreamBooth test set into every prepared background.",
+    ),
     Command(
         "python run_train_bifrost.py CONFIG.yaml [key=value ...]",
         "run_train_bifrost:RunConfig",
@@ -213,6 +219,7 @@ COMMANDS = (
     Command("python -m scripts.make_teaser", function="scripts.make_teaser:make"),
     Command("python -m scripts.make_examples", function="scripts.make_examples:make"),
     Command("python -m scripts.draw_figure", function="scripts.draw_figure:make"),
+    Command("python -m scripts.draw_locator", function="scripts.draw_locator:make"),
     Command("python -m scripts.draw_regions", function="scripts.draw_regions:make"),
     Command("python -m scripts.make_command_docs", function="scripts.make_command_docs:make"),
 )

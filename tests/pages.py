@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 PAGES = [
     *("README.md", "CONTRIBUTING.md", "assets/tiny/README.md"),
     *("docs/compositor.md", "docs/scenes.md", "docs/released_weights.md", "docs/datasets.md"),
-    "docs/inpainting.md",
+    *("docs/inpainting.md", "docs/locator.md"),
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
@@ -33,7 +33,7 @@ TRAINERS = {
 }
 # Commands with verbs or options: program -> the functions that would do the work.
 WORKERS = {
-    "run_inference": ["run_image", "replay"],
+    "run_inference": ["run_image", "replay", "batch", "run_dreambooth"],
     "datasets.scenes.__main__": ["render_command", "sheet_command"],
     "cldm.evaluate": ["run"],
     "inpainting.small.evaluate": ["run"],
@@ -70,6 +70,8 @@ WORKERS = {
     "scripts.make_examples": ["make"],
     "scripts.make_command_docs": ["make"],
     "scripts.draw_figure": ["make"],
+    "scripts.draw_locator": ["make"],
+    "benchmarks.placer": ["main"],
     "scripts.draw_regions": ["make"],
 }
 
