@@ -118,6 +118,7 @@ def fit(
     held_out: its mean loss is the validation loss, always with the same seeds
     rates(name): learning rate of a parameter; metrics.csv shows the first one
     measure(model): more numbers for validation.csv, called without gradients on every process
+    The process group stays open; `accelerator.end_training()` is the caller's last act on several processes.
     At the end the model holds the averaged weights where `config.ema` keeps them.
     Raises ValueError for an empty data set, a damaged or foreign checkpoint, a loss that is not finite.
     """
@@ -137,7 +138,8 @@ def fit(
         run.to_the_end()
     finally:
         run.bar.close()
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
     progress, best = run.progress, run.checkpoint(run.progress.best_step)
     return Outcome(
         progress.step,

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from inpainting.config_path import HERE
-from inpainting.models.metrics.measure import Case, Row
+from inpainting.models.metrics.backbones import Backbones
+from inpainting.models.metrics.measure import Case, Row, measure
 from inpainting.models.metrics.report import report
 from inpainting.models.metrics.table import PUBLISHED, collate
 from inpainting.models.metrics.views import box_of, cut_out, highlight
+from inpainting.models.text_to_image import compute as computing
+from inpainting.models.text_to_image.compute import compute
 from inpainting.models.text_to_image.generate import generate, generate_repeated
 from inpainting.models.text_to_image.settings import PaintingsConfig
 from inpainting.models.text_to_image.test import build_app
 from ldm.config import load_config
-from ldm.images import read_picture
+from ldm.images import read_picture, write_png
 from ldm.options import run_app
 from tests.conftest import ROOT
 from tests.small_metrics import write_clip, write_squeezenet
@@ -145,6 +150,32 @@ def test_compute_and_table(folder: Path, whole: Path, tmp_path: Path, capsys: py
     assert "| RCA, no FT, published | 15.39 (28.03) |" in text
     assert "| RCA, no FT, here (n = 4; n = 2) | - | " in text
     assert f"{found['psnr']:.2f} [" in text
+
+
+def test_what_is_measured_once_is_kept(
+    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one = config(folder, tmp_path / "run", "sd_2_inp_rca", "resamples=0")
+    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("measured", "metrics*"))
+    seen: list[str] = []
+
+    def count(case: Case, networks: Backbones, device: torch.device) -> Row:
+        seen.append(case.stem)
+        return measure(case, networks, device)
+
+    monkeypatch.setattr(computing, "measure", count)
+    first = json.loads(compute(one).read_text())
+    assert json.loads(compute(one).read_text()) == first
+    compute(one, only_multi_prompt=True)
+    assert seen == STEMS
+    write_png(tmp_path / "run" / "test_2.png", np.zeros((SIDE, SIDE, 3), np.uint8))
+    (tmp_path / "run" / "measured" / "test_3.npz").write_bytes(b"cut short")
+    assert json.loads(compute(one).read_text())["psnr"] != first["psnr"]
+    assert seen[4:] == ["test_2", "test_3"]
+    (folder / "squeezenet.pth").rename(folder / "gone.pth")
+    compute(one)
+    (folder / "gone.pth").rename(folder / "squeezenet.pth")
+    assert seen[6:] == STEMS
 
 
 def test_missing_pictures_are_named(folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from inpainting.models.metrics.backbones import Backbones
 from inpainting.models.metrics.measure import Case, Row, measure
 from inpainting.models.metrics.report import NEEDS, report
+from inpainting.models.metrics.store import RowStore
 from inpainting.models.metrics.table import ALL, MULTI, collate
 from inpainting.models.text_to_image.generate import picture, picture_path
 from inpainting.models.text_to_image.load import load_tokenizer
 from inpainting.models.text_to_image.settings import PaintingsConfig, in_batches, open_paintings
+from ldm.config import to_plain
 from ldm.device import pick_device
 from ldm.files import write_atomic
 from ldm.images import read_picture
 
 log = logging.getLogger(__name__)
 
+MEASURED = "measured"  # folder beside the pictures
 SEVERAL = 2  # regions, from which a picture counts for --only-multi-prompt
 
 
@@ -30,11 +34,11 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
     """Write metrics.json or metrics_multi.json into the folder of the pictures; returns its path.
 
     only_multi_prompt: only pictures with two regions or more;  partial: leave out pictures that are missing
+    What was measured before on the same pictures with the same networks is not measured again.
     """
     device = pick_device(config.device)
     networks = Backbones.load(config.backbones, device)
-    cases = open_cases(config, only_multi_prompt, partial)
-    rows: list[Row] = [measure(case, networks, device) for case in cases]
+    rows = measure_all(config, networks, device, only_multi_prompt, partial)
     if not rows:
         raise ValueError(f"{config.output_dir}: no picture to measure")
     path = config.output_dir / (MULTI if only_multi_prompt else ALL)
@@ -49,27 +53,36 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
     return path
 
 
-def open_cases(config: PaintingsConfig, only_multi_prompt: bool, partial: bool) -> Iterator[Case]:
-    """Every picture of the run with its original. The captions are the true ones, whatever was painted."""
+def measure_all(
+    config: PaintingsConfig, networks: Backbones, device: torch.device, only_multi_prompt: bool, partial: bool
+) -> list[Row]:
+    """A row for every picture of the run. The captions are the true ones, whatever was painted."""
     out = config.output_dir
-    tokenizer = load_tokenizer(config.pretrained / "tokenizer")
-    dataset = open_paintings(config, tokenizer, out, None)
+    dataset = open_paintings(config, load_tokenizer(config.pretrained / "tokenizer"), out, None)
     assert dataset.manifest is not None
-    names = list(dataset.manifest.items.values())
-    wanted = [k for k in range(len(dataset)) if not only_multi_prompt or len(names[k]) >= SEVERAL]
-    missing = [k for k in wanted if not picture_path(out, dataset.stems[k]).is_file()]
+    masks = dataset.manifest.items
+    wanted = [stem for stem in dataset.stems if not only_multi_prompt or len(masks[stem]) >= SEVERAL]
+    missing = [stem for stem in wanted if not picture_path(out, stem).is_file()]
     if missing and not partial:
         raise ValueError(
-            f"{out}: {len(missing)} of {len(wanted)} pictures are missing, such as "
-            f"{dataset.stems[missing[0]]}.png; run generate, or measure the others with --partial"
+            f"{out}: {len(missing)} of {len(wanted)} pictures are missing, such as {missing[0]}.png; "
+            "run generate, or measure the others with --partial"
         )
-    there = sorted(set(wanted) - set(missing))
-    batches = in_batches(dataset, there, config.batch, config.workers)
-    with tqdm(total=len(there), desc="measuring", disable=None) as bar:
-        for items in batches:
+    there = [stem for stem in wanted if stem not in set(missing)]
+    facts = {"data": to_plain(config.data), "descriptions": to_plain(config.global_anns_path)}
+    facts["networks"] = {name: one["sha256"] for name, one in networks.used.items()}
+    store = RowStore(out / MEASURED, facts)
+    keys = {stem: store.key(picture_path(out, stem), masks[stem]) for stem in there}
+    rows = {stem: row for stem in there if (row := store.read(stem, keys[stem])) is not None}
+    todo = [k for k, stem in enumerate(dataset.stems) if stem in keys and stem not in rows]
+    with tqdm(total=len(there), initial=len(rows), desc="measuring", disable=None) as bar:
+        for items in in_batches(dataset, todo, config.batch, config.workers):
             for item in items:
-                yield as_case(item, out)
+                row = measure(as_case(item, out), networks, device)
+                rows[row.stem] = row
+                store.write(row, keys[row.stem])
                 bar.update()
+    return [rows[stem] for stem in there]
 
 
 def as_case(item: dict[str, Any], out: Path) -> Case:

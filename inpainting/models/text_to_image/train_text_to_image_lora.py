@@ -176,6 +176,7 @@ def train(config: TrainLoraConfig) -> Path:
     if accelerator.is_main_process:
         write_atomic(out / FILE_NAME, (best / FILE_NAME).read_bytes())
         log.info("LoRA of %s: %s", best.name, out / FILE_NAME)
+    accelerator.end_training()
     return out / FILE_NAME
 
 
