@@ -54,7 +54,8 @@ QWEN_TEMPLATE = (
 SMOL_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message.role | capitalize }}:"
     "{% for part in message.content %}{% if part.type == 'image' %}<image>{% else %} {{ part.text }}"
-    "{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+    "{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
 
@@ -227,14 +228,16 @@ def _smolvlm() -> tuple[Any, Any]:
     special = ["<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>"]
     tokenizer = byte_level([*special, "<global-img>", "<row_1_col_1>"], "<end_of_utterance>", "<|im_end|>")
     vision = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision |= {"image_size": SIDE, "patch_size": PATCH}
+    vision |= {"image_size": 32, "patch_size": 4}  # 16 tokens: some versions need a multiple of the patch
     image_id = tokenizer.convert_tokens_to_ids("<image>")
     config = SmolVLMConfig(
         text_config={**llama(tokenizer), "model_type": "llama"}, vision_config=vision, scale_factor=2,
         image_token_id=image_id,
     )  # fmt: skip
     images = SmolVLMImageProcessorPil(
-        size={"longest_edge": SIDE}, max_image_size={"longest_edge": SIDE}, do_image_splitting=False
+        size={"longest_edge": 32}, max_image_size={"longest_edge": 32}, do_image_splitting=False
     )
-    processor = images_only(SmolVLMProcessor)(images, tokenizer, image_seq_len=4, chat_template=SMOL_TEMPLATE)
+    processor = images_only(SmolVLMProcessor)(
+        images, tokenizer, image_seq_len=16, chat_template=SMOL_TEMPLATE
+    )
     return SmolVLMForConditionalGeneration(config).eval(), processor
