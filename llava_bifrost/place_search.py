@@ -115,8 +115,8 @@ class View:
 
 def on_ground(view: View, body: Body, factor: float = 1.0) -> Spots:
     """Spots on the ground, hidden parts of it included."""
-    y, x = np.meshgrid(np.linspace(0.05, 0.995, ROWS), np.linspace(0.02, 0.98, COLUMNS), indexing="ij")
-    x, y = x.ravel(), y.ravel()
+    rows, columns = np.linspace(0.05, 0.995, ROWS), np.linspace(0.02, 0.98, COLUMNS)
+    y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
     d = np.asarray(view.ground.plane.at(x, y))
     kept = view.reached(x, y) & (d > DEPTHS[0]) & (d < DEPTHS[1])
     # Where the background is farther than the ground, there is no ground.

@@ -31,12 +31,9 @@ then
 fi
 if [ -z "$own" ]; then
     [ -e "$example/room.png" ] || missing "$example" ".venv/bin/python -m scripts.make_examples"
-    if [ -n "$sentence" ]; then
-        set -- --anchors "$example/anchors.json" "$@"
-    else
-        set -- --box 0.28,0.01,0.68,0.64 "$@"
-    fi
+    if [ -n "$sentence" ]; then place="--anchors $example/anchors.json"; else place="--box 0.28,0.01,0.68,0.64"; fi
+    # shellcheck disable=SC2086  # two words
     set -- --background "$example/room.png" --object "$example/object.png" \
-        --background-depth "$example/room_depth.png" --out outputs/inference/composite.png "$@"
+        --background-depth "$example/room_depth.png" $place --out outputs/inference/composite.png "$@"
 fi
 exec "$VENV_PY" run_inference.py image "$@"

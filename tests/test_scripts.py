@@ -123,6 +123,14 @@ def test_inference_runs_the_example_and_passes_arguments_on(checkout):
     assert calls[-1].endswith("--out outputs/inference/composite.png --seed 3 ")
 
 
+def test_inference_takes_a_sentence_in_the_place_of_the_box(checkout):
+    checkout.make("assets/tiny/compositor/compositor.json", "assets/examples/pyramid/room.png")
+    code, _, calls = checkout.run("scripts/inference.sh", "--instruction", "Place it")
+    assert code == 0
+    assert "--anchors assets/examples/pyramid/anchors.json" in calls[-1]
+    assert "--box" not in calls[-1]
+
+
 def test_inference_example_is_a_valid_command_on_files_that_exist(checkout, monkeypatch):
     checkout.make("assets/examples/pyramid/room.png")
     calls = checkout.run("scripts/inference.sh", "--model", "m")[2]
@@ -196,7 +204,7 @@ def test_last_shards_of_the_script_are_those_of_the_renderer():
 
 def test_examples_are_complete_and_small():
     files = [path for path in make_examples.FOLDER.rglob("*") if path.is_file()]
-    assert len(files) == 4 * len(make_examples.EXAMPLES) + 1
+    assert len(files) == 5 * len(make_examples.EXAMPLES) + 1
     assert sum(path.stat().st_size for path in files) < EXAMPLES_MB * 2**20
 
 
