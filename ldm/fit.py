@@ -51,7 +51,7 @@ class FitConfig:
     ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average; 0 = none")
     save_every: int = setting(500, low=0, help="steps between checkpoints; 0 = none but those below")
     save_epochs: bool = setting(True, help="a checkpoint at the end of each epoch; there is one at the end")
-    keep: int = setting(2, low=1, help="checkpoints that stay: the newest, and the best")
+    keep: int = setting(2, low=1, help="checkpoints that stay: the newest, and the best besides")
     log_every: int = setting(10, low=1, help="steps between rows of metrics.csv")
     validate_every: int = setting(0, low=0, help="steps between validations; 0: at the end of each epoch")
     patience: int = setting(0, low=0, help="stop after so many validations without a lower loss; 0 = never")
@@ -83,7 +83,9 @@ class Outcome:
 
 def make_accelerator(config: FitConfig, out: Path) -> Accelerator:
     """The processes and the device of a run, for callers that place other models beside the trained one."""
-    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
+    package = None if config.tracker == "none" else importlib.util.find_spec(config.tracker)
+    # A folder of that name, which a tracker's runs may leave behind, has a spec too, but no origin.
+    if config.tracker != "none" and (package is None or package.origin is None):
         raise ValueError(
             f"tracker={config.tracker} needs a package that is not installed: "
             f"pip install {config.tracker} (requirements-extras.txt)"

@@ -216,7 +216,8 @@ class Run:
             self.write_row(rate)
         if is_due(progress.step, config.validate_every) or ends or (epoch_ends and not config.validate_every):
             self.validate()
-        if is_due(progress.step, config.save_every) or self.done or (epoch_ends and config.save_epochs):
+        saving = is_due(progress.step, config.save_every) or (epoch_ends and config.save_epochs)
+        if saving or self.done or progress.best_step == progress.step:
             self.save()
 
     def mean_loss(self) -> float:

@@ -158,6 +158,18 @@ def test_stops_early_and_keeps_the_best(tmp_path: Path):
     assert (again.step, again.stopped_early) == (18, True)
 
 
+def test_the_best_is_saved_wherever_it_is_found(tmp_path: Path):
+    config = FitConfig(
+        batch=4, epochs=2, workers=0, lr=0.01, save_every=0, save_epochs=False, keep=1, validate_every=4
+    )
+    outcome = fit(config, tmp_path, Net(), loss, Numbers(), held_out=Numbers(7))
+    values = {row["step"]: float(row["loss"]) for row in rows(tmp_path, "validation.csv")}
+    assert list(values) == ["4", "8", "12"]
+    best = min(values, key=lambda step: values[step])
+    assert outcome.best == tmp_path / f"checkpoint-{best}"
+    assert outcome.best.is_dir()
+
+
 def test_average_is_kept_and_resumed(tmp_path: Path):
     _, whole = train(tmp_path / "whole", ["ema=0.9"])
     train(tmp_path / "parts", ["ema=0.9", "steps=7", "schedule=constant"])
@@ -231,6 +243,11 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             make_accelerator(FitConfig(precision="fp16"), tmp_path)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"pip install wandb \(requirements-extras.txt\)"):
+        make_accelerator(FitConfig(tracker="wandb"), tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb")
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ValueError, match="pip install wandb"):
         make_accelerator(FitConfig(tracker="wandb"), tmp_path)
     with pytest.raises(ValueError, match="schedule"):
         load_config(FitConfig, None, ["schedule=coSine"])
