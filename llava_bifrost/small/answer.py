@@ -51,17 +51,15 @@ def train_answers(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((seed, sum(name.encode()), step))
-        size = settings.batch
-        index, view, flip = (
-            train[rng.integers(len(train), size=size)],
-            rng.integers(2, size=size),
-            rng.random(size) < 0.5,
-        )
+        size, every = settings.batch, settings.batch + settings.extra
+        index, view = train[rng.integers(len(train), size=every)], rng.integers(2, size=every)
+        flip = rng.random(every) < 0.5
         batch = pictures(scenes, index, view, flip, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             patches = project(model, batch.pixels)
-            asked = ask(bank, index, view, flip, rng, SLOTS, most, patches.shape[1])
-            states = states_of(model, patches, asked)
+            some = (index[:size], view[:size], flip[:size])
+            asked = ask(bank, *some, rng, SLOTS, most, patches.shape[1])
+            states = states_of(model, patches[:size], asked)
             total, measures = answer_loss(model, states, asked)
         if look and looking.weights is not None:
             attended, mass = look_loss(looking.weights, asked, batch)

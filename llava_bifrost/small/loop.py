@@ -34,6 +34,7 @@ class StageSettings:
     final_lr: float = setting(0.05, help="last learning rate as a share of the peak", low=0, high=1)
     warmup: int = setting(100, help="steps until the peak", low=0)
     bf16: bool = setting(True, help="bfloat16 autocast")
+    extra: int = setting(0, help="pictures per step without questions, for the vision loss alone", low=0)
     vision_lr: float = setting(0.0, help="learning rate of the vision transformer; 0: frozen", low=0)
 
     def __post_init__(self) -> None:
@@ -81,7 +82,10 @@ class Stage:
             return False
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["module"])
+        peaks = [group["peak"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
+            group["peak"] = peak
         self.progress = Progress(state["step"], state["seconds"])
         log.info("%s: continuing at step %d", self.name, self.progress.step)
         return self.progress.share(self.settings) >= 1
