@@ -150,8 +150,8 @@ def inpainter(
             shutil.copytree(run / name / "lora", folder / name)
         judge = shutil.ignore_patterns("*.pt", "*.csv", MANIFEST)
         shutil.copytree(run / "judge", folder / "judge", ignore=judge)
-        card = folder / INPAINTER_CARD
-        card.write_text(json.dumps({**read_json(card), "lora": "rca"}, indent=1) + "\n", encoding="utf-8")
+        card = {**read_json(folder / INPAINTER_CARD), "lora": "rca", "encoding": "separate"}
+        (folder / INPAINTER_CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     load_inpainter(run / "bundle")
     install("inpainter", run / "bundle", manifest, better)
 

@@ -35,12 +35,12 @@ def one_prompt(texts: Sequence[str], tokenizer: CLIPTokenizer, rng: np.random.Ge
 
 
 def several_prompts(
-    texts: Sequence[str], tokenizer: CLIPTokenizer, regions: bool, rng: np.random.Generator
+    texts: Sequence[str], tokenizer: CLIPTokenizer, encoding: str, regions: bool, rng: np.random.Generator
 ) -> TokenPlan:
     """The plan of a multi-mask example; as published, words are dropped for single masks only."""
     if len(texts) == 1 and rng.random() < 0.1:
-        return plan_tokens([""], tokenizer, regions=regions)
-    return plan_tokens(texts, tokenizer, regions=regions)
+        return plan_tokens([""], tokenizer, encoding=encoding, regions=regions)
+    return plan_tokens(texts, tokenizer, encoding=encoding, regions=regions)
 
 
 def regions_of_batch(

@@ -1,9 +1,10 @@
-"""Does each mask show what its own prompt names? Four models, as in the paper's table.
+"""Does each mask show what its own prompt names? Five models, as in the paper's table.
 
     python -m inpainting.small.evaluate --run runs/tiny/inpainter --data data/scenes/views_eval
 
 plain           all prompts joined, read everywhere           (Stable Diffusion's inpainting model)
-rca             rectified cross-attention, nothing trained
+rca             rectified cross-attention, each prompt encoded alone, nothing trained
+rca_joint       the same with all prompts in one token sequence, as published
 finetuned       LoRA on several masks, prompts joined
 rca_finetuned   LoRA on several masks, rectified cross-attention
 
@@ -28,7 +29,7 @@ from inpainting.models.text_to_image.load import load_inpainter
 from inpainting.small.cases import ASKED, Case, make_cases
 from inpainting.small.judge import Judge, load_judge, verdicts
 from inpainting.small.report import Record, rows, sheet, table
-from inpainting.small.sample import Sampling, paint_examples
+from inpainting.small.sample import Sampling, Way, paint_examples
 from inpainting.small.views import read_views, refuse_training_scenes
 from ldm.config import check_settings, setting, to_plain
 from ldm.files import hash_folder, write_all_atomic, write_atomic
@@ -36,12 +37,13 @@ from ldm.options import command, run_app, single_app
 
 logger = logging.getLogger(__name__)
 
-# name -> (LoRA folder of the run, rectified attention)
-MODELS: dict[str, tuple[str, bool]] = {
-    "plain": ("", False),
-    "rca": ("", True),
-    "finetuned": ("plain/lora", False),
-    "rca_finetuned": ("rca/lora", True),
+# name -> (LoRA folder of the run, how prompts reach their masks)
+MODELS: dict[str, tuple[str, Way]] = {
+    "plain": ("", Way(False)),
+    "rca_joint": ("", Way(True, "joint")),
+    "rca": ("", Way(True)),
+    "finetuned": ("plain/lora", Way(False)),
+    "rca_finetuned": ("rca/lora", Way(True)),
 }
 
 
@@ -52,7 +54,7 @@ class EvaluateConfig:
     run: Path = setting(Path("runs/tiny/inpainter"), help="folder of the training run")
     data: Path = setting(Path("data/scenes/views_eval"), help="folder of shards of held-out scenes")
     out: Path = setting(Path("benchmarks/results"), help="folder of inpainter.json, .txt and .png")
-    scenes: int = setting(768, low=1, help="scenes to look at; those with too few solids are left out")
+    scenes: int = setting(512, low=1, help="scenes to look at; those with too few solids are left out")
     masks: tuple[int, int] = setting((2, 5), low=1, help="least,most masks of one picture")
     asked: tuple[str, ...] = setting(ASKED, choices=ASKED, help="which prompts")
     models: tuple[str, ...] = setting(tuple(MODELS), choices=tuple(MODELS), help="which models")
@@ -96,7 +98,7 @@ def run(config: EvaluateConfig) -> None:
 
 def paint(config: EvaluateConfig, name: str, asked: str, cases: Sequence[Case]) -> np.ndarray:
     """(n, h, w, 3) uint8, from the run's folder if it was painted before by the same networks."""
-    folder, rectified = MODELS[name]
+    folder, way = MODELS[name]
     lora = config.run / folder if folder else None
     base = config.run / "painter" / "model"
     kept = config.run / "evaluation" / f"{name}_{asked}.npz"
@@ -110,7 +112,7 @@ def paint(config: EvaluateConfig, name: str, asked: str, cases: Sequence[Case]) 
                 return stored["pictures"]
     seeds = [config.seed * 1_000_003 + index for index in range(len(cases))]
     examples = [case.example for case in cases]
-    painted = paint_examples(load_inpainter(base, lora), examples, seeds, rectified, config.sampling)
+    painted = paint_examples(load_inpainter(base, lora), examples, seeds, way, config.sampling)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, pictures=painted, recipe=recipe)
     write_atomic(kept, buffer.getvalue())

@@ -109,6 +109,7 @@ def fit(model: nn.Module, losses: Losses, config: LoopConfig, folder: Path) -> f
     state = read_state(folder)
     if state is not None:
         first, seconds = _restore(state, weights, optimizer, average, folder)
+        _forget_after(folder, first)
     started = time.monotonic() - seconds
     for step in tqdm(range(first, config.steps), initial=first, total=config.steps, desc=folder.name):
         for group in optimizer.param_groups:
@@ -165,6 +166,15 @@ def _save(
     }
     torch.save(state, buffer)
     write_atomic(folder / STATE, buffer.getvalue())
+
+
+def _forget_after(folder: Path, step: int) -> None:
+    """Drop the log's rows after `step`: they are trained, and written, again."""
+    path = folder / LOG
+    if path.exists():
+        title, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [row for row in rows if int(row.split(",")[0]) <= step]
+        write_atomic(path, "".join([title, *kept]).encode())
 
 
 def _log(folder: Path, step: int, seconds: float, values: dict[str, float]) -> None:

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from inpainting.models.text_to_image.card import PaintOptions
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.pipeline import Job, paint_all
+from inpainting.models.text_to_image.tokens import ENCODINGS
 from inpainting.small.examples import Example
 from inpainting.small.views import box_mask
 from ldm.config import check_settings, setting
@@ -28,11 +29,28 @@ class Sampling:
         check_settings(self)
 
 
+@dataclass(frozen=True)
+class Way:
+    """How prompts reach their masks.
+
+    rectified: with region maps, else all prompts are joined with periods and read everywhere
+    encoding:  one token sequence for all prompts of a picture (published), or one for each
+    """
+
+    rectified: bool
+    encoding: str = setting("separate", choices=ENCODINGS)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
 def paint_examples(
-    pipe: Inpainter, examples: Sequence[Example], seeds: Sequence[int], rectified: bool, sampling: Sampling
+    pipe: Inpainter, examples: Sequence[Example], seeds: Sequence[int], way: Way, sampling: Sampling
 ) -> np.ndarray:
-    """(n, h, w, 3) uint8. rectified: with region maps, else all prompts joined and read everywhere."""
-    options = PaintOptions(steps=sampling.steps, guidance=sampling.guidance, rca=rectified)
+    """(n, h, w, 3) uint8."""
+    options = PaintOptions(
+        steps=sampling.steps, guidance=sampling.guidance, rca=way.rectified, encoding=way.encoding
+    )
     painted: list[np.ndarray] = []
     for start in tqdm(range(0, len(examples), sampling.batch), desc="painting", leave=False):
         part = slice(start, start + sampling.batch)

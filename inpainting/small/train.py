@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from inpainting.models.text_to_image.rca import install_rca
-from inpainting.models.text_to_image.tokens import encode_plans
+from inpainting.models.text_to_image.tokens import ENCODINGS, encode_plans
 from inpainting.small import diffusion, first_stage, judge
 from inpainting.small.examples import Encoder, plain_regions, several, single
 from inpainting.small.loop import LoopConfig, fit
@@ -62,9 +62,15 @@ class AdapterConfig:
 
     rank: int = setting(16, low=1, help="rank; alpha is equal to it")
     most_masks: int = setting(5, low=1, help="masks of one picture")
+    encoding: str = setting(
+        "separate", choices=ENCODINGS, help="prompts under rectified attention; published: joint"
+    )
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=2500, batch=8, lr=1e-3, weight_decay=0.0, ema=0.995)
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -144,12 +150,12 @@ def run_adapter(config: TrainConfig, views: Views, rectified: bool) -> None:
     else:
         model.unet.set_attn_processor(AttnProcessor())
     encoder, scheduler = Encoder(vae), create_scheduler()
-    levels = len(config.network.block_channels)
+    levels, encoding = len(config.network.block_channels), config.adapter.encoding
 
     def losses(step: int) -> dict[str, Tensor]:
         rng, generator = draws(loop.seed, step)
         batch = [several(views, config.adapter.most_masks, rng) for _ in range(loop.batch)]
-        plans = [diffusion.several_prompts(one.prompts, tokenizer, rectified, rng) for one in batch]
+        plans = [diffusion.several_prompts(one.prompts, tokenizer, encoding, rectified, rng) for one in batch]
         with torch.no_grad():
             embeddings, owners = encode_plans(plans, model.text_encoder)
         known = encoder.conditions(batch, rng)
