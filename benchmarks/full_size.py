@@ -3,9 +3,9 @@
     python -m benchmarks.full_size                                 (CPU: batch 1, bf16 weights, minutes)
     python -m benchmarks.full_size --batches 1,4,16 --steps 20 --precision bf16-mixed   (GPU)
 
-The step is that of run_train_bifrost.py with the published settings: frozen UNet encoder and DINOv2-g, trained
-control branches, UNet decoder and projector, AdamW. Every row runs in a process of its own, without and with
-gradient checkpointing; a row that runs out of memory says so.
+The step is that of run_train_bifrost.py with the published settings: UNet encoder and DINOv2-g are frozen;
+control branches, UNet decoder and projector train; AdamW. Every row runs in a process of its own, without and
+with gradient checkpointing; a row that runs out of memory says so.
 """
 
 from __future__ import annotations
