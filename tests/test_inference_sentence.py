@@ -1,6 +1,7 @@
 """A sentence in the place of the box: who reads it, what is recorded, and that a replay asks nobody."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import compose_settings
 from compose import ComposeSettings, Models, compose, load_models
 from compose_settings import GEOMETRIC, locator_of
-from ldm.images import read_picture
+from ldm.config import load_config
+from ldm.images import read_depth, read_picture
 from ldm.options import run_app
 from ldm.result import read_recipe
-from llava_bifrost.location import Candidate, Location
-from run_inference import build_app
+from llava_bifrost.location import Candidate, Location, parse_instruction, satisfies
+from llava_bifrost.place_anchors import read_anchors
+from run_inference import ImageSettings, build_app
 from tests import small_detectors
 from tests.pictures import Case, room
 
@@ -161,6 +164,26 @@ def test_which_locator_reads_the_sentence(case: Case, anchors: Path, monkeypatch
     (full / "config.json").write_text("{}")
     assert locator_of(plain) == full.as_posix()
     assert locator_of(ComposeSettings(**given, instruction=SENTENCE, locator="geometric")) == GEOMETRIC
+
+
+def test_the_small_locator_reads_the_demo(case: Case, root: Path, monkeypatch) -> None:
+    """The one that comes with the code, without anchors; its answer satisfies the sentence."""
+    monkeypatch.chdir(root)
+    demo = load_config(ImageSettings, root / "configs/demo.yaml")
+    settings = replace(demo, model=case.model, candidates=2, out=case.out)
+    assert locator_of(settings) == "assets/tiny/locator"
+    models = load_models(settings)
+    placement = compose(settings, models, progress=False).report["placement"]
+    assert len(placement["candidates"]) == 2
+    assert all(one["log_probability"] < 0 for one in placement["candidates"])
+    depth_01 = read_depth(root / "assets/examples/tent/room_depth.png")
+    known = read_anchors(root / "assets/examples/tent/anchors.json", depth_01)
+    best = models.locator(Path("assets/tiny/locator")).locate(
+        read_picture(settings.background).rgb_u8, settings.instruction
+    )[0]
+    assert all(satisfies(best.location, parse_instruction(settings.instruction), known).values())
+    with pytest.raises(ValueError, match="(?s)'walrus'.*prism.*--locator geometric"):
+        compose(replace(settings, instruction="Place the walrus behind the prism"), models, progress=False)
 
 
 @pytest.mark.parametrize(
