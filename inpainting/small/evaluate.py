@@ -27,6 +27,7 @@ import typer
 
 from inpainting.models.text_to_image.load import load_inpainter
 from inpainting.small.cases import ASKED, Case, make_cases
+from inpainting.small.first_stage import round_trip_db
 from inpainting.small.judge import Judge, load_judge, verdicts
 from inpainting.small.report import Record, rows, sheet, table
 from inpainting.small.sample import Sampling, Way, paint_examples
@@ -78,10 +79,12 @@ def run(config: EvaluateConfig) -> None:
             painted = paint(config, name, asked, cases[asked])
             found.setdefault(name, {})[asked] = judged(judge, cases[asked], painted)
             pictures.setdefault(name, painted)
+    vae = load_inpainter(config.run / "painter" / "model").latent_space.vae
     renders = judged(judge, make_cases(views, "true", *config.masks, config.seed), None)
     report = {
         "settings": to_plain(config),
         "pictures": {asked: len(some) for asked, some in cases.items()},
+        "first_stage_psnr_db": round(round_trip_db(vae, views.images_u8[:128]), 2),
         "judge_on_true_renders": rows(renders),
         "models": {name: {asked: rows(some) for asked, some in by.items()} for name, by in found.items()},
     }
