@@ -216,6 +216,20 @@ COMMANDS = (
         for verb, rest in (("show", ""), ("where", ""), ("pull", ""), ("register", " FILE"), ("verify", ""))
     ),
     Command("python -m ldm.doctor", function="ldm.doctor:report"),
+    Command(
+        "python -m scripts.composite_benchmark build --instances FILE --pictures FOLDER --objects FOLDER "
+        "--out FILE",
+        function="scripts.composite_benchmark:build",
+    ),
+    Command(
+        "python -m scripts.composite_benchmark verify MANIFEST --pictures FOLDER --objects FOLDER",
+        function="scripts.composite_benchmark:check",
+    ),
+    Command(
+        "python -m scripts.composite_benchmark jobs MANIFEST --instances FILE --pictures FOLDER "
+        "--objects FOLDER --out FILE",
+        function="scripts.composite_benchmark:jobs",
+    ),
     Command("python -m scripts.make_teaser", function="scripts.make_teaser:make"),
     Command("python -m scripts.make_examples", function="scripts.make_examples:make"),
     Command("python -m scripts.draw_figure", function="scripts.draw_figure:make"),

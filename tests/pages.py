@@ -69,6 +69,7 @@ WORKERS = {
     "scripts.make_teaser": ["make"],
     "scripts.make_examples": ["make"],
     "scripts.make_command_docs": ["make"],
+    "scripts.composite_benchmark": ["build", "check", "jobs"],
     "scripts.draw_figure": ["make"],
     "scripts.draw_locator": ["make"],
     "benchmarks.placer": ["main"],
