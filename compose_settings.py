@@ -11,6 +11,7 @@ from datasets.fusion import ALIASES, MODES
 from datasets.geometry import check_box01
 from ldm.config import check_settings, flag_name, setting
 from ldm.latents import scheduler_class
+from ldm.models import located
 from llava_bifrost.card import FULL as FULL_LOCATOR
 from llava_bifrost.card import TINY as TINY_LOCATOR
 from llava_bifrost.phrases import parse_instruction
@@ -207,8 +208,8 @@ def locator_of(settings: ComposeSettings) -> str:
     """The locator to use: a folder's name, or GEOMETRIC."""
     if settings.locator is not None:
         return settings.locator
-    if (FULL_LOCATOR / "config.json").is_file():
-        return FULL_LOCATOR.as_posix()
+    if (located(FULL_LOCATOR) / "config.json").is_file():
+        return located(FULL_LOCATOR).as_posix()
     if settings.anchors is not None or settings.detector is not None:
         return GEOMETRIC
     return TINY_LOCATOR.as_posix()
@@ -216,9 +217,11 @@ def locator_of(settings: ComposeSettings) -> str:
 
 def model_folder(settings: ComposeSettings) -> Path:
     """The compositor to use."""
-    return settings.model or (FULL_MODEL if is_complete(FULL_MODEL) else TINY_MODEL)
+    full = located(FULL_MODEL)
+    return settings.model or (full if is_complete(full) else TINY_MODEL)
 
 
 def depth_folder(chosen: Path | None = None) -> Path:
     """The depth network to use: the chosen one, else the full-size one where it is there."""
-    return chosen or (FULL_DEPTH if (FULL_DEPTH / "config.json").is_file() else TINY_DEPTH)
+    full = located(FULL_DEPTH)
+    return chosen or (full if (full / "config.json").is_file() else TINY_DEPTH)

@@ -31,6 +31,7 @@ from ldm.files import file_sha256
 from ldm.images import Picture, read_mask, read_picture, write_png
 from ldm.latents import scheduler_class
 from ldm.logs import start_logging
+from ldm.models import located
 from ldm.options import command, run_app
 from ldm.result import result_paths, save_result
 from ldm.sheet import grid
@@ -124,7 +125,8 @@ def read_inputs(settings: PaintSettings) -> tuple[Picture, list[Region]]:
 
 
 def load_model(settings: PaintSettings) -> Inpainter:
-    folder = settings.model or (FULL_MODEL if FULL_MODEL.is_dir() else TINY_MODEL)
+    full = located(FULL_MODEL)
+    folder = settings.model or (full if full.is_dir() else TINY_MODEL)
     load_card(folder)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)

@@ -77,6 +77,12 @@ def models_root() -> Path:
     return Path(os.environ.get("BIFROST_MODELS") or "models")
 
 
+def located(path: Path) -> Path:
+    """A default path below `models/`, below the folder that BIFROST_MODELS names instead where it is set."""
+    below = path.parts[:1] == ("models",) and not path.is_absolute()
+    return models_root().joinpath(*path.parts[1:]) if below else path
+
+
 def folder_of(model: Model) -> Path:
     return models_root() / model.folder
 

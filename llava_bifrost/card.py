@@ -11,6 +11,7 @@ from ldm.checkpoints import read_json
 from ldm.config import to_plain
 from ldm.files import write_atomic
 from ldm.mllm_templates import TEMPLATES
+from ldm.models import located
 from llava_bifrost.codec import FAMILIES, Codec
 
 CARD = "locator.json"
@@ -64,4 +65,5 @@ def write_card(folder: Path, card: Card) -> None:
 
 def default_folder() -> Path:
     """models/locator where it is there, else the small one of the bundle."""
-    return FULL if (FULL / "config.json").is_file() else TINY
+    full = located(FULL)
+    return full if (full / "config.json").is_file() else TINY

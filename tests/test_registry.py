@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import compose_settings
 from ldm.download import download
-from ldm.models import Registry, folder_of, lacks, load_registry, read_model
+from ldm.models import Registry, folder_of, lacks, load_registry, located, read_model
 from ldm.options import run_app
 from ldm.registry import HASHES, build_app, changed, pull_model, register_file
 
@@ -238,3 +239,17 @@ def test_command_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
     assert "present  dinov2-checkpoint" in run("list")
     assert run_app(build_app, ["where", "dept"]) == 2
     assert "'dept'; did you mean 'depth'" in capsys.readouterr().err
+
+
+def test_defaults_follow_the_models_folder(tmp_path, monkeypatch):
+    chosen = compose_settings.ComposeSettings(Path("a.png"), Path("b.png"), box=(0, 0, 1, 1))
+    for name in ("depth", "locator"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert compose_settings.depth_folder() == compose_settings.TINY_DEPTH
+    monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
+    assert compose_settings.depth_folder() == tmp_path / "depth"
+    assert compose_settings.locator_of(chosen) == (tmp_path / "locator").as_posix()
+    assert located(Path("assets/tiny")) == Path("assets/tiny")
+    assert compose_settings.depth_folder(Path("models/mine")) == Path("models/mine")

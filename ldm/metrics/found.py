@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ldm.metrics.weights import hash_of
+from ldm.models import located
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -23,6 +24,7 @@ class Found:
 
     def get(self, name: str, path: Path, load: Callable[[Path], T]) -> T | None:
         """The network of a file or folder, or None, and the reason is kept."""
+        path = located(path)
         try:
             network = load(path)
             self.used[name] = {"path": path.as_posix(), "sha256": hash_of(path)}
