@@ -108,7 +108,7 @@ def test_inception_has_the_published_layers(tmp_path: Path):
     with torch.inference_mode():
         features = load_inception(path)(images)
     assert features.shape == (2, 2048)
-    assert not torch.allclose(features[0], features[1])
+    assert not torch.allclose(features[0], features[1], rtol=1e-3, atol=0)  # untrained: all are tiny
 
 
 def test_lpips_is_the_sum_of_weighted_differences(tmp_path: Path):

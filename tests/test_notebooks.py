@@ -51,5 +51,6 @@ def test_compose_notebook_runs_from_its_own_folder() -> None:
     assert seen
     far, near = float(asked[1]), float(asked[2])
     after, before = float(seen[1]), float(seen[2])
-    assert before < far  # nothing was there
-    assert abs(after - (far + near) / 2) < abs(before - (far + near) / 2)
+    middle = (far + near) / 2
+    assert before < middle  # nothing was there
+    assert abs(after - middle) < abs(before - middle)
