@@ -176,8 +176,8 @@ def test_the_small_locator_reads_the_demo(case: Case, root: Path, monkeypatch) -
     placement = compose(settings, models, progress=False).report["placement"]
     assert len(placement["candidates"]) == 2
     assert all(one["log_probability"] < 0 for one in placement["candidates"])
-    depth_01 = read_depth(root / "assets/examples/tent/room_depth.png")
-    known = read_anchors(root / "assets/examples/tent/anchors.json", depth_01)
+    depth_01 = read_depth(demo.background.with_name("room_depth.png"))
+    known = read_anchors(demo.background.with_name("anchors.json"), depth_01)
     best = models.locator(Path("assets/tiny/locator")).locate(
         read_picture(settings.background).rgb_u8, settings.instruction
     )[0]
