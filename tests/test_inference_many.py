@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from ldm.images import read_picture, write_mask, write_png
 from ldm.options import run_app
 from ldm.result import read_recipe
 from run_inference import build_app
+from tests.conftest import ROOT
 from tests.pictures import Case, room, thing
 
 HIDDEN = {"box": [0.02, 0.3, 0.2, 0.8], "depth": [0.1]}  # behind the post at the left
@@ -68,6 +72,26 @@ def test_jobs_are_made_once_and_a_failure_stops_nothing(case: Case, monkeypatch)
     assert made(out)["dog/a.png"] == first["dog/a.png"]
     assert (out / "bad.png").is_file()
     assert not (out / "failed-0-of-1.json").exists()
+
+
+def test_a_batch_killed_in_the_middle_ends_with_the_same_pictures(case: Case) -> None:
+    names = [f"job{index}" for index in range(8)]
+    write(case, *(job(case, name=name, seed=index) for index, name in enumerate(names)))
+    out = case.folder / "many"
+    assert batch(case) == 0
+    whole = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    shutil.rmtree(out)
+    argv = [sys.executable, "run_inference.py", "batch", str(case.folder / "jobs.jsonl"), "--out", str(out)]
+    argv += ["--root", str(case.folder)]
+    with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.DEVNULL) as running:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("*.png")) and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        running.kill()
+    assert 0 < len(made(out)) < len(names)
+    assert batch(case) == 0
+    assert {path.name: path.read_bytes() for path in out.glob("*.png")} == whole
+    assert {path.suffix for path in out.iterdir()} == {".png", ".json"}
 
 
 def test_what_has_changed_is_made_again(case: Case) -> None:
