@@ -118,10 +118,15 @@ def test_the_command_itself_is_quiet_and_answers_in_json(case: Case) -> None:
     assert lines[0].startswith("depth: ")
 
 
+def hears_ctrl_c() -> None:
+    """A shell that runs the tests in its background makes its children deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_stops_the_command_cleanly(case: Case) -> None:
     argv = case.argv("--steps", "1000", "--save-steps", "1")
     with subprocess.Popen(
-        command_line(*argv), cwd=ROOT, env=environment(), stderr=subprocess.PIPE
+        command_line(*argv), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, preexec_fn=hears_ctrl_c
     ) as running:
         steps, deadline = case.folder / "out" / "a_steps", time.monotonic() + 60
         while not steps.is_dir() and time.monotonic() < deadline and running.poll() is None:
