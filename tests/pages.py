@@ -54,6 +54,7 @@ WORKERS = {
     ],
     "inpainting.paint": ["run_paint"],
     "benchmarks.rca": ["main"],
+    "benchmarks.full_size": ["main"],
     "cldm.convert": ["anydoor", "bifrost", "sd21", "dinov2", "dpt", "export"],
     "ldm.registry": ["list_models", "show", "where", "pull", "register", "verify"],
     "ldm.doctor": ["report"],
