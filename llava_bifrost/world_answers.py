@@ -28,7 +28,7 @@ def another_place(world: World, request: Request, rng: np.random.Generator) -> L
         clauses = [
             (PHRASES[phrase], tuple(columns[name] for name in names)) for phrase, names in request.clauses
         ]
-        best = pool.best(rng, clauses)
+        best = pool.best(rng, clauses, np.ones(len(things.d), bool))
         if best is not None:
             answer = rounded(things.box[best], float(things.d[best]))
             if all(satisfies(answer, request, known).values()):

@@ -18,7 +18,8 @@ from llava_bifrost.location import PHRASES, Location, Request, satisfies
 from llava_bifrost.world import SHAPE_NAMES, Standing, World
 from llava_bifrost.world_relations import Places, between_stray, between_table, relation_table, stray_table
 
-PROPOSALS = 320  # per picture, of which about a fifth can stand
+PROPOSALS = 640  # per picture, of which about a fifth can stand
+TRIES = 3  # per question; a shape drawn for it may not fit anywhere
 FRAME = 0.01  # a place keeps this far from the picture's border
 CLEAR = 0.03  # metres between a place and its neighbours
 HIDDEN = 0.6  # share of a place's box that nearer solids may cover
@@ -151,7 +152,7 @@ def place_questions(world: World, rng: np.random.Generator, count: int) -> list[
     known = {world.solids.names[i]: world.place(i) for i in anchors}
     pool = Pool(world, anchors, things)
     found = []
-    for _ in range(2 * count):
+    for _ in range(TRIES * count):
         question = pool.question(rng)
         if question is not None and all(satisfies(question.answer, question.request, known).values()):
             found.append(question)
@@ -177,34 +178,36 @@ class Pool:
         self.table["on"] = np.where(hosted, self.table["on"], -1)
         self.table["under"] = np.where(hosted, -1, self.table["under"])  # boxes alone cannot tell, at an edge
         self.stacked = np.stack([self.table[name] for name in SINGLE])  # (relations, k, m)
-        self.possible = {name: (self.table[name] > 0).any(0) for name in SINGLE}
         self.between = between_table(self.table, mine, others)
         self.between_stray = between_stray(mine, others)
         border = np.minimum(box[:, :2].min(1), 1 - box[:, 2:].max(1)) / 0.05
         self.comfort = np.minimum(border, world.clearance(things) / 0.12)
 
     def question(self, rng: np.random.Generator) -> Question | None:
-        """One question of a random kind, None when the scene has none of that kind."""
+        """One question of a random kind about a random shape, None when the scene has none of these."""
         kind = list(KINDS)[int(np.searchsorted(_KIND_STEPS, rng.random()))]
+        mine = self.things.shape == rng.integers(len(SHAPE_NAMES))
         if kind == "between" and len(self.anchors) > 1:
-            return self._between(rng)
-        relations = [name for name in SINGLE if self.possible[name].any()]
-        if not relations:
+            return self._between(rng, mine)
+        possible = (self.stacked[:, mine] > 0).any(1)  # (relations, m)
+        relations = np.flatnonzero(possible.any(1))
+        if not len(relations):
             return None
-        first = relations[rng.integers(len(relations))]
-        columns = np.flatnonzero(self.possible[first])
-        one = int(columns[rng.integers(len(columns))])
-        clauses = [(first, one)]
+        first = int(rng.choice(relations))
+        one = int(rng.choice(np.flatnonzero(possible[first])))
+        clauses = [(SINGLE[first], one)]
         if kind == "two":
-            more = self._second(rng, self.table[first][:, one] > 0, one)
+            more = self._second(rng, mine & (self.stacked[first][:, one] > 0), one)
             clauses += [] if more is None else [more]
-        best = self.best(rng, [(name, (column,)) for name, column in clauses])
+        best = self.best(rng, [(name, (column,)) for name, column in clauses], mine)
         pairs = [(self._phrase(rng, name), column) for name, column in clauses]
         return None if best is None else self._answered(rng, best, pairs)
 
-    def best(self, rng: np.random.Generator, clauses: list[tuple[str, tuple[int, ...]]]) -> int | None:
-        """The proposal for which all clauses (relation, columns of its anchors) hold most plainly."""
-        slack, stray = self.comfort, np.zeros(len(self.comfort))
+    def best(self, rng: np.random.Generator, clauses: list[tuple[str, tuple[int, ...]]],
+             among: np.ndarray) -> int | None:  # fmt: skip
+        """The proposal of `among` (k,) bool for which all clauses (relation, columns of its anchors) hold
+        most plainly."""
+        slack, stray = np.where(among, self.comfort, 0), np.zeros(len(self.comfort))
         for name, at in clauses:
             if name == "between":
                 here, far = self.between[:, at[0], at[1]], self.between_stray[:, at[0], at[1]]
@@ -225,13 +228,13 @@ class Pool:
         name, column = found[rng.integers(len(found))]
         return SINGLE[name], int(column)
 
-    def _between(self, rng: np.random.Generator) -> Question | None:
-        possible = np.argwhere((self.between > 0).any(0))
+    def _between(self, rng: np.random.Generator, mine: np.ndarray) -> Question | None:
+        possible = np.argwhere((self.between[mine] > 0).any(0))
         possible = possible[possible[:, 0] != possible[:, 1]]
         if not len(possible):
             return None
         i, j = (int(value) for value in possible[rng.integers(len(possible))])
-        best = self.best(rng, [("between", (i, j))])
+        best = self.best(rng, [("between", (i, j))], mine)
         return None if best is None else self._answered(rng, best, [("between", i), ("between", j)])
 
     def _phrase(self, rng: np.random.Generator, relation: str) -> str:

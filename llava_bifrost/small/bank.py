@@ -29,7 +29,7 @@ PLACED, REPLACED = 8, 5  # questions per picture at most
 ANSWER = 8  # tokens of an answer: [ x1 y1 x2 y2 ] d </s>
 NUMBER_AT = np.array([-7, -6, -5, -4, -2])  # of x1, y1, x2, y2, d, from the end
 FIRST_NUMBER = VOCABULARY.index(NUMBERS[0])
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, eq=False)
