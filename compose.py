@@ -122,8 +122,9 @@ def card_of(settings: ComposeSettings, models: Models) -> Card:
 
 def with_depth(settings: ComposeSettings) -> ComposeSettings:
     """The settings with the depth that a published system implies where none is given."""
-    wanted = settings.compat is not None and settings.depth is None and settings.plain_mode in DEPTH_MODES
-    return replace(settings, depth=preset(settings.compat).depth) if settings.compat and wanted else settings
+    if settings.compat is None or settings.depth is not None or settings.plain_mode not in DEPTH_MODES:
+        return settings
+    return replace(settings, depth=preset(settings.compat).depth)
 
 
 def sampling_of(settings: ComposeSettings, card: Card) -> Sampling:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from datasets.base import Drawn, PairDataset, RunBatches, Source, collate
 from datasets.inputs import PairOptions
-from datasets.registry import DatasetsConfig, open_mixture
+from datasets.registry import DatasetsConfig, drawn_sources, open_mixture
 from datasets.rendered import RenderedScenes
 from ldm.config import check_settings, load_config, setting
 
@@ -55,8 +55,7 @@ def open_sources(config: DataConfig) -> tuple[dict[str, Source], list[float]]:
             sources, weights = open_mixture(settings)
         except ValueError as error:
             raise ValueError(f"data.datasets={config.datasets}: {error}") from error
-        names = [name for name, weight in settings.weights.items() if weight > 0]
-        return dict(zip(names, sources, strict=True)), weights
+        return dict(zip(drawn_sources(settings), sources, strict=True)), weights
     if config.scenes is None:
         raise ValueError(
             "neither data.datasets nor data.scenes is set: name a file such as configs/datasets.yaml, "

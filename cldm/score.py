@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from cldm.score_measures import crop, drift, order, placed_mask, seam
 from cldm.score_report import Scores, markdown, score_report, score_sheet
 from datasets.benchmark import Case, Instances, Manifest, locate, read_manifest
+from datasets.geometry import bbox_of_mask
 from ldm.config import check_settings, setting
 from ldm.device import pick_device
 from ldm.experts import DepthEstimator
@@ -105,8 +107,6 @@ class DreamSim:
     @torch.inference_mode()
     def images(self, images_u8: list[np.ndarray]) -> np.ndarray:
         """RGB (h, w, 3) uint8 each -> (b, d), of length 1."""
-        from PIL import Image
-
         pixels = torch.cat([self.prepare(Image.fromarray(one)) for one in images_u8]).to(self.device)
         return torch.nn.functional.normalize(self.model.embed(pixels).float(), dim=-1).cpu().numpy()
 
@@ -125,11 +125,7 @@ def load_dreamsim(folder: Path, device: torch.device) -> DreamSim:
 
 def find_result(folder: Path, case: Case) -> Path:
     """The picture of a case; ValueError names it when it is absent."""
-    for path in (
-        folder / f"{case.id}.png",
-        folder / f"{case.id}.jpg",
-        folder / case.object / f"{case.id}.png",
-    ):
+    for path in (folder / f"{case.id}.png", folder / f"{case.id}.jpg"):
         if path.is_file():
             return path
     raise ValueError(f"{folder} has no composite {case.id}.png for a case of the manifest")
@@ -164,9 +160,8 @@ def on_white(path: Path) -> np.ndarray:
     if picture.alpha_u8 is None:
         return picture.rgb_u8
     solid = picture.alpha_u8 > 127
-    rows, columns = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
-    whole = np.where(solid[..., None], picture.rgb_u8, 255).astype(np.uint8)
-    return whole[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    x0, y0, x1, y1 = bbox_of_mask(solid)
+    return np.where(solid[..., None], picture.rgb_u8, 255).astype(np.uint8)[y0:y1, x0:x1]
 
 
 def features(network: torch.nn.Module, paths: list[Path], device: torch.device) -> np.ndarray:
@@ -197,11 +192,11 @@ def score(settings: ScoreSettings, depth_model: Path, device_name: str, out: Pat
         )
     scored = [_score_folder(folder, roots, manifest, judges, instances) for folder in folders]
     if judges.inception is not None:
-        real = list(_real(settings.real, manifest, roots))
+        real = features(judges.inception, list(_real(settings.real, manifest, roots)), device)
         for folder, scores in zip(folders, scored, strict=True):
             made = [find_result(folder, case) for case in manifest.cases]
             scores.features = features(judges.inception, made, device)
-            scores.real = features(judges.inception, real, device)
+            scores.real = real
     body = {
         "manifest": {"path": manifest_file.as_posix(), "sha256": file_sha256(manifest_file)},
         "networks": judges.found.used,

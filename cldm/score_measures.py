@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from cldm.measures import order_is_right
-from datasets.geometry import Box01, box_to_pixels, expand_box
+from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box
 from ldm.metrics.likeness import decibels, squared_error
 
 MARGIN = 1.2  # the region outside which nothing should change, over the box of the object
@@ -51,10 +51,10 @@ def seam(before_u8: np.ndarray, after_u8: np.ndarray) -> float:
     A pasted rectangle with shifted colours shows there; an object with a free outline hardly touches it.
     """
     change = np.abs(after_u8.astype(np.float32) - before_u8).mean(axis=2)
-    rows, columns = np.flatnonzero(change.any(axis=1)), np.flatnonzero(change.any(axis=0))
-    if not len(rows):
+    if not change.any():
         return 0.0
-    inside = change[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    x0, y0, x1, y1 = bbox_of_mask(change > 0)
+    inside = change[y0:y1, x0:x1]
     edge = [inside[0], inside[-1], inside[1:-1, 0], inside[1:-1, -1]]
     return float(np.concatenate(edge).mean())
 

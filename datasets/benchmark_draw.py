@@ -93,10 +93,14 @@ def draw_cases(
     order = np.random.default_rng(seed).permutation(len(pictures))
     found: list[Case] = []
     taken = 0
-    for picture in (pictures[int(place)] for place in order):
-        cases = [_draw(instances, picture, concept, seed, sentence) for concept in concepts]
+    for place in order:
+        if taken == backgrounds:
+            break
+        picture = pictures[int(place)]
+        anchors = instances.anchors(picture)
+        cases = [_draw(instances, picture, anchors, concept, seed, sentence) for concept in concepts]
         fitting = [case for case in cases if case is not None]
-        if taken < backgrounds and len(fitting) == len(cases):
+        if len(fitting) == len(cases):
             found += fitting
             taken += 1
     if taken < backgrounds:
@@ -107,13 +111,20 @@ def draw_cases(
     return tuple(sorted(found, key=lambda case: case.id))
 
 
-def _draw(instances: Instances, picture: int, concept: Concept, seed: int, sentence: Sentence) -> Case | None:
+def _draw(
+    instances: Instances,
+    picture: int,
+    anchors: Sequence[Anchor],
+    concept: Concept,
+    seed: int,
+    sentence: Sentence,
+) -> Case | None:
     """The case of an object in a picture, or None where nothing fits in 40 tries."""
     known = instances.pictures[picture]
     background = str(known["file_name"])
     text = f"{seed} {background} {concept.name}"
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
-    anchors, shape = instances.anchors(picture), concept.aspect * known["height"] / known["width"]
+    shape = concept.aspect * known["height"] / known["width"]
     view = concept.views[int(rng.integers(len(concept.views)))]
     for _ in range(TRIES):
         anchor = anchors[int(rng.integers(len(anchors)))]

@@ -171,9 +171,14 @@ def open_source(config: DatasetsConfig, name: str) -> Source:
         ) from error
 
 
+def drawn_sources(config: DatasetsConfig) -> list[str]:
+    """Names of the sources with a weight above 0."""
+    return [name for name, weight in config.weights.items() if weight > 0]
+
+
 def open_mixture(config: DatasetsConfig) -> tuple[list[Source], list[float]]:
     """Every source with a weight above 0, and the weights."""
-    names = [name for name, weight in config.weights.items() if weight > 0]
+    names = drawn_sources(config)
     if not names:
         raise ValueError(f"weights names no source; allowed: {', '.join(SOURCES)}")
     return [open_source(config, name) for name in names], [config.weights[name] for name in names]

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as run_lengths
 
 from cldm import score as score_module
 from cldm.candidates import neighbours
 from cldm.evaluate import build_app
-from cldm.score import ScoreSettings, score
+from cldm.score import Judges, ScoreSettings, score, score_case
 from cldm.score_measures import drift, order, placed_mask, seam
 from datasets.benchmark import Anchor, Case, Manifest, files_of, hashes_of, write_manifest
 from datasets.rendered import RenderedScenes
@@ -21,7 +22,8 @@ from datasets.scenes.store import StoreSettings, depth_01, render_shards
 from ldm.files import write_atomic
 from ldm.images import read_picture, write_png
 from ldm.options import run_app
-from tests.pictures import room
+from tests.pictures import room, thing
+from tests.small_metrics import write_clip, write_dino, write_inception
 
 BOX = (0.25, 0.25, 0.75, 0.75)
 
@@ -84,6 +86,12 @@ class Oracle:
         return self.world.depths[rgb_u8.tobytes()][int(self.flipped)]
 
 
+@pytest.fixture(autouse=True)
+def no_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that somebody has pulled are not found."""
+    monkeypatch.setenv("BIFROST_MODELS", str(tmp_path / "models"))
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world"))
@@ -143,6 +151,63 @@ def test_two_folders_are_compared_case_by_case(
     assert "| first - second | p |" in table
     assert "skipped, dino:" in table
     assert read_picture(tmp_path / "score_sheet.png").rgb_u8.std() > 10
+
+
+class Loud(torch.nn.Module):
+    """Features of a usable size: those of an untrained network are near zero."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.network(pixels) * 1e6
+
+
+def test_networks_that_are_there_judge_likeness_and_distance(
+    world: World, small_depth_network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = score_module.load_inception
+    monkeypatch.setattr(score_module, "load_inception", lambda path: Loud(read(path)))
+    networks = {
+        "dino": write_dino(tmp_path / "dino"), "clip": write_clip(tmp_path / "clip"),
+        "inception": write_inception(tmp_path / "inception.pth"),
+    }  # fmt: skip
+    settings = world.settings(world.truth, against=world.truth, real=world.truth, **networks)
+    body = score(settings, small_depth_network, "cpu", None)
+    found = body["folders"][0]
+    assert set(body["skipped"]) == {"dinov2", "dreamsim"}
+    assert set(body["networks"]["dino"]["sha256"]) == {"model.safetensors"}
+    assert abs(found["fid"]["mean"]) < 1e-4, "composites against themselves"
+    for name in ("dino", "clip_i"):
+        assert -1 <= found[name]["mean"] < 1
+        assert body["first_minus_second"][name] == {
+            "n": len(world.manifest.cases), "mean": 0, "low": 0, "high": 0, "p": 1
+        }  # fmt: skip
+    strange = tmp_path / "strange"
+    for case in world.manifest.cases:
+        write_png(strange / f"{case.id}.png", np.full((64, 64, 3), 255, np.uint8))
+    other = score(world.settings(strange, real=world.truth, **networks), small_depth_network, "cpu", None)
+    assert other["folders"][0]["fid"]["mean"] > found["fid"]["mean"]
+    assert other["folders"][0]["kid"]["mean"] > found["kid"]["mean"]
+
+
+def test_an_object_pasted_as_it_is_is_like_itself(small_depth_network: Path, tmp_path: Path) -> None:
+    rgb_u8, before_u8 = thing(32)[0], room(64, 64)
+    after_u8 = before_u8.copy()
+    after_u8[16:48, 16:48] = rgb_u8
+    write_png(tmp_path / "pictures/a.png", before_u8)
+    write_png(tmp_path / "objects/cup/0.png", rgb_u8, alpha_u8=np.full((32, 32), 255, np.uint8))
+    write_png(tmp_path / "a_cup.png", after_u8)
+    case = Case("a_cup", "a.png", "cup", "0.png", "left of", Anchor("b", 1, BOX), BOX, "-")
+    roots = {"pictures": tmp_path / "pictures", "objects": tmp_path / "objects"}
+    settings = ScoreSettings(dino=write_dino(tmp_path / "dino"), clip=write_clip(tmp_path / "clip"))
+    judges = Judges.load(settings, small_depth_network, torch.device("cpu"))
+    pasted, _ = score_case(case, roots, tmp_path / "a_cup.png", judges, None)
+    absent, _ = score_case(case, roots, tmp_path / "pictures/a.png", judges, None)
+    for name in ("dino", "clip_i"):
+        assert pasted[name] == pytest.approx(1, abs=1e-5)
+        assert absent[name] < pasted[name] - 1e-4
 
 
 def test_a_pasted_rectangle_has_a_seam_and_an_outline_has_not() -> None:
