@@ -1,14 +1,24 @@
-"""Colours and question texts of the language models, once. They are part of the released adapters.
+"""Colours, questions and answers of the prompt writer, once: for training, tests, commands and notebooks.
 
-The order of COLORS is that of the published dataset; models see colours shuffled, so any order may be used.
+The model sees a painting whose regions are painted in solid colours, is asked what hides behind them, and
+answers `<red>a dog</red><green>a tree</green>`. Texts and colours are part of the released adapters (paper
+section 3.1). Where the published code keeps its colours wrongly, ours is corrected; `published` restores it.
+
+Legend: h w pixels.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+import numpy as np
+
+from ldm.mllm_templates import LLAVA_SYSTEM
 
 RGB = tuple[int, int, int]
 
+# The order of the published dataset; models see colours shuffled, so any order may be used.
 COLORS: dict[str, RGB] = {
     "red": (255, 0, 0),
     "green": (0, 255, 0),
@@ -21,19 +31,25 @@ COLORS: dict[str, RGB] = {
     "pink": (255, 192, 203),
     "brown": (165, 42, 42),
 }
+RED, GRAY_NAME = "red", "gray"  # the region that is tested; the only region
 GRAY: RGB = (128, 128, 128)
+# Colours of the first, second, ... region. demo: published notebook and page. test: the last region is red,
+# so that an answer in the order of the regions ends with its tag (generate-prompts).
+DEMO_ORDER = ("red", "blue", "yellow", "green", "cyan")
+ORDERS = ("test", "demo")
+# One region alone: (what question and answer call it, its paint). published: asked as gray, painted red.
+SINGLE = {"gray": ("gray", "gray"), "red": ("red", "red"), "published": ("gray", "red")}
 
 # What Kosmos-2 is asked for the description of a whole painting; its answer repeats the question.
 PAINTING_QUESTION = "Question: What are the details of this painting? Answer:"
 KOSMOS_PROMPT = f"<grounding>{PAINTING_QUESTION}"
 ANSWER_MARK = "Answer: "
 
-CHAT = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions. "
-    "USER: <image>\n{question} ASSISTANT:"
-)
+TEMPLATE = "llava_v1"  # name in ldm.mllm_templates: renders a question as CHAT does
+CHAT = LLAVA_SYSTEM + " USER: <image>\n{question} ASSISTANT:"
 CAPTION_START = "The image shows"  # the caption of a crop continues these words
+# What a model without adapter is asked (LLaVA-Prompt); its whole answer is the prompt.
+LLAVA_PROMPT = "Write 1 text prompt that describes a reasonable object to be inserted in the gray area."
 
 
 def caption_prompt(concept: str) -> str:
@@ -45,9 +61,104 @@ def caption_prompt(concept: str) -> str:
     return f"{CHAT.format(question=question)} {CAPTION_START}"
 
 
+def discover_question(colors: Sequence[str]) -> str:
+    """The question about masks of these colours, in the order of the answer."""
+    return f"Discover and describe the objects hidden behind the masks of the colors: {', '.join(colors)}."
+
+
 def discover_prompt(colors: Sequence[str]) -> str:
-    """What the prompt writer is asked about masks of these colours, in the order of its answer."""
-    question = (
-        "Discover and describe the objects hidden behind the masks of the colors: " + ", ".join(colors) + "."
-    )
-    return CHAT.format(question=question)
+    """The question in its conversation, up to where the model speaks."""
+    return CHAT.format(question=discover_question(colors))
+
+
+def target_text(pairs: Sequence[tuple[str, str]]) -> str:
+    """The answer for (colour, caption) pairs: `<red>a dog</red><green>a tree</green>`.
+
+    Raises ValueError for a caption that holds a tag, which nobody could read back.
+    """
+    for color, caption in pairs:
+        if re.search(r"</?(" + "|".join((*COLORS, GRAY_NAME)) + ")>", caption):
+            raise ValueError(f"the caption of {color} holds a colour's tag: {caption!r}")
+    return "".join(f"<{color}>{caption}</{color}>" for color, caption in pairs)
+
+
+def read_prompt(answer: str, color: str) -> str:
+    """The text between the first <color> and the first </color> after it; empty where a tag is missing."""
+    found = re.search(rf"<{color}>(.*?)</{color}>", answer, re.DOTALL)
+    return found[1].strip() if found else ""
+
+
+def read_prompts(answer: str, colors: Sequence[str]) -> dict[str, str]:
+    """Colour -> its text; empty where a tag is missing."""
+    return {color: read_prompt(answer, color) for color in colors}
+
+
+def rgb_of(color: str) -> RGB:
+    """ValueError names the colours there are."""
+    if color != GRAY_NAME and color not in COLORS:
+        raise ValueError(f"unknown colour {color!r}; known: {', '.join((*COLORS, GRAY_NAME))}")
+    return GRAY if color == GRAY_NAME else COLORS[color]
+
+
+def colors_of(count: int, order: str = "test") -> list[str]:
+    """Names of the colours of `count` regions, in their order (see ORDERS). ValueError if there are too few."""
+    if order not in ORDERS:
+        raise ValueError(f"unknown order of colours {order!r}; allowed: {', '.join(ORDERS)}")
+    if count > len(COLORS):
+        raise ValueError(f"the prompt writer knows {len(COLORS)} colours, got {count} regions")
+    if order == "test":
+        return list(COLORS)[:count][::-1]
+    return [*DEMO_ORDER, *(name for name in COLORS if name not in DEMO_ORDER)][:count]
+
+
+def with_red(
+    kept: Sequence[str], sampled: Sequence[str], rng: np.random.Generator, published: bool = False
+) -> list[str]:
+    """Colours of the kept regions such that exactly one is red; a random one becomes it if none is.
+
+    kept: colours of the regions that are left; sampled: those drawn for all, before any region was dropped.
+    published: looks for red among the first of `sampled` instead, so that two regions may be red, or none.
+    """
+    seen = list(sampled)[: len(kept)] if published else list(kept)
+    colors = list(kept)
+    if RED not in seen:
+        colors[int(rng.integers(len(colors)))] = RED
+    return colors
+
+
+def paint_masks(
+    image_u8: np.ndarray,
+    masks: Sequence[np.ndarray],
+    colors: Sequence[str],
+    alphas: Sequence[float] | None = None,
+    order: str = "large_first",
+) -> np.ndarray:
+    """A copy of the picture (h, w, 3) with its masks (h, w) bool in colours; later paint covers earlier.
+
+    alphas: opacity of each mask in [0, 1], default 1; blended as torchvision's draw_segmentation_masks does,
+            in single precision and cut off to whole levels. Pixels outside the mask keep their bytes.
+    order:  large_first, so that small masks stay visible, or given
+    """
+    if order not in ("large_first", "given"):
+        raise ValueError(f"unknown order of painting {order!r}; allowed: large_first, given")
+    alphas = [1.0] * len(masks) if alphas is None else alphas
+    jobs = list(zip(masks, colors, alphas, strict=True))
+    if order == "large_first":
+        jobs.sort(key=lambda job: -np.count_nonzero(job[0]))
+    painted = image_u8.copy()
+    for mask, color, alpha in jobs:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"the opacity of a mask must lie in [0, 1], got {alpha}")
+        below, paint = painted[mask].astype(np.float32), np.array(rgb_of(color), np.float32)
+        painted[mask] = (below * np.float32(1 - alpha) + paint * np.float32(alpha)).astype(np.uint8)
+    return painted
+
+
+def remove_overlaps(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each mask (h, w) bool without what later masks cover."""
+    kept: list[np.ndarray] = []
+    covered = np.zeros_like(masks[0]) if masks else np.zeros(0, bool)
+    for mask in reversed(masks):
+        kept.append(mask & ~covered)
+        covered = covered | mask
+    return kept[::-1]

@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from inpainting.models.image_to_text.adapter import base_of, is_adapter, load_adapter
 from inpainting.models.text_to_image.generate import generate
-from inpainting.models.text_to_image.generate_prompts import colors_of, paint_masks, read_prompt
 from inpainting.models.text_to_image.test import build_app
-from inpainting.prompts import COLORS
+from inpainting.prompts import COLORS, colors_of, paint_masks, read_prompt
 from ldm.mllm_load import load_mllm
 from ldm.options import run_app
 from tests.small_mllm import small_folder

@@ -7,7 +7,6 @@ Legend: s side of the crop.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from inpainting.models.text_to_image.settings import (
     open_paintings,
     record,
 )
-from inpainting.prompts import COLORS, discover_prompt
+from inpainting.prompts import colors_of, discover_prompt, paint_masks, read_prompt
 from ldm.files import write_atomic
 from ldm.metrics.weights import hash_of
 from ldm.mllm_load import Mllm
@@ -103,24 +102,3 @@ def write_prompts(
     asked = inputs["input_ids"].shape[1]
     answers = [continuation(processor.tokenizer, row, asked) for row in written.cpu()]
     return [[read_prompt(text, color) for color in one] for text, one in zip(answers, names, strict=True)]
-
-
-def colors_of(count: int) -> list[str]:
-    """Names of the colours of `count` regions, in their order; the last is red (published)."""
-    if count > len(COLORS):
-        raise ValueError(f"the prompt writer knows {len(COLORS)} colours, got {count} regions")
-    return list(COLORS)[:count][::-1]
-
-
-def paint_masks(image_u8: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[str]) -> np.ndarray:
-    """The picture (s, s, 3) with its regions in solid colours, small ones on top."""
-    painted = image_u8.copy()
-    for k in sorted(range(len(masks)), key=lambda k: -int(masks[k].sum())):
-        painted[masks[k]] = COLORS[colors[k]]
-    return painted
-
-
-def read_prompt(answer: str, color: str) -> str:
-    """The text between the first <color> and the first </color> after it; empty where a tag is missing."""
-    found = re.search(rf"<{color}>(.*?)</{color}>", answer, re.DOTALL)
-    return found[1].strip() if found else ""
