@@ -101,7 +101,7 @@ def rgb_of(color: str) -> RGB:
 
 
 def colors_of(count: int, order: str = "test") -> list[str]:
-    """Names of the colours of `count` regions, in their order (see ORDERS). ValueError if there are too few."""
+    """Names of the colours of `count` regions, in their order (see ORDERS). ValueError if too few."""
     if order not in ORDERS:
         raise ValueError(f"unknown order of colours {order!r}; allowed: {', '.join(ORDERS)}")
     if count > len(COLORS):
