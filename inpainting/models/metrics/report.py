@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,15 @@ from ldm.metrics.intervals import centred_interval, percentile_interval
 from ldm.metrics.likeness import decibels
 
 Number = dict[str, float | int]
+
+
+class HasNumbers(Protocol):
+    """One item of a resampling: name -> its values."""
+
+    @property
+    def numbers(self) -> dict[str, list[float]]: ...
+
+
 MEANS = ("lpips", "clip_iqa", "clip_score_text2image", "clip_score_image2image")
 GLOBAL = "clip_score_text2image_global"
 PUBLISHED = ("psnr", "lpips", "fid", "clip_iqa", GLOBAL, "clip_score_text2image", "clip_score_image2image")
@@ -48,7 +57,7 @@ def report(rows: Sequence[Row], seed: int, resamples: int, fid_resamples: int) -
     }
 
 
-def value_of(table: dict[str, Number], name: str) -> float | None:
+def value_of(table: Mapping[str, Mapping[str, Any]], name: str) -> float | None:
     value = table.get(name, {}).get("value")
     return None if value is None or not math.isfinite(value) else value
 
@@ -75,7 +84,7 @@ def psnr(rows: Sequence[Row], view: str, seed: int, resamples: int) -> Number:
     return with_interval(lambda some: decibels(sums[some].sum() / pixels[some].sum()), rows, seed, resamples)
 
 
-def mean(rows: Sequence[Row], name: str, seed: int, resamples: int) -> Number:
+def mean(rows: Sequence[HasNumbers], name: str, seed: int, resamples: int) -> Number:
     """Over all values; pictures are resampled with all their regions."""
     sums = np.array([np.sum(row.numbers[name]) for row in rows])
     counts = np.array([len(row.numbers[name]) for row in rows])
@@ -83,7 +92,7 @@ def mean(rows: Sequence[Row], name: str, seed: int, resamples: int) -> Number:
 
 
 def with_interval(
-    statistic: Callable[[np.ndarray], float], rows: Sequence[Row], seed: int, resamples: int
+    statistic: Callable[[np.ndarray], float], rows: Sized, seed: int, resamples: int
 ) -> Number:
     value = float(statistic(np.arange(len(rows))))
     if len(rows) < 2 or not resamples:

@@ -1,0 +1,133 @@
+"""Predicted prompts as a file: one JSON object a line, one line per masked region.
+
+    {"stem": "monet_haystacks", "region": "mask_0", "color": "red", "last": true, "root": "haystacks",
+     "prediction": "two haystacks", "caption": "two haystacks in the evening sun",
+     "crop": "data/mm_inp_dataset/entities/monet_haystacks/mask_0.png"}
+
+In place of `crop` (the region's picture of the painting data) there may be `image` and `box`, pixels x0, y0,
+x1, y1. Further keys are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.images import read_picture
+
+TEXTS = ("stem", "region", "prediction", "caption", "root")
+NO_NAMES = (
+    "the published predictions.txt numbers its lines within each batch and names no picture, so that nothing "
+    "can be compared with them; run the test configuration again, it writes predictions.jsonl"
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was said about one region, and what is there."""
+
+    stem: str
+    region: str  # name of the entity: mask_0, mask_1, ...
+    prediction: str
+    caption: str  # the true description
+    root: str  # root of the first noun chunk of the true concept
+    last: bool  # the region that the model described last
+    color: str = ""
+    crop: str = ""  # path of the region's own picture
+    image: str = ""  # path of the whole picture, where there is no crop
+    box: tuple[int, int, int, int] | None = None  # xyxy, pixels of `image`
+
+    def __post_init__(self) -> None:
+        if not self.stem or not self.region:
+            raise ValueError("`stem` and `region` must not be empty")
+        if not self.root.strip():
+            raise ValueError(
+                "`root` is empty; `python -m inpainting.data.ops extract-noun-chunk-roots` finds noun roots"
+            )
+
+    @property
+    def shown(self) -> bool:
+        """Whether the row says where its region can be seen."""
+        return bool(self.crop) or (bool(self.image) and self.box is not None)
+
+    def read_crop(self) -> np.ndarray:
+        """RGB (h, w, 3) uint8 of the region; ValueError where the picture is missing or the box is empty."""
+        if self.crop:
+            return read_picture(Path(self.crop)).rgb_u8
+        x0, y0, x1, y1 = self.box or (0, 0, 0, 0)
+        part = read_picture(Path(self.image)).rgb_u8[max(y0, 0) : y1, max(x0, 0) : x1]
+        if not part.size:
+            raise ValueError(f"{self.image}: box {list(self.box or ())} holds no pixel")
+        return part
+
+    def line(self) -> str:
+        """The row as one line of the file."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """All rows of a file; ValueError names the file, the line and the key."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a readable file of predictions ({error})") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            rows.append(_row(line, f"{path}:{number}"))
+    if not rows:
+        raise ValueError(f"{path} holds no prediction")
+    check_rows(rows, str(path))
+    return rows
+
+
+def check_rows(rows: Sequence[Prediction], where: str) -> None:
+    """ValueError for a region that is there twice, or a picture with two last regions."""
+    regions: set[tuple[str, str]] = set()
+    last: set[str] = set()
+    for row in rows:
+        if (row.stem, row.region) in regions:
+            raise ValueError(f"{where}: {row.stem} {row.region} is there twice; a file holds one run")
+        if row.last and row.stem in last:
+            raise ValueError(f"{where}: {row.stem} has two regions with `last`")
+        regions.add((row.stem, row.region))
+        last |= {row.stem} if row.last else set()
+
+
+def _row(line: str, where: str) -> Prediction:
+    """One line, checked."""
+    if line[:1].isdigit() and "\t" in line:
+        raise ValueError(f"{where}: {NO_NAMES}")
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{where}: expected an object, got a {type(found).__name__}")
+    try:
+        return _from_object(found)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _from_object(found: Mapping[str, Any]) -> Prediction:
+    texts = {name: found.get(name) for name in TEXTS}
+    texts |= {name: found.get(name) or "" for name in ("color", "crop", "image")}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise ValueError(f"`{name}` must be a text, got {value!r}")
+    if not isinstance(found.get("last"), bool):
+        raise ValueError(f"`last` must be true or false, got {found.get('last')!r}")
+    box = found.get("box")
+    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(_whole, box))):
+        raise ValueError(f"`box` must be four pixels x0, y0, x1, y1, got {box!r}")
+    return Prediction(**texts, last=found["last"], box=tuple(box) if box else None)  # type: ignore[arg-type]
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
