@@ -47,6 +47,12 @@ def choose(
     return index, area, (float(inverse.min()), float(inverse.max()))
 
 
+def shares(view: View) -> list[tuple[float, float]]:
+    """Of each solid: amodal share of the full view, visible share of that; judged on a coarse grid."""
+    owner, depth, behind = _survey(view)
+    return [_seen(owner == index, depth, behind) for index in range(len(view.solids))]
+
+
 def _seen(mine: torch.Tensor, depth: torch.Tensor, behind: torch.Tensor) -> tuple[float, float]:
     """Amodal share of the picture, and visible share of that, of the solid with the parts `mine` (p,)."""
     front = depth[mine].amin(0)

@@ -97,7 +97,8 @@ def lamp(rng: np.random.Generator, place: Room) -> Light:
     )
 
 
-def _finish(rng: np.random.Generator, colour: str, pattern: str) -> Finish:
+def finish_of(rng: np.random.Generator, colour: str, pattern: str) -> Finish:
+    """A surface of a named colour and pattern; second colour and gloss are drawn."""
     first = jitter(COLOURS[colour], rng)
     bright = float(first.mean()) > 0.45
     others = [name for name in COLOURS if name != colour]
@@ -130,9 +131,11 @@ def furniture(rng: np.random.Generator, share: float) -> tuple[Solid, ...]:
     return (Solid(shape, name, tuple(parts), finish, radius, centre, 0.0, top, movable=False),)
 
 
-def solid_at(rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequence[Solid]) -> Solid:
-    """A random solid whose foot is at spot (2,), on solid `host` or on the floor (-1)."""
-    shape = _SHAPE_NAMES[int(rng.integers(len(SHAPES)))]
+def solid_at(
+    rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequence[Solid], shape: str = ""
+) -> Solid:
+    """A random solid whose foot is at spot (2,), on solid `host` or on the floor (-1); any shape if none."""
+    shape = shape or _SHAPE_NAMES[int(rng.integers(len(SHAPES)))]
     form = SHAPES[shape]
     draw = rng.uniform(form.low, form.high)
     scale = np.full(3, draw[0]) if form.uniform else (draw[[0, 0, 2]] if form.round_base else draw)
@@ -151,7 +154,7 @@ def solid_at(rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequ
     pattern = PATTERNS[int(np.searchsorted(_PATTERN_STEPS, rng.random()))]
     name = " ".join(word for word in (PATTERN_WORDS[pattern], colour, shape) if word)
     bottom, top = float(centre[2] - down), float(centre[2] + up)
-    finish = _finish(rng, colour, pattern)
+    finish = finish_of(rng, colour, pattern)
     return Solid(shape, name, (part,), finish, radius, centre, bottom, top, support=host)
 
 

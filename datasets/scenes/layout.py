@@ -3,7 +3,7 @@
 Everything random comes from one numpy Generator made of (seed, attempt), so a seed is one scene everywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from datasets.scenes.pose import look_at, outline
 
 ATTEMPTS = 24  # scenes tried per seed
 TRIES = 14  # places tried per solid
+Draw = Callable[[np.random.Generator, np.ndarray, int, Sequence[Solid]], Solid]  # see furnish.solid_at
 
 
 def sample_scene(seed: int, options: SceneOptions) -> Scene:
@@ -38,11 +39,11 @@ def sample_scene(seed: int, options: SceneOptions) -> Scene:
 def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scene:
     place = room(rng)
     solids = [*furniture(rng, options.furniture)]
-    camera = _camera(rng, place, solids, options)
+    camera = camera_of(rng, place, solids, options)
     light = lamp(rng, place)
     count = int(rng.integers(options.objects[0], options.objects[1] + 1))
     for _ in range(count):
-        added = _place(rng, solids, camera, place)
+        added = place_solid(rng, solids, camera, place)
         if added is not None:
             solids.append(added)
     movable = [solid for solid in solids if solid.movable]
@@ -57,7 +58,10 @@ def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scen
                  inverse_range, same)
 
 
-def _camera(rng: np.random.Generator, place: Room, solids: Sequence[Solid], options: SceneOptions) -> Camera:
+def camera_of(
+    rng: np.random.Generator, place: Room, solids: Sequence[Solid], options: SceneOptions
+) -> Camera:
+    """A camera that looks at the furniture, or at the middle of the floor where there is none."""
     height = solids[0].top if solids else 0.0
     middle = solids[0].centre[:2] if solids else np.array([0.0, 0.4])
     target = np.array([*(middle + rng.uniform(-0.25, 0.25, 2)), 0.15 + 0.75 * height + rng.uniform(0, 0.15)])
@@ -76,13 +80,15 @@ def _camera(rng: np.random.Generator, place: Room, solids: Sequence[Solid], opti
     return Camera(origin, look_at(origin, target), float(tan_x), float(tan_x / aspect))
 
 
-def _place(rng: np.random.Generator, solids: list[Solid], camera: Camera, place: Room) -> Solid | None:
+def place_solid(
+    rng: np.random.Generator, solids: list[Solid], camera: Camera, place: Room, draw: Draw = solid_at
+) -> Solid | None:
     """One more solid that touches nothing, mostly in view; half of them before or behind another one."""
     names = {solid.name for solid in solids}
     for _ in range(TRIES):
         host = _host(rng, solids)
         spot = _spot(rng, solids, host, camera)
-        added = solid_at(rng, spot, host, solids)
+        added = draw(rng, spot, host, solids)
         if added.name in names or not (
             _in_room(added, place) and _free(added, solids) and _stands(added, host, solids)
         ):

@@ -9,7 +9,7 @@ Legend: k scenes of a shard, n solids (padded), h w pixels, r reference size.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from datasets.scenes.batch import SceneBatch, SceneFacts, render
-from datasets.scenes.describe import EVAL_BIT, SceneOptions, eval_seed, train_seed
+from datasets.scenes.describe import EVAL_BIT, Scene, SceneOptions, eval_seed, train_seed
 from datasets.scenes.layout import sample_scene
 from ldm.config import to_plain
 from ldm.files import write_atomic
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 SCENES_PER_SHARD = 256
 HEADER = "scenes"  # key of the JSON text in a shard's header
 FORMAT = 1                  # of the files; part of what must agree before a shard is kept
+Sampler = Callable[[int, SceneOptions], Scene]
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,23 @@ def depth_01(depth_u16: np.ndarray) -> np.ndarray:
     return depth_u16.astype(np.float32) / 65535
 
 
-def render_shards(settings: StoreSettings) -> list[Path]:
-    """Render what is missing of this run's share; returns the paths of its shards, new and old."""
+def render_shards(settings: StoreSettings, sample: Sampler = sample_scene, law: str = "") -> list[Path]:
+    """Render what is missing of this run's share; returns the paths of its shards, new and old.
+
+    sample: makes the scene of a seed; law: what it is called, if it is not the ordinary one.
+    """
     index, every = shard_of(settings.shard)
     files = range(index, -(-settings.count // SCENES_PER_SHARD), every)
     paths = []
     with tqdm(total=sum(len(_seeds(settings, j)) for j in files), unit="scene", desc="rendering") as bar:
         for j in files:
             path, seeds = settings.out / f"shard-{j:05d}.safetensors", _seeds(settings, j)
-            recipe = _recipe(settings, seeds)
+            recipe = _recipe(settings, seeds, law)
             if _is_done(path, recipe):
                 bar.update(len(seeds))
             else:
-                write_atomic(path, _pack([_rendered(seed, settings, bar) for seed in seeds], recipe))
+                batches = [_rendered(sample(seed, settings), settings, bar) for seed in seeds]
+                write_atomic(path, _pack(batches, recipe))
             paths.append(path)
     return paths
 
@@ -95,11 +100,12 @@ def _seeds(settings: StoreSettings, j: int) -> list[int]:
     return [seed_of(settings.first_seed + i) for i in range(start, stop)]
 
 
-def _recipe(settings: StoreSettings, seeds: Sequence[int]) -> str:
+def _recipe(settings: StoreSettings, seeds: Sequence[int], law: str) -> str:
     """What decides the contents of a shard, as JSON text."""
     names = [field.name for field in fields(SceneOptions) if field.name != "chunk"]
     options = {name: value for name, value in to_plain(settings).items() if name in names}
-    return json.dumps({"format": FORMAT, "options": options, "seeds": [seeds[0], seeds[-1]]}, sort_keys=True)
+    recipe = {"format": FORMAT, "options": options, "seeds": [seeds[0], seeds[-1]]}
+    return json.dumps(recipe | ({"law": law} if law else {}), sort_keys=True)
 
 
 def _is_done(path: Path, recipe: str) -> bool:
@@ -117,8 +123,8 @@ def _is_done(path: Path, recipe: str) -> bool:
     return True
 
 
-def _rendered(seed: int, settings: StoreSettings, bar: tqdm) -> SceneBatch:
-    batch = render([sample_scene(seed, settings)], settings, settings.device)
+def _rendered(scene: Scene, settings: StoreSettings, bar: tqdm) -> SceneBatch:
+    batch = render([scene], settings, settings.device)
     bar.update()
     return batch
 
