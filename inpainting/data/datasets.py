@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
@@ -28,27 +27,24 @@ from inpainting.data.choice import (
     read_manifest,
     write_manifest,
 )
+from inpainting.data.items import TRAIN, PaintingItems
 from inpainting.data.journal import in_order
 from inpainting.data.paintings import (
     Painting,
-    list_paintings,
     painting_description,
     read_prompts,
     read_source,
 )
 from inpainting.models.text_to_image.tokens import plan_tokens
-from ldm.seeds import seed_of
 
 log = logging.getLogger(__name__)
 
-TRAIN = "train"
-SHOWN = 5  # pictures left out that are named at once
 READERS = 4  # threads that read masks for a manifest
 STACKED = ("pixel_values", "masks", "masked_pixel_values", "input_ids", "freestyle_attention_mask")
 RENAMED = {"global_text": "global_texts"}
 
 
-class InpaintingDataset(Dataset[dict[str, Any]]):
+class InpaintingDataset(PaintingItems):
     """The annotated pictures of one split, sorted by name. An item is a dict:
 
     pixel_values              (3, s, s) in [-1, 1], the central square of the picture
@@ -94,13 +90,7 @@ class InpaintingDataset(Dataset[dict[str, Any]]):
         self.rules = ChoiceRules(max_concepts, shuffle_concepts, masked_area_threshold, resolution)
         if not 0 <= drop_caption_probability <= 1:
             raise ValueError(f"drop_caption_probability must lie in [0, 1], got {drop_caption_probability}")
-        self.data_dir, self.split, self.tokenizer, self.freestyle = (
-            Path(data_dir),
-            split,
-            tokenizer,
-            freestyle,
-        )
-        self.seed = seed if generator is None else generator.initial_seed()
+        self.tokenizer, self.freestyle = tokenizer, freestyle
         self.drop_caption_probability, self.override_fn = drop_caption_probability, override_fn
         self.texts_dir = None if texts_dir is None else Path(texts_dir)
         if self.texts_dir is not None and not self.texts_dir.is_dir():
@@ -110,51 +100,11 @@ class InpaintingDataset(Dataset[dict[str, Any]]):
         self.max_words = max_words
         self.global_anns = None if global_anns_path is None else read_source(Path(global_anns_path))
         self.manifest: Manifest | None = None
-        self.epoch = 0
-        self.paintings: list[Painting] = []
-        self.left_out: dict[str, str] = {}
-        for painting in list_paintings(self.data_dir, split):
-            try:
-                painting.read_captions()
-                self.paintings.append(painting)
-            except ValueError as error:
-                self.left_out[painting.stem] = str(error)
-        for reason in list(self.left_out.values())[:SHOWN]:
-            log.warning("left out: %s", reason)
-        if len(self.left_out) > SHOWN:
-            log.warning("%d pictures of %s are left out", len(self.left_out), split)
-        if not self.paintings:
-            raise ValueError(f"{self.data_dir}: no annotated picture in the split {split}")
-
-    def __len__(self) -> int:
-        return len(self.paintings)
-
-    @property
-    def stems(self) -> list[str]:
-        """Names of the pictures, in the order of the items."""
-        return [one.stem for one in self.paintings]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Other random decisions from now on (training)."""
-        self.epoch = epoch
+        super().__init__(data_dir, split, seed, generator)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Item `index`. In training the next picture stands in for a damaged one, with a warning."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        if self.split != TRAIN:
-            return self.example(self.paintings[index])
-        reason = ""
-        for step in range(len(self)):
-            painting = self.paintings[(index + step) % len(self)]
-            try:
-                return self.example(painting)
-            except ValueError as error:
-                reason = str(error)
-                if painting.stem not in self.left_out:
-                    log.warning("left out: %s", reason)
-                self.left_out[painting.stem] = reason
-        raise ValueError(f"{self.data_dir}: no picture of {self.split} can be used, such as {reason}")
+        return self.usable(index, self.example)
 
     def example(self, painting: Painting) -> dict[str, Any]:
         """The item of one picture."""
@@ -185,10 +135,6 @@ class InpaintingDataset(Dataset[dict[str, Any]]):
             item["image_stems"] = painting.stem
             item["all_masks"] = list(chosen.masks[:, None].float())
         return item if self.override_fn is None else self.override_fn(item)
-
-    def rng_of(self, stem: str) -> np.random.Generator:
-        """The random numbers of one picture in this epoch."""
-        return np.random.default_rng(seed_of(self.seed, stem, self.epoch if self.split == TRAIN else 0))
 
     def chosen(self, painting: Painting, size: tuple[int, int], rng: np.random.Generator) -> Chosen:
         """The regions of one picture of `size` (h, w): those of the manifest where there is one."""
