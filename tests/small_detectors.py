@@ -14,12 +14,15 @@ from transformers import (
     Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2Processor,
+    SamConfig,
+    SamModel,
     SwinConfig,
 )
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import (
     GroundingDinoImageProcessorPil,
 )
 from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "sofa", "lamp")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -77,4 +80,23 @@ def owlv2(folder: Path) -> Path:
     Owlv2Processor(Owlv2ImageProcessorPil(size={"height": 64, "width": 64}), tokenizer).save_pretrained(
         folder
     )
+    return folder
+
+
+def sam(folder: Path) -> Path:
+    """SAM with a two-layer vision tower."""
+    vision = {
+        "hidden_size": 16, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 64, "patch_size": 8, "mlp_dim": 32, "window_size": 4,
+        "global_attn_indexes": [1], "num_pos_feats": 8,
+    }  # fmt: skip
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 8}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    torch.manual_seed(0)
+    config = SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+    SamModel(config).save_pretrained(folder)
+    SamImageProcessorPil(
+        size={"longest_edge": 64}, pad_size={"height": 64, "width": 64},
+        mask_size={"longest_edge": 16}, mask_pad_size={"height": 16, "width": 16},
+    ).save_pretrained(folder)  # fmt: skip
     return folder

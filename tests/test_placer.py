@@ -9,11 +9,14 @@ import pytest
 from datasets.geometry import depth_extent
 from datasets.relations import Place
 from datasets.scenes import SceneOptions, eval_seed, render, sample_scene
+from ldm.ground import Detector, depth_in_box
+from ldm.segment import sam_mask
 from llava_bifrost.location import PHRASES, Request, box_iou, parse_instruction, satisfies
-from llava_bifrost.place_anchors import as_json, read_anchors
+from llava_bifrost.place_anchors import as_json, detect_anchors, read_anchors
 from llava_bifrost.place_ground import Plane, fit_ground
 from llava_bifrost.place_sizes import usual_size
 from llava_bifrost.placer import Item, NoPlace, place
+from tests import small_detectors
 
 OPTIONS = SceneOptions(size=(72, 96), smooth_edges=False, reference_size=(16, 16))
 SINGLE = tuple(dict.fromkeys(PHRASES.values()))  # one relation each, "between" among them
@@ -240,3 +243,24 @@ def test_a_bad_anchors_file_is_refused_by_name(tmp_path: Path, text: str, reason
     with pytest.raises(ValueError, match=reason) as refused:
         read_anchors(path, floor_depth())
     assert str(path) in str(refused.value)
+
+
+def test_sam_decides_which_pixels_of_a_found_box_are_the_thing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    rgb_u8, depth_01 = rng.integers(0, 255, (90, 120, 3), dtype=np.uint8), rng.random((90, 120), np.float32)
+    detector = Detector.load(small_detectors.owlv2(tmp_path / "owlv2"), least_score=0.0)
+    sam = small_detectors.sam(tmp_path / "sam")
+    plain = detect_anchors(detector, ["sofa"], rgb_u8, depth_01)["sofa"]
+    found = detect_anchors(detector, ["sofa"], rgb_u8, depth_01, sam)["sofa"]
+    mask = sam_mask(rgb_u8, sam, plain.box01_xyxy)
+    assert found.box01_xyxy == plain.box01_xyxy
+    assert (found.d, found.far, found.near) == depth_in_box(depth_01, plain.box01_xyxy, mask)
+
+    x0, y0, x1, y1 = plain.box01_xyxy
+    column, row = round((x0 + x1) / 2 * 120), round((y0 + y1) / 2 * 90)
+    thing = np.zeros((90, 120), bool)
+    thing[row, column] = True
+    monkeypatch.setattr("llava_bifrost.place_anchors.sam_mask", lambda *given: thing)
+    assert detect_anchors(detector, ["sofa"], rgb_u8, depth_01, sam)["sofa"].d == depth_01[row, column]

@@ -5,11 +5,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from transformers import SamConfig, SamModel
-from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from ldm.images import Picture, read_mask, read_picture
 from ldm.segment import object_mask
+from tests.small_detectors import sam
 
 # Two objects in one picture, or an object cut off by the picture's edge, have no answer without a hint.
 AMBIGUOUS = {"teapot_04", "cat2_03", "dog_00"}
@@ -101,22 +100,7 @@ def test_nothing_to_find_is_said() -> None:
 
 @pytest.fixture(scope="module")
 def sam_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SAM of the real architecture, very small and untrained."""
-    folder = tmp_path_factory.mktemp("sam")
-    vision = {
-        "hidden_size": 16, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 64, "patch_size": 8, "mlp_dim": 32, "window_size": 4,
-        "global_attn_indexes": [1], "num_pos_feats": 8,
-    }  # fmt: skip
-    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 8}
-    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
-    config = SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
-    SamModel(config).save_pretrained(folder)
-    SamImageProcessorPil(
-        size={"longest_edge": 64}, pad_size={"height": 64, "width": 64},
-        mask_size={"longest_edge": 16}, mask_pad_size={"height": 16, "width": 16},
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
+    return sam(tmp_path_factory.mktemp("models") / "sam")
 
 
 @pytest.mark.parametrize("box01", [None, (0.2, 0.2, 0.8, 0.8)])
