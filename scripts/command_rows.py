@@ -174,6 +174,10 @@ COMMANDS = (
         "python -m inpainting.models.text_to_image.test compute --config-path CONFIG.yaml [key=value ...]",
         function="inpainting.models.text_to_image.test:compute_verb",
     ),
+    Command(
+        "python -m inpainting.models.image_to_text.score PREDICTIONS --out FILE",
+        function="inpainting.models.image_to_text.score:score",
+    ),
     Command("python run_dataset_debug.py --source NAME --out FILE", function="run_dataset_debug:debug"),
     Command(
         "python -m ldm.precompute_depth IMAGE_TREE OUT_TREE",

@@ -14,6 +14,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm.auto import trange
 from transformers import AutoModel, AutoTokenizer
 
 from inpainting.models.image_to_text.predictions import Prediction
@@ -123,7 +124,7 @@ def judged(rows: Sequence[Prediction], judges: Judges) -> tuple[list[dict[str, f
 def clip_cosines(rows: Sequence[Prediction], clip: Clip) -> list[float]:
     """CLIPSim: cosine of "An image of PREDICTION" and the region's own picture, squeezed to CLIP's square."""
     found: list[float] = []
-    for start in range(0, len(rows), AT_ONCE):
+    for start in trange(0, len(rows), AT_ONCE, desc="CLIPSim", disable=None):
         some = rows[start : start + AT_ONCE]
         images = clip.images([row.read_crop() for row in some])
         texts = clip.texts([IMAGE_OF.format(row.prediction.lower()) for row in some])
@@ -134,7 +135,7 @@ def clip_cosines(rows: Sequence[Prediction], clip: Clip) -> list[float]:
 def bert_scores(rows: Sequence[Prediction], network: BertScore) -> list[tuple[float, float, float]]:
     """BERTScore of each prediction with its caption."""
     found: list[tuple[float, float, float]] = []
-    for start in range(0, len(rows), AT_ONCE):
+    for start in trange(0, len(rows), AT_ONCE, desc="BERTScore", disable=None):
         some = rows[start : start + AT_ONCE]
         said, truth = [row.prediction.lower() for row in some], [row.caption.lower() for row in some]
         found += network.score(said, truth)

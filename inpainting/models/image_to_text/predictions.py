@@ -4,8 +4,8 @@
      "prediction": "two haystacks", "caption": "two haystacks in the evening sun",
      "crop": "data/mm_inp_dataset/entities/monet_haystacks/mask_0.png"}
 
-In place of `crop` (the region's picture of the painting data) there may be `image` and `box`, pixels x0, y0,
-x1, y1. Further keys are left alone.
+In place of `crop` there may be `image` and `box`, pixels x0, y0, x1, y1; where the picture belongs to
+painting data, the region's own picture there is taken all the same (published). Further keys are left alone.
 """
 
 from __future__ import annotations
@@ -55,10 +55,22 @@ class Prediction:
         """Whether the row says where its region can be seen."""
         return bool(self.crop) or (bool(self.image) and self.box is not None)
 
+    @property
+    def own_picture(self) -> Path | None:
+        """DATA/entities/STEM/REGION.png, as named by `crop` or next to DATA/images/SPLIT/STEM.jpg."""
+        if self.crop:
+            return Path(self.crop)
+        if not self.image:
+            return None
+        data_dir = Path(self.image).resolve().parents[:3][-1]
+        path = data_dir / "entities" / self.stem / f"{self.region}.png"
+        return path if path.is_file() else None
+
     def read_crop(self) -> np.ndarray:
         """RGB (h, w, 3) uint8 of the region; ValueError where the picture is missing or the box is empty."""
-        if self.crop:
-            return read_picture(Path(self.crop)).rgb_u8
+        own = self.own_picture
+        if own is not None:
+            return read_picture(own).rgb_u8
         x0, y0, x1, y1 = self.box or (0, 0, 0, 0)
         part = read_picture(Path(self.image)).rgb_u8[max(y0, 0) : y1, max(x0, 0) : x1]
         if not part.size:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from inpainting.data.journal import Progress, stamp_path
+from inpainting.data.roots import STEP
 from inpainting.models.image_to_text.judges import BERTSCORE, CLIPSCORE, Judges, judged
 from inpainting.models.image_to_text.predictions import Prediction, check_rows
 from inpainting.models.image_to_text.text_metrics import (
@@ -35,6 +38,7 @@ MEANS = (
     *(CLIPSCORE, *BERTSCORE),
 )
 NAMES = (*MEANS[:2], *BLEU, *MEANS[2:])
+UNKNOWN = "as given with the data"
 WITH_INTERVALS, LAST, BY_MASKS = "with_intervals", "last_region", "by_number_of_masks"
 
 
@@ -81,8 +85,16 @@ def measure(
         LAST: last,
         BY_MASKS: {str(n): table([g for g in pictures.values() if len(g) == n]) for n in sizes},
         "judges": judges.used,
+        "noun_roots": root_finders(rows),
         "skipped": skipped,
     }
+
+
+def root_finders(rows: Sequence[Prediction]) -> list[str]:
+    """Who found the noun roots, by the journals of the painting data that the regions lie in."""
+    folders: set[Path | None] = {row.own_picture and row.own_picture.parent.parent for row in rows}
+    inputs = [folder and Progress(stamp_path(folder, STEP)).inputs for folder in folders]
+    return sorted({str((one or {}).get("method", UNKNOWN)) for one in inputs})
 
 
 def tracked(report: Mapping[str, Any]) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """Numbers about one predicted prompt and its true caption, all in lower case, each a share up to 1.
 
-    accuracy         the noun root stands somewhere in the prediction, also within a word (published)
-    accuracy_words   the noun root stands there as a word of its own
-    bleu1, bleu4     of the whole corpus, so that a row gives counts; no smoothing, words split at spaces
-    rouge*           fmeasure, precision, recall per row
+accuracy         the noun root stands somewhere in the prediction, also within a word (published)
+accuracy_words   the noun root stands there as a word of its own
+bleu1, bleu4     of the whole corpus, so that a row gives counts; no smoothing, words split at spaces
+rouge*           fmeasure, precision, recall per row
 """
 
 from __future__ import annotations

@@ -25,9 +25,13 @@ ALL, MULTI = "metrics.json", "metrics_multi.json"
 def cell(report: Mapping[str, Any] | None, name: str) -> str:
     """`15.32 [15.01, 15.63]`, or a dash where nothing was measured."""
     number = (report or {}).get("with_intervals", {}).get(name)
+    return shown(number, 100 if name in PERCENT else 1)
+
+
+def shown(number: Mapping[str, float] | None, factor: int = 1) -> str:
+    """A number times `factor`, with its interval where it has one; a dash for none."""
     if not number:
         return "-"
-    factor = 100 if name in PERCENT else 1
     spread = ", ".join(f"{factor * number[key]:.2f}" for key in ("low", "high") if key in number)
     return f"{factor * number['value']:.2f}" + (f" [{spread}]" if spread else "")
 
