@@ -17,6 +17,8 @@ from datasets.scenes.batch import render
 from datasets.scenes.describe import SceneOptions, eval_seed
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.store import StoreSettings, read_shard, render_shards
+from ldm.small_llava import PATCH, SmallConfig, count_parameters, make_processor, project
+from ldm.stages import StageSettings
 from llava_bifrost import evaluate
 from llava_bifrost.evaluate_judge import Case, Measures
 from llava_bifrost.location import make_question, parse_answer, parse_instruction
@@ -25,11 +27,10 @@ from llava_bifrost.small import bank as banks
 from llava_bifrost.small.ask import ask, block_mask, states_of
 from llava_bifrost.small.bank import ANSWER, Bank, mirrored, open_bank
 from llava_bifrost.small.cache import open_scenes
-from llava_bifrost.small.create import PATCH, SmallConfig, count_parameters, create_locator
-from llava_bifrost.small.loop import StageSettings
-from llava_bifrost.small.tokenizer import make_processor, make_tokenizer
+from llava_bifrost.small.create import create_locator
+from llava_bifrost.small.tokenizer import make_tokenizer
 from llava_bifrost.small.train import LocatorTraining, run
-from llava_bifrost.small.vision import pictures, project
+from llava_bifrost.small.vision import pictures
 from llava_bifrost.small.vocabulary import VOCABULARY
 from llava_bifrost.world import World
 from llava_bifrost.world_questions import place_questions, replace_questions

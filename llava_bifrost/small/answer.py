@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from llava_bifrost.small.ask import Looking, answer_loss, ask, look_loss, states_of
+from ldm.small_llava import Looking, project
+from ldm.stages import Stage, StageSettings
+from llava_bifrost.small.ask import LOOK_LAYER, answer_loss, ask, look_loss, states_of
 from llava_bifrost.small.bank import PLACED, REPLACED, Bank
 from llava_bifrost.small.cache import Scenes
-from llava_bifrost.small.loop import Stage, StageSettings
-from llava_bifrost.small.vision import pictures, project, vision_loss
+from llava_bifrost.small.vision import pictures, vision_loss
 
 SLOTS = (range(PLACED), range(PLACED, PLACED + REPLACED))
 
@@ -46,7 +47,7 @@ def train_answers(
     """
     model = answering.model
     stage = Stage(name, answering, answering.groups(settings), settings, out)
-    looking = Looking(model)
+    looking = Looking(model, LOOK_LAYER)
     model.model.vision_tower.requires_grad_(settings.vision_lr > 0)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -85,7 +86,7 @@ def measure_answers(
 ) -> dict[str, float]:
     """Held-out means with the right answer given so far: KL of each number, attention on the named solids."""
     model, rows = answering.model.eval(), []
-    looking = Looking(model)
+    looking = Looking(model, LOOK_LAYER)
     for part in np.array_split(held_out, max(1, len(held_out) // 16)):
         view, flip = part % 2, np.zeros(len(part), bool)
         batch = pictures(scenes, part, view, flip)

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
+from ldm.small_llava import BEGIN, IMAGE
 from llava_bifrost.small.bank import ANSWER, FIRST_NUMBER, NUMBER_AT, Bank, mirrored
 from llava_bifrost.small.vision import OWNED, Pictures
-from llava_bifrost.small.vocabulary import BEGIN, IMAGE, NUMBERS, VOCABULARY
+from llava_bifrost.small.vocabulary import NUMBERS, VOCABULARY
 
 BLUR = 1.5  # bins of 0.01; width of the soft label of a number
 FORMAT_WEIGHT = 0.05
@@ -92,18 +93,6 @@ def block_mask(block: Tensor) -> Tensor:
     same = block[:, :, None] == block[:, None]
     seen = (same | (block == 0)[:, None]) & torch.ones_like(same).tril()
     return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
-
-
-class Looking:
-    """Keeps the attention (b, heads, l, l) of the taught layer of the last forward pass."""
-
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
-        self.weights: Tensor | None = None
-        layer = model.model.language_model.layers[LOOK_LAYER].self_attn
-        self.hook = layer.register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        self.weights = output[1]
 
 
 def states_of(model: LlavaForConditionalGeneration, patches: Tensor, asked: Asked) -> Tensor:

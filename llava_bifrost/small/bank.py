@@ -17,9 +17,10 @@ from tqdm import tqdm
 from datasets.rendered import shard_files
 from datasets.scenes.store import read_shard
 from ldm.files import write_all_atomic
+from ldm.small_llava import PAD
 from llava_bifrost.location import format_answer, make_question
 from llava_bifrost.small.tokenizer import make_tokenizer
-from llava_bifrost.small.vocabulary import NUMBERS, PAD, VOCABULARY
+from llava_bifrost.small.vocabulary import NUMBERS, VOCABULARY
 from llava_bifrost.world import World
 from llava_bifrost.world_data import scene_options, world_of
 from llava_bifrost.world_questions import MIRRORED, Question, place_questions, replace_questions

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from datasets.rendered import shard_files
 from datasets.scenes.store import Shard, depth_01, read_shard
 from ldm.files import write_atomic
+from ldm.small_llava import pooled
 from llava_bifrost.small.vocabulary import name_labels
 
 SOLIDS = 8  # rows per scene; the options of the renderer give at most seven
@@ -83,7 +84,7 @@ def _rows(shard: Shard, patch: int) -> dict[str, np.ndarray]:
     removed = np.array([fact.removed for fact in shard.facts])
     without = np.where(shard.instances_u8 == removed[:, None, None] + 1, 255, shard.instances_u8)
     views = np.stack([shard.instances_u8, without], 1)
-    cover = np.stack([_pooled(views == i + 1, patch) for i in range(SOLIDS)], -1)
+    cover = np.stack([pooled(views == i + 1, patch) for i in range(SOLIDS)], -1)
     depth = depth_01(np.stack([shard.depth_u16, shard.without_depth_u16], 1))
     labels = np.full((k, SOLIDS, 3), NO_SOLID, np.int8)
     boxes, depths = np.zeros((k, SOLIDS, 4), np.float32), np.zeros((k, SOLIDS, 3), np.float32)
@@ -96,18 +97,11 @@ def _rows(shard: Shard, patch: int) -> dict[str, np.ndarray]:
     return {
         "images_u8": np.stack([shard.image_u8, shard.without_u8], 1),
         "cover_u8": np.round(cover * 255).astype(np.uint8),
-        "unknown_u8": np.round(_pooled(without[:, None] == 255, patch)[:, 0] * 255).astype(np.uint8),
-        "patch_depth": _pooled(depth, patch).astype(np.float16),
+        "unknown_u8": np.round(pooled(without[:, None] == 255, patch)[:, 0] * 255).astype(np.uint8),
+        "patch_depth": pooled(depth, patch).astype(np.float16),
         "labels": labels,
         "boxes": boxes,
         "depths": depths,
         "visible": visible,
         "removed": removed,
     }
-
-
-def _pooled(maps: np.ndarray, patch: int) -> np.ndarray:
-    """(n, v, h, w) -> (n, v, p) means of the patches."""
-    n, v, h, w = maps.shape
-    grid = maps.reshape(n, v, h // patch, patch, w // patch, patch)
-    return grid.mean((3, 5), dtype=np.float32).reshape(n, v, -1)

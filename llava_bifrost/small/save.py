@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import LlavaForConditionalGeneration
 
 from datasets.scenes.palette import COLOURS, PATTERN_WORDS, SHAPES
 from ldm.checkpoints import folder_written_whole
+from ldm.small_llava import SmallConfig, make_processor, save_llava
 from llava_bifrost.card import Card, write_card
-from llava_bifrost.small.create import SmallConfig
-from llava_bifrost.small.tokenizer import make_processor, make_tokenizer
+from llava_bifrost.small.tokenizer import make_tokenizer
 from llava_bifrost.small.vocabulary import FURNITURE
 
 NOTICE = (
@@ -33,14 +31,7 @@ def save_locator(
     model: LlavaForConditionalGeneration, config: SmallConfig, folder: Path, manifest: dict[str, Any]
 ) -> None:
     """Write the whole folder, or nothing."""
-    half = copy.deepcopy(model).to(torch.float16)
-    tokenizer = make_tokenizer()
-    half.generation_config.update(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, max_new_tokens=16,
-    )  # fmt: skip
     with folder_written_whole(folder) as partial:
-        half.save_pretrained(partial)
-        make_processor(config, tokenizer).save_pretrained(partial)
+        save_llava(model, make_processor(config, make_tokenizer()), partial, longest=16)
         write_card(partial, Card(codec="square", decimals=2, names=known_names(), notice=NOTICE))
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
+from ldm.small_llava import project
+from ldm.stages import Stage, StageSettings
 from llava_bifrost.small.cache import Scenes
-from llava_bifrost.small.loop import Stage, StageSettings
-from llava_bifrost.small.vision import pictures, project, read_head, vision_loss
+from llava_bifrost.small.vision import pictures, read_head, vision_loss
 
 
 class Seeing(nn.Module):

@@ -1,4 +1,4 @@
-"""Tokenizer and processor of the small locator, of stock parts.
+"""Tokenizer of the small locator, of stock parts.
 
 One token is one word, one relation phrase, one number or a fixed part of the published sentences. What
 carries no information (commas, the full stop) is dropped when reading and put back when writing, so that the
@@ -10,13 +10,11 @@ from __future__ import annotations
 import re
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers import PreTrainedTokenizerFast
 
-from llava_bifrost.small.create import PATCH, SmallConfig
-from llava_bifrost.small.vocabulary import BEGIN, END, IMAGE, PAD, TAIL, UNKNOWN, VOCABULARY, WORDS
+from ldm.small_llava import BEGIN, END, IMAGE, PAD, UNKNOWN
+from llava_bifrost.small.vocabulary import TAIL, VOCABULARY, WORDS
 
-MEAN, DEVIATION = 0.5, 0.25  # of pixels in [0, 1]
 CHAT = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'].upper() + ': ' }}"
     "{% if message['content'] is string %}{% set texts = [message['content']] %}"
@@ -55,16 +53,3 @@ def _pieces() -> str:
     several = sorted((word for word in WORDS if " " in word), key=len, reverse=True)
     phrases = [re.escape(word) if word == TAIL else rf"\b{re.escape(word)}\b" for word in several]
     return "|".join([*phrases, r"\d\.\d\d(?!\d)", r"\[|\]", r"[A-Za-z]+(?:-[A-Za-z]+)*:?", r"\d+"])
-
-
-def make_processor(config: SmallConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Pads a picture to a square with the mean colour, resizes it, normalises it."""
-    side = {"height": config.image, "width": config.image}
-    pixels = LlavaImageProcessorPil(
-        do_pad=True, do_resize=True, size=side, do_center_crop=False, crop_size=side, resample=3,
-        image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3,
-    )  # fmt: skip
-    return LlavaProcessor(
-        image_processor=pixels, tokenizer=tokenizer, patch_size=PATCH,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=CHAT,
-    )  # fmt: skip

@@ -21,11 +21,12 @@ from ldm.config import check_settings, dump_yaml, setting
 from ldm.files import write_atomic
 from ldm.manifest import make_manifest
 from ldm.options import run_app, trainer
+from ldm.small_llava import PATCH, SmallConfig
+from ldm.stages import Stage, StageSettings
 from llava_bifrost.small.answer import Answering, measure_answers, train_answers
 from llava_bifrost.small.bank import open_bank
 from llava_bifrost.small.cache import open_scenes
-from llava_bifrost.small.create import PATCH, SmallConfig, create_locator
-from llava_bifrost.small.loop import Stage, StageSettings
+from llava_bifrost.small.create import create_locator
 from llava_bifrost.small.save import save_locator
 from llava_bifrost.small.see import measure_vision, train_vision
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlavaForConditionalGeneration
 
+from ldm.small_llava import mirrored, normalised, recoloured
 from llava_bifrost.small.cache import Scenes
 from llava_bifrost.small.vocabulary import COLOUR_WORDS, PATTERN_NAMES, SHAPE_WORDS
 
@@ -55,7 +55,7 @@ def pictures(scenes: Scenes, index: np.ndarray, view: np.ndarray, flip: np.ndarr
     if flip.any():
         pixels_u8[flip] = pixels_u8[flip][:, :, ::-1]
         cover, depth, unknown = (
-            _mirrored(grid, flip, side) for grid in (cover, depth[..., None], unknown[..., None])
+            mirrored(grid, flip, side) for grid in (cover, depth[..., None], unknown[..., None])
         )
         depth, unknown = depth[..., 0], unknown[..., 0]
         boxes[flip] = boxes[flip][..., [2, 1, 0, 3]] * [-1, 1, -1, 1] + [1, 0, 1, 0]
@@ -75,34 +75,6 @@ def pictures(scenes: Scenes, index: np.ndarray, view: np.ndarray, flip: np.ndarr
         torch.from_numpy(scenes.labels[index].astype(np.int64)),
         torch.from_numpy(place.astype(np.float32)),
     )
-
-
-def _mirrored(grid: np.ndarray, flip: np.ndarray, side: int) -> np.ndarray:
-    """(b, p, c) with the columns of the patches reversed where flip."""
-    grid = np.array(grid)
-    turned = grid[flip].reshape(int(flip.sum()), side, side, -1)[:, :, ::-1]
-    grid[flip] = turned.reshape(-1, *grid.shape[1:])
-    return grid
-
-
-def recoloured(pixels_u8: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """(b, h, w, 3) -> float in [0, 1], with a small random gain per picture and channel."""
-    pixels = pixels_u8.astype(np.float32) / 255
-    if rng is None:
-        return pixels
-    gain = rng.uniform(0.88, 1.12, (len(pixels), 1, 1, 1)) * rng.uniform(0.96, 1.04, (len(pixels), 1, 1, 3))
-    return np.clip(pixels * gain.astype(np.float32), 0, 1)
-
-
-def normalised(pixels_01: np.ndarray) -> Tensor:
-    """(b, h, w, 3) in [0, 1] -> (b, 3, h, w), mean 0.5 and deviation 0.25 taken out as the processor does."""
-    return torch.from_numpy((pixels_01 - 0.5) / 0.25).permute(0, 3, 1, 2)
-
-
-def project(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """(b, 3, h, w) -> projected patches (b, p, c), as the language model gets them."""
-    states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
-    return model.model.multi_modal_projector(states)
 
 
 def vision_loss(patches: Tensor, read: Tensor, batch: Pictures) -> tuple[Tensor, dict[str, float]]:

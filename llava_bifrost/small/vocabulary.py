@@ -7,14 +7,13 @@ the full stop of an answer carry no information: the tokenizer drops them and it
 from __future__ import annotations
 
 from datasets.scenes.palette import COLOURS, PATTERN_WORDS, SHAPES
+from ldm.small_llava import SPECIAL
 
 SHAPE_WORDS = (*SHAPES, "table", "platform")  # what the vision stage tells apart
 COLOUR_WORDS = tuple(COLOURS)
 PATTERN_NAMES = tuple(PATTERN_WORDS.values())  # "" is one of them
 FURNITURE = ("table", "low platform")
 
-PAD, BEGIN, END, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
-SPECIAL = (PAD, BEGIN, END, UNKNOWN, IMAGE)
 NUMBERS = tuple(f"{i / 100:.2f}" for i in range(101))
 PHRASES = (
     "to the left of", "to the right of", "left of", "right of", "in front of", "behind",

@@ -1,4 +1,4 @@
-"""The loop of every stage: AdamW, warm-up and cosine, a CSV log, checkpoints from which a run continues."""
+"""A training in stages: AdamW, warm-up and cosine, a CSV log, checkpoints from which a run continues."""
 
 from __future__ import annotations
 
