@@ -24,10 +24,13 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Grammar:
-    """The tokens of one tokenizer as texts, and the expressions compiled against them."""
+    """The tokens of one tokenizer as texts, and the expressions compiled against them.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    most_rules: how many compiled expressions are kept
+    """
+
+    def __init__(self, tokenizer: Any, most_rules: int = 4096) -> None:
+        self.tokenizer, self.most_rules = tokenizer, most_rules
         self.end = end_token(tokenizer)
         self.spelled = token_texts(tokenizer)
         self._tokens: dict[bytes, list[int]] = {}
@@ -43,7 +46,7 @@ class Grammar:
         """
         if pattern not in self._rules:
             tokens = self._tokens if within is None else within.used
-            if len(self._rules) > 4096:
+            if len(self._rules) >= self.most_rules:
                 self._rules.clear()
             try:
                 self._rules[pattern] = Rule(Index(pattern, Vocabulary(self.end, tokens)), self, tokens)
@@ -160,7 +163,7 @@ class ConstrainedChoice(LogitsProcessor):
         """The next token of one row; scores (v,)."""
         if self.grammar.end in tokens:
             return self.grammar.end
-        allowed = torch.tensor(self._allowed(row, tokens))
+        allowed = torch.tensor(self.allowed(row, tokens))
         log_p = torch.log_softmax(scores[allowed.to(scores.device)].float().cpu(), dim=0)
         if self.greedy is None or row < self.greedy:
             best = int(log_p.argmax())
@@ -170,7 +173,8 @@ class ConstrainedChoice(LogitsProcessor):
         self.log_probability[row] += float(log_p[best])
         return int(allowed[best])
 
-    def _allowed(self, row: int, tokens: list[int]) -> list[int]:
+    def allowed(self, row: int, tokens: list[int]) -> list[int]:
+        """The tokens that may follow those of a row's answer."""
         form = self.forms[row] if isinstance(self.forms, Sequence) else self.forms
         wide = self.grammar.rule(form.pattern(), within=self.grammar.rule(form.family()))
         text = self.grammar.spell(tokens)

@@ -47,13 +47,20 @@ def test_colours_and_answers_of_the_prompt_writer():
 
 
 def test_prompts_are_written_and_used(folder: Path, tmp_path: Path):
-    """An untrained LLaVA-NeXT answers without tags, so its prompts are empty; pictures follow the files."""
+    """No prompt of an untrained model is empty; decoded as published it writes no tags. Pictures follow."""
     name, prompts = "sd_2_inp_rca_finetuned_gen", tmp_path / "prompts"
-    changes = [f"llava_output_dir={prompts}", f"llava_model_id={folder / 'writer'}", "max_new_tokens=4"]
+    changes = [f"llava_output_dir={prompts}", f"llava_model_id={folder / 'writer'}", "max_new_tokens=20"]
     options = ["generate-prompts", "--config-path", str(CONFIGS / f"{name}.yaml"), "--shard", "0/1"]
-    assert run_app(build_app, [*options, *small(folder, tmp_path / "out"), *changes]) == 0
-    texts = {path.stem: json.loads(path.read_text()) for path in prompts.glob("test_*.json")}
+    free = ["llava_constrained=false", f"llava_output_dir={tmp_path / 'free'}", f"texts_dir={tmp_path}"]
+    found = []
+    for more in ([], free):
+        assert run_app(build_app, [*options, *small(folder, tmp_path / "out"), *changes, *more]) == 0
+        written = (tmp_path / "free" if more else prompts).glob("test_*.json")
+        found.append({path.stem: json.loads(path.read_text()) for path in written})
+    texts = found[0]
     assert [len(texts[stem]) for stem in STEMS] == [1, 2, 3, 1]
+    assert all(text for one in texts.values() for text in one)
+    assert found[1] == {stem: [""] * len(one) for stem, one in texts.items()}
     for stem, one in texts.items():
         (prompts / f"{stem}.json").write_text(json.dumps(["a red cube"] * len(one)))
     one = config(folder, tmp_path / "out", name, *changes, f"texts_dir={prompts}")

@@ -25,18 +25,20 @@ PRECISIONS = ("auto", "4bit", "full")
 FULL_STOP = "."
 
 
-def open_model(model_id: str, precision: str = "auto") -> Mllm:
+def open_model(
+    model_id: str, precision: str = "auto", device: str = "auto", dtype: str = "auto"
+) -> Mllm:
     """A model by folder or hub name.
 
     precision: 4bit (as published: nf4, fp16 arithmetic; needs CUDA and bitsandbytes), full, or auto: 4bit
-    where it works.
+    where it works. device, dtype: as in `load_mllm`; with 4 bits they are chosen here.
     """
     folder = model_folder(model_id)
     able = torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes") is not None
     if precision == "4bit" and not able:
         raise ValueError("precision 4bit needs a CUDA device and bitsandbytes (requirements-extras.txt)")
     if precision == "full" or not able:
-        return load_mllm(folder)
+        return load_mllm(folder, device, dtype)
     kind = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16
     )

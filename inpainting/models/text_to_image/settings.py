@@ -48,7 +48,10 @@ class PaintingsConfig:
     llava_base: str = setting("", help="model under the adapter; default: what the adapter names")
     llava_output_dir: Path | None = setting(None, help="folder of the prompts it writes")
     llava_precision: str = setting("auto", choices=PRECISIONS, help="4bit as published, or full")
-    max_new_tokens: int = setting(512, low=1, help="longest answer of the prompt writer")
+    llava_constrained: bool = setting(
+        True, help="one closed tag per colour is certain; off: decoded as published"
+    )
+    max_new_tokens: int = setting(512, low=1, help="longest answer of the prompt writer, all its prompts")
     backbones: BackboneFiles = setting(BackboneFiles(), help="networks that judge the pictures")
     resamples: int = setting(2000, low=0, help="bootstrap resamples of the intervals; 0 = none")
     fid_resamples: int = setting(20, low=0, help="the same for FID and KID, which are slow")

@@ -1,0 +1,70 @@
+"""What a prompt writer's folder says about itself: prompter.json beside the weights or the adapter."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from inpainting.models.image_to_text.adapter import is_adapter
+from inpainting.prompts import COLORS, TEMPLATE
+from ldm.checkpoints import read_json
+from ldm.config import Layer, check_settings, merge_layers, setting, to_plain
+from ldm.files import write_atomic
+from ldm.mllm_templates import TEMPLATES
+from ldm.models import located
+
+CARD = "prompter.json"
+FULL = Path("models/llava/multimask/checkpoint-2884/adapter")
+TINY = Path("assets/tiny/prompter")
+QUESTIONS = ("discover", "gray", "plain")
+LLAVAS = ("llava", "llava_next")  # families whose pictures stand in a text as <image>
+
+
+@dataclass(frozen=True)
+class Card:
+    """How a prompt writer is asked; a folder without card is asked as the released MultiMask adapter."""
+
+    name: str = setting("prompt writer", help="short name for logs and recipes")
+    notice: str = setting("", help="said once when the model is loaded")
+    colors: tuple[str, ...] = setting(tuple(COLORS), help="colours of masks that it knows")
+    question: str = setting(
+        "discover",
+        choices=QUESTIONS,
+        help="discover: all masks in colours (MultiMask); gray: each alone in gray (1Mask); plain: each alone "
+        "in gray, the whole answer is its prompt (a model without adapter)",
+    )
+    template: str = setting("", help="chat template in ldm.mllm_templates; empty: as published")
+    longest: int = setting(64, low=1, help="most tokens of one prompt")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        unknown = [name for name in self.colors if name not in COLORS]
+        if unknown or not self.colors or len(set(self.colors)) < len(self.colors):
+            known = ", ".join(COLORS)
+            raise ValueError(f"colors must be different names among {known}; got {', '.join(self.colors)}")
+        if self.template and self.template not in TEMPLATES:
+            raise ValueError(f"unknown template {self.template!r}; allowed: {', '.join(TEMPLATES)}")
+
+    def template_for(self, family: str) -> str | None:
+        """Chat template for a family of models; None for the processor's own."""
+        if self.template:
+            return TEMPLATES[self.template]
+        return TEMPLATES[TEMPLATE] if family in LLAVAS else None
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a folder; default values where it has none. ValueError names file and key."""
+    path = folder / CARD
+    return merge_layers(Card, [Layer(read_json(path), f"{path}: ")] if path.is_file() else [])
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Add the card to a folder."""
+    write_atomic(folder / CARD, (json.dumps(to_plain(card), indent=1) + "\n").encode())
+
+
+def default_folder() -> Path:
+    """The released adapter where it is there, else the small model of the bundle."""
+    full = located(FULL)
+    return full if is_adapter(full) else TINY
