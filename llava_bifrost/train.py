@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,10 @@ from ldm.fit import FitConfig, fit, make_accelerator
 from ldm.logs import start_logging
 from ldm.mllm import Ask, Chat
 from ldm.mllm_load import Mllm, load_model, load_processor
-from ldm.mllm_lora import (
-    ADAPTER,
-    LoraSettings,
-    adapter_key,
-    make_trainable,
-    merged,
-    rate_of,
-    write_adapter_config,
-)
+from ldm.mllm_lora import LoraSettings, make_trainable, merged, rate_of
 from ldm.mllm_templates import TEMPLATES
+from ldm.mllm_train import adapter_layout, answer_loss, prepared, tensors_of
 from ldm.options import run_app, trainer
-from ldm.resume import Layout
 from llava_bifrost.card import CARD, Card, read_card, write_card
 from llava_bifrost.check import check_answers, measure_answers
 from llava_bifrost.codec import CODECS
@@ -113,7 +105,7 @@ def train(config: TrainConfig) -> None:
         collate=Collate(chat),
         held_out=LocatorData(validation, codec, processor) if validation else None,
         measure=answers if measured else None,
-        layout=layout_of(model, card),
+        layout=adapter_layout(model, lambda folder: write_card(folder, card)),
         accelerator=accelerator,
         rates=rate_of(config.fit.lr, config.projector_lr),
     )
@@ -147,27 +139,6 @@ def card_of(config: TrainConfig, family: str) -> Card:
     return Card(config.format, codec, config.decimals, template, known.names, known.notice)
 
 
-def prepared(base: Any, gradient_checkpointing: bool) -> Any:
-    """The model ready for training: no cache, activations recomputed where asked."""
-    base.config.use_cache = False
-    if gradient_checkpointing:
-        switch = getattr(base, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
-        switch = switch or base.gradient_checkpointing_enable
-        switch({"use_reentrant": False})
-    return base
-
-
-def layout_of(model: nn.Module, card: Card) -> Layout:
-    """Checkpoints hold adapter/ as peft writes it, with the locator's card."""
-    write_config = write_adapter_config(model)
-
-    def beside(folder: Path) -> None:
-        write_config(folder / "adapter")
-        write_card(folder / "adapter", card)
-
-    return Layout(f"adapter/{ADAPTER}", adapter_key, beside)
-
-
 class Collate:
     """Questions with answers -> model inputs with labels on the answers; tensors only."""
 
@@ -175,15 +146,7 @@ class Collate:
         self.chat = chat
 
     def __call__(self, asks: list[Ask]) -> dict[str, Tensor]:
-        batch = self.chat.examples(asks)
-        return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
-
-
-def answer_loss(model: nn.Module, batch: Mapping[str, Tensor], seeds: list[int]) -> Tensor:
-    """Cross entropy of the answers' tokens, ()."""
-    dtype = next(value.dtype for value in model.parameters() if value.is_floating_point())
-    inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
-    return model(**inputs, use_cache=False).loss
+        return tensors_of(self.chat, asks)
 
 
 build_app: Callable[[], Any] = trainer(TrainConfig, train)

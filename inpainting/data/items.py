@@ -1,4 +1,4 @@
-"""What the data sets of paintings share: their pictures, random numbers, and who stands in for a damaged one."""
+"""What the data sets of paintings share: pictures, random numbers, and who stands in for a damaged one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class PaintingItems(Dataset[dict[str, Any]]):
         return np.random.default_rng(seed_of(self.seed, stem, self.epoch if self.split == TRAIN else 0))
 
     def usable(self, index: int, example: Callable[[Painting], dict[str, Any]]) -> dict[str, Any]:
-        """example() of picture `index`; in training the next one stands in for a damaged one, with a warning."""
+        """example() of picture `index`; in training the next stands in for a damaged one, with a warning."""
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         if self.split != TRAIN:
