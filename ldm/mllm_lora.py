@@ -23,6 +23,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 LANGUAGE = ("language_model", "text_model")  # what families call their language model
 PROJECTORS = ("multi_modal_projector", "visual.merger", "connector")  # and what maps pictures into it
 ADAPTER = "adapter_model.safetensors"
+INITS = ("uniform", "gaussian")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class LoraSettings:
     dropout: float = setting(0.05, low=0.0, high=0.9, help="LoRA dropout")
     targets: tuple[str, ...] = setting(LINEARS, help="linear layers of the language model that get LoRA")
     projector: bool = setting(True, help="also train what maps pictures into the language model")
+    init: str = setting("uniform", choices=INITS, help="first values of the inner LoRA matrices")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -65,6 +67,7 @@ def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> n
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
             bias="none",
+            init_lora_weights="gaussian" if settings.init == "gaussian" else True,
             target_modules=names,
             modules_to_save=[projector] if settings.projector else None,
         )
