@@ -21,6 +21,7 @@ from einops import rearrange
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
 from cldm.model import Compositor, Conditions
@@ -43,6 +44,9 @@ class TrainConfig:
     warmup: int = setting(0, low=0, help="steps of linear warm-up")
     betas: tuple[float, float] = setting((0.9, 0.999), help="AdamW betas")
     weight_decay: float = setting(0.01, low=0.0, help="AdamW weight decay")
+    shard_optimizer: bool = setting(
+        False, help="each device keeps its share of the optimizer's state (ZeRO, stage 1)"
+    )
     trainable: str = setting(
         "published",
         choices=("published", "all"),
@@ -128,9 +132,12 @@ class CompositorModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config
-        optimizer = torch.optim.AdamW(
-            self.parameters_to_train, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-        )  # not fused: Lightning clips in between
+        values: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+        parameters = self.parameters_to_train
+        if config.shard_optimizer and self.trainer.world_size > 1:
+            optimizer: Optimizer = ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, **values)
+        else:
+            optimizer = torch.optim.AdamW(parameters, **values)  # not fused: Lightning clips in between
         total = self.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

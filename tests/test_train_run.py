@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,14 +156,25 @@ def test_a_run_that_is_killed_and_started_again_ends_as_if_nothing_happened(scen
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainable", ["published", "all"])
-def test_two_processes_train_like_one_with_twice_the_batch(scenes: Path, tmp_path: Path, trainable: str):
-    """No unused parameter, different examples on each device, gradients averaged, one file of metrics."""
+@pytest.mark.parametrize(("trainable", "shard"), [("published", True), ("all", False)])
+def test_two_processes_train_like_one_with_twice_the_batch(
+    scenes: Path, tmp_path: Path, trainable: str, shard: bool
+):
+    """No unused parameter, different examples on each device, gradients averaged, one file of metrics.
+
+    The same with an optimizer whose state is shared out, which also continues from a checkpoint.
+    """
     config = with_trainer(run_config(tmp_path / "one", scenes, 6), log_every=2)
-    config = replace(config, train=replace(config.train, trainable=trainable, mask_weight=0.0))
+    changed = replace(config.train, trainable=trainable, mask_weight=0.0, shard_optimizer=shard)
+    config = replace(config, train=changed)
     train(config)
     two = with_trainer(replace(config, out=tmp_path / "two"), devices=2)
-    run(command(replace(two, data=replace(two.data, batch=1)), tmp_path))
+    arguments = command(replace(two, data=replace(two.data, batch=1)), tmp_path)
+    run(arguments)
     torch.testing.assert_close(curve(two.out), curve(config.out), rtol=1e-3, atol=1e-4)
     middle, end, other = (checkpoint(config.out, 3), checkpoint(config.out, 6), checkpoint(two.out, 6))
     assert (end - other).norm() < 0.02 * (end - middle).norm()  # AdamW enlarges rounding of small gradients
+    if shard:
+        shutil.rmtree(two.out / "checkpoints" / "step-00000006")
+        run(arguments)
+        torch.testing.assert_close(checkpoint(two.out, 6), other, rtol=1e-4, atol=1e-5)
