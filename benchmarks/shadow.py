@@ -1,0 +1,173 @@
+"""Does a second region round the object's foot let the compositor paint the shadow that the object casts?
+
+    OMP_NUM_THREADS=1 python -m benchmarks.shadow [--scenes 300] [--out FILE]
+
+The region is a soft ellipse on what the object stands on, kept to the object's own depth. The same model
+paints object and ellipse together. Measured on held-out rendered scenes, in the ellipse without the object
+and its edit mask, for the painted colours and for their darkening alone:
+recall: share of the true shadow's darkening that is there; precision: share of the painted darkening that is
+true; psnr: against the true picture, beside that of the background left alone.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import typer
+from tqdm.auto import tqdm
+
+from cldm.evaluate_cases import Case, cases
+from cldm.model import Compositor
+from cldm.pipeline import paint
+from cldm.pretrained import Card, load_compositor
+from datasets.pairs import build_pair
+from datasets.pasteback import stitch
+from datasets.rendered import RenderedScenes
+from ldm.device import describe_hardware
+from ldm.experts import DepthEstimator
+from ldm.files import write_atomic
+from ldm.images import from_pm1
+from ldm.metrics.intervals import percentile_interval
+from ldm.metrics.likeness import psnr_over
+from ldm.options import run_app, single_app
+
+log = logging.getLogger(__name__)
+
+WIDE, BEHIND, BEFORE = 1.0, 0.6, 0.35  # half axes of the ellipse, in widths of the object's box
+DARK = 0.03  # of luminance in [0, 1]; less darkening in the true picture is not counted as shadow
+SMOOTH = 2.0  # pixels; finer darkening is texture
+LEAST = 20  # pixels of the region outside everything else
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+WAYS = ("painted", "darkening alone")
+
+
+def foot_weight(case: Case) -> np.ndarray:
+    """(h, w) blend weight in [0, 1]: an ellipse round the object's foot, at its depth."""
+    depth = case.inputs.background_depth_01
+    h, w = depth.shape
+    assert case.inputs.box01_xyxy is not None  # rendered scenes have a box
+    x0, _, x1, y1 = case.inputs.box01_xyxy
+    width, bottom = (x1 - x0) * w, y1 * h
+    y, x = np.mgrid[:h, :w] + 0.5
+    height = np.where(y < bottom, BEHIND, BEFORE) * width
+    radius = np.hypot((x - (x0 + x1) / 2 * w) / (WIDE * width), (y - bottom) / height)
+    far, near = case.inputs.depth_range
+    there = (depth > 2 * far - near) & (depth < 2 * near - far)
+    return np.where(there, np.clip(1.5 - 1.5 * radius, 0, 1), 0)
+
+
+def luminance(image_u8: np.ndarray) -> np.ndarray:
+    """(h, w, 3) -> (h, w) in [0, 1]"""
+    return image_u8.astype(np.float32) @ LUMINANCE / 255
+
+
+def darkened(background_u8: np.ndarray, painted_u8: np.ndarray) -> np.ndarray:
+    """The background (h, w, 3) as much darker as the painted picture is, hues and texture kept."""
+    before, after = (cv2.GaussianBlur(luminance(one), (0, 0), SMOOTH) for one in (background_u8, painted_u8))
+    return background_u8 * np.minimum(after / np.maximum(before, 0.02), 1)[..., None]
+
+
+def measure(
+    case: Case, silhouette: np.ndarray, model: Compositor, card: Card, seed: int
+) -> dict[str, dict[str, float]] | None:
+    """Sums of darkening and the PSNR of every way; None where the region has no room.
+
+    silhouette: (h, w) bool, the object in the true picture
+    """
+    sampling, background, truth = card.sampling, case.inputs.background_u8, case.truth_u8
+    mine = stitch(case.inputs, card.pair, case.pair.crop, from_pm1(case.pair.paste_pm1)).edit_mask
+    weight = foot_weight(case)
+    both = replace(case.inputs, region=mine | (weight > 0))
+    pair = build_pair(both, card.pair)
+    painted = paint(model, pair, [seed], sampling, progress=False)[0]
+    result = stitch(
+        both, card.pair, pair.crop, painted, detail=sampling.detail, detail_scale=sampling.detail_scale
+    ).result_u8
+    zone = (weight > 0) & ~mine & ~silhouette
+    if zone.sum() < LEAST:
+        return None
+    fall = luminance(background) - luminance(truth)
+    true_fall = np.where(fall > DARK, fall, 0)
+    pictures = dict(zip(WAYS, (result.astype(np.float32), darkened(background, result)), strict=True))
+    rows = {"nothing": sums(background, true_fall, truth, zone, background)}
+    for name, picture in pictures.items():
+        mixed = background + weight[..., None] * (picture - background)
+        rows[name] = sums(
+            np.clip(np.rint(mixed), 0, 255).astype(np.uint8), true_fall, truth, zone, background
+        )
+    return rows
+
+
+def sums(
+    result_u8: np.ndarray,
+    true_fall: np.ndarray,
+    truth_u8: np.ndarray,
+    zone: np.ndarray,
+    background_u8: np.ndarray,
+) -> dict[str, float]:
+    """Darkening of a result in the zone: wanted, there, and both; and its PSNR there."""
+    fall = np.maximum(luminance(background_u8) - luminance(result_u8), 0)
+    shared = np.minimum(fall, true_fall)
+    return {
+        "wanted": float(true_fall[zone].sum()), "there": float(fall[zone].sum()),
+        "both": float(shared[zone].sum()), "psnr": psnr_over(result_u8, truth_u8, zone),
+    }  # fmt: skip
+
+
+def summary(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Recall and precision of the pooled darkening and the mean PSNR, with 95 % bootstraps over scenes."""
+    table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    statistics = {
+        "recall": lambda i: table["both"][i].sum() / table["wanted"][i].sum(),
+        "precision": lambda i: table["both"][i].sum() / max(table["there"][i].sum(), 1e-6),
+        "psnr_db": lambda i: table["psnr"][i].mean(),
+    }
+    found, every = {}, np.arange(len(rows))
+    for name, statistic in statistics.items():
+        low, high = percentile_interval(statistic, len(rows))
+        numbers = {"mean": statistic(every), "low": low, "high": high}
+        found[name] = {key: round(float(value), 3) for key, value in numbers.items()}
+    return found
+
+
+def main(
+    scenes: Annotated[int, typer.Option(help="held-out scenes", metavar="INT", min=2)] = 300,
+    model: Annotated[Path, typer.Option(help="compositor folder", metavar="PATH")] = Path(
+        "assets/tiny/compositor"
+    ),
+    data: Annotated[Path, typer.Option(help="scene shards of the eval split", metavar="PATH")] = Path(
+        "data/scenes/eval"
+    ),
+    out: Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")] = Path(
+        "benchmarks/results/shadow.json"
+    ),
+) -> None:
+    """Measure what a shadow region would bring."""
+    compositor, card = load_compositor(model)
+    depth = DepthEstimator.load(Path("assets/tiny/depth"))
+    source = RenderedScenes(data, augment=False)
+    chosen = cases(source, card, scenes, depth)
+    at = {source.facts(index).seed: index for index in range(len(source))}
+    measured = [
+        measure(case, source.silhouette(at[case.seed]), compositor, card, seed)
+        for seed, case in enumerate(tqdm(chosen, disable=None))
+    ]
+    rows = [row for row in measured if row is not None]
+    table = {name: summary([row[name] for row in rows]) for name in ("nothing", *WAYS)}
+    report = {"scenes": len(rows), "model": str(model), "hardware": describe_hardware(), **table}
+    write_atomic(out, (json.dumps(report, indent=1) + "\n").encode())
+    log.info("%s", json.dumps(table, indent=1))
+
+
+def build_app() -> typer.Typer:
+    return single_app(main)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(build_app, sys.argv[1:]))
