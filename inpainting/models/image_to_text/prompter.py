@@ -31,8 +31,8 @@ class Card:
     question: str = setting(
         "discover",
         choices=QUESTIONS,
-        help="discover: all masks in colours (MultiMask); gray: each alone in gray (1Mask); plain: each alone "
-        "in gray, the whole answer is its prompt (a model without adapter)",
+        help="discover: all masks in colours (MultiMask); gray: each alone in gray (1Mask); plain: the same, "
+        "and the whole answer is the prompt (a model without adapter)",
     )
     template: str = setting("", help="chat template in ldm.mllm_templates; empty: as published")
     longest: int = setting(64, low=1, help="most tokens of one prompt")
@@ -56,7 +56,8 @@ class Card:
 def read_card(folder: Path) -> Card:
     """The card of a folder; default values where it has none. ValueError names file and key."""
     path = folder / CARD
-    return merge_layers(Card, [Layer(read_json(path), f"{path}: ")] if path.is_file() else [])
+    layers = [Layer(read_json(path), f"{path}: ")] if path.is_file() else []
+    return merge_layers(Card, layers, where=f"{path}: ")
 
 
 def write_card(folder: Path, card: Card) -> None:

@@ -25,30 +25,23 @@ from inpainting.data.describe import continuation, open_model
 from inpainting.data.hub import model_folder
 from inpainting.models.image_to_text.adapter import base_of, is_adapter, load_adapter
 from inpainting.models.image_to_text.prompter import CARD, Card, read_card
-from inpainting.models.image_to_text.tags import TagChoice, longest_answer, tightened
-from inpainting.prompts import GRAY_NAME, LLAVA_PROMPT, discover_question, paint_masks, read_prompt
+from inpainting.models.image_to_text.questions import Query, one_line, queries_for, read_answer
+from inpainting.models.image_to_text.tags import (
+    TagChoice,
+    longest_answer,
+    pattern_of,
+    spelled_alike,
+    tightened,
+)
 from ldm.constrain import Grammar
 from ldm.metrics.weights import hash_of
-from ldm.mllm import Ask, Chat, generate, to_device
+from ldm.mllm import Chat, generate, to_device
 from ldm.mllm_load import Mllm
 
 log = logging.getLogger(__name__)
 
 RULES = 32  # compiled forms that are kept; one holds some megabytes for a large vocabulary
 FULL_STOP = "."
-
-
-@dataclass(frozen=True, eq=False)
-class Query:
-    """One question about one painted picture. tags: colours that the answer names, none: it is the prompt."""
-
-    ask: Ask
-    tags: tuple[str, ...]
-
-    @property
-    def prompts(self) -> int:
-        """How many prompts its answer gives."""
-        return max(1, len(self.tags))
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,7 @@ class PromptWriter:
             adapter, folder = folder, base_of(Path(folder))
         place = model_folder(str(folder))
         if not (place / "config.json").is_file():
-            raise ValueError(f"{folder}: no prompt writer there (config.json is missing); see docs/prompts.md")
+            raise ValueError(f"{folder}: no prompt writer there (config.json is missing)")
         if adapter is not None and not is_adapter(Path(adapter)):
             raise ValueError(f"{adapter}: no adapter there (adapter_config.json is missing)")
         own = None if adapter is None else Path(adapter)
@@ -121,50 +114,32 @@ class PromptWriter:
         found: dict[str, Any] = {"model": hash_of(self.mllm.folder)}
         return found if self.adapter is None else {**found, "adapter": hash_of(self.adapter)}
 
-    def colors(self, count: int) -> list[str]:
-        """Colours of `count` masks in their order, as published: the last is the first that the model knows.
-
-        Raises ValueError when it knows too few.
-        """
-        known = self.card.colors
-        if count > len(known):
-            raise ValueError(
-                f"{self.card.name} knows {len(known)} colours ({', '.join(known)}), got {count} masks"
-            )
-        return list(known[:count])[::-1]
-
     def write(
         self,
         images_u8: Sequence[np.ndarray],
         masks: Sequence[Sequence[np.ndarray]],
         decoding: Decoding = GREEDY,
         batch: int = 8,
+        given: Sequence[Sequence[str]] | None = None,
     ) -> list[list[str]]:
-        """A prompt for each mask (h, w) bool of each picture (h, w, 3) of any size, in the order of the masks.
+        """A prompt for each mask (h, w) bool of each picture (h, w, 3), any size, in the order of the masks.
 
-        batch: questions that go through the model together. Raises ValueError for masks that do not fit their
-        picture, and for more of them than the model knows colours.
+        batch: questions that go through the model together. given: prompts that are known, one per mask,
+        empty where it is to be written; they are kept, and the model writes the others in their knowledge.
+        Raises ValueError for masks that do not fit their picture, and for more than the model knows colours.
         """
-        queries = [self.queries(*one) for one in zip(images_u8, masks, strict=True)]
-        flat = [query for some in queries for query in some]
+        known = [list(one) for one in given] if given else [[""] * len(one) for one in masks]
+        asked: list[tuple[int, Query]] = []
+        for picture, (image_u8, own) in enumerate(zip(images_u8, masks, strict=True)):
+            asked += [(picture, one) for one in queries_for(self.card, image_u8, own, known[picture])]
         size = 1 if decoding.temperature else batch
-        answers: list[str] = []
-        for start in range(0, len(flat), size):
-            answers += self.answer(flat[start : start + size], decoding)
-        told = iter(zip(flat, answers, strict=True))
-        return [[text for _ in some for text in read(*next(told))] for some in queries]
-
-    def queries(self, image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> list[Query]:
-        """The questions about one picture: one about all masks, or one about each, as the card says."""
-        check_masks(image_u8, masks)
-        if self.card.question == "discover":
-            colors = self.colors(len(masks))
-            painted = paint_masks(image_u8, masks, colors)
-            return [Query(Ask(painted, discover_question(colors)), tuple(colors))]
-        plain = self.card.question == "plain"
-        question = LLAVA_PROMPT if plain else discover_question([GRAY_NAME])
-        tags = () if plain else (GRAY_NAME,)
-        return [Query(Ask(paint_masks(image_u8, [mask], [GRAY_NAME]), question), tags) for mask in masks]
+        for start in range(0, len(asked), size):
+            some = asked[start : start + size]
+            answers = self.answer([query for _, query in some], decoding)
+            for (picture, query), answer in zip(some, answers, strict=True):
+                for mask, prompt in read_answer(query, answer).items():
+                    known[picture][mask] = prompt
+        return known
 
     def answer(self, queries: Sequence[Query], decoding: Decoding = GREEDY) -> list[str]:
         """The answers to several questions, as one batch."""
@@ -172,16 +147,34 @@ class PromptWriter:
         longest = decoding.longest or self.card.longest
         if not decoding.constrained:
             return self._free(queries, prompts, longest)
+        patterns = [self._pattern(query) for query in queries]
         choice = TagChoice(
             self.grammar,
-            [query.tags for query in queries],
+            patterns,
             prompts["input_ids"].shape[1],
             longest,
             temperature=decoding.temperature,
             generator=torch.Generator().manual_seed(decoding.seed),
         )
-        most = max(longest_answer(query.tags, longest) for query in queries)
+        pairs = zip(patterns, queries, strict=True)
+        most = max(longest_answer(pattern, query.tags, longest) for pattern, query in pairs)
         return [tightened(one.text) for one in generate(self.mllm, prompts, choice, most)]
+
+    def _pattern(self, query: Query) -> str:
+        """The expression of an answer; a given prompt that the tokenizer cannot spell stays open."""
+        wanted = [one_line(text) for text in query.given] if query.tags else []
+        told = [text if self._speakable(text) else "" for text in wanted]
+        for text in [text for text, spelled in zip(wanted, told, strict=True) if text and not spelled]:
+            log.info("%s cannot read the given prompt %r and writes without it", self.card.name, text)
+        return pattern_of(query.tags, [spelled_alike(self.grammar, text) for text in told])
+
+    def _speakable(self, text: str) -> bool:
+        """Whether the tokenizer has tokens for a given prompt between two tags."""
+        spelled = spelled_alike(self.grammar, text)
+        try:
+            return bool(spelled and self.grammar.rule(pattern_of([self.card.colors[0]], [spelled])))
+        except ValueError:
+            return False
 
     def _free(self, queries: Sequence[Query], prompts: dict[str, Any], longest: int) -> list[str]:
         """As published: the most probable tokens up to the last closing tag, or to a full stop."""
@@ -197,20 +190,3 @@ class PromptWriter:
             )
         asked = prompts["input_ids"].shape[1]
         return [continuation(tokenizer, row, asked) for row in written.cpu()]
-
-
-def read(query: Query, answer: str) -> list[str]:
-    """The prompts of an answer, in the order of the question; empty where a tag is missing."""
-    return [read_prompt(answer, tag) for tag in query.tags] if query.tags else [answer.strip()]
-
-
-def check_masks(image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> None:
-    """ValueError names the mask that is no bool array, of another size, empty; or says that there is none."""
-    if not masks:
-        raise ValueError("nothing to write: no mask given")
-    for number, mask in enumerate(masks, 1):
-        if mask.dtype != bool or mask.shape != image_u8.shape[:2]:
-            given = f"{mask.dtype} {mask.shape}, its picture {image_u8.shape[:2]}"
-            raise ValueError(f"mask {number} must be bool and of the picture's size (h, w); it is {given}")
-        if not mask.any():
-            raise ValueError(f"mask {number} is empty: no pixel is set")
