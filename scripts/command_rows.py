@@ -73,6 +73,10 @@ COMMANDS = (
         function="scripts.make_tiny_bundle:inpainter",
     ),
     Command(
+        "python -m scripts.make_tiny_bundle prompter --run FOLDER",
+        function="scripts.make_tiny_bundle:prompter",
+    ),
+    Command(
         "python -m inpainting.small.train CONFIG.yaml [key=value ...]",
         "inpainting.small.train:TrainConfig",
         keys=True,
@@ -82,6 +86,22 @@ COMMANDS = (
         "python -m inpainting.small.evaluate --run FOLDER",
         "inpainting.small.evaluate:EvaluateConfig",
         note="Does each mask show what its own prompt names? Four models on held-out scenes.",
+    ),
+    Command(
+        "python -m inpainting.small.prompter_scenes --out FOLDER --count N",
+        "inpainting.small.prompter_scenes:SetScenes",
+        note="Render scenes whose solids come in sets; run again to continue.",
+    ),
+    Command(
+        "python -m inpainting.small.prompter CONFIG.yaml [key=value ...]",
+        "inpainting.small.prompter:PrompterTraining",
+        keys=True,
+        note="Train the small prompt writer stage by stage; run again to continue. " + TRAINER,
+    ),
+    Command(
+        "python -m inpainting.small.prompter_evaluate --model FOLDER",
+        "inpainting.small.prompter_evaluate:EvaluatePrompter",
+        note="How often does the small prompt writer name what a mask hides, beside what is possible at all?",
     ),
     Command(
         "python -m llava_bifrost.small.train CONFIG.yaml [key=value ...]",

@@ -7,6 +7,8 @@
     python -m scripts.make_tiny_bundle locator --run runs/tiny/locator
     python -m inpainting.small.evaluate --run runs/tiny/inpainter
     python -m scripts.make_tiny_bundle inpainter --run runs/tiny/inpainter
+    python -m inpainting.small.prompter_evaluate --model runs/tiny/prompter/model
+    python -m scripts.make_tiny_bundle prompter --run runs/tiny/prompter
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from typing import Annotated, Any
 import typer
 
 from cldm.pretrained import CARD, Sampling, load_card, load_compositor
+from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.models.text_to_image.load import CARD as INPAINTER_CARD
 from inpainting.models.text_to_image.load import load_inpainter
 from ldm.checkpoints import folder_written_whole, read_json
 from ldm.config import load_config, to_plain
+from ldm.files import hash_folder
 from ldm.options import new_app, run_app
 from llava_bifrost.predict import load_locator
 
@@ -167,12 +171,36 @@ def painted_right(evaluation: dict[str, Any]) -> float:
     return float(evaluation["models"]["rca_finetuned"]["random"]["all"]["colour"]["mean"])
 
 
+def prompter(
+    run: Annotated[Path, typer.Option(help="training run")] = Path("runs/tiny/prompter"),
+    evaluation: Annotated[
+        Path, typer.Option(help="JSON of python -m inpainting.small.prompter_evaluate")
+    ] = Path("benchmarks/results/prompter.json"),
+    force: Annotated[bool, typer.Option(help="replace a better part")] = False,
+) -> None:
+    """Install the prompt writer of a run, with what was measured on held-out scenes."""
+    PromptWriter.load(run / "model", device="cpu")
+    measured, manifest = read_json(evaluation), read_json(run / "model" / MANIFEST)
+    if measured["weights"] != hash_folder(run / "model"):
+        raise ValueError(f"{evaluation}: measured with other weights than those of {run / 'model'}")
+    manifest["held_out"] = {"gates": manifest["held_out"].get("gates", {}), "tasks": measured["tasks"]}
+    old = BUNDLE / "prompter" / MANIFEST
+    better = force or not old.exists() or written_right(manifest) > written_right(read_json(old))
+    install("prompter", run / "model", manifest, better)
+
+
+def written_right(manifest: dict[str, Any]) -> float:
+    """Share of all masks whose colour and shape are named."""
+    return float(manifest["held_out"]["tasks"]["multimask"]["accuracy"]["prompter"]["both"]["mean"])
+
+
 def build_app() -> typer.Typer:
     app = new_app("Assemble assets/tiny from training runs.")
     app.command("compositor")(compositor)
     app.command("depth")(depth)
     app.command("locator")(locator)
     app.command("inpainter")(inpainter)
+    app.command("prompter")(prompter)
     return app
 
 

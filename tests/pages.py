@@ -28,6 +28,7 @@ TRAINERS = {
     "cldm.first_stage": "cldm.first_stage:FirstStageConfig",
     "scripts.train_depth": "scripts.train_depth:TrainDepthConfig",
     "inpainting.small.train": "inpainting.small.train:TrainConfig",
+    "inpainting.small.prompter": "inpainting.small.prompter:PrompterTraining",
     "llava_bifrost.small.train": "llava_bifrost.small.train:LocatorTraining",
     "llava_bifrost.train": "llava_bifrost.train:TrainConfig",
 }
@@ -37,6 +38,8 @@ WORKERS = {
     "datasets.scenes.__main__": ["render_command", "sheet_command"],
     "cldm.evaluate": ["run"],
     "inpainting.small.evaluate": ["run"],
+    "inpainting.small.prompter_scenes": ["run"],
+    "inpainting.small.prompter_evaluate": ["run"],
     "llava_bifrost.evaluate": ["run"],
     "inpainting.data.downloader": ["fetch_annotations", "fetch_images"],
     "inpainting.data.ops": [
@@ -59,7 +62,7 @@ WORKERS = {
     "ldm.registry": ["list_models", "show", "where", "pull", "register", "verify"],
     "ldm.doctor": ["report"],
     "benchmarks.convert": ["measure"],
-    "scripts.make_tiny_bundle": ["compositor", "depth", "locator", "inpainter"],
+    "scripts.make_tiny_bundle": ["compositor", "depth", "locator", "inpainter", "prompter"],
     "run_dataset_debug": ["debug"],
     "ldm.precompute_depth": ["command"],
     "llava_bifrost.predict": ["run_image", "run_jobs"],

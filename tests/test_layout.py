@@ -19,6 +19,7 @@ SCHEMAS: dict[str, str] = {
     "configs/tiny/first_stage.yaml": "cldm.first_stage:FirstStageConfig",
     "configs/tiny/locator*.yaml": "llava_bifrost.small.train:LocatorTraining",
     "configs/tiny/inpainter.yaml": "inpainting.small.train:TrainConfig",
+    "configs/tiny/prompter*.yaml": "inpainting.small.prompter:PrompterTraining",
     "configs/tiny/depth.yaml": "scripts.train_depth:TrainDepthConfig",
     "configs/inpainting/text_to_image/train/*.yaml": (
         "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig"
