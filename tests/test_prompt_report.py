@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import nltk
 import pytest
 from PIL import Image
 
@@ -18,16 +19,6 @@ from ldm.metrics.clip import Clip
 from ldm.options import run_app
 from tests.prompt_rows import drawn, row, write_roberta
 from tests.small_metrics import write_clip
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("models") / "clip")
-
-
-@pytest.fixture(scope="module")
-def roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_roberta(tmp_path_factory.mktemp("models") / "roberta")
 
 
 def test_last_regions_and_numbers_of_masks_are_tables_of_their_own() -> None:
@@ -59,7 +50,7 @@ def test_intervals_resample_whole_pictures_and_repeat() -> None:
     assert accuracy["high"] - accuracy["low"] == pytest.approx(normal, rel=0.2)
 
 
-def test_what_is_missing_is_named_and_the_rest_is_measured(tmp_path: Path, clip_folder: Path) -> None:
+def test_what_is_missing_is_named_and_the_rest_is_measured(tmp_path: Path) -> None:
     absent = JudgeFiles(tmp_path / "no_clip", tmp_path / "no_roberta")
     report = measure(drawn(6, seed=0), Judges.load(absent), resamples=20)
     assert {"clipscore", *BERTSCORE} <= set(report["skipped"])
@@ -68,9 +59,21 @@ def test_what_is_missing_is_named_and_the_rest_is_measured(tmp_path: Path, clip_
     assert "clipscore" not in tracked(report)
     assert all(number["judge"] for number in report["with_intervals"].values())
     assert set(report["with_intervals"]) | set(report["skipped"]) == set(NAMES)
-    hidden = measure(drawn(6, seed=0), Judges(clip=Clip.load(clip_folder)), resamples=0)
+    clip = Judges(clip=Clip.load(write_clip(tmp_path / "clip")))
+    hidden = measure(drawn(6, seed=0), clip, resamples=0)
     assert hidden["skipped"]["clipscore"] == "picture_0 mask_0 has neither `crop` nor `image` and `box`"
-    json.dumps([report, hidden], allow_nan=False)
+    moved = measure([replace(one, crop="moved.png") for one in drawn(6, seed=0)], clip, resamples=0)
+    assert "moved.png" in moved["skipped"]["clipscore"]
+    json.dumps([report, hidden, moved], allow_nan=False)
+
+
+def test_rouge_lsum_is_there_where_nltk_can_split_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nltk.data, "find", lambda name: name)
+    monkeypatch.setattr(nltk, "sent_tokenize", lambda text: text.split(". "))
+    rows = [row(0, "a cat sits. two dogs sleep", "two dogs sleep. a cat sits")]
+    report = measure(rows, resamples=0)
+    assert report["rougeLsum_fmeasure"] == 1.0  # sentence by sentence
+    assert report["rougeL_fmeasure"] == 0.5
 
 
 def test_empty_answers_are_counted_and_are_wrong() -> None:
@@ -118,8 +121,9 @@ def test_two_runs_in_one_file_are_refused(tmp_path: Path, rows: list[Prediction]
 
 
 def test_the_command_sets_runs_beside_the_published_table(
-    tmp_path: Path, clip_folder: Path, roberta_folder: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    clip, roberta = write_clip(tmp_path / "clip"), write_roberta(tmp_path / "roberta")
     Image.new("RGB", (9, 4), "red").save(tmp_path / "crop.png")
     files = []
     for name in ("one", "two"):
@@ -127,7 +131,7 @@ def test_the_command_sets_runs_beside_the_published_table(
         rows = [replace(one, crop=str(tmp_path / "crop.png")) for one in drawn(9, seed=len(name))]
         files[-1].write_text("".join(one.line() for one in rows))
         assert read_predictions(files[-1]) == rows
-    judges = ["--clip", str(clip_folder), "--roberta", str(roberta_folder), "--resamples", "50"]
+    judges = ["--clip", str(clip), "--roberta", str(roberta), "--resamples", "50"]
     out, table = tmp_path / "out/metrics.json", tmp_path / "table.md"
     where = ["--out", str(out), "--table", str(table)]
     assert run_app(build_app, [*map(str, files), *where, *judges]) == 0
@@ -138,7 +142,7 @@ def test_the_command_sets_runs_beside_the_published_table(
     assert f"| {files[1]}, last of 3 pictures |" in shown
     both = json.loads(out.read_text())
     assert list(both) == [path.as_posix() for path in files]
-    assert both[str(files[0])]["judges"]["clip"]["path"] == clip_folder.as_posix()
+    assert both[str(files[0])]["judges"]["clip"]["path"] == clip.as_posix()
 
     assert run_app(build_app, [str(files[0]), "--out", str(out), *judges]) == 0
     alone = json.loads(out.read_text())

@@ -5,6 +5,7 @@ Legend: b texts, t tokens, d features.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from ldm.config import check_settings, setting
 from ldm.metrics.clip import Clip
 from ldm.metrics.found import Found
 
+log = logging.getLogger(__name__)
+
 IMAGE_OF = "An image of {}"  # published text for a region's own picture
 AT_ONCE = 32
 MOST_TOKENS = 512
@@ -32,7 +35,7 @@ CLIPSCORE = "clipscore"
 
 @dataclass(frozen=True)
 class JudgeFiles:
-    """Where the networks lie. `python -m ldm.registry pull NAME` gets CLIP."""
+    """Where the networks lie. `python -m ldm.registry pull NAME` gets clip and roberta-large."""
 
     clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIPSim")
     roberta: Path = setting(Path("models/roberta_large"), help="RoBERTa folder of BERTScore")
@@ -110,8 +113,12 @@ def judged(rows: Sequence[Prediction], judges: Judges) -> tuple[list[dict[str, f
     elif hidden := next((row for row in rows if not row.shown), None):
         skipped[CLIPSCORE] = f"{hidden.stem} {hidden.region} has neither `crop` nor `image` and `box`"
     else:
-        for one, cosine in zip(numbers, clip_cosines(rows, judges.clip), strict=True):
-            one[CLIPSCORE] = cosine
+        try:
+            for one, cosine in zip(numbers, clip_cosines(rows, judges.clip), strict=True):
+                one[CLIPSCORE] = cosine
+        except ValueError as error:  # a picture that was moved shall not cost the other numbers
+            skipped[CLIPSCORE] = str(error)
+            log.warning("skipped: %s: %s", CLIPSCORE, error)
     if judges.roberta is None:
         why = "roberta: " + judges.skipped.get("roberta", "no network was given")
         skipped |= dict.fromkeys(BERTSCORE, why)

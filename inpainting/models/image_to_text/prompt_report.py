@@ -59,9 +59,10 @@ def measure(
     check_rows(rows, "predictions")
     judges = judges or Judges()
     network_numbers, skipped = judged(rows, judges)
-    if not splits_sentences():
+    sentences = splits_sentences()
+    if not sentences:
         skipped |= {f"{SENTENCES}_{side}": NO_PUNKT for side in SIDES}
-    numbers = [text_numbers(row) | more for row, more in zip(rows, network_numbers, strict=True)]
+    numbers = [text_numbers(row, sentences) | more for row, more in zip(rows, network_numbers, strict=True)]
     counts = bleu_counts(rows)
     pictures: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
