@@ -27,6 +27,9 @@ SCHEMAS: dict[str, str] = {
     "configs/inpainting/text_to_image/test/*.yaml": (
         "inpainting.models.text_to_image.settings:PaintingsConfig"
     ),
+    "configs/inpainting/image_to_text/*.yaml": (
+        "inpainting.models.image_to_text.settings:PromptTraining"
+    ),
     "configs/datasets.yaml": "datasets.registry:DatasetsConfig",
     "configs/inference.yaml": "run_inference:ImageSettings",
     "configs/models.yaml": "ldm.models:Registry",
