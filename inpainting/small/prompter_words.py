@@ -47,7 +47,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer; every word outside the vocabulary becomes `<unk>`, and a text begins with `<s>`."""
     ids = {word: index for index, word in enumerate(VOCABULARY)}
     backend = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    pieces = [*map(re.escape, SENTENCES), r"</?[a-z]+>", r" ?[A-Za-z]+", r"[,.]"]
+    pieces = [*map(re.escape, SENTENCES), r"</?[a-z]+>", r" ?(?!USER:|ASSISTANT:)[A-Za-z]+", r"[,.]"]
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(pieces)), "removed", invert=True)
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A", special_tokens=[(BEGIN, SPECIAL.index(BEGIN))]
