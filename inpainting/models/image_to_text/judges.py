@@ -84,7 +84,7 @@ class BertScore:
         states = self.model(tokens["input_ids"], mask, output_hidden_states=True).hidden_states[-1]
         counted = mask.clone()
         counted[:, 0] = 0
-        counted[torch.arange(len(mask)), mask.sum(1) - 1] = 0
+        counted[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1] = 0
         return F.normalize(states.float(), dim=-1) * counted[..., None], counted
 
 
