@@ -188,6 +188,13 @@ def project(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     return model.model.multi_modal_projector(states)
 
 
+def block_mask(block: Tensor) -> Tensor:
+    """(b, l) -> (b, 1, l, l) additive: a token sees the prefix (block 0) and its own block, up to itself."""
+    same = block[:, :, None] == block[:, None]
+    seen = (same | (block == 0)[:, None]) & torch.ones_like(same).tril()
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+
+
 class Looking:
     """Keeps the attention (b, heads, l, l) of one layer of the language model in its last forward pass."""
 

@@ -17,14 +17,14 @@ from datasets.scenes.batch import render
 from datasets.scenes.describe import SceneOptions, eval_seed
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.store import StoreSettings, read_shard, render_shards
-from ldm.small_llava import PATCH, SmallConfig, count_parameters, make_processor, project
+from ldm.small_llava import PATCH, SmallConfig, block_mask, count_parameters, make_processor, project
 from ldm.stages import StageSettings
 from llava_bifrost import evaluate
 from llava_bifrost.evaluate_judge import Case, Measures
 from llava_bifrost.location import make_question, parse_answer, parse_instruction
 from llava_bifrost.predict import UnknownWord, load_locator
 from llava_bifrost.small import bank as banks
-from llava_bifrost.small.ask import ask, block_mask, states_of
+from llava_bifrost.small.ask import ask, states_of
 from llava_bifrost.small.bank import ANSWER, Bank, mirrored, open_bank
 from llava_bifrost.small.cache import open_scenes
 from llava_bifrost.small.create import create_locator

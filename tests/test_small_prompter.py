@@ -20,15 +20,15 @@ from inpainting.small.prompter_data import KEPT, OVERLAP, SOLIDS, Sets, draw_mas
 from inpainting.small.prompter_evaluate import EvaluatePrompter, law_answers, make_case, verdicts
 from inpainting.small.prompter_evaluate import run as evaluate
 from inpainting.small.prompter_law import FOLLOW, best_guess, ceiling, draw_contents, predictive, side_of
-from inpainting.small.prompter_learn import tell
+from inpainting.small.prompter_learn import pixels_of, states_of, tell
 from inpainting.small.prompter_report import PRIOR, gap, mean
 from inpainting.small.prompter_scenes import SetScenes, sample_sets
 from inpainting.small.prompter_scenes import run as render_sets
-from inpainting.small.prompter_words import CAPTION, MASKS, make_tokenizer
+from inpainting.small.prompter_words import CAPTION, MASKS, VOCABULARY, make_tokenizer
 from inpainting.small.views import overlap
 from inpainting.small.words import COLOUR_WORDS, SHAPE_WORDS, Name, caption
 from ldm.mllm import Ask, Chat
-from ldm.small_llava import SmallConfig, make_processor
+from ldm.small_llava import SmallConfig, create_llava, make_processor, project
 from ldm.stages import StageSettings
 from tests.conftest import ROOT
 
@@ -165,6 +165,26 @@ def test_training_text_is_the_published_question_and_answer(sets: Sets) -> None:
         said = batch["labels"][0] >= 0
         assert chat.tokenizer.decode(own[said], skip_special_tokens=True) == answer
         assert said.sum() == CAPTION * len(colors) + 1
+
+
+def test_a_caption_is_learned_as_it_is_written(sets: Sets) -> None:
+    """Logits of a batch are the stock model's; where captions are alone, earlier ones change nothing."""
+    model = create_llava(TINY, VOCABULARY, 0).eval()
+    model.set_attn_implementation("eager")
+    painted = paint(sets, np.arange(8), 3, np.zeros(8, bool), np.random.default_rng(3))
+    pixels, rows = pixels_of(painted), [i for i, one in enumerate(painted.masked) if len(one.solids) > 1]
+    with torch.inference_mode():
+        together, alone = (tell(painted, TINY.patches, flags) for flags in (None, np.ones(8, bool)))
+        logits = model.lm_head(states_of(model, project(model, pixels), together))
+        apart = model.lm_head(states_of(model, project(model, pixels), alone))
+        for row in rows:
+            end = int(together.end[row])
+            own = model(input_ids=together.tokens[row : row + 1, :end], pixel_values=pixels[row : row + 1])
+            torch.testing.assert_close(own.logits[0], logits[row, :end], atol=2e-4, rtol=1e-3)
+            first = int(together.at[together.row == row][0]) + CAPTION
+            torch.testing.assert_close(apart[row, :first], logits[row, :first], atol=2e-4, rtol=1e-3)
+            assert not torch.allclose(apart[row, first:end], logits[row, first:end], atol=1e-3)
+    assert rows
 
 
 def test_training_writes_a_folder_that_answers(trained: Path, sets: Sets) -> None:

@@ -58,6 +58,7 @@ class PrompterTraining:
     writing: StageSettings = setting(StageSettings(), help="writing what the masks hide")
     look: float = setting(0.5, help="weight of the taught attention", low=0)
     see: float = setting(0.5, help="weight of the vision loss while writing", low=0)
+    alone: float = setting(0.5, help="share of pictures whose captions do not see one another", low=0, high=1)
     blind: bool = setting(False, help="control: the writing stage never sees the picture")
 
     def __post_init__(self) -> None:
@@ -136,7 +137,8 @@ def train_writing(config: PrompterTraining, writing: Writing, sets: Sets, train:
         see = config.see if settings.vision_lr > 0 and not config.blind else 0.0
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             look = 0.0 if config.blind else config.look
-            return forward(writing, painted, pixels_of(painted, rng), look, see)
+            alone = rng.random(settings.batch) < config.alone
+            return forward(writing, painted, pixels_of(painted, rng), look, see, alone)
 
     if not stage.load():
         stage.run(loss)

@@ -21,7 +21,7 @@ from inpainting.small.prompter_data import KINDS, SOLIDS, Painted
 from inpainting.small.prompter_words import CAPTION, MASKS, caption_tokens, question_tokens, token
 from inpainting.small.words import COLOUR_WORDS
 from ldm.mllm_templates import LLAVA_SYSTEM
-from ldm.small_llava import BEGIN, END, IMAGE, PAD, Looking, normalised, project, recoloured
+from ldm.small_llava import BEGIN, END, IMAGE, PAD, Looking, block_mask, normalised, project, recoloured
 
 OWNED = 0.25  # a patch belongs to what covers most of it, if that is more than this share
 SECTIONS = (len(KINDS), len(COLOUR_WORDS), len(MASKS) + 1, 4)  # 4: cx, cy, w, h
@@ -106,14 +106,18 @@ class Told:
     """Questions with answers about b pictures."""
 
     tokens: Tensor  # (b, l) from BEGIN to END, padded on the right
+    block: Tensor  # (b, l) what sees what, as ldm.small_llava.block_mask reads it
     row: Tensor  # (c,) picture of each caption
     at: Tensor  # (c,) place of its first tag in the sequence
     mask: Tensor  # (c,) number of its mask in the question
     end: Tensor  # (b,) place of END
 
 
-def tell(painted: Painted, patches: int) -> Told:
-    """The published question and answer about every picture, as tokens."""
+def tell(painted: Painted, patches: int, alone: np.ndarray | None = None) -> Told:
+    """The published question and answer about every picture, as tokens.
+
+    alone: (b,) bool, pictures of which no caption sees those before it
+    """
     rows, captions, ends = [], [], []
     for number, one in enumerate(painted.masked):
         text = [*PREFIX, *[token(IMAGE)] * patches, *question_tokens(list(one.colours))]
@@ -124,10 +128,14 @@ def tell(painted: Painted, patches: int) -> Told:
         ends.append(len(text))
         rows.append([*text, token(END)])
     tokens = torch.full((len(rows), max(map(len, rows))), token(PAD))
+    block = torch.full_like(tokens, -1)
     for number, text in enumerate(rows):
-        tokens[number, : len(text)] = torch.tensor(text)
+        tokens[number, : len(text)], block[number, : len(text)] = torch.tensor(text), 0
+    for number, start, slot in captions:
+        if alone is not None and alone[number]:
+            block[number, start : start + CAPTION] = slot + 1
     row, at, mask = torch.tensor(captions).T
-    return Told(tokens, row, at, mask, torch.tensor(ends))
+    return Told(tokens, block, row, at, mask, torch.tensor(ends))
 
 
 def states_of(model: LlavaForConditionalGeneration, patches: Tensor, told: Told) -> Tensor:
@@ -135,7 +143,7 @@ def states_of(model: LlavaForConditionalGeneration, patches: Tensor, told: Told)
     language, start = model.model.language_model, len(PREFIX)
     words = language.embed_tokens(told.tokens)
     embedded = torch.cat([words[:, :start], patches.to(words.dtype), words[:, start + patches.shape[1] :]], 1)
-    mask = torch.ones_like(told.tokens)  # padding is on the right, so nothing real looks at it
+    mask = block_mask(told.block)
     return language(inputs_embeds=embedded, attention_mask=mask, use_cache=False).last_hidden_state
 
 
@@ -203,11 +211,15 @@ def _share(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def forward(
-    writing: Writing, painted: Painted, pixels: Tensor, look: float, see: float
-) -> tuple[Tensor, dict[str, float]]:
-    """Loss and measures of one batch; look, see: weights of the taught attention and of the vision loss."""
+    writing: Writing, painted: Painted, pixels: Tensor, look: float, see: float,
+    alone: np.ndarray | None = None,
+) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    """Loss and measures of one batch; look, see: weights of the taught attention and of the vision loss.
+
+    alone: see `tell`
+    """
     patches = project(writing.model, pixels)
-    told = tell(painted, patches.shape[1])
+    told = tell(painted, patches.shape[1], alone)
     total, measures = answer_loss(writing.model, states_of(writing.model, patches, told), told)
     if look:
         attended, masses = look_loss(writing, told, painted)

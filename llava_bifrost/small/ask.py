@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
-from ldm.small_llava import BEGIN, IMAGE
+from ldm.small_llava import BEGIN, IMAGE, block_mask
 from llava_bifrost.small.bank import ANSWER, FIRST_NUMBER, NUMBER_AT, Bank, mirrored
 from llava_bifrost.small.vision import OWNED, Pictures
 from llava_bifrost.small.vocabulary import NUMBERS, VOCABULARY
@@ -86,13 +86,6 @@ def _packed(rows: list[tuple[np.ndarray, ...]], patches: int) -> Asked:
     look_row, look_at, look_solid = torch.tensor(np.array(looks, np.int64)).T
     packed = [torch.from_numpy(values) for values in (tokens, block, position)]
     return Asked(packed[0], packed[1], packed[2], row, end, look_row, look_at, look_solid)
-
-
-def block_mask(block: Tensor) -> Tensor:
-    """(b, l) -> (b, 1, l, l) additive: a token sees the prefix and its own block, up to itself."""
-    same = block[:, :, None] == block[:, None]
-    seen = (same | (block == 0)[:, None]) & torch.ones_like(same).tril()
-    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
 def states_of(model: LlavaForConditionalGeneration, patches: Tensor, asked: Asked) -> Tensor:
