@@ -11,7 +11,7 @@ from __future__ import annotations
 import json as json_format
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from inpainting.models.text_to_image.canvas import Region, paired
 from inpainting.models.text_to_image.card import COMPAT, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, load_card, load_inpainter
 from inpainting.models.text_to_image.pipeline import Result, paint
-from inpainting.prompts import COLORS
+from inpainting.prompts import COLORS, palette
 from ldm.config import check_settings, setting, to_plain
 from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256
@@ -104,15 +104,27 @@ def run_paint(settings: PaintSettings) -> None:
         samples=settings.num_samples,
         progress=sys.stderr.isatty(),
     )
-    recipe = {**result.recipe, "settings": to_plain(settings), "inputs": input_hashes(settings)}
+    save_samples(settings, paths, picture, result)
+    if settings.sheet:
+        write_png(sheet_path(settings.out), sheet_of(picture.rgb_u8, result))
+    tell(settings, result, paths)
+
+
+def save_samples(
+    settings: PaintSettings,
+    paths: Sequence[Path],
+    picture: Picture,
+    result: Result,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Each sample as a PNG with its recipe, and its report beside it. more: what else decided the pixels."""
+    extra = dict(more or {})
+    recipe = {**result.recipe, "settings": to_plain(settings), "inputs": input_hashes(settings), **extra}
     for index, path in enumerate(paths):
         own = {"sample": index, "seed": result.seeds[index]}
         report = {**result.report, "drift": result.report["drift"][index], "seed": own["seed"]}
         image_u8 = result.images_u8[index]
         save_result(path, image_u8, {**recipe, **own}, report, picture.alpha_u8, picture.icc_profile)
-    if settings.sheet:
-        write_png(sheet_path(settings.out), sheet_of(picture.rgb_u8, result))
-    tell(settings, result, paths)
 
 
 def read_inputs(settings: PaintSettings) -> tuple[Picture, list[Region]]:
@@ -124,10 +136,16 @@ def read_inputs(settings: PaintSettings) -> tuple[Picture, list[Region]]:
     return picture, paired(masks, settings.prompts, settings.negatives)
 
 
-def load_model(settings: PaintSettings) -> Inpainter:
+def model_folder(settings: PaintSettings) -> Path:
+    """The model that paints; ValueError if its folder is not complete."""
     full = located(FULL_MODEL)
     folder = settings.model or (full if full.is_dir() else TINY_MODEL)
     load_card(folder)
+    return folder
+
+
+def load_model(settings: PaintSettings) -> Inpainter:
+    folder = model_folder(settings)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     return load_inpainter(folder, settings.lora, lora_scale=settings.lora_scale, device=device, dtype=dtype)
@@ -159,24 +177,19 @@ def sheet_of(image_u8: np.ndarray, result: Result) -> np.ndarray:
     """Picture, coloured regions and all samples in one row, (h, w, 3) uint8; the label says what is where."""
     cells = [image_u8, colored(image_u8, result.regions), *result.images_u8]
     titles = ["picture", "regions", *(f"seed {seed}" for seed in result.seeds)]
-    named = zip(_colors(len(result.regions)), result.regions, strict=True)
+    named = zip(palette(len(result.regions)), result.regions, strict=True)
     return grid([cells], titles, ["; ".join(f"{color}: {region.prompt}" for color, region in named)])
 
 
 def colored(image_u8: np.ndarray, regions: Sequence[Region], colors: Sequence[str] = ()) -> np.ndarray:
     """The picture with each mask tinted, larger masks below smaller ones; colors: names in prompts.COLORS."""
     shown = image_u8.copy()
-    named = zip(colors or _colors(len(regions)), regions, strict=True)
+    named = zip(colors or palette(len(regions)), regions, strict=True)
     order = sorted(named, key=lambda item: -item[1].mask.sum())
     for color, region in order:
         tint = np.array(COLORS[color], np.float32)
         shown[region.mask] = np.rint(0.35 * image_u8[region.mask] + 0.65 * tint).astype(np.uint8)
     return shown
-
-
-def _colors(count: int) -> list[str]:
-    names = list(COLORS)
-    return [names[index % len(names)] for index in range(count)]
 
 
 def tell(settings: PaintSettings, result: Result, paths: list[Path]) -> None:
@@ -199,8 +212,8 @@ def tell(settings: PaintSettings, result: Result, paths: list[Path]) -> None:
     )
 
 
-class _SeveralValues(TyperCommand):
-    """Takes `--masks a.png b.png` as well as `--masks a.png --masks b.png`."""
+class SeveralValues(TyperCommand):
+    """A command that takes `--masks a.png b.png` as well as `--masks a.png --masks b.png`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, spread(args, LISTS))
@@ -224,7 +237,7 @@ def spread(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def build_app() -> typer.Typer:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(cls=_SeveralValues)(command(PaintSettings, run_paint))
+    app.command(cls=SeveralValues)(command(PaintSettings, run_paint))
     return app
 
 

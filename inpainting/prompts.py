@@ -111,6 +111,12 @@ def colors_of(count: int, order: str = "test") -> list[str]:
     return [*DEMO_ORDER, *(name for name in COLORS if name not in DEMO_ORDER)][:count]
 
 
+def palette(count: int) -> list[str]:
+    """Colours of any number of regions, in turn."""
+    names = list(COLORS)
+    return [names[index % len(names)] for index in range(count)]
+
+
 def with_red(
     kept: Sequence[str], sampled: Sequence[str], rng: np.random.Generator, published: bool = False
 ) -> list[str]:

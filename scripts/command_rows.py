@@ -177,6 +177,11 @@ COMMANDS = (
         note="Fill masks of a picture, each with its own prompt; `--config FILE` reads defaults, flags win.",
     ),
     Command(
+        "python -m inpainting.dream --image FILE --masks FILE FILE --out FILE",
+        "inpainting.dream:DreamSettings",
+        note="Write a prompt for each mask that has none, then fill the masks.",
+    ),
+    Command(
         "accelerate launch -m inpainting.models.text_to_image.train_text_to_image_lora main "
         "--config-path=CONFIG.yaml [key=value ...]",
         "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig",

@@ -56,6 +56,7 @@ WORKERS = {
         *("generate", "generate_prompts", "generate_repeated", "compute", "make_table"),
     ],
     "inpainting.paint": ["run_paint"],
+    "inpainting.dream": ["run_dream"],
     "benchmarks.rca": ["main"],
     "benchmarks.full_size": ["main"],
     "cldm.convert": ["anydoor", "bifrost", "sd21", "dinov2", "dpt", "export"],

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from inpainting.models.image_to_text.adapter import is_adapter
+from inpainting.data.hub import model_folder
+from inpainting.models.image_to_text.adapter import base_of, is_adapter
 from inpainting.prompts import COLORS, TEMPLATE
 from ldm.checkpoints import read_json
 from ldm.config import Layer, check_settings, merge_layers, setting, to_plain
@@ -63,6 +64,32 @@ def read_card(folder: Path) -> Card:
 def write_card(folder: Path, card: Card) -> None:
     """Add the card to a folder."""
     write_atomic(folder / CARD, (json.dumps(to_plain(card), indent=1) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a prompt writer lies: its model, its adapter if it has one, and what its card says."""
+
+    model: Path
+    adapter: Path | None
+    card: Card
+
+
+def find_files(folder: Path | str, adapter: Path | str | None = None) -> Files:
+    """The parts of a prompt writer, without loading weights.
+
+    folder: of a model, or its hub name; or of an adapter, which names its model itself. adapter: added to the
+    model; its card counts where both have one. ValueError names what is missing.
+    """
+    if adapter is None and is_adapter(Path(folder)):
+        adapter, folder = folder, base_of(Path(folder))
+    model = model_folder(str(folder))
+    if not (model / "config.json").is_file():
+        raise ValueError(f"{folder}: no prompt writer there (config.json is missing)")
+    own = None if adapter is None else Path(adapter)
+    if own is not None and not is_adapter(own):
+        raise ValueError(f"{own}: no adapter there (adapter_config.json is missing)")
+    return Files(model, own, read_card(own if own is not None and (own / CARD).is_file() else model))
 
 
 def default_folder() -> Path:

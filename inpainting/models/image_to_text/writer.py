@@ -22,9 +22,8 @@ import numpy as np
 import torch
 
 from inpainting.data.describe import continuation, open_model
-from inpainting.data.hub import model_folder
-from inpainting.models.image_to_text.adapter import base_of, is_adapter, load_adapter
-from inpainting.models.image_to_text.prompter import CARD, Card, read_card
+from inpainting.models.image_to_text.adapter import load_adapter
+from inpainting.models.image_to_text.prompter import Card, find_files
 from inpainting.models.image_to_text.questions import Query, one_line, queries_for, read_answer
 from inpainting.models.image_to_text.tags import (
     TagChoice,
@@ -87,27 +86,17 @@ class PromptWriter:
         dtype: str = "auto",
         precision: str = "full",
     ) -> PromptWriter:
-        """A model by folder or hub name, with the adapter of another folder; the adapter's folder alone names
-        its model itself.
+        """What `find_files` finds. precision: full, 4bit (as published) or auto, see `describe.open_model`.
 
-        precision: full, 4bit (as published) or auto, see `describe.open_model`.
         Raises ValueError naming the folder, file or weight that does not fit.
         """
-        if adapter is None and is_adapter(Path(folder)):
-            adapter, folder = folder, base_of(Path(folder))
-        place = model_folder(str(folder))
-        if not (place / "config.json").is_file():
-            raise ValueError(f"{folder}: no prompt writer there (config.json is missing)")
-        if adapter is not None and not is_adapter(Path(adapter)):
-            raise ValueError(f"{adapter}: no adapter there (adapter_config.json is missing)")
-        own = None if adapter is None else Path(adapter)
-        card = read_card(own if own is not None and (own / CARD).is_file() else place)
-        mllm = open_model(str(place), precision, device, dtype)
-        if own is not None:
-            mllm = replace(mllm, model=load_adapter(mllm.model, own))
-        if card.notice:
-            log.info("%s", card.notice)
-        return cls(mllm, card, own)
+        files = find_files(folder, adapter)
+        mllm = open_model(str(files.model), precision, device, dtype)
+        if files.adapter is not None:
+            mllm = replace(mllm, model=load_adapter(mllm.model, files.adapter))
+        if files.card.notice:
+            log.info("%s", files.card.notice)
+        return cls(mllm, files.card, files.adapter)
 
     def weights(self) -> dict[str, Any]:
         """SHA-256 of its weight files."""
