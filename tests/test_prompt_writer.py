@@ -16,12 +16,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inpainting import prompts
-from inpainting.models.image_to_text.prompter import Card, read_card, write_card
+from inpainting.models import image_to_text
+from inpainting.models.image_to_text.prompter import Card, find_files, read_card, write_card
 from inpainting.models.image_to_text.questions import colors_of_masks, queries_for, read_answer
 from inpainting.models.image_to_text.tags import pattern_of, tightened
 from inpainting.models.image_to_text.writer import PUBLISHED, Decoding, PromptWriter
 from inpainting.prompts import COLORS, discover_prompt, paint_masks, remove_overlaps, target_text, with_red
 from ldm.constrain import Grammar
+from ldm.images import to_pm1
 from ldm.mllm import Ask, Chat
 from ldm.mllm_load import Mllm, load_mllm
 from tests import small_mllm
@@ -214,7 +216,9 @@ def test_other_questions(writers: dict[str, PromptWriter]):
     assert queries_for(plain, IMAGE, MASKS[:1], [""])[0].ask.question == prompts.LLAVA_PROMPT
 
 
-def test_folders_cards_and_adapters(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_folders_cards_and_adapters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     base = small_folder("llava_next", tmp_path / "base")
     write_card(base, Card(colors=("red", "blue"), notice="two colours only"))
     with caplog.at_level(logging.INFO):
@@ -234,6 +238,29 @@ def test_folders_cards_and_adapters(tmp_path: Path, caplog: pytest.LogCaptureFix
     texts = [one.write([IMAGE], [MASKS[:2]], SHORT) for one in (writer, alone, both)]
     assert texts[1] == texts[2] != texts[0]
     assert set(alone.weights()) == {"model", "adapter"}
+    adapted.peft_config["default"].base_model_name_or_path = "somebody/base"
+    adapted.save_pretrained(tmp_path / "adapter")
+    monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
+    assert find_files(tmp_path / "adapter").model == base, "the registry's folder of that name"
+
+
+def test_the_published_helpers(tmp_path: Path):
+    """The notebook's steps, with its names: colours red, blue, ... and None for a text without answer."""
+    masks = [torch.from_numpy(mask)[None].float() for mask in MASKS[:3]]
+    picture, names = image_to_text.draw_colored_masks(to_pm1(IMAGE), masks)
+    assert names == ["red", "blue", "yellow"]
+    assert np.array_equal(np.array(picture), paint_masks(IMAGE, MASKS[:3], names))
+    answer = "USER: what? ASSISTANT: <red>a dog</red><blue> a cat"
+    assert image_to_text.output_to_color_dict(answer, names) == {"red": "a dog", "blue": "", "yellow": ""}
+    assert image_to_text.output_to_color_dict("<red>a dog</red>", names) is None
+    folder = small_folder("llava", tmp_path / "model")
+    processor, model = image_to_text.get_pretrained_prompt_generator(folder, "full")
+    inputs = processor(text=[discover_prompt(names)], images=[picture], return_tensors="pt")
+    device = next(model.parameters()).device
+    ids = model.generate(**inputs.to(device), max_new_tokens=3, do_sample=False)
+    assert image_to_text.output_to_color_dict(processor.batch_decode(ids)[0], names) is not None
+    with pytest.raises(AttributeError):
+        image_to_text.absent  # noqa: B018
 
 
 @pytest.mark.parametrize(

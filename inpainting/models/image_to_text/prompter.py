@@ -82,7 +82,7 @@ def find_files(folder: Path | str, adapter: Path | str | None = None) -> Files:
     model; its card counts where both have one. ValueError names what is missing.
     """
     if adapter is None and is_adapter(Path(folder)):
-        adapter, folder = folder, base_of(Path(folder))
+        adapter, folder = folder, base_folder(base_of(Path(folder)))
     model = model_folder(str(folder))
     if not (model / "config.json").is_file():
         raise ValueError(f"{folder}: no prompt writer there (config.json is missing)")
@@ -90,6 +90,12 @@ def find_files(folder: Path | str, adapter: Path | str | None = None) -> Files:
     if own is not None and not is_adapter(own):
         raise ValueError(f"{own}: no adapter there (adapter_config.json is missing)")
     return Files(model, own, read_card(own if own is not None and (own / CARD).is_file() else model))
+
+
+def base_folder(name: str) -> str:
+    """The model that an adapter names: its hub name, or where the registry put the files of that name."""
+    local = located(Path("models") / name.rpartition("/")[2])
+    return str(local) if not Path(name).is_dir() and (local / "config.json").is_file() else name
 
 
 def default_folder() -> Path:
