@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,19 @@ class StageSettings:
         check_settings(self)
 
 
+class Schedule(Protocol):
+    """What decides the learning rate; see StageSettings."""
+
+    @property
+    def minutes(self) -> float: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def final_lr(self) -> float: ...
+
+
 @dataclass
 class Progress:
     """How far a stage is."""
@@ -48,13 +62,13 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
 
-    def share(self, settings: StageSettings) -> float:
+    def share(self, settings: Schedule) -> float:
         """Share of the stage that is done, by steps or by minutes, whichever is further."""
         by_time = self.seconds / (60 * settings.minutes) if settings.minutes else 0.0
         return max(self.step / settings.steps, by_time)
 
 
-def learning_rate(settings: StageSettings, progress: Progress) -> float:
+def learning_rate(settings: Schedule, progress: Progress) -> float:
     """Multiplier of the peak: linear warm-up, then cosine to `final_lr`."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress.share(settings))))
     rise = min(1.0, (progress.step + 1) / max(1, settings.warmup))

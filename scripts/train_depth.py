@@ -8,7 +8,6 @@ Interrupted, it continues from its last checkpoint when started again with the s
 import copy
 import csv
 import logging
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ldm.config import check_settings, dump_yaml, load_config, setting, to_plain
 from ldm.device import pick_device
 from ldm.files import write_atomic
 from ldm.manifest import make_manifest
+from ldm.stages import Progress, learning_rate
 from scripts.depth_network import (
     NetworkConfig,
     build_network,
@@ -66,19 +66,6 @@ class TrainDepthConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-
-
-@dataclass
-class Progress:
-    """How far a run is."""
-
-    step: int = 0
-    seconds: float = 0.0
-
-    def share(self, config: TrainDepthConfig) -> float:
-        """Share of the run that is done, by steps or by minutes, whichever is further."""
-        by_time = self.seconds / (60 * config.minutes) if config.minutes else 0.0
-        return max(self.step / config.steps, by_time)
 
 
 class Trainer:
@@ -130,7 +117,7 @@ class Trainer:
         rng = np.random.default_rng((config.seed, self.progress.step))
         pixels_01, target = training_batch(pictures, config.batch, rng, config.augment, self.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = self.rate()
         loss = self._loss(pixels_01, target)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -145,12 +132,9 @@ class Trainer:
             predicted = predict(self.model, pixels_01)
         return depth_loss(predicted.float(), target, self.config.edges)
 
-    def learning_rate(self) -> float:
-        """Linear warm-up, then cosine to `final_lr`."""
-        config = self.config
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress.share(config))))
-        rise = min(1.0, (self.progress.step + 1) / max(1, config.warmup))
-        return config.lr * rise * (config.final_lr + (1 - config.final_lr) * cosine)
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        return self.config.lr * learning_rate(self.config, self.progress)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -186,7 +170,7 @@ def run(trainer: Trainer, pictures: Pictures) -> None:
             progress.seconds = before + time.monotonic() - start
             bar.update()
             if len(recent) == 50:
-                _log_row(config.out / "log.csv", progress, float(np.mean(recent)), trainer.learning_rate())
+                _log_row(config.out / "log.csv", progress, float(np.mean(recent)), trainer.rate())
                 bar.set_postfix(loss=f"{np.mean(recent):.4f}")
                 recent.clear()
             if time.monotonic() - last_save > config.save_every_s:
