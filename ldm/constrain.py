@@ -163,7 +163,7 @@ class ConstrainedChoice(LogitsProcessor):
         """The next token of one row; scores (v,)."""
         if self.grammar.end in tokens:
             return self.grammar.end
-        allowed = torch.tensor(self.allowed(row, tokens))
+        allowed = self.allowed(row, tokens)
         log_p = torch.log_softmax(scores[allowed.to(scores.device)].float().cpu(), dim=0)
         if self.greedy is None or row < self.greedy:
             best = int(log_p.argmax())
@@ -173,8 +173,11 @@ class ConstrainedChoice(LogitsProcessor):
         self.log_probability[row] += float(log_p[best])
         return int(allowed[best])
 
-    def allowed(self, row: int, tokens: list[int]) -> list[int]:
-        """The tokens that may follow those of a row's answer."""
+    def allowed(self, row: int, tokens: list[int]) -> Tensor:
+        """The tokens (n,) that may follow those of a row's answer."""
+        return torch.tensor(self._allowed(row, tokens))
+
+    def _allowed(self, row: int, tokens: list[int]) -> list[int]:
         form = self.forms[row] if isinstance(self.forms, Sequence) else self.forms
         wide = self.grammar.rule(form.pattern(), within=self.grammar.rule(form.family()))
         text = self.grammar.spell(tokens)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ldm.constrain import ConstrainedChoice, Fixed, Grammar
 
@@ -76,19 +77,22 @@ class TagChoice(ConstrainedChoice):
             generator=generator,
         )
         self.rules = [grammar.rule(one) for one in patterns]
-        self.longest = longest
+        self.patterns, self.longest = list(patterns), longest
+        self._found: dict[tuple[str, int | None, bool], Tensor] = {}
 
-    def allowed(self, row: int, tokens: list[int]) -> list[int]:
-        """The tokens that may follow; only those that close the tag once its text is long enough."""
-        rule = self.rules[row]
-        state = rule.walk(tokens)
-        found = [] if state is None else rule.allowed(state)
+    def allowed(self, row: int, tokens: list[int]) -> Tensor:
+        """The tokens (n,) that may follow; only those that close the tag once its text is long enough."""
+        state = self.rules[row].walk(tokens)
+        key = (self.patterns[row], state, self.said(tokens) >= self.longest)
+        if key not in self._found:
+            self._found[key] = torch.tensor(self._tokens(row, state, key[2]))
+        return self._found[key]
+
+    def _tokens(self, row: int, state: int | None, full: bool) -> list[int]:
+        found = [] if state is None else self.rules[row].allowed(state)
         if not found:
-            raise ValueError(f"no token continues {self.grammar.spell(tokens)!r}")
-        if self.said(tokens) < self.longest:
-            return found
-        closing = [token for token in found if self.closes(token)]
-        return closing or found
+            raise ValueError(f"no token continues the answer of form {self.patterns[row]}")
+        return [token for token in found if full and self.closes(token)] or found
 
     def said(self, tokens: Sequence[int]) -> int:
         """How many tokens follow the last bracket."""
