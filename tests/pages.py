@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 PAGES = [
     *("README.md", "CONTRIBUTING.md", "assets/tiny/README.md"),
     *("docs/compositor.md", "docs/scenes.md", "docs/released_weights.md", "docs/datasets.md"),
-    *("docs/inpainting.md", "docs/paintings.md", "docs/locator.md"),
+    *("docs/inpainting.md", "docs/paintings.md", "docs/prompts.md", "docs/locator.md"),
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
