@@ -86,10 +86,10 @@ class Chat:
             raise ValueError("a training example needs an answer")
         batch = dict(self._encode(asks, "right", mask=self.marks_answers))
         real = batch["attention_mask"].bool()
+        said = self._tails(asks, real)
         if self.marks_answers:
-            said = torch.as_tensor(batch.pop("assistant_masks")).bool()
-        else:
-            said = self._tails(asks, real)
+            # With the tail: a template may mark the answer after the space that the model has to say first.
+            said |= torch.as_tensor(batch.pop("assistant_masks")).bool()
         labels = torch.where(said & real, batch["input_ids"], IGNORED)
         batch["labels"] = self._until_end(labels)
         for ask, row in zip(asks, batch["labels"], strict=True):
@@ -123,7 +123,7 @@ class Chat:
         )
 
     def _tails(self, asks: Sequence[Ask], real: Tensor) -> Tensor:
-        """(b, t) bool, what follows the prompt, for templates that do not mark answers.
+        """(b, t) bool, what follows the prompt.
 
         The answer holds no picture, so the number of its tokens is counted on the unexpanded texts.
         """

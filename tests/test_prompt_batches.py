@@ -56,6 +56,10 @@ def test_labels_are_the_answer_and_its_end(small: tuple[Any, Chat], data: LlavaD
     pictures = (batch["input_ids"] == chat.tokenizer.image_token_id).sum(1)
     assert int(pictures.min()) >= 16  # expanded, and as many as the model makes features
     assert torch.isfinite(model(**batch).loss)
+    for row, item in enumerate(items):  # the first token to learn is the first one to say
+        asked = PromptCollate(chat).prompts([item])["input_ids"][0]
+        first = int((batch["labels"][row] != IGNORED).nonzero()[0])
+        assert torch.equal(batch["input_ids"][row, :first], asked)
     bare = PromptCollate(chat, append_eos=False)(items)
     assert [said(chat, bare, row).strip() for row in (0, 1)] == [item["targets"] for item in items]
     assert torch.equal(bare["input_ids"], batch["input_ids"])

@@ -1,8 +1,7 @@
-"""Training and testing the prompt writer: recipes, adapters that peft loads, resuming, results as files."""
+"""Training the prompt writer: what is written, adapters that peft loads, runs that end the same when cut."""
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
@@ -13,80 +12,27 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 
-from inpainting.config_path import find_config
-from inpainting.models.image_to_text import answers, fine_tune_llavanext
-from inpainting.models.image_to_text.base import checkpoint_of, open_base, with_checkpoint
+from inpainting.models.image_to_text import fine_tune_llavanext
 from inpainting.models.image_to_text.dataset import LlavaDataset
-from inpainting.models.image_to_text.fine_tune_llavanext import build_app, train
+from inpainting.models.image_to_text.fine_tune_llavanext import train
 from inpainting.models.image_to_text.predictions import read_predictions
 from inpainting.models.image_to_text.prompter import read_card
-from inpainting.models.image_to_text.settings import RECIPE, PromptTraining
+from inpainting.models.image_to_text.settings import PromptTraining
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import discover_question
 from ldm.config import dump_yaml, load_config
 from ldm.mllm import Ask
 from ldm.mllm_load import load_model
 from ldm.mllm_train import answer_loss
-from ldm.options import run_app
 from tests.conftest import ROOT
-from tests.small_mllm import small_folder
-from tests.small_paintings import write_paintings
+from tests.prompt_job import adapter, curve, recipe, table, write_job
 from tests.test_fit import environment, kill_after_rows
-
-RECIPES = ROOT / "configs" / "inpainting" / "image_to_text"
-NAMES = ("train/llava_multimask", "train/llava_1mask", "test/llava_multimask", "test/llava_multimask_1pred",
-         "test/llava_1mask", "test/llava_prompt")  # fmt: skip
-SMALL = (
-    *(
-        "fit.precision=no",
-        "fit.workers=0",
-        "fit.batch=3",
-        "fit.log_every=1",
-        "fit.device=cpu",
-        "fit.save_every=0",
-    ),
-    *(
-        "lora.rank=4",
-        "lora.alpha=8",
-        "fit.lr=2e-3",
-        "val.max_new_tokens=6",
-        "val.instances=3",
-        "val.resamples=0",
-    ),
-    *("fit.validate_every=0", "val.sheet=2", "fit.warmup=0"),
-)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base/ a random LLaVA-NeXT, data/ with 6 training, 3 validation and 4 test pictures."""
-    folder = tmp_path_factory.mktemp("prompts")
-    small_folder("llava_next", folder / "base")
-    write_paintings(folder / "data", {"train": 6, "val": 3, "test": 4})
-    return folder
-
-
-def recipe(folder: Path, out: Path, name: str = "train/llava_multimask", *changes: str) -> PromptTraining:
-    """A published recipe with small sizes."""
-    places = [f"project_dir={out}", f"model={folder / 'base'}", f"data.data_dir={folder / 'data'}"]
-    places += [f"predictions={out / 'test'}"] if name.startswith("test") else []
-    return load_config(PromptTraining, RECIPES / f"{name}.yaml", [*places, *SMALL, *changes])
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def curve(out: Path) -> list[list[float]]:
-    columns = ("step", "epoch", "loss", "lr", "grad_norm")
-    return [[float(row[name]) for name in columns] for row in table(out / "metrics.csv")]
-
-
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
+    return write_job(tmp_path_factory.mktemp("prompts"))
 
 
 @pytest.fixture(scope="module")
@@ -217,86 +163,6 @@ def test_killed_and_started_again(folder: Path, tmp_path: Path):
     )
 
 
-def test_a_test_continues_where_it_stopped(folder: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
-    changes = ("val.batch=1", "checkpoint=checkpoint-4", f"predictions={folder / 'tested'}")
-    config = recipe(folder, whole, "test/llava_multimask", *changes)
-    asked: list[str] = []
-    original = answers.Answering.predictions
-
-    def dying(self: Any, items: Any) -> Any:
-        asked.extend(item["image_stems"] for item in items)
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return original(self, items)
-
-    monkeypatch.setattr(answers.Answering, "predictions", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(config)
-    assert train(config) == folder / "tested"
-    assert asked == ["test_0", "test_1", "test_2", "test_2"]
-    rows = read_predictions(folder / "tested" / "predictions.jsonl")
-    assert [row.stem for row in rows] == ["test_0", "test_1", "test_1", "test_2", "test_2", "test_2"]
-    report = json.loads((folder / "tested" / "metrics.json").read_text())
-    assert (report["pictures"], report["regions"], report["left_out"]) == (3, 6, {})
-    assert report["accuracy"] is not None
-    assert set(report["weights"]) == {"model", "checkpoint"}
-    assert (folder / "tested" / "sheet.png").is_file()
-    with pytest.raises(ValueError, match="was begun with seed"):
-        train(recipe(folder, whole, "test/llava_multimask", *changes, "fit.seed=7"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_each_recipe_opens_and_runs(name: str, folder: Path, whole: Path, tmp_path: Path):
-    """The test recipes on the adapter of `whole`; without bitsandbytes nothing is quantised."""
-    published = load_config(PromptTraining, RECIPES / f"{name}.yaml")
-    assert published.lora == RECIPE
-    assert (published.fit.lr, published.fit.batch, published.fit.clip, published.fit.seed) == (
-        2e-4,
-        8,
-        0.5,
-        42,
-    )
-    if name.startswith("train"):
-        assert not published.only_val
-        return
-    assert (published.val.split, published.val.instances) == ("test", 5000)
-    known = {"test/llava_prompt": "none"}
-    assert published.checkpoint == known.get(name, "checkpoint-2884")
-    out = train(recipe(folder, whole, name, f"checkpoint={known.get(name, 'checkpoint-4')}",
-                       f"predictions={tmp_path}"))  # fmt: skip
-    rows = read_predictions(out / "predictions.jsonl")
-    colors = {row.color for row in rows}
-    assert (colors == {"gray"}) == (name != "test/llava_multimask")
-    assert len(rows) == (6 if name == "test/llava_multimask" else 3)
-    assert all(row.prediction for row in rows) or name != "test/llava_prompt"
-
-
-def test_names_of_the_published_readme_lead_to_the_recipes(caplog: pytest.LogCaptureFixture):
-    for name in NAMES:
-        assert find_config(Path(f"models/configs/image_to_text/{name}.yaml")) == Path(
-            f"configs/inpainting/image_to_text/{name}.yaml"
-        )
-    for start in ("models/configs", "configs/inpainting"):
-        found = find_config(Path(f"{start}/image_to_text/test/config_base.yaml"))
-        assert found == Path("configs/inpainting/image_to_text/test/llava_prompt.yaml")
-
-
-def test_the_language_model_itself_trains(folder: Path, tmp_path: Path):
-    changes = ("fine_tuning_type=full", "fit.steps=2", "val.constrained=true")
-    out = train(recipe(folder, tmp_path, "train/llava_multimask", *changes))
-    assert out == tmp_path / "model"
-    before, after = (load_model(place, torch.float32).state_dict() for place in (folder / "base", out))
-    changed = {key for key in before if not torch.equal(before[key], after[key])}
-    assert changed
-    assert not any("vision_tower" in key for key in changed)
-    rows = read_predictions(tmp_path / "validation" / "predictions.jsonl")
-    assert all(row.prediction for row in rows)  # constrained
-    config = recipe(folder, tmp_path, "test/llava_multimask", *changes, "checkpoint=latest")
-    tested = with_checkpoint(config, open_base(config, torch.device("cpu")), checkpoint_of(config))
-    again = tested.state_dict()
-    assert all(torch.equal(again[key], after[key]) for key in changed)
-
-
 def test_a_loss_that_is_not_finite_ends_the_run(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -307,27 +173,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     with pytest.raises(ValueError, match="not finite after step 1"):
         train(recipe(folder, tmp_path, "train/llava_multimask", "val.instances=0"))
     assert not list(tmp_path.glob("checkpoint-*"))
-
-
-def test_mistakes_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: Any):
-    published = "--config-path=models/configs/image_to_text/train/llava_multimask.yaml"
-    assert run_app(build_app, ["train", published, "fine_tuning_type=quantized"]) == 2
-    assert "trains nothing; set only_val=true" in capsys.readouterr().err
-    assert run_app(build_app, ["train", published, "fine_tuning_type=lora", "lora.rank=0"]) == 2
-    assert "needs lora.rank of at least 1" in capsys.readouterr().err
-    assert run_app(build_app, ["train", "--config-path=models/configs/image_to_text/none.yaml"]) == 2
-    assert "there is no file" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="holds no such checkpoint .there: none."):
-        train(recipe(folder, tmp_path, "test/llava_multimask"))
-    config = recipe(folder, tmp_path, "train/llava_multimask")
-    open_base(config, torch.device("cpu"))
-    assert "4-bit weights need CUDA and bitsandbytes" in caplog.text
-    path = folder / "data" / "entities" / "val_0" / "annotations.json"
-    text = path.read_text()
-    path.write_text(text.replace("noun_chunk_root", "root"))
-    with pytest.raises(ValueError, match="extract-noun-chunk-roots"):
-        train(config)
-    path.write_text(text)
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     """
     values = read_json(folder / CONFIG)
     kept = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "rank_pattern", "alpha_pattern")
+    kept += ("modules_to_save",)  # a projector that was trained beside it
     targets = values.get("target_modules") or []
     settings: dict[str, Any] = {name: values[name] for name in kept if name in values}
     settings["target_modules"] = targets if isinstance(targets, str) else [renamed(one) for one in targets]
@@ -50,7 +51,10 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
         adapted = get_peft_model(model, LoraConfig(**settings))  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"{folder}: its layers are not those of this model ({_first(error)})") from None
-    report = set_peft_model_state_dict(adapted, weights)
+    try:
+        report = set_peft_model_state_dict(adapted, weights)
+    except RuntimeError as error:  # shapes
+        raise ValueError(f"{folder}: its weights are not those of this model ({_first(error)})") from None
     missing = [key for key in report.missing_keys if "lora_" in key]
     if missing or report.unexpected_keys:
         raise ValueError(
