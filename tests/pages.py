@@ -51,10 +51,12 @@ WORKERS = {
         *("make_masks_dataset", "make_entities_dataset", "to_lowercase", "train_val_test_split"),
     ],
     "inpainting.data.eval": ["evaluate_global", "evaluate_local"],
+    "inpainting.models.image_to_text.fine_tune_llavanext": ["train"],
     "inpainting.models.text_to_image.train_text_to_image_lora": ["train"],
     "inpainting.models.text_to_image.test": [
         *("generate", "generate_prompts", "generate_repeated", "compute", "make_table"),
     ],
+    "inpainting.models.image_to_text.score": ["score"],
     "inpainting.paint": ["run_paint"],
     "inpainting.dream": ["run_dream"],
     "benchmarks.rca": ["main"],
