@@ -182,6 +182,14 @@ COMMANDS = (
         note="Write a prompt for each mask that has none, then fill the masks.",
     ),
     Command(
+        "accelerate launch -m inpainting.models.image_to_text.fine_tune_llavanext train "
+        "--config-path=CONFIG.yaml [key=value ...]",
+        "inpainting.models.image_to_text.settings:PromptTraining",
+        keys=True,
+        note="Train the prompt writer, or with `only_val: true` test it; the same command again continues. "
+        + TRAINER,
+    ),
+    Command(
         "accelerate launch -m inpainting.models.text_to_image.train_text_to_image_lora main "
         "--config-path=CONFIG.yaml [key=value ...]",
         "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig",

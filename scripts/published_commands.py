@@ -13,6 +13,7 @@ PAINT = f"{LAUNCH}.text_to_image.train_text_to_image_lora main --config-path"
 TEST = "python -m inpainting.models.text_to_image.test"
 OPS = "python -m inpainting.data.ops"
 DATA = "data/mm_inp_dataset"
+PROMPTS = f"{LAUNCH}.image_to_text.fine_tune_llavanext train --config-path=models/configs/image_to_text"
 TRAINED = ("sd_2_inp_finetuned", "sd_2_inp_rca_finetuned")
 TESTED = ("sd_2_inp_hqprompt", "sd_2_inp", "sd_2_inp_rca", *TRAINED)
 
@@ -81,6 +82,12 @@ DREAM = (
         f"{OPS} train-val-test-split --image-dir {DATA}/images --masks-dir {DATA}/masks "
         "--split-df-path data/wikiart_images.csv"
     ),
+    Published(f"{PROMPTS}/test/config_base.yaml", note="LLaVA-Prompt; the file is test/llava_prompt.yaml"),
+    Published(f"{PROMPTS}/train/llava_1mask.yaml"),
+    Published(f"{PROMPTS}/test/llava_1mask.yaml"),
+    Published(f"{PROMPTS}/train/llava_multimask.yaml"),
+    Published(f"{PROMPTS}/test/llava_multimask_1pred.yaml"),
+    Published(f"{PROMPTS}/test/llava_multimask.yaml"),
     *(Published(f"{PAINT}={CONFIGS}/{name}.yaml") for name in TRAINED),
     *(Published(f"{TEST} generate --config-path {CONFIGS}/test/{name}.yaml") for name in TESTED),
     Published(f"{TEST} generate-prompts --config-path {CONFIGS}/test/{TRAINED[1]}_gen.yaml"),
