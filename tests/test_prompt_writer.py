@@ -148,6 +148,9 @@ def test_published_decoding(writers: dict[str, PromptWriter]):
     query = queries_for(Card(), IMAGE, MASKS[:3], [""] * 3)[0]
     said = "<blue>a tree</blue><green>a man<red> a dog </red><red>no</red>"
     assert read_answer(query, said) == {0: "a tree", 1: "", 2: "a dog"}
+    other = dataclasses.replace(query, tags=("red", "green"))
+    together = writers["llava"].answer([query, other, query], short)
+    assert together[0] == together[2] == writers["llava"].answer([query], short)[0]
     with pytest.raises(ValueError, match="temperature must be 0"):
         Decoding(constrained=False, temperature=0.5)
 

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 RULES = 32  # compiled forms that are kept; one holds some megabytes for a large vocabulary
 FULL_STOP = "."
+LONGEST_ANSWER = 512  # published
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Decoding:
 
     constrained: one closed, non-empty tag per colour; off: as published. temperature: 0 takes the most
     probable tokens, above 0 draws them with `seed`, each picture for itself. longest: most tokens of one
-    prompt, None: what the model's card says; unconstrained all prompts of an answer share it.
+    prompt, None: what the model's card says; decoded as published, of a whole answer, None: 512.
     """
 
     constrained: bool = True
@@ -66,7 +67,7 @@ class Decoding:
             raise ValueError(f"longest must be at least 1 token, got {self.longest}")
 
 
-GREEDY, PUBLISHED = Decoding(), Decoding(constrained=False, longest=512)
+GREEDY, PUBLISHED = Decoding(), Decoding(constrained=False)
 
 
 class PromptWriter:
@@ -132,10 +133,10 @@ class PromptWriter:
 
     def answer(self, queries: Sequence[Query], decoding: Decoding = GREEDY) -> list[str]:
         """The answers to several questions, as one batch."""
+        if not decoding.constrained:
+            return self._free(queries, decoding.longest or LONGEST_ANSWER)
         prompts = self.chat.prompts([query.ask for query in queries])
         longest = decoding.longest or self.card.longest
-        if not decoding.constrained:
-            return self._free(queries, prompts, longest)
         patterns = [self._pattern(query) for query in queries]
         choice = TagChoice(
             self.grammar,
@@ -165,16 +166,26 @@ class PromptWriter:
         except ValueError:
             return False
 
-    def _free(self, queries: Sequence[Query], prompts: dict[str, Any], longest: int) -> list[str]:
+    def _free(self, queries: Sequence[Query], longest: int) -> list[str]:
         """As published: the most probable tokens up to the last closing tag, or to a full stop."""
+        ends = [f"</{query.tags[-1]}>" if query.tags else FULL_STOP for query in queries]
+        said: dict[int, str] = {}
+        for end in dict.fromkeys(ends):  # one row's end may stand in the middle of another's answer
+            rows = [row for row, own in enumerate(ends) if own == end]
+            answers = self._until(end, [queries[row] for row in rows], longest)
+            said.update(zip(rows, answers, strict=True))
+        return [said[row] for row in range(len(queries))]
+
+    def _until(self, end: str, queries: Sequence[Query], longest: int) -> list[str]:
+        """The most probable tokens up to a text."""
+        prompts = self.chat.prompts([query.ask for query in queries])
         tokenizer = self.mllm.processor.tokenizer
-        stops = {f"</{query.tags[-1]}>" if query.tags else FULL_STOP for query in queries}
         with torch.inference_mode():
             written = self.mllm.model.generate(
                 **to_device(prompts, self.mllm.device, self.mllm.dtype),
                 max_new_tokens=longest,
                 do_sample=False,
-                stop_strings=sorted(stops),
+                stop_strings=[end],
                 tokenizer=tokenizer,
             )
         asked = prompts["input_ids"].shape[1]
