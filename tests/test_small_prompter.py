@@ -16,8 +16,9 @@ from datasets.scenes.describe import eval_seed, train_seed
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import discover_question, paint_masks, target_text
 from inpainting.small.prompter import PrompterTraining, run
+from inpainting.small.prompter_cases import law_answers, make_case
 from inpainting.small.prompter_data import KEPT, OVERLAP, SOLIDS, Sets, draw_masks, masks_of, open_sets, paint
-from inpainting.small.prompter_evaluate import EvaluatePrompter, law_answers, make_case, verdicts
+from inpainting.small.prompter_evaluate import EvaluatePrompter, verdicts
 from inpainting.small.prompter_evaluate import run as evaluate
 from inpainting.small.prompter_law import FOLLOW, best_guess, ceiling, draw_contents, predictive, side_of
 from inpainting.small.prompter_learn import pixels_of, states_of, tell
@@ -234,7 +235,7 @@ def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: P
     for numbers in tasks.values():
         rows = numbers["accuracy"]
         assert PRIOR["both"] < rows["ceiling"]["both"]["mean"] < rows["ceiling"]["colour"]["mean"] < 1
-        assert {"prompter", "another picture", "law", "ceiling", "prior"} == set(rows)
+        assert {"prompter", "another picture", "box alone", "law", "ceiling", "prior"} == set(rows)
     assert tasks["multimask last"]["masks"] == tasks["multimask"]["pictures"]
     assert json.loads(out.read_text())["weights"]
     assert "ceiling" in out.with_suffix(".txt").read_text()

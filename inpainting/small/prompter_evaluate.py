@@ -9,6 +9,7 @@ multimask last  the same answers, only the last region of each counts
 prompter        the model, through the path that inference takes
 another picture the same masks painted over another scene: what it guesses without evidence
 trained blind   a model that never saw a picture
+box alone       what the place and the sides of a mask give away, by the nearest masks of other scenes
 law             the best guess of a reader that recognises every visible solid
 ceiling         what the law is right on average, exactly, given what is visible in these pictures
 prior           any constant answer, exactly
@@ -32,12 +33,13 @@ from PIL import Image
 
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import paint_masks
-from inpainting.small.prompter_data import Masked, Sets, draw_masks, masks_of, open_sets
+from inpainting.small.prompter_cases import Case, box_answers, law_answers, make_case
+from inpainting.small.prompter_data import open_sets
 from inpainting.small.prompter_law import best_guess, predictive
 from inpainting.small.prompter_report import Verdict, report, table
 from inpainting.small.prompter_words import MASKS
 from inpainting.small.views import refuse_training_scenes
-from inpainting.small.words import COLOUR_WORDS, SHAPE_WORDS, Name, caption
+from inpainting.small.words import COLOUR_WORDS, SHAPE_WORDS, caption
 from ldm.config import check_settings, setting, to_plain
 from ldm.files import hash_folder, write_all_atomic
 from ldm.options import command, run_app, single_app
@@ -63,43 +65,6 @@ class EvaluatePrompter:
 
     def __post_init__(self) -> None:
         check_settings(self)
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One picture with masks, and what they hide."""
-
-    scene: int
-    image_u8: np.ndarray  # (h, w, 3)
-    masked: Masked
-    hidden: tuple[Name, ...]
-    mates: tuple[tuple[str, ...], ...]  # visible colours in the half of each mask
-    shapes: tuple[str, ...]  # all visible shapes
-
-    @property
-    def masks(self) -> list[np.ndarray]:
-        return masks_of(self.masked, (self.image_u8.shape[0], self.image_u8.shape[1]))
-
-
-def make_case(sets: Sets, scene: int, most: int, seed: int) -> Case | None:
-    """A scene with masks; None if no solid of it can be masked."""
-    masked = draw_masks(sets, scene, most, np.random.default_rng((seed, most, scene)))
-    if masked is None:
-        return None
-    colour, kind, side = sets.colour[scene], sets.kind[scene], sets.side[scene]
-    seen = [s for s in np.flatnonzero(colour >= 0) if s not in masked.solids]
-    hidden = [Name("", COLOUR_WORDS[colour[s]], SHAPE_WORDS[kind[s]]) for s in masked.solids]
-    mates = [
-        tuple(COLOUR_WORDS[colour[s]] for s in seen if side[s] == side[solid]) for solid in masked.solids
-    ]
-    shapes = tuple(SHAPE_WORDS[kind[s]] for s in seen)
-    return Case(scene, np.array(sets.images_u8[scene]), masked, tuple(hidden), tuple(mates), shapes)
-
-
-def law_answers(case: Case) -> list[str]:
-    """The captions of a reader that recognises everything."""
-    shape = best_guess(case.shapes, SHAPE_WORDS)
-    return [caption(Name("", best_guess(mates, COLOUR_WORDS), shape)) for mates in case.mates]
 
 
 def verdicts(cases: Sequence[Case], answers: Sequence[Sequence[str]]) -> list[Verdict]:
@@ -151,6 +116,7 @@ def run(config: EvaluatePrompter) -> dict[str, object]:
         answers = {
             "prompter": write(writer, cases, images, config.batch),
             "another picture": write(writer, cases, others, config.batch),
+            "box alone": box_answers(sets, cases, most),
             "law": [law_answers(case) for case in cases],
         }
         if blind is not None:
