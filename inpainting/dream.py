@@ -124,7 +124,7 @@ def dream(
     one is to be written. Other arguments: `PromptWriter.write` and `paint`. ValueError for what does not fit.
     """
     found = write_missing(image_u8, masks, prompts, writer, decoding)
-    regions = paired(masks, found.texts, negatives)
+    regions = paired(list(masks), found.texts, negatives)
     return Dream(found, paint(image_u8, regions, pipe, seed, options, samples=samples, progress=progress))
 
 

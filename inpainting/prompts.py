@@ -163,7 +163,7 @@ def paint_masks(
 def remove_overlaps(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Each mask (h, w) bool without what later masks cover."""
     kept: list[np.ndarray] = []
-    covered = np.zeros_like(masks[0]) if masks else np.zeros(0, bool)
+    covered = np.zeros_like(masks[0]) if len(masks) else np.zeros(0, bool)
     for mask in reversed(masks):
         kept.append(mask & ~covered)
         covered = covered | mask

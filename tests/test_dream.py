@@ -81,7 +81,7 @@ def test_missing_prompts_are_written_and_painted(writer: PromptWriter, pipe: Inp
     for image_u8 in done.result.images_u8:
         assert np.array_equal(image_u8[outside], IMAGE[outside])
         assert not np.array_equal(image_u8, IMAGE)
-    again = dream(IMAGE, masks, None, pipe, done.prompts.texts, 3, QUICK, progress=False)
+    again = dream(IMAGE, np.stack(masks), None, pipe, done.prompts.texts, 3, QUICK, progress=False)
     assert np.array_equal(again.image_u8, done.image_u8)
     with pytest.raises(ValueError, match="1 masks have no prompt, and no prompt writer"):
         dream(IMAGE, masks, None, pipe, ["a", "b"])

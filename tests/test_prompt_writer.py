@@ -121,7 +121,7 @@ def test_every_mask_gets_a_prompt(writers: dict[str, PromptWriter], name: str):
         assert text.strip() == text
         assert text
         assert not re.search(r"[<>\n]", text)
-    singles = [writers[name].write([a], [b], SHORT)[0] for a, b in zip(images, masks, strict=True)]
+    singles = [writers[name].write([a], [np.stack(b)], SHORT)[0] for a, b in zip(images, masks, strict=True)]
     assert singles == found
     warm = [Decoding(temperature=1.5, seed=seed, longest=6) for seed in (1, 1, 2)]
     first, again, other = (writers[name].write(images[:2], masks[:2], one) for one in warm)

@@ -88,7 +88,7 @@ def one_line(text: str) -> str:
 
 def check_masks(image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> None:
     """ValueError names the mask that is no bool array, of another size, empty; or says that there is none."""
-    if not masks:
+    if not len(masks):
         raise ValueError("nothing to write: no mask given")
     for number, mask in enumerate(masks, 1):
         if mask.dtype != bool or mask.shape != image_u8.shape[:2]:
