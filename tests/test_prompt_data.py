@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from inpainting.models.image_to_text.dataset import LlavaDataset, LlavaOptions
-from inpainting.prompts import COLORS, GRAY
+from inpainting.prompts import COLORS, GRAY, read_prompt
 from tests.small_paintings import save, write_paintings
 
 PUBLISHED_KEYS = {
@@ -206,3 +206,18 @@ def test_options_are_checked(folder: Path):
     with pytest.raises(ValueError, match="bookkeeping"):
         dataset(folder, bookkeeping="ours")
     assert len(dataset(folder, max_concepts=None)[2]["entity_names"]) == 3
+
+
+def test_real_paintings(test_data: Path):
+    folder = test_data / "data" / "paintings" / "processed"
+    options: dict[str, Any] = {"shuffle_concepts": True, "masked_area_threshold": 0.65}
+    for split in ("train", "val", "test"):
+        data = LlavaDataset(folder, split=split, return_entity_PILs=True, **options)
+        for index in range(len(data)):
+            item = data[index]
+            colors = item["entity_colors"]
+            assert len(set(colors)) == len(colors)
+            assert split == "train" or colors[-1] == "red"
+            assert {COLORS[color] for color in colors} <= shown(item)
+            assert [read_prompt(item["targets"], color) for color in colors] == item["entity_captions"]
+            assert len(item["entity_PILs"]) == len(colors)

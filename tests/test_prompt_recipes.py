@@ -21,6 +21,7 @@ from ldm.config import load_config
 from ldm.mllm_load import load_model
 from ldm.options import run_app
 from tests.prompt_job import NAMES, RECIPES, adapter, recipe, table, write_job
+from tests.small_mllm import small_folder
 from tests.small_paintings import write_paintings
 
 
@@ -100,6 +101,22 @@ def test_names_of_the_published_readme_lead_to_the_recipes(caplog: pytest.LogCap
         assert found == Path("configs/inpainting/image_to_text/test/llava_prompt.yaml")
 
 
+def test_numbers_of_a_test_go_to_the_tracker(folder: Path, whole: Path, tmp_path: Path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    changes = (
+        "checkpoint=checkpoint-4",
+        f"predictions={tmp_path}",
+        "fit.tracker=tensorboard",
+        "val.instances=1",
+    )
+    train(recipe(folder, whole, "test/llava_multimask", *changes))
+    read = events.EventAccumulator(str(next(whole.rglob("events.out*")).parent))
+    read.Reload()
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert read.Scalars("val/accuracy")[0].value == pytest.approx(report["accuracy"])
+    assert "val/rougeL_fmeasure_last" in read.Tags()["scalars"]
+
+
 def test_the_language_model_itself_trains(folder: Path, tmp_path: Path):
     changes = ("fine_tuning_type=full", "fit.steps=2", "val.constrained=true")
     out = train(recipe(folder, tmp_path, "train/llava_multimask", *changes))
@@ -140,6 +157,20 @@ def test_the_released_names_of_layers_are_read(folder: Path, whole: Path, tmp_pa
     assert lines[0] == lines[1]
 
 
+def test_a_projector_may_train_beside_the_adapter(folder: Path, tmp_path: Path):
+    changes = ("lora.projector=true", "fit.steps=1", "val.instances=1")
+    train(recipe(folder, tmp_path, "train/llava_multimask", *changes))
+    assert any("multi_modal_projector" in key for key in adapter(tmp_path / "adapter"))
+    first = (tmp_path / "validation" / "predictions.jsonl").read_text()
+    config = recipe(folder, tmp_path, "test/llava_multimask", "checkpoint=latest", "val.split=val", *changes)
+    assert (train(config) / "predictions.jsonl").read_text() == first
+    other = small_folder("llava_next", tmp_path / "wider", seed=1)
+    text = (other / "config.json").read_text()
+    (other / "config.json").write_text(text.replace('"intermediate_size": 48', '"intermediate_size": 40'))
+    with pytest.raises(ValueError, match="do not fit its config.json"):
+        train(recipe(folder, tmp_path, "test/llava_multimask", "checkpoint=latest", f"model={other}"))
+
+
 def test_the_model_learns_to_answer_and_to_stop(folder: Path, tmp_path: Path):
     """Two pictures with one region each, known by heart: held-out copies of them are answered rightly."""
     data = write_paintings(tmp_path / "data", {"train": 4})
@@ -154,7 +185,9 @@ def test_the_model_learns_to_answer_and_to_stop(folder: Path, tmp_path: Path):
     assert float(table(tmp_path / "run" / "validation.csv")[-1]["accuracy"]) == 1.0
 
 
-def test_mistakes_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: Any):
+def test_mistakes_are_one_line(
+    folder: Path, tmp_path: Path, capsys: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch
+):
     published = "--config-path=models/configs/image_to_text/train/llava_multimask.yaml"
     assert run_app(build_app, ["train", published, "fine_tuning_type=quantized"]) == 2
     assert "trains nothing; set only_val=true" in capsys.readouterr().err
@@ -165,7 +198,9 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(ValueError, match="holds no such checkpoint .there: none."):
         train(recipe(folder, tmp_path, "test/llava_multimask"))
     config = recipe(folder, tmp_path, "train/llava_multimask")
-    open_base(config, torch.device("cpu"))
+    monkeypatch.setenv("BIFROST_MODELS", str(folder))
+    named = recipe(folder, tmp_path, "train/llava_multimask", "model=somebody/base")
+    assert open_base(named, torch.device("cpu")).folder == folder / "base"  # where the registry puts models
     assert "4-bit weights need CUDA and bitsandbytes" in caplog.text
     path = folder / "data" / "entities" / "val_0" / "annotations.json"
     text = path.read_text()

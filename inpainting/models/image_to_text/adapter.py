@@ -41,8 +41,8 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     Raises ValueError for layers that the model lacks and for weights that are missing or left over.
     """
     values = read_json(folder / CONFIG)
-    kept = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "rank_pattern", "alpha_pattern")
-    kept += ("modules_to_save",)  # a projector that was trained beside it
+    kept = ["r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "rank_pattern", "alpha_pattern"]
+    kept.append("modules_to_save")  # a projector that was trained beside it
     targets = values.get("target_modules") or []
     settings: dict[str, Any] = {name: values[name] for name in kept if name in values}
     settings["target_modules"] = targets if isinstance(targets, str) else [renamed(one) for one in targets]

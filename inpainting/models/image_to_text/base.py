@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from inpainting.data.hub import model_folder
 from inpainting.models.image_to_text.adapter import CONFIG, is_adapter, load_adapter
+from inpainting.models.image_to_text.prompter import base_folder
 from inpainting.models.image_to_text.settings import PromptTraining
 from ldm.device import DTYPES
 from ldm.mllm_load import Mllm, load_model, load_processor
@@ -33,7 +34,7 @@ def four_bit_works() -> bool:
 
 def open_base(config: PromptTraining, device: torch.device) -> Mllm:
     """The model to start from. Where 4 bits do not work it is not quantised, and says so."""
-    folder, dtype = model_folder(config.model), DTYPES[config.dtype_name]
+    folder, dtype = model_folder(base_folder(config.model)), DTYPES[config.dtype_name]
     quantised = config.fine_tuning_type in ("qlora", "quantized")
     if quantised and four_bit_works():
         kind = BitsAndBytesConfig(

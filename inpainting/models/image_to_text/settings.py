@@ -51,7 +51,10 @@ class PromptTraining:
     """A training run of the prompt writer, or with only_val a test of one."""
 
     project_dir: Path = setting(help="run folder: checkpoints, metrics, resolved settings, adapter/")
-    model: str = setting("llava-hf/llava-v1.6-vicuna-7b-hf", help="model to start from: folder or hub name")
+    model: str = setting(
+        "llava-hf/llava-v1.6-vicuna-7b-hf",
+        help="model to start from: folder, or hub name, which is looked for in models/ first",
+    )
     fine_tuning_type: str = setting(
         "qlora",
         choices=TYPES,

@@ -124,7 +124,9 @@ def finish(
     config: PromptTraining, accelerator: Accelerator, data: WithAlphas, weights: Mapping[str, Any]
 ) -> None:
     """The results of all processes as one file, measured."""
-    out, done, left_out = config.folder, {}, {}
+    out = config.folder
+    done: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
     for rank in range(accelerator.num_processes):
         progress = Progress(journal_path(out, rank))
         done |= progress.done
