@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from inpainting.config_path import find_config
-from inpainting.models.image_to_text import answers
+from inpainting.models.image_to_text import answers, base
 from inpainting.models.image_to_text.base import checkpoint_of, open_base, with_checkpoint
 from inpainting.models.image_to_text.fine_tune_llavanext import build_app, train
 from inpainting.models.image_to_text.predictions import read_predictions
@@ -169,6 +170,28 @@ def test_a_projector_may_train_beside_the_adapter(folder: Path, tmp_path: Path):
     (other / "config.json").write_text(text.replace('"intermediate_size": 48', '"intermediate_size": 40'))
     with pytest.raises(ValueError, match="do not fit its config.json"):
         train(recipe(folder, tmp_path, "test/llava_multimask", "checkpoint=latest", f"model={other}"))
+
+
+def test_four_bits_where_they_work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With a stand-in for bitsandbytes: what it is asked for, and that its model trains an adapter."""
+    asked: dict[str, Any] = {}
+
+    def opened(place: Path, **options: Any) -> Any:
+        asked.update(options, place=place)
+        model: Any = load_model(place, torch.float32)
+        model.is_loaded_in_4bit = True
+        return model
+
+    monkeypatch.setattr(base, "four_bit_works", lambda: True)
+    monkeypatch.setattr(base, "BitsAndBytesConfig", dict)
+    monkeypatch.setattr(base, "AutoModelForImageTextToText", SimpleNamespace(from_pretrained=opened))
+    train(recipe(folder, tmp_path, "train/llava_multimask", "fit.steps=1", "val.instances=0"))
+    assert asked["quantization_config"] == {
+        "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16
+    }  # fmt: skip
+    assert asked["place"] == folder / "base"
+    assert asked["device_map"] == {"": torch.device("cpu")}
+    assert adapter(tmp_path / "adapter")
 
 
 def test_the_model_learns_to_answer_and_to_stop(folder: Path, tmp_path: Path):
