@@ -141,7 +141,7 @@ def test_the_released_names_of_layers_are_read(folder: Path, whole: Path, tmp_pa
         return name.replace("model.language_model.layers", "language_model.model.layers")
 
     released = tmp_path / "checkpoint-4" / "adapter"
-    shutil.copytree(whole / "checkpoint-4" / "adapter", released)
+    shutil.copytree(whole / "checkpoint-4", released.parent)
     weights = {old(key): value for key, value in adapter(released).items()}
     assert not weights.keys() & adapter(released).keys()
     save_file(weights, released / "adapter_model.safetensors")
@@ -156,6 +156,9 @@ def test_the_released_names_of_layers_are_read(folder: Path, whole: Path, tmp_pa
     ]
     lines = [(out / "predictions.jsonl").read_text() for out in outs]
     assert lines[0] == lines[1]
+    (released.parent / "state.pt").unlink()
+    with pytest.raises(ValueError, match="was not trained here.*choose another project_dir"):
+        train(recipe(folder, tmp_path, "train/llava_multimask"))
 
 
 def test_a_projector_may_train_beside_the_adapter(folder: Path, tmp_path: Path):
@@ -201,8 +204,13 @@ def test_the_model_learns_to_answer_and_to_stop(folder: Path, tmp_path: Path):
         (data / "images" / "train" / f"train_{k}.jpg").unlink()
     shutil.copytree(data / "images" / "train", data / "images" / "val")
     changes = (f"data.data_dir={data}", "fine_tuning_type=full", "fit.steps=60", "fit.batch=2", "fit.lr=5e-3")
-    more = ("val.max_new_tokens=40", "fit.schedule=cosine", "fit.log_every=50")
-    train(recipe(folder, tmp_path / "run", "train/llava_1mask", *changes, *more, "fit.validate_every=50"))
+    more = (
+        "val.max_new_tokens=40",
+        "fit.schedule=cosine",
+        "fit.log_every=50",
+        "gradient_checkpointing=false",
+    )
+    train(recipe(folder, tmp_path / "run", "train/llava_1mask", *changes, *more, "fit.validate_every=60"))
     rows = read_predictions(tmp_path / "run" / "validation" / "predictions.jsonl")
     assert [row.prediction for row in rows] == ["a red cube", "a yellow cube"]
     assert float(table(tmp_path / "run" / "validation.csv")[-1]["accuracy"]) == 1.0

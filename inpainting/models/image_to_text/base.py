@@ -69,6 +69,16 @@ def trainable(config: PromptTraining, mllm: Mllm) -> nn.Module:
     return model
 
 
+def refuse_foreign(out: Path) -> None:
+    """ValueError for a run folder with an adapter of another program, which a training would overwrite."""
+    for path in sorted(out.glob(f"{PREFIX}*/adapter/{CONFIG}")):
+        if not (path.parent.parent / STATE).is_file():
+            raise ValueError(
+                f"{path.parent} was not trained here: this run cannot go on from it, and would overwrite it; "
+                "choose another project_dir"
+            )
+
+
 def checkpoint_of(config: PromptTraining) -> Path | None:
     """What only_val tests: an adapter's folder, or a checkpoint of a full training; None: the base."""
     named, out = config.checkpoint, config.project_dir

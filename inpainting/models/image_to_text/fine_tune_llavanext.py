@@ -22,7 +22,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from inpainting.config_path import find_config
-from inpainting.models.image_to_text.base import WHOLE, checkpoint_of, open_base, trainable, with_checkpoint
+from inpainting.models.image_to_text.base import (
+    WHOLE,
+    checkpoint_of,
+    open_base,
+    refuse_foreign,
+    trainable,
+    with_checkpoint,
+)
 from inpainting.models.image_to_text.collate import PromptCollate
 from inpainting.models.image_to_text.dataset import LlavaDataset
 from inpainting.models.image_to_text.prompter import write_card
@@ -46,13 +53,14 @@ log = logging.getLogger(__name__)
 def train(config: PromptTraining) -> Path:
     """Train or test; returns the folder of the adapter, of the model, or of the results."""
     accelerator = make_accelerator(config.fit, config.project_dir)
-    checkpoint = checkpoint_of(config) if config.only_val else None
-    mllm = open_base(config, accelerator.device)
     if config.only_val:
+        checkpoint = checkpoint_of(config)
+        mllm = open_base(config, accelerator.device)
         tested = replace(mllm, model=with_checkpoint(config, mllm, checkpoint))
         result = test(config, accelerator, tested, checkpoint)
     else:
-        result = fine_tune(config, accelerator, mllm)
+        refuse_foreign(config.project_dir)
+        result = fine_tune(config, accelerator, open_base(config, accelerator.device))
     accelerator.end_training()
     return result
 
