@@ -189,7 +189,7 @@ class Pool:
         mine = self.things.shape == rng.integers(len(SHAPE_NAMES))
         if kind == "between" and len(self.anchors) > 1:
             return self._between(rng, mine)
-        possible = (self.stacked[:, mine] > 0).any(1)  # (relations, m)
+        possible = np.array((self.stacked[:, mine] > 0).any(1))  # (relations, m)
         relations = np.flatnonzero(possible.any(1))
         if not len(relations):
             return None
