@@ -217,3 +217,10 @@ def save_llava(
     )  # fmt: skip
     half.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def blind(model: LlavaForConditionalGeneration) -> None:
+    """Turn every image token into zeros, for good: a control that never sees the picture."""
+    last = model.model.multi_modal_projector.linear_2
+    for parameter in (last.weight, last.bias):
+        parameter.requires_grad_(False).zero_()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -167,3 +167,15 @@ class Stage:
                     *(f"{value:.5g}" for value in means.values()),
                 ]
             )
+
+
+def describe_stages(stages: Iterable[Stage]) -> dict[str, Any]:
+    """What a manifest says about all stages together: samples, and steps and minutes of each."""
+    stages = list(stages)
+    return {
+        "samples": sum(stage.progress.step * stage.settings.batch for stage in stages),
+        "stages": {
+            stage.name: {"steps": stage.progress.step, "minutes": round(stage.progress.seconds / 60, 1)}
+            for stage in stages
+        },
+    }

@@ -30,8 +30,8 @@ from ldm.files import hash_folder, write_atomic
 from ldm.manifest import make_manifest
 from ldm.mllm_load import load_model
 from ldm.options import run_app, trainer
-from ldm.small_llava import SmallConfig, create_llava, make_processor, project, save_llava
-from ldm.stages import Stage, StageSettings
+from ldm.small_llava import SmallConfig, blind, create_llava, make_processor, project, save_llava
+from ldm.stages import Stage, StageSettings, describe_stages
 
 log = logging.getLogger(__name__)
 
@@ -145,13 +145,6 @@ def train_writing(config: PrompterTraining, writing: Writing, sets: Sets, train:
     return stage
 
 
-def blind(model: LlavaForConditionalGeneration) -> None:
-    """Turn every image token into zeros, for good."""
-    last = model.model.multi_modal_projector.linear_2
-    for parameter in (last.weight, last.bias):
-        parameter.requires_grad_(False).zero_()
-
-
 @torch.inference_mode()
 def measure_vision(
     model: LlavaForConditionalGeneration, read: nn.Linear, sets: Sets, held_out: np.ndarray
@@ -209,13 +202,7 @@ def describe(
         batch=config.writing.batch, seconds=sum(stage.progress.seconds for stage in stages),
         settings=config, held_out={"gates": gates},
     )  # fmt: skip
-    manifest["samples"] = sum(stage.progress.step * stage.settings.batch for stage in stages)
-    manifest["vision_from"] = eyes
-    manifest["stages"] = {
-        stage.name: {"steps": stage.progress.step, "minutes": round(stage.progress.seconds / 60, 1)}
-        for stage in stages
-    }
-    return manifest
+    return manifest | describe_stages(stages) | {"vision_from": eyes}
 
 
 if __name__ == "__main__":

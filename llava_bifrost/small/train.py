@@ -21,8 +21,8 @@ from ldm.config import check_settings, dump_yaml, setting
 from ldm.files import write_atomic
 from ldm.manifest import make_manifest
 from ldm.options import run_app, trainer
-from ldm.small_llava import PATCH, SmallConfig
-from ldm.stages import Stage, StageSettings
+from ldm.small_llava import PATCH, SmallConfig, blind
+from ldm.stages import Stage, StageSettings, describe_stages
 from llava_bifrost.small.answer import Answering, measure_answers, train_answers
 from llava_bifrost.small.bank import open_bank
 from llava_bifrost.small.cache import open_scenes
@@ -87,13 +87,6 @@ def run(config: LocatorTraining) -> None:
     log.info("written: %s", config.out / "model")
 
 
-def blind(model: LlavaForConditionalGeneration) -> None:
-    """Turn every image token into zeros, for good."""
-    last = model.model.multi_modal_projector.linear_2
-    for parameter in (last.weight, last.bias):
-        parameter.requires_grad_(False).zero_()
-
-
 def describe(
     config: LocatorTraining, model: LlavaForConditionalGeneration, stages: list[Stage], gates: dict[str, Any]
 ) -> dict[str, Any]:
@@ -103,12 +96,7 @@ def describe(
         batch=config.placement.batch, seconds=sum(stage.progress.seconds for stage in stages),
         settings=config, held_out={"gates": gates},
     )  # fmt: skip
-    manifest["samples"] = sum(stage.progress.step * stage.settings.batch for stage in stages)
-    manifest["stages"] = {
-        stage.name: {"steps": stage.progress.step, "minutes": round(stage.progress.seconds / 60, 1)}
-        for stage in stages
-    }
-    return manifest
+    return manifest | describe_stages(stages)
 
 
 if __name__ == "__main__":
