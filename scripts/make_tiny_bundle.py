@@ -142,7 +142,7 @@ def inpainter(
     force: Annotated[bool, typer.Option(help="replace a better part")] = False,
 ) -> None:
     """Install the inpainter of a run: networks, both LoRAs and the classifier of the evaluation."""
-    measured, stages = read_json(evaluation), ("first_stage", "painter", "rca", "plain", "judge")
+    measured, stages = read_json(evaluation), ("first_stage", "painter", "rca", "joint", "plain", "judge")
     manifest = read_json(run / "painter" / MANIFEST) | {"part": "inpainter"}
     manifest["stages"] = {stage: stage_facts(run / stage) for stage in stages}
     manifest["held_out"] = {name: value for name, value in measured.items() if name != "settings"}

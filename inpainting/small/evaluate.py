@@ -1,4 +1,4 @@
-"""Does each mask show what its own prompt names? Five models, as in the paper's table.
+"""Does each mask show what its own prompt names? Six models, as in the paper's table.
 
     python -m inpainting.small.evaluate --run runs/tiny/inpainter --data data/scenes/views_eval
 
@@ -7,6 +7,7 @@ rca             rectified cross-attention, each prompt encoded alone, nothing tr
 rca_joint       the same with all prompts in one token sequence, as published
 finetuned       LoRA on several masks, prompts joined
 rca_finetuned   LoRA on several masks, rectified cross-attention
+joint_finetuned LoRA on several masks, rectified cross-attention on one token sequence, as published
 
 Colour and shape are read by a classifier that was trained on renders of other seeds; what it makes of the
 true renders is the ceiling. Painted pictures are kept, so an interrupted evaluation continues.
@@ -45,6 +46,7 @@ MODELS: dict[str, tuple[str, Way]] = {
     "rca": ("", Way(True)),
     "finetuned": ("plain/lora", Way(False)),
     "rca_finetuned": ("rca/lora", Way(True)),
+    "joint_finetuned": ("joint/lora", Way(True, "joint")),
 }
 
 

@@ -5,6 +5,7 @@
 first_stage  AutoencoderTiny with 4 latent channels
 painter      UNet and text encoder together: one mask, one prompt, as Stable Diffusion's inpainting model
 rca          LoRA on several masks, with rectified cross-attention
+joint        the same with all prompts in one token sequence, as published; for the evaluation only
 plain        LoRA on the same examples without it: prompts joined with periods
 judge        a classifier of colour and shape, for the evaluation only
 A stage whose result is there is skipped; an interrupted one continues from its last checkpoint.
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from inpainting.models.text_to_image.rca import install_rca
-from inpainting.models.text_to_image.tokens import ENCODINGS, encode_plans
+from inpainting.models.text_to_image.tokens import encode_plans
 from inpainting.small import diffusion, first_stage, judge
 from inpainting.small.examples import Encoder, plain_regions, several, single
 from inpainting.small.loop import LoopConfig, fit
@@ -42,6 +43,7 @@ from inpainting.small.model import (
     load_folder,
     save_folder,
 )
+from inpainting.small.sample import Way
 from inpainting.small.views import Views, read_views
 from ldm.checkpoints import folder_written_whole, load_part
 from ldm.config import check_settings, setting
@@ -51,20 +53,18 @@ from ldm.options import run_app, trainer
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("first_stage", "painter", "rca", "plain", "judge")
+STAGES = ("first_stage", "painter", "rca", "joint", "plain", "judge")
+ADAPTERS = {"rca": Way(True), "joint": Way(True, "joint"), "plain": Way(False)}
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")  # what the published LoRA adapts
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The two LoRAs; as published but for the rank and the length."""
+    """The LoRAs; as published but for the rank and the length."""
 
     rank: int = setting(16, low=1, help="rank; alpha is equal to it")
     most_masks: int = setting(5, low=1, help="masks of one picture")
-    encoding: str = setting(
-        "separate", choices=ENCODINGS, help="prompts under rectified attention; published: joint"
-    )
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=2500, batch=8, lr=1e-3, weight_decay=0.0, ema=0.995)
     )
@@ -98,9 +98,8 @@ def run(config: TrainConfig) -> None:
     runners: dict[str, Callable[[TrainConfig, Views], None]] = {
         "first_stage": run_first_stage,
         "painter": run_painter,
-        "rca": partial(run_adapter, rectified=True),
-        "plain": partial(run_adapter, rectified=False),
         "judge": run_judge,
+        **{name: partial(run_adapter, name=name) for name in ADAPTERS},
     }
     for stage in STAGES:
         if stage in config.stages:
@@ -137,30 +136,33 @@ def run_painter(config: TrainConfig, views: Views) -> None:
     _manifest(run_folder, model, config, loop, seconds)
 
 
-def run_adapter(config: TrainConfig, views: Views, rectified: bool) -> None:
+def run_adapter(config: TrainConfig, views: Views, name: str) -> None:
     """A LoRA of the base model on several masks, with or without rectified cross-attention."""
-    run_folder, loop = config.out / ("rca" if rectified else "plain"), config.adapter.loop
+    run_folder, loop, way = config.out / name, config.adapter.loop, ADAPTERS[name]
     model, tokenizer, vae = load_folder(config.out / "painter" / "model")
     vae.to(memory_format=torch.channels_last)
     model.requires_grad_(False)
     torch.manual_seed(loop.seed)
     add_adapter(model, config.adapter.rank)
-    if rectified:
+    if way.rectified:
         install_rca(model.unet)
     else:
         model.unet.set_attn_processor(AttnProcessor())
     encoder, scheduler = Encoder(vae), create_scheduler()
-    levels, encoding = len(config.network.block_channels), config.adapter.encoding
+    levels = len(config.network.block_channels)
 
     def losses(step: int) -> dict[str, Tensor]:
         rng, generator = draws(loop.seed, step)
         batch = [several(views, config.adapter.most_masks, rng) for _ in range(loop.batch)]
-        plans = [diffusion.several_prompts(one.prompts, tokenizer, encoding, rectified, rng) for one in batch]
+        plans = [
+            diffusion.several_prompts(one.prompts, tokenizer, way.encoding, way.rectified, rng)
+            for one in batch
+        ]
         with torch.no_grad():
             embeddings, owners = encode_plans(plans, model.text_encoder)
         known = encoder.conditions(batch, rng)
         size = (known.latents.shape[2], known.latents.shape[3])
-        regions = diffusion.regions_of_batch(batch, owners, size, levels) if rectified else None
+        regions = diffusion.regions_of_batch(batch, owners, size, levels) if way.rectified else None
         return {"v": diffusion.loss(model.unet, scheduler, known, embeddings, generator, regions)}
 
     seconds = fit(model, losses, loop, run_folder)
