@@ -16,74 +16,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from cldm.compat import preset, with_compat
-from cldm.model import Compositor
 from cldm.pipeline import Weights, paint
-from cldm.pretrained import Card, Sampling, load_card, load_compositor
+from cldm.pretrained import Card, Sampling
 from compose_inputs import read_sources
 from compose_locate import locate, settle
+from compose_models import Models, load_models
 from compose_recipe import make_recipe
-from compose_settings import DEPTH_MODES, ComposeSettings, depth_folder, ignored, model_folder
+from compose_settings import DEPTH_MODES, ComposeSettings, ignored
 from datasets.inputs import Inputs
 from datasets.layers import Layers
 from datasets.pairs import Pair, build_pair
 from datasets.pasteback import Stitched, stitch
 from ldm.denoise import Step
-from ldm.device import pick_device, pick_dtype
-from ldm.experts import DepthEstimator
-from ldm.ground import Detector
 from ldm.result import StageTimer, measure_drift
-from llava_bifrost.locator import Locator, load_locator
 
 __all__ = ["ComposeSettings", "Models", "Result", "compose", "load_models"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Models:
-    """The networks of one or many composites; each is loaded when it is first needed."""
-
-    folder: Path
-    card: Card
-    depth_folder: Path
-    device: torch.device
-    dtype: torch.dtype  # of the compositor
-    offload: bool = False
-    asked: tuple[str, str, bool] = ("auto", "auto", False)  # device, dtype, offload as the settings say
-    locators: dict[str, Locator] = field(default_factory=dict)
-    detectors: dict[str, Detector] = field(default_factory=dict)
-
-    def locator(self, folder: Path) -> Locator:
-        """The language model that reads sentences."""
-        if folder.as_posix() not in self.locators:
-            self.locators[folder.as_posix()] = load_locator(folder, str(self.device))
-        return self.locators[folder.as_posix()]
-
-    def detector(self, folder: Path) -> Detector:
-        """The network that finds named things."""
-        if folder.as_posix() not in self.detectors:
-            self.detectors[folder.as_posix()] = Detector.load(folder, device=str(self.device))
-        return self.detectors[folder.as_posix()]
-
-    @cached_property
-    def compositor(self) -> Compositor:
-        """In eval mode, on the device, or on the CPU until a stage needs it."""
-        model, _ = load_compositor(self.folder, self.dtype)
-        return model if self.offload else model.to(self.device)
-
-    @cached_property
-    def depth(self) -> DepthEstimator:
-        """The depth network, in single precision."""
-        return DepthEstimator.load(self.depth_folder, device=str(self.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,18 +56,6 @@ class Result:
     pair: Pair
     painted_u8: list[np.ndarray]  # n x (h, w, 3), the model's own output
     layers: Layers  # the crop at native resolution
-
-
-def load_models(settings: ComposeSettings) -> Models:
-    """Check device and folder, say once what the compositor is; weights are read when first needed."""
-    device = pick_device(settings.device)
-    folder = model_folder(settings)
-    card = load_card(folder)
-    if card.notice:
-        logger.info("%s", card.notice)
-    dtype = pick_dtype(settings.dtype, device)
-    asked = (settings.device, settings.dtype, settings.offload)
-    return Models(folder, card, depth_folder(settings.depth_model), device, dtype, settings.offload, asked)
 
 
 def card_of(settings: ComposeSettings, models: Models) -> Card:

@@ -11,11 +11,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from compose_inputs import Sources, make_inputs, require_visible
+from compose_models import Models
 from compose_settings import GEOMETRIC, ComposeSettings, locator_of
 from datasets.augment import Choices
 from datasets.geometry import bbox_of_mask
@@ -27,9 +28,6 @@ from ldm.files import file_sha256, hash_folder
 from llava_bifrost.location import Candidate, InstructionError, Request, parse_instruction, satisfies
 from llava_bifrost.place_anchors import as_json, detect_anchors, read_anchors
 from llava_bifrost.placer import Item, place
-
-if TYPE_CHECKING:
-    from compose import Models
 
 logger = logging.getLogger(__name__)
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cldm.pretrained import Sampling
+from compose_models import Models
 from compose_settings import ComposeSettings
 from datasets.inputs import PairOptions
 from ldm.config import Layer, flag_name, merge_layers, to_plain
 from ldm.files import file_sha256, hash_folder
 from ldm.result import library_versions, read_recipe
-
-if TYPE_CHECKING:
-    from compose import Models
 
 logger = logging.getLogger(__name__)
 

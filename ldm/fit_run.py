@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ldm.fit_batches import Loss, Validation, averaged, batch_loader, drawing, is_due
+from ldm.fit_config import FitConfig
 from ldm.resume import (
     PREFIX,
     Layout,
@@ -33,9 +34,6 @@ from ldm.resume import (
 )
 from ldm.rows import RowsFile, header_of
 from ldm.seeds import seed_of
-
-if TYPE_CHECKING:
-    from ldm.fit import FitConfig
 
 log = logging.getLogger(__name__)
 

@@ -67,7 +67,7 @@ def test_every_step_is_seen_and_can_be_the_last(case: Case) -> None:
 
 
 def test_networks_are_loaded_once_and_only_when_needed(case: Case, monkeypatch) -> None:
-    import compose as module
+    import compose_models as module
 
     calls: list[str] = []
     real = module.load_compositor

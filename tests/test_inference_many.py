@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import compose as compose_module
+import compose_models as compose_module
 from compose_batch import is_done, read_jobs
 from compose_dreambooth import find_test_set, pairs
 from ldm.images import read_picture, write_mask, write_png
