@@ -18,7 +18,7 @@ from ldm.images import from_pm1
 
 BUNDLE = Path(__file__).parent.parent / "assets" / "tiny"
 LIMITS_MIB = {"compositor": 18, "depth": 6, "locator": 6, "inpainter": 12, "prompter": 6}
-PARTS = ["compositor", "depth", "locator", "inpainter"]
+PARTS = ["compositor", "depth", "locator", "inpainter", "prompter"]
 SEEDS = 50_000  # of the evaluation split, beyond those that the manifests were measured on
 
 
