@@ -80,6 +80,7 @@ WORKERS = {
     "scripts.draw_figure": ["make"],
     "scripts.draw_locator": ["make"],
     "benchmarks.placer": ["main"],
+    "benchmarks.shadow": ["main"],
     "scripts.draw_regions": ["make"],
 }
 
