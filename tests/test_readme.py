@@ -9,6 +9,7 @@ import compose_settings
 from cldm.create import create_compositor
 from cldm.pretrained import save_compositor
 from datasets.inputs import PairOptions
+from inpainting.models.image_to_text.settings import PromptTraining
 from ldm.config import load_config
 from ldm.schema import flat_settings
 from run_train_bifrost import RunConfig
@@ -19,6 +20,7 @@ from tests.conftest import ROOT
 from tests.small import SMALL, SMALL_CARD
 
 FIGURE_KB = 600
+SETTINGS_OF = {"docs/prompts.md": PromptTraining}  # whose keys a page names; others those of the compositor
 OURS = ("ldm", "datasets", "cldm", "llava_bifrost", "inpainting")
 # Folders that running the code makes, and weights, which have tests of their own.
 MADE = ("outputs", "runs", "models", "data", "assets/tiny", ".venv")
@@ -102,12 +104,12 @@ def test_named_modules_and_names_exist(page):
 @pytest.mark.parametrize("page", pages.PAGES)
 def test_named_options_and_keys_exist(page):
     options = set(re.findall(r"^\| `(--[\w-]+)`", pages.text_of("docs/commands.md"), re.MULTILINE))
-    keys = flat_settings(RunConfig)
+    keys = flat_settings(SETTINGS_OF.get(page, RunConfig))
     for code in pages.INLINE.findall(pages.prose(page)):
         if code.startswith("--"):
             assert code.split()[0] in options | {"--help", "--config", "--shard"}, f"{page}: {code}"
         for key in re.findall(
-            r"(?:^|\s)((?:pair|train|trainer|data|network|sampling)\.\w+)(?=[=\s]|$)", code
+            r"(?:^|\s)((?:pair|train|trainer|data|network|sampling|val)\.\w+)(?=[=\s]|$)", code
         ):
             assert key in keys, f"{page}: {code}"
 
