@@ -35,8 +35,9 @@ def test_notebook_runs(root: Path) -> None:
     notebook = nbformat.read(root / "notebooks" / "try_pipe.ipynb", as_version=4)
     run = NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(root / "notebooks")}})
     run.execute()
-    *_, sheet, drift = (cell for cell in notebook.cells if cell.cell_type == "code")
+    *_, sheet, drift, dreamed = (cell for cell in notebook.cells if cell.cell_type == "code")
     assert "image/png" in sheet.outputs[-1]["data"]
+    assert "image/png" in dreamed.outputs[-1]["data"]
     assert drift.outputs[-1]["data"]["text/plain"] == "[0]"
 
 

@@ -150,7 +150,7 @@ def save_folder(
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderTiny"],
     }
-    card = Card(name="small inpainter", notice=NOTICE, sampling=Recommended(steps=2, guidance=1.5))
+    card = Card(name="small inpainter", notice=NOTICE, sampling=Recommended(steps=8, guidance=2.0))
     (folder / CARD).write_text(json.dumps(to_plain(card), indent=1) + "\n", encoding="utf-8")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

@@ -21,8 +21,8 @@ from ldm.config import check_settings, setting
 class Sampling:
     """How pictures are painted."""
 
-    steps: int = setting(2, low=1, help="denoising steps")
-    guidance: float = setting(1.5, low=1.0, help="classifier-free guidance")
+    steps: int = setting(8, low=1, help="denoising steps")
+    guidance: float = setting(2.0, low=1.0, help="classifier-free guidance")
     batch: int = setting(16, low=1, help="pictures painted together; the result does not depend on it")
 
     def __post_init__(self) -> None:
