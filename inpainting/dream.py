@@ -31,11 +31,11 @@ from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.pipeline import Result, paint
 from inpainting.paint import (
     PaintSettings,
-    SeveralValues,
     load_model,
     model_folder,
     output_paths,
     save_samples,
+    several_app,
     sheet_path,
     tell,
 )
@@ -186,9 +186,7 @@ def load_writer(settings: DreamSettings, known: Sequence[str]) -> PromptWriter:
 
 
 def build_app() -> typer.Typer:
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(cls=SeveralValues)(command(DreamSettings, run_dream))
-    return app
+    return several_app(command(DreamSettings, run_dream))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json as json_format
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -235,10 +235,15 @@ def spread(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     return result
 
 
-def build_app() -> typer.Typer:
+def several_app(verb: Callable[..., None]) -> typer.Typer:
+    """The app of one verb whose list options take several words."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(cls=SeveralValues)(command(PaintSettings, run_paint))
+    app.command(cls=SeveralValues)(verb)
     return app
+
+
+def build_app() -> typer.Typer:
+    return several_app(command(PaintSettings, run_paint))
 
 
 if __name__ == "__main__":

@@ -163,8 +163,8 @@ def recoloured(pixels_u8: np.ndarray, rng: np.random.Generator | None) -> np.nda
 
 
 def normalised(pixels_01: np.ndarray) -> Tensor:
-    """(b, h, w, 3) in [0, 1] -> (b, 3, h, w), mean 0.5 and deviation 0.25 taken out as the processor does."""
-    return torch.from_numpy((pixels_01 - 0.5) / 0.25).permute(0, 3, 1, 2)
+    """(b, h, w, 3) in [0, 1] -> (b, 3, h, w), MEAN and DEVIATION taken out as the processor does."""
+    return torch.from_numpy((pixels_01 - MEAN) / DEVIATION).permute(0, 3, 1, 2)
 
 
 def pooled(maps: np.ndarray, patch: int) -> np.ndarray:

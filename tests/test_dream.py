@@ -13,7 +13,7 @@ import torch
 from inpainting.dream import build_app, dream
 from inpainting.dream_prompts import Prompts, hidden
 from inpainting.dream_sheet import broken, dream_sheet, legend
-from inpainting.models.image_to_text.prompter import TINY, Card, write_card
+from inpainting.models.image_to_text.prompter import Card, write_card
 from inpainting.models.image_to_text.writer import Decoding, PromptWriter
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, save_inpainter
 from inpainting.prompts import COLORS, rgb_of
@@ -192,7 +192,6 @@ def test_long_words_are_broken():
     assert "".join(lines).replace(" ", "") == "a" + "w" * 90 + "b"
 
 
-@pytest.mark.skipif(not (ROOT / TINY / "config.json").is_file(), reason=f"no {TINY.as_posix()} yet")
 def test_the_small_models_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With no other model in place: prompts of rendered solids, in the words that the small painter knows."""
     from inpainting.small.words import read_name

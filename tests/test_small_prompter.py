@@ -251,7 +251,6 @@ def test_the_laws_own_answers_reach_the_gap(sets: Sets) -> None:
     assert gap(truth, "shape")["mean"] > 1
 
 
-@pytest.mark.skipif(not (BUNDLED / "config.json").is_file(), reason="no prompt writer in the bundle")
 def test_the_bundled_prompt_writer_sees(tmp_path: Path) -> None:
     """On 32 held-out scenes that no training and no other test has seen."""
     render_sets(SetScenes(out=tmp_path, count=32, first_seed=900_000, split="eval"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,17 @@ def test_every_sampled_answer_is_valid_and_differs_from_what_is_there(worlds: li
             assert named == [name for _, name in question.request.relations]
             asked += 1
     assert asked >= 40
+
+
+def test_every_shape_is_asked_for_about_equally_often(worlds: list[World]) -> None:
+    asked = Counter(
+        question.request.target.split()[-1]
+        for i, world in enumerate(worlds) for seed in range(6)
+        for question in place_questions(world, np.random.default_rng((i, seed)), 8)
+    )  # fmt: skip
+    shares = [asked[shape] / asked.total() for shape in SHAPE_NAMES]
+    assert 0.4 / len(SHAPE_NAMES) < min(shares), asked
+    assert max(shares) < 2 / len(SHAPE_NAMES), asked
 
 
 def test_all_relations_are_asked(worlds: list[World]) -> None:
