@@ -85,7 +85,6 @@ class EvaluateSettings(ScoreSettings):
     out: Path | None = setting(None, help="JSON file for the numbers; table and sheets go beside it")
 
 
-
 def variants(settings: EvaluateSettings, card: Card) -> dict[str, Sampling]:
     """Every sampler setting that is measured, by name (the share of detail is varied afterwards)."""
     base = replace(card.sampling, steps=settings.steps)

@@ -25,7 +25,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
 from cldm.model import Compositor, Conditions
-from cldm.training.draws import Draws, draw, timesteps_by_dynamics
+from cldm.training.draws import Draws, draw, shifted_timesteps, timesteps_by_dynamics
 from cldm.training.loss import min_snr_weight, weighted_error
 from ldm.config import check_settings, setting
 
@@ -62,6 +62,12 @@ class TrainConfig:
         "dynamics",
         choices=("dynamics", "uniform"),
         help="dynamics: moving sources train the early, still ones the late timesteps in 7 cases of 10",
+    )
+    timestep_shift: float = setting(
+        1.0,
+        low=0.01,
+        high=100.0,
+        help="above 1 trains the noisy timesteps more, which suits few sampling steps; 1 = as drawn",
     )
     min_snr: float = setting(
         0.0, low=0.0, help="limit of the loss weight by signal-to-noise ratio (usual: 5); 0 = equal weights"
@@ -170,8 +176,10 @@ class CompositorModule(pl.LightningModule):
     def timesteps(self, draws: Draws, dynamics: Tensor, total: int) -> Tensor:
         """(b,) int64 on the device."""
         if self.config.timesteps == "uniform":
-            return draws.timesteps.to(dynamics.device)
-        return timesteps_by_dynamics(draws, dynamics.cpu(), total).to(dynamics.device)
+            chosen = draws.timesteps
+        else:
+            chosen = timesteps_by_dynamics(draws, dynamics.cpu(), total)
+        return shifted_timesteps(chosen, self.config.timestep_shift, total).to(dynamics.device)
 
     def conditions(self, batch: dict[str, Tensor], drops: Tensor) -> Conditions:
         """Conditions with dropout: zero-image tokens, blank hints. drops: (3, b) in [0, 1)."""

@@ -13,7 +13,7 @@ import run_train_bifrost
 from cldm.create import create_compositor
 from cldm.data import DataConfig
 from cldm.module import CompositorModule, TrainConfig
-from cldm.training.draws import draw, timesteps_by_dynamics
+from cldm.training.draws import draw, shifted_timesteps, timesteps_by_dynamics
 from cldm.training.loss import min_snr_weight, weighted_error
 from cldm.training.metrics import MetricsFile
 from cldm.training.watch import hint_changes
@@ -95,6 +95,17 @@ def test_timesteps_by_dynamics() -> None:
     for found in (moving, still, both):
         assert (found.min() >= 0) & (found.max() < 1000)
         assert len(found.unique()) > 400
+
+
+def test_shifted_timesteps_follow_the_published_curve() -> None:
+    drawn = torch.arange(1000)
+    assert torch.equal(shifted_timesteps(drawn, 1.0, 1000), drawn)
+    noisy = shifted_timesteps(drawn, 3.0, 1000)
+    assert noisy[499] == int(1000 * 3 * 0.4995 / (1 + 2 * 0.4995))  # the middle moves to three quarters
+    assert (int(noisy.min()), int(noisy.max())) == (1, 999)
+    assert bool((noisy.diff() >= 0).all())
+    assert float((noisy >= 750).double().mean()) == pytest.approx(0.5, abs=0.01)
+    assert int(shifted_timesteps(drawn, 0.2, 1000).float().median()) < 200
 
 
 def test_min_snr_weights() -> None:

@@ -52,3 +52,13 @@ def timesteps_by_dynamics(draws: Draws, dynamics: Tensor, timesteps: int) -> Ten
     bound = draws.free >= FREE
     chosen = torch.where(bound & (dynamics == MOVING), early, draws.timesteps)
     return torch.where(bound & (dynamics == STILL), late, chosen)
+
+
+def shifted_timesteps(chosen: Tensor, shift: float, timesteps: int) -> Tensor:
+    """(b,) int64: uniform draws moved towards the noisy end, u -> shift u / (1 + (shift - 1) u), u in (0, 1).
+
+    Esser et al. 2024, equation 23. shift: above 1 noisier, 1 = as drawn, below 1 cleaner
+    """
+    u = (chosen.double() + 0.5) / timesteps
+    moved = shift * u / (1 + (shift - 1) * u) * timesteps
+    return moved.long().clamp(0, timesteps - 1)
