@@ -19,6 +19,8 @@ from ldm.images import resize
 LEGACY_MARGIN = 5  # pixels of the crop's rectangle that the published paste leaves out
 FEATHER = 0.02  # of the crop's side
 WIDE = 8  # pixels
+MAX_LIGHT = 3.0  # a cut-out is never made more than so many times as light or dark
+DARK = 5.0  # of 255, added to both before they are divided: black tells nothing about the light
 DETAIL_SCALE = 0.12  # of the object's size: finer than this counts as detail; measured on rendered scenes
 
 
@@ -154,8 +156,10 @@ def with_detail(
 def transfer_detail(
     generated_u8: np.ndarray, paste_u8: np.ndarray, coverage: np.ndarray, amount: float, sigma: float
 ) -> np.ndarray:
-    """Light and colour of the model's picture, fine detail of the cut-out (frequency separation).
+    """Light and colour of the model's picture, fine detail of the cut-out.
 
+    The cut-out is multiplied by the quotient of the two pictures' low frequencies, as light multiplies what a
+    surface reflects (quotient image, Shashua and Riklin-Raviv 2001).
     generated_u8, paste_u8: (h, w, 3), the same frame
     coverage: (h, w) bool or [0, 1], the visible object; blurs are normalised by it, so nothing leaks out
     amount:   0 to 1;  sigma: pixels, what is finer counts as detail
@@ -168,10 +172,10 @@ def transfer_detail(
     part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     weight = coverage[part].astype(np.float32)
     generated, paste = generated_u8[part].astype(np.float32), paste_u8[part].astype(np.float32)
-    # low(generated) + (paste - low(paste)) - generated, with one blur for both.
-    difference = low_frequencies(generated - paste, weight, sigma) - (generated - paste)
+    wanted, own = (low_frequencies(picture, weight, sigma) + DARK for picture in (generated, paste))
+    light = np.clip(wanted / own, 1 / MAX_LIGHT, MAX_LIGHT)
     result = generated_u8.copy()
-    mixed = generated + amount * weight[..., None] * difference
+    mixed = generated + amount * weight[..., None] * (paste * light - generated)
     result[part] = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
     return result
 

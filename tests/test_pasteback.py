@@ -115,8 +115,9 @@ def test_detail_replaces_texture_and_keeps_the_models_light():
     result = transfer_detail(light, texture, mask, 1.0, 6.0)
     assert np.array_equal(result[~mask], light[~mask])
     inside = result[24:72, 24:40].astype(float)
-    assert inside.mean() == pytest.approx(60, abs=4)
-    assert inside.std() == pytest.approx(texture[24:72, 24:40].std(), rel=0.1)
+    cutout = texture[24:72, 24:40]
+    assert inside.mean() == pytest.approx(60, abs=5)
+    assert inside.std() / inside.mean() == pytest.approx(cutout.std() / cutout.mean(), rel=0.03)
     half = transfer_detail(light, texture, mask, 0.5, 6.0)[24:72, 24:40].astype(float)
     assert half.std() == pytest.approx(inside.std() / 2, rel=0.1)
     assert transfer_detail(light, texture, mask, 0.0, 6.0) is light
@@ -125,7 +126,7 @@ def test_detail_replaces_texture_and_keeps_the_models_light():
 def test_detail_does_not_leak_over_the_silhouette():
     mask = box_mask((30, 0, 60, 90), (90, 90))
     generated = np.full((90, 90, 3), 100, np.uint8)
-    paste = np.where(mask[..., None], 100, 255).astype(np.uint8)
+    paste = np.where(mask[..., None], 100, 255).astype(np.uint8).repeat(3, 2)
     assert np.array_equal(transfer_detail(generated, paste, mask, 1.0, 8.0), generated)
 
 
