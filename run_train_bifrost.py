@@ -26,6 +26,7 @@ from cldm.pretrained import Card, Sampling, load_compositor, save_compositor
 from cldm.training.checkpoints import Checkpoints, SplitCheckpoint, checkpoint_folders
 from cldm.training.metrics import Metrics
 from cldm.training.refusals import Refusals
+from cldm.training.sharding import Sharded, finished_weights, plain_model, takes_part
 from cldm.training.watch import Samples, Watched
 from datasets.inputs import PairOptions
 from ldm.config import check_settings, dump_yaml, setting
@@ -45,6 +46,11 @@ class TrainerConfig:
     accelerator: str = setting("auto", choices=("auto", "cpu", "gpu", "mps"), help="where to train")
     devices: int = setting(1, low=1, help="devices per node")
     nodes: int = setting(1, low=1, help="number of nodes")
+    strategy: str = setting(
+        "ddp",
+        choices=("ddp", "fsdp"),
+        help="of several devices: each holds the whole model, or its share of it (FSDP2)",
+    )
     precision: str = setting("bf16-mixed", choices=("32-true", "16-mixed", "bf16-mixed"), help="arithmetic")
     accumulate: int = setting(1, low=1, help="batches per optimizer step")
     clip: float = setting(0.0, low=0.0, help="gradient norm limit; 0 = none")
@@ -62,10 +68,19 @@ class TrainerConfig:
     @property
     def batches_per_step(self) -> int:
         """Batches of all devices in one optimizer step."""
-        return self.accumulate * self.devices * self.nodes
+        return self.accumulate * self.all_devices
+
+    @property
+    def all_devices(self) -> int:
+        """Devices of all nodes."""
+        return self.devices * self.nodes
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.strategy == "fsdp" and self.all_devices == 1:
+            raise ValueError("trainer.strategy=fsdp needs several devices, got trainer.devices=1")
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise ValueError("trainer.strategy=fsdp needs precision bf16-mixed or 32-true, got 16-mixed")
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,13 @@ class RunConfig:
     data: DataConfig = setting(DataConfig(), help="sources and batches")
     train: TrainConfig = setting(TrainConfig(), help="loss and optimizer")
     trainer: TrainerConfig = setting(TrainerConfig(), help="steps and hardware")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.trainer.strategy == "fsdp" and self.train.shard_optimizer:
+            raise ValueError(
+                "train.shard_optimizer=true is for trainer.strategy=ddp: with fsdp the optimizer is shared anyway"
+            )
 
     @property
     def card(self) -> Card:
@@ -130,14 +152,12 @@ class SaveModel(pl.Callback):
         self.started = time.monotonic()
 
     def save(self, module: CompositorModule) -> None:
-        average, parameters = module.average, module.parameters_to_train
-        if average is not None:
-            average.store(parameters)
-            average.copy_to(parameters)
-        save_compositor(module.model, self.config.card, self.config.out / "model")
-        self.save_manifest(module)
-        if average is not None:
-            average.restore(parameters)
+        writes = module.trainer.is_global_zero
+        values = finished_weights(module, module.average_by_name, writes)
+        if writes:
+            with plain_model(module, values):
+                save_compositor(module.model, self.config.card, self.config.out / "model")
+            self.save_manifest(module)
 
     def save_manifest(self, module: CompositorModule) -> None:
         config = self.config
@@ -153,7 +173,7 @@ class SaveModel(pl.Callback):
     ) -> None:
         step = trainer.global_step
         due = step % self.config.trainer.save_every == 0 or step == trainer.max_steps
-        if trainer.is_global_zero and due and step != self.saved:
+        if takes_part(trainer) and due and step != self.saved:
             self.saved = step
             self.save(pl_module)  # type: ignore[arg-type]
 
@@ -192,6 +212,7 @@ def make_trainer(config: RunConfig) -> pl.Trainer:
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.nodes,
+        strategy=Sharded(settings.all_devices) if settings.strategy == "fsdp" else "auto",
         max_epochs=-1,
         precision=settings.precision,
         max_steps=settings.max_steps,

@@ -21,12 +21,14 @@ from einops import rearrange
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
 from cldm.model import Compositor, Conditions
 from cldm.training.draws import Draws, draw, shifted_timesteps, timesteps_by_dynamics
 from cldm.training.loss import min_snr_weight, weighted_error
+from cldm.training.sharding import gathered, shard, shared_like
 from ldm.config import check_settings, setting
 
 
@@ -116,7 +118,7 @@ class CompositorModule(pl.LightningModule):
         self.config = config
         self.noise_schedule = DDIMScheduler.from_config(model.scheduler_config)
         self.parameters_to_train = trainable_parameters(model, config)
-        self.average = EMAModel(self.parameters_to_train, decay=config.ema) if config.ema else None
+        self.average = self.fresh_average()
         self.strict_loading = False  # frozen weights are in no checkpoint; on_load_checkpoint checks the rest
         self.batch_number = 0
         self.last_loss = torch.zeros(())
@@ -130,6 +132,25 @@ class CompositorModule(pl.LightningModule):
             for net in nets:
                 net.enable_gradient_checkpointing()
             model.identity.encoder.gradient_checkpointing_enable()
+
+    def fresh_average(self) -> EMAModel | None:
+        """The running average of what trains, from here on."""
+        return EMAModel(self.parameters_to_train, decay=self.config.ema) if self.config.ema else None
+
+    def configure_model(self) -> None:
+        """Where the devices share the parameters out, do so once."""
+        if self.device_mesh is None or isinstance(self.model.unet, FSDPModule):
+            return
+        shard(self.model, self.device_mesh["data_parallel"])
+        self.parameters_to_train = [one for one in self.model.parameters() if one.requires_grad]
+        self.average = self.fresh_average()
+
+    @property
+    def average_by_name(self) -> dict[str, Tensor]:
+        """The running average; empty where none is kept."""
+        if self.average is None:
+            return {}
+        return dict(zip(self.trained_names, self.average.shadow_params, strict=True))
 
     @property
     def trained_names(self) -> list[str]:
@@ -228,9 +249,11 @@ class CompositorModule(pl.LightningModule):
         weights, names = checkpoint["state_dict"], self.trained_names
         checkpoint["state_dict"] = {name: weights[name] for name in names}
         if self.average is not None:
+            keep = self.trainer.is_global_zero
+            named = self.average_by_name.items()
+            checkpoint["average"] = {name: gathered(value, keep) for name, value in named}
             numbers = self.average.state_dict()
-            checkpoint["average"] = dict(zip(names, numbers.pop("shadow_params"), strict=True))
-            checkpoint["average_numbers"] = numbers
+            checkpoint["average_numbers"] = {k: v for k, v in numbers.items() if k != "shadow_params"}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         parts = ["state_dict"] if self.average is None else ["state_dict", "average"]
@@ -244,7 +267,9 @@ class CompositorModule(pl.LightningModule):
                     f"such as {wrong[:3]}; was train.trainable, train.ema or the network changed?"
                 )
         if self.average is not None:
-            shadows = [checkpoint["average"][name] for name in names]
+            stored = checkpoint["average"]
+            pairs = zip(names, self.parameters_to_train, strict=True)
+            shadows = [shared_like(stored[name], parameter) for name, parameter in pairs]
             self.average.load_state_dict({**checkpoint["average_numbers"], "shadow_params": shadows})
 
 

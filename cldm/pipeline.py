@@ -33,7 +33,9 @@ class Weights:
 @contextmanager
 def resident(module: nn.Module, device: torch.device, offload: bool) -> Iterator[None]:
     """Have `module` on `device` for one stage; with `offload` it goes back to the CPU afterwards."""
-    module.to(device)
+    exact = torch.empty(0, device=device).device  # "cuda" -> "cuda:0"
+    if any(parameter.device != exact for parameter in module.parameters()):
+        module.to(device)
     try:
         yield
     finally:

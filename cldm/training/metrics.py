@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from cldm.training.sharding import takes_part
 from cldm.training.watch import PROBES, Watched, hint_changes
 from ldm.rows import RowsFile
 
@@ -61,7 +63,8 @@ class Metrics(pl.Callback):
     ) -> None:
         if self.is_due(trainer.global_step + 1):
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            self.grad_norm = get_total_norm(gradients)
+            norm = get_total_norm(gradients)
+            self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
@@ -82,9 +85,9 @@ class Metrics(pl.Callback):
             "grad_norm": float(self.grad_norm) if self.grad_norm is not None else float("nan"),
             "samples_per_second": (step - self.row_step) * self.samples_per_step / (now - self.row_time),
         }
+        if takes_part(trainer) and self.probe_every and step % self.probe_every == 0:
+            row |= hint_changes(module.model, self.watched.batch(trainer, module.device))
         if trainer.is_global_zero:
-            if self.probe_every and step % self.probe_every == 0:
-                row |= hint_changes(module.model, self.watched.batch(trainer, module.device))
             self.file.append(row)
             if trainer.logger is not None:
                 numbers = {name: value for name, value in row.items() if name != "step"}

@@ -19,6 +19,7 @@ from torch import Tensor
 from cldm.model import Compositor
 from cldm.pipeline import paint
 from cldm.pretrained import Sampling
+from cldm.training.sharding import takes_part
 from datasets.base import Drawn, collate
 from ldm.files import write_atomic
 from ldm.images import from_pm1
@@ -108,9 +109,10 @@ class Samples(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
     ) -> None:
         step = trainer.global_step
-        if not self.every or step % self.every or step == self.drawn or not trainer.is_global_zero:
+        if not self.every or step % self.every or step == self.drawn or not takes_part(trainer):
             return
         self.drawn = step
         model: Compositor = pl_module.model  # type: ignore[assignment]
         sheet = sample_sheet(model, self.watched.pairs(trainer), self.sampling, pl_module.device)
-        write_atomic(self.folder / f"step-{step:08d}.png", sheet)
+        if trainer.is_global_zero:
+            write_atomic(self.folder / f"step-{step:08d}.png", sheet)
