@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 from datasets.augment import Augment
@@ -149,3 +150,16 @@ def permute_colours(inputs: Inputs, order: tuple[int, int, int]) -> Inputs:
     names = ("reference_u8", "background_u8", "target_u8")
     moved = {name: value[..., list(order)] for name in names if (value := getattr(inputs, name)) is not None}
     return replace(inputs, **moved)
+
+
+def under_lamp(inputs: Inputs, gains: tuple[float, float, float]) -> Inputs:
+    """The sample with background and target in other light; the reference stays as it is.
+
+    gains: factors on red, green and blue of linear light (display gamma 2.2); what gets too light is cut off
+    """
+    values = np.arange(256, dtype=np.float64)[:, None] * np.array(gains) ** (1 / 2.2)
+    table = np.clip(np.rint(values), 0, 255).astype(np.uint8)[None]
+    lit = {"background_u8": cv2.LUT(inputs.background_u8, table)}
+    if inputs.target_u8 is not None:
+        lit["target_u8"] = cv2.LUT(inputs.target_u8, table)
+    return replace(inputs, **lit)

@@ -7,6 +7,7 @@ with the reference's, as at inference; the target's own depth is shown only by o
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.base import BOTH
-from datasets.inputs import Inputs, mirror, permute_colours
+from datasets.inputs import Inputs, mirror, permute_colours, under_lamp
 from datasets.scenes.batch import SceneFacts
 from datasets.scenes.store import Shard, depth_01, read_shard
 
@@ -39,7 +40,9 @@ def read_images(folder: Path, names: tuple[str, ...] = ("image",)) -> np.ndarray
 class RenderedScenes:
     """All scenes of a folder, held in memory (about 0.1 MB a scene at 96 px).
 
-    augment: mirror and permute colours of a whole example (12 variants of each scene).
+    augment: mirror half of the examples, and vary colours and light of some:
+    other_colours: share of the examples whose colour channels are in another order everywhere.
+    other_lamp: share of the examples whose room is in light of another strength and colour.
     own_depth: share of the examples that show the reference's own depth map; the others let it bulge.
     true_depth: the depth hint is that of the true picture instead of the one that inference can make.
     """
@@ -47,11 +50,19 @@ class RenderedScenes:
     dynamics = BOTH  # other lamp, often another pose
 
     def __init__(
-        self, folder: Path, *, augment: bool = True, own_depth: float = 0.5, true_depth: bool = False
+        self,
+        folder: Path,
+        *,
+        augment: bool = True,
+        other_colours: float = 0.25,
+        other_lamp: float = 0.4,
+        own_depth: float = 0.5,
+        true_depth: bool = False,
     ) -> None:
         self.shards = [read_shard(path) for path in shard_files(folder)]
         self.ends = list(accumulate(len(shard.facts) for shard in self.shards))
-        self.augment, self.own_depth, self.true_depth = augment, own_depth, true_depth
+        self.augment, self.other_colours, self.other_lamp = augment, other_colours, other_lamp
+        self.own_depth, self.true_depth = own_depth, true_depth
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -97,5 +108,15 @@ class RenderedScenes:
             return inputs
         if rng.random() < 0.5:
             inputs = mirror(inputs)
-        first, second, third = rng.permutation(3)
-        return permute_colours(inputs, (int(first), int(second), int(third)))
+        if rng.random() < self.other_colours:
+            first, second, third = rng.permutation(3)
+            inputs = permute_colours(inputs, (int(first), int(second), int(third)))
+        return under_lamp(inputs, draw_lamp(rng)) if rng.random() < self.other_lamp else inputs
+
+
+def draw_lamp(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Factors on linear red, green and blue: darker more often than lighter, seldom colourful."""
+    strength = rng.uniform(math.log(0.55), math.log(1.25))
+    colour = rng.uniform(-0.8, 0.3, 3) * rng.random() ** 2
+    red, green, blue = np.exp(strength + colour)
+    return float(red), float(green), float(blue)

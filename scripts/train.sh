@@ -19,7 +19,7 @@ if [ ! -e "$config" ]; then
     exit 2
 fi
 
-# One shard holds 256 scenes, so the last one of 12288 is 47, and of 512 it is 1.
+# One shard holds 256 scenes, so the last one of 24576 is 95, and of 512 it is 1.
 scenes() {
     if [ -e "data/scenes/$1/$3" ]; then
         echo "[train] data/scenes/$1 is there"
@@ -32,7 +32,7 @@ scenes() {
 # Only the small configuration starts from nothing; others name what they start from.
 case $config in
 configs/tiny/bifrost.yaml)
-    scenes train 12288 shard-00047.safetensors
+    scenes train 24576 shard-00095.safetensors
     scenes eval 512 shard-00001.safetensors
     if [ -e runs/tiny/first_stage/config.json ]; then
         echo "[train] runs/tiny/first_stage is there"

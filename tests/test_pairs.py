@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.inputs import under_lamp
 from datasets.pairs import (
     Choices,
     Inputs,
@@ -180,6 +181,17 @@ def test_symmetries_act_on_the_whole_sample():
     moved = build_pair(permute_colours(inputs, (2, 0, 1)), options)
     assert torch.equal(moved.target_pm1, plain.target_pm1[[2, 0, 1]])
     assert torch.equal(moved.reference_01, plain.reference_01[[2, 0, 1]])
+
+
+def test_another_lamp_lights_the_room_and_not_the_reference():
+    inputs = replace(sample(), target_u8=np.full_like(sample().background_u8, 100))
+    lit = under_lamp(inputs, (0.5, 1.0, 4.0))
+    linear = (np.array(lit.target_u8[0, 0]) / 255.0) ** 2.2 / (100 / 255) ** 2.2
+    assert linear == pytest.approx([0.5, 1.0, 4.0], rel=0.03)
+    assert np.array_equal(lit.background_u8[..., 1], inputs.background_u8[..., 1])
+    assert int(lit.background_u8.max()) <= 255
+    assert lit.reference_u8 is inputs.reference_u8
+    assert under_lamp(sample(), (0.5, 1.0, 1.0)).target_u8 is None
 
 
 def test_padding_is_marked_and_black():

@@ -52,7 +52,7 @@ def shared_like(value: Tensor, parameter: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     value = value.to(parameter.device)
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 
 def finished_weights(module: nn.Module, average: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
