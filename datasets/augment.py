@@ -1,42 +1,14 @@
 """What training varies at random and inference fixes, as plain values: the builder itself draws nothing."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from datasets.inputs import PairOptions
 from datasets.masks import LEVELS
-from ldm.config import check_settings, setting
-
-if TYPE_CHECKING:
-    from datasets.inputs import PairOptions
 
 AUTO = "auto"  # the level that suits the mode
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Ranges that `Choices.sample` draws from."""
-
-    crop_ratio: tuple[float, float] = setting((1.3, 2.9), help="side of the crop", low=1, high=8)
-    reference_ratio: tuple[float, float] = setting((1.1, 1.4), help="reference margin", low=1, high=4)
-    flip: float = setting(0.0, help="probability of a mirrored reference (published 0.5)", low=0, high=1)
-    brightness: float = setting(0.1, help="shift of the reference, +- this part of the range", low=0, high=1)
-    contrast: float = setting(0.2, help="factor on the reference, 1 +- this", low=0, high=1)
-    colour: float = setting(0.1, help="factor per channel of the reference, 1 +- this", low=0, high=1)
-    levels: tuple[float, float, float, float, float] = setting(
-        (0.1, 0.15, 0.15, 0.1, 0.5), help=f"weights of the mask levels {' '.join(LEVELS)}", low=0
-    )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if sum(self.levels) <= 0:
-            raise ValueError(f"levels must not all be 0, got {self.levels}")
-        for name in ("crop_ratio", "reference_ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} must be a range low,high with low <= high, got {low},{high}")
 
 
 @dataclass(frozen=True)
@@ -52,12 +24,12 @@ class Choices:
     mask_seed: int = 0  # of the deformation of level "perturbed"
 
     @classmethod
-    def fixed(cls, options: "PairOptions") -> "Choices":
+    def fixed(cls, options: PairOptions) -> "Choices":
         """What inference uses."""
         return cls(options.crop_ratio, options.reference_ratio, mask_level=options.mask_level)
 
     @classmethod
-    def sample(cls, rng: np.random.Generator, options: "PairOptions") -> "Choices":
+    def sample(cls, rng: np.random.Generator, options: PairOptions) -> "Choices":
         """What training draws."""
         ranges = options.augment
         weights = np.array(ranges.levels) / sum(ranges.levels)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from datasets.augment import Augment
 from datasets.fusion import OCCLUSIONS, check_mode
 from datasets.geometry import Box01, bbox_of_mask, check_box01
 from datasets.highfreq import HF_MODES
@@ -17,6 +16,30 @@ SAME_SIZE = {  # these arrays have the (h, w) of those
     "reference_u8": ("reference_mask", "reference_depth_01"),
     "background_u8": ("background_depth_01", "target_depth_01", "target_u8", "target_mask", "region"),
 }
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Ranges of what training varies (`datasets.augment.Choices`)."""
+
+    crop_ratio: tuple[float, float] = setting((1.3, 2.9), help="side of the crop", low=1, high=8)
+    reference_ratio: tuple[float, float] = setting((1.1, 1.4), help="reference margin", low=1, high=4)
+    flip: float = setting(0.0, help="probability of a mirrored reference (published 0.5)", low=0, high=1)
+    brightness: float = setting(0.1, help="shift of the reference, +- this part of the range", low=0, high=1)
+    contrast: float = setting(0.2, help="factor on the reference, 1 +- this", low=0, high=1)
+    colour: float = setting(0.1, help="factor per channel of the reference, 1 +- this", low=0, high=1)
+    levels: tuple[float, float, float, float, float] = setting(
+        (0.1, 0.15, 0.15, 0.1, 0.5), help=f"weights of the mask levels {' '.join(LEVELS)}", low=0
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if sum(self.levels) <= 0:
+            raise ValueError(f"levels must not all be 0, got {self.levels}")
+        for name in ("crop_ratio", "reference_ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must be a range low,high with low <= high, got {low},{high}")
 
 
 @dataclass(frozen=True)
@@ -159,7 +182,6 @@ def under_lamp(inputs: Inputs, gains: tuple[float, float, float]) -> Inputs:
     """
     values = np.arange(256, dtype=np.float64)[:, None] * np.array(gains) ** (1 / 2.2)
     table = np.clip(np.rint(values), 0, 255).astype(np.uint8)[None]
-    lit = {"background_u8": cv2.LUT(inputs.background_u8, table)}
-    if inputs.target_u8 is not None:
-        lit["target_u8"] = cv2.LUT(inputs.target_u8, table)
-    return replace(inputs, **lit)
+    background_u8 = np.asarray(cv2.LUT(inputs.background_u8, table))
+    target_u8 = None if inputs.target_u8 is None else np.asarray(cv2.LUT(inputs.target_u8, table))
+    return replace(inputs, background_u8=background_u8, target_u8=target_u8)

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.augment import Augment, Choices
+from datasets.augment import Choices
 from datasets.fusion import Cutout, fit_box, warp_into
 from datasets.geometry import Box01, Crop, square_padding
 from datasets.highfreq import SIDE, collage, high_frequency
 from datasets.inputs import (
     PUBLISHED_INFERENCE,
     PUBLISHED_TRAINING,
+    Augment,
     Inputs,
     PairOptions,
     mirror,

@@ -31,7 +31,7 @@ from llava_bifrost.evaluate_cases import dataset_cases, scene_cases
 from llava_bifrost.evaluate_judge import Case, Measures, failed, judge
 from llava_bifrost.evaluate_report import gap, sheet, show, show_published, summarised
 from llava_bifrost.location import AnswerError, Location, make_instruction
-from llava_bifrost.predict import Locator, load_locator
+from llava_bifrost.locator import Locator, load_locator
 from llava_bifrost.world_answers import another_place, careless_place
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
@@ -22,9 +22,7 @@ from ldm.shards import shard_of
 from llava_bifrost.anchors import anchors_of
 from llava_bifrost.location import Candidate
 from llava_bifrost.locator import Locator
-
-if TYPE_CHECKING:
-    from llava_bifrost.predict import JobSettings
+from llava_bifrost.predict_settings import JobSettings
 
 log = logging.getLogger(__name__)
 

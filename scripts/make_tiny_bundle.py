@@ -30,7 +30,7 @@ from ldm.checkpoints import folder_written_whole, read_json
 from ldm.config import load_config, to_plain
 from ldm.files import hash_folder
 from ldm.options import new_app, run_app
-from llava_bifrost.predict import load_locator
+from llava_bifrost.locator import load_locator
 
 logger = logging.getLogger(__name__)
 

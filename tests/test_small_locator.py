@@ -22,7 +22,7 @@ from ldm.stages import StageSettings
 from llava_bifrost import evaluate
 from llava_bifrost.evaluate_judge import Case, Measures
 from llava_bifrost.location import make_question, parse_answer, parse_instruction
-from llava_bifrost.predict import UnknownWord, load_locator
+from llava_bifrost.locator import UnknownWord, load_locator
 from llava_bifrost.small import bank as banks
 from llava_bifrost.small.ask import ask, states_of
 from llava_bifrost.small.bank import ANSWER, Bank, mirrored, open_bank
