@@ -108,7 +108,7 @@ class RunConfig:
         check_settings(self)
         if self.trainer.strategy == "fsdp" and self.train.shard_optimizer:
             raise ValueError(
-                "train.shard_optimizer=true is for trainer.strategy=ddp: with fsdp the optimizer is shared anyway"
+                "train.shard_optimizer=true is for trainer.strategy=ddp: fsdp shares the optimizer anyway"
             )
 
     @property
