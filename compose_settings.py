@@ -117,7 +117,10 @@ class ComposeSettings:
         None, low=0, high=1, help="noise put on the paste, 0 = the paste itself; without it the model's own"
     )
     detail: float | None = setting(
-        None, low=0, high=1, help="share of the cut-out's own fine detail; without it the model's own"
+        None,
+        low=0,
+        high=1,
+        help="share of the result that is the cut-out itself, relit; without it the model's own",
     )
     detail_scale: float | None = setting(
         None,

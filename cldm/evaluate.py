@@ -75,7 +75,7 @@ class EvaluateSettings(ScoreSettings):
         False, help="give the scene's true background depth and object range instead of what users have"
     )
     strengths: tuple[float, ...] = setting((0.2, 0.4, 0.6, 1.0), help="strengths of init paste")
-    details: tuple[float, ...] = setting((0.0, 1.0), help="shares of the cut-out's fine detail")
+    details: tuple[float, ...] = setting((0.0, 1.0), help="shares of the relit cut-out in the result")
     steps: int = setting(20, low=1, help="sampling steps of a full run of init paste")
     noise_steps: tuple[int, ...] = setting((1, 4, 20), help="sampling steps of the start from noise")
     guidance: tuple[float, ...] = setting((1.0,), help="classifier-free guidance")

@@ -42,7 +42,7 @@ class Sampling:
         1.0, low=0.0, high=1.0, help="noise put on the paste; small = close to the paste"
     )
     detail: float = setting(
-        0.0, low=0.0, high=1.0, help="share of the cut-out's own fine detail in the result"
+        0.0, low=0.0, high=1.0, help="share of the result that is the cut-out itself, relit"
     )
     detail_scale: float = setting(
         DETAIL_SCALE, low=0.01, high=1.0, help="what counts as fine, as a fraction of the object's size"

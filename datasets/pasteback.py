@@ -50,7 +50,7 @@ def stitch(
     """Finish one picture: back to the background's pixels, detail transfer, masked blend.
 
     generated_u8: (h', w', 3) the model's picture of the crop (pair.crop)
-    detail:       0 to 1, how much fine detail of the cut-out replaces the model's
+    detail:       0 to 1, how much of the result is the cut-out itself, in the light of the model's picture
     detail_scale: what counts as fine, as a fraction of the object's size
     feather:      width of the blend inside the edit mask, as a fraction of the crop's side
     paste:        "mask-feather", or "legacy-rect" for the published rectangle
