@@ -64,13 +64,15 @@ def report(
     depth_errors: Sequence[dict[str, float]],
 ) -> dict:
     """All tables. ablated, depth_errors: one entry per scene."""
-    gains = [{name: float(value > row.psnr[CUTOUT]) for name, value in row.psnr.items()} for row in rows]
+    gains = [{name: value - row.psnr[CUTOUT] for name, value in row.psnr.items()} for row in rows]
+    wins = [{name: float(gain > 0) for name, gain in row.items()} for row in gains]
     has_identity = bool(rows[0].identity)
     return {
         "changed_outside": sum(row.changed_outside for row in rows),
         "psnr_visible_db": by_pose([row.psnr for row in rows], same_pose),
         "ssim_visible": by_pose([row.ssim for row in rows], same_pose),
-        "wins_against_cutout": by_pose(gains, same_pose),
+        "gain_over_cutout_db": by_pose(gains, same_pose),
+        "wins_against_cutout": by_pose(wins, same_pose),
         "identity_1_of_8": by_pose([row.identity for row in rows], same_pose) if has_identity else {},
         "occlusion_order": pooled([row.occlusion for row in rows]),
         "depth_order": pooled([row.order for row in rows]),
@@ -87,13 +89,14 @@ def show(result: dict) -> str:
     titles = {
         "psnr_visible_db": "PSNR over the visible object, dB",
         "ssim_visible": "SSIM over the visible object",
+        "gain_over_cutout_db": "PSNR above that of the cut-out in the same scene, dB",
         "wins_against_cutout": "share of scenes closer to the truth than the cut-out",
         "identity_1_of_8": "share of scenes where the right one of 8 objects is nearest",
         "ablations_psnr_db": "PSNR from noise without one part, dB",
     }
     for key, title in titles.items():
         if result[key]:
-            lines += [f"{title:58}{'all':>26}{'same pose':>12}{'other pose':>12}"]
+            lines += [f"{title:58}{'all':>26}{'same pose':>28}{'other pose':>28}"]
             lines += [_row(name, groups) for name, groups in result[key].items()] + [""]
     pooled_titles = {
         "occlusion_order": "share of neighbours where the right one is seen in front",
@@ -107,13 +110,16 @@ def show(result: dict) -> str:
 
 
 def _row(name: str, groups: dict[str, dict[str, float]]) -> str:
-    whole = groups.get("all", {})
-    spread = f"[{whole['low']:.3f}, {whole['high']:.3f}]" if "low" in whole else f"n = {whole.get('n', 0)}"
-    mean = f"{whole['mean']:.3f}" if "mean" in whole else "-"
-    parts = "".join(
-        f"{groups[group]['mean']:12.3f}" if group in groups else "" for group in ("same pose", "other pose")
-    )
-    return f"{name:58}{mean:>8}{spread:>18}{parts}"
+    columns = [_interval(groups[group]) for group in ("all", "same pose", "other pose") if group in groups]
+    return f"{name:58}{columns[0]:>26}" + "".join(f"{column:>28}" for column in columns[1:])
+
+
+def _interval(numbers: dict[str, float]) -> str:
+    """Mean and 95 % interval."""
+    if "mean" not in numbers:
+        return f"- n = {numbers.get('n', 0)}"
+    interval = f"[{numbers['low']:.3f}, {numbers['high']:.3f}]"
+    return f"{numbers['mean']:.3f} {interval:>18}"
 
 
 def ranked(rows: Sequence[Row], count: int) -> dict[str, list[int]]:
