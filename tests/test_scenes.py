@@ -9,9 +9,12 @@ import torch
 from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_scene, train_seed
 from datasets.scenes.describe import Scene
 from datasets.scenes.pack import View
-from datasets.scenes.palette import PATTERNS, SHAPES
+from datasets.scenes.palette import ALL_PATTERNS, PATTERNS, SHAPES, WIDE_PATTERNS
 from datasets.scenes.picture import draw
+from datasets.scenes.pose import extent
 from datasets.scenes.shade import REACH
+from datasets.scenes.surface import pattern_blend
+from datasets.scenes.wide import COMPOUNDS
 
 OPTIONS = SceneOptions(size=(64, 64), reference_size=(48, 48))
 PLAIN = dataclasses.replace(OPTIONS, smooth_edges=False)
@@ -173,6 +176,33 @@ def test_the_object_window_shows_the_solid_well_in_the_depth_of_the_full_view() 
         rows = ((y0 + fraction * (y1 - y0)) * 256).long()
         columns = ((x0 + fraction * (x1 - x0)) * 256).long()
         assert (full.depth_01[0][rows][:, columns] - close.depth_01[index]).abs().median() < 0.01
+
+
+def test_the_wide_world_has_solids_of_several_parts_and_further_patterns() -> None:
+    options = dataclasses.replace(PLAIN, size=(32, 32), reference_size=(16, 16), world="wide")
+    scenes = [sample_scene(train_seed(index), options) for index in range(80)]
+    solids = [solid for scene in scenes for solid in scene.solids if solid.movable]
+    assert {solid.shape for solid in solids} >= {*SHAPES, *COMPOUNDS}
+    assert {solid.finish.pattern for solid in solids} == {*PATTERNS, *WIDE_PATTERNS}
+    for solid in solids:
+        lowest = min(part.centre[2] - extent(part)[1] for part in solid.parts)
+        assert abs(lowest - solid.bottom) < 0.02
+        assert max(part.centre[2] + extent(part)[2] for part in solid.parts) == pytest.approx(solid.top)
+    batch = render(scenes[:8], options)
+    for fact in batch.facts:
+        assert len(set(fact.names)) == len(fact.names)
+
+
+def test_every_wide_pattern_shows_both_colours() -> None:
+    turn = torch.linspace(-3, 3, 400)
+    q = torch.stack([turn.cos(), turn.sin(), torch.linspace(-1, 1, 400)])
+    yes, no = torch.ones(400, dtype=torch.bool), torch.zeros(400, dtype=torch.bool)
+    for name in WIDE_PATTERNS:
+        pattern = torch.full((400,), ALL_PATTERNS.index(name))
+        share = pattern_blend(pattern, q, q, yes, no, torch.full((400,), 4.0), torch.full((400,), 0.01))
+        assert 0.03 < float(share.mean()) < 0.97, name
+        assert float(share.min()) == 0
+        assert float(share.max()) == 1
 
 
 def test_every_shape_and_pattern_appears_and_occlusion_is_common() -> None:

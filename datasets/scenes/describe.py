@@ -59,6 +59,11 @@ class SceneOptions:
     occluded: float = setting(
         0.42, help="share of scenes that look for a partly hidden solid to remove", low=0, high=1
     )
+    world: str = setting(
+        "plain",
+        help="wide: also solids of several parts and further patterns, for training only",
+        choices=("plain", "wide"),
+    )
     chunk: int = setting(0, help="views rendered together; 0 is 1 on a CPU, 32 on an accelerator", low=0)
 
     def __post_init__(self) -> None:

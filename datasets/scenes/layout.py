@@ -13,6 +13,7 @@ from datasets.scenes.describe import Camera, Rejected, Room, Scene, SceneOptions
 from datasets.scenes.furnish import furniture, lamp, room, solid_at
 from datasets.scenes.pack import View
 from datasets.scenes.pose import look_at, outline
+from datasets.scenes.wide import wide_solid
 
 ATTEMPTS = 24  # scenes tried per seed
 TRIES = 14  # places tried per solid
@@ -43,7 +44,7 @@ def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scen
     light = lamp(rng, place)
     count = int(rng.integers(options.objects[0], options.objects[1] + 1))
     for _ in range(count):
-        added = place_solid(rng, solids, camera, place)
+        added = place_solid(rng, solids, camera, place, wide_solid if options.world == "wide" else solid_at)
         if added is not None:
             solids.append(added)
     movable = [solid for solid in solids if solid.movable]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datasets.scenes.describe import Camera, Light, Part, Room, Solid
-from datasets.scenes.palette import FLOORS, KINDS, PATTERNS, WALLS
+from datasets.scenes.palette import ALL_PATTERNS, FLOORS, KINDS, WALLS
 from datasets.scenes.solids import half_extent
 
 
@@ -44,7 +44,7 @@ class Parts:
     box: Tensor  # (4, n) x0 y0 x1 y1, fractions of the full view
     rgb_a: Tensor  # (3, n)
     rgb_b: Tensor  # (3, n)
-    pattern: Tensor  # (n,) index into PATTERNS
+    pattern: Tensor  # (n,) index into ALL_PATTERNS
     aspect: Tensor  # (3, n) half extents over the largest one
     size: Tensor  # (n,) largest half extent, metres
     frequency: Tensor  # (n,)
@@ -112,7 +112,7 @@ def _part_row(view: View, owner: int, part: Part) -> list[float]:
     finish, matrix = view.solids[owner].finish, _matrix(part)
     place = [*matrix.ravel(), *part.centre, *(matrix @ (view.camera.origin - part.centre)), part.param]
     bounds = [_bound(part), *_heart(part), _bulk(part), *_box(part, view.camera)]
-    colours = [*finish.rgb_a, *finish.rgb_b, PATTERNS.index(finish.pattern)]
+    colours = [*finish.rgb_a, *finish.rgb_b, ALL_PATTERNS.index(finish.pattern)]
     form = [*(part.scale / part.scale.max()), part.scale.max(), finish.frequency, finish.gloss, finish.shine]
     return [KINDS.index(part.kind), owner, owner == view.hidden, *place, *bounds, *colours, *form]
 

@@ -16,6 +16,10 @@ PATTERN_WORDS = {
     "solid": "", "stripes": "striped", "columns": "paneled", "checker": "checkered",
     "diagonal": "diagonally striped", "dots": "dotted", "gradient": "shaded", "halves": "two-tone",
 }
+WIDE_PATTERNS = {
+    "waves": "wavy", "grid": "gridded", "zigzag": "zigzagged", "bands": "banded", "marble": "marbled",
+}
+ALL_PATTERNS = (*PATTERNS, *WIDE_PATTERNS)
 FLOORS = ("plain", "tiles", "planks", "checker", "carpet")
 WALLS = ("plain", "stripes", "panel", "bricks", "tiles")
 

@@ -104,6 +104,8 @@ def _recipe(settings: StoreSettings, seeds: Sequence[int], law: str) -> str:
     """What decides the contents of a shard, as JSON text."""
     names = [field.name for field in fields(SceneOptions) if field.name != "chunk"]
     options = {name: value for name, value in to_plain(settings).items() if name in names}
+    if options["world"] == "plain":
+        del options["world"]  # as shards were named before there was another
     recipe = {"format": FORMAT, "options": options, "seeds": [seeds[0], seeds[-1]]}
     return json.dumps(recipe | ({"law": law} if law else {}), sort_keys=True)
 

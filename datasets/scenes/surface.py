@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datasets.scenes.pack import World, pick
-from datasets.scenes.palette import FLAT_SIDED, KINDS, PATTERNS
+from datasets.scenes.palette import ALL_PATTERNS, FLAT_SIDED, KINDS
 from datasets.scenes.room import room_colours
 from datasets.scenes.solids import normal
 from datasets.scenes.trace import Hit, Rays, from_part, to_part
@@ -119,15 +119,20 @@ def pattern_blend(
         "diagonal": (u + v).sin(),
         "dots": u.cos() + v.cos() - 0.75,
         "halves": torch.where(torus, q[0], q[2]) * 4,
+        "waves": (v + 1.2 * u.sin()).sin(),
+        "grid": torch.maximum(u.cos(), v.cos()) - 0.8,
+        "zigzag": (v + 1.3 * u.sin().asin()).sin(),
+        "bands": rings + 0.65,
+        "marble": (v + 1.4 * (0.7 * u + 0.9 * v.sin()).sin() + 0.8 * (1.9 * u).cos()).sin() + 0.4,
     }
     wave = torch.full_like(u, -9.0)
     for name, value in waves.items():
-        wave = torch.where(pattern == PATTERNS.index(name), value, wave)
+        wave = torch.where(pattern == ALL_PATTERNS.index(name), value, wave)
     width = (2.2 * frequency * footprint).clamp(min=0.04)
     blend = (wave / width + 0.5).clamp(0, 1)
     blend = torch.where(wave < -8, 0.0, blend)
     shade = (0.5 - 0.5 * torch.where(torus, q[0], q[2])).clamp(0, 1)
-    return torch.where(pattern == PATTERNS.index("gradient"), shade, blend)
+    return torch.where(pattern == ALL_PATTERNS.index("gradient"), shade, blend)
 
 
 def _room_surface(world: World, rays: Rays, hit: Hit, out: Surface) -> None:
