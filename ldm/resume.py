@@ -84,10 +84,15 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix(PREFIX))
 
 
+def numbered_folders(out: Path) -> list[Path]:
+    """What is named like a checkpoint, oldest first; half-written ones are named otherwise."""
+    found = (path for path in out.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal())
+    return sorted(found, key=step_of)
+
+
 def checkpoint_folders(out: Path) -> list[Path]:
     """All whole checkpoints of a run, oldest first."""
-    found = [path for path in out.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
-    return sorted((path for path in found if (path / STATE).is_file()), key=step_of)
+    return [path for path in numbered_folders(out) if (path / STATE).is_file()]
 
 
 def chosen_checkpoint(out: Path, resume: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,8 @@ def test_an_interrupted_run_ends_the_same(folder: Path, tmp_path: Path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         train(recipe(folder, tmp_path / "two", "train/llava_1mask", *changes))
     assert len(curve(tmp_path / "two")) == 3
+    half_written = tmp_path / "two" / "checkpoint-4.partial"  # what kill -9 while saving leaves behind
+    shutil.copytree(tmp_path / "two" / "checkpoint-3" / "adapter", half_written / "adapter")
     train(recipe(folder, tmp_path / "two", "train/llava_1mask", *changes))
     assert len(calls) == 5
     torch.testing.assert_close(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=1e-5, atol=1e-7)

@@ -13,14 +13,14 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from inpainting.data.hub import model_folder
-from inpainting.models.image_to_text.adapter import CONFIG, is_adapter, load_adapter
+from inpainting.models.image_to_text.adapter import is_adapter, load_adapter
 from inpainting.models.image_to_text.prompter import base_folder
 from inpainting.models.image_to_text.settings import PromptTraining
 from ldm.device import DTYPES
 from ldm.mllm_load import Mllm, load_model, load_processor
 from ldm.mllm_lora import LoraSettings, make_trainable
 from ldm.mllm_train import prepared
-from ldm.resume import PREFIX, STATE, Layout, checkpoint_folders, read_checkpoint, trained
+from ldm.resume import STATE, Layout, checkpoint_folders, numbered_folders, read_checkpoint, trained
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +71,11 @@ def trainable(config: PromptTraining, mllm: Mllm) -> nn.Module:
 
 def refuse_foreign(out: Path) -> None:
     """ValueError for a run folder with an adapter of another program, which a training would overwrite."""
-    for path in sorted(out.glob(f"{PREFIX}*/adapter/{CONFIG}")):
-        if not (path.parent.parent / STATE).is_file():
+    for folder in numbered_folders(out):
+        if is_adapter(folder / "adapter") and not (folder / STATE).is_file():
             raise ValueError(
-                f"{path.parent} was not trained here: this run cannot go on from it, and would overwrite it; "
-                "choose another project_dir"
+                f"{folder / 'adapter'} was not trained here: this run cannot go on from it, and would "
+                "overwrite it; choose another project_dir"
             )
 
 
@@ -85,11 +85,8 @@ def checkpoint_of(config: PromptTraining) -> Path | None:
     if named == "none" or config.fine_tuning_type == "quantized":
         return None
     full = config.fine_tuning_type == "full"
-    there = checkpoint_folders(out) if full else sorted(
-        (path.parent.parent for path in out.glob(f"{PREFIX}*/adapter/{CONFIG}")
-         if path.parent.parent.name.removeprefix(PREFIX).isdecimal()),
-        key=lambda path: int(path.name.removeprefix(PREFIX)),
-    )  # fmt: skip
+    adapters = [path for path in numbered_folders(out) if is_adapter(path / "adapter")]
+    there = checkpoint_folders(out) if full else adapters
     if named == "latest" and there:
         return there[-1] if full else there[-1] / "adapter"
     if not full and named != "latest":
