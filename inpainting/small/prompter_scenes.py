@@ -47,6 +47,9 @@ class SetScenes(StoreSettings):
     )
     objects: tuple[int, int] = setting((4, 7), help="least,most solids, tables not counted", low=2, high=8)
     furniture: float = setting(0.3, help="share of scenes with a table or a low platform", low=0, high=1)
+    reference_pose: str = setting("same", help="prompts need no reference", choices=("same",))
+    occluded: float = setting(0.0, help="every solid shows at least half of itself", low=0, high=0)
+    world: str = setting("plain", help="the world whose words the prompts are made of", choices=("plain",))
 
 
 def sample_sets(seed: int, options: SceneOptions) -> Scene:
@@ -77,7 +80,7 @@ def _attempt(seed: int, rng: np.random.Generator, contents: Contents, options: S
     for number, (colours, side) in enumerate(zip(contents.colours, sides, strict=True), first):
         solids[number] = _coloured(rng, solids[number], colours[side])
     view = View(solids, camera, light, place)
-    removed, _, inverse_range = choose(rng, view, replace(options, occluded=0.0))
+    removed, _, inverse_range = choose(rng, view, options)
     views = reference_view(rng, solids[removed], camera, same=True)
     return Scene(seed, tuple(solids), place, camera, light, removed, *views, inverse_range, True)
 
