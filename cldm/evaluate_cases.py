@@ -63,8 +63,7 @@ def make_case(
     both = source.silhouette(index) & cutout
     if both.sum() < MIN_PIXELS or shown.target_u8 is None:
         return None
-    shard, row = source.locate(index)
-    beside = neighbours(facts, shard.instances_u8[row], shard.amodal[row])
+    beside = neighbours(facts, source.array("instances_u8", index), source.array("amodal", index))
     return Case(inputs, pair, shown.target_u8, both, facts.same_pose, facts.seed, beside, error)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from datasets.base import BOTH
 from datasets.inputs import Inputs, mirror, permute_colours, under_lamp
 from datasets.scenes.batch import SceneFacts
-from datasets.scenes.store import Shard, depth_01, read_shard
+from datasets.scenes.store import OpenShard, depth_01
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -33,12 +33,12 @@ def shard_files(folder: Path) -> list[Path]:
 
 def read_images(folder: Path, names: tuple[str, ...] = ("image",)) -> np.ndarray:
     """(n, h, w, 3) uint8: views `image` and `without` of all scenes of a folder, one after the other."""
-    shards = [read_shard(path) for path in shard_files(folder)]
-    return np.concatenate([getattr(shard, f"{name}_u8") for shard in shards for name in names])
+    shards = [OpenShard(path) for path in shard_files(folder)]
+    return np.concatenate([shard.array(f"{name}_u8") for shard in shards for name in names])
 
 
 class RenderedScenes:
-    """All scenes of a folder, held in memory (about 0.1 MB a scene at 96 px).
+    """All scenes of a folder. Pictures are read when asked for, from files that processes share.
 
     augment: mirror half of the examples, and vary colours and light of some:
     other_colours: share of the examples whose colour channels are in another order everywhere.
@@ -59,7 +59,7 @@ class RenderedScenes:
         own_depth: float = 0.5,
         true_depth: bool = False,
     ) -> None:
-        self.shards = [read_shard(path) for path in shard_files(folder)]
+        self.shards = [OpenShard(path) for path in shard_files(folder)]
         self.ends = list(accumulate(len(shard.facts) for shard in self.shards))
         self.augment, self.other_colours, self.other_lamp = augment, other_colours, other_lamp
         self.own_depth, self.true_depth = own_depth, true_depth
@@ -67,7 +67,7 @@ class RenderedScenes:
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def locate(self, index: int) -> tuple[Shard, int]:
+    def locate(self, index: int) -> tuple[OpenShard, int]:
         """The shard of a scene and its row there."""
         if not 0 <= index < len(self):
             raise IndexError(f"scene {index} of {len(self)}")
@@ -78,10 +78,14 @@ class RenderedScenes:
         shard, row = self.locate(index)
         return shard.facts[row]
 
+    def array(self, name: str, index: int) -> np.ndarray:
+        """One scene's row of an array of `datasets.scenes.store.Shard`."""
+        shard, row = self.locate(index)
+        return shard.array(name, row)
+
     def silhouette(self, index: int) -> np.ndarray:
         """(h, w) bool: the visible part of the object in the true picture."""
-        shard, row = self.locate(index)
-        return shard.instances_u8[row] == shard.facts[row].removed + 1
+        return self.array("instances_u8", index) == self.facts(index).removed + 1
 
     def inputs(self, index: int, *, own_depth: bool = False, silhouette: bool = False) -> Inputs:
         """The example as it is. silhouette: give the true visible outline, for the mask levels."""
@@ -89,15 +93,15 @@ class RenderedScenes:
         fact = shard.facts[row]
         _, far, near = fact.depths[fact.removed]
         return Inputs(
-            reference_u8=shard.reference_u8[row],
-            reference_mask=shard.reference_mask[row],
-            background_u8=shard.without_u8[row],
-            background_depth_01=depth_01(shard.without_depth_u16[row]),
+            reference_u8=shard.array("reference_u8", row),
+            reference_mask=shard.array("reference_mask", row),
+            background_u8=shard.array("without_u8", row),
+            background_depth_01=depth_01(shard.array("without_depth_u16", row)),
             box01_xyxy=fact.boxes01[fact.removed],
             depth_range=(far, near),
-            target_u8=shard.image_u8[row],
-            target_depth_01=depth_01(shard.depth_u16[row]) if self.true_depth else None,
-            reference_depth_01=depth_01(shard.reference_depth_u16[row]) if own_depth else None,
+            target_u8=shard.array("image_u8", row),
+            target_depth_01=depth_01(shard.array("depth_u16", row)) if self.true_depth else None,
+            reference_depth_01=depth_01(shard.array("reference_depth_u16", row)) if own_depth else None,
             target_mask=self.silhouette(index) if silhouette else None,
         )
 

@@ -82,9 +82,8 @@ def test_depth_network_orders_scenes(tmp_path: Path) -> None:
     source, rng = scenes(tmp_path, "full", 128, 8), np.random.default_rng(0)
     right = []
     for index in range(len(source)):
-        shard, row = source.locate(index)
-        truth = depth_01(shard.depth_u16[row]).ravel()
-        estimate = estimator.estimate(shard.image_u8[row]).ravel()
+        truth = depth_01(source.array("depth_u16", index)).ravel()
+        estimate = estimator.estimate(source.array("image_u8", index)).ravel()
         a, b = rng.integers(truth.size, size=(2, 2000))
         apart = np.abs(truth[a] - truth[b]) > 0.05
         right.append((np.sign(estimate[a] - estimate[b]) == np.sign(truth[a] - truth[b]))[apart].mean())

@@ -1,6 +1,7 @@
 """Shards of rendered scenes: what is written is read back, and an interrupted run continues."""
 
 import dataclasses
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from datasets.scenes import eval_seed, render, sample_scene, store
 from datasets.scenes.__main__ import build_app
 from datasets.scenes.sheet import SheetSettings, write_sheet
-from datasets.scenes.store import StoreSettings, read_shard, render_shards
+from datasets.scenes.store import OpenShard, StoreSettings, read_shard, render_shards
 from ldm.images import read_picture
 from ldm.options import run_app
 from ldm.shards import shard_of
@@ -33,6 +34,19 @@ def test_shards_hold_what_was_rendered(settings: StoreSettings) -> None:
     assert np.abs(store.depth_01(shard.depth_u16) - batch.depth_01.numpy()).max() < 1e-5
     assert np.abs(shard.image_u8 / 255 - batch.image_01.permute(0, 2, 3, 1).numpy()).max() < 0.5 / 255 + 1e-6
     assert len(read_shard(paths[2]).facts) == 1
+
+
+def test_single_scenes_are_read_from_the_file_also_by_another_process(settings: StoreSettings) -> None:
+    path = render_shards(settings)[0]
+    whole, opened = read_shard(path), OpenShard(path)
+    for shard in (opened, pickle.loads(pickle.dumps(opened))):
+        assert shard.facts == whole.facts
+        for field in dataclasses.fields(whole):
+            if field.name != "facts":
+                stored = getattr(whole, field.name)
+                assert np.array_equal(shard.array(field.name, 1), stored[1])
+                assert np.array_equal(shard.array(field.name, slice(1, 2)), stored[1:2])
+    assert len(pickle.dumps(opened)) < path.stat().st_size / 2  # no pictures
 
 
 def test_a_damaged_shard_is_rendered_again_and_a_good_one_kept(settings: StoreSettings) -> None:

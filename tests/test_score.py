@@ -17,8 +17,7 @@ from cldm.evaluate import build_app
 from cldm.score import Judges, ScoreSettings, score, score_case
 from cldm.score_measures import drift, order, placed_mask, seam
 from datasets.benchmark import Anchor, Case, Manifest, files_of, hashes_of, write_manifest
-from datasets.rendered import RenderedScenes
-from datasets.scenes.store import StoreSettings, depth_01, render_shards
+from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
 from ldm.files import write_atomic
 from ldm.images import read_picture, write_png
 from ldm.options import run_app
@@ -37,26 +36,24 @@ class World:
             StoreSettings(out=home / "scenes", count=24, split="eval", size=(64, 64), reference_size=(32, 32),
                           window="object", occluded=1.0)
         )  # fmt: skip
-        source, cases, images, annotations = RenderedScenes(home / "scenes"), [], [], []
-        for index in range(len(source)):
-            shard, row = source.locate(index)
-            facts = source.facts(index)
+        shard, cases, images, annotations = read_shard(home / "scenes/shard-00000.safetensors"), [], [], []
+        for row, facts in enumerate(shard.facts):
             near = neighbours(facts, shard.instances_u8[row], shard.amodal[row])
             if not near:
                 continue
-            name, placed, other = f"{index:03d}", near[0].placed, near[0].other
+            name, placed, other = f"{row:03d}", near[0].placed, near[0].other
             write_png(home / f"pictures/{name}.png", shard.without_u8[row])
             write_png(self.truth / f"{name}_thing.png", shard.image_u8[row])
             alpha_u8 = shard.reference_mask[row].astype(np.uint8) * 255
             write_png(home / f"objects/thing/{name}.png", shard.reference_u8[row], alpha_u8=alpha_u8)
             outline = run_lengths.encode(np.asfortranarray(other.astype(np.uint8)))
             coded = {**outline, "counts": outline["counts"].decode()}
-            whole = {"image_id": index, "category_id": 1, "bbox": [0, 0, 9, 9]}
-            annotations.append({"id": index, **whole, "segmentation": coded})
-            images.append({"id": index, "file_name": f"{name}.png", "height": 64, "width": 64})
+            whole = {"image_id": row, "category_id": 1, "bbox": [0, 0, 9, 9]}
+            annotations.append({"id": row, **whole, "segmentation": coded})
+            images.append({"id": row, "file_name": f"{name}.png", "height": 64, "width": 64})
             relation = "in front of" if near[0].placed_is_nearer else "behind"
             box = tuple(float(np.clip(edge, 0, 1)) for edge in facts.boxes01[facts.removed])
-            anchor = Anchor("other", index, (0.0, 0.0, 1.0, 1.0))
+            anchor = Anchor("other", row, (0.0, 0.0, 1.0, 1.0))
             cases.append(
                 Case(f"{name}_thing", f"{name}.png", "thing", f"{name}.png", relation, anchor, box, "-")
             )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 from torch.nn.functional import pad
 from tqdm import tqdm
 
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 SCENES_PER_SHARD = 256
 HEADER = "scenes"  # key of the JSON text in a shard's header
+PACKED = {"amodal": "image_u8", "reference_mask": "reference_u8"}  # stored as bits -> the array of that width
 FORMAT = 1                  # of the files; part of what must agree before a shard is kept
 Sampler = Callable[[int, SceneOptions], Scene]
 
@@ -157,13 +158,32 @@ def _to_u8(colours_01: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.round(colours_01 * 255).astype(np.uint8).transpose(0, 2, 3, 1))
 
 
+class OpenShard:
+    """A shard of which single scenes are read. Only `facts` is held in memory, the file is mapped."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path, self.facts = Path(path), read_facts(path)
+        self._file: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_file": None}  # a worker process maps the file itself
+
+    def array(self, name: str, rows: int | slice = slice(None)) -> np.ndarray:
+        """An array of `Shard`, or some of its rows, masks unpacked."""
+        if self._file is None:
+            self._file = safe_open(self.path, "numpy")
+        found = self._file.get_slice(name)[rows]
+        if name not in PACKED:
+            return found
+        width = self._file.get_slice(PACKED[name]).get_shape()[2]
+        return np.unpackbits(found, axis=-1, count=width).astype(bool)
+
+
 def read_shard(path: Path | str) -> Shard:
     """All arrays of a shard, masks unpacked. ValueError names a file that is missing or damaged."""
-    facts = read_facts(path)
-    arrays = load_file(path)
-    arrays["amodal"] = _unpack(arrays["amodal"], arrays["image_u8"].shape[2])
-    arrays["reference_mask"] = _unpack(arrays["reference_mask"], arrays["reference_u8"].shape[2])
-    return Shard(**arrays, facts=facts)
+    shard = OpenShard(path)
+    names = [field.name for field in fields(Shard) if field.name != "facts"]
+    return Shard(**{name: shard.array(name) for name in names}, facts=shard.facts)
 
 
 def read_facts(path: Path | str) -> tuple[SceneFacts, ...]:
@@ -174,10 +194,6 @@ def read_facts(path: Path | str) -> tuple[SceneFacts, ...]:
     except (SafetensorError, OSError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a complete shard of rendered scenes: {error}") from error
     return tuple(_fact(fact) for fact in facts)
-
-
-def _unpack(bits: np.ndarray, width: int) -> np.ndarray:
-    return np.unpackbits(bits, axis=-1, count=width).astype(bool)
 
 
 def _fact(plain: dict[str, Any]) -> SceneFacts:
