@@ -19,13 +19,15 @@ if [ ! -e "$config" ]; then
     exit 2
 fi
 
-# One shard holds 256 scenes, so the last one of 24576 is 95, and of 512 it is 1.
+# Folder, count, last shard, further options. One shard holds 256 scenes, so the last one of 512 is 1.
 scenes() {
-    if [ -e "data/scenes/$1/$3" ]; then
-        echo "[train] data/scenes/$1 is there"
+    folder=data/scenes/$1 count=$2 last=$3
+    shift 3
+    if [ -e "$folder/$last" ]; then
+        echo "[train] $folder is there"
     else
-        "$VENV_PY" -m datasets.scenes render --out "data/scenes/$1" --split "$1" --count "$2" \
-            --window object --size 96,96 --reference-size 96,96
+        "$VENV_PY" -m datasets.scenes render --out "$folder" --count "$count" \
+            --window object --size 96,96 --reference-size 96,96 "$@"
     fi
 }
 
@@ -33,7 +35,8 @@ scenes() {
 case $config in
 configs/tiny/bifrost.yaml)
     scenes train 24576 shard-00095.safetensors
-    scenes eval 512 shard-00001.safetensors
+    scenes train_wide 12288 shard-00047.safetensors --world wide
+    scenes eval 512 shard-00001.safetensors --split eval
     if [ -e runs/tiny/first_stage/config.json ]; then
         echo "[train] runs/tiny/first_stage is there"
     else

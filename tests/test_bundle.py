@@ -48,7 +48,7 @@ def test_whole_bundle_is_within_its_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lamp", "least_db"), [((1.0, 1.0, 1.0), 0.2), ((0.9, 0.55, 0.3), 1.0)], ids=["as rendered", "warm, dim"]
+    ("lamp", "least_db"), [((1.0, 1.0, 1.0), 1.0), ((0.9, 0.55, 0.3), 2.5)], ids=["as rendered", "warm, dim"]
 )
 def test_compositor_lights_better_than_the_cut_out(
     tmp_path: Path, lamp: tuple[float, float, float], least_db: float
@@ -74,7 +74,7 @@ def test_compositor_lights_better_than_the_cut_out(
         )
         gains.append(ours_db - pasted_db)
     assert len(gains) >= 50
-    assert np.mean(gains) > least_db  # single scenes scatter by 2 dB
+    assert np.mean(gains) > least_db  # single scenes scatter by 2.5 dB
 
 
 def test_depth_network_orders_scenes(tmp_path: Path) -> None:

@@ -169,17 +169,19 @@ def test_training_does_every_step_once(checkout):
     assert code == 0
     sizes = "--window object --size 96,96 --reference-size 96,96 "
     assert calls == [
-        f"-m datasets.scenes render --out data/scenes/train --split train --count 24576 {sizes}",
-        f"-m datasets.scenes render --out data/scenes/eval --split eval --count 512 {sizes}",
+        f"-m datasets.scenes render --out data/scenes/train --count 24576 {sizes}",
+        f"-m datasets.scenes render --out data/scenes/train_wide --count 12288 {sizes}--world wide ",
+        f"-m datasets.scenes render --out data/scenes/eval --count 512 {sizes}--split eval ",
         "-m cldm.first_stage configs/tiny/first_stage.yaml ",
         "run_train_bifrost.py configs/tiny/bifrost.yaml trainer.max_steps=2 ",
     ]
-    checkout.make("data/scenes/train/shard-00095.safetensors", "data/scenes/eval/shard-00001.safetensors")
+    for shard in ("train/shard-00095", "train_wide/shard-00047", "eval/shard-00001"):
+        checkout.make(f"data/scenes/{shard}.safetensors")
     checkout.make("runs/tiny/first_stage/config.json")
     code, output, calls = checkout.run("scripts/train.sh")
     assert code == 0
     assert calls == ["run_train_bifrost.py configs/tiny/bifrost.yaml "]
-    assert output.count("is there") == 3
+    assert output.count("is there") == 4
 
 
 def test_training_of_another_configuration_renders_nothing(checkout):
@@ -199,7 +201,7 @@ def test_training_stops_at_a_failed_step_and_names_a_missing_configuration(check
 def test_last_shards_of_the_script_are_those_of_the_renderer():
     from datasets.scenes.store import SCENES_PER_SHARD
 
-    assert (24576 / SCENES_PER_SHARD, 512 / SCENES_PER_SHARD) == (96, 2)
+    assert [count / SCENES_PER_SHARD for count in (24576, 12288, 512)] == [96, 48, 2]
 
 
 def test_examples_are_complete_and_small():
