@@ -61,7 +61,7 @@ class SceneOptions:
     )
     world: str = setting(
         "plain",
-        help="wide: also solids of several parts and further patterns, for training only",
+        help="wide: also solids of several parts and further patterns, for the compositor",
         choices=("plain", "wide"),
     )
     chunk: int = setting(0, help="views rendered together; 0 is 1 on a CPU, 32 on an accelerator", low=0)
