@@ -22,16 +22,16 @@ import typer
 
 from datasets.base import Source
 from datasets.inputs import PairOptions
-from datasets.registry import SOURCES, DatasetsConfig, open_source
-from datasets.rendered import RenderedScenes
 from datasets.scenes.store import StoreSettings, render_shards
-from datasets.survey import Draw, Tally, draws, validate
-from ldm.config import load_config, to_plain
+from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
+from datasets.sources.rendered import RenderedScenes
+from datasets.sources.survey import Draw, Tally, draws, validate
 from ldm.files import write_all_atomic
 from ldm.images import from_pm1, write_png
 from ldm.logs import start_logging
-from ldm.options import run_app
-from ldm.schema import nearest
+from ldm.settings.cli import run_app
+from ldm.settings.config import load_config, to_plain
+from ldm.settings.schema import nearest
 from ldm.sheet import grid
 
 log = logging.getLogger(__name__)

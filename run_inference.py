@@ -21,19 +21,20 @@ from typing import Annotated
 
 import typer
 
-from compose import ComposeSettings, Models, Result, card_of, compose, load_models, sampling_of
-from compose_batch import Outcome, read_jobs, run_jobs
-from compose_dreambooth import find_test_set, pairs
-from compose_recipe import check_unchanged, make_recipe, settings_of_recipe
-from compose_save import beside, output_paths, save, with_placement
-from ldm.config import check_settings, setting, to_plain
+from compose import ComposeSettings, compose, load_models
+from compose.batch import Outcome, read_jobs, run_jobs
+from compose.contact_sheet import contact_sheet
+from compose.dreambooth import find_test_set, pairs
+from compose.output import beside, output_paths, save, with_placement
+from compose.pipeline import Models, Result, card_of, sampling_of
+from compose.recipe import check_unchanged, make_recipe, settings_of_recipe
 from ldm.denoise import Step
 from ldm.images import from_pm1, write_png
 from ldm.logs import start_logging
-from ldm.options import command, new_app, run_app
 from ldm.result import result_paths
+from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.config import check_settings, setting, to_plain
 from ldm.shards import shard_of
-from scripts.composite_sheet import contact_sheet
 
 logger = logging.getLogger(__name__)
 

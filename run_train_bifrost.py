@@ -1,7 +1,7 @@
 """Train the compositor.
 
     python run_train_bifrost.py configs/bifrost.yaml [key=value ...]
-    python run_train_bifrost.py configs/tiny/bifrost.yaml
+    python run_train_bifrost.py configs/tiny/compositor.yaml
 
 To continue an interrupted run, run the same command again.
 """
@@ -19,21 +19,21 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 
 from cldm.create import NetworkConfig, create_compositor
-from cldm.data import DataConfig, PairData
 from cldm.model import Compositor
-from cldm.module import CompositorModule, TrainConfig
 from cldm.pretrained import Card, Sampling, load_compositor, save_compositor
 from cldm.training.checkpoints import Checkpoints, SplitCheckpoint, checkpoint_folders
+from cldm.training.data import DataConfig, PairData
 from cldm.training.metrics import Metrics
-from cldm.training.refusals import Refusals
+from cldm.training.module import CompositorModule, TrainConfig
+from cldm.training.probes import Samples, Watched
+from cldm.training.rejections import Refusals
 from cldm.training.sharding import Sharded, finished_weights, plain_model, takes_part
-from cldm.training.watch import Samples, Watched
 from datasets.inputs import PairOptions
-from ldm.config import check_settings, dump_yaml, setting
 from ldm.files import write_atomic
 from ldm.latents import LatentSpace
-from ldm.manifest import make_manifest
-from ldm.options import run_app, trainer
+from ldm.settings.cli import run_app, trainer
+from ldm.settings.config import check_settings, dump_yaml, setting
+from ldm.training.manifest import make_manifest
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from cldm.create import AutoencoderConfig, NetworkConfig, create_compositor
 from cldm.model import Compositor, Conditions, fuse, shared
 from ldm.device import describe_hardware
 from ldm.files import write_atomic
-from ldm.options import run_app, single_app
+from ldm.settings.cli import run_app, single_app
 
 logger = logging.getLogger(__name__)
 

@@ -25,14 +25,14 @@ import torch
 import typer
 from accelerate import init_empty_weights
 
-from cldm.convert_check import Problems
-from cldm.convert_plan import UNET, plan_network
-from cldm.convert_write import write_part
+from cldm.convert.check import Problems
+from cldm.convert.keys import original_pieces
+from cldm.convert.plan import UNET, plan_network
+from cldm.convert.write import write_part
 from cldm.create import NetworkConfig, create_unet
-from cldm.keys import original_pieces
 from ldm.device import describe_hardware
 from ldm.files import write_atomic
-from ldm.options import run_app, single_app
+from ldm.settings.cli import run_app, single_app
 from ldm.weight_files import Entry, open_weights, write_safetensors
 
 logger = logging.getLogger(__name__)

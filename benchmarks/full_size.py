@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from cldm.create import NetworkConfig, create_compositor
-from cldm.module import CompositorModule, TrainConfig
+from cldm.training.module import CompositorModule, TrainConfig
 from ldm.device import describe_hardware, pick_device
 from ldm.files import write_atomic
-from ldm.options import run_app, single_app
+from ldm.settings.cli import run_app, single_app
 
 logger = logging.getLogger(__name__)
 

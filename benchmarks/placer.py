@@ -22,11 +22,11 @@ from datasets.relations import Place
 from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
 from ldm.device import describe_hardware
 from ldm.files import write_atomic
-from ldm.options import run_app, single_app
-from llava_bifrost.evaluate_judge import Case, judge
-from llava_bifrost.placer import Item, NoPlace, place
-from llava_bifrost.world_data import world_of
-from llava_bifrost.world_questions import place_questions
+from ldm.settings.cli import run_app, single_app
+from llava_bifrost.evaluate.measures import Case, judge
+from llava_bifrost.placement.placer import Item, NoPlace, place
+from llava_bifrost.worlds.questions import place_questions
+from llava_bifrost.worlds.store import world_of
 
 log = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ from inpainting.models.text_to_image.layout import attention_sizes
 from inpainting.models.text_to_image.rca import Regions, attention_layers, install_rca, region_kwargs
 from ldm.device import describe_hardware, pick_device
 from ldm.files import write_atomic
-from ldm.options import run_app, single_app
+from ldm.settings.cli import run_app, single_app
 
 logger = logging.getLogger(__name__)
 

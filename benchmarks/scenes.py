@@ -1,6 +1,6 @@
 """Scenes per second of the renderer: description, full view, counterfactual and reference view together.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.scenes [--count 40] [--out FILE]
+OMP_NUM_THREADS=1 python -m benchmarks.scenes [--count 40] [--out FILE]
 """
 
 import argparse
@@ -32,10 +32,15 @@ def rates(size: int, quality: str, window: str, count: int, device: str) -> dict
     render([sample_scene(train_seed(count), options)], options, device)
     runs = [_seconds(options, count, device) for _ in range(REPEATS)]
     clock, processor, description = (min(column) for column in zip(*runs, strict=True))
-    return {"size": size, "quality": quality, "window": window, "scenes": count,
-            "scenes_per_second": round(count / clock, 1),
-            "scenes_per_cpu_second": round(count / processor, 1),
-            "description_ms": round(1000 * description / count, 2)}
+    return {
+        "size": size,
+        "quality": quality,
+        "window": window,
+        "scenes": count,
+        "scenes_per_second": round(count / clock, 1),
+        "scenes_per_cpu_second": round(count / processor, 1),
+        "description_ms": round(1000 * description / count, 2),
+    }
 
 
 def _seconds(options: SceneOptions, count: int, device: str) -> tuple[float, float, float]:
@@ -56,8 +61,12 @@ def occlusion(count: int) -> dict[str, float]:
     visible = torch.tensor([fact.visible[fact.removed] for fact in found])
     area = torch.tensor([fact.area[fact.removed] for fact in found])
     hidden = ((visible >= 0.35) & (visible <= 0.9)).float().mean()
-    return {"seeds": count, "hidden_10_to_65_percent": round(float(hidden), 3),
-            "least_visible": round(float(visible.min()), 3), "median_area": round(float(area.median()), 4)}
+    return {
+        "seeds": count,
+        "hidden_10_to_65_percent": round(float(hidden), 3),
+        "least_visible": round(float(visible.min()), 3),
+        "median_area": round(float(area.median()), 4),
+    }
 
 
 def main(argv: list[str]) -> None:
@@ -68,8 +77,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    table = [rates(size, quality, window, given.count, given.device)
-             for window in ("full", "object") for size in (64, 96, 128) for quality in QUALITIES]
+    table = [
+        rates(size, quality, window, given.count, given.device)
+        for window in ("full", "object")
+        for size in (64, 96, 128)
+        for quality in QUALITIES
+    ]
     for row in table:
         log.info("%s", "  ".join(f"{name} {value}" for name, value in row.items()))
     hidden = occlusion(12 * given.count)

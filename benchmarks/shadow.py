@@ -21,20 +21,20 @@ import numpy as np
 import typer
 from tqdm.auto import tqdm
 
-from cldm.evaluate_cases import Case, cases
+from cldm.evaluate.cases import Case, cases
 from cldm.model import Compositor
 from cldm.pipeline import paint
 from cldm.pretrained import Card, load_compositor
 from datasets.pairs import build_pair
 from datasets.pasteback import stitch
-from datasets.rendered import RenderedScenes
+from datasets.sources.rendered import RenderedScenes
 from ldm.device import describe_hardware
-from ldm.experts import DepthEstimator
+from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic
 from ldm.images import from_pm1
 from ldm.metrics.intervals import percentile_interval
 from ldm.metrics.likeness import psnr_over
-from ldm.options import run_app, single_app
+from ldm.settings.cli import run_app, single_app
 
 log = logging.getLogger(__name__)
 

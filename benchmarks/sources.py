@@ -22,15 +22,15 @@ import numpy as np
 import torch
 
 from datasets.base import Source
-from datasets.folder import FolderConfig, OwnFolder
 from datasets.geometry import bbox_of_mask, expand_box, square_box, square_padding
 from datasets.pairs import Augment, Choices, PairOptions, build_pair
-from datasets.registry import SOURCES, DatasetsConfig, open_source
-from datasets.survey import Tally, draws
-from ldm.config import load_config
+from datasets.sources.folder import FolderConfig, OwnFolder
+from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
+from datasets.sources.survey import Tally, draws
 from ldm.device import describe_hardware
 from ldm.files import write_atomic
 from ldm.images import normalize, write_depth, write_mask
+from ldm.settings.config import load_config
 
 RESULTS = Path("benchmarks/results/sources.json")
 SIZES = ((480, 640), (720, 1280))

@@ -13,7 +13,7 @@ import numpy as np
 
 from cldm.pretrained import Card, Sampling
 from datasets.inputs import PUBLISHED_INFERENCE, PairOptions
-from ldm.schema import nearest
+from ldm.settings.schema import nearest
 
 CROP_RATIOS = (1.5, 2.9)  # published: 15 to 29 tenths, without a seed
 

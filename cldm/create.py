@@ -14,8 +14,8 @@ from transformers import Dinov2Config, Dinov2Model
 
 from cldm.conditioner import IdentityEncoder
 from cldm.model import Compositor
-from ldm.config import check_settings, setting
 from ldm.latents import LatentSpace
+from ldm.settings.config import check_settings, setting
 
 
 @dataclass(frozen=True)

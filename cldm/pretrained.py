@@ -20,9 +20,9 @@ from cldm.model import Compositor
 from datasets.inputs import PairOptions
 from datasets.pasteback import DETAIL_SCALE
 from ldm.checkpoints import folder_written_whole, load_part, read_json, save_part
-from ldm.config import Layer, check_settings, merge_layers, setting, to_plain
 from ldm.denoise import STEP_RULES
 from ldm.latents import LatentSpace
+from ldm.settings.config import Layer, check_settings, merge_layers, setting, to_plain
 
 CARD = "compositor.json"
 PARTS = ("unet", "control_detail", "control_depth", "image_encoder", "projector", "vae", "scheduler")

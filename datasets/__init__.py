@@ -4,5 +4,8 @@ This package hides the Hugging Face library of the same name when run from the r
 transformers and accelerate look up the two names below with isinstance; nothing of ours is one.
 """
 
+
 class Dataset: ...
+
+
 class IterableDataset: ...

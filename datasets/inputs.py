@@ -9,7 +9,7 @@ from datasets.fusion import OCCLUSIONS, check_mode
 from datasets.geometry import Box01, bbox_of_mask, check_box01
 from datasets.highfreq import HF_MODES
 from datasets.masks import LEVELS
-from ldm.config import check_settings, setting
+from ldm.settings.config import check_settings, setting
 
 MIN_OBJECT = 8  # pixels, smallest side of a reference object
 SAME_SIZE = {  # these arrays have the (h, w) of those

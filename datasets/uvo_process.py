@@ -15,10 +15,10 @@ from typing import Annotated
 
 import typer
 
-from datasets.annotations import read_json
-from datasets.video import frames_by_video
+from datasets.sources.annotations import read_json
+from datasets.sources.video import frames_by_video
 from ldm.files import write_atomic
-from ldm.options import run_app
+from ldm.settings.cli import run_app
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import typer
 
-from inpainting.data.describe import PRECISIONS
+from inpainting.data.steps.describe import PRECISIONS
 from inpainting.dream_prompts import Prompts, completed, write_missing
 from inpainting.dream_sheet import dream_sheet
 from inpainting.models.image_to_text.prompter import FULL, TINY, default_folder, find_files
@@ -39,11 +39,11 @@ from inpainting.paint import (
     sheet_path,
     tell,
 )
-from ldm.config import setting, to_plain
 from ldm.images import read_mask, read_picture, write_png
 from ldm.logs import start_logging
-from ldm.options import command, run_app
 from ldm.result import StageTimer
+from ldm.settings.cli import command, run_app
+from ldm.settings.config import setting, to_plain
 
 log = logging.getLogger(__name__)
 

@@ -25,15 +25,15 @@ from inpainting.models.text_to_image.card import COMPAT, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, load_card, load_inpainter
 from inpainting.models.text_to_image.pipeline import Result, paint
 from inpainting.prompts import COLORS, palette
-from ldm.config import check_settings, setting, to_plain
 from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256
 from ldm.images import Picture, read_mask, read_picture, write_png
 from ldm.latents import scheduler_class
 from ldm.logs import start_logging
-from ldm.models import located
-from ldm.options import command, run_app
+from ldm.registry.models import located
 from ldm.result import result_paths, save_result
+from ldm.settings.cli import command, run_app
+from ldm.settings.config import check_settings, setting, to_plain
 from ldm.sheet import grid
 
 log = logging.getLogger(__name__)

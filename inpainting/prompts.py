@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ldm.mllm_templates import LLAVA_SYSTEM
+from ldm.mllm.templates import LLAVA_SYSTEM
 
 RGB = tuple[int, int, int]
 
@@ -45,7 +45,7 @@ PAINTING_QUESTION = "Question: What are the details of this painting? Answer:"
 KOSMOS_PROMPT = f"<grounding>{PAINTING_QUESTION}"
 ANSWER_MARK = "Answer: "
 
-TEMPLATE = "llava_v1"  # name in ldm.mllm_templates: renders a question as CHAT does
+TEMPLATE = "llava_v1"  # name in ldm.mllm.templates: renders a question as CHAT does
 CHAT = LLAVA_SYSTEM + " USER: <image>\n{question} ASSISTANT:"
 CAPTION_START = "The image shows"  # the caption of a crop continues these words
 # What a model without adapter is asked (LLaVA-Prompt); its whole answer is the prompt.

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 import typer
 
-from ldm.models import Model, folder_of, lacks, load_registry, models_root
-from ldm.options import run_app, single_app
+from ldm.registry.models import Model, folder_of, lacks, load_registry, models_root
 from ldm.result import library_versions
+from ldm.settings.cli import run_app, single_app
 
 GIGABYTE = 2**30
 

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 from ldm.checkpoints import load_part, read_json, save_part
-from ldm.config import nearest
+from ldm.settings.config import nearest
 
 AUTOENCODERS: dict[str, type[nn.Module]] = {
     "AutoencoderKL": AutoencoderKL,

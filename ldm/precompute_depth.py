@@ -23,13 +23,13 @@ import numpy as np
 import typer
 from tqdm.auto import tqdm
 
-from ldm.config import check_settings, setting
 from ldm.device import pick_device, pick_dtype
-from ldm.experts import DepthEstimator
+from ldm.experts.depth import DepthEstimator
 from ldm.files import hash_folder, write_atomic
 from ldm.images import read_picture, write_depth
 from ldm.logs import start_logging
-from ldm.options import run_app
+from ldm.settings.cli import run_app
+from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 
 def shard_of(text: str) -> tuple[int, int]:
-    """"i/n" -> (i, n) with 0 <= i < n; the work of shard i is every n-th item from the i-th."""
+    """ "i/n" -> (i, n) with 0 <= i < n; the work of shard i is every n-th item from the i-th."""
     index, slash, count = text.partition("/")
     if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
         return int(index), int(count)

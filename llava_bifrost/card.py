@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoints import read_json
-from ldm.config import to_plain
 from ldm.files import write_atomic
-from ldm.mllm_templates import TEMPLATES
-from ldm.models import located
-from llava_bifrost.codec import FAMILIES, Codec
+from ldm.mllm.templates import TEMPLATES
+from ldm.registry.models import located
+from ldm.settings.config import to_plain
+from llava_bifrost.language.codec import FAMILIES, Codec
 
 CARD = "locator.json"
 FULL, TINY = Path("models/locator"), Path("assets/tiny/locator")
@@ -23,7 +23,7 @@ class Card:
     """How a locator is asked and how it answers.
 
     format: center or maxmedmin. codec: see codec.py. decimals: of its numbers. template: chat template of
-    ldm.mllm_templates instead of the processor's own. names: the things it knows, where these are few.
+    ldm.mllm.templates instead of the processor's own. names: the things it knows, where these are few.
     """
 
     format: str = "center"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ldm.images import read_picture
-from ldm.mllm import Ask, generate
-from llava_bifrost.codec import frame_of
+from ldm.mllm.chat import Ask, generate
 from llava_bifrost.dataset import Record, question_of
-from llava_bifrost.location import AnswerError, box_iou, satisfies
+from llava_bifrost.language.answer import AnswerError, box_iou, satisfies
+from llava_bifrost.language.codec import frame_of
 from llava_bifrost.locator import Locator
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,15 @@ from torch.utils.data import Dataset
 
 from datasets.relations import Place
 from ldm.images import read_picture
-from ldm.mllm import Ask
-from llava_bifrost.codec import Codec, frame_of
-from llava_bifrost.location import Location, Request, make_question, parse_answer, parse_instruction
+from ldm.mllm.chat import Ask
+from llava_bifrost.language.answer import (
+    Location,
+    Request,
+    make_question,
+    parse_answer,
+    parse_instruction,
+)
+from llava_bifrost.language.codec import Codec, frame_of
 
 IMAGE = "<image>"
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from datasets.geometry import box_from_01
 from datasets.relations import Place
 from ldm.images import resize
-from llava_bifrost.location import Candidate
+from llava_bifrost.language.answer import Candidate
 
 SIDE = 640  # pixels of the longer side at least, so that labels can be read
 COLOURS = ((230, 60, 50), (40, 120, 220), (30, 150, 80), (230, 140, 20), (140, 70, 190), (20, 160, 170),

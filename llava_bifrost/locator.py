@@ -17,14 +17,20 @@ import torch
 
 from datasets.relations import Place
 from ldm.checkpoints import read_json
-from ldm.constrain import ConstrainedChoice, Grammar
-from ldm.mllm import Answer, Ask, Chat, generate
-from ldm.mllm_load import Mllm, load_mllm
-from ldm.mllm_templates import TEMPLATES
+from ldm.mllm.chat import Answer, Ask, Chat, generate
+from ldm.mllm.constrain import ConstrainedChoice, Grammar
+from ldm.mllm.load import Mllm, load_mllm
+from ldm.mllm.templates import TEMPLATES
 from llava_bifrost.card import Card, read_card
-from llava_bifrost.codec import Frame, frame_of
-from llava_bifrost.location import Candidate, InstructionError, Request, make_question, parse_instruction
-from llava_bifrost.phrases import PHRASES, TAILS
+from llava_bifrost.language.answer import (
+    Candidate,
+    InstructionError,
+    Request,
+    make_question,
+    parse_instruction,
+)
+from llava_bifrost.language.codec import Frame, frame_of
+from llava_bifrost.language.instruction import PHRASES, TAILS
 from llava_bifrost.rank import Evidence, distinct, rank
 
 log = logging.getLogger(__name__)

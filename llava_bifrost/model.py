@@ -18,16 +18,16 @@ import torch
 import typer
 
 from ldm.checkpoints import folder_written_whole
-from ldm.config import check_settings, setting
 from ldm.device import DTYPES
-from ldm.llava_original import merge_into
 from ldm.logs import start_logging
-from ldm.mllm_load import load_model, load_processor
-from ldm.mllm_lora import load_adapter, merged
-from ldm.mllm_templates import TEMPLATES
-from ldm.options import command, new_app, run_app
+from ldm.mllm.llava_original import merge_into
+from ldm.mllm.load import load_model, load_processor
+from ldm.mllm.lora import load_adapter, merged
+from ldm.mllm.templates import TEMPLATES
+from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.config import check_settings, setting
 from llava_bifrost.card import CARD, FULL, Card, read_card, write_card
-from llava_bifrost.location import FORMATS
+from llava_bifrost.language.answer import FORMATS
 
 log = logging.getLogger(__name__)
 

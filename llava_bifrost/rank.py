@@ -18,9 +18,9 @@ import numpy as np
 
 from datasets.geometry import depth_at_foot
 from datasets.relations import Place
-from llava_bifrost.location import PHRASES, Candidate, Location, Request, box_iou, satisfies
-from llava_bifrost.place_ground import Ground, fit_ground
-from llava_bifrost.place_sizes import size_at_one, size_px
+from llava_bifrost.language.answer import PHRASES, Candidate, Location, Request, box_iou, satisfies
+from llava_bifrost.placement.ground import Ground, fit_ground
+from llava_bifrost.placement.sizes import size_at_one, size_px
 
 BORDER = 0.003  # of the picture; a side nearer to the border touches it
 TOUCHING = 0.85  # per side that touches

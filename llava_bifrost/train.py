@@ -19,22 +19,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ldm.config import check_settings, dump_yaml, setting
 from ldm.device import DTYPES
 from ldm.files import write_atomic
-from ldm.fit import FitConfig, fit, make_accelerator
 from ldm.logs import start_logging
-from ldm.mllm import Ask, Chat
-from ldm.mllm_load import Mllm, load_model, load_processor
-from ldm.mllm_lora import LoraSettings, make_trainable, merged, rate_of
-from ldm.mllm_templates import TEMPLATES
-from ldm.mllm_train import adapter_layout, answer_loss, prepared, tensors_of
-from ldm.options import run_app, trainer
+from ldm.mllm.chat import Ask, Chat
+from ldm.mllm.load import Mllm, load_model, load_processor
+from ldm.mllm.lora import LoraSettings, make_trainable, merged, rate_of
+from ldm.mllm.templates import TEMPLATES
+from ldm.mllm.training import adapter_layout, answer_loss, prepared, tensors_of
+from ldm.settings.cli import run_app, trainer
+from ldm.settings.config import check_settings, dump_yaml, setting
+from ldm.training.fit import FitConfig, fit, make_accelerator
 from llava_bifrost.card import CARD, Card, read_card, write_card
 from llava_bifrost.check import check_answers, measure_answers
-from llava_bifrost.codec import CODECS
 from llava_bifrost.dataset import LocatorData, Record, read_records
-from llava_bifrost.location import FORMATS
+from llava_bifrost.language.answer import FORMATS
+from llava_bifrost.language.codec import CODECS
 from llava_bifrost.locator import Locator
 from llava_bifrost.model import save_locator
 

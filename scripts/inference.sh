@@ -30,7 +30,7 @@ then
         "or train one: sh scripts/train.sh && sh scripts/inference.sh --model runs/tiny/bifrost/model"
 fi
 if [ -z "$own" ]; then
-    [ -e "$example/room.png" ] || missing "$example" ".venv/bin/python -m scripts.make_examples"
+    [ -e "$example/room.png" ] || missing "$example" ".venv/bin/python -m scripts.docs.make_examples"
     if [ -n "$sentence" ]; then place="--anchors $example/anchors.json"; else place="--box 0.28,0.01,0.68,0.64"; fi
     # shellcheck disable=SC2086  # two words
     set -- --background "$example/room.png" --object "$example/object.png" \

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the environment if needed, then runs the linter, the type checker and the tests.
-#   bash scripts/test.sh [arguments of pytest, e.g. -m slow, or tests/test_config.py]
+#   bash scripts/test.sh [arguments of pytest, e.g. -m slow, or tests/ldm/test_config.py]
 # BIFROST_TEST_DATA names a folder of extra real data; tests that need it are skipped without it.
 set -eu
 . "$(dirname -- "$0")/setup.sh"

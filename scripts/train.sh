@@ -1,12 +1,12 @@
 #!/bin/sh
 # Trains the compositor: renders the scenes, trains the first stage, then the compositor. Steps that are done are
 # skipped; an interrupted one continues when the same command is run again.
-#   sh scripts/train.sh                                            configs/tiny/bifrost.yaml
+#   sh scripts/train.sh                                            configs/tiny/compositor.yaml
 #   sh scripts/train.sh trainer.max_steps=200 out=runs/short       the same with other settings
 #   sh scripts/train.sh configs/bifrost.yaml pretrained=models/bifrost_start
 set -eu
 . "$(dirname -- "$0")/setup.sh"
-config=configs/tiny/bifrost.yaml
+config=configs/tiny/compositor.yaml
 case ${1:-} in
 *.yaml)
     config=$1
@@ -33,14 +33,14 @@ scenes() {
 
 # Only the small configuration starts from nothing; others name what they start from.
 case $config in
-configs/tiny/bifrost.yaml)
+configs/tiny/compositor.yaml)
     scenes train 24576 shard-00095.safetensors
     scenes train_wide 12288 shard-00047.safetensors --world wide
     scenes eval 512 shard-00001.safetensors --split eval
     if [ -e runs/tiny/first_stage/config.json ]; then
         echo "[train] runs/tiny/first_stage is there"
     else
-        "$VENV_PY" -m cldm.first_stage configs/tiny/first_stage.yaml
+        "$VENV_PY" -m tiny.compositor.autoencoder configs/tiny/autoencoder.yaml
     fi
     ;;
 esac

@@ -48,7 +48,7 @@ def small_compositor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from cldm.create import create_compositor
     from cldm.pretrained import save_compositor
-    from tests.small import SMALL, SMALL_CARD
+    from tests.cldm.small import SMALL, SMALL_CARD
 
     folder = tmp_path_factory.mktemp("models") / "compositor"
     save_compositor(create_compositor(SMALL, seed=1), SMALL_CARD, folder, torch.float32)
@@ -58,7 +58,7 @@ def small_compositor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_depth_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an untrained depth network of the kind that the bundle holds."""
-    from scripts.depth_network import NetworkConfig, build_network, save_network
+    from tiny.depth.network import NetworkConfig, build_network, save_network
 
     folder = tmp_path_factory.mktemp("models") / "depth"
     config = NetworkConfig(size=32, width=8, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), window=4, fusion=8)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.config import check_settings, setting
+from ldm.settings.config import check_settings, setting
 
 
 @dataclass(frozen=True)

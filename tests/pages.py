@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ldm.config import load_config
-from ldm.options import run_app
+from ldm.settings.cli import run_app
+from ldm.settings.config import load_config
 from tests.conftest import ROOT
 
 PAGES = [
@@ -25,22 +25,22 @@ ASSIGNMENT = re.compile(r"^\w+=\S*$")
 # Trainers: program -> the dataclass that its YAML file and key=value arguments fill.
 TRAINERS = {
     "run_train_bifrost": "run_train_bifrost:RunConfig",
-    "cldm.first_stage": "cldm.first_stage:FirstStageConfig",
-    "scripts.train_depth": "scripts.train_depth:TrainDepthConfig",
-    "inpainting.small.train": "inpainting.small.train:TrainConfig",
-    "inpainting.small.prompter": "inpainting.small.prompter:PrompterTraining",
-    "llava_bifrost.small.train": "llava_bifrost.small.train:LocatorTraining",
+    "tiny.compositor.autoencoder": "tiny.compositor.autoencoder:FirstStageConfig",
+    "tiny.depth.train": "tiny.depth.train:TrainDepthConfig",
+    "tiny.inpainter.train": "tiny.inpainter.train:TrainConfig",
+    "tiny.prompter.train": "tiny.prompter.train:PrompterTraining",
+    "tiny.locator.train": "tiny.locator.train:LocatorTraining",
     "llava_bifrost.train": "llava_bifrost.train:TrainConfig",
 }
 # Commands with verbs or options: program -> the functions that would do the work.
 WORKERS = {
     "run_inference": ["run_image", "replay", "batch", "run_dreambooth"],
     "datasets.scenes.__main__": ["render_command", "sheet_command"],
-    "cldm.evaluate": ["run"],
-    "inpainting.small.evaluate": ["run"],
-    "inpainting.small.prompter_scenes": ["run"],
-    "inpainting.small.prompter_evaluate": ["run"],
-    "llava_bifrost.evaluate": ["run"],
+    "cldm.evaluate.__main__": ["run"],
+    "tiny.inpainter.evaluate": ["run"],
+    "tiny.prompter.scenes": ["run"],
+    "tiny.prompter.evaluate": ["run"],
+    "llava_bifrost.evaluate.__main__": ["run"],
     "inpainting.data.downloader": ["fetch_annotations", "fetch_images"],
     "inpainting.data.ops": [
         *("build", "annotate_images_command", "caption_masks_command", "extract_noun_chunk_roots"),
@@ -61,27 +61,27 @@ WORKERS = {
     "inpainting.dream": ["run_dream"],
     "benchmarks.rca": ["main"],
     "benchmarks.full_size": ["main"],
-    "cldm.convert": ["anydoor", "bifrost", "sd21", "dinov2", "dpt", "export"],
-    "ldm.registry": ["list_models", "show", "where", "pull", "register", "verify"],
+    "cldm.convert.__main__": ["anydoor", "bifrost", "sd21", "dinov2", "dpt", "export"],
+    "ldm.registry.__main__": ["list_models", "show", "where", "pull", "register", "verify"],
     "ldm.doctor": ["report"],
     "benchmarks.convert": ["measure"],
-    "scripts.make_tiny_bundle": ["compositor", "depth", "locator", "inpainter", "prompter"],
+    "tiny.bundle": ["compositor", "depth", "locator", "inpainter", "prompter"],
     "run_dataset_debug": ["debug"],
     "ldm.precompute_depth": ["command"],
-    "llava_bifrost.predict": ["run_image", "run_jobs"],
+    "llava_bifrost.predict.__main__": ["run_image", "run_jobs"],
     "llava_bifrost.model": ["convert", "merge"],
-    "llava_bifrost.build_dataset": ["build_coco", "build_scenes", "merge_shards"],
+    "llava_bifrost.build_dataset.__main__": ["build_coco", "build_scenes", "merge_shards"],
     "datasets.uvo_process": ["process"],
-    "scripts.composite_sheet": ["make"],
-    "scripts.make_teaser": ["make"],
-    "scripts.make_examples": ["make"],
-    "scripts.make_command_docs": ["make"],
-    "scripts.composite_benchmark": ["build", "check", "jobs"],
-    "scripts.draw_figure": ["make"],
-    "scripts.draw_locator": ["make"],
+    "compose.contact_sheet": ["make"],
+    "scripts.docs.make_teaser": ["make"],
+    "scripts.docs.make_examples": ["make"],
+    "scripts.docs.make_command_docs": ["make"],
+    "compose.benchmark.__main__": ["build", "check", "jobs", "score_composites"],
+    "scripts.docs.draw_figure": ["make"],
+    "scripts.docs.draw_locator": ["make"],
     "benchmarks.placer": ["main"],
     "benchmarks.shadow": ["main"],
-    "scripts.draw_regions": ["make"],
+    "scripts.docs.draw_regions": ["make"],
 }
 
 
@@ -154,7 +154,8 @@ def rehearse_script(script: str, arguments: list[str], monkeypatch: Any) -> list
     if script == "scripts/train.sh":
         named = arguments[:1] if arguments[:1] and arguments[0].endswith(".yaml") else []
         rest = arguments[len(named) :]
-        return [configured(TRAINERS["run_train_bifrost"], [*(named or ["configs/tiny/bifrost.yaml"]), *rest])]
+        named = named or ["configs/tiny/compositor.yaml"]
+        return [configured(TRAINERS["run_train_bifrost"], [*named, *rest])]
     if script == "scripts/train_llava.sh":
         named = arguments[:1] if arguments[:1] and arguments[0].endswith(".yaml") else []
         rest = arguments[len(named) :]

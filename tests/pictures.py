@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ldm.images import read_picture, write_depth, write_mask, write_png
-from ldm.options import run_app
+from ldm.settings.cli import run_app
 from run_inference import build_app
 
 
@@ -114,8 +114,8 @@ def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*args: object, **kwargs: object) -> None:
         raise AssertionError("weights were read before the input was checked")
 
-    monkeypatch.setattr("compose_models.load_compositor", slow)
-    monkeypatch.setattr("compose_models.DepthEstimator.load", slow)
+    monkeypatch.setattr("compose.models.load_compositor", slow)
+    monkeypatch.setattr("compose.models.DepthEstimator.load", slow)
 
 
 def refusal(case: Case, run: Callable[[], int], capsys: pytest.CaptureFixture[str]) -> str:

@@ -8,37 +8,35 @@ from pathlib import Path
 
 import pytest
 
-from ldm.config import load_config
+from ldm.settings.config import load_config
 from tests import layout_rules as rules
 from tests.conftest import ROOT
 
 # Path pattern of a settings file -> "module:dataclass" that it fills. The first match counts.
 SCHEMAS: dict[str, str] = {
     "configs/bifrost.yaml": "run_train_bifrost:RunConfig",
-    "configs/tiny/bifrost.yaml": "run_train_bifrost:RunConfig",
-    "configs/tiny/first_stage.yaml": "cldm.first_stage:FirstStageConfig",
-    "configs/tiny/locator*.yaml": "llava_bifrost.small.train:LocatorTraining",
-    "configs/tiny/inpainter.yaml": "inpainting.small.train:TrainConfig",
-    "configs/tiny/prompter*.yaml": "inpainting.small.prompter:PrompterTraining",
-    "configs/tiny/depth.yaml": "scripts.train_depth:TrainDepthConfig",
+    "configs/tiny/compositor.yaml": "run_train_bifrost:RunConfig",
+    "configs/tiny/autoencoder.yaml": "tiny.compositor.autoencoder:FirstStageConfig",
+    "configs/tiny/locator*.yaml": "tiny.locator.train:LocatorTraining",
+    "configs/tiny/inpainter.yaml": "tiny.inpainter.train:TrainConfig",
+    "configs/tiny/prompter*.yaml": "tiny.prompter.train:PrompterTraining",
+    "configs/tiny/depth.yaml": "tiny.depth.train:TrainDepthConfig",
     "configs/inpainting/text_to_image/train/*.yaml": (
         "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig"
     ),
     "configs/inpainting/text_to_image/test/*.yaml": (
-        "inpainting.models.text_to_image.settings:PaintingsConfig"
+        "inpainting.models.text_to_image.evaluation.settings:PaintingsConfig"
     ),
-    "configs/inpainting/image_to_text/*.yaml": (
-        "inpainting.models.image_to_text.settings:PromptTraining"
-    ),
-    "configs/datasets.yaml": "datasets.registry:DatasetsConfig",
+    "configs/inpainting/image_to_text/*.yaml": ("inpainting.models.image_to_text.settings:PromptTraining"),
+    "configs/datasets.yaml": "datasets.sources.registry:DatasetsConfig",
     "configs/inference.yaml": "run_inference:ImageSettings",
-    "configs/models.yaml": "ldm.models:Registry",
+    "configs/models.yaml": "ldm.registry.models:Registry",
     "configs/demo.yaml": "run_inference:ImageSettings",
     "configs/llava_bifrost/train.yaml": "llava_bifrost.train:TrainConfig",
     "configs/llava_bifrost/train_smoke.yaml": "llava_bifrost.train:TrainConfig",
-    "configs/llava_bifrost/build_coco.yaml": "llava_bifrost.build_coco:CocoBuild",
-    "configs/llava_bifrost/build_published.yaml": "llava_bifrost.build_coco:CocoBuild",
-    "configs/llava_bifrost/build_scenes.yaml": "llava_bifrost.build_scenes:ScenesBuild",
+    "configs/llava_bifrost/build_coco.yaml": "llava_bifrost.build_dataset.coco:CocoBuild",
+    "configs/llava_bifrost/build_published.yaml": "llava_bifrost.build_dataset.coco:CocoBuild",
+    "configs/llava_bifrost/build_scenes.yaml": "llava_bifrost.build_dataset.scenes:ScenesBuild",
 }
 # Defaults of a command, which may leave required settings to its flags.
 PARTIAL = {"configs/inference.yaml"}
@@ -88,7 +86,7 @@ def schema_of(path: str, schemas: dict[str, str]) -> type:
 
 
 def ranks(path: str, source: str) -> list[str]:
-    return rules.wrong_ranks(path, source, own_modules() | {*rules.RANKS, "compose", "scripts", "tests"})
+    return rules.wrong_ranks(path, source, own_modules() | {*rules.PACKAGES, "scripts", "tests"})
 
 
 def bare(path: str, source: str) -> list[str]:
@@ -100,9 +98,10 @@ CASES = [
     (ranks, "ldm/a.py", "def f():\n    from cldm.model import M", "from ldm.b import c"),
     (ranks, "datasets/a.py", "from cldm.model import M", "from ldm.images import resize"),
     (ranks, "cldm/a.py", "from inpainting.prompts import P", "from datasets.pairs import Pair"),
-    (ranks, "llava_bifrost/a.py", "import cldm", "from llava_bifrost.location import L"),
+    (ranks, "llava_bifrost/a.py", "import cldm", "from llava_bifrost.language.answer import L"),
     (ranks, "cldm/a.py", "from compose import compose", "from cldm.b import c"),
     (ranks, "cldm/a.py", "from scripts.sheet import make", "import compositor"),
+    (ranks, "compose/a.py", "from tiny.loop import a", "from cldm.model import M"),
     (ranks, "scripts/a.py", "from tests.conftest import ROOT", "from compose import compose"),
     (rules.early_extras, "ldm/a.py", "import torchvision.ops", "def f():\n    import torchvision"),
     (rules.early_extras, "ldm/a.py", "try:\n    from lpips import L\nfinally:\n    pass", "import torch"),
@@ -159,7 +158,7 @@ def test_our_datasets_package_is_the_one_that_is_found():
 def test_the_type_checker_sees_every_package():
     settings = (ROOT / "pyproject.toml").read_text().split("[tool.mypy]")[1]
     checked = next(line for line in settings.splitlines() if line.startswith("packages"))
-    there = [name for name in rules.RANKS if (ROOT / name / "__init__.py").exists()]
+    there = [name for name in rules.PACKAGES if (ROOT / name / "__init__.py").exists()]
     assert [name for name in there if f'"{name}"' not in checked] == []
 
 
@@ -179,7 +178,7 @@ def test_sizes_are_limited_and_the_tree_keeps_them():
 
 def test_every_settings_file_loads():
     with pytest.raises(AssertionError, match="SCHEMAS"):
-        schema_of("configs/unknown.yaml", {"configs/known.yaml": "ldm.config:Layer"})
+        schema_of("configs/unknown.yaml", {"configs/known.yaml": "ldm.settings.config:Layer"})
     for path in tracked("configs/*.yaml"):
         try:
             load_config(schema_of(path, SCHEMAS), ROOT / path)

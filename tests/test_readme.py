@@ -5,19 +5,19 @@ import re
 
 import pytest
 
-import compose_settings
+import compose.settings
 from cldm.create import create_compositor
 from cldm.pretrained import save_compositor
 from datasets.inputs import PairOptions
 from inpainting.models.image_to_text.settings import PromptTraining
-from ldm.config import load_config
-from ldm.schema import flat_settings
+from ldm.settings.config import load_config
+from ldm.settings.schema import flat_settings
 from run_train_bifrost import RunConfig
-from scripts import make_command_docs
-from scripts.published_commands import BIFROST, DREAM
+from scripts.docs import make_command_docs
+from scripts.docs.published_commands import BIFROST, DREAM
 from tests import pages
+from tests.cldm.small import SMALL, SMALL_CARD
 from tests.conftest import ROOT
-from tests.small import SMALL, SMALL_CARD
 
 FIGURE_KB = 600
 SETTINGS_OF = {"docs/prompts.md": PromptTraining}  # whose keys a page names; others those of the compositor
@@ -68,8 +68,8 @@ def test_commands_of_the_papers_have_their_counterpart(row, monkeypatch):
 def test_python_code_runs(page, code, small_model, tmp_path, monkeypatch):
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compose_settings, "TINY_MODEL", small_model)
-    monkeypatch.setattr(compose_settings, "FULL_MODEL", tmp_path / "none")
+    monkeypatch.setattr(compose.settings, "TINY_MODEL", small_model)
+    monkeypatch.setattr(compose.settings, "FULL_MODEL", tmp_path / "none")
     exec(compile(code, page, "exec"), {})  # the code of our own page
 
 
@@ -123,7 +123,7 @@ def test_every_compatibility_switch_is_accepted():
 
 def test_command_page_is_up_to_date():
     assert pages.text_of("docs/commands.md") == make_command_docs.page(), (
-        "python -m scripts.make_command_docs"
+        "python -m scripts.docs.make_command_docs"
     )
 
 

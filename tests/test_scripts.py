@@ -13,11 +13,11 @@ from PIL import Image
 from cldm.create import create_compositor
 from cldm.pretrained import save_compositor
 from ldm.images import read_depth, read_picture
-from ldm.options import run_app
-from scripts import draw_figure, make_examples, make_teaser
+from ldm.settings.cli import run_app
+from scripts.docs import draw_figure, make_examples, make_teaser
+from tests.cldm.small import SMALL, SMALL_CARD
 from tests.conftest import ROOT
 from tests.pages import rehearse
-from tests.small import SMALL, SMALL_CARD
 
 STUB = """#!/bin/sh
 for word; do printf '%s ' "$word" >>"$STUB_LOG"; done
@@ -26,7 +26,7 @@ if [ "$1" = - ]; then cat >/dev/null; fi
 exit "${STUB_CODE:-0}"
 """
 SCRIPTS = ["setup", "demo", "inference", "train"]
-FILES = ["requirements.txt", "configs/tiny/bifrost.yaml", "configs/bifrost.yaml"]
+FILES = ["requirements.txt", "configs/tiny/compositor.yaml", "configs/bifrost.yaml"]
 EXAMPLES_MB = 1.5
 
 
@@ -161,7 +161,7 @@ def test_inference_without_a_model_says_how_to_get_one(checkout):
 def test_inference_without_the_example_says_how_to_get_it(checkout):
     code, output, _ = checkout.run("scripts/inference.sh", "--model", "runs/mine/model")
     assert code == 2
-    assert "python -m scripts.make_examples" in output
+    assert "python -m scripts.docs.make_examples" in output
 
 
 def test_training_does_every_step_once(checkout):
@@ -172,15 +172,15 @@ def test_training_does_every_step_once(checkout):
         f"-m datasets.scenes render --out data/scenes/train --count 24576 {sizes}",
         f"-m datasets.scenes render --out data/scenes/train_wide --count 12288 {sizes}--world wide ",
         f"-m datasets.scenes render --out data/scenes/eval --count 512 {sizes}--split eval ",
-        "-m cldm.first_stage configs/tiny/first_stage.yaml ",
-        "run_train_bifrost.py configs/tiny/bifrost.yaml trainer.max_steps=2 ",
+        "-m tiny.compositor.autoencoder configs/tiny/autoencoder.yaml ",
+        "run_train_bifrost.py configs/tiny/compositor.yaml trainer.max_steps=2 ",
     ]
     for shard in ("train/shard-00095", "train_wide/shard-00047", "eval/shard-00001"):
         checkout.make(f"data/scenes/{shard}.safetensors")
     checkout.make("runs/tiny/first_stage/config.json")
     code, output, calls = checkout.run("scripts/train.sh")
     assert code == 0
-    assert calls == ["run_train_bifrost.py configs/tiny/bifrost.yaml "]
+    assert calls == ["run_train_bifrost.py configs/tiny/compositor.yaml "]
     assert output.count("is there") == 4
 
 

@@ -13,12 +13,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from cldm.training.probes import PROBES, Watched, hint_changes
 from cldm.training.sharding import takes_part
-from cldm.training.watch import PROBES, Watched, hint_changes
-from ldm.rows import RowsFile
+from ldm.training.csv_log import RowsFile
 
 if TYPE_CHECKING:
-    from cldm.module import CompositorModule
+    from cldm.training.module import CompositorModule
 
 COLUMNS = ("step", "loss", "lr", "grad_norm", "samples_per_second", *PROBES)
 

@@ -1,7 +1,7 @@
 """Commands of the renderer.
 
-    python -m datasets.scenes render --out DIR --count N --size 96,96 --window object
-    python -m datasets.scenes sheet --out sheet.png --count 8
+python -m datasets.scenes render --out DIR --count N --size 96,96 --window object
+python -m datasets.scenes sheet --out sheet.png --count 8
 """
 
 import logging
@@ -11,7 +11,7 @@ import typer
 
 from datasets.scenes.sheet import SheetSettings, write_sheet
 from datasets.scenes.store import StoreSettings, render_shards
-from ldm.options import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_app
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.scenes.solids import half_extent
-from ldm.schema import check_settings, setting
+from ldm.settings.schema import check_settings, setting
 
 EVAL_BIT = 1 << 40
 

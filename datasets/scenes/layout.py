@@ -55,8 +55,18 @@ def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scen
     reference_camera, reference_light = reference_view(rng, solids[removed], camera, same)
     if options.window == "object":
         camera = replace(camera, window01_xyxy=object_window(rng, solids[removed], camera, area))
-    return Scene(seed, tuple(solids), place, camera, light, removed, reference_camera, reference_light,
-                 inverse_range, same)
+    return Scene(
+        seed,
+        tuple(solids),
+        place,
+        camera,
+        light,
+        removed,
+        reference_camera,
+        reference_light,
+        inverse_range,
+        same,
+    )
 
 
 def camera_of(

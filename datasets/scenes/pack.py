@@ -54,8 +54,7 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """b views. Camera and light tables are (3, b) or (b,); room tables are None when the views show no room.
-    """
+    """b views. Camera and light tables are (3, b) or (b,); room tables are None where no room is seen."""
 
     count: int
     slots: int
@@ -126,9 +125,26 @@ def _padding() -> list[float]:
 
 # Rows of the packed table, in the order of Parts; _part_row and _padding follow it.
 WIDTHS = {
-    "kind": 1, "owner": 1, "hidden": 1, "matrix": 9, "centre": 3, "eye": 3, "param": 1, "bound": 1,
-    "heart": 3, "bulk": 1, "box": 4, "rgb_a": 3, "rgb_b": 3, "pattern": 1, "aspect": 3, "size": 1,
-    "frequency": 1, "gloss": 1, "shine": 1}
+    "kind": 1,
+    "owner": 1,
+    "hidden": 1,
+    "matrix": 9,
+    "centre": 3,
+    "eye": 3,
+    "param": 1,
+    "bound": 1,
+    "heart": 3,
+    "bulk": 1,
+    "box": 4,
+    "rgb_a": 3,
+    "rgb_b": 3,
+    "pattern": 1,
+    "aspect": 3,
+    "size": 1,
+    "frequency": 1,
+    "gloss": 1,
+    "shine": 1,
+}
 
 
 def _parts(views: Sequence[View], slots: int, device: torch.device) -> Parts:
@@ -145,8 +161,19 @@ def _parts(views: Sequence[View], slots: int, device: torch.device) -> Parts:
     return Parts(**{**columns, **whole, "hidden": columns["hidden"] > 0.5})
 
 
-ROOM_NUMBERS = ("back", "left", "right", "floor_frequency", "wall_frequency", "angle", "phase", "skirting",
-                "skirting_rgb", "rug", "picture")
+ROOM_NUMBERS = (
+    "back",
+    "left",
+    "right",
+    "floor_frequency",
+    "wall_frequency",
+    "angle",
+    "phase",
+    "skirting",
+    "skirting_rgb",
+    "rug",
+    "picture",
+)
 
 
 def _room(rooms: Sequence[Room], device: torch.device) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from datasets.scenes.pack import World, pick
 from datasets.scenes.palette import FLOORS, WALLS
 from datasets.scenes.trace import Hit, Rays
 
-ORIGIN = 64.0               # added to the coordinates, so that they are positive and frac agrees with floor
-RAIL = 0.85                 # height of a panelled wall, metres
+ORIGIN = 64.0  # added to the coordinates, so that they are positive and frac agrees with floor
+RAIL = 0.85  # height of a panelled wall, metres
 Look = tuple[Tensor, Tensor]
 
 
@@ -93,9 +93,19 @@ def _wall_tiles(u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
 
 
 FLOOR_LOOKS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Look]] = {
-    "plain": _plain, "tiles": _floor_tiles, "planks": _planks, "checker": _floor_checker, "carpet": _carpet}
+    "plain": _plain,
+    "tiles": _floor_tiles,
+    "planks": _planks,
+    "checker": _floor_checker,
+    "carpet": _carpet,
+}
 WALL_LOOKS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Look]] = {
-    "plain": _plain, "stripes": _wall_stripes, "panel": _panel, "bricks": _bricks, "tiles": _wall_tiles}
+    "plain": _plain,
+    "stripes": _wall_stripes,
+    "panel": _panel,
+    "bricks": _bricks,
+    "tiles": _wall_tiles,
+}
 LOOKS = tuple(FLOOR_LOOKS[name] for name in FLOORS) + tuple(WALL_LOOKS[name] for name in WALLS)
 
 
@@ -115,7 +125,7 @@ def room_colours(world: World, rays: Rays, hit: Hit, point: Tensor, width: Tenso
     kind = torch.where(floor, at("floor"), len(FLOORS) + at("wall"))
     rate = torch.where(floor, at("floor_frequency"), at("wall_frequency"))
     blend, tone = _texture(world.looks, kind, u * rate + ORIGIN, v * rate + ORIGIN, width * rate, at("phase"))
-    pair = torch.where(floor, at("floor_rgb"), at("wall_rgb"))                 # (6, n)
+    pair = torch.where(floor, at("floor_rgb"), at("wall_rgb"))  # (6, n)
     colour = torch.lerp(pair[:3], pair[3:], blend) * tone
     board = ~floor & (z < at("skirting"))
     colour = torch.where(board, at("skirting_rgb"), colour)

@@ -11,20 +11,33 @@ from datasets.scenes.batch import SceneBatch, render
 from datasets.scenes.describe import SceneOptions, eval_seed
 from datasets.scenes.layout import sample_scene
 from ldm.images import write_png
-from ldm.schema import setting
+from ldm.settings.schema import setting
 
 COLUMNS = ("scene", "one solid removed", "inverse depth", "instances", "amodal mask", "reference")
 MARGIN, HEADER, FOOTER = 8, 26, 22
 INK, PAPER, FAINT = (30, 30, 34), 250, (110, 110, 118)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 TINTS = np.array(  # room, then solids
-    [[214, 210, 202], [228, 26, 28], [55, 126, 184], [77, 175, 74], [152, 78, 163], [255, 127, 0],
-     [240, 200, 40], [166, 86, 40], [247, 129, 191], [90, 190, 190]], np.uint8)
+    [
+        [214, 210, 202],
+        [228, 26, 28],
+        [55, 126, 184],
+        [77, 175, 74],
+        [152, 78, 163],
+        [255, 127, 0],
+        [240, 200, 40],
+        [166, 86, 40],
+        [247, 129, 191],
+        [90, 190, 190],
+    ],
+    np.uint8,
+)
 
 
 @dataclass(frozen=True)
 class SheetSettings(SceneOptions):
     """Which scenes are shown, and where the picture goes. Evaluation seeds."""
+
     size: tuple[int, int] = setting((224, 224), help="height,width of every view", low=16, high=4096)
     supersample: int = setting(2, help="rays per pixel and axis, 2 for best quality", low=1, high=2)
     out: Path = setting(Path("outputs/scenes.png"), help="PNG to write")
@@ -59,7 +72,7 @@ def _row(batch: SceneBatch, index: int) -> np.ndarray:
     row = np.full((height + FOOTER, width, 3), PAPER, np.uint8)
     x = MARGIN
     for panel in panels:
-        row[:panel.shape[0], x:x + panel.shape[1]] = panel
+        row[: panel.shape[0], x : x + panel.shape[1]] = panel
         x += panel.shape[1] + MARGIN
     cv2.putText(row, _caption(batch, index), (MARGIN, height + 14), FONT, 0.42, FAINT, 1, cv2.LINE_AA)
     return row

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from datasets.scenes.batch import SceneBatch, SceneFacts, render
 from datasets.scenes.describe import EVAL_BIT, Scene, SceneOptions, eval_seed, train_seed
 from datasets.scenes.layout import sample_scene
-from ldm.config import to_plain
 from ldm.files import write_atomic
-from ldm.schema import setting
+from ldm.settings.config import to_plain
+from ldm.settings.schema import setting
 from ldm.shards import shard_of
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,14 @@ log = logging.getLogger(__name__)
 SCENES_PER_SHARD = 256
 HEADER = "scenes"  # key of the JSON text in a shard's header
 PACKED = {"amodal": "image_u8", "reference_mask": "reference_u8"}  # stored as bits -> the array of that width
-FORMAT = 1                  # of the files; part of what must agree before a shard is kept
+FORMAT = 1  # of the files; part of what must agree before a shard is kept
 Sampler = Callable[[int, SceneOptions], Scene]
 
 
 @dataclass(frozen=True)
 class StoreSettings(SceneOptions):
     """One render run: the options of the scenes, and which of them go where."""
+
     out: Path = setting(Path("outputs/scenes"), help="folder of the shards")
     count: int = setting(1024, help="scenes in all shards", low=1)
     first_seed: int = setting(0, help="index of the first scene within its split", low=0)
@@ -57,15 +58,16 @@ class StoreSettings(SceneOptions):
 @dataclass(frozen=True, eq=False)
 class Shard:
     """Arrays of one file. Depth is depth_01 * 65535."""
-    image_u8: np.ndarray            # (k, h, w, 3)
-    without_u8: np.ndarray          # (k, h, w, 3)
-    depth_u16: np.ndarray           # (k, h, w)
-    without_depth_u16: np.ndarray   # (k, h, w)
-    instances_u8: np.ndarray        # (k, h, w) 0 the room, i solid i - 1
-    amodal: np.ndarray              # (k, n, h, w) bool
-    reference_u8: np.ndarray        # (k, r, r, 3)
-    reference_mask: np.ndarray      # (k, r, r) bool
-    reference_depth_u16: np.ndarray     # (k, r, r)
+
+    image_u8: np.ndarray  # (k, h, w, 3)
+    without_u8: np.ndarray  # (k, h, w, 3)
+    depth_u16: np.ndarray  # (k, h, w)
+    without_depth_u16: np.ndarray  # (k, h, w)
+    instances_u8: np.ndarray  # (k, h, w) 0 the room, i solid i - 1
+    amodal: np.ndarray  # (k, n, h, w) bool
+    reference_u8: np.ndarray  # (k, r, r, 3)
+    reference_mask: np.ndarray  # (k, r, r) bool
+    reference_depth_u16: np.ndarray  # (k, r, r)
     facts: tuple[SceneFacts, ...]
 
 

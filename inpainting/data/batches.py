@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from inpainting.data.journal import Journal
+from ldm.journal import Journal
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inpainting.data.paintings import Painting, read_object, write_object
-from ldm.config import check_settings, setting
 from ldm.images import to_pm1
+from ldm.settings.config import check_settings, setting
 
 MANIFEST = "masks.json"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,38 @@ from inpainting.data.choice import (
     write_manifest,
 )
 from inpainting.data.items import TRAIN, PaintingItems
-from inpainting.data.journal import in_order
 from inpainting.data.paintings import (
     Painting,
     painting_description,
     read_prompts,
     read_source,
 )
-from inpainting.models.text_to_image.tokens import plan_tokens
+from inpainting.tokens import plan_tokens
+from ldm.journal import in_order
+from ldm.settings.config import check_settings, setting
 
 log = logging.getLogger(__name__)
 
 READERS = 4  # threads that read masks for a manifest
 STACKED = ("pixel_values", "masks", "masked_pixel_values", "input_ids", "freestyle_attention_mask")
 RENAMED = {"global_text": "global_texts"}
+
+
+@dataclass(frozen=True)
+class PaintingOptions:
+    """Which regions of which paintings (published options of the dataset)."""
+
+    data_dir: Path = setting(Path("data/mm_inp_dataset"), help="folder made by inpainting.data.ops")
+    max_concepts: int = setting(5, low=1, high=10, help="most regions of one picture")
+    shuffle_concepts: bool = setting(True, help="regions in random order, else the largest first")
+    masked_area_threshold: float | None = setting(0.65, low=0, high=1, help="largest share that is masked")
+    resolution: int = setting(512, low=16, help="side of the square crop in pixels")
+    drop_caption_probability: float = setting(
+        0.1, low=0, high=1, help="share of pictures with one region that train without prompt"
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class InpaintingDataset(PaintingItems):

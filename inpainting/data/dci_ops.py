@@ -18,8 +18,6 @@ import numpy as np
 import typer
 
 from inpainting.data.boxes import Box, region_crop, region_mask, share_allowed
-from inpainting.data.captions import plain_text
-from inpainting.data.journal import Journal, run_items, stamp_path
 from inpainting.data.paintings import (
     ANNOTATIONS,
     MAKE_ENTITIES,
@@ -32,14 +30,16 @@ from inpainting.data.paintings import (
     read_object,
     write_object,
 )
-from inpainting.data.regions import merged, remove_others
-from inpainting.data.roots import sound_annotations
-from inpainting.data.split import distribute
-from ldm.config import check_settings, setting
+from inpainting.data.steps.captions import plain_text
+from inpainting.data.steps.regions import merged, remove_others
+from inpainting.data.steps.roots import sound_annotations
+from inpainting.data.steps.split import distribute
 from ldm.files import file_sha256, write_all_atomic
 from ldm.images import encode_png, read_picture
+from ldm.journal import Journal, run_items, stamp_path
 from ldm.logs import start_logging
-from ldm.options import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.config import check_settings, setting
 
 LOWER_STEP = "to-lowercase"
 SPLIT_NAMES = {"valid": "val"}

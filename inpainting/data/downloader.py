@@ -12,10 +12,10 @@ import sys
 
 import typer
 
-from inpainting.data.fetch import FetchSettings, fetch_annotations
-from inpainting.data.pictures import ImageSettings, fetch_images
+from inpainting.data.steps.downloads import ImageSettings, fetch_images
+from inpainting.data.steps.fetch import FetchSettings, fetch_annotations
 from ldm.logs import start_logging
-from ldm.options import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_app
 
 
 def build_app() -> typer.Typer:

@@ -20,7 +20,6 @@ import numpy as np
 import typer
 from tqdm.auto import tqdm
 
-from inpainting.data.hub import OTHER_FRAMEWORKS, model_folder
 from inpainting.data.paintings import (
     ANNOTATIONS,
     SPLITS,
@@ -29,14 +28,15 @@ from inpainting.data.paintings import (
     read_entities,
     read_source,
 )
-from ldm.config import check_settings, setting
 from ldm.device import pick_device
 from ldm.files import write_atomic
 from ldm.images import read_picture
 from ldm.logs import start_logging
 from ldm.metrics.clip import Clip
 from ldm.metrics.intervals import WIDTH
-from ldm.options import command, new_app, run_app
+from ldm.registry.models import OTHER_FRAMEWORKS, model_folder
+from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.config import check_settings, setting
 
 log = logging.getLogger(__name__)
 

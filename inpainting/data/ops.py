@@ -15,17 +15,17 @@ from pathlib import Path
 
 import typer
 
-from inpainting.data.annotate import annotate_images
-from inpainting.data.build import BuildSettings, build
-from inpainting.data.caption_masks import Captioning, caption_masks
-from inpainting.data.captions import captions_to_annotations, captions_to_folder
-from inpainting.data.describe import PRECISIONS
-from inpainting.data.regions import make_entities, make_masks
-from inpainting.data.roots import METHODS, extract_roots
-from inpainting.data.split import split_images
-from ldm.config import check_settings, setting
+from inpainting.data.steps.annotate import annotate_images
+from inpainting.data.steps.build import BuildSettings, build
+from inpainting.data.steps.caption_masks import Captioning, caption_masks
+from inpainting.data.steps.captions import captions_to_annotations, captions_to_folder
+from inpainting.data.steps.describe import PRECISIONS
+from inpainting.data.steps.regions import make_entities, make_masks
+from inpainting.data.steps.roots import METHODS, extract_roots
+from inpainting.data.steps.split import split_images
 from ldm.logs import start_logging
-from ldm.options import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.annotations import read_json
-from datasets.readers import PICTURES, pictures_in
+from datasets.sources.annotations import read_json
+from datasets.sources.readers import PICTURES, pictures_in
 from inpainting.prompts import ANSWER_MARK
 from ldm.files import write_atomic
 from ldm.images import read_mask, read_picture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ldm.metrics.weights import hash_of
-from ldm.models import located
+from ldm.registry.models import located
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

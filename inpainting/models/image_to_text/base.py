@@ -12,15 +12,22 @@ from peft import PeftModel, prepare_model_for_kbit_training
 from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
-from inpainting.data.hub import model_folder
 from inpainting.models.image_to_text.adapter import is_adapter, load_adapter
 from inpainting.models.image_to_text.prompter import base_folder
 from inpainting.models.image_to_text.settings import PromptTraining
 from ldm.device import DTYPES
-from ldm.mllm_load import Mllm, load_model, load_processor
-from ldm.mllm_lora import LoraSettings, make_trainable
-from ldm.mllm_train import prepared
-from ldm.resume import STATE, Layout, checkpoint_folders, numbered_folders, read_checkpoint, trained
+from ldm.mllm.load import Mllm, load_model, load_processor
+from ldm.mllm.lora import LoraSettings, make_trainable
+from ldm.mllm.training import prepared
+from ldm.registry.models import model_folder
+from ldm.training.checkpoints import (
+    STATE,
+    Layout,
+    checkpoint_folders,
+    numbered_folders,
+    read_checkpoint,
+    trained,
+)
 
 log = logging.getLogger(__name__)
 

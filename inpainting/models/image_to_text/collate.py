@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from inpainting.prompts import discover_question, target_text
-from ldm.mllm import IGNORED, Ask, Chat
-from ldm.mllm_train import tensors_of
+from ldm.mllm.chat import IGNORED, Ask, Chat
+from ldm.mllm.training import tensors_of
 
 Item = Mapping[str, Any]
 

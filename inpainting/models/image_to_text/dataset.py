@@ -26,7 +26,7 @@ from inpainting.prompts import (
     target_text,
     with_red,
 )
-from ldm.config import check_settings, setting
+from ldm.settings.config import check_settings, setting
 
 MAKE_ROOTS = "python -m inpainting.data.ops extract-noun-chunk-roots"
 BOOKKEEPING = ("fixed", "published")

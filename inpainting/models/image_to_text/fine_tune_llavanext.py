@@ -32,20 +32,20 @@ from inpainting.models.image_to_text.base import (
 )
 from inpainting.models.image_to_text.collate import PromptCollate
 from inpainting.models.image_to_text.dataset import LlavaDataset
+from inpainting.models.image_to_text.evaluation.validate import Validating, held_out, test
 from inpainting.models.image_to_text.prompter import write_card
 from inpainting.models.image_to_text.samplers import AlphaScheduleBatchSampler, WithAlphas
 from inpainting.models.image_to_text.settings import PromptTraining
-from inpainting.models.image_to_text.validate import Validating, held_out, test
 from inpainting.models.image_to_text.writer import PromptWriter
 from ldm.checkpoints import folder_written_whole
-from ldm.config import dump_yaml, load_config
 from ldm.device import DTYPES
 from ldm.files import write_atomic
-from ldm.fit import fit, make_accelerator
 from ldm.logs import start_logging
-from ldm.mllm_load import Mllm
-from ldm.mllm_train import adapter_layout, answer_loss
-from ldm.options import new_app, run_app
+from ldm.mllm.load import Mllm
+from ldm.mllm.training import adapter_layout, answer_loss
+from ldm.settings.cli import new_app, run_app
+from ldm.settings.config import dump_yaml, load_config
+from ldm.training.fit import fit, make_accelerator
 
 log = logging.getLogger(__name__)
 

@@ -6,14 +6,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from inpainting.data.hub import model_folder
 from inpainting.models.image_to_text.adapter import base_of, is_adapter
 from inpainting.prompts import COLORS, TEMPLATE
 from ldm.checkpoints import read_json
-from ldm.config import Layer, check_settings, merge_layers, setting, to_plain
 from ldm.files import write_atomic
-from ldm.mllm_templates import TEMPLATES
-from ldm.models import located
+from ldm.mllm.templates import TEMPLATES
+from ldm.registry.models import located, model_folder
+from ldm.settings.config import Layer, check_settings, merge_layers, setting, to_plain
 
 CARD = "prompter.json"
 FULL = Path("models/llava/multimask/checkpoint-2884/adapter")
@@ -35,7 +34,7 @@ class Card:
         help="discover: all masks in colours (MultiMask); gray: each alone in gray (1Mask); plain: the same, "
         "and the whole answer is the prompt (a model without adapter)",
     )
-    template: str = setting("", help="chat template in ldm.mllm_templates; empty: as published")
+    template: str = setting("", help="chat template in ldm.mllm.templates; empty: as published")
     longest: int = setting(64, low=1, help="most tokens of one prompt")
 
     def __post_init__(self) -> None:

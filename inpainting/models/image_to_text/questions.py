@@ -13,7 +13,7 @@ import numpy as np
 
 from inpainting.models.image_to_text.prompter import Card
 from inpainting.prompts import GRAY_NAME, LLAVA_PROMPT, discover_question, paint_masks, read_prompt
-from ldm.mllm import Ask
+from ldm.mllm.chat import Ask
 
 
 @dataclass(frozen=True, eq=False)

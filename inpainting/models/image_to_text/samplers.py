@@ -1,7 +1,7 @@
 """Which pictures form which batch, and how opaque their masks are at that step of the training.
 
-The order is that of `ldm.resume.Order` and follows from (seed, epoch) alone, the opacities of a picture from
-(seed, epoch, picture, step). So a run can go on in the middle of an epoch.
+The order is that of `ldm.training.checkpoints.Order` and follows from (seed, epoch) alone, the opacities of
+a picture from (seed, epoch, picture, step). So a run can go on in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.utils.data import Dataset, Sampler
 from inpainting.models.image_to_text.dataset import LlavaDataset
 from inpainting.models.image_to_text.schedulers import AlphaScheduler
 from inpainting.prompts import COLORS
-from ldm.resume import Order
 from ldm.seeds import seed_of
+from ldm.training.checkpoints import Order
 
 Indexed = tuple[int, list[float]]
 
@@ -94,9 +94,9 @@ class AlphaScheduleBatchSampler(Sampler[list[Indexed]]):
 
 
 class WithAlphas(Dataset[dict[str, Any]]):
-    """A data set whose items have the opacities that a sampler gives them in the epoch; for `ldm.fit`.
+    """A data set whose items have the opacities that a sampler gives them in the epoch.
 
-    `ldm.fit` takes the same batches from the same order.
+    `ldm.training.fit` takes the same batches from the same order.
     """
 
     def __init__(self, dataset: LlavaDataset, sampler: AlphaScheduleBatchSampler) -> None:

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ldm.config import check_settings, setting
 from ldm.seeds import seed_of
+from ldm.settings.config import check_settings, setting
 
 
 class AlphaScheduler(Protocol):

@@ -17,15 +17,15 @@ from typing import Annotated, Any
 
 import typer
 
-from inpainting.models.image_to_text.judges import JudgeFiles, Judges
-from inpainting.models.image_to_text.predictions import read_predictions
-from inpainting.models.image_to_text.prompt_report import LAST, WITH_INTERVALS, measure
+from inpainting.models.image_to_text.evaluation.metric_models import JudgeFiles, Judges
+from inpainting.models.image_to_text.evaluation.predictions import read_predictions
+from inpainting.models.image_to_text.evaluation.report import LAST, WITH_INTERVALS, measure
 from inpainting.models.metrics.table import shown
 from ldm.device import pick_device
 from ldm.files import write_atomic
 from ldm.logs import start_logging
 from ldm.metrics.intervals import RESAMPLES
-from ldm.options import run_app, single_app
+from ldm.settings.cli import run_app, single_app
 
 log = logging.getLogger(__name__)
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from inpainting.data.paintings import SPLITS
 from inpainting.models.image_to_text.dataset import LlavaOptions
-from inpainting.models.image_to_text.judges import JudgeFiles
+from inpainting.models.image_to_text.evaluation.metric_models import JudgeFiles
 from inpainting.models.image_to_text.prompter import Card
 from inpainting.models.image_to_text.schedulers import AlphaOptions
 from inpainting.prompts import COLORS, RED
-from ldm.config import check_settings, setting
 from ldm.device import DTYPES
-from ldm.fit import FitConfig
 from ldm.metrics.intervals import RESAMPLES
-from ldm.mllm_lora import LoraSettings
-from ldm.mllm_templates import TEMPLATES
+from ldm.mllm.lora import LoraSettings
+from ldm.mllm.templates import TEMPLATES
+from ldm.settings.config import check_settings, setting
+from ldm.training.fit import FitConfig
 
 TYPES = ("qlora", "lora", "full", "quantized")
 QUESTIONS = ("colors", "plain")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ldm.constrain import ConstrainedChoice, Fixed, Grammar
+from ldm.mllm.constrain import ConstrainedChoice, Fixed, Grammar
 
 # Between the tags: one blank at most, a letter or digit, then anything printable but brackets.
 CONTENT = r" ?[A-Za-z0-9][^<>\x00-\x1f\x7f-\x9f]*"

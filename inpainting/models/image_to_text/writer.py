@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from inpainting.data.describe import continuation, open_model
+from inpainting.data.steps.describe import continuation, open_model
 from inpainting.models.image_to_text.adapter import load_adapter
 from inpainting.models.image_to_text.prompter import Card, find_files
 from inpainting.models.image_to_text.questions import Query, one_line, queries_for, read_answer
@@ -32,10 +32,10 @@ from inpainting.models.image_to_text.tags import (
     spelled_alike,
     tightened,
 )
-from ldm.constrain import Grammar
 from ldm.metrics.weights import hash_of
-from ldm.mllm import Chat, generate, to_device
-from ldm.mllm_load import Mllm
+from ldm.mllm.chat import Chat, generate, to_device
+from ldm.mllm.constrain import Grammar
+from ldm.mllm.load import Mllm
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ldm.config import check_settings, setting
 from ldm.metrics.clip import Clip
 from ldm.metrics.clip_resnet import ResnetClip, load_resnet_clip
 from ldm.metrics.found import Found
 from ldm.metrics.inception import load_inception
 from ldm.metrics.lpips import Lpips, load_lpips
+from ldm.settings.config import check_settings, setting
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,7 @@ def mean(rows: Sequence[HasNumbers], name: str, seed: int, resamples: int) -> Nu
     return with_interval(lambda some: sums[some].sum() / counts[some].sum(), rows, seed, resamples)
 
 
-def with_interval(
-    statistic: Callable[[np.ndarray], float], rows: Sized, seed: int, resamples: int
-) -> Number:
+def with_interval(statistic: Callable[[np.ndarray], float], rows: Sized, seed: int, resamples: int) -> Number:
     value = float(statistic(np.arange(len(rows))))
     if len(rows) < 2 or not resamples:
         return {"value": value, "n": len(rows)}

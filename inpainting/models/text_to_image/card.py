@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from inpainting.models.text_to_image.layout import LAYOUTS
-from inpainting.models.text_to_image.tokens import ENCODINGS
-from ldm.config import check_settings, setting
+from inpainting.tokens import ENCODINGS
+from ldm.settings.config import check_settings, setting
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from inpainting.models.text_to_image.card import Card
 from inpainting.models.text_to_image.lora import load_lora, lora_file
 from inpainting.models.text_to_image.rca import install_rca
 from ldm.checkpoints import build, folder_written_whole, load_strict, read_json, save_part
-from ldm.config import Layer, merge_layers, to_plain
 from ldm.latents import AUTOENCODERS, STATISTICS, LatentSpace
+from ldm.settings.config import Layer, merge_layers, to_plain
 from ldm.weight_files import WeightFile, open_weights
 
 log = logging.getLogger(__name__)

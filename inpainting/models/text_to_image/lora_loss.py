@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from inpainting.models.text_to_image.layout import shrink_masks
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.rca import region_kwargs
-from inpainting.models.text_to_image.tokens import encode_plans, plan_tokens
+from inpainting.tokens import encode_plans, plan_tokens
 from ldm.denoise import noise_for
 
 

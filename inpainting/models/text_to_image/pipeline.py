@@ -26,10 +26,10 @@ from inpainting.models.text_to_image.card import DEFAULTS, PaintOptions, resolve
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.recipe import make_recipe
 from inpainting.models.text_to_image.sample import Batch, sample
-from inpainting.models.text_to_image.tokens import SHARED, TokenPlan, plan_tokens
-from ldm.config import to_plain
+from inpainting.tokens import SHARED, TokenPlan, plan_tokens
 from ldm.denoise import Step
 from ldm.result import StageTimer, measure_drift
+from ldm.settings.config import to_plain
 
 log = logging.getLogger(__name__)
 

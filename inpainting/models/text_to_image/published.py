@@ -26,7 +26,7 @@ from inpainting.models.text_to_image.card import COMPAT
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter
 from inpainting.models.text_to_image.pipeline import options_for
 from inpainting.models.text_to_image.sample import Batch, sample
-from inpainting.models.text_to_image.tokens import SHARED, TokenPlan, plan_tokens
+from inpainting.tokens import SHARED, TokenPlan, plan_tokens
 from ldm.device import pick_dtype
 from ldm.images import to_01, to_pm1
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inpainting.models.text_to_image.layout import attention_sizes, log_visibility
-from inpainting.models.text_to_image.tokens import HIDDEN
+from inpainting.tokens import HIDDEN
 
 Regions = dict[int, Tensor]
 ALIGNED = 16  # tokens; the CUDA kernels copy a bias whose rows do not start at multiples of this

@@ -11,9 +11,9 @@ import numpy as np
 from inpainting.models.text_to_image.canvas import Region
 from inpainting.models.text_to_image.card import PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, weight_file
-from ldm.config import to_plain
 from ldm.files import file_sha256, hash_folder
 from ldm.result import library_versions
+from ldm.settings.config import to_plain
 
 
 def make_recipe(

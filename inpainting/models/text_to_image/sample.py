@@ -16,7 +16,7 @@ from inpainting.models.text_to_image.card import PaintOptions
 from inpainting.models.text_to_image.layout import shrink_masks
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.rca import region_kwargs, require_rca
-from inpainting.models.text_to_image.tokens import TokenPlan, encode_plans
+from inpainting.tokens import TokenPlan, encode_plans
 from ldm.denoise import Step, denoise, noise_for, set_steps, start_latents
 from ldm.images import from_pm1
 from ldm.latents import make_scheduler

@@ -20,13 +20,13 @@ from typing import Annotated
 import typer
 
 from inpainting.config_path import HERE, find_config
-from inpainting.models.text_to_image.compute import compute, make_table
-from inpainting.models.text_to_image.generate import generate, generate_repeated
-from inpainting.models.text_to_image.generate_prompts import generate_prompts
-from inpainting.models.text_to_image.settings import PaintingsConfig
-from ldm.config import load_config
+from inpainting.models.text_to_image.evaluation.compute import compute, make_table
+from inpainting.models.text_to_image.evaluation.generate import generate, generate_repeated
+from inpainting.models.text_to_image.evaluation.generate_prompts import generate_prompts
+from inpainting.models.text_to_image.evaluation.settings import PaintingsConfig
 from ldm.logs import start_logging
-from ldm.options import new_app, run_app
+from ldm.settings.cli import new_app, run_app
+from ldm.settings.config import load_config
 from ldm.shards import shard_of
 
 log = logging.getLogger(__name__)

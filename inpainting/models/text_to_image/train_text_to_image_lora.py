@@ -22,43 +22,26 @@ from peft import LoraConfig
 from torch.utils.data import Dataset, Subset
 
 from inpainting.config_path import find_config
-from inpainting.data.datasets import InpaintingDataset
+from inpainting.data.datasets import InpaintingDataset, PaintingOptions
 from inpainting.models.text_to_image.layout import LAYOUTS
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter
 from inpainting.models.text_to_image.lora import FILE_NAME
 from inpainting.models.text_to_image.lora_loss import LoraLoss
-from inpainting.models.text_to_image.tokens import ENCODINGS
-from ldm.config import check_settings, dump_yaml, load_config, setting
+from inpainting.tokens import ENCODINGS
 from ldm.files import write_atomic
-from ldm.fit import FitConfig, fit, make_accelerator
-from ldm.fit_batches import drawing
 from ldm.logs import start_logging
-from ldm.options import new_app, run_app
-from ldm.resume import Layout
 from ldm.seeds import seed_of
+from ldm.settings.cli import new_app, run_app
+from ldm.settings.config import check_settings, dump_yaml, load_config, setting
+from ldm.training.batches import drawing
+from ldm.training.checkpoints import Layout
+from ldm.training.fit import FitConfig, fit, make_accelerator
 
 log = logging.getLogger(__name__)
 
 ADAPTER = "default"
 TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class PaintingOptions:
-    """Which regions of which paintings (published options of the dataset)."""
-
-    data_dir: Path = setting(Path("data/mm_inp_dataset"), help="folder made by inpainting.data.ops")
-    max_concepts: int = setting(5, low=1, high=10, help="most regions of one picture")
-    shuffle_concepts: bool = setting(True, help="regions in random order, else the largest first")
-    masked_area_threshold: float | None = setting(0.65, low=0, high=1, help="largest share that is masked")
-    resolution: int = setting(512, low=16, help="side of the square crop in pixels")
-    drop_caption_probability: float = setting(
-        0.1, low=0, high=1, help="share of pictures with one region that train without prompt"
-    )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True)

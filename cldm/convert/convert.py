@@ -1,0 +1,152 @@
+"""Published checkpoints -> our folders, strictly and with a report.
+
+The whole plan is made before the first byte is written, weights are then moved one at a time, and the folder
+appears only when it is complete.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import DDIMScheduler
+from torch import nn
+from transformers import DPTConfig, DPTForDepthEstimation
+
+from cldm.convert.plan import Plan, empty_networks, plan_compositor, plan_single
+from cldm.convert.write import fresh_weights, write_part
+from cldm.create import NetworkConfig, create_identity, noise_schedule
+from cldm.pretrained import CARD, Card
+from datasets.inputs import PairOptions
+from ldm.checkpoints import folder_written_whole
+from ldm.device import DTYPES
+from ldm.files import write_atomic
+from ldm.settings.config import check_settings, setting, to_plain
+from ldm.weight_files import open_weights
+
+log = logging.getLogger(__name__)
+
+CARDS = {
+    "bifrost": Card(name="bifrost", pair=PairOptions(hf_mode="zero")),
+    "anydoor": Card(
+        name="anydoor",
+        notice="AnyDoor weights: the depth branch is untrained and adds nothing; nearer things stay by mask.",
+        pair=PairOptions(hf_mode="color"),
+    ),
+    "sd21": Card(name="sd21-start", notice="A training start: control branches and projector are untrained."),
+}
+HOW = {
+    "file": "weights from the file",
+    "copy": "copied from the UNet",
+    "zero": "zeros (never used)",
+    "fresh": "initialised afresh",
+}
+DPT_LARGE = DPTConfig(
+    hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
+    backbone_out_indices=[5, 11, 17, 23], neck_hidden_sizes=[256, 512, 1024, 1024], layer_norm_eps=1e-6,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    """One checkpoint in, one folder out."""
+
+    source: Path = setting(help="checkpoint: .ckpt, .pth, .pt, .bin, .safetensors, or a folder of these")
+    out: Path = setting(help="folder that is written; it appears when it is complete")
+    dtype: str = setting(
+        "keep", choices=("keep", *DTYPES), help="type of the written weights; keep: as in the file"
+    )
+    report: Path | None = setting(None, help="JSON file that tells what became of every key")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class CompositorSettings(ConvertSettings):
+    """The same for a whole compositor."""
+
+    dinov2: Path | None = setting(
+        None, help="DINOv2 weights (original file or transformers folder), for a checkpoint without them"
+    )
+    seed: int = setting(0, help="seed of the parts that start fresh")
+
+
+def convert_compositor(
+    kind: str, settings: CompositorSettings, network: NetworkConfig | None = None
+) -> dict[str, Any]:
+    """Write a compositor folder from a checkpoint of `kind` (bifrost, anydoor, sd21); returns the report."""
+    network = network or NetworkConfig()
+    if kind == "sd21" and "768" in settings.source.name:
+        log.warning(
+            "%s: the 768-pixel SD 2.1 predicts velocity; the 512-pixel base is needed", settings.source
+        )
+    file = open_weights(settings.source)
+    encoder = open_weights(settings.dinov2) if settings.dinov2 else None
+    networks = empty_networks(network)
+    plan = plan_compositor(kind, file, networks, encoder)
+    card = CARDS[kind]
+    pair = replace(card.pair, size=network.size, reference_size=network.reference_size)
+    with folder_written_whole(settings.out) as partial:
+        for name, model in networks.items():
+            fresh = fresh_weights(name, network, settings.seed)
+            write_part(model, plan.parts[name], partial / name, settings.dtype, fresh)
+        scheduler = DDIMScheduler.from_config(noise_schedule(network))
+        scheduler.save_pretrained(partial / "scheduler")
+        text = json.dumps(to_plain(replace(card, pair=pair)), indent=1) + "\n"
+        (partial / CARD).write_text(text, encoding="utf-8")
+    return tell(kind, plan, file.others, settings)
+
+
+def convert_single(kind: str, settings: ConvertSettings, model: nn.Module | None = None) -> dict[str, Any]:
+    """Write a transformers folder of DINOv2 or DPT-Large; returns the report."""
+    file = open_weights(settings.source)
+    model = model or empty_single(kind)
+    plan = plan_single(model, file)
+    with folder_written_whole(settings.out) as partial:
+        write_part(model, plan.parts[""], partial, settings.dtype)
+        if kind == "dpt":  # what the depth expert reads: size and normalisation of MiDaS
+            prepared = {
+                "size": 384,
+                "ensure_multiple_of": 32,
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+            }
+            (partial / "preprocessor_config.json").write_text(json.dumps(prepared, indent=1) + "\n")
+    return tell(kind, plan, file.others, settings)
+
+
+def empty_single(kind: str) -> nn.Module:
+    """The network of a verb at its published size, without memory."""
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        if kind == "dpt":
+            return DPTForDepthEstimation(DPT_LARGE)
+        return create_identity(NetworkConfig()).encoder
+
+
+def tell(kind: str, plan: Plan, others: tuple[str, ...], settings: ConvertSettings) -> dict[str, Any]:
+    """Log what was done; write the full report where one is wanted."""
+    report: dict[str, Any] = {"verb": kind, "source": settings.source.name, "parts": {}, "dead": {}}
+    for name, origins in plan.parts.items():
+        rows: dict[str, dict[str, Any]] = {}
+        for how in ("file", "copy", "zero", "fresh"):
+            found = {key: list(origin.shape) for key, origin in origins.items() if origin.how == how}
+            if found:
+                rows[how] = {"count": len(found), "weights": found}
+                first, shape = next(iter(found.items()))
+                log.info("%s: %d %s, first %s %s", name or kind, len(found), HOW[how], first, shape)
+        report["parts"][name or kind] = rows
+    for reason, keys in plan.dead.items():
+        report["dead"][reason] = {"count": len(keys), "keys": keys}
+        log.info("not used: %d keys, first %s (%s)", len(keys), keys[0], reason)
+    report["not_weights"] = list(others)
+    if others:
+        log.info("not read: %s", ", ".join(others[:8]))
+    if settings.report:
+        write_atomic(settings.report, (json.dumps(report, indent=1) + "\n").encode())
+    return report

@@ -1,0 +1,173 @@
+"""Our folders -> the original single-file layouts: the way back of `cldm.convert`.
+
+Every weight that does something returns bit by bit. What is not kept is made again and named: the noise
+schedule's buffers are computed, the unused first convolution of each control branch is written as zeros.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial as bound
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import Dinov2Model, DPTForDepthEstimation
+
+from cldm.convert.keys import Piece, original_pieces
+from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE
+from cldm.convert.write import POSITIONS
+from cldm.pretrained import CARD, require_complete
+from ldm.checkpoints import build, read_json
+from ldm.settings.config import check_settings, setting
+from ldm.weight_files import Entry, WeightFile, entry_of, open_weights, write_safetensors, written_whole
+
+log = logging.getLogger(__name__)
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    kind.__name__: kind
+    for kind in (UNet2DConditionModel, ControlNetModel, AutoencoderKL, Dinov2Model, DPTForDepthEstimation)
+}
+OUTPUTS = (".safetensors", ".ckpt", ".pth", ".pt")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """One folder in, one file out."""
+
+    source: Path = setting(help="compositor, DINOv2 or DPT folder")
+    out: Path = setting(help=".safetensors (written tensor by tensor), or .ckpt, .pth, .pt")
+    layout: str = setting(
+        "bifrost", choices=("bifrost", "anydoor"), help="of a compositor; anydoor leaves the depth branch out"
+    )
+    positions: Path | None = setting(
+        None, help="where DINOv2's full position embedding is, if not in the folder: original file or folder"
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.out.suffix not in OUTPUTS:
+            raise ValueError(f"out must end in one of {', '.join(OUTPUTS)}, got {self.out.name}")
+
+
+def export(settings: ExportSettings) -> None:
+    """A folder of ours -> the original single-file layout."""
+    if (settings.source / "config.json").is_file():
+        entries = network_entries(settings.source, "", settings.positions)
+    else:
+        entries = compositor_entries(settings.source, settings.layout, settings.positions)
+    if settings.out.suffix == ".safetensors":
+        write_safetensors(settings.out, entries, progress=True)
+    else:
+        weights = {key: entry.make().to(entry.dtype).contiguous() for key, entry in entries.items()}
+        wrapped = weights if (settings.source / "config.json").is_file() else {"state_dict": weights}
+        with written_whole(settings.out) as partial:
+            torch.save(wrapped, partial)
+    log.info("wrote %s: %d keys", settings.out, len(entries))
+
+
+def compositor_entries(folder: Path, layout: str, positions: Path | None) -> dict[str, Entry]:
+    """All keys of a compositor in the layout of `CONTROLS`."""
+    require_complete(folder)
+    entries = {key: entry_of(value) for key, value in schedule_buffers(folder / "scheduler").items()}
+    prefixes = {"unet": UNET, "vae": VAE, "image_encoder": ENCODER, **CONTROLS[layout]}
+    for name, prefix in prefixes.items():
+        entries.update(network_entries(folder / name, prefix, positions))
+    projector = open_weights(folder / "projector")
+    for key, shape in projector.shapes.items():
+        entries[PROJECTOR + key] = Entry(shape, projector.dtypes[key], bound(projector.read, key))
+    log.info("computed anew: %s", ", ".join(schedule_buffers(folder / "scheduler")))
+    for prefix in CONTROLS[layout].values():
+        log.info("written as zeros, never used: %sinput_blocks.0.0.weight and .bias", prefix)
+    if layout == "anydoor":
+        log.info(
+            "left out: control_depth; %s and the settings in %s have no place in this layout", folder, CARD
+        )
+    return entries
+
+
+def network_entries(folder: Path, prefix: str, positions: Path | None) -> dict[str, Entry]:
+    """The original keys of one network's folder, chunks joined."""
+    config = read_json(folder / "config.json")
+    named = config.get("_class_name", (config.get("architectures") or ["?"])[0])
+    if named not in NETWORKS:
+        raise ValueError(f"{folder}: a {named} has no original layout; known: {', '.join(NETWORKS)}")
+    with init_empty_weights(include_buffers=False):
+        model = build(NETWORKS[named], config, folder)
+    file = open_weights(folder)
+    absent = sorted(set(model.state_dict()) ^ set(file.shapes))
+    if absent:
+        raise ValueError(f"{folder}: weights missing or unknown: {', '.join(absent[:3])}")
+    groups: dict[str, dict[int, tuple[str, Piece]]] = {}
+    for key, piece in original_pieces(model).items():
+        groups.setdefault(piece.key, {})[piece.index] = (key, piece)
+    entries = {prefix + key: joined(group, file) for key, group in groups.items()}
+    if isinstance(model, ControlNetModel):
+        for key in ("input_blocks.0.0.weight", "input_blocks.0.0.bias"):
+            zero = torch.zeros(entries[prefix + key].shape, dtype=entries[prefix + key].dtype)
+            entries[prefix + key] = entry_of(zero)
+    if isinstance(model, Dinov2Model):
+        entries[prefix + "pos_embed"] = entry_of(full_positions(folder, file, positions))
+    return entries
+
+
+def joined(group: Mapping[int, tuple[str, Piece]], file: WeightFile) -> Entry:
+    """One original weight from its chunks in order."""
+    keys = [group[index][0] for index in sorted(group)]
+    piece = group[0][1]
+    shape = file.shapes[keys[0]]
+    whole = (shape[0] * len(keys), *shape[1:], *(1,) * piece.ones) if shape else shape
+    return Entry(
+        whole, file.dtypes[keys[0]], lambda: torch.cat([file.read(key) for key in keys]).reshape(whole)
+    )
+
+
+def full_positions(folder: Path, file: WeightFile, named: Path | None) -> Tensor:
+    """DINOv2's position embedding before it was interpolated."""
+    ours = file.read("embeddings.position_embeddings")
+    kept = folder / POSITIONS
+    if kept.is_file():
+        return open_weights(kept).read("pos_embed")
+    if named is None:
+        raise ValueError(
+            f"{kept} is missing, so only the interpolated position embedding is known; "
+            "name the original one with --positions (a DINOv2 file, or the folder that training started from)"
+        )
+    file = open_weights(named / POSITIONS if (named / POSITIONS).is_file() else named)
+    for key in ("pos_embed", ENCODER + "pos_embed", "embeddings.position_embeddings"):
+        if key in file.shapes:
+            return file.read(key).to(ours.dtype)
+    raise ValueError(f"{named}: has no position embedding (pos_embed)")
+
+
+def schedule_buffers(folder: Path) -> dict[str, Tensor]:
+    """The 13 buffers of the original diffusion class, float32, from the scheduler's betas (in float64)."""
+    config = DDIMScheduler.from_config(read_json(folder / "scheduler_config.json")).config
+    if config.beta_schedule != "scaled_linear" or config.rescale_betas_zero_snr:
+        raise ValueError(f"{folder}: the original layout knows SD's scaled-linear schedule only")
+    ends = (config.beta_start**0.5, config.beta_end**0.5)
+    betas = torch.linspace(*ends, config.num_train_timesteps, dtype=torch.float64).numpy() ** 2
+    alphas = np.cumprod(1 - betas)
+    before = np.append(1.0, alphas[:-1])
+    variance = betas * (1 - before) / (1 - alphas)
+    buffers = {
+        "betas": betas,
+        "alphas_cumprod": alphas,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": np.sqrt(alphas),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alphas),
+        "log_one_minus_alphas_cumprod": np.log(1 - alphas),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / alphas),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / alphas - 1),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": betas * np.sqrt(before) / (1 - alphas),
+        "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - alphas),
+        "logvar": np.zeros_like(betas),
+    }
+    return {key: torch.from_numpy(value.astype(np.float32)) for key, value in buffers.items()}

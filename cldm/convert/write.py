@@ -1,0 +1,101 @@
+"""Writes the networks of a plan, one weight at a time: what is read, cut, interpolated or started fresh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import ConfigMixin
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cldm.convert.check import Origin
+from cldm.convert.plan import FRESH_CONTROL, empty_networks
+from cldm.create import NetworkConfig
+from ldm.device import DTYPES
+from ldm.weight_files import Entry, entry_of, write_safetensors
+
+POSITIONS = "original/position_embeddings.safetensors"  # inside image_encoder/, for the way back
+POSITION_OFFSET = 0.1  # DINOv2 adds it to the target side before it divides (published code)
+
+
+def write_part(
+    model: nn.Module,
+    origins: Mapping[str, Origin],
+    folder: Path,
+    dtype: str,
+    fresh: Mapping[str, Tensor] | None = None,
+) -> None:
+    """config.json and weights of one network, tensor by tensor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "model.safetensors"
+    if isinstance(model, ConfigMixin):
+        model.save_config(folder)
+        name = "diffusion_pytorch_model.safetensors"
+    elif isinstance(model, PreTrainedModel):
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+    entries = {
+        key: Entry(origin.shape, target_dtype(origin, dtype), partial(make, key, origin, fresh))
+        for key, origin in origins.items()
+    }
+    write_safetensors(folder / name, entries, progress=True)
+    for origin in origins.values():
+        if origin.positions and origin.source is not None:
+            write_safetensors(folder / POSITIONS, {"pos_embed": entry_of(origin.source.read(origin.key))})
+
+
+def target_dtype(origin: Origin, dtype: str) -> torch.dtype:
+    """The type a weight is written in; `keep` is the source's own, fp32 for what the source does not have."""
+    if dtype != "keep":
+        return DTYPES[dtype]
+    return origin.source.dtypes[origin.key] if origin.source is not None else torch.float32
+
+
+def make(key: str, origin: Origin, fresh: Mapping[str, Tensor] | None) -> Tensor:
+    """One weight of ours, in its source's type."""
+    if origin.how == "zero":
+        return torch.zeros(origin.shape)
+    if origin.how == "fresh":
+        return (fresh or {})[key]
+    if origin.source is None:
+        raise AssertionError(f"{key}: a plan with a missing source was not refused")
+    value = origin.source.read(origin.key)
+    if origin.positions:
+        return interpolate_positions(value, origin.shape[1] - 1)
+    return value.chunk(origin.of)[origin.index].reshape(origin.shape)
+
+
+def interpolate_positions(embedding: Tensor, count: int) -> Tensor:
+    """DINOv2's run-time interpolation of the position embedding, done once.
+
+    embedding: (1, 1 + grid^2, c) -> (1, 1 + count, c), bicubic by the factor (side + 0.1) / grid.
+    """
+    grid, side = round((embedding.shape[1] - 1) ** 0.5), round(count**0.5)
+    patches = embedding[:, 1:].float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+    factor = (side + POSITION_OFFSET) / grid
+    scaled = nn.functional.interpolate(patches, scale_factor=factor, mode="bicubic")
+    return torch.cat([embedding[:, :1].float(), scaled.flatten(2).transpose(1, 2)], 1)
+
+
+def fresh_weights(part: str, network: NetworkConfig, seed: int) -> dict[str, Tensor]:
+    """Initial values of hint stack, zero convolutions or projector, from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if part == "projector":
+            return dict(nn.Linear(network.identity_width, network.token_width).state_dict())
+        if not part.startswith("control_"):
+            return {}
+        hint = ControlNetConditioningEmbedding(
+            conditioning_embedding_channels=network.block_channels[0],
+            block_out_channels=network.hint_channels,
+            conditioning_channels=4 if part == "control_detail" else 3,
+        )
+    weights = {f"controlnet_cond_embedding.{key}": value for key, value in hint.state_dict().items()}
+    for key, value in empty_networks(network)[part].state_dict().items():
+        if key.startswith(FRESH_CONTROL[1:]):
+            weights[key] = torch.zeros(value.shape)
+    return weights

@@ -1,0 +1,23 @@
+"""Measure a compositor on held-out rendered scenes; composites of a benchmark: `compose.benchmark score`.
+
+python -m cldm.evaluate --scenes 300 --out benchmarks/results/compositor.json
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from cldm.evaluate.run import EvaluateSettings, run
+from ldm.settings.cli import command, run_app, single_app
+
+
+def build_app() -> typer.Typer:
+    return single_app(command(EvaluateSettings, run))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(build_app, sys.argv[1:]))

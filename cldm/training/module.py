@@ -1,0 +1,282 @@
+"""Training step of the compositor (Lightning): noise a target, predict, weighted squared error.
+
+All randomness of a step comes from (seed, number of the batch), so a resumed run repeats what an
+uninterrupted one would have done (cldm/training/randomness.py).
+Legend: b batch, c latent channels, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from diffusers import DDIMScheduler
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.training_utils import EMAModel
+from einops import rearrange
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.optim import Optimizer
+
+from cldm.model import Compositor, Conditions
+from cldm.training.loss import min_snr_weight, weighted_error
+from cldm.training.randomness import Draws, draw, shifted_timesteps, timesteps_by_dynamics
+from cldm.training.sharding import gathered, shard, shared_like
+from ldm.settings.config import check_settings, setting
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the defaults are the published recipe (AdamW 1e-5, constant rate)."""
+
+    lr: float = setting(1e-5, low=0.0, help="learning rate after warm-up")
+    final_lr: float = setting(
+        1.0, low=0.0, high=1.0, help="share of lr left at the last step (cosine); 1 = constant"
+    )
+    hold: float = setting(
+        0.0, low=0.0, high=1.0, help="share of all steps at full lr before the cosine begins"
+    )
+    warmup: int = setting(0, low=0, help="steps of linear warm-up")
+    betas: tuple[float, float] = setting((0.9, 0.999), help="AdamW betas")
+    weight_decay: float = setting(0.01, low=0.0, help="AdamW weight decay")
+    shard_optimizer: bool = setting(
+        False, help="each device keeps its share of the optimizer's state (ZeRO, stage 1)"
+    )
+    trainable: str = setting(
+        "published",
+        choices=("published", "all"),
+        help="published: control branches, UNet decoder and projector; all: everything but the autoencoder",
+    )
+    train_projector: bool = setting(True, help="False: the projector stays frozen, as in the published code")
+    drop_identity: float = setting(
+        0.5, low=0.0, high=1.0, help="share of samples whose tokens are those of the zero image"
+    )
+    drop_detail: float = setting(0.3, low=0.0, high=1.0, help="share of samples with a blank detail hint")
+    drop_depth: float = setting(0.3, low=0.0, high=1.0, help="share of samples with a blank depth hint")
+    timesteps: str = setting(
+        "dynamics",
+        choices=("dynamics", "uniform"),
+        help="dynamics: moving sources train the early, still ones the late timesteps in 7 cases of 10",
+    )
+    timestep_shift: float = setting(
+        1.0,
+        low=0.01,
+        high=100.0,
+        help="above 1 trains the noisy timesteps more, which suits few sampling steps; 1 = as drawn",
+    )
+    min_snr: float = setting(
+        0.0, low=0.0, help="limit of the loss weight by signal-to-noise ratio (usual: 5); 0 = equal weights"
+    )
+    mask_weight: float = setting(0.0, low=0.0, help="extra loss weight inside the edit mask")
+    ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average; 0 = none")
+    attention: str = setting(
+        "sdpa", choices=("sdpa", "eager"), help="eager is faster for small networks on a CPU"
+    )
+    gradient_checkpointing: bool = setting(
+        False, help="recompute activations in the backward pass: less memory, about a third slower"
+    )
+    seed: int = setting(0, help="seed of noise, timesteps and dropout")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def trainable_parameters(model: Compositor, config: TrainConfig) -> list[nn.Parameter]:
+    """Freeze what does not train; returns the rest. The control branches' first convolutions never train."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    parts: list[nn.Module] = [model.detail, model.depth]
+    if config.trainable == "all":
+        parts += [model.unet, model.identity.encoder]
+    else:
+        parts += [model.unet.up_blocks, model.unet.conv_norm_out, model.unet.conv_out]
+    if config.train_projector:
+        parts.append(model.identity.projector)
+    for part in parts:
+        part.requires_grad_(True)
+    for branch in (model.detail, model.depth):
+        branch.net.conv_in.requires_grad_(False)
+    mask_token = model.identity.encoder.embeddings.mask_token
+    if mask_token is not None:
+        mask_token.requires_grad_(False)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+class CompositorModule(pl.LightningModule):
+    """The compositor with its loss and optimizer."""
+
+    def __init__(self, model: Compositor, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.noise_schedule = DDIMScheduler.from_config(model.scheduler_config)
+        self.parameters_to_train = trainable_parameters(model, config)
+        self.average = self.fresh_average()
+        self.strict_loading = False  # frozen weights are in no checkpoint; on_load_checkpoint checks the rest
+        self.batch_number = 0
+        self.last_loss = torch.zeros(())
+        self.last_rate = 0.0
+        nets = (model.unet, model.detail.net, model.depth.net)
+        if config.attention == "eager":
+            for net in nets:
+                net.set_attn_processor(AttnProcessor())
+            model.identity.encoder.set_attn_implementation("eager")
+        if config.gradient_checkpointing:
+            for net in nets:
+                net.enable_gradient_checkpointing()
+            model.identity.encoder.gradient_checkpointing_enable()
+
+    def fresh_average(self) -> EMAModel | None:
+        """The running average of what trains, from here on."""
+        return EMAModel(self.parameters_to_train, decay=self.config.ema) if self.config.ema else None
+
+    def configure_model(self) -> None:
+        """Where the devices share the parameters out, do so once."""
+        if self.device_mesh is None or isinstance(self.model.unet, FSDPModule):
+            return
+        shard(self.model, self.device_mesh["data_parallel"])
+        self.parameters_to_train = [one for one in self.model.parameters() if one.requires_grad]
+        self.average = self.fresh_average()
+
+    @property
+    def average_by_name(self) -> dict[str, Tensor]:
+        """The running average; empty where none is kept."""
+        if self.average is None:
+            return {}
+        return dict(zip(self.trained_names, self.average.shadow_params, strict=True))
+
+    @property
+    def trained_names(self) -> list[str]:
+        """Names of `parameters_to_train`, in their order."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        config = self.config
+        values: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+        parameters = self.parameters_to_train
+        if config.shard_optimizer and self.trainer.world_size > 1:
+            optimizer: Optimizer = ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, **values)
+        else:
+            optimizer = torch.optim.AdamW(parameters, **values)  # not fused: Lightning clips in between
+        total = self.trainer.max_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total, config))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        self.batch_number = self.global_step * self.trainer.accumulate_grad_batches
+        if self.average is not None:
+            self.average.to(self.device)
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """batch: fields of `datasets.base.Drawn`, each (b, ...), see `cldm.training.data.collate_run`."""
+        with torch.no_grad():
+            latents = self.model.latent_space.encode(batch["target_pm1"])
+        total = int(self.noise_schedule.config.num_train_timesteps)
+        devices = (self.global_rank, self.trainer.world_size)
+        draws = draw(self.config.seed, self.batch_number, latents.shape, total, *devices)
+        self.batch_number += 1
+        timesteps = self.timesteps(draws, batch["dynamics"], total)
+        noise = draws.noise.to(latents)
+        x = self.noise_schedule.add_noise(latents, noise, timesteps)
+        prediction = self.model(x, timesteps, self.conditions(batch, draws.drops))
+        wanted = self.wanted(latents, noise, timesteps)
+        loss = weighted_error(
+            prediction, wanted, batch["edit_mask"], self.config.mask_weight, self.weight_of(timesteps)
+        )
+        self.last_loss = loss.detach()
+        self.log("loss", self.last_loss, prog_bar=True, logger=False)
+        return loss
+
+    def timesteps(self, draws: Draws, dynamics: Tensor, total: int) -> Tensor:
+        """(b,) int64 on the device."""
+        if self.config.timesteps == "uniform":
+            chosen = draws.timesteps
+        else:
+            chosen = timesteps_by_dynamics(draws, dynamics.cpu(), total)
+        return shifted_timesteps(chosen, self.config.timestep_shift, total).to(dynamics.device)
+
+    def conditions(self, batch: dict[str, Tensor], drops: Tensor) -> Conditions:
+        """Conditions with dropout: zero-image tokens, blank hints. drops: (3, b) in [0, 1)."""
+        config = self.config
+        rates = torch.tensor([config.drop_identity, config.drop_detail, config.drop_depth])
+        keep = (drops >= rates[:, None]).to(batch["reference_01"].device)
+        keep_identity, keep_detail, keep_depth = rearrange(keep, "k b -> k b 1 1 1")
+        return self.model.conditions(
+            batch["reference_01"] * keep_identity,
+            batch["detail_pm1"] * keep_detail,
+            batch["depth_01"] * keep_depth,
+        )
+
+    @property
+    def predicts_velocity(self) -> bool:
+        return self.noise_schedule.config.prediction_type == "v_prediction"
+
+    def wanted(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the UNet should predict: the noise, or the velocity (Salimans and Ho 2022)."""
+        if self.predicts_velocity:
+            return self.noise_schedule.get_velocity(latents, noise, timesteps)
+        return noise
+
+    def weight_of(self, timesteps: Tensor) -> Tensor | None:
+        """(b,) loss weights of timesteps, or None where all are equal."""
+        if not self.config.min_snr:
+            return None
+        alphas = self.noise_schedule.alphas_cumprod
+        return min_snr_weight(alphas, timesteps, self.config.min_snr, self.predicts_velocity)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """A step of the optimizer, then of the average: before any checkpoint of this step is written."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.last_rate = float(optimizer.param_groups[0]["lr"])
+        if self.average is not None:
+            self.average.step(self.parameters_to_train)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep what trains, by name, and the average of it."""
+        weights, names = checkpoint["state_dict"], self.trained_names
+        checkpoint["state_dict"] = {name: weights[name] for name in names}
+        if self.average is not None:
+            keep = self.trainer.is_global_zero
+            named = self.average_by_name.items()
+            checkpoint["average"] = {name: gathered(value, keep) for name, value in named}
+            numbers = self.average.state_dict()
+            checkpoint["average_numbers"] = {k: v for k, v in numbers.items() if k != "shadow_params"}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        parts = ["state_dict"] if self.average is None else ["state_dict", "average"]
+        names = self.trained_names
+        for part in parts:
+            found = checkpoint.get(part, {})
+            wrong = sorted(found.keys() ^ set(names))
+            if wrong:
+                raise ValueError(
+                    f"the checkpoint's {part} is not of this configuration: {len(wrong)} weights differ, "
+                    f"such as {wrong[:3]}; was train.trainable, train.ema or the network changed?"
+                )
+        if self.average is not None:
+            stored = checkpoint["average"]
+            pairs = zip(names, self.parameters_to_train, strict=True)
+            shadows = [shared_like(stored[name], parameter) for name, parameter in pairs]
+            self.average.load_state_dict({**checkpoint["average_numbers"], "shadow_params": shadows})
+
+
+def rate(step: int, total: int, config: TrainConfig) -> float:
+    """Factor on the learning rate: warm-up, 1 until `hold`, then cosine to `final_lr` at `total` steps."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    start = max(config.warmup, config.hold * total)
+    progress = min(1.0, max(0.0, step - start) / max(1.0, total - start))
+    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,1 @@
+"""The open benchmark of composites: manifest, jobs, scores."""

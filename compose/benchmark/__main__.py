@@ -1,0 +1,141 @@
+"""The open benchmark of composites: make its manifest, check the files, turn it into jobs.
+
+    python -m compose.benchmark build --instances data/COCO/annotations/instances_val2017.json \\
+        --pictures data/COCO/val2017 --objects data/DreamBooth/objects --backgrounds 30 \\
+        --out outputs/benchmark.json
+    python -m compose.benchmark verify outputs/benchmark.json --pictures ... --objects ...
+    python -m compose.benchmark jobs outputs/benchmark.json --instances ... --out outputs/jobs.jsonl
+    python run_inference.py batch outputs/jobs.jsonl --out outputs/benchmark
+    python -m compose.benchmark score --results outputs/benchmark --manifest outputs/benchmark.json ...
+
+With the 30 objects of DreamBooth, 30 backgrounds give the 900 pairs of Bifrost's protocol and 80 the 2,400 of
+AnyDoor's; their own backgrounds were never published.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm.auto import tqdm
+
+from compose.benchmark.score import ScoreSettings, score
+from compose.settings import depth_folder
+from datasets.benchmark.draw import draw_cases, read_concepts
+from datasets.benchmark.manifest import (
+    Instances,
+    Manifest,
+    depth_of,
+    files_of,
+    hashes_of,
+    locate,
+    read_manifest,
+    verify,
+    write_manifest,
+)
+from ldm.experts.depth import DepthEstimator
+from ldm.files import write_atomic
+from ldm.images import read_picture
+from ldm.logs import start_logging
+from ldm.settings.cli import command, new_app, run_app
+from llava_bifrost.language.instruction import Request, make_instruction
+
+log = logging.getLogger(__name__)
+
+WORDS = {"left of": "to the left of", "right of": "to the right of"}
+InstancesFile = Annotated[Path, typer.Option(help="COCO instances JSON", metavar="FILE")]
+Pictures = Annotated[Path, typer.Option(help="folder of its pictures", metavar="FOLDER")]
+Objects = Annotated[Path, typer.Option(help="folder of CONCEPT/*.png cut-outs", metavar="FOLDER")]
+ManifestFile = Annotated[Path, typer.Argument(help="the manifest", metavar="MANIFEST")]
+Out = Annotated[Path, typer.Option(help="file to write", metavar="FILE")]
+
+
+def sentence(noun: str, relation: str, anchor: str) -> str:
+    """The instruction of a case, in the published form."""
+    return make_instruction(Request(noun, ((WORDS.get(relation, relation), anchor),))) + "."
+
+
+def build(
+    instances: InstancesFile,
+    pictures: Pictures,
+    objects: Objects,
+    out: Out,
+    classes: Annotated[Path | None, typer.Option(help="JSON of concept -> noun", metavar="FILE")] = None,
+    backgrounds: Annotated[int, typer.Option(help="how many pictures", min=1)] = 30,
+    seed: Annotated[int, typer.Option(help="seed of the draws", min=0)] = 0,
+) -> None:
+    """Write the manifest: every object in every background, with box, relation and instruction."""
+    concepts = read_concepts(objects, classes)
+    cases = draw_cases(Instances(instances), concepts, backgrounds, seed, sentence)
+    files = hashes_of(files_of(cases), {"pictures": pictures, "objects": objects})
+    manifest = Manifest(f"dreambooth-coco-{len(concepts)}x{backgrounds}", seed, files, cases)
+    write_atomic(out, write_manifest(manifest))
+    absent = sum(not found for found in files.values())
+    log.info("%s: %d cases, %d files, %d of them absent and not hashed", out, len(cases), len(files), absent)
+
+
+def check(manifest: ManifestFile, pictures: Pictures, objects: Objects) -> None:
+    """Say which files are missing or differ; exit code 1 when there are any."""
+    wrong = list(verify(read_manifest(manifest), {"pictures": pictures, "objects": objects}))
+    for name, what in wrong:
+        typer.echo(f"{what}: {name}")
+    if wrong:
+        raise typer.Exit(1)
+    typer.echo("all files are those of the manifest")
+
+
+def jobs(
+    manifest: ManifestFile,
+    instances: InstancesFile,
+    pictures: Pictures,
+    objects: Objects,
+    out: Out,
+    depth_model: Annotated[Path | None, typer.Option(help="depth network folder", metavar="FOLDER")] = None,
+    seed: Annotated[int, typer.Option(help="seed of every composite", min=0)] = 0,
+) -> None:
+    """Write one job a line for `run_inference.py batch`, with the depth that the depth network implies."""
+    lines = [json.dumps(job) for job in _jobs(manifest, instances, pictures, objects, depth_model, seed)]
+    write_atomic(out, ("\n".join(lines) + "\n").encode())
+    log.info("%s: %d jobs", out, len(lines))
+
+
+def _jobs(
+    path: Path, instances: Path, pictures: Path, objects: Path, depth_model: Path | None, seed: int
+) -> Iterator[dict[str, Any]]:
+    known, roots = Instances(instances), {"pictures": pictures, "objects": objects}
+    network = DepthEstimator.load(depth_folder(depth_model))
+    depths: dict[str, Any] = {}
+    for case in tqdm(read_manifest(path).cases, desc="depth", disable=None):
+        background = locate(f"pictures/{case.background}", roots)
+        if case.background not in depths:
+            depths = {case.background: network.estimate(read_picture(background).rgb_u8)}
+        depth = depth_of(case, known.mask(case.anchor.annotation), depths[case.background])
+        cut_out = locate(f"objects/{case.object}/{case.view}", roots)
+        yield {
+            "name": case.id, "background": str(background), "object": str(cut_out),
+            "box": list(case.box01_xyxy), "depth": [depth], "seed": seed,
+        }  # fmt: skip
+
+
+def score_composites(settings: ScoreSettings) -> None:
+    """Score a folder of composites against the manifest; ours or those of any other system."""
+    score(settings)
+
+
+def build_app() -> typer.Typer:
+    app = new_app("The open benchmark of composites.")
+    app.command("build")(build)
+    app.command("verify")(check)
+    app.command("jobs")(jobs)
+    app.command("score")(command(ScoreSettings, score_composites))
+    return app
+
+
+if __name__ == "__main__":
+    start_logging()
+    sys.exit(run_app(build_app, sys.argv[1:]))

@@ -1,0 +1,150 @@
+"""From the files that settings name to the arrays of the pre-processing; every refusal names the file."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compose.settings import DEPTH_MODES, ComposeSettings
+from datasets.geometry import Box01, bbox_of_mask, box_from_01, box_to_01, depth_at_foot, depth_extent
+from datasets.inputs import Inputs, check_object
+from datasets.layers import Layers
+from ldm.experts.segment import object_mask
+from ldm.images import Picture, read_depth, read_mask, read_picture, resize
+
+logger = logging.getLogger(__name__)
+
+SAME_ASPECT = 0.01  # largest relative difference in aspect between a picture and its depth map
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What the files hold. h w and H W are the sizes of object and background."""
+
+    background: Picture  # (H, W)
+    item: Picture  # (h, w)
+    cut: np.ndarray  # (h, w) bool, the object
+    cut_by: str  # file, alpha, grabcut or sam
+    box01_xyxy: Box01 | None  # None: a sentence says it
+    target: np.ndarray | None  # (H, W) bool
+    depth_01: np.ndarray | None  # (H, W), None: to be estimated
+    object_depth_01: np.ndarray | None  # (h, w)
+
+
+def read_sources(settings: ComposeSettings) -> Sources:
+    """Read and check all files, the quick checks first."""
+    background, item = read_picture(settings.background), read_picture(settings.object)
+    target = None
+    if settings.target_mask is not None:
+        target = read_mask(settings.target_mask, size=background.size) ^ settings.invert_target_mask
+    depth_01 = _depth_of(settings.background_depth, background.size)
+    object_depth_01 = _depth_of(settings.object_depth, item.size)
+    cut, cut_by = _cut(settings, item)
+    return Sources(background, item, cut, cut_by, _box(settings, target), target, depth_01, object_depth_01)
+
+
+def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarray) -> tuple[Inputs, dict]:
+    """Inputs of the pre-processing, and what was decided on the way, for the report.
+
+    depth_01: (H, W) of the background
+    """
+    box = settings.box or sources.box01_xyxy
+    assert box is not None  # the settings refuse to be without a place
+    extent, source = _depth_range(settings, depth_01, box)
+    inputs = Inputs(
+        reference_u8=sources.item.rgb_u8,
+        reference_mask=sources.cut,
+        background_u8=sources.background.rgb_u8,
+        background_depth_01=depth_01,
+        box01_xyxy=box,
+        depth_range=extent,
+        mode=settings.plain_mode,
+        target_mask=sources.target,
+        reference_depth_01=sources.object_depth_01,
+    )
+    decided: dict[str, Any] = {
+        "mode": inputs.mode,
+        "box": list(box),
+        "depth": {"far": extent[0], "near": extent[1], "source": source},
+        "background_depth": "estimated" if sources.depth_01 is None else "file",
+        "object_mask": sources.cut_by,
+    }
+    return inputs, decided
+
+
+def require_visible(inputs: Inputs, layers: Layers) -> None:
+    """Refuse a place at which nothing of the object would show. layers: the crop at any resolution."""
+    if layers.visible.any() and layers.edit.any():
+        return
+    box = ",".join(f"{value:.3g}" for value in inputs.box01_xyxy or ())
+    if not (layers.placed.alpha_01 > 0.5).any():
+        raise ValueError(f"--box {box} is too small: the object would cover less than a pixel")
+    if inputs.mode not in DEPTH_MODES:
+        raise ValueError(f"--box {box} does not meet the target mask: nothing of the object would be visible")
+    h, w = inputs.background_depth_01.shape
+    x0, y0, x1, y1 = (round(value) for value in box_from_01(inputs.box01_xyxy or (0, 0, 1, 1), (h, w)))
+    there = inputs.background_depth_01[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
+    low, high = (float(value) for value in (there.min(), there.max()))
+    far, near = inputs.depth_range
+    raise ValueError(
+        f"nearer things hide the object completely: at --box {box} the background's depth is {low:.3f} to "
+        f"{high:.3f}, the object's {far:.3f} to {near:.3f} (1 = nearest); raise --depth or move --box"
+    )
+
+
+def _cut(settings: ComposeSettings, item: Picture) -> tuple[np.ndarray, str]:
+    """Which pixels are the object, (h, w) bool, and who says so."""
+    if settings.object_mask is not None:
+        cut, cut_by = read_mask(settings.object_mask, size=item.size), "file"
+    else:
+        try:
+            cut, cut_by = object_mask(item, sam=settings.sam)
+        except ValueError as error:
+            raise ValueError(f"{settings.object}: {error}") from error
+        logger.info("object mask: %s (--object-mask FILE chooses it)", cut_by)
+    check_object(cut, where=f"{settings.object_mask or settings.object}: the object")
+    return cut, cut_by
+
+
+def _box(settings: ComposeSettings, target: np.ndarray | None) -> Box01 | None:
+    """The box as given, or that of the target mask, or None where a locator is to find it."""
+    if settings.box is not None or target is None:
+        return settings.box
+    return box_to_01(bbox_of_mask(target), (target.shape[0], target.shape[1]))
+
+
+def _depth_of(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:
+    """A depth map at the (h, w) of its picture; another resolution is fitted, another aspect refused."""
+    if path is None:
+        return None
+    depth_01 = read_depth(path)
+    (h, w), (want_h, want_w) = depth_01.shape, size
+    if (h, w) == size:
+        return depth_01
+    if abs(w * want_h / (h * want_w) - 1) > SAME_ASPECT:
+        raise ValueError(
+            f"depth map {path} is {w} x {h} pixels, its picture is {want_w} x {want_h} (width x height); "
+            f"the proportions must agree within {SAME_ASPECT:.0%}"
+        )
+    logger.info("depth map: resized from %d x %d to %d x %d", w, h, want_w, want_h)
+    return resize(depth_01, size)
+
+
+def _depth_range(
+    settings: ComposeSettings, depth_01: np.ndarray, box: Box01
+) -> tuple[tuple[float, float], str]:
+    """(far, near) of the object and where it comes from."""
+    if settings.depth is None:
+        foot = depth_at_foot(depth_01, box)
+        if settings.plain_mode in DEPTH_MODES:
+            logger.info(
+                "depth: %.3f, the background's at the bottom edge of the box (--depth chooses it)", foot
+            )
+        return depth_extent(foot, box), "foot of the box"
+    if len(settings.depth) == 1:
+        return depth_extent(settings.depth[0], box), "centre"
+    return (settings.depth[0], settings.depth[1]), "range"

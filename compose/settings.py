@@ -1,0 +1,230 @@
+"""The settings of one composite, declared once for command line, YAML, recipes and notebooks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cldm.compat import PRESETS
+from cldm.pretrained import Sampling, is_complete
+from datasets.fusion import ALIASES, MODES
+from datasets.geometry import check_box01
+from ldm.latents import scheduler_class
+from ldm.registry.models import located
+from ldm.settings.config import check_settings, flag_name, setting
+from llava_bifrost.card import FULL as FULL_LOCATOR
+from llava_bifrost.card import TINY as TINY_LOCATOR
+from llava_bifrost.language.instruction import parse_instruction
+
+FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")
+FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
+GEOMETRIC = "geometric"  # the locator that is no folder
+DEPTH_MODES = ("place", "replace")  # the object is put into the depth map, and nearer things hide it
+INPUT_FILES = ("background", "object", "object_mask", "target_mask", "background_depth", "object_depth")
+# What only a sentence makes use of: setting -> how its absence looks.
+WITH_SENTENCE = {"locator": None, "anchors": None, "detector": None, "candidates": 1, "relative_size": None}
+
+
+@dataclass(frozen=True)
+class ComposeSettings:
+    """Everything that decides a composite. None where the model's own recommendation holds."""
+
+    background: Path = setting(help="background picture, any size")
+    object: Path = setting(help="picture of the object")
+    object_mask: Path | None = setting(
+        None, help="mask of the object (white); without it the alpha channel, else SAM or GrabCut finds it"
+    )
+    box: tuple[float, float, float, float] | None = setting(
+        None, help="where: x1,y1,x2,y2 as fractions of the background; without it the box of the target mask"
+    )
+    depth: tuple[float, ...] | None = setting(
+        None,
+        help="how far: d, or far,near, in [0, 1], 1 = nearest point of the background; "
+        "without it the ground at the bottom edge of the box",
+    )
+    instruction: str | None = setting(
+        None, help='where, as a sentence instead of --box: "Place the dog behind the sofa"'
+    )
+    locator: str | None = setting(
+        None,
+        help="who reads the sentence: a locator folder, or geometric (rules and --anchors or --detector); "
+        f"without it {FULL_LOCATOR.as_posix()} if it is there, else geometric if --anchors or --detector is "
+        f"given, else {TINY_LOCATOR.as_posix()}, which knows rendered things only",
+    )
+    anchors: Path | None = setting(
+        None, help='JSON of things in the background: {"sofa": {"box": [x1, y1, x2, y2], "depth": d}}'
+    )
+    detector: Path | None = setting(
+        None, help="folder of a GroundingDINO, OWL-ViT or OWLv2 that finds the things the sentence names"
+    )
+    candidates: int = setting(1, low=1, high=64, help="places that the locator proposes; the best is used")
+    relative_size: float | None = setting(
+        None,
+        low=0.02,
+        high=50,
+        help="geometric locator: size of the object relative to the first thing named, at equal distance; "
+        "without it from neighbours and a table of nouns",
+    )
+    mode: str = setting(
+        "place",
+        choices=(*MODES, *ALIASES),
+        help="place: stand in the scene; replace: instead of what the target mask shows; id-transfer: "
+        "another identity in its silhouette; inpaint (published name: draw): paint the target mask anew",
+    )
+    target_mask: Path | None = setting(
+        None, help="region of the background to replace, transfer to or inpaint (white)"
+    )
+    invert_target_mask: bool = setting(False, help="the black part of the target mask is painted")
+    background_depth: Path | None = setting(
+        None, help="depth map of the background, any resolution, bright = near; without it estimated"
+    )
+    object_depth: Path | None = setting(
+        None, help="depth map of the object, bright = near; without it a rounded body"
+    )
+    model: Path | None = setting(
+        None,
+        help="compositor folder; "
+        f"without it {FULL_MODEL.as_posix()} if complete, else {TINY_MODEL.as_posix()}",
+    )
+    depth_model: Path | None = setting(
+        None,
+        help="depth network folder (DPT or Depth Anything); "
+        f"without it {FULL_DEPTH.as_posix()} if present, else {TINY_DEPTH.as_posix()}",
+    )
+    compat: str | None = setting(
+        None,
+        choices=tuple(PRESETS),
+        help="compose as the published system does: its pre-processing, DDIM, paste of the whole crop",
+    )
+    sam: Path | None = setting(None, help="SAM folder, used to cut out the object")
+    seed: int = setting(0, low=0, high=2**32 - 1, help="seed of the first sample; sample i uses seed + i")
+    num_samples: int = setting(1, low=1, high=64, help="how many composites to paint")
+    steps: int | None = setting(
+        None, low=1, high=1000, help="sampling steps of a full run; without it the model's own"
+    )
+    guidance: float | None = setting(
+        None, low=0, high=30, help="classifier-free guidance, 1 = off; without it the model's own"
+    )
+    scheduler: str | None = setting(
+        None, help="ddim, unipc, dpm++, euler, ... or a diffusers class name; without it the model's own"
+    )
+    init: str | None = setting(
+        None,
+        choices=("noise", "paste"),
+        help="start from noise or from the noised cut-out paste; without it the model's own",
+    )
+    strength: float | None = setting(
+        None, low=0, high=1, help="noise put on the paste, 0 = the paste itself; without it the model's own"
+    )
+    detail: float | None = setting(
+        None,
+        low=0,
+        high=1,
+        help="share of the result that is the cut-out itself, relit; without it the model's own",
+    )
+    detail_scale: float | None = setting(
+        None,
+        low=0.01,
+        high=1,
+        help="what counts as fine detail, fraction of the object's size; without it the model's own",
+    )
+    detail_weight: float = setting(1.0, low=0, high=2, help="weight of the detail branch")
+    depth_weight: float = setting(1.0, low=0, high=2, help="weight of the depth branch (the paper's lambda)")
+    device: str = setting("auto", help="auto, cuda, mps or cpu")
+    dtype: str = setting("auto", choices=("auto", "fp32", "fp16", "bf16"), help="number type of the networks")
+    offload: bool = setting(False, help="keep only the running stage on the device, to save its memory")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.scheduler is not None:
+            scheduler_class(self.scheduler)
+        if self.box is not None:
+            check_box01(self.box, where="--box")
+        if self.depth is not None:
+            check_depth(self.depth)
+        check_place(self)
+
+    @property
+    def plain_mode(self) -> str:
+        """The mode by its own name."""
+        return ALIASES.get(self.mode, self.mode)
+
+    @property
+    def input_files(self) -> dict[str, Path]:
+        """The pictures that are read, by the name of their setting."""
+        given = {name: getattr(self, name) for name in INPUT_FILES}
+        return {name: path for name, path in given.items() if path is not None}
+
+
+def check_depth(depth: tuple[float, ...]) -> None:
+    """Refuse a depth that is not d or far,near within [0, 1]."""
+    ordered = len(depth) == 1 or (len(depth) == 2 and depth[0] <= depth[1])
+    if not ordered or not all(0 <= value <= 1 for value in depth):
+        given = ",".join(f"{value:g}" for value in depth) or "nothing"
+        raise ValueError(
+            f"--depth must be d or far,near with 0 <= far <= near <= 1 (1 = nearest), got {given}"
+        )
+
+
+def check_place(settings: ComposeSettings) -> None:
+    """Refuse settings that do not say where to paint, or say it twice."""
+    if settings.instruction is not None:
+        check_sentence(settings)
+        return
+    if settings.target_mask is None and settings.plain_mode in ("id-transfer", "inpaint"):
+        raise ValueError(f"--mode {settings.mode} needs --target-mask FILE: the region to paint")
+    if settings.target_mask is None and settings.box is None:
+        raise ValueError(
+            "--instruction SENTENCE, --box x1,y1,x2,y2 (fractions of the background) or --target-mask FILE "
+            "is needed: where to paint"
+        )
+
+
+def check_sentence(settings: ComposeSettings) -> None:
+    """Refuse a sentence beside another place, and one that the geometric locator cannot read."""
+    for name in ("box", "target_mask"):
+        if getattr(settings, name) is not None:
+            raise ValueError(f"--instruction and {flag_name(name)} both say where to paint: give one of them")
+    if locator_of(settings) == GEOMETRIC or not (settings.instruction or "").strip():
+        parse_instruction(settings.instruction or "")
+
+
+def ignored(settings: ComposeSettings, sampling: Sampling) -> list[str]:
+    """One sentence for every option that was given and has no effect."""
+    said = []
+    if settings.depth is not None and settings.plain_mode not in DEPTH_MODES:
+        said.append(f"--depth has no effect: mode {settings.mode} keeps the depth of the background")
+    if settings.strength is not None and sampling.init == "noise":
+        said.append("--strength has no effect: the start is noise (--init paste uses it)")
+    if settings.compat is not None and sampling.detail > 0:
+        said.append("--detail has no effect: --compat pastes the model's own crop")
+    if settings.instruction is None:
+        said += [
+            f"{flag_name(name)} has no effect without --instruction"
+            for name, absent in WITH_SENTENCE.items()
+            if getattr(settings, name) != absent
+        ]
+    return said
+
+
+def locator_of(settings: ComposeSettings) -> str:
+    """The locator to use: a folder's name, or GEOMETRIC."""
+    if settings.locator is not None:
+        return settings.locator
+    if (located(FULL_LOCATOR) / "config.json").is_file():
+        return located(FULL_LOCATOR).as_posix()
+    if settings.anchors is not None or settings.detector is not None:
+        return GEOMETRIC
+    return TINY_LOCATOR.as_posix()
+
+
+def model_folder(settings: ComposeSettings) -> Path:
+    """The compositor to use."""
+    full = located(FULL_MODEL)
+    return settings.model or (full if is_complete(full) else TINY_MODEL)
+
+
+def depth_folder(chosen: Path | None = None) -> Path:
+    """The depth network to use: the chosen one, else the full-size one where it is there."""
+    full = located(FULL_DEPTH)
+    return chosen or (full if (full / "config.json").is_file() else TINY_DEPTH)

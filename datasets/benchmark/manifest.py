@@ -1,0 +1,188 @@
+"""An open benchmark of composites: objects of DreamBooth in pictures of COCO, as a list of cases.
+
+The manifest names files and says where each object goes, relative to a named thing in the picture. It has
+no pictures and no depth: how far follows from the relation and from the depth map of whatever is evaluated
+(`depth_of`). The same settings and annotation file give the same bytes on every machine.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.geometry import Box01, check_box01
+from datasets.sources.annotations import read_json, section, segment_mask
+from ldm.files import file_sha256
+
+FORMAT = 1
+RELATIONS = ("left of", "right of", "in front of", "behind")
+DEPTH_STEP = 0.1  # how much nearer or farther than its anchor an object goes that stands before or behind it
+ANCHOR_AREA = (0.03, 0.35)  # share of the picture
+RIVAL_AREA = 0.01  # another thing of the anchor's name that is at least so large makes the name ambiguous
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The thing that the object stands beside. annotation: its id in the instances file."""
+
+    name: str
+    annotation: int
+    box01_xyxy: Box01
+
+
+@dataclass(frozen=True)
+class Case:
+    """One composite to make. box01_xyxy: where the object goes, as fractions of the background."""
+
+    id: str
+    background: str
+    object: str
+    view: str
+    relation: str
+    anchor: Anchor
+    box01_xyxy: Box01
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All cases. files: path below `pictures/` or `objects/` -> SHA-256, "" when absent at building."""
+
+    name: str
+    seed: int
+    files: dict[str, str]
+    cases: tuple[Case, ...]
+
+
+class Instances:
+    """A COCO instances file, for its pictures, names, boxes and outlines."""
+
+    def __init__(self, path: Path) -> None:
+        document = read_json(path)
+        self.path = path
+        self.names = {one["id"]: str(one["name"]) for one in section(document, "categories", path)}
+        self.pictures = {one["id"]: one for one in section(document, "images", path)}
+        self.annotations = {one["id"]: one for one in section(document, "annotations", path)}
+        self.of_picture: dict[int, list[dict[str, Any]]] = {}
+        for one in self.annotations.values():
+            self.of_picture.setdefault(one["image_id"], []).append(one)
+
+    def mask(self, annotation: int) -> np.ndarray:
+        """(h, w) bool outline of an annotation."""
+        if annotation not in self.annotations:
+            raise ValueError(f"{self.path} has no annotation {annotation}: is it the file of the manifest?")
+        one = self.annotations[annotation]
+        picture = self.pictures[one["image_id"]]
+        where = f"{self.path}: annotation {annotation}"
+        return segment_mask(one["segmentation"], (picture["height"], picture["width"]), where)
+
+    def anchors(self, picture: int) -> list[Anchor]:
+        """Things of a middle size, the only ones of their name, in the order of their ids."""
+        known = self.pictures[picture]
+        things = sorted(self.of_picture.get(picture, []), key=lambda one: one["id"])
+        area = known["width"] * known["height"]
+        rivals = Counter(one["category_id"] for one in things if _share(one, area) >= RIVAL_AREA)
+        return [
+            Anchor(self.names[one["category_id"]], one["id"], _box01(one, known))
+            for one in things
+            if not one.get("iscrowd")
+            and ANCHOR_AREA[0] <= _share(one, area) <= ANCHOR_AREA[1]
+            and rivals[one["category_id"]] == 1
+        ]
+
+
+def _share(annotation: dict[str, Any], area: float) -> float:
+    """Share of the picture that the annotation's box covers."""
+    return float(annotation["bbox"][2] * annotation["bbox"][3] / area)
+
+
+def _box01(annotation: dict[str, Any], picture: dict[str, Any]) -> Box01:
+    x, y, w, h = annotation["bbox"]
+    edges = (
+        x / picture["width"],
+        y / picture["height"],
+        (x + w) / picture["width"],
+        (y + h) / picture["height"],
+    )
+    return check_box01([round(min(max(edge, 0.0), 1.0), 4) for edge in edges])
+
+
+def depth_of(case: Case, anchor_mask: np.ndarray, depth_01: np.ndarray) -> float:
+    """How far the object goes: the median depth of its anchor, a step nearer or farther where asked.
+
+    anchor_mask (h, w) bool, depth_01 (h, w) of the background, 1 = nearest.
+    """
+    if anchor_mask.shape != depth_01.shape:
+        raise ValueError(
+            f"case {case.id}: mask {anchor_mask.shape} and depth {depth_01.shape} differ in size"
+        )
+    steps = {"in front of": DEPTH_STEP, "behind": -DEPTH_STEP}
+    depth = float(np.median(depth_01[anchor_mask])) + steps.get(case.relation, 0.0)
+    return round(min(max(depth, 0.0), 1.0), 4)
+
+
+def files_of(cases: Sequence[Case]) -> tuple[str, ...]:
+    """Every file that the cases read: "pictures/..." and "objects/..."."""
+    pictures = {f"pictures/{case.background}" for case in cases}
+    return tuple(sorted(pictures | {f"objects/{case.object}/{case.view}" for case in cases}))
+
+
+def hashes_of(files: Sequence[str], roots: Mapping[str, Path]) -> dict[str, str]:
+    """Path such as "pictures/1.jpg" -> SHA-256 of the file below that root, "" when it is absent."""
+    return {name: file_sha256(path) if (path := locate(name, roots)).is_file() else "" for name in files}
+
+
+def locate(name: str, roots: Mapping[str, Path]) -> Path:
+    """Where a file of the manifest is."""
+    root, _, rest = name.partition("/")
+    return roots[root] / rest
+
+
+def verify(manifest: Manifest, roots: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+    """(file, "missing" | "differs" | "not hashed") of everything that is not as in the manifest."""
+    found = hashes_of(tuple(manifest.files), roots)
+    for name, expected in manifest.files.items():
+        if not found[name]:
+            yield name, "missing"
+        elif not expected:
+            yield name, "not hashed"
+        elif found[name] != expected:
+            yield name, "differs"
+
+
+def write_manifest(manifest: Manifest) -> bytes:
+    """The file: JSON, one case a line."""
+    head = {"format": FORMAT, "name": manifest.name, "seed": manifest.seed, "files": manifest.files}
+    text = json.dumps(head, indent=1)
+    cases = ",\n".join(f"  {json.dumps(_plain(case))}" for case in manifest.cases)
+    return f'{text[:-2]},\n "cases": [\n{cases}\n ]\n}}\n'.encode()
+
+
+def _plain(case: Case) -> dict[str, Any]:
+    return {**vars(case), "anchor": vars(case.anchor)}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """A manifest; ValueError names the file and what is wrong."""
+    document = read_json(path)
+    if section(document, "format", path) != FORMAT:
+        raise ValueError(f"{path} has format {document['format']}, this code reads format {FORMAT}")
+    try:
+        cases = tuple(_case(one) for one in document["cases"])
+        manifest = Manifest(document["name"], int(document["seed"]), dict(document["files"]), cases)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a benchmark manifest: {error}") from error
+    if len({case.id for case in cases}) != len(cases):
+        raise ValueError(f"{path}: two cases have the same id")
+    return manifest
+
+
+def _case(plain: dict[str, Any]) -> Case:
+    anchor, box = plain["anchor"], check_box01(plain["box01_xyxy"])
+    beside = Anchor(anchor["name"], anchor["annotation"], check_box01(anchor["box01_xyxy"]))
+    values = {field.name: plain[field.name] for field in fields(Case)}
+    return Case(**{**values, "anchor": beside, "box01_xyxy": box})

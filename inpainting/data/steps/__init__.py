@@ -1,0 +1,1 @@
+"""The steps of the painting data set; `inpainting.data.ops` runs them."""

@@ -1,0 +1,163 @@
+"""The files that the authors provide: annotations.json, llava.json, wikiart_images.csv.
+
+They lie in the authors' public repository, two of them in an archive. A file kept by Git LFS arrives as a
+pointer of three lines; what it points to is fetched then, and checked against the hash in the pointer.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from inpainting.data.paintings import read_object, write_object
+from inpainting.data.steps.split import read_rows
+from ldm.files import file_sha256
+from ldm.registry.download import download
+from ldm.registry.unpack import is_archive, unpack
+from ldm.settings.config import check_settings, setting
+
+log = logging.getLogger(__name__)
+
+REPOSITORY = "cilabuniba/i-dream-my-painting"
+REVISION = "3967a0e14d07899e301f388afba2a3a0159b9d5a"
+RAW = "https://raw.githubusercontent.com/{repository}/{revision}/{path}"
+LFS = "https://media.githubusercontent.com/media/{repository}/{revision}/{path}"
+SOURCES = ("data/annotations.zip", "data/wikiart_images.csv")
+WANTED = ("annotations.json", "llava.json", "wikiart_images.csv")
+COLUMNS = ("file_name", "url", "modifier", "split")
+HASHES = "annotations_hashes.json"
+POINTER = re.compile(rb"version https://git-lfs[^\n]*\noid sha256:([0-9a-f]{64})\nsize (\d+)\n?")
+POINTER_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class FetchSettings:
+    """Where the files come from, and where they go."""
+
+    out_dir: Path = setting(Path("data"), help="folder that gets the three files")
+    copies: tuple[Path, ...] = setting(
+        (), aliases=("--from",), help="--from FILE: files, archives or folders fetched elsewhere, no download"
+    )
+    repository: str = setting(REPOSITORY, help="owner/name")
+    revision: str = setting(REVISION, help="commit; full hash")
+    raw_url: str = setting(RAW, help="address of a file of the repository")
+    lfs_url: str = setting(LFS, help="address of what a Git LFS pointer stands for")
+    force: bool = setting(False, help="fetch again what is there")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def fetch_annotations(settings: FetchSettings) -> None:
+    """Get annotations.json, llava.json and wikiart_images.csv, and record their hashes."""
+    out = settings.out_dir
+    missing = [name for name in WANTED if settings.force or not (out / name).is_file()]
+    if not missing and not settings.copies:
+        log.info("%s: all there", out)
+        return
+    partial = out / ".annotations.partial"
+    if settings.copies:
+        shutil.rmtree(partial, ignore_errors=True)
+        missing = list(WANTED)
+    else:
+        for source in SOURCES:
+            fetch_one(source, settings, partial)
+    try:  # from here on everything is on this disk, so a failure leaves nothing behind
+        gather(settings.copies or [partial / Path(source).name for source in SOURCES], partial)
+        found = {name: path for name in missing if (path := find(partial, name)) is not None}
+        if not found or not (settings.copies or len(found) == len(missing)):
+            lacking = [name for name in missing if name not in found]
+            raise ValueError(f"no {' and no '.join(lacking)} in what was given or fetched")
+        for name, path in found.items():
+            check_content(name, path)
+        for name, path in found.items():
+            path.replace(out / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    record_hashes(settings, list(found))
+
+
+def fetch_one(source: str, settings: FetchSettings, partial: Path) -> None:
+    """One file of the repository; an interrupted download continues."""
+    where = {"repository": settings.repository, "revision": settings.revision, "path": source}
+    path = partial / Path(source).name
+    if path.is_file():
+        return
+    try:
+        download(settings.raw_url.format(**where), path)
+        pointed = pointer_hash(path)
+        if pointed is not None:
+            path.unlink()
+            log.info("%s is kept by Git LFS", source)
+            download(settings.lfs_url.format(**where), path, pointed)
+            if pointer_hash(path) is not None:
+                raise ValueError(f"{source}: the address of large files answers with a pointer again")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Fetch the file by hand (https://github.com/{settings.repository}) and give it: "
+            "python -m inpainting.data.downloader fetch-annotations --from FILE"
+        ) from None
+
+
+def pointer_hash(path: Path) -> str | None:
+    """The SHA-256 that a Git LFS pointer file names; None for any other file."""
+    if path.stat().st_size > POINTER_BYTES:
+        return None
+    found = POINTER.match(path.read_bytes())
+    return found.group(1).decode() if found else None
+
+
+def gather(copies: Sequence[Path], partial: Path) -> None:
+    """Copy or unpack what a person fetched."""
+    partial.mkdir(parents=True, exist_ok=True)
+    for copy in copies:
+        if copy.is_dir():
+            gather(
+                [path for path in sorted(copy.rglob("*")) if path.name in WANTED or is_archive(path)], partial
+            )
+        elif not copy.is_file():
+            raise ValueError(f"{copy}: no such file")
+        elif pointer_hash(copy) is not None:
+            raise ValueError(
+                f"{copy} is a Git LFS pointer, not the file; `git lfs pull` in its clone gets it"
+            )
+        elif is_archive(copy):
+            unpack(copy, partial)
+        elif copy.parent != partial:
+            shutil.copyfile(copy, partial / copy.name)
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """A file of this name anywhere below a folder."""
+    return next((path for path in sorted(folder.rglob(name)) if "__MACOSX" not in path.parts), None)
+
+
+def check_content(name: str, path: Path) -> None:
+    """Refuse a file that is damaged or of another form before it gets its name."""
+    if name.endswith(".csv"):
+        read_rows(path, COLUMNS)
+    else:
+        read_object(path)
+
+
+def record_hashes(settings: FetchSettings, names: Sequence[str]) -> None:
+    """Write down what was fetched from where; a file that differs from an earlier record is said."""
+    path = settings.out_dir / HASHES
+    old = read_object(path) if path.is_file() else {}
+    origin = (
+        ", ".join(map(str, settings.copies))
+        if settings.copies
+        else f"{settings.repository}@{settings.revision}"
+    )
+    for name in names:
+        found = file_sha256(settings.out_dir / name)
+        before = old.get(name, {}).get("sha256", found)
+        if before != found:
+            log.warning("%s differs from the one recorded earlier (SHA-256 %s)", name, before)
+        old[name] = {"sha256": found, "from": origin}
+        log.info("%s: SHA-256 %s", settings.out_dir / name, found)
+    write_object(path, old)

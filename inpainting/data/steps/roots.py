@@ -1,0 +1,135 @@
+"""The root of the first noun chunk of a concept ("a woman with a hat" -> "woman"), for the accuracy metric.
+
+spaCy's `en_core_web_sm` decides as published where it is installed. Otherwise TextBlob's tags (its word list
+comes with it) and a rule for short phrases do; which of the two it was stands in the journal of the step.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from inpainting.data.paintings import (
+    ANNOTATIONS,
+    MAKE_ENTITIES,
+    entity_folders,
+    read_entities,
+    read_object,
+    set_aside,
+    write_object,
+)
+from ldm.journal import Journal, run_items, stamp_hash, stamp_path
+
+log = logging.getLogger(__name__)
+
+STEP = "extract-noun-chunk-roots"
+MODEL = "en_core_web_sm"
+METHODS = ("auto", "spacy", "rule")
+
+WORDS = re.compile(r"\w+(?:-\w+)*|'s\b|[^\w\s]")
+NOUNS = ("NN", "NNS", "NNP", "NNPS")
+# Words in -ing that are nouns after another noun ("a stone building"); others are verbs ("men talking").
+ING_NOUNS = {
+    *("awning", "bedding", "being", "building", "carving", "ceiling", "clothing", "covering"),
+    *("drawing", "dwelling", "earring", "engraving", "etching", "evening", "king", "lightning"),
+    *("morning", "mooring", "opening", "painting", "pudding", "railing", "ring", "rigging"),
+    *("sapling", "scaffolding", "setting", "sling", "spring", "stocking", "string", "swing"),
+    *("thing", "wedding", "wing", "writing"),
+}
+
+Rooter = Callable[[str], str]
+
+
+def find_rooter(method: str = "auto") -> tuple[str, Rooter]:
+    """(name of what decides, concept -> root). ValueError when spaCy's model is asked for and missing."""
+    import spacy
+
+    if method != "rule" and spacy.util.is_package(MODEL):
+        nlp = spacy.load(MODEL)
+        return f"spacy {MODEL} {nlp.meta['version']}", lambda concept: spacy_root(nlp(concept), concept)
+    if method == "spacy":
+        raise ValueError(f"spaCy's {MODEL} is not installed; `python -m spacy download {MODEL}` gets it")
+    return f"rule over the tags of textblob {importlib.metadata.version('textblob')}", rule_root
+
+
+def spacy_root(document: Any, concept: str) -> str:
+    """The root of the first noun chunk of a parsed concept; the concept itself when there is none."""
+    chunk = next(iter(document.noun_chunks), None)
+    return concept if chunk is None else chunk.root.text
+
+
+def rule_root(concept: str) -> str:
+    """The last noun before the first preposition, verb or conjunction that follows a noun.
+
+    A possessor is no root ("a woman's face" -> "face"). Without any noun a phrase that begins with an article
+    ends in its root ("a reclining nude"), and any other phrase is its own.
+    """
+    tagged = tags_of(concept)
+    root = ""
+    for number, (word, tag) in enumerate(tagged):
+        following = tagged[number + 1] if number + 1 < len(tagged) else ("", "")
+        if following[0] == "'s" or word == "'s":
+            root = ""
+        elif tag in NOUNS and not (root and _verb_in_disguise(word, following[1])):
+            root = word
+        elif root and not (tag.startswith("JJ") and following[1] in NOUNS):
+            break
+        elif tag == "PRP" and not root:
+            return word
+    if not root and tagged and tagged[0][1] in ("DT", "PRP$", "CD") and len(tagged) > 1:
+        return tagged[-1][0]
+    return root or concept
+
+
+def tags_of(concept: str) -> list[tuple[str, str]]:
+    """Words and Penn tags; a verb form where only a noun can stand is a noun ("green leaves")."""
+    from textblob.en import tag
+
+    words = WORDS.findall(concept)
+    tagged: list[tuple[str, str]] = tag(" ".join(words), tokenize=False) if words else []
+    before = ""
+    for number, (word, kind) in enumerate(tagged):
+        if kind in ("VB", "VBZ", "VBP") and (before in ("JJ", "DT", "CD", "PRP$") or number == 0):
+            tagged[number] = (word, "NN")
+        before = tagged[number][1]
+    return tagged
+
+
+def _verb_in_disguise(word: str, following: str) -> bool:
+    """An -ing word after a noun that no noun follows."""
+    return word.endswith("ing") and word not in ING_NOUNS and following not in NOUNS
+
+
+def extract_roots(entities_dir: Path, method: str = "auto", redo: bool = True) -> Journal:
+    """Add `noun_chunk_root` to every entry of every annotations.json."""
+    stems = entity_folders(entities_dir)
+    name, root_of = find_rooter(method)
+    log.info("noun roots by %s", name)
+
+    def work(stem: str) -> Mapping[str, Any]:
+        path = entities_dir / stem / ANNOTATIONS
+        document = sound_annotations(path)
+        for entry in document.values():
+            entry["noun_chunk_root"] = root_of(entry["concept"])
+        write_object(path, document)
+        return {}
+
+    inputs = {"method": name, "after": stamp_hash(entities_dir, MAKE_ENTITIES)}
+    journal = Journal(stamp_path(entities_dir, STEP), inputs, redo=redo)
+    run_items(journal, stems, work, workers=1)
+    return journal
+
+
+def sound_annotations(path: Path) -> dict[str, Any]:
+    """An annotations.json as an object; a damaged one is renamed to .wrong, and the error says so."""
+    try:
+        read_entities(path)
+        return read_object(path)
+    except ValueError as error:
+        if not path.is_file():
+            raise
+        raise ValueError(f"{error}; it is kept as {set_aside(path).name}") from None

@@ -1,0 +1,172 @@
+"""Pictures into images/{train,val,test,unannotated}, copied by default; the published command moved them."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import logging
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inpainting.data.paintings import GET, MAKE_MASKS, SPLITS, UNANNOTATED, image_map
+from ldm.files import file_sha256
+from ldm.journal import Journal, run_items, stamp_hash, stamp_path
+
+log = logging.getLogger(__name__)
+
+STEP = "train-val-test-split"
+MODES = ("copy", "move", "symlink")
+SEED = 42  # of the published split without a file
+
+
+def read_split_file(path: Path) -> dict[str, str]:
+    """{file name: train, val or test} of a CSV with the columns file_name and split; empty = not said."""
+    return {row["file_name"]: row["split"] for row in read_rows(path, ("file_name", "split"))}
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV with at least these columns."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; {GET}")
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            lacking = [name for name in columns if name not in (reader.fieldnames or ())]
+            if lacking:
+                raise ValueError(f"{path}: the table has no column {lacking[0]}")
+            return [{key: value or "" for key, value in row.items() if key} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a CSV table: {error}") from None
+
+
+def random_split(names: Sequence[str], val: int, test: int) -> dict[str, str]:
+    """The published draw without a file, over sorted names: hold out val + test, then halve what is held out.
+
+    Each draw takes the first of a permutation, as scikit-learn's `train_test_split` with seed 42 does.
+    """
+    if val + test >= len(names):
+        raise ValueError(
+            f"a split with {val} val and {test} test pictures needs more annotated pictures than these "
+            f"{len(names)}; set --val-size and --test-size, or --split-df-path"
+        )
+    held, train = _draw(sorted(names), val + test)
+    tested, validated = _draw(held, test)
+    groups = {"train": train, "val": validated, "test": tested}
+    return {name: split for split, group in groups.items() for name in group}
+
+
+def _draw(names: Sequence[str], count: int) -> tuple[list[str], list[str]]:
+    """(drawn, rest), in the order of the permutation."""
+    order = np.random.RandomState(SEED).permutation(len(names))
+    return [names[one] for one in order[:count]], [names[one] for one in order[count:]]
+
+
+def plan_split(
+    images: Sequence[str], masks_dir: Path, table: Mapping[str, str] | None, val: int, test: int
+) -> dict[str, str]:
+    """{file name: folder}; "" for a picture that the table does not place."""
+    if not masks_dir.is_dir():
+        raise ValueError(f"no folder {masks_dir}; `python -m inpainting.data.ops {MAKE_MASKS}` makes it")
+    masked = {one.name for one in masks_dir.iterdir() if one.is_dir()}
+    annotated = [name for name in images if Path(name).stem in masked]
+    if table is None:
+        table = random_split(annotated, val, test)
+    placed = {name: table.get(name, "") for name in annotated}
+    return {name: placed.get(name, UNANNOTATED) for name in images}
+
+
+def split_images(
+    image_dir: Path,
+    masks_dir: Path,
+    table_path: Path | None,
+    *,
+    source_dir: Path | None = None,
+    mode: str = "copy",
+    val: int = 5000,
+    test: int = 5000,
+    dry_run: bool = False,
+    redo: bool = True,
+) -> Journal | None:
+    """Put every picture into the folder of its split below `image_dir`; returns the journal.
+
+    source_dir: where the pictures are; None: in `image_dir` itself. dry_run: say only what would be done.
+    """
+    images = image_map(source_dir or image_dir)
+    table = None if table_path is None else read_split_file(table_path)
+    plan = plan_split(sorted(images), masks_dir, table, val, test)
+    inputs = {
+        "table": [val, test] if table_path is None else file_sha256(table_path),
+        "after": stamp_hash(masks_dir, MAKE_MASKS),
+    }
+    return distribute(plan, images, image_dir, mode, inputs, dry_run=dry_run, redo=redo)
+
+
+def distribute(
+    plan: Mapping[str, str],
+    images: Mapping[str, Path],
+    image_dir: Path,
+    mode: str,
+    inputs: Mapping[str, Any],
+    *,
+    dry_run: bool = False,
+    redo: bool = True,
+) -> Journal | None:
+    """Bring pictures into the folders of `plan`; one that is planned for no split is left out."""
+    counts = Counter(folder or "not in the table" for folder in plan.values())
+    log.info("%s", ", ".join(f"{folder} {count}" for folder, count in sorted(counts.items())))
+    if dry_run:
+        return None
+
+    def work(name: str) -> Mapping[str, Any]:
+        folder = plan[name]
+        if folder not in (*SPLITS, UNANNOTATED):
+            raise ValueError(f"the table gives it the split {folder!r}, allowed are {', '.join(SPLITS)}")
+        if name not in images:
+            raise ValueError(f"no such picture in {image_dir}")
+        place(images[name], image_dir, folder, mode)
+        return {"split": folder}
+
+    for folder in (*SPLITS, UNANNOTATED):
+        (image_dir / folder).mkdir(parents=True, exist_ok=True)
+    journal = Journal(stamp_path(image_dir, STEP), {"mode": mode, **inputs}, redo=redo)
+    run_items(journal, list(plan), work, workers=1)
+    return journal
+
+
+def place(source: Path, image_dir: Path, folder: str, mode: str) -> None:
+    """Bring one picture into its folder, and out of the folder of an earlier split."""
+    target = image_dir / folder / source.name
+    split_before = source.parent.resolve().parent == image_dir.resolve()  # no unsplit original is left
+    if source != target:
+        transfer(source, target, "move" if split_before else mode)
+    for other in {*SPLITS, UNANNOTATED} - {folder}:
+        (image_dir / other / source.name).unlink(missing_ok=True)
+
+
+def transfer(source: Path, target: Path, mode: str) -> None:
+    """Copy, move or link a file; `target` appears as a whole."""
+    temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex}.tmp")
+    try:
+        if mode == "move":
+            try:
+                os.replace(source, target)
+                return
+            except OSError as error:
+                if error.errno != errno.EXDEV:  # another disk: copy, then delete
+                    raise
+        if mode == "symlink":
+            temporary.symlink_to(os.path.relpath(source.resolve(), target.parent.resolve()))
+        else:
+            shutil.copy2(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if mode == "move":
+        source.unlink()

@@ -1,0 +1,1 @@
+"""Evaluation of the prompt writer on paintings."""

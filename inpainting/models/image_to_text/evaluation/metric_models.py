@@ -1,0 +1,149 @@
+"""The networks that judge prompts: local folders, each with its hashes; a missing one is skipped by name.
+
+Legend: b texts, t tokens, d features.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import einsum
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import trange
+from transformers import AutoModel, AutoTokenizer
+
+from inpainting.models.image_to_text.evaluation.predictions import Prediction
+from ldm.checkpoints import read_json
+from ldm.metrics.clip import Clip
+from ldm.metrics.found import Found
+from ldm.settings.config import check_settings, setting
+
+log = logging.getLogger(__name__)
+
+IMAGE_OF = "An image of {}"  # published text for a region's own picture
+AT_ONCE = 32
+MOST_TOKENS = 512
+BERTSCORE = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
+CLIPSCORE = "clipscore"
+
+
+@dataclass(frozen=True)
+class JudgeFiles:
+    """Where the networks lie. `python -m ldm.registry pull NAME` gets clip and roberta-large."""
+
+    clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIPSim")
+    roberta: Path = setting(Path("models/roberta_large"), help="RoBERTa folder of BERTScore")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+class BertScore:
+    """Greedy matching of the tokens of two texts in a language model's last layer (Zhang et al. 2020)."""
+
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device | str = "cpu") -> None:
+        self.model, self.tokenizer, self.device = model.eval().to(device), tokenizer, torch.device(device)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> BertScore:
+        """A `save_pretrained` folder with its tokenizer."""
+        read_json(folder / "config.json")
+        model, report = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+        if missing:
+            raise ValueError(f"{folder}: weights missing, such as {missing[:3]}")
+        return cls(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), device)
+
+    @torch.inference_mode()
+    def score(self, said: Sequence[str], truth: Sequence[str]) -> list[tuple[float, float, float]]:
+        """(precision, recall, f1) of every pair of texts."""
+        (said_unit, said_counts), (true_unit, true_counts) = self._tokens(said), self._tokens(truth)
+        cosines = einsum(said_unit, true_unit, "b s d, b t d -> b s t")
+        precision = (cosines.amax(2) * said_counts).sum(1) / said_counts.sum(1).clamp(min=1)
+        recall = (cosines.amax(1) * true_counts).sum(1) / true_counts.sum(1).clamp(min=1)
+        both = precision + recall
+        f1 = torch.where(both == 0, 0.0, 2 * precision * recall / both)
+        return [tuple(row) for row in torch.stack((precision, recall, f1), 1).tolist()]
+
+    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(b, t, d) of length 1, or 0 where a token does not count, and (b, t) which do.
+
+        The first and the last token of a text, which frame it, do not count.
+        """
+        limit = min(MOST_TOKENS, self.tokenizer.model_max_length)
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        ).to(self.device)
+        mask = tokens["attention_mask"]
+        states = self.model(tokens["input_ids"], mask, output_hidden_states=True).hidden_states[-1]
+        counted = mask.clone()
+        counted[:, 0] = 0
+        counted[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1] = 0
+        return F.normalize(states.float(), dim=-1) * counted[..., None], counted
+
+
+@dataclass
+class Judges(Found):
+    """The networks that were found."""
+
+    clip: Clip | None = None
+    roberta: BertScore | None = None
+
+    @classmethod
+    def load(cls, files: JudgeFiles, device: torch.device | str = "cpu") -> Judges:
+        """Every network whose folder is there and sound."""
+        found = cls()
+        found.clip = found.get("clip", files.clip, lambda path: Clip.load(path, device))
+        found.roberta = found.get("roberta", files.roberta, lambda path: BertScore.load(path, device))
+        return found
+
+
+def judged(rows: Sequence[Prediction], judges: Judges) -> tuple[list[dict[str, float]], dict[str, str]]:
+    """What the networks say about each row, and metric -> why it was left out."""
+    numbers: list[dict[str, float]] = [{} for _ in rows]
+    skipped = {}
+    if judges.clip is None:
+        skipped[CLIPSCORE] = "clip: " + judges.skipped.get("clip", "no network was given")
+    elif hidden := next((row for row in rows if not row.shown), None):
+        skipped[CLIPSCORE] = f"{hidden.stem} {hidden.region} has neither `crop` nor `image` and `box`"
+    else:
+        try:
+            for one, cosine in zip(numbers, clip_cosines(rows, judges.clip), strict=True):
+                one[CLIPSCORE] = cosine
+        except ValueError as error:  # a picture that was moved shall not cost the other numbers
+            skipped[CLIPSCORE] = str(error)
+            log.warning("skipped: %s: %s", CLIPSCORE, error)
+    if judges.roberta is None:
+        why = "roberta: " + judges.skipped.get("roberta", "no network was given")
+        skipped |= dict.fromkeys(BERTSCORE, why)
+    else:
+        for one, scores in zip(numbers, bert_scores(rows, judges.roberta), strict=True):
+            one |= dict(zip(BERTSCORE, scores, strict=True))
+    return numbers, skipped
+
+
+def clip_cosines(rows: Sequence[Prediction], clip: Clip) -> list[float]:
+    """CLIPSim: cosine of "An image of PREDICTION" and the region's own picture, squeezed to CLIP's square."""
+    found: list[float] = []
+    for start in trange(0, len(rows), AT_ONCE, desc="CLIPSim", disable=None):
+        some = rows[start : start + AT_ONCE]
+        images = clip.images([row.read_crop() for row in some])
+        texts = clip.texts([IMAGE_OF.format(row.prediction.lower()) for row in some])
+        found += (images * texts).sum(1).tolist()
+    return found
+
+
+def bert_scores(rows: Sequence[Prediction], network: BertScore) -> list[tuple[float, float, float]]:
+    """BERTScore of each prediction with its caption."""
+    found: list[tuple[float, float, float]] = []
+    for start in trange(0, len(rows), AT_ONCE, desc="BERTScore", disable=None):
+        some = rows[start : start + AT_ONCE]
+        said, truth = [row.prediction.lower() for row in some], [row.caption.lower() for row in some]
+        found += network.score(said, truth)
+    return found

@@ -1,0 +1,1 @@
+"""Evaluation of the multi-mask inpainter on paintings."""

@@ -1,0 +1,122 @@
+"""What a run over the test paintings is: its model, its pictures, its prompts, its results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+from transformers import CLIPTokenizer
+
+from inpainting.data.choice import MANIFEST, read_manifest
+from inpainting.data.datasets import InpaintingDataset, PaintingOptions
+from inpainting.data.paintings import SPLITS
+from inpainting.data.steps.describe import PRECISIONS
+from inpainting.models.metrics.backbones import BackboneFiles
+from inpainting.models.metrics.table import PUBLISHED
+from inpainting.models.text_to_image.card import COMPAT, PaintOptions
+from ldm.files import write_atomic
+from ldm.settings.config import check_settings, setting
+
+GENERATED_WITH = "generated_with.json"  # beside the pictures
+
+
+@dataclass(frozen=True)
+class PaintingsConfig:
+    """One model over all pictures of a split."""
+
+    output_dir: Path = setting(help="folder of the filled pictures")
+    row: str = setting("", choices=("", *PUBLISHED), help="row of the paper's table that this run repeats")
+    seed: int = setting(42, low=0, help="seed of the regions and, with each name, of its picture")
+    pretrained: Path = setting(Path("models/stable-diffusion-2-inpainting"), help="model folder")
+    lora: Path | None = setting(None, help="LoRA in the released format: file, or folder that holds it")
+    fixed_prompt: str | None = setting(None, help="one prompt for all regions instead of their captions")
+    texts_dir: Path | None = setting(None, help="folder of NAME.json, prompts to use instead of captions")
+    global_anns_path: Path | None = setting(None, help="descriptions of whole pictures, for one more metric")
+    split: str = setting("test", choices=SPLITS, help="which pictures")
+    data: PaintingOptions = setting(PaintingOptions(), help="regions of the pictures")
+    paint: PaintOptions = setting(COMPAT, help="how to paint; by default as published")
+    batch: int = setting(8, low=1, help="pictures that go through the model together")
+    workers: int = setting(8, low=0, help="loader processes")
+    device: str = setting("auto", help="auto, cuda, mps or cpu")
+    dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
+    llava_model_id: str = setting("", help="prompt writer: folder or hub name, or folder of its adapter")
+    llava_base: str = setting("", help="model under the adapter; default: what the adapter names")
+    llava_output_dir: Path | None = setting(None, help="folder of the prompts it writes")
+    llava_precision: str = setting("auto", choices=PRECISIONS, help="4bit as published, or full")
+    llava_constrained: bool = setting(
+        True, help="one closed tag per colour is certain; off: decoded as published"
+    )
+    max_new_tokens: int = setting(512, low=1, help="longest answer of the prompt writer, all its prompts")
+    backbones: BackboneFiles = setting(BackboneFiles(), help="networks that judge the pictures")
+    resamples: int = setting(2000, low=0, help="bootstrap resamples of the intervals; 0 = none")
+    fid_resamples: int = setting(20, low=0, help="the same for FID and KID, which are slow")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.fixed_prompt is not None and self.texts_dir is not None:
+            raise ValueError("fixed_prompt and texts_dir exclude each other")
+
+
+def options_of(config: PaintingsConfig) -> PaintOptions:
+    """How to paint: at the size of the pictures, unless the settings name another."""
+    return replace(config.paint, resolution=config.paint.resolution or config.data.resolution)
+
+
+def open_paintings(
+    config: PaintingsConfig, tokenizer: CLIPTokenizer, beside: Path, texts_dir: Path | None
+) -> InpaintingDataset:
+    """The pictures of the run with the regions that the manifest in folder `beside` records.
+
+    texts_dir: prompts instead of captions; they must have been written for the same regions
+    """
+    data = config.data
+    dataset = InpaintingDataset(
+        data.data_dir,
+        tokenizer,
+        max_concepts=data.max_concepts,
+        shuffle_concepts=data.shuffle_concepts,
+        masked_area_threshold=data.masked_area_threshold,
+        resolution=data.resolution,
+        freestyle=bool(config.paint.rca),
+        texts_dir=texts_dir,
+        global_anns_path=config.global_anns_path,
+        split=config.split,
+        seed=config.seed,
+    )
+    manifest = dataset.follow(beside / MANIFEST)
+    if texts_dir is not None and (texts_dir / MANIFEST).is_file():
+        other = read_manifest(texts_dir / MANIFEST).items
+        differ = [stem for stem, names in manifest.items.items() if other.get(stem) != names]
+        if differ:
+            raise ValueError(
+                f"{texts_dir}: prompts written for other regions than {beside / MANIFEST} records, "
+                f"in {len(differ)} pictures such as {differ[0]}"
+            )
+    return dataset
+
+
+def in_batches(
+    dataset: InpaintingDataset, indices: Sequence[int], batch: int, workers: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The items of `indices` in lists of `batch`."""
+    groups = [list(indices[start : start + batch]) for start in range(0, len(indices), batch)]
+    workers = min(workers, len(groups))
+    yield from DataLoader(dataset, batch_sampler=groups, collate_fn=list, num_workers=workers)
+
+
+def record(path: Path, facts: dict[str, Any]) -> None:
+    """Note what decides the results beside them; a folder that was begun otherwise is not continued."""
+    text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
+    if not path.is_file():
+        write_atomic(path, text.encode())
+        return
+    known, asked = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
+    differ = sorted(name for name in known.keys() | asked.keys() if known.get(name) != asked.get(name))
+    if differ:
+        raise ValueError(
+            f"{path.parent} was begun with another {', '.join(differ)} ({path.name}); choose another folder"
+        )

@@ -1,0 +1,1 @@
+"""Frozen networks that describe an image: depth, segmentation, detection, removal."""

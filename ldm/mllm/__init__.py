@@ -1,0 +1,1 @@
+"""Vision-language models of the LLaVA family: loading, chat, LoRA, constrained decoding."""

@@ -1,0 +1,188 @@
+"""Chat with a language model that sees: prompts, training examples with labels on the answers only, answers.
+
+Everything goes through the processor's chat template, so one code serves every family. Picture placeholders
+are expanded by the processor and nothing is ever truncated.
+
+Legend: b rows of a batch, t tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import GenerationConfig
+
+from ldm.mllm.constrain import ConstrainedChoice, end_token
+from ldm.mllm.load import Mllm
+
+IGNORED = -100  # label of tokens that no loss is computed for
+# A template statement that marks what the model itself says.
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+ROW_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")  # (b, t), one per token
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """A question about a picture, and in training its answer."""
+
+    image_u8: np.ndarray  # RGB (h, w, 3) uint8
+    question: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text: as the tokenizer decodes it. spelled: the texts of its tokens. log_probability: see constrain."""
+
+    text: str
+    spelled: str
+    log_probability: float
+
+
+class Chat:
+    """A processor with its chat template.
+
+    template: replaces the processor's own. Answers end with the tokenizer's end-of-sequence token, also where
+    the template leaves it out, so that a trained model stops.
+    """
+
+    def __init__(self, processor: Any, template: str | None = None) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.template = template or processor.chat_template
+        if not isinstance(self.template, str):
+            raise ValueError("the processor has no chat template; name one of ldm.mllm.templates")
+        self.end = end_token(self.tokenizer)
+        self.marks_answers = bool(_GENERATION.search(self.template)) and bool(self.tokenizer.is_fast)
+        self.ends_itself = True  # until the template shows otherwise
+        rendered = self.text(Ask(np.zeros((1, 1, 3), np.uint8), "question", "ANSWER"))
+        tail = rendered.rpartition("ANSWER")[2]
+        self.ends_itself = self.tokenizer.eos_token in tail
+
+    def text(self, ask: Ask) -> str:
+        """The rendered conversation, up to where the model speaks if there is no answer."""
+        return self._render([self._messages(ask)], prompt=ask.answer is None)[0]
+
+    def prompts(self, asks: Sequence[Ask]) -> dict[str, Any]:
+        """Model inputs for questions, padded on the left, on the CPU."""
+        open_asks = [Ask(ask.image_u8, ask.question) for ask in asks]
+        return dict(self._encode(open_asks, "left", mask=False))
+
+    def examples(self, asks: Sequence[Ask]) -> dict[str, Any]:
+        """Model inputs for training, padded on the right, with `labels` (b, t): the answer's tokens and the
+        end, -100 elsewhere.
+
+        Raises ValueError for an ask without answer, and if no token of an answer is left to learn.
+        """
+        if any(ask.answer is None for ask in asks):
+            raise ValueError("a training example needs an answer")
+        batch = dict(self._encode(asks, "right", mask=self.marks_answers))
+        real = batch["attention_mask"].bool()
+        said = self._tails(asks, real)
+        if self.marks_answers:
+            # With the tail: a template may mark the answer after the space that the model has to say first.
+            said |= torch.as_tensor(batch.pop("assistant_masks")).bool()
+        labels = torch.where(said & real, batch["input_ids"], IGNORED)
+        batch["labels"] = self._until_end(labels)
+        for ask, row in zip(asks, batch["labels"], strict=True):
+            if not (row != IGNORED).any():
+                raise ValueError(f"the chat template leaves nothing of the answer {ask.answer!r} to learn")
+        return batch
+
+    def _messages(self, ask: Ask, picture: Image.Image | None = None) -> list[dict[str, Any]]:
+        image = {"type": "image"} if picture is None else {"type": "image", "image": picture}
+        messages = [{"role": "user", "content": [image, {"type": "text", "text": ask.question}]}]
+        if ask.answer is not None:
+            said = ask.answer if self.ends_itself else ask.answer + self.tokenizer.eos_token
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
+        return messages
+
+    def _render(self, conversations: list[list[dict[str, Any]]], prompt: bool) -> list[str]:
+        return self.processor.apply_chat_template(
+            conversations, chat_template=self.template, add_generation_prompt=prompt, tokenize=False
+        )
+
+    def _encode(self, asks: Sequence[Ask], side: str, mask: bool) -> Mapping[str, Any]:
+        return self.processor.apply_chat_template(
+            [self._messages(ask, Image.fromarray(ask.image_u8)) for ask in asks],
+            chat_template=self.template,
+            add_generation_prompt=asks[0].answer is None,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            return_assistant_tokens_mask=mask,
+            processor_kwargs={"padding": True, "padding_side": side},
+        )
+
+    def _tails(self, asks: Sequence[Ask], real: Tensor) -> Tensor:
+        """(b, t) bool, what follows the prompt.
+
+        The answer holds no picture, so the number of its tokens is counted on the unexpanded texts.
+        """
+        full = self._render([self._messages(ask) for ask in asks], prompt=False)
+        asked = self._render([self._messages(Ask(ask.image_u8, ask.question)) for ask in asks], prompt=True)
+        said = torch.zeros_like(real)
+        for row, (text, prompt) in enumerate(zip(full, asked, strict=True)):
+            tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            start = _common(tokens, self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+            length = int(real[row].sum())
+            said[row, length - (len(tokens) - start) : length] = True
+        return said
+
+    def _until_end(self, labels: Tensor) -> Tensor:
+        """Ignore what a template writes after the end of the last answer, such as a line break."""
+        cut = labels.clone()
+        for row in cut:
+            ends = (row == self.end).nonzero()
+            if len(ends):
+                row[int(ends[-1]) + 1 :] = IGNORED
+        return cut
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Tensors on the device, floating ones as dtype."""
+    moved = {}
+    for key, value in batch.items():
+        if isinstance(value, Tensor):
+            moved[key] = value.to(device, dtype if value.is_floating_point() else value.dtype)
+    return moved
+
+
+def generate(
+    mllm: Mllm, batch: Mapping[str, Any], choice: ConstrainedChoice | None = None, longest: int = 128
+) -> list[Answer]:
+    """Let the model answer a batch of prompts, greedily; one Answer per row.
+
+    choice: chooses the tokens instead, within a form. Without it spelled is the text, log_probability nan.
+    """
+    model: Any = mllm.model
+    tokenizer = mllm.processor.tokenizer
+    inputs = to_device(batch, mllm.device, mllm.dtype)
+    end = end_token(tokenizer)
+    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    settings = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=end, pad_token_id=pad)
+    with torch.no_grad():
+        rows = model.generate(
+            **inputs, generation_config=settings, logits_processor=[] if choice is None else [choice]
+        )
+    said = rows[:, inputs["input_ids"].shape[1] :].tolist()
+    texts = [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+    if choice is None:
+        return [Answer(text, text, math.nan) for text in texts]
+    return [
+        Answer(text, choice.grammar.spell(tokens).strip(), log_p)
+        for text, tokens, log_p in zip(texts, said, choice.log_probability, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Models by name: where they come from, where they lie, how they are fetched."""

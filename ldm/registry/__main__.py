@@ -1,0 +1,87 @@
+"""Which models there are, where they come from and where they lie: `configs/models.yaml` and the code for it.
+
+    python -m ldm.registry list | show NAME | where NAME | pull NAME [--from DIR] | register NAME FILE | verify [NAME]
+
+Models lie below $BIFROST_MODELS, by default ./models. A model is put together in a folder beside its own and
+renamed when it is whole, so what is there is complete. Hashes are recorded on the first pull.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ldm.registry.models import find, folder_of, lacks, load_registry
+from ldm.registry.pull import HASHES, changed, pull_model, register_file
+from ldm.settings.cli import new_app, run_app
+
+
+def list_models() -> None:
+    """All models: present or not, size, what they are."""
+    for name, model in load_registry().items():
+        state = "missing" if lacks(model) else "present"
+        typer.echo(f"{state:8} {name:26} {model.size_gb:6.1f} GB  {model.about}")
+
+
+def show(name: Annotated[str, typer.Argument(help="model")]) -> None:
+    """Everything known of a model."""
+    model = find(name, load_registry())
+    typer.echo(f"{name}: {model.about}\nlicence: {model.licence}\nsize: {model.size_gb} GB")
+    typer.echo(f"used by: {', '.join(model.used_by)}\nfolder: {folder_of(model)}")
+    for place in model.places:
+        typer.echo(
+            f"source: {place.hub or place.url or 'by hand: ' + place.manual} {place.file_name}".rstrip()
+        )
+    if model.then:
+        typer.echo(f"then: {model.then}")
+
+
+def where(name: Annotated[str, typer.Argument(help="model")]) -> None:
+    """The folder of a model."""
+    typer.echo(folder_of(find(name, load_registry())).as_posix())
+
+
+def pull(
+    name: Annotated[str, typer.Argument(help="model")],
+    offline: Annotated[Path | None, typer.Option("--from", help="folder of files fetched elsewhere")] = None,
+) -> None:
+    """Download a model, or copy it from a folder; continues what was interrupted."""
+    pull_model(name, find(name, load_registry()), offline)
+
+
+def register(
+    name: Annotated[str, typer.Argument(help="model")],
+    file: Annotated[Path, typer.Argument(help="weight file, or zip or tar archive")],
+) -> None:
+    """Put a file that was fetched by hand in its place."""
+    register_file(find(name, load_registry()), file)
+
+
+def verify(name: Annotated[str, typer.Argument(help="model; default: all that are present")] = "") -> None:
+    """Compare the files with the recorded hashes."""
+    registry = load_registry()
+    chosen = (
+        [name] if name else [one for one, model in registry.items() if (folder_of(model) / HASHES).exists()]
+    )
+    for one in chosen:
+        wrong = changed(find(one, registry))
+        if wrong:
+            raise ValueError(f"{one}: differs from what was pulled: {', '.join(wrong)}")
+        typer.echo(f"{one}: unchanged")
+
+
+def build_app() -> typer.Typer:
+    app = new_app("Models: what there is, where it comes from, where it lies.")
+    app.command("list")(list_models)
+    for verb in (show, where, pull, register, verify):
+        app.command(verb.__name__)(verb)
+    return app
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(build_app, sys.argv[1:]))

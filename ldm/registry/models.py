@@ -1,0 +1,124 @@
+"""The entries of `configs/models.yaml`, checked, and whether each model is complete on this disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
+
+CONFIG = Path("configs/models.yaml")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that a model comes from: a hub repository, an address, or a page to be visited by hand."""
+
+    hub: str = setting("", help="owner/name on the Hugging Face hub")
+    files: tuple[str, ...] = setting((), help="patterns of the hub repository's files that are needed")
+    url: str = setting("", help="address of one file")
+    manual: str = setting("", help="page where a person gets the file")
+    name: str = setting("", help="name of the file on the disk; default: the address's last part")
+    sha256: str = setting("", help="hash of the file of `url`, where known")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if sum(map(bool, (self.hub, self.url, self.manual))) != 1:
+            raise ValueError("a source has exactly one of hub, url, manual")
+
+    @property
+    def file_name(self) -> str:
+        return self.name or self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the registry."""
+
+    about: str = setting(help="what it is")
+    folder: str = setting(help="its folder below the models folder")
+    needs: tuple[str, ...] = setting(help="patterns of the files that make it complete")
+    licence: str = setting(help="licence of the weights")
+    size_gb: float = setting(help="download size", low=0.0)
+    used_by: tuple[str, ...] = setting((), help="what uses it")
+    then: str = setting("", help="command to run after the download")
+    sources: list[dict[str, Any]] = setting([], help="ordered sources, see Source")
+    places: list[Source] = field(default_factory=list)  # `sources`, checked
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The whole file."""
+
+    models: dict[str, Any] = setting(help="name -> Model")
+
+    def __post_init__(self) -> None:
+        for name, values in self.models.items():
+            read_model(name, values)
+
+
+def read_model(name: str, values: Mapping[str, Any]) -> Model:
+    """A checked entry; an error names the model and the key."""
+    model = merge_layers(Model, [Layer(values, f"model {name}: ")], f"model {name}: ")
+    where = f"model {name}: source: "
+    places = [merge_layers(Source, [Layer(one, where)], where) for one in model.sources]
+    return Model(**{**vars(model), "places": places})
+
+
+def load_registry(path: Path = CONFIG) -> dict[str, Model]:
+    registry = load_config(Registry, path)
+    return {name: read_model(name, values) for name, values in registry.models.items()}
+
+
+def models_root() -> Path:
+    return Path(os.environ.get("BIFROST_MODELS") or "models")
+
+
+def located(path: Path) -> Path:
+    """A default path below `models/`, below the folder that BIFROST_MODELS names instead where it is set."""
+    below = path.parts[:1] == ("models",) and not path.is_absolute()
+    return models_root().joinpath(*path.parts[1:]) if below else path
+
+
+def folder_of(model: Model) -> Path:
+    return models_root() / model.folder
+
+
+def lacks(model: Model, folder: Path | None = None) -> list[str]:
+    """The patterns that no file of the model's folder matches; empty = complete."""
+    folder = folder or folder_of(model)
+    unfinished = (".part", ".wrong")
+    return [
+        pattern
+        for pattern in model.needs
+        if all(path.name.endswith(unfinished) for path in folder.glob(pattern))
+    ]
+
+
+def find(name: str, registry: Mapping[str, Model]) -> Model:
+    if name not in registry:
+        raise ValueError(nearest(name, registry, "model"))
+    return registry[name]
+
+
+OTHER_FRAMEWORKS = ("*.msgpack", "*.h5", "*.onnx", "*.ot")
+PICKLED = ("*.bin", "*.pt", "*.pth")  # not needed where the same weights lie there as safetensors
+
+
+def model_folder(model_id: str, ignore: Sequence[str] = (*OTHER_FRAMEWORKS, *PICKLED)) -> Path:
+    """The folder of a model: itself, or the hub's copy, which is fetched unless the hub is set offline.
+
+    ignore: patterns of files that are not fetched
+    """
+    if Path(model_id).is_dir():
+        return Path(model_id)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model_id, ignore_patterns=list(ignore)))
+    except Exception as error:  # whatever the hub library fails with
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"model {model_id}: no such folder, and the hub says: {lines[0][:200]}") from error

@@ -1,0 +1,132 @@
+"""Models are fetched into a folder beside their own, which is renamed when it is whole; hashes are recorded."""  # noqa: E501
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from ldm.files import file_sha256
+from ldm.registry.download import download
+from ldm.registry.models import Model, Source, folder_of, lacks
+from ldm.registry.unpack import is_archive, unpack
+
+log = logging.getLogger(__name__)
+
+HASHES = "hashes.json"
+
+
+def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
+    """Get a model from the first source that works; returns its folder. ValueError lists what was tried."""
+    folder = folder_of(model)
+    if not lacks(model):
+        log.info("%s is there", folder)
+        return folder
+    partial = folder.with_name(folder.name + ".partial")
+    tried: list[str] = []
+    if offline is not None:
+        copy_offline(model, offline, partial)
+        return settle(model, partial)
+    for place in model.places:
+        try:
+            if place.hub:
+                pull_hub(place, partial)
+            elif place.url:
+                # A part of another mirror's file may only be continued where the hash will tell.
+                if tried and not place.sha256:
+                    (partial / f"{place.file_name}.part").unlink(missing_ok=True)
+                download(place.url, partial / place.file_name, place.sha256)
+            else:
+                expected = place.name or ", ".join(model.needs)
+                tried.append(f"by hand: {place.manual} -> python -m ldm.registry register {name} {expected}")
+                continue
+            return settle(model, partial)
+        except ValueError as error:
+            tried.append(str(error))
+            log.info("%s", error)
+    raise ValueError(f"{folder}: no source worked: " + "; ".join(tried))
+
+
+def pull_hub(place: Source, folder: Path) -> None:
+    """Files of a hub repository; token, endpoint and offline mode are the hub library's own."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(place.hub, allow_patterns=list(place.files) or None, local_dir=folder)
+    except Exception as error:  # whatever a mirror fails with, the next one is tried
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"hub {place.hub}: {lines[0][:200]}") from error
+
+
+def copy_offline(model: Model, offline: Path, partial: Path) -> None:
+    """A model from a folder of downloads: its own folder there, or its files."""
+    if not offline.is_dir():
+        raise ValueError(f"{offline}: no such folder")
+    source = offline / model.folder if (offline / model.folder).is_dir() else offline
+    found = {path for pattern in model.needs for path in source.glob(pattern) if path.is_file()}
+    if source != offline:
+        found = {path for path in source.rglob("*") if path.is_file()}
+    for path in sorted(found):
+        target = partial / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    wanted = {place.file_name: place.sha256 for place in model.places if place.sha256}
+    for name, sha256 in wanted.items():
+        if (partial / name).is_file() and file_sha256(partial / name) != sha256:
+            (partial / name).replace(partial / (name + ".wrong"))
+            raise ValueError(f"{offline}/{name}: wrong SHA-256; a copy is kept in {partial}")
+
+
+def register_file(model: Model, path: Path) -> Path:
+    """A file that a person fetched: unpacked or copied, hashed, put in place."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    known = {place.sha256 for place in model.places if place.sha256}
+    if known and file_sha256(path) not in known and not is_archive(path):
+        raise ValueError(f"{path}: SHA-256 is {file_sha256(path)}, expected {' or '.join(sorted(known))}")
+    partial = folder_of(model).with_name(folder_of(model).name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if is_archive(path):
+        unpack(path, partial)
+    else:
+        shutil.copyfile(path, partial / path.name)
+    return settle(model, partial)
+
+
+def settle(model: Model, partial: Path) -> Path:
+    """Check that a model is whole, record its hashes, and give it its name."""
+    missing = lacks(model, partial)
+    if missing:
+        raise ValueError(f"{partial}: incomplete: no file matches {', '.join(missing)}")
+    (partial / HASHES).write_text(json.dumps(hashes_of(partial), indent=1) + "\n")
+    folder = folder_of(model)
+    if folder.exists():  # incomplete, otherwise nothing would have been fetched
+        shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
+        folder.rename(folder.with_name(folder.name + ".old"))
+    partial.rename(folder)
+    log.info("%s is complete%s", folder, f"; next: {model.then}" if model.then else "")
+    return folder
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file, less hidden ones and leftovers."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = {path.relative_to(folder): path for path in files}
+    skipped = (".part", ".wrong")
+    return {
+        name.as_posix(): file_sha256(path)
+        for name, path in names.items()
+        if name.name != HASHES and not name.name.endswith(skipped) and not name.parts[0].startswith(".")
+    }
+
+
+def changed(model: Model) -> list[str]:
+    """Files that are missing or differ from the recorded hashes."""
+    folder = folder_of(model)
+    if not (folder / HASHES).is_file():
+        raise ValueError(f"{folder}: no {HASHES}, so there is nothing to compare with; pull or register it")
+    recorded = json.loads((folder / HASHES).read_text())
+    found = hashes_of(folder)
+    return [name for name, value in recorded.items() if found.get(name) != value]

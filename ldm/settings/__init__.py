@@ -1,0 +1,1 @@
+"""Settings: dataclasses filled from YAML, environment and the command line."""

@@ -1,0 +1,192 @@
+"""Command-line verbs made of settings dataclasses: an option per field, YAML below flags, one-line errors.
+
+def build_app() -> typer.Typer:
+    app = new_app("Compose pictures.")
+    app.command("image")(command(ImageSettings, run_image, default_config=Path("configs/inference.yaml")))
+    return app
+
+if __name__ == "__main__":
+    sys.exit(run_app(build_app, sys.argv[1:]))
+"""
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import typer
+
+from ldm.settings.config import Layer, flag_name, load_config, merge_layers, to_plain, yaml_layers
+from ldm.settings.schema import flat_settings, from_text, members, range_name, section_of, type_name
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # exit code after Ctrl-C
+
+
+def new_app(help: str) -> typer.Typer:
+    """An app whose verbs are always spelled out, even when it has only one."""
+    app = typer.Typer(help=help, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.callback()(lambda: None)
+    return app
+
+
+def command(
+    schema: type[T], function: Callable[[T], Any], default_config: Path | None = None
+) -> Callable[..., None]:
+    """The function that a typer app registers as a verb: it fills `schema` and calls `function` with it.
+
+    Every field is an option `--kebab-case` (a field of a section `--section.field`); `--config FILE` names a
+    YAML file of defaults, by default `default_config` where that file exists. A flag that is not given leaves
+    the YAML's or the dataclass's value, which the help text shows.
+    """
+    found = default_config if default_config is not None and default_config.is_file() else None
+    below = [] if found is None else yaml_layers(found)
+    names: dict[str, tuple[str, Any]] = {}
+    parameters = [_config_option(found)]
+    for key, (field, hint) in flat_settings(schema).items():
+        if section_of(hint) is None:
+            parameters.append(_option(key, field, hint, _shown_default(key, field, below)))
+            names[parameters[-1].name] = (key, hint)
+
+    def verb(**given: Any) -> None:
+        config = given.pop("config")
+        layers = below if config is None else yaml_layers(config)
+        typed = {names[name]: value for name, value in given.items() if value not in (None, [], ())}
+        function(merge_layers(schema, [*layers, Layer(_nest(typed), flags=True)]))
+
+    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    verb.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    verb.__doc__ = inspect.getdoc(function)
+    return verb
+
+
+def single_app(function: Callable[..., Any]) -> typer.Typer:
+    """An app of one unnamed command; `run_app` runs it when no argument is given."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(function)
+    return app
+
+
+def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer.Typer]:
+    """An app for `CONFIG.yaml key=value ...`, as trainers take it; for `run_app`."""
+
+    def verb(
+        config: Annotated[Path, typer.Argument(help="YAML file of settings")],
+        overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")] = None,
+    ) -> None:
+        function(load_config(schema, config, overrides or []))
+
+    verb.__doc__ = inspect.getdoc(function)
+    return lambda: single_app(verb)
+
+
+def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
+    """Build the app, run it on argv, return its exit code.
+
+    What a user can fix (ValueError, a file error, wrong usage) is one line on stderr and code 2; its
+    traceback goes to the log at level DEBUG. An interrupt is code 130. Any other error raises.
+    """
+    try:
+        app = build()
+        nothing = ["--help"] if app.registered_callback else []  # with verbs, one must be chosen
+        code = app(args=list(argv) or nothing, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        message = _user_message(error)
+        if message is None:
+            raise
+        log.debug("refused", exc_info=True)
+        sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+        return 2
+    if code == INTERRUPTED:  # typer turns Ctrl-C within a verb into this code
+        sys.stderr.write("interrupted\n")
+    return code if isinstance(code, int) else 0
+
+
+def _user_message(error: Exception) -> str | None:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError):
+        return str(error)
+    # The class of typer's own usage errors is private to the installed version.
+    return error.format_message() if hasattr(error, "format_message") else None
+
+
+def _config_option(found: Path | None) -> inspect.Parameter:
+    text = "YAML file of defaults; flags override it" + (f" [default: {found.as_posix()}]" if found else "")
+    kind = Annotated[Path | None, typer.Option("--config", help=text, metavar="FILE", show_default=False)]
+    return inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+
+def _option(key: str, field: Field, hint: Any, default: str) -> inspect.Parameter:
+    """The option of one field. Its default is None = not given; checks are left to `merge_layers`."""
+    rule = field.metadata
+    facts = [range_name(rule.get("low"), rule.get("high"))] if _has_range(rule) else []
+    facts += [default] if default else []
+    text = f"{rule.get('help', '')} [{'; '.join(facts)}]" if facts else rule.get("help", "")
+    flags = [flag_name(key), *rule.get("aliases", ())]
+    metavar: str | None = "|".join(rule["choices"]) if rule.get("choices") else type_name(hint).upper()
+    kind: Any = list[str] if _repeatable(hint) else str
+    if members(hint) == (bool,):
+        kind, metavar = bool, None
+        flags[0] += f"/{flag_name(_negated(key))}"
+    option = typer.Option(*flags, help=text, metavar=metavar, show_default=False)
+    name = key.replace(".", "__")
+    typed: Any = Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=typed)
+
+
+def _negated(key: str) -> str:
+    """b -> no_b, a.b -> a.no_b"""
+    section, dot, name = key.rpartition(".")
+    return f"{section}{dot}no_{name}"
+
+
+def _has_range(rule: Any) -> bool:
+    return rule.get("low") is not None or rule.get("high") is not None
+
+
+def _repeatable(hint: Any) -> bool:
+    """Texts and paths may hold commas, so an option with several of them is given several times."""
+    kind = members(hint)[0]
+    return get_origin(kind) in (tuple, list) and get_args(kind)[0] in (str, Path)
+
+
+def _nest(typed: dict[tuple[str, Any], Any]) -> dict[str, Any]:
+    """Options as typed -> the nested mapping that a YAML file with the same content would hold."""
+    nested: dict[str, Any] = {}
+    for (key, hint), value in typed.items():
+        *sections, name = key.split(".")
+        node = nested
+        for section in sections:
+            node = node.setdefault(section, {})
+        try:
+            node[name] = from_text(hint, value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise ValueError(f"{flag_name(key)}: {error}") from error
+    return nested
+
+
+def _shown_default(key: str, field: Field, layers: Sequence[Layer]) -> str:
+    """The value that holds when the option is not given, as the help text shows it; nothing for None."""
+    value: Any = field.default if field.default_factory is MISSING else field.default_factory()
+    for layer in layers:
+        node: Any = layer.values
+        for name in key.split("."):
+            node = node.get(name, MISSING) if isinstance(node, dict) else MISSING
+        value = value if node is MISSING else node
+    if value is MISSING:
+        return "required"
+    if value is None:
+        return ""
+    plain = to_plain(value)
+    if isinstance(plain, dict):
+        plain = [f"{name}={item}" for name, item in plain.items()]
+    shown = ",".join(str(item) for item in plain) if isinstance(plain, list) else str(plain)
+    return f"default: {shown.lower() if isinstance(plain, bool) else shown or 'empty'}"

@@ -1,0 +1,178 @@
+"""Typed settings: a dataclass filled from YAML files and from `key=value` texts.
+
+A setting is declared once, as a dataclass field made by `setting`; `load_config` fills the dataclass, and
+`ldm.settings.cli` makes command-line options of the same fields.
+
+A *layer* is one source of values: a file, one override, the flags of a command. Later layers win; mappings
+are merged, lists and tuples are replaced. A YAML file may name by `base:` (relative to itself) a file that it
+changes.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ldm.settings.schema import (
+    check_settings,
+    check_values,
+    flat_settings,
+    from_text,
+    members,
+    nearest,
+    section_of,
+    setting,
+    type_name,
+)
+
+__all__ = ["Layer", "check_settings", "dump_yaml", "flag_name", "load_config", "merge_layers", "nearest"]
+__all__ += ["setting", "to_plain", "yaml_layers"]
+
+T = TypeVar("T")
+
+
+def load_config(schema: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
+    """Fill `schema` from its defaults, the YAML file at `path` with its bases, then `key=value` texts.
+
+    An unknown key, a wrong type, a missing value or a value out of range is a one-line ValueError that names
+    the file (or the override) and the key.
+    """
+    layers = [] if path is None else yaml_layers(Path(path))
+    layers += [_override_layer(schema, text) for text in overrides]
+    return merge_layers(schema, layers, where="" if path is None else f"{path}: ")
+
+
+def to_plain(value: Any) -> Any:
+    """A dataclass, or any nest of mappings and sequences, as JSON-able dicts, lists and scalars."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"cannot write a {type(value).__name__} as plain settings: {value!r}")
+
+
+def dump_yaml(settings: Any) -> str:
+    """YAML text that `load_config` reads back to an equal object."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(settings)))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of values. `source` starts its error messages; flags are spelled `--like-this` in them."""
+
+    values: Mapping[str, Any]
+    source: str = ""
+    flags: bool = False
+
+    def spell(self, key: str) -> str:
+        """The name of a setting as the user of this layer types it."""
+        return flag_name(key) if self.flags else key
+
+
+def flag_name(key: str) -> str:
+    """detail_weight -> --detail-weight"""
+    return "--" + key.replace("_", "-")
+
+
+def yaml_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
+    """The layers of a YAML file: its chain of bases, most basic first, then the file itself.
+
+    above: the resolved files that led here by `base:`.
+    """
+    if path.resolve() in above:
+        raise ValueError(f"{path}: its chain of `base:` files comes back to it")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else _one_line(error)
+        asked = f" (the base of {above[-1]})" if above else ""
+        raise ValueError(f"{path}{asked}: cannot read this YAML file: {reason}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a settings file is a mapping of keys, got a {type(values).__name__}")
+    named = {str(key): value for key, value in values.items()}
+    base = named.pop("base", None)
+    if base is not None and not isinstance(base, str):
+        raise ValueError(f"{path}: base must be the name of one YAML file, got {base!r}")
+    below = [] if base is None else yaml_layers(path.parent / base, (*above, path.resolve()))
+    return [*below, Layer(named, f"{path}: ")]
+
+
+def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T:
+    """Merge layers over the defaults and build the dataclass; every error names its layer and key.
+
+    where: start of the messages about the merged whole, such as a missing value.
+    """
+    config = OmegaConf.structured(schema)
+    for layer in layers:
+        for key, hint, value in _leaves(schema, layer, layer.values):
+            config = _with_leaf(config, layer, key, hint, value)
+        try:
+            check_values(schema, config, layer.spell)
+        except (ValueError, OmegaConfBaseException) as error:
+            raise ValueError(f"{layer.source}{_one_line(error)}") from error
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            spell = layers[-1].spell if layers else str
+            raise ValueError(f"missing {', '.join(spell(key) for key in missing)}")
+        settings = OmegaConf.to_object(config)
+        check_settings(settings)
+    except (ValueError, OmegaConfBaseException) as error:
+        raise ValueError(f"{where}{_one_line(error)}") from error
+    return settings  # type: ignore[return-value]
+
+
+def _override_layer(schema: type, text: str) -> Layer:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ValueError(f"an override looks like key=value, got {text!r}")
+    hint = flat_settings(schema).get(key, (None, str))[1]
+    return Layer(_nested(key, from_text(hint, value)), f"override {text}: ")
+
+
+def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, type, value) of every setting in a layer; a key that the schema does not know is refused."""
+    hints = get_type_hints(schema)
+    names = {field.name for field in dataclasses.fields(schema)}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if name not in names:
+            raise ValueError(f"{layer.source}{nearest(key, flat_settings(schema, prefix), 'key')}")
+        section = section_of(hints[name])
+        if section is not None and isinstance(value, Mapping):
+            yield from _leaves(section, layer, value, f"{key}.")
+        else:
+            yield key, hints[name], value
+
+
+def _with_leaf(config: DictConfig, layer: Layer, key: str, hint: Any, value: Any) -> DictConfig:
+    try:
+        if isinstance(value, bool) and not {bool, str} & set(members(hint)):
+            raise TypeError  # OmegaConf would read true as the number 1.
+        return OmegaConf.merge(config, _nested(key, value))  # type: ignore[return-value]
+    except (OmegaConfBaseException, TypeError) as error:
+        shown = ",".join(map(str, value)) if isinstance(value, list) else repr(value)
+        wrong = f"{layer.spell(key)} must be {type_name(hint)}, got {shown}"
+        raise ValueError(f"{layer.source}{wrong}") from error
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """a.b, 3 -> {a: {b: 3}}"""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).partition("\n    full_key")[0].split())

@@ -1,0 +1,1 @@
+"""Training loops on accelerate: settings, batches, checkpoints, logs. Knows no product."""

@@ -1,0 +1,58 @@
+"""What a trained network is and how it came to be: the manifest.json beside its weights."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm.device import describe_hardware
+from ldm.settings.config import to_plain
+
+
+def code_revision() -> str:
+    """The git revision of the code, with `+` when files differ from it; `unknown` outside a checkout."""
+    revision = _git("rev-parse", "HEAD")
+    if not revision:
+        return "unknown"
+    return revision + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str:
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+def make_manifest(
+    part: str,
+    model: nn.Module,
+    *,
+    seed: int,
+    steps: int,
+    batch: int,
+    seconds: float,
+    settings: Any,
+    device: torch.device | str = "cpu",
+    held_out: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """All that one needs to know to trust or to repeat a training.
+
+    batch: samples per step; held_out: numbers measured on data that the training never saw.
+    """
+    return {
+        "part": part,
+        "trained_on": "rendered scenes",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seed": seed,
+        "steps": steps,
+        "samples": steps * batch,
+        "minutes": round(seconds / 60, 1),
+        "code_revision": code_revision(),
+        "hardware": describe_hardware(device),
+        "held_out": held_out or {},
+        "settings": to_plain(settings),
+    }

@@ -1,0 +1,120 @@
+"""The published rules of the data set builder, for parity: filters, relations of 2D boxes, depth of a box.
+
+What was published and is not restored here, because it made the data useless: questions without <image>, and
+removal of a segment prompted by one point. Differences and reasons: docs/locator.md.
+
+Legend: x y w h are fractions of the picture; a gap is a signed distance, negative where boxes overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datasets.base import Rejected
+from datasets.geometry import box_from_01, clip_box
+from datasets.relations import Place, gap
+from llava_bifrost.build_dataset.names import Annotated, Photograph, can_be_said
+from llava_bifrost.build_dataset.records import rounded_place
+from llava_bifrost.language.answer import Location
+from llava_bifrost.language.instruction import Request
+
+LEAST_AREA = 0.2  # an object's box over the picture
+MOST_GAP = 0.3  # along either axis between target and anchor
+RELATIONS = (2, 5)  # most relations of an instruction are drawn from this range
+TOUCHING, OVERLAP, LEVEL, ASIDE = 0.01, 0.06, 0.06, 0.2
+
+UNDER = ("below", "beneath", "underneath")
+UNDER_TOUCHING = ("below", "under", "beneath", "underneath", "under", "under")
+ABOVE = ("above", "over")
+ABOVE_TOUCHING = ("above", "on top of", "at the top of", "over", "on", "on")
+BESIDE = ("next to", "near", "beside", "alongside")
+LOWEST, HIGHEST = (*UNDER, "under", "in front of"), (*ABOVE_TOUCHING, "behind")
+
+
+def kept(objects: Sequence[Annotated]) -> list[int]:
+    """Indices of the first large object of each category, in the order of the file; crowds are left out."""
+    found: dict[str, int] = {}
+    for index, one in enumerate(objects):
+        if one.share >= LEAST_AREA and not one.crowd and can_be_said(one.category):
+            found.setdefault(one.category, index)
+    return list(found.values())
+
+
+def location(target: Annotated, depth_01: np.ndarray) -> Location:
+    """The annotated box with the median, min and max of the depth map (h, w) over the whole box."""
+    return Location.of(_place(target, depth_01))
+
+
+def _place(one: Annotated, depth_01: np.ndarray) -> Place:
+    corners = (int(value) for value in box_from_01(one.box01_xyxy, one.size_hw))
+    x0, y0, x1, y1 = clip_box(tuple(corners), one.size_hw)  # type: ignore[arg-type]
+    values = depth_01[y0:y1, x0:x1]
+    return rounded_place(one.box01_xyxy, np.median(values), values.min(), values.max())
+
+
+def question(
+    photograph: Photograph, index: int, depth_01: np.ndarray, rng: np.random.Generator
+) -> tuple[Location, Request, dict[str, Place]]:
+    """Answer, instruction and anchors for a removed object; Rejected without a relation.
+
+    depth_01: of the original picture, as published
+    """
+    objects, target = photograph.objects, photograph.objects[index]
+    others = [objects[other] for other in rng.permutation([one for one in kept(objects) if one != index])]
+    most = min(int(rng.integers(RELATIONS[0], RELATIONS[1] + 1)), len(objects))
+    chosen: dict[str, Annotated] = {}
+    for anchor in others:
+        phrases = relation_phrases(target, anchor)
+        if not phrases or len(chosen) == most:
+            continue
+        phrase = phrases[int(rng.integers(len(phrases)))]
+        if phrase not in chosen or _better(phrase, anchor, chosen[phrase]):
+            chosen[phrase] = anchor
+    if not chosen:
+        raise Rejected("no relation: none of the published ones holds for the target")
+    anchors = {anchor.category: _place(anchor, depth_01) for anchor in chosen.values()}
+    request = Request(target.category, tuple((phrase, one.category) for phrase, one in chosen.items()))
+    return location(target, depth_01), request, anchors
+
+
+def _better(phrase: str, anchor: Annotated, other: Annotated) -> bool:
+    """Whether a repeated phrase moves to the new anchor."""
+    (x0, y0, x1, y1), (ox0, oy0, ox1, oy1) = anchor.box01_xyxy, other.box01_xyxy
+    if phrase in LOWEST:
+        return y1 > oy1
+    if phrase in HIGHEST:
+        return y0 < oy0
+    return (phrase == "to the left of" and x0 < ox0) or (phrase == "to the right of" and x1 > ox1)
+
+
+def relation_phrases(target: Annotated, anchor: Annotated) -> tuple[str, ...]:
+    """The phrases of which one is drawn, by two boxes alone; empty without a relation."""
+    sx0, sy0, sx1, sy1 = target.box01_xyxy
+    x0, y0, x1, y1 = anchor.box01_xyxy
+    if max(gap(sx0, sx1, x0, x1), gap(sy0, sy1, y0, y1)) > MOST_GAP:
+        return ()
+    if sx0 < x1 and sx1 > x0:
+        return _stacked(target, anchor)
+    if sy0 - y1 >= LEVEL or y0 - sy1 >= LEVEL:
+        return ()
+    side, aside = ("to the left of", x0 - sx1) if x0 > sx1 else ("to the right of", sx0 - x1)
+    if aside >= ASIDE:
+        return ()
+    return (*BESIDE, side, side) if aside < TOUCHING else (side,)
+
+
+def _stacked(target: Annotated, anchor: Annotated) -> tuple[str, ...]:
+    """Boxes that overlap from left to right."""
+    sx0, sy0, sx1, sy1 = target.box01_xyxy
+    x0, y0, x1, y1 = anchor.box01_xyxy
+    if y1 < sy0 + TOUCHING:
+        return UNDER_TOUCHING if sy0 - y1 < TOUCHING else UNDER
+    if y0 + TOUCHING > sy1:
+        return ABOVE_TOUCHING if (sy1 - y0) * target.size_hw[0] > -0.01 else ABOVE  # in pixels, as published
+    if min(x1 - sx0, sx1 - x0) <= OVERLAP:
+        return ()
+    if y0 < sy0 < y1:
+        return ("in front of",)
+    return ("behind",) if y0 < sy1 < y1 else ()

@@ -1,0 +1,158 @@
+"""Samples of the locator's training data and the LLaVA conversation records made of them.
+
+    {"id": ..., "image": "000123_0.jpg", "conversations": [{"from": "human", "value": "<image>\\nPlace ..."},
+     {"from": "gpt", "value": "[x1, y1, x2, y2], d."}], "meta": {...}}
+
+"image" is relative to the folder images/ beside the JSON file. meta: request, box01_xyxy, depth, far, near,
+anchors (name -> box01_xyxy, d, far, near), kind ("place" or "replace"), source, and facts of the source.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from datasets.relations import Place
+from llava_bifrost.language.answer import PHRASES, Location, Request, format_answer, make_question
+
+IMAGE = "<image>"
+DIGITS = 5  # of the numbers in meta
+AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)  # bins of the statistics, share of the picture
+DEPTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One question with its picture and answer. image: file name; several samples may share a picture."""
+
+    id: str
+    image: str
+    rgb_u8: np.ndarray
+    request: Request
+    location: Location
+    anchors: Mapping[str, Place]
+    source: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of one picture or scene: its samples, and reasons of what was dropped."""
+
+    name: str
+    samples: Sequence[Sample]
+    dropped: Sequence[str] = ()
+
+
+def rounded(value: float) -> float:
+    """The digits that are kept in the metadata."""
+    return round(float(value), DIGITS)
+
+
+def rounded_place(box01_xyxy: Sequence[float], d: float, far: float, near: float) -> Place:
+    """A place of the numbers that the metadata keeps, so that who reads them judges the same."""
+    x0, y0, x1, y1 = (rounded(value) for value in box01_xyxy)
+    far, near = rounded(min(max(far, 0.0), 1.0)), rounded(min(max(near, 0.0), 1.0))
+    return Place((x0, y0, x1, y1), min(max(rounded(d), far), near), far, near)
+
+
+def make_record(sample: Sample, fmt: str, decimals: int) -> dict[str, Any]:
+    """The record of a sample with its question and answer in format `fmt`."""
+    location, request = sample.location, sample.request
+    place = location.place
+    meta = {
+        "request": asdict(request),
+        "box01_xyxy": list(location.box01_xyxy),
+        "depth": location.depth,
+        "far": rounded(place.far),
+        "near": rounded(place.near),
+        "anchors": {name: asdict(anchor) for name, anchor in sample.anchors.items()},
+        "kind": "replace" if request.replace else "place",
+        "source": sample.source,
+        **sample.facts,
+    }
+    record = {
+        "id": sample.id,
+        "image": sample.image,
+        "conversations": [
+            {"from": "human", "value": f"{IMAGE}\n{make_question(request, fmt)}"},
+            {"from": "gpt", "value": format_answer(location, fmt, decimals)},
+        ],
+        "meta": meta,
+    }
+    check_record(record)
+    return record
+
+
+def check_record(record: Mapping[str, Any]) -> None:
+    """Refuse a record that would train a blind model: every question shows exactly one picture, first."""
+    asked = record["conversations"][0]["value"]
+    if not asked.startswith(f"{IMAGE}\n") or asked.count(IMAGE) != 1:
+        raise ValueError(f"record {record['id']}: the question must begin with one {IMAGE}, got {asked!r}")
+
+
+def statistics(records: Sequence[Mapping[str, Any]], dropped: Iterable[str], items: int) -> dict[str, Any]:
+    """Counts of a whole data set; nothing in them depends on when or how fast it was made.
+
+    dropped: reasons, "short name: detail"; counted by the short name
+    items:   pictures or scenes that were looked at
+    """
+    metas = [record["meta"] for record in records]
+    clauses = [Request(**_tuples(meta["request"])).clauses for meta in metas]
+    phrases = Counter(phrase for one in clauses for phrase, _ in one)
+    areas = [_area(meta["box01_xyxy"]) for meta in metas]
+    return {
+        "items": items,
+        "pictures": len({record["image"] for record in records}),
+        "samples": len(records),
+        "kinds": _counted(Counter(meta["kind"] for meta in metas)),
+        "relations per sample": _counted(Counter(str(len(one)) for one in clauses)),
+        "relations": _counted(_by_relation(phrases)),
+        "phrases": _counted(phrases),
+        "targets": _counted(Counter(meta["request"]["target"] for meta in metas)),
+        "area of the box up to": _binned(areas, AREAS),
+        "depth up to": _binned([meta["depth"] for meta in metas], DEPTHS),
+        "dropped": _counted(Counter(reason.partition(":")[0] for reason in dropped)),
+    }
+
+
+def _tuples(request: Mapping[str, Any]) -> dict[str, Any]:
+    return {**request, "relations": tuple((phrase, name) for phrase, name in request["relations"])}
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _by_relation(phrases: Counter[str]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for phrase, count in phrases.items():
+        found[PHRASES[phrase]] += count
+    return found
+
+
+def _counted(counts: Counter[str]) -> dict[str, int]:
+    """Most frequent first, equal ones by name."""
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _binned(values: Sequence[float], edges: Sequence[float]) -> dict[str, int]:
+    """Counts up to each edge and above the one before."""
+    counts = np.bincount(np.searchsorted(edges, np.minimum(values, edges[-1])), minlength=len(edges))
+    return {f"{edge:g}": int(count) for edge, count in zip(edges, counts, strict=True)}
+
+
+def table(report: Mapping[str, Any], most: int = 12) -> str:
+    """The statistics as short lines of text; long lists are cut."""
+    lines = []
+    for name, value in report.items():
+        if not isinstance(value, Mapping):
+            lines.append(f"{name:<24}{value}")
+            continue
+        shown = [f"{re.sub(' +', ' ', str(key))} {count}" for key, count in list(value.items())[:most]]
+        more = [f"... ({len(value)} in all)"] if len(value) > most else []
+        lines.append(f"{name:<24}{', '.join([*shown, *more]) or '-'}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Instructions and answers of the locator: parsing, grammar, number codec."""

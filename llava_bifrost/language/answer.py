@@ -1,0 +1,178 @@
+"""Where an object goes: a box and a depth, and the answer text that says so. The only place that formats and
+parses answers; instructions are in phrases.py.
+
+    center      [x1, y1, x2, y2], d.                  depth of the object's centre (the paper)
+    maxmedmin   [x1, y1, x2, y2], dmax, dmed, dmin.   depths over the object (the released builder)
+
+Box: corners in fractions of the picture's width and height. Depth: depth_01 of the background, 1 = nearest.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, floor
+
+from datasets.geometry import Box01, check_box01, depth_extent, iou
+from datasets.relations import Place, judge
+from llava_bifrost.language.instruction import (
+    FORMATS,
+    PHRASES,
+    PUBLISHED,
+    InstructionError,
+    Request,
+    check_format,
+    clause_text,
+    make_instruction,
+    make_question,
+    parse_instruction,
+)
+
+__all__ = ["FORMATS", "PHRASES", "PUBLISHED", "AnswerError", "Candidate", "InstructionError", "Location"]
+__all__ += ["Request", "box_iou", "check_format", "clause_text", "format_answer", "holds", "make_instruction"]
+__all__ += ["make_question", "parse_answer", "parse_instruction", "satisfies"]
+
+TOLERANCE = 0.25  # numbers this far outside [0, 1] are clamped; beyond it they are no fractions
+REPLACED_IOU = 0.5  # an object replaces another when their boxes agree at least so well
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?!\w|\.\d)", re.IGNORECASE)
+_BOX = re.compile(r"[\[(]([^\[\]()]*)[\])]")
+
+
+class AnswerError(ValueError):
+    """A text that is not an answer."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place for an object.
+
+    box01_xyxy: fractions of the picture. depth: of its centre, or the median over it. far, near: the extent,
+    both or neither, far <= depth <= near. ValueError otherwise.
+    """
+
+    box01_xyxy: Box01
+    depth: float
+    far: float | None = None
+    near: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "box01_xyxy", check_box01(self.box01_xyxy))
+        if (self.far is None) != (self.near is None):
+            raise ValueError("far and near are given together or not at all")
+        low, high = (0.0, 1.0) if self.far is None or self.near is None else (self.far, self.near)
+        if not 0 <= low <= self.depth <= high <= 1:
+            raise ValueError(f"depths must satisfy 0 <= far <= depth <= near <= 1, got {self}")
+
+    @property
+    def place(self) -> Place:
+        """As a thing in the scene; an extent that is not given follows from the size of the box."""
+        far, near = self.far, self.near
+        if far is None or near is None:
+            far, near = depth_extent(self.depth, self.box01_xyxy)
+        return Place(self.box01_xyxy, self.depth, far, near)
+
+    @classmethod
+    def of(cls, place: Place) -> "Location":
+        """Where a thing is, with its extent."""
+        return cls(place.box01_xyxy, place.d, place.far, place.near)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One proposal for a place.
+
+    log_probability: of the answer's tokens under the model; 0 for a rule. text: the answer as it was given.
+    score: rank by geometry, larger is better; None before ranking.
+    """
+
+    location: Location
+    log_probability: float
+    text: str
+    score: float | None = None
+
+
+def format_answer(location: Location, fmt: str = "center", decimals: int = 3) -> str:
+    """The published answer text. Corners that round to the same number are moved one unit apart."""
+    check_format(fmt)
+    if not 1 <= decimals <= 6:
+        raise ValueError(f"decimals must lie in [1, 6], got {decimals}")
+    x0, y0, x1, y1 = location.box01_xyxy
+    (left, right), (top, bottom) = _apart(x0, x1, 10**decimals), _apart(y0, y1, 10**decimals)
+    place = location.place
+    depths = (place.d,) if fmt == "center" else (place.near, place.d, place.far)
+    box = ", ".join(f"{value / 10**decimals:.{decimals}f}" for value in (left, top, right, bottom))
+    return f"[{box}], " + ", ".join(f"{depth:.{decimals}f}" for depth in depths) + "."
+
+
+def _apart(low: float, high: float, unit: int) -> tuple[int, int]:
+    """Both in units, rounded, at least one unit apart inside [0, unit]."""
+    a, b = round(low * unit), round(high * unit)
+    if a < b:
+        return a, b
+    a = min(floor(low * unit), unit - 1)
+    return a, max(a + 1, min(ceil(high * unit), unit))
+
+
+def parse_answer(text: str) -> Location:
+    """Read an answer of either format; AnswerError says what is wrong with it.
+
+    Any number of decimals, other brackets or none, missing blanks, full stop or words around it are accepted.
+    One depth or three. Rules of repair: numbers up to 0.25 outside [0, 1] are clamped; corners in the wrong
+    order are exchanged; three depths are sorted. Refused: numbers farther outside (pixels, per cent), a box
+    without area after clamping, and any other count of numbers.
+    """
+    found = _BOX.search(text)
+    corners = _NUMBER.findall(found[1]) if found else []
+    rest = text[found.end() :] if found and corners else text
+    if not corners:
+        numbers = _NUMBER.findall(text)
+        corners, depths = numbers[:4], numbers[4:]
+    else:
+        depths = _NUMBER.findall(rest)
+    if len(corners) != 4 or len(depths) not in (1, 3):
+        count = f"{len(corners)} and {len(depths)}"
+        raise AnswerError(f"an answer has 4 box numbers and 1 or 3 depths, got {count} in {text[:120]!r}")
+    x0, y0, x1, y1 = (_clamped(number, text) for number in corners)
+    if x0 == x1 or y0 == y1:
+        raise AnswerError(f"the box of {text[:120]!r} has no area")
+    box = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+    values = sorted(_clamped(number, text) for number in depths)
+    return Location(box, values[0]) if len(values) == 1 else Location(box, values[1], values[0], values[2])
+
+
+def _clamped(number: str, text: str) -> float:
+    value = float(number)
+    if not -TOLERANCE <= value <= 1 + TOLERANCE:
+        raise AnswerError(f"{number} in {text[:120]!r} is not a fraction between 0 and 1")
+    return min(max(value, 0.0), 1.0)
+
+
+def box_iou(a: Box01, b: Box01) -> float:
+    """Intersection over union of two boxes in fractions, in [0, 1]."""
+    return iou(a, b)
+
+
+def holds(where: Location | Place, phrase: str, *anchors: Place) -> bool:
+    """Whether "it is <phrase> the anchor" is true in 2.5D; "between" takes two anchors."""
+    if phrase not in PHRASES:
+        raise ValueError(f"unknown relation {phrase!r}; known: {', '.join(PHRASES)}")
+    return judge(PHRASES[phrase], where.place if isinstance(where, Location) else where, *anchors)
+
+
+def satisfies(where: Location | Place, request: Request, anchors: Mapping[str, Place]) -> dict[str, bool]:
+    """Each clause of the request -> whether it is true: {"behind the sofa": True, ...}.
+
+    anchors: name -> place, for every name in the request. For a request to replace, the target's own place
+    decides (IoU at least 0.5) where it is given; otherwise nothing can be judged and the answer is empty.
+    """
+    known = {" ".join(name.lower().split()): place for name, place in anchors.items()}
+    if request.replace:
+        text = f"replace the {request.target}"
+        old = known.get(request.target)
+        return {} if old is None else {text: box_iou(where.box01_xyxy, old.box01_xyxy) >= REPLACED_IOU}
+    missing = [name for name in request.anchors if name not in known]
+    if missing:
+        raise ValueError(f"no place is known for {', '.join(missing)}; known: {', '.join(known) or 'none'}")
+    return {
+        clause_text(phrase, names): holds(where, phrase, *(known[name] for name in names))
+        for phrase, names in request.clauses
+    }

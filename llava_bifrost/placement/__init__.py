@@ -1,0 +1,1 @@
+"""The geometric placer: a place from anchors and depth, without a language model."""

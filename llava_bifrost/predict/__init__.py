@@ -1,0 +1,1 @@
+"""Ask a locator: one image, or a file of jobs."""

@@ -1,0 +1,1 @@
+"""Rendered worlds as arrays: questions, relations and valid answers of the locator."""

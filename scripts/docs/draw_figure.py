@@ -1,0 +1,154 @@
+"""Draw the data flow of the compositor with the pictures of a real example: docs/figures/compositor.png.
+
+python -m scripts.docs.draw_figure
+python -m scripts.docs.draw_figure --model runs/tiny/bifrost/model --out outputs/compositor.png
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from compose import compose, load_models
+from compose.contact_sheet import gray, on_white, read_cases, settings_of_case, with_box
+from compose.pipeline import Result
+from ldm.files import write_atomic
+from ldm.images import from_pm1
+from ldm.settings.cli import run_app, single_app
+from scripts.docs.make_examples import FOLDER
+
+WIDTH, HEIGHT = 138.0, 66.0  # of the drawing, in its own units
+DOTS = 10  # pixels per unit
+INK, LINE = "#26262b", "#5b6470"
+UNET = """UNet
+
+starts from noise,
+or from the noised
+cut-out; known
+latents outside the
+edit region are
+set again at
+every step"""
+STEP, NET, PAINT = "#eef1f4", "#dce9f7", "#fbe7cf"  # pre-processing, networks, the UNet
+
+
+class Drawing:
+    """Pictures, boxes and arrows on one canvas; every position is the centre of a thing."""
+
+    def __init__(self) -> None:
+        self.figure = Figure(figsize=(WIDTH / 10, HEIGHT / 10), dpi=10 * DOTS)
+        self.axes: Axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set_xlim(0, WIDTH)
+        self.axes.set_ylim(0, HEIGHT)
+        self.axes.axis("off")
+
+    def picture(
+        self, image_u8: np.ndarray, x: float, y: float, width: float, title: str, above: bool = False
+    ) -> None:
+        """A picture (h, w, 3) with its name below or above."""
+        half_w, half_h = width / 2, width / 2 * image_u8.shape[0] / image_u8.shape[1]
+        edges = (x - half_w, x + half_w, y - half_h, y + half_h)
+        self.axes.imshow(image_u8, extent=edges, aspect="auto", interpolation="lanczos", zorder=2)
+        sides = [edges[i] for i in (0, 1, 1, 0, 0)], [edges[i] for i in (2, 2, 3, 3, 2)]
+        self.axes.plot(*sides, color=LINE, linewidth=0.8, zorder=3)
+        name_y, anchor = (y + half_h + 0.7, "bottom") if above else (y - half_h - 0.9, "top")
+        self.axes.text(x, name_y, title, ha="center", va=anchor, fontsize=9, color=INK)
+
+    def block(self, text: str, x: float, y: float, size: tuple[float, float], colour: str) -> None:
+        """A rounded box with text; size is (width, height)."""
+        corner = (x - size[0] / 2, y - size[1] / 2)
+        style = "round,pad=0,rounding_size=1"
+        self.axes.add_patch(FancyBboxPatch(corner, *size, boxstyle=style, facecolor=colour, edgecolor=LINE))
+        self.axes.text(x, y, text, ha="center", va="center", fontsize=9.5, color=INK, linespacing=1.35)
+
+    def arrow(self, *points: tuple[float, float]) -> None:
+        """A line through points that ends in an arrow head."""
+        for start, end in zip(points[:-2], points[1:-1], strict=True):
+            self.axes.plot([start[0], end[0]], [start[1], end[1]], color=LINE, linewidth=1.1)
+        style = {"arrowstyle": "-|>", "color": LINE, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0}
+        self.axes.annotate("", xy=points[-1], xytext=points[-2], arrowprops=style)
+
+    def png(self) -> bytes:
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def draw(result: Result) -> bytes:
+    """PNG of the flow, from left to right: inputs, prepared hints, networks, result."""
+    drawing, pair, rows = Drawing(), result.pair, (55.0, 35.0, 14.0)
+    inputs(drawing, result, rows)
+    hints = (
+        ((pair.reference_01 * 255).byte().permute(1, 2, 0).numpy(), "object on white"),
+        (from_pm1(pair.detail_pm1[:3]), "collage (+ mask channel)"),
+        (from_pm1(pair.depth_01 * 2 - 1), "fused depth"),
+    )
+    nets = (
+        "DINOv2 + projector:\nidentity tokens, also\nfor both branches",
+        "detail branch\n(ControlNet)",
+        "depth branch\n(ControlNet)",
+    )
+    for (image, title), net, y in zip(hints, nets, rows, strict=True):
+        drawing.picture(image, 47, y, 15, title)
+        drawing.arrow((54.8, y), (59.8, y))
+        drawing.block(net, 68, y, (16, 8), NET)
+        drawing.arrow((76.2, y), (82, y))
+    drawing.block(UNET, 90, 35, (15.6, 50), PAINT)
+    drawing.arrow((98, 35), (102, 35))
+    drawing.picture(result.painted_u8[0], 110, 35, 15, "model's picture")
+    outcome(drawing, result)
+    return drawing.png()
+
+
+def inputs(drawing: Drawing, result: Result, rows: tuple[float, float, float]) -> None:
+    """The column of what the user gives, and the pre-processing between it and the hints."""
+    given = result.inputs
+    cut = on_white(given.reference_u8, given.reference_mask)
+    marked = with_box(given.background_u8, result.report["box"])
+    drawing.picture(cut, 10, rows[0], 14, "object")
+    drawing.picture(marked, 10, rows[1], 17, "background and box")
+    drawing.picture(gray(given.background_depth_01), 10, rows[2], 17, "depth, 1 = nearest")
+    drawing.block("cut out,\ncrop,\nplace,\ndepth test", 30, 35, (10, 50), STEP)
+    for y in rows:
+        drawing.arrow((19 if y < rows[0] else 17.5, y), (24.8, y))
+        drawing.arrow((35.2, y), (39.3, y))
+
+
+def outcome(drawing: Drawing, result: Result) -> None:
+    """Paste-back inside the edit mask."""
+    edit = np.repeat((result.edit_mask * np.uint8(255))[..., None], 3, axis=2)
+    drawing.picture(edit, 110, 14, 15, "edit mask")
+    drawing.block("paste back:\ndetail transfer,\nsoft edge inside\nthe mask", 126, 35, (12, 12), STEP)
+    drawing.arrow((117.6, 35), (119.8, 35))
+    drawing.arrow((117.6, 14), (126, 14), (126, 28.8))
+    drawing.arrow((126, 41.2), (126, 46.9))
+    drawing.picture(result.images_u8[0], 126, 54.5, 20, "result", above=True)
+
+
+def make(
+    out: Annotated[Path, typer.Option(help="PNG to write")] = Path("docs/figures/compositor.png"),
+    examples: Annotated[Path, typer.Option(help="folder with cases.json; the first case is drawn")] = FOLDER,
+    model: Annotated[Path | None, typer.Option(help="compositor folder; default: as run_inference")] = None,
+) -> None:
+    """Draw how the compositor works, with the pictures of one example."""
+    case = read_cases(examples / "cases.json")[0]
+    settings = settings_of_case(case, examples, model=model)
+    write_atomic(out, draw(compose(settings, load_models(settings), progress=False)))
+
+
+def build_app() -> typer.Typer:
+    return single_app(make)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(build_app, sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""Draw what a locator makes of sentences, and the composites that follow: docs/figures/locator.png.
+
+python -m scripts.docs.draw_locator
+python -m scripts.docs.draw_locator --locator assets/tiny/locator --out outputs/locator.png
+
+The pictures are the example rooms of the repository; every place is the locator's own answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compose import ComposeSettings, compose, load_models
+from compose.contact_sheet import gray, where
+from compose.pipeline import Models
+from ldm.images import write_png
+from ldm.logs import start_logging
+from ldm.settings.cli import run_app, single_app
+from ldm.sheet import grid
+from scripts.docs.make_examples import FOLDER
+
+logger = logging.getLogger(__name__)
+
+SENTENCES = (
+    ("cone", "Place the checkered yellow cone behind the checkered orange torus"),
+    ("pyramid", "Place the two-tone pink pyramid to the right of the checkered navy cylinder"),
+    ("tent", "Place the checkered cyan pyramid behind the dotted teal prism"),
+    ("dome", "Place the checkered white dome in front of the striped blue egg"),
+)
+TITLES = ("proposed places", "depth with the object", "composite")
+CELL = 330  # pixels
+
+
+def make(
+    out: Annotated[Path, typer.Option(help="PNG to write", metavar="PATH")] = Path(
+        "docs/figures/locator.png"
+    ),
+    locator: Annotated[str, typer.Option(help="locator folder, or geometric", metavar="TEXT")] = "geometric",
+    candidates: Annotated[int, typer.Option(help="places that are proposed", metavar="INT")] = 3,
+) -> None:
+    """Ask the locator for a place in every example room, compose there, and draw a row for each."""
+    models: Models | None = None
+    rows, labels = [], []
+    for name, sentence in SENTENCES:
+        folder = FOLDER / name
+        settings = ComposeSettings(
+            background=folder / "room.png",
+            object=folder / "object.png",
+            background_depth=folder / "room_depth.png",
+            instruction=sentence,
+            locator=locator,
+            anchors=folder / "anchors.json",
+            candidates=candidates,
+        )
+        models = models or load_models(settings)
+        result = compose(settings, models, progress=False)
+        fused = result.inputs.background_depth_01.copy()
+        x0, y0, x1, y1 = result.pair.crop.box_xyxy
+        fused[y0:y1, x0:x1] = result.layers.depth_01
+        rows.append([where(result), gray(fused), result.images_u8[0]])
+        labels.append(f'"{sentence}"')
+    write_png(out, grid(rows, TITLES, labels, cell=CELL))
+    logger.info("figure: %s", out)
+
+
+def build_app() -> typer.Typer:
+    return single_app(make)
+
+
+if __name__ == "__main__":
+    start_logging()
+    sys.exit(run_app(build_app, sys.argv[1:]))

@@ -1,0 +1,178 @@
+"""Draw how rectified cross-attention works: docs/figures/regions.png, and the masks of the example.
+
+    python -m scripts.docs.draw_regions
+
+The picture is a rendered room of assets/examples; masks, region maps and biases are computed by the code
+that paints. Needs no trained model.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from datasets.masks import box_mask
+from inpainting.models.text_to_image.canvas import Region
+from inpainting.models.text_to_image.layout import LAYOUTS, attention_sizes, log_visibility
+from inpainting.models.text_to_image.rca import region_bias
+from inpainting.paint import colored
+from inpainting.prompts import COLORS
+from ldm.files import write_atomic
+from ldm.images import read_picture, write_mask
+from ldm.settings.cli import run_app, single_app
+
+log = logging.getLogger(__name__)
+
+ROOM = Path("assets/examples/tent/room.png")
+MASKS = Path("assets/regions")
+# Name of the mask file -> box x0, y0, x1, y1 in the room of 512 x 384 pixels, and its prompt.
+REGIONS = {
+    "left": ((20, 0, 172, 158), "a red cube"),
+    "front": ((100, 166, 274, 382), "a green egg"),
+    "right": ((280, 148, 492, 298), "a blue cone"),
+}
+SMALL = ((232, 330, 256, 354), "a yellow sphere")  # 24 pixels, over the front region; only in the figure
+INK, PALE = "#26262b", "#c9ced6"
+PAIRS = ("red", "green", "blue", "yellow")  # colour of each region in the figure
+PADDING = 2  # of the many padding tokens, those that are drawn
+
+
+def tokens() -> tuple[list[str], torch.Tensor]:
+    """Words of the joint sequence as drawn, and the region of each (1, t)."""
+    prompts = [prompt for _, prompt in (*REGIONS.values(), SMALL)]
+    words, owners = ["BOS"], [0]
+    for number, prompt in enumerate(prompts, 1):
+        words += prompt.split()
+        owners += [number] * len(prompt.split())
+    return [*words, "EOS", *["PAD"] * PADDING], torch.tensor([owners + [0] * (1 + PADDING)])
+
+
+def boxes() -> list[tuple[int, int, int, int]]:
+    return [box for box, _ in (*REGIONS.values(), SMALL)]
+
+
+def masks_of(size_hw: tuple[int, int]) -> torch.Tensor:
+    """(1, r, H, W) bool."""
+    return torch.from_numpy(np.stack([box_mask(box, size_hw) for box in boxes()]))[None]
+
+
+def shade(number: int) -> tuple[float, float, float]:
+    """Matplotlib colour of a region; shared tokens are pale."""
+    if number == 0:
+        return (0.79, 0.81, 0.84)
+    r, g, b = COLORS[PAIRS[number - 1]]
+    return (0.15 + 0.75 * r / 255, 0.15 + 0.7 * g / 255, 0.15 + 0.75 * b / 255)
+
+
+def cells_u8(size_hw: tuple[int, int], latent_hw: tuple[int, int], layout: str) -> np.ndarray:
+    """(h, w, 3): each cell in the mean colour of the regions it reads; what reads all is white."""
+    seen = log_visibility(masks_of(size_hw), latent_hw, layout)[0, 1:].exp().reshape(-1, *latent_hw).numpy()
+    hues = np.array([shade(number + 1) for number in range(len(seen))])
+    mixed = np.einsum("rhw,rc->hwc", seen, hues) / np.maximum(seen.sum(0), 1)[..., None]
+    mixed[seen.all(0)] = 1.0
+    return np.rint(mixed * 255).astype(np.uint8)
+
+
+def draw_tokens(axes: Axes, words: list[str], owners: torch.Tensor) -> None:
+    """The joint sequence as a row of boxes, coloured by the region that owns each token."""
+    for index, (word, owner) in enumerate(zip(words, owners[0].tolist(), strict=True)):
+        style = "round,pad=0,rounding_size=0.08"
+        patch = FancyBboxPatch((index + 0.05, 0.1), 0.9, 0.8, boxstyle=style, facecolor=shade(owner), lw=0)
+        axes.add_patch(patch)
+        ink = "white" if owner and PAIRS[owner - 1] == "blue" else INK
+        axes.text(index + 0.5, 0.5, word, ha="center", va="center", fontsize=8, color=ink)
+    axes.set(xlim=(0, len(words)), ylim=(0, 1))
+    axes.axis("off")
+
+
+def draw_bias(axes: Axes, owners: torch.Tensor, size_hw: tuple[int, int]) -> None:
+    """Which tokens a pixel reads, for one pixel of every kind."""
+    kinds = {
+        "in left": (90, 70), "in front": (130, 250), "in right": (400, 220), "in front and small": (244, 342),
+        "background": (420, 60),
+    }  # fmt: skip
+    latent = attention_sizes((size_hw[0] // 8, size_hw[1] // 8), 1)[0]
+    bias = region_bias(log_visibility(masks_of(size_hw), latent), owners)[0, 0].reshape(*latent, -1)
+    for row, (x, y) in enumerate(kinds.values()):
+        for column, value in enumerate(bias[y // 8, x // 8].tolist()):
+            owner = int(owners[0, column])
+            shown = shade(owner) if value == 0 else (1.0, 1.0, 1.0)
+            axes.add_patch(
+                FancyBboxPatch(
+                    (column + 0.05, len(kinds) - 1 - row + 0.06), 0.9, 0.88,
+                    boxstyle="round,pad=0,rounding_size=0.05", facecolor=shown, edgecolor=PALE, lw=0.5,
+                )
+            )  # fmt: skip
+            if value != 0:
+                axes.text(column + 0.5, len(kinds) - 0.5 - row, "-inf", ha="center", va="center",
+                          fontsize=6.5, color="#9aa1ab")  # fmt: skip
+    axes.set(xlim=(0, owners.shape[1]), ylim=(0, len(kinds)), xticks=[])
+    axes.set_yticks([len(kinds) - 0.5 - row for row in range(len(kinds))], list(kinds), fontsize=9)
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def draw(room_u8: np.ndarray) -> bytes:
+    """PNG of the figure: the task, who reads which token, and the region maps of all resolutions."""
+    size = (room_u8.shape[0], room_u8.shape[1])
+    figure = Figure(figsize=(13, 6.4), dpi=100)
+    words, owners = tokens()
+    panel = figure.add_axes((0.03, 0.5, 0.27, 0.42))
+    regions = [Region(mask.numpy(), "") for mask in masks_of(size)[0]]
+    panel.imshow(colored(room_u8, regions, PAIRS))
+    panel.set_title("a picture, four masks, four prompts", fontsize=10.5, color=INK)
+    panel.axis("off")
+    row = figure.add_axes((0.395, 0.83, 0.59, 0.06))
+    draw_tokens(row, words, owners)
+    row.set_title("one sequence of tokens; each belongs to a region, or to all", fontsize=10.5, color=INK)
+    matrix = figure.add_axes((0.395, 0.5, 0.59, 0.27))
+    draw_bias(matrix, owners, size)
+    matrix.set_title("what a pixel adds to its attention scores: 0, or -inf", fontsize=10.5, color=INK)
+    latents = attention_sizes((size[0] // 8, size[1] // 8), 4)
+    for line, layout in enumerate(LAYOUTS):
+        for column, latent in enumerate(latents):
+            left, bottom = 0.15 + 0.215 * column, 0.245 - 0.235 * line
+            axes = figure.add_axes((left, bottom, 0.2, 0.218))
+            axes.imshow(cells_u8(size, latent, layout), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            for side in axes.spines.values():
+                side.set_color(PALE)
+            if line == 0:
+                axes.set_title(f"{latent[1]} x {latent[0]} cells", fontsize=9.5, color=INK)
+        name = {"coverage": "coverage\n(default)", "nearest": "nearest\n(published)"}[layout]
+        figure.text(0.1, 0.35 - 0.235 * line, name, ha="center", va="center", fontsize=10, color=INK)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def make(
+    out: Annotated[Path, typer.Option(help="PNG to write")] = Path("docs/figures/regions.png"),
+    masks: Annotated[Path, typer.Option(help="folder for the example's masks")] = MASKS,
+) -> None:
+    """Draw the figure of rectified cross-attention and write the masks of the example."""
+    room_u8 = read_picture(ROOM).rgb_u8
+    for name, (box, _) in REGIONS.items():
+        write_mask(masks / f"{name}.png", box_mask(box, room_u8.shape[:2]))
+    write_atomic(out, draw(room_u8))
+    log.info("%s", out)
+
+
+def build_app() -> typer.Typer:
+    return single_app(make)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(build_app, sys.argv[1:]))

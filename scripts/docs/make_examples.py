@@ -1,0 +1,110 @@
+"""Render the example pictures in assets/examples with the repository's own renderer.
+
+    python -m scripts.docs.make_examples
+
+Each example is a folder: room.png (the scene without the object), object.png (the object alone, seen from
+another side under another lamp, on white with alpha), room_depth.png (16-bit inverse depth of the room,
+bright = near), truth.png (the scene with the object) and anchors.json (the things that stay, with boxes and
+depths, as `--anchors` takes them). cases.json lists the examples with box and depth in the form that
+compose.contact_sheet reads. Evaluation seeds: no model was trained on these scenes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from torch import Tensor
+
+from datasets.relations import Place
+from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_scene
+from ldm.files import write_atomic
+from ldm.images import write_depth, write_png
+from ldm.settings.cli import run_app, single_app
+from llava_bifrost.placement.anchors import as_json
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path("assets/examples")
+# Name -> index of the evaluation scene. In each of them something nearer hides a part of the object.
+EXAMPLES = {"cone": 1041, "pyramid": 1024, "tent": 1005, "dome": 1071}
+OPTIONS = SceneOptions(
+    size=(384, 512), supersample=2, reference_size=(256, 256), reference_pose="other", occluded=1.0
+)
+LEAST_VISIBLE = 0.2  # share of a solid that must be seen for a sentence to speak of it
+CONVENTIONS = (
+    "Paths start from this folder. box_xyxy: fractions of the room, top-left origin. depth_range: far,near "
+    "of the object in relative inverse depth of the room, 1 = nearest. truth: the scene with the object."
+)
+
+
+def as_u8(image_01: Tensor) -> np.ndarray:
+    """(3, h, w) in [0, 1] -> (h, w, 3) uint8."""
+    return (image_01 * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def write_pictures(batch: SceneBatch, folder: Path) -> None:
+    """The four files of the only scene in a batch."""
+    write_png(folder / "room.png", as_u8(batch.without_01[0]))
+    write_png(folder / "truth.png", as_u8(batch.image_01[0]))
+    write_depth(folder / "room_depth.png", batch.without_depth_01[0].numpy())
+    alpha = batch.reference_mask[0].numpy().astype(np.uint8) * 255
+    write_png(folder / "object.png", as_u8(batch.reference_01[0]), alpha_u8=alpha)
+
+
+def case_of(name: str, batch: SceneBatch) -> dict[str, Any]:
+    """The entry of cases.json: what, where, how far."""
+    facts = batch.facts[0]
+    _, far, near = facts.depths[facts.removed]
+    said = f"{facts.names[facts.removed]} behind "
+    return {
+        "id": name,
+        "mode": "place",
+        "background": f"{name}/room.png",
+        "object": f"{name}/object.png",
+        "background_depth": f"{name}/room_depth.png",
+        "truth": f"{name}/truth.png",
+        "box_xyxy": [round(value, 4) for value in facts.boxes01[facts.removed]],
+        "depth_range": [round(far, 4), round(near, 4)],
+        "caption": next((text for text in facts.captions if said in text), facts.captions[0]),
+        "visible": round(facts.visible[facts.removed], 3),
+        "seed": facts.seed,
+    }
+
+
+def anchors_of(batch: SceneBatch) -> dict[str, Any]:
+    """Name -> box and depths of every solid that stays and can be seen."""
+    facts, places = batch.facts[0], {}
+    for index, name in enumerate(facts.names):
+        if index != facts.removed and facts.visible[index] >= LEAST_VISIBLE:
+            d, far, near = facts.depths[index]
+            places[name] = Place(facts.boxes01[index], d, far, near)
+    return as_json(places)
+
+
+def make(out: Annotated[Path, typer.Option(help="folder of the examples")] = FOLDER) -> None:
+    """Render every example and the list of them."""
+    cases = []
+    for name, index in EXAMPLES.items():
+        batch = render([sample_scene(eval_seed(index), OPTIONS)], OPTIONS)
+        write_pictures(batch, out / name)
+        anchors = json.dumps(anchors_of(batch), indent=1)
+        write_atomic(out / name / "anchors.json", (anchors + "\n").encode())
+        cases.append(case_of(name, batch))
+        logger.info("%s: %s", out / name, cases[-1]["caption"])
+    text = json.dumps({"conventions": CONVENTIONS, "cases": cases}, indent=1)
+    write_atomic(out / "cases.json", (text + "\n").encode())
+
+
+def build_app() -> typer.Typer:
+    return single_app(make)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(build_app, sys.argv[1:]))

@@ -1,0 +1,132 @@
+"""Size and fragmentation of the product code: everything but tests, documents and generated files.
+
+    python -m scripts.measure_code                 the table
+    python -m scripts.measure_code --list          also the functions with one use and at most five lines
+
+A use is a name or attribute that reads a function's name anywhere in the product code; recursion does not
+count, methods are not counted. The lines of a function are those of its body without the docstring.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ldm.settings.cli import run_app, single_app
+
+PRODUCT = (
+    "ldm",
+    "datasets",
+    "cldm",
+    "llava_bifrost",
+    "inpainting",
+    "compose",
+    "tiny",
+    "scripts",
+    "benchmarks",
+)
+SMALL, MOST_PARAMETERS = 5, 7  # lines of a function that is inlined where that reads better; parameters
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function or method of the product code."""
+
+    path: str
+    line: int
+    name: str
+    lines: int
+    parameters: int
+    method: bool
+
+
+def sources(root: Path) -> dict[str, str]:
+    """Repository path -> text of every Python file of the product."""
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=root, capture_output=True, text=True, check=True)
+    paths = [path for path in listed.stdout.split() if path.split("/")[0] in PRODUCT or "/" not in path]
+    return {path: (root / path).read_text(encoding="utf-8") for path in paths if (root / path).is_file()}
+
+
+def functions(path: str, tree: ast.Module) -> Iterator[Function]:
+    """Every function of a file; parameters without self and cls."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(item.arg not in ("self", "cls") for item in given)
+            body = node.body[ast.get_docstring(node) is not None :]
+            lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+            yield Function(path, node.lineno, node.name, lines, count, node not in tree.body)
+
+
+def uses(tree: ast.AST) -> Counter[str]:
+    """How often each name is read as a name or an attribute, less reads of a function inside itself."""
+    found: Counter[str] = Counter()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            found[node.id] += 1
+        elif isinstance(node, ast.Attribute):
+            found[node.attr] += 1
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            inside = (getattr(item, "id", getattr(item, "attr", "")) for item in ast.walk(node))
+            found[node.name] -= sum(name == node.name for name in inside)
+    return found
+
+
+def shared_names(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
+    """Public top-level functions and classes that more than one module defines, with their files."""
+    homes: dict[str, list[str]] = defaultdict(list)
+    for path, tree in trees.items():
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                homes[node.name].append(path)
+    return {name: paths for name, paths in homes.items() if len(paths) > 1}
+
+
+def report(root: Path) -> tuple[dict[str, str], list[Function], dict[str, list[str]]]:
+    """The table, the small functions with one use, the names with several homes."""
+    texts = sources(root)
+    trees = {path: ast.parse(text) for path, text in texts.items()}
+    found = [function for path, tree in trees.items() for function in functions(path, tree)]
+    used = sum((uses(tree) for tree in trees.values()), Counter())
+    plain = [function for function in found if not function.method]
+    once = [function for function in plain if used[function.name] == 1]
+    small = [function for function in once if function.lines <= SMALL]
+    names = shared_names(trees)
+    wide = [function for function in found if function.parameters > MOST_PARAMETERS]
+    table = {
+        "files": f"{len(texts)}",
+        "lines": f"{sum(text.count(chr(10)) for text in texts.values())}",
+        "functions, methods": f"{len(plain)}, {len(found) - len(plain)}",
+        "functions with one use": f"{len(once)} ({100 * len(once) / len(plain):.1f} %)",
+        f"of these at most {SMALL} lines": f"{len(small)}",
+        f"with more than {MOST_PARAMETERS} parameters": f"{len(wide)}",
+        "public names in two or more modules": f"{len(names)}",
+    }
+    return table, small, names
+
+
+def measure(
+    root: Annotated[Path, typer.Option(help="repository", metavar="FOLDER")] = Path("."),
+    listed: Annotated[bool, typer.Option("--list", help="also what could be inlined or renamed")] = False,
+) -> None:
+    """Print the table."""
+    table, small, names = report(root)
+    for name, value in table.items():
+        typer.echo(f"{name:38} {value}")
+    if listed:
+        for function in small:
+            typer.echo(f"{function.path}:{function.line} {function.name}: one use, {function.lines} lines")
+        for name, paths in sorted(names.items()):
+            typer.echo(f"{name}: {', '.join(paths)}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_app(lambda: single_app(measure), sys.argv[1:]))

@@ -1,0 +1,188 @@
+"""Names of weights: our map, that of diffusers, and names and shapes of the released files agree."""
+
+import json
+
+import pytest
+import torch
+from diffusers.loaders.single_file_utils import (
+    convert_controlnet_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+)
+
+from cldm.convert.convert import empty_single
+from cldm.convert.keys import dinov2_name, original_pieces
+from cldm.convert.plan import UNET, VAE, empty_networks, plan_compositor, plan_single
+from cldm.create import AutoencoderConfig, NetworkConfig
+from tests.cldm.released import MINI, manifest, named_weight, original_shapes, shapes_only
+
+COUNTS = {"bifrost": 2196, "anydoor": 1856, "sd21": 1241, "dinov2_vitg14": 567}
+PARAMETERS = {"unet": 865_910_724, "control_detail": 364_228_384, "control_depth": 364_228_240,
+              "vae": 83_653_863, "image_encoder": 1_136_480_768 - 1113 * 1536}  # fmt: skip
+
+FOUR_LEVELS = NetworkConfig(
+    block_channels=(32, 64, 64, 64), layers_per_block=1, norm_groups=8, heads=(2, 4, 4, 4), token_width=16,
+    hint_channels=(4, 8, 8, 16), identity_width=48, identity_layers=1, identity_heads=4,
+    autoencoder=AutoencoderConfig("kl", (32, 32, 64, 64), 1, 4),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def full_size():
+    return empty_networks(NetworkConfig())
+
+
+def mapped(model, weights):
+    """Our map, forwards."""
+    ours = model.state_dict()
+    pieces = original_pieces(model)
+    return {
+        key: weights[piece.key].chunk(piece.of)[piece.index].reshape(ours[key].shape)
+        for key, piece in pieces.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("part", "network"),
+    [(part, FOUR_LEVELS) for part in ("unet", "control_detail", "control_depth", "vae")]
+    + [(part, MINI) for part in ("unet", "vae")],
+)
+def test_our_map_is_that_of_diffusers(part, network):
+    model = empty_networks(network)[part]
+    weights = {key: named_weight(key, shape) for key, shape in original_shapes(model).items()}
+    if part == "unet":
+        theirs = convert_ldm_unet_checkpoint(
+            {UNET + key: value for key, value in weights.items()}, model.config
+        )
+    elif part == "vae":
+        theirs = convert_ldm_vae_checkpoint(
+            {VAE + key: value for key, value in weights.items()}, model.config
+        )
+    else:
+        theirs = convert_controlnet_checkpoint(dict(weights), model.config)
+    ours = mapped(model, weights)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+@pytest.mark.parametrize("part", ["unet", "control_detail", "control_depth", "vae", "image_encoder"])
+def test_no_two_weights_share_a_place(part, full_size):
+    pieces = original_pieces(full_size[part])
+    assert len(set(pieces.values())) == len(pieces)
+    whole = {piece.key: set() for piece in pieces.values()}
+    for piece in pieces.values():
+        whole[piece.key].add((piece.index, piece.of))
+    for key, chunks in whole.items():
+        of = next(iter(chunks))[1]
+        assert chunks == {(index, of) for index in range(of)}, key
+
+
+def test_parameter_counts_of_the_published_networks(full_size):
+    counts = {
+        part: sum(value.numel() for value in full_size[part].state_dict().values()) for part in PARAMETERS
+    }
+    assert counts == PARAMETERS
+
+
+@pytest.mark.parametrize("released", sorted(COUNTS))
+def test_compact_manifest_is_the_whole_file(released, request):
+    shapes = manifest(released)
+    assert len(shapes) == COUNTS[released]
+    folder = request.getfixturevalue("test_data") / "spec/manifests"
+    stored = json.loads((folder / f"{released}.json").read_text())
+    assert shapes == {key: tuple(shape) for key, (shape, _) in stored.items()}
+
+
+@pytest.mark.parametrize("kind", ["bifrost", "anydoor", "sd21"])
+def test_every_key_of_a_released_file_has_a_place(kind, full_size):
+    """At full size: each key is used or named as dead, each of our weights is filled, all shapes fit."""
+    shapes = manifest(kind)
+    encoder = shapes_only(manifest("dinov2_vitg14")) if kind == "sd21" else None
+    plan = plan_compositor(kind, shapes_only(shapes), full_size, encoder)
+    used = {origin.key for part in plan.parts.values() for origin in part.values() if origin.source}
+    dead = {key for keys in plan.dead.values() for key in keys}
+    assert set(shapes) <= used | dead
+    assert not used & dead
+    for part, model in full_size.items():
+        wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+        assert {key: origin.shape for key, origin in plan.parts[part].items()} == wanted
+
+
+def test_what_is_dead_and_what_starts_fresh(full_size):
+    def counted(kind):
+        encoder = shapes_only(manifest("dinov2_vitg14")) if kind == "sd21" else None
+        plan = plan_compositor(kind, shapes_only(manifest(kind)), full_size, encoder)
+        fresh = {
+            name: sum(origin.how == "fresh" for origin in part.values()) for name, part in plan.parts.items()
+        }
+        return [len(keys) for keys in plan.dead.values()], {
+            name: count for name, count in fresh.items() if count
+        }
+
+    assert counted("bifrost") == ([13, 4], {})
+    assert counted("anydoor") == ([13, 2], {"control_depth": 42})
+    assert counted("sd21") == ([13, 294], {"control_detail": 42, "control_depth": 42, "projector": 2})
+
+
+@pytest.mark.parametrize("control", ["control_detail", "control_depth"])
+def test_a_copied_branch_takes_the_encoder_of_the_unet(control, full_size):
+    plan = plan_compositor("sd21", shapes_only(manifest("sd21")), full_size,
+                           shapes_only(manifest("dinov2_vitg14")))  # fmt: skip
+    copied = {origin.key for origin in plan.parts[control].values() if origin.how == "copy"}
+    assert len(copied) == 296  # 298 encoder weights less the unused first convolution
+    assert all(key.startswith((UNET + "input_blocks.", UNET + "middle_block.", UNET + "time_embed."))
+               for key in copied)  # fmt: skip
+
+
+def test_dinov2_file_fills_the_encoder():
+    plan = plan_single(empty_single("dinov2"), shapes_only(manifest("dinov2_vitg14")))
+    origins = plan.parts[""]
+    assert len(origins) == 807
+    assert not plan.dead
+    assert [key for key, origin in origins.items() if origin.positions] == ["embeddings.position_embeddings"]
+
+
+def test_older_transformers_spelling_is_understood():
+    """A folder written by transformers 4: separate query, key, value, gate and up in one matrix."""
+    model = empty_networks(MINI)["image_encoder"]
+    old = {"attention.q_proj": "attention.attention.query", "attention.k_proj": "attention.attention.key",
+           "attention.v_proj": "attention.attention.value", "attention.o_proj": "attention.output.dense",
+           "mlp.down_proj": "mlp.weights_out"}  # fmt: skip
+    shapes = {}
+    for key, value in model.state_dict().items():
+        name, (first, *rest) = key, value.shape
+        for new, before in old.items():
+            name = name.replace(new, before)
+        if "up_proj" not in key:
+            double = 2 if "gate_proj" in key else 1
+            shapes[name.replace("gate_proj", "weights_in")] = (first * double, *rest)
+    origins = plan_single(model, shapes_only(shapes)).parts[""]
+    up = origins["encoder.layer.0.mlp.up_proj.weight"]
+    assert (up.key, up.index, up.of) == ("encoder.layer.0.mlp.weights_in.weight", 1, 2)
+    assert (
+        origins["encoder.layer.1.attention.k_proj.bias"].key == "encoder.layer.1.attention.attention.key.bias"
+    )
+    assert dinov2_name("encoder.layer.3.attention.attention.key.bias") == dinov2_name(
+        "encoder.layer.3.attention.k_proj.bias"
+    )
+
+
+def test_depth_network_map_is_one_to_one():
+    model = empty_single("dpt")
+    pieces = original_pieces(model)
+    assert len(set(pieces.values())) == len(pieces) == 462
+    names = {piece.key for piece in pieces.values()}
+    for known in (  # names in the released file, one of each group
+        "pretrained.model.blocks.23.attn.qkv.weight",
+        "pretrained.model.pos_embed",
+        "pretrained.act_postprocess1.0.project.0.weight",
+        "pretrained.act_postprocess4.4.weight",
+        "scratch.layer4_rn.weight",
+        "scratch.refinenet4.resConfUnit1.conv1.weight",
+        "scratch.refinenet1.out_conv.bias",
+        "scratch.output_conv.4.weight",
+    ):
+        assert known in names
+    file = original_shapes(model) | {"pretrained.model.head.weight": (1000, 1024)}
+    plan = plan_single(model, shapes_only(file))
+    assert [len(keys) for keys in plan.dead.values()] == [1]

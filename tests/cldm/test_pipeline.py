@@ -1,0 +1,94 @@
+"""Painting one prepared pair: seeds, known region, starts, control evaluations, offload."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from cldm.create import create_compositor
+from cldm.model import Compositor
+from cldm.pipeline import Weights, known_region, paint
+from cldm.pretrained import Sampling
+from datasets.inputs import Inputs
+from datasets.pairs import Pair, build_pair
+from ldm.images import from_pm1
+from tests.cldm.small import SMALL, SMALL_CARD
+
+NOISE = Sampling(scheduler="ddim", steps=3, guidance=2.0, init="noise")
+
+
+@pytest.fixture(scope="module")
+def model() -> Compositor:
+    return create_compositor(SMALL, seed=4).eval()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    rng = np.random.default_rng(0)
+    background = rng.integers(0, 256, (64, 80, 3), np.uint8)
+    item, mask = rng.integers(0, 256, (40, 30, 3), np.uint8), np.zeros((40, 30), bool)
+    mask[5:35, 4:26] = True
+    depth = np.repeat(np.linspace(0, 1, 64, dtype=np.float32)[:, None], 80, axis=1)
+    return build_pair(
+        Inputs(item, mask, background, depth, (0.3, 0.3, 0.6, 0.8), (0.6, 0.8)), SMALL_CARD.pair
+    )
+
+
+def test_sample_depends_on_its_seed_only(model: Compositor, pair: Pair) -> None:
+    together = paint(model, pair, [7, 8, 9], NOISE, progress=False)
+    alone = paint(model, pair, [8], NOISE, progress=False)[0]
+    assert np.abs(together[1].astype(int) - alone).max() <= 1
+    assert np.abs(together[0].astype(int) - together[1]).max() > 1
+    assert np.array_equal(alone, paint(model, pair, [8], NOISE, progress=False)[0])
+
+
+def test_known_region_keeps_the_latents_of_the_background(model: Compositor, pair: Pair) -> None:
+    steps: list[torch.Tensor] = []
+    paint(model, pair, [0], NOISE, on_step=lambda step: steps.append(step.latents), progress=False)
+    with torch.no_grad():
+        background = model.latent_space.encode(pair.background_pm1[None])
+    keep = known_region(pair, background, 1).keep
+    assert 0 < keep.mean() < 1
+    assert torch.equal(steps[-1] * keep, background * keep)
+    assert not torch.allclose(steps[-1] * (1 - keep), background * (1 - keep))
+
+
+def test_no_edited_pixel_counts_as_known(pair: Pair) -> None:
+    keep = known_region(pair, torch.zeros(1, 4, 8, 8), 1).keep[0, 0].numpy()
+    covered = np.kron(keep, np.ones((4, 4))) > 0
+    assert not (covered & pair.edit_mask[0].numpy()).any()
+
+
+def test_one_control_evaluation_per_step_for_all_samples(model: Compositor, pair: Pair, monkeypatch) -> None:
+    batches: list[int] = []
+    forward = type(model.detail).forward
+    monkeypatch.setattr(
+        type(model.detail),
+        "forward",
+        lambda self, embedding, *rest: (batches.append(len(embedding)), forward(self, embedding, *rest))[1],
+    )
+    paint(model, pair, [1, 2, 3, 4], NOISE, progress=False)
+    assert batches == [2] * (
+        2 * NOISE.steps
+    )  # two branches per step, both halves of guidance, whatever the samples
+
+
+def test_strength_zero_is_the_paste(model: Compositor, pair: Pair) -> None:
+    out = paint(model, pair, [0], dataclasses.replace(NOISE, init="paste", strength=0.0), progress=False)
+    assert np.array_equal(out[0], from_pm1(pair.paste_pm1))
+
+
+def test_weights_change_the_result_and_offload_does_not(model: Compositor, pair: Pair) -> None:
+    plain = paint(model, pair, [0], NOISE, progress=False)[0]
+    assert not np.array_equal(plain, paint(model, pair, [0], NOISE, Weights(1.0, 0.0), progress=False)[0])
+    assert not np.array_equal(plain, paint(model, pair, [0], NOISE, Weights(0.0, 1.0), progress=False)[0])
+    assert np.array_equal(plain, paint(model, pair, [0], NOISE, offload=True, progress=False)[0])
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "unipc", "dpm++", "euler", "heun", "euler-a"])
+def test_schedulers_and_starts(model: Compositor, pair: Pair, scheduler: str) -> None:
+    for init, strength in (("noise", 1.0), ("paste", 0.5)):
+        sampling = Sampling(scheduler, 4, 1.5, init, strength)
+        out = paint(model, pair, [0, 1], sampling, progress=False)
+        assert [image.shape for image in out] == [(32, 32, 3)] * 2

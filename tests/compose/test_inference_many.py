@@ -1,0 +1,278 @@
+"""Batches and the DreamBooth test set: checked first, resumed, divided, and a failure stops nothing."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import compose.models as compose_module
+from compose.batch import is_done, read_jobs
+from compose.dreambooth import find_test_set, pairs
+from ldm.images import read_picture, write_mask, write_png
+from ldm.result import read_recipe
+from ldm.settings.cli import run_app
+from run_inference import build_app
+from tests.conftest import ROOT
+from tests.pictures import Case, room, thing
+
+HIDDEN = {"box": [0.02, 0.3, 0.2, 0.8], "depth": [0.1]}  # behind the post at the left
+BOTH = "replace"
+
+
+def job(case: Case, **changes: Any) -> dict[str, Any]:
+    """A line that runs."""
+    plain = {
+        "background": "room.png", "background_depth": "depth.png", "object": "thing.png",
+        "object_mask": "mask.png", "box": [0.3, 0.2, 0.7, 0.9], "depth": [0.6],
+        "model": case.model.as_posix(),
+    }  # fmt: skip
+    return {**plain, **changes}
+
+
+def write(case: Case, *lines: dict[str, Any] | str) -> Path:
+    path = case.folder / "jobs.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def batch(case: Case, *flags: str) -> int:
+    argv = ["batch", str(case.folder / "jobs.jsonl"), "--out", str(case.folder / "many")]
+    return run_app(build_app, [*argv, "--root", str(case.folder), *flags])
+
+
+def made(folder: Path) -> dict[str, int]:
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+
+
+def test_jobs_are_made_once_and_a_failure_stops_nothing(case: Case, monkeypatch) -> None:
+    loads: list[str] = []
+    real = compose_module.load_compositor
+    monkeypatch.setattr(
+        compose_module, "load_compositor", lambda *args: (loads.append("compositor"), real(*args))[1]
+    )
+    write(case, job(case, name="dog/a"), "", job(case, name="bad", **HIDDEN), job(case, num_samples=2))
+    out = case.folder / "many"
+    assert batch(case) == 1
+    assert loads == ["compositor"]
+    first = made(out)
+    assert set(first) == {"dog/a.png", "000004_0.png", "000004_1.png"}
+    failed = json.loads((out / "failed-0-of-1.json").read_text())
+    assert set(failed) == {"bad"}
+    assert "hide the object completely" in failed["bad"]
+    assert batch(case) == 1
+    assert made(out) == first
+    write(case, job(case, name="dog/a"), job(case, name="bad", depth=[0.9]))
+    assert batch(case) == 0
+    assert made(out)["dog/a.png"] == first["dog/a.png"]
+    assert (out / "bad.png").is_file()
+    assert not (out / "failed-0-of-1.json").exists()
+
+
+def test_a_batch_killed_in_the_middle_ends_with_the_same_pictures(case: Case) -> None:
+    names = [f"job{index}" for index in range(8)]
+    write(case, *(job(case, name=name, seed=index) for index, name in enumerate(names)))
+    out = case.folder / "many"
+    assert batch(case) == 0
+    whole = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    shutil.rmtree(out)
+    argv = [sys.executable, "run_inference.py", "batch", str(case.folder / "jobs.jsonl"), "--out", str(out)]
+    argv += ["--root", str(case.folder)]
+    with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.DEVNULL) as running:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("*.png")) and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        running.kill()
+    assert 0 < len(made(out)) < len(names)
+    assert batch(case) == 0
+    assert {path.name: path.read_bytes() for path in out.glob("*.png")} == whole
+    assert {path.suffix for path in out.iterdir()} == {".png", ".json"}
+
+
+def test_what_has_changed_is_made_again(case: Case) -> None:
+    path, out = write(case, job(case, name="a", seed=1)), case.folder / "many" / "a.png"
+    assert batch(case) == 0
+    first = out.read_bytes()
+    assert is_done(out, read_jobs(path, None, case.folder)[0])
+    write_png(case.folder / "room.png", np.flip(read_picture(case.folder / "room.png").rgb_u8, 1))
+    assert batch(case) == 0
+    assert out.read_bytes() != first
+    second = out.read_bytes()
+    out.with_suffix(".json").write_text("{")  # as after a crash
+    assert batch(case) == 0
+    assert out.read_bytes() == second
+
+
+def test_a_job_is_the_picture_of_the_image_verb_and_can_be_replayed(case: Case) -> None:
+    write(case, job(case, name="a", seed=4))
+    assert batch(case) == case.run("--seed", "4") == 0
+    one = case.folder / "many" / "a.png"
+    assert np.array_equal(read_picture(one).rgb_u8, read_picture(case.out).rgb_u8)
+    assert run_app(build_app, ["replay", str(one)]) == 0
+    again = one.with_name("a_replay.png")
+    assert again.read_bytes() == one.read_bytes()
+
+
+def test_shards_divide_the_work_and_seeds_do_not_depend_on_it(case: Case) -> None:
+    write(case, *(job(case, name=f"j{index}") for index in range(3)))
+    out = case.folder / "many"
+    assert batch(case, "--shard", "1/2") == 0
+    assert set(made(out)) == {"j1.png"}
+    assert batch(case, "--shard", "0/2") == 0
+    assert set(made(out)) == {"j0.png", "j1.png", "j2.png"}
+    seeds = {name: read_recipe(out / name)["seed"] for name in made(out)}
+    assert len(set(seeds.values())) == 3
+    kept = (out / "j1.png").read_bytes()
+    shutil.rmtree(out)
+    assert batch(case) == 0
+    assert (out / "j1.png").read_bytes() == kept
+
+
+def test_all_mistakes_are_listed_with_their_lines_before_any_work(case: Case, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("compose.batch.compose", lambda *args, **kwargs: pytest.fail("worked"))
+    write(
+        case,
+        job(case, name="fine"),
+        "{",
+        job(case, bax=1),
+        job(case, background="gone.png"),
+        job(case, name="../up"),
+        job(case, name="fine"),
+        job(case, box=[0.5, 0.1, 0.4, 0.2]),
+        job(case, model="no/model"),
+        job(case, box=None, instruction="Place the dog behind the bed", locator="no/locator"),
+    )
+    assert batch(case) == 2
+    shown = capsys.readouterr().err
+    for part in (
+        "8 of 9 jobs cannot be run", "line 2: not JSON", "line 3: unknown key 'bax'", "line 4: background:",
+        "line 5: name must be", "line 6: its name 'fine' is that of line 1", "line 7:", "inverted",
+        "line 8:", "no/model: no such model folder", "line 9: locator:", "no/locator is not a folder",
+    ):  # fmt: skip
+        assert part in shown
+    assert shown.count("\n") == 1
+    assert not (case.folder / "many").exists()
+
+
+@pytest.mark.parametrize("flags", [["--shard", "2/2"], ["--defaults", "none.yaml"]])
+def test_wrong_flags_are_refused(case: Case, capsys, flags: list[str]) -> None:
+    write(case, job(case))
+    assert batch(case, *flags) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_an_empty_or_missing_list_is_refused(case: Case, capsys) -> None:
+    write(case, "")
+    assert batch(case) == 2
+    assert "there is no job in it" in capsys.readouterr().err
+    assert run_app(build_app, ["batch", "none.jsonl"]) == 2
+    assert "none.jsonl" in capsys.readouterr().err
+
+
+def cutouts(folder: Path) -> tuple[Path, Path]:
+    """The first layout: two concepts, two backgrounds."""
+    rgb_u8, mask = thing()
+    for concept in ("cat", "dog"):
+        write_png(folder / "fg" / concept / "02.png", rgb_u8, alpha_u8=mask.astype(np.uint8) * 255)
+        write_png(folder / "fg" / concept / "10.png", np.zeros_like(rgb_u8), alpha_u8=mask * np.uint8(255))
+    target = np.zeros((96, 128), bool)
+    target[30:80, 50:90] = True
+    for name in ("000000003658", "000000047948"):
+        write_png(folder / "bg" / f"{name}_GT.png", room())
+        write_mask(folder / "bg" / f"{name}_mask.png", target)
+    return folder / "fg", folder / "bg"
+
+
+def masked(folder: Path) -> tuple[Path, Path, Path]:
+    """The second layout: masks of the objects beside them, black where the background is filled."""
+    rgb_u8, mask = thing()
+    for concept in ("cat", "dog"):
+        write_png(folder / "objects" / f"{concept}.png", rgb_u8)
+        write_mask(folder / "masks" / f"{concept}.png", mask)
+    target = np.zeros((96, 128), bool)
+    target[30:80, 50:90] = True
+    for name in ("street_1", "beach_2"):
+        write_png(folder / "bg" / f"{name}.png", room())
+        write_mask(folder / "bg" / f"{name}_mask.png", ~target)
+    return folder / "objects", folder / "bg", folder / "masks"
+
+
+def dreambooth(case: Case, objects: Path, backgrounds: Path, *flags: str) -> int:
+    argv = ["dreambooth", "--objects", str(objects), "--backgrounds", str(backgrounds)]
+    argv += ["--out", str(case.folder / "db"), "--model", str(case.model)]
+    return run_app(build_app, [*argv, "--depth-model", str(case.depth_model), *flags])
+
+
+def test_both_layouts_give_the_same_edit_and_names_of_their_own(case: Case) -> None:
+    objects, backgrounds = cutouts(case.folder / "one")
+    assert dreambooth(case, objects, backgrounds) == 0
+    out = case.folder / "db"
+    names = {
+        f"{concept}/{number}.png" for concept in ("cat", "dog") for number in ("000000003658", "000000047948")
+    }
+    assert set(made(out)) == names
+    box = case.report(out / "cat/000000003658.png")["box"]
+    assert box == pytest.approx([50 / 128, 30 / 96, 90 / 128, 80 / 96])
+    seeds = {read_recipe(out / name)["seed"] for name in names}
+    assert len(seeds) == 4
+    first = made(out)
+    assert dreambooth(case, objects, backgrounds) == 0
+    assert made(out) == first
+    shutil.rmtree(out)
+    objects, backgrounds, masks = masked(case.folder / "two")
+    assert dreambooth(case, objects, backgrounds, "--object-masks", str(masks)) == 0
+    assert set(made(out)) == {
+        f"{concept}/{number}.png" for concept in ("cat", "dog") for number in ("1", "2")
+    }
+    assert case.report(out / "dog/1.png")["box"] == pytest.approx(box)
+    case.unchanged_outside(room(), out / "dog/1.png")
+    assert run_app(build_app, ["replay", str(out / "dog/1.png")]) == 0
+
+
+def test_pairs_are_divided_and_seeded(case: Case) -> None:
+    objects, backgrounds = cutouts(case.folder / "one")
+    assert dreambooth(case, objects, backgrounds, "--shard", "3/4") == 0
+    (only,) = made(case.folder / "db")
+    assert only == "dog/000000047948.png"
+    found = find_test_set(objects, backgrounds)
+    given = {"model": case.model.as_posix(), "depth_model": case.depth_model.as_posix(), "mode": BOTH}
+    jobs, others = pairs(found, given, None, 0), pairs(found, given, None, 1)
+    assert [one.name for one in jobs] == [one.name for one in others]
+    assert all(a.settings.seed != b.settings.seed for a, b in zip(jobs, others, strict=True))
+    assert jobs[3].settings.seed == read_recipe(case.folder / "db" / only)["settings"]["seed"]
+
+
+def test_a_layout_that_is_not_there_is_named(case: Case, capsys) -> None:
+    objects, backgrounds = cutouts(case.folder / "one")
+    two_objects, two_backgrounds, masks = masked(case.folder / "two")
+    for flags, reason in (
+        ((objects / "gone", backgrounds), "--objects"),
+        ((backgrounds, backgrounds), "need --object-masks"),
+        ((objects, objects), "no NAME_mask file"),
+        ((objects, two_backgrounds), "no picture beach_2_GT"),
+        ((two_objects, two_backgrounds, "--object-masks", str(objects)), "no mask for cat, dog"),
+    ):
+        capsys.readouterr()
+        assert dreambooth(case, *flags) == 2
+        assert reason in capsys.readouterr().err
+    assert masks.is_dir()
+
+
+def test_the_published_files_are_read(
+    test_data: Path, small_compositor: Path, small_depth_network: Path
+) -> None:
+    folder = test_data / "data" / "dreambooth"
+    found = find_test_set(folder / "AnyDoor_DreamBooth", folder / "v1_800")
+    assert len(found.objects) == 12
+    assert len(found.backgrounds) == 4
+    given = {
+        "model": small_compositor.as_posix(),
+        "depth_model": small_depth_network.as_posix(),
+        "mode": BOTH,
+    }
+    assert len(pairs(found, given, None, 0)) == 48

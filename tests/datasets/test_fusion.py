@@ -1,0 +1,155 @@
+"""2.5D fusion: published numbers, and depth tests that behave like solid things."""
+
+import numpy as np
+import pytest
+
+from datasets.fusion import (
+    Cutout,
+    bulge,
+    check_mode,
+    cut_out,
+    fill_colour,
+    fill_depth,
+    fit_box,
+    fuse_place,
+    own_depth,
+    place,
+    warp_into,
+)
+from datasets.geometry import depth_at_foot, depth_extent
+from datasets.masks import box_mask
+from tests.datasets.preprocess_golden import Golden, load_golden
+
+FRAME = (120, 160)
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return load_golden()
+
+
+def floor() -> np.ndarray:
+    """A ground that comes nearer towards the bottom, (h, w) in [0, 1]."""
+    return np.repeat(np.linspace(0, 1, FRAME[0], dtype=np.float32)[:, None], FRAME[1], axis=1)
+
+
+def block(size: tuple[int, int] = (40, 30)) -> Cutout:
+    """A solid rectangle, uniformly gray, as near on its left as on its right."""
+    mask = np.ones(size, bool)
+    return Cutout(np.full((*size, 3), 90, np.uint8), mask, np.full(size, 0.5, np.float32))
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_fusion_equals_the_published_one(golden, index):
+    x, y, w, h = golden[f"fuse{index}_box"]
+    height, width = golden["in_depth"].shape
+    left, top = int(width * x), int(height * y)
+    depth = (golden["in_depth"] / 65535.0).astype(np.float32)
+    cutout = cut_out(golden["in_img"], golden["in_mask"] > 0, depth, norm="legacy")
+    box = (left, top, left + int(width * w), top + int(height * h))
+    extent = tuple(golden[f"fuse{index}_range"])
+    fused, visible, part = fuse_place(depth, cutout, box, extent, occlusion="pixel", legacy=True)
+    assert golden.error(f"fuse{index}_depth", fused * 255) < 1e-3
+    assert golden.error(f"fuse{index}_mask", visible) == 0
+    assert golden.error(f"fuse{index}_occ", part) == 0
+
+
+def test_an_object_on_the_floor_keeps_its_foot():
+    box01 = (0.3, 0.25, 0.6, 0.75)
+    extent = depth_extent(depth_at_foot(floor(), box01), box01)
+    box = (48, 30, 96, 90)
+    _, visible, _ = fuse_place(floor(), block(), box, extent)
+    assert np.array_equal(visible, box_mask(box, FRAME))
+    # The published test eats the foot of the same object when only one depth is known for it.
+    _, eaten, _ = fuse_place(floor(), block(), box, (extent[0], extent[0]), occlusion="pixel")
+    assert eaten.sum() < 0.95 * visible.sum()
+
+
+@pytest.mark.parametrize("occlusion", ["near", "pixel"])
+def test_a_nearer_thing_hides_and_a_farther_one_does_not(occlusion):
+    background = np.full(FRAME, 0.2, np.float32)
+    front, back = box_mask((60, 0, 80, 120), FRAME), box_mask((90, 0, 100, 120), FRAME)
+    background[front], background[back] = 0.9, 0.3
+    fused, visible, part = fuse_place(background, block(), (50, 30, 110, 90), (0.5, 0.6), occlusion=occlusion)
+    whole = box_mask((50, 30, 110, 90), FRAME)
+    assert np.array_equal(visible, whole & ~front)
+    assert np.array_equal(part, visible[30:90, 50:110])
+    assert np.array_equal(fused[~visible], background[~visible])
+    assert fused[visible] == pytest.approx(0.55, abs=1e-6)
+
+
+def test_visibility_only_grows_when_the_object_comes_nearer():
+    background = np.random.default_rng(0).random(FRAME).astype(np.float32)
+    before = np.zeros(FRAME, bool)
+    for near in np.linspace(0.1, 1, 8):
+        _, visible, _ = fuse_place(background, block(), (20, 20, 90, 100), (near - 0.1, near))
+        assert (visible | ~before).all()
+        before = visible
+    assert np.array_equal(before, box_mask((20, 20, 90, 100), FRAME))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.25, 0.5, 0.75])
+def test_placement_is_exact_to_fractions_of_a_pixel(shift):
+    placed = place(block(), (20 + shift, 30, 60 + shift, 80.5), (0.2, 0.6), FRAME)
+    assert placed.alpha_01.sum() == pytest.approx(40 * 50.5, rel=0.01)
+    columns = np.arange(FRAME[1]) + 0.5
+    centre = (placed.alpha_01 * columns).sum() / placed.alpha_01.sum()
+    assert centre == pytest.approx(40 + shift, abs=1 / 32)  # OpenCV's step
+    assert (placed.rgb_u8[placed.alpha_01 > 0.01] == 90).all()
+    assert placed.depth_01[placed.alpha_01 > 0.5] == pytest.approx(0.4, abs=1e-6)
+
+
+def test_a_box_over_the_border_shows_the_part_inside():
+    image = np.ones((10, 10), np.float32)
+    assert warp_into(image, (-20, -20, 20, 20), FRAME)[:20, :20].min() == 1
+    assert warp_into(image, (-50, -50, -10, -10), FRAME).sum() == 0
+
+
+def test_stretching_is_limited_and_keeps_the_foot():
+    x0, y0, x1, y1 = fit_box((10, 10, 110, 60), (40, 40), 1.0)
+    assert (x1 - x0, y1 - y0) == pytest.approx((50, 50))
+    assert ((x0 + x1) / 2, y1) == pytest.approx((60, 60))
+    assert fit_box((10, 10, 110, 60), (40, 40), float("inf")) == (10, 10, 110, 60)
+    x0, _, x1, _ = fit_box((10, 10, 110, 60), (40, 40), 1.25)
+    assert x1 - x0 == pytest.approx(62.5)
+
+
+def test_own_depth_spans_the_range_over_the_object_only():
+    depth = np.tile(np.linspace(0.4, 0.6, 100, dtype=np.float32), (50, 1))
+    mask = box_mask((20, 10, 80, 40), (50, 100))
+    scaled = own_depth(depth, mask)
+    assert (scaled[mask].min(), scaled[mask].max()) == (0, 1)
+    assert own_depth(depth, mask, "legacy")[mask].min() > 0.5
+    assert np.isfinite(own_depth(np.zeros((50, 100), np.float32), mask)).all()
+
+
+def test_a_bulge_is_near_in_the_middle():
+    depth = bulge(np.ones((31, 31), bool))
+    assert depth[15, 15] == pytest.approx(1)
+    assert depth[15, 15] > depth[15, 5] > depth[15, 0] >= 0
+
+
+def test_filling_takes_a_thing_out_of_the_depth_map():
+    background = floor()
+    region = box_mask((40, 20, 90, 110), FRAME) | box_mask((0, 50, 20, 70), FRAME)
+    with_thing = np.where(region, 0.95, background).astype(np.float32)
+    assert fill_depth(with_thing, region) == pytest.approx(background, abs=1e-5)
+    assert fill_depth(background, np.zeros(FRAME, bool)) is background
+
+
+def test_painting_over_continues_the_surroundings():
+    ramp = np.repeat(np.linspace(0, 255, FRAME[1])[None, :], FRAME[0], axis=0)
+    picture = np.repeat(np.rint(ramp).astype(np.uint8)[..., None], 3, axis=-1)
+    hole = box_mask((40, 30, 90, 100), FRAME)
+    other = np.where(hole[..., None], 255 - picture, picture).astype(np.uint8)
+    filled = fill_colour(other, hole)
+    assert np.array_equal(filled[~hole], picture[~hole])
+    assert np.array_equal(filled, fill_colour(picture, hole))
+    assert np.abs(filled.astype(int) - picture).max() < 40
+    assert fill_colour(picture, np.ones(FRAME, bool)) is picture
+
+
+def test_modes_have_one_alias_and_a_clear_error():
+    assert check_mode("draw") == "inpaint"
+    with pytest.raises(ValueError, match="place, replace, id-transfer, inpaint"):
+        check_mode("palce")

@@ -1,0 +1,86 @@
+"""Relations between placed things: converses agree, and plain arrangements get their plain names."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datasets.relations import RELATIONS, Place, judge, relation, stands_on
+
+CONVERSE = {
+    "left of": "right of",
+    "right of": "left of",
+    "in front of": "behind",
+    "behind": "in front of",
+    "next to": "next to",
+}
+
+
+@st.composite
+def places(draw: st.DrawFn) -> Place:
+    x0, y0 = draw(st.floats(0, 0.9)), draw(st.floats(0, 0.9))
+    box = (x0, y0, x0 + draw(st.floats(0.02, 0.5)), y0 + draw(st.floats(0.02, 0.5)))
+    far, d, near = sorted(draw(st.floats(0, 1)) for _ in range(3))
+    return Place(box, d, far, near)
+
+
+@given(places(), places())
+def test_relations_have_their_converse(a: Place, b: Place) -> None:
+    there, back = relation(a, b, on=False), relation(b, a, on=False)
+    assert there <= set(RELATIONS)
+    assert {CONVERSE[word] for word in there} == back
+
+
+@given(places(), places())
+def test_two_things_do_not_stand_on_each_other(a: Place, b: Place) -> None:
+    assert not (stands_on(a, b) and stands_on(b, a))
+
+
+@given(places())
+def test_nothing_stands_in_relation_to_itself(a: Place) -> None:
+    assert relation(a, a) == frozenset()
+
+
+def test_plain_arrangements() -> None:
+    table = Place((0.3, 0.5, 0.7, 0.9), 0.6, 0.5, 0.7)
+    assert relation(Place((0.4, 0.3, 0.5, 0.6), 0.6, 0.57, 0.63), table) == {"on"}
+    assert relation(Place((0.4, 0.6, 0.6, 1.0), 0.8, 0.75, 0.85), table) == {"in front of"}
+    assert relation(Place((0.45, 0.3, 0.6, 0.5), 0.3, 0.25, 0.35), table) == {"behind"}
+    assert relation(Place((0.1, 0.6, 0.27, 0.9), 0.6, 0.55, 0.65), table) == {"left of", "next to"}
+    assert relation(Place((0.9, 0.6, 1.0, 0.9), 0.6, 0.55, 0.65), table) == {"right of"}
+
+
+@pytest.mark.parametrize(
+    ("box", "depths"),
+    [
+        ((0.5, 0.1, 0.4, 0.2), (0.5, 0.4, 0.6)),
+        ((0, 0, 1, 1), (0.7, 0.4, 0.6)),
+        ((0, 0, 1, 1), (0.5, 0.4, 1.2)),
+    ],
+)
+def test_impossible_places_are_refused(box: tuple, depths: tuple) -> None:
+    with pytest.raises(ValueError, match="must"):
+        Place(box, *depths)
+
+
+@given(places(), places())
+def test_above_has_its_converse_and_includes_on(a: Place, b: Place) -> None:
+    assert not (judge("above", a, b) and judge("above", b, a))
+    assert judge("under", a, b) == judge("above", b, a)
+    assert judge("above", a, b) or not judge("on", a, b)
+
+
+@given(places(), places(), places())
+def test_between_does_not_mind_the_order(a: Place, b: Place, c: Place) -> None:
+    assert judge("between", a, b, c) == judge("between", a, c, b)
+
+
+@given(places(), places())
+def test_judging_agrees_with_finding(a: Place, b: Place) -> None:
+    assert {word for word in RELATIONS if judge(word, a, b)} == relation(a, b)
+
+
+def test_a_dog_lies_under_a_table() -> None:
+    table, dog = Place((0.2, 0.4, 0.8, 0.9), 0.6, 0.5, 0.7), Place((0.4, 0.65, 0.6, 0.88), 0.6, 0.55, 0.62)
+    assert judge("under", dog, table)
+    assert judge("above", table, dog)
+    assert not judge("under", Place(dog.box01_xyxy, 0.9, 0.87, 0.95), table)

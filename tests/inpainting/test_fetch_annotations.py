@@ -1,0 +1,133 @@
+"""The authors' annotation files: from a server, by Git LFS pointers, by hand; checked before they count."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from inpainting.data.downloader import build_app
+from inpainting.data.steps.fetch import HASHES, REVISION, FetchSettings, fetch_annotations
+from ldm.settings.cli import run_app
+from tests.loopback import COLUMNS, Server, pointer, serving
+
+TABLE = COLUMNS + "a.jpg,http://127.0.0.1:9/a.jpg,Large,train\n"
+ANNOTATIONS = {"a.jpg": {"description": "Question: ? Answer: x", "entities": {}}}
+CAPTIONS = {"a": {"mask_0": "The image shows a dog."}}
+
+
+def archive() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("annotations.json", json.dumps(ANNOTATIONS))
+        file.writestr("llava.json", json.dumps(CAPTIONS))
+        file.writestr("__MACOSX/._llava.json", b"\0\1")
+    return buffer.getvalue()
+
+
+ARCHIVE = archive()
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    yield from serving(monkeypatch)
+
+
+def annotations(address: str, out: Path, **more: object) -> FetchSettings:
+    where = {
+        "raw_url": address + "/raw/{repository}/{revision}/{path}",
+        "repository": "o/n",
+        "revision": "abc",
+    }
+    return FetchSettings(out, lfs_url=address + "/lfs/{path}", **where, **more)  # type: ignore[arg-type]
+
+
+def serve(zipped: bytes = ARCHIVE, listed: bytes = TABLE.encode()) -> None:
+    Server.files["/raw/o/n/abc/data/annotations.zip"] = zipped
+    Server.files["/raw/o/n/abc/data/wikiart_images.csv"] = listed
+
+
+def check(out: Path) -> None:
+    assert json.loads((out / "annotations.json").read_text()) == ANNOTATIONS
+    assert json.loads((out / "llava.json").read_text()) == CAPTIONS
+    assert (out / "wikiart_images.csv").read_text() == TABLE
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["annotations.json", "llava.json", "wikiart_images.csv", HASHES]
+    )
+
+
+def test_annotation_files_with_their_hashes(address: str, tmp_path: Path) -> None:
+    serve()
+    fetch_annotations(annotations(address, tmp_path / "data"))
+    check(tmp_path / "data")
+    hashes = json.loads((tmp_path / "data" / HASHES).read_text())
+    assert hashes["wikiart_images.csv"] == {
+        "sha256": hashlib.sha256(TABLE.encode()).hexdigest(),
+        "from": "o/n@abc",
+    }
+    Server.asked.clear()
+    fetch_annotations(annotations(address, tmp_path / "data"))
+    assert not Server.asked
+    assert len(REVISION) == 40  # a commit, not a branch that moves
+
+
+def test_git_lfs_pointers_are_followed(address: str, tmp_path: Path) -> None:
+    serve(pointer(ARCHIVE), pointer(TABLE.encode()))
+    Server.files |= {"/lfs/data/annotations.zip": ARCHIVE, "/lfs/data/wikiart_images.csv": TABLE.encode()}
+    Server.luck["/lfs/data/annotations.zip"] = ["short"]
+    fetch_annotations(annotations(address, tmp_path / "data"))
+    check(tmp_path / "data")
+
+
+def test_what_a_pointer_promises_is_checked(address: str, tmp_path: Path) -> None:
+    serve(pointer(ARCHIVE))
+    Server.files["/lfs/data/annotations.zip"] = ARCHIVE[:-1] + b"?"
+    with pytest.raises(ValueError, match=r"SHA-256 is .*expected .*fetch-annotations --from FILE"):
+        fetch_annotations(annotations(address, tmp_path / "data"))
+    assert not (tmp_path / "data/annotations.json").exists()
+
+
+def test_a_missing_or_damaged_file_names_the_way_by_hand(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"HTTP 404 .*github.com/o/n.*--from FILE"):
+        fetch_annotations(annotations(address, tmp_path / "data"))
+    serve(ARCHIVE[: len(ARCHIVE) // 2])
+    with pytest.raises(ValueError, match="not a readable archive"):
+        fetch_annotations(annotations(address, tmp_path / "data"))
+    serve(ARCHIVE, b"name,split\n")
+    with pytest.raises(ValueError, match="no column file_name"):
+        fetch_annotations(annotations(address, tmp_path / "data"))
+    assert not list((tmp_path / "data").glob("*"))
+    serve()
+    fetch_annotations(annotations(address, tmp_path / "data"))
+    check(tmp_path / "data")
+
+
+@pytest.mark.parametrize("given", ["files", "archive", "folder"])
+def test_copies_by_hand(tmp_path: Path, given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    (stick / "annotations.zip").write_bytes(ARCHIVE)
+    (stick / "wikiart_images.csv").write_text(TABLE)
+    if given == "files":
+        (stick / "annotations.json").write_text(json.dumps(ANNOTATIONS))
+        (stick / "llava.json").write_text(json.dumps(CAPTIONS))
+    names = {"files": ["annotations.json", "llava.json"], "archive": ["annotations.zip"]}.get(given)
+    copies = [stick] if names is None else [stick / name for name in [*names, "wikiart_images.csv"]]
+    flags = [text for copy in copies for text in ("--from", str(copy))]
+    assert run_app(build_app, ["fetch-annotations", "--out-dir", str(tmp_path / "data"), *flags]) == 0
+    check(tmp_path / "data")
+    (stick / "pointer.csv").write_bytes(pointer(b"x"))
+    arguments = [
+        "fetch-annotations",
+        "--out-dir",
+        str(tmp_path / "data"),
+        "--from",
+        str(stick / "pointer.csv"),
+    ]
+    assert run_app(build_app, arguments) == 2
+    assert "is a Git LFS pointer" in capsys.readouterr().err

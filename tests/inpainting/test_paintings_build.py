@@ -1,0 +1,278 @@
+"""Splits, all steps in a row, noun roots: equal to the real slice, nothing lost by a kill or a change."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import spacy
+from spacy.tokens import Doc
+
+from inpainting.data.steps import annotate, caption_masks, roots
+from inpainting.data.steps.build import BuildSettings, build
+from inpainting.data.steps.regions import make_masks
+from inpainting.data.steps.roots import find_rooter, rule_root, spacy_root
+from inpainting.data.steps.split import random_split, split_images
+from ldm.images import read_picture
+from tests.conftest import ROOT
+from tests.inpainting.painting_set import (
+    PAINTINGS,
+    REGIONS,
+    SPLIT,
+    UNANNOTATED,
+    PaintingSet,
+    killed,
+    tree,
+    write_set,
+)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> PaintingSet:
+    return write_set(tmp_path)
+
+
+def settings(made: PaintingSet, out: Path | None = None, mode: str = "copy") -> BuildSettings:
+    return BuildSettings(
+        made.images,
+        made.annotations,
+        made.captions,
+        made.table,
+        out or made.out,
+        mode=mode,
+        workers=2,
+        roots="rule",
+    )
+
+
+def placed(images: Path) -> dict[str, str]:
+    """Picture -> the folder that it is in; each is in one."""
+    found = [(path.stem, path.parent.name) for path in images.glob("*/*.jpg")]
+    assert len(found) == len(dict(found))
+    return dict(found)
+
+
+WANTED = {stem: SPLIT.get(stem, "train") for stem in REGIONS} | {UNANNOTATED: "unannotated"}
+
+
+def test_build_makes_the_whole_set(made: PaintingSet) -> None:
+    build(settings(made))
+    assert placed(made.images) == WANTED
+    for stem, count in REGIONS.items():
+        document = json.loads((made.out / "entities" / stem / "annotations.json").read_text())
+        assert len(document) == count
+        for name, entry in document.items():
+            assert list(entry) == ["concept", "noun_chunk_root", "caption"]
+            assert (made.out / "masks" / stem / f"{name}.png").is_file()
+    assert len(list(made.images.glob("*.jpg"))) == len(PAINTINGS)  # copied, not moved
+
+
+def test_build_equals_the_real_slice(test_data: Path, tmp_path: Path) -> None:
+    paintings = test_data / "data/paintings"
+    raw, processed = paintings / "raw", paintings / "processed"
+    files = [raw / name for name in ("images", "annotations.json", "llava.json", "wikiart_images.csv")]
+    build(BuildSettings(*files, out_dir=tmp_path, roots="rule"))
+    wanted = {name: data for name, data in tree(processed).items() if not name.endswith(".png")}
+    found = tree(tmp_path)
+    assert len(wanted) == 10 + 9
+    for name, data in wanted.items():
+        assert found[name] == data, (
+            name
+        )  # pictures in their splits, concepts, roots and captions, bytes equal
+    assert {name for name in found if name.startswith("images") and name.endswith("jpg")} == {
+        name for name in wanted if name.startswith("images")
+    }
+
+
+@pytest.mark.parametrize(("place", "count"), [("append", 3), ("append", 20), ("append", 41), ("replace", 30)])
+def test_killed_and_run_again_is_the_same(made: PaintingSet, place: str, count: int) -> None:
+    cut, whole = made.root / "cut", made.root / "whole"
+    build(settings(made, whole))
+    killed(lambda: build(settings(made, cut)), place, count)
+    build(settings(made, cut))
+    assert {name: data for name, data in tree(cut).items() if not name.endswith(".tmp")} == tree(whole)
+
+
+def test_a_second_build_does_nothing_and_a_change_is_followed(made: PaintingSet) -> None:
+    build(settings(made))
+    before = {path: path.stat().st_mtime_ns for path in made.out.rglob("*") if path.is_file()}
+    build(settings(made))
+    assert {path: path.stat().st_mtime_ns for path in made.out.rglob("*") if path.is_file()} == before
+
+    def change(document: dict) -> None:
+        document["carl_portrait.jpg"]["entities"] = {"a green cat": {"bboxes": [[0.1, 0.1, 0.5, 0.5]]}}
+
+    made.edit(made.annotations, change)
+    build(settings(made))
+    document = json.loads((made.out / "entities/carl_portrait/annotations.json").read_text())
+    assert document["mask_0"] == {
+        "concept": "a green cat", "noun_chunk_root": "cat", "caption": "thing 0 of carlportrait",
+    }  # fmt: skip
+
+
+def test_what_was_left_out_is_tried_again(made: PaintingSet) -> None:
+    picture = made.images / "emil_wide-river.jpg"
+    whole = picture.read_bytes()
+    picture.write_bytes(b"no picture")
+    build(settings(made))
+    assert not (made.out / "masks/emil_wide-river").exists()
+    before = tree(made.out)
+    build(settings(made))  # still damaged: tried again, and no later step is upset
+    assert tree(made.out) == before
+    picture.write_bytes(whole)
+    build(settings(made))
+    assert placed(made.images) == WANTED
+    document = json.loads((made.out / "entities/emil_wide-river/annotations.json").read_text())
+    assert document["mask_1"]["caption"] == "thing 1 of emilwideriver"
+
+
+def test_models_make_what_is_missing(made: PaintingSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From pictures and a table alone; the networks are replaced by what they would say."""
+    entries = json.loads(made.annotations.read_text())
+    sizes = {read_picture(made.images / name).rgb_u8.tobytes(): entry for name, entry in entries.items()}
+    monkeypatch.setattr(annotate, "open_model", lambda *_: None)
+    monkeypatch.setattr(
+        annotate, "describe_paintings", lambda _, images, limit: [sizes[image.tobytes()] for image in images]
+    )
+    monkeypatch.setattr(caption_masks, "open_model", lambda *_: None)
+    monkeypatch.setattr(
+        caption_masks,
+        "caption_crops",
+        lambda _, crops, concepts, limit: [f"The image shows {concept} here." for concept in concepts],
+    )
+    made.annotations.unlink()
+    made.captions.unlink()
+    asked = replace(settings(made), annotator_id="kosmos", model_id="llava", batch_size=3)
+    build(asked)
+    assert json.loads(made.annotations.read_text()) == entries
+    assert placed(made.images) == WANTED
+    document = json.loads((made.out / "entities/gina_dancers/annotations.json").read_text())
+    assert document["mask_1"]["caption"] == "a mans face here"
+    before = tree(made.out)
+    build(asked)
+    assert tree(made.out) == before
+
+
+def test_missing_files_are_named_with_their_command(made: PaintingSet) -> None:
+    made.captions.unlink()
+    with pytest.raises(ValueError, match=r"llava.json does not exist; .*fetch-annotations.*--model-id"):
+        build(settings(made))
+    made.annotations.unlink()
+    with pytest.raises(ValueError, match=r"annotations.json does not exist; .*fetch-annotations"):
+        build(settings(made))
+
+
+@pytest.mark.parametrize("mode", ["copy", "move", "symlink"])
+def test_split_modes(made: PaintingSet, mode: str) -> None:
+    make_masks(made.annotations, made.images, made.out / "masks", 2)
+    contents = {path.name: path.read_bytes() for path in made.images.glob("*.jpg")}
+    before = tree(made.root)
+    split_images(made.images, made.out / "masks", made.table, mode=mode, dry_run=True)
+    assert tree(made.root) == before
+    split_images(made.images, made.out / "masks", made.table, mode=mode)
+    assert placed(made.images) == WANTED
+    assert {path.name: path.read_bytes() for path in made.images.glob("*/*.jpg")} == contents
+    assert len(list(made.images.glob("*.jpg"))) == (0 if mode == "move" else len(PAINTINGS))
+    assert all(path.is_symlink() == (mode == "symlink") for path in made.images.glob("*/*.jpg"))
+    # Another table, the folder spelled otherwise: every picture changes its folder and none is doubled, also
+    # where there is no original any more.
+    for path in made.images.glob("*.jpg") if mode == "copy" else ():
+        path.unlink()
+    rows = list(csv.reader(made.table.open()))
+    made.table.write_text(
+        "\n".join(",".join([*row[:3], {"train": "val"}.get(row[3], row[3])]) for row in rows)
+    )
+    spelled = Path(os.path.relpath(made.images))
+    split_images(spelled, made.out / "masks", made.table, source_dir=made.images, mode=mode)
+    assert placed(made.images) == {k: {"train": "val"}.get(v, v) for k, v in WANTED.items()}
+    assert {path.name: path.read_bytes() for path in made.images.glob("*/*.jpg")} == contents
+
+
+def test_a_killed_move_loses_no_picture(made: PaintingSet) -> None:
+    make_masks(made.annotations, made.images, made.out / "masks", 2)
+    contents = {path.name: path.read_bytes() for path in made.images.glob("*.jpg")}
+    split = lambda: split_images(made.images, made.out / "masks", made.table, mode="move")  # noqa: E731
+    killed(split, "append", 4)
+    split()
+    assert placed(made.images) == WANTED
+    assert {path.name: path.read_bytes() for path in made.images.glob("*/*.jpg")} == contents
+
+
+def test_pictures_without_a_split_are_named(made: PaintingSet) -> None:
+    make_masks(made.annotations, made.images, made.out / "masks", 2)
+    made.table.write_text(
+        made.table.read_text().replace("Large,val", "Large,").replace("Large,test", "Large,tset")
+    )
+    journal = split_images(made.images, made.out / "masks", made.table)
+    assert journal is not None
+    assert set(journal.left_out) == {"bo_harbour.no-2.jpg", "carl_portrait.jpg"}
+    assert "'tset', allowed are train, val, test" in journal.left_out["carl_portrait.jpg"]
+    made.table.write_text("name,split\na,b\n")
+    with pytest.raises(ValueError, match=r"wikiart_images.csv: the table has no column file_name"):
+        split_images(made.images, made.out / "masks", made.table)
+
+
+def test_the_random_split_is_scikit_learns() -> None:
+    names = [f"{k:02d}.jpg" for k in range(20)]
+    found = random_split(list(reversed(names)), val=3, test=4)
+    # train_test_split(range(20), test_size=7, random_state=42), then its second part with test_size=4.
+    assert [name for name in found if found[name] == "val"] == VAL
+    assert [name for name in found if found[name] == "test"] == TEST
+    with pytest.raises(ValueError, match="--val-size and --test-size"):
+        random_split(names, val=10, test=10)
+
+
+# Computed by scikit-learn.
+VAL = ["08.jpg", "01.jpg", "11.jpg"]
+TEST = ["00.jpg", "17.jpg", "05.jpg", "15.jpg"]
+
+
+def test_the_rule_agrees_with_the_real_slice(test_data: Path) -> None:
+    found = (test_data / "data/paintings/processed/entities").glob("*/annotations.json")
+    entries = [entry for path in found for entry in json.loads(path.read_text()).values()]
+    assert len(entries) == 29
+    assert all(rule_root(entry["concept"]) == entry["noun_chunk_root"] for entry in entries)
+
+
+def test_the_rule_agrees_with_a_list_of_phrases() -> None:
+    rows = list(csv.DictReader((ROOT / "tests/fixtures/noun_roots.csv").open()))
+    right = [rule_root(row["phrase"]) == row["root"] for row in rows]
+    assert len(rows) == 100
+    assert sum(right) >= 99
+
+
+def test_spacys_first_chunk_decides_where_its_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocab = spacy.blank("en").vocab
+    heads, tags = [1, 1, 1, 4, 2], ["DET", "NOUN", "ADP", "DET", "NOUN"]
+    words, parts = ["a", "woman", "with", "a", "hat"], ["det", "ROOT", "prep", "det", "pobj"]
+    document = Doc(vocab, words=words, heads=heads, deps=parts, pos=tags)
+    assert spacy_root(document, "a woman with a hat") == "woman"
+    bare = Doc(vocab, words=["reclining"], heads=[0], deps=["ROOT"], pos=["VERB"])
+    assert spacy_root(bare, "reclining") == "reclining"
+
+    class Model:
+        meta = {"version": "3.8.0"}
+
+        def __call__(self, concept: str) -> Doc:
+            return document
+
+    monkeypatch.setattr(spacy.util, "is_package", lambda name: name == roots.MODEL)
+    monkeypatch.setattr(spacy, "load", lambda name: Model())
+    name, root_of = find_rooter("auto")
+    assert name == "spacy en_core_web_sm 3.8.0"
+    assert root_of("a woman with a hat") == "woman"
+    monkeypatch.setattr(spacy.util, "is_package", lambda name: False)
+    assert find_rooter("auto")[0].startswith("rule over the tags of textblob")
+    with pytest.raises(ValueError, match="python -m spacy download en_core_web_sm"):
+        find_rooter("spacy")
+
+
+def test_what_decided_stands_in_the_journal(made: PaintingSet) -> None:
+    build(settings(made))
+    with (made.out / "entities/stamp_extract-noun-chunk-roots.jsonl").open() as file:
+        assert json.loads(file.readline())["inputs"]["method"].startswith("rule over the tags of textblob")
+    assert sorted(os.listdir(made.out)) == ["entities", "images", "masks"]

@@ -1,0 +1,291 @@
+"""Captions: cleaned as published, made by small networks, resumed, taken over, merged, put into folders."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from inpainting.data.steps import caption_masks as module
+from inpainting.data.steps.annotate import annotate_images
+from inpainting.data.steps.caption_masks import Captioning, caption_masks
+from inpainting.data.steps.captions import (
+    captions_to_annotations,
+    captions_to_folder,
+    clean_caption,
+    read_captions,
+)
+from inpainting.data.steps.describe import (
+    caption_crops,
+    continuation,
+    describe_paintings,
+    grounded_entry,
+    open_model,
+)
+from inpainting.data.steps.regions import make_entities
+from inpainting.prompts import CAPTION_START, KOSMOS_PROMPT, caption_prompt, discover_prompt
+from tests.inpainting.painting_set import REGIONS, PaintingSet, killed, tree, write_set
+from tests.inpainting.small_kosmos import small_kosmos
+from tests.ldm.small_mllm import small_folder
+
+
+@pytest.fixture(scope="session")
+def llava_next(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_folder("llava_next", tmp_path_factory.mktemp("llava_next"))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> PaintingSet:
+    made = write_set(tmp_path)
+    make_entities(made.annotations, made.images, made.out / "entities", 2)
+    return made
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Captions from arithmetic instead of a network, for tests of bookkeeping; returns the batch sizes."""
+    sizes: list[int] = []
+
+    def answer(mllm: object, crops: list[np.ndarray], concepts: list[str], limit: int) -> list[str]:
+        sizes.append(len(crops))
+        # A caption depends on its batch, as a network's does a little.
+        return [
+            f"{CAPTION_START} {name} {int(c.sum())} {len(crops)}."
+            for c, name in zip(crops, concepts, strict=True)
+        ]
+
+    monkeypatch.setattr(module, "caption_crops", answer)
+    monkeypatch.setattr(module, "open_model", lambda *_: None)
+    return sizes
+
+
+def test_a_caption_is_what_follows_the_question(llava_next: Path) -> None:
+    tokenizer = open_model(str(llava_next)).processor.tokenizer
+    question = caption_prompt("a dog").replace("<image>", "")
+    for answer in (" the red cube behind the sofa.", ", output the box."):
+        ids = torch.tensor(tokenizer(question + answer)["input_ids"])
+        asked = len(tokenizer(question)["input_ids"])
+        assert ids[:asked].tolist() == tokenizer(question)["input_ids"]
+        published = tokenizer.decode(ids, skip_special_tokens=True).partition("ASSISTANT: ")[2]
+        assert CAPTION_START + continuation(tokenizer, ids, asked) == published == CAPTION_START + answer
+
+
+def test_prompts_are_those_of_the_released_models() -> None:
+    assert caption_prompt("a dog") == (
+        "A chat between a curious human and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the human's questions. "
+        "USER: <image>\nWhat are the details of this image containing a dog in a short sentence? "
+        "Ignore the painting style. ASSISTANT: The image shows"
+    )
+    assert KOSMOS_PROMPT == "<grounding>Question: What are the details of this painting? Answer:"
+    assert discover_prompt(["red", "blue"]).endswith(
+        "USER: <image>\nDiscover and describe the objects hidden behind the masks of the colors: "
+        "red, blue. ASSISTANT:"
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("The image shows a Dog\nwith (big) ears.", "a dog with big ears"),
+        ("The image shows a dog..", "a dog."),
+        ("The image shows a collage of two dogs.", "two dogs"),
+        # The first word in the fixed list counts, not the first in the text.
+        ("The image shows a collage including a cat, showing a dog.", "a dog"),
+        ("The image shows a collage featuring a collage of hats.", "hats"),
+        ("a man, a wom\u00e1n! 50% of #1", "a man, a wom\u00e1n! 50 of 1"),
+        ("", ""),
+        (".", ""),
+    ],
+)
+def test_cleaning(raw: str, clean: str) -> None:
+    assert clean_caption(raw) == clean
+
+
+def test_the_real_slice_gives_the_same_captions(test_data: Path) -> None:
+    paintings = test_data / "data/paintings"
+    raw = read_captions(paintings / "raw/llava.json")
+    assert "steps" not in raw
+    for stem, captions in raw.items():
+        wanted = json.loads((paintings / "processed/entities" / stem / "annotations.json").read_text())
+        assert {name: clean_caption(text) for name, text in captions.items()} == {
+            name: entry["caption"] for name, entry in wanted.items()
+        }
+
+
+def test_a_real_network_captions_the_whole_set(made: PaintingSet, llava_next: Path) -> None:
+    how = Captioning(str(llava_next), batch_size=4, max_new_tokens=5)
+    final = caption_masks(made.out / "entities", made.root, how, 0, 1)
+    assert final == made.root / "backup_0_final.json"
+    captions = read_captions(final)
+    assert {stem: len(found) for stem, found in captions.items()} == REGIONS
+    assert json.loads(final.read_text())["steps"] == 3  # 12 crops, the last batch included
+    for found in captions.values():
+        assert all(text.startswith(CAPTION_START) for text in found.values())
+    assert read_captions(made.root / "llava.json") == captions
+
+    crops = [
+        np.asarray(module.read_picture(made.out / f"entities/gina_dancers/mask_{j}.png").rgb_u8)
+        for j in range(3)
+    ]
+    mllm = open_model(str(llava_next))
+    alone = caption_crops(mllm, crops[2:], ["her dress"], 5)
+    assert alone[0] == captions["gina_dancers"]["mask_2"]  # padding on the left does not change an answer
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_killed_and_run_again_is_the_same(made: PaintingSet, fake: list[int], count: int) -> None:
+    entities, how = made.out / "entities", Captioning("model", batch_size=5)
+    caption_masks(entities, made.root / "whole", how, 0, 1)
+    killed(lambda: caption_masks(entities, made.root / "cut", how, 0, 1), "append", count)
+    fake.clear()
+    caption_masks(entities, made.root / "cut", how, 0, 1)
+    assert fake == [5, 5, 2][count - 1 :]
+    assert tree(made.root / "cut") == tree(made.root / "whole")
+    fake.clear()
+    caption_masks(entities, made.root / "cut", how, 0, 1)
+    assert fake == []
+
+
+def test_processes_share_the_pictures_and_the_last_merges(made: PaintingSet, fake: list[int]) -> None:
+    entities, how = made.out / "entities", Captioning("model", batch_size=2)
+    caption_masks(entities, made.root, how, 1, 2)
+    assert set(read_captions(made.root / "backup_1_final.json")) == set(sorted(REGIONS)[1::2])
+    assert not (made.root / "llava.json").exists()
+    caption_masks(entities, made.root, how, 0, 2)
+    merged = read_captions(made.root / "llava.json")
+    assert list(merged) == sorted(REGIONS)
+    assert read_captions(made.root) == merged  # a folder of backups is merged in reading
+
+
+def test_backups_of_the_published_command_are_taken_over(made: PaintingSet, fake: list[int]) -> None:
+    old = {
+        "anna-maria_bridge": {"mask_0": "The image shows an old caption.", "mask_1": "tle boats on water."},
+        "unknown_picture": {"mask_0": "The image shows something else."},
+        "steps": 100,
+    }
+    (made.root / "backup_0.json").write_text(json.dumps(old))
+    caption_masks(made.out / "entities", made.root, Captioning("model", batch_size=4), 0, 1)
+    captions = read_captions(made.root / "llava.json")
+    assert captions["anna-maria_bridge"]["mask_0"] == "The image shows an old caption."
+    # The published command cut the beginning off the last captions; such a one is made again.
+    assert captions["anna-maria_bridge"]["mask_1"].startswith("The image shows two boats")
+    assert "unknown_picture" not in captions
+    assert sum(fake) == sum(REGIONS.values()) - 1
+
+
+def test_another_number_of_processes_continues(made: PaintingSet, fake: list[int]) -> None:
+    entities, how = made.out / "entities", Captioning("model", batch_size=1)
+    killed(lambda: caption_masks(entities, made.root, how, 0, 1), "append", 6)
+    for index in range(2):
+        caption_masks(entities, made.root, how, index, 2)
+    assert len(fake) == sum(REGIONS.values()) - 5
+    assert {stem: len(found) for stem, found in read_captions(made.root / "llava.json").items()} == REGIONS
+
+
+def test_another_model_does_not_continue(made: PaintingSet, fake: list[int]) -> None:
+    caption_masks(made.out / "entities", made.root, Captioning("one", 4), 0, 1)
+    with pytest.raises(ValueError, match="was begun with model 'one', now 'two'"):
+        caption_masks(made.out / "entities", made.root, Captioning("two", 4), 0, 1)
+
+
+def test_a_damaged_crop_is_left_out_and_tried_again(made: PaintingSet, fake: list[int]) -> None:
+    path = made.out / "entities/hugo_village/mask_0.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    (made.out / "entities/carl_portrait/annotations.json").write_text("{")
+    caption_masks(made.out / "entities", made.root, Captioning("model", 4), 0, 1)
+    captions = read_captions(made.root / "llava.json")
+    assert set(REGIONS) - set(captions) == {"hugo_village", "carl_portrait"}
+    path.write_bytes(whole)
+    fake.clear()
+    caption_masks(made.out / "entities", made.root, Captioning("model", 4), 0, 1)
+    assert fake == [1]
+    assert "hugo_village" in read_captions(made.root / "llava.json")
+
+
+def test_captions_go_into_the_folders(made: PaintingSet, caplog: pytest.LogCaptureFixture) -> None:
+    entities = made.out / "entities"
+
+    def damage(document: dict) -> None:
+        document["steps"] = 7
+        document["no_folder"] = {"mask_0": "The image shows nothing."}
+        document["carl_portrait"] = "text"
+        del document["gina_dancers"]["mask_1"]
+        document["hugo_village"]["mask_9"] = "The image shows too much."
+
+    made.edit(made.captions, damage)
+    first = captions_to_folder(made.captions, entities)
+    assert set(first.left_out) == {"no_folder", "carl_portrait"}
+    with caplog.at_level(logging.WARNING):
+        second = captions_to_annotations(entities)
+    assert set(second.left_out) == {"carl_portrait", "gina_dancers", "hugo_village"}
+    assert "mask_1" in second.left_out["gina_dancers"]
+    assert "mask_9" in second.left_out["hugo_village"]
+    found = json.loads((entities / "anna-maria_bridge/annotations.json").read_text())
+    assert found["mask_1"] == {"concept": "two boats", "caption": "thing 1 of annamariabridge"}
+    # A second file adds to what is there.
+    extra = made.root / "backup_1_final.json"
+    extra.write_text(json.dumps({"gina_dancers": {"mask_1": "The image shows a face."}, "steps": 1}))
+    captions_to_folder(extra, entities)
+    assert set(json.loads((entities / "gina_dancers/llava.json").read_text())) == {
+        "mask_0",
+        "mask_1",
+        "mask_2",
+    }
+
+
+def test_a_damaged_annotation_is_set_aside(made: PaintingSet) -> None:
+    entities = made.out / "entities"
+    captions_to_folder(made.captions, entities)
+    path = entities / "hugo_village/annotations.json"
+    path.write_text('{"mask_0": {"concept": ')
+    journal = captions_to_annotations(entities)
+    assert "annotations.json.wrong" in journal.left_out["hugo_village"]
+    assert not path.exists()
+    make_entities(made.annotations, made.images, entities, 1)  # makes it again
+    assert not captions_to_annotations(entities).left_out
+
+
+def test_kosmos_describes_and_continues(made: PaintingSet, tmp_path: Path) -> None:
+    model = small_kosmos(tmp_path / "kosmos")
+    out = tmp_path / "new/annotations.json"
+    settings = {"model_id": str(model), "batch_size": 3, "max_new_tokens": 6}
+    assert not annotate_images(made.images, out, **settings, process=1, processes=2)
+    assert annotate_images(made.images, out, **settings, process=0, processes=2)
+    found = json.loads(out.read_text())
+    assert list(found) == sorted(found)
+    assert len(found) == 8
+    assert all(entry["description"].startswith("Question: What are the details") for entry in found.values())
+    killed(lambda: annotate_images(made.images, tmp_path / "cut/annotations.json", **settings), "append", 2)
+    annotate_images(made.images, tmp_path / "cut/annotations.json", **settings)
+    annotate_images(made.images, tmp_path / "whole/annotations.json", **settings)
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
+def test_kosmos_boxes_become_entities(tmp_path: Path) -> None:
+    mllm = open_model(str(small_kosmos(tmp_path)), "full")
+    text = (
+        "<image> </image><grounding> Question: What are the details of this painting? Answer: It shows"
+        "<phrase> a dog</phrase><object><patch_index_0000><patch_index_0527></object> and"
+        "<phrase> two men</phrase><object><patch_index_0033><patch_index_0066></delimiter_of_multi_objects/>"
+        "<patch_index_0100><patch_index_0200></object>."
+    )
+    entry = grounded_entry(*mllm.processor.post_process_generation(text))
+    description = "Question: What are the details of this painting? Answer: It shows a dog and two men."
+    assert entry["description"] == description
+    assert list(entry["entities"]) == ["a dog", "two men"]
+    start, end = entry["entities"]["two men"]["startend"]
+    assert description[start:end] == "two men"
+    assert entry["entities"]["a dog"]["bboxes"] == [[0.5 / 32, 0.5 / 32, 15.5 / 32, 16.5 / 32]]
+    assert len(entry["entities"]["two men"]["bboxes"]) == 2
+    twice = grounded_entry(
+        "x", [("a cat", (0, 5), [(0.0, 0.0, 0.5, 0.5)]), ("a cat", (9, 14), [(0.5, 0.5, 1.0, 1.0)])]
+    )
+    assert len(twice["entities"]["a cat"]["bboxes"]) == 2
+    pictures = [np.zeros((20, 30, 3), np.uint8), np.full((30, 20, 3), 255, np.uint8)]
+    assert len(describe_paintings(mllm, pictures, 4)) == 2

@@ -1,0 +1,164 @@
+"""Settings: a dataclass filled from YAML and overrides; a mistake is one line that names its place."""
+
+import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ldm.settings.config import dump_yaml, load_config, nearest, to_plain
+from tests.job_settings import Job, Optim, write
+
+
+def refused(path: Path | None, *overrides: str) -> str:
+    with pytest.raises(ValueError, match=".") as caught:
+        load_config(Job, path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_later_layers_win_and_mappings_are_merged(tmp_path):
+    path = write(
+        tmp_path,
+        top="base: sub.yaml\nstrength: 0.3\noptim: {warm: true}\n",
+        sub="base: low.yaml\npicture: sub.png\nstrength: 0.2\noptim: {rate: 0.5}\n",
+        low="picture: low.png\nseeds: [1, 2]\nweights: {depth: 2}\n",
+    )
+    job = load_config(Job, path, ["optim.rate=3e-4", "size=32,48"])
+    assert job.picture == Path("sub.png")
+    assert (job.strength, job.optim) == (0.3, Optim(rate=3e-4, warm=True))
+    assert job.seeds == [1, 2]
+    assert job.weights == {"detail": 1.0, "depth": 2.0}
+    assert job.size == (32, 48)
+    assert isinstance(job.size, tuple)
+
+
+def test_base_is_relative_to_the_file_that_names_it(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    write(tmp_path, low="picture: a.png")
+    assert load_config(Job, write(tmp_path / "tiny", top="base: ../low.yaml")).picture == Path("a.png")
+
+
+def test_result_is_a_plain_frozen_dataclass_and_defaults_are_not_shared():
+    one, two = (load_config(Job, None, ["picture=a.png"]) for _ in range(2))
+    assert type(one) is Job
+    one.seeds.append(7)
+    assert two.seeds == [0]
+    with pytest.raises(FrozenInstanceError):
+        one.mode = "place"  # type: ignore[misc]
+
+
+def test_optional_section_is_none_until_a_key_of_it_is_set():
+    assert load_config(Job, None, ["picture=a"]).teacher is None
+    assert load_config(Job, None, ["picture=a", "teacher.rate=1"]).teacher == Optim(rate=1.0)
+    assert load_config(Job, None, ["picture=a", "teacher.rate=1", "teacher=none"]).teacher is None
+
+
+@pytest.mark.parametrize("text", ["a: b", "[x].png", "null", "1e-4", "a=b", "a,b", "true", "{", "#"])
+def test_override_of_a_text_is_taken_literally(text):
+    assert load_config(Job, None, ["picture=a", f"prompt={text}"]).prompt == text
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["missing picture"]),
+        ("picture: a\nstrenght: 1", ["'strenght'", "did you mean 'strength'"]),
+        ("picture: a\nrate: 1", ["'rate'", "did you mean 'optim.rate'"]),
+        ("picture: a\noptim: {rat: 1}", ["'optim.rat'", "did you mean 'optim.rate'"]),
+        ("picture: a\nstrength: 1.5", ["strength must be in [0, 1]", "1.5"]),
+        ("picture: a\nstrength: .nan", ["strength must be in [0, 1]", "nan"]),
+        ("picture: a\noptim: {rate: -1}", ["optim.rate must be at least 0", "-1"]),
+        ("picture: a\nbox: [0, 0, 1, 2]", ["box must be in [0, 1]", "2"]),
+        ("picture: a\nweights: {depth: -1}", ["weights must be at least 0"]),
+        ("picture: a\nsize: [64]", ["size must be int,int", "64"]),
+        ("picture: a\nsize: 64", ["size must be int,int"]),
+        ("picture: a\nstrength: much", ["strength must be float", "'much'"]),
+        ("picture: a\nseeds: [1.5]", ["seeds must be int"]),
+        ("picture: a\nstrength: true", ["strength must be float", "True"]),
+        ("picture: a\noptim: 3", ["optim must be a mapping"]),
+        ("picture: a\nmode: palce", ["unknown mode 'palce'", "did you mean 'place'", "id-transfer"]),
+        ("picture: a\nmode: replace", ["mode replace needs a box"]),
+        ("picture: a\nprompt: ${nothing}", ["nothing"]),
+        ("picture: a\npicture: b", ["duplicate key", "line 2"]),
+        ("picture: [", ["line"]),
+        ("- a", ["a mapping of keys", "list"]),
+        ("base: [a]", ["base must be the name of one YAML file"]),
+        ("base: gone.yaml", ["gone.yaml", "base of", "No such file"]),
+        ("base: wrong.yaml", ["`base:`", "comes back"]),
+    ],
+)
+def test_a_wrong_file_is_named_with_the_key(tmp_path, text, parts):
+    message = refused(write(tmp_path, wrong=text))
+    for part in ["wrong.yaml", *parts]:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("strength", "key=value"),
+        ("=3", "key=value"),
+        ("strength=2", "override strength=2: strength must be in [0, 1]"),
+        ("optim.rat=2", "did you mean 'optim.rate'"),
+        ("box=0,1", "box must be float,float,float,float, got 0,1"),
+        ("seeds=[1", "cannot read '[1'"),
+    ],
+)
+def test_a_wrong_override_is_named(override, part):
+    assert part in refused(None, "picture=a", override)
+
+
+def test_the_base_is_blamed_for_its_own_mistake(tmp_path):
+    message = refused(write(tmp_path, top="base: low.yaml\nstrength: 1", low="picture: a\nstrength: 9"))
+    assert "low.yaml" in message
+    assert "top.yaml" not in message
+
+
+def test_check_settings_refuses_values_given_from_python():
+    for wrong in [{"strength": 2.0}, {"mode": "pace"}, {"optim": Optim(betas=(0.9, 2.0))}]:
+        with pytest.raises(ValueError, match="must be|unknown"):
+            Job(picture=Path("a"), **wrong)
+
+
+def test_nearest_names_what_is_close_and_what_is_allowed():
+    assert nearest("ddmi", ["ddim", "unipc"], "scheduler") == (
+        "unknown scheduler 'ddmi'; did you mean 'ddim'? allowed: ddim, unipc"
+    )
+    assert "did you mean" not in nearest("zzz", ["ddim", "unipc"])
+    assert "(40 in all)" in nearest("x", [f"name{i}" for i in range(40)])
+
+
+unit = st.floats(0, 1)
+# `${` starts an interpolation and `???` is a missing value in OmegaConf.
+words = st.text(st.characters(codec="utf-8"), max_size=12)
+words = words.filter(lambda text: "${" not in text and text != "???")
+jobs = st.builds(
+    Job,
+    picture=st.from_regex(r"[a-z]{1,9}(/[a-z]{1,9})?\.png", fullmatch=True).map(Path),
+    mode=st.sampled_from(["place", "id-transfer"]),
+    size=st.tuples(st.integers(8, 4096), st.integers(8, 4096)),
+    box=st.none() | st.tuples(unit, unit, unit, unit),
+    strength=unit,
+    prompt=words,
+    names=st.lists(words, max_size=3).map(tuple),
+    seeds=st.lists(st.integers(-(2**63), 2**63), max_size=3),
+    weights=st.fixed_dictionaries({"detail": unit, "depth": unit}),
+    optim=st.builds(Optim, rate=st.floats(0, allow_infinity=False, allow_nan=False), warm=st.booleans()),
+    teacher=st.none() | st.builds(Optim, warm=st.booleans()),
+)
+
+
+@given(jobs)
+def test_yaml_round_trip_gives_an_equal_object(tmp_path_factory, job):
+    path = write(tmp_path_factory.mktemp("trip"), job=dump_yaml(job))
+    assert load_config(Job, path) == job
+    assert json.loads(json.dumps(to_plain(job))) == to_plain(job)
+
+
+def test_to_plain_refuses_what_is_no_setting():
+    with pytest.raises(ValueError, match="object"):
+        to_plain({"a": object()})

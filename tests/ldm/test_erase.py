@@ -1,0 +1,146 @@
+"""Filling holes: the three ways change masked pixels only, and fill them from what is around."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldm.experts.erase import Eraser, window_around
+
+
+class SmallLama(nn.Module):
+    """Fills with the mean of what is not masked; fails where the sides are no multiples of 8."""
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        assert image.shape[2] % 8 == 0
+        assert image.shape[3] % 8 == 0
+        known = 1 - mask
+        mean = (image * known).sum(dim=[2, 3], keepdim=True) / known.sum(dim=[2, 3], keepdim=True)
+        return image * known + mean * mask
+
+
+class WrongSize(nn.Module):
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        return image[:, :, ::2, ::2] + 0 * mask.sum()
+
+
+def scripted(module: nn.Module, path: Path) -> Path:
+    torch.jit.script(module).save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def inpainting_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained Stable Diffusion inpainting folder, 64 px."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("inpainting")
+    letters = [*"abcdefghijklmnopqrstuvwxyz,", *(f"{one}</w>" for one in "abcdefghijklmnopqrstuvwxyz,")]
+    vocabulary = {word: index for index, word in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=32, in_channels=9, out_channels=4, block_out_channels=(8, 8), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=16,
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=4, norm_num_groups=4,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    pipeline = StableDiffusionInpaintPipeline(
+        vae=vae, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet,
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def picture(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+    """A gradient with a white square, and the mask of the square, one pixel larger."""
+    rgb_u8 = np.zeros((h, w, 3), np.uint8)
+    rgb_u8[..., 0] = np.linspace(20, 90, w)
+    rgb_u8[..., 1] = 40
+    mask = np.zeros((h, w), bool)
+    top, left, side = h // 3, w // 3, min(h, w) // 4
+    rgb_u8[top : top + side, left : left + side] = 255
+    mask[top - 1 : top + side + 1, left - 1 : left + side + 1] = True
+    return rgb_u8, mask
+
+
+@pytest.mark.parametrize("size", [(60, 83), (1000, 600)])
+def test_opencv_continues_the_surroundings(size: tuple[int, int]) -> None:
+    rgb_u8, mask = picture(*size)
+    eraser = Eraser.load()
+    assert eraser.kind == "opencv"
+    filled = eraser.erase(rgb_u8, mask)
+    assert np.array_equal(filled[~mask], rgb_u8[~mask])
+    assert filled[mask].max() < 110  # nothing of the white square is left
+    assert np.array_equal(filled, eraser.erase(rgb_u8, mask))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (61, 83)])
+def test_lama_is_padded_to_its_sides(tmp_path: Path, size: tuple[int, int]) -> None:
+    rgb_u8, mask = picture(*size)
+    eraser = Eraser.load(scripted(SmallLama(), tmp_path / "lama.pt"))
+    assert eraser.kind == "lama"
+    filled = eraser.erase(rgb_u8, mask)
+    assert np.array_equal(filled[~mask], rgb_u8[~mask])
+    assert np.abs(filled[mask].astype(int) - rgb_u8[~mask].mean(0)).max() < 12
+
+
+def test_diffusion_paints_a_window(inpainting_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.experts.erase.STEPS", 2)
+    rgb_u8, mask = picture(90, 140)
+    eraser = Eraser.load(inpainting_folder)
+    assert eraser.kind == "diffusion"
+    filled = eraser.erase(rgb_u8, mask, seed=1)
+    assert filled.shape == rgb_u8.shape
+    assert np.array_equal(filled[~mask], rgb_u8[~mask])
+    assert not np.array_equal(filled[mask], rgb_u8[mask])
+    assert np.array_equal(filled, eraser.erase(rgb_u8, mask, seed=1))
+    assert not np.array_equal(filled, eraser.erase(rgb_u8, mask, seed=2))
+
+
+def test_windows_lie_in_the_picture() -> None:
+    mask = np.zeros((90, 140), bool)
+    mask[80:90, 0:10] = True
+    assert window_around(mask, 64) == (0, 26, 64, 90)
+    assert window_around(mask, 500) == (0, 0, 140, 90)
+    mask[:] = False
+    mask[30:50, 60:80] = True
+    assert window_around(mask, 8) == (54, 24, 86, 56)
+
+
+def test_what_cannot_be_filled_is_refused(tmp_path: Path, inpainting_folder: Path) -> None:
+    rgb_u8, mask = picture(60, 83)
+    eraser = Eraser.load()
+    assert np.array_equal(eraser.erase(rgb_u8, np.zeros_like(mask)), rgb_u8)
+    with pytest.raises(ValueError, match="whole picture"):
+        eraser.erase(rgb_u8, np.ones_like(mask))
+    with pytest.raises(ValueError, match="mask must be bool"):
+        eraser.erase(rgb_u8, mask[1:])
+    with pytest.raises(ValueError, match="neither a TorchScript file"):
+        Eraser.load(tmp_path / "absent.pt")
+    (tmp_path / "text.pt").write_text("no network")
+    with pytest.raises(ValueError, match="cannot be loaded as TorchScript"):
+        Eraser.load(tmp_path / "text.pt")
+    with pytest.raises(ValueError, match="not LaMa"):
+        Eraser.load(scripted(WrongSize(), tmp_path / "wrong.pt")).erase(rgb_u8, mask)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        Eraser.load(tmp_path / "folder")

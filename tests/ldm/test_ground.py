@@ -1,0 +1,76 @@
+"""Finding named things: boxes of both families of detectors, and the depth of what a box shows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ldm.experts.detect import Detector, depth_in_box
+from tests.ldm import small_detectors
+
+PICTURE = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", params=[small_detectors.grounding_dino, small_detectors.owlv2])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return request.param(tmp_path_factory.mktemp("detector") / "model")
+
+
+def test_boxes_lie_in_the_picture_best_first(folder: Path) -> None:
+    detector = Detector.load(folder, least_score=0.0)
+    found = detector.find_all(PICTURE, "sofa")
+    assert found
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    for one in found:
+        x0, y0, x1, y1 = one.box01_xyxy
+        assert 0 <= x0 < x1 <= 1
+        assert 0 <= y0 < y1 <= 1
+        assert one.name == "sofa"
+    assert detector.find(PICTURE, "sofa") == found[0]
+    assert detector.find_all(PICTURE, "sofa") == found
+
+
+def test_each_name_has_its_own_answer_and_the_absent_are_listed(folder: Path) -> None:
+    assert set(Detector.load(folder, least_score=0.0).find_names(PICTURE, ["sofa", "lamp"])) == {
+        "sofa",
+        "lamp",
+    }
+    with pytest.raises(ValueError, match="finds no sofa and no lamp in the background.*--anchors"):
+        Detector.load(folder, least_score=1.0).find_names(PICTURE, ["sofa", "lamp"])
+
+
+def test_boxes_of_a_padding_detector_are_in_the_frame_of_the_picture(tmp_path: Path) -> None:
+    """Its grid divides the padded square: cells of a wide picture are as wide as high in pixels."""
+    detector = Detector.load(small_detectors.owlv2(tmp_path / "model"), least_score=0.0)
+    found = detector.find_all(PICTURE, "sofa")
+    middles = {round((one.box01_xyxy[0] + one.box01_xyxy[2]) / 2 * 120) for one in found}
+    # The outermost cells are cut by the border; the inner ones have their middles at 30, 60 and 90 of 120.
+    assert {30, 60, 90} <= middles
+    inner = [one.box01_xyxy for one in found if one.box01_xyxy[0] > 0 and one.box01_xyxy[2] < 1]
+    whole = [box for box in inner if box[1] > 0 and box[3] < 1]
+    assert whole
+    for x0, y0, x1, y1 in whole:
+        assert (x1 - x0) * 120 == pytest.approx((y1 - y0) * 90, rel=1e-3)
+
+
+def test_another_folder_is_refused(tmp_path: Path, small_depth_network: Path, folder: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        Detector.load(tmp_path / "none")
+    with pytest.raises(ValueError, match="type 'dpt'; allowed: grounding-dino"):
+        Detector.load(small_depth_network)
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+
+
+def test_depth_of_a_box_is_that_of_the_thing_in_it() -> None:
+    depth_01 = np.tile(np.linspace(0, 0.4, 60, dtype=np.float32)[:, None], (1, 80))
+    rows, columns = np.mgrid[0:60, 0:80]
+    thing = ((columns - 40) / 12) ** 2 + ((rows - 30) / 15) ** 2 < 1
+    depth_01[thing] = 0.7
+    box = (28 / 80, 15 / 60, 52 / 80, 45 / 60)
+    assert depth_in_box(depth_01, box) == pytest.approx((0.7, 0.7, 0.7))
+    noisy = depth_01.copy()
+    noisy[28:31, 38:41] = 1.0  # a speck in front of it
+    d, far, near = depth_in_box(noisy, box, thing)
+    assert (d, far, near) == pytest.approx((0.7, 0.7, 0.7))
+    d, far, near = depth_in_box(depth_01, (0, 0, 1, 1))
+    assert 0 <= far <= d <= near <= 1

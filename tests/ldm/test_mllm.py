@@ -1,0 +1,184 @@
+"""Chat with small random models of each family: labels on the answers only, padding, strict folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from ldm.mllm.chat import IGNORED, Ask, Chat
+from ldm.mllm.load import load_mllm, load_processor
+from ldm.mllm.templates import TEMPLATES, VICUNA_SYSTEM
+from tests.ldm.small_mllm import FAMILIES, SIDE, TAIL, build_small, small_folder
+
+ANSWER = "[0.12, 0.34, 0.56, 0.78], 0.90."
+UNMARKED = TEMPLATES["vicuna_v1"].replace("{% generation %}", "").replace("{% endgeneration %}", "")
+
+
+def asks(answer: str | None = ANSWER) -> list[Ask]:
+    rng = np.random.default_rng(0)
+    questions = (
+        f"Place the dog behind the sofa{TAIL}",
+        f"Place the red cube next to the dog and on the table{TAIL}",
+    )
+    shapes = ((60, 110, 3), (80, 70, 3))
+    pictures = [rng.integers(0, 255, shape, dtype=np.uint8) for shape in shapes]
+    return [Ask(picture, text, answer) for picture, text in zip(pictures, questions, strict=True)]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def small(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    return build_small(request.param)
+
+
+def compact(text: str) -> str:
+    """Without what a tokenizer of words drops."""
+    return text.replace(" ", "").replace(",", "").replace("]0.90.", "]0.90")
+
+
+def test_only_answer_and_end_are_learned(small: tuple[Any, Any]):
+    model, processor = small
+    batch = Chat(processor).examples(asks())
+    for row, ids, real in zip(
+        batch["labels"], batch["input_ids"], batch["attention_mask"].bool(), strict=True
+    ):
+        learned = row != IGNORED
+        assert not (learned & ~real).any()
+        assert (row[learned] == ids[learned]).all()
+        assert int(row[learned][-1]) == processor.tokenizer.eos_token_id
+        assert compact(processor.tokenizer.decode(row[learned][:-1])) == compact(ANSWER)
+        assert learned.nonzero().diff(dim=0).eq(1).all(), "one answer is one run of tokens"
+        assert not (row == processor.image_token_id).any()
+    loss = model(**batch).loss
+    assert torch.isfinite(loss)
+    loss.backward()
+
+
+def test_every_picture_keeps_all_its_tokens(small: tuple[Any, Any]):
+    """The model compares placeholders and features itself; cutting one placeholder off is an error."""
+    model, processor = small
+    batch = Chat(processor).examples(asks())
+    counts = (batch["input_ids"] == processor.image_token_id).sum(dim=1)
+    assert (counts > 0).all()
+    first = int((batch["input_ids"][0] == processor.image_token_id).nonzero()[0])
+    batch["input_ids"][0, first] = processor.tokenizer.eos_token_id
+    with pytest.raises((ValueError, RuntimeError)):
+        model(**batch)
+
+
+def test_batch_equals_singles(small: tuple[Any, Any]):
+    """Padding on the left changes nothing: the next token's scores of a batch are those of each alone."""
+    model, processor = small
+    chat = Chat(processor)
+    together = model.generate(**chat.prompts(asks(None)), max_new_tokens=4, do_sample=False)
+    for row, ask in enumerate(asks(None)):
+        alone = model.generate(**chat.prompts([ask]), max_new_tokens=4, do_sample=False)
+        assert together[row, -4:].tolist() == alone[0, -4:].tolist()
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_words", "llava_next"])
+def test_prefix_fallback_finds_the_same_tokens(family: str):
+    processor = build_small(family)[1]
+    marked = Chat(processor, TEMPLATES["vicuna_v1"])
+    unmarked = Chat(processor, UNMARKED)
+    assert marked.marks_answers
+    assert not unmarked.marks_answers
+    assert marked.examples(asks())["labels"].tolist() == unmarked.examples(asks())["labels"].tolist()
+
+
+def test_missing_end_is_added():
+    """Templates such as the converted LLaVA-1.5 weights' never write an end; a model must learn to stop."""
+    processor = build_small("llava")[1]
+    endless = Chat(processor, TEMPLATES["vicuna_v1"].replace("</s>", ""))
+    assert not endless.ends_itself
+    batch = endless.examples(asks())
+    assert batch["labels"].tolist() == Chat(processor).examples(asks())["labels"].tolist()
+
+
+def test_published_training_string():
+    text = Chat(build_small("llava")[1]).text(
+        Ask(np.zeros((4, 4, 3), np.uint8), "Place the cat behind the bed.", ANSWER)
+    )
+    assert text == f"{VICUNA_SYSTEM} USER: <image>\nPlace the cat behind the bed. ASSISTANT: {ANSWER}</s>"
+
+
+def test_refused_examples():
+    chat = Chat(build_small("llava")[1])
+    with pytest.raises(ValueError, match="needs an answer"):
+        chat.examples(asks(None))
+    chat.processor.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        Chat(chat.processor)
+
+
+def test_folder_of_each_family_loads(tmp_path: Path, small: tuple[Any, Any]):
+    model, processor = small
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = load_mllm(tmp_path, "cpu")
+    batch = Chat(processor).prompts(asks(None))
+    again = Chat(loaded.processor).prompts(asks(None))
+    assert batch.keys() == again.keys()
+    assert all(torch.equal(batch[key], again[key]) for key in batch)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(**again).logits, model(**batch).logits)
+    assert "Images" not in (tmp_path / "processor_config.json").read_text()
+
+
+def test_damaged_folders_are_refused(tmp_path: Path):
+    small_folder("llava", tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    lost = next(key for key in weights if "language_model" in key and "down_proj" in key)
+    save_file({key: value for key, value in weights.items() if key != lost}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 missing keys .*down_proj"):
+        load_mllm(tmp_path, "cpu")
+    save_file({**weights, "model.odd": torch.zeros(2)}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 unexpected keys \['model.odd'\]"):
+        load_mllm(tmp_path, "cpu")
+    save_file({**weights, lost: weights[lost][:, :-1].contiguous()}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="mismatched keys"):
+        load_mllm(tmp_path, "cpu")
+    (tmp_path / "processor_config.json").unlink()
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="processor"):
+        load_processor(tmp_path)
+    with pytest.raises(ValueError, match=r"config.json: file is missing"):
+        load_mllm(tmp_path / "nothing", "cpu")
+
+
+def test_sides_of_a_wide_picture_are_seen(tmp_path: Path):
+    """A folder that cuts a square out of the middle, as the converted weights' does, is corrected."""
+    model, processor = build_small("llava")
+    model.save_pretrained(tmp_path)
+    cutting = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    LlavaProcessor(cutting, processor.tokenizer, chat_template=TEMPLATES["llava_hub"]).save_pretrained(
+        tmp_path
+    )
+    plain, ours = AutoProcessor.from_pretrained(tmp_path), load_processor(tmp_path)
+    wide = np.full((56, 224, 3), 128, np.uint8)
+    marked = wide.copy()
+    marked[:, :20] = 255
+    for one, differs in ((plain, False), (ours, True)):
+        pixels = [
+            one.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+            for image in (wide, marked)
+        ]
+        assert pixels[0].shape == (1, 3, SIDE, SIDE)
+        assert torch.equal(*pixels) != differs
+    chat = Chat(ours)
+    batch = chat.prompts([Ask(wide, "where?")])
+    assert int((batch["input_ids"] == ours.image_token_id).sum()) == (SIDE // 14) ** 2
+    mean = [int(255 * value) / 255 for value in ours.image_processor.image_mean]
+    top = ours.image_processor(images=[wide], return_tensors="pt")["pixel_values"][0, :, 0, 0]
+    wanted = (torch.tensor(mean) - torch.tensor(ours.image_processor.image_mean)) / torch.tensor(
+        ours.image_processor.image_std
+    )
+    torch.testing.assert_close(top, wanted.to(top.dtype), atol=1e-5, rtol=0)

@@ -1,0 +1,126 @@
+"""Command line: every field of a settings dataclass is an option; a mistake is one line and exit code 2."""
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from ldm.settings.cli import command, new_app, run_app
+from tests.job_settings import Job, Optim, write
+
+
+def run(argv: list[str], config: Path | None = None) -> tuple[int, list[Job]]:
+    seen: list[Job] = []
+
+    def edit(job: Job) -> None:
+        """Edit one picture."""
+        seen.append(job)
+
+    def build() -> typer.Typer:
+        app = new_app("Pictures.")
+        app.command("edit")(command(Job, edit, config))
+        return app
+
+    return run_app(build, argv), seen
+
+
+def test_flags_cover_every_kind_of_field():
+    flags = "--box 0,0,0.5,1 --size 32,48 --names a,b --word c --seeds 1,2 --weights depth=2 --optim.warm"
+    code, (job,) = run(["edit", "--picture", "a.png", *flags.split(), "--prompt", "null: [x"])
+    assert code == 0
+    assert job == Job(
+        picture=Path("a.png"), box=(0, 0, 0.5, 1), size=(32, 48), names=("a,b", "c"), seeds=[1, 2],
+        weights={"detail": 1.0, "depth": 2.0}, optim=Optim(warm=True), prompt="null: [x",
+    )  # fmt: skip
+
+
+def test_flags_override_the_named_yaml_which_replaces_the_default_yaml(tmp_path):
+    default = write(tmp_path, default="strength: 0.1\nprompt: default")
+    other = write(tmp_path, other="strength: 0.2\npicture: other.png")
+    assert run(["edit", "--picture", "a"], default)[1][0].strength == 0.1
+    (job,) = run(["edit", "--config", str(other), "--size", "9,9"], default)[1]
+    assert (job.strength, job.prompt, job.size) == (0.2, "", (9, 9))
+    assert run(["edit", "--config", str(other), "--strength", "0.9"])[1][0].strength == 0.9
+
+
+def test_help_shows_type_range_choices_and_the_default_that_holds(tmp_path, capsys):
+    assert run(["edit", "--help"], write(tmp_path, default="strength: 0.125"))[0] == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for part in [
+        "Edit one picture.",
+        "--size INT,INT",
+        "place|replace|id-transfer",
+        "[required]",
+        "in [0, 1]; default: 0.125",
+        "--optim.warm / --optim.no-warm",
+        "learning rate",
+        "--word",
+    ]:
+        assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ([], "missing --picture"),
+        (["--picture", "a", "--strenght", "1"], "--strength"),
+        (["--picture", "a", "--strength", "-0.5"], "--strength must be in [0, 1], got -0.5"),
+        (["--picture", "a", "--strength", "nan"], "--strength must be in [0, 1], got nan"),
+        (["--picture", "a", "--strength", "x"], "--strength must be float, got 'x'"),
+        (["--picture", "a", "--mode", "palce"], "unknown --mode 'palce'; did you mean 'place'?"),
+        (["--picture", "a", "--optim.rate", "-1"], "--optim.rate must be at least 0"),
+        (["--picture", "a", "--box", "0,1"], "--box must be float,float,float,float, got 0,1"),
+        (["--picture", "a", "--mode", "replace"], "mode replace needs a box"),
+        (["--picture", "a", "--config", "gone.yaml"], "gone.yaml"),
+        (["--picture"], "--picture"),
+        (["--picture", "a", "extra"], "extra"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_code_2(capsys, flags, part):
+    code, seen = run(["edit", *flags])
+    error = capsys.readouterr().err
+    assert (code, seen) == (2, [])
+    assert part in error
+    assert error.count("\n") == 1
+
+
+def test_unknown_verb_suggests_the_nearest(capsys):
+    assert run(["edt"])[0] == 2
+    assert "edit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (ValueError("a\nb"), 2), (typer.Exit(7), 7), (typer.Abort(), 130)],
+)
+def test_exit_codes(error, code):
+    def fail(job: Optim) -> None:
+        raise error
+
+    def build() -> typer.Typer:
+        app = new_app("Fails.")
+        app.command("fail")(command(Optim, fail))
+        return app
+
+    assert run_app(build, ["fail"]) == code
+
+
+def test_a_defect_keeps_its_traceback():
+    def build() -> typer.Typer:
+        raise RuntimeError("defect")
+
+    with pytest.raises(RuntimeError, match="defect"):
+        run_app(build, ["x"])
+
+
+def test_a_file_that_cannot_be_opened_is_a_user_error(tmp_path, capsys):
+    def read(job: Optim) -> None:
+        (tmp_path / "gone.png").read_bytes()
+
+    def build() -> typer.Typer:
+        app = new_app("Reads.")
+        app.command("read")(command(Optim, read))
+        return app
+
+    assert run_app(build, ["read"]) == 2
+    assert "gone.png: No such file or directory" in capsys.readouterr().err

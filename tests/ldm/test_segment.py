@@ -1,0 +1,129 @@
+"""Properties of finding the object in its picture."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ldm.experts.segment import object_mask
+from ldm.images import Picture, read_mask, read_picture
+from tests.ldm.small_detectors import sam
+
+# Two objects in one picture, or an object cut off by the picture's edge, have no answer without a hint.
+AMBIGUOUS = {"teapot_04", "cat2_03", "dog_00"}
+
+
+def painted(
+    background: str, size: tuple[int, int] = (240, 320), cut_off: bool = False
+) -> tuple[Picture, np.ndarray]:
+    """A shaded red and yellow body on a painted background, and its true mask."""
+    h, w = size
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
+    truth = ((x - w / 2) / (w * 0.2)) ** 2 + ((y - h * (0.85 if cut_off else 0.5)) / (h * 0.3)) ** 2 < 1
+    body = (
+        np.where((x // (w / 16) % 2 < 1)[..., None], (210, 40, 30), (230, 190, 40))
+        * (1.1 - 0.5 * x / w)[..., None]
+    )
+    paper = {
+        "white": np.full((h, w, 3), 250.0),
+        "gradient": np.dstack([90 + 90 * y / h, 120 + 60 * y / h, 160 + 0 * y]),
+        "texture": 90
+        + cv2.GaussianBlur(rng.normal(0, 90, (h, w, 1)).astype(np.float32), (0, 0), 2)[..., None]
+        + np.zeros(3),
+    }[background]
+    rgb_u8 = np.clip(np.where(truth[..., None], body, paper) + rng.normal(0, 3, (h, w, 3)), 0, 255).astype(
+        np.uint8
+    )
+    return Picture(rgb_u8), truth
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+@pytest.mark.parametrize("background", ["white", "gradient", "texture"])
+def test_grabcut_finds_a_painted_body(background: str) -> None:
+    picture, truth = painted(background)
+    mask, how = object_mask(picture)
+    assert (how, mask.shape, mask.dtype) == ("grabcut", truth.shape, np.dtype(bool))
+    assert iou(mask, truth) > 0.95
+
+
+def test_a_body_that_touches_the_rim_of_a_plain_picture_is_whole() -> None:
+    picture, truth = painted("white", cut_off=True)
+    assert iou(object_mask(picture)[0], truth) > 0.95
+
+
+def test_large_and_small_pictures() -> None:
+    for size in ((1500, 2000), (48, 64)):
+        picture, truth = painted("gradient", size)
+        assert iou(object_mask(picture)[0], truth) > 0.9, size
+
+
+def test_the_same_picture_gives_the_same_mask() -> None:
+    picture, _ = painted("texture")
+    first, _ = object_mask(picture, seed=3)
+    cv2.setRNGSeed(99)
+    assert np.array_equal(object_mask(picture, seed=3)[0], first)
+
+
+def test_a_box_chooses_between_two_bodies() -> None:
+    left, truth = painted("gradient")
+    both = Picture(np.concatenate([left.rgb_u8, left.rgb_u8], axis=1))
+    mask, _ = object_mask(both, box01=(0.5, 0.05, 1.0, 0.95))
+    assert iou(mask, np.concatenate([truth & False, truth], axis=1)) > 0.9
+
+
+def test_alpha_is_taken_when_it_tells() -> None:
+    picture, truth = painted("texture")
+    cut_out = Picture(picture.rgb_u8, (truth * 255).astype(np.uint8))
+    mask, how = object_mask(cut_out)
+    assert how == "alpha"
+    assert np.array_equal(mask, truth)
+    opaque = Picture(picture.rgb_u8, np.full(truth.shape, 255, np.uint8))
+    assert object_mask(opaque)[1] == "grabcut"
+    with pytest.raises(ValueError, match="--object-mask"):
+        object_mask(opaque, method="alpha")
+
+
+def test_nothing_to_find_is_said() -> None:
+    for rgb_u8 in (np.full((60, 80, 3), 128, np.uint8), np.zeros((3, 3, 3), np.uint8)):
+        with pytest.raises(ValueError, match="--object-mask"):
+            object_mask(Picture(rgb_u8))
+    with pytest.raises(ValueError, match="allowed: auto, alpha, grabcut, sam"):
+        object_mask(painted("white")[0], method="magic")
+    with pytest.raises(ValueError, match="needs the folder"):
+        object_mask(painted("white")[0], method="sam")
+
+
+@pytest.fixture(scope="module")
+def sam_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sam(tmp_path_factory.mktemp("models") / "sam")
+
+
+@pytest.mark.parametrize("box01", [None, (0.2, 0.2, 0.8, 0.8)])
+def test_sam_gives_a_mask_of_the_pictures_size(
+    sam_folder: Path, box01: tuple[float, float, float, float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.experts.segment.PLAUSIBLE", (0.0, 1.0))  # an untrained network finds anything
+    picture, truth = painted("white")
+    mask, how = object_mask(picture, sam=sam_folder, box01=box01)
+    assert (how, mask.shape, mask.dtype) == ("sam", truth.shape, np.dtype(bool))
+
+
+def test_a_folder_without_sam_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"SAM folder {tmp_path} cannot be loaded"):
+        object_mask(painted("white")[0], method="sam", sam=tmp_path)
+
+
+def test_photographs_of_single_objects(test_data: Path) -> None:
+    folder = test_data / "data" / "composite"
+    overlap = {}
+    for path in sorted((folder / "objects").glob("*.jpg")):
+        truth = read_mask(folder / "object_masks" / f"{path.stem}.png")
+        overlap[path.stem] = iou(object_mask(read_picture(path))[0], truth)
+    clear = {name: value for name, value in overlap.items() if name not in AMBIGUOUS}
+    assert min(clear.values()) > 0.85, overlap
+    assert np.mean(list(overlap.values())) > 0.8, overlap

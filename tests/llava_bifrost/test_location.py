@@ -1,0 +1,286 @@
+"""Answers and instructions: what is written reads back, what people type is understood, the rest refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datasets.relations import JUDGED, Place, judge
+from llava_bifrost.language.answer import (
+    FORMATS,
+    PHRASES,
+    PUBLISHED,
+    AnswerError,
+    InstructionError,
+    Location,
+    Request,
+    box_iou,
+    format_answer,
+    holds,
+    make_question,
+    parse_answer,
+    parse_instruction,
+    satisfies,
+)
+from llava_bifrost.language.instruction import PLACE_VERBS, SYNONYMS
+
+fractions = st.floats(0, 1)
+words = st.sampled_from(["cat", "dining table", "striped red cone", "tv", "man with a hat", "t-shirt"])
+
+
+@st.composite
+def locations(draw: st.DrawFn) -> Location:
+    sides = st.lists(fractions, min_size=2, max_size=2, unique=True)
+    (x0, x1), (y0, y1) = sorted(draw(sides)), sorted(draw(sides))
+    far, depth, near = sorted(draw(fractions) for _ in range(3))
+    box = (x0, y0, x1, y1)
+    return Location(box, depth, far, near) if draw(st.booleans()) else Location(box, depth)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Request:
+    if draw(st.booleans()) and draw(st.booleans()):
+        return Request(draw(words.filter(lambda word: "with" not in word)), replace=True)
+    pairs: list[tuple[str, str]] = []
+    for phrase in draw(st.lists(st.sampled_from(sorted(PHRASES)), min_size=1, max_size=3)):
+        pairs += [(phrase, draw(words)) for _ in range(2 if phrase == "between" else 1)]
+    return Request(draw(words), tuple(pairs))
+
+
+@given(locations(), st.sampled_from(FORMATS), st.integers(1, 6))
+def test_answers_read_back(location: Location, fmt: str, decimals: int) -> None:
+    text = format_answer(location, fmt, decimals)
+    back = parse_answer(text)
+    unit = 10**-decimals + 1e-9
+    assert max(abs(a - b) for a, b in zip(back.box01_xyxy, location.box01_xyxy, strict=True)) <= unit
+    assert abs(back.depth - location.depth) <= unit
+    assert (back.far is None) == (fmt == "center")
+    assert format_answer(back, fmt, decimals) == text
+
+
+def test_answers_are_written_as_published() -> None:
+    location = Location((0.32, 0.19, 0.56, 0.87), 0.891, 0.7, 0.95)
+    assert format_answer(location) == "[0.320, 0.190, 0.560, 0.870], 0.891."
+    assert format_answer(location, "maxmedmin") == "[0.320, 0.190, 0.560, 0.870], 0.950, 0.891, 0.700."
+    assert format_answer(location, decimals=2) == "[0.32, 0.19, 0.56, 0.87], 0.89."
+
+
+@pytest.mark.parametrize(
+    ("text", "box", "depths"),
+    [
+        ("[0.32, 0.19, 0.56, 0.87], 0.89.", (0.32, 0.19, 0.56, 0.87), (None, 0.89, None)),
+        ("[.32,.19,.56,.87],.89", (0.32, 0.19, 0.56, 0.87), (None, 0.89, None)),
+        ("[0.1, 0.2, 0.3, 0.4], 0.9, 0.8, 0.7.", (0.1, 0.2, 0.3, 0.4), (0.7, 0.8, 0.9)),
+        ("[0.1, 0.2, 0.3, 0.4], 0.7, 0.9, 0.8", (0.1, 0.2, 0.3, 0.4), (0.7, 0.8, 0.9)),
+        ("The box is (0.1 0.2 0.3 0.4) and its depth 1.", (0.1, 0.2, 0.3, 0.4), (None, 1.0, None)),
+        ("0.1 0.2 0.3 0.4 0.50000</s>", (0.1, 0.2, 0.3, 0.4), (None, 0.5, None)),
+        ("[0.5, 0.4, 0.3, 0.2], 5e-1.", (0.3, 0.2, 0.5, 0.4), (None, 0.5, None)),
+        ("[-0.02, 0.2, 1.04, 0.4], 1.2.", (0.0, 0.2, 1.0, 0.4), (None, 1.0, None)),
+    ],
+)
+def test_answers_are_read_tolerantly(text: str, box: tuple, depths: tuple) -> None:
+    location = parse_answer(text)
+    assert location.box01_xyxy == box
+    assert (location.far, location.depth, location.near) == depths
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "got 0 and 0"),
+        ("nowhere", "4 box numbers"),
+        ("[0.1, 0.2, 0.3], 0.5", "got 3 and 1"),
+        ("[0.1, 0.2, 0.3, 0.4]", "got 4 and 0"),
+        ("[0.1, 0.2, 0.3, 0.4], 0.5, 0.6", "got 4 and 2"),
+        ("[120, 40, 300, 310], 0.5", "120 in .* is not a fraction"),
+        ("[0.1, 0.2, 0.3, 0.4], 50", "50 in .* is not a fraction"),
+        ("[0.1, 0.2, 0.1, 0.4], 0.5", "no area"),
+        ("[1.1, 0.2, 1.2, 0.4], 0.5", "no area"),
+        ("[0.1, 0.2, 0.3, 0.4x], 0.5", "got 3 and 1"),
+    ],
+)
+def test_what_is_no_answer_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(AnswerError, match=reason):
+        parse_answer(text)
+
+
+@given(requests(), st.sampled_from(FORMATS))
+def test_instructions_read_back(request: Request, fmt: str) -> None:
+    question = make_question(request, fmt)
+    assert parse_instruction(question) == request
+    assert parse_instruction(f"  please, {question.split(', output')[0].upper()} !") == request
+
+
+def test_questions_are_the_published_ones() -> None:
+    place = Request("cat", (("behind", "bed"), ("to the left of", "lamp")))
+    middle = "and the depth value of the center point."
+    spread = "and the max, median and min depth values of the object."
+    asked = "Place the cat behind the bed and to the left of the lamp, output the bounding box "
+    assert make_question(place) == asked + middle
+    assert make_question(place, "maxmedmin") == asked + spread
+    asked = "Replace the cat with the reference image, output the bounding box "
+    assert make_question(Request("cat", replace=True)) == asked + middle
+    assert make_question(Request("cat", replace=True), "maxmedmin") == asked + spread
+    assert len(PUBLISHED) == 17
+
+
+@pytest.mark.parametrize("phrase", sorted({**PHRASES, **SYNONYMS}))
+def test_every_phrase_is_read(phrase: str) -> None:
+    names = "the sofa and the lamp" if SYNONYMS.get(phrase, phrase) == "between" else "the sofa"
+    request = parse_instruction(f"Put the big dog {phrase} {names}, and in front of a chair.")
+    assert request.target == "big dog"
+    assert request.relations[0] == (SYNONYMS.get(phrase, phrase), "sofa")
+    assert request.relations[-1] == ("in front of", "chair")
+    assert PHRASES[request.relations[0][0]] in JUDGED
+
+
+@pytest.mark.parametrize("verb", PLACE_VERBS)
+def test_every_verb_is_read(verb: str) -> None:
+    assert parse_instruction(f"{verb} a cat on my sofa") == Request("cat", (("on", "sofa"),))
+
+
+@pytest.mark.parametrize(
+    ("text", "request_"),
+    [
+        (
+            "Put the X to the left of the Y and behind the Z.",
+            Request("x", (("to the left of", "y"), ("behind", "z"))),
+        ),
+        (
+            "Move the X between the Y and the Z and behind the W",
+            Request("x", (("between", "y"), ("between", "z"), ("behind", "w"))),
+        ),
+        ("put the X, behind the Y, the Z", Request("x", (("behind", "y"), ("behind", "z")))),
+        ("Could you please put X near Y", Request("x", (("near", "y"),))),
+        ("Replace the old chair with a sofa.", Request("old chair", replace=True)),
+        ("swap the chair for the reference image", Request("chair", replace=True)),
+        ("<image>\nReplace the hot dog", Request("hot dog", replace=True)),
+    ],
+)
+def test_free_forms_are_read(text: str, request_: Request) -> None:
+    assert parse_instruction(text) == request_
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "empty"),
+        ("paint the cat behind the sofa", "begins with 'paint'"),
+        ("put the cat", "no known relation in 'the cat'"),
+        ("put the cat inside the box", "no known relation in 'the cat inside the box'"),
+        ("put behind the sofa", "missing before 'behind'"),
+        ("put the cat behind", "nothing follows 'behind'"),
+        ("put the cat behind the", "missing after 'behind'"),
+        ("put the cat between the chairs", "'between the chairs': between needs two things"),
+        ("put the cat between A and B and C", "between needs two things"),
+        ("put the cat near the cup on the table", "'near the cup on the table': two relations need 'and'"),
+        ("put the cat on the far left of the table", "two relations need 'and'"),
+        ("put the cat on the left", "'left' after 'on' is not the name of a thing"),
+        ("put the cat behind it", "'it' after 'behind'"),
+        ("put the cat behind the sofa?", "not a name of plain words"),
+        ("replace the cat behind the sofa", "'behind the sofa' follows it"),
+        ("replace", "missing after 'replace'"),
+    ],
+)
+def test_what_is_not_understood_is_named(text: str, part: str) -> None:
+    with pytest.raises(InstructionError, match=part) as caught:
+        parse_instruction(text)
+    assert "known forms" in str(caught.value)
+    assert "to the left of" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "relations", "replace", "reason"),
+    [
+        ("cat", (), False, "at least one relation"),
+        ("cat", (("behind", "bed"),), True, "has no relations"),
+        ("cat", (("inside", "bed"),), False, "unknown relation 'inside'"),
+        ("cat", (("between", "bed"),), False, "between needs two things"),
+        ("cat", (("between", "bed"), ("on", "bed")), False, "between needs two things"),
+        ("cat on a mat", (("behind", "bed"),), False, "cannot name a thing"),
+        ("salt and pepper", (("behind", "bed"),), False, "cannot name a thing"),
+        ("", (("behind", "bed"),), False, "cannot name a thing"),
+        ("man with a hat", (), True, "with"),
+    ],
+)
+def test_impossible_requests_are_refused(target: str, relations: tuple, replace: bool, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Request(target, relations, replace)
+
+
+def test_wrong_arguments_are_refused() -> None:
+    location, place = Location((0, 0, 1, 1), 0.5), Place((0, 0, 1, 1), 0.5, 0.4, 0.6)
+    with pytest.raises(ValueError, match="unknown answer format 'xy'; allowed: center, maxmedmin"):
+        format_answer(location, "xy")
+    with pytest.raises(ValueError, match="decimals"):
+        format_answer(location, decimals=0)
+    with pytest.raises(ValueError, match="inverted"):
+        Location((0.5, 0, 0.4, 1), 0.5)
+    with pytest.raises(ValueError, match="far <= depth <= near"):
+        Location((0, 0, 1, 1), 0.5, 0.6, 0.7)
+    with pytest.raises(ValueError, match="together"):
+        Location((0, 0, 1, 1), 0.5, far=0.4)
+    with pytest.raises(ValueError, match="unknown relation 'inside'"):
+        holds(location, "inside", place)
+    with pytest.raises(ValueError, match="'between' relates a thing to 2, got 1"):
+        holds(location, "between", place)
+    with pytest.raises(ValueError, match="unknown relation 'inside'"):
+        judge("inside", place, place)
+    with pytest.raises(ValueError, match="no place is known for bed; known: sofa"):
+        satisfies(location, Request("cat", (("on", "bed"),)), {"sofa": place})
+
+
+SOFA = Place((0.3, 0.4, 0.7, 0.8), 0.5, 0.45, 0.55)
+LAMP = Place((0.85, 0.3, 0.95, 0.7), 0.5, 0.47, 0.53)
+ARRANGED = {  # relation -> a place for which it is true of the sofa
+    "on": Location((0.4, 0.2, 0.5, 0.5), 0.5),
+    "above": Location((0.4, 0.0, 0.5, 0.2), 0.5),
+    "under": Location((0.4, 0.6, 0.6, 0.8), 0.5),
+    "in front of": Location((0.4, 0.5, 0.6, 0.9), 0.8),
+    "behind": Location((0.4, 0.2, 0.6, 0.6), 0.2),
+    "next to": Location((0.1, 0.5, 0.28, 0.8), 0.5),
+    "left of": Location((0.05, 0.5, 0.2, 0.8), 0.3),
+    "right of": Location((0.75, 0.5, 0.8, 0.8), 0.7),
+}
+
+
+@pytest.mark.parametrize("phrase", sorted(set(PHRASES) - {"between"}))
+def test_every_phrase_is_judged_in_depth(phrase: str) -> None:
+    relation = PHRASES[phrase]
+    there = ARRANGED[relation]
+    assert holds(there, phrase, SOFA)
+    assert holds(there.place, phrase, SOFA)
+    flat = Location(there.box01_xyxy, 0.5)
+    if relation in ("in front of", "behind"):
+        assert not holds(flat, phrase, SOFA)
+    elif relation not in ("left of", "right of"):
+        assert not holds(Location(there.box01_xyxy, 0.95), phrase, SOFA)
+    opposite = {"above": "under", "under": "above", "on": "under", "in front of": "behind"}
+    opposite |= {"left of": "right of", "right of": "left of", "behind": "in front of"}
+    if relation in opposite:
+        assert judge(opposite[relation], SOFA, there.place)
+        assert not judge(opposite[relation], there.place, SOFA)
+
+
+def test_between_is_judged_beside_and_in_depth() -> None:
+    assert holds(Location((0.74, 0.5, 0.8, 0.7), 0.5), "between", SOFA, LAMP)
+    assert holds(Location((0.74, 0.5, 0.8, 0.7), 0.5), "between", LAMP, SOFA)
+    assert not holds(Location((0.74, 0.5, 0.8, 0.7), 0.9), "between", SOFA, LAMP)
+    assert not holds(Location((0.1, 0.5, 0.2, 0.7), 0.5), "between", SOFA, LAMP)
+    near = Place((0.3, 0.6, 0.7, 1.0), 0.8, 0.75, 0.85)
+    assert holds(Location((0.4, 0.5, 0.6, 0.9), 0.65), "between", SOFA, near)
+    assert not holds(Location((0.4, 0.5, 0.6, 0.9), 0.9), "between", SOFA, near)
+
+
+def test_a_request_is_judged_clause_by_clause() -> None:
+    request = parse_instruction("Put the cat between the Sofa and the lamp and behind the sofa")
+    found = satisfies(Location((0.74, 0.5, 0.8, 0.7), 0.5), request, {"Sofa": SOFA, "lamp": LAMP})
+    assert found == {"between the sofa and the lamp": True, "behind the sofa": False}
+    replaced = Request("sofa", replace=True)
+    assert satisfies(Location(SOFA.box01_xyxy, 0.5), replaced, {"sofa": SOFA}) == {"replace the sofa": True}
+    assert satisfies(Location((0, 0, 0.3, 0.3), 0.5), replaced, {"sofa": SOFA}) == {"replace the sofa": False}
+    assert satisfies(Location((0, 0, 0.3, 0.3), 0.5), replaced, {}) == {}
+
+
+def test_iou_is_the_true_one() -> None:
+    assert box_iou((0.0, 0.0, 0.5, 0.5), (0.25, 0.0, 0.75, 0.5)) == pytest.approx(1 / 3)
+    assert box_iou((0.0, 0.0, 0.1, 0.1), (0.5, 0.5, 0.6, 0.6)) == 0

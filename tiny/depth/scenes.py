@@ -1,0 +1,183 @@
+"""Rendered pictures with depth for training the depth network: rendered once into shards, then augmented.
+
+Every scene gives two pictures, with and without one solid. Legend: b batch, h w pixels.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from datasets.scenes import SceneOptions, eval_seed, render, sample_scene, train_seed
+from ldm.files import write_atomic
+from ldm.settings.config import check_settings, setting
+from tiny.depth.network import MULTIPLE, min_max
+
+SHARD_SCENES = 100
+UNUSED_REFERENCE = (16, 16)  # the reference view is not needed here, so it is rendered as small as allowed
+
+
+@dataclass(frozen=True)
+class ScenesConfig:
+    """Which pictures are rendered, and where they are kept."""
+
+    folder: Path = setting(
+        Path("data/depth"), help="rendered shards; made when missing, continued when interrupted"
+    )
+    train: int = setting(4000, help="training scenes, two pictures each", low=1)
+    held_out: int = setting(200, help="evaluation scenes, from seeds that training never uses", low=1)
+    smooth_edges: bool = setting(False, help="anti-aliased training scenes, about half as fast to render")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """pixels (b, 3, h, w) uint8 and inverse depth (b, h, w) uint16."""
+
+    pixels_u8: np.ndarray
+    depth_u16: np.ndarray
+
+
+def load_pictures(config: ScenesConfig, size: int, *, held_out: bool, device: torch.device) -> Pictures:
+    """Render what is missing and read the shards. Held-out scenes are always anti-aliased."""
+    name, count = ("held_out", config.held_out) if held_out else ("train", config.train)
+    options = SceneOptions(
+        size=(size, size), reference_size=UNUSED_REFERENCE, smooth_edges=held_out or config.smooth_edges
+    )
+    folder = config.folder / f"{name}-{size}{'-smooth' if options.smooth_edges else ''}"
+    seed_of: Callable[[int], int] = eval_seed if held_out else train_seed
+    parts = []
+    for first in tqdm(range(0, count, SHARD_SCENES), desc=f"{name} scenes", unit="shard"):
+        last = min(first + SHARD_SCENES, count)
+        path = folder / f"scenes-{first:07d}-{last:07d}.npz"
+        shard = _read_shard(path)
+        if shard is None:
+            shard = _render_shard([seed_of(index) for index in range(first, last)], options, device)
+            _write_shard(path, shard)
+        parts.append(shard)
+    pixels = np.concatenate([part.pixels_u8 for part in parts])
+    return Pictures(pixels, np.concatenate([part.depth_u16 for part in parts]))
+
+
+def _render_shard(seeds: list[int], options: SceneOptions, device: torch.device) -> Pictures:
+    pixels, depths = [], []
+    for start in range(0, len(seeds), 10):
+        batch = render([sample_scene(seed, options) for seed in seeds[start : start + 10]], options, device)
+        for image_01, depth_01 in zip(
+            torch.stack([batch.image_01, batch.without_01], 1).flatten(0, 1),
+            torch.stack([batch.depth_01, batch.without_depth_01], 1).flatten(0, 1),
+            strict=True,
+        ):
+            pixels.append((image_01 * 255).round().byte().cpu().numpy())
+            depths.append((depth_01 * 65535).round().cpu().numpy().astype(np.uint16))
+    return Pictures(np.stack(pixels), np.stack(depths))
+
+
+def _write_shard(path: Path, shard: Pictures) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, pixels=shard.pixels_u8, depth=shard.depth_u16)
+    write_atomic(path, buffer.getvalue())
+
+
+def _read_shard(path: Path) -> Pictures | None:
+    """The shard, or None when it is not there yet; one that is there is whole, as writes are atomic."""
+    if not path.exists():
+        return None
+    with np.load(path) as stored:
+        return Pictures(stored["pixels"], stored["depth"])
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How a training picture is varied; the depth follows the geometry."""
+
+    crop: float = setting(0.55, help="smallest side of a crop, share of the picture", low=0.2, high=1)
+    stretch: float = setting(0.1, help="largest change of a crop's aspect", low=0, high=0.5)
+    wide: float = setting(0.3, help="share of batches at a size that is not square", low=0, high=1)
+    colour: float = setting(
+        0.35, help="strength of gain, contrast, gamma and saturation changes", low=0, high=1
+    )
+    permute: float = setting(0.25, help="share of pictures with permuted colour channels", low=0, high=1)
+    blur: float = setting(0.25, help="share of softened pictures", low=0, high=1)
+    noise: float = setting(0.02, help="largest standard deviation of added noise, of 1", low=0, high=0.5)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def training_batch(
+    pictures: Pictures, batch: int, rng: np.random.Generator, config: AugmentConfig, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`batch` augmented pictures: pixels (b, 3, h, w) in [0, 1] and depth (b, h, w), min-max per crop."""
+    index = rng.integers(0, len(pictures.pixels_u8), batch)
+    pixels_01 = torch.from_numpy(pictures.pixels_u8[index]).to(device).float() / 255
+    depth = torch.from_numpy(pictures.depth_u16[index].astype(np.float32)).to(device)
+    side = pixels_01.shape[-1]
+    size = _batch_size(side, rng, config)
+    grid = _crops(batch, size, side, rng, config).to(device)
+    pixels_01 = functional.grid_sample(pixels_01, grid, padding_mode="border", align_corners=False)
+    # Nearest: a mean of two depths across an edge is a surface that is not there.
+    depth = functional.grid_sample(
+        depth[:, None], grid, mode="nearest", padding_mode="border", align_corners=False
+    )
+    return _recolour(pixels_01, rng, config).clamp(0, 1), min_max(depth[:, 0])
+
+
+def _batch_size(side: int, rng: np.random.Generator, config: AugmentConfig) -> tuple[int, int]:
+    """(h, w) of a batch: the square, or one side a multiple of 32 shorter."""
+    if rng.random() >= config.wide or side <= 2 * MULTIPLE:
+        return side, side
+    short = side - MULTIPLE
+    return (short, side) if rng.random() < 0.7 else (side, short)
+
+
+def _crops(
+    batch: int, size: tuple[int, int], side: int, rng: np.random.Generator, config: AugmentConfig
+) -> Tensor:
+    """Sampling grid (b, h, w, 2) of random crops, half of them mirrored."""
+    whole = np.array(size) / side  # the largest crop of this aspect, as a share of the square picture
+    scale = rng.uniform(config.crop, 1, (batch, 1)) * np.exp(rng.uniform(-1, 1, (batch, 2)) * config.stretch)
+    half = np.minimum(
+        scale * whole, 1
+    )  # (b, 2) half sides (h, w) in grid units, where the picture is [-1, 1]
+    centre = rng.uniform(-1, 1, (batch, 2)) * (1 - half)
+    mirror = rng.choice([-1.0, 1.0], batch)
+    zero = np.zeros(batch)
+    rows = np.array([[half[:, 1] * mirror, zero, centre[:, 1]], [zero, half[:, 0], centre[:, 0]]])
+    theta = torch.from_numpy(rearrange(rows, "xy k b -> b xy k").astype(np.float32))
+    return functional.affine_grid(theta, [batch, 3, *size], align_corners=False)
+
+
+def _recolour(pixels_01: Tensor, rng: np.random.Generator, config: AugmentConfig) -> Tensor:
+    """Other light, other colours, softness and noise; the same geometry."""
+    b, device = len(pixels_01), pixels_01.device
+
+    def draw(low: float, high: float, channels: int = 1) -> Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (b, channels, 1, 1)).astype(np.float32)).to(device)
+
+    strength = config.colour
+    orders = np.stack(
+        [rng.permutation(3) if rng.random() < config.permute else np.arange(3) for _ in range(b)]
+    )
+    pixels_01 = pixels_01[torch.arange(b, device=device)[:, None], torch.from_numpy(orders).to(device)]
+    pixels_01 = pixels_01.clamp(0, 1) ** torch.exp(draw(-strength, strength))
+    gray = pixels_01.mean(1, keepdim=True)
+    pixels_01 = gray + (pixels_01 - gray) * draw(1 - 1.5 * strength, 1 + strength)
+    pixels_01 = (
+        0.5 + (pixels_01 - 0.5) * draw(1 - strength, 1 + strength) + draw(-0.3 * strength, 0.3 * strength)
+    )
+    pixels_01 = pixels_01 * (1 + draw(-0.4 * strength, 0.4 * strength, 3))
+    soft = functional.avg_pool2d(functional.pad(pixels_01, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    mix = draw(0, 1) * torch.from_numpy(rng.random((b, 1, 1, 1)) < config.blur).to(device)
+    pixels_01 = pixels_01 + (soft - pixels_01) * mix
+    noise = torch.from_numpy(rng.standard_normal(pixels_01.shape, dtype=np.float32)).to(device)
+    return pixels_01 + noise * draw(0, config.noise)

@@ -1,0 +1,80 @@
+"""The loss of the small inpainter: v-prediction, every mask of equal weight whatever its size.
+
+Legend: b batch, c latent channels, h w latent pixels, t tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from inpainting.models.text_to_image.rca import region_kwargs
+from inpainting.tokens import TokenPlan, plan_tokens
+from tiny.inpainter.examples import Conditions, Example
+from tiny.regions import box_mask
+
+OUTSIDE = 0.1  # weight of the loss over the whole picture beside that inside the masks
+
+
+def one_prompt(texts: Sequence[str], tokenizer: CLIPTokenizer, rng: np.random.Generator) -> TokenPlan:
+    """The plan of a single-mask example: 10 % without words, and now and then the words several times.
+
+    Repetition lets the text encoder meet words at every place of a long prompt without ever seeing two
+    different ones, so that the base model knows one prompt per picture only.
+    """
+    if rng.random() < 0.1:
+        return plan_tokens([""], tokenizer)
+    times = int(rng.integers(2, 6)) if rng.random() < 0.3 else 1
+    return plan_tokens(list(texts[:1]) * times, tokenizer, regions=bool(rng.random() < 0.5))
+
+
+def several_prompts(
+    texts: Sequence[str], tokenizer: CLIPTokenizer, encoding: str, regions: bool, rng: np.random.Generator
+) -> TokenPlan:
+    """The plan of a multi-mask example; as published, words are dropped for single masks only."""
+    if len(texts) == 1 and rng.random() < 0.1:
+        return plan_tokens([""], tokenizer, encoding=encoding, regions=regions)
+    return plan_tokens(texts, tokenizer, encoding=encoding, regions=regions)
+
+
+def regions_of_batch(
+    examples: Sequence[Example], owners: Tensor, latent_hw: tuple[int, int], levels: int
+) -> dict[str, Any]:
+    """The cross_attention_kwargs of a batch; absent regions are empty rows."""
+    size = (examples[0].image_u8.shape[0], examples[0].image_u8.shape[1])
+    most = max(len(one.boxes) for one in examples)
+    masks = np.zeros((len(examples), most, *size), bool)
+    for row, one in zip(masks, examples, strict=True):
+        row[: len(one.boxes)] = box_mask(one.boxes, size)
+    return region_kwargs(torch.from_numpy(masks), owners, latent_hw, levels=levels)
+
+
+def loss(
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+    known: Conditions,
+    embeddings: Tensor,
+    generator: torch.Generator,
+    cross_attention_kwargs: dict[str, Any] | None = None,
+) -> Tensor:
+    """Squared error of v, averaged over each picture's masked cells, plus a little of the whole picture.
+
+    embeddings: (b, t, width)
+    """
+    noise = torch.randn(known.latents.shape, generator=generator)
+    t = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator)
+    noisy = scheduler.add_noise(known.latents, noise, t)
+    x = torch.cat([noisy, known.mask, known.masked], dim=1)
+    predicted = unet(
+        x, t, encoder_hidden_states=embeddings, cross_attention_kwargs=cross_attention_kwargs
+    ).sample
+    target = scheduler.get_velocity(known.latents, noise, t)
+    error = (predicted.float() - target).square().mean(1, keepdim=True)
+    inside = (error * known.mask).sum((1, 2, 3)) / known.mask.sum((1, 2, 3)).clamp(min=1)
+    return inside.mean() + OUTSIDE * error.mean()

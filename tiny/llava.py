@@ -1,0 +1,224 @@
+"""A small LLaVA of stock parts: hybrid vision transformer, two-layer projector, Llama.
+
+The vision tower is that of DPT-Hybrid: a ResNet makes the tokens of a short transformer. A plain transformer
+on patches needs several times as many pictures.
+
+The first weights matter at this size: with the library's standard deviation of 0.02 attention stays flat.
+
+Legend: b pictures, p patches (row-major), c channels, h w pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import (
+    DPTConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from ldm.settings.config import check_settings, setting
+
+PATCH = 16  # pixels per image token and side: the ResNet's stride
+PAD, BEGIN, END, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
+SPECIAL = (PAD, BEGIN, END, UNKNOWN, IMAGE)  # the first words of every vocabulary
+NUMBER_BLUR = 4.0  # bins; neighbouring numbers start with similar rows
+MEAN, DEVIATION = 0.5, 0.25  # of pixels in [0, 1]
+
+
+@dataclass(frozen=True)
+class SmallConfig:
+    """Sizes of the network. 2.7 M parameters as they stand."""
+
+    image: int = setting(128, help="side of the picture, pixels", low=32)
+    width: int = setting(160, help="channels of the vision transformer and of the language model", low=16)
+    heads: int = setting(5, help="attention heads of both", low=1)
+    stages: tuple[int, int, int] = setting((32, 64, 128), help="channels of the ResNet's three stages", low=8)
+    blocks: tuple[int, int, int] = setting((2, 2, 2), help="blocks of each of them", low=1)
+    vision_layers: int = setting(2, help="layers of the vision transformer", low=1)
+    layers: int = setting(4, help="layers of the language model", low=2)
+    hidden: int = setting(432, help="channels within the language model's gated layers", low=16)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.image % PATCH:
+            raise ValueError(f"image must be a multiple of {PATCH}, got {self.image}")
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width must be a multiple of 2 heads, got {self.width} and {self.heads}")
+
+    @property
+    def patches(self) -> int:
+        """Image tokens per picture."""
+        return (self.image // PATCH) ** 2
+
+
+def llava_config(config: SmallConfig, vocabulary: Sequence[str]) -> LlavaConfig:
+    """The stock configuration: last vision layer, class token dropped. vocabulary: begins with SPECIAL."""
+    side = config.image // PATCH
+    convolutions = ResNetConfig(
+        embedding_size=config.stages[0], hidden_sizes=list(config.stages), depths=list(config.blocks),
+        layer_type="basic", out_features=["stage1", "stage2", "stage3"],
+    )  # fmt: skip
+    vision = DPTConfig(
+        is_hybrid=True, backbone_config=convolutions, image_size=config.image, patch_size=PATCH,
+        backbone_featmap_shape=[1, config.stages[2], side, side], hidden_size=config.width,
+        intermediate_size=4 * config.width, num_hidden_layers=config.vision_layers,
+        num_attention_heads=config.heads, hidden_act="gelu", hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=config.width, intermediate_size=config.hidden,
+        num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.heads,
+        max_position_embeddings=512, rope_theta=10000.0, tie_word_embeddings=False,
+        initializer_range=config.width**-0.5, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=vocabulary.index(IMAGE),
+        image_seq_length=config.patches, vision_feature_layer=-1, vision_feature_select_strategy="default",
+        projector_hidden_act="gelu", tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def create_llava(
+    config: SmallConfig, vocabulary: Sequence[str], seed: int, numbers: Sequence[str] = ()
+) -> LlavaForConditionalGeneration:
+    """An untrained model; the same seed gives the same weights and leaves the global state alone.
+
+    numbers: words of the vocabulary, in order, of which neighbours mean nearly the same
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(llava_config(config, vocabulary))
+        _initialise(model, config, [vocabulary.index(number) for number in numbers])
+    return model
+
+
+@torch.no_grad()
+def _initialise(model: LlavaForConditionalGeneration, config: SmallConfig, numbers: list[int]) -> None:
+    projector, language = model.model.multi_modal_projector, model.model.language_model
+    for linear in (projector.linear_1, projector.linear_2):
+        nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        nn.init.zeros_(linear.bias)
+    for layer in language.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for linear in part.modules():
+                if isinstance(linear, nn.Linear):
+                    nn.init.normal_(linear.weight, std=config.width**-0.5)
+        layer.self_attn.o_proj.weight *= (2 * config.layers) ** -0.5
+        layer.mlp.down_proj.weight *= (2 * config.layers) ** -0.5
+    for table, std in ((language.embed_tokens.weight, 1.0), (model.lm_head.weight, 0.02)):
+        nn.init.normal_(table, std=std)
+        if numbers:
+            table[numbers] = std * _smooth(len(numbers), config.width)
+
+
+def _smooth(count: int, width: int) -> Tensor:
+    """(count, width) unit-variance rows, neighbours alike: random vectors blurred along the first axis."""
+    step = torch.arange(count)
+    kernel = torch.exp(-0.5 * ((step[:, None] - step) / NUMBER_BLUR) ** 2)
+    kernel = kernel / kernel.square().sum(1, keepdim=True).sqrt()
+    return kernel @ torch.randn(count, width)
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(math.prod(parameter.shape) for parameter in model.parameters())
+
+
+def make_processor(config: SmallConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """Pads a picture to a square with the mean colour, resizes it, normalises it."""
+    side = {"height": config.image, "width": config.image}
+    pixels = LlavaImageProcessorPil(
+        do_pad=True, do_resize=True, size=side, do_center_crop=False, crop_size=side, resample=3,
+        image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3,
+    )  # fmt: skip
+    return LlavaProcessor(
+        image_processor=pixels, tokenizer=tokenizer, patch_size=PATCH,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=tokenizer.chat_template,
+    )  # fmt: skip
+
+
+def recoloured(pixels_u8: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    """(b, h, w, 3) -> float in [0, 1], with a small random gain per picture and channel."""
+    pixels = pixels_u8.astype(np.float32) / 255
+    if rng is None:
+        return pixels
+    gain = rng.uniform(0.88, 1.12, (len(pixels), 1, 1, 1)) * rng.uniform(0.96, 1.04, (len(pixels), 1, 1, 3))
+    return np.clip(pixels * gain.astype(np.float32), 0, 1)
+
+
+def normalised(pixels_01: np.ndarray) -> Tensor:
+    """(b, h, w, 3) in [0, 1] -> (b, 3, h, w), MEAN and DEVIATION taken out as the processor does."""
+    return torch.from_numpy((pixels_01 - MEAN) / DEVIATION).permute(0, 3, 1, 2)
+
+
+def pooled(maps: np.ndarray, patch: int) -> np.ndarray:
+    """(n, v, h, w) -> (n, v, p) means of the patches."""
+    n, v, h, w = maps.shape
+    grid = maps.reshape(n, v, h // patch, patch, w // patch, patch)
+    return grid.mean((3, 5), dtype=np.float32).reshape(n, v, -1)
+
+
+def mirrored(grid: np.ndarray, flip: np.ndarray, side: int) -> np.ndarray:
+    """(b, p, c) with the columns of the patches reversed where flip."""
+    grid = np.array(grid)
+    turned = grid[flip].reshape(int(flip.sum()), side, side, -1)[:, :, ::-1]
+    grid[flip] = turned.reshape(-1, *grid.shape[1:])
+    return grid
+
+
+def project(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """(b, 3, h, w) -> projected patches (b, p, c), as the language model gets them."""
+    states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
+    return model.model.multi_modal_projector(states)
+
+
+def block_mask(block: Tensor) -> Tensor:
+    """(b, l) -> (b, 1, l, l) additive: a token sees the prefix (block 0) and its own block, up to itself."""
+    same = block[:, :, None] == block[:, None]
+    seen = (same | (block == 0)[:, None]) & torch.ones_like(same).tril()
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+
+
+class Looking:
+    """Keeps the attention (b, heads, l, l) of one layer of the language model in its last forward pass."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, layer: int) -> None:
+        self.weights: Tensor | None = None
+        self.hook = model.model.language_model.layers[layer].self_attn.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        self.weights = output[1]
+
+
+def save_llava(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path, longest: int
+) -> None:
+    """Weights in half precision, processor and tokenizer into a folder; longest: tokens of an answer."""
+    half, tokenizer = copy.deepcopy(model).to(torch.float16), processor.tokenizer
+    half.generation_config.update(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, max_new_tokens=longest,
+    )  # fmt: skip
+    half.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def blind(model: LlavaForConditionalGeneration) -> None:
+    """Turn every image token into zeros, for good: a control that never sees the picture."""
+    last = model.model.multi_modal_projector.linear_2
+    for parameter in (last.weight, last.bias):
+        parameter.requires_grad_(False).zero_()

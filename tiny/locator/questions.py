@@ -1,0 +1,131 @@
+"""Questions as token arrays, made once per scene, so that training only indexes them.
+
+Legend: k scenes of a file, v the two pictures, q questions of a picture (padded), t tokens (padded).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from datasets.scenes.store import read_shard
+from datasets.sources.rendered import shard_files
+from ldm.files import write_all_atomic
+from llava_bifrost.language.answer import format_answer, make_question
+from llava_bifrost.worlds.questions import MIRRORED, Question, place_questions, replace_questions
+from llava_bifrost.worlds.store import scene_options, world_of
+from llava_bifrost.worlds.world import World
+from tiny.llava import PAD
+from tiny.locator.tokenizer import NUMBERS, VOCABULARY, make_tokenizer
+
+TOKENS = 34  # of a question with its answer, at most
+PLACED, REPLACED = 8, 5  # questions per picture at most
+ANSWER = 8  # tokens of an answer: [ x1 y1 x2 y2 ] d </s>
+NUMBER_AT = np.array([-7, -6, -5, -4, -2])  # of x1, y1, x2, y2, d, from the end
+FIRST_NUMBER = VOCABULARY.index(NUMBERS[0])
+FORMAT = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Questions of n scenes. tokens begin after the picture's prefix and end with </s>."""
+
+    tokens: np.ndarray  # (n, v, q, t) int16, PAD after the end; the first PLACED rows place, the rest replace
+    length: np.ndarray  # (n, v, q) int8, 0: no question
+    named: np.ndarray  # (n, v, q, 2) int8 solids that the question names, -1: none
+    named_at: np.ndarray  # (n, v, q, 2) int8 position of the last word of each name
+
+
+def open_bank(data: Path, cache: Path, seed: int) -> Bank:
+    """The bank of all shards of `data`, made once in `cache`, file by file, and continued if interrupted."""
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in Bank.__dataclass_fields__}
+    for number, file in enumerate(tqdm(shard_files(data), desc="questions", unit="shard")):
+        made = cache / f"questions-{number:05d}.npz"
+        recipe = json.dumps([FORMAT, seed, file.name, file.stat().st_size])
+        if not made.exists():
+            _write(made, _fill(file, seed, number), recipe)
+        with np.load(made) as found:
+            if str(found["recipe"]) != recipe:
+                raise ValueError(f"{made} was made from other scenes or with another seed; remove it")
+            for name, rows in arrays.items():
+                rows.append(found[name])
+    return Bank(**{name: np.concatenate(rows) for name, rows in arrays.items()})
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray], recipe: str) -> None:
+    buffer = io.BytesIO()
+    every: dict[str, Any] = {"recipe": np.array(recipe), **arrays}
+    np.savez_compressed(buffer, **every)
+    write_all_atomic({path: buffer.getvalue()})
+
+
+def _fill(file: Path, seed: int, number: int) -> dict[str, np.ndarray]:
+    """The arrays of one shard."""
+    options, facts = scene_options(file), read_shard(file).facts
+    rows = [encode_questions(picture_questions(world, np.random.default_rng((seed, 7, number, i, view))))
+            for i, world in enumerate(world_of(fact, options) for fact in facts)
+            for view, world in enumerate((world, world.without(world.removed)))]  # fmt: skip
+    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return {name: value.reshape(len(facts), 2, *value.shape[1:]) for name, value in stacked.items()}
+
+
+def picture_questions(world: World, rng: np.random.Generator) -> list[Question | None]:
+    """PLACED + REPLACED questions, None where there are fewer."""
+    place = place_questions(world, rng, PLACED)
+    again = replace_questions(world, rng, REPLACED)
+    return [*place, *[None] * (PLACED - len(place)), *again, *[None] * (REPLACED - len(again))]
+
+
+def encode_questions(questions: list[Question | None]) -> dict[str, np.ndarray]:
+    """Rows of a Bank for one picture."""
+    count = len(questions)
+    found: dict[str, np.ndarray] = {
+        "tokens": np.full((count, TOKENS), VOCABULARY.index(PAD), np.int16),
+        "length": np.zeros(count, np.int8),
+        "named": np.full((count, 2), -1, np.int8),
+        "named_at": np.zeros((count, 2), np.int8),
+    }
+    asked = [(row, question) for row, question in enumerate(questions) if question is not None]
+    texts = [
+        f"{make_question(q.request)} ASSISTANT: {format_answer(q.answer, decimals=2)}</s>" for _, q in asked
+    ]
+    rows = _TOKENIZER(texts, add_special_tokens=False).input_ids if texts else []
+    for (row, question), ids in zip(asked, rows, strict=True):
+        names = question.request.anchors or (question.request.target,)
+        found["tokens"][row, : len(ids)] = ids
+        found["length"][row] = len(ids)
+        for slot, (solid, at) in enumerate(zip(question.named, _ends(ids, names), strict=True)):
+            found["named"][row, slot] = solid
+            found["named_at"][row, slot] = at
+    return found
+
+
+def _ends(ids: list[int], names: tuple[str, ...]) -> list[int]:
+    """Position of the last word of each name; names follow one another in the sentence."""
+    ends, start = [], 0
+    for name in names:
+        words = [VOCABULARY.index(word) for word in name.split()]
+        start = next(i for i in range(start, len(ids)) if ids[i : i + len(words)] == words) + len(words)
+        ends.append(start - 1)
+    return ends
+
+
+def mirrored(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """(k, t) question rows for the mirrored picture: left and right phrases and the box change sides."""
+    turned = _TURN[tokens]
+    rows = np.arange(len(tokens))
+    x1, x2 = length + NUMBER_AT[0], length + NUMBER_AT[2]
+    last = 2 * FIRST_NUMBER + len(NUMBERS) - 1
+    turned[rows, x1], turned[rows, x2] = last - tokens[rows, x2], last - tokens[rows, x1]
+    return turned
+
+
+_TOKENIZER = make_tokenizer()
+_TURN = np.arange(len(VOCABULARY), dtype=np.int16)
+_TURN[[VOCABULARY.index(phrase) for phrase in MIRRORED]] = [VOCABULARY.index(p) for p in MIRRORED.values()]

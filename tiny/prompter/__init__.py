@@ -1,0 +1,1 @@
+"""The small prompt writer."""

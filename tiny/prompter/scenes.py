@@ -1,0 +1,119 @@
+"""Rendered scenes whose solids come in sets (see prompter_law), as shards like those of any other scenes.
+
+    python -m tiny.prompter.scenes --out data/scenes/prompter_train --count 8192
+    python -m tiny.prompter.scenes --out data/scenes/prompter_eval --count 1024 --split eval
+
+The words of a scene are drawn before its geometry, and the geometry is drawn again until all of them fit, so
+that the law holds exactly. Solids have one colour; names may repeat.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from datasets.scenes.choose import choose, reference_view, shares
+from datasets.scenes.describe import Camera, Rejected, Room, Scene, SceneOptions, Solid
+from datasets.scenes.furnish import finish_of, furniture, lamp, room, solid_at
+from datasets.scenes.layout import camera_of, place_solid
+from datasets.scenes.pack import View
+from datasets.scenes.pose import outline
+from datasets.scenes.store import StoreSettings, render_shards
+from ldm.settings.cli import command, run_app, single_app
+from ldm.settings.config import setting
+from tiny.prompter.baselines import NAME, Contents, draw_contents, side_of
+
+log = logging.getLogger(__name__)
+
+SALT = 77  # keeps these scenes apart from ordinary ones of the same seed
+ATTEMPTS, TRIES = 400, 6  # geometries tried per scene, places per solid
+MIDDLE = 0.03  # no solid's centre is closer to the border between the halves, as a share of the width
+MIN_VISIBLE, MIN_AREA = 0.5, 0.005  # of every solid: visible share; visible part as a share of the picture
+
+
+@dataclass(frozen=True)
+class SetScenes(StoreSettings):
+    """Which scenes are rendered, and where they go."""
+
+    out: Path = setting(Path("data/scenes/prompter_train"), help="folder of the shards")
+    reference_size: tuple[int, int] = setting(
+        (16, 16), help="height,width of the reference view, equal", low=16, high=4096
+    )
+    objects: tuple[int, int] = setting((4, 7), help="least,most solids, tables not counted", low=2, high=8)
+    furniture: float = setting(0.3, help="share of scenes with a table or a low platform", low=0, high=1)
+    reference_pose: str = setting("same", help="prompts need no reference", choices=("same",))
+    occluded: float = setting(0.0, help="every solid shows at least half of itself", low=0, high=0)
+    world: str = setting("plain", help="the world whose words the prompts are made of", choices=("plain",))
+
+
+def sample_sets(seed: int, options: SceneOptions) -> Scene:
+    """The scene of this seed. Rejected if no geometry fits its words, which hardly ever happens."""
+    rng = np.random.default_rng((seed, SALT))
+    contents = draw_contents(rng, int(rng.integers(options.objects[0], options.objects[1] + 1)))
+    for attempt in range(ATTEMPTS):
+        try:
+            return _attempt(seed, np.random.default_rng((seed, SALT, attempt)), contents, options)
+        except Rejected:
+            continue
+    raise Rejected(f"seed {seed}: no geometry fits in {ATTEMPTS} attempts")
+
+
+def _attempt(seed: int, rng: np.random.Generator, contents: Contents, options: SceneOptions) -> Scene:
+    place = room(rng)
+    solids = [*furniture(rng, options.furniture)]
+    camera, light = camera_of(rng, place, solids, options), lamp(rng, place)
+    sides = []
+    for shape in contents.shapes:
+        added, side = _placed(rng, solids, camera, place, shape)
+        solids.append(added)
+        sides.append(side)
+    for solid, (area, visible) in zip(solids, shares(View(solids, camera, light, place)), strict=True):
+        if solid.movable and (visible < MIN_VISIBLE or area * visible < MIN_AREA):
+            raise Rejected("a solid is hidden or too small")
+    first = len(solids) - len(sides)
+    for number, (colours, side) in enumerate(zip(contents.colours, sides, strict=True), first):
+        solids[number] = _coloured(rng, solids[number], colours[side])
+    view = View(solids, camera, light, place)
+    removed, _, inverse_range = choose(rng, view, options)
+    views = reference_view(rng, solids[removed], camera, same=True)
+    return Scene(seed, tuple(solids), place, camera, light, removed, *views, inverse_range, True)
+
+
+def _placed(
+    rng: np.random.Generator, solids: list[Solid], camera: Camera, place: Room, shape: str
+) -> tuple[Solid, int]:
+    """One more solid of this shape, and the half of the picture that it stands in."""
+    for _ in range(TRIES):
+        added = place_solid(rng, solids, camera, place, partial(solid_at, shape=shape))
+        if added is None:
+            break
+        left, _, right, _ = outline(added.parts, camera)
+        middle = (left + right) / 2
+        if abs(middle - 0.5) >= MIDDLE:
+            return added, side_of(middle)
+    raise Rejected("too few solids fit")
+
+
+def _coloured(rng: np.random.Generator, solid: Solid, colour: str) -> Solid:
+    return replace(solid, name=f"{colour} {solid.shape}", finish=finish_of(rng, colour, "solid"))
+
+
+def run(settings: SetScenes) -> None:
+    """Render what is missing; run again to continue."""
+    paths = render_shards(settings, sample_sets, NAME)
+    log.info("%d shards in %s", len(paths), settings.out)
+
+
+def build_app() -> typer.Typer:
+    return single_app(command(SetScenes, run))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(run_app(build_app, sys.argv[1:]))
