@@ -52,6 +52,10 @@ def command(
         if section_of(hint) is None:
             parameters.append(_option(key, field, hint, _shown_default(key, field, below)))
             names[parameters[-1].name] = (key, hint)
+            for old in field.metadata.get("was", ()):
+                former = key.removesuffix(field.name) + old
+                parameters.append(_option(former, field, hint, "", hidden=True))
+                names[parameters[-1].name] = (former, hint)
 
     def verb(**given: Any) -> None:
         config = given.pop("config")
@@ -124,19 +128,19 @@ def _config_option(found: Path | None) -> inspect.Parameter:
     return inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 
-def _option(key: str, field: Field, hint: Any, default: str) -> inspect.Parameter:
+def _option(key: str, field: Field, hint: Any, default: str, hidden: bool = False) -> inspect.Parameter:
     """The option of one field. Its default is None = not given; checks are left to `merge_layers`."""
     rule = field.metadata
     facts = [range_name(rule.get("low"), rule.get("high"))] if _has_range(rule) else []
     facts += [default] if default else []
     text = f"{rule.get('help', '')} [{'; '.join(facts)}]" if facts else rule.get("help", "")
-    flags = [flag_name(key), *rule.get("aliases", ())]
+    flags = [flag_name(key), *(() if hidden else rule.get("aliases", ()))]
     metavar: str | None = "|".join(rule["choices"]) if rule.get("choices") else type_name(hint).upper()
     kind: Any = list[str] if _repeatable(hint) else str
     if members(hint) == (bool,):
         kind, metavar = bool, None
         flags[0] += f"/{flag_name(_negated(key))}"
-    option = typer.Option(*flags, help=text, metavar=metavar, show_default=False)
+    option = typer.Option(*flags, help=text, metavar=metavar, show_default=False, hidden=hidden)
     name = key.replace(".", "__")
     typed: Any = Annotated[kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=typed)

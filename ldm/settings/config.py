@@ -9,6 +9,7 @@ changes.
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ldm.settings.schema import (
     check_settings,
     check_values,
     flat_settings,
+    former_names,
     from_text,
     members,
     nearest,
@@ -34,6 +36,7 @@ __all__ = ["Layer", "check_settings", "dump_yaml", "flag_name", "load_config", "
 __all__ += ["setting", "to_plain", "yaml_layers"]
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 def load_config(schema: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
@@ -137,7 +140,7 @@ def _override_layer(schema: type, text: str) -> Layer:
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise ValueError(f"an override looks like key=value, got {text!r}")
-    hint = flat_settings(schema).get(key, (None, str))[1]
+    hint = flat_settings(schema).get(former_names(schema).get(key, key), (None, str))[1]
     return Layer(_nested(key, from_text(hint, value)), f"override {text}: ")
 
 
@@ -145,8 +148,12 @@ def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterat
     """(key, type, value) of every setting in a layer; a key that the schema does not know is refused."""
     hints = get_type_hints(schema)
     names = {field.name for field in dataclasses.fields(schema)}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
+    renamed = former_names(schema, prefix)
+    for given, value in values.items():
+        key = renamed.get(f"{prefix}{given}", f"{prefix}{given}")
+        name = key.removeprefix(prefix)
+        if name != given:
+            log.warning("%s%s is now %s", layer.source, layer.spell(f"{prefix}{given}"), layer.spell(key))
         if name not in names:
             raise ValueError(f"{layer.source}{nearest(key, flat_settings(schema, prefix), 'key')}")
         section = section_of(hints[name])

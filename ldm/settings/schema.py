@@ -28,13 +28,15 @@ def setting(
     high: float | None = None,
     choices: Iterable[str] | None = None,
     aliases: Sequence[str] = (),
+    was: Sequence[str] = (),
 ) -> Any:
     """A dataclass field with a help text, an inclusive range [low, high] and allowed values.
 
     Without a default the setting is required. A list, dict or dataclass as default is copied for every use.
     low, high and choices hold for every element of a tuple, list or dict. aliases: more spellings as flags.
+    was: former names; as keys and flags they are still read, with one log line that says the new name.
     """
-    metadata = {"help": help, "low": low, "high": high, "aliases": tuple(aliases)}
+    metadata = {"help": help, "low": low, "high": high, "aliases": tuple(aliases), "was": tuple(was)}
     metadata["choices"] = None if choices is None else tuple(choices)
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
@@ -89,6 +91,16 @@ def flat_settings(schema: type, prefix: str = "") -> dict[str, tuple[Field, Any]
         if section is not None:
             found |= flat_settings(section, f"{prefix}{field.name}.")
     return found
+
+
+def former_names(schema: type, prefix: str = "") -> dict[str, str]:
+    """Former key -> today's key of every setting that was renamed."""
+    flat = flat_settings(schema, prefix).items()
+    return {
+        key.removesuffix(field.name) + old: key
+        for key, (field, _) in flat
+        for old in field.metadata.get("was", ())
+    }
 
 
 def members(hint: Any) -> tuple[Any, ...]:

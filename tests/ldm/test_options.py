@@ -1,11 +1,13 @@
 """Command line: every field of a settings dataclass is an option; a mistake is one line and exit code 2."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import typer
 
-from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_app, single_app
+from ldm.settings.config import load_config, setting
 from tests.job_settings import Job, Optim, write
 
 
@@ -124,3 +126,28 @@ def test_a_file_that_cannot_be_opened_is_a_user_error(tmp_path, capsys):
 
     assert run_app(build, ["read"]) == 2
     assert "gone.png: No such file or directory" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Renamed:
+    images: tuple[int, ...] = setting((), was=("pictures",), help="numbers")
+    optim: Optim = setting(Optim())
+
+
+def test_a_former_name_is_read_and_the_new_one_is_said(tmp_path, caplog):
+    """As key of a file, as override, as flag; the help shows the new name only."""
+    file = write(tmp_path, old="pictures: [1, 2]")
+    assert load_config(Renamed, file).images == (1, 2)
+    assert "old.yaml: pictures is now images" in caplog.text
+    assert load_config(Renamed, None, ["pictures=3,4"]).images == (3, 4)
+    seen: list[Renamed] = []
+    assert run_app(lambda: single_app(command(Renamed, seen.append)), ["--pictures", "5,6"]) == 0
+    assert seen[0].images == (5, 6)
+    assert "--pictures is now --images" in caplog.text
+
+
+def test_a_former_name_is_not_in_the_help(capsys):
+    assert run_app(lambda: single_app(command(Renamed, lambda given: None)), ["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--images" in shown
+    assert "--pictures" not in shown
