@@ -25,7 +25,7 @@ from datasets.inputs import PairOptions
 from datasets.scenes.store import StoreSettings, render_shards
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from datasets.sources.rendered import RenderedScenes
-from datasets.sources.survey import Draw, Tally, draws, validate
+from datasets.sources.survey import Draw, RejectionStats, draws, validate
 from ldm.files import write_all_atomic
 from ldm.images import from_pm1, write_png
 from ldm.logs import start_logging
@@ -42,7 +42,7 @@ MOTION = ("still", "video", "new view")
 
 
 def sheet_row(draw: Draw) -> list:
-    """The pictures of one example: hint is what the model reads, collage the cut-out in its place."""
+    """The images of one example: hint is what the model reads, collage the cut-out in its place."""
     pair = draw.pair
     return [
         from_pm1(pair.reference_01 * 2 - 1),
@@ -60,9 +60,11 @@ def caption(draw: Draw) -> str:
     return f"{draw.name} {MOTION[draw.dynamics]} mask {level} crop {crop:.1f}"
 
 
-def write_sheet(source: Source, name: str, options: PairOptions, n: int, seed: int, out: Path) -> Tally:
+def write_sheet(
+    source: Source, name: str, options: PairOptions, n: int, seed: int, out: Path
+) -> RejectionStats:
     """Draw n examples, write their contact sheet, return the count of refusals."""
-    tally = Tally(name)
+    tally = RejectionStats(name)
     found = list(draws(source, tally, options, n, seed))
     labels = [caption(draw) for draw in found]
     write_png(out, grid([sheet_row(draw) for draw in found], COLUMNS, labels, cell=160))
@@ -113,7 +115,7 @@ def debug(
     config: Annotated[Path, typer.Option(help="where the data are", metavar="FILE")] = CONFIG,
     n: Annotated[int, typer.Option(help="examples on the sheet", min=1)] = 8,
     seed: Annotated[int, typer.Option(help="seed of the draws", min=0)] = 0,
-    size: Annotated[int, typer.Option(help="side of the model's picture, pixels", min=16)] = 256,
+    size: Annotated[int, typer.Option(help="side of the model's image, pixels", min=16)] = 256,
     validate: Annotated[bool, typer.Option("--validate", help="check all files instead")] = False,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings of the sources")] = None,
 ) -> None:

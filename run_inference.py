@@ -1,4 +1,4 @@
-"""Compose pictures from the command line.
+"""Compose images from the command line.
 
     python run_inference.py image --background room.png --object dog.png --box 0.4,0.5,0.7,0.9 --out out.png
     python run_inference.py image --background room.png --object dog.png \\
@@ -103,7 +103,7 @@ def tell(settings: ImageSettings, result: Result, paths: list[Path]) -> None:
         sys.stdout.write(json_format.dumps({**report, "files": files}, sort_keys=True) + "\n")
         return
     for path in paths:
-        logger.info("picture: %s\nreport:  %s", *result_paths(path))
+        logger.info("image: %s\nreport:  %s", *result_paths(path))
     if settings.sheet:
         logger.info("sheet:   %s", beside(settings.out, "_sheet.png"))
     logger.info(
@@ -116,32 +116,32 @@ def tell(settings: ImageSettings, result: Result, paths: list[Path]) -> None:
 
 
 def replay(
-    picture: Annotated[Path, typer.Argument(help="PNG written by the image verb", metavar="PICTURE")],
+    image: Annotated[Path, typer.Argument(help="PNG written by the image verb", metavar="IMAGE")],
     out: Annotated[
         Path | None,
         typer.Option(help="PNG to write [default: NAME_replay.png]", metavar="PATH", show_default=False),
     ] = None,
 ) -> None:
-    """Paint a picture again from the recipe inside it.
+    """Paint an image again from the recipe inside it.
 
     Gives the same bytes on the same machine; refuses when an input or the weights have changed.
     """
-    settings, recipe = settings_of_recipe(picture)
-    out = out or beside(picture, "_replay.png")
+    settings, recipe = settings_of_recipe(image)
+    out = out or beside(image, "_replay.png")
     output_paths(out, 1, settings.input_files.values())
     models = load_models(settings)
     card = card_of(settings, models)
-    check_unchanged(picture, recipe, make_recipe(settings, models, sampling_of(settings, card), card.pair))
+    check_unchanged(image, recipe, make_recipe(settings, models, sampling_of(settings, card), card.pair))
     result = compose(settings, models, progress=sys.stderr.isatty())
     save(with_placement(result, recipe.get("placement")), recipe["sample"], out)
-    logger.info("picture: %s\nreport:  %s", *result_paths(out))
+    logger.info("image: %s\nreport:  %s", *result_paths(out))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DreamBoothSettings:
     """The DreamBooth test set: every object in every background."""
 
-    objects: Path = setting(help="cut-outs CONCEPT/*.png, or pictures CONCEPT.jpg with --object-masks")
+    objects: Path = setting(help="cut-outs CONCEPT/*.png, or images CONCEPT.jpg with --object-masks")
     backgrounds: Path = setting(help="NAME_GT.png with NAME_mask.png, or NAME_N.jpg with NAME_N_mask.jpg")
     object_masks: Path | None = setting(
         None, help="masks CONCEPT.jpg of the objects; then masks of backgrounds are black where to paint"
@@ -207,7 +207,7 @@ def finish(outcome: Outcome, out: Path) -> None:
 
 
 def build_app() -> typer.Typer:
-    app = new_app("Put objects into pictures: at a box, at a depth, behind what is nearer.")
+    app = new_app("Put objects into images: at a box, at a depth, behind what is nearer.")
     app.command("image")(command(ImageSettings, run_image, Path("configs/inference.yaml")))
     app.command("replay")(replay)
     app.command("batch")(batch)

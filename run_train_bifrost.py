@@ -20,13 +20,13 @@ from pytorch_lightning.loggers import Logger
 
 from cldm.create import NetworkConfig, create_compositor
 from cldm.model import Compositor
-from cldm.pretrained import Card, Sampling, load_compositor, save_compositor
+from cldm.pretrained import CompositorConfig, Sampling, load_compositor, save_compositor
 from cldm.training.checkpoints import Checkpoints, SplitCheckpoint, checkpoint_folders
 from cldm.training.data import DataConfig, PairData
 from cldm.training.metrics import Metrics
 from cldm.training.module import CompositorModule, TrainConfig
-from cldm.training.probes import Samples, Watched
-from cldm.training.rejections import Refusals
+from cldm.training.probes import ConditionProbe, Samples
+from cldm.training.rejections import RejectionCounter
 from cldm.training.sharding import Sharded, finished_weights, plain_model, takes_part
 from datasets.inputs import PairOptions
 from ldm.files import write_atomic
@@ -112,8 +112,8 @@ class RunConfig:
             )
 
     @property
-    def card(self) -> Card:
-        return Card(self.name, self.notice, self.pair, self.sampling)
+    def card(self) -> CompositorConfig:
+        return CompositorConfig(self.name, self.notice, self.pair, self.sampling)
 
 
 def starting_model(config: RunConfig) -> Compositor:
@@ -199,12 +199,12 @@ def make_tracker(config: RunConfig) -> Logger | bool:
 
 
 def make_trainer(config: RunConfig) -> pl.Trainer:
-    settings, out, watched = config.trainer, config.out, Watched()
+    settings, out, watched = config.trainer, config.out, ConditionProbe()
     samples_per_step = config.data.batch * settings.batches_per_step
     callbacks = [
         Metrics(out / "metrics.csv", settings.log_every, samples_per_step, watched, settings.probe_every),
         Samples(out / "samples", settings.sample_every, config.sampling, watched),
-        Refusals(out / "refusals.json"),
+        RejectionCounter(out / "refusals.json"),
         SaveModel(config),
         Checkpoints(out / "checkpoints", settings.save_every, settings.keep),
     ]

@@ -1,4 +1,4 @@
-"""Training steps of the full-size compositor: seconds and peak memory, random weights, random pictures.
+"""Training steps of the full-size compositor: seconds and peak memory, random weights, random images.
 
     python -m benchmarks.full_size                                 (CPU: batch 1, bf16 weights, minutes)
     python -m benchmarks.full_size --batches 1,4,16 --steps 20 --precision bf16-mixed   (GPU)

@@ -21,7 +21,7 @@ import torch
 from datasets.fusion import Cutout, fuse_place
 from datasets.highfreq import collage
 from datasets.masks import dilate
-from datasets.pairs import Choices, Inputs, PairOptions, build_pair
+from datasets.pairs import AugmentationParams, Inputs, PairOptions, build_pair
 from ldm.device import describe_hardware
 from ldm.files import write_atomic
 
@@ -121,7 +121,7 @@ def compare() -> dict[str, dict[str, float]]:
 
 
 def example(size: tuple[int, int], reference: int) -> Inputs:
-    """Smooth random pictures of (h, w) with an elliptic reference."""
+    """Smooth random images of (h, w) with an elliptic reference."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:reference, :reference] / reference - 0.5
     return Inputs(
@@ -141,7 +141,7 @@ def build_times() -> dict[str, float]:
     """Milliseconds of CPU per pair."""
     small = PairOptions(size=(96, 96), reference_size=64, hf_mode="cutout", show_background=True)
     training = example((96, 96), 112)
-    choices = [Choices.sample(np.random.default_rng(seed), small) for seed in range(200)]
+    choices = [AugmentationParams.sample(np.random.default_rng(seed), small) for seed in range(200)]
     per_pair = seconds(lambda: [build_pair(training, small, choice) for choice in choices], 3) / len(choices)
     large = {mode: PairOptions(hf_mode=mode) for mode in ("zero", "gray255")}
     photograph = example(SIZE, 900)

@@ -9,7 +9,7 @@ one array for all heads, layers and steps. "none" is the fused call without any 
 Peak memory is what a call allocates on top of its inputs. Times alternate between the formulations and are
 the best of the repeats: whatever else runs on the machine only adds time.
 
-Legend: b pictures, r regions, h heads, n latent cells, t tokens, d channels of a head.
+Legend: b images, r regions, h heads, n latent cells, t tokens, d channels of a head.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 RESULT = Path("benchmarks/results/rca.json")
 TOKENS, HEAD = 77, 64
 HEADS = {64: 5, 32: 10, 16: 20, 8: 20}  # side of the latent -> heads of Stable Diffusion 2 there
-PICTURE, REGIONS = 512, 5
+IMAGE, REGIONS = 512, 5
 # A quarter of the width of Stable Diffusion 2, same number of layers and cells.
 REDUCED = {
     "sample_size": 64, "in_channels": 9, "out_channels": 4, "cross_attention_dim": 256,
@@ -54,10 +54,10 @@ REDUCED = {
 def make_masks(batch: int) -> Tensor:
     """(b, r, H, W) bool, five boxes of random size, as in the published data."""
     generator = torch.Generator().manual_seed(0)
-    masks = torch.zeros(batch, REGIONS, PICTURE, PICTURE, dtype=torch.bool)
+    masks = torch.zeros(batch, REGIONS, IMAGE, IMAGE, dtype=torch.bool)
     for mask in masks.flatten(0, 1):
         h, w = torch.randint(60, 260, (2,), generator=generator).tolist()
-        y, x = (int(torch.randint(PICTURE - side, (), generator=generator)) for side in (h, w))
+        y, x = (int(torch.randint(IMAGE - side, (), generator=generator)) for side in (h, w))
         mask[y : y + h, x : x + w] = True
     return masks
 
@@ -233,7 +233,7 @@ def full_layout(masks: Tensor) -> Tensor:
 
 
 def main(
-    batch: Annotated[int, typer.Option(help="pictures in one call", min=1)] = 4,
+    batch: Annotated[int, typer.Option(help="images in one call", min=1)] = 4,
     repeats: Annotated[int, typer.Option(help="timed calls of each formulation", min=1)] = 7,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULT,

@@ -6,7 +6,7 @@ The region is a soft ellipse on what the object stands on, kept to the object's 
 paints object and ellipse together. Measured on held-out rendered scenes, in the ellipse without the object
 and its edit mask, for the painted colours and for their darkening alone:
 recall: share of the true shadow's darkening that is there; precision: share of the painted darkening that is
-true; psnr: against the true picture, beside that of the background left alone.
+true; psnr: against the true image, beside that of the background left alone.
 """
 
 import json
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from cldm.evaluate.cases import Case, cases
 from cldm.model import Compositor
 from cldm.pipeline import paint
-from cldm.pretrained import Card, load_compositor
+from cldm.pretrained import CompositorConfig, load_compositor
 from datasets.pairs import build_pair
 from datasets.pasteback import stitch
 from datasets.sources.rendered import RenderedScenes
@@ -33,13 +33,13 @@ from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic
 from ldm.images import from_pm1
 from ldm.metrics.intervals import percentile_interval
-from ldm.metrics.likeness import psnr_over
+from ldm.metrics.similarity import psnr_over
 from ldm.settings.cli import run_app, single_app
 
 log = logging.getLogger(__name__)
 
 WIDE, BEHIND, BEFORE = 1.0, 0.6, 0.35  # half axes of the ellipse, in widths of the object's box
-DARK = 0.03  # of luminance in [0, 1]; less darkening in the true picture is not counted as shadow
+DARK = 0.03  # of luminance in [0, 1]; less darkening in the true image is not counted as shadow
 SMOOTH = 2.0  # pixels; finer darkening is texture
 LEAST = 20  # pixels of the region outside everything else
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
@@ -67,17 +67,17 @@ def luminance(image_u8: np.ndarray) -> np.ndarray:
 
 
 def darkened(background_u8: np.ndarray, painted_u8: np.ndarray) -> np.ndarray:
-    """The background (h, w, 3) as much darker as the painted picture is, hues and texture kept."""
+    """The background (h, w, 3) as much darker as the painted image is, hues and texture kept."""
     before, after = (cv2.GaussianBlur(luminance(one), (0, 0), SMOOTH) for one in (background_u8, painted_u8))
     return background_u8 * np.minimum(after / np.maximum(before, 0.02), 1)[..., None]
 
 
 def measure(
-    case: Case, silhouette: np.ndarray, model: Compositor, card: Card, seed: int
+    case: Case, silhouette: np.ndarray, model: Compositor, card: CompositorConfig, seed: int
 ) -> dict[str, dict[str, float]] | None:
     """Sums of darkening and the PSNR of every way; None where the region has no room.
 
-    silhouette: (h, w) bool, the object in the true picture
+    silhouette: (h, w) bool, the object in the true image
     """
     sampling, background, truth = card.sampling, case.inputs.background_u8, case.truth_u8
     mine = stitch(case.inputs, card.pair, case.pair.crop, from_pm1(case.pair.paste_pm1)).edit_mask
@@ -93,10 +93,10 @@ def measure(
         return None
     fall = luminance(background) - luminance(truth)
     true_fall = np.where(fall > DARK, fall, 0)
-    pictures = dict(zip(WAYS, (result.astype(np.float32), darkened(background, result)), strict=True))
+    images = dict(zip(WAYS, (result.astype(np.float32), darkened(background, result)), strict=True))
     rows = {"nothing": sums(background, true_fall, truth, zone, background)}
-    for name, picture in pictures.items():
-        mixed = background + weight[..., None] * (picture - background)
+    for name, image in images.items():
+        mixed = background + weight[..., None] * (image - background)
         rows[name] = sums(
             np.clip(np.rint(mixed), 0, 255).astype(np.uint8), true_fall, truth, zone, background
         )

@@ -23,10 +23,10 @@ import torch
 
 from datasets.base import Source
 from datasets.geometry import bbox_of_mask, expand_box, square_box, square_padding
-from datasets.pairs import Augment, Choices, PairOptions, build_pair
+from datasets.pairs import Augment, AugmentationParams, PairOptions, build_pair
 from datasets.sources.folder import FolderConfig, OwnFolder
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
-from datasets.sources.survey import Tally, draws
+from datasets.sources.survey import RejectionStats, draws
 from ldm.device import describe_hardware
 from ldm.files import write_atomic
 from ldm.images import normalize, write_depth, write_mask
@@ -41,15 +41,15 @@ SIDE, REFERENCE = 512, 224
 
 
 def fabricate(root: Path, size: tuple[int, int]) -> OwnFolder:
-    """Textured pictures with an elliptic object, as JPEG, PNG and 16-bit PNG."""
+    """Textured images with an elliptic object, as JPEG, PNG and 16-bit PNG."""
     h, w = size
     y, x = np.mgrid[0:h, 0:w]
     for item in range(ITEMS):
         rng = np.random.default_rng(item)
         noise = rng.integers(0, 256, (h // 4, w // 4, 3), dtype=np.uint8)
-        picture = cv2.resize(noise, (w, h), interpolation=cv2.INTER_CUBIC)
+        image = cv2.resize(noise, (w, h), interpolation=cv2.INTER_CUBIC)
         (root / "images").mkdir(exist_ok=True)
-        cv2.imwrite(str(root / "images" / f"{item}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        cv2.imwrite(str(root / "images" / f"{item}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
         mask = ((x / w - 0.5) / 0.18) ** 2 + ((y / h - 0.5) / 0.28) ** 2 < 1
         write_mask(root / "masks" / f"{item}.png", mask)
         smooth = cv2.GaussianBlur(rng.random((h, w), np.float32), (0, 0), h / 20)
@@ -60,12 +60,12 @@ def fabricate(root: Path, size: tuple[int, int]) -> OwnFolder:
 
 
 def published_read(root: Path, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Picture and mask of the reference, and picture, mask and depth of the target, of which it is made."""
+    """Image and mask of the reference, and image, mask and depth of the target, of which it is made."""
     for one in (item, (item + 1) % ITEMS):
-        picture = cv2.cvtColor(cv2.imread(str(root / "images" / f"{one}.jpg")), cv2.COLOR_BGR2RGB)
+        image = cv2.cvtColor(cv2.imread(str(root / "images" / f"{one}.jpg")), cv2.COLOR_BGR2RGB)
         mask = cv2.imread(str(root / "masks" / f"{one}.png"))[..., 0] > 128
     depth = cv2.imread(str(root / "depth" / f"{one}.png"), cv2.IMREAD_UNCHANGED)
-    return picture, mask, depth
+    return image, mask, depth
 
 
 def published_perturb(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -88,11 +88,11 @@ def published_perturb(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 
 def published_pair(
-    picture: np.ndarray, mask: np.ndarray, depth: np.ndarray, rng: np.random.Generator
+    image: np.ndarray, mask: np.ndarray, depth: np.ndarray, rng: np.random.Generator
 ) -> list[np.ndarray]:
     """Reference view, detail map, collage, mask and depth as the published loader makes them."""
     x0, y0, x1, y1 = bbox_of_mask(mask)
-    view = np.where(mask[..., None], picture, 255)[y0:y1, x0:x1]
+    view = np.where(mask[..., None], image, 255)[y0:y1, x0:x1]
     side = square_padding((y1 - y0, x1 - x0))
     view = np.pad(view, ((side[1], side[3]), (side[0], side[2]), (0, 0)), constant_values=255)
     view = cv2.resize(view.astype(np.uint8), (REFERENCE, REFERENCE))
@@ -108,7 +108,7 @@ def published_pair(
     crop = np.s_[top:bottom, left:right]
     inside = np.zeros(mask.shape)
     inside[box[1] : box[3], box[0] : box[2]] = 1
-    collage = picture[crop].copy()
+    collage = image[crop].copy()
     region = inside[crop] > 0
     collage[region] = cv2.resize(
         np.repeat(detail[..., None], 3, 2), (box[2] - box[0], box[3] - box[1])
@@ -116,7 +116,7 @@ def published_pair(
     chosen = inside[crop] if rng.random() < 0.3 else published_perturb(mask[crop], rng)
     padding = square_padding((bottom - top, right - left))
     pads = ((padding[1], padding[3]), (padding[0], padding[2]))
-    whole = [np.pad(one, (*pads, (0, 0))) for one in (picture[crop], collage, depth_u8[crop])]
+    whole = [np.pad(one, (*pads, (0, 0))) for one in (image[crop], collage, depth_u8[crop])]
     found = [cv2.resize(one.astype(np.uint8), (SIDE, SIDE)).astype(np.float64) / 127.5 - 1 for one in whole]
     edit = cv2.resize(np.pad(chosen, pads, constant_values=2), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
     return [view / 255.0, *found, np.where(edit == 2, -1, edit)]
@@ -142,7 +142,7 @@ def per_example(work: Callable[[int], object], count: int) -> float:
 
 def ours(source: Source, count: int = DRAWS) -> dict[str, float]:
     """CPU milliseconds per accepted example: files to Inputs, and all of it; the share of accepted draws."""
-    tally = Tally("")
+    tally = RejectionStats("")
     start = time.process_time()
     accepted = len(list(draws(source, tally, OPTIONS, count, seed=0)))
     whole = round(1000 * (time.process_time() - start) / max(accepted, 1), 2)
@@ -172,7 +172,9 @@ def fabricated(size: tuple[int, int]) -> dict[str, float]:
 
 def _builder(inputs: list) -> Callable[[int], object]:
     def build(k: int) -> object:
-        return build_pair(inputs[k % ITEMS], OPTIONS, Choices.sample(np.random.default_rng(k), OPTIONS))
+        return build_pair(
+            inputs[k % ITEMS], OPTIONS, AugmentationParams.sample(np.random.default_rng(k), OPTIONS)
+        )
 
     return build
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cldm.pretrained import Card, Sampling
+from cldm.pretrained import CompositorConfig, Sampling
 from datasets.inputs import PUBLISHED_INFERENCE, PairOptions
 from ldm.settings.schema import nearest
 
@@ -46,7 +46,7 @@ def preset(name: str) -> Compat:
     return PRESETS[name]
 
 
-def with_compat(card: Card, name: str, seed: int) -> Card:
+def with_compat(card: CompositorConfig, name: str, seed: int) -> CompositorConfig:
     """The card with the pre-processing and sampling of a published system."""
     chosen = preset(name)
     tenths = np.random.default_rng(seed).integers(round(CROP_RATIOS[0] * 10), round(CROP_RATIOS[1] * 10) + 1)

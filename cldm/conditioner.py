@@ -19,7 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class IdentityEncoder(nn.Module):
-    """Reference picture on white -> tokens that the UNet and both control branches attend to.
+    """Reference image on white -> tokens that the UNet and both control branches attend to.
 
     The DINOv2 folder must be made for the reference size itself (full size: 224 px, patch 14, 16 x 16
     position embeddings, interpolated once at conversion), so nothing is interpolated here.
@@ -42,7 +42,7 @@ class IdentityEncoder(nn.Module):
 
     @property
     def reference_size(self) -> int:
-        """Side of the square reference picture, pixels."""
+        """Side of the square reference image, pixels."""
         return self.encoder.config.image_size
 
     def forward(self, reference_01: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class IdentityEncoder(nn.Module):
         return self.projector(self.encoder(pixel_values=pixels).last_hidden_state)
 
     def null(self, count: int = 1) -> Tensor:
-        """Tokens (count, t, c) of the all-zero picture, the unconditional identity."""
+        """Tokens (count, t, c) of the all-zero image, the unconditional identity."""
         weight = self.projector.weight
         black = torch.zeros(
             1, 3, self.reference_size, self.reference_size, dtype=weight.dtype, device=weight.device

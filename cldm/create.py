@@ -38,7 +38,7 @@ class NetworkConfig:
     """Sizes of every network of a compositor."""
 
     size: tuple[int, int] = setting((512, 512), help="(h, w) in pixels of the crop that the model paints")
-    reference_size: int = setting(224, low=16, help="side of the reference picture in pixels")
+    reference_size: int = setting(224, low=16, help="side of the reference image in pixels")
     block_channels: tuple[int, ...] = setting((320, 640, 1280, 1280), help="UNet width per level")
     heads: tuple[int, ...] = setting((5, 10, 20, 20), help="attention heads per level")
     attention: tuple[bool, ...] = setting((True, True, True, False), help="cross-attention at each level")

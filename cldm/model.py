@@ -22,7 +22,7 @@ class ControlBranch(nn.Module):
     """A stock ControlNetModel whose first convolution is zero and frozen, so that x_t has no influence.
 
     Its residuals depend on hint, tokens and timestep only: one evaluation serves every image that shares
-    them, and the hint embedding is computed once per picture (published code: the hint replaces h_0).
+    them, and the hint embedding is computed once per image (published code: the hint replaces h_0).
     """
 
     def __init__(self, net: ControlNetModel) -> None:
@@ -53,7 +53,7 @@ class ControlBranch(nn.Module):
 
 @dataclass(frozen=True)
 class Conditions:
-    """What stays constant over all steps and all images of one picture."""
+    """What stays constant over all steps and all images of one image."""
 
     tokens: Tensor  # (b, t, c)     identity
     detail: Tensor  # (b, c, h, w)  embedded detail hint

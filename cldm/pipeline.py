@@ -70,7 +70,7 @@ def encode(model: Compositor, image_pm1: Tensor, device: torch.device, offload: 
 
 @torch.inference_mode()
 def decode(model: Compositor, latents: Tensor, device: torch.device, offload: bool) -> list[np.ndarray]:
-    """(n, c, h, w) -> n pictures (H, W, 3) uint8, one at a time to bound memory."""
+    """(n, c, h, w) -> n images (H, W, 3) uint8, one at a time to bound memory."""
     with resident(model.latent_space, device, offload):
         images = [model.latent_space.decode(one[None].to(device, model.unet.dtype))[0] for one in latents]
     return [from_pm1(image.float().cpu()) for image in images]
@@ -96,7 +96,7 @@ def paint(
     cancelled: Callable[[], bool] | None = None,
     progress: bool = True,
 ) -> list[np.ndarray]:
-    """One picture (H, W, 3) uint8 of the crop per seed.
+    """One image (H, W, 3) uint8 of the crop per seed.
 
     Outside the edit region the background's latents are re-imposed at every step; `init: paste` starts from
     the depth-tested cut-out paste noised to `strength`.  With `strength` 0 the paste itself is returned.

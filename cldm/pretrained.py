@@ -2,7 +2,7 @@
 
     unet/ control_detail/ control_depth/ image_encoder/ projector/ vae/ scheduler/ compositor.json
 
-The card says how pictures were prepared in training and with which sampler settings the model looks right,
+The card says how images were prepared in training and with which sampler settings the model looks right,
 so a small model and the full-size one differ in files, never in code.
 """
 
@@ -56,7 +56,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Card:
+class CompositorConfig:
     """What a user and the pipeline must know of a compositor besides its weights."""
 
     name: str = setting("compositor", help="short name for logs and recipes")
@@ -65,7 +65,9 @@ class Card:
     sampling: Sampling = setting(Sampling(), help="default sampler settings")
 
 
-def save_compositor(model: Compositor, card: Card, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+def save_compositor(
+    model: Compositor, card: CompositorConfig, folder: Path, dtype: torch.dtype = torch.float16
+) -> None:
     """Write the whole folder, or nothing."""
     with folder_written_whole(folder) as partial:
         save_part(model.unet, partial / "unet", dtype)
@@ -92,7 +94,7 @@ def require_complete(folder: Path) -> None:
         raise ValueError(f"{folder}: not a complete compositor folder; missing {', '.join(absent)}")
 
 
-def load_compositor(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Compositor, Card]:
+def load_compositor(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Compositor, CompositorConfig]:
     """A compositor on the CPU in eval mode, strictly loaded.
 
     Raises ValueError naming the folder or file and what is missing, unexpected or mis-shaped.
@@ -114,7 +116,7 @@ def scheduler_settings(folder: Path) -> dict:
     return read_json(folder / "scheduler_config.json")
 
 
-def load_card(folder: Path) -> Card:
+def load_card(folder: Path) -> CompositorConfig:
     """The card alone, without the weights, of a complete folder."""
     require_complete(folder)
-    return merge_layers(Card, [Layer(read_json(folder / CARD), f"{folder / CARD}: ")])
+    return merge_layers(CompositorConfig, [Layer(read_json(folder / CARD), f"{folder / CARD}: ")])

@@ -177,7 +177,7 @@ def paths_of(job: Job, path: Path) -> list[Path]:
 
 
 def is_done(path: Path, job: Job) -> bool:
-    """Whether a picture and its report are there and are the result of this very job."""
+    """Whether an image and its report are there and are the result of this very job."""
     report = path.with_suffix(".json")
     if not (path.is_file() and report.is_file()):
         return False

@@ -62,7 +62,7 @@ def said(result: Result) -> str:
 
 
 def row_of(result: Result, index: int = 0) -> list[np.ndarray]:
-    """The pictures of one sample in the order of TITLES."""
+    """The images of one sample in the order of TITLES."""
     inputs, layers = result.inputs, result.layers
     fused = inputs.background_depth_01.copy()
     x0, y0, x1, y1 = result.pair.crop.box_xyxy
@@ -95,7 +95,7 @@ def candidate_of(plain: dict[str, Any]) -> Candidate:
 
 
 def with_box(image_u8: np.ndarray, box01: list[float]) -> np.ndarray:
-    """The picture with the box drawn in."""
+    """The image with the box drawn in."""
     h, w = image_u8.shape[:2]
     x0, y0, x1, y1 = box_to_pixels(box01, (h, w))
     width = max(1, round(max(h, w) / 150))
@@ -175,12 +175,12 @@ def compose_all(jobs: Sequence[tuple[str, ComposeSettings]]) -> Iterator[tuple[s
 
 def make(
     out: Annotated[Path, typer.Option(help="PNG to write", metavar="PATH")],
-    pictures: Annotated[
+    images: Annotated[
         list[Path] | None,
-        typer.Argument(help="pictures written by run_inference.py image", metavar="[PICTURE]..."),
+        typer.Argument(help="images written by run_inference.py image", metavar="[IMAGE]..."),
     ] = None,
     cases: Annotated[
-        Path | None, typer.Option(help="JSON list of cases, instead of pictures", metavar="FILE")
+        Path | None, typer.Option(help="JSON list of cases, instead of images", metavar="FILE")
     ] = None,
     root: Annotated[
         Path, typer.Option(help="folder that the paths in the case list start from", metavar="FOLDER")
@@ -192,17 +192,17 @@ def make(
         Path | None, typer.Option(help="depth network folder for the cases", metavar="FOLDER")
     ] = None,
 ) -> None:
-    """Compose and draw one row per picture or case."""
+    """Compose and draw one row per image or case."""
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out must name a .png file, got {out}")
-    if bool(pictures) == (cases is not None):
-        raise ValueError("give either pictures made by run_inference.py, or --cases FILE")
+    if bool(images) == (cases is not None):
+        raise ValueError("give either images made by run_inference.py, or --cases FILE")
     if cases is not None:
         jobs = [(case["id"], settings_of_case(case, root, model, depth_model)) for case in read_cases(cases)]
         placements: list[dict[str, Any] | None] = [None] * len(jobs)
     else:
-        recipes = [settings_of_recipe(picture) for picture in pictures or []]
-        jobs = [(picture.stem, one[0]) for picture, one in zip(pictures or [], recipes, strict=True)]
+        recipes = [settings_of_recipe(image) for image in images or []]
+        jobs = [(image.stem, one[0]) for image, one in zip(images or [], recipes, strict=True)]
         placements = [recipe.get("placement") for _, recipe in recipes]
     rows, labels = [], []
     for (name, result), placement in zip(compose_all(jobs), placements, strict=True):

@@ -17,7 +17,7 @@ from typing import Any
 
 from compose.batch import Job, check_files
 from compose.settings import ComposeSettings
-from datasets.sources.readers import pictures_in, subfolders
+from datasets.sources.readers import images_in, subfolders
 from ldm.seeds import seed_of
 from ldm.settings.config import Layer, merge_layers, yaml_layers
 
@@ -28,10 +28,10 @@ MASK = "_mask"
 
 @dataclass(frozen=True)
 class Background:
-    """A prepared picture. number: how its results are called."""
+    """A prepared image. number: how its results are called."""
 
     number: str
-    picture: Path
+    image: Path
     mask: Path
 
 
@@ -39,7 +39,7 @@ class Background:
 class TestSet:
     """What is composed with what."""
 
-    objects: dict[str, tuple[Path, Path | None]]  # concept -> picture and mask, None: its alpha channel
+    objects: dict[str, tuple[Path, Path | None]]  # concept -> image and mask, None: its alpha channel
     backgrounds: list[Background]
     black: bool  # the masks of the backgrounds are black where the object goes
 
@@ -52,18 +52,18 @@ def find_test_set(objects: Path, backgrounds: Path, object_masks: Path | None = 
     found: dict[str, tuple[Path, Path | None]] = {}
     if object_masks is None:
         for concept in subfolders(objects):
-            cutouts = pictures_in(concept, (".png",))
+            cutouts = images_in(concept, (".png",))
             if cutouts:
                 found[concept.name] = (cutouts[0], None)
-        wanted = "sub-folders with .png cut-outs (pictures with masks need --object-masks)"
+        wanted = "sub-folders with .png cut-outs (images with masks need --object-masks)"
     else:
-        by_stem = {mask.stem: mask for mask in pictures_in(object_masks)}
-        pictures = {picture.stem: picture for picture in pictures_in(objects)}
-        absent = sorted(pictures.keys() - by_stem.keys())
+        by_stem = {mask.stem: mask for mask in images_in(object_masks)}
+        images = {image.stem: image for image in images_in(objects)}
+        absent = sorted(images.keys() - by_stem.keys())
         if absent:
             raise ValueError(f"--object-masks {object_masks}: no mask for {', '.join(absent[:5])}")
-        found = {stem: (picture, by_stem[stem]) for stem, picture in pictures.items()}
-        wanted = "pictures"
+        found = {stem: (image, by_stem[stem]) for stem, image in images.items()}
+        wanted = "images"
     if not found:
         raise ValueError(f"--objects {objects}: there are no {wanted}")
     ending = "_GT" if object_masks is None else ""
@@ -71,14 +71,14 @@ def find_test_set(objects: Path, backgrounds: Path, object_masks: Path | None = 
 
 
 def _backgrounds(folder: Path, ending: str) -> list[Background]:
-    """Pictures NAME<ending> that have a NAME_mask beside them."""
-    by_stem = {picture.stem: picture for picture in pictures_in(folder)}
+    """Images NAME<ending> that have a NAME_mask beside them."""
+    by_stem = {image.stem: image for image in images_in(folder)}
     names = sorted(stem.removesuffix(MASK) for stem in by_stem if stem.endswith(MASK))
     if not names:
         raise ValueError(f"--backgrounds {folder}: there is no NAME{MASK} file")
     absent = [name for name in names if f"{name}{ending}" not in by_stem]
     if absent:
-        raise ValueError(f"--backgrounds {folder}: no picture {absent[0]}{ending} for {absent[0]}{MASK}")
+        raise ValueError(f"--backgrounds {folder}: no image {absent[0]}{ending} for {absent[0]}{MASK}")
     numbers = [re.sub(r"^.*_(?=\d+$)", "", name) for name in names]
     unique = max(Counter(numbers).values()) == 1
     return [
@@ -94,13 +94,13 @@ def pairs(found: TestSet, given: dict[str, Any], defaults: Path | None, seed: in
     """
     below = [] if defaults is None else yaml_layers(defaults)
     jobs = []
-    for concept, (picture, mask) in sorted(found.objects.items()):
+    for concept, (image, mask) in sorted(found.objects.items()):
         for background in found.backgrounds:
             name = f"{concept}/{background.number}"
             files = {
-                "object": picture.as_posix(),
+                "object": image.as_posix(),
                 "object_mask": None if mask is None else mask.as_posix(),
-                "background": background.picture.as_posix(),
+                "background": background.image.as_posix(),
                 "target_mask": background.mask.as_posix(),
                 "invert_target_mask": found.black,
                 "seed": seed_of(seed, name) % 2**32,

@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 
 from compose.settings import DEPTH_MODES, ComposeSettings
-from datasets.geometry import Box01, bbox_of_mask, box_from_01, box_to_01, depth_at_foot, depth_extent
+from datasets.geometry import Box01, bbox_of_mask, box_from_01, box_to_01, depth_at_contact, depth_extent
 from datasets.inputs import Inputs, check_object
 from datasets.layers import Layers
 from ldm.experts.segment import object_mask
-from ldm.images import Picture, read_depth, read_mask, read_picture, resize
+from ldm.images import LoadedImage, read_depth, read_image, read_mask, resize
 
 logger = logging.getLogger(__name__)
 
-SAME_ASPECT = 0.01  # largest relative difference in aspect between a picture and its depth map
+SAME_ASPECT = 0.01  # largest relative difference in aspect between an image and its depth map
 
 
 @dataclass(frozen=True, eq=False)
 class Sources:
     """What the files hold. h w and H W are the sizes of object and background."""
 
-    background: Picture  # (H, W)
-    item: Picture  # (h, w)
+    background: LoadedImage  # (H, W)
+    item: LoadedImage  # (h, w)
     cut: np.ndarray  # (h, w) bool, the object
     cut_by: str  # file, alpha, grabcut or sam
     box01_xyxy: Box01 | None  # None: a sentence says it
@@ -37,7 +37,7 @@ class Sources:
 
 def read_sources(settings: ComposeSettings) -> Sources:
     """Read and check all files, the quick checks first."""
-    background, item = read_picture(settings.background), read_picture(settings.object)
+    background, item = read_image(settings.background), read_image(settings.object)
     target = None
     if settings.target_mask is not None:
         target = read_mask(settings.target_mask, size=background.size) ^ settings.invert_target_mask
@@ -96,7 +96,7 @@ def require_visible(inputs: Inputs, layers: Layers) -> None:
     )
 
 
-def _cut(settings: ComposeSettings, item: Picture) -> tuple[np.ndarray, str]:
+def _cut(settings: ComposeSettings, item: LoadedImage) -> tuple[np.ndarray, str]:
     """Which pixels are the object, (h, w) bool, and who says so."""
     if settings.object_mask is not None:
         cut, cut_by = read_mask(settings.object_mask, size=item.size), "file"
@@ -118,7 +118,7 @@ def _box(settings: ComposeSettings, target: np.ndarray | None) -> Box01 | None:
 
 
 def _depth_of(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:
-    """A depth map at the (h, w) of its picture; another resolution is fitted, another aspect refused."""
+    """A depth map at the (h, w) of its image; another resolution is fitted, another aspect refused."""
     if path is None:
         return None
     depth_01 = read_depth(path)
@@ -127,7 +127,7 @@ def _depth_of(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:
         return depth_01
     if abs(w * want_h / (h * want_w) - 1) > SAME_ASPECT:
         raise ValueError(
-            f"depth map {path} is {w} x {h} pixels, its picture is {want_w} x {want_h} (width x height); "
+            f"depth map {path} is {w} x {h} pixels, its image is {want_w} x {want_h} (width x height); "
             f"the proportions must agree within {SAME_ASPECT:.0%}"
         )
     logger.info("depth map: resized from %d x %d to %d x %d", w, h, want_w, want_h)
@@ -139,7 +139,7 @@ def _depth_range(
 ) -> tuple[tuple[float, float], str]:
     """(far, near) of the object and where it comes from."""
     if settings.depth is None:
-        foot = depth_at_foot(depth_01, box)
+        foot = depth_at_contact(depth_01, box)
         if settings.plain_mode in DEPTH_MODES:
             logger.info(
                 "depth: %.3f, the background's at the bottom edge of the box (--depth chooses it)", foot

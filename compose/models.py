@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cldm.model import Compositor
-from cldm.pretrained import Card, load_card, load_compositor
+from cldm.pretrained import CompositorConfig, load_card, load_compositor
 from compose.settings import ComposeSettings, depth_folder, model_folder
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
@@ -25,7 +25,7 @@ class Models:
     """The networks of one or many composites; each is loaded when it is first needed."""
 
     folder: Path
-    card: Card
+    card: CompositorConfig
     depth_folder: Path
     device: torch.device
     dtype: torch.dtype  # of the compositor

@@ -1,4 +1,4 @@
-"""From two pictures and a place to a composite: the one way for command line, notebooks and batches.
+"""From two images and a place to a composite: the one way for command line, notebooks and batches.
 
     settings = ComposeSettings(background=Path("room.png"), object=Path("dog.png"), box=(0.4, 0.5, 0.7, 0.9))
     result = compose(settings, load_models(settings))
@@ -9,7 +9,7 @@ Stages: read and cut out, depth, the place if a sentence says it (`compose.place
 (`datasets.pairs`), painting (`cldm.pipeline`), paste-back (`datasets.pasteback`).  Every pixel outside the
 final edit mask stays as it was, and that is measured.
 Sample i of `num_samples` has seed `seed + i`: its noise is that of the same seed painted alone, so the two
-pictures are equal up to rounding; the same settings on the same machine give the same bytes.
+images are equal up to rounding; the same settings on the same machine give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from cldm.compat import preset, with_compat
 from cldm.pipeline import Weights, paint
-from cldm.pretrained import Card, Sampling
+from cldm.pretrained import CompositorConfig, Sampling
 from compose.inputs import read_sources
 from compose.models import Models, load_models
 from compose.placement import locate, settle
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What `compose` returns. Picture i has seed `seeds[i]`."""
+    """What `compose` returns. Image i has seed `seeds[i]`."""
 
     images_u8: list[np.ndarray]  # n x (H, W, 3), the size of the background
     alpha_u8: np.ndarray | None  # (H, W) of the background, carried over
@@ -58,7 +58,7 @@ class Result:
     layers: Layers  # the crop at native resolution
 
 
-def card_of(settings: ComposeSettings, models: Models) -> Card:
+def card_of(settings: ComposeSettings, models: Models) -> CompositorConfig:
     """The card of the model, or what a published system would make of it."""
     return with_compat(models.card, settings.compat, settings.seed) if settings.compat else models.card
 
@@ -70,7 +70,7 @@ def with_depth(settings: ComposeSettings) -> ComposeSettings:
     return replace(settings, depth=preset(settings.compat).depth)
 
 
-def sampling_of(settings: ComposeSettings, card: Card) -> Sampling:
+def sampling_of(settings: ComposeSettings, card: CompositorConfig) -> Sampling:
     """The model's recommended sampler settings with the user's own on top."""
     names = ("scheduler", "steps", "guidance", "init", "strength", "detail", "detail_scale")
     return replace(
@@ -129,9 +129,9 @@ def compose(
     paste = preset(settings.compat).paste if settings.compat else "mask-feather"
     with timer.stage("paste back"):
         stitched = [
-            stitch(inputs, options, pair.crop, picture, paste=paste, layers=layers,
+            stitch(inputs, options, pair.crop, image, paste=paste, layers=layers,
                    detail=sampling.detail, detail_scale=sampling.detail_scale)
-            for picture in painted
+            for image in painted
         ]  # fmt: skip
         drift = [drift_of(inputs, one) for one in stitched]
     report = {

@@ -18,7 +18,7 @@ import numpy as np
 from compose.inputs import Sources, make_inputs, require_visible
 from compose.models import Models
 from compose.settings import GEOMETRIC, ComposeSettings, locator_of
-from datasets.augment import Choices
+from datasets.augment import AugmentationParams
 from datasets.geometry import bbox_of_mask
 from datasets.inputs import Inputs, PairOptions
 from datasets.layers import Layers, plan_crop
@@ -154,7 +154,7 @@ def settle(
         tries = [placement.settings_of(index) for index in range(len(placement.candidates))]
     for chosen, here in enumerate(tries):
         inputs, decided = make_inputs(here, sources, depth_01)
-        layers = native_layers(inputs, options, plan_crop(inputs, options, Choices.fixed(options)))
+        layers = native_layers(inputs, options, plan_crop(inputs, options, AugmentationParams.fixed(options)))
         if (layers.visible.any() and layers.edit.any()) or chosen + 1 == len(tries):
             break
     require_visible(inputs, layers)
@@ -217,7 +217,7 @@ def _understood(instruction: str, geometric: bool) -> Request | None:
 
 
 def _aspect(cut: np.ndarray) -> float:
-    """Width / height in pixels of the object in its picture, mask (h, w)."""
+    """Width / height in pixels of the object in its image, mask (h, w)."""
     x0, y0, x1, y1 = bbox_of_mask(cut)
     return (x1 - x0) / (y1 - y0)
 

@@ -52,21 +52,21 @@ def make_recipe(
     }
 
 
-def settings_of_recipe(picture: Path) -> tuple[ComposeSettings, dict[str, Any]]:
-    """The settings that made a picture, and its whole recipe."""
-    recipe = read_recipe(picture)
+def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
+    """The settings that made an image, and its whole recipe."""
+    recipe = read_recipe(image)
     if recipe.get("command") != "image":
-        raise ValueError(f"{picture}: its recipe was not written by the image verb")
+        raise ValueError(f"{image}: its recipe was not written by the image verb")
     absent = [part for part in PARTS if part not in recipe]
     if absent:
-        raise ValueError(f"{picture}: its recipe lacks {', '.join(absent)}")
+        raise ValueError(f"{image}: its recipe lacks {', '.join(absent)}")
     broken = [part for part in MAPPINGS if not isinstance(recipe[part], dict)]
     if broken or recipe["sample"] not in range(recipe["settings"].get("num_samples", 1)):
-        raise ValueError(f"{picture}: its recipe is damaged: {', '.join(broken) or 'sample'}")
-    return merge_layers(ComposeSettings, [Layer(recipe["settings"], f"{picture}: recipe: ")]), recipe
+        raise ValueError(f"{image}: its recipe is damaged: {', '.join(broken) or 'sample'}")
+    return merge_layers(ComposeSettings, [Layer(recipe["settings"], f"{image}: recipe: ")]), recipe
 
 
-def check_unchanged(picture: Path, recipe: dict[str, Any], now: dict[str, Any]) -> None:
+def check_unchanged(image: Path, recipe: dict[str, Any], now: dict[str, Any]) -> None:
     """Inputs, weights and model card must be those of the recipe; another machine only gets a warning.
 
     now: the recipe that `make_recipe` gives for the same settings today
@@ -74,20 +74,18 @@ def check_unchanged(picture: Path, recipe: dict[str, Any], now: dict[str, Any]) 
     for name, digest in recipe["inputs"].items():
         if now["inputs"].get(name) != digest:
             path = now["settings"][name]
-            raise ValueError(f"{picture}: {path} ({flag_name(name)}) has changed since the picture was made")
+            raise ValueError(f"{image}: {path} ({flag_name(name)}) has changed since the image was made")
     for name, hashes in recipe["weights"].items():
         today = now["weights"].get(name, {})
         changed = sorted(file for file in {*hashes, *today} if hashes.get(file) != today.get(file))
         if changed:
             folder = now["settings"][name]
-            raise ValueError(
-                f"{picture}: {folder} is not what the picture was made with: {changed[0]} differs"
-            )
+            raise ValueError(f"{image}: {folder} is not what the image was made with: {changed[0]} differs")
     for part in ("sampling", "pair"):
         changed = sorted(key for key in now[part] if recipe[part].get(key) != now[part][key])
         if changed:
             folder = now["settings"]["model"]
-            raise ValueError(f"{picture}: the card in {folder} has changed since: {part}.{changed[0]}")
+            raise ValueError(f"{image}: the card in {folder} has changed since: {part}.{changed[0]}")
     for part in ("machine", "versions"):
         if recipe[part] != now[part]:
             logger.warning("%s differ from the recipe's; pixels may differ slightly", part)

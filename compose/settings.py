@@ -10,7 +10,7 @@ from cldm.pretrained import Sampling, is_complete
 from datasets.fusion import ALIASES, MODES
 from datasets.geometry import check_box01
 from ldm.latents import scheduler_class
-from ldm.registry.models import located
+from ldm.registry.models import resolve_model_path
 from ldm.settings.config import check_settings, flag_name, setting
 from llava_bifrost.card import FULL as FULL_LOCATOR
 from llava_bifrost.card import TINY as TINY_LOCATOR
@@ -29,8 +29,8 @@ WITH_SENTENCE = {"locator": None, "anchors": None, "detector": None, "candidates
 class ComposeSettings:
     """Everything that decides a composite. None where the model's own recommendation holds."""
 
-    background: Path = setting(help="background picture, any size")
-    object: Path = setting(help="picture of the object")
+    background: Path = setting(help="background image, any size")
+    object: Path = setting(help="image of the object")
     object_mask: Path | None = setting(
         None, help="mask of the object (white); without it the alpha channel, else SAM or GrabCut finds it"
     )
@@ -151,7 +151,7 @@ class ComposeSettings:
 
     @property
     def input_files(self) -> dict[str, Path]:
-        """The pictures that are read, by the name of their setting."""
+        """The images that are read, by the name of their setting."""
         given = {name: getattr(self, name) for name in INPUT_FILES}
         return {name: path for name, path in given.items() if path is not None}
 
@@ -211,8 +211,8 @@ def locator_of(settings: ComposeSettings) -> str:
     """The locator to use: a folder's name, or GEOMETRIC."""
     if settings.locator is not None:
         return settings.locator
-    if (located(FULL_LOCATOR) / "config.json").is_file():
-        return located(FULL_LOCATOR).as_posix()
+    if (resolve_model_path(FULL_LOCATOR) / "config.json").is_file():
+        return resolve_model_path(FULL_LOCATOR).as_posix()
     if settings.anchors is not None or settings.detector is not None:
         return GEOMETRIC
     return TINY_LOCATOR.as_posix()
@@ -220,11 +220,11 @@ def locator_of(settings: ComposeSettings) -> str:
 
 def model_folder(settings: ComposeSettings) -> Path:
     """The compositor to use."""
-    full = located(FULL_MODEL)
+    full = resolve_model_path(FULL_MODEL)
     return settings.model or (full if is_complete(full) else TINY_MODEL)
 
 
 def depth_folder(chosen: Path | None = None) -> Path:
     """The depth network to use: the chosen one, else the full-size one where it is there."""
-    full = located(FULL_DEPTH)
+    full = resolve_model_path(FULL_DEPTH)
     return chosen or (full if (full / "config.json").is_file() else TINY_DEPTH)

@@ -1,7 +1,7 @@
 """Two relative depth maps of one scene in one frame.
 
-Relative inverse depth is known up to a scale and a shift that differ from picture to picture, also when one
-picture is the other without an object. Both show the same background, so a robust fit there connects them.
+Relative inverse depth is known up to a scale and a shift that differ from image to image, also when one
+image is the other without an object. Both show the same background, so a robust fit there connects them.
 """
 
 from dataclasses import dataclass

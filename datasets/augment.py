@@ -12,7 +12,7 @@ AUTO = "auto"  # the level that suits the mode
 
 
 @dataclass(frozen=True)
-class Choices:
+class AugmentationParams:
     """The random decisions behind one pair."""
 
     crop_ratio: float = 2.0
@@ -24,12 +24,12 @@ class Choices:
     mask_seed: int = 0  # of the deformation of level "perturbed"
 
     @classmethod
-    def fixed(cls, options: PairOptions) -> "Choices":
+    def fixed(cls, options: PairOptions) -> "AugmentationParams":
         """What inference uses."""
         return cls(options.crop_ratio, options.reference_ratio, mask_level=options.mask_level)
 
     @classmethod
-    def sample(cls, rng: np.random.Generator, options: PairOptions) -> "Choices":
+    def sample(cls, rng: np.random.Generator, options: PairOptions) -> "AugmentationParams":
         """What training draws."""
         ranges = options.augment
         weights = np.array(ranges.levels) / sum(ranges.levels)
@@ -46,7 +46,7 @@ class Choices:
         )
 
 
-def relight(image_u8: np.ndarray, choices: Choices) -> np.ndarray:
+def relight(image_u8: np.ndarray, choices: AugmentationParams) -> np.ndarray:
     """The reference (h, w, 3) under the chosen brightness, contrast and colour."""
     if choices.brightness == 0 and choices.gain == (1.0, 1.0, 1.0):
         return image_u8

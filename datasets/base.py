@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from datasets.augment import Choices
+from datasets.augment import AugmentationParams
 from datasets.inputs import Inputs, PairOptions
 from datasets.pairs import Pair, build_pair
 
@@ -41,7 +41,7 @@ def reason(error: Exception) -> str:
 class Source(Protocol):
     """A collection of compositing examples.
 
-    dynamics: STILL when the reference is the target's own object picture (texture is learned, late
+    dynamics: STILL when the reference is the target's own object image (texture is learned, late
     timesteps), MOVING when it shows another pose (shape is learned, early timesteps), BOTH otherwise.
     """
 
@@ -55,7 +55,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn(Pair):
+class TrainingSample(Pair):
     """A pair of a training run."""
 
     dynamics: Tensor  # () int64, of the source
@@ -109,7 +109,7 @@ def shares(weights: Sequence[float], total: int) -> np.ndarray:
     return counts
 
 
-class PairDataset(Dataset[Drawn]):
+class PairDataset(Dataset[TrainingSample]):
     """Example k of a run, built with randomness from (seed, k, try)."""
 
     def __init__(
@@ -129,7 +129,7 @@ class PairDataset(Dataset[Drawn]):
         """Item of its source that example k is."""
         return self.mixture(k)[1]
 
-    def __getitem__(self, k: int) -> Drawn:
+    def __getitem__(self, k: int) -> TrainingSample:
         which, first = self.mixture(k)
         source = self.sources[which]
         reasons, refused = [], []
@@ -138,13 +138,13 @@ class PairDataset(Dataset[Drawn]):
             index = first if attempt == 0 else int(rng.integers(len(source)))
             try:
                 inputs = source.example(index, rng)
-                pair = build_pair(inputs, self.options, Choices.sample(rng, self.options))
+                pair = build_pair(inputs, self.options, AugmentationParams.sample(rng, self.options))
             except (Rejected, ValueError) as error:
                 reasons.append(f"item {index}: {error}")
                 refused.append(reason(error))
                 continue
             values = {field.name: getattr(pair, field.name) for field in fields(pair)}
-            return Drawn(
+            return TrainingSample(
                 **values,
                 dynamics=torch.tensor(source.dynamics),
                 source=torch.tensor(which),

@@ -33,7 +33,7 @@ def check_mode(mode: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Cutout:
-    """An object cut out of its picture, tight; the values outside its mask are 0."""
+    """An object cut out of its image, tight; the values outside its mask are 0."""
 
     rgb_u8: np.ndarray  # (h, w, 3)
     mask: np.ndarray  # (h, w) bool
@@ -72,7 +72,7 @@ def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only")
     """Depth (h, w) scaled to [0, 1] inside the mask and 0 outside.
 
     "object-only": over the object, from its 1st to its 99th percentile, as estimated maps smear edges.
-    "legacy": over the picture with zeros outside the mask: the object's minimum stays above 0 (published).
+    "legacy": over the image with zeros outside the mask: the object's minimum stays above 0 (published).
     """
     values = np.where(mask, depth_01, 0).astype(np.float32)
     if norm == "legacy":
@@ -186,7 +186,7 @@ def fill_depth(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 
 def fill_colour(image_u8: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Picture (h, w, 3) with hole (h, w) bool painted over by its blurred surroundings."""
+    """Image (h, w, 3) with hole (h, w) bool painted over by its blurred surroundings."""
     if not hole.any() or hole.all():
         return image_u8
     known = (~hole).astype(np.float32)
@@ -195,7 +195,7 @@ def fill_colour(image_u8: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def _pull_push(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """values (h, w, 3) premultiplied by weight (h, w): gaps are taken from the picture of half the size."""
+    """values (h, w, 3) premultiplied by weight (h, w): gaps are taken from the image of half the size."""
     if weight.min() > 0 or max(weight.shape) <= 2:
         return values / np.maximum(weight, 1e-6)[..., None]
     h, w = weight.shape

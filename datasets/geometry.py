@@ -25,7 +25,7 @@ EXTENT_PER_SIZE = 0.2  # half thickness in depth per unit of box size; fits the 
 
 def check_box01(box01: Sequence[float], *, where: str = "box") -> Box01:
     """Refuse a box that is not x0 < x1, y0 < y1 inside [0, 1]; returns it as four floats."""
-    rule = f"{where} must be x1,y1,x2,y2 in fractions of the picture, 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1"
+    rule = f"{where} must be x1,y1,x2,y2 in fractions of the image, 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1"
     if len(box01) != 4:
         raise ValueError(f"{rule}, got {len(box01)} numbers")
     x0, y0, x1, y1 = (float(value) for value in box01)
@@ -37,12 +37,12 @@ def check_box01(box01: Sequence[float], *, where: str = "box") -> Box01:
     if x1 < x0 or y1 < y0:
         raise ValueError(f"{rule}, got {shown}: it is inverted")
     if min(x0, y0) < 0 or max(x1, y1) > 1:
-        raise ValueError(f"{rule}, got {shown}: it leaves the picture")
+        raise ValueError(f"{rule}, got {shown}: it leaves the image")
     return x0, y0, x1, y1
 
 
 def box_to_01(box_xyxy: Sequence[float], size_hw: Size) -> Box01:
-    """Pixels -> fractions of a picture of (h, w)."""
+    """Pixels -> fractions of an image of (h, w)."""
     (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy
     return x0 / w, y0 / h, x1 / w, y1 / h
 
@@ -54,7 +54,7 @@ def box_from_01(box01: Sequence[float], size_hw: Size) -> Box01:
 
 
 def box_to_pixels(box01: Sequence[float], size_hw: Size) -> Box:
-    """Fractions -> nearest pixel box, at least one pixel wide and high, inside the picture."""
+    """Fractions -> nearest pixel box, at least one pixel wide and high, inside the image."""
     h, w = size_hw
     x0, y0, x1, y1 = whole_box(box_from_01(box01, size_hw))
     x0, y0 = min(max(x0, 0), w - 1), min(max(y0, 0), h - 1)
@@ -70,7 +70,7 @@ def whole_box(box_xyxy: Sequence[float]) -> Box:
 def bbox_of_mask(mask: np.ndarray, end: str = "inclusive") -> Box:
     """Tight box of mask (h, w) bool.
 
-    "legacy": last row and column left out, and the whole picture for fewer than 10 pixels (published).
+    "legacy": last row and column left out, and the whole image for fewer than 10 pixels (published).
     """
     h, w = mask.shape
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -84,13 +84,13 @@ def bbox_of_mask(mask: np.ndarray, end: str = "inclusive") -> Box:
 
 
 def clip_box(box_xyxy: Box, size_hw: Size) -> Box:
-    """The part of the box inside a picture of (h, w)."""
+    """The part of the box inside an image of (h, w)."""
     (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy
     return min(max(x0, 0), w), min(max(y0, 0), h), min(max(x1, 0), w), min(max(y1, 0), h)
 
 
 def expand_box(box_xyxy: Sequence[float], ratio: float, size_hw: Size | None, end: str = "inclusive") -> Box:
-    """Scale a box about its centre, clipped to the picture if one is given.
+    """Scale a box about its centre, clipped to the image if one is given.
 
     "inclusive" rounds outwards, "legacy" counts the end as a pixel inside and truncates.
     """
@@ -109,9 +109,9 @@ def expand_box(box_xyxy: Sequence[float], ratio: float, size_hw: Size | None, en
 
 
 def square_box(box_xyxy: Box, size_hw: Size, border: str = "shift") -> Box:
-    """Square around a box, inside the picture.
+    """Square around a box, inside the image.
 
-    "shift": moved inside instead of cut, and cut only where the picture is smaller than the square.
+    "shift": moved inside instead of cut, and cut only where the image is smaller than the square.
     "clip": the shorter side grows and is cut at the border (published), hence often not square there.
     """
     (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy
@@ -140,7 +140,7 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def square_padding(size_hw: Size) -> Box:
-    """(left, top, right, bottom) that makes a picture of (h, w) square, centred."""
+    """(left, top, right, bottom) that makes an image of (h, w) square, centred."""
     h, w = size_hw
     left, top = max(h - w, 0) // 2, max(w - h, 0) // 2
     return left, top, max(h - w, 0) - left, max(w - h, 0) - top
@@ -150,7 +150,7 @@ def depth_extent(d: float, box01: Sequence[float]) -> tuple[float, float]:
     """(far, near) of an object whose centre lies at depth d.
 
     A thing is about as thick as it is wide and high, so its thickness in relative inverse depth grows with
-    its size in the picture: near - far = 2 (0.01 + 0.2 s), s = sqrt(width height) in fractions. Symmetric
+    its size in the image: near - far = 2 (0.01 + 0.2 s), s = sqrt(width height) in fractions. Symmetric
     about d, clipped to [0, 1].
     """
     if not (np.isfinite(d) and 0 <= d <= 1):
@@ -159,10 +159,10 @@ def depth_extent(d: float, box01: Sequence[float]) -> tuple[float, float]:
     return max(0.0, d - half), min(1.0, d + half)
 
 
-def depth_at_foot(background_depth_01: np.ndarray, box01: Sequence[float]) -> float:
+def depth_at_contact(background_depth_01: np.ndarray, box01: Sequence[float]) -> float:
     """Depth of the background (h, w) along the bottom edge of the box: the ground an object stands on.
 
-    The lower quartile over a strip of the edge's middle 60 % and of 2 % of the picture's height: not the
+    The lower quartile over a strip of the edge's middle 60 % and of 2 % of the image's height: not the
     median, because what stands in front of the ground there is nearer (measured on rendered scenes: without
     loss for free objects, the overlap with the truth of partly hidden ones rises from 0.69 to 0.77).
     """
@@ -212,7 +212,7 @@ class Crop:
         return (x0 - left) * w / pw, (y0 - top) * h / ph, (x1 - left) * w / pw, (y1 - top) * h / ph
 
     def take(self, image: np.ndarray, *, how: str = "area", fill: float = 0) -> np.ndarray:
-        """Cut, pad with `fill` and resize a picture of the background's size."""
+        """Cut, pad with `fill` and resize an image of the background's size."""
         x0, y0, x1, y1 = self.box_xyxy
         return self.fit(image[y0:y1, x0:x1], how=how, fill=fill)
 
@@ -224,7 +224,7 @@ class Crop:
         return resize(cut, self.size, how=how)
 
     def undo(self, image: np.ndarray, *, how: str = "area") -> np.ndarray:
-        """Model picture -> the cut in pixels of the background (padding removed)."""
+        """Model image -> the cut in pixels of the background (padding removed)."""
         left, top, right, bottom = self.pad
         h, w = self.padded_size
         return resize(image, (h, w), how=how)[top : h - bottom, left : w - right]

@@ -51,7 +51,7 @@ def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold:
 def collage(
     background_u8: np.ndarray, detail_u8: np.ndarray, coverage_01: np.ndarray, hide: np.ndarray | None
 ) -> np.ndarray:
-    """The detail hint's picture (h, w, 3) uint8: background, black where hidden, the object's detail.
+    """The detail hint's image (h, w, 3) uint8: background, black where hidden, the object's detail.
 
     coverage_01: (h, w), how much of a pixel the visible object covers
     hide:        (h, w) bool, where the background must not be seen; None shows all of it

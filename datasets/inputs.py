@@ -1,4 +1,4 @@
-"""What a pair is made from: the switches of the pre-processing, and pictures with the place of the object."""
+"""What a pair is made from: the switches of the pre-processing, and images with the place of the object."""
 
 from dataclasses import dataclass, replace
 
@@ -44,9 +44,9 @@ class Augment:
 
 @dataclass(frozen=True)
 class PairOptions:
-    """How pictures become a pair. A model is used with the options that it was trained with."""
+    """How images become a pair. A model is used with the options that it was trained with."""
 
-    size: tuple[int, int] = setting((512, 512), help="(h, w) of the model's picture, square", low=16)
+    size: tuple[int, int] = setting((512, 512), help="(h, w) of the model's image, square", low=16)
     reference_size: int = setting(224, help="side of the reference view, pixels", low=14)
     hf_mode: str = setting(
         "gray255", help="detail hint; zero: released compositor, color: AnyDoor weights", choices=HF_MODES
@@ -111,9 +111,9 @@ def check_object(mask: np.ndarray, where: str = "the object") -> None:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Pictures and place of one example, at the sizes they came in. h w and H W are two sizes."""
+    """Images and place of one example, at the sizes they came in. h w and H W are two sizes."""
 
-    reference_u8: np.ndarray  # (h, w, 3) picture of the object
+    reference_u8: np.ndarray  # (h, w, 3) image of the object
     reference_mask: np.ndarray  # (h, w) bool
     background_u8: np.ndarray  # (H, W, 3)
     background_depth_01: np.ndarray  # (H, W), 1 = nearest
@@ -175,7 +175,7 @@ def permute_colours(inputs: Inputs, order: tuple[int, int, int]) -> Inputs:
     return replace(inputs, **moved)
 
 
-def under_lamp(inputs: Inputs, gains: tuple[float, float, float]) -> Inputs:
+def relight(inputs: Inputs, gains: tuple[float, float, float]) -> Inputs:
     """The sample with background and target in other light; the reference stays as it is.
 
     gains: factors on red, green and blue of linear light (display gamma 2.2); what gets too light is cut off

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datasets.augment import AUTO, Choices, relight
+from datasets.augment import AUTO, AugmentationParams, relight
 from datasets.fusion import (
     Cutout,
     Placed,
@@ -38,7 +38,7 @@ from datasets.highfreq import collage
 from datasets.inputs import Inputs, PairOptions
 from datasets.masks import box_mask, dilate, mask_level
 
-LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the picture
+LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the image
 LEVEL_OF_MODE = {"place": "box", "replace": "box", "id-transfer": "fine", "inpaint": "exact"}
 
 
@@ -77,10 +77,10 @@ def object_box(inputs: Inputs, options: PairOptions) -> Box01:
     return bbox_of_mask(inputs.target_mask, options.bbox_end)
 
 
-def plan_crop(inputs: Inputs, options: PairOptions, choices: Choices) -> Crop:
+def plan_crop(inputs: Inputs, options: PairOptions, choices: AugmentationParams) -> Crop:
     """The square round the object, `crop_ratio` times as large as its region.
 
-    With border "shift" context gives way before the square outgrows the picture and would need padding.
+    With border "shift" context gives way before the square outgrows the image and would need padding.
     """
     h, w = inputs.background_u8.shape[:2]
     clip, ratio = (h, w), choices.crop_ratio
@@ -93,7 +93,7 @@ def plan_crop(inputs: Inputs, options: PairOptions, choices: Choices) -> Crop:
     return Crop((x0, y0, x1, y1), square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
 
 
-def reference_cutout(inputs: Inputs, options: PairOptions, choices: Choices) -> Cutout:
+def reference_cutout(inputs: Inputs, options: PairOptions, choices: AugmentationParams) -> Cutout:
     """The reference object, tight, relit and mirrored as chosen."""
     cutout = cut_out(
         inputs.reference_u8,
@@ -109,7 +109,11 @@ def reference_cutout(inputs: Inputs, options: PairOptions, choices: Choices) -> 
 
 
 def build_layers(
-    inputs: Inputs, options: PairOptions, choices: Choices, crop: Crop, cutout: Cutout | None = None
+    inputs: Inputs,
+    options: PairOptions,
+    choices: AugmentationParams,
+    crop: Crop,
+    cutout: Cutout | None = None,
 ) -> Layers:
     """Everything in the frame of a crop."""
     cutout = reference_cutout(inputs, options, choices) if cutout is None else cutout
@@ -139,7 +143,7 @@ def build_layers(
 def _edit_region(
     inputs: Inputs,
     options: PairOptions,
-    choices: Choices,
+    choices: AugmentationParams,
     crop: Crop,
     silhouette: np.ndarray,
     target: np.ndarray | None,

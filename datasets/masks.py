@@ -36,7 +36,7 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
 
 
 def dilate(mask: np.ndarray, amount: float, *, shape: str = "ellipse") -> np.ndarray:
-    """Grow by a fraction of the picture's size.
+    """Grow by a fraction of the image's size.
 
     amount: 0 to 1, of the height vertically and of the width horizontally
     shape:  "ellipse", or "legacy-rect" for offsets -k .. k-1 in a rectangle (published)
@@ -59,7 +59,7 @@ def feather_inside(mask: np.ndarray, width: float, *, open_to: np.ndarray | None
     """Blend weight (h, w) float32: 0 outside the mask, rising smoothly to 1 within `width` pixels inside it.
 
     open_to: (h, w) bool, places towards which the weight does not fall (an occluder: its edge stays sharp).
-    The border of the picture is open too.
+    The border of the image is open too.
     """
     solid = mask if open_to is None else mask | open_to
     if width < 1 or solid.all():
@@ -88,7 +88,7 @@ def mask_level(
 ) -> np.ndarray:
     """One of the five levels of a silhouette (h, w) bool; `region` (h, w) bool is level "box".
 
-    amount: dilation of "fine" as a fraction of the picture; "coarse" grows four times as far
+    amount: dilation of "fine" as a fraction of the image; "coarse" grows four times as far
     """
     if level not in LEVELS:
         raise ValueError(f"unknown mask level {level!r}; allowed: {', '.join(LEVELS)}")
@@ -108,7 +108,7 @@ def perturb_mask(
 
     Rounds of four local dilations or erosions (kernels of 3 to 9 pixels) until the overlap with the mask
     falls below a target drawn from U(iou), at most 250; the largest piece is kept.
-    whole: on the whole picture at full size (published); otherwise on the object's surroundings, at most
+    whole: on the whole image at full size (published); otherwise on the object's surroundings, at most
     128 pixels, which is far faster
     """
     target = rng.uniform(*iou)

@@ -1,7 +1,7 @@
-"""Pre-processing, once, for training and inference: pictures become what the compositor reads.
+"""Pre-processing, once, for training and inference: images become what the compositor reads.
 
-h w   pixels of the model's picture;  r   pixels of the reference view
-Training gives the true picture as target and the counterfactual (the scene without the object) as background;
+h w   pixels of the model's image;  r   pixels of the reference view
+Training gives the true image as target and the counterfactual (the scene without the object) as background;
 sources without a counterfactual give the target itself as background, and the object's mask. Inference gives
 no target. The rest is the same call. `PairOptions` names the switches that restore the published behaviour.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.augment import Choices
+from datasets.augment import AugmentationParams
 from datasets.fusion import Cutout, fit_box, warp_into
 from datasets.geometry import Box01, Crop, square_padding
 from datasets.highfreq import SIDE, collage, high_frequency
@@ -29,7 +29,15 @@ from datasets.inputs import (
 from datasets.layers import Layers, build_layers, object_box, plan_crop, reference_cutout
 from ldm.images import resize, to_01, to_pm1
 
-__all__ = ["PUBLISHED_INFERENCE", "PUBLISHED_TRAINING", "Augment", "Choices", "Inputs", "Pair", "PairOptions"]
+__all__ = [
+    "PUBLISHED_INFERENCE",
+    "PUBLISHED_TRAINING",
+    "Augment",
+    "AugmentationParams",
+    "Inputs",
+    "Pair",
+    "PairOptions",
+]
 __all__ += ["build_pair", "mirror", "permute_colours", "reference_view"]
 
 
@@ -49,7 +57,7 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pictures:
+class _Images:
     """The parts of a pair as arrays."""
 
     background_u8: np.ndarray  # (h, w, 3)
@@ -60,9 +68,9 @@ class _Pictures:
     visible: np.ndarray  # (h, w) bool
 
 
-def build_pair(inputs: Inputs, options: PairOptions, choices: Choices | None = None) -> Pair:
+def build_pair(inputs: Inputs, options: PairOptions, choices: AugmentationParams | None = None) -> Pair:
     """One example. Deterministic: `choices` holds every random decision, by default those of inference."""
-    choices = Choices.fixed(options) if choices is None else choices
+    choices = AugmentationParams.fixed(options) if choices is None else choices
     crop = plan_crop(inputs, options, choices)
     cutout = reference_cutout(inputs, options, choices)
     view_u8, view_mask = reference_view(cutout, choices.reference_ratio, options)
@@ -76,7 +84,7 @@ def build_pair(inputs: Inputs, options: PairOptions, choices: Choices | None = N
     else:
         detail_u8 = _placed_detail(cutout, crop.to_frame(object_box(inputs, options)), layers, options)
     mask = np.where(crop.inside, layers.edit, options.mask_pad) if not legacy else layers.edit
-    pictures = _Pictures(
+    images = _Images(
         layers.background_u8,
         _collage(options, layers, detail_u8),
         layers.paste_u8,
@@ -84,7 +92,7 @@ def build_pair(inputs: Inputs, options: PairOptions, choices: Choices | None = N
         mask.astype(np.float32),
         layers.visible,
     )
-    return _tensors(inputs, crop, _resized(pictures, crop, options) if legacy else pictures, view_u8)
+    return _tensors(inputs, crop, _resized(images, crop, options) if legacy else images, view_u8)
 
 
 def reference_view(cutout: Cutout, ratio: float, options: PairOptions) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +110,7 @@ def reference_view(cutout: Cutout, ratio: float, options: PairOptions) -> tuple[
 
 
 def _how(options: PairOptions) -> str:
-    """The interpolation of pictures."""
+    """The interpolation of images."""
     return "linear" if options.resample == "legacy" else "area"
 
 
@@ -132,47 +140,47 @@ def _stretched_view(
 
 
 def _collage(options: PairOptions, layers: Layers, detail_u8: np.ndarray) -> np.ndarray:
-    """The hint's picture (h, w, 3) uint8."""
+    """The hint's image (h, w, 3) uint8."""
     if options.collage == "box":
         return np.where(layers.region[..., None], detail_u8, layers.background_u8)
     hide = None if options.show_background else layers.edit
     return collage(layers.clean_u8, detail_u8, layers.coverage_01, hide)
 
 
-def _resized(pictures: _Pictures, crop: Crop, options: PairOptions) -> _Pictures:
+def _resized(images: _Images, crop: Crop, options: PairOptions) -> _Images:
     """Published: arrays in the background's pixels are padded and resized last, the depth in 8 bits."""
-    depth_u8 = crop.fit((pictures.depth_01 * 255).astype(np.uint8), how="linear")
-    edit = pictures.mask.astype(np.uint8)
+    depth_u8 = crop.fit((images.depth_01 * 255).astype(np.uint8), how="linear")
+    edit = images.mask.astype(np.uint8)
     if options.mask_resize == "nearest":
-        mask = crop.fit(pictures.mask, how="nearest", fill=options.mask_pad)
+        mask = crop.fit(images.mask, how="nearest", fill=options.mask_pad)
     else:
         # Published inference pads 8-bit values with -1, that is 255, before it resizes and compares.
         mask = crop.fit(edit, how="linear", fill=255 if options.mask_pad == 1 else 0) > 0
     return replace(
-        pictures,
-        background_u8=crop.fit(pictures.background_u8, how="linear"),
-        collage_u8=crop.fit(pictures.collage_u8, how="linear"),
-        paste_u8=crop.fit(pictures.paste_u8, how="linear"),
+        images,
+        background_u8=crop.fit(images.background_u8, how="linear"),
+        collage_u8=crop.fit(images.collage_u8, how="linear"),
+        paste_u8=crop.fit(images.paste_u8, how="linear"),
         depth_01=depth_u8 / np.float32(255),
         mask=mask.astype(np.float32),
-        visible=crop.fit(pictures.visible.astype(np.uint8), how="nearest") > 0,
+        visible=crop.fit(images.visible.astype(np.uint8), how="nearest") > 0,
     )
 
 
-def _tensors(inputs: Inputs, crop: Crop, pictures: _Pictures, view_u8: np.ndarray) -> Pair:
+def _tensors(inputs: Inputs, crop: Crop, images: _Images, view_u8: np.ndarray) -> Pair:
     """Arrays at the model's size -> tensors."""
-    edit = torch.from_numpy(pictures.mask == 1)[None]  # (1, h, w)
-    background = target = to_pm1(pictures.background_u8)
+    edit = torch.from_numpy(images.mask == 1)[None]  # (1, h, w)
+    background = target = to_pm1(images.background_u8)
     if inputs.target_u8 is not None:
         target = torch.where(edit, to_pm1(crop.take(inputs.target_u8)), background)
     return Pair(
         reference_01=to_01(view_u8),
         target_pm1=target,
-        detail_pm1=torch.cat([to_pm1(pictures.collage_u8), torch.from_numpy(pictures.mask)[None]]),
-        depth_01=torch.from_numpy(pictures.depth_01).repeat(3, 1, 1),
+        detail_pm1=torch.cat([to_pm1(images.collage_u8), torch.from_numpy(images.mask)[None]]),
+        depth_01=torch.from_numpy(images.depth_01).repeat(3, 1, 1),
         background_pm1=background,
-        paste_pm1=to_pm1(pictures.paste_u8),
+        paste_pm1=to_pm1(images.paste_u8),
         edit_mask=edit,
-        visible_mask=torch.from_numpy(pictures.visible)[None],
+        visible_mask=torch.from_numpy(images.visible)[None],
         crop=crop,
     )

@@ -1,4 +1,4 @@
-"""Crop and stitch: the model's picture back into the background, at the background's own resolution.
+"""Crop and stitch: the model's image back into the background, at the background's own resolution.
 
 H W   pixels of the background;  h w   pixels of the cut (the crop before padding and resizing)
 Outside the final edit mask, and wherever something nearer stands, every byte stays what it was.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from datasets.augment import Choices
+from datasets.augment import AugmentationParams
 from datasets.geometry import Crop
 from datasets.inputs import Inputs, PairOptions
 from datasets.layers import Layers, build_layers
@@ -26,7 +26,7 @@ DETAIL_SCALE = 0.12  # of the object's size: finer than this counts as detail; m
 
 @dataclass(frozen=True, eq=False)
 class Stitched:
-    """A finished picture and its masks, all (H, W[, 3])."""
+    """A finished image and its masks, all (H, W[, 3])."""
 
     result_u8: np.ndarray
     edit_mask: np.ndarray  # bool; outside it the result equals the background
@@ -40,21 +40,21 @@ def stitch(
     crop: Crop,
     generated_u8: np.ndarray,
     *,
-    choices: Choices | None = None,
+    choices: AugmentationParams | None = None,
     detail: float = 0.0,
     detail_scale: float = DETAIL_SCALE,
     feather: float = FEATHER,
     paste: str = "mask-feather",
     layers: Layers | None = None,
 ) -> Stitched:
-    """Finish one picture: back to the background's pixels, detail transfer, masked blend.
+    """Finish one image: back to the background's pixels, detail transfer, masked blend.
 
-    generated_u8: (h', w', 3) the model's picture of the crop (pair.crop)
-    detail:       0 to 1, how much of the result is the cut-out itself, in the light of the model's picture
+    generated_u8: (h', w', 3) the model's image of the crop (pair.crop)
+    detail:       0 to 1, how much of the result is the cut-out itself, in the light of the model's image
     detail_scale: what counts as fine, as a fraction of the object's size
     feather:      width of the blend inside the edit mask, as a fraction of the crop's side
     paste:        "mask-feather", or "legacy-rect" for the published rectangle
-    layers:       `native_layers` of the same inputs, when several pictures are finished
+    layers:       `native_layers` of the same inputs, when several images are finished
     """
     layers = native_layers(inputs, options, crop, choices) if layers is None else layers
     if paste == "legacy-rect":
@@ -62,22 +62,26 @@ def stitch(
         return Stitched(result, edit, _full(layers.visible, crop), _full(layers.keep, crop))
     if paste != "mask-feather":
         raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
-    picture = crop.undo(generated_u8)
+    image = crop.undo(generated_u8)
     if detail > 0:
-        picture = with_detail(picture, layers, detail, detail_scale, around=inputs.mode == "place")
+        image = with_detail(image, layers, detail, detail_scale, around=inputs.mode == "place")
     width = feather * max(crop.padded_size)
     background = inputs.background_u8
-    result, edit = paste_back(background, picture, crop, layers.edit, keep=layers.keep, feather=width)
+    result, edit = paste_back(background, image, crop, layers.edit, keep=layers.keep, feather=width)
     return Stitched(result, edit, _full(layers.visible, crop), _full(layers.keep, crop))
 
 
-def native_layers(inputs: Inputs, options: PairOptions, crop: Crop, choices: Choices | None = None) -> Layers:
+def native_layers(
+    inputs: Inputs, options: PairOptions, crop: Crop, choices: AugmentationParams | None = None
+) -> Layers:
     """The layers of the cut in pixels of the background."""
-    return build_layers(inputs, options, Choices.fixed(options) if choices is None else choices, crop.native)
+    return build_layers(
+        inputs, options, AugmentationParams.fixed(options) if choices is None else choices, crop.native
+    )
 
 
 def native_paste(
-    inputs: Inputs, options: PairOptions, crop: Crop, choices: Choices | None = None
+    inputs: Inputs, options: PairOptions, crop: Crop, choices: AugmentationParams | None = None
 ) -> np.ndarray:
     """(H, W, 3): the depth-tested cut-out on the background, with antialiased edges.
 
@@ -91,14 +95,14 @@ def native_paste(
 
 def paste_back(
     background_u8: np.ndarray,
-    picture_u8: np.ndarray,
+    image_u8: np.ndarray,
     crop: Crop,
     edit: np.ndarray,
     *,
     keep: np.ndarray | None = None,
     feather: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blend a picture (h, w, 3) of the cut into the background (H, W, 3) inside edit (h, w) bool only.
+    """Blend an image (h, w, 3) of the cut into the background (H, W, 3) inside edit (h, w) bool only.
 
     keep:    (h, w) bool, what hides the object; towards it the edge stays sharp
     feather: width in pixels of the transition, which lies inside the mask
@@ -113,7 +117,7 @@ def paste_back(
         part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         weight = feather_inside(edit, feather, open_to=keep)[part][..., None]
         under = result[y0:y1, x0:x1][part]
-        mixed = np.rint(under + weight * (picture_u8[part].astype(np.float32) - under))
+        mixed = np.rint(under + weight * (image_u8[part].astype(np.float32) - under))
         under[:] = np.where(edit[part][..., None], mixed, under).astype(np.uint8)
     return result, _full(edit, crop)
 
@@ -121,44 +125,44 @@ def paste_back(
 def paste_rectangle(
     background_u8: np.ndarray, generated: np.ndarray, crop: Crop
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The published paste: first row of the model's picture dropped, whole crop minus a margin replaced.
+    """The published paste: first row of the model's image dropped, whole crop minus a margin replaced.
 
     generated: (h', w', 3) uint8, or float in [0, 255], cut to whole numbers after resizing (published)
     """
-    picture = crop.undo(generated[1:], how="linear")
+    image = crop.undo(generated[1:], how="linear")
     x0, y0, x1, y1 = crop.box_xyxy
     inner = np.zeros((y1 - y0, x1 - x0), bool)
     inner[LEGACY_MARGIN:-LEGACY_MARGIN, LEGACY_MARGIN:-LEGACY_MARGIN] = True
     result = background_u8.copy()
-    result[y0:y1, x0:x1][inner] = picture[inner]
+    result[y0:y1, x0:x1][inner] = image[inner]
     return result, _full(inner, crop)
 
 
 def with_detail(
-    picture_u8: np.ndarray, layers: Layers, amount: float, scale: float, *, around: bool
+    image_u8: np.ndarray, layers: Layers, amount: float, scale: float, *, around: bool
 ) -> np.ndarray:
     """Fine detail of the cut-out on the object, and with `around` that of the background on the rest.
 
-    picture_u8: (h, w, 3) the model's picture at native resolution
+    image_u8: (h, w, 3) the model's image at native resolution
     around:     the background is known under the whole edit region (mode place)
     """
     sigma = max(1.0, scale * mask_side(layers.visible))
-    object_part = transfer_detail(picture_u8, layers.placed.rgb_u8, layers.coverage_01, amount, sigma)
+    object_part = transfer_detail(image_u8, layers.placed.rgb_u8, layers.coverage_01, amount, sigma)
     if not around:
         return object_part
     rest = np.where(layers.edit, 1 - layers.coverage_01, 0).astype(np.float32)
-    rest_part = transfer_detail(picture_u8, layers.background_u8, rest, amount, sigma)
+    rest_part = transfer_detail(image_u8, layers.background_u8, rest, amount, sigma)
     # Both parts are shares of one pixel where the edge of the object runs through it.
-    mixed = object_part.astype(np.int16) + rest_part - picture_u8
+    mixed = object_part.astype(np.int16) + rest_part - image_u8
     return np.clip(mixed, 0, 255).astype(np.uint8)
 
 
 def transfer_detail(
     generated_u8: np.ndarray, paste_u8: np.ndarray, coverage: np.ndarray, amount: float, sigma: float
 ) -> np.ndarray:
-    """Light and colour of the model's picture, fine detail of the cut-out.
+    """Light and colour of the model's image, fine detail of the cut-out.
 
-    The cut-out is multiplied by the quotient of the two pictures' low frequencies, as light multiplies what a
+    The cut-out is multiplied by the quotient of the two images' low frequencies, as light multiplies what a
     surface reflects (quotient image, Shashua and Riklin-Raviv 2001).
     generated_u8, paste_u8: (h, w, 3), the same frame
     coverage: (h, w) bool or [0, 1], the visible object; blurs are normalised by it, so nothing leaks out
@@ -172,7 +176,7 @@ def transfer_detail(
     part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     weight = coverage[part].astype(np.float32)
     generated, paste = generated_u8[part].astype(np.float32), paste_u8[part].astype(np.float32)
-    wanted, own = (low_frequencies(picture, weight, sigma) + DARK for picture in (generated, paste))
+    wanted, own = (low_frequencies(image, weight, sigma) + DARK for image in (generated, paste))
     light = np.clip(wanted / own, 1 / MAX_LIGHT, MAX_LIGHT)
     result = generated_u8.copy()
     mixed = generated + amount * weight[..., None] * (paste * light - generated)
@@ -183,7 +187,7 @@ def transfer_detail(
 def low_frequencies(image: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur of image (h, w, 3) float32 that reads only where weight (h, w) is set.
 
-    A wide blur is computed on a smaller picture, where sigma is at least WIDE pixels.
+    A wide blur is computed on a smaller image, where sigma is at least WIDE pixels.
     """
     h, w = weight.shape
     scale = max(1.0, sigma / WIDE)

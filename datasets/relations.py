@@ -11,7 +11,7 @@ JUDGED = (*RELATIONS, "above", "under", "between")  # what `judge` can decide; "
 
 SIDE = 0.5  # centres apart by more than this share of the mean width: left or right
 DEPTH_STEP = 0.06  # depths apart by at least this: in front or behind
-NEAR_GAP = 0.06  # boxes of neighbours are horizontally closer than this share of the picture
+NEAR_GAP = 0.06  # boxes of neighbours are horizontally closer than this share of the image
 FOOT = 0.65  # what stands on a thing has its lower edge in the upper 65 % of the thing's box
 TOP = 0.15  # what lies under a thing keeps clear of the upper 15 % of the thing's box
 
@@ -20,7 +20,7 @@ TOP = 0.15  # what lies under a thing keeps clear of the upper 15 % of the thing
 class Place:
     """Where a thing is.
 
-    box01_xyxy: fractions of the picture. d: its depth; far <= d <= near: its extent; all in [0, 1].
+    box01_xyxy: fractions of the image. d: its depth; far <= d <= near: its extent; all in [0, 1].
     """
 
     box01_xyxy: tuple[float, float, float, float]

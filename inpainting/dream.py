@@ -1,9 +1,9 @@
-"""From a picture and masks to a finished picture: what could be behind each mask is written, then painted.
+"""From an image and masks to a finished image: what could be behind each mask is written, then painted.
 
     python -m inpainting.dream --image painting.jpg --masks a.png b.png --prompts "" "a red cube" \\
         --out outputs/dreamed.png
 
-A mask without prompt gets one from a language model that sees the rest of the picture (paper section 3);
+A mask without prompt gets one from a language model that sees the rest of the image (paper section 3);
 given prompts are kept. Writes a PNG that carries its recipe, a JSON report, and a sheet with the prompts.
 """
 
@@ -39,7 +39,7 @@ from inpainting.paint import (
     sheet_path,
     tell,
 )
-from ldm.images import read_mask, read_picture, write_png
+from ldm.images import read_image, read_mask, write_png
 from ldm.logs import start_logging
 from ldm.result import StageTimer
 from ldm.settings.cli import command, run_app
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DreamSettings(PaintSettings):
-    """A picture, its regions, who writes their prompts, how to paint them and where the result goes."""
+    """An image, its regions, who writes their prompts, how to paint them and where the result goes."""
 
     prompts: tuple[str, ...] = setting(
         (), help="known prompts in the order of the masks; an empty or missing one is written"
@@ -87,7 +87,7 @@ class DreamSettings(PaintSettings):
 
 @dataclass(frozen=True, eq=False)
 class Dream:
-    """What `dream` gives: the prompts, and the pictures painted after them."""
+    """What `dream` gives: the prompts, and the images painted after them."""
 
     prompts: Prompts
     result: Result
@@ -98,7 +98,7 @@ class Dream:
         return self.result.image_u8
 
     def sheet(self, image_u8: np.ndarray) -> np.ndarray:
-        """Before, masks and after with the prompts, (h, w, 3) uint8. image_u8: the picture before."""
+        """Before, masks and after with the prompts, (h, w, 3) uint8. image_u8: the image before."""
         masks, seeds = [region.mask for region in self.result.regions], self.result.seeds
         titles = ["after"] if len(seeds) == 1 else [f"after, seed {seed}" for seed in seeds]
         return dream_sheet(image_u8, masks, self.prompts, self.result.images_u8, titles)
@@ -118,7 +118,7 @@ def dream(
     samples: int = 1,
     progress: bool = True,
 ) -> Dream:
-    """Write the missing prompts of the masks (h, w) bool of a picture (h, w, 3) uint8, then paint all masks.
+    """Write the missing prompts of the masks (h, w) bool of an image (h, w, 3) uint8, then paint all masks.
 
     writer: None when no prompt is missing. prompts: known ones in the order of the masks, "" or missing where
     one is to be written. Other arguments: `PromptWriter.write` and `paint`. ValueError for what does not fit.
@@ -136,14 +136,14 @@ def run_dream(settings: DreamSettings) -> None:
     """
     paths, timer = output_paths(settings), StageTimer()
     known = completed(settings.prompts, len(settings.masks))
-    picture = read_picture(settings.image)
-    masks = [read_mask(path, size=picture.size) for path in settings.masks]
+    image = read_image(settings.image)
+    masks = [read_mask(path, size=image.size) for path in settings.masks]
     paired(masks, known, settings.negatives)
     model_folder(settings)
     with timer.stage("write"):
-        prompts, facts = write_prompts(settings, picture.rgb_u8, masks, known)
+        prompts, facts = write_prompts(settings, image.rgb_u8, masks, known)
     result = paint(
-        picture.rgb_u8,
+        image.rgb_u8,
         paired(masks, prompts.texts, settings.negatives),
         load_model(settings),
         settings.seed,
@@ -154,9 +154,9 @@ def run_dream(settings: DreamSettings) -> None:
     report = {**result.report, "prompts": prompts.rows()}
     report["seconds"] = {**report["seconds"], "write": timer.report()["write"]}
     done = Dream(prompts, replace(result, report=report))
-    save_samples(settings, paths, picture, done.result, {"command": "dream", "prompter": facts})
+    save_samples(settings, paths, image, done.result, {"command": "dream", "prompter": facts})
     if settings.sheet:
-        write_png(sheet_path(settings.out), done.sheet(picture.rgb_u8))
+        write_png(sheet_path(settings.out), done.sheet(image.rgb_u8))
     tell(settings, done.result, paths)
 
 

@@ -1,4 +1,4 @@
-"""The prompts of all masks of a picture: those that are given, and those that a prompt writer adds.
+"""The prompts of all masks of an image: those that are given, and those that a prompt writer adds.
 
 Legend: h w pixels.
 """
@@ -49,7 +49,7 @@ def write_missing(
     writer: PromptWriter | None,
     decoding: Decoding = GREEDY,
 ) -> Prompts:
-    """The prompts of the masks (h, w) bool of a picture (h, w, 3) uint8; given ones stay as they are.
+    """The prompts of the masks (h, w) bool of an image (h, w, 3) uint8; given ones stay as they are.
 
     writer: None when no prompt is missing
     """

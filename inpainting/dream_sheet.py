@@ -26,10 +26,10 @@ def dream_sheet(
     results_u8: Sequence[np.ndarray],
     titles: Sequence[str] = ("after",),
 ) -> np.ndarray:
-    """(h, w, 3) uint8: the picture, what the prompt writer saw, the results; below a line per mask."""
+    """(h, w, 3) uint8: the image, what the prompt writer saw, the results; below a line per mask."""
     seen = paint_masks(image_u8, masks, prompts.colors)
-    pictures = grid([[image_u8, seen, *results_u8]], ["before", "masks", *titles])
-    return np.vstack([pictures, legend(prompts, pictures.shape[1])])
+    images = grid([[image_u8, seen, *results_u8]], ["before", "masks", *titles])
+    return np.vstack([images, legend(prompts, images.shape[1])])
 
 
 def legend(prompts: Prompts, width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Fill masks of a picture, each with its own prompt, from the command line.
+"""Fill masks of an image, each with its own prompt, from the command line.
 
     python -m inpainting.paint --image room.png --masks a.png b.png --prompts "a red cube" "a green ball" \\
         --out outputs/painted.png
@@ -27,10 +27,10 @@ from inpainting.models.text_to_image.pipeline import Result, paint
 from inpainting.prompts import COLORS, palette
 from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256
-from ldm.images import Picture, read_mask, read_picture, write_png
+from ldm.images import LoadedImage, read_image, read_mask, write_png
 from ldm.latents import scheduler_class
 from ldm.logs import start_logging
-from ldm.registry.models import located
+from ldm.registry.models import resolve_model_path
 from ldm.result import result_paths, save_result
 from ldm.settings.cli import command, run_app
 from ldm.settings.config import check_settings, setting, to_plain
@@ -45,8 +45,8 @@ PUBLISHED = ("layout", "encoding", "paste_back")  # what --compat sets
 
 @dataclass(frozen=True)
 class _Inputs:
-    image: Path = setting(help="picture of any size")
-    masks: tuple[Path, ...] = setting((), help="one mask per region, of the picture's size (white = paint)")
+    image: Path = setting(help="image of any size")
+    masks: tuple[Path, ...] = setting((), help="one mask per region, of the image's size (white = paint)")
     prompts: tuple[str, ...] = setting((), help="one prompt per mask, in the same order")
     negatives: tuple[str, ...] = setting((), help="what each region should not show: none, or one per mask")
     out: Path = setting(
@@ -59,19 +59,19 @@ class _Inputs:
     lora: Path | None = setting(None, help="LoRA file in the released format, or the folder that holds it")
     lora_scale: float = setting(1.0, low=0.0, high=2.0, help="strength of the LoRA")
     seed: int = setting(0, low=0, high=2**32 - 1, help="seed of the first sample; sample i uses seed + i")
-    num_samples: int = setting(1, low=1, high=64, help="how many pictures to paint")
+    num_samples: int = setting(1, low=1, high=64, help="how many images to paint")
 
 
 @dataclass(frozen=True)
 class PaintSettings(PaintOptions, _Inputs):
-    """A picture, its regions, how to paint them and where the result goes."""
+    """An image, its regions, how to paint them and where the result goes."""
 
     compat: bool = setting(
-        False, help="paint as published: layout nearest, one joint sequence, the whole decoded picture"
+        False, help="paint as published: layout nearest, one joint sequence, the whole decoded image"
     )
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     dtype: str = setting("auto", choices=("auto", "fp32", "fp16", "bf16"), help="number type of the networks")
-    sheet: bool = setting(True, help="also write NAME_sheet.png: the picture, its regions, the results")
+    sheet: bool = setting(True, help="also write NAME_sheet.png: the image, its regions, the results")
     json: bool = setting(False, help="print the report as one JSON object on standard output")
 
     def __post_init__(self) -> None:
@@ -88,15 +88,15 @@ class PaintSettings(PaintOptions, _Inputs):
 
 
 def run_paint(settings: PaintSettings) -> None:
-    """Fill the masks of a picture, each with its own prompt.
+    """Fill the masks of an image, each with its own prompt.
 
     Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, regions and after.
     """
     paths = output_paths(settings)
-    picture, regions = read_inputs(settings)
+    image, regions = read_inputs(settings)
     pipe = load_model(settings)
     result = paint(
-        picture.rgb_u8,
+        image.rgb_u8,
         regions,
         pipe,
         settings.seed,
@@ -104,16 +104,16 @@ def run_paint(settings: PaintSettings) -> None:
         samples=settings.num_samples,
         progress=sys.stderr.isatty(),
     )
-    save_samples(settings, paths, picture, result)
+    save_samples(settings, paths, image, result)
     if settings.sheet:
-        write_png(sheet_path(settings.out), sheet_of(picture.rgb_u8, result))
+        write_png(sheet_path(settings.out), sheet_of(image.rgb_u8, result))
     tell(settings, result, paths)
 
 
 def save_samples(
     settings: PaintSettings,
     paths: Sequence[Path],
-    picture: Picture,
+    image: LoadedImage,
     result: Result,
     more: Mapping[str, Any] | None = None,
 ) -> None:
@@ -124,21 +124,21 @@ def save_samples(
         own = {"sample": index, "seed": result.seeds[index]}
         report = {**result.report, "drift": result.report["drift"][index], "seed": own["seed"]}
         image_u8 = result.images_u8[index]
-        save_result(path, image_u8, {**recipe, **own}, report, picture.alpha_u8, picture.icc_profile)
+        save_result(path, image_u8, {**recipe, **own}, report, image.alpha_u8, image.icc_profile)
 
 
-def read_inputs(settings: PaintSettings) -> tuple[Picture, list[Region]]:
-    """The picture and its regions; ValueError names the file that does not fit."""
+def read_inputs(settings: PaintSettings) -> tuple[LoadedImage, list[Region]]:
+    """The image and its regions; ValueError names the file that does not fit."""
     if len(settings.masks) != len(settings.prompts) or not settings.masks:
         paired(settings.masks, settings.prompts)  # type: ignore[arg-type]
-    picture = read_picture(settings.image)
-    masks = [read_mask(path, size=picture.size) for path in settings.masks]
-    return picture, paired(masks, settings.prompts, settings.negatives)
+    image = read_image(settings.image)
+    masks = [read_mask(path, size=image.size) for path in settings.masks]
+    return image, paired(masks, settings.prompts, settings.negatives)
 
 
 def model_folder(settings: PaintSettings) -> Path:
     """The model that paints; ValueError if its folder is not complete."""
-    full = located(FULL_MODEL)
+    full = resolve_model_path(FULL_MODEL)
     folder = settings.model or (full if full.is_dir() else TINY_MODEL)
     load_card(folder)
     return folder
@@ -174,15 +174,15 @@ def sheet_path(out: Path) -> Path:
 
 
 def sheet_of(image_u8: np.ndarray, result: Result) -> np.ndarray:
-    """Picture, coloured regions and all samples in one row, (h, w, 3) uint8; the label says what is where."""
+    """Image, coloured regions and all samples in one row, (h, w, 3) uint8; the label says what is where."""
     cells = [image_u8, colored(image_u8, result.regions), *result.images_u8]
-    titles = ["picture", "regions", *(f"seed {seed}" for seed in result.seeds)]
+    titles = ["image", "regions", *(f"seed {seed}" for seed in result.seeds)]
     named = zip(palette(len(result.regions)), result.regions, strict=True)
     return grid([cells], titles, ["; ".join(f"{color}: {region.prompt}" for color, region in named)])
 
 
 def colored(image_u8: np.ndarray, regions: Sequence[Region], colors: Sequence[str] = ()) -> np.ndarray:
-    """The picture with each mask tinted, larger masks below smaller ones; colors: names in prompts.COLORS."""
+    """The image with each mask tinted, larger masks below smaller ones; colors: names in prompts.COLORS."""
     shown = image_u8.copy()
     named = zip(colors or palette(len(regions)), regions, strict=True)
     order = sorted(named, key=lambda item: -item[1].mask.sum())
@@ -200,7 +200,7 @@ def tell(settings: PaintSettings, result: Result, paths: list[Path]) -> None:
         typer.echo(json_format.dumps(report, sort_keys=True))
         return
     for path in paths:
-        log.info("picture: %s\nreport:  %s", *result_paths(path))
+        log.info("image: %s\nreport:  %s", *result_paths(path))
     if settings.sheet:
         log.info("sheet:   %s", sheet_path(settings.out))
     log.info(

@@ -139,7 +139,7 @@ def paint_masks(
     alphas: Sequence[float] | None = None,
     order: str = "large_first",
 ) -> np.ndarray:
-    """A copy of the picture (h, w, 3) with its masks (h, w) bool in colours; later paint covers earlier.
+    """A copy of the image (h, w, 3) with its masks (h, w) bool in colours; later paint covers earlier.
 
     alphas: opacity of each mask in [0, 1], default 1; blended as torchvision's draw_segmentation_masks does,
             in single precision and cut off to whole levels. Pixels outside the mask keep their bytes.

@@ -1,10 +1,10 @@
 """Prompts of several regions -> token sequences, and which region owns each token.
 
-joint     one sequence for all prompts of a picture, as published: BOS, prompt 1, prompt 2 ..., EOS, padding.
+joint     one sequence for all prompts of an image, as published: BOS, prompt 1, prompt 2 ..., EOS, padding.
           They share 75 tokens fairly, and each prompt's embedding has seen the prompts before it.
 separate  one sequence per prompt: 75 tokens each, and no prompt knows of another.
 
-Legend: s sequences, l tokens of one sequence (77 in CLIP), t tokens of a picture = s l, b pictures.
+Legend: s sequences, l tokens of one sequence (77 in CLIP), t tokens of an image = s l, b images.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from transformers import CLIPTokenizer
 
 ENCODINGS = ("joint", "separate")
 SHARED = 0  # owner of a token that every pixel may read; region k owns tokens marked k + 1
-HIDDEN = -1  # owner of filling between pictures of one batch, which no pixel reads
+HIDDEN = -1  # owner of filling between images of one batch, which no pixel reads
 SEPARATOR = ".</w>"  # after each prompt where no region map tells them apart
 LONGEST_WINDOW = 4096  # a tokenizer that claims more has no length of its own
 
 
 @dataclass(frozen=True)
-class Cut:
+class TruncatedPrompt:
     """A prompt that did not fit: what the model reads and what it does not."""
 
     index: int
@@ -34,7 +34,7 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class TokenPlan:
-    """The token sequences of one picture.
+    """The token sequences of one image.
 
     input_ids: (s, l) int64
     owners:    (t,) int64, 0 = shared, k + 1 = only for region k
@@ -43,13 +43,13 @@ class TokenPlan:
 
     input_ids: Tensor
     owners: Tensor
-    cuts: tuple[Cut, ...] = ()
+    cuts: tuple[TruncatedPrompt, ...] = ()
 
 
 def plan_tokens(
     texts: Sequence[str], tokenizer: CLIPTokenizer, *, encoding: str = "joint", regions: bool = True
 ) -> TokenPlan:
-    """Lay out the prompts of one picture.
+    """Lay out the prompts of one image.
 
     regions: False gives the form for a model without region maps: a period after each prompt and every
              token shared (published: the runs without rectified attention); always one joint sequence
@@ -81,7 +81,7 @@ def separator_id(tokenizer: CLIPTokenizer) -> int:
     return found
 
 
-def fair_lengths(lengths: Sequence[int], budget: int) -> list[int]:
+def longest_first_lengths(lengths: Sequence[int], budget: int) -> list[int]:
     """Shorten the longest prompt until all fit `budget` or are equally long; then all of them together."""
     lengths = list(lengths)
     while sum(lengths) > budget and min(lengths) < max(lengths):
@@ -99,7 +99,7 @@ def _joint(
         raise ValueError(
             f"{len(contents)} prompts do not fit one sequence of {window} tokens; use encoding=separate"
         )
-    kept = fair_lengths([min(len(content), window - 2) for content in contents], budget)
+    kept = longest_first_lengths([min(len(content), window - 2) for content in contents], budget)
     ids, owners = [tokenizer.bos_token_id], [SHARED]
     for index, (content, length) in enumerate(zip(contents, kept, strict=True)):
         ids += content[:length] + ending
@@ -128,9 +128,13 @@ def _filled(
     return torch.tensor([ids]), torch.tensor(owners + [rest] * (missing + 1))
 
 
-def _cuts(contents: list[list[int]], kept: list[int], tokenizer: CLIPTokenizer) -> tuple[Cut, ...]:
+def _cuts(
+    contents: list[list[int]], kept: list[int], tokenizer: CLIPTokenizer
+) -> tuple[TruncatedPrompt, ...]:
     return tuple(
-        Cut(index, tokenizer.decode(content[:length]).strip(), tokenizer.decode(content[length:]).strip())
+        TruncatedPrompt(
+            index, tokenizer.decode(content[:length]).strip(), tokenizer.decode(content[length:]).strip()
+        )
         for index, (content, length) in enumerate(zip(contents, kept, strict=True))
         if length < len(content)
     )
@@ -139,7 +143,7 @@ def _cuts(contents: list[list[int]], kept: list[int], tokenizer: CLIPTokenizer) 
 def encode_plans(plans: Sequence[TokenPlan], text_encoder: nn.Module) -> tuple[Tensor, Tensor]:
     """Read all sequences of a batch with one call of the text encoder.
 
-    returns: embeddings (b, t, c) and owners (b, t); pictures with fewer tokens than the longest are filled
+    returns: embeddings (b, t, c) and owners (b, t); images with fewer tokens than the longest are filled
              with zeros that nobody reads
     """
     device = next(text_encoder.parameters()).device
@@ -149,7 +153,7 @@ def encode_plans(plans: Sequence[TokenPlan], text_encoder: nn.Module) -> tuple[T
 
 
 def pad_tokens(embeddings: Sequence[Tensor], owners: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pictures (t, c) with owners (t,) of different lengths -> (b, t, c) and (b, t)."""
+    """Images (t, c) with owners (t,) of different lengths -> (b, t, c) and (b, t)."""
     embedded = nn.utils.rnn.pad_sequence(list(embeddings), batch_first=True)
     owned = nn.utils.rnn.pad_sequence(list(owners), batch_first=True, padding_value=HIDDEN)
     return embedded, owned.to(embedded.device)

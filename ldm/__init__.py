@@ -1,1 +1,1 @@
-"""What any product needs: settings, pictures, latents, one denoise loop, experts. Knows no product."""
+"""What any product needs: settings, images, latents, one denoise loop, experts. Knows no product."""

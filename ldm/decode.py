@@ -1,4 +1,4 @@
-"""Picture files to Pillow images and the meaning of their modes; `ldm.images` is what other code calls.
+"""Image files to Pillow images and the meaning of their modes; `ldm.images` is what other code calls.
 
 Legend: h w pixels. Every refusal is a ValueError of one line that names the file.
 """
@@ -32,7 +32,7 @@ DECODER_ERRORS = (
     zlib.error,
 )
 MASK_THRESHOLD = 127  # of 255; a larger value is set
-GRAY_TOLERANCE = 24  # of 255; JPEG leaves up to this much colour on a gray picture
+GRAY_TOLERANCE = 24  # of 255; JPEG leaves up to this much colour on a gray image
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,9 +47,9 @@ UPRIGHT = {
 
 @contextlib.contextmanager
 def opened(path: Path, *, upright: bool = True) -> Iterator[Image.Image]:
-    """The decoded first frame of a picture file, turned as its EXIF orientation says."""
+    """The decoded first frame of an image file, turned as its EXIF orientation says."""
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected a picture file")
+        raise ValueError(f"{path} is a folder, expected an image file")
     try:
         handle = path.open("rb")
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def _decode(handle: io.BufferedReader, path: Path) -> Image.Image:
     except DECODER_ERRORS:
         known = ", ".join(FORMATS)
         raise ValueError(
-            f"{path} is not a picture, or is damaged at its start; readable are {known}"
+            f"{path} is not an image, or is damaged at its start; readable are {known}"
         ) from None
     try:
         with warnings.catch_warnings():
@@ -100,7 +100,7 @@ def _orientation(image: Image.Image, path: Path) -> int:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether Pillow keeps this picture as one channel of more than 8 bits."""
+    """Whether Pillow keeps this image as one channel of more than 8 bits."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
@@ -138,7 +138,7 @@ def mask_from(image: Image.Image, path: Path) -> np.ndarray:
     """Bool (h, w) of a mask file that needs no id; the rules are those of `ldm.images.read_mask`."""
     if image.mode in ("P", "PA"):
         present = _listed(np.asarray(image.getchannel(0) if image.mode == "PA" else image))
-        raise ValueError(f"mask {path} is a palette picture, ids {present}: say which one is meant (label)")
+        raise ValueError(f"mask {path} is a palette image, ids {present}: say which one is meant (label)")
     if is_deep(image):
         raw, levels_u8 = np.asarray(image), _deep_to_u8(image, path)
     else:
@@ -152,7 +152,7 @@ def mask_from(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def _mask_levels(image: Image.Image, path: Path) -> np.ndarray:
-    """The channel (h, w) uint8 of an 8-bit picture that says what is masked."""
+    """The channel (h, w) uint8 of an 8-bit image that says what is masked."""
     if image.mode in ("1", "L") and "transparency" not in image.info:
         return np.asarray(image.convert("L"))
     rgb_u8, alpha_u8 = rgb_and_alpha(image, path)
@@ -176,7 +176,7 @@ def select_id(image: Image.Image, label: int, path: Path) -> np.ndarray:
 
 
 def single_channel(image: Image.Image, path: Path) -> np.ndarray:
-    """The values (h, w) of a gray picture of any depth; a coloured one is refused."""
+    """The values (h, w) of a gray image of any depth; a coloured one is refused."""
     if is_deep(image) or image.mode in ("1", "L"):
         return np.asarray(image)
     rgb_u8, _ = rgb_and_alpha(image, path)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import typer
 
-from ldm.registry.models import Model, folder_of, lacks, load_registry, models_root
+from ldm.registry.models import Model, folder_of, load_registry, missing_files, models_root
 from ldm.result import library_versions
 from ldm.settings.cli import run_app, single_app
 
@@ -40,7 +40,7 @@ def machine_lines() -> Iterator[str]:
 def model_lines(registry: dict[str, Model]) -> Iterator[str]:
     """One line per model: present, or what its folder lacks."""
     for name, model in registry.items():
-        missing = lacks(model)
+        missing = missing_files(model)
         state = f"missing {', '.join(missing)}" if missing else "complete"
         yield f"{name}: {folder_of(model)}: {state}"
 
@@ -52,7 +52,7 @@ def need_lines(registry: dict[str, Model]) -> Iterator[str]:
         for user in model.used_by:
             users[user].append(name)
     for user, names in users.items():
-        missing = [name for name in names if lacks(registry[name])]
+        missing = [name for name in names if missing_files(registry[name])]
         pulls = ", ".join(f"python -m ldm.registry pull {name}" for name in missing)
         yield f"{user}: {'lacks ' + ', '.join(missing) + ' -> ' + pulls if missing else 'ready'}"
 

@@ -1,6 +1,6 @@
-"""The border between picture files and arrays: the only place where files become pixels and back.
+"""The border between image files and arrays: the only place where files become pixels and back.
 
-Legend: h w pixels. Pictures are RGB uint8 (h, w, 3) `_u8`, masks bool (h, w) and white = edit in a file,
+Legend: h w pixels. Images are RGB uint8 (h, w, 3) `_u8`, masks bool (h, w) and white = edit in a file,
 depth `depth_01` float32 (h, w), relative inverse depth, 1 = nearest. Writers are atomic.
 """
 
@@ -27,8 +27,8 @@ INTERPOLATION = {
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """A decoded picture, upright."""
+class LoadedImage:
+    """A decoded image, upright."""
 
     rgb_u8: np.ndarray  # (h, w, 3) uint8
     alpha_u8: np.ndarray | None = None  # (h, w) uint8, None when the file has no transparency
@@ -40,10 +40,10 @@ class Picture:
         return self.rgb_u8.shape[0], self.rgb_u8.shape[1]
 
 
-def read_picture(path: Path | str) -> Picture:
-    """Read any common picture file as 8-bit RGB plus its alpha; 16-bit values are scaled, not clipped."""
+def read_image(path: Path | str) -> LoadedImage:
+    """Read any common image file as 8-bit RGB plus its alpha; 16-bit values are scaled, not clipped."""
     with opened(Path(path)) as image:
-        return Picture(*rgb_and_alpha(image, Path(path)), rgb_profile(image))
+        return LoadedImage(*rgb_and_alpha(image, Path(path)), rgb_profile(image))
 
 
 def read_mask(
@@ -86,10 +86,10 @@ def normalize(values: np.ndarray) -> np.ndarray:
 
 
 def _require_size(values: np.ndarray, size: tuple[int, int] | None, what: str) -> None:
-    """Refuse a map whose (h, w) differs from its picture's."""
+    """Refuse a map whose (h, w) differs from its image's."""
     if size is not None and values.shape != tuple(size):
         (h, w), (want_h, want_w) = values.shape, size
-        raise ValueError(f"{what} is {w} x {h} pixels, its picture is {want_w} x {want_h} (width x height)")
+        raise ValueError(f"{what} is {w} x {h} pixels, its image is {want_w} x {want_h} (width x height)")
 
 
 def read_png_text(path: Path | str) -> dict[str, str]:
@@ -154,7 +154,7 @@ def to_01(image_u8: np.ndarray) -> Tensor:
 def from_pm1(image_pm1: Tensor) -> np.ndarray:
     """(3, h, w) in [-1, 1] -> RGB (h, w, 3) uint8, rounded and clipped; undoes `to_pm1` exactly."""
     if not torch.isfinite(image_pm1).all():
-        raise ValueError("the picture holds NaN or infinite values; try a wider dtype (float32 or bfloat16)")
+        raise ValueError("the image holds NaN or infinite values; try a wider dtype (float32 or bfloat16)")
     values = ((image_pm1.detach().float() + 1) * 127.5).round().clamp(0, 255)
     return values.to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
 
@@ -174,7 +174,7 @@ def resize(image: np.ndarray, size_hw: tuple[int, int], *, how: str = "area") ->
     enlarges = size_hw[0] > image.shape[0] or size_hw[1] > image.shape[1]
     method = INTERPOLATION["linear" if how == "area" and enlarges else how]
     resized = cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=method)
-    # OpenCV drops the channel axis of a one-channel picture.
+    # OpenCV drops the channel axis of a one-channel image.
     return resized.reshape(*size_hw, *image.shape[2:])
 
 

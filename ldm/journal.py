@@ -1,7 +1,7 @@
 """What a bulk step has done so far: one line of JSON per item, appended, so that a killed step continues.
 
 The first line holds the inputs of the step; a journal of other inputs is no journal of this work. An item is
-done, or left out with a reason (damaged annotation, missing picture): the step goes on without it, and its
+done, or left out with a reason (damaged annotation, missing image): the step goes on without it, and its
 journal is the list of what was left out. The last line says that every item was looked at.
 """
 

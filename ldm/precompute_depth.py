@@ -1,10 +1,10 @@
-"""Depth maps for a tree of pictures, once, before training.
+"""Depth maps for a tree of images, once, before training.
 
     python -m ldm.precompute_depth data/MOSE/train/JPEGImages data/MOSE/train/depth
-    python -m ldm.precompute_depth PICTURES DEPTH --model models/depth --shard 3/8
+    python -m ldm.precompute_depth IMAGES DEPTH --model models/depth --shard 3/8
 
 OUT_TREE mirrors the tree: a/b.jpg gives a/b.png, 16 bits, 1 = nearest. A map that is there is kept, so the
-same command continues an interrupted run; a picture that cannot be read is named and left out. Reading and
+same command continues an interrupted run; an image that cannot be read is named and left out. Reading and
 writing happen beside the network, in threads.
 """
 
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.files import hash_folder, write_atomic
-from ldm.images import read_picture, write_depth
+from ldm.images import read_image, write_depth
 from ldm.logs import start_logging
 from ldm.settings.cli import run_app
 from ldm.settings.config import check_settings, setting
@@ -43,44 +43,44 @@ RECORD = "depth_model.json"  # in OUT_TREE: which network made the maps
 class DepthSettings:
     """What is estimated and how."""
 
-    pictures: Path = setting(help="tree of pictures")
+    images: Path = setting(was=("pictures",), help="tree of images")
     out: Path = setting(help="tree of depth maps")
     model: str = setting(MODEL.as_posix(), help="folder or hub name")
-    shard: str = setting("0/1", help="i/n: only every n-th picture, from the i-th")
-    batch: int = setting(8, low=1, help="pictures per pass")
+    shard: str = setting("0/1", help="i/n: only every n-th image, from the i-th")
+    batch: int = setting(8, low=1, help="images per pass")
     workers: int = setting(4, low=1, help="threads that read and write")
-    suffixes: tuple[str, ...] = setting(SUFFIXES, help="picture files")
+    suffixes: tuple[str, ...] = setting(SUFFIXES, help="image files")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
 
     def __post_init__(self) -> None:
         check_settings(self)
         shard_of(self.shard)
-        if not self.pictures.is_dir():
-            raise ValueError(f"IMAGE_TREE: there is no folder {self.pictures}")
-        if self.out.resolve().is_relative_to(self.pictures.resolve()):
+        if not self.images.is_dir():
+            raise ValueError(f"IMAGE_TREE: there is no folder {self.images}")
+        if self.out.resolve().is_relative_to(self.images.resolve()):
             raise ValueError(
-                f"OUT_TREE {self.out} lies in {self.pictures}, so its maps would be read as pictures"
+                f"OUT_TREE {self.out} lies in {self.images}, so its maps would be read as images"
             )
 
 
 def depth_files(settings: DepthSettings) -> list[tuple[Path, Path]]:
-    """(picture, depth map) of the whole tree, sorted; two pictures for one map are refused."""
+    """(image, depth map) of the whole tree, sorted; two images for one map are refused."""
     found: dict[Path, Path] = {}
-    for picture in sorted(settings.pictures.rglob("*")):
-        if picture.suffix.lower() not in settings.suffixes or picture.name.startswith("."):
+    for image in sorted(settings.images.rglob("*")):
+        if image.suffix.lower() not in settings.suffixes or image.name.startswith("."):
             continue
-        path = settings.out / picture.relative_to(settings.pictures).with_suffix(".png")
+        path = settings.out / image.relative_to(settings.images).with_suffix(".png")
         if path in found:
-            both = f"{found[path]} and {picture.name}"
+            both = f"{found[path]} and {image.name}"
             raise ValueError(
-                f"{both} would have one depth map; choose one kind of file: --suffix {picture.suffix}"
+                f"{both} would have one depth map; choose one kind of file: --suffix {image.suffix}"
             )
-        found[path] = picture
+        found[path] = image
     if not found:
         kinds = ", ".join(settings.suffixes)
-        raise ValueError(f"IMAGE_TREE: {settings.pictures} holds no pictures ({kinds})")
-    return [(picture, path) for path, picture in found.items()]
+        raise ValueError(f"IMAGE_TREE: {settings.images} holds no images ({kinds})")
+    return [(image, path) for path, image in found.items()]
 
 
 def precompute(settings: DepthSettings) -> tuple[int, int, int]:
@@ -109,7 +109,7 @@ def precompute(settings: DepthSettings) -> tuple[int, int, int]:
 def _read_ahead(
     todo: Sequence[tuple[Path, Path]], size: int, pool: ThreadPoolExecutor
 ) -> Iterator[list[tuple[Path, np.ndarray]]]:
-    """Batches of (depth map, picture (h, w, 3)); the next one is read while the current one is used."""
+    """Batches of (depth map, image (h, w, 3)); the next one is read while the current one is used."""
     starts = range(0, len(todo), size)
     waiting: list[Future] = []
     for start in [*starts, len(todo)]:
@@ -120,10 +120,10 @@ def _read_ahead(
             yield batch
 
 
-def _read(picture: Path, path: Path) -> tuple[Path, np.ndarray] | None:
-    """The picture of a depth map, or None for a file that is named and left out."""
+def _read(image: Path, path: Path) -> tuple[Path, np.ndarray] | None:
+    """The image of a depth map, or None for a file that is named and left out."""
     try:
-        return path, read_picture(picture).rgb_u8
+        return path, read_image(image).rgb_u8
     except ValueError as error:
         log.warning("left out: %s", error)
         return None
@@ -144,11 +144,11 @@ def record_model(settings: DepthSettings) -> None:
 
 
 def command(
-    pictures: Annotated[Path, typer.Argument(help="tree of pictures", metavar="IMAGE_TREE")],
+    images: Annotated[Path, typer.Argument(help="tree of images", metavar="IMAGE_TREE")],
     out: Annotated[Path, typer.Argument(help="tree of depth maps", metavar="OUT_TREE")],
     model: Annotated[str, typer.Option(help="depth network: folder or hub name")] = MODEL.as_posix(),
-    shard: Annotated[str, typer.Option(help="i/n: only every n-th picture, from the i-th")] = "0/1",
-    batch: Annotated[int, typer.Option(help="pictures per pass")] = 8,
+    shard: Annotated[str, typer.Option(help="i/n: only every n-th image, from the i-th")] = "0/1",
+    batch: Annotated[int, typer.Option(help="images per pass")] = 8,
     workers: Annotated[int, typer.Option(help="threads that read and write")] = 4,
     suffix: Annotated[
         list[str] | None, typer.Option(help="kinds of files, such as .jpg; all by default")
@@ -156,9 +156,9 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16")] = "auto",
 ) -> None:
-    """Estimate the depth of every picture of a tree; the same command again continues."""
+    """Estimate the depth of every image of a tree; the same command again continues."""
     kinds = tuple(one.lower() for one in suffix) if suffix else SUFFIXES
-    settings = DepthSettings(pictures, out, model, shard, batch, workers, kinds, device, dtype)
+    settings = DepthSettings(images, out, model, shard, batch, workers, kinds, device, dtype)
     written, there, unreadable = precompute(settings)
     log.info("%d written, %d there already, %d left out: %s", written, there, unreadable, out)
 

@@ -65,15 +65,15 @@ def library_versions() -> dict[str, str]:
 
 
 def measure_drift(before_u8: np.ndarray, after_u8: np.ndarray, edit_mask: np.ndarray) -> dict[str, Any]:
-    """Compare two pictures (h, w, 3) uint8 inside and outside the edit mask (h, w) bool.
+    """Compare two images (h, w, 3) uint8 inside and outside the edit mask (h, w) bool.
 
     returns: changed_outside, changed_inside  pixels with any different channel
              max_abs_outside                  largest difference outside, of 255
-             edit_fraction                    share of the picture inside the mask
+             edit_fraction                    share of the image inside the mask
     """
     if before_u8.shape != after_u8.shape or before_u8.shape[:2] != edit_mask.shape:
         shapes = f"{before_u8.shape}, {after_u8.shape} and mask {edit_mask.shape}"
-        raise ValueError(f"drift compares pictures of one size, got {shapes}")
+        raise ValueError(f"drift compares images of one size, got {shapes}")
     difference = np.abs(before_u8.astype(np.int16) - after_u8.astype(np.int16)).max(axis=2)
     outside = difference[~edit_mask]
     return {
@@ -102,7 +102,7 @@ def save_result(
     alpha_u8: np.ndarray | None = None,
     icc_profile: bytes | None = None,
 ) -> tuple[Path, Path]:
-    """Write the picture with its recipe and the report beside it: both or neither.
+    """Write the image with its recipe and the report beside it: both or neither.
 
     recipe:  all that decides the pixels; JSON values, paths and numpy scalars
     report:  what was measured; the JSON file is the report with the recipe under `recipe`
@@ -152,7 +152,7 @@ def _plain(value: Any) -> Any:
 
 
 def _readable(recipe: Mapping[str, Any]) -> str:
-    """`name: value` pairs on one line, as picture browsers show them; nested names are joined by dots."""
+    """`name: value` pairs on one line, as image browsers show them; nested names are joined by dots."""
     pairs: list[str] = []
 
     def walk(prefix: str, content: Mapping[str, Any]) -> None:

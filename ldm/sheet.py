@@ -1,4 +1,4 @@
-"""Labelled contact sheets: a grid of pictures with a title per column and a label per row.
+"""Labelled contact sheets: a grid of images with a title per column and a label per row.
 
 Legend: h w pixels.
 """
@@ -23,14 +23,14 @@ def grid(
     row_labels: Sequence[str] = (),
     cell: int = 256,
 ) -> np.ndarray:
-    """Lay pictures out in rows, each fitted into a square of `cell` pixels with its aspect kept.
+    """Lay images out in rows, each fitted into a square of `cell` pixels with its aspect kept.
 
     rows:    (h, w, 3) or (h, w) uint8, masks (h, w) bool, maps (h, w) float in [0, 1]; None stays empty
     returns: (h, w, 3) uint8
     """
     columns = max((len(row) for row in rows), default=0)
     if columns == 0:
-        raise ValueError("a sheet needs at least one picture")
+        raise ValueError("a sheet needs at least one image")
     if len(titles) not in (0, columns) or len(row_labels) not in (0, len(rows)):
         wanted = f"{columns} titles and {len(rows)} row labels"
         raise ValueError(f"the sheet needs {wanted} or none, got {len(titles)} and {len(row_labels)}")
@@ -45,27 +45,27 @@ def grid(
         _write(pen, title, font, (left + column * (cell + GAP) + cell // 2, top - GAP), "md")
     for row, label in enumerate(labels):
         _write(pen, label, font, (left - GAP, top + row * (cell + GAP) + cell // 2), "rm")
-    for row, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            if picture is not None:
-                _place(sheet, picture, (left + column * (cell + GAP), top + row * (cell + GAP)), cell)
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            if image is not None:
+                _place(sheet, image, (left + column * (cell + GAP), top + row * (cell + GAP)), cell)
     return np.array(sheet)
 
 
-def as_rgb(picture: np.ndarray) -> np.ndarray:
-    """A picture, mask or map in [0, 1] as RGB (h, w, 3) uint8."""
-    if picture.dtype == bool:
-        picture = picture.astype(np.uint8) * 255
-    elif np.issubdtype(picture.dtype, np.floating):
-        picture = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
-        raise ValueError(f"a sheet shows uint8, bool or float pictures, got {picture.dtype} {picture.shape}")
-    return np.repeat(picture[:, :, None], 3, axis=2) if picture.ndim == 2 else picture[:, :, :3]
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """An image, mask or map in [0, 1] as RGB (h, w, 3) uint8."""
+    if image.dtype == bool:
+        image = image.astype(np.uint8) * 255
+    elif np.issubdtype(image.dtype, np.floating):
+        image = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise ValueError(f"a sheet shows uint8, bool or float images, got {image.dtype} {image.shape}")
+    return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image[:, :, :3]
 
 
-def _place(sheet: Image.Image, picture: np.ndarray, corner_xy: tuple[int, int], cell: int) -> None:
-    """Paste a picture in the middle of its cell, with a thin frame. Small pictures keep hard pixel edges."""
-    rgb_u8 = as_rgb(picture)
+def _place(sheet: Image.Image, image: np.ndarray, corner_xy: tuple[int, int], cell: int) -> None:
+    """Paste an image in the middle of its cell, with a thin frame. Small images keep hard pixel edges."""
+    rgb_u8 = as_rgb(image)
     scale = cell / max(rgb_u8.shape[:2])
     h, w = (max(1, round(side * scale)) for side in rgb_u8.shape[:2])
     fitted = Image.fromarray(resize(rgb_u8, (h, w), how="nearest" if scale >= 2 else "area"))

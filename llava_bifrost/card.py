@@ -10,7 +10,7 @@ from typing import Any
 from ldm.checkpoints import read_json
 from ldm.files import write_atomic
 from ldm.mllm.templates import TEMPLATES
-from ldm.registry.models import located
+from ldm.registry.models import resolve_model_path
 from ldm.settings.config import to_plain
 from llava_bifrost.language.codec import FAMILIES, Codec
 
@@ -19,7 +19,7 @@ FULL, TINY = Path("models/locator"), Path("assets/tiny/locator")
 
 
 @dataclass(frozen=True)
-class Card:
+class LocatorConfig:
     """How a locator is asked and how it answers.
 
     format: center or maxmedmin. codec: see codec.py. decimals: of its numbers. template: chat template of
@@ -43,27 +43,27 @@ class Card:
         return Codec(self.codec, self.format, self.decimals)
 
 
-def read_card(folder: Path, family: str) -> Card:
+def read_card(folder: Path, family: str) -> LocatorConfig:
     """The card of a folder; without one, what the family (transformers' model type) starts from."""
     path = folder / CARD
     if not path.is_file():
-        return Card(codec=FAMILIES.get(family, "bifrost"))
+        return LocatorConfig(codec=FAMILIES.get(family, "bifrost"))
     values: dict[str, Any] = read_json(path)
-    known = {item.name for item in fields(Card)}
+    known = {item.name for item in fields(LocatorConfig)}
     values = {key: value for key, value in values.items() if key in known}
     values["names"] = tuple(values.get("names", ()))
     try:
-        return Card(**values)
+        return LocatorConfig(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def write_card(folder: Path, card: Card) -> None:
+def write_card(folder: Path, card: LocatorConfig) -> None:
     """Add the card to a folder."""
     write_atomic(folder / CARD, (json.dumps(to_plain(card), indent=1) + "\n").encode())
 
 
 def default_folder() -> Path:
     """models/locator where it is there, else the small one of the bundle."""
-    full = located(FULL)
+    full = resolve_model_path(FULL)
     return full if (full / "config.json").is_file() else TINY

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm.images import read_picture
-from ldm.mllm.chat import Ask, generate
+from ldm.images import read_image
+from ldm.mllm.chat import ChatExample, generate
 from llava_bifrost.dataset import Record, question_of
 from llava_bifrost.language.answer import AnswerError, box_iou, satisfies
 from llava_bifrost.language.codec import frame_of
@@ -51,9 +51,9 @@ def check_answers(locator: Locator, records: Sequence[Record]) -> dict[str, Any]
     """
     free = free_answers(locator, records)
     good = [_read(locator, record, text) is not None for record, text in zip(records, free, strict=True)]
-    pictures = [read_picture(record.image).rgb_u8 for record in records]
+    images = [read_image(record.image).rgb_u8 for record in records]
     asked = [question_of(record, locator.codec) for record in records]
-    constrained = locator.answer(pictures, asked)
+    constrained = locator.answer(images, asked)
     report = [
         {"id": record.id, "asked": question, "free": text, "parses": fine, "constrained": one.text}
         for record, question, text, fine, one in zip(records, asked, free, good, constrained, strict=True)
@@ -66,12 +66,14 @@ def check_answers(locator: Locator, records: Sequence[Record]) -> dict[str, Any]
 
 def free_answers(locator: Locator, records: Sequence[Record]) -> list[str]:
     """Greedy answers without any constraint, as one batch."""
-    asks = [Ask(read_picture(record.image).rgb_u8, question_of(record, locator.codec)) for record in records]
+    asks = [
+        ChatExample(read_image(record.image).rgb_u8, question_of(record, locator.codec)) for record in records
+    ]
     return [answer.text for answer in generate(locator.mllm, locator.chat.prompts(asks), longest=LONGEST)]
 
 
 def _read(locator: Locator, record: Record, text: str) -> Any:
-    size = read_picture(record.image).size
+    size = read_image(record.image).size
     try:
         return locator.codec.decode(text, frame_of(locator.mllm.processor, size))
     except AnswerError:

@@ -19,8 +19,8 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from datasets.relations import Place
-from ldm.images import read_picture
-from ldm.mllm.chat import Ask
+from ldm.images import read_image
+from ldm.mllm.chat import ChatExample
 from llava_bifrost.language.answer import (
     Location,
     Request,
@@ -111,8 +111,8 @@ def _request(question: str, meta: Mapping[str, Any]) -> Request | None:
         return None
 
 
-class LocatorData(Dataset[Ask]):
-    """Records as questions and answers in the words of a codec; pictures are read when they are needed."""
+class LocatorData(Dataset[ChatExample]):
+    """Records as questions and answers in the words of a codec; images are read when they are needed."""
 
     def __init__(self, records: list[Record], codec: Codec, processor: Any) -> None:
         self.records, self.codec, self.processor = records, codec, processor
@@ -120,11 +120,13 @@ class LocatorData(Dataset[Ask]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Ask:
+    def __getitem__(self, index: int) -> ChatExample:
         record = self.records[index]
-        image_u8 = read_picture(record.image).rgb_u8
+        image_u8 = read_image(record.image).rgb_u8
         frame = frame_of(self.processor, (image_u8.shape[0], image_u8.shape[1]))
-        return Ask(image_u8, question_of(record, self.codec), self.codec.encode(record.location, frame))
+        return ChatExample(
+            image_u8, question_of(record, self.codec), self.codec.encode(record.location, frame)
+        )
 
 
 def question_of(record: Record, codec: Codec) -> str:

@@ -1,4 +1,4 @@
-"""Proposed places drawn on a picture: a numbered box each, with its depth.
+"""Proposed places drawn on an image: a numbered box each, with its depth.
 
 Legend: h w pixels.
 """
@@ -25,7 +25,7 @@ PAD = 4  # pixels around a label
 def draw_candidates(
     rgb_u8: np.ndarray, candidates: Sequence[Candidate], anchors: Mapping[str, Place] | None = None
 ) -> np.ndarray:
-    """The picture (h, w, 3), at least 640 pixels long, with the proposals; the best is drawn last, on top.
+    """The image (h, w, 3), at least 640 pixels long, with the proposals; the best is drawn last, on top.
 
     Each label says rank, depth, and where there is one the score. Anchors are drawn thin and white.
     """
@@ -54,7 +54,7 @@ def _box(
     colour: tuple[int, int, int],
     width: int,
 ) -> None:
-    """One rectangle, its label inside the picture at its upper left corner."""
+    """One rectangle, its label inside the image at its upper left corner."""
     h, w = size_hw
     x0, y0, x1, y1 = (round(value) for value in box_from_01(box01, size_hw))
     pen.rectangle((x0, y0, min(x1, w - 1), min(y1, h - 1)), outline=colour, width=width)

@@ -1,4 +1,4 @@
-"""Ask a locator: a picture and a sentence in, a box and a depth out, always in a valid format.
+"""Ask a locator: an image and a sentence in, a box and a depth out, always in a valid format.
 
 locator = load_locator("assets/tiny/locator")
 best = locator.locate(image_u8, "Place the red cube behind the blue cone")[0].location
@@ -17,11 +17,11 @@ import torch
 
 from datasets.relations import Place
 from ldm.checkpoints import read_json
-from ldm.mllm.chat import Answer, Ask, Chat, generate
+from ldm.mllm.chat import Answer, Chat, ChatExample, generate
 from ldm.mllm.constrain import ConstrainedChoice, Grammar
 from ldm.mllm.load import Mllm, load_mllm
 from ldm.mllm.templates import TEMPLATES
-from llava_bifrost.card import Card, read_card
+from llava_bifrost.card import LocatorConfig, read_card
 from llava_bifrost.language.answer import (
     Candidate,
     InstructionError,
@@ -47,7 +47,7 @@ class UnknownWord(ValueError):
 class Locator:
     """A language model that sees, asked for places. Answers are constrained to the form of its codec."""
 
-    def __init__(self, mllm: Mllm, card: Card) -> None:
+    def __init__(self, mllm: Mllm, card: LocatorConfig) -> None:
         self.mllm, self.card, self.codec = mllm, card, card.make_codec()
         self.chat = Chat(mllm.processor, TEMPLATES[card.template] if card.template else None)
         self.grammar = Grammar(mllm.processor.tokenizer)
@@ -86,17 +86,17 @@ class Locator:
         places = dict(anchors) if anchors is not None else self.find_anchors(rgb_u8, request)
         return rank(found, Evidence(request, places, depth_01))
 
-    def locate_many(self, pictures_u8: Sequence[np.ndarray], instructions: Sequence[str]) -> list[Candidate]:
-        """The greedy answer to each of several instructions, one picture each, as one batch."""
+    def locate_many(self, images_u8: Sequence[np.ndarray], instructions: Sequence[str]) -> list[Candidate]:
+        """The greedy answer to each of several instructions, one image each, as one batch."""
         questions = [self.question(text, self.understand(text)) for text in instructions]
-        return self.answer(pictures_u8, questions)
+        return self.answer(images_u8, questions)
 
-    def answer(self, pictures_u8: Sequence[np.ndarray], questions: Sequence[str]) -> list[Candidate]:
+    def answer(self, images_u8: Sequence[np.ndarray], questions: Sequence[str]) -> list[Candidate]:
         """The greedy answer to each of several questions that are worded already, as one batch."""
-        return self._ask(pictures_u8, questions, len(questions), None, 1.0)
+        return self._ask(images_u8, questions, len(questions), None, 1.0)
 
     def find(self, rgb_u8: np.ndarray, name: str) -> Candidate:
-        """Where a thing is that the picture shows: the answer to "Replace the <name>"."""
+        """Where a thing is that the image shows: the answer to "Replace the <name>"."""
         return self.locate(rgb_u8, f"Replace the {name} with the reference image")[0]
 
     def find_anchors(self, rgb_u8: np.ndarray, request: Request | None) -> dict[str, Place]:
@@ -152,14 +152,14 @@ class Locator:
 
     def _ask(
         self,
-        pictures_u8: Sequence[np.ndarray],
+        images_u8: Sequence[np.ndarray],
         questions: Sequence[str],
         greedy: int,
         generator: torch.Generator | None,
         temperature: float,
     ) -> list[Candidate]:
-        """One answer per picture and question; the first `greedy` of them take the most probable tokens."""
-        asks = [Ask(image, question) for image, question in zip(pictures_u8, questions, strict=True)]
+        """One answer per image and question; the first `greedy` of them take the most probable tokens."""
+        asks = [ChatExample(image, question) for image, question in zip(images_u8, questions, strict=True)]
         frames = [self._frame(ask.image_u8) for ask in asks]
         forms = [self.codec.form(frame).spelled_by(self.grammar) for frame in frames]
         batch = self.chat.prompts(asks)
@@ -180,7 +180,7 @@ class Locator:
 
     def _frame(self, image_u8: np.ndarray) -> Frame:
         if image_u8.ndim != 3 or image_u8.shape[2] != 3 or image_u8.dtype != np.uint8:
-            raise ValueError(f"a picture is RGB uint8 (h, w, 3), got {image_u8.dtype} {image_u8.shape}")
+            raise ValueError(f"an image is RGB uint8 (h, w, 3), got {image_u8.dtype} {image_u8.shape}")
         return frame_of(self.mllm.processor, (image_u8.shape[0], image_u8.shape[1]))
 
 

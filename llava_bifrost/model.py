@@ -26,7 +26,7 @@ from ldm.mllm.lora import load_adapter, merged
 from ldm.mllm.templates import TEMPLATES
 from ldm.settings.cli import command, new_app, run_app
 from ldm.settings.config import check_settings, setting
-from llava_bifrost.card import CARD, FULL, Card, read_card, write_card
+from llava_bifrost.card import CARD, FULL, LocatorConfig, read_card, write_card
 from llava_bifrost.language.answer import FORMATS
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ def convert(settings: ConvertSettings) -> None:
     """Merge the released adapter into LLaVA-1.5; every tensor is used, or nothing is written."""
     report = merge_into(settings.base, settings.adapter, settings.out)
     write_card(
-        settings.out, Card(settings.format, "bifrost", settings.decimals, settings.template, (), RELEASED)
+        settings.out,
+        LocatorConfig(settings.format, "bifrost", settings.decimals, settings.template, (), RELEASED),
     )
     log.info(
         "wrote %s: all %d tensors of the adapter used, %d LoRA pairs merged, replaced: %s",
@@ -90,7 +91,7 @@ def merge(settings: MergeSettings) -> None:
     log.info("wrote %s", settings.out)
 
 
-def save_locator(model: Any, processor: Any, card: Card, folder: Path) -> None:
+def save_locator(model: Any, processor: Any, card: LocatorConfig, folder: Path) -> None:
     """A locator's folder: model, processor, card; whole or not at all."""
     with folder_written_whole(folder) as partial:
         model.save_pretrained(partial)

@@ -1,6 +1,6 @@
 """Which of several proposed places is best: simple geometry, each part a number in (0, 1].
 
-    in frame     the sides of the box that lie on the border of the picture, where the object may be cut off
+    in frame     the sides of the box that lie on the border of the image, where the object may be cut off
     a clause     "behind the sofa": whether it is true, where the anchors' places are known
     support      the depth of what is seen at the foot of the box against the depth of the object
     size         against the size that the anchors and a small table of nouns suggest at this depth
@@ -16,13 +16,13 @@ from math import exp, log, prod
 
 import numpy as np
 
-from datasets.geometry import depth_at_foot
+from datasets.geometry import depth_at_contact
 from datasets.relations import Place
 from llava_bifrost.language.answer import PHRASES, Candidate, Location, Request, box_iou, satisfies
 from llava_bifrost.placement.ground import Ground, fit_ground
 from llava_bifrost.placement.sizes import size_at_one, size_px
 
-BORDER = 0.003  # of the picture; a side nearer to the border touches it
+BORDER = 0.003  # of the image; a side nearer to the border touches it
 TOUCHING = 0.85  # per side that touches
 BROKEN = 0.05  # of a clause that is false
 LOOSE = 0.05  # depth between foot and ground that costs nothing
@@ -33,7 +33,7 @@ FLOATING = ("above",)  # relations of things that need no support
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What is known about the picture besides the proposals.
+    """What is known about the image besides the proposals.
 
     request: what was asked. anchors: name -> place, all that is known. depth_01: (h, w), 1 = nearest.
     """
@@ -65,7 +65,7 @@ def judge(location: Location, evidence: Evidence, ground: Ground | None = None) 
         return parts
     floats = request is not None and any(PHRASES[phrase] in FLOATING for phrase, _ in request.relations)
     if not floats:
-        gap = abs(location.depth - depth_at_foot(evidence.depth_01, location.box01_xyxy))
+        gap = abs(location.depth - depth_at_contact(evidence.depth_01, location.box01_xyxy))
         parts["support"] = exp(-max(0.0, gap - LOOSE) / 0.1)
     if request is not None and not request.replace:
         ground = fit_ground(evidence.depth_01) if ground is None else ground

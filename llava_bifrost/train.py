@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ldm.device import DTYPES
 from ldm.files import write_atomic
 from ldm.logs import start_logging
-from ldm.mllm.chat import Ask, Chat
+from ldm.mllm.chat import Chat, ChatExample
 from ldm.mllm.load import Mllm, load_model, load_processor
 from ldm.mllm.lora import LoraSettings, make_trainable, merged, rate_of
 from ldm.mllm.templates import TEMPLATES
@@ -30,7 +30,7 @@ from ldm.mllm.training import adapter_layout, answer_loss, prepared, tensors_of
 from ldm.settings.cli import run_app, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting
 from ldm.training.fit import FitConfig, fit, make_accelerator
-from llava_bifrost.card import CARD, Card, read_card, write_card
+from llava_bifrost.card import CARD, LocatorConfig, read_card, write_card
 from llava_bifrost.check import check_answers, measure_answers
 from llava_bifrost.dataset import LocatorData, Record, read_records
 from llava_bifrost.language.answer import FORMATS
@@ -113,7 +113,9 @@ def train(config: TrainConfig) -> None:
         finish(config, model, processor, card, held_out or records)
 
 
-def finish(config: TrainConfig, model: nn.Module, processor: Any, card: Card, records: list[Record]) -> None:
+def finish(
+    config: TrainConfig, model: nn.Module, processor: Any, card: LocatorConfig, records: list[Record]
+) -> None:
     """Write adapter/ and model/, then ask the locator that was written."""
     if config.lora.rank:
         model.save_pretrained(str(config.out / "adapter"))  # type: ignore[operator]
@@ -128,7 +130,7 @@ def finish(config: TrainConfig, model: nn.Module, processor: Any, card: Card, re
         write_atomic(config.out / "check.json", (json.dumps(report, indent=1) + "\n").encode())
 
 
-def card_of(config: TrainConfig, family: str) -> Card:
+def card_of(config: TrainConfig, family: str) -> LocatorConfig:
     """How the trained locator is asked and answers; `auto` follows the card of the start, if it has one."""
     known = read_card(config.model, family)
     template: str | None = config.template
@@ -136,7 +138,7 @@ def card_of(config: TrainConfig, family: str) -> Card:
         original = family == "llava" and not (config.model / CARD).is_file()
         template = "vicuna_v1" if original else known.template
     codec = known.codec if config.codec == "auto" else config.codec
-    return Card(config.format, codec, config.decimals, template, known.names, known.notice)
+    return LocatorConfig(config.format, codec, config.decimals, template, known.names, known.notice)
 
 
 class Collate:
@@ -145,7 +147,7 @@ class Collate:
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
 
-    def __call__(self, asks: list[Ask]) -> dict[str, Tensor]:
+    def __call__(self, asks: list[ChatExample]) -> dict[str, Tensor]:
         return tensors_of(self.chat, asks)
 
 

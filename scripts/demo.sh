@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the environment if needed and composes one picture with the small networks that come with the code.
+# Makes the environment if needed and composes one image with the small networks that come with the code.
 #   bash scripts/demo.sh [options of `run_inference.py image`]
 set -eu
 . "$(dirname -- "$0")/setup.sh"
@@ -14,7 +14,7 @@ name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
 print(f"[demo] torch {torch.__version__} on {device}{name}")
 EOF
 
-# Where the pictures go: --out among the arguments, else what the configuration says.
+# Where the images go: --out among the arguments, else what the configuration says.
 out=outputs/demo/composite.png
 wanted=
 for argument in "$@"; do

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Composes the documented example (the box is given, the depth is found), or pictures of your own.
+# Composes the documented example (the box is given, the depth is found), or images of your own.
 #   sh scripts/inference.sh [more options of `run_inference.py image`]
 #   sh scripts/inference.sh --instruction "Place the pyramid to the left of the striped orange prism"
 #   sh scripts/inference.sh --background room.png --object dog.png --box 0.4,0.5,0.7,0.9 --out out.png

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
-    from tests.pictures import Case
+    from tests.images import Case
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,7 +68,7 @@ def small_depth_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def case(tmp_path: Path, small_compositor: Path, small_depth_network: Path) -> Case:
-    """A composite of synthetic pictures, as files in a folder of its own."""
-    from tests.pictures import write_case
+    """A composite of synthetic images, as files in a folder of its own."""
+    from tests.images import write_case
 
     return write_case(tmp_path, small_compositor, small_depth_network)

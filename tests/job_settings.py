@@ -15,7 +15,7 @@ class Optim:
 
 @dataclass(frozen=True)
 class Job:
-    picture: Path = setting(help="picture to edit")
+    image: Path = setting(help="image to edit")
     mode: str = setting("place", choices=("place", "replace", "id-transfer"), help="what to do")
     size: tuple[int, int] = setting((64, 64), low=8, help="(h, w)")
     box: tuple[float, float, float, float] | None = setting(None, low=0, high=1, help="x1,y1,x2,y2")

@@ -41,8 +41,8 @@ def test_compose_notebook_runs_from_its_own_folder() -> None:
     )
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 3
+    images = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(images) == 3
     text = "".join(output.get("text", "") for output in outputs)
     assert "'changed_outside': 0" in text
     asked = re.search(r"depth asked for ([\d.]+) to ([\d.]+)", text)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cldm.create import create_compositor
 from cldm.pretrained import save_compositor
-from ldm.images import read_depth, read_picture
+from ldm.images import read_depth, read_image
 from ldm.settings.cli import run_app
 from scripts.docs import draw_figure, make_examples, make_teaser
 from tests.cldm.small import SMALL, SMALL_CARD
@@ -100,13 +100,13 @@ def test_demo_composes_and_names_the_files(checkout):
         assert f"outputs/demo/{name}" in output
 
 
-@pytest.mark.parametrize("given", [["--out", "my pictures/a.png"], ["--out=my pictures/a.png"]])
+@pytest.mark.parametrize("given", [["--out", "my images/a.png"], ["--out=my images/a.png"]])
 def test_demo_names_the_files_where_they_were_asked_for(checkout, given):
-    checkout.make("my pictures/a.png", "my pictures/a.json")
+    checkout.make("my images/a.png", "my images/a.json")
     code, output, _ = checkout.run("scripts/demo.sh", *given)
     assert code == 0
-    assert "my pictures/a.png" in output
-    assert "my pictures/a.json" in output
+    assert "my images/a.png" in output
+    assert "my images/a.json" in output
 
 
 def test_demo_fails_when_composing_fails(checkout):
@@ -142,7 +142,7 @@ def test_inference_example_is_a_valid_command_on_files_that_exist(checkout, monk
 @pytest.mark.parametrize(
     "own", [["--background", "a b.png"], ["--background=a b.png"], ["--config", "c.yaml"]]
 )
-def test_inference_leaves_the_example_out_of_your_own_pictures(checkout, own):
+def test_inference_leaves_the_example_out_of_your_own_images(checkout, own):
     checkout.make("models/bifrost/compositor.json")
     code, _, calls = checkout.run("scripts/inference.sh", *own)
     assert code == 0
@@ -215,7 +215,7 @@ def test_an_example_is_rendered_again_as_it_was_committed(tmp_path, monkeypatch)
     monkeypatch.setattr(make_examples, "EXAMPLES", {"cone": make_examples.EXAMPLES["cone"]})
     assert run_app(make_examples.build_app, ["--out", str(tmp_path)]) == 0
     for name in ["room.png", "truth.png", "object.png"]:
-        new, old = (read_picture(folder / "cone" / name) for folder in (tmp_path, make_examples.FOLDER))
+        new, old = (read_image(folder / "cone" / name) for folder in (tmp_path, make_examples.FOLDER))
         far = np.abs(new.rgb_u8.astype(int) - old.rgb_u8).max(axis=2) > 1
         assert far.mean() < 1e-3
     depths = [read_depth(folder / "cone/room_depth.png") for folder in (tmp_path, make_examples.FOLDER)]

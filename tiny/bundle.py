@@ -116,7 +116,7 @@ def locator(
     load_locator(run / "model")
     measured, manifest = read_json(evaluation), read_json(run / "model" / MANIFEST)
     gates = manifest["held_out"].get("gates", {})
-    manifest["held_out"] = {"gates": gates, "gap_to_another_picture": measured["gap_to_another_picture"]}
+    manifest["held_out"] = {"gates": gates, "gap_to_another_image": measured["gap_to_another_image"]}
     for kind in ("place", "replace"):
         manifest["held_out"][kind] = {row: means(numbers) for row, numbers in measured[kind].items()}
     old = BUNDLE / "locator" / MANIFEST

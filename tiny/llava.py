@@ -1,11 +1,11 @@
 """A small LLaVA of stock parts: hybrid vision transformer, two-layer projector, Llama.
 
 The vision tower is that of DPT-Hybrid: a ResNet makes the tokens of a short transformer. A plain transformer
-on patches needs several times as many pictures.
+on patches needs several times as many images.
 
 The first weights matter at this size: with the library's standard deviation of 0.02 attention stays flat.
 
-Legend: b pictures, p patches (row-major), c channels, h w pixels.
+Legend: b images, p patches (row-major), c channels, h w pixels.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MEAN, DEVIATION = 0.5, 0.25  # of pixels in [0, 1]
 class SmallConfig:
     """Sizes of the network. 2.7 M parameters as they stand."""
 
-    image: int = setting(128, help="side of the picture, pixels", low=32)
+    image: int = setting(128, help="side of the image, pixels", low=32)
     width: int = setting(160, help="channels of the vision transformer and of the language model", low=16)
     heads: int = setting(5, help="attention heads of both", low=1)
     stages: tuple[int, int, int] = setting((32, 64, 128), help="channels of the ResNet's three stages", low=8)
@@ -61,7 +61,7 @@ class SmallConfig:
 
     @property
     def patches(self) -> int:
-        """Image tokens per picture."""
+        """Image tokens per image."""
         return (self.image // PATCH) ** 2
 
 
@@ -138,7 +138,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def make_processor(config: SmallConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Pads a picture to a square with the mean colour, resizes it, normalises it."""
+    """Pads an image to a square with the mean colour, resizes it, normalises it."""
     side = {"height": config.image, "width": config.image}
     pixels = LlavaImageProcessorPil(
         do_pad=True, do_resize=True, size=side, do_center_crop=False, crop_size=side, resample=3,
@@ -152,7 +152,7 @@ def make_processor(config: SmallConfig, tokenizer: PreTrainedTokenizerFast) -> L
 
 
 def recoloured(pixels_u8: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """(b, h, w, 3) -> float in [0, 1], with a small random gain per picture and channel."""
+    """(b, h, w, 3) -> float in [0, 1], with a small random gain per image and channel."""
     pixels = pixels_u8.astype(np.float32) / 255
     if rng is None:
         return pixels
@@ -193,7 +193,7 @@ def block_mask(block: Tensor) -> Tensor:
     return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
-class Looking:
+class AttentionHook:
     """Keeps the attention (b, heads, l, l) of one layer of the language model in its last forward pass."""
 
     def __init__(self, model: LlavaForConditionalGeneration, layer: int) -> None:
@@ -218,7 +218,7 @@ def save_llava(
 
 
 def blind(model: LlavaForConditionalGeneration) -> None:
-    """Turn every image token into zeros, for good: a control that never sees the picture."""
+    """Turn every image token into zeros, for good: a control that never sees the image."""
     last = model.model.multi_modal_projector.linear_2
     for parameter in (last.weight, last.bias):
         parameter.requires_grad_(False).zero_()

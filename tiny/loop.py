@@ -30,12 +30,12 @@ class StageSettings:
 
     minutes: float = setting(0.0, help="stop after this long; 0: only `steps` count", low=0)
     steps: int = setting(1_000_000, help="optimizer steps", low=1)
-    batch: int = setting(12, help="pictures per step", low=1)
+    batch: int = setting(12, help="images per step", low=1)
     lr: float = setting(1e-3, help="peak learning rate", low=0)
     final_lr: float = setting(0.05, help="last learning rate as a share of the peak", low=0, high=1)
     warmup: int = setting(100, help="steps until the peak", low=0)
     bf16: bool = setting(True, help="bfloat16 autocast")
-    extra: int = setting(0, help="pictures per step without questions, for the vision loss alone", low=0)
+    extra: int = setting(0, help="images per step without questions, for the vision loss alone", low=0)
     vision_lr: float = setting(0.0, help="learning rate of the vision transformer; 0: frozen", low=0)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Rendered scenes as inpainting examples: boxes over solids, each with the words for what stands there.
 
-Masks are boxes, as in the paper's data. Furniture is never masked: it fills too much of the picture.
+Masks are boxes, as in the paper's data. Furniture is never masked: it fills too much of the image.
 
 Legend: n scenes, b batch, r regions, h w pixels.
 """
@@ -36,7 +36,7 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Pictures of whole scenes with the solids that can be masked in each; scenes with none are left out."""
+    """Images of whole scenes with the solids that can be masked in each; scenes with none are left out."""
 
     images_u8: np.ndarray  # (n, h, w, 3)
     regions: tuple[tuple[Region, ...], ...]
@@ -82,7 +82,7 @@ def regions_of(instances_u8: np.ndarray, facts: dict[str, Any]) -> tuple[Region,
 
 
 def grown(box: Box, margins: Sequence[int], size: tuple[int, int]) -> Box:
-    """The box with (left, top, right, bottom) more pixels, inside a picture of size (h, w)."""
+    """The box with (left, top, right, bottom) more pixels, inside an image of size (h, w)."""
     left, top, right, bottom = margins
     return (
         max(0, box[0] - left),

@@ -38,7 +38,7 @@ def sd21(settings: CompositorSettings) -> None:
 
 
 def dinov2(settings: ConvertSettings) -> None:
-    """DINOv2 ViT-g/14 (original file) -> a transformers folder for reference pictures of 224 pixels."""
+    """DINOv2 ViT-g/14 (original file) -> a transformers folder for reference images of 224 pixels."""
     convert_single("dinov2", settings)
 
 

@@ -21,7 +21,7 @@ from transformers import DPTConfig, DPTForDepthEstimation
 from cldm.convert.plan import Plan, empty_networks, plan_compositor, plan_single
 from cldm.convert.write import fresh_weights, write_part
 from cldm.create import NetworkConfig, create_identity, noise_schedule
-from cldm.pretrained import CARD, Card
+from cldm.pretrained import CARD, CompositorConfig
 from datasets.inputs import PairOptions
 from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
@@ -32,13 +32,15 @@ from ldm.weight_files import open_weights
 log = logging.getLogger(__name__)
 
 CARDS = {
-    "bifrost": Card(name="bifrost", pair=PairOptions(hf_mode="zero")),
-    "anydoor": Card(
+    "bifrost": CompositorConfig(name="bifrost", pair=PairOptions(hf_mode="zero")),
+    "anydoor": CompositorConfig(
         name="anydoor",
         notice="AnyDoor weights: the depth branch is untrained and adds nothing; nearer things stay by mask.",
         pair=PairOptions(hf_mode="color"),
     ),
-    "sd21": Card(name="sd21-start", notice="A training start: control branches and projector are untrained."),
+    "sd21": CompositorConfig(
+        name="sd21-start", notice="A training start: control branches and projector are untrained."
+    ),
 }
 HOW = {
     "file": "weights from the file",

@@ -1,4 +1,4 @@
-"""Pictures to compare a composite with, rendered from the stored scene's own description.
+"""Images to compare a composite with, rendered from the stored scene's own description.
 
 Identity: eight objects at the same place under the same light, one of them the right one. Depth order: the
 same two objects with the wrong one in front.  Legend: h w pixels.
@@ -33,7 +33,7 @@ def scene_options(folder: Path) -> SceneOptions:
     return merge_layers(SceneOptions, [Layer(recipe, f"{folder}: ")])
 
 
-def picture(scene: Scene, options: SceneOptions) -> np.ndarray:
+def image(scene: Scene, options: SceneOptions) -> np.ndarray:
     """The scene's main view, (h, w, 3) uint8, as the shards hold it."""
     image_01 = render([scene], options).image_01[0]
     return (image_01 * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
@@ -77,9 +77,9 @@ def other_objects(scene: Scene) -> list[Solid]:
 
 
 def candidates(seed: int, options: SceneOptions, truth_u8: np.ndarray) -> list[np.ndarray]:
-    """Eight pictures (h, w, 3) uint8 of the scene; the first shows the right object."""
+    """Eight images (h, w, 3) uint8 of the scene; the first shows the right object."""
     scene = sample_scene(seed, options)
-    others = [picture(with_solid(scene, scene.removed, solid), options) for solid in other_objects(scene)]
+    others = [image(with_solid(scene, scene.removed, solid), options) for solid in other_objects(scene)]
     return [truth_u8, *others]
 
 
@@ -89,12 +89,12 @@ class Neighbour:
 
     index: int
     placed_is_nearer: bool
-    placed: np.ndarray  # (h, w) bool, visible part of the placed object in the true picture
+    placed: np.ndarray  # (h, w) bool, visible part of the placed object in the true image
     other: np.ndarray  # (h, w) bool, visible part of the neighbour
     overlap: np.ndarray  # (h, w) bool, both outlines
 
     def flipped(self) -> Neighbour:
-        """The masks of a picture with the wrong one in front; what is asked for stays."""
+        """The masks of an image with the wrong one in front; what is asked for stays."""
         if self.placed_is_nearer:
             lost = self.overlap & self.placed
             return replace(self, placed=self.placed & ~lost, other=self.other | lost)
@@ -119,10 +119,10 @@ def neighbours(facts: SceneFacts, instances_u8: np.ndarray, amodal: np.ndarray) 
     return found
 
 
-def flipped_picture(
+def flipped_image(
     seed: int, options: SceneOptions, neighbour: Neighbour, truth_u8: np.ndarray, without_u8: np.ndarray
 ) -> np.ndarray:
-    """The true picture with the wrong one of two overlapping solids in front, (h, w, 3) uint8."""
+    """The true image with the wrong one of two overlapping solids in front, (h, w, 3) uint8."""
     if neighbour.placed_is_nearer:
         behind = without_u8
     else:
@@ -131,5 +131,5 @@ def flipped_picture(
         below = np.array([0.0, 0.0, -50.0])  # under the floor, out of sight
         parts = tuple(replace(part, centre=part.centre + below) for part in other.parts)
         gone = replace(other, parts=parts)
-        behind = picture(with_solid(scene, neighbour.index, gone), options)
+        behind = image(with_solid(scene, neighbour.index, gone), options)
     return np.where(neighbour.overlap[..., None], behind, truth_u8)

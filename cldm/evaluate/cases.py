@@ -11,7 +11,7 @@ import numpy as np
 
 from cldm.evaluate.candidates import Neighbour, neighbours
 from cldm.evaluate.measures import pixel_order
-from cldm.pretrained import Card
+from cldm.pretrained import CompositorConfig
 from datasets.geometry import depth_extent
 from datasets.inputs import Inputs
 from datasets.pairs import Pair, build_pair
@@ -37,7 +37,7 @@ class Case:
     depth_error: dict[str, float]  # of the background's estimated depth
 
 
-def as_a_user_would(inputs: Inputs, estimated_01: np.ndarray) -> Inputs:
+def inference_inputs(inputs: Inputs, estimated_01: np.ndarray) -> Inputs:
     """Estimated depth, one depth number in its frame (0 = farthest of the background, 1 = nearest)."""
     low, high = float(inputs.background_depth_01.min()), float(inputs.background_depth_01.max())
     assert inputs.box01_xyxy is not None  # scenes have one
@@ -47,7 +47,7 @@ def as_a_user_would(inputs: Inputs, estimated_01: np.ndarray) -> Inputs:
 
 
 def make_case(
-    source: RenderedScenes, index: int, card: Card, estimator: DepthEstimator, given_depth: bool
+    source: RenderedScenes, index: int, card: CompositorConfig, estimator: DepthEstimator, given_depth: bool
 ) -> Case | None:
     """None where too little of the object shows."""
     shown, facts = source.inputs(index), source.facts(index)
@@ -57,7 +57,7 @@ def make_case(
         "mae": float(np.abs(estimated - truth).mean()),
         "order": pixel_order(estimated, truth, np.random.default_rng(index)),
     }
-    inputs = replace(shown if given_depth else as_a_user_would(shown, estimated), target_u8=None)
+    inputs = replace(shown if given_depth else inference_inputs(shown, estimated), target_u8=None)
     pair = build_pair(inputs, card.pair)
     cutout = stitch(inputs, card.pair, pair.crop, from_pm1(pair.paste_pm1)).visible_mask
     both = source.silhouette(index) & cutout
@@ -68,7 +68,11 @@ def make_case(
 
 
 def cases(
-    source: RenderedScenes, card: Card, count: int, estimator: DepthEstimator, given_depth: bool = False
+    source: RenderedScenes,
+    card: CompositorConfig,
+    count: int,
+    estimator: DepthEstimator,
+    given_depth: bool = False,
 ) -> list[Case]:
     """The first `count` scenes whose object shows enough pixels."""
     found: list[Case] = []

@@ -16,9 +16,9 @@ SURE = 0.05  # difference of true depth from which an order is asked for
 
 
 def nearest_candidate(result_u8: np.ndarray, candidates_u8: Sequence[np.ndarray], mask: np.ndarray) -> int:
-    """Index of the candidate picture with the smallest mean absolute RGB difference over mask (h, w) bool."""
+    """Index of the candidate image with the smallest mean absolute RGB difference over mask (h, w) bool."""
     shown = result_u8[mask].astype(np.int16)
-    distances = [np.abs(shown - picture[mask]).mean() for picture in candidates_u8]
+    distances = [np.abs(shown - image[mask]).mean() for image in candidates_u8]
     return int(np.argmin(distances))
 
 
@@ -55,7 +55,7 @@ def order_is_right(
 def occlusion_is_right(
     result_u8: np.ndarray, right_u8: np.ndarray, wrong_u8: np.ndarray, overlap: np.ndarray
 ) -> bool:
-    """Whether the picture shows the right one of two solids where their outlines overlap, (h, w) bool.
+    """Whether the image shows the right one of two solids where their outlines overlap, (h, w) bool.
 
     right_u8, wrong_u8: (h, w, 3) renders with the right and with the wrong one in front
     """

@@ -25,7 +25,7 @@ Table = dict[str, dict[str, dict[str, float | int]]]
 
 @dataclass(eq=False)
 class Row:
-    """What was found on one scene; every table is by the name of a picture."""
+    """What was found on one scene; every table is by the name of an image."""
 
     psnr: dict[str, float] = field(default_factory=dict)
     ssim: dict[str, float] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Row:
 
 
 def by_pose(rows: Sequence[dict[str, float]], same_pose: Sequence[bool]) -> Table:
-    """{picture: {group: summary}} for all scenes, and apart by the pose of the reference."""
+    """{image: {group: summary}} for all scenes, and apart by the pose of the reference."""
     same = np.array(same_pose)
     groups = {"all": np.ones(len(rows), bool), "same pose": same, "other pose": ~same}
     table: Table = {}

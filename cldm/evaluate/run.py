@@ -1,9 +1,9 @@
 """Measure a compositor on held-out rendered scenes, through the path that inference takes.
 
-The model gets the background, its estimated depth, the reference picture, the box and one depth number, never
+The model gets the background, its estimated depth, the reference image, the box and one depth number, never
 the target's mask or depth.  For every start (noise, paste), strength and share of detail, beside yardsticks
 (depth-tested cut-out as it is, background left alone, autoencoder of the truth): PSNR and SSIM over the
-pixels where the object is visible in both the true picture and the placed cut-out; identity among eight
+pixels where the object is visible in both the true image and the placed cut-out; identity among eight
 candidates; depth order re-estimated on the output.  Then ablations, and the depth network itself.  95 %
 bootstrap intervals.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from cldm.evaluate.candidates import candidates, flipped_picture, scene_options
+from cldm.evaluate.candidates import candidates, flipped_image, scene_options
 from cldm.evaluate.cases import Case, cases
 from cldm.evaluate.measures import nearest_candidate, occlusion_is_right, order_is_right
 from cldm.evaluate.report import (
@@ -36,7 +36,7 @@ from cldm.evaluate.report import (
 )  # fmt: skip
 from cldm.model import Compositor
 from cldm.pipeline import Weights, decode, encode, paint
-from cldm.pretrained import Card, Sampling, load_compositor
+from cldm.pretrained import CompositorConfig, Sampling, load_compositor
 from datasets.pairs import Pair, build_pair
 from datasets.pasteback import stitch
 from datasets.scenes import SceneOptions
@@ -45,7 +45,7 @@ from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic
 from ldm.images import from_pm1
-from ldm.metrics.likeness import psnr_over, ssim_over
+from ldm.metrics.similarity import psnr_over, ssim_over
 from ldm.settings.config import check_settings, setting, to_plain
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class EvaluateSettings:
         check_settings(self)
 
 
-def variants(settings: EvaluateSettings, card: Card) -> dict[str, Sampling]:
+def variants(settings: EvaluateSettings, card: CompositorConfig) -> dict[str, Sampling]:
     """Every sampler setting that is measured, by name (the share of detail is varied afterwards)."""
     base = replace(card.sampling, steps=settings.steps)
     named: dict[str, Sampling] = {}
@@ -98,8 +98,8 @@ class Measurer:
     """Paints and measures cases with one model."""
 
     def __init__(
-        self, model: Compositor, card: Card, settings: EvaluateSettings, estimator: DepthEstimator,
-        options: SceneOptions,
+        self, model: Compositor, card: CompositorConfig, settings: EvaluateSettings,
+        estimator: DepthEstimator, options: SceneOptions,
     ) -> None:  # fmt: skip
         self.model, self.card, self.settings = model, card, settings
         self.estimator, self.options = estimator, options
@@ -118,8 +118,8 @@ class Measurer:
         row.changed_outside += int(changed.sum())
         return stitched.result_u8
 
-    def pictures(self, case: Case, seed: int, row: Row) -> dict[str, np.ndarray]:
-        """Every picture that is measured, (h, w, 3) uint8."""
+    def images(self, case: Case, seed: int, row: Row) -> dict[str, np.ndarray]:
+        """Every image that is measured, (h, w, 3) uint8."""
         cutout = self.finish(case, from_pm1(case.pair.paste_pm1), 1.0, row)
         truth = build_pair(replace(case.inputs, target_u8=case.truth_u8), self.card.pair).target_pm1
         ceiling = decode(self.model, encode(self.model, truth, self.device, False), self.device, False)[0]
@@ -139,7 +139,7 @@ class Measurer:
     def measure(self, case: Case, seed: int) -> Row:
         """All numbers of one scene. seed: of the noise."""
         row = Row()
-        found = self.pictures(case, seed, row)
+        found = self.images(case, seed, row)
         row.default_u8, row.cutout_u8 = found[DEFAULT], found[CUTOUT]
         for name, result in found.items():
             row.psnr[name] = psnr_over(result, case.truth_u8, case.visible)
@@ -157,7 +157,7 @@ class Measurer:
             return
         depths = dict(zip(found, self.estimator.estimate_many(list(found.values())), strict=True))
         for beside in case.neighbours:
-            wrong = flipped_picture(case.seed, self.options, beside, case.truth_u8, case.inputs.background_u8)
+            wrong = flipped_image(case.seed, self.options, beside, case.truth_u8, case.inputs.background_u8)
             asked = beside.placed_is_nearer
             judged = {
                 name: order_is_right(depth, beside.placed, beside.other, asked)

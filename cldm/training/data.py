@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from datasets.base import Drawn, PairDataset, RunBatches, Source, collate
+from datasets.base import PairDataset, RunBatches, Source, TrainingSample, collate
 from datasets.inputs import PairOptions
 from datasets.sources.registry import DatasetsConfig, drawn_sources, open_mixture
 from datasets.sources.rendered import RenderedScenes
@@ -68,13 +68,13 @@ def open_sources(config: DataConfig) -> tuple[dict[str, Source], list[float]]:
     return rendered, list(config.weights) or [1.0] * len(folders)
 
 
-def collate_run(drawn: Sequence[Drawn]) -> dict[str, Any]:
+def collate_run(drawn: Sequence[TrainingSample]) -> dict[str, Any]:
     """The stacked tensors, and `refused`: (source, reason) of every sample that was refused on the way."""
     refused = [(int(one.source), reason) for one in drawn for reason in one.refused]
     return {**collate(drawn), "refused": refused}
 
 
-class RunLoader(DataLoader[Drawn]):
+class RunLoader(DataLoader[TrainingSample]):
     """Its place follows from the trainer's step (see RunBatches), so it has no state of its own to keep."""
 
     def state_dict(self) -> dict[str, int]:

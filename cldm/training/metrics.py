@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from cldm.training.probes import PROBES, Watched, hint_changes
+from cldm.training.probes import PROBES, ConditionProbe, condition_sensitivity
 from cldm.training.sharding import takes_part
-from ldm.training.csv_log import RowsFile
+from ldm.training.csv_log import CsvLogger
 
 if TYPE_CHECKING:
     from cldm.training.module import CompositorModule
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COLUMNS = ("step", "loss", "lr", "grad_norm", "samples_per_second", *PROBES)
 
 
-class MetricsFile(RowsFile):
+class MetricsFile(CsvLogger):
     """The rows of COLUMNS."""
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +36,9 @@ class Metrics(pl.Callback):
     probe_every: steps between measurements of how much the prediction changes without each hint; 0 = never
     """
 
-    def __init__(self, path: Path, every: int, samples_per_step: int, watched: Watched, probe_every: int):
+    def __init__(
+        self, path: Path, every: int, samples_per_step: int, watched: ConditionProbe, probe_every: int
+    ):
         self.file, self.every, self.probe_every = MetricsFile(path), every, probe_every
         self.samples_per_step, self.watched = samples_per_step, watched
         self.loss_sum: Tensor | float = 0.0
@@ -86,7 +88,7 @@ class Metrics(pl.Callback):
             "samples_per_second": (step - self.row_step) * self.samples_per_step / (now - self.row_time),
         }
         if takes_part(trainer) and self.probe_every and step % self.probe_every == 0:
-            row |= hint_changes(module.model, self.watched.batch(trainer, module.device))
+            row |= condition_sensitivity(module.model, self.watched.batch(trainer, module.device))
         if trainer.is_global_zero:
             self.file.append(row)
             if trainer.logger is not None:

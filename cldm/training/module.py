@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from cldm.model import Compositor, Conditions
 from cldm.training.loss import min_snr_weight, weighted_error
-from cldm.training.randomness import Draws, draw, shifted_timesteps, timesteps_by_dynamics
+from cldm.training.randomness import StepRandomness, draw, shifted_timesteps, timesteps_by_dynamics
 from cldm.training.sharding import gathered, shard, shared_like
 from ldm.settings.config import check_settings, setting
 
@@ -194,7 +194,7 @@ class CompositorModule(pl.LightningModule):
         self.log("loss", self.last_loss, prog_bar=True, logger=False)
         return loss
 
-    def timesteps(self, draws: Draws, dynamics: Tensor, total: int) -> Tensor:
+    def timesteps(self, draws: StepRandomness, dynamics: Tensor, total: int) -> Tensor:
         """(b,) int64 on the device."""
         if self.config.timesteps == "uniform":
             chosen = draws.timesteps

@@ -20,7 +20,7 @@ from cldm.model import Compositor
 from cldm.pipeline import paint
 from cldm.pretrained import Sampling
 from cldm.training.sharding import takes_part
-from datasets.base import Drawn, collate
+from datasets.base import TrainingSample, collate
 from ldm.files import write_atomic
 from ldm.images import from_pm1
 from ldm.sheet import grid
@@ -34,14 +34,14 @@ PROBE_AT = 0.6  # of the timesteps: the object's shape is decided there
 TITLES = ("reference", "detail hint", "depth hint", "target", "sample")
 
 
-class Watched:
+class ConditionProbe:
     """The first examples of a run, read once."""
 
     def __init__(self, count: int = COUNT) -> None:
         self.count = count
-        self._pairs: list[Drawn] = []
+        self._pairs: list[TrainingSample] = []
 
-    def pairs(self, trainer: pl.Trainer) -> list[Drawn]:
+    def pairs(self, trainer: pl.Trainer) -> list[TrainingSample]:
         if not self._pairs:
             data: PairData = trainer.datamodule  # type: ignore[attr-defined]
             self._pairs = [data.dataset[k] for k in range(self.count)]
@@ -52,7 +52,7 @@ class Watched:
 
 
 @torch.no_grad()
-def hint_changes(model: Compositor, batch: dict[str, Tensor], seed: int = 0) -> dict[str, float]:
+def condition_sensitivity(model: Compositor, batch: dict[str, Tensor], seed: int = 0) -> dict[str, float]:
     """How far the prediction moves when a hint is blanked as in condition dropout, relative to its own size.
 
     Root mean square over the edit region's latents of the targets, noised to PROBE_AT with noise of `seed`;
@@ -85,7 +85,9 @@ def noise_level(model: Compositor, time: int) -> float:
     return float(DDIMScheduler.from_config(model.scheduler_config).alphas_cumprod[time])
 
 
-def sample_sheet(model: Compositor, pairs: list[Drawn], sampling: Sampling, device: torch.device) -> bytes:
+def sample_sheet(
+    model: Compositor, pairs: list[TrainingSample], sampling: Sampling, device: torch.device
+) -> bytes:
     """PNG: a row per example with its hints, the truth and a sample of seed 0."""
     rows = []
     for pair in pairs:
@@ -101,7 +103,7 @@ def sample_sheet(model: Compositor, pairs: list[Drawn], sampling: Sampling, devi
 class Samples(pl.Callback):
     """A sheet of samples every `every` steps; 0 = never."""
 
-    def __init__(self, folder: Path, every: int, sampling: Sampling, watched: Watched) -> None:
+    def __init__(self, folder: Path, every: int, sampling: Sampling, watched: ConditionProbe) -> None:
         self.folder, self.every, self.sampling, self.watched = folder, every, sampling, watched
         self.drawn = -1  # step
 

@@ -19,7 +19,7 @@ FREE = 0.3  # share of examples whose timestep ignores the source's dynamics (pu
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
+class StepRandomness:
     """Random numbers of b examples, on the CPU."""
 
     noise: Tensor  # (b, c, h, w) normal
@@ -30,7 +30,7 @@ class Draws:
 
 def draw(
     seed: int, batch_number: int, shape: Sequence[int], timesteps: int, rank: int = 0, world: int = 1
-) -> Draws:
+) -> StepRandomness:
     """Draws of one batch. shape: (b, c, h, w) of one device; timesteps: of the noise schedule."""
     b, count = shape[0], shape[0] * world
     generator = torch.Generator().manual_seed(seed * 1_000_003 + batch_number)
@@ -39,10 +39,10 @@ def draw(
     drops = torch.rand((3, count), generator=generator)
     free = torch.rand(count, generator=generator)
     mine = slice(rank * b, (rank + 1) * b)
-    return Draws(noise[mine], uniform[mine], drops[:, mine], free[mine])
+    return StepRandomness(noise[mine], uniform[mine], drops[:, mine], free[mine])
 
 
-def timesteps_by_dynamics(draws: Draws, dynamics: Tensor, timesteps: int) -> Tensor:
+def timesteps_by_dynamics(draws: StepRandomness, dynamics: Tensor, timesteps: int) -> Tensor:
     """(b,) int64: the early half for moving sources, the late half for still ones, in 7 cases of 10.
 
     dynamics: (b,) of `datasets.base`; sources that are BOTH take all timesteps

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
-from datasets.sources.survey import Tally
+from datasets.sources.survey import RejectionStats
 from ldm.files import write_atomic
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Refusals(pl.Callback):
+class RejectionCounter(pl.Callback):
     """Counts while a run trains; at its end, also an early one, a table is logged and `path` written.
 
     Of several devices the first one counts its own share of the examples.
@@ -49,9 +49,12 @@ class Refusals(pl.Callback):
         self.accepted = Counter(state_dict["accepted"])
         self.refused = {k: Counter(one) for k, one in state_dict["refused"].items()}
 
-    def tallies(self, names: tuple[str, ...]) -> list[Tally]:
+    def tallies(self, names: tuple[str, ...]) -> list[RejectionStats]:
         """One for each source, in the order of the settings."""
-        return [Tally(name, self.accepted[k], self.refused.get(k, Counter())) for k, name in enumerate(names)]
+        return [
+            RejectionStats(name, self.accepted[k], self.refused.get(k, Counter()))
+            for k, name in enumerate(names)
+        ]
 
     def tell(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero or not self.accepted:

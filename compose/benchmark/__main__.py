@@ -1,9 +1,9 @@
 """The open benchmark of composites: make its manifest, check the files, turn it into jobs.
 
     python -m compose.benchmark build --instances data/COCO/annotations/instances_val2017.json \\
-        --pictures data/COCO/val2017 --objects data/DreamBooth/objects --backgrounds 30 \\
+        --images data/COCO/val2017 --objects data/DreamBooth/objects --backgrounds 30 \\
         --out outputs/benchmark.json
-    python -m compose.benchmark verify outputs/benchmark.json --pictures ... --objects ...
+    python -m compose.benchmark verify outputs/benchmark.json --images ... --objects ...
     python -m compose.benchmark jobs outputs/benchmark.json --instances ... --out outputs/jobs.jsonl
     python run_inference.py batch outputs/jobs.jsonl --out outputs/benchmark
     python -m compose.benchmark score --results outputs/benchmark --manifest outputs/benchmark.json ...
@@ -40,7 +40,7 @@ from datasets.benchmark.manifest import (
 )
 from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.logs import start_logging
 from ldm.settings.cli import command, new_app, run_app
 from llava_bifrost.language.instruction import Request, make_instruction
@@ -49,7 +49,9 @@ log = logging.getLogger(__name__)
 
 WORDS = {"left of": "to the left of", "right of": "to the right of"}
 InstancesFile = Annotated[Path, typer.Option(help="COCO instances JSON", metavar="FILE")]
-Pictures = Annotated[Path, typer.Option(help="folder of its pictures", metavar="FOLDER")]
+Images = Annotated[
+    Path, typer.Option("--images", "--pictures", help="folder of its images", metavar="FOLDER")
+]
 Objects = Annotated[Path, typer.Option(help="folder of CONCEPT/*.png cut-outs", metavar="FOLDER")]
 ManifestFile = Annotated[Path, typer.Argument(help="the manifest", metavar="MANIFEST")]
 Out = Annotated[Path, typer.Option(help="file to write", metavar="FILE")]
@@ -62,26 +64,26 @@ def sentence(noun: str, relation: str, anchor: str) -> str:
 
 def build(
     instances: InstancesFile,
-    pictures: Pictures,
+    images: Images,
     objects: Objects,
     out: Out,
     classes: Annotated[Path | None, typer.Option(help="JSON of concept -> noun", metavar="FILE")] = None,
-    backgrounds: Annotated[int, typer.Option(help="how many pictures", min=1)] = 30,
+    backgrounds: Annotated[int, typer.Option(help="how many images", min=1)] = 30,
     seed: Annotated[int, typer.Option(help="seed of the draws", min=0)] = 0,
 ) -> None:
     """Write the manifest: every object in every background, with box, relation and instruction."""
     concepts = read_concepts(objects, classes)
     cases = draw_cases(Instances(instances), concepts, backgrounds, seed, sentence)
-    files = hashes_of(files_of(cases), {"pictures": pictures, "objects": objects})
+    files = hashes_of(files_of(cases), {"pictures": images, "objects": objects})
     manifest = Manifest(f"dreambooth-coco-{len(concepts)}x{backgrounds}", seed, files, cases)
     write_atomic(out, write_manifest(manifest))
     absent = sum(not found for found in files.values())
     log.info("%s: %d cases, %d files, %d of them absent and not hashed", out, len(cases), len(files), absent)
 
 
-def check(manifest: ManifestFile, pictures: Pictures, objects: Objects) -> None:
+def check(manifest: ManifestFile, images: Images, objects: Objects) -> None:
     """Say which files are missing or differ; exit code 1 when there are any."""
-    wrong = list(verify(read_manifest(manifest), {"pictures": pictures, "objects": objects}))
+    wrong = list(verify(read_manifest(manifest), {"pictures": images, "objects": objects}))
     for name, what in wrong:
         typer.echo(f"{what}: {name}")
     if wrong:
@@ -92,28 +94,28 @@ def check(manifest: ManifestFile, pictures: Pictures, objects: Objects) -> None:
 def jobs(
     manifest: ManifestFile,
     instances: InstancesFile,
-    pictures: Pictures,
+    images: Images,
     objects: Objects,
     out: Out,
     depth_model: Annotated[Path | None, typer.Option(help="depth network folder", metavar="FOLDER")] = None,
     seed: Annotated[int, typer.Option(help="seed of every composite", min=0)] = 0,
 ) -> None:
     """Write one job a line for `run_inference.py batch`, with the depth that the depth network implies."""
-    lines = [json.dumps(job) for job in _jobs(manifest, instances, pictures, objects, depth_model, seed)]
+    lines = [json.dumps(job) for job in _jobs(manifest, instances, images, objects, depth_model, seed)]
     write_atomic(out, ("\n".join(lines) + "\n").encode())
     log.info("%s: %d jobs", out, len(lines))
 
 
 def _jobs(
-    path: Path, instances: Path, pictures: Path, objects: Path, depth_model: Path | None, seed: int
+    path: Path, instances: Path, images: Path, objects: Path, depth_model: Path | None, seed: int
 ) -> Iterator[dict[str, Any]]:
-    known, roots = Instances(instances), {"pictures": pictures, "objects": objects}
+    known, roots = Instances(instances), {"pictures": images, "objects": objects}
     network = DepthEstimator.load(depth_folder(depth_model))
     depths: dict[str, Any] = {}
     for case in tqdm(read_manifest(path).cases, desc="depth", disable=None):
         background = locate(f"pictures/{case.background}", roots)
         if case.background not in depths:
-            depths = {case.background: network.estimate(read_picture(background).rgb_u8)}
+            depths = {case.background: network.estimate(read_image(background).rgb_u8)}
         depth = depth_of(case, known.mask(case.anchor.annotation), depths[case.background])
         cut_out = locate(f"objects/{case.object}/{case.view}", roots)
         yield {

@@ -1,6 +1,6 @@
 """What is measured on one composite of any system: drift, seam, depth order; arrays in, numbers out.
 
-Legend: h w pixels of the picture.
+Legend: h w pixels of the image.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import numpy as np
 
 from cldm.evaluate.measures import order_is_right
 from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box
-from ldm.metrics.likeness import decibels, squared_error
+from ldm.metrics.similarity import decibels, squared_error
 
 MARGIN = 1.2  # the region outside which nothing should change, over the box of the object
 VISIBLE = 8  # gray levels from which a change is seen; smaller ones are compression or an autoencoder
 SMALLEST = 64  # pixels of a placed object that is seen at all
 
 
-def crop(picture_u8: np.ndarray, box01: Box01) -> np.ndarray:
-    """The box of the picture (h, w, 3)."""
-    x0, y0, x1, y1 = box_to_pixels(box01, (picture_u8.shape[0], picture_u8.shape[1]))
-    return picture_u8[y0:y1, x0:x1]
+def crop(image_u8: np.ndarray, box01: Box01) -> np.ndarray:
+    """The box of the image (h, w, 3)."""
+    x0, y0, x1, y1 = box_to_pixels(box01, (image_u8.shape[0], image_u8.shape[1]))
+    return image_u8[y0:y1, x0:x1]
 
 
 def outside(box01: Box01, size_hw: tuple[int, int]) -> np.ndarray:

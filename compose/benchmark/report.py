@@ -39,21 +39,21 @@ class Scores:
     folder: str
     cases: list[Case] = field(default_factory=list)
     numbers: list[dict[str, float]] = field(default_factory=list)
-    pictures: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    images: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     features: np.ndarray | None = None  # (n, 2048) of the composites
-    real: np.ndarray | None = None  # (m, 2048) of real pictures
+    real: np.ndarray | None = None  # (m, 2048) of real images
 
     def add(
-        self, case: Case, numbers: dict[str, float], pictures: tuple[np.ndarray, np.ndarray, np.ndarray]
+        self, case: Case, numbers: dict[str, float], images: tuple[np.ndarray, np.ndarray, np.ndarray]
     ) -> None:
-        """pictures: object, background, result; kept small."""
+        """images: object, background, result; kept small."""
         self.cases.append(case)
         self.numbers.append(numbers)
         small = [
             np.asarray(Image.fromarray(one).resize(_fitted(one.shape), Image.Resampling.BOX))
-            for one in pictures
+            for one in images
         ]
-        self.pictures.append((small[0], small[1], small[2]))
+        self.images.append((small[0], small[1], small[2]))
 
     def of(self, name: str) -> np.ndarray:
         """(n,) values of a number, nan where a case has none."""
@@ -90,7 +90,7 @@ def folder_report(scores: Scores) -> dict[str, Any]:
 
 
 def distances(scores: Scores) -> dict[str, dict[str, float | int]]:
-    """FID and KID of the composites to the real pictures; nothing below two of each."""
+    """FID and KID of the composites to the real images; nothing below two of each."""
     made, real = scores.features, scores.real
     if made is None or real is None or min(len(made), len(real)) < 2:
         return {}
@@ -175,7 +175,7 @@ def score_sheet(scores: Scores) -> bytes:
     chosen = ranked if len(ranked) <= 2 * ON_SHEET else ranked[:ON_SHEET] + ranked[-ON_SHEET:]
     labels = [f"{scores.cases[i].instruction} {name} {scores.of(name)[i]:.3f}" for i in chosen]
     sheet = grid(
-        [list(scores.pictures[i]) for i in chosen], ("object", "background", "result"), labels, cell=CELL
+        [list(scores.images[i]) for i in chosen], ("object", "background", "result"), labels, cell=CELL
     )
     stream = io.BytesIO()
     Image.fromarray(sheet).save(stream, "PNG")

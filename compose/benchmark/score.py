@@ -1,10 +1,10 @@
 """Score a folder of composites against a benchmark manifest; ours or those of any other system.
 
     python -m compose.benchmark score --results outputs/benchmark --manifest outputs/benchmark.json \
-        --instances data/COCO/annotations/instances_val2017.json --pictures data/COCO/val2017 \
+        --instances data/COCO/annotations/instances_val2017.json --images data/COCO/val2017 \
         --objects data/DreamBooth/objects --out outputs/score.json
 
-Results are pictures named by the case: CASE.png or CASE.jpg, of the background's size. Nothing of how they
+Results are images named by the case: CASE.png or CASE.jpg, of the background's size. Nothing of how they
 were made is read.
 """
 
@@ -29,7 +29,7 @@ from datasets.geometry import bbox_of_mask
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
 from ldm.files import file_sha256, hash_folder, write_all_atomic
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.metrics.clip import Clip
 from ldm.metrics.dino import Dino
 from ldm.metrics.found import Found
@@ -45,7 +45,7 @@ class ScoreSettings:
 
     results: Path = setting(help="folder of composites CASE.png")
     manifest: Path = setting(help="benchmark manifest, written by the verb build")
-    pictures: Path = setting(help="folder of the manifest's backgrounds")
+    images: Path = setting(was=("pictures",), help="folder of the manifest's backgrounds")
     objects: Path = setting(help="folder of the manifest's objects")
     against: Path | None = setting(None, help="second folder of composites, for paired differences")
     instances: Path | None = setting(None, help="COCO instances JSON of the manifest, for the depth order")
@@ -57,7 +57,7 @@ class ScoreSettings:
         Path("models/inception_fid/pt_inception-2015-12-05-6726825d.pth"), help="Inception-v3 of FID and KID"
     )
     real: Path | None = setting(
-        None, help="folder of real pictures for FID and KID; without it the backgrounds"
+        None, help="folder of real images for FID and KID; without it the backgrounds"
     )
     depth_model: Path = setting(Path("assets/tiny/depth"), help="depth network for the order in results")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
@@ -72,7 +72,7 @@ class Judges:
     """The networks that were found."""
 
     found: Found
-    likeness: dict[str, Any]  # name -> object with images(list of pictures) -> (b, d) of length 1
+    similarity: dict[str, Any]  # name -> object with images(list of images) -> (b, d) of length 1
     inception: torch.nn.Module | None
     depth: DepthEstimator
 
@@ -86,14 +86,14 @@ class Judges:
             "clip_i": (settings.clip, lambda path: Clip.load(path, device)),
             "dreamsim": (settings.dreamsim, lambda path: load_dreamsim(path, device)),
         }
-        likeness = {name: found.get(name, path, load) for name, (path, load) in loaders.items()}
+        similarity = {name: found.get(name, path, load) for name, (path, load) in loaders.items()}
         inception = found.get("inception", settings.inception, lambda path: load_inception(path).to(device))
         depth = DepthEstimator.load(settings.depth_model, device=str(device))
         found.used["depth"] = {
             "path": settings.depth_model.as_posix(),
             "sha256": hash_folder(settings.depth_model),
         }
-        known = {name: network for name, network in likeness.items() if network is not None}
+        known = {name: network for name, network in similarity.items() if network is not None}
         return cls(found, known, inception, depth)
 
 
@@ -123,7 +123,7 @@ def load_dreamsim(folder: Path, device: torch.device) -> DreamSim:
 
 
 def find_result(folder: Path, case: Case) -> Path:
-    """The picture of a case; ValueError names it when it is absent."""
+    """The image of a case; ValueError names it when it is absent."""
     for path in (folder / f"{case.id}.png", folder / f"{case.id}.jpg"):
         if path.is_file():
             return path
@@ -134,14 +134,14 @@ def score_case(
     case: Case, roots: dict[str, Path], result: Path, judges: Judges, instances: Instances | None
 ) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Numbers of one composite, and (object on white, background, result) for the sheet."""
-    before_u8 = read_picture(locate(f"pictures/{case.background}", roots)).rgb_u8
-    after_u8 = read_picture(result).rgb_u8
+    before_u8 = read_image(locate(f"pictures/{case.background}", roots)).rgb_u8
+    after_u8 = read_image(result).rgb_u8
     if after_u8.shape != before_u8.shape:
         shown = [f"{one.shape[1]} x {one.shape[0]}" for one in (after_u8, before_u8)]
         raise ValueError(f"{result} is {shown[0]} pixels, its background is {shown[1]}")
     object_u8 = on_white(locate(f"objects/{case.object}/{case.view}", roots))
     numbers = {**drift(before_u8, after_u8, case.box01_xyxy), "seam": seam(before_u8, after_u8)}
-    for name, network in judges.likeness.items():
+    for name, network in judges.similarity.items():
         one, other = network.images([crop(after_u8, case.box01_xyxy), object_u8])
         numbers[name] = float(one @ other)
     if instances is not None:
@@ -155,20 +155,20 @@ def score_case(
 
 def on_white(path: Path) -> np.ndarray:
     """The object's tight box, its transparent part white: (h, w, 3) uint8."""
-    picture = read_picture(path)
-    if picture.alpha_u8 is None:
-        return picture.rgb_u8
-    solid = picture.alpha_u8 > 127
+    image = read_image(path)
+    if image.alpha_u8 is None:
+        return image.rgb_u8
+    solid = image.alpha_u8 > 127
     x0, y0, x1, y1 = bbox_of_mask(solid)
-    return np.where(solid[..., None], picture.rgb_u8, 255).astype(np.uint8)[y0:y1, x0:x1]
+    return np.where(solid[..., None], image.rgb_u8, 255).astype(np.uint8)[y0:y1, x0:x1]
 
 
 def features(network: torch.nn.Module, paths: list[Path], device: torch.device) -> np.ndarray:
-    """(n, 2048) Inception features of pictures of any size."""
+    """(n, 2048) Inception features of images of any size."""
     found = []
     with torch.inference_mode():
         for path in tqdm(paths, desc="inception", disable=None):
-            pixels = torch.from_numpy(read_picture(path).rgb_u8).permute(2, 0, 1)[None].to(device)
+            pixels = torch.from_numpy(read_image(path).rgb_u8).permute(2, 0, 1)[None].to(device)
             found.append(network(pixels).cpu().numpy())
     return np.concatenate(found)
 
@@ -176,7 +176,7 @@ def features(network: torch.nn.Module, paths: list[Path], device: torch.device) 
 def score(settings: ScoreSettings) -> dict[str, Any]:
     """Score a folder of composites, or two in pairs; ours or those of any other system."""
     manifest, device = read_manifest(settings.manifest), pick_device(settings.device)
-    roots = {"pictures": settings.pictures, "objects": settings.objects}
+    roots = {"pictures": settings.images, "objects": settings.objects}
     folders = [settings.results, *([settings.against] if settings.against else [])]
     for folder in folders:
         for case in manifest.cases:
@@ -219,12 +219,12 @@ def _score_folder(
 
 
 def _real(folder: Path | None, manifest: Manifest, roots: dict[str, Path]) -> Iterator[Path]:
-    """The real pictures of FID."""
+    """The real images of FID."""
     if folder is None:
         yield from (locate(name, roots) for name in manifest.files if name.startswith("pictures/"))
         return
     suffixes = (".png", ".jpg", ".jpeg")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     if len(found) < 2:
-        raise ValueError(f"--real: {folder} holds {len(found)} pictures, at least 2 are needed")
+        raise ValueError(f"--real: {folder} holds {len(found)} images, at least 2 are needed")
     yield from found

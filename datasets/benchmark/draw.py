@@ -1,4 +1,4 @@
-"""Drawing the cases of the open benchmark: which object goes where in which picture."""
+"""Drawing the cases of the open benchmark: which object goes where in which image."""
 
 import hashlib
 import re
@@ -11,10 +11,10 @@ import numpy as np
 from datasets.benchmark.manifest import RELATIONS, Anchor, Case, Instances
 from datasets.geometry import Box01, bbox_of_mask, check_box01
 from datasets.sources.annotations import read_json
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.settings.schema import nearest
 
-OBJECT_HEIGHT = (0.15, 0.6)  # of the picture
+OBJECT_HEIGHT = (0.15, 0.6)  # of the image
 TRIES = 40
 Sentence = Callable[[str, str, str], str]
 
@@ -49,7 +49,7 @@ def read_concepts(folder: Path, classes: Path | None) -> list[Concept]:
 
 
 def _aspect(path: Path) -> float:
-    alpha_u8 = read_picture(path).alpha_u8
+    alpha_u8 = read_image(path).alpha_u8
     if alpha_u8 is None or not (alpha_u8 > 127).any():
         raise ValueError(f"objects: {path} has no transparency that shows the object")
     x0, y0, x1, y1 = bbox_of_mask(alpha_u8 > 127)
@@ -57,9 +57,9 @@ def _aspect(path: Path) -> float:
 
 
 def place_beside(anchor: Anchor, relation: str, shape: float, rng: np.random.Generator) -> Box01 | None:
-    """A box in that relation to the anchor, or None where it would leave the picture.
+    """A box in that relation to the anchor, or None where it would leave the image.
 
-    shape: width over height of the object in fractions of this picture. In 2D: beside it on the same foot
+    shape: width over height of the object in fractions of this image. In 2D: beside it on the same foot
     line; in front lower and overlapping; behind higher and overlapping.
     """
     x0, y0, x1, y1 = anchor.box01_xyxy
@@ -85,27 +85,27 @@ def place_beside(anchor: Anchor, relation: str, shape: float, rng: np.random.Gen
 def draw_cases(
     instances: Instances, concepts: Sequence[Concept], backgrounds: int, seed: int, sentence: Sentence
 ) -> tuple[Case, ...]:
-    """Every object in every one of `backgrounds` pictures, drawn among those where all objects fit somewhere.
+    """Every object in every one of `backgrounds` images, drawn among those where all objects fit somewhere.
 
     sentence: (noun, relation, name of the anchor) -> the instruction.
     """
-    pictures = [picture for picture in sorted(instances.pictures) if instances.anchors(picture)]
-    order = np.random.default_rng(seed).permutation(len(pictures))
+    images = [image for image in sorted(instances.images) if instances.anchors(image)]
+    order = np.random.default_rng(seed).permutation(len(images))
     found: list[Case] = []
     taken = 0
     for place in order:
         if taken == backgrounds:
             break
-        picture = pictures[int(place)]
-        anchors = instances.anchors(picture)
-        cases = [_draw(instances, picture, anchors, concept, seed, sentence) for concept in concepts]
+        image = images[int(place)]
+        anchors = instances.anchors(image)
+        cases = [_draw(instances, image, anchors, concept, seed, sentence) for concept in concepts]
         fitting = [case for case in cases if case is not None]
         if len(fitting) == len(cases):
             found += fitting
             taken += 1
     if taken < backgrounds:
         raise ValueError(
-            f"{instances.path} has {taken} pictures where every object fits beside a named thing, "
+            f"{instances.path} has {taken} images where every object fits beside a named thing, "
             f"{backgrounds} were asked for"
         )
     return tuple(sorted(found, key=lambda case: case.id))
@@ -113,14 +113,14 @@ def draw_cases(
 
 def _draw(
     instances: Instances,
-    picture: int,
+    image: int,
     anchors: Sequence[Anchor],
     concept: Concept,
     seed: int,
     sentence: Sentence,
 ) -> Case | None:
-    """The case of an object in a picture, or None where nothing fits in 40 tries."""
-    known = instances.pictures[picture]
+    """The case of an object in an image, or None where nothing fits in 40 tries."""
+    known = instances.images[image]
     background = str(known["file_name"])
     text = f"{seed} {background} {concept.name}"
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))

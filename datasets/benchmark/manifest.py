@@ -1,7 +1,7 @@
-"""An open benchmark of composites: objects of DreamBooth in pictures of COCO, as a list of cases.
+"""An open benchmark of composites: objects of DreamBooth in images of COCO, as a list of cases.
 
-The manifest names files and says where each object goes, relative to a named thing in the picture. It has
-no pictures and no depth: how far follows from the relation and from the depth map of whatever is evaluated
+The manifest names files and says where each object goes, relative to a named thing in the image. It has
+no images and no depth: how far follows from the relation and from the depth map of whatever is evaluated
 (`depth_of`). The same settings and annotation file give the same bytes on every machine.
 """
 
@@ -21,7 +21,7 @@ from ldm.files import file_sha256
 FORMAT = 1
 RELATIONS = ("left of", "right of", "in front of", "behind")
 DEPTH_STEP = 0.1  # how much nearer or farther than its anchor an object goes that stands before or behind it
-ANCHOR_AREA = (0.03, 0.35)  # share of the picture
+ANCHOR_AREA = (0.03, 0.35)  # share of the image
 RIVAL_AREA = 0.01  # another thing of the anchor's name that is at least so large makes the name ambiguous
 
 
@@ -50,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All cases. files: path below `pictures/` or `objects/` -> SHA-256, "" when absent at building."""
+    """All cases. files: path below `images/` or `objects/` -> SHA-256, "" when absent at building."""
 
     name: str
     seed: int
@@ -59,31 +59,31 @@ class Manifest:
 
 
 class Instances:
-    """A COCO instances file, for its pictures, names, boxes and outlines."""
+    """A COCO instances file, for its images, names, boxes and outlines."""
 
     def __init__(self, path: Path) -> None:
         document = read_json(path)
         self.path = path
         self.names = {one["id"]: str(one["name"]) for one in section(document, "categories", path)}
-        self.pictures = {one["id"]: one for one in section(document, "images", path)}
+        self.images = {one["id"]: one for one in section(document, "images", path)}
         self.annotations = {one["id"]: one for one in section(document, "annotations", path)}
-        self.of_picture: dict[int, list[dict[str, Any]]] = {}
+        self.of_image: dict[int, list[dict[str, Any]]] = {}
         for one in self.annotations.values():
-            self.of_picture.setdefault(one["image_id"], []).append(one)
+            self.of_image.setdefault(one["image_id"], []).append(one)
 
     def mask(self, annotation: int) -> np.ndarray:
         """(h, w) bool outline of an annotation."""
         if annotation not in self.annotations:
             raise ValueError(f"{self.path} has no annotation {annotation}: is it the file of the manifest?")
         one = self.annotations[annotation]
-        picture = self.pictures[one["image_id"]]
+        image = self.images[one["image_id"]]
         where = f"{self.path}: annotation {annotation}"
-        return segment_mask(one["segmentation"], (picture["height"], picture["width"]), where)
+        return segment_mask(one["segmentation"], (image["height"], image["width"]), where)
 
-    def anchors(self, picture: int) -> list[Anchor]:
+    def anchors(self, image: int) -> list[Anchor]:
         """Things of a middle size, the only ones of their name, in the order of their ids."""
-        known = self.pictures[picture]
-        things = sorted(self.of_picture.get(picture, []), key=lambda one: one["id"])
+        known = self.images[image]
+        things = sorted(self.of_image.get(image, []), key=lambda one: one["id"])
         area = known["width"] * known["height"]
         rivals = Counter(one["category_id"] for one in things if _share(one, area) >= RIVAL_AREA)
         return [
@@ -96,17 +96,17 @@ class Instances:
 
 
 def _share(annotation: dict[str, Any], area: float) -> float:
-    """Share of the picture that the annotation's box covers."""
+    """Share of the image that the annotation's box covers."""
     return float(annotation["bbox"][2] * annotation["bbox"][3] / area)
 
 
-def _box01(annotation: dict[str, Any], picture: dict[str, Any]) -> Box01:
+def _box01(annotation: dict[str, Any], image: dict[str, Any]) -> Box01:
     x, y, w, h = annotation["bbox"]
     edges = (
-        x / picture["width"],
-        y / picture["height"],
-        (x + w) / picture["width"],
-        (y + h) / picture["height"],
+        x / image["width"],
+        y / image["height"],
+        (x + w) / image["width"],
+        (y + h) / image["height"],
     )
     return check_box01([round(min(max(edge, 0.0), 1.0), 4) for edge in edges])
 
@@ -127,8 +127,8 @@ def depth_of(case: Case, anchor_mask: np.ndarray, depth_01: np.ndarray) -> float
 
 def files_of(cases: Sequence[Case]) -> tuple[str, ...]:
     """Every file that the cases read: "pictures/..." and "objects/..."."""
-    pictures = {f"pictures/{case.background}" for case in cases}
-    return tuple(sorted(pictures | {f"objects/{case.object}/{case.view}" for case in cases}))
+    images = {f"pictures/{case.background}" for case in cases}
+    return tuple(sorted(images | {f"objects/{case.object}/{case.view}" for case in cases}))
 
 
 def hashes_of(files: Sequence[str], roots: Mapping[str, Path]) -> dict[str, str]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from datasets.relations import Place, relation
 from datasets.scenes.describe import Scene, SceneOptions
+from datasets.scenes.image import Images, draw
 from datasets.scenes.pack import View
-from datasets.scenes.picture import Pictures, draw
 
 Box = tuple[float, float, float, float]
 
@@ -123,7 +123,7 @@ def _render(
     )
 
 
-def _per_solid(main: Pictures, solids: int) -> tuple[Tensor, Tensor]:
+def _per_solid(main: Images, solids: int) -> tuple[Tensor, Tensor]:
     """Part slots -> solids: amodal masks (b, n, h, w) and inverse depth of the front surface (b, n, h, w)."""
     b, slots, h, w = main.amodal.shape
     amodal = torch.zeros(b, solids, h, w, dtype=torch.bool, device=main.amodal.device)
@@ -136,7 +136,7 @@ def _per_solid(main: Pictures, solids: int) -> tuple[Tensor, Tensor]:
     return amodal, front
 
 
-def _reference(reference: Pictures) -> tuple[Tensor, Tensor]:
+def _reference(reference: Images) -> tuple[Tensor, Tensor]:
     mask = (reference.owner >= 0) & (reference.coverage >= 0.5)
     inverse = reference.inverse
     high = torch.where(mask, inverse, 0.0).amax((1, 2), keepdim=True)

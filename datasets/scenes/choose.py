@@ -54,7 +54,7 @@ def shares(view: View) -> list[tuple[float, float]]:
 
 
 def _seen(mine: torch.Tensor, depth: torch.Tensor, behind: torch.Tensor) -> tuple[float, float]:
-    """Amodal share of the picture, and visible share of that, of the solid with the parts `mine` (p,)."""
+    """Amodal share of the image, and visible share of that, of the solid with the parts `mine` (p,)."""
     front = depth[mine].amin(0)
     amodal = (front < FAR) & (front < behind)
     count = int(amodal.sum())

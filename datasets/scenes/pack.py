@@ -18,7 +18,7 @@ from datasets.scenes.solids import half_extent
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What one picture shows. hidden: the solid that its counterfactual lacks, -1: none."""
+    """What one image shows. hidden: the solid that its counterfactual lacks, -1: none."""
 
     solids: Sequence[Solid]
     camera: Camera
@@ -117,7 +117,7 @@ def _part_row(view: View, owner: int, part: Part) -> list[float]:
 
 
 def _padding() -> list[float]:
-    """A part that no ray meets: its box is off the picture, its centre far below the floor."""
+    """A part that no ray meets: its box is off the image, its centre far below the floor."""
     place = [*np.eye(3).ravel(), 0, 0, -1e4, 0, 0, 1e4, 0]
     bounds = [0, 0, 0, -1e4, 0, 9, 9, 8, 8]
     return [0, -1, 0, *place, *bounds, *[0] * 7, 1, 1, 1, 1, 1, 0, 1]

@@ -2,7 +2,7 @@
 gloss.
 
 Every quantity that the removed solid can change (lamp visibility, sky visibility) is computed twice from the
-same ray casts, with it and without it; where both agree the two pictures agree to the last bit. Legend: n
+same ray casts, with it and without it; where both agree the two images agree to the last bit. Legend: n
 rays.
 """
 

@@ -36,7 +36,7 @@ TINTS = np.array(  # room, then solids
 
 @dataclass(frozen=True)
 class SheetSettings(SceneOptions):
-    """Which scenes are shown, and where the picture goes. Evaluation seeds."""
+    """Which scenes are shown, and where the image goes. Evaluation seeds."""
 
     size: tuple[int, int] = setting((224, 224), help="height,width of every view", low=16, high=4096)
     supersample: int = setting(2, help="rays per pixel and axis, 2 for best quality", low=1, high=2)

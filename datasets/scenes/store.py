@@ -189,7 +189,7 @@ def read_shard(path: Path | str) -> Shard:
 
 
 def read_facts(path: Path | str) -> tuple[SceneFacts, ...]:
-    """What is known about the scenes of a shard, without its pictures. ValueError as of `read_shard`."""
+    """What is known about the scenes of a shard, without its images. ValueError as of `read_shard`."""
     try:
         with safe_open(path, "numpy") as shard:
             facts = json.loads(shard.metadata()[HEADER])["facts"]

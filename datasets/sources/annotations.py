@@ -1,4 +1,4 @@
-"""Annotations of public datasets as masks: run lengths, polygons, id pictures, JSON files.
+"""Annotations of public datasets as masks: run lengths, polygons, id images, JSON files.
 
 Legend: h w pixels. Masks are bool (h, w); sizes are (h, w). Run lengths and polygons are those of COCO, which
 LVIS, SA-1B, UVO and YouTube-VIS use too; they are decoded by pycocotools.
@@ -56,12 +56,12 @@ def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
         raise ValueError(f"{where}: the segmentation cannot be decoded: {error}") from None
     if mask.shape != (h, w):
         shown = f"{mask.shape[1]} x {mask.shape[0]}"
-        raise ValueError(f"{where}: the segmentation is {shown} pixels, its picture is {w} x {h}")
+        raise ValueError(f"{where}: the segmentation is {shown} pixels, its image is {w} x {h}")
     return mask
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """The ids (h, w) of a picture: palette index, gray value, or R + 256 G + 65536 B."""
+    """The ids (h, w) of an image: palette index, gray value, or R + 256 G + 65536 B."""
     with opened(path) as image:
         pixels = np.asarray(image)
     if pixels.ndim == 2:
@@ -77,7 +77,7 @@ def objects_in(ids: np.ndarray) -> set[int]:
 
 
 def id_mask(path: Path, label: int) -> np.ndarray:
-    """Bool (h, w) of one id of an id picture; Rejected when it does not occur."""
+    """Bool (h, w) of one id of an id image; Rejected when it does not occur."""
     return mask_of_id(read_ids(path), label, path)
 
 

@@ -25,12 +25,12 @@ from datasets.sources.readers import (
     depth_tree,
     file_mask,
     folder,
+    images_in,
     make_inputs,
-    pictures_in,
     require,
     subfolders,
 )
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.settings.config import check_settings, setting
 
 ANY_SIZE = Rules(whole=0.0, area=(0.0, 1.0), min_side=0.0, max_side=1.0)
@@ -40,7 +40,7 @@ ANY_SIZE = Rules(whole=0.0, area=(0.0, 1.0), min_side=0.0, max_side=1.0)
 class DreamBoothConfig:
     """Objects, backgrounds and the depth of the backgrounds."""
 
-    objects: Path = setting(help="cut-outs CONCEPT/*.png, or pictures CONCEPT.jpg with `object_masks`")
+    objects: Path = setting(help="cut-outs CONCEPT/*.png, or images CONCEPT.jpg with `object_masks`")
     backgrounds: Path = setting(help="NAME_GT.png with NAME_mask.png, or NAME.jpg with NAME_mask.jpg")
     depth: Path = setting(help="depth maps of the backgrounds")
     object_masks: Path | None = setting(None, help="masks CONCEPT.jpg of the second layout")
@@ -68,7 +68,7 @@ class DreamBooth:
                 partial(read, mask),
                 self.tree,
             )
-            for mask in pictures_in(config.backgrounds)
+            for mask in images_in(config.backgrounds)
             if mask.stem.endswith("_mask")
         }
         self.places = require(sorted(self.backgrounds), f"masks NAME_mask in {config.backgrounds}")
@@ -94,19 +94,19 @@ class DreamBooth:
 
 def _cutouts(objects: Path) -> list[tuple[str, View]]:
     """The first cut-out of every concept."""
-    found = ((concept.name, pictures_in(concept, (".png",))) for concept in subfolders(objects))
+    found = ((concept.name, images_in(concept, (".png",))) for concept in subfolders(objects))
     return [(name, View(files[0], partial(alpha_mask, files[0]))) for name, files in found if files]
 
 
 def _masked(objects: Path, masks: Path) -> list[tuple[str, View]]:
-    """Pictures with the masks of the same name."""
+    """Images with the masks of the same name."""
     folder(masks, "object_masks")
-    return [(one.stem, View(one, partial(file_mask, masks / one.name))) for one in pictures_in(objects)]
+    return [(one.stem, View(one, partial(file_mask, masks / one.name))) for one in images_in(objects)]
 
 
 def _black(path: Path) -> np.ndarray:
     """(h, w) bool: the black part of a mask file."""
-    mask = read_picture(path).rgb_u8.max(axis=2) <= 127
+    mask = read_image(path).rgb_u8.max(axis=2) <= 127
     if not mask.any():
         raise Rejected(f"nothing to fill: mask {path} has no black pixel")
     return mask

@@ -1,4 +1,4 @@
-"""One's own pictures: folders `images/`, `masks/`, optional `depth/`, optional list `pairs.txt`.
+"""One's own images: folders `images/`, `masks/`, optional `depth/`, optional list `pairs.txt`.
 
     images/cup.jpg  masks/cup.png  depth/cup.png
     images/hat.jpg  masks/hat_1.png  masks/hat_2.png  depth/hat.png
@@ -29,7 +29,7 @@ from datasets.sources.readers import (
     read_masked,
     require,
 )
-from datasets.sources.saliency import masked_pictures
+from datasets.sources.saliency import masked_images
 from ldm.settings.config import check_settings, setting
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
-    """Where one's own pictures are."""
+    """Where one's own images are."""
 
     root: Path = setting(help="folder that holds images/ and masks/")
     depth: Path | None = setting(
@@ -52,7 +52,7 @@ class FolderConfig:
 
 
 class OwnFolder:
-    """Pictures and masks with equal names, an object per mask."""
+    """Images and masks with equal names, an object per mask."""
 
     def __init__(self, config: FolderConfig) -> None:
         self.rules, self.dynamics = config.rules, config.dynamics
@@ -63,11 +63,9 @@ class OwnFolder:
         self.tree = Tree(images, depth) if depth.is_dir() else None
         if self.tree is None:
             log.warning("%s has no folder depth: a constant depth is shown to the model", root)
-        found = masked_pictures(images, root / "masks")
-        self.objects = {
-            mask.stem: View(picture, partial(file_mask, mask), self.tree) for picture, mask in found
-        }
-        require(found, f"masks with pictures in {root}")
+        found = masked_images(images, root / "masks")
+        self.objects = {mask.stem: View(image, partial(file_mask, mask), self.tree) for image, mask in found}
+        require(found, f"masks with images in {root}")
         self.items = self._pairs(config)
 
     def _pairs(self, config: FolderConfig) -> list[tuple[str, str]]:

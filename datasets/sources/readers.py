@@ -1,6 +1,6 @@
-"""What all sources of real pictures share: views, the published rejection rules, an example of two views.
+"""What all sources of real images share: views, the published rejection rules, an example of two views.
 
-Legend: h w pixels. A view is a picture with the mask of one object; an example takes the object of a
+Legend: h w pixels. A view is an image with the mask of one object; an example takes the object of a
 reference view and paints it anew in a target view, whose depth map is needed. Both may be the same view.
 Messages of Rejected start with a short reason and a colon, which is what tables count.
 """
@@ -18,10 +18,10 @@ from datasets.base import Rejected
 from datasets.geometry import bbox_of_mask, expand_box
 from datasets.inputs import Inputs
 from datasets.masks import mask_score
-from ldm.images import read_depth, read_mask, read_picture
+from ldm.images import read_depth, read_image, read_mask
 from ldm.settings.config import check_settings, setting
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TARGET_MARGIN = 1.1  # the region round the target object over its box, as published
 
 
@@ -31,8 +31,8 @@ class Rules:
 
     whole: float = setting(0.9, low=0, high=1, help="least share of the reference's largest piece")
     one_piece: bool = setting(False, help="refuse a reference of several pieces")
-    area: tuple[float, float] = setting((0.01, 0.64), low=0, high=1, help="object's share of its picture")
-    min_side: float = setting(0.1, low=0, high=1, help="least side of the reference over the picture's")
+    area: tuple[float, float] = setting((0.01, 0.64), low=0, high=1, help="object's share of its image")
+    min_side: float = setting(0.1, low=0, high=1, help="least side of the reference over the image's")
     max_side: float = setting(0.8, low=0, high=1, help="largest side of the target's region, likewise")
     sides: str = setting(
         "either", choices=("either", "both"), help="refuse when either side is out of range, or when both are"
@@ -44,26 +44,26 @@ class Rules:
 
 @dataclass(frozen=True)
 class Tree:
-    """A folder of pictures, and the folder of their depth maps: the same names, as PNG."""
+    """A folder of images, and the folder of their depth maps: the same names, as PNG."""
 
-    pictures: Path
+    images: Path
     depth: Path
 
-    def depth_of(self, picture: Path) -> Path:
-        return self.depth / picture.relative_to(self.pictures).with_suffix(".png")
+    def depth_of(self, image: Path) -> Path:
+        return self.depth / image.relative_to(self.images).with_suffix(".png")
 
 
 @dataclass(frozen=True)
 class View:
-    """One picture and where the object is in it. mask() gives (h, w) bool; tree None: never a target."""
+    """One image and where the object is in it. mask() gives (h, w) bool; tree None: never a target."""
 
-    picture: Path
+    image: Path
     mask: Callable[[], np.ndarray]
     tree: Tree | None = None
 
 
 def make_inputs(reference: View, target: View, rules: Rules) -> Inputs:
-    """An example without counterfactual. Masks are judged first, so a refusal costs no picture."""
+    """An example without counterfactual. Masks are judged first, so a refusal costs no image."""
     reference_mask = reference.mask()
     check_reference(reference_mask, rules)
     same = target is reference
@@ -111,7 +111,7 @@ def _check_area(mask: np.ndarray, rules: Rules, what: str) -> None:
     if not rules.area[0] <= share <= rules.area[1]:
         size = "small" if share < rules.area[0] else "large"
         allowed = f"{rules.area[0]:.0%} to {rules.area[1]:.0%}"
-        raise Rejected(f"{what} too {size}: covers {share:.1%} of its picture, allowed {allowed}")
+        raise Rejected(f"{what} too {size}: covers {share:.1%} of its image, allowed {allowed}")
 
 
 def _refused(outside: tuple[bool, bool], rules: Rules) -> bool:
@@ -119,23 +119,23 @@ def _refused(outside: tuple[bool, bool], rules: Rules) -> bool:
 
 
 def read_masked(view: View, mask: np.ndarray) -> np.ndarray:
-    """The picture (h, w, 3) uint8 of a view, checked against its mask (h, w)."""
-    picture = read_picture(view.picture)
-    if picture.size != mask.shape:
-        (h, w), (mask_h, mask_w) = picture.size, mask.shape
-        raise ValueError(f"{view.picture} is {w} x {h} pixels, its mask is {mask_w} x {mask_h}")
-    return picture.rgb_u8
+    """The image (h, w, 3) uint8 of a view, checked against its mask (h, w)."""
+    image = read_image(view.image)
+    if image.size != mask.shape:
+        (h, w), (mask_h, mask_w) = image.size, mask.shape
+        raise ValueError(f"{view.image} is {w} x {h} pixels, its mask is {mask_w} x {mask_h}")
+    return image.rgb_u8
 
 
-def read_target_depth(view: View, picture_u8: np.ndarray) -> np.ndarray:
+def read_target_depth(view: View, image_u8: np.ndarray) -> np.ndarray:
     """depth_01 (h, w) of a target view; a missing file is named with the command that makes it."""
     if view.tree is None:
-        raise ValueError(f"{view.picture} has no depth map, so it cannot be a target")
-    path = view.tree.depth_of(view.picture)
+        raise ValueError(f"{view.image} has no depth map, so it cannot be a target")
+    path = view.tree.depth_of(view.image)
     if not path.is_file():
-        command = f"python -m ldm.precompute_depth {view.tree.pictures} {view.tree.depth}"
+        command = f"python -m ldm.precompute_depth {view.tree.images} {view.tree.depth}"
         raise ValueError(f"depth map {path} does not exist; `{command}` makes it")
-    return read_depth(path, size=(picture_u8.shape[0], picture_u8.shape[1]))
+    return read_depth(path, size=(image_u8.shape[0], image_u8.shape[1]))
 
 
 def file_mask(path: Path) -> np.ndarray:
@@ -145,7 +145,7 @@ def file_mask(path: Path) -> np.ndarray:
 
 def alpha_mask(path: Path) -> np.ndarray:
     """The opaque part of a cut-out as bool (h, w)."""
-    alpha_u8 = read_picture(path).alpha_u8
+    alpha_u8 = read_image(path).alpha_u8
     if alpha_u8 is None:
         raise ValueError(f"{path} has no transparency, so it is not a cut-out")
     mask = alpha_u8 > 127
@@ -168,13 +168,13 @@ def folder(path: Path, key: str) -> Path:
     return path
 
 
-def depth_tree(pictures: Path, depth: Path) -> Tree:
+def depth_tree(images: Path, depth: Path) -> Tree:
     """The tree of a source, refused when its depth maps were never made."""
-    folder(pictures, "pictures")
+    folder(images, "images")
     if not depth.is_dir():
-        command = f"python -m ldm.precompute_depth {pictures} {depth}"
+        command = f"python -m ldm.precompute_depth {images} {depth}"
         raise ValueError(f"depth: there is no folder {depth}; `{command}` makes the depth maps")
-    return Tree(pictures, depth)
+    return Tree(images, depth)
 
 
 def subfolders(path: Path) -> list[Path]:
@@ -182,16 +182,16 @@ def subfolders(path: Path) -> list[Path]:
     return sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
 
 
-def pictures_in(path: Path, suffixes: tuple[str, ...] = PICTURES) -> list[Path]:
-    """The picture files in a folder, sorted."""
+def images_in(path: Path, suffixes: tuple[str, ...] = IMAGES) -> list[Path]:
+    """The image files in a folder, sorted."""
     found = (one for one in path.iterdir() if one.suffix.lower() in suffixes)
     return sorted(one for one in found if not one.name.startswith("."))
 
 
 def picked(views: list[View], rng: np.random.Generator) -> View:
-    """One of several objects of a picture; Rejected when there is none."""
+    """One of several objects of an image; Rejected when there is none."""
     if not views:
-        raise Rejected("no object: no annotation of this picture is large enough")
+        raise Rejected("no object: no annotation of this image is large enough")
     return views[int(rng.integers(len(views)))]
 
 

@@ -46,7 +46,7 @@ from ldm.settings.config import check_settings, nearest, setting
 
 
 class RealSource(Source, Protocol):
-    """A source of pictures in files."""
+    """A source of images in files."""
 
     rules: Rules
 
@@ -88,7 +88,7 @@ class DatasetsConfig:
     sam: SamConfig | None = setting(None, help="SA-1B")
     saliency: SaliencyConfig | None = setting(None, help="MSRA10K, DUTS, HFlickr")
     dreambooth: DreamBoothConfig | None = setting(None, help="DreamBooth test set")
-    folder: FolderConfig | None = setting(None, help="your own pictures")
+    folder: FolderConfig | None = setting(None, help="your own images")
     scenes: ScenesConfig | None = setting(None, help="rendered scenes")
 
     def __post_init__(self) -> None:

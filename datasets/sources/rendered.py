@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.base import BOTH
-from datasets.inputs import Inputs, mirror, permute_colours, under_lamp
+from datasets.inputs import Inputs, mirror, permute_colours, relight
 from datasets.scenes.batch import SceneFacts
 from datasets.scenes.store import OpenShard, depth_01
 
@@ -38,13 +38,13 @@ def read_images(folder: Path, names: tuple[str, ...] = ("image",)) -> np.ndarray
 
 
 class RenderedScenes:
-    """All scenes of a folder. Pictures are read when asked for, from files that processes share.
+    """All scenes of a folder. Images are read when asked for, from files that processes share.
 
     augment: mirror half of the examples, and vary colours and light of some:
     other_colours: share of the examples whose colour channels are in another order everywhere.
     other_lamp: share of the examples whose room is in light of another strength and colour.
     own_depth: share of the examples that show the reference's own depth map; the others let it bulge.
-    true_depth: the depth hint is that of the true picture instead of the one that inference can make.
+    true_depth: the depth hint is that of the true image instead of the one that inference can make.
     """
 
     dynamics = BOTH  # other lamp, often another pose
@@ -84,7 +84,7 @@ class RenderedScenes:
         return shard.array(name, row)
 
     def silhouette(self, index: int) -> np.ndarray:
-        """(h, w) bool: the visible part of the object in the true picture."""
+        """(h, w) bool: the visible part of the object in the true image."""
         return self.array("instances_u8", index) == self.facts(index).removed + 1
 
     def inputs(self, index: int, *, own_depth: bool = False, silhouette: bool = False) -> Inputs:
@@ -115,7 +115,7 @@ class RenderedScenes:
         if rng.random() < self.other_colours:
             first, second, third = rng.permutation(3)
             inputs = permute_colours(inputs, (int(first), int(second), int(third)))
-        return under_lamp(inputs, draw_lamp(rng)) if rng.random() < self.other_lamp else inputs
+        return relight(inputs, draw_lamp(rng)) if rng.random() < self.other_lamp else inputs
 
 
 def draw_lamp(rng: np.random.Generator) -> tuple[float, float, float]:

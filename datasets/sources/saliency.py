@@ -1,6 +1,6 @@
-"""Saliency sets, MSRA, DUTS and HFlickr: folders of pictures with one black and white mask each.
+"""Saliency sets, MSRA, DUTS and HFlickr: folders of images with one black and white mask each.
 
-Reference and target are the same picture. Layouts, addresses and licences: docs/datasets.md.
+Reference and target are the same image. Layouts, addresses and licences: docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 
 from datasets.inputs import Inputs
 from datasets.sources.readers import (
-    PICTURES,
+    IMAGES,
     Rules,
     View,
     depth_tree,
     file_mask,
     folder,
+    images_in,
     make_inputs,
-    pictures_in,
     require,
 )
 from ldm.settings.config import check_settings, setting
@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MaskedFolder:
-    """A folder of pictures and one of masks; a mask NAME.png or NAME_1.png belongs to NAME.jpg."""
+    """A folder of images and one of masks; a mask NAME.png or NAME_1.png belongs to NAME.jpg."""
 
-    pictures: Path = setting(help="pictures")
-    masks: Path = setting(help="masks, white = object; may be the same folder when the pictures are no PNG")
-    depth: Path = setting(help="depth maps of the pictures")
+    images: Path = setting(was=("pictures",), help="images")
+    masks: Path = setting(help="masks, white = object; may be the same folder when the images are no PNG")
+    depth: Path = setting(help="depth maps of the images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +55,16 @@ class SaliencyConfig:
 
 
 class Saliency:
-    """Pictures with one salient object each."""
+    """Images with one salient object each."""
 
     def __init__(self, config: SaliencyConfig) -> None:
         self.rules, self.dynamics = config.rules, config.dynamics
         parts = [getattr(config, one.name) for one in fields(config)]
         self.items = [
-            (depth_tree(part.pictures, part.depth), picture, mask)
+            (depth_tree(part.images, part.depth), image, mask)
             for part in parts
             if isinstance(part, MaskedFolder)
-            for picture, mask in masked_pictures(part.pictures, part.masks)
+            for image, mask in masked_images(part.images, part.masks)
         ]
         require(self.items, "part of the saliency source is set: msra, duts_train, duts_test or hflickr")
 
@@ -76,25 +76,25 @@ class Saliency:
         return f"{mask.parent.name}/{mask.name}"
 
     def views(self, index: int) -> Iterator[View]:
-        tree, picture, mask = self.items[index]
-        yield View(picture, partial(file_mask, mask), tree)
+        tree, image, mask = self.items[index]
+        yield View(image, partial(file_mask, mask), tree)
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
         view = next(self.views(index))
         return make_inputs(view, view, self.rules)
 
 
-def masked_pictures(pictures: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """(picture, mask) for every mask of a folder, sorted; masks without a picture are named and left out."""
-    suffixes = tuple(one for one in PICTURES if one != ".png" or masks != pictures)
-    by_stem = {one.stem: one for one in pictures_in(folder(pictures, "pictures"), suffixes)}
+def masked_images(images: Path, masks: Path) -> list[tuple[Path, Path]]:
+    """(image, mask) for every mask of a folder, sorted; masks without an image are named and left out."""
+    suffixes = tuple(one for one in IMAGES if one != ".png" or masks != images)
+    by_stem = {one.stem: one for one in images_in(folder(images, "images"), suffixes)}
     found, alone = [], []
-    for mask in pictures_in(folder(masks, "masks"), (".png",)):
-        picture = by_stem.get(mask.stem) or by_stem.get(mask.stem.rpartition("_")[0])
-        if picture is None:
+    for mask in images_in(folder(masks, "masks"), (".png",)):
+        image = by_stem.get(mask.stem) or by_stem.get(mask.stem.rpartition("_")[0])
+        if image is None:
             alone.append(mask)
         else:
-            found.append((picture, mask))
+            found.append((image, mask))
     if alone:
-        log.warning("%d masks in %s have no picture, such as %s", len(alone), masks, alone[0].name)
+        log.warning("%d masks in %s have no image, such as %s", len(alone), masks, alone[0].name)
     return found

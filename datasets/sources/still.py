@@ -1,7 +1,7 @@
-"""Pictures with annotated objects: LVIS, COCO panoptic, SA-1B.
+"""Images with annotated objects: LVIS, COCO panoptic, SA-1B.
 
-Reference and target are the same picture; the reference is changed by augmentation only. An item is a
-picture, and one of its objects is drawn. Layouts, addresses and licences: docs/datasets.md.
+Reference and target are the same image; the reference is changed by augmentation only. An item is a
+image, and one of its objects is drawn. Layouts, addresses and licences: docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ldm.settings.config import check_settings, setting
 class LvisConfig:
     """A COCO-like JSON file of instances."""
 
-    pictures: Path = setting(help="COCO pictures, train2017")
+    images: Path = setting(was=("pictures",), help="COCO images, train2017")
     depth: Path = setting(help="their depth maps")
     annotations: Path = setting(help="lvis_v1_train.json, or an instances file of COCO")
     min_pixels: int = setting(3600, low=1, help="least area of an object")
@@ -52,18 +52,18 @@ class Instance:
     size_hw: tuple[int, int]
     shape: Any
 
-    def mask(self, picture: Path) -> np.ndarray:
+    def mask(self, image: Path) -> np.ndarray:
         polygons = isinstance(self.shape, tuple)
         segmentation = [one.tolist() for one in self.shape] if polygons else self.shape
-        return segment_mask(segmentation, self.size_hw, str(picture))
+        return segment_mask(segmentation, self.size_hw, str(image))
 
 
 class Lvis:
-    """Instances of a JSON file, by picture. LVIS names no file, so the address gives it."""
+    """Instances of a JSON file, by image. LVIS names no file, so the address gives it."""
 
     def __init__(self, config: LvisConfig) -> None:
         self.rules, self.dynamics = config.rules, config.dynamics
-        self.tree = depth_tree(config.pictures, config.depth)
+        self.tree = depth_tree(config.images, config.depth)
         document, path = read_json(config.annotations), config.annotations
         records = {record["id"]: record for record in section(document, "images", path)}
         objects: dict[str, list[Instance]] = defaultdict(list)
@@ -85,9 +85,9 @@ class Lvis:
 
     def views(self, index: int) -> Iterator[View]:
         name, objects = self.items[index]
-        picture = self.tree.pictures / name
+        image = self.tree.images / name
         for one in objects:
-            yield View(picture, partial(one.mask, picture), self.tree)
+            yield View(image, partial(one.mask, image), self.tree)
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
         view = picked(list(self.views(index)), rng)
@@ -96,10 +96,10 @@ class Lvis:
 
 @dataclass(frozen=True, kw_only=True)
 class PanopticConfig(LvisConfig):
-    """COCO panoptic: a JSON file and pictures of ids."""
+    """COCO panoptic: a JSON file and images of ids."""
 
     annotations: Path = setting(help="panoptic_train2017.json")
-    masks: Path = setting(help="folder panoptic_train2017 of id pictures")
+    masks: Path = setting(help="folder panoptic_train2017 of id images")
 
 
 class CocoPanoptic:
@@ -107,7 +107,7 @@ class CocoPanoptic:
 
     def __init__(self, config: PanopticConfig) -> None:
         self.rules, self.dynamics = config.rules, config.dynamics
-        self.tree = depth_tree(config.pictures, config.depth)
+        self.tree = depth_tree(config.images, config.depth)
         self.masks = folder(config.masks, "masks")
         document, path = read_json(config.annotations), config.annotations
         things = {one["id"] for one in section(document, "categories", path) if one["isthing"]}
@@ -132,7 +132,7 @@ class CocoPanoptic:
     def views(self, index: int) -> Iterator[View]:
         name, mask, ids = self.items[index]
         for one in ids:
-            yield View(self.tree.pictures / name, partial(id_mask, self.masks / mask, one), self.tree)
+            yield View(self.tree.images / name, partial(id_mask, self.masks / mask, one), self.tree)
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
         view = picked(list(self.views(index)), rng)
@@ -141,9 +141,9 @@ class CocoPanoptic:
 
 @dataclass(frozen=True, kw_only=True)
 class SamConfig:
-    """SA-1B: folders of pictures with a JSON file each."""
+    """SA-1B: folders of images with a JSON file each."""
 
-    pictures: Path = setting(help="folder of the parts 0000, 0001 ...")
+    images: Path = setting(was=("pictures",), help="folder of the parts 0000, 0001 ...")
     depth: Path = setting(help="their depth maps, with the same parts")
     parts: tuple[str, ...] = setting((), help="parts to use; empty: all")
     min_pixels: int = setting(50000, low=1, help="least area of an object")
@@ -159,16 +159,16 @@ class Sam:
 
     def __init__(self, config: SamConfig) -> None:
         self.rules, self.dynamics, self.min_pixels = config.rules, config.dynamics, config.min_pixels
-        self.tree = depth_tree(config.pictures, config.depth)
-        parts = [folder(config.pictures / part, "parts") for part in config.parts]
-        files = [path for part in parts or subfolders(config.pictures) for path in part.glob("*.json")]
-        self.items = require(sorted(files), f"JSON files in the folders of {config.pictures}")
+        self.tree = depth_tree(config.images, config.depth)
+        parts = [folder(config.images / part, "parts") for part in config.parts]
+        files = [path for part in parts or subfolders(config.images) for path in part.glob("*.json")]
+        self.items = require(sorted(files), f"JSON files in the folders of {config.images}")
 
     def __len__(self) -> int:
         return len(self.items)
 
     def name(self, index: int) -> str:
-        return self.items[index].relative_to(self.tree.pictures).as_posix()
+        return self.items[index].relative_to(self.tree.images).as_posix()
 
     def views(self, index: int) -> Iterator[View]:
         path = self.items[index]

@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from datasets.augment import Choices
+from datasets.augment import AugmentationParams
 from datasets.base import MAX_TRIES, UNREADABLE, Rejected, Source, reason
 from datasets.inputs import PairOptions
 from datasets.pairs import Pair, build_pair
 from datasets.sources.readers import View, check_reference, check_target, read_target_depth
 from datasets.sources.registry import RealSource
 from ldm.files import write_atomic
-from ldm.images import read_picture
+from ldm.images import read_image
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Tally:
+class RejectionStats:
     """How many examples of a source were accepted, and why the others were not."""
 
     source: str
@@ -58,11 +58,13 @@ class Draw:
 
     name: str
     pair: Pair
-    choices: Choices
+    choices: AugmentationParams
     dynamics: int
 
 
-def draws(source: Source, tally: Tally, options: PairOptions, count: int, seed: int) -> Iterator[Draw]:
+def draws(
+    source: Source, tally: RejectionStats, options: PairOptions, count: int, seed: int
+) -> Iterator[Draw]:
     """`count` examples of a source, in the order of its items; ValueError with the table when none comes."""
     for k in range(count):
         for attempt in range(MAX_TRIES):
@@ -70,7 +72,7 @@ def draws(source: Source, tally: Tally, options: PairOptions, count: int, seed: 
             index = k % len(source) if attempt == 0 else int(rng.integers(len(source)))
             try:
                 inputs = source.example(index, rng)
-                choices = Choices.sample(rng, options)
+                choices = AugmentationParams.sample(rng, options)
                 pair = build_pair(inputs, options, choices)
             except (Rejected, ValueError) as error:
                 tally.refuse(error)
@@ -91,16 +93,18 @@ class Report:
     source: str
     sound: list[str] = field(default_factory=list)  # items without any problem
     problems: dict[str, list[str]] = field(default_factory=dict)  # by item
-    objects: Tally = field(default_factory=lambda: Tally("objects"))  # by the rules of the source
+    objects: RejectionStats = field(
+        default_factory=lambda: RejectionStats("objects")
+    )  # by the rules of the source
 
 
 def validate(source: RealSource, name: str, journal: Path, settings: str) -> Report:
-    """Read every file of every item once: pictures, masks, ids, sizes, depth maps.
+    """Read every file of every item once: images, masks, ids, sizes, depth maps.
 
     journal: file with a line per finished item, so that an interrupted walk goes on; the caller removes it
     when the report is written. settings: text that must not change in between (ValueError if it did).
     """
-    report = Report(name, objects=Tally(f"{name}, objects as references and targets"))
+    report = Report(name, objects=RejectionStats(f"{name}, objects as references and targets"))
     done = _read_journal(journal, settings)
     with journal.open("a", encoding="utf-8") as file:
         if not done and not file.tell():
@@ -108,7 +112,7 @@ def validate(source: RealSource, name: str, journal: Path, settings: str) -> Rep
         for index in tqdm(range(len(source)), desc=name, disable=None):
             item = source.name(index)
             if item not in done:
-                objects = Tally(report.objects.source, named=report.objects.named)
+                objects = RejectionStats(report.objects.source, named=report.objects.named)
                 found = item_problems(source, index, objects)
                 done[item] = {"problems": found, "accepted": objects.accepted, "refused": objects.refused}
                 file.write(json.dumps({"item": item, **done[item]}) + "\n")
@@ -145,7 +149,7 @@ def _add(report: Report, item: str, found: dict[str, Any]) -> None:
         report.sound.append(item)
 
 
-def item_problems(source: RealSource, index: int, objects: Tally) -> list[str]:
+def item_problems(source: RealSource, index: int, objects: RejectionStats) -> list[str]:
     """Everything wrong with the files of an item, each message once."""
     found: dict[str, None] = {}
     sizes: dict[Path, tuple[int, int] | None] = {}
@@ -154,33 +158,33 @@ def item_problems(source: RealSource, index: int, objects: Tally) -> list[str]:
     except (Rejected, ValueError) as error:
         return [str(error)]
     for view in views:
-        if view.picture not in sizes:
-            sizes[view.picture] = _picture_size(view, found)
-        size, mask = sizes[view.picture], _mask_of(view, found, objects)
+        if view.image not in sizes:
+            sizes[view.image] = _image_size(view, found)
+        size, mask = sizes[view.image], _mask_of(view, found, objects)
         if size is not None and mask is not None and mask.shape != size:
             shown = f"{mask.shape[1]} x {mask.shape[0]}"
-            found[f"{view.picture} is {size[1]} x {size[0]} pixels, its mask is {shown}"] = None
+            found[f"{view.image} is {size[1]} x {size[0]} pixels, its mask is {shown}"] = None
         elif mask is not None:
             _judge(view, mask, source, objects)
     return list(found)
 
 
-def _picture_size(view: View, found: dict[str, None]) -> tuple[int, int] | None:
-    """(h, w) of a readable picture; its depth map is checked too."""
+def _image_size(view: View, found: dict[str, None]) -> tuple[int, int] | None:
+    """(h, w) of a readable image; its depth map is checked too."""
     try:
-        picture = read_picture(view.picture)
+        image = read_image(view.image)
     except ValueError as error:
         found[str(error)] = None
         return None
     try:
         if view.tree is not None:
-            read_target_depth(view, picture.rgb_u8)
+            read_target_depth(view, image.rgb_u8)
     except ValueError as error:
         found[str(error)] = None
-    return picture.size
+    return image.size
 
 
-def _mask_of(view: View, found: dict[str, None], objects: Tally) -> np.ndarray | None:
+def _mask_of(view: View, found: dict[str, None], objects: RejectionStats) -> np.ndarray | None:
     """The mask (h, w) of a view; an object that is absent from a frame is counted, not a problem."""
     try:
         return view.mask()
@@ -191,7 +195,7 @@ def _mask_of(view: View, found: dict[str, None], objects: Tally) -> np.ndarray |
     return None
 
 
-def _judge(view: View, mask: np.ndarray, source: RealSource, objects: Tally) -> None:
+def _judge(view: View, mask: np.ndarray, source: RealSource, objects: RejectionStats) -> None:
     """Count whether the rules of the source accept an object: as a target where it can be one."""
     try:
         (check_reference if view.tree is None else check_target)(mask, source.rules)

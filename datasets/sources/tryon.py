@@ -1,6 +1,6 @@
 """Garments on persons: VITON-HD, DressCode, FashionTryon.
 
-The reference is a garment, the target a person who wears it. A garment may fill the picture, so the target's
+The reference is a garment, the target a person who wears it. A garment may fill the image, so the target's
 size is not limited. Layouts, addresses and licences: docs/datasets.md.
 """
 
@@ -23,12 +23,12 @@ from datasets.sources.readers import (
     depth_tree,
     file_mask,
     folder,
+    images_in,
     make_inputs,
-    pictures_in,
     require,
     subfolders,
 )
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.settings.config import check_settings, setting
 
 WHITE = 240  # red values from here on are the paper behind a DressCode garment
@@ -39,7 +39,7 @@ SEAM = 3  # erosions of a FashionTryon segment
 class TryOnConfig:
     """What garment sources have in common."""
 
-    pictures: Path = setting(help="persons")
+    images: Path = setting(was=("pictures",), help="persons")
     depth: Path = setting(help="depth maps of the persons")
     dynamics: int = setting(2, low=0, high=2, help="0: still, 1: video, 2: new view")
     rules: Rules = setting(Rules(max_side=1.0, sides="both"), help="which objects are refused")
@@ -50,11 +50,11 @@ class TryOnConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VitonHdConfig(TryOnConfig):
-    """VITON-HD: one folder per kind of picture, the same names in all."""
+    """VITON-HD: one folder per kind of image, the same names in all."""
 
     cloth: Path = setting(help="garments on white")
     cloth_masks: Path = setting(help="their masks")
-    parses: Path = setting(help="image-parse-v3, palette pictures of body parts")
+    parses: Path = setting(help="image-parse-v3, palette images of body parts")
     label: int = setting(5, low=1, help="id of the upper garment")
 
 
@@ -63,8 +63,8 @@ class VitonHd:
 
     def __init__(self, config: VitonHdConfig) -> None:
         self.config, self.rules, self.dynamics = config, config.rules, config.dynamics
-        self.tree = depth_tree(config.pictures, config.depth)
-        self.items = require(pictures_in(folder(config.cloth, "cloth")), f"garments in {config.cloth}")
+        self.tree = depth_tree(config.images, config.depth)
+        self.items = require(images_in(folder(config.cloth, "cloth")), f"garments in {config.cloth}")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -76,7 +76,7 @@ class VitonHd:
         cloth, config = self.items[index], self.config
         parse = config.parses / f"{cloth.stem}.png"
         yield View(cloth, partial(file_mask, config.cloth_masks / cloth.name))
-        yield View(config.pictures / cloth.name, partial(id_mask, parse, config.label), self.tree)
+        yield View(config.images / cloth.name, partial(id_mask, parse, config.label), self.tree)
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
         garment, person = self.views(index)
@@ -85,7 +85,7 @@ class VitonHd:
 
 @dataclass(frozen=True, kw_only=True)
 class DressCodeConfig(TryOnConfig):
-    """One category of DressCode: pictures N_0.jpg (person) and N_1.jpg (garment), label maps N_4.png."""
+    """One category of DressCode: images N_0.jpg (person) and N_1.jpg (garment), label maps N_4.png."""
 
     label_maps: Path = setting(help="label maps N_4.png")
     label: int = setting(4, low=1, help="id of the garment: 4 upper clothes")
@@ -96,8 +96,8 @@ class DressCode:
 
     def __init__(self, config: DressCodeConfig) -> None:
         self.rules, self.dynamics, self.label = config.rules, config.dynamics, config.label
-        self.tree = depth_tree(config.pictures, config.depth)
-        maps = pictures_in(folder(config.label_maps, "label_maps"), (".png",))
+        self.tree = depth_tree(config.images, config.depth)
+        maps = images_in(folder(config.label_maps, "label_maps"), (".png",))
         self.items = require(
             [path for path in maps if path.stem.endswith("_4")], f"label maps N_4.png in {config.label_maps}"
         )
@@ -110,9 +110,9 @@ class DressCode:
 
     def views(self, index: int) -> Iterator[View]:
         name = self.name(index)
-        garment = self.tree.pictures / f"{name}_1.jpg"
+        garment = self.tree.images / f"{name}_1.jpg"
         yield View(garment, partial(_not_white, garment))
-        person = self.tree.pictures / f"{name}_0.jpg"
+        person = self.tree.images / f"{name}_0.jpg"
         yield View(person, partial(id_mask, self.items[index], self.label), self.tree)
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
@@ -122,7 +122,7 @@ class DressCode:
 
 def _not_white(path: Path) -> np.ndarray:
     """(h, w) bool: what is not the white behind a garment."""
-    mask = read_picture(path).rgb_u8[..., 0] < WHITE
+    mask = read_image(path).rgb_u8[..., 0] < WHITE
     if not mask.any():
         raise Rejected(f"object absent: {path} is white")
     return mask
@@ -141,8 +141,8 @@ class FashionTryon:
 
     def __init__(self, config: FashionTryonConfig) -> None:
         self.rules, self.dynamics, self.label = config.rules, config.dynamics, config.label
-        self.tree: Tree = depth_tree(config.pictures, config.depth)
-        self.items = require(subfolders(config.pictures), f"folders in {config.pictures}")
+        self.tree: Tree = depth_tree(config.images, config.depth)
+        self.items = require(subfolders(config.images), f"folders in {config.images}")
 
     def __len__(self) -> int:
         return len(self.items)

@@ -20,8 +20,8 @@ from datasets.sources.readers import (
     alpha_mask,
     depth_tree,
     folder,
+    images_in,
     make_inputs,
-    pictures_in,
     require,
     two_frames,
 )
@@ -31,7 +31,7 @@ from ldm.settings.config import setting
 
 @dataclass(frozen=True, kw_only=True)
 class MvImgNetConfig(VideoConfig):
-    """MVImgNet: views round an object, with cut-outs beside the pictures."""
+    """MVImgNet: views round an object, with cut-outs beside the images."""
 
     listing: Path = setting(help="list of folders MVDir/CLASS/OBJECT/images")
     interval: int = setting(8, low=1, help="two views are at least 1/interval of the turn apart")
@@ -43,7 +43,7 @@ class MvImgNet:
 
     def __init__(self, config: MvImgNetConfig) -> None:
         self.rules, self.dynamics, self.interval = config.rules, config.dynamics, config.interval
-        self.tree = depth_tree(config.pictures, config.depth)
+        self.tree = depth_tree(config.images, config.depth)
         if not config.listing.is_file():
             raise ValueError(f"listing: there is no file {config.listing}")
         lines = config.listing.read_text(encoding="utf-8").split()
@@ -56,9 +56,9 @@ class MvImgNet:
         return self.items[index]
 
     def views(self, index: int) -> Iterator[View]:
-        for cutout in pictures_in(folder(self.tree.pictures / self.items[index], "listing"), (".png",)):
-            picture = cutout.with_name(f"{cutout.stem.partition('_')[0]}.jpg")
-            yield View(picture, partial(alpha_mask, cutout), self.tree)
+        for cutout in images_in(folder(self.tree.images / self.items[index], "listing"), (".png",)):
+            image = cutout.with_name(f"{cutout.stem.partition('_')[0]}.jpg")
+            yield View(image, partial(alpha_mask, cutout), self.tree)
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
         views = list(self.views(index))

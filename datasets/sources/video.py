@@ -30,8 +30,8 @@ from datasets.sources.readers import (
     View,
     depth_tree,
     folder,
+    images_in,
     make_inputs,
-    pictures_in,
     require,
     subfolders,
     two_frames,
@@ -43,7 +43,7 @@ from ldm.settings.config import check_settings, setting
 class VideoConfig:
     """What all videos have in common: frames VIDEO/FRAME.jpg in one folder, depth maps in another."""
 
-    pictures: Path = setting(help="frames, VIDEO/FRAME.jpg")
+    images: Path = setting(was=("pictures",), help="frames, VIDEO/FRAME.jpg")
     depth: Path = setting(help="their depth maps, VIDEO/FRAME.png")
     interval: int = setting(10, low=1, help="two frames are at least 1/interval of the video apart")
     dynamics: int = setting(1, low=0, high=2, help="0: still, 1: video, 2: new view")
@@ -57,16 +57,16 @@ class VideoConfig:
 class YoutubeConfig(VideoConfig):
     """YouTube-VOS, and YouTube-VIS in the same layout."""
 
-    masks: Path = setting(help="id pictures, VIDEO/FRAME.png")
+    masks: Path = setting(help="id images, VIDEO/FRAME.png")
     meta: Path = setting(help="meta.json: the objects of every video and their frames")
 
 
 class Youtube:
-    """Videos whose objects and frames are listed in meta.json; masks are palette pictures of ids."""
+    """Videos whose objects and frames are listed in meta.json; masks are palette images of ids."""
 
     def __init__(self, config: YoutubeConfig) -> None:
         self.rules, self.dynamics, self.interval = config.rules, config.dynamics, config.interval
-        self.tree = depth_tree(config.pictures, config.depth)
+        self.tree = depth_tree(config.images, config.depth)
         self.masks = folder(config.masks, "masks")
         videos = section(read_json(config.meta), "videos", config.meta)
         listed = {
@@ -86,7 +86,7 @@ class Youtube:
 
     def view(self, video: str, frame: str, label: int) -> View:
         mask = partial(id_mask, self.masks / video / f"{frame}.png", label)
-        return View(self.tree.pictures / video / f"{frame}.jpg", mask, self.tree)
+        return View(self.tree.images / video / f"{frame}.jpg", mask, self.tree)
 
     def views(self, index: int) -> Iterator[View]:
         video, objects = self.items[index]
@@ -104,18 +104,18 @@ class Youtube:
 
 @dataclass(frozen=True, kw_only=True)
 class VipSegConfig(VideoConfig):
-    """VIPSeg: id pictures of everything in a frame, R + 256 G + 65536 B."""
+    """VIPSeg: id images of everything in a frame, R + 256 G + 65536 B."""
 
-    masks: Path = setting(help="id pictures, VIDEO/FRAME.png (panomasks or panomasksRGB)")
+    masks: Path = setting(help="id images, VIDEO/FRAME.png (panomasks or panomasksRGB)")
     interval: int = setting(100, low=1, help="two frames are at least 1/interval of the video apart")
     rules: Rules = setting(Rules(one_piece=True), help="which objects are refused")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoseConfig(VipSegConfig):
-    """MOSE: palette pictures of ids; objects vanish and come back."""
+    """MOSE: palette images of ids; objects vanish and come back."""
 
-    masks: Path = setting(help="palette pictures, VIDEO/FRAME.png")
+    masks: Path = setting(help="palette images, VIDEO/FRAME.png")
     interval: int = setting(10, low=1, help="two frames are at least 1/interval of the video apart")
     dynamics: int = setting(2, low=0, high=2, help="0: still, 1: video, 2: new view")
 
@@ -125,7 +125,7 @@ class IdVideos:
 
     def __init__(self, config: VipSegConfig) -> None:
         self.rules, self.dynamics, self.interval = config.rules, config.dynamics, config.interval
-        self.tree = depth_tree(config.pictures, config.depth)
+        self.tree = depth_tree(config.images, config.depth)
         self.masks = folder(config.masks, "masks")
         self.items = require(subfolders(config.masks), f"videos in {config.masks}")
 
@@ -136,15 +136,15 @@ class IdVideos:
         return self.items[index].name
 
     def frames(self, index: int) -> list[Path]:
-        """The id pictures of a video in order."""
-        return pictures_in(self.items[index], (".png",))
+        """The id images of a video in order."""
+        return images_in(self.items[index], (".png",))
 
-    def picture(self, mask: Path) -> Path:
-        return self.tree.pictures / mask.parent.name / f"{mask.stem}.jpg"
+    def image(self, mask: Path) -> Path:
+        return self.tree.images / mask.parent.name / f"{mask.stem}.jpg"
 
     def views(self, index: int) -> Iterator[View]:
         for mask in self.frames(index):
-            yield View(self.picture(mask), partial(_any_id, mask), self.tree)
+            yield View(self.image(mask), partial(_any_id, mask), self.tree)
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
         frames = self.frames(index)
@@ -157,7 +157,7 @@ class IdVideos:
             raise Rejected(f"no common object: {paths[0]} and {paths[1].name}")
         label = shared[int(rng.integers(len(shared)))]
         first, second = (
-            View(self.picture(path), partial(mask_of_id, one, label, path), self.tree)
+            View(self.image(path), partial(mask_of_id, one, label, path), self.tree)
             for path, one in zip(paths, ids, strict=True)
         )
         return make_inputs(first, second, self.rules)
@@ -193,7 +193,7 @@ class Uvo:
 
     def __init__(self, config: UvoConfig) -> None:
         self.rules, self.dynamics, self.interval = config.rules, config.dynamics, config.interval
-        self.tree = depth_tree(config.pictures, config.depth)
+        self.tree = depth_tree(config.images, config.depth)
         document, path = read_json(config.video_json), config.video_json
         frames = frames_by_video(document, path)
         self.sizes = {str(one["id"]): (one["height"], one["width"]) for one in document["videos"]}
@@ -223,9 +223,9 @@ class Uvo:
     def views(self, index: int) -> Iterator[View]:
         video, _, shown = self.items[index]
         for frame, segmentation in shown:
-            picture = self.tree.pictures / frame
-            mask = partial(segment_mask, segmentation, self.sizes[video], str(picture))
-            yield View(picture, mask, self.tree)
+            image = self.tree.images / frame
+            mask = partial(segment_mask, segmentation, self.sizes[video], str(image))
+            yield View(image, mask, self.tree)
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
         views = list(self.views(index))

@@ -1,6 +1,6 @@
 """Work by a language model in batches: journalled, and the same answers whether or not it was interrupted.
 
-A network's answers depend a little on which pictures share a batch, so batches are fixed beforehand: a batch
+A network's answers depend a little on which images share a batch, so batches are fixed beforehand: a batch
 that was cut off is done again as a whole.
 """
 

@@ -1,7 +1,7 @@
-"""Boxes of a grounded caption -> regions of the picture: masks, crops, collages (published rules).
+"""Boxes of a grounded caption -> regions of the image: masks, crops, collages (published rules).
 
-Legend: h w pixels. box01_xyxy are fractions of the picture, box_xyxy whole pixels. A box counts when it
-covers 1 % to 65 % of the picture; an entity without such a box is dropped, the others are numbered in order.
+Legend: h w pixels. box01_xyxy are fractions of the image, box_xyxy whole pixels. A box counts when it
+covers 1 % to 65 % of the image; an entity without such a box is dropped, the others are numbered in order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 Box = tuple[int, int, int, int]
 Box01 = tuple[float, float, float, float]
 
-LEAST, MOST = 1 / 100, 65 / 100  # share of the picture
+LEAST, MOST = 1 / 100, 65 / 100  # share of the image
 PADDING = 127  # gray level between the parts of a collage
 
 
@@ -30,7 +30,7 @@ class Grounded:
 
 @dataclass(frozen=True)
 class Region:
-    """One entity that is large enough, mask_j of its picture."""
+    """One entity that is large enough, mask_j of its image."""
 
     name: str
     concept: str  # the phrase in lower case
@@ -38,7 +38,7 @@ class Region:
 
 
 def read_grounded(entry: Any) -> list[Grounded]:
-    """The entities of one picture's annotation; ValueError says what is malformed."""
+    """The entities of one image's annotation; ValueError says what is malformed."""
     entities = entry.get("entities") if isinstance(entry, Mapping) else None
     if not isinstance(entities, Mapping):
         raise ValueError("its annotation has no object `entities`")
@@ -71,14 +71,14 @@ def regions_of(entities: Sequence[Grounded], size_hw: tuple[int, int]) -> list[R
 
 
 def large_enough(box01_xyxy: Box01, size_hw: tuple[int, int]) -> bool:
-    """Whether a box covers 1 % to 65 % of a picture; its area is not rounded to pixels."""
+    """Whether a box covers 1 % to 65 % of an image; its area is not rounded to pixels."""
     h, w = size_hw
     x0, y0, x1, y1 = box01_xyxy
     return share_allowed((x1 * w - x0 * w) * (y1 * h - y0 * h), size_hw)
 
 
 def share_allowed(area: float, size_hw: tuple[int, int]) -> bool:
-    """Whether an area in pixels is 1 % to 65 % of a picture, both included."""
+    """Whether an area in pixels is 1 % to 65 % of an image, both included."""
     pixels = size_hw[0] * size_hw[1]
     return LEAST * pixels <= area <= MOST * pixels
 

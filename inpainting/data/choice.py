@@ -1,7 +1,7 @@
 """Which regions of a painting are masked in one example, and the record of it beside the results.
 
-Legend: h w pixels of the picture, r chosen regions, s side of the square crop. The choice follows from (seed,
-name of the picture, epoch) alone, never from workers, batch size or the order of files.
+Legend: h w pixels of the image, r chosen regions, s side of the square crop. The choice follows from (seed,
+name of the image, epoch) alone, never from workers, batch size or the order of files.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def choose(
     rules: ChoiceRules,
     rng: np.random.Generator,
 ) -> Chosen:
-    """Choose among the regions `names` of a picture of `size` (h, w).
+    """Choose among the regions `names` of an image of `size` (h, w).
 
-    Largest first (on the whole picture), at most max_concepts, shuffled, and then as many from the front as
+    Largest first (on the whole image), at most max_concepts, shuffled, and then as many from the front as
     the threshold allows. Regions outside the crop are no candidates.
     """
     masks = {name: painting.read_mask(name, size) for name in names}
@@ -121,9 +121,9 @@ def corner(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Which regions were masked in each picture of a run; written beside its results.
+    """Which regions were masked in each image of a run; written beside its results.
 
-    items: picture's name -> names of its masks, in the order of its prompts. left_out: name -> reason.
+    items: image's name -> names of its masks, in the order of its prompts. left_out: name -> reason.
     """
 
     split: str

@@ -51,12 +51,12 @@ class PaintingOptions:
     """Which regions of which paintings (published options of the dataset)."""
 
     data_dir: Path = setting(Path("data/mm_inp_dataset"), help="folder made by inpainting.data.ops")
-    max_concepts: int = setting(5, low=1, high=10, help="most regions of one picture")
+    max_concepts: int = setting(5, low=1, high=10, help="most regions of one image")
     shuffle_concepts: bool = setting(True, help="regions in random order, else the largest first")
     masked_area_threshold: float | None = setting(0.65, low=0, high=1, help="largest share that is masked")
     resolution: int = setting(512, low=16, help="side of the square crop in pixels")
     drop_caption_probability: float = setting(
-        0.1, low=0, high=1, help="share of pictures with one region that train without prompt"
+        0.1, low=0, high=1, help="share of images with one region that train without prompt"
     )
 
     def __post_init__(self) -> None:
@@ -64,16 +64,16 @@ class PaintingOptions:
 
 
 class InpaintingDataset(PaintingItems):
-    """The annotated pictures of one split, sorted by name. An item is a dict:
+    """The annotated images of one split, sorted by name. An item is a dict:
 
-    pixel_values              (3, s, s) in [-1, 1], the central square of the picture
+    pixel_values              (3, s, s) in [-1, 1], the central square of the image
     masks                     (1, s, s) 0 or 1, union of the chosen regions
     masked_pixel_values       (3, s, s) in [-1, 1], 0 where masked
     input_ids                 (l,) the prompts in one sequence
     gt_texts, texts           list of r: captions; prompts, which may come from `texts_dir` or be dropped
     freestyle_layout_mask     (max_concepts + 1, s, s) 0 or 1; row 0 all ones, row k region k or background
     freestyle_attention_mask  (l,) 0 = shared token, k = only for region k        (both: freestyle only)
-    global_text               description of the whole picture                    (global_anns_path only)
+    global_text               description of the whole image                    (global_anns_path only)
     image_stems, all_masks    name; list of r masks (1, s, s)                     (val and test only)
 
     Its random decisions follow from (seed, name, epoch); the epoch counts in training only.
@@ -100,7 +100,7 @@ class InpaintingDataset(PaintingItems):
     ) -> None:
         """The published options, and `seed`; a `generator` gives its initial seed instead of it.
 
-        drop_caption_probability: how often the prompt of a picture with one region is dropped, for guidance
+        drop_caption_probability: how often the prompt of an image with one region is dropped, for guidance
         override_fn: called with every item
         texts_dir: folder of NAME.json, lists of prompts in the order of the chosen regions
         max_words: prompts and captions are cut to so many
@@ -122,11 +122,11 @@ class InpaintingDataset(PaintingItems):
         super().__init__(data_dir, split, seed, generator)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Item `index`. In training the next picture stands in for a damaged one, with a warning."""
+        """Item `index`. In training the next image stands in for a damaged one, with a warning."""
         return self.usable(index, self.example)
 
     def example(self, painting: Painting) -> dict[str, Any]:
-        """The item of one picture."""
+        """The item of one image."""
         rng = self.rng_of(painting.stem)
         rgb_u8 = painting.read_image()
         chosen = self.chosen(painting, (rgb_u8.shape[0], rgb_u8.shape[1]), rng)
@@ -156,7 +156,7 @@ class InpaintingDataset(PaintingItems):
         return item if self.override_fn is None else self.override_fn(item)
 
     def chosen(self, painting: Painting, size: tuple[int, int], rng: np.random.Generator) -> Chosen:
-        """The regions of one picture of `size` (h, w): those of the manifest where there is one."""
+        """The regions of one image of `size` (h, w): those of the manifest where there is one."""
         if self.manifest is None:
             return choose(painting, list(painting.read_captions()), size, self.rules, rng)
         names = list(self.manifest.items[painting.stem])
@@ -184,7 +184,7 @@ class InpaintingDataset(PaintingItems):
     def follow(self, path: Path) -> Manifest:
         """Take the regions from the manifest at `path`; when there is none, choose them and write it.
 
-        Pictures that cannot be used are left out of it, with the reason. Call it before a run, and with the
+        Images that cannot be used are left out of it, with the reason. Call it before a run, and with the
         same path in whatever reads the run's results.
         """
         asked = Manifest(self.split, self.seed, self.rules, {})
@@ -197,13 +197,13 @@ class InpaintingDataset(PaintingItems):
         known = {one.stem: one for one in self.paintings}
         lacking = [stem for stem in manifest.items if stem not in known]
         if lacking:
-            raise ValueError(f"{path} lists {lacking[0]}, which is not among the pictures of {self.data_dir}")
+            raise ValueError(f"{path} lists {lacking[0]}, which is not among the images of {self.data_dir}")
         self.paintings = [known[stem] for stem in sorted(manifest.items)]
         self.manifest = manifest
         return manifest
 
     def choose_all(self) -> Manifest:
-        """Choose the regions of every picture. Reads all pictures and masks, and so finds damaged ones."""
+        """Choose the regions of every image. Reads all images and masks, and so finds damaged ones."""
 
         def look(painting: Painting) -> tuple[str, ...] | ValueError:
             try:
@@ -222,7 +222,7 @@ class InpaintingDataset(PaintingItems):
             log.warning("left out: %s", reason)
         items = {stem: one for stem, one in results.items() if not isinstance(one, ValueError)}
         if not items:
-            raise ValueError(f"{self.data_dir}: no picture of {self.split} can be used")
+            raise ValueError(f"{self.data_dir}: no image of {self.split} can be used")
         return Manifest(self.split, self.seed, self.rules, items, {**self.left_out, **reasons})
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 An annotation file is {"image": FILE, "mask_data": {ID: {"label", "caption", "parent", "bounds"}}}; the
 bounds are {"topLeft": {x, y}, "bottomRight": {x, y}} in pixels. Objects with a label and no parent whose
-box covers 1 % to 65 % of the picture become mask_ID; the box is the mask, as published. Noun roots are
+box covers 1 % to 65 % of the image become mask_ID; the box is the mask, as published. Noun roots are
 added afterwards by `ops extract-noun-chunk-roots`.
 """
 
@@ -35,7 +35,7 @@ from inpainting.data.steps.regions import merged, remove_others
 from inpainting.data.steps.roots import sound_annotations
 from inpainting.data.steps.split import distribute
 from ldm.files import file_sha256, write_all_atomic
-from ldm.images import encode_png, read_picture
+from ldm.images import encode_png, read_image
 from ldm.journal import Journal, run_items, stamp_path
 from ldm.logs import start_logging
 from ldm.settings.cli import command, new_app, run_app
@@ -47,11 +47,11 @@ SPLIT_NAMES = {"valid": "val"}
 
 @dataclass(frozen=True)
 class DciSettings:
-    """Annotations and pictures -> a folder."""
+    """Annotations and images -> a folder."""
 
     annotations_dir: Path = setting(help="folder of annotation files")
-    image_dir: Path = setting(help="folder of pictures, split or not")
-    out_dir: Path = setting(help="folder that gets one folder per picture")
+    image_dir: Path = setting(help="folder of images, split or not")
+    out_dir: Path = setting(help="folder that gets one folder per image")
     workers: int = setting(0, low=0, help="threads; 0: one per core")
 
     def __post_init__(self) -> None:
@@ -67,14 +67,14 @@ class LowerSettings:
 
 @dataclass(frozen=True)
 class DciSplitSettings:
-    """Pictures -> images/{train,val,test,unannotated}. Copies unless told otherwise."""
+    """Images -> images/{train,val,test,unannotated}. Copies unless told otherwise."""
 
     annotations_dir: Path = setting(help="folder of annotation files")
-    image_dir: Path = setting(help="folder of pictures; gets a folder per split")
+    image_dir: Path = setting(help="folder of images; gets a folder per split")
     split_path: Path = setting(help="JSON file: split -> annotation files")
-    move: bool = setting(False, help="move the pictures, as published")
-    symlink: bool = setting(False, help="link to the pictures")
-    dry_run: bool = setting(False, help="only say how many pictures would go where")
+    move: bool = setting(False, help="move the images, as published")
+    symlink: bool = setting(False, help="link to the images")
+    dry_run: bool = setting(False, help="only say how many images would go where")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -84,7 +84,7 @@ class DciSplitSettings:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One whole object of a picture."""
+    """One whole object of an image."""
 
     name: str  # mask_ID
     label: str
@@ -93,7 +93,7 @@ class Labelled:
 
 
 def objects_of(document: Mapping[str, Any], size_hw: tuple[int, int]) -> list[Labelled]:
-    """The labelled objects of a picture without a parent, of the right size; ValueError: malformed."""
+    """The labelled objects of an image without a parent, of the right size; ValueError: malformed."""
     entries = document.get("mask_data")
     if not isinstance(entries, Mapping):
         raise ValueError("has no object `mask_data`")
@@ -117,7 +117,7 @@ def objects_of(document: Mapping[str, Any], size_hw: tuple[int, int]) -> list[La
 
 
 def inside(box_xyxy: tuple[float, float, float, float], size_hw: tuple[int, int]) -> Box:
-    """Whole pixels of a box, cut to the picture."""
+    """Whole pixels of a box, cut to the image."""
     h, w = size_hw
     x0, y0, x1, y1 = box_xyxy
     return max(0, int(x0)), max(0, int(y0)), min(w, int(x1)), min(h, int(y1))
@@ -162,11 +162,11 @@ def _make(
         document = read_object(files[name])
         path = images.get(checked_name(str(document.get("image"))))
         if path is None:
-            raise ValueError(f"its picture {document.get('image')!r} is not in {settings.image_dir}")
-        picture = read_picture(path)
-        objects = objects_of(document, picture.size)
+            raise ValueError(f"its image {document.get('image')!r} is not in {settings.image_dir}")
+        image = read_image(path)
+        objects = objects_of(document, image.size)
         if objects:
-            write(settings.out_dir / path.stem, picture.rgb_u8, objects)
+            write(settings.out_dir / path.stem, image.rgb_u8, objects)
         return {"regions": len(objects)}
 
     journal = Journal(stamp_path(settings.out_dir, step), {"annotations": len(files)}, redo=True)
@@ -206,7 +206,7 @@ def lowered(value: Any) -> Any:
 
 
 def train_val_test_split(settings: DciSplitSettings) -> None:
-    """Put the pictures into the folders of their split; those that the file does not name are unannotated."""
+    """Put the images into the folders of their split; those that the file does not name are unannotated."""
     files = annotation_files(settings.annotations_dir)
     images = image_map(settings.image_dir)
     plan = dict.fromkeys(sorted(images), UNANNOTATED)

@@ -1,4 +1,4 @@
-"""What the painting data start from: the authors' annotation files, and the pictures of their table.
+"""What the painting data start from: the authors' annotation files, and the images of their table.
 
     python -m inpainting.data.downloader fetch-annotations
     python -m inpainting.data.downloader download-and-save-images-wikiart-v2 -o data/mm_inp_dataset/images
@@ -19,7 +19,7 @@ from ldm.settings.cli import command, new_app, run_app
 
 
 def build_app() -> typer.Typer:
-    app = new_app("Fetch annotations and pictures.")
+    app = new_app("Fetch annotations and images.")
     app.command("fetch-annotations")(command(FetchSettings, fetch_annotations))
     app.command("download-and-save-images-wikiart-v2")(command(ImageSettings, fetch_images))
     return app

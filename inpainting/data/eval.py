@@ -1,4 +1,4 @@
-"""How well the annotations fit their pictures: mean cosine between picture and text in CLIP's space.
+"""How well the annotations fit their images: mean cosine between image and text in CLIP's space.
 
     python -m inpainting.data.eval evaluate-global --annotations-path data/annotations.json \
         --images-dir data/mm_inp_dataset/images
@@ -30,7 +30,7 @@ from inpainting.data.paintings import (
 )
 from ldm.device import pick_device
 from ldm.files import write_atomic
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.logs import start_logging
 from ldm.metrics.clip import Clip
 from ldm.metrics.intervals import WIDTH
@@ -49,7 +49,7 @@ Pairs = Iterator[tuple[str, Callable[[], tuple[np.ndarray, str]]]]
 class ClipSettings:
     """What measures, and where the result goes."""
 
-    batch_size: int = setting(32, low=1, help="pictures at once")
+    batch_size: int = setting(32, low=1, help="images at once")
     clip: str = setting(CLIP, help="CLIP, folder or hub name")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     out: Path | None = setting(None, help="JSON file for the result with its interval")
@@ -60,10 +60,10 @@ class ClipSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalSettings(ClipSettings):
-    """Pictures and their descriptions."""
+    """Images and their descriptions."""
 
     annotations_path: Path = setting(help="JSON file of descriptions")
-    images_dir: Path = setting(help="folder of pictures with the folders train, val and test")
+    images_dir: Path = setting(help="folder of images with the folders train, val and test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class LocalSettings(ClipSettings):
 
 
 def evaluate_global(settings: GlobalSettings) -> None:
-    """Mean cosine between each picture of the three splits and its description."""
+    """Mean cosine between each image of the three splits and its description."""
     measure(settings, global_pairs(settings.annotations_path, settings.images_dir))
 
 
@@ -84,7 +84,7 @@ def evaluate_local(settings: LocalSettings) -> None:
 
 
 def global_pairs(annotations: Path, images_dir: Path) -> Pairs:
-    """(name, reader of picture and text) of every picture that is in a split."""
+    """(name, reader of image and text) of every image that is in a split."""
     entries = read_source(annotations)
     for name in entries:
         places = [images_dir / split / Path(name).name for split in SPLITS]
@@ -94,8 +94,8 @@ def global_pairs(annotations: Path, images_dir: Path) -> Pairs:
 
 
 def global_pair(path: Path, entries: Mapping[str, Any]) -> tuple[np.ndarray, str]:
-    """A picture and its description."""
-    return read_picture(path).rgb_u8, painting_description(entries, path.name)
+    """An image and its description."""
+    return read_image(path).rgb_u8, painting_description(entries, path.name)
 
 
 def local_pairs(entities_dir: Path) -> Pairs:
@@ -116,7 +116,7 @@ def local_pairs(entities_dir: Path) -> Pairs:
 
 def local_pair(path: Path, caption: str) -> tuple[np.ndarray, str]:
     """A crop and its caption."""
-    return read_picture(path).rgb_u8, caption
+    return read_image(path).rgb_u8, caption
 
 
 def measure(settings: ClipSettings, pairs: Pairs) -> None:
@@ -126,7 +126,7 @@ def measure(settings: ClipSettings, pairs: Pairs) -> None:
     scores: list[float] = []
     left_out: dict[str, str] = {}
     batch: list[tuple[np.ndarray, str]] = []
-    for name, read in tqdm(pairs, unit="pictures"):
+    for name, read in tqdm(pairs, unit="images"):
         try:
             batch.append(read())
         except ValueError as error:
@@ -137,7 +137,7 @@ def measure(settings: ClipSettings, pairs: Pairs) -> None:
             batch = []
     scores += cosines(clip, batch)
     if not scores:
-        raise ValueError("there is no picture with a text to score")
+        raise ValueError("there is no image with a text to score")
     mean = float(np.mean(scores))
     typer.echo(f"Final score: {mean}")
     if settings.out is not None:
@@ -149,7 +149,7 @@ def measure(settings: ClipSettings, pairs: Pairs) -> None:
 
 
 def cosines(clip: Clip, batch: list[tuple[np.ndarray, str]]) -> list[float]:
-    """Cosine of each picture (h, w, 3) uint8 with its own text."""
+    """Cosine of each image (h, w, 3) uint8 with its own text."""
     if not batch:
         return []
     images, texts = clip.images([image for image, _ in batch]), clip.texts([text for _, text in batch])

@@ -1,4 +1,4 @@
-"""What the data sets of paintings share: pictures, random numbers, and who stands in for a damaged one."""
+"""What the data sets of paintings share: images, random numbers, and who stands in for a damaged one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ldm.seeds import seed_of
 log = logging.getLogger(__name__)
 
 TRAIN = "train"
-SHOWN = 5  # pictures left out that are named at once
+SHOWN = 5  # images left out that are named at once
 
 
 class PaintingItems(Dataset[dict[str, Any]]):
-    """The captioned pictures of one split, sorted by name.
+    """The captioned images of one split, sorted by name.
 
-    Random decisions about a picture follow from (seed, name, epoch), never from workers, batch size or the
+    Random decisions about an image follow from (seed, name, epoch), never from workers, batch size or the
     order of files; the epoch counts in training only.
     """
 
@@ -45,16 +45,16 @@ class PaintingItems(Dataset[dict[str, Any]]):
         for reason in list(self.left_out.values())[:SHOWN]:
             log.warning("left out: %s", reason)
         if len(self.left_out) > SHOWN:
-            log.warning("%d pictures of %s are left out", len(self.left_out), split)
+            log.warning("%d images of %s are left out", len(self.left_out), split)
         if not self.paintings:
-            raise ValueError(f"{self.data_dir}: no annotated picture in the split {split}")
+            raise ValueError(f"{self.data_dir}: no annotated image in the split {split}")
 
     def __len__(self) -> int:
         return len(self.paintings)
 
     @property
     def stems(self) -> list[str]:
-        """Names of the pictures, in the order of the items."""
+        """Names of the images, in the order of the items."""
         return [one.stem for one in self.paintings]
 
     def set_epoch(self, epoch: int) -> None:
@@ -62,11 +62,11 @@ class PaintingItems(Dataset[dict[str, Any]]):
         self.epoch = epoch
 
     def rng_of(self, stem: str) -> np.random.Generator:
-        """The random numbers of one picture in this epoch."""
+        """The random numbers of one image in this epoch."""
         return np.random.default_rng(seed_of(self.seed, stem, self.epoch if self.split == TRAIN else 0))
 
     def usable(self, index: int, example: Callable[[Painting], dict[str, Any]]) -> dict[str, Any]:
-        """example() of picture `index`; in training the next stands in for a damaged one, with a warning."""
+        """example() of image `index`; in training the next stands in for a damaged one, with a warning."""
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         if self.split != TRAIN:
@@ -81,4 +81,4 @@ class PaintingItems(Dataset[dict[str, Any]]):
                 if painting.stem not in self.left_out:
                     log.warning("left out: %s", reason)
                 self.left_out[painting.stem] = reason
-        raise ValueError(f"{self.data_dir}: no picture of {self.split} can be used, such as {reason}")
+        raise ValueError(f"{self.data_dir}: no image of {self.split} can be used, such as {reason}")

@@ -1,4 +1,4 @@
-"""From pictures and annotations to the painting data: the published steps one by one, or all with `build`.
+"""From images and annotations to the painting data: the published steps one by one, or all with `build`.
 
     python -m inpainting.data.ops build
     python -m inpainting.data.ops make-masks-dataset --annotations-path data/annotations.json \
@@ -31,11 +31,11 @@ from ldm.shards import shard_of
 
 @dataclass(frozen=True)
 class RegionSettings:
-    """Annotations and pictures -> a folder."""
+    """Annotations and images -> a folder."""
 
     annotations_path: Path = setting(help="JSON file of descriptions with boxes")
-    image_dir: Path = setting(help="folder of pictures, split or not")
-    out_dir: Path = setting(help="folder that gets one folder per picture")
+    image_dir: Path = setting(help="folder of images, split or not")
+    out_dir: Path = setting(help="folder that gets one folder per image")
     workers: int = setting(0, low=0, help="threads; 0: one per core")
 
     def __post_init__(self) -> None:
@@ -89,18 +89,18 @@ class CaptionSettings(ProcessSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateSettings(ProcessSettings):
-    """Pictures -> descriptions with boxes by Kosmos-2."""
+    """Images -> descriptions with boxes by Kosmos-2."""
 
-    image_dir: Path = setting(help="folder of pictures, split or not")
+    image_dir: Path = setting(help="folder of images, split or not")
     out: Path = setting(Path("data/annotations.json"), help="JSON file to write")
     model_id: str = setting("microsoft/kosmos-2-patch14-224", help="Kosmos-2, folder or hub name")
-    batch_size: int = setting(8, low=1, help="pictures at once")
+    batch_size: int = setting(8, low=1, help="images at once")
     max_new_tokens: int = setting(128, low=1, help="longest description")
 
 
 @dataclass(frozen=True)
 class FolderSettings:
-    """Raw captions -> one llava.json per picture."""
+    """Raw captions -> one llava.json per image."""
 
     annotations_path: Path = setting(help="llava.json, a backup, or a folder of backups")
     out_dir: Path = setting(help="folder of entities")
@@ -115,17 +115,17 @@ class EntitySettings:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """Pictures -> images/{train,val,test,unannotated}. Copies unless told otherwise."""
+    """Images -> images/{train,val,test,unannotated}. Copies unless told otherwise."""
 
-    image_dir: Path = setting(help="folder of pictures; gets a folder per split")
-    masks_dir: Path = setting(help="folder of masks; a picture without any is unannotated")
+    image_dir: Path = setting(help="folder of images; gets a folder per split")
+    masks_dir: Path = setting(help="folder of masks; an image without any is unannotated")
     split_df_path: Path | None = setting(None, help="table of file_name and split; default: a random split")
-    val_size: int = setting(5000, low=1, help="validation pictures of a random split")
-    test_size: int = setting(5000, low=1, help="test pictures of a random split")
-    copy: bool = setting(False, help="copy the pictures (what happens when none of the three is given)")
-    move: bool = setting(False, help="move the pictures, as published")
-    symlink: bool = setting(False, help="link to the pictures")
-    dry_run: bool = setting(False, help="only say how many pictures would go where")
+    val_size: int = setting(5000, low=1, help="validation images of a random split")
+    test_size: int = setting(5000, low=1, help="test images of a random split")
+    copy: bool = setting(False, help="copy the images (what happens when none of the three is given)")
+    move: bool = setting(False, help="move the images, as published")
+    symlink: bool = setting(False, help="link to the images")
+    dry_run: bool = setting(False, help="only say how many images would go where")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -138,7 +138,7 @@ class SplitSettings:
 
 
 def make_masks_dataset(settings: RegionSettings) -> None:
-    """One mask per entity: the union of its boxes that cover 1 % to 65 % of the picture."""
+    """One mask per entity: the union of its boxes that cover 1 % to 65 % of the image."""
     make_masks(settings.annotations_path, settings.image_dir, settings.out_dir, settings.workers)
 
 
@@ -160,7 +160,7 @@ def caption_masks_command(settings: CaptionSettings) -> None:
 
 
 def annotate_images_command(settings: AnnotateSettings) -> None:
-    """Describe every picture and box what is described, with Kosmos-2; run again to continue."""
+    """Describe every image and box what is described, with Kosmos-2; run again to continue."""
     index, count = settings.share
     annotate_images(
         settings.image_dir,
@@ -174,7 +174,7 @@ def annotate_images_command(settings: AnnotateSettings) -> None:
 
 
 def llava_annotations_to_folder(settings: FolderSettings) -> None:
-    """Write the captions of each picture into its folder."""
+    """Write the captions of each image into its folder."""
     captions_to_folder(settings.annotations_path, settings.out_dir)
 
 
@@ -184,7 +184,7 @@ def llava_annotations_to_entity_annotations(settings: EntitySettings) -> None:
 
 
 def train_val_test_split(settings: SplitSettings) -> None:
-    """Put the pictures into the folders of their split."""
+    """Put the images into the folders of their split."""
     split_images(
         settings.image_dir,
         settings.masks_dir,

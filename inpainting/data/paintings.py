@@ -1,7 +1,7 @@
-"""The painting data on the disk, and its one reader: pictures, region masks, entities.
+"""The painting data on the disk, and its one reader: images, region masks, entities.
 
     data_dir/images/{train,val,test,unannotated}/STEM.jpg
-             masks/STEM/mask_0.png        L, 0/255, of the picture's size
+             masks/STEM/mask_0.png        L, 0/255, of the image's size
              entities/STEM/mask_0.png     the object alone (several boxes: a collage)
              entities/STEM/annotations.json   {"mask_0": {"concept", "noun_chunk_root", "caption"}}
              entities/STEM/llava.json         {"mask_0": raw caption}
@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from datasets.sources.annotations import read_json
-from datasets.sources.readers import PICTURES, pictures_in
+from datasets.sources.readers import IMAGES, images_in
 from inpainting.prompts import ANSWER_MARK
 from ldm.files import write_atomic
-from ldm.images import read_mask, read_picture
+from ldm.images import read_image, read_mask
 
 SPLITS = ("train", "val", "test")
 UNANNOTATED = "unannotated"
@@ -33,7 +33,7 @@ MAKE_MASKS, MAKE_ENTITIES = "make-masks-dataset", "make-entities-dataset"  # ste
 MAKE_CAPTIONS = "python -m inpainting.data.ops llava-annotations-to-entity-annotations"
 GET = "`python -m inpainting.data.downloader fetch-annotations` gets it, `--from FILE` from a copy"
 GET_IMAGES = (
-    "`python -m inpainting.data.downloader download-and-save-images-wikiart-v2 -o {0}` fetches the pictures"
+    "`python -m inpainting.data.downloader download-and-save-images-wikiart-v2 -o {0}` fetches the images"
 )
 
 
@@ -49,7 +49,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Painting:
-    """One annotated picture of a split."""
+    """One annotated image of a split."""
 
     stem: str
     image: Path
@@ -58,7 +58,7 @@ class Painting:
 
     def read_image(self) -> np.ndarray:
         """RGB (h, w, 3) uint8"""
-        return read_picture(self.image).rgb_u8
+        return read_image(self.image).rgb_u8
 
     def read_entities(self) -> list[Entity]:
         """The regions in the order of the file."""
@@ -77,11 +77,11 @@ class Painting:
 
     def read_crop(self, name: str) -> np.ndarray:
         """RGB (h, w, 3) uint8 of the object alone."""
-        return read_picture(self.entities / f"{name}.png").rgb_u8
+        return read_image(self.entities / f"{name}.png").rgb_u8
 
 
 def list_paintings(data_dir: Path, split: str) -> list[Painting]:
-    """The pictures of a split that have entities, sorted by name."""
+    """The images of a split that have entities, sorted by name."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     folder = data_dir / "images" / split
@@ -89,7 +89,7 @@ def list_paintings(data_dir: Path, split: str) -> list[Painting]:
         raise ValueError(f"there is no folder {folder}; `python -m inpainting.data.ops build` makes the data")
     found = (
         Painting(path.stem, path, data_dir / "masks" / path.stem, data_dir / "entities" / path.stem)
-        for path in pictures_in(folder)
+        for path in images_in(folder)
     )
     return [one for one in found if (one.entities / ANNOTATIONS).is_file()]
 
@@ -135,17 +135,17 @@ def read_source(path: Path) -> dict[str, Any]:
 
 
 def read_prompts(path: Path, count: int) -> list[str]:
-    """The generated prompts of one picture: a JSON list, one text per masked region."""
+    """The generated prompts of one image: a JSON list, one text per masked region."""
     texts = read_json(path)
     if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
         raise ValueError(f"{path} is no list of texts")
     if len(texts) != count:
-        raise ValueError(f"{path} has {len(texts)} prompts, its picture {count} masked regions")
+        raise ValueError(f"{path} has {len(texts)} prompts, its image {count} masked regions")
     return texts
 
 
 def painting_description(annotations: Mapping[str, Any], file_name: str) -> str:
-    """The sentence about the whole picture, without the question."""
+    """The sentence about the whole image, without the question."""
     entry = annotations.get(file_name)
     text = entry.get("description") if isinstance(entry, Mapping) else None
     if not isinstance(text, str) or ANSWER_MARK not in text:
@@ -154,19 +154,19 @@ def painting_description(annotations: Mapping[str, Any], file_name: str) -> str:
 
 
 def image_map(image_dir: Path) -> dict[str, Path]:
-    """File name -> picture, of a folder of pictures before or after the split (published look-up)."""
+    """File name -> image, of a folder of images before or after the split (published look-up)."""
     if not image_dir.is_dir():
         raise ValueError(f"there is no folder {image_dir}; {GET_IMAGES.format(image_dir)}")
     folders = sorted(one for one in image_dir.iterdir() if one.is_dir() and not one.name.startswith("."))
-    found = {path.name: path for folder in folders for path in pictures_in(folder)}
-    return found | {path.name: path for path in pictures_in(image_dir)}
+    found = {path.name: path for folder in folders for path in images_in(folder)}
+    return found | {path.name: path for path in images_in(image_dir)}
 
 
 def checked_name(name: str) -> str:
-    """A file name out of an annotation file, refused when it leads out of its folder or is no picture's."""
+    """A file name out of an annotation file, refused when it leads out of its folder or is no image's."""
     plain = PurePath(name).name == name and "\\" not in name and not name.startswith(".")
-    if not plain or PurePath(name).suffix.lower() not in PICTURES:
-        raise ValueError(f"{name!r} is not the name of a picture file")
+    if not plain or PurePath(name).suffix.lower() not in IMAGES:
+        raise ValueError(f"{name!r} is not the name of an image file")
     return name
 
 
@@ -176,7 +176,7 @@ def entity_folders(entities_dir: Path) -> list[str]:
     found = [one.name for one in there if one.is_dir() and not one.name.startswith(".")]
     if not found:
         command = f"python -m inpainting.data.ops {MAKE_ENTITIES}"
-        raise ValueError(f"{entities_dir} holds no folder of a picture; `{command}` makes them")
+        raise ValueError(f"{entities_dir} holds no folder of an image; `{command}` makes them")
     return found
 
 

@@ -1,1 +1,1 @@
-"""The two models of the inpainter: prompts from masked paintings, pictures from prompts."""
+"""The two models of the inpainter: prompts from masked paintings, images from prompts."""

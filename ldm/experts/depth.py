@@ -1,7 +1,7 @@
-"""Expert networks, array in and array out: relative inverse depth of a picture.
+"""Expert networks, array in and array out: relative inverse depth of an image.
 
-Legend: b batch, h w pixels of the picture, n m pixels of the network. depth_01 (h, w) float32 is relative
-inverse depth, per-picture min-max, 1 = nearest.
+Legend: b batch, h w pixels of the image, n m pixels of the network. depth_01 (h, w) float32 is relative
+inverse depth, per-image min-max, 1 = nearest.
 """
 
 from collections.abc import Sequence
@@ -27,17 +27,17 @@ STRONG_SHRINK = 2  # beyond this factor cubic interpolation skips pixels, so are
 
 @dataclass(frozen=True)
 class DepthInput:
-    """How a picture enters a depth network; the defaults are those of DPT-Large as published."""
+    """How an image enters a depth network; the defaults are those of DPT-Large as published."""
 
     size: int = 384  # pixels; the side that is scaled least gets this length
     multiple_of: int = 32  # both sides become multiples of this
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
-    def network_size(self, picture_size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) of the picture -> (n, m): aspect kept, scaled as little as possible."""
-        scale = min((self.size / side for side in picture_size), key=lambda factor: abs(1 - factor))
-        h, w = (max(1, round(side * scale / self.multiple_of)) * self.multiple_of for side in picture_size)
+    def network_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the image -> (n, m): aspect kept, scaled as little as possible."""
+        scale = min((self.size / side for side in image_size), key=lambda factor: abs(1 - factor))
+        h, w = (max(1, round(side * scale / self.multiple_of)) * self.multiple_of for side in image_size)
         return h, w
 
     def prepare(self, rgb_u8: np.ndarray) -> Tensor:
@@ -88,19 +88,19 @@ class DepthEstimator:
         return self.estimate_many([rgb_u8])[0]
 
     @torch.inference_mode()
-    def estimate_many(self, pictures_u8: Sequence[np.ndarray], *, batch_size: int = 8) -> list[np.ndarray]:
-        """Depth of many pictures of any sizes; those that share a network size run together."""
+    def estimate_many(self, images_u8: Sequence[np.ndarray], *, batch_size: int = 8) -> list[np.ndarray]:
+        """Depth of many images of any sizes; those that share a network size run together."""
         groups: dict[tuple[int, int], list[int]] = {}
-        for index, rgb_u8 in enumerate(pictures_u8):
+        for index, rgb_u8 in enumerate(images_u8):
             groups.setdefault(self.input.network_size((rgb_u8.shape[0], rgb_u8.shape[1])), []).append(index)
         found: dict[int, np.ndarray] = {}
         for indices in groups.values():
             for start in range(0, len(indices), batch_size):
                 part = indices[start : start + batch_size]
-                inverse = self._inverse_depth(torch.stack([self.input.prepare(pictures_u8[i]) for i in part]))
+                inverse = self._inverse_depth(torch.stack([self.input.prepare(images_u8[i]) for i in part]))
                 for index, map_ in zip(part, inverse, strict=True):
-                    found[index] = _to_picture_size(map_, pictures_u8[index].shape[:2])
-        return [found[index] for index in range(len(pictures_u8))]
+                    found[index] = _to_image_size(map_, images_u8[index].shape[:2])
+        return [found[index] for index in range(len(images_u8))]
 
     def _tell_patch_grid(self, neck: nn.Module, args: tuple[Any, ...]) -> tuple[Any, int, int]:
         patch = int(self.model.config.patch_size)  # type: ignore[union-attr, arg-type]
@@ -116,7 +116,7 @@ class DepthEstimator:
         return (1 / predicted.clamp_min(1e-3) if self.metric else predicted).cpu()
 
 
-def _to_picture_size(inverse: Tensor, size: tuple[int, ...]) -> np.ndarray:
+def _to_image_size(inverse: Tensor, size: tuple[int, ...]) -> np.ndarray:
     """(n, m) -> depth_01 (h, w). Normalised first, so that bicubic overshoot is cut and not stretched."""
     low_01 = torch.from_numpy(normalize(inverse.numpy()))
     full = functional.interpolate(low_01[None, None], size=tuple(size), mode="bicubic", align_corners=False)
@@ -156,7 +156,7 @@ def _load_input(source: Path | str, config: Any) -> DepthInput:
 
 
 def _coarsest_stride(config: Any) -> int:
-    """Pixels per cell of the network's coarsest map, so that pictures divide into whole cells."""
+    """Pixels per cell of the network's coarsest map, so that images divide into whole cells."""
     backbone = config.backbone_config
     if config.model_type == "depth_anything":
         return int(config.patch_size)  # its halved map is rounded up

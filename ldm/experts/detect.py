@@ -1,10 +1,10 @@
-"""Where named things are in a picture: zero-shot detection by any transformers folder of a known kind.
+"""Where named things are in an image: zero-shot detection by any transformers folder of a known kind.
 
     detector = Detector.load("models/detector")
     sofa = detector.find(rgb_u8, "sofa")            # the best box, or None
 
 GroundingDINO and OWL-ViT / OWLv2 are asked for one name at a time, so a box cannot be given the wrong name.
-Legend: h w pixels. Boxes are (x0, y0, x1, y1) in fractions of the picture.
+Legend: h w pixels. Boxes are (x0, y0, x1, y1) in fractions of the image.
 """
 
 from collections.abc import Sequence

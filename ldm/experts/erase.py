@@ -1,9 +1,9 @@
-"""Removing an object: fill a hole of a picture from what is around it.
+"""Removing an object: fill a hole of an image from what is around it.
 
 Three ways behind one function: LaMa as a TorchScript file, a stock diffusers inpainting folder (Stable
 Diffusion 2 inpainting), or OpenCV when neither is given. Only masked pixels change.
 
-Legend: h w pixels of the picture, n m pixels of the network.
+Legend: h w pixels of the image, n m pixels of the network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ldm.files import file_sha256, hash_folder
 from ldm.images import resize, to_01
 
 TELEA_RADIUS = 5  # pixels around a missing one that OpenCV looks at
-OPENCV_SIDE = 768  # larger pictures are filled at this size: the time of OpenCV grows with the hole
+OPENCV_SIDE = 768  # larger images are filled at this size: the time of OpenCV grows with the hole
 LAMA_MULTIPLE = 8  # sides that the network accepts
 WINDOW = 1.6  # side of the window that a diffusion model sees, over the side of the hole
 PROMPT, AVOID = "empty background", "object, person, animal, text, watermark"
@@ -71,7 +71,7 @@ class Eraser:
         if not mask.any():
             return rgb_u8.copy()
         if mask.all():
-            raise ValueError("the mask covers the whole picture, so there is nothing to fill it from")
+            raise ValueError("the mask covers the whole image, so there is nothing to fill it from")
         return np.where(mask[..., None], self.fill(rgb_u8, mask, seed), rgb_u8)
 
 
@@ -142,7 +142,7 @@ def _diffusion(folder: Path, device: str, dtype: torch.dtype) -> Fill:
 
 
 def _paint(pipeline: Any, rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
-    """(n, m, 3) uint8 and its hole (n, m) -> the model's picture of the same size."""
+    """(n, m, 3) uint8 and its hole (n, m) -> the model's image of the same size."""
     result = pipeline(
         prompt=PROMPT,
         negative_prompt=AVOID,
@@ -159,7 +159,7 @@ def _paint(pipeline: Any, rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np
 
 
 def window_around(mask: np.ndarray, least: int) -> tuple[int, int, int, int]:
-    """Pixels x0, y0, x1, y1 of a square around the hole, cut only where the picture is smaller.
+    """Pixels x0, y0, x1, y1 of a square around the hole, cut only where the image is smaller.
 
     Its side is 1.6 times the hole's longer side, and at least `least`.
     """

@@ -1,4 +1,4 @@
-"""Which pixels of an object's picture are the object: its alpha, GrabCut, or SAM.
+"""Which pixels of an object's image are the object: its alpha, GrabCut, or SAM.
 
 Legend: h w pixels; masks are bool (h, w), True = object.
 """
@@ -9,57 +9,57 @@ import cv2
 import numpy as np
 import torch
 
-from ldm.images import Picture, resize
+from ldm.images import LoadedImage, resize
 
 METHODS = ("auto", "alpha", "grabcut", "sam")
 Box = tuple[float, float, float, float]
 
 OPAQUE = 127  # alpha above this, of 255, belongs to the object
-PLAUSIBLE = (0.01, 0.97)  # share of the picture that an object may fill
+PLAUSIBLE = (0.01, 0.97)  # share of the image that an object may fill
 WORKING_SIDE = 320  # pixels; GrabCut colours need no more, and its time grows with the area
 ITERATIONS = 5
 RIM = 0.02  # share of each side that is taken as background
 PLAIN_SHARE = 0.6  # of the rim in one colour makes a plain background
 SAME_COLOUR = 12.0  # largest Lab distance (8-bit scale) of rim pixels to that colour
 OTHER_COLOUR = 25.0  # smallest Lab distance of pixels that stand out from it
-CENTRALITY = 0.35  # distance from the middle, as a share of the picture, at which a piece counts 1/e
-SMALL_HOLE = 0.004  # share of the picture; larger holes, as in a handle, stay open
+CENTRALITY = 0.35  # distance from the middle, as a share of the image, at which a piece counts 1/e
+SMALL_HOLE = 0.004  # share of the image; larger holes, as in a handle, stay open
 
 
 def object_mask(
-    picture: Picture,
+    image: LoadedImage,
     *,
     method: str = "auto",
     sam: Path | str | None = None,
     box01: Box | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, str]:
-    """Find the object of a picture.
+    """Find the object of an image.
 
     method:  auto = the alpha channel if it tells, else SAM if its folder `sam` is given, else GrabCut
-    box01:   (x0, y0, x1, y1) around the object in fractions, default the whole picture
+    box01:   (x0, y0, x1, y1) around the object in fractions, default the whole image
     returns: mask (h, w) and which of "alpha", "sam", "grabcut" made it
     """
     if method not in METHODS:
         raise ValueError(f"unknown way to find the object {method!r}; allowed: {', '.join(METHODS)}")
-    if method == "alpha" or (method == "auto" and _alpha_tells(picture)):
-        return _from_alpha(picture), "alpha"
+    if method == "alpha" or (method == "auto" and _alpha_tells(image)):
+        return _from_alpha(image), "alpha"
     if method == "sam" or (method == "auto" and sam is not None):
         if sam is None:
             raise ValueError("finding the object with SAM needs the folder of its weights (sam)")
-        return _plausible(sam_mask(picture.rgb_u8, sam, box01)), "sam"
-    return _plausible(grabcut_mask(picture.rgb_u8, box01=box01, seed=seed)), "grabcut"
+        return _plausible(sam_mask(image.rgb_u8, sam, box01)), "sam"
+    return _plausible(grabcut_mask(image.rgb_u8, box01=box01, seed=seed)), "grabcut"
 
 
-def _alpha_tells(picture: Picture) -> bool:
+def _alpha_tells(image: LoadedImage) -> bool:
     """Whether the alpha channel separates an object: some pixels opaque, some not."""
-    return picture.alpha_u8 is not None and 0 < float((picture.alpha_u8 > OPAQUE).mean()) < 1
+    return image.alpha_u8 is not None and 0 < float((image.alpha_u8 > OPAQUE).mean()) < 1
 
 
-def _from_alpha(picture: Picture) -> np.ndarray:
-    if picture.alpha_u8 is None or not _alpha_tells(picture):
-        raise ValueError("the object's picture has no alpha channel that cuts it out; pass --object-mask")
-    return picture.alpha_u8 > OPAQUE
+def _from_alpha(image: LoadedImage) -> np.ndarray:
+    if image.alpha_u8 is None or not _alpha_tells(image):
+        raise ValueError("the object's image has no alpha channel that cuts it out; pass --object-mask")
+    return image.alpha_u8 > OPAQUE
 
 
 def _plausible(mask: np.ndarray) -> np.ndarray:
@@ -67,16 +67,16 @@ def _plausible(mask: np.ndarray) -> np.ndarray:
     share, (least, most) = float(mask.mean()), PLAUSIBLE
     if not least <= share <= most:
         raise ValueError(
-            f"the object was not found in its picture: the mask found covers {share:.1%}, "
+            f"the object was not found in its image: the mask found covers {share:.1%}, "
             f"expected {least:.0%} to {most:.0%}; pass --object-mask"
         )
     return mask
 
 
 def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box | None = None, seed: int = 0) -> np.ndarray:
-    """GrabCut from a thin rim of background, one connected piece, at the size of the picture.
+    """GrabCut from a thin rim of background, one connected piece, at the size of the image.
 
-    The result depends on the picture, the box and the seed only.
+    The result depends on the image, the box and the seed only.
     """
     h, w = rgb_u8.shape[:2]
     scale = min(1.0, WORKING_SIDE / max(h, w))
@@ -103,7 +103,7 @@ def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box | None = None, seed: int = 0)
 def _start(rgb_u8: np.ndarray, box01: Box | None) -> np.ndarray:
     """GrabCut labels (h, w) to begin with.
 
-    The rim, or all outside the box, is background. On a plain background (a studio picture) colour says more
+    The rim, or all outside the box, is background. On a plain background (a studio image) colour says more
     than place: what differs from it is probably the object, also where it touches the rim.
     """
     rim = _outside(rgb_u8.shape[:2], box01)
@@ -120,7 +120,7 @@ def _start(rgb_u8: np.ndarray, box01: Box | None) -> np.ndarray:
 
 
 def _outside(size: tuple[int, ...], box01: Box | None) -> np.ndarray:
-    """Bool (h, w): outside the box, or the rim of the picture."""
+    """Bool (h, w): outside the box, or the rim of the image."""
     h, w = size[:2]
     x0, y0, x1, y1 = box01 or (RIM, RIM, 1 - RIM, 1 - RIM)
     outside = np.ones((h, w), bool)
@@ -130,7 +130,7 @@ def _outside(size: tuple[int, ...], box01: Box | None) -> np.ndarray:
 
 
 def _main_piece(mask: np.ndarray, box01: Box | None) -> np.ndarray:
-    """The connected piece with the best size for its distance from the middle of the box or picture."""
+    """The connected piece with the best size for its distance from the middle of the box or image."""
     count, pieces, table, centres = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     if count < 2:
         return mask
@@ -142,7 +142,7 @@ def _main_piece(mask: np.ndarray, box01: Box | None) -> np.ndarray:
 
 
 def _fill_small_holes(mask: np.ndarray) -> np.ndarray:
-    """Close holes below `SMALL_HOLE` of the picture."""
+    """Close holes below `SMALL_HOLE` of the image."""
     _, pieces, table, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
     small = table[:, cv2.CC_STAT_AREA] < SMALL_HOLE * mask.size
     small[0] = False  # piece 0 is the mask itself
@@ -151,7 +151,7 @@ def _fill_small_holes(mask: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def sam_mask(rgb_u8: np.ndarray, folder: Path | str, box01: Box | None = None) -> np.ndarray:
-    """SAM prompted with the box, or with the middle of the picture; the candidate it trusts most."""
+    """SAM prompted with the box, or with the middle of the image; the candidate it trusts most."""
     from transformers import SamModel, SamProcessor
     from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 

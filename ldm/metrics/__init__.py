@@ -1,1 +1,1 @@
-"""How good a picture is: distances between sets, likeness of pictures, fidelity to a text, intervals."""
+"""How good an image is: distances between sets, likeness of images, fidelity to a text, intervals."""

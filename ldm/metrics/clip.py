@@ -1,6 +1,6 @@
-"""Pictures and texts in CLIP's space: similarity, and quality by a pair of opposite texts.
+"""Images and texts in CLIP's space: similarity, and quality by a pair of opposite texts.
 
-Legend: b pictures, t texts, d features.
+Legend: b images, t texts, d features.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHARPNESS = 100.0  # CLIP's logit scale after training
 
 
 class Clip:
-    """A CLIP model that sees whole pictures, squeezed to its square (published for CLIPSim)."""
+    """A CLIP model that sees whole images, squeezed to its square (published for CLIPSim)."""
 
     def __init__(
         self, model: CLIPModel, tokenizer: CLIPTokenizer, device: torch.device | str = "cpu"

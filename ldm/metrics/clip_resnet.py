@@ -1,8 +1,8 @@
-"""CLIP with a ResNet, as published for CLIP-IQA: pictures of any size, no positions in the last pooling.
+"""CLIP with a ResNet, as published for CLIP-IQA: images of any size, no positions in the last pooling.
 
 The weight file is OpenAI's RN50.pt (a TorchScript archive, of which only the weights are taken) or the same
 weights as safetensors; sizes follow from it.
-Legend: b pictures, h w pixels, t tokens, c channels.
+Legend: b images, h w pixels, t tokens, c channels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ldm.metrics.clip import MEAN, STD, quality
 from ldm.metrics.weights import fill, read_weight_file
 
 HEAD = 64  # channels of one attention head
-LEAST = 64  # pixels; the network halves a picture five times
+LEAST = 64  # pixels; the network halves an image five times
 GROWTH = 4  # output channels of a block per inner channel
 # CLIP's tokens of "Good photo." and "Bad photo.", between beginning and end.
 GOOD_IDS, BAD_IDS = (49406, 886, 1125, 269, 49407), (49406, 2103, 1125, 269, 49407)
@@ -73,7 +73,7 @@ class AttentionPool(nn.Module):
 
 
 class Resnet(nn.Module):
-    """The picture side."""
+    """The image side."""
 
     def __init__(self, width: int, blocks: Sequence[int], places: int, after: int) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class ResnetClip(nn.Module):
         return quality(*(F.normalize(one, dim=-1).cpu().numpy() for one in self.features(images_u8)))
 
     def features(self, images_u8: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Of the pictures (b, c), and of the two texts (2, c)."""
+        """Of the images (b, c), and of the two texts (2, c)."""
         device = self.text_projection.device
         rows = []
         for image_u8 in map(enlarged, images_u8):
@@ -165,7 +165,7 @@ class ResnetClip(nn.Module):
 
 
 def enlarged(image_u8: np.ndarray) -> np.ndarray:
-    """Pictures (h, w, 3) whose shorter side has fewer than LEAST pixels get as many; others stay."""
+    """Images (h, w, 3) whose shorter side has fewer than LEAST pixels get as many; others stay."""
     h, w = image_u8.shape[:2]
     if min(h, w) >= LEAST:
         return image_u8

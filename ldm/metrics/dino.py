@@ -1,4 +1,4 @@
-"""Likeness of objects in the space of a self-supervised network. Legend: b pictures, d features."""
+"""Likeness of objects in the space of a self-supervised network. Legend: b images, d features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that judge pictures: loaded from local files where they are there, skipped by name where not."""
+"""Networks that judge images: loaded from local files where they are there, skipped by name where not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ldm.metrics.weights import hash_of
-from ldm.registry.models import located
+from ldm.registry.models import resolve_model_path
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class Found:
 
     def get(self, name: str, path: Path, load: Callable[[Path], T]) -> T | None:
         """The network of a file or folder, or None, and the reason is kept."""
-        path = located(path)
+        path = resolve_model_path(path)
         try:
             network = load(path)
             self.used[name] = {"path": path.as_posix(), "sha256": hash_of(path)}

@@ -1,4 +1,4 @@
-"""Distances between two sets of pictures, from their features. Legend: n m pictures, d features."""
+"""Distances between two sets of images, from their features. Legend: n m images, d features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
     A B^T, where S1 = A^T A and S2 = B^T B, so no matrix root is needed and nothing complex can appear.
     """
     if min(len(real), len(fake)) < 2:
-        raise ValueError(f"FID needs at least two pictures on each side, got {len(real)} and {len(fake)}")
+        raise ValueError(f"FID needs at least two images on each side, got {len(real)} and {len(fake)}")
     real, fake = real.astype(np.float64), fake.astype(np.float64)
     means = real.mean(0) - fake.mean(0)
     one, other = _root(real), _root(fake)
@@ -32,11 +32,11 @@ def _root(features: np.ndarray) -> np.ndarray:
 def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """KID (Binkowski et al. 2018): unbiased squared MMD with the kernel (x y / d + 1)^3.
 
-    real (n, d), fake (m, d). Unlike FID its expectation does not depend on the number of pictures.
+    real (n, d), fake (m, d). Unlike FID its expectation does not depend on the number of images.
     """
     n, m, d = len(real), len(fake), real.shape[1]
     if min(n, m) < 2:
-        raise ValueError(f"KID needs at least two pictures on each side, got {n} and {m}")
+        raise ValueError(f"KID needs at least two images on each side, got {n} and {m}")
 
     def kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return (one.astype(np.float64) @ other.astype(np.float64).T / d + 1) ** 3

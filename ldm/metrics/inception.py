@@ -2,7 +2,7 @@
 
 The network and its keys are those of the ported TensorFlow graph inception-2015-12-05, whose average pools
 leave the padding out and whose last block pools by maximum.
-Legend: b pictures, h w pixels.
+Legend: b images, h w pixels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""LPIPS with SqueezeNet 1.1 (Zhang et al. 2018), without torchvision. Legend: b pictures, h w pixels."""
+"""LPIPS with SqueezeNet 1.1 (Zhang et al. 2018), without torchvision. Legend: b images, h w pixels."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Lpips(nn.Module):
         return torch.stack([part.mean((1, 2, 3)) for part in self.parts(one_pm1, other_pm1)]).sum(0)
 
     def map(self, one_pm1: Tensor, other_pm1: Tensor) -> Tensor:
-        """(b, 3, h, w) twice -> (b, h, w): where they differ, every layer enlarged to the pictures' size."""
+        """(b, 3, h, w) twice -> (b, h, w): where they differ, every layer enlarged to the images' size."""
         size = tuple(one_pm1.shape[2:])
         parts = [F.interpolate(part, size, mode="bilinear") for part in self.parts(one_pm1, other_pm1)]
         return torch.stack(parts).sum(0)[:, 0]

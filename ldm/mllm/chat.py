@@ -1,6 +1,6 @@
 """Chat with a language model that sees: prompts, training examples with labels on the answers only, answers.
 
-Everything goes through the processor's chat template, so one code serves every family. Picture placeholders
+Everything goes through the processor's chat template, so one code serves every family. Image placeholders
 are expanded by the processor and nothing is ever truncated.
 
 Legend: b rows of a batch, t tokens.
@@ -30,8 +30,8 @@ ROW_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"
 
 
 @dataclass(frozen=True, eq=False)
-class Ask:
-    """A question about a picture, and in training its answer."""
+class ChatExample:
+    """A question about an image, and in training its answer."""
 
     image_u8: np.ndarray  # RGB (h, w, 3) uint8
     question: str
@@ -63,20 +63,20 @@ class Chat:
         self.end = end_token(self.tokenizer)
         self.marks_answers = bool(_GENERATION.search(self.template)) and bool(self.tokenizer.is_fast)
         self.ends_itself = True  # until the template shows otherwise
-        rendered = self.text(Ask(np.zeros((1, 1, 3), np.uint8), "question", "ANSWER"))
+        rendered = self.text(ChatExample(np.zeros((1, 1, 3), np.uint8), "question", "ANSWER"))
         tail = rendered.rpartition("ANSWER")[2]
         self.ends_itself = self.tokenizer.eos_token in tail
 
-    def text(self, ask: Ask) -> str:
+    def text(self, ask: ChatExample) -> str:
         """The rendered conversation, up to where the model speaks if there is no answer."""
         return self._render([self._messages(ask)], prompt=ask.answer is None)[0]
 
-    def prompts(self, asks: Sequence[Ask]) -> dict[str, Any]:
+    def prompts(self, asks: Sequence[ChatExample]) -> dict[str, Any]:
         """Model inputs for questions, padded on the left, on the CPU."""
-        open_asks = [Ask(ask.image_u8, ask.question) for ask in asks]
+        open_asks = [ChatExample(ask.image_u8, ask.question) for ask in asks]
         return dict(self._encode(open_asks, "left", mask=False))
 
-    def examples(self, asks: Sequence[Ask]) -> dict[str, Any]:
+    def examples(self, asks: Sequence[ChatExample]) -> dict[str, Any]:
         """Model inputs for training, padded on the right, with `labels` (b, t): the answer's tokens and the
         end, -100 elsewhere.
 
@@ -97,8 +97,8 @@ class Chat:
                 raise ValueError(f"the chat template leaves nothing of the answer {ask.answer!r} to learn")
         return batch
 
-    def _messages(self, ask: Ask, picture: Image.Image | None = None) -> list[dict[str, Any]]:
-        image = {"type": "image"} if picture is None else {"type": "image", "image": picture}
+    def _messages(self, ask: ChatExample, pil_image: Image.Image | None = None) -> list[dict[str, Any]]:
+        image = {"type": "image"} if pil_image is None else {"type": "image", "image": pil_image}
         messages = [{"role": "user", "content": [image, {"type": "text", "text": ask.question}]}]
         if ask.answer is not None:
             said = ask.answer if self.ends_itself else ask.answer + self.tokenizer.eos_token
@@ -110,7 +110,7 @@ class Chat:
             conversations, chat_template=self.template, add_generation_prompt=prompt, tokenize=False
         )
 
-    def _encode(self, asks: Sequence[Ask], side: str, mask: bool) -> Mapping[str, Any]:
+    def _encode(self, asks: Sequence[ChatExample], side: str, mask: bool) -> Mapping[str, Any]:
         return self.processor.apply_chat_template(
             [self._messages(ask, Image.fromarray(ask.image_u8)) for ask in asks],
             chat_template=self.template,
@@ -122,13 +122,15 @@ class Chat:
             processor_kwargs={"padding": True, "padding_side": side},
         )
 
-    def _tails(self, asks: Sequence[Ask], real: Tensor) -> Tensor:
+    def _tails(self, asks: Sequence[ChatExample], real: Tensor) -> Tensor:
         """(b, t) bool, what follows the prompt.
 
-        The answer holds no picture, so the number of its tokens is counted on the unexpanded texts.
+        The answer holds no image, so the number of its tokens is counted on the unexpanded texts.
         """
         full = self._render([self._messages(ask) for ask in asks], prompt=False)
-        asked = self._render([self._messages(Ask(ask.image_u8, ask.question)) for ask in asks], prompt=True)
+        asked = self._render(
+            [self._messages(ChatExample(ask.image_u8, ask.question)) for ask in asks], prompt=True
+        )
         said = torch.zeros_like(real)
         for row, (text, prompt) in enumerate(zip(full, asked, strict=True)):
             tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]

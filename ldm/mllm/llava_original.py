@@ -187,14 +187,14 @@ def _check_fit(
 def _projector_change(
     changes: Mapping[str, Change], places: Mapping[str, tuple[Path, str]], shards: Mapping[Path, WeightFile]
 ) -> float | None:
-    """Largest change of the projector; 0 means that it never had a gradient: training saw no pictures."""
+    """Largest change of the projector; 0 means that it never had a gradient: training saw no images."""
     found = []
     for name, change in changes.items():
         if name.startswith(PROJECTOR) and change.value is not None:
             file, key = places[name]
             found.append(float((change.value.float() - shards[file].read(key).float()).abs().max()))
     if found and max(found) == 0:
-        log.warning("the projector equals the base's bit for bit: this adapter was trained without pictures")
+        log.warning("the projector equals the base's bit for bit: this adapter was trained without images")
     return max(found) if found else None
 
 

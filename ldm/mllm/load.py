@@ -54,7 +54,7 @@ class Mllm:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the pictures that it is given."""
+        """Of the images that it is given."""
         return next(self.model.parameters()).dtype
 
 
@@ -90,7 +90,7 @@ def load_processor(folder: Path, config: Any = None) -> Any:
     """The processor of a folder, with PIL image processing whatever is installed, so that results are equal.
 
     Without torchvision a processor that also knows videos is loaded without that part. A LLaVA-1.5 processor
-    that cuts the sides off a wide picture is replaced by one that pads it to a square, as LLaVA was trained.
+    that cuts the sides off a wide image is replaced by one that pads it to a square, as LLaVA was trained.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True) if config is None else config
     try:
@@ -104,7 +104,7 @@ def load_processor(folder: Path, config: Any = None) -> Any:
     except (OSError, KeyError, ImportError) as error:
         raise ValueError(f"{folder}: no usable processor files: {_first_line(error)}") from error
     if not isinstance(processor, ProcessorMixin):
-        raise ValueError(f"{folder}: names no processor of pictures and text (processor_config.json)")
+        raise ValueError(f"{folder}: names no processor of images and text (processor_config.json)")
     if isinstance(processor, LlavaProcessor):
         complete_llava(processor, config)
     if getattr(processor, "chat_template", None) is None:
@@ -150,7 +150,7 @@ class WithoutVideos(ProcessorMixin):
 
 
 class SmolVLMImages(SmolVLMProcessor):
-    """SmolVLM's processor for pictures alone: needs neither torchvision nor num2words."""
+    """SmolVLM's processor for images alone: needs neither torchvision nor num2words."""
 
     apply_chat_template = ProcessorMixin.apply_chat_template
 
@@ -168,14 +168,14 @@ class SmolVLMImages(SmolVLMProcessor):
 
 
 def complete_llava(processor: LlavaProcessor, config: Any) -> None:
-    """Set what older LLaVA folders leave out, and pad pictures to a square instead of cutting their sides."""
+    """Set what older LLaVA folders leave out, and pad images to a square instead of cutting their sides."""
     vision = config.vision_config
     processor.patch_size = processor.patch_size or vision.patch_size
     if processor.vision_feature_select_strategy is None:
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
         processor.num_additional_image_tokens = CLIP_TOKENS
     if not getattr(processor.image_processor, "do_pad", False):
-        log.info("pictures are padded to a square; the folder's processor would cut their sides off")
+        log.info("images are padded to a square; the folder's processor would cut their sides off")
         processor.image_processor = square_processor(processor.image_processor, int(vision.image_size))
 
 

@@ -21,7 +21,7 @@ from ldm.settings.config import check_settings, setting
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LANGUAGE = ("language_model", "text_model")  # what families call their language model
-PROJECTORS = ("multi_modal_projector", "visual.merger", "connector")  # and what maps pictures into it
+PROJECTORS = ("multi_modal_projector", "visual.merger", "connector")  # and what maps images into it
 ADAPTER = "adapter_model.safetensors"
 INITS = ("uniform", "gaussian")
 
@@ -34,7 +34,7 @@ class LoraSettings:
     alpha: int = setting(256, low=1, help="LoRA scale is alpha / rank")
     dropout: float = setting(0.05, low=0.0, high=0.9, help="LoRA dropout")
     targets: tuple[str, ...] = setting(LINEARS, help="linear layers of the language model that get LoRA")
-    projector: bool = setting(True, help="also train what maps pictures into the language model")
+    projector: bool = setting(True, help="also train what maps images into the language model")
     init: str = setting("uniform", choices=INITS, help="first values of the inner LoRA matrices")
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ def target_modules(model: nn.Module, kinds: Iterable[str]) -> str:
 
 
 def projector_of(model: nn.Module) -> str:
-    """Full name of the module that maps pictures into the language model."""
+    """Full name of the module that maps images into the language model."""
     names = [name for name, _ in model.named_modules()]
     found = [name for name in names if name.endswith(tuple(f".{part}" for part in PROJECTORS))]
     if not found:

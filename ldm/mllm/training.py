@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ldm.mllm.chat import Ask, Chat
+from ldm.mllm.chat import Chat, ChatExample
 from ldm.mllm.lora import ADAPTER, adapter_key, write_adapter_config
 from ldm.training.checkpoints import Layout, nothing_beside
 
@@ -26,7 +26,7 @@ def prepared(base: Any, gradient_checkpointing: bool) -> Any:
     return base
 
 
-def tensors_of(chat: Chat, asks: list[Ask]) -> dict[str, Tensor]:
+def tensors_of(chat: Chat, asks: list[ChatExample]) -> dict[str, Tensor]:
     """Questions with answers -> model inputs with labels (b, t) on the answers; tensors only."""
     return {key: value for key, value in chat.examples(asks).items() if isinstance(value, Tensor)}
 

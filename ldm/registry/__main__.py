@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from ldm.registry.models import find, folder_of, lacks, load_registry
+from ldm.registry.models import find, folder_of, load_registry, missing_files
 from ldm.registry.pull import HASHES, changed, pull_model, register_file
 from ldm.settings.cli import new_app, run_app
 
@@ -23,7 +23,7 @@ from ldm.settings.cli import new_app, run_app
 def list_models() -> None:
     """All models: present or not, size, what they are."""
     for name, model in load_registry().items():
-        state = "missing" if lacks(model) else "present"
+        state = "missing" if missing_files(model) else "present"
         typer.echo(f"{state:8} {name:26} {model.size_gb:6.1f} GB  {model.about}")
 
 

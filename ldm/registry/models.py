@@ -77,7 +77,7 @@ def models_root() -> Path:
     return Path(os.environ.get("BIFROST_MODELS") or "models")
 
 
-def located(path: Path) -> Path:
+def resolve_model_path(path: Path) -> Path:
     """A default path below `models/`, below the folder that BIFROST_MODELS names instead where it is set."""
     below = path.parts[:1] == ("models",) and not path.is_absolute()
     return models_root().joinpath(*path.parts[1:]) if below else path
@@ -87,7 +87,7 @@ def folder_of(model: Model) -> Path:
     return models_root() / model.folder
 
 
-def lacks(model: Model, folder: Path | None = None) -> list[str]:
+def missing_files(model: Model, folder: Path | None = None) -> list[str]:
     """The patterns that no file of the model's folder matches; empty = complete."""
     folder = folder or folder_of(model)
     unfinished = (".part", ".wrong")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ldm.files import file_sha256
 from ldm.registry.download import download
-from ldm.registry.models import Model, Source, folder_of, lacks
+from ldm.registry.models import Model, Source, folder_of, missing_files
 from ldm.registry.unpack import is_archive, unpack
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ HASHES = "hashes.json"
 def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
     """Get a model from the first source that works; returns its folder. ValueError lists what was tried."""
     folder = folder_of(model)
-    if not lacks(model):
+    if not missing_files(model):
         log.info("%s is there", folder)
         return folder
     partial = folder.with_name(folder.name + ".partial")
@@ -97,7 +97,7 @@ def register_file(model: Model, path: Path) -> Path:
 
 def settle(model: Model, partial: Path) -> Path:
     """Check that a model is whole, record its hashes, and give it its name."""
-    missing = lacks(model, partial)
+    missing = missing_files(model, partial)
     if missing:
         raise ValueError(f"{partial}: incomplete: no file matches {', '.join(missing)}")
     (partial / HASHES).write_text(json.dumps(hashes_of(partial), indent=1) + "\n")

@@ -1,7 +1,7 @@
 """Command-line verbs made of settings dataclasses: an option per field, YAML below flags, one-line errors.
 
 def build_app() -> typer.Typer:
-    app = new_app("Compose pictures.")
+    app = new_app("Compose images.")
     app.command("image")(command(ImageSettings, run_image, default_config=Path("configs/inference.yaml")))
     return app
 

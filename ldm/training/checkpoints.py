@@ -173,7 +173,7 @@ def remove_old(out: Path, keep: int, best: str) -> None:
 
 
 @dataclass(frozen=True)
-class Order:
+class ResumableSampler:
     """Which examples form which batch, from (seed, epoch) alone.
 
     The batches of all processes together are consecutive parts of one permutation of the examples; process

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.settings.config import check_settings, setting
-from ldm.training.checkpoints import Order
+from ldm.training.checkpoints import ResumableSampler
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
@@ -48,7 +48,7 @@ class FitConfig:
 
     def steps_for(self, examples: int, processes: int = 1) -> int:
         """Optimizer steps of the whole run."""
-        batches = Order(examples, self.batch, 0, 0, processes).batches
+        batches = ResumableSampler(examples, self.batch, 0, 0, processes).batches
         return self.steps or self.epochs * math.ceil(batches / self.accumulate)
 
 

@@ -16,7 +16,7 @@ def header_of(path: Path) -> tuple[str, ...]:
         return tuple(next(csv.reader(file), ()))
 
 
-class RowsFile:
+class CsvLogger:
     """Rows of numbers in the order of their steps. columns: their names, `step` among them."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:

@@ -25,15 +25,15 @@ from ldm.training.batches import Loss, Validation, averaged, batch_loader, drawi
 from ldm.training.checkpoints import (
     PREFIX,
     Layout,
-    Order,
     Progress,
+    ResumableSampler,
     read_checkpoint,
     remove_old,
     trained,
     write_checkpoint,
 )
 from ldm.training.config import FitConfig
-from ldm.training.csv_log import RowsFile, header_of
+from ldm.training.csv_log import CsvLogger, header_of
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Run:
         self.loss, self.data, self.collate = loss, data, collate
         self.validation = validation
         examples, rank, world = len(data), accelerator.process_index, accelerator.num_processes  # type: ignore[arg-type]
-        self.order = Order(examples, config.batch, config.seed, rank, world)
+        self.order = ResumableSampler(examples, config.batch, config.seed, rank, world)
         self.total = config.steps_for(examples, world)
         self.weights = trained(model)
         if not self.weights:
@@ -91,7 +91,7 @@ class Run:
         self.progress = Progress()
         self.loss_sum = torch.zeros((), device=accelerator.device)
         self.grad_norm: Tensor | float = math.nan
-        self.rows = RowsFile(out / "metrics.csv", COLUMNS)
+        self.rows = CsvLogger(out / "metrics.csv", COLUMNS)
         self.samples, self.row_time, self.started = 0, time.monotonic(), time.monotonic()
         self.bar = tqdm(total=self.total, desc="training", disable=None if self.is_main else True)
 
@@ -121,7 +121,7 @@ class Run:
         if self.is_main:
             self.rows.truncate(self.progress.step)
             if header := header_of(self.out / "validation.csv"):
-                RowsFile(self.out / "validation.csv", header).truncate(self.progress.step)
+                CsvLogger(self.out / "validation.csv", header).truncate(self.progress.step)
         if self.config.tracker != "none":
             self.accelerator.init_trackers(self.out.name)
         self.bar.update(self.progress.step)
@@ -256,7 +256,7 @@ class Run:
         row = {"step": self.progress.step, "epoch": self.progress.epoch, **numbers}
         if self.is_main:
             path = self.out / "validation.csv"
-            table = RowsFile(path, header_of(path) or tuple(row))
+            table = CsvLogger(path, header_of(path) or tuple(row))
             if not path.exists():
                 table.truncate(0)
             table.append(row)

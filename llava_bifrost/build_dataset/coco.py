@@ -1,7 +1,7 @@
 """Counterfactual questions from annotated photographs: remove an object, ask where it was.
 
 The object is cut out by its own segmentation, dilated; the hole is filled; depth is estimated on the filled
-and on the original picture and brought into the frame of the filled one, which is what the compositor sees
+and on the original image and brought into the frame of the filled one, which is what the compositor sees
 as background. Removal: build_removal.py, questions: build_questions.py, published rules: build_published.py.
 
 Legend: h w pixels.
@@ -24,13 +24,13 @@ from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.erase import Eraser
 from ldm.files import hash_folder
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.settings.config import check_settings, setting, to_plain
 from ldm.shards import shard_of
 from llava_bifrost.build_dataset import published
 from llava_bifrost.build_dataset.files import OutputSettings
 from llava_bifrost.build_dataset.names import Photograph, can_be_said, read_instances, unique_names
-from llava_bifrost.build_dataset.questions import Asking, Prepared, ask
+from llava_bifrost.build_dataset.questions import Prepared, QuestionOptions, ask
 from llava_bifrost.build_dataset.records import Built
 from llava_bifrost.build_dataset.relations import RelationRules, reaches
 from llava_bifrost.build_dataset.removal import Removal, Thresholds, remove
@@ -43,16 +43,16 @@ DECISIVE = ("targets", "replace", "published", "thresholds", "relations", "batch
 class CocoBuild(OutputSettings):
     """Questions from photographs with instance annotations."""
 
-    images: Path = setting(help="folder of the pictures")
+    images: Path = setting(help="folder of the images")
     annotations: Path = setting(help="instances JSON file in the format of COCO")
     eraser: str = setting("opencv", help="opencv, a LaMa TorchScript file, or a diffusers inpainting folder")
     depth: str = setting("assets/tiny/depth", help="depth network: folder or hub name")
-    targets: int = setting(1, low=1, help="most objects of a picture that are removed, one at a time")
-    replace: float = setting(0.1, low=0, high=1, help="share of pictures that also ask to replace an object")
+    targets: int = setting(1, low=1, help="most objects of an image that are removed, one at a time")
+    replace: float = setting(0.1, low=0, high=1, help="share of images that also ask to replace an object")
     published: bool = setting(False, help="the published filters and 2D relation rules, for parity")
     thresholds: Thresholds = setting(Thresholds(), help="which objects are used")
     relations: RelationRules = setting(RelationRules(), help="what is said of them; not with published")
-    batch: int = setting(8, low=1, help="pictures per chunk, built together")
+    batch: int = setting(8, low=1, help="images per chunk, built together")
     workers: int = setting(2, low=1, help="threads that read and fill")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
@@ -69,12 +69,14 @@ class CocoSource:
         self.settings = settings
         folder(settings.images, "images")
         self.photographs = read_instances(read_json(settings.annotations), settings.annotations)
-        _check_pictures(settings.images, self.photographs)
+        _check_images(settings.images, self.photographs)
         device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, device)
         self.eraser = Eraser.load(settings.eraser, device=str(device), dtype=dtype)
         self.depth = DepthEstimator.load(settings.depth, device=str(device), dtype=dtype)
-        self.asking = Asking(settings.thresholds, settings.relations, settings.format, settings.published)
+        self.asking = QuestionOptions(
+            settings.thresholds, settings.relations, settings.format, settings.published
+        )
 
     def names(self) -> list[str]:
         return [one.name for one in self.photographs]
@@ -93,20 +95,20 @@ class CocoSource:
         }
 
     def prepare(self, indices: Sequence[int]) -> list[Prepared]:
-        """Read the pictures and remove objects."""
+        """Read the images and remove objects."""
         threads = self.settings.workers if self.eraser.kind == "opencv" else 1
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(self._prepare, (self.photographs[index] for index in indices)))
 
     def finish(self, prepared: Sequence[Prepared]) -> list[Built]:
-        """Estimate the depth of all pictures of a chunk together, then ask."""
-        pictures = [
+        """Estimate the depth of all images of a chunk together, then ask."""
+        images = [
             rgb_u8
             for one in prepared
             if one.rgb_u8 is not None
             for rgb_u8 in (one.rgb_u8, *(removal.filled_u8 for removal in one.removals))
         ]
-        maps = iter(self.depth.estimate_many(pictures, batch_size=self.settings.batch))
+        maps = iter(self.depth.estimate_many(images, batch_size=self.settings.batch))
         return [
             Built(one.photograph.name, (), one.dropped)
             if one.rgb_u8 is None
@@ -124,19 +126,19 @@ class CocoSource:
             nothing.dropped.append(f"no target: {why}")
             return nothing
         try:
-            picture = read_picture(self.settings.images / photograph.file)
+            image = read_image(self.settings.images / photograph.file)
         except ValueError as error:
             nothing.dropped.append(f"file: {error}")
             return nothing
-        if picture.size != photograph.size_hw:
+        if image.size != photograph.size_hw:
             nothing.dropped.append(f"file: {photograph.file} has another size than its annotation says")
             return nothing
-        removals = self._removals(picture.rgb_u8, photograph, order, rng, nothing.dropped)
+        removals = self._removals(image.rgb_u8, photograph, order, rng, nothing.dropped)
         named = self._named(photograph)
         replaced = next((index for index in order if index in named), None) if wanted else None
         if not removals and replaced is None:
             return nothing
-        return replace(nothing, rgb_u8=picture.rgb_u8, removals=tuple(removals), replaced=replaced)
+        return replace(nothing, rgb_u8=image.rgb_u8, removals=tuple(removals), replaced=replaced)
 
     def _removals(
         self,
@@ -163,7 +165,7 @@ class CocoSource:
         return removals
 
     def _has_anchor(self, photograph: Photograph, index: int) -> bool:
-        """Whether something near the object has a name; saves the work on pictures with one thing."""
+        """Whether something near the object has a name; saves the work on images with one thing."""
         if self.settings.published:
             return True
         box = photograph.objects[index].box01_xyxy
@@ -189,7 +191,7 @@ class CocoSource:
         return set(unique_names(photograph.objects, self.settings.thresholds.anchor))
 
 
-def _check_pictures(images: Path, photographs: Sequence[Photograph]) -> None:
+def _check_images(images: Path, photographs: Sequence[Photograph]) -> None:
     """Refuse a folder that has nothing to do with the annotations."""
     if not any((images / one.file).is_file() for one in photographs):
-        raise ValueError(f"images: {images} holds none of the annotated pictures, as {photographs[0].file}")
+        raise ValueError(f"images: {images} holds none of the annotated images, as {photographs[0].file}")

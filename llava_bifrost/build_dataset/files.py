@@ -1,13 +1,13 @@
 """The files of a data set under construction: parts, what was finished, the final JSON.
 
     out/recipe.json                   what decides the contents; another recipe is refused
-    out/parts/shard-0-of-1.jsonl      one line a picture, appended; a torn last line is cut off on restart
+    out/parts/shard-0-of-1.jsonl      one line an image, appended; a torn last line is cut off on restart
     out/images/*.jpg, *.png
     out/dataset.json                  all records in the order of the source, made when every line is there
     out/statistics.json
 
 A killed run is continued by the same command and ends with the same bytes: every item depends on its own
-seed alone, pictures are written whole before their line, and the order of the parts does not matter.
+seed alone, images are written whole before their line, and the order of the parts does not matter.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def write_recipe(out: Path, recipe: dict[str, Any]) -> None:
 
 
 def append(settings: OutputSettings, path: Path, built: Built) -> None:
-    """Write the pictures of one item, then its line."""
+    """Write the images of one item, then its line."""
     for name, rgb_u8 in {sample.image: sample.rgb_u8 for sample in built.samples}.items():
         write_atomic(settings.out / "images" / name, encode(name, rgb_u8))
     records = [make_record(sample, settings.format, settings.decimals) for sample in built.samples]

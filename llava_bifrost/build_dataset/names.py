@@ -1,6 +1,6 @@
 """Annotated objects of a photograph, and what each is called so that its name fits no other one.
 
-Legend: h w pixels. share: area of an object's box over the picture's.
+Legend: h w pixels. share: area of an object's box over the image's.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from datasets.geometry import Box01, Size, bbox_of_mask, box_to_01
 from datasets.sources.annotations import section, segment_mask
 from llava_bifrost.language.instruction import Request
 
-APART = 0.12  # two middles this far apart, in widths of the picture, are left and right of each other
+APART = 0.12  # two middles this far apart, in widths of the image, are left and right of each other
 LARGER = 1.5  # a thing is the largest when its box is so many times that of the next
 
 
 @dataclass(frozen=True, eq=False)
 class Annotated:
-    """One annotation. box01_xyxy is the annotated box, clipped to the picture.
+    """One annotation. box01_xyxy is the annotated box, clipped to the image.
 
     segmentation: run lengths, or polygons as flat arrays, which take a fraction of the memory of lists
     """
@@ -76,9 +76,9 @@ def read_instances(document: Any, path: Any) -> list[Photograph]:
     found.sort(key=lambda one: one.name)
     twice = [one.name for one, other in zip(found, found[1:], strict=False) if one.name == other.name]
     if twice:
-        raise ValueError(f"{path}: two pictures are called {twice[0]}")
+        raise ValueError(f"{path}: two images are called {twice[0]}")
     if not found:
-        raise ValueError(f"{path} lists no pictures")
+        raise ValueError(f"{path} lists no images")
     return found
 
 
@@ -88,13 +88,13 @@ def _photograph(
     try:
         size = int(record["height"]), int(record["width"])
         file = str(record.get("file_name") or str(record["coco_url"]).rpartition("/")[2])
-        where = f"{path}, picture {file}"
+        where = f"{path}, image {file}"
         objects = tuple(
             Annotated(categories[one["category_id"]], _packed(one["segmentation"]),
                       _box(one["bbox"], size), bool(one.get("iscrowd", 0)), size, where)
             for one in annotations)  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: picture {record.get('id')} is incomplete: {error}") from None
+        raise ValueError(f"{path}: image {record.get('id')} is incomplete: {error}") from None
     name = file.rpartition(".")[0].replace("\\", "/").replace("/", "-")
     return Photograph(name, file, int(record["id"]), size, objects)
 
@@ -128,7 +128,7 @@ def can_be_said(name: str) -> bool:
 def unique_names(objects: Sequence[Annotated], rival: float) -> dict[int, str]:
     """Index -> name, for the objects that a name picks out.
 
-    An object is ambiguous when another one of its category covers at least `rival` of the picture. Two or
+    An object is ambiguous when another one of its category covers at least `rival` of the image. Two or
     three of a category are told apart by "left", "middle", "right", otherwise only the "largest" by its size.
     A crowd has no name, and nothing of its category beside it.
     """

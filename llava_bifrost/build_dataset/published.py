@@ -3,7 +3,7 @@
 What was published and is not restored here, because it made the data useless: questions without <image>, and
 removal of a segment prompted by one point. Differences and reasons: docs/locator.md.
 
-Legend: x y w h are fractions of the picture; a gap is a signed distance, negative where boxes overlap.
+Legend: x y w h are fractions of the image; a gap is a signed distance, negative where boxes overlap.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llava_bifrost.build_dataset.records import rounded_place
 from llava_bifrost.language.answer import Location
 from llava_bifrost.language.instruction import Request
 
-LEAST_AREA = 0.2  # an object's box over the picture
+LEAST_AREA = 0.2  # an object's box over the image
 MOST_GAP = 0.3  # along either axis between target and anchor
 RELATIONS = (2, 5)  # most relations of an instruction are drawn from this range
 TOUCHING, OVERLAP, LEVEL, ASIDE = 0.01, 0.06, 0.06, 0.2
@@ -59,7 +59,7 @@ def question(
 ) -> tuple[Location, Request, dict[str, Place]]:
     """Answer, instruction and anchors for a removed object; Rejected without a relation.
 
-    depth_01: of the original picture, as published
+    depth_01: of the original image, as published
     """
     objects, target = photograph.objects, photograph.objects[index]
     others = [objects[other] for other in rng.permutation([one for one in kept(objects) if one != index])]

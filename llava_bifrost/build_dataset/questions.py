@@ -1,6 +1,6 @@
 """From a photograph, its removals and their depth maps to questions with answers.
 
-The answer's depth is in the frame of the picture that the question shows: the filled one for "Place ...", the
+The answer's depth is in the frame of the image that the question shows: the filled one for "Place ...", the
 original for "Replace ...". It is that of the object's own pixels, never of its box.
 
 Legend: h w pixels.
@@ -28,12 +28,12 @@ from llava_bifrost.language.instruction import Request
 RANGE = (0.02, 0.98)  # quantiles of an object's depth that are its far and near ends
 HIGHEST = 1.2  # median depth in the frame of the background that is still clipped to 1
 CENTRE_PIXELS = 25  # pixels of the object around its box's centre whose median is the centre's depth
-TOUCH = 0.015  # what stands on a thing touches it within this share of the picture's longer side
+TOUCH = 0.015  # what stands on a thing touches it within this share of the image's longer side
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """One picture before depth is known. rgb_u8 is None when there is nothing to ask."""
+    """One image before depth is known. rgb_u8 is None when there is nothing to ask."""
 
     photograph: Photograph
     rng: np.random.Generator
@@ -44,7 +44,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Asking:
+class QuestionOptions:
     """How questions are made."""
 
     thresholds: Thresholds
@@ -55,7 +55,7 @@ class Asking:
 
 @dataclass(frozen=True)
 class Measured:
-    """An object in the frame of a picture: depths of its centre and median, and its extent."""
+    """An object in the frame of an image: depths of its centre and median, and its extent."""
 
     box01_xyxy: Box01
     centre: float
@@ -79,8 +79,10 @@ def measure(values: np.ndarray, mask: np.ndarray, box01: Box01) -> Measured:
     return Measured(box01, float(np.median(values[nearest])), float(median), float(far), float(near))
 
 
-def ask(one: Prepared, original_01: np.ndarray, filled_01: Sequence[np.ndarray], asking: Asking) -> Built:
-    """All questions about a picture. original_01 (h, w): its depth; filled_01: that of each filled one."""
+def ask(
+    one: Prepared, original_01: np.ndarray, filled_01: Sequence[np.ndarray], asking: QuestionOptions
+) -> Built:
+    """All questions about an image. original_01 (h, w): its depth; filled_01: that of each filled one."""
     samples: list[Sample] = []
     for count, (removal, depth_01) in enumerate(zip(one.removals, filled_01, strict=True)):
         try:
@@ -100,10 +102,10 @@ def _place(
     removal: Removal,
     original_01: np.ndarray,
     filled_01: np.ndarray,
-    asking: Asking,
+    asking: QuestionOptions,
     count: int,
 ) -> Sample:
-    """ "Place the X ..." on the picture without X."""
+    """ "Place the X ..." on the image without X."""
     photograph, rules = one.photograph, asking.thresholds
     target = photograph.objects[removal.index]
     if asking.published:
@@ -134,7 +136,7 @@ def _location(found: Measured, fmt: str) -> Location:
 def _anchors(
     photograph: Photograph, removal: Removal, filled_01: np.ndarray, rules: Thresholds
 ) -> dict[str, Place]:
-    """The things that can be named once the target is gone, where they are in the filled picture."""
+    """The things that can be named once the target is gone, where they are in the filled image."""
     others = [one for index, one in enumerate(photograph.objects) if index != removal.index]
     found = {}
     for index, name in unique_names(others, rules.anchor).items():
@@ -146,7 +148,7 @@ def _anchors(
 
 
 def _request(
-    one: Prepared, removal: Removal, found: Measured, anchors: Mapping[str, Place], asking: Asking
+    one: Prepared, removal: Removal, found: Measured, anchors: Mapping[str, Place], asking: QuestionOptions
 ) -> Request:
     """Some of what is true; Rejected when nothing is."""
     near = grow(removal.mask, TOUCH)
@@ -161,11 +163,11 @@ def _request(
     return word_request(one.photograph.objects[removal.index].category, chosen, one.rng)
 
 
-def _replace(one: Prepared, index: int, original_01: np.ndarray, asking: Asking) -> Sample:
-    """ "Replace the X ..." on the original picture, in its own depth frame."""
+def _replace(one: Prepared, index: int, original_01: np.ndarray, asking: QuestionOptions) -> Sample:
+    """ "Replace the X ..." on the original image, in its own depth frame."""
     photograph = one.photograph
     target = photograph.objects[index]
-    assert one.rgb_u8 is not None, "a picture with a question was read"
+    assert one.rgb_u8 is not None, "an image with a question was read"
     if asking.published:
         name, location, facts = target.category, published.location(target, original_01), {}
     else:

@@ -20,13 +20,13 @@ from llava_bifrost.language.answer import PHRASES, Location, Request, format_ans
 
 IMAGE = "<image>"
 DIGITS = 5  # of the numbers in meta
-AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)  # bins of the statistics, share of the picture
+AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)  # bins of the statistics, share of the image
 DEPTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One question with its picture and answer. image: file name; several samples may share a picture."""
+    """One question with its image and answer. image: file name; several samples may share an image."""
 
     id: str
     image: str
@@ -40,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Built:
-    """What became of one picture or scene: its samples, and reasons of what was dropped."""
+    """What became of one image or scene: its samples, and reasons of what was dropped."""
 
     name: str
     samples: Sequence[Sample]
@@ -88,7 +88,7 @@ def make_record(sample: Sample, fmt: str, decimals: int) -> dict[str, Any]:
 
 
 def check_record(record: Mapping[str, Any]) -> None:
-    """Refuse a record that would train a blind model: every question shows exactly one picture, first."""
+    """Refuse a record that would train a blind model: every question shows exactly one image, first."""
     asked = record["conversations"][0]["value"]
     if not asked.startswith(f"{IMAGE}\n") or asked.count(IMAGE) != 1:
         raise ValueError(f"record {record['id']}: the question must begin with one {IMAGE}, got {asked!r}")
@@ -98,7 +98,7 @@ def statistics(records: Sequence[Mapping[str, Any]], dropped: Iterable[str], ite
     """Counts of a whole data set; nothing in them depends on when or how fast it was made.
 
     dropped: reasons, "short name: detail"; counted by the short name
-    items:   pictures or scenes that were looked at
+    items:   images or scenes that were looked at
     """
     metas = [record["meta"] for record in records]
     clauses = [Request(**_tuples(meta["request"])).clauses for meta in metas]
@@ -106,7 +106,7 @@ def statistics(records: Sequence[Mapping[str, Any]], dropped: Iterable[str], ite
     areas = [_area(meta["box01_xyxy"]) for meta in metas]
     return {
         "items": items,
-        "pictures": len({record["image"] for record in records}),
+        "images": len({record["image"] for record in records}),
         "samples": len(records),
         "kinds": _counted(Counter(meta["kind"] for meta in metas)),
         "relations per sample": _counted(Counter(str(len(one)) for one in clauses)),

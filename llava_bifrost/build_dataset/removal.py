@@ -20,11 +20,11 @@ SAME = 6  # largest change of a channel, of 255, of a pixel that counts as uncha
 class Thresholds:
     """Which objects are removed and which are named."""
 
-    target: tuple[float, float] = setting((0.02, 0.6), low=0, high=1, help="target's box over the picture")
+    target: tuple[float, float] = setting((0.02, 0.6), low=0, high=1, help="target's box over the image")
     anchor: float = setting(0.01, low=0, high=1, help="least box of an anchor, or of a rival for its name")
     solid: float = setting(0.3, low=0, high=1, help="least share of its box that the target's mask covers")
-    dilate: float = setting(0.02, low=0, high=0.2, help="growth of the hole, in longer sides of the picture")
-    hole: float = setting(0.6, low=0, high=1, help="largest share of the picture that is removed")
+    dilate: float = setting(0.02, low=0, high=0.2, help="growth of the hole, in longer sides of the image")
+    hole: float = setting(0.6, low=0, high=1, help="largest share of the image that is removed")
     remaining: float = setting(0.5, low=0, high=1, help="least share of an anchor that the removal leaves")
     leftover: float = setting(0.35, low=0, high=1, help="largest share of the target that looks as before")
     depth_error: float = setting(0.05, low=0, high=1, help="largest median difference of the two depth maps")
@@ -35,7 +35,7 @@ class Thresholds:
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """One object taken out of its picture."""
+    """One object taken out of its image."""
 
     index: int  # of the object
     mask: np.ndarray  # (h, w) bool
@@ -57,7 +57,7 @@ def remove(
         raise Rejected(f"thin target: its mask covers {mask.sum() / box_area:.0%} of its box")
     hole = grow(mask, rules.dilate)
     if hole.mean() > rules.hole:
-        raise Rejected(f"large hole: {hole.mean():.0%} of the picture")
+        raise Rejected(f"large hole: {hole.mean():.0%} of the image")
     filled_u8 = eraser.erase(rgb_u8, hole, seed)
     change = np.abs(filled_u8[mask].astype(np.int16) - rgb_u8[mask].astype(np.int16)).max(axis=1)
     same = float((change <= SAME).mean())
@@ -67,7 +67,7 @@ def remove(
 
 
 def grow(mask: np.ndarray, share: float) -> np.ndarray:
-    """Mask (h, w) dilated by a share of the picture's longer side, at least a pixel."""
+    """Mask (h, w) dilated by a share of the image's longer side, at least a pixel."""
     reach = max(1, round(share * max(mask.shape)))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     return cv2.dilate(mask.astype(np.uint8), disc) > 0

@@ -1,6 +1,6 @@
-"""Questions from rendered scenes: the picture without the object, its box, depth and relations are exact.
+"""Questions from rendered scenes: the image without the object, its box, depth and relations are exact.
 
-Where the full view was rendered, further questions place something new on the same picture, at a place where
+Where the full view was rendered, further questions place something new on the same image, at a place where
 it stands, fits and touches nothing (world_questions.py).
 """
 
@@ -42,7 +42,7 @@ class ScenesBuild(OutputSettings):
     replace: int = setting(1, low=0, help="Replace questions of a scene, about solids that stand free")
     placements: int = setting(3, low=0, help="Place questions of a scene about new things; full views only")
     visible: float = setting(0.4, low=0, high=1, help="least visible share of a solid that is named")
-    area: float = setting(0.004, low=0, high=1, help="least share of the picture of a solid that is named")
+    area: float = setting(0.004, low=0, high=1, help="least share of the image of a solid that is named")
     relations: RelationRules = setting(
         RelationRules(reach=0.5, depth_step=DEPTH_STEP, same_depth=1), help="what is said of a solid"
     )
@@ -91,7 +91,7 @@ class SceneSource:
 
 
 def scene_name(seed: int) -> str:
-    """Of the item and its pictures; sorts like the seeds."""
+    """Of the item and its images; sorts like the seeds."""
     return f"{seed:014d}"
 
 
@@ -129,7 +129,7 @@ def scene_questions(
 def new_things(
     fact: SceneFacts, without_u8: np.ndarray, options: SceneOptions, settings: ScenesBuild
 ) -> list[Sample]:
-    """Questions that place things which the scene never had on the picture (h, w, 3) without the solid."""
+    """Questions that place things which the scene never had on the image (h, w, 3) without the solid."""
     if not settings.placements:
         return []
     world, name = world_of(fact, options).without(fact.removed), scene_name(fact.seed)
@@ -138,9 +138,9 @@ def new_things(
     for count, one in enumerate(asked):
         anchors = {fact.names[index]: solid_place(fact, index) for index in one.named}
         if all(satisfies(one.answer, one.request, anchors).values()):  # also to the digits that are kept
-            picture = f"{name}_without.png"
+            image = f"{name}_without.png"
             samples.append(
-                Sample(f"{name}-n{count}", picture, without_u8, one.request, one.answer, anchors, "scenes")
+                Sample(f"{name}-n{count}", image, without_u8, one.request, one.answer, anchors, "scenes")
             )
     return samples
 

@@ -1,11 +1,11 @@
-"""Measure a locator: does what it answers satisfy the sentence, in this picture?
+"""Measure a locator: does what it answers satisfy the sentence, in this image?
 
     python -m llava_bifrost.evaluate --scenes 1024 --out benchmarks/results/locator.json
     python -m llava_bifrost.evaluate --dataset outputs/location/data.json --out outputs/locator.json
 
 The headline is the network's single greedy answer: no re-ranking, no anchor boxes. On rendered scenes all
 rules are decided exactly (evaluate_judge.py); on a dataset file those of the instruction. Beside it stand
-controls: the same questions about another picture, one constant answer, a network trained blind; and,
+controls: the same questions about another image, one constant answer, a network trained blind; and,
 on scenes, another right answer (the ceiling of every distance to one right answer) and the places of who
 overlooks third objects. 95 % bootstrap intervals.
 """
@@ -36,13 +36,13 @@ from llava_bifrost.worlds.controls import another_place, careless_place
 
 log = logging.getLogger(__name__)
 
-GREEDY, SHUFFLED, BLIND, CONSTANT = (
+GREEDY, SHUFFLED, IMAGE_FREE, CONSTANT = (
     "greedy answer",
-    "about another picture",
+    "about another image",
     "trained blind",
     "one constant answer",
 )
-CEILING, CARELESS = "another right answer", "third objects overlooked"
+CEILING, DISTRACTOR_BLIND = "another right answer", "third objects overlooked"
 RANKED, BEST = "best of {} by predicted geometry", "best of {} by the truth"
 
 
@@ -57,7 +57,7 @@ class EvaluateSettings:
     data: Path = setting(
         Path("data/scenes/views_eval"), help="folder of held-out scenes; rendered if missing"
     )
-    blind: Path | None = setting(None, help="folder of a locator that was trained without seeing pictures")
+    blind: Path | None = setting(None, help="folder of a locator that was trained without seeing images")
     candidates: int = setting(0, help="also measure re-ranking and best of this many; 0: not", low=0)
     ranked: int = setting(128, help="scenes on which that is done", low=1)
     batch: int = setting(64, help="questions answered together", low=1)
@@ -71,24 +71,22 @@ class EvaluateSettings:
 Answers = list[Location | None]
 
 
-def ask(locator: Locator, cases: Sequence[Case], pictures: Sequence[np.ndarray], batch: int) -> Answers:
-    """The greedy answer to each case about the picture beside it; None where it cannot be read."""
+def ask(locator: Locator, cases: Sequence[Case], images: Sequence[np.ndarray], batch: int) -> Answers:
+    """The greedy answer to each case about the image beside it; None where it cannot be read."""
     found: Answers = []
     for start in tqdm(range(0, len(cases), batch), desc="asking", unit="batch"):
         here = slice(start, start + batch)
         texts = [make_instruction(case.request) for case in cases[here]]
         try:
-            found += [one.location for one in locator.locate_many(pictures[here], texts)]
+            found += [one.location for one in locator.locate_many(images[here], texts)]
         except AnswerError:
-            found += [
-                _one(locator, picture, text) for picture, text in zip(pictures[here], texts, strict=True)
-            ]
+            found += [_one(locator, image, text) for image, text in zip(images[here], texts, strict=True)]
     return found
 
 
-def _one(locator: Locator, picture: np.ndarray, text: str) -> Location | None:
+def _one(locator: Locator, image: np.ndarray, text: str) -> Location | None:
     try:
-        return locator.locate(picture, text)[0].location
+        return locator.locate(image, text)[0].location
     except AnswerError:
         return None
 
@@ -103,14 +101,14 @@ def controls(
     locator: Locator, cases: Sequence[Case], config: EvaluateSettings, blind: Locator | None
 ) -> dict[str, list[Measures]]:
     """Rows of measures: the greedy answer and what it is to be compared with."""
-    pictures = [case.image_u8 for case in cases]
-    other = np.roll(np.arange(len(cases)), len(cases) // 2)  # no picture stays with its question
+    images = [case.image_u8 for case in cases]
+    other = np.roll(np.arange(len(cases)), len(cases) // 2)  # no image stays with its question
     answers = {
-        GREEDY: ask(locator, cases, pictures, config.batch),
-        SHUFFLED: ask(locator, cases, [pictures[i] for i in other], config.batch),
+        GREEDY: ask(locator, cases, images, config.batch),
+        SHUFFLED: ask(locator, cases, [images[i] for i in other], config.batch),
     }
     if blind is not None:
-        answers[BLIND] = ask(blind, cases, pictures, config.batch)
+        answers[IMAGE_FREE] = ask(blind, cases, images, config.batch)
     answers[CONSTANT] = [constant(cases)] * len(cases)
     return {name: judged(cases, found) for name, found in answers.items()}
 
@@ -125,7 +123,10 @@ def constant(cases: Sequence[Case]) -> Location:
 def without_model(cases: Sequence[Case], seed: int) -> dict[str, list[Measures]]:
     """Rows of answers that follow from the world alone. Cases for which none is found are left out."""
     rows: dict[str, list[Measures]] = {}
-    makers: dict[str, Callable[..., Location | None]] = {CEILING: another_place, CARELESS: careless_place}
+    makers: dict[str, Callable[..., Location | None]] = {
+        CEILING: another_place,
+        DISTRACTOR_BLIND: careless_place,
+    }
     for name, make in makers.items():
         found = [
             make(case.world, case.request, np.random.default_rng((seed, i))) for i, case in enumerate(cases)
@@ -147,7 +148,7 @@ def re_ranked(locator: Locator, cases: Sequence[Case], config: EvaluateSettings)
 
 
 def run(config: EvaluateSettings) -> dict[str, Any]:
-    """Measure and write JSON, table and picture sheet; returns what the JSON holds."""
+    """Measure and write JSON, table and image sheet; returns what the JSON holds."""
     locator = load_locator(config.model, config.device)
     blind = load_locator(config.blind, config.device) if config.blind else None
     scenes = config.dataset is None
@@ -163,7 +164,7 @@ def run(config: EvaluateSettings) -> dict[str, Any]:
             continue
         rows = controls(locator, chosen, config, blind)
         if kind == "place":
-            result["gap_to_another_picture"] = gap(rows[GREEDY], rows[SHUFFLED])
+            result["gap_to_another_image"] = gap(rows[GREEDY], rows[SHUFFLED])
             if config.candidates > 1:
                 rows |= re_ranked(locator, chosen, config)
             if scenes:

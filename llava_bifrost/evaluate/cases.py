@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.relations import Place
 from datasets.scenes.store import StoreSettings, read_shard, render_shards
-from ldm.images import read_picture
+from ldm.images import read_image
 from llava_bifrost.evaluate.measures import Case
 from llava_bifrost.language.answer import Location, Request
 from llava_bifrost.worlds.questions import Question, place_questions, replace_questions
@@ -54,7 +54,7 @@ def _case(question: Question, world: World, image_u8: np.ndarray) -> Case:
 def dataset_cases(path: Path, most: int) -> list[Case]:
     """The first `most` records of a LLaVA conversation file (JSON list) with the metadata of build_dataset.
 
-    Pictures lie beside the file or in its folder images/. ValueError names what is missing.
+    Images lie beside the file or in its folder images/. ValueError names what is missing.
     """
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
@@ -81,5 +81,5 @@ def _read(path: Path, number: int, record: Any) -> Case:
         raise ValueError(
             f"{path}: record {number} lacks {error}; build it with llava_bifrost.build_dataset"
         ) from None
-    image = read_picture(within if within.is_file() else beside).rgb_u8
+    image = read_image(within if within.is_file() else beside).rgb_u8
     return Case(str(record.get("id", number)), image, request, truth, anchors)

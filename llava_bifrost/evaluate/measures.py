@@ -22,7 +22,7 @@ from llava_bifrost.language.answer import (
 )
 from llava_bifrost.worlds.world import SHAPE_NAMES, World
 
-GROUND = 0.03  # of the picture: foot and ground agree this well
+GROUND = 0.03  # of the image: foot and ground agree this well
 SIZE = 0.25  # a side may differ by this share from that of the typical solid
 TOUCH = 0.04  # metres that the cylinders around two solids may overlap; the solids themselves are slimmer
 ORDERED = {"in front of": 1, "behind": -1}
@@ -30,7 +30,7 @@ ORDERED = {"in front of": 1, "behind": -1}
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One question. world: the room behind the picture, where it is known; truth: one right answer."""
+    """One question. world: the room behind the image, where it is known; truth: one right answer."""
 
     name: str
     image_u8: np.ndarray

@@ -1,4 +1,4 @@
-"""Measures of many answers -> numbers with intervals, a text table, a sheet of pictures."""
+"""Measures of many answers -> numbers with intervals, a text table, a sheet of images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PUBLISHED = {
     "published_box_mse": "BBox MSE", "published_iou": "BBox IoU (+1 convention, share above 0.5)",
     "published_depth_mse": "Depth MSE",
 }  # fmt: skip
-CELL, ROW = 300, 4  # pixels, pictures in a row of the sheet
+CELL, ROW = 300, 4  # pixels, images in a row of the sheet
 
 
 def summarised(rows: Mapping[str, Sequence[Measures]]) -> Table:

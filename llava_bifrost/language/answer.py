@@ -4,7 +4,7 @@ parses answers; instructions are in phrases.py.
     center      [x1, y1, x2, y2], d.                  depth of the object's centre (the paper)
     maxmedmin   [x1, y1, x2, y2], dmax, dmed, dmin.   depths over the object (the released builder)
 
-Box: corners in fractions of the picture's width and height. Depth: depth_01 of the background, 1 = nearest.
+Box: corners in fractions of the image's width and height. Depth: depth_01 of the background, 1 = nearest.
 """
 
 import re
@@ -45,7 +45,7 @@ class AnswerError(ValueError):
 class Location:
     """A place for an object.
 
-    box01_xyxy: fractions of the picture. depth: of its centre, or the median over it. far, near: the extent,
+    box01_xyxy: fractions of the image. depth: of its centre, or the median over it. far, near: the extent,
     both or neither, far <= depth <= near. ValueError otherwise.
     """
 

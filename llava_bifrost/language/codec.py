@@ -1,9 +1,9 @@
 """How a model writes a place: one small codec per family of models, and the form that its answers must have.
 
-    bifrost    [0.320, 0.190, 0.560, 0.870], 0.890.               fractions of the picture (the paper)
-    square     the same text, fractions of the picture padded to a square: what LLaVA-1.5 learned to ground in
+    bifrost    [0.320, 0.190, 0.560, 0.870], 0.890.               fractions of the image (the paper)
+    square     the same text, fractions of the image padded to a square: what LLaVA-1.5 learned to ground in
     pixels     {"bbox_2d": [64, 38, 112, 174], "depth": 0.890}    pixels of the resized input (Qwen2.5-VL)
-    thousand   {"bbox_2d": [320, 190, 560, 870], "depth": 0.890}  thousandths of the picture (Qwen3-VL)
+    thousand   {"bbox_2d": [320, 190, 560, 870], "depth": 0.890}  thousandths of the image (Qwen3-VL)
 
 Texts of the paper's form are written and read by location.py.
 """
@@ -44,7 +44,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 @dataclass(frozen=True)
 class Frame:
-    """size_hw: of the picture. input_hw: of what the model is given, resized, where a codec needs it."""
+    """size_hw: of the image. input_hw: of what the model is given, resized, where a codec needs it."""
 
     size_hw: Size
     input_hw: Size | None = None
@@ -73,7 +73,7 @@ class Codec:
         return self.name in ("pixels", "thousand")
 
     def form(self, frame: Frame) -> Form:
-        """What answers about this picture look like."""
+        """What answers about this image look like."""
         low, high = self._range(frame)
         parts = ("[", ", ", "], ", ".")
         if self.as_json:
@@ -128,7 +128,7 @@ class Codec:
 
 
 def to_square(box01: tuple[float, float, float, float], frame: Frame) -> tuple[float, float, float, float]:
-    """Fractions of a picture -> fractions of the picture padded to a square, as LLaVA pads it."""
+    """Fractions of an image -> fractions of the image padded to a square, as LLaVA pads it."""
     (h, w), side = frame.size_hw, max(frame.size_hw)
     left, top, _, _ = square_padding(frame.size_hw)
     x0, y0, x1, y1 = box01
@@ -138,18 +138,18 @@ def to_square(box01: tuple[float, float, float, float], frame: Frame) -> tuple[f
 def from_square(
     box01: tuple[float, float, float, float], frame: Frame, text: str = ""
 ) -> tuple[float, float, float, float]:
-    """The inverse, cut at the edges of the picture; AnswerError for a box in the padding alone."""
+    """The inverse, cut at the edges of the image; AnswerError for a box in the padding alone."""
     (h, w), side = frame.size_hw, max(frame.size_hw)
     left, top, _, _ = square_padding(frame.size_hw)
     x0, x1 = (min(max((x * side - left) / w, 0.0), 1.0) for x in (box01[0], box01[2]))
     y0, y1 = (min(max((y * side - top) / h, 0.0), 1.0) for y in (box01[1], box01[3]))
     if x0 >= x1 or y0 >= y1:
-        raise AnswerError(f"the box of {text[:120]!r} lies outside the picture, in its padding")
+        raise AnswerError(f"the box of {text[:120]!r} lies outside the image, in its padding")
     return x0, y0, x1, y1
 
 
 def frame_of(processor: Any, size_hw: Size) -> Frame:
-    """What a processor makes of a picture of (h, w), as far as codecs need it."""
+    """What a processor makes of an image of (h, w), as far as codecs need it."""
     images = processor.image_processor
     if not hasattr(images, "merge_size"):
         return Frame(size_hw)

@@ -34,7 +34,7 @@ class Form:
     depth_decimals: int
 
     def family(self) -> str:
-        """The answers about any picture: whole numbers up to 9999, fractions up to 1."""
+        """The answers about any image: whole numbers up to 9999, fractions up to 1."""
         most = 10**self.decimals if self.decimals else LARGEST
         return replace(self, low=(0, 0), high=(most, most)).pattern()
 

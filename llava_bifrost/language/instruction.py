@@ -45,7 +45,7 @@ SYNONYMS: dict[str, str] = {
 PLACE_VERBS = ("place", "put", "move", "add", "set", "sit", "lay", "stand", "insert", "position", "drop",
                "hang")  # fmt: skip
 REPLACE_VERBS = ("replace", "swap", "substitute", "exchange")
-# A name that ends with one of these is a part of the picture, not a thing.
+# A name that ends with one of these is a part of the image, not a thing.
 SPOTS = ("left", "right", "front", "back", "side", "middle", "center", "centre", "corner", "top", "bottom",
          "background", "foreground", "there", "here", "it")  # fmt: skip
 
@@ -173,7 +173,7 @@ def parse_instruction(text: str) -> Request:
 
 
 def _replace(rest: str, verb: str) -> Request:
-    """ "the X [with ...]". What it is replaced by is the reference picture, so those words are not needed."""
+    """ "the X [with ...]". What it is replaced by is the reference image, so those words are not needed."""
     target = re.split(r"\s+(?:with|by|for)\s+", rest, maxsplit=1)[0]
     found = _PHRASE.search(target)
     if found:

@@ -1,9 +1,9 @@
-"""Known things of a picture from a JSON file: names, boxes and depths.
+"""Known things of an image from a JSON file: names, boxes and depths.
 
     [{"name": "sofa", "box": [0.1, 0.4, 0.6, 0.9], "depth": 0.62}, ...]
     {"sofa": {"box01_xyxy": [0.1, 0.4, 0.6, 0.9], "d": 0.62, "far": 0.5, "near": 0.7}, ...}
 
-Boxes are fractions of the picture, depths 1 = nearest. `depth` is one number, or far and near. The second
+Boxes are fractions of the image, depths 1 = nearest. `depth` is one number, or far and near. The second
 form is that of a dataset's `anchors`. Without a file a detector finds the named things.
 """
 
@@ -29,7 +29,7 @@ BOXES, DEPTHS = ("box", "box01_xyxy"), ("depth", "d")
 def read_anchors(path: Path, depth_01: np.ndarray | None = None) -> dict[str, Place]:
     """The things of an anchors file; names in lower case.
 
-    depth_01: (h, w) of the picture, for entries without a depth; without it every entry needs one
+    depth_01: (h, w) of the image, for entries without a depth; without it every entry needs one
     Raises ValueError naming the file, the thing and what is wrong with it.
     """
     try:
@@ -105,7 +105,7 @@ def detect_anchors(
     depth_01: np.ndarray,
     sam: Path | None = None,
 ) -> dict[str, Place]:
-    """The named things in a picture (h, w, 3), their depth from its depth map (h, w).
+    """The named things in an image (h, w, 3), their depth from its depth map (h, w).
 
     sam: a SAM folder, whose mask of each box then decides which pixels are the thing
     ValueError lists the names that are not found.

@@ -1,7 +1,7 @@
-"""The ground of a picture from its depth map: the plane, its horizon, and the surfaces on which things stand.
+"""The ground of an image from its depth map: the plane, its horizon, and the surfaces on which things stand.
 
 Inverse depth is affine in the image coordinates of a plane, so a plane is three numbers:
-d(x, y) = a x + b y + c with x, y in fractions of the picture. Relative inverse depth d = (1/z - low) / range
+d(x, y) = a x + b y + c with x, y in fractions of the image. Relative inverse depth d = (1/z - low) / range
 hides where 1/z = 0 lies; that value of d, `horizon_d`, is what sizes need: a thing of fixed size covers a
 width proportional to d - horizon_d. It follows from a wall, because walls and ground are at right angles.
 
@@ -17,13 +17,13 @@ from ldm.images import resize
 
 WORKING_SIDE = 96  # pixels of the longer side; planes need no more
 HYPOTHESES = 500  # planes tried
-REACH = 0.14  # largest distance of the three points of a hypothesis, fraction of the picture
+REACH = 0.14  # largest distance of the three points of a hypothesis, fraction of the image
 TOLERANCE = 0.012  # depth; points on a plane lie within it
-STEEP = 0.15  # least gain of depth per picture height of a plane that can be ground
+STEEP = 0.15  # least gain of depth per image height of a plane that can be ground
 SPARSE = 5  # every so many points are enough to choose among planes
 PIECE = 0.004  # of a mask; smaller pieces do not count
 BELOW = 0.02  # share of points that may lie below the ground
-LEAST_SHARE = 0.03  # of the picture that a plane must cover
+LEAST_SHARE = 0.03  # of the image that a plane must cover
 VIEW_DEGREES = 47.0  # field of view of the longer side that is taken where nothing is known
 HORIZON_D = -0.45  # depth at infinity where no wall tells it: the farthest point is 3.2 times the nearest
 FARTHEST_HORIZON = -1.2  # least depth at infinity that is believed
@@ -31,7 +31,7 @@ FARTHEST_HORIZON = -1.2  # least depth at infinity that is believed
 
 @dataclass(frozen=True)
 class Plane:
-    """d(x, y) = a x + b y + c, with x and y in fractions of the picture."""
+    """d(x, y) = a x + b y + c, with x and y in fractions of the image."""
 
     a: float
     b: float
@@ -59,17 +59,17 @@ class Ground:
     horizon_d: float  # depth at infinity, not above 0
     seen: np.ndarray  # (h, w) bool at working size: pixels that show the ground
     reach: np.ndarray  # (h, w) bool: the convex hull of these, ground that something hides included
-    measured: bool  # False: the picture shows no ground, and a level one is assumed
+    measured: bool  # False: the image shows no ground, and a level one is assumed
 
     def scale(self, d: np.ndarray | float) -> np.ndarray | float:
-        """Size in the picture of a thing at depth d, relative to its true size; at least 0.02."""
+        """Size in the image of a thing at depth d, relative to its true size; at least 0.02."""
         return np.maximum(np.asarray(d) - self.horizon_d, 0.02)
 
 
 def fit_ground(depth_01: np.ndarray, view_degrees: float = VIEW_DEGREES) -> Ground:
     """Find the ground of a depth map (h, w), 1 = nearest; the same map gives the same answer.
 
-    Where no plane fits, a level ground is assumed: farthest in the middle of the picture, nearest at its
+    Where no plane fits, a level ground is assumed: farthest in the middle of the image, nearest at its
     lower edge.
     """
     small, points = _points(depth_01)

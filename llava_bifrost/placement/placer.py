@@ -5,7 +5,7 @@
 
 It fits the ground to the depth map, tries feet all over the ground and over the surfaces near the anchors,
 gives the object the size that its neighbours and a small table of nouns suggest, and keeps the spots that
-are in the picture, run into nothing that is known, and satisfy every clause of the request. What is left is
+are in the image, run into nothing that is known, and satisfy every clause of the request. What is left is
 ranked by how safely it satisfies the request, by nearness to the anchors and by how much of the object would
 show.
 The same input gives the same answer.
@@ -32,8 +32,8 @@ from llava_bifrost.placement.search import (
     AROUND,
     NOWHERE,
     ROOM,
-    Body,
-    Spots,
+    CandidatePlacements,
+    ObjectExtent,
     View,
     clear,
     clipped,
@@ -50,7 +50,7 @@ from llava_bifrost.placement.sizes import bulge_of, size_at_one
 
 RANKED = 80  # spots that are looked at closely
 SAME = 0.55  # boxes that overlap more than this (IoU) are one proposal
-SHIFT, DEEPER = 0.012, 0.015  # of the picture and in depth: what a safe place can be moved by
+SHIFT, DEEPER = 0.012, 0.015  # of the image and in depth: what a safe place can be moved by
 UNEVEN = 1.0  # dislike of the top of a thing that shows no level side
 FREE = 0.8  # preference for spots that touch not even what the relation allows
 AMPLE = 0.3  # preference for spots with some room around them
@@ -60,7 +60,7 @@ DECIMALS = 4
 
 
 class NoPlace(ValueError):
-    """Nothing in the picture satisfies the request; the message says which part fails."""
+    """Nothing in the image satisfies the request; the message says which part fails."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,9 @@ def place(
     unit_px = size_at_one(request.target, named, anchors, view.ground, size_hw, item.relative_size)
     reasons: list[str] = []
     for factor in (1.0, 0.75, 1.25, 0.5):  # rather another size than no place
-        spots = _spots(view, request, named, Body(unit_px * factor, item.aspect, bulge_of(request.target)))
+        spots = _spots(
+            view, request, named, ObjectExtent(unit_px * factor, item.aspect, bulge_of(request.target))
+        )
         spots = spots.where(clear(view, spots, _touching(request)))
         if not len(spots):
             reasons.append("the object fits nowhere without running into something")
@@ -139,7 +141,9 @@ def _touching(request: Request) -> list[str]:
     return [name for phrase, name in request.relations if PHRASES[phrase] in (*UPON, "under")]
 
 
-def _spots(view: View, request: Request, named: Mapping[str, Place], body: Body) -> Spots:
+def _spots(
+    view: View, request: Request, named: Mapping[str, Place], body: ObjectExtent
+) -> CandidatePlacements:
     """All feet that are worth a look, on the surfaces that the relations speak of."""
     relations = {PHRASES[phrase] for phrase, _ in request.relations}
     upon = [name for phrase, name in request.relations if PHRASES[phrase] in UPON]
@@ -152,7 +156,7 @@ def _spots(view: View, request: Request, named: Mapping[str, Place], body: Body)
     return join(parts)
 
 
-def _beside(view: View, anchor: Place, body: Body) -> Spots:
+def _beside(view: View, anchor: Place, body: ObjectExtent) -> CandidatePlacements:
     """Spots on the raised surface on which an anchor stands; none for an anchor on the ground."""
     plane = surface_below(view, anchor)
     if plane is None:
@@ -163,10 +167,15 @@ def _beside(view: View, anchor: Place, body: Body) -> Spots:
 
 
 def _ranked(
-    view: View, spots: Spots, share: np.ndarray, request: Request, named: Mapping[str, Place], count: int
+    view: View,
+    spots: CandidatePlacements,
+    share: np.ndarray,
+    request: Request,
+    named: Mapping[str, Place],
+    count: int,
 ) -> list[Candidate]:
     """The best of the spots that satisfy everything, different from each other."""
-    liking = _liking(view, spots, share, request, named)
+    liking = _preference_score(view, spots, share, request, named)
     found: list[tuple[float, Location]] = []
     for index in np.argsort(-liking, kind="stable"):
         location = _location(spots.box(int(index)), float(spots.d[index]))
@@ -191,8 +200,8 @@ def _location(box01: tuple[float, ...], d: float) -> Location | None:
     return Location((x0, y0, x1, y1), min(max(round(d, DECIMALS), 0.0), 1.0))
 
 
-def _liking(
-    view: View, spots: Spots, share: np.ndarray, request: Request, named: Mapping[str, Place]
+def _preference_score(
+    view: View, spots: CandidatePlacements, share: np.ndarray, request: Request, named: Mapping[str, Place]
 ) -> np.ndarray:
     """How good spots look apart from the relations themselves, (k,), about 0 to 3."""
     left, right, front, back = plan(view, spots.x, spots.w, spots.foot)
@@ -234,7 +243,7 @@ def _safety(location: Location, request: Request, named: Mapping[str, Place]) ->
     return held / tried
 
 
-def _failing(spots: Spots, request: Request, named: Mapping[str, Place]) -> str:
+def _failing(spots: CandidatePlacements, request: Request, named: Mapping[str, Place]) -> str:
     """Which clause no spot satisfies, or that they exclude each other."""
     step = max(1, len(spots) // 400)
     counts: dict[str, int] = {clause_text(phrase, names): 0 for phrase, names in request.clauses}

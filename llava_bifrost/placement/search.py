@@ -1,6 +1,6 @@
 """Where a thing could stand: points on the ground and on raised surfaces, with the box it would have there.
 
-Everything is decided for many spots at once. Units: x, y, w, h in fractions of the picture; d a depth_01;
+Everything is decided for many spots at once. Units: x, y, w, h in fractions of the image; d a depth_01;
 `side` and `away` in a ground plan whose unit is the same in both directions: away = 1 / (d - horizon_d).
 
 Legend: k spots.
@@ -27,13 +27,13 @@ CONTACT = 0.03  # depth by which things seen in a box may be nearer without hidi
 ROOM = 0.25  # least visible share of a thing
 RAISED = 1.06  # nearer than the ground by this factor: another surface
 LEVEL = 3.0  # largest difference in slope, in units of TOLERANCE per working pixel, of a level surface
-AROUND = 0.1  # of the picture: how far around a foot its surface is looked for
+AROUND = 0.1  # of the image: how far around a foot its surface is looked for
 SAME_LEVEL = 0.08  # relative difference of levels up to which two things stand on one surface
 LID = 0.65  # share of a box, from above, in which its upper side is looked for
 
 
 @dataclass(frozen=True, eq=False)
-class Spots:
+class CandidatePlacements:
     """k proposals; every field is an array (k,)."""
 
     x: np.ndarray  # middle
@@ -48,30 +48,30 @@ class Spots:
     def __len__(self) -> int:
         return len(self.x)
 
-    def where(self, kept: np.ndarray) -> "Spots":
+    def where(self, kept: np.ndarray) -> "CandidatePlacements":
         """The spots of a mask or of indices."""
-        return Spots(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+        return CandidatePlacements(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
 
     def box(self, index: int) -> tuple[float, float, float, float]:
         x, y, w, h = (float(values[index]) for values in (self.x, self.y, self.w, self.h))
         return max(0.0, x - w / 2), max(0.0, y - h), min(1.0, x + w / 2), min(1.0, y)
 
 
-def join(parts: Sequence[Spots]) -> Spots:
+def join(parts: Sequence[CandidatePlacements]) -> CandidatePlacements:
     """One list of several."""
-    return Spots(
+    return CandidatePlacements(
         **{
             field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in fields(Spots)
+            for field in fields(CandidatePlacements)
         }
     )
 
 
-NOWHERE = Spots(*(np.zeros(0) for _ in fields(Spots)))
+NOWHERE = CandidatePlacements(*(np.zeros(0) for _ in fields(CandidatePlacements)))
 
 
 @dataclass(frozen=True)
-class Body:
+class ObjectExtent:
     """What is to be placed."""
 
     unit_px: float  # square root of its box's area, per unit of Ground.scale
@@ -113,7 +113,7 @@ class View:
         return self.ground.reach[rows, columns]
 
 
-def on_ground(view: View, body: Body, factor: float = 1.0) -> Spots:
+def on_ground(view: View, body: ObjectExtent, factor: float = 1.0) -> CandidatePlacements:
     """Spots on the ground, hidden parts of it included."""
     rows, columns = np.linspace(0.05, 0.995, ROWS), np.linspace(0.02, 0.98, COLUMNS)
     y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
@@ -125,7 +125,9 @@ def on_ground(view: View, body: Body, factor: float = 1.0) -> Spots:
     return spots.where(view.reached(*behind(view, spots, view.ground.plane)))
 
 
-def on_plane(view: View, plane: Plane, box01: Box01, body: Body, factor: float = 1.0) -> Spots:
+def on_plane(
+    view: View, plane: Plane, box01: Box01, body: ObjectExtent, factor: float = 1.0
+) -> CandidatePlacements:
     """Spots on a raised plane inside a box: where it is seen, and where nearer things hide it in between."""
     x0, y0, x1, y1 = box01
     rows, columns = np.linspace(y0, y1, ROWS // 2), np.linspace(x0, x1, COLUMNS // 2)
@@ -143,7 +145,7 @@ def on_plane(view: View, plane: Plane, box01: Box01, body: Body, factor: float =
     return spots.where((back_y >= y0) & there[row, column])
 
 
-def on_top(view: View, anchor: Place, body: Body) -> Spots:
+def on_top(view: View, anchor: Place, body: ObjectExtent) -> CandidatePlacements:
     """Spots on top of a thing: on its level upper side where one is seen, else just below its upper edge."""
     x0, y0, x1, y1 = anchor.box01_xyxy
     lid = (x0, y0, x1, y0 + LID * (y1 - y0))
@@ -166,7 +168,7 @@ def surface_below(view: View, thing: Place) -> Plane | None:
 
 
 def clipped(x0: float, y0: float, x1: float, y1: float) -> Box01:
-    """A region inside the picture."""
+    """A region inside the image."""
     return max(0.0, x0), max(0.0, y0), min(1.0, x1), min(1.0, y1)
 
 
@@ -200,11 +202,11 @@ def _sized(
     y: np.ndarray,
     foot: np.ndarray,
     view: View,
-    body: Body,
+    body: ObjectExtent,
     level: float,
     factor: float = 1.0,
-) -> Spots:
-    """Boxes at feet, for every relative size, those inside the picture."""
+) -> CandidatePlacements:
+    """Boxes at feet, for every relative size, those inside the image."""
     parts = []
     for size in SIZES:
         side = body.unit_px * size * factor * np.asarray(view.ground.scale(foot))
@@ -212,11 +214,13 @@ def _sized(
         inside = (x - w / 2 >= 0) & (x + w / 2 <= 1) & (y - h >= 0) & (y <= 1)
         d = np.minimum(foot + body.bulge * w * np.asarray(view.ground.scale(foot)), 1.0)
         alike = np.ones(len(x))
-        parts.append(Spots(x, y, w, h, d, foot, alike * size * factor, alike * level).where(inside))
+        parts.append(
+            CandidatePlacements(x, y, w, h, d, foot, alike * size * factor, alike * level).where(inside)
+        )
     return join(parts)
 
 
-def behind(view: View, spots: Spots, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
+def behind(view: View, spots: CandidatePlacements, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
     """The points x, y of a surface on which the far side of each object stands."""
     left, right, away, _ = plan(view, spots.x, spots.w, spots.foot)
     back = away + BACK * (right - left)
@@ -233,7 +237,7 @@ def plan(view: View, x: np.ndarray, w: np.ndarray, d: np.ndarray) -> tuple[np.nd
     return left, right, away, away + THICK * (right - left)
 
 
-def possible(relation: str, spots: Spots, anchor: Place) -> np.ndarray:
+def possible(relation: str, spots: CandidatePlacements, anchor: Place) -> np.ndarray:
     """Quick necessary conditions of a relation, (k,) bool; the relation itself is judged elsewhere."""
     x0, y0, x1, _ = anchor.box01_xyxy
     across = (spots.x - spots.w / 2 < x1) & (spots.x + spots.w / 2 > x0)
@@ -250,7 +254,9 @@ def possible(relation: str, spots: Spots, anchor: Place) -> np.ndarray:
     return spots.y - spots.h < y0 if relation in ("on", "above") else np.ones(len(spots), bool)
 
 
-def clear(view: View, spots: Spots, touching: Sequence[str] = (), slim: float = SLIM) -> np.ndarray:
+def clear(
+    view: View, spots: CandidatePlacements, touching: Sequence[str] = (), slim: float = SLIM
+) -> np.ndarray:
     """Whether a spot is free of the footprints of all known things, (k,) bool.
 
     A footprint of a known thing is a rectangle, that of the object a circle.
@@ -276,7 +282,7 @@ def clear(view: View, spots: Spots, touching: Sequence[str] = (), slim: float = 
     return free
 
 
-def visible_share(view: View, spots: Spots, side: int = 9) -> np.ndarray:
+def visible_share(view: View, spots: CandidatePlacements, side: int = 9) -> np.ndarray:
     """Share of each box, its corners left out, in front of which nothing stands, (k,)."""
     steps = (np.arange(side) + 0.5) / side
     u, v = np.meshgrid(steps, steps)

@@ -39,7 +39,7 @@ SIZES: dict[str, float] = {
 ROUND = {"ball", "sphere", "egg", "capsule", "balloon", "globe", "apple", "orange", "pumpkin", "melon"}
 BULGE, ROUND_BULGE = 0.06, 0.36  # by which the middle is nearer, in units of width times scale
 COMMON = 0.4  # metres, of a target that is not in the table beside an anchor that is
-EDGE = 0.01  # of the picture; what comes closer to its border may be cut off
+EDGE = 0.01  # of the image; what comes closer to its border may be cut off
 UNANCHORED = 0.3  # share of the shorter side that a thing covers in the middle distance, where nothing helps
 
 
@@ -92,7 +92,7 @@ def size_at_one(
 
 
 def _whole(known: Mapping[str, Place]) -> dict[str, Place]:
-    """The things that the border of the picture does not cut off."""
+    """The things that the border of the image does not cut off."""
     inner = {}
     for name, place in known.items():
         x0, y0, x1, y1 = place.box01_xyxy

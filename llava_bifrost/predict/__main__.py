@@ -1,10 +1,10 @@
-"""Ask a locator where an object goes: a picture and a sentence in, boxes and depths out.
+"""Ask a locator where an object goes: an image and a sentence in, boxes and depths out.
 
     python -m llava_bifrost.predict image --image F --instruction "Place the dog behind the sofa"
     python -m llava_bifrost.predict jsonl JOBS.jsonl --out ANSWERS.jsonl
 
 Answers always have a valid form. With `--candidates K` several places are proposed, ranked by geometry and
-drawn on the picture.
+drawn on the image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import typer
 
 from datasets.relations import Place
-from ldm.images import read_depth, read_picture, write_png
+from ldm.images import read_depth, read_image, write_png
 from ldm.logs import start_logging
 from ldm.settings.cli import command, new_app, run_app
 from llava_bifrost.draw import draw_candidates
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 
 def run_image(settings: ImageSettings) -> None:
-    """Propose places for an object in one picture."""
-    image_u8 = read_picture(settings.image).rgb_u8
+    """Propose places for an object in one image."""
+    image_u8 = read_image(settings.image).rgb_u8
     size_hw = (image_u8.shape[0], image_u8.shape[1])
     anchors = None if settings.anchors is None else read_anchors(settings.anchors)
     depth_01 = None if settings.depth is None else read_depth(settings.depth, size=size_hw)
@@ -85,7 +85,7 @@ def run_jobs(settings: JobSettings) -> None:
 
 def build_app() -> typer.Typer:
     """The command line."""
-    app = new_app("Where does an object go? Boxes and depths from a picture and a sentence.")
+    app = new_app("Where does an object go? Boxes and depths from an image and a sentence.")
     app.command("image")(command(ImageSettings, run_image))
     app.command("jsonl")(command(JobSettings, run_jobs))
     return app

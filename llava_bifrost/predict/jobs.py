@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.shards import shard_of
 from llava_bifrost.language.answer import Candidate
 from llava_bifrost.locator import Locator
@@ -126,10 +126,10 @@ def _head(job: Job) -> dict[str, Any]:
 
 
 def _locate(group: list[Job], locator: Locator, settings: JobSettings, depth: Any) -> list[list[Candidate]]:
-    pictures = [read_picture(job["folder"] / job["image"]).rgb_u8 for job in group]
+    images = [read_image(job["folder"] / job["image"]).rgb_u8 for job in group]
     if settings.candidates == 1:
-        return [[one] for one in locator.locate_many(pictures, [job["instruction"] for job in group])]
-    job, image_u8 = group[0], pictures[0]
+        return [[one] for one in locator.locate_many(images, [job["instruction"] for job in group])]
+    job, image_u8 = group[0], images[0]
     anchors = anchors_of(job["anchors"], f"job {job['id']}") if "anchors" in job else None
     depth_01 = None if depth is None else depth.estimate(image_u8)
     return [

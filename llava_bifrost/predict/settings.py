@@ -43,21 +43,21 @@ class LocatorSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings(LocatorSettings):
-    """One picture and one sentence."""
+    """One image and one sentence."""
 
-    image: Path = setting(help="picture of the background")
+    image: Path = setting(help="image of the background")
     instruction: str = setting(help='what to place where: "Place the dog behind the sofa"')
-    depth: Path | None = setting(None, help="depth map of the picture, bright = near, to rank several places")
+    depth: Path | None = setting(None, help="depth map of the image, bright = near, to rank several places")
     anchors: Path | None = setting(
         None, help="JSON file of known things (name, box, depth); without it the locator looks for them"
     )
-    out: Path | None = setting(None, help="PNG to write, with the places drawn on the picture")
+    out: Path | None = setting(None, help="PNG to write, with the places drawn on the image")
     json: bool = setting(False, help="print one JSON object instead of lines")
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobSettings(LocatorSettings):
-    """Many pictures."""
+    """Many images."""
 
     jobs: Path = setting(help="JSONL file: {id, image, instruction} a line; image relative to the file")
     out: Path | None = setting(None, help="JSONL file to append answers to; without it JOBS.answers.jsonl")

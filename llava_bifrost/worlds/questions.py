@@ -1,7 +1,7 @@
 """Questions about a world with one right answer each, drawn from what is true in it.
 
 "Place the dotted red cone behind the table ..." is answered by a typical cone at a place where all stated
-relations hold, nothing is touched and the cone is in the picture; of such places the plainest is taken, so
+relations hold, nothing is touched and the cone is in the image; of such places the plainest is taken, so
 that answers are alike where the room allows. "Replace the blue egg ..." is answered by the egg's own place.
 
 Legend: k proposals, m anchors.
@@ -24,9 +24,9 @@ from llava_bifrost.worlds.relations import (
 )
 from llava_bifrost.worlds.world import SHAPE_NAMES, Standing, World
 
-PROPOSALS = 640  # per picture, of which about a fifth can stand
+PROPOSALS = 640  # per image, of which about a fifth can stand
 TRIES = 3  # per question; a shape drawn for it may not fit anywhere
-FRAME = 0.01  # a place keeps this far from the picture's border
+FRAME = 0.01  # a place keeps this far from the image's border
 CLEAR = 0.03  # metres between a place and its neighbours
 HIDDEN = 0.6  # share of a place's box that nearer solids may cover
 NEAR = 0.7  # share of the proposals that are made beside, before or behind an anchor
@@ -54,7 +54,7 @@ class Question:
     named: tuple[int, ...]
 
     def mirrored(self) -> Question:
-        """The same question about the mirrored picture."""
+        """The same question about the mirrored image."""
         x0, y0, x1, y1 = self.answer.box01_xyxy
         pairs = tuple((MIRRORED.get(phrase, phrase), name) for phrase, name in self.request.relations)
         box = (round(1 - x1, DECIMALS), y0, round(1 - x0, DECIMALS), y1)
@@ -64,7 +64,7 @@ class Question:
 
 
 def propose(world: World, rng: np.random.Generator, count: int, shape: int | None = None) -> Standing:
-    """Places where something can stand: in the picture, touching nothing. About a third of `count`.
+    """Places where something can stand: in the image, touching nothing. About a third of `count`.
 
     shape: index into SHAPE_NAMES; None draws one for each.
     """

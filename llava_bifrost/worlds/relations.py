@@ -12,8 +12,8 @@ import numpy as np
 from datasets.geometry import EXTENT_PER_SIZE, MIN_EXTENT
 from datasets.relations import DEPTH_STEP, FOOT, NEAR_GAP, SIDE, TOP
 
-COMFORT = {"x": 0.04, "y": 0.03, "d": 0.05}  # slack that counts as 1
-PLAIN_GAP = 0.05  # fraction of the picture between a thing and what it is plainly beside
+MARGIN_SCALE = {"x": 0.04, "y": 0.03, "d": 0.05}  # slack that counts as 1
+PLAIN_GAP = 0.05  # fraction of the image between a thing and what it is plainly beside
 PLAIN_STEP = 0.16  # depth between a thing and what it is plainly before or behind
 
 
@@ -58,7 +58,7 @@ def _gap(low_a: np.ndarray, high_a: np.ndarray, low_b: np.ndarray, high_b: np.nd
 def relation_table(things: Places, anchors: Places) -> dict[str, np.ndarray]:
     """Relation -> (k, m) slack, positive where it holds, 1 and more where it holds comfortably."""
     a, b = things.spread(1), anchors.spread(0)
-    x, y, depth = COMFORT["x"], COMFORT["y"], COMFORT["d"]
+    x, y, depth = MARGIN_SCALE["x"], MARGIN_SCALE["y"], MARGIN_SCALE["d"]
     mean = ((a.x1 - a.x0) + (b.x1 - b.x0)) / 2
     aside = b.middle - a.middle
     across, upright = _gap(a.x0, a.x1, b.x0, b.x1), _gap(a.y0, a.y1, b.y0, b.y1)
@@ -122,8 +122,8 @@ def _least(*slacks: np.ndarray) -> np.ndarray:
 
 def _above(a: Places, b: Places) -> np.ndarray:
     """Slack of `relations.above`."""
-    y = COMFORT["y"]
-    meets = (DEPTH_STEP - _gap(a.far, a.near, b.far, b.near)) / COMFORT["d"]
+    y = MARGIN_SCALE["y"]
+    meets = (DEPTH_STEP - _gap(a.far, a.near, b.far, b.near)) / MARGIN_SCALE["d"]
     over = _least((a.middle - b.x0) / y, (b.x1 - a.middle) / y, (b.y0 + FOOT * (b.y1 - b.y0) - a.y1) / y)
     tall = a.y1 - a.y0
     spans = _least(
@@ -138,7 +138,7 @@ def between_table(table: dict[str, np.ndarray], things: Places, anchors: Places)
     low = np.minimum(anchors.d[:, None], anchors.d[None]) - DEPTH_STEP
     high = np.maximum(anchors.d[:, None], anchors.d[None]) + DEPTH_STEP
     d = things.d[:, None, None]
-    level = np.minimum(d - low, high - d) / COMFORT["d"]
+    level = np.minimum(d - low, high - d) / MARGIN_SCALE["d"]
     sides = _opposed(table["left of"], table["right of"])
     return np.maximum(_least(level, sides), _opposed(table["in front of"], table["behind"]))
 

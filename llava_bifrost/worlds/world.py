@@ -1,6 +1,6 @@
 """Rendered rooms as the locator's world: where a thing of a given shape can stand, free of all others.
 
-A world is what a picture shows, in metres: camera, room and solids, all known exactly. An answer is a box and
+A world is what an image shows, in metres: camera, room and solids, all known exactly. An answer is a box and
 a depth; together with a shape's typical size they are a place in the room, so "on the ground", "collides with
 nothing" and "of plausible size" are decided in three dimensions. No pixels are needed.
 
@@ -26,7 +26,7 @@ YAW = 0.4  # of a typical solid towards the camera, radians
 POINTS = 48  # of a typical solid's outline
 FLOOR = -1
 MIN_VISIBLE = {True: 0.6, False: 0.35}  # of an anchor that is movable, of furniture (things stand on it)
-MIN_AREA = 0.006  # of the picture, of an anchor
+MIN_AREA = 0.006  # of the image, of an anchor
 # Depth of a solid's front, in units of its reach towards the camera, the camera looking down with sine s:
 # mean at (a + b s) before its centre, farthest at (c + e s) behind, nearest n before. Measured on 6,500
 # rendered upright solids; the mean depth then is within 0.003 of the rendered one.
@@ -99,7 +99,7 @@ class Solids:
     axes: np.ndarray  # (s, 2, 2) its horizontal axes
     flat: np.ndarray  # (s,) bool: something can stand on it
     support: np.ndarray  # (s,)
-    box: np.ndarray  # (s, 4) amodal, within the picture
+    box: np.ndarray  # (s, 4) amodal, within the image
     depths: np.ndarray  # (s, 3) d, far, near
     visible: np.ndarray  # (s,)
     area: np.ndarray  # (s,)
@@ -114,7 +114,7 @@ class World:
     inverse_range: tuple[float, float]  # of 1 / view depth; relative depth 0 and 1
     walls: tuple[float, float, float]  # x of the left one, x of the right one, y of the back one
     solids: Solids
-    removed: int  # the solid that the counterfactual picture lacks
+    removed: int  # the solid that the counterfactual image lacks
     present: np.ndarray  # (s,) bool
 
     @classmethod
@@ -165,7 +165,7 @@ class World:
 
     @cached_property
     def anchors(self) -> tuple[int, ...]:
-        """Solids that a sentence may refer to: present, seen well enough, not cut by the picture's border."""
+        """Solids that a sentence may refer to: present, seen well enough, not cut by the image's border."""
         solids, found = self.solids, []
         for i in np.flatnonzero(self.present):
             x0, y0, x1, y1 = solids.box[i]

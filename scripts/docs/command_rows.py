@@ -27,7 +27,7 @@ COMMANDS = (
         note="Put an object into a background at a box and a depth, or where `--instruction` wants it. "
         + FLAGS.format("configs/inference.yaml"),
     ),
-    Command("python run_inference.py replay PICTURE", function="run_inference:replay"),
+    Command("python run_inference.py replay IMAGE", function="run_inference:replay"),
     Command("python run_inference.py batch JOBS", function="run_inference:batch"),
     Command(
         "python run_inference.py dreambooth --objects FOLDER --backgrounds FOLDER --out FOLDER",
@@ -116,7 +116,7 @@ COMMANDS = (
     Command(
         'python -m llava_bifrost.predict image --image FILE --instruction "Place the X behind the Y"',
         "llava_bifrost.predict.settings:ImageSettings",
-        note="Ask a locator for places in one picture.",
+        note="Ask a locator for places in one image.",
     ),
     Command(
         "python -m llava_bifrost.predict jsonl --jobs FILE",
@@ -136,7 +136,7 @@ COMMANDS = (
     Command(
         "python -m llava_bifrost.evaluate --model FOLDER --out FILE",
         "llava_bifrost.evaluate.__main__:EvaluateSettings",
-        note="Does a locator's answer satisfy the sentence, in this picture? Beside controls.",
+        note="Does a locator's answer satisfy the sentence, in this image? Beside controls.",
     ),
     Command(
         "python -m datasets.scenes render --out FOLDER --count N",
@@ -172,7 +172,7 @@ COMMANDS = (
     Command(
         "python -m inpainting.paint --image FILE --masks FILE FILE --prompts TEXT TEXT --out FILE",
         "inpainting.paint:PaintSettings",
-        note="Fill masks of a picture, each with its own prompt; `--config FILE` reads defaults, flags win.",
+        note="Fill masks of an image, each with its own prompt; `--config FILE` reads defaults, flags win.",
     ),
     Command(
         "python -m inpainting.dream --image FILE --masks FILE FILE --out FILE",
@@ -215,7 +215,7 @@ COMMANDS = (
         function="ldm.precompute_depth:command",
     ),
     Command("python -m datasets.uvo_process VIDEO_JSON OUT_JSON", function="datasets.uvo_process:process"),
-    Command("python -m compose.contact_sheet [PICTURES] --out FILE", function="compose.contact_sheet:make"),
+    Command("python -m compose.contact_sheet [IMAGES] --out FILE", function="compose.contact_sheet:make"),
     *(
         Command(
             f"python -m cldm.convert {verb} --source FILE --out FOLDER",
@@ -250,21 +250,20 @@ COMMANDS = (
     ),
     Command("python -m ldm.doctor", function="ldm.doctor:report"),
     Command(
-        "python -m compose.benchmark build --instances FILE --pictures FOLDER --objects FOLDER --out FILE",
+        "python -m compose.benchmark build --instances FILE --images FOLDER --objects FOLDER --out FILE",
         function="compose.benchmark.__main__:build",
     ),
     Command(
-        "python -m compose.benchmark verify MANIFEST --pictures FOLDER --objects FOLDER",
+        "python -m compose.benchmark verify MANIFEST --images FOLDER --objects FOLDER",
         function="compose.benchmark.__main__:check",
     ),
     Command(
-        "python -m compose.benchmark jobs MANIFEST --instances FILE --pictures FOLDER "
+        "python -m compose.benchmark jobs MANIFEST --instances FILE --images FOLDER "
         "--objects FOLDER --out FILE",
         function="compose.benchmark.__main__:jobs",
     ),
     Command(
-        "python -m compose.benchmark score --results FOLDER --manifest FILE "
-        "--pictures FOLDER --objects FOLDER",
+        "python -m compose.benchmark score --results FOLDER --manifest FILE --images FOLDER --objects FOLDER",
         "compose.benchmark.score:ScoreSettings",
         note="Score a folder of composites, ours or those of any other system, against the manifest.",
     ),

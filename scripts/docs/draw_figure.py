@@ -1,4 +1,4 @@
-"""Draw the data flow of the compositor with the pictures of a real example: docs/figures/compositor.png.
+"""Draw the data flow of the compositor with the images of a real example: docs/figures/compositor.png.
 
 python -m scripts.docs.draw_figure
 python -m scripts.docs.draw_figure --model runs/tiny/bifrost/model --out outputs/compositor.png
@@ -42,7 +42,7 @@ STEP, NET, PAINT = "#eef1f4", "#dce9f7", "#fbe7cf"  # pre-processing, networks, 
 
 
 class Drawing:
-    """Pictures, boxes and arrows on one canvas; every position is the centre of a thing."""
+    """Images, boxes and arrows on one canvas; every position is the centre of a thing."""
 
     def __init__(self) -> None:
         self.figure = Figure(figsize=(WIDTH / 10, HEIGHT / 10), dpi=10 * DOTS)
@@ -51,10 +51,10 @@ class Drawing:
         self.axes.set_ylim(0, HEIGHT)
         self.axes.axis("off")
 
-    def picture(
+    def image(
         self, image_u8: np.ndarray, x: float, y: float, width: float, title: str, above: bool = False
     ) -> None:
-        """A picture (h, w, 3) with its name below or above."""
+        """An image (h, w, 3) with its name below or above."""
         half_w, half_h = width / 2, width / 2 * image_u8.shape[0] / image_u8.shape[1]
         edges = (x - half_w, x + half_w, y - half_h, y + half_h)
         self.axes.imshow(image_u8, extent=edges, aspect="auto", interpolation="lanczos", zorder=2)
@@ -98,13 +98,13 @@ def draw(result: Result) -> bytes:
         "depth branch\n(ControlNet)",
     )
     for (image, title), net, y in zip(hints, nets, rows, strict=True):
-        drawing.picture(image, 47, y, 15, title)
+        drawing.image(image, 47, y, 15, title)
         drawing.arrow((54.8, y), (59.8, y))
         drawing.block(net, 68, y, (16, 8), NET)
         drawing.arrow((76.2, y), (82, y))
     drawing.block(UNET, 90, 35, (15.6, 50), PAINT)
     drawing.arrow((98, 35), (102, 35))
-    drawing.picture(result.painted_u8[0], 110, 35, 15, "model's picture")
+    drawing.image(result.painted_u8[0], 110, 35, 15, "model's image")
     outcome(drawing, result)
     return drawing.png()
 
@@ -114,9 +114,9 @@ def inputs(drawing: Drawing, result: Result, rows: tuple[float, float, float]) -
     given = result.inputs
     cut = on_white(given.reference_u8, given.reference_mask)
     marked = with_box(given.background_u8, result.report["box"])
-    drawing.picture(cut, 10, rows[0], 14, "object")
-    drawing.picture(marked, 10, rows[1], 17, "background and box")
-    drawing.picture(gray(given.background_depth_01), 10, rows[2], 17, "depth, 1 = nearest")
+    drawing.image(cut, 10, rows[0], 14, "object")
+    drawing.image(marked, 10, rows[1], 17, "background and box")
+    drawing.image(gray(given.background_depth_01), 10, rows[2], 17, "depth, 1 = nearest")
     drawing.block("cut out,\ncrop,\nplace,\ndepth test", 30, 35, (10, 50), STEP)
     for y in rows:
         drawing.arrow((19 if y < rows[0] else 17.5, y), (24.8, y))
@@ -126,12 +126,12 @@ def inputs(drawing: Drawing, result: Result, rows: tuple[float, float, float]) -
 def outcome(drawing: Drawing, result: Result) -> None:
     """Paste-back inside the edit mask."""
     edit = np.repeat((result.edit_mask * np.uint8(255))[..., None], 3, axis=2)
-    drawing.picture(edit, 110, 14, 15, "edit mask")
+    drawing.image(edit, 110, 14, 15, "edit mask")
     drawing.block("paste back:\ndetail transfer,\nsoft edge inside\nthe mask", 126, 35, (12, 12), STEP)
     drawing.arrow((117.6, 35), (119.8, 35))
     drawing.arrow((117.6, 14), (126, 14), (126, 28.8))
     drawing.arrow((126, 41.2), (126, 46.9))
-    drawing.picture(result.images_u8[0], 126, 54.5, 20, "result", above=True)
+    drawing.image(result.images_u8[0], 126, 54.5, 20, "result", above=True)
 
 
 def make(
@@ -139,7 +139,7 @@ def make(
     examples: Annotated[Path, typer.Option(help="folder with cases.json; the first case is drawn")] = FOLDER,
     model: Annotated[Path | None, typer.Option(help="compositor folder; default: as run_inference")] = None,
 ) -> None:
-    """Draw how the compositor works, with the pictures of one example."""
+    """Draw how the compositor works, with the images of one example."""
     case = read_cases(examples / "cases.json")[0]
     settings = settings_of_case(case, examples, model=model)
     write_atomic(out, draw(compose(settings, load_models(settings), progress=False)))

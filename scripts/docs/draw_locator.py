@@ -3,7 +3,7 @@
 python -m scripts.docs.draw_locator
 python -m scripts.docs.draw_locator --locator assets/tiny/locator --out outputs/locator.png
 
-The pictures are the example rooms of the repository; every place is the locator's own answer.
+The images are the example rooms of the repository; every place is the locator's own answer.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m scripts.docs.draw_regions
 
-The picture is a rendered room of assets/examples; masks, region maps and biases are computed by the code
+The image is a rendered room of assets/examples; masks, region maps and biases are computed by the code
 that paints. Needs no trained model.
 """
 
@@ -28,7 +28,7 @@ from inpainting.models.text_to_image.rca import region_bias
 from inpainting.paint import colored
 from inpainting.prompts import COLORS
 from ldm.files import write_atomic
-from ldm.images import read_picture, write_mask
+from ldm.images import read_image, write_mask
 from ldm.settings.cli import run_app, single_app
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def draw(room_u8: np.ndarray) -> bytes:
     panel = figure.add_axes((0.03, 0.5, 0.27, 0.42))
     regions = [Region(mask.numpy(), "") for mask in masks_of(size)[0]]
     panel.imshow(colored(room_u8, regions, PAIRS))
-    panel.set_title("a picture, four masks, four prompts", fontsize=10.5, color=INK)
+    panel.set_title("an image, four masks, four prompts", fontsize=10.5, color=INK)
     panel.axis("off")
     row = figure.add_axes((0.395, 0.83, 0.59, 0.06))
     draw_tokens(row, words, owners)
@@ -162,7 +162,7 @@ def make(
     masks: Annotated[Path, typer.Option(help="folder for the example's masks")] = MASKS,
 ) -> None:
     """Draw the figure of rectified cross-attention and write the masks of the example."""
-    room_u8 = read_picture(ROOM).rgb_u8
+    room_u8 = read_image(ROOM).rgb_u8
     for name, (box, _) in REGIONS.items():
         write_mask(masks / f"{name}.png", box_mask(box, room_u8.shape[:2]))
     write_atomic(out, draw(room_u8))

@@ -1,4 +1,4 @@
-"""Render the example pictures in assets/examples with the repository's own renderer.
+"""Render the example images in assets/examples with the repository's own renderer.
 
     python -m scripts.docs.make_examples
 
@@ -48,7 +48,7 @@ def as_u8(image_01: Tensor) -> np.ndarray:
     return (image_01 * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
 
 
-def write_pictures(batch: SceneBatch, folder: Path) -> None:
+def write_images(batch: SceneBatch, folder: Path) -> None:
     """The four files of the only scene in a batch."""
     write_png(folder / "room.png", as_u8(batch.without_01[0]))
     write_png(folder / "truth.png", as_u8(batch.image_01[0]))
@@ -92,7 +92,7 @@ def make(out: Annotated[Path, typer.Option(help="folder of the examples")] = FOL
     cases = []
     for name, index in EXAMPLES.items():
         batch = render([sample_scene(eval_seed(index), OPTIONS)], OPTIONS)
-        write_pictures(batch, out / name)
+        write_images(batch, out / name)
         anchors = json.dumps(anchors_of(batch), indent=1)
         write_atomic(out / name / "anchors.json", (anchors + "\n").encode())
         cases.append(case_of(name, batch))

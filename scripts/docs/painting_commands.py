@@ -9,17 +9,17 @@ PAINTING_COMMANDS: tuple[tuple[str, str, str], ...] = (
     (
         "downloader download-and-save-images-wikiart-v2",
         "steps.downloads:ImageSettings",
-        "Fetch the pictures of a table; run again to continue. Also typed `-o` and `--output_dir`.",
+        "Fetch the images of a table; run again to continue. Also typed `-o` and `--output_dir`.",
     ),
     (
         "ops build",
         "steps.build:BuildSettings",
-        "All steps from pictures and annotations to the painting data; run again to continue.",
+        "All steps from images and annotations to the painting data; run again to continue.",
     ),
     (
         "ops make-masks-dataset --annotations-path FILE --image-dir FOLDER --out-dir FOLDER",
         "ops:RegionSettings",
-        "One mask per entity: the union of its boxes that cover 1 % to 65 % of the picture.",
+        "One mask per entity: the union of its boxes that cover 1 % to 65 % of the image.",
     ),
     (
         "ops make-entities-dataset --annotations-path FILE --image-dir FOLDER --out-dir FOLDER",
@@ -39,7 +39,7 @@ PAINTING_COMMANDS: tuple[tuple[str, str, str], ...] = (
     (
         "ops llava-annotations-to-folder --annotations-path FILE --out-dir FOLDER",
         "ops:FolderSettings",
-        "Raw captions into the folders of their pictures.",
+        "Raw captions into the folders of their images.",
     ),
     (
         "ops llava-annotations-to-entity-annotations --entities-dir FOLDER",
@@ -49,12 +49,12 @@ PAINTING_COMMANDS: tuple[tuple[str, str, str], ...] = (
     (
         "ops train-val-test-split --image-dir FOLDER --masks-dir FOLDER",
         "ops:SplitSettings",
-        "Pictures into the folders of their split.",
+        "Images into the folders of their split.",
     ),
     (
         "ops annotate-images --image-dir FOLDER",
         "ops:AnnotateSettings",
-        "Describe and box every picture with Kosmos-2; run again to continue.",
+        "Describe and box every image with Kosmos-2; run again to continue.",
     ),
     *(
         (
@@ -72,12 +72,12 @@ PAINTING_COMMANDS: tuple[tuple[str, str, str], ...] = (
     (
         "dci_ops train-val-test-split --annotations-dir FOLDER --image-dir FOLDER --split-path FILE",
         "dci_ops:DciSplitSettings",
-        "Their pictures into the folders of their split.",
+        "Their images into the folders of their split.",
     ),
     (
         "eval evaluate-global --annotations-path FILE --images-dir FOLDER",
         "eval:GlobalSettings",
-        "Mean cosine of pictures and descriptions in CLIP's space.",
+        "Mean cosine of images and descriptions in CLIP's space.",
     ),
     (
         "eval evaluate-local --entities-dir FOLDER",

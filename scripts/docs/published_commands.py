@@ -52,7 +52,7 @@ BIFROST = (
     Published("sh train.sh", "sh scripts/train_llava.sh", "in LLaVA_Bifrost"),
     Published(
         "python llava/eval/run_llava.py",
-        'python -m llava_bifrost.predict image --image PICTURE.png --instruction "SENTENCE"',
+        'python -m llava_bifrost.predict image --image IMAGE.png --instruction "SENTENCE"',
         "prompt in the file there",
     ),
     Published(

@@ -1,7 +1,7 @@
 """Small untrained networks with the real classes, for tests that need no trained weights."""
 
 from cldm.create import AutoencoderConfig, NetworkConfig
-from cldm.pretrained import Card, Sampling
+from cldm.pretrained import CompositorConfig, Sampling
 from datasets.inputs import PairOptions
 
 SMALL = NetworkConfig(
@@ -24,7 +24,7 @@ SMALL = NetworkConfig(
     autoencoder=AutoencoderConfig("tiny", (8, 8, 8), 1, 4),
 )
 
-SMALL_CARD = Card(
+SMALL_CARD = CompositorConfig(
     name="small",
     pair=PairOptions(size=(32, 32), reference_size=16, hf_mode="cutout"),
     sampling=Sampling(scheduler="ddim", steps=2, guidance=2.0, init="paste", strength=1.0, detail=0.5),

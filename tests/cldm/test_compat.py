@@ -15,11 +15,11 @@ from compose import ComposeSettings, compose, load_models
 from compose.settings import ignored
 from datasets.pairs import PUBLISHED_INFERENCE
 from ldm.denoise import set_steps
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.settings.cli import run_app
 from run_inference import build_app
 from tests.cldm.small import SMALL_CARD
-from tests.pictures import Case
+from tests.images import Case
 
 BOX = (0.3, 0.2, 0.7, 0.9)
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def test_a_compatible_composite_pastes_its_rectangle_and_replays(case: Case, nam
     rows, columns = np.flatnonzero(result.edit_mask.any(1)), np.flatnonzero(result.edit_mask.any(0))
     box = result.edit_mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     assert box.all()
-    background_u8 = read_picture(case.folder / "room.png").rgb_u8
+    background_u8 = read_image(case.folder / "room.png").rgb_u8
     assert np.array_equal(result.images_u8[0][~result.edit_mask], background_u8[~result.edit_mask])
     repainted = result.report["drift"][0]["changed_outside"]
     assert (repainted > 0) == (name == "bifrost"), "the rectangle goes over what is nearer, and that is told"
@@ -82,8 +82,8 @@ def test_a_compatible_composite_pastes_its_rectangle_and_replays(case: Case, nam
     assert not np.array_equal(plain.images_u8[0], result.images_u8[0])
     assert case.run("--compat", name, "--steps", "4") == 0
     assert run_app(build_app, ["replay", str(case.out)]) == 0
-    replayed_u8 = read_picture(case.out.with_name(f"{case.out.stem}_replay.png")).rgb_u8
-    assert np.array_equal(read_picture(case.out).rgb_u8, replayed_u8)
+    replayed_u8 = read_image(case.out.with_name(f"{case.out.stem}_replay.png")).rgb_u8
+    assert np.array_equal(read_image(case.out).rgb_u8, replayed_u8)
 
 
 def test_what_has_no_effect_is_named(case: Case) -> None:

@@ -39,7 +39,7 @@ def run(kind: str, source: Path, out: Path, **settings) -> dict:
     return convert_compositor(kind, CompositorSettings(source, out, **settings), MINI)
 
 
-def picture(model: Compositor, seed: int = 0) -> dict[str, torch.Tensor]:
+def image(model: Compositor, seed: int = 0) -> dict[str, torch.Tensor]:
     """Random inputs of a small model."""
     random = torch.Generator().manual_seed(seed)
     side = MINI.reference_size
@@ -53,7 +53,7 @@ def picture(model: Compositor, seed: int = 0) -> dict[str, torch.Tensor]:
 
 @torch.inference_mode()
 def noise(model: Compositor, w_detail: float = 1.0, w_depth: float = 1.0) -> torch.Tensor:
-    given = picture(model)
+    given = image(model)
     conditions = model.conditions(given["reference"], given["detail"], given["depth"])
     return model(given["x"], torch.tensor(321), conditions, w_detail, w_depth)
 
@@ -96,7 +96,7 @@ def test_anydoor_folder_works_at_once(tmp_path: Path) -> None:
     run("anydoor", tmp_path / "anydoor.safetensors", tmp_path / "model")
     model, card = load_compositor(tmp_path / "model")
     assert card.pair.hf_mode == "color"
-    given = picture(model)
+    given = image(model)
     tokens, time = model.identity(given["reference"]), torch.tensor([321])
     stock = model.detail.net(given["x"][:1], time, tokens, given["detail"], return_dict=False)
     alone = model.unet(given["x"][:1], time, tokens, down_block_additional_residuals=stock[0],
@@ -124,7 +124,7 @@ def test_training_start_from_stable_diffusion(tmp_path: Path, layout: str) -> No
             assert torch.equal(value, model.unet.down_blocks.state_dict()[key]), key
         assert branch.controlnet_cond_embedding.conv_in.weight.std() > 0
         assert not branch.controlnet_cond_embedding.conv_out.weight.any()
-    given = picture(model)
+    given = image(model)
     with torch.inference_mode():
         tokens = model.identity(given["reference"]).expand(2, -1, -1)
         alone = model.unet(given["x"], torch.tensor(321), tokens).sample

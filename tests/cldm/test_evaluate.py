@@ -10,13 +10,13 @@ import pytest
 from cldm.evaluate.candidates import (
     Neighbour,
     candidates,
-    flipped_picture,
+    flipped_image,
+    image,
     neighbours,
     other_objects,
-    picture,
     scene_options,
 )  # fmt: skip
-from cldm.evaluate.cases import as_a_user_would
+from cldm.evaluate.cases import inference_inputs
 from cldm.evaluate.measures import (
     border_zones,
     nearest_candidate,
@@ -30,7 +30,7 @@ from datasets.scenes import sample_scene
 from datasets.scenes.store import StoreSettings, read_shard, render_shards
 from datasets.sources.rendered import RenderedScenes
 from ldm.metrics.intervals import summary
-from ldm.metrics.likeness import psnr_over, ssim_over
+from ldm.metrics.similarity import psnr_over, ssim_over
 
 EVERY = np.ones((16, 16), bool)
 
@@ -112,7 +112,7 @@ def test_a_user_gives_one_depth_in_the_frame_of_the_background(held_out: Path) -
     whole = replace(shown, background_depth_01=0.25 + 0.5 * shown.background_depth_01, depth_range=(0.4, 0.5))
     low, high = whole.background_depth_01.min(), whole.background_depth_01.max()
     estimated = np.linspace(0, 1, shown.background_depth_01.size, dtype=np.float32)
-    given = as_a_user_would(whole, estimated.reshape(shown.background_depth_01.shape))
+    given = inference_inputs(whole, estimated.reshape(shown.background_depth_01.shape))
     assert sum(given.depth_range) / 2 == pytest.approx((0.45 - low) / (high - low), abs=1e-3)
     assert given.reference_depth_01 is None
     assert given.background_depth_01.max() == 1
@@ -131,7 +131,7 @@ def test_candidates_share_shape_or_colour_and_stand_in_the_same_place(held_out: 
         np.testing.assert_allclose(solid.parts[0].centre[:2], right.centre[:2])
     shown = candidates(seed, options, truth)
     assert len(shown) == 8
-    assert np.abs(picture(scene, options).astype(int) - truth).mean() < 1
+    assert np.abs(image(scene, options).astype(int) - truth).mean() < 1
     seen = source.silhouette(0)
     assert nearest_candidate(truth, shown, seen) == 0
     assert nearest_candidate(shown[4], shown, seen) == 4
@@ -144,7 +144,7 @@ def test_a_flipped_render_shows_the_wrong_one_in_front(held_out: Path) -> None:
         beside: list[Neighbour] = neighbours(facts, shard.instances_u8[row], shard.amodal[row])
         for one in beside[:1]:
             truth = shard.image_u8[row]
-            wrong = flipped_picture(facts.seed, options, one, truth, shard.without_u8[row])
+            wrong = flipped_image(facts.seed, options, one, truth, shard.without_u8[row])
             assert np.array_equal(wrong[~one.overlap], truth[~one.overlap])
             both = one.overlap & (one.placed | one.other)
             assert np.abs(wrong[both].astype(int) - truth[both]).mean() > 3

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cldm.create import create_compositor
-from cldm.pretrained import CARD, Card, is_complete, load_compositor, save_compositor
+from cldm.pretrained import CARD, CompositorConfig, is_complete, load_compositor, save_compositor
 from datasets.inputs import PairOptions
 from tests.cldm.small import SMALL, SMALL_CARD
 
@@ -129,4 +129,4 @@ def test_card_with_an_unknown_key(copied: Path) -> None:
 
 
 def test_default_card_is_the_published_pre_processing() -> None:
-    assert Card().pair == PairOptions()
+    assert CompositorConfig().pair == PairOptions()

@@ -109,7 +109,7 @@ class Refusing:
         return 3
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
-        raise Rejected(f"mask covers {index} % of the picture")
+        raise Rejected(f"mask covers {index} % of the image")
 
 
 def test_a_source_that_yields_nothing_stops_with_the_reasons() -> None:

@@ -15,7 +15,7 @@ from cldm.training.data import DataConfig
 from cldm.training.loss import min_snr_weight, weighted_error
 from cldm.training.metrics import MetricsFile
 from cldm.training.module import CompositorModule, TrainConfig
-from cldm.training.probes import hint_changes
+from cldm.training.probes import condition_sensitivity
 from cldm.training.randomness import draw, shifted_timesteps, timesteps_by_dynamics
 from datasets.base import BOTH, MOVING, STILL, Mixture, PairDataset, RunBatches, collate, shares
 from datasets.scenes.store import StoreSettings, render_shards
@@ -196,11 +196,11 @@ def test_probe_tells_which_hints_are_read(scenes: Path) -> None:
     dataset = PairDataset(RenderedScenes(scenes), SMALL_CARD.pair, 0)
     batch = collate([dataset[0], dataset[1]])
     model = create_compositor(SMALL, 1)
-    read = hint_changes(model, batch)
+    read = condition_sensitivity(model, batch)
     assert min(read.values()) > 1e-4
-    assert read == hint_changes(model, batch)
+    assert read == condition_sensitivity(model, batch)
     deaf = create_compositor(replace(SMALL, zero_conv_std=0.0), 1)  # untrained zero convolutions
-    changes = hint_changes(deaf, batch)
+    changes = condition_sensitivity(deaf, batch)
     assert changes["change_detail"] == 0
     assert changes["change_depth"] == 0
     assert np.isfinite(changes["change_identity"])

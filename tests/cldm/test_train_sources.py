@@ -1,4 +1,4 @@
-"""The compositor's trainer on a datasets file of real pictures: opening it, counting refusals."""
+"""The compositor's trainer on a datasets file of real images: opening it, counting refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.datasets import trees
 
 @pytest.fixture(scope="module")
 def datasets_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Own pictures, one of them with a mask that covers nearly all of it, and MOSE."""
+    """Own images, one of them with a mask that covers nearly all of it, and MOSE."""
     home = tmp_path_factory.mktemp("home")
     for name in ("folder", "mose"):
         trees.TREES[name](home / "data")
@@ -30,7 +30,7 @@ def datasets_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.write_text(
         f"weights: {{folder: 3, mose: 1}}\n"
         f"folder: {{root: {home}/data/mine}}\n"
-        f"mose: {{pictures: {home}/data/MOSE/train/JPEGImages, masks: {home}/data/MOSE/train/Annotations, "
+        f"mose: {{images: {home}/data/MOSE/train/JPEGImages, masks: {home}/data/MOSE/train/Annotations, "
         f"depth: {home}/data/MOSE/train/depth}}\n"
     )
     return file

@@ -19,10 +19,10 @@ from compose.benchmark.score import Judges, ScoreSettings, score, score_case
 from datasets.benchmark.manifest import Anchor, Case, Manifest, files_of, hashes_of, write_manifest
 from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
 from ldm.files import write_atomic
-from ldm.images import read_picture, write_png
+from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app
+from tests.images import room, thing
 from tests.ldm.small_metrics import write_clip, write_dino, write_inception
-from tests.pictures import room, thing
 
 BOX = (0.25, 0.25, 0.75, 0.75)
 
@@ -69,7 +69,7 @@ class World:
     def settings(self, results: Path, **more: object) -> ScoreSettings:
         home = self.home
         paths = {"manifest": home / "manifest.json", "instances": home / "instances.json",
-                 "pictures": home / "pictures", "objects": home / "objects"}  # fmt: skip
+                 "images": home / "pictures", "objects": home / "objects"}  # fmt: skip
         return ScoreSettings(results=results, **{**paths, **more})  # type: ignore[arg-type]
 
 
@@ -116,7 +116,7 @@ def test_an_untouched_background_has_no_drift_no_seam_and_no_order(
 ) -> None:
     for case in world.manifest.cases:
         write_png(
-            tmp_path / f"same/{case.id}.png", read_picture(world.home / "pictures" / case.background).rgb_u8
+            tmp_path / f"same/{case.id}.png", read_image(world.home / "pictures" / case.background).rgb_u8
         )
     body = score(world.settings(tmp_path / "same", depth_model=small_depth_network))
     found = body["folders"][0]
@@ -131,11 +131,11 @@ def test_two_folders_are_compared_case_by_case(
     world: World, small_depth_network: Path, tmp_path: Path
 ) -> None:
     for case in world.manifest.cases:
-        result_u8 = read_picture(world.truth / f"{case.id}.png").rgb_u8
+        result_u8 = read_image(world.truth / f"{case.id}.png").rgb_u8
         write_png(tmp_path / f"worse/{case.id}.png", np.minimum(result_u8, 250) + np.uint8(3))
     out = tmp_path / "score.json"
     flags = {**asdict(world.settings(tmp_path / "worse")), "against": world.truth}
-    names = ("results", "manifest", "instances", "pictures", "objects", "against")
+    names = ("results", "manifest", "instances", "images", "objects", "against")
     arguments = [text for name in names for text in (f"--{name}", str(flags[name]))]
     assert (
         run_app(
@@ -152,7 +152,7 @@ def test_two_folders_are_compared_case_by_case(
     table = out.with_suffix(".md").read_text()
     assert "| first - second | p |" in table
     assert "skipped, dino:" in table
-    assert read_picture(tmp_path / "score_sheet.png").rgb_u8.std() > 10
+    assert read_image(tmp_path / "score_sheet.png").rgb_u8.std() > 10
 
 
 class Loud(torch.nn.Module):
@@ -205,7 +205,8 @@ def test_an_object_pasted_as_it_is_is_like_itself(small_depth_network: Path, tmp
     case = Case("a_cup", "a.png", "cup", "0.png", "left of", Anchor("b", 1, BOX), BOX, "-")
     roots = {"pictures": tmp_path / "pictures", "objects": tmp_path / "objects"}
     settings = ScoreSettings(
-        results=tmp_path, manifest=tmp_path, **roots, depth_model=small_depth_network,
+        results=tmp_path, manifest=tmp_path, images=roots["pictures"], objects=roots["objects"],
+        depth_model=small_depth_network,
         dino=write_dino(tmp_path / "dino"), clip=write_clip(tmp_path / "clip"),
     )  # fmt: skip
     judges = Judges.load(settings)
@@ -259,8 +260,8 @@ def test_what_is_placed_is_what_changed_inside_the_box() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--results", "a"], "missing --manifest, --objects, --pictures"),
-        (["--manifest", "a"], "missing --objects, --pictures, --results"),
+        (["--results", "a"], "missing --images, --manifest, --objects"),
+        (["--manifest", "a"], "missing --images, --objects, --results"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(arguments, message, capsys) -> None:

@@ -1,4 +1,4 @@
-"""Sheets of composites: from a list of cases, from finished pictures, and over the real cases."""
+"""Sheets of composites: from a list of cases, from finished images, and over the real cases."""
 
 import json
 from dataclasses import replace
@@ -9,13 +9,13 @@ import pytest
 
 from compose import ComposeSettings, compose, load_models
 from compose.contact_sheet import TITLES, build_app, compose_all, read_cases, row_of, settings_of_case
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.settings.cli import run_app
-from tests.pictures import Case, room
+from tests.images import Case, room
 
 
 def entry(**changes: object) -> dict:
-    """One case of a list, with paths as the synthetic pictures have them."""
+    """One case of a list, with paths as the synthetic images have them."""
     plain = {
         "id": "first", "mode": "place", "background": "room.png", "background_depth": "depth.png",
         "object": "thing.png", "object_mask": "mask.png", "box_xyxy": [0.3, 0.2, 0.7, 0.9],
@@ -39,19 +39,19 @@ def test_a_list_of_cases_gives_a_row_each(case: Case) -> None:
     cases = write_list(case, entry(), entry(id="second", mode="draw", **bare))
     flags = ["--root", case.folder, "--model", case.model, "--depth-model", case.depth_model]
     assert run(case, "--cases", cases, *flags) == 0
-    two = read_picture(case.folder / "sheet.png").size
+    two = read_image(case.folder / "sheet.png").size
     assert run(case, "--cases", write_list(case, entry()), *flags) == 0
-    one = read_picture(case.folder / "sheet.png").size
+    one = read_image(case.folder / "sheet.png").size
     assert two[0] > 1.7 * one[0]
     assert one[1] > 256 * len(TITLES)
 
 
-def test_finished_pictures_are_drawn_from_their_recipes(case: Case, caplog) -> None:
+def test_finished_images_are_drawn_from_their_recipes(case: Case, caplog) -> None:
     caplog.set_level("INFO")
     assert case.run("--num-samples", "2") == 0
-    pictures = [case.out.with_name(f"a_{index}.png") for index in range(2)]
-    assert run(case, *pictures) == 0
-    assert read_picture(case.folder / "sheet.png").size[0] > 4 * 256  # two pictures of two samples
+    images = [case.out.with_name(f"a_{index}.png") for index in range(2)]
+    assert run(case, *images) == 0
+    assert read_image(case.folder / "sheet.png").size[0] > 4 * 256  # two images of two samples
     assert "a_1: " in caplog.text
 
 
@@ -78,7 +78,7 @@ def test_the_row_shows_what_was_computed(case: Case) -> None:
         ({"cases": [{"id": "x", "mode": "place"}]}, "case x lacks background, box_xyxy, object"),
         ({"cases": [entry(mode="plaec")]}, "unknown mode 'plaec'; did you mean 'place'?"),
         ({"cases": [entry(object="gone.png")]}, "first: "),
-        ({"cases": [entry(box_xyxy=[0, 0, 2, 1])]}, "leaves the picture"),
+        ({"cases": [entry(box_xyxy=[0, 0, 2, 1])]}, "leaves the image"),
         ({"cases": []}, "cases.json: the list is empty"),
         ({}, 'expected {"cases": ['),
         ([], 'expected {"cases": ['),
@@ -96,7 +96,7 @@ def test_a_bad_list_is_one_line(case: Case, capsys, listed: object, reason: str)
 
 def test_what_to_draw_must_be_said_once(case: Case, capsys) -> None:
     assert run(case) == 2
-    assert "give either pictures" in capsys.readouterr().err
+    assert "give either images" in capsys.readouterr().err
     assert run(case, case.folder / "room.png", "--cases", write_list(case, entry())) == 2
     assert run(case, case.folder / "room.png") == 2
     assert "carries no recipe" in capsys.readouterr().err

@@ -9,11 +9,11 @@ import pytest
 
 from compose import pipeline
 from datasets.fusion import MARGIN
-from ldm.images import read_picture, write_png
+from ldm.images import read_image, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from run_inference import build_app
-from tests.pictures import Case, room, room_depth
+from tests.images import Case, room, room_depth
 
 
 def test_occluders_and_surroundings_keep_every_byte(case: Case) -> None:
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_does_not(case: Case)
     assert case.run() == case.run("--out", other) == 0
     assert case.out.read_bytes() == other.read_bytes()
     assert case.run("--seed", "1", "--out", other) == 0
-    assert not np.array_equal(read_picture(case.out).rgb_u8, read_picture(other).rgb_u8)
+    assert not np.array_equal(read_image(case.out).rgb_u8, read_image(other).rgb_u8)
 
 
 def test_samples_have_seeds_of_their_own(case: Case) -> None:
@@ -78,10 +78,10 @@ def test_samples_have_seeds_of_their_own(case: Case) -> None:
     )
     several = [case.out.with_name(f"a_{index}.png") for index in range(3)]
     assert [case.report(path)["seed"] for path in several] == [3, 4, 5]
-    pictures = [case.unchanged_outside(room(), path).astype(int) for path in several]
-    assert np.abs(pictures[0] - pictures[1]).max() > 1
+    images = [case.unchanged_outside(room(), path).astype(int) for path in several]
+    assert np.abs(images[0] - images[1]).max() > 1
     assert case.run("--seed", "4") == 0
-    assert np.abs(read_picture(case.out).rgb_u8 - pictures[1]).max() <= 1
+    assert np.abs(read_image(case.out).rgb_u8 - images[1]).max() <= 1
 
 
 @pytest.mark.parametrize("estimated", [False, True])
@@ -93,19 +93,19 @@ def test_replay_makes_the_same_file(case: Case, estimated: bool) -> None:
     else:
         assert case.run(*flags) == 0
     for index in range(2):
-        picture = case.out.with_name(f"a_{index}.png")
+        image = case.out.with_name(f"a_{index}.png")
         again = case.folder / f"again_{index}.png"
-        assert run_app(build_app, ["replay", str(picture), "--out", str(again)]) == 0
-        assert again.read_bytes() == picture.read_bytes()
-        assert case.report(again)["recipe"] == case.report(picture)["recipe"]
+        assert run_app(build_app, ["replay", str(image), "--out", str(again)]) == 0
+        assert again.read_bytes() == image.read_bytes()
+        assert case.report(again)["recipe"] == case.report(image)["recipe"]
     assert run_app(build_app, ["replay", str(again)]) == 0
     assert again.with_name("again_1_replay.png").read_bytes() == again.read_bytes()
 
 
-def refused_replay(case: Case, picture: Path, capsys) -> str:
+def refused_replay(case: Case, image: Path, capsys) -> str:
     before = case.files()
     capsys.readouterr()
-    assert run_app(build_app, ["replay", str(picture)]) == 2
+    assert run_app(build_app, ["replay", str(image)]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.count("\n") == 1
@@ -121,7 +121,7 @@ def test_replay_refuses_what_has_changed(case: Case, capsys) -> None:
     for name, option in (("room.png", "--background"), ("mask.png", "--object-mask")):
         path = case.folder / name
         kept = path.read_bytes()
-        write_png(path, np.flip(read_picture(path).rgb_u8, 1))
+        write_png(path, np.flip(read_image(path).rgb_u8, 1))
         assert f"{path} ({option}) has changed" in refused_replay(case, case.out, capsys)
         path.write_bytes(kept)
     for folder in (model, depth_model):
@@ -129,7 +129,7 @@ def test_replay_refuses_what_has_changed(case: Case, capsys) -> None:
         kept = weights.read_bytes()
         weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
         message = refused_replay(case, case.out, capsys)
-        assert f"{folder} is not what the picture was made with: {weights.relative_to(folder)}" in message
+        assert f"{folder} is not what the image was made with: {weights.relative_to(folder)}" in message
         weights.write_bytes(kept)
     card = model / "compositor.json"
     card.write_text(card.read_text().replace('"box_ratio": 1.1', '"box_ratio": 1.3'))
@@ -138,7 +138,7 @@ def test_replay_refuses_what_has_changed(case: Case, capsys) -> None:
     assert "mask.png" in refused_replay(case, case.out, capsys)
 
 
-def test_replay_refuses_a_picture_without_a_recipe(case: Case, capsys) -> None:
+def test_replay_refuses_a_image_without_a_recipe(case: Case, capsys) -> None:
     assert "room.png carries no recipe" in refused_replay(case, case.folder / "room.png", capsys)
     assert "gone.png does not exist" in refused_replay(case, case.folder / "gone.png", capsys)
     assert case.run() == 0
@@ -158,16 +158,16 @@ def test_another_machine_is_a_warning_only(case: Case, caplog) -> None:
     assert case.run() == 0
     recipe = {**read_recipe(case.out), "versions": {"torch": "2.6.0"}}
     old = case.folder / "old.png"
-    write_png(old, read_picture(case.out).rgb_u8, text={"bifrost": json.dumps(recipe)})
+    write_png(old, read_image(case.out).rgb_u8, text={"bifrost": json.dumps(recipe)})
     assert run_app(build_app, ["replay", str(old)]) == 0
     assert "versions differ from the recipe's" in caplog.text
 
 
 def test_offload_gives_the_same_pixels(case: Case) -> None:
     assert case.run("--save-steps", "1") == 0
-    picture = read_picture(case.out).rgb_u8
+    image = read_image(case.out).rgb_u8
     assert case.run("--save-steps", "1", "--offload") == 0
-    assert np.array_equal(read_picture(case.out).rgb_u8, picture)
+    assert np.array_equal(read_image(case.out).rgb_u8, image)
 
 
 @pytest.mark.parametrize("flags", [("--dtype", "bf16"), ("--guidance", "1"), ("--strength", "0")])

@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from run_inference import build_app
-from tests.pictures import Case
+from tests.images import Case
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +34,7 @@ def test_previews_sheet_and_nothing_else(case: Case) -> None:
     written = {path.relative_to(case.out.parent).as_posix() for path in case.out.parent.rglob("*.*")}
     steps = {f"a_steps/step_{index:03d}.png" for index in (2, 4, 5)}
     assert written == {"a.png", "a.json", "a_sheet.png", *steps}
-    assert all(read_picture(case.out.parent / name).size == (32, 32) for name in steps)
+    assert all(read_image(case.out.parent / name).size == (32, 32) for name in steps)
 
 
 def test_json_alone_goes_to_standard_output(case: Case, capsys) -> None:
@@ -135,4 +135,4 @@ def test_ctrl_c_stops_the_command_cleanly(case: Case) -> None:
         _, shown = running.communicate(timeout=30)
     assert (running.returncode, shown.decode().strip()) == (130, "interrupted")
     assert [path.name for path in case.out.parent.iterdir()] == ["a_steps"]
-    assert all(read_picture(path).size == (32, 32) for path in steps.iterdir())
+    assert all(read_image(path).size == (32, 32) for path in steps.iterdir())

@@ -10,7 +10,7 @@ from PIL import Image
 from ldm.images import write_depth, write_mask, write_png
 from ldm.settings.cli import run_app
 from run_inference import build_app
-from tests.pictures import Case, forbid_loading, refusal, room, thing
+from tests.images import Case, forbid_loading, refusal, room, thing
 
 
 @pytest.fixture
@@ -41,23 +41,23 @@ def bad(case: Case, monkeypatch: pytest.MonkeyPatch) -> Case:
 
 FILES = [
     ("--background gone.png", "gone.png does not exist"),
-    ("--background .", "is a folder, expected a picture"),
-    ("--background text.jpg", "text.jpg is not a picture"),
+    ("--background .", "is a folder, expected an image"),
+    ("--background text.jpg", "text.jpg is not an image"),
     ("--background cut.jpg", "cut.jpg is truncated or damaged"),
     ("--background zero.png", "zero.png is empty (zero bytes)"),
     ("--object gone.png", "gone.png does not exist"),
-    ("--object text.jpg", "text.jpg is not a picture"),
+    ("--object text.jpg", "text.jpg is not an image"),
     ("--object cut.jpg", "cut.jpg is truncated"),
     ("--object-mask gone.png", "gone.png does not exist"),
     ("--object-mask black.png", "black.png is empty: no pixel"),
-    ("--object-mask wide.png", "wide.png is 65 x 64 pixels, its picture is 64 x 64"),
+    ("--object-mask wide.png", "wide.png is 65 x 64 pixels, its image is 64 x 64"),
     ("--object-mask tiny.png", "tiny.png: the object is 7 x 20 pixels; at least 8"),
     ("--target-mask black_target.png", "black_target.png is empty"),
-    ("--target-mask mask.png", "mask.png is 64 x 64 pixels, its picture is 128 x 96"),
+    ("--target-mask mask.png", "mask.png is 64 x 64 pixels, its image is 128 x 96"),
     ("--background-depth gone.png", "gone.png does not exist"),
-    ("--background-depth square_depth.png", "square_depth.png is 64 x 64 pixels, its picture is 128 x 96"),
+    ("--background-depth square_depth.png", "square_depth.png is 64 x 64 pixels, its image is 128 x 96"),
     ("--background-depth colours.png", "colours.png is coloured"),
-    ("--object-depth depth.png", "depth.png is 128 x 96 pixels, its picture is 64 x 64"),
+    ("--object-depth depth.png", "depth.png is 128 x 96 pixels, its image is 64 x 64"),
     ("--config gone.yaml", "gone.yaml: cannot read this YAML file: No such file"),
     ("--config bad.yaml", "bad.yaml: unknown key 'stepz'; did you mean 'steps'?"),
     ("--config range.yaml", "range.yaml: strength must be in [0, 1], got 3"),
@@ -71,10 +71,10 @@ def test_a_bad_file_is_named(bad: Case, capsys, monkeypatch, flags: str, reason:
 
 
 VALUES = [
-    ("--box 0.5,0.5,1.2,0.9", "--box must be x1,y1,x2,y2", "leaves the picture"),
+    ("--box 0.5,0.5,1.2,0.9", "--box must be x1,y1,x2,y2", "leaves the image"),
     ("--box -0.1,0.2,0.5,0.9", "--box must be", "got -0.1,0.2,0.5,0.9: it leaves"),
-    ("--box=-0.1,0.2,0.5,0.9", "--box must be", "leaves the picture"),
-    ("--box 100,200,300,400", "in fractions of the picture", "leaves the picture"),
+    ("--box=-0.1,0.2,0.5,0.9", "--box must be", "leaves the image"),
+    ("--box 100,200,300,400", "in fractions of the image", "leaves the image"),
     ("--box 0.7,0.2,0.3,0.9", "--box must be", "inverted"),
     ("--box 0.3,0.2,0.3,0.9", "--box must be", "no area"),
     ("--box 0.3,0.2,0.7", "--box must be float,float,float,float", "got 0.3,0.2,0.7"),
@@ -146,7 +146,7 @@ def test_the_absent_accelerator_is_named(bad: Case, capsys, monkeypatch) -> None
 
 def test_an_object_that_cannot_be_found_asks_for_its_mask(bad: Case, capsys) -> None:
     for name, reason in (
-        ("flat.png", "flat.png: the object was not found in its picture"),
+        ("flat.png", "flat.png: the object was not found in its image"),
         ("tiny_alpha.png", "tiny_alpha.png: the object is 7 x 20 pixels"),
     ):
         path = bad.folder / name

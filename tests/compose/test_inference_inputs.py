@@ -1,4 +1,4 @@
-"""What `run_inference.py image` accepts: any picture, size, place, depth and name."""
+"""What `run_inference.py image` accepts: any image, size, place, depth and name."""
 
 import logging
 import shutil
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from ldm.images import encode_png, read_picture, write_mask, write_png
+from ldm.images import encode_png, read_image, write_mask, write_png
 from ldm.settings.cli import run_app
 from run_inference import build_app
-from tests.pictures import Case, room, room_depth, thing
+from tests.images import Case, room, room_depth, thing
 
 
 def as_kind(kind: str, path: Path) -> np.ndarray:
@@ -35,7 +35,7 @@ def as_kind(kind: str, path: Path) -> np.ndarray:
     else:
         modes = {"gray": "L", "palette": "P", "1-bit": "1", "gray and alpha": "LA"}
         image.convert(modes[kind]).save(path, "PNG")
-    return read_picture(path).rgb_u8
+    return read_image(path).rgb_u8
 
 
 KINDS = ["rgba", "16-bit", "gray", "gray and alpha", "cmyk", "palette", "1-bit", "exif", "jpeg"]
@@ -47,9 +47,9 @@ def test_every_kind_of_background_and_object(case: Case, kind: str) -> None:
     expected = as_kind(kind, path)
     assert case.run("--background", path) == 0
     case.unchanged_outside(expected)
-    alpha_u8 = read_picture(case.out).alpha_u8
+    alpha_u8 = read_image(case.out).alpha_u8
     if "a" in kind and kind in ("rgba", "gray and alpha"):
-        assert np.array_equal(alpha_u8, read_picture(path).alpha_u8)
+        assert np.array_equal(alpha_u8, read_image(path).alpha_u8)
     else:
         assert alpha_u8 is None
     write_mask(case.folder / "odd_mask.png", np.pad(np.ones((60, 60), bool), ((20, 16), (30, 38))))
@@ -135,12 +135,12 @@ def test_a_depth_map_of_another_resolution_is_fitted(case: Case, caplog) -> None
 
 def test_draw_is_inpaint(case: Case) -> None:
     flags = ["--target-mask", case.folder / "target.png"]
-    pictures = []
+    images = []
     for mode in ("inpaint", "draw"):
         assert case.run("--mode", mode, *flags, without=["--box", "--depth"]) == 0
         assert case.report()["mode"] == "inpaint"
-        pictures.append(case.unchanged_outside(room()))
-    assert np.array_equal(*pictures)
+        images.append(case.unchanged_outside(room()))
+    assert np.array_equal(*images)
 
 
 @pytest.mark.parametrize("mode", ["replace", "id-transfer", "inpaint"])
@@ -157,10 +157,10 @@ def test_a_target_mask_gives_the_box(case: Case, mode: str) -> None:
 def test_one_depth_is_a_range_about_it(case: Case) -> None:
     assert case.run("--depth", "0.6") == 0
     one = case.report()["depth"]
-    picture = read_picture(case.out).rgb_u8
+    image = read_image(case.out).rgb_u8
     assert case.run("--depth", f"{one['far']!r},{one['near']!r}") == 0
     assert case.report()["depth"] == {**one, "source": "range"}
-    assert np.array_equal(read_picture(case.out).rgb_u8, picture)
+    assert np.array_equal(read_image(case.out).rgb_u8, image)
 
 
 def test_without_a_depth_the_foot_of_the_box_is_used_and_said(case: Case, caplog) -> None:

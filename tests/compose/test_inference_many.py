@@ -14,12 +14,12 @@ import pytest
 import compose.models as compose_module
 from compose.batch import is_done, read_jobs
 from compose.dreambooth import find_test_set, pairs
-from ldm.images import read_picture, write_mask, write_png
+from ldm.images import read_image, write_mask, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from run_inference import build_app
 from tests.conftest import ROOT
-from tests.pictures import Case, room, thing
+from tests.images import Case, room, thing
 
 HIDDEN = {"box": [0.02, 0.3, 0.2, 0.8], "depth": [0.1]}  # behind the post at the left
 BOTH = "replace"
@@ -74,7 +74,7 @@ def test_jobs_are_made_once_and_a_failure_stops_nothing(case: Case, monkeypatch)
     assert not (out / "failed-0-of-1.json").exists()
 
 
-def test_a_batch_killed_in_the_middle_ends_with_the_same_pictures(case: Case) -> None:
+def test_a_batch_killed_in_the_middle_ends_with_the_same_images(case: Case) -> None:
     names = [f"job{index}" for index in range(8)]
     write(case, *(job(case, name=name, seed=index) for index, name in enumerate(names)))
     out = case.folder / "many"
@@ -99,7 +99,7 @@ def test_what_has_changed_is_made_again(case: Case) -> None:
     assert batch(case) == 0
     first = out.read_bytes()
     assert is_done(out, read_jobs(path, None, case.folder)[0])
-    write_png(case.folder / "room.png", np.flip(read_picture(case.folder / "room.png").rgb_u8, 1))
+    write_png(case.folder / "room.png", np.flip(read_image(case.folder / "room.png").rgb_u8, 1))
     assert batch(case) == 0
     assert out.read_bytes() != first
     second = out.read_bytes()
@@ -108,11 +108,11 @@ def test_what_has_changed_is_made_again(case: Case) -> None:
     assert out.read_bytes() == second
 
 
-def test_a_job_is_the_picture_of_the_image_verb_and_can_be_replayed(case: Case) -> None:
+def test_a_job_is_the_image_of_the_image_verb_and_can_be_replayed(case: Case) -> None:
     write(case, job(case, name="a", seed=4))
     assert batch(case) == case.run("--seed", "4") == 0
     one = case.folder / "many" / "a.png"
-    assert np.array_equal(read_picture(one).rgb_u8, read_picture(case.out).rgb_u8)
+    assert np.array_equal(read_image(one).rgb_u8, read_image(case.out).rgb_u8)
     assert run_app(build_app, ["replay", str(one)]) == 0
     again = one.with_name("a_replay.png")
     assert again.read_bytes() == one.read_bytes()
@@ -254,7 +254,7 @@ def test_a_layout_that_is_not_there_is_named(case: Case, capsys) -> None:
         ((objects / "gone", backgrounds), "--objects"),
         ((backgrounds, backgrounds), "need --object-masks"),
         ((objects, objects), "no NAME_mask file"),
-        ((objects, two_backgrounds), "no picture beach_2_GT"),
+        ((objects, two_backgrounds), "no image beach_2_GT"),
         ((two_objects, two_backgrounds, "--object-masks", str(objects)), "no mask for cat, dog"),
     ):
         capsys.readouterr()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cldm.pretrained import CARD
-from tests.pictures import Case, forbid_loading, refusal
+from tests.images import Case, forbid_loading, refusal
 
 
 @pytest.fixture

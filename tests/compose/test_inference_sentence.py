@@ -11,15 +11,15 @@ from compose import ComposeSettings, compose, load_models
 from compose import settings as compose_settings
 from compose.pipeline import Models
 from compose.settings import GEOMETRIC, locator_of
-from ldm.images import read_depth, read_picture
+from ldm.images import read_depth, read_image
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
 from llava_bifrost.language.answer import Candidate, Location, parse_instruction, satisfies
 from llava_bifrost.placement.anchors import read_anchors
 from run_inference import ImageSettings, build_app
+from tests.images import Case, room
 from tests.ldm import small_detectors
-from tests.pictures import Case, room
 
 SENTENCE = "Place the thing to the left of the crate"
 CRATE = {"crate": {"box": [0.68, 0.45, 0.88, 0.8], "depth": 0.64}}
@@ -61,7 +61,7 @@ def use(monkeypatch: pytest.MonkeyPatch, locator: FakeLocator) -> None:
     monkeypatch.setattr(Models, "locator", lambda self, folder: locator)
 
 
-def test_one_call_from_sentence_to_picture(case: Case, anchors: Path) -> None:
+def test_one_call_from_sentence_to_image(case: Case, anchors: Path) -> None:
     flags = ["--instruction", SENTENCE, "--anchors", anchors, "--candidates", "3", "--sheet"]
     assert case.run(*flags, without=["--box", "--depth"]) == 0
     case.unchanged_outside(room())
@@ -105,10 +105,10 @@ def test_a_language_model_is_asked_once_and_recorded(case: Case, folder: Path, m
     assert placement["locator"]["folder"] == folder.as_posix()
     assert set(placement["locator"]["weights"]) == {"model.safetensors", "locator.json"}
     assert case.report()["box"] == list(HERE)
-    picture = read_picture(case.out).rgb_u8
+    image = read_image(case.out).rgb_u8
     assert run_app(build_app, ["replay", str(case.out)]) == 0
     assert len(locator.asked) == 1
-    assert np.array_equal(read_picture(case.out.with_name("a_replay.png")).rgb_u8, picture)
+    assert np.array_equal(read_image(case.out.with_name("a_replay.png")).rgb_u8, image)
 
 
 def test_the_first_place_at_which_the_object_shows_is_used(case: Case, folder: Path, monkeypatch) -> None:
@@ -180,7 +180,7 @@ def test_the_small_locator_reads_the_demo(case: Case, root: Path, monkeypatch) -
     depth_01 = read_depth(demo.background.with_name("room_depth.png"))
     known = read_anchors(demo.background.with_name("anchors.json"), depth_01)
     best = models.locator(Path("assets/tiny/locator")).locate(
-        read_picture(settings.background).rgb_u8, settings.instruction
+        read_image(settings.background).rgb_u8, settings.instruction
     )[0]
     assert all(satisfies(best.location, parse_instruction(settings.instruction), known).values())
     with pytest.raises(ValueError, match="(?s)'walrus'.*prism.*--locator geometric"):

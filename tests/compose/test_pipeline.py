@@ -14,7 +14,7 @@ from compose.pipeline import Models
 from compose.settings import ignored
 from ldm.denoise import Cancelled, Step
 from ldm.latents import SCHEDULERS, scheduler_class
-from tests.pictures import Case, forbid_loading, room
+from tests.images import Case, forbid_loading, room
 
 
 def settings_of(case: Case, **changes: object) -> ComposeSettings:

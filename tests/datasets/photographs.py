@@ -39,7 +39,7 @@ def photograph(index: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
 
 
 def write_coco(root: Path) -> Path:
-    """A folder with pictures and instances.json; picture 7 has no object, a crowd blurs picture 6."""
+    """A folder with images and instances.json; image 7 has no object, a crowd blurs image 6."""
     images, annotations = [], []
     for index in range(COUNT):
         rgb_u8, objects = photograph(index)

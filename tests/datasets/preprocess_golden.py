@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 
 from datasets.masks import perturb_mask
-from datasets.pairs import PUBLISHED_INFERENCE, PUBLISHED_TRAINING, Choices, Inputs
+from datasets.pairs import PUBLISHED_INFERENCE, PUBLISHED_TRAINING, AugmentationParams, Inputs
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "preprocess.npz"
 STEP = 8
 SEEDS = (0, 1, 2, 7)
-PICTURES = ("in_img", "in_mask", "in_tmask", "in_depth")
+IMAGES = ("in_img", "in_mask", "in_tmask", "in_depth")
 OPTIONS = {"train": PUBLISHED_TRAINING, "infer": PUBLISHED_INFERENCE}
 
 
@@ -46,7 +46,7 @@ def load_golden() -> Golden:
             return Golden(dict(stored), 1)
     with np.load(FIXTURE) as stored:
         arrays = dict(stored)
-    for name in PICTURES:
+    for name in IMAGES:
         arrays[name] = cv2.imdecode(arrays[name], cv2.IMREAD_UNCHANGED)
     return Golden(arrays, STEP)
 
@@ -56,7 +56,7 @@ def write_fixture(whole: Path, fixture: Path = FIXTURE) -> None:
     with np.load(whole) as stored:
         arrays = dict(stored)
     for name, value in arrays.items():
-        if name in PICTURES:
+        if name in IMAGES:
             arrays[name] = cv2.imencode(".png", value, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
         elif value.ndim > 1:
             arrays[name] = value[::STEP, ::STEP]
@@ -76,28 +76,30 @@ class PublishedStream:
 
 
 def golden_inputs(golden: Golden) -> Inputs:
-    """The picture serves as reference and as target, with two masks."""
-    picture = golden["in_img"]
+    """The image serves as reference and as target, with two masks."""
+    image = golden["in_img"]
     return Inputs(
-        reference_u8=picture,
+        reference_u8=image,
         reference_mask=golden["in_mask"] > 0,
-        background_u8=picture,
+        background_u8=image,
         background_depth_01=(golden["in_depth"] / 65535.0).astype(np.float32),
         mode="inpaint",
         target_mask=golden["in_tmask"] > 0,
     )
 
 
-def published_choices(kind: str, seed: int) -> tuple[Choices, PublishedStream]:
+def published_choices(kind: str, seed: int) -> tuple[AugmentationParams, PublishedStream]:
     """The decisions of the published code for a seed, and its stream after them."""
     stream = PublishedStream(seed)
     if kind == "infer":
-        return Choices(
+        return AugmentationParams(
             crop_ratio=stream.integers(15, 30) / 10, reference_ratio=1.2, mask_level="fine"
         ), stream
     reference_ratio, crop_ratio = stream.integers(11, 15) / 10, stream.integers(13, 30) / 10
     level = "perturbed" if stream.random() < 0.7 else "box"
-    return Choices(crop_ratio=crop_ratio, reference_ratio=reference_ratio, mask_level=level), stream
+    return AugmentationParams(
+        crop_ratio=crop_ratio, reference_ratio=reference_ratio, mask_level=level
+    ), stream
 
 
 def perturbed_region(

@@ -16,20 +16,20 @@ from ldm.files import write_atomic
 from ldm.images import write_png
 from ldm.settings.cli import run_app
 from tests.datasets import trees
-from tests.pictures import room, thing
+from tests.images import room, thing
 
-PICTURES = 5
+IMAGES = 5
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five pictures with a cup and a table each, in the last one two cups; three concepts."""
+    """Five images with a cup and a table each, in the last one two cups; three concepts."""
     home = tmp_path_factory.mktemp("world")
     h, w = trees.SIZE
     annotations = []
-    for k in range(PICTURES):
+    for k in range(IMAGES):
         write_png(home / f"val/{k:03d}.jpg", room(h, w))
-        boxes = [[60, 40, 40, 50]] + ([[5, 40, 30, 40]] if k == PICTURES - 1 else [])
+        boxes = [[60, 40, 40, 50]] + ([[5, 40, 30, 40]] if k == IMAGES - 1 else [])
         for box in boxes:
             x0, y0, x1, y1 = box[0], box[1], box[0] + box[2], box[1] + box[3]
             outline = [[x0, y0, x1, y0, x1, y1, x0, y1]]
@@ -38,7 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
                  "segmentation": outline, "area": box[2] * box[3]}
             )  # fmt: skip
     document = {
-        "images": [{"id": k, "file_name": f"{k:03d}.jpg", "height": h, "width": w} for k in range(PICTURES)],
+        "images": [{"id": k, "file_name": f"{k:03d}.jpg", "height": h, "width": w} for k in range(IMAGES)],
         "categories": [{"id": 3, "name": "cup"}],
         "annotations": annotations,
     }
@@ -56,7 +56,7 @@ def run(*arguments: str) -> int:
 
 def build(world: Path, out: Path, *more: str) -> int:
     return run(
-        "build", "--instances", f"{world}/instances.json", "--pictures", f"{world}/val", "--objects",
+        "build", "--instances", f"{world}/instances.json", "--images", f"{world}/val", "--objects",
         f"{world}/objects", "--classes", f"{world}/classes.json", "--out", str(out), *more,
     )  # fmt: skip
 
@@ -70,7 +70,7 @@ def test_the_same_settings_give_the_same_bytes(world: Path, tmp_path: Path) -> N
     manifest = read_manifest(tmp_path / "a.json")
     assert len(manifest.cases) == 9
     assert manifest.name == "dreambooth-coco-3x3"
-    assert {case.background for case in manifest.cases} <= {f"{k:03d}.jpg" for k in range(PICTURES - 1)}
+    assert {case.background for case in manifest.cases} <= {f"{k:03d}.jpg" for k in range(IMAGES - 1)}
     assert {case.instruction.split(" ")[2] for case in manifest.cases} == {"dog", "red", "pot"}
     assert all(case.instruction.endswith("the cup.") for case in manifest.cases)
 
@@ -79,7 +79,7 @@ def test_verify_names_what_is_missing_or_differs(world: Path, tmp_path: Path, ca
     copy = tmp_path / "world"
     shutil.copytree(world, copy)
     assert build(copy, tmp_path / "m.json", "--backgrounds", "4") == 0
-    flags = ["--pictures", f"{copy}/val", "--objects", f"{copy}/objects"]
+    flags = ["--images", f"{copy}/val", "--objects", f"{copy}/objects"]
     capsys.readouterr()
     assert run("verify", str(tmp_path / "m.json"), *flags) == 0
     (copy / "val/001.jpg").unlink()
@@ -89,7 +89,7 @@ def test_verify_names_what_is_missing_or_differs(world: Path, tmp_path: Path, ca
     assert "missing: pictures/001.jpg" in shown
     assert "differs: objects/teapot/00.png" in shown
     shutil.rmtree(copy / "val")
-    assert build(copy, tmp_path / "bare.json", "--backgrounds", "4") == 0, "pictures may come later"
+    assert build(copy, tmp_path / "bare.json", "--backgrounds", "4") == 0, "images may come later"
     roots = {"pictures": world / "val", "objects": copy / "objects"}
     assert {what for _, what in verify(read_manifest(tmp_path / "bare.json"), roots)} == {"not hashed"}
 
@@ -120,12 +120,12 @@ def test_depth_follows_from_the_relation(world: Path, tmp_path: Path) -> None:
 
 
 def test_two_things_of_one_name_are_no_anchors(world: Path) -> None:
-    assert Instances(world / "instances.json").anchors(PICTURES - 1) == []
+    assert Instances(world / "instances.json").anchors(IMAGES - 1) == []
 
 
 def test_what_is_wrong_is_named(world: Path, tmp_path: Path, capsys) -> None:
     assert build(world, tmp_path / "m.json", "--backgrounds", "5") == 2
-    assert "has 4 pictures where every object fits" in capsys.readouterr().err
+    assert "has 4 images where every object fits" in capsys.readouterr().err
     write_png(tmp_path / "objects/x/0.png", room(20, 20))
     with pytest.raises(ValueError, match=r"0.png has no transparency"):
         read_concepts(tmp_path / "objects", None)
@@ -139,7 +139,7 @@ def test_what_is_wrong_is_named(world: Path, tmp_path: Path, capsys) -> None:
 
 def test_builds_on_the_real_slices(test_data: Path, tmp_path: Path) -> None:
     coco, dream = test_data / "data/coco", test_data / "data/dreambooth"
-    arguments = ["--instances", f"{coco}/annotations/instances_val2017.json", "--pictures", f"{coco}/val2017"]
+    arguments = ["--instances", f"{coco}/annotations/instances_val2017.json", "--images", f"{coco}/val2017"]
     arguments += ["--objects", f"{dream}/AnyDoor_DreamBooth", "--classes", f"{dream}/classes.json"]
     assert run("build", *arguments, "--backgrounds", "1", "--out", str(tmp_path / "m.json")) == 0
     manifest = read_manifest(tmp_path / "m.json")

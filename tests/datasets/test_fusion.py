@@ -16,7 +16,7 @@ from datasets.fusion import (
     place,
     warp_into,
 )
-from datasets.geometry import depth_at_foot, depth_extent
+from datasets.geometry import depth_at_contact, depth_extent
 from datasets.masks import box_mask
 from tests.datasets.preprocess_golden import Golden, load_golden
 
@@ -56,7 +56,7 @@ def test_fusion_equals_the_published_one(golden, index):
 
 def test_an_object_on_the_floor_keeps_its_foot():
     box01 = (0.3, 0.25, 0.6, 0.75)
-    extent = depth_extent(depth_at_foot(floor(), box01), box01)
+    extent = depth_extent(depth_at_contact(floor(), box01), box01)
     box = (48, 30, 96, 90)
     _, visible, _ = fuse_place(floor(), block(), box, extent)
     assert np.array_equal(visible, box_mask(box, FRAME))
@@ -139,14 +139,14 @@ def test_filling_takes_a_thing_out_of_the_depth_map():
 
 def test_painting_over_continues_the_surroundings():
     ramp = np.repeat(np.linspace(0, 255, FRAME[1])[None, :], FRAME[0], axis=0)
-    picture = np.repeat(np.rint(ramp).astype(np.uint8)[..., None], 3, axis=-1)
+    image = np.repeat(np.rint(ramp).astype(np.uint8)[..., None], 3, axis=-1)
     hole = box_mask((40, 30, 90, 100), FRAME)
-    other = np.where(hole[..., None], 255 - picture, picture).astype(np.uint8)
+    other = np.where(hole[..., None], 255 - image, image).astype(np.uint8)
     filled = fill_colour(other, hole)
-    assert np.array_equal(filled[~hole], picture[~hole])
-    assert np.array_equal(filled, fill_colour(picture, hole))
-    assert np.abs(filled.astype(int) - picture).max() < 40
-    assert fill_colour(picture, np.ones(FRAME, bool)) is picture
+    assert np.array_equal(filled[~hole], image[~hole])
+    assert np.array_equal(filled, fill_colour(image, hole))
+    assert np.abs(filled.astype(int) - image).max() < 40
+    assert fill_colour(image, np.ones(FRAME, bool)) is image
 
 
 def test_modes_have_one_alias_and_a_clear_error():

@@ -11,7 +11,7 @@ from datasets.geometry import (
     box_to_01,
     box_to_pixels,
     check_box01,
-    depth_at_foot,
+    depth_at_contact,
     depth_extent,
     expand_box,
     iou,
@@ -59,7 +59,7 @@ def test_an_expanded_box_contains_the_box(box01, size, ratio):
 
 @settings(deadline=None)
 @given(boxes01(), sizes, st.floats(1, 8))
-def test_a_shifted_square_is_inside_and_square_where_the_picture_allows(box01, size, ratio):
+def test_a_shifted_square_is_inside_and_square_where_the_image_allows(box01, size, ratio):
     wide = expand_box(box_to_pixels(box01, size), ratio, None)
     x0, y0, x1, y1 = square_box(wide, size)
     assert 0 <= x0 < x1 <= size[1]
@@ -113,7 +113,7 @@ def test_a_crop_maps_boxes_like_pixels(box01, size, side):
     crop = Crop((x0, y0, x1, y1), square_padding((y1 - y0, x1 - x0)), (side, side), size)
     assert crop.padded_size[0] == crop.padded_size[1]
     full = np.ones(size, np.float32)
-    # The picture lies where `inside` says; what is taken apart comes back at its own size.
+    # The image lies where `inside` says; what is taken apart comes back at its own size.
     assert np.abs(crop.take(full, how="nearest") - crop.inside).mean() <= 4 / side
     assert crop.undo(crop.take(full)).shape == (y1 - y0, x1 - x0)
     assert crop.native.to_frame((x0, y0, x1, y1)) == (0, 0, x1 - x0, y1 - y0)
@@ -141,5 +141,5 @@ def test_depth_at_foot_reads_the_ground_and_not_an_outlier():
     depth = np.repeat(np.linspace(0, 1, 101, dtype=np.float32)[:, None], 80, axis=1)
     depth[:, 40:43] = 0
     depth[:, 24:35] = 1
-    assert depth_at_foot(depth, (0.25, 0.2, 0.75, 0.8)) == pytest.approx(0.8, abs=0.02)
-    assert depth_at_foot(depth, (0.0, 0.0, 1.0, 1.0)) == pytest.approx(1.0, abs=0.02)
+    assert depth_at_contact(depth, (0.25, 0.2, 0.75, 0.8)) == pytest.approx(0.8, abs=0.02)
+    assert depth_at_contact(depth, (0.0, 0.0, 1.0, 1.0)) == pytest.approx(1.0, abs=0.02)

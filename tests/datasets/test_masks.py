@@ -52,17 +52,17 @@ def test_perturbation_equals_the_published_stream(golden, seed):
 
 
 def test_edge_maps_equal_the_published_ones(golden):
-    picture, mask = golden["in_img"], golden["in_mask"] > 0
-    assert golden.error("sobel_color", high_frequency(picture, mask, "color")) == 0
-    assert golden.error("sobel_gray", high_frequency(picture, mask, "gray255") / 255) <= 1 / 255
+    image, mask = golden["in_img"], golden["in_mask"] > 0
+    assert golden.error("sobel_color", high_frequency(image, mask, "color")) == 0
+    assert golden.error("sobel_gray", high_frequency(image, mask, "gray255") / 255) <= 1 / 255
 
 
 @pytest.mark.parametrize("mode", HF_MODES)
 def test_detail_maps_stay_inside_the_object(mode):
-    picture = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     mask = box_mask((20, 10, 60, 50), (60, 80))
-    result = high_frequency(picture, mask, mode)
-    assert result.shape == picture.shape
+    result = high_frequency(image, mask, mode)
+    assert result.shape == image.shape
     assert result.dtype == np.uint8
     assert not result[~mask].any()
     assert result.any() == (mode != "zero")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.inputs import under_lamp
+from datasets.inputs import relight
 from datasets.pairs import (
-    Choices,
+    AugmentationParams,
     Inputs,
     Pair,
     PairOptions,
@@ -37,7 +37,7 @@ def golden() -> Golden:
 
 
 def sample(mode: str = "place", size: tuple[int, int] = (96, 128), **changes) -> Inputs:
-    """Smooth random pictures, an elliptic object, a floor that comes nearer downwards."""
+    """Smooth random images, an elliptic object, a floor that comes nearer downwards."""
     rng = np.random.default_rng(3)
     rows, columns = np.mgrid[:72, :80]
     target = np.zeros(size, bool)
@@ -138,13 +138,13 @@ def test_the_hint_never_shows_the_answer(mode, hf_mode):
     other = inputs.background_u8.copy()
     other[inputs.target_mask] = 255 - other[inputs.target_mask]
     options = replace(SMALL, hf_mode=hf_mode, show_background=False)
-    pictures = inputs.background_u8, other
-    first, second = (build_pair(replace(inputs, background_u8=u8), options) for u8 in pictures)
+    images = inputs.background_u8, other
+    first, second = (build_pair(replace(inputs, background_u8=u8), options) for u8 in images)
     edit = first.edit_mask.expand(3, -1, -1)
     assert torch.equal(first.detail_pm1[:3][edit], second.detail_pm1[:3][edit])
     # The smooth continuation may read pixels at the edge into which resizing mixed a little of the answer.
     shown = replace(options, show_background=True)
-    first, second = (build_pair(replace(inputs, background_u8=u8), shown) for u8 in pictures)
+    first, second = (build_pair(replace(inputs, background_u8=u8), shown) for u8 in images)
     answer = (first.background_pm1 - second.background_pm1)[edit].abs().mean()
     for name in ("paste_pm1", "detail_pm1"):
         leak = (getattr(first, name)[:3] - getattr(second, name)[:3])[edit].abs().mean()
@@ -153,22 +153,22 @@ def test_the_hint_never_shows_the_answer(mode, hf_mode):
 
 def test_the_same_choices_give_the_same_pair_and_sampling_is_reproducible():
     for seed in range(12):
-        choices = Choices.sample(np.random.default_rng(seed), SMALL)
-        assert choices == Choices.sample(np.random.default_rng(seed), SMALL)
+        choices = AugmentationParams.sample(np.random.default_rng(seed), SMALL)
+        assert choices == AugmentationParams.sample(np.random.default_rng(seed), SMALL)
         first, second = build_pair(sample(), SMALL, choices), build_pair(sample(), SMALL, choices)
         assert all(torch.equal(a, b) for a, b in zip(flat(first), flat(second), strict=True))
 
 
 def test_choices_are_visible_in_the_pair():
     plain = build_pair(sample(), SMALL)
-    wide = build_pair(sample(), SMALL, Choices(crop_ratio=1.3))
+    wide = build_pair(sample(), SMALL, AugmentationParams(crop_ratio=1.3))
     assert wide.crop.padded_size < plain.crop.padded_size
-    bright = build_pair(sample(), SMALL, Choices(brightness=0.3))
+    bright = build_pair(sample(), SMALL, AugmentationParams(brightness=0.3))
     assert bright.paste_pm1[bright.visible_mask.expand(3, -1, -1)].mean() > (
         plain.paste_pm1[plain.visible_mask.expand(3, -1, -1)].mean() + 0.3
     )
     assert bright.reference_01[:, 0, 0].tolist() == [1, 1, 1]
-    flipped = build_pair(sample(), SMALL, Choices(flip=True))
+    flipped = build_pair(sample(), SMALL, AugmentationParams(flip=True))
     assert (flipped.reference_01.flip(-1) - plain.reference_01).abs().mean() < 0.02
 
 
@@ -185,13 +185,13 @@ def test_symmetries_act_on_the_whole_sample():
 
 def test_another_lamp_lights_the_room_and_not_the_reference():
     inputs = replace(sample(), target_u8=np.full_like(sample().background_u8, 100))
-    lit = under_lamp(inputs, (0.5, 1.0, 4.0))
+    lit = relight(inputs, (0.5, 1.0, 4.0))
     linear = (np.array(lit.target_u8[0, 0]) / 255.0) ** 2.2 / (100 / 255) ** 2.2
     assert linear == pytest.approx([0.5, 1.0, 4.0], rel=0.03)
     assert np.array_equal(lit.background_u8[..., 1], inputs.background_u8[..., 1])
     assert int(lit.background_u8.max()) <= 255
     assert lit.reference_u8 is inputs.reference_u8
-    assert under_lamp(sample(), (0.5, 1.0, 1.0)).target_u8 is None
+    assert relight(sample(), (0.5, 1.0, 1.0)).target_u8 is None
 
 
 def test_padding_is_marked_and_black():

@@ -65,13 +65,13 @@ def test_a_random_mask_never_drifts(data):
     fields = cv2.GaussianBlur(np.random.default_rng(seed).random((y1 - y0, x1 - x0, 2)), (0, 0), 4)
     edit, keep = np.moveaxis(fields > np.median(fields), -1, 0)
     background = noise(size, seed)
-    picture = crop.undo(noise((32, 32), seed + 1))
+    image = crop.undo(noise((32, 32), seed + 1))
     feather = data.draw(st.floats(0, 20))
-    result, mask = paste_back(background, picture, crop, edit, keep=keep, feather=feather)
+    result, mask = paste_back(background, image, crop, edit, keep=keep, feather=feather)
     assert np.array_equal(result[~mask], background[~mask])
     assert np.array_equal(mask[y0:y1, x0:x1], edit & ~keep)
     if feather < 1:
-        assert np.array_equal(result[mask], picture[edit & ~keep])
+        assert np.array_equal(result[mask], image[edit & ~keep])
 
 
 @pytest.mark.parametrize("box01", [(0.4, 0.3, 0.8, 0.9), (0.0, 0.0, 0.3, 0.5), (0.7, 0.5, 1.0, 1.0)])

@@ -11,7 +11,7 @@ from datasets.scenes import eval_seed, render, sample_scene, store
 from datasets.scenes.__main__ import build_app
 from datasets.scenes.sheet import SheetSettings, write_sheet
 from datasets.scenes.store import OpenShard, StoreSettings, read_shard, render_shards
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.settings.cli import run_app
 from ldm.shards import shard_of
 
@@ -46,7 +46,7 @@ def test_single_scenes_are_read_from_the_file_also_by_another_process(settings: 
                 stored = getattr(whole, field.name)
                 assert np.array_equal(shard.array(field.name, 1), stored[1])
                 assert np.array_equal(shard.array(field.name, slice(1, 2)), stored[1:2])
-    assert len(pickle.dumps(opened)) < path.stat().st_size / 2  # no pictures
+    assert len(pickle.dumps(opened)) < path.stat().st_size / 2  # no images
 
 
 def test_a_damaged_shard_is_rendered_again_and_a_good_one_kept(settings: StoreSettings) -> None:
@@ -82,7 +82,7 @@ def test_a_wrong_share_is_refused(text: str) -> None:
 
 def test_the_sheet_shows_one_row_per_scene(tmp_path: Path) -> None:
     settings = SheetSettings(size=(48, 48), supersample=1, out=tmp_path / "sheet.png", count=2)
-    rgb_u8 = read_picture(write_sheet(settings)).rgb_u8
+    rgb_u8 = read_image(write_sheet(settings)).rgb_u8
     assert rgb_u8.shape[0] > 2 * 48
     assert rgb_u8.shape[1] > 6 * 48
 

@@ -8,9 +8,9 @@ import torch
 
 from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_scene, train_seed
 from datasets.scenes.describe import Scene
+from datasets.scenes.image import draw
 from datasets.scenes.pack import View
 from datasets.scenes.palette import ALL_PATTERNS, PATTERNS, SHAPES, WIDE_PATTERNS
-from datasets.scenes.picture import draw
 from datasets.scenes.pose import extent
 from datasets.scenes.shade import REACH
 from datasets.scenes.surface import pattern_blend
@@ -64,14 +64,14 @@ def test_tensors_have_the_documented_shapes_and_ranges(batch: SceneBatch) -> Non
 
 def test_depth_orders_masks(scenes: list[Scene]) -> None:
     for scene in scenes:
-        picture = draw([whole_view(scene)], PLAIN.size, 1, False, "cpu")
-        owner, inverse = picture.owner[0], picture.part_inverse[0]
-        mine = picture.part_owner[0][:, None, None] == owner
+        image = draw([whole_view(scene)], PLAIN.size, 1, False, "cpu")
+        owner, inverse = image.owner[0], image.part_inverse[0]
+        mine = image.part_owner[0][:, None, None] == owner
         nearest_of_owner = torch.where(mine, inverse, 0.0).amax(0)
         solid = owner >= 0
         assert solid.any()
         assert torch.equal(nearest_of_owner[solid], inverse.amax(0)[solid])
-        assert (picture.inverse[0] >= inverse.amax(0)).all()
+        assert (image.inverse[0] >= inverse.amax(0)).all()
 
 
 def test_masks_and_boxes_agree(batch: SceneBatch) -> None:
@@ -101,8 +101,8 @@ def test_removing_a_solid_only_brightens_what_it_shaded(plain: SceneBatch) -> No
 def test_far_from_the_solid_and_its_shadow_nothing_changes(scenes: list[Scene], plain: SceneBatch) -> None:
     tested = 0
     for index, scene in enumerate(scenes):
-        picture = draw([whole_view(scene)], PLAIN.size, 1, False, "cpu")
-        point = _points(scene, picture.inverse[0].double().numpy())
+        image = draw([whole_view(scene)], PLAIN.size, 1, False, "cpu")
+        point = _points(scene, image.inverse[0].double().numpy())
         solid = scene.solids[scene.removed]
         size = max(solid.radius, solid.top - solid.bottom)
         middle = np.array([*solid.centre[:2], (solid.bottom + solid.top) / 2])

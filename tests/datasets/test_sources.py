@@ -1,4 +1,4 @@
-"""Sources of real pictures on fabricated trees: layouts, determinism, messages, the mixture."""
+"""Sources of real images on fabricated trees: layouts, determinism, messages, the mixture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.base import PairDataset, collate
-from datasets.pairs import Choices, PairOptions, build_pair
+from datasets.pairs import AugmentationParams, PairOptions, build_pair
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_mixture, open_source
 from ldm.images import write_depth, write_mask
 from ldm.settings.config import load_config
@@ -21,7 +21,7 @@ from tests.datasets import trees
 SMALL = PairOptions(size=(64, 64), reference_size=56)
 DYNAMICS = {"youtube_vos": 1, "youtube_vis": 1, "vipseg": 1, "uvo": 1, "uvo_val": 1, "dreambooth": 1}
 DYNAMICS |= {"mose": 2, "mvimgnet": 2, "viton_hd": 2, "dress_code": 2, "fashion_tryon": 2}
-OVERRIDES = ["sam.min_pixels=3000"]  # the fabricated pictures are small
+OVERRIDES = ["sam.min_pixels=3000"]  # the fabricated images are small
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_source_reads_its_layout(name, config):
         assert inputs.target_u8 is None
         share = inputs.target_mask.mean()
         assert 0.15 < share < 0.35, "the object is an ellipse, a rectangle for lvis"
-        pair = build_pair(inputs, SMALL, Choices.fixed(SMALL))
+        pair = build_pair(inputs, SMALL, AugmentationParams.fixed(SMALL))
         assert pair.edit_mask.any()
         # The object of the reference is striped, everything round it white.
         assert pair.reference_01[:, 0, 0].tolist() == [1, 1, 1]
@@ -112,11 +112,11 @@ def test_missing_depth_map_names_the_file_and_the_command(own, tmp_path):
 def test_a_depth_map_of_another_size_is_refused(own, tmp_path):
     opened = own("saliency")
     write_depth(tmp_path / "data/Saliency/MSRA10K_Depth_GT/f0.png", np.eye(9, dtype=np.float32))
-    with pytest.raises(ValueError, match=r"f0.png is 9 x 9 pixels, its picture is 160 x 120"):
+    with pytest.raises(ValueError, match=r"f0.png is 9 x 9 pixels, its image is 160 x 120"):
         opened().example(0, np.random.default_rng(0))
 
 
-def test_a_corrupt_picture_is_skipped_in_training(own, tmp_path):
+def test_a_corrupt_image_is_skipped_in_training(own, tmp_path):
     opened = own("saliency")
     (tmp_path / "data/Saliency/MSRA10K_Imgs_GT/f0.jpg").write_bytes(b"\xff\xd8 nothing")
     dataset = PairDataset(opened(), SMALL, seed=0)
@@ -161,7 +161,7 @@ def test_own_folder_pairs_masks_by_list(own, tmp_path):
 def test_dreambooth_second_layout(tmp_path):
     """Black is the part to fill there."""
     for name, folder in (("a", "objects"), ("b", "objects")):
-        rgb_u8, mask = trees.picture(0)
+        rgb_u8, mask = trees.image(0)
         trees.save_jpeg(tmp_path / folder / f"{name}.jpg", rgb_u8)
         trees.save_jpeg(tmp_path / "masks" / f"{name}.jpg", mask.astype(np.uint8) * 255)
     hole = trees.frame(tmp_path / "bg", tmp_path / "depth", "room_1", 3)
@@ -194,7 +194,7 @@ def test_a_damaged_annotation_costs_one_item_only(own, tmp_path):
     assert PairDataset(source, SMALL, seed=0)[1].edit_mask.any()
 
 
-def test_mask_without_picture_is_left_out(own, tmp_path, caplog):
+def test_mask_without_image_is_left_out(own, tmp_path, caplog):
     opened = own("folder")
     write_mask(tmp_path / "data/mine/masks/lonely.png", np.eye(50, dtype=bool))
     assert len(opened()) == trees.ITEMS

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from datasets.base import Rejected
-from datasets.pairs import Choices, PairOptions, build_pair
+from datasets.pairs import AugmentationParams, PairOptions, build_pair
 from datasets.sources.registry import DatasetsConfig, open_source
 from ldm.images import write_depth
 from ldm.settings.config import load_config
 from tests.conftest import ROOT
-from tests.pictures import room_depth
+from tests.images import room_depth
 
 SMALL = PairOptions(size=(64, 64), reference_size=56)
 
@@ -24,60 +24,60 @@ def settings(data: Path, depth: Path) -> list[str]:
     videos, saliency = data / "ytbvos/train", data / "saliency"
     found = {
         "youtube_vos": {
-            "pictures": videos / "JPEGImages",
+            "images": videos / "JPEGImages",
             "masks": videos / "Annotations",
             "depth": videos / "Depth",
             "meta": videos / "meta.json",
         },
         "mose": {
-            "pictures": data / "mose/train/JPEGImages",
+            "images": data / "mose/train/JPEGImages",
             "masks": data / "mose/train/Annotations",
             "depth": data / "mose/train/depth",
         },
         "vipseg": {
-            "pictures": data / "vipseg/images",
+            "images": data / "vipseg/images",
             "masks": data / "vipseg/panomasks",
             "depth": data / "vipseg/depth",
         },
         "uvo": {
-            "pictures": videos / "JPEGImages",
+            "images": videos / "JPEGImages",
             "depth": videos / "Depth",
             "video_json": data / "uvo/UVO_sparse_train_video_with_interpolation.json",
             "image_json": data / "uvo/UVO_sparse_train_video_with_interpolation_reorg.json",
         },
         "mvimgnet": {
-            "pictures": data / "mvimgnet",
+            "images": data / "mvimgnet",
             "depth": depth / "mvimgnet",
             "listing": data / "mvimgnet/mvimagenet.txt",
         },
         "viton_hd": {
-            "pictures": data / "vitonhd/train/image",
+            "images": data / "vitonhd/train/image",
             "depth": data / "vitonhd/train/depth",
             "cloth": data / "vitonhd/train/cloth",
             "cloth_masks": data / "vitonhd/train/cloth-mask",
             "parses": data / "vitonhd/train/image-parse-v3",
         },
         "lvis": {
-            "pictures": data / "coco/val2017",
+            "images": data / "coco/val2017",
             "depth": data / "coco/val2017_depth",
             "annotations": data / "lvis/lvis_schema_from_coco.json",
         },
         "coco_panoptic": {
-            "pictures": data / "coco/val2017",
+            "images": data / "coco/val2017",
             "depth": depth / "coco",
             "annotations": data / "coco/annotations/panoptic_val2017.json",
             "masks": data / "coco/annotations/panoptic_val2017",
         },
-        "sam": {"pictures": data / "sam/SAM", "depth": data / "sam/SAM_depth"},
+        "sam": {"images": data / "sam/SAM", "depth": data / "sam/SAM_depth"},
         "saliency.msra": {
-            "pictures": saliency / "MSRA10K_Imgs_GT",
+            "images": saliency / "MSRA10K_Imgs_GT",
             "masks": saliency / "MSRA10K_Imgs_GT",
             "depth": saliency / "MSRA10K_Depth_GT",
         },
         "saliency.duts_train": _duts(saliency / "DUTS-TR"),
         "saliency.duts_test": _duts(saliency / "DUTS-TE"),
         "saliency.hflickr": {
-            "pictures": saliency / "HFlickr/real_images",
+            "images": saliency / "HFlickr/real_images",
             "masks": saliency / "HFlickr/masks",
             "depth": saliency / "HFlickr/real_depth",
         },
@@ -87,7 +87,7 @@ def settings(data: Path, depth: Path) -> list[str]:
             "depth": depth / "dreambooth",
         },
     }
-    # The persons of the panoptic picture are narrower than a tenth of it.
+    # The persons of the panoptic image are narrower than a tenth of it.
     relaxed = ["coco_panoptic.rules.min_side=0.05"]
     return relaxed + [f"{name}.{key}={path}" for name, keys in found.items() for key, path in keys.items()]
 
@@ -95,7 +95,7 @@ def settings(data: Path, depth: Path) -> list[str]:
 def _duts(part: Path) -> dict[str, Path]:
     return {
         key: part / f"{part.name}-{ending}"
-        for key, ending in {"pictures": "Image", "masks": "Mask", "depth": "Depth"}.items()
+        for key, ending in {"images": "Image", "masks": "Mask", "depth": "Depth"}.items()
     }
 
 
@@ -122,7 +122,7 @@ def outcomes(source, draws: int) -> Counter[str]:
             counted[str(error).split(":")[0]] += 1
             continue
         assert inputs.background_u8.shape[:2] == inputs.background_depth_01.shape == inputs.target_mask.shape
-        pair = build_pair(inputs, SMALL, Choices.sample(rng, SMALL))
+        pair = build_pair(inputs, SMALL, AugmentationParams.sample(rng, SMALL))
         assert pair.edit_mask.any()
         counted["accepted"] += 1
     return counted
@@ -147,7 +147,7 @@ def test_mose_refuses_a_video_without_a_common_object(config):
     assert counted["no common object"] > 0
 
 
-def test_vipseg_reads_panoptic_pictures_as_videos(config):
+def test_vipseg_reads_panoptic_images_as_videos(config):
     source = open_source(config, "vipseg")
     assert [source.name(k) for k in range(len(source))] == ["coco_142238", "tennis"]
     counted = outcomes(source, 60)
@@ -162,8 +162,8 @@ def test_vipseg_reads_panoptic_pictures_as_videos(config):
     }
 
 
-def test_a_picture_without_depth_map_is_named_with_the_command(config, test_data):
+def test_a_image_without_depth_map_is_named_with_the_command(config, test_data):
     lvis = open_source(config, "lvis")
-    lvis.tree = type(lvis.tree)(lvis.tree.pictures, test_data / "data/coco/annotations")
+    lvis.tree = type(lvis.tree)(lvis.tree.images, test_data / "data/coco/annotations")
     with pytest.raises(ValueError, match=r"does not exist; `python -m ldm.precompute_depth \S+val2017 "):
         outcomes(lvis, 30)

@@ -76,7 +76,7 @@ def test_segmentations_agree(tmp_path):
     assert np.array_equal(segment_mask(uncompressed, (100, 100), "a"), mask)
     corners = [35.0, 40.0, 65.0, 40.0, 65.0, 60.0, 35.0, 60.0]
     assert np.array_equal(segment_mask([corners], (100, 100), "a"), mask)
-    with pytest.raises(ValueError, match=r"a: the segmentation is 100 x 100 pixels, its picture is 50 x 40"):
+    with pytest.raises(ValueError, match=r"a: the segmentation is 100 x 100 pixels, its image is 50 x 40"):
         segment_mask(coded, (40, 50), "a")
     with pytest.raises(ValueError, match="a: the segmentation cannot be decoded"):
         segment_mask({"counts": 3}, (40, 50), "a")
@@ -92,7 +92,7 @@ def _runs(mask):
     return np.diff([0, *edges, mask.size])
 
 
-def test_ids_of_coloured_and_palette_pictures(tmp_path):
+def test_ids_of_coloured_and_palette_images(tmp_path):
     write_png(tmp_path / "a.png", np.full((3, 4, 3), (1, 2, 3), np.uint8))
     trees.save_ids(tmp_path / "b.png", np.full((3, 4), 7, np.uint8))
     assert (read_ids(tmp_path / "a.png") == 1 + 2 * 256 + 3 * 65536).all()

@@ -11,9 +11,9 @@ import run_dataset_debug
 from datasets.pairs import PairOptions
 from datasets.sources import survey
 from datasets.sources.registry import DatasetsConfig, open_source
-from datasets.sources.survey import Tally, draws
+from datasets.sources.survey import RejectionStats, draws
 from datasets.uvo_process import build_app as uvo_app
-from ldm.images import read_depth, read_picture, write_depth, write_mask
+from ldm.images import read_depth, read_image, write_depth, write_mask
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
 from tests.conftest import ROOT
@@ -40,29 +40,29 @@ def test_sheet_shows_a_row_per_example(home, caplog):
     with caplog.at_level("INFO"):
         assert run("--source", "mose", "--n", "3", "--size", "64", "--out", "out/a.png") == 0
     assert "accepted                           3   100.0%" in caplog.text
-    h, w = read_picture(home / "out/a.png").size
+    h, w = read_image(home / "out/a.png").size
     assert w > 6 * 160
     assert h > 3 * 160
 
 
 def test_scenes_need_no_data(home):
     assert run("--source", "scenes", "--n", "2", "--size", "32", "--out", "a.png") == 0
-    assert read_picture(home / "a.png").size[0] > 2 * 160
+    assert read_image(home / "a.png").size[0] > 2 * 160
 
 
 def test_table_counts_every_refusal_by_reason(home, caplog):
-    """Of four pictures one object is too small, one file is damaged, one depth map is missing."""
+    """Of four images one object is too small, one file is damaged, one depth map is missing."""
     saliency = home / "data/Saliency"
     write_mask(saliency / "MSRA10K_Imgs_GT/f0.png", np.pad([[True]], ((0, 119), (0, 159))))
-    (saliency / "DUTS-TR/DUTS-TR-Image/f1.jpg").write_bytes(b"no picture")
+    (saliency / "DUTS-TR/DUTS-TR-Image/f1.jpg").write_bytes(b"no image")
     (saliency / "DUTS-TE/DUTS-TE-Depth/f2.png").unlink()
     source = open_source(load_config(DatasetsConfig, ROOT / "configs/datasets.yaml"), "saliency")
-    tally = Tally("saliency")
+    tally = RejectionStats("saliency")
     found = list(draws(source, tally, SMALL, 12, seed=0))
     assert {draw.name for draw in found} == {"masks/f3_1.png"}
     assert tally.accepted == len(found) > 0
     assert set(tally.refused) == {"reference too small", "file"}
-    assert caplog.text.count("f1.jpg is not a picture") == 1, "named once, however often it is drawn"
+    assert caplog.text.count("f1.jpg is not an image") == 1, "named once, however often it is drawn"
     assert caplog.text.count("DUTS-TE-Depth/f2.png does not exist") == 1
     total = tally.accepted + sum(tally.refused.values())
     assert f"saliency: {total} drawn" in tally.table()
@@ -139,7 +139,7 @@ def test_an_index_of_other_data_is_refused(home, capsys):
         (["--source", "moze", "--out", "a.png"], "did you mean 'mose'"),
         (["--source", "mose", "--out", "a.json"], "--out must end in .png"),
         (["--source", "mose", "--validate", "--out", "a.png"], "--out must end in .json"),
-        (["--source", "sam", "--out", "a.png"], "sam: pictures: there is no folder data/SAM"),
+        (["--source", "sam", "--out", "a.png"], "sam: images: there is no folder data/SAM"),
         (["--source", "scenes", "--validate", "--out", "a.json", "scenes.folder=b"], "scenes"),
         (["--source", "mose", "--out", "a.png", "mose.interwal=3"], "did you mean 'mose.interval'"),
     ],

@@ -11,14 +11,14 @@ from pycocotools import mask as run_lengths
 
 from ldm.files import write_atomic
 from ldm.images import write_depth, write_mask, write_png
-from tests.pictures import room, room_depth
+from tests.images import room, room_depth
 
 SIZE = (120, 160)  # (h, w)
 ITEMS = 3
 
 
-def picture(k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Picture k (h, w, 3) uint8 with a round object, and the object's mask (h, w) bool."""
+def image(k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image k (h, w, 3) uint8 with a round object, and the object's mask (h, w) bool."""
     h, w = SIZE
     y, x = np.mgrid[0:h, 0:w]
     mask = ((x - 60 - 4 * (k % 10)) / 34) ** 2 + ((y - 62) / 40) ** 2 < 1
@@ -32,7 +32,7 @@ def save_jpeg(path: Path, rgb_u8: np.ndarray) -> None:
 
 
 def save_ids(path: Path, ids_u8: np.ndarray) -> None:
-    """A palette picture of ids."""
+    """A palette image of ids."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(ids_u8, "P")
     image.putpalette([value for k in range(256) for value in (k * 37 % 256, k * 91 % 256, k)])
@@ -49,10 +49,10 @@ def coded(mask: np.ndarray) -> dict[str, Any]:
     return {"size": found["size"], "counts": found["counts"].decode()}
 
 
-def frame(pictures: Path, depth: Path, name: str, k: int) -> np.ndarray:
-    """Write picture k as NAME.jpg with its depth map; returns its mask."""
-    rgb_u8, mask = picture(k)
-    save_jpeg(pictures / f"{name}.jpg", rgb_u8)
+def frame(images: Path, depth: Path, name: str, k: int) -> np.ndarray:
+    """Write image k as NAME.jpg with its depth map; returns its mask."""
+    rgb_u8, mask = image(k)
+    save_jpeg(images / f"{name}.jpg", rgb_u8)
     write_depth(depth / f"{name}.png", room_depth(*SIZE))
     return mask
 
@@ -84,11 +84,11 @@ def mose(root: Path) -> None:
             save_ids(root / "Annotations" / f"{name}.png", mask.astype(np.uint8))
 
 
-def uvo(root: Path, pictures: str, depth: str, annotations: str) -> None:
+def uvo(root: Path, images: str, depth: str, annotations: str) -> None:
     videos, objects = [], []
     for item in range(ITEMS):
         names = [f"v{item}/{k}.jpg" for k in range(4)]
-        masks = [frame(root / pictures, root / depth, f"v{item}/{k}", k) for k in range(4)]
+        masks = [frame(root / images, root / depth, f"v{item}/{k}", k) for k in range(4)]
         videos.append({"id": item, "file_names": names, "height": SIZE[0], "width": SIZE[1]})
         segments = [None if k == 1 else coded(mask) for k, mask in enumerate(masks)]
         objects.append({"id": item, "video_id": item, "segmentations": segments})
@@ -101,7 +101,7 @@ def mvimgnet(root: Path) -> None:
             name = f"7/o{item}/images/{k:03d}"
             mask = frame(root / "views", root / "depth", name, k)
             cutout = root / "views" / f"{name}_bg_removed.png"
-            write_png(cutout, picture(k)[0], alpha_u8=mask.astype(np.uint8) * 255)
+            write_png(cutout, image(k)[0], alpha_u8=mask.astype(np.uint8) * 255)
     lines = [f"MVDir/7/o{item}/images" for item in range(ITEMS)]
     write_atomic(root / "mvimagenet.txt", "\n".join(lines).encode())
 
@@ -110,7 +110,7 @@ def viton_hd(root: Path) -> None:
     for item in range(ITEMS):
         mask = frame(root / "image", root / "depth", f"{item}", item)
         save_ids(root / "image-parse-v3" / f"{item}.png", np.where(mask, 5, 9).astype(np.uint8))
-        garment_u8, garment = picture(item + 5)
+        garment_u8, garment = image(item + 5)
         save_jpeg(root / "cloth" / f"{item}.jpg", garment_u8)
         save_jpeg(root / "cloth-mask" / f"{item}.jpg", garment.astype(np.uint8) * 255)
 
@@ -119,7 +119,7 @@ def dress_code(root: Path) -> None:
     for item in range(ITEMS):
         mask = frame(root / "images", root / "depth", f"{item}_0", item)
         save_ids(root / "label_maps" / f"{item}_4.png", np.where(mask, 4, 1).astype(np.uint8))
-        garment_u8, garment = picture(item + 5)
+        garment_u8, garment = image(item + 5)
         save_jpeg(
             root / "images" / f"{item}_1.jpg", np.where(garment[..., None], garment_u8, 255).astype(np.uint8)
         )
@@ -127,7 +127,7 @@ def dress_code(root: Path) -> None:
 
 def fashion_tryon(root: Path) -> None:
     for item in range(ITEMS):
-        garment_u8, garment = picture(item + 5)
+        garment_u8, garment = image(item + 5)
         save_jpeg(root / "train" / f"{item}" / "target.jpg", garment_u8)
         save_jpeg(root / "train" / f"{item}" / "mask.jpg", garment.astype(np.uint8) * 255)
         for person in "ab":
@@ -181,15 +181,15 @@ def saliency(root: Path) -> None:
         "DUTS-TE": ("DUTS-TE-Image", "DUTS-TE-Depth", "DUTS-TE-Mask"),
         "HFlickr": ("real_images", "real_depth", "masks"),
     }
-    for k, (part, (pictures, depth, masks)) in enumerate(parts.items()):
-        mask = frame(root / part / pictures, root / part / depth, f"f{k}", k)
+    for k, (part, (images, depth, masks)) in enumerate(parts.items()):
+        mask = frame(root / part / images, root / part / depth, f"f{k}", k)
         name = f"f{k}_1" if part == "HFlickr" else f"f{k}"
         write_mask(root / part / masks / f"{name}.png", mask)
 
 
 def dreambooth(root: Path) -> None:
     for item in range(ITEMS):
-        rgb_u8, mask = picture(item)
+        rgb_u8, mask = image(item)
         cutout = root / "AnyDoor_DreamBooth" / f"thing{item}" / "00.png"
         write_png(cutout, rgb_u8, alpha_u8=mask.astype(np.uint8) * 255)
         write_png(root / "v1_800" / f"{item}_GT.png", room(*SIZE))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# name: (width, height), {phrase: boxes}. Boxes below 1 % or above 65 % of the picture are dropped.
+# name: (width, height), {phrase: boxes}. Boxes below 1 % or above 65 % of the image are dropped.
 PAINTINGS: dict[str, tuple[tuple[int, int], dict[str, list[list[float]]]]] = {
     "anna-maria_bridge": (
         (90, 60),
@@ -54,7 +54,7 @@ PAINTINGS: dict[str, tuple[tuple[int, int], dict[str, list[list[float]]]]] = {
 SPLIT = {"anna-maria_bridge": "train", "bo_harbour.no-2": "val", "carl_portrait": "test"}
 UNANNOTATED = "fritz_empty"
 BEGINS = "The image shows"
-# Regions that each picture keeps.
+# Regions that each image keeps.
 REGIONS = {"anna-maria_bridge": 2, "bo_harbour.no-2": 1, "carl_portrait": 1, "dora_still-life": 2}
 REGIONS |= {"emil_wide-river": 2, "gina_dancers": 3, "hugo_village": 1}
 
@@ -93,7 +93,7 @@ class PaintingSet:
 
 
 def write_set(root: Path) -> PaintingSet:
-    """Pictures, annotations.json, llava.json and wikiart_images.csv."""
+    """Images, annotations.json, llava.json and wikiart_images.csv."""
     made = PaintingSet(root)
     made.images.mkdir(parents=True)
     rng = np.random.default_rng(7)

@@ -39,7 +39,7 @@ SMALL = (
 
 
 def write_job(folder: Path, family: str = "llava_next") -> Path:
-    """base/ a random model, data/ with 6 training, 3 validation and 4 test pictures."""
+    """base/ a random model, data/ with 6 training, 3 validation and 4 test images."""
     small_folder(family, folder / "base")
     write_paintings(folder / "data", {"train": 6, "val": 3, "test": 4})
     return folder

@@ -19,8 +19,8 @@ WORDS = (
 
 
 def row(number: int, said: str, truth: str = "a cat on a mat", **more: object) -> Prediction:
-    """Region `number` of a picture of three regions, the third of them the last."""
-    base = Prediction(f"picture_{number // 3}", f"mask_{number % 3}", said, truth, "cat", number % 3 == 2)
+    """Region `number` of an image of three regions, the third of them the last."""
+    base = Prediction(f"image_{number // 3}", f"mask_{number % 3}", said, truth, "cat", number % 3 == 2)
     return replace(base, **more)  # type: ignore[arg-type]
 
 

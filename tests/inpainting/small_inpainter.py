@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from inpainting.models.text_to_image.card import Card, PaintOptions
+from inpainting.models.text_to_image.card import InpainterConfig, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.rca import install_rca
 from ldm.latents import LatentSpace
@@ -72,7 +72,7 @@ def small_autoencoder(kind: str) -> AutoencoderKL | AutoencoderTiny:
     ).eval()  # fmt: skip
 
 
-def small_inpainter(folder: Path, autoencoder: str = "kl", card: Card = Card()) -> Inpainter:  # noqa: B008
+def small_inpainter(folder: Path, autoencoder: str = "kl", card: InpainterConfig | None = None) -> Inpainter:  # noqa: B008
     """In memory; `folder` receives the tokenizer's files."""
     tokenizer = small_tokenizer(folder)
     unet = small_unet()
@@ -82,10 +82,12 @@ def small_inpainter(folder: Path, autoencoder: str = "kl", card: Card = Card()) 
     scheduler = PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1)
     config = {"_class_name": "PNDMScheduler", **dict(scheduler.config)}
     text_encoder = small_text_encoder(tokenizer)
-    return Inpainter(install_rca(unet), space.eval(), text_encoder, tokenizer, config, card)
+    return Inpainter(
+        install_rca(unet), space.eval(), text_encoder, tokenizer, config, card or InpainterConfig()
+    )
 
 
-def picture(h: int, w: int, seed: int = 0) -> np.ndarray:
+def random_image(h: int, w: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
 
 

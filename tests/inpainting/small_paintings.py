@@ -41,25 +41,25 @@ def write_inpainter(folder: Path, seed: int = 0) -> Path:
 
 
 def write_paintings(folder: Path, counts: dict[str, int], size: tuple[int, int] = (40, 52)) -> Path:
-    """images/, masks/ and entities/ of the painting data: picture k of a split has 1 + k % 3 regions."""
+    """images/, masks/ and entities/ of the painting data: image k of a split has 1 + k % 3 regions."""
     h, w = size
     for split, count in counts.items():
         for k in range(count):
             stem = f"{split}_{k}"
             rng = np.random.default_rng((len(split), k))
-            picture = rng.integers(0, 256, (h // 4, w // 4, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+            image = rng.integers(0, 256, (h // 4, w // 4, 3), np.uint8).repeat(4, 0).repeat(4, 1)
             entries = {}
             for j in range(1 + k % 3):
                 top, left = 6 + 9 * j, 12 + 8 * j
                 mask = np.zeros((h, w), np.uint8)
                 mask[top : top + 8, left : left + 10] = 255
                 save(folder / "masks" / stem / f"mask_{j}.png", mask)
-                save(folder / "entities" / stem / f"mask_{j}.png", picture[top : top + 8, left : left + 10])
+                save(folder / "entities" / stem / f"mask_{j}.png", image[top : top + 8, left : left + 10])
                 concept = f"{COLOURS[(j + k) % 5]} cube"
                 entries[f"mask_{j}"] = {
                     "concept": concept, "noun_chunk_root": "cube", "caption": f"a {concept}"
                 }  # fmt: skip
-            save(folder / "images" / split / f"{stem}.jpg", picture)
+            save(folder / "images" / split / f"{stem}.jpg", image)
             text = json.dumps(entries)
             (folder / "entities" / stem / "annotations.json").write_text(text, encoding="utf-8")
     return folder

@@ -1,4 +1,4 @@
-"""Pictures from a server on this machine, with damage, refusals and interruptions."""
+"""Images from a server on this machine, with damage, refusals and interruptions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_addresses_are_the_published_ones() -> None:
     assert image_address("http://x/y.png", "") == "http://x/y.png"
 
 
-def test_pictures_arrive_and_only_missing_ones_are_asked_for(address: str, tmp_path: Path) -> None:
+def test_images_arrive_and_only_missing_ones_are_asked_for(address: str, tmp_path: Path) -> None:
     rows = table(tmp_path / "w.csv", address, ["a.jpg", "b.jpg", "c.jpg"])
     fetch_images(quick(tmp_path, rows))
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["a.jpg", "b.jpg", "c.jpg"]
@@ -92,9 +92,9 @@ def test_failures_are_listed_and_the_next_run_tries_them_again(
     }
     assert set(listed) == {"gone.jpg", "page.jpg", "short.jpg", "../out.jpg", "x.jpg"}
     assert "HTTP 404" in listed["gone.jpg"]
-    assert "no readable picture" in listed["page.jpg"]
+    assert "no readable image" in listed["page.jpg"]
     assert "2 tries" in listed["short.jpg"]
-    assert "not the name of a picture" in listed["../out.jpg"]
+    assert "not the name of an image" in listed["../out.jpg"]
     assert "only http and https" in listed["x.jpg"]
     assert Server.asked["/gone.jpg!Large.jpg"] == 1  # a 404 stays a 404
     assert Server.asked["/page.jpg!Large.jpg"] == 2
@@ -112,12 +112,12 @@ def test_nothing_at_all_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtur
     verb = ["download-and-save-images-wikiart-v2", "--csv", str(rows), "--attempts", "1", "--wait", "0"]
     for spelling in ("--output_dir", "-o", "--output-dir"):
         assert run_app(build_app, [*verb, spelling, str(tmp_path / "x")]) == 2
-        assert "1 pictures failed (a.jpg: " in capsys.readouterr().err
+        assert "1 images failed (a.jpg: " in capsys.readouterr().err
     assert run_app(build_app, ["download-and-save-images-wikiart-v2", "--csv", str(tmp_path / "no.csv")]) == 2
     assert "fetch-annotations" in capsys.readouterr().err
 
 
-def test_damaged_pictures_are_found_and_fetched_again(address: str, tmp_path: Path) -> None:
+def test_damaged_images_are_found_and_fetched_again(address: str, tmp_path: Path) -> None:
     rows = table(tmp_path / "w.csv", address, ["a.jpg", "b.jpg"])
     fetch_images(quick(tmp_path, rows))
     path = tmp_path / "images/a.jpg"

@@ -1,4 +1,4 @@
-"""From a picture and masks to a finished picture: the function, the command, and what it refuses."""
+"""From an image and masks to a finished image: the function, the command, and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from inpainting.dream import build_app, dream
 from inpainting.dream_prompts import Prompts, hidden
 from inpainting.dream_sheet import broken, dream_sheet, legend
-from inpainting.models.image_to_text.prompter import Card, write_card
+from inpainting.models.image_to_text.prompter import PrompterConfig, write_card
 from inpainting.models.image_to_text.writer import Decoding, PromptWriter
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, save_inpainter
 from inpainting.prompts import COLORS, rgb_of
-from ldm.images import read_picture, write_mask, write_png
+from ldm.images import read_image, write_mask, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from tests.conftest import ROOT
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """painter/, and writer/, an untrained LLaVA that knows three colours."""
     folder = tmp_path_factory.mktemp("models")
     save_inpainter(small_inpainter(folder / "tokenizer"), folder / "painter", torch.float32)
-    card = Card(name="small writer", colors=("red", "green", "blue"), longest=5, notice="untrained")
+    card = PrompterConfig(name="small writer", colors=("red", "green", "blue"), longest=5, notice="untrained")
     write_card(small_folder("llava", folder / "writer"), card)
     return folder
 
@@ -53,11 +53,11 @@ def writer(folder: Path) -> PromptWriter:
 @pytest.fixture
 def files(tmp_path: Path, folder: Path) -> list[str]:
     """The arguments that every call of the command has."""
-    write_png(tmp_path / "picture.png", IMAGE, alpha_u8=np.full(IMAGE.shape[:2], 90, np.uint8))
+    write_png(tmp_path / "image.png", IMAGE, alpha_u8=np.full(IMAGE.shape[:2], 90, np.uint8))
     masks = {"a": LEFT, "b": RIGHT, "c": TOP, "d": LEFT | TOP, "none": LEFT & False, "small": LEFT[:20]}
     for name, mask in masks.items():
         write_mask(tmp_path / f"{name}.png", mask)
-    places = {"--image": tmp_path / "picture.png", "--out": tmp_path / "out.png"}
+    places = {"--image": tmp_path / "image.png", "--out": tmp_path / "out.png"}
     models = {"--model": folder / "painter", "--prompter": folder / "writer"}
     base = [word for name, path in {**places, **models}.items() for word in (name, str(path))]
     return [*base, "--steps", "1", "--scheduler", "ddim", "--device", "cpu"]
@@ -94,7 +94,7 @@ def test_the_command(tmp_path: Path, files: list[str], folder: Path, capsys: pyt
     assert [row["written"] for row in report["prompts"]] == [True, False, True]
     assert [one["changed_outside"] for one in report["drift"]] == [0, 0]
     assert report["seconds"]["write"] > 0
-    first, recipe = read_picture(tmp_path / "out_0.png"), read_recipe(tmp_path / "out_1.png")
+    first, recipe = read_image(tmp_path / "out_0.png"), read_recipe(tmp_path / "out_1.png")
     assert (first.alpha_u8 == 90).all(), "transparency is carried over"
     assert (recipe["command"], recipe["seed"]) == ("dream", 1)
     assert recipe["prompter"]["card"]["name"] == "small writer"
@@ -102,13 +102,13 @@ def test_the_command(tmp_path: Path, files: list[str], folder: Path, capsys: pyt
     texts = [row["prompt"] for row in report["prompts"]]
     assert [region["prompt"] for region in recipe["regions"]] == texts
     assert json.loads((tmp_path / "out_0.json").read_text())["prompts"] == report["prompts"]
-    assert read_picture(tmp_path / "out_sheet.png").size[1] > 4 * 256
+    assert read_image(tmp_path / "out_sheet.png").size[1] > 4 * 256
     before = (tmp_path / "out_0.png").read_bytes()
     assert run_app(build_app, [*files, *words, "--json"]) == 0
     assert (tmp_path / "out_0.png").read_bytes() == before, "same command, same bytes"
     given = [*masks_of(tmp_path, "a", "b", "c"), "--prompts", *texts, "--prompter", "absent"]
     assert run_app(build_app, [*files, *given]) == 0, "with all prompts given nothing is written"
-    assert np.array_equal(read_picture(tmp_path / "out.png").rgb_u8, first.rgb_u8)
+    assert np.array_equal(read_image(tmp_path / "out.png").rgb_u8, first.rgb_u8)
 
 
 def test_published_decoding_and_drawn_prompts(
@@ -131,7 +131,7 @@ def test_published_decoding_and_drawn_prompts(
         ([], [], "nothing to paint: no mask is given (--masks)"),
         (["a"], ["--prompts", "", "b"], "more prompts than masks: 2 prompts, 1 masks (--prompts)"),
         (["a", "none"], [], "none.png is empty: no pixel"),
-        (["small"], [], "small.png is 64 x 20 pixels, its picture is 64 x 48"),
+        (["small"], [], "small.png is 64 x 20 pixels, its image is 64 x 48"),
         (["absent"], [], "absent.png"),
         (["a", "b", "c", "d"], [], "small writer knows 3 colours (red, green, blue), got 4 masks"),
         (["a"], ["--negatives", "b", "c"], "2 negative prompts for 1 masks"),

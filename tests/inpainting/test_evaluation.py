@@ -21,7 +21,7 @@ from inpainting.models.text_to_image.evaluation.compute import compute
 from inpainting.models.text_to_image.evaluation.generate import generate, generate_repeated
 from inpainting.models.text_to_image.evaluation.settings import PaintingsConfig
 from inpainting.models.text_to_image.test import build_app
-from ldm.images import read_picture, write_png
+from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
 from tests.conftest import ROOT
@@ -34,7 +34,7 @@ STEMS = [f"test_{k}" for k in range(4)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model/, data/ with 4 test pictures of 1, 2, 3 and 1 regions, and networks that judge."""
+    """model/, data/ with 4 test images of 1, 2, 3 and 1 regions, and networks that judge."""
     folder = tmp_path_factory.mktemp("inpaint")
     write_inpainter(folder / "model")
     write_paintings(folder / "data", {"test": 4})
@@ -57,35 +57,35 @@ def config(folder: Path, out: Path, name: str = "sd_2_inp_rca", *changes: str) -
     return load_config(PaintingsConfig, CONFIGS / f"{name}.yaml", [*small(folder, out), *changes])
 
 
-def pictures(out: Path) -> dict[str, np.ndarray]:
-    return {path.stem: read_picture(path).rgb_u8 for path in sorted(out.glob("*.png"))}
+def images(out: Path) -> dict[str, np.ndarray]:
+    return {path.stem: read_image(path).rgb_u8 for path in sorted(out.glob("*.png"))}
 
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
-    """All pictures by one process."""
+    """All images by one process."""
     generate(config(folder, folder / "whole"))
     return folder / "whole"
 
 
-def test_the_same_pictures_whatever_the_shards_and_batches(folder: Path, whole: Path, tmp_path: Path):
-    assert list(pictures(whole)) == STEMS
-    assert {one.shape for one in pictures(whole).values()} == {(SIDE, SIDE, 3)}
+def test_the_same_images_whatever_the_shards_and_batches(folder: Path, whole: Path, tmp_path: Path):
+    assert list(images(whole)) == STEMS
+    assert {one.shape for one in images(whole).values()} == {(SIDE, SIDE, 3)}
     for shard in ((1, 2), (0, 2)):
         generate(config(folder, tmp_path, "sd_2_inp_rca", "batch=1"), shard)
-    for stem, picture in pictures(tmp_path).items():
-        assert np.abs(picture.astype(int) - pictures(whole)[stem]).max() <= 1, stem
+    for stem, image in images(tmp_path).items():
+        assert np.abs(image.astype(int) - images(whole)[stem]).max() <= 1, stem
 
 
 def test_resuming_fills_the_gaps_and_leaves_the_rest_alone(folder: Path, whole: Path, tmp_path: Path):
     generate(config(folder, tmp_path), (0, 2))
-    assert list(pictures(tmp_path)) == ["test_0", "test_2"]
+    assert list(images(tmp_path)) == ["test_0", "test_2"]
     marked = (tmp_path / "test_0.png").stat().st_mtime_ns
     (tmp_path / "test_2.png").unlink()
     generate(config(folder, tmp_path))
     assert (tmp_path / "test_0.png").stat().st_mtime_ns == marked
     for stem in STEMS:
-        assert np.abs(pictures(tmp_path)[stem].astype(int) - pictures(whole)[stem]).max() <= 1, stem
+        assert np.abs(images(tmp_path)[stem].astype(int) - images(whole)[stem]).max() <= 1, stem
     (tmp_path / "masks.json").unlink()
     with pytest.raises(ValueError, match="begun with another seed"):
         generate(config(folder, tmp_path, "sd_2_inp_rca", "seed=7"))
@@ -99,7 +99,7 @@ def test_every_published_configuration_paints(folder: Path, whole: Path, name: s
     changes = ["texts_dir=null"] if name.endswith("gen") else []
     work = generate_repeated if name.endswith("repeated") else generate
     work(config(folder, tmp_path, name, *changes))
-    same = all(np.array_equal(pictures(tmp_path)[stem], pictures(whole)[stem]) for stem in STEMS)
+    same = all(np.array_equal(images(tmp_path)[stem], images(whole)[stem]) for stem in STEMS)
     assert same == ("rca" in name)
 
 
@@ -108,11 +108,11 @@ def test_commands(folder: Path, whole: Path, tmp_path: Path, capsys: pytest.Capt
     for process in ("0", "1"):
         options = ["--config-path", path, "--num-proc", "2", "--proc-idx", process]
         assert run_app(build_app, ["generate", *options, *small(folder, tmp_path / "a")]) == 0
-    assert list(pictures(tmp_path / "a")) == STEMS
+    assert list(images(tmp_path / "a")) == STEMS
     repeated = ["generate-repeated", "--output-dir", str(tmp_path / "b"), "--num-proc", "1"]
     repeated += ["--proc-idx", "0"]
     assert run_app(build_app, [*repeated, *small(folder, tmp_path / "unused")]) == 0
-    assert list(pictures(tmp_path / "b")) == STEMS
+    assert list(images(tmp_path / "b")) == STEMS
     assert not (tmp_path / "unused").exists()
     wrong = ["generate", "--config-path", path, "--num-proc", "2", "--proc-idx", "2"]
     assert run_app(build_app, [*wrong, *small(folder, tmp_path / "a")]) == 2
@@ -122,7 +122,7 @@ def test_commands(folder: Path, whole: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_compute_and_table(folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """All pictures, then those with several regions; what needs the missing network is named and skipped."""
+    """All images, then those with several regions; what needs the missing network is named and skipped."""
     options = ["--config-path", str(CONFIGS / "sd_2_inp_rca.yaml")]
     assert run_app(build_app, ["compute", *options, *small(folder, whole)]) == 0
     assert run_app(build_app, ["compute", *options, "--only-multi-prompt", *small(folder, whole)]) == 0
@@ -130,8 +130,8 @@ def test_compute_and_table(folder: Path, whole: Path, tmp_path: Path, capsys: py
         json.loads((whole / name).read_text(), parse_constant=pytest.fail)
         for name in ("metrics.json", "metrics_multi.json")
     )
-    assert (found["pictures"], found["regions"]) == (4, 7)
-    assert (several["pictures"], several["regions"]) == (2, 5)
+    assert (found["images"], found["regions"]) == (4, 7)
+    assert (several["images"], several["regions"]) == (2, 5)
     assert found["fid"] is None
     assert "none.pth does not exist" in found["skipped"]["fid"]
     assert set(found["backbones"]) == {"squeezenet", "clip", "clip_iqa"}
@@ -178,13 +178,13 @@ def test_what_is_measured_once_is_kept(
     assert seen[6:] == STEMS
 
 
-def test_missing_pictures_are_named(folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_missing_images_are_named(folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     generate(config(folder, tmp_path), (0, 2))
     options = ["compute", "--config-path", str(CONFIGS / "sd_2_inp_rca.yaml")]
     assert run_app(build_app, [*options, *small(folder, tmp_path)]) == 2
-    assert "2 of 4 pictures are missing, such as test_1.png" in capsys.readouterr().err
+    assert "2 of 4 images are missing, such as test_1.png" in capsys.readouterr().err
     assert run_app(build_app, [*options, "--partial", *small(folder, tmp_path)]) == 0
-    assert json.loads((tmp_path / "metrics.json").read_text())["pictures"] == 2
+    assert json.loads((tmp_path / "metrics.json").read_text())["images"] == 2
 
 
 def row(stem: str, regions: int, error: float, pixels: int, score: list[float], shift: float = 0.0) -> Row:
@@ -220,27 +220,27 @@ def test_table_without_runs_is_the_paper_s(tmp_path: Path):
 
 
 def test_views_of_a_region():
-    picture = np.full((40, 40, 3), 200, np.uint8)
+    image = np.full((40, 40, 3), 200, np.uint8)
     mask = np.zeros((40, 40), bool)
     mask[10:20, 15:30] = True
-    shown = highlight(picture, mask)
+    shown = highlight(image, mask)
     assert (shown[mask] == 200).all()
     assert (shown[~mask] == 20).all()
     assert box_of(mask) == (15, 10, 30, 20)
-    assert cut_out(picture, mask).shape == (10, 15, 3)
+    assert cut_out(image, mask).shape == (10, 15, 3)
     with pytest.raises(ValueError, match="without any pixel"):
         box_of(np.zeros((4, 4), bool))
     with pytest.raises(ValueError, match="the result is"):
-        Case("a", picture, picture[:20], [mask], ["x"])
+        Case("a", image, image[:20], [mask], ["x"])
 
 
 def test_highlight_is_the_published_blur():
     """Against a Gaussian with reflected borders, written as one product of matrices."""
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (30, 34, 3), np.uint8)
+    image = rng.integers(0, 256, (30, 34, 3), np.uint8)
     weights = np.exp(-0.5 * (np.arange(-7, 8) / 20.0) ** 2)
     weights /= weights.sum()
-    padded = np.pad(0.1 * picture.astype(np.float64), ((7, 7), (7, 7), (0, 0)), mode="reflect")
+    padded = np.pad(0.1 * image.astype(np.float64), ((7, 7), (7, 7), (0, 0)), mode="reflect")
     rows = sum(w * padded[k : k + 30] for k, w in enumerate(weights))
     blurred = sum(w * rows[:, k : k + 34] for k, w in enumerate(weights))
-    assert np.abs(highlight(picture, np.zeros((30, 34), bool)) - blurred).max() <= 0.51
+    assert np.abs(highlight(image, np.zeros((30, 34), bool)) - blurred).max() <= 0.51

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from inpainting.models.text_to_image.card import Card, PaintOptions
+from inpainting.models.text_to_image.card import InpainterConfig, PaintOptions
 from inpainting.models.text_to_image.load import (
     OLD_ATTENTION,
     Inpainter,
@@ -52,7 +52,7 @@ def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_own_layout_gives_the_same_pictures(model, folder):
+def test_own_layout_gives_the_same_images(model, folder):
     assert np.array_equal(painted(load_inpainter(folder)), painted(model))
 
 
@@ -60,7 +60,7 @@ def test_a_stock_folder_needs_no_card(model, folder):
     (folder / "inpainter.json").unlink()
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionInpaintPipeline"}')
     loaded = load_inpainter(folder)
-    assert loaded.card == Card()
+    assert loaded.card == InpainterConfig()
     assert loaded.resolution == 64
     assert np.array_equal(painted(loaded), painted(model))
 
@@ -105,7 +105,9 @@ def test_full_precision_is_preferred_to_the_half_variant(model, folder):
 
 
 def test_autoencoder_elsewhere_with_statistics(tmp_path):
-    tiny = small_inpainter(tmp_path / "tokenizer", "tiny", Card("tiny", vae="../vae", notice="small"))
+    tiny = small_inpainter(
+        tmp_path / "tokenizer", "tiny", InpainterConfig("tiny", vae="../vae", notice="small")
+    )
     tiny.latent_space.save_pretrained(tmp_path / "vae", torch.float32)
     save_inpainter(tiny, tmp_path / "model", torch.float32)
     assert not (tmp_path / "model" / "vae").exists()

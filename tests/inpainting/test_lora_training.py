@@ -38,7 +38,7 @@ RECIPES = ROOT / "configs" / "inpainting" / "text_to_image" / "train"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model/ and data/ with 8 training and 3 validation pictures."""
+    """model/ and data/ with 8 training and 3 validation images."""
     folder = tmp_path_factory.mktemp("inpaint")
     write_inpainter(folder / "model")
     write_paintings(folder / "data", {"train": 8, "val": 3})
@@ -101,7 +101,7 @@ def test_the_released_format_loads_in_the_library_and_here(folder: Path, whole: 
 
 
 def test_the_loss_is_the_paper_s(folder: Path):
-    """Against the formula written out for one picture at a time."""
+    """Against the formula written out for one image at a time."""
     model = load_inpainter(folder / "model")
     config = recipe(folder, folder / "none")
     items = [open_split(config, model, "train")[k] for k in (1, 2)]
@@ -207,7 +207,7 @@ def test_killed_and_started_again(folder: Path, whole: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_two_processes(folder: Path, tmp_path: Path):
-    """Two processes with half the batch see the same pictures with the same noise."""
+    """Two processes with half the batch see the same images with the same noise."""
     changes = ("fit.patience=0", "lora.dropout=0", "train_samples=6")
     alone = recipe(folder, tmp_path / "one", "sd_2_inp_rca_finetuned", *changes, "fit.batch=2")
     train(alone)

@@ -12,7 +12,7 @@ import torch
 
 from inpainting.models.text_to_image.load import save_inpainter
 from inpainting.paint import build_app, spread
-from ldm.images import read_picture, write_mask, write_png
+from ldm.images import read_image, write_mask, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from tests.inpainting.small_inpainter import small_inpainter
@@ -31,12 +31,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def files(tmp_path: Path, folder: Path) -> list[str]:
-    write_png(tmp_path / "picture.png", IMAGE, alpha_u8=np.full(IMAGE.shape[:2], 90, np.uint8))
+    write_png(tmp_path / "image.png", IMAGE, alpha_u8=np.full(IMAGE.shape[:2], 90, np.uint8))
     write_mask(tmp_path / "a.png", MASK)
     write_mask(tmp_path / "b.png", np.fliplr(MASK))
     write_mask(tmp_path / "none.png", MASK & False)
     write_mask(tmp_path / "small.png", MASK[:20])
-    base = ["--image", str(tmp_path / "picture.png"), "--model", str(folder), "--steps", "1"]
+    base = ["--image", str(tmp_path / "image.png"), "--model", str(folder), "--steps", "1"]
     return [*base, "--scheduler", "ddim", "--device", "cpu", "--out", str(tmp_path / "out.png")]
 
 
@@ -46,7 +46,7 @@ def test_paint_command(tmp_path, files, capsys):
     assert run_app(build_app, [*files, *several]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [one["changed_outside"] for one in report["drift"]] == [0, 0]
-    first = read_picture(tmp_path / "out_0.png")
+    first = read_image(tmp_path / "out_0.png")
     outside = ~(MASK | np.fliplr(MASK))
     assert np.array_equal(first.rgb_u8[outside], IMAGE[outside])
     assert (first.alpha_u8 == 90).all(), "transparency is carried over"
@@ -54,16 +54,16 @@ def test_paint_command(tmp_path, files, capsys):
     assert (recipe["seed"], recipe["settings"]["prompts"]) == (1, ["a red cube", "a green ball"])
     assert set(recipe["weights"]) == {"unet", "text_encoder", "vae"}
     assert json.loads((tmp_path / "out_1.json").read_text())["seed"] == 1
-    assert read_picture(tmp_path / "out_sheet.png").size[1] > 4 * 256
+    assert read_image(tmp_path / "out_sheet.png").size[1] > 4 * 256
     repeated = [word for pair in zip(["--masks"] * 2, masks, strict=True) for word in pair]
     repeated += ["--prompts", "a red cube", "--prompts", "a green ball", "--no-sheet"]
     (tmp_path / "out_sheet.png").unlink()
     assert run_app(build_app, [*files, *repeated]) == 0
-    assert np.array_equal(read_picture(tmp_path / "out.png").rgb_u8, first.rgb_u8)
+    assert np.array_equal(read_image(tmp_path / "out.png").rgb_u8, first.rgb_u8)
     assert not (tmp_path / "out_sheet.png").exists()
 
 
-def test_compat_paints_the_whole_picture(tmp_path, files):
+def test_compat_paints_the_whole_image(tmp_path, files):
     words = ["--masks", str(tmp_path / "a.png"), "--prompts", "a cube", "--compat"]
     assert run_app(build_app, [*files, *words]) == 0
     assert read_recipe(tmp_path / "out.png")["options"]["layout"] == "nearest"
@@ -86,7 +86,7 @@ def test_a_long_prompt_is_warned_of(tmp_path, files, caplog):
         (["a.png"], ["--prompts", "a", "b"], "more prompts than masks: 2 prompts, 1 masks"),
         (["a.png", "b.png"], ["--prompts", "a"], "more masks than prompts: 1 prompts, 2 masks"),
         (["a.png", "none.png"], ["--prompts", "a", "b"], "none.png is empty: no pixel"),
-        (["small.png"], ["--prompts", "a"], "small.png is 64 x 20 pixels, its picture is 64 x 48"),
+        (["small.png"], ["--prompts", "a"], "small.png is 64 x 20 pixels, its image is 64 x 48"),
         (["c.png"], ["--prompts", "a"], "c.png"),
         (["a.png"], ["--prompts", "a", "--negatives", "b", "c"], "2 negative prompts for 1 masks"),
         (["a.png"], ["--prompts", "a", "--lora", "absent"], "absent: no such LoRA file"),

@@ -17,7 +17,7 @@ from inpainting.data.steps.build import BuildSettings, build
 from inpainting.data.steps.regions import make_masks
 from inpainting.data.steps.roots import find_rooter, rule_root, spacy_root
 from inpainting.data.steps.split import random_split, split_images
-from ldm.images import read_picture
+from ldm.images import read_image
 from tests.conftest import ROOT
 from tests.inpainting.painting_set import (
     PAINTINGS,
@@ -50,7 +50,7 @@ def settings(made: PaintingSet, out: Path | None = None, mode: str = "copy") -> 
 
 
 def placed(images: Path) -> dict[str, str]:
-    """Picture -> the folder that it is in; each is in one."""
+    """Image -> the folder that it is in; each is in one."""
     found = [(path.stem, path.parent.name) for path in images.glob("*/*.jpg")]
     assert len(found) == len(dict(found))
     return dict(found)
@@ -80,9 +80,7 @@ def test_build_equals_the_real_slice(test_data: Path, tmp_path: Path) -> None:
     found = tree(tmp_path)
     assert len(wanted) == 10 + 9
     for name, data in wanted.items():
-        assert found[name] == data, (
-            name
-        )  # pictures in their splits, concepts, roots and captions, bytes equal
+        assert found[name] == data, name  # images in their splits, concepts, roots and captions, bytes equal
     assert {name for name in found if name.startswith("images") and name.endswith("jpg")} == {
         name for name in wanted if name.startswith("images")
     }
@@ -115,15 +113,15 @@ def test_a_second_build_does_nothing_and_a_change_is_followed(made: PaintingSet)
 
 
 def test_what_was_left_out_is_tried_again(made: PaintingSet) -> None:
-    picture = made.images / "emil_wide-river.jpg"
-    whole = picture.read_bytes()
-    picture.write_bytes(b"no picture")
+    image = made.images / "emil_wide-river.jpg"
+    whole = image.read_bytes()
+    image.write_bytes(b"no image")
     build(settings(made))
     assert not (made.out / "masks/emil_wide-river").exists()
     before = tree(made.out)
     build(settings(made))  # still damaged: tried again, and no later step is upset
     assert tree(made.out) == before
-    picture.write_bytes(whole)
+    image.write_bytes(whole)
     build(settings(made))
     assert placed(made.images) == WANTED
     document = json.loads((made.out / "entities/emil_wide-river/annotations.json").read_text())
@@ -131,9 +129,9 @@ def test_what_was_left_out_is_tried_again(made: PaintingSet) -> None:
 
 
 def test_models_make_what_is_missing(made: PaintingSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From pictures and a table alone; the networks are replaced by what they would say."""
+    """From images and a table alone; the networks are replaced by what they would say."""
     entries = json.loads(made.annotations.read_text())
-    sizes = {read_picture(made.images / name).rgb_u8.tobytes(): entry for name, entry in entries.items()}
+    sizes = {read_image(made.images / name).rgb_u8.tobytes(): entry for name, entry in entries.items()}
     monkeypatch.setattr(annotate, "open_model", lambda *_: None)
     monkeypatch.setattr(
         annotate, "describe_paintings", lambda _, images, limit: [sizes[image.tobytes()] for image in images]
@@ -178,7 +176,7 @@ def test_split_modes(made: PaintingSet, mode: str) -> None:
     assert {path.name: path.read_bytes() for path in made.images.glob("*/*.jpg")} == contents
     assert len(list(made.images.glob("*.jpg"))) == (0 if mode == "move" else len(PAINTINGS))
     assert all(path.is_symlink() == (mode == "symlink") for path in made.images.glob("*/*.jpg"))
-    # Another table, the folder spelled otherwise: every picture changes its folder and none is doubled, also
+    # Another table, the folder spelled otherwise: every image changes its folder and none is doubled, also
     # where there is no original any more.
     for path in made.images.glob("*.jpg") if mode == "copy" else ():
         path.unlink()
@@ -192,7 +190,7 @@ def test_split_modes(made: PaintingSet, mode: str) -> None:
     assert {path.name: path.read_bytes() for path in made.images.glob("*/*.jpg")} == contents
 
 
-def test_a_killed_move_loses_no_picture(made: PaintingSet) -> None:
+def test_a_killed_move_loses_no_image(made: PaintingSet) -> None:
     make_masks(made.annotations, made.images, made.out / "masks", 2)
     contents = {path.name: path.read_bytes() for path in made.images.glob("*.jpg")}
     split = lambda: split_images(made.images, made.out / "masks", made.table, mode="move")  # noqa: E731
@@ -202,7 +200,7 @@ def test_a_killed_move_loses_no_picture(made: PaintingSet) -> None:
     assert {path.name: path.read_bytes() for path in made.images.glob("*/*.jpg")} == contents
 
 
-def test_pictures_without_a_split_are_named(made: PaintingSet) -> None:
+def test_images_without_a_split_are_named(made: PaintingSet) -> None:
     make_masks(made.annotations, made.images, made.out / "masks", 2)
     made.table.write_text(
         made.table.read_text().replace("Large,val", "Large,").replace("Large,test", "Large,tset")

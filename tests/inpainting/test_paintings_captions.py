@@ -129,7 +129,7 @@ def test_a_real_network_captions_the_whole_set(made: PaintingSet, llava_next: Pa
     assert read_captions(made.root / "llava.json") == captions
 
     crops = [
-        np.asarray(module.read_picture(made.out / f"entities/gina_dancers/mask_{j}.png").rgb_u8)
+        np.asarray(module.read_image(made.out / f"entities/gina_dancers/mask_{j}.png").rgb_u8)
         for j in range(3)
     ]
     mllm = open_model(str(llava_next))
@@ -151,7 +151,7 @@ def test_killed_and_run_again_is_the_same(made: PaintingSet, fake: list[int], co
     assert fake == []
 
 
-def test_processes_share_the_pictures_and_the_last_merges(made: PaintingSet, fake: list[int]) -> None:
+def test_processes_share_the_images_and_the_last_merges(made: PaintingSet, fake: list[int]) -> None:
     entities, how = made.out / "entities", Captioning("model", batch_size=2)
     caption_masks(entities, made.root, how, 1, 2)
     assert set(read_captions(made.root / "backup_1_final.json")) == set(sorted(REGIONS)[1::2])
@@ -165,7 +165,7 @@ def test_processes_share_the_pictures_and_the_last_merges(made: PaintingSet, fak
 def test_backups_of_the_published_command_are_taken_over(made: PaintingSet, fake: list[int]) -> None:
     old = {
         "anna-maria_bridge": {"mask_0": "The image shows an old caption.", "mask_1": "tle boats on water."},
-        "unknown_picture": {"mask_0": "The image shows something else."},
+        "unknown_image": {"mask_0": "The image shows something else."},
         "steps": 100,
     }
     (made.root / "backup_0.json").write_text(json.dumps(old))
@@ -174,7 +174,7 @@ def test_backups_of_the_published_command_are_taken_over(made: PaintingSet, fake
     assert captions["anna-maria_bridge"]["mask_0"] == "The image shows an old caption."
     # The published command cut the beginning off the last captions; such a one is made again.
     assert captions["anna-maria_bridge"]["mask_1"].startswith("The image shows two boats")
-    assert "unknown_picture" not in captions
+    assert "unknown_image" not in captions
     assert sum(fake) == sum(REGIONS.values()) - 1
 
 
@@ -287,5 +287,5 @@ def test_kosmos_boxes_become_entities(tmp_path: Path) -> None:
         "x", [("a cat", (0, 5), [(0.0, 0.0, 0.5, 0.5)]), ("a cat", (9, 14), [(0.5, 0.5, 1.0, 1.0)])]
     )
     assert len(twice["entities"]["a cat"]["bboxes"]) == 2
-    pictures = [np.zeros((20, 30, 3), np.uint8), np.full((30, 20, 3), 255, np.uint8)]
-    assert len(describe_paintings(mllm, pictures, 4)) == 2
+    images = [np.zeros((20, 30, 3), np.uint8), np.full((30, 20, 3), 255, np.uint8)]
+    assert len(describe_paintings(mllm, images, 4)) == 2

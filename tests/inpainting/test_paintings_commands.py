@@ -165,8 +165,8 @@ def test_judging_as_published(made: PaintingSet, capsys: pytest.CaptureFixture[s
     assert result["backbone"] == "openai/clip-vit-base-patch32"
 
 
-def test_judging_pairs_each_picture_with_its_own_text(made: PaintingSet) -> None:
-    """A text of another form and a damaged picture are left out of both lists, never of one."""
+def test_judging_pairs_each_image_with_its_own_text(made: PaintingSet) -> None:
+    """A text of another form and a damaged image are left out of both lists, never of one."""
     type_in(BEFORE_CAPTIONS + TO_FOLDER + "\n" + AFTER_CAPTIONS)
 
     def damage(document: dict) -> None:
@@ -179,7 +179,7 @@ def test_judging_pairs_each_picture_with_its_own_text(made: PaintingSet) -> None
     type_in(f"{JUDGE.splitlines()[0]} --out global.json --batch-size 1")
     result = json.loads(Path("global.json").read_text())
     assert set(result["left_out"]) == {"anna-maria_bridge.jpg", "carl_portrait.jpg", "hugo_village.jpg"}
-    assert result["pairs"] == len(REGIONS) - 4  # the eighth picture is unannotated
+    assert result["pairs"] == len(REGIONS) - 4  # the eighth image is unannotated
 
 
 def refused(capsys: pytest.CaptureFixture[str], line: str) -> str:
@@ -212,7 +212,7 @@ def test_what_is_missing_is_named(made: PaintingSet, capsys: pytest.CaptureFixtu
 
 
 def write_dci(root: Path) -> None:
-    """Four pictures with annotation files of Densely Captioned Images."""
+    """Four images with annotation files of Densely Captioned Images."""
     for folder in ("annotations", "images"):
         (root / folder).mkdir(parents=True)
 
@@ -247,7 +247,7 @@ def test_densely_captioned_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         wanted[5:35, 5:25] = 255
         assert (np.asarray(mask) == wanted).all()
     with Image.open(tmp_path / "entities/b/mask_21.png") as crop:
-        assert (crop.mode, crop.size) == ("RGB", (20, 20))  # cut to the picture
+        assert (crop.mode, crop.size) == ("RGB", (20, 20))  # cut to the image
     document = json.loads((tmp_path / "entities/a/annotations.json").read_text())
     assert document["mask_3"] == {"concept": "a dog", "caption": "a dog, very near", "noun_chunk_root": "dog"}
     assert not (tmp_path / "masks/c").exists()  # damaged: left out

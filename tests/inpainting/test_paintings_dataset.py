@@ -28,7 +28,7 @@ SIDE = 32
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> PaintingSet:
-    """The set with every annotated picture in the test split, and a copy of it in train."""
+    """The set with every annotated image in the test split, and a copy of it in train."""
     made = write_set(tmp_path_factory.mktemp("set"))
     for split in ("val", ",train"):
         made.table.write_text(
@@ -121,7 +121,7 @@ def test_items_depend_on_seed_name_and_epoch_alone(built: PaintingSet, copy: Pai
     one = batches(built, workers=0, size=1)
     for other in (batches(built, workers=2, size=3), batches(built, workers=0, size=7)):
         assert equal(one, other)
-    (copy.images / "test/anna-maria_bridge.jpg").unlink()  # fewer pictures: the others stay the same
+    (copy.images / "test/anna-maria_bridge.jpg").unlink()  # fewer images: the others stay the same
     fewer = batches(copy, workers=0, size=2)
     assert equal(one[1:], fewer)
     seeds = {tuple(item["texts"][0] for item in batches(built, 0, 7, seed=seed)) for seed in range(8)}
@@ -201,7 +201,7 @@ def test_generated_prompts_replace_the_captions(built: PaintingSet, tmp_path: Pa
     with pytest.raises(ValueError, match=r"gina_dancers.json does not exist"):
         data[index]
     path.write_text(json.dumps([f"new prompt {k}" for k in range(count + 1)]))
-    with pytest.raises(ValueError, match=f"has {count + 1} prompts, its picture {count} masked regions"):
+    with pytest.raises(ValueError, match=f"has {count + 1} prompts, its image {count} masked regions"):
         data[index]
     path.write_text(json.dumps([f"new prompt {k}" for k in range(count)]))
     item = data[index]
@@ -214,7 +214,7 @@ def test_damage_is_named_and_left_out(
     copy: PaintingSet, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     (copy.out / "entities/carl_portrait/annotations.json").write_text('{"mask_0": {"concept": 3}}')
-    (copy.out / "masks/hugo_village/mask_0.png").write_bytes(b"no picture")
+    (copy.out / "masks/hugo_village/mask_0.png").write_bytes(b"no image")
     write_mask(copy.out / "masks/dora_still-life/mask_1.png", np.ones((5, 5), bool))
     with caplog.at_level(logging.WARNING):
         data = dataset(copy)
@@ -222,12 +222,12 @@ def test_damage_is_named_and_left_out(
     assert "carl_portrait/annotations.json: mask_0 has no text `concept`" in caplog.text
     manifest = data.follow(tmp_path / "m" / MANIFEST)
     assert set(manifest.left_out) == {"carl_portrait", "hugo_village", "dora_still-life"}
-    assert "its picture is 80 x 64" in manifest.left_out["dora_still-life"]
+    assert "its image is 80 x 64" in manifest.left_out["dora_still-life"]
     assert all(data[index]["texts"] for index in range(len(data)))
 
     train = dataset(copy, split="train")
     stems = train.stems
-    item = train[stems.index("dora_still-life")]  # the next picture stands in for it
+    item = train[stems.index("dora_still-life")]  # the next image stands in for it
     assert item["gt_texts"] == train[stems.index("emil_wide-river")]["gt_texts"]
     assert train[stems.index("hugo_village")]["gt_texts"] == train[0]["gt_texts"]
     assert set(train.left_out) == {"carl_portrait", "dora_still-life", "hugo_village"}
@@ -248,7 +248,7 @@ def test_options_out_of_range_are_refused(built: PaintingSet) -> None:
         ("max_concepts must be", {"max_concepts": 11}),
         ("split must be one of train, val, test", {"split": "all"}),
         ("drop_caption_probability must lie in", {"drop_caption_probability": 1.5}),
-        ("no annotated picture in the split val", {"split": "val"}),
+        ("no annotated image in the split val", {"split": "val"}),
     ]
     for message, options in wrong:
         with pytest.raises(ValueError, match=message):

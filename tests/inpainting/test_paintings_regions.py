@@ -51,15 +51,15 @@ def test_regions_are_numbered_over_the_entities_that_stay() -> None:
 
 
 def test_several_boxes_are_one_mask_and_a_collage() -> None:
-    picture = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
+    image = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
     boxes = [(0, 0, 4, 6), (10, 5, 20, 8), (2, 2, 5, 5)]
     mask = region_mask(boxes, (20, 30))
     assert mask.sum() == 24 + 30 + 9 - 6
-    collage = region_crop(picture, boxes)
+    collage = region_crop(image, boxes)
     assert collage.shape == (2 * 6, 2 * 10, 3)  # cells of the largest height and width, a square grid
-    assert (collage[:6, :4] == picture[:6, :4]).all()
-    assert (collage[:3, 10:20] == picture[5:8, 10:20]).all()
-    assert (collage[6:9, :3] == picture[2:5, 2:5]).all()
+    assert (collage[:6, :4] == image[:6, :4]).all()
+    assert (collage[:3, 10:20] == image[5:8, 10:20]).all()
+    assert (collage[6:9, :3] == image[2:5, 2:5]).all()
     assert (collage[6:, 10:] == 127).all()
     assert (collage[3:6, 10:] == 127).all()
 
@@ -113,8 +113,8 @@ def test_damage_is_named_and_the_rest_goes_on(made: PaintingSet, caplog: pytest.
         "carl_portrait.jpg": "no object `entities`",
         "dora_still-life.jpg": "no object `entities`",
         "gina_dancers.jpg": "damaged",
-        "../outside.jpg": "not the name of a picture",
-        "not-there.jpg": "no such picture",
+        "../outside.jpg": "not the name of an image",
+        "not-there.jpg": "no such image",
     }
     assert set(journal.left_out) == set(reasons)
     for name, reason in reasons.items():
@@ -178,8 +178,8 @@ def test_a_resumed_step_does_only_what_is_missing(made: PaintingSet, monkeypatch
     read: list[str] = []
     from inpainting.data.steps import regions
 
-    real = regions.read_picture
-    monkeypatch.setattr(regions, "read_picture", lambda path: read.append(path.name) or real(path))
+    real = regions.read_image
+    monkeypatch.setattr(regions, "read_image", lambda path: read.append(path.name) or real(path))
     make_masks(made.annotations, made.images, made.out / "masks", 1)
     assert len(read) == len(PAINTINGS) - 4
 
@@ -193,7 +193,7 @@ def test_a_journal_of_other_inputs_begins_anew_or_is_refused(tmp_path: Path) -> 
     assert Journal(path, {"a": 2}).done == {}
 
 
-def test_many_missing_pictures_are_listed_but_not_all_shown(
+def test_many_missing_images_are_listed_but_not_all_shown(
     made: PaintingSet, caplog: pytest.LogCaptureFixture
 ) -> None:
     entry = json.loads(made.annotations.read_text())["hugo_village.jpg"]

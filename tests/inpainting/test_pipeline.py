@@ -1,4 +1,4 @@
-"""Painting regions: pictures of any size, nothing moves outside the masks, samples are independent."""
+"""Painting regions: images of any size, nothing moves outside the masks, samples are independent."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
 
 from inpainting.models.text_to_image.canvas import Region, inner_size, make_canvas, paired, paste
-from inpainting.models.text_to_image.card import COMPAT, Card, PaintOptions, Recommended
+from inpainting.models.text_to_image.card import COMPAT, InpainterConfig, PaintOptions, Recommended
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.pipeline import Job, as_batch, options_for, paint, paint_all, prepare
 from inpainting.models.text_to_image.sample import conditions
 from ldm.denoise import Cancelled
 from ldm.latents import make_scheduler
-from tests.inpainting.small_inpainter import QUICK, box, picture, small_inpainter, two
+from tests.inpainting.small_inpainter import QUICK, box, random_image, small_inpainter, two
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,13 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> Inpainter:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Inpainter:
     """Another autoencoder, statistics per channel, and a card of its own."""
-    card = Card("tiny", encoding="separate", sampling=Recommended("euler", steps=2, guidance=2.0))
+    card = InpainterConfig("tiny", encoding="separate", sampling=Recommended("euler", steps=2, guidance=2.0))
     return small_inpainter(tmp_path_factory.mktemp("tiny"), "tiny", card)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (37, 53), (61, 200), (150, 90), (300, 60)])
-def test_pictures_of_any_size_keep_every_byte_outside_the_masks(tiny, size):
-    before = picture(*size)
+def test_images_of_any_size_keep_every_byte_outside_the_masks(tiny, size):
+    before = random_image(*size)
     result = paint(before, two(*size), tiny, seed=3, progress=False)
     outside = ~(two(*size)[0][0] | two(*size)[1][0])
     assert result.image_u8.shape == before.shape
@@ -50,7 +50,7 @@ def test_sizes_of_the_canvas():
     assert inner_size((512, 512), 512) == (512, 512)
     assert inner_size((300, 400), 512) == (512, 683)
     assert inner_size((3000, 1000), 512) == (1024, 341), "the longer side is at most twice the resolution"
-    canvas = make_canvas(picture(30, 41), [box(30, 41, 0, 1, 0.9, 1)], 64, 8)
+    canvas = make_canvas(random_image(30, 41), [box(30, 41, 0, 1, 0.9, 1)], 64, 8)
     assert canvas.inner_hw == (64, 87)
     assert canvas.size == (64, 88)
     assert not canvas.masks[0, :, 87:].any(), "what is added at the edge belongs to no region"
@@ -60,7 +60,7 @@ def test_sizes_of_the_canvas():
 def test_a_mask_of_one_pixel_survives_shrinking():
     mask = np.zeros((1000, 1000), bool)
     mask[501, 333] = True
-    assert make_canvas(picture(1000, 1000), [mask], 64, 8).masks.sum() >= 1
+    assert make_canvas(random_image(1000, 1000), [mask], 64, 8).masks.sum() >= 1
 
 
 def test_paste_changes_the_masks_only_and_blends_inside():
@@ -75,9 +75,9 @@ def test_paste_changes_the_masks_only_and_blends_inside():
 
 def test_a_sample_is_the_same_alone_and_in_company(pipe):
     jobs = [
-        Job(picture(64, 64, 1), two(64, 64), (5, 6)),
-        Job(picture(64, 80, 2), two(64, 80)[:1], (7,)),
-        Job(picture(64, 64, 3), [*two(64, 64), (box(64, 64, 0, 0.2, 0.7, 1), "a cone")], (8,)),
+        Job(random_image(64, 64, 1), two(64, 64), (5, 6)),
+        Job(random_image(64, 80, 2), two(64, 80)[:1], (7,)),
+        Job(random_image(64, 64, 3), [*two(64, 64), (box(64, 64, 0, 0.2, 0.7, 1), "a cone")], (8,)),
     ]
     together = paint_all(jobs, pipe, QUICK, progress=False)
     assert [result.seeds for result in together] == [[5, 6], [7], [8]]
@@ -89,15 +89,15 @@ def test_a_sample_is_the_same_alone_and_in_company(pipe):
 
 
 def test_equal_calls_give_equal_bytes_and_samples_count_up(pipe):
-    first = paint(picture(64, 64), two(64, 64), pipe, 4, QUICK, samples=2, progress=False)
-    again = paint(picture(64, 64), two(64, 64), pipe, 4, QUICK, samples=2, progress=False)
+    first = paint(random_image(64, 64), two(64, 64), pipe, 4, QUICK, samples=2, progress=False)
+    again = paint(random_image(64, 64), two(64, 64), pipe, 4, QUICK, samples=2, progress=False)
     assert first.seeds == [4, 5]
     assert all(np.array_equal(*each) for each in zip(first.images_u8, again.images_u8, strict=True))
     assert first.recipe == again.recipe
 
 
 def test_one_region_equals_the_stock_pipeline(tmp_path):
-    """Sampler, guidance, masked picture and mask channel are those of diffusers' own inpainting pipeline."""
+    """Sampler, guidance, masked image and mask channel are those of diffusers' own inpainting pipeline."""
     ours = small_inpainter(tmp_path, "tiny")
     ours.latent_space.mean.zero_()
     ours.latent_space.std.fill_(1.0)
@@ -106,7 +106,7 @@ def test_one_region_equals_the_stock_pipeline(tmp_path):
         make_scheduler("pndm", ours.scheduler_config), None, None, requires_safety_checker=False,
     )  # fmt: skip
     stock.set_progress_bar_config(disable=True)
-    image, mask = picture(64, 64), box(64, 64, 0.25, 0.75, 0.125, 0.5)
+    image, mask = random_image(64, 64), box(64, 64, 0.25, 0.75, 0.125, 0.5)
     noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(9))[None]
     expected = stock(
         "a red cube", Image.fromarray(image), Image.fromarray(mask), latents=noise, height=64, width=64,
@@ -139,7 +139,7 @@ def test_every_option_matters(pipe, changed):
         (box(64, 64, 0.6, 0.99, 0.6, 0.97), "a ball"),
     ]
     plain, other = (
-        paint(picture(64, 64), regions, pipe, 0, options, progress=False)
+        paint(random_image(64, 64), regions, pipe, 0, options, progress=False)
         for options in (QUICK, replace(QUICK, **changed))
     )
     assert not np.array_equal(plain.image_u8, other.image_u8)
@@ -150,7 +150,7 @@ def test_negative_prompts_of_a_region_are_read_in_that_region_only(pipe):
     masks = [mask for mask, _ in two(64, 64)]
     regions = [Region(masks[0], "a red cube", "a striped cone"), Region(masks[1], "a ball")]
     chosen = options_for(pipe, QUICK)
-    one = prepare(Job(picture(64, 64), regions), pipe, chosen)
+    one = prepare(Job(random_image(64, 64), regions), pipe, chosen)
     _, kwargs = conditions(as_batch([one]), pipe, chosen, torch.tensor([0]), True, (8, 8))
     unconditional, conditional = kwargs["regions"][64][:, 0]  # (n, t) each, negative half first
     inside = torch.nn.functional.adaptive_max_pool2d(one.canvas.masks.float(), 8).flatten(1) > 0
@@ -161,7 +161,7 @@ def test_negative_prompts_of_a_region_are_read_in_that_region_only(pipe):
         assert set(seen[~inside.any(0)].tolist()) == {77}
     without = [replace(region, negative="") for region in regions]
     with_, plain = (
-        paint(picture(64, 64), given, pipe, 0, QUICK, progress=False) for given in (regions, without)
+        paint(random_image(64, 64), given, pipe, 0, QUICK, progress=False) for given in (regions, without)
     )
     assert not np.array_equal(with_.image_u8, plain.image_u8)
 
@@ -172,7 +172,7 @@ def test_v_prediction_with_zero_terminal_noise_ratio(tmp_path):
         "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing",
         "_class_name": "DDIMScheduler",
     }  # fmt: skip
-    result = paint(picture(64, 64), two(64, 64), pipe, 0, PaintOptions(steps=2), progress=False)
+    result = paint(random_image(64, 64), two(64, 64), pipe, 0, PaintOptions(steps=2), progress=False)
     assert result.recipe["options"]["scheduler"] == "DDIMScheduler"
     assert result.report["drift"][0]["changed_inside"] > 0
 
@@ -181,7 +181,7 @@ def test_defaults_are_the_published_ones(pipe, tiny):
     steps = []
     options = PaintOptions(guidance=1.0)
     recipe = paint(
-        picture(16, 16),
+        random_image(16, 16),
         [(np.ones((16, 16), bool), "a")],
         pipe,
         0,
@@ -192,7 +192,9 @@ def test_defaults_are_the_published_ones(pipe, tiny):
     assert (recipe["scheduler"], recipe["steps"], recipe["layout"]) == ("PNDMScheduler", 50, "coverage")
     assert len(steps) == 51, "PNDM evaluates the network once more than it has steps"
     assert Recommended().guidance == 7.5
-    own = paint(picture(16, 16), [(np.ones((16, 16), bool), "a")], tiny, progress=False).recipe["options"]
+    own = paint(random_image(16, 16), [(np.ones((16, 16), bool), "a")], tiny, progress=False).recipe[
+        "options"
+    ]
     assert (own["scheduler"], own["steps"], own["encoding"]) == ("euler", 2, "separate")
 
 
@@ -200,13 +202,13 @@ def test_cancelling(pipe):
     seen: list = []
     hooks = {"on_step": seen.append, "cancelled": lambda: len(seen) == 1, "progress": False}
     with pytest.raises(Cancelled, match="after 1 of 2 steps"):
-        paint(picture(64, 64), two(64, 64), pipe, 0, QUICK, **hooks)
+        paint(random_image(64, 64), two(64, 64), pipe, 0, QUICK, **hooks)
 
 
 def test_a_prompt_that_overflows_is_warned_of_and_shown(pipe, caplog):
     long = " ".join(["a red cube"] * 30)
     with caplog.at_level(logging.WARNING):
-        result = paint(picture(64, 64), [(two(64, 64)[0][0], long)], pipe, 0, QUICK, progress=False)
+        result = paint(random_image(64, 64), [(two(64, 64)[0][0], long)], pipe, 0, QUICK, progress=False)
     assert "prompt 1 is too long" in caplog.text
     (cut,) = result.report["cuts"]
     assert f"{cut['kept']} {cut['lost']}" == long
@@ -215,7 +217,7 @@ def test_a_prompt_that_overflows_is_warned_of_and_shown(pipe, caplog):
 
 REFUSED = {
     "nothing": ([], "nothing to paint: give at least one"),
-    "other size": ([(np.ones((20, 64), bool), "a")], r"mask 1 is 64 x 20 pixels, its picture 64 x 64"),
+    "other size": ([(np.ones((20, 64), bool), "a")], r"mask 1 is 64 x 20 pixels, its image 64 x 64"),
     "empty mask": (
         [(np.ones((64, 64), bool), "a"), (np.zeros((64, 64), bool), "b")],
         r"mask 2 \('b'\) is empty",
@@ -228,16 +230,16 @@ REFUSED = {
 def test_refused_regions(pipe, name):
     regions, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
-        paint(picture(64, 64), regions, pipe, 0, QUICK, progress=False)
+        paint(random_image(64, 64), regions, pipe, 0, QUICK, progress=False)
 
 
-def test_refused_pictures_and_settings(pipe):
+def test_refused_images_and_settings(pipe):
     with pytest.raises(ValueError, match=r"RGB \(h, w, 3\) uint8, got float32"):
-        paint(picture(64, 64).astype(np.float32), two(64, 64), pipe)
+        paint(random_image(64, 64).astype(np.float32), two(64, 64), pipe)
     with pytest.raises(ValueError, match="no seed"):
-        paint_all([Job(picture(64, 64), two(64, 64), ())], pipe)
+        paint_all([Job(random_image(64, 64), two(64, 64), ())], pipe)
     with pytest.raises(ValueError, match="did you mean 'ddim'"):
-        paint(picture(64, 64), two(64, 64), pipe, 0, PaintOptions(scheduler="dimm"), progress=False)
+        paint(random_image(64, 64), two(64, 64), pipe, 0, PaintOptions(scheduler="dimm"), progress=False)
     with pytest.raises(ValueError, match="steps must be"):
         PaintOptions(steps=0)
 
@@ -260,4 +262,4 @@ def test_swapped_processors_stop_the_pipeline(tmp_path):
     pipe = small_inpainter(tmp_path)
     pipe.unet.fuse_qkv_projections()
     with pytest.raises(ValueError, match="switched off"):
-        paint(picture(64, 64), two(64, 64), pipe, 0, QUICK, progress=False)
+        paint(random_image(64, 64), two(64, 64), pipe, 0, QUICK, progress=False)

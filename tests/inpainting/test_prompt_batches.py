@@ -53,8 +53,8 @@ def test_labels_are_the_answer_and_its_end(small: tuple[Any, Chat], data: LlavaD
     assert [chat.text(chat_ask) for chat_ask in map(PromptCollate(chat).ask, items)] == [
         discover_prompt(item["entity_colors"]) for item in items
     ]
-    pictures = (batch["input_ids"] == chat.tokenizer.image_token_id).sum(1)
-    assert int(pictures.min()) >= 16  # expanded, and as many as the model makes features
+    images = (batch["input_ids"] == chat.tokenizer.image_token_id).sum(1)
+    assert int(images.min()) >= 16  # expanded, and as many as the model makes features
     assert torch.isfinite(model(**batch).loss)
     for row, item in enumerate(items):  # the first token to learn is the first one to say
         asked = PromptCollate(chat).prompts([item])["input_ids"][0]
@@ -65,7 +65,7 @@ def test_labels_are_the_answer_and_its_end(small: tuple[Any, Chat], data: LlavaD
     assert torch.equal(bare["input_ids"], batch["input_ids"])
 
 
-def test_a_short_answer_keeps_its_tags_and_the_picture(small: tuple[Any, Chat], data: LlavaDataset):
+def test_a_short_answer_keeps_its_tags_and_the_image(small: tuple[Any, Chat], data: LlavaDataset):
     model, chat = small
     whole, tags = PromptCollate(chat), "<red></red><blue></blue>"
     item = {**data[2], "entity_colors": ["red", "blue"], "entity_captions": ["a red cube " * 30, "a cone"]}

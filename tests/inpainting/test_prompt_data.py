@@ -36,7 +36,7 @@ def dataset(folder: Path, **more: Any) -> LlavaDataset:
 
 
 def shown(item: dict[str, Any]) -> set[tuple[int, ...]]:
-    """The pure colours of the masked picture that its original lacks."""
+    """The pure colours of the masked image that its original lacks."""
     before = np.asarray(item["PIL_images"]).reshape(-1, 3)
     after = np.asarray(item["PIL_masked_images"]).reshape(-1, 3)
     return {tuple(int(value) for value in pixel) for pixel in after[(before != after).any(1)]}
@@ -114,7 +114,7 @@ def test_one_region_alone(folder: Path):
 
 
 def areas_alone(folder: Path, **more: Any) -> Counter[str]:
-    """Which region of a picture whose regions differ in size is the one, over seeds."""
+    """Which region of an image whose regions differ in size is the one, over seeds."""
     found: Counter[str] = Counter()
     for seed in range(40):
         data = dataset(folder, only_gray_concept=True, seed=seed, **more)
@@ -124,7 +124,7 @@ def areas_alone(folder: Path, **more: Any) -> Counter[str]:
 
 @pytest.fixture(scope="module")
 def sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures whose mask_0 is large, mask_1 smaller and inside it, mask_2 small, inside mask_1."""
+    """Images whose mask_0 is large, mask_1 smaller and inside it, mask_2 small, inside mask_1."""
     folder = write_paintings(tmp_path_factory.mktemp("sizes"), {"train": 3, "val": 3})
     for split in ("train", "val"):
         for j, side in enumerate((30, 20, 10)):
@@ -182,9 +182,9 @@ def test_a_region_of_which_nothing_is_seen_is_no_question(sizes: Path, tmp_path:
     assert sorted(published["entity_names"]) == ["mask_0", "mask_1", "mask_2"]
 
 
-def test_damaged_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_damaged_images(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     folder = write_paintings(tmp_path, {"train": 3, "val": 2})
-    (folder / "masks" / "train_1" / "mask_0.png").write_bytes(b"no picture")
+    (folder / "masks" / "train_1" / "mask_0.png").write_bytes(b"no image")
     data = dataset(folder, split="train")
     assert data[1]["image_stems"] == "train_2"
     assert "left out" in caplog.text

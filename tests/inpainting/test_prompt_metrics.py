@@ -125,7 +125,7 @@ def test_bertscore_of_an_empty_answer_is_zero(roberta_folder: Path) -> None:
     assert same == pytest.approx((1.0, 1.0, 1.0), abs=1e-5)
 
 
-def test_clipsim_is_the_cosine_with_the_squeezed_picture_of_the_region(
+def test_clipsim_is_the_cosine_with_the_squeezed_image_of_the_region(
     clip_folder: Path, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
@@ -148,8 +148,8 @@ def test_clipsim_is_the_cosine_with_the_squeezed_picture_of_the_region(
 
 def test_a_region_is_shown_by_its_crop_by_the_data_or_by_a_box(tmp_path: Path) -> None:
     whole_u8 = np.arange(40 * 30 * 3, dtype=np.uint8).reshape(30, 40, 3)
-    image = tmp_path / "images/test/picture_0.png"
-    crop = tmp_path / "entities/picture_0/mask_0.png"
+    image = tmp_path / "images/test/image_0.png"
+    crop = tmp_path / "entities/image_0/mask_0.png"
     for path, array in ((image, whole_u8), (crop, whole_u8[:5, :7])):
         path.parent.mkdir(parents=True)
         Image.fromarray(array).save(path)

@@ -59,7 +59,7 @@ def test_a_test_continues_where_it_stopped(folder: Path, whole: Path, monkeypatc
     rows = read_predictions(folder / "tested" / "predictions.jsonl")
     assert [row.stem for row in rows] == ["test_0", "test_1", "test_1", "test_2", "test_2", "test_2"]
     report = json.loads((folder / "tested" / "metrics.json").read_text())
-    assert (report["pictures"], report["regions"], report["left_out"]) == (3, 6, {})
+    assert (report["images"], report["regions"], report["left_out"]) == (3, 6, {})
     assert report["accuracy"] is not None
     assert set(report["weights"]) == {"model", "checkpoint"}
     assert (folder / "tested" / "sheet.png").is_file()
@@ -199,7 +199,7 @@ def test_four_bits_where_they_work(folder: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_the_model_learns_to_answer_and_to_stop(folder: Path, tmp_path: Path):
-    """Two pictures with one region each, known by heart: held-out copies of them are answered rightly."""
+    """Two images with one region each, known by heart: held-out copies of them are answered rightly."""
     data = write_paintings(tmp_path / "data", {"train": 4})
     for k in (1, 2):
         (data / "images" / "train" / f"train_{k}.jpg").unlink()

@@ -22,7 +22,7 @@ from tests.ldm.small_metrics import write_clip
 
 
 def test_last_regions_and_numbers_of_masks_are_tables_of_their_own() -> None:
-    rows = drawn(31, seed=7)  # ten pictures of three regions, and one of one region that is not the last
+    rows = drawn(31, seed=7)  # ten images of three regions, and one of one region that is not the last
     report = measure(rows, resamples=0)
     last = measure([one for one in rows if one.last], resamples=0)
     three, one = measure(rows[:30], resamples=0), measure(rows[30:], resamples=0)
@@ -31,11 +31,11 @@ def test_last_regions_and_numbers_of_masks_are_tables_of_their_own() -> None:
         for count, alone in (("3", three), ("1", one)):
             numbers = report["by_number_of_masks"][count]
             assert numbers.get(name, {}).get("value") == alone[name]
-    assert (report["pictures"], report["regions"], report["last_region"]["bleu1"]["n"]) == (11, 31, 10)
+    assert (report["images"], report["regions"], report["last_region"]["bleu1"]["n"]) == (11, 31, 10)
     assert one["accuracy_last"] is None
 
 
-def test_intervals_resample_whole_pictures_and_repeat() -> None:
+def test_intervals_resample_whole_images_and_repeat() -> None:
     rows = [replace(one, root="cat" if one.stem[-1] in "02468" else "dog") for one in drawn(60, seed=8)]
     rows = [replace(one, prediction=f"cat {one.prediction.replace('dog', 'hill')}") for one in rows]
     report = measure(rows, seed=1, resamples=400)
@@ -45,8 +45,8 @@ def test_intervals_resample_whole_pictures_and_repeat() -> None:
         number = report["with_intervals"][name]
         assert number["low"] < number["value"] < number["high"]
     accuracy = report["with_intervals"]["accuracy"]
-    pictures, share = 20, accuracy["value"]  # pictures are right or wrong as a whole
-    normal = 2 * 1.96 * (share * (1 - share) / pictures) ** 0.5
+    images, share = 20, accuracy["value"]  # images are right or wrong as a whole
+    normal = 2 * 1.96 * (share * (1 - share) / images) ** 0.5
     assert accuracy["high"] - accuracy["low"] == pytest.approx(normal, rel=0.2)
 
 
@@ -61,7 +61,7 @@ def test_what_is_missing_is_named_and_the_rest_is_measured(tmp_path: Path) -> No
     assert set(report["with_intervals"]) | set(report["skipped"]) == set(NAMES)
     clip = Judges(clip=Clip.load(write_clip(tmp_path / "clip")))
     hidden = measure(drawn(6, seed=0), clip, resamples=0)
-    assert hidden["skipped"]["clipscore"] == "picture_0 mask_0 has neither `crop` nor `image` and `box`"
+    assert hidden["skipped"]["clipscore"] == "image_0 mask_0 has neither `crop` nor `image` and `box`"
     moved = measure([replace(one, crop="moved.png") for one in drawn(6, seed=0)], clip, resamples=0)
     assert "moved.png" in moved["skipped"]["clipscore"]
     json.dumps([report, hidden, moved], allow_nan=False)
@@ -87,7 +87,7 @@ GOOD = json.loads(row(0, "a cat").line())
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0\ta red cat", "names no picture"),
+        ("0\ta red cat", "names no image"),
         ("{", "not JSON"),
         ("[]", "expected an object"),
         (json.dumps(GOOD | {"prediction": None}), "`prediction` must be a text, got None"),
@@ -108,8 +108,8 @@ def test_a_wrong_line_is_refused_by_file_line_and_key(tmp_path: Path, line: str,
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([row(0, "a"), row(0, "b")], "picture_0 mask_0 is there twice"),
-        ([row(0, "a", last=True), row(1, "b", last=True)], "picture_0 has two regions with `last`"),
+        ([row(0, "a"), row(0, "b")], "image_0 mask_0 is there twice"),
+        ([row(0, "a", last=True), row(1, "b", last=True)], "image_0 has two regions with `last`"),
         ([], "holds no prediction"),
     ],
 )
@@ -139,7 +139,7 @@ def test_the_command_sets_runs_beside_the_published_table(
     assert table.read_text() == shown
     assert all(f"| {model}, published |" in shown for model in PUBLISHED)
     assert f"| {files[1]}, 9 regions |" in shown
-    assert f"| {files[1]}, last of 3 pictures |" in shown
+    assert f"| {files[1]}, last of 3 images |" in shown
     both = json.loads(out.read_text())
     assert list(both) == [path.as_posix() for path in files]
     assert both[str(files[0])]["judges"]["clip"]["path"] == clip.as_posix()

@@ -12,7 +12,7 @@ import torch
 
 from inpainting import prompts
 from inpainting.models import image_to_text
-from inpainting.models.image_to_text.prompter import Card, read_card
+from inpainting.models.image_to_text.prompter import PrompterConfig, read_card
 from inpainting.models.image_to_text.questions import queries_for
 from inpainting.prompts import COLORS, discover_prompt, paint_masks, remove_overlaps, target_text, with_red
 from ldm.images import to_pm1
@@ -29,7 +29,7 @@ WHOLE = (
 def test_the_published_texts():
     """Byte for byte, and as the chat template renders them."""
     assert discover_prompt(["green", "red"]) == WHOLE
-    ask = queries_for(Card(), IMAGE, MASKS[:2], ["", ""])[0].ask
+    ask = queries_for(PrompterConfig(), IMAGE, MASKS[:2], ["", ""])[0].ask
     for name in ("llava", "llava_next"):
         chat = in_memory(*build_small(name)).chat
         assert chat.text(ask) == WHOLE
@@ -82,15 +82,15 @@ def test_one_red_region():
 def test_the_published_helpers(tmp_path: Path):
     """The notebook's steps, with its names: colours red, blue, ... and None for a text without answer."""
     masks = [torch.from_numpy(mask)[None].float() for mask in MASKS[:3]]
-    picture, names = image_to_text.draw_colored_masks(to_pm1(IMAGE), masks)
+    image, names = image_to_text.draw_colored_masks(to_pm1(IMAGE), masks)
     assert names == ["red", "blue", "yellow"]
-    assert np.array_equal(np.array(picture), paint_masks(IMAGE, MASKS[:3], names))
+    assert np.array_equal(np.array(image), paint_masks(IMAGE, MASKS[:3], names))
     answer = "USER: what? ASSISTANT: <red>a dog</red><blue> a cat"
     assert image_to_text.output_to_color_dict(answer, names) == {"red": "a dog", "blue": "", "yellow": ""}
     assert image_to_text.output_to_color_dict("<red>a dog</red>", names) is None
     folder = small_folder("llava", tmp_path / "model")
     processor, model = image_to_text.get_pretrained_prompt_generator(folder, "full")
-    inputs = processor(text=[discover_prompt(names)], images=[picture], return_tensors="pt")
+    inputs = processor(text=[discover_prompt(names)], images=[image], return_tensors="pt")
     device = next(model.parameters()).device
     ids = model.generate(**inputs.to(device), max_new_tokens=3, do_sample=False)
     assert image_to_text.output_to_color_dict(processor.batch_decode(ids)[0], names) is not None

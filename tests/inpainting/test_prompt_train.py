@@ -22,7 +22,7 @@ from inpainting.models.image_to_text.prompter import read_card
 from inpainting.models.image_to_text.settings import PromptTraining
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import discover_question
-from ldm.mllm.chat import Ask
+from ldm.mllm.chat import ChatExample
 from ldm.mllm.load import load_model
 from ldm.mllm.training import answer_loss
 from ldm.settings.config import dump_yaml, load_config
@@ -64,7 +64,7 @@ def test_files_of_a_run(folder: Path, whole: Path):
     assert {row.root for row in rows} == {"cube"}
     assert all(row.read_crop().shape == (8, 10, 3) for row in rows)
     report = json.loads((whole / "validation" / "metrics.json").read_text())
-    assert report["pictures"] == 3
+    assert report["images"] == 3
     assert float(held_out[1]["accuracy"]) == pytest.approx(report["accuracy"])
     card = read_card(whole / "adapter")
     assert (card.question, card.colors) == ("discover", ("red", "green", "blue", "yellow", "cyan"))
@@ -98,7 +98,7 @@ def test_only_linear_layers_of_the_language_model_train_and_peft_loads_them(fold
 
 
 def writer_ask(item: dict[str, Any]) -> Any:
-    return Ask(np.asarray(item["PIL_masked_images"]), discover_question(item["entity_colors"]))
+    return ChatExample(np.asarray(item["PIL_masked_images"]), discover_question(item["entity_colors"]))
 
 
 def test_the_gradient_is_clipped_and_the_model_learns(folder: Path, tmp_path: Path):
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
 
 @pytest.mark.slow
 def test_two_processes(folder: Path, tmp_path: Path):
-    """Two processes with half the batch see the same pictures with the same opacities."""
+    """Two processes with half the batch see the same images with the same opacities."""
     changes = (
         "fit.epochs=2",
         "lora.dropout=0",

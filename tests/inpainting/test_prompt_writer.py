@@ -15,12 +15,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inpainting import prompts
-from inpainting.models.image_to_text.prompter import Card, find_files, write_card
+from inpainting.models.image_to_text.prompter import PrompterConfig, find_files, write_card
 from inpainting.models.image_to_text.questions import colors_of_masks, queries_for, read_answer
 from inpainting.models.image_to_text.tags import pattern_of, tightened
 from inpainting.models.image_to_text.writer import PUBLISHED, Decoding, PromptWriter
 from inpainting.prompts import COLORS, target_text
-from ldm.mllm.chat import Ask, Chat
+from ldm.mllm.chat import Chat, ChatExample
 from ldm.mllm.constrain import Grammar
 from ldm.mllm.load import Mllm, load_mllm
 from tests.ldm import small_mllm
@@ -47,8 +47,8 @@ def writers() -> dict[str, PromptWriter]:
     return {name: in_memory(*build_small(name)) for name in FAMILIES}
 
 
-def in_memory(model: torch.nn.Module, processor: object, card: Card = Card()) -> PromptWriter:  # noqa: B008
-    return PromptWriter(Mllm(model, processor, Path("memory")), card)
+def in_memory(model: torch.nn.Module, processor: object, card: PrompterConfig | None = None) -> PromptWriter:
+    return PromptWriter(Mllm(model, processor, Path("memory")), card or PrompterConfig())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -85,7 +85,7 @@ def test_published_decoding(writers: dict[str, PromptWriter]):
     """An untrained model writes no tags; a missing one is empty."""
     short = dataclasses.replace(PUBLISHED, longest=5)
     assert writers["llava_next"].write([IMAGE], [MASKS[:2]], short) == [["", ""]]
-    query = queries_for(Card(), IMAGE, MASKS[:3], [""] * 3)[0]
+    query = queries_for(PrompterConfig(), IMAGE, MASKS[:3], [""] * 3)[0]
     said = "<blue>a tree</blue><green>a man<red> a dog </red><red>no</red>"
     assert read_answer(query, said) == {0: "a tree", 1: "", 2: "a dog"}
     other = dataclasses.replace(query, tags=("red", "green"))
@@ -98,7 +98,7 @@ def test_published_decoding(writers: dict[str, PromptWriter]):
 def test_given_prompts_are_kept_and_told(writers: dict[str, PromptWriter], caplog: pytest.LogCaptureFixture):
     """They come first in the question, with their text in the answer, and change what is written."""
     given = ["", "a (red) cube, 5*3", ""]
-    assert colors_of_masks(Card(), given) == ["green", "blue", "red"]
+    assert colors_of_masks(PrompterConfig(), given) == ["green", "blue", "red"]
     plain, told, other = (
         writers["llava"].write([IMAGE], [MASKS[:3]], SHORT, given=[known])[0]
         for known in (["", "", ""], given, ["", "a blue cone", ""])
@@ -146,7 +146,7 @@ def test_tokenizers_of_words(more: tuple[str, ...], caplog: pytest.LogCaptureFix
 
 def test_other_questions(writers: dict[str, PromptWriter]):
     """A model of one mask sees it alone in gray; one without adapter answers freely, in one line."""
-    gray, plain = (Card(question=name) for name in ("gray", "plain"))
+    gray, plain = (PrompterConfig(question=name) for name in ("gray", "plain"))
     for card, tags in ((gray, ("gray",)), (plain, ())):
         queries = queries_for(card, IMAGE, MASKS, ["", "known", *[""] * 8])
         assert [query.masks[0] for query in queries] == [0, *range(2, 10)]
@@ -163,7 +163,7 @@ def test_folders_cards_and_adapters(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     base = small_folder("llava_next", tmp_path / "base")
-    write_card(base, Card(colors=("red", "blue"), notice="two colours only"))
+    write_card(base, PrompterConfig(colors=("red", "blue"), notice="two colours only"))
     with caplog.at_level(logging.INFO):
         writer = PromptWriter.load(base, device="cpu")
     assert "two colours only" in caplog.text
@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, writers: dict[str, PromptW
     for masks, message in (
         ([], "no mask given"),
         ([MASKS[0], MASKS[1] & False], "mask 2 is empty"),
-        ([MASKS[0][:30]], r"mask 1 must be bool .* \(30, 80\), its picture \(60, 80\)"),
+        ([MASKS[0][:30]], r"mask 1 must be bool .* \(30, 80\), its image \(60, 80\)"),
         ([MASKS[0].astype(np.uint8)], "mask 1 must be bool"),
         ([*MASKS, MASKS[0]], "knows 10 colours .* got 11 masks"),
     ):
@@ -212,7 +212,7 @@ def test_the_question_s_tokens_are_those_of_training(writers: dict[str, PromptWr
     query = queries_for(writer.card, IMAGE, MASKS[:2], ["", ""])[0]
     asked = writer.chat.prompts([query.ask])["input_ids"][0]
     example = Chat(writer.mllm.processor, writer.chat.template).examples(
-        [Ask(query.ask.image_u8, query.ask.question, target_text([("green", "a"), ("red", "b")]))]
+        [ChatExample(query.ask.image_u8, query.ask.question, target_text([("green", "a"), ("red", "b")]))]
     )
     assert torch.equal(example["input_ids"][0][: len(asked)], asked)
     assert (example["labels"][0][: len(asked)] == -100).all()

@@ -1,4 +1,4 @@
-"""The prompt writer: colours, answers, prompt files that pictures follow, the released adapter's names."""
+"""The prompt writer: colours, answers, prompt files that images follow, the released adapter's names."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from inpainting.prompts import COLORS, colors_of, paint_masks, read_prompt
 from ldm.mllm.load import load_mllm
 from ldm.settings.cli import run_app
 from tests.inpainting.small_paintings import write_inpainter, write_paintings
-from tests.inpainting.test_evaluation import CONFIGS, STEMS, config, pictures, small
+from tests.inpainting.test_evaluation import CONFIGS, STEMS, config, images, small
 from tests.ldm.small_mllm import small_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model/, data/ with 4 test pictures, writer/ an untrained LLaVA-NeXT."""
+    """model/, data/ with 4 test images, writer/ an untrained LLaVA-NeXT."""
     folder = tmp_path_factory.mktemp("prompts")
     write_inpainter(folder / "model")
     write_paintings(folder / "data", {"test": 4})
@@ -47,7 +47,7 @@ def test_colours_and_answers_of_the_prompt_writer():
 
 
 def test_prompts_are_written_and_used(folder: Path, tmp_path: Path):
-    """No prompt of an untrained model is empty; decoded as published it writes no tags. Pictures follow."""
+    """No prompt of an untrained model is empty; decoded as published it writes no tags. Images follow."""
     name, prompts = "sd_2_inp_rca_finetuned_gen", tmp_path / "prompts"
     changes = [f"llava_output_dir={prompts}", f"llava_model_id={folder / 'writer'}", "max_new_tokens=20"]
     options = ["generate-prompts", "--config-path", str(CONFIGS / f"{name}.yaml"), "--shard", "0/1"]
@@ -65,7 +65,7 @@ def test_prompts_are_written_and_used(folder: Path, tmp_path: Path):
         (prompts / f"{stem}.json").write_text(json.dumps(["a red cube"] * len(one)))
     one = config(folder, tmp_path / "out", name, *changes, f"texts_dir={prompts}")
     generate(one)
-    assert list(pictures(tmp_path / "out")) == STEMS
+    assert list(images(tmp_path / "out")) == STEMS
     manifest = json.loads((prompts / "masks.json").read_text())
     manifest["items"]["test_2"] = manifest["items"]["test_2"][::-1]
     (prompts / "masks.json").write_text(json.dumps(manifest))

@@ -1,4 +1,4 @@
-"""The published Python interface: same names, same pictures as painting with the published switches."""
+"""The published Python interface: same names, same images as painting with the published switches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from inpainting.models.text_to_image.published import (
 from inpainting.models.text_to_image.rca import require_rca
 from ldm.images import to_pm1
 from tests.conftest import ROOT
-from tests.inpainting.small_inpainter import picture, small_inpainter, two
+from tests.inpainting.small_inpainter import random_image, small_inpainter, two
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def published_inputs(pipe: Inpainter) -> dict[str, torch.Tensor]:
         "input_ids": ids[None],
         "freestyle_attention_mask": owners[None],
         "freestyle_layout_mask": get_freestyle_layout_mask(masks)[None],
-        "image": to_pm1(picture(64, 64))[None],
+        "image": to_pm1(random_image(64, 64))[None],
         "mask_image": torch.cat(masks).amax(0)[None, None],
     }
 
@@ -55,17 +55,17 @@ def test_published_call_paints_what_compat_paints(pipe):
     assert np.abs(np.array(again.images[0], int) - output.images[0]).max() <= 1
     for seed, image in zip(output.seeds, output.images, strict=True):
         options = replace(COMPAT, steps=2)
-        ours = paint(picture(64, 64), two(64, 64), old, seed, options, progress=False)
+        ours = paint(random_image(64, 64), two(64, 64), old, seed, options, progress=False)
         assert np.abs(ours.image_u8.astype(int) - image).max() <= 1
-        assert ours.report["drift"][0]["changed_outside"] > 0, "the whole decoded picture, as published"
+        assert ours.report["drift"][0]["changed_outside"] > 0, "the whole decoded image, as published"
 
 
-def test_published_call_takes_pil_pictures_and_names_what_does_not_fit(pipe):
+def test_published_call_takes_pil_images_and_names_what_does_not_fit(pipe):
     old = FreestyleStableDiffusionInpaintPipeline(**vars(pipe))
     given = published_inputs(old)
     union = Image.fromarray((given["mask_image"][0, 0].numpy() * 255).astype(np.uint8))
-    pictures = {"image": Image.fromarray(picture(50, 90)), "mask_image": union}
-    output = old(**{**given, **pictures}, num_inference_steps=1)
+    images = {"image": Image.fromarray(random_image(50, 90)), "mask_image": union}
+    output = old(**{**given, **images}, num_inference_steps=1)
     assert output.images[0].size == (64, 64)
     for changed, message in (
         ({"image": given["image"].repeat(2, 1, 1, 1)}, "1 token sequences for 2 images"),

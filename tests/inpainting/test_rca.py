@@ -172,7 +172,7 @@ def test_guidance_halves(unet, inputs, kwargs):
 
 
 @torch.no_grad()
-def test_several_pictures_per_prompt(unet, inputs, kwargs):
+def test_several_images_per_prompt(unet, inputs, kwargs):
     x, t, text, owners = inputs
     many = tuple(value.repeat_interleave(3, 0) for value in (x, t, text))
     ours = run(unet, (*many, owners), repeated(kwargs, 3))
@@ -258,7 +258,7 @@ def test_swapped_processors_are_refused_and_mended(swap, inputs, kwargs):
 
 
 @torch.no_grad()
-def test_filling_between_pictures_is_read_by_nobody(unet, masks, inputs, kwargs):
+def test_filling_between_images_is_read_by_nobody(unet, masks, inputs, kwargs):
     x, t, text, owners = inputs
     longer = torch.cat([text, torch.full((2, 7, 16), 9.0)], dim=1)
     marked = torch.cat([owners, torch.full((2, 7), HIDDEN)], dim=1)
@@ -277,7 +277,7 @@ def test_a_region_without_any_token_is_no_hole(unet, inputs):
 
 
 def test_what_does_not_fit_is_named(unet, masks, inputs, kwargs):
-    with pytest.raises(ValueError, match="name region 3, there are masks of 2 pictures and 2 regions"):
+    with pytest.raises(ValueError, match="name region 3, there are masks of 2 images and 2 regions"):
         region_kwargs(masks[:, :2], inputs[3], LATENT, levels=LEVELS)
     x, t, text, owners = inputs
     with pytest.raises(ValueError, match=r"no region map for 96 latent cells, only for 192, 48, 12"):

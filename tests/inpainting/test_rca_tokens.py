@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from inpainting.models.text_to_image.layout import attention_sizes, log_visibility, shrink_masks
-from inpainting.tokens import HIDDEN, SHARED, encode_plans, fair_lengths, plan_tokens, separator_id
+from inpainting.tokens import HIDDEN, SHARED, encode_plans, longest_first_lengths, plan_tokens, separator_id
 from tests.inpainting.small_inpainter import small_text_encoder, small_tokenizer
 
 
@@ -45,12 +45,12 @@ def content(text: str, tokenizer: CLIPTokenizer) -> list[int]:
     ],
 )
 def test_fair_lengths(lengths, budget, expected):
-    assert fair_lengths(lengths, budget) == expected
+    assert longest_first_lengths(lengths, budget) == expected
 
 
 @given(st.lists(st.integers(0, 75), min_size=1, max_size=8), st.integers(8, 75))
 def test_fair_lengths_are_fair(lengths, budget):
-    kept = fair_lengths(lengths, budget)
+    kept = longest_first_lengths(lengths, budget)
     assert sum(kept) <= max(budget, 0)
     assert all(0 <= after <= before for after, before in zip(kept, lengths, strict=True))
     if sum(lengths) <= budget:

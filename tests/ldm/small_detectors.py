@@ -49,9 +49,9 @@ def grounding_dino(folder: Path) -> Path:
         decoder_attention_heads=2,
     )  # fmt: skip
     GroundingDinoForObjectDetection(config).save_pretrained(folder)
-    pictures = GroundingDinoImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96})
+    images = GroundingDinoImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96})
     tokenizer = BertTokenizerFast(vocab_file=str(folder / "vocab.txt"))
-    GroundingDinoProcessor(pictures, tokenizer).save_pretrained(folder)
+    GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Random weights of the networks that judge pictures, in their publishers' file layouts."""
+"""Random weights of the networks that judge images, in their publishers' file layouts."""
 
 from __future__ import annotations
 

@@ -24,11 +24,11 @@ def test_later_layers_win_and_mappings_are_merged(tmp_path):
     path = write(
         tmp_path,
         top="base: sub.yaml\nstrength: 0.3\noptim: {warm: true}\n",
-        sub="base: low.yaml\npicture: sub.png\nstrength: 0.2\noptim: {rate: 0.5}\n",
-        low="picture: low.png\nseeds: [1, 2]\nweights: {depth: 2}\n",
+        sub="base: low.yaml\nimage: sub.png\nstrength: 0.2\noptim: {rate: 0.5}\n",
+        low="image: low.png\nseeds: [1, 2]\nweights: {depth: 2}\n",
     )
     job = load_config(Job, path, ["optim.rate=3e-4", "size=32,48"])
-    assert job.picture == Path("sub.png")
+    assert job.image == Path("sub.png")
     assert (job.strength, job.optim) == (0.3, Optim(rate=3e-4, warm=True))
     assert job.seeds == [1, 2]
     assert job.weights == {"detail": 1.0, "depth": 2.0}
@@ -38,12 +38,12 @@ def test_later_layers_win_and_mappings_are_merged(tmp_path):
 
 def test_base_is_relative_to_the_file_that_names_it(tmp_path):
     (tmp_path / "tiny").mkdir()
-    write(tmp_path, low="picture: a.png")
-    assert load_config(Job, write(tmp_path / "tiny", top="base: ../low.yaml")).picture == Path("a.png")
+    write(tmp_path, low="image: a.png")
+    assert load_config(Job, write(tmp_path / "tiny", top="base: ../low.yaml")).image == Path("a.png")
 
 
 def test_result_is_a_plain_frozen_dataclass_and_defaults_are_not_shared():
-    one, two = (load_config(Job, None, ["picture=a.png"]) for _ in range(2))
+    one, two = (load_config(Job, None, ["image=a.png"]) for _ in range(2))
     assert type(one) is Job
     one.seeds.append(7)
     assert two.seeds == [0]
@@ -52,39 +52,39 @@ def test_result_is_a_plain_frozen_dataclass_and_defaults_are_not_shared():
 
 
 def test_optional_section_is_none_until_a_key_of_it_is_set():
-    assert load_config(Job, None, ["picture=a"]).teacher is None
-    assert load_config(Job, None, ["picture=a", "teacher.rate=1"]).teacher == Optim(rate=1.0)
-    assert load_config(Job, None, ["picture=a", "teacher.rate=1", "teacher=none"]).teacher is None
+    assert load_config(Job, None, ["image=a"]).teacher is None
+    assert load_config(Job, None, ["image=a", "teacher.rate=1"]).teacher == Optim(rate=1.0)
+    assert load_config(Job, None, ["image=a", "teacher.rate=1", "teacher=none"]).teacher is None
 
 
 @pytest.mark.parametrize("text", ["a: b", "[x].png", "null", "1e-4", "a=b", "a,b", "true", "{", "#"])
 def test_override_of_a_text_is_taken_literally(text):
-    assert load_config(Job, None, ["picture=a", f"prompt={text}"]).prompt == text
+    assert load_config(Job, None, ["image=a", f"prompt={text}"]).prompt == text
 
 
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("", ["missing picture"]),
-        ("picture: a\nstrenght: 1", ["'strenght'", "did you mean 'strength'"]),
-        ("picture: a\nrate: 1", ["'rate'", "did you mean 'optim.rate'"]),
-        ("picture: a\noptim: {rat: 1}", ["'optim.rat'", "did you mean 'optim.rate'"]),
-        ("picture: a\nstrength: 1.5", ["strength must be in [0, 1]", "1.5"]),
-        ("picture: a\nstrength: .nan", ["strength must be in [0, 1]", "nan"]),
-        ("picture: a\noptim: {rate: -1}", ["optim.rate must be at least 0", "-1"]),
-        ("picture: a\nbox: [0, 0, 1, 2]", ["box must be in [0, 1]", "2"]),
-        ("picture: a\nweights: {depth: -1}", ["weights must be at least 0"]),
-        ("picture: a\nsize: [64]", ["size must be int,int", "64"]),
-        ("picture: a\nsize: 64", ["size must be int,int"]),
-        ("picture: a\nstrength: much", ["strength must be float", "'much'"]),
-        ("picture: a\nseeds: [1.5]", ["seeds must be int"]),
-        ("picture: a\nstrength: true", ["strength must be float", "True"]),
-        ("picture: a\noptim: 3", ["optim must be a mapping"]),
-        ("picture: a\nmode: palce", ["unknown mode 'palce'", "did you mean 'place'", "id-transfer"]),
-        ("picture: a\nmode: replace", ["mode replace needs a box"]),
-        ("picture: a\nprompt: ${nothing}", ["nothing"]),
-        ("picture: a\npicture: b", ["duplicate key", "line 2"]),
-        ("picture: [", ["line"]),
+        ("", ["missing image"]),
+        ("image: a\nstrenght: 1", ["'strenght'", "did you mean 'strength'"]),
+        ("image: a\nrate: 1", ["'rate'", "did you mean 'optim.rate'"]),
+        ("image: a\noptim: {rat: 1}", ["'optim.rat'", "did you mean 'optim.rate'"]),
+        ("image: a\nstrength: 1.5", ["strength must be in [0, 1]", "1.5"]),
+        ("image: a\nstrength: .nan", ["strength must be in [0, 1]", "nan"]),
+        ("image: a\noptim: {rate: -1}", ["optim.rate must be at least 0", "-1"]),
+        ("image: a\nbox: [0, 0, 1, 2]", ["box must be in [0, 1]", "2"]),
+        ("image: a\nweights: {depth: -1}", ["weights must be at least 0"]),
+        ("image: a\nsize: [64]", ["size must be int,int", "64"]),
+        ("image: a\nsize: 64", ["size must be int,int"]),
+        ("image: a\nstrength: much", ["strength must be float", "'much'"]),
+        ("image: a\nseeds: [1.5]", ["seeds must be int"]),
+        ("image: a\nstrength: true", ["strength must be float", "True"]),
+        ("image: a\noptim: 3", ["optim must be a mapping"]),
+        ("image: a\nmode: palce", ["unknown mode 'palce'", "did you mean 'place'", "id-transfer"]),
+        ("image: a\nmode: replace", ["mode replace needs a box"]),
+        ("image: a\nprompt: ${nothing}", ["nothing"]),
+        ("image: a\nimage: b", ["duplicate key", "line 2"]),
+        ("image: [", ["line"]),
         ("- a", ["a mapping of keys", "list"]),
         ("base: [a]", ["base must be the name of one YAML file"]),
         ("base: gone.yaml", ["gone.yaml", "base of", "No such file"]),
@@ -109,11 +109,11 @@ def test_a_wrong_file_is_named_with_the_key(tmp_path, text, parts):
     ],
 )
 def test_a_wrong_override_is_named(override, part):
-    assert part in refused(None, "picture=a", override)
+    assert part in refused(None, "image=a", override)
 
 
 def test_the_base_is_blamed_for_its_own_mistake(tmp_path):
-    message = refused(write(tmp_path, top="base: low.yaml\nstrength: 1", low="picture: a\nstrength: 9"))
+    message = refused(write(tmp_path, top="base: low.yaml\nstrength: 1", low="image: a\nstrength: 9"))
     assert "low.yaml" in message
     assert "top.yaml" not in message
 
@@ -121,7 +121,7 @@ def test_the_base_is_blamed_for_its_own_mistake(tmp_path):
 def test_check_settings_refuses_values_given_from_python():
     for wrong in [{"strength": 2.0}, {"mode": "pace"}, {"optim": Optim(betas=(0.9, 2.0))}]:
         with pytest.raises(ValueError, match="must be|unknown"):
-            Job(picture=Path("a"), **wrong)
+            Job(image=Path("a"), **wrong)
 
 
 def test_nearest_names_what_is_close_and_what_is_allowed():
@@ -138,7 +138,7 @@ words = st.text(st.characters(codec="utf-8"), max_size=12)
 words = words.filter(lambda text: "${" not in text and text != "???")
 jobs = st.builds(
     Job,
-    picture=st.from_regex(r"[a-z]{1,9}(/[a-z]{1,9})?\.png", fullmatch=True).map(Path),
+    image=st.from_regex(r"[a-z]{1,9}(/[a-z]{1,9})?\.png", fullmatch=True).map(Path),
     mode=st.sampled_from(["place", "id-transfer"]),
     size=st.tuples(st.integers(8, 4096), st.integers(8, 4096)),
     box=st.none() | st.tuples(unit, unit, unit, unit),

@@ -25,7 +25,7 @@ SCHEDULE = dict(
 
 
 def toward(target: Tensor, scheduler_config: dict):
-    """A perfect velocity predictor for one known picture."""
+    """A perfect velocity predictor for one known image."""
     schedule = DDIMScheduler.from_config(scheduler_config)
 
     def predict(x: Tensor, t: Tensor, guided: bool) -> Tensor:

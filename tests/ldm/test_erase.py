@@ -69,7 +69,7 @@ def inpainting_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def picture(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+def image(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
     """A gradient with a white square, and the mask of the square, one pixel larger."""
     rgb_u8 = np.zeros((h, w, 3), np.uint8)
     rgb_u8[..., 0] = np.linspace(20, 90, w)
@@ -83,7 +83,7 @@ def picture(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("size", [(60, 83), (1000, 600)])
 def test_opencv_continues_the_surroundings(size: tuple[int, int]) -> None:
-    rgb_u8, mask = picture(*size)
+    rgb_u8, mask = image(*size)
     eraser = Eraser.load()
     assert eraser.kind == "opencv"
     filled = eraser.erase(rgb_u8, mask)
@@ -94,7 +94,7 @@ def test_opencv_continues_the_surroundings(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(64, 64), (61, 83)])
 def test_lama_is_padded_to_its_sides(tmp_path: Path, size: tuple[int, int]) -> None:
-    rgb_u8, mask = picture(*size)
+    rgb_u8, mask = image(*size)
     eraser = Eraser.load(scripted(SmallLama(), tmp_path / "lama.pt"))
     assert eraser.kind == "lama"
     filled = eraser.erase(rgb_u8, mask)
@@ -104,7 +104,7 @@ def test_lama_is_padded_to_its_sides(tmp_path: Path, size: tuple[int, int]) -> N
 
 def test_diffusion_paints_a_window(inpainting_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldm.experts.erase.STEPS", 2)
-    rgb_u8, mask = picture(90, 140)
+    rgb_u8, mask = image(90, 140)
     eraser = Eraser.load(inpainting_folder)
     assert eraser.kind == "diffusion"
     filled = eraser.erase(rgb_u8, mask, seed=1)
@@ -115,7 +115,7 @@ def test_diffusion_paints_a_window(inpainting_folder: Path, monkeypatch: pytest.
     assert not np.array_equal(filled, eraser.erase(rgb_u8, mask, seed=2))
 
 
-def test_windows_lie_in_the_picture() -> None:
+def test_windows_lie_in_the_image() -> None:
     mask = np.zeros((90, 140), bool)
     mask[80:90, 0:10] = True
     assert window_around(mask, 64) == (0, 26, 64, 90)
@@ -126,10 +126,10 @@ def test_windows_lie_in_the_picture() -> None:
 
 
 def test_what_cannot_be_filled_is_refused(tmp_path: Path, inpainting_folder: Path) -> None:
-    rgb_u8, mask = picture(60, 83)
+    rgb_u8, mask = image(60, 83)
     eraser = Eraser.load()
     assert np.array_equal(eraser.erase(rgb_u8, np.zeros_like(mask)), rgb_u8)
-    with pytest.raises(ValueError, match="whole picture"):
+    with pytest.raises(ValueError, match="whole image"):
         eraser.erase(rgb_u8, np.ones_like(mask))
     with pytest.raises(ValueError, match="mask must be bool"):
         eraser.erase(rgb_u8, mask[1:])

@@ -83,28 +83,28 @@ def save(model: PreTrainedModel, path: Path) -> None:
     DPTImageProcessorPil(size={"height": 56, "width": 56}, ensure_multiple_of=14).save_pretrained(path)
 
 
-def picture(h: int, w: int, seed: int = 0) -> np.ndarray:
+def image(h: int, w: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (h, w, 3), np.uint8)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 90), (300, 200), (64, 16)])
-def test_depth_has_the_pictures_size_and_fills_the_range(folder: Path, size: tuple[int, int]) -> None:
-    depth_01 = DepthEstimator.load(folder).estimate(picture(*size))
+def test_depth_has_the_images_size_and_fills_the_range(folder: Path, size: tuple[int, int]) -> None:
+    depth_01 = DepthEstimator.load(folder).estimate(image(*size))
     assert (depth_01.shape, depth_01.dtype) == (size, np.float32)
     assert (depth_01.min(), depth_01.max()) == (0, 1)
 
 
-def test_many_pictures_equal_single_ones(folder: Path) -> None:
+def test_many_images_equal_single_ones(folder: Path) -> None:
     estimator = DepthEstimator.load(folder)
-    pictures = [picture(64, 64), picture(40, 90), picture(64, 64, 1), picture(64, 64, 2)]
-    together = estimator.estimate_many(pictures, batch_size=2)
-    for one, depth_01 in zip(pictures, together, strict=True):
+    images = [image(64, 64), image(40, 90), image(64, 64, 1), image(64, 64, 2)]
+    together = estimator.estimate_many(images, batch_size=2)
+    for one, depth_01 in zip(images, together, strict=True):
         assert np.abs(estimator.estimate(one) - depth_01).max() < 1e-4
 
 
 def test_half_precision_agrees_with_single(folder: Path) -> None:
-    single = DepthEstimator.load(folder).estimate(picture(64, 64))
-    half = DepthEstimator.load(folder, dtype=torch.bfloat16).estimate(picture(64, 64))
+    single = DepthEstimator.load(folder).estimate(image(64, 64))
+    half = DepthEstimator.load(folder, dtype=torch.bfloat16).estimate(image(64, 64))
     assert np.corrcoef(single.ravel(), half.ravel())[0, 1] > 0.95
 
 
@@ -112,7 +112,7 @@ def test_a_metric_network_is_inverted(tmp_path: Path) -> None:
     save(depth_anything("metric"), tmp_path)
     metric = DepthEstimator.load(tmp_path)
     distance = DepthEstimator(metric.model, metric.input, metric=False)
-    near, far = metric.estimate(picture(56, 56)).ravel(), distance.estimate(picture(56, 56)).ravel()
+    near, far = metric.estimate(image(56, 56)).ravel(), distance.estimate(image(56, 56)).ravel()
     assert np.corrcoef(near, far)[0, 1] < -0.5
 
 
@@ -138,7 +138,7 @@ def test_network_size_keeps_the_aspect() -> None:
     assert pixels.min() == pixels.max() == 1
 
 
-def test_a_constant_picture_gives_finite_depth(folder: Path) -> None:
+def test_a_constant_image_gives_finite_depth(folder: Path) -> None:
     assert np.isfinite(DepthEstimator.load(folder).estimate(np.zeros((64, 64, 3), np.uint8))).all()
 
 

@@ -9,7 +9,7 @@ from ldm.files import file_sha256, hash_folder, write_all_atomic, write_atomic
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_atomic(tmp_path / "new" / "folder" / "a.png", b"picture")
+    write_atomic(tmp_path / "new" / "folder" / "a.png", b"image")
     (tmp_path / "file").write_text("x")
     for target in (tmp_path / "file" / "a.png", tmp_path / "new"):
         with pytest.raises(ValueError, match=r"cannot write .*(not a folder|is a directory|is a folder)"):
@@ -35,7 +35,7 @@ def test_a_read_only_folder_gives_a_clear_error(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "open", denied)
     with pytest.raises(ValueError, match=r"cannot write .*a\.png: permission denied"):
-        write_atomic(tmp_path / "a.png", b"picture")
+        write_atomic(tmp_path / "a.png", b"image")
 
 
 def test_hashes_follow_the_contents(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from ldm.seeds import seed_of
 from ldm.settings.config import load_config
-from ldm.training.checkpoints import Order, Progress, checkpoint_folders, chosen_checkpoint
+from ldm.training.checkpoints import Progress, ResumableSampler, checkpoint_folders, chosen_checkpoint
 from ldm.training.fit import FitConfig, fit, make_accelerator
 from tests.conftest import ROOT
 from tests.ldm.fit_job import Net, Numbers, loss, train
@@ -254,15 +254,15 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_every_example_once_per_epoch_whatever_the_processes():
-    alone = Order(23, 8, seed=3)
+    alone = ResumableSampler(23, 8, seed=3)
     assert sorted(sum(alone.epoch(4), [])) == list(range(23))
     assert alone.epoch(4) != alone.epoch(5)
-    shared = [Order(23, 4, 3, rank, 2).epoch(4) for rank in range(2)]
+    shared = [ResumableSampler(23, 4, 3, rank, 2).epoch(4) for rank in range(2)]
     assert [len(batch) for batch in shared[0]] == [len(batch) for batch in shared[1]] == [4, 4, 4]
     assert [a + b for a, b in zip(*shared, strict=True)][:2] == alone.epoch(4)[:2]
     assert {*sum(shared[0] + shared[1], [])} == set(range(23))
-    assert Order(3, 4, 0, 3, 4).batches == 1
-    assert len(Order(1, 4, 0, 3, 4).epoch(0)[0]) == 1
+    assert ResumableSampler(3, 4, 0, 3, 4).batches == 1
+    assert len(ResumableSampler(1, 4, 0, 3, 4).epoch(0)[0]) == 1
 
 
 def test_seeds_follow_from_their_parts():

@@ -8,7 +8,7 @@ import pytest
 from ldm.experts.detect import Detector, depth_in_box
 from tests.ldm import small_detectors
 
-PICTURE = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module", params=[small_detectors.grounding_dino, small_detectors.owlv2])
@@ -16,9 +16,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return request.param(tmp_path_factory.mktemp("detector") / "model")
 
 
-def test_boxes_lie_in_the_picture_best_first(folder: Path) -> None:
+def test_boxes_lie_in_the_image_best_first(folder: Path) -> None:
     detector = Detector.load(folder, least_score=0.0)
-    found = detector.find_all(PICTURE, "sofa")
+    found = detector.find_all(IMAGE, "sofa")
     assert found
     assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
     for one in found:
@@ -26,23 +26,23 @@ def test_boxes_lie_in_the_picture_best_first(folder: Path) -> None:
         assert 0 <= x0 < x1 <= 1
         assert 0 <= y0 < y1 <= 1
         assert one.name == "sofa"
-    assert detector.find(PICTURE, "sofa") == found[0]
-    assert detector.find_all(PICTURE, "sofa") == found
+    assert detector.find(IMAGE, "sofa") == found[0]
+    assert detector.find_all(IMAGE, "sofa") == found
 
 
 def test_each_name_has_its_own_answer_and_the_absent_are_listed(folder: Path) -> None:
-    assert set(Detector.load(folder, least_score=0.0).find_names(PICTURE, ["sofa", "lamp"])) == {
+    assert set(Detector.load(folder, least_score=0.0).find_names(IMAGE, ["sofa", "lamp"])) == {
         "sofa",
         "lamp",
     }
     with pytest.raises(ValueError, match="finds no sofa and no lamp in the background.*--anchors"):
-        Detector.load(folder, least_score=1.0).find_names(PICTURE, ["sofa", "lamp"])
+        Detector.load(folder, least_score=1.0).find_names(IMAGE, ["sofa", "lamp"])
 
 
-def test_boxes_of_a_padding_detector_are_in_the_frame_of_the_picture(tmp_path: Path) -> None:
-    """Its grid divides the padded square: cells of a wide picture are as wide as high in pixels."""
+def test_boxes_of_a_padding_detector_are_in_the_frame_of_the_image(tmp_path: Path) -> None:
+    """Its grid divides the padded square: cells of a wide image are as wide as high in pixels."""
     detector = Detector.load(small_detectors.owlv2(tmp_path / "model"), least_score=0.0)
-    found = detector.find_all(PICTURE, "sofa")
+    found = detector.find_all(IMAGE, "sofa")
     middles = {round((one.box01_xyxy[0] + one.box01_xyxy[2]) / 2 * 120) for one in found}
     # The outermost cells are cut by the border; the inner ones have their middles at 30, 60 and 90 of 120.
     assert {30, 60, 90} <= middles

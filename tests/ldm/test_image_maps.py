@@ -11,7 +11,7 @@ from ldm.images import read_depth, read_mask, resize, write_depth, write_mask
 
 
 def painted(h: int = 24, w: int = 36) -> np.ndarray:
-    """(h, w, 3) uint8: a smooth picture in which no two corners look alike."""
+    """(h, w, 3) uint8: a smooth image in which no two corners look alike."""
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     return np.dstack([255 * x / (w - 1), 255 * y / (h - 1), 128 + 60 * (x > y)]).astype(np.uint8)
 
@@ -84,7 +84,7 @@ def test_masks_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"empty\.png is empty"):
         read_mask(empty)
     write_mask(tmp_path / "m.png", disk_mask())
-    with pytest.raises(ValueError, match="30 x 20 pixels, its picture is 31 x 20"):
+    with pytest.raises(ValueError, match="30 x 20 pixels, its image is 31 x 20"):
         read_mask(tmp_path / "m.png", size=(20, 31))
 
 
@@ -107,7 +107,7 @@ def test_depth_edge_cases(tmp_path: Path) -> None:
     assert not read_depth(flat).any()
     with pytest.raises(ValueError, match=r"colour\.png is coloured"):
         read_depth(saved(tmp_path / "colour.png", Image.fromarray(painted())))
-    with pytest.raises(ValueError, match="its picture is 9 x 9"):
+    with pytest.raises(ValueError, match="its image is 9 x 9"):
         read_depth(flat, size=(9, 9))
     saved(tmp_path / "nan.tiff", Image.fromarray(np.full((4, 4), np.nan, np.float32)))
     with pytest.raises(ValueError, match="NaN"):

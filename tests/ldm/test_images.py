@@ -1,4 +1,4 @@
-"""Properties of the picture border: what is read, what is refused, and that a write is all or nothing."""
+"""Properties of the image border: what is read, what is refused, and that a write is all or nothing."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from PIL import Image
 from ldm.images import (
     encode_png,
     from_pm1,
-    read_picture,
+    read_image,
     read_png_text,
     to_01,
     to_pm1,
@@ -22,7 +22,7 @@ from ldm.images import (
 
 
 def painted(h: int = 24, w: int = 36) -> np.ndarray:
-    """(h, w, 3) uint8: a smooth picture in which no two corners look alike."""
+    """(h, w, 3) uint8: a smooth image in which no two corners look alike."""
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     return np.dstack([255 * x / (w - 1), 255 * y / (h - 1), 128 + 60 * (x > y)]).astype(np.uint8)
 
@@ -36,13 +36,13 @@ def test_png_keeps_every_colour_and_alpha(tmp_path: Path) -> None:
     rgb_u8 = painted()
     alpha_u8 = rgb_u8[:, :, 0].copy()
     write_png(tmp_path / "a.png", rgb_u8, alpha_u8=alpha_u8)
-    picture = read_picture(tmp_path / "a.png")
-    assert np.array_equal(picture.rgb_u8, rgb_u8)
-    assert picture.alpha_u8 is not None
-    assert np.array_equal(picture.alpha_u8, alpha_u8)
-    assert picture.size == (24, 36)
+    loaded = read_image(tmp_path / "a.png")
+    assert np.array_equal(loaded.rgb_u8, rgb_u8)
+    assert loaded.alpha_u8 is not None
+    assert np.array_equal(loaded.alpha_u8, alpha_u8)
+    assert loaded.size == (24, 36)
     write_png(tmp_path / "b.png", rgb_u8)
-    assert read_picture(tmp_path / "b.png").alpha_u8 is None
+    assert read_image(tmp_path / "b.png").alpha_u8 is None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -61,13 +61,13 @@ def test_every_exif_orientation_is_turned_upright(tmp_path: Path, orientation: i
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(tmp_path / "turned.png", Image.fromarray(np.ascontiguousarray(stored)), exif=exif.tobytes())
-    assert np.array_equal(read_picture(path).rgb_u8, upright)
+    assert np.array_equal(read_image(path).rgb_u8, upright)
 
 
 def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path) -> None:
     values = np.linspace(0, 65535, 24 * 36).reshape(24, 36).astype(np.uint16)
     (tmp_path / "deep.png").write_bytes(encode_png(values))
-    rgb_u8 = read_picture(tmp_path / "deep.png").rgb_u8
+    rgb_u8 = read_image(tmp_path / "deep.png").rgb_u8
     assert np.array_equal(rgb_u8[:, :, 0], np.rint(values / 257).astype(np.uint8))
     assert np.array_equal(rgb_u8[:, :, 0], rgb_u8[:, :, 2])
 
@@ -77,21 +77,21 @@ def test_sixteen_bit_colour_is_scaled_not_clipped(tmp_path: Path, channels: int)
     cv2 = pytest.importorskip("cv2")
     deep = np.dstack([painted()[:, :, ::-1], np.full((24, 36), 200)])[:, :, :channels].astype(np.uint16) * 257
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
-    picture = read_picture(tmp_path / "deep.png")
-    assert np.abs(picture.rgb_u8.astype(int) - painted()).max() <= 1
-    assert (picture.alpha_u8 is None) == (channels == 3)
+    loaded = read_image(tmp_path / "deep.png")
+    assert np.abs(loaded.rgb_u8.astype(int) - painted()).max() <= 1
+    assert (loaded.alpha_u8 is None) == (channels == 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "P", "LA", "YCbCr"])
 def test_other_colour_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     suffix = {"CMYK": "jpg", "YCbCr": "jpg"}.get(mode, "png")
     image = Image.fromarray(painted()).convert("L" if mode == "LA" else "RGB").convert(mode)
-    picture = read_picture(saved(tmp_path / f"a.{suffix}", image))
-    assert picture.rgb_u8.shape == (24, 36, 3)
-    assert picture.rgb_u8.dtype == np.uint8
+    loaded = read_image(saved(tmp_path / f"a.{suffix}", image))
+    assert loaded.rgb_u8.shape == (24, 36, 3)
+    assert loaded.rgb_u8.dtype == np.uint8
     want = np.asarray(image.convert("RGB")).astype(int)
-    assert np.abs(picture.rgb_u8 - want).mean() < 8
-    assert (picture.alpha_u8 is not None) == (mode == "LA")
+    assert np.abs(loaded.rgb_u8 - want).mean() < 8
+    assert (loaded.alpha_u8 is not None) == (mode == "LA")
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
@@ -100,39 +100,39 @@ def test_a_transparent_colour_becomes_alpha(tmp_path: Path, mode: str) -> None:
     pixels[2:6, 2:6] = 255
     image = Image.fromarray(pixels).convert(mode)
     key = image.getpixel((0, 0))
-    picture = read_picture(saved(tmp_path / "a.png", image, transparency=key))
-    assert picture.alpha_u8 is not None
-    assert np.array_equal(picture.alpha_u8 > 0, pixels[:, :, 0] > 0)
+    loaded = read_image(saved(tmp_path / "a.png", image, transparency=key))
+    assert loaded.alpha_u8 is not None
+    assert np.array_equal(loaded.alpha_u8 > 0, pixels[:, :, 0] > 0)
 
 
 def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     for name in ("a.gif", "a.webp", "a.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=40, lossless=True)
-        assert np.array_equal(read_picture(tmp_path / name).rgb_u8[4, 4], [255, 0, 0]), name
+        assert np.array_equal(read_image(tmp_path / name).rgb_u8[4, 4], [255, 0, 0]), name
 
 
 @pytest.mark.parametrize("size", [(4000, 3000), (64, 64), (1, 1)])
-def test_large_and_small_pictures_are_read(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_large_and_small_images_are_read(tmp_path: Path, size: tuple[int, int]) -> None:
     path = saved(tmp_path / "a.png", Image.new("RGB", size, "teal"), compress_level=1)
-    assert read_picture(path).size == size[::-1]
+    assert read_image(path).size == size[::-1]
 
 
 def refused(path: Path) -> str:
     """The message of the refusal, which is one line, names the file and shows nothing of the decoder."""
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
-        read_picture(path)
+        read_image(path)
     message = str(caught.value)
     assert str(path) in message
     assert not any(word in message for word in ("PIL", "Errno", "Traceback", "BytesIO", "0x"))
     return message
 
 
-def test_what_is_no_picture_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused_with_its_name(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "nothing.png")
     assert "folder" in refused(tmp_path)
     (tmp_path / "text.jpg").write_text("this is not a photograph")
-    assert "not a picture" in refused(tmp_path / "text.jpg")
+    assert "not an image" in refused(tmp_path / "text.jpg")
     (tmp_path / "empty.png").touch()
     assert "zero bytes" in refused(tmp_path / "empty.png")
     (tmp_path / "file").touch()
@@ -170,7 +170,7 @@ def test_damaged_bytes_raise_nothing_but_value_errors(tmp_path: Path) -> None:
             path = tmp_path / f"{number}.{suffix}"
             path.write_bytes(damaged.tobytes())
             with contextlib.suppress(ValueError):
-                read_picture(path)
+                read_image(path)
 
 
 def test_an_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_tensors_and_bytes_convert_without_loss() -> None:
 
 def test_a_stream_is_not_kept_open(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(painted()))
-    picture = read_picture(path)
+    loaded = read_image(path)
     path.write_bytes(b"")
-    assert np.array_equal(picture.rgb_u8, painted())
-    assert Image.open(io.BytesIO(encode_png(picture.rgb_u8))).size == (36, 24)
+    assert np.array_equal(loaded.rgb_u8, painted())
+    assert Image.open(io.BytesIO(encode_png(loaded.rgb_u8))).size == (36, 24)

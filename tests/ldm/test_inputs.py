@@ -1,4 +1,4 @@
-"""Bad pictures, places and options are refused in one line that names the field."""
+"""Bad images, places and options are refused in one line that names the field."""
 
 import numpy as np
 import pytest

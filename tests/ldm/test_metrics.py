@@ -1,4 +1,4 @@
-"""Distances between sets of pictures, likeness, intervals: against formulas written out another way."""
+"""Distances between sets of images, likeness, intervals: against formulas written out another way."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ldm.metrics.dino import Dino, square
 from ldm.metrics.frechet import frechet_distance, kernel_distance
 from ldm.metrics.inception import Inception, load_inception, resize_like_tensorflow
 from ldm.metrics.intervals import centred_interval, percentile_interval, summary
-from ldm.metrics.likeness import decibels, psnr_over, squared_error
 from ldm.metrics.lpips import Lpips, load_lpips, squeezenet
+from ldm.metrics.similarity import decibels, psnr_over, squared_error
 from ldm.metrics.weights import hash_of, read_weight_file
 from tests.ldm.small_metrics import (
     write_clip,
@@ -129,7 +129,7 @@ def test_lpips_is_the_sum_of_weighted_differences(tmp_path: Path):
     assert isinstance(network, Lpips)
 
 
-def test_clip_squeezes_pictures_and_cuts_long_texts(tmp_path: Path):
+def test_clip_squeezes_images_and_cuts_long_texts(tmp_path: Path):
     clip = Clip.load(write_clip(tmp_path / "clip"))
     wide = RNG.integers(0, 256, (20, 60, 3), np.uint8)
     images, texts = clip.images([wide, wide[:, ::-1]]), clip.texts(["a red cube", "a cube " * 100])
@@ -141,14 +141,14 @@ def test_clip_squeezes_pictures_and_cuts_long_texts(tmp_path: Path):
     assert np.allclose(shares, torch.tensor(logits).softmax(-1)[:, 0], atol=1e-4)
 
 
-def test_quality_by_a_resnet_takes_pictures_of_any_size(tmp_path: Path):
+def test_quality_by_a_resnet_takes_images_of_any_size(tmp_path: Path):
     network = load_resnet_clip(write_resnet_clip(tmp_path / "RN50.pt"))
-    pictures = [RNG.integers(0, 256, size, np.uint8) for size in ((64, 96, 3), (100, 64, 3), (5, 9, 3))]
-    found = network.quality(pictures)
-    images, texts = (F.normalize(one, dim=-1) for one in network.features(pictures))
+    samples = [RNG.integers(0, 256, size, np.uint8) for size in ((64, 96, 3), (100, 64, 3), (5, 9, 3))]
+    found = network.quality(samples)
+    images, texts = (F.normalize(one, dim=-1) for one in network.features(samples))
     expected = (100 * images @ texts.T).softmax(-1)[:, 0]
     assert np.allclose(found, expected.detach().numpy(), atol=1e-4)
-    assert np.allclose(network.quality(pictures[1:]), found[1:], atol=1e-5)
+    assert np.allclose(network.quality(samples[1:]), found[1:], atol=1e-5)
     with pytest.raises(ValueError, match="not the weights of a CLIP with a ResNet"):
         load_resnet_clip(write_squeezenet(tmp_path / "squeezenet.pth"))
 
@@ -179,13 +179,13 @@ def test_quality_is_a_probability_without_overflow():
 
 def test_dino_sees_the_middle_square(tmp_path: Path):
     dino = Dino(Dino.load(write_dino(tmp_path / "dino")).model, side=28)
-    picture = RNG.integers(0, 256, (28, 44, 3), np.uint8)
-    sides = picture.copy()
+    image = RNG.integers(0, 256, (28, 44, 3), np.uint8)
+    sides = image.copy()
     sides[:, :8] = sides[:, 36:] = 0
-    found = dino.images([picture, sides])
+    found = dino.images([image, sides])
     assert found.shape == (2, 16)
     assert np.allclose(found[0], found[1], atol=1e-5)
-    assert square(picture, 28).shape == (3, 28, 28)
+    assert square(image, 28).shape == (3, 28, 28)
 
 
 def test_weight_files_are_checked(tmp_path: Path):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from ldm.mllm.chat import IGNORED, Ask, Chat
+from ldm.mllm.chat import IGNORED, Chat, ChatExample
 from ldm.mllm.load import load_mllm, load_processor
 from ldm.mllm.templates import TEMPLATES, VICUNA_SYSTEM
 from tests.ldm.small_mllm import FAMILIES, SIDE, TAIL, build_small, small_folder
@@ -21,15 +21,15 @@ ANSWER = "[0.12, 0.34, 0.56, 0.78], 0.90."
 UNMARKED = TEMPLATES["vicuna_v1"].replace("{% generation %}", "").replace("{% endgeneration %}", "")
 
 
-def asks(answer: str | None = ANSWER) -> list[Ask]:
+def asks(answer: str | None = ANSWER) -> list[ChatExample]:
     rng = np.random.default_rng(0)
     questions = (
         f"Place the dog behind the sofa{TAIL}",
         f"Place the red cube next to the dog and on the table{TAIL}",
     )
     shapes = ((60, 110, 3), (80, 70, 3))
-    pictures = [rng.integers(0, 255, shape, dtype=np.uint8) for shape in shapes]
-    return [Ask(picture, text, answer) for picture, text in zip(pictures, questions, strict=True)]
+    images = [rng.integers(0, 255, shape, dtype=np.uint8) for shape in shapes]
+    return [ChatExample(image, text, answer) for image, text in zip(images, questions, strict=True)]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -60,7 +60,7 @@ def test_only_answer_and_end_are_learned(small: tuple[Any, Any]):
     loss.backward()
 
 
-def test_every_picture_keeps_all_its_tokens(small: tuple[Any, Any]):
+def test_every_image_keeps_all_its_tokens(small: tuple[Any, Any]):
     """The model compares placeholders and features itself; cutting one placeholder off is an error."""
     model, processor = small
     batch = Chat(processor).examples(asks())
@@ -103,7 +103,7 @@ def test_missing_end_is_added():
 
 def test_published_training_string():
     text = Chat(build_small("llava")[1]).text(
-        Ask(np.zeros((4, 4, 3), np.uint8), "Place the cat behind the bed.", ANSWER)
+        ChatExample(np.zeros((4, 4, 3), np.uint8), "Place the cat behind the bed.", ANSWER)
     )
     assert text == f"{VICUNA_SYSTEM} USER: <image>\nPlace the cat behind the bed. ASSISTANT: {ANSWER}</s>"
 
@@ -154,7 +154,7 @@ def test_damaged_folders_are_refused(tmp_path: Path):
         load_mllm(tmp_path / "nothing", "cpu")
 
 
-def test_sides_of_a_wide_picture_are_seen(tmp_path: Path):
+def test_sides_of_a_wide_image_are_seen(tmp_path: Path):
     """A folder that cuts a square out of the middle, as the converted weights' does, is corrected."""
     model, processor = build_small("llava")
     model.save_pretrained(tmp_path)
@@ -174,7 +174,7 @@ def test_sides_of_a_wide_picture_are_seen(tmp_path: Path):
         assert pixels[0].shape == (1, 3, SIDE, SIDE)
         assert torch.equal(*pixels) != differs
     chat = Chat(ours)
-    batch = chat.prompts([Ask(wide, "where?")])
+    batch = chat.prompts([ChatExample(wide, "where?")])
     assert int((batch["input_ids"] == ours.image_token_id).sum()) == (SIDE // 14) ** 2
     mean = [int(255 * value) / 255 for value in ours.image_processor.image_mean]
     top = ours.image_processor(images=[wide], return_tensors="pt")["pixel_values"][0, :, 0, 0]

@@ -12,13 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm.mllm.chat import Ask, Chat, generate
+from ldm.mllm.chat import Chat, ChatExample, generate
 from ldm.mllm.constrain import ConstrainedChoice, Fixed, Grammar
 from ldm.mllm.load import Mllm
 from tests.ldm.small_mllm import TAIL, build_small, byte_level, llama_like, word_level
 
-PICTURE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
-ASK = Ask(PICTURE, f"Place the dog behind the sofa{TAIL}")
+IMAGE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+ASK = ChatExample(IMAGE, f"Place the dog behind the sofa{TAIL}")
 
 
 @lru_cache(maxsize=1)

@@ -15,11 +15,11 @@ def run(argv: list[str], config: Path | None = None) -> tuple[int, list[Job]]:
     seen: list[Job] = []
 
     def edit(job: Job) -> None:
-        """Edit one picture."""
+        """Edit one image."""
         seen.append(job)
 
     def build() -> typer.Typer:
-        app = new_app("Pictures.")
+        app = new_app("Images.")
         app.command("edit")(command(Job, edit, config))
         return app
 
@@ -28,18 +28,18 @@ def run(argv: list[str], config: Path | None = None) -> tuple[int, list[Job]]:
 
 def test_flags_cover_every_kind_of_field():
     flags = "--box 0,0,0.5,1 --size 32,48 --names a,b --word c --seeds 1,2 --weights depth=2 --optim.warm"
-    code, (job,) = run(["edit", "--picture", "a.png", *flags.split(), "--prompt", "null: [x"])
+    code, (job,) = run(["edit", "--image", "a.png", *flags.split(), "--prompt", "null: [x"])
     assert code == 0
     assert job == Job(
-        picture=Path("a.png"), box=(0, 0, 0.5, 1), size=(32, 48), names=("a,b", "c"), seeds=[1, 2],
+        image=Path("a.png"), box=(0, 0, 0.5, 1), size=(32, 48), names=("a,b", "c"), seeds=[1, 2],
         weights={"detail": 1.0, "depth": 2.0}, optim=Optim(warm=True), prompt="null: [x",
     )  # fmt: skip
 
 
 def test_flags_override_the_named_yaml_which_replaces_the_default_yaml(tmp_path):
     default = write(tmp_path, default="strength: 0.1\nprompt: default")
-    other = write(tmp_path, other="strength: 0.2\npicture: other.png")
-    assert run(["edit", "--picture", "a"], default)[1][0].strength == 0.1
+    other = write(tmp_path, other="strength: 0.2\nimage: other.png")
+    assert run(["edit", "--image", "a"], default)[1][0].strength == 0.1
     (job,) = run(["edit", "--config", str(other), "--size", "9,9"], default)[1]
     assert (job.strength, job.prompt, job.size) == (0.2, "", (9, 9))
     assert run(["edit", "--config", str(other), "--strength", "0.9"])[1][0].strength == 0.9
@@ -49,7 +49,7 @@ def test_help_shows_type_range_choices_and_the_default_that_holds(tmp_path, caps
     assert run(["edit", "--help"], write(tmp_path, default="strength: 0.125"))[0] == 0
     shown = " ".join(capsys.readouterr().out.split())
     for part in [
-        "Edit one picture.",
+        "Edit one image.",
         "--size INT,INT",
         "place|replace|id-transfer",
         "[required]",
@@ -64,18 +64,18 @@ def test_help_shows_type_range_choices_and_the_default_that_holds(tmp_path, caps
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        ([], "missing --picture"),
-        (["--picture", "a", "--strenght", "1"], "--strength"),
-        (["--picture", "a", "--strength", "-0.5"], "--strength must be in [0, 1], got -0.5"),
-        (["--picture", "a", "--strength", "nan"], "--strength must be in [0, 1], got nan"),
-        (["--picture", "a", "--strength", "x"], "--strength must be float, got 'x'"),
-        (["--picture", "a", "--mode", "palce"], "unknown --mode 'palce'; did you mean 'place'?"),
-        (["--picture", "a", "--optim.rate", "-1"], "--optim.rate must be at least 0"),
-        (["--picture", "a", "--box", "0,1"], "--box must be float,float,float,float, got 0,1"),
-        (["--picture", "a", "--mode", "replace"], "mode replace needs a box"),
-        (["--picture", "a", "--config", "gone.yaml"], "gone.yaml"),
-        (["--picture"], "--picture"),
-        (["--picture", "a", "extra"], "extra"),
+        ([], "missing --image"),
+        (["--image", "a", "--strenght", "1"], "--strength"),
+        (["--image", "a", "--strength", "-0.5"], "--strength must be in [0, 1], got -0.5"),
+        (["--image", "a", "--strength", "nan"], "--strength must be in [0, 1], got nan"),
+        (["--image", "a", "--strength", "x"], "--strength must be float, got 'x'"),
+        (["--image", "a", "--mode", "palce"], "unknown --mode 'palce'; did you mean 'place'?"),
+        (["--image", "a", "--optim.rate", "-1"], "--optim.rate must be at least 0"),
+        (["--image", "a", "--box", "0,1"], "--box must be float,float,float,float, got 0,1"),
+        (["--image", "a", "--mode", "replace"], "mode replace needs a box"),
+        (["--image", "a", "--config", "gone.yaml"], "gone.yaml"),
+        (["--image"], "--image"),
+        (["--image", "a", "extra"], "extra"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_code_2(capsys, flags, part):

@@ -11,12 +11,12 @@ from PIL import Image
 from ldm import precompute_depth
 from ldm.images import read_depth, write_png
 from ldm.settings.cli import run_app
-from tests.pictures import room
+from tests.images import room
 
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch, small_depth_network):
-    """Five pictures of three sizes in two folders; `run` calls the command on them."""
+    """Five images of three sizes in two folders; `run` calls the command on them."""
     monkeypatch.chdir(tmp_path)
     for k, (h, w) in enumerate([(40, 56), (40, 56), (64, 40), (33, 47), (40, 56)]):
         write_png(tmp_path / f"in/{'ab'[k % 2]}/{k}.png", room(h, w))
@@ -33,13 +33,13 @@ def maps(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
 
 
-def test_every_picture_gets_a_16_bit_map_of_its_size(tree, tmp_path):
+def test_every_image_gets_a_16_bit_map_of_its_size(tree, tmp_path):
     assert tree() == 0
     assert maps(tmp_path / "out") == maps(tmp_path / "in")
     for name in maps(tmp_path / "in"):
-        with Image.open(tmp_path / "out" / name) as depth, Image.open(tmp_path / "in" / name) as picture:
+        with Image.open(tmp_path / "out" / name) as depth, Image.open(tmp_path / "in" / name) as image:
             assert depth.mode == "I;16"
-            assert depth.size == picture.size
+            assert depth.size == image.size
         values = read_depth(tmp_path / "out" / name)
         assert values.min() == 0
         assert values.max() == 1
@@ -67,8 +67,8 @@ def test_an_interrupted_run_goes_on(tree, tmp_path, caplog):
     assert kept.stat().st_mtime_ns == before
 
 
-def test_a_damaged_picture_is_named_and_left_out(tree, tmp_path, caplog):
-    (tmp_path / "in/a/9.jpg").write_bytes(b"\xff\xd8 no picture")
+def test_a_damaged_image_is_named_and_left_out(tree, tmp_path, caplog):
+    (tmp_path / "in/a/9.jpg").write_bytes(b"\xff\xd8 no image")
     with caplog.at_level("INFO"):
         assert tree() == 0
     assert "9.jpg" in caplog.text
@@ -81,7 +81,7 @@ def test_a_damaged_picture_is_named_and_left_out(tree, tmp_path, caplog):
         (["none", "out"], "there is no folder none"),
         (["in", "in/depth"], "lies in in"),
         (["in", "out", "--shard", "2/2"], "shard must be i/n"),
-        (["in", "out", "--suffix", ".gif"], "holds no pictures"),
+        (["in", "out", "--suffix", ".gif"], "holds no images"),
         (["in", "out", "--batch", "0"], "batch must be at least 1"),
         (["in", "out", "--model", "nowhere"], "nowhere"),
     ],
@@ -94,7 +94,7 @@ def test_wrong_arguments_are_one_line(tree, capsys, arguments, message):
     assert not Path("out").exists()
 
 
-def test_two_pictures_for_one_map_are_refused_unless_a_kind_is_chosen(tree, tmp_path, capsys):
+def test_two_images_for_one_map_are_refused_unless_a_kind_is_chosen(tree, tmp_path, capsys):
     Image.fromarray(room(40, 56)).save(tmp_path / "in/a/0.jpg")
     assert tree() == 2
     assert "0.jpg and 0.png would have one depth map" in capsys.readouterr().err

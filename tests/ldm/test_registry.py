@@ -14,7 +14,14 @@ import pytest
 import compose.settings
 from ldm.registry.__main__ import build_app
 from ldm.registry.download import download
-from ldm.registry.models import Registry, folder_of, lacks, load_registry, located, read_model
+from ldm.registry.models import (
+    Registry,
+    folder_of,
+    load_registry,
+    missing_files,
+    read_model,
+    resolve_model_path,
+)
 from ldm.registry.pull import HASHES, changed, pull_model, register_file
 from ldm.settings.cli import run_app
 
@@ -76,7 +83,7 @@ def test_the_second_mirror_is_used_when_the_first_is_gone(address: str, root: Pa
     one = model({"url": f"{address}/missing/w.pth"}, {"url": f"{address}/good/w.pth", "sha256": SHA})
     assert pull_model("thing", one) == root / "thing"
     assert (root / "thing/w.pth").read_bytes() == CONTENT
-    assert not lacks(one)
+    assert not missing_files(one)
     assert changed(one) == []
     assert sorted(path.name for path in root.iterdir()) == ["thing"]
 
@@ -101,7 +108,7 @@ def test_a_wrong_hash_is_refused_and_the_file_kept_aside(address: str, root: Pat
     one = model({"url": f"{address}/good/w.pth", "sha256": "0" * 64})
     with pytest.raises(ValueError, match=r"SHA-256 is .*expected 0000.*w.pth.wrong"):
         pull_model("thing", one)
-    assert lacks(one)
+    assert missing_files(one)
     assert (root / "thing.partial/w.pth.wrong").read_bytes() == CONTENT
 
 
@@ -114,9 +121,9 @@ def test_killed_in_the_middle_looks_incomplete(address: str, root: Path, monkeyp
         patch.setattr("ldm.registry.pull.hashes_of", killed)
         with pytest.raises(KeyboardInterrupt):
             pull_model("thing", one)
-    assert lacks(one)
+    assert missing_files(one)
     pull_model("thing", one)
-    assert not lacks(one)
+    assert not missing_files(one)
 
 
 def test_a_manual_source_says_where_and_how(root: Path) -> None:
@@ -252,5 +259,5 @@ def test_defaults_follow_the_models_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
     assert compose.settings.depth_folder() == tmp_path / "depth"
     assert compose.settings.locator_of(chosen) == (tmp_path / "locator").as_posix()
-    assert located(Path("assets/tiny")) == Path("assets/tiny")
+    assert resolve_model_path(Path("assets/tiny")) == Path("assets/tiny")
     assert compose.settings.depth_folder(Path("models/mine")) == Path("models/mine")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, result_paths, save_result
 
 
@@ -24,11 +24,11 @@ RECIPE = {
 }
 
 
-def test_the_recipe_comes_back_from_the_picture(tmp_path: Path) -> None:
+def test_the_recipe_comes_back_from_the_image(tmp_path: Path) -> None:
     png, beside = save_result(tmp_path / "out" / "a.png", noise(), RECIPE, {"seconds": {"denoise": 1.5}})
     assert read_recipe(png) == RECIPE
     assert json.loads(beside.read_text()) == {"seconds": {"denoise": 1.5}, "recipe": RECIPE}
-    assert np.array_equal(read_picture(png).rgb_u8, noise())
+    assert np.array_equal(read_image(png).rgb_u8, noise())
     assert "settings.steps: 20" in Image.open(png).text["parameters"]  # type: ignore[attr-defined]
 
 
@@ -41,7 +41,7 @@ def test_timings_do_not_reach_the_png(tmp_path: Path) -> None:
 def test_alpha_is_carried(tmp_path: Path) -> None:
     alpha_u8 = noise()[:, :, 0]
     png, _ = save_result(tmp_path / "a.png", noise(), RECIPE, {}, alpha_u8=alpha_u8)
-    alpha_back = read_picture(png).alpha_u8
+    alpha_back = read_image(png).alpha_u8
     assert alpha_back is not None
     assert np.array_equal(alpha_back, alpha_u8)
 
@@ -82,7 +82,7 @@ def test_the_pair_is_written_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_picture_without_recipe_says_so(tmp_path: Path) -> None:
+def test_a_image_without_recipe_says_so(tmp_path: Path) -> None:
     Image.fromarray(noise()).save(tmp_path / "plain.png")
     with pytest.raises(ValueError, match=r"plain\.png carries no recipe"):
         read_recipe(tmp_path / "plain.png")

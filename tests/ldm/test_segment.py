@@ -1,4 +1,4 @@
-"""Properties of finding the object in its picture."""
+"""Properties of finding the object in its image."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from ldm.experts.segment import object_mask
-from ldm.images import Picture, read_mask, read_picture
+from ldm.images import LoadedImage, read_image, read_mask
 from tests.ldm.small_detectors import sam
 
-# Two objects in one picture, or an object cut off by the picture's edge, have no answer without a hint.
+# Two objects in one image, or an object cut off by the image's edge, have no answer without a hint.
 AMBIGUOUS = {"teapot_04", "cat2_03", "dog_00"}
 
 
 def painted(
     background: str, size: tuple[int, int] = (240, 320), cut_off: bool = False
-) -> tuple[Picture, np.ndarray]:
+) -> tuple[LoadedImage, np.ndarray]:
     """A shaded red and yellow body on a painted background, and its true mask."""
     h, w = size
     rng = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def painted(
     rgb_u8 = np.clip(np.where(truth[..., None], body, paper) + rng.normal(0, 3, (h, w, 3)), 0, 255).astype(
         np.uint8
     )
-    return Picture(rgb_u8), truth
+    return LoadedImage(rgb_u8), truth
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -45,44 +45,44 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("background", ["white", "gradient", "texture"])
 def test_grabcut_finds_a_painted_body(background: str) -> None:
-    picture, truth = painted(background)
-    mask, how = object_mask(picture)
+    image, truth = painted(background)
+    mask, how = object_mask(image)
     assert (how, mask.shape, mask.dtype) == ("grabcut", truth.shape, np.dtype(bool))
     assert iou(mask, truth) > 0.95
 
 
-def test_a_body_that_touches_the_rim_of_a_plain_picture_is_whole() -> None:
-    picture, truth = painted("white", cut_off=True)
-    assert iou(object_mask(picture)[0], truth) > 0.95
+def test_a_body_that_touches_the_rim_of_a_plain_image_is_whole() -> None:
+    image, truth = painted("white", cut_off=True)
+    assert iou(object_mask(image)[0], truth) > 0.95
 
 
-def test_large_and_small_pictures() -> None:
+def test_large_and_small_images() -> None:
     for size in ((1500, 2000), (48, 64)):
-        picture, truth = painted("gradient", size)
-        assert iou(object_mask(picture)[0], truth) > 0.9, size
+        image, truth = painted("gradient", size)
+        assert iou(object_mask(image)[0], truth) > 0.9, size
 
 
-def test_the_same_picture_gives_the_same_mask() -> None:
-    picture, _ = painted("texture")
-    first, _ = object_mask(picture, seed=3)
+def test_the_same_image_gives_the_same_mask() -> None:
+    image, _ = painted("texture")
+    first, _ = object_mask(image, seed=3)
     cv2.setRNGSeed(99)
-    assert np.array_equal(object_mask(picture, seed=3)[0], first)
+    assert np.array_equal(object_mask(image, seed=3)[0], first)
 
 
 def test_a_box_chooses_between_two_bodies() -> None:
     left, truth = painted("gradient")
-    both = Picture(np.concatenate([left.rgb_u8, left.rgb_u8], axis=1))
+    both = LoadedImage(np.concatenate([left.rgb_u8, left.rgb_u8], axis=1))
     mask, _ = object_mask(both, box01=(0.5, 0.05, 1.0, 0.95))
     assert iou(mask, np.concatenate([truth & False, truth], axis=1)) > 0.9
 
 
 def test_alpha_is_taken_when_it_tells() -> None:
-    picture, truth = painted("texture")
-    cut_out = Picture(picture.rgb_u8, (truth * 255).astype(np.uint8))
+    image, truth = painted("texture")
+    cut_out = LoadedImage(image.rgb_u8, (truth * 255).astype(np.uint8))
     mask, how = object_mask(cut_out)
     assert how == "alpha"
     assert np.array_equal(mask, truth)
-    opaque = Picture(picture.rgb_u8, np.full(truth.shape, 255, np.uint8))
+    opaque = LoadedImage(image.rgb_u8, np.full(truth.shape, 255, np.uint8))
     assert object_mask(opaque)[1] == "grabcut"
     with pytest.raises(ValueError, match="--object-mask"):
         object_mask(opaque, method="alpha")
@@ -91,7 +91,7 @@ def test_alpha_is_taken_when_it_tells() -> None:
 def test_nothing_to_find_is_said() -> None:
     for rgb_u8 in (np.full((60, 80, 3), 128, np.uint8), np.zeros((3, 3, 3), np.uint8)):
         with pytest.raises(ValueError, match="--object-mask"):
-            object_mask(Picture(rgb_u8))
+            object_mask(LoadedImage(rgb_u8))
     with pytest.raises(ValueError, match="allowed: auto, alpha, grabcut, sam"):
         object_mask(painted("white")[0], method="magic")
     with pytest.raises(ValueError, match="needs the folder"):
@@ -104,12 +104,12 @@ def sam_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("box01", [None, (0.2, 0.2, 0.8, 0.8)])
-def test_sam_gives_a_mask_of_the_pictures_size(
+def test_sam_gives_a_mask_of_the_images_size(
     sam_folder: Path, box01: tuple[float, float, float, float] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ldm.experts.segment.PLAUSIBLE", (0.0, 1.0))  # an untrained network finds anything
-    picture, truth = painted("white")
-    mask, how = object_mask(picture, sam=sam_folder, box01=box01)
+    image, truth = painted("white")
+    mask, how = object_mask(image, sam=sam_folder, box01=box01)
     assert (how, mask.shape, mask.dtype) == ("sam", truth.shape, np.dtype(bool))
 
 
@@ -123,7 +123,7 @@ def test_photographs_of_single_objects(test_data: Path) -> None:
     overlap = {}
     for path in sorted((folder / "objects").glob("*.jpg")):
         truth = read_mask(folder / "object_masks" / f"{path.stem}.png")
-        overlap[path.stem] = iou(object_mask(read_picture(path))[0], truth)
+        overlap[path.stem] = iou(object_mask(read_image(path))[0], truth)
     clear = {name: value for name, value in overlap.items() if name not in AMBIGUOUS}
     assert min(clear.values()) > 0.85, overlap
     assert np.mean(list(overlap.values())) > 0.8, overlap

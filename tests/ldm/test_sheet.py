@@ -1,4 +1,4 @@
-"""Properties of contact sheets: every picture is shown, whole, beside its words."""
+"""Properties of contact sheets: every image is shown, whole, beside its words."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from ldm.sheet import as_rgb, grid
 
 
-def test_every_cell_shows_its_picture_whole() -> None:
+def test_every_cell_shows_its_image_whole() -> None:
     red, blue = np.full((40, 40, 3), (255, 0, 0), np.uint8), np.full((20, 80, 3), (0, 0, 255), np.uint8)
     sheet = grid(
         [[red, blue], [None, red]], ["first", "second"], ["a", "a_rather_long_label of several words"], 64
@@ -16,8 +16,8 @@ def test_every_cell_shows_its_picture_whole() -> None:
 
 
 def test_words_take_room_of_their_own() -> None:
-    picture = np.zeros((32, 32, 3), np.uint8)
-    bare, titled = grid([[picture]], cell=96), grid([[picture]], ["title"], ["label"], cell=96)
+    image = np.zeros((32, 32, 3), np.uint8)
+    bare, titled = grid([[image]], cell=96), grid([[image]], ["title"], ["label"], cell=96)
     assert titled.shape[0] > bare.shape[0]
     assert titled.shape[1] > bare.shape[1]
     above = titled[: titled.shape[0] - 96 - 8, -96 - 8 :]
@@ -32,8 +32,8 @@ def test_masks_and_maps_become_gray() -> None:
 
 
 def test_wrong_counts_are_refused() -> None:
-    picture = np.zeros((8, 8, 3), np.uint8)
+    image = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="needs 2 titles and 1 row labels"):
-        grid([[picture, picture]], ["one"])
+        grid([[image, image]], ["one"])
     with pytest.raises(ValueError, match="at least one"):
         grid([])

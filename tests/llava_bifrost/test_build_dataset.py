@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datasets.relations import Place
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
 from llava_bifrost.build_dataset.__main__ import build_app
@@ -44,7 +44,7 @@ def anchors_of(meta: dict[str, Any]) -> dict[str, Place]:
             for name, one in meta["anchors"].items()}  # fmt: skip
 
 
-def test_every_record_is_a_conversation_about_a_picture(built: Path) -> None:
+def test_every_record_is_a_conversation_about_a_image(built: Path) -> None:
     found = records(built)
     assert {record["meta"]["kind"] for record in found} == {"place", "replace"}
     assert len({record["id"] for record in found}) == len(found)
@@ -81,7 +81,7 @@ def test_the_object_is_gone_and_the_rest_is_there(coco: Path, built: Path) -> No
             continue
         name, index = record["meta"]["request"]["target"], int(record["image"][1])
         before = photograph(index)[0].astype(int)
-        after = read_picture(built / "images" / record["image"]).rgb_u8.astype(int)
+        after = read_image(built / "images" / record["image"]).rgb_u8.astype(int)
         box = next(one["bbox"] for one in document["annotations"]
                    if one["image_id"] == index + 1 and one["category_id"] == ids[name])  # fmt: skip
         x, y, r = box[0] + box[2] // 2, box[1] + box[3] // 2, box[2] // 2
@@ -94,7 +94,7 @@ def test_the_object_is_gone_and_the_rest_is_there(coco: Path, built: Path) -> No
     assert seen >= 5
 
 
-def test_crowds_and_empty_pictures_are_counted(built: Path) -> None:
+def test_crowds_and_empty_images_are_counted(built: Path) -> None:
     report = json.loads((built / "statistics.json").read_text())
     assert report["items"] == COUNT
     assert report["samples"] == len(records(built)) == sum(report["kinds"].values())
@@ -110,7 +110,7 @@ def test_published_rules_keep_their_thresholds(coco: Path, small_depth_network: 
     report = run(given)
     assert report is not None
     assert report["samples"] == 0
-    assert report["dropped"] == {"no target": COUNT}  # no disc covers a fifth of its picture
+    assert report["dropped"] == {"no target": COUNT}  # no disc covers a fifth of its image
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_wrong_settings_are_refused(
     assert contents(built) == before
 
 
-def test_a_question_without_a_picture_is_refused(built: Path) -> None:
+def test_a_question_without_a_image_is_refused(built: Path) -> None:
     record = records(built)[0]
     check_record(record)
     for text in ("Place the dog", "<image>\n<image>\nPlace the dog", "Place the dog\n<image>"):
@@ -150,7 +150,7 @@ def test_a_question_without_a_picture_is_refused(built: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["coco", "location"])
-def test_real_pictures(test_data: Path, name: str, tmp_path: Path) -> None:
+def test_real_images(test_data: Path, name: str, tmp_path: Path) -> None:
     images, annotations = {
         "coco": ("coco/val2017", "coco/annotations/instances_val2017.json"),
         "location": ("location/images", "location/instances.json"),

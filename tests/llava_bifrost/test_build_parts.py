@@ -16,7 +16,7 @@ from datasets.relations import Place
 from ldm.experts.erase import Eraser
 from llava_bifrost.build_dataset.names import Annotated, Photograph, read_instances, unique_names
 from llava_bifrost.build_dataset.published import kept, question, relation_phrases
-from llava_bifrost.build_dataset.questions import Asking, Prepared, ask
+from llava_bifrost.build_dataset.questions import Prepared, QuestionOptions, ask
 from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
 from llava_bifrost.build_dataset.removal import Removal, Thresholds, grow, remove
 from llava_bifrost.language.answer import Request, satisfies
@@ -101,8 +101,8 @@ def test_removal_refuses_what_leaves_a_trace() -> None:
     ("change", "reason"),
     [
         ({"annotations": None}, "no entry 'annotations'"),
-        ({"images": []}, "lists no pictures"),
-        ({"images": [{"id": 1, "file_name": "a.jpg"}]}, "picture 1 is incomplete"),
+        ({"images": []}, "lists no images"),
+        ({"images": [{"id": 1, "file_name": "a.jpg"}]}, "image 1 is incomplete"),
         ({"images": [{"id": n, "file_name": "a.jpg", "height": 2, "width": 2} for n in (1, 2)]}, "called a"),
     ],
 )
@@ -116,7 +116,7 @@ def test_incomplete_annotations_are_refused(change: dict[str, Any], reason: str)
 # Depth of the answer
 
 
-def test_answers_are_in_the_frame_of_the_filled_picture() -> None:
+def test_answers_are_in_the_frame_of_the_filled_image() -> None:
     floor = np.tile(np.linspace(1, 2, SIZE[0])[:, None], (1, SIZE[1]))  # inverse depth
     near, side = thing("cat", (0.3, 0.3, 0.6, 0.7)), thing("dog", (0.35, 0.1, 0.55, 0.5))
     scene = floor.copy()
@@ -127,7 +127,7 @@ def test_answers_are_in_the_frame_of_the_filled_picture() -> None:
     photograph = Photograph("a", "a.jpg", 1, SIZE, (near, side))
     hole = grow(near.mask(), 0.02)
     removal = Removal(0, near.mask(), hole, np.zeros((*SIZE, 3), np.uint8))
-    asking = Asking(Thresholds(remaining=0.1), RelationRules(), "maxmedmin", False)
+    asking = QuestionOptions(Thresholds(remaining=0.1), RelationRules(), "maxmedmin", False)
     one = Prepared(photograph, np.random.default_rng(0), [], removal.filled_u8, (removal,))
     (sample,) = ask(one, original, [filled], asking).samples
     assert sample.location.depth == 1  # 1.1 in the filled frame, clipped; 1.0 / 1.1 in its own
@@ -220,7 +220,9 @@ def test_published_questions_measure_the_whole_box() -> None:
     assert anchors["sofa"].box01_xyxy == (0.2, 0.1, 0.9, 0.7)
     removal = Removal(0, objects[0].mask(), objects[0].mask(), np.zeros((*SIZE, 3), np.uint8))
     one = Prepared(photograph, rng, [], removal.filled_u8, (removal,), replaced=1)
-    asked = ask(one, depth, [depth], Asking(Thresholds(), RelationRules(), "maxmedmin", True)).samples
+    asked = ask(
+        one, depth, [depth], QuestionOptions(Thresholds(), RelationRules(), "maxmedmin", True)
+    ).samples
     assert [sample.request for sample in asked] == [request, Request("sofa", replace=True)]
     assert asked[0].location == where
     assert asked[1].location.box01_xyxy == (0.2, 0.1, 0.9, 0.7)

@@ -1,4 +1,4 @@
-"""Questions from rendered scenes: every answer is exact, every picture the right one."""
+"""Questions from rendered scenes: every answer is exact, every image the right one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from datasets.relations import Place
 from datasets.scenes.store import StoreSettings, read_shard, render_shards
-from ldm.images import read_picture
+from ldm.images import read_image
 from llava_bifrost.build_dataset.files import build
 from llava_bifrost.build_dataset.scenes import ScenesBuild, SceneSource
 from llava_bifrost.language.answer import Location, Request, parse_answer, satisfies
@@ -39,7 +39,7 @@ def test_rendered_scenes_give_exact_answers(scenes: Path, tmp_path: Path) -> Non
                    for name, one in meta["anchors"].items()}  # fmt: skip
         where = Location(tuple(meta["box01_xyxy"]), meta["depth"], meta["far"], meta["near"])
         assert all(satisfies(where, request, anchors).values())
-        shown = read_picture(given.out / "images" / record["image"]).rgb_u8
+        shown = read_image(given.out / "images" / record["image"]).rgb_u8
         if asked["target"] not in fact.names:  # something new
             assert "-n" in record["id"]
             assert np.array_equal(shown, shard.without_u8[row])

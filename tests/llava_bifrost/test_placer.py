@@ -128,7 +128,7 @@ def test_the_ground_of_a_rendered_room_is_found() -> None:
         assert sizes[0] == pytest.approx(sizes[1], rel=0.2)  # how much larger the near of two equals looks
 
 
-def test_a_picture_without_ground_has_an_assumed_one() -> None:
+def test_a_image_without_ground_has_an_assumed_one() -> None:
     ground = fit_ground(np.zeros((40, 60), np.float32))
     assert not ground.measured
     assert ground.plane.at(0.5, 1.0) > ground.plane.at(0.5, 0.6)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from datasets.relations import Place
-from ldm.images import read_picture, write_png
+from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app
-from llava_bifrost.card import CARD, Card, read_card, write_card
+from llava_bifrost.card import CARD, LocatorConfig, read_card, write_card
 from llava_bifrost.language.answer import (
     Candidate,
     InstructionError,
@@ -26,7 +26,7 @@ from llava_bifrost.predict.__main__ import build_app
 from llava_bifrost.rank import BROKEN, Evidence, distinct, judge, rank
 from tests.ldm.small_mllm import FAMILIES, NAMES, PHRASES, small_folder
 
-PICTURE = np.random.default_rng(1).integers(0, 255, (70, 90, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(1).integers(0, 255, (70, 90, 3), dtype=np.uint8)
 ORDER = "Place the dog behind the sofa"
 
 
@@ -34,7 +34,7 @@ ORDER = "Place the dog behind the sofa"
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("locators")
     found = {family: small_folder(family, root / family) for family in FAMILIES}
-    write_card(found["llava_words"], Card(decimals=2))
+    write_card(found["llava_words"], LocatorConfig(decimals=2))
     return found
 
 
@@ -45,7 +45,7 @@ def words(folders: dict[str, Path]) -> Locator:
 
 def instructions(count: int) -> tuple[list[np.ndarray], list[str]]:
     rng = np.random.default_rng(3)
-    texts, pictures = [], []
+    texts, images = [], []
     for _ in range(count):
         target, anchor, other = rng.choice(NAMES, 3, replace=False)
         clauses = [f"{rng.choice(PHRASES)} the {name}" for name in (anchor, other)[: rng.integers(1, 3)]]
@@ -54,8 +54,8 @@ def instructions(count: int) -> tuple[list[np.ndarray], list[str]]:
         )
         texts.append(text)
         sides = rng.integers(20, 120, 2)
-        pictures.append(rng.integers(0, 255, (*sides, 3), dtype=np.uint8))
-    return pictures, texts
+        images.append(rng.integers(0, 255, (*sides, 3), dtype=np.uint8))
+    return images, texts
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def instructions(count: int) -> tuple[list[np.ndarray], list[str]]:
 def test_every_answer_parses(folders: dict[str, Path], family: str, count: int):
     """Random weights say anything; the form still holds, and the box has an area."""
     locator = load_locator(folders[family], "cpu")
-    pictures, texts = instructions(count)
+    images, texts = instructions(count)
     found: list[Candidate] = []
     for start in range(0, count, 50):
-        found += locator.locate_many(pictures[start : start + 50], texts[start : start + 50])
+        found += locator.locate_many(images[start : start + 50], texts[start : start + 50])
     assert len(found) == count
     assert len({one.text for one in found}) > 1
     if locator.codec.name == "bifrost":
@@ -79,23 +79,23 @@ def test_every_answer_parses(folders: dict[str, Path], family: str, count: int):
 def test_the_other_format(folders: dict[str, Path], family: str, tmp_path: Path):
     for file in folders[family].iterdir():
         (tmp_path / file.name).symlink_to(file)
-    write_card(tmp_path, Card(format="maxmedmin", codec=read_card(folders[family], family).codec))
+    write_card(tmp_path, LocatorConfig(format="maxmedmin", codec=read_card(folders[family], family).codec))
     locator = load_locator(tmp_path, "cpu")
     for one in locator.locate_many(*instructions(10)):
         assert one.location.far is not None
 
 
 def test_a_batch_gives_the_answers_of_singles(words: Locator):
-    pictures, texts = instructions(6)
-    alone = [words.locate(picture, text)[0] for picture, text in zip(pictures, texts, strict=True)]
-    for one, other in zip(words.locate_many(pictures, texts), alone, strict=True):
+    images, texts = instructions(6)
+    alone = [words.locate(image, text)[0] for image, text in zip(images, texts, strict=True)]
+    for one, other in zip(words.locate_many(images, texts), alone, strict=True):
         assert (one.text, one.location) == (other.text, other.location)
         assert one.log_probability == pytest.approx(other.log_probability, abs=1e-3)
 
 
 def test_candidates(words: Locator):
-    greedy = words.locate(PICTURE, ORDER)[0]
-    found = words.locate(PICTURE, ORDER, 5, seed=1)
+    greedy = words.locate(IMAGE, ORDER)[0]
+    found = words.locate(IMAGE, ORDER, 5, seed=1)
     assert 2 <= len(found) <= 5
     assert greedy.location in [one.location for one in found]
     scores = [one.score for one in found]
@@ -104,8 +104,8 @@ def test_candidates(words: Locator):
         (round(s or 0, 2) for s in scores), reverse=True
     )
     assert len(distinct(found)) == len(found)
-    assert found == words.locate(PICTURE, ORDER, 5, seed=1)
-    assert found != words.locate(PICTURE, ORDER, 5, seed=2)
+    assert found == words.locate(IMAGE, ORDER, 5, seed=1)
+    assert found != words.locate(IMAGE, ORDER, 5, seed=2)
     assert greedy.score is None
 
 
@@ -138,25 +138,25 @@ def test_near_repetitions_are_one():
 def test_anchors_are_asked_of_the_locator(words: Locator):
     request = words.understand("Place the cat between the dog and the lamp")
     assert request is not None
-    found = words.find_anchors(PICTURE, request)
+    found = words.find_anchors(IMAGE, request)
     assert set(found) == {"dog", "lamp"}
-    assert found["dog"] == words.find(PICTURE, "dog").location.place
+    assert found["dog"] == words.find(IMAGE, "dog").location.place
 
 
 def test_errors(words: Locator, folders: dict[str, Path], tmp_path: Path):
     with pytest.raises(UnknownWord, match=r"'wolf' is not .* knows: blue, cat, chair, .*--locator geometric"):
-        words.locate(PICTURE, "Place the wolf behind the sofa")
+        words.locate(IMAGE, "Place the wolf behind the sofa")
     with pytest.raises(UnknownWord, match="'grey'"):
-        words.locate(PICTURE, "Place the dog behind the grey sofa")
+        words.locate(IMAGE, "Place the dog behind the grey sofa")
     with pytest.raises(InstructionError, match="known forms"):
-        words.locate(PICTURE, "The dog should be somewhere")
+        words.locate(IMAGE, "The dog should be somewhere")
     with pytest.raises(ValueError, match="candidates must be at least 1"):
-        words.locate(PICTURE, ORDER, 0)
+        words.locate(IMAGE, ORDER, 0)
     with pytest.raises(ValueError, match="RGB uint8"):
-        words.locate(PICTURE[:, :, 0], ORDER)
+        words.locate(IMAGE[:, :, 0], ORDER)
     with pytest.raises(ValueError, match="no locator there"):
         load_locator(tmp_path)
-    write_card(tmp_path, Card())
+    write_card(tmp_path, LocatorConfig())
     text = (tmp_path / CARD).read_text()
     (tmp_path / CARD).write_text(text.replace("bifrost", "xml"))
     with pytest.raises(ValueError, match=r"locator.json: unknown codec 'xml'"):
@@ -168,9 +168,9 @@ def test_errors(words: Locator, folders: dict[str, Path], tmp_path: Path):
 
 def test_an_open_vocabulary_takes_any_sentence(folders: dict[str, Path], caplog: pytest.LogCaptureFixture):
     locator = load_locator(folders["llava"], "cpu")
-    assert locator.locate(PICTURE, "The xylophone should lean against the wall.")
+    assert locator.locate(IMAGE, "The xylophone should lean against the wall.")
     assert "asked as it stands" in caplog.text
-    assert locator.locate(PICTURE, "Place the xylophone behind the grey wolf")
+    assert locator.locate(IMAGE, "Place the xylophone behind the grey wolf")
 
 
 def test_anchor_files(tmp_path: Path):
@@ -192,14 +192,14 @@ def test_anchor_files(tmp_path: Path):
 
 
 def test_image_command(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    picture, sheet = tmp_path / "room.png", tmp_path / "out" / "sheet.png"
-    write_png(picture, PICTURE)
+    image, sheet = tmp_path / "room.png", tmp_path / "out" / "sheet.png"
+    write_png(image, IMAGE)
     arguments = [
         "image",
         "--model",
         str(folders["llava_words"]),
         "--image",
-        str(picture),
+        str(image),
         "--instruction",
         ORDER,
     ]
@@ -207,7 +207,7 @@ def test_image_command(folders: dict[str, Path], tmp_path: Path, capsys: pytest.
     report = json.loads(capsys.readouterr().out)
     assert 1 < len(report["candidates"]) <= 3
     assert {"box01_xyxy", "depth", "score", "log_probability", "answer"} <= set(report["candidates"][0])
-    assert max(read_picture(sheet).size) == 640
+    assert max(read_image(sheet).size) == 640
     assert run_app(build_app, arguments) == 0
     assert capsys.readouterr().out.startswith("box 0.")
     assert run_app(build_app, [*arguments[:-1], "Place the wolf behind the sofa"]) == 2
@@ -215,11 +215,11 @@ def test_image_command(folders: dict[str, Path], tmp_path: Path, capsys: pytest.
 
 
 def test_jobs_continue(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    pictures, texts = instructions(5)
+    images, texts = instructions(5)
     jobs = tmp_path / "jobs.jsonl"
     lines = []
-    for index, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
-        write_png(tmp_path / f"{index}.png", picture)
+    for index, (image, text) in enumerate(zip(images, texts, strict=True)):
+        write_png(tmp_path / f"{index}.png", image)
         lines.append(json.dumps({"id": f"job-{index}", "image": f"{index}.png", "instruction": text}))
     lines.append(json.dumps({"image": "0.png", "instruction": "Place the wolf on the sofa"}))
     jobs.write_text("\n".join(lines) + "\n")

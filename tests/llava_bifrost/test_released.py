@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from ldm.mllm.chat import Ask, Chat
+from ldm.mllm.chat import Chat, ChatExample
 from ldm.mllm.llava_original import merge_into, read_original, today
 from ldm.mllm.load import load_model
 from ldm.settings.cli import run_app
@@ -98,8 +98,10 @@ def logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
 @pytest.fixture
 def batch(base: Path) -> dict[str, Tensor]:
     locator = load_locator(base, "cpu")
-    picture = np.random.default_rng(0).integers(0, 255, (40, 70, 3), dtype=np.uint8)
-    return dict(Chat(locator.mllm.processor).prompts([Ask(picture, f"Place the dog behind the sofa{TAIL}")]))
+    image = np.random.default_rng(0).integers(0, 255, (40, 70, 3), dtype=np.uint8)
+    return dict(
+        Chat(locator.mllm.processor).prompts([ChatExample(image, f"Place the dog behind the sofa{TAIL}")])
+    )
 
 
 @pytest.mark.parametrize("prefix", ["base_model.model.model.", "model.model.", "model."])
@@ -206,7 +208,7 @@ def test_a_projector_that_never_moved_is_reported(
             for old, new in PROJECTOR.items() for kind in ("weight", "bias")}  # fmt: skip
     torch.save(same, adapter / "non_lora_trainables.bin")
     assert merge_into(base, adapter, tmp_path / "out")["projector_change"] == 0
-    assert "trained without pictures" in caplog.text
+    assert "trained without images" in caplog.text
 
 
 def test_pickled_adapters(base: Path, tmp_path: Path):

@@ -21,7 +21,7 @@ from ldm.settings.cli import run_app
 from ldm.settings.config import dump_yaml
 from ldm.training.fit import FitConfig
 from llava_bifrost.build_dataset.records import Sample, make_record
-from llava_bifrost.card import Card, read_card, write_card
+from llava_bifrost.card import LocatorConfig, read_card, write_card
 from llava_bifrost.dataset import LocatorData, read_records
 from llava_bifrost.language.answer import Location, Request
 from llava_bifrost.locator import load_locator
@@ -34,19 +34,19 @@ BRANCHES = ("llava", "qwen2_5_vl", *(pytest.param(name, marks=pytest.mark.slow) 
 
 
 def write_data(folder: Path, count: int = 12) -> Path:
-    """Pictures with one bright square; the answer is the square's box, its depth the brightness."""
+    """Images with one bright square; the answer is the square's box, its depth the brightness."""
     rng = np.random.default_rng(0)
     records = []
     for index in range(count):
         x, y, side = (int(value) for value in rng.integers(8, 24, 3))
-        picture = np.full((48, 64, 3), 30, np.uint8)
-        picture[y : y + side, x : x + side] = 120 + 10 * index
+        image = np.full((48, 64, 3), 30, np.uint8)
+        image[y : y + side, x : x + side] = 120 + 10 * index
         box = (x / 64, y / 48, (x + side) / 64, min((y + side) / 48, 1.0))
         location = Location(box, 0.3 + 0.05 * index, 0.3, min(0.4 + 0.05 * index, 1.0))
         place = Location((0.1, 0.1, 0.2, 0.2), 0.9).place
         request = Request("dog", (("behind", "sofa"),)) if index % 3 else Request("dog", replace=True)
-        sample = Sample(str(index), f"{index}.png", picture, request, location, {"sofa": place}, "test")
-        write_png(folder / "images" / f"{index}.png", picture)
+        sample = Sample(str(index), f"{index}.png", image, request, location, {"sofa": place}, "test")
+        write_png(folder / "images" / f"{index}.png", image)
         records.append(make_record(sample, "center", 3))
     path = folder / "dataset.json"
     path.write_text(json.dumps(records))
@@ -203,7 +203,7 @@ def test_whole_language_model_without_lora(data: Path, tmp_path: Path):
 
 
 def test_a_trained_locator_looks(tmp_path: Path):
-    """Six pictures, two questions: the answers follow the pictures, without any constraint."""
+    """Six images, two questions: the answers follow the images, without any constraint."""
     data = write_data(tmp_path / "data", 6)
     base = small_folder("llava_words", tmp_path / "base")
     changes = {"lora": LoraSettings(rank=0), "decimals": 2, "checked": 6, "measured": 6, "projector_lr": 5e-3}
@@ -264,9 +264,9 @@ def test_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_settings_follow_the_card_of_the_start(data: Path, tmp_path: Path):
     base = small_folder("llava_words", tmp_path / "base")
     plain = config(base, data, tmp_path / "run")
-    assert card_of(plain, "llava") == Card(template="vicuna_v1")
-    write_card(base, Card(decimals=2, names=("dog",), notice="small"))
+    assert card_of(plain, "llava") == LocatorConfig(template="vicuna_v1")
+    write_card(base, LocatorConfig(decimals=2, names=("dog",), notice="small"))
     taken = card_of(TrainConfig(**{**vars(plain), "decimals": 2}), "llava")
-    assert taken == Card(decimals=2, names=("dog",), notice="small")
+    assert taken == LocatorConfig(decimals=2, names=("dog",), notice="small")
     assert card_of(plain, "qwen2_5_vl").template is None
     assert card_of(TrainConfig(**{**vars(plain), "codec": "square"}), "llava").codec == "square"

@@ -103,7 +103,7 @@ def mirrored_place(place: Place) -> Place:
     return Place((1 - x1, y0, 1 - x0, y1), place.d, place.far, place.near)
 
 
-def test_a_mirrored_question_is_right_in_the_mirrored_picture(worlds: list[World]) -> None:
+def test_a_mirrored_question_is_right_in_the_mirrored_image(worlds: list[World]) -> None:
     for i, world in enumerate(worlds):
         mirrored = {world.solids.names[j]: mirrored_place(world.place(j)) for j in world.anchors}
         for question in place_questions(world, np.random.default_rng(i), 4):

@@ -9,14 +9,14 @@ import pytest
 
 from cldm.pipeline import paint
 from cldm.pretrained import load_compositor
-from datasets.inputs import under_lamp
+from datasets.inputs import relight
 from datasets.pairs import build_pair
 from datasets.pasteback import stitch
 from datasets.scenes.store import StoreSettings, depth_01, render_shards
 from datasets.sources.rendered import RenderedScenes
 from ldm.experts.depth import DepthEstimator
 from ldm.images import from_pm1
-from ldm.metrics.likeness import psnr_over
+from ldm.metrics.similarity import psnr_over
 
 BUNDLE = Path(__file__).parents[2] / "assets" / "tiny"
 LIMITS_MIB = {"compositor": 18, "depth": 6, "locator": 6, "inpainter": 12, "prompter": 6}
@@ -57,13 +57,13 @@ def test_compositor_lights_better_than_the_cut_out(
     source = scenes(tmp_path, "object", 96, 64)
     gains = []
     for index in range(len(source)):
-        shown = under_lamp(source.inputs(index), lamp)
+        shown = relight(source.inputs(index), lamp)
         inputs = replace(shown, target_u8=None)
         pair = build_pair(inputs, card.pair)
         painted = paint(model, pair, [index], card.sampling, progress=False)[0]
         ours, pasted = (
-            stitch(inputs, card.pair, pair.crop, picture, detail=1.0, detail_scale=card.sampling.detail_scale)
-            for picture in (painted, from_pm1(pair.paste_pm1))
+            stitch(inputs, card.pair, pair.crop, image, detail=1.0, detail_scale=card.sampling.detail_scale)
+            for image in (painted, from_pm1(pair.paste_pm1))
         )
         assert np.array_equal(ours.result_u8[~ours.edit_mask], inputs.background_u8[~ours.edit_mask])
         object_pixels = source.silhouette(index) & ours.visible_mask

@@ -10,7 +10,7 @@ import torch
 from ldm.experts.depth import DepthEstimator
 from ldm.settings.config import load_config
 from tiny.depth.network import align, depth_loss, measure, min_max
-from tiny.depth.scenes import AugmentConfig, Pictures, training_batch
+from tiny.depth.scenes import AugmentConfig, Images, training_batch
 from tiny.depth.train import TrainDepthConfig, Trainer, main
 
 SMALL = [
@@ -21,13 +21,13 @@ SMALL = [
 CPU = torch.device("cpu")
 
 
-def ramps(count: int = 8, side: int = 64) -> Pictures:
-    """Pictures whose red channel is their depth: floors that rise at different slopes."""
+def ramps(count: int = 8, side: int = 64) -> Images:
+    """Images whose red channel is their depth: floors that rise at different slopes."""
     y, x = np.mgrid[0:side, 0:side] / side
     slopes = np.random.default_rng(0).uniform(0.3, 1, (count, 1, 1))
     depth = (y * slopes + x * (1 - slopes)) * 0.9
     pixels = np.stack([depth, np.full_like(depth, 0.2), np.full_like(depth, 0.8)], axis=1)
-    return Pictures((pixels * 255).astype(np.uint8), (depth * 65535).astype(np.uint16))
+    return Images((pixels * 255).astype(np.uint8), (depth * 65535).astype(np.uint16))
 
 
 def test_alignment_undoes_scale_and_shift() -> None:
@@ -38,20 +38,20 @@ def test_alignment_undoes_scale_and_shift() -> None:
 
 
 def test_min_max_and_measures_of_a_perfect_prediction() -> None:
-    pictures = ramps()
+    images = ramps()
 
     class Perfect(torch.nn.Module):
         def forward(self, pixel_values: torch.Tensor) -> "Perfect":
             self.predicted_depth = pixel_values[:, 0] * 2 + 3
             return self
 
-    found = measure(Perfect(), pictures.pixels_u8, pictures.depth_u16, CPU)
+    found = measure(Perfect(), images.pixels_u8, images.depth_u16, CPU)
     assert found["mae"] < 0.01
     assert found["order"] > 0.99
     assert min_max(torch.full((1, 4, 4), 7.0)).abs().max() == 0
 
 
-def test_depth_follows_the_geometry_of_the_picture() -> None:
+def test_depth_follows_the_geometry_of_the_image() -> None:
     plain = AugmentConfig(colour=0, permute=0, blur=0, noise=0, wide=0.5)
     sizes = set()
     for seed in range(12):
@@ -73,13 +73,13 @@ def test_colours_vary_but_stay_in_range() -> None:
 def test_a_pause_changes_nothing(tmp_path: Path) -> None:
     config = load_config(TrainDepthConfig, None, [*SMALL, f"out={tmp_path}", "steps=8"])
     whole, first = Trainer(config), Trainer(config)
-    pictures = ramps()
-    losses = [whole.step(pictures) for _ in range(8)]
-    begun = [first.step(pictures) for _ in range(4)]
+    images = ramps()
+    losses = [whole.step(images) for _ in range(8)]
+    begun = [first.step(images) for _ in range(4)]
     first.save()
     second = Trainer(config)
     second.load()
-    assert begun + [second.step(pictures) for _ in range(4)] == losses
+    assert begun + [second.step(images) for _ in range(4)] == losses
     for a, b in zip(whole.average.parameters(), second.average.parameters(), strict=True):
         assert torch.equal(a, b)
     other = Trainer(load_config(TrainDepthConfig, None, [*SMALL, f"out={tmp_path}", "seed=1"]))

@@ -234,9 +234,9 @@ def test_painting_depends_on_the_seed_and_not_on_the_batch(trained: Path, views:
     both = paint_examples(pipe, examples, [1, 2, 3], Way(True), Sampling(steps=2, batch=3))
     assert np.abs(one.astype(int) - both).max() <= 1
     assert (one != paint_examples(pipe, examples, [4, 5, 6], Way(True), Sampling(steps=2))).any()
-    for picture, example in zip(one, examples, strict=True):
+    for image, example in zip(one, examples, strict=True):
         outside = ~box_mask(example.boxes, (SIZE, SIZE)).any(0)
-        assert np.array_equal(picture[outside], example.image_u8[outside])
+        assert np.array_equal(image[outside], example.image_u8[outside])
 
 
 def test_share_of_masks_with_an_interval_over_scenes() -> None:
@@ -259,7 +259,7 @@ def test_evaluation_writes_and_keeps_what_it_painted(trained: Path, tmp_path: Pa
     report = json.loads((tmp_path / "results" / "inpainter.json").read_text())
     assert set(report["models"]) == set(evaluate.MODELS)
     for by in report["models"].values():
-        assert by["random"]["all"]["masks"] == by["true"]["all"]["masks"] >= 2 * report["pictures"]["true"]
+        assert by["random"]["all"]["masks"] == by["true"]["all"]["masks"] >= 2 * report["images"]["true"]
     text = (tmp_path / "results" / "inpainter.txt").read_text()
     assert "rca_finetuned" in text
     kept = trained / "evaluation" / "rca_random.npz"

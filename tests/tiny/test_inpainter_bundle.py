@@ -60,7 +60,7 @@ def test_bundle_paints_the_colour_that_each_prompt_names(held_out_cases: list[Ca
     assert len(records) == 32
     assert np.mean([record.colour for record in records]) > 0.6  # chance: 1 in 15
     measured = json.loads((BUNDLE / "manifest.json").read_text())["held_out"]
-    assert measured["pictures"]["random"] >= 300
+    assert measured["images"]["random"] >= 300
 
 
 def test_bundle_loads_with_stock_classes() -> None:

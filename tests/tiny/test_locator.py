@@ -29,10 +29,10 @@ from tiny.locator import questions as banks
 from tiny.locator.cache import open_scenes
 from tiny.locator.folder import create_locator
 from tiny.locator.packing import ask, states_of
-from tiny.locator.questions import ANSWER, Bank, mirrored, open_bank
+from tiny.locator.questions import ANSWER, QuestionCache, mirrored, open_bank
 from tiny.locator.tokenizer import VOCABULARY, make_tokenizer
 from tiny.locator.train import LocatorTraining, run
-from tiny.locator.vision import pictures
+from tiny.locator.vision import images
 from tiny.loop import StageSettings
 
 TINY = SmallConfig(
@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bank(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bank:
+def bank(data: Path, tmp_path_factory: pytest.TempPathFactory) -> QuestionCache:
     return open_bank(data, tmp_path_factory.mktemp("bank"), seed=0)
 
 
@@ -113,7 +113,7 @@ def test_the_chat_template_marks_the_answer() -> None:
 def test_training_pixels_are_the_processors(data: Path, tmp_path: Path) -> None:
     scenes = open_scenes(data, tmp_path, PATCH)
     processor = make_processor(TINY, make_tokenizer())
-    one = pictures(scenes, np.array([3]), np.array([1]), np.array([False]))
+    one = images(scenes, np.array([3]), np.array([1]), np.array([False]))
     same = processor.image_processor(scenes.images_u8[3, 1], return_tensors="pt").pixel_values
     torch.testing.assert_close(one.pixels, same, atol=1e-5, rtol=0)
 
@@ -123,10 +123,10 @@ def test_labels_of_patches(data: Path, tmp_path: Path) -> None:
     for i, fact in enumerate(facts):
         assert (scenes.labels[i, : len(fact.names), 0] >= 0).all()
         assert (scenes.labels[i, len(fact.names) :] == -1).all()
-        assert scenes.cover_u8[i, 1, :, fact.removed].max() == 0  # it is not in picture 1
+        assert scenes.cover_u8[i, 1, :, fact.removed].max() == 0  # it is not in image 1
         assert scenes.cover_u8[i, 0, :, fact.removed].max() > 0
-    plain = pictures(scenes, np.arange(4), np.zeros(4, int), np.zeros(4, bool))
-    turned = pictures(scenes, np.arange(4), np.zeros(4, int), np.ones(4, bool))
+    plain = images(scenes, np.arange(4), np.zeros(4, int), np.zeros(4, bool))
+    turned = images(scenes, np.arange(4), np.zeros(4, int), np.ones(4, bool))
     torch.testing.assert_close(turned.pixels, plain.pixels.flip(-1))
     side = TINY.image // PATCH
     grid = plain.cover.reshape(4, side, side, -1).flip(2).reshape(turned.cover.shape)
@@ -135,7 +135,7 @@ def test_labels_of_patches(data: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(turned.place[..., 0][there], 1 - plain.place[..., 0][there])
 
 
-def test_the_bank_names_what_it_asks_for(data: Path, bank: Bank) -> None:
+def test_the_bank_names_what_it_asks_for(data: Path, bank: QuestionCache) -> None:
     facts = read_shard(data / "shard-00000.safetensors").facts
     asked = 0
     for scene, view, q in np.argwhere(bank.length > 0):
@@ -157,7 +157,7 @@ def test_the_bank_is_made_once(data: Path, tmp_path: Path, monkeypatch: pytest.M
         open_bank(data, tmp_path, seed=1)
 
 
-def test_mirrored_tokens_are_the_mirrored_question(bank: Bank) -> None:
+def test_mirrored_tokens_are_the_mirrored_question(bank: QuestionCache) -> None:
     tokenizer = make_tokenizer()
     picked = np.argwhere(bank.length > 0)[:60]
     tokens = np.stack([bank.tokens[tuple(at)] for at in picked]).astype(np.int64)
@@ -174,13 +174,13 @@ def test_mirrored_tokens_are_the_mirrored_question(bank: Bank) -> None:
             assert words(other[: end - ANSWER]) == swapped
 
 
-def test_packed_questions_are_answered_as_if_alone(data: Path, bank: Bank, tmp_path: Path) -> None:
+def test_packed_questions_are_answered_as_if_alone(data: Path, bank: QuestionCache, tmp_path: Path) -> None:
     """Every question of a sequence gets the logits that the stock model gives to that question alone."""
     scenes = open_scenes(data, tmp_path, PATCH)
     model = create_locator(TINY, 0).eval()
     model.set_attn_implementation("eager")
     index, view, flip = np.array([0, 4]), np.array([0, 1]), np.array([False, True])
-    batch = pictures(scenes, index, view, flip)
+    batch = images(scenes, index, view, flip)
     slots = (range(banks.PLACED), range(banks.PLACED, banks.PLACED + banks.REPLACED))
     with torch.inference_mode():
         asked = ask(bank, index, view, flip, np.random.default_rng(0), slots, (3, 1), TINY.patches)

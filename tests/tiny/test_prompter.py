@@ -15,12 +15,12 @@ from datasets.scenes.batch import render
 from datasets.scenes.describe import eval_seed, train_seed
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import discover_question, paint_masks, target_text
-from ldm.mllm.chat import Ask, Chat
+from ldm.mllm.chat import Chat, ChatExample
 from tests.conftest import ROOT
 from tiny.llava import SmallConfig, create_llava, make_processor, project
 from tiny.loop import StageSettings
 from tiny.prompter.baselines import FOLLOW, best_guess, ceiling, draw_contents, predictive, side_of
-from tiny.prompter.cases import law_answers, make_case
+from tiny.prompter.cases import bayes_optimal_answers, make_case
 from tiny.prompter.data import KEPT, OVERLAP, SOLIDS, Sets, draw_masks, masks_of, open_sets, paint
 from tiny.prompter.evaluate import EvaluatePrompter, verdicts
 from tiny.prompter.evaluate import run as evaluate
@@ -134,7 +134,7 @@ def test_masks_hide_one_solid_each(sets: Sets) -> None:
     assert count > 80
 
 
-def test_painted_pictures_are_the_writers(sets: Sets) -> None:
+def test_painted_images_are_the_writers(sets: Sets) -> None:
     index = np.arange(8)
     plain = paint(sets, index, 5, np.zeros(8, bool), np.random.default_rng(1))
     turned = paint(sets, index, 5, np.ones(8, bool), np.random.default_rng(1))
@@ -159,7 +159,7 @@ def test_training_text_is_the_published_question_and_answer(sets: Sets) -> None:
         names = [Name("", COLOUR_WORDS[painted.colour[row, s]], SHAPE_WORDS[painted.kind[row, s]])
                  for s in one.solids]  # fmt: skip
         answer = target_text([(c, caption(name)) for c, name in zip(colors, names, strict=True)])
-        ask = Ask(painted.images_u8[row], discover_question(colors), answer)
+        ask = ChatExample(painted.images_u8[row], discover_question(colors), answer)
         batch = chat.examples([ask])
         own = told.tokens[row, : int(told.end[row]) + 1]
         assert batch["input_ids"][0].tolist() == own.tolist()
@@ -219,7 +219,7 @@ def test_eyes_of_another_model_are_the_first_weights(data: Path, trained: Path, 
     assert list(manifest["vision_from"]) == ["model.safetensors"]
 
 
-def test_a_blind_writer_gives_one_answer_for_every_picture(data: Path, sets: Sets, tmp_path: Path) -> None:
+def test_a_blind_writer_gives_one_answer_for_every_image(data: Path, sets: Sets, tmp_path: Path) -> None:
     run(replace(training(data, tmp_path), blind=True))
     writer = PromptWriter.load(tmp_path / "model")
     cases = [case for scene in range(len(sets)) if (case := make_case(sets, scene, 1, 0))]
@@ -235,8 +235,8 @@ def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: P
     for numbers in tasks.values():
         rows = numbers["accuracy"]
         assert PRIOR["both"] < rows["ceiling"]["both"]["mean"] < rows["ceiling"]["colour"]["mean"] < 1
-        assert {"prompter", "another picture", "box alone", "law", "ceiling", "prior"} == set(rows)
-    assert tasks["multimask last"]["masks"] == tasks["multimask"]["pictures"]
+        assert {"prompter", "another image", "box alone", "law", "ceiling", "prior"} == set(rows)
+    assert tasks["multimask last"]["masks"] == tasks["multimask"]["images"]
     assert json.loads(out.read_text())["weights"]
     assert "ceiling" in out.with_suffix(".txt").read_text()
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
@@ -244,7 +244,7 @@ def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: P
 
 def test_the_laws_own_answers_reach_the_gap(sets: Sets) -> None:
     cases = [case for scene in range(12) for seed in range(6) if (case := make_case(sets, scene, 5, seed))]
-    found = verdicts(cases, [law_answers(case) for case in cases])
+    found = verdicts(cases, [bayes_optimal_answers(case) for case in cases])
     assert mean(found, "colour")["mean"] == np.mean([one.law_colour for one in found]).round(4)
     truth = verdicts(cases, [[caption(name) for name in case.hidden] for case in cases])
     assert mean(truth, "both")["mean"] == 1

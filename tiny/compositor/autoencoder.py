@@ -156,7 +156,7 @@ def run(config: FirstStageConfig) -> None:
     test = read_images(config.held_out, ("image",))[:256]
     linear = pca_db(read_images(config.data, ("image",)), test, space.factor, space.channels)
     held_out = {
-        "pictures": len(test),
+        "images": len(test),
         "psnr_db": round(float(round_trip_db(space, test).mean()), 2),
         "psnr_db_of_pca": round(float(linear.mean()), 2),
     }

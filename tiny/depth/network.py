@@ -32,7 +32,7 @@ class NetworkConfig:
     """Sizes of the network; about 6 MB in half precision at most."""
 
     size: int = setting(
-        128, help="side of the training pictures and shortest side at inference", low=32, high=1024
+        128, help="side of the training images and shortest side at inference", low=32, high=1024
     )
     width: int = setting(
         32, help="channels of the first backbone stage, doubled three times", low=8, high=256
@@ -130,7 +130,7 @@ def min_max(values: Tensor) -> Tensor:
 def measure(
     model: nn.Module, pixels_u8: np.ndarray, depth_u16: np.ndarray, device: torch.device
 ) -> dict[str, float]:
-    """Held-out measures on pictures (b, 3, h, w) uint8 with depth (b, h, w) uint16.
+    """Held-out measures on images (b, 3, h, w) uint8 with depth (b, h, w) uint16.
 
     mae      of the min-max normalised prediction
     mae_aligned  after the best scale and shift
@@ -155,7 +155,7 @@ def measure(
         "mae": absolute / n,
         "mae_aligned": aligned / n,
         "order": right / max(pairs, 1),
-        "pictures": float(n),
+        "images": float(n),
     }
 
 

@@ -1,6 +1,6 @@
-"""Rendered pictures with depth for training the depth network: rendered once into shards, then augmented.
+"""Rendered images with depth for training the depth network: rendered once into shards, then augmented.
 
-Every scene gives two pictures, with and without one solid. Legend: b batch, h w pixels.
+Every scene gives two images, with and without one solid. Legend: b batch, h w pixels.
 """
 
 import io
@@ -26,12 +26,12 @@ UNUSED_REFERENCE = (16, 16)  # the reference view is not needed here, so it is r
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """Which pictures are rendered, and where they are kept."""
+    """Which images are rendered, and where they are kept."""
 
     folder: Path = setting(
         Path("data/depth"), help="rendered shards; made when missing, continued when interrupted"
     )
-    train: int = setting(4000, help="training scenes, two pictures each", low=1)
+    train: int = setting(4000, help="training scenes, two images each", low=1)
     held_out: int = setting(200, help="evaluation scenes, from seeds that training never uses", low=1)
     smooth_edges: bool = setting(False, help="anti-aliased training scenes, about half as fast to render")
 
@@ -40,14 +40,14 @@ class ScenesConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class Images:
     """pixels (b, 3, h, w) uint8 and inverse depth (b, h, w) uint16."""
 
     pixels_u8: np.ndarray
     depth_u16: np.ndarray
 
 
-def load_pictures(config: ScenesConfig, size: int, *, held_out: bool, device: torch.device) -> Pictures:
+def load_images(config: ScenesConfig, size: int, *, held_out: bool, device: torch.device) -> Images:
     """Render what is missing and read the shards. Held-out scenes are always anti-aliased."""
     name, count = ("held_out", config.held_out) if held_out else ("train", config.train)
     options = SceneOptions(
@@ -65,10 +65,10 @@ def load_pictures(config: ScenesConfig, size: int, *, held_out: bool, device: to
             _write_shard(path, shard)
         parts.append(shard)
     pixels = np.concatenate([part.pixels_u8 for part in parts])
-    return Pictures(pixels, np.concatenate([part.depth_u16 for part in parts]))
+    return Images(pixels, np.concatenate([part.depth_u16 for part in parts]))
 
 
-def _render_shard(seeds: list[int], options: SceneOptions, device: torch.device) -> Pictures:
+def _render_shard(seeds: list[int], options: SceneOptions, device: torch.device) -> Images:
     pixels, depths = [], []
     for start in range(0, len(seeds), 10):
         batch = render([sample_scene(seed, options) for seed in seeds[start : start + 10]], options, device)
@@ -79,35 +79,35 @@ def _render_shard(seeds: list[int], options: SceneOptions, device: torch.device)
         ):
             pixels.append((image_01 * 255).round().byte().cpu().numpy())
             depths.append((depth_01 * 65535).round().cpu().numpy().astype(np.uint16))
-    return Pictures(np.stack(pixels), np.stack(depths))
+    return Images(np.stack(pixels), np.stack(depths))
 
 
-def _write_shard(path: Path, shard: Pictures) -> None:
+def _write_shard(path: Path, shard: Images) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, pixels=shard.pixels_u8, depth=shard.depth_u16)
     write_atomic(path, buffer.getvalue())
 
 
-def _read_shard(path: Path) -> Pictures | None:
+def _read_shard(path: Path) -> Images | None:
     """The shard, or None when it is not there yet; one that is there is whole, as writes are atomic."""
     if not path.exists():
         return None
     with np.load(path) as stored:
-        return Pictures(stored["pixels"], stored["depth"])
+        return Images(stored["pixels"], stored["depth"])
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How a training picture is varied; the depth follows the geometry."""
+    """How a training image is varied; the depth follows the geometry."""
 
-    crop: float = setting(0.55, help="smallest side of a crop, share of the picture", low=0.2, high=1)
+    crop: float = setting(0.55, help="smallest side of a crop, share of the image", low=0.2, high=1)
     stretch: float = setting(0.1, help="largest change of a crop's aspect", low=0, high=0.5)
     wide: float = setting(0.3, help="share of batches at a size that is not square", low=0, high=1)
     colour: float = setting(
         0.35, help="strength of gain, contrast, gamma and saturation changes", low=0, high=1
     )
-    permute: float = setting(0.25, help="share of pictures with permuted colour channels", low=0, high=1)
-    blur: float = setting(0.25, help="share of softened pictures", low=0, high=1)
+    permute: float = setting(0.25, help="share of images with permuted colour channels", low=0, high=1)
+    blur: float = setting(0.25, help="share of softened images", low=0, high=1)
     noise: float = setting(0.02, help="largest standard deviation of added noise, of 1", low=0, high=0.5)
 
     def __post_init__(self) -> None:
@@ -115,12 +115,12 @@ class AugmentConfig:
 
 
 def training_batch(
-    pictures: Pictures, batch: int, rng: np.random.Generator, config: AugmentConfig, device: torch.device
+    images: Images, batch: int, rng: np.random.Generator, config: AugmentConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """`batch` augmented pictures: pixels (b, 3, h, w) in [0, 1] and depth (b, h, w), min-max per crop."""
-    index = rng.integers(0, len(pictures.pixels_u8), batch)
-    pixels_01 = torch.from_numpy(pictures.pixels_u8[index]).to(device).float() / 255
-    depth = torch.from_numpy(pictures.depth_u16[index].astype(np.float32)).to(device)
+    """`batch` augmented images: pixels (b, 3, h, w) in [0, 1] and depth (b, h, w), min-max per crop."""
+    index = rng.integers(0, len(images.pixels_u8), batch)
+    pixels_01 = torch.from_numpy(images.pixels_u8[index]).to(device).float() / 255
+    depth = torch.from_numpy(images.depth_u16[index].astype(np.float32)).to(device)
     side = pixels_01.shape[-1]
     size = _batch_size(side, rng, config)
     grid = _crops(batch, size, side, rng, config).to(device)
@@ -144,11 +144,9 @@ def _crops(
     batch: int, size: tuple[int, int], side: int, rng: np.random.Generator, config: AugmentConfig
 ) -> Tensor:
     """Sampling grid (b, h, w, 2) of random crops, half of them mirrored."""
-    whole = np.array(size) / side  # the largest crop of this aspect, as a share of the square picture
+    whole = np.array(size) / side  # the largest crop of this aspect, as a share of the square image
     scale = rng.uniform(config.crop, 1, (batch, 1)) * np.exp(rng.uniform(-1, 1, (batch, 2)) * config.stretch)
-    half = np.minimum(
-        scale * whole, 1
-    )  # (b, 2) half sides (h, w) in grid units, where the picture is [-1, 1]
+    half = np.minimum(scale * whole, 1)  # (b, 2) half sides (h, w) in grid units, where the image is [-1, 1]
     centre = rng.uniform(-1, 1, (batch, 2)) * (1 - half)
     mirror = rng.choice([-1.0, 1.0], batch)
     zero = np.zeros(batch)

@@ -25,7 +25,7 @@ from ldm.files import write_atomic
 from ldm.settings.config import check_settings, dump_yaml, load_config, setting, to_plain
 from ldm.training.manifest import make_manifest
 from tiny.depth.network import NetworkConfig, build_network, depth_loss, measure, predict, save_network
-from tiny.depth.scenes import AugmentConfig, Pictures, ScenesConfig, load_pictures, training_batch
+from tiny.depth.scenes import AugmentConfig, Images, ScenesConfig, load_images, training_batch
 from tiny.loop import Progress, learning_rate
 
 log = logging.getLogger(__name__)
@@ -41,13 +41,13 @@ class TrainDepthConfig:
     seed: int = setting(0, help="decides the first weights and the order of samples", low=0)
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     network: NetworkConfig = setting(NetworkConfig(), help="sizes of the network")
-    scenes: ScenesConfig = setting(ScenesConfig(), help="rendered pictures")
-    augment: AugmentConfig = setting(AugmentConfig(), help="variation of the pictures")
+    scenes: ScenesConfig = setting(ScenesConfig(), help="rendered images")
+    augment: AugmentConfig = setting(AugmentConfig(), help="variation of the images")
     steps: int = setting(8000, help="optimizer steps", low=1)
     minutes: float = setting(
         0.0, help="stop after this many minutes of training; 0: only `steps` count", low=0
     )
-    batch: int = setting(16, help="pictures per step", low=1)
+    batch: int = setting(16, help="images per step", low=1)
     lr: float = setting(1e-3, help="peak learning rate", low=0)
     final_lr: float = setting(0.01, help="last learning rate as a share of the peak", low=0, high=1)
     warmup: int = setting(200, help="steps until the peak learning rate", low=0)
@@ -104,11 +104,11 @@ class Trainer:
         torch.save(state, partial)
         partial.replace(self.checkpoint)
 
-    def step(self, pictures: Pictures) -> float:
+    def step(self, images: Images) -> float:
         """One optimizer step on the batch that belongs to this step number; returns the loss."""
         config = self.config
         rng = np.random.default_rng((config.seed, self.progress.step))
-        pixels_01, target = training_batch(pictures, config.batch, rng, config.augment, self.device)
+        pixels_01, target = training_batch(images, config.batch, rng, config.augment, self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         loss = self._loss(pixels_01, target)
@@ -149,7 +149,7 @@ def _deciding(config: TrainDepthConfig) -> dict[str, Any]:
     return {name: value for name, value in to_plain(config).items() if name not in free}
 
 
-def run(trainer: Trainer, pictures: Pictures) -> None:
+def run(trainer: Trainer, images: Images) -> None:
     """Train until the last step or minute; checkpoint and log on the way, also when interrupted."""
     config, progress = trainer.config, trainer.progress
     trainer.model.train()
@@ -159,7 +159,7 @@ def run(trainer: Trainer, pictures: Pictures) -> None:
     bar = tqdm(total=config.steps, initial=progress.step, desc="depth", unit="step")
     try:
         while progress.share(config) < 1:
-            recent.append(trainer.step(pictures))
+            recent.append(trainer.step(images))
             progress.seconds = before + time.monotonic() - start
             bar.update()
             if len(recent) == 50:
@@ -192,9 +192,9 @@ def main(argv: list[str]) -> None:
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     trainer.load()
     size, device = config.network.size, trainer.device
-    held_out = load_pictures(config.scenes, size, held_out=True, device=device)
+    held_out = load_images(config.scenes, size, held_out=True, device=device)
     if trainer.progress.share(config) < 1:
-        run(trainer, load_pictures(config.scenes, size, held_out=False, device=device))
+        run(trainer, load_images(config.scenes, size, held_out=False, device=device))
     metrics = measure(trainer.average, held_out.pixels_u8, held_out.depth_u16, device)
     log.info("held out: %s", ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     manifest = make_manifest(

@@ -59,7 +59,7 @@ def create(config: FirstStageConfig) -> AutoencoderTiny:
 def crops(images_u8: np.ndarray, config: FirstStageConfig, step: int) -> Tensor:
     """The batch of (seed, step) from images (n, h, w, 3): (b, 3, crop, crop) in [-1, 1].
 
-    Some have a box of mid-grey, as the encoder will see pictures with a hole too.
+    Some have a box of mid-grey, as the encoder will see images with a hole too.
     """
     rng = np.random.default_rng((config.loop.seed, step))
     limit = images_u8.shape[1] - config.crop + 1

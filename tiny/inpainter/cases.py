@@ -1,7 +1,7 @@
-"""Held-out questions for the small inpainter: pictures, masks, and the names that are asked for.
+"""Held-out questions for the small inpainter: images, masks, and the names that are asked for.
 
 random  every mask asks for a solid of another colour than the one that stood there, and no two masks of a
-        picture ask for the same colour: neither the surroundings nor another prompt gives the answer away
+        image ask for the same colour: neither the surroundings nor another prompt gives the answer away
 true    every mask asks for what stood there
 """
 
@@ -16,14 +16,14 @@ from tiny.inpainter.examples import Example
 from tiny.regions import Box, Region, Views, grown, spread_out
 from tiny.words import Name, caption, random_name
 
-SMALL = 24  # side of the small masks, pixels of a picture of 128
+SMALL = 24  # side of the small masks, pixels of an image of 128
 MARGIN = 2  # pixels between a solid and its mask
 ASKED = ("random", "true")
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One picture to paint: `wanted` names one solid per mask, `stood` those that stood there."""
+    """One image to paint: `wanted` names one solid per mask, `stood` those that stood there."""
 
     example: Example
     wanted: tuple[Name, ...]

@@ -125,7 +125,7 @@ def load_judge(folder: Path) -> Judge:
 def verdicts(
     network: Judge, images_u8: Sequence[np.ndarray], boxes: Sequence[Box]
 ) -> tuple[list[str], list[str]]:
-    """The colour and the shape that stand in each box of each picture."""
+    """The colour and the shape that stand in each box of each image."""
     colours: list[str] = []
     shapes: list[str] = []
     crops = [crop_pm1(*pair) for pair in zip(images_u8, boxes, strict=True)]

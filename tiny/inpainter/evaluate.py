@@ -10,7 +10,7 @@ rca_finetuned   LoRA on several masks, rectified cross-attention
 joint_finetuned LoRA on several masks, rectified cross-attention on one token sequence, as published
 
 Colour and shape are read by a classifier that was trained on renders of other seeds; what it makes of the
-true renders is the ceiling. Painted pictures are kept, so an interrupted evaluation continues.
+true renders is the ceiling. Painted images are kept, so an interrupted evaluation continues.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class EvaluateConfig:
     data: Path = setting(Path("data/scenes/views_eval"), help="folder of shards of held-out scenes")
     out: Path = setting(Path("benchmarks/results"), help="folder of inpainter.json, .txt and .png")
     scenes: int = setting(512, low=1, help="scenes to look at; those with too few solids are left out")
-    masks: tuple[int, int] = setting((2, 5), low=1, help="least,most masks of one picture")
+    masks: tuple[int, int] = setting((2, 5), low=1, help="least,most masks of one image")
     asked: tuple[str, ...] = setting(ASKED, choices=ASKED, help="which prompts")
     models: tuple[str, ...] = setting(tuple(MODELS), choices=tuple(MODELS), help="which models")
     seed: int = setting(0, help="of the choice of masks, prompts and noise")
-    sampling: Sampling = setting(Sampling(), help="how pictures are painted")
+    sampling: Sampling = setting(Sampling(), help="how images are painted")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -75,17 +75,17 @@ def run(config: EvaluateConfig) -> None:
     judge = load_judge(config.run / "judge")
     cases = {asked: make_cases(views, asked, *config.masks, config.seed) for asked in config.asked}
     found: dict[str, dict[str, list[Record]]] = {}
-    pictures: dict[str, np.ndarray] = {}
+    images: dict[str, np.ndarray] = {}
     for name in config.models:
         for asked in config.asked:
             painted = paint(config, name, asked, cases[asked])
             found.setdefault(name, {})[asked] = judged(judge, cases[asked], painted)
-            pictures.setdefault(name, painted)
+            images.setdefault(name, painted)
     vae = load_inpainter(config.run / "painter" / "model").latent_space.vae
     renders = judged(judge, make_cases(views, "true", *config.masks, config.seed), None)
     report = {
         "settings": to_plain(config),
-        "pictures": {asked: len(some) for asked, some in cases.items()},
+        "images": {asked: len(some) for asked, some in cases.items()},
         "first_stage_psnr_db": round(round_trip_db(vae, views.images_u8[:128]), 2),
         "judge_on_true_renders": rows(renders),
         "models": {name: {asked: rows(some) for asked, some in by.items()} for name, by in found.items()},
@@ -95,7 +95,7 @@ def run(config: EvaluateConfig) -> None:
         {
             config.out / "inpainter.json": (json.dumps(report, indent=1) + "\n").encode(),
             config.out / "inpainter.txt": (table(report) + "\n").encode(),
-            config.out / "inpainter.png": sheet(cases[first], pictures),
+            config.out / "inpainter.png": sheet(cases[first], images),
         }
     )
     logger.info("%s", table(report))
@@ -114,18 +114,18 @@ def paint(config: EvaluateConfig, name: str, asked: str, cases: Sequence[Case]) 
     if kept.exists():
         with np.load(kept) as stored:
             if str(stored["recipe"]) == recipe:
-                return stored["pictures"]
+                return stored["images"]
     seeds = [config.seed * 1_000_003 + index for index in range(len(cases))]
     examples = [case.example for case in cases]
     painted = paint_examples(load_inpainter(base, lora), examples, seeds, way, config.sampling)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, pictures=painted, recipe=recipe)
+    np.savez_compressed(buffer, images=painted, recipe=recipe)
     write_atomic(kept, buffer.getvalue())
     return painted
 
 
 def judged(judge: Judge, cases: Sequence[Case], painted: np.ndarray | None) -> list[Record]:
-    """One record per mask; without painted pictures (n, h, w, 3) the renders themselves are judged."""
+    """One record per mask; without painted images (n, h, w, 3) the renders themselves are judged."""
     shown = [case.example.image_u8 for case in cases] if painted is None else list(painted)
     images = [image for image, case in zip(shown, cases, strict=True) for _ in case.wanted]
     colours, shapes = verdicts(judge, images, [box for case in cases for box in case.example.boxes])

@@ -18,13 +18,13 @@ from tiny.inpainter.autoencoder import to_pm1
 from tiny.regions import Box, Region, Views, box_mask, grown, spread_out
 from tiny.words import caption
 
-CHUNK = 4  # pictures encoded together
+CHUNK = 4  # images encoded together
 PLAIN_SHARE = 0.6  # of single-mask examples whose solid has one colour; in the scenes it is 0.3
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One picture with its masks and their prompts; `scene` is its number among the views."""
+    """One image with its masks and their prompts; `scene` is its number among the views."""
 
     scene: int
     image_u8: np.ndarray  # (h, w, 3)
@@ -36,13 +36,13 @@ class Example:
 class Conditions:
     """What the UNet reads beside the noisy latents, and the latents that it learns."""
 
-    latents: Tensor  # (b, c, h/4, w/4) of the whole picture
+    latents: Tensor  # (b, c, h/4, w/4) of the whole image
     mask: Tensor  # (b, 1, h/4, w/4) union of the masks, 1 = paint
-    masked: Tensor  # (b, c, h/4, w/4) of the picture with grey masks
+    masked: Tensor  # (b, c, h/4, w/4) of the image with grey masks
 
 
 def single(views: Views, plain: Sequence[tuple[int, int]], rng: np.random.Generator) -> Example:
-    """A picture with one mask; `plain`: (scene, region) of all solids of one colour, drawn more often."""
+    """An image with one mask; `plain`: (scene, region) of all solids of one colour, drawn more often."""
     if rng.random() < PLAIN_SHARE and len(plain):
         scene, index = plain[int(rng.integers(len(plain)))]
     else:
@@ -53,7 +53,7 @@ def single(views: Views, plain: Sequence[tuple[int, int]], rng: np.random.Genera
 
 
 def several(views: Views, most: int, rng: np.random.Generator) -> Example:
-    """A picture with 1 to `most` masks in random order; scenes with many solids are drawn more often."""
+    """An image with 1 to `most` masks in random order; scenes with many solids are drawn more often."""
     scenes = rng.integers(len(views), size=3)
     scene = int(max(scenes, key=lambda one: len(views.regions[one])))
     regions = views.regions[scene]
@@ -81,7 +81,7 @@ def plain_regions(views: Views) -> list[tuple[int, int]]:
 
 
 class Encoder:
-    """Pictures -> latents in bfloat16, a few at a time as a CPU's cache likes; whole pictures only once."""
+    """Images -> latents in bfloat16, a few at a time as a CPU's cache likes; whole images only once."""
 
     def __init__(self, vae: AutoencoderTiny) -> None:
         self.vae = vae
@@ -96,7 +96,7 @@ class Encoder:
         return (encoded.float() * self.vae.config.scaling_factor).half().contiguous()
 
     def whole(self, examples: Sequence[Example], images_pm1: Tensor) -> Tensor:
-        """Latents of the unmasked pictures."""
+        """Latents of the unmasked images."""
         new = [row for row, one in enumerate(examples) if one.scene not in self.known]
         if new:
             for row, latents in zip(new, self.encode(images_pm1[new]), strict=True):

@@ -19,14 +19,14 @@ from inpainting.tokens import TokenPlan, plan_tokens
 from tiny.inpainter.examples import Conditions, Example
 from tiny.regions import box_mask
 
-OUTSIDE = 0.1  # weight of the loss over the whole picture beside that inside the masks
+OUTSIDE = 0.1  # weight of the loss over the whole image beside that inside the masks
 
 
 def one_prompt(texts: Sequence[str], tokenizer: CLIPTokenizer, rng: np.random.Generator) -> TokenPlan:
     """The plan of a single-mask example: 10 % without words, and now and then the words several times.
 
     Repetition lets the text encoder meet words at every place of a long prompt without ever seeing two
-    different ones, so that the base model knows one prompt per picture only.
+    different ones, so that the base model knows one prompt per image only.
     """
     if rng.random() < 0.1:
         return plan_tokens([""], tokenizer)
@@ -63,7 +63,7 @@ def loss(
     generator: torch.Generator,
     cross_attention_kwargs: dict[str, Any] | None = None,
 ) -> Tensor:
-    """Squared error of v, averaged over each picture's masked cells, plus a little of the whole picture.
+    """Squared error of v, averaged over each image's masked cells, plus a little of the whole image.
 
     embeddings: (b, t, width)
     """

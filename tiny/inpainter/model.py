@@ -1,6 +1,6 @@
 """The networks of the small inpainter, created from sizes, in Stable Diffusion's inpainting layout.
 
-UNet with 9 input channels (4 latent, 1 mask, 4 latents of the masked picture), CLIP text encoder, CLIP
+UNet with 9 input channels (4 latent, 1 mask, 4 latents of the masked image), CLIP text encoder, CLIP
 tokenizer, scheduler with v-prediction and zero terminal SNR (Lin et al. 2024).
 """
 
@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from inpainting.models.text_to_image.card import Card, Recommended
+from inpainting.models.text_to_image.card import InpainterConfig, Recommended
 from inpainting.models.text_to_image.load import CARD
 from ldm.checkpoints import load_part, save_part
 from ldm.settings.config import check_settings, setting, to_plain
@@ -150,7 +150,7 @@ def save_folder(
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderTiny"],
     }
-    card = Card(name="small inpainter", notice=NOTICE, sampling=Recommended(steps=8, guidance=2.0))
+    card = InpainterConfig(name="small inpainter", notice=NOTICE, sampling=Recommended(steps=8, guidance=2.0))
     (folder / CARD).write_text(json.dumps(to_plain(card), indent=1) + "\n", encoding="utf-8")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

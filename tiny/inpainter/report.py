@@ -1,4 +1,4 @@
-"""Numbers, table and picture sheet of the small inpainter's evaluation."""
+"""Numbers, table and image sheet of the small inpainter's evaluation."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def share(records: Sequence[Record], measure: str) -> dict[str, float]:
 def table(report: Mapping[str, Any]) -> str:
     """The report as text: one block per kind of prompts, one line per group."""
     lines = []
-    for asked in report["pictures"]:
+    for asked in report["images"]:
         models = {name: by[asked] for name, by in report["models"].items()}
-        lines += [f"prompts: {asked}, {report['pictures'][asked]} pictures; share of masks [95 % interval]"]
+        lines += [f"prompts: {asked}, {report['images'][asked]} images; share of masks [95 % interval]"]
         for measure in MEASURES:
             lines += ["", f"{measure:<16}{'masks':>7}" + "".join(f"{name:>22}" for name in models)]
             for group in next(iter(models.values())):
@@ -114,7 +114,7 @@ def _cell(number: Mapping[str, float]) -> str:
 
 
 def outlined(case: Case) -> np.ndarray:
-    """The picture with the masks drawn, one colour for each."""
+    """The image with the masks drawn, one colour for each."""
     image = case.example.image_u8.copy()
     for index, (left, top, right, bottom) in enumerate(case.example.boxes):
         cv2.rectangle(image, (left, top), (right - 1, bottom - 1), RIM[index % len(RIM)], 1)
@@ -122,14 +122,14 @@ def outlined(case: Case) -> np.ndarray:
 
 
 def sheet(cases: Sequence[Case], painted: Mapping[str, np.ndarray], count: int = 10) -> bytes:
-    """PNG: picture with masks, then each model's result; the first cases, by number of masks in turn."""
+    """PNG: image with masks, then each model's result; the first cases, by number of masks in turn."""
     order = sorted(range(len(cases)), key=lambda row: (_rank(cases, row), -len(cases[row].wanted)))[:count]
-    pictures, labels = [], []
+    images, labels = [], []
     for row in order:
-        pictures.append([outlined(cases[row]), *(some[row] for some in painted.values())])
+        images.append([outlined(cases[row]), *(some[row] for some in painted.values())])
         names = ["red", "blue", "yellow", "green", "cyan"]
         labels.append("; ".join(f"{a}: {b.text}" for a, b in zip(names, cases[row].wanted, strict=False)))
-    drawn = grid(pictures, ["masks", *painted], labels, cell=192)
+    drawn = grid(images, ["masks", *painted], labels, cell=192)
     buffer = io.BytesIO()
     Image.fromarray(drawn).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

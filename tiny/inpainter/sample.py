@@ -1,4 +1,4 @@
-"""Many pictures through the pipeline that users call, a few at a time."""
+"""Many images through the pipeline that users call, a few at a time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tiny.regions import box_mask
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are painted."""
+    """How images are painted."""
 
     steps: int = setting(8, low=1, help="denoising steps")
     guidance: float = setting(2.0, low=1.0, help="classifier-free guidance")
-    batch: int = setting(16, low=1, help="pictures painted together; the result does not depend on it")
+    batch: int = setting(16, low=1, help="images painted together; the result does not depend on it")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -34,7 +34,7 @@ class Way:
     """How prompts reach their masks.
 
     rectified: with region maps, else all prompts are joined with periods and read everywhere
-    encoding:  one token sequence for all prompts of a picture (published), or one for each
+    encoding:  one token sequence for all prompts of an image (published), or one for each
     """
 
     rectified: bool

@@ -66,7 +66,7 @@ class AdapterConfig:
     """The LoRAs; as published but for the rank and the length."""
 
     rank: int = setting(16, low=1, help="rank; alpha is equal to it")
-    most_masks: int = setting(5, low=1, help="masks of one picture")
+    most_masks: int = setting(5, low=1, help="masks of one image")
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=2500, batch=8, lr=1e-3, weight_decay=0.0, ema=0.995)
     )

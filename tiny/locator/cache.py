@@ -1,8 +1,8 @@
 """Shards of rendered scenes -> memory-mapped arrays that a trainer can index.
 
-Each scene gives two pictures: 0 as rendered, 1 without its removed solid.
+Each scene gives two images: 0 as rendered, 1 without its removed solid.
 
-Legend: n scenes, v the two pictures, h w pixels, p patches (row-major), s solids (padded).
+Legend: n scenes, v the two images, h w pixels, p patches (row-major), s solids (padded).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Scenes:
 
     images_u8: np.ndarray  # (n, v, h, w, 3)
     cover_u8: np.ndarray  # (n, v, p, s) share of a patch that shows a solid, 255 = all of it
-    unknown_u8: np.ndarray  # (n, p) share of a patch of picture 1 whose owner is not stored
+    unknown_u8: np.ndarray  # (n, p) share of a patch of image 1 whose owner is not stored
     patch_depth: np.ndarray  # (n, v, p) float16 depth_01, mean of the patch
     labels: np.ndarray  # (n, s, 3) int8 shape, colour, pattern
     boxes: np.ndarray  # (n, s, 4) float32 amodal boxes, fractions
     depths: np.ndarray  # (n, s, 3) float32 d, far, near
-    visible: np.ndarray  # (n, s) float32 visible share in picture 0
+    visible: np.ndarray  # (n, s) float32 visible share in image 0
     removed: np.ndarray  # (n,) int64
 
     def __len__(self) -> int:

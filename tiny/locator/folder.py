@@ -10,13 +10,13 @@ from transformers import LlavaForConditionalGeneration
 
 from datasets.scenes.palette import COLOURS, PATTERN_WORDS, SHAPES
 from ldm.checkpoints import folder_written_whole
-from llava_bifrost.card import Card, write_card
+from llava_bifrost.card import LocatorConfig, write_card
 from tiny.llava import SmallConfig, create_llava, make_processor, save_llava
 from tiny.locator.tokenizer import FURNITURE, NUMBERS, VOCABULARY, make_tokenizer
 
 NOTICE = (
     "This is the small locator, trained on rendered scenes of plain solids only: it knows their names and "
-    "square pictures of rooms, nothing else. For photographs: a model trained with scripts/train_llava.sh."
+    "square images of rooms, nothing else. For photographs: a model trained with scripts/train_llava.sh."
 )
 
 
@@ -32,7 +32,7 @@ def save_locator(
     """Write the whole folder, or nothing."""
     with folder_written_whole(folder) as partial:
         save_llava(model, make_processor(config, make_tokenizer()), partial, longest=16)
-        write_card(partial, Card(codec="square", decimals=2, names=known_names(), notice=NOTICE))
+        write_card(partial, LocatorConfig(codec="square", decimals=2, names=known_names(), notice=NOTICE))
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from tiny.llava import Looking, project
+from tiny.llava import AttentionHook, project
 from tiny.locator.cache import Scenes
 from tiny.locator.packing import LOOK_LAYER, answer_loss, ask, look_loss, states_of
-from tiny.locator.questions import PLACED, REPLACED, Bank
-from tiny.locator.vision import pictures, vision_loss
+from tiny.locator.questions import PLACED, REPLACED, QuestionCache
+from tiny.locator.vision import images, vision_loss
 from tiny.loop import Stage, StageSettings
 
 SLOTS = (range(PLACED), range(PLACED, PLACED + REPLACED))
@@ -38,16 +38,17 @@ class Answering(nn.Module):
 
 
 def train_answers(
-    name: str, answering: Answering, scenes: Scenes, bank: Bank, train: np.ndarray, settings: StageSettings,
+    name: str, answering: Answering, scenes: Scenes, bank: QuestionCache, train: np.ndarray,
+    settings: StageSettings,
     most: tuple[int, int], look: float, see: float, out: Path, seed: int,
 ) -> Stage:  # fmt: skip
-    """Train on up to most = (placing, replacing) questions per picture; returns the finished stage.
+    """Train on up to most = (placing, replacing) questions per image; returns the finished stage.
 
     look, see: weights of the taught attention and of the vision loss.
     """
     model = answering.model
     stage = Stage(name, answering, answering.groups(settings), settings, out)
-    looking = Looking(model, LOOK_LAYER)
+    looking = AttentionHook(model, LOOK_LAYER)
     model.model.vision_tower.requires_grad_(settings.vision_lr > 0)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -55,7 +56,7 @@ def train_answers(
         size, every = settings.batch, settings.batch + settings.extra
         index, view = train[rng.integers(len(train), size=every)], rng.integers(2, size=every)
         flip = rng.random(every) < 0.5
-        batch = pictures(scenes, index, view, flip, rng)
+        batch = images(scenes, index, view, flip, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             patches = project(model, batch.pixels)
             some = (index[:size], view[:size], flip[:size])
@@ -82,14 +83,14 @@ def train_answers(
 
 @torch.inference_mode()
 def measure_answers(
-    answering: Answering, scenes: Scenes, bank: Bank, held_out: np.ndarray, most: tuple[int, int]
+    answering: Answering, scenes: Scenes, bank: QuestionCache, held_out: np.ndarray, most: tuple[int, int]
 ) -> dict[str, float]:
     """Held-out means with the right answer given so far: KL of each number, attention on the named solids."""
     model, rows = answering.model.eval(), []
-    looking = Looking(model, LOOK_LAYER)
+    looking = AttentionHook(model, LOOK_LAYER)
     for part in np.array_split(held_out, max(1, len(held_out) // 16)):
         view, flip = part % 2, np.zeros(len(part), bool)
-        batch = pictures(scenes, part, view, flip)
+        batch = images(scenes, part, view, flip)
         patches = project(model, batch.pixels)
         rng = np.random.default_rng(int(part[0]))
         asked = ask(bank, part, view, flip, rng, SLOTS, most, patches.shape[1])

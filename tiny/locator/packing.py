@@ -1,11 +1,11 @@
 """Stages B and C: the language model learns to find a named solid, then to place a new one.
 
-All questions about one picture are one sequence: the picture's prefix, then blocks that see the prefix and
+All questions about one image are one sequence: the image's prefix, then blocks that see the prefix and
 themselves and count positions from its end, so that every answer is computed as if it were asked alone.
 Two things besides the answers are taught: numbers near the right one are nearly right (a soft label), and
 some attention heads look from a name to the patches of the solid it names.
 
-Legend: b pictures, l tokens of a sequence, k questions, p patches, n the five numbers of an answer.
+Legend: b images, l tokens of a sequence, k questions, p patches, n the five numbers of an answer.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
 from tiny.llava import BEGIN, IMAGE, block_mask
-from tiny.locator.questions import ANSWER, FIRST_NUMBER, NUMBER_AT, Bank, mirrored
+from tiny.locator.questions import ANSWER, FIRST_NUMBER, NUMBER_AT, QuestionCache, mirrored
 from tiny.locator.tokenizer import NUMBERS, VOCABULARY
-from tiny.locator.vision import OWNED, Pictures
+from tiny.locator.vision import OWNED, Images
 
 BLUR = 1.5  # bins of 0.01; width of the soft label of a number
 FORMAT_WEIGHT = 0.05
@@ -31,21 +31,21 @@ PREFIX = (VOCABULARY.index(BEGIN), VOCABULARY.index("USER:"))
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Packed questions of b pictures."""
+    """Packed questions of b images."""
 
     tokens: Tensor  # (b, l)
     block: Tensor  # (b, l) 0 the prefix, i question i, -1 padding
     position: Tensor  # (b, l)
-    row: Tensor  # (k,) picture of each question
+    row: Tensor  # (k,) image of each question
     end: Tensor  # (k,) position of its </s> in the sequence
-    look_row: Tensor  # (j,) picture, position and solid of each name that is looked up
+    look_row: Tensor  # (j,) image, position and solid of each name that is looked up
     look_at: Tensor
     look_solid: Tensor
 
 
-def ask(bank: Bank, index: np.ndarray, view: np.ndarray, flip: np.ndarray, rng: np.random.Generator,
+def ask(bank: QuestionCache, index: np.ndarray, view: np.ndarray, flip: np.ndarray, rng: np.random.Generator,
         slots: tuple[range, ...], most: tuple[int, ...], patches: int) -> Asked:  # fmt: skip
-    """Draw up to most[i] questions from the bank's rows slots[i] for each picture, and pack them."""
+    """Draw up to most[i] questions from the bank's rows slots[i] for each image, and pack them."""
     rows: list[tuple[np.ndarray, ...]] = []
     for scene, v, turned in zip(index, view, flip, strict=True):
         length = bank.length[scene, v]
@@ -119,7 +119,7 @@ def answer_loss(
     return kl.mean() + FORMAT_WEIGHT * form, measures
 
 
-def look_loss(weights: Tensor, asked: Asked, batch: Pictures) -> tuple[Tensor, Tensor]:
+def look_loss(weights: Tensor, asked: Asked, batch: Images) -> tuple[Tensor, Tensor]:
     """-log of the attention from a name to its solid's patches, and that share of the attention (j,)."""
     start = len(PREFIX)
     cover = batch.cover[asked.look_row, :, asked.look_solid]  # (j, p)

@@ -1,6 +1,6 @@
 """Questions as token arrays, made once per scene, so that training only indexes them.
 
-Legend: k scenes of a file, v the two pictures, q questions of a picture (padded), t tokens (padded).
+Legend: k scenes of a file, v the two images, q questions of an image (padded), t tokens (padded).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tiny.llava import PAD
 from tiny.locator.tokenizer import NUMBERS, VOCABULARY, make_tokenizer
 
 TOKENS = 34  # of a question with its answer, at most
-PLACED, REPLACED = 8, 5  # questions per picture at most
+PLACED, REPLACED = 8, 5  # questions per image at most
 ANSWER = 8  # tokens of an answer: [ x1 y1 x2 y2 ] d </s>
 NUMBER_AT = np.array([-7, -6, -5, -4, -2])  # of x1, y1, x2, y2, d, from the end
 FIRST_NUMBER = VOCABULARY.index(NUMBERS[0])
@@ -33,8 +33,8 @@ FORMAT = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Bank:
-    """Questions of n scenes. tokens begin after the picture's prefix and end with </s>."""
+class QuestionCache:
+    """Questions of n scenes. tokens begin after the image's prefix and end with </s>."""
 
     tokens: np.ndarray  # (n, v, q, t) int16, PAD after the end; the first PLACED rows place, the rest replace
     length: np.ndarray  # (n, v, q) int8, 0: no question
@@ -42,9 +42,9 @@ class Bank:
     named_at: np.ndarray  # (n, v, q, 2) int8 position of the last word of each name
 
 
-def open_bank(data: Path, cache: Path, seed: int) -> Bank:
+def open_bank(data: Path, cache: Path, seed: int) -> QuestionCache:
     """The bank of all shards of `data`, made once in `cache`, file by file, and continued if interrupted."""
-    arrays: dict[str, list[np.ndarray]] = {name: [] for name in Bank.__dataclass_fields__}
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in QuestionCache.__dataclass_fields__}
     for number, file in enumerate(tqdm(shard_files(data), desc="questions", unit="shard")):
         made = cache / f"questions-{number:05d}.npz"
         recipe = json.dumps([FORMAT, seed, file.name, file.stat().st_size])
@@ -55,7 +55,7 @@ def open_bank(data: Path, cache: Path, seed: int) -> Bank:
                 raise ValueError(f"{made} was made from other scenes or with another seed; remove it")
             for name, rows in arrays.items():
                 rows.append(found[name])
-    return Bank(**{name: np.concatenate(rows) for name, rows in arrays.items()})
+    return QuestionCache(**{name: np.concatenate(rows) for name, rows in arrays.items()})
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], recipe: str) -> None:
@@ -68,14 +68,14 @@ def _write(path: Path, arrays: dict[str, np.ndarray], recipe: str) -> None:
 def _fill(file: Path, seed: int, number: int) -> dict[str, np.ndarray]:
     """The arrays of one shard."""
     options, facts = scene_options(file), read_shard(file).facts
-    rows = [encode_questions(picture_questions(world, np.random.default_rng((seed, 7, number, i, view))))
+    rows = [encode_questions(image_questions(world, np.random.default_rng((seed, 7, number, i, view))))
             for i, world in enumerate(world_of(fact, options) for fact in facts)
             for view, world in enumerate((world, world.without(world.removed)))]  # fmt: skip
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return {name: value.reshape(len(facts), 2, *value.shape[1:]) for name, value in stacked.items()}
 
 
-def picture_questions(world: World, rng: np.random.Generator) -> list[Question | None]:
+def image_questions(world: World, rng: np.random.Generator) -> list[Question | None]:
     """PLACED + REPLACED questions, None where there are fewer."""
     place = place_questions(world, rng, PLACED)
     again = replace_questions(world, rng, REPLACED)
@@ -83,7 +83,7 @@ def picture_questions(world: World, rng: np.random.Generator) -> list[Question |
 
 
 def encode_questions(questions: list[Question | None]) -> dict[str, np.ndarray]:
-    """Rows of a Bank for one picture."""
+    """Rows of a Bank for one image."""
     count = len(questions)
     found: dict[str, np.ndarray] = {
         "tokens": np.full((count, TOKENS), VOCABULARY.index(PAD), np.int16),
@@ -117,7 +117,7 @@ def _ends(ids: list[int], names: tuple[str, ...]) -> list[int]:
 
 
 def mirrored(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """(k, t) question rows for the mirrored picture: left and right phrases and the box change sides."""
+    """(k, t) question rows for the mirrored image: left and right phrases and the box change sides."""
     turned = _TURN[tokens]
     rows = np.arange(len(tokens))
     x1, x2 = length + NUMBER_AT[0], length + NUMBER_AT[2]

@@ -46,8 +46,8 @@ class LocatorTraining:
     placement: StageSettings = setting(StageSettings(), help="stage C: placing a new solid")
     look: tuple[float, float] = setting((1.0, 0.3), help="weight of the taught attention in B and C", low=0)
     see: float = setting(0.25, help="weight of the vision loss in B and C", low=0)
-    questions: tuple[int, int] = setting((4, 2), help="placing,replacing questions per picture in C", low=0)
-    blind: bool = setting(False, help="control: B and C never see the picture")
+    questions: tuple[int, int] = setting((4, 2), help="placing,replacing questions per image in C", low=0)
+    blind: bool = setting(False, help="control: B and C never see the image")
     cache: Path | None = setting(None, help="folder of arrays made of `data`; default: `cache` in out")
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ A single linear map of every projected patch must tell what it shows: shape, col
 that owns the patch, its whole box and depth, and the depth of the patch itself. Projected patches are kept at
 unit scale, which is that of word embeddings.
 
-Legend: b pictures, p patches, s solids, c channels.
+Legend: b images, p patches, s solids, c channels.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ BOX_WEIGHT, DEPTH_WEIGHT, SCALE_WEIGHT = 20.0, 10.0, 0.02
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """A batch of pictures with what their patches show."""
+class Images:
+    """A batch of images with what their patches show."""
 
     pixels: Tensor  # (b, 3, h, w) normalised
     cover: Tensor  # (b, p, s) share of each patch that each solid covers
@@ -46,9 +46,9 @@ def read_head(width: int) -> nn.Linear:
     return nn.Linear(width, sum(SECTIONS))
 
 
-def pictures(scenes: Scenes, index: np.ndarray, view: np.ndarray, flip: np.ndarray,
-             rng: np.random.Generator | None = None) -> Pictures:  # fmt: skip
-    """Scenes `index` (b,), picture `view` (b,) 0 or 1, mirrored where `flip` (b,); recoloured with an rng."""
+def images(scenes: Scenes, index: np.ndarray, view: np.ndarray, flip: np.ndarray,
+             rng: np.random.Generator | None = None) -> Images:  # fmt: skip
+    """Scenes `index` (b,), image `view` (b,) 0 or 1, mirrored where `flip` (b,); recoloured with an rng."""
     pixels_u8 = np.stack([scenes.images_u8[i, v] for i, v in zip(index, view, strict=True)])
     cover = np.stack([scenes.cover_u8[i, v] for i, v in zip(index, view, strict=True)])
     depth = np.stack([scenes.patch_depth[i, v] for i, v in zip(index, view, strict=True)])
@@ -70,7 +70,7 @@ def pictures(scenes: Scenes, index: np.ndarray, view: np.ndarray, flip: np.ndarr
         ],
         -1,
     )
-    return Pictures(
+    return Images(
         normalised(recoloured(pixels_u8, rng)),
         torch.from_numpy(cover).float() / 255,
         torch.from_numpy(unknown < UNSURE * 255),
@@ -80,7 +80,7 @@ def pictures(scenes: Scenes, index: np.ndarray, view: np.ndarray, flip: np.ndarr
     )
 
 
-def vision_loss(patches: Tensor, read: Tensor, batch: Pictures) -> tuple[Tensor, dict[str, float]]:
+def vision_loss(patches: Tensor, read: Tensor, batch: Images) -> tuple[Tensor, dict[str, float]]:
     """Loss of projected patches (b, p, c) with readings (b, p, sum of SECTIONS), and its measures."""
     share, owner = batch.cover.max(-1)  # (b, p)
     owned = (share > OWNED) & batch.known
@@ -104,7 +104,7 @@ def vision_loss(patches: Tensor, read: Tensor, batch: Pictures) -> tuple[Tensor,
     return total, measures
 
 
-class Seeing(nn.Module):
+class VisionPretrainer(nn.Module):
     """The parts that stage A trains; they are the model's own, plus the readings."""
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
@@ -117,18 +117,18 @@ class Seeing(nn.Module):
 def train_vision(
     model: LlavaForConditionalGeneration, scenes: Scenes, train: np.ndarray, settings: StageSettings,
     out: Path, seed: int,
-) -> tuple[Seeing, Stage]:  # fmt: skip
+) -> tuple[VisionPretrainer, Stage]:  # fmt: skip
     """Train on the scenes with the indices `train`; returns the finished stage with its module."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        seeing = Seeing(model)
+        seeing = VisionPretrainer(model)
     stage = Stage("vision", seeing, [(list(seeing.parameters()), settings.lr)], settings, out)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((seed, 1, step))
         size = settings.batch
         index, view = train[rng.integers(len(train), size=size)], rng.integers(2, size=size)
-        batch = pictures(scenes, index, view, rng.random(size) < 0.5, rng)
+        batch = images(scenes, index, view, rng.random(size) < 0.5, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             patches = project(model, batch.pixels)
         return vision_loss(patches, seeing.read(patches.float()), batch)
@@ -142,12 +142,12 @@ def train_vision(
 def measure_vision(
     model: LlavaForConditionalGeneration, read: nn.Linear, scenes: Scenes, held_out: np.ndarray
 ) -> dict[str, float]:
-    """Means over the held-out scenes, both pictures: accuracies of the words, L1 of box and depth."""
+    """Means over the held-out scenes, both images: accuracies of the words, L1 of box and depth."""
     model.eval()
     rows = []
     for view in (0, 1):
         for part in np.array_split(held_out, max(1, len(held_out) // 64)):
-            batch = pictures(scenes, part, np.full(len(part), view), np.zeros(len(part), bool))
+            batch = images(scenes, part, np.full(len(part), view), np.zeros(len(part), bool))
             patches = project(model, batch.pixels)
             rows.append(vision_loss(patches, read(patches), batch)[1])
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}

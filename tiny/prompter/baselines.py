@@ -47,7 +47,7 @@ def draw_contents(rng: np.random.Generator, count: int) -> Contents:
 
 
 def side_of(x01: float) -> int:
-    """0 for a place in the left half of the picture, 1 in the right."""
+    """0 for a place in the left half of the image, 1 in the right."""
     return int(x01 >= 0.5)
 
 

@@ -20,7 +20,7 @@ DRAWS, NEIGHBOURS = 8, 40  # masks per scene, and how many of the nearest vote
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One picture with masks, and what they hide."""
+    """One image with masks, and what they hide."""
 
     scene: int
     image_u8: np.ndarray  # (h, w, 3)
@@ -49,7 +49,7 @@ def make_case(sets: Sets, scene: int, most: int, seed: int) -> Case | None:
     return Case(scene, np.array(sets.images_u8[scene]), masked, tuple(hidden), tuple(mates), shapes)
 
 
-def law_answers(case: Case) -> list[str]:
+def bayes_optimal_answers(case: Case) -> list[str]:
     """The captions of a reader that recognises everything."""
     shape = best_guess(case.shapes, SHAPE_WORDS)
     return [caption(Name("", best_guess(mates, COLOUR_WORDS), shape)) for mates in case.mates]

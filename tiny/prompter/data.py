@@ -1,9 +1,9 @@
-"""Scenes whose solids come in sets, as painted pictures with questions: arrays, masks, batches.
+"""Scenes whose solids come in sets, as painted images with questions: arrays, masks, batches.
 
-A mask is a box that covers one solid; its sides say little about the solid's own. Masks of a picture hardly
+A mask is a box that covers one solid; its sides say little about the solid's own. Masks of an image hardly
 overlap, and every solid without a mask stays mostly visible.
 
-Legend: n scenes, b pictures, h w pixels, s solids (padded), m masks (padded), p patches (row-major).
+Legend: n scenes, b images, h w pixels, s solids (padded), m masks (padded), p patches (row-major).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Sets:
     instances_u8: np.ndarray  # (n, h, w) 0 the room, i solid i - 1
     kind: np.ndarray  # (n, s) int8 number into KINDS
     colour: np.ndarray  # (n, s) int8 number into COLOUR_WORDS, -1 for furniture too
-    side: np.ndarray  # (n, s) int8 half of the picture
+    side: np.ndarray  # (n, s) int8 half of the image
     boxes: np.ndarray  # (n, s, 4) int16 box around what is visible, pixels
     pixels: np.ndarray  # (n, s) int32 visible pixels
 
@@ -124,7 +124,7 @@ class Masked:
 
 
 def mask_box(box: Box, size: tuple[int, int], rng: np.random.Generator) -> Box:
-    """A box around a solid's box, inside a picture of size (h, w), with sides and place of its own."""
+    """A box around a solid's box, inside an image of size (h, w), with sides and place of its own."""
     sides = [box[2] - box[0], box[3] - box[1]]
     wanted = rng.uniform(*MASK_SIDES, 2) * max(sides)
     ends = []
@@ -175,7 +175,7 @@ def masks_of(masked: Masked, size: tuple[int, int]) -> list[np.ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class Painted:
-    """Pictures with painted masks, and what their patches show."""
+    """Images with painted masks, and what their patches show."""
 
     images_u8: np.ndarray  # (b, h, w, 3)
     cover: np.ndarray  # (b, p, s + m) float32 share of a patch that shows each solid, then each mask
@@ -193,7 +193,7 @@ def paint(sets: Sets, index: np.ndarray, most: int, flip: np.ndarray, rng: np.ra
 
 
 def paint_these(sets: Sets, index: np.ndarray, flip: np.ndarray, masked: list[Masked]) -> Painted:
-    """As `paint`, with masks that were drawn before, in the places of the picture that is not mirrored."""
+    """As `paint`, with masks that were drawn before, in the places of the image that is not mirrored."""
     images, instances = sets.images_u8[index], sets.instances_u8[index].astype(np.int64)
     boxes = np.zeros((len(index), SOLIDS + len(MASKS), 4))
     boxes[:, :SOLIDS] = sets.boxes[index]

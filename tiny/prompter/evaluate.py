@@ -7,11 +7,11 @@ multimask       several masks are painted, all regions count
 multimask last  the same answers, only the last region of each counts
 
 prompter        the model, through the path that inference takes
-another picture the same masks painted over another scene: what it guesses without evidence
-trained blind   a model that never saw a picture
+another image the same masks painted over another scene: what it guesses without evidence
+trained blind   a model that never saw an image
 box alone       what the place and the sides of a mask give away, by the nearest masks of other scenes
 law             the best guess of a reader that recognises every visible solid
-ceiling         what the law is right on average, exactly, given what is visible in these pictures
+ceiling         what the law is right on average, exactly, given what is visible in these images
 prior           any constant answer, exactly
 
 The gap is the model's share of the way from the prior to the ceiling.
@@ -38,7 +38,7 @@ from ldm.settings.cli import command, run_app, single_app
 from ldm.settings.config import check_settings, setting, to_plain
 from ldm.sheet import grid
 from tiny.prompter.baselines import best_guess, predictive
-from tiny.prompter.cases import Case, box_answers, law_answers, make_case
+from tiny.prompter.cases import Case, bayes_optimal_answers, box_answers, make_case
 from tiny.prompter.data import open_sets
 from tiny.prompter.report import Verdict, report, table
 from tiny.prompter.words import MASKS
@@ -59,7 +59,7 @@ class EvaluatePrompter:
     data: Path = setting(Path("data/scenes/prompter_eval"), help="folder of shards of held-out scenes")
     out: Path = setting(Path("benchmarks/results/prompter.json"), help="numbers; .txt and .png beside it")
     scenes: int = setting(768, low=2, help="scenes that are looked at")
-    most: int = setting(5, low=1, help="most masks of one picture")
+    most: int = setting(5, low=1, help="most masks of one image")
     seed: int = setting(0, help="of the choice of masks")
     batch: int = setting(64, low=1, help="questions that go through the model together")
 
@@ -97,7 +97,7 @@ def verdicts(cases: Sequence[Case], answers: Sequence[Sequence[str]]) -> list[Ve
 def write(
     writer: PromptWriter, cases: Sequence[Case], images: Sequence[np.ndarray], batch: int
 ) -> list[list[str]]:
-    """One caption per mask of each case, read from pictures that need not be its own."""
+    """One caption per mask of each case, read from images that need not be its own."""
     return writer.write(images, [case.masks for case in cases], batch=batch)
 
 
@@ -115,9 +115,9 @@ def run(config: EvaluatePrompter) -> dict[str, object]:
         others = images[len(images) // 2 :] + images[: len(images) // 2]
         answers = {
             "prompter": write(writer, cases, images, config.batch),
-            "another picture": write(writer, cases, others, config.batch),
+            "another image": write(writer, cases, others, config.batch),
             "box alone": box_answers(sets, cases, most),
-            "law": [law_answers(case) for case in cases],
+            "law": [bayes_optimal_answers(case) for case in cases],
         }
         if blind is not None:
             answers["trained blind"] = write(blind, cases, images, config.batch)
@@ -137,19 +137,19 @@ def run(config: EvaluatePrompter) -> dict[str, object]:
 
 
 def sheet(cases: Sequence[Case], answers: Sequence[Sequence[str]], count: int = 10) -> bytes:
-    """PNG: masks with what was written, and the true picture; pictures with few and many masks in turn."""
+    """PNG: masks with what was written, and the true image; images with few and many masks in turn."""
     some = sorted(range(len(cases)), key=lambda row: (_rank(cases, row), len(cases[row].hidden)))[:count]
-    pictures, labels = [], []
+    images, labels = [], []
     for row in some:
         case = cases[row]
         colors = list(MASKS[: len(case.hidden)][::-1])
-        pictures.append([paint_masks(case.image_u8, case.masks, colors), case.image_u8])
+        images.append([paint_masks(case.image_u8, case.masks, colors), case.image_u8])
         lines = [
             f"{color}: {told}" + ("" if told == caption(name) else f" (true: {name.text})")
             for color, told, name in zip(colors, answers[row], case.hidden, strict=True)
         ]
         labels.append("; ".join(lines))
-    drawn = grid(pictures, ["masks and what is written", "true picture"], labels, cell=224)
+    drawn = grid(images, ["masks and what is written", "true image"], labels, cell=224)
     buffer = io.BytesIO()
     Image.fromarray(drawn).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

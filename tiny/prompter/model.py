@@ -1,9 +1,9 @@
-"""What the small prompter learns: first to see painted pictures, then to write the answer.
+"""What the small prompter learns: first to see painted images, then to write the answer.
 
 Besides the words, some attention is taught: from a caption's tag to its mask, and from its words to the
 visible solids that decide them, each with the same weight, so that the most frequent word wins.
 
-Legend: b pictures, l tokens of a sequence, p patches, s solids, m masks, c captions of all pictures, d
+Legend: b images, l tokens of a sequence, p patches, s solids, m masks, c captions of all images, d
 channels.
 """
 
@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
 from ldm.mllm.templates import LLAVA_SYSTEM
-from tiny.llava import BEGIN, END, IMAGE, PAD, Looking, block_mask, normalised, project, recoloured
+from tiny.llava import BEGIN, END, IMAGE, PAD, AttentionHook, block_mask, normalised, project, recoloured
 from tiny.prompter.data import KINDS, SOLIDS, Painted
 from tiny.prompter.words import CAPTION, MASKS, caption_tokens, question_tokens, token
 from tiny.words import COLOUR_WORDS
@@ -32,7 +32,7 @@ PREFIX = (token(BEGIN), token(LLAVA_SYSTEM), token("USER:"))
 ARTICLE, COLOUR, SHAPE = 1, 2, 3  # places of a caption's words, counted from its tag
 
 
-class Seeing(nn.Module):
+class VisionPretrainer(nn.Module):
     """What the vision stage trains: the model's own parts, and a linear reading that is thrown away."""
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
@@ -42,13 +42,13 @@ class Seeing(nn.Module):
         self.read = nn.Linear(model.config.text_config.hidden_size, sum(SECTIONS))
 
 
-class Writing(nn.Module):
+class CaptionTrainer(nn.Module):
     """The whole prompter and the reading of the vision stage, which goes on teaching it to see."""
 
     def __init__(self, model: LlavaForConditionalGeneration, read: nn.Linear) -> None:
         super().__init__()
         self.model, self.read = model, read
-        self.find, self.decide = Looking(model, FIND_LAYER), Looking(model, DECIDE_LAYER)
+        self.find, self.decide = AttentionHook(model, FIND_LAYER), AttentionHook(model, DECIDE_LAYER)
 
     def groups(self, lr: float, vision_lr: float) -> list[tuple[list[nn.Parameter], float]]:
         """Parameters with their peak learning rates: what speaks, and what sees."""
@@ -102,21 +102,21 @@ def _right(logits: Tensor, labels: Tensor) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
-    """Questions with answers about b pictures."""
+class PackedBatch:
+    """Questions with answers about b images."""
 
     tokens: Tensor  # (b, l) from BEGIN to END, padded on the right
     block: Tensor  # (b, l) what sees what, as tiny.llava.block_mask reads it
-    row: Tensor  # (c,) picture of each caption
+    row: Tensor  # (c,) image of each caption
     at: Tensor  # (c,) place of its first tag in the sequence
     mask: Tensor  # (c,) number of its mask in the question
     end: Tensor  # (b,) place of END
 
 
-def tell(painted: Painted, patches: int, alone: np.ndarray | None = None) -> Told:
-    """The published question and answer about every picture, as tokens.
+def tell(painted: Painted, patches: int, alone: np.ndarray | None = None) -> PackedBatch:
+    """The published question and answer about every image, as tokens.
 
-    alone: (b,) bool, pictures of which no caption sees those before it
+    alone: (b,) bool, images of which no caption sees those before it
     """
     rows, captions, ends = [], [], []
     for number, one in enumerate(painted.masked):
@@ -135,10 +135,10 @@ def tell(painted: Painted, patches: int, alone: np.ndarray | None = None) -> Tol
         if alone is not None and alone[number]:
             block[number, start : start + CAPTION] = slot + 1
     row, at, mask = torch.tensor(captions).T
-    return Told(tokens, block, row, at, mask, torch.tensor(ends))
+    return PackedBatch(tokens, block, row, at, mask, torch.tensor(ends))
 
 
-def states_of(model: LlavaForConditionalGeneration, patches: Tensor, told: Told) -> Tensor:
+def states_of(model: LlavaForConditionalGeneration, patches: Tensor, told: PackedBatch) -> Tensor:
     """Projected patches (b, p, d) and tokens -> last hidden states (b, l, d)."""
     language, start = model.model.language_model, len(PREFIX)
     words = language.embed_tokens(told.tokens)
@@ -148,7 +148,7 @@ def states_of(model: LlavaForConditionalGeneration, patches: Tensor, told: Told)
 
 
 def answer_loss(
-    model: LlavaForConditionalGeneration, states: Tensor, told: Told
+    model: LlavaForConditionalGeneration, states: Tensor, told: PackedBatch
 ) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy of the words, a little of the form. Measures: loss, right words with the truth so far."""
     at = told.at[:, None] + torch.arange(CAPTION)
@@ -166,7 +166,9 @@ def answer_loss(
     return loss[ARTICLE] + loss[COLOUR] + loss[SHAPE] + FORMAT_WEIGHT * form, measures
 
 
-def look_loss(writing: Writing, told: Told, painted: Painted) -> tuple[Tensor, dict[str, float]]:
+def look_loss(
+    writing: CaptionTrainer, told: PackedBatch, painted: Painted
+) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy between taught and wanted attention over the patches; measures: mass where it belongs."""
     cover = torch.from_numpy(painted.cover)[told.row]  # (c, p, s + m)
     every = torch.arange(len(told.row))
@@ -211,7 +213,7 @@ def _share(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def forward(
-    writing: Writing, painted: Painted, pixels: Tensor, look: float, see: float,
+    writing: CaptionTrainer, painted: Painted, pixels: Tensor, look: float, see: float,
     alone: np.ndarray | None = None,
 ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
     """Loss and measures of one batch; look, see: weights of the taught attention and of the vision loss.

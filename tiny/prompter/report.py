@@ -77,7 +77,7 @@ def task_numbers(by: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:
     wrong = {of: [one for one in mine if not getattr(one, f"law_{of}")] for of in ("colour", "shape")}
     return {
         "masks": len(mine),
-        "pictures": len({one.scene for one in mine}),
+        "images": len({one.scene for one in mine}),
         "accuracy": rows,
         "gap": {measure: gap(mine, measure) for measure in MEASURES},
         **seen,
@@ -126,7 +126,7 @@ def table(result: Mapping[str, Any]) -> str:
     """The report as text."""
     lines = []
     for task, numbers in result["tasks"].items():
-        lines.append(f"{task}: {numbers['masks']} masks in {numbers['pictures']} pictures [95 % interval]")
+        lines.append(f"{task}: {numbers['masks']} masks in {numbers['images']} images [95 % interval]")
         lines.append(f"{'':<18}" + "".join(f"{measure:>23}" for measure in MEASURES))
         rows = {**numbers["accuracy"], "gap": numbers["gap"]}
         for reader, row in rows.items():

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 SALT = 77  # keeps these scenes apart from ordinary ones of the same seed
 ATTEMPTS, TRIES = 400, 6  # geometries tried per scene, places per solid
 MIDDLE = 0.03  # no solid's centre is closer to the border between the halves, as a share of the width
-MIN_VISIBLE, MIN_AREA = 0.5, 0.005  # of every solid: visible share; visible part as a share of the picture
+MIN_VISIBLE, MIN_AREA = 0.5, 0.005  # of every solid: visible share; visible part as a share of the image
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _attempt(seed: int, rng: np.random.Generator, contents: Contents, options: S
 def _placed(
     rng: np.random.Generator, solids: list[Solid], camera: Camera, place: Room, shape: str
 ) -> tuple[Solid, int]:
-    """One more solid of this shape, and the half of the picture that it stands in."""
+    """One more solid of this shape, and the half of the image that it stands in."""
     for _ in range(TRIES):
         added = place_solid(rng, solids, camera, place, partial(solid_at, shape=shape))
         if added is None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from inpainting.models.image_to_text.prompter import Card, write_card
+from inpainting.models.image_to_text.prompter import PrompterConfig, write_card
 from ldm.checkpoints import folder_written_whole
 from ldm.files import hash_folder, write_atomic
 from ldm.mllm.load import load_model
@@ -30,7 +30,7 @@ from ldm.training.manifest import make_manifest
 from tiny.llava import SmallConfig, blind, create_llava, make_processor, project, save_llava
 from tiny.loop import Stage, StageSettings, describe_stages
 from tiny.prompter.data import Painted, Sets, draw_masks, open_sets, paint, paint_these
-from tiny.prompter.model import Seeing, Writing, forward, pixels_of, vision_loss
+from tiny.prompter.model import CaptionTrainer, VisionPretrainer, forward, pixels_of, vision_loss
 from tiny.prompter.words import CAPTION, MASKS, VOCABULARY, make_tokenizer
 
 log = logging.getLogger(__name__)
@@ -51,15 +51,15 @@ class PrompterTraining:
     seed: int = setting(0, help="decides first weights, scenes and masks", low=0)
     scenes: int = setting(8192, help="first scenes of `data` that are used", low=1)
     held_out: int = setting(256, help="the last of them, kept for the gates", low=1)
-    most: int = setting(5, help="most masks of one picture", low=1, high=len(MASKS))
+    most: int = setting(5, help="most masks of one image", low=1, high=len(MASKS))
     model: SmallConfig = setting(SmallConfig(), help="sizes of the network")
     vision_from: Path | None = setting(None, help="folder of a small LLaVA whose eyes are the first weights")
-    vision: StageSettings = setting(StageSettings(), help="seeing painted pictures")
+    vision: StageSettings = setting(StageSettings(), help="seeing painted images")
     writing: StageSettings = setting(StageSettings(), help="writing what the masks hide")
     look: float = setting(0.5, help="weight of the taught attention", low=0)
     see: float = setting(0.5, help="weight of the vision loss while writing", low=0)
-    alone: float = setting(0.5, help="share of pictures whose captions do not see one another", low=0, high=1)
-    blind: bool = setting(False, help="control: the writing stage never sees the picture")
+    alone: float = setting(0.5, help="share of images whose captions do not see one another", low=0, high=1)
+    blind: bool = setting(False, help="control: the writing stage never sees the image")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -72,7 +72,7 @@ def run(config: PrompterTraining) -> None:
     sets = open_sets(config.data, config.out / "cache", config.scenes)
     train, held_out = np.split(np.arange(config.scenes), [config.scenes - config.held_out])
     model = create_llava(config.model, VOCABULARY, config.seed)
-    eyes = {} if config.vision_from is None else take_eyes(model, config.vision_from)
+    eyes = {} if config.vision_from is None else load_vision_tower(model, config.vision_from)
     model.model.vision_tower.to(memory_format=torch.channels_last)
     model.set_attn_implementation("eager")  # faster than sdpa in bfloat16 on a CPU, and shows its attention
     seeing, see = train_vision(config, model, sets, train)
@@ -80,7 +80,7 @@ def run(config: PrompterTraining) -> None:
     log.info("vision: %s", gates["vision"])
     if config.blind:
         blind(model)
-    writing = Writing(model, seeing.read)
+    writing = CaptionTrainer(model, seeing.read)
     write = train_writing(config, writing, sets, train)
     gates["writing"] = measure_writing(writing, sets, held_out, config.most)
     log.info("writing: %s", gates["writing"])
@@ -89,7 +89,7 @@ def run(config: PrompterTraining) -> None:
     log.info("written: %s", config.out / "model")
 
 
-def take_eyes(model: LlavaForConditionalGeneration, folder: Path) -> dict[str, str]:
+def load_vision_tower(model: LlavaForConditionalGeneration, folder: Path) -> dict[str, str]:
     """Start with the vision tower and projector of another model; returns the SHA-256 of its files."""
     weights = load_model(folder, torch.float32).state_dict()
     own = {name: value for name, value in model.state_dict().items() if name.startswith(EYES)}
@@ -103,11 +103,11 @@ def take_eyes(model: LlavaForConditionalGeneration, folder: Path) -> dict[str, s
 
 def train_vision(
     config: PrompterTraining, model: LlavaForConditionalGeneration, sets: Sets, train: np.ndarray
-) -> tuple[Seeing, Stage]:
+) -> tuple[VisionPretrainer, Stage]:
     """The first stage; returns it finished, with its module."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        seeing = Seeing(model)
+        seeing = VisionPretrainer(model)
     settings = config.vision
     stage = Stage("vision", seeing, [(list(seeing.parameters()), settings.lr)], settings, config.out)
 
@@ -124,7 +124,7 @@ def train_vision(
     return seeing, stage
 
 
-def train_writing(config: PrompterTraining, writing: Writing, sets: Sets, train: np.ndarray) -> Stage:
+def train_writing(config: PrompterTraining, writing: CaptionTrainer, sets: Sets, train: np.ndarray) -> Stage:
     """The second stage; returns it finished."""
     settings = config.writing
     writing.model.model.vision_tower.requires_grad_(settings.vision_lr > 0)
@@ -153,24 +153,24 @@ def measure_vision(
     model.eval()
     rows = []
     for part in np.array_split(held_out, max(1, len(held_out) // 64)):
-        painted = held_out_pictures(sets, part, len(MASKS))
+        painted = held_out_images(sets, part, len(MASKS))
         patches = project(model, pixels_of(painted))
         rows.append(vision_loss(patches, read(patches), painted)[1])
     return {key: round(float(np.mean([row[key] for row in rows])), 4) for key in rows[0]}
 
 
 @torch.inference_mode()
-def measure_writing(writing: Writing, sets: Sets, held_out: np.ndarray, most: int) -> dict[str, float]:
+def measure_writing(writing: CaptionTrainer, sets: Sets, held_out: np.ndarray, most: int) -> dict[str, float]:
     """Means over held-out scenes with the right answer given so far."""
     writing.model.eval()
     rows = []
     for part in np.array_split(held_out, max(1, len(held_out) // 64)):
-        painted = held_out_pictures(sets, part, most)
+        painted = held_out_images(sets, part, most)
         rows.append(forward(writing, painted, pixels_of(painted), 1.0, 0.0)[1])
     return {key: round(float(np.mean([row[key] for row in rows])), 4) for key in rows[0]}
 
 
-def held_out_pictures(sets: Sets, scenes: np.ndarray, most: int) -> Painted:
+def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Painted:
     """Scenes with masks that depend on the scene's number alone; those that allow none are left out."""
     drawn = [draw_masks(sets, scene, most, np.random.default_rng(scene)) for scene in scenes.tolist()]
     kept = [(scene, masked) for scene, masked in zip(scenes, drawn, strict=True) if masked is not None]
@@ -185,7 +185,9 @@ def save_prompter(
     with folder_written_whole(folder) as partial:
         processor = make_processor(config, make_tokenizer())
         save_llava(model, processor, partial, longest=CAPTION * len(MASKS) + 1)
-        write_card(partial, Card(name="tiny prompter", notice=NOTICE, colors=MASKS, longest=CAPTION))
+        write_card(
+            partial, PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASKS, longest=CAPTION)
+        )
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 

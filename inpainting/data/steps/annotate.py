@@ -1,4 +1,4 @@
-"""Kosmos-2 descriptions with boxes of every picture: annotations.json, resumable, in several processes."""
+"""Kosmos-2 descriptions with boxes of every image: annotations.json, resumable, in several processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from inpainting.data.batches import run_batches, share
 from inpainting.data.paintings import image_map, write_object
 from inpainting.data.steps.describe import describe_paintings, open_model
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.journal import Journal, Progress
 from ldm.mllm.load import Mllm
 
@@ -31,7 +31,7 @@ def annotate_images(
     process: int = 0,
     processes: int = 1,
 ) -> bool:
-    """Describe the pictures of one process; writes `out` when every process has finished, and says whether.
+    """Describe the images of one process; writes `out` when every process has finished, and says whether.
 
     What is done stands in OUT's folder as stamp_annotate-images_PofN.jsonl.
     """
@@ -42,12 +42,12 @@ def annotate_images(
     mllm: list[Mllm] = []
 
     def load(name: str) -> np.ndarray:
-        return read_picture(images[name]).rgb_u8
+        return read_image(images[name]).rgb_u8
 
-    def answer(pictures: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    def answer(batch_u8: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         if not mllm:
             mllm.append(open_model(model_id, "full"))
-        return describe_paintings(mllm[0], pictures, max_new_tokens)
+        return describe_paintings(mllm[0], batch_u8, max_new_tokens)
 
     run_batches(journal, share(names, process, processes), load, answer, batch_size)
     journals = [Progress(journal_path(out, index, processes)) for index in range(processes)]

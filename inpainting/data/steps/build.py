@@ -1,4 +1,4 @@
-"""All steps from pictures and their annotations to the painting data; what is up to date is passed over.
+"""All steps from images and their annotations to the painting data; what is up to date is passed over.
 
 Every step keeps its journal (stamp_STEP.jsonl) in the folder that it fills. The journal begins with what the
 step depends on, so a changed input makes that step and those after it run again, and a kill loses one item.
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class BuildSettings:
     """Where everything is; the defaults are the published paths."""
 
-    image_dir: Path = setting(Path("data/mm_inp_dataset/images"), help="folder of pictures, split or not")
+    image_dir: Path = setting(Path("data/mm_inp_dataset/images"), help="folder of images, split or not")
     annotations_path: Path = setting(Path("data/annotations.json"), help="descriptions with boxes (Kosmos-2)")
     captions_path: Path = setting(Path("data/llava.json"), help="captions of the objects (LLaVA)")
     split_df_path: Path | None = setting(
@@ -36,11 +36,11 @@ class BuildSettings:
     out_dir: Path = setting(Path("data/mm_inp_dataset"), help="gets images, masks and entities")
     annotator_id: str = setting("", help="Kosmos-2, folder or hub name: makes a missing annotations file")
     model_id: str = setting("", help="LLaVA-NeXT, folder or hub name: makes a missing captions file")
-    batch_size: int = setting(8, low=1, help="pictures that a model sees at once")
+    batch_size: int = setting(8, low=1, help="images that a model sees at once")
     roots: str = setting("auto", choices=METHODS, help="what finds noun roots")
-    mode: str = setting("copy", choices=MODES, help="how pictures come into the folders of their split")
-    val_size: int = setting(5000, low=1, help="validation pictures of a random split")
-    test_size: int = setting(5000, low=1, help="test pictures of a random split")
+    mode: str = setting("copy", choices=MODES, help="how images come into the folders of their split")
+    val_size: int = setting(5000, low=1, help="validation images of a random split")
+    test_size: int = setting(5000, low=1, help="test images of a random split")
     workers: int = setting(0, low=0, help="threads; 0: one per core")
 
     def __post_init__(self) -> None:

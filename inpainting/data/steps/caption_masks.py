@@ -21,7 +21,7 @@ from inpainting.data.batches import run_batches, share
 from inpainting.data.paintings import ANNOTATIONS, RAW_CAPTIONS, entity_folders, read_entities, write_object
 from inpainting.data.steps.captions import STEPS, damaged, read_captions
 from inpainting.data.steps.describe import caption_crops, open_model
-from ldm.images import read_picture
+from ldm.images import read_image
 from ldm.journal import Journal, Progress
 from ldm.mllm.load import Mllm
 
@@ -40,7 +40,7 @@ class Captioning:
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """One object of one picture."""
+    """One object of one image."""
 
     rgb_u8: np.ndarray  # (h, w, 3)
     concept: str
@@ -49,9 +49,9 @@ class Crop:
 def caption_masks(
     entities_dir: Path, output_dir: Path, how: Captioning, process: int, processes: int, resume: bool = True
 ) -> Path:
-    """Caption the pictures of one process; returns its backup_P_final.json.
+    """Caption the images of one process; returns its backup_P_final.json.
 
-    Pictures are sorted, and process p takes every n-th from the p-th on, as published.
+    Images are sorted, and process p takes every n-th from the p-th on, as published.
     """
     stems = share(entity_folders(entities_dir), process, processes)
     journal = open_journal(output_dir, how, process, processes, resume)
@@ -63,7 +63,7 @@ def caption_masks(
     mllm: list[Mllm] = []
 
     def load(key: str) -> Crop:
-        return Crop(read_picture(entities_dir / f"{key}.png").rgb_u8, concepts[key])
+        return Crop(read_image(entities_dir / f"{key}.png").rgb_u8, concepts[key])
 
     def answer(crops: Sequence[Crop]) -> list[dict[str, Any]]:
         if not mllm:  # nothing is loaded when nothing is left to do
@@ -96,7 +96,7 @@ def journal_path(output_dir: Path, process: int, processes: int) -> Path:
 
 
 def read_concepts(entities_dir: Path, stems: Sequence[str], journal: Journal | None = None) -> dict[str, str]:
-    """{"stem/mask_j": concept}; pictures whose annotation is damaged are left out."""
+    """{"stem/mask_j": concept}; images whose annotation is damaged are left out."""
     found: dict[str, str] = {}
     for stem in stems:
         try:

@@ -85,12 +85,12 @@ def damaged(caption: str) -> bool:
 
 
 def captions_to_folder(annotations: Path, out_dir: Path, redo: bool = True) -> Journal:
-    """Write llava.json of every picture; captions that are there and not in `annotations` stay."""
+    """Write llava.json of every image; captions that are there and not in `annotations` stay."""
     captions = read_captions(annotations)
     known = set(entity_folders(out_dir))
     short = [stem for stem, of_stem in captions.items() if any(damaged(one) for one in _texts(of_stem))]
     if short:
-        log.warning("%d pictures have captions without %r, such as %s", len(short), CAPTION_START, short[0])
+        log.warning("%d images have captions without %r, such as %s", len(short), CAPTION_START, short[0])
 
     def work(stem: str) -> Mapping[str, Any]:
         fresh = captions[stem]

@@ -1,4 +1,4 @@
-"""Language models that describe paintings (Kosmos-2) and their objects (LLaVA-NeXT): pictures in, texts out.
+"""Language models that describe paintings (Kosmos-2) and their objects (LLaVA-NeXT): images in, texts out.
 
 Both are loaded by `ldm.mllm.load` from a folder, or by their hub name from the local cache or the hub.
 """
@@ -84,10 +84,10 @@ def continuation(tokenizer: Any, ids: torch.Tensor, asked: int) -> str:
 def describe_paintings(
     mllm: Mllm, images_u8: Sequence[np.ndarray], max_new_tokens: int
 ) -> list[dict[str, Any]]:
-    """The entry of annotations.json of each picture (h, w, 3) uint8: description, phrases and their boxes."""
+    """The entry of annotations.json of each image (h, w, 3) uint8: description, phrases and their boxes."""
     processor = mllm.processor
-    pictures = [Image.fromarray(image) for image in images_u8]
-    inputs = processor(text=[KOSMOS_PROMPT] * len(pictures), images=pictures, return_tensors="pt")
+    images = [Image.fromarray(image) for image in images_u8]
+    inputs = processor(text=[KOSMOS_PROMPT] * len(images), images=images, return_tensors="pt")
     with torch.inference_mode():
         written = mllm.model.generate(**_on(mllm, inputs), max_new_tokens=max_new_tokens, do_sample=False)
     texts = processor.batch_decode(written, skip_special_tokens=True)
@@ -104,7 +104,7 @@ def grounded_entry(description: str, found: Sequence[Any]) -> dict[str, Any]:
 
 
 def _on(mllm: Mllm, inputs: Any) -> dict[str, Any]:
-    """The inputs on the model's device; pictures in the precision of its weights."""
+    """The inputs on the model's device; images in the precision of its weights."""
     kind = next(p.dtype for p in mllm.model.parameters() if p.is_floating_point())
     return {
         name: value.to(mllm.device, kind if value.is_floating_point() else None)

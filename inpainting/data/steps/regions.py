@@ -23,7 +23,7 @@ from inpainting.data.paintings import (
 )
 from inpainting.data.steps.captions import plain_text
 from ldm.files import file_sha256, write_all_atomic
-from ldm.images import encode_png, read_picture
+from ldm.images import encode_png, read_image
 from ldm.journal import Journal, run_items, stamp_path
 
 Writer = Callable[[Path, np.ndarray, list[Region]], None]
@@ -51,12 +51,12 @@ def _make(
         path = images.get(checked_name(name))
         grounded = read_grounded(entries[name])
         if path is None:
-            raise ValueError(f"no such picture in {image_dir}")
-        picture = read_picture(path)
-        regions = regions_of(grounded, picture.size)
+            raise ValueError(f"no such image in {image_dir}")
+        image = read_image(path)
+        regions = regions_of(grounded, image.size)
         folder = out_dir / Path(name).stem
         if regions:
-            write(folder, picture.rgb_u8, regions)
+            write(folder, image.rgb_u8, regions)
         elif folder.is_dir():  # of an earlier annotation
             clear(folder)
         return {"regions": len(regions)}
@@ -106,7 +106,7 @@ def merged(path: Path, fresh: Mapping[str, Mapping[str, Any]]) -> dict[str, dict
 
 
 def remove_others(folder: Path, names: Iterable[str]) -> None:
-    """Delete the region pictures that the annotation does not have (any more)."""
+    """Delete the region images that the annotation does not have (any more)."""
     keep = {f"{name}.png" for name in names}
     for path in folder.glob("mask_*.png"):
         if path.name not in keep:
@@ -115,7 +115,7 @@ def remove_others(folder: Path, names: Iterable[str]) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Delete what the steps here made for a picture, and the folder if nothing else is in it."""
+    """Delete what the steps here made for an image, and the folder if nothing else is in it."""
     remove_others(folder, ())
     (folder / ANNOTATIONS).unlink(missing_ok=True)
     if not any(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""Pictures into images/{train,val,test,unannotated}, copied by default; the published command moved them."""
+"""Images into images/{train,val,test,unannotated}, copied by default; the published command moved them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def random_split(names: Sequence[str], val: int, test: int) -> dict[str, str]:
     """
     if val + test >= len(names):
         raise ValueError(
-            f"a split with {val} val and {test} test pictures needs more annotated pictures than these "
+            f"a split with {val} val and {test} test images needs more annotated images than these "
             f"{len(names)}; set --val-size and --test-size, or --split-df-path"
         )
     held, train = _draw(sorted(names), val + test)
@@ -71,7 +71,7 @@ def _draw(names: Sequence[str], count: int) -> tuple[list[str], list[str]]:
 def plan_split(
     images: Sequence[str], masks_dir: Path, table: Mapping[str, str] | None, val: int, test: int
 ) -> dict[str, str]:
-    """{file name: folder}; "" for a picture that the table does not place."""
+    """{file name: folder}; "" for an image that the table does not place."""
     if not masks_dir.is_dir():
         raise ValueError(f"no folder {masks_dir}; `python -m inpainting.data.ops {MAKE_MASKS}` makes it")
     masked = {one.name for one in masks_dir.iterdir() if one.is_dir()}
@@ -94,9 +94,9 @@ def split_images(
     dry_run: bool = False,
     redo: bool = True,
 ) -> Journal | None:
-    """Put every picture into the folder of its split below `image_dir`; returns the journal.
+    """Put every image into the folder of its split below `image_dir`; returns the journal.
 
-    source_dir: where the pictures are; None: in `image_dir` itself. dry_run: say only what would be done.
+    source_dir: where the images are; None: in `image_dir` itself. dry_run: say only what would be done.
     """
     images = image_map(source_dir or image_dir)
     table = None if table_path is None else read_split_file(table_path)
@@ -118,7 +118,7 @@ def distribute(
     dry_run: bool = False,
     redo: bool = True,
 ) -> Journal | None:
-    """Bring pictures into the folders of `plan`; one that is planned for no split is left out."""
+    """Bring images into the folders of `plan`; one that is planned for no split is left out."""
     counts = Counter(folder or "not in the table" for folder in plan.values())
     log.info("%s", ", ".join(f"{folder} {count}" for folder, count in sorted(counts.items())))
     if dry_run:
@@ -129,7 +129,7 @@ def distribute(
         if folder not in (*SPLITS, UNANNOTATED):
             raise ValueError(f"the table gives it the split {folder!r}, allowed are {', '.join(SPLITS)}")
         if name not in images:
-            raise ValueError(f"no such picture in {image_dir}")
+            raise ValueError(f"no such image in {image_dir}")
         place(images[name], image_dir, folder, mode)
         return {"split": folder}
 
@@ -141,7 +141,7 @@ def distribute(
 
 
 def place(source: Path, image_dir: Path, folder: str, mode: str) -> None:
-    """Bring one picture into its folder, and out of the folder of an earlier split."""
+    """Bring one image into its folder, and out of the folder of an earlier split."""
     target = image_dir / folder / source.name
     split_before = source.parent.resolve().parent == image_dir.resolve()  # no unsplit original is left
     if source != target:

@@ -1,6 +1,6 @@
-"""Examples of the prompt writer as model inputs, for today's processors: nothing of a picture is ever cut.
+"""Examples of the prompt writer as model inputs, for today's processors: nothing of an image is ever cut.
 
-Legend: b rows of a batch, t tokens, picture tokens included.
+Legend: b rows of a batch, t tokens, image tokens included.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from inpainting.prompts import discover_question, target_text
-from ldm.mllm.chat import IGNORED, Ask, Chat
+from ldm.mllm.chat import IGNORED, Chat, ChatExample
 from ldm.mllm.training import tensors_of
 
 Item = Mapping[str, Any]
@@ -46,10 +46,10 @@ class PromptCollate:
         """Questions alone, padded on the left."""
         return self.chat.prompts([self.ask(item) for item in items])
 
-    def ask(self, item: Item, answer: str | None = None) -> Ask:
+    def ask(self, item: Item, answer: str | None = None) -> ChatExample:
         """The question about a painting with masks."""
         question = self.question or discover_question(item["entity_colors"])
-        return Ask(np.asarray(item["PIL_masked_images"]), question, answer)
+        return ChatExample(np.asarray(item["PIL_masked_images"]), question, answer)
 
     def target(self, item: Item) -> str:
         """The answer of at most max_length tokens."""

@@ -1,6 +1,6 @@
 """Paintings whose regions hide behind solid colours, and the answer that names what was there (paper 3.1).
 
-Legend: h w pixels of the picture, r masked regions. Masks and colours are drawn at the picture's own size.
+Legend: h w pixels of the image, r masked regions. Masks and colours are drawn at the image's own size.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class LlavaOptions:
     bookkeeping: str = setting(
         "fixed",
         choices=BOOKKEEPING,
-        help="fixed: exactly one red region in held-out pictures, any region alone; published: see docs",
+        help="fixed: exactly one red region in held-out images, any region alone; published: see docs",
     )
 
     def __post_init__(self) -> None:
@@ -75,10 +75,10 @@ class Region:
 
 
 class LlavaDataset(PaintingItems):
-    """The captioned pictures of one split, sorted by name. An item is a dict, its lists in answer order:
+    """The captioned images of one split, sorted by name. An item is a dict, its lists in answer order:
 
-    PIL_images                the picture
-    PIL_masked_images         the picture with its regions painted over
+    PIL_images                the image
+    PIL_masked_images         the image with its regions painted over
     entity_captions           r texts, the prompts to be learnt
     entity_concepts           r texts
     entity_colors             r names; the tested region, red or alone, is the last one in val and test
@@ -140,7 +140,7 @@ class LlavaDataset(PaintingItems):
         return self.split != TRAIN
 
     def __getitem__(self, index: Index) -> dict[str, Any]:
-        """Item `index`. In training the next picture stands in for a damaged one, with a warning."""
+        """Item `index`. In training the next image stands in for a damaged one, with a warning."""
         if isinstance(index, tuple):
             number, alphas = index
             if len(alphas) < self.options.colors:
@@ -149,7 +149,7 @@ class LlavaDataset(PaintingItems):
         return self.usable(index, self.example)
 
     def example(self, painting: Painting, alphas: Sequence[float] | None = None) -> dict[str, Any]:
-        """The item of one picture."""
+        """The item of one image."""
         rng = self.rng_of(painting.stem)
         image_u8 = painting.read_image()
         regions, tested = self.regions(painting, (image_u8.shape[0], image_u8.shape[1]), rng)
@@ -176,7 +176,7 @@ class LlavaDataset(PaintingItems):
         """The regions in the order of painting, and which of them is tested or alone.
 
         Largest first, at most max_concepts, shuffled, as many from the front as the threshold allows, and
-        again the largest first where there is a threshold. size: (h, w) of the picture.
+        again the largest first where there is a threshold. size: (h, w) of the image.
         """
         options = self.options
         masks = {one: painting.read_mask(one.name, size) for one in self.captioned(painting)}

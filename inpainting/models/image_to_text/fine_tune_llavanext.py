@@ -4,7 +4,7 @@
         --config-path=configs/inpainting/image_to_text/train/llava_multimask.yaml [key=value ...]
 
 To continue an interrupted run, run the same command again. With `only_val: true` nothing is trained: all
-held-out pictures are answered and measured.
+held-out images are answered and measured.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def fine_tune(config: PromptTraining, accelerator: Accelerator, mllm: Mllm) -> P
 
 
 def opened(config: PromptTraining, processes: int) -> WithAlphas:
-    """The training pictures, with the opacity of their masks at each step."""
+    """The training images, with the opacity of their masks at each step."""
     data = LlavaDataset.of(config.data, "train", config.fit.seed)
     count = min(config.train_samples or len(data), len(data))
     scheduler = config.alphas.make(config.fit.seed)

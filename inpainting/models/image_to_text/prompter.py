@@ -11,18 +11,18 @@ from inpainting.prompts import COLORS, TEMPLATE
 from ldm.checkpoints import read_json
 from ldm.files import write_atomic
 from ldm.mllm.templates import TEMPLATES
-from ldm.registry.models import located, model_folder
+from ldm.registry.models import model_folder, resolve_model_path
 from ldm.settings.config import Layer, check_settings, merge_layers, setting, to_plain
 
 CARD = "prompter.json"
 FULL = Path("models/llava/multimask/checkpoint-2884/adapter")
 TINY = Path("assets/tiny/prompter")
 QUESTIONS = ("discover", "gray", "plain")
-LLAVAS = ("llava", "llava_next")  # families whose pictures stand in a text as <image>
+LLAVAS = ("llava", "llava_next")  # families whose images stand in a text as <image>
 
 
 @dataclass(frozen=True)
-class Card:
+class PrompterConfig:
     """How a prompt writer is asked; a folder without card is asked as the released MultiMask adapter."""
 
     name: str = setting("prompt writer", help="short name for logs and recipes")
@@ -53,14 +53,14 @@ class Card:
         return TEMPLATES[TEMPLATE] if family in LLAVAS else None
 
 
-def read_card(folder: Path) -> Card:
+def read_card(folder: Path) -> PrompterConfig:
     """The card of a folder; default values where it has none. ValueError names file and key."""
     path = folder / CARD
     layers = [Layer(read_json(path), f"{path}: ")] if path.is_file() else []
-    return merge_layers(Card, layers, where=f"{path}: ")
+    return merge_layers(PrompterConfig, layers, where=f"{path}: ")
 
 
-def write_card(folder: Path, card: Card) -> None:
+def write_card(folder: Path, card: PrompterConfig) -> None:
     """Add the card to a folder."""
     write_atomic(folder / CARD, (json.dumps(to_plain(card), indent=1) + "\n").encode())
 
@@ -71,7 +71,7 @@ class Files:
 
     model: Path
     adapter: Path | None
-    card: Card
+    card: PrompterConfig
 
 
 def find_files(folder: Path | str, adapter: Path | str | None = None) -> Files:
@@ -93,11 +93,11 @@ def find_files(folder: Path | str, adapter: Path | str | None = None) -> Files:
 
 def base_folder(name: str) -> str:
     """The model that an adapter names: its hub name, or where the registry put the files of that name."""
-    local = located(Path("models") / name.rpartition("/")[2])
+    local = resolve_model_path(Path("models") / name.rpartition("/")[2])
     return str(local) if not Path(name).is_dir() and (local / "config.json").is_file() else name
 
 
 def default_folder() -> Path:
     """The released adapter where it is there, else the small model of the bundle."""
-    full = located(FULL)
+    full = resolve_model_path(FULL)
     return full if is_adapter(full) else TINY

@@ -1,8 +1,8 @@
 """The Python interface of the published prompt writer, under its own names, on today's libraries.
 
     processor, model = get_pretrained_prompt_generator("models/llava/multimask/checkpoint-2884/adapter")
-    picture, colors = draw_colored_masks(pixel_values, masks)
-    inputs = processor(text=[discover_prompt(colors)], images=[picture], return_tensors="pt")
+    image, colors = draw_colored_masks(pixel_values, masks)
+    inputs = processor(text=[discover_prompt(colors)], images=[image], return_tensors="pt")
     text = processor.batch_decode(model.generate(**inputs, max_new_tokens=512))[0]
     prompts = output_to_color_dict(text, colors)                     # {"red": "a dog", ...}
 
@@ -39,9 +39,9 @@ def get_pretrained_prompt_generator(adapter_path: str | Path, precision: str = "
 def draw_colored_masks(
     pixel_values: Tensor | Image.Image, masks: Sequence[Tensor]
 ) -> tuple[Image.Image, list[str]]:
-    """The picture with its masks in solid colours, large ones first, and the names of these colours.
+    """The image with its masks in solid colours, large ones first, and the names of these colours.
 
-    pixel_values: (3, h, w) in [-1, 1], or a PIL picture. masks: (1, h, w) each, above 0.5 = set. The first
+    pixel_values: (3, h, w) in [-1, 1], or a PIL image. masks: (1, h, w) each, above 0.5 = set. The first
     mask is red, then blue, yellow, green, cyan (as published), and five more.
     """
     if isinstance(pixel_values, Image.Image):

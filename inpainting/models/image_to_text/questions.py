@@ -1,4 +1,4 @@
-"""What a prompt writer is asked about one picture, and which answer belongs to which mask.
+"""What a prompt writer is asked about one image, and which answer belongs to which mask.
 
 Legend: h w pixels, r masks.
 """
@@ -11,22 +11,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inpainting.models.image_to_text.prompter import Card
+from inpainting.models.image_to_text.prompter import PrompterConfig
 from inpainting.prompts import GRAY_NAME, LLAVA_PROMPT, discover_question, paint_masks, read_prompt
-from ldm.mllm.chat import Ask
+from ldm.mllm.chat import ChatExample
 
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """One question about one painted picture, and what its answer gives."""
+    """One question about one painted image, and what its answer gives."""
 
-    ask: Ask
+    ask: ChatExample
     masks: tuple[int, ...]  # the masks it is about, in the order of the answer
     tags: tuple[str, ...]  # their colours; none: the whole answer is the prompt
     given: tuple[str, ...]  # their prompts as far as they are known, else ""
 
 
-def colors_of_masks(card: Card, given: Sequence[str]) -> list[str]:
+def colors_of_masks(card: PrompterConfig, given: Sequence[str]) -> list[str]:
     """Colours of r masks, in their order. given: r prompts, "" where one is to be written.
 
     As published the last one asked has the first colour, red; those whose prompt is known are asked first, so
@@ -48,9 +48,9 @@ def asked_order(given: Sequence[str]) -> list[int]:
 
 
 def queries_for(
-    card: Card, image_u8: np.ndarray, masks: Sequence[np.ndarray], given: Sequence[str]
+    card: PrompterConfig, image_u8: np.ndarray, masks: Sequence[np.ndarray], given: Sequence[str]
 ) -> list[Query]:
-    """The questions about a picture (h, w, 3): one about all r masks, or one about each, as the card says.
+    """The questions about an image (h, w, 3): one about all r masks, or one about each, as the card says.
 
     Raises ValueError for masks that do not fit.
     """
@@ -62,12 +62,12 @@ def queries_for(
     if card.question == "discover":
         colors, order = colors_of_masks(card, given), asked_order(given)
         tags = tuple(colors[mask] for mask in order)
-        ask = Ask(paint_masks(image_u8, masks, colors), discover_question(tags))
+        ask = ChatExample(paint_masks(image_u8, masks, colors), discover_question(tags))
         return [Query(ask, tuple(order), tags, tuple(given[mask] for mask in order))]
     plain = card.question == "plain"
     question, tags = (LLAVA_PROMPT, ()) if plain else (discover_question([GRAY_NAME]), (GRAY_NAME,))
     return [
-        Query(Ask(paint_masks(image_u8, [mask], [GRAY_NAME]), question), (number,), tags, ("",))
+        Query(ChatExample(paint_masks(image_u8, [mask], [GRAY_NAME]), question), (number,), tags, ("",))
         for number, mask in enumerate(masks)
         if not given[number]
     ]
@@ -92,7 +92,7 @@ def check_masks(image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> None:
         raise ValueError("nothing to write: no mask given")
     for number, mask in enumerate(masks, 1):
         if mask.dtype != bool or mask.shape != image_u8.shape[:2]:
-            given = f"{mask.dtype} {mask.shape}, its picture {image_u8.shape[:2]}"
-            raise ValueError(f"mask {number} must be bool and of the picture's size (h, w); it is {given}")
+            given = f"{mask.dtype} {mask.shape}, its image {image_u8.shape[:2]}"
+            raise ValueError(f"mask {number} must be bool and of the image's size (h, w); it is {given}")
         if not mask.any():
             raise ValueError(f"mask {number} is empty: no pixel is set")

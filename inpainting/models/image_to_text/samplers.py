@@ -1,7 +1,7 @@
-"""Which pictures form which batch, and how opaque their masks are at that step of the training.
+"""Which images form which batch, and how opaque their masks are at that step of the training.
 
 The order is that of `ldm.training.checkpoints.Order` and follows from (seed, epoch) alone, the opacities of
-a picture from (seed, epoch, picture, step). So a run can go on in the middle of an epoch.
+an image from (seed, epoch, image, step). So a run can go on in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from inpainting.models.image_to_text.dataset import LlavaDataset
 from inpainting.models.image_to_text.schedulers import AlphaScheduler
 from inpainting.prompts import COLORS
 from ldm.seeds import seed_of
-from ldm.training.checkpoints import Order
+from ldm.training.checkpoints import ResumableSampler
 
 Indexed = tuple[int, list[float]]
 
@@ -43,7 +43,7 @@ class AlphaScheduleBatchSampler(Sampler[list[Indexed]]):
         *,
         seed: int = 0,
     ) -> None:
-        """max_concepts: alphas per picture, none: as many as colours; generator: gives its initial seed"""
+        """max_concepts: alphas per image, none: as many as colours; generator: gives its initial seed"""
         for name, value in (("batch_size", batch_size), ("num_processes", num_processes),
                             ("gradient_accumulation_steps", gradient_accumulation_steps)):  # fmt: skip
             if value < 1:
@@ -78,17 +78,17 @@ class AlphaScheduleBatchSampler(Sampler[list[Indexed]]):
                 self.scheduler.increment_step()
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """The pictures of each batch."""
+        """The images of each batch."""
         count = len(self.dataset)
         if self.shuffle:
-            found = Order(count, self.batch_size, self.seed).epoch(epoch)
+            found = ResumableSampler(count, self.batch_size, self.seed).epoch(epoch)
         else:
             starts = range(0, count, self.batch_size)
             found = [list(range(start, min(start + self.batch_size, count))) for start in starts]
         return found[: len(self)]
 
     def alphas(self, epoch: int, index: int) -> list[float]:
-        """The opacities of a picture's masks at the scheduler's step."""
+        """The opacities of an image's masks at the scheduler's step."""
         rng = np.random.default_rng(seed_of(self.seed, "alpha", epoch, index))
         return self.scheduler.get_alphas(self.size, rng)
 

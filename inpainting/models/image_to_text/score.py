@@ -79,10 +79,10 @@ def collate(reports: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [*(f"{value:.2f}" for value in values), "-"]
         lines.append(table_row(f"{model}, published", cells))
     for name, report in reports.items():
-        several = report["regions"] > report["pictures"]
+        several = report["regions"] > report["images"]
         lines.append(measured_row(f"{name}, {report['regions']} regions", report[WITH_INTERVALS]))
         if several and report[LAST]:
-            lines.append(measured_row(f"{name}, last of {report['pictures']} pictures", report[LAST]))
+            lines.append(measured_row(f"{name}, last of {report['images']} images", report[LAST]))
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from inpainting.data.paintings import SPLITS
 from inpainting.models.image_to_text.dataset import LlavaOptions
 from inpainting.models.image_to_text.evaluation.metric_models import JudgeFiles
-from inpainting.models.image_to_text.prompter import Card
+from inpainting.models.image_to_text.prompter import PrompterConfig
 from inpainting.models.image_to_text.schedulers import AlphaOptions
 from inpainting.prompts import COLORS, RED
 from ldm.device import DTYPES
@@ -25,11 +25,11 @@ RECIPE = LoraSettings(rank=16, alpha=16, dropout=0.05, projector=False, init="ga
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """How held-out pictures are answered and measured."""
+    """How held-out images are answered and measured."""
 
-    split: str = setting("val", choices=SPLITS, help="which pictures")
-    instances: int = setting(64, low=0, help="most pictures; 0: none, and no validation while training")
-    batch: int = setting(8, low=1, help="pictures that are answered together")
+    split: str = setting("val", choices=SPLITS, help="which images")
+    instances: int = setting(64, low=0, help="most images; 0: none, and no validation while training")
+    batch: int = setting(8, low=1, help="images that are answered together")
     question: str = setting(
         "colors",
         choices=QUESTIONS,
@@ -38,7 +38,7 @@ class ValidationOptions:
     first_sentence: bool = setting(False, help="a plain answer ends at its first full stop")
     constrained: bool = setting(False, help="one closed, non-empty tag per colour; off: as published")
     max_new_tokens: int = setting(512, low=1, help="longest answer, constrained: longest prompt")
-    sheet: int = setting(8, low=0, help="pictures of sheet.png, with masks and answers; 0 = none")
+    sheet: int = setting(8, low=0, help="images of sheet.png, with masks and answers; 0 = none")
     judges: JudgeFiles = setting(JudgeFiles(), help="networks that judge the prompts")
     resamples: int = setting(RESAMPLES, low=0, help="bootstrap resamples of the intervals; 0 = none")
 
@@ -65,22 +65,22 @@ class PromptTraining:
     )
     template: str = setting("", choices=("", *TEMPLATES), help="chat template; empty: the published one")
     lora: LoraSettings = setting(RECIPE, help="the adapter")
-    data: LlavaOptions = setting(LlavaOptions(), help="pictures and masks")
+    data: LlavaOptions = setting(LlavaOptions(), help="images and masks")
     alphas: AlphaOptions = setting(AlphaOptions(), help="opacity of the masks in training")
-    val_alphas: AlphaOptions = setting(AlphaOptions(), help="opacity of the masks in held-out pictures")
+    val_alphas: AlphaOptions = setting(AlphaOptions(), help="opacity of the masks in held-out images")
     fit: FitConfig = setting(FitConfig(), help="the training loop")
     gradient_checkpointing: bool = setting(True, help="recompute activations instead of keeping them")
-    max_length: int = setting(512, low=8, help="most tokens of an answer to learn; pictures are never cut")
+    max_length: int = setting(512, low=8, help="most tokens of an answer to learn; images are never cut")
     append_eos: bool = setting(True, help="learn to stop after the last tag; off: as published")
-    train_samples: int = setting(0, low=0, help="use only the first pictures; 0 = all")
-    only_val: bool = setting(False, help="no training: answer and measure held-out pictures")
+    train_samples: int = setting(0, low=0, help="use only the first images; 0 = all")
+    only_val: bool = setting(False, help="no training: answer and measure held-out images")
     checkpoint: str = setting(
         "latest", help="only_val: latest, a checkpoint's name in project_dir, an adapter's folder, or none"
     )
     predictions: Path | None = setting(
         None, help="folder of predictions.jsonl and metrics.json; default: in project_dir"
     )
-    val: ValidationOptions = setting(ValidationOptions(), help="held-out pictures")
+    val: ValidationOptions = setting(ValidationOptions(), help="held-out images")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -101,11 +101,11 @@ class PromptTraining:
             return self.dtype
         return "fp32" if self.fit.precision == "no" else self.fit.precision
 
-    def card(self) -> Card:
+    def card(self) -> PrompterConfig:
         """How the trained model is asked; `text_to_image.test` and the dream command read it."""
         alone, gray = self.data.only_gray_concept, self.data.single_color == "gray"
         known = (RED,) if alone and not gray else tuple(COLORS)[: self.data.colors]
-        return Card(
+        return PrompterConfig(
             name=f"{'1Mask' if alone else 'MultiMask'} of {self.project_dir.name}",
             colors=known,
             question="gray" if alone and gray else "discover",

@@ -1,4 +1,4 @@
-"""Write a prompt for every mask of a picture with a language model that sees what is around the masks.
+"""Write a prompt for every mask of an image with a language model that sees what is around the masks.
 
     writer = PromptWriter.load("assets/tiny/prompter")
     prompts = writer.write([image_u8], [[mask_a, mask_b]])[0]
@@ -23,7 +23,7 @@ import torch
 
 from inpainting.data.steps.describe import continuation, open_model
 from inpainting.models.image_to_text.adapter import load_adapter
-from inpainting.models.image_to_text.prompter import Card, find_files
+from inpainting.models.image_to_text.prompter import PrompterConfig, find_files
 from inpainting.models.image_to_text.questions import Query, one_line, queries_for, read_answer
 from inpainting.models.image_to_text.tags import (
     TagChoice,
@@ -38,6 +38,7 @@ from ldm.mllm.constrain import Grammar
 from ldm.mllm.load import Mllm
 
 log = logging.getLogger(__name__)
+DEFAULTS = PrompterConfig()
 
 RULES = 32  # compiled forms that are kept; one holds some megabytes for a large vocabulary
 FULL_STOP = "."
@@ -49,7 +50,7 @@ class Decoding:
     """How answers are decoded.
 
     constrained: one closed, non-empty tag per colour; off: as published. temperature: 0 takes the most
-    probable tokens, above 0 draws them with `seed`, each picture for itself. longest: most tokens of one
+    probable tokens, above 0 draws them with `seed`, each image for itself. longest: most tokens of one
     prompt, None: what the model's card says; decoded as published, of a whole answer, None: 512.
     """
 
@@ -73,7 +74,7 @@ GREEDY, PUBLISHED = Decoding(), Decoding(constrained=False)
 class PromptWriter:
     """A LLaVA or LLaVA-NeXT, or another language model that sees, asked for prompts."""
 
-    def __init__(self, mllm: Mllm, card: Card = Card(), adapter: Path | None = None) -> None:  # noqa: B008
+    def __init__(self, mllm: Mllm, card: PrompterConfig = DEFAULTS, adapter: Path | None = None) -> None:  # noqa: B008
         self.mllm, self.card, self.adapter = mllm, card, adapter
         self.chat = Chat(mllm.processor, card.template_for(mllm.family))
         self.grammar = Grammar(mllm.processor.tokenizer, RULES)
@@ -112,23 +113,23 @@ class PromptWriter:
         batch: int = 8,
         given: Sequence[Sequence[str]] | None = None,
     ) -> list[list[str]]:
-        """A prompt for each mask (h, w) bool of each picture (h, w, 3), any size, in the order of the masks.
+        """A prompt for each mask (h, w) bool of each image (h, w, 3), any size, in the order of the masks.
 
         batch: questions that go through the model together. given: prompts that are known, one per mask,
         empty where it is to be written; they are kept, and the model writes the others in their knowledge.
-        Raises ValueError for masks that do not fit their picture, and for more than the model knows colours.
+        Raises ValueError for masks that do not fit their image, and for more than the model knows colours.
         """
         known = [list(one) for one in given] if given else [[""] * len(one) for one in masks]
         asked: list[tuple[int, Query]] = []
-        for picture, (image_u8, own) in enumerate(zip(images_u8, masks, strict=True)):
-            asked += [(picture, one) for one in queries_for(self.card, image_u8, own, known[picture])]
+        for image, (image_u8, own) in enumerate(zip(images_u8, masks, strict=True)):
+            asked += [(image, one) for one in queries_for(self.card, image_u8, own, known[image])]
         size = 1 if decoding.temperature else batch
         for start in range(0, len(asked), size):
             some = asked[start : start + size]
             answers = self.answer([query for _, query in some], decoding)
-            for (picture, query), answer in zip(some, answers, strict=True):
+            for (image, query), answer in zip(some, answers, strict=True):
                 for mask, prompt in read_answer(query, answer).items():
-                    known[picture][mask] = prompt
+                    known[image][mask] = prompt
         return known
 
     def answer(self, queries: Sequence[Query], decoding: Decoding = GREEDY) -> list[str]:

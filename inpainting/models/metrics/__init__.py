@@ -1,1 +1,1 @@
-"""Numbers about prompts and about painted pictures."""
+"""Numbers about prompts and about painted images."""

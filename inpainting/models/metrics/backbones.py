@@ -1,4 +1,4 @@
-"""The networks that judge pictures: local files, each with its hash; a missing one is skipped by name."""
+"""The networks that judge images: local files, each with its hash; a missing one is skipped by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BackboneFiles:
 
 
 def open_judge(path: Path, device: torch.device) -> Clip | ResnetClip:
-    """A CLIP that tells good pictures from bad ones, by folder or by weight file."""
+    """A CLIP that tells good images from bad ones, by folder or by weight file."""
     return Clip.load(path, device) if path.is_dir() else load_resnet_clip(path, device)
 
 

@@ -1,6 +1,6 @@
-"""One filled picture against its original, as numbers and features; `report` makes tables of them.
+"""One filled image against its original, as numbers and features; `report` makes tables of them.
 
-Legend: h w pixels, k regions; pictures are RGB (h, w, 3) uint8.
+Legend: h w pixels, k regions; images are RGB (h, w, 3) uint8.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from inpainting.models.metrics.backbones import Backbones
 from inpainting.models.metrics.views import PADDED, cut_out, highlight
-from ldm.metrics.likeness import squared_error
+from ldm.metrics.similarity import squared_error
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A picture with k filled regions."""
+    """An image with k filled regions."""
 
     stem: str
     truth_u8: np.ndarray  # (h, w, 3)
     result_u8: np.ndarray  # (h, w, 3)
     masks: list[np.ndarray]  # k x (h, w) bool, none empty
     captions: list[str]  # k ground-truth descriptions
-    description: str | None = None  # of the whole picture
+    description: str | None = None  # of the whole image
 
     def __post_init__(self) -> None:
         if self.truth_u8.shape != self.result_u8.shape:
@@ -45,9 +45,9 @@ class Case:
 
 @dataclass(eq=False)
 class Row:
-    """What was found on one picture. Values that need a missing network stay out of `numbers`.
+    """What was found on one image. Values that need a missing network stay out of `numbers`.
 
-    numbers: name -> the values of this picture, one, or one per region
+    numbers: name -> the values of this image, one, or one per region
     features: name -> (1 or k, d)
     """
 
@@ -61,7 +61,7 @@ class Row:
 
 @torch.inference_mode()
 def measure(case: Case, networks: Backbones, device: torch.device) -> Row:
-    """All numbers of one picture; `masked_` ones look at the regions' boxes or pixels alone."""
+    """All numbers of one image; `masked_` ones look at the regions' boxes or pixels alone."""
     union = case.union
     row = Row(case.stem, len(case.masks), union.size, int(union.sum()))
     row.numbers["squared_error"] = [squared_error(case.result_u8, case.truth_u8)]
@@ -111,7 +111,7 @@ def similarities(
 
 
 def inception(network: torch.nn.Module, images_u8: Sequence[np.ndarray], device: torch.device) -> np.ndarray:
-    """Features (k, d) of pictures of any sizes."""
+    """Features (k, d) of images of any sizes."""
     batches = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None] for image in images_u8]
     return torch.cat([network(batch.to(device)) for batch in batches]).float().cpu().numpy()
 

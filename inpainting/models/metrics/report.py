@@ -1,6 +1,6 @@
 """Rows of `measure` -> numbers with 95 % intervals, as valid JSON, in the published names and units.
 
-    psnr dB, pooled over all pixels of all pictures;  fid as it is;  everything else a share or cosine up to 1
+    psnr dB, pooled over all pixels of all images;  fid as it is;  everything else a share or cosine up to 1
 (the paper's table shows those times 100).
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from inpainting.models.metrics.measure import Row
 from ldm.metrics.frechet import frechet_distance, kernel_distance
 from ldm.metrics.intervals import centred_interval, percentile_interval
-from ldm.metrics.likeness import decibels
+from ldm.metrics.similarity import decibels
 
 Number = dict[str, float | int]
 
@@ -49,7 +49,7 @@ def report(rows: Sequence[Row], seed: int, resamples: int, fid_resamples: int) -
             flat[f"n_masks_{name}_{count}"] = value_of(by_masks.get(str(count), {}), name)
     return {
         **flat,
-        "pictures": len(rows),
+        "images": len(rows),
         "regions": sum(row.regions for row in rows),
         "with_intervals": whole,
         "masked_regions_only": numbers(rows, "masked_", seed, resamples, fid_resamples),
@@ -78,14 +78,14 @@ def numbers(
 
 
 def psnr(rows: Sequence[Row], view: str, seed: int, resamples: int) -> Number:
-    """Of the mean squared error over all pixels of all pictures, not a mean of decibels."""
+    """Of the mean squared error over all pixels of all images, not a mean of decibels."""
     pixels = np.array([row.masked_pixels if view else row.pixels for row in rows], np.float64)
     sums = np.array([row.numbers[f"{view}squared_error"][0] for row in rows]) * pixels
     return with_interval(lambda some: decibels(sums[some].sum() / pixels[some].sum()), rows, seed, resamples)
 
 
 def mean(rows: Sequence[HasNumbers], name: str, seed: int, resamples: int) -> Number:
-    """Over all values; pictures are resampled with all their regions."""
+    """Over all values; images are resampled with all their regions."""
     sums = np.array([np.sum(row.numbers[name]) for row in rows])
     counts = np.array([len(row.numbers[name]) for row in rows])
     return with_interval(lambda some: sums[some].sum() / counts[some].sum(), rows, seed, resamples)

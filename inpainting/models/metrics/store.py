@@ -1,7 +1,7 @@
-"""Measured pictures on the disk, so that an interrupted measurement goes on, and a second one is free.
+"""Measured images on the disk, so that an interrupted measurement goes on, and a second one is free.
 
     FOLDER/NAME.npz    features, and the numbers as JSON with the key of what they were measured on
-A row counts only for the same picture, the same regions and the same networks.
+A row counts only for the same image, the same regions and the same networks.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class RowStore:
     folder: Path
     facts: Mapping[str, Any]
 
-    def key(self, picture: Path, about: Any) -> str:
+    def key(self, image: Path, about: Any) -> str:
         """What a row was measured on. about: more that it depends on, such as the names of its regions."""
-        text = json.dumps([VERSION, self.facts, file_sha256(picture), about], sort_keys=True)
+        text = json.dumps([VERSION, self.facts, file_sha256(image), about], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def read(self, stem: str, key: str) -> Row | None:
-        """The row of a picture, or None where there is none for this key."""
+        """The row of an image, or None where there is none for this key."""
         path = self.folder / f"{stem}.npz"
         try:
             with np.load(path, allow_pickle=False) as stored:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# model -> FID, LPIPS, PSNR, CLIP-IQA, I2I, T2I on all test pictures, and on those with several masks.
+# model -> FID, LPIPS, PSNR, CLIP-IQA, I2I, T2I on all test images, and on those with several masks.
 PUBLISHED: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "HQPrompt": ((19.18, 22.82, 14.55, 71.51, 84.87, 21.10), (31.86, 24.29, 14.36, 73.89, 85.63, 20.92)),
     "SD-2-Inp": ((15.07, 21.90, 14.66, 73.10, 88.87, 25.70), (27.40, 23.63, 14.35, 75.74, 88.93, 24.91)),
@@ -37,7 +37,7 @@ def shown(number: Mapping[str, float] | None, factor: int = 1) -> str:
 
 
 def collate(runs: Sequence[tuple[str, Path]]) -> str:
-    """A Markdown table. runs: (model of the paper, folder of its pictures with metrics.json).
+    """A Markdown table. runs: (model of the paper, folder of its images with metrics.json).
 
     Each model has its published row, and one of ours where it was measured; in parentheses, several masks.
     """
@@ -63,8 +63,8 @@ def measured(model: str, folder: Path) -> str:
     for name in COLUMNS:
         several = cell(reports[1], name)
         cells.append(cell(reports[0], name) + ("" if several == "-" else f" ({several})"))
-    pictures = "; ".join(f"n = {one['pictures']}" for one in reports if one)
-    return f"| {model}, here ({pictures}) | " + " | ".join(cells) + " |"
+    images = "; ".join(f"n = {one['images']}" for one in reports if one)
+    return f"| {model}, here ({images}) | " + " | ".join(cells) + " |"
 
 
 def read_report(path: Path) -> dict[str, Any] | None:

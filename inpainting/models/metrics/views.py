@@ -1,6 +1,6 @@
-"""What a metric looks at: one region of a picture in its dimmed surroundings, or cut out.
+"""What a metric looks at: one region of an image in its dimmed surroundings, or cut out.
 
-Legend: h w pixels; pictures are RGB (h, w, 3) uint8, masks bool (h, w).
+Legend: h w pixels; images are RGB (h, w, 3) uint8, masks bool (h, w).
 """
 
 from __future__ import annotations
@@ -28,6 +28,6 @@ def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def cut_out(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The picture inside the region's box."""
+    """The image inside the region's box."""
     x0, y0, x1, y1 = box_of(mask)
     return image_u8[y0:y1, x0:x1]

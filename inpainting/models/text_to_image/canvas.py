@@ -1,10 +1,10 @@
-"""A picture of any size and its masks, brought to the size at which the model paints, and back.
+"""An image of any size and its masks, brought to the size at which the model paints, and back.
 
-The shorter side becomes the model's resolution (the longer one at most twice that), and the picture is
+The shorter side becomes the model's resolution (the longer one at most twice that), and the image is
 continued at the right and bottom edge up to multiples of the autoencoder's factor. Afterwards the added part
-is cut off, the rest is brought to the picture's own size, and only pixels inside the masks are taken from it.
+is cut off, the rest is brought to the image's own size, and only pixels inside the masks are taken from it.
 
-Legend: H W pixels of the user's picture, h w pixels of the canvas, r regions.
+Legend: H W pixels of the user's image, h w pixels of the canvas, r regions.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """What the model sees of one picture.
+    """What the model sees of one image.
 
-    image_pm1: (3, h, w);  masks: (r, h, w) bool;  inner_hw: size of the picture's part, at the top left
+    image_pm1: (3, h, w);  masks: (r, h, w) bool;  inner_hw: size of the image's part, at the top left
     """
 
     image_pm1: Tensor
@@ -54,9 +54,9 @@ class Canvas:
 
 
 def as_regions(image_u8: np.ndarray, regions: Sequence[Region | tuple[np.ndarray, str]]) -> list[Region]:
-    """Check picture and regions against each other; ValueError names the region that does not fit."""
+    """Check image and regions against each other; ValueError names the region that does not fit."""
     if image_u8.dtype != np.uint8 or image_u8.ndim != 3 or image_u8.shape[2] != 3:
-        raise ValueError(f"the picture must be RGB (h, w, 3) uint8, got {image_u8.dtype} {image_u8.shape}")
+        raise ValueError(f"the image must be RGB (h, w, 3) uint8, got {image_u8.dtype} {image_u8.shape}")
     if not regions:
         raise ValueError("nothing to paint: give at least one (mask, prompt)")
     found = [region if isinstance(region, Region) else Region(*region) for region in regions]
@@ -66,7 +66,7 @@ def as_regions(image_u8: np.ndarray, regions: Sequence[Region | tuple[np.ndarray
             raise ValueError(f"mask {number} must be bool (h, w), got {given}; for a 0/255 mask: mask > 127")
         if region.mask.shape != image_u8.shape[:2]:
             (h, w), (high, wide) = region.mask.shape, image_u8.shape[:2]
-            given = f"{w} x {h} pixels, its picture {wide} x {high} (width x height)"
+            given = f"{w} x {h} pixels, its image {wide} x {high} (width x height)"
             raise ValueError(f"mask {number} is {given}")
         if not region.mask.any():
             raise ValueError(f"mask {number} ({region.prompt!r}) is empty: no pixel is set")
@@ -91,7 +91,7 @@ def paired(
 def make_canvas(
     image_u8: np.ndarray, masks: Sequence[np.ndarray], resolution: int, factor: int, layout: str = "coverage"
 ) -> Canvas:
-    """Bring picture (H, W, 3) and masks (H, W) to painting size.
+    """Bring image (H, W, 3) and masks (H, W) to painting size.
 
     factor: pixels per latent;  layout: nearest samples masks at one point (published), coverage keeps every
             pixel that a mask touches
@@ -105,7 +105,7 @@ def make_canvas(
 
 
 def inner_size(size_hw: tuple[int, int], resolution: int) -> tuple[int, int]:
-    """(h, w) at which a picture is painted, before it is continued to whole latents."""
+    """(h, w) at which an image is painted, before it is continued to whole latents."""
     scale = min(resolution / min(size_hw), LONGEST * resolution / max(size_hw))
     return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
 
@@ -121,20 +121,20 @@ def _fit(mask: np.ndarray, size_hw: tuple[int, int], layout: str) -> np.ndarray:
 def paste(
     image_u8: np.ndarray, painted_u8: np.ndarray, canvas: Canvas, edit: np.ndarray, feather: float
 ) -> np.ndarray:
-    """The painted canvas (h, w, 3) inside edit (H, W) bool, the picture (H, W, 3) everywhere else, a copy.
+    """The painted canvas (h, w, 3) inside edit (H, W) bool, the image (H, W, 3) everywhere else, a copy.
 
     feather: width of the transition, which lies inside the masks, as a fraction of the shorter side
     """
-    picture = whole(image_u8, painted_u8, canvas)
+    image = whole(image_u8, painted_u8, canvas)
     weight = feather_inside(edit, feather * min(edit.shape))[edit][:, None]
     result = image_u8.copy()
     before = image_u8[edit].astype(np.float32)
-    result[edit] = np.rint(before + weight * (picture[edit] - before)).astype(np.uint8)
+    result[edit] = np.rint(before + weight * (image[edit] - before)).astype(np.uint8)
     return result
 
 
 def whole(image_u8: np.ndarray, painted_u8: np.ndarray, canvas: Canvas) -> np.ndarray:
-    """The painted canvas (h, w, 3) at the picture's own size (H, W, 3)."""
+    """The painted canvas (h, w, 3) at the image's own size (H, W, 3)."""
     h, w = canvas.inner_hw
     size = image_u8.shape[0], image_u8.shape[1]
     enlarges = size[0] > h or size[1] > w

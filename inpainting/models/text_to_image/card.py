@@ -20,7 +20,7 @@ class PaintOptions:
         None, low=0.0, high=30.0, help="classifier-free guidance, 1 = off; without it the model's"
     )
     strength: float = setting(
-        1.0, low=0.01, high=1.0, help="noise put on the picture; below 1 its colours and shapes shine through"
+        1.0, low=0.01, high=1.0, help="noise put on the image; below 1 its colours and shapes shine through"
     )
     negative: str = setting("", help="what no region should show; a region's own negative prompt comes first")
     rca: bool = setting(True, help="rectified cross-attention; off = all prompts joined, read everywhere")
@@ -39,7 +39,7 @@ class PaintOptions:
         None, low=16, high=4096, help="shorter side in pixels at which to paint; without it the model's"
     )
     paste_back: bool = setting(
-        True, help="keep every pixel outside the masks; off = the whole decoded picture (published)"
+        True, help="keep every pixel outside the masks; off = the whole decoded image (published)"
     )
     feather: float = setting(
         0.005, low=0.0, high=0.5, help="blend inside the masks' edge, as a fraction of the shorter side"
@@ -67,7 +67,7 @@ class Recommended:
 
 
 @dataclass(frozen=True)
-class Card:
+class InpainterConfig:
     """`inpainter.json` of a model folder; a stock Stable Diffusion folder has none and gets these values."""
 
     name: str = setting("inpainter", help="short name for logs and recipes")
@@ -83,7 +83,7 @@ class Card:
         check_settings(self)
 
 
-def resolved(options: PaintOptions, card: Card, scheduler: str, resolution: int) -> PaintOptions:
+def resolved(options: PaintOptions, card: InpainterConfig, scheduler: str, resolution: int) -> PaintOptions:
     """Options without None. scheduler, resolution: what the model's own files say."""
     sampling = card.sampling
     wanted: dict[str, Any] = {

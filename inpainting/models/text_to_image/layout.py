@@ -7,7 +7,7 @@ nearest   the published rule: a cell takes the value of its top-left pixel, so a
 coverage  a cell belongs to every region that touches it, so no region vanishes; the background is what
           no region touches
 
-Legend: b pictures, r regions, H W pixels of the masks, h w cells of one resolution, n = h w.
+Legend: b images, r regions, H W pixels of the masks, h w cells of one resolution, n = h w.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from inpainting.models.text_to_image.card import Card
+from inpainting.models.text_to_image.card import InpainterConfig
 from inpainting.models.text_to_image.lora import load_lora, lora_file
 from inpainting.models.text_to_image.rca import install_rca
 from ldm.checkpoints import build, folder_written_whole, load_strict, read_json, save_part
@@ -40,7 +40,7 @@ WEIGHT_FILES = ("diffusion_pytorch_model", "model", "pytorch_model")
 SUFFIXES = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
 PATCH = "Freestyle"  # prefix of the block names in the published JSON replacement
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-CHANNELS = 9  # noisy latents 4, mask 1, latents of the masked picture 4
+CHANNELS = 9  # noisy latents 4, mask 1, latents of the masked image 4
 
 
 @dataclass(eq=False)
@@ -55,7 +55,7 @@ class Inpainter:
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     scheduler_config: dict[str, Any]
-    card: Card
+    card: InpainterConfig
     folder: Path | None = None
     lora: Path | None = None
 
@@ -116,12 +116,12 @@ def load_inpainter(
     return inpainter.to(device)
 
 
-def load_card(folder: Path) -> Card:
+def load_card(folder: Path) -> InpainterConfig:
     """The card of a complete folder, without the weights; default values where it has none."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such model folder")
     path = folder / CARD
-    card = merge_layers(Card, [Layer(read_json(path), f"{path}: ")] if path.is_file() else [])
+    card = merge_layers(InpainterConfig, [Layer(read_json(path), f"{path}: ")] if path.is_file() else [])
     absent = [part for part in (*PARTS, card.vae) if not (folder / part).is_dir()]
     if absent:
         raise ValueError(f"{folder}: not a complete inpainting model; missing {', '.join(absent)}")

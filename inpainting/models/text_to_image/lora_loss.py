@@ -1,6 +1,6 @@
 """What the inpainter learns: to predict the noise of a masked painting, with or without rectified attention.
 
-Legend: b pictures, c latent channels, h w latent pixels, H W pixels.
+Legend: b images, c latent channels, h w latent pixels, H W pixels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LoraLoss:
         self.levels = len(self.model.unet.config.block_out_channels)
 
     def __call__(self, unet: nn.Module, batch: dict[str, Any], seeds: Sequence[int]) -> Tensor:
-        """batch: of `InpaintingDataset.collate_fn`, on the device; seeds: one per picture."""
+        """batch: of `InpaintingDataset.collate_fn`, on the device; seeds: one per image."""
         image = batch["pixel_values"]
         space = self.model.latent_space
         size = (image.shape[2] // space.factor, image.shape[3] // space.factor)
@@ -77,7 +77,7 @@ class LoraLoss:
         return space.encode(image_pm1.to(parameter.dtype), generators).float()  # type: ignore[arg-type]
 
     def read(self, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
-        """Prompts of each picture -> embeddings (b, t, c) and owners (b, t)."""
+        """Prompts of each image -> embeddings (b, t, c) and owners (b, t)."""
         plans = [
             plan_tokens(one, self.model.tokenizer, encoding=self.encoding, regions=self.rca) for one in texts
         ]

@@ -1,4 +1,4 @@
-"""Fill several masks of a picture in one pass, each with its own prompt.
+"""Fill several masks of an image in one pass, each with its own prompt.
 
     pipe = load_inpainter("assets/tiny/inpainter")
     result = paint(image_u8, [(mask_a, "a red cube"), (mask_b, "a green ball")], pipe, seed=0)
@@ -7,7 +7,7 @@
 All regions are painted together: one union mask, one UNet call per step, and cross-attention that lets each
 pixel read the prompts of its own regions only. Pixels outside the masks keep their bytes; that is measured.
 
-Legend: H W pixels of the user's picture, h w pixels of the canvas.
+Legend: H W pixels of the user's image, h w pixels of the canvas.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One picture, what to paint into it, and a seed for each sample of it."""
+    """One image, what to paint into it, and a seed for each sample of it."""
 
     image_u8: np.ndarray  # (H, W, 3)
     regions: Sequence[Region | tuple[np.ndarray, str]]
@@ -45,9 +45,9 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What painting one picture gives. Sample i has seed `seeds[i]`."""
+    """What painting one image gives. Sample i has seed `seeds[i]`."""
 
-    images_u8: list[np.ndarray]  # n x (H, W, 3), the size of the picture
+    images_u8: list[np.ndarray]  # n x (H, W, 3), the size of the image
     edit_mask: np.ndarray  # (H, W) bool, what was allowed to change
     seeds: list[int]
     regions: list[Region]
@@ -83,11 +83,11 @@ def paint(
     cancelled: Callable[[], bool] | None = None,
     progress: bool = True,
 ) -> Result:
-    """Paint each region of a picture (H, W, 3) of any size with its own prompt.
+    """Paint each region of an image (H, W, 3) of any size with its own prompt.
 
     regions: (mask (H, W) bool, prompt) pairs, or `Region`s, which may carry negative prompts; where masks
              overlap, pixels read both prompts
-    samples: pictures to make; sample i has seed + i and is the picture of that seed painted alone
+    samples: images to make; sample i has seed + i and is the image of that seed painted alone
     Raises ValueError for what a user can mend, `ldm.denoise.Cancelled` when `cancelled` says so.
     """
     job = Job(image_u8, regions, range(seed, seed + samples))
@@ -103,9 +103,9 @@ def paint_all(
     cancelled: Callable[[], bool] | None = None,
     progress: bool = True,
 ) -> list[Result]:
-    """Paint several pictures; those of one painting size go through the model together.
+    """Paint several images; those of one painting size go through the model together.
 
-    Every sample has its own noise, so it is the same picture (up to rounding) in any batch.
+    Every sample has its own noise, so it is the same image (up to rounding) in any batch.
     """
     chosen = options_for(pipe, options)
     prepared = [prepare(job, pipe, chosen) for job in jobs]
@@ -116,7 +116,7 @@ def paint_all(
     for indices in batches.values():
         timer, several = StageTimer(), [prepared[index] for index in indices]
         with timer.stage("paint"):
-            pictures = iter(
+            results_u8 = iter(
                 sample(
                     as_batch(several),
                     pipe,
@@ -127,7 +127,7 @@ def paint_all(
                 )
             )
         for index, one in zip(indices, several, strict=True):
-            results[index] = finish(one, pictures, pipe, chosen, timer)
+            results[index] = finish(one, results_u8, pipe, chosen, timer)
     return [results[index] for index in range(len(jobs))]
 
 
@@ -165,7 +165,7 @@ def _plan(texts: list[str], pipe: Inpainter, options: PaintOptions) -> TokenPlan
 
 
 def as_batch(several: Sequence[Prepared]) -> Batch:
-    """Prepared jobs of one size as tensors; pictures with fewer regions get empty ones."""
+    """Prepared jobs of one size as tensors; images with fewer regions get empty ones."""
     most = max(len(one.regions) for one in several)
     masks = torch.zeros(len(several), most, *several[0].canvas.size, dtype=torch.bool)
     for row, one in zip(masks, several, strict=True):
@@ -184,12 +184,12 @@ def as_batch(several: Sequence[Prepared]) -> Batch:
 def finish(
     one: Prepared, painted: Iterator[np.ndarray], pipe: Inpainter, options: PaintOptions, timer: StageTimer
 ) -> Result:
-    """Back to the picture's own size; outside the masks every byte stays, and that is measured."""
+    """Back to the image's own size; outside the masks every byte stays, and that is measured."""
     image, seeds = one.job.image_u8, list(one.job.seeds)
     edit = np.logical_or.reduce([region.mask for region in one.regions])
     with timer.stage("paste back"):
-        pictures = [whole_or_pasted(image, next(painted), one.canvas, edit, options) for _ in seeds]
-    drift = [measure_drift(image, picture, edit) for picture in pictures]
+        results_u8 = [whole_or_pasted(image, next(painted), one.canvas, edit, options) for _ in seeds]
+    drift = [measure_drift(image, result_u8, edit) for result_u8 in results_u8]
     report = {
         "drift": drift,
         "seeds": seeds,
@@ -200,13 +200,13 @@ def finish(
         "seconds": timer.report(),
     }
     recipe = make_recipe(image, one.regions, pipe, options)
-    return Result(pictures, edit, seeds, one.regions, recipe, report)
+    return Result(results_u8, edit, seeds, one.regions, recipe, report)
 
 
 def whole_or_pasted(
     image_u8: np.ndarray, painted_u8: np.ndarray, canvas: Canvas, edit: np.ndarray, options: PaintOptions
 ) -> np.ndarray:
-    """(H, W, 3): the picture with its masks painted, or without paste_back all of the model's picture."""
+    """(H, W, 3): the image with its masks painted, or without paste_back all of the model's image."""
     if not options.paste_back:
         return whole(image_u8, painted_u8, canvas)
     return paste(image_u8, painted_u8, canvas, edit, options.feather)

@@ -5,8 +5,8 @@
     ids, owners = get_freestyle_text_inputs(texts, pipe.tokenizer)   # (77,), (77,)
     pipe(ids[None], owners[None], layout[None], image, mask_image).images
 
-It paints as published: nearest layout, one joint sequence, the whole decoded picture. `pipeline.paint` takes
-the same pipe and offers the rest. Legend: b pictures, r regions, t tokens, h w pixels.
+It paints as published: nearest layout, one joint sequence, the whole decoded image. `pipeline.paint` takes
+the same pipe and offers the rest. Legend: b images, r regions, t tokens, h w pixels.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from inpainting.tokens import SHARED, TokenPlan, plan_tokens
 from ldm.device import pick_dtype
 from ldm.images import to_01, to_pm1
 
-Pictures = Tensor | Image.Image | Sequence[Image.Image]
+Images = Tensor | Image.Image | Sequence[Image.Image]
 SEEDS = 2**31
 
 
 @dataclass(frozen=True, eq=False)
 class PipelineOutput:
-    """images: PIL pictures, or (h, w, 3) uint8 arrays for output_type "np"; seeds: one for each."""
+    """images: PIL images, or (h, w, 3) uint8 arrays for output_type "np"; seeds: one for each."""
 
     images: list
     seeds: list[int]
@@ -50,8 +50,8 @@ class FreestyleStableDiffusionInpaintPipeline(Inpainter):
         input_ids: Tensor,
         freestyle_attention_mask: Tensor,
         freestyle_layout_mask: Tensor,
-        image: Pictures,
-        mask_image: Pictures,
+        image: Images,
+        mask_image: Images,
         height: int | None = None,
         width: int | None = None,
         strength: float = 1.0,
@@ -62,32 +62,32 @@ class FreestyleStableDiffusionInpaintPipeline(Inpainter):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
     ) -> PipelineOutput:
-        """Paint b pictures, each num_images_per_prompt times in a row.
+        """Paint b images, each num_images_per_prompt times in a row.
 
         input_ids, freestyle_attention_mask: (b, t);  freestyle_layout_mask: (b, r + 1, h, w)
-        image:      (b, 3, h, w) in [-1, 1], or PIL pictures, which are brought to height x width
+        image:      (b, 3, h, w) in [-1, 1], or PIL images, which are brought to height x width
         mask_image: (b, 1, h, w), above 0.5 = paint, or PIL masks
-        generator:  seeds are drawn from it (from each, if there is one per picture); without it every call
-                    gives another picture, and the result says its seeds
+        generator:  seeds are drawn from it (from each, if there is one per image); without it every call
+                    gives another image, and the result says its seeds
         """
         if output_type not in ("pil", "np"):
             raise ValueError(f"unknown output_type {output_type!r}; allowed: pil, np")
         size = height or self.resolution, width or self.resolution
-        pictures = _stacked(image, size, mask=False)
+        pixels = _stacked(image, size, mask=False)
         union = _stacked(mask_image, size, mask=True) > 0.5
         count = len(input_ids)
-        if not len(pictures) == len(union) == len(freestyle_layout_mask) == count:
-            given = f"{len(pictures)} images, {len(union)} masks, {len(freestyle_layout_mask)} layouts"
+        if not len(pixels) == len(union) == len(freestyle_layout_mask) == count:
+            given = f"{len(pixels)} images, {len(union)} masks, {len(freestyle_layout_mask)} layouts"
             raise ValueError(f"{count} token sequences for {given}; there must be as many of each")
-        if pictures.shape[-2:] != union.shape[-2:]:
+        if pixels.shape[-2:] != union.shape[-2:]:
             raise ValueError(
-                f"image and mask_image differ in size: {list(pictures.shape)}, {list(union.shape)}"
+                f"image and mask_image differ in size: {list(pixels.shape)}, {list(union.shape)}"
             )
-        _check_multiple(pictures, self.latent_space.factor)
+        _check_multiple(pixels, self.latent_space.factor)
         negative = plan_tokens([negative_prompt or ""], self.tokenizer)
         negative = replace(negative, owners=torch.full_like(negative.owners, SHARED))
         batch = Batch(
-            image_pm1=pictures,
+            image_pm1=pixels,
             masks=freestyle_layout_mask[:, 1:].bool(),
             union=union,
             plans=[
@@ -114,7 +114,7 @@ def get_pretrained_mm_inpainting_pipe(
 
 
 def get_freestyle_layout_mask(masks: Sequence[Tensor], max_concepts: int = 5) -> Tensor:
-    """Masks (1, h, w) of one picture -> layout (max_concepts + 1, h, w), 0 or 1, int64.
+    """Masks (1, h, w) of one image -> layout (max_concepts + 1, h, w), 0 or 1, int64.
 
     Row 0 is 1 everywhere; row k is mask k or background; rows without a mask are 0.
     """
@@ -128,16 +128,16 @@ def get_freestyle_layout_mask(masks: Sequence[Tensor], max_concepts: int = 5) ->
 
 
 def get_freestyle_text_inputs(texts: Sequence[str], tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
-    """Prompts of one picture -> input_ids (77,) and freestyle_attention_mask (77,), each token's region."""
+    """Prompts of one image -> input_ids (77,) and freestyle_attention_mask (77,), each token's region."""
     plan = plan_tokens(texts, tokenizer)
     return plan.input_ids[0], plan.owners
 
 
-def _stacked(pictures: Pictures, size_hw: tuple[int, int], mask: bool) -> Tensor:
-    """PIL pictures -> (b, 3, h, w) in [-1, 1], masks -> (b, 1, h, w) in [0, 1]; tensors stay as they are."""
-    if isinstance(pictures, Tensor):
-        return pictures if pictures.ndim == 4 else pictures[None]
-    several = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+def _stacked(pixels: Images, size_hw: tuple[int, int], mask: bool) -> Tensor:
+    """PIL images -> (b, 3, h, w) in [-1, 1], masks -> (b, 1, h, w) in [0, 1]; tensors stay as they are."""
+    if isinstance(pixels, Tensor):
+        return pixels if pixels.ndim == 4 else pixels[None]
+    several = [pixels] if isinstance(pixels, Image.Image) else list(pixels)
     shape = size_hw[1], size_hw[0]
     if mask:
         flat = [np.array(one.convert("L").resize(shape, Image.Resampling.NEAREST)) for one in several]
@@ -146,19 +146,19 @@ def _stacked(pictures: Pictures, size_hw: tuple[int, int], mask: bool) -> Tensor
     return torch.stack([to_pm1(one) for one in smooth])
 
 
-def _check_multiple(pictures: Tensor, factor: int) -> None:
-    h, w = pictures.shape[-2:]
+def _check_multiple(pixels: Tensor, factor: int) -> None:
+    h, w = pixels.shape[-2:]
     if h % factor or w % factor:
-        raise ValueError(f"pictures are {w} x {h} pixels; both sides must be multiples of {factor}")
+        raise ValueError(f"images are {w} x {h} pixels; both sides must be multiples of {factor}")
 
 
 def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int, each: int) -> list[int]:
-    """count x each seeds, those of one picture in a row."""
+    """count x each seeds, those of one image in a row."""
     if generator is None:
         return [secrets.randbelow(SEEDS) for _ in range(count * each)]
     several = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
     if len(several) != count:
-        raise ValueError(f"{len(several)} generators for {count} pictures; give one, or one for each")
+        raise ValueError(f"{len(several)} generators for {count} images; give one, or one for each")
     return [_draw(one) for one in several for _ in range(each)]
 
 

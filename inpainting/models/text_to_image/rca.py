@@ -12,7 +12,7 @@ each resolution, one array for all heads, layers and steps, and given to one fus
 It travels as an argument, never as state of the processors: gradient checkpointing runs a block again with
 the arguments it was first given.
 
-Legend: b pictures, r regions, n latent cells of one resolution, t tokens, h heads.
+Legend: b images, r regions, n latent cells of one resolution, t tokens, h heads.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def _bias_for(regions: Regions, pixels: Tensor, tokens: Tensor) -> Tensor:
     wanted = (len(pixels), 1, pixels.shape[1], tokens.shape[1])
     if bias.shape != wanted:
         raise ValueError(
-            f"the region map is {tuple(bias.shape)}, this batch needs {wanted}: pictures, 1, cells, tokens; "
-            "use repeated() for several pictures per prompt and guided() for classifier-free guidance"
+            f"the region map is {tuple(bias.shape)}, this batch needs {wanted}: images, 1, cells, tokens; "
+            "use repeated() for several images per prompt and guided() for classifier-free guidance"
         )
     return bias
 
@@ -162,8 +162,8 @@ def region_kwargs(
     highest = int(owners.max())
     if highest > masks.shape[1] or len(masks) != len(owners):
         raise ValueError(
-            f"tokens of {len(owners)} pictures name region {highest}, "
-            f"there are masks of {len(masks)} pictures and {masks.shape[1]} regions"
+            f"tokens of {len(owners)} images name region {highest}, "
+            f"there are masks of {len(masks)} images and {masks.shape[1]} regions"
         )
     regions = {}
     for level, (h, w) in enumerate(attention_sizes(latent_hw, levels)):
@@ -180,8 +180,8 @@ def region_bias(visibility: Tensor, owners: Tensor, dtype: torch.dtype = torch.f
     hidden = (owners == HIDDEN)[..., None]
     rows = rows.masked_fill(hidden, float("-inf"))
     # Where only regions without a prompt are and no token is shared, a cell reads all: softmax needs one.
-    lonely = rows.amax(dim=1, keepdim=True).isneginf()
-    rows = rows.masked_fill(lonely & ~hidden, 0.0)
+    fully_masked_rows = rows.amax(dim=1, keepdim=True).isneginf()
+    rows = rows.masked_fill(fully_masked_rows & ~hidden, 0.0)
     bias = torch.zeros(b, 1, n, -(-t // ALIGNED) * ALIGNED, dtype=dtype, device=visibility.device)[..., :t]
     bias[:, 0] = rearrange(rows, "b t n -> b n t")
     return bias
@@ -193,7 +193,7 @@ def guided(kwargs: dict[str, Regions]) -> dict[str, Regions]:
 
 
 def repeated(kwargs: dict[str, Regions], count: int) -> dict[str, Regions]:
-    """For `count` pictures of each prompt, in the order of num_images_per_prompt: a, a, b, b."""
+    """For `count` images of each prompt, in the order of num_images_per_prompt: a, a, b, b."""
     regions = {n: _aligned(bias.repeat_interleave(count, 0)) for n, bias in kwargs["regions"].items()}
     return {"regions": regions}
 

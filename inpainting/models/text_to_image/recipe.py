@@ -1,4 +1,4 @@
-"""The recipe of a painted picture: all that decides its pixels."""
+"""The recipe of a painted image: all that decides its pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ldm.settings.config import to_plain
 def make_recipe(
     image_u8: np.ndarray, regions: Sequence[Region], pipe: Inpainter, options: PaintOptions
 ) -> dict[str, Any]:
-    """All that decides the pixels: picture, masks, prompts, options, weights, machine, versions."""
+    """All that decides the pixels: image, masks, prompts, options, weights, machine, versions."""
     return {
         "command": "paint",
         "image": _digest(image_u8),

@@ -1,6 +1,6 @@
-"""From prepared tensors to pictures: conditions once, then the shared denoising loop.
+"""From prepared tensors to images: conditions once, then the shared denoising loop.
 
-Legend: j pictures, b samples of them, c channels, r regions, H W pixels, h w latent cells, t tokens.
+Legend: j images, b samples of them, c channels, r regions, H W pixels, h w latent cells, t tokens.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ldm.latents import make_scheduler
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Pictures of one size.
+    """Images of one size.
 
     image_pm1: (j, 3, H, W);  masks: (j, r, H, W) bool, absent regions are empty;  union: (j, 1, H, W) bool
-    plans:     tokens of the prompts;  negatives: tokens of the negative prompts, one plan per picture each
-    rows:      (b,) which picture each sample is of
+    plans:     tokens of the prompts;  negatives: tokens of the negative prompts, one plan per image each
+    rows:      (b,) which image each sample is of
     seeds:     b of them
     """
 
@@ -41,7 +41,7 @@ class Batch:
     seeds: Sequence[int]
 
 
-def masked_picture(image_pm1: Tensor, union: Tensor) -> Tensor:
+def masked_image(image_pm1: Tensor, union: Tensor) -> Tensor:
     """(j, 3, H, W) with mid-grey where union (j, 1, H, W) is set."""
     return image_pm1.masked_fill(union, 0.0)
 
@@ -49,7 +49,7 @@ def masked_picture(image_pm1: Tensor, union: Tensor) -> Tensor:
 def known_channels(union: Tensor, masked: Tensor, layout: str = "coverage") -> Tensor:
     """What the UNet is told besides the noisy latents, of which it is the continuation: 1 + c channels.
 
-    union: (b, 1, H, W) bool;  masked: (b, c, h, w) latents of the masked picture
+    union: (b, 1, H, W) bool;  masked: (b, c, h, w) latents of the masked image
     """
     channel = shrink_masks(union, (masked.shape[-2], masked.shape[-1]), layout)
     return torch.cat([channel.to(masked), masked], dim=1)
@@ -65,12 +65,12 @@ def sample(
     cancelled: Callable[[], bool] | None = None,
     progress: bool = True,
 ) -> list[np.ndarray]:
-    """One picture (H, W, 3) uint8 per sample. options: without None, see `card.resolved`."""
+    """One image (H, W, 3) uint8 per sample. options: without None, see `card.resolved`."""
     device, dtype, space = pipe.device, pipe.dtype, pipe.latent_space
     guided = options.guidance != 1.0
     rows = torch.tensor(list(batch.rows), device=device)
     image, union = batch.image_pm1.to(device, dtype), batch.union.to(device)
-    masked = space.encode(masked_picture(image, union)).float()
+    masked = space.encode(masked_image(image, union)).float()
     known = known_channels(union, masked, str(options.layout))[rows]
     known = torch.cat([known, known]) if guided else known
     latent_hw = masked.shape[-2], masked.shape[-1]

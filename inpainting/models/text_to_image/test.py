@@ -5,7 +5,7 @@
     python -m inpainting.models.text_to_image.test compute --config-path FILE [--only-multi-prompt]
     python -m inpainting.models.text_to_image.test compute --table
 
-Every verb continues where it stopped; `--shard i/n` divides the pictures between machines.
+Every verb continues where it stopped; `--shard i/n` divides the images between machines.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def generate_verb(
     shard: Shard = "",
     overrides: Overrides = None,
 ) -> None:
-    """Fill the masked regions of the test pictures; the same command again continues."""
+    """Fill the masked regions of the test images; the same command again continues."""
     generate(read(config_path, overrides), share(num_proc, proc_idx, shard))
 
 
@@ -71,13 +71,13 @@ def generate_prompts_verb(
     shard: Shard = "",
     overrides: Overrides = None,
 ) -> None:
-    """Write prompts for the masked regions of the test pictures with LLaVA-NeXT."""
+    """Write prompts for the masked regions of the test images with LLaVA-NeXT."""
     generate_prompts(read(config_path, overrides), share(num_proc, proc_idx, shard))
 
 
 def generate_repeated_verb(
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", "--output_dir", help="folder of the pictures")
+        Path | None, typer.Option("--output-dir", "--output_dir", help="folder of the images")
     ] = None,
     num_proc: NumProc = 1,
     proc_idx: ProcIdx = 0,
@@ -97,16 +97,16 @@ def compute_verb(
         list[Path] | None, typer.Option(help="YAML file of settings; several with --table", metavar="FILE")
     ] = None,
     only_multi_prompt: Annotated[
-        bool, typer.Option("--only-multi-prompt", help="pictures with two regions or more")
+        bool, typer.Option("--only-multi-prompt", help="images with two regions or more")
     ] = False,
-    partial: Annotated[bool, typer.Option("--partial", help="leave out missing pictures")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="leave out missing images")] = False,
     table: Annotated[
         bool, typer.Option("--table", help="collate measured runs, by default those of all configs")
     ] = False,
     out: Annotated[Path, typer.Option(help="where --table writes")] = TABLE,
     overrides: Overrides = None,
 ) -> None:
-    """Measure the filled pictures, or collate measured runs into the paper's table."""
+    """Measure the filled images, or collate measured runs into the paper's table."""
     if table:
         paths = config_path or sorted(CONFIGS.glob("*.yaml"))
         text = make_table([read(path, overrides) for path in paths], out)

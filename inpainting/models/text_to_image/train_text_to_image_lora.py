@@ -65,14 +65,14 @@ class TrainLoraConfig:
     rca: bool = setting(True, help="rectified cross-attention; off: prompts joined by periods")
     layout: str = setting("coverage", choices=LAYOUTS, help="which cells a region owns; nearest = published")
     encoding: str = setting("joint", choices=ENCODINGS, help="one sequence for all prompts, or one for each")
-    data: PaintingOptions = setting(PaintingOptions(), help="pictures and regions")
+    data: PaintingOptions = setting(PaintingOptions(), help="images and regions")
     lora: LoraOptions = setting(LoraOptions(), help="the adapter")
     fit: FitConfig = setting(FitConfig(), help="the training loop")
     noise_offset: float = setting(0.0, low=0, help="extra noise per channel")
     min_snr: float = setting(0.0, low=0, help="limit of the loss weight by signal-to-noise ratio; 0 = none")
     gradient_checkpointing: bool = setting(False, help="less memory, about a third slower")
-    train_samples: int = setting(0, low=0, help="use only the first pictures; 0 = all")
-    val_samples: int = setting(0, low=0, help="use only the first validation pictures; 0 = all")
+    train_samples: int = setting(0, low=0, help="use only the first images; 0 = all")
+    val_samples: int = setting(0, low=0, help="use only the first validation images; 0 = all")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -105,7 +105,7 @@ def add_lora(unet: UNet2DConditionModel, options: LoraOptions, seed: int) -> Non
 
 
 def open_split(config: TrainLoraConfig, model: Inpainter, split: str) -> Dataset:
-    """The pictures of a split with their regions."""
+    """The images of a split with their regions."""
     options = config.data
     dataset = InpaintingDataset(
         options.data_dir,
@@ -124,7 +124,7 @@ def open_split(config: TrainLoraConfig, model: Inpainter, split: str) -> Dataset
 
 
 class First(Subset):
-    """The first pictures of a split."""
+    """The first images of a split."""
 
     def __init__(self, dataset: InpaintingDataset, count: int) -> None:
         super().__init__(dataset, range(count))

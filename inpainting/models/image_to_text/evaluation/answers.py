@@ -37,7 +37,7 @@ class Answering:
         self.collate = PromptCollate(writer.chat, question=LLAVA_PROMPT if self.plain else None)
 
     def predictions(self, items: Sequence[Item]) -> list[list[Prediction]]:
-        """One Prediction per region of each picture, in the order of the answer."""
+        """One Prediction per region of each image, in the order of the answer."""
         decoding = Decoding(self.options.constrained, longest=self.options.max_new_tokens)
         answers = self.writer.answer([self.query(item) for item in items], decoding)
         return [self.read(item, answer) for item, answer in zip(items, answers, strict=True)]
@@ -84,10 +84,10 @@ def write_results(
 
 
 def write_sheet(path: Path, items: Sequence[Item], predictions: Sequence[Sequence[Prediction]]) -> None:
-    """Pictures beside their masked versions, labelled with the answers."""
+    """Images beside their masked versions, labelled with the answers."""
     rows, labels = [], []
     for item, said in zip(items, predictions, strict=True):
         rows.append([np.asarray(item["PIL_masked_images"]), np.asarray(item["PIL_images"])])
         labels.append("\n".join(f"{one.color}: {one.prediction or '-'}" for one in said))
     if rows:
-        write_atomic(path, encode_png(grid(rows, ("asked", "picture"), labels)))
+        write_atomic(path, encode_png(grid(rows, ("asked", "image"), labels)))

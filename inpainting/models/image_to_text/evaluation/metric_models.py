@@ -26,7 +26,7 @@ from ldm.settings.config import check_settings, setting
 
 log = logging.getLogger(__name__)
 
-IMAGE_OF = "An image of {}"  # published text for a region's own picture
+IMAGE_OF = "An image of {}"  # published text for a region's own image
 AT_ONCE = 32
 MOST_TOKENS = 512
 BERTSCORE = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
@@ -116,7 +116,7 @@ def judged(rows: Sequence[Prediction], judges: Judges) -> tuple[list[dict[str, f
         try:
             for one, cosine in zip(numbers, clip_cosines(rows, judges.clip), strict=True):
                 one[CLIPSCORE] = cosine
-        except ValueError as error:  # a picture that was moved shall not cost the other numbers
+        except ValueError as error:  # an image that was moved shall not cost the other numbers
             skipped[CLIPSCORE] = str(error)
             log.warning("skipped: %s: %s", CLIPSCORE, error)
     if judges.roberta is None:
@@ -129,7 +129,7 @@ def judged(rows: Sequence[Prediction], judges: Judges) -> tuple[list[dict[str, f
 
 
 def clip_cosines(rows: Sequence[Prediction], clip: Clip) -> list[float]:
-    """CLIPSim: cosine of "An image of PREDICTION" and the region's own picture, squeezed to CLIP's square."""
+    """CLIPSim: cosine of "An image of PREDICTION" and the region's own image, squeezed to CLIP's square."""
     found: list[float] = []
     for start in trange(0, len(rows), AT_ONCE, desc="CLIPSim", disable=None):
         some = rows[start : start + AT_ONCE]

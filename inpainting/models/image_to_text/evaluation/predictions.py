@@ -4,8 +4,8 @@
      "prediction": "two haystacks", "caption": "two haystacks in the evening sun",
      "crop": "data/mm_inp_dataset/entities/monet_haystacks/mask_0.png"}
 
-In place of `crop` there may be `image` and `box`, pixels x0, y0, x1, y1; where the picture belongs to
-painting data, the region's own picture there is taken all the same (published). Further keys are left alone.
+In place of `crop` there may be `image` and `box`, pixels x0, y0, x1, y1; where the image belongs to
+painting data, the region's own image there is taken all the same (published). Further keys are left alone.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from ldm.images import read_picture
+from ldm.images import read_image
 
 TEXTS = ("stem", "region", "prediction", "caption", "root")
 NO_NAMES = (
-    "the published predictions.txt numbers its lines within each batch and names no picture, so that nothing "
+    "the published predictions.txt numbers its lines within each batch and names no image, so that nothing "
     "can be compared with them; run the test configuration again, it writes predictions.jsonl"
 )
 
@@ -38,8 +38,8 @@ class Prediction:
     root: str  # root of the first noun chunk of the true concept
     last: bool  # the region that the model described last
     color: str = ""
-    crop: str = ""  # path of the region's own picture
-    image: str = ""  # path of the whole picture, where there is no crop
+    crop: str = ""  # path of the region's own image
+    image: str = ""  # path of the whole image, where there is no crop
     box: tuple[int, int, int, int] | None = None  # xyxy, pixels of `image`
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class Prediction:
         return bool(self.crop) or (bool(self.image) and self.box is not None)
 
     @property
-    def own_picture(self) -> Path | None:
+    def own_image(self) -> Path | None:
         """DATA/entities/STEM/REGION.png, as named by `crop` or next to DATA/images/SPLIT/STEM.jpg."""
         if self.crop:
             return Path(self.crop)
@@ -67,12 +67,12 @@ class Prediction:
         return path if path.is_file() else None
 
     def read_crop(self) -> np.ndarray:
-        """RGB (h, w, 3) uint8 of the region; ValueError where the picture is missing or the box is empty."""
-        own = self.own_picture
+        """RGB (h, w, 3) uint8 of the region; ValueError where the image is missing or the box is empty."""
+        own = self.own_image
         if own is not None:
-            return read_picture(own).rgb_u8
+            return read_image(own).rgb_u8
         x0, y0, x1, y1 = self.box or (0, 0, 0, 0)
-        part = read_picture(Path(self.image)).rgb_u8[max(y0, 0) : y1, max(x0, 0) : x1]
+        part = read_image(Path(self.image)).rgb_u8[max(y0, 0) : y1, max(x0, 0) : x1]
         if not part.size:
             raise ValueError(f"{self.image}: box {list(self.box or ())} holds no pixel")
         return part
@@ -99,7 +99,7 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 def check_rows(rows: Sequence[Prediction], where: str) -> None:
-    """ValueError for a region that is there twice, or a picture with two last regions."""
+    """ValueError for a region that is there twice, or an image with two last regions."""
     regions: set[tuple[str, str]] = set()
     last: set[str] = set()
     for row in rows:

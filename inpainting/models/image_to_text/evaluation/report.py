@@ -1,7 +1,7 @@
 """Predicted prompts -> all numbers with 95 % intervals, as valid JSON, under the published names.
 
 Every number is a share or a cosine up to 1 (the paper's table shows them times 100). `_last` is over the last
-region of each picture. Intervals resample pictures, each with all its regions.
+region of each image. Intervals resample images, each with all its regions.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WITH_INTERVALS, LAST, BY_MASKS = "with_intervals", "last_region", "by_number_of_
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """The regions of one picture that a table is about. counts: (regions, 10) of BLEU."""
+    """The regions of one image that a table is about. counts: (regions, 10) of BLEU."""
 
     numbers: dict[str, list[float]]
     counts: np.ndarray
@@ -64,27 +64,27 @@ def measure(
         skipped |= {f"{SENTENCES}_{side}": NO_PUNKT for side in SIDES}
     numbers = [text_numbers(row, sentences) | more for row, more in zip(rows, network_numbers, strict=True)]
     counts = bleu_counts(rows)
-    pictures: dict[str, list[int]] = {}
+    images: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
-        pictures.setdefault(row.stem, []).append(index)
+        images.setdefault(row.stem, []).append(index)
 
     def table(groups: Iterable[Sequence[int]]) -> dict[str, dict[str, Any]]:
         scored = [collected([numbers[i] for i in group], counts[list(group)]) for group in groups if group]
         found = table_of(scored, seed, resamples)
         return {name: {**number, "judge": judge_of(name, judges)} for name, number in found.items()}
 
-    whole = table(pictures.values())
-    last = table([[i for i in group if rows[i].last] for group in pictures.values()])
-    sizes = sorted({len(group) for group in pictures.values()})
+    whole = table(images.values())
+    last = table([[i for i in group if rows[i].last] for group in images.values()])
+    sizes = sorted({len(group) for group in images.values()})
     return {
         **{name: value_of(whole, name) for name in NAMES},
         **{f"{name}_last": value_of(last, name) for name in NAMES},
-        "pictures": len(pictures),
+        "images": len(images),
         "regions": len(rows),
         "empty_predictions": sum(not row.prediction.strip() for row in rows),
         WITH_INTERVALS: whole,
         LAST: last,
-        BY_MASKS: {str(n): table([g for g in pictures.values() if len(g) == n]) for n in sizes},
+        BY_MASKS: {str(n): table([g for g in images.values() if len(g) == n]) for n in sizes},
         "judges": judges.used,
         "noun_roots": root_finders(rows),
         "skipped": skipped,
@@ -93,7 +93,7 @@ def measure(
 
 def root_finders(rows: Sequence[Prediction]) -> list[str]:
     """Who found the noun roots, by the journals of the painting data that the regions lie in."""
-    folders: set[Path | None] = {row.own_picture and row.own_picture.parent.parent for row in rows}
+    folders: set[Path | None] = {row.own_image and row.own_image.parent.parent for row in rows}
     inputs = [folder and Progress(stamp_path(folder, STEP)).inputs for folder in folders]
     return sorted({str((one or {}).get("method", UNKNOWN)) for one in inputs})
 
@@ -105,15 +105,15 @@ def tracked(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def collected(numbers: Sequence[Mapping[str, float]], counts: np.ndarray) -> Scored:
-    """Regions of one picture as one item of the resampling."""
+    """Regions of one image as one item of the resampling."""
     return Scored({name: [one[name] for one in numbers] for name in numbers[0]}, counts)
 
 
-def table_of(pictures: Sequence[Scored], seed: int, resamples: int) -> dict[str, Number]:
-    """Everything that was measured on all of `pictures`."""
-    if not pictures:
+def table_of(images: Sequence[Scored], seed: int, resamples: int) -> dict[str, Number]:
+    """Everything that was measured on all of `images`."""
+    if not images:
         return {}
-    sums = np.stack([picture.counts.sum(0) for picture in pictures])
+    sums = np.stack([image.counts.sum(0) for image in images])
     found: dict[str, Number] = {}
     for name in NAMES:
         if name in BLEU:
@@ -122,9 +122,9 @@ def table_of(pictures: Sequence[Scored], seed: int, resamples: int) -> dict[str,
             def corpus(some: np.ndarray, grams: int = grams) -> float:
                 return bleu(sums[some].sum(0), grams)
 
-            found[name] = with_interval(corpus, pictures, seed, resamples)
-        elif name in pictures[0].numbers:
-            found[name] = mean(pictures, name, seed, resamples)
+            found[name] = with_interval(corpus, images, seed, resamples)
+        elif name in images[0].numbers:
+            found[name] = mean(images, name, seed, resamples)
     return found
 
 

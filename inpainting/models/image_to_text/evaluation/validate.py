@@ -41,7 +41,7 @@ NOT_ANSWERS = ("judges", "resamples", "sheet", "instances")  # options that chan
 
 
 def held_out(config: PromptTraining) -> WithAlphas | None:
-    """The held-out pictures of a run; None where there shall be none."""
+    """The held-out images of a run; None where there shall be none."""
     if not config.val.instances:
         return None
     data = LlavaDataset.of(config.data, config.val.split, config.fit.seed)
@@ -52,7 +52,7 @@ def held_out(config: PromptTraining) -> WithAlphas | None:
 
 
 class Validating:
-    """Answers and measures held-out pictures between two steps of a training; see `ldm.training.fit.fit`.
+    """Answers and measures held-out images between two steps of a training; see `ldm.training.fit.fit`.
 
     The first process writes predictions.jsonl, metrics.json and sheet.png of the newest validation.
     """
@@ -85,7 +85,7 @@ class Validating:
 
 
 def test(config: PromptTraining, accelerator: Accelerator, mllm: Mllm, checkpoint: Path | None) -> Path:
-    """Answer and measure all held-out pictures; returns the folder of the results."""
+    """Answer and measure all held-out images; returns the folder of the results."""
     data, out = held_out(config), config.folder
     if data is None:
         raise ValueError("only_val needs val.instances of at least 1")

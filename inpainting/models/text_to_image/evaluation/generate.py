@@ -1,6 +1,6 @@
-"""Fill the masked regions of every test picture: all regions in one pass, or one after the other.
+"""Fill the masked regions of every test image: all regions in one pass, or one after the other.
 
-Each picture's noise follows from the seed and its name, so shards, batches and interruptions change nothing.
+Each image's noise follows from the seed and its name, so shards, batches and interruptions change nothing.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def open_model(config: PaintingsConfig) -> Inpainter:
 
 
 def generate(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -> None:
-    """OUT/<name>.png for each picture of this shard that is not there; the same call again continues."""
+    """OUT/<name>.png for each image of this shard that is not there; the same call again continues."""
     model, options = open_model(config), options_of(config)
 
     def paint(items: Sequence[Item]) -> list[np.ndarray]:
         jobs = [
-            Job(picture(item), regions(item, config.fixed_prompt), [seed_for(item, config.seed)])
+            Job(image(item), regions(item, config.fixed_prompt), [seed_for(item, config.seed)])
             for item in items
         ]
         return [one.image_u8 for one in paint_all(jobs, model, options, progress=False)]
@@ -61,7 +61,7 @@ def generate_repeated(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) 
     model, options = open_model(config), options_of(config)
 
     def paint(items: Sequence[Item]) -> list[np.ndarray]:
-        images = [picture(item) for item in items]
+        images = [image(item) for item in items]
         for turn in range(max(len(item["texts"]) for item in items)):
             some = [k for k, item in enumerate(items) if turn < len(item["texts"])]
             jobs = [turn_job(images[k], items[k], turn, config.seed) for k in some]
@@ -73,13 +73,13 @@ def generate_repeated(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) 
 
 
 def turn_job(image_u8: np.ndarray, item: Item, turn: int, seed: int) -> Job:
-    """Region `turn` of a picture alone."""
+    """Region `turn` of an image alone."""
     region = regions(item, None)[turn]
     return Job(image_u8, [region], [seed_for(item, seed, turn)])
 
 
 def seed_for(item: Item, *parts: int) -> int:
-    """Of a picture's noise: follows from its name and `parts`."""
+    """Of an image's noise: follows from its name and `parts`."""
     return seed_of(item["image_stems"], *parts)
 
 
@@ -91,7 +91,7 @@ def fill_all(
     paint: Painter,
     shard: tuple[int, int],
 ) -> None:
-    """Paint what is missing of this shard's pictures."""
+    """Paint what is missing of this shard's images."""
     out, (index, count) = config.output_dir, shard
     dataset = open_paintings(config, model.tokenizer, out, config.texts_dir)
     facts = {
@@ -104,20 +104,20 @@ def fill_all(
     }
     record(out / GENERATED_WITH, facts)
     share = list(range(len(dataset)))[index::count]
-    todo = [k for k in share if not picture_path(out, dataset.stems[k]).is_file()]
-    log.info("%d pictures of %d are there", len(share) - len(todo), len(share))
-    with tqdm(total=len(share), initial=len(share) - len(todo), desc="pictures", disable=None) as bar:
+    todo = [k for k in share if not image_path(out, dataset.stems[k]).is_file()]
+    log.info("%d images of %d are there", len(share) - len(todo), len(share))
+    with tqdm(total=len(share), initial=len(share) - len(todo), desc="images", disable=None) as bar:
         for items in in_batches(dataset, todo, config.batch, config.workers):
             for item, image_u8 in zip(items, paint(items), strict=True):
-                write_png(picture_path(out, item["image_stems"]), image_u8)
+                write_png(image_path(out, item["image_stems"]), image_u8)
             bar.update(len(items))
 
 
-def picture_path(out: Path, stem: str) -> Path:
+def image_path(out: Path, stem: str) -> Path:
     return out / f"{stem}.png"
 
 
-def picture(item: Item) -> np.ndarray:
+def image(item: Item) -> np.ndarray:
     """RGB (s, s, 3) uint8 of a dataset's item."""
     return from_pm1(item["pixel_values"])
 

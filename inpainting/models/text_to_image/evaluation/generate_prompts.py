@@ -1,4 +1,4 @@
-"""Prompts for the masked regions of every test picture, written by a language model that sees the picture.
+"""Prompts for the masked regions of every test image, written by a language model that sees the image.
 
 The regions are painted in solid colours, large ones first; the model names what could be behind each colour.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from inpainting.models.image_to_text.writer import Decoding, PromptWriter
-from inpainting.models.text_to_image.evaluation.generate import picture
+from inpainting.models.text_to_image.evaluation.generate import image
 from inpainting.models.text_to_image.evaluation.settings import (
     GENERATED_WITH,
     PaintingsConfig,
@@ -57,7 +57,7 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -
     with tqdm(total=len(share), initial=len(share) - len(todo), desc="prompts", disable=None) as bar:
         for items in in_batches(dataset, todo, config.batch, config.workers):
             masks = [[mask[0].numpy() > 0 for mask in item["all_masks"]] for item in items]
-            found = writer.write([picture(item) for item in items], masks, decoding, config.batch)
+            found = writer.write([image(item) for item in items], masks, decoding, config.batch)
             for item, texts in zip(items, found, strict=True):
                 write_atomic(out / f"{item['image_stems']}.json", json.dumps(texts).encode())
             bar.update(len(items))

@@ -1,4 +1,4 @@
-"""What a run over the test paintings is: its model, its pictures, its prompts, its results."""
+"""What a run over the test paintings is: its model, its images, its prompts, its results."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from inpainting.models.text_to_image.card import COMPAT, PaintOptions
 from ldm.files import write_atomic
 from ldm.settings.config import check_settings, setting
 
-GENERATED_WITH = "generated_with.json"  # beside the pictures
+GENERATED_WITH = "generated_with.json"  # beside the images
 
 
 @dataclass(frozen=True)
 class PaintingsConfig:
-    """One model over all pictures of a split."""
+    """One model over all images of a split."""
 
-    output_dir: Path = setting(help="folder of the filled pictures")
+    output_dir: Path = setting(help="folder of the filled images")
     row: str = setting("", choices=("", *PUBLISHED), help="row of the paper's table that this run repeats")
-    seed: int = setting(42, low=0, help="seed of the regions and, with each name, of its picture")
+    seed: int = setting(42, low=0, help="seed of the regions and, with each name, of its image")
     pretrained: Path = setting(Path("models/stable-diffusion-2-inpainting"), help="model folder")
     lora: Path | None = setting(None, help="LoRA in the released format: file, or folder that holds it")
     fixed_prompt: str | None = setting(None, help="one prompt for all regions instead of their captions")
     texts_dir: Path | None = setting(None, help="folder of NAME.json, prompts to use instead of captions")
-    global_anns_path: Path | None = setting(None, help="descriptions of whole pictures, for one more metric")
-    split: str = setting("test", choices=SPLITS, help="which pictures")
-    data: PaintingOptions = setting(PaintingOptions(), help="regions of the pictures")
+    global_anns_path: Path | None = setting(None, help="descriptions of whole images, for one more metric")
+    split: str = setting("test", choices=SPLITS, help="which images")
+    data: PaintingOptions = setting(PaintingOptions(), help="regions of the images")
     paint: PaintOptions = setting(COMPAT, help="how to paint; by default as published")
-    batch: int = setting(8, low=1, help="pictures that go through the model together")
+    batch: int = setting(8, low=1, help="images that go through the model together")
     workers: int = setting(8, low=0, help="loader processes")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
@@ -51,7 +51,7 @@ class PaintingsConfig:
         True, help="one closed tag per colour is certain; off: decoded as published"
     )
     max_new_tokens: int = setting(512, low=1, help="longest answer of the prompt writer, all its prompts")
-    backbones: BackboneFiles = setting(BackboneFiles(), help="networks that judge the pictures")
+    backbones: BackboneFiles = setting(BackboneFiles(), help="networks that judge the images")
     resamples: int = setting(2000, low=0, help="bootstrap resamples of the intervals; 0 = none")
     fid_resamples: int = setting(20, low=0, help="the same for FID and KID, which are slow")
 
@@ -62,14 +62,14 @@ class PaintingsConfig:
 
 
 def options_of(config: PaintingsConfig) -> PaintOptions:
-    """How to paint: at the size of the pictures, unless the settings name another."""
+    """How to paint: at the size of the images, unless the settings name another."""
     return replace(config.paint, resolution=config.paint.resolution or config.data.resolution)
 
 
 def open_paintings(
     config: PaintingsConfig, tokenizer: CLIPTokenizer, beside: Path, texts_dir: Path | None
 ) -> InpaintingDataset:
-    """The pictures of the run with the regions that the manifest in folder `beside` records.
+    """The images of the run with the regions that the manifest in folder `beside` records.
 
     texts_dir: prompts instead of captions; they must have been written for the same regions
     """
@@ -94,7 +94,7 @@ def open_paintings(
         if differ:
             raise ValueError(
                 f"{texts_dir}: prompts written for other regions than {beside / MANIFEST} records, "
-                f"in {len(differ)} pictures such as {differ[0]}"
+                f"in {len(differ)} images such as {differ[0]}"
             )
     return dataset
 

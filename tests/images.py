@@ -1,4 +1,4 @@
-"""Synthetic pictures, and one composite as the command line takes it, for tests that need no real data."""
+"""Synthetic images, and one composite as the command line takes it, for tests that need no real data."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from ldm.images import read_picture, write_depth, write_mask, write_png
+from ldm.images import read_image, write_depth, write_mask, write_png
 from ldm.settings.cli import run_app
 from run_inference import build_app
 
@@ -81,7 +81,7 @@ class Case:
 
     def unchanged_outside(self, background_u8: np.ndarray, out: Path | None = None) -> np.ndarray:
         """The composite (h, w, 3), after checking it and its report against the background."""
-        result_u8 = read_picture(out or self.out).rgb_u8
+        result_u8 = read_image(out or self.out).rgb_u8
         assert result_u8.shape == background_u8.shape
         drift = self.report(out)["drift"]
         assert drift["changed_outside"] == drift["max_abs_outside"] == 0
@@ -96,7 +96,7 @@ class Case:
 
 
 def write_case(folder: Path, model: Path, depth_model: Path) -> Case:
-    """The pictures that a case starts from."""
+    """The images that a case starts from."""
     rgb_u8, mask = thing()
     write_png(folder / "room.png", room())
     write_depth(folder / "depth.png", room_depth())

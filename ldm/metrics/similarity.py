@@ -1,4 +1,4 @@
-"""Likeness of two pictures without a network. Legend: h w pixels; pictures are RGB (h, w, 3) uint8."""
+"""Likeness of two images without a network. Legend: h w pixels; images are RGB (h, w, 3) uint8."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-LEAST = 1e-2  # squared gray levels; keeps the PSNR of equal pictures finite
+LEAST = 1e-2  # squared gray levels; keeps the PSNR of equal images finite
 
 
 def squared_error(one_u8: np.ndarray, other_u8: np.ndarray, mask: np.ndarray | None = None) -> float:
@@ -16,7 +16,7 @@ def squared_error(one_u8: np.ndarray, other_u8: np.ndarray, mask: np.ndarray | N
 
 
 def decibels(mean_squared_error: float) -> float:
-    """PSNR of 8-bit pictures, dB."""
+    """PSNR of 8-bit images, dB."""
     return float(10 * np.log10(255.0**2 / max(mean_squared_error, LEAST)))
 
 
@@ -26,9 +26,7 @@ def psnr_over(result_u8: np.ndarray, truth_u8: np.ndarray, mask: np.ndarray) -> 
 
 
 def ssim_over(result_u8: np.ndarray, truth_u8: np.ndarray, mask: np.ndarray) -> float:
-    """Mean over mask (h, w) bool of the structural similarity map of (h, w, 3) uint8 pictures; 1 = equal."""
-    one, other = (
-        torch.from_numpy(picture).permute(2, 0, 1)[None].float() for picture in (result_u8, truth_u8)
-    )
+    """Mean over mask (h, w) bool of the structural similarity map of (h, w, 3) uint8 images; 1 = equal."""
+    one, other = (torch.from_numpy(image).permute(2, 0, 1)[None].float() for image in (result_u8, truth_u8))
     _, map_ = structural_similarity_index_measure(one, other, data_range=255.0, return_full_image=True)
     return float(map_[0].mean(0).numpy()[mask].mean())

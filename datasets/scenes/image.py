@@ -1,4 +1,4 @@
-"""Views -> pixels: the picture, the same picture without one solid, who owns each pixel, depth of every part.
+"""Views -> pixels: the image, the same image without one solid, who owns each pixel, depth of every part.
 
 Legend: b views, h w pixels, p part slots per view; m rays or pixels of a flat list.
 """
@@ -20,7 +20,7 @@ ROUGH = 0.09  # a pixel that differs by more from a neighbour (display value) ge
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class Images:
     """Pixels of some views. Depth is inverse view depth in 1 / metres, 0 for nothing."""
 
     image: Tensor  # (b, 3, h, w) display values
@@ -109,7 +109,7 @@ def draw(
     supersample: int,
     smooth_edges: bool,
     device: torch.device | str,
-) -> Pictures:
+) -> Images:
     """Render some views at once."""
     h, w = size
     world = pack(views, device)
@@ -135,7 +135,7 @@ def draw(
     owner = torch.where(hit.slot >= 0, world.parts.owner[part], -1)
     met = (depth < FAR).view(world.slots, *grid).transpose(0, 1)
     inverse = torch.where(depth < FAR, 1 / depth, 0.0).view(world.slots, *grid).transpose(0, 1)
-    return Pictures(
+    return Images(
         to_display(light).view(3, *grid).transpose(0, 1),
         to_display(without).view(3, *grid).transpose(0, 1),
         owner.view(grid),
