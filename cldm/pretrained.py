@@ -19,8 +19,9 @@ from cldm.conditioner import IdentityEncoder
 from cldm.model import Compositor
 from datasets.inputs import PairOptions
 from datasets.pasteback import DETAIL_SCALE
-from ldm.checkpoints import folder_written_whole, load_part, read_json, save_part
+from ldm.checkpoints import folder_written_whole, load_part, save_part
 from ldm.denoise import STEP_RULES
+from ldm.files import read_json
 from ldm.latents import LatentSpace
 from ldm.settings.config import Layer, check_settings, merge_layers, setting, to_plain
 

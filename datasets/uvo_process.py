@@ -15,9 +15,8 @@ from typing import Annotated
 
 import typer
 
-from datasets.sources.annotations import read_json
 from datasets.sources.video import frames_by_video
-from ldm.files import write_atomic
+from ldm.files import read_json, write_atomic
 from ldm.settings.cli import run_app
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,23 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ldm.files import read_json
+
 Module = TypeVar("Module", bound=nn.Module)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder.
-
-    Raises ValueError naming the file if it is absent or broken.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: file is missing; a model folder needs it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: must hold one JSON object, got {type(value).__name__}")
-    return value
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

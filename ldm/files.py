@@ -1,14 +1,39 @@
-"""Files as a whole: written completely or not at all, and known by their SHA-256."""
+"""Files as a whole: JSON read strictly, files written completely or not at all and known by their SHA-256."""
 
 import contextlib
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _HASHES: dict[tuple[str, int, int], str] = {}
 _BLOCK_BYTES = 1 << 20
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The contents of a JSON file, an object unless `kind` says otherwise; ValueError names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(value, kind):
+        wanted = "object" if kind is dict else kind.__name__
+        raise ValueError(f"{path} must hold a JSON {wanted}, got {type(value).__name__}")
+    return value
+
+
+def json_bytes(value: Any) -> bytes:
+    """The JSON text of reports, manifests and model folders: indented by one, with a final newline."""
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    write_atomic(path, json_bytes(value))
 
 
 def write_atomic(path: Path | str, data: bytes) -> None:

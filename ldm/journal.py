@@ -1,6 +1,8 @@
-"""What a bulk step has done so far: one line of JSON per item, appended, so that a killed step continues.
+"""JSON Lines: files of jobs, files that grow line by line, and the journal of a bulk step.
 
-The first line holds the inputs of the step; a journal of other inputs is no journal of this work. An item is
+`numbered_lines` with `parse_line` read what users write; `append_line` and `read_lines` are a file that
+survives a kill: only whole lines count. A `Journal` says what a step has done so far: one line per item. The
+first line holds the inputs of the step; a journal of other inputs is no journal of this work. An item is
 done, or left out with a reason (damaged annotation, missing image): the step goes on without it, and its
 journal is the list of what was left out. The last line says that every item was looked at.
 """
@@ -13,6 +15,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +33,53 @@ NAMED = 20  # items left out that are named at once; the journal has all of them
 SHOWN = 3  # of which so many are named again at the end
 
 
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, with their numbers from 1; ValueError names the file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def parse_line(line: str | bytes) -> dict[str, Any]:
+    """The JSON object on a line."""
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {str(line)[:60]}")
+    return value
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append one object; its folder is made. When this returns, only a crash of the machine can lose it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(_line(value))
+
+
+def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
+    """The objects that were appended; none where there is no file. A torn last line does not count.
+
+    repair: the torn line is also cut off the file, for the one process that goes on appending.
+    Raises ValueError that names a whole line which is damaged.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    sound = data[: data.rfind(b"\n") + 1]
+    if repair and len(sound) < len(data):
+        log.warning("%s: an unfinished last line was cut off", path)
+        os.truncate(path, len(sound))
+    values = []
+    for number, line in enumerate(sound.splitlines(), 1):
+        try:
+            values.append(parse_line(line))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+    return values
+
+
 class Progress:
     """What a journal says, read without touching it. done: item -> its record; left_out: item -> reason."""
 
@@ -40,12 +91,10 @@ class Progress:
         self.complete = False
         self.sound_bytes = 0  # what follows them was cut off when its writer was killed
         if path.is_file():
-            with path.open("rb") as file:
-                for line in file:
-                    entry = _entry(line)
-                    if entry is None:
-                        break
-                    self._take(entry)
+            # After a crash of the machine even whole lines can be damaged.
+            with path.open("rb") as file, suppress(ValueError):
+                for line in takewhile(lambda line: line.endswith(b"\n"), file):
+                    self._take(parse_line(line))
                     self.sound_bytes += len(line)
 
     @property
@@ -185,15 +234,6 @@ def stamp_hash(folder: Path, step: str) -> str:
 
 def _line(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(entry).encode() + b"\n"
-
-
-def _entry(line: bytes) -> dict[str, Any] | None:
-    """A whole line, or None."""
-    try:
-        entry = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) else None
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -19,7 +19,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
-from ldm.checkpoints import load_part, read_json, save_part
+from ldm.checkpoints import load_part, save_part
+from ldm.files import read_json
 from ldm.settings.config import nearest
 
 AUTOENCODERS: dict[str, type[nn.Module]] = {

@@ -35,8 +35,8 @@ def grid(
         wanted = f"{columns} titles and {len(rows)} row labels"
         raise ValueError(f"the sheet needs {wanted} or none, got {len(titles)} and {len(row_labels)}")
     font = ImageFont.load_default(size=max(11, cell // 14))
-    titles = [_wrapped(title, font, cell) for title in titles]
-    labels = [_wrapped(label, font, int(cell * LONGEST_LABEL)) for label in row_labels]
+    titles = [wrap_text(title, font, cell) for title in titles]
+    labels = [wrap_text(label, font, int(cell * LONGEST_LABEL)) for label in row_labels]
     left = max((_extent(label, font)[0] for label in labels), default=-GAP) + 2 * GAP
     top = max((_extent(title, font)[1] for title in titles), default=-GAP) + 2 * GAP
     sheet = Image.new("RGB", (left + columns * (cell + GAP), top + len(rows) * (cell + GAP)), PAPER)
@@ -97,7 +97,7 @@ def _write(
     pen.multiline_text((x, y), text, fill=INK, font=font, align="center" if anchor == "md" else "right")
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def wrap_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """Break a text at spaces and underscores so that its lines fit `width` pixels where they can."""
     lines: list[str] = []
     for word in text.replace("_", "_ ").split():

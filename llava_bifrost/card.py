@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoints import read_json
-from ldm.files import write_atomic
+from ldm.files import read_json, write_atomic
 from ldm.mllm.templates import TEMPLATES
 from ldm.registry.models import resolve_model_path
 from ldm.settings.config import to_plain

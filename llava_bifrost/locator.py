@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from datasets.relations import Place
-from ldm.checkpoints import read_json
+from ldm.files import read_json
 from ldm.mllm.chat import Answer, Chat, ChatExample, generate
 from ldm.mllm.constrain import ConstrainedChoice, Grammar
 from ldm.mllm.load import Mllm, load_mllm

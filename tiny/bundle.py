@@ -26,8 +26,8 @@ from cldm.pretrained import CARD, Sampling, load_card, load_compositor
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.models.text_to_image.load import CARD as INPAINTER_CARD
 from inpainting.models.text_to_image.load import load_inpainter
-from ldm.checkpoints import folder_written_whole, read_json
-from ldm.files import hash_folder
+from ldm.checkpoints import folder_written_whole
+from ldm.files import hash_folder, read_json
 from ldm.settings.cli import new_app, run_app
 from ldm.settings.config import load_config, to_plain
 from llava_bifrost.locator import load_locator

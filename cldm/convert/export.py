@@ -23,7 +23,8 @@ from cldm.convert.keys import Piece, original_pieces
 from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE
 from cldm.convert.write import POSITIONS
 from cldm.pretrained import CARD, require_complete
-from ldm.checkpoints import build, read_json
+from ldm.checkpoints import build
+from ldm.files import read_json
 from ldm.settings.config import check_settings, setting
 from ldm.weight_files import Entry, WeightFile, entry_of, open_weights, write_safetensors, written_whole
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.benchmark.manifest import RELATIONS, Anchor, Case, Instances
 from datasets.geometry import Box01, bbox_of_mask, check_box01
-from datasets.sources.annotations import read_json
+from ldm.files import read_json
 from ldm.images import read_image
 from ldm.settings.schema import nearest
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from datasets.geometry import Box01, check_box01
-from datasets.sources.annotations import read_json, section, segment_mask
-from ldm.files import file_sha256
+from datasets.sources.annotations import section, segment_mask
+from ldm.files import file_sha256, read_json
 
 FORMAT = 1
 RELATIONS = ("left of", "right of", "in front of", "behind")

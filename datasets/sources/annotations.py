@@ -4,7 +4,6 @@ Legend: h w pixels. Masks are bool (h, w); sizes are (h, w). Run lengths and pol
 LVIS, SA-1B, UVO and YouTube-VIS use too; they are decoded by pycocotools.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,6 @@ from datasets.geometry import Size
 from ldm.decode import opened
 
 COARSE = 4  # ids are looked for on every fourth pixel; usable objects are far larger
-
-
-def read_json(path: Path) -> Any:
-    """The contents of a JSON file; ValueError names the file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def section(document: Any, key: str, path: Path) -> Any:

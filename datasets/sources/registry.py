@@ -16,7 +16,7 @@ import numpy as np
 
 from datasets.base import Source
 from datasets.inputs import Inputs
-from datasets.sources.annotations import read_json, section
+from datasets.sources.annotations import section
 from datasets.sources.dreambooth import DreamBooth, DreamBoothConfig
 from datasets.sources.folder import FolderConfig, OwnFolder
 from datasets.sources.readers import Rules, View
@@ -42,6 +42,7 @@ from datasets.sources.video import (
     Youtube,
     YoutubeConfig,
 )
+from ldm.files import read_json
 from ldm.settings.config import check_settings, nearest, setting
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from datasets.inputs import Inputs
-from datasets.sources.annotations import id_mask, read_json, section, segment_mask
+from datasets.sources.annotations import id_mask, section, segment_mask
 from datasets.sources.readers import (
     Rules,
     View,
@@ -27,6 +27,7 @@ from datasets.sources.readers import (
     require,
     subfolders,
 )
+from ldm.files import read_json
 from ldm.settings.config import check_settings, setting
 
 

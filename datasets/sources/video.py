@@ -21,7 +21,6 @@ from datasets.sources.annotations import (
     mask_of_id,
     objects_in,
     read_ids,
-    read_json,
     section,
     segment_mask,
 )
@@ -36,6 +35,7 @@ from datasets.sources.readers import (
     subfolders,
     two_frames,
 )
+from ldm.files import read_json
 from ldm.settings.config import check_settings, setting
 
 

@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets.sources.annotations import read_json
 from datasets.sources.readers import IMAGES, images_in
 from inpainting.prompts import ANSWER_MARK
-from ldm.files import write_atomic
+from ldm.files import read_json, write_atomic
 from ldm.images import read_image, read_mask
 
 SPLITS = ("train", "val", "test")
@@ -136,7 +135,7 @@ def read_source(path: Path) -> dict[str, Any]:
 
 def read_prompts(path: Path, count: int) -> list[str]:
     """The generated prompts of one image: a JSON list, one text per masked region."""
-    texts = read_json(path)
+    texts = read_json(path, list)
     if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
         raise ValueError(f"{path} is no list of texts")
     if len(texts) != count:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
-from ldm.checkpoints import load_part, read_json
+from ldm.checkpoints import load_part
+from ldm.files import read_json
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GOOD, BAD = "Good photo.", "Bad photo."

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.checkpoints import folder_written_whole, read_json
+from ldm.checkpoints import folder_written_whole
+from ldm.files import read_json
 from ldm.weight_files import Entry, WeightFile, open_weights, write_safetensors
 
 log = logging.getLogger(__name__)

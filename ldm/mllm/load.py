@@ -6,6 +6,7 @@ Any `AutoModelForImageTextToText` works: LLaVA, LLaVA-NeXT, Qwen-VL, SmolVLM ...
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import logging
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
+    BitsAndBytesConfig,
     LlavaProcessor,
     ProcessorMixin,
     SmolVLMProcessor,
@@ -27,8 +29,8 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.utils import is_torchvision_available
 
-from ldm.checkpoints import read_json
 from ldm.device import pick_device, pick_dtype
+from ldm.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,30 @@ def load_mllm(folder: Path | str, device: str = "auto", dtype: str = "auto") -> 
     target = pick_device(device)
     model = load_model(folder, pick_dtype(dtype, target))
     return Mllm(model.to(target).eval(), load_processor(folder, model.config), folder)
+
+
+def four_bit_works() -> bool:
+    """4-bit weights need CUDA and bitsandbytes (requirements-extras.txt)."""
+    return torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes") is not None
+
+
+def load_four_bit(
+    folder: Path | str, compute: torch.dtype, device_map: Any = "auto", dtype: torch.dtype | None = None
+) -> Mllm:
+    """A model folder with NF4 weights (QLoRA).
+
+    compute: precision of the arithmetic. dtype: of what is not quantised; None: as the folder says.
+    """
+    folder = Path(folder)
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder,
+        dtype=dtype or "auto",
+        quantization_config=nf4,
+        device_map=device_map,
+        local_files_only=True,
+    )
+    return Mllm(model.eval(), load_processor(folder, model.config), folder)
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:

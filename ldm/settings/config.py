@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ldm.files import read_json, write_json
 from ldm.settings.schema import (
     check_settings,
     check_values,
@@ -33,7 +34,7 @@ from ldm.settings.schema import (
 )
 
 __all__ = ["Layer", "check_settings", "dump_yaml", "flag_name", "load_config", "merge_layers", "nearest"]
-__all__ += ["setting", "to_plain", "yaml_layers"]
+__all__ += ["read_config", "setting", "to_plain", "write_config", "yaml_layers"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -48,6 +49,21 @@ def load_config(schema: type[T], path: Path | None, overrides: Sequence[str] = (
     layers = [] if path is None else yaml_layers(Path(path))
     layers += [_override_layer(schema, text) for text in overrides]
     return merge_layers(schema, layers, where="" if path is None else f"{path}: ")
+
+
+def read_config(schema: type[T], path: Path, missing: T | None = None) -> T:
+    """The JSON configuration of a model folder, such as compositor.json; ValueError names file and key.
+
+    missing: what holds where there is no such file; without it a missing file is an error.
+    """
+    if missing is not None and not path.is_file():
+        return missing
+    return merge_layers(schema, [Layer(read_json(path), f"{path}: ")], where=f"{path}: ")
+
+
+def write_config(path: Path, config: Any) -> None:
+    """The JSON file that `read_config` reads back, as a whole."""
+    write_json(path, to_plain(config))
 
 
 def to_plain(value: Any) -> Any:

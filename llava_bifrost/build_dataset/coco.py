@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from datasets.base import Rejected
-from datasets.sources.annotations import read_json
 from datasets.sources.readers import folder
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.erase import Eraser
-from ldm.files import hash_folder
+from ldm.files import hash_folder, read_json
 from ldm.images import read_image
 from ldm.settings.config import check_settings, setting, to_plain
 from ldm.shards import shard_of

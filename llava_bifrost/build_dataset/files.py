@@ -25,8 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from datasets.sources.annotations import read_json
-from ldm.files import write_all_atomic, write_atomic
+from ldm.files import read_json, write_all_atomic, write_atomic
 from ldm.images import encode_png
 from ldm.settings.config import setting
 from ldm.shards import shard_of

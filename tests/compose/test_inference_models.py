@@ -34,8 +34,8 @@ CARDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "absent": (shutil.rmtree, "broken: no such model folder"),
     "part": (lambda at: shutil.rmtree(at / "vae"), "not a complete compositor folder; missing vae"),
     "no card": (lambda at: (at / CARD).unlink(), f"missing {CARD}"),
-    "cut card": (lambda at: (at / CARD).write_text('{"name": '), f"{CARD}: not a readable JSON file"),
-    "list card": (lambda at: (at / CARD).write_text("[]"), f"{CARD}: must hold one JSON object"),
+    "cut card": (lambda at: (at / CARD).write_text('{"name": '), f"{CARD} cannot be read as JSON"),
+    "list card": (lambda at: (at / CARD).write_text("[]"), f"{CARD} must hold a JSON object"),
     "key": (lambda at: change_card(at, notise="x"), f"{CARD}: unknown key 'notise'; did you mean 'notice'?"),
     "value": (
         lambda at: change_card(at, sampling={"steps": 0}),
@@ -72,8 +72,8 @@ WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "not a readable safetensors file",
     ),
     "none": (lambda at: next((at / "projector").glob("*.safetensors")).unlink(), "projector"),
-    "config": (lambda at: (at / "vae" / "config.json").write_text("{"), "not a readable JSON file"),
-    "schedule": (lambda at: (at / "scheduler" / "scheduler_config.json").unlink(), "file is missing"),
+    "config": (lambda at: (at / "vae" / "config.json").write_text("{"), "cannot be read as JSON"),
+    "schedule": (lambda at: (at / "scheduler" / "scheduler_config.json").unlink(), "does not exist"),
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText
 
 from inpainting.config_path import find_config
 from inpainting.models.image_to_text import base
@@ -19,6 +20,7 @@ from inpainting.models.image_to_text.evaluation import answers
 from inpainting.models.image_to_text.evaluation.predictions import read_predictions
 from inpainting.models.image_to_text.fine_tune_llavanext import build_app, train
 from inpainting.models.image_to_text.settings import RECIPE, PromptTraining
+from ldm.mllm import load as mllm_load
 from ldm.mllm.load import load_model
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
@@ -182,13 +184,13 @@ def test_four_bits_where_they_work(folder: Path, tmp_path: Path, monkeypatch: py
 
     def opened(place: Path, **options: Any) -> Any:
         asked.update(options, place=place)
-        model: Any = load_model(place, torch.float32)
+        model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=torch.float32)
         model.is_loaded_in_4bit = True
         return model
 
     monkeypatch.setattr(base, "four_bit_works", lambda: True)
-    monkeypatch.setattr(base, "BitsAndBytesConfig", dict)
-    monkeypatch.setattr(base, "AutoModelForImageTextToText", SimpleNamespace(from_pretrained=opened))
+    monkeypatch.setattr(mllm_load, "BitsAndBytesConfig", dict)
+    monkeypatch.setattr(mllm_load, "AutoModelForImageTextToText", SimpleNamespace(from_pretrained=opened))
     train(recipe(folder, tmp_path, "train/llava_multimask", "fit.steps=1", "val.instances=0"))
     assert asked["quantization_config"] == {
         "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16

@@ -5,7 +5,6 @@ Both are loaded by `ldm.mllm.load` from a folder, or by their hub name from the 
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from inpainting.prompts import CAPTION_START, KOSMOS_PROMPT, caption_prompt
-from ldm.mllm.load import Mllm, load_mllm, load_processor
+from ldm.mllm.load import Mllm, four_bit_works, load_four_bit, load_mllm
 from ldm.registry.models import model_folder
 
 log = logging.getLogger(__name__)
@@ -32,16 +30,12 @@ def open_model(model_id: str, precision: str = "auto", device: str = "auto", dty
     where it works. device, dtype: as in `load_mllm`; with 4 bits they are chosen here.
     """
     folder = model_folder(model_id)
-    able = torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes") is not None
+    able = four_bit_works()
     if precision == "4bit" and not able:
         raise ValueError("precision 4bit needs a CUDA device and bitsandbytes (requirements-extras.txt)")
     if precision == "full" or not able:
         return load_mllm(folder, device, dtype)
-    kind = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16
-    )
-    model = AutoModelForImageTextToText.from_pretrained(folder, quantization_config=kind, device_map="auto")
-    return Mllm(model.eval(), load_processor(folder, model.config), folder)
+    return load_four_bit(folder, torch.float16)
 
 
 def caption_crops(

@@ -12,7 +12,8 @@ from typing import Any
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
 
-from ldm.checkpoints import read_json, read_weights
+from ldm.checkpoints import read_weights
+from ldm.files import read_json
 
 CONFIG = "adapter_config.json"
 OLD, NEW = "language_model.model.", "model.language_model."

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel, prepare_model_for_kbit_training
 from torch import nn
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from inpainting.models.image_to_text.adapter import is_adapter, load_adapter
 from inpainting.models.image_to_text.prompter import base_folder
 from inpainting.models.image_to_text.settings import PromptTraining
 from ldm.device import DTYPES
-from ldm.mllm.load import Mllm, load_model, load_processor
+from ldm.mllm.load import Mllm, four_bit_works, load_four_bit, load_model, load_processor
 from ldm.mllm.lora import LoraSettings, make_trainable
 from ldm.mllm.training import prepared
 from ldm.registry.models import model_folder
@@ -34,31 +31,20 @@ log = logging.getLogger(__name__)
 WHOLE = Layout("language_model.safetensors")  # checkpoints of fine_tuning_type=full
 
 
-def four_bit_works() -> bool:
-    """4-bit weights need CUDA and bitsandbytes."""
-    return torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes") is not None
-
-
 def open_base(config: PromptTraining, device: torch.device) -> Mllm:
     """The model to start from. Where 4 bits do not work it is not quantised, and says so."""
     folder, dtype = model_folder(base_folder(config.model)), DTYPES[config.dtype_name]
     quantised = config.fine_tuning_type in ("qlora", "quantized")
     if quantised and four_bit_works():
-        kind = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        return load_four_bit(folder, torch.bfloat16, {"": device}, dtype)
+    if quantised:
+        log.warning(
+            "fine_tuning_type=%s: 4-bit weights need CUDA and bitsandbytes (requirements-extras.txt); "
+            "the model stays in %s, which takes more memory and answers a little otherwise",
+            config.fine_tuning_type,
+            config.dtype_name,
         )
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, quantization_config=kind, device_map={"": device}, local_files_only=True
-        )
-    else:
-        if quantised:
-            log.warning(
-                "fine_tuning_type=%s: 4-bit weights need CUDA and bitsandbytes (requirements-extras.txt); "
-                "the model stays in %s, which takes more memory and answers a little otherwise",
-                config.fine_tuning_type,
-                config.dtype_name,
-            )
-        model = load_model(folder, dtype).to(device)
+    model = load_model(folder, dtype).to(device)
     return Mllm(model.eval(), load_processor(folder, model.config), folder)
 
 

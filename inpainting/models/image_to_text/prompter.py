@@ -8,8 +8,7 @@ from pathlib import Path
 
 from inpainting.models.image_to_text.adapter import base_of, is_adapter
 from inpainting.prompts import COLORS, TEMPLATE
-from ldm.checkpoints import read_json
-from ldm.files import write_atomic
+from ldm.files import read_json, write_atomic
 from ldm.mllm.templates import TEMPLATES
 from ldm.registry.models import model_folder, resolve_model_path
 from ldm.settings.config import Layer, check_settings, merge_layers, setting, to_plain

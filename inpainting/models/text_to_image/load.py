@@ -25,7 +25,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from inpainting.models.text_to_image.card import InpainterConfig
 from inpainting.models.text_to_image.lora import load_lora, lora_file
 from inpainting.models.text_to_image.rca import install_rca
-from ldm.checkpoints import build, folder_written_whole, load_strict, read_json, save_part
+from ldm.checkpoints import build, folder_written_whole, load_strict, save_part
+from ldm.files import read_json
 from ldm.latents import AUTOENCODERS, STATISTICS, LatentSpace
 from ldm.settings.config import Layer, merge_layers, to_plain
 from ldm.weight_files import WeightFile, open_weights

@@ -19,7 +19,7 @@ from tqdm.auto import trange
 from transformers import AutoModel, AutoTokenizer
 
 from inpainting.models.image_to_text.evaluation.predictions import Prediction
-from ldm.checkpoints import read_json
+from ldm.files import read_json
 from ldm.metrics.clip import Clip
 from ldm.metrics.found import Found
 from ldm.settings.config import check_settings, setting
