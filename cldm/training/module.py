@@ -26,10 +26,10 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
 from cldm.model import Compositor, Conditions
-from cldm.training.loss import min_snr_weight, weighted_error
 from cldm.training.randomness import StepRandomness, draw, shifted_timesteps, timesteps_by_dynamics
 from cldm.training.sharding import gathered, shard, shared_like
 from ldm.settings.config import check_settings, setting
+from ldm.training.diffusion import min_snr_weight, prediction_target
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,9 @@ class CompositorModule(pl.LightningModule):
         noise = draws.noise.to(latents)
         x = self.noise_schedule.add_noise(latents, noise, timesteps)
         prediction = self.model(x, timesteps, self.conditions(batch, draws.drops))
-        wanted = self.wanted(latents, noise, timesteps)
-        loss = weighted_error(
-            prediction, wanted, batch["edit_mask"], self.config.mask_weight, self.weight_of(timesteps)
-        )
+        target = prediction_target(self.noise_schedule, latents, noise, timesteps)
+        weight = min_snr_weight(self.noise_schedule, timesteps, self.config.min_snr)
+        loss = weighted_error(prediction, target, batch["edit_mask"], self.config.mask_weight, weight)
         self.last_loss = loss.detach()
         self.log("loss", self.last_loss, prog_bar=True, logger=False)
         return loss
@@ -213,23 +212,6 @@ class CompositorModule(pl.LightningModule):
             batch["detail_pm1"] * keep_detail,
             batch["depth_01"] * keep_depth,
         )
-
-    @property
-    def predicts_velocity(self) -> bool:
-        return self.noise_schedule.config.prediction_type == "v_prediction"
-
-    def wanted(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the UNet should predict: the noise, or the velocity (Salimans and Ho 2022)."""
-        if self.predicts_velocity:
-            return self.noise_schedule.get_velocity(latents, noise, timesteps)
-        return noise
-
-    def weight_of(self, timesteps: Tensor) -> Tensor | None:
-        """(b,) loss weights of timesteps, or None where all are equal."""
-        if not self.config.min_snr:
-            return None
-        alphas = self.noise_schedule.alphas_cumprod
-        return min_snr_weight(alphas, timesteps, self.config.min_snr, self.predicts_velocity)
 
     def optimizer_step(
         self,
@@ -280,3 +262,18 @@ def rate(step: int, total: int, config: TrainConfig) -> float:
     start = max(config.warmup, config.hold * total)
     progress = min(1.0, max(0.0, step - start) / max(1.0, total - start))
     return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def weighted_error(
+    prediction: Tensor, target: Tensor, edit_mask: Tensor, mask_weight: float, weight: Tensor
+) -> Tensor:
+    """Mean squared error of (b, c, h, w); latent pixels of the edit mask count (1 + mask_weight) times.
+
+    edit_mask: (b, 1, H, W) bool;  weight: (b,) of the examples
+    """
+    error = (prediction.float() - target.float()).square() * weight[:, None, None, None]
+    if not mask_weight:
+        return error.mean()
+    inside = nn.functional.interpolate(edit_mask.float(), size=error.shape[-2:], mode="area")
+    pixel_weight = 1 + mask_weight * inside
+    return (pixel_weight * error).mean() / pixel_weight.mean()

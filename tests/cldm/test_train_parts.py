@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from diffusers import DDIMScheduler
 
 import run_train_bifrost
 from cldm.create import create_compositor
 from cldm.training.data import DataConfig
-from cldm.training.loss import min_snr_weight, weighted_error
 from cldm.training.metrics import MetricsFile
-from cldm.training.module import CompositorModule, TrainConfig
+from cldm.training.module import CompositorModule, TrainConfig, weighted_error
 from cldm.training.probes import condition_sensitivity
 from cldm.training.randomness import draw, shifted_timesteps, timesteps_by_dynamics
 from datasets.base import BOTH, MOVING, STILL, Mixture, PairDataset, RunBatches, collate, shares
 from datasets.scenes.store import StoreSettings, render_shards
 from datasets.sources.rendered import RenderedScenes
+from ldm.training.diffusion import min_snr_weight
 from tests.cldm.small import SMALL, SMALL_CARD
 from tests.cldm.test_train import run_config, scenes
 
@@ -109,9 +110,13 @@ def test_shifted_timesteps_follow_the_published_curve() -> None:
 
 
 def test_min_snr_weights() -> None:
-    alphas = torch.tensor([0.99, 0.5, 0.1, 0.0])
-    every = torch.arange(4)
-    noise, velocity = (min_snr_weight(alphas, every, 5.0, kind) for kind in (False, True))
+    every, weights = torch.arange(4), []
+    for kind in ("epsilon", "v_prediction"):
+        scheduler = DDIMScheduler(prediction_type=kind)
+        scheduler.alphas_cumprod = torch.tensor([0.99, 0.5, 0.1, 0.0])
+        weights.append(min_snr_weight(scheduler, every, 5.0))
+        assert torch.equal(min_snr_weight(scheduler, every, 0.0), torch.ones(4))
+    noise, velocity = weights
     torch.testing.assert_close(noise, torch.tensor([5 / 99, 1.0, 1.0, 1.0]))
     torch.testing.assert_close(velocity, torch.tensor([5 / 100, 0.5, 0.1, 0.0]))
 
@@ -119,9 +124,10 @@ def test_min_snr_weights() -> None:
 def test_weighted_error_counts_the_mask_and_the_examples() -> None:
     wrong, mask = torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 4, 4, dtype=torch.bool)
     wrong[0, 0, 0, 0], mask[0, 0, :2, :2] = 1.0, True
-    plain = weighted_error(wrong, torch.zeros_like(wrong), mask, 0.0)
+    equal = torch.ones(2)
+    plain = weighted_error(wrong, torch.zeros_like(wrong), mask, 0.0, equal)
     assert plain == 1 / 8
-    assert weighted_error(wrong, torch.zeros_like(wrong), mask, 3.0) == pytest.approx(4 / 11)
+    assert weighted_error(wrong, torch.zeros_like(wrong), mask, 3.0, equal) == pytest.approx(4 / 11)
     none = weighted_error(wrong, torch.zeros_like(wrong), mask, 0.0, torch.tensor([0.0, 1.0]))
     assert none == 0
 
