@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -28,8 +27,7 @@ from datasets.sources.rendered import RenderedScenes
 from datasets.sources.survey import Draw, RejectionStats, draws, validate
 from ldm.files import write_all_atomic
 from ldm.images import from_pm1, write_png
-from ldm.logs import start_logging
-from ldm.settings.cli import run_app
+from ldm.settings.cli import run_module
 from ldm.settings.config import load_config, to_plain
 from ldm.settings.schema import nearest
 from ldm.sheet import grid
@@ -146,5 +144,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

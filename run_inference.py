@@ -30,9 +30,8 @@ from compose.pipeline import Models, Result, card_of, sampling_of
 from compose.recipe import check_unchanged, make_recipe, settings_of_recipe
 from ldm.denoise import Step
 from ldm.images import from_pm1, write_png
-from ldm.logs import start_logging
 from ldm.result import result_paths
-from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import check_settings, setting, to_plain
 from ldm.shards import shard_of
 
@@ -216,5 +215,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from cldm.training.sharding import Sharded, finished_weights, plain_model, takes
 from datasets.inputs import PairOptions
 from ldm.files import write_atomic
 from ldm.latents import LatentSpace
-from ldm.settings.cli import run_app, trainer
+from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting
 from ldm.training.manifest import make_manifest
 
@@ -256,5 +255,4 @@ def train(config: RunConfig) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(trainer(RunConfig, train), sys.argv[1:]))
+    run_module(trainer(RunConfig, train))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from cldm.create import AutoencoderConfig, NetworkConfig, create_compositor
 from cldm.model import Compositor, Conditions, fuse, shared
 from ldm.device import describe_hardware
 from ldm.files import write_atomic
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 
 logger = logging.getLogger(__name__)
 
@@ -112,5 +111,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

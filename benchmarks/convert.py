@@ -32,7 +32,7 @@ from cldm.convert.write import write_part
 from cldm.create import NetworkConfig, create_unet
 from ldm.device import describe_hardware
 from ldm.files import write_atomic
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 from ldm.weight_files import Entry, open_weights, write_safetensors
 
 logger = logging.getLogger(__name__)
@@ -136,5 +136,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -30,7 +30,7 @@ from cldm.create import NetworkConfig, create_compositor
 from cldm.training.module import CompositorModule, TrainConfig
 from ldm.device import describe_hardware, pick_device
 from ldm.files import write_atomic
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 
 logger = logging.getLogger(__name__)
 
@@ -163,5 +163,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -8,7 +8,6 @@ of the things and the object's aspect; a locator has to see all that, so the num
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +21,7 @@ from datasets.relations import Place
 from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
 from ldm.device import describe_hardware
 from ldm.files import write_atomic
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 from llava_bifrost.evaluate.measures import Case, judge
 from llava_bifrost.placement.placer import Item, NoPlace, place
 from llava_bifrost.worlds.questions import place_questions
@@ -101,5 +100,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

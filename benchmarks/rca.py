@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +34,7 @@ from inpainting.models.text_to_image.layout import attention_sizes
 from inpainting.models.text_to_image.rca import Regions, attention_layers, install_rca, region_kwargs
 from ldm.device import describe_hardware, pick_device
 from ldm.files import write_atomic
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 
 logger = logging.getLogger(__name__)
 
@@ -269,5 +268,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

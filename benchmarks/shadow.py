@@ -11,7 +11,6 @@ true; psnr: against the true image, beside that of the background left alone.
 
 import json
 import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +33,7 @@ from ldm.files import write_atomic
 from ldm.images import from_pm1
 from ldm.metrics.intervals import percentile_interval
 from ldm.metrics.similarity import psnr_over
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 
 log = logging.getLogger(__name__)
 
@@ -169,5 +168,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -25,8 +25,7 @@ from compose.recipe import settings_of_recipe
 from compose.settings import DEPTH_MODES, depth_folder, model_folder
 from datasets.geometry import box_to_pixels
 from ldm.images import write_png
-from ldm.logs import start_logging
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 from ldm.sheet import grid
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.language.answer import Candidate, Location
@@ -222,5 +221,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,7 @@ import typer
 
 from datasets.sources.video import frames_by_video
 from ldm.files import read_json, write_atomic
-from ldm.settings.cli import run_app
+from ldm.settings.cli import run_module
 
 log = logging.getLogger(__name__)
 
@@ -40,5 +39,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

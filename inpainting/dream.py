@@ -40,9 +40,8 @@ from inpainting.paint import (
     tell,
 )
 from ldm.images import read_image, read_mask, write_png
-from ldm.logs import start_logging
 from ldm.result import StageTimer
-from ldm.settings.cli import command, run_app
+from ldm.settings.cli import command, run_module
 from ldm.settings.config import setting, to_plain
 
 log = logging.getLogger(__name__)
@@ -190,5 +189,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -29,10 +29,9 @@ from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256
 from ldm.images import LoadedImage, read_image, read_mask, write_png
 from ldm.latents import scheduler_class
-from ldm.logs import start_logging
 from ldm.registry.models import resolve_model_path
 from ldm.result import result_paths, save_result
-from ldm.settings.cli import command, run_app
+from ldm.settings.cli import command, run_module
 from ldm.settings.config import check_settings, setting, to_plain
 from ldm.sheet import grid
 
@@ -247,5 +246,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

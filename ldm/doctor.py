@@ -5,10 +5,8 @@ python -m ldm.doctor
 
 from __future__ import annotations
 
-import logging
 import platform
 import shutil
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ import typer
 
 from ldm.registry.models import Model, folder_of, load_registry, missing_files, models_root
 from ldm.result import library_versions
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 
 GIGABYTE = 2**30
 
@@ -81,5 +79,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +26,7 @@ from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.files import hash_folder, write_atomic
 from ldm.images import read_image, write_depth
-from ldm.logs import start_logging
-from ldm.settings.cli import run_app
+from ldm.settings.cli import run_module
 from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
 
@@ -171,5 +169,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ import typer
 
 from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
-from ldm.logs import start_logging
 from ldm.mllm.llava_original import merge_into
 from ldm.mllm.load import load_model, load_processor
 from ldm.mllm.lora import load_adapter, merged
 from ldm.mllm.templates import TEMPLATES
-from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import check_settings, setting
 from llava_bifrost.card import CARD, FULL, LocatorConfig, read_card, write_card
 from llava_bifrost.language.answer import FORMATS
@@ -108,5 +106,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,12 @@ from torch import Tensor, nn
 
 from ldm.device import DTYPES
 from ldm.files import write_atomic
-from ldm.logs import start_logging
 from ldm.mllm.chat import Chat, ChatExample
 from ldm.mllm.load import Mllm, load_model, load_processor
 from ldm.mllm.lora import LoraSettings, make_trainable, merged, rate_of
 from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import adapter_layout, answer_loss, prepared, tensors_of
-from ldm.settings.cli import run_app, trainer
+from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting
 from ldm.training.fit import FitConfig, fit, make_accelerator
 from llava_bifrost.card import CARD, LocatorConfig, read_card, write_card
@@ -154,5 +152,4 @@ class Collate:
 build_app: Callable[[], Any] = trainer(TrainConfig, train)
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

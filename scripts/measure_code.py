@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 
 PRODUCT = (
     "ldm",
@@ -129,4 +128,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    sys.exit(run_app(lambda: single_app(measure), sys.argv[1:]))
+    run_module(lambda: single_app(measure))

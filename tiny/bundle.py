@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +27,7 @@ from inpainting.models.text_to_image.load import CARD as INPAINTER_CARD
 from inpainting.models.text_to_image.load import load_inpainter
 from ldm.checkpoints import folder_written_whole
 from ldm.files import hash_folder, read_json
-from ldm.settings.cli import new_app, run_app
+from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import load_config, to_plain
 from llava_bifrost.locator import load_locator
 
@@ -205,5 +204,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

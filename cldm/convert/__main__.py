@@ -12,14 +12,11 @@ appears only when it is complete.
 
 from __future__ import annotations
 
-import logging
-import sys
-
 import typer
 
 from cldm.convert.convert import CompositorSettings, ConvertSettings, convert_compositor, convert_single
 from cldm.convert.export import ExportSettings, export
-from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_module
 
 
 def bifrost(settings: CompositorSettings) -> None:
@@ -58,5 +55,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

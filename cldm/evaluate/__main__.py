@@ -5,13 +5,10 @@ python -m cldm.evaluate --scenes 300 --out benchmarks/results/compositor.json
 
 from __future__ import annotations
 
-import logging
-import sys
-
 import typer
 
 from cldm.evaluate.run import EvaluateSettings, run
-from ldm.settings.cli import command, run_app, single_app
+from ldm.settings.cli import command, run_module, single_app
 
 
 def build_app() -> typer.Typer:
@@ -19,5 +16,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,8 +40,7 @@ from datasets.benchmark.manifest import (
 from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic
 from ldm.images import read_image
-from ldm.logs import start_logging
-from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_module
 from llava_bifrost.language.instruction import Request, make_instruction
 
 log = logging.getLogger(__name__)
@@ -139,5 +137,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

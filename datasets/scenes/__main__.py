@@ -5,13 +5,12 @@ python -m datasets.scenes sheet --out sheet.png --count 8
 """
 
 import logging
-import sys
 
 import typer
 
 from datasets.scenes.sheet import SheetSettings, write_sheet
 from datasets.scenes.store import StoreSettings, render_shards
-from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_module
 
 log = logging.getLogger(__name__)
 
@@ -36,5 +35,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -8,7 +8,6 @@ added afterwards by `ops extract-noun-chunk-roots`.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,7 @@ from inpainting.data.steps.split import distribute
 from ldm.files import file_sha256, write_all_atomic
 from ldm.images import encode_png, read_image
 from ldm.journal import Journal, run_items, stamp_path
-from ldm.logs import start_logging
-from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import check_settings, setting
 
 LOWER_STEP = "to-lowercase"
@@ -231,5 +229,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -8,14 +8,11 @@ Both continue where they stopped.
 
 from __future__ import annotations
 
-import sys
-
 import typer
 
 from inpainting.data.steps.downloads import ImageSettings, fetch_images
 from inpainting.data.steps.fetch import FetchSettings, fetch_annotations
-from ldm.logs import start_logging
-from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_module
 
 
 def build_app() -> typer.Typer:
@@ -26,5 +23,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

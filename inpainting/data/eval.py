@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,11 +30,10 @@ from inpainting.data.paintings import (
 from ldm.device import pick_device
 from ldm.files import write_atomic
 from ldm.images import read_image
-from ldm.logs import start_logging
 from ldm.metrics.clip import Clip
 from ldm.metrics.intervals import WIDTH
 from ldm.registry.models import OTHER_FRAMEWORKS, model_folder
-from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import check_settings, setting
 
 log = logging.getLogger(__name__)
@@ -164,5 +162,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -9,7 +9,6 @@ What cannot be used is left out, named, and listed with its reason in the step's
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +22,7 @@ from inpainting.data.steps.describe import PRECISIONS
 from inpainting.data.steps.regions import make_entities, make_masks
 from inpainting.data.steps.roots import METHODS, extract_roots
 from inpainting.data.steps.split import split_images
-from ldm.logs import start_logging
-from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
 
@@ -213,5 +211,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -8,8 +8,6 @@ renamed when it is whole, so what is there is complete. Hashes are recorded on t
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +15,7 @@ import typer
 
 from ldm.registry.models import find, folder_of, load_registry, missing_files
 from ldm.registry.pull import HASHES, changed, pull_model, register_file
-from ldm.settings.cli import new_app, run_app
+from ldm.settings.cli import new_app, run_module
 
 
 def list_models() -> None:
@@ -83,5 +81,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

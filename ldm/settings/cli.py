@@ -6,16 +6,17 @@ def build_app() -> typer.Typer:
     return app
 
 if __name__ == "__main__":
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)
 """
 
+import importlib
 import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
 import typer
 
@@ -77,7 +78,7 @@ def single_app(function: Callable[..., Any]) -> typer.Typer:
 
 
 def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer.Typer]:
-    """An app for `CONFIG.yaml key=value ...`, as trainers take it; for `run_app`."""
+    """An app for `CONFIG.yaml key=value ...`, as trainers take it; for `run_module`."""
 
     def verb(
         config: Annotated[Path, typer.Argument(help="YAML file of settings")],
@@ -87,6 +88,22 @@ def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer
 
     verb.__doc__ = inspect.getdoc(function)
     return lambda: single_app(verb)
+
+
+def run_module(build: Callable[[], typer.Typer]) -> NoReturn:
+    """The `__main__` part of a command: run the app on the command line and exit with its code.
+
+    Messages are plain lines on standard error. Libraries report errors only, and show no bars for the
+    milliseconds in which weights are read.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for library in ("diffusers", "transformers"):
+        if library in sys.modules:
+            messages = importlib.import_module(f"{library}.utils.logging")
+            messages.set_verbosity_error()
+            messages.disable_progress_bar()
+    sys.exit(run_app(build, sys.argv[1:]))
 
 
 def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:

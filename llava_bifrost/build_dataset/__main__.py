@@ -10,7 +10,6 @@ The same command again continues an interrupted run and ends with the same files
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,7 @@ from typing import Any
 
 import typer
 
-from ldm.logs import start_logging
-from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import check_settings, setting
 from llava_bifrost.build_dataset.coco import CocoBuild, CocoSource
 from llava_bifrost.build_dataset.files import DATASET, STATISTICS, OutputSettings, Source, build, merge
@@ -86,5 +84,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

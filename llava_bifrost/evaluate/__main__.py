@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ import typer
 from tqdm import tqdm
 
 from ldm.files import write_all_atomic
-from ldm.settings.cli import command, run_app, single_app
+from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting, to_plain
 from llava_bifrost.evaluate.cases import dataset_cases, scene_cases
 from llava_bifrost.evaluate.measures import Case, Measures, failed, judge
@@ -189,5 +188,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

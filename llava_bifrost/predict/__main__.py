@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json as json_format
 import logging
-import sys
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,7 @@ import typer
 
 from datasets.relations import Place
 from ldm.images import read_depth, read_image, write_png
-from ldm.logs import start_logging
-from ldm.settings.cli import command, new_app, run_app
+from ldm.settings.cli import command, new_app, run_module
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.language.answer import Candidate
 from llava_bifrost.placement.anchors import read_anchors
@@ -92,5 +90,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

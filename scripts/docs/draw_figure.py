@@ -7,8 +7,6 @@ python -m scripts.docs.draw_figure --model runs/tiny/bifrost/model --out outputs
 from __future__ import annotations
 
 import io
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +21,7 @@ from compose.contact_sheet import gray, on_white, read_cases, settings_of_case, 
 from compose.pipeline import Result
 from ldm.files import write_atomic
 from ldm.images import from_pm1
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 from scripts.docs.make_examples import FOLDER
 
 WIDTH, HEIGHT = 138.0, 66.0  # of the drawing, in its own units
@@ -150,5 +148,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

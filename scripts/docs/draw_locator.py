@@ -9,7 +9,6 @@ The images are the example rooms of the repository; every place is the locator's
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +18,7 @@ from compose import ComposeSettings, compose, load_models
 from compose.contact_sheet import gray, where
 from compose.pipeline import Models
 from ldm.images import write_png
-from ldm.logs import start_logging
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 from ldm.sheet import grid
 from scripts.docs.make_examples import FOLDER
 
@@ -73,5 +71,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

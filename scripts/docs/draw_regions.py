@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +28,7 @@ from inpainting.paint import colored
 from inpainting.prompts import COLORS
 from ldm.files import write_atomic
 from ldm.images import read_image, write_mask
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 
 log = logging.getLogger(__name__)
 
@@ -174,5 +173,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field
 from pathlib import Path
@@ -20,7 +19,7 @@ import typer
 from typer.models import OptionInfo
 
 from ldm.files import write_atomic
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 from ldm.settings.config import flag_name, to_plain
 from ldm.settings.schema import flat_settings, members, range_name, section_of, type_name
 from scripts.docs.command_rows import COMMANDS, Command
@@ -137,5 +136,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +24,7 @@ from datasets.relations import Place
 from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_scene
 from ldm.files import write_atomic
 from ldm.images import write_depth, write_png
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 from llava_bifrost.placement.anchors import as_json
 
 logger = logging.getLogger(__name__)
@@ -106,5 +105,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

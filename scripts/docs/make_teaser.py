@@ -8,8 +8,6 @@ The image of README.md is made by the first command.
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from compose import compose, load_models
 from compose.contact_sheet import on_white, read_cases, settings_of_case, with_box
 from ldm.images import read_image, resize, write_png
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 from ldm.sheet import INK, PAPER
 from scripts.docs.make_examples import FOLDER
 
@@ -77,5 +75,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from cldm.create import AutoencoderConfig, create_autoencoder
 from datasets.sources.rendered import read_images
 from ldm.files import write_atomic
 from ldm.latents import LatentSpace
-from ldm.settings.cli import run_app, trainer
+from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, setting
 from ldm.training.manifest import make_manifest
 
@@ -169,5 +168,4 @@ def run(config: FirstStageConfig) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(trainer(FirstStageConfig, run), sys.argv[1:]))
+    run_module(trainer(FirstStageConfig, run))

@@ -18,7 +18,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ import typer
 
 from inpainting.models.text_to_image.load import load_inpainter
 from ldm.files import hash_folder, write_all_atomic, write_atomic
-from ldm.settings.cli import command, run_app, single_app
+from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting, to_plain
 from tiny.inpainter.autoencoder import round_trip_db
 from tiny.inpainter.cases import ASKED, Case, make_cases
@@ -138,5 +137,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

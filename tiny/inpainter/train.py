@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,7 +33,7 @@ from inpainting.models.text_to_image.rca import install_rca
 from inpainting.tokens import encode_plans
 from ldm.checkpoints import folder_written_whole, load_part
 from ldm.files import write_atomic
-from ldm.settings.cli import run_app, trainer
+from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, setting
 from ldm.training.manifest import make_manifest
 from tiny.inpainter import autoencoder as first_stage
@@ -224,5 +223,4 @@ def _manifest(folder: Path, model: nn.Module, config: TrainConfig, loop: LoopCon
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(trainer(TrainConfig, run), sys.argv[1:]))
+    run_module(trainer(TrainConfig, run))

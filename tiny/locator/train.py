@@ -8,7 +8,6 @@ Interrupted, it continues from its last checkpoint when started again with the s
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from ldm.files import write_atomic
-from ldm.settings.cli import run_app, trainer
+from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting
 from ldm.training.manifest import make_manifest
 from tiny.llava import PATCH, SmallConfig, blind
@@ -99,5 +98,4 @@ def describe(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(trainer(LocatorTraining, run), sys.argv[1:]))
+    run_module(trainer(LocatorTraining, run))

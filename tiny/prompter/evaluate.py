@@ -22,7 +22,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from PIL import Image
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import paint_masks
 from ldm.files import hash_folder, write_all_atomic
-from ldm.settings.cli import command, run_app, single_app
+from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting, to_plain
 from ldm.sheet import grid
 from tiny.prompter.baselines import best_guess, predictive
@@ -165,5 +164,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -10,7 +10,6 @@ that the law holds exactly. Solids have one colour; names may repeat.
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from datasets.scenes.layout import camera_of, place_solid
 from datasets.scenes.pack import View
 from datasets.scenes.pose import outline
 from datasets.scenes.store import StoreSettings, render_shards
-from ldm.settings.cli import command, run_app, single_app
+from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import setting
 from tiny.prompter.baselines import NAME, Contents, draw_contents, side_of
 
@@ -115,5 +114,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from inpainting.models.image_to_text.prompter import PrompterConfig, write_card
 from ldm.checkpoints import folder_written_whole
 from ldm.files import hash_folder, write_atomic
 from ldm.mllm.load import load_model
-from ldm.settings.cli import run_app, trainer
+from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting
 from ldm.training.manifest import make_manifest
 from tiny.llava import SmallConfig, blind, create_llava, make_processor, project, save_llava
@@ -208,5 +207,4 @@ def describe(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(run_app(trainer(PrompterTraining, run), sys.argv[1:]))
+    run_module(trainer(PrompterTraining, run))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -40,10 +39,9 @@ from inpainting.models.image_to_text.writer import PromptWriter
 from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
 from ldm.files import write_atomic
-from ldm.logs import start_logging
 from ldm.mllm.load import Mllm
 from ldm.mllm.training import adapter_layout, answer_loss
-from ldm.settings.cli import new_app, run_app
+from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import dump_yaml, load_config
 from ldm.training.fit import fit, make_accelerator
 
@@ -144,5 +142,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,9 +22,8 @@ from inpainting.models.image_to_text.evaluation.report import LAST, WITH_INTERVA
 from inpainting.models.metrics.table import shown
 from ldm.device import pick_device
 from ldm.files import write_atomic
-from ldm.logs import start_logging
 from ldm.metrics.intervals import RESAMPLES
-from ldm.settings.cli import run_app, single_app
+from ldm.settings.cli import run_module, single_app
 
 log = logging.getLogger(__name__)
 
@@ -99,5 +97,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

@@ -11,7 +11,6 @@ Every verb continues where it stopped; `--shard i/n` divides the images between 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,7 @@ from inpainting.models.text_to_image.evaluation.compute import compute, make_tab
 from inpainting.models.text_to_image.evaluation.generate import generate, generate_repeated
 from inpainting.models.text_to_image.evaluation.generate_prompts import generate_prompts
 from inpainting.models.text_to_image.evaluation.settings import PaintingsConfig
-from ldm.logs import start_logging
-from ldm.settings.cli import new_app, run_app
+from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import load_config
 from ldm.shards import shard_of
 
@@ -127,5 +125,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)

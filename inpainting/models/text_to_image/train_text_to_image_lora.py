@@ -9,7 +9,6 @@ To continue an interrupted run, run the same command again.
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -29,9 +28,8 @@ from inpainting.models.text_to_image.lora import FILE_NAME
 from inpainting.models.text_to_image.lora_loss import LoraLoss
 from inpainting.tokens import ENCODINGS
 from ldm.files import write_atomic
-from ldm.logs import start_logging
 from ldm.seeds import seed_of
-from ldm.settings.cli import new_app, run_app
+from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import check_settings, dump_yaml, load_config, setting
 from ldm.training.batches import drawing
 from ldm.training.checkpoints import Layout
@@ -178,5 +176,4 @@ def build_app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    start_logging()
-    sys.exit(run_app(build_app, sys.argv[1:]))
+    run_module(build_app)
