@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ldm.files import read_json
+from ldm.files import first_line, read_json
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -73,6 +73,31 @@ def load_part(kind: type[Module], folder: Path, dtype: torch.dtype = torch.float
         for key, value in read_weights(folder).items()
     }
     load_strict(model, weights, folder, assign=True)
+    return model.eval()
+
+
+def load_pretrained(
+    kind: Any, source: Path | str, *, exact: bool = False, may_lack: str = " ", **options: Any
+) -> Any:
+    """`kind.from_pretrained`, in eval mode; weights that are missing or of another shape are a ValueError.
+
+    source: a folder or hub name. exact: weights that fit nothing are refused too. may_lack: part of the names
+    of weights that need not be there.
+    """
+    try:
+        model, report = kind.from_pretrained(
+            str(source), output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{source} cannot be loaded: {first_line(error)}") from error
+    wrong = {
+        "missing": sorted(key for key in report["missing_keys"] if may_lack not in key),
+        "mismatched": sorted(str(item[0]) for item in report["mismatched_keys"]),
+        "unexpected": sorted(report["unexpected_keys"]) if exact else [],
+    }
+    listed = [f"{len(keys)} {name} keys {keys[:3]}" for name, keys in wrong.items() if keys]
+    if listed:
+        raise ValueError(f"{source}: its weights do not fit its config.json: {'; '.join(listed)}")
     return model.eval()
 
 

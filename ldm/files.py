@@ -27,6 +27,11 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return value
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message; the error's type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def json_bytes(value: Any) -> bytes:
     """The JSON text of reports, manifests and model folders: indented by one, with a final newline."""
     return (json.dumps(value, indent=1) + "\n").encode()

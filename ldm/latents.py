@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 from ldm.checkpoints import load_part, save_part
-from ldm.files import read_json
+from ldm.files import first_line, read_json
 from ldm.settings.config import nearest
 
 AUTOENCODERS: dict[str, type[nn.Module]] = {
@@ -134,7 +134,7 @@ def scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
     try:
         usable = _drives_the_loop(kind)
     except ImportError as error:  # diffusers' stand-in for a class that needs another library
-        raise ValueError(f"scheduler {name}: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"scheduler {name}: {first_line(error)}") from error
     if not usable:
         raise ValueError(f"scheduler {name} is for other models; use one of {', '.join(SCHEDULERS)}")
     return kind

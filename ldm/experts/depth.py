@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForDepthEstimation, DPTForDepthEstimation
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
+from ldm.checkpoints import load_pretrained
+from ldm.files import first_line
 from ldm.images import normalize, resize, to_01
 
 # Networks whose output meaning is known here: both predict inverse depth unless the config says metric.
@@ -67,19 +68,7 @@ class DepthEstimator:
     ) -> "DepthEstimator":
         """Load a `save_pretrained` folder, or a hub name that is in the local cache or can be downloaded."""
         config = _load_config(source)
-        try:
-            model, report = AutoModelForDepthEstimation.from_pretrained(
-                str(source), config=config, dtype=dtype, output_loading_info=True
-            )
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise ValueError(
-                f"depth model {source}: its weights cannot be loaded: {_first_line(error)}"
-            ) from error
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ValueError(
-                f"depth model {source}: {len(missing)} weights are missing, such as {missing[:3]}"
-            )
+        model = load_pretrained(AutoModelForDepthEstimation, source, config=config, dtype=dtype)
         metric = getattr(config, "depth_estimation_type", "relative") == "metric"
         return cls(model.to(device), _load_input(source, config), metric)
 
@@ -131,7 +120,7 @@ def _load_config(source: Path | str) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(source))
     except (OSError, ValueError) as error:
-        raise ValueError(f"depth model {source} cannot be read: {_first_line(error)}") from error
+        raise ValueError(f"depth model {source} cannot be read: {first_line(error)}") from error
     if config.model_type not in DEPTH_NETWORKS:
         allowed = ", ".join(DEPTH_NETWORKS)
         raise ValueError(f"depth model {source} is of type {config.model_type!r}; allowed: {allowed}")
@@ -164,8 +153,3 @@ def _coarsest_stride(config: Any) -> int:
         return 2 * int(config.patch_size)
     stages = len(getattr(backbone, "depths", (0, 0)))  # a plain backbone is halved once, by the decoder
     return int(backbone.patch_size) * 2 ** (stages - 1)
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of a library's message."""
-    return str(error).strip().split("\n")[0]

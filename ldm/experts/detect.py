@@ -18,6 +18,9 @@ from PIL import Image
 from torch import nn
 from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
 
+from ldm.checkpoints import load_pretrained
+from ldm.files import first_line
+
 Box = tuple[float, float, float, float]
 
 # Kind of network -> (how it is asked, least score that is believed). Scores of the two families differ.
@@ -58,15 +61,9 @@ class Detector:
             if kind not in KINDS:
                 raise ValueError(f"it is of type {kind!r}; allowed: {', '.join(KINDS)}")
             processor = AutoProcessor.from_pretrained(str(folder))
-            model, report = AutoModelForZeroShotObjectDetection.from_pretrained(
-                str(folder), output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"detector {folder} cannot be loaded: {reason}") from error
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ValueError(f"detector {folder}: {len(missing)} weights are missing, such as {missing[:3]}")
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"detector {folder} cannot be loaded: {first_line(error)}") from error
+        model = load_pretrained(AutoModelForZeroShotObjectDetection, folder)
         return cls(model.to(device), processor, kind, least_score)
 
     @torch.inference_mode()

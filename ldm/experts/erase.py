@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from ldm.files import file_sha256, hash_folder
+from ldm.files import file_sha256, first_line, hash_folder
 from ldm.images import resize, to_01
 
 TELEA_RADIUS = 5  # pixels around a missing one that OpenCV looks at
@@ -91,8 +91,7 @@ def _lama(path: Path, device: str) -> Fill:
     try:
         network = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"eraser {path} cannot be loaded as TorchScript: {reason}") from error
+        raise ValueError(f"eraser {path} cannot be loaded as TorchScript: {first_line(error)}") from error
 
     @torch.inference_mode()
     def fill(rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
@@ -118,8 +117,7 @@ def _diffusion(folder: Path, device: str, dtype: torch.dtype) -> Fill:
             str(folder), dtype=dtype, safety_checker=None, local_files_only=True
         )
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"eraser {folder} cannot be loaded: {reason}") from error
+        raise ValueError(f"eraser {folder} cannot be loaded: {first_line(error)}") from error
     if pipeline.unet.config.in_channels != 9:
         channels = pipeline.unet.config.in_channels
         raise ValueError(f"eraser {folder} is no inpainting model: its UNet has {channels} inputs, not 9")

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 
+from ldm.files import first_line
 from ldm.images import LoadedImage, resize
 
 METHODS = ("auto", "alpha", "grabcut", "sam")
@@ -159,8 +160,7 @@ def sam_mask(rgb_u8: np.ndarray, folder: Path | str, box01: Box | None = None) -
         model = SamModel.from_pretrained(str(folder)).eval()
         processor = SamProcessor(SamImageProcessorPil.from_pretrained(str(folder)))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"SAM folder {folder} cannot be loaded: {reason}") from error
+        raise ValueError(f"SAM folder {folder} cannot be loaded: {first_line(error)}") from error
     h, w = rgb_u8.shape[:2]
     if box01 is None:
         prompt = {"input_points": [[[w / 2, h / 2]]]}

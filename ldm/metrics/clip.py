@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
-from ldm.checkpoints import load_part
+from ldm.checkpoints import load_pretrained
 from ldm.files import read_json
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -38,12 +38,7 @@ class Clip:
         """A `save_pretrained` folder with its tokenizer; of a .bin file nothing but data is unpickled."""
         read_json(folder / "config.json")
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        if any(folder.glob("*.safetensors")):
-            return cls(load_part(CLIPModel, folder), tokenizer, device)
-        model, report = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-        if report["missing_keys"]:
-            raise ValueError(f"{folder}: weights missing, such as {sorted(report['missing_keys'])[:3]}")
-        return cls(model, tokenizer, device)
+        return cls(load_pretrained(CLIPModel, folder, local_files_only=True), tokenizer, device)
 
     @torch.inference_mode()
     def images(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
+from ldm.checkpoints import load_pretrained
 from ldm.files import read_json
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -28,11 +29,7 @@ class Dino:
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Dino:
         """A `save_pretrained` folder."""
         read_json(folder / "config.json")
-        model, report = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-        lacking = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
-        if lacking:
-            raise ValueError(f"{folder}: weights missing, such as {sorted(lacking)[:3]}")
-        return cls(model, device)
+        return cls(load_pretrained(AutoModel, folder, may_lack="pooler.", local_files_only=True), device)
 
     @torch.inference_mode()
     def images(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.checkpoints import load_strict
-from ldm.files import file_sha256, hash_folder
+from ldm.files import file_sha256, first_line, hash_folder
 
 
 def read_weight_file(path: Path) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{path}: not a readable weight file ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: not a readable weight file ({first_line(error)})") from None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"{path}: expected a table of weights")
     return found

@@ -29,8 +29,9 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.utils import is_torchvision_available
 
+from ldm.checkpoints import load_pretrained
 from ldm.device import pick_device, pick_dtype
-from ldm.files import read_json
+from ldm.files import first_line, read_json
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def load_mllm(folder: Path | str, device: str = "auto", dtype: str = "auto") -> 
     folder = Path(folder)
     target = pick_device(device)
     model = load_model(folder, pick_dtype(dtype, target))
-    return Mllm(model.to(target).eval(), load_processor(folder, model.config), folder)
+    return Mllm(model.to(target), load_processor(folder, model.config), folder)
 
 
 def four_bit_works() -> bool:
@@ -98,18 +99,9 @@ def load_four_bit(
 def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
     """The network of a folder on the CPU."""
     read_json(folder / "config.json")
-    try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, KeyError) as error:
-        raise ValueError(f"{folder}: not a model folder: {_first_line(error)}") from error
-    wrong = {name: sorted(map(str, report.get(name, ()))) for name in ("missing_keys", "unexpected_keys")}
-    wrong["mismatched_keys"] = sorted(str(item[0]) for item in report.get("mismatched_keys", ()))
-    told = [f"{len(keys)} {name.replace('_', ' ')} {keys[:3]}" for name, keys in wrong.items() if keys]
-    if told:
-        raise ValueError(f"{folder}: its weights do not fit its config.json: {'; '.join(told)}")
-    return model
+    return load_pretrained(
+        AutoModelForImageTextToText, folder, exact=True, dtype=dtype, local_files_only=True
+    )
 
 
 def load_processor(folder: Path, config: Any = None) -> Any:
@@ -128,7 +120,7 @@ def load_processor(folder: Path, config: Any = None) -> Any:
                 folder, backend="pil", local_files_only=True
             )
     except (OSError, KeyError, ImportError) as error:
-        raise ValueError(f"{folder}: no usable processor files: {_first_line(error)}") from error
+        raise ValueError(f"{folder}: no usable processor files: {first_line(error)}") from error
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(f"{folder}: names no processor of images and text (processor_config.json)")
     if isinstance(processor, LlavaProcessor):
@@ -218,7 +210,3 @@ def square_processor(old: Any, side: int) -> LlavaImageProcessorPil:
         image_std=old.image_std,
         resample=old.resample,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ldm.files import first_line
 from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
 
 CONFIG = Path("configs/models.yaml")
@@ -120,5 +121,6 @@ def model_folder(model_id: str, ignore: Sequence[str] = (*OTHER_FRAMEWORKS, *PIC
     try:
         return Path(snapshot_download(model_id, ignore_patterns=list(ignore)))
     except Exception as error:  # whatever the hub library fails with
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"model {model_id}: no such folder, and the hub says: {lines[0][:200]}") from error
+        raise ValueError(
+            f"model {model_id}: no such folder, and the hub says: {first_line(error)}"
+        ) from error

@@ -7,7 +7,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from ldm.files import file_sha256
+from ldm.files import file_sha256, first_line
 from ldm.registry.download import download
 from ldm.registry.models import Model, Source, folder_of, missing_files
 from ldm.registry.unpack import is_archive, unpack
@@ -55,8 +55,7 @@ def pull_hub(place: Source, folder: Path) -> None:
     try:
         snapshot_download(place.hub, allow_patterns=list(place.files) or None, local_dir=folder)
     except Exception as error:  # whatever a mirror fails with, the next one is tried
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"hub {place.hub}: {lines[0][:200]}") from error
+        raise ValueError(f"hub {place.hub}: {first_line(error)}") from error
 
 
 def copy_offline(model: Model, offline: Path, partial: Path) -> None:

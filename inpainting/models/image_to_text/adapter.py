@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from torch import nn
 
 from ldm.checkpoints import read_weights
-from ldm.files import read_json
+from ldm.files import first_line, read_json
 
 CONFIG = "adapter_config.json"
 OLD, NEW = "language_model.model.", "model.language_model."
@@ -51,11 +51,11 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     try:
         adapted = get_peft_model(model, LoraConfig(**settings))  # type: ignore[arg-type]
     except ValueError as error:
-        raise ValueError(f"{folder}: its layers are not those of this model ({_first(error)})") from None
+        raise ValueError(f"{folder}: its layers are not those of this model ({first_line(error)})") from None
     try:
         report = set_peft_model_state_dict(adapted, weights)
     except RuntimeError as error:  # shapes
-        raise ValueError(f"{folder}: its weights are not those of this model ({_first(error)})") from None
+        raise ValueError(f"{folder}: its weights are not those of this model ({first_line(error)})") from None
     missing = [key for key in report.missing_keys if "lora_" in key]
     if missing or report.unexpected_keys:
         raise ValueError(
@@ -63,7 +63,3 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
             f"{len(report.unexpected_keys)} unexpected {report.unexpected_keys[:2]}"
         )
     return adapted.eval()
-
-
-def _first(error: Exception) -> str:
-    return str(error).splitlines()[0][:200]

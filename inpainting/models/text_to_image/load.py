@@ -26,7 +26,7 @@ from inpainting.models.text_to_image.card import InpainterConfig
 from inpainting.models.text_to_image.lora import load_lora, lora_file
 from inpainting.models.text_to_image.rca import install_rca
 from ldm.checkpoints import build, folder_written_whole, load_strict, save_part
-from ldm.files import read_json
+from ldm.files import first_line, read_json
 from ldm.latents import AUTOENCODERS, STATISTICS, LatentSpace
 from ldm.settings.config import Layer, merge_layers, to_plain
 from ldm.weight_files import WeightFile, open_weights
@@ -133,7 +133,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder}: not a CLIP tokenizer ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{folder}: not a CLIP tokenizer ({first_line(error)})") from None
 
 
 def load_network(

@@ -19,6 +19,7 @@ from tqdm.auto import trange
 from transformers import AutoModel, AutoTokenizer
 
 from inpainting.models.image_to_text.evaluation.predictions import Prediction
+from ldm.checkpoints import load_pretrained
 from ldm.files import read_json
 from ldm.metrics.clip import Clip
 from ldm.metrics.found import Found
@@ -54,10 +55,7 @@ class BertScore:
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> BertScore:
         """A `save_pretrained` folder with its tokenizer."""
         read_json(folder / "config.json")
-        model, report = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-        missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-        if missing:
-            raise ValueError(f"{folder}: weights missing, such as {missing[:3]}")
+        model = load_pretrained(AutoModel, folder, may_lack="pooler", local_files_only=True)
         return cls(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), device)
 
     @torch.inference_mode()
