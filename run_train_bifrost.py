@@ -213,7 +213,7 @@ def make_trainer(config: RunConfig) -> pl.Trainer:
         num_nodes=settings.nodes,
         strategy=Sharded(settings.all_devices) if settings.strategy == "fsdp" else "auto",
         max_epochs=-1,
-        precision=settings.precision,
+        precision=settings.precision,  # type: ignore[arg-type]  # one of its literals, checked by the setting
         max_steps=settings.max_steps,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip or None,

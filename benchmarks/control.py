@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -81,8 +82,8 @@ def compare(config: NetworkConfig, dtype: torch.dtype, samples: list[int], repea
     rows = []
     for count in samples:
         x = draw(2 * count, config.autoencoder.latent_channels, side, side)
-        theirs = median_seconds(lambda x=x: stock_step(model, x, t, both.tokens, *hints), repeats)
-        ours = median_seconds(lambda x=x: model(x, t, both), repeats)
+        theirs = median_seconds(partial(stock_step, model, x, t, both.tokens, *hints), repeats)
+        ours = median_seconds(partial(model, x, t, both), repeats)
         gap = (stock_step(model, x, t, both.tokens, *hints) - model(x, t, both)).abs().max().item()
         rows.append({"samples": count, "stock_s": round(theirs, 3), "ours_s": round(ours, 3),
                      "ratio": round(theirs / ours, 3), "largest_difference": gap})  # fmt: skip

@@ -62,10 +62,15 @@ def fabricate(root: Path, size: tuple[int, int]) -> OwnFolder:
 def published_read(root: Path, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image and mask of the reference, and image, mask and depth of the target, of which it is made."""
     for one in (item, (item + 1) % ITEMS):
-        image = cv2.cvtColor(cv2.imread(str(root / "images" / f"{one}.jpg")), cv2.COLOR_BGR2RGB)
-        mask = cv2.imread(str(root / "masks" / f"{one}.png"))[..., 0] > 128
-    depth = cv2.imread(str(root / "depth" / f"{one}.png"), cv2.IMREAD_UNCHANGED)
-    return image, mask, depth
+        image = cv2.cvtColor(_imread(root / "images" / f"{one}.jpg"), cv2.COLOR_BGR2RGB)
+        mask = _imread(root / "masks" / f"{one}.png")[..., 0] > 128
+    return image, mask, _imread(root / "depth" / f"{(item + 1) % ITEMS}.png", cv2.IMREAD_UNCHANGED)
+
+
+def _imread(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    image = cv2.imread(str(path), flags)
+    assert image is not None, path
+    return image
 
 
 def published_perturb(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm import __version__
 from ldm.files import file_sha256, hash_folder, write_all_atomic, write_atomic
 from ldm.images import encode_png, read_png_text
 
@@ -56,8 +57,8 @@ class StageTimer:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide the pixels; those that are not installed are left out."""
-    found = {}
+    """Versions of this code and of the installed libraries that decide the pixels."""
+    found = {"bifrost": __version__}
     for name in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)

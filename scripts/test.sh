@@ -9,5 +9,6 @@ export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 "$VENV_PY" -m ruff check .
+"$VENV_PY" -m ruff format --check --quiet .
 "$VENV_PY" -m mypy
 "$VENV_PY" -m pytest -q "$@"
