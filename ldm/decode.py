@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +33,6 @@ DECODER_ERRORS = (
 )
 MASK_THRESHOLD = 127  # of 255; a larger value is set
 GRAY_TOLERANCE = 24  # of 255; JPEG leaves up to this much colour on a gray image
-EXIF_ORIENTATION = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @contextlib.contextmanager
@@ -58,8 +48,12 @@ def opened(path: Path, *, upright: bool = True) -> Iterator[Image.Image]:
         raise ValueError(f"cannot read {path}: {(error.strerror or 'unreadable').lower()}") from error
     with handle:
         image = _decode(handle, path)
-        turn = UPRIGHT.get(_orientation(image, path)) if upright else None
-        yield image.transpose(turn) if turn is not None else image
+        if upright:
+            try:
+                ImageOps.exif_transpose(image, in_place=True)
+            except DECODER_ERRORS:  # damaged EXIF data do not make the pixels unreadable
+                log.warning("%s: unreadable EXIF data, taken as upright", path)
+        yield image
 
 
 def _decode(handle: io.BufferedReader, path: Path) -> Image.Image:
@@ -88,15 +82,6 @@ def _decode(handle: io.BufferedReader, path: Path) -> Image.Image:
             f"{path} is truncated or damaged: its {image.format} data cannot be decoded"
         ) from None
     return image
-
-
-def _orientation(image: Image.Image, path: Path) -> int:
-    """EXIF orientation 1 to 8; damaged EXIF data do not make the pixels unreadable, so they only warn."""
-    try:
-        return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except DECODER_ERRORS:
-        log.warning("%s: unreadable EXIF data, taken as upright", path)
-        return 1
 
 
 def is_deep(image: Image.Image) -> bool:

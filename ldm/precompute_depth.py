@@ -10,13 +10,11 @@ writing happen beside the network, in threads.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import typer
@@ -24,9 +22,9 @@ from tqdm.auto import tqdm
 
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
-from ldm.files import hash_folder, write_atomic
+from ldm.files import hash_folder, read_json, write_json
 from ldm.images import read_image, write_depth
-from ldm.settings.cli import run_module
+from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
 
@@ -41,13 +39,13 @@ RECORD = "depth_model.json"  # in OUT_TREE: which network made the maps
 class DepthSettings:
     """What is estimated and how."""
 
-    images: Path = setting(was=("pictures",), help="tree of images")
-    out: Path = setting(help="tree of depth maps")
+    images: Path = setting(argument="IMAGE_TREE", help="tree of images")
+    out: Path = setting(argument="OUT_TREE", help="tree of depth maps")
     model: str = setting(MODEL.as_posix(), help="folder or hub name")
     shard: str = setting("0/1", help="i/n: only every n-th image, from the i-th")
     batch: int = setting(8, low=1, help="images per pass")
     workers: int = setting(4, low=1, help="threads that read and write")
-    suffixes: tuple[str, ...] = setting(SUFFIXES, help="image files")
+    suffix: tuple[str, ...] = setting(SUFFIXES, help="kinds of image files")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
 
@@ -65,8 +63,9 @@ class DepthSettings:
 def depth_files(settings: DepthSettings) -> list[tuple[Path, Path]]:
     """(image, depth map) of the whole tree, sorted; two images for one map are refused."""
     found: dict[Path, Path] = {}
+    kinds = [suffix.lower() for suffix in settings.suffix]
     for image in sorted(settings.images.rglob("*")):
-        if image.suffix.lower() not in settings.suffixes or image.name.startswith("."):
+        if image.suffix.lower() not in kinds or image.name.startswith("."):
             continue
         path = settings.out / image.relative_to(settings.images).with_suffix(".png")
         if path in found:
@@ -76,8 +75,7 @@ def depth_files(settings: DepthSettings) -> list[tuple[Path, Path]]:
             )
         found[path] = image
     if not found:
-        kinds = ", ".join(settings.suffixes)
-        raise ValueError(f"IMAGE_TREE: {settings.images} holds no images ({kinds})")
+        raise ValueError(f"IMAGE_TREE: {settings.images} holds no images ({', '.join(kinds)})")
     return [(image, path) for path, image in found.items()]
 
 
@@ -132,40 +130,23 @@ def record_model(settings: DepthSettings) -> None:
     folder, path = Path(settings.model), settings.out / RECORD
     record = {"model": settings.model, "weights": hash_folder(folder) if folder.is_dir() else {}}
     if not path.is_file():
-        write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
+        write_json(path, record)
         return
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known = read_json(path)
     if known != record and (known["weights"] != record["weights"] or not record["weights"]):
         raise ValueError(
             f"{settings.out} was made with {known['model']}; choose another OUT_TREE for {settings.model}"
         )
 
 
-def command(
-    images: Annotated[Path, typer.Argument(help="tree of images", metavar="IMAGE_TREE")],
-    out: Annotated[Path, typer.Argument(help="tree of depth maps", metavar="OUT_TREE")],
-    model: Annotated[str, typer.Option(help="depth network: folder or hub name")] = MODEL.as_posix(),
-    shard: Annotated[str, typer.Option(help="i/n: only every n-th image, from the i-th")] = "0/1",
-    batch: Annotated[int, typer.Option(help="images per pass")] = 8,
-    workers: Annotated[int, typer.Option(help="threads that read and write")] = 4,
-    suffix: Annotated[
-        list[str] | None, typer.Option(help="kinds of files, such as .jpg; all by default")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16")] = "auto",
-) -> None:
+def estimate_tree(settings: DepthSettings) -> None:
     """Estimate the depth of every image of a tree; the same command again continues."""
-    kinds = tuple(one.lower() for one in suffix) if suffix else SUFFIXES
-    settings = DepthSettings(images, out, model, shard, batch, workers, kinds, device, dtype)
     written, there, unreadable = precompute(settings)
-    log.info("%d written, %d there already, %d left out: %s", written, there, unreadable, out)
+    log.info("%d written, %d there already, %d left out: %s", written, there, unreadable, settings.out)
 
 
 def build_app() -> typer.Typer:
-    """The command."""
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(command)
-    return app
+    return single_app(command(DepthSettings, estimate_tree))
 
 
 if __name__ == "__main__":

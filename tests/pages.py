@@ -67,7 +67,7 @@ WORKERS = {
     "benchmarks.convert": ["measure"],
     "tiny.bundle": ["compositor", "depth", "locator", "inpainter", "prompter"],
     "run_dataset_debug": ["debug"],
-    "ldm.precompute_depth": ["command"],
+    "ldm.precompute_depth": ["estimate_tree"],
     "llava_bifrost.predict.__main__": ["run_image", "run_jobs"],
     "llava_bifrost.model": ["convert", "merge"],
     "llava_bifrost.build_dataset.__main__": ["build_coco", "build_scenes", "merge_shards"],

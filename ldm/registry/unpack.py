@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -21,27 +20,18 @@ def unpack(path: Path, folder: Path) -> None:
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
                     link = (info.external_attr >> 16) & 0o170000 == 0o120000
-                    target = inside(path, folder, info.filename, plain=not link)
-                    if not info.is_dir():
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        with archive.open(info) as source, target.open("wb") as file:
-                            shutil.copyfileobj(source, file)
+                    _require_inside(path, info.filename, plain=not link)
+                archive.extractall(folder)
             return
         with tarfile.open(path) as bundle:
             for member in bundle:
-                target = inside(path, folder, member.name, plain=member.isfile() or member.isdir())
-                content = bundle.extractfile(member) if member.isfile() else None
-                if content is not None:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with content, target.open("wb") as file:
-                        shutil.copyfileobj(content, file)
+                _require_inside(path, member.name, plain=member.isfile() or member.isdir())
+            bundle.extractall(folder, filter="data")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path}: not a readable archive ({error})") from None
 
 
-def inside(path: Path, folder: Path, name: str, plain: bool) -> Path:
-    """Where a member goes."""
+def _require_inside(path: Path, name: str, plain: bool) -> None:
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or ":" in name or not plain:
         raise ValueError(f"{path}: refused: its member {name!r} is a link or leads out of the folder")
-    return folder.joinpath(*parts.parts)

@@ -212,7 +212,8 @@ COMMANDS = (
     Command("python run_dataset_debug.py --source NAME --out FILE", function="run_dataset_debug:debug"),
     Command(
         "python -m ldm.precompute_depth IMAGE_TREE OUT_TREE",
-        function="ldm.precompute_depth:command",
+        "ldm.precompute_depth:DepthSettings",
+        note="Estimate the depth of every image of a tree; the same command again continues.",
     ),
     Command("python -m datasets.uvo_process VIDEO_JSON OUT_JSON", function="datasets.uvo_process:process"),
     Command("python -m compose.contact_sheet [IMAGES] --out FILE", function="compose.contact_sheet:make"),

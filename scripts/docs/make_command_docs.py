@@ -75,7 +75,7 @@ def setting_rows(schema: type, keys: bool) -> Iterator[tuple[str, ...]]:
     """One row per setting, those of a section under its name."""
     for key, (field, hint) in flat_settings(schema).items():
         if section_of(hint) is None:
-            name = key if keys else flag_name(key)
+            name = key if keys else field.metadata.get("argument") or flag_name(key)
             yield f"`{name}`", kind_of(field, hint), default_of(field), meaning_of(field)
 
 
