@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 
 # A file imports only from lower ranks. What is not named here has rank 3: top-level files, scripts, tests ...
 RANKS = {"ldm": 0, "datasets": 1, "cldm": 2, "llava_bifrost": 2, "inpainting": 2}
@@ -117,3 +118,28 @@ def machine_paths(path: str, text: str) -> list[str]:
     """Folders that exist on one machine only."""
     lines = enumerate(text.splitlines(), 1)
     return [f"{path}:{index}: {line.strip()[:80]}" for index, line in lines if MACHINE_PATH.search(line)]
+
+
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports, also inside functions. sources: repository path -> text."""
+    modules = {path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in sources}
+    graph = {}
+    for path, source in sources.items():
+        module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        named = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                parts = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+                named |= parts or {node.module}
+        graph[module] = named & modules - {module}
+    return graph
+
+
+def levels(graph: dict[str, set[str]]) -> int:
+    """Floors of a house without circles: the longest chain of imports. CycleError names a circle."""
+    floor: dict[str, int] = {}
+    for name in TopologicalSorter(graph).static_order():
+        floor[name] = 1 + max((floor[below] for below in graph.get(name, ())), default=0)
+    return max(floor.values())

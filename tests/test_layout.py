@@ -5,6 +5,7 @@ import re
 import subprocess
 from fnmatch import fnmatch
 from functools import cache
+from graphlib import CycleError
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,23 @@ def test_tree_keeps_the_rule(rule):
     files = [item for item in sources(*RULES[rule]) if not fnmatch(item[0], EXEMPT.get(rule, "-"))]
     assert files
     assert [line for path, source in files for line in rule(path, source)] == []
+
+
+def test_imports_form_no_circle_and_the_rooms_at_most_six_floors():
+    """Modules first; then the rooms: packages, the folders of commands, and the commands at the top."""
+    with pytest.raises(CycleError):
+        rules.levels(rules.import_graph({"a/b.py": "from a import c", "a/c.py": "def f():\n    import a.b"}))
+    assert rules.levels({"a": {"b"}, "b": {"c"}}) == 3
+    product = [item for item in sources("*.py") if not item[0].startswith("tests/")]
+    modules = rules.import_graph(dict(product))
+    assert rules.levels(modules) > 1
+    rooms: dict[str, set[str]] = {}
+    for module, below in modules.items():
+        home = module.split(".")[0]
+        rooms.setdefault(home, set()).update(
+            name.split(".")[0] for name in below if name.split(".")[0] != home
+        )
+    assert rules.levels(rooms) <= 6
 
 
 def test_our_datasets_package_is_the_one_that_is_found():
