@@ -1,7 +1,7 @@
-"""Prompts of several regions -> token sequences, and which region owns each token.
+"""Prompts of several regions -> token sequences, and the region of each token.
 
 joint     one sequence for all prompts of an image, as published: BOS, prompt 1, prompt 2 ..., EOS, padding.
-          They share 75 tokens fairly, and each prompt's embedding has seen the prompts before it.
+          They share 75 tokens, the longest is cut first, and a prompt's embedding has seen those before it.
 separate  one sequence per prompt: 75 tokens each, and no prompt knows of another.
 
 Legend: s sequences, l tokens of one sequence (77 in CLIP), t tokens of an image = s l, b images.
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 ENCODINGS = ("joint", "separate")
-SHARED = 0  # owner of a token that every pixel may read; region k owns tokens marked k + 1
-HIDDEN = -1  # owner of filling between images of one batch, which no pixel reads
-SEPARATOR = ".</w>"  # after each prompt where no region map tells them apart
-LONGEST_WINDOW = 4096  # a tokenizer that claims more has no length of its own
+SHARED = 0  # region id of a token that every pixel may read; tokens of region k have k + 1
+HIDDEN = -1  # region id of the padding between images of one batch, which no pixel reads
+SEPARATOR = ".</w>"  # after each prompt where no region map separates them (published)
+LONGEST_WINDOW = 4096  # chosen; transformers' value for `no length` is 1e30
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class TruncatedPrompt:
 class TokenPlan:
     """The token sequences of one image.
 
-    input_ids: (s, l) int64
-    owners:    (t,) int64, 0 = shared, k + 1 = only for region k
-    cuts:      prompts that were shortened
+    input_ids:        (s, l) int64
+    token_region_ids: (t,) int64, 0 = shared, k + 1 = only for region k
+    cuts:             prompts that were shortened
     """
 
     input_ids: Tensor
-    owners: Tensor
+    token_region_ids: Tensor
     cuts: tuple[TruncatedPrompt, ...] = ()
 
 
@@ -58,27 +58,54 @@ def plan_tokens(
         raise ValueError("at least one prompt is needed, got an empty list")
     if encoding not in ENCODINGS:
         raise ValueError(f"unknown encoding {encoding!r}; allowed: {', '.join(ENCODINGS)}")
-    contents = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-    window = window_of(tokenizer)
-    if encoding == "separate" and regions:
-        return _separate(contents, tokenizer, window)
-    return _joint(contents, tokenizer, window, [] if regions else [separator_id(tokenizer)], regions)
-
-
-def window_of(tokenizer: CLIPTokenizer) -> int:
-    """Tokens of one sequence, BOS and EOS included."""
-    window = tokenizer.model_max_length
+    window = tokenizer.model_max_length  # BOS and EOS included
     if window > LONGEST_WINDOW:
         raise ValueError("the tokenizer has no length: set model_max_length in its tokenizer_config.json")
-    return window
+    contents = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+    lengths = [min(len(content), window - 2) for content in contents]
+    start, end = [tokenizer.bos_token_id], [tokenizer.eos_token_id] + [tokenizer.pad_token_id] * window
+    if encoding == "separate" and regions:
+        sequences = [
+            (start + content[:length] + end)[:window]
+            for content, length in zip(contents, lengths, strict=True)
+        ]
+        region_ids = [index for index in range(1, len(texts) + 1) for _ in range(window)]
+    else:
+        ending = [] if regions else [separator_id(tokenizer)]
+        budget = window - 2 - len(contents) * len(ending)
+        if budget < len(contents):
+            raise ValueError(
+                f"{len(contents)} prompts do not fit one sequence of {window} tokens; use encoding=separate"
+            )
+        lengths = longest_first_lengths(lengths, budget)
+        ids, region_ids = start, [SHARED]
+        for index, (content, length) in enumerate(zip(contents, lengths, strict=True), 1):
+            ids = ids + content[:length] + ending
+            region_ids += [index if regions else SHARED] * (length + len(ending))
+        sequences = [(ids + end)[:window]]
+        region_ids += [SHARED] * (window - len(region_ids))
+    cuts = tuple(
+        TruncatedPrompt(
+            index, tokenizer.decode(content[:length]).strip(), tokenizer.decode(content[length:]).strip()
+        )
+        for index, (content, length) in enumerate(zip(contents, lengths, strict=True))
+        if length < len(content)
+    )
+    return TokenPlan(torch.tensor(sequences), torch.tensor(region_ids), cuts)
+
+
+def plan_shared(text: str, tokenizer: CLIPTokenizer) -> TokenPlan:
+    """One prompt that every pixel reads, such as a negative prompt for the whole image."""
+    plan = plan_tokens([text], tokenizer)
+    return TokenPlan(plan.input_ids, torch.full_like(plan.token_region_ids, SHARED))
 
 
 def separator_id(tokenizer: CLIPTokenizer) -> int:
     """The token of a period that ends a word."""
-    found = tokenizer.get_vocab().get(SEPARATOR)
-    if found is None:
+    token = tokenizer.get_vocab().get(SEPARATOR)
+    if token is None:
         raise ValueError(f"the tokenizer's vocabulary lacks {SEPARATOR!r}, which separates joined prompts")
-    return found
+    return token
 
 
 def longest_first_lengths(lengths: Sequence[int], budget: int) -> list[int]:
@@ -91,69 +118,15 @@ def longest_first_lengths(lengths: Sequence[int], budget: int) -> list[int]:
     return lengths
 
 
-def _joint(
-    contents: list[list[int]], tokenizer: CLIPTokenizer, window: int, ending: list[int], regions: bool
-) -> TokenPlan:
-    budget = window - 2 - len(contents) * len(ending)
-    if budget < len(contents):
-        raise ValueError(
-            f"{len(contents)} prompts do not fit one sequence of {window} tokens; use encoding=separate"
-        )
-    kept = longest_first_lengths([min(len(content), window - 2) for content in contents], budget)
-    ids, owners = [tokenizer.bos_token_id], [SHARED]
-    for index, (content, length) in enumerate(zip(contents, kept, strict=True)):
-        ids += content[:length] + ending
-        owners += [index + 1 if regions else SHARED] * (length + len(ending))
-    cuts = _cuts(contents, kept, tokenizer)
-    return TokenPlan(*_filled(ids, owners, tokenizer, window, SHARED), cuts)
-
-
-def _separate(contents: list[list[int]], tokenizer: CLIPTokenizer, window: int) -> TokenPlan:
-    kept = [min(len(content), window - 2) for content in contents]
-    rows, owners = [], []
-    for index, (content, length) in enumerate(zip(contents, kept, strict=True)):
-        ids = [tokenizer.bos_token_id, *content[:length]]
-        row, owned = _filled(ids, [index + 1] * len(ids), tokenizer, window, index + 1)
-        rows.append(row)
-        owners.append(owned)
-    return TokenPlan(torch.cat(rows), torch.cat(owners), _cuts(contents, kept, tokenizer))
-
-
-def _filled(
-    ids: list[int], owners: list[int], tokenizer: CLIPTokenizer, window: int, rest: int
-) -> tuple[Tensor, Tensor]:
-    """One sequence, ended by EOS and filled with padding that `rest` owns: ids (1, l), owners (l,)."""
-    missing = window - len(ids) - 1
-    ids = [*ids, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * missing]
-    return torch.tensor([ids]), torch.tensor(owners + [rest] * (missing + 1))
-
-
-def _cuts(
-    contents: list[list[int]], kept: list[int], tokenizer: CLIPTokenizer
-) -> tuple[TruncatedPrompt, ...]:
-    return tuple(
-        TruncatedPrompt(
-            index, tokenizer.decode(content[:length]).strip(), tokenizer.decode(content[length:]).strip()
-        )
-        for index, (content, length) in enumerate(zip(contents, kept, strict=True))
-        if length < len(content)
-    )
-
-
 def encode_plans(plans: Sequence[TokenPlan], text_encoder: nn.Module) -> tuple[Tensor, Tensor]:
     """Read all sequences of a batch with one call of the text encoder.
 
-    returns: embeddings (b, t, c) and owners (b, t); images with fewer tokens than the longest are filled
-             with zeros that nobody reads
+    returns: embeddings (b, t, c) and token_region_ids (b, t); images with fewer tokens than the longest are
+             padded with zeros that no pixel reads
     """
     device = next(text_encoder.parameters()).device
     rows = text_encoder(torch.cat([plan.input_ids for plan in plans]).to(device))[0]  # (all s, l, c)
-    pieces = rows.split([len(plan.input_ids) for plan in plans])
-    return pad_tokens([piece.flatten(0, 1) for piece in pieces], [plan.owners for plan in plans])
-
-
-def pad_tokens(embeddings: Sequence[Tensor], owners: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Images (t, c) with owners (t,) of different lengths -> (b, t, c) and (b, t)."""
-    embedded = nn.utils.rnn.pad_sequence(list(embeddings), batch_first=True)
-    owned = nn.utils.rnn.pad_sequence(list(owners), batch_first=True, padding_value=HIDDEN)
-    return embedded, owned.to(embedded.device)
+    embeddings = [piece.flatten(0, 1) for piece in rows.split([len(plan.input_ids) for plan in plans])]
+    region_ids = [plan.token_region_ids for plan in plans]
+    pad = nn.utils.rnn.pad_sequence
+    return pad(embeddings, True), pad(region_ids, True, HIDDEN).to(device)

@@ -6,17 +6,43 @@ that was cut off is done again as a whole.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
 from ldm.journal import Journal
-
-log = logging.getLogger(__name__)
+from ldm.settings.config import check_settings, setting
+from ldm.shards import shard_of
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSettings:
+    """Which part of the work this process does; `--shard i/n` says both in one."""
+
+    num_processes: int = setting(1, low=1, help="number of processes that share the work")
+    process_id: int = setting(0, low=0, help="which of them this is")
+    shard: str = setting("", help="i/n instead of the two")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.process_id >= self.num_processes:
+            raise ValueError(
+                f"--process-id must be below --num-processes ({self.num_processes}), got {self.process_id}"
+            )
+
+    @property
+    def index_of_count(self) -> tuple[int, int]:
+        return shard_of(self.shard) if self.shard else (self.process_id, self.num_processes)
+
+
+def shard_paths(folder: Path, name: str, count: int) -> list[Path]:
+    """The journals of `count` processes."""
+    return [folder / f"{name}_{index}of{count}.jsonl" for index in range(count)]
 
 
 def run_batches(
@@ -46,8 +72,3 @@ def run_batches(
                 journal.add_all(dict(zip(loaded, answer(list(loaded.values())), strict=True)))
             bar.update(len(group))
     journal.finish()
-
-
-def share(items: Sequence[str], index: int, count: int) -> list[str]:
-    """The items of process `index` of `count`."""
-    return list(items[index::count])

@@ -1,7 +1,7 @@
-"""Boxes of a grounded caption -> regions of the image: masks, crops, collages (published rules).
+"""Boxes -> regions of the image: masks, crops, collages (published rules).
 
-Legend: h w pixels. box01_xyxy are fractions of the image, box_xyxy whole pixels. A box counts when it
-covers 1 % to 65 % of the image; an entity without such a box is dropped, the others are numbered in order.
+Legend: h w pixels. box01_xyxy are fractions of the image, box_xyxy pixels. A box counts when it covers
+1 % to 65 % of the image; an entity without such a box is dropped, the others are numbered in order.
 """
 
 from __future__ import annotations
@@ -14,80 +14,65 @@ from typing import Any
 import numpy as np
 
 Box = tuple[int, int, int, int]
-Box01 = tuple[float, float, float, float]
 
-LEAST, MOST = 1 / 100, 65 / 100  # share of the image
-PADDING = 127  # gray level between the parts of a collage
-
-
-@dataclass(frozen=True)
-class Grounded:
-    """One phrase of a caption and its boxes."""
-
-    phrase: str
-    boxes01_xyxy: tuple[Box01, ...]
+MIN_AREA, MAX_AREA = 1 / 100, 65 / 100  # fractions of the image (published)
+PADDING = 127  # gray level between the parts of a collage (published)
 
 
 @dataclass(frozen=True)
-class Region:
-    """One entity that is large enough, mask_j of its image."""
+class ObjectRegion:
+    """One object that is large enough, mask_j of its image."""
 
     name: str
-    concept: str  # the phrase in lower case
+    concept: str
     boxes_xyxy: tuple[Box, ...]
+    caption: str | None = None
 
 
-def read_grounded(entry: Any) -> list[Grounded]:
-    """The entities of one image's annotation; ValueError says what is malformed."""
+def read_grounded(entry: Any) -> dict[str, list[list[float]]]:
+    """{phrase: box01_xyxy of each of its objects} of one image's annotation; ValueError if malformed."""
     entities = entry.get("entities") if isinstance(entry, Mapping) else None
     if not isinstance(entities, Mapping):
         raise ValueError("its annotation has no object `entities`")
-    return [Grounded(phrase, _boxes(phrase, value)) for phrase, value in entities.items()]
+    result = {}
+    for phrase, value in entities.items():
+        boxes = value.get("bboxes") if isinstance(value, Mapping) else None
+        if not isinstance(boxes, list):
+            raise ValueError(f"entity {phrase!r} has no list `bboxes`")
+        for box in boxes:
+            numbers = isinstance(box, list) and all(type(value) in (int, float) for value in box)
+            if not numbers or len(box) != 4 or not all(0 <= value <= 1 for value in box):
+                raise ValueError(
+                    f"entity {phrase!r} has a box that is not 4 numbers in [0, 1]: {str(box)[:60]}"
+                )
+        result[phrase] = boxes
+    return result
 
 
-def _boxes(phrase: str, value: Any) -> tuple[Box01, ...]:
-    boxes = value.get("bboxes") if isinstance(value, Mapping) else None
-    if not isinstance(boxes, list):
-        raise ValueError(f"entity {phrase!r} has no list `bboxes`")
-    return tuple(_box(phrase, box) for box in boxes)
-
-
-def _box(phrase: str, box: Any) -> Box01:
-    numbers = isinstance(box, list) and all(type(value) in (int, float) for value in box)
-    if not numbers or len(box) != 4 or not all(0 <= value <= 1 for value in box):
-        raise ValueError(f"entity {phrase!r} has a box that is not 4 numbers in [0, 1]: {str(box)[:60]}")
-    return (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
-
-
-def regions_of(entities: Sequence[Grounded], size_hw: tuple[int, int]) -> list[Region]:
-    """The entities with at least one box of the right size, numbered."""
-    found: list[Region] = []
-    for entity in entities:
-        pixels = [pixel_box(box, size_hw) for box in entity.boxes01_xyxy if large_enough(box, size_hw)]
-        boxes = tuple(box for box in pixels if box[2] > box[0] and box[3] > box[1])
-        if boxes:
-            found.append(Region(f"mask_{len(found)}", entity.phrase.lower(), boxes))
-    return found
-
-
-def large_enough(box01_xyxy: Box01, size_hw: tuple[int, int]) -> bool:
-    """Whether a box covers 1 % to 65 % of an image; its area is not rounded to pixels."""
+def grounded_regions(
+    entities: Mapping[str, Sequence[Sequence[float]]], size_hw: tuple[int, int]
+) -> list[ObjectRegion]:
+    """The phrases with at least one box of the right size, numbered; the concept is in lower case."""
     h, w = size_hw
-    x0, y0, x1, y1 = box01_xyxy
-    return share_allowed((x1 * w - x0 * w) * (y1 * h - y0 * h), size_hw)
+    result: list[ObjectRegion] = []
+    for phrase, boxes in entities.items():
+        pixels = [pixel_box((x0 * w, y0 * h, x1 * w, y1 * h), size_hw) for x0, y0, x1, y1 in boxes]
+        usable = tuple(box for box in pixels if box is not None)
+        if usable:
+            result.append(ObjectRegion(f"mask_{len(result)}", phrase.lower(), usable))
+    return result
 
 
-def share_allowed(area: float, size_hw: tuple[int, int]) -> bool:
-    """Whether an area in pixels is 1 % to 65 % of an image, both included."""
-    pixels = size_hw[0] * size_hw[1]
-    return LEAST * pixels <= area <= MOST * pixels
+def pixel_box(box_xyxy: tuple[float, float, float, float], size_hw: tuple[int, int]) -> Box | None:
+    """Whole pixels of a box, cut to the image; None for a box of the wrong size or without pixels.
 
-
-def pixel_box(box01_xyxy: Box01, size_hw: tuple[int, int]) -> Box:
-    """Fractions -> whole pixels, cut off as published."""
+    The limits apply to the area before it is rounded to pixels, as published.
+    """
     h, w = size_hw
-    x0, y0, x1, y1 = box01_xyxy
-    return int(x0 * w), int(y0 * h), int(x1 * w), int(y1 * h)
+    x0, y0, x1, y1 = box_xyxy
+    box = max(0, int(x0)), max(0, int(y0)), min(w, int(x1)), min(h, int(y1))
+    right_size = MIN_AREA * (h * w) <= (x1 - x0) * (y1 - y0) <= MAX_AREA * (h * w)
+    return box if right_size and box[2] > box[0] and box[3] > box[1] else None
 
 
 def region_mask(boxes_xyxy: Sequence[Box], size_hw: tuple[int, int]) -> np.ndarray:
@@ -105,7 +90,7 @@ def region_crop(rgb_u8: np.ndarray, boxes_xyxy: Sequence[Box]) -> np.ndarray:
         return crops[0]
     columns = math.ceil(math.sqrt(len(crops)))
     rows = math.ceil(len(crops) / columns)
-    cell_h, cell_w = max(one.shape[0] for one in crops), max(one.shape[1] for one in crops)
+    cell_h, cell_w = max(crop.shape[0] for crop in crops), max(crop.shape[1] for crop in crops)
     collage = np.full((rows * cell_h, columns * cell_w, 3), PADDING, np.uint8)
     for number, crop in enumerate(crops):
         top, left = number // columns * cell_h, number % columns * cell_w

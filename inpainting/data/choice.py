@@ -17,70 +17,80 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from inpainting.data.paintings import Painting, read_object, write_object
+from inpainting.data.paintings import Painting, write_object
+from ldm.files import read_json
 from ldm.images import to_pm1
 from ldm.settings.config import check_settings, setting
 
 MANIFEST = "masks.json"
+RULES = (
+    "max_concepts",
+    "shuffle_concepts",
+    "masked_area_threshold",
+    "resolution",
+)  # as the manifest has them
 
 
 @dataclass(frozen=True)
-class ChoiceRules:
-    """How the regions of an example are chosen (published options)."""
+class PaintingOptions:
+    """Which regions of which paintings (published options of the dataset)."""
 
-    max_concepts: int | None = setting(5, low=1, high=10, help="most regions; 1: any one; none: all")
-    shuffle_concepts: bool = setting(False, help="shuffle them, else the largest is first")
+    data_dir: Path = setting(Path("data/mm_inp_dataset"), help="folder made by inpainting.data.ops")
+    max_concepts: int | None = setting(5, low=1, high=10, help="most regions of an image; none: all")
+    shuffle_concepts: bool = setting(True, help="regions in random order, else the largest first")
     masked_area_threshold: float | None = setting(
-        None, low=0, high=1, help="share of the crop that may be masked; the first region is always kept"
+        0.65,
+        low=0,
+        high=1,
+        help="largest masked fraction; the first region is always kept",
     )
-    resolution: int = setting(512, low=8, help="side of the square crop in pixels")
+    resolution: int = setting(512, low=16, help="side of the square crop in pixels")
+    drop_caption_probability: float = setting(
+        0.1, low=0, high=1, help="fraction of training images with one region that have no prompt"
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
 
-
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """The regions of one example, in order."""
-
-    names: tuple[str, ...]
-    masks: Tensor  # (r, s, s) bool
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What decides the choice of regions."""
+        return {name: getattr(self, name) for name in RULES}
 
 
-def choose(
+def choose_regions(
     painting: Painting,
     names: Sequence[str],
     size: tuple[int, int],
-    rules: ChoiceRules,
+    options: PaintingOptions,
     rng: np.random.Generator,
-) -> Chosen:
-    """Choose among the regions `names` of an image of `size` (h, w).
+) -> tuple[tuple[str, ...], Tensor]:
+    """Choose among the regions `names` of an image of `size` (h, w): their names and masks (r, s, s) bool.
 
     Largest first (on the whole image), at most max_concepts, shuffled, and then as many from the front as
     the threshold allows. Regions outside the crop are no candidates.
     """
     masks = {name: painting.read_mask(name, size) for name in names}
-    crops = {name: crop_mask(mask, rules.resolution) for name, mask in masks.items()}
+    crops = {name: crop_mask(mask, options.resolution) for name, mask in masks.items()}
     by_area = sorted(masks, key=lambda name: -np.count_nonzero(masks[name]))
     order = [name for name in by_area if crops[name].any()]
     if not order:
-        raise ValueError(f"{painting.image}: no region lies in the central {rules.resolution} pixel crop")
-    if rules.max_concepts == 1:
+        raise ValueError(f"{painting.image}: no region lies in the central {options.resolution} pixel crop")
+    if options.max_concepts == 1:
         order = [order[int(rng.integers(len(order)))]]
-    order = order[: rules.max_concepts]
-    if rules.shuffle_concepts:
+    order = order[: options.max_concepts]
+    if options.shuffle_concepts:
         order = [order[index] for index in rng.permutation(len(order))]
-    kept = within(torch.stack([crops[name] for name in order]), rules.masked_area_threshold)
-    return Chosen(tuple(order[:kept]), torch.stack([crops[name] for name in order[:kept]]))
+    count = within(torch.stack([crops[name] for name in order]), options.masked_area_threshold)
+    return tuple(order[:count]), torch.stack([crops[name] for name in order[:count]])
 
 
 def within(masks: Tensor, threshold: float | None) -> int:
-    """How many of (r, s, s) bool, from the first on, cover at most a share `threshold`; at least 1."""
+    """How many of (r, s, s) bool, from the first on, cover at most a fraction `threshold`; at least 1."""
     if threshold is None:
         return len(masks)
-    shares = [masks[: count + 1].any(dim=0).float().mean().item() for count in range(len(masks))]
-    fit = [share <= threshold for share in shares]
-    return next((count for count in range(1, len(fit)) if not fit[count]), len(fit))
+    covered = masks.cummax(dim=0).values.float().mean(dim=(1, 2)).double()
+    return max(1, int((covered <= threshold).sum()))
 
 
 def crop_image(rgb_u8: np.ndarray, side: int) -> Tensor:
@@ -120,7 +130,7 @@ def corner(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class MaskManifest:
     """Which regions were masked in each image of a run; written beside its results.
 
     items: image's name -> names of its masks, in the order of its prompts. left_out: name -> reason.
@@ -128,34 +138,29 @@ class Manifest:
 
     split: str
     seed: int
-    rules: ChoiceRules
+    rules: Mapping[str, Any]  # of `PaintingOptions`
     items: Mapping[str, tuple[str, ...]]
     left_out: Mapping[str, str] = field(default_factory=dict)
 
+    def write(self, path: Path) -> None:
+        write_object(path, asdict(self))
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest as JSON."""
-    write_object(path, asdict(manifest))
+    @classmethod
+    def read(cls, path: Path) -> MaskManifest:
+        """ValueError names the file."""
+        document = read_json(path)
+        try:
+            items = {stem: tuple(names) for stem, names in document["items"].items()}
+            return cls(document["split"], document["seed"], document["rules"], items, document["left_out"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no record of chosen masks: {error}") from None
 
-
-def read_manifest(path: Path) -> Manifest:
-    """Read what `write_manifest` wrote; ValueError names the file."""
-    document: dict[str, Any] = read_object(path)
-    try:
-        items = {stem: tuple(names) for stem, names in document["items"].items()}
-        rules = ChoiceRules(**document["rules"])
-        return Manifest(document["split"], document["seed"], rules, items, document["left_out"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no record of chosen masks: {error}") from None
-
-
-def check_same(path: Path, found: Manifest, wanted: Manifest) -> None:
-    """Refuse a manifest that was written under other settings."""
-    pairs = {"split": (found.split, wanted.split), "seed": (found.seed, wanted.seed)}
-    pairs |= {name: (value, getattr(wanted.rules, name)) for name, value in asdict(found.rules).items()}
-    for name, (there, here) in pairs.items():
-        if there != here:
-            raise ValueError(
-                f"{path} was written with {name} {there}, the settings say {here}; "
-                "use the same settings, or another output folder"
-            )
+    def check(self, path: Path, split: str, seed: int, rules: Mapping[str, Any]) -> None:
+        """Refuse a manifest, read from `path`, that was written under other settings."""
+        before = {"split": self.split, "seed": self.seed, **self.rules}
+        for name, value in {"split": split, "seed": seed, **rules}.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{path} was written with {name} {before.get(name)}, the settings say {value}; "
+                    "use the same settings, or another output folder"
+                )

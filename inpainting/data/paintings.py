@@ -12,7 +12,7 @@ Legend: h w pixels. Every error is a ValueError that names the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -23,6 +23,7 @@ from datasets.sources.readers import IMAGES, images_in
 from inpainting.prompts import ANSWER_MARK
 from ldm.files import read_json, write_atomic
 from ldm.images import read_image, read_mask
+from ldm.journal import Journal, run_items, stamp_path
 
 SPLITS = ("train", "val", "test")
 UNANNOTATED = "unannotated"
@@ -65,10 +66,11 @@ class Painting:
 
     def read_captions(self) -> dict[str, str]:
         """{region: caption}; a region without a caption cannot be prompted for, so it is not here."""
-        found = {one.name: one.caption for one in self.read_entities() if one.caption is not None}
-        if not found:
+        entities = read_entities(self.entities / ANNOTATIONS)
+        captions = {entity.name: entity.caption for entity in entities if entity.caption is not None}
+        if not captions:
             raise ValueError(f"{self.entities / ANNOTATIONS} has no captions; `{MAKE_CAPTIONS}` adds them")
-        return found
+        return captions
 
     def read_mask(self, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
         """Bool (h, w) of one region; size: the (h, w) that it must have."""
@@ -86,35 +88,69 @@ def list_paintings(data_dir: Path, split: str) -> list[Painting]:
     folder = data_dir / "images" / split
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; `python -m inpainting.data.ops build` makes the data")
-    found = (
+    paintings = (
         Painting(path.stem, path, data_dir / "masks" / path.stem, data_dir / "entities" / path.stem)
         for path in images_in(folder)
     )
-    return [one for one in found if (one.entities / ANNOTATIONS).is_file()]
+    return [painting for painting in paintings if (painting.entities / ANNOTATIONS).is_file()]
 
 
 def read_entities(path: Path) -> list[Entity]:
     """The entries of an annotations.json, checked."""
-    found = []
-    for name, entry in read_object(path).items():
+    entities = []
+    for name, entry in read_json(path).items():
         if not isinstance(entry, dict) or not isinstance(entry.get("concept"), str):
             raise ValueError(f"{path}: {name} has no text `concept`")
         texts = {key: entry.get(key) for key in ("concept", "noun_chunk_root", "caption")}
         wrong = [key for key, value in texts.items() if value is not None and not isinstance(value, str)]
         if wrong:
             raise ValueError(f"{path}: {name}: {wrong[0]} is not a text")
-        found.append(Entity(name, **texts))  # type: ignore[arg-type]
-    if not found:
+        entities.append(Entity(name, **texts))  # type: ignore[arg-type]
+    if not entities:
         raise ValueError(f"{path} has no entries")
-    return found
+    return entities
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object."""
-    document = read_json(path)
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} holds a {type(document).__name__}, expected an object")
-    return document
+def change_annotations(
+    entities_dir: Path,
+    step: str,
+    inputs: Mapping[str, Any],
+    change: Callable[[str, dict[str, Any]], str | None],
+    redo: bool = True,
+) -> Journal:
+    """Change every annotations.json in place: change(stem, document), which may return what is missing.
+
+    A damaged file is renamed to .wrong and left out.
+    """
+
+    def work(stem: str) -> Mapping[str, Any]:
+        path = entities_dir / stem / ANNOTATIONS
+        try:
+            read_entities(path)
+            document = read_json(path)
+        except ValueError as error:
+            if not path.is_file():
+                raise
+            raise ValueError(f"{error}; it is kept as {set_aside(path).name}") from None
+        missing = change(stem, document)
+        write_object(path, document)
+        if missing:
+            raise ValueError(missing)
+        return {}
+
+    stems = entity_folders(entities_dir)
+    journal = Journal(stamp_path(entities_dir, step), inputs, redo=redo)
+    run_items(journal, stems, work, workers=1)
+    return journal
+
+
+def read_intact(path: Path) -> dict[str, Any]:
+    """An object that is there and intact, or {}; a damaged file is renamed to .wrong."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except ValueError:
+        set_aside(path)
+        return {}
 
 
 def write_object(path: Path, document: Mapping[str, Any]) -> None:
@@ -130,17 +166,7 @@ def read_source(path: Path) -> dict[str, Any]:
     """One of the files that the authors provide; a missing one is named with the command that gets it."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; {GET}")
-    return read_object(path)
-
-
-def read_prompts(path: Path, count: int) -> list[str]:
-    """The generated prompts of one image: a JSON list, one text per masked region."""
-    texts = read_json(path, list)
-    if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
-        raise ValueError(f"{path} is no list of texts")
-    if len(texts) != count:
-        raise ValueError(f"{path} has {len(texts)} prompts, its image {count} masked regions")
-    return texts
+    return read_json(path)
 
 
 def painting_description(annotations: Mapping[str, Any], file_name: str) -> str:
@@ -156,9 +182,12 @@ def image_map(image_dir: Path) -> dict[str, Path]:
     """File name -> image, of a folder of images before or after the split (published look-up)."""
     if not image_dir.is_dir():
         raise ValueError(f"there is no folder {image_dir}; {GET_IMAGES.format(image_dir)}")
-    folders = sorted(one for one in image_dir.iterdir() if one.is_dir() and not one.name.startswith("."))
-    found = {path.name: path for folder in folders for path in images_in(folder)}
-    return found | {path.name: path for path in images_in(image_dir)}
+    folders = [*visible_folders(image_dir), image_dir]
+    return {path.name: path for folder in folders for path in images_in(folder)}
+
+
+def visible_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def checked_name(name: str) -> str:
@@ -171,12 +200,11 @@ def checked_name(name: str) -> str:
 
 def entity_folders(entities_dir: Path) -> list[str]:
     """The stems in a folder of entities, sorted."""
-    there = sorted(entities_dir.iterdir()) if entities_dir.is_dir() else []
-    found = [one.name for one in there if one.is_dir() and not one.name.startswith(".")]
-    if not found:
+    stems = [path.name for path in visible_folders(entities_dir)] if entities_dir.is_dir() else []
+    if not stems:
         command = f"python -m inpainting.data.ops {MAKE_ENTITIES}"
         raise ValueError(f"{entities_dir} holds no folder of an image; `{command}` makes them")
-    return found
+    return stems
 
 
 def set_aside(path: Path) -> Path:

@@ -66,7 +66,7 @@ PAINTING_COMMANDS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "dci_ops to-lowercase --entities-dir FOLDER",
-        "dci_ops:LowerSettings",
+        "dci_ops:EntitySettings",
         "Their texts in lower case, without special characters.",
     ),
     (

@@ -14,9 +14,9 @@ from spacy.tokens import Doc
 
 from inpainting.data.steps import annotate, caption_masks, roots
 from inpainting.data.steps.build import BuildSettings, build
-from inpainting.data.steps.regions import make_masks
+from inpainting.data.steps.regions import RegionSettings, make_masks
 from inpainting.data.steps.roots import find_rooter, rule_root, spacy_root
-from inpainting.data.steps.split import random_split, split_images
+from inpainting.data.steps.split import SplitSettings, random_split, split_images
 from ldm.images import read_image
 from tests.conftest import ROOT
 from tests.inpainting.painting_set import (
@@ -166,12 +166,12 @@ def test_missing_files_are_named_with_their_command(made: PaintingSet) -> None:
 
 @pytest.mark.parametrize("mode", ["copy", "move", "symlink"])
 def test_split_modes(made: PaintingSet, mode: str) -> None:
-    make_masks(made.annotations, made.images, made.out / "masks", 2)
+    make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 2))
     contents = {path.name: path.read_bytes() for path in made.images.glob("*.jpg")}
     before = tree(made.root)
-    split_images(made.images, made.out / "masks", made.table, mode=mode, dry_run=True)
+    split_images(SplitSettings(made.images, made.out / "masks", made.table, dry_run=True, **{mode: True}))
     assert tree(made.root) == before
-    split_images(made.images, made.out / "masks", made.table, mode=mode)
+    split_images(SplitSettings(made.images, made.out / "masks", made.table, **{mode: True}))
     assert placed(made.images) == WANTED
     assert {path.name: path.read_bytes() for path in made.images.glob("*/*.jpg")} == contents
     assert len(list(made.images.glob("*.jpg"))) == (0 if mode == "move" else len(PAINTINGS))
@@ -185,15 +185,16 @@ def test_split_modes(made: PaintingSet, mode: str) -> None:
         "\n".join(",".join([*row[:3], {"train": "val"}.get(row[3], row[3])]) for row in rows)
     )
     spelled = Path(os.path.relpath(made.images))
-    split_images(spelled, made.out / "masks", made.table, source_dir=made.images, mode=mode)
+    split_images(SplitSettings(spelled, made.out / "masks", made.table, **{mode: True}), made.images)
     assert placed(made.images) == {k: {"train": "val"}.get(v, v) for k, v in WANTED.items()}
     assert {path.name: path.read_bytes() for path in made.images.glob("*/*.jpg")} == contents
 
 
 def test_a_killed_move_loses_no_image(made: PaintingSet) -> None:
-    make_masks(made.annotations, made.images, made.out / "masks", 2)
+    make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 2))
     contents = {path.name: path.read_bytes() for path in made.images.glob("*.jpg")}
-    split = lambda: split_images(made.images, made.out / "masks", made.table, mode="move")  # noqa: E731
+    settings = SplitSettings(made.images, made.out / "masks", made.table, move=True)
+    split = lambda: split_images(settings)  # noqa: E731
     killed(split, "append", 4)
     split()
     assert placed(made.images) == WANTED
@@ -201,17 +202,17 @@ def test_a_killed_move_loses_no_image(made: PaintingSet) -> None:
 
 
 def test_images_without_a_split_are_named(made: PaintingSet) -> None:
-    make_masks(made.annotations, made.images, made.out / "masks", 2)
+    make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 2))
     made.table.write_text(
         made.table.read_text().replace("Large,val", "Large,").replace("Large,test", "Large,tset")
     )
-    journal = split_images(made.images, made.out / "masks", made.table)
+    journal = split_images(SplitSettings(made.images, made.out / "masks", made.table))
     assert journal is not None
     assert set(journal.left_out) == {"bo_harbour.no-2.jpg", "carl_portrait.jpg"}
     assert "'tset', allowed are train, val, test" in journal.left_out["carl_portrait.jpg"]
     made.table.write_text("name,split\na,b\n")
     with pytest.raises(ValueError, match=r"wikiart_images.csv: the table has no column file_name"):
-        split_images(made.images, made.out / "masks", made.table)
+        split_images(SplitSettings(made.images, made.out / "masks", made.table))
 
 
 def test_the_random_split_is_scikit_learns() -> None:

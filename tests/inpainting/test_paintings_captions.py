@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 import torch
 
 from inpainting.data.steps import caption_masks as module
-from inpainting.data.steps.annotate import annotate_images
-from inpainting.data.steps.caption_masks import Captioning, caption_masks
+from inpainting.data.steps.annotate import AnnotateSettings, annotate_images
+from inpainting.data.steps.caption_masks import CaptionSettings, caption_masks
 from inpainting.data.steps.captions import (
+    EntitySettings,
+    FolderSettings,
     captions_to_annotations,
     captions_to_folder,
     clean_caption,
@@ -26,7 +29,7 @@ from inpainting.data.steps.describe import (
     grounded_entry,
     open_model,
 )
-from inpainting.data.steps.regions import make_entities
+from inpainting.data.steps.regions import RegionSettings, make_entities
 from inpainting.prompts import CAPTION_START, KOSMOS_PROMPT, caption_prompt, discover_prompt
 from tests.inpainting.painting_set import REGIONS, PaintingSet, killed, tree, write_set
 from tests.inpainting.small_kosmos import small_kosmos
@@ -41,8 +44,23 @@ def llava_next(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def made(tmp_path: Path) -> PaintingSet:
     made = write_set(tmp_path)
-    make_entities(made.annotations, made.images, made.out / "entities", 2)
+    make_entities(RegionSettings(made.annotations, made.images, made.out / "entities", 2))
     return made
+
+
+def caption(
+    made: PaintingSet, out: Path, batch: int = 4, model: str = "model", process: int = 0, processes: int = 1
+) -> Path:
+    settings = CaptionSettings(
+        made.out / "entities",
+        model,
+        batch,
+        max_new_tokens=5,
+        output_dir=out,
+        process_id=process,
+        num_processes=processes,
+    )
+    return caption_masks(settings)
 
 
 @pytest.fixture
@@ -118,8 +136,7 @@ def test_the_real_slice_gives_the_same_captions(test_data: Path) -> None:
 
 
 def test_a_real_network_captions_the_whole_set(made: PaintingSet, llava_next: Path) -> None:
-    how = Captioning(str(llava_next), batch_size=4, max_new_tokens=5)
-    final = caption_masks(made.out / "entities", made.root, how, 0, 1)
+    final = caption(made, made.root, 4, str(llava_next))
     assert final == made.root / "backup_0_final.json"
     captions = read_captions(final)
     assert {stem: len(found) for stem, found in captions.items()} == REGIONS
@@ -139,24 +156,22 @@ def test_a_real_network_captions_the_whole_set(made: PaintingSet, llava_next: Pa
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_killed_and_run_again_is_the_same(made: PaintingSet, fake: list[int], count: int) -> None:
-    entities, how = made.out / "entities", Captioning("model", batch_size=5)
-    caption_masks(entities, made.root / "whole", how, 0, 1)
-    killed(lambda: caption_masks(entities, made.root / "cut", how, 0, 1), "append", count)
+    caption(made, made.root / "whole", 5)
+    killed(lambda: caption(made, made.root / "cut", 5), "append", count)
     fake.clear()
-    caption_masks(entities, made.root / "cut", how, 0, 1)
+    caption(made, made.root / "cut", 5)
     assert fake == [5, 5, 2][count - 1 :]
     assert tree(made.root / "cut") == tree(made.root / "whole")
     fake.clear()
-    caption_masks(entities, made.root / "cut", how, 0, 1)
+    caption(made, made.root / "cut", 5)
     assert fake == []
 
 
 def test_processes_share_the_images_and_the_last_merges(made: PaintingSet, fake: list[int]) -> None:
-    entities, how = made.out / "entities", Captioning("model", batch_size=2)
-    caption_masks(entities, made.root, how, 1, 2)
+    caption(made, made.root, 2, process=1, processes=2)
     assert set(read_captions(made.root / "backup_1_final.json")) == set(sorted(REGIONS)[1::2])
     assert not (made.root / "llava.json").exists()
-    caption_masks(entities, made.root, how, 0, 2)
+    caption(made, made.root, 2, process=0, processes=2)
     merged = read_captions(made.root / "llava.json")
     assert list(merged) == sorted(REGIONS)
     assert read_captions(made.root) == merged  # a folder of backups is merged in reading
@@ -169,7 +184,7 @@ def test_backups_of_the_published_command_are_taken_over(made: PaintingSet, fake
         "steps": 100,
     }
     (made.root / "backup_0.json").write_text(json.dumps(old))
-    caption_masks(made.out / "entities", made.root, Captioning("model", batch_size=4), 0, 1)
+    caption(made, made.root)
     captions = read_captions(made.root / "llava.json")
     assert captions["anna-maria_bridge"]["mask_0"] == "The image shows an old caption."
     # The published command cut the beginning off the last captions; such a one is made again.
@@ -179,18 +194,17 @@ def test_backups_of_the_published_command_are_taken_over(made: PaintingSet, fake
 
 
 def test_another_number_of_processes_continues(made: PaintingSet, fake: list[int]) -> None:
-    entities, how = made.out / "entities", Captioning("model", batch_size=1)
-    killed(lambda: caption_masks(entities, made.root, how, 0, 1), "append", 6)
+    killed(lambda: caption(made, made.root, 1), "append", 6)
     for index in range(2):
-        caption_masks(entities, made.root, how, index, 2)
+        caption(made, made.root, 1, process=index, processes=2)
     assert len(fake) == sum(REGIONS.values()) - 5
     assert {stem: len(found) for stem, found in read_captions(made.root / "llava.json").items()} == REGIONS
 
 
 def test_another_model_does_not_continue(made: PaintingSet, fake: list[int]) -> None:
-    caption_masks(made.out / "entities", made.root, Captioning("one", 4), 0, 1)
+    caption(made, made.root, model="one")
     with pytest.raises(ValueError, match="was begun with model 'one', now 'two'"):
-        caption_masks(made.out / "entities", made.root, Captioning("two", 4), 0, 1)
+        caption(made, made.root, model="two")
 
 
 def test_a_damaged_crop_is_left_out_and_tried_again(made: PaintingSet, fake: list[int]) -> None:
@@ -198,12 +212,12 @@ def test_a_damaged_crop_is_left_out_and_tried_again(made: PaintingSet, fake: lis
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
     (made.out / "entities/carl_portrait/annotations.json").write_text("{")
-    caption_masks(made.out / "entities", made.root, Captioning("model", 4), 0, 1)
+    caption(made, made.root)
     captions = read_captions(made.root / "llava.json")
     assert set(REGIONS) - set(captions) == {"hugo_village", "carl_portrait"}
     path.write_bytes(whole)
     fake.clear()
-    caption_masks(made.out / "entities", made.root, Captioning("model", 4), 0, 1)
+    caption(made, made.root)
     assert fake == [1]
     assert "hugo_village" in read_captions(made.root / "llava.json")
 
@@ -219,10 +233,10 @@ def test_captions_go_into_the_folders(made: PaintingSet, caplog: pytest.LogCaptu
         document["hugo_village"]["mask_9"] = "The image shows too much."
 
     made.edit(made.captions, damage)
-    first = captions_to_folder(made.captions, entities)
+    first = captions_to_folder(FolderSettings(made.captions, entities))
     assert set(first.left_out) == {"no_folder", "carl_portrait"}
     with caplog.at_level(logging.WARNING):
-        second = captions_to_annotations(entities)
+        second = captions_to_annotations(EntitySettings(entities))
     assert set(second.left_out) == {"carl_portrait", "gina_dancers", "hugo_village"}
     assert "mask_1" in second.left_out["gina_dancers"]
     assert "mask_9" in second.left_out["hugo_village"]
@@ -231,7 +245,7 @@ def test_captions_go_into_the_folders(made: PaintingSet, caplog: pytest.LogCaptu
     # A second file adds to what is there.
     extra = made.root / "backup_1_final.json"
     extra.write_text(json.dumps({"gina_dancers": {"mask_1": "The image shows a face."}, "steps": 1}))
-    captions_to_folder(extra, entities)
+    captions_to_folder(FolderSettings(extra, entities))
     assert set(json.loads((entities / "gina_dancers/llava.json").read_text())) == {
         "mask_0",
         "mask_1",
@@ -241,29 +255,30 @@ def test_captions_go_into_the_folders(made: PaintingSet, caplog: pytest.LogCaptu
 
 def test_a_damaged_annotation_is_set_aside(made: PaintingSet) -> None:
     entities = made.out / "entities"
-    captions_to_folder(made.captions, entities)
+    captions_to_folder(FolderSettings(made.captions, entities))
     path = entities / "hugo_village/annotations.json"
     path.write_text('{"mask_0": {"concept": ')
-    journal = captions_to_annotations(entities)
+    journal = captions_to_annotations(EntitySettings(entities))
     assert "annotations.json.wrong" in journal.left_out["hugo_village"]
     assert not path.exists()
-    make_entities(made.annotations, made.images, entities, 1)  # makes it again
-    assert not captions_to_annotations(entities).left_out
+    make_entities(RegionSettings(made.annotations, made.images, entities, 1))  # makes it again
+    assert not captions_to_annotations(EntitySettings(entities)).left_out
 
 
 def test_kosmos_describes_and_continues(made: PaintingSet, tmp_path: Path) -> None:
     model = small_kosmos(tmp_path / "kosmos")
     out = tmp_path / "new/annotations.json"
-    settings = {"model_id": str(model), "batch_size": 3, "max_new_tokens": 6}
-    assert not annotate_images(made.images, out, **settings, process=1, processes=2)
-    assert annotate_images(made.images, out, **settings, process=0, processes=2)
+    settings = AnnotateSettings(made.images, out, str(model), batch_size=3, max_new_tokens=6)
+    assert not annotate_images(replace(settings, process_id=1, num_processes=2))
+    assert annotate_images(replace(settings, process_id=0, num_processes=2))
     found = json.loads(out.read_text())
     assert list(found) == sorted(found)
     assert len(found) == 8
     assert all(entry["description"].startswith("Question: What are the details") for entry in found.values())
-    killed(lambda: annotate_images(made.images, tmp_path / "cut/annotations.json", **settings), "append", 2)
-    annotate_images(made.images, tmp_path / "cut/annotations.json", **settings)
-    annotate_images(made.images, tmp_path / "whole/annotations.json", **settings)
+    cut = replace(settings, out=tmp_path / "cut/annotations.json")
+    killed(lambda: annotate_images(cut), "append", 2)
+    annotate_images(cut)
+    annotate_images(replace(settings, out=tmp_path / "whole/annotations.json"))
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from inpainting.data.choice import (
-    ChoiceRules,
-    choose,
+    PaintingOptions,
+    choose_regions,
     corner,
     crop_image,
     crop_mask,
@@ -21,10 +21,11 @@ from inpainting.data.choice import (
     within,
 )
 from inpainting.data.paintings import Painting
-from inpainting.data.steps.regions import make_masks
+from inpainting.data.steps.regions import RegionSettings, make_masks
 from tests.inpainting.painting_set import write_set
 
 SIDE = 32
+FIRST = {"shuffle_concepts": False, "masked_area_threshold": None}
 
 
 def test_layout_rows_are_the_published_ones() -> None:
@@ -84,14 +85,15 @@ def test_the_threshold_keeps_a_prefix() -> None:
 
 def test_choices(tmp_path: Path) -> None:
     made = write_set(tmp_path)
-    make_masks(made.annotations, made.images, made.out / "masks", 1)
+    make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 1))
     folders = made.out / "masks/gina_dancers", made.out / "entities/gina_dancers"
     painting = Painting("gina_dancers", made.images / "gina_dancers.jpg", *folders)
     names, rng = ["mask_0", "mask_1", "mask_2"], np.random.default_rng
     size = painting.read_image().shape[:2]
 
     def chosen(seed: int, **rules: Any) -> tuple[str, ...]:
-        return choose(painting, names, size, ChoiceRules(resolution=SIDE, **rules), rng(seed)).names
+        options = PaintingOptions(resolution=SIDE, **{**FIRST, **rules})
+        return choose_regions(painting, names, size, options, rng(seed))[0]
 
     by_area = ("mask_0", "mask_2", "mask_1")
     assert chosen(0) == chosen(1, max_concepts=None) == by_area

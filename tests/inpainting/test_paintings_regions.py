@@ -11,17 +11,21 @@ import pytest
 from PIL import Image
 
 from inpainting.data.boxes import (
-    Region,
-    large_enough,
+    ObjectRegion,
+    grounded_regions,
     pixel_box,
     read_grounded,
     region_crop,
     region_mask,
-    regions_of,
 )
-from inpainting.data.steps.captions import captions_to_annotations, captions_to_folder
-from inpainting.data.steps.regions import make_entities, make_masks
-from inpainting.data.steps.roots import extract_roots
+from inpainting.data.steps.captions import (
+    EntitySettings,
+    FolderSettings,
+    captions_to_annotations,
+    captions_to_folder,
+)
+from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
+from inpainting.data.steps.roots import RootSettings, extract_roots
 from ldm.journal import Journal, Progress, in_order
 from tests.inpainting.painting_set import PAINTINGS, REGIONS, PaintingSet, killed, tree, write_set
 
@@ -33,20 +37,20 @@ def made(tmp_path: Path) -> PaintingSet:
 
 def test_area_limits_are_inclusive_and_not_rounded() -> None:
     # 1 % of 100 x 100 is exactly a 10 x 10 box; a hair less is refused.
-    assert large_enough((0.0, 0.0, 0.1, 0.1), (100, 100))
-    assert not large_enough((0.0, 0.0, 0.1, 0.0999), (100, 100))
-    assert large_enough((0.0, 0.0, 1.0, 0.65), (100, 100))
-    assert not large_enough((0.0, 0.0, 1.0, 0.651), (100, 100))
-    assert pixel_box((0.199, 0.5, 0.999, 0.999), (10, 10)) == (1, 5, 9, 9)
+    assert pixel_box((0.0, 0.0, 10.0, 10.0), (100, 100)) == (0, 0, 10, 10)
+    assert pixel_box((0.0, 0.0, 10.0, 9.99), (100, 100)) is None
+    assert pixel_box((0.0, 0.0, 100.0, 65.0), (100, 100)) == (0, 0, 100, 65)
+    assert pixel_box((0.0, 0.0, 100.0, 65.1), (100, 100)) is None
+    assert pixel_box((1.99, 5.0, 9.99, 9.99), (10, 10)) == (1, 5, 9, 9)
 
 
 def test_regions_are_numbered_over_the_entities_that_stay() -> None:
     entities = read_grounded(
         {"entities": {p: {"bboxes": b} for p, b in PAINTINGS["dora_still-life"][1].items()}}
     )
-    assert regions_of(entities, (64, 80)) == [
-        Region("mask_0", "a bowl of fruit", ((24, 19, 56, 44),)),
-        Region("mask_1", "a blue cloth", ((0, 38, 80, 64),)),
+    assert grounded_regions(entities, (64, 80)) == [
+        ObjectRegion("mask_0", "a bowl of fruit", ((24, 19, 56, 44),)),
+        ObjectRegion("mask_1", "a blue cloth", ((0, 38, 80, 64),)),
     ]
 
 
@@ -65,8 +69,8 @@ def test_several_boxes_are_one_mask_and_a_collage() -> None:
 
 
 def test_the_folders_of_a_set(made: PaintingSet) -> None:
-    make_masks(made.annotations, made.images, made.out / "masks", 2)
-    make_entities(made.annotations, made.images, made.out / "entities", 2)
+    make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 2))
+    make_entities(RegionSettings(made.annotations, made.images, made.out / "entities", 2))
     for stem, count in REGIONS.items():
         (w, h), _ = PAINTINGS[stem]
         names = {f"mask_{j}.png" for j in range(count)}
@@ -84,7 +88,7 @@ def test_the_real_slice_gives_the_same_pixels(test_data: Path, tmp_path: Path) -
     paintings = test_data / "data/paintings"
     raw, processed = paintings / "raw", paintings / "processed"
     for kind, make in (("masks", make_masks), ("entities", make_entities)):
-        make(raw / "annotations.json", raw / "images", tmp_path / kind, 2)
+        make(RegionSettings(raw / "annotations.json", raw / "images", tmp_path / kind, 2))
         wanted = {path.relative_to(processed) for path in (processed / kind).rglob("*.png")}
         assert {path.relative_to(tmp_path) for path in (tmp_path / kind).rglob("*.png")} == wanted
         assert len(wanted) == 29
@@ -106,7 +110,7 @@ def test_damage_is_named_and_the_rest_goes_on(made: PaintingSet, caplog: pytest.
     made.edit(made.annotations, damage)
     (made.images / "gina_dancers.jpg").write_bytes((made.images / "gina_dancers.jpg").read_bytes()[:400])
     with caplog.at_level(logging.WARNING):
-        journal = make_masks(made.annotations, made.images, made.out / "masks", 2)
+        journal = make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 2))
     reasons = {
         "anna-maria_bridge.jpg": "not 4 numbers in",
         "bo_harbour.no-2.jpg": "not 4 numbers in",
@@ -128,21 +132,21 @@ def test_damage_is_named_and_the_rest_goes_on(made: PaintingSet, caplog: pytest.
 def test_a_file_that_is_no_json_is_refused_with_its_name(made: PaintingSet) -> None:
     made.annotations.write_text(made.annotations.read_text()[:-20])
     with pytest.raises(ValueError, match=r"annotations.json cannot be read as JSON: .*line 1"):
-        make_masks(made.annotations, made.images, made.out / "masks", 1)
+        make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 1))
     made.annotations.unlink()
     with pytest.raises(ValueError, match=r"annotations.json does not exist; .*fetch-annotations"):
-        make_masks(made.annotations, made.images, made.out / "masks", 1)
+        make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 1))
     assert not (made.out / "masks").exists()
 
 
 def test_later_fields_survive_and_follow_their_concept(made: PaintingSet) -> None:
     entities = made.out / "entities"
-    make_entities(made.annotations, made.images, entities, 1)
-    extract_roots(entities, "rule")
-    captions_to_folder(made.captions, entities)
-    captions_to_annotations(entities)
+    make_entities(RegionSettings(made.annotations, made.images, entities, 1))
+    extract_roots(RootSettings(entities, "rule"))
+    captions_to_folder(FolderSettings(made.captions, entities))
+    captions_to_annotations(EntitySettings(entities))
     before = tree(entities)
-    make_entities(made.annotations, made.images, entities, 1)
+    make_entities(RegionSettings(made.annotations, made.images, entities, 1))
     assert tree(entities) == before
 
     def rename(document: dict) -> None:
@@ -151,7 +155,7 @@ def test_later_fields_survive_and_follow_their_concept(made: PaintingSet) -> Non
         document["gina_dancers.jpg"]["entities"] = boxes | {"a man's face": found["a man's face"]}
 
     made.edit(made.annotations, rename)
-    make_entities(made.annotations, made.images, entities, 1)
+    make_entities(RegionSettings(made.annotations, made.images, entities, 1))
     found = json.loads((entities / "gina_dancers/annotations.json").read_text())
     assert found["mask_0"] == {"concept": "a cat"}  # another thing: its old caption would be wrong
     assert found["mask_1"]["caption"] == "thing 1 of ginadancers"
@@ -162,25 +166,27 @@ def test_later_fields_survive_and_follow_their_concept(made: PaintingSet) -> Non
 @pytest.mark.parametrize(("place", "count"), [("append", 1), ("append", 4), ("replace", 2), ("replace", 9)])
 def test_killed_and_run_again_is_the_same(made: PaintingSet, place: str, count: int) -> None:
     masks, entities = made.out / "masks", made.out / "entities"
-    make_masks(made.annotations, made.images, made.root / "whole/masks", 2)
-    make_entities(made.annotations, made.images, made.root / "whole/entities", 2)
-    killed(lambda: make_masks(made.annotations, made.images, masks, 2), place, count)
-    killed(lambda: make_entities(made.annotations, made.images, entities, 2), place, count)
-    make_masks(made.annotations, made.images, masks, 2)
-    make_entities(made.annotations, made.images, entities, 2)
+    make_masks(RegionSettings(made.annotations, made.images, made.root / "whole/masks", 2))
+    make_entities(RegionSettings(made.annotations, made.images, made.root / "whole/entities", 2))
+    killed(lambda: make_masks(RegionSettings(made.annotations, made.images, masks, 2)), place, count)
+    killed(lambda: make_entities(RegionSettings(made.annotations, made.images, entities, 2)), place, count)
+    make_masks(RegionSettings(made.annotations, made.images, masks, 2))
+    make_entities(RegionSettings(made.annotations, made.images, entities, 2))
     for kind in ("masks", "entities"):
         found = {name: data for name, data in tree(made.out / kind).items() if not name.endswith(".tmp")}
         assert found == tree(made.root / "whole" / kind)
 
 
 def test_a_resumed_step_does_only_what_is_missing(made: PaintingSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed(lambda: make_masks(made.annotations, made.images, made.out / "masks", 1), "append", 5)
+    killed(
+        lambda: make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 1)), "append", 5
+    )
     read: list[str] = []
     from inpainting.data.steps import regions
 
     real = regions.read_image
     monkeypatch.setattr(regions, "read_image", lambda path: read.append(path.name) or real(path))
-    make_masks(made.annotations, made.images, made.out / "masks", 1)
+    make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 1))
     assert len(read) == len(PAINTINGS) - 4
 
 
@@ -200,7 +206,7 @@ def test_many_missing_images_are_listed_but_not_all_shown(
     more = {f"missing_{number}.jpg": entry for number in range(100)}
     made.edit(made.annotations, lambda document: document.update(more))
     with caplog.at_level(logging.WARNING):
-        journal = make_masks(made.annotations, made.images, made.out / "masks", 1)
+        journal = make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 1))
     assert set(journal.left_out) == set(more)
     assert len(caplog.records) == 21
     assert "all stand in" in caplog.records[-1].message

@@ -66,7 +66,7 @@ def test_joint_sequence_is_the_published_one(tokenizer):
     first, second = (content(text, tokenizer) for text in texts)
     ids = [tokenizer.bos_token_id, *first, *second, tokenizer.eos_token_id]
     assert plan.input_ids.tolist() == [ids + [tokenizer.pad_token_id] * (77 - len(ids))]
-    assert plan.owners.tolist() == [0] + [1] * 3 + [2] * 7 + [0] * (77 - 11)
+    assert plan.token_region_ids.tolist() == [0] + [1] * 3 + [2] * 7 + [0] * (77 - 11)
     assert plan.cuts == ()
 
 
@@ -77,7 +77,7 @@ def test_without_regions_periods_part_the_prompts(tokenizer):
     first, second = (content(text, tokenizer) for text in texts)
     ids = [tokenizer.bos_token_id, *first, period, *second, period, tokenizer.eos_token_id]
     assert plan.input_ids[0, : len(ids)].tolist() == ids
-    assert plan.owners.tolist() == [SHARED] * 77
+    assert plan.token_region_ids.tolist() == [SHARED] * 77
     crowded = plan_tokens([words(40), words(60)], tokenizer, regions=False)
     assert (crowded.input_ids[0] == period).sum() == 2, "the budget leaves room for both periods"
     assert (crowded.input_ids[0] != tokenizer.pad_token_id).sum() <= 77
@@ -93,14 +93,14 @@ def test_an_overflowing_plan_fills_one_window_and_says_what_it_cut(tokenizer, co
     assert [cut.index for cut in plan.cuts] == list(range(count))
     for cut in plan.cuts:
         assert f"{cut.kept} {cut.lost}".split() == texts[cut.index].split()
-        assert (plan.owners == cut.index + 1).sum() == len(cut.kept.split())
+        assert (plan.token_region_ids == cut.index + 1).sum() == len(cut.kept.split())
 
 
 def test_separate_sequences_share_no_budget(tokenizer):
     texts = [words(70), words(60), words(90)]
     plan = plan_tokens(texts, tokenizer, encoding="separate")
     assert plan.input_ids.shape == (3, 77)
-    assert plan.owners.tolist() == [1] * 77 + [2] * 77 + [3] * 77
+    assert plan.token_region_ids.tolist() == [1] * 77 + [2] * 77 + [3] * 77
     assert [(cut.index, len(cut.lost.split())) for cut in plan.cuts] == [(2, 15)]
     for row, text in zip(plan.input_ids, texts, strict=True):
         alone = tokenizer(text, padding="max_length", truncation=True, max_length=77)["input_ids"]

@@ -1,4 +1,4 @@
-"""All steps from images and their annotations to the painting data; what is up to date is passed over.
+"""All steps from images and their annotations to the painting data; a step that is up to date is skipped.
 
 Every step keeps its journal (stamp_STEP.jsonl) in the folder that it fills. The journal begins with what the
 step depends on, so a changed input makes that step and those after it run again, and a kill loses one item.
@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inpainting.data.paintings import GET, RAW_CAPTIONS
-from inpainting.data.steps.annotate import annotate_images
-from inpainting.data.steps.caption_masks import Captioning, caption_masks
-from inpainting.data.steps.captions import captions_to_annotations, captions_to_folder
-from inpainting.data.steps.regions import make_entities, make_masks
-from inpainting.data.steps.roots import METHODS, extract_roots
-from inpainting.data.steps.split import MODES, split_images
+from inpainting.data.steps.annotate import AnnotateSettings, annotate_images
+from inpainting.data.steps.caption_masks import CaptionSettings, caption_masks
+from inpainting.data.steps.captions import (
+    EntitySettings,
+    FolderSettings,
+    captions_to_annotations,
+    captions_to_folder,
+)
+from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
+from inpainting.data.steps.roots import METHODS, RootSettings, extract_roots
+from inpainting.data.steps.split import MODES, SplitSettings, split_images
 from ldm.journal import Journal
 from ldm.settings.config import check_settings, setting
 
@@ -49,56 +54,37 @@ class BuildSettings:
 
 def build(settings: BuildSettings) -> None:
     """All steps; run again after an interruption or a change, and only what is needed is done."""
+    images, annotations = settings.image_dir, settings.annotations_path
     masks, entities = settings.out_dir / "masks", settings.out_dir / "entities"
-    annotations = wanted_annotations(settings)
+    if settings.annotator_id and not annotations.is_file():
+        annotate_images(AnnotateSettings(images, annotations, settings.annotator_id, settings.batch_size))
+    if not annotations.is_file():
+        raise ValueError(f"{annotations} does not exist; {GET}; or make it with --annotator-id MODEL")
     journals: list[Journal | None] = [
-        make_masks(annotations, settings.image_dir, masks, settings.workers, redo=False),
-        make_entities(annotations, settings.image_dir, entities, settings.workers, redo=False),
-        extract_roots(entities, settings.roots, redo=False),
+        make_masks(RegionSettings(annotations, images, masks, settings.workers), redo=False),
+        make_entities(RegionSettings(annotations, images, entities, settings.workers), redo=False),
+        extract_roots(RootSettings(entities, settings.roots), redo=False),
     ]
-    captions = wanted_captions(settings, entities)
+    captions = settings.captions_path
+    if not captions.exists():
+        if not settings.model_id:
+            raise ValueError(f"{captions} does not exist; {GET}; or make it with --model-id MODEL")
+        folder = settings.out_dir / "captions"
+        caption_masks(CaptionSettings(entities, settings.model_id, settings.batch_size, output_dir=folder))
+        captions = folder / RAW_CAPTIONS
+    split = SplitSettings(
+        settings.out_dir / "images",
+        masks,
+        settings.split_df_path,
+        settings.val_size,
+        settings.test_size,
+        **{settings.mode: True},
+    )
     journals += [
-        captions_to_folder(captions, entities, redo=False),
-        captions_to_annotations(entities, redo=False),
-        split_images(
-            settings.out_dir / "images",
-            masks,
-            settings.split_df_path,
-            source_dir=settings.image_dir,
-            mode=settings.mode,
-            val=settings.val_size,
-            test=settings.test_size,
-            redo=False,
-        ),
+        captions_to_folder(FolderSettings(captions, entities), redo=False),
+        captions_to_annotations(EntitySettings(entities), redo=False),
+        split_images(split, source_dir=images, redo=False),
     ]
     for journal in journals:
         if journal is not None and journal.left_out:
             log.warning("%d left out, reasons in %s", len(journal.left_out), journal.path)
-
-
-def wanted_annotations(settings: BuildSettings) -> Path:
-    """The file of descriptions, made by Kosmos-2 when it is missing and a model is named."""
-    path = settings.annotations_path
-    if settings.annotator_id and not path.is_file():
-        annotate_images(
-            settings.image_dir,
-            path,
-            model_id=settings.annotator_id,
-            batch_size=settings.batch_size,
-            max_new_tokens=128,
-        )
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; {GET}; or name a model that writes it: --annotator-id")
-    return path
-
-
-def wanted_captions(settings: BuildSettings, entities: Path) -> Path:
-    """The file of captions, made by LLaVA-NeXT when it is missing and a model is named."""
-    path = settings.captions_path
-    if path.exists():
-        return path
-    if not settings.model_id:
-        raise ValueError(f"{path} does not exist; {GET}; or name a model that writes it: --model-id")
-    folder = settings.out_dir / "captions"
-    caption_masks(entities, folder, Captioning(settings.model_id, settings.batch_size), 0, 1)
-    return folder / RAW_CAPTIONS

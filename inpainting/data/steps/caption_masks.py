@@ -9,6 +9,7 @@ Captions in backup_*.json of the published command are taken over instead of mad
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,105 +18,88 @@ from typing import Any
 
 import numpy as np
 
-from inpainting.data.batches import run_batches, share
+from inpainting.data.batches import ProcessSettings, run_batches, shard_paths
 from inpainting.data.paintings import ANNOTATIONS, RAW_CAPTIONS, entity_folders, read_entities, write_object
 from inpainting.data.steps.captions import STEPS, damaged, read_captions
-from inpainting.data.steps.describe import caption_crops, open_model
+from inpainting.data.steps.describe import PRECISIONS, caption_crops, open_model
 from ldm.images import read_image
 from ldm.journal import Journal, Progress
-from ldm.mllm.load import Mllm
+from ldm.settings.config import setting
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Captioning:
-    """How captions are made."""
+class CaptionSettings(ProcessSettings):
+    """Object crops -> raw captions by LLaVA-NeXT."""
 
-    model_id: str
-    batch_size: int
-    max_new_tokens: int = 40
-    precision: str = "auto"
-
-
-@dataclass(frozen=True, eq=False)
-class Crop:
-    """One object of one image."""
-
-    rgb_u8: np.ndarray  # (h, w, 3)
-    concept: str
+    entities_dir: Path = setting(help="folder of entities")
+    model_id: str = setting(help="LLaVA-NeXT, folder or hub name")
+    batch_size: int = setting(help="crops at once", low=1)
+    max_new_tokens: int = setting(40, low=1, help="longest caption")
+    output_dir: Path = setting(Path("."), help="folder of the journal, backup_P_final.json and llava.json")
+    precision: str = setting("auto", choices=PRECISIONS, help="of the model's weights")
+    resume: bool = setting(True, help="continue earlier work, also backups of the published command")
 
 
-def caption_masks(
-    entities_dir: Path, output_dir: Path, how: Captioning, process: int, processes: int, resume: bool = True
-) -> Path:
-    """Caption the images of one process; returns its backup_P_final.json.
-
-    Images are sorted, and process p takes every n-th from the p-th on, as published.
-    """
-    stems = share(entity_folders(entities_dir), process, processes)
-    journal = open_journal(output_dir, how, process, processes, resume)
-    concepts = read_concepts(entities_dir, stems, journal)
-    forget_changed(journal, concepts)
-    if resume and not journal.done:
+def caption_masks(settings: CaptionSettings) -> Path:
+    """Caption every crop with LLaVA-NeXT; run again to continue."""
+    entities_dir, output_dir = settings.entities_dir, settings.output_dir
+    index, count = settings.index_of_count
+    paths = shard_paths(output_dir, "captions", count)
+    if not settings.resume:
+        paths[index].unlink(missing_ok=True)
+    inputs = {"model": settings.model_id, "max_new_tokens": settings.max_new_tokens}
+    journal = Journal(paths[index], inputs, keep=True)
+    stems = entity_folders(entities_dir)  # sorted; process p takes every n-th from the p-th on, as published
+    concepts, reasons = read_concepts(entities_dir, stems[index::count])
+    for stem in stems[index::count]:
+        if stem in reasons:
+            journal.leave_out(stem, reasons[stem])
+        else:
+            journal.left_out.pop(stem, None)
+    for key, entry in list(journal.done.items()):
+        if concepts.get(key) != entry.get("concept"):  # the object has another name now
+            del journal.done[key]
+    if settings.resume and not journal.done:
         take_over(journal, output_dir, concepts)
-    made = [key for key in concepts if "from" not in journal.done.get(key, {})]
-    mllm: list[Mllm] = []
+    to_caption = [key for key in concepts if "from" not in journal.done.get(key, {})]
+    model = functools.cache(lambda: open_model(settings.model_id, settings.precision))
 
-    def load(key: str) -> Crop:
-        return Crop(read_image(entities_dir / f"{key}.png").rgb_u8, concepts[key])
+    def load(key: str) -> tuple[np.ndarray, str]:
+        return read_image(entities_dir / f"{key}.png").rgb_u8, concepts[key]
 
-    def answer(crops: Sequence[Crop]) -> list[dict[str, Any]]:
-        if not mllm:  # nothing is loaded when nothing is left to do
-            mllm.append(open_model(how.model_id, how.precision))
-        shown, named = [one.rgb_u8 for one in crops], [one.concept for one in crops]
-        texts = caption_crops(mllm[0], shown, named, how.max_new_tokens)
-        return [{"concept": one.concept, "caption": text} for one, text in zip(crops, texts, strict=True)]
+    def answer(crops: Sequence[tuple[np.ndarray, str]]) -> list[dict[str, Any]]:
+        images_u8, named = [crop_u8 for crop_u8, _ in crops], [concept for _, concept in crops]
+        texts = caption_crops(model(), images_u8, named, settings.max_new_tokens)
+        return [{"concept": name, "caption": text} for name, text in zip(named, texts, strict=True)]
 
-    run_batches(journal, made, load, answer, how.batch_size)
-    steps = -(-len(made) // how.batch_size)
-    final = output_dir / f"backup_{process}_final.json"
+    run_batches(journal, to_caption, load, answer, settings.batch_size)
+    steps = -(-len(to_caption) // settings.batch_size)
+    final = output_dir / f"backup_{index}_final.json"
     write_object(final, {**captions_of(journal, concepts), STEPS: steps})
-    merge_finished(output_dir, entities_dir, processes)
+    journals = [Progress(path) for path in paths]
+    if all(progress.complete for progress in journals):
+        merged: dict[str, dict[str, str]] = {}
+        for number, progress in enumerate(journals):
+            merged |= captions_of(progress, read_concepts(entities_dir, stems[number::count])[0])
+        write_object(output_dir / RAW_CAPTIONS, dict(sorted(merged.items())))
+        log.info("captions of all processes: %s", output_dir / RAW_CAPTIONS)
     return final
 
 
-def open_journal(
-    output_dir: Path, how: Captioning, process: int, processes: int, resume: bool = True
-) -> Journal:
-    """The journal of one process; one that was begun with another model is refused."""
-    inputs = {"model": how.model_id, "max_new_tokens": how.max_new_tokens}
-    path = journal_path(output_dir, process, processes)
-    if not resume:
-        path.unlink(missing_ok=True)
-    return Journal(path, inputs, keep=True)
-
-
-def journal_path(output_dir: Path, process: int, processes: int) -> Path:
-    return output_dir / f"captions_{process}of{processes}.jsonl"
-
-
-def read_concepts(entities_dir: Path, stems: Sequence[str], journal: Journal | None = None) -> dict[str, str]:
-    """{"stem/mask_j": concept}; images whose annotation is damaged are left out."""
-    found: dict[str, str] = {}
+def read_concepts(entities_dir: Path, stems: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """{"stem/mask_j": concept}, and {stem: reason} of the images whose annotation is damaged."""
+    concepts: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for stem in stems:
         try:
             entities = read_entities(entities_dir / stem / ANNOTATIONS)
         except ValueError as error:
-            if journal is not None:
-                journal.leave_out(stem, str(error))
+            reasons[stem] = str(error)
             continue
-        found |= {f"{stem}/{one.name}": one.concept for one in entities}
-        if journal is not None:
-            journal.left_out.pop(stem, None)
-    return found
-
-
-def forget_changed(journal: Journal, concepts: dict[str, str]) -> None:
-    """Captions of objects that are called otherwise now are made again."""
-    for key, entry in list(journal.done.items()):
-        if concepts.get(key) != entry.get("concept"):
-            del journal.done[key]
+        concepts |= {f"{stem}/{entity.name}": entity.concept for entity in entities}
+    return concepts, reasons
 
 
 def take_over(journal: Journal, output_dir: Path, concepts: dict[str, str]) -> None:
@@ -123,14 +107,12 @@ def take_over(journal: Journal, output_dir: Path, concepts: dict[str, str]) -> N
 
     Captions without their beginning are made again.
     """
-    others = [
-        Progress(path) for path in sorted(output_dir.glob("captions_*of*.jsonl")) if path != journal.path
-    ]
-    known = [one.path for one in others if one.inputs == journal.inputs]
-    for path in [*sorted(output_dir.glob("backup_*.json")), *known]:
+    others = [Progress(path) for path in sorted(output_dir.glob("captions_*of*.jsonl"))]
+    same = [other for other in others if other.path != journal.path and other.inputs == journal.inputs]
+    sources = [(path, read_captions(path)) for path in sorted(output_dir.glob("backup_*.json"))]
+    for path, captions_by_stem in [*sources, *((other.path, captions_of(other)) for other in same)]:
         taken: dict[str, dict[str, Any]] = {}
-        found = read_captions(path) if path.suffix == ".json" else captions_of(Progress(path))
-        for stem, captions in found.items():
+        for stem, captions in captions_by_stem.items():
             for name, text in captions.items() if isinstance(captions, dict) else ():
                 key = f"{stem}/{name}"
                 if key in concepts and isinstance(text, str) and not damaged(text):
@@ -142,22 +124,9 @@ def take_over(journal: Journal, output_dir: Path, concepts: dict[str, str]) -> N
 
 def captions_of(journal: Progress, keys: Iterable[str] | None = None) -> dict[str, dict[str, str]]:
     """{stem: {mask: caption}} in the order of `keys`, by default as they were made."""
-    found: dict[str, dict[str, str]] = {}
+    captions: dict[str, dict[str, str]] = {}
     for key in journal.done if keys is None else keys:
         if key in journal.done:
             stem, _, name = key.rpartition("/")
-            found.setdefault(stem, {})[name] = journal.done[key]["caption"]
-    return found
-
-
-def merge_finished(output_dir: Path, entities_dir: Path, processes: int) -> None:
-    """Write llava.json when every process has finished."""
-    journals = [Progress(journal_path(output_dir, index, processes)) for index in range(processes)]
-    if not all(one.complete for one in journals):
-        return
-    merged: dict[str, dict[str, str]] = {}
-    stems = entity_folders(entities_dir)
-    for index, journal in enumerate(journals):
-        merged |= captions_of(journal, read_concepts(entities_dir, share(stems, index, processes)))
-    write_object(output_dir / RAW_CAPTIONS, dict(sorted(merged.items())))
-    log.info("captions of all processes: %s", output_dir / RAW_CAPTIONS)
+            captions.setdefault(stem, {})[name] = journal.done[key]["caption"]
+    return captions

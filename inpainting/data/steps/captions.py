@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inpainting.data.paintings import (
-    ANNOTATIONS,
     MAKE_ENTITIES,
     RAW_CAPTIONS,
+    change_annotations,
     entity_folders,
-    read_object,
+    read_intact,
     read_source,
-    set_aside,
     write_object,
 )
-from inpainting.data.steps.roots import sound_annotations
 from inpainting.prompts import CAPTION_START
-from ldm.files import file_sha256
+from ldm.files import file_sha256, read_json
 from ldm.journal import Journal, run_items, stamp_hash, stamp_path
+from ldm.settings.config import setting
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,25 @@ INTRODUCTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class FolderSettings:
+    """Raw captions -> one llava.json per image."""
+
+    annotations_path: Path = setting(help="llava.json, a backup, or a folder of backups")
+    out_dir: Path = setting(help="folder of entities")
+
+
+@dataclass(frozen=True)
+class EntitySettings:
+    """llava.json -> `caption` of annotations.json."""
+
+    entities_dir: Path = setting(help="folder of entities")
+
+
 def plain_text(text: str) -> str:
     """Lower case, one line, letters, digits, spaces and `.,!` only, without a final full stop."""
-    kept = "".join(one for one in text.lower().replace("\n", " ") if one.isalnum() or one in " .,!")
-    return kept.removesuffix(".")
+    text = text.lower().replace("\n", " ")
+    return "".join(letter for letter in text if letter.isalnum() or letter in " .,!").removesuffix(".")
 
 
 def clean_caption(caption: str) -> str:
@@ -47,33 +62,27 @@ def clean_caption(caption: str) -> str:
     text = plain_text(caption).replace(f"{CAPTION_START.lower()} ", "")
     if "collage" not in text:
         return text
-    word = next((one for one in INTRODUCTIONS if one in text), None)
+    word = next((word for word in INTRODUCTIONS if word in text), None)
     if word is not None:
         text = text[text.index(word) + len(word) + 1 :]
-    if "collage of" in text:
-        text = text[text.index("collage of") + len("collage of ") :]
-    return text
+    return text.partition("collage of")[2][1:] if "collage of" in text else text
 
 
-def read_captions(path: Path) -> dict[str, dict[str, str]]:
+def read_captions(path: Path) -> dict[str, Any]:
     """{stem: {mask: raw caption}} of llava.json, of a backup of caption-masks, or of all backups in a folder.
 
-    Entries of another form are kept for the caller to name, less the counter of a backup.
+    Of two captions of one object that of the later backup counts. Entries of another form are kept for the
+    caller to name, less the counter of a backup.
     """
-    if path.is_dir():
-        files = sorted(path.glob("backup_*.json"))
-        if not files:
-            raise ValueError(f"{path} holds no backup_*.json")
-        return merge_captions(read_captions(one) for one in files)
-    document = read_source(path)
-    return {key: value for key, value in document.items() if key != STEPS or isinstance(value, dict)}
-
-
-def merge_captions(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Captions of several processes together; of two captions of one object the later part's counts."""
+    if not path.is_dir():
+        document = read_source(path)
+        return {key: value for key, value in document.items() if key != STEPS or isinstance(value, dict)}
+    files = sorted(path.glob("backup_*.json"))
+    if not files:
+        raise ValueError(f"{path} holds no backup_*.json")
     merged: dict[str, Any] = {}
-    for part in parts:
-        for stem, captions in part.items():
+    for file in files:
+        for stem, captions in read_captions(file).items():
             both = isinstance(captions, dict) and isinstance(merged.get(stem), dict)
             merged[stem] = {**merged[stem], **captions} if both else captions
     return merged
@@ -84,67 +93,52 @@ def damaged(caption: str) -> bool:
     return not caption.startswith(CAPTION_START)
 
 
-def captions_to_folder(annotations: Path, out_dir: Path, redo: bool = True) -> Journal:
-    """Write llava.json of every image; captions that are there and not in `annotations` stay."""
-    captions = read_captions(annotations)
+def captions_to_folder(settings: FolderSettings, redo: bool = True) -> Journal:
+    """Write the captions of each image into its folder; captions that are only there stay."""
+    source, out_dir = settings.annotations_path, settings.out_dir
+    captions = read_captions(source)
     known = set(entity_folders(out_dir))
-    short = [stem for stem, of_stem in captions.items() if any(damaged(one) for one in _texts(of_stem))]
+    texts = {
+        stem: [text for text in objects.values() if isinstance(text, str)]
+        for stem, objects in captions.items()
+        if isinstance(objects, dict)
+    }
+    short = [stem for stem, of_stem in texts.items() if any(map(damaged, of_stem))]
     if short:
         log.warning("%d images have captions without %r, such as %s", len(short), CAPTION_START, short[0])
 
     def work(stem: str) -> Mapping[str, Any]:
-        fresh = captions[stem]
-        if not isinstance(fresh, dict) or len(_texts(fresh)) != len(fresh):
-            raise ValueError(f"{annotations}: its entry is not an object of texts")
+        if stem not in texts or len(texts[stem]) != len(captions[stem]):
+            raise ValueError(f"{source}: its entry is not an object of texts")
         if stem not in known:
             raise ValueError(f"has captions but no folder in {out_dir}")
         path = out_dir / stem / RAW_CAPTIONS
-        write_object(path, {**_existing(path), **fresh})
+        write_object(path, {**read_intact(path), **captions[stem]})
         return {}
 
-    files = sorted(annotations.glob("backup_*.json")) if annotations.is_dir() else [annotations]
-    inputs = {"captions": [file_sha256(one) for one in files], "after": stamp_hash(out_dir, MAKE_ENTITIES)}
+    files = sorted(source.glob("backup_*.json")) if source.is_dir() else [source]
+    inputs = {"captions": [file_sha256(file) for file in files], "after": stamp_hash(out_dir, MAKE_ENTITIES)}
     journal = Journal(stamp_path(out_dir, FOLDER_STEP), inputs, redo=redo)
     run_items(journal, list(captions), work, workers=1)
     return journal
 
 
-def _texts(captions: Any) -> list[str]:
-    values = captions.values() if isinstance(captions, dict) else ()
-    return [one for one in values if isinstance(one, str)]
+def captions_to_annotations(settings: EntitySettings, redo: bool = True) -> Journal:
+    """Clean the captions and add them to annotations.json."""
+    entities_dir = settings.entities_dir
 
-
-def _existing(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return read_object(path)
-    except ValueError:
-        set_aside(path)
-        return {}
-
-
-def captions_to_annotations(entities_dir: Path, redo: bool = True) -> Journal:
-    """Clean the captions of every llava.json into `caption` of annotations.json."""
-
-    def work(stem: str) -> Mapping[str, Any]:
-        document = sound_annotations(entities_dir / stem / ANNOTATIONS)
+    def change(stem: str, document: dict[str, Any]) -> str | None:
         path = entities_dir / stem / RAW_CAPTIONS
         if not path.is_file():
             raise ValueError(f"{path} does not exist; `ops {FOLDER_STEP}` makes it")
-        raw = read_object(path)
-        strange = [name for name, text in raw.items() if name not in document or not isinstance(text, str)]
-        if strange:
-            raise ValueError(f"{path}: {strange[0]} is no text, or no entry of annotations.json")
+        raw = read_json(path)
+        wrong = [name for name, text in raw.items() if name not in document or not isinstance(text, str)]
+        if wrong:
+            raise ValueError(f"{path}: {wrong[0]} is no text, or no entry of annotations.json")
         for name, text in raw.items():
             document[name]["caption"] = clean_caption(text)
-        write_object(entities_dir / stem / ANNOTATIONS, document)
         lacking = [name for name, entry in document.items() if "caption" not in entry]
-        if lacking:
-            raise ValueError(f"{path} has no caption of {', '.join(lacking)}")
-        return {}
+        return f"{path} has no caption of {', '.join(lacking)}" if lacking else None
 
     inputs = {"after": [stamp_hash(entities_dir, step) for step in (MAKE_ENTITIES, FOLDER_STEP)]}
-    journal = Journal(stamp_path(entities_dir, ENTITIES_STEP), inputs, redo=redo)
-    run_items(journal, entity_folders(entities_dir), work, workers=1)
-    return journal
+    return change_annotations(entities_dir, ENTITIES_STEP, inputs, change, redo)

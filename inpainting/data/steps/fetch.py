@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from inpainting.data.paintings import read_object, write_object
+from inpainting.data.paintings import write_object
 from inpainting.data.steps.split import read_rows
-from ldm.files import file_sha256
+from ldm.files import file_sha256, read_json
 from ldm.registry.download import download
 from ldm.registry.unpack import is_archive, unpack
 from ldm.settings.config import check_settings, setting
@@ -141,13 +141,13 @@ def check_content(name: str, path: Path) -> None:
     if name.endswith(".csv"):
         read_rows(path, COLUMNS)
     else:
-        read_object(path)
+        read_json(path)
 
 
 def record_hashes(settings: FetchSettings, names: Sequence[str]) -> None:
     """Write down what was fetched from where; a file that differs from an earlier record is said."""
     path = settings.out_dir / HASHES
-    old = read_object(path) if path.is_file() else {}
+    old = read_json(path) if path.is_file() else {}
     origin = (
         ", ".join(map(str, settings.copies))
         if settings.copies

@@ -1,15 +1,15 @@
-"""Grounded captions -> the folders `masks` and `entities` of the painting data."""
+"""Boxes of grounded captions -> the folders `masks` and `entities` of the painting data."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from inpainting.data.boxes import Region, read_grounded, region_crop, region_mask, regions_of
+from inpainting.data.boxes import ObjectRegion, grounded_regions, read_grounded, region_crop, region_mask
 from inpainting.data.paintings import (
     ANNOTATIONS,
     MAKE_ENTITIES,
@@ -17,92 +17,115 @@ from inpainting.data.paintings import (
     checked_name,
     encode_object,
     image_map,
-    read_object,
+    read_intact,
     read_source,
-    set_aside,
 )
 from inpainting.data.steps.captions import plain_text
 from ldm.files import file_sha256, write_all_atomic
 from ldm.images import encode_png, read_image
 from ldm.journal import Journal, run_items, stamp_path
+from ldm.settings.config import check_settings, setting
 
-Writer = Callable[[Path, np.ndarray, list[Region]], None]
-
-
-def make_masks(annotations: Path, image_dir: Path, out_dir: Path, workers: int, redo: bool = True) -> Journal:
-    """One mask_j.png per entity with a box of the right size."""
-    return _make(MAKE_MASKS, write_masks, annotations, image_dir, out_dir, workers, redo)
+RegionFinder = Callable[[tuple[int, int]], list[ObjectRegion]]  # (h, w) of the image -> its regions
 
 
-def make_entities(
-    annotations: Path, image_dir: Path, out_dir: Path, workers: int, redo: bool = True
-) -> Journal:
-    """One crop or collage per entity, and annotations.json, whose later fields are kept."""
-    return _make(MAKE_ENTITIES, write_entities, annotations, image_dir, out_dir, workers, redo)
+@dataclass(frozen=True)
+class RegionSettings:
+    """Annotations and images -> a folder."""
+
+    annotations_path: Path = setting(help="JSON file of descriptions with boxes")
+    image_dir: Path = setting(help="folder of images, split or not")
+    out_dir: Path = setting(help="folder that gets one folder per image")
+    workers: int = setting(0, low=0, help="threads; 0: one per core")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
-def _make(
-    step: str, write: Writer, annotations: Path, image_dir: Path, out_dir: Path, workers: int, redo: bool
-) -> Journal:
+@dataclass(frozen=True)
+class RegionSource:
+    """Annotated items. read: item -> name of its image file, and what finds the regions in it."""
+
+    items: Sequence[str]
+    inputs: Mapping[str, Any]  # the journal begins with them
+    read: Callable[[str], tuple[str, RegionFinder]]
+
+
+def make_masks(settings: RegionSettings, redo: bool = True) -> Journal:
+    """One mask per entity: the union of its boxes that cover 1 % to 65 % of the image."""
+    source = grounded_source(settings.annotations_path)
+    return make_regions(MAKE_MASKS, source, settings.image_dir, settings.out_dir, settings.workers, redo)
+
+
+def make_entities(settings: RegionSettings, redo: bool = True) -> Journal:
+    """One crop or collage per entity, and annotations.json; what later steps wrote into it stays."""
+    source = grounded_source(settings.annotations_path)
+    return make_regions(MAKE_ENTITIES, source, settings.image_dir, settings.out_dir, settings.workers, redo)
+
+
+def grounded_source(annotations: Path) -> RegionSource:
+    """The images of annotations.json with the boxes of their phrases."""
     entries = read_source(annotations)
-    images = image_map(image_dir)
 
-    def work(name: str) -> Mapping[str, Any]:
-        path = images.get(checked_name(name))
-        grounded = read_grounded(entries[name])
+    def read(name: str) -> tuple[str, RegionFinder]:
+        entities = read_grounded(entries[name])
+        return name, lambda size_hw: grounded_regions(entities, size_hw)
+
+    return RegionSource(list(entries), {"annotations_sha256": file_sha256(annotations)}, read)
+
+
+def make_regions(
+    step: str, source: RegionSource, image_dir: Path, out_dir: Path, workers: int, redo: bool = True
+) -> Journal:
+    """Write the folder of every image, for the step `MAKE_MASKS` or `MAKE_ENTITIES`."""
+    images = image_map(image_dir)
+    files_of = mask_files if step == MAKE_MASKS else entity_files
+
+    def work(item: str) -> Mapping[str, Any]:
+        file_name, find_regions = source.read(item)
+        path = images.get(checked_name(file_name))
         if path is None:
-            raise ValueError(f"no such image in {image_dir}")
+            raise ValueError(f"no such image in {image_dir}: {file_name}")
         image = read_image(path)
-        regions = regions_of(grounded, image.size)
-        folder = out_dir / Path(name).stem
+        regions = find_regions(image.size)
+        folder = out_dir / path.stem
         if regions:
-            write(folder, image.rgb_u8, regions)
+            write_all_atomic(files_of(folder, image.rgb_u8, regions))
+            remove_others(folder, [region.name for region in regions])
         elif folder.is_dir():  # of an earlier annotation
-            clear(folder)
+            remove_others(folder, ())
+            (folder / ANNOTATIONS).unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
         return {"regions": len(regions)}
 
-    inputs = {"annotations_sha256": file_sha256(annotations)}
-    journal = Journal(stamp_path(out_dir, step), inputs, redo=redo)
-    run_items(journal, list(entries), work, workers)
+    journal = Journal(stamp_path(out_dir, step), source.inputs, redo=redo)
+    run_items(journal, source.items, work, workers)
     return journal
 
 
-def write_masks(folder: Path, rgb_u8: np.ndarray, regions: list[Region]) -> None:
-    """mask_j.png of every region; masks of an earlier annotation go."""
+def mask_files(folder: Path, rgb_u8: np.ndarray, regions: Sequence[ObjectRegion]) -> dict[Path, bytes]:
+    """mask_j.png of every region."""
     size = (rgb_u8.shape[0], rgb_u8.shape[1])
-    masks = {one.name: region_mask(one.boxes_xyxy, size) for one in regions}
-    write_all_atomic({folder / f"{name}.png": _png(mask) for name, mask in masks.items()})
-    remove_others(folder, masks)
+    masks = {region.name: region_mask(region.boxes_xyxy, size) for region in regions}
+    return {folder / f"{name}.png": encode_png(mask.astype(np.uint8) * 255) for name, mask in masks.items()}
 
 
-def write_entities(folder: Path, rgb_u8: np.ndarray, regions: list[Region]) -> None:
-    """mask_j.png of every object, and annotations.json."""
-    crops = {one.name: encode_png(region_crop(rgb_u8, one.boxes_xyxy)) for one in regions}
-    fresh = {one.name: {"concept": one.concept} for one in regions}
-    files = {folder / f"{name}.png": data for name, data in crops.items()}
-    files[folder / ANNOTATIONS] = encode_object(merged(folder / ANNOTATIONS, fresh))
-    write_all_atomic(files)
-    remove_others(folder, crops)
+def entity_files(folder: Path, rgb_u8: np.ndarray, regions: Sequence[ObjectRegion]) -> dict[Path, bytes]:
+    """mask_j.png of every object, and annotations.json.
 
-
-def merged(path: Path, fresh: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The new entries with the further fields of the old file, where the concept is still the same.
-
-    Concepts that differ in case or punctuation alone are the same.
+    Entries keep the further fields of the old file where the concept is the same but for case or punctuation.
     """
-    old: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            old = read_object(path)
-        except ValueError:
-            set_aside(path)
-    result: dict[str, dict[str, Any]] = {}
-    for name, entry in fresh.items():
-        before = old.get(name)
-        known = str(before.get("concept")) if isinstance(before, dict) else ""
-        same = plain_text(known) == plain_text(entry["concept"])
-        result[name] = {**before, **entry} if same and isinstance(before, dict) else dict(entry)
-    return result
+    files, old, entries = {}, read_intact(folder / ANNOTATIONS), {}
+    for region in regions:
+        files[folder / f"{region.name}.png"] = encode_png(region_crop(rgb_u8, region.boxes_xyxy))
+        new = {"concept": region.concept}
+        new |= {} if region.caption is None else {"caption": region.caption}
+        before = old.get(region.name)
+        if isinstance(before, dict) and plain_text(str(before.get("concept"))) == plain_text(region.concept):
+            new = {**before, **new}
+        entries[region.name] = new
+    return {**files, folder / ANNOTATIONS: encode_object(entries)}
 
 
 def remove_others(folder: Path, names: Iterable[str]) -> None:
@@ -110,17 +133,4 @@ def remove_others(folder: Path, names: Iterable[str]) -> None:
     keep = {f"{name}.png" for name in names}
     for path in folder.glob("mask_*.png"):
         if path.name not in keep:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-
-
-def clear(folder: Path) -> None:
-    """Delete what the steps here made for an image, and the folder if nothing else is in it."""
-    remove_others(folder, ())
-    (folder / ANNOTATIONS).unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _png(mask: np.ndarray) -> bytes:
-    return encode_png(mask.astype(np.uint8) * 255)
+            path.unlink(missing_ok=True)

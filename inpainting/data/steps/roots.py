@@ -9,20 +9,14 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inpainting.data.paintings import (
-    ANNOTATIONS,
-    MAKE_ENTITIES,
-    entity_folders,
-    read_entities,
-    read_object,
-    set_aside,
-    write_object,
-)
-from ldm.journal import Journal, run_items, stamp_hash, stamp_path
+from inpainting.data.paintings import MAKE_ENTITIES, change_annotations
+from ldm.journal import Journal, stamp_hash
+from ldm.settings.config import check_settings, setting
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +36,17 @@ ING_NOUNS = {
 }
 
 Rooter = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class RootSettings:
+    """Entities -> noun roots."""
+
+    entities_dir: Path = setting(help="folder of entities")
+    method: str = setting("auto", choices=METHODS, help="spaCy's model, the rule, or the first that works")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def find_rooter(method: str = "auto") -> tuple[str, Rooter]:
@@ -72,9 +77,10 @@ def rule_root(concept: str) -> str:
     root = ""
     for number, (word, tag) in enumerate(tagged):
         following = tagged[number + 1] if number + 1 < len(tagged) else ("", "")
+        is_verb_form = word.endswith("ing") and word not in ING_NOUNS
         if following[0] == "'s" or word == "'s":
             root = ""
-        elif tag in NOUNS and not (root and _verb_in_disguise(word, following[1])):
+        elif tag in NOUNS and not (root and is_verb_form and following[1] not in NOUNS):
             root = word
         elif root and not (tag.startswith("JJ") and following[1] in NOUNS):
             break
@@ -99,37 +105,14 @@ def tags_of(concept: str) -> list[tuple[str, str]]:
     return tagged
 
 
-def _verb_in_disguise(word: str, following: str) -> bool:
-    """An -ing word after a noun that no noun follows."""
-    return word.endswith("ing") and word not in ING_NOUNS and following not in NOUNS
-
-
-def extract_roots(entities_dir: Path, method: str = "auto", redo: bool = True) -> Journal:
-    """Add `noun_chunk_root` to every entry of every annotations.json."""
-    stems = entity_folders(entities_dir)
-    name, root_of = find_rooter(method)
+def extract_roots(settings: RootSettings, redo: bool = True) -> Journal:
+    """Add the root of each concept's first noun chunk to annotations.json."""
+    name, root_of = find_rooter(settings.method)
     log.info("noun roots by %s", name)
 
-    def work(stem: str) -> Mapping[str, Any]:
-        path = entities_dir / stem / ANNOTATIONS
-        document = sound_annotations(path)
+    def change(stem: str, document: dict[str, Any]) -> None:
         for entry in document.values():
             entry["noun_chunk_root"] = root_of(entry["concept"])
-        write_object(path, document)
-        return {}
 
-    inputs = {"method": name, "after": stamp_hash(entities_dir, MAKE_ENTITIES)}
-    journal = Journal(stamp_path(entities_dir, STEP), inputs, redo=redo)
-    run_items(journal, stems, work, workers=1)
-    return journal
-
-
-def sound_annotations(path: Path) -> dict[str, Any]:
-    """An annotations.json as an object; a damaged one is renamed to .wrong, and the error says so."""
-    try:
-        read_entities(path)
-        return read_object(path)
-    except ValueError as error:
-        if not path.is_file():
-            raise
-        raise ValueError(f"{error}; it is kept as {set_aside(path).name}") from None
+    inputs = {"method": name, "after": stamp_hash(settings.entities_dir, MAKE_ENTITIES)}
+    return change_annotations(settings.entities_dir, STEP, inputs, change, redo)

@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from inpainting.data.paintings import GET, MAKE_MASKS, SPLITS, UNANNOTATED, image_map
 from ldm.files import file_sha256
 from ldm.journal import Journal, run_items, stamp_hash, stamp_path
+from ldm.settings.config import check_settings, setting
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +28,34 @@ MODES = ("copy", "move", "symlink")
 SEED = 42  # of the published split without a file
 
 
-def read_split_file(path: Path) -> dict[str, str]:
-    """{file name: train, val or test} of a CSV with the columns file_name and split; empty = not said."""
-    return {row["file_name"]: row["split"] for row in read_rows(path, ("file_name", "split"))}
+@dataclass(frozen=True, kw_only=True)
+class TransferSettings:
+    """How images get into the folder of their split."""
+
+    copy: bool = setting(False, help="copy the images (what happens when none of the three is given)")
+    move: bool = setting(False, help="move the images, as published")
+    symlink: bool = setting(False, help="link to the images")
+    dry_run: bool = setting(False, help="only say how many images would go where")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.copy + self.move + self.symlink > 1:
+            raise ValueError("give one of --copy, --move and --symlink")
+
+    @property
+    def mode(self) -> str:
+        return "move" if self.move else "symlink" if self.symlink else "copy"
+
+
+@dataclass(frozen=True)
+class SplitSettings(TransferSettings):
+    """Images -> images/{train,val,test,unannotated}. Copies unless told otherwise."""
+
+    image_dir: Path = setting(help="folder of images; gets a folder per split")
+    masks_dir: Path = setting(help="folder of masks; an image without any is unannotated")
+    split_df_path: Path | None = setting(None, help="table of file_name and split; default: a random split")
+    val_size: int = setting(5000, low=1, help="validation images of a random split")
+    test_size: int = setting(5000, low=1, help="test images of a random split")
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -64,57 +91,43 @@ def random_split(names: Sequence[str], val: int, test: int) -> dict[str, str]:
 
 def _draw(names: Sequence[str], count: int) -> tuple[list[str], list[str]]:
     """(drawn, rest), in the order of the permutation."""
-    order = np.random.RandomState(SEED).permutation(len(names))
-    return [names[one] for one in order[:count]], [names[one] for one in order[count:]]
-
-
-def plan_split(
-    images: Sequence[str], masks_dir: Path, table: Mapping[str, str] | None, val: int, test: int
-) -> dict[str, str]:
-    """{file name: folder}; "" for an image that the table does not place."""
-    if not masks_dir.is_dir():
-        raise ValueError(f"no folder {masks_dir}; `python -m inpainting.data.ops {MAKE_MASKS}` makes it")
-    masked = {one.name for one in masks_dir.iterdir() if one.is_dir()}
-    annotated = [name for name in images if Path(name).stem in masked]
-    if table is None:
-        table = random_split(annotated, val, test)
-    placed = {name: table.get(name, "") for name in annotated}
-    return {name: placed.get(name, UNANNOTATED) for name in images}
+    order = [names[index] for index in np.random.RandomState(SEED).permutation(len(names))]
+    return order[:count], order[count:]
 
 
 def split_images(
-    image_dir: Path,
-    masks_dir: Path,
-    table_path: Path | None,
-    *,
-    source_dir: Path | None = None,
-    mode: str = "copy",
-    val: int = 5000,
-    test: int = 5000,
-    dry_run: bool = False,
-    redo: bool = True,
+    settings: SplitSettings, source_dir: Path | None = None, redo: bool = True
 ) -> Journal | None:
-    """Put every image into the folder of its split below `image_dir`; returns the journal.
+    """Put the images into the folders of their split.
 
-    source_dir: where the images are; None: in `image_dir` itself. dry_run: say only what would be done.
+    source_dir: where the images are; None: in `image_dir` itself. Returns the journal, None in a dry run.
     """
-    images = image_map(source_dir or image_dir)
-    table = None if table_path is None else read_split_file(table_path)
-    plan = plan_split(sorted(images), masks_dir, table, val, test)
+    masks_dir, table_path = settings.masks_dir, settings.split_df_path
+    images = image_map(source_dir or settings.image_dir)
+    if not masks_dir.is_dir():
+        raise ValueError(f"no folder {masks_dir}; `python -m inpainting.data.ops {MAKE_MASKS}` makes it")
+    masked = {path.name for path in masks_dir.iterdir() if path.is_dir()}
+    annotated = [name for name in sorted(images) if Path(name).stem in masked]
+    if table_path is None:
+        table = random_split(annotated, settings.val_size, settings.test_size)
+    else:
+        table = {row["file_name"]: row["split"] for row in read_rows(table_path, ("file_name", "split"))}
+    placed = {name: table.get(name, "") for name in annotated}  # "": not in the table
+    plan = {name: placed.get(name, UNANNOTATED) for name in sorted(images)}
+    sizes = [settings.val_size, settings.test_size]
     inputs = {
-        "table": [val, test] if table_path is None else file_sha256(table_path),
+        "table": sizes if table_path is None else file_sha256(table_path),
         "after": stamp_hash(masks_dir, MAKE_MASKS),
     }
-    return distribute(plan, images, image_dir, mode, inputs, dry_run=dry_run, redo=redo)
+    return distribute(plan, images, settings.image_dir, inputs, settings.mode, settings.dry_run, redo)
 
 
 def distribute(
     plan: Mapping[str, str],
     images: Mapping[str, Path],
     image_dir: Path,
-    mode: str,
     inputs: Mapping[str, Any],
-    *,
+    mode: str,
     dry_run: bool = False,
     redo: bool = True,
 ) -> Journal | None:

@@ -54,11 +54,11 @@ class LoraLoss:
         with torch.no_grad():
             latents = self.encode(image, generators)
             masked = self.encode(batch["masked_pixel_values"], generators)
-            text, owners = self.read(batch["texts"])
+            text, region_ids = self.read(batch["texts"])
         x = self.schedule.add_noise(latents, noise, timesteps)
         union = batch["masks"].bool()
         channel = shrink_masks(union, size, self.layout).to(x.dtype)
-        regions = self.regions(batch, union, owners, size, text.dtype) if self.rca else {}
+        regions = self.regions(batch, union, region_ids, size, text.dtype) if self.rca else {}
         prediction = unet(
             torch.cat([x, channel, masked], 1), timesteps, encoder_hidden_states=text, **regions
         ).sample
@@ -77,18 +77,23 @@ class LoraLoss:
         return space.encode(image_pm1.to(parameter.dtype), generators).float()  # type: ignore[arg-type]
 
     def read(self, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
-        """Prompts of each image -> embeddings (b, t, c) and owners (b, t)."""
+        """Prompts of each image -> embeddings (b, t, c) and region_ids (b, t)."""
         plans = [
             plan_tokens(one, self.model.tokenizer, encoding=self.encoding, regions=self.rca) for one in texts
         ]
         return encode_plans(plans, self.model.text_encoder)
 
     def regions(
-        self, batch: dict[str, Any], union: Tensor, owners: Tensor, size: tuple[int, int], dtype: torch.dtype
+        self,
+        batch: dict[str, Any],
+        union: Tensor,
+        region_ids: Tensor,
+        size: tuple[int, int],
+        dtype: torch.dtype,
     ) -> dict[str, Any]:
         """The argument of the UNet that restricts its cross-attention. union: (b, 1, H, W) bool."""
         masks = batch["freestyle_layout_mask"][:, 1:].bool() & union  # the rows hold the background too
-        kwargs = region_kwargs(masks, owners, size, levels=self.levels, layout=self.layout, dtype=dtype)
+        kwargs = region_kwargs(masks, region_ids, size, levels=self.levels, layout=self.layout, dtype=dtype)
         return {"cross_attention_kwargs": kwargs}
 
     def wanted(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from inpainting.models.text_to_image.card import DEFAULTS, PaintOptions, resolve
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.recipe import make_recipe
 from inpainting.models.text_to_image.sample import Batch, sample
-from inpainting.tokens import SHARED, TokenPlan, plan_tokens
+from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
 from ldm.denoise import Step
 from ldm.result import StageTimer, measure_drift
 from ldm.settings.config import to_plain
@@ -155,8 +155,7 @@ def prepare(job: Job, pipe: Inpainter, options: PaintOptions) -> Prepared:
     if any(region.negative for region in regions):
         negative = _plan([region.negative or options.negative for region in regions], pipe, options)
     else:
-        alone = plan_tokens([options.negative], pipe.tokenizer)
-        negative = replace(alone, owners=torch.full_like(alone.owners, SHARED))
+        negative = plan_shared(options.negative, pipe.tokenizer)
     return Prepared(job, regions, canvas, plan, negative)
 
 

@@ -2,8 +2,8 @@
 
     pipe = get_pretrained_mm_inpainting_pipe(sd2_path, adapter_path, device)
     layout = get_freestyle_layout_mask(masks)                        # list of (1, h, w) -> (6, h, w)
-    ids, owners = get_freestyle_text_inputs(texts, pipe.tokenizer)   # (77,), (77,)
-    pipe(ids[None], owners[None], layout[None], image, mask_image).images
+    ids, token_region_ids = get_freestyle_text_inputs(texts, pipe.tokenizer)   # (77,), (77,)
+    pipe(ids[None], token_region_ids[None], layout[None], image, mask_image).images
 
 It paints as published: nearest layout, one joint sequence, the whole decoded image. `pipeline.paint` takes
 the same pipe and offers the rest. Legend: b images, r regions, t tokens, h w pixels.
@@ -26,7 +26,7 @@ from inpainting.models.text_to_image.card import COMPAT
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter
 from inpainting.models.text_to_image.pipeline import options_for
 from inpainting.models.text_to_image.sample import Batch, sample
-from inpainting.tokens import SHARED, TokenPlan, plan_tokens
+from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
 from ldm.device import pick_dtype
 from ldm.images import to_01, to_pm1
 
@@ -84,15 +84,14 @@ class FreestyleStableDiffusionInpaintPipeline(Inpainter):
                 f"image and mask_image differ in size: {list(pixels.shape)}, {list(union.shape)}"
             )
         _check_multiple(pixels, self.latent_space.factor)
-        negative = plan_tokens([negative_prompt or ""], self.tokenizer)
-        negative = replace(negative, owners=torch.full_like(negative.owners, SHARED))
+        negative = plan_shared(negative_prompt or "", self.tokenizer)
         batch = Batch(
             image_pm1=pixels,
             masks=freestyle_layout_mask[:, 1:].bool(),
             union=union,
             plans=[
-                TokenPlan(ids[None].cpu(), owners.cpu().long())
-                for ids, owners in zip(input_ids, freestyle_attention_mask, strict=True)
+                TokenPlan(ids[None].cpu(), token_region_ids.cpu().long())
+                for ids, token_region_ids in zip(input_ids, freestyle_attention_mask, strict=True)
             ],
             negatives=[negative] * count,
             rows=[row for row in range(count) for _ in range(num_images_per_prompt)],
@@ -130,7 +129,7 @@ def get_freestyle_layout_mask(masks: Sequence[Tensor], max_concepts: int = 5) ->
 def get_freestyle_text_inputs(texts: Sequence[str], tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
     """Prompts of one image -> input_ids (77,) and freestyle_attention_mask (77,), each token's region."""
     plan = plan_tokens(texts, tokenizer)
-    return plan.input_ids[0], plan.owners
+    return plan.input_ids[0], plan.token_region_ids
 
 
 def _stacked(pixels: Images, size_hw: tuple[int, int], mask: bool) -> Tensor:

@@ -2,11 +2,11 @@
 
     A[p, j] = softmax_j(q_p . k_j / sqrt(d) + beta[p, j]),  beta = 0 where pixel p may read token j, or -inf
 
-beta depends on the masks and the token owners alone. So it is built once per call (or training batch) for
+beta depends on the masks and the tokens' regions alone. So it is built once per call (or training batch) for
 each resolution, one array for all heads, layers and steps, and given to one fused attention call:
 
     install_rca(unet)
-    kwargs = region_kwargs(masks, owners, latent_hw, levels=4)       # {"regions": {n: (b, 1, n, t)}}
+    kwargs = region_kwargs(masks, region_ids, latent_hw, levels=4)   # {"regions": {n: (b, 1, n, t)}}
     unet(x, t, encoder_hidden_states=embeddings, cross_attention_kwargs=kwargs)
 
 It travels as an argument, never as state of the processors: gradient checkpointing runs a block again with
@@ -144,7 +144,7 @@ class _Guard:
 
 def region_kwargs(
     masks: Tensor,
-    owners: Tensor,
+    region_ids: Tensor,
     latent_hw: tuple[int, int],
     *,
     levels: int,
@@ -155,29 +155,29 @@ def region_kwargs(
     """The `cross_attention_kwargs` of one batch.
 
     masks:      (b, r, H, W) bool, any size of the same aspect as the latents; absent regions are empty rows
-    owners:     (b, t) from `tokens`: 0 = shared, k + 1 = region k, -1 = read by nobody
+    region_ids:     (b, t) from `tokens`: 0 = shared, k + 1 = region k, -1 = read by nobody
     levels:     resolutions of the UNet: len(unet.config.block_out_channels)
     soft_cells: width of soft edges in latent cells, 0 = hard
     """
-    highest = int(owners.max())
-    if highest > masks.shape[1] or len(masks) != len(owners):
+    highest = int(region_ids.max())
+    if highest > masks.shape[1] or len(masks) != len(region_ids):
         raise ValueError(
-            f"tokens of {len(owners)} images name region {highest}, "
+            f"tokens of {len(region_ids)} images name region {highest}, "
             f"there are masks of {len(masks)} images and {masks.shape[1]} regions"
         )
     regions = {}
     for level, (h, w) in enumerate(attention_sizes(latent_hw, levels)):
         visibility = log_visibility(masks, (h, w), layout, soft_cells / 2**level)
-        regions[h * w] = region_bias(visibility, owners.to(masks.device), dtype)
+        regions[h * w] = region_bias(visibility, region_ids.to(masks.device), dtype)
     return {"regions": regions}
 
 
-def region_bias(visibility: Tensor, owners: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """beta: visibility (b, r + 1, n) and owners (b, t) -> (b, 1, n, t), a view of rows of aligned length."""
+def region_bias(visibility: Tensor, region_ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """beta: visibility (b, r + 1, n), region_ids (b, t) -> (b, 1, n, t), a view of rows of aligned length."""
     b, _, n = visibility.shape
-    t = owners.shape[1]
-    rows = visibility.gather(1, owners.clamp(min=0)[..., None].expand(b, t, n))  # (b, t, n)
-    hidden = (owners == HIDDEN)[..., None]
+    t = region_ids.shape[1]
+    rows = visibility.gather(1, region_ids.clamp(min=0)[..., None].expand(b, t, n))  # (b, t, n)
+    hidden = (region_ids == HIDDEN)[..., None]
     rows = rows.masked_fill(hidden, float("-inf"))
     # Where only regions without a prompt are and no token is shared, a cell reads all: softmax needs one.
     fully_masked_rows = rows.amax(dim=1, keepdim=True).isneginf()

@@ -111,18 +111,18 @@ def conditions(
 ) -> tuple[Tensor, dict | None]:
     """Text embeddings (b or 2b, t, c), unconditional half first, and the region maps of the same batch."""
     plans = [*batch.negatives, *batch.plans] if guided else list(batch.plans)
-    embeddings, owners = encode_plans(plans, pipe.text_encoder)
+    embeddings, region_ids = encode_plans(plans, pipe.text_encoder)
     masks = batch.masks.to(pipe.device)
     count = len(batch.plans)
     order = torch.cat([rows, rows + count]) if guided else rows
-    embeddings, owners = embeddings[order], owners[order]
-    if not options.rca and not (owners < 0).any():
+    embeddings, region_ids = embeddings[order], region_ids[order]
+    if not options.rca and not (region_ids < 0).any():
         return embeddings, None
     require_rca(pipe.unet)
     width = options.soft_edges / pipe.latent_space.factor
     kwargs = region_kwargs(
         masks[order % count],
-        owners,
+        region_ids,
         latent_hw,
         levels=len(pipe.unet.config.block_out_channels),
         layout=str(options.layout),

@@ -18,10 +18,10 @@ import typer
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
-from torch.utils.data import Dataset, Subset
 
 from inpainting.config_path import find_config
-from inpainting.data.datasets import InpaintingDataset, PaintingOptions
+from inpainting.data.choice import PaintingOptions
+from inpainting.data.datasets import InpaintingDataset
 from inpainting.models.text_to_image.layout import LAYOUTS
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter
 from inpainting.models.text_to_image.lora import FILE_NAME
@@ -102,33 +102,14 @@ def add_lora(unet: UNet2DConditionModel, options: LoraOptions, seed: int) -> Non
     cast_training_params(unet, torch.float32)
 
 
-def open_split(config: TrainLoraConfig, model: Inpainter, split: str) -> Dataset:
+def open_split(config: TrainLoraConfig, model: Inpainter, split: str) -> InpaintingDataset:
     """The images of a split with their regions."""
-    options = config.data
     dataset = InpaintingDataset(
-        options.data_dir,
-        model.tokenizer,
-        max_concepts=options.max_concepts,
-        shuffle_concepts=options.shuffle_concepts,
-        masked_area_threshold=options.masked_area_threshold,
-        resolution=options.resolution,
-        freestyle=config.rca,
-        drop_caption_probability=options.drop_caption_probability if split == "train" else 0.0,
-        split=split,
-        seed=config.fit.seed,
+        config.data, model.tokenizer, split, seed=config.fit.seed, freestyle=config.rca
     )
     count = config.train_samples if split == "train" else config.val_samples
-    return First(dataset, count) if 0 < count < len(dataset) else dataset
-
-
-class First(Subset):
-    """The first images of a split."""
-
-    def __init__(self, dataset: InpaintingDataset, count: int) -> None:
-        super().__init__(dataset, range(count))
-
-    def set_epoch(self, epoch: int) -> None:
-        self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+    dataset.paintings = dataset.paintings[: count or None]
+    return dataset
 
 
 def train(config: TrainLoraConfig) -> Path:

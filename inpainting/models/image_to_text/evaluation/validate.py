@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from inpainting.data.batches import run_batches, share
+from inpainting.data.batches import run_batches
 from inpainting.models.image_to_text.dataset import LlavaDataset
 from inpainting.models.image_to_text.evaluation.answers import (
     SHEET,
@@ -101,9 +101,7 @@ def test(config: PromptTraining, accelerator: Accelerator, mllm: Mllm, checkpoin
 
     weights = writer.weights() | ({} if checkpoint is None else {"checkpoint": hash_of(checkpoint)})
     journal = Journal(journal_path(out, rank), facts_of(config, weights, (rank, world)), keep=True)
-    run_batches(
-        journal, share(stems, rank, world), lambda stem: data[numbers[stem]], answer, config.val.batch
-    )
+    run_batches(journal, stems[rank::world], lambda stem: data[numbers[stem]], answer, config.val.batch)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         finish(config, accelerator, data, weights)

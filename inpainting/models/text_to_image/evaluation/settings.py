@@ -11,8 +11,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 from transformers import CLIPTokenizer
 
-from inpainting.data.choice import MANIFEST, read_manifest
-from inpainting.data.datasets import InpaintingDataset, PaintingOptions
+from inpainting.data.choice import MANIFEST, MaskManifest, PaintingOptions
+from inpainting.data.datasets import InpaintingDataset
 from inpainting.data.paintings import SPLITS
 from inpainting.data.steps.describe import PRECISIONS
 from inpainting.models.metrics.backbones import BackboneFiles
@@ -73,23 +73,18 @@ def open_paintings(
 
     texts_dir: prompts instead of captions; they must have been written for the same regions
     """
-    data = config.data
     dataset = InpaintingDataset(
-        data.data_dir,
+        config.data,
         tokenizer,
-        max_concepts=data.max_concepts,
-        shuffle_concepts=data.shuffle_concepts,
-        masked_area_threshold=data.masked_area_threshold,
-        resolution=data.resolution,
-        freestyle=bool(config.paint.rca),
+        config.split,
+        seed=config.seed,
+        freestyle=config.paint.rca,
         texts_dir=texts_dir,
         global_anns_path=config.global_anns_path,
-        split=config.split,
-        seed=config.seed,
     )
     manifest = dataset.follow(beside / MANIFEST)
     if texts_dir is not None and (texts_dir / MANIFEST).is_file():
-        other = read_manifest(texts_dir / MANIFEST).items
+        other = MaskManifest.read(texts_dir / MANIFEST).items
         differ = [stem for stem, names in manifest.items.items() if other.get(stem) != names]
         if differ:
             raise ValueError(
