@@ -22,10 +22,10 @@ from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_sh
 from ldm.device import describe_hardware
 from ldm.files import write_atomic
 from ldm.settings.cli import run_module, single_app
-from llava_bifrost.evaluate.measures import Case, judge
+from llava_bifrost.evaluate.measures import Case, measure_answer
 from llava_bifrost.placement.placer import Item, NoPlace, place
 from llava_bifrost.worlds.questions import place_questions
-from llava_bifrost.worlds.store import world_of
+from llava_bifrost.worlds.world import world_of
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def measured(count: int) -> dict[str, dict[str, float]]:
                 continue
             finally:
                 seconds += time.perf_counter() - start
-            judged = judge(replace(case, anchors=every), location)
+            judged = measure_answer(replace(case, anchors=every), location)
             rows[row].append({"answered": 1.0, **{rule: judged[rule] for rule in RULES}})
     table = {row: summary(found) for row, found in rows.items()}
     table["seconds"] = {"per question": round(seconds / max(1, 2 * len(rows["all things known"])), 3)}

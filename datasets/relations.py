@@ -1,79 +1,139 @@
-"""Spatial relations between two placed things, decided in 2.5D: a box in the image and an extent in depth.
+"""Spatial relations between objects, decided in 2.5D: a box in the image and an extent in depth.
 
-The same function serves rendered scenes (exact boxes and depths, and exact knowledge of what stands on what)
-and photographs (annotated boxes, estimated depth). Depth is relative inverse depth, 1 = nearest.
+One set of rules serves a single pair (`holds`, `relation`) and many pairs at once (`relation_margins`). Each
+rule is a list of inequalities. Its margin is the smallest slack among them, each in units of its scale, and
+the relation holds where the margin is positive. The rules serve rendered scenes (exact boxes and depths, and
+exact knowledge of what stands on what) and photographs (annotated boxes, estimated depth). Depth is relative
+inverse depth, 1 = nearest. The thresholds are chosen, by looking at rendered rooms and photographs.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from math import nextafter
+from typing import Any
+
+import numpy as np
+
+from datasets.geometry import EXTENT_PER_SIZE, MIN_EXTENT, Box01, depth_extent
 
 RELATIONS = ("left of", "right of", "in front of", "behind", "on", "next to")  # what `relation` finds
-JUDGED = (*RELATIONS, "above", "under", "between")  # what `judge` can decide; "between" has two anchors
+ALL_RELATIONS = (*RELATIONS, "above", "under", "between")  # what `holds` decides; "between" has two anchors
 
-SIDE = 0.5  # centres apart by more than this share of the mean width: left or right
+SIDE = 0.5  # centres apart by more than this fraction of the mean width: left or right
 DEPTH_STEP = 0.06  # depths apart by at least this: in front or behind
-NEAR_GAP = 0.06  # boxes of neighbours are horizontally closer than this share of the image
-FOOT = 0.65  # what stands on a thing has its lower edge in the upper 65 % of the thing's box
-TOP = 0.15  # what lies under a thing keeps clear of the upper 15 % of the thing's box
+NEAR_GAP = 0.06  # boxes of neighbours are horizontally closer than this fraction of the image
+FOOT = 0.65  # what stands on an object has its lower edge in the upper 65 % of the object's box
+TOP = 0.15  # what lies under an object keeps clear of the upper 15 % of the object's box
+CONTACT = 0.001  # depth between an object and its support that margins forgive; single pairs have to meet
+X_SCALE, Y_SCALE, DEPTH_SCALE = 0.04, 0.03, 0.05  # slack that counts as a margin of 1; chosen
+# The next floats, so that a strict inequality reads "at least DEPTH_STEP" and "at most DEPTH_STEP".
+_BELOW_STEP, _ABOVE_STEP = nextafter(DEPTH_STEP, 0), nextafter(DEPTH_STEP, 1)
+
+
+class _Edges:
+    """Names for the numbers of a place or of many places."""
+
+    box01_xyxy: Any
+    d: Any
+    far: Any
+    near: Any
+
+    x0 = property(lambda self: self.box01_xyxy[0])
+    y0 = property(lambda self: self.box01_xyxy[1])
+    x1 = property(lambda self: self.box01_xyxy[2])
+    y1 = property(lambda self: self.box01_xyxy[3])
+    width = property(lambda self: self.x1 - self.x0)
+    middle = property(lambda self: (self.x0 + self.x1) / 2)  # horizontal centre
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a thing is.
+class Place(_Edges):
+    """Where an object is.
 
     box01_xyxy: fractions of the image. d: its depth; far <= d <= near: its extent; all in [0, 1].
     """
 
-    box01_xyxy: tuple[float, float, float, float]
+    box01_xyxy: Box01
     d: float
     far: float
     near: float
 
     def __post_init__(self) -> None:
-        x0, y0, x1, y1 = self.box01_xyxy
-        if not (x0 < x1 and y0 < y1):
+        if not (self.x0 < self.x1 and self.y0 < self.y1):
             raise ValueError(f"box01_xyxy must have x0 < x1 and y0 < y1, got {self.box01_xyxy}")
         if not 0 <= self.far <= self.d <= self.near <= 1:
             raise ValueError(
                 f"depths must satisfy 0 <= far <= d <= near <= 1, got {(self.far, self.d, self.near)}"
             )
 
-    @property
-    def width(self) -> float:
-        return self.box01_xyxy[2] - self.box01_xyxy[0]
-
-    @property
-    def middle(self) -> float:
-        """Horizontal centre."""
-        return (self.box01_xyxy[0] + self.box01_xyxy[2]) / 2
+    @classmethod
+    def of(cls, box01_xyxy: Box01, d: float, far: float | None = None, near: float | None = None) -> Place:
+        """A place; an extent that is not given follows from the size of the box."""
+        if far is None or near is None:
+            far, near = depth_extent(d, box01_xyxy)
+        return cls(box01_xyxy, d, far, near)
 
 
-def gap(low_a: float, high_a: float, low_b: float, high_b: float) -> float:
+@dataclass(frozen=True, eq=False)
+class Places(_Edges):
+    """Many places: box01_xyxy (4, ...), d, far and near (...)."""
+
+    box01_xyxy: np.ndarray
+    d: np.ndarray
+    far: np.ndarray
+    near: np.ndarray
+
+    @classmethod
+    def of(cls, boxes01: np.ndarray, d: np.ndarray) -> Places:
+        """Boxes (n, 4) at depths (n,), with the extent that follows from their sizes."""
+        x0, y0, x1, y1 = boxes01.T
+        half = MIN_EXTENT + EXTENT_PER_SIZE * np.sqrt((x1 - x0) * (y1 - y0))
+        return cls(boxes01.T, d, np.maximum(d - half, 0), np.minimum(d + half, 1))
+
+    def spread(self, axis: int) -> Places:
+        """With one more axis, for all pairs."""
+        d, far, near = (np.expand_dims(value, axis) for value in (self.d, self.far, self.near))
+        return Places(np.expand_dims(self.box01_xyxy, axis + 1), d, far, near)
+
+
+def gap(low_a: Any, high_a: Any, low_b: Any, high_b: Any) -> Any:
     """Signed distance of two intervals, negative when they overlap. Symmetric."""
-    return max(low_a, low_b) - min(high_a, high_b)
+    return _max(low_a, low_b) - _min(high_a, high_b)
+
+
+def relation_margins(a: Places, b: Places) -> dict[str, np.ndarray]:
+    """Relation -> (k, m) margin of "a is <relation> b" for k places a and m places b.
+
+    Positive where the relation holds, 1 and more where it holds comfortably. "between" needs two anchors, see
+    `between_margins`.
+    """
+    a, b = a.spread(1), b.spread(0)
+    on = _on(a, b)
+    apart = -on / 0.3  # an object that stands on another is not beside it
+    found = {word: np.minimum(margin, apart) for word, margin in _beside(a, b).items()}
+    return {**found, "on": on, "above": _above(a, b), "under": _above(b, a)}
+
+
+def between_margins(margins: Mapping[str, np.ndarray], a: Places, b: Places) -> np.ndarray:
+    """(k, m, m) margin of "a is between anchors i and j of b", from `relation_margins`; i and j differ."""
+    to_b, to_c = ({word: np.expand_dims(margin, axis) for word, margin in margins.items()} for axis in (2, 1))
+    return _between(a.spread(1).spread(1), b.spread(1), b.spread(0), to_b, to_c)
 
 
 def relation(a: Place, b: Place, on: bool | None = None) -> frozenset[str]:
     """Everything that is true of a with respect to b ("a is left of b"), a subset of RELATIONS.
 
-    on: whether a stands on b where that is known; None decides by `stands_on`. What stands on a thing is not
-    also beside, before or behind it; the caller asks relation(b, a, on=False) for the converse, which then is
-    judged by position alone. Left / right and in front / behind are antisymmetric, next to is symmetric.
+    on: whether a stands on b where that is known; None decides by `stands_on`. What stands on an object is
+    not also beside, before or behind it; the caller asks relation(b, a, on=False) for the converse, which
+    then follows from position alone. Left / right and in front / behind are antisymmetric, next to is
+    symmetric.
     """
     if on or (on is None and stands_on(a, b)):
         return frozenset({"on"})
-    found = set()
-    aside = b.middle - a.middle
-    if abs(aside) > SIDE * (a.width + b.width) / 2:
-        found.add("left of" if aside > 0 else "right of")
-    ax0, ay0, ax1, ay1 = a.box01_xyxy
-    bx0, by0, bx1, by1 = b.box01_xyxy
-    across, upright = gap(ax0, ax1, bx0, bx1), gap(ay0, ay1, by0, by1)
-    step = a.d - b.d
-    if abs(step) >= DEPTH_STEP and across < 0:
-        found.add("in front of" if step > 0 else "behind")
-    if abs(step) < DEPTH_STEP and upright < 0 and across < NEAR_GAP and found & {"left of", "right of"}:
-        found.add("next to")
-    return frozenset(found)
+    return frozenset(word for word, margin in _beside(a, b).items() if margin > 0)
 
 
 def stands_on(a: Place, b: Place) -> bool:
@@ -81,51 +141,77 @@ def stands_on(a: Place, b: Place) -> bool:
 
     Never true both ways: a's top edge is above b's.
     """
-    ax0, ay0, ax1, ay1 = a.box01_xyxy
-    bx0, by0, bx1, by1 = b.box01_xyxy
-    inside = bx0 < a.middle < bx1 and by0 < ay1 < by0 + FOOT * (by1 - by0) and ay0 < by0
-    return inside and gap(a.far, a.near, b.far, b.near) <= 0
+    return bool(_on(a, b) > 0 and gap(a.far, a.near, b.far, b.near) <= 0)
 
 
-def above(a: Place, b: Place) -> bool:
-    """a is above b: it stands on it, hangs over it, or is open below and spans it (a table above a dog).
+def holds(word: str, a: Place, *anchors: Place) -> bool:
+    """Whether "a <word> the anchor" is true, word one of ALL_RELATIONS; "between" takes two anchors."""
+    expected = 2 if word == "between" else 1
+    if word not in ALL_RELATIONS:
+        raise ValueError(f"unknown relation {word!r}; known: {', '.join(ALL_RELATIONS)}")
+    if len(anchors) != expected:
+        raise ValueError(f"{word!r} relates an object to {expected}, got {len(anchors)}")
+    if word == "between":
+        b, c = anchors
+        to_b, to_c = ({word: 1 if word in true else -1 for word in RELATIONS}
+                      for true in (relation(a, b), relation(a, c)))  # fmt: skip
+        return bool(_between(a, b, c, to_b, to_c) > 0)
+    if word in ("above", "under"):
+        return bool((_above(a, anchors[0]) if word == "above" else _above(anchors[0], a)) > 0)
+    return word in relation(a, anchors[0])
+
+
+def _beside(a: _Edges, b: _Edges) -> dict[str, Any]:
+    """Margins of the relations of objects of which none stands on the other."""
+    aside, step, apart = b.middle - a.middle, a.d - b.d, SIDE * (a.width + b.width) / 2
+    across, upright = gap(a.x0, a.x1, b.x0, b.x1), gap(a.y0, a.y1, b.y0, b.y1)
+    left, right = (aside - apart) / X_SCALE, (-aside - apart) / X_SCALE
+    level = (DEPTH_STEP - abs(step)) / (DEPTH_SCALE / 2)
+    return {
+        "left of": left,
+        "right of": right,
+        "in front of": _min((step - _BELOW_STEP) / DEPTH_SCALE, -across / X_SCALE),
+        "behind": _min((-step - _BELOW_STEP) / DEPTH_SCALE, -across / X_SCALE),
+        "next to": _min(level, -upright / Y_SCALE, (NEAR_GAP - across) / X_SCALE, _max(left, right)),
+    }
+
+
+def _on(a: _Edges, b: _Edges) -> Any:
+    edges = _min(a.middle - b.x0, b.x1 - a.middle) / X_SCALE
+    top = _min(a.y1 - b.y0, b.y0 + FOOT * (b.y1 - b.y0) - a.y1, b.y0 - a.y0) / Y_SCALE
+    return _min(edges, top, (CONTACT - gap(a.far, a.near, b.far, b.near)) / 0.01)
+
+
+def _above(a: _Edges, b: _Edges) -> Any:
+    """a stands on b, hangs over it, or is open below and spans it (a table above a dog).
 
     a's top edge is higher, their depths meet within DEPTH_STEP, and either a's middle lies over b and a's
     lower edge ends in the upper part of b or higher; or b's middle lies below a, and b reaches from under
-    a's top to a's lower part. Never true both ways. "a under b" is above(b, a).
+    a's top to a's lower part. Never true both ways.
     """
-    ax0, ay0, ax1, ay1 = a.box01_xyxy
-    bx0, by0, bx1, by1 = b.box01_xyxy
-    if ay0 >= by0 or gap(a.far, a.near, b.far, b.near) > DEPTH_STEP:
-        return False
-    over = bx0 < a.middle < bx1 and ay1 < by0 + FOOT * (by1 - by0)
-    spans = ax0 < b.middle < ax1 and by0 > ay0 + TOP * (ay1 - ay0) and by1 > ay0 + FOOT * (ay1 - ay0)
-    return over or spans
+    meet = (_ABOVE_STEP - gap(a.far, a.near, b.far, b.near)) / DEPTH_SCALE
+    over = _min(a.middle - b.x0, b.x1 - a.middle, b.y0 + FOOT * (b.y1 - b.y0) - a.y1)
+    tall = a.y1 - a.y0
+    spans = _min(b.middle - a.x0, a.x1 - b.middle, b.y0 - a.y0 - TOP * tall, b.y1 - a.y0 - FOOT * tall)
+    return _min(meet, _min(b.y0 - a.y0, _max(over, spans)) / Y_SCALE)
 
 
-def between(a: Place, b: Place, c: Place) -> bool:
-    """a is between b and c: beside both on opposite sides at a depth between theirs, or in front of one and
-    behind the other. The order of b and c does not matter."""
-    to_b, to_c = relation(a, b), relation(a, c)
-    level = min(b.d, c.d) - DEPTH_STEP < a.d < max(b.d, c.d) + DEPTH_STEP
-    return (level and _opposed("left of", "right of", to_b, to_c)) or _opposed(
-        "in front of", "behind", to_b, to_c
-    )
+def _between(a: _Edges, b: _Edges, c: _Edges, to_b: Mapping[str, Any], to_c: Mapping[str, Any]) -> Any:
+    """a is beside both on opposite sides at a depth between theirs, or in front of one and behind the other.
+
+    to_b, to_c: margins of a's relations to b and c. The order of b and c does not matter.
+    """
+
+    def opposite(word: str, converse: str) -> Any:
+        return _max(_min(to_b[word], to_c[converse]), _min(to_b[converse], to_c[word]))
+
+    level = _min(a.d - (_min(b.d, c.d) - DEPTH_STEP), _max(b.d, c.d) + DEPTH_STEP - a.d) / DEPTH_SCALE
+    return _max(_min(level, opposite("left of", "right of")), opposite("in front of", "behind"))
 
 
-def _opposed(one: str, other: str, to_b: frozenset[str], to_c: frozenset[str]) -> bool:
-    return (one in to_b and other in to_c) or (other in to_b and one in to_c)
+def _min(*values: Any) -> Any:
+    return reduce(np.minimum, values) if isinstance(values[0], np.ndarray) else min(values)
 
 
-def judge(word: str, a: Place, *anchors: Place) -> bool:
-    """Whether "a <word> the anchor" is true, word one of JUDGED; "between" takes two anchors, others one."""
-    wanted = 2 if word == "between" else 1
-    if word not in JUDGED:
-        raise ValueError(f"unknown relation {word!r}; known: {', '.join(JUDGED)}")
-    if len(anchors) != wanted:
-        raise ValueError(f"{word!r} relates a thing to {wanted}, got {len(anchors)}")
-    if word == "between":
-        return between(a, *anchors)
-    if word in ("above", "under"):
-        return above(a, anchors[0]) if word == "above" else above(anchors[0], a)
-    return word in relation(a, anchors[0])
+def _max(*values: Any) -> Any:
+    return reduce(np.maximum, values) if isinstance(values[0], np.ndarray) else max(values)

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from datasets.geometry import iou
 from ldm.images import read_image
 from ldm.mllm.chat import ChatExample, generate
 from llava_bifrost.dataset import Record, question_of
-from llava_bifrost.language.answer import AnswerError, box_iou, satisfies
+from llava_bifrost.language.answer import AnswerError, satisfies
 from llava_bifrost.language.codec import frame_of
 from llava_bifrost.locator import Locator
 
@@ -31,7 +32,7 @@ def measure_answers(locator: Locator, records: Sequence[Record], batch: int = 8)
         for record, text in zip(part, free_answers(locator, part), strict=True):
             location = _read(locator, record, text)
             parsed += location is not None
-            ious.append(box_iou(location.box01_xyxy, record.location.box01_xyxy) if location else 0.0)
+            ious.append(iou(location.box01_xyxy, record.location.box01_xyxy) if location else 0.0)
             errors.append(abs(location.depth - record.location.depth) if location else 1.0)
             if record.request is not None and all(name in record.anchors for name in record.request.anchors):
                 clauses = satisfies(location, record.request, record.anchors) if location else {"": False}

@@ -18,7 +18,7 @@ import numpy as np
 
 from datasets.geometry import depth_at_contact
 from datasets.relations import Place
-from llava_bifrost.language.answer import PHRASES, Candidate, Location, Request, box_iou, satisfies
+from llava_bifrost.language.answer import PHRASES, Candidate, Location, Request, iou, satisfies
 from llava_bifrost.placement.ground import Ground, fit_ground
 from llava_bifrost.placement.sizes import size_at_one, size_px
 
@@ -47,13 +47,13 @@ def rank(candidates: Sequence[Candidate], evidence: Evidence) -> list[Candidate]
     """Best first, with scores; equal scores (to 0.01) are ordered by the model's own probability."""
     ground = None if evidence.depth_01 is None else fit_ground(evidence.depth_01)
     scored = [
-        replace(one, score=round(prod(judge(one.location, evidence, ground).values()), 4))
+        replace(one, score=round(prod(score_parts(one.location, evidence, ground).values()), 4))
         for one in candidates
     ]
     return sorted(scored, key=lambda one: (-round(one.score or 0.0, 2), -one.log_probability))
 
 
-def judge(location: Location, evidence: Evidence, ground: Ground | None = None) -> dict[str, float]:
+def score_parts(location: Location, evidence: Evidence, ground: Ground | None = None) -> dict[str, float]:
     """The parts of the score by name."""
     touching = sum(edge < BORDER or edge > 1 - BORDER for edge in location.box01_xyxy)
     parts = {"in frame": TOUCHING**touching}
@@ -84,7 +84,7 @@ def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 def _same(a: Location, b: Location) -> bool:
     close = abs(a.depth - b.depth) < SAME_DEPTH
-    return close and box_iou(a.box01_xyxy, b.box01_xyxy) > SAME_IOU
+    return close and iou(a.box01_xyxy, b.box01_xyxy) > SAME_IOU
 
 
 def _all_known(request: Request, anchors: Mapping[str, Place]) -> bool:

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from datasets.geometry import Box01
-from datasets.relations import JUDGED, Place, gap, judge
+from datasets.relations import ALL_RELATIONS, Place, gap, holds
 from ldm.settings.config import check_settings, setting
 from llava_bifrost.language.instruction import PHRASES, PUBLISHED, Request
 
@@ -44,18 +44,18 @@ def true_facts(
     """
     box = targets[0].box01_xyxy
     near = {name: anchor for name, anchor in anchors.items() if reaches(box, anchor.box01_xyxy, rules.reach)}
-    singles = [word for word in JUDGED if word != "between"]
+    singles = [word for word in ALL_RELATIONS if word != "between"]
     facts: list[Fact] = []
     for name, anchor in near.items():
         for word in singles:
             sure = known is None or word in known.get(name, ())
             if sure and all(
-                judge(word, target, anchor) and _clear(word, target, anchor, rules) for target in targets
+                holds(word, target, anchor) and _clear(word, target, anchor, rules) for target in targets
             ):
                 facts.append((word, (name,)))
     if rules.between:
         for pair in combinations(near, 2):
-            if all(judge("between", target, *(near[name] for name in pair)) for target in targets):
+            if all(holds("between", target, *(near[name] for name in pair)) for target in targets):
                 facts.append(("between", pair))
     return facts
 

@@ -27,7 +27,7 @@ from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, t
 from llava_bifrost.language.answer import Location, satisfies
 from llava_bifrost.language.instruction import Request
 from llava_bifrost.worlds.questions import place_questions
-from llava_bifrost.worlds.store import scene_options, world_of
+from llava_bifrost.worlds.world import scene_options, world_of
 
 TRIES = 4  # per question: the same sentence is not asked twice
 DECISIVE = ("questions", "replace", "placements", "visible", "area", "relations")

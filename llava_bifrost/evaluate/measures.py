@@ -10,21 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from datasets.geometry import iou
 from datasets.relations import Place
-from llava_bifrost.language.answer import (
-    PHRASES,
-    AnswerError,
-    Location,
-    Request,
-    box_iou,
-    parse_answer,
-    satisfies,
-)
+from llava_bifrost.language.answer import PHRASES, Location, Request, satisfies
 from llava_bifrost.worlds.world import SHAPE_NAMES, World
 
-GROUND = 0.03  # of the image: foot and ground agree this well
-SIZE = 0.25  # a side may differ by this share from that of the typical solid
-TOUCH = 0.04  # metres that the cylinders around two solids may overlap; the solids themselves are slimmer
+GROUND = 0.03  # of the image: contact point and ground agree this well; chosen
+SIZE = 0.25  # a side may differ by this fraction from that of the typical solid; chosen
+TOUCH = 0.04  # metres that the cylinders around two solids may overlap: the solids are slimmer; chosen
 ORDERED = {"in front of": 1, "behind": -1}
 
 
@@ -47,59 +40,47 @@ class Case:
 Measures = dict[str, float]
 
 
-def judge_text(case: Case, text: str) -> tuple[Measures, Location | None]:
-    """The measures of an answer as text; None when it cannot be read."""
-    try:
-        location = parse_answer(text)
-    except AnswerError:
-        return failed(case), None
-    return judge(case, location), location
-
-
 def failed(case: Case) -> Measures:
     """What an unreadable answer gets: every rule broken."""
-    nearest = judge(case, case.truth)
-    worst = {"iou": 0.0, "box_l1": 1.0, "centre": 1.0, "depth_error": 1.0, "published_iou": 0.0}
-    worst |= {"published_box_mse": 1.0, "published_depth_mse": 1.0}
-    return {name: worst.get(name, 0.0) for name in nearest}
+    errors = ("box_l1", "centre", "depth_error", "published_box_mse", "published_depth_mse")
+    return {name: float(name in errors) for name in measure_answer(case, case.truth)}
 
 
-def judge(case: Case, where: Location) -> Measures:
-    """All measures of an answer. Those of the room are there only for a case with a world."""
-    found = {"parsed": 1.0, **distances(where, case.truth), **published(where, case.truth)}
+def measure_answer(case: Case, where: Location) -> Measures:
+    """All measures of an answer. Those of the room are there only for a case with a world.
+
+    Distances are to one right answer; for a place to put something, other answers are right too.
+    """
+    ours, truth = np.array(where.box01_xyxy), np.array(case.truth.box01_xyxy)
+    measures = {
+        "parsed": 1.0,
+        "iou": iou(where.box01_xyxy, case.truth.box01_xyxy),
+        "box_l1": float(np.abs(ours - truth).mean()),
+        "centre": float(np.linalg.norm((ours[:2] + ours[2:] - truth[:2] - truth[2:]) / 2)),
+        "depth_error": abs(where.depth - case.truth.depth),
+        **published(where, case.truth),
+    }
     if case.request.replace:
-        return found
+        return measures
     clauses = satisfies(where, case.request, case.anchors)
     x0, y0, x1, y1 = where.box01_xyxy
     rules = {"in_frame": 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, "relations": all(clauses.values())}
     if case.world is not None:
         rules |= standing(case.world, case.request.target, where)
-    found |= {name: float(value) for name, value in rules.items()}
-    found["valid"] = float(all(rules.values()))
+    measures |= {name: float(value) for name, value in rules.items()}
+    measures["valid"] = float(all(rules.values()))
     for (phrase, names), true in zip(case.request.clauses, clauses.values(), strict=True):
-        found[f"relation: {PHRASES[phrase]}"] = float(true)
+        measures[f"relation: {PHRASES[phrase]}"] = float(true)
         sign = ORDERED.get(PHRASES[phrase])
         if sign is not None:
-            found["order"] = float((where.depth - case.anchors[names[0]].d) * sign > 0)
-    return found
-
-
-def distances(where: Location, truth: Location) -> Measures:
-    """Against one right answer; for a place to put something, other answers are right too."""
-    ours, theirs = np.array(where.box01_xyxy), np.array(truth.box01_xyxy)
-    middle = (ours[:2] + ours[2:] - theirs[:2] - theirs[2:]) / 2
-    return {
-        "iou": box_iou(where.box01_xyxy, truth.box01_xyxy),
-        "box_l1": float(np.abs(ours - theirs).mean()),
-        "centre": float(np.linalg.norm(middle)),
-        "depth_error": abs(where.depth - truth.depth),
-    }
+            measures["order"] = float((where.depth - case.anchors[names[0]].d) * sign > 0)
+    return measures
 
 
 def published(where: Location, truth: Location) -> Measures:
     """The three numbers of the paper's Table 2, computed as its code does.
 
-    Mean squared error of the box and of the depth, and the share of answers whose "IoU" is above 0.5, where
+    Mean squared error of the box and of the depth, and the fraction of answers with an "IoU" above 0.5, where
     "IoU" adds 1 to every side as if fractions were pixels: even boxes that do not meet score up to 0.5.
     """
     a, b = where.box01_xyxy, truth.box01_xyxy
@@ -119,14 +100,13 @@ def standing(world: World, target: str, where: Location) -> dict[str, bool]:
     count = len(world.surfaces)
     x0, y0, x1, y1 = where.box01_xyxy
     every = np.arange(count)
-    things = world.stand(
-        np.full(count, shape), every, np.full(count, (x0 + x1) / 2), np.full(count, where.depth)
-    )
-    off = np.abs(things.box[:, 3] - y1) + np.where(world.footing(things) < -TOUCH, 1.0, 0.0)
+    middles, depths = np.full(count, (x0 + x1) / 2), np.full(count, where.depth)
+    solids = world.stand(np.full(count, shape), every, middles, depths)
+    off = np.abs(solids.box[:, 3] - y1) + np.where(world.footing(solids) < -TOUCH, 1.0, 0.0)
     best = int(np.argmin(off))
-    width, height = things.box[best, 2] - things.box[best, 0], things.box[best, 3] - things.box[best, 1]
+    width, height = solids.box[best, 2:] - solids.box[best, :2]
     return {
         "ground": bool(off[best] < GROUND),
         "size": bool(abs((x1 - x0) / width - 1) <= SIZE and abs((y1 - y0) / height - 1) <= SIZE),
-        "free": bool(world.clearance(things)[best] > -TOUCH),
+        "free": bool(world.clearance(solids)[best] > -TOUCH),
     }

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, floor
 
-from datasets.geometry import Box01, check_box01, depth_extent, iou
-from datasets.relations import Place, judge
+from datasets.geometry import Box01, check_box01, iou
+from datasets.relations import Place, holds
 from llava_bifrost.language.instruction import (
     FORMATS,
     PHRASES,
@@ -28,7 +28,7 @@ from llava_bifrost.language.instruction import (
 )
 
 __all__ = ["FORMATS", "PHRASES", "PUBLISHED", "AnswerError", "Candidate", "InstructionError", "Location"]
-__all__ += ["Request", "box_iou", "check_format", "clause_text", "format_answer", "holds", "make_instruction"]
+__all__ += ["Request", "check_format", "clause_text", "format_answer", "make_instruction"]
 __all__ += ["make_question", "parse_answer", "parse_instruction", "satisfies"]
 
 TOLERANCE = 0.25  # numbers this far outside [0, 1] are clamped; beyond it they are no fractions
@@ -65,10 +65,7 @@ class Location:
     @property
     def place(self) -> Place:
         """As a thing in the scene; an extent that is not given follows from the size of the box."""
-        far, near = self.far, self.near
-        if far is None or near is None:
-            far, near = depth_extent(self.depth, self.box01_xyxy)
-        return Place(self.box01_xyxy, self.depth, far, near)
+        return Place.of(self.box01_xyxy, self.depth, self.far, self.near)
 
     @classmethod
     def of(cls, place: Place) -> "Location":
@@ -146,18 +143,6 @@ def _clamped(number: str, text: str) -> float:
     return min(max(value, 0.0), 1.0)
 
 
-def box_iou(a: Box01, b: Box01) -> float:
-    """Intersection over union of two boxes in fractions, in [0, 1]."""
-    return iou(a, b)
-
-
-def holds(where: Location | Place, phrase: str, *anchors: Place) -> bool:
-    """Whether "it is <phrase> the anchor" is true in 2.5D; "between" takes two anchors."""
-    if phrase not in PHRASES:
-        raise ValueError(f"unknown relation {phrase!r}; known: {', '.join(PHRASES)}")
-    return judge(PHRASES[phrase], where.place if isinstance(where, Location) else where, *anchors)
-
-
 def satisfies(where: Location | Place, request: Request, anchors: Mapping[str, Place]) -> dict[str, bool]:
     """Each clause of the request -> whether it is true: {"behind the sofa": True, ...}.
 
@@ -168,11 +153,12 @@ def satisfies(where: Location | Place, request: Request, anchors: Mapping[str, P
     if request.replace:
         text = f"replace the {request.target}"
         old = known.get(request.target)
-        return {} if old is None else {text: box_iou(where.box01_xyxy, old.box01_xyxy) >= REPLACED_IOU}
+        return {} if old is None else {text: iou(where.box01_xyxy, old.box01_xyxy) >= REPLACED_IOU}
     missing = [name for name in request.anchors if name not in known]
     if missing:
         raise ValueError(f"no place is known for {', '.join(missing)}; known: {', '.join(known) or 'none'}")
+    place = where.place if isinstance(where, Location) else where
     return {
-        clause_text(phrase, names): holds(where, phrase, *(known[name] for name in names))
+        clause_text(phrase, names): holds(PHRASES[phrase], place, *(known[name] for name in names))
         for phrase, names in request.clauses
     }

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from datasets.geometry import iou
 from datasets.relations import Place
 from llava_bifrost.language.answer import (
     PHRASES,
     Candidate,
     Location,
     Request,
-    box_iou,
     clause_text,
     format_answer,
     satisfies,
@@ -185,7 +185,7 @@ def _ranked(
                 break
     kept: list[tuple[float, Location]] = []
     for score, location in sorted(found, key=lambda one: -one[0]):
-        if all(box_iou(location.box01_xyxy, other.box01_xyxy) < SAME for _, other in kept):
+        if all(iou(location.box01_xyxy, other.box01_xyxy) < SAME for _, other in kept):
             kept.append((score, location))
         if len(kept) == count:
             break

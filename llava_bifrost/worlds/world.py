@@ -1,32 +1,40 @@
-"""Rendered rooms as the locator's world: where a thing of a given shape can stand, free of all others.
+"""Rendered rooms as the locator's world: where an object of a given shape can stand, free of all others.
 
 A world is what an image shows, in metres: camera, room and solids, all known exactly. An answer is a box and
 a depth; together with a shape's typical size they are a place in the room, so "on the ground", "collides with
 nothing" and "of plausible size" are decided in three dimensions. No pixels are needed.
 
-Legend: k things that are placed, s solids of the scene, p points on a solid's surface.
+Legend: k objects that are placed, s solids of the scene, p points on a solid's surface.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
 from datasets.relations import Place
 from datasets.scenes.batch import SceneFacts
-from datasets.scenes.describe import Camera, Part, Scene
+from datasets.scenes.describe import Camera, Part, Scene, SceneOptions
+from datasets.scenes.layout import sample_scene
 from datasets.scenes.palette import SHAPES
 from datasets.scenes.pose import extent, skin
+from datasets.scenes.store import HEADER
 
 SHAPE_NAMES = tuple(SHAPES)
 SIZE = 0.34  # metres, the mean of what the renderer draws
-YAW = 0.4  # of a typical solid towards the camera, radians
-POINTS = 48  # of a typical solid's outline
+YAW = 0.4  # of a typical solid towards the camera, radians; chosen
+POINTS = 48  # of a typical solid's outline; chosen
 FLOOR = -1
-MIN_VISIBLE = {True: 0.6, False: 0.35}  # of an anchor that is movable, of furniture (things stand on it)
-MIN_AREA = 0.006  # of the image, of an anchor
+# Chosen: fractions of an anchor that are visible if it is movable or furniture (on which objects stand).
+MIN_VISIBLE = {True: 0.6, False: 0.35}
+MIN_AREA = 0.006  # of the image, of an anchor; chosen
+FLAT_SHAPES = ("cube", "box", "cylinder", "prism")  # upright ones have a top on which something can stand
 # Depth of a solid's front, in units of its reach towards the camera, the camera looking down with sine s:
 # mean at (a + b s) before its centre, farthest at (c + e s) behind, nearest n before. Measured on 6,500
 # rendered upright solids; the mean depth then is within 0.003 of the rendered one.
@@ -48,20 +56,17 @@ def typical(shape: str) -> Part:
     return Part(form.kind, np.zeros(3), turn, scale, sum(form.param) / 2)
 
 
-def _outline_points(shape: str) -> np.ndarray:
-    """(POINTS, 3) of the typical solid around its centre; x to the right, y away from the camera, z up."""
-    part = typical(shape)
-    points = (skin(part.kind, part.param) * part.scale) @ part.axes
-    return points[np.round(np.linspace(0, len(points) - 1, POINTS)).astype(int)]
-
-
-_OUTLINES = np.stack([_outline_points(shape) for shape in SHAPE_NAMES])  # (shapes, p, 3)
-_EXTENTS = np.array([extent(typical(shape)) for shape in SHAPE_NAMES])  # (shapes, 3) radius, down, up
+_TYPICAL = [typical(shape) for shape in SHAPE_NAMES]
+_SKINS = [(skin(part.kind, part.param) * part.scale) @ part.axes for part in _TYPICAL]
+# (shapes, p, 3) around the centre; x to the right, y away from the camera, z up.
+_OUTLINES = np.stack([points[np.round(np.linspace(0, len(points) - 1, POINTS)).astype(int)]
+                      for points in _SKINS])  # fmt: skip
+_EXTENTS = np.array([extent(part) for part in _TYPICAL])  # (shapes, 3) radius, down, up
 _FRONTS = np.array([FRONTS[shape] for shape in SHAPE_NAMES])
 
 
 @dataclass(frozen=True)
-class Surface:
+class SupportSurface:
     """Something to stand on. index: of the solid, FLOOR for the ground. size: of a typical solid there."""
 
     index: int
@@ -122,45 +127,32 @@ class World:
         """The world of a scene of which the full view was rendered."""
         if scene.camera.window01_xyxy != (0.0, 0.0, 1.0, 1.0):
             raise ValueError(f"scene {scene.seed}: a world needs the full view (window full)")
-        parts = [solid.parts[0] for solid in scene.solids]
-        flat = [
-            s.movable and s.shape in ("cube", "box", "cylinder", "prism") and s.parts[0].axes[2, 2] > 0.9
+        geometry = [
+            (s.centre[:2], s.radius, s.bottom, s.top, s.parts[0].scale[:2], s.parts[0].axes[:2, :2],
+             s.movable and s.shape in FLAT_SHAPES and s.parts[0].axes[2, 2] > 0.9)
             for s in scene.solids
-        ]
-        solids = Solids(
-            names=facts.names, movable=np.array(facts.movable),
-            centre=np.array([s.centre[:2] for s in scene.solids]),
-            radius=np.array([s.radius for s in scene.solids]),
-            bottom=np.array([s.bottom for s in scene.solids]), top=np.array([s.top for s in scene.solids]),
-            half=np.array([part.scale[:2] for part in parts]),
-            axes=np.array([part.axes[:2, :2] for part in parts]),
-            flat=np.array(flat), support=np.array(facts.supports), box=np.array(facts.boxes01),
-            depths=np.array(facts.depths), visible=np.array(facts.visible), area=np.array(facts.area),
-        )  # fmt: skip
+        ]  # fmt: skip
+        rendered = (facts.supports, facts.boxes01, facts.depths, facts.visible, facts.area)
+        columns = (facts.movable, *zip(*geometry, strict=True), *rendered)
+        solids = Solids(facts.names, *(np.array(column) for column in columns))
         room, every = scene.room, np.ones(len(scene.solids), bool)
         walls = (room.left, room.right, room.back)
         return cls(scene.seed, scene.camera, scene.inverse_range, walls, solids, facts.removed, every)
 
     def without(self, index: int) -> World:
         """The same world after solid `index` was taken away."""
-        present = self.present.copy()
-        present[index] = False
-        return World(
-            self.seed, self.camera, self.inverse_range, self.walls, self.solids, self.removed, present
-        )
+        return replace(self, present=self.present & (np.arange(len(self.present)) != index))
 
     @cached_property
-    def surfaces(self) -> tuple[Surface, ...]:
+    def surfaces(self) -> tuple[SupportSurface, ...]:
         """The floor, furniture, and solids with a free flat top."""
         solids = self.solids
         taken = {int(solids.support[i]) for i in np.flatnonzero(self.present)}
-        found = [Surface(FLOOR, 0.0, SIZE)]
-        for i in np.flatnonzero(self.present):
-            if not solids.movable[i]:
-                found.append(Surface(int(i), float(solids.top[i]), SIZE))
-            elif solids.flat[i] and int(i) not in taken:
-                size = min(SIZE, 0.95 * float(solids.half[i].min()))
-                found.append(Surface(int(i), float(solids.top[i]), size))
+        found = [SupportSurface(FLOOR, 0.0, SIZE)]
+        for i in map(int, np.flatnonzero(self.present)):
+            if not solids.movable[i] or (solids.flat[i] and i not in taken):
+                size = min(SIZE, 0.95 * float(solids.half[i].min())) if solids.movable[i] else SIZE
+                found.append(SupportSurface(i, float(solids.top[i]), size))
         return tuple(found)
 
     @cached_property
@@ -216,37 +208,49 @@ class World:
         near = np.maximum(relative(z - front * reach), d)
         return Standing(shape, surface, box, d, far, near, xy, radius, bottom, bottom + down + above)
 
-    def clearance(self, things: Standing) -> np.ndarray:
+    def clearance(self, objects: Standing) -> np.ndarray:
         """(k,) metres to the nearest solid at the same height or to a wall, negative inside one."""
         solids, tops = self.solids, self.surfaces
         left, right, back = self.walls
-        x, y = things.xy.T
-        free = np.minimum(np.minimum(x - left, right - x), back - y) - things.radius
-        host = np.array([top.index for top in tops])[things.surface]
+        x, y = objects.xy.T
+        free = np.minimum(np.minimum(x - left, right - x), back - y) - objects.radius
+        host = np.array([top.index for top in tops])[objects.surface]
         for i in np.flatnonzero(self.present):
-            offset = things.xy - solids.centre[i]
+            offset = objects.xy - solids.centre[i]
             gap = np.linalg.norm(offset, axis=1) - solids.radius[i]
             if not solids.movable[i]:
                 outside = np.maximum(np.abs(offset @ solids.axes[i].T) - solids.half[i], 0)
                 gap = np.linalg.norm(outside, axis=1)
-            beside = (
-                np.minimum(things.top, solids.top[i]) > np.maximum(things.bottom, solids.bottom[i]) - 0.01
-            )
-            free = np.where(beside & (host != i), np.minimum(free, gap - things.radius), free)
+            low, high = np.maximum(objects.bottom, solids.bottom[i]), np.minimum(objects.top, solids.top[i])
+            beside = (high > low - 0.01) & (host != i)
+            free = np.where(beside, np.minimum(free, gap - objects.radius), free)
         return free
 
-    def footing(self, things: Standing) -> np.ndarray:
+    def footing(self, objects: Standing) -> np.ndarray:
         """(k,) metres from the edge of what each stands on, negative where it would fall."""
-        solids, tops, found = self.solids, self.surfaces, np.full(len(things.d), 9.0)
+        solids, tops, found = self.solids, self.surfaces, np.full(len(objects.d), 9.0)
         for j, top in enumerate(tops):
-            here = things.surface == j
+            here = objects.surface == j
             if top.index == FLOOR or not here.any():
                 continue
-            local = np.abs((things.xy[here] - solids.centre[top.index]) @ solids.axes[top.index].T)
+            local = np.abs((objects.xy[here] - solids.centre[top.index]) @ solids.axes[top.index].T)
             half = solids.half[top.index]
             if solids.movable[top.index]:
                 room = 0.5 * half.min() - np.linalg.norm(local, axis=1)
             else:
-                room = (half - local).min(1) - 0.75 * things.radius[here]
+                room = (half - local).min(1) - 0.75 * objects.radius[here]
             found[here] = room
         return found
+
+
+def scene_options(file: Path) -> SceneOptions:
+    """The options with which the scenes of a shard were sampled, read from its header."""
+    with safe_open(file, "numpy") as shard:
+        plain = json.loads(json.loads(shard.metadata()[HEADER])["recipe"])["options"]
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
+    return SceneOptions(**values)
+
+
+def world_of(fact: SceneFacts, options: SceneOptions) -> World:
+    """The world of one stored scene: sampled again from its seed, no pixels, about 7 ms."""
+    return World.of(sample_scene(fact.seed, options), fact)

@@ -135,7 +135,7 @@ COMMANDS = (
     ),
     Command(
         "python -m llava_bifrost.evaluate --model FOLDER --out FILE",
-        "llava_bifrost.evaluate.__main__:EvaluateSettings",
+        "llava_bifrost.evaluate.run:LocatorEvaluation",
         note="Does a locator's answer satisfy the sentence, in this image? Beside controls.",
     ),
     Command(

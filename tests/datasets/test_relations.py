@@ -1,10 +1,10 @@
-"""Relations between placed things: converses agree, and plain arrangements get their plain names."""
+"""Relations between objects: converses agree, and plain arrangements get their plain names."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.relations import RELATIONS, Place, judge, relation, stands_on
+from datasets.relations import RELATIONS, Place, holds, relation, stands_on
 
 CONVERSE = {
     "left of": "right of",
@@ -31,7 +31,7 @@ def test_relations_have_their_converse(a: Place, b: Place) -> None:
 
 
 @given(places(), places())
-def test_two_things_do_not_stand_on_each_other(a: Place, b: Place) -> None:
+def test_two_objects_do_not_stand_on_each_other(a: Place, b: Place) -> None:
     assert not (stands_on(a, b) and stands_on(b, a))
 
 
@@ -64,23 +64,23 @@ def test_impossible_places_are_refused(box: tuple, depths: tuple) -> None:
 
 @given(places(), places())
 def test_above_has_its_converse_and_includes_on(a: Place, b: Place) -> None:
-    assert not (judge("above", a, b) and judge("above", b, a))
-    assert judge("under", a, b) == judge("above", b, a)
-    assert judge("above", a, b) or not judge("on", a, b)
+    assert not (holds("above", a, b) and holds("above", b, a))
+    assert holds("under", a, b) == holds("above", b, a)
+    assert holds("above", a, b) or not holds("on", a, b)
 
 
 @given(places(), places(), places())
 def test_between_does_not_mind_the_order(a: Place, b: Place, c: Place) -> None:
-    assert judge("between", a, b, c) == judge("between", a, c, b)
+    assert holds("between", a, b, c) == holds("between", a, c, b)
 
 
 @given(places(), places())
-def test_judging_agrees_with_finding(a: Place, b: Place) -> None:
-    assert {word for word in RELATIONS if judge(word, a, b)} == relation(a, b)
+def test_deciding_agrees_with_finding(a: Place, b: Place) -> None:
+    assert {word for word in RELATIONS if holds(word, a, b)} == relation(a, b)
 
 
 def test_a_dog_lies_under_a_table() -> None:
     table, dog = Place((0.2, 0.4, 0.8, 0.9), 0.6, 0.5, 0.7), Place((0.4, 0.65, 0.6, 0.88), 0.6, 0.55, 0.62)
-    assert judge("under", dog, table)
-    assert judge("above", table, dog)
-    assert not judge("under", Place(dog.box01_xyxy, 0.9, 0.87, 0.95), table)
+    assert holds("under", dog, table)
+    assert holds("above", table, dog)
+    assert not holds("under", Place(dog.box01_xyxy, 0.9, 0.87, 0.95), table)

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.geometry import depth_extent
+from datasets.geometry import depth_extent, iou
 from datasets.relations import Place
 from datasets.scenes import SceneOptions, eval_seed, render, sample_scene
 from ldm.experts.detect import Detector, depth_in_box
 from ldm.experts.segment import sam_mask
-from llava_bifrost.language.answer import PHRASES, Request, box_iou, parse_instruction, satisfies
+from llava_bifrost.language.answer import PHRASES, Request, parse_instruction, satisfies
 from llava_bifrost.placement.anchors import as_json, detect_anchors, read_anchors
 from llava_bifrost.placement.ground import Plane, fit_ground
 from llava_bifrost.placement.placer import Item, NoPlace, place
@@ -101,7 +101,7 @@ def check_rooms(count: int) -> None:
             scores = [one.score for one in found]
             assert scores == sorted(scores, reverse=True)
             pairs = [(a, b) for a in found for b in found if a is not b]
-            assert all(box_iou(a.location.box01_xyxy, b.location.box01_xyxy) < 0.6 for a, b in pairs)
+            assert all(iou(a.location.box01_xyxy, b.location.box01_xyxy) < 0.6 for a, b in pairs)
     assert answered[True] >= LEAST_ANSWERED * sum(answered.values()), answered
 
 
@@ -183,7 +183,7 @@ def test_known_things_are_not_run_into() -> None:
     blocker = standing(first.box01_xyxy, first.depth)
     known = {"sofa": SOFA, "crate": blocker}
     second = place(request, known, with_things(depth_01, blocker))[0].location
-    assert box_iou(first.box01_xyxy, second.box01_xyxy) < 0.3
+    assert iou(first.box01_xyxy, second.box01_xyxy) < 0.3
 
 
 def test_replacing_takes_the_place_of_the_thing() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datasets.geometry import iou
 from datasets.relations import Place
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app
@@ -17,13 +18,12 @@ from llava_bifrost.language.answer import (
     InstructionError,
     Location,
     Request,
-    box_iou,
     parse_answer,
 )
 from llava_bifrost.locator import Locator, UnknownWord, load_locator
 from llava_bifrost.placement.anchors import anchors_of, read_anchors
 from llava_bifrost.predict.__main__ import build_app
-from llava_bifrost.rank import BROKEN, Evidence, distinct, judge, rank
+from llava_bifrost.rank import BROKEN, Evidence, distinct, rank, score_parts
 from tests.ldm.small_mllm import FAMILIES, NAMES, PHRASES, small_folder
 
 IMAGE = np.random.default_rng(1).integers(0, 255, (70, 90, 3), dtype=np.uint8)
@@ -119,11 +119,11 @@ def test_ranking_follows_geometry():
     candidates = [Candidate(where, p, "") for where, p in ((before, -1.0), (hanging, -2.0), (behind, -9.0))]
     best, *rest = rank(candidates, evidence)
     assert best.location == behind
-    assert judge(before, evidence)["behind the sofa"] == BROKEN
-    assert judge(hanging, evidence)["support"] < 0.3 < judge(behind, evidence)["support"]
+    assert score_parts(before, evidence)["behind the sofa"] == BROKEN
+    assert score_parts(hanging, evidence)["support"] < 0.3 < score_parts(behind, evidence)["support"]
     giant = Location((0.01, 0.01, 0.99, 0.4), 0.4)
-    assert judge(giant, evidence)["size"] < 0.5 < judge(behind, evidence)["size"]
-    assert judge(Location((0.0, 0.2, 0.5, 0.4), 0.4), Evidence())["in frame"] < 1
+    assert score_parts(giant, evidence)["size"] < 0.5 < score_parts(behind, evidence)["size"]
+    assert score_parts(Location((0.0, 0.2, 0.5, 0.4), 0.4), Evidence())["in frame"] < 1
     assert [one.log_probability for one in rank(candidates, Evidence())] == [-1.0, -2.0, -9.0]
 
 
@@ -132,7 +132,7 @@ def test_near_repetitions_are_one():
     depths = [(0.5, -3.0), (0.51, -1.0), (0.5, -2.0)]
     found = distinct([Candidate(Location(box, d), p, "") for box, (d, p) in zip(boxes, depths, strict=True)])
     assert [one.log_probability for one in found] == [-3.0, -2.0]
-    assert box_iou(found[0].location.box01_xyxy, found[1].location.box01_xyxy) < 0.9
+    assert iou(found[0].location.box01_xyxy, found[1].location.box01_xyxy) < 0.9
 
 
 def test_anchors_are_asked_of_the_locator(words: Locator):

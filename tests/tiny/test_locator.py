@@ -17,7 +17,7 @@ from datasets.scenes.batch import render
 from datasets.scenes.describe import SceneOptions, eval_seed
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.store import StoreSettings, read_shard, render_shards
-from llava_bifrost.evaluate import __main__ as evaluate
+from llava_bifrost.evaluate import run as evaluate
 from llava_bifrost.evaluate.measures import Case, Measures
 from llava_bifrost.language.answer import make_question, parse_answer, parse_instruction
 from llava_bifrost.locator import UnknownWord, load_locator
@@ -232,7 +232,8 @@ def test_a_training_continues_where_it_stopped(data: Path, trained: Path, tmp_pa
 
 def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
-    records = [{"id": "0", "image": "a.png", "meta": {
+    turns = [{"value": "<image>\nPlace the red cone behind the blue cube"}, {"value": "[]"}]
+    records = [{"id": "0", "image": "a.png", "conversations": turns, "meta": {
         "request": {"target": "red cone", "relations": [["behind", "blue cube"]], "replace": False},
         "box01_xyxy": [0.1, 0.1, 0.3, 0.4], "depth": 0.3, "far": 0.25, "near": 0.35,
         "anchors": {"blue cube": {"box01_xyxy": [0.1, 0.2, 0.4, 0.6], "d": 0.5, "far": 0.45, "near": 0.6}},
@@ -240,8 +241,8 @@ def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: P
     Image.fromarray(read_shard(data / "shard-00000.safetensors").image_u8[0]).save(tmp_path / "a.png")
     (tmp_path / "data.json").write_text(json.dumps(records * 3))
     asked = tmp_path / "data.json"
-    config = evaluate.EvaluateSettings(model=trained / "model", dataset=asked, out=out, candidates=3)
-    result = evaluate.run(config)
+    config = evaluate.LocatorEvaluation(model=trained / "model", dataset=asked, out=out, candidates=3)
+    result = evaluate.evaluate_locator(config)
     row = result["place"][evaluate.GREEDY]
     assert row["parsed"]["mean"] == 1
     assert row["valid"]["n"] == 3
@@ -276,10 +277,12 @@ def test_the_bundled_locator_sees(held_out: list[Case]) -> None:
     for kind in ("place", "replace"):
         cases = [case for case in held_out if case.kind == kind]
         images = [case.image_u8 for case in cases]
-        answers = evaluate.ask(locator, cases, images, 64)
-        shuffled = evaluate.ask(locator, cases, images[len(images) // 2 :] + images[: len(images) // 2], 64)
+        answers = evaluate.greedy_answers(locator, cases, images, 64)
+        shuffled = evaluate.greedy_answers(
+            locator, cases, images[len(images) // 2 :] + images[: len(images) // 2], 64
+        )
         assert None not in [*answers, *shuffled]
-        rows[kind] = [evaluate.judged(cases, found) for found in (answers, shuffled)]
+        rows[kind] = [evaluate.measure_all(cases, found) for found in (answers, shuffled)]
     (true, other), (found, elsewhere) = rows["place"], rows["replace"]
     assert mean(true, "relations") > mean(other, "relations") + 0.2
     assert mean(true, "valid") > mean(other, "valid") + 0.1

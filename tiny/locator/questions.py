@@ -19,8 +19,7 @@ from datasets.sources.rendered import shard_files
 from ldm.files import write_all_atomic
 from llava_bifrost.language.answer import format_answer, make_question
 from llava_bifrost.worlds.questions import MIRRORED, Question, place_questions, replace_questions
-from llava_bifrost.worlds.store import scene_options, world_of
-from llava_bifrost.worlds.world import World
+from llava_bifrost.worlds.world import World, scene_options, world_of
 from tiny.llava import PAD
 from tiny.locator.tokenizer import NUMBERS, VOCABULARY, make_tokenizer
 

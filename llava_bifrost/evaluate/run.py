@@ -1,0 +1,201 @@
+"""Evaluation of a locator: its greedy answer beside controls, with 95 % bootstrap intervals.
+
+The headline is the network's single greedy answer: no re-ranking, no anchor boxes. On rendered scenes all
+rules are decided exactly (measures.py); on a dataset file those of the instruction. The controls are the same
+questions about another image, one constant answer, a network trained without images; and, on scenes, another
+right answer (the ceiling of every distance to one right answer) and answers that ignore third objects.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ldm.files import json_bytes, write_all_atomic
+from ldm.settings.config import check_settings, setting, to_plain
+from llava_bifrost.evaluate.cases import dataset_cases, scene_cases
+from llava_bifrost.evaluate.measures import Case, Measures, failed, measure_answer
+from llava_bifrost.evaluate.report import (
+    answer_sheet,
+    format_published,
+    format_table,
+    paired_difference,
+    summarize,
+)
+from llava_bifrost.language.answer import PHRASES, AnswerError, Location, Request, make_instruction, satisfies
+from llava_bifrost.locator import Locator, load_locator
+from llava_bifrost.worlds.proposals import propose
+from llava_bifrost.worlds.questions import PROPOSALS, Pool, rounded_location
+from llava_bifrost.worlds.world import SHAPE_NAMES, World
+
+log = logging.getLogger(__name__)
+
+GREEDY, SHUFFLED = "greedy answer", "about another image"
+IMAGE_FREE, CONSTANT = "trained blind", "one constant answer"
+CEILING, DISTRACTOR_BLIND = "another right answer", "third objects overlooked"
+RANKED, BEST = "best of {} by predicted geometry", "best of {} by the truth"
+ROUNDS = 6  # of proposals for another right answer, each twice as many as the one before; chosen
+SHOWN = 96  # cases from which the image sheet is drawn
+
+Answers = list[Location | None]
+
+
+@dataclass(frozen=True)
+class LocatorEvaluation:
+    """What is measured and where the numbers go."""
+
+    model: Path = setting(Path("assets/tiny/locator"), help="folder of the locator")
+    out: Path = setting(Path("outputs/locator.json"), help="numbers; .txt and .png are written beside it")
+    dataset: Path | None = setting(None, help="dataset file of build_dataset; without it rendered scenes")
+    scenes: int = setting(1024, help="held-out scenes, or records of the dataset", low=1)
+    data: Path = setting(
+        Path("data/scenes/views_eval"), help="folder of held-out scenes; rendered if missing"
+    )
+    blind: Path | None = setting(None, help="folder of a locator that was trained without images")
+    candidates: int = setting(0, help="also measure re-ranking and best of this many; 0: not", low=0)
+    ranked: int = setting(128, help="scenes on which that is done", low=1)
+    batch: int = setting(64, help="questions answered together", low=1)
+    device: str = setting("auto", help="auto, cuda, mps or cpu")
+    seed: int = setting(0, help="of the questions and controls", low=0)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
+    """Measure and write JSON, table and image sheet; returns what the JSON holds."""
+    locator = load_locator(config.model, config.device)
+    blind = load_locator(config.blind, config.device) if config.blind else None
+    if config.dataset is None:
+        cases = scene_cases(config.data, config.scenes, config.seed)
+    else:
+        cases = dataset_cases(config.dataset, config.scenes)
+    result: dict[str, Any] = {"settings": to_plain(config), "place": {}, "replace": {}}
+    texts, drawn = [], b""
+    for kind, title in (("place", "place something new"), ("replace", "find a named solid (Replace)")):
+        chosen = [case for case in cases if case.kind == kind]
+        if not chosen:
+            continue
+        images = [case.image_u8 for case in chosen]
+        answers = greedy_answers(locator, chosen, images, config.batch)
+        rows = {GREEDY: measure_all(chosen, answers), **controls(locator, blind, chosen, config.batch)}
+        if kind == "place":
+            result["gap_to_another_image"] = paired_difference(rows[GREEDY], rows[SHUFFLED])
+            if config.candidates > 1:
+                rows |= re_ranked(locator, chosen, config)
+            if config.dataset is None:
+                for name, ignored in ((CEILING, False), (DISTRACTOR_BLIND, True)):
+                    rows[name] = measure_other_answers(chosen, config.seed, ignore_third_objects=ignored)
+        result[kind] = {name: summarize(measures) for name, measures in rows.items()}
+        texts += [format_table(title, result[kind]), format_published(result[kind]), ""]
+        drawn = drawn or answer_sheet(chosen[:SHOWN], answers, rows[GREEDY][:SHOWN], config.seed)
+    write_all_atomic({
+        config.out: json_bytes(result),
+        config.out.with_suffix(".txt"): ("\n".join(texts)).encode(),
+        config.out.with_suffix(".png"): drawn,
+    })  # fmt: skip
+    log.info("%s", "\n".join(texts))
+    return result
+
+
+def greedy_answers(
+    locator: Locator, cases: Sequence[Case], images: Sequence[np.ndarray], batch: int
+) -> Answers:
+    """The greedy answer to each case about the image beside it; None where it cannot be read."""
+    answers: Answers = []
+    for start in tqdm(range(0, len(cases), batch), desc="asking", unit="batch"):
+        here = slice(start, start + batch)
+        texts = [make_instruction(case.request) for case in cases[here]]
+        try:
+            answers += [candidate.location for candidate in locator.locate_many(images[here], texts)]
+        except AnswerError:
+            for image, text in zip(images[here], texts, strict=True):
+                try:
+                    answers.append(locator.locate(image, text)[0].location)
+                except AnswerError:
+                    answers.append(None)
+    return answers
+
+
+def measure_all(cases: Sequence[Case], answers: Answers) -> list[Measures]:
+    """Measures of each answer; an unreadable one counts as wrong in everything."""
+    pairs = zip(cases, answers, strict=True)
+    return [failed(case) if answer is None else measure_answer(case, answer) for case, answer in pairs]
+
+
+def controls(
+    locator: Locator, blind: Locator | None, cases: Sequence[Case], batch: int
+) -> dict[str, list[Measures]]:
+    """Rows of measures that the greedy answer is compared with.
+
+    The constant answer is the median of the right ones: the best that one answer for all can do.
+    """
+    images = [case.image_u8 for case in cases]
+    other = np.roll(np.arange(len(cases)), len(cases) // 2)  # no image stays with its question
+    answers = {SHUFFLED: greedy_answers(locator, cases, [images[i] for i in other], batch)}
+    if blind is not None:
+        answers[IMAGE_FREE] = greedy_answers(blind, cases, images, batch)
+    x0, y0, x1, y1 = map(float, np.median([case.truth.box01_xyxy for case in cases], axis=0))
+    constant = Location((x0, y0, x1, y1), float(np.median([case.truth.depth for case in cases])))
+    answers[CONSTANT] = [constant] * len(cases)
+    return {name: measure_all(cases, found) for name, found in answers.items()}
+
+
+def re_ranked(
+    locator: Locator, cases: Sequence[Case], config: LocatorEvaluation
+) -> dict[str, list[Measures]]:
+    """Of several answers the first after ranking with anchors that the locator finds itself, and the best."""
+    first, best = [], []
+    for case in tqdm(cases[: config.ranked], desc="ranking", unit="question"):
+        text = make_instruction(case.request)
+        found = locator.locate(case.image_u8, text, config.candidates, config.seed)
+        measures = [measure_answer(case, candidate.location) for candidate in found]
+        first.append(measures[0])
+        best.append(max(measures, key=lambda measure: (measure["valid"], measure["iou"])))
+    return {RANKED.format(config.candidates): first, BEST.format(config.candidates): best}
+
+
+def measure_other_answers(cases: Sequence[Case], seed: int, *, ignore_third_objects: bool) -> list[Measures]:
+    """Measures of answers that follow from the world alone. Cases for which none is found are left out."""
+    rows = []
+    for index, case in enumerate(cases):
+        assert case.world is not None, "cases of rendered scenes know their world"
+        rng = np.random.default_rng((seed, index))
+        answer = another_answer(case.world, case.request, rng, ignore_third_objects=ignore_third_objects)
+        if answer is not None:
+            rows.append(measure_answer(case, answer))
+    return rows
+
+
+def another_answer(
+    world: World, request: Request, rng: np.random.Generator, *, ignore_third_objects: bool = False
+) -> Location | None:
+    """A right answer drawn as the questions' own answers are; None where none was found.
+
+    ignore_third_objects: in a world that holds nothing but the named objects and furniture
+    """
+    if ignore_third_objects:
+        named = np.isin(np.array(world.solids.names), request.anchors)
+        world = replace(world, present=world.present & (named | ~world.solids.movable))
+    columns = {world.solids.names[solid]: column for column, solid in enumerate(world.anchors)}
+    if not set(request.anchors) <= columns.keys():
+        return None
+    known = {name: world.place(world.anchors[columns[name]]) for name in request.anchors}
+    clauses = [(PHRASES[phrase], tuple(columns[name] for name in names)) for phrase, names in request.clauses]
+    for attempt in range(ROUNDS):
+        shape = SHAPE_NAMES.index(request.target.split()[-1])
+        objects = propose(world, rng, PROPOSALS * 2**attempt, shape)
+        if not len(objects.d):
+            continue
+        best = Pool(world, objects).best(rng, clauses, np.ones(len(objects.d), bool))
+        if best is not None:
+            answer = rounded_location(objects.box[best], float(objects.d[best]))
+            if all(satisfies(answer, request, known).values()):
+                return answer
+    return None
