@@ -40,7 +40,7 @@ WORKERS = {
     "tiny.inpainter.evaluate": ["run"],
     "tiny.prompter.scenes": ["run"],
     "tiny.prompter.evaluate": ["run"],
-    "llava_bifrost.evaluate.__main__": ["run"],
+    "llava_bifrost.evaluate.__main__": ["evaluate_locator"],
     "inpainting.data.downloader": ["fetch_annotations", "fetch_images"],
     "inpainting.data.ops": [
         *("build", "annotate_images_command", "caption_masks_command", "extract_noun_chunk_roots"),
