@@ -4,7 +4,7 @@
     python run_dataset_debug.py --source mose --n 16 --out outputs/mose.png
     python run_dataset_debug.py --source mose --validate --out outputs/mose.json
 
-The first two write a contact sheet and a table of refusals, the third checks all files and writes a report
+The first two write a contact sheet and a table of rejections, the third checks all files and writes a report
 and a list of the sound items, which `indexes.mose=FILE` makes the loader use. A check that was interrupted
 goes on with the same command.
 """
@@ -15,16 +15,17 @@ import json
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from datasets.base import Source
 from datasets.inputs import PairOptions
 from datasets.scenes.store import StoreSettings, render_shards
+from datasets.sources.image_source import ImageSource
+from datasets.sources.inspection import RejectionStats, Sample, accepted_samples, validate
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from datasets.sources.rendered import RenderedScenes
-from datasets.sources.survey import Draw, RejectionStats, draws, validate
 from ldm.files import write_all_atomic
 from ldm.images import from_pm1, write_png
 from ldm.settings.cli import run_module
@@ -39,9 +40,9 @@ COLUMNS = ("reference", "target", "hint", "mask", "depth", "collage")
 MOTION = ("still", "video", "new view")
 
 
-def sheet_row(draw: Draw) -> list:
+def sheet_row(sample: Sample) -> list:
     """The images of one example: hint is what the model reads, collage the cut-out in its place."""
-    pair = draw.pair
+    pair = sample.pair
     return [
         from_pm1(pair.reference_01 * 2 - 1),
         from_pm1(pair.target_pm1),
@@ -52,35 +53,34 @@ def sheet_row(draw: Draw) -> list:
     ]
 
 
-def caption(draw: Draw) -> str:
+def caption(sample: Sample) -> str:
     """Item, kind of source, level of the mask and size of the crop."""
-    level, crop = draw.choices.mask_level, draw.choices.crop_ratio
-    return f"{draw.name} {MOTION[draw.dynamics]} mask {level} crop {crop:.1f}"
+    level, crop = sample.params.mask_level, sample.params.crop_ratio
+    return f"{sample.name} {MOTION[sample.dynamics]} mask {level} crop {crop:.1f}"
 
 
 def write_sheet(
     source: Source, name: str, options: PairOptions, n: int, seed: int, out: Path
 ) -> RejectionStats:
-    """Draw n examples, write their contact sheet, return the count of refusals."""
-    tally = RejectionStats(name)
-    found = list(draws(source, tally, options, n, seed))
-    labels = [caption(draw) for draw in found]
-    write_png(out, grid([sheet_row(draw) for draw in found], COLUMNS, labels, cell=160))
-    return tally
+    """Draw n examples, write their contact sheet, return the rejection statistics."""
+    stats = RejectionStats(name)
+    samples = list(accepted_samples(source, stats, options, n, seed))
+    labels = [caption(sample) for sample in samples]
+    write_png(out, grid([sheet_row(sample) for sample in samples], COLUMNS, labels, cell=160))
+    return stats
 
 
-def write_report(source: Source, name: str, out: Path, settings: str) -> str:
+def write_report(source: Source, name: str, out: Path, settings: dict[str, Any]) -> str:
     """Check every file of a source, write report and index, return what to say.
 
     settings: those of the source; an interrupted check with the same ones goes on where it stopped.
     """
-    if not hasattr(source, "views"):
+    if not isinstance(source, ImageSource):
         raise ValueError(
             f"--validate is for sources of files; {name} is rendered and checked when it is read"
         )
     journal = out.with_name(f"{out.stem}_unfinished.jsonl")
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    report = validate(source, name, journal, settings)  # type: ignore[arg-type]
+    report = validate(source, name, journal, settings)
     index = out.with_name(f"{out.stem}_index.json")
     counted = {"accepted": report.objects.accepted, **report.objects.refused}
     items = {"items": len(source), "sound": len(report.sound)}
@@ -92,8 +92,8 @@ def write_report(source: Source, name: str, out: Path, settings: str) -> str:
         }
     )
     journal.unlink()
-    said = f"{len(report.sound)} of {len(source)} items are sound, {len(report.problems)} are not"
-    return f"{report.objects.table()}\n{said}\nreport: {out}\nindex:  {index} (indexes.{name}={index})"
+    summary = f"{len(report.sound)} of {len(source)} items are sound, {len(report.problems)} are not"
+    return f"{report.objects.table()}\n{summary}\nreport: {out}\nindex:  {index} (indexes.{name}={index})"
 
 
 def rendered(folder: Path, count: int, seed: int, side: int) -> Source:
@@ -117,7 +117,7 @@ def debug(
     validate: Annotated[bool, typer.Option("--validate", help="check all files instead")] = False,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings of the sources")] = None,
 ) -> None:
-    """Contact sheet and refusals of a source, or a check of all its files."""
+    """Contact sheet and rejections of a source, or a check of all its files."""
     if source not in SOURCES:
         raise ValueError(f"--source: {nearest(source, SOURCES, 'source')}")
     expected = ".json" if validate else ".png"
@@ -125,15 +125,15 @@ def debug(
         raise ValueError(f"--out must end in {expected}, got {out}")
     settings = load_config(DatasetsConfig, config, overrides or [])
     if validate:
-        plain = json.dumps(to_plain(getattr(settings, source)), sort_keys=True)
+        plain = to_plain(getattr(settings, source))
         log.info("%s", write_report(open_source(settings, source), source, out, plain))
         return
     options = PairOptions(size=(size, size))
     absent = source == "scenes" and not (settings.scenes and settings.scenes.folder.is_dir())
     with TemporaryDirectory() as folder:
         opened = rendered(Path(folder), n, seed, size) if absent else open_source(settings, source)
-        tally = write_sheet(opened, source, options, n, seed, out)
-    log.info("%s\nsheet: %s", tally.table(), out)
+        stats = write_sheet(opened, source, options, n, seed, out)
+    log.info("%s\nsheet: %s", stats.table(), out)
 
 
 def build_app() -> typer.Typer:

@@ -18,8 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from datasets.fusion import Cutout, fuse_place
-from datasets.highfreq import collage
+from datasets.fusion import Cutout, collage, hidden, place_legacy
 from datasets.masks import dilate
 from datasets.pairs import AugmentationParams, Inputs, PairOptions, build_pair
 from ldm.device import describe_hardware
@@ -98,8 +97,13 @@ def compare() -> dict[str, dict[str, float]]:
     detail_u8 = 255 - background_u8
     full = mask.astype(np.float32)
 
-    def fused() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return fuse_place(depth, cutout, BOX, EXTENT, occlusion="pixel", legacy=True)
+    def fused() -> np.ndarray:
+        x0, y0, x1, y1 = BOX
+        result, size = depth.copy(), (y1 - y0, x1 - x0)
+        placed, part = place_legacy(cutout, (0, 0, *size[::-1]), EXTENT, size), result[y0:y1, x0:x1]
+        visible = (placed.alpha_01 > 0.5) & ~hidden(part, placed, EXTENT[1], "pixel")
+        part[visible] = placed.depth_01[visible]
+        return result
 
     pairs: dict[str, tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]] = {
         "mask dilation": (lambda: loop_dilate(mask, 0.02), lambda: dilate(mask, 0.02, shape="legacy-rect")),
@@ -107,7 +111,7 @@ def compare() -> dict[str, dict[str, float]]:
             lambda: loop_collage(background_u8, detail_u8, mask),
             lambda: collage(background_u8, detail_u8, full, mask),
         ),
-        "fusion": (lambda: loop_fusion(depth, object_depth, cutout.mask)[0], lambda: fused()[0]),
+        "fusion": (lambda: loop_fusion(depth, object_depth, cutout.mask)[0], fused),
     }
     found = {}
     for name, (loop, ours) in pairs.items():

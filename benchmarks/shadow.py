@@ -79,13 +79,13 @@ def measure(
     silhouette: (h, w) bool, the object in the true image
     """
     sampling, background, truth = card.sampling, case.inputs.background_u8, case.truth_u8
-    mine = stitch(case.inputs, card.pair, case.pair.crop, from_pm1(case.pair.paste_pm1)).edit_mask
+    mine = stitch(case.pair.geometry, from_pm1(case.pair.paste_pm1)).edit_mask
     weight = foot_weight(case)
     both = replace(case.inputs, region=mine | (weight > 0))
     pair = build_pair(both, card.pair)
     painted = paint(model, pair, [seed], sampling, progress=False)[0]
     result = stitch(
-        both, card.pair, pair.crop, painted, detail=sampling.detail, detail_scale=sampling.detail_scale
+        pair.geometry, painted, detail=sampling.detail, detail_scale=sampling.detail_scale
     ).result_u8
     zone = (weight > 0) & ~mine & ~silhouette
     if zone.sum() < LEAST:

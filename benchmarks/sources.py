@@ -24,9 +24,9 @@ import torch
 from datasets.base import Source
 from datasets.geometry import bbox_of_mask, expand_box, square_box, square_padding
 from datasets.pairs import Augment, AugmentationParams, PairOptions, build_pair
-from datasets.sources.folder import FolderConfig, OwnFolder
+from datasets.sources.folder import FolderConfig
+from datasets.sources.inspection import RejectionStats, accepted_samples
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
-from datasets.sources.survey import RejectionStats, draws
 from ldm.device import describe_hardware
 from ldm.files import write_atomic
 from ldm.images import normalize, write_depth, write_mask
@@ -40,7 +40,7 @@ OPTIONS = PairOptions(augment=replace(Augment(), levels=(0.0, 0.0, 0.7, 0.0, 0.3
 SIDE, REFERENCE = 512, 224
 
 
-def fabricate(root: Path, size: tuple[int, int]) -> OwnFolder:
+def fabricate(root: Path, size: tuple[int, int]) -> Source:
     """Textured images with an elliptic object, as JPEG, PNG and 16-bit PNG."""
     h, w = size
     y, x = np.mgrid[0:h, 0:w]
@@ -56,7 +56,7 @@ def fabricate(root: Path, size: tuple[int, int]) -> OwnFolder:
         write_depth(root / "depth" / f"{item}.png", normalize(smooth))
     pairs = [f"{item} {(item + 1) % ITEMS}" for item in range(ITEMS)]
     (root / "pairs.txt").write_text("\n".join(pairs), encoding="utf-8")
-    return OwnFolder(FolderConfig(root=root))
+    return FolderConfig(root=root).open()
 
 
 def published_read(root: Path, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -147,11 +147,11 @@ def per_example(work: Callable[[int], object], count: int) -> float:
 
 def ours(source: Source, count: int = DRAWS) -> dict[str, float]:
     """CPU milliseconds per accepted example: files to Inputs, and all of it; the share of accepted draws."""
-    tally = RejectionStats("")
+    stats = RejectionStats("")
     start = time.process_time()
-    accepted = len(list(draws(source, tally, OPTIONS, count, seed=0)))
+    accepted = len(list(accepted_samples(source, stats, OPTIONS, count, seed=0)))
     whole = round(1000 * (time.process_time() - start) / max(accepted, 1), 2)
-    share = round(accepted / (accepted + sum(tally.refused.values())), 3)
+    share = round(accepted / (accepted + sum(stats.refused.values())), 3)
     return {"ms": whole, "per_second_and_core": round(1000 / whole, 1), "accepted": share}
 
 

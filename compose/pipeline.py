@@ -31,7 +31,7 @@ from compose.recipe import make_recipe
 from compose.settings import DEPTH_MODES, ComposeSettings, ignored
 from datasets.inputs import Inputs
 from datasets.layers import Layers
-from datasets.pairs import Pair, build_pair
+from datasets.pairs import Pair, pair_of
 from datasets.pasteback import Stitched, stitch
 from ldm.denoise import Step
 from ldm.result import StageTimer, measure_drift
@@ -107,8 +107,8 @@ def compose(
             placement = locate(settings, models, sources, depth_01)
     with timer.stage("prepare"):
         placed = settle(settings, placement, sources, depth_01, options)
-        settings, inputs, layers = placed.settings, placed.inputs, placed.layers
-        pair = build_pair(inputs, options)
+        settings, inputs, layers = placed.settings, placed.geometry.inputs, placed.geometry.native_layers
+        pair = pair_of(placed.geometry)
         recipe = make_recipe(settings, models, sampling, options, placed.placement)
     with timer.stage("load"):
         compositor = models.compositor
@@ -129,7 +129,7 @@ def compose(
     paste = preset(settings.compat).paste if settings.compat else "mask-feather"
     with timer.stage("paste back"):
         stitched = [
-            stitch(inputs, options, pair.crop, image, paste=paste, layers=layers,
+            stitch(placed.geometry, image, paste=paste,
                    detail=sampling.detail, detail_scale=sampling.detail_scale)
             for image in painted
         ]  # fmt: skip

@@ -18,11 +18,9 @@ import numpy as np
 from compose.inputs import Sources, make_inputs, require_visible
 from compose.models import Models
 from compose.settings import GEOMETRIC, ComposeSettings, locator_of
-from datasets.augment import AugmentationParams
 from datasets.geometry import bbox_of_mask
-from datasets.inputs import Inputs, PairOptions
-from datasets.layers import Layers, plan_crop
-from datasets.pasteback import native_layers
+from datasets.inputs import PairOptions
+from datasets.layers import Geometry
 from datasets.relations import Place
 from ldm.files import file_sha256, hash_folder
 from llava_bifrost.language.answer import (
@@ -132,8 +130,7 @@ class Placed:
     """The inputs of the pre-processing at their place."""
 
     settings: ComposeSettings  # with a box
-    inputs: Inputs
-    layers: Layers  # the crop at native resolution
+    geometry: Geometry
     decided: dict[str, Any]  # for the report
     placement: dict[str, Any] | None  # what the locator said
 
@@ -154,17 +151,18 @@ def settle(
         tries = [placement.settings_of(index) for index in range(len(placement.candidates))]
     for chosen, here in enumerate(tries):
         inputs, decided = make_inputs(here, sources, depth_01)
-        layers = native_layers(inputs, options, plan_crop(inputs, options, AugmentationParams.fixed(options)))
+        geometry = Geometry.of(inputs, options)
+        layers = geometry.native_layers
         if (layers.visible.any() and layers.edit.any()) or chosen + 1 == len(tries):
             break
     require_visible(inputs, layers)
     if placement is None:
-        return Placed(here, inputs, layers, decided, None)
+        return Placed(here, geometry, decided, None)
     tell(placement, chosen)
     record = placement.record(chosen)
     if settings.depth is None:
         decided["depth"]["source"] = "instruction"
-    return Placed(here, inputs, layers, {**decided, "placement": record}, record)
+    return Placed(here, geometry, {**decided, "placement": record}, record)
 
 
 def tell(placement: Placement, chosen: int) -> None:

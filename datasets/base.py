@@ -7,7 +7,7 @@ or an interruption.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from datasets.augment import AugmentationParams
-from datasets.inputs import Inputs, PairOptions
+from datasets.inputs import AugmentationParams, Inputs, PairOptions
 from datasets.pairs import Pair, build_pair
 
 MAX_TRIES = 16
-BLOCK = 1000  # examples in which the shares of a mixture are exact to 1 in 1000
+BLOCK = 1000  # examples in which the fractions of a mixture are exact to 1 in 1000
 
 # What a source's references show of the target (published dynamics 0, 1, 2), for the choice of timesteps.
 STILL, MOVING, BOTH = 0, 1, 2
@@ -34,7 +33,7 @@ UNREADABLE = "file"  # reason of everything that is wrong with files
 
 
 def reason(error: Exception) -> str:
-    """What a refusal is counted under: the start of a message of Rejected, or UNREADABLE."""
+    """What a rejection is counted under: the start of a message of Rejected, or UNREADABLE."""
     return str(error).partition(":")[0] if isinstance(error, Rejected) else UNREADABLE
 
 
@@ -60,11 +59,11 @@ class TrainingSample(Pair):
 
     dynamics: Tensor  # () int64, of the source
     source: Tensor  # () int64, which source of the mixture it came from
-    refused: tuple[str, ...] = ()  # why samples were refused before this one was taken
+    refused: tuple[str, ...] = ()  # why samples were rejected before this one was taken
 
 
 class Mixture:
-    """Which item of which source is example k: exact shares in every 1000, each source in its own order."""
+    """Source and item of example k: exact fractions in every 1000, each source in its own order."""
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
         if len(sizes) != len(weights) or not sizes:
@@ -109,6 +108,31 @@ def shares(weights: Sequence[float], total: int) -> np.ndarray:
     return counts
 
 
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """The first sample that was accepted, and what was rejected before it."""
+
+    index: int  # item of the source
+    pair: Pair | None  # None: every try was rejected
+    params: AugmentationParams
+    rejections: list[tuple[int, Exception]]  # (item, why)
+
+
+def draw_pair(source: Source, options: PairOptions, key: tuple[int, ...], first: int) -> Drawn:
+    """Item `first`, or after its rejection random items, each with randomness from (*key, try)."""
+    rejections: list[tuple[int, Exception]] = []
+    for attempt in range(MAX_TRIES):
+        rng = np.random.default_rng((*key, attempt))
+        index = first if attempt == 0 else int(rng.integers(len(source)))
+        try:
+            inputs = source.example(index, rng)
+            params = AugmentationParams.sample(rng, options)
+            return Drawn(index, build_pair(inputs, options, params), params, rejections)
+        except (Rejected, ValueError) as error:
+            rejections.append((index, error))
+    return Drawn(first, None, AugmentationParams(), rejections)
+
+
 class PairDataset(Dataset[TrainingSample]):
     """Example k of a run, built with randomness from (seed, k, try)."""
 
@@ -120,38 +144,22 @@ class PairDataset(Dataset[TrainingSample]):
         weights: Sequence[float] = (1.0,),
     ) -> None:
         self.sources: Sequence[Source] = source if isinstance(source, Sequence) else [source]
-        if not all(len(one) for one in self.sources):
+        if not all(map(len, self.sources)):
             raise ValueError("the source holds no examples")
         self.options, self.seed = options, seed
-        self.mixture = Mixture([len(one) for one in self.sources], weights, seed)
-
-    def order(self, k: int) -> int:
-        """Item of its source that example k is."""
-        return self.mixture(k)[1]
+        self.mixture = Mixture([len(part) for part in self.sources], weights, seed)
 
     def __getitem__(self, k: int) -> TrainingSample:
         which, first = self.mixture(k)
-        source = self.sources[which]
-        reasons, refused = [], []
-        for attempt in range(MAX_TRIES):
-            rng = np.random.default_rng((self.seed, k, attempt))
-            index = first if attempt == 0 else int(rng.integers(len(source)))
-            try:
-                inputs = source.example(index, rng)
-                pair = build_pair(inputs, self.options, AugmentationParams.sample(rng, self.options))
-            except (Rejected, ValueError) as error:
-                reasons.append(f"item {index}: {error}")
-                refused.append(reason(error))
-                continue
-            values = {field.name: getattr(pair, field.name) for field in fields(pair)}
-            return TrainingSample(
-                **values,
-                dynamics=torch.tensor(source.dynamics),
-                source=torch.tensor(which),
-                refused=tuple(refused),
-            )
-        raise ValueError(
-            f"example {k}: {MAX_TRIES} samples in a row were rejected: {'; '.join(sorted(set(reasons)))}"
+        drawn = draw_pair(self.sources[which], self.options, (self.seed, k), first)
+        if drawn.pair is None:
+            reasons = "; ".join(sorted({f"item {index}: {error}" for index, error in drawn.rejections}))
+            raise ValueError(f"example {k}: {MAX_TRIES} samples in a row were rejected: {reasons}")
+        return TrainingSample(
+            **vars(drawn.pair),
+            dynamics=torch.tensor(self.sources[which].dynamics),
+            source=torch.tensor(which),
+            refused=tuple(reason(error) for _, error in drawn.rejections),
         )
 
 
@@ -185,5 +193,5 @@ class RunBatches(Sampler[list[int]]):
 
 def collate(pairs: Sequence[Pair]) -> dict[str, Tensor]:
     """Stack the tensors of pairs: each (b, ...)."""
-    names = [one.name for one in fields(pairs[0]) if isinstance(getattr(pairs[0], one.name), Tensor)]
+    names = [name for name, value in vars(pairs[0]).items() if isinstance(value, Tensor)]
     return {name: torch.stack([getattr(pair, name) for pair in pairs]) for name in names}

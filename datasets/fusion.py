@@ -14,7 +14,7 @@ from math import ceil, floor
 import cv2
 import numpy as np
 
-from datasets.geometry import Box01, Size, bbox_of_mask, clip_box, whole_box
+from datasets.geometry import Box01, Size, bbox_of_mask, clip_box
 from ldm.images import resize
 
 MODES = ("place", "replace", "id-transfer", "inpaint")
@@ -206,35 +206,21 @@ def _pull_push(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return values + (1 - weight[..., None]) * resize(coarse, (h, w), how="linear")
 
 
-def fuse(background_depth_01: np.ndarray, placed: Placed, visible: np.ndarray) -> np.ndarray:
-    """Depth (h, w) of the scene with the visible part of the object in it."""
-    return np.where(visible, placed.depth_01, background_depth_01).astype(np.float32)
+def collage(
+    background_u8: np.ndarray, detail_u8: np.ndarray, coverage_01: np.ndarray, hide: np.ndarray | None
+) -> np.ndarray:
+    """The detail hint's image (h, w, 3) uint8: background, black where hidden, the object's detail.
 
-
-def fuse_place(
-    background_depth_01: np.ndarray,
-    cutout: Cutout,
-    box_xyxy: Sequence[float],
-    extent: tuple[float, float],
-    *,
-    occlusion: str = "near",
-    legacy: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fusion over a whole background (h, w).
-
-    returns: fused depth_01 (h, w), visible object (h, w) bool, the same in the (clipped, rounded) box
+    coverage_01: (h, w), how much of a pixel the visible object covers
+    hide:        (h, w) bool, where the background must not be seen; None shows all of it
     """
-    frame = (background_depth_01.shape[0], background_depth_01.shape[1])
-    x0, y0, x1, y1 = clip_box(whole_box(box_xyxy), frame)
-    # Only the part of the frame that the object can touch: one pixel more for soft edges.
-    left, top, right, bottom = clip_box((x0 - 1, y0 - 1, x1 + 1, y1 + 1), frame)
-    part, size = np.s_[top:bottom, left:right], (bottom - top, right - left)
-    local = [value - offset for value, offset in zip(box_xyxy, (left, top, left, top), strict=True)]
-    if legacy:
-        placed = place_legacy(cutout, whole_box(local), extent, size)
+    if hide is None:
+        result = background_u8.copy()
     else:
-        placed = place(cutout, local, extent, size)
-    shown = (placed.alpha_01 > 0.5) & ~hidden(background_depth_01[part], placed, extent[1], occlusion)
-    fused, visible = background_depth_01.astype(np.float32), np.zeros(frame, bool)
-    fused[part], visible[part] = fuse(background_depth_01[part], placed, shown), shown
-    return fused, visible, visible[y0:y1, x0:x1]
+        result = cv2.bitwise_and(background_u8, background_u8, mask=(~hide).astype(np.uint8))
+    rows, columns = np.flatnonzero(coverage_01.any(axis=1)), np.flatnonzero(coverage_01.any(axis=0))
+    if len(rows):
+        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        under, part = result[box].astype(np.float32), coverage_01[box][..., None]
+        result[box] = np.rint(under + part * (detail_u8[box] - under)).astype(np.uint8)
+    return result

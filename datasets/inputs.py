@@ -1,5 +1,9 @@
-"""What a pair is made from: the switches of the pre-processing, and images with the place of the object."""
+"""What a pair is made from: the options of the pre-processing, random decisions, images with a place.
 
+Training draws the random decisions and inference fixes them; the pre-processing itself draws nothing.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -7,10 +11,11 @@ import numpy as np
 
 from datasets.fusion import OCCLUSIONS, check_mode
 from datasets.geometry import Box01, bbox_of_mask, check_box01
-from datasets.highfreq import HF_MODES
 from datasets.masks import LEVELS
 from ldm.settings.config import check_settings, setting
 
+AUTO = "auto"  # the mask level that suits the mode
+HF_MODES = ("zero", "gray255", "color", "cutout")  # see datasets.pairs.high_frequency
 MIN_OBJECT = 8  # pixels, smallest side of a reference object
 SAME_SIZE = {  # these arrays have the (h, w) of those
     "reference_u8": ("reference_mask", "reference_depth_01"),
@@ -20,7 +25,7 @@ SAME_SIZE = {  # these arrays have the (h, w) of those
 
 @dataclass(frozen=True)
 class Augment:
-    """Ranges of what training varies (`datasets.augment.Choices`)."""
+    """Ranges of what training varies (`AugmentationParams`)."""
 
     crop_ratio: tuple[float, float] = setting((1.3, 2.9), help="side of the crop", low=1, high=8)
     reference_ratio: tuple[float, float] = setting((1.1, 1.4), help="reference margin", low=1, high=4)
@@ -58,7 +63,7 @@ class PairOptions:
     reference_ratio: float = setting(1.2, help="margin of the reference view", low=1, high=4)
     dilation: float = setting(0.02, help="growth of a fine mask over the crop's size", low=0, high=0.5)
     mask_level: str = setting(
-        "auto", help="region to paint; auto: by mode (box, fine or exact)", choices=("auto", *LEVELS)
+        AUTO, help="region to paint; auto: by mode (box, fine or exact)", choices=(AUTO, *LEVELS)
     )
     max_stretch: float = setting(1.25, help="limit of the stretch to the box; 100: none", low=1, high=100)
     occlusion: str = setting("near", help="depth test; pixel: published", choices=OCCLUSIONS)
@@ -92,6 +97,41 @@ class PairOptions:
             raise ValueError("mask_pad must be -1 or 1, got 0")
 
 
+@dataclass(frozen=True)
+class AugmentationParams:
+    """The random decisions behind one pair."""
+
+    crop_ratio: float = 2.0
+    reference_ratio: float = 1.2
+    flip: bool = False  # mirror the reference
+    brightness: float = 0.0  # added, as a fraction of the range
+    gain: tuple[float, float, float] = (1.0, 1.0, 1.0)  # contrast times colour, per channel
+    mask_level: str = AUTO  # exact, fine, perturbed, coarse, box; auto: by mode
+    mask_seed: int = 0  # of the deformation of level "perturbed"
+
+    @classmethod
+    def fixed(cls, options: PairOptions) -> "AugmentationParams":
+        """What inference uses."""
+        return cls(options.crop_ratio, options.reference_ratio, mask_level=options.mask_level)
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator, options: PairOptions) -> "AugmentationParams":
+        """What training draws."""
+        ranges = options.augment
+        weights = np.array(ranges.levels) / sum(ranges.levels)
+        contrast = 1 + rng.uniform(-ranges.contrast, ranges.contrast)
+        gain = contrast * (1 + rng.uniform(-ranges.colour, ranges.colour, 3))
+        return cls(
+            crop_ratio=float(rng.uniform(*ranges.crop_ratio)),
+            reference_ratio=float(rng.uniform(*ranges.reference_ratio)),
+            flip=bool(rng.random() < ranges.flip),
+            brightness=float(rng.uniform(-ranges.brightness, ranges.brightness)),
+            gain=(float(gain[0]), float(gain[1]), float(gain[2])),
+            mask_level=LEVELS[int(rng.choice(len(LEVELS), p=weights))],
+            mask_seed=int(rng.integers(2**31)),
+        )
+
+
 PUBLISHED_TRAINING = PairOptions(
     hf_mode="zero", max_stretch=100.0, occlusion="pixel", border="clip", collage="box", bbox_end="legacy",
     fusion_norm="legacy", resample="legacy", augment=Augment(flip=0.5, brightness=0.2, colour=0.0),
@@ -120,8 +160,8 @@ class Inputs:
     box01_xyxy: Box01 | None = None  # None: the box of target_mask
     depth_range: tuple[float, float] = (0.0, 1.0)  # (far, near) of the object
     mode: str = "place"
-    target_u8: np.ndarray | None = None  # (H, W, 3) the truth, in training
-    target_depth_01: np.ndarray | None = None  # (H, W) of the truth; then the hint shows it
+    target_u8: np.ndarray | None = None  # (H, W, 3) ground truth, in training
+    target_depth_01: np.ndarray | None = None  # (H, W) of the ground truth; then the hint shows it
     reference_depth_01: np.ndarray | None = None  # (h, w)
     target_mask: np.ndarray | None = None  # (H, W) bool: what to replace or paint, or the true silhouette
     region: np.ndarray | None = None  # (H, W) bool: exactly what may change, instead of a mask level
@@ -168,20 +208,31 @@ def mirror(inputs: Inputs) -> Inputs:
     return replace(inputs, **flipped)
 
 
-def permute_colours(inputs: Inputs, order: tuple[int, int, int]) -> Inputs:
+def permute_colours(inputs: Inputs, order: Sequence[int]) -> Inputs:
     """The sample with its colour channels in another order everywhere."""
     names = ("reference_u8", "background_u8", "target_u8")
     moved = {name: value[..., list(order)] for name in names if (value := getattr(inputs, name)) is not None}
     return replace(inputs, **moved)
 
 
-def relight(inputs: Inputs, gains: tuple[float, float, float]) -> Inputs:
+def relight_room(inputs: Inputs, gains: Sequence[float]) -> Inputs:
     """The sample with background and target in other light; the reference stays as it is.
 
     gains: factors on red, green and blue of linear light (display gamma 2.2); what gets too light is cut off
     """
-    values = np.arange(256, dtype=np.float64)[:, None] * np.array(gains) ** (1 / 2.2)
-    table = np.clip(np.rint(values), 0, 255).astype(np.uint8)[None]
-    background_u8 = np.asarray(cv2.LUT(inputs.background_u8, table))
-    target_u8 = None if inputs.target_u8 is None else np.asarray(cv2.LUT(inputs.target_u8, table))
-    return replace(inputs, background_u8=background_u8, target_u8=target_u8)
+    table = _table(np.array(gains) ** (1 / 2.2))
+    target_u8 = None if inputs.target_u8 is None else cv2.LUT(inputs.target_u8, table)
+    return replace(inputs, background_u8=cv2.LUT(inputs.background_u8, table), target_u8=target_u8)
+
+
+def relight_reference(image_u8: np.ndarray, params: AugmentationParams) -> np.ndarray:
+    """The reference (h, w, 3) under the drawn brightness, contrast and colour."""
+    if params.brightness == 0 and params.gain == (1.0, 1.0, 1.0):
+        return image_u8
+    return cv2.LUT(image_u8, _table(np.array(params.gain), 255 * params.brightness))
+
+
+def _table(factors: np.ndarray, shift: float = 0.0) -> np.ndarray:
+    """(1, 256, 3) uint8: every value of each channel times its factor (3,), plus a shift."""
+    values = np.arange(256, dtype=np.float64)[:, None] * factors + shift
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)[None]

@@ -1,31 +1,32 @@
-"""What lies where in one frame: background, placed object, what hides it, what may change.
+"""Where one object goes, decided once per composite, and what then lies where in a frame.
 
-The same code serves the model's crop and, for paste-back, the same crop in pixels of the background.
+`Geometry` holds box, region, crop and cut-out; `pair_of` reads it in the crop at the model's size, `stitch` in
+the crop at the background's own.
 h w   pixels of the frame
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from datasets.augment import AUTO, AugmentationParams, relight
 from datasets.fusion import (
     Cutout,
     Placed,
+    collage,
     cut_out,
     fill_colour,
     fill_depth,
     fit_box,
-    fuse,
     hidden,
     occluders,
     place,
     place_legacy,
 )
 from datasets.geometry import (
+    Box,
     Box01,
     Crop,
-    Size,
     bbox_of_mask,
     box_from_01,
     box_to_pixels,
@@ -34,11 +35,10 @@ from datasets.geometry import (
     square_padding,
     whole_box,
 )
-from datasets.highfreq import collage
-from datasets.inputs import Inputs, PairOptions
+from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, relight_reference
 from datasets.masks import box_mask, dilate, mask_level
 
-LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the image
+LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the image; chosen: some border is seen
 LEVEL_OF_MODE = {"place": "box", "replace": "box", "id-transfer": "fine", "inpaint": "exact"}
 
 
@@ -66,35 +66,104 @@ class Layers:
         return collage(self.clean_u8, self.placed.rgb_u8, self.coverage_01, None)
 
 
-def object_box(inputs: Inputs, options: PairOptions) -> Box01:
-    """Where the object goes, in pixels of the background without rounding."""
-    h, w = inputs.background_u8.shape[:2]
-    if inputs.box01_xyxy is not None:
-        if options.resample == "legacy":
-            return box_to_pixels(inputs.box01_xyxy, (h, w))
-        return box_from_01(inputs.box01_xyxy, (h, w))
-    assert inputs.target_mask is not None  # Inputs refuses to be without both
-    return bbox_of_mask(inputs.target_mask, options.bbox_end)
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Box, region and crop of one composite, and its object. Boxes are in pixels of the background."""
+
+    inputs: Inputs
+    options: PairOptions
+    params: AugmentationParams
+    box_xyxy: Box01  # where the object goes, without rounding
+    region_xyxy: Box  # the box with its margin
+    crop: Crop
+    cutout: Cutout
+
+    @classmethod
+    def of(cls, inputs: Inputs, options: PairOptions, params: AugmentationParams | None = None) -> "Geometry":
+        """params: every random decision, by default those of inference."""
+        params = AugmentationParams.fixed(options) if params is None else params
+        h, w = inputs.background_u8.shape[:2]
+        box: Box01
+        if inputs.box01_xyxy is None:
+            assert inputs.target_mask is not None  # Inputs refuses to be without both
+            box = bbox_of_mask(inputs.target_mask, options.bbox_end)
+        else:
+            to_pixels = box_to_pixels if options.resample == "legacy" else box_from_01
+            box = to_pixels(inputs.box01_xyxy, (h, w))
+        region = expand_box(box, options.box_ratio, (h, w), options.bbox_end)
+        ratio = params.crop_ratio
+        if options.border == "shift":  # context gives way before the crop would need padding
+            longest = max(region[2] - region[0], region[3] - region[1])
+            ratio = min(ratio, max(LEAST_CONTEXT, min(h, w) / longest))
+        wide = expand_box(region, ratio, (h, w) if options.border == "clip" else None, options.bbox_end)
+        x0, y0, x1, y1 = square_box(wide, (h, w), options.border)
+        crop = Crop((x0, y0, x1, y1), square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
+        return cls(inputs, options, params, box, region, crop, _reference_cutout(inputs, options, params))
+
+    @property
+    def legacy(self) -> bool:
+        """Published resampling."""
+        return self.options.resample == "legacy"
+
+    @cached_property
+    def native_layers(self) -> Layers:
+        """The contents of the crop in pixels of the background."""
+        return self.layers(self.crop.native)
+
+    def fitted_box(self, crop: Crop) -> Box01:
+        """Where the object stands in a frame, in the proportions that it keeps there."""
+        h, w = self.cutout.mask.shape
+        return fit_box(crop.to_frame(self.box_xyxy), (h, w), self.options.max_stretch)
+
+    def layers(self, crop: Crop) -> Layers:
+        """The contents of the frame of a crop."""
+        inputs, options, (far, near) = self.inputs, self.options, self.inputs.depth_range
+        depth_01 = crop.take(inputs.background_depth_01).astype(np.float32, copy=False)
+        target = None if inputs.target_mask is None else _take_mask(inputs.target_mask, crop)
+        region = box_mask(whole_box(crop.to_frame(self.region_xyxy)), crop.size)
+        fused = inputs.mode in ("place", "replace")
+        if inputs.mode == "replace":
+            depth_01 = fill_depth(depth_01, region if target is None else dilate(target, options.dilation))
+        if self.legacy:
+            box = whole_box(crop.to_frame(self.box_xyxy))
+            placed = place_legacy(self.cutout, box, (far, near), crop.size)
+        else:
+            placed = place(self.cutout, self.fitted_box(crop), (far, near), crop.size)
+        keep = occluders(depth_01, near) if fused else np.zeros(crop.size, bool)
+        shown = target
+        if fused or shown is None:
+            shown = ~hidden(depth_01, placed, near, options.occlusion)
+        edit = self._edit_region(crop, placed.alpha_01 * shown > 0.5, target, region) & ~keep
+        coverage = np.where(shown & edit, placed.alpha_01, 0).astype(np.float32)
+        if fused:
+            depth_01 = np.where(coverage > 0.5, placed.depth_01, depth_01).astype(np.float32)
+        if inputs.target_depth_01 is not None:
+            depth_01 = crop.take(inputs.target_depth_01).astype(np.float32, copy=False)
+        background_u8 = crop.take(inputs.background_u8)
+        clean_u8 = background_u8 if inputs.background_known else fill_colour(background_u8, edit)
+        return Layers(background_u8, clean_u8, depth_01, placed, coverage, edit, keep, region)
+
+    def _edit_region(
+        self, crop: Crop, silhouette: np.ndarray, target: np.ndarray | None, region: np.ndarray
+    ) -> np.ndarray:
+        """(h, w) bool: what may change, before occluders are taken out."""
+        inputs, options, params = self.inputs, self.options, self.params
+        if inputs.region is not None:
+            return _take_mask(inputs.region, crop)
+        replaced = inputs.mode == "replace"
+        if target is not None and (not replaced or inputs.target_u8 is not None):
+            silhouette = target
+        level = LEVEL_OF_MODE[inputs.mode] if params.mask_level == AUTO else params.mask_level
+        shape = "legacy-rect" if self.legacy else "ellipse"
+        rng = np.random.default_rng(params.mask_seed)
+        edit = mask_level(silhouette, level, region, options.dilation, rng, shape=shape)
+        if replaced and target is not None:
+            edit = edit | dilate(target, options.dilation)
+        return edit & crop.inside
 
 
-def plan_crop(inputs: Inputs, options: PairOptions, choices: AugmentationParams) -> Crop:
-    """The square round the object, `crop_ratio` times as large as its region.
-
-    With border "shift" context gives way before the square outgrows the image and would need padding.
-    """
-    h, w = inputs.background_u8.shape[:2]
-    clip, ratio = (h, w), choices.crop_ratio
-    region = expand_box(object_box(inputs, options), options.box_ratio, clip, options.bbox_end)
-    if options.border == "shift":
-        longest = max(region[2] - region[0], region[3] - region[1])
-        ratio = min(ratio, max(LEAST_CONTEXT, min(h, w) / longest))
-    wide = expand_box(region, ratio, clip if options.border == "clip" else None, options.bbox_end)
-    x0, y0, x1, y1 = square_box(wide, (h, w), options.border)
-    return Crop((x0, y0, x1, y1), square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
-
-
-def reference_cutout(inputs: Inputs, options: PairOptions, choices: AugmentationParams) -> Cutout:
-    """The reference object, tight, relit and mirrored as chosen."""
+def _reference_cutout(inputs: Inputs, options: PairOptions, params: AugmentationParams) -> Cutout:
+    """The reference object, tight, relit and mirrored as drawn."""
     cutout = cut_out(
         inputs.reference_u8,
         inputs.reference_mask,
@@ -103,78 +172,12 @@ def reference_cutout(inputs: Inputs, options: PairOptions, choices: Augmentation
         norm=options.fusion_norm,
         fill=options.depth_fill,
     )
-    if choices.flip:
+    if params.flip:
         cutout = Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])
-    return replace(cutout, rgb_u8=relight(cutout.rgb_u8, choices) * cutout.mask[..., None])
-
-
-def build_layers(
-    inputs: Inputs,
-    options: PairOptions,
-    choices: AugmentationParams,
-    crop: Crop,
-    cutout: Cutout | None = None,
-) -> Layers:
-    """Everything in the frame of a crop."""
-    cutout = reference_cutout(inputs, options, choices) if cutout is None else cutout
-    depth_01 = crop.take(inputs.background_depth_01).astype(np.float32, copy=False)
-    target = None if inputs.target_mask is None else _take_mask(inputs.target_mask, crop)
-    box, size = object_box(inputs, options), crop.background_size
-    region_box = expand_box(box, options.box_ratio, size, options.bbox_end)
-    region = box_mask(whole_box(crop.to_frame(region_box)), crop.size)
-    fused = inputs.mode in ("place", "replace")
-    if inputs.mode == "replace":
-        depth_01 = fill_depth(depth_01, region if target is None else dilate(target, options.dilation))
-    placed = _placed(cutout, crop.to_frame(box), inputs.depth_range, crop.size, options)
-    near = inputs.depth_range[1]
-    keep = occluders(depth_01, near) if fused else np.zeros(crop.size, bool)
-    shown = ~hidden(depth_01, placed, near, options.occlusion) if fused or target is None else target
-    edit = _edit_region(inputs, options, choices, crop, placed.alpha_01 * shown > 0.5, target, region) & ~keep
-    coverage = np.where(shown & edit, placed.alpha_01, 0).astype(np.float32)
-    if fused:
-        depth_01 = fuse(depth_01, placed, coverage > 0.5)
-    if inputs.target_depth_01 is not None:
-        depth_01 = crop.take(inputs.target_depth_01).astype(np.float32, copy=False)
-    background_u8 = crop.take(inputs.background_u8)
-    clean_u8 = background_u8 if inputs.background_known else fill_colour(background_u8, edit)
-    return Layers(background_u8, clean_u8, depth_01, placed, coverage, edit, keep, region)
-
-
-def _edit_region(
-    inputs: Inputs,
-    options: PairOptions,
-    choices: AugmentationParams,
-    crop: Crop,
-    silhouette: np.ndarray,
-    target: np.ndarray | None,
-    region: np.ndarray,
-) -> np.ndarray:
-    """(h, w) bool: what may change, before occluders are taken out."""
-    if inputs.region is not None:
-        return _take_mask(inputs.region, crop)
-    if target is not None and (inputs.mode != "replace" or inputs.target_u8 is not None):
-        silhouette = target
-    level = LEVEL_OF_MODE[inputs.mode] if choices.mask_level == AUTO else choices.mask_level
-    shape = "legacy-rect" if options.resample == "legacy" else "ellipse"
-    rng = np.random.default_rng(choices.mask_seed)
-    edit = mask_level(silhouette, level, region, options.dilation, rng, shape=shape)
-    if inputs.mode == "replace" and target is not None:
-        edit = edit | dilate(target, options.dilation)
-    return edit & crop.inside
-
-
-def _placed(
-    cutout: Cutout, box: Box01, extent: tuple[float, float], frame: Size, options: PairOptions
-) -> Placed:
-    """The cut-out in its box of the frame, by the chosen resampling."""
-    if options.resample == "legacy":
-        return place_legacy(cutout, whole_box(box), extent, frame)
-    fitted = fit_box(box, (cutout.mask.shape[0], cutout.mask.shape[1]), options.max_stretch)
-    return place(cutout, fitted, extent, frame)
+    return replace(cutout, rgb_u8=relight_reference(cutout.rgb_u8, params) * cutout.mask[..., None])
 
 
 def _take_mask(mask: np.ndarray, crop: Crop) -> np.ndarray:
     """A mask of the background's size in the frame, (h, w) bool."""
     x0, y0, x1, y1 = crop.box_xyxy
-    part = mask[y0:y1, x0:x1].astype(np.uint8)
-    return crop.fit(part * 255) > 127
+    return crop.fit(mask[y0:y1, x0:x1].astype(np.uint8) * 255) > 127

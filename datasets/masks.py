@@ -5,8 +5,6 @@ The five levels (Bifrost, App. B.2) go from the silhouette itself to its box, so
 exact shape as well as a rough region.
 """
 
-from math import sqrt
-
 import cv2
 import numpy as np
 
@@ -156,8 +154,3 @@ def _kernel(rng: np.random.Generator) -> np.ndarray:
     size, form = int(rng.integers(3, 10)), int(rng.integers(4))
     width, height = [(size, size), (size, size), (size, size // 2), (size // 2, size)][form]
     return cv2.getStructuringElement(cv2.MORPH_RECT if form == 0 else cv2.MORPH_ELLIPSE, (width, height))
-
-
-def mask_side(mask: np.ndarray) -> float:
-    """Side in pixels of a square with the mask's area."""
-    return sqrt(float(np.count_nonzero(mask)))

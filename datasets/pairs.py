@@ -6,27 +6,27 @@ sources without a counterfactual give the target itself as background, and the o
 no target. The rest is the same call. `PairOptions` names the switches that restore the published behaviour.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.augment import AugmentationParams
-from datasets.fusion import Cutout, fit_box, warp_into
-from datasets.geometry import Box01, Crop, square_padding
-from datasets.highfreq import SIDE, collage, high_frequency
+from datasets.fusion import Cutout, collage, warp_into
+from datasets.geometry import Crop, square_padding
 from datasets.inputs import (
+    HF_MODES,
     PUBLISHED_INFERENCE,
     PUBLISHED_TRAINING,
     Augment,
+    AugmentationParams,
     Inputs,
     PairOptions,
     mirror,
     permute_colours,
 )
-from datasets.layers import Layers, build_layers, object_box, plan_crop, reference_cutout
+from datasets.layers import Geometry, Layers
 from ldm.images import resize, to_01, to_pm1
 
 __all__ = [
@@ -38,7 +38,9 @@ __all__ = [
     "Pair",
     "PairOptions",
 ]
-__all__ += ["build_pair", "mirror", "permute_colours", "reference_view"]
+__all__ += ["build_pair", "high_frequency", "mirror", "pair_of", "permute_colours", "square_view"]
+
+HIGH_FREQUENCY_SIDE = 256  # pixels; the high-frequency map is computed at this size, as published
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,56 +48,65 @@ class Pair:
     """One compositing example; `collate` adds the leading b."""
 
     reference_01: Tensor  # (3, r, r) object on white
-    target_pm1: Tensor  # (3, h, w) what the model must paint; the background where no truth is known
+    target_pm1: Tensor  # (3, h, w) what the model must paint; the background where it is not known
     detail_pm1: Tensor  # (4, h, w) collage with the object's detail, then 1 generate, 0 keep, -1 padding
     depth_01: Tensor  # (3, h, w) depth of the composed scene, 1 = nearest
     background_pm1: Tensor  # (3, h, w)
     paste_pm1: Tensor  # (3, h, w) the visible cut-out on the background, what it replaces smoothed away
     edit_mask: Tensor  # (1, h, w) bool, what may change
     visible_mask: Tensor  # (1, h, w) bool, the visible cut-out
-    crop: Crop
+    geometry: Geometry
+
+    @property
+    def crop(self) -> Crop:
+        return self.geometry.crop
 
 
-@dataclass(frozen=True, eq=False)
-class _Images:
-    """The parts of a pair as arrays."""
-
-    background_u8: np.ndarray  # (h, w, 3)
-    collage_u8: np.ndarray  # (h, w, 3)
-    paste_u8: np.ndarray  # (h, w, 3)
-    depth_01: np.ndarray  # (h, w) float32
-    mask: np.ndarray  # (h, w) float32: 1 generate, 0 keep, otherwise padding
-    visible: np.ndarray  # (h, w) bool
+def build_pair(inputs: Inputs, options: PairOptions, params: AugmentationParams | None = None) -> Pair:
+    """One example. Deterministic: `params` holds every random decision, by default those of inference."""
+    return pair_of(Geometry.of(inputs, options, params))
 
 
-def build_pair(inputs: Inputs, options: PairOptions, choices: AugmentationParams | None = None) -> Pair:
-    """One example. Deterministic: `choices` holds every random decision, by default those of inference."""
-    choices = AugmentationParams.fixed(options) if choices is None else choices
-    crop = plan_crop(inputs, options, choices)
-    cutout = reference_cutout(inputs, options, choices)
-    view_u8, view_mask = reference_view(cutout, choices.reference_ratio, options)
-    legacy = options.resample == "legacy"
+def pair_of(geometry: Geometry) -> Pair:
+    """The example of a geometry; ValueError where nothing of the object would show."""
+    inputs, options, crop = geometry.inputs, geometry.options, geometry.crop
     # Published: everything in pixels of the background, resized at the end.
-    layers = build_layers(inputs, options, choices, crop.native if legacy else crop, cutout)
+    layers = geometry.native_layers if geometry.legacy else geometry.layers(crop)
     if not layers.edit.any():
         raise ValueError("nothing to paint: at this box and depth nearer things hide the object completely")
-    if legacy:
-        detail_u8 = _stretched_view(view_u8, view_mask, layers.region, options)
+
+    def fit(image: np.ndarray, how: str = "linear") -> np.ndarray:
+        return crop.fit(image, how=how) if geometry.legacy else image
+
+    view_u8, view_mask = square_view(geometry.cutout, geometry.params.reference_ratio, options)
+    if geometry.legacy:
+        detail_u8 = _stretched_detail(view_u8, view_mask, layers.region, options)
+        depth_01 = fit((layers.depth_01 * 255).astype(np.uint8)) / np.float32(255)  # the depth in 8 bits
+        mask = _legacy_mask(layers.edit, crop, options)
     else:
-        detail_u8 = _placed_detail(cutout, crop.to_frame(object_box(inputs, options)), layers, options)
-    mask = np.where(crop.inside, layers.edit, options.mask_pad) if not legacy else layers.edit
-    images = _Images(
-        layers.background_u8,
-        _collage(options, layers, detail_u8),
-        layers.paste_u8,
-        layers.depth_01,
-        mask.astype(np.float32),
-        layers.visible,
+        detail_u8 = _placed_detail(geometry, layers)
+        depth_01 = layers.depth_01
+        mask = np.where(crop.inside, layers.edit, options.mask_pad)
+    mask_channel = torch.from_numpy(mask.astype(np.float32))[None]
+    edit = mask_channel == 1  # (1, h, w)
+    hint_u8 = fit(_collage(options, layers, detail_u8))
+    background = target = to_pm1(fit(layers.background_u8))
+    if inputs.target_u8 is not None:
+        target = torch.where(edit, to_pm1(crop.take(inputs.target_u8)), background)
+    return Pair(
+        reference_01=to_01(view_u8),
+        target_pm1=target,
+        detail_pm1=torch.cat([to_pm1(hint_u8), mask_channel]),
+        depth_01=torch.from_numpy(depth_01).repeat(3, 1, 1),
+        background_pm1=background,
+        paste_pm1=to_pm1(fit(layers.paste_u8)),
+        edit_mask=edit,
+        visible_mask=torch.from_numpy(fit(layers.visible.astype(np.uint8), "nearest") > 0)[None],
+        geometry=geometry,
     )
-    return _tensors(inputs, crop, _resized(images, crop, options) if legacy else images, view_u8)
 
 
-def reference_view(cutout: Cutout, ratio: float, options: PairOptions) -> tuple[np.ndarray, np.ndarray]:
+def square_view(cutout: Cutout, ratio: float, options: PairOptions) -> tuple[np.ndarray, np.ndarray]:
     """The object on white with a margin, square: (r, r, 3) uint8 and its mask (r, r) bool."""
     h, w = cutout.mask.shape
     extra_h, extra_w = int(h * ratio) - h, int(w * ratio) - w
@@ -105,29 +116,53 @@ def reference_view(cutout: Cutout, ratio: float, options: PairOptions) -> tuple[
     white = np.where(cutout.mask[..., None], cutout.rgb_u8, 255).astype(np.uint8)
     view = cv2.copyMakeBorder(white, *sides, cv2.BORDER_CONSTANT, value=(255, 255, 255))
     mask = cv2.copyMakeBorder(cutout.mask.astype(np.uint8) * 255, *sides, cv2.BORDER_CONSTANT, value=0)
-    side, how = (options.reference_size, options.reference_size), _how(options)
-    return resize(view, side, how=how), resize(mask, side, how=how) > 127
+    size = (options.reference_size, options.reference_size)
+    how = "linear" if options.resample == "legacy" else "area"
+    return resize(view, size, how=how), resize(mask, size, how=how) > 127
 
 
-def _how(options: PairOptions) -> str:
-    """The interpolation of images."""
-    return "linear" if options.resample == "legacy" else "area"
+def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold: int = 50) -> np.ndarray:
+    """Detail map (h, w, 3) uint8 of image (h, w, 3) inside mask (h, w) bool (AnyDoor eq. 2, Bifrost eq. 9).
+
+    mode      zero: nothing, what the released compositor weights were trained with; gray255: strength of the
+              edges; color: edges times colours, what the released AnyDoor weights were trained with; cutout:
+              the object's own pixels
+    threshold 0 to 255, weaker edges are left out
+    """
+    if mode not in HF_MODES:
+        raise ValueError(f"unknown hf_mode {mode!r}; allowed: {', '.join(HF_MODES)}")
+    if mode == "zero":
+        return np.zeros_like(image_u8)
+    if mode == "cutout":
+        return image_u8 * mask[..., None].astype(np.uint8)
+    side = (HIGH_FREQUENCY_SIDE, HIGH_FREQUENCY_SIDE)
+    image = cv2.resize(image_u8, side)
+    # Linear resizing of a 0/1 float mask, then 0.5, keeps the published silhouette.
+    inside = (cv2.resize(mask.astype(np.float32), side) > 0.5).astype(np.uint8)
+    across = cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, 1, 0, ksize=3))
+    down = cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, 0, 1, ksize=3))
+    strength = cv2.addWeighted(across, 0.5, down, 0.5, 0).max(axis=-1)
+    inner = cv2.erode(inside, np.ones((5, 5), np.uint8), iterations=2) > 0
+    edges = np.where(inner & (strength >= threshold), strength, 0).astype(np.uint8)[..., None]
+    map_u8 = np.repeat(edges, 3, axis=-1) if mode == "gray255" else (edges / 255.0 * image).astype(np.uint8)
+    return resize(map_u8, (image_u8.shape[0], image_u8.shape[1]), how="linear")
 
 
-def _placed_detail(cutout: Cutout, box: Box01, layers: Layers, options: PairOptions) -> np.ndarray:
+def _placed_detail(geometry: Geometry, layers: Layers) -> np.ndarray:
     """The detail map (h, w, 3) uint8 where the object stands, in the proportions it has there."""
+    options, cutout = geometry.options, geometry.cutout
     if options.hf_mode == "cutout":
         return layers.placed.rgb_u8
     if options.hf_mode == "zero":
         return np.zeros_like(layers.background_u8)
-    small = resize(cutout.rgb_u8, (SIDE, SIDE)), resize(cutout.mask, (SIDE, SIDE))
+    side = (HIGH_FREQUENCY_SIDE, HIGH_FREQUENCY_SIDE)
+    small = resize(cutout.rgb_u8, side), resize(cutout.mask, side)
     map_u8 = high_frequency(*small, options.hf_mode, options.hf_threshold)
-    h, w = layers.edit.shape
-    fitted = fit_box(box, (cutout.mask.shape[0], cutout.mask.shape[1]), options.max_stretch)
-    return np.clip(np.rint(warp_into(map_u8.astype(np.float32), fitted, (h, w))), 0, 255).astype(np.uint8)
+    warped = warp_into(map_u8.astype(np.float32), geometry.fitted_box(geometry.crop), geometry.crop.size)
+    return np.clip(np.rint(warped), 0, 255).astype(np.uint8)
 
 
-def _stretched_view(
+def _stretched_detail(
     view_u8: np.ndarray, view_mask: np.ndarray, region: np.ndarray, options: PairOptions
 ) -> np.ndarray:
     """Published: the map of the whole reference view, margin included, stretched to the region."""
@@ -147,40 +182,10 @@ def _collage(options: PairOptions, layers: Layers, detail_u8: np.ndarray) -> np.
     return collage(layers.clean_u8, detail_u8, layers.coverage_01, hide)
 
 
-def _resized(images: _Images, crop: Crop, options: PairOptions) -> _Images:
-    """Published: arrays in the background's pixels are padded and resized last, the depth in 8 bits."""
-    depth_u8 = crop.fit((images.depth_01 * 255).astype(np.uint8), how="linear")
-    edit = images.mask.astype(np.uint8)
+def _legacy_mask(edit: np.ndarray, crop: Crop, options: PairOptions) -> np.ndarray:
+    """The published mask channel, padded and resized from edit (h, w) bool."""
     if options.mask_resize == "nearest":
-        mask = crop.fit(images.mask, how="nearest", fill=options.mask_pad)
-    else:
-        # Published inference pads 8-bit values with -1, that is 255, before it resizes and compares.
-        mask = crop.fit(edit, how="linear", fill=255 if options.mask_pad == 1 else 0) > 0
-    return replace(
-        images,
-        background_u8=crop.fit(images.background_u8, how="linear"),
-        collage_u8=crop.fit(images.collage_u8, how="linear"),
-        paste_u8=crop.fit(images.paste_u8, how="linear"),
-        depth_01=depth_u8 / np.float32(255),
-        mask=mask.astype(np.float32),
-        visible=crop.fit(images.visible.astype(np.uint8), how="nearest") > 0,
-    )
-
-
-def _tensors(inputs: Inputs, crop: Crop, images: _Images, view_u8: np.ndarray) -> Pair:
-    """Arrays at the model's size -> tensors."""
-    edit = torch.from_numpy(images.mask == 1)[None]  # (1, h, w)
-    background = target = to_pm1(images.background_u8)
-    if inputs.target_u8 is not None:
-        target = torch.where(edit, to_pm1(crop.take(inputs.target_u8)), background)
-    return Pair(
-        reference_01=to_01(view_u8),
-        target_pm1=target,
-        detail_pm1=torch.cat([to_pm1(images.collage_u8), torch.from_numpy(images.mask)[None]]),
-        depth_01=torch.from_numpy(images.depth_01).repeat(3, 1, 1),
-        background_pm1=background,
-        paste_pm1=to_pm1(images.paste_u8),
-        edit_mask=edit,
-        visible_mask=torch.from_numpy(images.visible)[None],
-        crop=crop,
-    )
+        return crop.fit(edit.astype(np.float32), how="nearest", fill=options.mask_pad)
+    # Published inference pads 8-bit values with -1, that is 255, before it resizes and compares.
+    fill = 255 if options.mask_pad == 1 else 0
+    return crop.fit(edit.astype(np.uint8), how="linear", fill=fill) > 0

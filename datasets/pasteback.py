@@ -5,15 +5,14 @@ Outside the final edit mask, and wherever something nearer stands, every byte st
 """
 
 from dataclasses import dataclass
+from math import sqrt
 
 import cv2
 import numpy as np
 
-from datasets.augment import AugmentationParams
 from datasets.geometry import Crop
-from datasets.inputs import Inputs, PairOptions
-from datasets.layers import Layers, build_layers
-from datasets.masks import feather_inside, mask_side
+from datasets.layers import Geometry, Layers
+from datasets.masks import feather_inside
 from ldm.images import resize
 
 LEGACY_MARGIN = 5  # pixels of the crop's rectangle that the published paste leaves out
@@ -35,62 +34,37 @@ class Stitched:
 
 
 def stitch(
-    inputs: Inputs,
-    options: PairOptions,
-    crop: Crop,
+    geometry: Geometry,
     generated_u8: np.ndarray,
     *,
-    choices: AugmentationParams | None = None,
     detail: float = 0.0,
     detail_scale: float = DETAIL_SCALE,
     feather: float = FEATHER,
     paste: str = "mask-feather",
-    layers: Layers | None = None,
 ) -> Stitched:
     """Finish one image: back to the background's pixels, detail transfer, masked blend.
 
-    generated_u8: (h', w', 3) the model's image of the crop (pair.crop)
+    geometry:     of the pair that was painted (pair.geometry)
+    generated_u8: (h', w', 3) the model's image of the crop
     detail:       0 to 1, how much of the result is the cut-out itself, in the light of the model's image
     detail_scale: what counts as fine, as a fraction of the object's size
     feather:      width of the blend inside the edit mask, as a fraction of the crop's side
     paste:        "mask-feather", or "legacy-rect" for the published rectangle
-    layers:       `native_layers` of the same inputs, when several images are finished
     """
-    layers = native_layers(inputs, options, crop, choices) if layers is None else layers
+    layers, crop, inputs = geometry.native_layers, geometry.crop, geometry.inputs
     if paste == "legacy-rect":
         result, edit = paste_rectangle(inputs.background_u8, generated_u8, crop)
-        return Stitched(result, edit, _full(layers.visible, crop), _full(layers.keep, crop))
-    if paste != "mask-feather":
+    elif paste == "mask-feather":
+        image = crop.undo(generated_u8)
+        if detail > 0:
+            image = with_detail(image, layers, detail, detail_scale, around=inputs.mode == "place")
+        width = feather * max(crop.padded_size)
+        result, edit = paste_back(
+            inputs.background_u8, image, crop, layers.edit, keep=layers.keep, feather=width
+        )
+    else:
         raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
-    image = crop.undo(generated_u8)
-    if detail > 0:
-        image = with_detail(image, layers, detail, detail_scale, around=inputs.mode == "place")
-    width = feather * max(crop.padded_size)
-    background = inputs.background_u8
-    result, edit = paste_back(background, image, crop, layers.edit, keep=layers.keep, feather=width)
     return Stitched(result, edit, _full(layers.visible, crop), _full(layers.keep, crop))
-
-
-def native_layers(
-    inputs: Inputs, options: PairOptions, crop: Crop, choices: AugmentationParams | None = None
-) -> Layers:
-    """The layers of the cut in pixels of the background."""
-    return build_layers(
-        inputs, options, AugmentationParams.fixed(options) if choices is None else choices, crop.native
-    )
-
-
-def native_paste(
-    inputs: Inputs, options: PairOptions, crop: Crop, choices: AugmentationParams | None = None
-) -> np.ndarray:
-    """(H, W, 3): the depth-tested cut-out on the background, with antialiased edges.
-
-    What it replaces is smoothed away in the other modes than place.
-    """
-    result = inputs.background_u8.copy()
-    x0, y0, x1, y1 = crop.box_xyxy
-    result[y0:y1, x0:x1] = native_layers(inputs, options, crop, choices).paste_u8
-    return result
 
 
 def paste_back(
@@ -146,13 +120,14 @@ def with_detail(
     image_u8: (h, w, 3) the model's image at native resolution
     around:     the background is known under the whole edit region (mode place)
     """
-    sigma = max(1.0, scale * mask_side(layers.visible))
+    side = sqrt(np.count_nonzero(layers.visible))  # of a square as large as the object
+    sigma = max(1.0, scale * side)
     object_part = transfer_detail(image_u8, layers.placed.rgb_u8, layers.coverage_01, amount, sigma)
     if not around:
         return object_part
     rest = np.where(layers.edit, 1 - layers.coverage_01, 0).astype(np.float32)
     rest_part = transfer_detail(image_u8, layers.background_u8, rest, amount, sigma)
-    # Both parts are shares of one pixel where the edge of the object runs through it.
+    # Both parts are fractions of one pixel where the edge of the object runs through it.
     mixed = object_part.astype(np.int16) + rest_part - image_u8
     return np.clip(mixed, 0, 255).astype(np.uint8)
 
@@ -176,8 +151,8 @@ def transfer_detail(
     part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     weight = coverage[part].astype(np.float32)
     generated, paste = generated_u8[part].astype(np.float32), paste_u8[part].astype(np.float32)
-    wanted, own = (low_frequencies(image, weight, sigma) + DARK for image in (generated, paste))
-    light = np.clip(wanted / own, 1 / MAX_LIGHT, MAX_LIGHT)
+    there, here = (low_frequencies(image, weight, sigma) + DARK for image in (generated, paste))
+    light = np.clip(there / here, 1 / MAX_LIGHT, MAX_LIGHT)
     result = generated_u8.copy()
     mixed = generated + amount * weight[..., None] * (paste * light - generated)
     result[part] = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)

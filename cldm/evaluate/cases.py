@@ -59,7 +59,7 @@ def make_case(
     }
     inputs = replace(shown if given_depth else inference_inputs(shown, estimated), target_u8=None)
     pair = build_pair(inputs, card.pair)
-    cutout = stitch(inputs, card.pair, pair.crop, from_pm1(pair.paste_pm1)).visible_mask
+    cutout = stitch(pair.geometry, from_pm1(pair.paste_pm1)).visible_mask
     both = source.silhouette(index) & cutout
     if both.sum() < MIN_PIXELS or shown.target_u8 is None:
         return None

@@ -111,9 +111,7 @@ class Measurer:
     def finish(self, case: Case, painted_u8: np.ndarray, detail: float, row: Row) -> np.ndarray:
         """The painted crop in the background; drift is counted."""
         scale = self.card.sampling.detail_scale
-        stitched = stitch(
-            case.inputs, self.card.pair, case.pair.crop, painted_u8, detail=detail, detail_scale=scale
-        )
+        stitched = stitch(case.pair.geometry, painted_u8, detail=detail, detail_scale=scale)
         changed = (stitched.result_u8 != case.inputs.background_u8).any(axis=2) & ~stitched.edit_mask
         row.changed_outside += int(changed.sum())
         return stitched.result_u8

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
-from datasets.sources.survey import RejectionStats
+from datasets.sources.inspection import RejectionStats
 from ldm.files import write_atomic
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ LVIS, SA-1B, UVO and YouTube-VIS use too; they are decoded by pycocotools.
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from pycocotools import mask as run_lengths
 
@@ -62,7 +61,7 @@ def read_ids(path: Path) -> np.ndarray:
 
 def objects_in(ids: np.ndarray) -> set[int]:
     """The ids of (h, w) without the background 0."""
-    return {int(one) for one in np.unique(ids[::COARSE, ::COARSE])} - {0}
+    return {int(label) for label in np.unique(ids[::COARSE, ::COARSE])} - {0}
 
 
 def id_mask(path: Path, label: int) -> np.ndarray:
@@ -72,12 +71,6 @@ def id_mask(path: Path, label: int) -> np.ndarray:
 
 def mask_of_id(ids: np.ndarray, label: int, where: Path) -> np.ndarray:
     """Bool (h, w) where the ids equal `label`; Rejected when it does not occur."""
-    mask = ids == label
-    if not mask.any():
+    if not (ids == label).any():
         raise Rejected(f"object absent: id {label} in {where}")
-    return mask
-
-
-def shrink(mask: np.ndarray, rounds: int) -> np.ndarray:
-    """Mask (h, w) after `rounds` erosions with a 3 x 3 square."""
-    return cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=rounds) > 0
+    return ids == label

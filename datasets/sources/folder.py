@@ -1,4 +1,6 @@
-"""One's own images: folders `images/`, `masks/`, optional `depth/`, optional list `pairs.txt`.
+"""Folders of images and black and white masks: one's own, and the saliency sets MSRA, DUTS and HFlickr.
+
+One's own images are in `images/`, `masks/`, optional `depth/`, with an optional list `pairs.txt`.
 
     images/cup.jpg  masks/cup.png  depth/cup.png
     images/hat.jpg  masks/hat_1.png  masks/hat_2.png  depth/hat.png
@@ -17,103 +19,112 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.inputs import Inputs
-from datasets.sources.readers import (
-    Rules,
-    Tree,
-    View,
-    check_reference,
-    check_target,
-    file_mask,
-    make_inputs,
-    read_masked,
-    require,
-)
-from datasets.sources.saliency import masked_images
-from ldm.settings.config import check_settings, setting
+from datasets.sources.image_source import Item, SourceConfig
+from datasets.sources.readers import IMAGES, Tree, View, folder, images_in, require
+from ldm.images import read_mask
+from ldm.settings.config import setting
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class MaskedFolder:
+    """A folder of images and one of masks; a mask NAME.png or NAME_1.png belongs to NAME.jpg."""
+
+    images: Path = setting(was=("pictures",), help="images")
+    masks: Path = setting(help="masks, white = object; may be the same folder when the images are no PNG")
+    depth: Path = setting(help="depth maps of the images")
+
+
 @dataclass(frozen=True, kw_only=True)
-class FolderConfig:
-    """Where one's own images are."""
+class SaliencyConfig(SourceConfig):
+    """The parts of the saliency mixture; a part that is not set is left out."""
+
+    msra: MaskedFolder | None = setting(None, help="MSRA10K")
+    duts_train: MaskedFolder | None = setting(None, help="DUTS-TR")
+    duts_test: MaskedFolder | None = setting(None, help="DUTS-TE")
+    hflickr: MaskedFolder | None = setting(None, help="HFlickr of iHarmony4")
+
+    def read(self) -> list[Item]:
+        items = []
+        for part in (self.msra, self.duts_train, self.duts_test, self.hflickr):
+            if part is not None:
+                tree = Tree(part.images, part.depth)
+                tree.check()
+                masked = masked_images(tree, part.masks)
+                items += [(f"{mask.parent.name}/{mask.name}", view) for mask, view in masked]
+        return require(items, "part of the saliency source is set: msra, duts_train, duts_test or hflickr")
+
+    def views(self, item: Item) -> Iterator[View]:
+        yield item[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig(SourceConfig):
+    """Where one's own images are. An item is an object, or a pair of the list."""
 
     root: Path = setting(help="folder that holds images/ and masks/")
     depth: Path | None = setting(
         None, help="depth maps of images/; not set: ROOT/depth, and without that folder a constant depth"
     )
     pairs: Path | None = setting(None, help="list of pairs; not set: ROOT/pairs.txt where it exists")
-    dynamics: int = setting(0, low=0, high=2, help="0: still, 1: video, 2: new view")
-    rules: Rules = setting(Rules(), help="which objects are refused")
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-
-class OwnFolder:
-    """Images and masks with equal names, an object per mask."""
-
-    def __init__(self, config: FolderConfig) -> None:
-        self.rules, self.dynamics = config.rules, config.dynamics
-        images, root = config.root / "images", config.root
-        depth = config.depth or root / "depth"
-        if config.depth is not None and not depth.is_dir():
+    def read(self) -> list[Item]:
+        depth = self.depth or self.root / "depth"
+        has_depth = depth.is_dir()
+        if self.depth is not None and not has_depth:
             raise ValueError(f"depth: there is no folder {depth}")
-        self.tree = Tree(images, depth) if depth.is_dir() else None
-        if self.tree is None:
-            log.warning("%s has no folder depth: a constant depth is shown to the model", root)
-        found = masked_images(images, root / "masks")
-        self.objects = {mask.stem: View(image, partial(file_mask, mask), self.tree) for image, mask in found}
-        require(found, f"masks with images in {root}")
-        self.items = self._pairs(config)
+        if not has_depth:
+            log.warning("%s has no folder depth: a constant depth is shown to the model", self.root)
+        tree = Tree(self.root / "images", depth if has_depth else None)
+        masked = masked_images(tree, self.root / "masks")
+        objects = {mask.stem: view for mask, view in require(masked, f"masks with images in {self.root}")}
+        listing = self.pairs or self.root / "pairs.txt"
+        if self.pairs is None and not listing.is_file():
+            return [(name, view, view) for name, view in objects.items()]
+        return [
+            (
+                target if reference == target else f"{reference} in {target}",
+                objects[reference],
+                objects[target],
+            )
+            for reference, target in _read_pairs(listing, objects)
+        ]
 
-    def _pairs(self, config: FolderConfig) -> list[tuple[str, str]]:
-        """(reference, target) names of masks."""
-        listing = config.pairs or config.root / "pairs.txt"
-        if config.pairs is None and not listing.is_file():
-            return [(name, name) for name in self.objects]
-        if not listing.is_file():
-            raise ValueError(f"pairs: there is no file {listing}")
-        pairs = []
-        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
-            names = line.split()
-            unknown = [name for name in names if name not in self.objects]
-            if names and (len(names) != 2 or unknown):
-                wrong = f"there is no mask {unknown[0]}" if unknown else f"{len(names)} names"
-                raise ValueError(f"{listing}, line {number}: {wrong}; a line is REFERENCE TARGET, two masks")
-            if names:
-                pairs.append((names[0], names[1]))
-        return require(pairs, f"pairs in {listing}")
+    def views(self, item: Item) -> Iterator[View]:
+        yield from dict.fromkeys(item[1:])
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def name(self, index: int) -> str:
-        reference, target = self.items[index]
-        return target if reference == target else f"{reference} in {target}"
-
-    def views(self, index: int) -> Iterator[View]:
-        for name in dict.fromkeys(self.items[index]):
-            yield self.objects[name]
-
-    def example(self, index: int, rng: np.random.Generator) -> Inputs:
-        reference, target = (self.objects[name] for name in self.items[index])
-        if self.tree is not None:
-            return make_inputs(reference, target, self.rules)
-        return without_depth(reference, target, self.rules)
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[View, View]:
+        return item[1], item[2]
 
 
-def without_depth(reference: View, target: View, rules: Rules) -> Inputs:
-    """An example whose depth is the same everywhere."""
-    reference_mask, target_mask = reference.mask(), target.mask()
-    check_reference(reference_mask, rules)
-    check_target(target_mask, rules)
-    return Inputs(
-        reference_u8=read_masked(reference, reference_mask),
-        reference_mask=reference_mask,
-        background_u8=read_masked(target, target_mask),
-        background_depth_01=np.zeros(target_mask.shape, np.float32),
-        target_mask=target_mask,
-        mode="inpaint",
-    )
+def _read_pairs(listing: Path, known: dict[str, View]) -> list[list[str]]:
+    """(reference, target) names of masks."""
+    if not listing.is_file():
+        raise ValueError(f"pairs: there is no file {listing}")
+    pairs = []
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+        names = line.split()
+        unknown = [name for name in names if name not in known]
+        if names and (len(names) != 2 or unknown):
+            wrong = f"there is no mask {unknown[0]}" if unknown else f"{len(names)} names"
+            raise ValueError(f"{listing}, line {number}: {wrong}; a line is REFERENCE TARGET, two masks")
+        if names:
+            pairs.append(names)
+    return require(pairs, f"pairs in {listing}")
+
+
+def masked_images(tree: Tree, masks: Path) -> list[tuple[Path, View]]:
+    """(mask, view) for every mask of a folder, sorted; masks without an image are named and left out."""
+    suffixes = tuple(suffix for suffix in IMAGES if suffix != ".png" or masks != tree.images)
+    by_stem = {image.stem: image for image in images_in(folder(tree.images, "images"), suffixes)}
+    views, alone = [], []
+    for mask in images_in(folder(masks, "masks"), (".png",)):
+        image = by_stem.get(mask.stem) or by_stem.get(mask.stem.rpartition("_")[0])
+        if image is None:
+            alone.append(mask)
+        else:
+            views.append((mask, View(image, partial(read_mask, mask), tree)))
+    if alone:
+        log.warning("%d masks in %s have no image, such as %s", len(alone), masks, alone[0].name)
+    return views

@@ -1,4 +1,4 @@
-"""What all sources of real images share: views, the published rejection rules, an example of two views.
+"""Files of sources: views of objects, the published rejection rules, an example of two views.
 
 Legend: h w pixels. A view is an image with the mask of one object; an example takes the object of a
 reference view and paints it anew in a target view, whose depth map is needed. Both may be the same view.
@@ -18,7 +18,7 @@ from datasets.base import Rejected
 from datasets.geometry import bbox_of_mask, expand_box
 from datasets.inputs import Inputs
 from datasets.masks import mask_score
-from ldm.images import read_depth, read_image, read_mask
+from ldm.images import read_depth, read_image
 from ldm.settings.config import check_settings, setting
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -27,30 +27,73 @@ TARGET_MARGIN = 1.1  # the region round the target object over its box, as publi
 
 @dataclass(frozen=True)
 class Rules:
-    """Which objects are refused; the defaults are the published ones."""
+    """Which objects are rejected; the defaults are the published ones."""
 
-    whole: float = setting(0.9, low=0, high=1, help="least share of the reference's largest piece")
-    one_piece: bool = setting(False, help="refuse a reference of several pieces")
-    area: tuple[float, float] = setting((0.01, 0.64), low=0, high=1, help="object's share of its image")
+    whole: float = setting(0.9, low=0, high=1, help="least fraction in the reference's largest piece")
+    one_piece: bool = setting(False, help="reject a reference of several pieces")
+    area: tuple[float, float] = setting((0.01, 0.64), low=0, high=1, help="object's fraction of its image")
     min_side: float = setting(0.1, low=0, high=1, help="least side of the reference over the image's")
     max_side: float = setting(0.8, low=0, high=1, help="largest side of the target's region, likewise")
     sides: str = setting(
-        "either", choices=("either", "both"), help="refuse when either side is out of range, or when both are"
+        "either", choices=("either", "both"), help="reject when either side is out of range, or when both are"
     )
 
     def __post_init__(self) -> None:
         check_settings(self)
 
+    def check_reference(self, mask: np.ndarray) -> None:
+        """Reject a reference object (h, w) bool that is torn, cut or of the wrong size."""
+        self._check_area(mask, "reference")
+        whole = mask_score(mask)
+        if whole < self.whole:
+            message = f"the largest is {whole:.0%} of it, at least {self.whole:.0%}"
+            raise Rejected(f"reference in pieces: {message}")
+        if self.one_piece:
+            contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+            if len(contours) != 1:
+                raise Rejected(f"reference in pieces: {len(contours)} pieces, 1 allowed")
+        x0, y0, x1, y1 = bbox_of_mask(mask)
+        h, w = mask.shape
+        if self._out_of_range((y1 - y0) / h < self.min_side, (x1 - x0) / w < self.min_side):
+            raise Rejected(f"reference too small: {x1 - x0} x {y1 - y0} pixels of {w} x {h}")
+
+    def check_target(self, mask: np.ndarray) -> None:
+        """Reject a target object (h, w) bool of the wrong size."""
+        self._check_area(mask, "target")
+        h, w = mask.shape
+        x0, y0, x1, y1 = expand_box(bbox_of_mask(mask), TARGET_MARGIN, (h, w))
+        if self._out_of_range((y1 - y0) / h > self.max_side, (x1 - x0) / w > self.max_side):
+            raise Rejected(f"target too large: {x1 - x0} x {y1 - y0} pixels of {w} x {h}")
+
+    def _check_area(self, mask: np.ndarray, what: str) -> None:
+        low, high = self.area
+        fraction = np.count_nonzero(mask) / mask.size
+        if not low <= fraction <= high:
+            size = "small" if fraction < low else "large"
+            message = f"covers {fraction:.1%} of its image, allowed {low:.0%} to {high:.0%}"
+            raise Rejected(f"{what} too {size}: {message}")
+
+    def _out_of_range(self, *sides: bool) -> bool:
+        return any(sides) if self.sides == "either" else all(sides)
+
 
 @dataclass(frozen=True)
 class Tree:
-    """A folder of images, and the folder of their depth maps: the same names, as PNG."""
+    """A folder of images, and the folder of their depth maps: the same names, as PNG. None: all flat."""
 
     images: Path
-    depth: Path
+    depth: Path | None
 
-    def depth_of(self, image: Path) -> Path:
-        return self.depth / image.relative_to(self.images).with_suffix(".png")
+    def check(self) -> None:
+        """Refuse folders that are not there."""
+        folder(self.images, "images")
+        if self.depth is not None and not self.depth.is_dir():
+            raise ValueError(f"depth: there is no folder {self.depth}; `{self.command}` makes the depth maps")
+
+    @property
+    def command(self) -> str:
+        """What makes the depth maps."""
+        return f"python -m ldm.precompute_depth {self.images} {self.depth}"
 
 
 @dataclass(frozen=True)
@@ -61,86 +104,50 @@ class View:
     mask: Callable[[], np.ndarray]
     tree: Tree | None = None
 
+    def read(self, mask: np.ndarray) -> np.ndarray:
+        """The image (h, w, 3) uint8, checked against its mask (h, w)."""
+        image = read_image(self.image)
+        if image.size != mask.shape:
+            (h, w), (mask_h, mask_w) = image.size, mask.shape
+            raise ValueError(f"{self.image} is {w} x {h} pixels, its mask is {mask_w} x {mask_h}")
+        return image.rgb_u8
 
-def make_inputs(reference: View, target: View, rules: Rules) -> Inputs:
-    """An example without counterfactual. Masks are judged first, so a refusal costs no image."""
+    def read_depth(self, size_hw: tuple[int, int]) -> np.ndarray:
+        """depth_01 (h, w) of a target; a missing file is named with the command that makes it."""
+        if self.tree is None:
+            raise ValueError(f"{self.image} has no depth map, so it cannot be a target")
+        if self.tree.depth is None:
+            return np.zeros(size_hw, np.float32)
+        path = self.tree.depth / self.image.relative_to(self.tree.images).with_suffix(".png")
+        if not path.is_file():
+            raise ValueError(f"depth map {path} does not exist; `{self.tree.command}` makes it")
+        return read_depth(path, size=size_hw)
+
+
+def read_example(reference: View, target: View, rules: Rules) -> Inputs:
+    """An example without counterfactual. Masks are checked first, so a rejection costs no image."""
     reference_mask = reference.mask()
-    check_reference(reference_mask, rules)
+    rules.check_reference(reference_mask)
     same = target is reference
     target_mask = reference_mask if same else target.mask()
-    check_target(target_mask, rules)
-    reference_u8 = read_masked(reference, reference_mask)
-    background_u8 = reference_u8 if same else read_masked(target, target_mask)
+    rules.check_target(target_mask)
+    reference_u8 = reference.read(reference_mask)
+    background_u8 = reference_u8 if same else target.read(target_mask)
     return Inputs(
         reference_u8=reference_u8,
         reference_mask=reference_mask,
         background_u8=background_u8,
-        background_depth_01=read_target_depth(target, background_u8),
+        background_depth_01=target.read_depth((background_u8.shape[0], background_u8.shape[1])),
         target_mask=target_mask,
         mode="inpaint",
     )
 
 
-def check_reference(mask: np.ndarray, rules: Rules) -> None:
-    """Refuse a reference object (h, w) bool that is torn, cut or of the wrong size."""
-    _check_area(mask, rules, "reference")
-    pieces = mask_score(mask)
-    if pieces < rules.whole:
-        raise Rejected(f"reference in pieces: the largest is {pieces:.0%} of it, at least {rules.whole:.0%}")
-    if rules.one_piece:
-        contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        if len(contours) != 1:
-            raise Rejected(f"reference in pieces: {len(contours)} pieces, 1 allowed")
-    x0, y0, x1, y1 = bbox_of_mask(mask)
-    h, w = mask.shape
-    if _refused(((y1 - y0) / h < rules.min_side, (x1 - x0) / w < rules.min_side), rules):
-        raise Rejected(f"reference too small: {x1 - x0} x {y1 - y0} pixels of {w} x {h}")
-
-
-def check_target(mask: np.ndarray, rules: Rules) -> None:
-    """Refuse a target object (h, w) bool of the wrong size."""
-    _check_area(mask, rules, "target")
-    h, w = mask.shape
-    x0, y0, x1, y1 = expand_box(bbox_of_mask(mask), TARGET_MARGIN, (h, w))
-    if _refused(((y1 - y0) / h > rules.max_side, (x1 - x0) / w > rules.max_side), rules):
-        raise Rejected(f"target too large: {x1 - x0} x {y1 - y0} pixels of {w} x {h}")
-
-
-def _check_area(mask: np.ndarray, rules: Rules, what: str) -> None:
-    share = np.count_nonzero(mask) / mask.size
-    if not rules.area[0] <= share <= rules.area[1]:
-        size = "small" if share < rules.area[0] else "large"
-        allowed = f"{rules.area[0]:.0%} to {rules.area[1]:.0%}"
-        raise Rejected(f"{what} too {size}: covers {share:.1%} of its image, allowed {allowed}")
-
-
-def _refused(outside: tuple[bool, bool], rules: Rules) -> bool:
-    return any(outside) if rules.sides == "either" else all(outside)
-
-
-def read_masked(view: View, mask: np.ndarray) -> np.ndarray:
-    """The image (h, w, 3) uint8 of a view, checked against its mask (h, w)."""
-    image = read_image(view.image)
-    if image.size != mask.shape:
-        (h, w), (mask_h, mask_w) = image.size, mask.shape
-        raise ValueError(f"{view.image} is {w} x {h} pixels, its mask is {mask_w} x {mask_h}")
-    return image.rgb_u8
-
-
-def read_target_depth(view: View, image_u8: np.ndarray) -> np.ndarray:
-    """depth_01 (h, w) of a target view; a missing file is named with the command that makes it."""
-    if view.tree is None:
-        raise ValueError(f"{view.image} has no depth map, so it cannot be a target")
-    path = view.tree.depth_of(view.image)
-    if not path.is_file():
-        command = f"python -m ldm.precompute_depth {view.tree.images} {view.tree.depth}"
-        raise ValueError(f"depth map {path} does not exist; `{command}` makes it")
-    return read_depth(path, size=(image_u8.shape[0], image_u8.shape[1]))
-
-
-def file_mask(path: Path) -> np.ndarray:
-    """A black and white mask file as bool (h, w)."""
-    return read_mask(path)
+def present(mask: np.ndarray, message: str) -> np.ndarray:
+    """The mask (h, w) bool; Rejected with the message where it is empty."""
+    if not mask.any():
+        raise Rejected(message)
+    return mask
 
 
 def alpha_mask(path: Path) -> np.ndarray:
@@ -148,17 +155,9 @@ def alpha_mask(path: Path) -> np.ndarray:
     alpha_u8 = read_image(path).alpha_u8
     if alpha_u8 is None:
         raise ValueError(f"{path} has no transparency, so it is not a cut-out")
-    mask = alpha_u8 > 127
-    if not mask.any():
+    if not (alpha_u8 > 127).any():
         raise ValueError(f"cut-out {path} is empty: no pixel is opaque")
-    return mask
-
-
-def two_frames(count: int, interval: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Reference and target of `count` frames, at least count // interval apart (published sampling)."""
-    apart = count // interval
-    start = int(rng.integers(0, count - apart))
-    return start, min(start + int(rng.integers(apart, count - start)), count - 1)
+    return alpha_u8 > 127
 
 
 def folder(path: Path, key: str) -> Path:
@@ -168,31 +167,15 @@ def folder(path: Path, key: str) -> Path:
     return path
 
 
-def depth_tree(images: Path, depth: Path) -> Tree:
-    """The tree of a source, refused when its depth maps were never made."""
-    folder(images, "images")
-    if not depth.is_dir():
-        command = f"python -m ldm.precompute_depth {images} {depth}"
-        raise ValueError(f"depth: there is no folder {depth}; `{command}` makes the depth maps")
-    return Tree(images, depth)
-
-
 def subfolders(path: Path) -> list[Path]:
     """The folders in a folder, sorted."""
-    return sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def images_in(path: Path, suffixes: tuple[str, ...] = IMAGES) -> list[Path]:
     """The image files in a folder, sorted."""
-    found = (one for one in path.iterdir() if one.suffix.lower() in suffixes)
-    return sorted(one for one in found if not one.name.startswith("."))
-
-
-def picked(views: list[View], rng: np.random.Generator) -> View:
-    """One of several objects of an image; Rejected when there is none."""
-    if not views:
-        raise Rejected("no object: no annotation of this image is large enough")
-    return views[int(rng.integers(len(views)))]
+    files = (entry for entry in path.iterdir() if entry.suffix.lower() in suffixes)
+    return sorted(file for file in files if not file.name.startswith("."))
 
 
 def require(items: list, what: str) -> list:

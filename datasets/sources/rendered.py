@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
 from datasets.base import BOTH
-from datasets.inputs import Inputs, mirror, permute_colours, relight
+from datasets.inputs import Inputs, mirror, permute_colours, relight_room
 from datasets.scenes.batch import SceneFacts
 from datasets.scenes.store import OpenShard, depth_01
+from ldm.settings.config import setting
+
+# Fractions of the examples, chosen so that an unchanged example stays the most frequent one.
+OWN_DEPTH = 0.5  # show the reference's own depth map; the others let it bulge
+OUTLINE = 0.5  # give the true visible outline, for the mask levels
+MIRRORED = 0.5
+OTHER_COLOURS = 0.25  # have their colour channels in another order everywhere
+OTHER_LAMP = 0.4  # have their room in light of another strength and colour
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -37,32 +46,33 @@ def read_images(folder: Path, names: tuple[str, ...] = ("image",)) -> np.ndarray
     return np.concatenate([shard.array(f"{name}_u8") for shard in shards for name in names])
 
 
+@dataclass(frozen=True)
+class RenderedConfig:
+    """Rendered scenes."""
+
+    folder: Path = setting(help="folder of shards (python -m datasets.scenes render)")
+    augment: bool = setting(True, help="mirror and permute the colours of whole examples")
+
+    def open(self, index: Path | None = None) -> RenderedScenes:
+        """The source."""
+        if index is not None:
+            raise ValueError(f"rendered scenes have no index, got {index}")
+        return RenderedScenes(self.folder, augment=self.augment)
+
+
 class RenderedScenes:
     """All scenes of a folder. Images are read when asked for, from files that processes share.
 
-    augment: mirror half of the examples, and vary colours and light of some:
-    other_colours: share of the examples whose colour channels are in another order everywhere.
-    other_lamp: share of the examples whose room is in light of another strength and colour.
-    own_depth: share of the examples that show the reference's own depth map; the others let it bulge.
-    true_depth: the depth hint is that of the true image instead of the one that inference can make.
+    augment: mirror half of the examples, and vary colours and light of some
+    true_depth: the depth hint is that of the true image instead of the one that inference can make
     """
 
     dynamics = BOTH  # other lamp, often another pose
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        augment: bool = True,
-        other_colours: float = 0.25,
-        other_lamp: float = 0.4,
-        own_depth: float = 0.5,
-        true_depth: bool = False,
-    ) -> None:
+    def __init__(self, folder: Path, *, augment: bool = True, true_depth: bool = False) -> None:
         self.shards = [OpenShard(path) for path in shard_files(folder)]
         self.ends = list(accumulate(len(shard.facts) for shard in self.shards))
-        self.augment, self.other_colours, self.other_lamp = augment, other_colours, other_lamp
-        self.own_depth, self.true_depth = own_depth, true_depth
+        self.augment, self.true_depth = augment, true_depth
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -75,6 +85,7 @@ class RenderedScenes:
         return self.shards[which], index - (self.ends[which - 1] if which else 0)
 
     def facts(self, index: int) -> SceneFacts:
+        """What is known about a scene."""
         shard, row = self.locate(index)
         return shard.facts[row]
 
@@ -107,20 +118,18 @@ class RenderedScenes:
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
         """Inputs with random decisions: outline of the cut-out or the true one, symmetries of the whole."""
-        inputs = self.inputs(index, own_depth=rng.random() < self.own_depth, silhouette=rng.random() < 0.5)
+        inputs = self.inputs(index, own_depth=rng.random() < OWN_DEPTH, silhouette=rng.random() < OUTLINE)
         if not self.augment:
             return inputs
-        if rng.random() < 0.5:
+        if rng.random() < MIRRORED:
             inputs = mirror(inputs)
-        if rng.random() < self.other_colours:
-            first, second, third = rng.permutation(3)
-            inputs = permute_colours(inputs, (int(first), int(second), int(third)))
-        return relight(inputs, draw_lamp(rng)) if rng.random() < self.other_lamp else inputs
+        if rng.random() < OTHER_COLOURS:
+            inputs = permute_colours(inputs, rng.permutation(3).tolist())
+        return relight_room(inputs, _draw_lamp(rng)) if rng.random() < OTHER_LAMP else inputs
 
 
-def draw_lamp(rng: np.random.Generator) -> tuple[float, float, float]:
+def _draw_lamp(rng: np.random.Generator) -> list[float]:
     """Factors on linear red, green and blue: darker more often than lighter, seldom colourful."""
     strength = rng.uniform(math.log(0.55), math.log(1.25))
     colour = rng.uniform(-0.8, 0.3, 3) * rng.random() ** 2
-    red, green, blue = np.exp(strength + colour)
-    return float(red), float(green), float(blue)
+    return np.exp(strength + colour).tolist()

@@ -1,7 +1,6 @@
-"""Videos: YouTube-VOS, YouTube-VIS, VIPSeg, MOSE, UVO.
+"""Videos and turntables: YouTube-VOS, YouTube-VIS, VIPSeg, MOSE, UVO, MVImgNet.
 
 Reference and target are two frames that show the same object. An item is a video (UVO: an object of one).
-Layouts, addresses and licences: docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datasets.base import Rejected
-from datasets.inputs import Inputs
 from datasets.sources.annotations import (
     id_mask,
     mask_of_id,
@@ -24,151 +23,113 @@ from datasets.sources.annotations import (
     section,
     segment_mask,
 )
-from datasets.sources.readers import (
-    Rules,
-    View,
-    depth_tree,
-    folder,
-    images_in,
-    make_inputs,
-    require,
-    subfolders,
-    two_frames,
-)
+from datasets.sources.image_source import ImagesConfig, Item, motion, two_frames
+from datasets.sources.readers import Rules, View, alpha_mask, folder, images_in, present, require, subfolders
 from ldm.files import read_json
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import setting
+
+
+def apart(default: int) -> Any:
+    """The setting that says how far apart reference and target are."""
+    return setting(default, low=1, help="two frames are at least 1/interval of the video apart")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoConfig:
-    """What all videos have in common: frames VIDEO/FRAME.jpg in one folder, depth maps in another."""
+class VideoConfig(ImagesConfig):
+    """What all videos have in common."""
 
-    images: Path = setting(was=("pictures",), help="frames, VIDEO/FRAME.jpg")
-    depth: Path = setting(help="their depth maps, VIDEO/FRAME.png")
-    interval: int = setting(10, low=1, help="two frames are at least 1/interval of the video apart")
-    dynamics: int = setting(1, low=0, high=2, help="0: still, 1: video, 2: new view")
-    rules: Rules = setting(Rules(sides="both"), help="which objects are refused")
+    interval: int = apart(10)
+    dynamics: int = motion(1)
+    rules: Rules = setting(Rules(sides="both"), help="which objects are rejected")
 
-    def __post_init__(self) -> None:
-        check_settings(self)
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[View, View]:
+        first, second = self.two_of(list(self.views(item)), item, rng)
+        return first, second
+
+    def two_of(self, frames: list, item: Item, rng: np.random.Generator) -> list:
+        """Two of the frames, `interval` apart."""
+        if not frames:
+            raise Rejected(f"no frame: {item[0]} is empty")
+        return [frames[index] for index in two_frames(len(frames), self.interval, rng)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class YoutubeConfig(VideoConfig):
-    """YouTube-VOS, and YouTube-VIS in the same layout."""
+    """YouTube-VOS, and YouTube-VIS in its layout: palette images of ids, a list of objects."""
 
     masks: Path = setting(help="id images, VIDEO/FRAME.png")
     meta: Path = setting(help="meta.json: the objects of every video and their frames")
 
+    def read(self) -> list[Item]:
+        folder(self.masks, "masks")
+        items = []
+        for video, record in section(read_json(self.meta), "videos", self.meta).items():
+            listed = {int(label): entry["frames"] for label, entry in record["objects"].items()}
+            objects = {label: frames for label, frames in listed.items() if frames}
+            if objects:
+                items.append((video, objects))
+        return require(sorted(items), f"videos with objects in {self.meta}")
 
-class Youtube:
-    """Videos whose objects and frames are listed in meta.json; masks are palette images of ids."""
-
-    def __init__(self, config: YoutubeConfig) -> None:
-        self.rules, self.dynamics, self.interval = config.rules, config.dynamics, config.interval
-        self.tree = depth_tree(config.images, config.depth)
-        self.masks = folder(config.masks, "masks")
-        videos = section(read_json(config.meta), "videos", config.meta)
-        listed = {
-            video: {int(label): one["frames"] for label, one in record["objects"].items() if one["frames"]}
-            for video, record in videos.items()
-        }
-        self.items = require(
-            sorted((video, objects) for video, objects in listed.items() if objects),
-            f"videos with objects in {config.meta}",
-        )
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def name(self, index: int) -> str:
-        return self.items[index][0]
-
-    def view(self, video: str, frame: str, label: int) -> View:
-        mask = partial(id_mask, self.masks / video / f"{frame}.png", label)
-        return View(self.tree.images / video / f"{frame}.jpg", mask, self.tree)
-
-    def views(self, index: int) -> Iterator[View]:
-        video, objects = self.items[index]
+    def views(self, item: Item) -> Iterator[View]:
+        video, objects = item
         for label, frames in objects.items():
-            yield from (self.view(video, frame, label) for frame in frames)
+            yield from (self._view(video, frame, label) for frame in frames)
 
-    def example(self, index: int, rng: np.random.Generator) -> Inputs:
-        video, objects = self.items[index]
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[View, View]:
+        video, objects = item
         label = sorted(objects)[int(rng.integers(len(objects)))]
-        frames = sorted(objects[label])
-        first, second = two_frames(len(frames), self.interval, rng)
-        views = self.view(video, frames[first], label), self.view(video, frames[second], label)
-        return make_inputs(*views, self.rules)
+        first, second = self.two_of(sorted(objects[label]), item, rng)
+        return self._view(video, first, label), self._view(video, second, label)
+
+    def _view(self, video: str, frame: str, label: int) -> View:
+        mask = partial(id_mask, self.masks / video / f"{frame}.png", label)
+        return View(self.images / video / f"{frame}.jpg", mask, self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VipSegConfig(VideoConfig):
-    """VIPSeg: id images of everything in a frame, R + 256 G + 65536 B."""
+    """VIPSeg: id images of everything in a frame. Any id that two frames share is an object."""
 
-    masks: Path = setting(help="id images, VIDEO/FRAME.png (panomasks or panomasksRGB)")
-    interval: int = setting(100, low=1, help="two frames are at least 1/interval of the video apart")
-    rules: Rules = setting(Rules(one_piece=True), help="which objects are refused")
+    masks: Path = setting(help="id images, VIDEO/FRAME.png")
+    interval: int = apart(100)
+    rules: Rules = setting(Rules(one_piece=True), help="which objects are rejected")
 
+    def read(self) -> list[Item]:
+        videos = subfolders(folder(self.masks, "masks"))
+        return require([(video.name, video) for video in videos], f"videos in {self.masks}")
 
-@dataclass(frozen=True, kw_only=True)
-class MoseConfig(VipSegConfig):
-    """MOSE: palette images of ids; objects vanish and come back."""
+    def views(self, item: Item) -> Iterator[View]:
+        for mask in images_in(item[1], (".png",)):
+            yield View(self._image(mask), partial(_any_id, mask), self.tree)
 
-    masks: Path = setting(help="palette images, VIDEO/FRAME.png")
-    interval: int = setting(10, low=1, help="two frames are at least 1/interval of the video apart")
-    dynamics: int = setting(2, low=0, high=2, help="0: still, 1: video, 2: new view")
-
-
-class IdVideos:
-    """Videos without a list of objects: any id that two frames share, VIPSeg and MOSE."""
-
-    def __init__(self, config: VipSegConfig) -> None:
-        self.rules, self.dynamics, self.interval = config.rules, config.dynamics, config.interval
-        self.tree = depth_tree(config.images, config.depth)
-        self.masks = folder(config.masks, "masks")
-        self.items = require(subfolders(config.masks), f"videos in {config.masks}")
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def name(self, index: int) -> str:
-        return self.items[index].name
-
-    def frames(self, index: int) -> list[Path]:
-        """The id images of a video in order."""
-        return images_in(self.items[index], (".png",))
-
-    def image(self, mask: Path) -> Path:
-        return self.tree.images / mask.parent.name / f"{mask.stem}.jpg"
-
-    def views(self, index: int) -> Iterator[View]:
-        for mask in self.frames(index):
-            yield View(self.image(mask), partial(_any_id, mask), self.tree)
-
-    def example(self, index: int, rng: np.random.Generator) -> Inputs:
-        frames = self.frames(index)
-        if not frames:
-            raise Rejected(f"no frame: {self.items[index]} is empty")
-        paths = [frames[one] for one in two_frames(len(frames), self.interval, rng)]
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[View, View]:
+        paths = self.two_of(images_in(item[1], (".png",)), item, rng)
         ids = [read_ids(path) for path in paths]
         shared = sorted(objects_in(ids[0]) & objects_in(ids[1]))
         if not shared:
             raise Rejected(f"no common object: {paths[0]} and {paths[1].name}")
         label = shared[int(rng.integers(len(shared)))]
         first, second = (
-            View(self.image(path), partial(mask_of_id, one, label, path), self.tree)
-            for path, one in zip(paths, ids, strict=True)
+            View(self._image(path), partial(mask_of_id, frame_ids, label, path), self.tree)
+            for path, frame_ids in zip(paths, ids, strict=True)
         )
-        return make_inputs(first, second, self.rules)
+        return first, second
+
+    def _image(self, mask: Path) -> Path:
+        return self.images / mask.parent.name / f"{mask.stem}.jpg"
 
 
 def _any_id(path: Path) -> np.ndarray:
     """(h, w) bool where there is an object; Rejected in an empty frame."""
-    mask = read_ids(path) > 0
-    if not mask.any():
-        raise Rejected(f"object absent: no id in {path}")
-    return mask
+    return present(read_ids(path) > 0, f"object absent: no id in {path}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoseConfig(VipSegConfig):
+    """MOSE: the same layout with palette images; objects vanish and come back."""
+
+    interval: int = apart(10)
+    dynamics: int = motion(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,59 +141,61 @@ class UvoConfig(VideoConfig):
         None, help="frames by video (python -m datasets.uvo_process); not set: those of video_json"
     )
 
+    def read(self) -> list[Item]:
+        document, path = read_json(self.video_json), self.video_json
+        frames = frames_by_video(document, path)
+        sizes = {str(entry["id"]): (entry["height"], entry["width"]) for entry in document["videos"]}
+        if self.image_json is not None:
+            frames = read_json(self.image_json)
+        objects = defaultdict(list)
+        for entry in section(document, "annotations", path):
+            video = str(entry["video_id"])
+            if video not in frames:
+                raise ValueError(f"{self.image_json or path} lists no frames of video {video}")
+            pairs = zip(frames[video], entry["segmentations"], strict=False)
+            objects[video].append((entry["id"], [pair for pair in pairs if pair[1]]))
+        items = [
+            (f"{video}/{label}", sizes[video], shown)
+            for video in sorted(objects)
+            for label, shown in sorted(objects[video], key=lambda entry: entry[0])
+            if shown
+        ]
+        return require(items, f"annotated objects in {path}")
+
+    def views(self, item: Item) -> Iterator[View]:
+        _, size, shown = item
+        for frame, segmentation in shown:
+            image = self.images / frame
+            yield View(image, partial(segment_mask, segmentation, size, str(image)), self.tree)
+
 
 @dataclass(frozen=True, kw_only=True)
 class UvoValConfig(UvoConfig):
     """The validation part, whose videos are annotated densely."""
 
-    interval: int = setting(5, low=1, help="two frames are at least 1/interval of the video apart")
-
-
-class Uvo:
-    """Objects of UVO, each with the frames in which it is annotated."""
-
-    def __init__(self, config: UvoConfig) -> None:
-        self.rules, self.dynamics, self.interval = config.rules, config.dynamics, config.interval
-        self.tree = depth_tree(config.images, config.depth)
-        document, path = read_json(config.video_json), config.video_json
-        frames = frames_by_video(document, path)
-        self.sizes = {str(one["id"]): (one["height"], one["width"]) for one in document["videos"]}
-        if config.image_json is not None:
-            frames = read_json(config.image_json)
-        objects = defaultdict(list)
-        for one in section(document, "annotations", path):
-            video = str(one["video_id"])
-            if video not in frames:
-                raise ValueError(f"{config.image_json or path} lists no frames of video {video}")
-            objects[video].append((one["id"], list(zip(frames[video], one["segmentations"], strict=False))))
-        self.items = [
-            (video, label, shown)
-            for video in sorted(objects)
-            for label, pairs in sorted(objects[video], key=lambda item: item[0])
-            if (shown := [pair for pair in pairs if pair[1]])
-        ]
-        require(self.items, f"annotated objects in {path}")
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def name(self, index: int) -> str:
-        video, label, _ = self.items[index]
-        return f"{video}/{label}"
-
-    def views(self, index: int) -> Iterator[View]:
-        video, _, shown = self.items[index]
-        for frame, segmentation in shown:
-            image = self.tree.images / frame
-            mask = partial(segment_mask, segmentation, self.sizes[video], str(image))
-            yield View(image, mask, self.tree)
-
-    def example(self, index: int, rng: np.random.Generator) -> Inputs:
-        views = list(self.views(index))
-        first, second = two_frames(len(views), self.interval, rng)
-        return make_inputs(views[first], views[second], self.rules)
+    interval: int = apart(5)
 
 
 def frames_by_video(document: object, path: Path) -> dict[str, list[str]]:
-    """The frames of every video of an annotation file."""
-    return {str(one["id"]): one["file_names"] for one in section(document, "videos", path)}
+    """The frames of every video of an annotation file of UVO."""
+    return {str(entry["id"]): entry["file_names"] for entry in section(document, "videos", path)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MvImgNetConfig(VideoConfig):
+    """MVImgNet: views NNN.jpg round an object, with cut-outs NNN_*.png beside them."""
+
+    listing: Path = setting(help="list of folders MVDir/CLASS/OBJECT/images")
+    interval: int = apart(8)
+    dynamics: int = motion(2)
+
+    def read(self) -> list[Item]:
+        if not self.listing.is_file():
+            raise ValueError(f"listing: there is no file {self.listing}")
+        lines = self.listing.read_text(encoding="utf-8").split()
+        return require(sorted((line.removeprefix("MVDir/"),) for line in lines), str(self.listing))
+
+    def views(self, item: Item) -> Iterator[View]:
+        for cutout in images_in(folder(self.images / item[0], "listing"), (".png",)):
+            image = cutout.with_name(f"{cutout.stem.partition('_')[0]}.jpg")
+            yield View(image, partial(alpha_mask, cutout), self.tree)

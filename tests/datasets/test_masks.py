@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.highfreq import HF_MODES, high_frequency
+from datasets.inputs import HF_MODES
 from datasets.masks import (
     LEVELS,
     box_mask,
@@ -15,6 +15,7 @@ from datasets.masks import (
     mask_score,
     perturb_mask,
 )
+from datasets.pairs import high_frequency
 from tests.datasets.preprocess_golden import SEEDS, Golden, PublishedStream, load_golden
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.inputs import relight
+from datasets.inputs import relight_room
 from datasets.pairs import (
     AugmentationParams,
     Inputs,
@@ -185,13 +185,13 @@ def test_symmetries_act_on_the_whole_sample():
 
 def test_another_lamp_lights_the_room_and_not_the_reference():
     inputs = replace(sample(), target_u8=np.full_like(sample().background_u8, 100))
-    lit = relight(inputs, (0.5, 1.0, 4.0))
+    lit = relight_room(inputs, (0.5, 1.0, 4.0))
     linear = (np.array(lit.target_u8[0, 0]) / 255.0) ** 2.2 / (100 / 255) ** 2.2
     assert linear == pytest.approx([0.5, 1.0, 4.0], rel=0.03)
     assert np.array_equal(lit.background_u8[..., 1], inputs.background_u8[..., 1])
     assert int(lit.background_u8.max()) <= 255
     assert lit.reference_u8 is inputs.reference_u8
-    assert relight(sample(), (0.5, 1.0, 1.0)).target_u8 is None
+    assert relight_room(sample(), (0.5, 1.0, 1.0)).target_u8 is None
 
 
 def test_padding_is_marked_and_black():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from datasets.geometry import Crop, square_box, square_padding
 from datasets.masks import box_mask
 from datasets.pairs import Inputs, PairOptions, build_pair
-from datasets.pasteback import native_paste, paste_back, paste_rectangle, stitch, transfer_detail
+from datasets.pasteback import paste_back, paste_rectangle, stitch, transfer_detail
 from ldm.images import from_pm1
 from tests.datasets.preprocess_golden import load_golden
 
@@ -79,7 +79,7 @@ def test_a_random_mask_never_drifts(data):
 def test_stitching_keeps_the_background_and_what_is_nearer(box01, detail):
     inputs = scene(box01)
     pair = build_pair(inputs, OPTIONS)
-    done = stitch(inputs, OPTIONS, pair.crop, noise((64, 64), 2), detail=detail)
+    done = stitch(pair.geometry, noise((64, 64), 2), detail=detail)
     assert np.array_equal(done.result_u8[~done.edit_mask], inputs.background_u8[~done.edit_mask])
     nearer = inputs.background_depth_01 > 0.8
     assert np.array_equal(done.result_u8[nearer], inputs.background_u8[nearer])
@@ -92,10 +92,9 @@ def test_stitching_keeps_the_background_and_what_is_nearer(box01, detail):
 def test_the_background_itself_comes_back_as_it_was():
     inputs = scene((0.4, 0.3, 0.8, 0.9))
     options = PairOptions(size=(512, 512))
-    pair = build_pair(inputs, options)
     smooth = cv2.GaussianBlur(inputs.background_u8, (0, 0), 6)
-    inputs = Inputs(**{**vars(inputs), "background_u8": smooth})
-    done = stitch(inputs, options, pair.crop, from_pm1(build_pair(inputs, options).background_pm1))
+    pair = build_pair(Inputs(**{**vars(inputs), "background_u8": smooth}), options)
+    done = stitch(pair.geometry, from_pm1(pair.background_pm1))
     assert np.abs(done.result_u8.astype(int) - smooth).max() <= 2
 
 
@@ -138,11 +137,12 @@ def test_detail_out_of_range_is_refused():
 def test_the_native_paste_is_hidden_by_what_is_nearer_and_has_soft_edges():
     inputs = scene((0.2, 0.2, 0.6, 0.9))
     pair = build_pair(inputs, OPTIONS)
-    result = native_paste(inputs, OPTIONS, pair.crop)
-    nearer = inputs.background_depth_01 > 0.8
+    x0, y0, x1, y1 = pair.crop.box_xyxy
+    result, nearer = inputs.background_u8.copy(), inputs.background_depth_01 > 0.8
+    result[y0:y1, x0:x1] = pair.geometry.native_layers.paste_u8
     assert np.array_equal(result[nearer], inputs.background_u8[nearer])
     changed = (result != inputs.background_u8).any(-1)
-    done = stitch(inputs, OPTIONS, pair.crop, noise((64, 64), 2))
+    done = stitch(pair.geometry, noise((64, 64), 2))
     assert changed[done.visible_mask].mean() > 0.95
     assert changed.sum() >= done.visible_mask.sum()
 
@@ -155,13 +155,13 @@ def test_detail_around_the_object_is_the_backgrounds_own():
     assert around.sum() > 50
     errors = []
     for detail in (0.0, 1.0):
-        done = stitch(inputs, OPTIONS, pair.crop, model_u8, detail=detail, feather=0.0)
+        done = stitch(pair.geometry, model_u8, detail=detail, feather=0.0)
         ring = done.edit_mask & ~done.visible_mask & ~done.keep_mask
         errors.append(np.abs(done.result_u8[ring].astype(float) - inputs.background_u8[ring]).mean())
     assert errors[1] < 0.5 * errors[0]
     replaced = Inputs(**{**vars(inputs), "mode": "replace"})
     pair = build_pair(replaced, OPTIONS)
-    results = [stitch(replaced, OPTIONS, pair.crop, model_u8, detail=detail) for detail in (0.0, 1.0)]
+    results = [stitch(pair.geometry, model_u8, detail=detail) for detail in (0.0, 1.0)]
     ring = results[0].edit_mask & ~results[0].visible_mask
     ring = cv2.erode(ring.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     assert np.array_equal(results[0].result_u8[ring], results[1].result_u8[ring])

@@ -170,7 +170,7 @@ def test_dreambooth_second_layout(tmp_path):
     overrides = [f"dreambooth.{key}={tmp_path / name}" for key, name in paths.items()]
     source = open_source(load_config(DatasetsConfig, None, overrides), "dreambooth")
     assert [source.name(k) for k in range(len(source))] == ["a", "b"]
-    assert (source.pair(0, "room_1").target_mask == hole).mean() > 0.99
+    assert (list(source.views(0))[-1].mask() == hole).mean() > 0.99
 
 
 def test_annotations_of_another_form_are_named(own, tmp_path):

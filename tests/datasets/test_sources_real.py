@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +164,7 @@ def test_vipseg_reads_panoptic_images_as_videos(config):
 
 
 def test_a_image_without_depth_map_is_named_with_the_command(config, test_data):
-    lvis = open_source(config, "lvis")
-    lvis.tree = type(lvis.tree)(lvis.tree.images, test_data / "data/coco/annotations")
+    elsewhere = replace(config.lvis, depth=test_data / "data/coco/annotations")
+    lvis = open_source(replace(config, lvis=elsewhere), "lvis")
     with pytest.raises(ValueError, match=r"does not exist; `python -m ldm.precompute_depth \S+val2017 "):
         outcomes(lvis, 30)

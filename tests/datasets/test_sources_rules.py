@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from datasets.base import Rejected
 from datasets.sources.annotations import read_ids, segment_mask
-from datasets.sources.readers import Rules, check_reference, check_target, two_frames
+from datasets.sources.image_source import two_frames
+from datasets.sources.readers import Rules
 from ldm.images import write_png
 from tests.datasets import trees
 
@@ -54,18 +53,18 @@ def block(h, w, size=(100, 100)):
 )
 def test_references_are_judged_by_the_published_rules(mask, rules, reason):
     if not reason:
-        check_reference(mask, rules)
+        rules.check_reference(mask)
         return
     with pytest.raises(Rejected, match=reason):
-        check_reference(mask, rules)
+        rules.check_reference(mask)
 
 
 def test_targets_are_judged_with_their_margin():
-    check_target(block(72, 40), Rules())
+    Rules().check_target(block(72, 40))
     with pytest.raises(Rejected, match="target too large: 44 x 82 pixels"):
-        check_target(block(74, 40), Rules())
-    check_target(block(74, 40), Rules(sides="both"))
-    check_target(block(96, 40), replace(Rules(), max_side=1.0))
+        Rules().check_target(block(74, 40))
+    Rules(sides="both").check_target(block(74, 40))
+    Rules(max_side=1.0).check_target(block(96, 40))
 
 
 def test_segmentations_agree(tmp_path):

@@ -1,4 +1,4 @@
-"""The look at a source: contact sheet, table of refusals, check of all files, index of sound items."""
+"""The look at a source: contact sheet, table of rejections, check of all files, index of sound items."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 import run_dataset_debug
 from datasets.pairs import PairOptions
-from datasets.sources import survey
+from datasets.sources import inspection
+from datasets.sources.inspection import RejectionStats, accepted_samples
 from datasets.sources.registry import DatasetsConfig, open_source
-from datasets.sources.survey import RejectionStats, draws
 from datasets.uvo_process import build_app as uvo_app
 from ldm.images import read_depth, read_image, write_depth, write_mask
 from ldm.settings.cli import run_app
@@ -57,15 +57,15 @@ def test_table_counts_every_refusal_by_reason(home, caplog):
     (saliency / "DUTS-TR/DUTS-TR-Image/f1.jpg").write_bytes(b"no image")
     (saliency / "DUTS-TE/DUTS-TE-Depth/f2.png").unlink()
     source = open_source(load_config(DatasetsConfig, ROOT / "configs/datasets.yaml"), "saliency")
-    tally = RejectionStats("saliency")
-    found = list(draws(source, tally, SMALL, 12, seed=0))
-    assert {draw.name for draw in found} == {"masks/f3_1.png"}
-    assert tally.accepted == len(found) > 0
-    assert set(tally.refused) == {"reference too small", "file"}
+    stats = RejectionStats("saliency")
+    found = list(accepted_samples(source, stats, SMALL, 12, seed=0))
+    assert {sample.name for sample in found} == {"masks/f3_1.png"}
+    assert stats.accepted == len(found) > 0
+    assert set(stats.refused) == {"reference too small", "file"}
     assert caplog.text.count("f1.jpg is not an image") == 1, "named once, however often it is drawn"
     assert caplog.text.count("DUTS-TE-Depth/f2.png does not exist") == 1
-    total = tally.accepted + sum(tally.refused.values())
-    assert f"saliency: {total} drawn" in tally.table()
+    total = stats.accepted + sum(stats.refused.values())
+    assert f"saliency: {total} drawn" in stats.table()
 
 
 def test_a_source_that_yields_nothing_stops_with_the_table(home, capsys):
@@ -105,7 +105,7 @@ def test_validation_counts_what_the_rules_refuse(home):
 def test_an_interrupted_validation_goes_on(home, capsys, monkeypatch):
     assert run("--source", "mose", "--validate", "--out", "whole.json") == 0
     checked = []
-    real = survey.item_problems
+    real = inspection.item_problems
 
     def two_items(source, index, objects):
         if len(checked) == 2:
@@ -113,14 +113,14 @@ def test_an_interrupted_validation_goes_on(home, capsys, monkeypatch):
         checked.append(index)
         return real(source, index, objects)
 
-    monkeypatch.setattr(survey, "item_problems", two_items)
+    monkeypatch.setattr(inspection, "item_problems", two_items)
     assert run("--source", "mose", "--validate", "--out", "report.json") != 0
     assert not (home / "report.json").exists()
     journal = home / "report_unfinished.jsonl"
     journal.write_text(journal.read_text()[:-5])  # as a kill in the middle of a line leaves it
     assert run("--source", "mose", "--validate", "--out", "report.json", "mose.interval=3") == 2
-    assert "other settings" in capsys.readouterr().err
-    monkeypatch.setattr(survey, "item_problems", lambda *one: checked.append(one[1]) or real(*one))
+    assert "was begun with interval 10, now 3" in capsys.readouterr().err
+    monkeypatch.setattr(inspection, "item_problems", lambda *one: checked.append(one[1]) or real(*one))
     assert run("--source", "mose", "--validate", "--out", "report.json") == 0
     assert checked == [0, 1, 1, 2]
     assert (home / "report.json").read_bytes() == (home / "whole.json").read_bytes()

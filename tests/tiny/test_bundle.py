@@ -9,7 +9,7 @@ import pytest
 
 from cldm.pipeline import paint
 from cldm.pretrained import load_compositor
-from datasets.inputs import relight
+from datasets.inputs import relight_room
 from datasets.pairs import build_pair
 from datasets.pasteback import stitch
 from datasets.scenes.store import StoreSettings, depth_01, render_shards
@@ -57,12 +57,12 @@ def test_compositor_lights_better_than_the_cut_out(
     source = scenes(tmp_path, "object", 96, 64)
     gains = []
     for index in range(len(source)):
-        shown = relight(source.inputs(index), lamp)
+        shown = relight_room(source.inputs(index), lamp)
         inputs = replace(shown, target_u8=None)
         pair = build_pair(inputs, card.pair)
         painted = paint(model, pair, [index], card.sampling, progress=False)[0]
         ours, pasted = (
-            stitch(inputs, card.pair, pair.crop, image, detail=1.0, detail_scale=card.sampling.detail_scale)
+            stitch(pair.geometry, image, detail=1.0, detail_scale=card.sampling.detail_scale)
             for image in (painted, from_pm1(pair.paste_pm1))
         )
         assert np.array_equal(ours.result_u8[~ours.edit_mask], inputs.background_u8[~ours.edit_mask])

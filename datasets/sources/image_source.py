@@ -1,0 +1,127 @@
+"""A source of images in files, declared by one section of the settings.
+
+A section says where the files are, lists the items (`read`), gives the views of an item (`views`) and draws
+reference and target among them (`draw`). `ImageSource` makes a `datasets.base.Source` of any section.
+Layouts, addresses and licences of the public datasets: docs/datasets.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.base import Rejected
+from datasets.inputs import Inputs
+from datasets.sources.annotations import section
+from datasets.sources.readers import Rules, Tree, View, read_example
+from ldm.files import read_json
+from ldm.settings.config import check_settings, setting
+
+Item = tuple[
+    Any, ...
+]  # its name, unique in the source and the same on every machine, then what `views` needs
+
+
+def motion(default: int) -> Any:
+    """The setting that says how much a reference differs from its target."""
+    return setting(default, low=0, high=2, help="0: still, 1: video, 2: new view")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """What the sections of all sources of files have. By default one view is reference and target."""
+
+    dynamics: int = motion(0)
+    rules: Rules = setting(Rules(), help="which objects are rejected")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def open(self, index: Path | None = None) -> ImageSource:
+        """The source; index: JSON file of the items to use (run_dataset_debug.py --validate)."""
+        return ImageSource(self, index)
+
+    def read(self) -> list[Item]:
+        """All items in an order that does not depend on the machine; ValueError when there is none."""
+        raise NotImplementedError
+
+    def views(self, item: Item) -> Iterator[View]:
+        """Every view that an example of the item may read."""
+        raise NotImplementedError
+
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[View, View]:
+        """Reference and target: one of the objects of an image serves as both."""
+        views = list(self.views(item))
+        if not views:
+            raise Rejected("no object: no annotation of this image is large enough")
+        view = views[int(rng.integers(len(views)))]
+        return view, view
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig(SourceConfig):
+    """A folder of images and one of their depth maps."""
+
+    images: Path = setting(was=("pictures",), help="images of the targets")
+    depth: Path = setting(help="their depth maps, the same names as PNG")
+
+    @property
+    def tree(self) -> Tree:
+        return Tree(self.images, self.depth)
+
+    def open(self, index: Path | None = None) -> ImageSource:
+        self.tree.check()
+        return super().open(index)
+
+
+class ImageSource:
+    """The items of a section."""
+
+    def __init__(self, config: SourceConfig, index: Path | None = None) -> None:
+        self.config, self.rules, self.dynamics = config, config.rules, config.dynamics
+        self.items = config.read()
+        if index is not None:
+            self.items = _listed(self.items, index)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def name(self, index: int) -> str:
+        return self.items[index][0]
+
+    def views(self, index: int) -> Iterator[View]:
+        return self.config.views(self.items[index])
+
+    def example(self, index: int, rng: np.random.Generator) -> Inputs:
+        return read_example(*self.config.draw(self.items[index], rng), self.rules)
+
+
+def _listed(items: list[Item], index: Path) -> list[Item]:
+    """The items that an index names, in its order."""
+    known = {item[0]: item for item in items}
+    names = section(read_json(index), "items", index)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        lacking = (
+            f"{len(unknown)} items that the source lacks, such as {unknown[0]}" if unknown else "no items"
+        )
+        raise ValueError(f"index {index} lists {lacking}; make it again with run_dataset_debug.py --validate")
+    return [known[name] for name in names]
+
+
+def first_and_another(views: list[View], rng: np.random.Generator) -> tuple[View, View]:
+    """Reference and target where the first view is the object and the others are places for it."""
+    if len(views) < 2:
+        raise Rejected(f"no person: beside {views[0].image}")
+    return views[0], views[1 + int(rng.integers(len(views) - 1))]
+
+
+def two_frames(count: int, interval: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Reference and target of `count` frames, at least count // interval apart (published sampling)."""
+    apart = count // interval
+    start = int(rng.integers(0, count - apart))
+    return start, min(start + int(rng.integers(apart, count - start)), count - 1)

@@ -1,0 +1,164 @@
+"""Inspection of a source: samples with a count of every rejection, and a check of all of its files.
+
+A rejection is counted under the start of its message, up to the colon.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from datasets.base import MAX_TRIES, UNREADABLE, Rejected, Source, draw_pair, reason
+from datasets.inputs import AugmentationParams, PairOptions
+from datasets.pairs import Pair
+from datasets.sources.image_source import ImageSource
+from datasets.sources.readers import View
+from ldm.images import read_image
+from ldm.journal import Journal
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class RejectionStats:
+    """How many examples of a source were accepted, and why the others were not."""
+
+    source: str
+    accepted: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    named: set[str] = field(default_factory=set)  # messages about files, each shown once
+
+    def reject(self, error: Exception) -> None:
+        """Count a rejection; a message about a file is logged the first time."""
+        self.refused[reason(error)] += 1
+        if reason(error) == UNREADABLE and str(error) not in self.named:
+            self.named.add(str(error))
+            log.warning("%s, skipped: %s", self.source, error)
+
+    def table(self) -> str:
+        """A line per reason, the most frequent first."""
+        total = self.accepted + sum(self.refused.values())
+        rows = [("accepted", self.accepted), *self.refused.most_common()]
+        lines = [f"  {name:28}{count:8}{count / max(total, 1):9.1%}" for name, count in rows]
+        return "\n".join([f"{self.source}: {total} drawn", *lines])
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One accepted example."""
+
+    name: str
+    pair: Pair
+    params: AugmentationParams
+    dynamics: int
+
+
+def accepted_samples(
+    source: Source, stats: RejectionStats, options: PairOptions, count: int, seed: int
+) -> Iterator[Sample]:
+    """`count` examples of a source, in the order of its items; ValueError with the table when none comes."""
+    for k in range(count):
+        drawn = draw_pair(source, options, (seed, k), k % len(source))
+        for _, error in drawn.rejections:
+            stats.reject(error)
+        if drawn.pair is not None:
+            stats.accepted += 1
+            name = source.name(drawn.index) if hasattr(source, "name") else f"item {drawn.index}"
+            yield Sample(name, drawn.pair, drawn.params, source.dynamics)
+        elif not stats.accepted:
+            raise ValueError(f"nothing was accepted in {MAX_TRIES} draws in a row; {stats.table()}")
+
+
+@dataclass
+class Report:
+    """What the check of a source found."""
+
+    objects: RejectionStats  # by the rules of the source
+    sound: list[str] = field(default_factory=list)  # items without any problem
+    problems: dict[str, list[str]] = field(default_factory=dict)  # by item
+
+
+def validate(source: ImageSource, name: str, journal: Path, settings: dict[str, Any]) -> Report:
+    """Read every file of every item once: images, masks, ids, sizes, depth maps.
+
+    journal: file with a line per finished item, so that an interrupted check continues; the caller removes it
+    when the report is written. settings: what must not change in between (ValueError if it did).
+    """
+    report = Report(RejectionStats(f"{name}, objects as references and targets"))
+    finished = Journal(journal, settings, keep=True)
+    for index in tqdm(range(len(source)), desc=name, disable=None):
+        item = source.name(index)
+        if item not in finished.done:
+            objects = RejectionStats(report.objects.source, named=report.objects.named)
+            problems = item_problems(source, index, objects)
+            counts = {"accepted": objects.accepted, "refused": objects.refused}
+            finished.add(item, {"problems": problems, **counts})
+            if problems:
+                log.warning("%s: %s", item, problems[0])
+        record = finished.done[item]
+        report.objects.accepted += record["accepted"]
+        report.objects.refused.update(record["refused"])
+        if record["problems"]:
+            report.problems[item] = record["problems"]
+        else:
+            report.sound.append(item)
+    return report
+
+
+def item_problems(source: ImageSource, index: int, objects: RejectionStats) -> list[str]:
+    """Everything wrong with the files of an item, each message once."""
+    problems: dict[str, None] = {}  # in order
+    sizes: dict[Path, tuple[int, int] | None] = {}
+    try:
+        views = list(source.views(index))
+    except (Rejected, ValueError) as error:
+        return [str(error)]
+    for view in views:
+        if view.image not in sizes:
+            sizes[view.image] = _image_size(view, problems)
+        size, mask = sizes[view.image], _mask_of(view, problems, objects)
+        if size is not None and mask is not None and mask.shape != size:
+            shown = f"{mask.shape[1]} x {mask.shape[0]}"
+            problems[f"{view.image} is {size[1]} x {size[0]} pixels, its mask is {shown}"] = None
+        elif mask is not None:
+            only_reference = view.tree is None or view.tree.depth is None
+            check = source.rules.check_reference if only_reference else source.rules.check_target
+            try:
+                check(mask)
+                objects.accepted += 1
+            except Rejected as error:
+                objects.reject(error)
+    return list(problems)
+
+
+def _image_size(view: View, problems: dict[str, None]) -> tuple[int, int] | None:
+    """(h, w) of a readable image; its depth map is checked too."""
+    try:
+        size = read_image(view.image).size
+    except ValueError as error:
+        problems[str(error)] = None
+        return None
+    try:
+        if view.tree is not None:
+            view.read_depth(size)
+    except ValueError as error:
+        problems[str(error)] = None
+    return size
+
+
+def _mask_of(view: View, problems: dict[str, None], objects: RejectionStats) -> np.ndarray | None:
+    """The mask (h, w) of a view; an object that is absent from a frame is counted, not a problem."""
+    try:
+        return view.mask()
+    except Rejected as error:
+        objects.reject(error)
+    except ValueError as error:
+        problems[str(error)] = None
+    return None
