@@ -27,7 +27,7 @@ from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import adapter_layout, answer_loss, prepared, tensors_of
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting
-from ldm.training.fit import FitConfig, fit, make_accelerator
+from ldm.training.fit import FitConfig, Task, fit, make_accelerator
 from llava_bifrost.card import CARD, LocatorConfig, read_card, write_card
 from llava_bifrost.check import check_answers, measure_answers
 from llava_bifrost.dataset import LocatorData, Record, read_records
@@ -94,19 +94,16 @@ def train(config: TrainConfig) -> None:
         with accelerator.autocast():
             return measure_answers(Locator(Mllm(model, processor, config.model), card), measured)
 
-    fit(
-        config.fit,
-        config.out,
-        model,
+    task = Task(
         answer_loss,
         LocatorData(records, codec, processor),
-        collate=Collate(chat),
+        Collate(chat),
         held_out=LocatorData(validation, codec, processor) if validation else None,
         measure=answers if measured else None,
         layout=adapter_layout(model, lambda folder: write_card(folder, card)),
-        accelerator=accelerator,
         rates=rate_of(config.fit.lr, config.projector_lr),
     )
+    fit(config.fit, config.out, model, task, accelerator)
     if accelerator.is_main_process:
         finish(config, model, processor, card, held_out or records)
 

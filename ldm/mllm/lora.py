@@ -115,16 +115,6 @@ def adapter_key(parameter: str) -> str:
     return re.sub(r"\.(?:modules_to_save\.)?default(?=\.)", "", parameter)
 
 
-def write_adapter_config(model: nn.Module) -> Callable[[Path], None]:
-    """A function that writes adapter_config.json into the folder of an adapter."""
-
-    def write(folder: Path) -> None:
-        if isinstance(model, PeftModel):
-            model.peft_config["default"].save_pretrained(str(folder))
-
-    return write
-
-
 def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     """An adapter folder on its base model: each tensor is used and each matrix filled, or it is a ValueError.
 

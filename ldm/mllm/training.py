@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from torch import Tensor, nn
 
 from ldm.mllm.chat import Chat, ChatExample
-from ldm.mllm.lora import ADAPTER, adapter_key, write_adapter_config
-from ldm.training.checkpoints import Layout, nothing_beside
+from ldm.mllm.lora import ADAPTER, adapter_key
+from ldm.training.checkpoints import Layout
 
 
 def prepared(base: Any, gradient_checkpointing: bool) -> Any:
@@ -38,12 +39,13 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Tensor], seeds: list[int])
     return model(**inputs, use_cache=False).loss
 
 
-def adapter_layout(model: nn.Module, beside: Callable[[Path], None] = nothing_beside) -> Layout:
+def adapter_layout(model: nn.Module, beside: Callable[[Path], None] | None = None) -> Layout:
     """Checkpoints hold adapter/ as peft writes it. beside: writes what else belongs into that folder."""
-    write_config = write_adapter_config(model)
 
     def write(folder: Path) -> None:
-        write_config(folder / "adapter")
-        beside(folder / "adapter")
+        if isinstance(model, PeftModel):
+            model.peft_config["default"].save_pretrained(str(folder / "adapter"))
+        if beside is not None:
+            beside(folder / "adapter")
 
     return Layout(f"adapter/{ADAPTER}", adapter_key, write)

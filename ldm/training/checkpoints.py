@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ class Progress:
     stopped: bool = False
     seconds: float = 0.0  # spent on this run, interruptions left out
 
-    def judge(self, loss: float, patience: int) -> None:
+    def note_validation(self, loss: float, patience: int) -> None:
         """Note a validation loss; `patience` of them in a row that are not lower stop the run (0 = never)."""
         if loss < self.best:
             self.best, self.best_step, self.since_best = loss, self.step, 0
@@ -57,21 +56,17 @@ class Progress:
             log.info("stopped after step %d: the lowest validation loss stays %.5g", self.step, self.best)
 
 
-def nothing_beside(folder: Path) -> None:
-    """The checkpoint holds no files but the loop's own."""
-
-
 @dataclass(frozen=True)
 class Layout:
     """How the trained weights lie in a checkpoint folder.
 
     file: path inside the folder;  key: parameter name -> key in the file, one to one
-    beside: writes what else belongs to the weights, such as a config, into the folder
+    beside: writes what else belongs to the weights, such as a configuration, into the folder
     """
 
     file: str = "weights.safetensors"
     key: Callable[[str], str] = str
-    beside: Callable[[Path], None] = nothing_beside
+    beside: Callable[[Path], None] | None = None
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -79,15 +74,10 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
-def step_of(folder: Path) -> int:
-    """checkpoint-250 -> 250"""
-    return int(folder.name.removeprefix(PREFIX))
-
-
 def numbered_folders(out: Path) -> list[Path]:
     """What is named like a checkpoint, oldest first; half-written ones are named otherwise."""
     found = (path for path in out.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal())
-    return sorted(found, key=step_of)
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
 def checkpoint_folders(out: Path) -> list[Path]:
@@ -129,11 +119,12 @@ def write_checkpoint(
         files = {layout.file: weights} | ({} if average is None else {AVERAGE: average})
         for name, tensors in files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            named = {layout.key(key): on_cpu(value) for key, value in tensors.items()}
+            named = {layout.key(key): value.detach().cpu().contiguous() for key, value in tensors.items()}
             if len(named) != len(tensors):
                 raise ValueError(f"{folder}: two weights have one key in {name}")
             save_file(named, partial / name, metadata={"format": "pt"})
-        layout.beside(partial)
+        if layout.beside is not None:
+            layout.beside(partial)
         torch.save(dict(state), partial / STATE)
 
 
@@ -159,17 +150,6 @@ def read_checkpoint(
         )
     named = {name: stored[key] for name, key in keys.items()}
     return named, state, None if average is None else {name: average[key] for name, key in keys.items()}
-
-
-def on_cpu(value: Tensor) -> Tensor:
-    return value.detach().cpu().contiguous()
-
-
-def remove_old(out: Path, keep: int, best: str) -> None:
-    """Only the newest `keep` checkpoints and the one called `best` stay."""
-    for old in checkpoint_folders(out)[:-keep]:
-        if old.name != best:
-            shutil.rmtree(old, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,14 @@ class FitConfig:
     betas: tuple[float, float] = setting((0.9, 0.999), help="AdamW betas")
     eps: float = setting(1e-8, low=0.0, help="AdamW epsilon")
     weight_decay: float = setting(0.01, low=0.0, help="AdamW weight decay")
-    schedule: str = setting("constant_with_warmup", choices=SCHEDULES, help="course of the learning rate")
-    warmup: float = setting(0.01, low=0.0, help="warm-up: a share of all steps, or a number of steps from 1")
+    schedule: str = setting("constant_with_warmup", choices=SCHEDULES, help="learning-rate schedule")
+    warmup: float = setting(0.01, low=0.0, help="warm-up: fraction of all steps, or a number of steps from 1")
     clip: float = setting(1.0, low=0.0, help="gradient norm limit; 0 = none")
     precision: str = setting("no", choices=("no", "fp16", "bf16"), help="mixed precision")
     device: str = setting("auto", choices=("auto", "cpu"), help="where to train")
-    ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average; 0 = none")
+    ema: float = setting(
+        0.0, low=0.0, high=0.99999, help="decay of the weights' moving average (EMA); 0 = none"
+    )
     save_every: int = setting(500, low=0, help="steps between checkpoints; 0 = none but those below")
     save_epochs: bool = setting(True, help="a checkpoint at the end of each epoch; there is one at the end")
     keep: int = setting(2, low=1, help="checkpoints that stay: the newest, and the best besides")

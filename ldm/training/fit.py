@@ -1,7 +1,7 @@
 """One training loop on accelerate: deterministic order, accumulation, clipping, half precision, exact resume.
 
     def loss(model, batch, seeds): return model(**batch).loss
-    fit(config, Path("runs/x"), model, loss, dataset, collate=collate, held_out=validation_set)
+    fit(config, Path("runs/x"), model, Task(loss, dataset, collate, held_out=validation_set))
 
 Everything random follows from (seed, epoch, example) or (seed, epoch, batch): a run that was interrupted
 and started again by the same call ends as if nothing had happened. Runs under `accelerate launch` and
@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
-from torch.utils.data import Dataset, default_collate
 
-from ldm.training.batches import Collate, Loss, Measure, Validation
-from ldm.training.checkpoints import Layout, chosen_checkpoint
+from ldm.training.batches import Task
+from ldm.training.checkpoints import chosen_checkpoint
 from ldm.training.config import FitConfig, Outcome
 from ldm.training.run import Run
 
@@ -45,41 +43,21 @@ def make_accelerator(config: FitConfig, out: Path) -> Accelerator:
 
 
 def fit(
-    config: FitConfig,
-    out: Path,
-    model: nn.Module,
-    loss: Loss,
-    data: Dataset,
-    *,
-    collate: Collate = default_collate,
-    held_out: Dataset | None = None,
-    measure: Measure | None = None,
-    layout: Layout | None = None,
-    rates: Callable[[str], float] | None = None,
-    accelerator: Accelerator | None = None,
+    config: FitConfig, out: Path, model: nn.Module, task: Task, accelerator: Accelerator | None = None
 ) -> Outcome:
     """Train the parameters of `model` that require gradients; the same call again continues in `out`.
 
-    loss(model, batch, seeds): mean loss of a collated batch, ();  model: the one to call, which may be
-        wrapped for several processes;  seeds: one per example, for its noise (`ldm.denoise.noise_for`)
-    data: has a length and items; where it has `set_epoch(n)`, that is called before each epoch
-    held_out: its mean loss is the validation loss, always with the same seeds
-    rates(name): learning rate of a parameter; metrics.csv shows the first one
-    measure(model): more numbers for validation.csv, called without gradients on every process
     The process group stays open; `accelerator.end_training()` is the caller's last act on several processes.
     At the end the model holds the averaged weights where `config.ema` keeps them.
     Raises ValueError for an empty data set, a damaged or foreign checkpoint, a loss that is not finite.
     """
     accelerator = accelerator or make_accelerator(config, out)
-    if not len(data):  # type: ignore[arg-type]
+    if not len(task.data):  # type: ignore[arg-type]
         raise ValueError("the training set holds no examples")
-    if config.patience and held_out is None:
+    if config.patience and task.held_out is None:
         raise ValueError(f"patience={config.patience} needs a validation set")
     newest = chosen_checkpoint(out, config.resume)
-    validation = Validation(
-        accelerator, loss, collate, held_out, measure, config.batch, config.workers, config.seed
-    )
-    run = Run(config, out, accelerator, model, loss, data, collate, validation, layout or Layout(), rates)
+    run = Run(config, out, accelerator, model, task)
     accelerator.wait_for_everyone()
     run.start(newest)
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,62 +21,42 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ldm.seeds import seed_of
-from ldm.training.batches import Loss, Validation, averaged, batch_loader, drawing, is_due
+from ldm.training.batches import Task, drawing, is_due
 from ldm.training.checkpoints import (
     PREFIX,
-    Layout,
     Progress,
     ResumableSampler,
+    checkpoint_folders,
     read_checkpoint,
-    remove_old,
     trained,
     write_checkpoint,
 )
 from ldm.training.config import FitConfig
-from ldm.training.csv_log import CsvLogger, header_of
+from ldm.training.csv_log import CsvLogger
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "samples_per_second")
 
 
-def parameter_groups(
-    weights: dict[str, nn.Parameter], rate: float, rates: Callable[[str], float] | None
-) -> list[dict[str, Any]]:
-    """A group of the optimizer for each learning rate. rates: of a parameter by its name; none: `rate`."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, value in weights.items():
-        groups.setdefault(rate if rates is None else rates(name), []).append(value)
-    return [{"params": values, "lr": lr} for lr, values in groups.items()]
-
-
 class Run:
     """One training run; made by `ldm.training.fit.fit`."""
 
     def __init__(
-        self,
-        config: FitConfig,
-        out: Path,
-        accelerator: Accelerator,
-        model: nn.Module,
-        loss: Loss,
-        data: Dataset,
-        collate: Callable[[list], Any],
-        validation: Validation,
-        layout: Layout,
-        rates: Callable[[str], float] | None,
+        self, config: FitConfig, out: Path, accelerator: Accelerator, model: nn.Module, task: Task
     ) -> None:
-        self.config, self.out, self.accelerator, self.layout = config, out, accelerator, layout
-        self.loss, self.data, self.collate = loss, data, collate
-        self.validation = validation
-        examples, rank, world = len(data), accelerator.process_index, accelerator.num_processes  # type: ignore[arg-type]
+        self.config, self.out, self.accelerator, self.task = config, out, accelerator, task
+        examples, rank, world = len(task.data), accelerator.process_index, accelerator.num_processes  # type: ignore[arg-type]
         self.order = ResumableSampler(examples, config.batch, config.seed, rank, world)
         self.total = config.steps_for(examples, world)
         self.weights = trained(model)
         if not self.weights:
             raise ValueError("no parameter of the model requires gradients: nothing to train")
+        groups: dict[float, list[nn.Parameter]] = {}  # by learning rate
+        for name, value in self.weights.items():
+            groups.setdefault(config.lr if task.rates is None else task.rates(name), []).append(value)
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.weights, config.lr, rates),
+            [{"params": values, "lr": lr} for lr, values in groups.items()],
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
@@ -92,6 +72,7 @@ class Run:
         self.loss_sum = torch.zeros((), device=accelerator.device)
         self.grad_norm: Tensor | float = math.nan
         self.rows = CsvLogger(out / "metrics.csv", COLUMNS)
+        self.validation_rows = CsvLogger(out / "validation.csv")
         self.samples, self.row_time, self.started = 0, time.monotonic(), time.monotonic()
         self.bar = tqdm(total=self.total, desc="training", disable=None if self.is_main else True)
 
@@ -119,16 +100,15 @@ class Run:
             self.restore(newest)
             log.info("continuing %s", newest)
         if self.is_main:
-            self.rows.truncate(self.progress.step)
-            if header := header_of(self.out / "validation.csv"):
-                CsvLogger(self.out / "validation.csv", header).truncate(self.progress.step)
+            for table in (self.rows, self.validation_rows):
+                table.truncate(self.progress.step)
         if self.config.tracker != "none":
             self.accelerator.init_trackers(self.out.name)
         self.bar.update(self.progress.step)
         self.started = time.monotonic() - self.progress.seconds
 
     def restore(self, folder: Path) -> None:
-        weights, state, average = read_checkpoint(folder, self.layout, self.weights)
+        weights, state, average = read_checkpoint(folder, self.task.layout, self.weights)
         differ = [f"{key}={value} (was {state['facts'].get(key)})" for key, value in self.facts().items()
                   if state["facts"].get(key) != value]  # fmt: skip
         if differ:
@@ -162,10 +142,10 @@ class Run:
         """The rest of this epoch."""
         progress, every = self.progress, self.config.accumulate
         batches = self.order.epoch(progress.epoch)
-        if hasattr(self.data, "set_epoch"):
-            self.data.set_epoch(progress.epoch)
+        if hasattr(self.task.data, "set_epoch"):
+            self.task.data.set_epoch(progress.epoch)
         todo, epoch, first = batches[progress.batch :], progress.epoch, progress.batch
-        loader = batch_loader(self.data, todo, self.collate, self.config.workers)
+        loader = self.task.loader(self.task.data, todo, self.config.workers)
         for number, (items, batch) in enumerate(zip(todo, loader, strict=True), first):
             whole = min(every, len(batches) - number // every * every)  # batches of this step
             last = (number + 1) % every == 0 or number + 1 == len(batches)
@@ -190,7 +170,7 @@ class Run:
         self.model.train()
         with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
             with drawing(draw, accelerator.device), accelerator.autocast():
-                loss = self.loss(self.model, batch, seeds)
+                loss = self.task.loss(self.model, batch, seeds)
             accelerator.backward(loss / whole)
         self.loss_sum += loss.detach()
         self.progress.loss_count += 1
@@ -247,21 +227,42 @@ class Run:
 
     def validate(self) -> None:
         """Validation loss and the caller's measures, with averaged weights where they are kept."""
-        if not self.validation.exists:
+        task, weights = self.task, list(self.weights.values())
+        if task.held_out is None and task.measure is None:
             return
-        with averaged(self.average, list(self.weights.values())):
-            numbers = self.validation.numbers(self.plain)
-        if "loss" in numbers:
-            self.progress.judge(numbers["loss"], self.config.patience)
-        row = {"step": self.progress.step, "epoch": self.progress.epoch, **numbers}
+        if self.average is not None:
+            self.average.store(weights)
+            self.average.copy_to(weights)
+        self.plain.eval()
+        row: dict[str, float] = {"step": self.progress.step, "epoch": self.progress.epoch}
+        with torch.no_grad():
+            if task.held_out is not None:
+                row |= {"loss": self.held_out_loss(task.held_out)}
+            if task.measure is not None:
+                row |= task.measure(self.plain)
+        if self.average is not None:
+            self.average.restore(weights)
+        if task.held_out is not None:
+            self.progress.note_validation(row["loss"], self.config.patience)
         if self.is_main:
-            path = self.out / "validation.csv"
-            table = CsvLogger(path, header_of(path) or tuple(row))
-            if not path.exists():
-                table.truncate(0)
-            table.append(row)
+            self.validation_rows.append(row)
             log.info("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items()))
         self.track("val", row)
+
+    def held_out_loss(self, data: Dataset) -> float:
+        """Over all examples, each process its part; the noise of an example is always the same."""
+        accelerator, size, seed = self.accelerator, self.config.batch, self.config.seed
+        mine = range(len(data))[accelerator.process_index :: accelerator.num_processes]  # type: ignore[arg-type]
+        batches = [list(mine[start : start + size]) for start in range(0, len(mine), size)]
+        sums = torch.zeros(2, device=accelerator.device)
+        loader = self.task.loader(data, batches, self.config.workers)
+        for items, batch in zip(batches, loader, strict=True):
+            seeds = [seed_of(seed, "held out", item) for item in items]
+            with drawing(seeds[0], accelerator.device), accelerator.autocast():
+                loss = self.task.loss(self.plain, send_to_device(batch, accelerator.device), seeds)
+            sums += torch.tensor([float(loss) * len(items), len(items)], device=sums.device)
+        total, count = accelerator.reduce(sums, "sum").tolist()
+        return total / max(count, 1)
 
     def track(self, group: str, row: dict[str, float]) -> None:
         """Send a row to the tracker, where there is one."""
@@ -285,6 +286,8 @@ class Run:
                 numbers = self.average.state_dict()
                 shadows = dict(zip(self.weights, numbers.pop("shadow_params"), strict=True))
                 state["average"] = numbers
-            write_checkpoint(self.checkpoint(progress.step), self.layout, self.weights, state, shadows)
-            remove_old(self.out, self.config.keep, self.checkpoint(progress.best_step).name)
+            write_checkpoint(self.checkpoint(progress.step), self.task.layout, self.weights, state, shadows)
+            for old in checkpoint_folders(self.out)[: -self.config.keep]:
+                if old != self.checkpoint(progress.best_step):
+                    shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ldm.denoise import noise_for
 from ldm.settings.config import load_config
 from ldm.training.checkpoints import Layout
-from ldm.training.fit import FitConfig, Outcome, fit
+from ldm.training.fit import FitConfig, Outcome, Task, fit
 
 SMALL = ["lr=0.01", "batch=4", "workers=0", "log_every=1", "save_every=3", "schedule=cosine", "epochs=3"]
 
@@ -63,7 +63,7 @@ def train(out: Path, overrides: list[str], pause: float = 0.0, dropout: float = 
     model, data = Net(dropout), Numbers(pause=pause)
     layout = Layout("adapter/numbers.safetensors", lambda name: f"net.{name}")
     config = load_config(FitConfig, None, [*SMALL, *overrides])
-    return fit(config, out, model, loss, data, held_out=Numbers(7), layout=layout), model
+    return fit(config, out, model, Task(loss, data, held_out=Numbers(7), layout=layout)), model
 
 
 if __name__ == "__main__":

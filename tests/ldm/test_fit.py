@@ -18,7 +18,7 @@ from torch import nn
 from ldm.seeds import seed_of
 from ldm.settings.config import load_config
 from ldm.training.checkpoints import Progress, ResumableSampler, checkpoint_folders, chosen_checkpoint
-from ldm.training.fit import FitConfig, fit, make_accelerator
+from ldm.training.fit import FitConfig, Task, fit, make_accelerator
 from tests.conftest import ROOT
 from tests.ldm.fit_job import Net, Numbers, loss, train
 
@@ -121,8 +121,8 @@ def test_two_processes_with_half_the_batch(tmp_path: Path):
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path):
     many, one = Net(dropout=0.0), Net(dropout=0.0)
     small, large = (FitConfig(batch=4 * n, accumulate=2 // n, workers=0, steps=4, lr=0.01) for n in (1, 2))
-    fit(small, tmp_path / "many", many, loss, Numbers(16))
-    fit(large, tmp_path / "one", one, loss, Numbers(16))
+    fit(small, tmp_path / "many", many, Task(loss, Numbers(16)))
+    fit(large, tmp_path / "one", one, Task(loss, Numbers(16)))
     torch.testing.assert_close(many.trained.weight, one.trained.weight, rtol=1e-4, atol=1e-6)
 
 
@@ -136,7 +136,7 @@ def test_clipping_clips(tmp_path: Path):
 
     plain = {"lr": 1.0, "eps": 1.0, "weight_decay": 0.0, "schedule": "constant"}
     config = FitConfig(batch=4, steps=1, workers=0, clip=0.5, **plain)  # type: ignore[arg-type]
-    fit(config, tmp_path / "clipped", model, steep, Numbers())
+    fit(config, tmp_path / "clipped", model, Task(steep, Numbers()))
     step = (start - model.trained.weight).detach()
     gradient = step.abs() / (1 - step.abs())
     assert float(rows(tmp_path / "clipped")[0]["grad_norm"]) > 100
@@ -150,11 +150,11 @@ def test_stops_early_and_keeps_the_best(tmp_path: Path):
         return sign * loss(model, batch, seeds) + 10
 
     config = FitConfig(batch=4, epochs=6, workers=0, lr=0.01, keep=1, save_every=0, patience=2)
-    outcome = fit(config, tmp_path, Net(), worse, Numbers(), held_out=Numbers(7))
+    outcome = fit(config, tmp_path, Net(), Task(worse, Numbers(), held_out=Numbers(7)))
     assert outcome.stopped_early
     assert (outcome.step, outcome.best) == (18, tmp_path / "checkpoint-6")
     assert [path.name for path in checkpoint_folders(tmp_path)] == ["checkpoint-6", "checkpoint-18"]
-    again = fit(config, tmp_path, Net(), worse, Numbers(), held_out=Numbers(7))
+    again = fit(config, tmp_path, Net(), Task(worse, Numbers(), held_out=Numbers(7)))
     assert (again.step, again.stopped_early) == (18, True)
 
 
@@ -162,7 +162,7 @@ def test_the_best_is_saved_wherever_it_is_found(tmp_path: Path):
     config = FitConfig(
         batch=4, epochs=2, workers=0, lr=0.01, save_every=0, save_epochs=False, keep=1, validate_every=4
     )
-    outcome = fit(config, tmp_path, Net(), loss, Numbers(), held_out=Numbers(7))
+    outcome = fit(config, tmp_path, Net(), Task(loss, Numbers(), held_out=Numbers(7)))
     values = {row["step"]: float(row["loss"]) for row in rows(tmp_path, "validation.csv")}
     assert list(values) == ["4", "8", "12"]
     best = min(values, key=lambda step: values[step])
@@ -196,7 +196,7 @@ def test_more_measures(tmp_path: Path):
     def norm(net: nn.Module) -> dict[str, float]:
         return {"norm": float(net.get_parameter("trained.weight").norm())}
 
-    fit(config, tmp_path, Net(), loss, Numbers(), measure=norm)
+    fit(config, tmp_path, Net(), Task(loss, Numbers(), measure=norm))
     found = rows(tmp_path, "validation.csv")
     assert [row["step"] for row in found] == ["2", "4", "5"]
     assert float(found[0]["norm"]) > 0
@@ -226,17 +226,17 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path):
 
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="holds no examples"):
-        fit(FitConfig(), tmp_path, Net(), loss, [])  # type: ignore[arg-type]
+        fit(FitConfig(), tmp_path, Net(), Task(loss, []))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="patience=1 needs a validation set"):
-        fit(FitConfig(patience=1), tmp_path, Net(), loss, Numbers())
+        fit(FitConfig(patience=1), tmp_path, Net(), Task(loss, Numbers()))
     with pytest.raises(ValueError, match="nothing to train"):
-        fit(FitConfig(), tmp_path, Net().requires_grad_(False), loss, Numbers())
+        fit(FitConfig(), tmp_path, Net().requires_grad_(False), Task(loss, Numbers()))
 
     def broken(model: nn.Module, batch: dict, seeds: list[int]) -> torch.Tensor:
         return loss(model, batch, seeds) * float("nan")
 
     with pytest.raises(ValueError, match="not finite after step"):
-        fit(FitConfig(workers=0), tmp_path / "nan", Net(), broken, Numbers())
+        fit(FitConfig(workers=0), tmp_path / "nan", Net(), Task(broken, Numbers()))
     assert not checkpoint_folders(tmp_path / "nan")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="fp16 needs a GPU"):
@@ -274,7 +274,7 @@ def test_seeds_follow_from_their_parts():
 def test_no_patience_never_stops():
     progress = Progress()
     for value in (3.0, 4.0, 5.0):
-        progress.judge(value, patience=0)
+        progress.note_validation(value, patience=0)
     assert (progress.best, progress.since_best, progress.stopped) == (3.0, 2, False)
 
 
@@ -290,6 +290,6 @@ def test_learning_rates_by_name(tmp_path: Path):
     def rates(name: str) -> float:
         return 0.0 if name.endswith("bias") else 0.02
 
-    fit(config, tmp_path, model, loss, Numbers(), rates=rates)
+    fit(config, tmp_path, model, Task(loss, Numbers(), rates=rates))
     assert torch.equal(model.trained.bias, bias)
     assert float(rows(tmp_path)[-1]["lr"]) == 0.02

@@ -43,7 +43,7 @@ from ldm.mllm.load import Mllm
 from ldm.mllm.training import adapter_layout, answer_loss
 from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import dump_yaml, load_config
-from ldm.training.fit import fit, make_accelerator
+from ldm.training.fit import Task, fit, make_accelerator
 
 log = logging.getLogger(__name__)
 
@@ -75,18 +75,15 @@ def fine_tune(config: PromptTraining, accelerator: Accelerator, mllm: Mllm) -> P
         write_atomic(out / "config.yaml", dump_yaml(config).encode())
         count = sum(value.numel() for value in model.parameters() if value.requires_grad)
         log.info("%d paintings, %d trained weights", len(training), count)
-    outcome = fit(
-        config.fit,
-        out,
-        model,
+    task = Task(
         answer_loss,
         training,
-        collate=PromptCollate(writer.chat, config.max_length, config.append_eos),
+        PromptCollate(writer.chat, config.max_length, config.append_eos),
         held_out=validation,
         measure=None if validation is None else Validating(config, accelerator, writer, validation),
         layout=WHOLE if full else adapter_layout(model, lambda folder: write_card(folder, config.card())),
-        accelerator=accelerator,
     )
+    outcome = fit(config.fit, out, model, task, accelerator)
     result = out / ("model" if full else "adapter")
     if accelerator.is_main_process:
         save(config, replace(mllm, model=model), outcome.newest, result)

@@ -33,7 +33,7 @@ from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import check_settings, dump_yaml, load_config, setting
 from ldm.training.batches import drawing
 from ldm.training.checkpoints import Layout
-from ldm.training.fit import FitConfig, fit, make_accelerator
+from ldm.training.fit import FitConfig, Task, fit, make_accelerator
 
 log = logging.getLogger(__name__)
 
@@ -123,17 +123,14 @@ def train(config: TrainLoraConfig) -> Path:
     training, held_out = (open_split(config, model, split) for split in ("train", "val"))
     if accelerator.is_main_process:
         write_atomic(out / "config.yaml", dump_yaml(config).encode())
-    outcome = fit(
-        config.fit,
-        out,
-        model.to(accelerator.device).unet,
+    task = Task(
         LoraLoss(model, config.rca, config.layout, config.encoding, config.noise_offset, config.min_snr),
         training,
-        collate=InpaintingDataset.collate_fn,
+        InpaintingDataset.collate_fn,
         held_out=held_out,
         layout=Layout(FILE_NAME, released_key),
-        accelerator=accelerator,
     )
+    outcome = fit(config.fit, out, model.to(accelerator.device).unet, task, accelerator)
     best = outcome.best or outcome.newest
     if accelerator.is_main_process:
         write_atomic(out / FILE_NAME, (best / FILE_NAME).read_bytes())
