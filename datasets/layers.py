@@ -1,7 +1,7 @@
 """Where one object goes, decided once per composite, and what then lies where in a frame.
 
-`Geometry` holds box, region, crop and cut-out; `pair_of` reads it in the crop at the size of the model, `stitch`
-in the crop at the size of the background.
+`Geometry` holds box, region, crop and cut-out. `pair_of` reads it in the crop at the size of the model,
+`stitch` in the crop at the size of the background.
 h w   pixels of the frame
 """
 
