@@ -28,7 +28,7 @@ from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from datasets.sources.rendered import RenderedScenes
 from ldm.files import write_all_atomic
 from ldm.images import from_pm1, write_png
-from ldm.settings.cli import run_module
+from ldm.settings.cli import run_module, single_app
 from ldm.settings.config import load_config, to_plain
 from ldm.settings.schema import nearest
 from ldm.sheet import grid
@@ -136,12 +136,7 @@ def debug(
     log.info("%s\nsheet: %s", stats.table(), out)
 
 
-def build_app() -> typer.Typer:
-    """The command."""
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(debug)
-    return app
-
+build_app = single_app(debug)
 
 if __name__ == "__main__":
     run_module(build_app)

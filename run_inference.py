@@ -55,7 +55,7 @@ class ImageSettings(ComposeSettings):
 
 
 def run_image(settings: ImageSettings) -> None:
-    """Put an object into a background at a box and a depth.
+    """Put an object into a background at a box and a depth, or where a sentence says.
 
     Writes a PNG that carries its recipe, a JSON report beside it, and a contact sheet.
     """

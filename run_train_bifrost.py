@@ -254,5 +254,7 @@ def train(config: RunConfig) -> None:
     logger.info("model folder: %s", config.out / "model")
 
 
+build_app = trainer(RunConfig, train)
+
 if __name__ == "__main__":
-    run_module(trainer(RunConfig, train))
+    run_module(build_app)

@@ -131,9 +131,7 @@ def measure(
     write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
 
 
-def build_app() -> typer.Typer:
-    return single_app(measure)
-
+build_app = single_app(measure)
 
 if __name__ == "__main__":
     run_module(build_app)

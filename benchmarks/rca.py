@@ -263,9 +263,7 @@ def main(
     write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
 
 
-def build_app() -> typer.Typer:
-    return single_app(main)
-
+build_app = single_app(main)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -163,9 +163,7 @@ def main(
     log.info("%s", json.dumps(table, indent=1))
 
 
-def build_app() -> typer.Typer:
-    return single_app(main)
-
+build_app = single_app(main)
 
 if __name__ == "__main__":
     run_module(build_app)

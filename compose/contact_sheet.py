@@ -216,9 +216,7 @@ def make(
     logger.info("sheet: %s", out)
 
 
-def build_app() -> typer.Typer:
-    return single_app(make)
-
+build_app = single_app(make)
 
 if __name__ == "__main__":
     run_module(build_app)

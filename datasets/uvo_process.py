@@ -16,7 +16,7 @@ import typer
 
 from datasets.sources.video import frames_by_video
 from ldm.files import read_json, write_atomic
-from ldm.settings.cli import run_module
+from ldm.settings.cli import run_module, single_app
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +31,7 @@ def process(
     log.info("%d videos, %d frames: %s", len(frames), sum(map(len, frames.values())), out)
 
 
-def build_app() -> typer.Typer:
-    """The command."""
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(process)
-    return app
-
+build_app = single_app(process)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -74,9 +74,7 @@ def report() -> None:
         typer.echo(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def build_app() -> typer.Typer:
-    return single_app(report)
-
+build_app = single_app(report)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import typer
 from tqdm.auto import tqdm
 
 from ldm.device import pick_device, pick_dtype
@@ -52,8 +51,6 @@ class DepthSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         shard_of(self.shard)
-        if not self.images.is_dir():
-            raise ValueError(f"IMAGE_TREE: there is no folder {self.images}")
         if self.out.resolve().is_relative_to(self.images.resolve()):
             raise ValueError(
                 f"OUT_TREE {self.out} lies in {self.images}, so its maps would be read as images"
@@ -62,6 +59,8 @@ class DepthSettings:
 
 def depth_files(settings: DepthSettings) -> list[tuple[Path, Path]]:
     """(image, depth map) of the whole tree, sorted; two images for one map are refused."""
+    if not settings.images.is_dir():
+        raise ValueError(f"IMAGE_TREE: there is no folder {settings.images}")
     found: dict[Path, Path] = {}
     kinds = [suffix.lower() for suffix in settings.suffix]
     for image in sorted(settings.images.rglob("*")):
@@ -145,9 +144,7 @@ def estimate_tree(settings: DepthSettings) -> None:
     log.info("%d written, %d there already, %d left out: %s", written, there, unreadable, settings.out)
 
 
-def build_app() -> typer.Typer:
-    return single_app(command(DepthSettings, estimate_tree))
-
+build_app = single_app(command(DepthSettings, estimate_tree))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ class TrainConfig:
 
 
 def train(config: TrainConfig) -> None:
-    """Train, then check that the trained locator answers; run again to continue."""
+    """Train a locator from a vision-language model, check its answers; the same command again continues."""
     accelerator = make_accelerator(config.fit, config.out)
     records = read_records(config.data)
     held_out = [] if config.validation is None else read_records(config.validation)
@@ -146,7 +145,7 @@ class Collate:
         return tensors_of(self.chat, asks)
 
 
-build_app: Callable[[], Any] = trainer(TrainConfig, train)
+build_app = trainer(TrainConfig, train)
 
 if __name__ == "__main__":
     run_module(build_app)

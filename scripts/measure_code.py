@@ -127,5 +127,7 @@ def measure(
             typer.echo(f"{name}: {', '.join(paths)}")
 
 
+build_app = single_app(measure)
+
 if __name__ == "__main__":
-    run_module(lambda: single_app(measure))
+    run_module(build_app)

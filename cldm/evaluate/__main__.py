@@ -5,15 +5,10 @@ python -m cldm.evaluate --scenes 300 --out benchmarks/results/compositor.json
 
 from __future__ import annotations
 
-import typer
-
 from cldm.evaluate.run import EvaluateSettings, run
 from ldm.settings.cli import command, run_module, single_app
 
-
-def build_app() -> typer.Typer:
-    return single_app(command(EvaluateSettings, run))
-
+build_app = single_app(command(EvaluateSettings, run))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -70,24 +70,31 @@ def command(
     return verb
 
 
-def single_app(function: Callable[..., Any]) -> typer.Typer:
-    """An app of one unnamed command; `run_app` runs it when no argument is given."""
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(function)
-    return app
+def single_app(function: Callable[..., Any]) -> Callable[[], typer.Typer]:
+    """Builds an app of one unnamed command; `run_app` runs it when no argument is given."""
+
+    def build() -> typer.Typer:
+        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        app.command()(function)
+        return app
+
+    return build
 
 
 def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer.Typer]:
     """An app for `CONFIG.yaml key=value ...`, as trainers take it; for `run_module`."""
 
     def verb(
-        config: Annotated[Path, typer.Argument(help="YAML file of settings")],
-        overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")] = None,
+        config: Annotated[Path, typer.Argument(help="YAML file of settings", metavar="CONFIG")],
+        overrides: Annotated[
+            list[str] | None, typer.Argument(help="dotted for sections", metavar="[KEY=VALUE]...")
+        ] = None,
     ) -> None:
         function(load_config(schema, config, overrides or []))
 
     verb.__doc__ = inspect.getdoc(function)
-    return lambda: single_app(verb)
+    verb.__dict__["settings"] = schema  # for the page of commands
+    return single_app(verb)
 
 
 def run_module(build: Callable[[], typer.Typer]) -> NoReturn:

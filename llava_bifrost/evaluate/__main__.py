@@ -4,15 +4,10 @@ python -m llava_bifrost.evaluate --scenes 1024 --out benchmarks/results/locator.
 python -m llava_bifrost.evaluate --dataset outputs/location/data.json --out outputs/locator.json
 """
 
-import typer
-
 from ldm.settings.cli import command, run_module, single_app
 from llava_bifrost.evaluate.run import LocatorEvaluation, evaluate_locator
 
-
-def build_app() -> typer.Typer:
-    return single_app(command(LocatorEvaluation, evaluate_locator))
-
+build_app = single_app(command(LocatorEvaluation, evaluate_locator))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -69,7 +69,7 @@ class LocatorEvaluation:
 
 
 def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
-    """Measure and write JSON, table and image sheet; returns what the JSON holds."""
+    """Does the answer of a locator satisfy the sentence? Beside controls; writes JSON, table and sheet."""
     locator = load_locator(config.model, config.device)
     blind = load_locator(config.blind, config.device) if config.blind else None
     if config.dataset is None:

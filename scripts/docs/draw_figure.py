@@ -143,9 +143,7 @@ def make(
     write_atomic(out, draw(compose(settings, load_models(settings), progress=False)))
 
 
-def build_app() -> typer.Typer:
-    return single_app(make)
-
+build_app = single_app(make)
 
 if __name__ == "__main__":
     run_module(build_app)

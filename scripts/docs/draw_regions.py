@@ -168,9 +168,7 @@ def make(
     log.info("%s", out)
 
 
-def build_app() -> typer.Typer:
-    return single_app(make)
-
+build_app = single_app(make)
 
 if __name__ == "__main__":
     run_module(build_app)

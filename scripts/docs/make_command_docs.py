@@ -1,29 +1,22 @@
-"""Write docs/commands.md from the commands themselves: one table of options or settings per command.
+"""Write docs/commands.md from the commands themselves: the `--help` of every verb, the settings of trainers.
 
     python -m scripts.docs.make_command_docs
 
-A setting is declared once, in its dataclass; this page is generated from it, and a test compares the two.
+A test compares the page with the commands. The part from TAIL on is written by hand and stays.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 import typer
-from typer.models import OptionInfo
 
 from ldm.files import write_atomic
-from ldm.settings.cli import run_module, single_app
-from ldm.settings.config import flag_name, to_plain
-from ldm.settings.schema import flat_settings, members, range_name, section_of, type_name
-from scripts.docs.command_rows import COMMANDS, Command
-from scripts.docs.published_commands import published_section
+from ldm.settings.cli import command, run_module, single_app
 
 logger = logging.getLogger(__name__)
 
@@ -34,106 +27,96 @@ HEAD = """# Commands
 
 Everything runs from the root of the repository with the Python of `.venv` (or any environment with
 `requirements.txt`). `--help` after a command prints its part of this page. Wrong values are refused in one
-line with exit code 2, and nothing is written. Lists are typed with commas: `--box 0.4,0.5,0.7,0.9`.
+line with exit code 2, and nothing is written. Lists are typed with commas: `--box 0.4,0.5,0.7,0.9`. The
+settings of a trainer are keys of its YAML file, and `key=value` after the file overrides them; on several
+processes it is started by `accelerate launch -m` instead of `python -m`.
 """
+TAIL = "## Commands of the two papers\n"
+FOLDERS = ("", "compose", "cldm", "llava_bifrost", "inpainting", "tiny", "datasets", "ldm", "scripts/docs")
+# Trainers with verbs: program and verb -> the settings that `key=value` sets. Other trainers name theirs.
+SETTINGS = {
+    "inpainting.models.image_to_text.fine_tune_llavanext train": (
+        "inpainting.models.image_to_text.settings:PromptTraining"
+    ),
+    "inpainting.models.text_to_image.train_text_to_image_lora main": (
+        "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig"
+    ),
+    "inpainting.models.text_to_image.test generate": (
+        "inpainting.models.text_to_image.evaluation.settings:PaintingsConfig"
+    ),
+}
 
 
-def page() -> str:
-    """The whole page."""
-    return "\n".join([HEAD, *(section(command) for command in COMMANDS), published_section()])
+def modules() -> Iterator[str]:
+    """What `python -m` runs, in the order of the page."""
+    for folder in FOLDERS:
+        for path in sorted(Path(folder).rglob("*.py") if folder else Path().glob("*.py")):
+            if path.read_text(encoding="utf-8").endswith("    run_module(build_app)\n"):
+                yield ".".join(path.with_suffix("").parts)
 
 
-def section(command: Command) -> str:
-    """Title, one sentence, table."""
-    if command.schema:
-        rows = list(setting_rows(load(command.schema), command.keys))
-        note = command.note
-    else:
-        function = load(command.function)
-        rows, note = list(parameter_rows(function)), (inspect.getdoc(function) or "").split("\n")[0]
-    columns = ("key" if command.keys else "option", "type", "default", "meaning")
-    table = [columns, ("---",) * 4, *rows] if rows else []
-    lines = [f"## {name_of(command.line)}", "", "```text", command.line, "```", "", note, ""]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table), ""])
-
-
-def name_of(line: str) -> str:
-    """The program and its verb: "python -m tiny.depth.train C" -> "tiny.depth.train"."""
-    words = line.removeprefix("python ").removeprefix("-m ").split(" ")
-    verb = words[1] if words[1:] else ""
-    spoken = verb.islower() and verb[:1].isalpha() and verb.replace("-", "").isalnum()
-    return " ".join(words[:2] if spoken else words[:1])
-
-
-def load(named: str) -> Any:
-    """The object that "module:name" names."""
-    module, _, name = named.partition(":")
+def settings_of(title: str, verb: Any) -> type | None:
+    """The dataclass that the `key=value` arguments of a verb fill."""
+    if title not in SETTINGS:
+        return getattr(verb, "settings", None)
+    module, _, name = SETTINGS[title].partition(":")
     return getattr(importlib.import_module(module), name)
 
 
-def setting_rows(schema: type, keys: bool) -> Iterator[tuple[str, ...]]:
-    """One row per setting, those of a section under its name."""
-    for key, (field, hint) in flat_settings(schema).items():
-        if section_of(hint) is None:
-            name = key if keys else field.metadata.get("argument") or flag_name(key)
-            yield f"`{name}`", kind_of(field, hint), default_of(field), meaning_of(field)
+def sections(module: str) -> Iterator[str]:
+    """Title, command line, description and table of every verb of a module."""
+    name = module.removesuffix(".__main__") if "." in module else f"{module}.py"
+    program = typer.main.get_command(importlib.import_module(module).build_app())
+    verbs: dict[str, Any] = getattr(program, "commands", {"": program})
+    for verb, body in verbs.items():
+        title = f"{name} {verb}".strip()
+        context, shown = typer.Context(body), [each for each in body.params if not each.hidden]
+        rows = {each: [" ".join(text.split()) for text in each.get_help_record(context)] for each in shown}
+        needed = [spelled(called) for called, text in rows.values() if text.endswith("required]")]
+        line = " ".join(["python", *(["-m"] if "." in module else []), title, *needed])
+        lines = [f"## {title}", "", "```text", line, "```", "", " ".join((body.help or "").split()), ""]
+        schema = settings_of(title, body.callback)
+        lines += table("option", rows.values()) if title in SETTINGS or not schema else []
+        lines += table("key", key_rows(schema)) if schema else []
+        yield "\n".join(lines)
 
 
-def kind_of(field: Field, hint: Any) -> str:
-    """The type as it is typed, or the choices."""
-    choices = field.metadata.get("choices")
-    shown = ", ".join(f"`{choice}`" for choice in choices) if choices else type_name(hint)
-    return "yes or no" if members(hint) == (bool,) else cell(shown)
+def spelled(called: str) -> str:
+    """An option or argument as it is typed: its first name and what follows it."""
+    first, *_, last = called.replace("<", "").replace(">", "").replace(",", " ").split()
+    return f"{first} {last.upper()}" if first.startswith("-") else first.upper()
 
 
-def default_of(field: Field) -> str:
-    """The default value, or that one is needed."""
-    value = field.default if field.default_factory is MISSING else field.default_factory()
-    if value is MISSING:
-        return "required"
-    plain = to_plain(value)
-    if isinstance(plain, list):
-        plain = ",".join(str(item) for item in plain)
-    if isinstance(plain, bool):
-        plain = str(plain).lower()
-    return "" if plain is None or plain == "" else f"`{plain}`"
+def key_rows(schema: type) -> Iterator[Sequence[str]]:
+    """The settings of a trainer, as typed in YAML."""
+    options: Any = typer.main.get_command(single_app(command(schema, print))())
+    for option in options.params[1:]:  # after --config
+        called, text = option.get_help_record(typer.Context(options))
+        key = option.opts[0].removeprefix("--").replace("-", "_")
+        if not option.hidden:
+            yield f"{key} {'true|false' if ' / ' in called else called.split()[-1]}", text
 
 
-def meaning_of(field: Field) -> str:
-    """The help text with the range."""
-    rule = field.metadata
-    ranged = rule.get("low") is not None or rule.get("high") is not None
-    span = f" ({range_name(rule.get('low'), rule.get('high'))})" if ranged else ""
-    return cell(rule.get("help", "") + span)
+def table(head: str, rows: Iterable[Sequence[str]]) -> list[str]:
+    """Two columns; nothing without rows."""
+    escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
+    lines = [f"| {head} | meaning |", "| --- | --- |", *(f"| `{name}` | {text} |" for name, text in escaped)]
+    return [*lines, ""] if escaped else []
 
 
-def cell(text: str) -> str:
-    """Text that may stand in a table."""
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def parameter_rows(function: Callable[..., None]) -> Iterator[tuple[str, ...]]:
-    """One row per parameter of a command that is written as a function."""
-    hints = get_type_hints(function, include_extras=True)
-    for name, parameter in inspect.signature(function).parameters.items():
-        kind, declared = get_args(hints[name])[:2]
-        option = isinstance(declared, OptionInfo)
-        default = parameter.default
-        shown = "required" if default is parameter.empty else "" if default is None else f"`{default}`"
-        named = str(declared.default) if option else ""  # inside Annotated, typer.Option("--name") lands here
-        spelled = named if named.startswith("--") else flag_name(name) if option else name.upper()
-        yield f"`{spelled}`", cell(type_name(kind)), shown, cell(declared.help or "")
+def page(tail: str) -> str:
+    """The whole page. tail: the part that is written by hand."""
+    return "\n".join([HEAD, *(each for module in modules() for each in sections(module)), tail])
 
 
 def make(out: Annotated[Path, typer.Option(help="page to write")] = PAGE) -> None:
     """Write the page of all commands."""
-    write_atomic(out, page().encode())
+    text = out.read_text(encoding="utf-8")
+    write_atomic(out, page(text[text.index(TAIL) :]).encode())
     logger.info("wrote %s", out)
 
 
-def build_app() -> typer.Typer:
-    return single_app(make)
-
+build_app = single_app(make)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -100,9 +100,7 @@ def make(out: Annotated[Path, typer.Option(help="folder of the examples")] = FOL
     write_atomic(out / "cases.json", (text + "\n").encode())
 
 
-def build_app() -> typer.Typer:
-    return single_app(make)
-
+build_app = single_app(make)
 
 if __name__ == "__main__":
     run_module(build_app)

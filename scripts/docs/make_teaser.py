@@ -70,9 +70,7 @@ def make(
     write_png(out, mosaic(rows, TITLES, height))
 
 
-def build_app() -> typer.Typer:
-    return single_app(make)
-
+build_app = single_app(make)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -141,13 +141,13 @@ def test_a_former_name_is_read_and_the_new_one_is_said(tmp_path, caplog):
     assert "old.yaml: pictures is now images" in caplog.text
     assert load_config(Renamed, None, ["pictures=3,4"]).images == (3, 4)
     seen: list[Renamed] = []
-    assert run_app(lambda: single_app(command(Renamed, seen.append)), ["--pictures", "5,6"]) == 0
+    assert run_app(single_app(command(Renamed, seen.append)), ["--pictures", "5,6"]) == 0
     assert seen[0].images == (5, 6)
     assert "--pictures is now --images" in caplog.text
 
 
 def test_a_former_name_is_not_in_the_help(capsys):
-    assert run_app(lambda: single_app(command(Renamed, lambda given: None)), ["--help"]) == 0
+    assert run_app(single_app(command(Renamed, lambda given: None)), ["--help"]) == 0
     shown = capsys.readouterr().out
     assert "--images" in shown
     assert "--pictures" not in shown

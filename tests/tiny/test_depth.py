@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from ldm.experts.depth import DepthEstimator
+from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
 from tiny.depth.network import align, depth_loss, measure, min_max
 from tiny.depth.scenes import AugmentConfig, Images, training_batch
-from tiny.depth.train import TrainDepthConfig, Trainer, main
+from tiny.depth.train import TrainDepthConfig, Trainer, build_app
 
 SMALL = [
     "network.size=64", "network.width=8", "network.heads=[1,1,1,1]", "network.depths=[1,1,1,1]",
@@ -89,7 +90,7 @@ def test_a_pause_changes_nothing(tmp_path: Path) -> None:
 
 def test_the_command_writes_a_network_that_the_expert_loads(tmp_path: Path) -> None:
     options = [*SMALL, f"out={tmp_path / 'run'}", f"scenes.folder={tmp_path / 'scenes'}", "steps=4"]
-    main([str(Path("configs/tiny/depth.yaml")), *options])
+    assert run_app(build_app, ["configs/tiny/depth.yaml", *options]) == 0
     network = tmp_path / "run" / "network"
     manifest = json.loads((network / "manifest.json").read_text())
     assert manifest["steps"] == 4
@@ -98,7 +99,7 @@ def test_the_command_writes_a_network_that_the_expert_loads(tmp_path: Path) -> N
     assert len(shards) == 2
     depth_01 = DepthEstimator.load(network).estimate(np.zeros((50, 80, 3), np.uint8))
     assert depth_01.shape == (50, 80)
-    main([str(Path("configs/tiny/depth.yaml")), *options, "steps=6"])
+    assert run_app(build_app, ["configs/tiny/depth.yaml", *options, "steps=6"]) == 0
     assert json.loads((network / "manifest.json").read_text())["steps"] == 6
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.npz")} == shards
 

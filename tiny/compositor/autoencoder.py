@@ -167,5 +167,7 @@ def run(config: FirstStageConfig) -> None:
     logger.info("held out: %s", held_out)
 
 
+build_app = trainer(FirstStageConfig, run)
+
 if __name__ == "__main__":
-    run_module(trainer(FirstStageConfig, run))
+    run_module(build_app)

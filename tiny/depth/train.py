@@ -8,7 +8,6 @@ Interrupted, it continues from its last checkpoint when started again with the s
 import copy
 import csv
 import logging
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from tqdm import tqdm
 from ldm.checkpoints import folder_written_whole
 from ldm.device import pick_device
 from ldm.files import write_atomic
-from ldm.settings.config import check_settings, dump_yaml, load_config, setting, to_plain
+from ldm.settings.cli import run_module, trainer
+from ldm.settings.config import check_settings, dump_yaml, setting, to_plain
 from ldm.training.manifest import make_manifest
 from tiny.depth.network import NetworkConfig, build_network, depth_loss, measure, predict, save_network
 from tiny.depth.scenes import AugmentConfig, Images, ScenesConfig, load_images, training_batch
@@ -183,31 +183,28 @@ def _log_row(path: Path, progress: Progress, loss: float, lr: float) -> None:
         writer.writerow([progress.step, f"{progress.seconds:.1f}", f"{loss:.5f}", f"{lr:.3e}"])
 
 
-def main(argv: list[str]) -> None:
-    """Render, train, measure, save."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = load_config(TrainDepthConfig, Path(argv[0]) if argv else None, argv[1:])
-    trainer = Trainer(config)
+def train(config: TrainDepthConfig) -> None:
+    """Train the small depth network on rendered scenes: render, train, measure, save."""
+    work = Trainer(config)
     config.out.mkdir(parents=True, exist_ok=True)
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
-    trainer.load()
-    size, device = config.network.size, trainer.device
+    work.load()
+    size, device = config.network.size, work.device
     held_out = load_images(config.scenes, size, held_out=True, device=device)
-    if trainer.progress.share(config) < 1:
-        run(trainer, load_images(config.scenes, size, held_out=False, device=device))
-    metrics = measure(trainer.average, held_out.pixels_u8, held_out.depth_u16, device)
+    if work.progress.share(config) < 1:
+        run(work, load_images(config.scenes, size, held_out=False, device=device))
+    metrics = measure(work.average, held_out.pixels_u8, held_out.depth_u16, device)
     log.info("held out: %s", ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     manifest = make_manifest(
-        "depth", trainer.model, seed=config.seed, steps=trainer.progress.step, batch=config.batch,
-        seconds=trainer.progress.seconds, settings=config, device=trainer.device, held_out=metrics,
+        "depth", work.model, seed=config.seed, steps=work.progress.step, batch=config.batch,
+        seconds=work.progress.seconds, settings=config, device=work.device, held_out=metrics,
     )  # fmt: skip
     with folder_written_whole(config.out / "network") as folder:
-        save_network(trainer.average, folder, size, manifest)
+        save_network(work.average, folder, size, manifest)
     log.info("written: %s", config.out / "network")
 
 
+build_app = trainer(TrainDepthConfig, train)
+
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_module(build_app)

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import typer
 
 from inpainting.models.text_to_image.load import load_inpainter
 from ldm.files import hash_folder, write_all_atomic, write_atomic
@@ -68,7 +67,7 @@ class EvaluateConfig:
 
 
 def run(config: EvaluateConfig) -> None:
-    """Paint every case with every model, judge the masks, write numbers, table and sheet."""
+    """Does each mask show what its own prompt names? Four models on held-out scenes; writes a table."""
     refuse_training_scenes(config.data)
     views = read_views(config.data, count=config.scenes)
     judge = load_judge(config.run / "judge")
@@ -132,9 +131,7 @@ def judged(judge: Judge, cases: Sequence[Case], painted: np.ndarray | None) -> l
     return [Record.of(case, index, *next(seen)) for case in cases for index in range(len(case.wanted))]
 
 
-def build_app() -> typer.Typer:
-    return single_app(command(EvaluateConfig, run))
-
+build_app = single_app(command(EvaluateConfig, run))
 
 if __name__ == "__main__":
     run_module(build_app)

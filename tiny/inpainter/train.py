@@ -93,7 +93,7 @@ class TrainConfig:
 
 
 def run(config: TrainConfig) -> None:
-    """Run the stages in order; what is done stays."""
+    """Train the small inpainter stage by stage; the same command again continues."""
     views = read_views(config.data, count=config.scenes)
     logger.info("%d scenes, %d solids that can be masked", len(views), sum(map(len, views.regions)))
     runners: dict[str, Callable[[TrainConfig, Views], None]] = {
@@ -222,5 +222,7 @@ def _manifest(folder: Path, model: nn.Module, config: TrainConfig, loop: LoopCon
     write_atomic(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
 
 
+build_app = trainer(TrainConfig, run)
+
 if __name__ == "__main__":
-    run_module(trainer(TrainConfig, run))
+    run_module(build_app)

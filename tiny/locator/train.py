@@ -54,7 +54,7 @@ class LocatorTraining:
 
 
 def run(config: LocatorTraining) -> None:
-    """All stages, each from its checkpoint where there is one; then the folder of the model."""
+    """Train the small locator stage by stage; the same command again continues."""
     config.out.mkdir(parents=True, exist_ok=True)
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     cache = config.cache or config.out / "cache"
@@ -97,5 +97,7 @@ def describe(
     return manifest | describe_stages(stages)
 
 
+build_app = trainer(LocatorTraining, run)
+
 if __name__ == "__main__":
-    run_module(trainer(LocatorTraining, run))
+    run_module(build_app)

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import typer
 from PIL import Image
 
 from inpainting.models.image_to_text.writer import PromptWriter
@@ -101,7 +100,7 @@ def write(
 
 
 def run(config: EvaluatePrompter) -> dict[str, object]:
-    """Ask, judge, write numbers, table and sheet; returns the numbers."""
+    """How often does the small prompt writer name what a mask hides? Beside the best possible."""
     refuse_training_scenes(config.data)
     sets = open_sets(config.data, config.data / f"cache-{config.scenes}", config.scenes)
     writer = PromptWriter.load(config.model, device="cpu", dtype="fp32")
@@ -159,9 +158,7 @@ def _rank(cases: Sequence[Case], row: int) -> int:
     return sum(len(case.hidden) == len(cases[row].hidden) for case in cases[:row])
 
 
-def build_app() -> typer.Typer:
-    return single_app(command(EvaluatePrompter, run))
-
+build_app = single_app(command(EvaluatePrompter, run))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import typer
 
 from datasets.scenes.choose import choose, reference_view, shares
 from datasets.scenes.describe import Camera, Rejected, Room, Scene, SceneOptions, Solid
@@ -104,14 +103,12 @@ def _coloured(rng: np.random.Generator, solid: Solid, colour: str) -> Solid:
 
 
 def run(settings: SetScenes) -> None:
-    """Render what is missing; run again to continue."""
+    """Render scenes whose solids come in sets; the same command again continues."""
     paths = render_shards(settings, sample_sets, NAME)
     log.info("%d shards in %s", len(paths), settings.out)
 
 
-def build_app() -> typer.Typer:
-    return single_app(command(SetScenes, run))
-
+build_app = single_app(command(SetScenes, run))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -65,7 +65,7 @@ class PrompterTraining:
 
 
 def run(config: PrompterTraining) -> None:
-    """Both stages, each from its checkpoint where there is one; then the folder of the model."""
+    """Train the small prompt writer stage by stage; the same command again continues."""
     config.out.mkdir(parents=True, exist_ok=True)
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     sets = open_sets(config.data, config.out / "cache", config.scenes)
@@ -206,5 +206,7 @@ def describe(
     return manifest | describe_stages(stages) | {"vision_from": eyes}
 
 
+build_app = trainer(PrompterTraining, run)
+
 if __name__ == "__main__":
-    run_module(trainer(PrompterTraining, run))
+    run_module(build_app)

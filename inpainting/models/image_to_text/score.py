@@ -92,9 +92,7 @@ def table_row(title: str, cells: Sequence[str]) -> str:
     return "| " + " | ".join((title, *cells)) + " |"
 
 
-def build_app() -> typer.Typer:
-    return single_app(score)
-
+build_app = single_app(score)
 
 if __name__ == "__main__":
     run_module(build_app)
