@@ -49,7 +49,7 @@ def test_pages_are_ascii():
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda value: str(value)[:60])
 def test_command_exists_with_its_options_and_files(page, command, monkeypatch):
-    if command == ". .venv/bin/activate":
+    if command.startswith((". .venv/bin/activate", "pre-commit ")):
         return
     monkeypatch.chdir(ROOT)
     for given in pages.rehearse(command, monkeypatch):
