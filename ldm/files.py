@@ -5,12 +5,11 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 _HASHES: dict[tuple[str, int, int], str] = {}
-_BLOCK_BYTES = 1 << 20
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
@@ -52,35 +51,29 @@ def write_all_atomic(files: Mapping[Path, bytes]) -> None:
     Missing parent folders are made. ValueError names the file that cannot be written, and what was
     prepared for the others is removed.
     """
-    staged: dict[Path, Path] = {}
     path = Path()
     try:
-        for path, data in files.items():
-            staged[path] = _stage(path, data)
-        for path, temporary in staged.items():
-            os.replace(temporary, path)
+        with contextlib.ExitStack() as stack:  # which renames the last one first
+            for path, data in reversed(list(files.items())):
+                with stack.enter_context(written_whole(path)).open("xb") as handle:
+                    handle.write(data)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {_reason(error)}") from error
-    finally:
-        for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
 
 
-def _stage(path: Path, data: bytes) -> Path:
-    """Write `data` to a new hidden file in the folder of `path`."""
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`, which takes its place at the end; on failure it is removed."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name[:40]}.{uuid.uuid4().hex}.tmp"
     try:
-        with temporary.open("xb") as handle:
-            handle.write(data)
-    except BaseException:
-        # Also after Ctrl-C: an interrupted write leaves nothing behind.
+        yield temporary
+        os.replace(temporary, path)
+    finally:  # also after Ctrl-C
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
-    return temporary
 
 
 def _reason(error: OSError) -> str:
@@ -97,11 +90,8 @@ def file_sha256(path: Path | str) -> str:
         status = path.stat()
         key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
         if key not in _HASHES:
-            digest = hashlib.sha256()
             with path.open("rb") as handle:
-                while block := handle.read(_BLOCK_BYTES):
-                    digest.update(block)
-            _HASHES[key] = digest.hexdigest()
+                _HASHES[key] = hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {_reason(error)}") from error
     return _HASHES[key]

@@ -7,12 +7,11 @@ of Lightning, OmegaConf, numpy scalars) is replaced by an inert object; any othe
 from __future__ import annotations
 
 import json
-import os
+import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from ldm.files import first_line, written_whole
 
 Shape = tuple[int, ...]
 PICKLES = (".ckpt", ".pth", ".pt", ".bin")
@@ -133,11 +134,15 @@ def _unpickle(path: Path) -> Any:
         with torch.serialization.safe_globals([stand_in(name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        told = str(error).partition("WeightsUnpickler error: ")[2].strip() or str(error)
-        raise ValueError(f"{path}: refused by torch's safe unpickler: {told.splitlines()[0][:200]}") from None
+        reason = (
+            str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+        )  # without advice to run the code
+        raise ValueError(
+            f"{path}: refused by torch's safe unpickler: {reason.splitlines()[0][:200]}"
+        ) from None
     except (OSError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path}: not a readable checkpoint, perhaps an incomplete download ({str(error)[:120]})"
+            f"{path}: not a readable checkpoint, perhaps an incomplete download ({first_line(error)})"
         ) from None
 
 
@@ -176,7 +181,7 @@ def write_safetensors(path: Path, entries: Mapping[str, Entry], *, progress: boo
     end = 0
     for key in order:
         entry = entries[key]
-        start, end = end, end + entry.dtype.itemsize * _count(entry.shape)
+        start, end = end, end + entry.dtype.itemsize * math.prod(entry.shape)
         header[key] = {
             "dtype": DTYPE_NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end],
         }  # fmt: skip
@@ -189,19 +194,6 @@ def write_safetensors(path: Path, entries: Mapping[str, Entry], *, progress: boo
             file.write(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`, which takes its place at the end; on failure it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.unlink(missing_ok=True)
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def cast(value: Tensor, entry: Entry, key: str) -> Tensor:
     """A contiguous tensor of the entry's shape and type; a value that overflows the type is refused."""
     if tuple(value.shape) != entry.shape:
@@ -211,10 +203,3 @@ def cast(value: Tensor, entry: Entry, key: str) -> Tensor:
     if narrower and torch.isfinite(value).all() and not torch.isfinite(out).all():
         raise ValueError(f"{key}: its values do not fit into {str(entry.dtype).removeprefix('torch.')}")
     return out
-
-
-def _count(shape: Shape) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count

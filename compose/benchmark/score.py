@@ -32,8 +32,8 @@ from ldm.files import file_sha256, hash_folder, write_all_atomic
 from ldm.images import read_image
 from ldm.metrics.clip import Clip
 from ldm.metrics.dino import Dino
-from ldm.metrics.found import Found
 from ldm.metrics.inception import load_inception
+from ldm.metrics.weights import MetricNetworks
 from ldm.settings.config import check_settings, setting
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class ScoreSettings:
 class Judges:
     """The networks that were found."""
 
-    found: Found
+    found: MetricNetworks
     similarity: dict[str, Any]  # name -> object with images(list of images) -> (b, d) of length 1
     inception: torch.nn.Module | None
     depth: DepthEstimator
@@ -79,7 +79,7 @@ class Judges:
     @classmethod
     def load(cls, settings: ScoreSettings) -> Judges:
         device = pick_device(settings.device)
-        found = Found()
+        found = MetricNetworks()
         loaders = {
             "dino": (settings.dino, lambda path: Dino.load(path, device)),
             "dinov2": (settings.dinov2, lambda path: Dino.load(path, device)),

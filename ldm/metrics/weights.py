@@ -1,18 +1,44 @@
-"""Weight files of metric networks, as their publishers distribute them."""
+"""Networks that measure images: their weight files, as published, loaded where they are there."""
 
 from __future__ import annotations
 
+import logging
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.checkpoints import load_strict
-from ldm.files import file_sha256, first_line, hash_folder
+from ldm.files import file_sha256, hash_folder
+from ldm.registry.models import resolve_model_path
+from ldm.weight_files import open_weights
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass
+class MetricNetworks:
+    """What was loaded from local files. used: name -> path and hashes; skipped: name -> why it was not."""
+
+    used: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def get(self, name: str, path: Path, load: Callable[[Path], T]) -> T | None:
+        """The network of a file or folder, or None, and the reason is noted."""
+        path = resolve_model_path(path)
+        try:
+            network = load(path)
+            self.used[name] = {"path": path.as_posix(), "sha256": hash_of(path)}
+            return network
+        except (ValueError, OSError) as error:
+            self.skipped[name] = " ".join(str(error).split())
+            log.warning("skipped: %s: %s", name, self.skipped[name])
+            return None
 
 
 def read_weight_file(path: Path) -> dict[str, Tensor]:
@@ -22,31 +48,19 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; `python -m ldm.registry list` names what can be pulled")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if is_script(path):
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{path}: not a readable weight file ({first_line(error)})") from None
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{path}: expected a table of weights")
-    return found
-
-
-def is_script(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip file with code in it."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any("/code/" in name for name in archive.namelist()):  # TorchScript
+                return dict(torch.jit.load(path, map_location="cpu").state_dict())
+    file = open_weights(path)
+    return {key: file.read(key) for key in file.shapes}
 
 
 def fill(network: nn.Module, weights: dict[str, Tensor], where: Path) -> nn.Module:
     """Load strictly and freeze. Counters of batch normalisation, which old files lack, are not needed."""
-    own = network.state_dict()
-    counters = {key: own[key] for key in own.keys() - weights.keys() if key.endswith("num_batches_tracked")}
+    state = network.state_dict()
+    lacking = state.keys() - weights.keys()
+    counters = {key: state[key] for key in lacking if key.endswith("num_batches_tracked")}
     load_strict(network, weights | counters, where)
     return network.eval().requires_grad_(False)
 

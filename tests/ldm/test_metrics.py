@@ -192,10 +192,10 @@ def test_weight_files_are_checked(tmp_path: Path):
     with pytest.raises(ValueError, match=r"absent.pth does not exist; `python -m ldm.registry list`"):
         read_weight_file(tmp_path / "absent.pth")
     (tmp_path / "broken.pth").write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=r"broken.pth: not a readable weight file"):
+    with pytest.raises(ValueError, match=r"broken.pth: (refused|not a readable)"):
         read_weight_file(tmp_path / "broken.pth")
     torch.save({"a": [1]}, tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="expected a table of weights"):
+    with pytest.raises(ValueError, match="holds no tensors"):
         read_weight_file(tmp_path / "list.pth")
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
     with pytest.raises(ValueError, match="weights missing"):

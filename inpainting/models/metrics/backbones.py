@@ -10,9 +10,9 @@ from torch import nn
 
 from ldm.metrics.clip import Clip
 from ldm.metrics.clip_resnet import ResnetClip, load_resnet_clip
-from ldm.metrics.found import Found
 from ldm.metrics.inception import load_inception
 from ldm.metrics.lpips import Lpips, load_lpips
+from ldm.metrics.weights import MetricNetworks
 from ldm.settings.config import check_settings, setting
 
 
@@ -42,7 +42,7 @@ def open_judge(path: Path, device: torch.device) -> Clip | ResnetClip:
 
 
 @dataclass
-class Backbones(Found):
+class Backbones(MetricNetworks):
     """The networks that were found."""
 
     inception: nn.Module | None = None

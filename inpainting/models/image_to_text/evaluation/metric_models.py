@@ -22,7 +22,7 @@ from inpainting.models.image_to_text.evaluation.predictions import Prediction
 from ldm.checkpoints import load_pretrained
 from ldm.files import read_json
 from ldm.metrics.clip import Clip
-from ldm.metrics.found import Found
+from ldm.metrics.weights import MetricNetworks
 from ldm.settings.config import check_settings, setting
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class BertScore:
 
 
 @dataclass
-class Judges(Found):
+class Judges(MetricNetworks):
     """The networks that were found."""
 
     clip: Clip | None = None
