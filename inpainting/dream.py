@@ -3,8 +3,10 @@
     python -m inpainting.dream --image painting.jpg --masks a.png b.png --prompts "" "a red cube" \\
         --out outputs/dreamed.png
 
-A mask without prompt gets one from a language model that sees the rest of the image (paper section 3);
+A mask without prompt gets one from a vision-language model that sees the rest of the image (paper section 3);
 given prompts are kept. Writes a PNG that carries its recipe, a JSON report, and a sheet with the prompts.
+
+Legend: h w pixels.
 """
 
 from __future__ import annotations
@@ -18,13 +20,18 @@ from typing import Any
 
 import numpy as np
 import typer
+from PIL import Image, ImageDraw, ImageFont
 
 from inpainting.data.steps.describe import PRECISIONS
-from inpainting.dream_prompts import Prompts, completed, write_missing
-from inpainting.dream_sheet import dream_sheet
-from inpainting.models.image_to_text.prompter import FULL, TINY, default_folder, find_files
 from inpainting.models.image_to_text.questions import colors_of_masks
-from inpainting.models.image_to_text.writer import GREEDY, Decoding, PromptWriter
+from inpainting.models.image_to_text.writer import (
+    GREEDY,
+    RELEASED,
+    TINY,
+    Decoding,
+    PromptWriter,
+    find_files,
+)
 from inpainting.models.text_to_image.canvas import paired
 from inpainting.models.text_to_image.card import DEFAULTS, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter
@@ -39,12 +46,16 @@ from inpainting.paint import (
     sheet_path,
     tell,
 )
+from inpainting.prompts import paint_masks, palette, remove_overlaps, rgb_of
 from ldm.images import read_image, read_mask, write_png
 from ldm.result import StageTimer
 from ldm.settings.cli import command, run_module
 from ldm.settings.config import setting, to_plain
+from ldm.sheet import FRAME, GAP, INK, PAPER, grid
 
 log = logging.getLogger(__name__)
+
+FONT_SIZE, LINE, SWATCH = 18, 26, 16  # pixels of the prompts below the sheet
 
 
 @dataclass(frozen=True)
@@ -59,8 +70,8 @@ class DreamSettings(PaintSettings):
     )
     prompter: Path | None = setting(
         None,
-        help=f"prompt writer: model folder, or folder of its adapter; without it {FULL.as_posix()} if there, "
-        f"else {TINY.as_posix()}",
+        help="prompt writer: model folder, or folder of its adapter; without it "
+        f"{RELEASED.as_posix()} if there, else {TINY.as_posix()}",
     )
     adapter: Path | None = setting(None, help="adapter of the prompt writer, where --prompter is its model")
     precision: str = setting("auto", choices=PRECISIONS, help="prompt writer in 4 bits as published, or full")
@@ -84,6 +95,20 @@ class DreamSettings(PaintSettings):
         return Decoding(self.constrained, self.temperature, self.seed, self.longest)
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Per mask: its prompt, whether it was written here, and the colour in which the writer saw it."""
+
+    texts: list[str]
+    written: list[bool]
+    colors: list[str]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The same as JSON, one object per mask."""
+        parts = zip(self.colors, self.texts, self.written, strict=True)
+        return [{"color": color, "prompt": text, "written": new} for color, text, new in parts]
+
+
 @dataclass(frozen=True, eq=False)
 class Dream:
     """What `dream` gives: the prompts, and the images painted after them."""
@@ -97,10 +122,12 @@ class Dream:
         return self.result.image_u8
 
     def sheet(self, image_u8: np.ndarray) -> np.ndarray:
-        """Before, masks and after with the prompts, (h, w, 3) uint8. image_u8: the image before."""
-        masks, seeds = [region.mask for region in self.result.regions], self.result.seeds
+        """(h, w, 3) uint8: the image, its masks as the writer saw them, the results; prompts below."""
+        seeds = self.result.seeds
         titles = ["after"] if len(seeds) == 1 else [f"after, seed {seed}" for seed in seeds]
-        return dream_sheet(image_u8, masks, self.prompts, self.result.images_u8, titles)
+        seen = paint_masks(image_u8, [region.mask for region in self.result.regions], self.prompts.colors)
+        images = grid([[image_u8, seen, *self.result.images_u8]], ["before", "masks", *titles])
+        return np.vstack([images, legend(self.prompts, images.shape[1])])
 
 
 def dream(
@@ -122,9 +149,49 @@ def dream(
     writer: None when no prompt is missing. prompts: known ones in the order of the masks, "" or missing where
     one is to be written. Other arguments: `PromptWriter.write` and `paint`. ValueError for what does not fit.
     """
-    found = write_missing(image_u8, masks, prompts, writer, decoding)
-    regions = paired(list(masks), found.texts, negatives)
-    return Dream(found, paint(image_u8, regions, pipe, seed, options, samples=samples, progress=progress))
+    written = write_missing(image_u8, masks, prompts, writer, decoding)
+    regions = paired(list(masks), written.texts, negatives)
+    return Dream(written, paint(image_u8, regions, pipe, seed, options, samples=samples, progress=progress))
+
+
+def write_missing(
+    image_u8: np.ndarray,
+    masks: Sequence[np.ndarray],
+    prompts: Sequence[str],
+    writer: PromptWriter | None,
+    decoding: Decoding = GREEDY,
+) -> Prompts:
+    """The prompts of the masks (h, w) bool of an image (h, w, 3) uint8; given ones stay as they are."""
+    known = completed(prompts, len(masks))
+    missing = [not text for text in known]
+    if not any(missing):
+        return Prompts(known, missing, palette(len(known)))
+    if writer is None:
+        raise ValueError(f"{sum(missing)} masks have no prompt, and no prompt writer is given")
+    for number in hidden_masks(masks):
+        log.warning("mask %d lies under smaller masks: the prompt writer does not see its colour", number)
+    texts = writer.write([image_u8], [masks], decoding, given=[known])[0]
+    for number, text in enumerate(texts, 1):
+        if not text:
+            log.warning("mask %d: the answer holds no prompt; it is painted without one", number)
+    together = writer.config.question == "discover"
+    return Prompts(texts, missing, colors_of_masks(writer.config, known) if together else palette(len(known)))
+
+
+def completed(prompts: Sequence[str], masks: int) -> list[str]:
+    """One prompt per mask, "" where none is given; ValueError without masks, and for too many prompts."""
+    if not masks:
+        raise ValueError("nothing to paint: no mask is given (--masks)")
+    if len(prompts) > masks:
+        raise ValueError(f"more prompts than masks: {len(prompts)} prompts, {masks} masks (--prompts)")
+    return [*(text.strip() for text in prompts), *[""] * (masks - len(prompts))]
+
+
+def hidden_masks(masks: Sequence[np.ndarray]) -> list[int]:
+    """Numbers, from 1, of masks of which nothing is left to see when smaller ones are painted over them."""
+    order = sorted(range(len(masks)), key=lambda number: -np.count_nonzero(masks[number]))
+    visible = remove_overlaps([masks[number] for number in order])
+    return sorted(number + 1 for number, mask in zip(order, visible, strict=True) if not mask.any())
 
 
 def run_dream(settings: DreamSettings) -> None:
@@ -152,36 +219,69 @@ def run_dream(settings: DreamSettings) -> None:
     )
     report = {**result.report, "prompts": prompts.rows()}
     report["seconds"] = {**report["seconds"], "write": timer.report()["write"]}
-    done = Dream(prompts, replace(result, report=report))
-    save_samples(settings, paths, image, done.result, {"command": "dream", "prompter": facts})
+    result = replace(result, report=report)
+    save_samples(settings, paths, image, result, {"command": "dream", "prompter": facts})
     if settings.sheet:
-        write_png(sheet_path(settings.out), done.sheet(image.rgb_u8))
-    tell(settings, done.result, paths)
+        write_png(sheet_path(settings.out), Dream(prompts, result).sheet(image.rgb_u8))
+    tell(settings, result, paths)
 
 
 def write_prompts(
     settings: DreamSettings, image_u8: np.ndarray, masks: Sequence[np.ndarray], known: Sequence[str]
 ) -> tuple[Prompts, dict[str, Any]]:
-    """The prompts, and what decided them. The prompt writer's memory is free again afterwards."""
+    """The prompts, and what decided them. The prompt writer's memory is free again afterwards.
+
+    ValueError, before weights are read, where the prompt writer does not suit the masks.
+    """
     if all(known):
         return write_missing(image_u8, masks, known, None), {}
-    writer = load_writer(settings, known)
+    folder = settings.prompter
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of a prompt writer (--prompter)")
+    files = find_files(folder, settings.adapter)
+    if files.config.question == "discover":
+        colors_of_masks(files.config, known)
+    writer = PromptWriter.load(folder, settings.adapter, settings.device, settings.dtype, settings.precision)
     prompts = write_missing(image_u8, masks, known, writer, settings.decoding)
     for row in prompts.rows():
         log.info("%s (%s): %s", row["color"], "written" if row["written"] else "given", row["prompt"])
-    facts = {"card": to_plain(writer.card), "weights": writer.weights(), "folder": writer.mllm.folder}
+    facts = {"card": to_plain(writer.config), "weights": writer.weights(), "folder": writer.mllm.folder}
     return prompts, {**facts, "prompts": prompts.rows()}
 
 
-def load_writer(settings: DreamSettings, known: Sequence[str]) -> PromptWriter:
-    """The prompt writer; ValueError, before its weights are read, where it does not suit the masks."""
-    folder = default_folder() if settings.prompter is None else settings.prompter
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder of a prompt writer (--prompter)")
-    card = find_files(folder, settings.adapter).card
-    if card.question == "discover":
-        colors_of_masks(card, known)
-    return PromptWriter.load(folder, settings.adapter, settings.device, settings.dtype, settings.precision)
+def legend(prompts: Prompts, width: int) -> np.ndarray:
+    """(h, width, 3) uint8: for each mask its colour and its prompt, broken into lines."""
+    font = ImageFont.load_default(size=FONT_SIZE)
+    left = 2 * GAP + SWATCH
+    lines: list[tuple[str, str]] = []
+    for row in prompts.rows():
+        text = f"{row['prompt'] or '(nothing)'}   ({'written' if row['written'] else 'given'})"
+        broken = break_lines(text, font, width - left - GAP)
+        lines += zip(broken, [row["color"], *[""] * (len(broken) - 1)], strict=True)
+    sheet = Image.new("RGB", (width, len(lines) * LINE + 2 * GAP), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for number, (line, color) in enumerate(lines):
+        y = GAP + number * LINE
+        if color:
+            pen.rectangle((GAP, y, GAP + SWATCH, y + SWATCH), fill=rgb_of(color), outline=FRAME)
+        pen.text((left, y + SWATCH // 2), line, fill=INK, font=font, anchor="lm")
+    return np.array(sheet)
+
+
+def break_lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """A text in lines of at most `width` pixels; a longer word is cut."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
 
 
 def build_app() -> typer.Typer:

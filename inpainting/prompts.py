@@ -88,11 +88,6 @@ def read_prompt(answer: str, color: str) -> str:
     return found[1].strip() if found else ""
 
 
-def read_prompts(answer: str, colors: Sequence[str]) -> dict[str, str]:
-    """Colour -> its text; empty where a tag is missing."""
-    return {color: read_prompt(answer, color) for color in colors}
-
-
 def rgb_of(color: str) -> RGB:
     """ValueError names the colours there are."""
     if color != GRAY_NAME and color not in COLORS:
@@ -115,21 +110,6 @@ def palette(count: int) -> list[str]:
     """Colours of any number of regions, in turn."""
     names = list(COLORS)
     return [names[index % len(names)] for index in range(count)]
-
-
-def with_red(
-    kept: Sequence[str], sampled: Sequence[str], rng: np.random.Generator, published: bool = False
-) -> list[str]:
-    """Colours of the kept regions such that exactly one is red; a random one becomes it if none is.
-
-    kept: colours of the regions that are left; sampled: those drawn for all, before any region was dropped.
-    published: looks for red among the first of `sampled` instead, so that two regions may be red, or none.
-    """
-    seen = list(sampled)[: len(kept)] if published else list(kept)
-    colors = list(kept)
-    if RED not in seen:
-        colors[int(rng.integers(len(colors)))] = RED
-    return colors
 
 
 def paint_masks(

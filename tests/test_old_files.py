@@ -214,9 +214,10 @@ def inpainter_card(folder: Path) -> object:
 
 
 def prompter_card(folder: Path) -> object:
-    from inpainting.models.image_to_text.prompter import read_card
+    from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig
+    from ldm.settings.config import read_config
 
-    return read_card(folder)
+    return read_config(PrompterConfig, folder / CONFIG_FILE)
 
 
 @pytest.mark.parametrize("read", [compositor_card, locator_card, inpainter_card, prompter_card])

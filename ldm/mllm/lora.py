@@ -22,7 +22,8 @@ from ldm.settings.config import check_settings, setting
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LANGUAGE = ("language_model", "text_model")  # what families call their language model
 PROJECTORS = ("multi_modal_projector", "visual.merger", "connector")  # and what maps images into it
-ADAPTER = "adapter_model.safetensors"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+OLD, NEW = "language_model.model.", "model.language_model."  # LLaVA's layers before and since transformers 5
 INITS = ("uniform", "gaussian")
 
 
@@ -115,21 +116,32 @@ def adapter_key(parameter: str) -> str:
     return re.sub(r"\.(?:modules_to_save\.)?default(?=\.)", "", parameter)
 
 
+def current_name(name: str) -> str:
+    """A layer's name in transformers 5, from its name there or in older versions."""
+    return name.replace(OLD, NEW)
+
+
 def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     """An adapter folder on its base model: each tensor is used and each matrix filled, or it is a ValueError.
 
     peft itself only warns when names do not fit, as those of the original LLaVA layout do.
     """
-    read_json(folder / "adapter_config.json")
+    read_json(folder / ADAPTER_CONFIG)
     if (folder / "non_lora_trainables.bin").is_file() or not (folder / ADAPTER).is_file():
         raise ValueError(
             f"{folder}: not an adapter of this repository or of peft ({ADAPTER}); one in the original LLaVA "
             "layout is merged by python -m llava_bifrost.model convert"
         )
-    stored = load_file(folder / ADAPTER)
+    stored = {current_name(key): value for key, value in load_file(folder / ADAPTER).items()}
     config = LoraConfig.from_pretrained(str(folder))
-    config.inference_mode = False
-    wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
+    config.inference_mode, config.task_type = False, None  # without a task all inputs are passed on
+    config.base_model_name_or_path = None  # peft warns where it is another one
+    if not isinstance(config.target_modules, str):
+        config.target_modules = {current_name(name) for name in config.target_modules or ()}
+    try:
+        wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{folder}: its layers are not those of this model ({error})"[:300]) from None
     wanted = {adapter_key(name): value for name, value in wrapped.named_parameters() if value.requires_grad}
     missing, unexpected = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if missing or unexpected:

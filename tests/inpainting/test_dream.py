@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from inpainting.dream import build_app, dream
-from inpainting.dream_prompts import Prompts, hidden
-from inpainting.dream_sheet import broken, dream_sheet, legend
-from inpainting.models.image_to_text.prompter import PrompterConfig, write_card
+from inpainting.dream import Prompts, break_lines, build_app, dream, hidden_masks, legend
+from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig
 from inpainting.models.image_to_text.writer import Decoding, PromptWriter
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, save_inpainter
 from inpainting.prompts import COLORS, rgb_of
 from ldm.images import read_image, write_mask, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
+from ldm.settings.config import write_config
 from tests.conftest import ROOT
 from tests.inpainting.small_inpainter import QUICK, small_inpainter
 from tests.ldm.small_mllm import small_folder
@@ -35,8 +34,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """painter/, and writer/, an untrained LLaVA that knows three colours."""
     folder = tmp_path_factory.mktemp("models")
     save_inpainter(small_inpainter(folder / "tokenizer"), folder / "painter", torch.float32)
-    card = PrompterConfig(name="small writer", colors=("red", "green", "blue"), longest=5, notice="untrained")
-    write_card(small_folder("llava", folder / "writer"), card)
+    config = PrompterConfig(
+        name="small writer", colors=("red", "green", "blue"), longest=5, notice="untrained"
+    )
+    write_config(small_folder("llava", folder / "writer") / CONFIG_FILE, config)
     return folder
 
 
@@ -81,6 +82,8 @@ def test_missing_prompts_are_written_and_painted(writer: PromptWriter, pipe: Inp
     for image_u8 in done.result.images_u8:
         assert np.array_equal(image_u8[outside], IMAGE[outside])
         assert not np.array_equal(image_u8, IMAGE)
+    shown = {tuple(color) for color in done.sheet(IMAGE).reshape(-1, 3)}
+    assert {COLORS["green"], COLORS["blue"], COLORS["red"]} <= shown
     again = dream(IMAGE, np.stack(masks), None, pipe, done.prompts.texts, 3, QUICK, progress=False)
     assert np.array_equal(again.image_u8, done.image_u8)
     with pytest.raises(ValueError, match="1 masks have no prompt, and no prompt writer"):
@@ -165,17 +168,14 @@ def test_an_input_is_never_overwritten(tmp_path: Path, files: list[str], capsys:
 
 def test_hidden_masks_are_found():
     whole = np.ones_like(LEFT)
-    assert hidden([LEFT, RIGHT]) == []
-    assert hidden([whole, LEFT]) == []
-    assert hidden([LEFT, LEFT.copy()]) == [1]
-    assert hidden([LEFT | RIGHT, LEFT, RIGHT]) == [1]
+    assert hidden_masks([LEFT, RIGHT]) == []
+    assert hidden_masks([whole, LEFT]) == []
+    assert hidden_masks([LEFT, LEFT.copy()]) == [1]
+    assert hidden_masks([LEFT | RIGHT, LEFT, RIGHT]) == [1]
 
 
-def test_the_sheet_shows_masks_and_prompts():
+def test_the_prompts_below_the_sheet():
     prompts = Prompts(["a dog", "a very " + "long " * 60 + "x" * 200], [True, False], ["red", "blue"])
-    sheet = dream_sheet(IMAGE, [LEFT, RIGHT], prompts, [IMAGE])
-    shown = {tuple(color) for color in sheet.reshape(-1, 3)}
-    assert {COLORS["red"], COLORS["blue"]} <= shown
     below = legend(prompts, 300)
     assert below.shape[1] == 300
     assert (below[:, -4:] == 255).all(), "no letter is cut off at the edge"
@@ -187,7 +187,7 @@ def test_long_words_are_broken():
     from PIL import ImageFont
 
     font = ImageFont.load_default(size=18)
-    lines = broken("a " + "w" * 90 + " b", font, 200)
+    lines = break_lines("a " + "w" * 90 + " b", font, 200)
     assert all(font.getlength(line) <= 200 for line in lines)
     assert "".join(lines).replace(" ", "") == "a" + "w" * 90 + "b"
 

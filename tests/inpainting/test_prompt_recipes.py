@@ -14,11 +14,16 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
 from inpainting.config_path import find_config
-from inpainting.models.image_to_text import base
-from inpainting.models.image_to_text.base import checkpoint_of, open_base, with_checkpoint
-from inpainting.models.image_to_text.evaluation import answers
+from inpainting.models.image_to_text import fine_tune_llavanext
 from inpainting.models.image_to_text.evaluation.predictions import read_predictions
-from inpainting.models.image_to_text.fine_tune_llavanext import build_app, train
+from inpainting.models.image_to_text.evaluation.validate import HeldOutTest
+from inpainting.models.image_to_text.fine_tune_llavanext import (
+    build_app,
+    checkpoint_of,
+    open_base,
+    train,
+    with_checkpoint,
+)
 from inpainting.models.image_to_text.settings import RECIPE, PromptTraining
 from ldm.mllm import load as mllm_load
 from ldm.mllm.load import load_model
@@ -45,7 +50,7 @@ def test_a_test_continues_where_it_stopped(folder: Path, whole: Path, monkeypatc
     changes = ("val.batch=1", "checkpoint=checkpoint-4", f"predictions={folder / 'tested'}")
     config = recipe(folder, whole, "test/llava_multimask", *changes)
     asked: list[str] = []
-    original = answers.Answering.predictions
+    original = HeldOutTest.predictions
 
     def dying(self: Any, items: Any) -> Any:
         asked.extend(item["image_stems"] for item in items)
@@ -53,7 +58,7 @@ def test_a_test_continues_where_it_stopped(folder: Path, whole: Path, monkeypatc
             raise KeyboardInterrupt
         return original(self, items)
 
-    monkeypatch.setattr(answers.Answering, "predictions", dying)
+    monkeypatch.setattr(HeldOutTest, "predictions", dying)
     with pytest.raises(KeyboardInterrupt):
         train(config)
     assert train(config) == folder / "tested"
@@ -188,7 +193,7 @@ def test_four_bits_where_they_work(folder: Path, tmp_path: Path, monkeypatch: py
         model.is_loaded_in_4bit = True
         return model
 
-    monkeypatch.setattr(base, "four_bit_works", lambda: True)
+    monkeypatch.setattr(fine_tune_llavanext, "four_bit_works", lambda: True)
     monkeypatch.setattr(mllm_load, "BitsAndBytesConfig", dict)
     monkeypatch.setattr(mllm_load, "AutoModelForImageTextToText", SimpleNamespace(from_pretrained=opened))
     train(recipe(folder, tmp_path, "train/llava_multimask", "fit.steps=1", "val.instances=0"))

@@ -10,10 +10,14 @@ import nltk
 import pytest
 from PIL import Image
 
-from inpainting.data.steps.roots import extract_roots, rule_root
-from inpainting.models.image_to_text.evaluation.metric_models import BERTSCORE, JudgeFiles, Judges
+from inpainting.data.steps.roots import RootSettings, extract_roots, rule_root
+from inpainting.models.image_to_text.evaluation.metric_models import (
+    BERTSCORE,
+    MetricFolders,
+    PromptMetricModels,
+)
 from inpainting.models.image_to_text.evaluation.predictions import Prediction, read_predictions
-from inpainting.models.image_to_text.evaluation.report import NAMES, measure, tracked
+from inpainting.models.image_to_text.evaluation.report import NAMES, measure_prompts, tracked
 from inpainting.models.image_to_text.score import PUBLISHED, build_app
 from ldm.metrics.clip import Clip
 from ldm.settings.cli import run_app
@@ -23,9 +27,9 @@ from tests.ldm.small_metrics import write_clip
 
 def test_last_regions_and_numbers_of_masks_are_tables_of_their_own() -> None:
     rows = drawn(31, seed=7)  # ten images of three regions, and one of one region that is not the last
-    report = measure(rows, resamples=0)
-    last = measure([one for one in rows if one.last], resamples=0)
-    three, one = measure(rows[:30], resamples=0), measure(rows[30:], resamples=0)
+    report = measure_prompts(rows, resamples=0)
+    last = measure_prompts([one for one in rows if one.last], resamples=0)
+    three, one = measure_prompts(rows[:30], resamples=0), measure_prompts(rows[30:], resamples=0)
     for name in NAMES:
         assert report[f"{name}_last"] == last[name]
         for count, alone in (("3", three), ("1", one)):
@@ -38,8 +42,8 @@ def test_last_regions_and_numbers_of_masks_are_tables_of_their_own() -> None:
 def test_intervals_resample_whole_images_and_repeat() -> None:
     rows = [replace(one, root="cat" if one.stem[-1] in "02468" else "dog") for one in drawn(60, seed=8)]
     rows = [replace(one, prediction=f"cat {one.prediction.replace('dog', 'hill')}") for one in rows]
-    report = measure(rows, seed=1, resamples=400)
-    again = measure(rows, seed=1, resamples=400)
+    report = measure_prompts(rows, seed=1, resamples=400)
+    again = measure_prompts(rows, seed=1, resamples=400)
     assert report["with_intervals"] == again["with_intervals"]
     for name in ("accuracy", "bleu1", "bleu4", "rougeL_fmeasure"):
         number = report["with_intervals"][name]
@@ -51,18 +55,18 @@ def test_intervals_resample_whole_images_and_repeat() -> None:
 
 
 def test_what_is_missing_is_named_and_the_rest_is_measured(tmp_path: Path) -> None:
-    absent = JudgeFiles(tmp_path / "no_clip", tmp_path / "no_roberta")
-    report = measure(drawn(6, seed=0), Judges.load(absent), resamples=20)
+    absent = MetricFolders(tmp_path / "no_clip", tmp_path / "no_roberta")
+    report = measure_prompts(drawn(6, seed=0), PromptMetricModels.load(absent), resamples=20)
     assert {"clipscore", *BERTSCORE} <= set(report["skipped"])
     assert "no_clip" in report["skipped"]["clipscore"]
     assert report["clipscore"] is None
     assert "clipscore" not in tracked(report)
     assert all(number["judge"] for number in report["with_intervals"].values())
     assert set(report["with_intervals"]) | set(report["skipped"]) == set(NAMES)
-    clip = Judges(clip=Clip.load(write_clip(tmp_path / "clip")))
-    hidden = measure(drawn(6, seed=0), clip, resamples=0)
+    clip = PromptMetricModels(clip=Clip.load(write_clip(tmp_path / "clip")))
+    hidden = measure_prompts(drawn(6, seed=0), clip, resamples=0)
     assert hidden["skipped"]["clipscore"] == "image_0 mask_0 has neither `crop` nor `image` and `box`"
-    moved = measure([replace(one, crop="moved.png") for one in drawn(6, seed=0)], clip, resamples=0)
+    moved = measure_prompts([replace(one, crop="moved.png") for one in drawn(6, seed=0)], clip, resamples=0)
     assert "moved.png" in moved["skipped"]["clipscore"]
     json.dumps([report, hidden, moved], allow_nan=False)
 
@@ -71,13 +75,13 @@ def test_rouge_lsum_is_there_where_nltk_can_split_sentences(monkeypatch: pytest.
     monkeypatch.setattr(nltk.data, "find", lambda name: name)
     monkeypatch.setattr(nltk, "sent_tokenize", lambda text: text.split(". "))
     rows = [row(0, "a cat sits. two dogs sleep", "two dogs sleep. a cat sits")]
-    report = measure(rows, resamples=0)
+    report = measure_prompts(rows, resamples=0)
     assert report["rougeLsum_fmeasure"] == 1.0  # sentence by sentence
     assert report["rougeL_fmeasure"] == 0.5
 
 
 def test_empty_answers_are_counted_and_are_wrong() -> None:
-    report = measure([row(0, " "), row(1, "a cat on a mat")], resamples=0)
+    report = measure_prompts([row(0, " "), row(1, "a cat on a mat")], resamples=0)
     assert (report["empty_predictions"], report["accuracy"], report["rougeL_recall"]) == (1, 0.5, 0.5)
 
 
@@ -89,7 +93,7 @@ GOOD = json.loads(row(0, "a cat").line())
     [
         ("0\ta red cat", "names no image"),
         ("{", "not JSON"),
-        ("[]", "expected an object"),
+        ("[]", "expected a JSON object"),
         (json.dumps(GOOD | {"prediction": None}), "`prediction` must be a text, got None"),
         (json.dumps(GOOD | {"last": 1}), "`last` must be true or false, got 1"),
         (json.dumps(GOOD | {"root": ""}), "extract-noun-chunk-roots"),
@@ -176,9 +180,11 @@ def test_the_report_names_who_found_the_noun_roots(tmp_path: Path) -> None:
     entry = {"concept": "a man in a black hat", "noun_chunk_root": "?", "caption": "the man wears a hat"}
     (tmp_path / "entities/carl").mkdir(parents=True)
     (tmp_path / "entities/carl/annotations.json").write_text(json.dumps({"mask_0": entry}))
-    assert measure(annotated(tmp_path / "entities"), resamples=0)["noun_roots"] == ["as given with the data"]
-    extract_roots(tmp_path / "entities", method="rule")
-    report = measure(annotated(tmp_path / "entities"), resamples=0)
+    assert measure_prompts(annotated(tmp_path / "entities"), resamples=0)["noun_roots"] == [
+        "as given with the data"
+    ]
+    extract_roots(RootSettings(tmp_path / "entities", method="rule"))
+    report = measure_prompts(annotated(tmp_path / "entities"), resamples=0)
     assert report["noun_roots"][0].startswith("rule over the tags of textblob")
     assert report["accuracy"] == 1.0
 
@@ -191,7 +197,7 @@ def test_accuracy_of_real_captions_is_the_same_with_the_rules_roots(test_data: P
     found = [replace(one, root=rule_root(what)) for one, what in zip(by_hand, concepts, strict=True)]
     agree = sum(one.root == two.root for one, two in zip(by_hand, found, strict=True))
     assert (agree, len(by_hand)) == (29, 29)
-    numbers = tracked(measure(by_hand, resamples=0))
-    assert numbers == tracked(measure(found, resamples=0))
+    numbers = tracked(measure_prompts(by_hand, resamples=0))
+    assert numbers == tracked(measure_prompts(found, resamples=0))
     assert numbers["accuracy"] == 1.0
     assert numbers["accuracy_words"] <= numbers["accuracy"]

@@ -12,10 +12,10 @@ import torch
 
 from inpainting import prompts
 from inpainting.models import image_to_text
-from inpainting.models.image_to_text.prompter import PrompterConfig, read_card
-from inpainting.models.image_to_text.questions import queries_for
-from inpainting.prompts import COLORS, discover_prompt, paint_masks, remove_overlaps, target_text, with_red
+from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig, queries_for
+from inpainting.prompts import COLORS, discover_prompt, paint_masks, remove_overlaps, target_text
 from ldm.images import to_pm1
+from ldm.settings.config import read_config
 from tests.inpainting.test_prompt_writer import IMAGE, MASKS, in_memory
 from tests.ldm.small_mllm import build_small, small_folder
 
@@ -66,19 +66,6 @@ def test_masks_are_blended_as_published(alphas: tuple[float, ...] | None):
     assert (np.sum(alone, axis=0) == 1).all()
 
 
-def test_one_red_region():
-    """Published: colours dropped with their regions are still counted, so two may be red, or none."""
-    published, ours = [], []
-    for seed in range(300):
-        rng = np.random.default_rng(seed)
-        sampled = [list(COLORS)[k] for k in rng.permutation(5)]
-        kept = [sampled[k] for k in rng.permutation(5)[:2]]
-        ours.append(with_red(kept, sampled, rng).count("red"))
-        published.append(with_red(kept, sampled, rng, published=True).count("red"))
-    assert set(ours) == {1}
-    assert set(published) == {0, 1, 2}
-
-
 def test_the_published_helpers(tmp_path: Path):
     """The notebook's steps, with its names: colours red, blue, ... and None for a text without answer."""
     masks = [torch.from_numpy(mask)[None].float() for mask in MASKS[:3]]
@@ -94,12 +81,10 @@ def test_the_published_helpers(tmp_path: Path):
     device = next(model.parameters()).device
     ids = model.generate(**inputs.to(device), max_new_tokens=3, do_sample=False)
     assert image_to_text.output_to_color_dict(processor.batch_decode(ids)[0], names) is not None
-    with pytest.raises(AttributeError):
-        image_to_text.absent  # noqa: B018
 
 
 @pytest.mark.parametrize(
-    ("card", "message"),
+    ("values", "message"),
     [
         ({"colors": ["red", "teal"]}, "colors must be different names among red, green"),
         ({"question": "why"}, "question"),
@@ -107,8 +92,8 @@ def test_the_published_helpers(tmp_path: Path):
         ({"extra": 1}, "extra"),
     ],
 )
-def test_a_wrong_card_is_named(tmp_path: Path, card: dict[str, object], message: str):
-    (tmp_path / "prompter.json").write_text(json.dumps(card))
+def test_a_wrong_configuration_is_named(tmp_path: Path, values: dict[str, object], message: str):
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(values))
     with pytest.raises(ValueError, match=message) as raised:
-        read_card(tmp_path)
+        read_config(PrompterConfig, tmp_path / CONFIG_FILE)
     assert "prompter.json" in str(raised.value)

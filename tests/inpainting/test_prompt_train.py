@@ -15,17 +15,17 @@ import torch
 from peft import PeftModel
 
 from inpainting.models.image_to_text import fine_tune_llavanext
-from inpainting.models.image_to_text.dataset import LlavaDataset
+from inpainting.models.image_to_text.dataset import LlavaDataset, LlavaOptions
 from inpainting.models.image_to_text.evaluation.predictions import read_predictions
 from inpainting.models.image_to_text.fine_tune_llavanext import train
-from inpainting.models.image_to_text.prompter import read_card
+from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig
 from inpainting.models.image_to_text.settings import PromptTraining
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import discover_question
 from ldm.mllm.chat import ChatExample
 from ldm.mllm.load import load_model
 from ldm.mllm.training import answer_loss
-from ldm.settings.config import dump_yaml, load_config
+from ldm.settings.config import dump_yaml, load_config, read_config
 from tests.conftest import ROOT
 from tests.inpainting.prompt_job import adapter, curve, recipe, table, write_job
 from tests.ldm.test_fit import environment, kill_after_rows
@@ -66,8 +66,8 @@ def test_files_of_a_run(folder: Path, whole: Path):
     report = json.loads((whole / "validation" / "metrics.json").read_text())
     assert report["images"] == 3
     assert float(held_out[1]["accuracy"]) == pytest.approx(report["accuracy"])
-    card = read_card(whole / "adapter")
-    assert (card.question, card.colors) == ("discover", ("red", "green", "blue", "yellow", "cyan"))
+    config = read_config(PrompterConfig, whole / "adapter" / CONFIG_FILE)
+    assert (config.question, config.colors) == ("discover", ("red", "green", "blue", "yellow", "cyan"))
     assert load_config(PromptTraining, whole / "config.yaml").lora.init == "gaussian"
 
 
@@ -88,7 +88,7 @@ def test_only_linear_layers_of_the_language_model_train_and_peft_loads_them(fold
         load_model(folder / "base", torch.float32), str(whole / "adapter")
     ).eval()
     writer = PromptWriter.load(whole / "adapter", device="cpu")
-    item = LlavaDataset(folder / "data", split="val")[2]
+    item = LlavaDataset(LlavaOptions(folder / "data", shuffle_concepts=False), "val")[2]
     batch = writer.chat.prompts([writer_ask(item)])
     base = load_model(folder / "base", torch.float32).eval()
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_an_interrupted_run_ends_the_same(folder: Path, tmp_path: Path, monkeypa
     stored = [adapter(tmp_path / name / "adapter") for name in ("one", "two")]
     torch.testing.assert_close(stored[0], stored[1], rtol=1e-5, atol=1e-7)
     assert [path.name for path in sorted((tmp_path / "two").glob("checkpoint-*"))] == ["checkpoint-4"]
-    assert read_card(tmp_path / "one" / "adapter").question == "gray"
+    assert read_config(PrompterConfig, tmp_path / "one" / "adapter" / CONFIG_FILE).question == "gray"
 
 
 @pytest.mark.slow

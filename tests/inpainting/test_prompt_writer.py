@@ -15,14 +15,20 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inpainting import prompts
-from inpainting.models.image_to_text.prompter import PrompterConfig, find_files, write_card
-from inpainting.models.image_to_text.questions import colors_of_masks, queries_for, read_answer
-from inpainting.models.image_to_text.tags import pattern_of, tightened
-from inpainting.models.image_to_text.writer import PUBLISHED, Decoding, PromptWriter
+from inpainting.models.image_to_text.questions import (
+    CONFIG_FILE,
+    PrompterConfig,
+    colors_of_masks,
+    pattern_of,
+    queries_for,
+    tightened,
+)
+from inpainting.models.image_to_text.writer import PUBLISHED, Decoding, PromptWriter, find_files
 from inpainting.prompts import COLORS, target_text
 from ldm.mllm.chat import Chat, ChatExample
 from ldm.mllm.constrain import Grammar
 from ldm.mllm.load import Mllm, load_mllm
+from ldm.settings.config import write_config
 from tests.ldm import small_mllm
 from tests.ldm.small_mllm import build_small, small_folder
 
@@ -47,8 +53,10 @@ def writers() -> dict[str, PromptWriter]:
     return {name: in_memory(*build_small(name)) for name in FAMILIES}
 
 
-def in_memory(model: torch.nn.Module, processor: object, card: PrompterConfig | None = None) -> PromptWriter:
-    return PromptWriter(Mllm(model, processor, Path("memory")), card or PrompterConfig())
+def in_memory(
+    model: torch.nn.Module, processor: object, config: PrompterConfig | None = None
+) -> PromptWriter:
+    return PromptWriter(Mllm(model, processor, Path("memory")), config or PrompterConfig())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -71,7 +79,7 @@ def test_every_mask_gets_a_prompt(writers: dict[str, PromptWriter], name: str):
 def test_answers_have_the_asked_form(writers: dict[str, PromptWriter]):
     """All tags in order and closed, at most `longest` tokens between them; ten colours too."""
     writer = writers["llava"]
-    query = queries_for(writer.card, IMAGE, MASKS, [""] * 10)[0]
+    query = queries_for(writer.config, IMAGE, MASKS, [""] * 10)[0]
     answer = writer.answer([query], SHORT)[0]
     assert re.fullmatch(pattern_of(query.tags), answer)
     tokenizer = writer.mllm.processor.tokenizer
@@ -87,7 +95,7 @@ def test_published_decoding(writers: dict[str, PromptWriter]):
     assert writers["llava_next"].write([IMAGE], [MASKS[:2]], short) == [["", ""]]
     query = queries_for(PrompterConfig(), IMAGE, MASKS[:3], [""] * 3)[0]
     said = "<blue>a tree</blue><green>a man<red> a dog </red><red>no</red>"
-    assert read_answer(query, said) == {0: "a tree", 1: "", 2: "a dog"}
+    assert query.read(said) == {0: "a tree", 1: "", 2: "a dog"}
     other = dataclasses.replace(query, tags=("red", "green"))
     together = writers["llava"].answer([query, other, query], short)
     assert together[0] == together[2] == writers["llava"].answer([query], short)[0]
@@ -163,13 +171,13 @@ def test_folders_cards_and_adapters(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     base = small_folder("llava_next", tmp_path / "base")
-    write_card(base, PrompterConfig(colors=("red", "blue"), notice="two colours only"))
+    write_config(base / CONFIG_FILE, PrompterConfig(colors=("red", "blue"), notice="two colours only"))
     with caplog.at_level(logging.INFO):
         writer = PromptWriter.load(base, device="cpu")
     assert "two colours only" in caplog.text
     with pytest.raises(ValueError, match=r"knows 2 colours \(red, blue\), got 3 masks"):
         writer.write([IMAGE], [MASKS[:3]])
-    assert colors_of_masks(writer.card, ["", ""]) == ["blue", "red"]
+    assert colors_of_masks(writer.config, ["", ""]) == ["blue", "red"]
     model = load_mllm(base, "cpu").model
     layers = [name for name, _ in model.named_modules() if name.endswith(("q_proj", "v_proj"))]
     layers = [name for name in layers if "language_model" in name]
@@ -209,7 +217,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, writers: dict[str, PromptW
 def test_the_question_s_tokens_are_those_of_training(writers: dict[str, PromptWriter]):
     """What the writer asks begins exactly like an example of training."""
     writer = writers["llava_next"]
-    query = queries_for(writer.card, IMAGE, MASKS[:2], ["", ""])[0]
+    query = queries_for(writer.config, IMAGE, MASKS[:2], ["", ""])[0]
     asked = writer.chat.prompts([query.ask])["input_ids"][0]
     example = Chat(writer.mllm.processor, writer.chat.template).examples(
         [ChatExample(query.ask.image_u8, query.ask.question, target_text([("green", "a"), ("red", "b")]))]

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from inpainting.models.image_to_text.prompter import PrompterConfig, write_card
+from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig
 from ldm.checkpoints import folder_written_whole
 from ldm.files import hash_folder, write_atomic
 from ldm.mllm.load import load_model
 from ldm.settings.cli import run_module, trainer
-from ldm.settings.config import check_settings, dump_yaml, setting
+from ldm.settings.config import check_settings, dump_yaml, setting, write_config
 from ldm.training.manifest import make_manifest
 from tiny.llava import SmallConfig, blind, create_llava, make_processor, project, save_llava
 from tiny.loop import Stage, StageSettings, describe_stages
@@ -184,9 +184,8 @@ def save_prompter(
     with folder_written_whole(folder) as partial:
         processor = make_processor(config, make_tokenizer())
         save_llava(model, processor, partial, longest=CAPTION * len(MASKS) + 1)
-        write_card(
-            partial, PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASKS, longest=CAPTION)
-        )
+        asked = PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASKS, longest=CAPTION)
+        write_config(partial / CONFIG_FILE, asked)
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 

@@ -16,112 +16,192 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from accelerate import Accelerator
+from peft import PeftModel, prepare_model_for_kbit_training
 from torch import nn
 
 from inpainting.config_path import find_config
-from inpainting.models.image_to_text.base import (
-    WHOLE,
-    checkpoint_of,
-    open_base,
-    refuse_foreign,
-    trainable,
-    with_checkpoint,
-)
-from inpainting.models.image_to_text.collate import PromptCollate
+from inpainting.models.image_to_text.batches import PromptCollate, WithAlphas
 from inpainting.models.image_to_text.dataset import LlavaDataset
-from inpainting.models.image_to_text.evaluation.validate import Validating, held_out, test
-from inpainting.models.image_to_text.prompter import write_card
-from inpainting.models.image_to_text.samplers import AlphaScheduleBatchSampler, WithAlphas
+from inpainting.models.image_to_text.evaluation.validate import HeldOutTest, held_out
+from inpainting.models.image_to_text.questions import CONFIG_FILE
 from inpainting.models.image_to_text.settings import PromptTraining
-from inpainting.models.image_to_text.writer import PromptWriter
+from inpainting.models.image_to_text.writer import PromptWriter, base_folder, is_adapter
 from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
 from ldm.files import write_atomic
-from ldm.mllm.load import Mllm
-from ldm.mllm.training import adapter_layout, answer_loss
+from ldm.mllm.load import Mllm, four_bit_works, load_four_bit, load_model, load_processor
+from ldm.mllm.lora import LoraSettings, load_adapter, make_trainable
+from ldm.mllm.training import adapter_layout, answer_loss, prepared
+from ldm.registry.models import model_folder
 from ldm.settings.cli import new_app, run_module
-from ldm.settings.config import dump_yaml, load_config
+from ldm.settings.config import dump_yaml, load_config, write_config
+from ldm.training.checkpoints import (
+    STATE,
+    Layout,
+    ResumableSampler,
+    checkpoint_folders,
+    numbered_folders,
+    read_checkpoint,
+    trained,
+)
 from ldm.training.fit import Task, fit, make_accelerator
 
 log = logging.getLogger(__name__)
+
+WHOLE = Layout("language_model.safetensors")  # checkpoints of fine_tuning_type=full
 
 
 def train(config: PromptTraining) -> Path:
     """Train or test; returns the folder of the adapter, of the model, or of the results."""
     accelerator = make_accelerator(config.fit, config.project_dir)
-    if config.only_val:
-        checkpoint = checkpoint_of(config)
-        mllm = open_base(config, accelerator.device)
-        tested = replace(mllm, model=with_checkpoint(config, mllm, checkpoint))
-        result = test(config, accelerator, tested, checkpoint)
-    else:
-        refuse_foreign(config.project_dir)
-        result = fine_tune(config, accelerator, open_base(config, accelerator.device))
+    work = test if config.only_val else fine_tune
+    result = work(config, accelerator)
     accelerator.end_training()
     return result
 
 
-def fine_tune(config: PromptTraining, accelerator: Accelerator, mllm: Mllm) -> Path:
+def test(config: PromptTraining, accelerator: Accelerator) -> Path:
+    """Answer and measure all held-out images; the same call again continues."""
+    checkpoint = checkpoint_of(config)
+    mllm = open_base(config, accelerator.device)
+    data = held_out(config)
+    if data is None:
+        raise ValueError("only_val needs val.instances of at least 1")
+    tested = replace(mllm, model=with_checkpoint(config, mllm, checkpoint))
+    HeldOutTest(config, accelerator, PromptWriter(tested, config.prompter), data).run(checkpoint)
+    return config.folder
+
+
+def fine_tune(config: PromptTraining, accelerator: Accelerator) -> Path:
     """Train; the same call again continues."""
     out, full = config.project_dir, config.fine_tuning_type == "full"
-    model = trainable(config, mllm)
-    writer = PromptWriter(replace(mllm, model=model), config.card())
-    training, validation = opened(config, accelerator.num_processes), held_out(config)
-    if validation is not None and accelerator.is_main_process:
-        validation[0]  # what it lacks is said now, not after the first epoch
+    for folder in numbered_folders(out):
+        if is_adapter(folder / "adapter") and not (folder / STATE).is_file():
+            raise ValueError(
+                f"{folder / 'adapter'} was not trained here: this run cannot go on from it, and would "
+                "overwrite it; choose another project_dir"
+            )
+    base = open_base(config, accelerator.device)
+    mllm = replace(base, model=trainable(config, base))
+    writer = PromptWriter(mllm, config.prompter)
+    training, validation = training_images(config, accelerator.num_processes), held_out(config)
+    measure = None if validation is None else HeldOutTest(config, accelerator, writer, validation)
     if accelerator.is_main_process:
+        if validation is not None and measure is not None:
+            validation[0], measure.models  # noqa: B018 -- what they lack is said now, not after an epoch
         write_atomic(out / "config.yaml", dump_yaml(config).encode())
-        count = sum(value.numel() for value in model.parameters() if value.requires_grad)
+        count = sum(value.numel() for value in trained(mllm.model).values())
         log.info("%d paintings, %d trained weights", len(training), count)
+    layout = adapter_layout(mllm.model, lambda folder: write_config(folder / CONFIG_FILE, config.prompter))
     task = Task(
         answer_loss,
         training,
         PromptCollate(writer.chat, config.max_length, config.append_eos),
         held_out=validation,
-        measure=None if validation is None else Validating(config, accelerator, writer, validation),
-        layout=WHOLE if full else adapter_layout(model, lambda folder: write_card(folder, config.card())),
+        measure=measure,
+        layout=WHOLE if full else layout,
     )
-    outcome = fit(config.fit, out, model, task, accelerator)
+    outcome = fit(config.fit, out, mllm.model, task, accelerator)
     result = out / ("model" if full else "adapter")
     if accelerator.is_main_process:
-        save(config, replace(mllm, model=model), outcome.newest, result)
+        with folder_written_whole(result) as partial:
+            if full:
+                mllm.model.to(DTYPES[config.dtype_name])
+                mllm.model.config.use_cache = True
+                mllm.model.save_pretrained(partial)
+                mllm.processor.save_pretrained(partial)
+                write_config(partial / CONFIG_FILE, config.prompter)
+            else:
+                shutil.copytree(outcome.newest / "adapter", partial, dirs_exist_ok=True)
         log.info("wrote %s", result)
     accelerator.wait_for_everyone()
     return result
 
 
-def opened(config: PromptTraining, processes: int) -> WithAlphas:
-    """The training images, with the opacity of their masks at each step."""
-    data = LlavaDataset.of(config.data, "train", config.fit.seed)
+def training_images(config: PromptTraining, processes: int) -> WithAlphas:
+    """The training images; an opacity curriculum takes the first half of the steps (published)."""
+    data, options = LlavaDataset(config.data, seed=config.fit.seed), config.fit
     count = min(config.train_samples or len(data), len(data))
-    scheduler = config.alphas.make(config.fit.seed)
-    scheduler.set_num_steps(math.ceil(0.5 * config.fit.steps_for(count, processes)))
-    sampler = AlphaScheduleBatchSampler(
-        range(count),
-        scheduler,
-        processes,
-        config.fit.accumulate,
-        config.data.max_concepts,
-        config.fit.batch,
-        shuffle=True,
-        seed=config.fit.seed,
+    return WithAlphas(
+        data,
+        config.alphas,
+        ResumableSampler(count, options.batch, options.seed).epoch,
+        steps=math.ceil(0.5 * options.steps_for(count, processes)),
+        per_step=processes * options.accumulate,
+        seed=options.seed,
     )
-    return WithAlphas(data, sampler)
 
 
-def save(config: PromptTraining, mllm: Mllm, newest: Path, folder: Path) -> None:
-    """adapter/: that of the newest checkpoint; model/: the whole model, ready to ask."""
-    with folder_written_whole(folder) as partial:
-        if config.fine_tuning_type != "full":
-            shutil.copytree(newest / "adapter", partial, dirs_exist_ok=True)
-            return
-        model: nn.Module = mllm.model.to(DTYPES[config.dtype_name])
-        model.config.use_cache = True  # type: ignore[union-attr]
-        model.save_pretrained(partial)  # type: ignore[operator]
-        mllm.processor.save_pretrained(partial)
-        write_card(partial, config.card())
+def open_base(config: PromptTraining, device: torch.device) -> Mllm:
+    """The model to start from. Where 4 bits do not work it is not quantised, and says so."""
+    folder, dtype = model_folder(base_folder(config.model)), DTYPES[config.dtype_name]
+    quantised = config.fine_tuning_type in ("qlora", "quantized")
+    if quantised and four_bit_works():
+        return load_four_bit(folder, torch.bfloat16, {"": device}, dtype)
+    if quantised:
+        log.warning(
+            "fine_tuning_type=%s: 4-bit weights need CUDA and bitsandbytes (requirements-extras.txt); "
+            "the model stays in %s, which takes more memory and answers a little otherwise",
+            config.fine_tuning_type,
+            config.dtype_name,
+        )
+    model = load_model(folder, dtype).to(device)
+    return Mllm(model.eval(), load_processor(folder, model.config), folder)
+
+
+def trainable(config: PromptTraining, mllm: Mllm) -> nn.Module:
+    """The model with what trains: an adapter, or the language model itself with the projector."""
+    base = mllm.model
+    if getattr(base, "is_loaded_in_4bit", False):
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    whole = config.fine_tuning_type == "full"
+    settings = LoraSettings(rank=0) if whole else config.lora
+    model = make_trainable(prepared(base, config.gradient_checkpointing), settings, config.fit.seed)
+    if isinstance(model, PeftModel):
+        # A hub name holds on other machines too, the path of its local copy does not.
+        model.peft_config["default"].base_model_name_or_path = config.model
+    return model
+
+
+def checkpoint_of(config: PromptTraining) -> Path | None:
+    """What only_val tests: an adapter's folder, or a checkpoint of a full training; None: the base."""
+    named, out = config.checkpoint, config.project_dir
+    if named == "none" or config.fine_tuning_type == "quantized":
+        return None
+    full = config.fine_tuning_type == "full"
+    adapters = [path for path in numbered_folders(out) if is_adapter(path / "adapter")]
+    there = checkpoint_folders(out) if full else adapters
+    if named == "latest" and there:
+        return there[-1] if full else there[-1] / "adapter"
+    if not full and named != "latest":
+        for folder in (out / named / "adapter", out / named, Path(named)):
+            if is_adapter(folder):
+                return folder
+    elif full and (out / named / STATE).is_file():
+        return out / named
+    names = ", ".join(path.name for path in there) or "none"
+    raise ValueError(
+        f"checkpoint={named}: {out} holds no such checkpoint (there: {names}); train it with only_val=false, "
+        "or take checkpoint=none to test the model without adapter"
+    )
+
+
+def with_checkpoint(config: PromptTraining, mllm: Mllm, folder: Path | None) -> nn.Module:
+    """The model with the weights of a checkpoint, in eval mode; released adapters are renamed in memory."""
+    if folder is None:
+        return mllm.model
+    if config.fine_tuning_type != "full":
+        return load_adapter(mllm.model, folder).eval()
+    model = trainable(config, mllm)
+    weights = trained(model)
+    stored, _, _ = read_checkpoint(folder, WHOLE, weights)
+    with torch.no_grad():
+        for name, value in stored.items():
+            weights[name].copy_(value)
+    return model.eval()
 
 
 def train_verb(

@@ -1,4 +1,7 @@
-"""What a prompt writer is asked about one image, and which answer belongs to which mask.
+"""What a prompt writer is asked about an image, and the form of its answer: one closed tag per colour.
+
+An expression fixes the tags and their order; a cap on the tokens between two tags makes every answer end.
+Known prompts are part of the expression, so the model writes the others in their knowledge.
 
 Legend: h w pixels, r masks.
 """
@@ -8,12 +11,63 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from inpainting.models.image_to_text.prompter import PrompterConfig
-from inpainting.prompts import GRAY_NAME, LLAVA_PROMPT, discover_question, paint_masks, read_prompt
+from inpainting.prompts import (
+    COLORS,
+    GRAY_NAME,
+    LLAVA_PROMPT,
+    TEMPLATE,
+    discover_question,
+    paint_masks,
+    read_prompt,
+)
 from ldm.mllm.chat import ChatExample
+from ldm.mllm.constrain import ConstrainedChoice, Fixed, Grammar
+from ldm.mllm.templates import TEMPLATES
+from ldm.settings.config import check_settings, setting
+
+CONFIG_FILE = "prompter.json"  # beside the weights of a model or adapter
+LLAVAS = ("llava", "llava_next")  # families whose images stand in a text as <image>
+# Between the tags: one blank at most, a letter or digit, then anything printable but brackets.
+CONTENT = r" ?[A-Za-z0-9][^<>\x00-\x1f\x7f-\x9f]*"
+_SPACED_TAG = re.compile(r"<\s*(/?)\s*(\w+)\s*>")
+
+
+@dataclass(frozen=True)
+class PrompterConfig:
+    """How a prompt writer is asked; a folder without this file is asked as the released MultiMask adapter."""
+
+    name: str = setting("prompt writer", help="short name for logs and recipes")
+    notice: str = setting("", help="said once when the model is loaded")
+    colors: tuple[str, ...] = setting(tuple(COLORS), help="colours of masks that it knows")
+    question: str = setting(
+        "discover",
+        choices=("discover", "gray", "plain"),
+        help="discover: all masks in colours (MultiMask); gray: each alone in gray (1Mask); plain: the same, "
+        "and the whole answer is the prompt (a model without adapter)",
+    )
+    template: str = setting("", help="chat template in ldm.mllm.templates; empty: as published")
+    longest: int = setting(64, low=1, help="most tokens of one prompt")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        unknown = [name for name in self.colors if name not in COLORS]
+        if unknown or not self.colors or len(set(self.colors)) < len(self.colors):
+            known = ", ".join(COLORS)
+            raise ValueError(f"colors must be different names among {known}; got {', '.join(self.colors)}")
+        if self.template and self.template not in TEMPLATES:
+            raise ValueError(f"unknown template {self.template!r}; allowed: {', '.join(TEMPLATES)}")
+
+    def template_for(self, family: str) -> str | None:
+        """Chat template for a family of models; None for the processor's own."""
+        if self.template:
+            return TEMPLATES[self.template]
+        return TEMPLATES[TEMPLATE] if family in LLAVAS else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,21 +79,25 @@ class Query:
     tags: tuple[str, ...]  # their colours; none: the whole answer is the prompt
     given: tuple[str, ...]  # their prompts as far as they are known, else ""
 
+    def read(self, answer: str) -> dict[int, str]:
+        """Mask -> its prompt, for those that are to be written; empty where a tag is missing."""
+        if not self.tags:
+            return {self.masks[0]: answer.strip()}
+        named = zip(self.masks, self.tags, self.given, strict=True)
+        return {mask: read_prompt(answer, tag) for mask, tag, known in named if not known}
 
-def colors_of_masks(card: PrompterConfig, given: Sequence[str]) -> list[str]:
+
+def colors_of_masks(config: PrompterConfig, given: Sequence[str]) -> list[str]:
     """Colours of r masks, in their order. given: r prompts, "" where one is to be written.
 
     As published the last one asked has the first colour, red; those whose prompt is known are asked first, so
     that the others are written in their knowledge. ValueError when the model knows too few colours.
     """
-    count, known = len(given), card.colors
+    count, known = len(given), config.colors
     if count > len(known):
-        raise ValueError(f"{card.name} knows {len(known)} colours ({', '.join(known)}), got {count} masks")
-    order = asked_order(given)
-    colors = [""] * count
-    for place, mask in enumerate(order):
-        colors[mask] = known[count - 1 - place]
-    return colors
+        raise ValueError(f"{config.name} knows {len(known)} colours ({', '.join(known)}), got {count} masks")
+    colors = dict(zip(asked_order(given), reversed(known[:count]), strict=True))
+    return [colors[mask] for mask in range(count)]
 
 
 def asked_order(given: Sequence[str]) -> list[int]:
@@ -48,9 +106,9 @@ def asked_order(given: Sequence[str]) -> list[int]:
 
 
 def queries_for(
-    card: PrompterConfig, image_u8: np.ndarray, masks: Sequence[np.ndarray], given: Sequence[str]
+    config: PrompterConfig, image_u8: np.ndarray, masks: Sequence[np.ndarray], given: Sequence[str]
 ) -> list[Query]:
-    """The questions about an image (h, w, 3): one about all r masks, or one about each, as the card says.
+    """The questions about an image (h, w, 3): one about all r masks, or one about each, as configured.
 
     Raises ValueError for masks that do not fit.
     """
@@ -59,31 +117,18 @@ def queries_for(
         raise ValueError(f"{len(given)} prompts are given for {len(masks)} masks; one each, or empty")
     if all(given):
         return []
-    if card.question == "discover":
-        colors, order = colors_of_masks(card, given), asked_order(given)
+    if config.question == "discover":
+        colors, order = colors_of_masks(config, given), asked_order(given)
         tags = tuple(colors[mask] for mask in order)
         ask = ChatExample(paint_masks(image_u8, masks, colors), discover_question(tags))
         return [Query(ask, tuple(order), tags, tuple(given[mask] for mask in order))]
-    plain = card.question == "plain"
+    plain = config.question == "plain"
     question, tags = (LLAVA_PROMPT, ()) if plain else (discover_question([GRAY_NAME]), (GRAY_NAME,))
     return [
         Query(ChatExample(paint_masks(image_u8, [mask], [GRAY_NAME]), question), (number,), tags, ("",))
         for number, mask in enumerate(masks)
         if not given[number]
     ]
-
-
-def read_answer(query: Query, answer: str) -> dict[int, str]:
-    """Mask -> its prompt, for those that are to be written; empty where a tag is missing."""
-    if not query.tags:
-        return {query.masks[0]: answer.strip()}
-    named = zip(query.masks, query.tags, query.given, strict=True)
-    return {mask: read_prompt(answer, tag) for mask, tag, known in named if not known}
-
-
-def one_line(text: str) -> str:
-    """A given prompt as the model may be told it: no brackets, no line breaks."""
-    return " ".join(re.sub(r"[<>\x00-\x1f\x7f-\x9f]", " ", text).split())
 
 
 def check_masks(image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> None:
@@ -96,3 +141,63 @@ def check_masks(image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> None:
             raise ValueError(f"mask {number} must be bool and of the image's size (h, w); it is {given}")
         if not mask.any():
             raise ValueError(f"mask {number} is empty: no pixel is set")
+
+
+def pattern_of(tags: Sequence[str], given: Sequence[str] = ()) -> str:
+    """The expression of an answer: the tags in this order; without tags a text of one line.
+
+    given: one text per tag, empty where the model writes it
+    """
+    if not tags:
+        return CONTENT
+    texts = [f" ?{re.escape(text)}" if text else CONTENT for text in given or [""] * len(tags)]
+    return " ?" + "".join(f"<{tag}>{text}</{tag}>" for tag, text in zip(tags, texts, strict=True))
+
+
+def tightened(answer: str) -> str:
+    """The answer with tags as published; a tokenizer of words puts blanks into them: `< red >`."""
+    return _SPACED_TAG.sub(r"<\1\2>", answer)
+
+
+class TagChoice(ConstrainedChoice):
+    """Chooses every next token of answers whose tags are given; see `ConstrainedChoice`.
+
+    patterns: made by `pattern_of`, one per row. longest: tokens between two tags, after which one is closed.
+    """
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        patterns: Sequence[str],
+        prompt: int,
+        longest: int,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            grammar,
+            [Fixed(pattern) for pattern in patterns],
+            prompt,
+            greedy=0 if temperature else None,
+            temperature=temperature or 1.0,
+            generator=generator,
+        )
+        self.patterns, self.longest = patterns, longest
+        self.rules = [grammar.rule(pattern) for pattern in patterns]
+        self._tensor = lru_cache(maxsize=None)(self._allowed_tensor)
+
+    def allowed(self, row: int, tokens: list[int]) -> Tensor:
+        """The tokens (n,) that may follow; only those that close the tag once its text is long enough."""
+        texts = (self.grammar.spelled.get(token, b"") for token in reversed(tokens))
+        after_tag = next((count for count, text in enumerate(texts) if b">" in text), len(tokens))
+        return self._tensor(row, self.rules[row].walk(tokens), after_tag >= self.longest)
+
+    def _allowed_tensor(self, row: int, state: int | None, full: bool) -> Tensor:
+        tokens = [] if state is None else self.rules[row].allowed(state)
+        if not tokens:
+            raise ValueError(f"no token continues the answer of form {self.patterns[row]}")
+        return torch.tensor([token for token in tokens if full and self.closes(token)] or tokens)
+
+    def closes(self, token: int) -> bool:
+        """Whether a token begins the closing tag, or ends an answer without tags."""
+        return token == self.grammar.end or b"<" in self.grammar.spelled[token]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inpainting.data.paintings import SPLITS
+from inpainting.models.image_to_text.batches import AlphaOptions
 from inpainting.models.image_to_text.dataset import LlavaOptions
-from inpainting.models.image_to_text.evaluation.metric_models import JudgeFiles
-from inpainting.models.image_to_text.prompter import PrompterConfig
-from inpainting.models.image_to_text.schedulers import AlphaOptions
+from inpainting.models.image_to_text.evaluation.metric_models import MetricFolders
+from inpainting.models.image_to_text.questions import PrompterConfig
 from inpainting.prompts import COLORS, RED
 from ldm.device import DTYPES
 from ldm.metrics.intervals import RESAMPLES
@@ -18,8 +18,6 @@ from ldm.mllm.templates import TEMPLATES
 from ldm.settings.config import check_settings, setting
 from ldm.training.fit import FitConfig
 
-TYPES = ("qlora", "lora", "full", "quantized")
-QUESTIONS = ("colors", "plain")
 RECIPE = LoraSettings(rank=16, alpha=16, dropout=0.05, projector=False, init="gaussian")
 
 
@@ -32,14 +30,16 @@ class ValidationOptions:
     batch: int = setting(8, low=1, help="images that are answered together")
     question: str = setting(
         "colors",
-        choices=QUESTIONS,
+        choices=("colors", "plain"),
         help="colors: as trained; plain: for a model without adapter, its whole answer is the prompt",
     )
     first_sentence: bool = setting(False, help="a plain answer ends at its first full stop")
     constrained: bool = setting(False, help="one closed, non-empty tag per colour; off: as published")
     max_new_tokens: int = setting(512, low=1, help="longest answer, constrained: longest prompt")
     sheet: int = setting(8, low=0, help="images of sheet.png, with masks and answers; 0 = none")
-    judges: JudgeFiles = setting(JudgeFiles(), help="networks that judge the prompts")
+    metric_models: MetricFolders = setting(
+        MetricFolders(), help="networks that measure the prompts", was=("judges",)
+    )
     resamples: int = setting(RESAMPLES, low=0, help="bootstrap resamples of the intervals; 0 = none")
 
     def __post_init__(self) -> None:
@@ -57,11 +57,11 @@ class PromptTraining:
     )
     fine_tuning_type: str = setting(
         "qlora",
-        choices=TYPES,
+        choices=("qlora", "lora", "full", "quantized"),
         help="lora; qlora: on a 4-bit model; full: the language model itself; quantized: 4 bits, test only",
     )
     dtype: str = setting(
-        "auto", choices=("auto", *DTYPES), help="number type of what does not train; auto: fit.precision's"
+        "auto", choices=("auto", *DTYPES), help="precision of what does not train; auto: as fit.precision"
     )
     template: str = setting("", choices=("", *TEMPLATES), help="chat template; empty: the published one")
     lora: LoraSettings = setting(RECIPE, help="the adapter")
@@ -101,7 +101,8 @@ class PromptTraining:
             return self.dtype
         return "fp32" if self.fit.precision == "no" else self.fit.precision
 
-    def card(self) -> PrompterConfig:
+    @property
+    def prompter(self) -> PrompterConfig:
         """How the trained model is asked; `text_to_image.test` and the dream command read it."""
         alone, gray = self.data.only_gray_concept, self.data.single_color == "gray"
         known = (RED,) if alone and not gray else tuple(COLORS)[: self.data.colors]

@@ -1,4 +1,4 @@
-"""Write a prompt for every mask of an image with a language model that sees what is around the masks.
+"""Write a prompt for every mask of an image with a vision-language model that sees what is around the masks.
 
     writer = PromptWriter.load("assets/tiny/prompter")
     prompts = writer.write([image_u8], [[mask_a, mask_b]])[0]
@@ -7,12 +7,13 @@ Masks are painted in solid colours, large ones first, and the model is asked wha
 (paper section 3.1). Answers are constrained to one closed, non-empty tag per colour; `constrained=False`
 decodes as published, up to the last tag, and a missing tag gives an empty prompt.
 
-Legend: h w pixels.
+Legend: b questions of a batch, h w pixels, t tokens.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,28 +21,34 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import StoppingCriteria
 
 from inpainting.data.steps.describe import continuation, open_model
-from inpainting.models.image_to_text.adapter import load_adapter
-from inpainting.models.image_to_text.prompter import PrompterConfig, find_files
-from inpainting.models.image_to_text.questions import Query, one_line, queries_for, read_answer
-from inpainting.models.image_to_text.tags import (
+from inpainting.models.image_to_text.questions import (
+    CONFIG_FILE,
+    PrompterConfig,
+    Query,
     TagChoice,
-    longest_answer,
     pattern_of,
-    spelled_alike,
+    queries_for,
     tightened,
 )
+from ldm.files import read_json
 from ldm.metrics.weights import hash_of
 from ldm.mllm.chat import Chat, generate, to_device
 from ldm.mllm.constrain import Grammar
 from ldm.mllm.load import Mllm
+from ldm.mllm.lora import ADAPTER_CONFIG, load_adapter
+from ldm.registry.models import model_folder, resolve_model_path
+from ldm.settings.config import read_config
 
 log = logging.getLogger(__name__)
 DEFAULTS = PrompterConfig()
 
+RELEASED = Path("models/llava/multimask/checkpoint-2884/adapter")
+TINY = Path("assets/tiny/prompter")
 RULES = 32  # compiled forms that are kept; one holds some megabytes for a large vocabulary
-FULL_STOP = "."
 LONGEST_ANSWER = 512  # published
 
 
@@ -51,7 +58,7 @@ class Decoding:
 
     constrained: one closed, non-empty tag per colour; off: as published. temperature: 0 takes the most
     probable tokens, above 0 draws them with `seed`, each image for itself. longest: most tokens of one
-    prompt, None: what the model's card says; decoded as published, of a whole answer, None: 512.
+    prompt, None: what the model's config says; decoded as published, of a whole answer, None: 512.
     """
 
     constrained: bool = True
@@ -71,18 +78,63 @@ class Decoding:
 GREEDY, PUBLISHED = Decoding(), Decoding(constrained=False)
 
 
-class PromptWriter:
-    """A LLaVA or LLaVA-NeXT, or another language model that sees, asked for prompts."""
+@dataclass(frozen=True)
+class WriterFiles:
+    """Where a prompt writer lies: its model, its adapter if it has one, and how it is asked."""
 
-    def __init__(self, mllm: Mllm, card: PrompterConfig = DEFAULTS, adapter: Path | None = None) -> None:  # noqa: B008
-        self.mllm, self.card, self.adapter = mllm, card, adapter
-        self.chat = Chat(mllm.processor, card.template_for(mllm.family))
+    model: Path
+    adapter: Path | None
+    config: PrompterConfig
+
+
+def find_files(folder: Path | str | None = None, adapter: Path | str | None = None) -> WriterFiles:
+    """The parts of a prompt writer, without loading weights.
+
+    folder: of a model, or its hub name; or of an adapter, which names its model itself; None: the released
+    adapter where it is there, else the small model of the bundle. adapter: added to the model; its config
+    counts where both have one. ValueError names what is missing.
+    """
+    if folder is None:
+        released = resolve_model_path(RELEASED)
+        folder = released if is_adapter(released) else TINY
+    if adapter is None and is_adapter(Path(folder)):
+        adapter, path = folder, Path(folder) / ADAPTER_CONFIG
+        folder = read_json(path).get("base_model_name_or_path")
+        if not isinstance(folder, str) or not folder:
+            raise ValueError(f"{path}: names no base_model_name_or_path; set llava_base")
+        folder = base_folder(folder)
+    model = model_folder(str(folder))
+    if not (model / "config.json").is_file():
+        raise ValueError(f"{folder}: no prompt writer there (config.json is missing)")
+    added = None if adapter is None else Path(adapter)
+    if added is not None and not is_adapter(added):
+        raise ValueError(f"{added}: no adapter there ({ADAPTER_CONFIG} is missing)")
+    configured = added if added is not None and (added / CONFIG_FILE).is_file() else model
+    return WriterFiles(model, added, read_config(PrompterConfig, configured / CONFIG_FILE, DEFAULTS))
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def base_folder(name: str) -> str:
+    """The model that an adapter names: its hub name, or where the registry put the files of that name."""
+    local = resolve_model_path(Path("models") / name.rpartition("/")[2])
+    return str(local) if not Path(name).is_dir() and (local / "config.json").is_file() else name
+
+
+class PromptWriter:
+    """A LLaVA or LLaVA-NeXT, or another vision-language model, asked for prompts."""
+
+    def __init__(self, mllm: Mllm, config: PrompterConfig = DEFAULTS, adapter: Path | None = None) -> None:  # noqa: B008
+        self.mllm, self.config, self.adapter = mllm, config, adapter
+        self.chat = Chat(mllm.processor, config.template_for(mllm.family))
         self.grammar = Grammar(mllm.processor.tokenizer, RULES)
 
     @classmethod
     def load(
         cls,
-        folder: Path | str,
+        folder: Path | str | None = None,
         adapter: Path | str | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -95,15 +147,15 @@ class PromptWriter:
         files = find_files(folder, adapter)
         mllm = open_model(str(files.model), precision, device, dtype)
         if files.adapter is not None:
-            mllm = replace(mllm, model=load_adapter(mllm.model, files.adapter))
-        if files.card.notice:
-            log.info("%s", files.card.notice)
-        return cls(mllm, files.card, files.adapter)
+            mllm = replace(mllm, model=load_adapter(mllm.model, files.adapter).eval())
+        if files.config.notice:
+            log.info("%s", files.config.notice)
+        return cls(mllm, files.config, files.adapter)
 
     def weights(self) -> dict[str, Any]:
         """SHA-256 of its weight files."""
-        found: dict[str, Any] = {"model": hash_of(self.mllm.folder)}
-        return found if self.adapter is None else {**found, "adapter": hash_of(self.adapter)}
+        hashes: dict[str, Any] = {"model": hash_of(self.mllm.folder)}
+        return hashes if self.adapter is None else {**hashes, "adapter": hash_of(self.adapter)}
 
     def write(
         self,
@@ -119,75 +171,78 @@ class PromptWriter:
         empty where it is to be written; they are kept, and the model writes the others in their knowledge.
         Raises ValueError for masks that do not fit their image, and for more than the model knows colours.
         """
-        known = [list(one) for one in given] if given else [[""] * len(one) for one in masks]
-        asked: list[tuple[int, Query]] = []
-        for image, (image_u8, own) in enumerate(zip(images_u8, masks, strict=True)):
-            asked += [(image, one) for one in queries_for(self.card, image_u8, own, known[image])]
+        prompts = [list(texts) for texts in given or [[""] * len(of_image) for of_image in masks]]
+        queries: list[tuple[int, Query]] = []
+        for image, (image_u8, of_image) in enumerate(zip(images_u8, masks, strict=True)):
+            about = queries_for(self.config, image_u8, of_image, prompts[image])
+            queries += [(image, query) for query in about]
         size = 1 if decoding.temperature else batch
-        for start in range(0, len(asked), size):
-            some = asked[start : start + size]
-            answers = self.answer([query for _, query in some], decoding)
-            for (image, query), answer in zip(some, answers, strict=True):
-                for mask, prompt in read_answer(query, answer).items():
-                    known[image][mask] = prompt
-        return known
+        for start in range(0, len(queries), size):
+            group = queries[start : start + size]
+            answers = self.answer([query for _, query in group], decoding)
+            for (image, query), answer in zip(group, answers, strict=True):
+                for mask, prompt in query.read(answer).items():
+                    prompts[image][mask] = prompt
+        return prompts
 
     def answer(self, queries: Sequence[Query], decoding: Decoding = GREEDY) -> list[str]:
-        """The answers to several questions, as one batch."""
-        if not decoding.constrained:
-            return self._free(queries, decoding.longest or LONGEST_ANSWER)
+        """The answers to b questions, as one batch."""
         prompts = self.chat.prompts([query.ask for query in queries])
-        longest = decoding.longest or self.card.longest
+        length = prompts["input_ids"].shape[1]
+        if not decoding.constrained:
+            return self._free(prompts, queries, decoding.longest or LONGEST_ANSWER)
+        longest = decoding.longest or self.config.longest
         patterns = [self._pattern(query) for query in queries]
-        choice = TagChoice(
-            self.grammar,
-            patterns,
-            prompts["input_ids"].shape[1],
-            longest,
-            temperature=decoding.temperature,
-            generator=torch.Generator().manual_seed(decoding.seed),
-        )
+        seeded = torch.Generator().manual_seed(decoding.seed)
+        choice = TagChoice(self.grammar, patterns, length, longest, decoding.temperature, seeded)
+        # Tags and known texts may be spelled letter by letter, and a letter that is cut may need more bytes.
         pairs = zip(patterns, queries, strict=True)
-        most = max(longest_answer(pattern, query.tags, longest) for pattern, query in pairs)
-        return [tightened(one.text) for one in generate(self.mllm, prompts, choice, most)]
+        most = max(len(form.encode()) + (longest + 4) * max(1, len(query.tags)) for form, query in pairs)
+        return [tightened(answer.text) for answer in generate(self.mllm, prompts, choice, most)]
 
     def _pattern(self, query: Query) -> str:
         """The expression of an answer; a given prompt that the tokenizer cannot spell stays open."""
-        wanted = [one_line(text) for text in query.given] if query.tags else []
-        told = [text if self._speakable(text) else "" for text in wanted]
-        for text in [text for text, spelled in zip(wanted, told, strict=True) if text and not spelled]:
-            log.info("%s cannot read the given prompt %r and writes without it", self.card.name, text)
-        return pattern_of(query.tags, [spelled_alike(self.grammar, text) for text in told])
+        texts = []
+        for given in query.given if query.tags else ():
+            text = " ".join(re.sub(r"[<>\x00-\x1f\x7f-\x9f]", " ", given).split())  # one line, no brackets
+            texts.append(self._spelled(text) if text else "")
+            if text and not texts[-1]:
+                log.info("%s cannot read the given prompt %r and writes without it", self.config.name, text)
+        return pattern_of(query.tags, texts)
 
-    def _speakable(self, text: str) -> bool:
-        """Whether the tokenizer has tokens for a given prompt between two tags."""
-        spelled = spelled_alike(self.grammar, text)
+    def _spelled(self, text: str) -> str:
+        """A given prompt as tokens spell it between two tags; empty where they cannot: an unknown word."""
+        spelled = self.grammar.spelling_of(text)
+        if re.sub(r"\W", "", spelled) != re.sub(r"\W", "", text):
+            return ""
         try:
-            return bool(spelled and self.grammar.rule(pattern_of([self.card.colors[0]], [spelled])))
+            self.grammar.rule(pattern_of([self.config.colors[0]], [spelled]))
         except ValueError:
-            return False
+            return ""
+        return spelled
 
-    def _free(self, queries: Sequence[Query], longest: int) -> list[str]:
+    def _free(self, prompts: dict[str, Any], queries: Sequence[Query], longest: int) -> list[str]:
         """As published: the most probable tokens up to the last closing tag, or to a full stop."""
-        ends = [f"</{query.tags[-1]}>" if query.tags else FULL_STOP for query in queries]
-        said: dict[int, str] = {}
-        for end in dict.fromkeys(ends):  # one row's end may stand in the middle of another's answer
-            rows = [row for row, own in enumerate(ends) if own == end]
-            answers = self._until(end, [queries[row] for row in rows], longest)
-            said.update(zip(rows, answers, strict=True))
-        return [said[row] for row in range(len(queries))]
-
-    def _until(self, end: str, queries: Sequence[Query], longest: int) -> list[str]:
-        """The most probable tokens up to a text."""
-        prompts = self.chat.prompts([query.ask for query in queries])
-        tokenizer = self.mllm.processor.tokenizer
+        length, tokenizer = prompts["input_ids"].shape[1], self.mllm.processor.tokenizer
+        ends = [f"</{query.tags[-1]}>" if query.tags else "." for query in queries]
         with torch.inference_mode():
             written = self.mllm.model.generate(
                 **to_device(prompts, self.mllm.device, self.mllm.dtype),
                 max_new_tokens=longest,
                 do_sample=False,
-                stop_strings=[end],
-                tokenizer=tokenizer,
+                stopping_criteria=[EndOfRow(tokenizer, ends, length)],
             )
-        asked = prompts["input_ids"].shape[1]
-        return [continuation(tokenizer, row, asked) for row in written.cpu()]
+        return [continuation(tokenizer, row, length) for row in written.cpu()]
+
+
+class EndOfRow(StoppingCriteria):
+    """Ends each row at a text of its own, after a prompt of `length` tokens."""
+
+    def __init__(self, tokenizer: Any, ends: Sequence[str], length: int) -> None:
+        self.tokenizer, self.ends, self.length = tokenizer, ends, length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """(b, t) -> (b,) bool, which rows are at their end."""
+        texts = self.tokenizer.batch_decode(input_ids[:, self.length :], skip_special_tokens=True)
+        done = [end in text for end, text in zip(self.ends, texts, strict=True)]
+        return torch.tensor(done, device=input_ids.device)

@@ -1,4 +1,4 @@
-"""The networks that judge prompts: local folders, each with its hashes; a missing one is skipped by name.
+"""Networks that measure prompts: local folders, each with its hashes; a missing one is skipped by name.
 
 Legend: b texts, t tokens, d features.
 """
@@ -28,14 +28,14 @@ from ldm.settings.config import check_settings, setting
 log = logging.getLogger(__name__)
 
 IMAGE_OF = "An image of {}"  # published text for a region's own image
-AT_ONCE = 32
-MOST_TOKENS = 512
+AT_ONCE = 32  # texts or crops of one forward pass
+MOST_TOKENS = 512  # RoBERTa's positions
 BERTSCORE = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
 CLIPSCORE = "clipscore"
 
 
 @dataclass(frozen=True)
-class JudgeFiles:
+class MetricFolders:
     """Where the networks lie. `python -m ldm.registry pull NAME` gets clip and roberta-large."""
 
     clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIPSim")
@@ -59,12 +59,12 @@ class BertScore:
         return cls(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), device)
 
     @torch.inference_mode()
-    def score(self, said: Sequence[str], truth: Sequence[str]) -> list[tuple[float, float, float]]:
+    def score(self, predictions: Sequence[str], captions: Sequence[str]) -> list[tuple[float, float, float]]:
         """(precision, recall, f1) of every pair of texts."""
-        (said_unit, said_counts), (true_unit, true_counts) = self._tokens(said), self._tokens(truth)
-        cosines = einsum(said_unit, true_unit, "b s d, b t d -> b s t")
-        precision = (cosines.amax(2) * said_counts).sum(1) / said_counts.sum(1).clamp(min=1)
-        recall = (cosines.amax(1) * true_counts).sum(1) / true_counts.sum(1).clamp(min=1)
+        (predicted, counted), (true, true_counted) = self._tokens(predictions), self._tokens(captions)
+        cosines = einsum(predicted, true, "b s d, b t d -> b s t")
+        precision = (cosines.amax(2) * counted).sum(1) / counted.sum(1).clamp(min=1)
+        recall = (cosines.amax(1) * true_counted).sum(1) / true_counted.sum(1).clamp(min=1)
         both = precision + recall
         f1 = torch.where(both == 0, 0.0, 2 * precision * recall / both)
         return [tuple(row) for row in torch.stack((precision, recall, f1), 1).tolist()]
@@ -87,61 +87,70 @@ class BertScore:
 
 
 @dataclass
-class Judges(MetricNetworks):
+class PromptMetricModels(MetricNetworks):
     """The networks that were found."""
 
     clip: Clip | None = None
     roberta: BertScore | None = None
 
     @classmethod
-    def load(cls, files: JudgeFiles, device: torch.device | str = "cpu") -> Judges:
+    def load(cls, folders: MetricFolders, device: torch.device | str = "cpu") -> PromptMetricModels:
         """Every network whose folder is there and sound."""
-        found = cls()
-        found.clip = found.get("clip", files.clip, lambda path: Clip.load(path, device))
-        found.roberta = found.get("roberta", files.roberta, lambda path: BertScore.load(path, device))
-        return found
+        models = cls()
+        models.clip = models.get("clip", folders.clip, lambda path: Clip.load(path, device))
+        models.roberta = models.get("roberta", folders.roberta, lambda path: BertScore.load(path, device))
+        return models
+
+    def source(self, name: str) -> str:
+        """The network of a metric and its folder."""
+        network = "clip" if name == CLIPSCORE else "roberta"
+        return f"{network} {self.used.get(network, {}).get('path', '')}".strip()
 
 
-def judged(rows: Sequence[Prediction], judges: Judges) -> tuple[list[dict[str, float]], dict[str, str]]:
-    """What the networks say about each row, and metric -> why it was left out."""
+def network_numbers(
+    rows: Sequence[Prediction], models: PromptMetricModels
+) -> tuple[list[dict[str, float]], dict[str, str]]:
+    """The networks' numbers of each row, and metric -> why it was left out."""
     numbers: list[dict[str, float]] = [{} for _ in rows]
     skipped = {}
-    if judges.clip is None:
-        skipped[CLIPSCORE] = "clip: " + judges.skipped.get("clip", "no network was given")
-    elif hidden := next((row for row in rows if not row.shown), None):
-        skipped[CLIPSCORE] = f"{hidden.stem} {hidden.region} has neither `crop` nor `image` and `box`"
+    if models.clip is None:
+        skipped[CLIPSCORE] = "clip: " + models.skipped.get("clip", "no network was given")
+    elif unseen := next((row for row in rows if not row.shown), None):
+        skipped[CLIPSCORE] = f"{unseen.stem} {unseen.region} has neither `crop` nor `image` and `box`"
     else:
         try:
-            for one, cosine in zip(numbers, clip_cosines(rows, judges.clip), strict=True):
-                one[CLIPSCORE] = cosine
+            cosines = clip_cosines(rows, models.clip)
+            numbers = [{CLIPSCORE: cosine} for cosine in cosines]
         except ValueError as error:  # an image that was moved shall not cost the other numbers
             skipped[CLIPSCORE] = str(error)
             log.warning("skipped: %s: %s", CLIPSCORE, error)
-    if judges.roberta is None:
-        why = "roberta: " + judges.skipped.get("roberta", "no network was given")
+    if models.roberta is None:
+        why = "roberta: " + models.skipped.get("roberta", "no network was given")
         skipped |= dict.fromkeys(BERTSCORE, why)
     else:
-        for one, scores in zip(numbers, bert_scores(rows, judges.roberta), strict=True):
-            one |= dict(zip(BERTSCORE, scores, strict=True))
+        for row_numbers, scores in zip(numbers, bert_scores(rows, models.roberta), strict=True):
+            row_numbers |= zip(BERTSCORE, scores, strict=True)
     return numbers, skipped
 
 
 def clip_cosines(rows: Sequence[Prediction], clip: Clip) -> list[float]:
     """CLIPSim: cosine of "An image of PREDICTION" and the region's own image, squeezed to CLIP's square."""
-    found: list[float] = []
+    cosines: list[float] = []
     for start in trange(0, len(rows), AT_ONCE, desc="CLIPSim", disable=None):
-        some = rows[start : start + AT_ONCE]
-        images = clip.images([row.read_crop() for row in some])
-        texts = clip.texts([IMAGE_OF.format(row.prediction.lower()) for row in some])
-        found += (images * texts).sum(1).tolist()
-    return found
+        group = rows[start : start + AT_ONCE]
+        images = clip.images([row.read_crop() for row in group])
+        texts = clip.texts([IMAGE_OF.format(row.prediction.lower()) for row in group])
+        cosines += (images * texts).sum(1).tolist()
+    return cosines
 
 
 def bert_scores(rows: Sequence[Prediction], network: BertScore) -> list[tuple[float, float, float]]:
     """BERTScore of each prediction with its caption."""
-    found: list[tuple[float, float, float]] = []
+    scores: list[tuple[float, float, float]] = []
     for start in trange(0, len(rows), AT_ONCE, desc="BERTScore", disable=None):
-        some = rows[start : start + AT_ONCE]
-        said, truth = [row.prediction.lower() for row in some], [row.caption.lower() for row in some]
-        found += network.score(said, truth)
-    return found
+        group = rows[start : start + AT_ONCE]
+        predictions, captions = zip(
+            *((row.prediction.lower(), row.caption.lower()) for row in group), strict=True
+        )
+        scores += network.score(predictions, captions)
+    return scores

@@ -11,14 +11,15 @@ painting data, the region's own image there is taken all the same (published). F
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ldm.images import read_image
+from ldm.journal import numbered_lines, parse_line
 
 TEXTS = ("stem", "region", "prediction", "caption", "root")
 NO_NAMES = (
@@ -84,14 +85,12 @@ class Prediction:
 
 def read_predictions(path: Path) -> list[Prediction]:
     """All rows of a file; ValueError names the file, the line and the key."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable file of predictions ({error})") from None
     rows = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            rows.append(_row(line, f"{path}:{number}"))
+    for number, line in numbered_lines(path):
+        try:
+            rows.append(parse_prediction(line))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
     if not rows:
         raise ValueError(f"{path} holds no prediction")
     check_rows(rows, str(path))
@@ -100,46 +99,27 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 def check_rows(rows: Sequence[Prediction], where: str) -> None:
     """ValueError for a region that is there twice, or an image with two last regions."""
-    regions: set[tuple[str, str]] = set()
-    last: set[str] = set()
-    for row in rows:
-        if (row.stem, row.region) in regions:
-            raise ValueError(f"{where}: {row.stem} {row.region} is there twice; a file holds one run")
-        if row.last and row.stem in last:
-            raise ValueError(f"{where}: {row.stem} has two regions with `last`")
-        regions.add((row.stem, row.region))
-        last |= {row.stem} if row.last else set()
+    for (stem, region), count in Counter((row.stem, row.region) for row in rows).items():
+        if count > 1:
+            raise ValueError(f"{where}: {stem} {region} is there twice; a file holds one run")
+    for stem, count in Counter(row.stem for row in rows if row.last).items():
+        if count > 1:
+            raise ValueError(f"{where}: {stem} has two regions with `last`")
 
 
-def _row(line: str, where: str) -> Prediction:
+def parse_prediction(line: str) -> Prediction:
     """One line, checked."""
     if line[:1].isdigit() and "\t" in line:
-        raise ValueError(f"{where}: {NO_NAMES}")
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{where}: expected an object, got a {type(found).__name__}")
-    try:
-        return _from_object(found)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _from_object(found: Mapping[str, Any]) -> Prediction:
-    texts = {name: found.get(name) for name in TEXTS}
-    texts |= {name: found.get(name) or "" for name in ("color", "crop", "image")}
+        raise ValueError(NO_NAMES)
+    values = parse_line(line)
+    texts = {name: values.get(name) for name in TEXTS}
+    texts |= {name: values.get(name) or "" for name in ("color", "crop", "image")}
     for name, value in texts.items():
         if not isinstance(value, str):
             raise ValueError(f"`{name}` must be a text, got {value!r}")
-    if not isinstance(found.get("last"), bool):
-        raise ValueError(f"`last` must be true or false, got {found.get('last')!r}")
-    box = found.get("box")
-    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(_whole, box))):
+    last, box = values.get("last"), values.get("box")
+    if not isinstance(last, bool):
+        raise ValueError(f"`last` must be true or false, got {last!r}")
+    if box is not None and not (isinstance(box, list) and [type(side) for side in box] == [int] * 4):
         raise ValueError(f"`box` must be four pixels x0, y0, x1, y1, got {box!r}")
-    return Prediction(**texts, last=found["last"], box=tuple(box) if box else None)  # type: ignore[arg-type]
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return Prediction(**texts, last=last, box=tuple(box) if box else None)  # type: ignore[arg-type]

@@ -1,81 +1,113 @@
 """Predicted prompts -> all numbers with 95 % intervals, as valid JSON, under the published names.
 
-Every number is a share or a cosine up to 1 (the paper's table shows them times 100). `_last` is over the last
-region of each image. Intervals resample images, each with all its regions.
+accuracy         the noun root stands somewhere in the prediction, also within a word (published)
+accuracy_words   the noun root stands there as a word of its own
+bleu1, bleu4     of the whole corpus, so that a region gives counts; no smoothing, words split at spaces
+rouge*           fmeasure, precision, recall per region
+clipscore, bertscore_*    see metric_models
+
+Texts are compared in lower case. Every number is a fraction or a cosine up to 1; the paper's table shows them
+times 100. `_last` is over the last region of each image. Intervals resample images with all their regions.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torchmetrics
+from torchmetrics.functional.text.rouge import rouge_score
+from torchmetrics.text import BLEUScore
 
 from inpainting.data.steps.roots import STEP
-from inpainting.models.image_to_text.evaluation.metric_models import BERTSCORE, CLIPSCORE, Judges, judged
-from inpainting.models.image_to_text.evaluation.predictions import Prediction, check_rows
-from inpainting.models.image_to_text.evaluation.text_metrics import (
-    BLEU,
-    JUDGES,
-    NO_PUNKT,
-    ROUGE,
-    SENTENCES,
-    SIDES,
-    bleu,
-    bleu_counts,
-    splits_sentences,
-    text_numbers,
+from inpainting.models.image_to_text.evaluation.metric_models import (
+    BERTSCORE,
+    CLIPSCORE,
+    PromptMetricModels,
+    network_numbers,
 )
-from inpainting.models.metrics.report import Number, mean, value_of, with_interval
+from inpainting.models.image_to_text.evaluation.predictions import Prediction, check_rows
+from inpainting.models.metrics.report import value_of, with_interval
 from ldm.journal import Progress, stamp_path
 from ldm.metrics.intervals import RESAMPLES
 
-MEANS = (
-    *("accuracy", "accuracy_words"),
-    *(f"{name}_{side}" for name in (*ROUGE, SENTENCES) for side in SIDES),
-    *(CLIPSCORE, *BERTSCORE),
-)
-NAMES = (*MEANS[:2], *BLEU, *MEANS[2:])
-UNKNOWN = "as given with the data"
+GRAMS = 4
+BLEU = {"bleu1": 1, "bleu4": GRAMS}
+ROUGE = ("rouge1", "rouge2", "rougeL")
+SENTENCES = "rougeLsum"  # per sentence, which nltk's data must split
+NO_PUNKT = "nltk's sentence splitter is not installed; `python -m nltk.downloader punkt_tab` gets it"
+LIBRARY = f"torchmetrics {torchmetrics.__version__}"
+SOURCES = {  # what decides a number that needs no network
+    "accuracy": "noun root as a substring (published)",
+    "accuracy_words": "noun root as a whole word",
+    **dict.fromkeys(BLEU, f"counts of {LIBRARY}"),
+    **{
+        f"{name}_{side}": LIBRARY
+        for name in (*ROUGE, SENTENCES)
+        for side in ("fmeasure", "precision", "recall")
+    },
+}
+NAMES = (*SOURCES, CLIPSCORE, *BERTSCORE)
 WITH_INTERVALS, LAST, BY_MASKS = "with_intervals", "last_region", "by_number_of_masks"
 
 
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """The regions of one image that a table is about. counts: (regions, 10) of BLEU."""
-
-    numbers: dict[str, list[float]]
-    counts: np.ndarray
-
-
-def measure(
-    rows: Sequence[Prediction], judges: Judges | None = None, seed: int = 0, resamples: int = RESAMPLES
+def measure_prompts(
+    rows: Sequence[Prediction],
+    models: PromptMetricModels | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Everything about a run. judges: networks for CLIPSim and BERTScore; resamples: 0 for no intervals."""
+    """Everything about a run. models: networks for CLIPSim and BERTScore; resamples: 0 for no intervals."""
     if not rows:
         raise ValueError("there is no prediction to measure")
     check_rows(rows, "predictions")
-    judges = judges or Judges()
-    network_numbers, skipped = judged(rows, judges)
+    models = models or PromptMetricModels()
+    of_networks, skipped = network_numbers(rows, models)
     sentences = splits_sentences()
     if not sentences:
-        skipped |= {f"{SENTENCES}_{side}": NO_PUNKT for side in SIDES}
-    numbers = [text_numbers(row, sentences) | more for row, more in zip(rows, network_numbers, strict=True)]
+        skipped |= {name: NO_PUNKT for name in NAMES if name.startswith(SENTENCES)}
+    numbers = [text_numbers(row, sentences) | more for row, more in zip(rows, of_networks, strict=True)]
     counts = bleu_counts(rows)
     images: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         images.setdefault(row.stem, []).append(index)
 
-    def table(groups: Iterable[Sequence[int]]) -> dict[str, dict[str, Any]]:
-        scored = [collected([numbers[i] for i in group], counts[list(group)]) for group in groups if group]
-        found = table_of(scored, seed, resamples)
-        return {name: {**number, "judge": judge_of(name, judges)} for name, number in found.items()}
+    def table(groups: Iterable[list[int]]) -> dict[str, dict[str, Any]]:
+        """All numbers over these rows, by image."""
+        groups = [group for group in groups if group]
+        if not groups:
+            return {}
+        sums = {name: np.stack([counts[group].sum(0) for group in groups]) for name in BLEU}
+        for name in numbers[0]:
+            sums[name] = np.array([np.sum([numbers[index][name] for index in group]) for group in groups])
+        sizes = np.array([len(group) for group in groups])
+
+        def value(name: str, chosen: np.ndarray) -> float:
+            if name in BLEU:
+                return bleu(sums[name][chosen].sum(0), BLEU[name])
+            return sums[name][chosen].sum() / sizes[chosen].sum()
+
+        return {
+            name: {
+                **with_interval(partial(value, name), groups, seed, resamples),
+                "judge": SOURCES.get(name) or models.source(name),
+            }
+            for name in NAMES
+            if name in sums
+        }
 
     whole = table(images.values())
-    last = table([[i for i in group if rows[i].last] for group in images.values()])
-    sizes = sorted({len(group) for group in images.values()})
+    last = table([index for index in group if rows[index].last] for group in images.values())
+    by_masks = {
+        str(count): table(group for group in images.values() if len(group) == count)
+        for count in sorted({len(group) for group in images.values()})
+    }
+    # Who found the noun roots, by the journals of the painting data that the regions lie in.
+    folders = {row.own_image and row.own_image.parent.parent for row in rows}
+    inputs = [(folder and Progress(stamp_path(folder, STEP)).inputs) or {} for folder in folders]
     return {
         **{name: value_of(whole, name) for name in NAMES},
         **{f"{name}_last": value_of(last, name) for name in NAMES},
@@ -84,18 +116,11 @@ def measure(
         "empty_predictions": sum(not row.prediction.strip() for row in rows),
         WITH_INTERVALS: whole,
         LAST: last,
-        BY_MASKS: {str(n): table([g for g in images.values() if len(g) == n]) for n in sizes},
-        "judges": judges.used,
-        "noun_roots": root_finders(rows),
+        BY_MASKS: by_masks,
+        "judges": models.used,
+        "noun_roots": sorted({str(found.get("method", "as given with the data")) for found in inputs}),
         "skipped": skipped,
     }
-
-
-def root_finders(rows: Sequence[Prediction]) -> list[str]:
-    """Who found the noun roots, by the journals of the painting data that the regions lie in."""
-    folders: set[Path | None] = {row.own_image and row.own_image.parent.parent for row in rows}
-    inputs = [folder and Progress(stamp_path(folder, STEP)).inputs for folder in folders]
-    return sorted({str((one or {}).get("method", UNKNOWN)) for one in inputs})
 
 
 def tracked(report: Mapping[str, Any]) -> dict[str, float]:
@@ -104,33 +129,49 @@ def tracked(report: Mapping[str, Any]) -> dict[str, float]:
     return {name: report[name] for name in names if report[name] is not None}
 
 
-def collected(numbers: Sequence[Mapping[str, float]], counts: np.ndarray) -> Scored:
-    """Regions of one image as one item of the resampling."""
-    return Scored({name: [one[name] for one in numbers] for name in numbers[0]}, counts)
+def splits_sentences() -> bool:
+    """Whether nltk's data for rougeLsum is on this disk; it is never downloaded from here."""
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        return False
+    return True
 
 
-def table_of(images: Sequence[Scored], seed: int, resamples: int) -> dict[str, Number]:
-    """Everything that was measured on all of `images`."""
-    if not images:
-        return {}
-    sums = np.stack([image.counts.sum(0) for image in images])
-    found: dict[str, Number] = {}
-    for name in NAMES:
-        if name in BLEU:
-            grams = BLEU[name]
-
-            def corpus(some: np.ndarray, grams: int = grams) -> float:
-                return bleu(sums[some].sum(0), grams)
-
-            found[name] = with_interval(corpus, images, seed, resamples)
-        elif name in images[0].numbers:
-            found[name] = mean(images, name, seed, resamples)
-    return found
+def text_numbers(row: Prediction, sentences: bool = False) -> dict[str, float]:
+    """Everything about one row but BLEU, whose counts `bleu_counts` gives. sentences: also rougeLsum."""
+    prediction, caption, root = row.prediction.lower(), row.caption.lower(), row.root.lower()
+    whole_word = re.search(rf"(?<!\w){re.escape(root)}(?!\w)", prediction)  # "man" is not in "a woman", "men"
+    rouge = rouge_score(prediction, caption, rouge_keys=(*ROUGE, SENTENCES) if sentences else ROUGE)
+    return {
+        "accuracy": float(root in prediction),
+        "accuracy_words": float(whole_word is not None),
+        **{name: float(value) for name, value in rouge.items()},
+    }
 
 
-def judge_of(name: str, judges: Judges) -> str:
-    """What decided a number: a rule, a library, or a network and its folder."""
-    if name in JUDGES:
-        return JUDGES[name]
-    network = "clip" if name == CLIPSCORE else "roberta"
-    return f"{network} {judges.used.get(network, {}).get('path', '')}".strip()
+def bleu_counts(rows: Sequence[Prediction]) -> np.ndarray:
+    """(rows, 2 * 4 + 2): matching and all n-grams of the prediction (n = 1..4), its words, the caption's."""
+    metric = BLEUScore(n_gram=GRAMS)
+    counts = []
+    for row in rows:
+        metric.reset()
+        metric.update([row.prediction.lower()], [[row.caption.lower()]])
+        parts = (metric.numerator, metric.denominator, metric.preds_len[None], metric.target_len[None])
+        counts.append(np.concatenate([part.numpy() for part in parts]))
+    return np.array(counts, np.float64)
+
+
+def bleu(counts: np.ndarray, grams: int) -> float:
+    """BLEU@grams of a corpus (Papineni et al. 2002) from the sum (2 * 4 + 2,) of its rows' counts.
+
+    torchmetrics' own last step wants all texts again for each resample, and is in single precision.
+    """
+    right, predicted = counts[:grams], counts[GRAMS : GRAMS + grams]
+    words, words_true = counts[2 * GRAMS :]
+    if not right.min():
+        return 0.0
+    brevity = np.exp(min(0.0, 1 - words_true / words))
+    return float(brevity * np.exp(np.log(right / predicted).mean()))

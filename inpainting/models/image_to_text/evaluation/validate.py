@@ -1,4 +1,4 @@
-"""Held-out paintings: answered while a prompt writer trains, and in full when it is tested.
+"""Held-out paintings: answered and measured while a prompt writer trains, and in full when it is tested.
 
 A test is journalled in its folder: the same command again continues where it stopped.
 """
@@ -9,141 +9,168 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
 from inpainting.data.batches import run_batches
+from inpainting.models.image_to_text.batches import Item, PromptCollate, WithAlphas
 from inpainting.models.image_to_text.dataset import LlavaDataset
-from inpainting.models.image_to_text.evaluation.answers import (
-    SHEET,
-    Answering,
-    write_results,
-    write_sheet,
-)
-from inpainting.models.image_to_text.evaluation.metric_models import Judges
+from inpainting.models.image_to_text.evaluation.metric_models import PromptMetricModels
 from inpainting.models.image_to_text.evaluation.predictions import Prediction
-from inpainting.models.image_to_text.evaluation.report import tracked
-from inpainting.models.image_to_text.samplers import AlphaScheduleBatchSampler, WithAlphas
+from inpainting.models.image_to_text.evaluation.report import measure_prompts, tracked
+from inpainting.models.image_to_text.questions import Query
 from inpainting.models.image_to_text.settings import PromptTraining
-from inpainting.models.image_to_text.writer import PromptWriter
+from inpainting.models.image_to_text.writer import Decoding, PromptWriter
+from inpainting.prompts import LLAVA_PROMPT, read_prompt
+from ldm.files import json_bytes, write_all_atomic, write_atomic
+from ldm.images import encode_png
 from ldm.journal import Journal, Progress, stamp_path
 from ldm.metrics.weights import hash_of
-from ldm.mllm.load import Mllm
 from ldm.settings.config import to_plain
+from ldm.sheet import grid
 
 log = logging.getLogger(__name__)
 
-NOT_ANSWERS = ("judges", "resamples", "sheet", "instances")  # options that change no answer
+NOT_ANSWERS = ("metric_models", "resamples", "sheet", "instances")  # options that change no answer
 
 
 def held_out(config: PromptTraining) -> WithAlphas | None:
     """The held-out images of a run; None where there shall be none."""
     if not config.val.instances:
         return None
-    data = LlavaDataset.of(config.data, config.val.split, config.fit.seed)
-    scheduler = config.val_alphas.make(config.fit.seed)
-    scheduler.set_num_steps(1)
-    first = range(min(len(data), config.val.instances))
-    return WithAlphas(data, AlphaScheduleBatchSampler(first, scheduler, 1, 1, config.data.max_concepts))
+    data = LlavaDataset(config.data, config.val.split, config.fit.seed)
+    singles = [[index] for index in range(min(len(data), config.val.instances))]
+    return WithAlphas(data, config.val_alphas, lambda epoch: singles, steps=1)
 
 
-class Validating:
-    """Answers and measures held-out images between two steps of a training; see `ldm.training.fit.fit`.
+class HeldOutTest:
+    """Answers and measures held-out images.
 
-    The first process writes predictions.jsonl, metrics.json and sheet.png of the newest validation.
+    The first process writes predictions.jsonl, metrics.json and sheet.png.
     """
 
     def __init__(
         self, config: PromptTraining, accelerator: Accelerator, writer: PromptWriter, data: WithAlphas
     ) -> None:
-        self.config, self.accelerator, self.data = config, accelerator, data
-        self.answering = Answering(writer, config.val)
-        self.judges = Judges.load(config.val.judges, accelerator.device)
+        self.config, self.accelerator, self.writer, self.data = config, accelerator, writer, data
+        self.plain = config.val.question == "plain"
+        self.collate = PromptCollate(writer.chat, question=LLAVA_PROMPT if self.plain else None)
+
+    @cached_property
+    def models(self) -> PromptMetricModels:
+        """The networks of the metrics."""
+        return PromptMetricModels.load(self.config.val.metric_models, self.accelerator.device)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        options, accelerator = self.config.val, self.accelerator
-        mine = list(range(len(self.data)))[accelerator.process_index :: accelerator.num_processes]
-        found: list[tuple[int, list[Prediction]]] = []
-        for start in range(0, len(mine), options.batch):
-            numbers = mine[start : start + options.batch]
-            with accelerator.autocast():
-                said = self.answering.predictions([self.data[number] for number in numbers])
-            found += zip(numbers, said, strict=True)
-        found = sorted(gather_object(found), key=lambda pair: pair[0])
-        if not accelerator.is_main_process:
-            return {}
-        rows = [row for _, some in found for row in some]
-        report = write_results(self.config.folder, rows, self.judges, options.resamples, {})
-        shown = found[: options.sheet]
-        items = [self.data[number] for number, _ in shown]
-        write_sheet(self.config.folder / SHEET, items, [some for _, some in shown])
-        return tracked(report)
+        """Between two steps of a training; see `ldm.training.fit.fit`."""
+        rank, batch = self.accelerator.process_index, self.config.val.batch
+        mine = list(range(len(self.data)))[rank :: self.accelerator.num_processes]
+        answered: list[tuple[int, list[Prediction]]] = []
+        for start in range(0, len(mine), batch):
+            numbers = mine[start : start + batch]
+            answered += zip(numbers, self.predictions([self.data[number] for number in numbers]), strict=True)
+        answered = sorted(gather_object(answered), key=lambda pair: pair[0])
+        return tracked(self.write(answered, {})) if self.accelerator.is_main_process else {}
 
+    def run(self, checkpoint: Path | None) -> None:
+        """Test in full: all held-out images; the same call again continues."""
+        config, out = self.config, self.config.folder
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        stems = self.data.dataset.stems[: len(self.data)]
+        numbers = {stem: number for number, stem in enumerate(stems)}
 
-def test(config: PromptTraining, accelerator: Accelerator, mllm: Mllm, checkpoint: Path | None) -> Path:
-    """Answer and measure all held-out images; returns the folder of the results."""
-    data, out = held_out(config), config.folder
-    if data is None:
-        raise ValueError("only_val needs val.instances of at least 1")
-    writer = PromptWriter(mllm, config.card())
-    answering = Answering(writer, config.val)
-    stems = data.dataset.stems[: len(data)]
-    numbers = {stem: number for number, stem in enumerate(stems)}
-    rank, world = accelerator.process_index, accelerator.num_processes
+        def answer(items: Sequence[Item]) -> list[dict[str, Any]]:
+            return [{"rows": [asdict(row) for row in rows]} for rows in self.predictions(items)]
 
-    def answer(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        with accelerator.autocast():
-            return [{"rows": [asdict(row) for row in rows]} for rows in answering.predictions(items)]
+        weights = self.writer.weights() | ({} if checkpoint is None else {"checkpoint": hash_of(checkpoint)})
+        # What decides the answers; a folder that was begun otherwise is not continued.
+        options = {key: value for key, value in to_plain(config.val).items() if key not in NOT_ANSWERS}
+        facts = {"weights": weights, "data": to_plain(config.data), "val": options, "seed": config.fit.seed}
+        facts |= {"alphas": to_plain(config.val_alphas), "template": config.template, "shard": [rank, world]}
+        facts |= {"type": config.fine_tuning_type, "dtype": config.dtype_name}
+        facts |= {"precision": config.fit.precision}
+        journal = Journal(stamp_path(out, f"predictions_{rank}"), facts, keep=True)
+        run_batches(
+            journal, stems[rank::world], lambda stem: self.data[numbers[stem]], answer, config.val.batch
+        )
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            journals = [Progress(stamp_path(out, f"predictions_{index}")) for index in range(world)]
+            done = {stem: entry for progress in journals for stem, entry in progress.done.items()}
+            answered = [
+                (numbers[stem], [Prediction(**{**row, "box": None}) for row in done[stem]["rows"]])
+                for stem in stems
+                if stem in done
+            ]
+            left_out = {stem: why for progress in journals for stem, why in progress.left_out.items()}
+            facts = {"left_out": left_out, "weights": weights, "settings": to_plain(config)}
+            self.log_numbers(tracked(self.write(answered, facts)))
+        self.accelerator.wait_for_everyone()
 
-    weights = writer.weights() | ({} if checkpoint is None else {"checkpoint": hash_of(checkpoint)})
-    journal = Journal(journal_path(out, rank), facts_of(config, weights, (rank, world)), keep=True)
-    run_batches(journal, stems[rank::world], lambda stem: data[numbers[stem]], answer, config.val.batch)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        finish(config, accelerator, data, weights)
-    accelerator.wait_for_everyone()
-    return out
+    def predictions(self, items: Sequence[Item]) -> list[list[Prediction]]:
+        """One Prediction per region of each image, in the order of the answer."""
+        options = self.config.val
+        decoding = Decoding(options.constrained, longest=options.max_new_tokens)
+        queries = []
+        for item in items:
+            colors = tuple(item["entity_colors"])
+            ends_at_full_stop = self.plain and (options.first_sentence or options.constrained)
+            tags = () if ends_at_full_stop else colors  # they say where the answer ends
+            queries.append(
+                Query(self.collate.ask(item), tuple(range(len(colors))), tags, ("",) * len(colors))
+            )
+        with self.accelerator.autocast():
+            answers = self.writer.answer(queries, decoding)
+        return [self.read(item, answer) for item, answer in zip(items, answers, strict=True)]
 
+    def read(self, item: Item, answer: str) -> list[Prediction]:
+        """What an answer says about each region; nothing where a tag is missing."""
+        colors = item["entity_colors"]
+        return [
+            Prediction(
+                stem=item["image_stems"],
+                region=item["entity_names"][number],
+                prediction=answer.strip() if self.plain else read_prompt(answer, color),
+                caption=item["entity_captions"][number],
+                root=item["entity_noun_chunk_roots"][number],
+                last=number == len(colors) - 1,
+                color=color,
+                crop=Path(item["entity_paths"][number]).as_posix(),
+            )
+            for number, color in enumerate(colors)
+        ]
 
-def journal_path(out: Path, rank: int) -> Path:
-    """What a process has answered so far."""
-    return stamp_path(out, f"predictions_{rank}")
+    def write(
+        self, answered: Sequence[tuple[int, list[Prediction]]], facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """predictions.jsonl, metrics.json, sheet.png from (number of the image, its rows) -> metrics.
 
+        facts: what else the metrics' file says
+        """
+        options, folder = self.config.val, self.config.folder
+        rows = [row for _, of_image in answered for row in of_image]
+        report = {**measure_prompts(rows, self.models, resamples=options.resamples), **facts}
+        lines = "".join(row.line() for row in rows).encode()
+        write_all_atomic({folder / "predictions.jsonl": lines, folder / "metrics.json": json_bytes(report)})
+        cells, labels = [], []
+        for number, of_image in answered[: options.sheet]:
+            item = self.data[number]
+            cells.append([np.asarray(item["PIL_masked_images"]), np.asarray(item["PIL_images"])])
+            labels.append("\n".join(f"{row.color}: {row.prediction or '-'}" for row in of_image))
+        if cells:
+            write_atomic(folder / "sheet.png", encode_png(grid(cells, ("asked", "image"), labels)))
+        return report
 
-def facts_of(config: PromptTraining, weights: Mapping[str, Any], shard: tuple[int, int]) -> dict[str, Any]:
-    """What decides the answers; a folder that was begun otherwise is not continued."""
-    options = {key: value for key, value in to_plain(config.val).items() if key not in NOT_ANSWERS}
-    facts = {"weights": weights, "data": to_plain(config.data), "val": options, "seed": config.fit.seed}
-    facts |= {"alphas": to_plain(config.val_alphas), "template": config.template, "shard": list(shard)}
-    facts |= {"type": config.fine_tuning_type, "dtype": config.dtype_name, "precision": config.fit.precision}
-    return facts
-
-
-def finish(
-    config: PromptTraining, accelerator: Accelerator, data: WithAlphas, weights: Mapping[str, Any]
-) -> None:
-    """The results of all processes as one file, measured."""
-    out = config.folder
-    done: dict[str, Any] = {}
-    left_out: dict[str, str] = {}
-    for rank in range(accelerator.num_processes):
-        progress = Progress(journal_path(out, rank))
-        done |= progress.done
-        left_out |= progress.left_out
-    stems = [stem for stem in data.dataset.stems[: len(data)] if stem in done]
-    said = [[Prediction(**{**row, "box": None}) for row in done[stem]["rows"]] for stem in stems]
-    judges = Judges.load(config.val.judges, accelerator.device)
-    facts = {"left_out": left_out, "weights": weights, "settings": to_plain(config)}
-    report = write_results(out, [row for some in said for row in some], judges, config.val.resamples, facts)
-    numbers = {stem: number for number, stem in enumerate(data.dataset.stems)}
-    shown = range(min(config.val.sheet, len(stems)))
-    write_sheet(out / SHEET, [data[numbers[stems[k]]] for k in shown], [said[k] for k in shown])
-    main = {name: round(value, 4) for name, value in tracked(report).items() if value is not None}
-    log.info("%s: %s", out, json.dumps({name: main[name] for name in list(main)[:4]}))
-    if config.fit.tracker != "none":
-        accelerator.init_trackers(config.project_dir.name)
-        accelerator.log({f"val/{name}": value for name, value in tracked(report).items()})
+    def log_numbers(self, numbers: Mapping[str, float]) -> None:
+        """The first numbers of a test for people, all of them for the tracker."""
+        first = {name: round(value, 4) for name, value in list(numbers.items())[:4]}
+        log.info("%s: %s", self.config.folder, json.dumps(first))
+        if self.config.fit.tracker != "none":
+            self.accelerator.init_trackers(self.config.project_dir.name)
+            self.accelerator.log({f"val/{name}": value for name, value in numbers.items()})

@@ -52,7 +52,7 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -
     share = list(range(len(dataset)))[index::count]
     todo = [k for k in share if not (out / f"{dataset.stems[k]}.json").is_file()]
     writer = open_writer(config)
-    decoding = decoding_of(config, config.data.max_concepts or len(writer.card.colors))
+    decoding = decoding_of(config, config.data.max_concepts or len(writer.config.colors))
     record(out / GENERATED_WITH, {"weights": writer.weights(), "decoding": to_plain(decoding)})
     with tqdm(total=len(share), initial=len(share) - len(todo), desc="prompts", disable=None) as bar:
         for items in in_batches(dataset, todo, config.batch, config.workers):
