@@ -8,8 +8,8 @@ To continue an interrupted run, run the same command again.
 
 from __future__ import annotations
 
-import json
 import logging
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,14 @@ from pytorch_lightning.loggers import Logger
 from cldm.create import NetworkConfig, create_compositor
 from cldm.model import Compositor
 from cldm.pretrained import CompositorConfig, Sampling, load_compositor, save_compositor
-from cldm.training.checkpoints import Checkpoints, SplitCheckpoint, checkpoint_folders
+from cldm.training.checkpoints import SplitCheckpoint, step_folders
 from cldm.training.data import DataConfig, PairData
-from cldm.training.metrics import Metrics
 from cldm.training.module import CompositorModule, TrainConfig
-from cldm.training.probes import ConditionProbe, Samples
-from cldm.training.rejections import RejectionCounter
-from cldm.training.sharding import Sharded, finished_weights, plain_model, takes_part
+from cldm.training.probes import Samples
+from cldm.training.records import Metrics, RejectionCounter
+from cldm.training.sharding import Sharded, runs_model
 from datasets.inputs import PairOptions
-from ldm.files import write_atomic
+from ldm.files import write_atomic, write_json
 from ldm.latents import LatentSpace
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """What Lightning is told."""
+    """Settings of the Lightning trainer."""
 
     max_steps: int = setting(20000, low=1, help="optimizer steps")
     accelerator: str = setting("auto", choices=("auto", "cpu", "gpu", "mps"), help="where to train")
@@ -48,13 +47,13 @@ class TrainerConfig:
     strategy: str = setting(
         "ddp",
         choices=("ddp", "fsdp"),
-        help="of several devices: each holds the whole model, or its share of it (FSDP2)",
+        help="several devices: each holds the whole model (ddp) or a part of it (fsdp: FSDP2)",
     )
     precision: str = setting("bf16-mixed", choices=("32-true", "16-mixed", "bf16-mixed"), help="arithmetic")
     accumulate: int = setting(1, low=1, help="batches per optimizer step")
     clip: float = setting(0.0, low=0.0, help="gradient norm limit; 0 = none")
     save_every: int = setting(1000, low=1, help="steps between checkpoints")
-    keep: int = setting(2, low=1, help="checkpoints that stay, the newest")
+    keep: int = setting(2, low=1, help="how many of the newest checkpoints are kept")
     log_every: int = setting(50, low=1, help="steps between rows of metrics.csv")
     sample_every: int = setting(1000, low=0, help="steps between sheets of samples; 0 = none")
     probe_every: int = setting(
@@ -92,7 +91,7 @@ class RunConfig:
     )
     first_stage: Path | None = setting(None, help="autoencoder folder for fresh networks")
     name: str = setting("compositor", help="name of the trained model")
-    notice: str = setting("", help="what users of the trained model are told once")
+    notice: str = setting("", help="shown to users once, when the trained model is loaded")
     seed: int = setting(0, help="seed of initialisation and data order")
     network: NetworkConfig = setting(NetworkConfig(), help="sizes of fresh networks")
     pair: PairOptions = setting(PairOptions(), help="pre-processing")
@@ -107,11 +106,11 @@ class RunConfig:
         check_settings(self)
         if self.trainer.strategy == "fsdp" and self.train.shard_optimizer:
             raise ValueError(
-                "train.shard_optimizer=true is for trainer.strategy=ddp: fsdp shares the optimizer anyway"
+                "train.shard_optimizer=true is for trainer.strategy=ddp: fsdp shards the optimizer anyway"
             )
 
     @property
-    def card(self) -> CompositorConfig:
+    def model_config(self) -> CompositorConfig:
         return CompositorConfig(self.name, self.notice, self.pair, self.sampling)
 
 
@@ -126,9 +125,10 @@ def starting_model(config: RunConfig) -> Compositor:
 
 
 class SaveModel(pl.Callback):
-    """Writes model folder and manifest before each checkpoint, with averaged weights where they are kept.
+    """Writes model folder, manifest and checkpoint; only the newest checkpoints stay.
 
-    Before: a run whose last checkpoint exists has its model too.
+    The model is written before the checkpoint, so a run whose last checkpoint exists has its model too.
+    This must be the last callback, so that the states of the others are those after the step.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -136,49 +136,51 @@ class SaveModel(pl.Callback):
         self.seconds_before, self.started = 0.0, time.monotonic()
         self.saved = -1  # step
 
-    @property
-    def seconds(self) -> float:
-        """Time spent on this run, interruptions left out."""
-        return self.seconds_before + time.monotonic() - self.started
-
     def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds}
+        """Time spent on this run, interruptions left out."""
+        return {"seconds": self.seconds_before + time.monotonic() - self.started}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self.seconds_before = state_dict["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = time.monotonic()
-
-    def save(self, module: CompositorModule) -> None:
-        writes = module.trainer.is_global_zero
-        values = finished_weights(module, module.average_by_name, writes)
-        if writes:
-            with plain_model(module, values):
-                save_compositor(module.model, self.config.card, self.config.out / "model")
-            self.save_manifest(module)
-
-    def save_manifest(self, module: CompositorModule) -> None:
-        config = self.config
-        batch = config.data.batch * config.trainer.batches_per_step
-        manifest = make_manifest(
-            "compositor", module.model, seed=config.seed, steps=module.global_step, batch=batch,
-            seconds=self.seconds, settings=config, device=module.device,
-        )  # fmt: skip
-        write_atomic(config.out / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+        self.started, self.saved = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
     ) -> None:
-        step = trainer.global_step
-        due = step % self.config.trainer.save_every == 0 or step == trainer.max_steps
-        if takes_part(trainer) and due and step != self.saved:
-            self.saved = step
-            self.save(pl_module)  # type: ignore[arg-type]
+        step, every = trainer.global_step, self.config.trainer.save_every
+        if step == self.saved or (step % every and step != trainer.max_steps):
+            return
+        self.saved = step
+        if runs_model(trainer):
+            self.save_model(pl_module)  # type: ignore[arg-type]
+        folder = self.config.out / "checkpoints"
+        trainer.save_checkpoint(folder / f"step-{step:08d}")
+        if trainer.is_global_zero:
+            for old in step_folders(folder)[: -self.config.trainer.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def save_model(self, module: CompositorModule) -> None:
+        """Folder and manifest of the trained model, with averaged weights where they are kept."""
+        config, trainer = self.config, module.trainer
+        weights = module.averaged_weights() or trainer.strategy.lightning_module_state_dict()
+        if not trainer.is_global_zero:
+            return
+        model = starting_model(config)
+        trained = {name.removeprefix("model."): value for name, value in weights.items()}
+        model.load_state_dict(trained, strict=False)  # the rest is frozen
+        save_compositor(model, config.model_config, config.out / "model")
+        manifest = make_manifest(
+            "compositor", model, seed=config.seed, steps=module.global_step,
+            batch=config.data.batch * config.trainer.batches_per_step,
+            seconds=self.state_dict()["seconds"], settings=config, device=module.device,
+        )  # fmt: skip
+        write_json(config.out / "manifest.json", manifest)
 
 
 def make_tracker(config: RunConfig) -> Logger | bool:
-    """TensorBoard or wandb when asked for; their packages are needed only then."""
+    """TensorBoard or wandb by `trainer.tracker`; their packages are needed only then."""
     name = config.trainer.tracker
     if name == "none":
         return False
@@ -198,14 +200,13 @@ def make_tracker(config: RunConfig) -> Logger | bool:
 
 
 def make_trainer(config: RunConfig) -> pl.Trainer:
-    settings, out, watched = config.trainer, config.out, ConditionProbe()
+    settings, out = config.trainer, config.out
     samples_per_step = config.data.batch * settings.batches_per_step
     callbacks = [
-        Metrics(out / "metrics.csv", settings.log_every, samples_per_step, watched, settings.probe_every),
-        Samples(out / "samples", settings.sample_every, config.sampling, watched),
+        Metrics(out / "metrics.csv", settings.log_every, samples_per_step, settings.probe_every),
+        Samples(out / "samples", settings.sample_every, config.sampling),
         RejectionCounter(out / "refusals.json"),
         SaveModel(config),
-        Checkpoints(out / "checkpoints", settings.save_every, settings.keep),
     ]
     return pl.Trainer(
         accelerator=settings.accelerator,
@@ -222,34 +223,26 @@ def make_trainer(config: RunConfig) -> pl.Trainer:
         plugins=[SplitCheckpoint()],
         logger=make_tracker(config),
         default_root_dir=out,
-        use_distributed_sampler=False,  # RunBatches shares the examples out
-        enable_checkpointing=False,  # Checkpoints does it
+        use_distributed_sampler=False,  # RunBatches splits the examples among the devices
+        enable_checkpointing=False,  # SaveModel does it
         enable_model_summary=False,
     )
 
 
-def newest_checkpoint(config: RunConfig) -> Path | None:
-    """Where an interrupted run stopped. A folder with another model in it is refused, not overwritten."""
-    found = checkpoint_folders(config.out / "checkpoints")
-    if not found and (config.out / "model").exists():
+def train(config: RunConfig) -> None:
+    """Train the compositor; the same command again continues an interrupted run."""
+    newest = next(reversed(step_folders(config.out / "checkpoints")), None)
+    if newest is None and (config.out / "model").exists():
         raise ValueError(
             f"out={config.out}: holds a model but no checkpoint to go on from; name another folder "
             "or remove this one"
         )
-    return found[-1] if found else None
-
-
-def train(config: RunConfig) -> None:
-    """Train the compositor; the same command again continues an interrupted run."""
-    newest = newest_checkpoint(config)
-    config.out.mkdir(parents=True, exist_ok=True)
     write_atomic(config.out / "config.yaml", dump_yaml(config).encode())
     module = CompositorModule(starting_model(config), config.train)
     if newest is not None:
         logger.info("continuing %s", newest)
-    data = PairData(
-        config.data, config.pair, config.seed, config.trainer.max_steps * config.trainer.accumulate
-    )
+    batches = config.trainer.max_steps * config.trainer.accumulate
+    data = PairData(config.data, config.pair, config.seed, batches)
     make_trainer(config).fit(module, data, ckpt_path=newest, weights_only=True)
     logger.info("model folder: %s", config.out / "model")
 

@@ -1,14 +1,13 @@
-"""A compositor folder: one sub-folder per network in `save_pretrained` layout, and a card.
+"""A compositor folder: one sub-folder per network in `save_pretrained` layout, and a configuration.
 
     unet/ control_detail/ control_depth/ image_encoder/ projector/ vae/ scheduler/ compositor.json
 
-The card says how images were prepared in training and with which sampler settings the model looks right,
-so a small model and the full-size one differ in files, never in code.
+The configuration says how images were prepared in training and which sampler settings suit the model, so a
+small model and the full-size one differ in files, never in code.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from ldm.checkpoints import folder_written_whole, load_part, save_part
 from ldm.denoise import STEP_RULES
 from ldm.files import read_json
 from ldm.latents import LatentSpace
-from ldm.settings.config import Layer, check_settings, merge_layers, setting, to_plain
+from ldm.settings.config import check_settings, read_config, setting, write_config
 
-CARD = "compositor.json"
+CONFIG_FILE = "compositor.json"
 PARTS = ("unet", "control_detail", "control_depth", "image_encoder", "projector", "vae", "scheduler")
 
 
@@ -43,7 +42,7 @@ class Sampling:
         1.0, low=0.0, high=1.0, help="noise put on the paste; small = close to the paste"
     )
     detail: float = setting(
-        0.0, low=0.0, high=1.0, help="share of the result that is the cut-out itself, relit"
+        0.0, low=0.0, high=1.0, help="fraction of the result that is the relit cut-out itself"
     )
     detail_scale: float = setting(
         DETAIL_SCALE, low=0.01, high=1.0, help="what counts as fine, as a fraction of the object's size"
@@ -61,13 +60,13 @@ class CompositorConfig:
     """What a user and the pipeline must know of a compositor besides its weights."""
 
     name: str = setting("compositor", help="short name for logs and recipes")
-    notice: str = setting("", help="printed once when the model is loaded")
+    notice: str = setting("", help="shown once when the model is loaded")
     pair: PairOptions = setting(PairOptions(), help="pre-processing that the model was trained with")
     sampling: Sampling = setting(Sampling(), help="default sampler settings")
 
 
 def save_compositor(
-    model: Compositor, card: CompositorConfig, folder: Path, dtype: torch.dtype = torch.float16
+    model: Compositor, config: CompositorConfig, folder: Path, dtype: torch.dtype = torch.float16
 ) -> None:
     """Write the whole folder, or nothing."""
     with folder_written_whole(folder) as partial:
@@ -77,21 +76,20 @@ def save_compositor(
         model.identity.save_pretrained(partial, dtype)
         model.latent_space.save_pretrained(partial / "vae", dtype)
         DDIMScheduler.from_config(model.scheduler_config).save_pretrained(partial / "scheduler")
-        (partial / CARD).write_text(json.dumps(to_plain(card), indent=1) + "\n", encoding="utf-8")
+        write_config(partial / CONFIG_FILE, config)
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether all parts of a compositor are present (their content is checked on loading)."""
-    return (folder / CARD).is_file() and all((folder / part).is_dir() for part in PARTS)
+def missing_parts(folder: Path) -> list[str]:
+    """Names of the parts that a compositor folder lacks (their content is checked on loading)."""
+    absent = [part for part in PARTS if not (folder / part).is_dir()]
+    return absent if (folder / CONFIG_FILE).is_file() else [*absent, CONFIG_FILE]
 
 
 def require_complete(folder: Path) -> None:
     """Refuse, naming what is missing, a folder that is not a whole compositor."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such model folder")
-    absent = [part for part in PARTS if not (folder / part).is_dir()]
-    absent += [] if (folder / CARD).is_file() else [CARD]
-    if absent:
+    if absent := missing_parts(folder):
         raise ValueError(f"{folder}: not a complete compositor folder; missing {', '.join(absent)}")
 
 
@@ -100,24 +98,19 @@ def load_compositor(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[C
 
     Raises ValueError naming the folder or file and what is missing, unexpected or mis-shaped.
     """
-    card = load_card(folder)
+    config = load_compositor_config(folder)
     model = Compositor(
         load_part(UNet2DConditionModel, folder / "unet", dtype),
         load_part(ControlNetModel, folder / "control_detail", dtype),
         load_part(ControlNetModel, folder / "control_depth", dtype),
         IdentityEncoder.from_pretrained(folder, dtype),
         LatentSpace.from_pretrained(folder / "vae", dtype),
-        scheduler_settings(folder / "scheduler"),
+        read_json(folder / "scheduler" / "scheduler_config.json"),
     )
-    return model.eval(), card
+    return model.eval(), config
 
 
-def scheduler_settings(folder: Path) -> dict:
-    """The noise schedule's config."""
-    return read_json(folder / "scheduler_config.json")
-
-
-def load_card(folder: Path) -> CompositorConfig:
-    """The card alone, without the weights, of a complete folder."""
+def load_compositor_config(folder: Path) -> CompositorConfig:
+    """The configuration alone, without the weights, of a complete folder."""
     require_complete(folder)
-    return merge_layers(CompositorConfig, [Layer(read_json(folder / CARD), f"{folder / CARD}: ")])
+    return read_config(CompositorConfig, folder / CONFIG_FILE)

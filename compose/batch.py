@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from cldm.pretrained import load_card
+from cldm.pretrained import load_compositor_config
 from compose import ComposeSettings, compose, load_models
 from compose.output import save
 from compose.pipeline import Models
@@ -123,7 +123,7 @@ def check_files(settings: ComposeSettings) -> None:
     for name, file in {**settings.input_files, "anchors": settings.anchors}.items():
         if file is not None and not file.is_file():
             raise ValueError(f"{name}: {file} is not a file")
-    load_card(model_folder(settings))
+    load_compositor_config(model_folder(settings))
     folders = {"sam": settings.sam, "detector": settings.detector}
     if settings.background_depth is None:
         folders["depth_model"] = depth_folder(settings.depth_model)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cldm.model import Compositor
-from cldm.pretrained import CompositorConfig, load_card, load_compositor
+from cldm.pretrained import CompositorConfig, load_compositor, load_compositor_config
 from compose.settings import ComposeSettings, depth_folder, model_folder
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
@@ -62,7 +62,7 @@ def load_models(settings: ComposeSettings) -> Models:
     """Check device and folder, say once what the compositor is; weights are read when first needed."""
     device = pick_device(settings.device)
     folder = model_folder(settings)
-    card = load_card(folder)
+    card = load_compositor_config(folder)
     if card.notice:
         logger.info("%s", card.notice)
     dtype = pick_dtype(settings.dtype, device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cldm.compat import PRESETS
-from cldm.pretrained import Sampling, is_complete
+from cldm.pretrained import Sampling, missing_parts
 from datasets.fusion import ALIASES, MODES
 from datasets.geometry import check_box01
 from ldm.latents import scheduler_class
@@ -221,7 +221,7 @@ def locator_of(settings: ComposeSettings) -> str:
 def model_folder(settings: ComposeSettings) -> Path:
     """The compositor to use."""
     full = resolve_model_path(FULL_MODEL)
-    return settings.model or (full if is_complete(full) else TINY_MODEL)
+    return settings.model or (TINY_MODEL if missing_parts(full) else full)
 
 
 def depth_folder(chosen: Path | None = None) -> Path:

@@ -48,10 +48,10 @@ def small_compositor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from cldm.create import create_compositor
     from cldm.pretrained import save_compositor
-    from tests.cldm.small import SMALL, SMALL_CARD
+    from tests.cldm.small import SMALL, SMALL_CONFIG
 
     folder = tmp_path_factory.mktemp("models") / "compositor"
-    save_compositor(create_compositor(SMALL, seed=1), SMALL_CARD, folder, torch.float32)
+    save_compositor(create_compositor(SMALL, seed=1), SMALL_CONFIG, folder, torch.float32)
     return folder
 
 

@@ -15,7 +15,7 @@ from ldm.settings.schema import flat_settings
 from run_train_bifrost import RunConfig
 from scripts.docs import make_command_docs
 from tests import pages
-from tests.cldm.small import SMALL, SMALL_CARD
+from tests.cldm.small import SMALL, SMALL_CONFIG
 from tests.conftest import ROOT
 
 FIGURE_KB = 600
@@ -31,7 +31,7 @@ CODE = [(page, code) for page in pages.PAGES for code in pages.blocks(page, "pyt
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "small"
-    save_compositor(create_compositor(SMALL, 0), SMALL_CARD, folder)
+    save_compositor(create_compositor(SMALL, 0), SMALL_CONFIG, folder)
     return folder
 
 

@@ -15,7 +15,7 @@ from cldm.pretrained import save_compositor
 from ldm.images import read_depth, read_image
 from ldm.settings.cli import run_app
 from scripts.docs import draw_figure, make_examples, make_teaser
-from tests.cldm.small import SMALL, SMALL_CARD
+from tests.cldm.small import SMALL, SMALL_CONFIG
 from tests.conftest import ROOT
 from tests.pages import rehearse
 
@@ -77,7 +77,7 @@ def checkout(request, tmp_path) -> Checkout:
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "small"
-    save_compositor(create_compositor(SMALL, 0), SMALL_CARD, folder)
+    save_compositor(create_compositor(SMALL, 0), SMALL_CONFIG, folder)
     return folder
 
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cldm.pretrained import CARD, Sampling, load_card, load_compositor
+from cldm.pretrained import CONFIG_FILE, Sampling, load_compositor, load_compositor_config
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.models.text_to_image.load import CARD as INPAINTER_CARD
 from inpainting.models.text_to_image.load import load_inpainter
@@ -53,7 +53,7 @@ def install(
         for leftover in folder.rglob("log.csv"):
             leftover.unlink()
         if card is not None:
-            (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+            (folder / CONFIG_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     logger.info("%s: %.1f MB", target, size)
 
@@ -84,7 +84,7 @@ def compositor(
     manifest["first_stage"] = read_json(first_stage) if first_stage.exists() else {}
     old = BUNDLE / "compositor" / MANIFEST
     better = force or not old.exists() or value > read_json(old)["held_out"]["best_psnr_db"]
-    card = load_card(run / "model")
+    card = load_compositor_config(run / "model")
     chosen = load_config(Sampling, None, [*flat(to_plain(card.sampling)), *(sampling or [])])
     install("compositor", run / "model", manifest, better, {**to_plain(card), "sampling": to_plain(chosen)})
 

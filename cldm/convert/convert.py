@@ -21,7 +21,7 @@ from transformers import DPTConfig, DPTForDepthEstimation
 from cldm.convert.plan import Plan, empty_networks, plan_compositor, plan_single
 from cldm.convert.write import fresh_weights, write_part
 from cldm.create import NetworkConfig, create_identity, noise_schedule
-from cldm.pretrained import CARD, CompositorConfig
+from cldm.pretrained import CONFIG_FILE, CompositorConfig
 from datasets.inputs import PairOptions
 from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
@@ -101,7 +101,7 @@ def convert_compositor(
         scheduler = DDIMScheduler.from_config(noise_schedule(network))
         scheduler.save_pretrained(partial / "scheduler")
         text = json.dumps(to_plain(replace(card, pair=pair)), indent=1) + "\n"
-        (partial / CARD).write_text(text, encoding="utf-8")
+        (partial / CONFIG_FILE).write_text(text, encoding="utf-8")
     return tell(kind, plan, file.others, settings)
 
 

@@ -22,7 +22,7 @@ from transformers import Dinov2Model, DPTForDepthEstimation
 from cldm.convert.keys import Piece, original_pieces
 from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE
 from cldm.convert.write import POSITIONS
-from cldm.pretrained import CARD, require_complete
+from cldm.pretrained import CONFIG_FILE, require_complete
 from ldm.checkpoints import build
 from ldm.files import read_json
 from ldm.settings.config import check_settings, setting
@@ -87,7 +87,9 @@ def compositor_entries(folder: Path, layout: str, positions: Path | None) -> dic
         log.info("written as zeros, never used: %sinput_blocks.0.0.weight and .bias", prefix)
     if layout == "anydoor":
         log.info(
-            "left out: control_depth; %s and the settings in %s have no place in this layout", folder, CARD
+            "left out: control_depth; %s and the settings in %s have no place in this layout",
+            folder,
+            CONFIG_FILE,
         )
     return entries
 

@@ -8,28 +8,24 @@ checkpoints/step-00000250/weights.safetensors   trained weights, in the precisio
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ldm.checkpoints import folder_written_whole
+from ldm.training.checkpoints import STATE
 
 PARTS = {"state_dict": "weights.safetensors", "average": "average.safetensors"}
-STATE = "state.pt"
 
 
-def checkpoint_folders(folder: Path) -> list[Path]:
+def step_folders(folder: Path) -> list[Path]:
     """All whole checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob("step-*") if path.suffix == "" and (path / STATE).is_file()]
-    return sorted(found, key=lambda path: path.name)
+    return sorted(path for path in folder.glob("step-*") if path.suffix == "" and (path / STATE).is_file())
 
 
 class SplitCheckpoint(CheckpointIO):
@@ -38,11 +34,12 @@ class SplitCheckpoint(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        rest = {key: value for key, value in checkpoint.items() if key not in PARTS}
         with folder_written_whole(Path(path)) as partial:
             for key, name in PARTS.items():
                 if checkpoint.get(key):
-                    save_file(to_cpu(checkpoint[key]), partial / name)
+                    weights = {k: value.detach().cpu().contiguous() for k, value in checkpoint[key].items()}
+                    save_file(weights, partial / name)
+            rest = {key: value for key, value in checkpoint.items() if key not in PARTS}
             torch.save(rest, partial / STATE)
 
     def load_checkpoint(
@@ -63,35 +60,3 @@ class SplitCheckpoint(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def to_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-
-
-class Checkpoints(pl.Callback):
-    """Writes a checkpoint every `every` steps and at the end; only the last `keep` stay.
-
-    It must be the last callback, so that the states of the others are those after the step.
-    """
-
-    def __init__(self, folder: Path, every: int, keep: int) -> None:
-        self.folder, self.every, self.keep = folder, every, keep
-        self.saved = -1  # step
-
-    def save(self, trainer: pl.Trainer) -> None:
-        self.saved = trainer.global_step
-        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:08d}")
-        if trainer.is_global_zero:
-            for old in checkpoint_folders(self.folder)[: -self.keep]:
-                shutil.rmtree(old, ignore_errors=True)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.saved = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
-    ) -> None:
-        step = trainer.global_step
-        if step != self.saved and (step % self.every == 0 or step == trainer.max_steps):
-            self.save(trainer)

@@ -69,9 +69,9 @@ def open_sources(config: DataConfig) -> tuple[dict[str, Source], list[float]]:
 
 
 def collate_run(drawn: Sequence[TrainingSample]) -> dict[str, Any]:
-    """The stacked tensors, and `refused`: (source, reason) of every sample that was refused on the way."""
-    refused = [(int(one.source), reason) for one in drawn for reason in one.refused]
-    return {**collate(drawn), "refused": refused}
+    """The stacked tensors, and `rejected`: (source, reason) of every sample that was rejected on the way."""
+    rejected = [(int(sample.source), reason) for sample in drawn for reason in sample.refused]
+    return {**collate(drawn), "rejected": rejected}
 
 
 class RunLoader(DataLoader[TrainingSample]):

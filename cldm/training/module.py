@@ -21,14 +21,16 @@ from einops import rearrange
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
 from cldm.model import Compositor, Conditions
-from cldm.training.randomness import StepRandomness, draw, shifted_timesteps, timesteps_by_dynamics
-from cldm.training.sharding import gathered, shard, shared_like
+from cldm.training.randomness import StepRandomness, draw_step, shifted_timesteps, timesteps_by_dynamics
+from cldm.training.sharding import WHOLE, gathered, shard
 from ldm.settings.config import check_settings, setting
+from ldm.training.checkpoints import trained
 from ldm.training.diffusion import min_snr_weight, prediction_target
 
 
@@ -38,16 +40,16 @@ class TrainConfig:
 
     lr: float = setting(1e-5, low=0.0, help="learning rate after warm-up")
     final_lr: float = setting(
-        1.0, low=0.0, high=1.0, help="share of lr left at the last step (cosine); 1 = constant"
+        1.0, low=0.0, high=1.0, help="fraction of lr at the last step (cosine decay); 1 = constant"
     )
     hold: float = setting(
-        0.0, low=0.0, high=1.0, help="share of all steps at full lr before the cosine begins"
+        0.0, low=0.0, high=1.0, help="fraction of all steps at full lr before the cosine decay"
     )
     warmup: int = setting(0, low=0, help="steps of linear warm-up")
     betas: tuple[float, float] = setting((0.9, 0.999), help="AdamW betas")
     weight_decay: float = setting(0.01, low=0.0, help="AdamW weight decay")
     shard_optimizer: bool = setting(
-        False, help="each device keeps its share of the optimizer's state (ZeRO, stage 1)"
+        False, help="each device keeps a part of the optimizer's state (ZeRO, stage 1)"
     )
     trainable: str = setting(
         "published",
@@ -56,10 +58,17 @@ class TrainConfig:
     )
     train_projector: bool = setting(True, help="False: the projector stays frozen, as in the published code")
     drop_identity: float = setting(
-        0.5, low=0.0, high=1.0, help="share of samples whose tokens are those of the zero image"
+        0.5,
+        low=0.0,
+        high=1.0,
+        help="probability of condition dropout: identity tokens of the zero image (classifier-free guidance)",
     )
-    drop_detail: float = setting(0.3, low=0.0, high=1.0, help="share of samples with a blank detail hint")
-    drop_depth: float = setting(0.3, low=0.0, high=1.0, help="share of samples with a blank depth hint")
+    drop_detail: float = setting(
+        0.3, low=0.0, high=1.0, help="probability of condition dropout: blank detail hint"
+    )
+    drop_depth: float = setting(
+        0.3, low=0.0, high=1.0, help="probability of condition dropout: blank depth hint"
+    )
     timesteps: str = setting(
         "dynamics",
         choices=("dynamics", "uniform"),
@@ -75,7 +84,7 @@ class TrainConfig:
         0.0, low=0.0, help="limit of the loss weight by signal-to-noise ratio (usual: 5); 0 = equal weights"
     )
     mask_weight: float = setting(0.0, low=0.0, help="extra loss weight inside the edit mask")
-    ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average; 0 = none")
+    ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average (EMA); 0 = none")
     attention: str = setting(
         "sdpa", choices=("sdpa", "eager"), help="eager is faster for small networks on a CPU"
     )
@@ -145,17 +154,12 @@ class CompositorModule(pl.LightningModule):
         self.parameters_to_train = [one for one in self.model.parameters() if one.requires_grad]
         self.average = self.fresh_average()
 
-    @property
-    def average_by_name(self) -> dict[str, Tensor]:
-        """The running average; empty where none is kept."""
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """The running average by name, whole and on the CPU of the first device; empty where none is kept."""
         if self.average is None:
             return {}
-        return dict(zip(self.trained_names, self.average.shadow_params, strict=True))
-
-    @property
-    def trained_names(self) -> list[str]:
-        """Names of `parameters_to_train`, in their order."""
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        keep, named = self.trainer.is_global_zero, zip(trained(self), self.average.shadow_params, strict=True)
+        return {name: gathered(value, keep) for name, value in named}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config
@@ -166,7 +170,7 @@ class CompositorModule(pl.LightningModule):
         else:
             optimizer = torch.optim.AdamW(parameters, **values)  # not fused: Lightning clips in between
         total = self.trainer.max_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total, config))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, total, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -175,12 +179,12 @@ class CompositorModule(pl.LightningModule):
             self.average.to(self.device)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """batch: fields of `datasets.base.Drawn`, each (b, ...), see `cldm.training.data.collate_run`."""
+        """batch: fields of `datasets.base.TrainingSample`, each (b, ...), see `cldm.training.data`."""
         with torch.no_grad():
             latents = self.model.latent_space.encode(batch["target_pm1"])
         total = int(self.noise_schedule.config.num_train_timesteps)
         devices = (self.global_rank, self.trainer.world_size)
-        draws = draw(self.config.seed, self.batch_number, latents.shape, total, *devices)
+        draws = draw_step(self.config.seed, self.batch_number, latents.shape, total, *devices)
         self.batch_number += 1
         timesteps = self.timesteps(draws, batch["dynamics"], total)
         noise = draws.noise.to(latents)
@@ -228,34 +232,29 @@ class CompositorModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Keep what trains, by name, and the average of it."""
-        weights, names = checkpoint["state_dict"], self.trained_names
-        checkpoint["state_dict"] = {name: weights[name] for name in names}
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: weights[name] for name in trained(self) if name in weights}
         if self.average is not None:
-            keep = self.trainer.is_global_zero
-            named = self.average_by_name.items()
-            checkpoint["average"] = {name: gathered(value, keep) for name, value in named}
+            checkpoint["average"] = self.averaged_weights()
             numbers = self.average.state_dict()
             checkpoint["average_numbers"] = {k: v for k, v in numbers.items() if k != "shadow_params"}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        parts = ["state_dict"] if self.average is None else ["state_dict", "average"]
-        names = self.trained_names
-        for part in parts:
-            found = checkpoint.get(part, {})
-            wrong = sorted(found.keys() ^ set(names))
+        """Check the names of the weights; restore the average. Lightning loads the weights afterwards."""
+        for part in ["state_dict"] if self.average is None else ["state_dict", "average"]:
+            wrong = sorted(checkpoint.get(part, {}).keys() ^ trained(self).keys())
             if wrong:
                 raise ValueError(
                     f"the checkpoint's {part} is not of this configuration: {len(wrong)} weights differ, "
                     f"such as {wrong[:3]}; was train.trainable, train.ema or the network changed?"
                 )
         if self.average is not None:
-            stored = checkpoint["average"]
-            pairs = zip(names, self.parameters_to_train, strict=True)
-            shadows = [shared_like(stored[name], parameter) for name, parameter in pairs]
-            self.average.load_state_dict({**checkpoint["average_numbers"], "shadow_params": shadows})
+            set_model_state_dict(self, dict(checkpoint["average"]), options=WHOLE)
+            shadow = {"shadow_params": [value.detach().clone() for value in self.parameters_to_train]}
+            self.average.load_state_dict({**checkpoint["average_numbers"], **shadow})
 
 
-def rate(step: int, total: int, config: TrainConfig) -> float:
+def lr_factor(step: int, total: int, config: TrainConfig) -> float:
     """Factor on the learning rate: warm-up, 1 until `hold`, then cosine to `final_lr` at `total` steps."""
     if step < config.warmup:
         return (step + 1) / config.warmup

@@ -1,54 +1,40 @@
-"""What one looks at while a model trains: samples of fixed examples, and how much each hint matters.
+"""What one watches while a model trains: its images of fixed samples, and how much each hint matters.
 
-Control branches learn suddenly; the three numbers of `hint_changes` show when.
+Control branches learn suddenly; the three numbers of `condition_sensitivity` show when.
 Legend: b examples, c latent channels, h w latent pixels.
 """
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 import torch
 from diffusers import DDIMScheduler
-from PIL import Image
 from torch import Tensor
 
 from cldm.model import Compositor
 from cldm.pipeline import paint
 from cldm.pretrained import Sampling
-from cldm.training.sharding import takes_part
-from datasets.base import TrainingSample, collate
-from ldm.files import write_atomic
-from ldm.images import from_pm1
+from cldm.training.sharding import runs_model
+from datasets.base import TrainingSample
+from ldm.images import from_pm1, write_png
 from ldm.sheet import grid
 
 if TYPE_CHECKING:
     from cldm.training.data import PairData
 
 PROBES = ("change_identity", "change_detail", "change_depth")
-COUNT = 4  # examples that are looked at
+COUNT = 4  # watched samples
 PROBE_AT = 0.6  # of the timesteps: the object's shape is decided there
 TITLES = ("reference", "detail hint", "depth hint", "target", "sample")
 
 
-class ConditionProbe:
-    """The first examples of a run, read once."""
-
-    def __init__(self, count: int = COUNT) -> None:
-        self.count = count
-        self._pairs: list[TrainingSample] = []
-
-    def pairs(self, trainer: pl.Trainer) -> list[TrainingSample]:
-        if not self._pairs:
-            data: PairData = trainer.datamodule  # type: ignore[attr-defined]
-            self._pairs = [data.dataset[k] for k in range(self.count)]
-        return self._pairs
-
-    def batch(self, trainer: pl.Trainer, device: torch.device) -> dict[str, Tensor]:
-        return {name: value.to(device) for name, value in collate(self.pairs(trainer)).items()}
+def watched_samples(trainer: pl.Trainer) -> list[TrainingSample]:
+    """The first samples of the run."""
+    data: PairData = trainer.datamodule  # type: ignore[attr-defined]
+    return [data.dataset[k] for k in range(COUNT)]
 
 
 @torch.no_grad()
@@ -65,7 +51,7 @@ def condition_sensitivity(model: Compositor, batch: dict[str, Tensor], seed: int
     inputs = {"reference_01": batch["reference_01"], "detail_pm1": batch["detail_pm1"],
               "depth_01": batch["depth_01"]}  # fmt: skip
     weight = torch.nn.functional.adaptive_max_pool2d(batch["edit_mask"].float(), latents.shape[-2:])
-    alpha = noise_level(model, time)
+    alpha = float(DDIMScheduler.from_config(model.scheduler_config).alphas_cumprod[time])  # signal variance
     noisy = alpha**0.5 * latents + (1 - alpha) ** 0.5 * noise
 
     def predict(blank: str = "") -> Tensor:
@@ -80,41 +66,25 @@ def condition_sensitivity(model: Compositor, batch: dict[str, Tensor], seed: int
     }
 
 
-def noise_level(model: Compositor, time: int) -> float:
-    """Share of the signal's variance that is left at a timestep (alpha bar)."""
-    return float(DDIMScheduler.from_config(model.scheduler_config).alphas_cumprod[time])
-
-
-def sample_sheet(
-    model: Compositor, pairs: list[TrainingSample], sampling: Sampling, device: torch.device
-) -> bytes:
-    """PNG: a row per example with its hints, the truth and a sample of seed 0."""
-    rows = []
-    for pair in pairs:
-        painted = paint(model, pair, [0], sampling, device=device, progress=False)[0]
-        hint = from_pm1(pair.detail_pm1[:3])
-        rows.append([from_pm1(pair.reference_01 * 2 - 1), hint, pair.depth_01[0].numpy(),
-                     from_pm1(pair.target_pm1), painted])  # fmt: skip
-    buffer = io.BytesIO()
-    Image.fromarray(grid(rows, TITLES, cell=160)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 class Samples(pl.Callback):
-    """A sheet of samples every `every` steps; 0 = never."""
+    """A sheet every `every` steps, 0 = never: watched samples with their hints and what the model paints."""
 
-    def __init__(self, folder: Path, every: int, sampling: Sampling, watched: ConditionProbe) -> None:
-        self.folder, self.every, self.sampling, self.watched = folder, every, sampling, watched
+    def __init__(self, folder: Path, every: int, sampling: Sampling) -> None:
+        self.folder, self.every, self.sampling = folder, every, sampling
         self.drawn = -1  # step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
     ) -> None:
         step = trainer.global_step
-        if not self.every or step % self.every or step == self.drawn or not takes_part(trainer):
+        if not self.every or step % self.every or step == self.drawn or not runs_model(trainer):
             return
         self.drawn = step
         model: Compositor = pl_module.model  # type: ignore[assignment]
-        sheet = sample_sheet(model, self.watched.pairs(trainer), self.sampling, pl_module.device)
+        rows = []
+        for pair in watched_samples(trainer):
+            painted = paint(model, pair, [0], self.sampling, device=pl_module.device, progress=False)[0]
+            rows.append([from_pm1(pair.reference_01 * 2 - 1), from_pm1(pair.detail_pm1[:3]),
+                         pair.depth_01[0].numpy(), from_pm1(pair.target_pm1), painted])  # fmt: skip
         if trainer.is_global_zero:
-            write_atomic(self.folder / f"step-{step:08d}.png", sheet)
+            write_png(self.folder / f"step-{step:08d}.png", grid(rows, TITLES, cell=160))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datasets.base import MOVING, STILL
 
-FREE = 0.3  # share of examples whose timestep ignores the source's dynamics (published)
+FREE = 0.3  # fraction of examples whose timestep ignores the source's dynamics (published)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +28,10 @@ class StepRandomness:
     free: Tensor  # (b,) in [0, 1): below FREE the timestep stays as it is
 
 
-def draw(
+def draw_step(
     seed: int, batch_number: int, shape: Sequence[int], timesteps: int, rank: int = 0, world: int = 1
 ) -> StepRandomness:
-    """Draws of one batch. shape: (b, c, h, w) of one device; timesteps: of the noise schedule."""
+    """Random numbers of one batch. shape: (b, c, h, w) of one device; timesteps: of the noise schedule."""
     b, count = shape[0], shape[0] * world
     generator = torch.Generator().manual_seed(seed * 1_000_003 + batch_number)
     noise = torch.randn((count, *shape[1:]), generator=generator)

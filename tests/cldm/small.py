@@ -24,7 +24,7 @@ SMALL = NetworkConfig(
     autoencoder=AutoencoderConfig("tiny", (8, 8, 8), 1, 4),
 )
 
-SMALL_CARD = CompositorConfig(
+SMALL_CONFIG = CompositorConfig(
     name="small",
     pair=PairOptions(size=(32, 32), reference_size=16, hf_mode="cutout"),
     sampling=Sampling(scheduler="ddim", steps=2, guidance=2.0, init="paste", strength=1.0, detail=0.5),

@@ -18,7 +18,7 @@ from ldm.denoise import set_steps
 from ldm.images import read_image
 from ldm.settings.cli import run_app
 from run_inference import build_app
-from tests.cldm.small import SMALL_CARD
+from tests.cldm.small import SMALL_CONFIG
 from tests.images import Case
 
 BOX = (0.3, 0.2, 0.7, 0.9)
@@ -27,17 +27,17 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_published_pre_processing_at_the_models_size(name: str) -> None:
-    card = with_compat(SMALL_CARD, name, seed=3)
+    card = with_compat(SMALL_CONFIG, name, seed=3)
     own = ("size", "reference_size", "crop_ratio", "augment", "hf_mode", "mask_level")
     for field in PUBLISHED_INFERENCE.__dataclass_fields__:
         if field not in own:
             assert getattr(card.pair, field) == getattr(PUBLISHED_INFERENCE, field), field
-    assert card.pair.size == SMALL_CARD.pair.size
+    assert card.pair.size == SMALL_CONFIG.pair.size
     assert (card.sampling.scheduler, card.sampling.steps, card.sampling.guidance) == ("ddim", 50, 5.0)
     assert card.pair.hf_mode == {"bifrost": "zero", "anydoor": "color"}[name]
-    ratios = [with_compat(SMALL_CARD, name, seed).pair.crop_ratio for seed in range(200)]
+    ratios = [with_compat(SMALL_CONFIG, name, seed).pair.crop_ratio for seed in range(200)]
     assert (min(ratios), max(ratios)) == (1.5, 2.9)
-    assert with_compat(SMALL_CARD, name, 7) == with_compat(SMALL_CARD, name, 7)
+    assert with_compat(SMALL_CONFIG, name, 7) == with_compat(SMALL_CONFIG, name, 7)
 
 
 @pytest.mark.parametrize("steps", [7, 20, 30, 50])

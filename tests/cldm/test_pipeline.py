@@ -13,7 +13,7 @@ from cldm.pretrained import Sampling
 from datasets.inputs import Inputs
 from datasets.pairs import Pair, build_pair
 from ldm.images import from_pm1
-from tests.cldm.small import SMALL, SMALL_CARD
+from tests.cldm.small import SMALL, SMALL_CONFIG
 
 NOISE = Sampling(scheduler="ddim", steps=3, guidance=2.0, init="noise")
 
@@ -31,7 +31,7 @@ def pair() -> Pair:
     mask[5:35, 4:26] = True
     depth = np.repeat(np.linspace(0, 1, 64, dtype=np.float32)[:, None], 80, axis=1)
     return build_pair(
-        Inputs(item, mask, background, depth, (0.3, 0.3, 0.6, 0.8), (0.6, 0.8)), SMALL_CARD.pair
+        Inputs(item, mask, background, depth, (0.3, 0.3, 0.6, 0.8), (0.6, 0.8)), SMALL_CONFIG.pair
     )
 
 

@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cldm.create import create_compositor
-from cldm.pretrained import CARD, CompositorConfig, is_complete, load_compositor, save_compositor
+from cldm.pretrained import CONFIG_FILE, CompositorConfig, load_compositor, missing_parts, save_compositor
 from datasets.inputs import PairOptions
-from tests.cldm.small import SMALL, SMALL_CARD
+from tests.cldm.small import SMALL, SMALL_CONFIG
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "small"
-    save_compositor(create_compositor(SMALL, seed=1), SMALL_CARD, path, torch.float32)
+    save_compositor(create_compositor(SMALL, seed=1), SMALL_CONFIG, path, torch.float32)
     return path
 
 
@@ -28,8 +28,8 @@ def copied(folder: Path, tmp_path: Path) -> Path:
 
 @torch.no_grad()
 def test_round_trip(folder: Path) -> None:
-    before, (after, card) = create_compositor(SMALL, seed=1).eval(), load_compositor(folder)
-    assert card == SMALL_CARD
+    before, (after, config) = create_compositor(SMALL, seed=1).eval(), load_compositor(folder)
+    assert config == SMALL_CONFIG
     assert after.scheduler_config["prediction_type"] == "v_prediction"
     assert before.state_dict().keys() == after.state_dict().keys()
     for key, value in before.state_dict().items():
@@ -43,7 +43,7 @@ def test_round_trip(folder: Path) -> None:
 
 
 def test_half_precision_folder_loads_in_single(tmp_path: Path) -> None:
-    save_compositor(create_compositor(SMALL, seed=1), SMALL_CARD, tmp_path / "half")
+    save_compositor(create_compositor(SMALL, seed=1), SMALL_CONFIG, tmp_path / "half")
     assert (
         load_file(next((tmp_path / "half" / "unet").glob("*.safetensors")))["conv_in.weight"].dtype
         == torch.float16
@@ -54,18 +54,18 @@ def test_half_precision_folder_loads_in_single(tmp_path: Path) -> None:
 
 def test_saving_again_replaces_the_whole_folder(copied: Path) -> None:
     (copied / "stale.txt").write_text("old")
-    save_compositor(create_compositor(SMALL, seed=2), SMALL_CARD, copied)
+    save_compositor(create_compositor(SMALL, seed=2), SMALL_CONFIG, copied)
     assert not (copied / "stale.txt").exists()
     assert sorted(path.name for path in copied.parent.iterdir()) == [copied.name]
 
 
 def test_failed_saving_leaves_the_old_folder(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(path.name for path in copied.iterdir())
-    monkeypatch.setattr("cldm.pretrained.to_plain", lambda card: 1 / 0)
+    monkeypatch.setattr("cldm.pretrained.write_config", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        save_compositor(create_compositor(SMALL), SMALL_CARD, copied)
+        save_compositor(create_compositor(SMALL), SMALL_CONFIG, copied)
     assert sorted(path.name for path in copied.iterdir()) == before
-    assert load_compositor(copied)[1] == SMALL_CARD
+    assert load_compositor(copied)[1] == SMALL_CONFIG
     assert [path.name for path in copied.parent.iterdir()] == [copied.name]
 
 
@@ -106,7 +106,7 @@ def test_truncated_weights_are_named(copied: Path, part: str) -> None:
 
 def test_missing_part_and_missing_folder(copied: Path, tmp_path: Path) -> None:
     shutil.rmtree(copied / "vae")
-    assert not is_complete(copied)
+    assert missing_parts(copied) == ["vae"]
     with pytest.raises(ValueError, match="missing vae"):
         load_compositor(copied)
     with pytest.raises(ValueError, match="nowhere: no such model folder"):
@@ -120,13 +120,13 @@ def test_wrong_kind_of_network(copied: Path) -> None:
         load_compositor(copied)
 
 
-def test_card_with_an_unknown_key(copied: Path) -> None:
-    card = json.loads((copied / CARD).read_text())
-    card["pair"]["hf_mod"] = "zero"
-    (copied / CARD).write_text(json.dumps(card))
+def test_configuration_with_an_unknown_key(copied: Path) -> None:
+    config = json.loads((copied / CONFIG_FILE).read_text())
+    config["pair"]["hf_mod"] = "zero"
+    (copied / CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(ValueError, match="hf_mode"):
         load_compositor(copied)
 
 
-def test_default_card_is_the_published_pre_processing() -> None:
+def test_default_configuration_is_the_published_pre_processing() -> None:
     assert CompositorConfig().pair == PairOptions()

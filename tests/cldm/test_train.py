@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 
 from cldm.pretrained import load_compositor
 from cldm.training.data import DataConfig
-from cldm.training.module import TrainConfig, rate
+from cldm.training.module import TrainConfig, lr_factor
 from datasets.base import BOTH, PairDataset, Rejected, RunBatches, collate
 from datasets.inputs import Inputs
 from datasets.pairs import build_pair
 from datasets.scenes.store import StoreSettings, render_shards
 from datasets.sources.rendered import RenderedScenes, read_images
 from run_train_bifrost import RunConfig, TrainerConfig, train
-from tests.cldm.small import SMALL, SMALL_CARD
+from tests.cldm.small import SMALL, SMALL_CONFIG
 from tiny.compositor.autoencoder import FirstStageConfig, pca_db, round_trip_db
 from tiny.compositor.autoencoder import train as train_first_stage
 
@@ -32,7 +32,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_config(out: Path, scenes: Path, steps: int) -> RunConfig:
     return RunConfig(
-        out=out, network=SMALL, pair=SMALL_CARD.pair, sampling=SMALL_CARD.sampling,
+        out=out, network=SMALL, pair=SMALL_CONFIG.pair, sampling=SMALL_CONFIG.sampling,
         data=DataConfig(scenes=scenes, batch=2, workers=0),
         train=TrainConfig(lr=1e-3, trainable="all", ema=0.9, mask_weight=2.0, warmup=2),
         trainer=TrainerConfig(max_steps=steps, accelerator="cpu", precision="32-true", clip=1.0, save_every=3,
@@ -69,23 +69,23 @@ def test_interrupted_training_ends_with_the_same_weights(scenes: Path, tmp_path:
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
     assert len(losses) == 6
     assert np.isfinite(losses).all()
-    assert load_compositor(tmp_path / "whole" / "model")[1].pair == SMALL_CARD.pair
+    assert load_compositor(tmp_path / "whole" / "model")[1].pair == SMALL_CONFIG.pair
 
 
 def test_example_k_is_the_same_example_however_it_is_reached(scenes: Path) -> None:
     source = RenderedScenes(scenes)
-    one, other = PairDataset(source, SMALL_CARD.pair, 5), PairDataset(source, SMALL_CARD.pair, 5)
+    one, other = PairDataset(source, SMALL_CONFIG.pair, 5), PairDataset(source, SMALL_CONFIG.pair, 5)
     forward = [one[k] for k in range(14)]
     assert all(torch.equal(other[k].detail_pm1, forward[k].detail_pm1) for k in (13, 2, 7))
     assert {one.order(k) for k in range(12)} == set(range(12))
     assert [one.order(k) for k in range(12)] != [one.order(k) for k in range(12, 24)]
-    changed = PairDataset(source, SMALL_CARD.pair, 6)[2]
+    changed = PairDataset(source, SMALL_CONFIG.pair, 6)[2]
     assert not torch.equal(changed.detail_pm1, forward[2].detail_pm1)
     assert list(RunBatches(4, 2, lambda: 2)) == [[4, 5], [6, 7]]
 
 
 def test_collate_stacks_every_tensor(scenes: Path) -> None:
-    dataset = PairDataset(RenderedScenes(scenes), SMALL_CARD.pair, 0)
+    dataset = PairDataset(RenderedScenes(scenes), SMALL_CONFIG.pair, 0)
     batch = collate([dataset[0], dataset[1], dataset[2]])
     assert batch["detail_pm1"].shape == (3, 4, 32, 32)
     assert batch["edit_mask"].dtype == torch.bool
@@ -93,7 +93,7 @@ def test_collate_stacks_every_tensor(scenes: Path) -> None:
 
 
 def test_training_target_is_the_truth_inside_the_edit_region_only(scenes: Path) -> None:
-    dataset = PairDataset(RenderedScenes(scenes), SMALL_CARD.pair, 0)
+    dataset = PairDataset(RenderedScenes(scenes), SMALL_CONFIG.pair, 0)
     for k in range(8):
         pair = dataset[k]
         outside = ~pair.edit_mask.expand(3, -1, -1)
@@ -114,7 +114,7 @@ class Refusing:
 
 def test_a_source_that_yields_nothing_stops_with_the_reasons() -> None:
     with pytest.raises(ValueError, match="16 samples in a row were rejected: item 0: mask covers 0 %"):
-        PairDataset(Refusing(), SMALL_CARD.pair, 0)[0]
+        PairDataset(Refusing(), SMALL_CONFIG.pair, 0)[0]
 
 
 def test_missing_scenes_name_the_command(tmp_path: Path) -> None:
@@ -124,12 +124,12 @@ def test_missing_scenes_name_the_command(tmp_path: Path) -> None:
 
 def test_learning_rate_schedule() -> None:
     config = TrainConfig(warmup=10, hold=0.5, final_lr=0.1)
-    rates = [rate(step, 100, config) for step in range(101)]
+    rates = [lr_factor(step, 100, config) for step in range(101)]
     assert rates[0] == 0.1
     assert rates[9:51] == [1.0] * 42
     assert rates == rates[:51] + sorted(rates[51:], reverse=True)
     assert rates[100] == pytest.approx(0.1)
-    assert rate(70, 100, TrainConfig()) == 1.0
+    assert lr_factor(70, 100, TrainConfig()) == 1.0
 
 
 def test_first_stage_learns_and_is_compared_with_pca(scenes: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_first_stage_learns_and_is_compared_with_pca(scenes: Path, tmp_path: Pat
 
 def test_the_targets_own_depth_is_shown_only_by_option(scenes: Path) -> None:
     usual, told = RenderedScenes(scenes), RenderedScenes(scenes, true_depth=True)
-    hints = [build_pair(source.inputs(0), SMALL_CARD.pair).depth_01 for source in (usual, told)]
-    unlike = build_pair(replace(usual.inputs(0), target_u8=None), SMALL_CARD.pair).depth_01
+    hints = [build_pair(source.inputs(0), SMALL_CONFIG.pair).depth_01 for source in (usual, told)]
+    unlike = build_pair(replace(usual.inputs(0), target_u8=None), SMALL_CONFIG.pair).depth_01
     assert torch.equal(hints[0], unlike)
     assert not torch.equal(hints[0], hints[1])

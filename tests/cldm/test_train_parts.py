@@ -13,15 +13,16 @@ from diffusers import DDIMScheduler
 import run_train_bifrost
 from cldm.create import create_compositor
 from cldm.training.data import DataConfig
-from cldm.training.metrics import MetricsFile
 from cldm.training.module import CompositorModule, TrainConfig, weighted_error
 from cldm.training.probes import condition_sensitivity
-from cldm.training.randomness import draw, shifted_timesteps, timesteps_by_dynamics
+from cldm.training.randomness import draw_step, shifted_timesteps, timesteps_by_dynamics
+from cldm.training.records import COLUMNS
 from datasets.base import BOTH, MOVING, STILL, Mixture, PairDataset, RunBatches, collate, shares
 from datasets.scenes.store import StoreSettings, render_shards
 from datasets.sources.rendered import RenderedScenes
+from ldm.training.csv_log import CsvLogger
 from ldm.training.diffusion import min_snr_weight
-from tests.cldm.small import SMALL, SMALL_CARD
+from tests.cldm.small import SMALL, SMALL_CONFIG
 from tests.cldm.test_train import run_config, scenes
 
 __all__ = ["scenes"]  # a fixture
@@ -63,13 +64,15 @@ def test_shares_are_whole_and_never_empty() -> None:
 
 def test_two_folders_mixed_give_the_examples_of_each(scenes: Path, other_scenes: Path) -> None:
     sources = [RenderedScenes(scenes), RenderedScenes(other_scenes)]
-    dataset = PairDataset(sources, SMALL_CARD.pair, 0, weights=(3, 1))
+    dataset = PairDataset(sources, SMALL_CONFIG.pair, 0, weights=(3, 1))
     picks = [dataset.mixture(k) for k in range(60)]
     assert {source for source, _ in picks} == {0, 1}
     assert {item for source, item in picks if source == 1} == set(range(5))
     k = next(k for k, (source, _) in enumerate(picks) if source == 1)
     assert int(dataset[k].dynamics) == BOTH
-    assert torch.equal(dataset[k].target_pm1, PairDataset(sources, SMALL_CARD.pair, 0, (3, 1))[k].target_pm1)
+    assert torch.equal(
+        dataset[k].target_pm1, PairDataset(sources, SMALL_CONFIG.pair, 0, (3, 1))[k].target_pm1
+    )
 
 
 def test_devices_share_out_what_one_device_would_see() -> None:
@@ -77,16 +80,16 @@ def test_devices_share_out_what_one_device_would_see() -> None:
     both = [list(RunBatches(5, 3, lambda: 1, rank, 2)) for rank in (0, 1)]
     assert [first + second for first, second in zip(*both, strict=True)] == one
     assert not {k for batch in both[0] for k in batch} & {k for batch in both[1] for k in batch}
-    whole = draw(1, 4, (6, 2, 3, 3), 1000)
+    whole = draw_step(1, 4, (6, 2, 3, 3), 1000)
     for rank in (0, 1):
-        mine = draw(1, 4, (3, 2, 3, 3), 1000, rank, 2)
+        mine = draw_step(1, 4, (3, 2, 3, 3), 1000, rank, 2)
         part = slice(3 * rank, 3 * rank + 3)
         assert torch.equal(mine.noise, whole.noise[part])
         assert torch.equal(mine.drops, whole.drops[:, part])
 
 
 def test_timesteps_by_dynamics() -> None:
-    draws = draw(0, 0, (4000, 1, 1, 1), 1000)
+    draws = draw_step(0, 0, (4000, 1, 1, 1), 1000)
     moving = timesteps_by_dynamics(draws, torch.full((4000,), MOVING), 1000)
     still = timesteps_by_dynamics(draws, torch.full((4000,), STILL), 1000)
     both = timesteps_by_dynamics(draws, torch.full((4000,), BOTH), 1000)
@@ -161,13 +164,13 @@ def test_clipping_clips_and_the_row_says_what_came_before(
     run_train_bifrost.train(config)
     assert norms.seen
     assert max(norms.seen) <= 1e-3 * 1.01
-    rows = MetricsFile(tmp_path / "run" / "metrics.csv").rows()
+    rows = CsvLogger(tmp_path / "run" / "metrics.csv", COLUMNS).rows()
     assert all(float(row["grad_norm"]) > 1e-2 for row in rows)
 
 
 @pytest.mark.parametrize("trainable", ["all", "published"])
 def test_gradient_checkpointing_changes_no_gradient(scenes: Path, trainable: str) -> None:
-    dataset = PairDataset(RenderedScenes(scenes), SMALL_CARD.pair, 0)
+    dataset = PairDataset(RenderedScenes(scenes), SMALL_CONFIG.pair, 0)
     batch = collate([dataset[0], dataset[1]])
 
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
@@ -186,7 +189,7 @@ def test_gradient_checkpointing_changes_no_gradient(scenes: Path, trainable: str
 
 
 def test_metrics_file_keeps_whole_rows_up_to_a_step(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.csv")
+    file = CsvLogger(tmp_path / "metrics.csv", COLUMNS)
     file.truncate(0)
     for step in (2, 4, 6):
         file.append({"step": step, "loss": step / 10})
@@ -199,7 +202,7 @@ def test_metrics_file_keeps_whole_rows_up_to_a_step(tmp_path: Path) -> None:
 
 
 def test_probe_tells_which_hints_are_read(scenes: Path) -> None:
-    dataset = PairDataset(RenderedScenes(scenes), SMALL_CARD.pair, 0)
+    dataset = PairDataset(RenderedScenes(scenes), SMALL_CONFIG.pair, 0)
     batch = collate([dataset[0], dataset[1]])
     model = create_compositor(SMALL, 1)
     read = condition_sensitivity(model, batch)

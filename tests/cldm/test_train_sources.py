@@ -13,7 +13,7 @@ from cldm.training.data import DataConfig, open_sources
 from ldm.images import write_mask
 from ldm.settings.config import load_config
 from run_train_bifrost import RunConfig, TrainerConfig, train
-from tests.cldm.small import SMALL, SMALL_CARD
+from tests.cldm.small import SMALL, SMALL_CONFIG
 from tests.conftest import ROOT
 from tests.datasets import trees
 
@@ -38,7 +38,7 @@ def datasets_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(out: Path, datasets_file: Path) -> RunConfig:
     return RunConfig(
-        out=out, network=SMALL, pair=SMALL_CARD.pair, sampling=SMALL_CARD.sampling,
+        out=out, network=SMALL, pair=SMALL_CONFIG.pair, sampling=SMALL_CONFIG.sampling,
         data=DataConfig(datasets=datasets_file, batch=2, workers=0),
         trainer=TrainerConfig(max_steps=6, accelerator="cpu", precision="32-true", save_every=3),
     )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cldm.pretrained import CARD
+from cldm.pretrained import CONFIG_FILE
 from tests.images import Case, forbid_loading, refusal
 
 
@@ -18,9 +18,9 @@ def copied(case: Case, tmp_path: Path) -> Path:
     return Path(shutil.copytree(case.model, tmp_path / "broken"))
 
 
-def change_card(folder: Path, **changes: object) -> None:
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    (folder / CARD).write_text(json.dumps({**card, **changes}), encoding="utf-8")
+def change(folder: Path, **changes: object) -> None:
+    card = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    (folder / CONFIG_FILE).write_text(json.dumps({**card, **changes}), encoding="utf-8")
 
 
 def change_weights(folder: Path, change: Callable[[dict], object]) -> None:
@@ -33,12 +33,18 @@ def change_weights(folder: Path, change: Callable[[dict], object]) -> None:
 CARDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "absent": (shutil.rmtree, "broken: no such model folder"),
     "part": (lambda at: shutil.rmtree(at / "vae"), "not a complete compositor folder; missing vae"),
-    "no card": (lambda at: (at / CARD).unlink(), f"missing {CARD}"),
-    "cut card": (lambda at: (at / CARD).write_text('{"name": '), f"{CARD} cannot be read as JSON"),
-    "list card": (lambda at: (at / CARD).write_text("[]"), f"{CARD} must hold a JSON object"),
-    "key": (lambda at: change_card(at, notise="x"), f"{CARD}: unknown key 'notise'; did you mean 'notice'?"),
+    "no config": (lambda at: (at / CONFIG_FILE).unlink(), f"missing {CONFIG_FILE}"),
+    "cut": (
+        lambda at: (at / CONFIG_FILE).write_text('{"name": '),
+        f"{CONFIG_FILE} cannot be read as JSON",
+    ),
+    "list": (lambda at: (at / CONFIG_FILE).write_text("[]"), f"{CONFIG_FILE} must hold a JSON object"),
+    "key": (
+        lambda at: change(at, notise="x"),
+        f"{CONFIG_FILE}: unknown key 'notise'; did you mean 'notice'?",
+    ),
     "value": (
-        lambda at: change_card(at, sampling={"steps": 0}),
+        lambda at: change(at, sampling={"steps": 0}),
         "sampling.steps must be in [1, 1000], got 0",
     ),
 }

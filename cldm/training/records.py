@@ -1,0 +1,142 @@
+"""What a training run records: rows of numbers, and how many samples of each source were rejected."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from cldm.training.probes import PROBES, condition_sensitivity, watched_samples
+from cldm.training.sharding import runs_model
+from datasets.base import collate
+from datasets.sources.inspection import RejectionStats
+from ldm.files import write_json
+from ldm.training.csv_log import CsvLogger
+
+if TYPE_CHECKING:
+    from cldm.training.data import PairData
+    from cldm.training.module import CompositorModule
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("step", "loss", "lr", "grad_norm", "samples_per_second", *PROBES)
+
+
+class Metrics(pl.Callback):
+    """A row every `every` steps: mean loss since the last row, learning rate, gradient norm before clipping.
+
+    probe_every: steps between measurements of how much the prediction changes without each hint; 0 = never
+    """
+
+    def __init__(self, path: Path, every: int, samples_per_step: int, probe_every: int) -> None:
+        self.file, self.every, self.probe_every = CsvLogger(path, COLUMNS), every, probe_every
+        self.samples_per_step = samples_per_step
+        self.loss_sum: Tensor | float = 0.0
+        self.loss_count = 0
+        self.grad_norm: Tensor | None = None
+        self.row_step, self.row_time = 0, 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"loss_sum": float(self.loss_sum), "loss_count": self.loss_count}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.loss_sum, self.loss_count = state_dict["loss_sum"], int(state_dict["loss_count"])
+
+    def is_due(self, step: int) -> bool:
+        return step % self.every == 0 or bool(self.probe_every and step % self.probe_every == 0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.row_step, self.row_time = trainer.global_step, time.monotonic()
+        if trainer.is_global_zero:
+            self.file.truncate(trainer.global_step)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self.is_due(trainer.global_step + 1):
+            norm = get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+            self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
+    ) -> None:
+        module: CompositorModule = pl_module  # type: ignore[assignment]
+        self.loss_sum = self.loss_sum + module.last_loss
+        self.loss_count += 1
+        if trainer.global_step > self.row_step and self.is_due(trainer.global_step):
+            self.write_row(trainer, module)
+
+    def write_row(self, trainer: pl.Trainer, module: CompositorModule) -> None:
+        step, now = trainer.global_step, time.monotonic()
+        local = torch.as_tensor(self.loss_sum / self.loss_count, device=module.device)
+        row = {
+            "loss": float(trainer.strategy.reduce(local, reduce_op="mean")),
+            "lr": module.last_rate,
+            "grad_norm": float(self.grad_norm) if self.grad_norm is not None else float("nan"),
+            "samples_per_second": (step - self.row_step) * self.samples_per_step / (now - self.row_time),
+        }
+        if runs_model(trainer) and self.probe_every and step % self.probe_every == 0:
+            batch = collate(watched_samples(trainer))
+            on_device = {name: value.to(module.device) for name, value in batch.items()}
+            row |= condition_sensitivity(module.model, on_device)
+        if trainer.is_global_zero:
+            self.file.append({"step": step, **row})
+            if trainer.logger is not None:
+                trainer.logger.log_metrics(row, step)
+        self.loss_sum, self.loss_count = 0.0, 0
+        self.row_step, self.row_time = step, time.monotonic()
+
+
+class RejectionCounter(pl.Callback):
+    """Counts accepted and rejected samples; at the end of a run, also an early one, writes and logs them.
+
+    Of several devices the first one counts its own part of the samples.
+    """
+
+    state_key = "Refusals"  # type: ignore[assignment]  # in checkpoints of every version
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.accepted: Counter[int] = Counter()
+        self.rejected: dict[int, Counter[str]] = {}  # source -> reason -> count
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: dict[str, Any],
+        batch_idx: int,
+    ) -> None:
+        self.accepted.update(batch["source"].tolist())
+        for source, reason in batch["rejected"]:
+            self.rejected.setdefault(source, Counter())[reason] += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"accepted": dict(self.accepted), "refused": {k: dict(v) for k, v in self.rejected.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.accepted = Counter(state_dict["accepted"])
+        self.rejected = {k: Counter(reasons) for k, reasons in state_dict["refused"].items()}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object) -> None:
+        if not trainer.is_global_zero or not self.accepted:
+            return
+        data: PairData = trainer.datamodule  # type: ignore[attr-defined]
+        body = {}
+        for k, name in enumerate(data.names):  # in the order of the settings
+            stats = RejectionStats(name, self.accepted[k], self.rejected.get(k, Counter()))
+            body[name] = {"accepted": stats.accepted, "refused": dict(stats.refused)}
+            log.info(stats.table())
+        write_json(self.path, body)
+
+    on_exception = on_train_end  # type: ignore[assignment]
