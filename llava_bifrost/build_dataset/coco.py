@@ -2,7 +2,7 @@
 
 The object is cut out by its own segmentation, dilated; the hole is filled; depth is estimated on the filled
 and on the original image and brought into the frame of the filled one, which is what the compositor sees
-as background. Removal: build_removal.py, questions: build_questions.py, published rules: build_published.py.
+as background. Removal: objects.py, questions: questions.py, published rules: published.py.
 
 Legend: h w pixels.
 """
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,15 +23,21 @@ from ldm.experts.depth import DepthEstimator
 from ldm.experts.erase import Eraser
 from ldm.files import hash_folder, read_json
 from ldm.images import read_image
-from ldm.settings.config import check_settings, setting, to_plain
-from ldm.shards import shard_of
+from ldm.settings.config import setting, to_plain
 from llava_bifrost.build_dataset import published
-from llava_bifrost.build_dataset.files import OutputSettings
-from llava_bifrost.build_dataset.names import Photograph, can_be_said, read_instances, unique_names
-from llava_bifrost.build_dataset.questions import Prepared, QuestionOptions, ask
+from llava_bifrost.build_dataset.files import OutputSettings, build_and_report
+from llava_bifrost.build_dataset.objects import (
+    Photograph,
+    Removal,
+    Thresholds,
+    can_be_named,
+    read_instances,
+    remove,
+    unique_names,
+)
+from llava_bifrost.build_dataset.questions import PreparedPhotograph, QuestionOptions, make_samples
 from llava_bifrost.build_dataset.records import Built
 from llava_bifrost.build_dataset.relations import RelationRules, reaches
-from llava_bifrost.build_dataset.removal import Removal, Thresholds, remove
 
 # What decides the contents, beside the weights and the settings of the output.
 DECISIVE = ("targets", "replace", "published", "thresholds", "relations", "batch")
@@ -47,7 +52,7 @@ class CocoBuild(OutputSettings):
     eraser: str = setting("opencv", help="opencv, a LaMa TorchScript file, or a diffusers inpainting folder")
     depth: str = setting("assets/tiny/depth", help="depth network: folder or hub name")
     targets: int = setting(1, low=1, help="most objects of an image that are removed, one at a time")
-    replace: float = setting(0.1, low=0, high=1, help="share of images that also ask to replace an object")
+    replace: float = setting(0.1, low=0, high=1, help="fraction of images that also ask to replace an object")
     published: bool = setting(False, help="the published filters and 2D relation rules, for parity")
     thresholds: Thresholds = setting(Thresholds(), help="which objects are used")
     relations: RelationRules = setting(RelationRules(), help="what is said of them; not with published")
@@ -56,51 +61,42 @@ class CocoBuild(OutputSettings):
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-        shard_of(self.shard)
-
 
 class CocoSource:
     """Photographs of an instances file, in the chunks that `build` asks for."""
 
     def __init__(self, settings: CocoBuild) -> None:
-        self.settings = settings
+        self.settings, self.chunk = settings, settings.batch
         folder(settings.images, "images")
         self.photographs = read_instances(read_json(settings.annotations), settings.annotations)
-        _check_images(settings.images, self.photographs)
+        self.names = [photograph.name for photograph in self.photographs]
+        if not any((settings.images / photograph.file).is_file() for photograph in self.photographs):
+            first = self.photographs[0].file
+            raise ValueError(f"images: {settings.images} holds none of the annotated images, as {first}")
         device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, device)
         self.eraser = Eraser.load(settings.eraser, device=str(device), dtype=dtype)
         self.depth = DepthEstimator.load(settings.depth, device=str(device), dtype=dtype)
-        self.asking = QuestionOptions(
+        self.options = QuestionOptions(
             settings.thresholds, settings.relations, settings.format, settings.published
         )
-
-    def names(self) -> list[str]:
-        return [one.name for one in self.photographs]
-
-    def chunk(self) -> int:
-        return self.settings.batch
-
-    def recipe(self) -> dict[str, Any]:
-        plain, network = to_plain(self.settings), Path(self.settings.depth)
-        return {
+        plain, network = to_plain(settings), Path(settings.depth)
+        self.recipe = {
             "source": "coco",
-            "annotations": self.settings.annotations.name,
+            "annotations": settings.annotations.name,
             "eraser": self.eraser.identity,
-            "depth": hash_folder(network) if network.is_dir() else self.settings.depth,
+            "depth": hash_folder(network) if network.is_dir() else settings.depth,
             **{key: plain[key] for key in DECISIVE},
         }
 
-    def prepare(self, indices: Sequence[int]) -> list[Prepared]:
+    def prepare(self, indices: Sequence[int]) -> list[PreparedPhotograph]:
         """Read the images and remove objects."""
         threads = self.settings.workers if self.eraser.kind == "opencv" else 1
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(self._prepare, (self.photographs[index] for index in indices)))
 
-    def finish(self, prepared: Sequence[Prepared]) -> list[Built]:
-        """Estimate the depth of all images of a chunk together, then ask."""
+    def finish(self, prepared: Sequence[PreparedPhotograph]) -> list[Built]:
+        """Estimate the depth of all images of a chunk together, then make the questions."""
         images = [
             rgb_u8
             for one in prepared
@@ -111,60 +107,60 @@ class CocoSource:
         return [
             Built(one.photograph.name, (), one.dropped)
             if one.rgb_u8 is None
-            else ask(one, next(maps), [next(maps) for _ in one.removals], self.asking)
+            else make_samples(one, next(maps), [next(maps) for _ in one.removals], self.options)
             for one in prepared
         ]
 
-    def _prepare(self, photograph: Photograph) -> Prepared:
-        rng = np.random.default_rng((self.settings.seed, photograph.id))
-        nothing = Prepared(photograph, rng, [])
-        order = [int(index) for index in rng.permutation(self._candidates(photograph))]
-        wanted = rng.random() < self.settings.replace
+    def _prepare(self, photograph: Photograph) -> PreparedPhotograph:
+        settings, objects = self.settings, photograph.objects
+        rng = np.random.default_rng((settings.seed, photograph.id))
+        nothing = PreparedPhotograph(photograph, rng, [])
+        if settings.published:
+            candidates = published.large_objects(objects)
+        else:
+            low, high = settings.thresholds.target
+            usable = (low <= item.area <= high and not item.crowd and can_be_named(item.category)
+                      for item in objects)  # fmt: skip
+            candidates = [index for index, good in enumerate(usable) if good]
+        order = [int(index) for index in rng.permutation(candidates)]
+        asks_replace = rng.random() < settings.replace
         if not order:
-            why = "no object of the right size" if photograph.objects else "no annotation"
+            why = "no object of the right size" if objects else "no annotation"
             nothing.dropped.append(f"no target: {why}")
             return nothing
         try:
-            image = read_image(self.settings.images / photograph.file)
+            image = read_image(settings.images / photograph.file)
         except ValueError as error:
             nothing.dropped.append(f"file: {error}")
             return nothing
         if image.size != photograph.size_hw:
             nothing.dropped.append(f"file: {photograph.file} has another size than its annotation says")
             return nothing
-        removals = self._removals(image.rgb_u8, photograph, order, rng, nothing.dropped)
-        named = self._named(photograph)
-        replaced = next((index for index in order if index in named), None) if wanted else None
+        removals = self._removals(image.rgb_u8, nothing, order)
+        named = candidates if settings.published else unique_names(objects, settings.thresholds.anchor)
+        replaced = next((index for index in order if index in named), None) if asks_replace else None
         if not removals and replaced is None:
             return nothing
         return replace(nothing, rgb_u8=image.rgb_u8, removals=tuple(removals), replaced=replaced)
 
-    def _removals(
-        self,
-        rgb_u8: np.ndarray,
-        photograph: Photograph,
-        order: Sequence[int],
-        rng: np.random.Generator,
-        dropped: list[str],
-    ) -> list[Removal]:
+    def _removals(self, rgb_u8: np.ndarray, one: PreparedPhotograph, order: Sequence[int]) -> list[Removal]:
         """The first objects in this order that can be removed, at most `targets`."""
         removals: list[Removal] = []
         for index in order:
             if len(removals) == self.settings.targets:
                 break
-            if not self._has_anchor(photograph, index):
-                dropped.append("no relation: nothing near the target has a name of its own")
+            if not self._has_anchor(one.photograph, index):
+                one.dropped.append("no relation: nothing near the target has a name of its own")
                 continue
-            target, seed = photograph.objects[index], int(rng.integers(2**31))
+            target, seed = one.photograph.objects[index], int(one.rng.integers(2**31))
             try:
-                found = remove(rgb_u8, index, target, self.settings.thresholds, self.eraser, seed)
-                removals.append(found)
+                removals.append(remove(rgb_u8, index, target, self.settings.thresholds, self.eraser, seed))
             except (Rejected, ValueError) as error:
-                dropped.append(str(error) if isinstance(error, Rejected) else f"file: {error}")
+                one.dropped.append(str(error) if isinstance(error, Rejected) else f"file: {error}")
         return removals
 
     def _has_anchor(self, photograph: Photograph, index: int) -> bool:
-        """Whether something near the object has a name; saves the work on images with one thing."""
+        """Whether something near the object has a name; saves the work on images with one object."""
         if self.settings.published:
             return True
         box = photograph.objects[index].box01_xyxy
@@ -172,25 +168,7 @@ class CocoSource:
         names = unique_names(others, self.settings.thresholds.anchor)
         return any(reaches(box, others[at].box01_xyxy, self.settings.relations.reach) for at in names)
 
-    def _candidates(self, photograph: Photograph) -> list[int]:
-        """Objects that may be removed."""
-        if self.settings.published:
-            return published.kept(photograph.objects)
-        low, high = self.settings.thresholds.target
-        return [
-            index
-            for index, one in enumerate(photograph.objects)
-            if not one.crowd and low <= one.share <= high and can_be_said(one.category)
-        ]
 
-    def _named(self, photograph: Photograph) -> set[int]:
-        """Objects that a name picks out."""
-        if self.settings.published:
-            return set(published.kept(photograph.objects))
-        return set(unique_names(photograph.objects, self.settings.thresholds.anchor))
-
-
-def _check_images(images: Path, photographs: Sequence[Photograph]) -> None:
-    """Refuse a folder that has nothing to do with the annotations."""
-    if not any((images / one.file).is_file() for one in photographs):
-        raise ValueError(f"images: {images} holds none of the annotated images, as {photographs[0].file}")
+def build_coco(settings: CocoBuild) -> None:
+    """Questions from photographs with instance annotations, one object of each removed."""
+    build_and_report(CocoSource(settings), settings)

@@ -15,21 +15,29 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import typer
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ldm.files import read_json, write_all_atomic, write_atomic
+from ldm.files import json_bytes, read_json, write_all_atomic, write_atomic, write_json
 from ldm.images import encode_png
-from ldm.settings.config import setting
+from ldm.journal import append_line, in_order, read_lines
+from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
-from llava_bifrost.build_dataset.records import Built, check_record, make_record, statistics
+from llava_bifrost.build_dataset.records import (
+    Built,
+    check_record,
+    format_statistics,
+    make_record,
+    statistics,
+)
 from llava_bifrost.language.instruction import FORMATS
 
 log = logging.getLogger(__name__)
@@ -48,17 +56,27 @@ class OutputSettings:
     seed: int = setting(0, low=0, help="of all random choices")
     shard: str = setting("0/1", help="i/n: build every n-th chunk, from the i-th; then run merge")
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+        shard_of(self.shard)
 
-class Source(Protocol):
+
+@dataclass(frozen=True)
+class MergeShardsSettings:
+    """Which data set is put together."""
+
+    out: Path = setting(help="folder that the shards were built into")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+class QuestionSource(Protocol):
     """Items in chunks. A chunk is always built as a whole, so that its results depend on nothing else."""
 
-    def names(self) -> list[str]: ...
-
-    def chunk(self) -> int:
-        """Items per chunk."""
-        ...
-
-    def recipe(self) -> dict[str, Any]: ...
+    names: list[str]  # of all items
+    chunk: int  # items per chunk
+    recipe: dict[str, Any]  # what decides the contents, beside the settings of the output
 
     def prepare(self, indices: Sequence[int]) -> Any:
         """What needs no network; runs beside `finish` of the chunk before."""
@@ -67,93 +85,80 @@ class Source(Protocol):
     def finish(self, prepared: Any) -> list[Built]: ...
 
 
-def build(source: Source, settings: OutputSettings) -> tuple[int, dict[str, Any] | None]:
-    """Build this run's share.
+def build_and_report(source: QuestionSource, settings: OutputSettings) -> None:
+    """What the commands `coco` and `scenes` do."""
+    start = time.perf_counter()
+    built, report = build(source, settings)
+    seconds = time.perf_counter() - start
+    log.info("%d items in %.1f s, %.2f per second", built, seconds, built / max(seconds, 1e-9))
+    if report is None:
+        merge_command = f"python -m llava_bifrost.build_dataset merge --out {settings.out}"
+        log.info("shard %s is done; `%s` when all are", settings.shard, merge_command)
+    else:
+        _report(settings.out, report)
+
+
+def merge_shards(settings: MergeShardsSettings) -> None:
+    """Put the shards of several machines together; refuses while some are missing."""
+    _report(settings.out, merge(settings.out))
+
+
+def _report(out: Path, report: dict[str, Any]) -> None:
+    typer.echo(format_statistics(report))
+    log.info("data set:   %s\nstatistics: %s", out / DATASET, out / STATISTICS)
+    if not report["samples"]:
+        log.warning("no item gave a sample; see `dropped` above for the reasons")
+
+
+def build(source: QuestionSource, settings: OutputSettings) -> tuple[int, dict[str, Any] | None]:
+    """Build this run's shard.
 
     returns: items built now, and the statistics of the finished data set; None for one shard of several
     """
     shard, shards = shard_of(settings.shard)
-    names = source.names()
-    write_recipe(settings.out, {**source.recipe(), **_plain(settings), "items": len(names)})
+    names, size = source.names, source.chunk
+    output = {"format": settings.format, "decimals": settings.decimals, "seed": settings.seed}
+    write_recipe(settings.out, {**source.recipe, **output, "items": len(names)})
     path = settings.out / "parts" / f"shard-{shard}-of-{shards}.jsonl"
-    done = {line["item"] for line in read_part(path, repair=True)}
-    size = source.chunk()
+    done = {line["item"] for line in read_lines(path, repair=True)}
     mine = [range(at, min(at + size, len(names))) for at in range(0, len(names), size)][shard::shards]
     todo = [chunk for chunk in mine if any(names[index] not in done for index in chunk)]
     total, left = sum(map(len, mine)), sum(map(len, todo))
-    built = 0
+    count = 0
     with tqdm(total=total, initial=total - left, desc="building", unit="item", disable=None) as bar:
-        for results in _ahead(source, todo):
-            for one in results:
-                if one.name not in done:
-                    append(settings, path, one)
-                    built += 1
+        for prepared in in_order(source.prepare, todo, workers=1):  # while the networks of `finish` run
+            for built in source.finish(prepared):
+                if built.name not in done:
+                    append_item(settings, path, built)
+                    count += 1
                 bar.update()
-    return built, merge(settings.out) if shards == 1 else None
-
-
-def _plain(settings: OutputSettings) -> dict[str, Any]:
-    return {"format": settings.format, "decimals": settings.decimals, "seed": settings.seed}
-
-
-def _ahead(source: Source, chunks: Sequence[range]) -> Iterator[list[Built]]:
-    """Results chunk by chunk; the next one is prepared in a thread while the networks run."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(source.prepare, chunks[0]) if chunks else None
-        for at in range(len(chunks)):
-            prepared = waiting.result() if waiting is not None else None
-            waiting = pool.submit(source.prepare, chunks[at + 1]) if at + 1 < len(chunks) else None
-            yield source.finish(prepared)
+    return count, merge(settings.out) if shards == 1 else None
 
 
 def write_recipe(out: Path, recipe: dict[str, Any]) -> None:
     """Note what the data set is made of; a folder that holds another one is refused."""
     path = out / RECIPE
-    if path.is_file():
-        known = read_json(path)
-        different = sorted(key for key in {*known, *recipe} if known.get(key) != recipe.get(key))
-        if different:
-            raise ValueError(
-                f"{out} holds a data set that was begun with other settings ({', '.join(different)}); "
-                f"choose another --out or remove it"
-            )
-        return
-    write_atomic(path, _json(recipe))
-
-
-def append(settings: OutputSettings, path: Path, built: Built) -> None:
-    """Write the images of one item, then its line."""
-    for name, rgb_u8 in {sample.image: sample.rgb_u8 for sample in built.samples}.items():
-        write_atomic(settings.out / "images" / name, encode(name, rgb_u8))
-    records = [make_record(sample, settings.format, settings.decimals) for sample in built.samples]
-    line = {"item": built.name, "records": records, "dropped": list(built.dropped)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def encode(name: str, rgb_u8: np.ndarray) -> bytes:
-    """A PNG or JPEG file, by the ending of its name."""
-    if name.endswith(".png"):
-        return encode_png(rgb_u8)
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(rgb_u8)).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
-
-
-def read_part(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
-    """The whole lines of a part. repair: cut off what a killed run left behind the last one."""
     if not path.is_file():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if repair and len(whole) < len(data):
-        log.warning("%s: cut off an unfinished line", path)
-        write_atomic(path, whole)
-    try:
-        return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}; remove it and build this shard again") from error
+        write_json(path, recipe)
+        return
+    known = read_json(path)
+    different = sorted(key for key in {*known, *recipe} if known.get(key) != recipe.get(key))
+    if different:
+        raise ValueError(
+            f"{out} holds a data set that was begun with other settings ({', '.join(different)}); "
+            f"choose another --out or remove it"
+        )
+
+
+def append_item(settings: OutputSettings, path: Path, built: Built) -> None:
+    """Write the images of one item as PNG or JPEG, by the ending of their names, then its line."""
+    for name, rgb_u8 in {sample.image: sample.rgb_u8 for sample in built.samples}.items():
+        buffer = io.BytesIO()
+        if not name.endswith(".png"):
+            Image.fromarray(np.ascontiguousarray(rgb_u8)).save(buffer, "JPEG", quality=JPEG_QUALITY)
+        write_atomic(settings.out / "images" / name, buffer.getvalue() or encode_png(rgb_u8))
+    records = [make_record(sample, settings.format, settings.decimals) for sample in built.samples]
+    append_line(path, {"item": built.name, "records": records, "dropped": list(built.dropped)})
 
 
 def merge(out: Path) -> dict[str, Any]:
@@ -164,7 +169,7 @@ def merge(out: Path) -> dict[str, Any]:
     if not (out / RECIPE).is_file():
         raise ValueError(f"{out} holds no data set: there is no {RECIPE}")
     parts = sorted((out / "parts").glob("shard-*-of-*.jsonl"))
-    lines = {line["item"]: line for path in parts for line in read_part(path)}
+    lines = {line["item"]: line for path in parts for line in read_lines(path)}
     expected = read_json(out / RECIPE)["items"]
     if len(lines) < expected:
         there = ", ".join(path.stem for path in parts) or "none"
@@ -175,11 +180,7 @@ def merge(out: Path) -> dict[str, Any]:
         check_record(record)
     report = statistics(records, (reason for line in ordered for reason in line["dropped"]), expected)
     body = ",\n".join(json.dumps(record) for record in records)
-    write_all_atomic({out / DATASET: f"[\n{body}\n]\n".encode(), out / STATISTICS: _json(report)})
+    write_all_atomic({out / DATASET: f"[\n{body}\n]\n".encode(), out / STATISTICS: json_bytes(report)})
     for leftover in (out / "images").glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
     return report
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()

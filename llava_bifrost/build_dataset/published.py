@@ -15,14 +15,15 @@ import numpy as np
 from datasets.base import Rejected
 from datasets.geometry import box_from_01, clip_box
 from datasets.relations import Place, gap
-from llava_bifrost.build_dataset.names import Annotated, Photograph, can_be_said
+from llava_bifrost.build_dataset.objects import Annotated, Photograph, can_be_named
 from llava_bifrost.build_dataset.records import rounded_place
 from llava_bifrost.language.answer import Location
 from llava_bifrost.language.instruction import Request
 
+# All thresholds are those of the published builder.
 LEAST_AREA = 0.2  # an object's box over the image
 MOST_GAP = 0.3  # along either axis between target and anchor
-RELATIONS = (2, 5)  # most relations of an instruction are drawn from this range
+MOST_RELATIONS = (2, 5)  # the largest number of relations of an instruction is drawn from this range
 TOUCHING, OVERLAP, LEVEL, ASIDE = 0.01, 0.06, 0.06, 0.2
 
 UNDER = ("below", "beneath", "underneath")
@@ -33,25 +34,21 @@ BESIDE = ("next to", "near", "beside", "alongside")
 LOWEST, HIGHEST = (*UNDER, "under", "in front of"), (*ABOVE_TOUCHING, "behind")
 
 
-def kept(objects: Sequence[Annotated]) -> list[int]:
+def large_objects(objects: Sequence[Annotated]) -> list[int]:
     """Indices of the first large object of each category, in the order of the file; crowds are left out."""
-    found: dict[str, int] = {}
-    for index, one in enumerate(objects):
-        if one.share >= LEAST_AREA and not one.crowd and can_be_said(one.category):
-            found.setdefault(one.category, index)
-    return list(found.values())
+    first: dict[str, int] = {}
+    for index, item in enumerate(objects):
+        if item.area >= LEAST_AREA and not item.crowd and can_be_named(item.category):
+            first.setdefault(item.category, index)
+    return list(first.values())
 
 
-def location(target: Annotated, depth_01: np.ndarray) -> Location:
+def measured_place(item: Annotated, depth_01: np.ndarray) -> Place:
     """The annotated box with the median, min and max of the depth map (h, w) over the whole box."""
-    return Location.of(_place(target, depth_01))
-
-
-def _place(one: Annotated, depth_01: np.ndarray) -> Place:
-    corners = (int(value) for value in box_from_01(one.box01_xyxy, one.size_hw))
-    x0, y0, x1, y1 = clip_box(tuple(corners), one.size_hw)  # type: ignore[arg-type]
+    corners = (int(value) for value in box_from_01(item.box01_xyxy, item.size_hw))
+    x0, y0, x1, y1 = clip_box(tuple(corners), item.size_hw)  # type: ignore[arg-type]
     values = depth_01[y0:y1, x0:x1]
-    return rounded_place(one.box01_xyxy, np.median(values), values.min(), values.max())
+    return rounded_place(item.box01_xyxy, np.median(values), values.min(), values.max())
 
 
 def question(
@@ -62,8 +59,10 @@ def question(
     depth_01: of the original image, as published
     """
     objects, target = photograph.objects, photograph.objects[index]
-    others = [objects[other] for other in rng.permutation([one for one in kept(objects) if one != index])]
-    most = min(int(rng.integers(RELATIONS[0], RELATIONS[1] + 1)), len(objects))
+    others = [
+        objects[other] for other in rng.permutation([at for at in large_objects(objects) if at != index])
+    ]
+    most = min(int(rng.integers(MOST_RELATIONS[0], MOST_RELATIONS[1] + 1)), len(objects))
     chosen: dict[str, Annotated] = {}
     for anchor in others:
         phrases = relation_phrases(target, anchor)
@@ -74,9 +73,9 @@ def question(
             chosen[phrase] = anchor
     if not chosen:
         raise Rejected("no relation: none of the published ones holds for the target")
-    anchors = {anchor.category: _place(anchor, depth_01) for anchor in chosen.values()}
-    request = Request(target.category, tuple((phrase, one.category) for phrase, one in chosen.items()))
-    return location(target, depth_01), request, anchors
+    anchors = {anchor.category: measured_place(anchor, depth_01) for anchor in chosen.values()}
+    request = Request(target.category, tuple((phrase, anchor.category) for phrase, anchor in chosen.items()))
+    return Location.of(measured_place(target, depth_01)), request, anchors
 
 
 def _better(phrase: str, anchor: Annotated, other: Annotated) -> bool:

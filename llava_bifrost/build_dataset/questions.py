@@ -8,7 +8,7 @@ Legend: h w pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,21 +18,21 @@ from datasets.base import Rejected
 from datasets.geometry import Box01, box_from_01
 from datasets.relations import Place
 from llava_bifrost.build_dataset import published
-from llava_bifrost.build_dataset.names import Photograph, unique_names
+from llava_bifrost.build_dataset.objects import Photograph, Removal, Thresholds, grow, unique_names
 from llava_bifrost.build_dataset.records import Built, Sample, rounded, rounded_place
 from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
-from llava_bifrost.build_dataset.removal import Removal, Thresholds, grow
 from llava_bifrost.language.answer import Location
 from llava_bifrost.language.instruction import Request
 
+# All are chosen.
 RANGE = (0.02, 0.98)  # quantiles of an object's depth that are its far and near ends
 HIGHEST = 1.2  # median depth in the frame of the background that is still clipped to 1
 CENTRE_PIXELS = 25  # pixels of the object around its box's centre whose median is the centre's depth
-TOUCH = 0.015  # what stands on a thing touches it within this share of the image's longer side
+TOUCH = 0.015  # what stands on an object touches it within this fraction of the image's longer side
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedPhotograph:
     """One image before depth is known. rgb_u8 is None when there is nothing to ask."""
 
     photograph: Photograph
@@ -54,7 +54,7 @@ class QuestionOptions:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredObject:
     """An object in the frame of an image: depths of its centre and median, and its extent."""
 
     box01_xyxy: Box01
@@ -63,12 +63,12 @@ class Measured:
     far: float
     near: float
 
-    def place(self, kind: str = "median") -> Place:
-        d = self.centre if kind == "centre" else self.median
+    def place(self, centre: bool = False) -> Place:
+        d = self.centre if centre else self.median
         return rounded_place(self.box01_xyxy, d, self.far, self.near)
 
 
-def measure(values: np.ndarray, mask: np.ndarray, box01: Box01) -> Measured:
+def measure_object(values: np.ndarray, mask: np.ndarray, box01: Box01) -> MeasuredObject:
     """Depths of an object from the depths `values` of its pixels, those of mask (h, w) in row order."""
     values = np.clip(values, 0, 1)
     far, median, near = np.quantile(values, (RANGE[0], 0.5, RANGE[1]))
@@ -76,39 +76,42 @@ def measure(values: np.ndarray, mask: np.ndarray, box01: Box01) -> Measured:
     rows, columns = np.nonzero(mask)
     away = (rows + 0.5 - (y0 + y1) / 2) ** 2 + (columns + 0.5 - (x0 + x1) / 2) ** 2
     nearest = np.argsort(away, kind="stable")[:CENTRE_PIXELS]
-    return Measured(box01, float(np.median(values[nearest])), float(median), float(far), float(near))
+    return MeasuredObject(box01, float(np.median(values[nearest])), float(median), float(far), float(near))
 
 
-def ask(
-    one: Prepared, original_01: np.ndarray, filled_01: Sequence[np.ndarray], asking: QuestionOptions
+def make_samples(
+    one: PreparedPhotograph,
+    original_01: np.ndarray,
+    filled_01: Sequence[np.ndarray],
+    options: QuestionOptions,
 ) -> Built:
     """All questions about an image. original_01 (h, w): its depth; filled_01: that of each filled one."""
     samples: list[Sample] = []
     for count, (removal, depth_01) in enumerate(zip(one.removals, filled_01, strict=True)):
         try:
-            samples.append(_place(one, removal, original_01, depth_01, asking, count))
+            samples.append(_place_sample(one, removal, original_01, depth_01, options, count))
         except Rejected as error:
             one.dropped.append(str(error))
     if one.replaced is not None:
         try:
-            samples.append(_replace(one, one.replaced, original_01, asking))
+            samples.append(_replace_sample(one, one.replaced, original_01, options))
         except (Rejected, ValueError) as error:
             one.dropped.append(str(error) if isinstance(error, Rejected) else f"file: {error}")
     return Built(one.photograph.name, samples, one.dropped)
 
 
-def _place(
-    one: Prepared,
+def _place_sample(
+    one: PreparedPhotograph,
     removal: Removal,
     original_01: np.ndarray,
     filled_01: np.ndarray,
-    asking: QuestionOptions,
+    options: QuestionOptions,
     count: int,
 ) -> Sample:
     """ "Place the X ..." on the image without X."""
-    photograph, rules = one.photograph, asking.thresholds
+    photograph, rules = one.photograph, options.thresholds
     target = photograph.objects[removal.index]
-    if asking.published:
+    if options.published:
         location, request, anchors = published.question(photograph, removal.index, original_01, one.rng)
         facts = {}
     else:
@@ -118,10 +121,14 @@ def _place(
         values = frame.apply(original_01[removal.mask])
         if np.median(values) > HIGHEST:
             raise Rejected(f"too near: depth {np.median(values):.2f} where the background ends at 1")
-        found = measure(values, removal.mask, target.tight_box(removal.mask))
-        anchors = _anchors(photograph, removal, filled_01, rules)
-        request = _request(one, removal, found, anchors, asking)
-        location = _location(found, asking.format)
+        found = measure_object(values, removal.mask, target.tight_box(removal.mask))
+        anchors, touching = _anchors(photograph, removal, filled_01, rules)
+        true = true_facts([found.place(centre=True), found.place()], anchors, options.relations)
+        true = [fact for fact in true if fact[0] != "on" or fact[1][0] in touching]
+        if not true:
+            raise Rejected("no relation: nothing can be said of the target and an object that has a name")
+        request = word_request(target.category, choose_facts(true, options.relations.most, one.rng), one.rng)
+        location = Location.of(found.place(options.format == "center"))
         facts = {"center": rounded(found.centre), "median": rounded(found.median),
                  "frame": [rounded(frame.scale), rounded(frame.shift), rounded(frame.error)]}  # fmt: skip
     name, image = f"{photograph.name}-{count}", f"{photograph.name}_{count}.jpg"
@@ -129,55 +136,40 @@ def _place(
     return Sample(name, image, removal.filled_u8, request, location, named, "coco", facts)
 
 
-def _location(found: Measured, fmt: str) -> Location:
-    return Location.of(found.place("centre" if fmt == "center" else "median"))
-
-
 def _anchors(
     photograph: Photograph, removal: Removal, filled_01: np.ndarray, rules: Thresholds
-) -> dict[str, Place]:
-    """The things that can be named once the target is gone, where they are in the filled image."""
-    others = [one for index, one in enumerate(photograph.objects) if index != removal.index]
-    found = {}
+) -> tuple[dict[str, Place], set[str]]:
+    """The objects that can be named once the target is gone, where they are in the filled image, and the
+    names of those that the target touches."""
+    others = [item for index, item in enumerate(photograph.objects) if index != removal.index]
+    near = grow(removal.mask, TOUCH)
+    found, touching = {}, set()
     for index, name in unique_names(others, rules.anchor).items():
         mask = others[index].mask()
         left = mask & ~removal.hole
         if mask.any() and left.sum() >= max(1, rules.remaining * mask.sum()):
-            found[name] = measure(filled_01[left], left, others[index].tight_box(mask)).place()
-    return found
+            found[name] = measure_object(filled_01[left], left, others[index].tight_box(mask)).place()
+            if (mask & near).any():
+                touching.add(name)
+    return found, touching
 
 
-def _request(
-    one: Prepared, removal: Removal, found: Measured, anchors: Mapping[str, Place], asking: QuestionOptions
-) -> Request:
-    """Some of what is true; Rejected when nothing is."""
-    near = grow(removal.mask, TOUCH)
-    others = [other for index, other in enumerate(one.photograph.objects) if index != removal.index]
-    names = unique_names(others, asking.thresholds.anchor)
-    touching = {name for index, name in names.items() if (others[index].mask() & near).any()}
-    facts = true_facts([found.place("centre"), found.place()], anchors, asking.relations)
-    facts = [fact for fact in facts if fact[0] != "on" or fact[1][0] in touching]
-    if not facts:
-        raise Rejected("no relation: nothing can be said of the target and a thing that has a name")
-    chosen = choose_facts(facts, asking.relations.most, one.rng)
-    return word_request(one.photograph.objects[removal.index].category, chosen, one.rng)
-
-
-def _replace(one: Prepared, index: int, original_01: np.ndarray, asking: QuestionOptions) -> Sample:
+def _replace_sample(
+    one: PreparedPhotograph, index: int, original_01: np.ndarray, options: QuestionOptions
+) -> Sample:
     """ "Replace the X ..." on the original image, in its own depth frame."""
     photograph = one.photograph
     target = photograph.objects[index]
     assert one.rgb_u8 is not None, "an image with a question was read"
-    if asking.published:
-        name, location, facts = target.category, published.location(target, original_01), {}
+    if options.published:
+        name, place, facts = target.category, published.measured_place(target, original_01), {}
     else:
-        name = unique_names(photograph.objects, asking.thresholds.anchor)[index]
+        name = unique_names(photograph.objects, options.thresholds.anchor)[index]
         mask = target.mask()
         if not mask.any():
             raise Rejected("thin target: its mask is empty")
-        found = measure(original_01[mask], mask, target.tight_box(mask))
-        location = _location(found, asking.format)
+        found = measure_object(original_01[mask], mask, target.tight_box(mask))
+        place = found.place(options.format == "center")
         facts = {"center": rounded(found.centre), "median": rounded(found.median)}
-    request = Request(name, replace=True)
-    image = f"{photograph.name}.jpg"
-    return Sample(f"{photograph.name}-r", image, one.rgb_u8, request, location, {}, "coco", facts)
+    request, image = Request(name, replace=True), f"{photograph.name}.jpg"
+    return Sample(f"{photograph.name}-r", image, one.rgb_u8, request, Location.of(place), {}, "coco", facts)

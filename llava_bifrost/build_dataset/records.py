@@ -20,7 +20,7 @@ from llava_bifrost.language.answer import PHRASES, Location, Request, format_ans
 
 IMAGE = "<image>"
 DIGITS = 5  # of the numbers in meta
-AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)  # bins of the statistics, share of the image
+AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)  # bins of the statistics, fraction of the image
 DEPTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -62,13 +62,12 @@ def rounded_place(box01_xyxy: Sequence[float], d: float, far: float, near: float
 def make_record(sample: Sample, fmt: str, decimals: int) -> dict[str, Any]:
     """The record of a sample with its question and answer in format `fmt`."""
     location, request = sample.location, sample.request
-    place = location.place
     meta = {
         "request": asdict(request),
         "box01_xyxy": list(location.box01_xyxy),
         "depth": location.depth,
-        "far": rounded(place.far),
-        "near": rounded(place.near),
+        "far": rounded(location.place.far),
+        "near": rounded(location.place.near),
         "anchors": {name: asdict(anchor) for name, anchor in sample.anchors.items()},
         "kind": "replace" if request.replace else "place",
         "source": sample.source,
@@ -101,37 +100,25 @@ def statistics(records: Sequence[Mapping[str, Any]], dropped: Iterable[str], ite
     items:   images or scenes that were looked at
     """
     metas = [record["meta"] for record in records]
-    clauses = [Request(**_tuples(meta["request"])).clauses for meta in metas]
-    phrases = Counter(phrase for one in clauses for phrase, _ in one)
-    areas = [_area(meta["box01_xyxy"]) for meta in metas]
+    clauses = [Request(**meta["request"]).clauses for meta in metas]
+    phrases = Counter(phrase for request in clauses for phrase, _ in request)
+    relations: Counter[str] = Counter()
+    for phrase, count in phrases.items():
+        relations[PHRASES[phrase]] += count
+    boxes = [meta["box01_xyxy"] for meta in metas]
     return {
         "items": items,
         "images": len({record["image"] for record in records}),
         "samples": len(records),
         "kinds": _counted(Counter(meta["kind"] for meta in metas)),
-        "relations per sample": _counted(Counter(str(len(one)) for one in clauses)),
-        "relations": _counted(_by_relation(phrases)),
+        "relations per sample": _counted(Counter(str(len(request)) for request in clauses)),
+        "relations": _counted(relations),
         "phrases": _counted(phrases),
         "targets": _counted(Counter(meta["request"]["target"] for meta in metas)),
-        "area of the box up to": _binned(areas, AREAS),
+        "area of the box up to": _binned([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes], AREAS),
         "depth up to": _binned([meta["depth"] for meta in metas], DEPTHS),
         "dropped": _counted(Counter(reason.partition(":")[0] for reason in dropped)),
     }
-
-
-def _tuples(request: Mapping[str, Any]) -> dict[str, Any]:
-    return {**request, "relations": tuple((phrase, name) for phrase, name in request["relations"])}
-
-
-def _area(box: Sequence[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _by_relation(phrases: Counter[str]) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for phrase, count in phrases.items():
-        found[PHRASES[phrase]] += count
-    return found
 
 
 def _counted(counts: Counter[str]) -> dict[str, int]:
@@ -145,7 +132,7 @@ def _binned(values: Sequence[float], edges: Sequence[float]) -> dict[str, int]:
     return {f"{edge:g}": int(count) for edge, count in zip(edges, counts, strict=True)}
 
 
-def table(report: Mapping[str, Any], most: int = 12) -> str:
+def format_statistics(report: Mapping[str, Any], most: int = 12) -> str:
     """The statistics as short lines of text; long lists are cut."""
     lines = []
     for name, value in report.items():

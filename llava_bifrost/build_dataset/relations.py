@@ -1,4 +1,4 @@
-"""From places to an instruction: which relations are true of a thing, and which of them are said.
+"""From places to an instruction: which relations are true of an object, and which of them are stated.
 
 Legend: a fact is (relation of datasets.relations, names of its anchors).
 """
@@ -19,13 +19,13 @@ Fact = tuple[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class RelationRules:
-    """What may be said about a thing and its anchors."""
+    """What may be stated about an object and its anchors."""
 
     most: int = setting(3, low=1, high=5, help="most relations of an instruction")
     reach: float = setting(0.3, low=0, high=1, help="largest gap between two boxes, either axis")
     depth_step: float = setting(0.1, low=0, high=1, help="least difference of depths for in front of, behind")
     same_depth: float = setting(0.05, low=0, high=1, help="largest difference for on, above, under")
-    between: bool = setting(True, help="also say that a thing is between two others")
+    between: bool = setting(True, help="also state that an object is between two others")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -37,21 +37,28 @@ def true_facts(
     rules: RelationRules,
     known: Mapping[str, frozenset[str]] | None = None,
 ) -> list[Fact]:
-    """Everything that holds for a thing, in a fixed order.
+    """Everything that holds for an object, in a fixed order.
 
-    targets: the thing with each depth that may stand for it (centre, median); a fact must hold for all
-    known:   relations to each anchor that are known to be true; then only these are said, and "between"
+    targets: the object with each depth that may stand for it (centre, median); a fact must hold for all
+    known:   relations to each anchor that are known to be true; then only these are stated, and "between"
     """
     box = targets[0].box01_xyxy
     near = {name: anchor for name, anchor in anchors.items() if reaches(box, anchor.box01_xyxy, rules.reach)}
-    singles = [word for word in ALL_RELATIONS if word != "between"]
+
+    def sure(word: str, target: Place, anchor: Place) -> bool:
+        """Whether a relation holds with the margin that estimated depth needs."""
+        step = abs(target.d - anchor.d)
+        if word in ("in front of", "behind"):
+            enough = step >= rules.depth_step
+        else:
+            enough = word not in ("on", "above", "under") or step <= rules.same_depth
+        return enough and holds(word, target, anchor)
+
     facts: list[Fact] = []
     for name, anchor in near.items():
-        for word in singles:
-            sure = known is None or word in known.get(name, ())
-            if sure and all(
-                holds(word, target, anchor) and _clear(word, target, anchor, rules) for target in targets
-            ):
+        words = ALL_RELATIONS[:-1] if known is None else known.get(name, frozenset())
+        for word in (word for word in ALL_RELATIONS[:-1] if word in words):
+            if all(sure(word, target, anchor) for target in targets):
                 facts.append((word, (name,)))
     if rules.between:
         for pair in combinations(near, 2):
@@ -60,26 +67,18 @@ def true_facts(
     return facts
 
 
-def _clear(word: str, target: Place, anchor: Place, rules: RelationRules) -> bool:
-    """Whether a relation holds with the margin that estimated depth needs."""
-    step = abs(target.d - anchor.d)
-    if word in ("in front of", "behind"):
-        return step >= rules.depth_step
-    return word not in ("on", "above", "under") or step <= rules.same_depth
-
-
-def reaches(one: Box01, other: Box01, reach: float) -> bool:
+def reaches(box: Box01, other: Box01, reach: float) -> bool:
     """Whether two boxes are at most `reach` apart, along either axis."""
-    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = one, other
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = box, other
     return max(gap(ax0, ax1, bx0, bx1), gap(ay0, ay1, by0, by1)) <= reach
 
 
 def choose_facts(facts: Sequence[Fact], most: int, rng: np.random.Generator) -> list[Fact]:
     """Up to `most` facts, each anchor in one of them only. Rare relations are as likely as frequent ones."""
-    wanted = int(rng.integers(1, most + 1))
+    count = int(rng.integers(1, most + 1))
     left = list(facts)
     chosen: list[Fact] = []
-    while left and len(chosen) < wanted:
+    while left and len(chosen) < count:
         words = sorted({word for word, _ in left})
         word = words[int(rng.integers(len(words)))]
         options = [fact for fact in left if fact[0] == word]
@@ -90,7 +89,7 @@ def choose_facts(facts: Sequence[Fact], most: int, rng: np.random.Generator) -> 
 
 
 def word_request(target: str, facts: Sequence[Fact], rng: np.random.Generator) -> Request:
-    """Say the facts, each with one of its phrases."""
+    """State the facts, each with one of its phrases."""
     pairs: list[tuple[str, str]] = []
     for word, names in facts:
         surfaces = [phrase for phrase, relation in PUBLISHED.items() if relation == word]

@@ -1,7 +1,7 @@
 """Questions from rendered scenes: the image without the object, its box, depth and relations are exact.
 
 Where the full view was rendered, further questions place something new on the same image, at a place where
-it stands, fits and touches nothing (world_questions.py).
+it stands, fits and touches nothing (llava_bifrost/worlds/questions.py).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,9 +18,8 @@ from datasets.scenes.describe import SceneOptions
 from datasets.scenes.store import SCENES_PER_SHARD, Shard, read_facts, read_shard
 from datasets.sources.readers import folder
 from datasets.sources.rendered import shard_files
-from ldm.settings.config import check_settings, setting, to_plain
-from ldm.shards import shard_of
-from llava_bifrost.build_dataset.files import OutputSettings
+from ldm.settings.config import setting, to_plain
+from llava_bifrost.build_dataset.files import OutputSettings, build_and_report
 from llava_bifrost.build_dataset.records import Built, Sample, rounded_place
 from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
 from llava_bifrost.language.answer import Location, satisfies
@@ -41,41 +39,32 @@ class ScenesBuild(OutputSettings):
     questions: int = setting(3, low=0, help="most different Place questions of a scene")
     replace: int = setting(1, low=0, help="Replace questions of a scene, about solids that stand free")
     placements: int = setting(3, low=0, help="Place questions of a scene about new things; full views only")
-    visible: float = setting(0.4, low=0, high=1, help="least visible share of a solid that is named")
-    area: float = setting(0.004, low=0, high=1, help="least share of the image of a solid that is named")
+    visible: float = setting(0.4, low=0, high=1, help="least visible fraction of a solid that is named")
+    area: float = setting(0.004, low=0, high=1, help="least fraction of the image of a solid that is named")
     relations: RelationRules = setting(
-        RelationRules(reach=0.5, depth_step=DEPTH_STEP, same_depth=1), help="what is said of a solid"
+        RelationRules(reach=0.5, depth_step=DEPTH_STEP, same_depth=1), help="what is stated of a solid"
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        shard_of(self.shard)
 
 
 class SceneSource:
     """Scenes in the chunks of their files."""
 
+    chunk = SCENES_PER_SHARD
+
     def __init__(self, settings: ScenesBuild) -> None:
         self.settings = settings
         self.files = shard_files(folder(settings.scenes, "scenes"))
-        self.facts = [read_facts(path) for path in self.files]
-        short = [path for path, facts in zip(self.files[:-1], self.facts, strict=False)
-                 if len(facts) != SCENES_PER_SHARD]  # fmt: skip
+        facts = [read_facts(path) for path in self.files]
+        short = [path for path, scenes in zip(self.files[:-1], facts, strict=False)
+                 if len(scenes) != SCENES_PER_SHARD]  # fmt: skip
         if short:
             raise ValueError(f"{short[0]} holds fewer than {SCENES_PER_SHARD} scenes; render the folder anew")
         self.options = scene_options(self.files[0])
         if settings.placements and self.options.window != "full":
             raise ValueError(f"placements: {settings.scenes} shows parts of scenes; set placements to 0")
-
-    def names(self) -> list[str]:
-        return [scene_name(fact.seed) for facts in self.facts for fact in facts]
-
-    def chunk(self) -> int:
-        return SCENES_PER_SHARD
-
-    def recipe(self) -> dict[str, Any]:
-        plain, seeds = to_plain(self.settings), [facts[0].seed for facts in self.facts]
-        return {"source": "scenes", "seeds": seeds, **{key: plain[key] for key in DECISIVE}}
+        self.names = [scene_name(fact.seed) for scenes in facts for fact in scenes]
+        plain, seeds = to_plain(settings), [scenes[0].seed for scenes in facts]
+        self.recipe = {"source": "scenes", "seeds": seeds, **{key: plain[key] for key in DECISIVE}}
 
     def prepare(self, indices: Sequence[int]) -> Shard:
         return read_shard(self.files[indices[0] // SCENES_PER_SHARD])
@@ -84,10 +73,15 @@ class SceneSource:
         built = []
         for row, fact in enumerate(prepared.facts):
             without_u8 = prepared.without_u8[row]
-            one = scene_questions(fact, prepared.image_u8[row], without_u8, self.settings)
-            more = new_things(fact, without_u8, self.options, self.settings)
-            built.append(Built(one.name, [*one.samples, *more], one.dropped))
+            scene = scene_questions(fact, prepared.image_u8[row], without_u8, self.settings)
+            more = new_objects(fact, without_u8, self.options, self.settings)
+            built.append(Built(scene.name, [*scene.samples, *more], scene.dropped))
         return built
+
+
+def build_scenes(settings: ScenesBuild) -> None:
+    """Questions from rendered scenes, exact."""
+    build_and_report(SceneSource(settings), settings)
 
 
 def scene_name(seed: int) -> str:
@@ -108,63 +102,55 @@ def scene_questions(
     image_u8, without_u8: (h, w, 3)
     """
     rng, name = np.random.default_rng((settings.seed, fact.seed)), scene_name(fact.seed)
-    named = [index for index in range(len(fact.names)) if _is_seen(fact, index, settings)]
+    named = [index for index in range(len(fact.names))
+             if fact.visible[index] >= settings.visible and fact.area[index] >= settings.area]  # fmt: skip
     anchors = {fact.names[index]: solid_place(fact, index) for index in named if index != fact.removed}
     requests = place_requests(fact, anchors, settings, rng)
     where = Location.of(solid_place(fact, fact.removed))
     samples = []
     for count, request in enumerate(requests):
-        asked = {anchor: anchors[anchor] for anchor in request.anchors}
-        samples.append(
-            Sample(f"{name}-{count}", f"{name}_without.png", without_u8, request, where, asked, "scenes")
-        )
+        places, image = {anchor: anchors[anchor] for anchor in request.anchors}, f"{name}_without.png"
+        samples.append(Sample(f"{name}-{count}", image, without_u8, request, where, places, "scenes"))
     free = [index for index in named if fact.movable[index]]
     for count, index in enumerate(rng.permutation(free)[: settings.replace]):
         there = Location.of(solid_place(fact, int(index)))
-        asked_for = Request(fact.names[index], replace=True)
-        samples.append(Sample(f"{name}-r{count}", f"{name}.png", image_u8, asked_for, there, {}, "scenes"))
+        request = Request(fact.names[index], replace=True)
+        samples.append(Sample(f"{name}-r{count}", f"{name}.png", image_u8, request, there, {}, "scenes"))
     return Built(name, samples, [] if requests else ["no relation: no solid that is seen is related"])
 
 
-def new_things(
+def new_objects(
     fact: SceneFacts, without_u8: np.ndarray, options: SceneOptions, settings: ScenesBuild
 ) -> list[Sample]:
-    """Questions that place things which the scene never had on the image (h, w, 3) without the solid."""
+    """Questions that place objects which the scene never had on the image (h, w, 3) without the solid."""
     if not settings.placements:
         return []
     world, name = world_of(fact, options).without(fact.removed), scene_name(fact.seed)
-    asked = place_questions(world, np.random.default_rng((settings.seed, fact.seed, 1)), settings.placements)
+    rng = np.random.default_rng((settings.seed, fact.seed, 1))
     samples = []
-    for count, one in enumerate(asked):
-        anchors = {fact.names[index]: solid_place(fact, index) for index in one.named}
-        if all(satisfies(one.answer, one.request, anchors).values()):  # also to the digits that are kept
+    for count, question in enumerate(place_questions(world, rng, settings.placements)):
+        request, answer = question.request, question.answer
+        anchors = {fact.names[index]: solid_place(fact, index) for index in question.named}
+        if all(satisfies(answer, request, anchors).values()):  # also to the digits that are stored
             image = f"{name}_without.png"
-            samples.append(
-                Sample(f"{name}-n{count}", image, without_u8, one.request, one.answer, anchors, "scenes")
-            )
+            samples.append(Sample(f"{name}-n{count}", image, without_u8, request, answer, anchors, "scenes"))
     return samples
-
-
-def _is_seen(fact: SceneFacts, index: int, settings: ScenesBuild) -> bool:
-    return fact.visible[index] >= settings.visible and fact.area[index] >= settings.area
 
 
 def place_requests(
     fact: SceneFacts, anchors: dict[str, Place], settings: ScenesBuild, rng: np.random.Generator
 ) -> list[Request]:
     """Up to `questions` different instructions that are true of the removed solid."""
-    known = {name: _known(fact, fact.names.index(name)) for name in anchors}
+    known: dict[str, frozenset[str]] = {}
+    for name in anchors:
+        pair = (fact.removed, fact.names.index(name))
+        words = {word for a, word, b in fact.relations if (a, b) == pair}
+        known[name] = frozenset(words | ({"above"} if "on" in words else set()))  # what stands is also above
     facts = true_facts([solid_place(fact, fact.removed)], anchors, settings.relations, known)
-    found: dict[Request, None] = {}
+    requests: dict[Request, None] = {}
     for _ in range(TRIES * settings.questions if facts else 0):
-        if len(found) == settings.questions:
+        if len(requests) == settings.questions:
             break
         chosen = choose_facts(facts, settings.relations.most, rng)
-        found[word_request(fact.names[fact.removed], chosen, rng)] = None
-    return list(found)
-
-
-def _known(fact: SceneFacts, anchor: int) -> frozenset[str]:
-    """What is true of the removed solid and another one; what stands on a thing is also above it."""
-    words = {word for a, word, b in fact.relations if (a, b) == (fact.removed, anchor)}
-    return frozenset(words | ({"above"} if "on" in words else set()))
+        requests[word_request(fact.names[fact.removed], chosen, rng)] = None
+    return list(requests)

@@ -14,11 +14,19 @@ from datasets.align import align_depth
 from datasets.base import Rejected
 from datasets.relations import Place
 from ldm.experts.erase import Eraser
-from llava_bifrost.build_dataset.names import Annotated, Photograph, read_instances, unique_names
-from llava_bifrost.build_dataset.published import kept, question, relation_phrases
-from llava_bifrost.build_dataset.questions import Prepared, QuestionOptions, ask
+from llava_bifrost.build_dataset.objects import (
+    Annotated,
+    Photograph,
+    Removal,
+    Thresholds,
+    grow,
+    read_instances,
+    remove,
+    unique_names,
+)
+from llava_bifrost.build_dataset.published import large_objects, question, relation_phrases
+from llava_bifrost.build_dataset.questions import PreparedPhotograph, QuestionOptions, make_samples
 from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
-from llava_bifrost.build_dataset.removal import Removal, Thresholds, grow, remove
 from llava_bifrost.language.answer import Request, satisfies
 
 Box = tuple[float, float, float, float]
@@ -128,18 +136,18 @@ def test_answers_are_in_the_frame_of_the_filled_image() -> None:
     hole = grow(near.mask(), 0.02)
     removal = Removal(0, near.mask(), hole, np.zeros((*SIZE, 3), np.uint8))
     asking = QuestionOptions(Thresholds(remaining=0.1), RelationRules(), "maxmedmin", False)
-    one = Prepared(photograph, np.random.default_rng(0), [], removal.filled_u8, (removal,))
-    (sample,) = ask(one, original, [filled], asking).samples
+    one = PreparedPhotograph(photograph, np.random.default_rng(0), [], removal.filled_u8, (removal,))
+    (sample,) = make_samples(one, original, [filled], asking).samples
     assert sample.location.depth == 1  # 1.1 in the filled frame, clipped; 1.0 / 1.1 in its own
     assert sample.request == Request("cat", (("in front of", "dog"),))
     assert sample.anchors["dog"].d == pytest.approx(0.2, abs=0.01)
     far = np.where(near.mask(), 1.7, scene)  # farther than the nearest floor: both frames agree
-    (sample,) = ask(one, (far - 1) / 1.0, [filled], asking).samples
+    (sample,) = make_samples(one, (far - 1) / 1.0, [filled], asking).samples
     assert sample.location.depth == pytest.approx(0.7, abs=0.01)
     tall = np.where(near.mask(), 3.0, scene)
-    assert "too near" in ask(one, (tall - 1) / 2, [filled], asking).dropped[-1]
+    assert "too near" in make_samples(one, (tall - 1) / 2, [filled], asking).dropped[-1]
     rough = filled + np.random.default_rng(0).normal(0, 0.3, SIZE)
-    assert "depth frames" in ask(one, original, [rough], asking).dropped[-1]
+    assert "depth frames" in make_samples(one, original, [rough], asking).dropped[-1]
 
 
 # Relations
@@ -210,7 +218,7 @@ def test_published_questions_measure_the_whole_box() -> None:
     objects = (thing("cat", (0.3, 0.4, 0.8, 0.9)), thing("sofa", (0.2, 0.1, 0.9, 0.7)),
                thing("sofa", (0, 0, 1, 1)), thing("cup", (0, 0, 0.1, 0.1)),
                thing("bed", (0, 0, 0.9, 0.9), crowd=True))  # fmt: skip
-    assert kept(objects) == [0, 1]
+    assert large_objects(objects) == [0, 1]
     depth = np.tile(np.linspace(0, 1, SIZE[0])[:, None], (1, SIZE[1]))
     rng, photograph = np.random.default_rng(0), Photograph("a", "a.jpg", 1, SIZE, objects)
     where, request, anchors = question(photograph, 0, depth, rng)
@@ -219,8 +227,8 @@ def test_published_questions_measure_the_whole_box() -> None:
     assert where.depth == pytest.approx(38.5 / 59, abs=1e-4)
     assert anchors["sofa"].box01_xyxy == (0.2, 0.1, 0.9, 0.7)
     removal = Removal(0, objects[0].mask(), objects[0].mask(), np.zeros((*SIZE, 3), np.uint8))
-    one = Prepared(photograph, rng, [], removal.filled_u8, (removal,), replaced=1)
-    asked = ask(
+    one = PreparedPhotograph(photograph, rng, [], removal.filled_u8, (removal,), replaced=1)
+    asked = make_samples(
         one, depth, [depth], QuestionOptions(Thresholds(), RelationRules(), "maxmedmin", True)
     ).samples
     assert [sample.request for sample in asked] == [request, Request("sofa", replace=True)]

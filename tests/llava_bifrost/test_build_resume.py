@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from ldm.journal import read_lines
 from ldm.settings.cli import run_app
 from llava_bifrost.build_dataset.__main__ import build_app
-from llava_bifrost.build_dataset.files import merge, read_part
+from llava_bifrost.build_dataset.files import merge
 from tests.datasets.photographs import COUNT, differing, run, settings, write_coco
 
 
@@ -50,9 +51,9 @@ def test_killed_and_continued_gives_the_same_files(
         "import sys, time, llava_bifrost.build_dataset.files as files\n"
         "from llava_bifrost.build_dataset.__main__ import build_app\n"
         "from ldm.settings.cli import run_app\n"
-        "write = files.append\n"
+        "write = files.append_item\n"
         "def slow(*args):\n    write(*args)\n    time.sleep(0.3)\n"
-        "files.append = slow\n"
+        "files.append_item = slow\n"
         "sys.exit(run_app(build_app, sys.argv[1:]))\n"
     )
     arguments = ["coco", "--images", given.images, "--annotations", given.annotations, "--out", out,
@@ -62,11 +63,11 @@ def test_killed_and_continued_gives_the_same_files(
     process = subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], env=environment)
     part = out / "parts" / "shard-0-of-1.jsonl"
     until = time.monotonic() + 120
-    while len(read_part(part)) < 3 and time.monotonic() < until and process.poll() is None:
+    while len(read_lines(part)) < 3 and time.monotonic() < until and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 3 <= len(read_part(part)) < COUNT
+    assert 3 <= len(read_lines(part)) < COUNT
     assert not (out / "dataset.json").exists()
     # What a kill in the middle of a write leaves behind.
     with part.open("ab") as file:
@@ -85,7 +86,7 @@ def test_damaged_parts_are_refused(coco: Path, small_depth_network: Path, tmp_pa
     part = out / "parts" / "shard-0-of-1.jsonl"
     part.parent.mkdir(parents=True)
     part.write_text("no json\n")
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="shard-0-of-1.jsonl:1: not JSON"):
         run(settings(coco, small_depth_network, out))
 
 

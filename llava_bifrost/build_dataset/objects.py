@@ -1,0 +1,207 @@
+"""Annotated objects of a photograph: what each is called so that its name fits no other one, and its removal.
+
+Removal takes an object out of its photograph and rejects what would leave a trace of it.
+
+Legend: h w pixels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from datasets.base import Rejected
+from datasets.geometry import Box01, Size, bbox_of_mask, box_to_01
+from datasets.sources.annotations import section, segment_mask
+from ldm.experts.erase import Eraser
+from ldm.settings.config import check_settings, setting
+from llava_bifrost.language.instruction import Request
+
+APART = 0.12  # middles this far apart, in widths of the image, are left and right of each other; chosen
+LARGER = 1.5  # the largest object has a box so many times that of the next; chosen
+SAME = 6  # largest change of a channel, of 255, of a pixel that counts as unchanged; chosen, above JPEG noise
+
+
+@dataclass(frozen=True, eq=False)
+class Annotated:
+    """One annotation. box01_xyxy is the annotated box, clipped to the image.
+
+    segmentation: run lengths, or polygons as flat arrays, which take a fraction of the memory of lists
+    """
+
+    category: str
+    segmentation: Any
+    box01_xyxy: Box01
+    crowd: bool
+    size_hw: Size
+    where: str  # what an error names
+
+    @property
+    def area(self) -> float:
+        """Of the box, as a fraction of the image."""
+        x0, y0, x1, y1 = self.box01_xyxy
+        return max(0.0, x1 - x0) * max(0.0, y1 - y0)
+
+    @property
+    def middle(self) -> float:
+        return (self.box01_xyxy[0] + self.box01_xyxy[2]) / 2
+
+    def mask(self) -> np.ndarray:
+        """Bool (h, w); ValueError when the segmentation cannot be decoded."""
+        polygons = isinstance(self.segmentation, tuple)
+        listed = [polygon.tolist() for polygon in self.segmentation] if polygons else self.segmentation
+        return segment_mask(listed, self.size_hw, self.where)
+
+    def tight_box(self, mask: np.ndarray) -> Box01:
+        """Box of the mask in fractions."""
+        return box_to_01(bbox_of_mask(mask), self.size_hw)
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One record of an instances file with its objects."""
+
+    name: str  # of the item: the file name without folders' slashes and ending
+    file: str
+    id: int
+    size_hw: Size
+    objects: tuple[Annotated, ...]
+
+
+def read_instances(document: Any, path: Any) -> list[Photograph]:
+    """Photographs of a COCO instances document, sorted by name; ValueError names what is missing."""
+    names = {entry["id"]: " ".join(entry["name"].lower().replace("_", " ").split())
+             for entry in section(document, "categories", path)}  # fmt: skip
+    objects: dict[int, list[dict]] = defaultdict(list)
+    for entry in section(document, "annotations", path):
+        objects[entry["image_id"]].append(entry)
+    photographs = [_photograph(record, objects[record["id"]], names, path)
+                   for record in section(document, "images", path)]  # fmt: skip
+    photographs.sort(key=lambda photograph: photograph.name)
+    for first, second in zip(photographs, photographs[1:], strict=False):
+        if first.name == second.name:
+            raise ValueError(f"{path}: two images are called {first.name}")
+    if not photographs:
+        raise ValueError(f"{path} lists no images")
+    return photographs
+
+
+def _photograph(
+    record: Mapping[str, Any], annotations: Sequence[Mapping], names: Mapping, path: Any
+) -> Photograph:
+    try:
+        size = h, w = int(record["height"]), int(record["width"])
+        file = str(record.get("file_name") or str(record["coco_url"]).rpartition("/")[2])
+        objects = []
+        for entry in annotations:
+            x, y, width, height = (float(value) for value in entry["bbox"])
+            edges = x / w, y / h, (x + width) / w, (y + height) / h
+            x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in edges)
+            shape, crowd = entry["segmentation"], bool(entry.get("iscrowd", 0))
+            shape = tuple(map(np.asarray, shape)) if isinstance(shape, list) else shape
+            name, where = names[entry["category_id"]], f"{path}, image {file}"
+            objects.append(Annotated(name, shape, (x0, y0, x1, y1), crowd, size, where))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: image {record.get('id')} is incomplete: {error}") from None
+    item = file.rpartition(".")[0].replace("\\", "/").replace("/", "-")
+    return Photograph(item, file, int(record["id"]), size, tuple(objects))
+
+
+def can_be_named(name: str) -> bool:
+    """Whether an instruction can hold the name."""
+    try:
+        Request(name, replace=True)
+    except ValueError:
+        return False
+    return True
+
+
+def unique_names(objects: Sequence[Annotated], rival: float) -> dict[int, str]:
+    """Index -> name, for the objects that a name picks out.
+
+    An object is ambiguous when another one of its category covers at least `rival` of the image. Two or
+    three of a category are told apart by "left", "middle", "right", otherwise only the "largest" by its size.
+    A crowd has no name, and nothing of its category beside it.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, item in enumerate(objects):
+        if item.area >= rival and can_be_named(item.category):
+            groups[item.category].append(index)
+    names: dict[int, str] = {}
+    for category, members in groups.items():
+        if any(objects[index].crowd for index in members):
+            continue
+        if len(members) == 1:
+            names[members[0]] = category
+            continue
+        across = sorted(members, key=lambda index: objects[index].middle)
+        words = {2: ("left", "right"), 3: ("left", "middle", "right")}.get(len(across))
+        if words and min(np.diff([objects[index].middle for index in across])) > APART:
+            names.update({index: f"{word} {category}" for index, word in zip(across, words, strict=True)})
+            continue
+        first, second = sorted(members, key=lambda index: -objects[index].area)[:2]
+        if objects[first].area >= LARGER * objects[second].area:
+            names[first] = f"largest {category}"
+    return dict(sorted(names.items()))
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Which objects are removed and which are named."""
+
+    target: tuple[float, float] = setting((0.02, 0.6), low=0, high=1, help="target's box over the image")
+    anchor: float = setting(0.01, low=0, high=1, help="least box of an anchor, or of a rival for its name")
+    solid: float = setting(0.3, low=0, high=1, help="least fraction of its box that the target's mask covers")
+    dilate: float = setting(0.02, low=0, high=0.2, help="growth of the hole, in longer sides of the image")
+    hole: float = setting(0.6, low=0, high=1, help="largest fraction of the image that is removed")
+    remaining: float = setting(0.5, low=0, high=1, help="least fraction of an anchor that the removal leaves")
+    leftover: float = setting(0.35, low=0, high=1, help="largest fraction of the target that looks as before")
+    depth_error: float = setting(0.05, low=0, high=1, help="largest median difference of the two depth maps")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """One object taken out of its image."""
+
+    index: int  # of the object
+    mask: np.ndarray  # (h, w) bool
+    hole: np.ndarray  # (h, w) bool, the mask dilated
+    filled_u8: np.ndarray  # (h, w, 3)
+
+
+def remove(
+    rgb_u8: np.ndarray, index: int, target: Annotated, rules: Thresholds, eraser: Eraser, seed: int
+) -> Removal:
+    """Cut object number `index` out of RGB (h, w, 3) and fill; Rejected when it cannot be done cleanly.
+
+    Nothing of the segmentation stays outside the hole, which contains it; what the filling puts there must
+    not look as before.
+    """
+    mask = target.mask()
+    box_area = max(target.area * mask.size, 1.0)
+    if not mask.any() or mask.sum() < rules.solid * box_area:
+        raise Rejected(f"thin target: its mask covers {mask.sum() / box_area:.0%} of its box")
+    hole = grow(mask, rules.dilate)
+    if hole.mean() > rules.hole:
+        raise Rejected(f"large hole: {hole.mean():.0%} of the image")
+    filled_u8 = eraser.erase(rgb_u8, hole, seed)
+    change = np.abs(filled_u8[mask].astype(np.int16) - rgb_u8[mask].astype(np.int16)).max(axis=1)
+    same = float((change <= SAME).mean())
+    if same > rules.leftover:
+        raise Rejected(f"object remains: {same:.0%} of its pixels look as before")
+    return Removal(index, mask, hole, filled_u8)
+
+
+def grow(mask: np.ndarray, fraction: float) -> np.ndarray:
+    """Mask (h, w) dilated by a fraction of the image's longer side, at least a pixel."""
+    reach = max(1, round(fraction * max(mask.shape)))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    return cv2.dilate(mask.astype(np.uint8), disc) > 0
