@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cldm.model import Compositor, Conditions
 from cldm.pretrained import Sampling
 from datasets.pairs import Pair
-from ldm.denoise import Known, Step, denoise, noise_for, set_steps, start_latents
+from ldm.denoise import Known, Monitor, Step, denoise, noise_for, set_steps, start_latents
 from ldm.images import from_pm1
 from ldm.latents import make_scheduler
 
@@ -76,11 +76,14 @@ def decode(model: Compositor, latents: Tensor, device: torch.device, offload: bo
     return [from_pm1(image.float().cpu()) for image in images]
 
 
-def known_region(pair: Pair, background: Tensor, count: int) -> Known:
-    """Latent pixels that hold no pixel of the edit region keep the background; background (1, c, h, w)."""
+def known_region(pair: Pair, background: Tensor, noise: Tensor) -> Known:
+    """Latent pixels that hold no pixel of the edit region keep the background.
+
+    background: (1, c, h, w). noise: (n, c, h, w) that the latents start from.
+    """
     edit = pair.edit_mask.float().to(background)[None]
     touched = nn.functional.adaptive_max_pool2d(edit, background.shape[-2:])
-    return Known(background.expand(count, -1, -1, -1), 1 - touched)
+    return Known(background.expand(len(noise), -1, -1, -1), 1 - touched, noise)
 
 
 def paint(
@@ -111,11 +114,11 @@ def paint(
     scheduler = make_scheduler(sampling.scheduler, model.scheduler_config)
     pasted = sampling.init == "paste"
     strength = sampling.strength if pasted else 1.0
-    timesteps = set_steps(scheduler, sampling.steps, strength, device, sampling.step_rule)
+    schedule = set_steps(scheduler, sampling.steps, strength, device, sampling.step_rule)
     noise, generators = noise_for(seeds, background.shape[1:])
     noise = noise.to(device)
     start = encode(model, pair.paste_pm1, device, offload).expand(count, -1, -1, -1) if pasted else None
-    latents = start_latents(scheduler, timesteps, noise, start)
+    latents = start_latents(schedule, noise, start)
 
     def predict(x: Tensor, t: Tensor, both: bool) -> Tensor:
         dtype = model.unet.dtype
@@ -129,14 +132,10 @@ def paint(
         latents = denoise(
             predict,
             latents,
-            scheduler,
-            timesteps,
+            schedule,
             guidance=sampling.guidance,
             generators=generators,
-            noise=noise,
-            known=known_region(pair, background, count),
-            on_step=on_step,
-            cancelled=cancelled,
-            progress=progress,
+            known=known_region(pair, background, noise),
+            monitor=Monitor(on_step, cancelled, progress),
         )
     return decode(model, latents, device, offload)

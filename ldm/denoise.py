@@ -9,9 +9,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -23,15 +24,24 @@ class Cancelled(Exception):
     """The caller's `cancelled` function returned True between two steps."""
 
 
+class Schedule(NamedTuple):
+    """A prepared scheduler and the timesteps to run."""
+
+    scheduler: Any  # a diffusers scheduler
+    timesteps: Tensor  # (steps,)
+
+
 @dataclass(frozen=True)
 class Known:
     """What is known of the result and re-imposed at every step.
 
     latents: (b, c, h, w) noise-free; keep: (b, 1, h, w) in [0, 1], 1 = known.
+    noise: (b, c, h, w), the draw that the latents were started from, which noises the known region too
     """
 
     latents: Tensor
     keep: Tensor
+    noise: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,15 @@ class Step:
     latents: Tensor
 
 
+@dataclass(frozen=True)
+class Monitor:
+    """What a caller wants to know while it runs. cancelled: asked before every step; progress: a bar."""
+
+    on_step: Callable[[Step], None] | None = None
+    cancelled: Callable[[], bool] | None = None
+    progress: bool = True
+
+
 def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
     """One CPU generator and one (c, h, w) draw per seed: image i depends on neither batch nor device."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -51,9 +70,9 @@ def noise_for(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, list[
 
 
 def set_steps(
-    scheduler: SchedulerMixin, steps: int, strength: float, device: torch.device, rule: str = "exact"
-) -> Tensor:
-    """Prepare the scheduler; returns the timesteps to run: the last `strength` share, at least one.
+    scheduler: Any, steps: int, strength: float, device: torch.device, rule: str = "exact"
+) -> Schedule:
+    """Prepare a diffusers scheduler for the last `strength` fraction of its steps, at least one.
 
     rule: "published" takes every (T // steps)-th of T timesteps, which can be more than `steps` (DDIM only)
     """
@@ -65,14 +84,13 @@ def set_steps(
     if rule == "published":
         scheduler.timesteps = published_timesteps(scheduler, steps).to(device)
         steps = len(scheduler.timesteps)
-    order = getattr(scheduler, "order", 1)
-    first = min(round(steps * (1 - strength)), steps - 1) * order
+    first = min(round(steps * (1 - strength)), steps - 1) * getattr(scheduler, "order", 1)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
-    return scheduler.timesteps[first:]
+    return Schedule(scheduler, scheduler.timesteps[first:])
 
 
-def published_timesteps(scheduler: SchedulerMixin, steps: int) -> Tensor:
+def published_timesteps(scheduler: Any, steps: int) -> Tensor:
     """The timesteps of the original DDIM code: 1, 1 + T // steps, ... below T, the last first."""
     total = int(scheduler.config.num_train_timesteps)
     if not isinstance(scheduler, DDIMScheduler):
@@ -83,51 +101,46 @@ def published_timesteps(scheduler: SchedulerMixin, steps: int) -> Tensor:
     return found.flip(0)
 
 
-def start_latents(
-    scheduler: SchedulerMixin, timesteps: Tensor, noise: Tensor, image: Tensor | None
-) -> Tensor:
+def start_latents(schedule: Schedule, noise: Tensor, image: Tensor | None) -> Tensor:
     """x_t at the first timestep: pure noise, or `image` (b, c, h, w) noised to that level."""
     if image is None:
-        return noise * scheduler.init_noise_sigma
-    return scheduler.add_noise(image, noise, timesteps[:1].repeat(len(noise)))
+        return noise * schedule.scheduler.init_noise_sigma
+    return schedule.scheduler.add_noise(image, noise, schedule.timesteps[:1].repeat(len(noise)))
 
 
 @torch.inference_mode()
 def denoise(
     predict: Predict,
     latents: Tensor,
-    scheduler: SchedulerMixin,
-    timesteps: Tensor,
+    schedule: Schedule,
     *,
     guidance: float = 1.0,
     generators: list[torch.Generator] | None = None,
-    noise: Tensor | None = None,
     known: Known | None = None,
-    on_step: Callable[[Step], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    progress: bool = True,
+    monitor: Monitor = Monitor(),
 ) -> Tensor:
-    """Run `timesteps` from `latents` (b, c, h, w); returns noise-free latents.
+    """Run a schedule from `latents` (b, c, h, w); returns noise-free latents.
 
     predict(x, t, guided): with guidance != 1 x is (2b, c, h, w), unconditional half first, else (b, c, h, w).
-    noise: (b, c, h, w), needed with `known`: the draw with which the known region is noised at each level.
     """
-    if known is not None and noise is None:
-        raise ValueError("a known region needs the noise that the latents were started from")
+    scheduler, timesteps = schedule
     guided = guidance != 1.0
     extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    for index, t in enumerate(tqdm(timesteps, desc="denoising", disable=not progress, leave=False)):
-        if cancelled is not None and cancelled():
+    for index, t in enumerate(tqdm(timesteps, desc="denoising", disable=not monitor.progress, leave=False)):
+        if monitor.cancelled is not None and monitor.cancelled():
             raise Cancelled(f"cancelled after {index} of {len(timesteps)} steps")
         x = scheduler.scale_model_input(latents, t)
         prediction = predict(torch.cat([x, x]) if guided else x, t, guided)
         if guided:
             prediction = guide(prediction, guidance)
         latents = scheduler.step(prediction, t, latents, **extra).prev_sample
-        if known is not None and noise is not None:
-            latents = reimpose(latents, known, noise, scheduler, timesteps[index + 1 : index + 2])
-        if on_step is not None:
-            on_step(Step(index, len(timesteps), latents))
+        if known is not None:
+            target, later = known.latents, timesteps[index + 1 : index + 2]
+            if len(later):  # at the noise level of the next step
+                target = scheduler.add_noise(target, known.noise, later.repeat(len(known.noise)))
+            latents = known.keep * target + (1 - known.keep) * latents
+        if monitor.on_step is not None:
+            monitor.on_step(Step(index, len(timesteps), latents))
     return latents
 
 
@@ -135,13 +148,3 @@ def guide(prediction: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance: e_u + s (e_c - e_u); prediction (2b, ...), unconditional half first."""
     unconditional, conditional = prediction.chunk(2)
     return unconditional + guidance * (conditional - unconditional)
-
-
-def reimpose(
-    latents: Tensor, known: Known, noise: Tensor, scheduler: SchedulerMixin, next_t: Tensor
-) -> Tensor:
-    """Replace the known region by its own latents at the noise level of `next_t` (empty: no noise)."""
-    target = known.latents
-    if len(next_t):
-        target = scheduler.add_noise(known.latents, noise, next_t.repeat(len(noise)))
-    return known.keep * target + (1 - known.keep) * latents

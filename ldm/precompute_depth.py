@@ -38,8 +38,8 @@ RECORD = "depth_model.json"  # in OUT_TREE: which network made the maps
 class DepthSettings:
     """What is estimated and how."""
 
-    images: Path = setting(argument="IMAGE_TREE", help="tree of images")
-    out: Path = setting(argument="OUT_TREE", help="tree of depth maps")
+    images: Path = setting(aliases=("IMAGE_TREE",), help="tree of images")
+    out: Path = setting(aliases=("OUT_TREE",), help="tree of depth maps")
     model: str = setting(MODEL.as_posix(), help="folder or hub name")
     shard: str = setting("0/1", help="i/n: only every n-th image, from the i-th")
     batch: int = setting(8, low=1, help="images per pass")

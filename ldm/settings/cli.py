@@ -165,8 +165,8 @@ def _option(key: str, field: Field, hint: Any, default: str, hidden: bool = Fals
         kind, metavar = bool, None
         flags[0] += f"/{flag_name(_negated(key))}"
     option: Any = typer.Option(*flags, help=text, metavar=metavar, show_default=False, hidden=hidden)
-    if rule.get("argument") and not hidden:
-        option = typer.Argument(help=text, metavar=rule["argument"], show_default=False)
+    if not flags[-1].startswith("-"):
+        option = typer.Argument(help=text, metavar=flags[-1], show_default=False)
     name = key.replace(".", "__")
     typed: Any = Annotated[kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=typed)

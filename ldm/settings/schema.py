@@ -29,17 +29,16 @@ def setting(
     choices: Iterable[str] | None = None,
     aliases: Sequence[str] = (),
     was: Sequence[str] = (),
-    argument: str = "",
 ) -> Any:
     """A dataclass field with a help text, an inclusive range [low, high] and allowed values.
 
     Without a default the setting is required. A list, dict or dataclass as default is copied for every use.
-    low, high and choices hold for every element of a tuple, list or dict. aliases: more spellings as flags.
-    argument: it is typed by position, under this name in the help, instead of as an option.
+    low, high and choices hold for every element of a tuple, list or dict. aliases: more spellings as flags;
+    one without dashes, such as IMAGE_TREE, means that the setting is typed by position under this name.
     was: former names; as keys and flags they are still read, with one log line that says the new name.
     """
     metadata = {"help": help, "low": low, "high": high, "aliases": tuple(aliases), "was": tuple(was)}
-    metadata |= {"choices": None if choices is None else tuple(choices), "argument": argument}
+    metadata["choices"] = None if choices is None else tuple(choices)
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -43,7 +43,7 @@ def test_a_preset_is_the_published_pre_processing_at_the_models_size(name: str) 
 @pytest.mark.parametrize("steps", [7, 20, 30, 50])
 def test_published_steps_are_those_of_the_original_code(steps: int) -> None:
     scheduler = DDIMScheduler(num_train_timesteps=1000, timestep_spacing="trailing", clip_sample=False)
-    found = set_steps(scheduler, steps, 1.0, CPU, "published")
+    found = set_steps(scheduler, steps, 1.0, CPU, "published").timesteps
     original = np.asarray(list(range(0, 1000, 1000 // steps))) + 1
     assert found.tolist() == original[::-1].tolist()
     sample, gap = torch.ones(1, 1, 2, 2), 1000 // steps

@@ -17,7 +17,7 @@ from cldm.convert.convert import CompositorSettings, convert_compositor
 from cldm.create import AutoencoderConfig, NetworkConfig
 from cldm.model import Compositor
 from cldm.pretrained import load_compositor
-from ldm.denoise import denoise, set_steps
+from ldm.denoise import Monitor, denoise, set_steps
 from ldm.latents import make_scheduler
 from tests.cldm.released import named_weight
 
@@ -89,16 +89,15 @@ def test_autoencoder(model: Compositor, golden: dict[str, Tensor]) -> None:
 def test_guided_sampling(model: Compositor, golden: dict[str, Tensor]) -> None:
     conditions = model.conditions(golden["in_ref"], golden["in_hint"], golden["in_depth"])
     scheduler = make_scheduler("ddim", model.scheduler_config)
-    timesteps = set_steps(scheduler, 5, 1.0, torch.device("cpu"))
-    assert timesteps.tolist() == sorted(golden["out_ddim_timesteps_5"].tolist(), reverse=True)
+    schedule = set_steps(scheduler, 5, 1.0, torch.device("cpu"))
+    assert schedule.timesteps.tolist() == sorted(golden["out_ddim_timesteps_5"].tolist(), reverse=True)
     both = conditions.with_null(model.identity.null())
     latents = denoise(
         lambda x, t, guided: model(x, t, both),
         golden["in_xT"],
-        scheduler,
-        timesteps,
+        schedule,
         guidance=5.0,
-        progress=False,
+        monitor=Monitor(progress=False),
     )
     torch.testing.assert_close(latents, golden["out_ddim5_cfg5"], atol=1e-4, rtol=0)
 
@@ -154,7 +153,7 @@ def test_guided_sampling_in_guess_mode(model: Compositor, golden: dict[str, Tens
         ).sample
 
     latents = golden["in_xT"]
-    for time in set_steps(scheduler, 5, 1.0, torch.device("cpu")):
+    for time in set_steps(scheduler, 5, 1.0, torch.device("cpu")).timesteps:
         guided = noise(latents, time, [0.825 ** (12 - index) for index in range(13)], conditions.tokens)
         plain = noise(latents, time, [0.0] * 13, null)
         latents = scheduler.step(plain + 5.0 * (guided - plain), time, latents).prev_sample

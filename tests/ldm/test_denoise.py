@@ -5,9 +5,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from ldm.denoise import Cancelled, Known, denoise, guide, noise_for, set_steps, start_latents
+from ldm.denoise import Cancelled, Known, Monitor, denoise, guide, noise_for, set_steps, start_latents
 from ldm.latents import SCHEDULERS, make_scheduler
 
+QUIET = Monitor(progress=False)
 CPU = torch.device("cpu")
 SCHEDULE = dict(
     DDIMScheduler(
@@ -50,12 +51,10 @@ def test_every_scheduler_reaches_the_target(name: str) -> None:
     config = {**SCHEDULE, "rescale_betas_zero_snr": False}
     scheduler = make_scheduler(name, config)
     target = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8).expand(2, 4, 8, 8)
-    timesteps = set_steps(scheduler, 30, 1.0, CPU)
+    schedule = set_steps(scheduler, 30, 1.0, CPU)
     noise, generators = noise_for([0, 1], (4, 8, 8))
-    latents = start_latents(scheduler, timesteps, noise, None)
-    out = denoise(
-        toward(target, config), latents, scheduler, timesteps, generators=generators, progress=False
-    )
+    latents = start_latents(schedule, noise, None)
+    out = denoise(toward(target, config), latents, schedule, generators=generators, monitor=QUIET)
     assert (out - target).abs().mean() < 0.08
 
 
@@ -63,14 +62,13 @@ def test_every_scheduler_reaches_the_target(name: str) -> None:
 def test_zero_terminal_snr_works(name: str) -> None:
     scheduler = make_scheduler(name, SCHEDULE)
     target = torch.full((1, 4, 8, 8), 0.5)
-    timesteps = set_steps(scheduler, 20, 1.0, CPU)
+    schedule = set_steps(scheduler, 20, 1.0, CPU)
     noise, _ = noise_for([0], (4, 8, 8))
     out = denoise(
         toward(target, SCHEDULE),
-        start_latents(scheduler, timesteps, noise, None),
-        scheduler,
-        timesteps,
-        progress=False,
+        start_latents(schedule, noise, None),
+        schedule,
+        monitor=QUIET,
     )
     assert torch.isfinite(out).all()
     assert (out - target).abs().mean() < 0.05
@@ -82,9 +80,9 @@ def test_strength_is_the_share_of_steps_and_noise(name: str) -> None:
     distances = []
     for strength in (0.1, 0.5, 0.9):
         scheduler = make_scheduler(name, SCHEDULE)
-        timesteps = set_steps(scheduler, 20, strength, CPU)
-        assert len(timesteps) == round(20 * strength)
-        distances.append((start_latents(scheduler, timesteps, noise, image) - image).abs().mean().item())
+        schedule = set_steps(scheduler, 20, strength, CPU)
+        assert len(schedule.timesteps) == round(20 * strength)
+        distances.append((start_latents(schedule, noise, image) - image).abs().mean().item())
     assert distances == sorted(distances)
     assert distances[0] < 0.5 * distances[2]
 
@@ -92,19 +90,17 @@ def test_strength_is_the_share_of_steps_and_noise(name: str) -> None:
 @pytest.mark.parametrize("name", ["ddim", "unipc", "dpm++", "euler"])
 def test_known_region_is_reimposed(name: str) -> None:
     scheduler = make_scheduler(name, SCHEDULE)
-    timesteps = set_steps(scheduler, 10, 1.0, CPU)
+    schedule = set_steps(scheduler, 10, 1.0, CPU)
     noise, _ = noise_for([0], (4, 8, 8))
     keep = torch.zeros(1, 1, 8, 8)
     keep[..., :4] = 1
-    known = Known(torch.full((1, 4, 8, 8), -1.5), keep)
+    known = Known(torch.full((1, 4, 8, 8), -1.5), keep, noise)
     out = denoise(
         toward(torch.full((1, 4, 8, 8), 0.5), SCHEDULE),
-        start_latents(scheduler, timesteps, noise, None),
-        scheduler,
-        timesteps,
-        noise=noise,
+        start_latents(schedule, noise, None),
+        schedule,
         known=known,
-        progress=False,
+        monitor=QUIET,
     )
     assert torch.equal(out[..., :4], known.latents[..., :4])
     assert (out[..., 4:] - 0.5).abs().mean() < 0.1
@@ -118,25 +114,22 @@ def test_guidance_formula_and_single_batch() -> None:
         return torch.cat([torch.zeros_like(x[:1]), torch.ones_like(x[:1])]) if guided else x
 
     scheduler = make_scheduler("ddim", SCHEDULE)
-    timesteps = set_steps(scheduler, 4, 1.0, CPU)
-    denoise(predict, torch.zeros(1, 4, 4, 4), scheduler, timesteps, guidance=3.0, progress=False)
+    schedule = set_steps(scheduler, 4, 1.0, CPU)
+    denoise(predict, torch.zeros(1, 4, 4, 4), schedule, guidance=3.0, monitor=QUIET)
     assert calls == [(2, True)] * 4
     assert guide(torch.tensor([[1.0], [2.0]]), 3.0).item() == 4.0
 
 
 def test_cancel_and_previews() -> None:
     scheduler = make_scheduler("ddim", SCHEDULE)
-    timesteps = set_steps(scheduler, 10, 1.0, CPU)
+    schedule = set_steps(scheduler, 10, 1.0, CPU)
     seen: list[int] = []
     with pytest.raises(Cancelled, match="after 3 of 10"):
         denoise(
             lambda x, t, guided: x,
             torch.zeros(1, 4, 4, 4),
-            scheduler,
-            timesteps,
-            progress=False,
-            on_step=lambda step: seen.append(step.index),
-            cancelled=lambda: len(seen) == 3,
+            schedule,
+            monitor=Monitor(lambda step: seen.append(step.index), lambda: len(seen) == 3, False),
         )
     assert seen == [0, 1, 2]
 

@@ -17,7 +17,7 @@ from inpainting.models.text_to_image.layout import shrink_masks
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.rca import region_kwargs, require_rca
 from inpainting.tokens import TokenPlan, encode_plans
-from ldm.denoise import Step, denoise, noise_for, set_steps, start_latents
+from ldm.denoise import Monitor, Step, denoise, noise_for, set_steps, start_latents
 from ldm.images import from_pm1
 from ldm.latents import make_scheduler
 
@@ -76,10 +76,10 @@ def sample(
     latent_hw = masked.shape[-2], masked.shape[-1]
     embeddings, kwargs = conditions(batch, pipe, options, rows, guided, latent_hw)
     scheduler = make_scheduler(str(options.scheduler), pipe.scheduler_config)
-    timesteps = set_steps(scheduler, int(options.steps or 1), options.strength, device)
+    schedule = set_steps(scheduler, int(options.steps or 1), options.strength, device)
     noise, generators = noise_for(batch.seeds, masked.shape[1:])
     start = space.encode(image).float()[rows] if options.strength < 1 else None
-    latents = start_latents(scheduler, timesteps, noise.to(device), start)
+    latents = start_latents(schedule, noise.to(device), start)
 
     def predict(x: Tensor, t: Tensor, both: bool) -> Tensor:
         nine = torch.cat([x, known], dim=1).to(dtype)
@@ -90,13 +90,10 @@ def sample(
     latents = denoise(
         predict,
         latents,
-        scheduler,
-        timesteps,
+        schedule,
         guidance=float(options.guidance or 0.0),
         generators=generators,
-        on_step=on_step,
-        cancelled=cancelled,
-        progress=progress,
+        monitor=Monitor(on_step, cancelled, progress),
     )
     return [from_pm1(space.decode(one[None].to(dtype))[0].float().cpu()) for one in latents]
 
