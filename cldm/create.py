@@ -15,11 +15,11 @@ from transformers import Dinov2Config, Dinov2Model
 from cldm.conditioner import IdentityEncoder
 from cldm.model import Compositor
 from ldm.latents import LatentSpace
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, check_settings, setting
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
+class AutoencoderConfig(CheckedSettings):
     """First stage. `kl`: SD's AutoencoderKL; `tiny`: AutoencoderTiny (all levels of one width)."""
 
     kind: str = setting("kl", choices=("kl", "tiny"), help="autoencoder class")
@@ -28,9 +28,6 @@ class AutoencoderConfig:
     )
     layers: int = setting(2, low=1, help="residual blocks per level")
     latent_channels: int = setting(4, low=1, help="channels of the latent")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from ldm.checkpoints import folder_written_whole, load_part, save_part
 from ldm.denoise import STEP_RULES
 from ldm.files import read_json
 from ldm.latents import LatentSpace
-from ldm.settings.config import check_settings, read_config, setting, write_config
+from ldm.settings.config import CheckedSettings, read_config, setting, write_config
 
 CONFIG_FILE = "compositor.json"
 PARTS = ("unet", "control_detail", "control_depth", "image_encoder", "projector", "vae", "scheduler")
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(CheckedSettings):
     """Sampler settings that suit a model; a user's own settings override them one by one."""
 
     scheduler: str = setting("unipc", help="scheduler name")
@@ -50,9 +50,6 @@ class Sampling:
     step_rule: str = setting(
         "exact", choices=STEP_RULES, help="published: every (1000 // steps)-th timestep, often one step more"
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ldm.mllm.load import load_model, load_processor
 from ldm.mllm.lora import load_adapter, merged
 from ldm.mllm.templates import TEMPLATES
 from ldm.settings.cli import command, new_app, run_module
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 from llava_bifrost.card import CARD, FULL, LocatorConfig, read_card, write_card
 from llava_bifrost.language.answer import FORMATS
 
@@ -33,7 +33,7 @@ RELEASED = "Converted from the released Bifrost MLLM; its training format is not
 
 
 @dataclass(frozen=True)
-class ConvertSettings:
+class ConvertSettings(CheckedSettings):
     """The released adapter and its base."""
 
     adapter: Path = setting(
@@ -45,21 +45,15 @@ class ConvertSettings:
     decimals: int = setting(3, low=2, high=4, help="digits of its numbers")
     template: str = setting("vicuna_v1", choices=tuple(TEMPLATES), help="chat template it was trained with")
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @dataclass(frozen=True)
-class MergeSettings:
+class MergeSettings(CheckedSettings):
     """An adapter that was trained here, and its base."""
 
     adapter: Path = setting(help="adapter folder of a run: OUT/adapter, or CHECKPOINT/adapter")
     base: Path = setting(help="the model folder that the run started from")
     out: Path = setting(FULL, help="folder to write")
     dtype: str = setting("bf16", choices=tuple(DTYPES), help="number type of the merged weights")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def convert(settings: ConvertSettings) -> None:

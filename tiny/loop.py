@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True)
-class StageSettings:
+class StageSettings(CheckedSettings):
     """How long a stage trains and how fast."""
 
     minutes: float = setting(0.0, help="stop after this long; 0: only `steps` count", low=0)
@@ -37,9 +37,6 @@ class StageSettings:
     bf16: bool = setting(True, help="bfloat16 autocast")
     extra: int = setting(0, help="images per step without questions, for the vision loss alone", low=0)
     vision_lr: float = setting(0.0, help="learning rate of the vision transformer; 0: frozen", low=0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 class Schedule(Protocol):

@@ -26,7 +26,7 @@ from datasets.inputs import PairOptions
 from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
 from ldm.files import write_atomic
-from ldm.settings.config import check_settings, setting, to_plain
+from ldm.settings.config import CheckedSettings, setting, to_plain
 from ldm.weight_files import open_weights
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ DPT_LARGE = DPTConfig(
 
 
 @dataclass(frozen=True)
-class ConvertSettings:
+class ConvertSettings(CheckedSettings):
     """One checkpoint in, one folder out."""
 
     source: Path = setting(help="checkpoint: .ckpt, .pth, .pt, .bin, .safetensors, or a folder of these")
@@ -64,9 +64,6 @@ class ConvertSettings:
         "keep", choices=("keep", *DTYPES), help="type of the written weights; keep: as in the file"
     )
     report: Path | None = setting(None, help="JSON file that tells what became of every key")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True)

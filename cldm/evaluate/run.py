@@ -46,7 +46,7 @@ from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic
 from ldm.images import from_pm1
 from ldm.metrics.similarity import psnr_over, ssim_over
-from ldm.settings.config import check_settings, setting, to_plain
+from ldm.settings.config import CheckedSettings, setting, to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ EVERYTHING = Weights()
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(CheckedSettings):
     """What is measured and where the numbers go."""
 
     model: Path = setting(Path("assets/tiny/compositor"), help="compositor folder")
@@ -75,9 +75,6 @@ class EvaluateSettings:
     identity: bool = setting(True, help="also measure identity among eight rendered candidates")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     out: Path | None = setting(None, help="JSON file for the numbers; table and sheets go beside it")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def variants(settings: EvaluateSettings, card: CompositorConfig) -> dict[str, Sampling]:

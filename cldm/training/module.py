@@ -29,13 +29,13 @@ from torch.optim import Optimizer
 from cldm.model import Compositor, Conditions
 from cldm.training.randomness import StepRandomness, draw_step, shifted_timesteps, timesteps_by_dynamics
 from cldm.training.sharding import WHOLE, gathered, shard
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 from ldm.training.checkpoints import trained
 from ldm.training.diffusion import min_snr_weight, prediction_target
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(CheckedSettings):
     """How to train; the defaults are the published recipe (AdamW 1e-5, constant rate)."""
 
     lr: float = setting(1e-5, low=0.0, help="learning rate after warm-up")
@@ -92,9 +92,6 @@ class TrainConfig:
         False, help="recompute activations in the backward pass: less memory, about a third slower"
     )
     seed: int = setting(0, help="seed of noise, timesteps and dropout")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def trainable_parameters(model: Compositor, config: TrainConfig) -> list[nn.Parameter]:

@@ -34,13 +34,13 @@ from ldm.metrics.clip import Clip
 from ldm.metrics.dino import Dino
 from ldm.metrics.inception import load_inception
 from ldm.metrics.weights import MetricNetworks
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ScoreSettings:
+class ScoreSettings(CheckedSettings):
     """Composites of a benchmark, and the networks that judge them."""
 
     results: Path = setting(help="folder of composites CASE.png")
@@ -62,9 +62,6 @@ class ScoreSettings:
     depth_model: Path = setting(Path("assets/tiny/depth"), help="depth network for the order in results")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     out: Path | None = setting(None, help="JSON file for the numbers; table and sheet go beside it")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass

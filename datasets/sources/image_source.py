@@ -19,7 +19,7 @@ from datasets.inputs import Inputs
 from datasets.sources.annotations import section
 from datasets.sources.readers import Rules, Tree, View, read_example
 from ldm.files import read_json
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 Item = tuple[
     Any, ...
@@ -32,14 +32,11 @@ def motion(default: int) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConfig:
+class SourceConfig(CheckedSettings):
     """What the sections of all sources of files have. By default one view is reference and target."""
 
     dynamics: int = motion(0)
     rules: Rules = setting(Rules(), help="which objects are rejected")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def open(self, index: Path | None = None) -> ImageSource:
         """The source; index: JSON file of the items to use (run_dataset_debug.py --validate)."""

@@ -19,14 +19,14 @@ from datasets.geometry import bbox_of_mask, expand_box
 from datasets.inputs import Inputs
 from datasets.masks import mask_score
 from ldm.images import read_depth, read_image
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TARGET_MARGIN = 1.1  # the region round the target object over its box, as published
 
 
 @dataclass(frozen=True)
-class Rules:
+class Rules(CheckedSettings):
     """Which objects are rejected; the defaults are the published ones."""
 
     whole: float = setting(0.9, low=0, high=1, help="least fraction in the reference's largest piece")
@@ -37,9 +37,6 @@ class Rules:
     sides: str = setting(
         "either", choices=("either", "both"), help="reject when either side is out of range, or when both are"
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def check_reference(self, mask: np.ndarray) -> None:
         """Reject a reference object (h, w) bool that is torn, cut or of the wrong size."""

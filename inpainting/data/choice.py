@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from inpainting.data.paintings import Painting, write_object
 from ldm.files import read_json
 from ldm.images import to_pm1
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 MANIFEST = "masks.json"
 RULES = (
@@ -32,7 +32,7 @@ RULES = (
 
 
 @dataclass(frozen=True)
-class PaintingOptions:
+class PaintingOptions(CheckedSettings):
     """Which regions of which paintings (published options of the dataset)."""
 
     data_dir: Path = setting(Path("data/mm_inp_dataset"), help="folder made by inpainting.data.ops")
@@ -48,9 +48,6 @@ class PaintingOptions:
     drop_caption_probability: float = setting(
         0.1, low=0, high=1, help="fraction of training images with one region that have no prompt"
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def rules(self) -> dict[str, Any]:

@@ -30,23 +30,20 @@ from inpainting.data.steps.regions import RegionFinder, RegionSource, make_regio
 from inpainting.data.steps.split import TransferSettings, distribute
 from ldm.files import file_sha256, read_json
 from ldm.settings.cli import command, new_app, run_module
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 LOWER_STEP = "to-lowercase"
 SPLIT_NAMES = {"valid": "val"}
 
 
 @dataclass(frozen=True)
-class DciSettings:
+class DciSettings(CheckedSettings):
     """Annotations and images -> a folder."""
 
     annotations_dir: Path = setting(help="folder of annotation files")
     image_dir: Path = setting(help="folder of images, split or not")
     out_dir: Path = setting(help="folder that gets one folder per image")
     workers: int = setting(0, low=0, help="threads; 0: one per core")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True)

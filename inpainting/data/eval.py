@@ -34,7 +34,7 @@ from ldm.metrics.clip import Clip
 from ldm.metrics.intervals import WIDTH
 from ldm.registry.models import OTHER_FRAMEWORKS, model_folder
 from ldm.settings.cli import command, new_app, run_module
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +44,13 @@ Pairs = Iterator[tuple[str, Callable[[], tuple[np.ndarray, str]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipSettings:
+class ClipSettings(CheckedSettings):
     """What measures, and where the result goes."""
 
     batch_size: int = setting(32, low=1, help="images at once")
     clip: str = setting(CLIP, help="CLIP, folder or hub name")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     out: Path | None = setting(None, help="JSON file for the result with its interval")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from yaml import YAMLError
 
 from ldm.files import read_json, write_json
 from ldm.settings.schema import (
+    CheckedSettings,
     check_settings,
     check_values,
     flat_settings,
@@ -33,8 +34,8 @@ from ldm.settings.schema import (
     type_name,
 )
 
-__all__ = ["Layer", "check_settings", "dump_yaml", "flag_name", "load_config", "merge_layers", "nearest"]
-__all__ += ["read_config", "setting", "to_plain", "write_config", "yaml_layers"]
+__all__ = ["CheckedSettings", "Layer", "check_settings", "dump_yaml", "flag_name", "load_config"]
+__all__ += ["merge_layers", "nearest", "read_config", "setting", "to_plain", "write_config", "yaml_layers"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -55,6 +55,13 @@ def nearest(name: object, allowed: Iterable[object], what: str = "name") -> str:
     return f"unknown {what} {str(name)!r}; {hint}allowed: {', '.join(names[:LISTED]) or 'none'}{more}"
 
 
+class CheckedSettings:
+    """Base of settings dataclasses that refuse values out of range, also when they are made in Python."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
 def check_settings(settings: Any) -> None:
     """Refuse a dataclass whose values, or whose sections' values, leave their range; for `__post_init__`."""
     check_values(type(settings), settings)

@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 from ldm.training.checkpoints import ResumableSampler
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class FitConfig(CheckedSettings):
     """How long, how fast and with what arithmetic a model is trained, and what is kept of it."""
 
     epochs: int = setting(1, low=1, help="passes over the examples")
@@ -44,9 +44,6 @@ class FitConfig:
     )
     resume: str = setting("latest", help="go on from this checkpoint: latest, none, or its name")
     seed: int = setting(0, low=0, help="seed of order, noise and dropout")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def steps_for(self, examples: int, processes: int = 1) -> int:
         """Optimizer steps of the whole run."""

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from ldm.files import json_bytes, read_json, write_all_atomic, write_atomic, write_json
 from ldm.images import encode_png
 from ldm.journal import append_line, in_order, read_lines
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, check_settings, setting
 from ldm.shards import shard_of
 from llava_bifrost.build_dataset.records import (
     Built,
@@ -62,13 +62,10 @@ class OutputSettings:
 
 
 @dataclass(frozen=True)
-class MergeShardsSettings:
+class MergeShardsSettings(CheckedSettings):
     """Which data set is put together."""
 
     out: Path = setting(help="folder that the shards were built into")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 class QuestionSource(Protocol):

@@ -19,7 +19,7 @@ from datasets.base import Rejected
 from datasets.geometry import Box01, Size, bbox_of_mask, box_to_01
 from datasets.sources.annotations import section, segment_mask
 from ldm.experts.erase import Eraser
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 from llava_bifrost.language.instruction import Request
 
 APART = 0.12  # middles this far apart, in widths of the image, are left and right of each other; chosen
@@ -151,7 +151,7 @@ def unique_names(objects: Sequence[Annotated], rival: float) -> dict[int, str]:
 
 
 @dataclass(frozen=True)
-class Thresholds:
+class Thresholds(CheckedSettings):
     """Which objects are removed and which are named."""
 
     target: tuple[float, float] = setting((0.02, 0.6), low=0, high=1, help="target's box over the image")
@@ -162,9 +162,6 @@ class Thresholds:
     remaining: float = setting(0.5, low=0, high=1, help="least fraction of an anchor that the removal leaves")
     leftover: float = setting(0.35, low=0, high=1, help="largest fraction of the target that looks as before")
     depth_error: float = setting(0.05, low=0, high=1, help="largest median difference of the two depth maps")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,14 +11,14 @@ import numpy as np
 
 from datasets.geometry import Box01
 from datasets.relations import ALL_RELATIONS, Place, gap, holds
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 from llava_bifrost.language.instruction import PHRASES, PUBLISHED, Request
 
 Fact = tuple[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class RelationRules:
+class RelationRules(CheckedSettings):
     """What may be stated about an object and its anchors."""
 
     most: int = setting(3, low=1, high=5, help="most relations of an instruction")
@@ -26,9 +26,6 @@ class RelationRules:
     depth_step: float = setting(0.1, low=0, high=1, help="least difference of depths for in front of, behind")
     same_depth: float = setting(0.05, low=0, high=1, help="largest difference for on, above, under")
     between: bool = setting(True, help="also state that an object is between two others")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def true_facts(

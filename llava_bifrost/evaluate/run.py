@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ldm.files import json_bytes, write_all_atomic
-from ldm.settings.config import check_settings, setting, to_plain
+from ldm.settings.config import CheckedSettings, setting, to_plain
 from llava_bifrost.evaluate.cases import dataset_cases, scene_cases
 from llava_bifrost.evaluate.measures import Case, Measures, failed, measure_answer
 from llava_bifrost.evaluate.report import (
@@ -47,7 +47,7 @@ Answers = list[Location | None]
 
 
 @dataclass(frozen=True)
-class LocatorEvaluation:
+class LocatorEvaluation(CheckedSettings):
     """What is measured and where the numbers go."""
 
     model: Path = setting(Path("assets/tiny/locator"), help="folder of the locator")
@@ -63,9 +63,6 @@ class LocatorEvaluation:
     batch: int = setting(64, help="questions answered together", low=1)
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     seed: int = setting(0, help="of the questions and controls", low=0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ldm.device import DEVICES, DTYPES
 from ldm.experts.depth import DepthEstimator
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 from llava_bifrost.card import FULL, TINY, default_folder
 from llava_bifrost.locator import Locator, load_locator
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocatorSettings:
+class LocatorSettings(CheckedSettings):
     """Which locator, and how it is asked."""
 
     model: Path | None = setting(
@@ -28,9 +28,6 @@ class LocatorSettings:
     )
     device: str = setting("auto", choices=DEVICES, help="where the locator runs")
     dtype: str = setting("auto", choices=("auto", *DTYPES), help="number type of the locator")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def load(self) -> Locator:
         """The locator that these settings name."""

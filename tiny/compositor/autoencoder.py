@@ -24,14 +24,14 @@ from datasets.sources.rendered import read_images
 from ldm.files import write_atomic
 from ldm.latents import LatentSpace
 from ldm.settings.cli import run_module, trainer
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 from ldm.training.manifest import make_manifest
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FirstStageConfig:
+class FirstStageConfig(CheckedSettings):
     """Where the scenes are, how long to train, where the autoencoder goes."""
 
     data: Path = setting(help="folder of scene shards for training")
@@ -45,9 +45,6 @@ class FirstStageConfig:
     lr: float = setting(1.5e-3, low=0.0, help="peak learning rate, cosine to 0")
     seed: int = setting(0, help="seed of initialisation and crops")
     log_every: int = setting(200, low=1, help="steps between rows of log.csv")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def crops(images_u8: np.ndarray, config: FirstStageConfig, step: int) -> Tensor:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from datasets.scenes import SceneOptions, eval_seed, render, sample_scene, train_seed
 from ldm.files import write_atomic
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 from tiny.depth.network import MULTIPLE, min_max
 
 SHARD_SCENES = 100
@@ -25,7 +25,7 @@ UNUSED_REFERENCE = (16, 16)  # the reference view is not needed here, so it is r
 
 
 @dataclass(frozen=True)
-class ScenesConfig:
+class ScenesConfig(CheckedSettings):
     """Which images are rendered, and where they are kept."""
 
     folder: Path = setting(
@@ -34,9 +34,6 @@ class ScenesConfig:
     train: int = setting(4000, help="training scenes, two images each", low=1)
     held_out: int = setting(200, help="evaluation scenes, from seeds that training never uses", low=1)
     smooth_edges: bool = setting(False, help="anti-aliased training scenes, about half as fast to render")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +94,7 @@ def _read_shard(path: Path) -> Images | None:
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(CheckedSettings):
     """How a training image is varied; the depth follows the geometry."""
 
     crop: float = setting(0.55, help="smallest side of a crop, share of the image", low=0.2, high=1)
@@ -109,9 +106,6 @@ class AugmentConfig:
     permute: float = setting(0.25, help="share of images with permuted colour channels", low=0, high=1)
     blur: float = setting(0.25, help="share of softened images", low=0, high=1)
     noise: float = setting(0.02, help="largest standard deviation of added noise, of 1", low=0, high=0.5)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def training_batch(

@@ -22,7 +22,7 @@ from ldm.checkpoints import folder_written_whole
 from ldm.device import pick_device
 from ldm.files import write_atomic
 from ldm.settings.cli import run_module, trainer
-from ldm.settings.config import check_settings, dump_yaml, setting, to_plain
+from ldm.settings.config import CheckedSettings, dump_yaml, setting, to_plain
 from ldm.training.manifest import make_manifest
 from tiny.depth.network import NetworkConfig, build_network, depth_loss, measure, predict, save_network
 from tiny.depth.scenes import AugmentConfig, Images, ScenesConfig, load_images, training_batch
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainDepthConfig:
+class TrainDepthConfig(CheckedSettings):
     """Everything that decides the trained network."""
 
     out: Path = setting(
@@ -56,9 +56,6 @@ class TrainDepthConfig:
     ema: float = setting(0.999, help="decay of the averaged weights, which are the ones saved", low=0, high=1)
     bf16: bool = setting(True, help="bfloat16 autocast")
     save_every_s: float = setting(60.0, help="seconds between checkpoints", low=1)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 class Trainer:

@@ -17,14 +17,14 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from ldm.checkpoints import folder_written_whole, save_part
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 from tiny.inpainter.loop import LoopConfig, fit
 
 SPREAD = 0.05  # weight of the penalty that holds the statistics of the latents
 
 
 @dataclass(frozen=True)
-class FirstStageConfig:
+class FirstStageConfig(CheckedSettings):
     """Sizes of the autoencoder and how it learns."""
 
     width: int = setting(32, low=8, help="channels of every level")
@@ -37,9 +37,6 @@ class FirstStageConfig:
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=9000, batch=8, lr=1.5e-3, weight_decay=0.0, ema=0.99)
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def create(config: FirstStageConfig) -> AutoencoderTiny:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoints import load_strict
 from ldm.files import write_atomic
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 from tiny.inpainter.examples import example
 from tiny.inpainter.loop import LoopConfig, fit
 from tiny.regions import Box, Views, grown
@@ -30,16 +30,13 @@ SIDE = 32  # of the crops that the classifier sees, pixels
 
 
 @dataclass(frozen=True)
-class JudgeConfig:
+class JudgeConfig(CheckedSettings):
     """Size of the classifier and how it learns."""
 
     width: int = setting(24, low=4, help="channels of the first level, twice as many per level")
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=5000, batch=32, lr=2e-3, ema=0.995, decay=0.6)
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 class Judge(nn.Module):

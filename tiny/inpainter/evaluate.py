@@ -27,7 +27,7 @@ import numpy as np
 from inpainting.models.text_to_image.load import load_inpainter
 from ldm.files import hash_folder, write_all_atomic, write_atomic
 from ldm.settings.cli import command, run_module, single_app
-from ldm.settings.config import check_settings, setting, to_plain
+from ldm.settings.config import CheckedSettings, setting, to_plain
 from tiny.inpainter.autoencoder import round_trip_db
 from tiny.inpainter.cases import ASKED, Case, make_cases
 from tiny.inpainter.classifier import Judge, load_judge, verdicts
@@ -49,7 +49,7 @@ MODELS: dict[str, tuple[str, Way]] = {
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(CheckedSettings):
     """What is measured, on what, and where the numbers go."""
 
     run: Path = setting(Path("runs/tiny/inpainter"), help="folder of the training run")
@@ -61,9 +61,6 @@ class EvaluateConfig:
     models: tuple[str, ...] = setting(tuple(MODELS), choices=tuple(MODELS), help="which models")
     seed: int = setting(0, help="of the choice of masks, prompts and noise")
     sampling: Sampling = setting(Sampling(), help="how images are painted")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def run(config: EvaluateConfig) -> None:

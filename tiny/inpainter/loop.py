@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ldm.files import write_atomic
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 STATE, LOG = "state.pt", "log.csv"
 Losses = Callable[[int], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class LoopConfig:
+class LoopConfig(CheckedSettings):
     """How long and how fast a stage learns."""
 
     steps: int = setting(1000, low=1, help="optimizer steps")
@@ -43,9 +43,6 @@ class LoopConfig:
     seed: int = setting(0, help="seed of initialisation and of every batch")
     log_every: int = setting(50, low=1, help="steps between rows of log.csv")
     checkpoint_every: int = setting(250, low=1, help="steps between checkpoints")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def rate(step: int, config: LoopConfig) -> float:

@@ -12,25 +12,22 @@ from inpainting.models.text_to_image.card import PaintOptions
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.pipeline import Job, paint_all
 from inpainting.tokens import ENCODINGS
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 from tiny.inpainter.examples import Example
 from tiny.regions import box_mask
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(CheckedSettings):
     """How images are painted."""
 
     steps: int = setting(8, low=1, help="denoising steps")
     guidance: float = setting(2.0, low=1.0, help="classifier-free guidance")
     batch: int = setting(16, low=1, help="images painted together; the result does not depend on it")
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @dataclass(frozen=True)
-class Way:
+class Way(CheckedSettings):
     """How prompts reach their masks.
 
     rectified: with region maps, else all prompts are joined with periods and read everywhere
@@ -39,9 +36,6 @@ class Way:
 
     rectified: bool
     encoding: str = setting("separate", choices=ENCODINGS)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def paint_examples(

@@ -34,7 +34,7 @@ from inpainting.tokens import encode_plans
 from ldm.checkpoints import folder_written_whole, load_part
 from ldm.files import write_atomic
 from ldm.settings.cli import run_module, trainer
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 from ldm.training.manifest import make_manifest
 from tiny.inpainter import autoencoder as first_stage
 from tiny.inpainter import classifier as judge
@@ -61,7 +61,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(CheckedSettings):
     """The LoRAs; as published but for the rank and the length."""
 
     rank: int = setting(16, low=1, help="rank; alpha is equal to it")
@@ -70,12 +70,9 @@ class AdapterConfig:
         default_factory=lambda: LoopConfig(steps=2500, batch=8, lr=1e-3, weight_decay=0.0, ema=0.995)
     )
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(CheckedSettings):
     """Where the scenes are, where the stages go, and their sizes."""
 
     data: Path = setting(help="folder of shards of whole scenes, training seeds")
@@ -87,9 +84,6 @@ class TrainConfig:
     painter: LoopConfig = field(default_factory=lambda: LoopConfig(steps=10000, batch=8, lr=8e-4))
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     judge: judge.JudgeConfig = field(default_factory=judge.JudgeConfig)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def run(config: TrainConfig) -> None:

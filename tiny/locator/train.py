@@ -18,7 +18,7 @@ from transformers import LlavaForConditionalGeneration
 
 from ldm.files import write_atomic
 from ldm.settings.cli import run_module, trainer
-from ldm.settings.config import check_settings, dump_yaml, setting
+from ldm.settings.config import CheckedSettings, dump_yaml, setting
 from ldm.training.manifest import make_manifest
 from tiny.llava import PATCH, SmallConfig, blind
 from tiny.locator.cache import open_scenes
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LocatorTraining:
+class LocatorTraining(CheckedSettings):
     """Everything that decides the trained locator."""
 
     data: Path = setting(help="folder of scene shards, full views")
@@ -48,9 +48,6 @@ class LocatorTraining:
     questions: tuple[int, int] = setting((4, 2), help="placing,replacing questions per image in C", low=0)
     blind: bool = setting(False, help="control: B and C never see the image")
     cache: Path | None = setting(None, help="folder of arrays made of `data`; default: `cache` in out")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def run(config: LocatorTraining) -> None:

@@ -33,7 +33,7 @@ from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import paint_masks
 from ldm.files import hash_folder, write_all_atomic
 from ldm.settings.cli import command, run_module, single_app
-from ldm.settings.config import check_settings, setting, to_plain
+from ldm.settings.config import CheckedSettings, setting, to_plain
 from ldm.sheet import grid
 from tiny.prompter.baselines import best_guess, predictive
 from tiny.prompter.cases import Case, bayes_optimal_answers, box_answers, make_case
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class EvaluatePrompter:
+class EvaluatePrompter(CheckedSettings):
     """What is measured, on what, and where the numbers go."""
 
     model: Path = setting(Path("runs/tiny/prompter/model"), help="folder of the prompt writer")
@@ -60,9 +60,6 @@ class EvaluatePrompter:
     most: int = setting(5, low=1, help="most masks of one image")
     seed: int = setting(0, help="of the choice of masks")
     batch: int = setting(64, low=1, help="questions that go through the model together")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def verdicts(cases: Sequence[Case], answers: Sequence[Sequence[str]]) -> list[Verdict]:

@@ -24,7 +24,7 @@ from ldm.checkpoints import folder_written_whole
 from ldm.files import hash_folder, write_atomic
 from ldm.mllm.load import load_model
 from ldm.settings.cli import run_module, trainer
-from ldm.settings.config import check_settings, dump_yaml, setting, write_config
+from ldm.settings.config import CheckedSettings, dump_yaml, setting, write_config
 from ldm.training.manifest import make_manifest
 from tiny.llava import SmallConfig, blind, create_llava, make_processor, project, save_llava
 from tiny.loop import Stage, StageSettings, describe_stages
@@ -42,7 +42,7 @@ NOTICE = (
 
 
 @dataclass(frozen=True)
-class PrompterTraining:
+class PrompterTraining(CheckedSettings):
     """Everything that decides the trained prompt writer."""
 
     data: Path = setting(help="folder of shards written by tiny.prompter.scenes")
@@ -59,9 +59,6 @@ class PrompterTraining:
     see: float = setting(0.5, help="weight of the vision loss while writing", low=0)
     alone: float = setting(0.5, help="share of images whose captions do not see one another", low=0, high=1)
     blind: bool = setting(False, help="control: the writing stage never sees the image")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def run(config: PrompterTraining) -> None:

@@ -23,13 +23,13 @@ from inpainting.data.steps.regions import RegionSettings, make_entities, make_ma
 from inpainting.data.steps.roots import METHODS, RootSettings, extract_roots
 from inpainting.data.steps.split import MODES, SplitSettings, split_images
 from ldm.journal import Journal
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class BuildSettings:
+class BuildSettings(CheckedSettings):
     """Where everything is; the defaults are the published paths."""
 
     image_dir: Path = setting(Path("data/mm_inp_dataset/images"), help="folder of images, split or not")
@@ -47,9 +47,6 @@ class BuildSettings:
     val_size: int = setting(5000, low=1, help="validation images of a random split")
     test_size: int = setting(5000, low=1, help="test images of a random split")
     workers: int = setting(0, low=0, help="threads; 0: one per core")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def build(settings: BuildSettings) -> None:

@@ -24,7 +24,7 @@ from ldm.decode import DECODER_ERRORS
 from ldm.files import write_atomic
 from ldm.images import read_image
 from ldm.journal import in_order
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class PermanentError(ValueError):
 
 
 @dataclass(frozen=True)
-class ImageSettings:
+class ImageSettings(CheckedSettings):
     """Which images, and how patiently."""
 
     output_dir: Path = setting(
@@ -53,9 +53,6 @@ class ImageSettings:
     wait: float = setting(1.0, low=0, help="seconds before the second try, doubled before each further one")
     verify: bool = setting(False, help="decode the images that are there, and fetch damaged ones again")
     failures: Path | None = setting(None, help="table of failures [default: OUTPUT_DIR_failed.csv]")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def failure_table(self) -> Path:

@@ -18,7 +18,7 @@ from inpainting.data.steps.split import read_rows
 from ldm.files import file_sha256, read_json
 from ldm.registry.download import download
 from ldm.registry.unpack import is_archive, unpack
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ POINTER_BYTES = 1024
 
 
 @dataclass(frozen=True)
-class FetchSettings:
+class FetchSettings(CheckedSettings):
     """Where the files come from, and where they go."""
 
     out_dir: Path = setting(Path("data"), help="folder that gets the three files")
@@ -47,9 +47,6 @@ class FetchSettings:
     raw_url: str = setting(RAW, help="address of a file of the repository")
     lfs_url: str = setting(LFS, help="address of what a Git LFS pointer stands for")
     force: bool = setting(False, help="fetch again what is there")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def fetch_annotations(settings: FetchSettings) -> None:

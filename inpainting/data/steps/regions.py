@@ -24,22 +24,19 @@ from inpainting.data.steps.captions import plain_text
 from ldm.files import file_sha256, write_all_atomic
 from ldm.images import encode_png, read_image
 from ldm.journal import Journal, run_items, stamp_path
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 RegionFinder = Callable[[tuple[int, int]], list[ObjectRegion]]  # (h, w) of the image -> its regions
 
 
 @dataclass(frozen=True)
-class RegionSettings:
+class RegionSettings(CheckedSettings):
     """Annotations and images -> a folder."""
 
     annotations_path: Path = setting(help="JSON file of descriptions with boxes")
     image_dir: Path = setting(help="folder of images, split or not")
     out_dir: Path = setting(help="folder that gets one folder per image")
     workers: int = setting(0, low=0, help="threads; 0: one per core")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from inpainting.data.paintings import MAKE_ENTITIES, change_annotations
 from ldm.journal import Journal, stamp_hash
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +39,11 @@ Rooter = Callable[[str], str]
 
 
 @dataclass(frozen=True)
-class RootSettings:
+class RootSettings(CheckedSettings):
     """Entities -> noun roots."""
 
     entities_dir: Path = setting(help="folder of entities")
     method: str = setting("auto", choices=METHODS, help="spaCy's model, the rule, or the first that works")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def find_rooter(method: str = "auto") -> tuple[str, Rooter]:

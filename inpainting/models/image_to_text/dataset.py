@@ -18,13 +18,13 @@ from inpainting.data.choice import within
 from inpainting.data.items import TRAIN, PaintingItems
 from inpainting.data.paintings import Entity, Painting
 from inpainting.prompts import COLORS, RED, SINGLE, paint_masks, remove_overlaps, target_text
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 MAKE_ROOTS = "python -m inpainting.data.ops extract-noun-chunk-roots"
 
 
 @dataclass(frozen=True)
-class LlavaOptions:
+class LlavaOptions(CheckedSettings):
     """Which regions are masked, in which colours (published options of the dataset)."""
 
     data_dir: Path = setting(Path("data/mm_inp_dataset"), help="folder made by inpainting.data.ops")
@@ -43,9 +43,6 @@ class LlavaOptions:
         choices=("fixed", "published"),
         help="fixed: exactly one red region in held-out images, any region alone; published: see docs",
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def colors(self) -> int:

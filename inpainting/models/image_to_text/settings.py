@@ -15,14 +15,14 @@ from ldm.device import DTYPES
 from ldm.metrics.intervals import RESAMPLES
 from ldm.mllm.lora import LoraSettings
 from ldm.mllm.templates import TEMPLATES
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, check_settings, setting
 from ldm.training.fit import FitConfig
 
 RECIPE = LoraSettings(rank=16, alpha=16, dropout=0.05, projector=False, init="gaussian")
 
 
 @dataclass(frozen=True)
-class ValidationOptions:
+class ValidationOptions(CheckedSettings):
     """How held-out images are answered and measured."""
 
     split: str = setting("val", choices=SPLITS, help="which images")
@@ -41,9 +41,6 @@ class ValidationOptions:
         MetricFolders(), help="networks that measure the prompts", was=("judges",)
     )
     resamples: int = setting(RESAMPLES, low=0, help="bootstrap resamples of the intervals; 0 = none")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from ldm.metrics.clip_resnet import ResnetClip, load_resnet_clip
 from ldm.metrics.inception import load_inception
 from ldm.metrics.lpips import Lpips, load_lpips
 from ldm.metrics.weights import MetricNetworks
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 
 @dataclass(frozen=True)
-class BackboneFiles:
+class BackboneFiles(CheckedSettings):
     """Where the networks lie. `python -m ldm.registry pull NAME` gets them."""
 
     inception: Path = setting(
@@ -31,9 +31,6 @@ class BackboneFiles:
         Path("models/clip_iqa/RN50.pt"),
         help="CLIP of CLIP-IQA: OpenAI's RN50.pt (published), or a CLIP folder",
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def open_judge(path: Path, device: torch.device) -> Clip | ResnetClip:

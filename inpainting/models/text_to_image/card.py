@@ -7,11 +7,11 @@ from typing import Any
 
 from inpainting.models.text_to_image.layout import LAYOUTS
 from inpainting.tokens import ENCODINGS
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 
 @dataclass(frozen=True)
-class PaintOptions:
+class PaintOptions(CheckedSettings):
     """How to paint; None where the model's own recommendation holds."""
 
     scheduler: str | None = setting(None, help="sampler by name; without it the model's")
@@ -45,9 +45,6 @@ class PaintOptions:
         0.005, low=0.0, high=0.5, help="blend inside the masks' edge, as a fraction of the shorter side"
     )
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 DEFAULTS = PaintOptions()
 # The published system, switch by switch.
@@ -55,19 +52,16 @@ COMPAT = PaintOptions(layout="nearest", encoding="joint", paste_back=False)
 
 
 @dataclass(frozen=True)
-class Recommended:
+class Recommended(CheckedSettings):
     """Sampler settings that suit a model. Published: the sampler of the model folder, 50 steps, 7.5."""
 
     scheduler: str = setting("", help="sampler by name; empty = the class that scheduler_config.json names")
     steps: int = setting(50, low=1, high=1000, help="sampling steps")
     guidance: float = setting(7.5, low=0.0, high=30.0, help="classifier-free guidance, 1 = off")
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @dataclass(frozen=True)
-class InpainterConfig:
+class InpainterConfig(CheckedSettings):
     """`inpainter.json` of a model folder; a stock Stable Diffusion folder has none and gets these values."""
 
     name: str = setting("inpainter", help="short name for logs and recipes")
@@ -78,9 +72,6 @@ class InpainterConfig:
     layout: str = setting("coverage", choices=LAYOUTS, help="default layout of regions")
     encoding: str = setting("joint", choices=ENCODINGS, help="how prompts were encoded in training")
     sampling: Recommended = setting(Recommended(), help="default sampler settings")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def resolved(options: PaintOptions, card: InpainterConfig, scheduler: str, resolution: int) -> PaintOptions:

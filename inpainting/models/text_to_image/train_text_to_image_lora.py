@@ -30,7 +30,7 @@ from inpainting.tokens import ENCODINGS
 from ldm.files import write_atomic
 from ldm.seeds import seed_of
 from ldm.settings.cli import new_app, run_module
-from ldm.settings.config import check_settings, dump_yaml, load_config, setting
+from ldm.settings.config import CheckedSettings, check_settings, dump_yaml, load_config, setting
 from ldm.training.batches import drawing
 from ldm.training.checkpoints import Layout
 from ldm.training.fit import FitConfig, Task, fit, make_accelerator
@@ -43,15 +43,12 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class LoraOptions:
+class LoraOptions(CheckedSettings):
     """The adapter. Its scale is 1 (alpha = rank), as the released format assumes."""
 
     rank: int = setting(16, low=1, help="rank of the update of each layer")
     dropout: float = setting(0.05, low=0, high=1, help="dropout in front of the adapter")
     targets: tuple[str, ...] = setting(TARGETS, help="layers, by the end of their names")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ldm.checkpoints import load_pretrained
 from ldm.files import read_json
 from ldm.metrics.clip import Clip
 from ldm.metrics.weights import MetricNetworks
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +35,11 @@ CLIPSCORE = "clipscore"
 
 
 @dataclass(frozen=True)
-class MetricFolders:
+class MetricFolders(CheckedSettings):
     """Where the networks lie. `python -m ldm.registry pull NAME` gets clip and roberta-large."""
 
     clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIPSim")
     roberta: Path = setting(Path("models/roberta_large"), help="RoBERTa folder of BERTScore")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 class BertScore:
