@@ -168,8 +168,10 @@ def write_missing(
         return Prompts(known, missing, palette(len(known)))
     if writer is None:
         raise ValueError(f"{sum(missing)} masks have no prompt, and no prompt writer is given")
-    for number in hidden_masks(masks):
-        log.warning("mask %d lies under smaller masks: the prompt writer does not see its colour", number)
+    order = sorted(range(len(masks)), key=lambda number: -np.count_nonzero(masks[number]))  # of painting
+    for number, mask in zip(order, remove_overlaps([masks[number] for number in order]), strict=True):
+        if not mask.any():
+            log.warning("mask %d lies under smaller masks: the writer does not see its colour", number + 1)
     texts = writer.write([image_u8], [masks], decoding, given=[known])[0]
     for number, text in enumerate(texts, 1):
         if not text:
@@ -185,13 +187,6 @@ def completed(prompts: Sequence[str], masks: int) -> list[str]:
     if len(prompts) > masks:
         raise ValueError(f"more prompts than masks: {len(prompts)} prompts, {masks} masks (--prompts)")
     return [*(text.strip() for text in prompts), *[""] * (masks - len(prompts))]
-
-
-def hidden_masks(masks: Sequence[np.ndarray]) -> list[int]:
-    """Numbers, from 1, of masks of which nothing is left to see when smaller ones are painted over them."""
-    order = sorted(range(len(masks)), key=lambda number: -np.count_nonzero(masks[number]))
-    visible = remove_overlaps([masks[number] for number in order])
-    return sorted(number + 1 for number, mask in zip(order, visible, strict=True) if not mask.any())
 
 
 def run_dream(settings: DreamSettings) -> None:

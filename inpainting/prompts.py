@@ -1,8 +1,8 @@
-"""Colours, questions and answers of the prompt writer, once: for training, tests, commands and notebooks.
+"""Colours, question texts and answers of the prompt writer, for training, tests, commands and notebooks.
 
 The model sees a painting whose regions are painted in solid colours, is asked what hides behind them, and
 answers `<red>a dog</red><green>a tree</green>`. Texts and colours are part of the released adapters (paper
-section 3.1). Where the published code keeps its colours wrongly, ours is corrected; `published` restores it.
+section 3.1).
 
 Legend: h w pixels.
 """
@@ -84,8 +84,8 @@ def target_text(pairs: Sequence[tuple[str, str]]) -> str:
 
 def read_prompt(answer: str, color: str) -> str:
     """The text between the first <color> and the first </color> after it; empty where a tag is missing."""
-    found = re.search(rf"<{color}>(.*?)</{color}>", answer, re.DOTALL)
-    return found[1].strip() if found else ""
+    match = re.search(rf"<{color}>(.*?)</{color}>", answer, re.DOTALL)
+    return match[1].strip() if match else ""
 
 
 def rgb_of(color: str) -> RGB:
@@ -142,9 +142,9 @@ def paint_masks(
 
 def remove_overlaps(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Each mask (h, w) bool without what later masks cover."""
-    kept: list[np.ndarray] = []
+    visible: list[np.ndarray] = []
     covered = np.zeros_like(masks[0]) if len(masks) else np.zeros(0, bool)
     for mask in reversed(masks):
-        kept.append(mask & ~covered)
+        visible.append(mask & ~covered)
         covered = covered | mask
-    return kept[::-1]
+    return visible[::-1]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from inpainting.dream import Prompts, break_lines, build_app, dream, hidden_masks, legend
+from inpainting.dream import Prompts, break_lines, build_app, dream, legend, write_missing
 from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig
 from inpainting.models.image_to_text.writer import Decoding, PromptWriter
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, save_inpainter
@@ -166,12 +166,14 @@ def test_an_input_is_never_overwritten(tmp_path: Path, files: list[str], capsys:
     assert "would be overwritten" in capsys.readouterr().err
 
 
-def test_hidden_masks_are_found():
-    whole = np.ones_like(LEFT)
-    assert hidden_masks([LEFT, RIGHT]) == []
-    assert hidden_masks([whole, LEFT]) == []
-    assert hidden_masks([LEFT, LEFT.copy()]) == [1]
-    assert hidden_masks([LEFT | RIGHT, LEFT, RIGHT]) == [1]
+def test_hidden_masks_are_named(writer: PromptWriter, caplog: pytest.LogCaptureFixture):
+    whole, hidden = np.ones_like(LEFT), "lies under smaller masks"
+    for masks, number in ([LEFT, RIGHT], 0), ([whole, LEFT], 0), ([LEFT, LEFT.copy()], 1):
+        caplog.clear()
+        write_missing(IMAGE, masks, [], writer, SHORT)
+        assert [hidden in caplog.text, f"mask {number} {hidden}" in caplog.text] == [number > 0] * 2
+    write_missing(IMAGE, [LEFT, LEFT | RIGHT, RIGHT], [], writer, SHORT)
+    assert f"mask 2 {hidden}" in caplog.text
 
 
 def test_the_prompts_below_the_sheet():

@@ -21,7 +21,6 @@ from inpainting.models.image_to_text.questions import (
     colors_of_masks,
     pattern_of,
     queries_for,
-    tightened,
 )
 from inpainting.models.image_to_text.writer import PUBLISHED, Decoding, PromptWriter, find_files
 from inpainting.prompts import COLORS, target_text
@@ -149,7 +148,6 @@ def test_tokenizers_of_words(more: tuple[str, ...], caplog: pytest.LogCaptureFix
     assert "cannot read the given prompt 'a zebra'" in caplog.text
     with pytest.raises(ValueError, match="cannot spell this form of answer"):
         Grammar(writer.mllm.processor.tokenizer).rule(pattern_of(["purple"]))
-    assert tightened("< red > a cube < / red >") == "<red> a cube </red>"
 
 
 def test_other_questions(writers: dict[str, PromptWriter]):

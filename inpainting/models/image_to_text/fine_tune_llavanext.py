@@ -85,13 +85,13 @@ def fine_tune(config: PromptTraining, accelerator: Accelerator) -> Path:
                 "overwrite it; choose another project_dir"
             )
     base = open_base(config, accelerator.device)
-    mllm = replace(base, model=trainable(config, base))
+    mllm = replace(base, model=trainable_model(config, base))
     writer = PromptWriter(mllm, config.prompter)
     training, validation = training_images(config, accelerator.num_processes), held_out(config)
     measure = None if validation is None else HeldOutTest(config, accelerator, writer, validation)
     if accelerator.is_main_process:
         if validation is not None and measure is not None:
-            validation[0], measure.models  # noqa: B018 -- what they lack is said now, not after an epoch
+            validation[0], measure.models  # noqa: B018 -- errors come now, not after an epoch
         write_atomic(out / "config.yaml", dump_yaml(config).encode())
         count = sum(value.numel() for value in trained(mllm.model).values())
         log.info("%d paintings, %d trained weights", len(training), count)
@@ -152,7 +152,7 @@ def open_base(config: PromptTraining, device: torch.device) -> Mllm:
     return Mllm(model.eval(), load_processor(folder, model.config), folder)
 
 
-def trainable(config: PromptTraining, mllm: Mllm) -> nn.Module:
+def trainable_model(config: PromptTraining, mllm: Mllm) -> nn.Module:
     """The model with what trains: an adapter, or the language model itself with the projector."""
     base = mllm.model
     if getattr(base, "is_loaded_in_4bit", False):
@@ -195,7 +195,7 @@ def with_checkpoint(config: PromptTraining, mllm: Mllm, folder: Path | None) -> 
         return mllm.model
     if config.fine_tuning_type != "full":
         return load_adapter(mllm.model, folder).eval()
-    model = trainable(config, mllm)
+    model = trainable_model(config, mllm)
     weights = trained(model)
     stored, _, _ = read_checkpoint(folder, WHOLE, weights)
     with torch.no_grad():

@@ -35,15 +35,15 @@ CONFIG_FILE = "prompter.json"  # beside the weights of a model or adapter
 LLAVAS = ("llava", "llava_next")  # families whose images stand in a text as <image>
 # Between the tags: one blank at most, a letter or digit, then anything printable but brackets.
 CONTENT = r" ?[A-Za-z0-9][^<>\x00-\x1f\x7f-\x9f]*"
-_SPACED_TAG = re.compile(r"<\s*(/?)\s*(\w+)\s*>")
+SPACED_TAG = re.compile(r"<\s*(/?)\s*(\w+)\s*>")  # as a tokenizer of words decodes a tag: `< red >`
 
 
 @dataclass(frozen=True)
 class PrompterConfig:
-    """How a prompt writer is asked; a folder without this file is asked as the released MultiMask adapter."""
+    """How a prompt writer is asked; without this file, as the released MultiMask adapter."""
 
     name: str = setting("prompt writer", help="short name for logs and recipes")
-    notice: str = setting("", help="said once when the model is loaded")
+    notice: str = setting("", help="message when the model is loaded")
     colors: tuple[str, ...] = setting(tuple(COLORS), help="colours of masks that it knows")
     question: str = setting(
         "discover",
@@ -90,8 +90,8 @@ class Query:
 def colors_of_masks(config: PrompterConfig, given: Sequence[str]) -> list[str]:
     """Colours of r masks, in their order. given: r prompts, "" where one is to be written.
 
-    As published the last one asked has the first colour, red; those whose prompt is known are asked first, so
-    that the others are written in their knowledge. ValueError when the model knows too few colours.
+    The last mask of the question has the first colour, red (published). Masks with a known prompt come first,
+    so that the model knows these prompts when it writes the others. ValueError for too few colours.
     """
     count, known = len(given), config.colors
     if count > len(known):
@@ -152,11 +152,6 @@ def pattern_of(tags: Sequence[str], given: Sequence[str] = ()) -> str:
         return CONTENT
     texts = [f" ?{re.escape(text)}" if text else CONTENT for text in given or [""] * len(tags)]
     return " ?" + "".join(f"<{tag}>{text}</{tag}>" for tag, text in zip(tags, texts, strict=True))
-
-
-def tightened(answer: str) -> str:
-    """The answer with tags as published; a tokenizer of words puts blanks into them: `< red >`."""
-    return _SPACED_TAG.sub(r"<\1\2>", answer)
 
 
 class TagChoice(ConstrainedChoice):

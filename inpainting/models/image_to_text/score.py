@@ -46,7 +46,7 @@ COLUMNS = {
 }
 
 
-def score(
+def score_prompts(
     predictions: Annotated[list[Path], typer.Argument(help="predictions.jsonl of one or more runs")],
     out: Annotated[Path, typer.Option(help="JSON file of all numbers; of several runs, by file")] = OUT,
     table: Annotated[Path | None, typer.Option(help="Markdown file of the table that is printed")] = None,
@@ -83,7 +83,7 @@ def markdown_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in table)
 
 
-build_app = single_app(score)
+build_app = single_app(score_prompts)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -27,12 +27,12 @@ from transformers import StoppingCriteria
 from inpainting.data.steps.describe import continuation, open_model
 from inpainting.models.image_to_text.questions import (
     CONFIG_FILE,
+    SPACED_TAG,
     PrompterConfig,
     Query,
     TagChoice,
     pattern_of,
     queries_for,
-    tightened,
 )
 from ldm.files import read_json
 from ldm.metrics.weights import hash_of
@@ -48,8 +48,8 @@ DEFAULTS = PrompterConfig()
 
 RELEASED = Path("models/llava/multimask/checkpoint-2884/adapter")
 TINY = Path("assets/tiny/prompter")
-RULES = 32  # compiled forms that are kept; one holds some megabytes for a large vocabulary
-LONGEST_ANSWER = 512  # published
+RULES = 32  # compiled expressions in memory; one takes some megabytes for a large vocabulary (chosen)
+LONGEST_ANSWER = 512  # tokens (published)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class PromptWriter:
         """A prompt for each mask (h, w) bool of each image (h, w, 3), any size, in the order of the masks.
 
         batch: questions that go through the model together. given: prompts that are known, one per mask,
-        empty where it is to be written; they are kept, and the model writes the others in their knowledge.
+        empty where it is to be written; they stay as they are, and the model knows them when it writes.
         Raises ValueError for masks that do not fit their image, and for more than the model knows colours.
         """
         prompts = [list(texts) for texts in given or [[""] * len(of_image) for of_image in masks]]
@@ -198,7 +198,9 @@ class PromptWriter:
         # Tags and known texts may be spelled letter by letter, and a letter that is cut may need more bytes.
         pairs = zip(patterns, queries, strict=True)
         most = max(len(form.encode()) + (longest + 4) * max(1, len(query.tags)) for form, query in pairs)
-        return [tightened(answer.text) for answer in generate(self.mllm, prompts, choice, most)]
+        return [
+            SPACED_TAG.sub(r"<\1\2>", answer.text) for answer in generate(self.mllm, prompts, choice, most)
+        ]
 
     def _pattern(self, query: Query) -> str:
         """The expression of an answer; a given prompt that the tokenizer cannot spell stays open."""

@@ -21,16 +21,10 @@ import numpy as np
 from ldm.images import read_image
 from ldm.journal import numbered_lines, parse_line
 
-TEXTS = ("stem", "region", "prediction", "caption", "root")
-NO_NAMES = (
-    "the published predictions.txt numbers its lines within each batch and names no image, so that nothing "
-    "can be compared with them; run the test configuration again, it writes predictions.jsonl"
-)
-
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was said about one region, and what is there."""
+    """The prediction for one region, and its ground truth."""
 
     stem: str
     region: str  # name of the entity: mask_0, mask_1, ...
@@ -57,7 +51,7 @@ class Prediction:
         return bool(self.crop) or (bool(self.image) and self.box is not None)
 
     @property
-    def own_image(self) -> Path | None:
+    def crop_path(self) -> Path | None:
         """DATA/entities/STEM/REGION.png, as named by `crop` or next to DATA/images/SPLIT/STEM.jpg."""
         if self.crop:
             return Path(self.crop)
@@ -69,9 +63,9 @@ class Prediction:
 
     def read_crop(self) -> np.ndarray:
         """RGB (h, w, 3) uint8 of the region; ValueError where the image is missing or the box is empty."""
-        own = self.own_image
-        if own is not None:
-            return read_image(own).rgb_u8
+        path = self.crop_path
+        if path is not None:
+            return read_image(path).rgb_u8
         x0, y0, x1, y1 = self.box or (0, 0, 0, 0)
         part = read_image(Path(self.image)).rgb_u8[max(y0, 0) : y1, max(x0, 0) : x1]
         if not part.size:
@@ -110,9 +104,12 @@ def check_rows(rows: Sequence[Prediction], where: str) -> None:
 def parse_prediction(line: str) -> Prediction:
     """One line, checked."""
     if line[:1].isdigit() and "\t" in line:
-        raise ValueError(NO_NAMES)
+        raise ValueError(
+            "the published predictions.txt numbers its lines within each batch and names no image, so nothing "
+            "can be compared with them; run the test configuration again, it writes predictions.jsonl"
+        )
     values = parse_line(line)
-    texts = {name: values.get(name) for name in TEXTS}
+    texts = {name: values.get(name) for name in ("stem", "region", "prediction", "caption", "root")}
     texts |= {name: values.get(name) or "" for name in ("color", "crop", "image")}
     for name, value in texts.items():
         if not isinstance(value, str):

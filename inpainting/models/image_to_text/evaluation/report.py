@@ -106,7 +106,7 @@ def measure_prompts(
         for count in sorted({len(group) for group in images.values()})
     }
     # Who found the noun roots, by the journals of the painting data that the regions lie in.
-    folders = {row.own_image and row.own_image.parent.parent for row in rows}
+    folders = {row.crop_path and row.crop_path.parent.parent for row in rows}
     inputs = [(folder and Progress(stamp_path(folder, STEP)).inputs) or {} for folder in folders]
     return {
         **{name: value_of(whole, name) for name in NAMES},
