@@ -105,8 +105,8 @@ def parse_prediction(line: str) -> Prediction:
     """One line, checked."""
     if line[:1].isdigit() and "\t" in line:
         raise ValueError(
-            "the published predictions.txt numbers its lines within each batch and names no image, so nothing "
-            "can be compared with them; run the test configuration again, it writes predictions.jsonl"
+            "the published predictions.txt numbers its lines within each batch and names no image, so "
+            "nothing can be compared with them; run the test configuration again, it writes predictions.jsonl"
         )
     values = parse_line(line)
     texts = {name: values.get(name) for name in ("stem", "region", "prediction", "caption", "root")}
