@@ -17,7 +17,8 @@ import numpy as np
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
-from datasets.scenes.store import HEADER, is_eval_seed
+from datasets.scenes import EVAL_BIT
+from datasets.scenes.store import HEADER
 from datasets.sources.rendered import shard_files
 from tiny.words import Name, read_name
 
@@ -125,5 +126,5 @@ def refuse_training_scenes(folder: Path) -> None:
     for path in shard_files(folder):
         with safe_open(path, "numpy") as shard:
             facts = json.loads(shard.metadata()[HEADER])["facts"]
-        if not all(is_eval_seed(fact["seed"]) for fact in facts):
+        if not all(fact["seed"] & EVAL_BIT for fact in facts):
             raise ValueError(f"{path} holds training scenes; render with `--split eval`")

@@ -14,7 +14,7 @@ from torch import Tensor
 from datasets.relations import Place, relation
 from datasets.scenes.describe import Scene, SceneOptions
 from datasets.scenes.image import Images, draw
-from datasets.scenes.pack import View
+from datasets.scenes.pack import SceneView
 
 Box = tuple[float, float, float, float]
 
@@ -89,26 +89,28 @@ def render(scenes: Sequence[Scene], options: SceneOptions, device: torch.device 
 def _render(
     scenes: Sequence[Scene], options: SceneOptions, solids: int, device: torch.device | str
 ) -> SceneBatch:
-    views = [View(scene.solids, scene.camera, scene.light, scene.room, scene.removed) for scene in scenes]
-    main = draw(views, options.size, options.supersample, options.smooth_edges, device)
+    style = options.supersample, options.smooth_edges, device
+    views = [
+        SceneView(scene.solids, scene.camera, scene.light, scene.room, scene.removed) for scene in scenes
+    ]
     alone = [
-        View([scene.solids[scene.removed]], scene.reference_camera, scene.reference_light, None)
+        SceneView([scene.solids[scene.removed]], scene.reference_camera, scene.reference_light, None)
         for scene in scenes
     ]
-    reference = draw(alone, options.reference_size, options.supersample, options.smooth_edges, device)
-    low, high = torch.tensor([scene.inverse_range for scene in scenes], device=main.inverse.device).T[
-        :, :, None, None
-    ]
+    main, reference = draw(views, options.size, *style), draw(alone, options.reference_size, *style)
+    ranges = torch.tensor([scene.inverse_range for scene in scenes], device=main.inverse.device)
+    low, high = ranges.T[:, :, None, None]
 
     def relative(inverse: Tensor) -> Tensor:
         return ((inverse - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
     amodal, front = _per_solid(main, solids)
+    depth = torch.where(amodal, (front - low[:, None]) / (high - low)[:, None], 0.0)
     instances = main.owner + 1
-    mask, own_depth = _reference(reference)
-    facts = _facts(
-        scenes, amodal, instances, torch.where(amodal, ((front - low[:, None]) / (high - low)[:, None]), 0.0)
-    )
+    mask = (reference.owner >= 0) & (reference.coverage >= 0.5)
+    nearest = torch.where(mask, reference.inverse, 0.0).amax((1, 2), keepdim=True)
+    farthest = torch.where(mask, reference.inverse, 1e9).amin((1, 2), keepdim=True)
+    own_depth = (reference.inverse - farthest) / (nearest - farthest).clamp(min=1e-6)
     return SceneBatch(
         main.image,
         main.without,
@@ -118,8 +120,8 @@ def _render(
         amodal,
         reference.image,
         mask,
-        own_depth,
-        facts,
+        torch.where(mask, own_depth, 0.0),
+        _facts(scenes, amodal, instances, depth),
     )
 
 
@@ -134,14 +136,6 @@ def _per_solid(main: Images, solids: int) -> tuple[Tensor, Tensor]:
         amodal[every, owner] |= main.amodal[:, slot]
         front[every, owner] = torch.maximum(front[every, owner], main.part_inverse[:, slot])
     return amodal, front
-
-
-def _reference(reference: Images) -> tuple[Tensor, Tensor]:
-    mask = (reference.owner >= 0) & (reference.coverage >= 0.5)
-    inverse = reference.inverse
-    high = torch.where(mask, inverse, 0.0).amax((1, 2), keepdim=True)
-    low = torch.where(mask, inverse, 1e9).amin((1, 2), keepdim=True)
-    return mask, torch.where(mask, (inverse - low) / (high - low).clamp(min=1e-6), 0.0)
 
 
 def _facts(
@@ -167,53 +161,45 @@ def _ends(line: np.ndarray) -> tuple[float, float]:
 
 
 def _fact(scene: Scene, table: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> SceneFacts:
-    count = len(scene.solids)
     boxes, depths = [], []
-    for k in range(count):
+    area, seen, means, fars, nears = table[:, : len(scene.solids)].tolist()
+    for k, (mean, far, near) in enumerate(zip(means, fars, nears, strict=True)):
         (x0, x1), (y0, y1) = _ends(columns[k]), _ends(rows[k])
         boxes.append((float(x0), float(y0), float(x1), float(y1)))
-        _, _, mean, far, near = table[:, k]
-        depths.append((float(min(max(mean, far), near)), float(far), float(near)) if x1 else (0.0, 0.0, 0.0))
-    names = tuple(solid.name for solid in scene.solids)
+        depths.append((min(max(mean, far), near), far, near) if x1 else (0.0, 0.0, 0.0))
+    names = [f"an {solid.name}" if solid.name[0] in "aeiou" else f"a {solid.name}" for solid in scene.solids]
     supports = tuple(solid.support for solid in scene.solids)
     relations = _relations(boxes, depths, supports)
     ordered = sorted(relations, key=lambda triple: triple[0] != scene.removed)
-    captions = tuple(f"{_article(names[a])} {_phrase(word)} {_article(names[b])}" for a, word, b in ordered)
+    sides = {"left of": "to the left of", "right of": "to the right of"}
     return SceneFacts(
         scene.seed,
         scene.removed,
-        names,
+        tuple(solid.name for solid in scene.solids),
         tuple(solid.movable for solid in scene.solids),
         supports,
         tuple(boxes),
         tuple(depths),
-        tuple(float(v) for v in table[1, :count]),
-        tuple(float(v) for v in table[0, :count]),
+        tuple(seen),
+        tuple(area),
         relations,
-        captions,
+        tuple(f"{names[a]} {sides.get(word, word)} {names[b]}" for a, word, b in ordered),
         scene.camera.window01_xyxy,
         scene.same_pose,
     )
 
 
-def _article(name: str) -> str:
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
-
-
-def _phrase(word: str) -> str:
-    return f"to the {word}" if word in ("left of", "right of") else word
-
-
 def _relations(
-    boxes: Sequence[Box],
-    depths: Sequence[tuple[float, float, float]],
-    supports: Sequence[int],
+    boxes: Sequence[Box], depths: Sequence[tuple[float, float, float]], supports: Sequence[int]
 ) -> tuple[tuple[int, str, int], ...]:
-    places = [Place(box, *depth) if box[2] else None for box, depth in zip(boxes, depths, strict=True)]
-    found = []
-    for a, place in enumerate(places):
-        for b, other in enumerate(places):
-            if a == b or place is None or other is None or supports[b] == a:
-                continue
-            found += [(a, word, b) for word in sorted(relation(place, other, on=supports[a] == b))]
-    return tuple(found)
+    """(a, word, b) of all solids in the frame, but not of a solid and what stands on it."""
+    places = [
+        (k, Place(box, *depth)) for k, (box, depth) in enumerate(zip(boxes, depths, strict=True)) if box[2]
+    ]
+    return tuple(
+        (a, word, b)
+        for a, place in places
+        for b, other in places
+        if a != b and supports[b] != a
+        for word in sorted(relation(place, other, on=supports[a] == b))
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from datasets.scenes.describe import Camera, Light, Rejected, SceneOptions, Solid
-from datasets.scenes.pack import View, pack
+from datasets.scenes.pack import SceneView, pack
 from datasets.scenes.pose import look_at, orbit, outline, square_window
 from datasets.scenes.solids import FAR
 from datasets.scenes.trace import cast, cast_room, covers, pixel_rays
@@ -23,7 +23,7 @@ Box = tuple[float, float, float, float]
 
 
 def choose(
-    rng: np.random.Generator, view: View, options: SceneOptions
+    rng: np.random.Generator, view: SceneView, options: SceneOptions
 ) -> tuple[int, float, tuple[float, float]]:
     """Removed solid, its amodal share of the full view, and the range of inverse depth without it."""
     owner, depth, behind = _survey(view)
@@ -47,7 +47,7 @@ def choose(
     return index, area, (float(inverse.min()), float(inverse.max()))
 
 
-def shares(view: View) -> list[tuple[float, float]]:
+def shares(view: SceneView) -> list[tuple[float, float]]:
     """Of each solid: amodal share of the full view, visible share of that; judged on a coarse grid."""
     owner, depth, behind = _survey(view)
     return [_seen(owner == index, depth, behind) for index in range(len(view.solids))]
@@ -62,14 +62,14 @@ def _seen(mine: torch.Tensor, depth: torch.Tensor, behind: torch.Tensor) -> tupl
     return count / amodal.numel(), visible / max(count, 1)
 
 
-def _survey(view: View) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _survey(view: SceneView) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Coarse cast up to the border: owner (p,), depth (p, m), depth of the room behind (m,)."""
-    world = pack([view])
+    packed = pack([view])
     size = (SURVEY, SURVEY)
     pixel = torch.arange(SURVEY * SURVEY)
     place = torch.stack([pixel % SURVEY, pixel // SURVEY])
-    rays = pixel_rays(world, size, covers(world, size), pixel, place / (SURVEY - 1) - 0.5)
-    return world.parts.owner, cast(world, rays), cast_room(world, rays).depth
+    rays = pixel_rays(packed, size, covers(packed, size), pixel, place / (SURVEY - 1) - 0.5)
+    return packed.parts.owner, cast(rays), cast_room(rays).depth
 
 
 def object_window(rng: np.random.Generator, solid: Solid, camera: Camera, area: float) -> Box:

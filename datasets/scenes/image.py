@@ -4,12 +4,12 @@ Legend: b views, h w pixels, p part slots per view; m rays or pixels of a flat l
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from datasets.scenes.pack import View, World, pack
+from datasets.scenes.pack import SceneView, pack
 from datasets.scenes.shade import expose, radiance, to_display
 from datasets.scenes.solids import FAR
 from datasets.scenes.surface import surface, take
@@ -31,49 +31,37 @@ class Images:
     part_inverse: Tensor  # (b, p, h, w) inverse depth of each part, 0 where it is not
     inverse: Tensor  # (b, h, w)
     inverse_without: Tensor
-    coverage: Tensor  # (b, h, w) share of the pixel that shows something, in [0, 1]
+    coverage: Tensor  # (b, h, w) fraction of the pixel that shows something, in [0, 1]
 
 
-def _trace(world: World, rays: Rays) -> tuple[Tensor, Hit, Hit]:
+def _trace(rays: Rays) -> tuple[Tensor, Hit, Hit]:
     """Depth per part (p, m), first hit, first hit without the hidden solid."""
-    depth = cast(world, rays)
-    behind = cast_room(world, rays)
-    return depth, first(depth, behind), first(torch.where(hidden_parts(world, rays), FAR, depth), behind)
+    depth = cast(rays)
+    behind = cast_room(rays)
+    return depth, first(depth, behind), first(torch.where(hidden_parts(rays), FAR, depth), behind)
 
 
-def _some(rays: Rays, index: Tensor) -> Rays:
-    wide = rays.footprint.numel() > 1
-    return Rays(
-        rays.view[index],
-        rays.direction[:, index],
-        rays.near[:, index],
-        rays.footprint[index] if wide else rays.footprint,
-    )
-
-
-def _light(world: World, rays: Rays, hit: Hit, hit_wo: Hit) -> tuple[Tensor, Tensor]:
+def _light(rays: Rays, hit: Hit, hit_wo: Hit) -> tuple[Tensor, Tensor]:
     """Linear light (3, m) of the full scene and without the hidden solid.
 
     The second is shaded again only where it differs, so elsewhere both are equal to the last bit.
     """
-    found = surface(world, rays, hit)
-    share = expose(world, rays, found)
-    light = radiance(world, rays, found, share.lamp, share.sky)
+    seen = surface(rays, hit)
+    exposure = expose(rays, seen)
+    light = radiance(rays, seen, exposure.lamp, exposure.sky)
     without = light.clone()
     uncovered = hit_wo.slot != hit.slot
-    differs = (
-        (~uncovered & ((share.lamp != share.lamp_wo) | (share.sky != share.sky_wo))).nonzero().squeeze(1)
-    )
-    if differs.numel():
-        without[:, differs] = radiance(
-            world, _some(rays, differs), take(found, differs), share.lamp_wo[differs], share.sky_wo[differs]
-        )
+    changed = (exposure.lamp != exposure.lamp_wo) | (exposure.sky != exposure.sky_wo)
+    index = (~uncovered & changed).nonzero().squeeze(1)
+    if index.numel():
+        lamp, sky = exposure.lamp_wo[index], exposure.sky_wo[index]
+        without[:, index] = radiance(rays.subset(index), take(seen, index), lamp, sky)
     index = uncovered.nonzero().squeeze(1)
     if index.numel():
-        behind = _some(rays, index)
-        seen = surface(world, behind, Hit(hit_wo.slot[index], hit_wo.depth[index]))
-        share = expose(world, behind, seen)
-        without[:, index] = radiance(world, behind, seen, share.lamp_wo, share.sky_wo)
+        behind = rays.subset(index)
+        seen = surface(behind, Hit(hit_wo.slot[index], hit_wo.depth[index]))
+        exposure = expose(behind, seen)
+        without[:, index] = radiance(behind, seen, exposure.lamp_wo, exposure.sky_wo)
     return light, without
 
 
@@ -89,22 +77,23 @@ def _rough(display: Tensor) -> Tensor:
     return rough
 
 
-def _averages(
-    world: World, size: tuple[int, int], near: Tensor, pixel: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean over four rays in each of the pixels (m,): light (3, m), light without, coverage (m,)."""
+def _averages(rays: Rays, size: tuple[int, int], pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean over four rays in each of the pixels (m,): light (3, m), light without, coverage (m,).
+
+    rays: through the centres of all pixels
+    """
     four = pixel.repeat(4)
     offset = torch.tensor(SUBPIXELS, device=pixel.device).T.repeat_interleave(pixel.numel(), 1)
-    rays = pixel_rays(world, size, near, four, offset, scale=0.5)
-    rays = replace(rays, near=near.index_select(1, four))
-    _, hit, hit_wo = _trace(world, rays)
-    light, without = _light(world, rays, hit, hit_wo)
+    near = rays.near.index_select(1, four)
+    finer = pixel_rays(rays.packed, size, near, four, offset, scale=0.5)
+    _, hit, hit_wo = _trace(finer)
+    light, without = _light(finer, hit, hit_wo)
     covered = (hit.slot != -9).float()
     return light.view(3, 4, -1).mean(1), without.view(3, 4, -1).mean(1), covered.view(4, -1).mean(0)
 
 
 def draw(
-    views: Sequence[View],
+    views: Sequence[SceneView],
     size: tuple[int, int],
     supersample: int,
     smooth_edges: bool,
@@ -112,41 +101,34 @@ def draw(
 ) -> Images:
     """Render some views at once."""
     h, w = size
-    world = pack(views, device)
-    near = covers(world, size)
-    pixel = torch.arange(world.count * h * w, device=near.device)
-    rays = pixel_rays(world, size, near, pixel, (0.0, 0.0))
-    depth, hit, hit_wo = _trace(world, rays)
-    grid = (world.count, h, w)
+    packed = pack(views, device)
+    near, grid = covers(packed, size), (packed.count, h, w)
+    pixel = torch.arange(near.shape[1], device=near.device)
+    rays = pixel_rays(packed, size, near, pixel, (0.0, 0.0))
+    depth, hit, hit_wo = _trace(rays)
     coverage = (hit.slot != -9).float()
     if supersample == 2:
-        light, without, coverage = _averages(world, size, near, pixel)
+        light, without, coverage = _averages(rays, size, pixel)
     else:
-        light, without = _light(world, rays, hit, hit_wo)
+        light, without = _light(rays, hit, hit_wo)
         if smooth_edges:
             rough = _rough(to_display(light).view(3, *grid)).flatten()
             rough_wo = _rough(to_display(without).view(3, *grid)).flatten()
             index = (rough | rough_wo).nonzero().squeeze(1)
-            fine, fine_wo, covered = _averages(world, size, near, index)
+            fine, fine_wo, covered = _averages(rays, size, index)
             light[:, rough] = fine[:, rough[index]]
             without[:, rough_wo] = fine_wo[:, rough_wo[index]]
             coverage[index] = covered
-    part = rays.view * world.slots + hit.slot.clamp(min=0)
-    owner = torch.where(hit.slot >= 0, world.parts.owner[part], -1)
-    met = (depth < FAR).view(world.slots, *grid).transpose(0, 1)
-    inverse = torch.where(depth < FAR, 1 / depth, 0.0).view(world.slots, *grid).transpose(0, 1)
+    part = rays.view * packed.slots + hit.slot.clamp(min=0)
+    part_inverse = torch.where(depth < FAR, 1 / depth, 0.0)
     return Images(
         to_display(light).view(3, *grid).transpose(0, 1),
         to_display(without).view(3, *grid).transpose(0, 1),
-        owner.view(grid),
-        met,
-        world.parts.owner.view(world.count, -1),
-        inverse,
-        _inverse(hit).view(grid),
-        _inverse(hit_wo).view(grid),
+        torch.where(hit.slot >= 0, packed.parts.owner[part], -1).view(grid),
+        (depth < FAR).view(packed.slots, *grid).transpose(0, 1),
+        packed.parts.owner.view(packed.count, -1),
+        part_inverse.view(packed.slots, *grid).transpose(0, 1),
+        torch.where(hit.depth < FAR, 1 / hit.depth, 0.0).view(grid),
+        torch.where(hit_wo.depth < FAR, 1 / hit_wo.depth, 0.0).view(grid),
         coverage.view(grid),
     )
-
-
-def _inverse(hit: Hit) -> Tensor:
-    return torch.where(hit.depth < FAR, 1 / hit.depth, 0.0)

@@ -11,7 +11,7 @@ import numpy as np
 from datasets.scenes.choose import choose, object_window, reference_view
 from datasets.scenes.describe import Camera, Rejected, Room, Scene, SceneOptions, Solid
 from datasets.scenes.furnish import furniture, lamp, room, solid_at
-from datasets.scenes.pack import View
+from datasets.scenes.pack import SceneView
 from datasets.scenes.pose import look_at, outline
 from datasets.scenes.wide import wide_solid
 
@@ -50,7 +50,7 @@ def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scen
     movable = [solid for solid in solids if solid.movable]
     if len(movable) < options.objects[0]:
         raise Rejected("too few solids fit")
-    removed, area, inverse_range = choose(rng, View(solids, camera, light, place), options)
+    removed, area, inverse_range = choose(rng, SceneView(solids, camera, light, place), options)
     same = options.reference_pose == "same" or (options.reference_pose == "mixed" and rng.random() < 0.5)
     reference_camera, reference_light = reference_view(rng, solids[removed], camera, same)
     if options.window == "object":

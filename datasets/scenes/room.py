@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from datasets.scenes.pack import World, pick
 from datasets.scenes.palette import FLOORS, WALLS
 from datasets.scenes.trace import Hit, Rays
 
@@ -109,13 +108,13 @@ WALL_LOOKS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Look]] = {
 LOOKS = tuple(FLOOR_LOOKS[name] for name in FLOORS) + tuple(WALL_LOOKS[name] for name in WALLS)
 
 
-def room_colours(world: World, rays: Rays, hit: Hit, point: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+def room_colours(rays: Rays, hit: Hit, point: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """Linear albedo (3, n) and gloss (n,) of floor and walls. width: (n,) of a ray on the surface, metres."""
-    room = world.room
+    room = rays.packed.room
     assert room is not None
 
     def at(name: str) -> Tensor:
-        return pick(room[name], rays.view, world.count)
+        return rays.at(room[name])
 
     x, y, z = point
     floor, side = hit.slot == -1, hit.slot <= -3
@@ -124,7 +123,9 @@ def room_colours(world: World, rays: Rays, hit: Hit, point: Tensor, width: Tenso
     v = torch.where(floor, y * cosine - x * sine, z)
     kind = torch.where(floor, at("floor"), len(FLOORS) + at("wall"))
     rate = torch.where(floor, at("floor_frequency"), at("wall_frequency"))
-    blend, tone = _texture(world.looks, kind, u * rate + ORIGIN, v * rate + ORIGIN, width * rate, at("phase"))
+    blend, tone = _texture(
+        rays.packed.looks, kind, u * rate + ORIGIN, v * rate + ORIGIN, width * rate, at("phase")
+    )
     pair = torch.where(floor, at("floor_rgb"), at("wall_rgb"))  # (6, n)
     colour = torch.lerp(pair[:3], pair[3:], blend) * tone
     board = ~floor & (z < at("skirting"))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets.scenes.pack import World, pick
 from datasets.scenes.surface import Surface
 from datasets.scenes.trace import Rays, shadows
 
@@ -29,59 +28,55 @@ class Exposure:
     sky_wo: Tensor
 
 
-def expose(world: World, rays: Rays, found: Surface) -> Exposure:
+def expose(rays: Rays, found: Surface) -> Exposure:
     """Cast shadow rays and gather contact darkening for each point."""
-    lamp = pick(world.lamp, rays.view, world.count)
+    lamp = rays.at(rays.packed.lamp)
     facing = ((lamp - found.point) * found.normal).sum(0) > 0
-    seen, seen_wo = shadows(world, rays, found.point + LIFT * found.normal, facing & ~found.empty)
-    sky, sky_wo = _sky(world, rays, found)
+    seen, seen_wo = shadows(rays, found.point + LIFT * found.normal, facing & ~found.empty)
+    sky, sky_wo = _sky(rays, found)
     return Exposure(seen, sky, seen_wo, sky_wo)
 
 
-def _sky(world: World, rays: Rays, found: Surface) -> tuple[Tensor, Tensor]:
+def _sky(rays: Rays, found: Surface) -> tuple[Tensor, Tensor]:
     """Each part darkens like a ball of its bulk: cosine times solid angle, zero beyond REACH radii."""
     sky = torch.ones_like(found.gloss)
     sky_wo = torch.ones_like(sky)
-    for slot in range(world.slots):
-        columns = torch.arange(world.count, device=sky.device) * world.slots + slot
-        offset = pick(world.parts.heart[:, columns], rays.view, world.count) - found.point
-        radius = pick(world.parts.bulk[columns], rays.view, world.count)
+    parts = rays.packed.parts
+    for slot in range(rays.packed.slots):
+        offset = rays.of_slot(parts.heart, slot) - found.point
+        radius = rays.of_slot(parts.bulk, slot)
         square = offset.square().sum(0)
         cosine = ((offset * found.normal).sum(0) / square.sqrt()).clamp(min=0)
         near = (radius * radius / square).clamp(max=1)
         fade = (1 - square / (REACH * radius + 1e-6).square()).clamp(min=0)
-        own = pick(world.parts.owner[columns], rays.view, world.count) == found.owner
+        own = rays.of_slot(parts.owner, slot) == found.owner
         left = 1 - torch.where(own, 0.0, 0.85 * cosine * near * fade)
         sky = sky * left
-        sky_wo = torch.where(pick(world.parts.hidden[columns], rays.view, world.count), sky_wo, sky_wo * left)
+        sky_wo = torch.where(rays.of_slot(parts.hidden, slot), sky_wo, sky_wo * left)
     return sky, sky_wo
 
 
-def radiance(world: World, rays: Rays, found: Surface, lamp_share: Tensor, sky_share: Tensor) -> Tensor:
+def radiance(rays: Rays, found: Surface, lamp_share: Tensor, sky_share: Tensor) -> Tensor:
     """Linear light (3, n) in [0, 1] towards the camera; a ray that meets nothing is white."""
-
-    def at(table: Tensor) -> Tensor:
-        return pick(table, rays.view, world.count)
-
-    way = at(world.lamp) - found.point
+    packed = rays.packed
+    key, sky, bounce = rays.at(packed.key), rays.at(packed.sky), rays.at(packed.bounce)
+    way = rays.at(packed.lamp) - found.point
     square = way.square().sum(0)
     toward_lamp = way / square.sqrt()
     toward_eye = -rays.direction / rays.direction.square().sum(0).sqrt()
     facing = (toward_lamp * found.normal).sum(0).clamp(min=0)
     lit = lamp_share * facing * (22.0 / (square + 6.0))
     up = 0.5 + 0.5 * found.normal[2]
-    fill = torch.lerp(at(world.bounce).expand_as(found.normal), at(world.sky).expand_as(found.normal), up)
+    fill = torch.lerp(bounce.expand_as(found.normal), sky.expand_as(found.normal), up)
     halfway = toward_lamp + toward_eye
     halfway = halfway / halfway.square().sum(0).sqrt().clamp(min=1e-6)
     shine = (halfway * found.normal).sum(0).clamp(min=1e-4) ** found.shine
     eye_cosine = (toward_eye * found.normal).sum(0)
     mirrored_up = 0.5 + 0.5 * (2 * eye_cosine * found.normal[2] - toward_eye[2])
     rim = found.gloss * (0.04 + 0.5 * (1 - eye_cosine.clamp(0, 1)) ** 4) * sky_share
-    mirror = torch.lerp(
-        at(world.bounce).expand_as(fill), at(world.sky).expand_as(fill) * 1.6, mirrored_up.clamp(0, 1)
-    )
-    light = found.albedo * (at(world.key) * lit + fill * sky_share)
-    light = light + at(world.key) * (found.gloss * shine * lamp_share * (facing > 0)) * 0.7 + rim * mirror
+    mirror = torch.lerp(bounce.expand_as(fill), sky.expand_as(fill) * 1.6, mirrored_up.clamp(0, 1))
+    light = found.albedo * (key * lit + fill * sky_share)
+    light = light + key * (found.gloss * shine * lamp_share * (facing > 0)) * 0.7 + rim * mirror
     return torch.where(found.empty, 1.0, _shoulder(light))
 
 

@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from datasets.scenes.batch import SceneBatch, SceneFacts, render
-from datasets.scenes.describe import EVAL_BIT, Scene, SceneOptions, eval_seed, train_seed
+from datasets.scenes.describe import Scene, SceneOptions, eval_seed, train_seed
 from datasets.scenes.layout import sample_scene
 from ldm.files import write_atomic
 from ldm.settings.config import to_plain
@@ -76,10 +76,10 @@ def depth_01(depth_u16: np.ndarray) -> np.ndarray:
     return depth_u16.astype(np.float32) / 65535
 
 
-def render_shards(settings: StoreSettings, sample: Sampler = sample_scene, law: str = "") -> list[Path]:
-    """Render what is missing of this run's share; returns the paths of its shards, new and old.
+def render_shards(settings: StoreSettings, sample: Sampler = sample_scene, variant: str = "") -> list[Path]:
+    """Render the missing shards of this run; returns the paths of its shards, new and old.
 
-    sample: makes the scene of a seed; law: what it is called, if it is not the ordinary one.
+    sample: makes the scene of a seed; variant: the name of another sampler than the ordinary one.
     """
     index, every = shard_of(settings.shard)
     files = range(index, -(-settings.count // SCENES_PER_SHARD), every)
@@ -87,11 +87,14 @@ def render_shards(settings: StoreSettings, sample: Sampler = sample_scene, law: 
     with tqdm(total=sum(len(_seeds(settings, j)) for j in files), unit="scene", desc="rendering") as bar:
         for j in files:
             path, seeds = settings.out / f"shard-{j:05d}.safetensors", _seeds(settings, j)
-            recipe = _recipe(settings, seeds, law)
+            recipe = _recipe(settings, seeds, variant)
             if _is_done(path, recipe):
                 bar.update(len(seeds))
             else:
-                batches = [_rendered(sample(seed, settings), settings, bar) for seed in seeds]
+                batches = []
+                for seed in seeds:
+                    batches.append(render([sample(seed, settings)], settings, settings.device))
+                    bar.update()
                 write_atomic(path, _pack(batches, recipe))
             paths.append(path)
     return paths
@@ -103,14 +106,14 @@ def _seeds(settings: StoreSettings, j: int) -> list[int]:
     return [seed_of(settings.first_seed + i) for i in range(start, stop)]
 
 
-def _recipe(settings: StoreSettings, seeds: Sequence[int], law: str) -> str:
+def _recipe(settings: StoreSettings, seeds: Sequence[int], variant: str) -> str:
     """What decides the contents of a shard, as JSON text."""
     names = [field.name for field in fields(SceneOptions) if field.name != "chunk"]
     options = {name: value for name, value in to_plain(settings).items() if name in names}
     if options["world"] == "plain":
         del options["world"]  # as shards were named before there was another
     recipe = {"format": FORMAT, "options": options, "seeds": [seeds[0], seeds[-1]]}
-    return json.dumps(recipe | ({"law": law} if law else {}), sort_keys=True)
+    return json.dumps(recipe | ({"law": variant} if variant else {}), sort_keys=True)
 
 
 def _is_done(path: Path, recipe: str) -> bool:
@@ -128,12 +131,6 @@ def _is_done(path: Path, recipe: str) -> bool:
     return True
 
 
-def _rendered(scene: Scene, settings: StoreSettings, bar: tqdm) -> SceneBatch:
-    batch = render([scene], settings, settings.device)
-    bar.update()
-    return batch
-
-
 def _pack(batches: Sequence[SceneBatch], recipe: str) -> bytes:
     """One file of the scenes, in safetensors; names, relations and captions are JSON in its header."""
     most = max(batch.amodal.shape[1] for batch in batches)
@@ -148,16 +145,13 @@ def _pack(batches: Sequence[SceneBatch], recipe: str) -> bytes:
         "instances_u8": rows("instances").astype(np.uint8),
     }
     for name in ("image", "without", "reference"):
-        arrays[f"{name}_u8"] = _to_u8(rows(f"{name}_01"))
+        colours_u8 = np.round(rows(f"{name}_01") * 255).astype(np.uint8)
+        arrays[f"{name}_u8"] = np.ascontiguousarray(colours_u8.transpose(0, 2, 3, 1))
     for name in ("depth", "without_depth", "reference_depth"):
         arrays[f"{name}_u16"] = np.round(rows(f"{name}_01") * 65535).astype(np.uint16)
     facts = [asdict(fact) for batch in batches for fact in batch.facts]
     # One entry: safetensors writes several in an order that differs from run to run.
     return save(arrays, {HEADER: json.dumps({"recipe": recipe, "facts": facts})})
-
-
-def _to_u8(colours_01: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.round(colours_01 * 255).astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 class OpenShard:
@@ -195,18 +189,9 @@ def read_facts(path: Path | str) -> tuple[SceneFacts, ...]:
             facts = json.loads(shard.metadata()[HEADER])["facts"]
     except (SafetensorError, OSError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a complete shard of rendered scenes: {error}") from error
-    return tuple(_fact(fact) for fact in facts)
+    return tuple(SceneFacts(**{name: _as_tuples(value) for name, value in fact.items()}) for fact in facts)
 
 
-def _fact(plain: dict[str, Any]) -> SceneFacts:
+def _as_tuples(value: Any) -> Any:
     """JSON lists -> the tuples of SceneFacts."""
-    return SceneFacts(**{name: _frozen(value) for name, value in plain.items()})
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
-
-
-def is_eval_seed(seed: int) -> bool:
-    """Whether a seed belongs to the evaluation split."""
-    return bool(seed & EVAL_BIT)
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value

@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from datasets.scenes.pack import World, pick
 from datasets.scenes.palette import ALL_PATTERNS, FLAT_SIDED, KINDS
 from datasets.scenes.room import room_colours
 from datasets.scenes.solids import normal
-from datasets.scenes.trace import Hit, Rays, from_part, to_part
+from datasets.scenes.trace import Hit, Rays, by_kind, from_part, to_part
 
 ROUND = tuple(kind not in FLAT_SIDED for kind in KINDS)
 
@@ -32,10 +31,10 @@ class Surface:
     empty: Tensor  # (n,) bool, the ray meets nothing
 
 
-def surface(world: World, rays: Rays, hit: Hit) -> Surface:
+def surface(rays: Rays, hit: Hit) -> Surface:
     """Everything about the met points that does not depend on light."""
     depth = torch.where(hit.slot == -9, 1.0, hit.depth)
-    point = pick(world.origin, rays.view, world.count) + depth * rays.direction
+    point = rays.at(rays.packed.origin) + depth * rays.direction
     n, device = depth.numel(), depth.device
     found = Surface(
         point,
@@ -47,23 +46,22 @@ def surface(world: World, rays: Rays, hit: Hit) -> Surface:
         hit.slot == -9,
     )
     found.normal[2] = 1
-    if world.room is not None:
-        _room_surface(world, rays, hit, found)
+    if rays.packed.room is not None:
+        _room_surface(rays, hit, found)
     on_solid = (hit.slot >= 0).nonzero().squeeze(1)
     if on_solid.numel():
-        _solid_surface(world, rays, hit, found, on_solid)
+        _solid_surface(rays, hit, found, on_solid)
     return found
 
 
-def _solid_surface(world: World, rays: Rays, hit: Hit, out: Surface, ray: Tensor) -> None:
-    parts = world.parts
-    part = rays.view[ray] * world.slots + hit.slot[ray]
-    q = to_part(world, part, out.point[:, ray] - parts.centre[:, part])
+def _solid_surface(rays: Rays, hit: Hit, out: Surface, ray: Tensor) -> None:
+    parts = rays.packed.parts
+    part = rays.view[ray] * rays.packed.slots + hit.slot[ray]
+    q = to_part(parts, part, out.point[:, ray] - parts.centre[:, part])
     gradient = torch.zeros_like(q)
     kinds = parts.kind[part]
-    for index in world.kinds:
-        chosen = (kinds == index).nonzero().squeeze(1)
-        gradient[:, chosen] = normal(KINDS[index], q[:, chosen], parts.param[part[chosen]])
+    for kind, chosen in by_kind(rays.packed, part):
+        gradient[:, chosen] = normal(kind, q[:, chosen], parts.param[part[chosen]])
     footprint = rays.footprint.expand(hit.depth.shape)[ray] * hit.depth[ray] / parts.size[part]
     round_kind = torch.tensor(ROUND, device=ray.device)[kinds]
     torus = kinds == KINDS.index("torus")
@@ -76,7 +74,7 @@ def _solid_surface(world: World, rays: Rays, hit: Hit, out: Surface, ray: Tensor
         parts.frequency[part],
         footprint,
     )
-    out.normal[:, ray] = from_part(world, part, gradient)
+    out.normal[:, ray] = from_part(parts, part, gradient)
     out.albedo[:, ray] = torch.lerp(parts.rgb_a[:, part], parts.rgb_b[:, part], blend)
     out.gloss[ray], out.shine[ray] = parts.gloss[part], parts.shine[part]
     out.owner[ray] = parts.owner[part]
@@ -135,13 +133,13 @@ def pattern_blend(
     return torch.where(pattern == ALL_PATTERNS.index("gradient"), shade, blend)
 
 
-def _room_surface(world: World, rays: Rays, hit: Hit, out: Surface) -> None:
+def _room_surface(rays: Rays, hit: Hit, out: Surface) -> None:
     floor = hit.slot == -1
     out.normal[0] = (hit.slot == -3).float() - (hit.slot == -4).float()
     out.normal[1] = -(hit.slot == -2).float()
     out.normal[2] = floor.float()
     slant = (out.normal * rays.direction).sum(0).abs().clamp(min=0.12)
-    colour, gloss = room_colours(world, rays, hit, out.point, rays.footprint * hit.depth / slant)
+    colour, gloss = room_colours(rays, hit, out.point, rays.footprint * hit.depth / slant)
     out.albedo.copy_(colour)
     out.gloss.copy_(gloss)
     out.shine.fill_(24.0)

@@ -1,17 +1,17 @@
 """Which surface each ray meets, and what stands between a point and the lamp.
 
-Rays are a flat list over all views of a World. Ray directions are scaled so that the ray parameter t *is* the
+Rays are a flat list over all packed views. Ray directions are scaled so that the ray parameter t *is* the
 depth along the camera axis. Legend: n rays, p part slots per view, j lamp samples, component first.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from datasets.scenes.pack import World, pick
+from datasets.scenes.pack import PackedViews, Parts
 from datasets.scenes.palette import KINDS
 from datasets.scenes.solids import FAR, meet
 
@@ -27,10 +27,25 @@ LAMP_SAMPLES = tuple(  # a sunflower on the unit disc: as many levels of soft sh
 class Rays:
     """Primary rays. near: (p, n) bool, the part's projected box covers the ray's pixel."""
 
-    view: Tensor  # (n,) column of the World
+    packed: PackedViews
+    view: Tensor  # (n,) column of the views
     direction: Tensor  # (3, n)
     near: Tensor
     footprint: Tensor  # (n,) or (1,) width of a ray at depth 1, metres
+
+    def at(self, table: Tensor) -> Tensor:
+        """Columns of table (..., b) for each ray: (..., n), or (..., 1) when there is one view only."""
+        return table if self.packed.count == 1 else table.index_select(-1, self.view)
+
+    def of_slot(self, table: Tensor, slot: int) -> Tensor:
+        """Columns of table (..., b * p), an entry of Parts, at one slot of each ray's view."""
+        columns = torch.arange(self.packed.count, device=self.view.device) * self.packed.slots + slot
+        return self.at(table[..., columns])
+
+    def subset(self, index: Tensor) -> "Rays":
+        """Some of the rays."""
+        footprint = self.footprint[index] if self.footprint.numel() > 1 else self.footprint
+        return Rays(self.packed, self.view[index], self.direction[:, index], self.near[:, index], footprint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +56,11 @@ class Hit:
     depth: Tensor  # (n,)
 
 
-def covers(world: World, size: tuple[int, int]) -> Tensor:
+def covers(packed: PackedViews, size: tuple[int, int]) -> Tensor:
     """(p, b * h * w) bool: the projected box of each part, one pixel wider on each side, covers the pixel."""
     h, w = size
-    x0, y0, x1, y1 = world.window[:, :, None]  # (b, 1)
-    box = world.parts.box.view(4, world.count, world.slots)
+    x0, y0, x1, y1 = packed.window[:, :, None]  # (b, 1)
+    box = packed.parts.box.view(4, packed.count, packed.slots)
     bx0, bx1 = ((box[i] - x0) / (x1 - x0) * w for i in (0, 2))  # (b, p) in pixels of the window
     by0, by1 = ((box[i] - y0) / (y1 - y0) * h for i in (1, 3))
     x = torch.arange(w, device=box.device)
@@ -53,11 +68,11 @@ def covers(world: World, size: tuple[int, int]) -> Tensor:
     columns = (x + 2 > bx0[..., None]) & (x - 1 < bx1[..., None])  # (b, p, w)
     rows = (y + 2 > by0[..., None]) & (y - 1 < by1[..., None])
     both = rows[..., :, None] & columns[..., None, :]  # (b, p, h, w)
-    return both.transpose(0, 1).reshape(world.slots, -1)
+    return both.transpose(0, 1).reshape(packed.slots, -1)
 
 
 def pixel_rays(
-    world: World,
+    packed: PackedViews,
     size: tuple[int, int],
     near: Tensor,
     pixel: Tensor,
@@ -67,74 +82,72 @@ def pixel_rays(
     """Rays through flat pixels (n,) of the b * h * w grid, at `offset` (x, y) in [-0.5, 0.5] from their
     centres.
 
-    offset: (x, y), or a tensor (2, n). scale: width of a ray in pixels.
+    near: (p, n) bool, `covers` of these pixels. offset: (x, y), or a tensor (2, n). scale: width in pixels.
     """
     h, w = size
     view, inside = pixel // (h * w), pixel % (h * w)
     fx = (inside % w + 0.5 + offset[0]) / w
     fy = (inside // w + 0.5 + offset[1]) / h
-    x0, y0, x1, y1 = pick(world.window, view, world.count)
+    rays = Rays(packed, view, view, near, view)
+    x0, y0, x1, y1 = rays.at(packed.window)
     sx = 2 * (x0 + fx * (x1 - x0)) - 1
     sy = 1 - 2 * (y0 + fy * (y1 - y0))
-    direction = (
-        pick(world.forward, view, world.count)
-        + sx * pick(world.right, view, world.count)
-        + sy * pick(world.up, view, world.count)
-    )
-    width = 2 * pick(world.right, view, world.count).square().sum(0).sqrt() * (x1 - x0) / w * scale
-    every = pixel.numel() == near.shape[1]
-    return Rays(view, direction, near if every else near.index_select(1, pixel), width)
+    right = rays.at(packed.right)
+    direction = rays.at(packed.forward) + sx * right + sy * rays.at(packed.up)
+    width = 2 * right.square().sum(0).sqrt() * (x1 - x0) / w * scale
+    return replace(rays, direction=direction, footprint=width)
 
 
-def _by_kind(world: World, part: Tensor) -> Iterator[tuple[str, Tensor]]:
+def by_kind(packed: PackedViews, part: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Split (ray, part) pairs by the part's kind."""
-    kinds = world.parts.kind[part]
-    for index in world.kinds:
+    kinds = packed.parts.kind[part]
+    for index in packed.kinds:
         chosen = (kinds == index).nonzero().squeeze(1)
         if chosen.numel():
             yield KINDS[index], chosen
 
 
-def to_part(world: World, part: Tensor, vector: Tensor) -> Tensor:
+def to_part(parts: Parts, part: Tensor, vector: Tensor) -> Tensor:
     """Rotate and scale world vectors (3, n) into the frames of parts (n,)."""
-    m = world.parts.matrix.index_select(1, part)
+    m = parts.matrix.index_select(1, part)
     x, y, z = vector
     return torch.stack([m[3 * i] * x + m[3 * i + 1] * y + m[3 * i + 2] * z for i in range(3)])
 
 
-def from_part(world: World, part: Tensor, gradient: Tensor) -> Tensor:
+def from_part(parts: Parts, part: Tensor, gradient: Tensor) -> Tensor:
     """Canonical normals (3, n) -> world normals of unit length."""
-    m = world.parts.matrix.index_select(1, part)
+    m = parts.matrix.index_select(1, part)
     x, y, z = gradient
     out = torch.stack([m[i] * x + m[3 + i] * y + m[6 + i] * z for i in range(3)])
     return out / out.square().sum(0).sqrt().clamp(min=1e-9)
 
 
-def cast(world: World, rays: Rays) -> Tensor:
-    """Depth (p, n) at which each ray enters each part, FAR where it does not: the amodal truth."""
+def cast(rays: Rays) -> Tensor:
+    """Depth (p, n) at which each ray enters each part, FAR where it does not: amodal ground truth."""
     slot, ray = rays.near.nonzero().unbind(1)
-    part = rays.view[ray] * world.slots + slot
+    parts, part = rays.packed.parts, rays.view[ray] * rays.packed.slots + slot
     depth = torch.full(rays.near.shape, FAR, device=ray.device)
     count = rays.near.shape[1]
-    for kind, chosen in _by_kind(world, part):
+    for kind, chosen in by_kind(rays.packed, part):
         own, its_ray = part[chosen], ray[chosen]
-        direction = to_part(world, own, rays.direction.index_select(1, its_ray))
-        enter, leave = meet(kind, world.parts.eye.index_select(1, own), direction, world.parts.param[own])
+        direction = to_part(parts, own, rays.direction.index_select(1, its_ray))
+        enter, leave = meet(kind, parts.eye.index_select(1, own), direction, parts.param[own])
         met = (enter < leave) & (enter > NEAREST)
         depth.view(-1)[slot[chosen] * count + its_ray] = torch.where(met, enter, FAR)
     return depth
 
 
-def cast_room(world: World, rays: Rays) -> Hit:
-    """Floor or wall behind everything; nothing when the world has no room."""
-    if world.room is None:
+def cast_room(rays: Rays) -> Hit:
+    """Floor or wall behind everything; nothing when the views have no room."""
+    packed = rays.packed
+    if packed.room is None:
         nothing = torch.full_like(rays.view, -9)
         return Hit(nothing, torch.full(nothing.shape, FAR, device=nothing.device))
-    origin = pick(world.origin, rays.view, world.count)
+    origin = rays.at(packed.origin)
     dx, dy, dz = rays.direction
     walls = [-origin[2] / dz]
     for name, axis in (("back", 1), ("left", 0), ("right", 0)):
-        walls.append((pick(world.room[name], rays.view, world.count) - origin[axis]) / (dy if axis else dx))
+        walls.append((rays.at(packed.room[name]) - origin[axis]) / (dy if axis else dx))
     depth = torch.stack([torch.where(t > NEAREST, t, FAR) for t in walls])
     nearest = depth.min(0)
     return Hit(-1 - nearest.indices, nearest.values)
@@ -149,57 +162,54 @@ def first(depth: Tensor, behind: Hit) -> Hit:
     )
 
 
-def hidden_parts(world: World, rays: Rays) -> Tensor:
+def hidden_parts(rays: Rays) -> Tensor:
     """(p, n) or (p, 1) bool: part slots of the solid that the counterfactual lacks."""
-    return pick(world.parts.hidden.view(world.count, world.slots).T, rays.view, world.count)
+    return rays.at(rays.packed.parts.hidden.view(rays.packed.count, rays.packed.slots).T)
 
 
-def shadows(world: World, rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
+def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
     """Share (n,) in [0, 1] of the lamp that each point sees, in the full scene and without the hidden solid.
 
     point: (3, n), a little above the surface. facing: (n,) bool, the surface looks towards the lamp.
     """
     n, device = point.shape[1], point.device
-    lamp = pick(world.lamp, rays.view, world.count)
-    radius = pick(world.lamp_radius, rays.view, world.count)
-    way = lamp - point
+    parts, radius = rays.packed.parts, rays.at(rays.packed.lamp_radius)
+    way = rays.at(rays.packed.lamp) - point
     length = way.square().sum(0).sqrt()
-    slot, ray = _between(world, rays, point, way / length, length, radius, facing).nonzero().unbind(1)
+    slot, ray = _between(rays, point, way / length, length, radius, facing).nonzero().unbind(1)
     blocked = torch.zeros(2, len(LAMP_SAMPLES), n, dtype=torch.bool, device=device)
-    part = rays.view[ray] * world.slots + slot
+    part = rays.view[ray] * rays.packed.slots + slot
     disc = torch.tensor(LAMP_SAMPLES, device=device).T  # (2, j)
-    for kind, chosen in _by_kind(world, part):
+    for kind, chosen in by_kind(rays.packed, part):
         own, its_ray = part[chosen], ray[chosen]
-        origin = to_part(world, own, point.index_select(1, its_ray) - world.parts.centre.index_select(1, own))
-        goal = to_part(world, own, way.index_select(1, its_ray))
-        aim = goal[:, None] + _lamp_disc(world, own, radius.expand(n)[its_ray], disc)  # (3, j, m)
+        origin = to_part(parts, own, point.index_select(1, its_ray) - parts.centre.index_select(1, own))
+        goal = to_part(parts, own, way.index_select(1, its_ray))
+        aim = goal[:, None] + _lamp_disc(parts, own, radius.expand(n)[its_ray], disc)  # (3, j, m)
         wide = origin[:, None].expand_as(aim).reshape(3, -1)
-        enter, leave = meet(kind, wide, aim.reshape(3, -1), world.parts.param[own].repeat(disc.shape[1]))
+        enter, leave = meet(kind, wide, aim.reshape(3, -1), parts.param[own].repeat(disc.shape[1]))
         stopped = ((enter < leave) & (leave > 0) & (enter < 1)).view(disc.shape[1], -1)
         sample, pair = stopped.nonzero().unbind(1)
         blocked[0, sample, its_ray[pair]] = True
-        lasting = ~world.parts.hidden[own[pair]]
+        lasting = ~parts.hidden[own[pair]]
         blocked[1, sample[lasting], its_ray[pair[lasting]]] = True
     seen = 1 - blocked.float().mean(1)
     return seen[0], seen[1]
 
 
-def _lamp_disc(world: World, part: Tensor, radius: Tensor, disc: Tensor) -> Tensor:
+def _lamp_disc(parts: Parts, part: Tensor, radius: Tensor, disc: Tensor) -> Tensor:
     """Offsets (3, j, m) of the lamp's samples, a level disc of radii (m,), in the frames of parts (m,)."""
-    m = world.parts.matrix.index_select(1, part) * radius
+    m = parts.matrix.index_select(1, part) * radius
     return torch.stack([m[3 * i] * disc[0, :, None] + m[3 * i + 1] * disc[1, :, None] for i in range(3)])
 
 
 def _between(
-    world: World, rays: Rays, point: Tensor, toward: Tensor, length: Tensor, radius: Tensor, facing: Tensor
+    rays: Rays, point: Tensor, toward: Tensor, length: Tensor, radius: Tensor, facing: Tensor
 ) -> Tensor:
     """(p, n) bool: the part's bounding sphere may hide some of the lamp from the point."""
     near = []
-    for slot in range(world.slots):
-        columns = torch.arange(world.count, device=point.device) * world.slots + slot
-        centre = pick(world.parts.centre[:, columns], rays.view, world.count)
-        bound = pick(world.parts.bound[columns], rays.view, world.count)
-        offset = centre - point
+    for slot in range(rays.packed.slots):
+        bound = rays.of_slot(rays.packed.parts.bound, slot)
+        offset = rays.of_slot(rays.packed.parts.centre, slot) - point
         along = (offset * toward).sum(0)
         beside = offset.square().sum(0) - along.square()
         reach = bound + radius * ((along + bound) / length).clamp(0, 1)

@@ -9,7 +9,7 @@ import torch
 from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_scene, train_seed
 from datasets.scenes.describe import Scene
 from datasets.scenes.image import draw
-from datasets.scenes.pack import View
+from datasets.scenes.pack import SceneView
 from datasets.scenes.palette import ALL_PATTERNS, PATTERNS, SHAPES, WIDE_PATTERNS
 from datasets.scenes.pose import extent
 from datasets.scenes.shade import REACH
@@ -44,8 +44,8 @@ def plain(scenes: list[Scene]) -> SceneBatch:
     return render(scenes, PLAIN)
 
 
-def whole_view(scene: Scene) -> View:
-    return View(scene.solids, scene.camera, scene.light, scene.room, scene.removed)
+def whole_view(scene: Scene) -> SceneView:
+    return SceneView(scene.solids, scene.camera, scene.light, scene.room, scene.removed)
 
 
 def test_tensors_have_the_documented_shapes_and_ranges(batch: SceneBatch) -> None:
@@ -130,7 +130,7 @@ def _points(scene: Scene, inverse: np.ndarray) -> np.ndarray:
 def test_the_counterfactual_is_the_scene_without_the_solid(scenes: list[Scene], batch: SceneBatch) -> None:
     for index, scene in enumerate(scenes):
         left = [solid for k, solid in enumerate(scene.solids) if k != scene.removed]
-        alone = draw([View(left, scene.camera, scene.light, scene.room)], OPTIONS.size, 1, True, "cpu")
+        alone = draw([SceneView(left, scene.camera, scene.light, scene.room)], OPTIONS.size, 1, True, "cpu")
         assert torch.allclose(alone.image[0], batch.without_01[index], atol=2e-6)
 
 

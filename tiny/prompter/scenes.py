@@ -20,7 +20,7 @@ from datasets.scenes.choose import choose, reference_view, shares
 from datasets.scenes.describe import Camera, Rejected, Room, Scene, SceneOptions, Solid
 from datasets.scenes.furnish import finish_of, furniture, lamp, room, solid_at
 from datasets.scenes.layout import camera_of, place_solid
-from datasets.scenes.pack import View
+from datasets.scenes.pack import SceneView
 from datasets.scenes.pose import outline
 from datasets.scenes.store import StoreSettings, render_shards
 from ldm.settings.cli import command, run_module, single_app
@@ -71,13 +71,13 @@ def _attempt(seed: int, rng: np.random.Generator, contents: Contents, options: S
         added, side = _placed(rng, solids, camera, place, shape)
         solids.append(added)
         sides.append(side)
-    for solid, (area, visible) in zip(solids, shares(View(solids, camera, light, place)), strict=True):
+    for solid, (area, visible) in zip(solids, shares(SceneView(solids, camera, light, place)), strict=True):
         if solid.movable and (visible < MIN_VISIBLE or area * visible < MIN_AREA):
             raise Rejected("a solid is hidden or too small")
     first = len(solids) - len(sides)
     for number, (colours, side) in enumerate(zip(contents.colours, sides, strict=True), first):
         solids[number] = _coloured(rng, solids[number], colours[side])
-    view = View(solids, camera, light, place)
+    view = SceneView(solids, camera, light, place)
     removed, _, inverse_range = choose(rng, view, options)
     views = reference_view(rng, solids[removed], camera, same=True)
     return Scene(seed, tuple(solids), place, camera, light, removed, *views, inverse_range, True)
