@@ -19,11 +19,11 @@ from typing import Annotated, Any
 
 import typer
 
-from datasets.base import Source
+from datasets.base import ExampleSource
 from datasets.inputs import PairOptions
 from datasets.scenes.store import StoreSettings, render_shards
 from datasets.sources.image_source import ImageSource
-from datasets.sources.inspection import RejectionStats, Sample, accepted_samples, validate
+from datasets.sources.inspection import InspectedSample, RejectionStats, accepted_samples, validate
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from datasets.sources.rendered import RenderedScenes
 from ldm.files import write_all_atomic
@@ -40,7 +40,7 @@ COLUMNS = ("reference", "target", "hint", "mask", "depth", "collage")
 MOTION = ("still", "video", "new view")
 
 
-def sheet_row(sample: Sample) -> list:
+def sheet_row(sample: InspectedSample) -> list:
     """The images of one example: hint is what the model reads, collage the cut-out in its place."""
     pair = sample.pair
     return [
@@ -53,14 +53,14 @@ def sheet_row(sample: Sample) -> list:
     ]
 
 
-def caption(sample: Sample) -> str:
+def caption(sample: InspectedSample) -> str:
     """Item, kind of source, level of the mask and size of the crop."""
     level, crop = sample.params.mask_level, sample.params.crop_ratio
     return f"{sample.name} {MOTION[sample.dynamics]} mask {level} crop {crop:.1f}"
 
 
 def write_sheet(
-    source: Source, name: str, options: PairOptions, n: int, seed: int, out: Path
+    source: ExampleSource, name: str, options: PairOptions, n: int, seed: int, out: Path
 ) -> RejectionStats:
     """Draw n examples, write their contact sheet, return the rejection statistics."""
     stats = RejectionStats(name)
@@ -70,7 +70,7 @@ def write_sheet(
     return stats
 
 
-def write_report(source: Source, name: str, out: Path, settings: dict[str, Any]) -> str:
+def write_report(source: ExampleSource, name: str, out: Path, settings: dict[str, Any]) -> str:
     """Check every file of a source, write report and index, return what to say.
 
     settings: those of the source; an interrupted check with the same ones goes on where it stopped.
@@ -96,7 +96,7 @@ def write_report(source: Source, name: str, out: Path, settings: dict[str, Any])
     return f"{report.objects.table()}\n{summary}\nreport: {out}\nindex:  {index} (indexes.{name}={index})"
 
 
-def rendered(folder: Path, count: int, seed: int, side: int) -> Source:
+def rendered(folder: Path, count: int, seed: int, side: int) -> ExampleSource:
     """Fresh rendered scenes, for a look that needs no data."""
     size = (min(side, 192), min(side, 192))
     render_shards(

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from datasets.fusion import Cutout, collage, hidden, place_legacy
+from datasets.fusion import Cutout, collage, hidden_object, place_cutout_legacy
 from datasets.masks import dilate
 from datasets.pairs import AugmentationParams, Inputs, PairOptions, build_pair
 from ldm.device import describe_hardware
@@ -100,8 +100,8 @@ def compare() -> dict[str, dict[str, float]]:
     def fused() -> np.ndarray:
         x0, y0, x1, y1 = BOX
         result, size = depth.copy(), (y1 - y0, x1 - x0)
-        placed, part = place_legacy(cutout, (0, 0, *size[::-1]), EXTENT, size), result[y0:y1, x0:x1]
-        visible = (placed.alpha_01 > 0.5) & ~hidden(part, placed, EXTENT[1], "pixel")
+        placed, part = place_cutout_legacy(cutout, (0, 0, *size[::-1]), EXTENT, size), result[y0:y1, x0:x1]
+        visible = (placed.alpha_01 > 0.5) & ~hidden_object(part, placed, EXTENT[1], "pixel")
         part[visible] = placed.depth_01[visible]
         return result
 

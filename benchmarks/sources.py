@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import torch
 
-from datasets.base import Source
+from datasets.base import ExampleSource
 from datasets.geometry import bbox_of_mask, expand_box, square_box, square_padding
 from datasets.pairs import Augment, AugmentationParams, PairOptions, build_pair
 from datasets.sources.folder import FolderConfig
@@ -40,7 +40,7 @@ OPTIONS = PairOptions(augment=replace(Augment(), levels=(0.0, 0.0, 0.7, 0.0, 0.3
 SIDE, REFERENCE = 512, 224
 
 
-def fabricate(root: Path, size: tuple[int, int]) -> Source:
+def fabricate(root: Path, size: tuple[int, int]) -> ExampleSource:
     """Textured images with an elliptic object, as JPEG, PNG and 16-bit PNG."""
     h, w = size
     y, x = np.mgrid[0:h, 0:w]
@@ -145,7 +145,7 @@ def per_example(work: Callable[[int], object], count: int) -> float:
     return round(1000 * (time.process_time() - start) / count, 2)
 
 
-def ours(source: Source, count: int = DRAWS) -> dict[str, float]:
+def ours(source: ExampleSource, count: int = DRAWS) -> dict[str, float]:
     """CPU milliseconds per accepted example: files to Inputs, and all of it; the share of accepted draws."""
     stats = RejectionStats("")
     start = time.process_time()
@@ -184,7 +184,7 @@ def _builder(inputs: list) -> Callable[[int], object]:
     return build
 
 
-def present(config: Path) -> Iterator[tuple[str, Source]]:
+def present(config: Path) -> Iterator[tuple[str, ExampleSource]]:
     """The sources of a settings file whose data are there."""
     settings = load_config(DatasetsConfig, config)
     for name in SOURCES:

@@ -37,7 +37,7 @@ def reason(error: Exception) -> str:
     return str(error).partition(":")[0] if isinstance(error, Rejected) else UNREADABLE
 
 
-class Source(Protocol):
+class ExampleSource(Protocol):
     """A collection of compositing examples.
 
     dynamics: STILL when the reference is the target's own object image (texture is learned, late
@@ -71,7 +71,7 @@ class Mixture:
         if min(weights) <= 0:
             raise ValueError(f"weights of a mixture must be positive, got {list(weights)}")
         self.sizes, self.seed = sizes, seed
-        self.counts = shares(weights, BLOCK)
+        self.counts = exact_counts(weights, BLOCK)
         self._block, self._sources, self._turns = -1, np.empty(0, np.int64), np.empty(0, np.int64)
         self._passes: dict[int, tuple[int, np.ndarray]] = {}
 
@@ -98,7 +98,7 @@ class Mixture:
         return int(self._passes[source][1][place])
 
 
-def shares(weights: Sequence[float], total: int) -> np.ndarray:
+def exact_counts(weights: Sequence[float], total: int) -> np.ndarray:
     """Whole numbers in proportion to the weights (largest remainder), at least 1 each; their sum is total."""
     exact = np.asarray(weights, np.float64) / sum(weights) * total
     counts = np.maximum(np.floor(exact).astype(np.int64), 1)
@@ -118,7 +118,7 @@ class Drawn:
     rejections: list[tuple[int, Exception]]  # (item, why)
 
 
-def draw_pair(source: Source, options: PairOptions, key: tuple[int, ...], first: int) -> Drawn:
+def draw_pair(source: ExampleSource, options: PairOptions, key: tuple[int, ...], first: int) -> Drawn:
     """Item `first`, or after its rejection random items, each with randomness from (*key, try)."""
     rejections: list[tuple[int, Exception]] = []
     for attempt in range(MAX_TRIES):
@@ -138,12 +138,12 @@ class PairDataset(Dataset[TrainingSample]):
 
     def __init__(
         self,
-        source: Source | Sequence[Source],
+        source: ExampleSource | Sequence[ExampleSource],
         options: PairOptions,
         seed: int,
         weights: Sequence[float] = (1.0,),
     ) -> None:
-        self.sources: Sequence[Source] = source if isinstance(source, Sequence) else [source]
+        self.sources: Sequence[ExampleSource] = source if isinstance(source, Sequence) else [source]
         if not all(map(len, self.sources)):
             raise ValueError("the source holds no examples")
         self.options, self.seed = options, seed
@@ -191,7 +191,7 @@ class RunBatches(Sampler[list[int]]):
         return self.batches
 
 
-def collate(pairs: Sequence[Pair]) -> dict[str, Tensor]:
+def collate_pairs(pairs: Sequence[Pair]) -> dict[str, Tensor]:
     """Stack the tensors of pairs: each (b, ...)."""
     names = [name for name, value in vars(pairs[0]).items() if isinstance(value, Tensor)]
     return {name: torch.stack([getattr(pair, name) for pair in pairs]) for name in names}

@@ -41,7 +41,7 @@ class Cutout:
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class PlacedCutout:
     """A cut-out in a frame, before anything hides it."""
 
     rgb_u8: np.ndarray  # (h, w, 3), 0 outside
@@ -49,7 +49,7 @@ class Placed:
     depth_01: np.ndarray  # (h, w) float32 in [far, near], far outside
 
 
-def cut_out(
+def tight_cutout(
     rgb_u8: np.ndarray,
     mask: np.ndarray,
     depth_01: np.ndarray | None,
@@ -119,7 +119,9 @@ def warp_into(image: np.ndarray, box_xyxy: Sequence[float], frame: Size) -> np.n
     return result
 
 
-def place(cutout: Cutout, box_xyxy: Sequence[float], extent: tuple[float, float], frame: Size) -> Placed:
+def place_cutout(
+    cutout: Cutout, box_xyxy: Sequence[float], extent: tuple[float, float], frame: Size
+) -> PlacedCutout:
     """Put a cut-out in a box (pixels of the frame); its depth spans extent = (far, near)."""
     far, near = extent
     # Colours and depth are 0 outside the mask, so after warping they are weighted by the coverage.
@@ -129,10 +131,12 @@ def place(cutout: Cutout, box_xyxy: Sequence[float], extent: tuple[float, float]
     alpha = np.clip(alpha, 0, 1)
     weight = np.maximum(alpha, 1e-3)
     rgb_u8 = np.clip(np.rint(colour / weight[..., None]), 0, 255).astype(np.uint8)
-    return Placed(rgb_u8, alpha, far + (near - far) * np.clip(depth / weight, 0, 1))
+    return PlacedCutout(rgb_u8, alpha, far + (near - far) * np.clip(depth / weight, 0, 1))
 
 
-def place_legacy(cutout: Cutout, box_xyxy: Sequence[int], extent: tuple[float, float], frame: Size) -> Placed:
+def place_cutout_legacy(
+    cutout: Cutout, box_xyxy: Sequence[int], extent: tuple[float, float], frame: Size
+) -> PlacedCutout:
     """The published placement: whole pixels, bilinear resizing without prefilter, binary coverage."""
     x0, y0, x1, y1 = box_xyxy
     size = (y1 - y0, x1 - x0)
@@ -144,7 +148,7 @@ def place_legacy(cutout: Cutout, box_xyxy: Sequence[int], extent: tuple[float, f
     rgb_u8[top:bottom, left:right] = resize(cutout.rgb_u8, size, how="linear")[part]
     alpha[top:bottom, left:right] = inside[part]
     depth[top:bottom, left:right] = depth_01[part]
-    return Placed(rgb_u8, alpha, depth)
+    return PlacedCutout(rgb_u8, alpha, depth)
 
 
 def occluders(background_depth_01: np.ndarray, near: float) -> np.ndarray:
@@ -152,7 +156,9 @@ def occluders(background_depth_01: np.ndarray, near: float) -> np.ndarray:
     return background_depth_01 > near + MARGIN
 
 
-def hidden(background_depth_01: np.ndarray, placed: Placed, near: float, occlusion: str) -> np.ndarray:
+def hidden_object(
+    background_depth_01: np.ndarray, placed: PlacedCutout, near: float, occlusion: str
+) -> np.ndarray:
     """(h, w) bool: where the background hides the object.
 
     "near": where it is nearer than the object's nearest point, so the ground that the object stands on, a

@@ -12,16 +12,16 @@ import numpy as np
 
 from datasets.fusion import (
     Cutout,
-    Placed,
+    PlacedCutout,
     collage,
-    cut_out,
     fill_colour,
     fill_depth,
     fit_box,
-    hidden,
+    hidden_object,
     occluders,
-    place,
-    place_legacy,
+    place_cutout,
+    place_cutout_legacy,
+    tight_cutout,
 )
 from datasets.geometry import (
     Box,
@@ -49,7 +49,7 @@ class Layers:
     background_u8: np.ndarray  # (h, w, 3)
     clean_u8: np.ndarray  # (h, w, 3), what is to be replaced smoothed away
     depth_01: np.ndarray  # (h, w) float32, the object in it where the mode fuses
-    placed: Placed  # the object before anything hides it
+    placed: PlacedCutout  # the object before anything hides it
     coverage_01: np.ndarray  # (h, w) float32, how much of a pixel the object covers where nothing hides it
     edit: np.ndarray  # (h, w) bool, what may change
     keep: np.ndarray  # (h, w) bool, what is certainly in front of the object
@@ -126,13 +126,13 @@ class Geometry:
             depth_01 = fill_depth(depth_01, region if target is None else dilate(target, options.dilation))
         if self.legacy:
             box = whole_box(crop.to_frame(self.box_xyxy))
-            placed = place_legacy(self.cutout, box, (far, near), crop.size)
+            placed = place_cutout_legacy(self.cutout, box, (far, near), crop.size)
         else:
-            placed = place(self.cutout, self.fitted_box(crop), (far, near), crop.size)
+            placed = place_cutout(self.cutout, self.fitted_box(crop), (far, near), crop.size)
         keep = occluders(depth_01, near) if fused else np.zeros(crop.size, bool)
         shown = target
         if fused or shown is None:
-            shown = ~hidden(depth_01, placed, near, options.occlusion)
+            shown = ~hidden_object(depth_01, placed, near, options.occlusion)
         edit = self._edit_region(crop, placed.alpha_01 * shown > 0.5, target, region) & ~keep
         coverage = np.where(shown & edit, placed.alpha_01, 0).astype(np.float32)
         if fused:
@@ -164,7 +164,7 @@ class Geometry:
 
 def _reference_cutout(inputs: Inputs, options: PairOptions, params: AugmentationParams) -> Cutout:
     """The reference object, tight, relit and mirrored as drawn."""
-    cutout = cut_out(
+    cutout = tight_cutout(
         inputs.reference_u8,
         inputs.reference_mask,
         inputs.reference_depth_01,

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from datasets.base import PairDataset, RunBatches, Source, TrainingSample, collate
+from datasets.base import ExampleSource, PairDataset, RunBatches, TrainingSample, collate_pairs
 from datasets.inputs import PairOptions
 from datasets.sources.registry import DatasetsConfig, drawn_sources, open_mixture
 from datasets.sources.rendered import RenderedScenes
@@ -47,7 +47,7 @@ class DataConfig:
             )
 
 
-def open_sources(config: DataConfig) -> tuple[dict[str, Source], list[float]]:
+def open_sources(config: DataConfig) -> tuple[dict[str, ExampleSource], list[float]]:
     """The sources that the configuration names, and their weights."""
     if config.datasets is not None:
         settings = load_config(DatasetsConfig, config.datasets)
@@ -62,7 +62,7 @@ def open_sources(config: DataConfig) -> tuple[dict[str, Source], list[float]]:
             "or render scenes with `python -m datasets.scenes render --out FOLDER` and name the folder"
         )
     folders = (config.scenes, *config.more)
-    rendered: dict[str, Source] = {
+    rendered: dict[str, ExampleSource] = {
         str(folder): RenderedScenes(folder, true_depth=config.true_depth) for folder in folders
     }
     return rendered, list(config.weights) or [1.0] * len(folders)
@@ -71,7 +71,7 @@ def open_sources(config: DataConfig) -> tuple[dict[str, Source], list[float]]:
 def collate_run(drawn: Sequence[TrainingSample]) -> dict[str, Any]:
     """The stacked tensors, and `rejected`: (source, reason) of every sample that was rejected on the way."""
     rejected = [(int(sample.source), reason) for sample in drawn for reason in sample.refused]
-    return {**collate(drawn), "rejected": rejected}
+    return {**collate_pairs(drawn), "rejected": rejected}
 
 
 class RunLoader(DataLoader[TrainingSample]):

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from cldm.training.probes import PROBES, condition_sensitivity, watched_samples
 from cldm.training.sharding import runs_model
-from datasets.base import collate
+from datasets.base import collate_pairs
 from datasets.sources.inspection import RejectionStats
 from ldm.files import write_json
 from ldm.training.csv_log import CsvLogger
@@ -85,7 +85,7 @@ class Metrics(pl.Callback):
             "samples_per_second": (step - self.row_step) * self.samples_per_step / (now - self.row_time),
         }
         if runs_model(trainer) and self.probe_every and step % self.probe_every == 0:
-            batch = collate(watched_samples(trainer))
+            batch = collate_pairs(watched_samples(trainer))
             on_device = {name: value.to(module.device) for name, value in batch.items()}
             row |= condition_sensitivity(module.model, on_device)
         if trainer.is_global_zero:

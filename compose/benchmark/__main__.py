@@ -25,17 +25,17 @@ from tqdm.auto import tqdm
 
 from compose.benchmark.score import ScoreSettings, score
 from compose.settings import depth_folder
-from datasets.benchmark.draw import draw_cases, read_concepts
+from datasets.benchmark.draw import draw_cases, read_benchmark_objects
 from datasets.benchmark.manifest import (
     Instances,
     Manifest,
+    benchmark_bytes,
     depth_of,
+    differing_files,
+    file_hashes,
+    file_path,
     files_of,
-    hashes_of,
-    locate,
-    read_manifest,
-    verify,
-    write_manifest,
+    read_benchmark,
 )
 from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic
@@ -70,18 +70,18 @@ def build(
     seed: Annotated[int, typer.Option(help="seed of the draws", min=0)] = 0,
 ) -> None:
     """Write the manifest: every object in every background, with box, relation and instruction."""
-    concepts = read_concepts(objects, classes)
+    concepts = read_benchmark_objects(objects, classes)
     cases = draw_cases(Instances(instances), concepts, backgrounds, seed, sentence)
-    files = hashes_of(files_of(cases), {"pictures": images, "objects": objects})
+    files = file_hashes(files_of(cases), {"pictures": images, "objects": objects})
     manifest = Manifest(f"dreambooth-coco-{len(concepts)}x{backgrounds}", seed, files, cases)
-    write_atomic(out, write_manifest(manifest))
+    write_atomic(out, benchmark_bytes(manifest))
     absent = sum(not found for found in files.values())
     log.info("%s: %d cases, %d files, %d of them absent and not hashed", out, len(cases), len(files), absent)
 
 
 def check(manifest: ManifestFile, images: Images, objects: Objects) -> None:
     """Say which files are missing or differ; exit code 1 when there are any."""
-    wrong = list(verify(read_manifest(manifest), {"pictures": images, "objects": objects}))
+    wrong = list(differing_files(read_benchmark(manifest), {"pictures": images, "objects": objects}))
     for name, what in wrong:
         typer.echo(f"{what}: {name}")
     if wrong:
@@ -110,12 +110,12 @@ def _jobs(
     known, roots = Instances(instances), {"pictures": images, "objects": objects}
     network = DepthEstimator.load(depth_folder(depth_model))
     depths: dict[str, Any] = {}
-    for case in tqdm(read_manifest(path).cases, desc="depth", disable=None):
-        background = locate(f"pictures/{case.background}", roots)
+    for case in tqdm(read_benchmark(path).cases, desc="depth", disable=None):
+        background = file_path(f"pictures/{case.background}", roots)
         if case.background not in depths:
             depths = {case.background: network.estimate(read_image(background).rgb_u8)}
         depth = depth_of(case, known.mask(case.anchor.annotation), depths[case.background])
-        cut_out = locate(f"objects/{case.object}/{case.view}", roots)
+        cut_out = file_path(f"objects/{case.object}/{case.view}", roots)
         yield {
             "name": case.id, "background": str(background), "object": str(cut_out),
             "box": list(case.box01_xyxy), "depth": [depth], "seed": seed,

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy.stats import wilcoxon
 
-from datasets.benchmark.manifest import Case
+from datasets.benchmark.manifest import BenchmarkCase
 from ldm.metrics.frechet import frechet_distance, kernel_distance
 from ldm.metrics.intervals import centred_interval, summary
 from ldm.sheet import grid
@@ -37,14 +37,17 @@ class Scores:
     """What was found in one folder; index i is case i."""
 
     folder: str
-    cases: list[Case] = field(default_factory=list)
+    cases: list[BenchmarkCase] = field(default_factory=list)
     numbers: list[dict[str, float]] = field(default_factory=list)
     images: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     features: np.ndarray | None = None  # (n, 2048) of the composites
     real: np.ndarray | None = None  # (m, 2048) of real images
 
     def add(
-        self, case: Case, numbers: dict[str, float], images: tuple[np.ndarray, np.ndarray, np.ndarray]
+        self,
+        case: BenchmarkCase,
+        numbers: dict[str, float],
+        images: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> None:
         """images: object, background, result; kept small."""
         self.cases.append(case)

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from compose.benchmark.measures import crop, drift, order, placed_mask, seam
 from compose.benchmark.report import Scores, markdown, score_report, score_sheet
-from datasets.benchmark.manifest import Case, Instances, Manifest, locate, read_manifest
+from datasets.benchmark.manifest import BenchmarkCase, Instances, Manifest, file_path, read_benchmark
 from datasets.geometry import bbox_of_mask
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
@@ -119,7 +119,7 @@ def load_dreamsim(folder: Path, device: torch.device) -> DreamSim:
     return DreamSim(model, prepare, device)
 
 
-def find_result(folder: Path, case: Case) -> Path:
+def find_result(folder: Path, case: BenchmarkCase) -> Path:
     """The image of a case; ValueError names it when it is absent."""
     for path in (folder / f"{case.id}.png", folder / f"{case.id}.jpg"):
         if path.is_file():
@@ -128,15 +128,15 @@ def find_result(folder: Path, case: Case) -> Path:
 
 
 def score_case(
-    case: Case, roots: dict[str, Path], result: Path, judges: Judges, instances: Instances | None
+    case: BenchmarkCase, roots: dict[str, Path], result: Path, judges: Judges, instances: Instances | None
 ) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Numbers of one composite, and (object on white, background, result) for the sheet."""
-    before_u8 = read_image(locate(f"pictures/{case.background}", roots)).rgb_u8
+    before_u8 = read_image(file_path(f"pictures/{case.background}", roots)).rgb_u8
     after_u8 = read_image(result).rgb_u8
     if after_u8.shape != before_u8.shape:
         shown = [f"{one.shape[1]} x {one.shape[0]}" for one in (after_u8, before_u8)]
         raise ValueError(f"{result} is {shown[0]} pixels, its background is {shown[1]}")
-    object_u8 = on_white(locate(f"objects/{case.object}/{case.view}", roots))
+    object_u8 = on_white(file_path(f"objects/{case.object}/{case.view}", roots))
     numbers = {**drift(before_u8, after_u8, case.box01_xyxy), "seam": seam(before_u8, after_u8)}
     for name, network in judges.similarity.items():
         one, other = network.images([crop(after_u8, case.box01_xyxy), object_u8])
@@ -172,7 +172,7 @@ def features(network: torch.nn.Module, paths: list[Path], device: torch.device) 
 
 def score(settings: ScoreSettings) -> dict[str, Any]:
     """Score a folder of composites, or two in pairs; ours or those of any other system."""
-    manifest, device = read_manifest(settings.manifest), pick_device(settings.device)
+    manifest, device = read_benchmark(settings.manifest), pick_device(settings.device)
     roots = {"pictures": settings.images, "objects": settings.objects}
     folders = [settings.results, *([settings.against] if settings.against else [])]
     for folder in folders:
@@ -218,7 +218,7 @@ def _score_folder(
 def _real(folder: Path | None, manifest: Manifest, roots: dict[str, Path]) -> Iterator[Path]:
     """The real images of FID."""
     if folder is None:
-        yield from (locate(name, roots) for name in manifest.files if name.startswith("pictures/"))
+        yield from (file_path(name, roots) for name in manifest.files if name.startswith("pictures/"))
         return
     suffixes = (".png", ".jpg", ".jpeg")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)

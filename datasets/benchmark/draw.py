@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.benchmark.manifest import RELATIONS, Anchor, Case, Instances
+from datasets.benchmark.manifest import RELATIONS, Anchor, BenchmarkCase, Instances
 from datasets.geometry import Box01, bbox_of_mask, check_box01
 from ldm.files import read_json
 from ldm.images import read_image
@@ -29,7 +29,7 @@ class Concept:
     aspect: float
 
 
-def read_concepts(folder: Path, classes: Path | None) -> list[Concept]:
+def read_benchmark_objects(folder: Path, classes: Path | None) -> list[Concept]:
     """Sub-folders of cut-outs with transparency.
 
     classes: JSON of concept -> noun; without it the noun is the folder's name without digits.
@@ -84,14 +84,14 @@ def place_beside(anchor: Anchor, relation: str, shape: float, rng: np.random.Gen
 
 def draw_cases(
     instances: Instances, concepts: Sequence[Concept], backgrounds: int, seed: int, sentence: Sentence
-) -> tuple[Case, ...]:
+) -> tuple[BenchmarkCase, ...]:
     """Every object in every one of `backgrounds` images, drawn among those where all objects fit somewhere.
 
     sentence: (noun, relation, name of the anchor) -> the instruction.
     """
     images = [image for image in sorted(instances.images) if instances.anchors(image)]
     order = np.random.default_rng(seed).permutation(len(images))
-    found: list[Case] = []
+    found: list[BenchmarkCase] = []
     taken = 0
     for place in order:
         if taken == backgrounds:
@@ -118,7 +118,7 @@ def _draw(
     concept: Concept,
     seed: int,
     sentence: Sentence,
-) -> Case | None:
+) -> BenchmarkCase | None:
     """The case of an object in an image, or None where nothing fits in 40 tries."""
     known = instances.images[image]
     background = str(known["file_name"])
@@ -135,5 +135,5 @@ def _draw(
                 f"{Path(background).stem}_{concept.name}",
                 sentence(concept.noun, relation, anchor.name),
             )
-            return Case(name, background, concept.name, view, relation, anchor, box, words)
+            return BenchmarkCase(name, background, concept.name, view, relation, anchor, box, words)
     return None

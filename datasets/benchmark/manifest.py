@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from datasets.geometry import Box01, check_box01
-from datasets.sources.annotations import section, segment_mask
+from datasets.sources.annotations import json_entry, segment_mask
 from ldm.files import file_sha256, read_json
 
 FORMAT = 1
@@ -35,7 +35,7 @@ class Anchor:
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """One composite to make. box01_xyxy: where the object goes, as fractions of the background."""
 
     id: str
@@ -55,7 +55,7 @@ class Manifest:
     name: str
     seed: int
     files: dict[str, str]
-    cases: tuple[Case, ...]
+    cases: tuple[BenchmarkCase, ...]
 
 
 class Instances:
@@ -64,9 +64,9 @@ class Instances:
     def __init__(self, path: Path) -> None:
         document = read_json(path)
         self.path = path
-        self.names = {one["id"]: str(one["name"]) for one in section(document, "categories", path)}
-        self.images = {one["id"]: one for one in section(document, "images", path)}
-        self.annotations = {one["id"]: one for one in section(document, "annotations", path)}
+        self.names = {one["id"]: str(one["name"]) for one in json_entry(document, "categories", path)}
+        self.images = {one["id"]: one for one in json_entry(document, "images", path)}
+        self.annotations = {one["id"]: one for one in json_entry(document, "annotations", path)}
         self.of_image: dict[int, list[dict[str, Any]]] = {}
         for one in self.annotations.values():
             self.of_image.setdefault(one["image_id"], []).append(one)
@@ -111,7 +111,7 @@ def _box01(annotation: dict[str, Any], image: dict[str, Any]) -> Box01:
     return check_box01([round(min(max(edge, 0.0), 1.0), 4) for edge in edges])
 
 
-def depth_of(case: Case, anchor_mask: np.ndarray, depth_01: np.ndarray) -> float:
+def depth_of(case: BenchmarkCase, anchor_mask: np.ndarray, depth_01: np.ndarray) -> float:
     """How far the object goes: the median depth of its anchor, a step nearer or farther where asked.
 
     anchor_mask (h, w) bool, depth_01 (h, w) of the background, 1 = nearest.
@@ -125,26 +125,26 @@ def depth_of(case: Case, anchor_mask: np.ndarray, depth_01: np.ndarray) -> float
     return round(min(max(depth, 0.0), 1.0), 4)
 
 
-def files_of(cases: Sequence[Case]) -> tuple[str, ...]:
+def files_of(cases: Sequence[BenchmarkCase]) -> tuple[str, ...]:
     """Every file that the cases read: "pictures/..." and "objects/..."."""
     images = {f"pictures/{case.background}" for case in cases}
     return tuple(sorted(images | {f"objects/{case.object}/{case.view}" for case in cases}))
 
 
-def hashes_of(files: Sequence[str], roots: Mapping[str, Path]) -> dict[str, str]:
+def file_hashes(files: Sequence[str], roots: Mapping[str, Path]) -> dict[str, str]:
     """Path such as "pictures/1.jpg" -> SHA-256 of the file below that root, "" when it is absent."""
-    return {name: file_sha256(path) if (path := locate(name, roots)).is_file() else "" for name in files}
+    return {name: file_sha256(path) if (path := file_path(name, roots)).is_file() else "" for name in files}
 
 
-def locate(name: str, roots: Mapping[str, Path]) -> Path:
+def file_path(name: str, roots: Mapping[str, Path]) -> Path:
     """Where a file of the manifest is."""
     root, _, rest = name.partition("/")
     return roots[root] / rest
 
 
-def verify(manifest: Manifest, roots: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+def differing_files(manifest: Manifest, roots: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
     """(file, "missing" | "differs" | "not hashed") of everything that is not as in the manifest."""
-    found = hashes_of(tuple(manifest.files), roots)
+    found = file_hashes(tuple(manifest.files), roots)
     for name, expected in manifest.files.items():
         if not found[name]:
             yield name, "missing"
@@ -154,7 +154,7 @@ def verify(manifest: Manifest, roots: Mapping[str, Path]) -> Iterator[tuple[str,
             yield name, "differs"
 
 
-def write_manifest(manifest: Manifest) -> bytes:
+def benchmark_bytes(manifest: Manifest) -> bytes:
     """The file: JSON, one case a line."""
     head = {"format": FORMAT, "name": manifest.name, "seed": manifest.seed, "files": manifest.files}
     text = json.dumps(head, indent=1)
@@ -162,14 +162,14 @@ def write_manifest(manifest: Manifest) -> bytes:
     return f'{text[:-2]},\n "cases": [\n{cases}\n ]\n}}\n'.encode()
 
 
-def _plain(case: Case) -> dict[str, Any]:
+def _plain(case: BenchmarkCase) -> dict[str, Any]:
     return {**vars(case), "anchor": vars(case.anchor)}
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_benchmark(path: Path) -> Manifest:
     """A manifest; ValueError names the file and what is wrong."""
     document = read_json(path)
-    if section(document, "format", path) != FORMAT:
+    if json_entry(document, "format", path) != FORMAT:
         raise ValueError(f"{path} has format {document['format']}, this code reads format {FORMAT}")
     try:
         cases = tuple(_case(one) for one in document["cases"])
@@ -181,8 +181,8 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _case(plain: dict[str, Any]) -> Case:
+def _case(plain: dict[str, Any]) -> BenchmarkCase:
     anchor, box = plain["anchor"], check_box01(plain["box01_xyxy"])
     beside = Anchor(anchor["name"], anchor["annotation"], check_box01(anchor["box01_xyxy"]))
-    values = {field.name: plain[field.name] for field in fields(Case)}
-    return Case(**{**values, "anchor": beside, "box01_xyxy": box})
+    values = {field.name: plain[field.name] for field in fields(BenchmarkCase)}
+    return BenchmarkCase(**{**values, "anchor": beside, "box01_xyxy": box})

@@ -5,12 +5,12 @@ batch = render([sample_scene(train_seed(i), options) for i in range(8)], options
 """
 
 from datasets.scenes.batch import SceneBatch, SceneFacts, render
-from datasets.scenes.describe import EVAL_BIT, Rejected, Scene, SceneOptions, eval_seed, train_seed
+from datasets.scenes.describe import EVAL_BIT, Scene, SceneOptions, SceneRejected, eval_seed, train_seed
 from datasets.scenes.layout import sample_scene
 
 __all__ = [
     "EVAL_BIT",
-    "Rejected",
+    "SceneRejected",
     "Scene",
     "SceneBatch",
     "SceneFacts",

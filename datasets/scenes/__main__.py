@@ -8,7 +8,7 @@ import logging
 
 import typer
 
-from datasets.scenes.sheet import SheetSettings, write_sheet
+from datasets.scenes.sheet import SheetSettings, write_scene_sheet
 from datasets.scenes.store import StoreSettings, render_shards
 from ldm.settings.cli import command, new_app, run_module
 
@@ -23,7 +23,7 @@ def render_command(settings: StoreSettings) -> None:
 
 def sheet_command(settings: SheetSettings) -> None:
     """Write a labelled contact sheet of evaluation scenes."""
-    log.info("wrote %s", write_sheet(settings))
+    log.info("wrote %s", write_scene_sheet(settings))
 
 
 def build_app() -> typer.Typer:

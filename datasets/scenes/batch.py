@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datasets.relations import Place, relation
 from datasets.scenes.describe import Scene, SceneOptions
-from datasets.scenes.image import Images, draw
+from datasets.scenes.image import RenderedViews, draw_views
 from datasets.scenes.pack import SceneView
 
 Box = tuple[float, float, float, float]
@@ -97,7 +97,10 @@ def _render(
         SceneView([scene.solids[scene.removed]], scene.reference_camera, scene.reference_light, None)
         for scene in scenes
     ]
-    main, reference = draw(views, options.size, *style), draw(alone, options.reference_size, *style)
+    main, reference = (
+        draw_views(views, options.size, *style),
+        draw_views(alone, options.reference_size, *style),
+    )
     ranges = torch.tensor([scene.inverse_range for scene in scenes], device=main.inverse.device)
     low, high = ranges.T[:, :, None, None]
 
@@ -125,7 +128,7 @@ def _render(
     )
 
 
-def _per_solid(main: Images, solids: int) -> tuple[Tensor, Tensor]:
+def _per_solid(main: RenderedViews, solids: int) -> tuple[Tensor, Tensor]:
     """Part slots -> solids: amodal masks (b, n, h, w) and inverse depth of the front surface (b, n, h, w)."""
     b, slots, h, w = main.amodal.shape
     amodal = torch.zeros(b, solids, h, w, dtype=torch.bool, device=main.amodal.device)

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from datasets.scenes.describe import Camera, Light, Rejected, SceneOptions, Solid
+from datasets.scenes.describe import Camera, Light, SceneOptions, SceneRejected, Solid
 from datasets.scenes.pack import SceneView, pack
 from datasets.scenes.pose import look_at, orbit, outline, square_window
 from datasets.scenes.solids import FAR
-from datasets.scenes.trace import cast, cast_room, covers, pixel_rays
+from datasets.scenes.trace import cast_parts, cast_room, covers, pixel_rays
 
 SURVEY = 56  # side of the coarse grid on which visibility is judged
 MIN_VISIBLE = 0.36  # of the removed solid; above the promised 0.3, the grid is coarse
@@ -22,7 +22,7 @@ MAX_AREA = 0.3
 Box = tuple[float, float, float, float]
 
 
-def choose(
+def choose_removed(
     rng: np.random.Generator, view: SceneView, options: SceneOptions
 ) -> tuple[int, float, tuple[float, float]]:
     """Removed solid, its amodal share of the full view, and the range of inverse depth without it."""
@@ -37,17 +37,17 @@ def choose(
         if solid.movable and not carries and in_frame and large and visible >= MIN_VISIBLE:
             wanted.append((index, area, visible))
     if not wanted:
-        raise Rejected("no solid can be removed")
+        raise SceneRejected("no solid can be removed")
     if rng.random() < options.occluded:
         wanted = [entry for entry in wanted if HIDDEN[0] <= entry[2] <= HIDDEN[1]]
         if not wanted:
-            raise Rejected("no solid is partly hidden")
+            raise SceneRejected("no solid is partly hidden")
     index, area, _ = wanted[int(rng.integers(len(wanted)))]
     inverse = 1 / torch.minimum(depth[owner != index].amin(0), behind)
     return index, area, (float(inverse.min()), float(inverse.max()))
 
 
-def shares(view: SceneView) -> list[tuple[float, float]]:
+def solid_fractions(view: SceneView) -> list[tuple[float, float]]:
     """Of each solid: amodal share of the full view, visible share of that; judged on a coarse grid."""
     owner, depth, behind = _survey(view)
     return [_seen(owner == index, depth, behind) for index in range(len(view.solids))]
@@ -69,7 +69,7 @@ def _survey(view: SceneView) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     pixel = torch.arange(SURVEY * SURVEY)
     place = torch.stack([pixel % SURVEY, pixel // SURVEY])
     rays = pixel_rays(packed, size, covers(packed, size), pixel, place / (SURVEY - 1) - 0.5)
-    return packed.parts.owner, cast(rays), cast_room(rays).depth
+    return packed.parts.owner, cast_parts(rays), cast_room(rays).depth
 
 
 def object_window(rng: np.random.Generator, solid: Solid, camera: Camera, area: float) -> Box:
@@ -86,7 +86,7 @@ def object_window(rng: np.random.Generator, solid: Solid, camera: Camera, area: 
     return left, above * aspect, left + side, (above + side) * aspect
 
 
-def reference_view(
+def reference_setup(
     rng: np.random.Generator, solid: Solid, camera: Camera, same: bool
 ) -> tuple[Camera, Light]:
     """Square view of the solid alone, and another lamp for it."""

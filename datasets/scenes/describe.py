@@ -16,7 +16,7 @@ from ldm.settings.schema import check_settings, setting
 EVAL_BIT = 1 << 40
 
 
-class Rejected(ValueError):
+class SceneRejected(ValueError):
     """No acceptable scene was found for this seed with these options."""
 
 

@@ -36,10 +36,8 @@ def _tone(
 
 def room(rng: np.random.Generator) -> Room:
     """Muted floor and walls, so that the solids stand out."""
-    floor, wall = (
-        FLOORS[int(rng.integers(len(FLOORS)))],
-        WALLS[int(rng.choice(len(WALLS), p=[0.4, 0.15, 0.2, 0.13, 0.12]))],
-    )
+    floor = FLOORS[int(rng.integers(len(FLOORS)))]
+    wall = WALLS[int(rng.choice(len(WALLS), p=[0.4, 0.15, 0.2, 0.13, 0.12]))]
     ground = _tone(rng, WOODS if floor == "planks" else FLOOR_TONES)
     other = {
         "planks": ground * 0.45,
@@ -131,6 +129,16 @@ def furniture(rng: np.random.Generator, share: float) -> tuple[Solid, ...]:
     return (Solid(shape, name, tuple(parts), finish, radius, centre, 0.0, top, movable=False),)
 
 
+def size_on(
+    rng: np.random.Generator, limits: tuple[float, float], host: int, solids: Sequence[Solid]
+) -> float:
+    """Half the side of a solid in metres: smaller on furniture, and no wider than a solid below it."""
+    size = rng.uniform(*limits) * (1.0 if host < 0 else 0.82)
+    if host >= 0 and solids[host].movable:
+        size = min(size, 0.95 * float(solids[host].parts[0].scale[:2].min()))
+    return size
+
+
 def solid_at(
     rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequence[Solid], shape: str = ""
 ) -> Solid:
@@ -139,9 +147,7 @@ def solid_at(
     form = SHAPES[shape]
     draw = rng.uniform(form.low, form.high)
     scale = np.full(3, draw[0]) if form.uniform else (draw[[0, 0, 2]] if form.round_base else draw)
-    size = rng.uniform(0.28, 0.46) * (1.0 if host < 0 else 0.82)
-    if host >= 0 and solids[host].movable:
-        size = min(size, 0.95 * float(solids[host].parts[0].scale[:2].min()))
+    size = size_on(rng, (0.28, 0.46), host, solids)
     yaw = rng.uniform(0, 2 * np.pi)
     axes = lying(yaw) if rng.random() < form.lies else upright(yaw)
     if shape == "sphere":

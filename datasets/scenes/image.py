@@ -13,14 +13,14 @@ from datasets.scenes.pack import SceneView, pack
 from datasets.scenes.shade import expose, radiance, to_display
 from datasets.scenes.solids import FAR
 from datasets.scenes.surface import surface, take
-from datasets.scenes.trace import Hit, Rays, cast, cast_room, covers, first, hidden_parts, pixel_rays
+from datasets.scenes.trace import Hit, Rays, cast_parts, cast_room, covers, first, hidden_parts, pixel_rays
 
 SUBPIXELS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
 ROUGH = 0.09  # a pixel that differs by more from a neighbour (display value) gets four rays
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class RenderedViews:
     """Pixels of some views. Depth is inverse view depth in 1 / metres, 0 for nothing."""
 
     image: Tensor  # (b, 3, h, w) display values
@@ -36,7 +36,7 @@ class Images:
 
 def _trace(rays: Rays) -> tuple[Tensor, Hit, Hit]:
     """Depth per part (p, m), first hit, first hit without the hidden solid."""
-    depth = cast(rays)
+    depth = cast_parts(rays)
     behind = cast_room(rays)
     return depth, first(depth, behind), first(torch.where(hidden_parts(rays), FAR, depth), behind)
 
@@ -92,13 +92,13 @@ def _averages(rays: Rays, size: tuple[int, int], pixel: Tensor) -> tuple[Tensor,
     return light.view(3, 4, -1).mean(1), without.view(3, 4, -1).mean(1), covered.view(4, -1).mean(0)
 
 
-def draw(
+def draw_views(
     views: Sequence[SceneView],
     size: tuple[int, int],
     supersample: int,
     smooth_edges: bool,
     device: torch.device | str,
-) -> Images:
+) -> RenderedViews:
     """Render some views at once."""
     h, w = size
     packed = pack(views, device)
@@ -121,7 +121,7 @@ def draw(
             coverage[index] = covered
     part = rays.view * packed.slots + hit.slot.clamp(min=0)
     part_inverse = torch.where(depth < FAR, 1 / depth, 0.0)
-    return Images(
+    return RenderedViews(
         to_display(light).view(3, *grid).transpose(0, 1),
         to_display(without).view(3, *grid).transpose(0, 1),
         torch.where(hit.slot >= 0, packed.parts.owner[part], -1).view(grid),

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from datasets.scenes.choose import choose, object_window, reference_view
-from datasets.scenes.describe import Camera, Rejected, Room, Scene, SceneOptions, Solid
+from datasets.scenes.choose import choose_removed, object_window, reference_setup
+from datasets.scenes.describe import Camera, Room, Scene, SceneOptions, SceneRejected, Solid
 from datasets.scenes.furnish import furniture, lamp, room, solid_at
 from datasets.scenes.pack import SceneView
 from datasets.scenes.pose import look_at, outline
@@ -23,7 +23,7 @@ Draw = Callable[[np.random.Generator, np.ndarray, int, Sequence[Solid]], Solid] 
 def sample_scene(seed: int, options: SceneOptions) -> Scene:
     """The scene of this seed.
 
-    Raises Rejected when no attempt gives a usable scene; about two in five attempts fail, so with the default
+    Raises SceneRejected when no attempt gives a usable scene; two in five attempts fail, so with the default
     options that does not happen.
     """
     if seed < 0:
@@ -32,9 +32,9 @@ def sample_scene(seed: int, options: SceneOptions) -> Scene:
     for attempt in range(ATTEMPTS):
         try:
             return _attempt(seed, np.random.default_rng((seed, attempt)), options)
-        except Rejected as reason:
+        except SceneRejected as reason:
             reasons.append(str(reason))
-    raise Rejected(f"seed {seed}: no scene in {ATTEMPTS} attempts: {'; '.join(sorted(set(reasons)))}")
+    raise SceneRejected(f"seed {seed}: no scene in {ATTEMPTS} attempts: {'; '.join(sorted(set(reasons)))}")
 
 
 def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scene:
@@ -49,10 +49,10 @@ def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scen
             solids.append(added)
     movable = [solid for solid in solids if solid.movable]
     if len(movable) < options.objects[0]:
-        raise Rejected("too few solids fit")
-    removed, area, inverse_range = choose(rng, SceneView(solids, camera, light, place), options)
+        raise SceneRejected("too few solids fit")
+    removed, area, inverse_range = choose_removed(rng, SceneView(solids, camera, light, place), options)
     same = options.reference_pose == "same" or (options.reference_pose == "mixed" and rng.random() < 0.5)
-    reference_camera, reference_light = reference_view(rng, solids[removed], camera, same)
+    reference_camera, reference_light = reference_setup(rng, solids[removed], camera, same)
     if options.window == "object":
         camera = replace(camera, window01_xyxy=object_window(rng, solids[removed], camera, area))
     return Scene(

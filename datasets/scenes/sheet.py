@@ -46,7 +46,7 @@ class SheetSettings(SceneOptions):
     device: str = setting("cpu", help="cpu, cuda or mps")
 
 
-def write_sheet(settings: SheetSettings) -> Path:
+def write_scene_sheet(settings: SheetSettings) -> Path:
     """Render and write the sheet; returns its path."""
     options = replace(settings, reference_size=(settings.size[0], settings.size[0]))
     scenes = [sample_scene(eval_seed(settings.first_seed + i), options) for i in range(settings.count)]

@@ -122,7 +122,7 @@ def from_part(parts: Parts, part: Tensor, gradient: Tensor) -> Tensor:
     return out / out.square().sum(0).sqrt().clamp(min=1e-9)
 
 
-def cast(rays: Rays) -> Tensor:
+def cast_parts(rays: Rays) -> Tensor:
     """Depth (p, n) at which each ray enters each part, FAR where it does not: amodal ground truth."""
     slot, ray = rays.near.nonzero().unbind(1)
     parts, part = rays.packed.parts, rays.view[ray] * rays.packed.slots + slot

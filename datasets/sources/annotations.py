@@ -17,7 +17,7 @@ from ldm.decode import opened
 COARSE = 4  # ids are looked for on every fourth pixel; usable objects are far larger
 
 
-def section(document: Any, key: str, path: Path) -> Any:
+def json_entry(document: Any, key: str, path: Path) -> Any:
     """One entry of a JSON object; ValueError names the file and the entry."""
     if not isinstance(document, dict) or key not in document:
         raise ValueError(f"{path} has no entry {key!r}, so it is not the expected annotation file")

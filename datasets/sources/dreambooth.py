@@ -18,14 +18,14 @@ import numpy as np
 
 from datasets.sources.image_source import Item, SourceConfig, first_and_another, motion
 from datasets.sources.readers import (
+    ObjectView,
     Rules,
     Tree,
-    View,
     alpha_mask,
     folder,
     images_in,
-    present,
     require,
+    require_mask,
     subfolders,
 )
 from ldm.images import read_image, read_mask
@@ -52,36 +52,40 @@ class DreamBoothConfig(SourceConfig):
         places = require(self._places(), f"masks NAME_mask in {self.backgrounds}")
         return [(name, view, places) for name, view in objects]
 
-    def _objects(self) -> list[tuple[str, View]]:
+    def _objects(self) -> list[tuple[str, ObjectView]]:
         """(concept, its only or first image)"""
         if self.object_masks is not None:
             masks, images = folder(self.object_masks, "object_masks"), images_in(self.objects)
-            return [(image.stem, View(image, partial(read_mask, masks / image.name))) for image in images]
+            return [
+                (image.stem, ObjectView(image, partial(read_mask, masks / image.name))) for image in images
+            ]
         files = [(concept.name, images_in(concept, (".png",))) for concept in subfolders(self.objects)]
-        return [(name, View(images[0], partial(alpha_mask, images[0]))) for name, images in files if images]
+        return [
+            (name, ObjectView(images[0], partial(alpha_mask, images[0]))) for name, images in files if images
+        ]
 
-    def _places(self) -> list[View]:
+    def _places(self) -> list[ObjectView]:
         """The backgrounds by name."""
         tree = Tree(self.backgrounds, self.depth)
         ending, read = ("_GT", read_mask) if self.object_masks is None else ("", _black)
         masks = {mask.stem.removesuffix("_mask"): mask for mask in images_in(self.backgrounds)}
         return [
-            View(mask.with_name(name + ending + mask.suffix), partial(read, mask), tree)
+            ObjectView(mask.with_name(name + ending + mask.suffix), partial(read, mask), tree)
             for name, mask in sorted(masks.items())
             if mask.stem.endswith("_mask")
         ]
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         """The object, then every background."""
         yield item[1]
         yield from item[2]
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[View, View]:
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
         return first_and_another(list(self.views(item)), rng)
 
 
 def _black(path: Path) -> np.ndarray:
     """(h, w) bool: the black part of a mask file."""
-    return present(
+    return require_mask(
         read_image(path).rgb_u8.max(axis=2) <= 127, f"nothing to fill: mask {path} has no black pixel"
     )

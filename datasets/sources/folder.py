@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.sources.image_source import Item, SourceConfig
-from datasets.sources.readers import IMAGES, Tree, View, folder, images_in, require
+from datasets.sources.readers import IMAGES, ObjectView, Tree, folder, images_in, require
 from ldm.images import read_mask
 from ldm.settings.config import setting
 
@@ -55,7 +55,7 @@ class SaliencyConfig(SourceConfig):
                 items += [(f"{mask.parent.name}/{mask.name}", view) for mask, view in masked]
         return require(items, "part of the saliency source is set: msra, duts_train, duts_test or hflickr")
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         yield item[1]
 
 
@@ -91,14 +91,14 @@ class FolderConfig(SourceConfig):
             for reference, target in _read_pairs(listing, objects)
         ]
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         yield from dict.fromkeys(item[1:])
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[View, View]:
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
         return item[1], item[2]
 
 
-def _read_pairs(listing: Path, known: dict[str, View]) -> list[list[str]]:
+def _read_pairs(listing: Path, known: dict[str, ObjectView]) -> list[list[str]]:
     """(reference, target) names of masks."""
     if not listing.is_file():
         raise ValueError(f"pairs: there is no file {listing}")
@@ -114,7 +114,7 @@ def _read_pairs(listing: Path, known: dict[str, View]) -> list[list[str]]:
     return require(pairs, f"pairs in {listing}")
 
 
-def masked_images(tree: Tree, masks: Path) -> list[tuple[Path, View]]:
+def masked_images(tree: Tree, masks: Path) -> list[tuple[Path, ObjectView]]:
     """(mask, view) for every mask of a folder, sorted; masks without an image are named and left out."""
     suffixes = tuple(suffix for suffix in IMAGES if suffix != ".png" or masks != tree.images)
     by_stem = {image.stem: image for image in images_in(folder(tree.images, "images"), suffixes)}
@@ -124,7 +124,7 @@ def masked_images(tree: Tree, masks: Path) -> list[tuple[Path, View]]:
         if image is None:
             alone.append(mask)
         else:
-            views.append((mask, View(image, partial(read_mask, mask), tree)))
+            views.append((mask, ObjectView(image, partial(read_mask, mask), tree)))
     if alone:
         log.warning("%d masks in %s have no image, such as %s", len(alone), masks, alone[0].name)
     return views

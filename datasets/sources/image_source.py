@@ -1,7 +1,7 @@
 """A source of images in files, declared by one section of the settings.
 
 A section says where the files are, lists the items (`read`), gives the views of an item (`views`) and draws
-reference and target among them (`draw`). `ImageSource` makes a `datasets.base.Source` of any section.
+reference and target among them (`draw`). `ImageSource` makes a `datasets.base.ExampleSource` of any section.
 Layouts, addresses and licences of the public datasets: docs/datasets.md.
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 
 from datasets.base import Rejected
 from datasets.inputs import Inputs
-from datasets.sources.annotations import section
-from datasets.sources.readers import Rules, Tree, View, read_example
+from datasets.sources.annotations import json_entry
+from datasets.sources.readers import ObjectView, Rules, Tree, read_example
 from ldm.files import read_json
 from ldm.settings.config import CheckedSettings, setting
 
@@ -46,11 +46,11 @@ class SourceConfig(CheckedSettings):
         """All items in an order that does not depend on the machine; ValueError when there is none."""
         raise NotImplementedError
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         """Every view that an example of the item may read."""
         raise NotImplementedError
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[View, View]:
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
         """Reference and target: one of the objects of an image serves as both."""
         views = list(self.views(item))
         if not views:
@@ -90,7 +90,7 @@ class ImageSource:
     def name(self, index: int) -> str:
         return self.items[index][0]
 
-    def views(self, index: int) -> Iterator[View]:
+    def views(self, index: int) -> Iterator[ObjectView]:
         return self.config.views(self.items[index])
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
@@ -100,7 +100,7 @@ class ImageSource:
 def _listed(items: list[Item], index: Path) -> list[Item]:
     """The items that an index names, in its order."""
     known = {item[0]: item for item in items}
-    names = section(read_json(index), "items", index)
+    names = json_entry(read_json(index), "items", index)
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         lacking = (
@@ -110,7 +110,7 @@ def _listed(items: list[Item], index: Path) -> list[Item]:
     return [known[name] for name in names]
 
 
-def first_and_another(views: list[View], rng: np.random.Generator) -> tuple[View, View]:
+def first_and_another(views: list[ObjectView], rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
     """Reference and target where the first view is the object and the others are places for it."""
     if len(views) < 2:
         raise Rejected(f"no person: beside {views[0].image}")

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from datasets.base import MAX_TRIES, UNREADABLE, Rejected, Source, draw_pair, reason
+from datasets.base import MAX_TRIES, UNREADABLE, ExampleSource, Rejected, draw_pair, reason
 from datasets.inputs import AugmentationParams, PairOptions
 from datasets.pairs import Pair
 from datasets.sources.image_source import ImageSource
-from datasets.sources.readers import View
+from datasets.sources.readers import ObjectView
 from ldm.images import read_image
 from ldm.journal import Journal
 
@@ -51,7 +51,7 @@ class RejectionStats:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class InspectedSample:
     """One accepted example."""
 
     name: str
@@ -61,8 +61,8 @@ class Sample:
 
 
 def accepted_samples(
-    source: Source, stats: RejectionStats, options: PairOptions, count: int, seed: int
-) -> Iterator[Sample]:
+    source: ExampleSource, stats: RejectionStats, options: PairOptions, count: int, seed: int
+) -> Iterator[InspectedSample]:
     """`count` examples of a source, in the order of its items; ValueError with the table when none comes."""
     for k in range(count):
         drawn = draw_pair(source, options, (seed, k), k % len(source))
@@ -71,7 +71,7 @@ def accepted_samples(
         if drawn.pair is not None:
             stats.accepted += 1
             name = source.name(drawn.index) if hasattr(source, "name") else f"item {drawn.index}"
-            yield Sample(name, drawn.pair, drawn.params, source.dynamics)
+            yield InspectedSample(name, drawn.pair, drawn.params, source.dynamics)
         elif not stats.accepted:
             raise ValueError(f"nothing was accepted in {MAX_TRIES} draws in a row; {stats.table()}")
 
@@ -138,7 +138,7 @@ def item_problems(source: ImageSource, index: int, objects: RejectionStats) -> l
     return list(problems)
 
 
-def _image_size(view: View, problems: dict[str, None]) -> tuple[int, int] | None:
+def _image_size(view: ObjectView, problems: dict[str, None]) -> tuple[int, int] | None:
     """(h, w) of a readable image; its depth map is checked too."""
     try:
         size = read_image(view.image).size
@@ -153,7 +153,7 @@ def _image_size(view: View, problems: dict[str, None]) -> tuple[int, int] | None
     return size
 
 
-def _mask_of(view: View, problems: dict[str, None], objects: RejectionStats) -> np.ndarray | None:
+def _mask_of(view: ObjectView, problems: dict[str, None], objects: RejectionStats) -> np.ndarray | None:
     """The mask (h, w) of a view; an object that is absent from a frame is counted, not a problem."""
     try:
         return view.mask()

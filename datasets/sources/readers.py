@@ -94,7 +94,7 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class View:
+class ObjectView:
     """One image and where the object is in it. mask() gives (h, w) bool; tree None: never a target."""
 
     image: Path
@@ -121,7 +121,7 @@ class View:
         return read_depth(path, size=size_hw)
 
 
-def read_example(reference: View, target: View, rules: Rules) -> Inputs:
+def read_example(reference: ObjectView, target: ObjectView, rules: Rules) -> Inputs:
     """An example without counterfactual. Masks are checked first, so a rejection costs no image."""
     reference_mask = reference.mask()
     rules.check_reference(reference_mask)
@@ -140,7 +140,7 @@ def read_example(reference: View, target: View, rules: Rules) -> Inputs:
     )
 
 
-def present(mask: np.ndarray, message: str) -> np.ndarray:
+def require_mask(mask: np.ndarray, message: str) -> np.ndarray:
     """The mask (h, w) bool; Rejected with the message where it is empty."""
     if not mask.any():
         raise Rejected(message)

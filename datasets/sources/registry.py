@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from datasets.base import Source
+from datasets.base import ExampleSource
 from datasets.sources.dreambooth import DreamBoothConfig
 from datasets.sources.folder import FolderConfig, SaliencyConfig
 from datasets.sources.rendered import RenderedConfig
@@ -63,7 +63,7 @@ class DatasetsConfig:
 SOURCES = tuple(field.name for field in fields(DatasetsConfig) if field.name not in ("weights", "indexes"))
 
 
-def open_source(config: DatasetsConfig, name: str) -> Source:
+def open_source(config: DatasetsConfig, name: str) -> ExampleSource:
     """The source of a name; a ValueError starts with that name."""
     if name not in SOURCES:
         raise ValueError(nearest(name, SOURCES, "source"))
@@ -87,7 +87,7 @@ def drawn_sources(config: DatasetsConfig) -> list[str]:
     return [name for name, weight in config.weights.items() if weight > 0]
 
 
-def open_mixture(config: DatasetsConfig) -> tuple[list[Source], list[float]]:
+def open_mixture(config: DatasetsConfig) -> tuple[list[ExampleSource], list[float]]:
     """Every source with a weight above 0, and the weights."""
     names = drawn_sources(config)
     if not names:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets.sources.annotations import id_mask, section, segment_mask
+from datasets.sources.annotations import id_mask, json_entry, segment_mask
 from datasets.sources.image_source import ImagesConfig, Item
-from datasets.sources.readers import View, folder, require, subfolders
+from datasets.sources.readers import ObjectView, folder, require, subfolders
 from ldm.files import read_json
 from ldm.settings.config import setting
 
@@ -31,9 +31,9 @@ class LvisConfig(ImagesConfig):
 
     def read(self) -> list[Item]:
         document, path = read_json(self.annotations), self.annotations
-        records = {record["id"]: record for record in section(document, "images", path)}
+        records = {record["id"]: record for record in json_entry(document, "images", path)}
         objects: dict[str, list[tuple]] = defaultdict(list)
-        for entry in section(document, "annotations", path):
+        for entry in json_entry(document, "annotations", path):
             if entry["area"] > self.min_pixels and not entry.get("iscrowd", 0):
                 record, shape = records[entry["image_id"]], entry["segmentation"]
                 address = record.get("coco_url") or record["file_name"]
@@ -42,10 +42,10 @@ class LvisConfig(ImagesConfig):
                 objects[PurePosixPath(address).name].append((packed, (record["height"], record["width"])))
         return require(sorted(objects.items()), f"objects above {self.min_pixels} pixels in {path}")
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         image = self.images / item[0]
         for shape, size in item[1]:
-            yield View(image, partial(_instance_mask, shape, size, str(image)), self.tree)
+            yield ObjectView(image, partial(_instance_mask, shape, size, str(image)), self.tree)
 
 
 def _instance_mask(shape: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
@@ -65,10 +65,10 @@ class PanopticConfig(ImagesConfig):
     def read(self) -> list[Item]:
         folder(self.masks, "masks")
         document, path = read_json(self.annotations), self.annotations
-        countable = {entry["id"] for entry in section(document, "categories", path) if entry["isthing"]}
-        names = {record["id"]: record["file_name"] for record in section(document, "images", path)}
+        countable = {entry["id"] for entry in json_entry(document, "categories", path) if entry["isthing"]}
+        names = {record["id"]: record["file_name"] for record in json_entry(document, "images", path)}
         items = []
-        for record in section(document, "annotations", path):
+        for record in json_entry(document, "annotations", path):
             ids = [
                 entry["id"]
                 for entry in record["segments_info"]
@@ -80,10 +80,10 @@ class PanopticConfig(ImagesConfig):
                 items.append((names[record["image_id"]], record["file_name"], ids))
         return require(sorted(items), f"things above {self.min_pixels} pixels in {path}")
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         name, mask, ids = item
         for label in ids:
-            yield View(self.images / name, partial(id_mask, self.masks / mask, label), self.tree)
+            yield ObjectView(self.images / name, partial(id_mask, self.masks / mask, label), self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +99,16 @@ class SamConfig(ImagesConfig):
         items = [(path.relative_to(self.images).as_posix(), path) for path in files]
         return require(items, f"JSON files in the folders of {self.images}")
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         path = item[1]
         document = read_json(path)
-        image, annotations = section(document, "image", path), section(document, "annotations", path)
+        image, annotations = json_entry(document, "image", path), json_entry(document, "annotations", path)
         try:
             size = image["height"], image["width"]
             segments = [entry["segmentation"] for entry in annotations if entry["area"] > self.min_pixels]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not an annotation file of SA-1B: {error} is missing") from None
         for segment in segments:
-            yield View(path.with_suffix(".jpg"), partial(segment_mask, segment, size, str(path)), self.tree)
+            yield ObjectView(
+                path.with_suffix(".jpg"), partial(segment_mask, segment, size, str(path)), self.tree
+            )

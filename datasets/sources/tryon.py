@@ -16,7 +16,7 @@ import numpy as np
 
 from datasets.sources.annotations import id_mask
 from datasets.sources.image_source import ImagesConfig, Item, first_and_another, motion
-from datasets.sources.readers import Rules, View, folder, images_in, present, require, subfolders
+from datasets.sources.readers import ObjectView, Rules, folder, images_in, require, require_mask, subfolders
 from ldm.images import read_image, read_mask
 from ldm.settings.config import setting
 
@@ -31,7 +31,7 @@ class TryOnConfig(ImagesConfig):
     dynamics: int = motion(2)
     rules: Rules = setting(Rules(max_side=1.0, sides="both"), help="which objects are rejected")
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[View, View]:
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
         return first_and_another(list(self.views(item)), rng)
 
 
@@ -48,11 +48,11 @@ class VitonHdConfig(TryOnConfig):
         garments = images_in(folder(self.cloth, "cloth"))
         return require([(garment.stem, garment) for garment in garments], f"garments in {self.cloth}")
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         name, garment = item
-        yield View(garment, partial(read_mask, self.cloth_masks / garment.name))
+        yield ObjectView(garment, partial(read_mask, self.cloth_masks / garment.name))
         person = partial(id_mask, self.parses / f"{name}.png", self.label)
-        yield View(self.images / garment.name, person, self.tree)
+        yield ObjectView(self.images / garment.name, person, self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +67,16 @@ class DressCodeConfig(TryOnConfig):
         items = [(path.stem.removesuffix("_4"), path) for path in maps if path.stem.endswith("_4")]
         return require(items, f"label maps N_4.png in {self.label_maps}")
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         name, label_map = item
         garment = self.images / f"{name}_1.jpg"
-        yield View(garment, partial(_not_white, garment))
-        yield View(self.images / f"{name}_0.jpg", partial(id_mask, label_map, self.label), self.tree)
+        yield ObjectView(garment, partial(_not_white, garment))
+        yield ObjectView(self.images / f"{name}_0.jpg", partial(id_mask, label_map, self.label), self.tree)
 
 
 def _not_white(path: Path) -> np.ndarray:
     """(h, w) bool: what is not the white behind a garment."""
-    return present(read_image(path).rgb_u8[..., 0] < WHITE, f"object absent: {path} is white")
+    return require_mask(read_image(path).rgb_u8[..., 0] < WHITE, f"object absent: {path} is white")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +90,16 @@ class FashionTryonConfig(TryOnConfig):
         garments = subfolders(self.images)
         return require([(garment.name, garment) for garment in garments], f"folders in {self.images}")
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         home = item[1]
-        yield View(home / "target.jpg", partial(read_mask, home / "mask.jpg"))
+        yield ObjectView(home / "target.jpg", partial(read_mask, home / "mask.jpg"))
         for person in subfolders(home):
             segment = partial(_worn, person / "segment.png", self.label)
-            yield View(home / f"{person.name}.jpg", segment, self.tree)
+            yield ObjectView(home / f"{person.name}.jpg", segment, self.tree)
 
 
 def _worn(path: Path, label: int) -> np.ndarray:
     """(h, w) bool of a segment without its ragged seam."""
     segment = id_mask(path, label).astype(np.uint8)
     inside = cv2.erode(segment, np.ones((3, 3), np.uint8), iterations=SEAM) > 0
-    return present(inside, f"object absent: nothing of id {label} is left in {path} inside its seam")
+    return require_mask(inside, f"object absent: nothing of id {label} is left in {path} inside its seam")

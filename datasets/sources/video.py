@@ -17,14 +17,23 @@ import numpy as np
 from datasets.base import Rejected
 from datasets.sources.annotations import (
     id_mask,
+    json_entry,
     mask_of_id,
     objects_in,
     read_ids,
-    section,
     segment_mask,
 )
 from datasets.sources.image_source import ImagesConfig, Item, motion, two_frames
-from datasets.sources.readers import Rules, View, alpha_mask, folder, images_in, present, require, subfolders
+from datasets.sources.readers import (
+    ObjectView,
+    Rules,
+    alpha_mask,
+    folder,
+    images_in,
+    require,
+    require_mask,
+    subfolders,
+)
 from ldm.files import read_json
 from ldm.settings.config import setting
 
@@ -42,7 +51,7 @@ class VideoConfig(ImagesConfig):
     dynamics: int = motion(1)
     rules: Rules = setting(Rules(sides="both"), help="which objects are rejected")
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[View, View]:
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
         first, second = self.two_of(list(self.views(item)), item, rng)
         return first, second
 
@@ -63,27 +72,27 @@ class YoutubeConfig(VideoConfig):
     def read(self) -> list[Item]:
         folder(self.masks, "masks")
         items = []
-        for video, record in section(read_json(self.meta), "videos", self.meta).items():
+        for video, record in json_entry(read_json(self.meta), "videos", self.meta).items():
             listed = {int(label): entry["frames"] for label, entry in record["objects"].items()}
             objects = {label: frames for label, frames in listed.items() if frames}
             if objects:
                 items.append((video, objects))
         return require(sorted(items), f"videos with objects in {self.meta}")
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         video, objects = item
         for label, frames in objects.items():
             yield from (self._view(video, frame, label) for frame in frames)
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[View, View]:
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
         video, objects = item
         label = sorted(objects)[int(rng.integers(len(objects)))]
         first, second = self.two_of(sorted(objects[label]), item, rng)
         return self._view(video, first, label), self._view(video, second, label)
 
-    def _view(self, video: str, frame: str, label: int) -> View:
+    def _view(self, video: str, frame: str, label: int) -> ObjectView:
         mask = partial(id_mask, self.masks / video / f"{frame}.png", label)
-        return View(self.images / video / f"{frame}.jpg", mask, self.tree)
+        return ObjectView(self.images / video / f"{frame}.jpg", mask, self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +107,11 @@ class VipSegConfig(VideoConfig):
         videos = subfolders(folder(self.masks, "masks"))
         return require([(video.name, video) for video in videos], f"videos in {self.masks}")
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         for mask in images_in(item[1], (".png",)):
-            yield View(self._image(mask), partial(_any_id, mask), self.tree)
+            yield ObjectView(self._image(mask), partial(_any_id, mask), self.tree)
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[View, View]:
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
         paths = self.two_of(images_in(item[1], (".png",)), item, rng)
         ids = [read_ids(path) for path in paths]
         shared = sorted(objects_in(ids[0]) & objects_in(ids[1]))
@@ -110,7 +119,7 @@ class VipSegConfig(VideoConfig):
             raise Rejected(f"no common object: {paths[0]} and {paths[1].name}")
         label = shared[int(rng.integers(len(shared)))]
         first, second = (
-            View(self._image(path), partial(mask_of_id, frame_ids, label, path), self.tree)
+            ObjectView(self._image(path), partial(mask_of_id, frame_ids, label, path), self.tree)
             for path, frame_ids in zip(paths, ids, strict=True)
         )
         return first, second
@@ -121,7 +130,7 @@ class VipSegConfig(VideoConfig):
 
 def _any_id(path: Path) -> np.ndarray:
     """(h, w) bool where there is an object; Rejected in an empty frame."""
-    return present(read_ids(path) > 0, f"object absent: no id in {path}")
+    return require_mask(read_ids(path) > 0, f"object absent: no id in {path}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +157,7 @@ class UvoConfig(VideoConfig):
         if self.image_json is not None:
             frames = read_json(self.image_json)
         objects = defaultdict(list)
-        for entry in section(document, "annotations", path):
+        for entry in json_entry(document, "annotations", path):
             video = str(entry["video_id"])
             if video not in frames:
                 raise ValueError(f"{self.image_json or path} lists no frames of video {video}")
@@ -162,11 +171,11 @@ class UvoConfig(VideoConfig):
         ]
         return require(items, f"annotated objects in {path}")
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         _, size, shown = item
         for frame, segmentation in shown:
             image = self.images / frame
-            yield View(image, partial(segment_mask, segmentation, size, str(image)), self.tree)
+            yield ObjectView(image, partial(segment_mask, segmentation, size, str(image)), self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +187,7 @@ class UvoValConfig(UvoConfig):
 
 def frames_by_video(document: object, path: Path) -> dict[str, list[str]]:
     """The frames of every video of an annotation file of UVO."""
-    return {str(entry["id"]): entry["file_names"] for entry in section(document, "videos", path)}
+    return {str(entry["id"]): entry["file_names"] for entry in json_entry(document, "videos", path)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +204,7 @@ class MvImgNetConfig(VideoConfig):
         lines = self.listing.read_text(encoding="utf-8").split()
         return require(sorted((line.removeprefix("MVDir/"),) for line in lines), str(self.listing))
 
-    def views(self, item: Item) -> Iterator[View]:
+    def views(self, item: Item) -> Iterator[ObjectView]:
         for cutout in images_in(folder(self.images / item[0], "listing"), (".png",)):
             image = cutout.with_name(f"{cutout.stem.partition('_')[0]}.jpg")
-            yield View(image, partial(alpha_mask, cutout), self.tree)
+            yield ObjectView(image, partial(alpha_mask, cutout), self.tree)

@@ -17,7 +17,7 @@ import numpy as np
 
 from datasets.base import Rejected
 from datasets.geometry import Box01, Size, bbox_of_mask, box_to_01
-from datasets.sources.annotations import section, segment_mask
+from datasets.sources.annotations import json_entry, segment_mask
 from ldm.experts.erase import Eraser
 from ldm.settings.config import CheckedSettings, setting
 from llava_bifrost.language.instruction import Request
@@ -76,12 +76,12 @@ class Photograph:
 def read_instances(document: Any, path: Any) -> list[Photograph]:
     """Photographs of a COCO instances document, sorted by name; ValueError names what is missing."""
     names = {entry["id"]: " ".join(entry["name"].lower().replace("_", " ").split())
-             for entry in section(document, "categories", path)}  # fmt: skip
+             for entry in json_entry(document, "categories", path)}  # fmt: skip
     objects: dict[int, list[dict]] = defaultdict(list)
-    for entry in section(document, "annotations", path):
+    for entry in json_entry(document, "annotations", path):
         objects[entry["image_id"]].append(entry)
     photographs = [_photograph(record, objects[record["id"]], names, path)
-                   for record in section(document, "images", path)]  # fmt: skip
+                   for record in json_entry(document, "images", path)]  # fmt: skip
     photographs.sort(key=lambda photograph: photograph.name)
     for first, second in zip(photographs, photographs[1:], strict=False):
         if first.name == second.name:

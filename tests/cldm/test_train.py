@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from cldm.pretrained import load_compositor
 from cldm.training.data import DataConfig
 from cldm.training.module import TrainConfig, lr_factor
-from datasets.base import BOTH, PairDataset, Rejected, RunBatches, collate
+from datasets.base import BOTH, PairDataset, Rejected, RunBatches, collate_pairs
 from datasets.inputs import Inputs
 from datasets.pairs import build_pair
 from datasets.scenes.store import StoreSettings, render_shards
@@ -86,7 +86,7 @@ def test_example_k_is_the_same_example_however_it_is_reached(scenes: Path) -> No
 
 def test_collate_stacks_every_tensor(scenes: Path) -> None:
     dataset = PairDataset(RenderedScenes(scenes), SMALL_CONFIG.pair, 0)
-    batch = collate([dataset[0], dataset[1], dataset[2]])
+    batch = collate_pairs([dataset[0], dataset[1], dataset[2]])
     assert batch["detail_pm1"].shape == (3, 4, 32, 32)
     assert batch["edit_mask"].dtype == torch.bool
     assert torch.equal(batch["target_pm1"][1], dataset[1].target_pm1)

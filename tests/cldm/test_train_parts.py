@@ -17,7 +17,7 @@ from cldm.training.module import CompositorModule, TrainConfig, weighted_error
 from cldm.training.probes import condition_sensitivity
 from cldm.training.randomness import draw_step, shifted_timesteps, timesteps_by_dynamics
 from cldm.training.records import COLUMNS
-from datasets.base import BOTH, MOVING, STILL, Mixture, PairDataset, RunBatches, collate, shares
+from datasets.base import BOTH, MOVING, STILL, Mixture, PairDataset, RunBatches, collate_pairs, exact_counts
 from datasets.scenes.store import StoreSettings, render_shards
 from datasets.sources.rendered import RenderedScenes
 from ldm.training.csv_log import CsvLogger
@@ -54,8 +54,8 @@ def test_mixture_has_the_shares_and_every_item_in_turn() -> None:
 
 
 def test_shares_are_whole_and_never_empty() -> None:
-    assert shares((1, 1, 1), 1000).sum() == 1000
-    assert shares((1e-9, 1), 1000).tolist() == [1, 999]
+    assert exact_counts((1, 1, 1), 1000).sum() == 1000
+    assert exact_counts((1e-9, 1), 1000).tolist() == [1, 999]
     with pytest.raises(ValueError, match="positive"):
         Mixture((3, 3), (0, 1), seed=0)
     with pytest.raises(ValueError, match=r"data.weights.*2 in all, got 1"):
@@ -171,7 +171,7 @@ def test_clipping_clips_and_the_row_says_what_came_before(
 @pytest.mark.parametrize("trainable", ["all", "published"])
 def test_gradient_checkpointing_changes_no_gradient(scenes: Path, trainable: str) -> None:
     dataset = PairDataset(RenderedScenes(scenes), SMALL_CONFIG.pair, 0)
-    batch = collate([dataset[0], dataset[1]])
+    batch = collate_pairs([dataset[0], dataset[1]])
 
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
         config = TrainConfig(trainable=trainable, gradient_checkpointing=checkpointing)
@@ -203,7 +203,7 @@ def test_metrics_file_keeps_whole_rows_up_to_a_step(tmp_path: Path) -> None:
 
 def test_probe_tells_which_hints_are_read(scenes: Path) -> None:
     dataset = PairDataset(RenderedScenes(scenes), SMALL_CONFIG.pair, 0)
-    batch = collate([dataset[0], dataset[1]])
+    batch = collate_pairs([dataset[0], dataset[1]])
     model = create_compositor(SMALL, 1)
     read = condition_sensitivity(model, batch)
     assert min(read.values()) > 1e-4

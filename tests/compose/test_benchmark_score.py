@@ -16,7 +16,14 @@ from compose.benchmark import score as score_module
 from compose.benchmark.__main__ import build_app
 from compose.benchmark.measures import drift, order, placed_mask, seam
 from compose.benchmark.score import Judges, ScoreSettings, score, score_case
-from datasets.benchmark.manifest import Anchor, Case, Manifest, files_of, hashes_of, write_manifest
+from datasets.benchmark.manifest import (
+    Anchor,
+    BenchmarkCase,
+    Manifest,
+    benchmark_bytes,
+    file_hashes,
+    files_of,
+)
 from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
 from ldm.files import write_atomic
 from ldm.images import read_image, write_png
@@ -55,7 +62,9 @@ class World:
             box = tuple(float(np.clip(edge, 0, 1)) for edge in facts.boxes01[facts.removed])
             anchor = Anchor("other", row, (0.0, 0.0, 1.0, 1.0))
             cases.append(
-                Case(f"{name}_thing", f"{name}.png", "thing", f"{name}.png", relation, anchor, box, "-")
+                BenchmarkCase(
+                    f"{name}_thing", f"{name}.png", "thing", f"{name}.png", relation, anchor, box, "-"
+                )
             )
             true = depth_01(shard.depth_u16[row])
             swapped = np.where(placed, np.median(true[other]), np.where(other, np.median(true[placed]), true))
@@ -63,8 +72,8 @@ class World:
         document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "other"}]}
         write_atomic(home / "instances.json", json.dumps(document).encode())
         roots = {"pictures": home / "pictures", "objects": home / "objects"}
-        self.manifest = Manifest("scenes", 0, hashes_of(files_of(cases), roots), tuple(cases))
-        write_atomic(home / "manifest.json", write_manifest(self.manifest))
+        self.manifest = Manifest("scenes", 0, file_hashes(files_of(cases), roots), tuple(cases))
+        write_atomic(home / "manifest.json", benchmark_bytes(self.manifest))
 
     def settings(self, results: Path, **more: object) -> ScoreSettings:
         home = self.home
@@ -202,7 +211,7 @@ def test_an_object_pasted_as_it_is_is_like_itself(small_depth_network: Path, tmp
     write_png(tmp_path / "pictures/a.png", before_u8)
     write_png(tmp_path / "objects/cup/0.png", rgb_u8, alpha_u8=np.full((32, 32), 255, np.uint8))
     write_png(tmp_path / "a_cup.png", after_u8)
-    case = Case("a_cup", "a.png", "cup", "0.png", "left of", Anchor("b", 1, BOX), BOX, "-")
+    case = BenchmarkCase("a_cup", "a.png", "cup", "0.png", "left of", Anchor("b", 1, BOX), BOX, "-")
     roots = {"pictures": tmp_path / "pictures", "objects": tmp_path / "objects"}
     settings = ScoreSettings(
         results=tmp_path, manifest=tmp_path, images=roots["pictures"], objects=roots["objects"],

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from compose.benchmark.__main__ import build_app
-from datasets.benchmark.draw import place_beside, read_concepts
-from datasets.benchmark.manifest import Instances, depth_of, read_manifest, verify
+from datasets.benchmark.draw import place_beside, read_benchmark_objects
+from datasets.benchmark.manifest import Instances, depth_of, differing_files, read_benchmark
 from ldm.files import write_atomic
 from ldm.images import write_png
 from ldm.settings.cli import run_app
@@ -67,7 +67,7 @@ def test_the_same_settings_give_the_same_bytes(world: Path, tmp_path: Path) -> N
     assert build(world, tmp_path / "c.json", "--backgrounds", "3", "--seed", "1") == 0
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert (tmp_path / "a.json").read_bytes() != (tmp_path / "c.json").read_bytes()
-    manifest = read_manifest(tmp_path / "a.json")
+    manifest = read_benchmark(tmp_path / "a.json")
     assert len(manifest.cases) == 9
     assert manifest.name == "dreambooth-coco-3x3"
     assert {case.background for case in manifest.cases} <= {f"{k:03d}.jpg" for k in range(IMAGES - 1)}
@@ -91,7 +91,9 @@ def test_verify_names_what_is_missing_or_differs(world: Path, tmp_path: Path, ca
     shutil.rmtree(copy / "val")
     assert build(copy, tmp_path / "bare.json", "--backgrounds", "4") == 0, "images may come later"
     roots = {"pictures": world / "val", "objects": copy / "objects"}
-    assert {what for _, what in verify(read_manifest(tmp_path / "bare.json"), roots)} == {"not hashed"}
+    assert {what for _, what in differing_files(read_benchmark(tmp_path / "bare.json"), roots)} == {
+        "not hashed"
+    }
 
 
 def test_boxes_stand_as_their_relation_says(world: Path) -> None:
@@ -113,7 +115,7 @@ def test_depth_follows_from_the_relation(world: Path, tmp_path: Path) -> None:
     known = Instances(world / "instances.json")
     depth_01 = np.full(trees.SIZE, 0.1, np.float32)
     expected = {"left of": 0.5, "right of": 0.5, "in front of": 0.6, "behind": 0.4}
-    for case in read_manifest(tmp_path / "m.json").cases:
+    for case in read_benchmark(tmp_path / "m.json").cases:
         mask = known.mask(case.anchor.annotation)
         assert mask.sum() == pytest.approx(40 * 50, rel=0.1)
         assert depth_of(case, mask, np.where(mask, 0.5, depth_01)) == pytest.approx(expected[case.relation])
@@ -128,13 +130,13 @@ def test_what_is_wrong_is_named(world: Path, tmp_path: Path, capsys) -> None:
     assert "has 4 images where every object fits" in capsys.readouterr().err
     write_png(tmp_path / "objects/x/0.png", room(20, 20))
     with pytest.raises(ValueError, match=r"0.png has no transparency"):
-        read_concepts(tmp_path / "objects", None)
+        read_benchmark_objects(tmp_path / "objects", None)
     (tmp_path / "m.json").write_text('{"format": 9}')
     with pytest.raises(ValueError, match="format 9, this code reads format 1"):
-        read_manifest(tmp_path / "m.json")
+        read_benchmark(tmp_path / "m.json")
     (tmp_path / "m.json").write_text('{"format": 1, "cases": [{}], "name": "a", "seed": 0, "files": {}}')
     with pytest.raises(ValueError, match=r"m.json is not a benchmark manifest: 'anchor'"):
-        read_manifest(tmp_path / "m.json")
+        read_benchmark(tmp_path / "m.json")
 
 
 def test_builds_on_the_real_slices(test_data: Path, tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def test_builds_on_the_real_slices(test_data: Path, tmp_path: Path) -> None:
     arguments = ["--instances", f"{coco}/annotations/instances_val2017.json", "--images", f"{coco}/val2017"]
     arguments += ["--objects", f"{dream}/AnyDoor_DreamBooth", "--classes", f"{dream}/classes.json"]
     assert run("build", *arguments, "--backgrounds", "1", "--out", str(tmp_path / "m.json")) == 0
-    manifest = read_manifest(tmp_path / "m.json")
+    manifest = read_benchmark(tmp_path / "m.json")
     assert len(manifest.cases) == 12
     roots = {"pictures": coco / "val2017", "objects": dream / "AnyDoor_DreamBooth"}
-    assert list(verify(manifest, roots)) == []
+    assert list(differing_files(manifest, roots)) == []

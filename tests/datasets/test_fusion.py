@@ -7,14 +7,14 @@ from datasets.fusion import (
     Cutout,
     bulge,
     check_mode,
-    cut_out,
     fill_colour,
     fill_depth,
     fit_box,
-    hidden,
+    hidden_object,
     own_depth,
-    place,
-    place_legacy,
+    place_cutout,
+    place_cutout_legacy,
+    tight_cutout,
     warp_into,
 )
 from datasets.geometry import Box, depth_at_contact, depth_extent
@@ -45,8 +45,10 @@ def fuse(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fused depth and visible object, (h, w)."""
     frame = background.shape
-    placed = (place_legacy if legacy else place)(cutout, box, extent, frame)
-    visible = (placed.alpha_01 > 0.5) & ~hidden(background, placed, extent[1], **{"occlusion": "near"} | how)
+    placed = (place_cutout_legacy if legacy else place_cutout)(cutout, box, extent, frame)
+    visible = (placed.alpha_01 > 0.5) & ~hidden_object(
+        background, placed, extent[1], **{"occlusion": "near"} | how
+    )
     return np.where(visible, placed.depth_01, background), visible
 
 
@@ -56,7 +58,7 @@ def test_fusion_equals_the_published_one(golden, index):
     height, width = golden["in_depth"].shape
     left, top = int(width * x), int(height * y)
     depth = (golden["in_depth"] / 65535.0).astype(np.float32)
-    cutout = cut_out(golden["in_img"], golden["in_mask"] > 0, depth, norm="legacy")
+    cutout = tight_cutout(golden["in_img"], golden["in_mask"] > 0, depth, norm="legacy")
     box = (left, top, left + int(width * w), top + int(height * h))
     extent = tuple(golden[f"fuse{index}_range"])
     fused, visible = fuse(depth, cutout, box, extent, occlusion="pixel", legacy=True)
@@ -100,7 +102,7 @@ def test_visibility_only_grows_when_the_object_comes_nearer():
 
 @pytest.mark.parametrize("shift", [0.0, 0.25, 0.5, 0.75])
 def test_placement_is_exact_to_fractions_of_a_pixel(shift):
-    placed = place(block(), (20 + shift, 30, 60 + shift, 80.5), (0.2, 0.6), FRAME)
+    placed = place_cutout(block(), (20 + shift, 30, 60 + shift, 80.5), (0.2, 0.6), FRAME)
     assert placed.alpha_01.sum() == pytest.approx(40 * 50.5, rel=0.01)
     columns = np.arange(FRAME[1]) + 0.5
     centre = (placed.alpha_01 * columns).sum() / placed.alpha_01.sum()

@@ -9,7 +9,7 @@ import pytest
 
 from datasets.scenes import eval_seed, render, sample_scene, store
 from datasets.scenes.__main__ import build_app
-from datasets.scenes.sheet import SheetSettings, write_sheet
+from datasets.scenes.sheet import SheetSettings, write_scene_sheet
 from datasets.scenes.store import OpenShard, StoreSettings, read_shard, render_shards
 from ldm.images import read_image
 from ldm.settings.cli import run_app
@@ -82,7 +82,7 @@ def test_a_wrong_share_is_refused(text: str) -> None:
 
 def test_the_sheet_shows_one_row_per_scene(tmp_path: Path) -> None:
     settings = SheetSettings(size=(48, 48), supersample=1, out=tmp_path / "sheet.png", count=2)
-    rgb_u8 = read_image(write_sheet(settings)).rgb_u8
+    rgb_u8 = read_image(write_scene_sheet(settings)).rgb_u8
     assert rgb_u8.shape[0] > 2 * 48
     assert rgb_u8.shape[1] > 6 * 48
 

@@ -8,7 +8,7 @@ import torch
 
 from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_scene, train_seed
 from datasets.scenes.describe import Scene
-from datasets.scenes.image import draw
+from datasets.scenes.image import draw_views
 from datasets.scenes.pack import SceneView
 from datasets.scenes.palette import ALL_PATTERNS, PATTERNS, SHAPES, WIDE_PATTERNS
 from datasets.scenes.pose import extent
@@ -64,7 +64,7 @@ def test_tensors_have_the_documented_shapes_and_ranges(batch: SceneBatch) -> Non
 
 def test_depth_orders_masks(scenes: list[Scene]) -> None:
     for scene in scenes:
-        image = draw([whole_view(scene)], PLAIN.size, 1, False, "cpu")
+        image = draw_views([whole_view(scene)], PLAIN.size, 1, False, "cpu")
         owner, inverse = image.owner[0], image.part_inverse[0]
         mine = image.part_owner[0][:, None, None] == owner
         nearest_of_owner = torch.where(mine, inverse, 0.0).amax(0)
@@ -101,7 +101,7 @@ def test_removing_a_solid_only_brightens_what_it_shaded(plain: SceneBatch) -> No
 def test_far_from_the_solid_and_its_shadow_nothing_changes(scenes: list[Scene], plain: SceneBatch) -> None:
     tested = 0
     for index, scene in enumerate(scenes):
-        image = draw([whole_view(scene)], PLAIN.size, 1, False, "cpu")
+        image = draw_views([whole_view(scene)], PLAIN.size, 1, False, "cpu")
         point = _points(scene, image.inverse[0].double().numpy())
         solid = scene.solids[scene.removed]
         size = max(solid.radius, solid.top - solid.bottom)
@@ -130,7 +130,9 @@ def _points(scene: Scene, inverse: np.ndarray) -> np.ndarray:
 def test_the_counterfactual_is_the_scene_without_the_solid(scenes: list[Scene], batch: SceneBatch) -> None:
     for index, scene in enumerate(scenes):
         left = [solid for k, solid in enumerate(scene.solids) if k != scene.removed]
-        alone = draw([SceneView(left, scene.camera, scene.light, scene.room)], OPTIONS.size, 1, True, "cpu")
+        alone = draw_views(
+            [SceneView(left, scene.camera, scene.light, scene.room)], OPTIONS.size, 1, True, "cpu"
+        )
         assert torch.allclose(alone.image[0], batch.without_01[index], atol=2e-6)
 
 
@@ -158,7 +160,7 @@ def test_the_reference_in_the_same_pose_has_the_outline_of_the_solid() -> None:
         scene = sample_scene(train_seed(index), options)
         found = render([scene], options)
         view = dataclasses.replace(whole_view(scene), camera=scene.reference_camera)
-        inside = draw([view], options.reference_size, 1, False, "cpu")
+        inside = draw_views([view], options.reference_size, 1, False, "cpu")
         parts = inside.part_owner[0] == scene.removed
         assert torch.equal(inside.amodal[0][parts].any(0), found.reference_mask[0])
         assert (found.reference_01[0][:, ~found.reference_mask[0]] == 1).all()

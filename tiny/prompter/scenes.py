@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.scenes.choose import choose, reference_view, shares
-from datasets.scenes.describe import Camera, Rejected, Room, Scene, SceneOptions, Solid
+from datasets.scenes.choose import choose_removed, reference_setup, solid_fractions
+from datasets.scenes.describe import Camera, Room, Scene, SceneOptions, SceneRejected, Solid
 from datasets.scenes.furnish import finish_of, furniture, lamp, room, solid_at
 from datasets.scenes.layout import camera_of, place_solid
 from datasets.scenes.pack import SceneView
@@ -51,15 +51,15 @@ class SetScenes(StoreSettings):
 
 
 def sample_sets(seed: int, options: SceneOptions) -> Scene:
-    """The scene of this seed. Rejected if no geometry fits its words, which hardly ever happens."""
+    """The scene of this seed. SceneRejected if no geometry fits its words, which hardly ever happens."""
     rng = np.random.default_rng((seed, SALT))
     contents = draw_contents(rng, int(rng.integers(options.objects[0], options.objects[1] + 1)))
     for attempt in range(ATTEMPTS):
         try:
             return _attempt(seed, np.random.default_rng((seed, SALT, attempt)), contents, options)
-        except Rejected:
+        except SceneRejected:
             continue
-    raise Rejected(f"seed {seed}: no geometry fits in {ATTEMPTS} attempts")
+    raise SceneRejected(f"seed {seed}: no geometry fits in {ATTEMPTS} attempts")
 
 
 def _attempt(seed: int, rng: np.random.Generator, contents: Contents, options: SceneOptions) -> Scene:
@@ -71,15 +71,16 @@ def _attempt(seed: int, rng: np.random.Generator, contents: Contents, options: S
         added, side = _placed(rng, solids, camera, place, shape)
         solids.append(added)
         sides.append(side)
-    for solid, (area, visible) in zip(solids, shares(SceneView(solids, camera, light, place)), strict=True):
+    fractions = solid_fractions(SceneView(solids, camera, light, place))
+    for solid, (area, visible) in zip(solids, fractions, strict=True):
         if solid.movable and (visible < MIN_VISIBLE or area * visible < MIN_AREA):
-            raise Rejected("a solid is hidden or too small")
+            raise SceneRejected("a solid is hidden or too small")
     first = len(solids) - len(sides)
     for number, (colours, side) in enumerate(zip(contents.colours, sides, strict=True), first):
         solids[number] = _coloured(rng, solids[number], colours[side])
     view = SceneView(solids, camera, light, place)
-    removed, _, inverse_range = choose(rng, view, options)
-    views = reference_view(rng, solids[removed], camera, same=True)
+    removed, _, inverse_range = choose_removed(rng, view, options)
+    views = reference_setup(rng, solids[removed], camera, same=True)
     return Scene(seed, tuple(solids), place, camera, light, removed, *views, inverse_range, True)
 
 
@@ -95,7 +96,7 @@ def _placed(
         middle = (left + right) / 2
         if abs(middle - 0.5) >= MIDDLE:
             return added, side_of(middle)
-    raise Rejected("too few solids fit")
+    raise SceneRejected("too few solids fit")
 
 
 def _coloured(rng: np.random.Generator, solid: Solid, colour: str) -> Solid:
