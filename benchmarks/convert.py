@@ -25,9 +25,8 @@ import torch
 import typer
 from accelerate import init_empty_weights
 
-from cldm.convert.check import Problems
 from cldm.convert.keys import original_pieces
-from cldm.convert.plan import UNET, plan_network
+from cldm.convert.plan import UNET, KeyCheck, plan_network
 from cldm.convert.write import write_part
 from cldm.create import NetworkConfig, create_unet
 from ldm.device import describe_hardware
@@ -77,10 +76,9 @@ def convert(path: Path, out: Path, width: int, dtype: str) -> dict[str, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     started = time.monotonic()
-    file = open_weights(path)
-    problems = Problems(file)
-    origins = plan_network(model, file, UNET, problems)
-    problems.finish({})
+    check = KeyCheck(open_weights(path))
+    origins = plan_network(model, UNET, check)
+    check.finish()
     write_part(model, origins, out, dtype)
     seconds = time.monotonic() - started
     finished.set()

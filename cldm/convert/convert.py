@@ -2,11 +2,10 @@
 
 The whole plan is made before the first byte is written, weights are then moved one at a time, and the folder
 appears only when it is complete.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,13 +24,13 @@ from cldm.pretrained import CONFIG_FILE, CompositorConfig
 from datasets.inputs import PairOptions
 from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
-from ldm.files import write_atomic
-from ldm.settings.config import CheckedSettings, setting, to_plain
+from ldm.files import write_json
+from ldm.settings.config import CheckedSettings, setting, write_config
 from ldm.weight_files import open_weights
 
 log = logging.getLogger(__name__)
 
-CARDS = {
+CONFIGS = {
     "bifrost": CompositorConfig(name="bifrost", pair=PairOptions(hf_mode="zero")),
     "anydoor": CompositorConfig(
         name="anydoor",
@@ -63,7 +62,7 @@ class ConvertSettings(CheckedSettings):
     dtype: str = setting(
         "keep", choices=("keep", *DTYPES), help="type of the written weights; keep: as in the file"
     )
-    report: Path | None = setting(None, help="JSON file that tells what became of every key")
+    report: Path | None = setting(None, help="JSON report: what became of every key")
 
 
 @dataclass(frozen=True)
@@ -89,17 +88,15 @@ def convert_compositor(
     encoder = open_weights(settings.dinov2) if settings.dinov2 else None
     networks = empty_networks(network)
     plan = plan_compositor(kind, file, networks, encoder)
-    card = CARDS[kind]
-    pair = replace(card.pair, size=network.size, reference_size=network.reference_size)
+    config = CONFIGS[kind]
+    pair = replace(config.pair, size=network.size, reference_size=network.reference_size)
     with folder_written_whole(settings.out) as partial:
         for name, model in networks.items():
             fresh = fresh_weights(name, network, settings.seed)
             write_part(model, plan.parts[name], partial / name, settings.dtype, fresh)
-        scheduler = DDIMScheduler.from_config(noise_schedule(network))
-        scheduler.save_pretrained(partial / "scheduler")
-        text = json.dumps(to_plain(replace(card, pair=pair)), indent=1) + "\n"
-        (partial / CONFIG_FILE).write_text(text, encoding="utf-8")
-    return tell(kind, plan, file.others, settings)
+        DDIMScheduler.from_config(noise_schedule(network)).save_pretrained(partial / "scheduler")
+        write_config(partial / CONFIG_FILE, replace(config, pair=pair))
+    return log_report(kind, plan, file.others, settings)
 
 
 def convert_single(kind: str, settings: ConvertSettings, model: nn.Module | None = None) -> dict[str, Any]:
@@ -109,15 +106,11 @@ def convert_single(kind: str, settings: ConvertSettings, model: nn.Module | None
     plan = plan_single(model, file)
     with folder_written_whole(settings.out) as partial:
         write_part(model, plan.parts[""], partial, settings.dtype)
-        if kind == "dpt":  # what the depth expert reads: size and normalisation of MiDaS
-            prepared = {
-                "size": 384,
-                "ensure_multiple_of": 32,
-                "image_mean": [0.5] * 3,
-                "image_std": [0.5] * 3,
-            }
-            (partial / "preprocessor_config.json").write_text(json.dumps(prepared, indent=1) + "\n")
-    return tell(kind, plan, file.others, settings)
+        if kind == "dpt":  # what the depth estimator reads: size and normalisation of MiDaS
+            mean_and_std = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+            prepared = {"size": 384, "ensure_multiple_of": 32, **mean_and_std}
+            write_json(partial / "preprocessor_config.json", prepared)
+    return log_report(kind, plan, file.others, settings)
 
 
 def empty_single(kind: str) -> nn.Module:
@@ -128,24 +121,23 @@ def empty_single(kind: str) -> nn.Module:
         return create_identity(NetworkConfig()).encoder
 
 
-def tell(kind: str, plan: Plan, others: tuple[str, ...], settings: ConvertSettings) -> dict[str, Any]:
+def log_report(kind: str, plan: Plan, others: tuple[str, ...], settings: ConvertSettings) -> dict[str, Any]:
     """Log what was done; write the full report where one is wanted."""
     report: dict[str, Any] = {"verb": kind, "source": settings.source.name, "parts": {}, "dead": {}}
     for name, origins in plan.parts.items():
-        rows: dict[str, dict[str, Any]] = {}
-        for how in ("file", "copy", "zero", "fresh"):
-            found = {key: list(origin.shape) for key, origin in origins.items() if origin.how == how}
-            if found:
-                rows[how] = {"count": len(found), "weights": found}
-                first, shape = next(iter(found.items()))
-                log.info("%s: %d %s, first %s %s", name or kind, len(found), HOW[how], first, shape)
-        report["parts"][name or kind] = rows
-    for reason, keys in plan.dead.items():
+        part = report["parts"][name or kind] = {}
+        for how, meaning in HOW.items():
+            shapes = {key: list(origin.shape) for key, origin in origins.items() if origin.how == how}
+            if shapes:
+                part[how] = {"count": len(shapes), "weights": shapes}
+                first, shape = next(iter(shapes.items()))
+                log.info("%s: %d %s, first %s %s", name or kind, len(shapes), meaning, first, shape)
+    for reason, keys in plan.unused.items():
         report["dead"][reason] = {"count": len(keys), "keys": keys}
         log.info("not used: %d keys, first %s (%s)", len(keys), keys[0], reason)
     report["not_weights"] = list(others)
     if others:
         log.info("not read: %s", ", ".join(others[:8]))
     if settings.report:
-        write_atomic(settings.report, (json.dumps(report, indent=1) + "\n").encode())
+        write_json(settings.report, report)
     return report

@@ -7,7 +7,6 @@ schedule's buffers are computed, the unused first convolution of each control br
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial as bound
 from pathlib import Path
@@ -15,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from torch import Tensor, nn
-from transformers import Dinov2Model, DPTForDepthEstimation
+from diffusers import ControlNetModel, DDIMScheduler
+from torch import Tensor
+from transformers import Dinov2Model
 
-from cldm.convert.keys import Piece, original_pieces
+from cldm.convert.keys import RULES, Piece, original_pieces
 from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE
 from cldm.convert.write import POSITIONS
 from cldm.pretrained import CONFIG_FILE, require_complete
@@ -30,10 +29,7 @@ from ldm.weight_files import Entry, WeightFile, entry_of, open_weights, write_sa
 
 log = logging.getLogger(__name__)
 
-NETWORKS: dict[str, type[nn.Module]] = {
-    kind.__name__: kind
-    for kind in (UNet2DConditionModel, ControlNetModel, AutoencoderKL, Dinov2Model, DPTForDepthEstimation)
-}
+NETWORKS = {kind.__name__: kind for kind in RULES}
 OUTPUTS = (".safetensors", ".ckpt", ".pth", ".pt")
 
 
@@ -86,11 +82,7 @@ def compositor_entries(folder: Path, layout: str, positions: Path | None) -> dic
     for prefix in CONTROLS[layout].values():
         log.info("written as zeros, never used: %sinput_blocks.0.0.weight and .bias", prefix)
     if layout == "anydoor":
-        log.info(
-            "left out: control_depth; %s and the settings in %s have no place in this layout",
-            folder,
-            CONFIG_FILE,
-        )
+        log.info("left out, the layout has no place for it: control_depth, settings of %s", CONFIG_FILE)
     return entries
 
 
@@ -106,10 +98,10 @@ def network_entries(folder: Path, prefix: str, positions: Path | None) -> dict[s
     absent = sorted(set(model.state_dict()) ^ set(file.shapes))
     if absent:
         raise ValueError(f"{folder}: weights missing or unknown: {', '.join(absent[:3])}")
-    groups: dict[str, dict[int, tuple[str, Piece]]] = {}
+    chunks: dict[str, list[tuple[Piece, str]]] = {}
     for key, piece in original_pieces(model).items():
-        groups.setdefault(piece.key, {})[piece.index] = (key, piece)
-    entries = {prefix + key: joined(group, file) for key, group in groups.items()}
+        chunks.setdefault(piece.key, []).append((piece, key))
+    entries = {prefix + key: joined(pieces, file) for key, pieces in chunks.items()}
     if isinstance(model, ControlNetModel):
         for key in ("input_blocks.0.0.weight", "input_blocks.0.0.bias"):
             zero = torch.zeros(entries[prefix + key].shape, dtype=entries[prefix + key].dtype)
@@ -119,12 +111,11 @@ def network_entries(folder: Path, prefix: str, positions: Path | None) -> dict[s
     return entries
 
 
-def joined(group: Mapping[int, tuple[str, Piece]], file: WeightFile) -> Entry:
+def joined(pieces: list[tuple[Piece, str]], file: WeightFile) -> Entry:
     """One original weight from its chunks in order."""
-    keys = [group[index][0] for index in sorted(group)]
-    piece = group[0][1]
+    keys = [key for _, key in sorted(pieces, key=lambda pair: pair[0].index)]
     shape = file.shapes[keys[0]]
-    whole = (shape[0] * len(keys), *shape[1:], *(1,) * piece.ones) if shape else shape
+    whole = (shape[0] * len(keys), *shape[1:], *(1,) * pieces[0][0].ones) if shape else shape
     return Entry(
         whole, file.dtypes[keys[0]], lambda: torch.cat([file.read(key) for key in keys]).reshape(whole)
     )

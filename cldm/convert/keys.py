@@ -1,15 +1,15 @@
 """Names of weights: the original single-file layouts <-> the diffusers and transformers folders.
 
-One rule per network says where each weight of ours lies in the original file (a `Piece`); the way back is
-the same table read the other way. Original names: LDM for UNet, ControlNet and autoencoder; the released
-files of DINOv2 and of DPT-Large (MiDaS) for the two vision transformers.
+One rule per network says where each weight of ours lies in the original file (a `Piece`); export reads the
+same rules backwards. diffusers converts one way only and drops keys that it does not know. Original names:
+LDM for UNet, ControlNet and autoencoder; the released files of DINOv2 and of DPT-Large (MiDaS).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
@@ -130,14 +130,15 @@ DINO_ENDS = {
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
     "layernorm": "norm",
 }
-# Both spellings of transformers: 5 first, 4 second; (original name, chunk, number of chunks).
-DINO_BLOCK: dict[str, tuple[str, int, int]] = {
+# (original name, chunk, number of chunks). DINOv2 has two spellings, of transformers 5 and 4; the vision
+# transformer inside DPT-Large has the older one and some names of its own.
+VIT_BLOCK: dict[str, tuple[str, int, int]] = {
     "norm1": ("norm1", 0, 1),
+    "layernorm_before": ("norm1", 0, 1),
     "norm2": ("norm2", 0, 1),
+    "layernorm_after": ("norm2", 0, 1),
     "layer_scale1.lambda1": ("ls1.gamma", 0, 1),
     "layer_scale2.lambda1": ("ls2.gamma", 0, 1),
-    "mlp.fc1": ("mlp.fc1", 0, 1),
-    "mlp.fc2": ("mlp.fc2", 0, 1),
     "attention.q_proj": ("attn.qkv", 0, 3),
     "attention.k_proj": ("attn.qkv", 1, 3),
     "attention.v_proj": ("attn.qkv", 2, 3),
@@ -146,36 +147,30 @@ DINO_BLOCK: dict[str, tuple[str, int, int]] = {
     "attention.attention.value": ("attn.qkv", 2, 3),
     "attention.o_proj": ("attn.proj", 0, 1),
     "attention.output.dense": ("attn.proj", 0, 1),
+    "mlp.fc1": ("mlp.fc1", 0, 1),
+    "intermediate.dense": ("mlp.fc1", 0, 1),
+    "mlp.fc2": ("mlp.fc2", 0, 1),
+    "output.dense": ("mlp.fc2", 0, 1),
     "mlp.gate_proj": ("mlp.w12", 0, 2),
     "mlp.up_proj": ("mlp.w12", 1, 2),
     "mlp.weights_in": ("mlp.w12", 0, 1),
     "mlp.down_proj": ("mlp.w3", 0, 1),
     "mlp.weights_out": ("mlp.w3", 0, 1),
 }
-# DPT-Large holds a plain vision transformer; its folder keeps the longer spelling.
-VIT_BLOCK = {
-    **DINO_BLOCK,
-    "layernorm_before": ("norm1", 0, 1),
-    "layernorm_after": ("norm2", 0, 1),
-    "intermediate.dense": ("mlp.fc1", 0, 1),
-    "output.dense": ("mlp.fc2", 0, 1),
-}
 
 
-def vit_name(key: str, blocks: dict[str, tuple[str, int, int]]) -> Piece:
-    """A weight of a vision transformer, by the table of names inside one block."""
-    found = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", key)
-    if not found:
+def vit_name(key: str, config: Any = None) -> Piece:
+    """DINOv2 of transformers 4 or 5, and the vision transformer of DPT."""
+    match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(\w+)", key)
+    if not match:
         return Piece(replace_start(key, DINO_ENDS))
-    for ours, (original, index, of) in blocks.items():
-        if found[2] == ours or found[2].startswith(ours + "."):
-            return Piece(f"blocks.{found[1]}.{original}{found[2][len(ours) :]}", index, of)
-    raise ValueError(f"unknown weight {key!r}")
-
-
-def dinov2_name(key: str, config: Any = None) -> Piece:
-    """DINOv2 of transformers 4 or 5."""
-    return vit_name(key, DINO_BLOCK)
+    number, name, end = match.groups()
+    if name.startswith("layer_scale"):  # a parameter itself
+        name, end = f"{name}.{end}", ""
+    if name not in VIT_BLOCK:
+        raise ValueError(f"unknown weight {key!r}")
+    original, index, of = VIT_BLOCK[name]
+    return Piece(f"blocks.{number}.{original}{end and '.' + end}", index, of)
 
 
 # The parts of DPT's neck, by pattern; numbers in the result count from 1 or backwards.
@@ -186,8 +181,8 @@ RESIZE = {"projection": 3, "resize": 4}
 def dpt_name(key: str, config: Any = None) -> Piece:
     """DPT-Large of MiDaS: ViT-L/16, four reassembled stages, four fusion stages, head."""
     if key.startswith("dpt."):
-        piece = vit_name(key.removeprefix("dpt."), VIT_BLOCK)
-        return Piece(f"pretrained.model.{piece.key}", piece.index, piece.of)
+        piece = vit_name(key.removeprefix("dpt."))
+        return replace(piece, key=f"pretrained.model.{piece.key}")
     if key.startswith("head.head."):
         return Piece(key.replace("head.head.", "scratch.output_conv."))
     if found := re.fullmatch(r"neck\.reassemble_stage\.layers\.(\d)\.(\w+)\.(\w+)", key):
@@ -208,6 +203,6 @@ RULES: dict[type[nn.Module], Callable[[str, Any], Piece]] = {
     UNet2DConditionModel: ldm_name,
     ControlNetModel: ldm_name,
     AutoencoderKL: vae_name,
-    Dinov2Model: dinov2_name,
+    Dinov2Model: vit_name,
     DPTForDepthEstimation: dpt_name,
 }

@@ -12,8 +12,7 @@ from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedd
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cldm.convert.check import Origin
-from cldm.convert.plan import FRESH_CONTROL, empty_networks
+from cldm.convert.plan import FRESH_CONTROL, Origin, empty_networks
 from cldm.create import NetworkConfig
 from ldm.device import DTYPES
 from ldm.weight_files import Entry, entry_of, write_safetensors
@@ -38,25 +37,20 @@ def write_part(
     elif isinstance(model, PreTrainedModel):
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
-    entries = {
-        key: Entry(origin.shape, target_dtype(origin, dtype), partial(make, key, origin, fresh))
-        for key, origin in origins.items()
-    }
+    entries = {}
+    for key, origin in origins.items():
+        # keep: the source's own dtype, fp32 for what the source does not have
+        kept = origin.source.dtypes[origin.key] if origin.source is not None else torch.float32
+        kind = kept if dtype == "keep" else DTYPES[dtype]
+        entries[key] = Entry(origin.shape, kind, partial(weight_of, key, origin, fresh))
     write_safetensors(folder / name, entries, progress=True)
     for origin in origins.values():
         if origin.positions and origin.source is not None:
             write_safetensors(folder / POSITIONS, {"pos_embed": entry_of(origin.source.read(origin.key))})
 
 
-def target_dtype(origin: Origin, dtype: str) -> torch.dtype:
-    """The type a weight is written in; `keep` is the source's own, fp32 for what the source does not have."""
-    if dtype != "keep":
-        return DTYPES[dtype]
-    return origin.source.dtypes[origin.key] if origin.source is not None else torch.float32
-
-
-def make(key: str, origin: Origin, fresh: Mapping[str, Tensor] | None) -> Tensor:
-    """One weight of ours, in its source's type."""
+def weight_of(key: str, origin: Origin, fresh: Mapping[str, Tensor] | None) -> Tensor:
+    """One weight of ours, in its source's dtype."""
     if origin.how == "zero":
         return torch.zeros(origin.shape)
     if origin.how == "fresh":

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from cldm.convert.__main__ import build_app
 from cldm.convert.convert import (
-    CARDS,
+    CONFIGS,
     CompositorSettings,
     ConvertSettings,
     convert_compositor,
@@ -94,8 +94,8 @@ def test_anydoor_folder_works_at_once(tmp_path: Path) -> None:
     """The untrained depth branch adds nothing: the prediction is that of the single control."""
     save_file(checkpoint("anydoor"), tmp_path / "anydoor.safetensors")
     run("anydoor", tmp_path / "anydoor.safetensors", tmp_path / "model")
-    model, card = load_compositor(tmp_path / "model")
-    assert card.pair.hf_mode == "color"
+    model, config = load_compositor(tmp_path / "model")
+    assert config.pair.hf_mode == "color"
     given = image(model)
     tokens, time = model.identity(given["reference"]), torch.tensor([321])
     stock = model.detail.net(given["x"][:1], time, tokens, given["detail"], return_dict=False)
@@ -233,10 +233,10 @@ def test_report_names_every_weight_once(folder: Path, tmp_path: Path) -> None:
     assert sum(row["count"] for row in report["dead"].values()) == 2 + 4
 
 
-def test_cards_suit_the_weights(folder: Path) -> None:
-    card = load_compositor(folder)[1]
-    assert card.pair == replace(CARDS["bifrost"].pair, size=MINI.size, reference_size=MINI.reference_size)
-    assert CARDS["bifrost"].pair.hf_mode == "zero"
+def test_configurations_suit_the_weights(folder: Path) -> None:
+    config = load_compositor(folder)[1]
+    assert config.pair == replace(CONFIGS["bifrost"].pair, size=MINI.size, reference_size=MINI.reference_size)
+    assert CONFIGS["bifrost"].pair.hf_mode == "zero"
 
 
 def test_position_embedding_is_kept_whole_beside_the_small_one(folder: Path, tmp_path: Path) -> None:

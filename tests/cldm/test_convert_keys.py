@@ -11,7 +11,7 @@ from diffusers.loaders.single_file_utils import (
 )
 
 from cldm.convert.convert import empty_single
-from cldm.convert.keys import dinov2_name, original_pieces
+from cldm.convert.keys import original_pieces, vit_name
 from cldm.convert.plan import UNET, VAE, empty_networks, plan_compositor, plan_single
 from cldm.create import AutoencoderConfig, NetworkConfig
 from tests.cldm.released import MINI, manifest, named_weight, original_shapes, shapes_only
@@ -95,27 +95,27 @@ def test_compact_manifest_is_the_whole_file(released, request):
 
 @pytest.mark.parametrize("kind", ["bifrost", "anydoor", "sd21"])
 def test_every_key_of_a_released_file_has_a_place(kind, full_size):
-    """At full size: each key is used or named as dead, each of our weights is filled, all shapes fit."""
+    """At full size: each key is used or named as unused, each of our weights is filled, all shapes fit."""
     shapes = manifest(kind)
     encoder = shapes_only(manifest("dinov2_vitg14")) if kind == "sd21" else None
     plan = plan_compositor(kind, shapes_only(shapes), full_size, encoder)
     used = {origin.key for part in plan.parts.values() for origin in part.values() if origin.source}
-    dead = {key for keys in plan.dead.values() for key in keys}
-    assert set(shapes) <= used | dead
-    assert not used & dead
+    unused = {key for keys in plan.unused.values() for key in keys}
+    assert set(shapes) <= used | unused
+    assert not used & unused
     for part, model in full_size.items():
         wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         assert {key: origin.shape for key, origin in plan.parts[part].items()} == wanted
 
 
-def test_what_is_dead_and_what_starts_fresh(full_size):
+def test_what_is_unused_and_what_starts_fresh(full_size):
     def counted(kind):
         encoder = shapes_only(manifest("dinov2_vitg14")) if kind == "sd21" else None
         plan = plan_compositor(kind, shapes_only(manifest(kind)), full_size, encoder)
         fresh = {
             name: sum(origin.how == "fresh" for origin in part.values()) for name, part in plan.parts.items()
         }
-        return [len(keys) for keys in plan.dead.values()], {
+        return [len(keys) for keys in plan.unused.values()], {
             name: count for name, count in fresh.items() if count
         }
 
@@ -138,7 +138,7 @@ def test_dinov2_file_fills_the_encoder():
     plan = plan_single(empty_single("dinov2"), shapes_only(manifest("dinov2_vitg14")))
     origins = plan.parts[""]
     assert len(origins) == 807
-    assert not plan.dead
+    assert not plan.unused
     assert [key for key, origin in origins.items() if origin.positions] == ["embeddings.position_embeddings"]
 
 
@@ -162,7 +162,7 @@ def test_older_transformers_spelling_is_understood():
     assert (
         origins["encoder.layer.1.attention.k_proj.bias"].key == "encoder.layer.1.attention.attention.key.bias"
     )
-    assert dinov2_name("encoder.layer.3.attention.attention.key.bias") == dinov2_name(
+    assert vit_name("encoder.layer.3.attention.attention.key.bias") == vit_name(
         "encoder.layer.3.attention.k_proj.bias"
     )
 
@@ -185,4 +185,4 @@ def test_depth_network_map_is_one_to_one():
         assert known in names
     file = original_shapes(model) | {"pretrained.model.head.weight": (1000, 1024)}
     plan = plan_single(model, shapes_only(file))
-    assert [len(keys) for keys in plan.dead.values()] == [1]
+    assert [len(keys) for keys in plan.unused.values()] == [1]
