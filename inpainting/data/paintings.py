@@ -76,10 +76,6 @@ class Painting:
         """Bool (h, w) of one region; size: the (h, w) that it must have."""
         return read_mask(self.masks / f"{name}.png", size=size)
 
-    def read_crop(self, name: str) -> np.ndarray:
-        """RGB (h, w, 3) uint8 of the object alone."""
-        return read_image(self.entities / f"{name}.png").rgb_u8
-
 
 def list_paintings(data_dir: Path, split: str) -> list[Painting]:
     """The images of a split that have entities, sorted by name."""
