@@ -32,19 +32,19 @@ from inpainting.models.image_to_text.writer import (
     PromptWriter,
     find_files,
 )
-from inpainting.models.text_to_image.canvas import paired
-from inpainting.models.text_to_image.card import DEFAULTS, PaintOptions
+from inpainting.models.text_to_image.canvas import pair_masks
+from inpainting.models.text_to_image.config import DEFAULTS, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter
-from inpainting.models.text_to_image.pipeline import Result, paint
+from inpainting.models.text_to_image.pipeline import PaintResult, paint
 from inpainting.paint import (
     PaintSettings,
-    load_model,
-    model_folder,
-    output_paths,
+    load_painter,
+    log_painting,
+    painter_folder,
+    sample_paths,
     save_samples,
     several_app,
     sheet_path,
-    tell,
 )
 from inpainting.prompts import paint_masks, palette, remove_overlaps, rgb_of
 from ldm.images import read_image, read_mask, write_png
@@ -114,7 +114,7 @@ class Dream:
     """What `dream` gives: the prompts, and the images painted after them."""
 
     prompts: Prompts
-    result: Result
+    result: PaintResult
 
     @property
     def image_u8(self) -> np.ndarray:
@@ -150,7 +150,7 @@ def dream(
     one is to be written. Other arguments: `PromptWriter.write` and `paint`. ValueError for what does not fit.
     """
     written = write_missing(image_u8, masks, prompts, writer, decoding)
-    regions = paired(list(masks), written.texts, negatives)
+    regions = pair_masks(list(masks), written.texts, negatives)
     return Dream(written, paint(image_u8, regions, pipe, seed, options, samples=samples, progress=progress))
 
 
@@ -195,18 +195,18 @@ def run_dream(settings: DreamSettings) -> None:
     Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, masks and after with
     the prompts.
     """
-    paths, timer = output_paths(settings), StageTimer()
+    paths, timer = sample_paths(settings), StageTimer()
     known = completed(settings.prompts, len(settings.masks))
     image = read_image(settings.image)
     masks = [read_mask(path, size=image.size) for path in settings.masks]
-    paired(masks, known, settings.negatives)
-    model_folder(settings)
+    pair_masks(masks, known, settings.negatives)
+    painter_folder(settings)
     with timer.stage("write"):
         prompts, facts = write_prompts(settings, image.rgb_u8, masks, known)
     result = paint(
         image.rgb_u8,
-        paired(masks, prompts.texts, settings.negatives),
-        load_model(settings),
+        pair_masks(masks, prompts.texts, settings.negatives),
+        load_painter(settings),
         settings.seed,
         settings.options,
         samples=settings.num_samples,
@@ -218,7 +218,7 @@ def run_dream(settings: DreamSettings) -> None:
     save_samples(settings, paths, image, result, {"command": "dream", "prompter": facts})
     if settings.sheet:
         write_png(sheet_path(settings.out), Dream(prompts, result).sheet(image.rgb_u8))
-    tell(settings, result, paths)
+    log_painting(settings, result, paths)
 
 
 def write_prompts(

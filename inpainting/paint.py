@@ -20,10 +20,10 @@ import numpy as np
 import typer
 from typer.core import TyperCommand
 
-from inpainting.models.text_to_image.canvas import Region, paired
-from inpainting.models.text_to_image.card import COMPAT, PaintOptions
-from inpainting.models.text_to_image.load import Inpainter, load_card, load_inpainter
-from inpainting.models.text_to_image.pipeline import Result, paint
+from inpainting.models.text_to_image.canvas import RegionPrompt, pair_masks
+from inpainting.models.text_to_image.config import COMPAT, PaintOptions
+from inpainting.models.text_to_image.load import Inpainter, load_inpainter, read_inpainter_config
+from inpainting.models.text_to_image.pipeline import PaintResult, paint
 from inpainting.prompts import COLORS, palette
 from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256
@@ -69,7 +69,7 @@ class PaintSettings(PaintOptions, _Inputs):
         False, help="paint as published: layout nearest, one joint sequence, the whole decoded image"
     )
     device: str = setting("auto", help="auto, cuda, mps or cpu")
-    dtype: str = setting("auto", choices=("auto", "fp32", "fp16", "bf16"), help="number type of the networks")
+    dtype: str = setting("auto", choices=("auto", "fp32", "fp16", "bf16"), help="precision of the networks")
     sheet: bool = setting(True, help="also write NAME_sheet.png: the image, its regions, the results")
     json: bool = setting(False, help="print the report as one JSON object on standard output")
 
@@ -81,9 +81,9 @@ class PaintSettings(PaintOptions, _Inputs):
     @property
     def options(self) -> PaintOptions:
         """How to paint, without files and device."""
-        own = PaintOptions(**{one.name: getattr(self, one.name) for one in fields(PaintOptions)})
+        options = PaintOptions(**{field.name: getattr(self, field.name) for field in fields(PaintOptions)})
         published = {name: getattr(COMPAT, name) for name in PUBLISHED}
-        return replace(own, **published) if self.compat else own
+        return replace(options, **published) if self.compat else options
 
 
 def run_paint(settings: PaintSettings) -> None:
@@ -91,9 +91,9 @@ def run_paint(settings: PaintSettings) -> None:
 
     Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, regions and after.
     """
-    paths = output_paths(settings)
+    paths = sample_paths(settings)
     image, regions = read_inputs(settings)
-    pipe = load_model(settings)
+    pipe = load_painter(settings)
     result = paint(
         image.rgb_u8,
         regions,
@@ -106,55 +106,50 @@ def run_paint(settings: PaintSettings) -> None:
     save_samples(settings, paths, image, result)
     if settings.sheet:
         write_png(sheet_path(settings.out), sheet_of(image.rgb_u8, result))
-    tell(settings, result, paths)
+    log_painting(settings, result, paths)
 
 
 def save_samples(
     settings: PaintSettings,
     paths: Sequence[Path],
     image: LoadedImage,
-    result: Result,
+    result: PaintResult,
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Each sample as a PNG with its recipe, and its report beside it. more: what else decided the pixels."""
-    extra = dict(more or {})
-    recipe = {**result.recipe, "settings": to_plain(settings), "inputs": input_hashes(settings), **extra}
-    for index, path in enumerate(paths):
-        own = {"sample": index, "seed": result.seeds[index]}
-        report = {**result.report, "drift": result.report["drift"][index], "seed": own["seed"]}
-        image_u8 = result.images_u8[index]
-        save_result(path, image_u8, {**recipe, **own}, report, image.alpha_u8, image.icc_profile)
+    hashes = {"image": file_sha256(settings.image), "masks": [file_sha256(path) for path in settings.masks]}
+    recipe = {**result.recipe, "settings": to_plain(settings), "inputs": hashes, **(more or {})}
+    for index, (path, seed) in enumerate(zip(paths, result.seeds, strict=True)):
+        report = {**result.report, "drift": result.report["drift"][index], "seed": seed}
+        sample_recipe = {**recipe, "sample": index, "seed": seed}
+        save_result(path, result.images_u8[index], sample_recipe, report, image.alpha_u8, image.icc_profile)
 
 
-def read_inputs(settings: PaintSettings) -> tuple[LoadedImage, list[Region]]:
+def read_inputs(settings: PaintSettings) -> tuple[LoadedImage, list[RegionPrompt]]:
     """The image and its regions; ValueError names the file that does not fit."""
     if len(settings.masks) != len(settings.prompts) or not settings.masks:
-        paired(settings.masks, settings.prompts)  # type: ignore[arg-type]
+        pair_masks(settings.masks, settings.prompts)  # type: ignore[arg-type]
     image = read_image(settings.image)
     masks = [read_mask(path, size=image.size) for path in settings.masks]
-    return image, paired(masks, settings.prompts, settings.negatives)
+    return image, pair_masks(masks, settings.prompts, settings.negatives)
 
 
-def model_folder(settings: PaintSettings) -> Path:
+def painter_folder(settings: PaintSettings) -> Path:
     """The model that paints; ValueError if its folder is not complete."""
     full = resolve_model_path(FULL_MODEL)
     folder = settings.model or (full if full.is_dir() else TINY_MODEL)
-    load_card(folder)
+    read_inpainter_config(folder)
     return folder
 
 
-def load_model(settings: PaintSettings) -> Inpainter:
-    folder = model_folder(settings)
+def load_painter(settings: PaintSettings) -> Inpainter:
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
-    return load_inpainter(folder, settings.lora, lora_scale=settings.lora_scale, device=device, dtype=dtype)
+    folder, scale = painter_folder(settings), settings.lora_scale
+    return load_inpainter(folder, settings.lora, lora_scale=scale, device=device, dtype=dtype)
 
 
-def input_hashes(settings: PaintSettings) -> dict[str, Any]:
-    return {"image": file_sha256(settings.image), "masks": [file_sha256(path) for path in settings.masks]}
-
-
-def output_paths(settings: PaintSettings) -> list[Path]:
+def sample_paths(settings: PaintSettings) -> list[Path]:
     """One PNG per sample; refuses, before any work, to overwrite an input."""
     out, count = settings.out, settings.num_samples
     paths = [out] if count == 1 else [out.with_name(f"{out.stem}_{index}.png") for index in range(count)]
@@ -172,7 +167,7 @@ def sheet_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}_sheet.png")
 
 
-def sheet_of(image_u8: np.ndarray, result: Result) -> np.ndarray:
+def sheet_of(image_u8: np.ndarray, result: PaintResult) -> np.ndarray:
     """Image, coloured regions and all samples in one row, (h, w, 3) uint8; the label says what is where."""
     cells = [image_u8, colored(image_u8, result.regions), *result.images_u8]
     titles = ["image", "regions", *(f"seed {seed}" for seed in result.seeds)]
@@ -180,7 +175,7 @@ def sheet_of(image_u8: np.ndarray, result: Result) -> np.ndarray:
     return grid([cells], titles, ["; ".join(f"{color}: {region.prompt}" for color, region in named)])
 
 
-def colored(image_u8: np.ndarray, regions: Sequence[Region], colors: Sequence[str] = ()) -> np.ndarray:
+def colored(image_u8: np.ndarray, regions: Sequence[RegionPrompt], colors: Sequence[str] = ()) -> np.ndarray:
     """The image with each mask tinted, larger masks below smaller ones; colors: names in prompts.COLORS."""
     shown = image_u8.copy()
     named = zip(colors or palette(len(regions)), regions, strict=True)
@@ -191,8 +186,8 @@ def colored(image_u8: np.ndarray, regions: Sequence[Region], colors: Sequence[st
     return shown
 
 
-def tell(settings: PaintSettings, result: Result, paths: list[Path]) -> None:
-    """Say where everything is, for people or as JSON."""
+def log_painting(settings: PaintSettings, result: PaintResult, paths: list[Path]) -> None:
+    """Log where everything is, or print the report as JSON."""
     changed = sum(one["changed_outside"] for one in result.report["drift"])
     if settings.json:
         report = {**result.report, "files": [path.as_posix() for path in paths]}
@@ -215,21 +210,18 @@ class SeveralValues(TyperCommand):
     """A command that takes `--masks a.png b.png` as well as `--masks a.png --masks b.png`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, spread(args, LISTS))
+        return super().parse_args(ctx, repeat_options(args, LISTS))
 
 
-def spread(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+def repeat_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     """--masks a b -> --masks a --masks b, up to the next option."""
     result: list[str] = []
-    current, first = None, False
+    option = ""
     for word in arguments:
         if word.startswith("--"):
-            current, first = (word, True) if word in names else (None, False)
-            result.append(word)
-            continue
-        if current is not None and not first:
-            result.append(current)
-        first = False
+            option = word if word in names else ""
+        elif option and result[-1] != option:
+            result.append(option)
         result.append(word)
     return result
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +111,19 @@ class LatentSpace(nn.Module):
         (folder / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> LatentSpace:
-        """A VAE folder, with or without our statistics file beside it (SD folders have none)."""
+    def from_pretrained(
+        cls, folder: Path, dtype: torch.dtype = torch.float32, load: Callable[..., Any] = load_part
+    ) -> LatentSpace:
+        """A VAE folder, with or without our statistics file beside it (SD folders have none).
+
+        load: load(class, folder, dtype), for folders that `load_part` does not read
+        """
         name = read_json(folder / "config.json").get("_class_name")
         if name not in AUTOENCODERS:
             raise ValueError(
                 f"{folder}/config.json: unknown autoencoder {name!r}; allowed: {', '.join(AUTOENCODERS)}"
             )
-        vae = load_part(AUTOENCODERS[name], folder, dtype)
+        vae = load(AUTOENCODERS[name], folder, dtype)
         if not (folder / STATISTICS).exists():
             return cls(vae)
         statistics = read_json(folder / STATISTICS)

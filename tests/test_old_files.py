@@ -207,7 +207,7 @@ def locator_card(folder: Path) -> object:
 
 
 def inpainter_card(folder: Path) -> object:
-    from inpainting.models.text_to_image.card import InpainterConfig
+    from inpainting.models.text_to_image.config import InpainterConfig
     from ldm.settings.config import Layer, merge_layers
 
     return merge_layers(InpainterConfig, [Layer(json.loads((folder / "inpainter.json").read_text()), "")])

@@ -23,8 +23,7 @@ import typer
 
 from cldm.pretrained import CONFIG_FILE, Sampling, load_compositor, load_compositor_config
 from inpainting.models.image_to_text.writer import PromptWriter
-from inpainting.models.text_to_image.load import CARD as INPAINTER_CARD
-from inpainting.models.text_to_image.load import load_inpainter
+from inpainting.models.text_to_image.load import INPAINTER_FILE, load_inpainter
 from ldm.checkpoints import folder_written_whole
 from ldm.files import hash_folder, read_json
 from ldm.settings.cli import new_app, run_module
@@ -153,8 +152,8 @@ def inpainter(
             shutil.copytree(run / name / "lora", folder / name)
         judge = shutil.ignore_patterns("*.pt", "*.csv", MANIFEST)
         shutil.copytree(run / "judge", folder / "judge", ignore=judge)
-        card = {**read_json(folder / INPAINTER_CARD), "lora": "rca", "encoding": "separate"}
-        (folder / INPAINTER_CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        card = {**read_json(folder / INPAINTER_FILE), "lora": "rca", "encoding": "separate"}
+        (folder / INPAINTER_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     load_inpainter(run / "bundle")
     install("inpainter", run / "bundle", manifest, better)
 

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from datasets.masks import box_mask
-from inpainting.models.text_to_image.canvas import Region
+from inpainting.models.text_to_image.canvas import RegionPrompt
 from inpainting.models.text_to_image.layout import LAYOUTS, attention_sizes, log_visibility
 from inpainting.models.text_to_image.rca import region_bias
 from inpainting.paint import colored
@@ -128,7 +128,7 @@ def draw(room_u8: np.ndarray) -> bytes:
     figure = Figure(figsize=(13, 6.4), dpi=100)
     words, owners = tokens()
     panel = figure.add_axes((0.03, 0.5, 0.27, 0.42))
-    regions = [Region(mask.numpy(), "") for mask in masks_of(size)[0]]
+    regions = [RegionPrompt(mask.numpy(), "") for mask in masks_of(size)[0]]
     panel.imshow(colored(room_u8, regions, PAIRS))
     panel.set_title("an image, four masks, four prompts", fontsize=10.5, color=INK)
     panel.axis("off")

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from inpainting.models.text_to_image.card import InpainterConfig, PaintOptions
+from inpainting.models.text_to_image.config import InpainterConfig, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.rca import install_rca
 from ldm.latents import LatentSpace

@@ -11,14 +11,19 @@ import pytest
 import torch
 
 from inpainting.config_path import HERE
-from inpainting.models.metrics.backbones import Backbones
-from inpainting.models.metrics.measure import Case, Row, measure
-from inpainting.models.metrics.report import report
-from inpainting.models.metrics.table import PUBLISHED, collate
-from inpainting.models.metrics.views import box_of, cut_out, highlight
+from inpainting.models.metrics.measure import (
+    Backbones,
+    ImageMetrics,
+    InpaintedImage,
+    box_crop,
+    highlight,
+    measure_image,
+)
+from inpainting.models.metrics.report import metrics_report
+from inpainting.models.metrics.table import PUBLISHED, paper_table
 from inpainting.models.text_to_image.evaluation import compute as computing
 from inpainting.models.text_to_image.evaluation.compute import compute
-from inpainting.models.text_to_image.evaluation.generate import generate, generate_repeated
+from inpainting.models.text_to_image.evaluation.generate import fill_paintings
 from inpainting.models.text_to_image.evaluation.settings import PaintingsConfig
 from inpainting.models.text_to_image.test import build_app
 from ldm.images import read_image, write_png
@@ -64,7 +69,7 @@ def images(out: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
     """All images by one process."""
-    generate(config(folder, folder / "whole"))
+    fill_paintings(config(folder, folder / "whole"))
     return folder / "whole"
 
 
@@ -72,33 +77,32 @@ def test_the_same_images_whatever_the_shards_and_batches(folder: Path, whole: Pa
     assert list(images(whole)) == STEMS
     assert {one.shape for one in images(whole).values()} == {(SIDE, SIDE, 3)}
     for shard in ((1, 2), (0, 2)):
-        generate(config(folder, tmp_path, "sd_2_inp_rca", "batch=1"), shard)
+        fill_paintings(config(folder, tmp_path, "sd_2_inp_rca", "batch=1"), shard)
     for stem, image in images(tmp_path).items():
         assert np.abs(image.astype(int) - images(whole)[stem]).max() <= 1, stem
 
 
 def test_resuming_fills_the_gaps_and_leaves_the_rest_alone(folder: Path, whole: Path, tmp_path: Path):
-    generate(config(folder, tmp_path), (0, 2))
+    fill_paintings(config(folder, tmp_path), (0, 2))
     assert list(images(tmp_path)) == ["test_0", "test_2"]
     marked = (tmp_path / "test_0.png").stat().st_mtime_ns
     (tmp_path / "test_2.png").unlink()
-    generate(config(folder, tmp_path))
+    fill_paintings(config(folder, tmp_path))
     assert (tmp_path / "test_0.png").stat().st_mtime_ns == marked
     for stem in STEMS:
         assert np.abs(images(tmp_path)[stem].astype(int) - images(whole)[stem]).max() <= 1, stem
     (tmp_path / "masks.json").unlink()
     with pytest.raises(ValueError, match="begun with another seed"):
-        generate(config(folder, tmp_path, "sd_2_inp_rca", "seed=7"))
+        fill_paintings(config(folder, tmp_path, "sd_2_inp_rca", "seed=7"))
     with pytest.raises(ValueError, match="begun with another paint"):
-        generate(config(folder, whole, "sd_2_inp_rca", "paint.steps=3"))
+        fill_paintings(config(folder, whole, "sd_2_inp_rca", "paint.steps=3"))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / CONFIGS).glob("*.yaml")))
 def test_every_published_configuration_paints(folder: Path, whole: Path, name: str, tmp_path: Path):
     """Each differs from rectified attention with captions, except where only the trained weights differ."""
     changes = ["texts_dir=null"] if name.endswith("gen") else []
-    work = generate_repeated if name.endswith("repeated") else generate
-    work(config(folder, tmp_path, name, *changes))
+    fill_paintings(config(folder, tmp_path, name, *changes), one_by_one=name.endswith("repeated"))
     same = all(np.array_equal(images(tmp_path)[stem], images(whole)[stem]) for stem in STEMS)
     assert same == ("rca" in name)
 
@@ -159,11 +163,11 @@ def test_what_is_measured_once_is_kept(
     shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("measured", "metrics*"))
     seen: list[str] = []
 
-    def count(case: Case, networks: Backbones, device: torch.device) -> Row:
-        seen.append(case.stem)
-        return measure(case, networks, device)
+    def count(image: InpaintedImage, networks: Backbones, device: torch.device) -> ImageMetrics:
+        seen.append(image.stem)
+        return measure_image(image, networks, device)
 
-    monkeypatch.setattr(computing, "measure", count)
+    monkeypatch.setattr(computing, "measure_image", count)
     first = json.loads(compute(one).read_text())
     assert json.loads(compute(one).read_text()) == first
     compute(one, only_multi_prompt=True)
@@ -179,7 +183,7 @@ def test_what_is_measured_once_is_kept(
 
 
 def test_missing_images_are_named(folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    generate(config(folder, tmp_path), (0, 2))
+    fill_paintings(config(folder, tmp_path), (0, 2))
     options = ["compute", "--config-path", str(CONFIGS / "sd_2_inp_rca.yaml")]
     assert run_app(build_app, [*options, *small(folder, tmp_path)]) == 2
     assert "2 of 4 images are missing, such as test_1.png" in capsys.readouterr().err
@@ -187,10 +191,12 @@ def test_missing_images_are_named(folder: Path, whole: Path, tmp_path: Path, cap
     assert json.loads((tmp_path / "metrics.json").read_text())["images"] == 2
 
 
-def row(stem: str, regions: int, error: float, pixels: int, score: list[float], shift: float = 0.0) -> Row:
+def row(
+    stem: str, regions: int, error: float, pixels: int, score: list[float], shift: float = 0.0
+) -> ImageMetrics:
     rng = np.random.default_rng(len(stem))
     real = rng.normal(size=(1, 3))
-    return Row(
+    return ImageMetrics(
         stem, regions, pixels, pixels // 2,
         {"squared_error": [error], "masked_squared_error": [2 * error], "clip_score_text2image": score},
         {"real": real, "fake": real + shift, "masked_real": real, "masked_fake": real},
@@ -199,7 +205,7 @@ def row(stem: str, regions: int, error: float, pixels: int, score: list[float], 
 
 def test_numbers_are_pooled_over_pixels_and_regions():
     rows = [row("a", 1, 100.0, 10, [0.2]), row("bb", 3, 400.0, 30, [0.3, 0.5, 0.6], 1.0)]
-    found = report(rows, seed=0, resamples=0, fid_resamples=0)
+    found = metrics_report(rows, seed=0, resamples=0, fid_resamples=0)
     assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / 325))
     assert found["masked_regions_only"]["psnr"]["value"] == pytest.approx(10 * np.log10(255**2 / 650))
     assert found["clip_score_text2image"] == pytest.approx(0.4)
@@ -212,11 +218,11 @@ def test_numbers_are_pooled_over_pixels_and_regions():
 
 
 def test_table_without_runs_is_the_paper_s(tmp_path: Path):
-    lines = collate([]).splitlines()
+    lines = paper_table({}).splitlines()
     assert len(lines) == 2 + len(PUBLISHED) == 8
     assert lines[6].startswith("| RCA-FineTuned, published | 15.32 (27.45) | 22.00 (23.74) | 14.46 (14.13) |")
     with pytest.raises(ValueError, match="run compute for HQPrompt"):
-        collate([("HQPrompt", tmp_path)])
+        paper_table({"HQPrompt": tmp_path})
 
 
 def test_views_of_a_region():
@@ -226,12 +232,11 @@ def test_views_of_a_region():
     shown = highlight(image, mask)
     assert (shown[mask] == 200).all()
     assert (shown[~mask] == 20).all()
-    assert box_of(mask) == (15, 10, 30, 20)
-    assert cut_out(image, mask).shape == (10, 15, 3)
+    assert box_crop(image, mask).shape == (10, 15, 3)
     with pytest.raises(ValueError, match="without any pixel"):
-        box_of(np.zeros((4, 4), bool))
+        box_crop(image[:4, :4], np.zeros((4, 4), bool))
     with pytest.raises(ValueError, match="the result is"):
-        Case("a", image, image[:20], [mask], ["x"])
+        InpaintedImage("a", image, image[:20], [mask], ["x"])
 
 
 def test_highlight_is_the_published_blur():

@@ -51,16 +51,8 @@ def made(tmp_path: Path) -> PaintingSet:
 def caption(
     made: PaintingSet, out: Path, batch: int = 4, model: str = "model", process: int = 0, processes: int = 1
 ) -> Path:
-    settings = CaptionSettings(
-        made.out / "entities",
-        model,
-        batch,
-        max_new_tokens=5,
-        output_dir=out,
-        process_id=process,
-        num_processes=processes,
-    )
-    return caption_masks(settings)
+    settings = CaptionSettings(made.out / "entities", model, batch, 5, out)
+    return caption_masks(replace(settings, process_id=process, num_processes=processes))
 
 
 @pytest.fixture

@@ -11,10 +11,17 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
 
-from inpainting.models.text_to_image.canvas import Region, inner_size, make_canvas, paired, paste
-from inpainting.models.text_to_image.card import COMPAT, InpainterConfig, PaintOptions, Recommended
+from inpainting.models.text_to_image.canvas import RegionPrompt, make_canvas, pair_masks, paste
+from inpainting.models.text_to_image.config import COMPAT, InpainterConfig, PaintOptions, Recommended
 from inpainting.models.text_to_image.load import Inpainter
-from inpainting.models.text_to_image.pipeline import Job, as_batch, options_for, paint, paint_all, prepare
+from inpainting.models.text_to_image.pipeline import (
+    PaintJob,
+    as_batch,
+    paint,
+    paint_all,
+    prepare_job,
+    resolve_options,
+)
 from inpainting.models.text_to_image.sample import conditions
 from ldm.denoise import Cancelled
 from ldm.latents import make_scheduler
@@ -47,9 +54,8 @@ def test_images_of_any_size_keep_every_byte_outside_the_masks(tiny, size):
 
 
 def test_sizes_of_the_canvas():
-    assert inner_size((512, 512), 512) == (512, 512)
-    assert inner_size((300, 400), 512) == (512, 683)
-    assert inner_size((3000, 1000), 512) == (1024, 341), "the longer side is at most twice the resolution"
+    for size, inner in (((64, 64), (64, 64)), ((75, 100), (64, 85)), ((300, 100), (128, 43))):
+        assert make_canvas(random_image(*size), [np.ones(size, bool)], 64, 8).inner_hw == inner
     canvas = make_canvas(random_image(30, 41), [box(30, 41, 0, 1, 0.9, 1)], 64, 8)
     assert canvas.inner_hw == (64, 87)
     assert canvas.size == (64, 88)
@@ -65,9 +71,8 @@ def test_a_mask_of_one_pixel_survives_shrinking():
 
 def test_paste_changes_the_masks_only_and_blends_inside():
     before, mask = np.zeros((64, 64, 3), np.uint8), box(64, 64, 0.25, 0.75, 0.25, 0.75)
-    canvas = make_canvas(before, [mask], 64, 8)
     painted = np.full((64, 64, 3), 200, np.uint8)
-    hard, soft = (paste(before, painted, canvas, mask, feather) for feather in (0.0, 0.1))
+    hard, soft = (paste(before, painted, mask, feather) for feather in (0.0, 0.1))
     assert (hard[mask] == 200).all()
     assert (soft[~mask] == 0).all()
     assert 0 < soft[32, 17, 0] < soft[32, 19, 0] < soft[32, 30, 0] == 200
@@ -75,9 +80,9 @@ def test_paste_changes_the_masks_only_and_blends_inside():
 
 def test_a_sample_is_the_same_alone_and_in_company(pipe):
     jobs = [
-        Job(random_image(64, 64, 1), two(64, 64), (5, 6)),
-        Job(random_image(64, 80, 2), two(64, 80)[:1], (7,)),
-        Job(random_image(64, 64, 3), [*two(64, 64), (box(64, 64, 0, 0.2, 0.7, 1), "a cone")], (8,)),
+        PaintJob(random_image(64, 64, 1), two(64, 64), (5, 6)),
+        PaintJob(random_image(64, 80, 2), two(64, 80)[:1], (7,)),
+        PaintJob(random_image(64, 64, 3), [*two(64, 64), (box(64, 64, 0, 0.2, 0.7, 1), "a cone")], (8,)),
     ]
     together = paint_all(jobs, pipe, QUICK, progress=False)
     assert [result.seeds for result in together] == [[5, 6], [7], [8]]
@@ -148,9 +153,9 @@ def test_every_option_matters(pipe, changed):
 
 def test_negative_prompts_of_a_region_are_read_in_that_region_only(pipe):
     masks = [mask for mask, _ in two(64, 64)]
-    regions = [Region(masks[0], "a red cube", "a striped cone"), Region(masks[1], "a ball")]
-    chosen = options_for(pipe, QUICK)
-    one = prepare(Job(random_image(64, 64), regions), pipe, chosen)
+    regions = [RegionPrompt(masks[0], "a red cube", "a striped cone"), RegionPrompt(masks[1], "a ball")]
+    chosen = resolve_options(pipe, QUICK)
+    one = prepare_job(PaintJob(random_image(64, 64), regions), pipe, chosen)
     _, kwargs = conditions(as_batch([one]), pipe, chosen, torch.tensor([0]), True, (8, 8))
     unconditional, conditional = kwargs["regions"][64][:, 0]  # (n, t) each, negative half first
     inside = torch.nn.functional.adaptive_max_pool2d(one.canvas.masks.float(), 8).flatten(1) > 0
@@ -180,15 +185,9 @@ def test_v_prediction_with_zero_terminal_noise_ratio(tmp_path):
 def test_defaults_are_the_published_ones(pipe, tiny):
     steps = []
     options = PaintOptions(guidance=1.0)
-    recipe = paint(
-        random_image(16, 16),
-        [(np.ones((16, 16), bool), "a")],
-        pipe,
-        0,
-        options,
-        on_step=steps.append,
-        progress=False,
-    ).recipe["options"]
+    job = PaintJob(random_image(16, 16), [(np.ones((16, 16), bool), "a")])
+    result = paint_all([job], pipe, options, on_step=steps.append, progress=False)[0]
+    recipe = result.recipe["options"]
     assert (recipe["scheduler"], recipe["steps"], recipe["layout"]) == ("PNDMScheduler", 50, "coverage")
     assert len(steps) == 51, "PNDM evaluates the network once more than it has steps"
     assert Recommended().guidance == 7.5
@@ -202,7 +201,7 @@ def test_cancelling(pipe):
     seen: list = []
     hooks = {"on_step": seen.append, "cancelled": lambda: len(seen) == 1, "progress": False}
     with pytest.raises(Cancelled, match="after 1 of 2 steps"):
-        paint(random_image(64, 64), two(64, 64), pipe, 0, QUICK, **hooks)
+        paint_all([PaintJob(random_image(64, 64), two(64, 64))], pipe, QUICK, **hooks)
 
 
 def test_a_prompt_that_overflows_is_warned_of_and_shown(pipe, caplog):
@@ -237,7 +236,7 @@ def test_refused_images_and_settings(pipe):
     with pytest.raises(ValueError, match=r"RGB \(h, w, 3\) uint8, got float32"):
         paint(random_image(64, 64).astype(np.float32), two(64, 64), pipe)
     with pytest.raises(ValueError, match="no seed"):
-        paint_all([Job(random_image(64, 64), two(64, 64), ())], pipe)
+        paint_all([PaintJob(random_image(64, 64), two(64, 64), ())], pipe)
     with pytest.raises(ValueError, match="did you mean 'ddim'"):
         paint(random_image(64, 64), two(64, 64), pipe, 0, PaintOptions(scheduler="dimm"), progress=False)
     with pytest.raises(ValueError, match="steps must be"):
@@ -246,7 +245,7 @@ def test_refused_images_and_settings(pipe):
 
 def test_masks_and_prompts_come_in_pairs():
     mask = np.ones((4, 4), bool)
-    assert [one.prompt for one in paired([mask, mask], ["a", "b"], ["", "c"])] == ["a", "b"]
+    assert [one.prompt for one in pair_masks([mask, mask], ["a", "b"], ["", "c"])] == ["a", "b"]
     for masks, prompts, negatives, message in (
         ([mask], ["a", "b"], [], "more prompts than masks: 2 prompts, 1 masks"),
         ([mask, mask], ["a"], [], "more masks than prompts: 1 prompts, 2 masks"),
@@ -255,7 +254,7 @@ def test_masks_and_prompts_come_in_pairs():
         ([mask, mask], ["a", "b"], ["c"], "1 negative prompts for 2 masks"),
     ):
         with pytest.raises(ValueError, match=message):
-            paired(masks, prompts, negatives)
+            pair_masks(masks, prompts, negatives)
 
 
 def test_swapped_processors_stop_the_pipeline(tmp_path):

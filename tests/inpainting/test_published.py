@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from inpainting.models import text_to_image
-from inpainting.models.text_to_image.card import COMPAT
+from inpainting.models.text_to_image.config import COMPAT
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.pipeline import paint
 from inpainting.models.text_to_image.published import (
@@ -20,7 +20,6 @@ from inpainting.models.text_to_image.published import (
     get_freestyle_layout_mask,
     get_freestyle_text_inputs,
 )
-from inpainting.models.text_to_image.rca import require_rca
 from ldm.images import to_pm1
 from tests.conftest import ROOT
 from tests.inpainting.small_inpainter import random_image, small_inpainter, two
@@ -45,7 +44,6 @@ def published_inputs(pipe: Inpainter) -> dict[str, torch.Tensor]:
 
 def test_published_call_paints_what_compat_paints(pipe):
     old = FreestyleStableDiffusionInpaintPipeline(**vars(pipe))
-    require_rca(old.unet)
     output = old(**published_inputs(old), num_inference_steps=2, num_images_per_prompt=2,
                  generator=torch.Generator().manual_seed(1), output_type="np")  # fmt: skip
     assert len(output.images) == len(output.seeds) == 2

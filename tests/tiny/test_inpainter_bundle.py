@@ -54,7 +54,7 @@ def test_bundle_paints_the_colour_that_each_prompt_names(held_out_cases: list[Ca
     pipe = load_inpainter(BUNDLE)
     assert pipe.lora is not None
     examples = [case.example for case in held_out_cases]
-    sampling = Sampling(steps=pipe.card.sampling.steps, guidance=pipe.card.sampling.guidance)
+    sampling = Sampling(steps=pipe.config.sampling.steps, guidance=pipe.config.sampling.guidance)
     painted = paint_examples(pipe, examples, range(len(examples)), Way(True), sampling)
     records = evaluate.judged(load_judge(BUNDLE / "judge"), held_out_cases, painted)
     assert len(records) == 32

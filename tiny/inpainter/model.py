@@ -16,8 +16,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from inpainting.models.text_to_image.card import InpainterConfig, Recommended
-from inpainting.models.text_to_image.load import CARD
+from inpainting.models.text_to_image.config import InpainterConfig, Recommended
+from inpainting.models.text_to_image.load import INPAINTER_FILE
 from ldm.checkpoints import load_part, save_part
 from ldm.settings.config import check_settings, setting, to_plain
 from tiny.words import LENGTH, make_tokenizer, save_tokenizer
@@ -151,7 +151,7 @@ def save_folder(
         "vae": ["diffusers", "AutoencoderTiny"],
     }
     card = InpainterConfig(name="small inpainter", notice=NOTICE, sampling=Recommended(steps=8, guidance=2.0))
-    (folder / CARD).write_text(json.dumps(to_plain(card), indent=1) + "\n", encoding="utf-8")
+    (folder / INPAINTER_FILE).write_text(json.dumps(to_plain(card), indent=1) + "\n", encoding="utf-8")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from inpainting.models.text_to_image.card import PaintOptions
+from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.load import Inpainter
-from inpainting.models.text_to_image.pipeline import Job, paint_all
+from inpainting.models.text_to_image.pipeline import PaintJob, paint_all
 from inpainting.tokens import ENCODINGS
 from ldm.settings.config import CheckedSettings, setting
 from tiny.inpainter.examples import Example
@@ -53,7 +53,7 @@ def paint_examples(
     return np.stack(painted)
 
 
-def job(example: Example, seed: int) -> Job:
+def job(example: Example, seed: int) -> PaintJob:
     """One example as users would ask for it: masks with their prompts."""
     masks = box_mask(example.boxes, (example.image_u8.shape[0], example.image_u8.shape[1]))
-    return Job(example.image_u8, list(zip(masks, example.prompts, strict=True)), (seed,))
+    return PaintJob(example.image_u8, list(zip(masks, example.prompts, strict=True)), (seed,))

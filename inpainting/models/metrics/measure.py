@@ -1,24 +1,78 @@
 """One filled image against its original, as numbers and features; `report` makes tables of them.
 
-Legend: h w pixels, k regions; images are RGB (h, w, 3) uint8.
+A metric looks at the whole image, at one region in its dimmed surroundings, or at its bounding box.
+Legend: h w pixels, k regions; images are RGB (h, w, 3) uint8, masks bool (h, w).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
-from inpainting.models.metrics.backbones import Backbones
-from inpainting.models.metrics.views import PADDED, cut_out, highlight
+from ldm.images import to_pm1
+from ldm.metrics.clip import Clip
+from ldm.metrics.clip_resnet import ResnetClip, load_resnet_clip
+from ldm.metrics.inception import load_inception
+from ldm.metrics.lpips import Lpips, load_lpips
 from ldm.metrics.similarity import squared_error
+from ldm.metrics.weights import MetricNetworks
+from ldm.settings.config import CheckedSettings, setting
+
+DIM, KERNEL, SIGMA = 0.1, 15, 20.0  # published: a tenth of the brightness, blurred
+PADDED = "A padded image of {}"  # published text for a highlighted region
+
+
+@dataclass(frozen=True)
+class BackboneFiles(CheckedSettings):
+    """Files of the metric models. `python -m ldm.registry pull NAME` gets them."""
+
+    inception: Path = setting(
+        Path("models/inception_fid/pt_inception-2015-12-05-6726825d.pth"), help="Inception-v3 of FID"
+    )
+    squeezenet: Path = setting(
+        Path("models/squeezenet_lpips/squeezenet1_1-b8a52dc0.pth"), help="SqueezeNet 1.1 of LPIPS"
+    )
+    clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIPSim")
+    clip_iqa: Path = setting(
+        Path("models/clip_iqa/RN50.pt"),
+        help="CLIP of CLIP-IQA: OpenAI's RN50.pt (published), or a CLIP folder",
+    )
+
+
+@dataclass
+class Backbones(MetricNetworks):
+    """The metric models that were found; those that are missing are skipped by name."""
+
+    inception: nn.Module | None = None
+    lpips: Lpips | None = None
+    clip: Clip | None = None
+    clip_iqa: Clip | ResnetClip | None = None
+
+    @classmethod
+    def load(cls, files: BackboneFiles, device: torch.device) -> Backbones:
+        """Every network whose file is there and intact."""
+
+        def load_clip_iqa(path: Path) -> Clip | ResnetClip:
+            return Clip.load(path, device) if path.is_dir() else load_resnet_clip(path, device)
+
+        models = cls()
+        models.inception = models.get(
+            "inception", files.inception, lambda path: load_inception(path).to(device)
+        )
+        models.lpips = models.get("squeezenet", files.squeezenet, lambda path: load_lpips(path).to(device))
+        models.clip = models.get("clip", files.clip, lambda path: Clip.load(path, device))
+        models.clip_iqa = models.get("clip_iqa", files.clip_iqa, load_clip_iqa)
+        return models
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class InpaintedImage:
     """An image with k filled regions."""
 
     stem: str
@@ -37,14 +91,9 @@ class Case:
         if len(self.masks) != len(self.captions) or not self.masks:
             raise ValueError(f"{self.stem}: {len(self.masks)} masks and {len(self.captions)} captions")
 
-    @property
-    def union(self) -> np.ndarray:
-        """(h, w) bool"""
-        return np.any(self.masks, axis=0)
-
 
 @dataclass(eq=False)
-class Row:
+class ImageMetrics:
     """What was found on one image. Values that need a missing network stay out of `numbers`.
 
     numbers: name -> the values of this image, one, or one per region
@@ -60,69 +109,68 @@ class Row:
 
 
 @torch.inference_mode()
-def measure(case: Case, networks: Backbones, device: torch.device) -> Row:
+def measure_image(image: InpaintedImage, networks: Backbones, device: torch.device) -> ImageMetrics:
     """All numbers of one image; `masked_` ones look at the regions' boxes or pixels alone."""
-    union = case.union
-    row = Row(case.stem, len(case.masks), union.size, int(union.sum()))
-    row.numbers["squared_error"] = [squared_error(case.result_u8, case.truth_u8)]
-    row.numbers["masked_squared_error"] = [squared_error(case.result_u8, case.truth_u8, union)]
-    whole = [case.truth_u8], [case.result_u8]
-    parts = [[cut_out(image, mask) for mask in case.masks] for image in (case.truth_u8, case.result_u8)]
+    truth, result, union = image.truth_u8, image.result_u8, np.any(image.masks, axis=0)
+    metrics = ImageMetrics(image.stem, len(image.masks), union.size, int(union.sum()))
+    metrics.numbers["squared_error"] = [squared_error(result, truth)]
+    metrics.numbers["masked_squared_error"] = [squared_error(result, truth, union)]
+    real, fake = ([box_crop(pixels_u8, mask) for mask in image.masks] for pixels_u8 in (truth, result))
     if networks.lpips is not None:
-        both = to_pm1(case.result_u8, device), to_pm1(case.truth_u8, device)
-        row.numbers["lpips"] = networks.lpips(*both).tolist()
-        where = torch.from_numpy(union).to(device)
-        row.numbers["masked_lpips"] = [float(networks.lpips.map(*both)[0][where].mean())]
+        pair = [to_pm1(np.ascontiguousarray(pixels_u8))[None].to(device) for pixels_u8 in (result, truth)]
+        metrics.numbers["lpips"] = networks.lpips(*pair).tolist()
+        inside = torch.from_numpy(union).to(device)
+        metrics.numbers["masked_lpips"] = [float(networks.lpips.map(*pair)[0][inside].mean())]
     if networks.inception is not None:
-        for name, (truth, result) in (("", whole), ("masked_", parts)):
-            row.features[f"{name}real"] = inception(networks.inception, truth, device)
-            row.features[f"{name}fake"] = inception(networks.inception, result, device)
+        seen = {"real": [truth], "fake": [result], "masked_real": real, "masked_fake": fake}
+        for name, images_u8 in seen.items():
+            tensors = [torch.from_numpy(np.ascontiguousarray(pixels_u8)) for pixels_u8 in images_u8]
+            features = [networks.inception(x.permute(2, 0, 1)[None].to(device)) for x in tensors]
+            metrics.features[name] = torch.cat(features).float().cpu().numpy()
     if networks.clip_iqa is not None:
-        row.numbers["clip_iqa"] = networks.clip_iqa.quality(whole[1]).tolist()
-        row.numbers["masked_clip_iqa"] = networks.clip_iqa.quality(parts[1]).tolist()
+        metrics.numbers["clip_iqa"] = networks.clip_iqa.quality([result]).tolist()
+        metrics.numbers["masked_clip_iqa"] = networks.clip_iqa.quality(fake).tolist()
     if networks.clip is not None:
-        row.numbers |= similarities(case, parts, networks)
-    return row
+        metrics.numbers |= clip_similarities(image, real, fake, networks.clip)
+    return metrics
 
 
-def similarities(
-    case: Case, parts: Sequence[list[np.ndarray]], networks: Backbones
+def clip_similarities(
+    image: InpaintedImage, real: Sequence[np.ndarray], fake: Sequence[np.ndarray], clip: Clip
 ) -> dict[str, list[float]]:
-    """Cosines in CLIP's space: region against region, and region against its caption."""
-    clip = networks.clip
-    assert clip is not None
+    """Cosines in CLIP's space: region against region, and region against its caption.
+
+    real, fake: the regions' boxes in the original and in the result
+    """
     shown, truth = (
-        clip.images([highlight(image, mask) for mask in case.masks])
-        for image in (case.result_u8, case.truth_u8)
+        clip.images([highlight(pixels_u8, mask) for mask in image.masks])
+        for pixels_u8 in (image.result_u8, image.truth_u8)
     )
-    texts = clip.texts([PADDED.format(caption) for caption in case.captions])
-    cut, cut_truth = clip.images(parts[1]), clip.images(parts[0])
-    found = {
+    boxes, true_boxes = clip.images(fake), clip.images(real)
+    texts = clip.texts([PADDED.format(caption) for caption in image.captions])
+    cosines = {
         "clip_score_image2image": shown @ truth.T,
         "clip_score_text2image": shown @ texts.T,
-        "masked_clip_score_image2image": cut @ cut_truth.T,
-        "masked_clip_score_text2image": cut @ clip.texts(case.captions).T,
+        "masked_clip_score_image2image": boxes @ true_boxes.T,
+        "masked_clip_score_text2image": boxes @ clip.texts(image.captions).T,
     }
-    numbers = {name: np.diag(cosines).tolist() for name, cosines in found.items()}
-    if case.description is not None:
-        whole = clip.images([case.result_u8]) @ clip.texts([case.description]).T
+    numbers = {name: np.diag(matrix).tolist() for name, matrix in cosines.items()}
+    if image.description is not None:
+        whole = clip.images([image.result_u8]) @ clip.texts([image.description]).T
         numbers["clip_score_text2image_global"] = [float(whole[0, 0])]
     return numbers
 
 
-def inception(network: torch.nn.Module, images_u8: Sequence[np.ndarray], device: torch.device) -> np.ndarray:
-    """Features (k, d) of images of any sizes."""
-    batches = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None] for image in images_u8]
-    return torch.cat([network(batch.to(device)) for batch in batches]).float().cpu().numpy()
+def highlight(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The region as it is, everything else dark and blurred (published for CLIPSim)."""
+    dark = cv2.GaussianBlur(DIM * image_u8.astype(np.float32), (KERNEL, KERNEL), SIGMA)
+    shown = np.where(mask[..., None], image_u8, dark)
+    return np.clip(np.round(shown), 0, 255).astype(np.uint8)
 
 
-def to_pm1(image_u8: np.ndarray, device: torch.device) -> Tensor:
-    """(h, w, 3) uint8 -> (1, 3, h, w) in [-1, 1]."""
-    batch = torch.from_numpy(np.ascontiguousarray(image_u8)).permute(2, 0, 1)[None]
-    return batch.to(device).float() / 127.5 - 1
-
-
-def kept_regions(masks: Sequence[np.ndarray], captions: Sequence[str]) -> tuple[list[np.ndarray], list[str]]:
-    """Without regions that show no pixel; they cannot be judged."""
-    pairs = [(mask, caption) for mask, caption in zip(masks, captions, strict=True) if mask.any()]
-    return [mask for mask, _ in pairs], [caption for _, caption in pairs]
+def box_crop(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image inside the region's bounding box; ValueError for a mask without any pixel."""
+    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+    if not w:
+        raise ValueError("a mask without any pixel has no box")
+    return image_u8[y : y + h, x : x + w]

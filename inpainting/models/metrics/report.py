@@ -1,6 +1,6 @@
-"""Rows of `measure` -> numbers with 95 % intervals, as valid JSON, in the published names and units.
+"""Results of `measure_image` -> numbers with 95 % intervals, as valid JSON, in the published names and units.
 
-    psnr dB, pooled over all pixels of all images;  fid as it is;  everything else a share or cosine up to 1
+    psnr dB, pooled over all pixels of all images;  fid as it is;  the rest fractions or cosines up to 1
 (the paper's table shows those times 100).
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from inpainting.models.metrics.measure import Row
+from inpainting.models.metrics.measure import ImageMetrics
 from ldm.metrics.frechet import frechet_distance, kernel_distance
 from ldm.metrics.intervals import centred_interval, percentile_interval
 from ldm.metrics.similarity import decibels
@@ -36,7 +36,9 @@ NEEDS = {"fid": "inception", "kid": "inception", "lpips": "squeezenet", "clip_iq
 NEEDS |= dict.fromkeys((*MEANS[2:], GLOBAL), "clip")
 
 
-def report(rows: Sequence[Row], seed: int, resamples: int, fid_resamples: int) -> dict[str, Any]:
+def metrics_report(
+    rows: Sequence[ImageMetrics], seed: int, resamples: int, fid_resamples: int
+) -> dict[str, Any]:
     """All tables of a run: published keys (None where nothing was measured), and the same with intervals."""
     whole = numbers(rows, "", seed, resamples, fid_resamples)
     by_masks = {
@@ -63,32 +65,34 @@ def value_of(table: Mapping[str, Mapping[str, Any]], name: str) -> float | None:
 
 
 def numbers(
-    rows: Sequence[Row], view: str, seed: int, resamples: int, fid_resamples: int
+    rows: Sequence[ImageMetrics], view: str, seed: int, resamples: int, fid_resamples: int
 ) -> dict[str, Number]:
     """Everything that was measured on all of `rows`. view: "" or "masked_"."""
     if not rows:
         return {}
-    found = {"psnr": psnr(rows, view, seed, resamples)}
+    table = {"psnr": pooled_psnr(rows, view, seed, resamples)}
     for name in (*MEANS, GLOBAL):
         if all(view + name in row.numbers for row in rows):
-            found[name] = mean(rows, view + name, seed, resamples)
+            table[name] = mean_with_interval(rows, view + name, seed, resamples)
     if all(f"{view}real" in row.features for row in rows):
-        found |= distances(rows, view, seed, fid_resamples)
-    return found
+        table |= feature_distances(rows, view, seed, fid_resamples)
+    return table
 
 
-def psnr(rows: Sequence[Row], view: str, seed: int, resamples: int) -> Number:
+def pooled_psnr(rows: Sequence[ImageMetrics], view: str, seed: int, resamples: int) -> Number:
     """Of the mean squared error over all pixels of all images, not a mean of decibels."""
     pixels = np.array([row.masked_pixels if view else row.pixels for row in rows], np.float64)
     sums = np.array([row.numbers[f"{view}squared_error"][0] for row in rows]) * pixels
-    return with_interval(lambda some: decibels(sums[some].sum() / pixels[some].sum()), rows, seed, resamples)
+    return with_interval(
+        lambda drawn: decibels(sums[drawn].sum() / pixels[drawn].sum()), rows, seed, resamples
+    )
 
 
-def mean(rows: Sequence[HasNumbers], name: str, seed: int, resamples: int) -> Number:
+def mean_with_interval(rows: Sequence[HasNumbers], name: str, seed: int, resamples: int) -> Number:
     """Over all values; images are resampled with all their regions."""
     sums = np.array([np.sum(row.numbers[name]) for row in rows])
     counts = np.array([len(row.numbers[name]) for row in rows])
-    return with_interval(lambda some: sums[some].sum() / counts[some].sum(), rows, seed, resamples)
+    return with_interval(lambda drawn: sums[drawn].sum() / counts[drawn].sum(), rows, seed, resamples)
 
 
 def with_interval(statistic: Callable[[np.ndarray], float], rows: Sized, seed: int, resamples: int) -> Number:
@@ -99,20 +103,22 @@ def with_interval(statistic: Callable[[np.ndarray], float], rows: Sized, seed: i
     return {"value": value, "low": low, "high": high, "n": len(rows)}
 
 
-def distances(rows: Sequence[Row], view: str, seed: int, resamples: int) -> dict[str, Number]:
+def feature_distances(
+    rows: Sequence[ImageMetrics], view: str, seed: int, resamples: int
+) -> dict[str, Number]:
     """FID and KID; nothing below two feature rows."""
     real, fake = ([row.features[view + side] for row in rows] for side in ("real", "fake"))
     if sum(map(len, real)) < 2:
         return {}
-    found: dict[str, Number] = {}
+    table: dict[str, Number] = {}
     for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
 
-        def statistic(some: np.ndarray, distance: Callable = distance) -> float:
-            return distance(*(np.concatenate([side[i] for i in some]) for side in (real, fake)))
+        def statistic(drawn: np.ndarray, distance: Callable = distance) -> float:
+            return distance(*(np.concatenate([side[i] for i in drawn]) for side in (real, fake)))
 
         value = statistic(np.arange(len(rows)))
-        found[name] = {"value": value, "n": sum(map(len, real))}
+        table[name] = {"value": value, "n": sum(map(len, real))}
         if resamples > 1 and len(rows) > 2:
             low, high = centred_interval(statistic, value, len(rows), seed, resamples)
-            found[name] |= {"low": low, "high": high}
-    return found
+            table[name] |= {"low": low, "high": high}
+    return table

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from ldm.files import read_json
 
 # model -> FID, LPIPS, PSNR, CLIP-IQA, I2I, T2I on all test images, and on those with several masks.
 PUBLISHED: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -22,59 +22,43 @@ PERCENT = {"lpips", "clip_iqa", "clip_score_image2image", "clip_score_text2image
 ALL, MULTI = "metrics.json", "metrics_multi.json"
 
 
-def cell(report: Mapping[str, Any] | None, name: str) -> str:
-    """`15.32 [15.01, 15.63]`, or a dash where nothing was measured."""
-    number = (report or {}).get("with_intervals", {}).get(name)
-    return shown(number, 100 if name in PERCENT else 1)
-
-
 def shown(number: Mapping[str, float] | None, factor: int = 1) -> str:
-    """A number times `factor`, with its interval where it has one; a dash for none."""
+    """A number times `factor`, with its interval if it has one, `15.32 [15.01, 15.63]`; a dash for none."""
     if not number:
         return "-"
     spread = ", ".join(f"{factor * number[key]:.2f}" for key in ("low", "high") if key in number)
     return f"{factor * number['value']:.2f}" + (f" [{spread}]" if spread else "")
 
 
-def collate(runs: Sequence[tuple[str, Path]]) -> str:
-    """A Markdown table. runs: (model of the paper, folder of its images with metrics.json).
+def paper_table(runs: Mapping[str, Path]) -> str:
+    """A Markdown table. runs: model of the paper -> folder of its images with metrics.json.
 
     Each model has its published row, and one of ours where it was measured; in parentheses, several masks.
     """
-    lines = [
-        "| model | " + " | ".join(TITLES) + " |",
-        "|---" * (1 + len(TITLES)) + "|",
-    ]
-    folders = dict(runs)
+    lines = ["| model | " + " | ".join(TITLES) + " |", "|---" * (1 + len(TITLES)) + "|"]
     for model, (everything, several) in PUBLISHED.items():
         values = [f"{a:.2f} ({b:.2f})" for a, b in zip(everything, several, strict=True)]
         lines.append(f"| {model}, published | " + " | ".join(values) + " |")
-        if model in folders:
-            lines.append(measured(model, folders[model]))
+        if model in runs:
+            lines.append(measured_row(model, runs[model]))
     return "\n".join(lines) + "\n"
 
 
-def measured(model: str, folder: Path) -> str:
+def measured_row(model: str, folder: Path) -> str:
     """The row of a run."""
-    reports = [read_report(folder / name) for name in (ALL, MULTI)]
-    if reports == [None, None]:
+    paths = [folder / name for name in (ALL, MULTI)]
+    reports = [read_json(path) if path.is_file() else {} for path in paths]
+    if not any(reports):
         raise ValueError(f"{folder} holds neither {ALL} nor {MULTI}; run compute for {model} first")
+    for path, report in zip(paths, reports, strict=True):
+        if report and "with_intervals" not in report:
+            raise ValueError(f"{path}: not a report of compute")
     cells = []
     for name in COLUMNS:
-        several = cell(reports[1], name)
-        cells.append(cell(reports[0], name) + ("" if several == "-" else f" ({several})"))
-    images = "; ".join(f"n = {one['images']}" for one in reports if one)
+        factor = 100 if name in PERCENT else 1
+        everything, several = (
+            shown(report.get("with_intervals", {}).get(name), factor) for report in reports
+        )
+        cells.append(everything + ("" if several == "-" else f" ({several})"))
+    images = "; ".join(f"n = {report['images']}" for report in reports if report)
     return f"| {model}, here ({images}) | " + " | ".join(cells) + " |"
-
-
-def read_report(path: Path) -> dict[str, Any] | None:
-    """A report of compute, or None where there is none."""
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable report ({error})") from None
-    if not isinstance(found, dict) or "with_intervals" not in found:
-        raise ValueError(f"{path}: not a report of compute")
-    return found

@@ -23,7 +23,7 @@ LONGEST = 2.0  # longer side of the canvas in units of the resolution
 
 
 @dataclass(frozen=True, eq=False)
-class Region:
+class RegionPrompt:
     """One mask and what it shall show."""
 
     mask: np.ndarray  # (H, W) bool
@@ -47,20 +47,17 @@ class Canvas:
         """(h, w)"""
         return self.masks.shape[1], self.masks.shape[2]
 
-    @property
-    def union(self) -> Tensor:
-        """(h, w) bool, all regions together."""
-        return self.masks.any(dim=0)
 
-
-def as_regions(image_u8: np.ndarray, regions: Sequence[Region | tuple[np.ndarray, str]]) -> list[Region]:
+def as_regions(
+    image_u8: np.ndarray, regions: Sequence[RegionPrompt | tuple[np.ndarray, str]]
+) -> list[RegionPrompt]:
     """Check image and regions against each other; ValueError names the region that does not fit."""
     if image_u8.dtype != np.uint8 or image_u8.ndim != 3 or image_u8.shape[2] != 3:
         raise ValueError(f"the image must be RGB (h, w, 3) uint8, got {image_u8.dtype} {image_u8.shape}")
     if not regions:
         raise ValueError("nothing to paint: give at least one (mask, prompt)")
-    found = [region if isinstance(region, Region) else Region(*region) for region in regions]
-    for number, region in enumerate(found, 1):
+    checked = [region if isinstance(region, RegionPrompt) else RegionPrompt(*region) for region in regions]
+    for number, region in enumerate(checked, 1):
         if region.mask.dtype != bool or region.mask.ndim != 2:
             given = f"{region.mask.dtype} {region.mask.shape}"
             raise ValueError(f"mask {number} must be bool (h, w), got {given}; for a 0/255 mask: mask > 127")
@@ -70,12 +67,12 @@ def as_regions(image_u8: np.ndarray, regions: Sequence[Region | tuple[np.ndarray
             raise ValueError(f"mask {number} is {given}")
         if not region.mask.any():
             raise ValueError(f"mask {number} ({region.prompt!r}) is empty: no pixel is set")
-    return found
+    return checked
 
 
-def paired(
+def pair_masks(
     masks: Sequence[np.ndarray], prompts: Sequence[str], negatives: Sequence[str] = ()
-) -> list[Region]:
+) -> list[RegionPrompt]:
     """Masks and prompts in the same order -> regions; their numbers must agree."""
     if not masks or not prompts:
         raise ValueError(f"nothing to paint: got {len(masks)} masks and {len(prompts)} prompts")
@@ -85,7 +82,7 @@ def paired(
     if negatives and len(negatives) != len(masks):
         raise ValueError(f"{len(negatives)} negative prompts for {len(masks)} masks; give one each, or none")
     negatives = negatives or [""] * len(masks)
-    return [Region(*each) for each in zip(masks, prompts, negatives, strict=True)]
+    return [RegionPrompt(*each) for each in zip(masks, prompts, negatives, strict=True)]
 
 
 def make_canvas(
@@ -96,41 +93,17 @@ def make_canvas(
     factor: pixels per latent;  layout: nearest samples masks at one point (published), coverage keeps every
             pixel that a mask touches
     """
-    inner = inner_size(image_u8.shape[:2], resolution)
-    h, w = (-(-side // factor) * factor for side in inner)
-    bottom, right = h - inner[0], w - inner[1]
-    image = np.pad(resize(image_u8, inner), ((0, bottom), (0, right), (0, 0)), mode="edge")
-    fitted = [np.pad(_fit(mask, inner, layout), ((0, bottom), (0, right))) for mask in masks]
-    return Canvas(to_pm1(image), torch.from_numpy(np.stack(fitted)), inner)
-
-
-def inner_size(size_hw: tuple[int, int], resolution: int) -> tuple[int, int]:
-    """(h, w) at which an image is painted, before it is continued to whole latents."""
-    scale = min(resolution / min(size_hw), LONGEST * resolution / max(size_hw))
-    return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
-
-
-def _fit(mask: np.ndarray, size_hw: tuple[int, int], layout: str) -> np.ndarray:
-    """A mask in another size; nearest, or all pixels that it touches."""
-    shrinks = size_hw[0] < mask.shape[0] or size_hw[1] < mask.shape[1]
-    if layout == "nearest" or not shrinks:
-        return resize(mask.astype(np.uint8), size_hw, how="nearest") > 0
-    return resize(mask.astype(np.float32), size_hw, how="area") > 1e-6
-
-
-def paste(
-    image_u8: np.ndarray, painted_u8: np.ndarray, canvas: Canvas, edit: np.ndarray, feather: float
-) -> np.ndarray:
-    """The painted canvas (h, w, 3) inside edit (H, W) bool, the image (H, W, 3) everywhere else, a copy.
-
-    feather: width of the transition, which lies inside the masks, as a fraction of the shorter side
-    """
-    image = whole(image_u8, painted_u8, canvas)
-    weight = feather_inside(edit, feather * min(edit.shape))[edit][:, None]
-    result = image_u8.copy()
-    before = image_u8[edit].astype(np.float32)
-    result[edit] = np.rint(before + weight * (image[edit] - before)).astype(np.uint8)
-    return result
+    high, wide = image_u8.shape[:2]
+    scale = min(resolution / min(high, wide), LONGEST * resolution / max(high, wide))
+    inner = max(1, round(high * scale)), max(1, round(wide * scale))
+    padding = [(0, -side % factor) for side in inner]
+    image = np.pad(resize(image_u8, inner), [*padding, (0, 0)], mode="edge")
+    if layout == "nearest" or not (inner[0] < high or inner[1] < wide):
+        fitted = [resize(mask.astype(np.uint8), inner, how="nearest") > 0 for mask in masks]
+    else:
+        fitted = [resize(mask.astype(np.float32), inner, how="area") > 1e-6 for mask in masks]
+    padded = np.stack([np.pad(mask, padding) for mask in fitted])
+    return Canvas(to_pm1(image), torch.from_numpy(padded), inner)
 
 
 def whole(image_u8: np.ndarray, painted_u8: np.ndarray, canvas: Canvas) -> np.ndarray:
@@ -139,3 +112,15 @@ def whole(image_u8: np.ndarray, painted_u8: np.ndarray, canvas: Canvas) -> np.nd
     size = image_u8.shape[0], image_u8.shape[1]
     enlarges = size[0] > h or size[1] > w
     return resize(painted_u8[:h, :w], size, how="cubic" if enlarges else "area")
+
+
+def paste(image_u8: np.ndarray, painted_u8: np.ndarray, edit: np.ndarray, feather: float) -> np.ndarray:
+    """painted (H, W, 3) inside edit (H, W) bool, the image (H, W, 3) everywhere else, a copy.
+
+    feather: width of the transition, which lies inside the masks, as a fraction of the shorter side
+    """
+    weight = feather_inside(edit, feather * min(edit.shape))[edit][:, None]
+    result = image_u8.copy()
+    before = image_u8[edit].astype(np.float32)
+    result[edit] = np.rint(before + weight * (painted_u8[edit] - before)).astype(np.uint8)
+    return result

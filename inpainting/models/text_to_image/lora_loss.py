@@ -14,9 +14,9 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
-from inpainting.models.text_to_image.layout import shrink_masks
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.rca import region_kwargs
+from inpainting.models.text_to_image.sample import known_channels
 from inpainting.tokens import encode_plans, plan_tokens
 from ldm.denoise import noise_for
 
@@ -42,33 +42,37 @@ class LoraLoss:
 
     def __call__(self, unet: nn.Module, batch: dict[str, Any], seeds: Sequence[int]) -> Tensor:
         """batch: of `InpaintingDataset.collate_fn`, on the device; seeds: one per image."""
-        image = batch["pixel_values"]
-        space = self.model.latent_space
+        image, space = batch["pixel_values"], self.model.latent_space
         size = (image.shape[2] // space.factor, image.shape[3] // space.factor)
         noise, generators = noise_for(seeds, (space.channels, *size))
         noise = noise.to(image.device)
         if self.noise_offset:
             offsets = [torch.randn(space.channels, 1, 1, generator=generator) for generator in generators]
             noise = noise + self.noise_offset * torch.stack(offsets).to(image.device)
-        timesteps = self.timesteps(generators).to(image.device)
+        count = int(self.schedule.config.num_train_timesteps)
+        draws = [torch.randint(count, (1,), generator=generator) for generator in generators]
+        timesteps = torch.cat(draws).to(image.device)
+        plans = [
+            plan_tokens(texts, self.model.tokenizer, encoding=self.encoding, regions=self.rca)
+            for texts in batch["texts"]
+        ]
         with torch.no_grad():
             latents = self.encode(image, generators)
             masked = self.encode(batch["masked_pixel_values"], generators)
-            text, region_ids = self.read(batch["texts"])
-        x = self.schedule.add_noise(latents, noise, timesteps)
+            text, region_ids = encode_plans(plans, self.model.text_encoder)
         union = batch["masks"].bool()
-        channel = shrink_masks(union, size, self.layout).to(x.dtype)
-        regions = self.regions(batch, union, region_ids, size, text.dtype) if self.rca else {}
-        prediction = unet(
-            torch.cat([x, channel, masked], 1), timesteps, encoder_hidden_states=text, **regions
-        ).sample
-        error = (prediction.float() - self.wanted(latents, noise, timesteps).float()).square().mean((1, 2, 3))
+        x = self.schedule.add_noise(latents, noise, timesteps)
+        nine = torch.cat([x, known_channels(union, masked, self.layout)], 1)
+        kwargs = None
+        if self.rca:
+            masks = batch["freestyle_layout_mask"][:, 1:].bool() & union  # the rows hold the background too
+            kwargs = region_kwargs(
+                masks, region_ids, size, levels=self.levels, layout=self.layout, dtype=text.dtype
+            )
+        prediction = unet(nine, timesteps, encoder_hidden_states=text, cross_attention_kwargs=kwargs).sample
+        target = self.prediction_target(latents, noise, timesteps)
+        error = (prediction.float() - target.float()).square().mean((1, 2, 3))
         return (error * self.weights(timesteps)).mean()
-
-    def timesteps(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """(b,) int64, uniform."""
-        count = int(self.schedule.config.num_train_timesteps)
-        return torch.cat([torch.randint(count, (1,), generator=generator) for generator in generators])
 
     def encode(self, image_pm1: Tensor, generators: list[torch.Generator]) -> Tensor:
         """(b, 3, H, W) -> (b, c, h, w), drawn from the autoencoder's posterior as published."""
@@ -76,28 +80,8 @@ class LoraLoss:
         parameter = next(space.vae.parameters())
         return space.encode(image_pm1.to(parameter.dtype), generators).float()  # type: ignore[arg-type]
 
-    def read(self, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
-        """Prompts of each image -> embeddings (b, t, c) and region_ids (b, t)."""
-        plans = [
-            plan_tokens(one, self.model.tokenizer, encoding=self.encoding, regions=self.rca) for one in texts
-        ]
-        return encode_plans(plans, self.model.text_encoder)
-
-    def regions(
-        self,
-        batch: dict[str, Any],
-        union: Tensor,
-        region_ids: Tensor,
-        size: tuple[int, int],
-        dtype: torch.dtype,
-    ) -> dict[str, Any]:
-        """The argument of the UNet that restricts its cross-attention. union: (b, 1, H, W) bool."""
-        masks = batch["freestyle_layout_mask"][:, 1:].bool() & union  # the rows hold the background too
-        kwargs = region_kwargs(masks, region_ids, size, levels=self.levels, layout=self.layout, dtype=dtype)
-        return {"cross_attention_kwargs": kwargs}
-
-    def wanted(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the model's kind of prediction should be, (b, c, h, w)."""
+    def prediction_target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the network should predict, (b, c, h, w): epsilon or v."""
         kind = self.schedule.config.prediction_type
         if kind == "epsilon":
             return noise
@@ -106,7 +90,7 @@ class LoraLoss:
         raise ValueError(f"the model predicts {kind!r}; training knows epsilon and v_prediction")
 
     def weights(self, timesteps: Tensor) -> Tensor:
-        """(b,) loss weights (Hang et al. 2023), 1 without `min_snr`."""
+        """(b,) loss weights (min-SNR, Hang et al. 2023), 1 without `min_snr`."""
         if not self.min_snr:
             return torch.ones(len(timesteps), device=timesteps.device)
         snr = compute_snr(self.schedule, timesteps)

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from inpainting.models.text_to_image.card import COMPAT
+from inpainting.models.text_to_image.config import COMPAT
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter
-from inpainting.models.text_to_image.pipeline import options_for
+from inpainting.models.text_to_image.pipeline import resolve_options
 from inpainting.models.text_to_image.sample import Batch, sample
 from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
 from ldm.device import pick_dtype
@@ -83,7 +83,9 @@ class FreestyleStableDiffusionInpaintPipeline(Inpainter):
             raise ValueError(
                 f"image and mask_image differ in size: {list(pixels.shape)}, {list(union.shape)}"
             )
-        _check_multiple(pixels, self.latent_space.factor)
+        h, w, factor = *pixels.shape[-2:], self.latent_space.factor
+        if h % factor or w % factor:
+            raise ValueError(f"images are {w} x {h} pixels; both sides must be multiples of {factor}")
         negative = plan_shared(negative_prompt or "", self.tokenizer)
         batch = Batch(
             image_pm1=pixels,
@@ -98,7 +100,7 @@ class FreestyleStableDiffusionInpaintPipeline(Inpainter):
             seeds=_seeds(generator, count, num_images_per_prompt),
         )
         options = replace(COMPAT, steps=num_inference_steps, guidance=guidance_scale, strength=strength)
-        painted = sample(batch, self, options_for(self, options))
+        painted = sample(batch, self, resolve_options(self, options))
         images = [Image.fromarray(one) if output_type == "pil" else one for one in painted]
         return PipelineOutput(images, list(batch.seeds))
 
@@ -139,16 +141,10 @@ def _stacked(pixels: Images, size_hw: tuple[int, int], mask: bool) -> Tensor:
     several = [pixels] if isinstance(pixels, Image.Image) else list(pixels)
     shape = size_hw[1], size_hw[0]
     if mask:
-        flat = [np.array(one.convert("L").resize(shape, Image.Resampling.NEAREST)) for one in several]
-        return torch.stack([to_01(one[..., None]) for one in flat])
-    smooth = [np.array(one.convert("RGB").resize(shape, Image.Resampling.LANCZOS)) for one in several]
-    return torch.stack([to_pm1(one) for one in smooth])
-
-
-def _check_multiple(pixels: Tensor, factor: int) -> None:
-    h, w = pixels.shape[-2:]
-    if h % factor or w % factor:
-        raise ValueError(f"images are {w} x {h} pixels; both sides must be multiples of {factor}")
+        flat = [np.array(image.convert("L").resize(shape, Image.Resampling.NEAREST)) for image in several]
+        return torch.stack([to_01(mask[..., None]) for mask in flat])
+    smooth = [np.array(image.convert("RGB").resize(shape, Image.Resampling.LANCZOS)) for image in several]
+    return torch.stack([to_pm1(image_u8) for image_u8 in smooth])
 
 
 def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int, each: int) -> list[int]:
@@ -158,8 +154,5 @@ def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count:
     several = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
     if len(several) != count:
         raise ValueError(f"{len(several)} generators for {count} images; give one, or one for each")
-    return [_draw(one) for one in several for _ in range(each)]
-
-
-def _draw(generator: torch.Generator) -> int:
-    return int(torch.randint(SEEDS, (), generator=generator, device=generator.device))
+    draws = [generator for generator in several for _ in range(each)]
+    return [int(torch.randint(SEEDS, (), generator=draw, device=draw.device)) for draw in draws]

@@ -34,7 +34,10 @@ ALIGNED = 16  # tokens; the CUDA kernels copy a bias whose rows do not start at 
 
 
 class RegionalAttention(AttnProcessor2_0):
-    """Cross-attention with the bias of its resolution added; without `regions` the stock attention."""
+    """Cross-attention with the bias of its resolution added.
+
+    Without `regions`, and for self-attention, it is the stock attention.
+    """
 
     def __call__(
         self,
@@ -46,10 +49,10 @@ class RegionalAttention(AttnProcessor2_0):
         regions: Regions | None = None,
     ) -> Tensor:
         """hidden_states (b, n, c), encoder_hidden_states (b, t, c') -> (b, n, c)."""
-        if regions is None:
+        if regions is None or encoder_hidden_states is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        if encoder_hidden_states is None or attention_mask is not None:
-            raise ValueError("regions need encoder_hidden_states and no encoder_attention_mask beside them")
+        if attention_mask is not None:
+            raise ValueError("regions cannot be used together with an encoder_attention_mask")
         bias = _bias_for(regions, hidden_states, encoder_hidden_states)
         q = rearrange(attn.to_q(hidden_states), "b n (h d) -> b h n d", h=attn.heads)
         k = rearrange(attn.to_k(encoder_hidden_states), "b t (h d) -> b h t d", h=attn.heads)
@@ -57,21 +60,6 @@ class RegionalAttention(AttnProcessor2_0):
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         projection, dropout = attn.to_out
         return dropout(projection(rearrange(read, "b h n d -> b n (h d)")))
-
-
-class PlainAttention(AttnProcessor2_0):
-    """Stock self-attention; its signature takes `regions`, which diffusers hands to every attention."""
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        regions: Regions | None = None,
-    ) -> Tensor:
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
 
 
 def _bias_for(regions: Regions, pixels: Tensor, tokens: Tensor) -> Tensor:
@@ -82,10 +70,10 @@ def _bias_for(regions: Regions, pixels: Tensor, tokens: Tensor) -> Tensor:
         raise ValueError(
             f"no region map for {pixels.shape[1]} latent cells, only for {built}: another latent size?"
         )
-    wanted = (len(pixels), 1, pixels.shape[1], tokens.shape[1])
-    if bias.shape != wanted:
+    expected = (len(pixels), 1, pixels.shape[1], tokens.shape[1])
+    if bias.shape != expected:
         raise ValueError(
-            f"the region map is {tuple(bias.shape)}, this batch needs {wanted}: images, 1, cells, tokens; "
+            f"the region map is {tuple(bias.shape)}, this batch needs {expected}: images, 1, cells, tokens; "
             "use repeated() for several images per prompt and guided() for classifier-free guidance"
         )
     return bias
@@ -105,7 +93,7 @@ def install_rca(unet: UNet2DConditionModel) -> UNet2DConditionModel:
         if cross != layer.is_cross_attention:
             kind = "cross-attention" if cross else "self-attention"
             raise ValueError(f"{name}: expected {kind}, as Stable Diffusion has it")
-        layer.set_processor(RegionalAttention() if cross else PlainAttention())
+        layer.set_processor(RegionalAttention())
     if not any(isinstance(hook, _Guard) for hook in unet._forward_pre_hooks.values()):
         unet.register_forward_pre_hook(_Guard(attention_layers(unet)), with_kwargs=True)
     return unet
@@ -115,21 +103,6 @@ def attention_layers(unet: nn.Module) -> list[tuple[str, Attention]]:
     return [(name, module) for name, module in unet.named_modules() if isinstance(module, Attention)]
 
 
-def require_rca(unet: nn.Module) -> None:
-    """Raise ValueError if any attention layer would ignore regions."""
-    for name, layer in attention_layers(unet):
-        _require(name, layer)
-
-
-def _require(name: str, layer: Attention) -> None:
-    if not isinstance(layer.processor, (RegionalAttention, PlainAttention)):
-        raise ValueError(
-            f"rectified cross-attention is switched off: {name} runs {type(layer.processor).__name__}. "
-            "Something replaced the attention processors (set_attn_processor, enable_xformers..., "
-            "fuse_qkv_projections); call install_rca(unet) after it, or do without it"
-        )
-
-
 class _Guard:
     """Before every forward: diffusers drops unknown arguments of a processor with no more than a warning."""
 
@@ -137,9 +110,16 @@ class _Guard:
         self.layers = layers
 
     def __call__(self, unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if "regions" in (kwargs.get("cross_attention_kwargs") or {}):
-            for name, layer in self.layers:
-                _require(name, layer)
+        if "regions" not in (kwargs.get("cross_attention_kwargs") or {}):
+            return
+        for name, layer in self.layers:
+            if not isinstance(layer.processor, RegionalAttention):
+                raise ValueError(
+                    f"rectified cross-attention is switched off: {name} runs "
+                    f"{type(layer.processor).__name__}. Something replaced the attention processors "
+                    "(set_attn_processor, enable_xformers..., fuse_qkv_projections); call install_rca(unet) "
+                    "after it, or do without it"
+                )
 
 
 def region_kwargs(
@@ -174,14 +154,14 @@ def region_kwargs(
 
 def region_bias(visibility: Tensor, region_ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """beta: visibility (b, r + 1, n), region_ids (b, t) -> (b, 1, n, t), a view of rows of aligned length."""
-    b, _, n = visibility.shape
-    t = region_ids.shape[1]
-    rows = visibility.gather(1, region_ids.clamp(min=0)[..., None].expand(b, t, n))  # (b, t, n)
     hidden = (region_ids == HIDDEN)[..., None]
+    index = region_ids.clamp(min=0)[..., None].expand(-1, -1, visibility.shape[2])
+    rows = visibility.gather(1, index)  # (b, t, n)
     rows = rows.masked_fill(hidden, float("-inf"))
     # Where only regions without a prompt are and no token is shared, a cell reads all: softmax needs one.
     fully_masked_rows = rows.amax(dim=1, keepdim=True).isneginf()
     rows = rows.masked_fill(fully_masked_rows & ~hidden, 0.0)
+    b, t, n = rows.shape
     bias = torch.zeros(b, 1, n, -(-t // ALIGNED) * ALIGNED, dtype=dtype, device=visibility.device)[..., :t]
     bias[:, 0] = rearrange(rows, "b t n -> b n t")
     return bias
@@ -189,20 +169,16 @@ def region_bias(visibility: Tensor, region_ids: Tensor, dtype: torch.dtype = tor
 
 def guided(kwargs: dict[str, Regions]) -> dict[str, Regions]:
     """For guidance in one batch: the unconditional half first, where every pixel reads every token."""
-    return {"regions": {n: _doubled(bias) for n, bias in kwargs["regions"].items()}}
+    regions = kwargs["regions"].items()
+    return {"regions": {n: _aligned(torch.cat([torch.zeros_like(bias), bias])) for n, bias in regions}}
 
 
 def repeated(kwargs: dict[str, Regions], count: int) -> dict[str, Regions]:
     """For `count` images of each prompt, in the order of num_images_per_prompt: a, a, b, b."""
-    regions = {n: _aligned(bias.repeat_interleave(count, 0)) for n, bias in kwargs["regions"].items()}
-    return {"regions": regions}
-
-
-def _doubled(bias: Tensor) -> Tensor:
-    return _aligned(torch.cat([torch.zeros_like(bias), bias]))
+    regions = kwargs["regions"].items()
+    return {"regions": {n: _aligned(bias.repeat_interleave(count, 0)) for n, bias in regions}}
 
 
 def _aligned(bias: Tensor) -> Tensor:
     """The same values with rows of aligned length in memory."""
-    padding = -bias.shape[-1] % ALIGNED
-    return F.pad(bias, (0, padding))[..., : bias.shape[-1]]
+    return F.pad(bias, (0, -bias.shape[-1] % ALIGNED))[..., : bias.shape[-1]]

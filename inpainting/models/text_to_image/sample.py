@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inpainting.models.text_to_image.card import PaintOptions
+from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.layout import shrink_masks
 from inpainting.models.text_to_image.load import Inpainter
-from inpainting.models.text_to_image.rca import region_kwargs, require_rca
+from inpainting.models.text_to_image.rca import region_kwargs
 from inpainting.tokens import TokenPlan, encode_plans
 from ldm.denoise import Monitor, Step, denoise, noise_for, set_steps, start_latents
 from ldm.images import from_pm1
@@ -41,13 +41,8 @@ class Batch:
     seeds: Sequence[int]
 
 
-def masked_image(image_pm1: Tensor, union: Tensor) -> Tensor:
-    """(j, 3, H, W) with mid-grey where union (j, 1, H, W) is set."""
-    return image_pm1.masked_fill(union, 0.0)
-
-
 def known_channels(union: Tensor, masked: Tensor, layout: str = "coverage") -> Tensor:
-    """What the UNet is told besides the noisy latents, of which it is the continuation: 1 + c channels.
+    """The input channels of the UNet after the noisy latents: mask and masked image, 1 + c channels.
 
     union: (b, 1, H, W) bool;  masked: (b, c, h, w) latents of the masked image
     """
@@ -65,12 +60,12 @@ def sample(
     cancelled: Callable[[], bool] | None = None,
     progress: bool = True,
 ) -> list[np.ndarray]:
-    """One image (H, W, 3) uint8 per sample. options: without None, see `card.resolved`."""
+    """One image (H, W, 3) uint8 per sample. options: without None, see `pipeline.resolve_options`."""
     device, dtype, space = pipe.device, pipe.dtype, pipe.latent_space
     guided = options.guidance != 1.0
     rows = torch.tensor(list(batch.rows), device=device)
     image, union = batch.image_pm1.to(device, dtype), batch.union.to(device)
-    masked = space.encode(masked_image(image, union)).float()
+    masked = space.encode(image.masked_fill(union, 0.0)).float()  # mid-grey where painted
     known = known_channels(union, masked, str(options.layout))[rows]
     known = torch.cat([known, known]) if guided else known
     latent_hw = masked.shape[-2], masked.shape[-1]
@@ -95,7 +90,7 @@ def sample(
         generators=generators,
         monitor=Monitor(on_step, cancelled, progress),
     )
-    return [from_pm1(space.decode(one[None].to(dtype))[0].float().cpu()) for one in latents]
+    return [from_pm1(space.decode(latent[None].to(dtype))[0].float().cpu()) for latent in latents]
 
 
 def conditions(
@@ -109,21 +104,18 @@ def conditions(
     """Text embeddings (b or 2b, t, c), unconditional half first, and the region maps of the same batch."""
     plans = [*batch.negatives, *batch.plans] if guided else list(batch.plans)
     embeddings, region_ids = encode_plans(plans, pipe.text_encoder)
-    masks = batch.masks.to(pipe.device)
     count = len(batch.plans)
     order = torch.cat([rows, rows + count]) if guided else rows
     embeddings, region_ids = embeddings[order], region_ids[order]
     if not options.rca and not (region_ids < 0).any():
         return embeddings, None
-    require_rca(pipe.unet)
-    width = options.soft_edges / pipe.latent_space.factor
     kwargs = region_kwargs(
-        masks[order % count],
+        batch.masks.to(pipe.device)[order % count],
         region_ids,
         latent_hw,
         levels=len(pipe.unet.config.block_out_channels),
         layout=str(options.layout),
-        soft_cells=width,
+        soft_cells=options.soft_edges / pipe.latent_space.factor,
         dtype=pipe.dtype,
     )
     return embeddings, kwargs

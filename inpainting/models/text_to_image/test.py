@@ -20,7 +20,7 @@ import typer
 
 from inpainting.config_path import HERE, find_config
 from inpainting.models.text_to_image.evaluation.compute import compute, make_table
-from inpainting.models.text_to_image.evaluation.generate import generate, generate_repeated
+from inpainting.models.text_to_image.evaluation.generate import fill_paintings
 from inpainting.models.text_to_image.evaluation.generate_prompts import generate_prompts
 from inpainting.models.text_to_image.evaluation.settings import PaintingsConfig
 from ldm.settings.cli import new_app, run_module
@@ -40,11 +40,11 @@ Shard = Annotated[str, typer.Option(help="i/n, the two in one")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")]
 
 
-def read(config_path: Path, overrides: Sequence[str] | None) -> PaintingsConfig:
+def read_run(config_path: Path, overrides: Sequence[str] | None) -> PaintingsConfig:
     return load_config(PaintingsConfig, find_config(config_path), overrides or [])
 
 
-def share(num_proc: int, proc_idx: int, shard: str) -> tuple[int, int]:
+def index_of_count(num_proc: int, proc_idx: int, shard: str) -> tuple[int, int]:
     """(index, count) of this process."""
     if not shard and not 0 <= proc_idx < num_proc:
         raise ValueError(f"--proc-idx must be at least 0 and below --num-proc ({num_proc}), got {proc_idx}")
@@ -59,7 +59,7 @@ def generate_verb(
     overrides: Overrides = None,
 ) -> None:
     """Fill the masked regions of the test images; the same command again continues."""
-    generate(read(config_path, overrides), share(num_proc, proc_idx, shard))
+    fill_paintings(read_run(config_path, overrides), index_of_count(num_proc, proc_idx, shard))
 
 
 def generate_prompts_verb(
@@ -70,7 +70,7 @@ def generate_prompts_verb(
     overrides: Overrides = None,
 ) -> None:
     """Write prompts for the masked regions of the test images with LLaVA-NeXT."""
-    generate_prompts(read(config_path, overrides), share(num_proc, proc_idx, shard))
+    generate_prompts(read_run(config_path, overrides), index_of_count(num_proc, proc_idx, shard))
 
 
 def generate_repeated_verb(
@@ -84,10 +84,9 @@ def generate_repeated_verb(
     overrides: Overrides = None,
 ) -> None:
     """Fill one region after the other (baseline)."""
-    config = read(config_path, overrides)
-    if output_dir is not None:
-        config = replace(config, output_dir=output_dir)
-    generate_repeated(config, share(num_proc, proc_idx, shard))
+    config = read_run(config_path, overrides)
+    config = config if output_dir is None else replace(config, output_dir=output_dir)
+    fill_paintings(config, index_of_count(num_proc, proc_idx, shard), one_by_one=True)
 
 
 def compute_verb(
@@ -107,12 +106,12 @@ def compute_verb(
     """Measure the filled images, or collate measured runs into the paper's table."""
     if table:
         paths = config_path or sorted(CONFIGS.glob("*.yaml"))
-        text = make_table([read(path, overrides) for path in paths], out)
+        text = make_table([read_run(path, overrides) for path in paths], out)
         typer.echo(text, nl=False)
         return
     if not config_path or len(config_path) != 1:
         raise ValueError("--config-path: name one settings file, or ask for --table")
-    compute(read(config_path[0], overrides), only_multi_prompt, partial)
+    compute(read_run(config_path[0], overrides), only_multi_prompt, partial)
 
 
 def build_app() -> typer.Typer:

@@ -1,36 +1,44 @@
-"""Measure the filled images of a run against the originals, and collate runs into the paper's table."""
+"""Measure the filled images of a run against the originals, and collate runs into the paper's table.
+
+What was measured is kept in OUT/measured/NAME.npz: features, and the numbers as JSON with the key of what
+they were measured on (the same image, the same regions, the same networks). So an interrupted measurement
+continues, and a second one is free.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import logging
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from inpainting.models.metrics.backbones import Backbones
-from inpainting.models.metrics.measure import Case, Row, measure
-from inpainting.models.metrics.report import NEEDS, report
-from inpainting.models.metrics.store import RowStore
-from inpainting.models.metrics.table import ALL, MULTI, collate
-from inpainting.models.text_to_image.evaluation.generate import image, image_path
+from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_image
+from inpainting.models.metrics.report import NEEDS, metrics_report
+from inpainting.models.metrics.table import ALL, MULTI, paper_table
+from inpainting.models.text_to_image.evaluation.generate import image_path, item_image
 from inpainting.models.text_to_image.evaluation.settings import (
     PaintingsConfig,
-    in_batches,
+    masks_of,
     open_paintings,
+    pending_batches,
 )
 from inpainting.models.text_to_image.load import load_tokenizer
 from ldm.device import pick_device
-from ldm.files import write_atomic
+from ldm.files import file_sha256, write_atomic
 from ldm.images import read_image
 from ldm.settings.config import to_plain
 
 log = logging.getLogger(__name__)
 
 MEASURED = "measured"  # folder beside the images
+VERSION = 1  # of what `measure_image` computes
 SEVERAL = 2  # regions, from which an image counts for --only-multi-prompt
 
 
@@ -42,62 +50,82 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
     """
     device = pick_device(config.device)
     networks = Backbones.load(config.backbones, device)
-    rows = measure_all(config, networks, device, only_multi_prompt, partial)
-    if not rows:
+    metrics = measure_all(config, networks, device, only_multi_prompt, partial)
+    if not metrics:
         raise ValueError(f"{config.output_dir}: no image to measure")
     path = config.output_dir / (MULTI if only_multi_prompt else ALL)
-    content = report(rows, config.seed, config.resamples, config.fid_resamples)
+    content = metrics_report(metrics, config.seed, config.resamples, config.fid_resamples)
     content["settings"] = {"row": config.row, "split": config.split, "only_multi_prompt": only_multi_prompt}
     content["backbones"] = networks.used
     needed = {name: need for name, need in NEEDS.items() if need in networks.skipped}
     content["skipped"] = {name: f"{need}: {networks.skipped[need]}" for name, need in needed.items()}
     write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    log.info("%s", show(content))
+    log.info("%s", text_table(content))
     log.info("%s", path)
     return path
 
 
 def measure_all(
     config: PaintingsConfig, networks: Backbones, device: torch.device, only_multi_prompt: bool, partial: bool
-) -> list[Row]:
-    """A row for every image of the run. The captions are the true ones, whatever was painted."""
+) -> list[ImageMetrics]:
+    """The metrics of every image of the run. The captions are the annotated ones, whatever was painted."""
     out = config.output_dir
     dataset = open_paintings(config, load_tokenizer(config.pretrained / "tokenizer"), out, None)
     assert dataset.manifest is not None
     masks = dataset.manifest.items
-    wanted = [stem for stem in dataset.stems if not only_multi_prompt or len(masks[stem]) >= SEVERAL]
-    missing = [stem for stem in wanted if not image_path(out, stem).is_file()]
+    stems = [stem for stem in dataset.stems if not only_multi_prompt or len(masks[stem]) >= SEVERAL]
+    missing = {stem for stem in stems if not image_path(out, stem).is_file()}
     if missing and not partial:
         raise ValueError(
-            f"{out}: {len(missing)} of {len(wanted)} images are missing, such as {missing[0]}.png; "
+            f"{out}: {len(missing)} of {len(stems)} images are missing, such as {min(missing)}.png; "
             "run generate, or measure the others with --partial"
         )
-    there = [stem for stem in wanted if stem not in set(missing)]
     facts = {"data": to_plain(config.data), "descriptions": to_plain(config.global_anns_path)}
-    facts["networks"] = {name: one["sha256"] for name, one in networks.used.items()}
-    store = RowStore(out / MEASURED, facts)
-    keys = {stem: store.key(image_path(out, stem), masks[stem]) for stem in there}
-    rows = {stem: row for stem in there if (row := store.read(stem, keys[stem])) is not None}
-    todo = [k for k, stem in enumerate(dataset.stems) if stem in keys and stem not in rows]
-    with tqdm(total=len(there), initial=len(rows), desc="measuring", disable=None) as bar:
-        for items in in_batches(dataset, todo, config.batch, config.workers):
-            for item in items:
-                row = measure(as_case(item, out), networks, device)
-                rows[row.stem] = row
-                store.write(row, keys[row.stem])
-                bar.update()
-    return [rows[stem] for stem in there]
+    facts["networks"] = {name: used["sha256"] for name, used in networks.used.items()}
+    keys: dict[str, str] = {}
+    for stem in stems:
+        if stem not in missing:
+            text = json.dumps(
+                [VERSION, facts, file_sha256(image_path(out, stem)), masks[stem]], sort_keys=True
+            )
+            keys[stem] = hashlib.sha256(text.encode()).hexdigest()
+    stored = {stem: read_metrics(out / MEASURED / f"{stem}.npz", stem, key) for stem, key in keys.items()}
+    results = {stem: metrics for stem, metrics in stored.items() if metrics is not None}
+    done = {*dataset.stems} - keys.keys() | results.keys()
+    for items in pending_batches(config, dataset, (0, 1), done.__contains__, "measuring"):
+        for item in items:
+            stem = item["image_stems"]
+            painted_u8 = read_image(image_path(out, stem)).rgb_u8
+            image = InpaintedImage(
+                stem, item_image(item), painted_u8, masks_of(item), item["gt_texts"], item.get("global_text")
+            )
+            results[stem] = measure_image(image, networks, device)
+            write_metrics(out / MEASURED / f"{stem}.npz", results[stem], keys[stem])
+    return [results[stem] for stem in keys]
 
 
-def as_case(item: dict[str, Any], out: Path) -> Case:
-    """A dataset's item and its filled image."""
-    stem = item["image_stems"]
-    result = read_image(image_path(out, stem)).rgb_u8
-    masks = [mask[0].numpy() > 0 for mask in item["all_masks"]]
-    return Case(stem, image(item), result, masks, item["gt_texts"], item.get("global_text"))
+def read_metrics(path: Path, stem: str, key: str) -> ImageMetrics | None:
+    """What was stored for an image, or None where there is nothing for this key."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            features = {name.removeprefix("f_"): stored[name] for name in stored.files if name != "about"}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return ImageMetrics(stem, **about, features=features) if about.pop("key", None) == key else None
 
 
-def show(content: dict[str, Any]) -> str:
+def write_metrics(path: Path, metrics: ImageMetrics, key: str) -> None:
+    """Store the metrics of an image, as a whole or not at all."""
+    about = {"key": key, "regions": metrics.regions, "pixels": metrics.pixels, "numbers": metrics.numbers}
+    about["masked_pixels"] = metrics.masked_pixels
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {f"f_{name}": value for name, value in metrics.features.items()}
+    np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def text_table(content: dict[str, Any]) -> str:
     """The numbers as a text table: whole images, and the regions alone."""
     lines = [f"{'':32}{'whole image':>30}{'masked regions only':>30}"]
     tables = [content["with_intervals"], content["masked_regions_only"]]
@@ -115,11 +143,11 @@ def spelled(number: dict[str, float] | None) -> str:
 
 def make_table(configs: Sequence[PaintingsConfig], out: Path) -> str:
     """The paper's table with the runs that were measured beside the published rows; also written to `out`."""
-    measured = [
-        (config.row, config.output_dir)
+    measured = {
+        config.row: config.output_dir
         for config in configs
         if config.row and any((config.output_dir / name).is_file() for name in (ALL, MULTI))
-    ]
-    table = collate(measured)
+    }
+    table = paper_table(measured)
     write_atomic(out, table.encode())
     return table

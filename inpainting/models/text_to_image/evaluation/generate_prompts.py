@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from inpainting.models.image_to_text.writer import Decoding, PromptWriter
-from inpainting.models.text_to_image.evaluation.generate import image
+from inpainting.models.text_to_image.evaluation.generate import item_image
 from inpainting.models.text_to_image.evaluation.settings import (
     GENERATED_WITH,
     PaintingsConfig,
-    in_batches,
+    masks_of,
     open_paintings,
+    pending_batches,
     record,
 )
 from inpainting.models.text_to_image.load import load_tokenizer
@@ -24,40 +23,27 @@ from ldm.files import write_atomic
 from ldm.settings.config import to_plain
 
 
-def open_writer(config: PaintingsConfig) -> PromptWriter:
-    """The prompt writer that the settings name."""
-    if not config.llava_model_id:
+def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -> None:
+    """OUT/<name>.json, a list of prompts in the order of the regions; the same call again continues."""
+    out, model = config.llava_output_dir, config.llava_model_id
+    if out is None:
+        raise ValueError("llava_output_dir: name the folder that gets the prompts")
+    if not model:
         raise ValueError(
             "llava_model_id: name the prompt writer, a model folder or the folder of its adapter"
         )
-    named = config.llava_model_id
-    folder, adapter = (config.llava_base, Path(named)) if config.llava_base else (named, None)
-    return PromptWriter.load(folder, adapter, config.device, config.dtype, config.llava_precision)
-
-
-def decoding_of(config: PaintingsConfig, regions: int) -> Decoding:
-    """How prompts of up to `regions` masks are decoded: max_new_tokens is shared among them."""
-    if not config.llava_constrained:
-        return Decoding(constrained=False, longest=config.max_new_tokens)
-    return Decoding(longest=max(1, config.max_new_tokens // regions))
-
-
-def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -> None:
-    """OUT/<name>.json, a list of prompts in the order of the regions; the same call again continues."""
-    if config.llava_output_dir is None:
-        raise ValueError("llava_output_dir: name the folder that gets the prompts")
-    out, (index, count) = config.llava_output_dir, shard
-    tokenizer = load_tokenizer(config.pretrained / "tokenizer")
-    dataset = open_paintings(config, tokenizer, out, None)
-    share = list(range(len(dataset)))[index::count]
-    todo = [k for k in share if not (out / f"{dataset.stems[k]}.json").is_file()]
-    writer = open_writer(config)
-    decoding = decoding_of(config, config.data.max_concepts or len(writer.config.colors))
+    dataset = open_paintings(config, load_tokenizer(config.pretrained / "tokenizer"), out, None)
+    folder, adapter = (config.llava_base, Path(model)) if config.llava_base else (model, None)
+    writer = PromptWriter.load(folder, adapter, config.device, config.dtype, config.llava_precision)
+    if config.llava_constrained:  # max_new_tokens is divided among the prompts of an image
+        regions = config.data.max_concepts or len(writer.config.colors)
+        decoding = Decoding(longest=max(1, config.max_new_tokens // regions))
+    else:
+        decoding = Decoding(constrained=False, longest=config.max_new_tokens)
     record(out / GENERATED_WITH, {"weights": writer.weights(), "decoding": to_plain(decoding)})
-    with tqdm(total=len(share), initial=len(share) - len(todo), desc="prompts", disable=None) as bar:
-        for items in in_batches(dataset, todo, config.batch, config.workers):
-            masks = [[mask[0].numpy() > 0 for mask in item["all_masks"]] for item in items]
-            found = writer.write([image(item) for item in items], masks, decoding, config.batch)
-            for item, texts in zip(items, found, strict=True):
-                write_atomic(out / f"{item['image_stems']}.json", json.dumps(texts).encode())
-            bar.update(len(items))
+    for items in pending_batches(
+        config, dataset, shard, lambda stem: (out / f"{stem}.json").is_file(), "prompts"
+    ):
+        images_u8, masks = [item_image(item) for item in items], [masks_of(item) for item in items]
+        for item, texts in zip(items, writer.write(images_u8, masks, decoding, config.batch), strict=True):
+            write_atomic(out / f"{item['image_stems']}.json", json.dumps(texts).encode())

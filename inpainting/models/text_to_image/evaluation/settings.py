@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
 from inpainting.data.choice import MANIFEST, MaskManifest, PaintingOptions
 from inpainting.data.datasets import InpaintingDataset
 from inpainting.data.paintings import SPLITS
 from inpainting.data.steps.describe import PRECISIONS
-from inpainting.models.metrics.backbones import BackboneFiles
+from inpainting.models.metrics.measure import BackboneFiles
 from inpainting.models.metrics.table import PUBLISHED
-from inpainting.models.text_to_image.card import COMPAT, PaintOptions
-from ldm.files import write_atomic
+from inpainting.models.text_to_image.config import COMPAT, PaintOptions
+from ldm.files import read_json, write_atomic
 from ldm.settings.config import check_settings, setting
 
 GENERATED_WITH = "generated_with.json"  # beside the images
@@ -51,7 +53,7 @@ class PaintingsConfig:
         True, help="one closed tag per colour is certain; off: decoded as published"
     )
     max_new_tokens: int = setting(512, low=1, help="longest answer of the prompt writer, all its prompts")
-    backbones: BackboneFiles = setting(BackboneFiles(), help="networks that judge the images")
+    backbones: BackboneFiles = setting(BackboneFiles(), help="metric models")
     resamples: int = setting(2000, low=0, help="bootstrap resamples of the intervals; 0 = none")
     fid_resamples: int = setting(20, low=0, help="the same for FID and KID, which are slow")
 
@@ -59,11 +61,6 @@ class PaintingsConfig:
         check_settings(self)
         if self.fixed_prompt is not None and self.texts_dir is not None:
             raise ValueError("fixed_prompt and texts_dir exclude each other")
-
-
-def options_of(config: PaintingsConfig) -> PaintOptions:
-    """How to paint: at the size of the images, unless the settings name another."""
-    return replace(config.paint, resolution=config.paint.resolution or config.data.resolution)
 
 
 def open_paintings(
@@ -94,13 +91,33 @@ def open_paintings(
     return dataset
 
 
-def in_batches(
-    dataset: InpaintingDataset, indices: Sequence[int], batch: int, workers: int
+def pending_batches(
+    config: PaintingsConfig,
+    dataset: InpaintingDataset,
+    shard: tuple[int, int],
+    is_done: Callable[[str], bool],
+    title: str,
 ) -> Iterator[list[dict[str, Any]]]:
-    """The items of `indices` in lists of `batch`."""
-    groups = [list(indices[start : start + batch]) for start in range(0, len(indices), batch)]
-    workers = min(workers, len(groups))
-    yield from DataLoader(dataset, batch_sampler=groups, collate_fn=list, num_workers=workers)
+    """The items of shard (index, count) that are not done, in lists of `config.batch`, with a progress bar.
+
+    is_done: of the name of an image
+    """
+    index, count = shard
+    stems = dataset.stems
+    mine = range(len(stems))[index::count]
+    pending = [number for number in mine if not is_done(stems[number])]
+    groups = [pending[start : start + config.batch] for start in range(0, len(pending), config.batch)]
+    workers = min(config.workers, len(groups))
+    loader = DataLoader(dataset, batch_sampler=groups, collate_fn=list, num_workers=workers)
+    with tqdm(total=len(mine), initial=len(mine) - len(pending), desc=title, disable=None) as bar:
+        for items in loader:
+            yield items
+            bar.update(len(items))
+
+
+def masks_of(item: dict[str, Any]) -> list[np.ndarray]:
+    """(s, s) bool of every region of a dataset's item."""
+    return [mask[0].numpy() > 0 for mask in item["all_masks"]]
 
 
 def record(path: Path, facts: dict[str, Any]) -> None:
@@ -109,8 +126,8 @@ def record(path: Path, facts: dict[str, Any]) -> None:
     if not path.is_file():
         write_atomic(path, text.encode())
         return
-    known, asked = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
-    differ = sorted(name for name in known.keys() | asked.keys() if known.get(name) != asked.get(name))
+    before, now = read_json(path), json.loads(text)
+    differ = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if differ:
         raise ValueError(
             f"{path.parent} was begun with another {', '.join(differ)} ({path.name}); choose another folder"

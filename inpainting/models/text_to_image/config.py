@@ -1,9 +1,8 @@
-"""What a model folder says of itself, and what a user may choose when painting."""
+"""The configuration of a model folder, and what a user may choose when painting."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from inpainting.models.text_to_image.layout import LAYOUTS
 from inpainting.tokens import ENCODINGS
@@ -72,18 +71,3 @@ class InpainterConfig(CheckedSettings):
     layout: str = setting("coverage", choices=LAYOUTS, help="default layout of regions")
     encoding: str = setting("joint", choices=ENCODINGS, help="how prompts were encoded in training")
     sampling: Recommended = setting(Recommended(), help="default sampler settings")
-
-
-def resolved(options: PaintOptions, card: InpainterConfig, scheduler: str, resolution: int) -> PaintOptions:
-    """Options without None. scheduler, resolution: what the model's own files say."""
-    sampling = card.sampling
-    wanted: dict[str, Any] = {
-        "scheduler": sampling.scheduler or scheduler,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "layout": card.layout,
-        "encoding": card.encoding,
-        "resolution": resolution,
-    }
-    missing = {name: value for name, value in wanted.items() if getattr(options, name) is None}
-    return replace(options, **missing)
