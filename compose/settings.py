@@ -12,9 +12,9 @@ from datasets.geometry import check_box01
 from ldm.latents import scheduler_class
 from ldm.registry.models import resolve_model_path
 from ldm.settings.config import check_settings, flag_name, setting
-from llava_bifrost.card import FULL as FULL_LOCATOR
-from llava_bifrost.card import TINY as TINY_LOCATOR
 from llava_bifrost.language.instruction import parse_instruction
+from llava_bifrost.locator import FULL as FULL_LOCATOR
+from llava_bifrost.locator import TINY as TINY_LOCATOR
 
 FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")
 FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import torch
 
 from datasets.relations import Place
 from ldm.files import read_json
-from ldm.mllm.chat import Answer, Chat, ChatExample, generate
+from ldm.mllm.chat import Chat, ChatExample, generate
 from ldm.mllm.constrain import ConstrainedChoice, Grammar
 from ldm.mllm.load import Mllm, load_mllm
 from ldm.mllm.templates import TEMPLATES
-from llava_bifrost.card import LocatorConfig, read_card
+from ldm.settings.config import read_config
 from llava_bifrost.language.answer import (
     Candidate,
     InstructionError,
@@ -29,15 +30,52 @@ from llava_bifrost.language.answer import (
     make_question,
     parse_instruction,
 )
-from llava_bifrost.language.codec import Frame, frame_of
+from llava_bifrost.language.codec import FAMILIES, Codec, frame_of
 from llava_bifrost.language.instruction import PHRASES, TAILS
 from llava_bifrost.rank import Evidence, distinct, rank
 
 log = logging.getLogger(__name__)
 
+CONFIG = "locator.json"  # beside the weights
+FULL, TINY = Path("models/locator"), Path("assets/tiny/locator")
 ROUNDS = 4  # draws, each of as many answers as are still missing
 CLOSED = 2000  # a tokenizer with fewer tokens than this knows few words; they are listed
 LISTED = 60  # words named in an error
+
+
+@dataclass(frozen=True)
+class LocatorConfig:
+    """How a locator is asked and how it answers: locator.json.
+
+    format: center or maxmedmin. codec: see codec.py. decimals: of its numbers. template: chat template of
+    ldm.mllm.templates instead of the processor's own. names: the objects it knows, where these are few.
+    """
+
+    format: str = "center"
+    codec: str = "bifrost"
+    decimals: int = 3
+    template: str | None = None
+    names: tuple[str, ...] = ()
+    notice: str = ""
+
+    def __post_init__(self) -> None:
+        if self.template is not None and self.template not in TEMPLATES:
+            allowed = ", ".join(TEMPLATES)
+            raise ValueError(f"unknown chat template {self.template!r}; allowed: {allowed}")
+        self.make_codec()
+
+    def make_codec(self) -> Codec:
+        return Codec(self.codec, self.format, self.decimals)
+
+    def make_chat(self, processor: Any) -> Chat:
+        return Chat(processor, None if self.template is None else TEMPLATES[self.template])
+
+
+def read_locator_config(folder: Path, family: str) -> LocatorConfig:
+    """The configuration of a folder; without one, that of the family (transformers' model type)."""
+    return read_config(
+        LocatorConfig, folder / CONFIG, missing=LocatorConfig(codec=FAMILIES.get(family, "bifrost"))
+    )
 
 
 class UnknownWord(ValueError):
@@ -45,11 +83,11 @@ class UnknownWord(ValueError):
 
 
 class Locator:
-    """A language model that sees, asked for places. Answers are constrained to the form of its codec."""
+    """A vision-language model, asked for places. Answers are constrained to the form of its codec."""
 
-    def __init__(self, mllm: Mllm, card: LocatorConfig) -> None:
-        self.mllm, self.card, self.codec = mllm, card, card.make_codec()
-        self.chat = Chat(mllm.processor, TEMPLATES[card.template] if card.template else None)
+    def __init__(self, mllm: Mllm, config: LocatorConfig) -> None:
+        self.mllm, self.config, self.codec = mllm, config, config.make_codec()
+        self.chat = config.make_chat(mllm.processor)
         self.grammar = Grammar(mllm.processor.tokenizer)
 
     def locate(
@@ -74,16 +112,16 @@ class Locator:
             raise ValueError(f"candidates must be at least 1, got {candidates}")
         request = self.understand(instruction)
         question = self.question(instruction, request)
-        found = self._ask([rgb_u8], [question], 1, None, temperature)
+        found = self.answer([rgb_u8], [question])
         if candidates == 1:
             return found
         generator = torch.Generator().manual_seed(seed)
         for _ in range(ROUNDS):
             missing = candidates - len(found)
             if missing:
-                found += self._ask([rgb_u8] * missing, [question] * missing, 0, generator, temperature)
+                found += self.answer([rgb_u8] * missing, [question] * missing, generator, temperature)
                 found = distinct(found)
-        places = dict(anchors) if anchors is not None else self.find_anchors(rgb_u8, request)
+        places = self.find_anchors(rgb_u8, request) if anchors is None else anchors
         return rank(found, Evidence(request, places, depth_01))
 
     def locate_many(self, images_u8: Sequence[np.ndarray], instructions: Sequence[str]) -> list[Candidate]:
@@ -91,20 +129,43 @@ class Locator:
         questions = [self.question(text, self.understand(text)) for text in instructions]
         return self.answer(images_u8, questions)
 
-    def answer(self, images_u8: Sequence[np.ndarray], questions: Sequence[str]) -> list[Candidate]:
-        """The greedy answer to each of several questions that are worded already, as one batch."""
-        return self._ask(images_u8, questions, len(questions), None, 1.0)
+    def answer(
+        self,
+        images_u8: Sequence[np.ndarray],
+        questions: Sequence[str],
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+    ) -> list[Candidate]:
+        """The answers to questions that are worded already, one image each, as one batch.
 
-    def find(self, rgb_u8: np.ndarray, name: str) -> Candidate:
-        """Where a thing is that the image shows: the answer to "Replace the <name>"."""
-        return self.locate(rgb_u8, f"Replace the {name} with the reference image")[0]
+        generator: draws the answers at `temperature`; without it they are greedy
+        """
+        for image_u8 in images_u8:
+            if image_u8.ndim != 3 or image_u8.shape[2] != 3 or image_u8.dtype != np.uint8:
+                raise ValueError(f"an image is RGB uint8 (h, w, 3), got {image_u8.dtype} {image_u8.shape}")
+        asks = [ChatExample(image, question) for image, question in zip(images_u8, questions, strict=True)]
+        frames = [frame_of(self.mllm.processor, (image.shape[0], image.shape[1])) for image in images_u8]
+        forms = [self.codec.form(frame).spelled_by(self.grammar) for frame in frames]
+        batch = self.chat.prompts(asks)
+        choice = ConstrainedChoice(
+            self.grammar,
+            forms,
+            batch["input_ids"].shape[1],
+            greedy=len(asks) if generator is None else 0,
+            temperature=temperature,
+            generator=generator,
+        )
+        return [
+            Candidate(self.codec.decode(answer.text, frame), round(answer.log_probability, 4), answer.text)
+            for answer, frame in zip(generate(self.mllm, batch, choice), frames, strict=True)
+        ]
 
     def find_anchors(self, rgb_u8: np.ndarray, request: Request | None) -> dict[str, Place]:
-        """The anchors of a request, as the locator itself sees them."""
+        """The anchors of a request, as the locator itself sees them: its answers to "Replace the ..."."""
         names = () if request is None else request.anchors
         texts = [f"Replace the {name} with the reference image" for name in names]
         found = self.locate_many([rgb_u8] * len(texts), texts) if texts else []
-        return {name: one.location.place for name, one in zip(names, found, strict=True)}
+        return {name: candidate.location.place for name, candidate in zip(names, found, strict=True)}
 
     def understand(self, instruction: str) -> Request | None:
         """The instruction taken apart; None for a sentence that only an open vocabulary can deal with."""
@@ -119,12 +180,18 @@ class Locator:
     def question(self, instruction: str, request: Request | None) -> str:
         """The text that the model is asked; UnknownWord names what it cannot read."""
         if request is None:
-            return f"{instruction.strip().rstrip('.!')}, {TAILS[self.card.format]}"
+            return f"{instruction.strip().rstrip('.!')}, {TAILS[self.config.format]}"
         for name in (request.target, *request.anchors):
             for word in name.split():
                 if self.grammar.spelling_of(word).replace(" ", "") != word:
-                    raise UnknownWord(self._unknown(word))
-        return make_question(request, self.card.format)
+                    known = self.words
+                    more = f", ... ({len(known)} in all)" if len(known) > LISTED else ""
+                    raise UnknownWord(
+                        f"{word!r} is not a word that this locator knows; it knows: "
+                        f"{', '.join(known[:LISTED])}{more}. Without a language model any noun works: "
+                        "--locator geometric"
+                    )
+        return make_question(request, self.config.format)
 
     @property
     def closed(self) -> bool:
@@ -133,59 +200,18 @@ class Locator:
 
     @property
     def words(self) -> list[str]:
-        """The words of a closed vocabulary, or the card's names."""
-        if self.card.names:
-            return list(self.card.names)
+        """The words of a closed vocabulary, or the names of the configuration."""
+        if self.config.names:
+            return list(self.config.names)
         texts = {text.decode("utf-8", "replace") for text in self.grammar.spelled.values()}
         spoken = " ".join((*PHRASES, *TAILS.values(), "replace with the reference image"))
         form = set(re.findall("[a-z]+", spoken))
         words = {text for text in texts if len(text) > 1 and text.isalpha() and text.islower()}
         return sorted(words - form - {"and", "assistant", "user"})
 
-    def _unknown(self, word: str) -> str:
-        known = self.words
-        more = f", ... ({len(known)} in all)" if len(known) > LISTED else ""
-        return (
-            f"{word!r} is not a word that this locator knows; it knows: {', '.join(known[:LISTED])}{more}. "
-            "Without a language model any noun works: --locator geometric"
-        )
-
-    def _ask(
-        self,
-        images_u8: Sequence[np.ndarray],
-        questions: Sequence[str],
-        greedy: int,
-        generator: torch.Generator | None,
-        temperature: float,
-    ) -> list[Candidate]:
-        """One answer per image and question; the first `greedy` of them take the most probable tokens."""
-        asks = [ChatExample(image, question) for image, question in zip(images_u8, questions, strict=True)]
-        frames = [self._frame(ask.image_u8) for ask in asks]
-        forms = [self.codec.form(frame).spelled_by(self.grammar) for frame in frames]
-        batch = self.chat.prompts(asks)
-        choice = ConstrainedChoice(
-            self.grammar,
-            forms,
-            batch["input_ids"].shape[1],
-            greedy=greedy,
-            temperature=temperature,
-            generator=generator,
-        )
-        answers = generate(self.mllm, batch, choice)
-        return [self._candidate(answer, frame) for answer, frame in zip(answers, frames, strict=True)]
-
-    def _candidate(self, answer: Answer, frame: Frame) -> Candidate:
-        location = self.codec.decode(answer.text, frame)
-        return Candidate(location, round(answer.log_probability, 4), answer.text)
-
-    def _frame(self, image_u8: np.ndarray) -> Frame:
-        if image_u8.ndim != 3 or image_u8.shape[2] != 3 or image_u8.dtype != np.uint8:
-            raise ValueError(f"an image is RGB uint8 (h, w, 3), got {image_u8.dtype} {image_u8.shape}")
-        return frame_of(self.mllm.processor, (image_u8.shape[0], image_u8.shape[1]))
-
 
 def load_locator(folder: Path | str, device: str = "auto", dtype: str = "auto") -> Locator:
-    """A locator from a `save_pretrained` folder of a model and its processor, with or without a card.
+    """A locator from a `save_pretrained` folder of a model and its processor.
 
     Raises ValueError for other folders; one in the original LLaVA layout is converted first, see model.py.
     """
@@ -199,4 +225,4 @@ def load_locator(folder: Path | str, device: str = "auto", dtype: str = "auto") 
             f"python -m llava_bifrost.model convert --adapter {folder} --base FOLDER --out models/locator"
         )
     mllm = load_mllm(folder, device, dtype)
-    return Locator(mllm, read_card(folder, mllm.family))
+    return Locator(mllm, read_locator_config(folder, mllm.family))

@@ -23,9 +23,9 @@ from ldm.mllm.load import load_model, load_processor
 from ldm.mllm.lora import load_adapter, merged
 from ldm.mllm.templates import TEMPLATES
 from ldm.settings.cli import command, new_app, run_module
-from ldm.settings.config import CheckedSettings, setting
-from llava_bifrost.card import CARD, FULL, LocatorConfig, read_card, write_card
+from ldm.settings.config import CheckedSettings, setting, write_config
 from llava_bifrost.language.answer import FORMATS
+from llava_bifrost.locator import CONFIG, FULL, LocatorConfig, read_locator_config
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ RELEASED = "Converted from the released Bifrost MLLM; its training format is not
 
 
 @dataclass(frozen=True)
-class ConvertSettings(CheckedSettings):
+class ConvertLocator(CheckedSettings):
     """The released adapter and its base."""
 
     adapter: Path = setting(
@@ -47,22 +47,20 @@ class ConvertSettings(CheckedSettings):
 
 
 @dataclass(frozen=True)
-class MergeSettings(CheckedSettings):
+class MergeLocator(CheckedSettings):
     """An adapter that was trained here, and its base."""
 
     adapter: Path = setting(help="adapter folder of a run: OUT/adapter, or CHECKPOINT/adapter")
     base: Path = setting(help="the model folder that the run started from")
     out: Path = setting(FULL, help="folder to write")
-    dtype: str = setting("bf16", choices=tuple(DTYPES), help="number type of the merged weights")
+    dtype: str = setting("bf16", choices=tuple(DTYPES), help="precision of the merged weights")
 
 
-def convert(settings: ConvertSettings) -> None:
+def convert_adapter(settings: ConvertLocator) -> None:
     """Merge the released adapter into LLaVA-1.5; every tensor is used, or nothing is written."""
     report = merge_into(settings.base, settings.adapter, settings.out)
-    write_card(
-        settings.out,
-        LocatorConfig(settings.format, "bifrost", settings.decimals, settings.template, (), RELEASED),
-    )
+    config = LocatorConfig(settings.format, "bifrost", settings.decimals, settings.template, (), RELEASED)
+    write_config(settings.out / CONFIG, config)
     log.info(
         "wrote %s: all %d tensors of the adapter used, %d LoRA pairs merged, replaced: %s",
         settings.out,
@@ -72,30 +70,30 @@ def convert(settings: ConvertSettings) -> None:
     )
 
 
-def merge(settings: MergeSettings) -> None:
+def merge_adapter(settings: MergeLocator) -> None:
     """Merge an adapter that was trained here into its base model."""
     model: Any = load_model(settings.base, torch.float32)
-    card = read_card(settings.adapter, str(model.config.model_type))
-    if not (settings.adapter / CARD).is_file():
-        log.warning("%s has no %s; the answer format of the family is assumed", settings.adapter, CARD)
+    config = read_locator_config(settings.adapter, str(model.config.model_type))
+    if not (settings.adapter / CONFIG).is_file():
+        log.warning("%s has no %s; the answer format of the family is assumed", settings.adapter, CONFIG)
     whole = merged(load_adapter(model, settings.adapter))
-    save_locator(whole.to(DTYPES[settings.dtype]), load_processor(settings.base), card, settings.out)
+    save_locator(whole.to(DTYPES[settings.dtype]), load_processor(settings.base), config, settings.out)
     log.info("wrote %s", settings.out)
 
 
-def save_locator(model: Any, processor: Any, card: LocatorConfig, folder: Path) -> None:
-    """A locator's folder: model, processor, card; whole or not at all."""
+def save_locator(model: Any, processor: Any, config: LocatorConfig, folder: Path) -> None:
+    """A locator's folder: model, processor, configuration; whole or not at all."""
     with folder_written_whole(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        write_card(partial, card)
+        write_config(partial / CONFIG, config)
 
 
 def build_app() -> typer.Typer:
     """The command line."""
     app = new_app("Folders of locators.")
-    app.command("convert")(command(ConvertSettings, convert))
-    app.command("merge")(command(MergeSettings, merge))
+    app.command("convert")(command(ConvertLocator, convert_adapter))
+    app.command("merge")(command(MergeLocator, merge_adapter))
     return app
 
 

@@ -9,30 +9,28 @@ adapter/, model/ (merged, ready to ask) and check.json. The same command again c
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.device import DTYPES
-from ldm.files import write_atomic
-from ldm.mllm.chat import Chat, ChatExample
+from ldm.files import write_atomic, write_json
 from ldm.mllm.load import Mllm, load_model, load_processor
 from ldm.mllm.lora import LoraSettings, make_trainable, merged, rate_of
 from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import adapter_layout, answer_loss, prepared, tensors_of
 from ldm.settings.cli import run_module, trainer
-from ldm.settings.config import check_settings, dump_yaml, setting
+from ldm.settings.config import check_settings, dump_yaml, setting, write_config
 from ldm.training.fit import FitConfig, Task, fit, make_accelerator
-from llava_bifrost.card import CARD, LocatorConfig, read_card, write_card
 from llava_bifrost.check import check_answers, measure_answers
 from llava_bifrost.dataset import LocatorData, Record, read_records
 from llava_bifrost.language.answer import FORMATS
 from llava_bifrost.language.codec import CODECS
-from llava_bifrost.locator import Locator
+from llava_bifrost.locator import CONFIG, Locator, LocatorConfig, read_locator_config
 from llava_bifrost.model import save_locator
 
 log = logging.getLogger(__name__)
@@ -59,7 +57,7 @@ class TrainConfig:
         choices=("auto", *TEMPLATES),
         help="chat template; auto: vicuna_v1 for llava, else the model's",
     )
-    dtype: str = setting("bf16", choices=tuple(DTYPES), help="number type of the weights that do not train")
+    dtype: str = setting("bf16", choices=tuple(DTYPES), help="precision of the weights that do not train")
     gradient_checkpointing: bool = setting(True, help="recompute activations instead of keeping them")
     projector_lr: float = setting(2e-5, low=0.0, help="learning rate of the projector")
     lora: LoraSettings = setting(LoraSettings(), help="what is trained")
@@ -79,70 +77,59 @@ def train(config: TrainConfig) -> None:
     held_out = [] if config.validation is None else read_records(config.validation)
     processor = load_processor(config.model)
     base: Any = load_model(config.model, DTYPES[config.dtype]).to(accelerator.device)
-    card = card_of(config, str(base.config.model_type))
+    answers = locator_config(config, str(base.config.model_type))
     model = make_trainable(prepared(base, config.gradient_checkpointing), config.lora, config.fit.seed)
-    chat = Chat(processor, TEMPLATES[card.template] if card.template else None)
     if accelerator.is_main_process:
         write_atomic(config.out / "config.yaml", dump_yaml(config).encode())
         count = sum(value.numel() for value in model.parameters() if value.requires_grad)
-        log.info("%d examples, %d trained weights, codec %s", len(records), count, card.codec)
-    codec = card.make_codec()
+        log.info("%d examples, %d trained weights, codec %s", len(records), count, answers.codec)
+    codec = answers.make_codec()
     validation, measured = held_out[: config.validation_samples], held_out[: config.measured]
 
-    def answers(model: nn.Module) -> dict[str, float]:
+    def measure(model: nn.Module) -> dict[str, float]:
         with accelerator.autocast():
-            return measure_answers(Locator(Mllm(model, processor, config.model), card), measured)
+            return measure_answers(Locator(Mllm(model, processor, config.model), answers), measured)
 
     task = Task(
         answer_loss,
         LocatorData(records, codec, processor),
-        Collate(chat),
+        partial(tensors_of, answers.make_chat(processor)),
         held_out=LocatorData(validation, codec, processor) if validation else None,
-        measure=answers if measured else None,
-        layout=adapter_layout(model, lambda folder: write_card(folder, card)),
+        measure=measure if measured else None,
+        layout=adapter_layout(model, lambda folder: write_config(folder / CONFIG, answers)),
         rates=rate_of(config.fit.lr, config.projector_lr),
     )
     fit(config.fit, config.out, model, task, accelerator)
     if accelerator.is_main_process:
-        finish(config, model, processor, card, held_out or records)
+        finish(config, model, processor, answers, held_out or records)
 
 
 def finish(
-    config: TrainConfig, model: nn.Module, processor: Any, card: LocatorConfig, records: list[Record]
+    config: TrainConfig, model: nn.Module, processor: Any, answers: LocatorConfig, records: list[Record]
 ) -> None:
     """Write adapter/ and model/, then ask the locator that was written."""
     if config.lora.rank:
         model.save_pretrained(str(config.out / "adapter"))  # type: ignore[operator]
-        write_card(config.out / "adapter", card)
+        write_config(config.out / "adapter" / CONFIG, answers)
     whole = merged(model).to(DTYPES[config.dtype]).eval()
     if config.merge or not config.lora.rank:
         whole.config.use_cache = True
-        save_locator(whole, processor, card, config.out / "model")
+        save_locator(whole, processor, answers, config.out / "model")
         log.info("wrote %s", config.out / "model")
     if config.checked:
-        report = check_answers(Locator(Mllm(whole, processor, config.out), card), records[: config.checked])
-        write_atomic(config.out / "check.json", (json.dumps(report, indent=1) + "\n").encode())
+        locator = Locator(Mllm(whole, processor, config.out), answers)
+        write_json(config.out / "check.json", check_answers(locator, records[: config.checked]))
 
 
-def card_of(config: TrainConfig, family: str) -> LocatorConfig:
-    """How the trained locator is asked and answers; `auto` follows the card of the start, if it has one."""
-    known = read_card(config.model, family)
+def locator_config(config: TrainConfig, family: str) -> LocatorConfig:
+    """How the trained locator is asked and answers; `auto` follows the locator.json of the start."""
+    known = read_locator_config(config.model, family)
     template: str | None = config.template
     if template == "auto":
-        original = family == "llava" and not (config.model / CARD).is_file()
+        original = family == "llava" and not (config.model / CONFIG).is_file()
         template = "vicuna_v1" if original else known.template
     codec = known.codec if config.codec == "auto" else config.codec
     return LocatorConfig(config.format, codec, config.decimals, template, known.names, known.notice)
-
-
-class Collate:
-    """Questions with answers -> model inputs with labels on the answers; tensors only."""
-
-    def __init__(self, chat: Chat) -> None:
-        self.chat = chat
-
-    def __call__(self, asks: list[ChatExample]) -> dict[str, Tensor]:
-        return tensors_of(self.chat, asks)
 
 
 build_app = trainer(TrainConfig, train)

@@ -231,7 +231,7 @@ def test_anchors_file_is_read_and_written(tmp_path: Path) -> None:
     [
         ("{", "cannot be read as JSON"),
         ("{}", "names nothing"),
-        ('{"sofa": [1]}', "sofa: a thing is a mapping"),
+        ('{"sofa": [1]}', "sofa: an object is a mapping"),
         ('{"sofa": {"depth": 0.5}}', "sofa: box must be a list"),
         ('{"sofa": {"box": [0.5, 0.1, 0.4, 0.2], "depth": 0.5}}', "inverted"),
         ('{"sofa": {"box": [0.1, 0.1, 0.4, 0.2], "depth": 2}}', "sofa"),

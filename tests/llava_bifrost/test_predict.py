@@ -12,7 +12,7 @@ from datasets.geometry import iou
 from datasets.relations import Place
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app
-from llava_bifrost.card import CARD, LocatorConfig, read_card, write_card
+from ldm.settings.config import write_config
 from llava_bifrost.language.answer import (
     Candidate,
     InstructionError,
@@ -20,8 +20,15 @@ from llava_bifrost.language.answer import (
     Request,
     parse_answer,
 )
-from llava_bifrost.locator import Locator, UnknownWord, load_locator
-from llava_bifrost.placement.anchors import anchors_of, read_anchors
+from llava_bifrost.locator import (
+    CONFIG,
+    Locator,
+    LocatorConfig,
+    UnknownWord,
+    load_locator,
+    read_locator_config,
+)
+from llava_bifrost.placement.anchors import parse_anchors, read_anchors
 from llava_bifrost.predict.__main__ import build_app
 from llava_bifrost.rank import BROKEN, Evidence, distinct, rank, score_parts
 from tests.ldm.small_mllm import FAMILIES, NAMES, PHRASES, small_folder
@@ -34,7 +41,7 @@ ORDER = "Place the dog behind the sofa"
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("locators")
     found = {family: small_folder(family, root / family) for family in FAMILIES}
-    write_card(found["llava_words"], LocatorConfig(decimals=2))
+    write_config(found["llava_words"] / CONFIG, LocatorConfig(decimals=2))
     return found
 
 
@@ -79,7 +86,8 @@ def test_every_answer_parses(folders: dict[str, Path], family: str, count: int):
 def test_the_other_format(folders: dict[str, Path], family: str, tmp_path: Path):
     for file in folders[family].iterdir():
         (tmp_path / file.name).symlink_to(file)
-    write_card(tmp_path, LocatorConfig(format="maxmedmin", codec=read_card(folders[family], family).codec))
+    codec = read_locator_config(folders[family], family).codec
+    write_config(tmp_path / CONFIG, LocatorConfig(format="maxmedmin", codec=codec))
     locator = load_locator(tmp_path, "cpu")
     for one in locator.locate_many(*instructions(10)):
         assert one.location.far is not None
@@ -140,7 +148,8 @@ def test_anchors_are_asked_of_the_locator(words: Locator):
     assert request is not None
     found = words.find_anchors(IMAGE, request)
     assert set(found) == {"dog", "lamp"}
-    assert found["dog"] == words.find(IMAGE, "dog").location.place
+    asked = words.locate(IMAGE, "Replace the dog with the reference image")[0]
+    assert found["dog"] == asked.location.place
 
 
 def test_errors(words: Locator, folders: dict[str, Path], tmp_path: Path):
@@ -156,11 +165,11 @@ def test_errors(words: Locator, folders: dict[str, Path], tmp_path: Path):
         words.locate(IMAGE[:, :, 0], ORDER)
     with pytest.raises(ValueError, match="no locator there"):
         load_locator(tmp_path)
-    write_card(tmp_path, LocatorConfig())
-    text = (tmp_path / CARD).read_text()
-    (tmp_path / CARD).write_text(text.replace("bifrost", "xml"))
+    write_config(tmp_path / CONFIG, LocatorConfig())
+    text = (tmp_path / CONFIG).read_text()
+    (tmp_path / CONFIG).write_text(text.replace("bifrost", "xml"))
     with pytest.raises(ValueError, match=r"locator.json: unknown codec 'xml'"):
-        read_card(tmp_path, "llava")
+        read_locator_config(tmp_path, "llava")
     (tmp_path / "config.json").write_text('{"model_type": "llava", "mm_projector_type": "mlp2x_gelu"}')
     with pytest.raises(ValueError, match="llava_bifrost.model convert"):
         load_locator(tmp_path)
@@ -178,17 +187,17 @@ def test_anchor_files(tmp_path: Path):
     path.write_text(json.dumps([{"name": "The Sofa", "box": [0.1, 0.2, 0.3, 0.4], "depth": 0.5}]))
     assert read_anchors(path)["the sofa"].d == 0.5
     one = {"sofa": {"box01_xyxy": [0.1, 0.2, 0.3, 0.4], "d": 0.5, "far": 0.4, "near": 0.7}}
-    assert anchors_of(one) == {"sofa": Place((0.1, 0.2, 0.3, 0.4), 0.5, 0.4, 0.7)}
-    assert anchors_of([{"name": "a", "box": [0, 0, 1, 1], "depth": [0.2, 0.4]}])["a"].near == 0.4
+    assert parse_anchors(one) == {"sofa": Place((0.1, 0.2, 0.3, 0.4), 0.5, 0.4, 0.7)}
+    assert parse_anchors([{"name": "a", "box": [0, 0, 1, 1], "depth": [0.2, 0.4]}])["a"].near == 0.4
     for wrong, said in (
         ([{"name": "a", "box": [0, 0, 1], "depth": 0.5}], "a: .*3 numbers"),
         ([{"box": [0, 0, 1, 1], "depth": 0.5}], "needs a name"),
         ([{"name": "a", "box": [0, 0, 1, 1]}], "a: "),
         ([{"name": "a", "box": [0, 0, 1, 1], "depth": 0.5}] * 2, "twice"),
-        ("text", "list of things"),
+        ("text", "list of objects"),
     ):
         with pytest.raises(ValueError, match=said):
-            anchors_of(wrong)
+            parse_anchors(wrong)
 
 
 def test_image_command(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):

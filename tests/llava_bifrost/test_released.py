@@ -19,8 +19,7 @@ from ldm.mllm.chat import Chat, ChatExample
 from ldm.mllm.llava_original import merge_into, read_original, today
 from ldm.mllm.load import load_model
 from ldm.settings.cli import run_app
-from llava_bifrost.card import read_card
-from llava_bifrost.locator import load_locator
+from llava_bifrost.locator import load_locator, read_locator_config
 from llava_bifrost.model import build_app
 from tests.ldm.small_mllm import TAIL, small_folder
 
@@ -121,7 +120,7 @@ def test_logits_equal_a_merge_by_hand(base: Path, batch: dict[str, Tensor], tmp_
     assert report["adapter_tensors"] == 32
     assert len(report["weights_replaced"]) == 4
     assert report["projector_change"] > 0.1
-    assert read_card(out, "llava").template == "vicuna_v1"
+    assert read_locator_config(out, "llava").template == "vicuna_v1"
     assert locator.locate(np.zeros((30, 60, 3), np.uint8), "Place the dog behind the sofa")
 
 

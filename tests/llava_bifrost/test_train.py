@@ -18,15 +18,14 @@ from ldm.images import write_png
 from ldm.mllm.load import load_model
 from ldm.mllm.lora import LoraSettings, is_projector, load_adapter, make_trainable, merged
 from ldm.settings.cli import run_app
-from ldm.settings.config import dump_yaml
+from ldm.settings.config import dump_yaml, write_config
 from ldm.training.fit import FitConfig
 from llava_bifrost.build_dataset.records import Sample, make_record
-from llava_bifrost.card import LocatorConfig, read_card, write_card
 from llava_bifrost.dataset import LocatorData, read_records
 from llava_bifrost.language.answer import Location, Request
-from llava_bifrost.locator import load_locator
+from llava_bifrost.locator import CONFIG, LocatorConfig, load_locator, read_locator_config
 from llava_bifrost.model import build_app as model_app
-from llava_bifrost.train import TrainConfig, build_app, card_of, train
+from llava_bifrost.train import TrainConfig, build_app, locator_config, train
 from tests.ldm.small_mllm import build_small, small_folder
 
 LONGER = ("llava_next", "qwen3_vl", "smolvlm")  # what they add is covered by the other tests of families
@@ -95,7 +94,7 @@ def test_each_family_trains_and_answers(family: str, data: Path, tmp_path: Path)
     assert report["answered"] == 2
     assert 0 <= report["free_answers_that_parse"] <= 2
     locator = load_locator(tmp_path / "run" / "model", "cpu")
-    assert locator.codec.name == read_card(base, family).codec
+    assert locator.codec.name == read_locator_config(base, family).codec
     asked = locator.locate(np.zeros((48, 64, 3), np.uint8), "Place the dog behind the sofa")[0]
     assert asked.text
     again = PeftModel.from_pretrained(
@@ -177,7 +176,7 @@ def test_merge_command(data: Path, tmp_path: Path):
     ]
     assert run_app(model_app, arguments) == 0
     locator = load_locator(out, "cpu")
-    assert locator.card == read_card(adapter, "llava")
+    assert locator.config == read_locator_config(adapter, "llava")
     wanted = load_adapter(load_model(base, torch.float32), adapter).eval()
     batch = locator.chat.prompts(asks_of(data, locator))
     with torch.no_grad():
@@ -261,12 +260,12 @@ def test_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run_app(build_app, [str(path), "codec=xml"]) == 2
 
 
-def test_settings_follow_the_card_of_the_start(data: Path, tmp_path: Path):
+def test_settings_follow_the_configuration_of_the_start(data: Path, tmp_path: Path):
     base = small_folder("llava_words", tmp_path / "base")
     plain = config(base, data, tmp_path / "run")
-    assert card_of(plain, "llava") == LocatorConfig(template="vicuna_v1")
-    write_card(base, LocatorConfig(decimals=2, names=("dog",), notice="small"))
-    taken = card_of(TrainConfig(**{**vars(plain), "decimals": 2}), "llava")
+    assert locator_config(plain, "llava") == LocatorConfig(template="vicuna_v1")
+    write_config(base / CONFIG, LocatorConfig(decimals=2, names=("dog",), notice="small"))
+    taken = locator_config(TrainConfig(**{**vars(plain), "decimals": 2}), "llava")
     assert taken == LocatorConfig(decimals=2, names=("dog",), notice="small")
-    assert card_of(plain, "qwen2_5_vl").template is None
-    assert card_of(TrainConfig(**{**vars(plain), "codec": "square"}), "llava").codec == "square"
+    assert locator_config(plain, "qwen2_5_vl").template is None
+    assert locator_config(TrainConfig(**{**vars(plain), "codec": "square"}), "llava").codec == "square"

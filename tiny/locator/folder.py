@@ -1,4 +1,4 @@
-"""The folder of a small locator: weights in half precision, tokenizer, processor, card."""
+"""The folder of a small locator: weights in half precision, tokenizer, processor, configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from transformers import LlavaForConditionalGeneration
 
 from datasets.scenes.palette import COLOURS, PATTERN_WORDS, SHAPES
 from ldm.checkpoints import folder_written_whole
-from llava_bifrost.card import LocatorConfig, write_card
+from ldm.settings.config import write_config
+from llava_bifrost.locator import CONFIG, LocatorConfig
 from tiny.llava import SmallConfig, create_llava, make_processor, save_llava
 from tiny.locator.tokenizer import FURNITURE, NUMBERS, VOCABULARY, make_tokenizer
 
@@ -32,7 +33,8 @@ def save_locator(
     """Write the whole folder, or nothing."""
     with folder_written_whole(folder) as partial:
         save_llava(model, make_processor(config, make_tokenizer()), partial, longest=16)
-        write_card(partial, LocatorConfig(codec="square", decimals=2, names=known_names(), notice=NOTICE))
+        answers = LocatorConfig(codec="square", decimals=2, names=known_names(), notice=NOTICE)
+        write_config(partial / CONFIG, answers)
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
