@@ -82,7 +82,7 @@ def write_report(source: ExampleSource, name: str, out: Path, settings: dict[str
     journal = out.with_name(f"{out.stem}_unfinished.jsonl")
     report = validate(source, name, journal, settings)
     index = out.with_name(f"{out.stem}_index.json")
-    counted = {"accepted": report.objects.accepted, **report.objects.refused}
+    counted = {"accepted": report.objects.accepted, **report.objects.rejected}
     items = {"items": len(source), "sound": len(report.sound)}
     body = {"source": name, **items, "objects": counted, "problems": report.problems}
     write_all_atomic(

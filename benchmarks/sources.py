@@ -151,7 +151,7 @@ def ours(source: ExampleSource, count: int = DRAWS) -> dict[str, float]:
     start = time.process_time()
     accepted = len(list(accepted_samples(source, stats, OPTIONS, count, seed=0)))
     whole = round(1000 * (time.process_time() - start) / max(accepted, 1), 2)
-    share = round(accepted / (accepted + sum(stats.refused.values())), 3)
+    share = round(accepted / (accepted + sum(stats.rejected.values())), 3)
     return {"ms": whole, "per_second_and_core": round(1000 / whole, 1), "accepted": share}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -59,7 +60,7 @@ class TrainingSample(Pair):
 
     dynamics: Tensor  # () int64, of the source
     source: Tensor  # () int64, which source of the mixture it came from
-    refused: tuple[str, ...] = ()  # why samples were rejected before this one was taken
+    rejected: tuple[str, ...] = ()  # why samples were rejected before this one was taken
 
 
 class Mixture:
@@ -70,32 +71,36 @@ class Mixture:
             raise ValueError(f"a mixture of {len(sizes)} sources needs as many weights, got {len(weights)}")
         if min(weights) <= 0:
             raise ValueError(f"weights of a mixture must be positive, got {list(weights)}")
-        self.sizes, self.seed = sizes, seed
-        self.counts = exact_counts(weights, BLOCK)
-        self._block, self._sources, self._turns = -1, np.empty(0, np.int64), np.empty(0, np.int64)
-        self._passes: dict[int, tuple[int, np.ndarray]] = {}
+        self.sizes, self.seed = tuple(sizes), seed
+        self.counts = tuple(exact_counts(weights, BLOCK).tolist())
 
     def __call__(self, k: int) -> tuple[int, int]:
-        """k -> (source, item)."""
-        if len(self.sizes) == 1:
-            return 0, self._item(0, k)
-        block, place = divmod(k, BLOCK)
-        if block != self._block:
-            order = np.random.default_rng((self.seed, block, 1 << 20)).permutation(BLOCK)
-            self._block, self._sources = block, np.repeat(np.arange(len(self.sizes)), self.counts)[order]
-            self._turns = np.empty(BLOCK, np.int64)
-            for source, count in enumerate(self.counts):
-                self._turns[self._sources == source] = block * count + np.arange(count)
-        source = int(self._sources[place])
-        return source, self._item(source, int(self._turns[place]))
-
-    def _item(self, source: int, turn: int) -> int:
-        """Each pass over a source is a permutation of its own."""
+        """k -> (source, item). Each pass over a source is a permutation of its own."""
+        source, turn = 0, k
+        if len(self.sizes) > 1:
+            block, place = divmod(k, BLOCK)
+            sources, turns = _block_order(self.seed, block, self.counts)
+            source = int(sources[place])
+            turn = block * self.counts[source] + int(turns[place])
         number, place = divmod(turn, self.sizes[source])
-        if self._passes.get(source, (-1, None))[0] != number:
-            order = np.random.default_rng((self.seed, number, source)).permutation(self.sizes[source])
-            self._passes[source] = (number, order)
-        return int(self._passes[source][1][place])
+        return source, int(_pass_order(self.seed, number, source, self.sizes[source])[place])
+
+
+@lru_cache(maxsize=2)
+def _block_order(seed: int, block: int, counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each example of a block: its source, and how many of that source come before it in the block."""
+    order = np.random.default_rng((seed, block, 1 << 20)).permutation(BLOCK)
+    sources = np.repeat(np.arange(len(counts)), counts)[order]
+    turns = np.empty(BLOCK, np.int64)
+    for source, count in enumerate(counts):
+        turns[sources == source] = np.arange(count)
+    return sources, turns
+
+
+@lru_cache(maxsize=32)
+def _pass_order(seed: int, number: int, source: int, size: int) -> np.ndarray:
+    """The order of a source's items in one pass over it."""
+    return np.random.default_rng((seed, number, source)).permutation(size)
 
 
 def exact_counts(weights: Sequence[float], total: int) -> np.ndarray:
@@ -159,7 +164,7 @@ class PairDataset(Dataset[TrainingSample]):
             **vars(drawn.pair),
             dynamics=torch.tensor(self.sources[which].dynamics),
             source=torch.tensor(which),
-            refused=tuple(reason(error) for _, error in drawn.rejections),
+            rejected=tuple(reason(error) for _, error in drawn.rejections),
         )
 
 

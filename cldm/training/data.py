@@ -70,7 +70,7 @@ def open_sources(config: DataConfig) -> tuple[dict[str, ExampleSource], list[flo
 
 def collate_run(drawn: Sequence[TrainingSample]) -> dict[str, Any]:
     """The stacked tensors, and `rejected`: (source, reason) of every sample that was rejected on the way."""
-    rejected = [(int(sample.source), reason) for sample in drawn for reason in sample.refused]
+    rejected = [(int(sample.source), reason) for sample in drawn for reason in sample.rejected]
     return {**collate_pairs(drawn), "rejected": rejected}
 
 

@@ -135,7 +135,7 @@ class RejectionCounter(pl.Callback):
         body = {}
         for k, name in enumerate(data.names):  # in the order of the settings
             stats = RejectionStats(name, self.accepted[k], self.rejected.get(k, Counter()))
-            body[name] = {"accepted": stats.accepted, "refused": dict(stats.refused)}
+            body[name] = {"accepted": stats.accepted, "refused": dict(stats.rejected)}
             log.info(stats.table())
         write_json(self.path, body)
 

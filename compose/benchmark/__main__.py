@@ -34,7 +34,6 @@ from datasets.benchmark.manifest import (
     differing_files,
     file_hashes,
     file_path,
-    files_of,
     read_benchmark,
 )
 from ldm.experts.depth import DepthEstimator
@@ -72,7 +71,7 @@ def build(
     """Write the manifest: every object in every background, with box, relation and instruction."""
     concepts = read_benchmark_objects(objects, classes)
     cases = draw_cases(Instances(instances), concepts, backgrounds, seed, sentence)
-    files = file_hashes(files_of(cases), {"pictures": images, "objects": objects})
+    files = file_hashes(cases, {"pictures": images, "objects": objects})
     manifest = Manifest(f"dreambooth-coco-{len(concepts)}x{backgrounds}", seed, files, cases)
     write_atomic(out, benchmark_bytes(manifest))
     absent = sum(not found for found in files.values())

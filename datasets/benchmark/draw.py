@@ -10,8 +10,8 @@ import numpy as np
 
 from datasets.benchmark.manifest import RELATIONS, Anchor, BenchmarkCase, Instances
 from datasets.geometry import Box01, bbox_of_mask, check_box01
+from datasets.sources.readers import alpha_mask, images_in, subfolders
 from ldm.files import read_json
-from ldm.images import read_image
 from ldm.settings.schema import nearest
 
 OBJECT_HEIGHT = (0.15, 0.6)  # of the image
@@ -37,23 +37,17 @@ def read_benchmark_objects(folder: Path, classes: Path | None) -> list[Concept]:
     if not folder.is_dir():
         raise ValueError(f"objects: there is no folder {folder}")
     nouns: dict[str, str] = read_json(classes) if classes else {}
-    found = []
-    for concept in sorted(one for one in folder.iterdir() if one.is_dir()):
-        views = sorted(path.name for path in concept.glob("*.png"))
+    concepts = []
+    for concept in subfolders(folder):
+        views = images_in(concept, (".png",))
         if views:
             noun = nouns.get(concept.name) or re.sub(r"\d+", "", concept.name).replace("_", " ").strip()
-            found.append(Concept(concept.name, noun, tuple(views), _aspect(concept / views[0])))
-    if not found:
+            x0, y0, x1, y1 = bbox_of_mask(alpha_mask(views[0]))
+            names = tuple(view.name for view in views)
+            concepts.append(Concept(concept.name, noun, names, (x1 - x0) / (y1 - y0)))
+    if not concepts:
         raise ValueError(f"objects: {folder} holds no folders of PNG cut-outs")
-    return found
-
-
-def _aspect(path: Path) -> float:
-    alpha_u8 = read_image(path).alpha_u8
-    if alpha_u8 is None or not (alpha_u8 > 127).any():
-        raise ValueError(f"objects: {path} has no transparency that shows the object")
-    x0, y0, x1, y1 = bbox_of_mask(alpha_u8 > 127)
-    return (x1 - x0) / (y1 - y0)
+    return concepts
 
 
 def place_beside(anchor: Anchor, relation: str, shape: float, rng: np.random.Generator) -> Box01 | None:
@@ -91,49 +85,41 @@ def draw_cases(
     """
     images = [image for image in sorted(instances.images) if instances.anchors(image)]
     order = np.random.default_rng(seed).permutation(len(images))
-    found: list[BenchmarkCase] = []
+    cases: list[BenchmarkCase] = []
     taken = 0
-    for place in order:
+    for position in order:
         if taken == backgrounds:
             break
-        image = images[int(place)]
-        anchors = instances.anchors(image)
-        cases = [_draw(instances, image, anchors, concept, seed, sentence) for concept in concepts]
-        fitting = [case for case in cases if case is not None]
-        if len(fitting) == len(cases):
-            found += fitting
+        image = images[int(position)]
+        drawn = [_draw(instances, image, concept, seed, sentence) for concept in concepts]
+        fitting = [case for case in drawn if case is not None]
+        if len(fitting) == len(drawn):
+            cases += fitting
             taken += 1
     if taken < backgrounds:
         raise ValueError(
             f"{instances.path} has {taken} images where every object fits beside a named thing, "
             f"{backgrounds} were asked for"
         )
-    return tuple(sorted(found, key=lambda case: case.id))
+    return tuple(sorted(cases, key=lambda case: case.id))
 
 
 def _draw(
-    instances: Instances,
-    image: int,
-    anchors: Sequence[Anchor],
-    concept: Concept,
-    seed: int,
-    sentence: Sentence,
+    instances: Instances, image: int, concept: Concept, seed: int, sentence: Sentence
 ) -> BenchmarkCase | None:
     """The case of an object in an image, or None where nothing fits in 40 tries."""
-    known = instances.images[image]
-    background = str(known["file_name"])
+    record, anchors = instances.images[image], instances.anchors(image)
+    background = str(record["file_name"])
     text = f"{seed} {background} {concept.name}"
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
-    shape = concept.aspect * known["height"] / known["width"]
+    shape = concept.aspect * record["height"] / record["width"]
     view = concept.views[int(rng.integers(len(concept.views)))]
     for _ in range(TRIES):
         anchor = anchors[int(rng.integers(len(anchors)))]
         relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
         box = place_beside(anchor, relation, shape, rng)
         if box is not None:
-            name, words = (
-                f"{Path(background).stem}_{concept.name}",
-                sentence(concept.noun, relation, anchor.name),
-            )
+            name = f"{Path(background).stem}_{concept.name}"
+            words = sentence(concept.noun, relation, anchor.name)
             return BenchmarkCase(name, background, concept.name, view, relation, anchor, box, words)
     return None

@@ -1,6 +1,6 @@
 """An open benchmark of composites: objects of DreamBooth in images of COCO, as a list of cases.
 
-The manifest names files and says where each object goes, relative to a named thing in the image. It has
+The manifest names files and says where each object goes, relative to a named object in the image. It has
 no images and no depth: how far follows from the relation and from the depth map of whatever is evaluated
 (`depth_of`). The same settings and annotation file give the same bytes on every machine.
 """
@@ -8,7 +8,7 @@ no images and no depth: how far follows from the relation and from the depth map
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from ldm.files import file_sha256, read_json
 FORMAT = 1
 RELATIONS = ("left of", "right of", "in front of", "behind")
 DEPTH_STEP = 0.1  # how much nearer or farther than its anchor an object goes that stands before or behind it
-ANCHOR_AREA = (0.03, 0.35)  # share of the image
-RIVAL_AREA = 0.01  # another thing of the anchor's name that is at least so large makes the name ambiguous
+ANCHOR_AREA = (0.03, 0.35)  # fraction of the image; chosen: clearly seen, and room beside it
+RIVAL_AREA = 0.01  # another object of the anchor's name that is at least so large makes the name ambiguous
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """The thing that the object stands beside. annotation: its id in the instances file."""
+    """The object of the image that the new one stands beside. annotation: its id in the instances file."""
 
     name: str
     annotation: int
@@ -64,50 +64,41 @@ class Instances:
     def __init__(self, path: Path) -> None:
         document = read_json(path)
         self.path = path
-        self.names = {one["id"]: str(one["name"]) for one in json_entry(document, "categories", path)}
-        self.images = {one["id"]: one for one in json_entry(document, "images", path)}
-        self.annotations = {one["id"]: one for one in json_entry(document, "annotations", path)}
+        self.names = {entry["id"]: str(entry["name"]) for entry in json_entry(document, "categories", path)}
+        self.images = {entry["id"]: entry for entry in json_entry(document, "images", path)}
+        self.annotations = {entry["id"]: entry for entry in json_entry(document, "annotations", path)}
         self.of_image: dict[int, list[dict[str, Any]]] = {}
-        for one in self.annotations.values():
-            self.of_image.setdefault(one["image_id"], []).append(one)
+        for entry in self.annotations.values():
+            self.of_image.setdefault(entry["image_id"], []).append(entry)
 
     def mask(self, annotation: int) -> np.ndarray:
         """(h, w) bool outline of an annotation."""
         if annotation not in self.annotations:
             raise ValueError(f"{self.path} has no annotation {annotation}: is it the file of the manifest?")
-        one = self.annotations[annotation]
-        image = self.images[one["image_id"]]
+        entry = self.annotations[annotation]
+        image = self.images[entry["image_id"]]
         where = f"{self.path}: annotation {annotation}"
-        return segment_mask(one["segmentation"], (image["height"], image["width"]), where)
+        return segment_mask(entry["segmentation"], (image["height"], image["width"]), where)
 
     def anchors(self, image: int) -> list[Anchor]:
-        """Things of a middle size, the only ones of their name, in the order of their ids."""
-        known = self.images[image]
-        things = sorted(self.of_image.get(image, []), key=lambda one: one["id"])
-        area = known["width"] * known["height"]
-        rivals = Counter(one["category_id"] for one in things if _share(one, area) >= RIVAL_AREA)
+        """Objects of a middle size, the only ones of their name, in the order of their ids."""
+        record = self.images[image]
+        w, h = record["width"], record["height"]
+        entries = sorted(self.of_image.get(image, []), key=lambda entry: entry["id"])
+        area = {entry["id"]: entry["bbox"][2] * entry["bbox"][3] / (w * h) for entry in entries}
+        rivals = Counter(entry["category_id"] for entry in entries if area[entry["id"]] >= RIVAL_AREA)
         return [
-            Anchor(self.names[one["category_id"]], one["id"], _box01(one, known))
-            for one in things
-            if not one.get("iscrowd")
-            and ANCHOR_AREA[0] <= _share(one, area) <= ANCHOR_AREA[1]
-            and rivals[one["category_id"]] == 1
+            Anchor(self.names[entry["category_id"]], entry["id"], _box01(entry["bbox"], w, h))
+            for entry in entries
+            if not entry.get("iscrowd")
+            and ANCHOR_AREA[0] <= area[entry["id"]] <= ANCHOR_AREA[1]
+            and rivals[entry["category_id"]] == 1
         ]
 
 
-def _share(annotation: dict[str, Any], area: float) -> float:
-    """Share of the image that the annotation's box covers."""
-    return float(annotation["bbox"][2] * annotation["bbox"][3] / area)
-
-
-def _box01(annotation: dict[str, Any], image: dict[str, Any]) -> Box01:
-    x, y, w, h = annotation["bbox"]
-    edges = (
-        x / image["width"],
-        y / image["height"],
-        (x + w) / image["width"],
-        (y + h) / image["height"],
-    )
+def _box01(bbox: Sequence[float], width: int, height: int) -> Box01:
+    x, y, w, h = bbox
+    edges = (x / width, y / height, (x + w) / width, (y + h) / height)
     return check_box01([round(min(max(edge, 0.0), 1.0), 4) for edge in edges])
 
 
@@ -125,45 +116,38 @@ def depth_of(case: BenchmarkCase, anchor_mask: np.ndarray, depth_01: np.ndarray)
     return round(min(max(depth, 0.0), 1.0), 4)
 
 
-def files_of(cases: Sequence[BenchmarkCase]) -> tuple[str, ...]:
-    """Every file that the cases read: "pictures/..." and "objects/..."."""
-    images = {f"pictures/{case.background}" for case in cases}
-    return tuple(sorted(images | {f"objects/{case.object}/{case.view}" for case in cases}))
-
-
-def file_hashes(files: Sequence[str], roots: Mapping[str, Path]) -> dict[str, str]:
-    """Path such as "pictures/1.jpg" -> SHA-256 of the file below that root, "" when it is absent."""
-    return {name: file_sha256(path) if (path := file_path(name, roots)).is_file() else "" for name in files}
+def file_hashes(cases: Sequence[BenchmarkCase], roots: Mapping[str, Path]) -> dict[str, str]:
+    """Every file that the cases read, such as "pictures/1.jpg" -> its SHA-256, "" when it is absent."""
+    names = {f"pictures/{case.background}" for case in cases}
+    names |= {f"objects/{case.object}/{case.view}" for case in cases}
+    return {name: _sha256(name, roots) for name in sorted(names)}
 
 
 def file_path(name: str, roots: Mapping[str, Path]) -> Path:
-    """Where a file of the manifest is."""
+    """Where a file of the manifest is, below the folder of its first part."""
     root, _, rest = name.partition("/")
     return roots[root] / rest
 
 
+def _sha256(name: str, roots: Mapping[str, Path]) -> str:
+    path = file_path(name, roots)
+    return file_sha256(path) if path.is_file() else ""
+
+
 def differing_files(manifest: Manifest, roots: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
     """(file, "missing" | "differs" | "not hashed") of everything that is not as in the manifest."""
-    found = file_hashes(tuple(manifest.files), roots)
     for name, expected in manifest.files.items():
-        if not found[name]:
-            yield name, "missing"
-        elif not expected:
-            yield name, "not hashed"
-        elif found[name] != expected:
-            yield name, "differs"
+        actual = _sha256(name, roots)
+        if actual != expected or not actual:
+            yield name, "missing" if not actual else "differs" if expected else "not hashed"
 
 
 def benchmark_bytes(manifest: Manifest) -> bytes:
     """The file: JSON, one case a line."""
     head = {"format": FORMAT, "name": manifest.name, "seed": manifest.seed, "files": manifest.files}
     text = json.dumps(head, indent=1)
-    cases = ",\n".join(f"  {json.dumps(_plain(case))}" for case in manifest.cases)
+    cases = ",\n".join(f"  {json.dumps(asdict(case))}" for case in manifest.cases)
     return f'{text[:-2]},\n "cases": [\n{cases}\n ]\n}}\n'.encode()
-
-
-def _plain(case: BenchmarkCase) -> dict[str, Any]:
-    return {**vars(case), "anchor": vars(case.anchor)}
 
 
 def read_benchmark(path: Path) -> Manifest:
@@ -182,7 +166,7 @@ def read_benchmark(path: Path) -> Manifest:
 
 
 def _case(plain: dict[str, Any]) -> BenchmarkCase:
-    anchor, box = plain["anchor"], check_box01(plain["box01_xyxy"])
-    beside = Anchor(anchor["name"], anchor["annotation"], check_box01(anchor["box01_xyxy"]))
-    values = {field.name: plain[field.name] for field in fields(BenchmarkCase)}
-    return BenchmarkCase(**{**values, "anchor": beside, "box01_xyxy": box})
+    anchor = {**plain["anchor"], "box01_xyxy": check_box01(plain["anchor"]["box01_xyxy"])}
+    return BenchmarkCase(
+        **{**plain, "anchor": Anchor(**anchor), "box01_xyxy": check_box01(plain["box01_xyxy"])}
+    )

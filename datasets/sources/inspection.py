@@ -32,20 +32,20 @@ class RejectionStats:
 
     source: str
     accepted: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
     named: set[str] = field(default_factory=set)  # messages about files, each shown once
 
     def reject(self, error: Exception) -> None:
         """Count a rejection; a message about a file is logged the first time."""
-        self.refused[reason(error)] += 1
+        self.rejected[reason(error)] += 1
         if reason(error) == UNREADABLE and str(error) not in self.named:
             self.named.add(str(error))
             log.warning("%s, skipped: %s", self.source, error)
 
     def table(self) -> str:
         """A line per reason, the most frequent first."""
-        total = self.accepted + sum(self.refused.values())
-        rows = [("accepted", self.accepted), *self.refused.most_common()]
+        total = self.accepted + sum(self.rejected.values())
+        rows = [("accepted", self.accepted), *self.rejected.most_common()]
         lines = [f"  {name:28}{count:8}{count / max(total, 1):9.1%}" for name, count in rows]
         return "\n".join([f"{self.source}: {total} drawn", *lines])
 
@@ -98,13 +98,13 @@ def validate(source: ImageSource, name: str, journal: Path, settings: dict[str, 
         if item not in finished.done:
             objects = RejectionStats(report.objects.source, named=report.objects.named)
             problems = item_problems(source, index, objects)
-            counts = {"accepted": objects.accepted, "refused": objects.refused}
+            counts = {"accepted": objects.accepted, "refused": objects.rejected}
             finished.add(item, {"problems": problems, **counts})
             if problems:
                 log.warning("%s: %s", item, problems[0])
         record = finished.done[item]
         report.objects.accepted += record["accepted"]
-        report.objects.refused.update(record["refused"])
+        report.objects.rejected.update(record["refused"])
         if record["problems"]:
             report.problems[item] = record["problems"]
         else:

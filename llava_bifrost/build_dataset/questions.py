@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.align import align_depth
 from datasets.base import Rejected
 from datasets.geometry import Box01, box_from_01
 from datasets.relations import Place
 from llava_bifrost.build_dataset import published
+from llava_bifrost.build_dataset.align import align_depth
 from llava_bifrost.build_dataset.objects import Photograph, Removal, Thresholds, grow, unique_names
 from llava_bifrost.build_dataset.records import Built, Sample, rounded, rounded_place
 from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request

@@ -22,7 +22,6 @@ from datasets.benchmark.manifest import (
     Manifest,
     benchmark_bytes,
     file_hashes,
-    files_of,
 )
 from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
 from ldm.files import write_atomic
@@ -72,7 +71,7 @@ class World:
         document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "other"}]}
         write_atomic(home / "instances.json", json.dumps(document).encode())
         roots = {"pictures": home / "pictures", "objects": home / "objects"}
-        self.manifest = Manifest("scenes", 0, file_hashes(files_of(cases), roots), tuple(cases))
+        self.manifest = Manifest("scenes", 0, file_hashes(cases, roots), tuple(cases))
         write_atomic(home / "manifest.json", benchmark_bytes(self.manifest))
 
     def settings(self, results: Path, **more: object) -> ScoreSettings:

@@ -61,10 +61,10 @@ def test_table_counts_every_refusal_by_reason(home, caplog):
     found = list(accepted_samples(source, stats, SMALL, 12, seed=0))
     assert {sample.name for sample in found} == {"masks/f3_1.png"}
     assert stats.accepted == len(found) > 0
-    assert set(stats.refused) == {"reference too small", "file"}
+    assert set(stats.rejected) == {"reference too small", "file"}
     assert caplog.text.count("f1.jpg is not an image") == 1, "named once, however often it is drawn"
     assert caplog.text.count("DUTS-TE-Depth/f2.png does not exist") == 1
-    total = stats.accepted + sum(stats.refused.values())
+    total = stats.accepted + sum(stats.rejected.values())
     assert f"saliency: {total} drawn" in stats.table()
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.align import align_depth
 from datasets.base import Rejected
 from datasets.relations import Place
 from ldm.experts.erase import Eraser
+from llava_bifrost.build_dataset.align import align_depth
 from llava_bifrost.build_dataset.objects import (
     Annotated,
     Photograph,
