@@ -48,7 +48,9 @@ def command(
     found = default_config if default_config is not None and default_config.is_file() else None
     below = [] if found is None else yaml_layers(found)
     names: dict[str, tuple[str, Any]] = {}
-    parameters = [_config_option(found)]
+    text = "YAML file of defaults; flags override it" + (f" [default: {found.as_posix()}]" if found else "")
+    config_option = typer.Option("--config", help=text, metavar="FILE", show_default=False)
+    parameters = [_parameter("config", Annotated[Path | None, config_option])]
     for key, (field, hint) in flat_settings(schema).items():
         if section_of(hint) is None:
             parameters.append(_option(key, field, hint, _shown_default(key, field, below)))
@@ -146,46 +148,29 @@ def _user_message(error: Exception) -> str | None:
     return error.format_message() if hasattr(error, "format_message") else None
 
 
-def _config_option(found: Path | None) -> inspect.Parameter:
-    text = "YAML file of defaults; flags override it" + (f" [default: {found.as_posix()}]" if found else "")
-    kind = Annotated[Path | None, typer.Option("--config", help=text, metavar="FILE", show_default=False)]
-    return inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-
-
 def _option(key: str, field: Field, hint: Any, default: str, hidden: bool = False) -> inspect.Parameter:
     """The option of one field. Its default is None = not given; checks are left to `merge_layers`."""
     rule = field.metadata
-    facts = [range_name(rule.get("low"), rule.get("high"))] if _has_range(rule) else []
-    facts += [default] if default else []
+    facts = [fact for fact in (range_name(rule), default) if fact]
     text = f"{rule.get('help', '')} [{'; '.join(facts)}]" if facts else rule.get("help", "")
     flags = [flag_name(key), *(() if hidden else rule.get("aliases", ()))]
     metavar: str | None = "|".join(rule["choices"]) if rule.get("choices") else type_name(hint).upper()
-    kind: Any = list[str] if _repeatable(hint) else str
+    inner = members(hint)[0]
+    # Texts and paths may hold commas, so an option with several of them is given several times.
+    repeated = get_origin(inner) in (tuple, list) and get_args(inner)[0] in (str, Path)
+    kind: Any = list[str] if repeated else str
     if members(hint) == (bool,):
+        section, dot, last = key.rpartition(".")
         kind, metavar = bool, None
-        flags[0] += f"/{flag_name(_negated(key))}"
+        flags[0] += f"/{flag_name(f'{section}{dot}no_{last}')}"
     option: Any = typer.Option(*flags, help=text, metavar=metavar, show_default=False, hidden=hidden)
     if not flags[-1].startswith("-"):
         option = typer.Argument(help=text, metavar=flags[-1], show_default=False)
-    name = key.replace(".", "__")
-    typed: Any = Annotated[kind | None, option]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=typed)
+    return _parameter(key.replace(".", "__"), Annotated[kind | None, option])
 
 
-def _negated(key: str) -> str:
-    """b -> no_b, a.b -> a.no_b"""
-    section, dot, name = key.rpartition(".")
-    return f"{section}{dot}no_{name}"
-
-
-def _has_range(rule: Any) -> bool:
-    return rule.get("low") is not None or rule.get("high") is not None
-
-
-def _repeatable(hint: Any) -> bool:
-    """Texts and paths may hold commas, so an option with several of them is given several times."""
-    kind = members(hint)[0]
-    return get_origin(kind) in (tuple, list) and get_args(kind)[0] in (str, Path)
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _nest(typed: dict[tuple[str, Any], Any]) -> dict[str, Any]:

@@ -74,13 +74,16 @@ def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, pre
     """
     hints = get_type_hints(schema)
     for field in dataclasses.fields(schema):
-        if isinstance(node, DictConfig) and _undecided(node, field.name):
+        if isinstance(node, DictConfig) and (
+            OmegaConf.is_missing(node, field.name) or OmegaConf.is_interpolation(node, field.name)
+        ):
             continue
         value, section = getattr(node, field.name), section_of(hints[field.name])
         if section is not None and value is not None:
             check_values(section, value, spell, f"{prefix}{field.name}.")
             continue
-        for item in _elements(value):
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        for item in value.values() if isinstance(value, Mapping) else value if several else [value]:
             _check_value(spell(prefix + field.name), field.metadata, item)
 
 
@@ -156,31 +159,20 @@ def type_name(hint: Any) -> str:
     return plain.get(kinds[0]) or str(getattr(kinds[0], "__name__", kinds[0]))
 
 
-def _undecided(node: DictConfig, name: str) -> bool:
-    return OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name)
-
-
-def _elements(value: Any) -> Iterable[Any]:
-    if isinstance(value, Mapping):
-        return [value[name] for name in value]
-    return value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-
-
 def _check_value(name: str, rule: Mapping[str, Any], value: Any) -> None:
     choices, low, high = rule.get("choices"), rule.get("low"), rule.get("high")
-    if value is None:
-        return
-    if choices is not None and value not in choices:
+    if choices is not None and value is not None and value not in choices:
         raise ValueError(nearest(value, choices, name))
-    if (low is None and high is None) or isinstance(value, str):
+    if not isinstance(value, int | float):
         return
     # The comparison is written so that NaN fails it.
     if not (-math.inf if low is None else low) <= value <= (math.inf if high is None else high):
-        raise ValueError(f"{name} must be {range_name(low, high)}, got {value}")
+        raise ValueError(f"{name} must be {range_name(rule)}, got {value}")
 
 
-def range_name(low: float | None, high: float | None) -> str:
-    """`in [0, 1]`, `at least 0` or `at most 1`."""
+def range_name(rule: Mapping[str, Any]) -> str:
+    """`in [0, 1]`, `at least 0`, `at most 1`, or nothing, by the metadata of a setting."""
+    low, high = rule.get("low"), rule.get("high")
     if low is not None and high is not None:
         return f"in [{low}, {high}]"
-    return f"at least {low}" if high is None else f"at most {high}"
+    return "" if low is high else f"at least {low}" if high is None else f"at most {high}"
