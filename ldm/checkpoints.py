@@ -36,23 +36,25 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def load_strict(
-    model: nn.Module, weights: Mapping[str, Tensor], where: Path | str, *, assign: bool = False
-) -> None:
-    """Fill `model` with `weights`; names what is missing, unexpected or of another shape."""
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    missing = sorted(wanted.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - wanted.keys())
+def check_weights(needed: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: Path | str) -> None:
+    """ValueError that names what is missing, unexpected or of another shape."""
+    missing, unexpected = sorted(needed.keys() - weights.keys()), sorted(weights.keys() - needed.keys())
     if missing or unexpected:
         raise ValueError(
             f"{where}: {len(missing)} weights missing {missing[:3]}, "
             f"{len(unexpected)} unexpected {unexpected[:3]}"
         )
-    for key, shape in wanted.items():
-        if tuple(weights[key].shape) != shape:
-            raise ValueError(
-                f"{where}: weight {key} has shape {tuple(weights[key].shape)}, the model needs {shape}"
-            )
+    for key, value in needed.items():
+        have, need = tuple(weights[key].shape), tuple(value.shape)
+        if have != need:
+            raise ValueError(f"{where}: weight {key} has shape {have}, the model needs {need}")
+
+
+def load_strict(
+    model: nn.Module, weights: Mapping[str, Tensor], where: Path | str, *, assign: bool = False
+) -> None:
+    """Fill `model` with `weights`, all of them and no others."""
+    check_weights(model.state_dict(), weights, where)
     model.load_state_dict(weights, strict=True, assign=assign)
 
 

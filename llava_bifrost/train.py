@@ -20,9 +20,17 @@ from torch import nn
 from ldm.device import DTYPES
 from ldm.files import write_atomic, write_json
 from ldm.mllm.load import Mllm, load_model, load_processor
-from ldm.mllm.lora import LoraSettings, make_trainable, merged, rate_of
 from ldm.mllm.templates import TEMPLATES
-from ldm.mllm.training import adapter_layout, answer_loss, prepared, tensors_of
+from ldm.mllm.training import (
+    LoraSettings,
+    adapter_layout,
+    answer_loss,
+    make_trainable,
+    merged,
+    prepared,
+    rate_of,
+    tensors_of,
+)
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting, write_config
 from ldm.training.fit import FitConfig, Task, fit, make_accelerator

@@ -26,7 +26,6 @@ from ldm.mllm.load import Mllm
 IGNORED = -100  # label of tokens that no loss is computed for
 # A template statement that marks what the model itself says.
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-ROW_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")  # (b, t), one per token
 
 
 @dataclass(frozen=True, eq=False)

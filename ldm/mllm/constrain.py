@@ -13,12 +13,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from outlines_core import Index, Vocabulary
 from torch import Tensor
 from transformers import LogitsProcessor
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -87,49 +88,36 @@ class Rule:
         return state
 
 
-class Form(Protocol):
-    """The form of an answer. Texts are what tokens spell (`Grammar.spell`)."""
-
-    def family(self) -> str:
-        """A wider expression that forms of one kind share: only its tokens are looked at after it."""
-        ...
-
-    def pattern(self) -> str:
-        """The expression of all answers."""
-        ...
-
-    def narrow(self, text: str) -> str | None:
-        """A narrower expression of the answers that begin with this text, where there is one."""
-        ...
-
-    def crosses(self, text: str) -> bool:
-        """Whether this text went past the point from which a narrower expression holds."""
-        ...
-
-
 @dataclass(frozen=True)
-class Fixed:
-    """A form that one expression describes."""
+class AnswerForm:
+    """The form of an answer: one expression of what its tokens spell (`Grammar.spell`).
+
+    A derived form may have a narrower expression once the beginning of an answer is known.
+    """
 
     expression: str
 
-    def family(self) -> str:
+    def pattern(self) -> str:
+        """The expression of all answers."""
         return self.expression
 
-    def pattern(self) -> str:
-        return self.expression
+    def family(self) -> str:
+        """A wider expression that forms of one kind share: only its tokens are looked at after it."""
+        return self.pattern()
 
     def narrow(self, text: str) -> str | None:
+        """A narrower expression of the answers that begin with this text, where there is one."""
         return None
 
     def crosses(self, text: str) -> bool:
+        """Whether this text went past the point from which a narrower expression holds."""
         return False
 
 
 class ConstrainedChoice(LogitsProcessor):
     """Chooses every next token among those that the form allows; `generate` follows it greedily.
 
-    forms: one per row, or one for all. prompt: tokens before the answer. The first `greedy` rows take the
+    forms: an `AnswerForm`, or one per row. prompt: tokens before the answer. The first `greedy` rows take the
     most probable token (None: all); the others draw at `temperature` with `generator`.
     log_probability (b,): of each row's answer, at temperature 1, under the model restricted to the form.
     """
@@ -137,7 +125,7 @@ class ConstrainedChoice(LogitsProcessor):
     def __init__(
         self,
         grammar: Grammar,
-        forms: Form | Sequence[Form],
+        forms: Any,
         prompt: int,
         *,
         greedy: int | None = None,
@@ -175,9 +163,6 @@ class ConstrainedChoice(LogitsProcessor):
 
     def allowed(self, row: int, tokens: list[int]) -> Tensor:
         """The tokens (n,) that may follow those of a row's answer."""
-        return torch.tensor(self._allowed(row, tokens))
-
-    def _allowed(self, row: int, tokens: list[int]) -> list[int]:
         form = self.forms[row] if isinstance(self.forms, Sequence) else self.forms
         wide = self.grammar.rule(form.pattern(), within=self.grammar.rule(form.family()))
         text = self.grammar.spell(tokens)
@@ -186,14 +171,14 @@ class ConstrainedChoice(LogitsProcessor):
             rule = self.grammar.rule(narrower, within=wide)
             state = rule.walk(tokens)
             if state is not None:
-                return rule.allowed(state)
+                return torch.tensor(rule.allowed(state))
         state = wide.walk(tokens)
         found = [] if state is None else wide.allowed(state)
         # A token may spell more than the part after which the narrower expression holds.
         good = [token for token in found if not form.crosses(text + self.grammar.spell([token]))]
         if not found:
             raise ValueError(f"no token continues {text!r}")
-        return good or found
+        return torch.tensor(good or found)
 
 
 def end_token(tokenizer: Any) -> int:
@@ -212,7 +197,10 @@ def token_texts(tokenizer: Any) -> dict[int, bytes]:
     skipped = {int(token) for token in tokenizer.all_special_ids}
     skipped |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     vocabulary = tokenizer.get_vocab()
-    byte_of = _byte_alphabet() if _decoder_has(tokenizer, "ByteLevel") else None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = (None if backend is None else json.loads(backend.to_str())["decoder"]) or {}
+    kinds = [step.get("type") for step in (decoder, *decoder.get("decoders", ()))]
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()} if "ByteLevel" in kinds else None
     texts = {}
     for name, token in vocabulary.items():
         if token in skipped:
@@ -224,19 +212,3 @@ def token_texts(tokenizer: Any) -> dict[int, bytes]:
         else:
             texts[token] = name.replace("\u2581", " ").encode()
     return texts
-
-
-def _decoder_has(tokenizer: Any, kind: str) -> bool:
-    """Whether the tokenizer's decoder, or one of its steps, is of a kind."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = None if backend is None else json.loads(backend.to_str())["decoder"]
-    steps = [] if decoder is None else [decoder, *decoder.get("decoders", [])]
-    return any(step["type"] == kind for step in steps)
-
-
-@lru_cache(maxsize=1)
-def _byte_alphabet() -> dict[str, int]:
-    """The printable letter that byte-level BPE writes for each byte, inverted (GPT-2)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + k): byte for k, byte in enumerate(others)}

@@ -1,20 +1,151 @@
-"""What the trainers of image-and-text models share: the model made ready, batches, loss, checkpoints.
+"""Training of image-and-text models: LoRA on the language model, the projector beside it (peft), the loss.
 
+Adapter folders are peft's own: adapter_config.json and adapter_model.safetensors, so peft loads them too.
 Legend: b rows of a batch, t tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldm.checkpoints import check_weights
+from ldm.files import read_json
 from ldm.mllm.chat import Chat, ChatExample
-from ldm.mllm.lora import ADAPTER, adapter_key
+from ldm.settings.config import check_settings, setting
+from ldm.training.batches import drawing
 from ldm.training.checkpoints import Layout
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LANGUAGE = ("language_model", "text_model")  # what families call their language model
+PROJECTORS = ("multi_modal_projector", "visual.merger", "connector")  # and what maps images into it
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+OLD, NEW = "language_model.model.", "model.language_model."  # LLaVA's layers before and since transformers 5
+INITS = ("uniform", "gaussian")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What of the model is trained."""
+
+    rank: int = setting(128, low=0, help="rank of the LoRA matrices; 0: the language model itself is trained")
+    alpha: int = setting(256, low=1, help="LoRA scale is alpha / rank")
+    dropout: float = setting(0.05, low=0.0, high=0.9, help="LoRA dropout")
+    targets: tuple[str, ...] = setting(LINEARS, help="linear layers of the language model that get LoRA")
+    projector: bool = setting(True, help="also train what maps images into the language model")
+    init: str = setting("uniform", choices=INITS, help="initial values of the inner LoRA matrices")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.targets:
+            raise ValueError("targets must name at least one kind of linear layer")
+
+
+def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> nn.Module:
+    """The model with LoRA (a PeftModel), or itself for rank 0; only what is trained requires gradients.
+
+    seed: of the initial LoRA matrices. Trained weights are single precision, whatever the rest is.
+    ValueError if a name matches nothing.
+    """
+    parts = tuple(f".{part}" for part in PROJECTORS)
+    projectors = [name for name, _ in model.named_modules() if name.endswith(parts)]
+    if not projectors:
+        raise ValueError(f"the model has no part called {' or '.join(PROJECTORS)}")
+    projector = min(projectors, key=len)
+    if settings.rank == 0:
+        model.requires_grad_(False)
+        trained = [module for name, module in model.named_modules() if name.split(".")[-1] in LANGUAGE]
+        if not trained:
+            raise ValueError(f"the model has no part called {' or '.join(LANGUAGE)}")
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        trained += [head] if head is not None else []
+        trained += [model.get_submodule(projector)] if settings.projector else []
+        for module in trained:
+            module.requires_grad_(True)
+    else:
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            bias="none",
+            init_lora_weights="gaussian" if settings.init == "gaussian" else True,
+            target_modules=target_modules(model, settings.targets),
+            modules_to_save=[projector] if settings.projector else None,
+        )
+        with drawing(seed, next(model.parameters()).device):
+            model = get_peft_model(model, config)  # type: ignore[arg-type]
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def target_modules(model: nn.Module, kinds: Iterable[str]) -> str:
+    """A regular expression of the language model's linear layers; the vision tower has equal names."""
+    wanted = "|".join(re.escape(kind) for kind in kinds)
+    pattern = rf".*\b({'|'.join(LANGUAGE)})\..*\.({wanted})"
+    found = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
+    lost = sorted(set(kinds) - found)
+    if lost:
+        raise ValueError(f"targets: the language model has no layer called {', '.join(lost)}")
+    return pattern
+
+
+def is_projector(parameter: str) -> bool:
+    """Whether a parameter belongs to the projector."""
+    return any(f".{part}." in f".{parameter}" for part in PROJECTORS)
+
+
+def rate_of(lr: float, projector_lr: float) -> Callable[[str], float]:
+    """Learning rate by parameter name."""
+    return lambda name: projector_lr if is_projector(name) else lr
+
+
+def adapter_key(parameter: str) -> str:
+    """Name of a trained parameter of a PeftModel -> its key in an adapter file."""
+    return re.sub(r"\.(?:modules_to_save\.)?default(?=\.)", "", parameter)
+
+
+def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
+    """An adapter folder on its base model: each tensor is used and each matrix filled, or it is a ValueError.
+
+    peft itself only warns when names do not fit, as those of the original LLaVA layout do.
+    """
+    read_json(folder / ADAPTER_CONFIG)
+    if (folder / "non_lora_trainables.bin").is_file() or not (folder / ADAPTER).is_file():
+        raise ValueError(
+            f"{folder}: not an adapter of this repository or of peft ({ADAPTER}); one in the original LLaVA "
+            "layout is merged by python -m llava_bifrost.model convert"
+        )
+    stored = {key.replace(OLD, NEW): value for key, value in load_file(folder / ADAPTER).items()}
+    config = LoraConfig.from_pretrained(str(folder))
+    config.inference_mode, config.task_type = False, None  # without a task all inputs are passed on
+    config.base_model_name_or_path = None  # peft warns where it is another one
+    if not isinstance(config.target_modules, str):
+        config.target_modules = {name.replace(OLD, NEW) for name in config.target_modules or ()}
+    try:
+        wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{folder}: its layers are not those of this model ({error})"[:300]) from None
+    wanted = {adapter_key(name): value for name, value in wrapped.named_parameters() if value.requires_grad}
+    check_weights(wanted, stored, f"{folder}: not an adapter of this model")
+    with torch.no_grad():
+        for key, value in wanted.items():
+            value.copy_(stored[key])
+    return wrapped
+
+
+def merged(model: nn.Module) -> Any:
+    """The plain model with LoRA merged into its weights."""
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
 def prepared(base: Any, gradient_checkpointing: bool) -> Any:

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from ldm.images import write_png
 from ldm.mllm.load import load_model
-from ldm.mllm.lora import LoraSettings, is_projector, load_adapter, make_trainable, merged
+from ldm.mllm.training import LoraSettings, is_projector, load_adapter, make_trainable, merged
 from ldm.settings.cli import run_app
 from ldm.settings.config import dump_yaml, write_config
 from ldm.training.fit import FitConfig
@@ -241,7 +241,7 @@ def test_adapters_of_other_models_are_refused(tmp_path: Path):
     model = make_trainable(build_small("llava")[0], LoraSettings(rank=2, alpha=4))
     model.save_pretrained(str(tmp_path))
     assert isinstance(merged(load_adapter(build_small("llava")[0], tmp_path)), type(build_small("llava")[0]))
-    with pytest.raises(ValueError, match="fit nothing|shape|Target modules"):
+    with pytest.raises(ValueError, match="unexpected|shape|Target modules"):
         load_adapter(build_small("smolvlm")[0], tmp_path)
     (tmp_path / "non_lora_trainables.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="llava_bifrost.model convert"):

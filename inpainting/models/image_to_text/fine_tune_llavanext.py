@@ -33,8 +33,14 @@ from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
 from ldm.files import write_atomic
 from ldm.mllm.load import Mllm, four_bit_works, load_four_bit, load_model, load_processor
-from ldm.mllm.lora import LoraSettings, load_adapter, make_trainable
-from ldm.mllm.training import adapter_layout, answer_loss, prepared
+from ldm.mllm.training import (
+    LoraSettings,
+    adapter_layout,
+    answer_loss,
+    load_adapter,
+    make_trainable,
+    prepared,
+)
 from ldm.registry.models import model_folder
 from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import dump_yaml, load_config, write_config

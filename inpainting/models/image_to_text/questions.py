@@ -27,7 +27,7 @@ from inpainting.prompts import (
     read_prompt,
 )
 from ldm.mllm.chat import ChatExample
-from ldm.mllm.constrain import ConstrainedChoice, Fixed, Grammar
+from ldm.mllm.constrain import AnswerForm, ConstrainedChoice, Grammar
 from ldm.mllm.templates import TEMPLATES
 from ldm.settings.config import check_settings, setting
 
@@ -171,7 +171,7 @@ class TagChoice(ConstrainedChoice):
     ) -> None:
         super().__init__(
             grammar,
-            [Fixed(pattern) for pattern in patterns],
+            [AnswerForm(pattern) for pattern in patterns],
             prompt,
             greedy=0 if temperature else None,
             temperature=temperature or 1.0,

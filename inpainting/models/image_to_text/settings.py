@@ -13,8 +13,8 @@ from inpainting.models.image_to_text.questions import PrompterConfig
 from inpainting.prompts import COLORS, RED
 from ldm.device import DTYPES
 from ldm.metrics.intervals import RESAMPLES
-from ldm.mllm.lora import LoraSettings
 from ldm.mllm.templates import TEMPLATES
+from ldm.mllm.training import LoraSettings
 from ldm.settings.config import CheckedSettings, check_settings, setting
 from ldm.training.fit import FitConfig
 

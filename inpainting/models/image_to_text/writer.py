@@ -39,7 +39,7 @@ from ldm.metrics.weights import hash_of
 from ldm.mllm.chat import Chat, generate, to_device
 from ldm.mllm.constrain import Grammar
 from ldm.mllm.load import Mllm
-from ldm.mllm.lora import ADAPTER_CONFIG, load_adapter
+from ldm.mllm.training import ADAPTER_CONFIG, load_adapter
 from ldm.registry.models import model_folder, resolve_model_path
 from ldm.settings.config import read_config
 
