@@ -1,8 +1,9 @@
-"""Where a settings file is, when it is named as in the published README."""
+"""Settings files that are named as in the published README."""
 
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -23,21 +24,10 @@ def find_config(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    name = name_inside(path)
-    if name is not None:
-        found = HERE / ALIASES.get(name, name)
-        if found.is_file():
-            log.info("%s is %s here", path, found)
-            return found
-    there = sorted(one.as_posix() for one in HERE.rglob("*.yaml"))
+    inside = re.search(r"(?:^|/)(?:models/configs|configs/inpainting)/(.+)", path.as_posix())
+    file = HERE / ALIASES.get(inside[1], inside[1]) if inside else None
+    if file is not None and file.is_file():
+        log.info("%s is %s here", path, file)
+        return file
+    there = sorted(file.as_posix() for file in HERE.rglob("*.yaml"))
     raise ValueError(f"--config-path: there is no file {path}; there are {', '.join(there) or 'none'}")
-
-
-def name_inside(path: Path) -> str | None:
-    """models/configs/a/b.yaml and configs/inpainting/a/b.yaml -> a/b.yaml"""
-    parts = path.parts
-    for folder in (("models", "configs"), HERE.parts):
-        for start in range(len(parts) - 2):
-            if parts[start : start + 2] == folder:
-                return "/".join(parts[start + 2 :])
-    return None

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from inpainting.data.downloader import build_app
-from inpainting.data.steps.downloads import ImageSettings, fetch_images, image_address, pause
+from inpainting.data.steps.downloads import ImageSettings, fetch_images, image_address
 from ldm.settings.cli import run_app
 from tests.loopback import COLUMNS, Server, jpeg, serving
 
@@ -127,8 +127,3 @@ def test_damaged_images_are_found_and_fetched_again(address: str, tmp_path: Path
     assert path.read_bytes() != whole
     fetch_images(quick(tmp_path, rows, verify=True))
     assert path.read_bytes() == whole
-
-
-def test_waits_grow_and_are_bounded() -> None:
-    assert [pause(1.0, number, lambda: 1.0) for number in (1, 2, 3, 20)] == [1.0, 2.0, 4.0, 60.0]
-    assert pause(1.0, 3, lambda: 0.0) == 2.0

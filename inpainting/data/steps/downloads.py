@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import csv
-import http.client
 import io
 import logging
 import random
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -54,11 +50,6 @@ class ImageSettings(CheckedSettings):
     verify: bool = setting(False, help="decode the images that are there, and fetch damaged ones again")
     failures: Path | None = setting(None, help="table of failures [default: OUTPUT_DIR_failed.csv]")
 
-    @property
-    def failure_table(self) -> Path:
-        folder = self.output_dir
-        return self.failures or folder.with_name(f"{folder.name}_failed.csv")
-
 
 @dataclass(frozen=True)
 class Download:
@@ -70,30 +61,43 @@ class Download:
 
 def fetch_images(settings: ImageSettings) -> None:
     """Fetch every image that is not there; run again to try the failures again."""
-    rows = wanted_images(settings.csv)
+    table = read_rows(settings.csv, ("file_name", "url"))
+    rows = [Download(row["file_name"], image_address(row["url"], row.get("modifier", ""))) for row in table]
     folder = settings.output_dir
     folder.mkdir(parents=True, exist_ok=True)
-    sound = in_order(lambda row: is_there(folder / row.file_name, settings.verify), rows, settings.threads)
-    pending = [row for row, there in zip(rows, sound, strict=True) if not there]
+    intact = in_order(lambda row: is_intact(folder / row.file_name, settings.verify), rows, settings.threads)
+    pending = [row for row, there in zip(rows, intact, strict=True) if not there]
     failed: list[tuple[Download, str]] = []
+    client = httpx.Client(
+        timeout=settings.timeout,
+        follow_redirects=True,
+        headers={"User-Agent": AGENT},
+        limits=httpx.Limits(max_connections=settings.threads),
+    )
 
     def attempt(row: Download) -> str:
         try:
-            write_atomic(folder / checked_name(row.file_name), fetch_image(row, settings))
+            write_atomic(folder / checked_name(row.file_name), fetch_image(row, settings, client))
         except ValueError as error:
             return str(error)
         return ""
 
-    done = in_order(attempt, pending, settings.threads)
-    bar = tqdm(done, total=len(rows), initial=len(rows) - len(pending), unit="images")
-    for row, reason in zip(pending, bar, strict=True):
-        if reason:
-            failed.append((row, reason))
-            bar.set_postfix(failed=len(failed))
-    report(settings, len(rows), failed)
+    with client:
+        reasons = in_order(attempt, pending, settings.threads)
+        bar = tqdm(reasons, total=len(rows), initial=len(rows) - len(pending), unit="images")
+        for row, reason in zip(pending, bar, strict=True):
+            if reason:
+                failed.append((row, reason))
+                bar.set_postfix(failed=len(failed))
+    report_failures(settings, len(rows), failed)
 
 
-def is_there(path: Path, verify: bool) -> bool:
+def image_address(url: str, modifier: str) -> str:
+    """Address of one size of an image, as published: a.jpg, Large -> a.jpg!Large.jpg"""
+    return f"{url}!{modifier}.{url.rpartition('.')[2]}" if modifier else url
+
+
+def is_intact(path: Path, verify: bool) -> bool:
     """Whether an image need not be fetched."""
     if not path.is_file():
         return False
@@ -104,27 +108,16 @@ def is_there(path: Path, verify: bool) -> bool:
         return False
 
 
-def wanted_images(path: Path) -> list[Download]:
-    """The rows of a table: URL!MODIFIER.EXTENSION as published, URL where there is no modifier."""
-    return [
-        Download(row["file_name"], image_address(row["url"], row.get("modifier", "")))
-        for row in read_rows(path, ("file_name", "url"))
-    ]
-
-
-def image_address(url: str, modifier: str) -> str:
-    """Address of one size of an image: a.jpg, Large -> a.jpg!Large.jpg"""
-    return f"{url}!{modifier}.{url.rpartition('.')[2]}" if modifier else url
-
-
-def fetch_image(row: Download, settings: ImageSettings) -> bytes:
+def fetch_image(row: Download, settings: ImageSettings, client: httpx.Client) -> bytes:
     """The image in the format that its name says, as RGB; ValueError after the last try."""
     reason = ""
     for number in range(settings.attempts):
         if number:
-            time.sleep(pause(settings.wait, number))
+            # The random part keeps threads from coming back all at once.
+            longest = min(LONGEST_WAIT_S, settings.wait * 2 ** (number - 1))
+            time.sleep(longest * random.uniform(0.5, 1))
         try:
-            return encode_like(row.file_name, fetch_bytes(row.url, settings.timeout))
+            return encode_like(row.file_name, fetch_bytes(row.url, client))
         except PermanentError:
             raise
         except ValueError as error:
@@ -132,34 +125,27 @@ def fetch_image(row: Download, settings: ImageSettings) -> bytes:
     raise ValueError(f"{reason} ({settings.attempts} tries)")
 
 
-def pause(first: float, number: int, draw: Callable[[], float] = random.random) -> float:
-    """Seconds before try `number` + 1; the random part keeps threads from coming back all at once."""
-    return min(LONGEST_WAIT_S, first * 2 ** (number - 1)) * (0.5 + draw() / 2)
-
-
-def fetch_bytes(url: str, timeout: float) -> bytes:
-    """A whole answer with status 200. Gone: it will not come; ValueError: it may come next time."""
+def fetch_bytes(url: str, client: httpx.Client) -> bytes:
+    """A whole answer with status 200. PermanentError: it will not come; ValueError: it may come next time."""
     if not url.startswith(("http://", "https://")):
         raise PermanentError(f"only http and https addresses are fetched, got {url!r}")
-    # Names of images hold letters outside ASCII, which an address must spell in percent signs.
-    quoted = urllib.parse.quote(url, safe="/:?&=%!#@,;+~()*'$[]")
+    data = bytearray()
     try:
-        request = urllib.request.Request(quoted, headers={"User-Agent": AGENT})
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            data = answer.read(MOST_BYTES + 1)
-            length = answer.headers.get("Content-Length")
-    except urllib.error.HTTPError as error:
-        kind = ValueError if error.code in RETRYABLE_STATUS else PermanentError
-        raise kind(f"HTTP {error.code} {error.reason}") from None
-    except http.client.InvalidURL as error:
+        with client.stream("GET", url) as answer:
+            answer.raise_for_status()
+            for block in answer.iter_bytes():
+                data += block
+                if len(data) > MOST_BYTES:
+                    raise PermanentError(f"larger than {MOST_BYTES >> 20} MiB")
+    except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        kind = ValueError if status in RETRYABLE_STATUS else PermanentError
+        raise kind(f"HTTP {status} {error.response.reason_phrase}") from None
+    except httpx.InvalidURL as error:
         raise PermanentError(str(error)) from None
-    except (OSError, http.client.HTTPException) as error:
-        raise ValueError(str(getattr(error, "reason", error)) or type(error).__name__) from None
-    if length is not None and len(data) < int(length):
-        raise ValueError(f"the answer ended after {len(data)} of {length} bytes")
-    if len(data) > MOST_BYTES:
-        raise PermanentError(f"larger than {MOST_BYTES >> 20} MiB")
-    return data
+    except httpx.HTTPError as error:
+        raise ValueError(str(error) or type(error).__name__) from None
+    return bytes(data)
 
 
 def encode_like(file_name: str, data: bytes) -> bytes:
@@ -174,11 +160,12 @@ def encode_like(file_name: str, data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def report(settings: ImageSettings, total: int, failed: list[tuple[Download, str]]) -> None:
+def report_failures(settings: ImageSettings, total: int, failed: list[tuple[Download, str]]) -> None:
     """Write the table of failures, or remove the one of an earlier run."""
-    table = settings.failure_table
+    folder = settings.output_dir
+    table = settings.failures or folder.with_name(f"{folder.name}_failed.csv")
     there = total - len(failed)
-    log.info("%d of %d images are in %s", there, total, settings.output_dir)
+    log.info("%d of %d images are in %s", there, total, folder)
     if not failed:
         table.unlink(missing_ok=True)
         return

@@ -51,39 +51,43 @@ class FetchSettings(CheckedSettings):
 
 def fetch_annotations(settings: FetchSettings) -> None:
     """Get annotations.json, llava.json and wikiart_images.csv, and record their hashes."""
-    out = settings.out_dir
-    missing = [name for name in WANTED if settings.force or not (out / name).is_file()]
-    if not missing and not settings.copies:
+    out, copies = settings.out_dir, settings.copies
+    missing = [name for name in WANTED if settings.force or copies or not (out / name).is_file()]
+    if not missing:
         log.info("%s: all there", out)
         return
     partial = out / ".annotations.partial"
-    if settings.copies:
+    if copies:
         shutil.rmtree(partial, ignore_errors=True)
-        missing = list(WANTED)
     else:
-        for source in SOURCES:
-            fetch_one(source, settings, partial)
+        copies = tuple(fetch_one(source, settings, partial) for source in SOURCES)
     try:  # from here on everything is on this disk, so a failure leaves nothing behind
-        gather(settings.copies or [partial / Path(source).name for source in SOURCES], partial)
-        found = {name: path for name in missing if (path := find(partial, name)) is not None}
-        if not found or not (settings.copies or len(found) == len(missing)):
-            lacking = [name for name in missing if name not in found]
+        gather(copies, partial)
+        files: dict[str, Path] = {}
+        for path in sorted(partial.rglob("*")):
+            if path.name in missing and "__MACOSX" not in path.parts:
+                files.setdefault(path.name, path)
+        lacking = [name for name in missing if name not in files]
+        if not files or (lacking and not settings.copies):
             raise ValueError(f"no {' and no '.join(lacking)} in what was given or fetched")
-        for name, path in found.items():
-            check_content(name, path)
-        for name, path in found.items():
+        for name, path in files.items():  # a damaged file, or one of another form, never gets its name
+            if name.endswith(".csv"):
+                read_rows(path, COLUMNS)
+            else:
+                read_json(path)
+        for name, path in files.items():
             path.replace(out / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    record_hashes(settings, list(found))
+    record_hashes(settings, list(files))
 
 
-def fetch_one(source: str, settings: FetchSettings, partial: Path) -> None:
+def fetch_one(source: str, settings: FetchSettings, partial: Path) -> Path:
     """One file of the repository; an interrupted download continues."""
     where = {"repository": settings.repository, "revision": settings.revision, "path": source}
     path = partial / Path(source).name
     if path.is_file():
-        return
+        return path
     try:
         download(settings.raw_url.format(**where), path)
         pointed = pointer_hash(path)
@@ -98,24 +102,24 @@ def fetch_one(source: str, settings: FetchSettings, partial: Path) -> None:
             f"{error}. Fetch the file by hand (https://github.com/{settings.repository}) and give it: "
             "python -m inpainting.data.downloader fetch-annotations --from FILE"
         ) from None
+    return path
 
 
 def pointer_hash(path: Path) -> str | None:
     """The SHA-256 that a Git LFS pointer file names; None for any other file."""
     if path.stat().st_size > POINTER_BYTES:
         return None
-    found = POINTER.match(path.read_bytes())
-    return found.group(1).decode() if found else None
+    match = POINTER.match(path.read_bytes())
+    return match.group(1).decode() if match else None
 
 
 def gather(copies: Sequence[Path], partial: Path) -> None:
-    """Copy or unpack what a person fetched."""
+    """Copy or unpack files that were fetched."""
     partial.mkdir(parents=True, exist_ok=True)
     for copy in copies:
         if copy.is_dir():
-            gather(
-                [path for path in sorted(copy.rglob("*")) if path.name in WANTED or is_archive(path)], partial
-            )
+            inside = [path for path in sorted(copy.rglob("*")) if path.name in WANTED or is_archive(path)]
+            gather(inside, partial)
         elif not copy.is_file():
             raise ValueError(f"{copy}: no such file")
         elif pointer_hash(copy) is not None:
@@ -128,33 +132,16 @@ def gather(copies: Sequence[Path], partial: Path) -> None:
             shutil.copyfile(copy, partial / copy.name)
 
 
-def find(folder: Path, name: str) -> Path | None:
-    """A file of this name anywhere below a folder."""
-    return next((path for path in sorted(folder.rglob(name)) if "__MACOSX" not in path.parts), None)
-
-
-def check_content(name: str, path: Path) -> None:
-    """Refuse a file that is damaged or of another form before it gets its name."""
-    if name.endswith(".csv"):
-        read_rows(path, COLUMNS)
-    else:
-        read_json(path)
-
-
 def record_hashes(settings: FetchSettings, names: Sequence[str]) -> None:
-    """Write down what was fetched from where; a file that differs from an earlier record is said."""
+    """Write down what was fetched from where; a file that differs from an earlier record is logged."""
     path = settings.out_dir / HASHES
-    old = read_json(path) if path.is_file() else {}
-    origin = (
-        ", ".join(map(str, settings.copies))
-        if settings.copies
-        else f"{settings.repository}@{settings.revision}"
-    )
+    record = read_json(path) if path.is_file() else {}
+    copies = ", ".join(map(str, settings.copies))
     for name in names:
-        found = file_sha256(settings.out_dir / name)
-        before = old.get(name, {}).get("sha256", found)
-        if before != found:
+        sha256 = file_sha256(settings.out_dir / name)
+        before = record.get(name, {}).get("sha256", sha256)
+        if before != sha256:
             log.warning("%s differs from the one recorded earlier (SHA-256 %s)", name, before)
-        old[name] = {"sha256": found, "from": origin}
-        log.info("%s: SHA-256 %s", settings.out_dir / name, found)
-    write_object(path, old)
+        record[name] = {"sha256": sha256, "from": copies or f"{settings.repository}@{settings.revision}"}
+        log.info("%s: SHA-256 %s", settings.out_dir / name, sha256)
+    write_object(path, record)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Sized
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +18,6 @@ from ldm.metrics.intervals import centred_interval, percentile_interval
 from ldm.metrics.similarity import decibels
 
 Number = dict[str, float | int]
-
-
-class HasNumbers(Protocol):
-    """One item of a resampling: name -> its values."""
-
-    @property
-    def numbers(self) -> dict[str, list[float]]: ...
 
 
 MEANS = ("lpips", "clip_iqa", "clip_score_text2image", "clip_score_image2image")
@@ -67,32 +60,32 @@ def value_of(table: Mapping[str, Mapping[str, Any]], name: str) -> float | None:
 def numbers(
     rows: Sequence[ImageMetrics], view: str, seed: int, resamples: int, fid_resamples: int
 ) -> dict[str, Number]:
-    """Everything that was measured on all of `rows`. view: "" or "masked_"."""
+    """Everything that was measured on all of `rows`. view: "" or "masked_".
+
+    PSNR is that of the mean squared error over all pixels of all images, not a mean of decibels. Means are
+    over all values; images are resampled with all their regions.
+    """
     if not rows:
         return {}
-    table = {"psnr": pooled_psnr(rows, view, seed, resamples)}
+    pixels = np.array([row.masked_pixels if view else row.pixels for row in rows], np.float64)
+    errors = np.array([row.numbers[f"{view}squared_error"][0] for row in rows]) * pixels
+
+    def psnr(drawn: np.ndarray) -> float:
+        return decibels(errors[drawn].sum() / pixels[drawn].sum())
+
+    table = {"psnr": with_interval(psnr, rows, seed, resamples)}
     for name in (*MEANS, GLOBAL):
         if all(view + name in row.numbers for row in rows):
-            table[name] = mean_with_interval(rows, view + name, seed, resamples)
+            sums = np.array([np.sum(row.numbers[view + name]) for row in rows])
+            counts = np.array([len(row.numbers[view + name]) for row in rows])
+
+            def mean(drawn: np.ndarray, sums: np.ndarray = sums, counts: np.ndarray = counts) -> float:
+                return sums[drawn].sum() / counts[drawn].sum()
+
+            table[name] = with_interval(mean, rows, seed, resamples)
     if all(f"{view}real" in row.features for row in rows):
         table |= feature_distances(rows, view, seed, fid_resamples)
     return table
-
-
-def pooled_psnr(rows: Sequence[ImageMetrics], view: str, seed: int, resamples: int) -> Number:
-    """Of the mean squared error over all pixels of all images, not a mean of decibels."""
-    pixels = np.array([row.masked_pixels if view else row.pixels for row in rows], np.float64)
-    sums = np.array([row.numbers[f"{view}squared_error"][0] for row in rows]) * pixels
-    return with_interval(
-        lambda drawn: decibels(sums[drawn].sum() / pixels[drawn].sum()), rows, seed, resamples
-    )
-
-
-def mean_with_interval(rows: Sequence[HasNumbers], name: str, seed: int, resamples: int) -> Number:
-    """Over all values; images are resampled with all their regions."""
-    sums = np.array([np.sum(row.numbers[name]) for row in rows])
-    counts = np.array([len(row.numbers[name]) for row in rows])
-    return with_interval(lambda drawn: sums[drawn].sum() / counts[drawn].sum(), rows, seed, resamples)
 
 
 def with_interval(statistic: Callable[[np.ndarray], float], rows: Sized, seed: int, resamples: int) -> Number:

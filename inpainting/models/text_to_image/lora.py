@@ -40,7 +40,13 @@ def load_lora(unet: UNet2DConditionModel, path: Path, scale: float = 1.0) -> Non
     source = open_weights(file)
     weights = {key: source.read(key).to(unet.dtype) for key in source.shapes}
     check_lora(unet, weights, file)
-    unet.load_lora_adapter(weights, prefix="unet", adapter_name=ADAPTER, metadata=_metadata(file))
+    header: dict[str, str] = {}
+    if file.suffix == ".safetensors":  # newer diffusers writes rank and alpha there
+        with safe_open(file, "pt") as opened:
+            header = opened.metadata() or {}
+    text = header.get("lora_adapter_metadata")
+    metadata = json.loads(text) if text else None
+    unet.load_lora_adapter(weights, prefix="unet", adapter_name=ADAPTER, metadata=metadata)
     unet.fuse_lora(lora_scale=scale)
     unet.unload_lora()
 
@@ -69,12 +75,3 @@ def check_lora(unet: nn.Module, weights: dict[str, Tensor], where: Path | str) -
             raise ValueError(
                 f"{where}: layer {name} is {tall} x {wide}, its LoRA {shapes['up']} x {shapes['down']}"
             )
-
-
-def _metadata(file: Path) -> dict | None:
-    """Rank and alpha as newer diffusers writes them into the header."""
-    if file.suffix != ".safetensors":
-        return None
-    with safe_open(file, "pt") as opened:
-        text = (opened.metadata() or {}).get("lora_adapter_metadata")
-    return json.loads(text) if text else None

@@ -11,7 +11,7 @@ Every verb continues where it stopped; `--shard i/n` divides the images between 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -51,26 +51,19 @@ def index_of_count(num_proc: int, proc_idx: int, shard: str) -> tuple[int, int]:
     return shard_of(shard) if shard else (proc_idx, num_proc)
 
 
-def generate_verb(
-    config_path: ConfigPath,
-    num_proc: NumProc = 1,
-    proc_idx: ProcIdx = 0,
-    shard: Shard = "",
-    overrides: Overrides = None,
-) -> None:
-    """Fill the masked regions of the test images; the same command again continues."""
-    fill_paintings(read_run(config_path, overrides), index_of_count(num_proc, proc_idx, shard))
+def sharded(work: Callable[[PaintingsConfig, tuple[int, int]], None]) -> Callable[..., None]:
+    """The verb that does `work` on the settings of a file for one of several processes."""
 
+    def verb(
+        config_path: ConfigPath,
+        num_proc: NumProc = 1,
+        proc_idx: ProcIdx = 0,
+        shard: Shard = "",
+        overrides: Overrides = None,
+    ) -> None:
+        work(read_run(config_path, overrides), index_of_count(num_proc, proc_idx, shard))
 
-def generate_prompts_verb(
-    config_path: ConfigPath,
-    num_proc: NumProc = 1,
-    proc_idx: ProcIdx = 0,
-    shard: Shard = "",
-    overrides: Overrides = None,
-) -> None:
-    """Write prompts for the masked regions of the test images with LLaVA-NeXT."""
-    generate_prompts(read_run(config_path, overrides), index_of_count(num_proc, proc_idx, shard))
+    return verb
 
 
 def generate_repeated_verb(
@@ -116,8 +109,10 @@ def compute_verb(
 
 def build_app() -> typer.Typer:
     app = new_app("Fill the test paintings, write prompts for them, measure the results.")
-    app.command("generate")(generate_verb)
-    app.command("generate-prompts")(generate_prompts_verb)
+    fill_help = "Fill the masked regions of the test images; the same command again continues."
+    app.command("generate", help=fill_help)(sharded(fill_paintings))
+    prompts_help = "Write prompts for the masked regions of the test images with LLaVA-NeXT."
+    app.command("generate-prompts", help=prompts_help)(sharded(generate_prompts))
     app.command("generate-repeated")(generate_repeated_verb)
     app.command("compute")(compute_verb)
     return app
