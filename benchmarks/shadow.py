@@ -20,7 +20,7 @@ import numpy as np
 import typer
 from tqdm.auto import tqdm
 
-from cldm.evaluate.cases import Case, cases
+from cldm.evaluate.cases import SceneCase, scene_cases
 from cldm.model import Compositor
 from cldm.pipeline import paint
 from cldm.pretrained import CompositorConfig, load_compositor
@@ -45,7 +45,7 @@ LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 WAYS = ("painted", "darkening alone")
 
 
-def foot_weight(case: Case) -> np.ndarray:
+def foot_weight(case: SceneCase) -> np.ndarray:
     """(h, w) blend weight in [0, 1]: an ellipse round the object's foot, at its depth."""
     depth = case.inputs.background_depth_01
     h, w = depth.shape
@@ -72,7 +72,7 @@ def darkened(background_u8: np.ndarray, painted_u8: np.ndarray) -> np.ndarray:
 
 
 def measure(
-    case: Case, silhouette: np.ndarray, model: Compositor, card: CompositorConfig, seed: int
+    case: SceneCase, silhouette: np.ndarray, model: Compositor, card: CompositorConfig, seed: int
 ) -> dict[str, dict[str, float]] | None:
     """Sums of darkening and the PSNR of every way; None where the region has no room.
 
@@ -150,7 +150,7 @@ def main(
     compositor, card = load_compositor(model)
     depth = DepthEstimator.load(Path("assets/tiny/depth"))
     source = RenderedScenes(data, augment=False)
-    chosen = cases(source, card, scenes, depth)
+    chosen = scene_cases(source, card, scenes, depth)
     at = {source.facts(index).seed: index for index in range(len(source))}
     measured = [
         measure(case, source.silhouette(at[case.seed]), compositor, card, seed)

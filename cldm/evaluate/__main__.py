@@ -5,10 +5,10 @@ python -m cldm.evaluate --scenes 300 --out benchmarks/results/compositor.json
 
 from __future__ import annotations
 
-from cldm.evaluate.run import EvaluateSettings, run
+from cldm.evaluate.run import EvaluateSettings, evaluate
 from ldm.settings.cli import command, run_module, single_app
 
-build_app = single_app(command(EvaluateSettings, run))
+build_app = single_app(command(EvaluateSettings, evaluate))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -1,36 +1,80 @@
-"""Held-out scenes as a user would give them to the compositor, with the truth beside them.
+"""Held-out scenes as a user gives them to the compositor, with ground truth and images to compare with.
 
+Candidates are rendered from the stored scene's own description. Identity: eight objects at the same place
+under the same light, one of them the right one. Depth order: the same two objects, the wrong one in front.
 Legend: h w pixels of the background.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cldm.evaluate.candidates import Neighbour, neighbours
 from cldm.evaluate.measures import pixel_order
 from cldm.pretrained import CompositorConfig
 from datasets.geometry import depth_extent
 from datasets.inputs import Inputs
 from datasets.pairs import Pair, build_pair
 from datasets.pasteback import stitch
+from datasets.scenes import Scene, SceneFacts, SceneOptions, render, sample_scene
+from datasets.scenes.describe import Solid
+from datasets.scenes.furnish import solid_at
 from datasets.sources.rendered import RenderedScenes
 from ldm.experts.depth import DepthEstimator
 from ldm.images import from_pm1, normalize
 
-MIN_PIXELS = 40  # of the object, fewer make a meaningless PSNR
+MIN_PIXELS = 40  # of the object; chosen: fewer make a meaningless PSNR
+MIN_OVERLAP = 64  # pixels of the amodal masks of two neighbours; chosen
+MIN_GAP = 0.05  # of their depths; chosen
+TRIES = 2000  # solids drawn for one candidate; chosen
+BELOW = np.array([0.0, 0.0, -50.0])  # metres under the floor, out of sight
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class Neighbour:
+    """A solid whose whole outline overlaps the placed object's at another depth."""
+
+    index: int
+    placed_is_nearer: bool
+    placed: np.ndarray  # (h, w) bool, visible part of the placed object in the true image
+    other: np.ndarray  # (h, w) bool, visible part of the neighbour
+    overlap: np.ndarray  # (h, w) bool, both outlines
+
+    def flipped(self) -> Neighbour:
+        """The masks of an image with the wrong one in front; `placed_is_nearer` stays."""
+        swapped = self.overlap & (self.placed if self.placed_is_nearer else self.other)
+        if self.placed_is_nearer:
+            return replace(self, placed=self.placed & ~swapped, other=self.other | swapped)
+        return replace(self, placed=self.placed | swapped, other=self.other & ~swapped)
+
+
+def neighbours(facts: SceneFacts, instances_u8: np.ndarray, amodal: np.ndarray) -> list[Neighbour]:
+    """Neighbours of the removed solid, furniture and what it stands on left out.
+
+    instances_u8: (h, w), amodal: (n, h, w) bool
+    """
+    placed, found = facts.removed, []
+    for index in range(len(facts.names)):
+        overlap = amodal[placed] & amodal[index]
+        gap = facts.depths[placed][0] - facts.depths[index][0]
+        beside = facts.movable[index] and facts.supports[placed] != index
+        if index == placed or not beside or overlap.sum() < MIN_OVERLAP or abs(gap) < MIN_GAP:
+            continue
+        masks = (instances_u8 == placed + 1, instances_u8 == index + 1, overlap)
+        found.append(Neighbour(index, gap > 0, *masks))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class SceneCase:
     """One scene ready to be painted and measured."""
 
     inputs: Inputs
     pair: Pair
     truth_u8: np.ndarray  # (h, w, 3)
-    visible: np.ndarray  # (h, w) bool, object visible in the truth and in the placed cut-out
+    visible: np.ndarray  # (h, w) bool, object visible in the true image and in the placed cut-out
     same_pose: bool
     seed: int  # of the scene
     neighbours: list[Neighbour]
@@ -46,40 +90,87 @@ def inference_inputs(inputs: Inputs, estimated_01: np.ndarray) -> Inputs:
     return replace(inputs, background_depth_01=estimated_01, depth_range=extent, reference_depth_01=None)
 
 
-def make_case(
-    source: RenderedScenes, index: int, card: CompositorConfig, estimator: DepthEstimator, given_depth: bool
-) -> Case | None:
-    """None where too little of the object shows."""
-    shown, facts = source.inputs(index), source.facts(index)
-    truth = normalize(shown.background_depth_01)
-    estimated = estimator.estimate(shown.background_u8)
-    error = {
-        "mae": float(np.abs(estimated - truth).mean()),
-        "order": pixel_order(estimated, truth, np.random.default_rng(index)),
-    }
-    inputs = replace(shown if given_depth else inference_inputs(shown, estimated), target_u8=None)
-    pair = build_pair(inputs, card.pair)
-    cutout = stitch(pair.geometry, from_pm1(pair.paste_pm1)).visible_mask
-    both = source.silhouette(index) & cutout
-    if both.sum() < MIN_PIXELS or shown.target_u8 is None:
-        return None
-    beside = neighbours(facts, source.array("instances_u8", index), source.array("amodal", index))
-    return Case(inputs, pair, shown.target_u8, both, facts.same_pose, facts.seed, beside, error)
-
-
-def cases(
+def scene_cases(
     source: RenderedScenes,
-    card: CompositorConfig,
+    config: CompositorConfig,
     count: int,
     estimator: DepthEstimator,
     given_depth: bool = False,
-) -> list[Case]:
+) -> list[SceneCase]:
     """The first `count` scenes whose object shows enough pixels."""
-    found: list[Case] = []
+    cases: list[SceneCase] = []
     for index in range(len(source)):
-        case = make_case(source, index, card, estimator, given_depth)
-        if case is not None:
-            found.append(case)
-        if len(found) == count:
+        shown, facts = source.inputs(index), source.facts(index)
+        truth = normalize(shown.background_depth_01)
+        estimated = estimator.estimate(shown.background_u8)
+        error = {
+            "mae": float(np.abs(estimated - truth).mean()),
+            "order": pixel_order(estimated, truth, np.random.default_rng(index)),
+        }
+        inputs = replace(shown if given_depth else inference_inputs(shown, estimated), target_u8=None)
+        pair = build_pair(inputs, config.pair)
+        visible = source.silhouette(index) & stitch(pair.geometry, from_pm1(pair.paste_pm1)).visible_mask
+        if visible.sum() >= MIN_PIXELS and shown.target_u8 is not None:
+            beside = neighbours(facts, source.array("instances_u8", index), source.array("amodal", index))
+            truth_u8 = shown.target_u8
+            cases.append(
+                SceneCase(inputs, pair, truth_u8, visible, facts.same_pose, facts.seed, beside, error)
+            )
+        if len(cases) == count:
             break
-    return found
+    return cases
+
+
+def scene_image(scene: Scene, options: SceneOptions) -> np.ndarray:
+    """The scene's main view, (h, w, 3) uint8, as the shards hold it."""
+    image_01 = render([scene], options).image_01[0]
+    return (image_01 * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def with_solid(scene: Scene, index: int, solid: Solid) -> Scene:
+    return replace(scene, solids=tuple(solid if i == index else old for i, old in enumerate(scene.solids)))
+
+
+def draw_solid(rng: np.random.Generator, scene: Scene, accepts: Callable[[Solid], bool]) -> Solid:
+    """A random solid that `accepts`, as broad as the removed one and standing in its place."""
+    old = scene.solids[scene.removed]
+    for _ in range(TRIES):
+        new = solid_at(rng, old.centre[:2], old.support, scene.solids)
+        if accepts(new):
+            part, ratio = new.parts[0], old.radius / new.radius
+            centre = np.array([*old.centre[:2], old.bottom + (part.centre[2] - new.bottom) * ratio])
+            return replace(new, parts=(replace(part, centre=centre, scale=part.scale * ratio),))
+    raise ValueError(f"scene {scene.seed}: no candidate found for {old.name}")
+
+
+def other_objects(scene: Scene) -> list[Solid]:
+    """Three of the same shape and pose, three others of the same main colour, one that differs in both."""
+    old, rng = scene.solids[scene.removed], np.random.default_rng((scene.seed, 8))
+    colour, shape = old.finish.colour, old.shape
+    recoloured = [draw_solid(rng, scene, lambda new: new.finish.colour != colour) for _ in range(3)]
+    return [
+        *(replace(old, finish=new.finish) for new in recoloured),
+        *(draw_solid(rng, scene, lambda new: new.shape != shape and new.finish.colour == colour)
+          for _ in range(3)),
+        draw_solid(rng, scene, lambda new: new.shape != shape and new.finish.colour != colour),
+    ]  # fmt: skip
+
+
+def candidates(seed: int, options: SceneOptions, truth_u8: np.ndarray) -> list[np.ndarray]:
+    """Eight images (h, w, 3) uint8 of the scene; the first shows the right object."""
+    scene = sample_scene(seed, options)
+    others = other_objects(scene)
+    return [truth_u8, *(scene_image(with_solid(scene, scene.removed, solid), options) for solid in others)]
+
+
+def flipped_image(
+    seed: int, options: SceneOptions, neighbour: Neighbour, truth_u8: np.ndarray, without_u8: np.ndarray
+) -> np.ndarray:
+    """The true image with the wrong one of two overlapping solids in front, (h, w, 3) uint8."""
+    behind = without_u8
+    if not neighbour.placed_is_nearer:
+        scene = sample_scene(seed, options)
+        other = scene.solids[neighbour.index]
+        parts = tuple(replace(part, centre=part.centre + BELOW) for part in other.parts)
+        behind = scene_image(with_solid(scene, neighbour.index, replace(other, parts=parts)), options)
+    return np.where(neighbour.overlap[..., None], behind, truth_u8)

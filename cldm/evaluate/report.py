@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from cldm.evaluate.cases import Case
-from ldm.files import write_atomic
-from ldm.metrics.intervals import summary
+from cldm.evaluate.cases import SceneCase
+from ldm.images import write_png
+from ldm.metrics.intervals import Number, summary
 from ldm.sheet import grid
 
 CUTOUT, BACKGROUND, CEILING = "cut-out as it is", "background left alone", "autoencoder of the truth"
@@ -20,12 +18,25 @@ TRUTH, FLIPPED = "true render", "wrong one in front"
 DEFAULT = "the model's own settings"
 ON_SHEET = 6  # scenes per sheet
 COLUMNS = ("background", "reference", "cut-out", "result", "truth")
-Table = dict[str, dict[str, dict[str, float | int]]]
+GROUPS = ("all", "same pose", "other pose")  # of scenes, by the pose of the reference
+TITLES = {  # of the tables in the text
+    "psnr_visible_db": "PSNR over the visible object, dB",
+    "ssim_visible": "SSIM over the visible object",
+    "gain_over_cutout_db": "PSNR above that of the cut-out in the same scene, dB",
+    "wins_against_cutout": "fraction of scenes closer to ground truth than the cut-out",
+    "identity_1_of_8": "fraction of scenes: the right one of 8 objects is nearest",
+    "ablations_psnr_db": "PSNR from noise without one part, dB",
+    "occlusion_order": "fraction of neighbours: the right one is seen in front",
+    "depth_order": "fraction of neighbours in the right order, re-estimated",
+    "depth_network": "depth network on the backgrounds",
+}
+POOLED = ("occlusion_order", "depth_order", "depth_network")  # tables without groups
+Table = dict[str, dict[str, Number]]
 
 
 @dataclass(eq=False)
-class Row:
-    """What was found on one scene; every table is by the name of an image."""
+class SceneScores:
+    """What was measured on one scene; every table is by the name of an image."""
 
     psnr: dict[str, float] = field(default_factory=dict)
     ssim: dict[str, float] = field(default_factory=dict)
@@ -37,108 +48,85 @@ class Row:
     cutout_u8: np.ndarray | None = None
 
 
-def by_pose(rows: Sequence[dict[str, float]], same_pose: Sequence[bool]) -> Table:
-    """{image: {group: summary}} for all scenes, and apart by the pose of the reference."""
-    same = np.array(same_pose)
-    groups = {"all": np.ones(len(rows), bool), "same pose": same, "other pose": ~same}
+def by_pose(scenes: Sequence[dict[str, float]], same_pose: Sequence[bool]) -> Table:
+    """{image: {group: summary}} of the first scenes, for all and apart by the pose of the reference."""
+    same = np.array(same_pose[: len(scenes)])
+    groups = dict(zip(GROUPS, (np.ones(len(scenes), bool), same, ~same), strict=True))
     table: Table = {}
-    for name in rows[0] if rows else ():
-        values = np.array([row[name] for row in rows])
+    for name in scenes[0] if scenes else ():
+        values = np.array([scene[name] for scene in scenes])
         table[name] = {group: summary(values[which]) for group, which in groups.items() if which.sum() > 1}
     return table
 
 
-def pooled(scenes: Sequence[dict[str, list[bool]]]) -> dict[str, dict[str, float | int]]:
-    """Share of right answers over the pairs of neighbours of all scenes."""
-    found: dict[str, list[bool]] = {}
+def pooled_rates(scenes: Sequence[dict[str, list[bool]]]) -> dict[str, Number]:
+    """Fraction of right answers over the pairs of neighbours of all scenes."""
+    answers: dict[str, list[bool]] = {}
     for scene in scenes:
         for name, right in scene.items():
-            found.setdefault(name, []).extend(right)
-    return {name: summary(np.array(right, np.float64)) for name, right in found.items()}
+            answers.setdefault(name, []).extend(right)
+    return {name: summary(np.array(right, np.float64)) for name, right in answers.items()}
 
 
-def report(
-    rows: Sequence[Row],
-    same_pose: Sequence[bool],
-    ablated: Sequence[dict[str, float]],
-    depth_errors: Sequence[dict[str, float]],
+def make_tables(
+    scores: Sequence[SceneScores], cases: Sequence[SceneCase], ablated: Sequence[dict[str, float]]
 ) -> dict:
-    """All tables. ablated, depth_errors: one entry per scene."""
-    gains = [{name: value - row.psnr[CUTOUT] for name, value in row.psnr.items()} for row in rows]
+    """All tables. ablated: PSNR of the first scenes without one part."""
+    same_pose = [case.same_pose for case in cases]
+    gains = [{name: value - row.psnr[CUTOUT] for name, value in row.psnr.items()} for row in scores]
     wins = [{name: float(gain > 0) for name, gain in row.items()} for row in gains]
-    has_identity = bool(rows[0].identity)
+    errors = {name: [case.depth_error[name] for case in cases] for name in ("mae", "order")}
     return {
-        "changed_outside": sum(row.changed_outside for row in rows),
-        "psnr_visible_db": by_pose([row.psnr for row in rows], same_pose),
-        "ssim_visible": by_pose([row.ssim for row in rows], same_pose),
+        "changed_outside": sum(row.changed_outside for row in scores),
+        "psnr_visible_db": by_pose([row.psnr for row in scores], same_pose),
+        "ssim_visible": by_pose([row.ssim for row in scores], same_pose),
         "gain_over_cutout_db": by_pose(gains, same_pose),
         "wins_against_cutout": by_pose(wins, same_pose),
-        "identity_1_of_8": by_pose([row.identity for row in rows], same_pose) if has_identity else {},
-        "occlusion_order": pooled([row.occlusion for row in rows]),
-        "depth_order": pooled([row.order for row in rows]),
-        "ablations_psnr_db": by_pose(ablated, same_pose[: len(ablated)]) if len(ablated) > 1 else {},
-        "depth_network": {
-            name: summary([error[name] for error in depth_errors]) for name in ("mae", "order")
-        },
+        "identity_1_of_8": by_pose([row.identity for row in scores], same_pose),
+        "occlusion_order": pooled_rates([row.occlusion for row in scores]),
+        "depth_order": pooled_rates([row.order for row in scores]),
+        "ablations_psnr_db": by_pose(ablated, same_pose) if len(ablated) > 1 else {},
+        "depth_network": {name: summary(values) for name, values in errors.items()},
     }
 
 
-def show(result: dict) -> str:
-    """The numbers as a text table."""
+def text_tables(result: dict) -> str:
+    """The numbers as text: mean and 95 % interval."""
     lines = []
-    titles = {
-        "psnr_visible_db": "PSNR over the visible object, dB",
-        "ssim_visible": "SSIM over the visible object",
-        "gain_over_cutout_db": "PSNR above that of the cut-out in the same scene, dB",
-        "wins_against_cutout": "share of scenes closer to the truth than the cut-out",
-        "identity_1_of_8": "share of scenes where the right one of 8 objects is nearest",
-        "ablations_psnr_db": "PSNR from noise without one part, dB",
-    }
-    for key, title in titles.items():
-        if result[key]:
-            lines += [f"{title:58}{'all':>26}{'same pose':>28}{'other pose':>28}"]
-            lines += [_row(name, groups) for name, groups in result[key].items()] + [""]
-    pooled_titles = {
-        "occlusion_order": "share of neighbours where the right one is seen in front",
-        "depth_order": "share of neighbours in the right order, depth re-estimated",
-        "depth_network": "depth network on the backgrounds",
-    }
-    for key, title in pooled_titles.items():
-        lines += [f"{title:58}{'all':>26}"]
-        lines += [_row(name, {"all": numbers}) for name, numbers in result[key].items()] + [""]
+    for key, title in TITLES.items():
+        table = {name: {"all": row} for name, row in result[key].items()} if key in POOLED else result[key]
+        if not table and key not in POOLED:
+            continue
+        columns = GROUPS[:1] if key in POOLED else GROUPS
+        lines.append(
+            f"{title:58}" + "".join(f"{group:>{28 if i else 26}}" for i, group in enumerate(columns))
+        )
+        for name, groups in table.items():
+            cells = [_interval(groups[group]) for group in GROUPS if group in groups]
+            lines.append(f"{name:58}" + "".join(f"{cell:>{28 if i else 26}}" for i, cell in enumerate(cells)))
+        lines.append("")
     return "\n".join([*lines, f"pixels changed outside the mask: {result['changed_outside']}"])
 
 
-def _row(name: str, groups: dict[str, dict[str, float]]) -> str:
-    columns = [_interval(groups[group]) for group in ("all", "same pose", "other pose") if group in groups]
-    return f"{name:58}{columns[0]:>26}" + "".join(f"{column:>28}" for column in columns[1:])
-
-
-def _interval(numbers: dict[str, float]) -> str:
-    """Mean and 95 % interval."""
+def _interval(numbers: Number) -> str:
     if "mean" not in numbers:
         return f"- n = {numbers.get('n', 0)}"
     interval = f"[{numbers['low']:.3f}, {numbers['high']:.3f}]"
     return f"{numbers['mean']:.3f} {interval:>18}"
 
 
-def ranked(rows: Sequence[Row], count: int) -> dict[str, list[int]]:
+def ranked(scores: Sequence[SceneScores], count: int) -> dict[str, list[int]]:
     """Scenes by their gain in PSNR over the cut-out: the best, the middle and the worst `count`."""
-    gains = np.array([row.psnr[DEFAULT] - row.psnr[CUTOUT] for row in rows])
+    gains = np.array([row.psnr[DEFAULT] - row.psnr[CUTOUT] for row in scores])
     order = np.argsort(-gains, kind="stable").tolist()
     middle = max(0, (len(order) - count) // 2)
     return {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
 
 
-def write_sheets(out: Path, chosen: Sequence[Case], rows: Sequence[Row]) -> list[Path]:
+def write_sheets(out: Path, cases: Sequence[SceneCase], scores: Sequence[SceneScores]) -> None:
     """Three PNG files beside `out`."""
-    paths = []
-    for name, indices in ranked(rows, ON_SHEET).items():
-        sheet = [[chosen[i].inputs.background_u8, chosen[i].inputs.reference_u8, rows[i].cutout_u8,
-                  rows[i].default_u8, chosen[i].truth_u8] for i in indices]  # fmt: skip
-        labels = [f"{rows[i].psnr[CUTOUT]:.1f} to {rows[i].psnr[DEFAULT]:.1f} dB" for i in indices]
-        buffer = io.BytesIO()
-        Image.fromarray(grid(sheet, COLUMNS, labels, cell=160)).save(buffer, "PNG")
-        paths.append(out.with_name(f"{out.stem}_{name}.png"))
-        write_atomic(paths[-1], buffer.getvalue())
-    return paths
+    for name, indices in ranked(scores, ON_SHEET).items():
+        rows = [[cases[i].inputs.background_u8, cases[i].inputs.reference_u8, scores[i].cutout_u8,
+                 scores[i].default_u8, cases[i].truth_u8] for i in indices]  # fmt: skip
+        labels = [f"{scores[i].psnr[CUTOUT]:.1f} to {scores[i].psnr[DEFAULT]:.1f} dB" for i in indices]
+        write_png(out.with_name(f"{out.stem}_{name}.png"), grid(rows, COLUMNS, labels, cell=160))

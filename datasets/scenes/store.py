@@ -192,6 +192,13 @@ def read_facts(path: Path | str) -> tuple[SceneFacts, ...]:
     return tuple(SceneFacts(**{name: _as_tuples(value) for name, value in fact.items()}) for fact in facts)
 
 
+def read_options(path: Path | str) -> SceneOptions:
+    """The options with which the scenes of a shard were sampled and rendered."""
+    with safe_open(path, "numpy") as shard:
+        options = json.loads(json.loads(shard.metadata()[HEADER])["recipe"])["options"]
+    return SceneOptions(**{name: _as_tuples(value) for name, value in options.items()})
+
+
 def _as_tuples(value: Any) -> Any:
-    """JSON lists -> the tuples of SceneFacts."""
+    """JSON lists -> tuples."""
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value

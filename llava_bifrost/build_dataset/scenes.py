@@ -15,7 +15,7 @@ import numpy as np
 from datasets.relations import DEPTH_STEP, Place
 from datasets.scenes.batch import SceneFacts
 from datasets.scenes.describe import SceneOptions
-from datasets.scenes.store import SCENES_PER_SHARD, Shard, read_facts, read_shard
+from datasets.scenes.store import SCENES_PER_SHARD, Shard, read_facts, read_options, read_shard
 from datasets.sources.readers import folder
 from datasets.sources.rendered import shard_files
 from ldm.settings.config import setting, to_plain
@@ -25,7 +25,7 @@ from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, t
 from llava_bifrost.language.answer import Location, satisfies
 from llava_bifrost.language.instruction import Request
 from llava_bifrost.worlds.questions import place_questions
-from llava_bifrost.worlds.world import scene_options, world_of
+from llava_bifrost.worlds.world import world_of
 
 TRIES = 4  # per question: the same sentence is not asked twice
 DECISIVE = ("questions", "replace", "placements", "visible", "area", "relations")
@@ -59,7 +59,7 @@ class SceneSource:
                  if len(scenes) != SCENES_PER_SHARD]  # fmt: skip
         if short:
             raise ValueError(f"{short[0]} holds fewer than {SCENES_PER_SHARD} scenes; render the folder anew")
-        self.options = scene_options(self.files[0])
+        self.options = read_options(self.files[0])
         if settings.placements and self.options.window != "full":
             raise ValueError(f"placements: {settings.scenes} shows parts of scenes; set placements to 0")
         self.names = [scene_name(fact.seed) for scenes in facts for fact in scenes]

@@ -9,14 +9,10 @@ Legend: k objects that are placed, s solids of the scene, p points on a solid's 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
 from datasets.relations import Place
 from datasets.scenes.batch import SceneFacts
@@ -24,7 +20,6 @@ from datasets.scenes.describe import Camera, Part, Scene, SceneOptions
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.palette import SHAPES
 from datasets.scenes.pose import extent, skin
-from datasets.scenes.store import HEADER
 
 SHAPE_NAMES = tuple(SHAPES)
 SIZE = 0.34  # metres, the mean of what the renderer draws
@@ -241,14 +236,6 @@ class World:
                 room = (half - local).min(1) - 0.75 * objects.radius[here]
             found[here] = room
         return found
-
-
-def scene_options(file: Path) -> SceneOptions:
-    """The options with which the scenes of a shard were sampled, read from its header."""
-    with safe_open(file, "numpy") as shard:
-        plain = json.loads(json.loads(shard.metadata()[HEADER])["recipe"])["options"]
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
-    return SceneOptions(**values)
 
 
 def world_of(fact: SceneFacts, options: SceneOptions) -> World:

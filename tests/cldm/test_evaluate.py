@@ -7,28 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cldm.evaluate.candidates import (
+from cldm.evaluate.cases import (
     Neighbour,
     candidates,
     flipped_image,
-    image,
+    inference_inputs,
     neighbours,
     other_objects,
-    scene_options,
+    scene_image,
 )  # fmt: skip
-from cldm.evaluate.cases import inference_inputs
 from cldm.evaluate.measures import (
     border_zones,
     nearest_candidate,
-    occlusion_is_right,
     order_is_right,
     pixel_order,
 )  # fmt: skip
-from cldm.evaluate.report import CEILING, CUTOUT, DEFAULT, FLIPPED, TRUTH, Row, ranked
-from cldm.evaluate.run import EvaluateSettings, run
+from cldm.evaluate.report import CEILING, CUTOUT, DEFAULT, FLIPPED, TRUTH, SceneScores, ranked
+from cldm.evaluate.run import EvaluateSettings, evaluate
 from datasets.scenes import sample_scene
-from datasets.scenes.store import StoreSettings, read_shard, render_shards
-from datasets.sources.rendered import RenderedScenes
+from datasets.scenes.store import StoreSettings, read_options, read_shard, render_shards
+from datasets.sources.rendered import RenderedScenes, shard_files
 from ldm.metrics.intervals import summary
 from ldm.metrics.similarity import psnr_over, ssim_over
 
@@ -69,8 +67,6 @@ def test_nearest_candidate_looks_inside_the_mask() -> None:
     result = np.where(top[..., None], second, first)
     assert nearest_candidate(result, [first, second], top & EVERY) == 1
     assert nearest_candidate(result, [first, second], ~top & EVERY) == 0
-    assert occlusion_is_right(first, first, second, EVERY)
-    assert not occlusion_is_right(second, first, second, EVERY)
 
 
 def test_depth_order_beside_the_border_and_a_swapped_depth_fails() -> None:
@@ -119,7 +115,7 @@ def test_a_user_gives_one_depth_in_the_frame_of_the_background(held_out: Path) -
 
 
 def test_candidates_share_shape_or_colour_and_stand_in_the_same_place(held_out: Path) -> None:
-    source, options = RenderedScenes(held_out, augment=False), scene_options(held_out)
+    source, options = RenderedScenes(held_out, augment=False), read_options(shard_files(held_out)[0])
     seed, truth = source.facts(0).seed, source.array("image_u8", 0)
     scene = sample_scene(seed, options)
     right, others = scene.solids[scene.removed], other_objects(scene)
@@ -131,14 +127,14 @@ def test_candidates_share_shape_or_colour_and_stand_in_the_same_place(held_out: 
         np.testing.assert_allclose(solid.parts[0].centre[:2], right.centre[:2])
     shown = candidates(seed, options, truth)
     assert len(shown) == 8
-    assert np.abs(image(scene, options).astype(int) - truth).mean() < 1
+    assert np.abs(scene_image(scene, options).astype(int) - truth).mean() < 1
     seen = source.silhouette(0)
     assert nearest_candidate(truth, shown, seen) == 0
     assert nearest_candidate(shown[4], shown, seen) == 4
 
 
 def test_a_flipped_render_shows_the_wrong_one_in_front(held_out: Path) -> None:
-    options = scene_options(held_out)
+    options = read_options(shard_files(held_out)[0])
     shard, found = read_shard(held_out / "shard-00000.safetensors"), 0
     for row, facts in enumerate(shard.facts):
         beside: list[Neighbour] = neighbours(facts, shard.instances_u8[row], shard.amodal[row])
@@ -156,18 +152,18 @@ def test_a_flipped_render_shows_the_wrong_one_in_front(held_out: Path) -> None:
 
 
 def test_ranking_by_gain() -> None:
-    rows = [Row(psnr={CUTOUT: 10.0, DEFAULT: 10.0 + gain}) for gain in (1, -2, 5, 0, 3)]
+    rows = [SceneScores(psnr={CUTOUT: 10.0, DEFAULT: 10.0 + gain}) for gain in (1, -2, 5, 0, 3)]
     assert ranked(rows, 2) == {"best": [2, 4], "median": [4, 0], "worst": [3, 1]}
 
 
-def test_evaluation_orders_the_yardsticks(
+def test_evaluation_orders_the_baselines(
     held_out: Path, small_compositor: Path, small_depth_network: Path, tmp_path: Path
 ) -> None:
     settings = EvaluateSettings(
         model=small_compositor, data=held_out, depth_model=small_depth_network, given_depth=True, scenes=4,
         strengths=(0.5,), steps=2, ablations=2, out=tmp_path / "result.json",
     )  # fmt: skip
-    run(settings)
+    evaluate(settings)
     result = json.loads((tmp_path / "result.json").read_text())
     table = {name: groups["all"]["mean"] for name, groups in result["psnr_visible_db"].items()}
     assert result["changed_outside"] == 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pycocotools import mask as run_lengths
 
-from cldm.evaluate.candidates import neighbours
+from cldm.evaluate.cases import neighbours
 from compose.benchmark import score as score_module
 from compose.benchmark.__main__ import build_app
 from compose.benchmark.measures import drift, order, placed_mask, seam

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from datasets.scenes.store import read_shard
+from datasets.scenes.store import read_options, read_shard
 from datasets.sources.rendered import shard_files
 from ldm.files import write_all_atomic
 from llava_bifrost.language.answer import format_answer, make_question
 from llava_bifrost.worlds.questions import MIRRORED, Question, place_questions, replace_questions
-from llava_bifrost.worlds.world import World, scene_options, world_of
+from llava_bifrost.worlds.world import World, world_of
 from tiny.llava import PAD
 from tiny.locator.tokenizer import NUMBERS, VOCABULARY, make_tokenizer
 
@@ -66,7 +66,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray], recipe: str) -> None:
 
 def _fill(file: Path, seed: int, number: int) -> dict[str, np.ndarray]:
     """The arrays of one shard."""
-    options, facts = scene_options(file), read_shard(file).facts
+    options, facts = read_options(file), read_shard(file).facts
     rows = [encode_questions(image_questions(world, np.random.default_rng((seed, 7, number, i, view))))
             for i, world in enumerate(world_of(fact, options) for fact in facts)
             for view, world in enumerate((world, world.without(world.removed)))]  # fmt: skip
