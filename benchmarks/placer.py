@@ -23,7 +23,7 @@ from ldm.device import describe_hardware
 from ldm.files import write_atomic
 from ldm.settings.cli import run_module, single_app
 from llava_bifrost.evaluate.measures import Case, measure_answer
-from llava_bifrost.placement.placer import Item, NoPlace, place
+from llava_bifrost.placement.placer import Item, NoPlace, place_object
 from llava_bifrost.worlds.questions import place_questions
 from llava_bifrost.worlds.world import world_of
 
@@ -64,7 +64,7 @@ def measured(count: int) -> dict[str, dict[str, float]]:
         for row, known in (("all things known", every), ("named things known", named)):
             start = time.perf_counter()
             try:
-                location = place(case.request, known, depth, item=item)[0].location
+                location = place_object(case.request, known, depth, item=item)[0].location
             except NoPlace:
                 rows[row].append({"answered": 0.0})
                 continue

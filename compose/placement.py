@@ -31,7 +31,7 @@ from llava_bifrost.language.answer import (
     satisfies,
 )
 from llava_bifrost.placement.anchors import as_json, detect_anchors, read_anchors
-from llava_bifrost.placement.placer import Item, place
+from llava_bifrost.placement.placer import Item, place_object
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
     if locator_of(settings) == GEOMETRIC:
         assert request is not None  # the geometric locator refuses what it cannot take apart
         item = Item(_aspect(sources.cut), settings.relative_size)
-        found = place(request, anchors, depth_01, item=item, candidates=settings.candidates)
+        found = place_object(request, anchors, depth_01, item=item, candidates=settings.candidates)
     else:
         locator = models.locator(Path(locator_of(settings)))
         found = locator.locate(

@@ -143,20 +143,28 @@ def _clamped(number: str, text: str) -> float:
     return min(max(value, 0.0), 1.0)
 
 
+def named_places(request: Request, anchors: Mapping[str, Place]) -> dict[str, Place]:
+    """The places of the names in a request; ValueError lists those that are not known."""
+    known = {" ".join(name.lower().split()): place for name, place in anchors.items()}
+    names = (request.target,) if request.replace else request.anchors
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise ValueError(f"no place is known for {', '.join(missing)}; known: {', '.join(known) or 'none'}")
+    return {name: known[name] for name in names}
+
+
 def satisfies(where: Location | Place, request: Request, anchors: Mapping[str, Place]) -> dict[str, bool]:
     """Each clause of the request -> whether it is true: {"behind the sofa": True, ...}.
 
     anchors: name -> place, for every name in the request. For a request to replace, the target's own place
     decides (IoU at least 0.5) where it is given; otherwise nothing can be judged and the answer is empty.
     """
-    known = {" ".join(name.lower().split()): place for name, place in anchors.items()}
+    if request.replace and request.target not in {" ".join(name.lower().split()) for name in anchors}:
+        return {}
+    known = named_places(request, anchors)
     if request.replace:
-        text = f"replace the {request.target}"
-        old = known.get(request.target)
-        return {} if old is None else {text: iou(where.box01_xyxy, old.box01_xyxy) >= REPLACED_IOU}
-    missing = [name for name in request.anchors if name not in known]
-    if missing:
-        raise ValueError(f"no place is known for {', '.join(missing)}; known: {', '.join(known) or 'none'}")
+        overlap = iou(where.box01_xyxy, known[request.target].box01_xyxy)
+        return {f"replace the {request.target}": overlap >= REPLACED_IOU}
     place = where.place if isinstance(where, Location) else where
     return {
         clause_text(phrase, names): holds(PHRASES[phrase], place, *(known[name] for name in names))

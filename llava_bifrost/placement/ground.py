@@ -9,6 +9,7 @@ Legend: h w pixels of the depth map, k points, p planes.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,7 +42,7 @@ class Plane:
         """Depth at points; not clipped."""
         return self.a * x + self.b * y + self.c
 
-    def height_of(self, x: float, d: float) -> float:
+    def height_of(self, x: Any, d: Any) -> Any:
         """The y at which the plane has depth d."""
         return (d - self.c - self.a * x) / self.b
 

@@ -1,9 +1,9 @@
-"""Where a thing could stand: points on the ground and on raised surfaces, with the box it would have there.
+"""Where an object could stand: points on the ground and on raised surfaces, with the box it would have there.
 
-Everything is decided for many spots at once. Units: x, y, w, h in fractions of the image; d a depth_01;
+Everything is decided for many candidates at once. Units: x, y, w, h in fractions of the image; d a depth_01;
 `side` and `away` in a ground plan whose unit is the same in both directions: away = 1 / (d - horizon_d).
 
-Legend: k spots.
+Legend: k candidates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,23 +13,24 @@ from functools import cached_property
 import numpy as np
 
 from datasets.geometry import Box01
-from datasets.relations import DEPTH_STEP, Place
+from datasets.relations import Place, Places
 from llava_bifrost.placement.ground import TOLERANCE, VIEW_DEGREES, Ground, Plane, hull
 
-COLUMNS, ROWS = 40, 44  # of the grid of feet
+# All are chosen by looking at the placer's answers in rendered rooms and photographs.
+COLUMNS, ROWS = 40, 44  # of the grid of contact points
 SIZES = (1.0, 0.88, 1.14)  # relative sizes that are tried
-FITTING = (1.0, 0.85, 0.7)  # relative sizes on top of a thing
-DEPTHS = (0.03, 0.98)  # where things may stand
-THICK = 0.85  # thickness of a known thing relative to its width
-BACK = 0.85  # how far behind its foot an object stands, relative to its width
+FITTING = (1.0, 0.85, 0.7)  # relative sizes on top of an object
+DEPTHS = (0.03, 0.98)  # where objects may stand
+THICK = 0.85  # thickness of a known object relative to its width
+BACK = 0.85  # how far behind its contact point an object stands, relative to its width
 SLIM = 0.95  # of the radius of an object's circle that must be free
-CONTACT = 0.03  # depth by which things seen in a box may be nearer without hiding it
-ROOM = 0.25  # least visible share of a thing
+CONTACT = 0.03  # depth by which what is seen in a box may be nearer without hiding the object
+ROOM = 0.25  # least visible fraction of an object
 RAISED = 1.06  # nearer than the ground by this factor: another surface
 LEVEL = 3.0  # largest difference in slope, in units of TOLERANCE per working pixel, of a level surface
-AROUND = 0.1  # of the image: how far around a foot its surface is looked for
-SAME_LEVEL = 0.08  # relative difference of levels up to which two things stand on one surface
-LID = 0.65  # share of a box, from above, in which its upper side is looked for
+AROUND = 0.1  # of the image: how far around a contact point its surface is looked for
+SAME_LEVEL = 0.08  # relative difference of levels up to which two objects stand on one surface
+LID = 0.65  # fraction of a box, from above, in which its upper side is looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class CandidatePlacements:
     y: np.ndarray  # lower edge
     w: np.ndarray
     h: np.ndarray
-    d: np.ndarray  # of the object: of its foot, and a little nearer
+    d: np.ndarray  # of the object: of its contact point, and a little nearer
     foot: np.ndarray  # depth of the surface at the lower edge
     size: np.ndarray  # relative to the expected size
     level: np.ndarray  # of the surface below: 1 the ground, larger: raised, 0: the top of something uneven
@@ -48,26 +49,27 @@ class CandidatePlacements:
     def __len__(self) -> int:
         return len(self.x)
 
-    def where(self, kept: np.ndarray) -> "CandidatePlacements":
-        """The spots of a mask or of indices."""
-        return CandidatePlacements(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+    def where(self, chosen: np.ndarray) -> "CandidatePlacements":
+        """The candidates of a mask or of indices."""
+        return CandidatePlacements(*(values[chosen] for values in vars(self).values()))
 
-    def box(self, index: int) -> tuple[float, float, float, float]:
-        x, y, w, h = (float(values[index]) for values in (self.x, self.y, self.w, self.h))
-        return max(0.0, x - w / 2), max(0.0, y - h), min(1.0, x + w / 2), min(1.0, y)
+    @property
+    def boxes01(self) -> np.ndarray:
+        """(k, 4), inside the image."""
+        edges = self.x - self.w / 2, self.y - self.h, self.x + self.w / 2, self.y
+        return np.clip(np.stack(edges, 1), 0.0, 1.0)
+
+    @property
+    def places(self) -> Places:
+        return Places.of(self.boxes01, self.d)
 
 
 def join(parts: Sequence[CandidatePlacements]) -> CandidatePlacements:
-    """One list of several."""
+    """One list of several; none of no parts."""
+    names = [field.name for field in fields(CandidatePlacements)]
     return CandidatePlacements(
-        **{
-            field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in fields(CandidatePlacements)
-        }
+        *(np.concatenate([np.zeros(0), *(getattr(part, name) for part in parts)]) for name in names)
     )
-
-
-NOWHERE = CandidatePlacements(*(np.zeros(0) for _ in fields(CandidatePlacements)))
 
 
 @dataclass(frozen=True)
@@ -76,21 +78,20 @@ class ObjectExtent:
 
     unit_px: float  # square root of its box's area, per unit of Ground.scale
     aspect: float  # width / height in pixels
-    bulge: float  # how much nearer than its foot its middle is, in units of width and scale
+    relief: float  # how much nearer than its contact point its middle is, in units of width and scale
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What is known of a background: its depth, its ground, the things in it."""
+    """What is known of a background: its depth, its ground, the objects in it."""
 
     depth_01: np.ndarray  # (h, w)
     ground: Ground
     known: Mapping[str, Place]
-    size_hw: tuple[int, int]
 
     @cached_property
     def levels(self) -> dict[str, float]:
-        """On which surface each known thing stands: 1 the ground, larger: raised."""
+        """On which surface each known object stands: 1 the ground, larger: raised."""
         planes = {name: surface_below(self, place) for name, place in self.known.items()}
         return {name: 1.0 if plane is None else self.level(plane) for name, plane in planes.items()}
 
@@ -100,35 +101,36 @@ class View:
 
     def depth_at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Depth of the background at points in fractions."""
-        h, w = self.depth_01.shape
-        rows = np.clip((np.asarray(y) * h).astype(int), 0, h - 1)
-        columns = np.clip((np.asarray(x) * w).astype(int), 0, w - 1)
-        return self.depth_01[rows, columns]
+        return _looked_up(self.depth_01, x, y)
 
     def reached(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Whether the ground extends to points."""
-        h, w = self.ground.reach.shape
-        rows = np.clip((y * h).astype(int), 0, h - 1)
-        columns = np.clip((x * w).astype(int), 0, w - 1)
-        return self.ground.reach[rows, columns]
+        return _looked_up(self.ground.reach, x, y)
 
 
-def on_ground(view: View, body: ObjectExtent, factor: float = 1.0) -> CandidatePlacements:
-    """Spots on the ground, hidden parts of it included."""
+def _looked_up(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Values of a map (h, w) at points in fractions, those beyond its border at the border."""
+    h, w = values.shape
+    return values[np.clip((y * h).astype(int), 0, h - 1), np.clip((x * w).astype(int), 0, w - 1)]
+
+
+def on_ground(view: View, extent: ObjectExtent, factor: float = 1.0) -> CandidatePlacements:
+    """Candidates on the ground, hidden parts of it included."""
     rows, columns = np.linspace(0.05, 0.995, ROWS), np.linspace(0.02, 0.98, COLUMNS)
     y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
     d = np.asarray(view.ground.plane.at(x, y))
-    kept = view.reached(x, y) & (d > DEPTHS[0]) & (d < DEPTHS[1])
+    usable = view.reached(x, y) & (d > DEPTHS[0]) & (d < DEPTHS[1])
     # Where the background is farther than the ground, there is no ground.
-    kept &= view.depth_at(x, y) > d - 4 * TOLERANCE
-    spots = _sized(x[kept], y[kept], d[kept], view, body, 1.0, factor)
-    return spots.where(view.reached(*behind(view, spots, view.ground.plane)))
+    usable &= view.depth_at(x, y) > d - 4 * TOLERANCE
+    found = _sized(np.stack([x, y, d])[:, usable], view, extent, 1.0, factor)
+    return found.where(view.reached(*behind(view, found, view.ground.plane)))
 
 
 def on_plane(
-    view: View, plane: Plane, box01: Box01, body: ObjectExtent, factor: float = 1.0
+    view: View, plane: Plane, box01: Box01, extent: ObjectExtent, factor: float = 1.0
 ) -> CandidatePlacements:
-    """Spots on a raised plane inside a box: where it is seen, and where nearer things hide it in between."""
+    """Candidates on a raised plane inside a box: where it is seen, and where nearer objects hide it in
+    between."""
     x0, y0, x1, y1 = box01
     rows, columns = np.linspace(y0, y1, ROWS // 2), np.linspace(x0, x1, COLUMNS // 2)
     y, x = np.meshgrid(rows, columns, indexing="ij")
@@ -136,52 +138,60 @@ def on_plane(
     above = view.depth_at(x, y) - d
     seen = np.abs(above) < 2 * TOLERANCE
     there = seen | (hull(seen) & (above > 0))
-    kept = (there & (d > DEPTHS[0]) & (d < 1)).ravel()
-    level = view.level(plane)
-    spots = _sized(x.ravel()[kept], y.ravel()[kept], d.ravel()[kept], view, body, level, factor)
-    back_x, back_y = behind(view, spots, plane)
+    usable = there & (d > DEPTHS[0]) & (d < 1)
+    found = _sized(np.stack([x, y, d])[:, usable], view, extent, view.level(plane), factor)
+    back_x, back_y = behind(view, found, plane)
     row = np.clip(((back_y - y0) / (y1 - y0) * len(rows)).astype(int), 0, len(rows) - 1)
     column = np.clip(((back_x - x0) / (x1 - x0) * len(columns)).astype(int), 0, len(columns) - 1)
-    return spots.where((back_y >= y0) & there[row, column])
+    return found.where((back_y >= y0) & there[row, column])
 
 
-def on_top(view: View, anchor: Place, body: ObjectExtent) -> CandidatePlacements:
-    """Spots on top of a thing: on its level upper side where one is seen, else just below its upper edge."""
+def on_top(view: View, anchor: Place, extent: ObjectExtent) -> CandidatePlacements:
+    """Candidates on top of an object: on its level upper side where one is seen, else just below its upper
+    edge."""
     x0, y0, x1, y1 = anchor.box01_xyxy
     lid = (x0, y0, x1, y0 + LID * (y1 - y0))
     plane = level_plane(view, lid)
-    seen = [] if plane is None else [on_plane(view, plane, lid, body, size) for size in FITTING]
-    if sum(len(part) for part in seen):
-        return join(seen)
+    seen = join([] if plane is None else [on_plane(view, plane, lid, extent, size) for size in FITTING])
+    if len(seen):
+        return seen
     rows, columns = y0 + (y1 - y0) * np.linspace(0.03, 0.35, 9), np.linspace(x0, x1, 13)[2:-2]
     y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
-    flat = np.full(x.shape, min(anchor.d, DEPTHS[1]))
-    return join([_sized(x, y, flat, view, body, 0.0, size) for size in FITTING])
+    points = np.stack([x, y, np.full(x.shape, min(anchor.d, DEPTHS[1]))])
+    return join([_sized(points, view, extent, 0.0, size) for size in FITTING])
 
 
-def surface_below(view: View, thing: Place) -> Plane | None:
-    """The raised surface on which a thing stands, as seen beside its foot; None: the ground."""
-    x0, y0, x1, y1 = thing.box01_xyxy
+def beside(view: View, anchor: Place, extent: ObjectExtent) -> CandidatePlacements:
+    """Candidates on the raised surface on which an anchor stands; none for an anchor on the ground."""
+    plane = surface_below(view, anchor)
+    if plane is None:
+        return join([])
+    x0, _, x1, y1 = anchor.box01_xyxy
+    wide = 3 * max(AROUND, x1 - x0)
+    return on_plane(view, plane, _inside(x0 - wide, y1 - wide, x1 + wide, y1 + wide), extent)
+
+
+def surface_below(view: View, item: Place) -> Plane | None:
+    """The raised surface on which an object stands, as seen beside its contact point; None: the ground."""
+    x0, y0, x1, y1 = item.box01_xyxy
     near = min(max(AROUND, x1 - x0), 2 * AROUND)
-    region = clipped(x0 - near, y1 - 0.3 * near, x1 + near, y1 + 0.6 * near)
-    return level_plane(view, region, without=thing.box01_xyxy)
+    region = _inside(x0 - near, y1 - 0.3 * near, x1 + near, y1 + 0.6 * near)
+    return level_plane(view, region, without=item.box01_xyxy)
 
 
-def clipped(x0: float, y0: float, x1: float, y1: float) -> Box01:
-    """A region inside the image."""
+def _inside(x0: float, y0: float, x1: float, y1: float) -> Box01:
+    """The part of a region inside the image."""
     return max(0.0, x0), max(0.0, y0), min(1.0, x1), min(1.0, y1)
 
 
 def level_plane(view: View, box01: Box01, without: Box01 | None = None) -> Plane | None:
     """The raised level surface that a box shows most of, or None. without: a box that does not count."""
     ground, horizon = view.ground.plane, view.ground.horizon_d
-    h, w = view.depth_01.shape
     x0, y0, x1, y1 = box01
     y, x = np.meshgrid(np.linspace(y0, y1, 48), np.linspace(x0, x1, 48), indexing="ij")
-    step = 2.0 / h
+    step = 2.0 / view.depth_01.shape[0]
     here, lower = view.depth_at(x, y), view.depth_at(x, y + step)
-    floor = np.maximum(np.asarray(ground.at(x, y)) - horizon, 1e-3)
-    factor = (here - horizon) / floor
+    factor = (here - horizon) / np.maximum(np.asarray(ground.at(x, y)) - horizon, 1e-3)
     slope = np.abs((lower - here) - factor * ground.b * step)
     level = (slope < LEVEL * TOLERANCE * step * 10) & (factor > RAISED) & (y + step < y1)
     if without is not None:
@@ -198,96 +208,69 @@ def level_plane(view: View, box01: Box01, without: Box01 | None = None) -> Plane
 
 
 def _sized(
-    x: np.ndarray,
-    y: np.ndarray,
-    foot: np.ndarray,
-    view: View,
-    body: ObjectExtent,
-    level: float,
-    factor: float = 1.0,
+    points: np.ndarray, view: View, extent: ObjectExtent, level: float, factor: float
 ) -> CandidatePlacements:
-    """Boxes at feet, for every relative size, those inside the image."""
+    """Boxes at contact points (3, k) of x, y and depth, for every relative size, those inside the image."""
+    x, y, foot = points
+    scale, (h_px, w_px) = np.asarray(view.ground.scale(foot)), view.depth_01.shape
     parts = []
     for size in SIZES:
-        side = body.unit_px * size * factor * np.asarray(view.ground.scale(foot))
-        w, h = side * body.aspect**0.5 / view.size_hw[1], side / body.aspect**0.5 / view.size_hw[0]
+        side = extent.unit_px * size * factor * scale
+        w, h = side * extent.aspect**0.5 / w_px, side / extent.aspect**0.5 / h_px
+        d = np.minimum(foot + extent.relief * w * scale, 1.0)
+        relative, levels = np.full(len(x), size * factor), np.full(len(x), level)
         inside = (x - w / 2 >= 0) & (x + w / 2 <= 1) & (y - h >= 0) & (y <= 1)
-        d = np.minimum(foot + body.bulge * w * np.asarray(view.ground.scale(foot)), 1.0)
-        alike = np.ones(len(x))
-        parts.append(
-            CandidatePlacements(x, y, w, h, d, foot, alike * size * factor, alike * level).where(inside)
-        )
+        parts.append(CandidatePlacements(x, y, w, h, d, foot, relative, levels).where(inside))
     return join(parts)
 
 
-def behind(view: View, spots: CandidatePlacements, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
+def behind(view: View, found: CandidatePlacements, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
     """The points x, y of a surface on which the far side of each object stands."""
-    left, right, away, _ = plan(view, spots.x, spots.w, spots.foot)
+    left, right, away, _ = plan(view, found.x, found.w, found.foot)
     back = away + BACK * (right - left)
-    d = 1 / back + view.ground.horizon_d
-    x = ((2 * spots.x - 1) * away / back + 1) / 2
-    return x, (d - plane.c - plane.a * x) / plane.b
+    x = ((2 * found.x - 1) * away / back + 1) / 2
+    return x, plane.height_of(x, 1 / back + view.ground.horizon_d)
 
 
-def plan(view: View, x: np.ndarray, w: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Footprints in the ground plan: (side0, side1, away0, away1), each (k,); away0 is the near edge."""
+def plan(view: View, x: np.ndarray | float, w: np.ndarray | float, d: np.ndarray | float) -> tuple:
+    """Footprints in the ground plan: (side0, side1, away0, away1), each (k,) or one; away0: the near edge."""
     half = np.tan(np.radians(VIEW_DEGREES) / 2)
     away = 1 / np.asarray(view.ground.scale(d))
     left, right = ((2 * edge - 1) * half * away for edge in (x - w / 2, x + w / 2))
     return left, right, away, away + THICK * (right - left)
 
 
-def possible(relation: str, spots: CandidatePlacements, anchor: Place) -> np.ndarray:
-    """Quick necessary conditions of a relation, (k,) bool; the relation itself is judged elsewhere."""
-    x0, y0, x1, _ = anchor.box01_xyxy
-    across = (spots.x - spots.w / 2 < x1) & (spots.x + spots.w / 2 > x0)
-    if relation == "left of":
-        return spots.x < anchor.middle
-    if relation == "right of":
-        return spots.x > anchor.middle
-    if relation == "behind":
-        return (spots.d < anchor.d) & across
-    if relation == "in front of":
-        return (spots.d > anchor.d) & across
-    if relation == "next to":
-        return np.abs(spots.d - anchor.d) <= DEPTH_STEP
-    return spots.y - spots.h < y0 if relation in ("on", "above") else np.ones(len(spots), bool)
-
-
 def clear(
-    view: View, spots: CandidatePlacements, touching: Sequence[str] = (), slim: float = SLIM
+    view: View, found: CandidatePlacements, touching: Sequence[str] = (), slim: float = SLIM
 ) -> np.ndarray:
-    """Whether a spot is free of the footprints of all known things, (k,) bool.
+    """Whether a candidate is free of the footprints of all known objects, (k,) bool.
 
-    A footprint of a known thing is a rectangle, that of the object a circle.
-    touching: things that the spot may overlap, because it is on or under them.
-    slim: share of the object's radius that must be free.
+    A footprint of a known object is a rectangle, that of the object to place a circle.
+    touching: objects that the candidate may overlap, because it is on or under them.
+    slim: fraction of the object's radius that must be free.
     """
-    free = np.ones(len(spots), bool)
-    left, right, front, _ = plan(view, spots.x, spots.w, spots.foot)
+    free = np.ones(len(found), bool)
+    left, right, front, _ = plan(view, found.x, found.w, found.foot)
     radius, side = (right - left) / 2, (right + left) / 2
     away = front + radius
     for name, place in view.known.items():
         if name in touching:
             continue
-        x0, _, x1, y1 = place.box01_xyxy
-        standing = float(view.ground.plane.at((x0 + x1) / 2, min(y1, 1.0)))
+        standing = float(view.ground.plane.at(place.middle, min(place.y1, 1.0)))
         foot = standing if view.levels[name] == 1 and standing <= place.near else place.d
-        edges = plan(view, *(np.array([value]) for value in ((x0 + x1) / 2, x1 - x0, foot)))
-        a0, a1, b0, b1 = (float(edge[0]) for edge in edges)
+        a0, a1, b0, b1 = plan(view, place.middle, place.width, foot)
         across = np.maximum(np.maximum(a0 - side, side - a1), 0)
         along = np.maximum(np.maximum(b0 - away, away - b1), 0)
-        here = np.abs(spots.level / view.levels[name] - 1) < SAME_LEVEL
+        here = np.abs(found.level / view.levels[name] - 1) < SAME_LEVEL
         free &= ~((np.hypot(across, along) < slim * radius) & here)
     return free
 
 
-def visible_share(view: View, spots: CandidatePlacements, side: int = 9) -> np.ndarray:
-    """Share of each box, its corners left out, in front of which nothing stands, (k,)."""
+def visible_fraction(view: View, found: CandidatePlacements, side: int = 9) -> np.ndarray:
+    """Fraction of each box, its corners left out, in front of which nothing stands, (k,)."""
     steps = (np.arange(side) + 0.5) / side
     u, v = np.meshgrid(steps, steps)
-    round_ = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.26
-    u, v = u[round_], v[round_]
-    x = spots.x[:, None] + (u - 0.5) * spots.w[:, None]
-    y = spots.y[:, None] + (v - 1) * spots.h[:, None]
-    return (view.depth_at(x, y) <= spots.d[:, None] + CONTACT).mean(axis=1)
+    ellipse = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.26
+    x = found.x[:, None] + (u[ellipse] - 0.5) * found.w[:, None]
+    y = found.y[:, None] + (v[ellipse] - 1) * found.h[:, None]
+    return (view.depth_at(x, y) <= found.d[:, None] + CONTACT).mean(axis=1)

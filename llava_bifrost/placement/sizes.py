@@ -35,9 +35,9 @@ SIZES: dict[str, float] = {
     "bin": 0.7, "sign": 0.8, "tent": 1.8, "house": 8.0, "fence": 1.8, "rock": 0.6, "surfboard": 0.9,
     "skateboard": 0.35, "snowboard": 0.7,
 }  # fmt: skip
-# Things that touch the ground behind their lowest visible point: their middle is much nearer than their foot.
+# Objects that touch the ground behind their lowest visible point: their middle is much nearer than that.
 ROUND = {"ball", "sphere", "egg", "capsule", "balloon", "globe", "apple", "orange", "pumpkin", "melon"}
-BULGE, ROUND_BULGE = 0.06, 0.36  # by which the middle is nearer, in units of width times scale
+RELIEF, ROUND_RELIEF = 0.06, 0.36  # by which the middle is nearer, in units of width times scale; chosen
 COMMON = 0.4  # metres, of a target that is not in the table beside an anchor that is
 EDGE = 0.01  # of the image; what comes closer to its border may be cut off
 UNANCHORED = 0.3  # share of the shorter side that a thing covers in the middle distance, where nothing helps
@@ -49,9 +49,9 @@ def usual_size(name: str) -> float | None:
     return SIZES.get(" ".join(words[-2:]), SIZES.get(words[-1] if words else ""))
 
 
-def bulge_of(name: str) -> float:
-    """How much nearer than its foot the middle of a thing is, in units of its width and of `Ground.scale`."""
-    return ROUND_BULGE if name.split()[-1] in ROUND else BULGE
+def depth_relief(name: str) -> float:
+    """How much nearer than its contact point an object's middle is, per width and `Ground.scale`."""
+    return ROUND_RELIEF if name.split()[-1] in ROUND else RELIEF
 
 
 def size_px(place: Place, size_hw: tuple[int, int]) -> float:

@@ -14,7 +14,7 @@ from ldm.experts.segment import sam_mask
 from llava_bifrost.language.answer import PHRASES, Request, parse_instruction, satisfies
 from llava_bifrost.placement.anchors import as_json, detect_anchors, read_anchors
 from llava_bifrost.placement.ground import Plane, fit_ground
-from llava_bifrost.placement.placer import Item, NoPlace, place
+from llava_bifrost.placement.placer import Item, NoPlace, place_object
 from llava_bifrost.placement.sizes import usual_size
 from tests.ldm import small_detectors
 
@@ -88,7 +88,7 @@ def check_rooms(count: int) -> None:
     for index, (depth_01, places) in enumerate(rooms(count)):
         for request in requests_of(places, index):
             try:
-                found = place(request, places, depth_01, candidates=4)
+                found = place_object(request, places, depth_01, candidates=4)
             except NoPlace:
                 answered[False] += 1
                 continue
@@ -128,7 +128,7 @@ def test_the_ground_of_a_rendered_room_is_found() -> None:
         assert sizes[0] == pytest.approx(sizes[1], rel=0.2)  # how much larger the near of two equals looks
 
 
-def test_a_image_without_ground_has_an_assumed_one() -> None:
+def test_an_image_without_ground_has_an_assumed_one() -> None:
     ground = fit_ground(np.zeros((40, 60), np.float32))
     assert not ground.measured
     assert ground.plane.at(0.5, 1.0) > ground.plane.at(0.5, 0.6)
@@ -157,7 +157,7 @@ def test_a_raised_plane_is_nearer_and_as_steep_for_its_height() -> None:
 def test_places_are_where_people_would_look(sentence: str, true) -> None:
     known = {"sofa": SOFA, "lamp": LAMP}
     depth_01 = with_things(floor_depth(), SOFA, LAMP)
-    best = place(parse_instruction(sentence), known, depth_01, item=Item(1.3))[0].location
+    best = place_object(parse_instruction(sentence), known, depth_01, item=Item(1.3))[0].location
     assert true(best.box01_xyxy, best.depth), best
 
 
@@ -166,12 +166,16 @@ def test_nearer_is_larger_and_the_aspect_is_kept() -> None:
     widths = {}
     for phrase in ("behind", "in front of"):
         request = Request("dog", ((phrase, "sofa"),))
-        x0, y0, x1, y1 = place(request, {"sofa": SOFA}, depth_01, item=Item(1.3))[0].location.box01_xyxy
+        x0, y0, x1, y1 = place_object(request, {"sofa": SOFA}, depth_01, item=Item(1.3))[
+            0
+        ].location.box01_xyxy
         assert (x1 - x0) * 120 / ((y1 - y0) * 90) == pytest.approx(1.3, rel=0.02)
         widths[phrase] = x1 - x0
     assert widths["in front of"] > 1.2 * widths["behind"]
     assert widths["in front of"] < SOFA.width  # a dog is smaller than a sofa
-    large = place(Request("dog", (("behind", "sofa"),)), {"sofa": SOFA}, depth_01, item=Item(1.3, 1.0))[0]
+    large = place_object(
+        Request("dog", (("behind", "sofa"),)), {"sofa": SOFA}, depth_01, item=Item(1.3, 1.0)
+    )[0]
     assert large.location.place.width > 1.5 * widths["behind"]
 
 
@@ -179,21 +183,21 @@ def test_known_things_are_not_run_into() -> None:
     """What stands where the best place was moves the answer away."""
     depth_01 = with_things(floor_depth(), SOFA)
     request = Request("dog", (("next to", "sofa"),))
-    first = place(request, {"sofa": SOFA}, depth_01)[0].location
+    first = place_object(request, {"sofa": SOFA}, depth_01)[0].location
     blocker = standing(first.box01_xyxy, first.depth)
     known = {"sofa": SOFA, "crate": blocker}
-    second = place(request, known, with_things(depth_01, blocker))[0].location
+    second = place_object(request, known, with_things(depth_01, blocker))[0].location
     assert iou(first.box01_xyxy, second.box01_xyxy) < 0.3
 
 
 def test_replacing_takes_the_place_of_the_thing() -> None:
-    best = place(Request("sofa", replace=True), {"Sofa": SOFA}, floor_depth())[0]
+    best = place_object(Request("sofa", replace=True), {"Sofa": SOFA}, floor_depth())[0]
     assert (best.location.box01_xyxy, best.location.depth) == (SOFA.box01_xyxy, SOFA.d)
 
 
 def test_the_same_input_gives_the_same_answer() -> None:
     request, depth_01 = parse_instruction("Place the cat behind the sofa"), with_things(floor_depth(), SOFA)
-    assert place(request, {"sofa": SOFA}, depth_01, candidates=5) == place(
+    assert place_object(request, {"sofa": SOFA}, depth_01, candidates=5) == place_object(
         request, {"sofa": SOFA}, depth_01, candidates=5
     )
 
@@ -201,12 +205,12 @@ def test_the_same_input_gives_the_same_answer() -> None:
 def test_what_cannot_be_is_said() -> None:
     depth_01 = with_things(floor_depth(), SOFA)
     with pytest.raises(ValueError, match="no place is known for lamp; known: sofa"):
-        place(Request("dog", (("behind", "lamp"),)), {"sofa": SOFA}, depth_01)
+        place_object(Request("dog", (("behind", "lamp"),)), {"sofa": SOFA}, depth_01)
     with pytest.raises(NoPlace, match="never true together"):
-        place(Request("dog", (("left of", "sofa"), ("right of", "sofa"))), {"sofa": SOFA}, depth_01)
+        place_object(Request("dog", (("left of", "sofa"), ("right of", "sofa"))), {"sofa": SOFA}, depth_01)
     near = standing((0.3, 0.5, 0.7, 0.999), 0.99)
     with pytest.raises(NoPlace, match="in front of the crate"):
-        place(Request("dog", (("in front of", "crate"),)), {"crate": near}, depth_01)
+        place_object(Request("dog", (("in front of", "crate"),)), {"crate": near}, depth_01)
     with pytest.raises(ValueError, match="aspect"):
         Item(0.0)
 
