@@ -17,7 +17,7 @@ PERTURB_ROUNDS = 250  # of four operations
 
 
 def mask_score(mask: np.ndarray) -> float:
-    """Share of the largest outer contour in the area of all; 1 = one piece, 0 for fewer than 10 pixels."""
+    """Fraction of the largest outer contour in the area of all; 1 = one piece, 0 for fewer than 10 pixels."""
     if np.count_nonzero(mask) < 10:
         return 0.0
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -129,10 +129,10 @@ def perturb_mask(
     return result
 
 
-def _deform(truth: np.ndarray, target_iou: float, rng: np.random.Generator) -> np.ndarray:
-    """Random local morphology on truth (h, w) uint8 0/1 until the overlap with it is below the target."""
-    h, w = truth.shape
-    result, area = truth.copy(), int(np.count_nonzero(truth))
+def _deform(exact: np.ndarray, target_iou: float, rng: np.random.Generator) -> np.ndarray:
+    """Random local morphology on exact (h, w) uint8 0/1 until the overlap with it is below the target."""
+    h, w = exact.shape
+    result, area = exact.copy(), int(np.count_nonzero(exact))
     for _ in range(PERTURB_ROUNDS):
         for _ in range(4):
             left, top = int(rng.integers(w)), int(rng.integers(h))
@@ -141,16 +141,13 @@ def _deform(truth: np.ndarray, target_iou: float, rng: np.random.Generator) -> n
                 result[(top + bottom) // 2, (left + right) // 2] = rng.integers(2)
             operation = cv2.dilate if rng.random() < 0.5 else cv2.erode
             part = result[top:bottom, left:right]
-            part[:] = operation(part, _kernel(rng))
-            np.bitwise_or(result, truth, out=result)
-        # The result contains the truth, so the overlap is a ratio of areas.
+            size, form = int(rng.integers(3, 10)), int(rng.integers(4))
+            # A square, a disc, or a flat ellipse.
+            width, height = [(size, size), (size, size), (size, size // 2), (size // 2, size)][form]
+            shape = cv2.MORPH_RECT if form == 0 else cv2.MORPH_ELLIPSE
+            part[:] = operation(part, cv2.getStructuringElement(shape, (width, height)))
+            np.bitwise_or(result, exact, out=result)
+        # The result contains the exact mask, so the overlap is a ratio of areas.
         if area < target_iou * np.count_nonzero(result):
             break
     return result
-
-
-def _kernel(rng: np.random.Generator) -> np.ndarray:
-    """A square, a disc or a flat ellipse of 3 to 9 pixels."""
-    size, form = int(rng.integers(3, 10)), int(rng.integers(4))
-    width, height = [(size, size), (size, size), (size, size // 2), (size // 2, size)][form]
-    return cv2.getStructuringElement(cv2.MORPH_RECT if form == 0 else cv2.MORPH_ELLIPSE, (width, height))

@@ -10,7 +10,7 @@ import torch
 
 from datasets.scenes.describe import Camera, Light, SceneOptions, SceneRejected, Solid
 from datasets.scenes.pack import SceneView, pack
-from datasets.scenes.pose import look_at, orbit, outline, square_window
+from datasets.scenes.pose import look_at, orbit, outline
 from datasets.scenes.solids import FAR
 from datasets.scenes.trace import cast_parts, cast_room, covers, pixel_rays
 
@@ -96,7 +96,10 @@ def reference_setup(
     if not same:
         origin = orbit(camera.origin, target, yaw, lift)
         camera = replace(camera, origin=origin, axes=look_at(origin, target))
-    window = square_window(outline(solid.parts, camera), camera.tan_x / camera.tan_y, rng.uniform(1.06, 1.25))
+    aspect, (x0, y0, x1, y1) = camera.tan_x / camera.tan_y, outline(solid.parts, camera)
+    side = max(x1 - x0, (y1 - y0) / aspect) * rng.uniform(1.06, 1.25)  # in widths of the full view
+    cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+    window = cx - side / 2, cy - side * aspect / 2, cx + side / 2, cy + side * aspect / 2
     away = orbit(camera.origin, target, lamp_yaw, lamp_lift) - target
     warm = rng.uniform(0.9, 1.1)
     tone = np.array([warm, 1.0, 2 - warm])

@@ -13,7 +13,7 @@ from datasets.scenes.pack import SceneView, pack
 from datasets.scenes.shade import expose, radiance, to_display
 from datasets.scenes.solids import FAR
 from datasets.scenes.surface import surface, take
-from datasets.scenes.trace import Hit, Rays, cast_parts, cast_room, covers, first, hidden_parts, pixel_rays
+from datasets.scenes.trace import Hit, Rays, cast_parts, cast_room, covers, first, pixel_rays
 
 SUBPIXELS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
 ROUGH = 0.09  # a pixel that differs by more from a neighbour (display value) gets four rays
@@ -36,9 +36,9 @@ class RenderedViews:
 
 def _trace(rays: Rays) -> tuple[Tensor, Hit, Hit]:
     """Depth per part (p, m), first hit, first hit without the hidden solid."""
-    depth = cast_parts(rays)
-    behind = cast_room(rays)
-    return depth, first(depth, behind), first(torch.where(hidden_parts(rays), FAR, depth), behind)
+    depth, behind, packed = cast_parts(rays), cast_room(rays), rays.packed
+    hidden = rays.at(packed.parts.hidden.view(packed.count, packed.slots).T)  # (p, m) or (p, 1)
+    return depth, first(depth, behind), first(torch.where(hidden, FAR, depth), behind)
 
 
 def _light(rays: Rays, hit: Hit, hit_wo: Hit) -> tuple[Tensor, Tensor]:

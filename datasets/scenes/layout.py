@@ -12,11 +12,12 @@ from datasets.scenes.choose import choose_removed, object_window, reference_setu
 from datasets.scenes.describe import Camera, Room, Scene, SceneOptions, SceneRejected, Solid
 from datasets.scenes.furnish import furniture, lamp, room, solid_at
 from datasets.scenes.pack import SceneView
-from datasets.scenes.pose import look_at, outline
+from datasets.scenes.pose import direction, look_at, outline
 from datasets.scenes.wide import wide_solid
 
 ATTEMPTS = 24  # scenes tried per seed
 TRIES = 14  # places tried per solid
+FLAT_TOPPED = ("cube", "box", "cylinder", "prism")
 Draw = Callable[[np.random.Generator, np.ndarray, int, Sequence[Solid]], Solid]  # see furnish.solid_at
 
 
@@ -79,10 +80,7 @@ def camera_of(
     azimuth = np.radians(rng.uniform(-32, 32) - 90)
     elevation = np.radians(rng.uniform(11, 38))
     distance = rng.uniform(2.7, 3.9)
-    away = np.array(
-        [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]
-    )
-    origin = target + distance * away
+    origin = target + distance * direction(azimuth, elevation)
     origin[0] = np.clip(origin[0], place.left + 0.3, place.right - 0.3)
     h, w = options.size
     aspect = w / h if options.window == "full" else float(rng.choice([1.0, 4 / 3, 3 / 2]))
@@ -100,9 +98,9 @@ def place_solid(
         host = _host(rng, solids)
         spot = _spot(rng, solids, host, camera)
         added = draw(rng, spot, host, solids)
-        if added.name in names or not (
-            _in_room(added, place) and _free(added, solids) and _stands(added, host, solids)
-        ):
+        (x, y), radius = added.centre[:2], added.radius + 0.02
+        in_room = place.left + radius < x < place.right - radius and y < place.back - radius
+        if added.name in names or not (in_room and _free(added, solids) and _stands(added, host, solids)):
             continue
         x0, y0, x1, y1 = outline(added.parts, camera)
         inside = max(0.0, min(x1, 1) - max(x0, 0)) * max(0.0, min(y1, 1) - max(y0, 0))
@@ -117,12 +115,10 @@ def _host(rng: np.random.Generator, solids: Sequence[Solid]) -> int:
         return 0
     taken = {solid.support for solid in solids}
     flat = [
-        i
-        for i, solid in enumerate(solids)
-        if solid.movable
-        and solid.shape in ("cube", "box", "cylinder", "prism")
-        and i not in taken
-        and solid.parts[0].axes[2, 2] > 0.9
+        index
+        for index, solid in enumerate(solids)
+        if solid.movable and solid.shape in FLAT_TOPPED and index not in taken
+        if solid.parts[0].axes[2, 2] > 0.9  # it stands upright
     ]
     return int(rng.choice(flat)) if flat and rng.random() < 0.16 else -1
 
@@ -143,12 +139,6 @@ def _spot(rng: np.random.Generator, solids: Sequence[Solid], host: int, camera: 
         part = solids[0].parts[0]
         return part.centre[:2] + (rng.uniform(-1, 1, 2) * part.scale[:2] * 0.85) @ part.axes[:2, :2]
     return np.array([rng.uniform(-1.5, 1.5), rng.uniform(-0.9, 1.7)])
-
-
-def _in_room(added: Solid, place: Room) -> bool:
-    x, y = added.centre[:2]
-    r = added.radius + 0.02
-    return place.left + r < x < place.right - r and y < place.back - r
 
 
 def _free(added: Solid, solids: Sequence[Solid]) -> bool:

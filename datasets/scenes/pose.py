@@ -100,17 +100,10 @@ def orbit(origin: np.ndarray, target: np.ndarray, yaw: float, lift: float) -> np
     flat = float(np.hypot(away[0], away[1]))
     elevation = float(np.clip(np.arctan2(away[2], flat) + lift, np.radians(3), np.radians(75)))
     azimuth = np.arctan2(away[1], away[0]) + yaw
-    ring = np.array(
-        [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]
-    )
-    return target + np.linalg.norm(away) * ring
+    return target + np.linalg.norm(away) * direction(azimuth, elevation)
 
 
-def square_window(
-    box: tuple[float, float, float, float], aspect: float, margin: float
-) -> tuple[float, float, float, float]:
-    """Square around a box, longer side times margin, in fractions of a view of aspect w / h."""
-    x0, y0, x1, y1 = box
-    side = max(x1 - x0, (y1 - y0) / aspect) * margin  # in widths of the full view
-    cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
-    return cx - side / 2, cy - side * aspect / 2, cx + side / 2, cy + side * aspect / 2
+def direction(azimuth: float, elevation: float) -> np.ndarray:
+    """Unit vector (3,) of two angles in radians."""
+    level = np.cos(elevation)
+    return np.array([np.cos(azimuth) * level, np.sin(azimuth) * level, np.sin(elevation)])

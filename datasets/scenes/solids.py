@@ -9,12 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.scenes.palette import KINDS
-
 FAR = 1e9
 TORUS_STEPS = 24  # samples of a ray within a ring
 TORUS_SECANTS = 4
-BEVEL = 0.06  # edges whose normal is rounded, share of the half extent
+BEVEL = 0.06  # edges whose normal is rounded, as a fraction of the half extent; chosen by eye
 
 Interval = tuple[Tensor, Tensor]
 
@@ -159,18 +157,16 @@ def meet(kind: str, o: Tensor, d: Tensor, param: Tensor) -> Interval:
         return _wedges(o, d)
     if kind == "dome":
         return _both(_ball(o, d), _slab(o[2], d[2], 0.0, 2.0))
-    found = _slab(o[2], d[2], -1.0, 1.0)
-    if kind == "box":
-        return _both(_both(found, _slab(o[0], d[0], -1.0, 1.0)), _slab(o[1], d[1], -1.0, 1.0))
-    for cosine, sine in PRISM_SIDES:
-        found = _both(
-            found,
-            _slab(cosine * o[0] + sine * o[1], cosine * d[0] + sine * d[1], -PRISM_APOTHEM, PRISM_APOTHEM),
-        )
-    return found
+    interval = _slab(o[2], d[2], -1.0, 1.0)
+    sides, half = (BOX_SIDES, 1.0) if kind == "box" else (PRISM_SIDES, PRISM_APOTHEM)
+    for cosine, sine in sides:
+        across = cosine * o[0] + sine * o[1], cosine * d[0] + sine * d[1]
+        interval = _both(interval, _slab(*across, -half, half))
+    return interval
 
 
 PRISM_APOTHEM = 0.75**0.5  # hexagon with corners on the unit circle
+BOX_SIDES = ((1.0, 0.0), (0.0, 1.0))
 PRISM_SIDES = ((1.0, 0.0), (0.5, PRISM_APOTHEM), (-0.5, PRISM_APOTHEM))
 
 
@@ -214,6 +210,3 @@ def _prism_normal(q: Tensor) -> Tensor:
         total[1] += sine * push
     total[2] = q[2].sign() * (q[2].abs() - 1 + BEVEL).clamp(min=1e-4)
     return total
-
-
-KIND_INDEX = {kind: index for index, kind in enumerate(KINDS)}

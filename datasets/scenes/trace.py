@@ -162,11 +162,6 @@ def first(depth: Tensor, behind: Hit) -> Hit:
     )
 
 
-def hidden_parts(rays: Rays) -> Tensor:
-    """(p, n) or (p, 1) bool: part slots of the solid that the counterfactual lacks."""
-    return rays.at(rays.packed.parts.hidden.view(rays.packed.count, rays.packed.slots).T)
-
-
 def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
     """Share (n,) in [0, 1] of the lamp that each point sees, in the full scene and without the hidden solid.
 
