@@ -1,7 +1,7 @@
 """2.5D fusion: an object's cut-out and depth put into a background at a box, hidden by what is nearer.
 
 h w   pixels of the frame (the whole background or a crop of it)
-modes place        the object stands in the scene, nearer things hide it
+modes place        the object stands in the scene, nearer objects hide it
       replace      the same after the depth of what stood there has been filled in
       id-transfer  another identity in the silhouette of the one there; the depth stays
       inpaint      a coarse region is painted anew; the depth stays (published name: draw)
@@ -64,7 +64,7 @@ def tight_cutout(
     if depth_01 is not None:
         depth = own_depth(depth_01[y0:y1, x0:x1], inside, norm)
     else:
-        depth = bulge(inside) if fill == "bulge" else np.where(inside, 0.5, 0).astype(np.float32)
+        depth = inflated_depth(inside) if fill == "bulge" else np.where(inside, 0.5, 0).astype(np.float32)
     return Cutout(rgb_u8[y0:y1, x0:x1] * inside[..., None].astype(np.uint8), inside, depth)
 
 
@@ -84,7 +84,7 @@ def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only")
     return np.where(mask, np.clip((values - low) / (high - low), 0, 1), 0).astype(np.float32)
 
 
-def bulge(mask: np.ndarray) -> np.ndarray:
+def inflated_depth(mask: np.ndarray) -> np.ndarray:
     """A rounded body's depth from its silhouette: 0 at the edge, 1 in the middle."""
     distance = cv2.distanceTransform(cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, 0), cv2.DIST_L2, 3)
     inner = np.clip(1 - distance[1:-1, 1:-1] / max(float(distance.max()), 1e-6), 0, 1)
@@ -186,8 +186,8 @@ def fill_depth(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
     right, left = where[after], where[np.maximum(after - 1, 0)]
     right = np.where(row[right] == row[gap], right, left)
     left = np.where(row[left] == row[gap], left, right)
-    share = np.where(right > left, (gap - left) / np.maximum(right - left, 1), 0.0)
-    flat[gap] = flat[left] * (1 - share) + flat[right] * share
+    fraction = np.where(right > left, (gap - left) / np.maximum(right - left, 1), 0.0)
+    flat[gap] = flat[left] * (1 - fraction) + flat[right] * fraction
     return flat.reshape(h, w).astype(np.float32)
 
 

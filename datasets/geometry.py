@@ -95,9 +95,9 @@ def expand_box(box_xyxy: Sequence[float], ratio: float, size_hw: Size | None, en
     "inclusive" rounds outwards, "legacy" counts the end as a pixel inside and truncates.
     """
     x0, y0, x1, y1 = box_xyxy
-    one = 1 if end == "legacy" else 0
+    last = 1 if end == "legacy" else 0
     xc, yc = (x0 + x1) / 2, (y0 + y1) / 2
-    half_w, half_h = ratio * (x1 - x0 + one) / 2, ratio * (y1 - y0 + one) / 2
+    half_w, half_h = ratio * (x1 - x0 + last) / 2, ratio * (y1 - y0 + last) / 2
     edges = xc - half_w, yc - half_h, xc + half_w, yc + half_h
     if end == "legacy":
         left, top, right, bottom = (int(edge) for edge in edges)
@@ -149,7 +149,7 @@ def square_padding(size_hw: Size) -> Box:
 def depth_extent(d: float, box01: Sequence[float]) -> tuple[float, float]:
     """(far, near) of an object whose centre lies at depth d.
 
-    A thing is about as thick as it is wide and high, so its thickness in relative inverse depth grows with
+    An object is about as thick as it is wide and high, so its thickness in relative inverse depth grows with
     its size in the image: near - far = 2 (0.01 + 0.2 s), s = sqrt(width height) in fractions. Symmetric
     about d, clipped to [0, 1].
     """
@@ -164,7 +164,7 @@ def depth_at_contact(background_depth_01: np.ndarray, box01: Sequence[float]) ->
 
     The lower quartile over a strip of the edge's middle 60 % and of 2 % of the image's height: not the
     median, because what stands in front of the ground there is nearer (measured on rendered scenes: without
-    loss for free objects, the overlap with the truth of partly hidden ones rises from 0.69 to 0.77).
+    loss for free objects, the overlap with the ground truth of partly hidden ones rises from 0.69 to 0.77).
     """
     h, w = background_depth_01.shape
     x0, _, x1, y1 = box_from_01(box01, (h, w))

@@ -98,7 +98,7 @@ def draw_cases(
             taken += 1
     if taken < backgrounds:
         raise ValueError(
-            f"{instances.path} has {taken} images where every object fits beside a named thing, "
+            f"{instances.path} has {taken} images where every object fits beside a named object, "
             f"{backgrounds} were asked for"
         )
     return tuple(sorted(cases, key=lambda case: case.id))

@@ -156,7 +156,7 @@ def read_benchmark(path: Path) -> Manifest:
     if json_entry(document, "format", path) != FORMAT:
         raise ValueError(f"{path} has format {document['format']}, this code reads format {FORMAT}")
     try:
-        cases = tuple(_case(one) for one in document["cases"])
+        cases = tuple(_case(plain) for plain in document["cases"])
         manifest = Manifest(document["name"], int(document["seed"]), dict(document["files"]), cases)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a benchmark manifest: {error}") from error

@@ -32,8 +32,8 @@ class SceneFacts:
     depths: tuple[
         tuple[float, float, float], ...
     ]  # d (mean of the front surface), far, near; in the frame of depth_01
-    visible: tuple[float, ...]  # visible share of the amodal mask inside the frame
-    area: tuple[float, ...]  # amodal share of the frame
+    visible: tuple[float, ...]  # visible fraction of the amodal mask inside the frame
+    area: tuple[float, ...]  # amodal fraction of the frame
     relations: tuple[tuple[int, str, int], ...]  # (a, "left of", b): a is left of b
     captions: tuple[str, ...]  # "a red cone behind a blue cube", relations of the removed solid first
     window01_xyxy: Box  # rendered part of the full view
@@ -74,16 +74,16 @@ def render(scenes: Sequence[Scene], options: SceneOptions, device: torch.device 
         raise ValueError("render needs at least one scene")
     chunk = options.chunk or (1 if torch.device(device).type == "cpu" else 32)
     solids = max(len(scene.solids) for scene in scenes)
-    found = [
+    chunks = [
         _render(scenes[start : start + chunk], options, solids, device)
         for start in range(0, len(scenes), chunk)
     ]
     tensors = {
-        name: torch.cat([getattr(part, name) for part in found])
+        name: torch.cat([getattr(part, name) for part in chunks])
         for name in SceneBatch.__annotations__
         if name != "facts"
     }
-    return SceneBatch(**tensors, facts=tuple(fact for part in found for fact in part.facts))
+    return SceneBatch(**tensors, facts=tuple(fact for part in chunks for fact in part.facts))
 
 
 def _render(

@@ -1,6 +1,6 @@
 """Which solid of a scene is removed, the window around it, and the view of it alone.
 
-Legend: p parts, m rays of the coarse survey.
+Legend: p parts, m rays of a coarse grid.
 """
 
 from dataclasses import replace
@@ -14,9 +14,9 @@ from datasets.scenes.pose import look_at, orbit, outline
 from datasets.scenes.solids import FAR
 from datasets.scenes.trace import cast_parts, cast_room, covers, pixel_rays
 
-SURVEY = 56  # side of the coarse grid on which visibility is judged
+COARSE_SIDE = 56  # side of the coarse grid on which visibility is estimated
 MIN_VISIBLE = 0.36  # of the removed solid; above the promised 0.3, the grid is coarse
-HIDDEN = (0.36, 0.90)  # visible share of a "partly hidden" solid
+HIDDEN = (0.36, 0.90)  # visible fraction of a "partly hidden" solid
 MIN_AREA = {"full": 0.02, "object": 0.008}  # of the full view that the removed solid covers
 MAX_AREA = 0.3
 Box = tuple[float, float, float, float]
@@ -25,9 +25,9 @@ Box = tuple[float, float, float, float]
 def choose_removed(
     rng: np.random.Generator, view: SceneView, options: SceneOptions
 ) -> tuple[int, float, tuple[float, float]]:
-    """Removed solid, its amodal share of the full view, and the range of inverse depth without it."""
-    owner, depth, behind = _survey(view)
-    wanted = []
+    """Removed solid, its amodal fraction of the full view, and the range of inverse depth without it."""
+    owner, depth, behind = _coarse_cast(view)
+    candidates = []
     for index, solid in enumerate(view.solids):
         area, visible = _seen(owner == index, depth, behind)
         x0, y0, x1, y1 = outline(solid.parts, view.camera)
@@ -35,26 +35,26 @@ def choose_removed(
         carries = any(other.support == index for other in view.solids)
         large = MIN_AREA[options.window] <= area <= MAX_AREA
         if solid.movable and not carries and in_frame and large and visible >= MIN_VISIBLE:
-            wanted.append((index, area, visible))
-    if not wanted:
+            candidates.append((index, area, visible))
+    if not candidates:
         raise SceneRejected("no solid can be removed")
     if rng.random() < options.occluded:
-        wanted = [entry for entry in wanted if HIDDEN[0] <= entry[2] <= HIDDEN[1]]
-        if not wanted:
+        candidates = [entry for entry in candidates if HIDDEN[0] <= entry[2] <= HIDDEN[1]]
+        if not candidates:
             raise SceneRejected("no solid is partly hidden")
-    index, area, _ = wanted[int(rng.integers(len(wanted)))]
+    index, area, _ = candidates[int(rng.integers(len(candidates)))]
     inverse = 1 / torch.minimum(depth[owner != index].amin(0), behind)
     return index, area, (float(inverse.min()), float(inverse.max()))
 
 
 def solid_fractions(view: SceneView) -> list[tuple[float, float]]:
-    """Of each solid: amodal share of the full view, visible share of that; judged on a coarse grid."""
-    owner, depth, behind = _survey(view)
+    """Of each solid, on a coarse grid: amodal fraction of the full view, visible fraction of that."""
+    owner, depth, behind = _coarse_cast(view)
     return [_seen(owner == index, depth, behind) for index in range(len(view.solids))]
 
 
 def _seen(mine: torch.Tensor, depth: torch.Tensor, behind: torch.Tensor) -> tuple[float, float]:
-    """Amodal share of the image, and visible share of that, of the solid with the parts `mine` (p,)."""
+    """Amodal fraction of the image, and visible fraction of that, of the solid with the parts `mine` (p,)."""
     front = depth[mine].amin(0)
     amodal = (front < FAR) & (front < behind)
     count = int(amodal.sum())
@@ -62,13 +62,13 @@ def _seen(mine: torch.Tensor, depth: torch.Tensor, behind: torch.Tensor) -> tupl
     return count / amodal.numel(), visible / max(count, 1)
 
 
-def _survey(view: SceneView) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _coarse_cast(view: SceneView) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Coarse cast up to the border: owner (p,), depth (p, m), depth of the room behind (m,)."""
     packed = pack([view])
-    size = (SURVEY, SURVEY)
-    pixel = torch.arange(SURVEY * SURVEY)
-    place = torch.stack([pixel % SURVEY, pixel // SURVEY])
-    rays = pixel_rays(packed, size, covers(packed, size), pixel, place / (SURVEY - 1) - 0.5)
+    size = (COARSE_SIDE, COARSE_SIDE)
+    pixel = torch.arange(COARSE_SIDE * COARSE_SIDE)
+    place = torch.stack([pixel % COARSE_SIDE, pixel // COARSE_SIDE])
+    rays = pixel_rays(packed, size, covers(packed, size), pixel, place / (COARSE_SIDE - 1) - 0.5)
     return packed.parts.owner, cast_parts(rays), cast_room(rays).depth
 
 

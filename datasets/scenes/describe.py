@@ -55,9 +55,9 @@ class SceneOptions:
         help="pose of the reference: as in the scene, another within 30 degrees, or half and half",
         choices=("same", "other", "mixed"),
     )
-    furniture: float = setting(0.45, help="share of scenes with a table or a low platform", low=0, high=1)
+    furniture: float = setting(0.45, help="fraction of scenes with a table or a low platform", low=0, high=1)
     occluded: float = setting(
-        0.42, help="share of scenes that look for a partly hidden solid to remove", low=0, high=1
+        0.42, help="fraction of scenes that look for a partly hidden solid to remove", low=0, high=1
     )
     world: str = setting(
         "plain",

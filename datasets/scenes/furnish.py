@@ -1,4 +1,4 @@
-"""Random things: the room and its colours, the lamp, furniture, and one solid for a given place."""
+"""Random contents of a scene: the room and its colours, the lamp, furniture, one solid at a given place."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -107,9 +107,9 @@ def finish_of(rng: np.random.Generator, colour: str, pattern: str) -> Finish:
     return Finish(colour, pattern, linear(first), other, frequency, gloss, float(10 + 90 * gloss))
 
 
-def furniture(rng: np.random.Generator, share: float) -> tuple[Solid, ...]:
+def furniture(rng: np.random.Generator, probability: float) -> tuple[Solid, ...]:
     """Nothing, a table, or a raised block; it stands on the floor near the middle of the room."""
-    if rng.random() >= share:
+    if rng.random() >= probability:
         return ()
     yaw, middle = rng.uniform(-0.5, 0.5), np.array([rng.uniform(-0.3, 0.3), rng.uniform(0.2, 0.8)])
     axes, table = upright(yaw), rng.random() < 0.55

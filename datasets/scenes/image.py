@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets.scenes.pack import SceneView, pack
 from datasets.scenes.shade import expose, radiance, to_display
 from datasets.scenes.solids import FAR
-from datasets.scenes.surface import surface, take
+from datasets.scenes.surface import surface_of, take
 from datasets.scenes.trace import Hit, Rays, cast_parts, cast_room, covers, first, pixel_rays
 
 SUBPIXELS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
@@ -46,7 +46,7 @@ def _light(rays: Rays, hit: Hit, hit_wo: Hit) -> tuple[Tensor, Tensor]:
 
     The second is shaded again only where it differs, so elsewhere both are equal to the last bit.
     """
-    seen = surface(rays, hit)
+    seen = surface_of(rays, hit)
     exposure = expose(rays, seen)
     light = radiance(rays, seen, exposure.lamp, exposure.sky)
     without = light.clone()
@@ -59,7 +59,7 @@ def _light(rays: Rays, hit: Hit, hit_wo: Hit) -> tuple[Tensor, Tensor]:
     index = uncovered.nonzero().squeeze(1)
     if index.numel():
         behind = rays.subset(index)
-        seen = surface(behind, Hit(hit_wo.slot[index], hit_wo.depth[index]))
+        seen = surface_of(behind, Hit(hit_wo.slot[index], hit_wo.depth[index]))
         exposure = expose(behind, seen)
         without[:, index] = radiance(behind, seen, exposure.lamp_wo, exposure.sky_wo)
     return light, without

@@ -40,8 +40,8 @@ class Parts:
     eye: Tensor  # (3, n) the camera in the canonical frame
     param: Tensor  # (n,)
     bound: Tensor  # (n,) radius of the sphere around it
-    heart: Tensor  # (3, n) middle of the solid; a dome's centre is on its base
-    bulk: Tensor  # (n,) radius of the ball that stands for it in ambient occlusion
+    middle: Tensor  # (3, n) middle of the solid; a dome's centre is on its base
+    ball_radius: Tensor  # (n,) of the ball that stands for it in ambient occlusion
     box: Tensor  # (4, n) x0 y0 x1 y1, fractions of the full view
     rgb_a: Tensor  # (3, n)
     rgb_b: Tensor  # (3, n)
@@ -78,7 +78,7 @@ class PackedViews:
 # A part that no ray meets: its box is off the image, its centre far below the floor.
 PADDING = {
     "kind": 0, "owner": -1, "hidden": False, "matrix": np.eye(3).ravel(), "centre": (0, 0, -1e4),
-    "eye": (0, 0, 1e4), "param": 0, "bound": 0, "heart": (0, 0, -1e4), "bulk": 0, "box": (9, 9, 8, 8),
+    "eye": (0, 0, 1e4), "param": 0, "bound": 0, "middle": (0, 0, -1e4), "ball_radius": 0, "box": (9, 9, 8, 8),
     "rgb_a": (0, 0, 0), "rgb_b": (0, 0, 0), "pattern": 0, "aspect": (1, 1, 1), "size": 1,
     "frequency": 1, "gloss": 0, "shine": 1,
 }  # fmt: skip
@@ -103,8 +103,8 @@ def _describe(view: SceneView, owner: int, part: Part) -> dict[str, Any]:
         "eye": matrix @ (view.camera.origin - part.centre),
         "param": part.param,
         "bound": bound,
-        "heart": part.centre + (0.4 * scale[2] * part.axes[2] if part.kind == "dome" else 0),
-        "bulk": np.prod(half) ** (1 / 3),  # about the volume of the part's box
+        "middle": part.centre + (0.4 * scale[2] * part.axes[2] if part.kind == "dome" else 0),
+        "ball_radius": np.prod(half) ** (1 / 3),  # about the volume of the part's box
         "box": box if corners[:, 2].min() < 0.1 else (*corners[:, :2].min(0), *corners[:, :2].max(0)),
         "rgb_a": finish.rgb_a,
         "rgb_b": finish.rgb_b,

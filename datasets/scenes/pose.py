@@ -46,8 +46,8 @@ def reach(part: Part, directions: np.ndarray) -> np.ndarray:
 
 def extent(part: Part) -> tuple[float, float, float]:
     """Radius of the vertical cylinder around the part, its reach downwards and upwards, metres."""
-    found = reach(part, np.concatenate([HORIZON, -UP[None], UP[None]]))
-    return float(found[:12].max()) * 1.02, float(found[12]), float(found[13])
+    reaches = reach(part, np.concatenate([HORIZON, -UP[None], UP[None]]))
+    return float(reaches[:12].max()) * 1.02, float(reaches[12]), float(reaches[13])
 
 
 @lru_cache(maxsize=256)

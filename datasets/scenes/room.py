@@ -1,7 +1,7 @@
 """Procedural textures of floor and walls, the rug and the image on the back wall.
 
 A texture takes coordinates u, v >= 0 in cells, the width `soft` of a ray in cells and a phase in [0, 1]; it
-returns the share of the surface's second colour and a brightness. Edges are as soft as the ray is wide.
+returns the fraction of the surface's second colour and a brightness. Edges are as soft as the ray is wide.
 Legend: n rays.
 """
 

@@ -35,60 +35,60 @@ class Exposure:
     sky_wo: Tensor
 
 
-def expose(rays: Rays, found: Surface) -> Exposure:
+def expose(rays: Rays, surface: Surface) -> Exposure:
     """Cast shadow rays and gather contact darkening for each point."""
     lamp = rays.at(rays.packed.lamp)
-    facing = ((lamp - found.point) * found.normal).sum(0) > 0
-    seen, seen_wo = shadows(rays, found.point + LIFT * found.normal, facing & ~found.empty)
-    sky, sky_wo = _sky(rays, found)
+    facing = ((lamp - surface.point) * surface.normal).sum(0) > 0
+    seen, seen_wo = shadows(rays, surface.point + LIFT * surface.normal, facing & ~surface.empty)
+    sky, sky_wo = _sky(rays, surface)
     return Exposure(seen, sky, seen_wo, sky_wo)
 
 
-def _sky(rays: Rays, found: Surface) -> tuple[Tensor, Tensor]:
-    """Each part darkens like a ball of its bulk: cosine times solid angle, zero beyond REACH radii."""
-    sky = torch.ones_like(found.gloss)
+def _sky(rays: Rays, surface: Surface) -> tuple[Tensor, Tensor]:
+    """Each part darkens like a ball of its volume: cosine times solid angle, zero beyond REACH radii."""
+    sky = torch.ones_like(surface.gloss)
     sky_wo = torch.ones_like(sky)
     parts = rays.packed.parts
     for slot in range(rays.packed.slots):
-        offset = rays.of_slot(parts.heart, slot) - found.point
-        radius = rays.of_slot(parts.bulk, slot)
+        offset = rays.of_slot(parts.middle, slot) - surface.point
+        radius = rays.of_slot(parts.ball_radius, slot)
         square = offset.square().sum(0)
-        cosine = ((offset * found.normal).sum(0) / square.sqrt()).clamp(min=0)
+        cosine = ((offset * surface.normal).sum(0) / square.sqrt()).clamp(min=0)
         near = (radius * radius / square).clamp(max=1)
         fade = (1 - square / (REACH * radius + 1e-6).square()).clamp(min=0)
-        own = rays.of_slot(parts.owner, slot) == found.owner
-        left = 1 - torch.where(own, 0.0, CONTACT * cosine * near * fade)
+        itself = rays.of_slot(parts.owner, slot) == surface.owner
+        left = 1 - torch.where(itself, 0.0, CONTACT * cosine * near * fade)
         sky = sky * left
         sky_wo = torch.where(rays.of_slot(parts.hidden, slot), sky_wo, sky_wo * left)
     return sky, sky_wo
 
 
-def radiance(rays: Rays, found: Surface, lamp_share: Tensor, sky_share: Tensor) -> Tensor:
+def radiance(rays: Rays, surface: Surface, lamp_visible: Tensor, sky_visible: Tensor) -> Tensor:
     """Linear light (3, n) in [0, 1] towards the camera; a ray that meets nothing is white."""
     packed = rays.packed
     key, sky, bounce = rays.at(packed.key), rays.at(packed.sky), rays.at(packed.bounce)
-    way = rays.at(packed.lamp) - found.point
+    way = rays.at(packed.lamp) - surface.point
     square = way.square().sum(0)
     toward_lamp = way / square.sqrt()
     toward_eye = -rays.direction / rays.direction.square().sum(0).sqrt()
-    facing = (toward_lamp * found.normal).sum(0).clamp(min=0)
-    lit = lamp_share * facing * (FALLOFF[0] / (square + FALLOFF[1]))
-    up = 0.5 + 0.5 * found.normal[2]
-    fill = torch.lerp(bounce.expand_as(found.normal), sky.expand_as(found.normal), up)
+    facing = (toward_lamp * surface.normal).sum(0).clamp(min=0)
+    lit = lamp_visible * facing * (FALLOFF[0] / (square + FALLOFF[1]))
+    up = 0.5 + 0.5 * surface.normal[2]
+    fill = torch.lerp(bounce.expand_as(surface.normal), sky.expand_as(surface.normal), up)
     halfway = toward_lamp + toward_eye
     halfway = halfway / halfway.square().sum(0).sqrt().clamp(min=1e-6)
-    shine = (halfway * found.normal).sum(0).clamp(min=1e-4) ** found.shine
-    eye_cosine = (toward_eye * found.normal).sum(0)
-    mirrored_up = 0.5 + 0.5 * (2 * eye_cosine * found.normal[2] - toward_eye[2])
-    rim = found.gloss * (FRESNEL[0] + FRESNEL[1] * (1 - eye_cosine.clamp(0, 1)) ** 4) * sky_share
+    shine = (halfway * surface.normal).sum(0).clamp(min=1e-4) ** surface.shine
+    eye_cosine = (toward_eye * surface.normal).sum(0)
+    mirrored_up = 0.5 + 0.5 * (2 * eye_cosine * surface.normal[2] - toward_eye[2])
+    rim = surface.gloss * (FRESNEL[0] + FRESNEL[1] * (1 - eye_cosine.clamp(0, 1)) ** 4) * sky_visible
     mirror = torch.lerp(bounce.expand_as(fill), sky.expand_as(fill) * SKY_MIRRORED, mirrored_up.clamp(0, 1))
-    light = found.albedo * (key * lit + fill * sky_share)
-    light = light + key * (found.gloss * shine * lamp_share * (facing > 0)) * HIGHLIGHT + rim * mirror
+    light = surface.albedo * (key * lit + fill * sky_visible)
+    light = light + key * (surface.gloss * shine * lamp_visible * (facing > 0)) * HIGHLIGHT + rim * mirror
     # Identity up to the shoulder, then a smooth approach to 1.
     rest = 1 - SHOULDER
     over = (light - SHOULDER).clamp(min=0)
     soft = torch.minimum(light, torch.full_like(light, SHOULDER)) + rest * (1 - torch.exp(-over / rest))
-    return torch.where(found.empty, 1.0, soft)
+    return torch.where(surface.empty, 1.0, soft)
 
 
 def to_display(light: Tensor) -> Tensor:

@@ -122,11 +122,11 @@ def _is_done(path: Path, recipe: str) -> bool:
         return False
     try:
         with safe_open(path, "numpy") as shard:
-            found = json.loads((shard.metadata() or {}).get(HEADER, "{}")).get("recipe")
+            stored = json.loads((shard.metadata() or {}).get(HEADER, "{}")).get("recipe")
     except (SafetensorError, OSError):
         log.warning("%s is damaged and is rendered again", path)
         return False
-    if found != recipe:
+    if stored != recipe:
         raise ValueError(f"{path} was rendered with other settings; choose another --out or remove it")
     return True
 
@@ -168,11 +168,11 @@ class OpenShard:
         """An array of `Shard`, or some of its rows, masks unpacked."""
         if self._file is None:
             self._file = safe_open(self.path, "numpy")
-        found = self._file.get_slice(name)[rows]
+        values = self._file.get_slice(name)[rows]
         if name not in PACKED:
-            return found
+            return values
         width = self._file.get_slice(PACKED[name]).get_shape()[2]
-        return np.unpackbits(found, axis=-1, count=width).astype(bool)
+        return np.unpackbits(values, axis=-1, count=width).astype(bool)
 
 
 def read_shard(path: Path | str) -> Shard:

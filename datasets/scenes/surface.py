@@ -31,12 +31,12 @@ class Surface:
     empty: Tensor  # (n,) bool, the ray meets nothing
 
 
-def surface(rays: Rays, hit: Hit) -> Surface:
+def surface_of(rays: Rays, hit: Hit) -> Surface:
     """Everything about the met points that does not depend on light."""
     depth = torch.where(hit.slot == -9, 1.0, hit.depth)
     point = rays.at(rays.packed.origin) + depth * rays.direction
     n, device = depth.numel(), depth.device
-    found = Surface(
+    surface = Surface(
         point,
         torch.zeros(3, n, device=device),
         torch.ones(3, n, device=device),
@@ -45,13 +45,13 @@ def surface(rays: Rays, hit: Hit) -> Surface:
         torch.full((n,), -1, device=device),
         hit.slot == -9,
     )
-    found.normal[2] = 1
+    surface.normal[2] = 1
     if rays.packed.room is not None:
-        _room_surface(rays, hit, found)
+        _room_surface(rays, hit, surface)
     on_solid = (hit.slot >= 0).nonzero().squeeze(1)
     if on_solid.numel():
-        _solid_surface(rays, hit, found, on_solid)
-    return found
+        _solid_surface(rays, hit, surface, on_solid)
+    return surface
 
 
 def _solid_surface(rays: Rays, hit: Hit, out: Surface, ray: Tensor) -> None:
@@ -145,6 +145,6 @@ def _room_surface(rays: Rays, hit: Hit, out: Surface) -> None:
     out.shine.fill_(24.0)
 
 
-def take(found: Surface, index: Tensor) -> Surface:
+def take(surface: Surface, index: Tensor) -> Surface:
     """The same surface for some of the rays."""
-    return replace(found, **{name: value[..., index] for name, value in vars(found).items()})
+    return replace(surface, **{name: value[..., index] for name, value in vars(surface).items()})

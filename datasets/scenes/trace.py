@@ -129,9 +129,9 @@ def cast_parts(rays: Rays) -> Tensor:
     depth = torch.full(rays.near.shape, FAR, device=ray.device)
     count = rays.near.shape[1]
     for kind, chosen in by_kind(rays.packed, part):
-        own, its_ray = part[chosen], ray[chosen]
-        direction = to_part(parts, own, rays.direction.index_select(1, its_ray))
-        enter, leave = meet(kind, parts.eye.index_select(1, own), direction, parts.param[own])
+        its_part, its_ray = part[chosen], ray[chosen]
+        direction = to_part(parts, its_part, rays.direction.index_select(1, its_ray))
+        enter, leave = meet(kind, parts.eye.index_select(1, its_part), direction, parts.param[its_part])
         met = (enter < leave) & (enter > NEAREST)
         depth.view(-1)[slot[chosen] * count + its_ray] = torch.where(met, enter, FAR)
     return depth
@@ -163,7 +163,7 @@ def first(depth: Tensor, behind: Hit) -> Hit:
 
 
 def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
-    """Share (n,) in [0, 1] of the lamp that each point sees, in the full scene and without the hidden solid.
+    """Fraction (n,) of the lamp that each point sees, in the full scene and without the hidden solid.
 
     point: (3, n), a little above the surface. facing: (n,) bool, the surface looks towards the lamp.
     """
@@ -176,16 +176,18 @@ def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
     part = rays.view[ray] * rays.packed.slots + slot
     disc = torch.tensor(LAMP_SAMPLES, device=device).T  # (2, j)
     for kind, chosen in by_kind(rays.packed, part):
-        own, its_ray = part[chosen], ray[chosen]
-        origin = to_part(parts, own, point.index_select(1, its_ray) - parts.centre.index_select(1, own))
-        goal = to_part(parts, own, way.index_select(1, its_ray))
-        aim = goal[:, None] + _lamp_disc(parts, own, radius.expand(n)[its_ray], disc)  # (3, j, m)
+        its_part, its_ray = part[chosen], ray[chosen]
+        origin = to_part(
+            parts, its_part, point.index_select(1, its_ray) - parts.centre.index_select(1, its_part)
+        )
+        goal = to_part(parts, its_part, way.index_select(1, its_ray))
+        aim = goal[:, None] + _lamp_disc(parts, its_part, radius.expand(n)[its_ray], disc)  # (3, j, m)
         wide = origin[:, None].expand_as(aim).reshape(3, -1)
-        enter, leave = meet(kind, wide, aim.reshape(3, -1), parts.param[own].repeat(disc.shape[1]))
+        enter, leave = meet(kind, wide, aim.reshape(3, -1), parts.param[its_part].repeat(disc.shape[1]))
         stopped = ((enter < leave) & (leave > 0) & (enter < 1)).view(disc.shape[1], -1)
         sample, pair = stopped.nonzero().unbind(1)
         blocked[0, sample, its_ray[pair]] = True
-        lasting = ~parts.hidden[own[pair]]
+        lasting = ~parts.hidden[its_part[pair]]
         blocked[1, sample[lasting], its_ray[pair[lasting]]] = True
     seen = 1 - blocked.float().mean(1)
     return seen[0], seen[1]

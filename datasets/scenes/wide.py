@@ -61,15 +61,15 @@ COMPOUNDS: dict[str, tuple[tuple[str, tuple[float, float, float], float], ...]] 
 
 def wide_solid(rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequence[Solid]) -> Solid:
     """A solid as `furnish.solid_at` draws it, or a compound, with a plain or a further pattern."""
-    found = solid_at(rng, spot, host, solids)
+    solid = solid_at(rng, spot, host, solids)
     if rng.random() < COMPOUND:
-        found = compound(rng, spot, host, solids, found)
+        solid = compound(rng, spot, host, solids, solid)
     if rng.random() < PATTERNED:
         pattern = list(WIDE_PATTERNS)[int(rng.integers(len(WIDE_PATTERNS)))]
         colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
-        name = f"{WIDE_PATTERNS[pattern]} {colour} {found.shape}"
-        found = replace(found, name=name, finish=finish_of(rng, colour, pattern))
-    return found
+        name = f"{WIDE_PATTERNS[pattern]} {colour} {solid.shape}"
+        solid = replace(solid, name=name, finish=finish_of(rng, colour, pattern))
+    return solid
 
 
 def compound(

@@ -32,7 +32,9 @@ def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
     h, w = size_hw
     try:
         if isinstance(segmentation, list):
-            if not segmentation or not all(isinstance(one, list) and len(one) >= 6 for one in segmentation):
+            if not segmentation or not all(
+                isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation
+            ):
                 raise ValueError("a polygon is a list of at least 6 numbers")
             coded = run_lengths.merge(run_lengths.frPyObjects(segmentation, h, w))
         elif isinstance(segmentation["counts"], list):

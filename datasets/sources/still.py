@@ -78,7 +78,7 @@ class PanopticConfig(ImagesConfig):
             ]
             if ids:
                 items.append((names[record["image_id"]], record["file_name"], ids))
-        return require(sorted(items), f"things above {self.min_pixels} pixels in {path}")
+        return require(sorted(items), f"objects above {self.min_pixels} pixels in {path}")
 
     def views(self, item: Item) -> Iterator[ObjectView]:
         name, mask, ids = item

@@ -5,12 +5,12 @@ import pytest
 
 from datasets.fusion import (
     Cutout,
-    bulge,
     check_mode,
     fill_colour,
     fill_depth,
     fit_box,
     hidden_object,
+    inflated_depth,
     own_depth,
     place_cutout,
     place_cutout_legacy,
@@ -136,7 +136,7 @@ def test_own_depth_spans_the_range_over_the_object_only():
 
 
 def test_a_bulge_is_near_in_the_middle():
-    depth = bulge(np.ones((31, 31), bool))
+    depth = inflated_depth(np.ones((31, 31), bool))
     assert depth[15, 15] == pytest.approx(1)
     assert depth[15, 15] > depth[15, 5] > depth[15, 0] >= 0
 
