@@ -138,20 +138,16 @@ def dream(
     prompts: Sequence[str] = (),
     seed: int = 0,
     options: PaintOptions = DEFAULTS,
-    *,
-    decoding: Decoding = GREEDY,
-    negatives: Sequence[str] = (),
-    samples: int = 1,
-    progress: bool = True,
 ) -> Dream:
     """Write the missing prompts of the masks (h, w) bool of an image (h, w, 3) uint8, then paint all masks.
 
     writer: None when no prompt is missing. prompts: known ones in the order of the masks, "" or missing where
-    one is to be written. Other arguments: `PromptWriter.write` and `paint`. ValueError for what does not fit.
+    one is to be written. `write_missing` and `paint` do the same in two steps and have more options. Raises
+    ValueError for what does not fit.
     """
-    written = write_missing(image_u8, masks, prompts, writer, decoding)
-    regions = pair_masks(list(masks), written.texts, negatives)
-    return Dream(written, paint(image_u8, regions, pipe, seed, options, samples=samples, progress=progress))
+    written = write_missing(image_u8, masks, prompts, writer)
+    regions = pair_masks(list(masks), written.texts)
+    return Dream(written, paint(image_u8, regions, pipe, seed, options))
 
 
 def write_missing(

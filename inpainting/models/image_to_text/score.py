@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -22,11 +23,11 @@ from inpainting.models.metrics.table import shown
 from ldm.device import pick_device
 from ldm.files import write_atomic, write_json
 from ldm.metrics.intervals import RESAMPLES
-from ldm.settings.cli import run_module, single_app
+from ldm.settings.cli import command, run_module, single_app
+from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
 
-OUT = Path("outputs/prompt_metrics.json")
 FOLDERS = MetricFolders()
 # model -> accuracy, B@1, B@4, ROUGE-L, CLIPSim, times 100; accuracy counts substrings.
 PUBLISHED: dict[str, tuple[float, ...]] = {
@@ -46,26 +47,38 @@ COLUMNS = {
 }
 
 
-def score_prompts(
-    predictions: Annotated[list[Path], typer.Argument(help="predictions.jsonl of one or more runs")],
-    out: Annotated[Path, typer.Option(help="JSON file of all numbers; of several runs, by file")] = OUT,
-    table: Annotated[Path | None, typer.Option(help="Markdown file of the table that is printed")] = None,
-    clip: Annotated[Path, typer.Option(help="CLIP folder of CLIPSim")] = FOLDERS.clip,
-    roberta: Annotated[Path, typer.Option(help="RoBERTa folder of BERTScore")] = FOLDERS.roberta,
-    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
-    resamples: Annotated[int, typer.Option(help="of the 95 % intervals; 0 for none", min=0)] = RESAMPLES,
-    seed: Annotated[int, typer.Option(help="of the resamples", min=0)] = 0,
-) -> None:
+@dataclass(frozen=True)
+class ScoreOptions(CheckedSettings):
+    """Runs, the networks that measure them, and where the numbers go."""
+
+    predictions: tuple[Path, ...] = setting(
+        aliases=("PREDICTIONS",), help="predictions.jsonl of one or more runs"
+    )
+    out: Path = setting(
+        Path("outputs/prompt_metrics.json"), help="JSON file of all numbers; of several runs, by file"
+    )
+    table: Path | None = setting(None, help="Markdown file of the table that is printed")
+    clip: Path = setting(FOLDERS.clip, help="CLIP folder of CLIPSim")
+    roberta: Path = setting(FOLDERS.roberta, help="RoBERTa folder of BERTScore")
+    device: str = setting("auto", help="auto, cuda, mps or cpu")
+    resamples: int = setting(RESAMPLES, low=0, help="of the 95 % intervals; 0 for none")
+    seed: int = setting(0, low=0, help="of the resamples")
+
+
+def score_prompts(options: ScoreOptions) -> None:
     """Measure predicted prompts, and print them beside the paper's table."""
-    runs = {path.as_posix(): read_predictions(path) for path in predictions}
-    models = PromptMetricModels.load(MetricFolders(clip, roberta), pick_device(device))
-    reports = {name: measure_prompts(rows, models, seed, resamples) for name, rows in runs.items()}
-    write_json(out, reports if len(reports) > 1 else next(iter(reports.values())))
+    runs = {path.as_posix(): read_predictions(path) for path in options.predictions}
+    folders = MetricFolders(options.clip, options.roberta)
+    models = PromptMetricModels.load(folders, pick_device(options.device))
+    reports = {
+        name: measure_prompts(rows, models, options.seed, options.resamples) for name, rows in runs.items()
+    }
+    write_json(options.out, reports if len(reports) > 1 else next(iter(reports.values())))
     text = markdown_table(reports)
-    if table is not None:
-        write_atomic(table, text.encode())
+    if options.table is not None:
+        write_atomic(options.table, text.encode())
     typer.echo(text, nl=False)
-    log.info("%s", out)
+    log.info("%s", options.out)
 
 
 def markdown_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
@@ -83,7 +96,7 @@ def markdown_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in table)
 
 
-build_app = single_app(score_prompts)
+build_app = single_app(command(ScoreOptions, score_prompts))
 
 if __name__ == "__main__":
     run_module(build_app)
