@@ -1,4 +1,4 @@
-"""Which device and number type to use when the user leaves the choice to us, and what machine this is."""
+"""Which device and precision to use when the user leaves the choice to us, and what machine this is."""
 
 import os
 import platform
@@ -39,8 +39,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def describe_hardware(device: torch.device | str = "cpu") -> dict[str, str | int | float | dict[str, str]]:
     """What a measurement ran on. The load average belongs to it: on a busy machine every time is longer."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     named: dict[str, str | int | float | dict[str, str]] = {
-        "cpu": cpu_name(),
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else -1.0,
@@ -50,11 +53,3 @@ def describe_hardware(device: torch.device | str = "cpu") -> dict[str, str | int
     if torch.device(device).type == "cuda":
         named["gpu"] = torch.cuda.get_device_name(device)
     return named
-
-
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line for line in lines if line.startswith("model name")]
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()

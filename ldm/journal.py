@@ -30,7 +30,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 4  # items per thread that are begun before the first of them is written down
 NAMED = 20  # items left out that are named at once; the journal has all of them
-SHOWN = 3  # of which so many are named again at the end
+SHOWN_AT_END = 3  # of these, named again
 
 
 def numbered_lines(path: Path) -> list[tuple[int, str]]:
@@ -80,42 +80,37 @@ def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
     return values
 
 
-class Progress:
+class JournalReader:
     """What a journal says, read without touching it. done: item -> its record; left_out: item -> reason."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.name = path.stem.removeprefix("stamp_")  # of the step, for people
         self.inputs: dict[str, Any] | None = None
         self.done: dict[str, dict[str, Any]] = {}
         self.left_out: dict[str, str] = {}
         self.complete = False
         self.sound_bytes = 0  # what follows them was cut off when its writer was killed
-        if path.is_file():
-            # After a crash of the machine even whole lines can be damaged.
-            with path.open("rb") as file, suppress(ValueError):
-                for line in takewhile(lambda line: line.endswith(b"\n"), file):
-                    self._take(parse_line(line))
-                    self.sound_bytes += len(line)
-
-    @property
-    def name(self) -> str:
-        """The step, for people."""
-        return self.path.stem.removeprefix("stamp_")
-
-    def _take(self, entry: dict[str, Any]) -> None:
-        item = entry.pop("item", None)
-        if item is None:
-            self.inputs = entry.get("inputs", self.inputs)
-            self.complete = "complete" in entry
-        elif "left_out" in entry:
-            self.left_out[item] = entry["left_out"]
-        else:
-            self.complete = False
-            self.done[item] = entry
-            self.left_out.pop(item, None)
+        if not path.is_file():
+            return
+        # After a crash of the machine even whole lines can be damaged.
+        with path.open("rb") as file, suppress(ValueError):
+            for line in takewhile(lambda line: line.endswith(b"\n"), file):
+                entry = parse_line(line)
+                item = entry.pop("item", None)
+                if item is None:
+                    self.inputs = entry.get("inputs", self.inputs)
+                    self.complete = "complete" in entry
+                elif "left_out" in entry:
+                    self.left_out[item] = entry["left_out"]
+                else:
+                    self.complete = False
+                    self.done[item] = entry
+                    self.left_out.pop(item, None)
+                self.sound_bytes += len(line)
 
 
-class Journal(Progress):
+class Journal(JournalReader):
     """The journal of a step at work."""
 
     def __init__(
@@ -127,10 +122,13 @@ class Journal(Progress):
         work that takes hours.
         """
         super().__init__(path)
-        self.told = 0
+        self.named = 0
         wanted = json.loads(json.dumps(inputs))
         if keep and self.inputs not in (None, wanted):
-            raise ValueError(f"{path} {_difference(self.inputs or {}, wanted)}")
+            old = self.inputs or {}
+            keys = [key for key in {**old, **wanted} if old.get(key) != wanted.get(key)]
+            changes = "; ".join(f"{key} {old.get(key)!r}, now {wanted.get(key)!r}" for key in keys)
+            raise ValueError(f"{path} was begun with {changes}; use the same settings, or another folder")
         if self.inputs != wanted or (redo and self.complete):
             self.inputs, self.done, self.left_out, self.complete = wanted, {}, {}, False
             write_atomic(path, _line({"inputs": wanted}))
@@ -150,11 +148,11 @@ class Journal(Progress):
 
     def leave_out(self, item: str, reason: str) -> None:
         """Record that an item cannot be used, and say so, unless that has been said of many already."""
-        if self.told < NAMED:
+        if self.named < NAMED:
             log.warning("left out: %s: %s", item, reason)
-        elif self.told == NAMED:
+        elif self.named == NAMED:
             log.warning("more are left out; all stand in %s", self.path)
-        self.told += 1
+        self.named += 1
         if self.left_out.get(item) == reason:  # nothing new: what depends on this journal stays valid
             return
         self._append([{"item": item, "left_out": reason}])
@@ -167,7 +165,7 @@ class Journal(Progress):
             self.complete = True
         total = f"{len(self.done)} done"
         if self.left_out:
-            named = ", ".join(list(self.left_out)[:SHOWN])
+            named = ", ".join(list(self.left_out)[:SHOWN_AT_END])
             total += f", {len(self.left_out)} left out ({named}); reasons in {self.path}"
         log.info("%s: %s", self.name, total)
         if self.left_out and not self.done:
@@ -234,9 +232,3 @@ def stamp_hash(folder: Path, step: str) -> str:
 
 def _line(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(entry).encode() + b"\n"
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    changes = "; ".join(f"{key} {old.get(key)!r}, now {new.get(key)!r}" for key in keys)
-    return f"was begun with {changes}; use the same settings, or another folder"

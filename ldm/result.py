@@ -15,20 +15,8 @@ from typing import Any
 import numpy as np
 
 from ldm import __version__
-from ldm.files import file_sha256, hash_folder, write_all_atomic, write_atomic
+from ldm.files import write_all_atomic
 from ldm.images import encode_png, read_png_text
-
-__all__ = [
-    "StageTimer",
-    "file_sha256",
-    "hash_folder",
-    "library_versions",
-    "measure_drift",
-    "read_recipe",
-    "result_paths",
-    "save_result",
-    "write_atomic",
-]
 
 RECIPE_CHUNK = "bifrost"  # PNG text chunk with the recipe as JSON
 READABLE_CHUNK = "parameters"  # the chunk that other tools show to people
@@ -137,31 +125,28 @@ def read_recipe(png: Path | str) -> dict[str, Any]:
 
 def _to_json(content: Mapping[str, Any], path: Path, indent: int | None = None) -> str:
     """ASCII JSON with sorted keys; NaN and foreign types are refused, because other readers refuse them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return value.as_posix()
+        if isinstance(value, np.generic | np.ndarray):
+            return value.tolist()
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+
     try:
-        return json.dumps(content, indent=indent, sort_keys=True, allow_nan=False, default=_plain)
+        return json.dumps(content, indent=indent, sort_keys=True, allow_nan=False, default=plain)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot record these values as JSON: {error}") from None
 
 
-def _plain(value: Any) -> Any:
-    """JSON form of a path, a numpy scalar or a small array."""
-    if isinstance(value, Path):
-        return value.as_posix()
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
 def _readable(recipe: Mapping[str, Any]) -> str:
     """`name: value` pairs on one line, as image browsers show them; nested names are joined by dots."""
-    pairs: list[str] = []
 
-    def walk(prefix: str, content: Mapping[str, Any]) -> None:
+    def pairs(prefix: str, content: Mapping[str, Any]) -> Iterator[str]:
         for name, value in sorted(content.items()):
             if isinstance(value, Mapping):
-                walk(f"{prefix}{name}.", value)
+                yield from pairs(f"{prefix}{name}.", value)
             else:
-                pairs.append(f"{prefix}{name}: {value}")
+                yield f"{prefix}{name}: {value}"
 
-    walk("", recipe)
-    return ", ".join(pairs)
+    return ", ".join(pairs("", recipe))

@@ -42,9 +42,11 @@ def grid(
     sheet = Image.new("RGB", (left + columns * (cell + GAP), top + len(rows) * (cell + GAP)), PAPER)
     pen = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        _write(pen, title, font, (left + column * (cell + GAP) + cell // 2, top - GAP), "md")
+        at_xy = left + column * (cell + GAP) + cell // 2, top - GAP
+        pen.multiline_text(at_xy, title, fill=INK, font=font, anchor="md", align="center")
     for row, label in enumerate(labels):
-        _write(pen, label, font, (left - GAP, top + row * (cell + GAP) + cell // 2), "rm")
+        at_xy = left - GAP, top + row * (cell + GAP) + cell // 2
+        pen.multiline_text(at_xy, label, fill=INK, font=font, anchor="rm", align="right")
     for row, images in enumerate(rows):
         for column, image in enumerate(images):
             if image is not None:
@@ -81,20 +83,6 @@ def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tu
     # Every line counts as one with ascenders and descenders: texts side by side share a base line.
     _, y0, _, y1 = ruler.multiline_textbbox((0, 0), "\n".join(["Ag"] * (text.count("\n") + 1)), font=font)
     return round(x1 - min(x0, 0)), round(y1 - min(y0, 0)) + 2
-
-
-def _write(
-    pen: ImageDraw.ImageDraw,
-    text: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    at_xy: tuple[int, int],
-    anchor: str,
-) -> None:
-    """Write a text whose middle-bottom ("md") or right-middle ("rm") lies at a point."""
-    w, h = _extent(text, font)
-    x = at_xy[0] - (w // 2 if anchor == "md" else w)
-    y = at_xy[1] - (h if anchor == "md" else h // 2)
-    pen.multiline_text((x, y), text, fill=INK, font=font, align="center" if anchor == "md" else "right")
 
 
 def wrap_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

@@ -26,7 +26,7 @@ from inpainting.data.steps.captions import (
 )
 from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
 from inpainting.data.steps.roots import RootSettings, extract_roots
-from ldm.journal import Journal, Progress, in_order
+from ldm.journal import Journal, JournalReader, in_order
 from tests.inpainting.painting_set import PAINTINGS, REGIONS, PaintingSet, killed, tree, write_set
 
 
@@ -126,7 +126,7 @@ def test_damage_is_named_and_the_rest_goes_on(made: PaintingSet, caplog: pytest.
         assert name in caplog.text
     folders = {path.name for path in (made.out / "masks").iterdir() if path.is_dir()}
     assert folders == {"emil_wide-river", "hugo_village"}
-    assert Progress(journal.path).left_out == journal.left_out  # the journal is the list
+    assert JournalReader(journal.path).left_out == journal.left_out  # the journal is the list
 
 
 def test_a_file_that_is_no_json_is_refused_with_its_name(made: PaintingSet) -> None:

@@ -19,7 +19,7 @@ from inpainting.data.batches import ProcessSettings, run_batches, shard_paths
 from inpainting.data.paintings import image_map, write_object
 from inpainting.data.steps.describe import describe_paintings, open_model
 from ldm.images import read_image
-from ldm.journal import Journal, Progress
+from ldm.journal import Journal, JournalReader
 from ldm.settings.config import setting
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def annotate_images(settings: AnnotateSettings) -> bool:
         answer,
         settings.batch_size,
     )
-    journals = [Progress(path) for path in paths]
+    journals = [JournalReader(path) for path in paths]
     if not all(progress.complete for progress in journals):
         log.info("%s is written when the other processes have finished", out)
         return False

@@ -23,7 +23,7 @@ from inpainting.data.paintings import ANNOTATIONS, RAW_CAPTIONS, entity_folders,
 from inpainting.data.steps.captions import STEPS, damaged, read_captions
 from inpainting.data.steps.describe import PRECISIONS, caption_crops, open_model
 from ldm.images import read_image
-from ldm.journal import Journal, Progress
+from ldm.journal import Journal, JournalReader
 from ldm.settings.config import setting
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def caption_masks(settings: CaptionSettings) -> Path:
     steps = -(-len(to_caption) // settings.batch_size)
     final = output_dir / f"backup_{index}_final.json"
     write_object(final, {**captions_of(journal, concepts), STEPS: steps})
-    journals = [Progress(path) for path in paths]
+    journals = [JournalReader(path) for path in paths]
     if all(progress.complete for progress in journals):
         merged: dict[str, dict[str, str]] = {}
         for number, progress in enumerate(journals):
@@ -107,7 +107,7 @@ def take_over(journal: Journal, output_dir: Path, concepts: dict[str, str]) -> N
 
     Captions without their beginning are made again.
     """
-    others = [Progress(path) for path in sorted(output_dir.glob("captions_*of*.jsonl"))]
+    others = [JournalReader(path) for path in sorted(output_dir.glob("captions_*of*.jsonl"))]
     same = [other for other in others if other.path != journal.path and other.inputs == journal.inputs]
     sources = [(path, read_captions(path)) for path in sorted(output_dir.glob("backup_*.json"))]
     for path, captions_by_stem in [*sources, *((other.path, captions_of(other)) for other in same)]:
@@ -122,7 +122,7 @@ def take_over(journal: Journal, output_dir: Path, concepts: dict[str, str]) -> N
             journal.add_all(taken)
 
 
-def captions_of(journal: Progress, keys: Iterable[str] | None = None) -> dict[str, dict[str, str]]:
+def captions_of(journal: JournalReader, keys: Iterable[str] | None = None) -> dict[str, dict[str, str]]:
     """{stem: {mask: caption}} in the order of `keys`, by default as they were made."""
     captions: dict[str, dict[str, str]] = {}
     for key in journal.done if keys is None else keys:

@@ -31,7 +31,7 @@ from inpainting.models.image_to_text.evaluation.metric_models import (
 )
 from inpainting.models.image_to_text.evaluation.predictions import Prediction, check_rows
 from inpainting.models.metrics.report import value_of, with_interval
-from ldm.journal import Progress, stamp_path
+from ldm.journal import JournalReader, stamp_path
 from ldm.metrics.intervals import RESAMPLES
 
 GRAMS = 4
@@ -107,7 +107,7 @@ def measure_prompts(
     }
     # Who found the noun roots, by the journals of the painting data that the regions lie in.
     folders = {row.crop_path and row.crop_path.parent.parent for row in rows}
-    inputs = [(folder and Progress(stamp_path(folder, STEP)).inputs) or {} for folder in folders]
+    inputs = [(folder and JournalReader(stamp_path(folder, STEP)).inputs) or {} for folder in folders]
     return {
         **{name: value_of(whole, name) for name in NAMES},
         **{f"{name}_last": value_of(last, name) for name in NAMES},

@@ -30,7 +30,7 @@ from inpainting.models.image_to_text.writer import Decoding, PromptWriter
 from inpainting.prompts import LLAVA_PROMPT, read_prompt
 from ldm.files import json_bytes, write_all_atomic, write_atomic
 from ldm.images import encode_png
-from ldm.journal import Journal, Progress, stamp_path
+from ldm.journal import Journal, JournalReader, stamp_path
 from ldm.metrics.weights import hash_of
 from ldm.settings.config import to_plain
 from ldm.sheet import grid
@@ -101,7 +101,7 @@ class HeldOutTest:
         )
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            journals = [Progress(stamp_path(out, f"predictions_{index}")) for index in range(world)]
+            journals = [JournalReader(stamp_path(out, f"predictions_{index}")) for index in range(world)]
             done = {stem: entry for progress in journals for stem, entry in progress.done.items()}
             answered = [
                 (numbers[stem], [Prediction(**{**row, "box": None}) for row in done[stem]["rows"]])
