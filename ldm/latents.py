@@ -9,7 +9,6 @@ Legend: b batch, c latent channels, h w pixels, f downsampling factor.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 from ldm.checkpoints import load_part, save_part
-from ldm.files import first_line, read_json
+from ldm.files import first_line, read_json, write_json
 from ldm.settings.config import nearest
 
-AUTOENCODERS: dict[str, type[nn.Module]] = {
-    "AutoencoderKL": AutoencoderKL,
-    "AutoencoderTiny": AutoencoderTiny,
-}
+AUTOENCODERS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
 STATISTICS = "latent_statistics.json"
 
 SCHEDULERS: dict[str, str] = {
@@ -72,14 +68,9 @@ class LatentSpace(nn.Module):
     @property
     def factor(self) -> int:
         """Pixels per latent along one side."""
-        return 2 ** (
-            len(
-                self.vae.config.encoder_block_out_channels
-                if self.is_tiny
-                else self.vae.config.block_out_channels
-            )
-            - 1
-        )
+        config = self.vae.config
+        blocks = config.encoder_block_out_channels if self.is_tiny else config.block_out_channels
+        return 2 ** (len(blocks) - 1)
 
     @property
     def is_tiny(self) -> bool:
@@ -108,7 +99,7 @@ class LatentSpace(nn.Module):
     def save_pretrained(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         save_part(self.vae, folder, dtype)
         statistics = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
-        (folder / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / STATISTICS, statistics)
 
     @classmethod
     def from_pretrained(

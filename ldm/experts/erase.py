@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -130,30 +129,24 @@ def _diffusion(folder: Path, device: str, dtype: torch.dtype) -> Fill:
         x0, y0, x1, y1 = window_around(mask, native)
         scale = native / max(x1 - x0, y1 - y0)
         n, m = (max(1, round(side * scale / cells)) * cells for side in (y1 - y0, x1 - x0))
-        painted = _paint(pipeline, resize(rgb_u8[y0:y1, x0:x1], (n, m)),
-                         resize(mask[y0:y1, x0:x1].astype(np.float32), (n, m)) > 0, seed)  # fmt: skip
+        hole = resize(mask[y0:y1, x0:x1].astype(np.float32), (n, m)) > 0
+        painted = pipeline(
+            prompt=PROMPT,
+            negative_prompt=AVOID,
+            image=Image.fromarray(resize(rgb_u8[y0:y1, x0:x1], (n, m))),
+            mask_image=Image.fromarray(hole.astype(np.uint8) * 255),
+            height=n,
+            width=m,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+        ).images[0]
         filled = rgb_u8.copy()
-        filled[y0:y1, x0:x1] = resize(painted, (y1 - y0, x1 - x0))
+        filled[y0:y1, x0:x1] = resize(np.round(painted * 255).astype(np.uint8), (y1 - y0, x1 - x0))
         return filled
 
     return fill
-
-
-def _paint(pipeline: Any, rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
-    """(n, m, 3) uint8 and its hole (n, m) -> the model's image of the same size."""
-    result = pipeline(
-        prompt=PROMPT,
-        negative_prompt=AVOID,
-        image=Image.fromarray(rgb_u8),
-        mask_image=Image.fromarray(mask.astype(np.uint8) * 255),
-        height=mask.shape[0],
-        width=mask.shape[1],
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="np",
-    )
-    return np.round(result.images[0] * 255).astype(np.uint8)
 
 
 def window_around(mask: np.ndarray, least: int) -> tuple[int, int, int, int]:

@@ -16,15 +16,15 @@ METHODS = ("auto", "alpha", "grabcut", "sam")
 Box = tuple[float, float, float, float]
 
 OPAQUE = 127  # alpha above this, of 255, belongs to the object
-PLAUSIBLE = (0.01, 0.97)  # share of the image that an object may fill
+PLAUSIBLE = (0.01, 0.97)  # fraction of the image that an object may fill
 WORKING_SIDE = 320  # pixels; GrabCut colours need no more, and its time grows with the area
 ITERATIONS = 5
-RIM = 0.02  # share of each side that is taken as background
-PLAIN_SHARE = 0.6  # of the rim in one colour makes a plain background
+RIM = 0.02  # fraction of each side that is taken as background
+PLAIN_FRACTION = 0.6  # of the rim in one colour makes a plain background
 SAME_COLOUR = 12.0  # largest Lab distance (8-bit scale) of rim pixels to that colour
 OTHER_COLOUR = 25.0  # smallest Lab distance of pixels that stand out from it
-CENTRALITY = 0.35  # distance from the middle, as a share of the image, at which a piece counts 1/e
-SMALL_HOLE = 0.004  # share of the image; larger holes, as in a handle, stay open
+CENTRALITY = 0.35  # distance from the middle, as a fraction of the image, at which a piece counts 1/e
+SMALL_HOLE = 0.004  # fraction of the image; larger holes, as in a handle, stay open
 
 
 def object_mask(
@@ -37,41 +37,32 @@ def object_mask(
 ) -> tuple[np.ndarray, str]:
     """Find the object of an image.
 
-    method:  auto = the alpha channel if it tells, else SAM if its folder `sam` is given, else GrabCut
+    method:  auto = the alpha channel if it cuts the object out, else SAM if its folder `sam` is given,
+             else GrabCut
     box01:   (x0, y0, x1, y1) around the object in fractions, default the whole image
     returns: mask (h, w) and which of "alpha", "sam", "grabcut" made it
     """
     if method not in METHODS:
         raise ValueError(f"unknown way to find the object {method!r}; allowed: {', '.join(METHODS)}")
-    if method == "alpha" or (method == "auto" and _alpha_tells(image)):
-        return _from_alpha(image), "alpha"
-    if method == "sam" or (method == "auto" and sam is not None):
-        if sam is None:
-            raise ValueError("finding the object with SAM needs the folder of its weights (sam)")
-        return _plausible(sam_mask(image.rgb_u8, sam, box01)), "sam"
-    return _plausible(grabcut_mask(image.rgb_u8, box01=box01, seed=seed)), "grabcut"
-
-
-def _alpha_tells(image: LoadedImage) -> bool:
-    """Whether the alpha channel separates an object: some pixels opaque, some not."""
-    return image.alpha_u8 is not None and 0 < float((image.alpha_u8 > OPAQUE).mean()) < 1
-
-
-def _from_alpha(image: LoadedImage) -> np.ndarray:
-    if image.alpha_u8 is None or not _alpha_tells(image):
+    opaque = None if image.alpha_u8 is None else image.alpha_u8 > OPAQUE
+    cut_out = opaque is not None and 0 < float(opaque.mean()) < 1  # some pixels opaque, some not
+    if method == "alpha" and not cut_out:
         raise ValueError("the object's image has no alpha channel that cuts it out; pass --object-mask")
-    return image.alpha_u8 > OPAQUE
-
-
-def _plausible(mask: np.ndarray) -> np.ndarray:
-    """Refuse a mask that is almost nothing or almost everything."""
-    share, (least, most) = float(mask.mean()), PLAUSIBLE
-    if not least <= share <= most:
+    if method in ("auto", "alpha") and opaque is not None and cut_out:
+        return opaque, "alpha"
+    if method == "sam" and sam is None:
+        raise ValueError("finding the object with SAM needs the folder of its weights (sam)")
+    if method in ("auto", "sam") and sam is not None:
+        mask, way = sam_mask(image.rgb_u8, sam, box01), "sam"
+    else:
+        mask, way = grabcut_mask(image.rgb_u8, box01=box01, seed=seed), "grabcut"
+    fraction, (least, most) = float(mask.mean()), PLAUSIBLE
+    if not least <= fraction <= most:
         raise ValueError(
-            f"the object was not found in its image: the mask found covers {share:.1%}, "
+            f"the object was not found in its image: the mask found covers {fraction:.1%}, "
             f"expected {least:.0%} to {most:.0%}; pass --object-mask"
         )
-    return mask
+    return mask, way
 
 
 def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box | None = None, seed: int = 0) -> np.ndarray:
@@ -97,8 +88,11 @@ def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box | None = None, seed: int = 0)
         ITERATIONS,
         cv2.GC_INIT_WITH_MASK,
     )
-    mask = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
-    return resize(_fill_small_holes(_main_piece(mask, box01)), (h, w), how="linear")
+    mask = _main_piece((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD), box01)
+    _, pieces, table, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    small_holes = table[:, cv2.CC_STAT_AREA] < SMALL_HOLE * mask.size
+    small_holes[0] = False  # piece 0 is the mask itself
+    return resize(mask | small_holes[pieces], (h, w), how="linear")
 
 
 def _start(rgb_u8: np.ndarray, box01: Box | None) -> np.ndarray:
@@ -110,7 +104,7 @@ def _start(rgb_u8: np.ndarray, box01: Box | None) -> np.ndarray:
     rim = _outside(rgb_u8.shape[:2], box01)
     lab = cv2.cvtColor(rgb_u8, cv2.COLOR_RGB2LAB).astype(np.float32)
     distance = np.linalg.norm(lab - np.median(lab[rim], axis=0), axis=2)
-    plain = (distance[rim] < SAME_COLOUR).mean() > PLAIN_SHARE
+    plain = (distance[rim] < SAME_COLOUR).mean() > PLAIN_FRACTION
     start = np.where(rim, cv2.GC_BGD, cv2.GC_PR_FGD)
     if plain:
         differs = distance > OTHER_COLOUR
@@ -140,14 +134,6 @@ def _main_piece(mask: np.ndarray, box01: Box | None) -> np.ndarray:
     away = np.hypot(centres[1:, 0] / w - (x0 + x1) / 2, centres[1:, 1] / h - (y0 + y1) / 2)
     weight = table[1:, cv2.CC_STAT_AREA] * np.exp(-((away / CENTRALITY) ** 2))
     return pieces == 1 + int(weight.argmax())
-
-
-def _fill_small_holes(mask: np.ndarray) -> np.ndarray:
-    """Close holes below `SMALL_HOLE` of the image."""
-    _, pieces, table, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
-    small = table[:, cv2.CC_STAT_AREA] < SMALL_HOLE * mask.size
-    small[0] = False  # piece 0 is the mask itself
-    return mask | small[pieces]
 
 
 @torch.inference_mode()

@@ -7,11 +7,10 @@ load nothing of it, with no more than a warning; here each tensor is used or nam
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoints import folder_written_whole
-from ldm.files import read_json
+from ldm.files import read_json, write_json
 from ldm.weight_files import Entry, WeightFile, open_weights, write_safetensors
 
 log = logging.getLogger(__name__)
@@ -44,6 +43,7 @@ RENAMES = (
     ("image_newline", "model.image_newline"),
 )
 PROJECTOR = "model.multi_modal_projector."
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
 _LORA = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 # Settings of peft that change what a pair of matrices means; none of LLaVA's adapters uses them.
 PLAIN = {"use_dora": False, "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none"}
@@ -51,27 +51,27 @@ PLAIN = {"use_dora": False, "fan_in_fan_out": False, "rank_pattern": {}, "alpha_
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What an adapter does to one weight: W + scale B A, or a value of its own."""
+    """What an adapter does to one weight: W + scale B A, or a value whose rows replace the first rows."""
 
     sources: tuple[str, ...]  # names in the adapter's files
-    down: Tensor | None = None  # A (r, in)
-    up: Tensor | None = None  # B (out, r)
-    scale: float = 1.0
+    shape: tuple[int, ...]  # of the weight that it changes
+    apply: Callable[[Tensor], Tensor]  # weight -> the changed weight, in single precision
     value: Tensor | None = None
 
-    def shape(self) -> tuple[int, ...]:
-        """Of the weight that it changes."""
-        if self.down is not None and self.up is not None:
-            return self.up.shape[0], self.down.shape[1]
-        return tuple(self.value.shape) if self.value is not None else ()
 
-    def apply(self, weight: Tensor) -> Tensor:
-        """The changed weight, in single precision. A value with fewer rows replaces the first rows."""
-        if self.down is not None and self.up is not None:
-            return weight.float() + self.scale * (self.up.float() @ self.down.float())
-        if self.value is None:
-            raise ValueError(f"{self.sources}: neither matrices nor a value")
-        return torch.cat([self.value.float(), weight[len(self.value) :].float()])
+def lora_change(sources: tuple[str, ...], down: Tensor, up: Tensor, scale: float) -> Change:
+    """down: A (r, in). up: B (out, r)."""
+    shape = up.shape[0], down.shape[1]
+    return Change(sources, shape, lambda weight: weight.float() + scale * (up.float() @ down.float()))
+
+
+def new_value(source: str, value: Tensor) -> Change:
+    """A value with fewer rows than the weight replaces its first rows."""
+
+    def apply(weight: Tensor) -> Tensor:
+        return torch.cat([value.float(), weight[len(value) :].float()])
+
+    return Change((source,), tuple(value.shape), apply, value)
 
 
 def today(key: str) -> str:
@@ -100,13 +100,13 @@ def read_original(folder: Path) -> dict[str, Change]:
     extra = open_weights(_first(folder, "non_lora_trainables.bin", "non_lora_trainables.safetensors"))
     changes, pairs = {}, _pairs(adapter, folder)
     for target, (down, up) in pairs.items():
-        sources = (down, up)
-        changes[today(target + ".weight")] = Change(sources, adapter.read(down), adapter.read(up), scale)
+        change = lora_change((down, up), adapter.read(down), adapter.read(up), scale)
+        changes[today(target + ".weight")] = change
     for key in extra.shapes:
         name = today(key)
         if name in changes:
             raise ValueError(f"{folder}: {key} and {changes[name].sources} change the same weight")
-        changes[name] = Change((key,), value=extra.read(key))
+        changes[name] = new_value(key, extra.read(key))
     return changes
 
 
@@ -151,16 +151,18 @@ def merge_into(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
     report: dict[str, Any] = {
         "adapter": adapter.name,
         "adapter_tensors": sum(len(change.sources) for change in changes.values()),
-        "lora_pairs_merged": sum(change.down is not None for change in changes.values()),
+        "lora_pairs_merged": sum(change.value is None for change in changes.values()),
         "weights_replaced": sorted(name for name, change in changes.items() if change.value is not None),
         "weights_kept": len(places) - len(changes),
     }
     report["projector_change"] = _projector_change(changes, places, shards)
     with folder_written_whole(out) as folder:
-        _copy_others(base, folder)
+        for file in sorted(base.iterdir()):
+            if file.is_file() and file.suffix not in WEIGHT_SUFFIXES and not file.name.startswith("."):
+                shutil.copy(file, folder / file.name)
         for file, shard in shards.items():
             write_safetensors(folder / file.name, _entries(shard, changes), progress=True)
-        (folder / "conversion.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "conversion.json", report)
     return report
 
 
@@ -177,7 +179,7 @@ def _check_fit(
         raise ValueError(f"{adapter}: {len(unused)} tensors fit no weight of the base, such as {unused[:3]}")
     for name, change in changes.items():
         file, key = places[name]
-        have, want = shards[file].shapes[key], change.shape()
+        have, want = shards[file].shapes[key], change.shape
         shorter = change.value is not None and have[1:] == want[1:] and want[0] <= have[0]
         if have != want and not shorter:
             raise ValueError(
@@ -200,20 +202,10 @@ def _projector_change(
 
 
 def _entries(shard: WeightFile, changes: Mapping[str, Change]) -> dict[str, Entry]:
-    def changed(key: str, change: Change) -> Tensor:
-        return change.apply(shard.read(key))
+    def changed(key: str) -> Tensor:
+        weight, change = shard.read(key), changes.get(today(key))
+        return weight if change is None else change.apply(weight)
 
-    entries = {}
-    for key, shape in shard.shapes.items():
-        change = changes.get(today(key))
-        make = partial(shard.read, key) if change is None else partial(changed, key, change)
-        entries[key] = Entry(shape, shard.dtypes[key], make)
-    return entries
-
-
-def _copy_others(base: Path, folder: Path) -> None:
-    """Everything but weights."""
-    weights = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
-    for file in sorted(base.iterdir()):
-        if file.is_file() and file.suffix not in weights and not file.name.startswith("."):
-            shutil.copy(file, folder / file.name)
+    return {
+        key: Entry(shape, shard.dtypes[key], partial(changed, key)) for key, shape in shard.shapes.items()
+    }

@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
+    Idefics3Processor,
     LlavaProcessor,
     ProcessorMixin,
     SmolVLMProcessor,
@@ -147,7 +148,8 @@ def images_only(kind: Any) -> Any:
     if "video_processor" not in inspect.signature(kind.__init__).parameters:
         return kind
     if issubclass(kind, SmolVLMProcessor):
-        return type(kind.__name__, (SmolVLMImages,), {})  # the name is what a saved folder says
+        # The same processor of images, before it learnt videos; the name is what a saved folder says.
+        return type(kind.__name__, (Idefics3Processor,), {})
     # The family's own __init__ passes three parts on; WithoutVideos comes next in line and takes two.
     return type(kind.__name__, (kind, WithoutVideos), {"__init__": WithoutVideos.begin})
 
@@ -165,24 +167,6 @@ class WithoutVideos(ProcessorMixin):
         """The constructor of a derived class; its signature tells transformers which parts there are."""
         family: Any = type(self).__mro__[1]
         family.__init__(self, image_processor, tokenizer, None, chat_template=chat_template)
-
-
-class SmolVLMImages(SmolVLMProcessor):
-    """SmolVLM's processor for images alone: needs neither torchvision nor num2words."""
-
-    apply_chat_template = ProcessorMixin.apply_chat_template
-
-    def __init__(
-        self, image_processor: Any, tokenizer: Any, image_seq_len: int = 169, chat_template: str | None = None
-    ) -> None:
-        self.fake_image_token = "<fake_token_around_image>"
-        self.image_token = "<image>"
-        self.end_of_utterance_token = "<end_of_utterance>"
-        self.global_image_token = "<global-img>"
-        self.video_token = "<video>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.image_seq_len = image_seq_len
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
 def complete_llava(processor: LlavaProcessor, config: Any) -> None:

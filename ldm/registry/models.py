@@ -12,6 +12,7 @@ from ldm.files import first_line
 from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
 
 CONFIG = Path("configs/models.yaml")
+UNFINISHED = (".part", ".wrong")  # downloads under way, and files with another hash than expected
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,8 @@ def folder_of(model: Model) -> Path:
 def missing_files(model: Model, folder: Path | None = None) -> list[str]:
     """The patterns that no file of the model's folder matches; empty = complete."""
     folder = folder or folder_of(model)
-    unfinished = (".part", ".wrong")
     return [
-        pattern
-        for pattern in model.needs
-        if all(path.name.endswith(unfinished) for path in folder.glob(pattern))
+        pattern for pattern in model.needs if all(path.suffix in UNFINISHED for path in folder.glob(pattern))
     ]
 
 

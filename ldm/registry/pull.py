@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
 
-from ldm.files import file_sha256, first_line
+from ldm.files import file_sha256, first_line, read_json, write_json
 from ldm.registry.download import download
-from ldm.registry.models import Model, Source, folder_of, missing_files
+from ldm.registry.models import UNFINISHED, Model, Source, folder_of, missing_files
 from ldm.registry.unpack import is_archive, unpack
 
 log = logging.getLogger(__name__)
@@ -27,7 +26,7 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
     tried: list[str] = []
     if offline is not None:
         copy_offline(model, offline, partial)
-        return settle(model, partial)
+        return finalize_download(model, partial)
     for place in model.places:
         try:
             if place.hub:
@@ -41,7 +40,7 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
                 expected = place.name or ", ".join(model.needs)
                 tried.append(f"by hand: {place.manual} -> python -m ldm.registry register {name} {expected}")
                 continue
-            return settle(model, partial)
+            return finalize_download(model, partial)
         except ValueError as error:
             tried.append(str(error))
             log.info("%s", error)
@@ -63,10 +62,8 @@ def copy_offline(model: Model, offline: Path, partial: Path) -> None:
     if not offline.is_dir():
         raise ValueError(f"{offline}: no such folder")
     source = offline / model.folder if (offline / model.folder).is_dir() else offline
-    found = {path for pattern in model.needs for path in source.glob(pattern) if path.is_file()}
-    if source != offline:
-        found = {path for path in source.rglob("*") if path.is_file()}
-    for path in sorted(found):
+    patterns = model.needs if source == offline else ("**/*",)
+    for path in sorted({path for pattern in patterns for path in source.glob(pattern) if path.is_file()}):
         target = partial / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
@@ -91,15 +88,15 @@ def register_file(model: Model, path: Path) -> Path:
         unpack(path, partial)
     else:
         shutil.copyfile(path, partial / path.name)
-    return settle(model, partial)
+    return finalize_download(model, partial)
 
 
-def settle(model: Model, partial: Path) -> Path:
+def finalize_download(model: Model, partial: Path) -> Path:
     """Check that a model is whole, record its hashes, and give it its name."""
     missing = missing_files(model, partial)
     if missing:
         raise ValueError(f"{partial}: incomplete: no file matches {', '.join(missing)}")
-    (partial / HASHES).write_text(json.dumps(hashes_of(partial), indent=1) + "\n")
+    write_json(partial / HASHES, hashes_of(partial))
     folder = folder_of(model)
     if folder.exists():  # incomplete, otherwise nothing would have been fetched
         shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
@@ -111,14 +108,13 @@ def settle(model: Model, partial: Path) -> Path:
 
 def hashes_of(folder: Path) -> dict[str, str]:
     """SHA-256 of every file, less hidden ones and leftovers."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    names = {path.relative_to(folder): path for path in files}
-    skipped = (".part", ".wrong")
-    return {
-        name.as_posix(): file_sha256(path)
-        for name, path in names.items()
-        if name.name != HASHES and not name.name.endswith(skipped) and not name.parts[0].startswith(".")
-    }
+    hashes = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        skipped = name.name == HASHES or name.suffix in UNFINISHED or name.parts[0].startswith(".")
+        if path.is_file() and not skipped:
+            hashes[name.as_posix()] = file_sha256(path)
+    return hashes
 
 
 def changed(model: Model) -> list[str]:
@@ -126,6 +122,5 @@ def changed(model: Model) -> list[str]:
     folder = folder_of(model)
     if not (folder / HASHES).is_file():
         raise ValueError(f"{folder}: no {HASHES}, so there is nothing to compare with; pull or register it")
-    recorded = json.loads((folder / HASHES).read_text())
     found = hashes_of(folder)
-    return [name for name, value in recorded.items() if found.get(name) != value]
+    return [name for name, value in read_json(folder / HASHES).items() if found.get(name) != value]

@@ -1,4 +1,4 @@
-"""Compose the examples and show them beside the truth: background and box, object, result, true render.
+"""Compose the examples and show them beside the truth: place, object, result, true render.
 
     python -m scripts.docs.make_teaser
     python -m scripts.docs.make_teaser --model runs/tiny/bifrost/model --out outputs/teaser.png

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from cldm.compat import PRESETS, with_compat
 from cldm.pretrained import Sampling
 from compose import ComposeSettings, compose, load_models
-from compose.settings import ignored
+from compose.settings import ignored_options
 from datasets.pairs import PUBLISHED_INFERENCE
 from ldm.denoise import set_steps
 from ldm.images import read_image
@@ -88,4 +88,4 @@ def test_a_compatible_composite_pastes_its_rectangle_and_replays(case: Case, nam
 
 def test_what_has_no_effect_is_named(case: Case) -> None:
     settings = ComposeSettings(case.folder / "room.png", case.folder / "thing.png", box=BOX, compat="bifrost")
-    assert any("--detail has no effect" in one for one in ignored(settings, Sampling(detail=0.5)))
+    assert any("--detail has no effect" in one for one in ignored_options(settings, Sampling(detail=0.5)))
