@@ -18,7 +18,6 @@ from transformers import CLIPModel
 from inpainting.models.image_to_text.evaluation.metric_models import (
     BertScore,
     PromptMetricModels,
-    bert_scores,
 )
 from inpainting.models.image_to_text.evaluation.report import (
     ROUGE,
@@ -114,7 +113,7 @@ def test_case_does_not_count() -> None:
 def test_bertscore_is_that_of_torchmetrics_row_by_row(roberta_folder: Path) -> None:
     network = BertScore.load(roberta_folder)
     rows = drawn(40, seed=5, shortest=1)
-    for one, found in zip(rows, bert_scores(rows, network), strict=True):
+    for one, found in zip(rows, network.score(rows), strict=True):
         said, truth = [one.prediction], [one.caption]
         expected = bert_score(
             said, truth, model=network.model, user_tokenizer=network.tokenizer, max_length=20
@@ -125,7 +124,7 @@ def test_bertscore_is_that_of_torchmetrics_row_by_row(roberta_folder: Path) -> N
 
 def test_bertscore_of_an_empty_answer_is_zero(roberta_folder: Path) -> None:
     rows = [row(0, ""), row(1, "a cat on a mat")]
-    empty, same = bert_scores(rows, BertScore.load(roberta_folder))
+    empty, same = BertScore.load(roberta_folder).score(rows)
     assert empty[2] == 0.0
     assert same == pytest.approx((1.0, 1.0, 1.0), abs=1e-5)
 

@@ -56,15 +56,20 @@ class BertScore:
         return cls(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), device)
 
     @torch.inference_mode()
-    def score(self, predictions: Sequence[str], captions: Sequence[str]) -> list[tuple[float, float, float]]:
-        """(precision, recall, f1) of every pair of texts."""
-        (predicted, counted), (true, true_counted) = self._tokens(predictions), self._tokens(captions)
-        cosines = einsum(predicted, true, "b s d, b t d -> b s t")
-        precision = (cosines.amax(2) * counted).sum(1) / counted.sum(1).clamp(min=1)
-        recall = (cosines.amax(1) * true_counted).sum(1) / true_counted.sum(1).clamp(min=1)
-        both = precision + recall
-        f1 = torch.where(both == 0, 0.0, 2 * precision * recall / both)
-        return [tuple(row) for row in torch.stack((precision, recall, f1), 1).tolist()]
+    def score(self, rows: Sequence[Prediction]) -> list[tuple[float, float, float]]:
+        """(precision, recall, f1) of each prediction with its caption."""
+        scores: list[tuple[float, float, float]] = []
+        for start in trange(0, len(rows), AT_ONCE, desc="BERTScore", disable=None):
+            group = rows[start : start + AT_ONCE]
+            predicted, counted = self._tokens([row.prediction.lower() for row in group])
+            true, true_counted = self._tokens([row.caption.lower() for row in group])
+            cosines = einsum(predicted, true, "b s d, b t d -> b s t")
+            precision = (cosines.amax(2) * counted).sum(1) / counted.sum(1).clamp(min=1)
+            recall = (cosines.amax(1) * true_counted).sum(1) / true_counted.sum(1).clamp(min=1)
+            both = precision + recall
+            f1 = torch.where(both == 0, 0.0, 2 * precision * recall / both)
+            scores += [tuple(triple) for triple in torch.stack((precision, recall, f1), 1).tolist()]
+        return scores
 
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(b, t, d) of length 1, or 0 where a token does not count, and (b, t) which do.
@@ -103,31 +108,28 @@ class PromptMetricModels(MetricNetworks):
         network = "clip" if name == CLIPSCORE else "roberta"
         return f"{network} {self.used.get(network, {}).get('path', '')}".strip()
 
-
-def network_numbers(
-    rows: Sequence[Prediction], models: PromptMetricModels
-) -> tuple[list[dict[str, float]], dict[str, str]]:
-    """The networks' numbers of each row, and metric -> why it was left out."""
-    numbers: list[dict[str, float]] = [{} for _ in rows]
-    skipped = {}
-    if models.clip is None:
-        skipped[CLIPSCORE] = "clip: " + models.skipped.get("clip", "no network was given")
-    elif unseen := next((row for row in rows if not row.shown), None):
-        skipped[CLIPSCORE] = f"{unseen.stem} {unseen.region} has neither `crop` nor `image` and `box`"
-    else:
-        try:
-            cosines = clip_cosines(rows, models.clip)
-            numbers = [{CLIPSCORE: cosine} for cosine in cosines]
-        except ValueError as error:  # an image that was moved shall not cost the other numbers
-            skipped[CLIPSCORE] = str(error)
-            log.warning("skipped: %s: %s", CLIPSCORE, error)
-    if models.roberta is None:
-        why = "roberta: " + models.skipped.get("roberta", "no network was given")
-        skipped |= dict.fromkeys(BERTSCORE, why)
-    else:
-        for row_numbers, scores in zip(numbers, bert_scores(rows, models.roberta), strict=True):
-            row_numbers |= zip(BERTSCORE, scores, strict=True)
-    return numbers, skipped
+    def numbers(self, rows: Sequence[Prediction]) -> tuple[list[dict[str, float]], dict[str, str]]:
+        """The networks' numbers of each row, and metric -> why it was left out."""
+        numbers: list[dict[str, float]] = [{} for _ in rows]
+        skipped = {}
+        if self.clip is None:
+            skipped[CLIPSCORE] = "clip: " + self.skipped.get("clip", "no network was given")
+        elif unseen := next((row for row in rows if not row.shown), None):
+            skipped[CLIPSCORE] = f"{unseen.stem} {unseen.region} has neither `crop` nor `image` and `box`"
+        else:
+            try:
+                cosines = clip_cosines(rows, self.clip)
+                numbers = [{CLIPSCORE: cosine} for cosine in cosines]
+            except ValueError as error:  # an image that was moved shall not cost the other numbers
+                skipped[CLIPSCORE] = str(error)
+                log.warning("skipped: %s: %s", CLIPSCORE, error)
+        if self.roberta is None:
+            why = "roberta: " + self.skipped.get("roberta", "no network was given")
+            skipped |= dict.fromkeys(BERTSCORE, why)
+        else:
+            for row_numbers, scores in zip(numbers, self.roberta.score(rows), strict=True):
+                row_numbers |= zip(BERTSCORE, scores, strict=True)
+        return numbers, skipped
 
 
 def clip_cosines(rows: Sequence[Prediction], clip: Clip) -> list[float]:
@@ -139,15 +141,3 @@ def clip_cosines(rows: Sequence[Prediction], clip: Clip) -> list[float]:
         texts = clip.texts([IMAGE_OF.format(row.prediction.lower()) for row in group])
         cosines += (images * texts).sum(1).tolist()
     return cosines
-
-
-def bert_scores(rows: Sequence[Prediction], network: BertScore) -> list[tuple[float, float, float]]:
-    """BERTScore of each prediction with its caption."""
-    scores: list[tuple[float, float, float]] = []
-    for start in trange(0, len(rows), AT_ONCE, desc="BERTScore", disable=None):
-        group = rows[start : start + AT_ONCE]
-        predictions, captions = zip(
-            *((row.prediction.lower(), row.caption.lower()) for row in group), strict=True
-        )
-        scores += network.score(predictions, captions)
-    return scores

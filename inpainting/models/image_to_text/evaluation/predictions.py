@@ -72,6 +72,27 @@ class Prediction:
             raise ValueError(f"{self.image}: box {list(self.box or ())} holds no pixel")
         return part
 
+    @classmethod
+    def from_line(cls, line: str) -> Prediction:
+        """A line of the file, checked."""
+        if line[:1].isdigit() and "\t" in line:
+            raise ValueError(
+                "the published predictions.txt numbers its lines within each batch and names no image, so it "
+                "cannot be measured; run the test configuration again, it writes predictions.jsonl"
+            )
+        values = parse_line(line)
+        texts = {name: values.get(name) for name in ("stem", "region", "prediction", "caption", "root")}
+        texts |= {name: values.get(name) or "" for name in ("color", "crop", "image")}
+        for name, value in texts.items():
+            if not isinstance(value, str):
+                raise ValueError(f"`{name}` must be a text, got {value!r}")
+        last, box = values.get("last"), values.get("box")
+        if not isinstance(last, bool):
+            raise ValueError(f"`last` must be true or false, got {last!r}")
+        if box is not None and not (isinstance(box, list) and [type(side) for side in box] == [int] * 4):
+            raise ValueError(f"`box` must be four pixels x0, y0, x1, y1, got {box!r}")
+        return cls(**texts, last=last, box=tuple(box) if box else None)  # type: ignore[arg-type]
+
     def line(self) -> str:
         """The row as one line of the file."""
         return json.dumps(asdict(self)) + "\n"
@@ -82,7 +103,7 @@ def read_predictions(path: Path) -> list[Prediction]:
     rows = []
     for number, line in numbered_lines(path):
         try:
-            rows.append(parse_prediction(line))
+            rows.append(Prediction.from_line(line))
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
     if not rows:
@@ -99,24 +120,3 @@ def check_rows(rows: Sequence[Prediction], where: str) -> None:
     for stem, count in Counter(row.stem for row in rows if row.last).items():
         if count > 1:
             raise ValueError(f"{where}: {stem} has two regions with `last`")
-
-
-def parse_prediction(line: str) -> Prediction:
-    """One line, checked."""
-    if line[:1].isdigit() and "\t" in line:
-        raise ValueError(
-            "the published predictions.txt numbers its lines within each batch and names no image, so "
-            "nothing can be compared with them; run the test configuration again, it writes predictions.jsonl"
-        )
-    values = parse_line(line)
-    texts = {name: values.get(name) for name in ("stem", "region", "prediction", "caption", "root")}
-    texts |= {name: values.get(name) or "" for name in ("color", "crop", "image")}
-    for name, value in texts.items():
-        if not isinstance(value, str):
-            raise ValueError(f"`{name}` must be a text, got {value!r}")
-    last, box = values.get("last"), values.get("box")
-    if not isinstance(last, bool):
-        raise ValueError(f"`last` must be true or false, got {last!r}")
-    if box is not None and not (isinstance(box, list) and [type(side) for side in box] == [int] * 4):
-        raise ValueError(f"`box` must be four pixels x0, y0, x1, y1, got {box!r}")
-    return Prediction(**texts, last=last, box=tuple(box) if box else None)  # type: ignore[arg-type]

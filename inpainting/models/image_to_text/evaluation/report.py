@@ -27,7 +27,6 @@ from inpainting.models.image_to_text.evaluation.metric_models import (
     BERTSCORE,
     CLIPSCORE,
     PromptMetricModels,
-    network_numbers,
 )
 from inpainting.models.image_to_text.evaluation.predictions import Prediction, check_rows
 from inpainting.models.metrics.report import value_of, with_interval
@@ -65,7 +64,7 @@ def measure_prompts(
         raise ValueError("there is no prediction to measure")
     check_rows(rows, "predictions")
     models = models or PromptMetricModels()
-    of_networks, skipped = network_numbers(rows, models)
+    of_networks, skipped = models.numbers(rows)
     sentences = splits_sentences()
     if not sentences:
         skipped |= {name: NO_PUNKT for name in NAMES if name.startswith(SENTENCES)}
