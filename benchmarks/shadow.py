@@ -22,11 +22,12 @@ from tqdm.auto import tqdm
 
 from cldm.evaluate.cases import SceneCase, scene_cases
 from cldm.model import Compositor
-from cldm.pipeline import paint
+from cldm.pipeline import CompositorPipeline
 from cldm.pretrained import CompositorConfig, load_compositor
 from datasets.pairs import build_pair
 from datasets.pasteback import stitch
 from datasets.sources.rendered import RenderedScenes
+from ldm.denoise import Monitor
 from ldm.device import describe_hardware
 from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic
@@ -83,7 +84,7 @@ def measure(
     weight = foot_weight(case)
     both = replace(case.inputs, region=mine | (weight > 0))
     pair = build_pair(both, card.pair)
-    painted = paint(model, pair, [seed], sampling, progress=False)[0]
+    painted = CompositorPipeline(model).paint(pair, [seed], sampling, monitor=Monitor(progress=False))[0]
     result = stitch(
         pair.geometry, painted, detail=sampling.detail, detail_scale=sampling.detail_scale
     ).result_u8

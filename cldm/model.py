@@ -9,6 +9,7 @@ Legend: b conditions, n images (a multiple of b), c channels, h w latent pixels,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -53,7 +54,7 @@ class ControlBranch(nn.Module):
 
 @dataclass(frozen=True)
 class Conditions:
-    """What stays constant over all steps and all images of one image."""
+    """What stays constant over all steps and all samples of one composite."""
 
     tokens: Tensor  # (b, t, c)     identity
     detail: Tensor  # (b, c, h, w)  embedded detail hint
@@ -83,7 +84,7 @@ class Compositor(nn.Module):
         scheduler_config: dict,
     ) -> None:
         super().__init__()
-        check_parts(unet, detail, depth, identity, latent_space)
+        check_parts(unet, {"detail": (detail, 4), "depth": (depth, 3)}, identity, latent_space)
         self.unet = unet
         self.detail = ControlBranch(detail)
         self.depth = ControlBranch(depth)
@@ -135,25 +136,20 @@ def shared(value: Tensor, times: int) -> Tensor:
 
 def check_parts(
     unet: UNet2DConditionModel,
-    detail: ControlNetModel,
-    depth: ControlNetModel,
+    branches: dict[str, tuple[ControlNetModel, int]],
     identity: IdentityEncoder,
     latent_space: LatentSpace,
 ) -> None:
-    """Refuse parts that do not fit together, with both numbers."""
-    widths = {
-        "detail branch token width": (detail.config.cross_attention_dim, unet.config.cross_attention_dim),
-        "depth branch token width": (depth.config.cross_attention_dim, unet.config.cross_attention_dim),
-        "projector width": (identity.projector.out_features, unet.config.cross_attention_dim),
-        "detail branch blocks": (
-            list(detail.config.block_out_channels),
-            list(unet.config.block_out_channels),
-        ),
-        "depth branch blocks": (list(depth.config.block_out_channels), list(unet.config.block_out_channels)),
-        "detail hint channels": (detail.config.conditioning_channels, 4),
-        "depth hint channels": (depth.config.conditioning_channels, 3),
+    """Refuse parts that do not fit together, with both numbers. branches: name -> net, hint channels."""
+    width, blocks = unet.config.cross_attention_dim, list(unet.config.block_out_channels)
+    fits: dict[str, tuple[Any, Any]] = {
+        "projector width": (identity.projector.out_features, width),
         "latent channels of the autoencoder": (latent_space.channels, unet.config.in_channels),
     }
-    for name, (got, needed) in widths.items():
+    for name, (net, channels) in branches.items():
+        fits[f"{name} branch token width"] = (net.config.cross_attention_dim, width)
+        fits[f"{name} branch blocks"] = (list(net.config.block_out_channels), blocks)
+        fits[f"{name} hint channels"] = (net.config.conditioning_channels, channels)
+    for name, (got, needed) in fits.items():
         if got != needed:
             raise ValueError(f"compositor parts do not fit: {name} is {got}, must be {needed}")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cldm.compat import preset, with_compat
-from cldm.pipeline import Weights, paint
+from cldm.pipeline import CompositorPipeline, Weights
 from cldm.pretrained import CompositorConfig, Sampling
 from compose.inputs import read_sources
 from compose.models import Models, load_models
@@ -33,7 +33,7 @@ from datasets.inputs import Inputs
 from datasets.layers import Layers
 from datasets.pairs import Pair, pair_of
 from datasets.pasteback import Stitched, stitch
-from ldm.denoise import Step
+from ldm.denoise import Monitor, Step
 from ldm.result import StageTimer, measure_drift
 
 __all__ = ["ComposeSettings", "Models", "Result", "compose", "load_models"]
@@ -114,18 +114,9 @@ def compose(
         compositor = models.compositor
     seeds = [settings.seed + index for index in range(settings.num_samples)]
     with timer.stage("paint"):
-        painted = paint(
-            compositor,
-            pair,
-            seeds,
-            sampling,
-            Weights(settings.detail_weight, settings.depth_weight),
-            device=models.device,
-            offload=settings.offload,
-            on_step=on_step,
-            cancelled=cancelled,
-            progress=progress,
-        )
+        weights = Weights(settings.detail_weight, settings.depth_weight)
+        pipeline = CompositorPipeline(compositor, models.device, settings.offload)
+        painted = pipeline.paint(pair, seeds, sampling, weights, Monitor(on_step, cancelled, progress))
     paste = preset(settings.compat).paste if settings.compat else "mask-feather"
     with timer.stage("paste back"):
         stitched = [

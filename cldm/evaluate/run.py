@@ -32,12 +32,13 @@ from cldm.evaluate.report import (
     text_tables,
     write_sheets,
 )  # fmt: skip
-from cldm.pipeline import Weights, decode, encode, paint
+from cldm.pipeline import CompositorPipeline, Weights
 from cldm.pretrained import Sampling, load_compositor
 from datasets.pairs import Pair, build_pair
 from datasets.pasteback import stitch
 from datasets.scenes.store import read_options
 from datasets.sources.rendered import RenderedScenes, shard_files
+from ldm.denoise import Monitor
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic, write_json
@@ -78,9 +79,9 @@ class Measurer:
     """Paints and measures scenes with one model."""
 
     def __init__(self, settings: EvaluateSettings) -> None:
-        self.settings, self.device = settings, pick_device(settings.device)
-        self.model, self.config = load_compositor(settings.model)
-        self.model.to(self.device)
+        device = pick_device(settings.device)
+        model, self.config = load_compositor(settings.model)
+        self.settings, self.pipeline = settings, CompositorPipeline(model.to(device), device)
         self.estimator = DepthEstimator.load(settings.depth_model)
         self.options = read_options(shard_files(settings.data)[0])
 
@@ -98,7 +99,7 @@ class Measurer:
         return named
 
     def paint(self, pair: Pair, sampling: Sampling, seed: int, weights: Weights = EVERYTHING) -> np.ndarray:
-        return paint(self.model, pair, [seed], sampling, weights, device=self.device, progress=False)[0]
+        return self.pipeline.paint(pair, [seed], sampling, weights, Monitor(progress=False))[0]
 
     def finish(
         self, case: SceneCase, painted_u8: np.ndarray, detail: float, scores: SceneScores
@@ -113,7 +114,7 @@ class Measurer:
     def images(self, case: SceneCase, seed: int, scores: SceneScores) -> dict[str, np.ndarray]:
         """Every image that is measured, (h, w, 3) uint8."""
         truth = build_pair(replace(case.inputs, target_u8=case.truth_u8), self.config.pair).target_pm1
-        ceiling = decode(self.model, encode(self.model, truth, self.device, False), self.device, False)[0]
+        ceiling = self.pipeline.decode(self.pipeline.encode(truth))[0]
         images = {
             CUTOUT: self.finish(case, from_pm1(case.pair.paste_pm1), 1.0, scores),
             BACKGROUND: case.inputs.background_u8,

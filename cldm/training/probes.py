@@ -15,10 +15,11 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from cldm.model import Compositor
-from cldm.pipeline import paint
+from cldm.pipeline import CompositorPipeline
 from cldm.pretrained import Sampling
 from cldm.training.sharding import runs_model
 from datasets.base import TrainingSample
+from ldm.denoise import Monitor
 from ldm.images import from_pm1, write_png
 from ldm.sheet import grid
 
@@ -80,10 +81,10 @@ class Samples(pl.Callback):
         if not self.every or step % self.every or step == self.drawn or not runs_model(trainer):
             return
         self.drawn = step
-        model: Compositor = pl_module.model  # type: ignore[assignment]
+        pipeline = CompositorPipeline(pl_module.model, pl_module.device)  # type: ignore[arg-type]
         rows = []
         for pair in watched_samples(trainer):
-            painted = paint(model, pair, [0], self.sampling, device=pl_module.device, progress=False)[0]
+            painted = pipeline.paint(pair, [0], self.sampling, monitor=Monitor(progress=False))[0]
             rows.append([from_pm1(pair.reference_01 * 2 - 1), from_pm1(pair.detail_pm1[:3]),
                          pair.depth_01[0].numpy(), from_pm1(pair.target_pm1), painted])  # fmt: skip
         if trainer.is_global_zero:

@@ -8,10 +8,11 @@ import torch
 
 from cldm.create import create_compositor
 from cldm.model import Compositor
-from cldm.pipeline import Weights, known_region, paint
+from cldm.pipeline import CompositorPipeline, Weights, known_region
 from cldm.pretrained import Sampling
 from datasets.inputs import Inputs
 from datasets.pairs import Pair, build_pair
+from ldm.denoise import Monitor
 from ldm.images import from_pm1
 from tests.cldm.small import SMALL, SMALL_CONFIG
 
@@ -36,16 +37,18 @@ def pair() -> Pair:
 
 
 def test_sample_depends_on_its_seed_only(model: Compositor, pair: Pair) -> None:
-    together = paint(model, pair, [7, 8, 9], NOISE, progress=False)
-    alone = paint(model, pair, [8], NOISE, progress=False)[0]
+    together = CompositorPipeline(model).paint(pair, [7, 8, 9], NOISE)
+    alone = CompositorPipeline(model).paint(pair, [8], NOISE)[0]
     assert np.abs(together[1].astype(int) - alone).max() <= 1
     assert np.abs(together[0].astype(int) - together[1]).max() > 1
-    assert np.array_equal(alone, paint(model, pair, [8], NOISE, progress=False)[0])
+    assert np.array_equal(alone, CompositorPipeline(model).paint(pair, [8], NOISE)[0])
 
 
 def test_known_region_keeps_the_latents_of_the_background(model: Compositor, pair: Pair) -> None:
     steps: list[torch.Tensor] = []
-    paint(model, pair, [0], NOISE, on_step=lambda step: steps.append(step.latents), progress=False)
+    CompositorPipeline(model).paint(
+        pair, [0], NOISE, monitor=Monitor(lambda step: steps.append(step.latents))
+    )
     with torch.no_grad():
         background = model.latent_space.encode(pair.background_pm1[None])
     keep = known_region(pair, background, background).keep
@@ -68,27 +71,27 @@ def test_one_control_evaluation_per_step_for_all_samples(model: Compositor, pair
         "forward",
         lambda self, embedding, *rest: (batches.append(len(embedding)), forward(self, embedding, *rest))[1],
     )
-    paint(model, pair, [1, 2, 3, 4], NOISE, progress=False)
+    CompositorPipeline(model).paint(pair, [1, 2, 3, 4], NOISE)
     assert batches == [2] * (
         2 * NOISE.steps
     )  # two branches per step, both halves of guidance, whatever the samples
 
 
 def test_strength_zero_is_the_paste(model: Compositor, pair: Pair) -> None:
-    out = paint(model, pair, [0], dataclasses.replace(NOISE, init="paste", strength=0.0), progress=False)
+    out = CompositorPipeline(model).paint(pair, [0], dataclasses.replace(NOISE, init="paste", strength=0.0))
     assert np.array_equal(out[0], from_pm1(pair.paste_pm1))
 
 
 def test_weights_change_the_result_and_offload_does_not(model: Compositor, pair: Pair) -> None:
-    plain = paint(model, pair, [0], NOISE, progress=False)[0]
-    assert not np.array_equal(plain, paint(model, pair, [0], NOISE, Weights(1.0, 0.0), progress=False)[0])
-    assert not np.array_equal(plain, paint(model, pair, [0], NOISE, Weights(0.0, 1.0), progress=False)[0])
-    assert np.array_equal(plain, paint(model, pair, [0], NOISE, offload=True, progress=False)[0])
+    plain = CompositorPipeline(model).paint(pair, [0], NOISE)[0]
+    assert not np.array_equal(plain, CompositorPipeline(model).paint(pair, [0], NOISE, Weights(1.0, 0.0))[0])
+    assert not np.array_equal(plain, CompositorPipeline(model).paint(pair, [0], NOISE, Weights(0.0, 1.0))[0])
+    assert np.array_equal(plain, CompositorPipeline(model, offload=True).paint(pair, [0], NOISE)[0])
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "unipc", "dpm++", "euler", "heun", "euler-a"])
 def test_schedulers_and_starts(model: Compositor, pair: Pair, scheduler: str) -> None:
     for init, strength in (("noise", 1.0), ("paste", 0.5)):
         sampling = Sampling(scheduler, 4, 1.5, init, strength)
-        out = paint(model, pair, [0, 1], sampling, progress=False)
+        out = CompositorPipeline(model).paint(pair, [0, 1], sampling)
         assert [image.shape for image in out] == [(32, 32, 3)] * 2

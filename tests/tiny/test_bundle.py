@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cldm.pipeline import paint
+from cldm.pipeline import CompositorPipeline
 from cldm.pretrained import load_compositor
 from datasets.inputs import relight_room
 from datasets.pairs import build_pair
@@ -60,7 +60,7 @@ def test_compositor_lights_better_than_the_cut_out(
         shown = relight_room(source.inputs(index), lamp)
         inputs = replace(shown, target_u8=None)
         pair = build_pair(inputs, card.pair)
-        painted = paint(model, pair, [index], card.sampling, progress=False)[0]
+        painted = CompositorPipeline(model).paint(pair, [index], card.sampling)[0]
         ours, pasted = (
             stitch(pair.geometry, image, detail=1.0, detail_scale=card.sampling.detail_scale)
             for image in (painted, from_pm1(pair.paste_pm1))
