@@ -20,9 +20,9 @@ from tests.conftest import ROOT
 SCHEMAS: dict[str, str] = {
     "configs/bifrost.yaml": "run_train_bifrost:RunConfig",
     "configs/tiny/compositor.yaml": "run_train_bifrost:RunConfig",
-    "configs/tiny/autoencoder.yaml": "tiny.compositor.autoencoder:FirstStageConfig",
+    "configs/tiny/autoencoder.yaml": "tiny.compositor.autoencoder:AutoencoderTraining",
     "configs/tiny/locator*.yaml": "tiny.locator.train:LocatorTraining",
-    "configs/tiny/inpainter.yaml": "tiny.inpainter.train:TrainConfig",
+    "configs/tiny/inpainter.yaml": "tiny.inpainter.train:InpainterTraining",
     "configs/tiny/prompter*.yaml": "tiny.prompter.train:PrompterTraining",
     "configs/tiny/depth.yaml": "tiny.depth.train:TrainDepthConfig",
     "configs/inpainting/text_to_image/train/*.yaml": (

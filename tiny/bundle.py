@@ -13,7 +13,6 @@ python -m tiny.bundle prompter --run runs/tiny/prompter
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -25,25 +24,36 @@ from cldm.pretrained import CONFIG_FILE, Sampling, load_compositor, load_composi
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.models.text_to_image.load import INPAINTER_FILE, load_inpainter
 from ldm.checkpoints import folder_written_whole
-from ldm.files import hash_folder, read_json
+from ldm.files import hash_folder, read_json, write_json
 from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import load_config, to_plain
 from llava_bifrost.locator import load_locator
+from tiny.inpainter.train import STAGES
 
 logger = logging.getLogger(__name__)
 
 BUNDLE = Path("assets/tiny")
 MANIFEST = "manifest.json"
 LIMITS_MB = {"compositor": 18, "depth": 6, "locator": 6, "inpainter": 12, "prompter": 6}
+QUALITY = {  # of what was measured on held-out scenes, more is better
+    "compositor": lambda held_out: held_out["best_psnr_db"],
+    "depth": lambda held_out: -held_out["mae"],
+    "locator": lambda held_out: next(iter(held_out["place"].values()))["valid"],  # greedy answers
+    "inpainter": lambda held_out: held_out["models"]["rca_finetuned"]["random"]["all"]["colour"]["mean"],
+    "prompter": lambda held_out: held_out["tasks"]["multimask"]["accuracy"]["prompter"]["both"]["mean"],
+}
+
+Run = Annotated[Path, typer.Option(help="training run")]
+Force = Annotated[bool, typer.Option(help="replace a better part")]
 
 
-def install(
-    part: str, source: Path, manifest: dict[str, Any], better: bool, card: dict[str, Any] | None = None
-) -> None:
-    """Replace a part of the bundle as a whole."""
+def install(part: str, source: Path, manifest: dict[str, Any], force: bool) -> None:
+    """Replace a part of the bundle as a whole by a folder, if that is better on held-out scenes."""
     target = BUNDLE / part
-    if target.exists() and not better:
-        raise ValueError(f"{target}: better on held-out scenes than the new one; --force replaces it")
+    if not force and (target / MANIFEST).exists():
+        old, new = (QUALITY[part](facts["held_out"]) for facts in (read_json(target / MANIFEST), manifest))
+        if new <= old:
+            raise ValueError(f"{target}: better on held-out scenes than the new one; --force replaces it")
     size = sum(file.stat().st_size for file in source.rglob("*.safetensors")) / 2**20
     if size > LIMITS_MB[part]:
         raise ValueError(f"{source}: {size:.1f} MB of weights, {part} may have {LIMITS_MB[part]}")
@@ -51,130 +61,99 @@ def install(
         shutil.copytree(source, folder, dirs_exist_ok=True)
         for leftover in folder.rglob("log.csv"):
             leftover.unlink()
-        if card is not None:
-            (folder / CONFIG_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / MANIFEST, manifest)
     logger.info("%s: %.1f MB", target, size)
 
 
-def best(evaluation: dict[str, Any]) -> tuple[str, float]:
-    """The variant with the highest mean PSNR, and that number (dB)."""
-    variants = {name: row["all"]["mean"] for name, row in evaluation["psnr_visible_db"].items()
-                if name.startswith(("noise", "paste"))}  # fmt: skip
-    name = max(variants, key=lambda key: variants[key])
-    return name, variants[name]
-
-
 def compositor(
-    run: Annotated[Path, typer.Option(help="training run")] = Path("runs/tiny/bifrost"),
+    run: Run = Path("runs/tiny/bifrost"),
     evaluation: Annotated[Path, typer.Option(help="JSON written by python -m cldm.evaluate")] = Path(
         "runs/tiny/evaluation.json"
     ),
     sampling: Annotated[list[str] | None, typer.Option(help="key=value of the recommended sampling")] = None,
-    force: Annotated[bool, typer.Option(help="replace a better part")] = False,
+    force: Force = False,
 ) -> None:
     """Install the compositor of a run; its recommended sampler settings may be changed."""
     load_compositor(run / "model")
-    measured = read_json(evaluation)
-    manifest = read_json(run / MANIFEST)
-    name, value = best(measured)
+    measured, manifest = read_json(evaluation), read_json(run / MANIFEST)
+    psnr = {name: row["all"]["mean"] for name, row in measured["psnr_visible_db"].items()
+            if name.startswith(("noise", "paste"))}  # fmt: skip
+    best = max(psnr, key=lambda name: psnr[name])
     first_stage = run.parent / "first_stage" / MANIFEST
-    manifest["held_out"] = {"best": name, "best_psnr_db": value, **measured}
+    manifest["held_out"] = {"best": best, "best_psnr_db": psnr[best], **measured}
     manifest["first_stage"] = read_json(first_stage) if first_stage.exists() else {}
-    old = BUNDLE / "compositor" / MANIFEST
-    better = force or not old.exists() or value > read_json(old)["held_out"]["best_psnr_db"]
     card = load_compositor_config(run / "model")
-    chosen = load_config(Sampling, None, [*flat(to_plain(card.sampling)), *(sampling or [])])
-    install("compositor", run / "model", manifest, better, {**to_plain(card), "sampling": to_plain(chosen)})
+    recommended = [f"{name}={value}" for name, value in to_plain(card.sampling).items()]
+    chosen = to_plain(load_config(Sampling, None, [*recommended, *(sampling or [])]))
+    with folder_written_whole(run / "bundle") as folder:
+        shutil.copytree(run / "model", folder, dirs_exist_ok=True)
+        write_json(folder / CONFIG_FILE, {**to_plain(card), "sampling": chosen})
+    install("compositor", run / "bundle", manifest, force)
 
 
-def flat(values: dict[str, Any]) -> list[str]:
-    """{"a": 1} -> ["a=1"]"""
-    return [f"{key}={value}" for key, value in values.items()]
-
-
-def depth(
-    run: Annotated[Path, typer.Option(help="training run")] = Path("runs/tiny/depth"),
-    force: Annotated[bool, typer.Option(help="replace a better part")] = False,
-) -> None:
+def depth(run: Run = Path("runs/tiny/depth"), force: Force = False) -> None:
     """Install the depth network of a run."""
-    manifest, old = read_json(run / "network" / MANIFEST), BUNDLE / "depth" / MANIFEST
-    better = force or not old.exists() or manifest["held_out"]["mae"] < read_json(old)["held_out"]["mae"]
-    install("depth", run / "network", manifest, better)
+    install("depth", run / "network", read_json(run / "network" / MANIFEST), force)
 
 
 def locator(
-    run: Annotated[Path, typer.Option(help="training run")] = Path("runs/tiny/locator"),
+    run: Run = Path("runs/tiny/locator"),
     evaluation: Annotated[Path, typer.Option(help="JSON of python -m llava_bifrost.evaluate")] = Path(
         "benchmarks/results/locator.json"
     ),
-    force: Annotated[bool, typer.Option(help="replace a better part")] = False,
+    force: Force = False,
 ) -> None:
     """Install the locator of a run, with what was measured on held-out scenes."""
     load_locator(run / "model")
     measured, manifest = read_json(evaluation), read_json(run / "model" / MANIFEST)
-    gates = manifest["held_out"].get("gates", {})
-    manifest["held_out"] = {"gates": gates, "gap_to_another_image": measured["gap_to_another_image"]}
+    held_out = {"gates": manifest["held_out"].get("gates", {})}
+    held_out["gap_to_another_image"] = measured["gap_to_another_image"]
     for kind in ("place", "replace"):
-        manifest["held_out"][kind] = {row: means(numbers) for row, numbers in measured[kind].items()}
-    old = BUNDLE / "locator" / MANIFEST
-    better = force or not old.exists() or valid_share(manifest) > valid_share(read_json(old))
-    install("locator", run / "model", manifest, better)
-
-
-def means(numbers: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """{"valid": {"n": ..., "mean": ...}} -> {"valid": mean}"""
-    return {name: number["mean"] for name, number in numbers.items() if "mean" in number}
-
-
-def valid_share(manifest: dict[str, Any]) -> float:
-    """Share of greedy answers that are valid places."""
-    return next(iter(manifest["held_out"]["place"].values()))["valid"]
+        held_out[kind] = {
+            row: {name: number["mean"] for name, number in numbers.items() if "mean" in number}
+            for row, numbers in measured[kind].items()
+        }
+    install("locator", run / "model", manifest | {"held_out": held_out}, force)
 
 
 def inpainter(
-    run: Annotated[Path, typer.Option(help="training run")] = Path("runs/tiny/inpainter"),
+    run: Run = Path("runs/tiny/inpainter"),
     evaluation: Annotated[Path, typer.Option(help="JSON of python -m tiny.inpainter.evaluate")] = Path(
         "benchmarks/results/inpainter.json"
     ),
-    force: Annotated[bool, typer.Option(help="replace a better part")] = False,
+    force: Force = False,
 ) -> None:
     """Install the inpainter of a run: networks, both LoRAs and the classifier of the evaluation."""
-    measured, stages = read_json(evaluation), ("first_stage", "painter", "rca", "joint", "plain", "judge")
-    manifest = read_json(run / "painter" / MANIFEST) | {"part": "inpainter"}
-    manifest["stages"] = {stage: stage_facts(run / stage) for stage in stages}
-    manifest["held_out"] = {name: value for name, value in measured.items() if name != "settings"}
-    old = BUNDLE / "inpainter" / MANIFEST
-    better = force or not old.exists() or painted_right(measured) > painted_right(read_json(old)["held_out"])
+    measured, manifest = read_json(evaluation), read_json(run / "painter" / MANIFEST)
+    facts = ("parameters", "seed", "steps", "samples", "minutes", "code_revision")
+    stages = {stage: read_json(run / stage / MANIFEST) for stage in STAGES}
+    manifest |= {
+        "part": "inpainter",
+        "stages": {
+            stage: {name: own[name] for name in own if name in facts} for stage, own in stages.items()
+        },
+        "held_out": {name: value for name, value in measured.items() if name != "settings"},
+    }
     with folder_written_whole(run / "bundle") as folder:
         shutil.copytree(run / "painter" / "model", folder, dirs_exist_ok=True)
         for name in ("rca", "plain"):
             shutil.copytree(run / name / "lora", folder / name)
-        judge = shutil.ignore_patterns("*.pt", "*.csv", MANIFEST)
-        shutil.copytree(run / "judge", folder / "judge", ignore=judge)
-        card = {**read_json(folder / INPAINTER_FILE), "lora": "rca", "encoding": "separate"}
-        (folder / INPAINTER_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        unused = shutil.ignore_patterns("*.pt", "*.csv", MANIFEST)
+        shutil.copytree(run / "judge", folder / "judge", ignore=unused)
+        write_json(
+            folder / INPAINTER_FILE,
+            {**read_json(folder / INPAINTER_FILE), "lora": "rca", "encoding": "separate"},
+        )
     load_inpainter(run / "bundle")
-    install("inpainter", run / "bundle", manifest, better)
-
-
-def stage_facts(folder: Path) -> dict[str, Any]:
-    """How one stage of a run was trained."""
-    names = ("parameters", "seed", "steps", "samples", "minutes", "code_revision")
-    return {name: value for name, value in read_json(folder / MANIFEST).items() if name in names}
-
-
-def painted_right(evaluation: dict[str, Any]) -> float:
-    """Share of masks that show the colour which their own prompt names."""
-    return float(evaluation["models"]["rca_finetuned"]["random"]["all"]["colour"]["mean"])
+    install("inpainter", run / "bundle", manifest, force)
 
 
 def prompter(
-    run: Annotated[Path, typer.Option(help="training run")] = Path("runs/tiny/prompter"),
+    run: Run = Path("runs/tiny/prompter"),
     evaluation: Annotated[Path, typer.Option(help="JSON of python -m tiny.prompter.evaluate")] = Path(
         "benchmarks/results/prompter.json"
     ),
-    force: Annotated[bool, typer.Option(help="replace a better part")] = False,
+    force: Force = False,
 ) -> None:
     """Install the prompt writer of a run, with what was measured on held-out scenes."""
     PromptWriter.load(run / "model", device="cpu")
@@ -182,23 +161,13 @@ def prompter(
     if measured["weights"] != hash_folder(run / "model"):
         raise ValueError(f"{evaluation}: measured with other weights than those of {run / 'model'}")
     manifest["held_out"] = {"gates": manifest["held_out"].get("gates", {}), "tasks": measured["tasks"]}
-    old = BUNDLE / "prompter" / MANIFEST
-    better = force or not old.exists() or written_right(manifest) > written_right(read_json(old))
-    install("prompter", run / "model", manifest, better)
-
-
-def written_right(manifest: dict[str, Any]) -> float:
-    """Share of all masks whose colour and shape are named."""
-    return float(manifest["held_out"]["tasks"]["multimask"]["accuracy"]["prompter"]["both"]["mean"])
+    install("prompter", run / "model", manifest, force)
 
 
 def build_app() -> typer.Typer:
     app = new_app("Assemble assets/tiny from training runs.")
-    app.command("compositor")(compositor)
-    app.command("depth")(depth)
-    app.command("locator")(locator)
-    app.command("inpainter")(inpainter)
-    app.command("prompter")(prompter)
+    for part in (compositor, depth, locator, inpainter, prompter):
+        app.command(part.__name__)(part)
     return app
 
 

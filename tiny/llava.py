@@ -3,7 +3,7 @@
 The vision tower is that of DPT-Hybrid: a ResNet makes the tokens of a short transformer. A plain transformer
 on patches needs several times as many images.
 
-The first weights matter at this size: with the library's standard deviation of 0.02 attention stays flat.
+The initial weights matter at this size: with the library's standard deviation of 0.02 attention stays flat.
 
 Legend: b images, p patches (row-major), c channels, h w pixels.
 """
@@ -11,13 +11,14 @@ Legend: b images, p patches (row-major), c channels, h w pixels.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
     DPTConfig,
@@ -30,7 +31,8 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from ldm.settings.config import check_settings, setting
+from ldm.checkpoints import folder_written_whole
+from ldm.settings.config import CheckedSettings, setting, write_config
 
 PATCH = 16  # pixels per image token and side: the ResNet's stride
 PAD, BEGIN, END, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
@@ -40,7 +42,7 @@ MEAN, DEVIATION = 0.5, 0.25  # of pixels in [0, 1]
 
 
 @dataclass(frozen=True)
-class SmallConfig:
+class SmallConfig(CheckedSettings):
     """Sizes of the network. 2.7 M parameters as they stand."""
 
     image: int = setting(128, help="side of the image, pixels", low=32)
@@ -53,7 +55,7 @@ class SmallConfig:
     hidden: int = setting(432, help="channels within the language model's gated layers", low=16)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.image % PATCH:
             raise ValueError(f"image must be a multiple of {PATCH}, got {self.image}")
         if self.width % (2 * self.heads):
@@ -133,10 +135,6 @@ def _smooth(count: int, width: int) -> Tensor:
     return kernel @ torch.randn(count, width)
 
 
-def count_parameters(model: nn.Module) -> int:
-    return sum(math.prod(parameter.shape) for parameter in model.parameters())
-
-
 def make_processor(config: SmallConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     """Pads an image to a square with the mean colour, resizes it, normalises it."""
     side = {"height": config.image, "width": config.image}
@@ -148,6 +146,22 @@ def make_processor(config: SmallConfig, tokenizer: PreTrainedTokenizerFast) -> L
         image_processor=pixels, tokenizer=tokenizer, patch_size=PATCH,
         vision_feature_select_strategy="default", num_additional_image_tokens=1,
         chat_template=tokenizer.chat_template,
+    )  # fmt: skip
+
+
+def word_tokenizer(
+    vocabulary: Sequence[str], pieces: str, decoder: decoders.Decoder, chat_template: str
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words; others become `<unk>`. pieces: regular expression of what is a token."""
+    backend = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token=UNKNOWN)
+    )
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "removed", invert=True)
+    backend.decoder = decoder
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=BEGIN, eos_token=END, unk_token=UNKNOWN, pad_token=PAD,
+        additional_special_tokens=[IMAGE], chat_template=chat_template, padding_side="left",
+        model_max_length=512, clean_up_tokenization_spaces=False,
     )  # fmt: skip
 
 
@@ -205,16 +219,23 @@ class AttentionHook:
 
 
 def save_llava(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path, longest: int
-) -> None:
-    """Weights in half precision, processor and tokenizer into a folder; longest: tokens of an answer."""
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path, longest: int,
+    files: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Weights in half precision, processor and tokenizer into a folder, or nothing.
+
+    longest: tokens of an answer; files: JSON beside the weights, by name
+    """
     half, tokenizer = copy.deepcopy(model).to(torch.float16), processor.tokenizer
     half.generation_config.update(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, max_new_tokens=longest,
     )  # fmt: skip
-    half.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with folder_written_whole(folder) as partial:
+        half.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        for name, content in files.items():
+            write_config(partial / name, content)
 
 
 def blind(model: LlavaForConditionalGeneration) -> None:

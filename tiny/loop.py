@@ -1,55 +1,66 @@
-"""A training in stages: AdamW, warm-up and cosine, a CSV log, checkpoints from which a run continues."""
+"""The training loop of all small networks: warm-up and cosine, weight average, CSV log, exact continuation.
+
+The loss of a step is a function of the step number, so an interrupted run continues to the same result.
+"""
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from statistics import fmean
+from typing import Any
 
 import torch
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm.auto import tqdm
 
+from ldm.files import written_whole
 from ldm.settings.config import CheckedSettings, setting
+from ldm.training.csv_log import CsvLogger
+from ldm.training.manifest import make_manifest
 
 log = logging.getLogger(__name__)
 
-LOG_EVERY = 50  # steps
-
-Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
+Loss = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> loss, numbers for the log
 
 
 @dataclass(frozen=True)
 class StageSettings(CheckedSettings):
     """How long a stage trains and how fast."""
 
-    minutes: float = setting(0.0, help="stop after this long; 0: only `steps` count", low=0)
     steps: int = setting(1_000_000, help="optimizer steps", low=1)
-    batch: int = setting(12, help="images per step", low=1)
+    minutes: float = setting(0.0, help="stop after this long; 0: only `steps` count", low=0)
+    batch: int = setting(12, help="examples per step", low=1)
     lr: float = setting(1e-3, help="peak learning rate", low=0)
-    final_lr: float = setting(0.05, help="last learning rate as a share of the peak", low=0, high=1)
-    warmup: int = setting(100, help="steps until the peak", low=0)
-    bf16: bool = setting(True, help="bfloat16 autocast")
-    extra: int = setting(0, help="images per step without questions, for the vision loss alone", low=0)
-    vision_lr: float = setting(0.0, help="learning rate of the vision transformer; 0: frozen", low=0)
+    final_lr: float = setting(0.05, help="last learning rate as a fraction of the peak", low=0, high=1)
+    decay: float = setting(1.0, help="last fraction of the stage, in which a cosine falls", low=0, high=1)
+    warmup: int = setting(100, help="steps of linear warm-up", low=0)
+    betas: tuple[float, float] = setting((0.9, 0.98), help="of AdamW")
+    weight_decay: float = setting(0.01, help="of AdamW", low=0)
+    clip: float = setting(1.0, help="largest norm of the gradient", low=0)
+    ema: float = setting(0.0, help="decay of the averaged weights that are kept; 0: none", low=0, high=1)
+    bf16: bool = setting(True, help="bfloat16 autocast; about twice as fast on recent CPUs")
+    log_every: int = setting(50, help="steps between rows of the CSV log", low=1)
+    save_every_s: float = setting(60.0, help="seconds between checkpoints", low=1, was=("checkpoint_every",))
 
 
-class Schedule(Protocol):
-    """What decides the learning rate; see StageSettings."""
+@dataclass(frozen=True)
+class DiffusionStage(StageSettings):
+    """The same with values for a stage that is short, has a seed of its own and keeps averaged weights."""
 
-    @property
-    def minutes(self) -> float: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def warmup(self) -> int: ...
-    @property
-    def final_lr(self) -> float: ...
+    seed: int = setting(0, help="seed of initialisation and of every batch")
+    steps: int = setting(1000, help="optimizer steps", low=1)
+    batch: int = setting(8, help="examples per step", low=1)
+    final_lr: float = setting(0.0, help="last learning rate as a fraction of the peak", low=0, high=1)
+    decay: float = setting(0.3, help="last fraction of the stage, in which a cosine falls", low=0, high=1)
+    betas: tuple[float, float] = setting((0.9, 0.99), help="of AdamW")
+    ema: float = setting(0.999, help="decay of the averaged weights that are kept; 0: none", low=0, high=1)
 
 
 @dataclass
@@ -59,120 +70,178 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
 
-    def share(self, settings: Schedule) -> float:
-        """Share of the stage that is done, by steps or by minutes, whichever is further."""
+    def fraction(self, settings: StageSettings) -> float:
+        """Fraction of the stage that is done, by steps or by minutes, whichever is further."""
         by_time = self.seconds / (60 * settings.minutes) if settings.minutes else 0.0
         return max(self.step / settings.steps, by_time)
 
 
-def learning_rate(settings: Schedule, progress: Progress) -> float:
-    """Multiplier of the peak: linear warm-up, then cosine to `final_lr`."""
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress.share(settings))))
+def learning_rate(settings: StageSettings, progress: Progress) -> float:
+    """Multiplier of the peak: linear warm-up, constant part, cosine to `final_lr` over the part `decay`.
+
+    Without a constant part (decay 1) the cosine falls during the warm-up too.
+    """
     rise = min(1.0, (progress.step + 1) / max(1, settings.warmup))
+    if rise < 1 and settings.decay < 1:
+        return rise
+    late = (progress.fraction(settings) - (1 - settings.decay)) / max(settings.decay, 1e-9)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, late))))
     return rise * (settings.final_lr + (1 - settings.final_lr) * cosine)
 
 
+@dataclass
 class Stage:
-    """One stage of a run in the folder `out`: `<name>.pt` is its state, `<name>.csv` its log.
+    """One stage of a run in the folder `out`; made with the state of its checkpoint, where there is one.
 
-    module: what is trained and saved; groups: its parameters with their peak learning rates.
+    groups: parameters with their peak learning rates; none: all that require gradients, at settings.lr
+    schedule: makes a scheduler that replaces `learning_rate`
+    same: settings that a continued run must share with the run that wrote the checkpoint
     """
 
-    def __init__(self, name: str, module: nn.Module, groups: Iterable[tuple[list[nn.Parameter], float]],
-                 settings: StageSettings, out: Path, save_every_s: float = 60.0) -> None:  # fmt: skip
-        self.name, self.module, self.settings, self.out = name, module, settings, out
-        self.save_every_s = save_every_s
-        rows = [{"params": parameters, "lr": lr, "peak": lr} for parameters, lr in groups if lr > 0]
-        self.optimizer = torch.optim.AdamW(rows, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-        self.progress = Progress()
-        self.checkpoint = out / f"{name}.pt"
+    name: str
+    module: nn.Module
+    settings: StageSettings
+    out: Path
+    groups: Iterable[tuple[list[nn.Parameter], float]] = ()
+    schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None
+    same: Mapping[str, Any] = field(default_factory=dict)
+    state_file: str = "state.pt"
+    log_file: str = "log.csv"
 
-    def load(self) -> bool:
-        """Continue from the checkpoint if there is one; returns whether the stage is complete."""
-        if not self.checkpoint.exists():
-            return False
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        self.module.load_state_dict(state["module"])
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.weights = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
+        groups = self.groups or [(list(self.weights.values()), settings.lr)]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": parameters, "lr": lr, "peak": lr} for parameters, lr in groups if lr > 0],
+            betas=settings.betas, weight_decay=settings.weight_decay, fused=True,
+        )  # fmt: skip
+        self.scheduler = self.schedule(self.optimizer) if self.schedule else None
+        self.average = EMAModel(self.weights.values(), decay=settings.ema) if settings.ema else None
+        self.progress = Progress()
+        self.checkpoint = self.out / self.state_file
+        if self.checkpoint.exists():
+            self._load(torch.load(self.checkpoint, map_location="cpu", weights_only=True))
+
+    @property
+    def done(self) -> bool:
+        return self.progress.fraction(self.settings) >= 1
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Continue from a state; earlier versions called its weights `module` or `model`."""
+        before = state.get("settings", {})
+        if {name: self.same.get(name) for name in before} != before:
+            raise ValueError(
+                f"{self.checkpoint} was made with other settings; choose another out= or remove it"
+            )
+        weights = next(state[key] for key in ("weights", "module", "model") if key in state)
+        shapes = {name: value.shape for name, value in self.module.state_dict().items()}
+        if not self.weights.keys() <= weights.keys() or any(
+            shapes.get(name) != value.shape for name, value in weights.items()
+        ):
+            raise ValueError(f"{self.checkpoint} holds other weights than this model; choose another folder")
+        self.module.load_state_dict(weights, strict=False)
         peaks = [group["peak"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
             group["peak"] = peak
-        self.progress = Progress(state["step"], state["seconds"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["schedule"])
+        self.progress = Progress(int(state["step"]), float(state["seconds"]))
+        if self.average is not None:
+            self.average.optimization_step = self.progress.step
+            for name, shadow in zip(self.weights, self.average.shadow_params, strict=True):
+                shadow.copy_(state["average"][name])
         log.info("%s: continuing at step %d", self.name, self.progress.step)
-        return self.progress.share(self.settings) >= 1
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint: what trains and the buffers, whole or not at all."""
+        frozen = {name for name, value in self.module.named_parameters() if not value.requires_grad}
         state = {
-            "module": self.module.state_dict(),
+            "settings": dict(self.same),
+            "weights": {name: v for name, v in self.module.state_dict().items() if name not in frozen},
             "optimizer": self.optimizer.state_dict(),
             "step": self.progress.step,
             "seconds": self.progress.seconds,
         }
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
+        if self.average is not None:
+            state["average"] = dict(zip(self.weights, self.average.shadow_params, strict=True))
+        if self.scheduler is not None:
+            state["schedule"] = self.scheduler.state_dict()
+        with written_whole(self.checkpoint) as partial:
+            torch.save(state, partial)
 
-    def run(self, loss: Loss) -> None:
-        """Train to the end, saving also when interrupted; `loss(step)` depends on the step number alone."""
-        before, start = self.progress.seconds, time.monotonic()
-        last_save, recent = start, []
+    def train(self, loss: Loss) -> Stage:
+        """Train to the end, saving also when interrupted; leaves the averaged weights in the module."""
+        if not self.done:
+            self._to_the_end(loss)
+        if self.average is not None:
+            self.average.copy_to(self.weights.values())
+        return self
+
+    def _to_the_end(self, loss: Loss) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        table, progress, settings = CsvLogger(self.out / self.log_file), self.progress, self.settings
+        table.truncate(progress.step)
+        started = time.monotonic() - progress.seconds
+        saved, recent = progress.seconds, []
         self.module.train()
         with tqdm(total=100, desc=self.name, unit="%", bar_format="{l_bar}{bar}| {elapsed} {postfix}") as bar:
             try:
-                while self.progress.share(self.settings) < 1:
+                while not self.done:
                     recent.append(self._step(loss))
-                    self.progress.seconds = before + time.monotonic() - start
-                    if len(recent) == LOG_EVERY:
-                        self._log(recent)
-                        bar.n = 100 * min(1.0, self.progress.share(self.settings))
+                    progress.seconds = time.monotonic() - started
+                    if progress.step % settings.log_every == 0:
+                        bar.n = 100 * min(1.0, progress.fraction(settings))
                         bar.set_postfix(loss=f"{recent[-1]['loss']:.3f}")
+                        table.append({"step": progress.step, "seconds": progress.seconds, **means(recent)})
                         recent = []
-                    if time.monotonic() - last_save > self.save_every_s:
+                    if progress.seconds - saved > settings.save_every_s:
                         self.save()
-                        last_save = time.monotonic()
+                        saved = progress.seconds
             finally:
                 if recent:
-                    self._log(recent)
+                    table.append({"step": progress.step, "seconds": progress.seconds, **means(recent)})
                 self.save()
 
     def _step(self, loss: Loss) -> dict[str, float]:
-        rate = learning_rate(self.settings, self.progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * rate
+        groups = self.optimizer.param_groups
+        if self.scheduler is None:
+            rate = learning_rate(self.settings, self.progress)
+            for group in groups:
+                group["lr"] = group["peak"] * rate
         value, measures = loss(self.progress.step)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
+        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], self.settings.clip)
         self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.average is not None:
+            self.average.step(self.weights.values())
         self.progress.step += 1
         return {"loss": float(value.detach()), **measures}
 
-    def _log(self, rows: list[dict[str, float]]) -> None:
-        """One row: means over the last steps."""
-        path = self.out / f"{self.name}.csv"
-        means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-        fresh = not path.exists()
-        with path.open("a", newline="") as handle:
-            writer = csv.writer(handle)
-            if fresh:
-                writer.writerow(["step", "seconds", *means])
-            writer.writerow(
-                [
-                    self.progress.step,
-                    f"{self.progress.seconds:.1f}",
-                    *(f"{value:.5g}" for value in means.values()),
-                ]
-            )
+
+def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every number over the rows that have it."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: fmean(row[key] for row in rows if key in row) for key in keys}
 
 
-def describe_stages(stages: Iterable[Stage]) -> dict[str, Any]:
-    """What a manifest says about all stages together: samples, and steps and minutes of each."""
-    stages = list(stages)
-    return {
-        "samples": sum(stage.progress.step * stage.settings.batch for stage in stages),
-        "stages": {
+def stages_manifest(
+    part: str, model: nn.Module, stages: Sequence[Stage], settings: Any, seed: int, **more: Any
+) -> dict[str, Any]:
+    """The manifest of a network that was trained in these stages. more: see `make_manifest`."""
+    manifest = make_manifest(
+        part, model, seed=seed, steps=sum(stage.progress.step for stage in stages),
+        batch=stages[-1].settings.batch, seconds=sum(stage.progress.seconds for stage in stages),
+        settings=settings, **more,
+    )  # fmt: skip
+    if len(stages) > 1:
+        manifest["samples"] = sum(stage.progress.step * stage.settings.batch for stage in stages)
+        manifest["stages"] = {
             stage.name: {"steps": stage.progress.step, "minutes": round(stage.progress.seconds / 60, 1)}
             for stage in stages
-        },
-    }
+        }
+    return manifest

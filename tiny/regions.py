@@ -94,11 +94,14 @@ def grown(box: Box, margins: Sequence[int], size: tuple[int, int]) -> Box:
 
 
 def overlap(first: Box, second: Box) -> float:
-    """Share of the smaller box that the other covers."""
+    """Fraction of the smaller box that the other covers."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return max(0, width) * max(0, height) / min(areas)
+    return max(0, width) * max(0, height) / min(box_area(first), box_area(second))
+
+
+def box_area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def spread_out(regions: Sequence[Region], order: Sequence[int], most: int, margin: int = 2) -> list[Region]:
@@ -113,8 +116,8 @@ def spread_out(regions: Sequence[Region], order: Sequence[int], most: int, margi
     return chosen
 
 
-def box_mask(boxes: Sequence[Box], size: tuple[int, int]) -> np.ndarray:
-    """(r, h, w) bool, one mask per box."""
+def box_masks(boxes: Sequence[Box], size: tuple[int, ...]) -> np.ndarray:
+    """(r, h, w) bool, one mask per box in an image of size (h, w)."""
     masks = np.zeros((len(boxes), *size), bool)
     for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
         mask[top:bottom, left:right] = True

@@ -17,6 +17,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from datasets.scenes.palette import COLOURS, PATTERN_WORDS, SHAPES
 
 COLOUR_WORDS, SHAPE_WORDS = tuple(COLOURS), tuple(SHAPES)
+KINDS = (*SHAPE_WORDS, "table", "platform")  # last words of names, which the vision stages tell apart
 PATTERNED = tuple(word for word in PATTERN_WORDS.values() if word)
 OTHER_WORDS = ("a", "an", "and", "the", "of", "object")
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"

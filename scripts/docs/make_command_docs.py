@@ -91,9 +91,9 @@ def key_rows(schema: type) -> Iterator[Sequence[str]]:
     """The settings of a trainer, as typed in YAML."""
     options: Any = typer.main.get_command(single_app(command(schema, print))())
     for option in options.params[1:]:  # after --config
-        called, text = option.get_help_record(typer.Context(options))
-        key = option.opts[0].removeprefix("--").replace("-", "_")
-        if not option.hidden:
+        if not option.hidden:  # as former names are
+            called, text = option.get_help_record(typer.Context(options))
+            key = option.opts[0].removeprefix("--").replace("-", "_")
             yield f"{key} {'true|false' if ' / ' in called else called.split()[-1]}", text
 
 

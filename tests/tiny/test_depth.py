@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from ldm.experts.depth import DepthEstimator
-from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
 from tiny.depth.network import align, depth_loss, measure, min_max
-from tiny.depth.scenes import AugmentConfig, Images, training_batch
-from tiny.depth.train import TrainDepthConfig, Trainer, build_app
+from tiny.depth.scenes import AugmentConfig, DepthImages, training_batch
+from tiny.depth.train import TrainDepthConfig, make_loss, make_stage, run
 
 SMALL = [
     "network.size=64", "network.width=8", "network.heads=[1,1,1,1]", "network.depths=[1,1,1,1]",
@@ -22,13 +21,13 @@ SMALL = [
 CPU = torch.device("cpu")
 
 
-def ramps(count: int = 8, side: int = 64) -> Images:
+def ramps(count: int = 8, side: int = 64) -> DepthImages:
     """Images whose red channel is their depth: floors that rise at different slopes."""
     y, x = np.mgrid[0:side, 0:side] / side
     slopes = np.random.default_rng(0).uniform(0.3, 1, (count, 1, 1))
     depth = (y * slopes + x * (1 - slopes)) * 0.9
     pixels = np.stack([depth, np.full_like(depth, 0.2), np.full_like(depth, 0.8)], axis=1)
-    return Images((pixels * 255).astype(np.uint8), (depth * 65535).astype(np.uint16))
+    return DepthImages((pixels * 255).astype(np.uint8), (depth * 65535).astype(np.uint16))
 
 
 def test_alignment_undoes_scale_and_shift() -> None:
@@ -72,36 +71,43 @@ def test_colours_vary_but_stay_in_range() -> None:
 
 
 def test_a_pause_changes_nothing(tmp_path: Path) -> None:
-    config = load_config(TrainDepthConfig, None, [*SMALL, f"out={tmp_path}", "steps=8"])
-    whole, first = Trainer(config), Trainer(config)
     images = ramps()
-    losses = [whole.step(images) for _ in range(8)]
-    begun = [first.step(images) for _ in range(4)]
-    first.save()
-    second = Trainer(config)
-    second.load()
-    assert begun + [second.step(images) for _ in range(4)] == losses
-    for a, b in zip(whole.average.parameters(), second.average.parameters(), strict=True):
-        assert torch.equal(a, b)
-    other = Trainer(load_config(TrainDepthConfig, None, [*SMALL, f"out={tmp_path}", "seed=1"]))
+
+    def train(name: str, steps: int, *more: str) -> tuple[list[float], list[torch.Tensor]]:
+        config = load_config(
+            TrainDepthConfig, None, [*SMALL, f"out={tmp_path / name}", f"steps={steps}", *more]
+        )
+        stage = make_stage(config)
+        stage.train(make_loss(config, stage.module, images))
+        rows = (tmp_path / name / "log.csv").read_text().splitlines()[1:]
+        weights = [value.detach().clone() for value in stage.module.parameters()]
+        return [float(row.split(",")[2]) for row in rows], weights
+
+    more = ("log_every=1", "final_lr=1", "warmup=1")  # the rate does not depend on the number of steps
+    losses, weights = train("whole", 8, *more)
+    train("parts", 4, *more)
+    again, continued = train("parts", 8, *more)
+    assert len(losses) == 8
+    assert again == losses
+    assert all(torch.equal(a, b) for a, b in zip(weights, continued, strict=True))
     with pytest.raises(ValueError, match="other settings"):
-        other.load()
+        train("parts", 8, "seed=1")
 
 
 def test_the_command_writes_a_network_that_the_expert_loads(tmp_path: Path) -> None:
     options = [*SMALL, f"out={tmp_path / 'run'}", f"scenes.folder={tmp_path / 'scenes'}", "steps=4"]
-    assert run_app(build_app, ["configs/tiny/depth.yaml", *options]) == 0
+    run(load_config(TrainDepthConfig, Path("configs/tiny/depth.yaml"), options))
     network = tmp_path / "run" / "network"
     manifest = json.loads((network / "manifest.json").read_text())
     assert manifest["steps"] == 4
     assert 0 < manifest["held_out"]["mae"] < 1
-    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.npz")}
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.safetensors")}
     assert len(shards) == 2
     depth_01 = DepthEstimator.load(network).estimate(np.zeros((50, 80, 3), np.uint8))
     assert depth_01.shape == (50, 80)
-    assert run_app(build_app, ["configs/tiny/depth.yaml", *options, "steps=6"]) == 0
+    run(load_config(TrainDepthConfig, Path("configs/tiny/depth.yaml"), [*options, "steps=6"]))
     assert json.loads((network / "manifest.json").read_text())["steps"] == 6
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.npz")} == shards
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.safetensors")} == shards
 
 
 @pytest.mark.parametrize("wrong", ["network.size=100", "batch=0", "augment.crop=2", "learning_rate=1"])

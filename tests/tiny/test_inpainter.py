@@ -18,21 +18,22 @@ from datasets.scenes.store import StoreSettings, render_shards
 from inpainting.models.text_to_image.load import load_inpainter
 from tiny.inpainter import evaluate, train
 from tiny.inpainter import loss as diffusion
-from tiny.inpainter.autoencoder import FirstStageConfig
+from tiny.inpainter.autoencoder import LatentsConfig
 from tiny.inpainter.cases import SMALL, make_cases
-from tiny.inpainter.classifier import JudgeConfig
-from tiny.inpainter.evaluate import EvaluateConfig
+from tiny.inpainter.classifier import ClassifierConfig
+from tiny.inpainter.evaluate import InpainterEvaluation, PaintSettings, paint_examples
 from tiny.inpainter.examples import Encoder, plain_regions, several, single
-from tiny.inpainter.loop import LoopConfig, fit, rate
+from tiny.inpainter.loss import Conditioning
 from tiny.inpainter.model import NetworkConfig
-from tiny.inpainter.report import Record, share
-from tiny.inpainter.sample import Sampling, Way, paint_examples
-from tiny.inpainter.train import AdapterConfig, TrainConfig
-from tiny.regions import Views, box_mask, overlap, read_views, refuse_training_scenes
+from tiny.inpainter.report import MaskResult
+from tiny.inpainter.train import AdapterConfig, InpainterTraining
+from tiny.loop import DiffusionStage, Progress, Stage, learning_rate
+from tiny.regions import Views, box_masks, overlap, read_views, refuse_training_scenes
+from tiny.report import scene_mean
 from tiny.words import Name, caption, known_words, make_tokenizer, read_name, save_tokenizer
 
 SIZE = 64
-SHORT = LoopConfig(steps=4, batch=2, lr=1e-3, log_every=2, checkpoint_every=2, bf16=False)
+SHORT = DiffusionStage(steps=4, batch=2, lr=1e-3, log_every=2, bf16=False)
 
 
 def rendered(folder: Path, split: str, count: int) -> Path:
@@ -52,18 +53,18 @@ def views(training_scenes: Path) -> Views:
     return read_views(training_scenes)
 
 
-def settings(data: Path, out: Path) -> TrainConfig:
-    return TrainConfig(
+def settings(data: Path, out: Path) -> InpainterTraining:
+    return InpainterTraining(
         data=data,
         out=out,
-        first_stage=FirstStageConfig(width=8, layers=1, crop=32, loop=SHORT),
+        first_stage=LatentsConfig(width=8, layers=1, crop=32, loop=SHORT),
         network=NetworkConfig(
             latent_size=16, block_channels=(8, 16), heads=(1, 2), attention=(False, True), norm_groups=4,
             text_width=16, text_layers=1, text_heads=2,
         ),
         painter=SHORT,
         adapter=AdapterConfig(rank=2, loop=SHORT),
-        judge=JudgeConfig(width=8, loop=SHORT),
+        classifier=ClassifierConfig(width=8, loop=SHORT),
     )  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def test_examples_hold_their_solids_and_depend_on_the_draw_alone(views: Views) -
         alone = single(views, plain, np.random.default_rng(seed))
         solids = {caption(region.name): region.box_xyxy for region in views.regions[alone.scene]}
         assert overlap(solids[alone.prompts[0]], alone.boxes[0]) == 1
-        assert box_mask(alone.boxes, (SIZE, SIZE)).sum() > 0
+        assert box_masks(alone.boxes, (SIZE, SIZE)).sum() > 0
 
 
 def test_questions_give_nothing_away(views: Views) -> None:
@@ -143,7 +144,13 @@ def test_questions_give_nothing_away(views: Views) -> None:
 
 def test_learning_rate_warms_up_holds_and_falls() -> None:
     config = replace(SHORT, steps=100, warmup=10, decay=0.5)
-    assert [round(rate(step, config), 3) for step in (0, 9, 49, 75, 99)] == [0.1, 1.0, 1.0, 0.5, 0.001]
+    assert [round(learning_rate(config, Progress(step)), 3) for step in (0, 9, 49, 75, 99)] == [
+        0.1,
+        1.0,
+        1.0,
+        0.5,
+        0.001,
+    ]
 
 
 def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None:
@@ -154,13 +161,13 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None
         torch.manual_seed(3)
         model = nn.Linear(3, 1)
 
-        def losses(step: int) -> dict[str, Tensor]:
+        def loss(step: int) -> tuple[Tensor, dict[str, float]]:
             if step == stop:
-                raise Stopped  # four steps are kept, five are logged
+                raise Stopped
             x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
-            return {"error": (model(x) - x.sum(1, keepdim=True)).square().mean()}
+            return (model(x) - x.sum(1, keepdim=True)).square().mean(), {}
 
-        fit(model, losses, replace(SHORT, steps=9, log_every=1), folder)
+        Stage("error", model, replace(SHORT, steps=9, log_every=1), folder).train(loss)
         return model.weight.detach()
 
     whole = learn(tmp_path / "whole", None)
@@ -170,7 +177,7 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None
     lines = (tmp_path / "parts" / "log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["step", *"123456789"]
     with pytest.raises(ValueError, match="other weights"):
-        fit(nn.Conv1d(1, 1, 1, bias=False), lambda step: {}, SHORT, tmp_path / "parts")
+        Stage("error", nn.Conv1d(1, 1, 1, bias=False), SHORT, tmp_path / "parts")
 
 
 def test_each_mask_weighs_the_same(trained: Path, views: Views) -> None:
@@ -230,31 +237,35 @@ def test_painting_depends_on_the_seed_and_not_on_the_batch(trained: Path, views:
     pipe = load_inpainter(trained / "painter" / "model")
     cases = make_cases(views, "random", 2, 3, seed=0)[:3]
     examples = [case.example for case in cases]
-    one = paint_examples(pipe, examples, [1, 2, 3], Way(True), Sampling(steps=2, batch=1))
-    both = paint_examples(pipe, examples, [1, 2, 3], Way(True), Sampling(steps=2, batch=3))
+    one = paint_examples(pipe, examples, [1, 2, 3], Conditioning(True), PaintSettings(steps=2, batch=1))
+    both = paint_examples(pipe, examples, [1, 2, 3], Conditioning(True), PaintSettings(steps=2, batch=3))
     assert np.abs(one.astype(int) - both).max() <= 1
-    assert (one != paint_examples(pipe, examples, [4, 5, 6], Way(True), Sampling(steps=2))).any()
+    assert (
+        one != paint_examples(pipe, examples, [4, 5, 6], Conditioning(True), PaintSettings(steps=2))
+    ).any()
     for image, example in zip(one, examples, strict=True):
-        outside = ~box_mask(example.boxes, (SIZE, SIZE)).any(0)
+        outside = ~box_masks(example.boxes, (SIZE, SIZE)).any(0)
         assert np.array_equal(image[outside], example.image_u8[outside])
 
 
 def test_share_of_masks_with_an_interval_over_scenes() -> None:
     records = [
-        Record(scene, 2, False, False, colour=scene % 4 != 0, shape=True, other=False)
+        MaskResult(scene, 2, False, False, colour=scene % 4 != 0, shape=True, other=False)
         for scene in range(40)
         for _ in range(2)
     ]
-    found = share(records, "colour")
+    found = scene_mean(records, "colour")
     assert found["mean"] == 0.75
     assert 0.55 < found["low"] < 0.7
     assert 0.8 < found["high"] < 0.95
-    assert share(records, "shape") == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert scene_mean(records, "shape") == {"mean": 1.0, "low": 1.0, "high": 1.0}
 
 
 def test_evaluation_writes_and_keeps_what_it_painted(trained: Path, tmp_path: Path) -> None:
     held_out = rendered(tmp_path / "eval", "eval", 6)
-    config = EvaluateConfig(run=trained, data=held_out, out=tmp_path / "results", sampling=Sampling(steps=1))
+    config = InpainterEvaluation(
+        run=trained, data=held_out, out=tmp_path / "results", sampling=PaintSettings(steps=1)
+    )
     evaluate.run(config)
     report = json.loads((tmp_path / "results" / "inpainter.json").read_text())
     assert set(report["models"]) == set(evaluate.MODELS)

@@ -16,10 +16,11 @@ from PIL import Image
 from datasets.scenes.store import StoreSettings, render_shards
 from inpainting.models.text_to_image.load import load_inpainter
 from tiny.inpainter import evaluate
-from tiny.inpainter.cases import Case, make_cases
-from tiny.inpainter.classifier import load_judge
-from tiny.inpainter.sample import Sampling, Way, paint_examples
-from tiny.regions import box_mask, read_views
+from tiny.inpainter.cases import PaintCase, make_cases
+from tiny.inpainter.classifier import load_classifier
+from tiny.inpainter.evaluate import PaintSettings, paint_examples
+from tiny.inpainter.loss import Conditioning
+from tiny.regions import box_masks, read_views
 
 BUNDLE = Path(__file__).parents[2] / "assets" / "tiny" / "inpainter"
 
@@ -42,7 +43,7 @@ def test_notebook_runs(root: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def held_out_cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+def held_out_cases(tmp_path_factory: pytest.TempPathFactory) -> list[PaintCase]:
     """Two masks in each of 16 scenes beyond those that the manifest was measured on."""
     folder = tmp_path_factory.mktemp("views") / "held_out"
     render_shards(StoreSettings(out=folder, count=32, first_seed=50_000, split="eval", size=(128, 128),
@@ -50,13 +51,13 @@ def held_out_cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     return make_cases(read_views(folder), "random", 2, 2, seed=0)[:16]
 
 
-def test_bundle_paints_the_colour_that_each_prompt_names(held_out_cases: list[Case]) -> None:
+def test_bundle_paints_the_colour_that_each_prompt_names(held_out_cases: list[PaintCase]) -> None:
     pipe = load_inpainter(BUNDLE)
     assert pipe.lora is not None
     examples = [case.example for case in held_out_cases]
-    sampling = Sampling(steps=pipe.config.sampling.steps, guidance=pipe.config.sampling.guidance)
-    painted = paint_examples(pipe, examples, range(len(examples)), Way(True), sampling)
-    records = evaluate.judged(load_judge(BUNDLE / "judge"), held_out_cases, painted)
+    sampling = PaintSettings(steps=pipe.config.sampling.steps, guidance=pipe.config.sampling.guidance)
+    painted = paint_examples(pipe, examples, range(len(examples)), Conditioning(True), sampling)
+    records = evaluate.mask_results(load_classifier(BUNDLE / "judge"), held_out_cases, painted)
     assert len(records) == 32
     assert np.mean([record.colour for record in records]) > 0.6  # chance: 1 in 15
     measured = json.loads((BUNDLE / "manifest.json").read_text())["held_out"]
@@ -68,6 +69,6 @@ def test_bundle_loads_with_stock_classes() -> None:
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(BUNDLE / "plain")
     grey = Image.fromarray(np.full((128, 128, 3), 128, np.uint8))
-    mask = Image.fromarray(np.uint8(box_mask([(40, 40, 90, 90)], (128, 128))[0]) * 255)
+    mask = Image.fromarray(np.uint8(box_masks([(40, 40, 90, 90)], (128, 128))[0]) * 255)
     result = pipe("a red cube", grey, mask, height=128, width=128, num_inference_steps=2, output_type="np")
     assert result.images[0].shape == (128, 128, 3)

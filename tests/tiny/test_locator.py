@@ -24,16 +24,15 @@ from llava_bifrost.locator import UnknownWord, load_locator
 from llava_bifrost.worlds.questions import place_questions, replace_questions
 from llava_bifrost.worlds.world import World
 from tests.conftest import ROOT
-from tiny.llava import PATCH, SmallConfig, block_mask, count_parameters, make_processor, project
-from tiny.locator import questions as banks
-from tiny.locator.cache import open_scenes
-from tiny.locator.folder import create_locator
-from tiny.locator.packing import ask, states_of
-from tiny.locator.questions import ANSWER, QuestionCache, mirrored, open_bank
-from tiny.locator.tokenizer import VOCABULARY, make_tokenizer
+from tiny.llava import PATCH, SmallConfig, block_mask, create_llava, make_processor, project
+from tiny.llava_stages import LlavaStage, last_states
+from tiny.locator import questions as question_cache
+from tiny.locator.answers import pack_questions
+from tiny.locator.questions import ANSWER, QuestionCache, mirrored_questions, open_questions
+from tiny.locator.scenes import open_scenes
+from tiny.locator.tokenizer import NUMBERS, VOCABULARY, locator_tokenizer
 from tiny.locator.train import LocatorTraining, run
-from tiny.locator.vision import images
-from tiny.loop import StageSettings
+from tiny.locator.vision import ImageDraw, labelled_images
 
 TINY = SmallConfig(
     image=64, width=32, heads=2, stages=(8, 16, 16), blocks=(1, 1, 1), vision_layers=1, layers=2, hidden=48
@@ -54,11 +53,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bank(data: Path, tmp_path_factory: pytest.TempPathFactory) -> QuestionCache:
-    return open_bank(data, tmp_path_factory.mktemp("bank"), seed=0)
+    return open_questions(data, tmp_path_factory.mktemp("bank"), seed=0)
 
 
 def training(data: Path, out: Path, placement: int = 4) -> LocatorTraining:
-    stage = StageSettings(steps=4, batch=3, vision_lr=1e-4, warmup=2)
+    stage = LlavaStage(steps=4, batch=3, vision_lr=1e-4, warmup=2)
     return LocatorTraining(
         data=data,
         out=out,
@@ -82,7 +81,7 @@ def words(ids: np.ndarray) -> list[str]:
 
 
 def test_question_and_answer_keep_the_published_text() -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = locator_tokenizer()
     question = make_question(parse_instruction(SENTENCE))
     ids = tokenizer(f"{question} ASSISTANT: {ANSWER_TEXT}</s>", add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id not in ids
@@ -93,7 +92,7 @@ def test_question_and_answer_keep_the_published_text() -> None:
 
 
 def test_every_number_is_one_token_and_decodes_to_itself() -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = locator_tokenizer()
     for value in range(101):
         text = f"[0.00, {value / 100:.2f}, 1.00, 1.00], {value / 100:.2f}."
         ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -104,29 +103,33 @@ def test_every_number_is_one_token_and_decodes_to_itself() -> None:
 def test_the_chat_template_marks_the_answer() -> None:
     asked = {"role": "user", "content": "Replace the red cone"}
     turns = [asked, {"role": "assistant", "content": ANSWER_TEXT}]
-    found = make_tokenizer().apply_chat_template(turns, return_assistant_tokens_mask=True, return_dict=True)
+    found = locator_tokenizer().apply_chat_template(
+        turns, return_assistant_tokens_mask=True, return_dict=True
+    )
     answer = np.array(found["input_ids"])[np.array(found["assistant_masks"], bool)]
     assert words(answer)[0] == "["
     assert len(answer) == ANSWER
 
 
 def test_training_pixels_are_the_processors(data: Path, tmp_path: Path) -> None:
-    scenes = open_scenes(data, tmp_path, PATCH)
-    processor = make_processor(TINY, make_tokenizer())
-    one = images(scenes, np.array([3]), np.array([1]), np.array([False]))
+    scenes = open_scenes(data, tmp_path)
+    processor = make_processor(TINY, locator_tokenizer())
+    one = labelled_images(scenes, ImageDraw(np.array([3]), np.array([1]), np.array([False])))
     same = processor.image_processor(scenes.images_u8[3, 1], return_tensors="pt").pixel_values
     torch.testing.assert_close(one.pixels, same, atol=1e-5, rtol=0)
 
 
 def test_labels_of_patches(data: Path, tmp_path: Path) -> None:
-    scenes, facts = open_scenes(data, tmp_path, PATCH), read_shard(data / "shard-00000.safetensors").facts
+    scenes, facts = open_scenes(data, tmp_path), read_shard(data / "shard-00000.safetensors").facts
     for i, fact in enumerate(facts):
         assert (scenes.labels[i, : len(fact.names), 0] >= 0).all()
         assert (scenes.labels[i, len(fact.names) :] == -1).all()
         assert scenes.cover_u8[i, 1, :, fact.removed].max() == 0  # it is not in image 1
         assert scenes.cover_u8[i, 0, :, fact.removed].max() > 0
-    plain = images(scenes, np.arange(4), np.zeros(4, int), np.zeros(4, bool))
-    turned = images(scenes, np.arange(4), np.zeros(4, int), np.ones(4, bool))
+    plain, turned = (
+        labelled_images(scenes, ImageDraw(np.arange(4), np.zeros(4, int), np.full(4, flip)))
+        for flip in (False, True)
+    )
     torch.testing.assert_close(turned.pixels, plain.pixels.flip(-1))
     side = TINY.image // PATCH
     grid = plain.cover.reshape(4, side, side, -1).flip(2).reshape(turned.cover.shape)
@@ -149,21 +152,21 @@ def test_the_bank_names_what_it_asks_for(data: Path, bank: QuestionCache) -> Non
 
 
 def test_the_bank_is_made_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = open_bank(data, tmp_path, seed=0)
-    monkeypatch.setattr(banks, "_fill", lambda *_: pytest.fail("made again"))
-    again = open_bank(data, tmp_path, seed=0)
+    first = open_questions(data, tmp_path, seed=0)
+    monkeypatch.setattr(question_cache, "_fill", lambda *_: pytest.fail("made again"))
+    again = open_questions(data, tmp_path, seed=0)
     assert (first.tokens == again.tokens).all()
     with pytest.raises(ValueError, match="another seed"):
-        open_bank(data, tmp_path, seed=1)
+        open_questions(data, tmp_path, seed=1)
 
 
 def test_mirrored_tokens_are_the_mirrored_question(bank: QuestionCache) -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = locator_tokenizer()
     picked = np.argwhere(bank.length > 0)[:60]
     tokens = np.stack([bank.tokens[tuple(at)] for at in picked]).astype(np.int64)
     length = np.array([bank.length[tuple(at)] for at in picked]).astype(np.int64)
-    turned = mirrored(tokens, length)
-    assert (mirrored(turned, length) == tokens).all()
+    turned = mirrored_questions(tokens, length)
+    assert (mirrored_questions(turned, length) == tokens).all()
     for one, other, end in zip(tokens, turned, length, strict=True):
         before, after = (parse_answer(tokenizer.decode(row[end - ANSWER : end])) for row in (one, other))
         x0, y0, x1, y1 = before.box01_xyxy
@@ -176,15 +179,15 @@ def test_mirrored_tokens_are_the_mirrored_question(bank: QuestionCache) -> None:
 
 def test_packed_questions_are_answered_as_if_alone(data: Path, bank: QuestionCache, tmp_path: Path) -> None:
     """Every question of a sequence gets the logits that the stock model gives to that question alone."""
-    scenes = open_scenes(data, tmp_path, PATCH)
-    model = create_locator(TINY, 0).eval()
+    scenes = open_scenes(data, tmp_path)
+    model = create_llava(TINY, VOCABULARY, 0, NUMBERS).eval()
     model.set_attn_implementation("eager")
-    index, view, flip = np.array([0, 4]), np.array([0, 1]), np.array([False, True])
-    batch = images(scenes, index, view, flip)
-    slots = (range(banks.PLACED), range(banks.PLACED, banks.PLACED + banks.REPLACED))
+    draw = ImageDraw(np.array([0, 4]), np.array([0, 1]), np.array([False, True]))
+    batch = labelled_images(scenes, draw)
     with torch.inference_mode():
-        asked = ask(bank, index, view, flip, np.random.default_rng(0), slots, (3, 1), TINY.patches)
-        packed = model.lm_head(states_of(model, project(model, batch.pixels), asked))
+        asked = pack_questions(bank, draw, np.random.default_rng(0), (3, 1), TINY.patches)
+        patches = project(model, batch.pixels)
+        packed = model.lm_head(last_states(model, patches, asked.tokens, asked.block, asked.position))
         for row, end in zip(asked.row.tolist(), asked.end.tolist(), strict=True):
             number = asked.block[row, end]
             mine = (asked.block[row] == 0) | (asked.block[row] == number)
@@ -212,7 +215,7 @@ def test_training_writes_a_folder_that_answers(trained: Path) -> None:
     assert type(model).__name__ == "LlavaForConditionalGeneration"
     assert type(processor).__name__ == "LlavaProcessor"
     manifest = json.loads((trained / "model/manifest.json").read_text())
-    assert manifest["parameters"] == count_parameters(model)
+    assert manifest["parameters"] == model.num_parameters()
     assert {"shape", "box_l1"} <= set(manifest["held_out"]["gates"]["vision"])
 
 
@@ -224,8 +227,8 @@ def test_a_training_continues_where_it_stopped(data: Path, trained: Path, tmp_pa
     assert first["step"] == 2
     run(training(data, tmp_path))
     whole, parts = (torch.load(folder / "matching.pt", weights_only=True) for folder in (trained, tmp_path))
-    for name, value in whole["module"].items():
-        torch.testing.assert_close(parts["module"][name], value)
+    for name, value in whole["weights"].items():
+        torch.testing.assert_close(parts["weights"][name], value)
     assert torch.load(tmp_path / "placement.pt", weights_only=True)["step"] == 4
     assert (trained / "matching.csv").read_text().startswith("step,seconds,loss,kl_x1")
 
@@ -272,7 +275,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
 @pytest.mark.skipif(not (BUNDLED / "config.json").is_file(), reason="no locator in the bundle")
 def test_the_bundled_locator_sees(held_out: list[Case]) -> None:
     locator = load_locator(BUNDLED)
-    assert count_parameters(locator.mllm.model) < 3.2e6
+    assert locator.mllm.model.num_parameters() < 3.2e6
     rows = {}
     for kind in ("place", "replace"):
         cases = [case for case in held_out if case.kind == kind]

@@ -18,19 +18,20 @@ from inpainting.prompts import discover_question, paint_masks, target_text
 from ldm.mllm.chat import Chat, ChatExample
 from tests.conftest import ROOT
 from tiny.llava import SmallConfig, create_llava, make_processor, project
-from tiny.loop import StageSettings
-from tiny.prompter.baselines import FOLLOW, best_guess, ceiling, draw_contents, predictive, side_of
-from tiny.prompter.cases import bayes_optimal_answers, make_case
-from tiny.prompter.data import KEPT, OVERLAP, SOLIDS, Sets, draw_masks, masks_of, open_sets, paint
-from tiny.prompter.evaluate import EvaluatePrompter, verdicts
+from tiny.llava_stages import LlavaStage, last_states
+from tiny.prompter.captions import pack_captions
+from tiny.prompter.cases import bayes_optimal_answers, prompt_case
+from tiny.prompter.data import KEPT, OVERLAP, SOLIDS, Painted, Sets, draw_masks, open_sets, paint_scenes
+from tiny.prompter.distribution import FOLLOW, best_guess, draw_contents, predictive, side_of
+from tiny.prompter.evaluate import PrompterEvaluation, caption_results
 from tiny.prompter.evaluate import run as evaluate
-from tiny.prompter.model import pixels_of, states_of, tell
-from tiny.prompter.report import PRIOR, gap, mean
+from tiny.prompter.report import PRIOR, gap_to_ceiling
 from tiny.prompter.scenes import SetScenes, sample_sets
 from tiny.prompter.scenes import run as render_sets
-from tiny.prompter.train import PrompterTraining, run
-from tiny.prompter.words import CAPTION, MASKS, VOCABULARY, make_tokenizer
-from tiny.regions import overlap
+from tiny.prompter.train import PrompterTraining, pixels_of, run
+from tiny.prompter.words import CAPTION, MASK_COLORS, VOCABULARY, prompter_tokenizer
+from tiny.regions import box_masks, overlap
+from tiny.report import scene_mean
 from tiny.words import COLOUR_WORDS, SHAPE_WORDS, Name, caption
 
 TINY = SmallConfig(
@@ -54,8 +55,8 @@ def sets(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Sets:
 
 
 def training(data: Path, out: Path, steps: int = 4) -> PrompterTraining:
-    stage = StageSettings(steps=4, batch=4, vision_lr=1e-4, warmup=2)
-    writing = StageSettings(steps=steps, batch=4, vision_lr=1e-4, warmup=2)
+    stage = LlavaStage(steps=4, batch=4, vision_lr=1e-4, warmup=2)
+    writing = LlavaStage(steps=steps, batch=4, vision_lr=1e-4, warmup=2)
     return PrompterTraining(
         data=data, out=out, scenes=12, held_out=4, model=TINY, vision=stage, writing=writing
     )
@@ -69,30 +70,32 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn_set(rng: np.random.Generator, words: Sequence[str], count: int) -> list[str]:
-    """Words of the solids of one set, straight from the law's sentence."""
+    """Words of the solids of one set, straight from the definition."""
     shared = words[rng.integers(len(words))]
     return [shared if rng.random() < FOLLOW else words[rng.integers(len(words))] for _ in range(count)]
 
 
 @pytest.mark.parametrize("words", [COLOUR_WORDS, SHAPE_WORDS])
 @pytest.mark.parametrize("seen", [0, 1, 2, 4])
-def test_the_ceiling_is_what_the_best_guess_reaches(words: tuple[str, ...], seen: int) -> None:
+def test_the_best_guess_is_as_often_right_as_predicted(words: tuple[str, ...], seen: int) -> None:
     rng, count = np.random.default_rng(seen), 4000
     sets = [drawn_set(rng, words, seen + 1) for _ in range(count)]
     right = np.mean([best_guess(some[:seen], words) == some[seen] for some in sets])
-    exact = ceiling(seen, len(words))
-    assert right == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / count))
-    told = np.mean([predictive(some[:seen], words).max() for some in sets])
-    assert told == pytest.approx(exact, abs=0.012)
+    expected = np.mean([predictive(some[:seen], words).max() for some in sets])
+    assert right == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / count))
 
 
-def test_known_values_of_the_ceiling() -> None:
-    assert ceiling(0, 15) == pytest.approx(1 / 15)
-    same = FOLLOW + (1 - FOLLOW) / 15
-    assert ceiling(1, 15) == pytest.approx(FOLLOW * same + (1 - FOLLOW) / 15)
-    assert ceiling(6, 11) < FOLLOW + (1 - FOLLOW) / 11
+def test_the_best_guess_is_the_most_frequent_word() -> None:
     assert predictive(["red", "red", "blue"], COLOUR_WORDS).sum() == pytest.approx(1)
+    assert predictive([], COLOUR_WORDS).max() == pytest.approx(1 / 15)
     assert best_guess(["blue", "red", "red"], COLOUR_WORDS) == "red"
+
+
+def painted(sets: Sets, count: int, most: int, seed: int, flip: bool = False) -> Painted:
+    """The first scenes with random masks."""
+    rng = np.random.default_rng(seed)
+    masks = [draw_masks(sets, scene, most, rng) for scene in range(count)]
+    return paint_scenes(sets, np.arange(count), np.full(count, flip), masks)
 
 
 def test_a_scene_has_the_words_that_were_drawn_for_it() -> None:
@@ -118,9 +121,9 @@ def test_masks_hide_one_solid_each(sets: Sets) -> None:
     for scene in range(len(sets)):
         for seed in range(8):
             masked = draw_masks(sets, scene, 5, np.random.default_rng((scene, seed)))
-            if masked is None:
+            if not masked.solids:
                 continue
-            masks, instances = masks_of(masked, (64, 64)), sets.instances_u8[scene]
+            masks, instances = box_masks(masked.boxes, (64, 64)), sets.instances_u8[scene]
             under = np.any(masks, axis=0)
             for solid, mask in zip(masked.solids, masks, strict=True):
                 assert mask[instances == solid + 1].all()
@@ -135,13 +138,11 @@ def test_masks_hide_one_solid_each(sets: Sets) -> None:
 
 
 def test_painted_images_are_the_writers(sets: Sets) -> None:
-    index = np.arange(8)
-    plain = paint(sets, index, 5, np.zeros(8, bool), np.random.default_rng(1))
-    turned = paint(sets, index, 5, np.ones(8, bool), np.random.default_rng(1))
+    plain, turned = painted(sets, 8, 5, seed=1), painted(sets, 8, 5, seed=1, flip=True)
     assert (turned.images_u8 == plain.images_u8[:, :, ::-1]).all()
-    for row, one in enumerate(plain.masked):
-        colors = [MASKS[number] for number in one.colours]
-        wanted = paint_masks(sets.images_u8[row], masks_of(one, (64, 64)), colors)
+    for row, one in enumerate(plain.masks):
+        colors = [MASK_COLORS[number] for number in one.colours]
+        wanted = paint_masks(sets.images_u8[row], list(box_masks(one.boxes, (64, 64))), colors)
         assert (plain.images_u8[row] == wanted).all()
         shown = plain.cover[row, :, SOLIDS : SOLIDS + len(colors)].max(0)
         assert (shown > 0).all()
@@ -151,17 +152,17 @@ def test_painted_images_are_the_writers(sets: Sets) -> None:
 
 
 def test_training_text_is_the_published_question_and_answer(sets: Sets) -> None:
-    painted = paint(sets, np.arange(6), 3, np.zeros(6, bool), np.random.default_rng(0))
-    told = tell(painted, TINY.patches)
-    chat = Chat(make_processor(TINY, make_tokenizer()))
-    for row, one in enumerate(painted.masked):
-        colors = [MASKS[number] for number in one.colours]
-        names = [Name("", COLOUR_WORDS[painted.colour[row, s]], SHAPE_WORDS[painted.kind[row, s]])
+    images = painted(sets, 6, 3, seed=0)
+    packed = pack_captions(images, TINY.patches)
+    chat = Chat(make_processor(TINY, prompter_tokenizer()))
+    for row, one in enumerate(images.masks):
+        colors = [MASK_COLORS[number] for number in one.colours]
+        names = [Name("", COLOUR_WORDS[images.colour[row, s]], SHAPE_WORDS[images.kind[row, s]])
                  for s in one.solids]  # fmt: skip
         answer = target_text([(c, caption(name)) for c, name in zip(colors, names, strict=True)])
-        ask = ChatExample(painted.images_u8[row], discover_question(colors), answer)
+        ask = ChatExample(images.images_u8[row], discover_question(colors), answer)
         batch = chat.examples([ask])
-        own = told.tokens[row, : int(told.end[row]) + 1]
+        own = packed.tokens[row, : int(packed.end[row]) + 1]
         assert batch["input_ids"][0].tolist() == own.tolist()
         said = batch["labels"][0] >= 0
         assert chat.tokenizer.decode(own[said], skip_special_tokens=True) == answer
@@ -172,12 +173,14 @@ def test_a_caption_is_learned_as_it_is_written(sets: Sets) -> None:
     """Logits of a batch are the stock model's; where captions are alone, earlier ones change nothing."""
     model = create_llava(TINY, VOCABULARY, 0).eval()
     model.set_attn_implementation("eager")
-    painted = paint(sets, np.arange(8), 3, np.zeros(8, bool), np.random.default_rng(3))
-    pixels, rows = pixels_of(painted), [i for i, one in enumerate(painted.masked) if len(one.solids) > 1]
+    images = painted(sets, 8, 3, seed=3)
+    pixels, rows = pixels_of(images), [i for i, one in enumerate(images.masks) if len(one.solids) > 1]
     with torch.inference_mode():
-        together, alone = (tell(painted, TINY.patches, flags) for flags in (None, np.ones(8, bool)))
-        logits = model.lm_head(states_of(model, project(model, pixels), together))
-        apart = model.lm_head(states_of(model, project(model, pixels), alone))
+        together, alone = (pack_captions(images, TINY.patches, flags) for flags in (None, np.ones(8, bool)))
+        logits, apart = (
+            model.lm_head(last_states(model, project(model, pixels), packed.tokens, packed.block))
+            for packed in (together, alone)
+        )
         for row in rows:
             end = int(together.end[row])
             own = model(input_ids=together.tokens[row : row + 1, :end], pixel_values=pixels[row : row + 1])
@@ -190,7 +193,7 @@ def test_a_caption_is_learned_as_it_is_written(sets: Sets) -> None:
 
 def test_training_writes_a_folder_that_answers(trained: Path, sets: Sets) -> None:
     writer = PromptWriter.load(trained / "model")
-    cases = [case for scene in range(4) if (case := make_case(sets, scene, 3, 0))]
+    cases = [case for scene in range(4) if (case := prompt_case(sets, scene, 3, 0))]
     answers = writer.write([case.image_u8 for case in cases], [case.masks for case in cases])
     assert [len(told) for told in answers] == [len(case.hidden) for case in cases]
     assert all(text for told in answers for text in told)
@@ -204,15 +207,15 @@ def test_a_training_continues_where_it_stopped(data: Path, trained: Path, tmp_pa
     assert torch.load(tmp_path / "writing.pt", weights_only=True)["step"] == 2
     run(training(data, tmp_path))
     whole, parts = (torch.load(folder / "vision.pt", weights_only=True) for folder in (trained, tmp_path))
-    for name, value in whole["module"].items():
-        torch.testing.assert_close(parts["module"][name], value)
+    for name, value in whole["weights"].items():
+        torch.testing.assert_close(parts["weights"][name], value)
     assert torch.load(tmp_path / "writing.pt", weights_only=True)["step"] == 4
 
 
-def test_eyes_of_another_model_are_the_first_weights(data: Path, trained: Path, tmp_path: Path) -> None:
-    still = StageSettings(steps=1, batch=4, lr=1e-4)
+def test_vision_of_another_model_is_the_start(data: Path, trained: Path, tmp_path: Path) -> None:
+    still = LlavaStage(steps=1, batch=4, lr=1e-4)
     config = replace(training(data, tmp_path), vision_from=trained / "model", vision=still)
-    with pytest.raises(ValueError, match="eyes"):
+    with pytest.raises(ValueError, match="vision tower"):
         run(replace(config, model=replace(TINY, width=64)))
     run(config)
     manifest = json.loads((tmp_path / "model/manifest.json").read_text())
@@ -222,14 +225,14 @@ def test_eyes_of_another_model_are_the_first_weights(data: Path, trained: Path, 
 def test_a_blind_writer_gives_one_answer_for_every_image(data: Path, sets: Sets, tmp_path: Path) -> None:
     run(replace(training(data, tmp_path), blind=True))
     writer = PromptWriter.load(tmp_path / "model")
-    cases = [case for scene in range(len(sets)) if (case := make_case(sets, scene, 1, 0))]
+    cases = [case for scene in range(len(sets)) if (case := prompt_case(sets, scene, 1, 0))]
     answers = writer.write([case.image_u8 for case in cases], [case.masks for case in cases])
     assert len({text for told in answers for text in told}) == 1
 
 
 def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
-    config = EvaluatePrompter(model=trained / "model", blind=None, data=data, out=out, scenes=12)
+    config = PrompterEvaluation(model=trained / "model", blind=None, data=data, out=out, scenes=12)
     tasks = evaluate(config)["tasks"]
     assert isinstance(tasks, dict)
     for numbers in tasks.values():
@@ -242,13 +245,13 @@ def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: P
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_laws_own_answers_reach_the_gap(sets: Sets) -> None:
-    cases = [case for scene in range(12) for seed in range(6) if (case := make_case(sets, scene, 5, seed))]
-    found = verdicts(cases, [bayes_optimal_answers(case) for case in cases])
-    assert mean(found, "colour")["mean"] == np.mean([one.law_colour for one in found]).round(4)
-    truth = verdicts(cases, [[caption(name) for name in case.hidden] for case in cases])
-    assert mean(truth, "both")["mean"] == 1
-    assert gap(truth, "shape")["mean"] > 1
+def test_bayes_optimal_answers_reach_the_gap(sets: Sets) -> None:
+    cases = [case for scene in range(12) for seed in range(6) if (case := prompt_case(sets, scene, 5, seed))]
+    found = caption_results(cases, [bayes_optimal_answers(case) for case in cases])
+    assert scene_mean(found, "colour")["mean"] == np.mean([one.law_colour for one in found]).round(4)
+    truth = caption_results(cases, [[caption(name) for name in case.hidden] for case in cases])
+    assert scene_mean(truth, "both")["mean"] == 1
+    assert gap_to_ceiling(truth, "shape")["mean"] > 1
 
 
 def test_the_bundled_prompt_writer_sees(tmp_path: Path) -> None:
@@ -256,13 +259,13 @@ def test_the_bundled_prompt_writer_sees(tmp_path: Path) -> None:
     render_sets(SetScenes(out=tmp_path, count=32, first_seed=900_000, split="eval"))
     fresh = open_sets(tmp_path, tmp_path / "cache", 32)
     writer = PromptWriter.load(BUNDLED, device="cpu")
-    cases = [case for scene in range(32) if (case := make_case(fresh, scene, 5, 0))]
+    cases = [case for scene in range(32) if (case := prompt_case(fresh, scene, 5, 0))]
     images = [case.image_u8 for case in cases]
     masks = [case.masks for case in cases]
-    own = verdicts(cases, writer.write(images, masks, batch=32))
-    other = verdicts(cases, writer.write(images[16:] + images[:16], masks, batch=32))
+    own = caption_results(cases, writer.write(images, masks, batch=32))
+    other = caption_results(cases, writer.write(images[16:] + images[:16], masks, batch=32))
     assert len(own) > 40
     for measure in ("colour", "shape"):
-        right = mean(own, measure)["mean"]
+        right = scene_mean(own, measure)["mean"]
         assert right > PRIOR[measure] + 0.25
-        assert right > mean(other, measure)["mean"] + 0.2
+        assert right > scene_mean(other, measure)["mean"] + 0.2

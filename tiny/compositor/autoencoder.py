@@ -2,36 +2,33 @@
 
     python -m tiny.compositor.autoencoder configs/tiny/autoencoder.yaml
 
-A linear map of the same size (PCA of f x f patches) is the yardstick: below it nothing has been learned.
+A linear map of the same size (PCA of f x f patches) is the baseline: below it nothing has been learned.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch.optim.lr_scheduler import OneCycleLR
 
 from cldm.create import AutoencoderConfig, create_autoencoder
 from datasets.sources.rendered import read_images
-from ldm.files import write_atomic
+from ldm.files import write_json
 from ldm.latents import LatentSpace
 from ldm.settings.cli import run_module, trainer
-from ldm.settings.config import CheckedSettings, setting
-from ldm.training.manifest import make_manifest
+from ldm.settings.config import CheckedSettings, setting, to_plain
+from tiny.loop import Stage, StageSettings, stages_manifest
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FirstStageConfig(CheckedSettings):
+class AutoencoderTraining(CheckedSettings):
     """Where the scenes are, how long to train, where the autoencoder goes."""
 
     data: Path = setting(help="folder of scene shards for training")
@@ -47,7 +44,7 @@ class FirstStageConfig(CheckedSettings):
     log_every: int = setting(200, low=1, help="steps between rows of log.csv")
 
 
-def crops(images_u8: np.ndarray, config: FirstStageConfig, step: int) -> Tensor:
+def crops(images_u8: np.ndarray, config: AutoencoderTraining, step: int) -> Tensor:
     """The batch of (seed, step): (b, 3, crop, crop) in [-1, 1], flipped and recoloured."""
     rng = np.random.default_rng((config.seed, step))
     limit = images_u8.shape[1] - config.crop + 1
@@ -61,39 +58,31 @@ def crops(images_u8: np.ndarray, config: FirstStageConfig, step: int) -> Tensor:
     return (stacked / 127.5 - 1).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
 
 
-def train(config: FirstStageConfig, images_u8: np.ndarray) -> LatentSpace:
+def train(config: AutoencoderTraining, images_u8: np.ndarray) -> tuple[LatentSpace, Stage]:
     """Minimise the squared error on images_u8 (n, h, w, 3); returns the autoencoder with its statistics."""
     torch.manual_seed(config.seed)
     vae = create_autoencoder(config.autoencoder).to(memory_format=torch.channels_last)
     space = LatentSpace(vae)
-    optimizer = torch.optim.AdamW(
-        vae.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=config.steps, pct_start=0.05
-    )
-    config.out.mkdir(parents=True, exist_ok=True)
-    with (config.out / "log.csv").open("w", newline="") as file:
-        log = csv.writer(file)
-        log.writerow(["step", "loss", "psnr_db", "seconds"])
-        started = time.monotonic()
-        for step in tqdm(range(config.steps), desc="first stage"):
-            image = crops(images_u8, config, step)
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-                decoded = space.vae.decode(space.raw(image)).sample
-            loss = nn.functional.mse_loss(decoded.float(), image)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            if (step + 1) % config.log_every == 0:
-                value = loss.item()
-                log.writerow(
-                    [step + 1, f"{value:.5f}", f"{psnr(value):.2f}", f"{time.monotonic() - started:.1f}"]
-                )
-                file.flush()
-    return with_statistics(space, images_u8)
+    settings = StageSettings(
+        steps=config.steps, batch=config.batch, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0,
+        log_every=config.log_every,
+    )  # fmt: skip
+
+    def schedule(optimizer: torch.optim.Optimizer) -> OneCycleLR:
+        return OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.05)
+
+    @torch.autocast("cpu", torch.bfloat16, enabled=config.bf16)
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        image = crops(images_u8, config, step)
+        decoded = space.vae.decode(space.raw(image)).sample
+        error = nn.functional.mse_loss(decoded.float(), image)
+        return error, {"psnr_db": psnr(error.item())}
+
+    free = ("out", "held_out", "log_every")
+    same = {name: value for name, value in to_plain(config).items() if name not in free}
+    stage = Stage("first stage", vae, settings, config.out, schedule=schedule, same=same).train(loss)
+    stage.checkpoint.unlink()  # the folder becomes a model; the same command again trains anew
+    return with_statistics(space, images_u8), stage
 
 
 def psnr(mse_pm1: float) -> float:
@@ -106,12 +95,12 @@ def with_statistics(space: LatentSpace, images_u8: np.ndarray, count: int = 512)
     """The same autoencoder with mean and standard deviation per latent channel over `count` images."""
     vae = space.vae.eval()
     latents = torch.cat(
-        [LatentSpace(vae).raw(to_batch(part)) for part in np.array_split(images_u8[:count], 16)]
+        [LatentSpace(vae).raw(pm1_batch(part)) for part in np.array_split(images_u8[:count], 16)]
     )
     return LatentSpace(vae, latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist())
 
 
-def to_batch(images_u8: np.ndarray) -> Tensor:
+def pm1_batch(images_u8: np.ndarray) -> Tensor:
     """(n, h, w, 3) uint8 -> (n, 3, h, w) in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images_u8)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -121,14 +110,14 @@ def round_trip_db(space: LatentSpace, images_u8: np.ndarray) -> np.ndarray:
     """PSNR of decode(encode(image)) for each image (n, h, w, 3), dB."""
     values: list[float] = []
     for part in np.array_split(images_u8, max(1, len(images_u8) // 16)):
-        image = to_batch(part)
+        image = pm1_batch(part)
         error = (space.decode(space.encode(image)).clamp(-1, 1) - image).square().mean((1, 2, 3))
         values.extend(psnr(float(value)) for value in error)
     return np.array(values)
 
 
 def pca_db(train_u8: np.ndarray, test_u8: np.ndarray, factor: int, channels: int) -> np.ndarray:
-    """The yardstick: PSNR of each test image through the best linear map of factor x factor patches."""
+    """The baseline: PSNR of each test image through the best linear map of factor x factor patches."""
 
     def patches(images: np.ndarray) -> np.ndarray:
         n, h, w, c = images.shape
@@ -143,11 +132,9 @@ def pca_db(train_u8: np.ndarray, test_u8: np.ndarray, factor: int, channels: int
     return np.array([psnr(float(value)) for value in error])
 
 
-def run(config: FirstStageConfig) -> None:
+def run(config: AutoencoderTraining) -> None:
     """Train the autoencoder, save it, and compare it with a linear map."""
-    started = time.monotonic()
-    space = train(config, read_images(config.data, ("image", "without")))
-    seconds = time.monotonic() - started
+    space, stage = train(config, read_images(config.data, ("image", "without")))
     space.save_pretrained(config.out)
     test = read_images(config.held_out, ("image",))[:256]
     linear = pca_db(read_images(config.data, ("image",)), test, space.factor, space.channels)
@@ -156,15 +143,12 @@ def run(config: FirstStageConfig) -> None:
         "psnr_db": round(float(round_trip_db(space, test).mean()), 2),
         "psnr_db_of_pca": round(float(linear.mean()), 2),
     }
-    manifest = make_manifest(
-        "first_stage", space.vae, seed=config.seed, steps=config.steps, batch=config.batch, seconds=seconds,
-        settings=config, held_out=held_out,
-    )  # fmt: skip
-    write_atomic(config.out / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    manifest = stages_manifest("first_stage", space.vae, [stage], config, config.seed, held_out=held_out)
+    write_json(config.out / "manifest.json", manifest)
     logger.info("held out: %s", held_out)
 
 
-build_app = trainer(FirstStageConfig, run)
+build_app = trainer(AutoencoderTraining, run)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -4,7 +4,6 @@ A DPT with a Swin v2 backbone: both are stock transformers classes. Relative pos
 size that is a multiple of 32. Legend: b batch, h w pixels; depth is relative inverse depth, 1 = nearest.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from transformers import DPTConfig, DPTForDepthEstimation, Swinv2Config
 
 from ldm.checkpoints import save_part
-from ldm.settings.config import check_settings, setting
+from ldm.files import write_json
+from ldm.settings.config import CheckedSettings, setting
 
 MEAN = STD = 0.5  # pixels in [-1, 1]
 FLOOR = (
@@ -28,7 +28,7 @@ COMPARABLE = 0.02  # pixel pairs whose depths differ less than this have no orde
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(CheckedSettings):
     """Sizes of the network; about 6 MB in half precision at most."""
 
     size: int = setting(
@@ -45,7 +45,7 @@ class NetworkConfig:
     fusion: int = setting(32, help="channels of the decoder", low=8, high=256)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.size % MULTIPLE:
             raise ValueError(f"network.size must be a multiple of {MULTIPLE}, got {self.size}")
 
@@ -175,5 +175,5 @@ def save_network(model: nn.Module, folder: Path, size: int, manifest: dict[str, 
         "image_mean": [MEAN] * 3,
         "image_std": [STD] * 3,
     }
-    for name, content in (("preprocessor_config.json", preprocessing), ("manifest.json", manifest)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "preprocessor_config.json", preprocessing)
+    write_json(folder / "manifest.json", manifest)

@@ -3,8 +3,6 @@
 Every scene gives two images, with and without one solid. Legend: b batch, h w pixels.
 """
 
-import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,19 +11,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
-from datasets.scenes import SceneOptions, eval_seed, render, sample_scene, train_seed
-from ldm.files import write_atomic
+from datasets.scenes.store import OpenShard, StoreSettings, render_shards
 from ldm.settings.config import CheckedSettings, setting
 from tiny.depth.network import MULTIPLE, min_max
 
-SHARD_SCENES = 100
 UNUSED_REFERENCE = (16, 16)  # the reference view is not needed here, so it is rendered as small as allowed
 
 
 @dataclass(frozen=True)
-class ScenesConfig(CheckedSettings):
+class DepthScenes(CheckedSettings):
     """Which images are rendered, and where they are kept."""
 
     folder: Path = setting(
@@ -37,60 +32,30 @@ class ScenesConfig(CheckedSettings):
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class DepthImages:
     """pixels (b, 3, h, w) uint8 and inverse depth (b, h, w) uint16."""
 
     pixels_u8: np.ndarray
     depth_u16: np.ndarray
 
 
-def load_images(config: ScenesConfig, size: int, *, held_out: bool, device: torch.device) -> Images:
+def load_images(config: DepthScenes, size: int, *, held_out: bool, device: torch.device) -> DepthImages:
     """Render what is missing and read the shards. Held-out scenes are always anti-aliased."""
     name, count = ("held_out", config.held_out) if held_out else ("train", config.train)
-    options = SceneOptions(
-        size=(size, size), reference_size=UNUSED_REFERENCE, smooth_edges=held_out or config.smooth_edges
+    smooth = held_out or config.smooth_edges
+    settings = StoreSettings(
+        out=config.folder / f"{name}-{size}{'-smooth' if smooth else ''}", count=count, device=str(device),
+        split="eval" if held_out else "train", size=(size, size), reference_size=UNUSED_REFERENCE,
+        smooth_edges=smooth,
+    )  # fmt: skip
+    shards = [OpenShard(path) for path in render_shards(settings)]
+    pixels, depth = (
+        np.concatenate([np.stack([shard.array(one), shard.array(f"without{other}")], 1) for shard in shards])
+        for one, other in (("image_u8", "_u8"), ("depth_u16", "_depth_u16"))
     )
-    folder = config.folder / f"{name}-{size}{'-smooth' if options.smooth_edges else ''}"
-    seed_of: Callable[[int], int] = eval_seed if held_out else train_seed
-    parts = []
-    for first in tqdm(range(0, count, SHARD_SCENES), desc=f"{name} scenes", unit="shard"):
-        last = min(first + SHARD_SCENES, count)
-        path = folder / f"scenes-{first:07d}-{last:07d}.npz"
-        shard = _read_shard(path)
-        if shard is None:
-            shard = _render_shard([seed_of(index) for index in range(first, last)], options, device)
-            _write_shard(path, shard)
-        parts.append(shard)
-    pixels = np.concatenate([part.pixels_u8 for part in parts])
-    return Images(pixels, np.concatenate([part.depth_u16 for part in parts]))
-
-
-def _render_shard(seeds: list[int], options: SceneOptions, device: torch.device) -> Images:
-    pixels, depths = [], []
-    for start in range(0, len(seeds), 10):
-        batch = render([sample_scene(seed, options) for seed in seeds[start : start + 10]], options, device)
-        for image_01, depth_01 in zip(
-            torch.stack([batch.image_01, batch.without_01], 1).flatten(0, 1),
-            torch.stack([batch.depth_01, batch.without_depth_01], 1).flatten(0, 1),
-            strict=True,
-        ):
-            pixels.append((image_01 * 255).round().byte().cpu().numpy())
-            depths.append((depth_01 * 65535).round().cpu().numpy().astype(np.uint16))
-    return Images(np.stack(pixels), np.stack(depths))
-
-
-def _write_shard(path: Path, shard: Images) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, pixels=shard.pixels_u8, depth=shard.depth_u16)
-    write_atomic(path, buffer.getvalue())
-
-
-def _read_shard(path: Path) -> Images | None:
-    """The shard, or None when it is not there yet; one that is there is whole, as writes are atomic."""
-    if not path.exists():
-        return None
-    with np.load(path) as stored:
-        return Images(stored["pixels"], stored["depth"])
+    return DepthImages(
+        rearrange(pixels, "n v h w c -> (n v) c h w"), rearrange(depth, "n v h w -> (n v) h w")
+    )
 
 
 @dataclass(frozen=True)
@@ -109,7 +74,7 @@ class AugmentConfig(CheckedSettings):
 
 
 def training_batch(
-    images: Images, batch: int, rng: np.random.Generator, config: AugmentConfig, device: torch.device
+    images: DepthImages, batch: int, rng: np.random.Generator, config: AugmentConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """`batch` augmented images: pixels (b, 3, h, w) in [0, 1] and depth (b, h, w), min-max per crop."""
     index = rng.integers(0, len(images.pixels_u8), batch)

@@ -8,7 +8,7 @@ Legend: b batch, c latent channels, h w pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +16,17 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
+from cldm.create import AutoencoderConfig, create_autoencoder
 from ldm.checkpoints import folder_written_whole, save_part
 from ldm.settings.config import CheckedSettings, setting
-from tiny.inpainter.loop import LoopConfig, fit
+from tiny.compositor.autoencoder import pm1_batch
+from tiny.loop import DiffusionStage, Stage
 
-SPREAD = 0.05  # weight of the penalty that holds the statistics of the latents
+STATISTICS_WEIGHT = 0.05  # of the penalty that holds the statistics of the latents; chosen
 
 
 @dataclass(frozen=True)
-class FirstStageConfig(CheckedSettings):
+class LatentsConfig(CheckedSettings):
     """Sizes of the autoencoder and how it learns."""
 
     width: int = setting(32, low=8, help="channels of every level")
@@ -34,26 +36,12 @@ class FirstStageConfig(CheckedSettings):
         2.0, low=0.1, help="root mean square of the scaled latents; a solid varies half as much as the room"
     )
     crop: int = setting(64, low=16, help="side of the training crops, pixels")
-    loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=9000, batch=8, lr=1.5e-3, weight_decay=0.0, ema=0.99)
+    loop: DiffusionStage = setting(
+        DiffusionStage(steps=9000, batch=8, lr=1.5e-3, weight_decay=0.0, ema=0.99), help="how it learns"
     )
 
 
-def create(config: FirstStageConfig) -> AutoencoderTiny:
-    """A fresh autoencoder, downsampling by 4."""
-    levels = 3
-    widths = (config.width,) * levels
-    encoder = (1, *(config.layers,) * (levels - 1))
-    return AutoencoderTiny(
-        encoder_block_out_channels=widths,
-        decoder_block_out_channels=widths,
-        num_encoder_blocks=encoder,
-        num_decoder_blocks=encoder[::-1],
-        latent_channels=config.latent_channels,
-    )
-
-
-def crops(images_u8: np.ndarray, config: FirstStageConfig, step: int) -> Tensor:
+def crops_with_holes(images_u8: np.ndarray, config: LatentsConfig, step: int) -> Tensor:
     """The batch of (seed, step) from images (n, h, w, 3): (b, 3, crop, crop) in [-1, 1].
 
     Some have a box of mid-grey, as the encoder will see images with a hole too.
@@ -72,52 +60,32 @@ def crops(images_u8: np.ndarray, config: FirstStageConfig, step: int) -> Tensor:
     return torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def spread(latents: Tensor) -> Tensor:
-    """How far the channels of (b, c, h, w) are from mean 0 and deviation 1; a scalar."""
-    flat = latents.float()
-    return (flat.mean((0, 2, 3)).square() + (flat.std((0, 2, 3)) - 1).square()).mean()
+def train_autoencoder(
+    config: LatentsConfig, images_u8: np.ndarray, out: Path
+) -> tuple[AutoencoderTiny, Stage]:
+    """Minimise the squared error on images_u8 (n, h, w, 3) and hold the latents near mean 0, deviation 1.
 
-
-def train(config: FirstStageConfig, images_u8: np.ndarray, run: Path) -> tuple[AutoencoderTiny, float]:
-    """Minimise the squared error on images_u8 (n, h, w, 3); saves `run/vae`; returns it and the seconds."""
+    Saves `out/vae`.
+    """
     torch.manual_seed(config.loop.seed)
-    vae = create(config).to(memory_format=torch.channels_last)
+    sizes = AutoencoderConfig("tiny", (config.width,) * 3, config.layers, config.latent_channels)
+    vae = create_autoencoder(sizes).to(memory_format=torch.channels_last)
 
-    def losses(step: int) -> dict[str, Tensor]:
-        image = crops(images_u8, config, step)
+    @torch.autocast("cpu", torch.bfloat16, enabled=config.loop.bf16)
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        image = crops_with_holes(images_u8, config, step)
         latents = vae.encode(image).latents
-        decoded = vae.decode(latents).sample
-        return {
-            "mse": nn.functional.mse_loss(decoded.float(), image),
-            "spread": SPREAD * spread(latents),
-        }
+        error = nn.functional.mse_loss(vae.decode(latents).sample.float(), image)
+        flat = latents.float()
+        spread = (flat.mean((0, 2, 3)).square() + (flat.std((0, 2, 3)) - 1).square()).mean()
+        penalty = STATISTICS_WEIGHT * spread
+        return error + penalty, {"mse": error.item(), "spread": penalty.item()}
 
-    seconds = fit(vae, losses, config.loop, run)
-    vae.register_to_config(scaling_factor=round(config.scale / deviation(vae, images_u8[:512]), 4))
-    with folder_written_whole(run / "vae") as folder:
+    stage = Stage("first stage", vae, config.loop, out).train(loss)
+    with torch.inference_mode():
+        parts = [part for part in np.array_split(images_u8[:512], 32) if len(part)]
+        squares = torch.stack([vae.encode(pm1_batch(part)).latents.square().mean() for part in parts])
+    vae.register_to_config(scaling_factor=round(config.scale / float(squares.mean().sqrt()), 4))
+    with folder_written_whole(out / "vae") as folder:
         save_part(vae, folder)
-    return vae, seconds
-
-
-def to_pm1(images_u8: np.ndarray) -> Tensor:
-    """(n, h, w, 3) uint8 -> (n, 3, h, w) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images_u8)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@torch.inference_mode()
-def deviation(vae: AutoencoderTiny, images_u8: np.ndarray) -> float:
-    """Root mean square of the latents of images (n, h, w, 3)."""
-    parts = [part for part in np.array_split(images_u8, 32) if len(part)]
-    squares = [vae.encode(to_pm1(part)).latents.square().mean() for part in parts]
-    return float(torch.stack(squares).mean().sqrt())
-
-
-@torch.inference_mode()
-def round_trip_db(vae: AutoencoderTiny, images_u8: np.ndarray) -> float:
-    """Mean PSNR of decode(encode(image)) over images (n, h, w, 3), dB."""
-    values: list[float] = []
-    for part in np.array_split(images_u8, max(1, len(images_u8) // 16)):
-        image = to_pm1(part)
-        error = (vae.decode(vae.encode(image).latents).sample.clamp(-1, 1) - image).square().mean((1, 2, 3))
-        values.extend((10 * torch.log10(4 / error)).tolist())
-    return float(np.mean(values))
+    return vae, stage

@@ -22,7 +22,7 @@ ASKED = ("random", "true")
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class PaintCase:
     """One image to paint: `wanted` names one solid per mask, `stood` those that stood there."""
 
     example: Example
@@ -35,7 +35,7 @@ class Case:
         return tuple((box[2] - box[0], box[3] - box[1]) == (SMALL, SMALL) for box in self.example.boxes)
 
 
-def make_cases(views: Views, asked: str, fewest: int, most: int, seed: int) -> list[Case]:
+def make_cases(views: Views, asked: str, fewest: int, most: int, seed: int) -> list[PaintCase]:
     """One case for every scene with at least `fewest` solids whose masks hardly overlap.
 
     The number of masks is drawn from what a scene allows, up to `most`, larger numbers more often.
@@ -52,23 +52,22 @@ def make_cases(views: Views, asked: str, fewest: int, most: int, seed: int) -> l
     return cases
 
 
-def _case(views: Views, scene: int, regions: Sequence[Region], asked: str, rng: np.random.Generator) -> Case:
+def _case(
+    views: Views, scene: int, regions: Sequence[Region], asked: str, rng: np.random.Generator
+) -> PaintCase:
     image_u8 = views.images_u8[scene]
     size = (image_u8.shape[0], image_u8.shape[1])
     stood = tuple(region.name for region in regions)
-    wanted = stood if asked == "true" else _strangers(stood, rng)
-    boxes = tuple(mask_box(region.box_xyxy, size) for region in regions)
-    return Case(Example(scene, image_u8, boxes, tuple(caption(name) for name in wanted)), wanted, stood)
-
-
-def _strangers(stood: Sequence[Name], rng: np.random.Generator) -> tuple[Name, ...]:
     wanted: list[Name] = []
     for name in stood:
-        wanted.append(random_name(rng, [name.colour, *(other.colour for other in wanted)]))
-    return tuple(wanted)
+        taken = [name.colour, *(other.colour for other in wanted)]
+        wanted.append(name if asked == "true" else random_name(rng, taken))
+    boxes = tuple(case_box(region.box_xyxy, size) for region in regions)
+    example = Example(scene, image_u8, boxes, tuple(caption(name) for name in wanted))
+    return PaintCase(example, tuple(wanted), stood)
 
 
-def mask_box(box: Box, size: tuple[int, int]) -> Box:
+def case_box(box: Box, size: tuple[int, int]) -> Box:
     """The mask over a solid: its box and a margin, or exactly SMALL pixels a side where that is enough."""
     width, height = box[2] - box[0], box[3] - box[1]
     if max(width, height) > SMALL - 2:

@@ -8,7 +8,7 @@ Legend: b batch, h w pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -20,26 +20,26 @@ from torch import Tensor, nn
 from ldm.checkpoints import load_strict
 from ldm.files import write_atomic
 from ldm.settings.config import CheckedSettings, setting
-from tiny.inpainter.examples import example
-from tiny.inpainter.loop import LoopConfig, fit
+from tiny.inpainter.examples import make_example
+from tiny.loop import DiffusionStage, Stage
 from tiny.regions import Box, Views, grown
 from tiny.words import COLOUR_WORDS, SHAPE_WORDS
 
-WEIGHTS = "judge.safetensors"
+WEIGHTS = "judge.safetensors"  # the name that runs and the bundle have on disk
 SIDE = 32  # of the crops that the classifier sees, pixels
 
 
 @dataclass(frozen=True)
-class JudgeConfig(CheckedSettings):
+class ClassifierConfig(CheckedSettings):
     """Size of the classifier and how it learns."""
 
     width: int = setting(24, low=4, help="channels of the first level, twice as many per level")
-    loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=5000, batch=32, lr=2e-3, ema=0.995, decay=0.6)
+    loop: DiffusionStage = setting(
+        DiffusionStage(steps=5000, batch=32, lr=2e-3, ema=0.995, decay=0.6), help="how it learns"
     )
 
 
-class Judge(nn.Module):
+class SolidClassifier(nn.Module):
     """Two answers from one small convolutional network."""
 
     def __init__(self, width: int) -> None:
@@ -64,63 +64,62 @@ class Judge(nn.Module):
 
 
 def crop_pm1(image_u8: np.ndarray, box: Box) -> np.ndarray:
-    """What the judge sees of a mask: the box with a rim of a tenth, scaled to (3, 32, 32) in [-1, 1]."""
+    """What the classifier sees of a mask: the box with a rim of a tenth, scaled to (3, 32, 32) in [-1, 1]."""
     rim = [max(1, round(0.1 * (box[2 + axis] - box[axis]))) for axis in (0, 1)]
     left, top, right, bottom = grown(box, (*rim, *rim), (image_u8.shape[0], image_u8.shape[1]))
     shown = cv2.resize(image_u8[top:bottom, left:right], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     return shown.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
 
 
-def train(config: JudgeConfig, views: Views, folder: Path) -> tuple[Judge, float]:
-    """Learn colour and shape from the solids of `views`; boxes have the margins that masks have."""
-    torch.manual_seed(config.loop.seed)
-    network = Judge(config.width)
-    owners = [(scene, index) for scene, regions in enumerate(views.regions) for index in range(len(regions))]
+def train_classifier(config: ClassifierConfig, views: Views, out: Path) -> tuple[SolidClassifier, Stage]:
+    """Learn colour and shape from the solids of `views`; boxes have the margins that masks have.
 
-    def losses(step: int) -> dict[str, Tensor]:
+    Saves `out/judge.safetensors` in half precision; the sizes follow from the shapes.
+    """
+    torch.manual_seed(config.loop.seed)
+    network = SolidClassifier(config.width)
+    solids = [(scene, index) for scene, regions in enumerate(views.regions) for index in range(len(regions))]
+
+    @torch.autocast("cpu", torch.bfloat16, enabled=config.loop.bf16)
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((config.loop.seed, step))
         crops, colours, shapes = [], [], []
-        for row in rng.integers(len(owners), size=config.loop.batch):
-            scene, index = owners[row]
+        for row in rng.integers(len(solids), size=config.loop.batch):
+            scene, index = solids[row]
             region = views.regions[scene][index]
-            one = example(views, scene, [region], rng)
-            crop = crop_pm1(one.image_u8, one.boxes[0])[:, :, :: rng.choice((1, -1))]
+            example = make_example(views, scene, [region], rng)
+            crop = crop_pm1(example.image_u8, example.boxes[0])[:, :, :: rng.choice((1, -1))]
             crops.append(crop + rng.normal(0, 0.03 * rng.random(), crop.shape))
             colours.append(COLOUR_WORDS.index(region.name.colour))
             shapes.append(SHAPE_WORDS.index(region.name.shape))
-        seen = torch.from_numpy(np.stack(crops)).float()
-        colour, shape = network(seen)
-        return {
-            "colour": nn.functional.cross_entropy(colour.float(), torch.tensor(colours)),
-            "shape": nn.functional.cross_entropy(shape.float(), torch.tensor(shapes)),
-        }
+        scores = network(torch.from_numpy(np.stack(crops)).float())
+        colour, shape = (
+            nn.functional.cross_entropy(score.float(), torch.tensor(labels))
+            for score, labels in zip(scores, (colours, shapes), strict=True)
+        )
+        return colour + shape, {"colour": colour.item(), "shape": shape.item()}
 
-    network.train()
-    seconds = fit(network, losses, config.loop, folder)
-    save_judge(network, folder)
-    return network.eval(), seconds
-
-
-def save_judge(network: Judge, folder: Path) -> None:
-    """`folder/judge.safetensors`, half precision; everything else about it follows from the shapes."""
-    weights = {name: value.half().contiguous() for name, value in network.state_dict().items()}
-    write_atomic(folder / WEIGHTS, save(weights))
+    stage = Stage("classifier", network, config.loop, out).train(loss)
+    write_atomic(
+        out / WEIGHTS, save({name: v.half().contiguous() for name, v in network.state_dict().items()})
+    )
+    return network.eval(), stage
 
 
-def load_judge(folder: Path) -> Judge:
+def load_classifier(folder: Path) -> SolidClassifier:
     """The trained classifier of a run or of the bundle."""
     path = folder / WEIGHTS
     if not path.exists():
         raise ValueError(f"{path} is missing; train the stage judge first")
     weights = {name: value.float() for name, value in load_file(path).items()}
-    network = Judge(weights["features.0.weight"].shape[0])
+    network = SolidClassifier(weights["features.0.weight"].shape[0])
     load_strict(network, weights, path)
     return network.eval()
 
 
 @torch.inference_mode()
-def verdicts(
-    network: Judge, images_u8: Sequence[np.ndarray], boxes: Sequence[Box]
+def classify(
+    network: SolidClassifier, images_u8: Sequence[np.ndarray], boxes: Sequence[Box]
 ) -> tuple[list[str], list[str]]:
     """The colour and the shape that stand in each box of each image."""
     colours: list[str] = []

@@ -15,41 +15,52 @@ true renders is the ceiling. Painted images are kept, so an interrupted evaluati
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm.auto import tqdm
 
-from inpainting.models.text_to_image.load import load_inpainter
-from ldm.files import hash_folder, write_all_atomic, write_atomic
+from inpainting.models.text_to_image.config import PaintOptions
+from inpainting.models.text_to_image.load import Inpainter, load_inpainter
+from inpainting.models.text_to_image.pipeline import PaintJob, paint_all
+from ldm.files import hash_folder, written_whole
+from ldm.latents import LatentSpace
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting, to_plain
-from tiny.inpainter.autoencoder import round_trip_db
-from tiny.inpainter.cases import ASKED, Case, make_cases
-from tiny.inpainter.classifier import Judge, load_judge, verdicts
-from tiny.inpainter.report import Record, rows, sheet, table
-from tiny.inpainter.sample import Sampling, Way, paint_examples
-from tiny.regions import read_views, refuse_training_scenes
-
-logger = logging.getLogger(__name__)
+from tiny.compositor.autoencoder import round_trip_db
+from tiny.inpainter.cases import ASKED, PaintCase, make_cases
+from tiny.inpainter.classifier import SolidClassifier, classify, load_classifier
+from tiny.inpainter.examples import Example
+from tiny.inpainter.loss import Conditioning
+from tiny.inpainter.report import MaskResult, by_group, sheet, text_table
+from tiny.regions import box_masks, read_views, refuse_training_scenes
+from tiny.report import write_report
 
 # name -> (LoRA folder of the run, how prompts reach their masks)
-MODELS: dict[str, tuple[str, Way]] = {
-    "plain": ("", Way(False)),
-    "rca_joint": ("", Way(True, "joint")),
-    "rca": ("", Way(True)),
-    "finetuned": ("plain/lora", Way(False)),
-    "rca_finetuned": ("rca/lora", Way(True)),
-    "joint_finetuned": ("joint/lora", Way(True, "joint")),
+MODELS: dict[str, tuple[str, Conditioning]] = {
+    "plain": ("", Conditioning(False)),
+    "rca_joint": ("", Conditioning(True, "joint")),
+    "rca": ("", Conditioning(True)),
+    "finetuned": ("plain/lora", Conditioning(False)),
+    "rca_finetuned": ("rca/lora", Conditioning(True)),
+    "joint_finetuned": ("joint/lora", Conditioning(True, "joint")),
 }
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(CheckedSettings):
+class PaintSettings(CheckedSettings):
+    """How images are painted."""
+
+    steps: int = setting(8, low=1, help="denoising steps")
+    guidance: float = setting(2.0, low=1.0, help="classifier-free guidance")
+    batch: int = setting(16, low=1, help="images painted together; the result does not depend on it")
+
+
+@dataclass(frozen=True)
+class InpainterEvaluation(CheckedSettings):
     """What is measured, on what, and where the numbers go."""
 
     run: Path = setting(Path("runs/tiny/inpainter"), help="folder of the training run")
@@ -60,43 +71,36 @@ class EvaluateConfig(CheckedSettings):
     asked: tuple[str, ...] = setting(ASKED, choices=ASKED, help="which prompts")
     models: tuple[str, ...] = setting(tuple(MODELS), choices=tuple(MODELS), help="which models")
     seed: int = setting(0, help="of the choice of masks, prompts and noise")
-    sampling: Sampling = setting(Sampling(), help="how images are painted")
+    sampling: PaintSettings = setting(PaintSettings(), help="how images are painted")
 
 
-def run(config: EvaluateConfig) -> None:
-    """Does each mask show what its own prompt names? Four models on held-out scenes; writes a table."""
+def run(config: InpainterEvaluation) -> None:
+    """Does each mask show what its own prompt names? Six models on held-out scenes; writes a table."""
     refuse_training_scenes(config.data)
     views = read_views(config.data, count=config.scenes)
-    judge = load_judge(config.run / "judge")
+    classifier = load_classifier(config.run / "judge")
     cases = {asked: make_cases(views, asked, *config.masks, config.seed) for asked in config.asked}
-    found: dict[str, dict[str, list[Record]]] = {}
+    groups: dict[str, dict[str, dict]] = {}
     images: dict[str, np.ndarray] = {}
     for name in config.models:
         for asked in config.asked:
             painted = paint(config, name, asked, cases[asked])
-            found.setdefault(name, {})[asked] = judged(judge, cases[asked], painted)
+            groups.setdefault(name, {})[asked] = by_group(mask_results(classifier, cases[asked], painted))
             images.setdefault(name, painted)
     vae = load_inpainter(config.run / "painter" / "model").latent_space.vae
-    renders = judged(judge, make_cases(views, "true", *config.masks, config.seed), None)
+    renders = mask_results(classifier, make_cases(views, "true", *config.masks, config.seed), None)
     report = {
         "settings": to_plain(config),
         "images": {asked: len(some) for asked, some in cases.items()},
-        "first_stage_psnr_db": round(round_trip_db(vae, views.images_u8[:128]), 2),
-        "judge_on_true_renders": rows(renders),
-        "models": {name: {asked: rows(some) for asked, some in by.items()} for name, by in found.items()},
+        "first_stage_psnr_db": round(round_trip_db(LatentSpace(vae), views.images_u8[:128]).mean(), 2),
+        "judge_on_true_renders": by_group(renders),
+        "models": groups,
     }
-    first = config.asked[0]
-    write_all_atomic(
-        {
-            config.out / "inpainter.json": (json.dumps(report, indent=1) + "\n").encode(),
-            config.out / "inpainter.txt": (table(report) + "\n").encode(),
-            config.out / "inpainter.png": sheet(cases[first], images),
-        }
-    )
-    logger.info("%s", table(report))
+    drawing = sheet(cases[config.asked[0]], images)
+    write_report(config.out / "inpainter.json", report, text_table(report), drawing)
 
 
-def paint(config: EvaluateConfig, name: str, asked: str, cases: Sequence[Case]) -> np.ndarray:
+def paint(config: InpainterEvaluation, name: str, asked: str, cases: Sequence[PaintCase]) -> np.ndarray:
     """(n, h, w, 3) uint8, from the run's folder if it was painted before by the same networks."""
     folder, way = MODELS[name]
     lora = config.run / folder if folder else None
@@ -113,22 +117,58 @@ def paint(config: EvaluateConfig, name: str, asked: str, cases: Sequence[Case]) 
     seeds = [config.seed * 1_000_003 + index for index in range(len(cases))]
     examples = [case.example for case in cases]
     painted = paint_examples(load_inpainter(base, lora), examples, seeds, way, config.sampling)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=painted, recipe=recipe)
-    write_atomic(kept, buffer.getvalue())
+    with written_whole(kept) as partial, partial.open("wb") as handle:
+        np.savez_compressed(handle, images=painted, recipe=recipe)
     return painted
 
 
-def judged(judge: Judge, cases: Sequence[Case], painted: np.ndarray | None) -> list[Record]:
-    """One record per mask; without painted images (n, h, w, 3) the renders themselves are judged."""
+def paint_examples(
+    pipe: Inpainter,
+    examples: Sequence[Example],
+    seeds: Sequence[int],
+    way: Conditioning,
+    sampling: PaintSettings,
+) -> np.ndarray:
+    """(n, h, w, 3) uint8."""
+    options = PaintOptions(
+        steps=sampling.steps, guidance=sampling.guidance, rca=way.rectified, encoding=way.encoding
+    )
+    painted: list[np.ndarray] = []
+    for start in tqdm(range(0, len(examples), sampling.batch), desc="painting", leave=False):
+        part = slice(start, start + sampling.batch)
+        jobs = []
+        for example, seed in zip(examples[part], seeds[part], strict=True):
+            masks = box_masks(example.boxes, example.image_u8.shape[:2])
+            jobs.append(PaintJob(example.image_u8, list(zip(masks, example.prompts, strict=True)), (seed,)))
+        painted += [result.image_u8 for result in paint_all(jobs, pipe, options, progress=False)]
+    return np.stack(painted)
+
+
+def mask_results(
+    classifier: SolidClassifier, cases: Sequence[PaintCase], painted: np.ndarray | None
+) -> list[MaskResult]:
+    """One per mask; without painted images (n, h, w, 3) the renders themselves are classified."""
     shown = [case.example.image_u8 for case in cases] if painted is None else list(painted)
     images = [image for image, case in zip(shown, cases, strict=True) for _ in case.wanted]
-    colours, shapes = verdicts(judge, images, [box for case in cases for box in case.example.boxes])
-    seen = iter(zip(colours, shapes, strict=True))
-    return [Record.of(case, index, *next(seen)) for case in cases for index in range(len(case.wanted))]
+    colours, shapes = classify(classifier, images, [box for case in cases for box in case.example.boxes])
+    answers = iter(zip(colours, shapes, strict=True))
+    results = []
+    for case in cases:
+        for name, small in zip(case.wanted, case.small, strict=True):
+            colour, shape = next(answers)
+            others = {other.colour for other in case.wanted} - {name.colour}
+            results.append(
+                MaskResult(
+                    scene=case.example.scene, masks=len(case.wanted), small=small,
+                    patterned=bool(name.pattern), colour=colour == name.colour, shape=shape == name.shape,
+                    other=colour in others,
+                )
+            )  # fmt: skip
+    return results
 
 
-build_app = single_app(command(EvaluateConfig, run))
+build_app = single_app(command(InpainterEvaluation, run))
+
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -14,8 +14,8 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from inpainting.models.text_to_image.layout import LAYOUTS, shrink_masks
-from tiny.inpainter.autoencoder import to_pm1
-from tiny.regions import Box, Region, Views, box_mask, grown, spread_out
+from tiny.compositor.autoencoder import pm1_batch
+from tiny.regions import Box, Region, Views, box_masks, grown, spread_out
 from tiny.words import caption
 
 CHUNK = 4  # images encoded together
@@ -49,7 +49,7 @@ def single(views: Views, plain: Sequence[tuple[int, int]], rng: np.random.Genera
         scene = int(rng.integers(len(views)))
         index = int(rng.integers(len(views.regions[scene])))
     region = views.regions[scene][index]
-    return example(views, scene, [region], rng)
+    return make_example(views, scene, [region], rng)
 
 
 def several(views: Views, most: int, rng: np.random.Generator) -> Example:
@@ -59,10 +59,10 @@ def several(views: Views, most: int, rng: np.random.Generator) -> Example:
     regions = views.regions[scene]
     chosen = spread_out(regions, rng.permutation(len(regions)).tolist(), most)
     count = int(rng.integers(1, len(chosen) + 1))
-    return example(views, scene, chosen[:count], rng)
+    return make_example(views, scene, chosen[:count], rng)
 
 
-def example(views: Views, scene: int, regions: Sequence[Region], rng: np.random.Generator) -> Example:
+def make_example(views: Views, scene: int, regions: Sequence[Region], rng: np.random.Generator) -> Example:
     """Masks are the regions' boxes with a random margin on each side."""
     image_u8 = views.images_u8[scene]
     size = (image_u8.shape[0], image_u8.shape[1])
@@ -105,9 +105,9 @@ class Encoder:
 
     def conditions(self, examples: Sequence[Example], rng: np.random.Generator) -> Conditions:
         """Each batch samples its masks down by one of the two known rules."""
-        image = to_pm1(np.stack([one.image_u8 for one in examples]))
+        image = pm1_batch(np.stack([one.image_u8 for one in examples]))
         size = (image.shape[2], image.shape[3])
-        union = np.stack([box_mask(one.boxes, size).any(0) for one in examples])
+        union = np.stack([box_masks(one.boxes, size).any(0) for one in examples])
         hole = torch.from_numpy(union)[:, None]
         masked = self.encode(image * ~hole).float()
         rule = LAYOUTS[int(rng.integers(len(LAYOUTS)))]

@@ -6,6 +6,7 @@ Legend: b batch, c latent channels, h w latent pixels, t tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,35 +16,40 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from inpainting.models.text_to_image.rca import region_kwargs
-from inpainting.tokens import TokenPlan, plan_tokens
+from inpainting.tokens import ENCODINGS, TokenPlan, plan_tokens
+from ldm.settings.config import CheckedSettings, setting
 from tiny.inpainter.examples import Conditions, Example
-from tiny.regions import box_mask
+from tiny.regions import box_masks
 
+DROP_PROMPT = 0.1  # condition dropout of classifier-free guidance, as published
 OUTSIDE = 0.1  # weight of the loss over the whole image beside that inside the masks
 
 
+@dataclass(frozen=True)
+class Conditioning(CheckedSettings):
+    """How prompts reach their masks.
+
+    rectified: with region maps, else all prompts are joined with periods and read everywhere
+    encoding:  one token sequence for all prompts of an image (published), or one for each
+    """
+
+    rectified: bool
+    encoding: str = setting("separate", choices=ENCODINGS)
+
+
 def one_prompt(texts: Sequence[str], tokenizer: CLIPTokenizer, rng: np.random.Generator) -> TokenPlan:
-    """The plan of a single-mask example: 10 % without words, and now and then the words several times.
+    """The plan of a single-mask example: some without words, and now and then the words several times.
 
     Repetition lets the text encoder meet words at every place of a long prompt without ever seeing two
     different ones, so that the base model knows one prompt per image only.
     """
-    if rng.random() < 0.1:
+    if rng.random() < DROP_PROMPT:
         return plan_tokens([""], tokenizer)
     times = int(rng.integers(2, 6)) if rng.random() < 0.3 else 1
     return plan_tokens(list(texts[:1]) * times, tokenizer, regions=bool(rng.random() < 0.5))
 
 
-def several_prompts(
-    texts: Sequence[str], tokenizer: CLIPTokenizer, encoding: str, regions: bool, rng: np.random.Generator
-) -> TokenPlan:
-    """The plan of a multi-mask example; as published, words are dropped for single masks only."""
-    if len(texts) == 1 and rng.random() < 0.1:
-        return plan_tokens([""], tokenizer, encoding=encoding, regions=regions)
-    return plan_tokens(texts, tokenizer, encoding=encoding, regions=regions)
-
-
-def regions_of_batch(
+def region_arguments(
     examples: Sequence[Example], owners: Tensor, latent_hw: tuple[int, int], levels: int
 ) -> dict[str, Any]:
     """The cross_attention_kwargs of a batch; absent regions are empty rows."""
@@ -51,7 +57,7 @@ def regions_of_batch(
     most = max(len(one.boxes) for one in examples)
     masks = np.zeros((len(examples), most, *size), bool)
     for row, one in zip(masks, examples, strict=True):
-        row[: len(one.boxes)] = box_mask(one.boxes, size)
+        row[: len(one.boxes)] = box_masks(one.boxes, size)
     return region_kwargs(torch.from_numpy(masks), owners, latent_hw, levels=levels)
 
 

@@ -6,7 +6,6 @@ tokenizer, scheduler with v-prediction and zero terminal SNR (Lin et al. 2024).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from inpainting.models.text_to_image.config import InpainterConfig, Recommended
 from inpainting.models.text_to_image.load import INPAINTER_FILE
 from ldm.checkpoints import load_part, save_part
-from ldm.settings.config import check_settings, setting, to_plain
+from ldm.files import write_json
+from ldm.settings.config import CheckedSettings, setting, write_config
 from tiny.words import LENGTH, make_tokenizer, save_tokenizer
 
 LATENT_CHANNELS = 4
@@ -27,7 +27,7 @@ NOTICE = "small inpainter: it knows rendered solids and their words only; photog
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(CheckedSettings):
     """Sizes of the UNet and the text encoder."""
 
     latent_size: int = setting(32, low=4, help="side of the latents; 4 pixels each")
@@ -40,7 +40,7 @@ class NetworkConfig:
     text_heads: int = setting(4, low=1, help="attention heads of the text encoder")
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         levels = len(self.block_channels)
         if len(self.heads) != levels or len(self.attention) != levels:
             raise ValueError(
@@ -151,8 +151,8 @@ def save_folder(
         "vae": ["diffusers", "AutoencoderTiny"],
     }
     card = InpainterConfig(name="small inpainter", notice=NOTICE, sampling=Recommended(steps=8, guidance=2.0))
-    (folder / INPAINTER_FILE).write_text(json.dumps(to_plain(card), indent=1) + "\n", encoding="utf-8")
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_config(folder / INPAINTER_FILE, card)
+    write_json(folder / "model_index.json", index)
 
 
 def load_folder(folder: Path) -> tuple[Networks, CLIPTokenizer, AutoencoderTiny]:

@@ -5,7 +5,6 @@ Legend: k scenes of a file, v the two images, q questions of an image (padded), 
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ from tqdm import tqdm
 
 from datasets.scenes.store import read_options, read_shard
 from datasets.sources.rendered import shard_files
-from ldm.files import write_all_atomic
+from ldm.files import written_whole
 from llava_bifrost.language.answer import format_answer, make_question
 from llava_bifrost.worlds.questions import MIRRORED, Question, place_questions, replace_questions
-from llava_bifrost.worlds.world import World, world_of
+from llava_bifrost.worlds.world import world_of
 from tiny.llava import PAD
-from tiny.locator.tokenizer import NUMBERS, VOCABULARY, make_tokenizer
+from tiny.locator.tokenizer import NUMBERS, VOCABULARY, locator_tokenizer
 
 TOKENS = 34  # of a question with its answer, at most
 PLACED, REPLACED = 8, 5  # questions per image at most
@@ -41,14 +40,15 @@ class QuestionCache:
     named_at: np.ndarray  # (n, v, q, 2) int8 position of the last word of each name
 
 
-def open_bank(data: Path, cache: Path, seed: int) -> QuestionCache:
-    """The bank of all shards of `data`, made once in `cache`, file by file, and continued if interrupted."""
+def open_questions(data: Path, cache: Path, seed: int) -> QuestionCache:
+    """The questions of all shards of `data`, made once in `cache`, file by file."""
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in QuestionCache.__dataclass_fields__}
     for number, file in enumerate(tqdm(shard_files(data), desc="questions", unit="shard")):
         made = cache / f"questions-{number:05d}.npz"
         recipe = json.dumps([FORMAT, seed, file.name, file.stat().st_size])
         if not made.exists():
-            _write(made, _fill(file, seed, number), recipe)
+            with written_whole(made) as partial, partial.open("wb") as handle:
+                np.savez_compressed(handle, recipe=np.array(recipe), **_fill(file, seed, number))
         with np.load(made) as found:
             if str(found["recipe"]) != recipe:
                 raise ValueError(f"{made} was made from other scenes or with another seed; remove it")
@@ -57,32 +57,25 @@ def open_bank(data: Path, cache: Path, seed: int) -> QuestionCache:
     return QuestionCache(**{name: np.concatenate(rows) for name, rows in arrays.items()})
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray], recipe: str) -> None:
-    buffer = io.BytesIO()
-    every: dict[str, Any] = {"recipe": np.array(recipe), **arrays}
-    np.savez_compressed(buffer, **every)
-    write_all_atomic({path: buffer.getvalue()})
-
-
-def _fill(file: Path, seed: int, number: int) -> dict[str, np.ndarray]:
+def _fill(file: Path, seed: int, number: int) -> dict[str, Any]:
     """The arrays of one shard."""
     options, facts = read_options(file), read_shard(file).facts
-    rows = [encode_questions(image_questions(world, np.random.default_rng((seed, 7, number, i, view))))
-            for i, world in enumerate(world_of(fact, options) for fact in facts)
-            for view, world in enumerate((world, world.without(world.removed)))]  # fmt: skip
+    rows = []
+    for i, fact in enumerate(facts):
+        world = world_of(fact, options)
+        for view, seen in enumerate((world, world.without(world.removed))):
+            rng = np.random.default_rng((seed, 7, number, i, view))
+            questions: list[Question | None] = []
+            for draw, count in ((place_questions, PLACED), (replace_questions, REPLACED)):
+                drawn = draw(seen, rng, count)
+                questions += [*drawn, *[None] * (count - len(drawn))]
+            rows.append(encode_questions(questions))
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return {name: value.reshape(len(facts), 2, *value.shape[1:]) for name, value in stacked.items()}
 
 
-def image_questions(world: World, rng: np.random.Generator) -> list[Question | None]:
-    """PLACED + REPLACED questions, None where there are fewer."""
-    place = place_questions(world, rng, PLACED)
-    again = replace_questions(world, rng, REPLACED)
-    return [*place, *[None] * (PLACED - len(place)), *again, *[None] * (REPLACED - len(again))]
-
-
 def encode_questions(questions: list[Question | None]) -> dict[str, np.ndarray]:
-    """Rows of a Bank for one image."""
+    """The arrays of one image."""
     count = len(questions)
     found: dict[str, np.ndarray] = {
         "tokens": np.full((count, TOKENS), VOCABULARY.index(PAD), np.int16),
@@ -115,7 +108,7 @@ def _ends(ids: list[int], names: tuple[str, ...]) -> list[int]:
     return ends
 
 
-def mirrored(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
+def mirrored_questions(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
     """(k, t) question rows for the mirrored image: left and right phrases and the box change sides."""
     turned = _TURN[tokens]
     rows = np.arange(len(tokens))
@@ -125,6 +118,6 @@ def mirrored(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
     return turned
 
 
-_TOKENIZER = make_tokenizer()
+_TOKENIZER = locator_tokenizer()
 _TURN = np.arange(len(VOCABULARY), dtype=np.int16)
 _TURN[[VOCABULARY.index(phrase) for phrase in MIRRORED]] = [VOCABULARY.index(p) for p in MIRRORED.values()]

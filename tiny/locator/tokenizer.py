@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, decoders
 from transformers import PreTrainedTokenizerFast
 
-from datasets.scenes.palette import COLOURS, PATTERN_WORDS, SHAPES
-from tiny.llava import BEGIN, END, IMAGE, PAD, SPECIAL, UNKNOWN
+from datasets.scenes.palette import PATTERN_WORDS
+from tiny.llava import SPECIAL, word_tokenizer
+from tiny.words import COLOUR_WORDS, KINDS, SHAPE_WORDS
 
 CHAT = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -30,33 +31,21 @@ CHAT = (
 )
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def locator_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer; every word outside the vocabulary becomes `<unk>`."""
-    ids = {token: index for index, token in enumerate(VOCABULARY)}
-    backend = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(_pieces()), "removed", invert=True)
-    backend.decoder = decoders.Sequence([
+    # What is a token: long phrases first, then numbers, brackets and any other word.
+    several = sorted((word for word in WORDS if " " in word), key=len, reverse=True)
+    phrases = [re.escape(word) if word == TAIL else rf"\b{re.escape(word)}\b" for word in several]
+    pieces = "|".join([*phrases, r"\d\.\d\d(?!\d)", r"\[|\]", r"[A-Za-z]+(?:-[A-Za-z]+)*:?", r"\d+"])
+    decoder = decoders.Sequence([
         decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse(),
         decoders.Replace("[ ", "["), decoders.Replace(" ]", "],"),
         decoders.Replace(Regex(r"(?<=\d) (?=\d)"), ", "),
         decoders.Replace(Regex(r"(?<=\], \d\.\d\d)\Z"), "."),
     ])  # fmt: skip
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=BEGIN, eos_token=END, unk_token=UNKNOWN, pad_token=PAD,
-        additional_special_tokens=[IMAGE], chat_template=CHAT, padding_side="left", model_max_length=512,
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    return word_tokenizer(VOCABULARY, pieces, decoder, CHAT)
 
 
-def _pieces() -> str:
-    """What is a token: long phrases first, then numbers, brackets and any other word."""
-    several = sorted((word for word in WORDS if " " in word), key=len, reverse=True)
-    phrases = [re.escape(word) if word == TAIL else rf"\b{re.escape(word)}\b" for word in several]
-    return "|".join([*phrases, r"\d\.\d\d(?!\d)", r"\[|\]", r"[A-Za-z]+(?:-[A-Za-z]+)*:?", r"\d+"])
-
-
-SHAPE_WORDS = (*SHAPES, "table", "platform")  # what the vision stage tells apart
-COLOUR_WORDS = tuple(COLOURS)
 PATTERN_NAMES = tuple(PATTERN_WORDS.values())  # "" is one of them
 FURNITURE = ("table", "low platform")
 
@@ -70,7 +59,7 @@ TAIL = ", output the bounding box and the depth value of the center point."
 WORDS = (
     "USER:", "ASSISTANT:", "Place", "Replace", "the", "and", "with the reference image", TAIL,
     *PHRASES, *dict.fromkeys(w for name in (*PATTERN_NAMES, *FURNITURE) for w in name.split()),
-    *COLOUR_WORDS, *SHAPES, "[", "]",
+    *COLOUR_WORDS, *SHAPE_WORDS, "[", "]",
 )  # fmt: skip
 VOCABULARY = (*SPECIAL, *WORDS, *NUMBERS)
 
@@ -78,7 +67,7 @@ VOCABULARY = (*SPECIAL, *WORDS, *NUMBERS)
 def name_labels(name: str) -> tuple[int, int, int]:
     """A solid's name -> indices of its shape, colour and pattern; furniture has no colour and no pattern."""
     words = name.split()
-    shape = SHAPE_WORDS.index(words[-1])
+    shape = KINDS.index(words[-1])
     if name in FURNITURE:
         return shape, -1, -1
     return shape, COLOUR_WORDS.index(words[-2]), PATTERN_NAMES.index(" ".join(words[:-2]))

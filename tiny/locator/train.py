@@ -2,6 +2,9 @@
 
     python -m tiny.locator.train configs/tiny/locator.yaml
 
+vision     the vision tower and the projector learn to see, before any language
+matching   the language model learns to find a named solid
+placement  it learns to place a new one
 Interrupted, it continues from its last checkpoint when started again with the same command.
 """
 
@@ -10,25 +13,40 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
+from datasets.scenes.palette import PATTERN_WORDS
 from ldm.files import write_atomic
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import CheckedSettings, dump_yaml, setting
-from ldm.training.manifest import make_manifest
-from tiny.llava import PATCH, SmallConfig, blind
-from tiny.locator.cache import open_scenes
-from tiny.locator.folder import create_locator, save_locator
-from tiny.locator.language import Answering, measure_answers, train_answers
-from tiny.locator.questions import open_bank
-from tiny.locator.vision import measure_vision, train_vision
-from tiny.loop import Stage, StageSettings, describe_stages
+from llava_bifrost.locator import CONFIG, LocatorConfig
+from tiny.llava import SmallConfig, blind, create_llava, make_processor, project, save_llava
+from tiny.llava_stages import (
+    LanguageTrainer,
+    LlavaStage,
+    Measures,
+    last_states,
+    rounded_means,
+    train_vision,
+)
+from tiny.locator.answers import ATTENTION_LAYER, answer_loss, attention_loss, pack_questions
+from tiny.locator.questions import QuestionCache, open_questions
+from tiny.locator.scenes import SceneArrays, open_scenes
+from tiny.locator.tokenizer import FURNITURE, NUMBERS, VOCABULARY, locator_tokenizer
+from tiny.locator.vision import SECTIONS, ImageDraw, LabelledImages, labelled_images, patch_loss
+from tiny.loop import Stage, stages_manifest
+from tiny.words import COLOUR_WORDS, SHAPE_WORDS
 
 log = logging.getLogger(__name__)
+
+NOTICE = (
+    "This is the small locator, trained on rendered scenes of plain solids only: it knows their names and "
+    "square images of rooms, nothing else. For photographs: a model trained with scripts/train_llava.sh."
+)
 
 
 @dataclass(frozen=True)
@@ -37,61 +55,139 @@ class LocatorTraining(CheckedSettings):
 
     data: Path = setting(help="folder of scene shards, full views")
     out: Path = setting(help="folder of the run; the locator is in its `model` folder")
-    seed: int = setting(0, help="decides first weights, scenes and questions", low=0)
-    held_out: int = setting(512, help="last scenes of `data`, kept for the gates", low=1)
+    seed: int = setting(0, help="decides initial weights, scenes and questions", low=0)
+    held_out: int = setting(512, help="last scenes of `data`, kept for measuring", low=1)
     model: SmallConfig = setting(SmallConfig(), help="sizes of the network")
-    vision: StageSettings = setting(StageSettings(), help="stage A: seeing")
-    matching: StageSettings = setting(StageSettings(), help="stage B: finding a named solid")
-    placement: StageSettings = setting(StageSettings(), help="stage C: placing a new solid")
-    look: tuple[float, float] = setting((1.0, 0.3), help="weight of the taught attention in B and C", low=0)
-    see: float = setting(0.25, help="weight of the vision loss in B and C", low=0)
-    questions: tuple[int, int] = setting((4, 2), help="placing,replacing questions per image in C", low=0)
-    blind: bool = setting(False, help="control: B and C never see the image")
+    vision: LlavaStage = setting(LlavaStage(), help="stage of the vision tower")
+    matching: LlavaStage = setting(LlavaStage(), help="stage that finds a named solid")
+    placement: LlavaStage = setting(LlavaStage(), help="stage that places a new solid")
+    attention_loss_weight: tuple[float, float] = setting(
+        (1.0, 0.3), help="weight of the attention loss in matching and placement", low=0, was=("look",)
+    )
+    vision_loss_weight: float = setting(
+        0.25, help="weight of the vision loss in matching and placement", low=0, was=("see",)
+    )
+    questions: tuple[int, int] = setting((4, 2), help="placing,replacing questions per image", low=0)
+    blind: bool = setting(False, help="control: the language model never sees the image")
     cache: Path | None = setting(None, help="folder of arrays made of `data`; default: `cache` in out")
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What the language stages share."""
+
+    config: LocatorTraining
+    trainer: LanguageTrainer
+    scenes: SceneArrays
+    questions: QuestionCache
+
+    def loss_of(
+        self,
+        draw: ImageDraw,
+        batch: LabelledImages,
+        rng: np.random.Generator,
+        most: tuple[int, int],
+        asked: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Measures]:
+        """Losses of answers and of attention, projected patches, measures. asked: images with questions."""
+        model = self.trainer.model
+        patches = project(model, batch.pixels)
+        packed = pack_questions(self.questions, draw.first(asked), rng, most, patches.shape[1])
+        states = last_states(model, patches[:asked], packed.tokens, packed.block, packed.position)
+        answers, measures = answer_loss(model, states, packed)
+        weights = self.trainer.hooks[0].weights
+        assert weights is not None
+        attention, mass = attention_loss(weights, packed, batch)
+        return answers, attention, patches, measures | {"look": mass.mean().item()}
+
+    def train(self, name: str, settings: LlavaStage, train: np.ndarray, most: tuple[int, int],
+              attention_weight: float) -> Stage:  # fmt: skip
+        """A stage with up to most = (placing, replacing) questions per image, finished."""
+        config = self.config
+
+        def loss(step: int) -> tuple[Tensor, Measures]:
+            rng = np.random.default_rng((config.seed, sum(name.encode()), step))
+            draw = ImageDraw.random(train, settings.batch + settings.extra, rng)
+            batch = labelled_images(self.scenes, draw, rng)
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+                total, attention, patches, measures = self.loss_of(draw, batch, rng, most, settings.batch)
+            if attention_weight:
+                total = total + attention_weight * attention
+            if config.vision_loss_weight and settings.vision_lr > 0:
+                vision, found = patch_loss(patches, self.trainer.read(patches.float()), batch)
+                total = total + config.vision_loss_weight * vision
+                measures |= {key: found[key] for key in ("shape", "box_l1", "depth_l1")}
+            return total, measures
+
+        return self.trainer.train_stage(name, settings, config.out, loss)
+
+    @torch.inference_mode()
+    def measure(self, held_out: np.ndarray, most: tuple[int, int]) -> Measures:
+        """Held-out means given the ground truth so far: KL of each number, attention on the named solids."""
+        self.trainer.eval()
+        rows = []
+        for part in np.array_split(held_out, max(1, len(held_out) // 16)):
+            draw = ImageDraw(part, part % 2, np.zeros(len(part), bool))
+            batch, rng = labelled_images(self.scenes, draw), np.random.default_rng(int(part[0]))
+            rows.append(self.loss_of(draw, batch, rng, most, len(part))[-1])
+        return rounded_means(rows)
+
+
+@torch.inference_mode()
+def measure_patches(
+    model: LlavaForConditionalGeneration, read: nn.Linear, scenes: SceneArrays, held_out: np.ndarray
+) -> Measures:
+    """Means over the held-out scenes, both images: accuracies of the words, L1 of box and depth."""
+    model.eval()
+    rows = []
+    for view in (0, 1):
+        for part in np.array_split(held_out, max(1, len(held_out) // 64)):
+            draw = ImageDraw(part, np.full(len(part), view), np.zeros(len(part), bool))
+            batch = labelled_images(scenes, draw)
+            patches = project(model, batch.pixels)
+            rows.append(patch_loss(patches, read(patches), batch)[1])
+    return rounded_means(rows)
 
 
 def run(config: LocatorTraining) -> None:
     """Train the small locator stage by stage; the same command again continues."""
-    config.out.mkdir(parents=True, exist_ok=True)
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     cache = config.cache or config.out / "cache"
-    scenes = open_scenes(config.data, cache, PATCH)
-    order = np.arange(len(scenes))
-    train, held_out = order[: -config.held_out], order[-config.held_out :]
-    model = create_locator(config.model, config.seed)
+    scenes = open_scenes(config.data, cache)
+    train, held_out = np.split(np.arange(len(scenes)), [len(scenes) - config.held_out])
+    model = create_llava(config.model, VOCABULARY, config.seed, NUMBERS)
     model.model.vision_tower.to(memory_format=torch.channels_last)
     model.set_attn_implementation("eager")  # twice as fast as sdpa in bfloat16 on a CPU
-    seeing, see = train_vision(model, scenes, train, config.vision, config.out, config.seed)
-    gates = {"vision": measure_vision(model, seeing.read, scenes, held_out)}
-    log.info("vision: %s", gates["vision"])
+
+    def draw_batch(rng: np.random.Generator, size: int) -> tuple[Tensor, LabelledImages]:
+        batch = labelled_images(scenes, ImageDraw.random(train, size, rng), rng)
+        return batch.pixels, batch
+
+    pretrainer, stage = train_vision(
+        model, sum(SECTIONS), config.vision, config.out, config.seed, draw_batch, patch_loss
+    )
+    measures = {"vision": measure_patches(model, pretrainer.read, scenes, held_out)}
+    log.info("vision: %s", measures["vision"])
     if config.blind:
         blind(model)
-    bank = open_bank(config.data, cache, config.seed)
-    answering, stages = Answering(model, seeing.read), [see]
-    for name, settings, most, look in (
-        ("matching", config.matching, (0, 4), config.look[0]),
-        ("placement", config.placement, config.questions, config.look[1]),
+    questions = open_questions(config.data, cache, config.seed)
+    trainer = LanguageTrainer(model, pretrainer.read, [ATTENTION_LAYER])
+    training, stages = Training(config, trainer, scenes, questions), [stage]
+    for name, settings, most, weight in (
+        ("matching", config.matching, (0, 4), config.attention_loss_weight[0]),
+        ("placement", config.placement, config.questions, config.attention_loss_weight[1]),
     ):
-        stages.append(
-            train_answers(name, answering, scenes, bank, train, settings, most, look, config.see, config.out,
-                          config.seed)
-        )  # fmt: skip
-        gates[name] = measure_answers(answering, scenes, bank, held_out, most)
-        log.info("%s: %s", name, gates[name])
-    save_locator(model, config.model, config.out / "model", describe(config, model, stages, gates))
-    log.info("written: %s", config.out / "model")
-
-
-def describe(
-    config: LocatorTraining, model: LlavaForConditionalGeneration, stages: list[Stage], gates: dict[str, Any]
-) -> dict[str, Any]:
-    """The manifest of a run."""
-    manifest = make_manifest(
-        "locator", model, seed=config.seed, steps=sum(stage.progress.step for stage in stages),
-        batch=config.placement.batch, seconds=sum(stage.progress.seconds for stage in stages),
-        settings=config, held_out={"gates": gates},
-    )  # fmt: skip
-    return manifest | describe_stages(stages)
+        stages.append(training.train(name, settings, train, most, weight))
+        measures[name] = training.measure(held_out, most)
+        log.info("%s: %s", name, measures[name])
+    manifest = stages_manifest("locator", model, stages, config, config.seed, held_out={"gates": measures})
+    patterns = dict.fromkeys(word for name in PATTERN_WORDS.values() for word in name.split())
+    names = (*patterns, *COLOUR_WORDS, *SHAPE_WORDS, *FURNITURE)  # parts of names, in the order of a name
+    card = LocatorConfig(codec="square", decimals=2, names=names, notice=NOTICE)
+    folder = config.out / "model"
+    processor = make_processor(config.model, locator_tokenizer())
+    save_llava(model, processor, folder, 16, {"manifest.json": manifest, CONFIG: card})
+    log.info("written: %s", folder)
 
 
 build_app = trainer(LocatorTraining, run)

@@ -10,75 +10,78 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tiny.prompter.baselines import best_guess
-from tiny.prompter.data import Masked, Sets, draw_masks, masks_of
-from tiny.regions import Box
-from tiny.words import COLOUR_WORDS, SHAPE_WORDS, Name, caption
+from tiny.prompter.data import DrawnMasks, Sets, draw_masks
+from tiny.prompter.distribution import best_guess
+from tiny.regions import Box, box_masks
+from tiny.words import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption
 
-DRAWS, NEIGHBOURS = 8, 40  # masks per scene, and how many of the nearest vote
+DRAWS, NEIGHBOURS = 8, 40  # masks per scene, and how many of the nearest vote; chosen
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class PromptCase:
     """One image with masks, and what they hide."""
 
     scene: int
     image_u8: np.ndarray  # (h, w, 3)
-    masked: Masked
+    drawn: DrawnMasks
     hidden: tuple[Name, ...]
     mates: tuple[tuple[str, ...], ...]  # visible colours in the half of each mask
     shapes: tuple[str, ...]  # all visible shapes
 
     @property
     def masks(self) -> list[np.ndarray]:
-        return masks_of(self.masked, (self.image_u8.shape[0], self.image_u8.shape[1]))
+        """(h, w) bool, in the order of the question."""
+        return list(box_masks(self.drawn.boxes, self.image_u8.shape[:2]))
 
 
-def make_case(sets: Sets, scene: int, most: int, seed: int) -> Case | None:
+def prompt_case(sets: Sets, scene: int, most: int, seed: int) -> PromptCase | None:
     """A scene with masks; None if no solid of it can be masked."""
-    masked = draw_masks(sets, scene, most, np.random.default_rng((seed, most, scene)))
-    if masked is None:
+    drawn = draw_masks(sets, scene, most, np.random.default_rng((seed, most, scene)))
+    if not drawn.solids:
         return None
-    colour, kind, side = sets.colour[scene], sets.kind[scene], sets.side[scene]
-    seen = [s for s in np.flatnonzero(colour >= 0) if s not in masked.solids]
-    hidden = [Name("", COLOUR_WORDS[colour[s]], SHAPE_WORDS[kind[s]]) for s in masked.solids]
-    mates = [
-        tuple(COLOUR_WORDS[colour[s]] for s in seen if side[s] == side[solid]) for solid in masked.solids
-    ]
-    shapes = tuple(SHAPE_WORDS[kind[s]] for s in seen)
-    return Case(scene, np.array(sets.images_u8[scene]), masked, tuple(hidden), tuple(mates), shapes)
+    side = sets.side[scene]
+    colours = [COLOUR_WORDS[number] if number >= 0 else "" for number in sets.colour[scene]]
+    shapes = [KINDS[number] for number in sets.kind[scene]]
+    seen = [solid for solid, colour in enumerate(colours) if colour and solid not in drawn.solids]
+    return PromptCase(
+        scene, np.array(sets.images_u8[scene]), drawn,
+        hidden=tuple(Name("", colours[solid], shapes[solid]) for solid in drawn.solids),
+        mates=tuple(
+            tuple(colours[other] for other in seen if side[other] == side[solid]) for solid in drawn.solids
+        ),
+        shapes=tuple(shapes[solid] for solid in seen),
+    )  # fmt: skip
 
 
-def bayes_optimal_answers(case: Case) -> list[str]:
+def bayes_optimal_answers(case: PromptCase) -> list[str]:
     """The captions of a reader that recognises everything."""
     shape = best_guess(case.shapes, SHAPE_WORDS)
     return [caption(Name("", best_guess(mates, COLOUR_WORDS), shape)) for mates in case.mates]
 
 
-def box_answers(sets: Sets, cases: Sequence[Case], most: int) -> list[list[str]]:
+def box_answers(sets: Sets, cases: Sequence[PromptCase], most: int) -> list[list[str]]:
     """Captions by vote of the most similar boxes of other scenes: what the boxes alone give away."""
-    rows, scenes, kinds, colours = [], [], [], []
+    known, scenes, colours, shapes = [], [], [], []
     for scene in range(len(sets)):
         for draw in range(DRAWS):
-            masked = draw_masks(sets, scene, most, np.random.default_rng((7, draw, scene)))
-            for solid, box in zip(masked.solids, masked.boxes, strict=True) if masked else ():
-                rows.append(_described(box))
+            drawn = draw_masks(sets, scene, most, np.random.default_rng((7, draw, scene)))
+            for solid, box in zip(drawn.solids, drawn.boxes, strict=True):
+                known.append(_described(box))
                 scenes.append(scene)
-                kinds.append(sets.kind[scene, solid])
                 colours.append(sets.colour[scene, solid])
-    known, of = np.array(rows), np.array(scenes)
-    scale = known.std(0)
-    votes = ((np.array(colours), COLOUR_WORDS), (np.array(kinds), SHAPE_WORDS))
-    found = []
-    for case in cases:
-        told = []
-        for box in case.masked.boxes:
-            far = np.square((known - _described(box)) / scale).sum(1) + 1e9 * (of == case.scene)
-            near = np.argpartition(far, NEIGHBOURS)[:NEIGHBOURS]
-            colour, shape = (words[int(np.bincount(given[near]).argmax())] for given, words in votes)
-            told.append(caption(Name("", colour, shape)))
-        found.append(told)
-    return found
+                shapes.append(sets.kind[scene, solid])
+    votes = ((np.array(colours), COLOUR_WORDS), (np.array(shapes), SHAPE_WORDS))
+    descriptions, scale = np.array(known), np.std(known, 0)
+
+    def answer(case: PromptCase, box: Box) -> str:
+        same = np.array(scenes) == case.scene
+        distance = np.square((descriptions - _described(box)) / scale).sum(1) + 1e9 * same
+        near = np.argpartition(distance, NEIGHBOURS)[:NEIGHBOURS]
+        colour, shape = (words[int(np.bincount(given[near]).argmax())] for given, words in votes)
+        return caption(Name("", colour, shape))
+
+    return [[answer(case, box) for box in case.drawn.boxes] for case in cases]
 
 
 def _described(box: Box) -> np.ndarray:

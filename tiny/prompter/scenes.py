@@ -25,7 +25,7 @@ from datasets.scenes.pose import outline
 from datasets.scenes.store import StoreSettings, render_shards
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import setting
-from tiny.prompter.baselines import NAME, Contents, draw_contents, side_of
+from tiny.prompter.distribution import NAME, Contents, draw_contents, side_of
 
 log = logging.getLogger(__name__)
 

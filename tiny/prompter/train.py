@@ -2,17 +2,16 @@
 
     python -m tiny.prompter.train configs/tiny/prompter.yaml
 
-It begins with eyes that have learned to see (`vision_from`), learns to see painted masks, then to write what
-they hide. Interrupted, it continues from its last checkpoint when started again with the same command.
+It starts with a trained vision tower (`vision_from`), learns to see painted masks, then to write what they
+hide. Interrupted, it continues from its last checkpoint when started again with the same command.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +19,43 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig
-from ldm.checkpoints import folder_written_whole
 from ldm.files import hash_folder, write_atomic
 from ldm.mllm.load import load_model
 from ldm.settings.cli import run_module, trainer
-from ldm.settings.config import CheckedSettings, dump_yaml, setting, write_config
-from ldm.training.manifest import make_manifest
-from tiny.llava import SmallConfig, blind, create_llava, make_processor, project, save_llava
-from tiny.loop import Stage, StageSettings, describe_stages
-from tiny.prompter.data import Painted, Sets, draw_masks, open_sets, paint, paint_these
-from tiny.prompter.model import CaptionTrainer, VisionPretrainer, forward, pixels_of, vision_loss
-from tiny.prompter.words import CAPTION, MASKS, VOCABULARY, make_tokenizer
+from ldm.settings.config import CheckedSettings, dump_yaml, setting
+from tiny.llava import (
+    SmallConfig,
+    blind,
+    create_llava,
+    make_processor,
+    normalised,
+    project,
+    recoloured,
+    save_llava,
+)
+from tiny.llava_stages import (
+    LanguageTrainer,
+    LlavaStage,
+    Measures,
+    last_states,
+    rounded_means,
+    train_vision,
+)
+from tiny.loop import Stage, stages_manifest
+from tiny.prompter.captions import (
+    ATTENTION_LAYERS,
+    SECTIONS,
+    caption_loss,
+    evidence_loss,
+    pack_captions,
+    painted_loss,
+)
+from tiny.prompter.data import Painted, Sets, draw_masks, open_sets, paint_scenes
+from tiny.prompter.words import CAPTION, MASK_COLORS, VOCABULARY, prompter_tokenizer
 
 log = logging.getLogger(__name__)
 
-EYES = ("model.vision_tower.", "model.multi_modal_projector.")
+VISION = ("model.vision_tower.", "model.multi_modal_projector.")
 NOTICE = (
     "This is the small prompt writer, trained on rendered scenes of plain solids in sets only: it writes "
     "captions such as 'a red cone'. For paintings: the released adapter, see docs/prompts.md."
@@ -47,159 +68,155 @@ class PrompterTraining(CheckedSettings):
 
     data: Path = setting(help="folder of shards written by tiny.prompter.scenes")
     out: Path = setting(help="folder of the run; the prompt writer is in its `model` folder")
-    seed: int = setting(0, help="decides first weights, scenes and masks", low=0)
+    seed: int = setting(0, help="decides initial weights, scenes and masks", low=0)
     scenes: int = setting(8192, help="first scenes of `data` that are used", low=1)
-    held_out: int = setting(256, help="the last of them, kept for the gates", low=1)
-    most: int = setting(5, help="most masks of one image", low=1, high=len(MASKS))
+    held_out: int = setting(256, help="the last of them, kept for measuring", low=1)
+    most: int = setting(5, help="most masks of one image", low=1, high=len(MASK_COLORS))
     model: SmallConfig = setting(SmallConfig(), help="sizes of the network")
-    vision_from: Path | None = setting(None, help="folder of a small LLaVA whose eyes are the first weights")
-    vision: StageSettings = setting(StageSettings(), help="seeing painted images")
-    writing: StageSettings = setting(StageSettings(), help="writing what the masks hide")
-    look: float = setting(0.5, help="weight of the taught attention", low=0)
-    see: float = setting(0.5, help="weight of the vision loss while writing", low=0)
-    alone: float = setting(0.5, help="share of images whose captions do not see one another", low=0, high=1)
+    vision_from: Path | None = setting(None, help="folder of a small LLaVA with the initial vision weights")
+    vision: LlavaStage = setting(LlavaStage(), help="seeing painted images")
+    writing: LlavaStage = setting(LlavaStage(), help="writing what the masks hide")
+    attention_loss_weight: float = setting(0.5, help="weight of the attention loss", low=0, was=("look",))
+    vision_loss_weight: float = setting(
+        0.5, help="weight of the vision loss while writing", low=0, was=("see",)
+    )
+    alone: float = setting(
+        0.5, help="fraction of images whose captions do not see one another", low=0, high=1
+    )
     blind: bool = setting(False, help="control: the writing stage never sees the image")
 
 
 def run(config: PrompterTraining) -> None:
-    """Train the small prompt writer stage by stage; the same command again continues."""
-    config.out.mkdir(parents=True, exist_ok=True)
+    """Train the small prompt writer in two stages; the same command again continues."""
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     sets = open_sets(config.data, config.out / "cache", config.scenes)
     train, held_out = np.split(np.arange(config.scenes), [config.scenes - config.held_out])
     model = create_llava(config.model, VOCABULARY, config.seed)
-    eyes = {} if config.vision_from is None else load_vision_tower(model, config.vision_from)
+    vision_files = {} if config.vision_from is None else load_vision_tower(model, config.vision_from)
     model.model.vision_tower.to(memory_format=torch.channels_last)
     model.set_attn_implementation("eager")  # faster than sdpa in bfloat16 on a CPU, and shows its attention
-    seeing, see = train_vision(config, model, sets, train)
-    gates = {"vision": measure_vision(model, seeing.read, sets, held_out)}
-    log.info("vision: %s", gates["vision"])
+
+    def draw(rng: np.random.Generator, size: int) -> Painted:
+        index, flip = train[rng.integers(len(train), size=size)], rng.random(size) < 0.5
+        masks = [draw_masks(sets, scene, config.most, rng) for scene in index.tolist()]
+        return paint_scenes(sets, index, flip, masks)
+
+    def draw_with_pixels(rng: np.random.Generator, size: int) -> tuple[Tensor, Painted]:
+        painted = draw(rng, size)
+        return pixels_of(painted, rng), painted
+
+    pretrainer, see = train_vision(
+        model, sum(SECTIONS), config.vision, config.out, config.seed, draw_with_pixels, painted_loss
+    )
+    measures = {"vision": measure_vision(model, pretrainer.read, sets, held_out)}
+    log.info("vision: %s", measures["vision"])
     if config.blind:
         blind(model)
-    writing = CaptionTrainer(model, seeing.read)
-    write = train_writing(config, writing, sets, train)
-    gates["writing"] = measure_writing(writing, sets, held_out, config.most)
-    log.info("writing: %s", gates["writing"])
-    manifest = describe(config, model, [see, write], gates, eyes)
-    save_prompter(model, config.model, config.out / "model", manifest)
-    log.info("written: %s", config.out / "model")
+    writer = LanguageTrainer(model, pretrainer.read, ATTENTION_LAYERS)
+    write = train_writing(config, writer, draw)
+    measures["writing"] = measure_writing(writer, sets, held_out, config.most)
+    log.info("writing: %s", measures["writing"])
+    manifest = stages_manifest(
+        "prompter", model, [see, write], config, config.seed, held_out={"gates": measures}
+    ) | {"vision_from": vision_files}
+    card = PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASK_COLORS, longest=CAPTION)
+    folder, longest = config.out / "model", CAPTION * len(MASK_COLORS) + 1
+    processor = make_processor(config.model, prompter_tokenizer())
+    save_llava(model, processor, folder, longest, {"manifest.json": manifest, CONFIG_FILE: card})
+    log.info("written: %s", folder)
 
 
 def load_vision_tower(model: LlavaForConditionalGeneration, folder: Path) -> dict[str, str]:
     """Start with the vision tower and projector of another model; returns the SHA-256 of its files."""
     weights = load_model(folder, torch.float32).state_dict()
-    own = {name: value for name, value in model.state_dict().items() if name.startswith(EYES)}
-    given = {name: weights[name] for name in own if name in weights}
-    wrong = [name for name in own if name not in given or given[name].shape != own[name].shape]
+    shapes = {name: value.shape for name, value in model.state_dict().items() if name.startswith(VISION)}
+    wrong = [name for name, shape in shapes.items() if name not in weights or weights[name].shape != shape]
     if wrong:
-        raise ValueError(f"{folder}: its eyes are of another kind or size, such as {wrong[0]}")
-    model.load_state_dict(given, strict=False)
+        raise ValueError(f"{folder}: its vision tower is of another kind or size, such as {wrong[0]}")
+    model.load_state_dict({name: weights[name] for name in shapes}, strict=False)
     return hash_folder(folder)
 
 
-def train_vision(
-    config: PrompterTraining, model: LlavaForConditionalGeneration, sets: Sets, train: np.ndarray
-) -> tuple[VisionPretrainer, Stage]:
-    """The first stage; returns it finished, with its module."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        seeing = VisionPretrainer(model)
-    settings = config.vision
-    stage = Stage("vision", seeing, [(list(seeing.parameters()), settings.lr)], settings, config.out)
-
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng((config.seed, 1, step))
-        index, flip = train[rng.integers(len(train), size=settings.batch)], rng.random(settings.batch) < 0.5
-        painted = paint(sets, index, config.most, flip, rng)
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            patches = project(model, pixels_of(painted, rng))
-        return vision_loss(patches, seeing.read(patches.float()), painted)
-
-    if not stage.load():
-        stage.run(loss)
-    return seeing, stage
+def pixels_of(painted: Painted, rng: np.random.Generator | None = None) -> Tensor:
+    """(b, 3, h, w) as the processor makes them; with an rng the light varies a little."""
+    return normalised(recoloured(painted.images_u8, rng))
 
 
-def train_writing(config: PrompterTraining, writing: CaptionTrainer, sets: Sets, train: np.ndarray) -> Stage:
+def writing_loss(
+    trainer: LanguageTrainer, painted: Painted, pixels: Tensor, weights: tuple[float, float],
+    alone: np.ndarray | None = None,
+) -> tuple[Tensor, Measures]:  # fmt: skip
+    """Loss and measures of one batch.
+
+    weights: of the attention loss and of the vision loss; alone: see `pack_captions`
+    """
+    patches = project(trainer.model, pixels)
+    packed = pack_captions(painted, patches.shape[1], alone)
+    states = last_states(trainer.model, patches, packed.tokens, packed.block)
+    total, measures = caption_loss(trainer.model, states, packed)
+    attention_weight, vision_weight = weights
+    if attention_weight:
+        attention, masses = evidence_loss(trainer.hooks, packed, painted)
+        total, measures = total + attention_weight * attention, measures | masses
+    if vision_weight:
+        vision, found = painted_loss(patches, trainer.read(patches.float()), painted)
+        total = total + vision_weight * vision
+        measures |= {f"see_{key}": found[key] for key in ("shape", "colour", "box_l1")}
+    return total, measures
+
+
+def train_writing(
+    config: PrompterTraining, trainer: LanguageTrainer, draw: Callable[[np.random.Generator, int], Painted]
+) -> Stage:
     """The second stage; returns it finished."""
     settings = config.writing
-    writing.model.model.vision_tower.requires_grad_(settings.vision_lr > 0)
-    stage = Stage("writing", writing, writing.groups(settings.lr, settings.vision_lr), settings, config.out)
+    sees = settings.vision_lr > 0 and not config.blind
+    weights = (
+        0.0 if config.blind else config.attention_loss_weight,
+        config.vision_loss_weight if sees else 0.0,
+    )
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(step: int) -> tuple[Tensor, Measures]:
         rng = np.random.default_rng((config.seed, 2, step))
-        index, flip = train[rng.integers(len(train), size=settings.batch)], rng.random(settings.batch) < 0.5
-        painted = paint(sets, index, config.most, flip, rng)
-        see = config.see if settings.vision_lr > 0 and not config.blind else 0.0
+        painted = draw(rng, settings.batch)
+        alone = rng.random(settings.batch) < config.alone
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            look = 0.0 if config.blind else config.look
-            alone = rng.random(settings.batch) < config.alone
-            return forward(writing, painted, pixels_of(painted, rng), look, see, alone)
+            return writing_loss(trainer, painted, pixels_of(painted, rng), weights, alone)
 
-    if not stage.load():
-        stage.run(loss)
-    return stage
+    return trainer.train_stage("writing", settings, config.out, loss)
 
 
 @torch.inference_mode()
 def measure_vision(
     model: LlavaForConditionalGeneration, read: nn.Linear, sets: Sets, held_out: np.ndarray
-) -> dict[str, float]:
+) -> Measures:
     """Means over held-out scenes with masks: accuracies of patches, L1 of boxes."""
     model.eval()
     rows = []
-    for part in np.array_split(held_out, max(1, len(held_out) // 64)):
-        painted = held_out_images(sets, part, len(MASKS))
+    for painted in held_out_images(sets, held_out, len(MASK_COLORS)):
         patches = project(model, pixels_of(painted))
-        rows.append(vision_loss(patches, read(patches), painted)[1])
-    return {key: round(float(np.mean([row[key] for row in rows])), 4) for key in rows[0]}
+        rows.append(painted_loss(patches, read(patches), painted)[1])
+    return rounded_means(rows)
 
 
 @torch.inference_mode()
-def measure_writing(writing: CaptionTrainer, sets: Sets, held_out: np.ndarray, most: int) -> dict[str, float]:
-    """Means over held-out scenes with the right answer given so far."""
-    writing.model.eval()
-    rows = []
-    for part in np.array_split(held_out, max(1, len(held_out) // 64)):
-        painted = held_out_images(sets, part, most)
-        rows.append(forward(writing, painted, pixels_of(painted), 1.0, 0.0)[1])
-    return {key: round(float(np.mean([row[key] for row in rows])), 4) for key in rows[0]}
+def measure_writing(trainer: LanguageTrainer, sets: Sets, held_out: np.ndarray, most: int) -> Measures:
+    """Means over held-out scenes given the ground truth so far."""
+    trainer.eval()
+    batches = held_out_images(sets, held_out, most)
+    return rounded_means(
+        [writing_loss(trainer, images, pixels_of(images), (1.0, 0.0))[1] for images in batches]
+    )
 
 
-def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Painted:
-    """Scenes with masks that depend on the scene's number alone; those that allow none are left out."""
-    drawn = [draw_masks(sets, scene, most, np.random.default_rng(scene)) for scene in scenes.tolist()]
-    kept = [(scene, masked) for scene, masked in zip(scenes, drawn, strict=True) if masked is not None]
-    index = np.array([scene for scene, _ in kept])
-    return paint_these(sets, index, np.zeros(len(kept), bool), [masked for _, masked in kept])
-
-
-def save_prompter(
-    model: LlavaForConditionalGeneration, config: SmallConfig, folder: Path, manifest: dict[str, Any]
-) -> None:
-    """Write the whole folder, or nothing."""
-    with folder_written_whole(folder) as partial:
-        processor = make_processor(config, make_tokenizer())
-        save_llava(model, processor, partial, longest=CAPTION * len(MASKS) + 1)
-        asked = PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASKS, longest=CAPTION)
-        write_config(partial / CONFIG_FILE, asked)
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
-def describe(
-    config: PrompterTraining,
-    model: LlavaForConditionalGeneration,
-    stages: list[Stage],
-    gates: dict[str, Any],
-    eyes: dict[str, str],
-) -> dict[str, Any]:
-    """The manifest of a run."""
-    manifest = make_manifest(
-        "prompter", model, seed=config.seed, steps=sum(stage.progress.step for stage in stages),
-        batch=config.writing.batch, seconds=sum(stage.progress.seconds for stage in stages),
-        settings=config, held_out={"gates": gates},
-    )  # fmt: skip
-    return manifest | describe_stages(stages) | {"vision_from": eyes}
+def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Iterator[Painted]:
+    """Batches of scenes with masks that depend on the scene alone; those without masks are left out."""
+    for part in np.array_split(scenes, max(1, len(scenes) // 64)):
+        drawn = {
+            scene: draw_masks(sets, scene, most, np.random.default_rng(scene)) for scene in part.tolist()
+        }
+        masks = {scene: masks for scene, masks in drawn.items() if masks.solids}
+        yield paint_scenes(sets, np.array(list(masks)), np.zeros(len(masks), bool), list(masks.values()))
 
 
 build_app = trainer(PrompterTraining, run)

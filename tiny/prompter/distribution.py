@@ -1,20 +1,19 @@
-"""The law of the prompter's scenes: what hides behind a mask depends on what is visible.
+"""The distribution of the prompter's scenes: what hides behind a mask depends on what is visible.
 
 The left and the right half of a scene each have a colour, and the scene has a shape, all drawn uniformly. A
 solid has the colour of its half with probability FOLLOW, else any; it has the scene's shape with probability
 FOLLOW, else any; colour and shape are drawn apart. So the best guess at a hidden colour is the most frequent
 colour among the visible solids of the same half, and the best guess at a hidden shape is the most frequent
-shape of all visible solids; how often these are right follows exactly from the numbers that are visible.
+shape of all visible solids; `predictive` says how often these are right.
 
-Legend: n visible solids that tell, k possible words.
+Legend: k possible words.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb, factorial
 
 import numpy as np
 
@@ -34,7 +33,7 @@ class Contents:
 
 
 def draw_contents(rng: np.random.Generator, count: int) -> Contents:
-    """Words of `count` solids by the law."""
+    """Words of `count` solids."""
     halves = rng.choice(COLOUR_WORDS, 2)
     shape = str(rng.choice(SHAPE_WORDS))
     shapes, colours = [], []
@@ -63,41 +62,3 @@ def best_guess(seen: Sequence[str], words: Sequence[str]) -> str:
     chances = predictive(seen, words)
     best = [word for word, chance in zip(words, chances, strict=True) if chance > chances.max() - 1e-9]
     return min(best, key=lambda word: list(seen).index(word) if word in seen else len(seen))
-
-
-def ceiling(seen: int, words: int, follow: float = FOLLOW) -> float:
-    """Share of right answers of the best guess, over all that n = `seen` visible solids may be; exact.
-
-    For every way to split n solids into groups of equal words: its probability under a given word of the set,
-    times the probability that the most frequent visible word is the hidden one.
-    """
-    other = (1 - follow) / words
-    same = follow + other
-    total = 0.0
-    for groups in partitions(seen):
-        counts = [*groups, *[0] * (words - len(groups))]
-        if len(counts) > words:
-            continue
-        likelihood = np.array([same**n * other ** (seen - n) for n in counts])  # if word i is the set's
-        chance = other + follow * likelihood / likelihood.sum()
-        total += float(likelihood.mean() * chance.max()) * arrangements(groups, words)
-    return total
-
-
-def partitions(n: int, largest: int | None = None) -> Iterator[tuple[int, ...]]:
-    """Ways to write n as a sum of positive numbers, largest first."""
-    if n == 0:
-        yield ()
-        return
-    for first in range(min(n, largest or n), 0, -1):
-        yield from ((first, *rest) for rest in partitions(n - first, first))
-
-
-def arrangements(groups: Sequence[int], words: int) -> int:
-    """How many sequences of n solids, out of so many words, have groups of these sizes."""
-    orders, naming = factorial(sum(groups)), comb(words, len(groups)) * factorial(len(groups))
-    for size in groups:
-        orders //= factorial(size)
-    for equal in Counter(groups).values():
-        naming //= factorial(equal)
-    return orders * naming

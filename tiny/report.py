@@ -1,0 +1,78 @@
+"""What the evaluations of the small networks share: means with intervals over scenes, table cells, sheets."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ldm.files import json_bytes, write_all_atomic
+from ldm.metrics.intervals import percentile_interval
+from ldm.sheet import grid
+
+log = logging.getLogger(__name__)
+
+RESAMPLES = 1000
+
+
+class SceneRecord(Protocol):
+    """What was measured of one mask."""
+
+    @property
+    def scene(self) -> int: ...
+
+
+def scene_interval(
+    records: Sequence[SceneRecord], names: Sequence[str], statistic: Callable[[np.ndarray], float]
+) -> dict[str, float]:
+    """A statistic of (number of records, sum of each named value) with its 95 % interval.
+
+    Whole scenes are resampled, as the masks of a scene are not independent.
+    """
+    scenes = {scene: row for row, scene in enumerate(dict.fromkeys(record.scene for record in records))}
+    sums = np.zeros((len(scenes), 1 + len(names)))
+    for record in records:
+        sums[scenes[record.scene]] += (1, *(getattr(record, name) for name in names))
+    low, high = percentile_interval(
+        lambda chosen: statistic(sums[chosen].sum(0)), len(sums), resamples=RESAMPLES
+    )
+    value = {"mean": statistic(sums.sum(0)), "low": low, "high": high}
+    return {name: round(float(number), 4) for name, number in value.items()}
+
+
+def scene_mean(records: Sequence[SceneRecord], measure: str) -> dict[str, float]:
+    """Mean over records with its interval."""
+    return scene_interval(records, (measure,), lambda sums: sums[1] / sums[0])
+
+
+def cell(number: Mapping[str, float]) -> str:
+    """A mean, with its interval where there is one."""
+    if "low" not in number:
+        return f"{number['mean']:.3f}"
+    return f"{number['mean']:.3f} [{number['low']:.3f} {number['high']:.3f}]"
+
+
+def alternating(counts: Sequence[int], *, descending: bool = False) -> list[int]:
+    """Order of cases in which every count of masks comes in turn."""
+    sign = -1 if descending else 1
+    return sorted(range(len(counts)), key=lambda i: (counts[:i].count(counts[i]), sign * counts[i]))
+
+
+def sheet_png(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], labels: Sequence[str],
+              side: int) -> bytes:  # fmt: skip
+    """A sheet of images with cells of `side` pixels as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(grid(rows, titles, labels, cell=side)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def write_report(out: Path, result: Mapping[str, Any], table: str, sheet: bytes) -> None:
+    """Numbers as `out` (JSON), the table and the sheet beside it as .txt and .png."""
+    texts = {".json": json_bytes(result), ".txt": (table + "\n").encode(), ".png": sheet}
+    write_all_atomic({out.with_suffix(suffix): data for suffix, data in texts.items()})
+    log.info("%s", table)
