@@ -131,13 +131,13 @@ class PromptMetricModels(MetricNetworks):
                 row_numbers |= zip(BERTSCORE, scores, strict=True)
         return numbers, skipped
 
-
-def clip_cosines(rows: Sequence[Prediction], clip: Clip) -> list[float]:
-    """CLIPSim: cosine of "An image of PREDICTION" and the region's own image, squeezed to CLIP's square."""
-    cosines: list[float] = []
-    for start in trange(0, len(rows), AT_ONCE, desc="CLIPSim", disable=None):
-        group = rows[start : start + AT_ONCE]
-        images = clip.images([row.read_crop() for row in group])
-        texts = clip.texts([IMAGE_OF.format(row.prediction.lower()) for row in group])
-        cosines += (images * texts).sum(1).tolist()
-    return cosines
+    @staticmethod
+    def clip_cosines(rows: Sequence[Prediction], clip: Clip) -> list[float]:
+        """CLIPSim: cosine of "An image of PREDICTION" and the region's own image, squeezed to CLIP's square."""
+        cosines: list[float] = []
+        for start in trange(0, len(rows), AT_ONCE, desc="CLIPSim", disable=None):
+            group = rows[start : start + AT_ONCE]
+            images = clip.images([row.read_crop() for row in group])
+            texts = clip.texts([IMAGE_OF.format(row.prediction.lower()) for row in group])
+            cosines += (images * texts).sum(1).tolist()
+        return cosines
