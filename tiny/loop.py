@@ -89,6 +89,13 @@ def learning_rate(settings: StageSettings, progress: Progress) -> float:
     return rise * (settings.final_lr + (1 - settings.final_lr) * cosine)
 
 
+class WarmAverage(EMAModel):
+    """A weight average with a shorter memory in the first steps: n / (9 + n) at step n, then `decay`."""
+
+    def get_decay(self, optimization_step: int) -> float:
+        return min(self.decay, optimization_step / (9 + optimization_step))
+
+
 @dataclass
 class Stage:
     """One stage of a run in the folder `out`; made with the state of its checkpoint, where there is one.
@@ -117,7 +124,7 @@ class Stage:
             betas=settings.betas, weight_decay=settings.weight_decay, fused=True,
         )  # fmt: skip
         self.scheduler = self.schedule(self.optimizer) if self.schedule else None
-        self.average = EMAModel(self.weights.values(), decay=settings.ema) if settings.ema else None
+        self.average = WarmAverage(self.weights.values(), decay=settings.ema) if settings.ema else None
         self.progress = Progress()
         self.checkpoint = self.out / self.state_file
         if self.checkpoint.exists():
