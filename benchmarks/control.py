@@ -9,10 +9,8 @@ Ours: the branches once for the two halves of guidance, hint embedding not repea
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -21,15 +19,13 @@ import torch
 import typer
 from torch import Tensor
 
+from benchmarks.harness import RESULTS, best_seconds, write_report
 from cldm.create import AutoencoderConfig, NetworkConfig, create_compositor
-from cldm.model import Compositor, Conditions, fuse, shared
-from ldm.device import describe_hardware
-from ldm.files import write_atomic
+from cldm.model import Compositor, fuse, shared
 from ldm.settings.cli import run_module, single_app
 
 logger = logging.getLogger(__name__)
 
-RESULTS = Path("benchmarks/results")
 REDUCED = NetworkConfig(
     size=(256, 256), block_channels=(64, 128, 256, 256), heads=(2, 4, 8, 8), token_width=256,
     identity_width=192, identity_layers=1, identity_heads=4, identity_swiglu=False, zero_conv_std=0.3,
@@ -53,17 +49,6 @@ def stock_step(model: Compositor, x: Tensor, t: Tensor, *conditions: Tensor) -> 
     ).sample  # fmt: skip
 
 
-def median_seconds(function: Callable[[], Tensor], repeats: int) -> float:
-    """Median over `repeats` calls after one warm-up."""
-    function()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - started)
-    return sorted(seconds)[len(seconds) // 2]
-
-
 @torch.inference_mode()
 def compare(config: NetworkConfig, dtype: torch.dtype, samples: list[int], repeats: int) -> list[dict]:
     """One row per number of samples: seconds of a step, ratio, largest difference of the predictions."""
@@ -75,18 +60,18 @@ def compare(config: NetworkConfig, dtype: torch.dtype, samples: list[int], repea
         return torch.rand(shape, generator=generator).to(dtype)
 
     reference, detail, depth = draw(1, 3, 224, 224), draw(1, 4, *config.size), draw(1, 3, *config.size)
-    one = model.conditions(reference, detail, depth)
-    both: Conditions = one.with_null(model.identity.null())
+    both = model.conditions(reference, detail, depth).with_null(model.identity.null())
     hints = detail.repeat(2, 1, 1, 1), depth.repeat(2, 1, 1, 1)
     t = torch.tensor(500)
     rows = []
     for count in samples:
         x = draw(2 * count, config.autoencoder.latent_channels, side, side)
-        theirs = median_seconds(partial(stock_step, model, x, t, both.tokens, *hints), repeats)
-        ours = median_seconds(partial(model, x, t, both), repeats)
-        gap = (stock_step(model, x, t, both.tokens, *hints) - model(x, t, both)).abs().max().item()
-        rows.append({"samples": count, "stock_s": round(theirs, 3), "ours_s": round(ours, 3),
-                     "ratio": round(theirs / ours, 3), "largest_difference": gap})  # fmt: skip
+        stock, shared_step = partial(stock_step, model, x, t, both.tokens, *hints), partial(model, x, t, both)
+        taken = best_seconds({"stock": stock, "ours": shared_step}, repeats, clock=time.perf_counter)
+        gap = (stock() - shared_step()).abs().max().item()
+        times = {f"{name}_s": round(value, 3) for name, value in taken.items()}
+        ratio = round(taken["stock"] / taken["ours"], 3)
+        rows.append({"samples": count, **times, "ratio": ratio, "largest_difference": gap})
         logger.info("%s", rows[-1])
     return rows
 
@@ -98,13 +83,9 @@ def main(
 ) -> None:
     """Measure what shared control evaluations save."""
     config, dtype = (FULL, torch.bfloat16) if full else (REDUCED, torch.float32)
-    result = {
-        "hardware": describe_hardware(),
-        "size": "SD-2.1, 512 px, bf16" if full else "reduced, 256 px, fp32",
-        "rows": compare(config, dtype, [1, 4, 8], repeats),
-    }
-    name = "control_full" if full else "control"
-    write_atomic(out or RESULTS / f"{name}.json", (json.dumps(result, indent=1) + "\n").encode())
+    size = "SD-2.1, 512 px, bf16" if full else "reduced, 256 px, fp32"
+    rows = compare(config, dtype, [1, 4, 8], repeats)
+    write_report(out or RESULTS / f"control{'_full' if full else ''}.json", {"size": size, "rows": rows})
 
 
 build_app = single_app(main)

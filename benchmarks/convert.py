@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,18 +23,16 @@ import torch
 import typer
 from accelerate import init_empty_weights
 
+from benchmarks.harness import RESULTS, row_of_process, write_report
 from cldm.convert.keys import original_pieces
 from cldm.convert.plan import UNET, KeyCheck, plan_network
 from cldm.convert.write import write_part
 from cldm.create import NetworkConfig, create_unet
-from ldm.device import describe_hardware
-from ldm.files import write_atomic
 from ldm.settings.cli import run_module, single_app
 from ldm.weight_files import Entry, open_weights, write_safetensors
 
 logger = logging.getLogger(__name__)
 
-RESULT = Path("benchmarks/results/convert.json")
 MEGABYTE = 2**20
 
 
@@ -95,7 +91,7 @@ def convert(path: Path, out: Path, width: int, dtype: str) -> dict[str, float]:
 def measure(
     width: Annotated[int, typer.Option(help="UNet width; 320 is SD 2.1", min=32)] = 320,
     work: Annotated[Path | None, typer.Option(help="folder for the files, default the system's")] = None,
-    out: Annotated[Path, typer.Option(help="result")] = RESULT,
+    out: Annotated[Path, typer.Option(help="result")] = RESULTS / "convert.json",
     step: Annotated[str, typer.Option(help="used by the benchmark itself: FILE,FOLDER,DTYPE")] = "",
 ) -> None:
     """Measure peak memory of converting one network."""
@@ -103,30 +99,25 @@ def measure(
         path, folder, dtype = step.split(",")
         if not Path(path).exists():
             make_file(Path(path), width)
+            typer.echo("{}")
         else:
-            write_atomic(out, json.dumps(convert(Path(path), Path(folder), width, dtype)).encode())
+            typer.echo(json.dumps(convert(Path(path), Path(folder), width, dtype)))
         return
     rows = []
     with tempfile.TemporaryDirectory(dir=work) as folder:
         for suffix in (".ckpt", ".safetensors"):
-            file, row = Path(folder) / f"unet{suffix}", Path(folder) / "row.json"
+            file = Path(folder) / f"unet{suffix}"
             for dtype in ("keep", "fp16"):
-                words = [
-                    "--width",
-                    str(width),
-                    "--out",
-                    str(row),
-                    "--step",
-                    f"{file},{folder}/{dtype},{dtype}",
-                ]
+                flags = [f"--width={width}", f"--step={file},{folder}/{dtype},{dtype}"]
                 for _ in range(1 if file.exists() else 2):  # the first call makes the file
-                    subprocess.run([sys.executable, "-m", "benchmarks.convert", *words], check=True)
-                rows.append({"file": suffix, "dtype": dtype, **json.loads(row.read_text())})
+                    row = row_of_process("benchmarks.convert", *flags)
+                    if "failed" in row:
+                        raise RuntimeError(row["failed"])
+                rows.append({"file": suffix, "dtype": dtype, **row})
                 logger.info("%s", rows[-1])
                 shutil.rmtree(Path(folder) / dtype)
             file.unlink()
-    result = {"hardware": describe_hardware(), "unet_width": width, "rows": rows}
-    write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
+    write_report(out, {"unet_width": width, "rows": rows})
 
 
 build_app = single_app(measure)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,15 +25,14 @@ import typer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from benchmarks.harness import RESULTS, row_of_process, write_report
 from cldm.create import NetworkConfig, create_compositor
 from cldm.training.module import CompositorModule, TrainConfig
-from ldm.device import describe_hardware, pick_device
-from ldm.files import write_atomic
+from ldm.device import pick_device
 from ldm.settings.cli import run_module, single_app
 
 logger = logging.getLogger(__name__)
 
-RESULTS = Path("benchmarks/results/full_size.json")
 SIDE, REFERENCE = 512, 224
 GIB = 2**30
 PRECISIONS = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.float32, "32-true": torch.float32}
@@ -119,15 +117,9 @@ def _resident_peak() -> int:
 def row(batch: int, checkpointing: bool, steps: int, precision: str, device: str) -> dict[str, Any]:
     """`measure` in a process of its own."""
     flags = [f"--batches={batch}", f"--steps={steps}", f"--precision={precision}", f"--device={device}"]
-    command = [sys.executable, "-m", "benchmarks.full_size", *flags, "--inside"]
-    command.append("--checkpointing" if checkpointing else "--no-checkpointing")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    flags += ["--inside", "--checkpointing" if checkpointing else "--no-checkpointing"]
     settings = {"batch": batch, "checkpointing": checkpointing, "precision": precision}
-    if done.returncode == 0:
-        return {**settings, **json.loads(done.stdout.splitlines()[-1])}
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    killed = done.returncode in (-9, 137) or "out of memory" in done.stderr.lower()
-    return {**settings, "failed": "out of memory" if killed else last[:200]}
+    return {**settings, **row_of_process("benchmarks.full_size", *flags)}
 
 
 def main(
@@ -135,7 +127,7 @@ def main(
     steps: Annotated[int, typer.Option(help="steps of each row", min=1)] = 1,
     precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "bf16-true",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    out: Annotated[Path, typer.Option(help="JSON to write")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="JSON to write")] = RESULTS / "full_size.json",
     inside: Annotated[bool, typer.Option(hidden=True)] = False,
     checkpointing: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
@@ -154,8 +146,7 @@ def main(
         for recompute in (False, True):
             rows.append(row(size, recompute, steps, precision, where))
             logger.info("%s", rows[-1])
-    result = {"hardware": describe_hardware(), "size": f"SD-2.1 and DINOv2-g, {SIDE} px", "rows": rows}
-    write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
+    write_report(out, {"size": f"SD-2.1 and DINOv2-g, {SIDE} px", "rows": rows})
 
 
 build_app = single_app(main)

@@ -1,13 +1,11 @@
-"""How often the geometric placer's first answer is valid in held-out rendered scenes, judged in 3D.
+"""How often the geometric placer's first answer is valid in held-out rendered scenes, measured in 3D.
 
     OMP_NUM_THREADS=1 python -m benchmarks.placer [--scenes 512] [--out FILE]
 
-The questions and the judge are those of llava_bifrost.evaluate. The placer is given the depth map, the places
-of the things and the object's aspect; a locator has to see all that, so the numbers are not comparable.
+Questions and measures are those of llava_bifrost.evaluate. The placer is given the depth map, the places of
+the objects and the object's aspect; a locator has to see all that, so the numbers are not comparable.
 """
 
-import json
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,17 +15,14 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from benchmarks.harness import RESULTS, write_report
 from datasets.relations import Place
 from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
-from ldm.device import describe_hardware
-from ldm.files import write_atomic
 from ldm.settings.cli import run_module, single_app
 from llava_bifrost.evaluate.measures import Case, measure_answer
 from llava_bifrost.placement.placer import Item, NoPlace, place_object
 from llava_bifrost.worlds.questions import place_questions
 from llava_bifrost.worlds.world import world_of
-
-log = logging.getLogger(__name__)
 
 FOLDER = Path("data/scenes/views_eval")
 RULES = ("valid", "relations", "in_frame", "ground", "size", "free")
@@ -53,11 +48,11 @@ def cases(count: int) -> Iterator[tuple[Case, np.ndarray, dict[str, Place]]]:
 
 
 def measured(count: int) -> dict[str, dict[str, float]]:
-    """Shares of questions by rule, with all things known and with the named ones only."""
+    """Fractions of questions by rule, with all objects known and with the named ones only."""
     rows: dict[str, list[dict[str, float]]] = {"all things known": [], "named things known": []}
     seconds = 0.0
     for case, depth, every in cases(count):
-        # The cut-out says how wide the object is for its height; the judge's own solid is the truth here.
+        # The cut-out gives the object's aspect; here that of the true solid.
         x0, y0, x1, y1 = case.truth.box01_xyxy
         item = Item((x1 - x0) / (y1 - y0))
         named = {name: every[name] for name in case.request.anchors}
@@ -85,14 +80,10 @@ def summary(found: list[dict[str, float]]) -> dict[str, float]:
 
 def main(
     scenes: Annotated[int, typer.Option(help="held-out scenes; rendered if missing", metavar="INT")] = 512,
-    out: Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")] = Path(
-        "benchmarks/results/placer.json"
-    ),
+    out: Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")] = RESULTS / "placer.json",
 ) -> None:
     """Measure the geometric placer's first answers."""
-    report = {"scenes": scenes, "hardware": describe_hardware(), **measured(scenes)}
-    write_atomic(out, (json.dumps(report, indent=1) + "\n").encode())
-    log.info("%s", json.dumps(report, indent=1))
+    write_report(out, {"scenes": scenes, **measured(scenes)})
 
 
 build_app = single_app(main)

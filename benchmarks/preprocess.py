@@ -1,30 +1,27 @@
 """Pre-processing against the published per-pixel loops, on a 1080p background, in one run.
 
-    python -m benchmarks.preprocess [results.json]
+    python -m benchmarks.preprocess [--out FILE]
 
 The loops are written here as the published code does them: one Python step per pixel. Both sides must give
 the same arrays. Times are CPU seconds, the best of a few runs.
 """
 
-import json
-import logging
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
 import torch
+import typer
 
+from benchmarks.harness import RESULTS, best_seconds, write_report
 from datasets.fusion import Cutout, collage, hidden_object, place_cutout_legacy
 from datasets.masks import dilate
 from datasets.pairs import AugmentationParams, Inputs, PairOptions, build_pair
-from ldm.device import describe_hardware
-from ldm.files import write_atomic
+from ldm.settings.cli import run_module, single_app
 
-RESULTS = Path("benchmarks/results/preprocess.json")
 SIZE = (1080, 1920)
 BOX = (500, 300, 1100, 900)
 EXTENT = (0.3, 0.8)
@@ -68,12 +65,7 @@ def loop_fusion(
 
 def seconds(work: Callable[[], object], runs: int) -> float:
     """CPU seconds of the fastest run."""
-    best = float("inf")
-    for _ in range(runs):
-        start = time.process_time()
-        work()
-        best = min(best, time.process_time() - start)
-    return best
+    return best_seconds({"": work}, runs)[""]
 
 
 def scene() -> tuple[np.ndarray, np.ndarray, Cutout, np.ndarray]:
@@ -156,17 +148,16 @@ def build_times() -> dict[str, float]:
     return {name: round(1000 * value, 2) for name, value in found.items()}
 
 
-def main(argv: list[str]) -> None:
-    """Measure and write the JSON."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+def main(
+    out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS / "preprocess.json",
+) -> None:
+    """Measure the pre-processing."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    measured = {"size_hw": SIZE, "loops": compare(), "build_pair_ms": build_times()}
-    results = {"hardware": describe_hardware(), **measured}
-    text = json.dumps(results, indent=2)
-    logging.info(text)
-    write_atomic(Path(argv[0]) if argv else RESULTS, (text + "\n").encode())
+    write_report(out, {"size_hw": SIZE, "loops": compare(), "build_pair_ms": build_times()})
 
+
+build_app = single_app(main)
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_module(build_app)

@@ -14,9 +14,7 @@ Legend: b images, r regions, h heads, n latent cells, t tokens, d channels of a 
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,15 +28,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.harness import RESULTS, best_seconds, write_report
 from inpainting.models.text_to_image.layout import attention_sizes
 from inpainting.models.text_to_image.rca import Regions, attention_layers, install_rca, region_kwargs
-from ldm.device import describe_hardware, pick_device
-from ldm.files import write_atomic
+from ldm.device import pick_device
 from ldm.settings.cli import run_module, single_app
 
 logger = logging.getLogger(__name__)
 
-RESULT = Path("benchmarks/results/rca.json")
 TOKENS, HEAD = 77, 64
 HEADS = {64: 5, 32: 10, 16: 20, 8: 20}  # side of the latent -> heads of Stable Diffusion 2 there
 IMAGE, REGIONS = 512, 5
@@ -108,28 +105,13 @@ class Published:
         return attn.to_out[1](attn.to_out[0](rearrange(read, "b h n d -> b n (h d)")))
 
 
-def seconds(functions: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Best of `repeats` for each; processor time of one thread on the CPU, clock time on a GPU."""
-    best = dict.fromkeys(functions, float("inf"))
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    for repeat in range(repeats + 1):
-        for name, function in functions.items():
-            _wait(device)
-            started = clock()
-            function()
-            _wait(device)
-            if repeat:  # the first round warms up
-                best[name] = min(best[name], clock() - started)
-    return best
-
-
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
     """Most memory that a call holds at once, on top of what there was before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         function()
-        _wait(device)
+        torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
@@ -141,16 +123,11 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
     return peak
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def compare(
     functions: dict[str, Callable[[], Any]], repeats: int, device: torch.device, what: dict[str, Any]
 ) -> dict[str, Any]:
     """One row: seconds and MiB of each formulation, and what the published one takes in units of ours."""
-    taken = seconds(functions, repeats, device)
+    taken = best_seconds(functions, repeats, device)
     memory = {name: peak_bytes(function, device) for name, function in functions.items()}
     row = {
         **what,
@@ -235,7 +212,7 @@ def main(
     batch: Annotated[int, typer.Option(help="images in one call", min=1)] = 4,
     repeats: Annotated[int, typer.Option(help="timed calls of each formulation", min=1)] = 7,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULT,
+    out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS / "rca.json",
 ) -> None:
     """Measure time and peak memory of rectified attention against the published formulation."""
     place = pick_device(device)
@@ -252,15 +229,14 @@ def main(
     with torch.inference_mode():
         rows = [layer_row(side, masks, owners, regions, False, repeats) for side in HEADS] + rows
         rows.append(unet_row(masks, owners, regions, max(2, repeats // 3)))
-        built = seconds({"build": build}, repeats, place)["build"]
+        built = best_seconds({"build": build}, repeats, place)["build"]
     kept = sum(bias.untyped_storage().nbytes() for bias in regions.values())
     result = {
-        "hardware": describe_hardware(place),
         "dtype": str(dtype).removeprefix("torch."),
         "rows": rows,
         "bias_built_once_per_call": {"seconds": round(built, 5), "kept_mib": round(kept / 2**20, 2)},
     }
-    write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
+    write_report(out, result, place)
 
 
 build_app = single_app(main)

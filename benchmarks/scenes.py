@@ -3,20 +3,16 @@
 OMP_NUM_THREADS=1 python -m benchmarks.scenes [--count 40] [--out FILE]
 """
 
-import argparse
-import json
-import logging
-import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
+from benchmarks.harness import RESULTS, write_report
 from datasets.scenes import SceneOptions, render, sample_scene, train_seed
-from ldm.device import describe_hardware
-from ldm.files import write_atomic
-
-log = logging.getLogger(__name__)
+from ldm.settings.cli import run_module, single_app
 
 REPEATS = 3
 QUALITIES = {"1 ray": (1, False), "1 ray, smooth edges": (1, True), "2 x 2 rays": (2, True)}
@@ -69,28 +65,23 @@ def occlusion(count: int) -> dict[str, float]:
     }
 
 
-def main(argv: list[str]) -> None:
-    """Measure, log a table, write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scenes.json"))
-    parser.add_argument("--count", type=int, default=40)
-    parser.add_argument("--device", default="cpu")
-    given = parser.parse_args(argv)
+def main(
+    out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS / "scenes.json",
+    count: Annotated[int, typer.Option(help="scenes per setting", min=1)] = 40,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """Measure the renderer."""
     torch.set_num_threads(1)
     table = [
-        rates(size, quality, window, given.count, given.device)
+        rates(size, quality, window, count, device)
         for window in ("full", "object")
         for size in (64, 96, 128)
         for quality in QUALITIES
     ]
-    for row in table:
-        log.info("%s", "  ".join(f"{name} {value}" for name, value in row.items()))
-    hidden = occlusion(12 * given.count)
-    log.info("%s", hidden)
-    report = {"hardware": describe_hardware(given.device), "rates": table, "occlusion": hidden}
-    write_atomic(given.out, (json.dumps(report, indent=1) + "\n").encode())
+    write_report(out, {"rates": table, "occlusion": occlusion(12 * count)}, device)
 
+
+build_app = single_app(main)
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main(sys.argv[1:])
+    run_module(build_app)

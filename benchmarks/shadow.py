@@ -1,16 +1,14 @@
-"""Does a second region round the object's foot let the compositor paint the shadow that the object casts?
+"""Does a second region at the object's ground contact let the compositor paint the shadow of the object?
 
     OMP_NUM_THREADS=1 python -m benchmarks.shadow [--scenes 300] [--out FILE]
 
 The region is a soft ellipse on what the object stands on, kept to the object's own depth. The same model
 paints object and ellipse together. Measured on held-out rendered scenes, in the ellipse without the object
 and its edit mask, for the painted colours and for their darkening alone:
-recall: share of the true shadow's darkening that is there; precision: share of the painted darkening that is
-true; psnr: against the true image, beside that of the background left alone.
+recall: fraction of the true shadow's darkening that is there; precision: fraction of the painted darkening
+that is true; psnr: against the true image, beside that of the background left alone.
 """
 
-import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +18,7 @@ import numpy as np
 import typer
 from tqdm.auto import tqdm
 
+from benchmarks.harness import RESULTS, write_report
 from cldm.evaluate.cases import SceneCase, scene_cases
 from cldm.model import Compositor
 from cldm.pipeline import CompositorPipeline
@@ -28,15 +27,11 @@ from datasets.pairs import build_pair
 from datasets.pasteback import stitch
 from datasets.sources.rendered import RenderedScenes
 from ldm.denoise import Monitor
-from ldm.device import describe_hardware
 from ldm.experts.depth import DepthEstimator
-from ldm.files import write_atomic
 from ldm.images import from_pm1
 from ldm.metrics.intervals import percentile_interval
 from ldm.metrics.similarity import psnr_over
 from ldm.settings.cli import run_module, single_app
-
-log = logging.getLogger(__name__)
 
 WIDE, BEHIND, BEFORE = 1.0, 0.6, 0.35  # half axes of the ellipse, in widths of the object's box
 DARK = 0.03  # of luminance in [0, 1]; less darkening in the true image is not counted as shadow
@@ -46,8 +41,8 @@ LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 WAYS = ("painted", "darkening alone")
 
 
-def foot_weight(case: SceneCase) -> np.ndarray:
-    """(h, w) blend weight in [0, 1]: an ellipse round the object's foot, at its depth."""
+def shadow_weight(case: SceneCase) -> np.ndarray:
+    """(h, w) blend weight in [0, 1]: an ellipse round the object's ground contact, at its depth."""
     depth = case.inputs.background_depth_01
     h, w = depth.shape
     assert case.inputs.box01_xyxy is not None  # rendered scenes have a box
@@ -81,7 +76,7 @@ def measure(
     """
     sampling, background, truth = card.sampling, case.inputs.background_u8, case.truth_u8
     mine = stitch(case.pair.geometry, from_pm1(case.pair.paste_pm1)).edit_mask
-    weight = foot_weight(case)
+    weight = shadow_weight(case)
     both = replace(case.inputs, region=mine | (weight > 0))
     pair = build_pair(both, card.pair)
     painted = CompositorPipeline(model).paint(pair, [seed], sampling, monitor=Monitor(progress=False))[0]
@@ -143,9 +138,7 @@ def main(
     data: Annotated[Path, typer.Option(help="scene shards of the eval split", metavar="PATH")] = Path(
         "data/scenes/eval"
     ),
-    out: Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")] = Path(
-        "benchmarks/results/shadow.json"
-    ),
+    out: Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")] = RESULTS / "shadow.json",
 ) -> None:
     """Measure what a shadow region would bring."""
     compositor, card = load_compositor(model)
@@ -159,9 +152,7 @@ def main(
     ]
     rows = [row for row in measured if row is not None]
     table = {name: summary([row[name] for row in rows]) for name in ("nothing", *WAYS)}
-    report = {"scenes": len(rows), "model": str(model), "hardware": describe_hardware(), **table}
-    write_atomic(out, (json.dumps(report, indent=1) + "\n").encode())
-    log.info("%s", json.dumps(table, indent=1))
+    write_report(out, {"scenes": len(rows), "model": str(model), **table})
 
 
 build_app = single_app(main)

@@ -1,38 +1,37 @@
 """Samples per second of sources with the real pre-processing, beside the published loader's work.
 
-    python -m benchmarks.sources [results.json [DATASETS.yaml]]
+    python -m benchmarks.sources [--out FILE] [--datasets DATASETS.yaml]
 
 Two fabricated sources of frame pairs, 640 x 480 and 1280 x 720; with a settings file also every source in it
-whose data are there. CPU seconds per accepted example, so refusals count and a busy machine does not.
+whose data are there. CPU seconds per accepted example, so rejections count and a busy machine does not.
 `published` does what the published loader does to the same files, in plain OpenCV and NumPy: an augmentation
 that is then thrown away, the mask deformed on the whole crop, resizing at the end, float64 arrays.
 """
 
-import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
 import cv2
 import numpy as np
 import torch
+import typer
 
+from benchmarks.harness import RESULTS, write_report
 from datasets.base import ExampleSource
 from datasets.geometry import bbox_of_mask, expand_box, square_box, square_padding
 from datasets.pairs import Augment, AugmentationParams, PairOptions, build_pair
 from datasets.sources.folder import FolderConfig
 from datasets.sources.inspection import RejectionStats, accepted_samples
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
-from ldm.device import describe_hardware
-from ldm.files import write_atomic
 from ldm.images import normalize, write_depth, write_mask
+from ldm.settings.cli import run_module, single_app
 from ldm.settings.config import load_config
 
-RESULTS = Path("benchmarks/results/sources.json")
 SIZES = ((480, 640), (720, 1280))
 ITEMS, DRAWS = 4, 24
 # The published choice of masks: the box with probability 0.3, else the deformed outline.
@@ -146,7 +145,7 @@ def per_example(work: Callable[[int], object], count: int) -> float:
 
 
 def ours(source: ExampleSource, count: int = DRAWS) -> dict[str, float]:
-    """CPU milliseconds per accepted example: files to Inputs, and all of it; the share of accepted draws."""
+    """CPU milliseconds per accepted example: files to Inputs, and all; the fraction of accepted draws."""
     stats = RejectionStats("")
     start = time.process_time()
     accepted = len(list(accepted_samples(source, stats, OPTIONS, count, seed=0)))
@@ -194,19 +193,20 @@ def present(config: Path) -> Iterator[tuple[str, ExampleSource]]:
             logging.info("left out: %s", error)
 
 
-def main(argv: list[str]) -> None:
-    """Measure and write the JSON."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+def main(
+    out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS / "sources.json",
+    datasets: Annotated[Path | None, typer.Option(help="settings file of further sources")] = None,
+) -> None:
+    """Measure the sources."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    results: dict[str, object] = {"hardware": describe_hardware()}
-    results["fabricated"] = {f"{w} x {h}": fabricated((h, w)) for h, w in SIZES}
-    if len(argv) > 1:
-        results["sources"] = {name: ours(source) for name, source in present(Path(argv[1]))}
-    text = json.dumps(results, indent=2)
-    logging.info(text)
-    write_atomic(Path(argv[0]) if argv else RESULTS, (text + "\n").encode())
+    results: dict[str, object] = {"fabricated": {f"{w} x {h}": fabricated((h, w)) for h, w in SIZES}}
+    if datasets is not None:
+        results["sources"] = {name: ours(source) for name, source in present(datasets)}
+    write_report(out, results)
 
+
+build_app = single_app(main)
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_module(build_app)

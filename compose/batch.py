@@ -18,16 +18,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
 from cldm.pretrained import load_compositor_config
 from compose import ComposeSettings, compose, load_models
-from compose.output import save
-from compose.pipeline import Models
-from compose.settings import GEOMETRIC, depth_folder, locator_of, model_folder
-from ldm.files import file_sha256, write_atomic
+from compose.models import Models
+from compose.settings import GEOMETRIC, compositor_folder, depth_folder, locator_name
+from ldm.files import file_sha256, read_json, write_json
+from ldm.result import sample_paths
 from ldm.seeds import seed_of
 from ldm.settings.config import Layer, merge_layers, to_plain, yaml_layers
 from ldm.shards import shard_of
@@ -35,8 +34,9 @@ from ldm.shards import shard_of
 logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)*")
-PATHS = [one.name for one in fields(ComposeSettings) if "Path" in str(one.type) or one.name == "locator"]
-LISTED = 20  # errors that are shown
+PATHS = [field.name for field in fields(ComposeSettings) if "Path" in str(field.type)] + ["locator"]
+LISTED = 20  # errors that are shown; chosen: they fit on a screen
+EXAMPLE = '{"background": "room.png", "object": "dog.png", "box": [0.1, 0.4, 0.5, 0.9]}'
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,17 @@ class Job:
     settings: ComposeSettings
 
     def digest(self) -> str:
-        """What decides the result, apart from the networks: settings and the contents of the input files."""
+        """Hash of all that decides the result, apart from the networks: settings and input files."""
         inputs = {name: file_sha256(path) for name, path in self.settings.input_files.items()}
         text = json.dumps([to_plain(self.settings), inputs], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    made: int
-    kept: int
-    failed: int
+    def is_done(self, path: Path) -> bool:
+        """Whether an image and its report are there and are the result of this very job."""
+        try:
+            return path.is_file() and read_json(path.with_suffix(".json")).get("job") == self.digest()
+        except ValueError:
+            return False
 
 
 def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) -> list[Job]:
@@ -74,16 +72,16 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
         raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     below = [] if defaults is None else yaml_layers(defaults)
     jobs: list[Job] = []
-    taken: dict[str, int] = {}
+    line_of: dict[str, int] = {}
     errors: list[str] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             job = _job(line, number, below, root)
-            if job.name in taken:
-                raise ValueError(f"its name {job.name!r} is that of line {taken[job.name]}")
-            taken[job.name] = number
+            if job.name in line_of:
+                raise ValueError(f"its name {job.name!r} is that of line {line_of[job.name]}")
+            line_of[job.name] = number
             check_files(job.settings)
             jobs.append(job)
         except ValueError as error:
@@ -95,9 +93,6 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
     if not jobs:
         raise ValueError(f"{path}: there is no job in it; a line looks like {EXAMPLE}")
     return jobs
-
-
-EXAMPLE = '{"background": "room.png", "object": "dog.png", "box": [0.1, 0.4, 0.5, 0.9]}'
 
 
 def _job(line: str, number: int, below: Sequence[Layer], root: Path) -> Job:
@@ -123,76 +118,44 @@ def check_files(settings: ComposeSettings) -> None:
     for name, file in {**settings.input_files, "anchors": settings.anchors}.items():
         if file is not None and not file.is_file():
             raise ValueError(f"{name}: {file} is not a file")
-    load_compositor_config(model_folder(settings))
+    load_compositor_config(compositor_folder(settings.model))
     folders = {"sam": settings.sam, "detector": settings.detector}
     if settings.background_depth is None:
         folders["depth_model"] = depth_folder(settings.depth_model)
-    if settings.instruction is not None and locator_of(settings) != GEOMETRIC:
-        folders["locator"] = Path(locator_of(settings))
+    if settings.instruction is not None and (locator := locator_name(settings)) != GEOMETRIC:
+        folders["locator"] = Path(locator)
     for name, folder in folders.items():
         if folder is not None and not folder.is_dir():
             raise ValueError(f"{name}: {folder} is not a folder")
 
 
-def run_jobs(
-    jobs: Sequence[Job],
-    out: Path,
-    shard: str = "0/1",
-) -> Outcome:
-    """Make what is missing of this machine's share; networks stay loaded while jobs share them.
+def run_jobs(jobs: Sequence[Job], out: Path, shard: str = "0/1") -> tuple[int, int, int]:
+    """Make what is missing of this machine's part; networks stay loaded while jobs have them in common.
 
     A job that fails is recorded in OUT/failed-<i>-of-<n>.json with its reason, and the next one follows; a
-    later run tries it again.
+    later run tries it again. Returns how many were made, were there already, and failed.
     """
     index, count = shard_of(shard)
     kept = made = 0
     failed: dict[str, str] = {}
     models: Models | None = None
-    journal = out / f"failed-{index}-of-{count}.json"
+    record = out / f"failed-{index}-of-{count}.json"
     bar = tqdm(jobs[index::count], desc="composites", unit="job", disable=not sys.stderr.isatty())
     for job in bar:
-        path = out / f"{job.name}.png"
+        paths = sample_paths(out / f"{job.name}.png", job.settings.num_samples)
         try:
-            if all(is_done(one, job) for one in paths_of(job, path)):
+            if all(job.is_done(path) for path in paths):
                 kept += 1
                 continue
-            models = shared_models(job.settings, models)
+            models = load_models(job.settings, models)
             result = compose(job.settings, models, progress=False)
-            for sample, one in enumerate(paths_of(job, path)):
-                save(result, sample, one, job=job.digest())
+            for sample, path in enumerate(paths):
+                result.save(sample, path, job=job.digest())
             made += 1
         except (ValueError, OSError, RuntimeError) as error:
             failed[job.name] = " ".join(str(error).split())[:2000]
             logger.error("%s: %s", job.name, failed[job.name])
-            write_atomic(journal, (json.dumps(failed, indent=1) + "\n").encode())
-    if not failed and journal.exists():
-        journal.unlink()
-    return Outcome(made, kept, len(failed))
-
-
-def paths_of(job: Job, path: Path) -> list[Path]:
-    """The PNG of a job, or one per sample."""
-    count = job.settings.num_samples
-    return [path] if count == 1 else [path.with_name(f"{path.stem}_{i}.png") for i in range(count)]
-
-
-def is_done(path: Path, job: Job) -> bool:
-    """Whether an image and its report are there and are the result of this very job."""
-    report = path.with_suffix(".json")
-    if not (path.is_file() and report.is_file()):
-        return False
-    try:
-        found: Any = json.loads(report.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("job") == job.digest()
-
-
-def shared_models(settings: ComposeSettings, models: Models | None) -> Models:
-    """The models of the job before where they are the same, else newly loaded ones."""
-    if models is None:
-        return load_models(settings)
-    folders = model_folder(settings), depth_folder(settings.depth_model)
-    same = (models.folder, models.depth_folder) == folders
-    asked = (settings.device, settings.dtype, settings.offload)
-    return models if same and models.asked == asked else load_models(settings)
+            write_json(record, failed)
+    if not failed:
+        record.unlink(missing_ok=True)
+    return made, kept, len(failed)

@@ -9,26 +9,26 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import cv2
 import numpy as np
-import typer
 from tqdm.auto import tqdm
 
 from compose import ComposeSettings, compose, load_models
-from compose.output import with_placement
-from compose.pipeline import Models, Result
+from compose.models import Models
+from compose.pipeline import Result
+from compose.placement import candidate_of
 from compose.recipe import settings_of_recipe
-from compose.settings import DEPTH_MODES, depth_folder, model_folder
+from compose.settings import DEPTH_MODES
 from datasets.geometry import box_to_pixels
 from ldm.images import write_png
-from ldm.settings.cli import run_module, single_app
+from ldm.settings.cli import command, run_module, single_app
+from ldm.settings.config import CheckedSettings, setting
 from ldm.sheet import grid
 from llava_bifrost.draw import draw_candidates
-from llava_bifrost.language.answer import Candidate, Location
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ TITLES = [
 def contact_sheet(result: Result) -> np.ndarray:
     """One row per sample, (H, W, 3) uint8."""
     labels = [f"seed {seed}" for seed in result.seeds]
-    labels[0] = f"{labels[0]} {said(result)}".strip()
+    labels[0] = f"{labels[0]} {placement_text(result)}".strip()
     return grid([row_of(result, index) for index in range(len(result.seeds))], TITLES, labels)
 
 
-def said(result: Result) -> str:
+def placement_text(result: Result) -> str:
     """The sentence and what the locator made of it; nothing where a box was given."""
     placement = result.report.get("placement")
     if placement is None:
@@ -61,36 +61,27 @@ def said(result: Result) -> str:
 
 
 def row_of(result: Result, index: int = 0) -> list[np.ndarray]:
-    """The images of one sample in the order of TITLES."""
-    inputs, layers = result.inputs, result.layers
-    fused = inputs.background_depth_01.copy()
-    x0, y0, x1, y1 = result.pair.crop.box_xyxy
-    fused[y0:y1, x0:x1] = layers.depth_01
+    """The images of one sample in the order of TITLES: visible object white, rest of the edit region gray."""
+    inputs, layers = result.geometry.inputs, result.geometry.native_layers
     return [
-        where(result),
+        marked_background(result),
         on_white(inputs.reference_u8, inputs.reference_mask),
-        gray(inputs.background_depth_01),
-        gray(fused),
-        regions(layers.visible, layers.edit),
+        inputs.background_depth_01,
+        result.fused_depth_01,
+        np.where(layers.visible, 255, np.where(layers.edit, 110, 0)).astype(np.uint8),
         result.painted_u8[index],
         result.images_u8[index],
     ]
 
 
-def where(result: Result) -> np.ndarray:
-    """The background with the box, or with all places that a locator proposed and the things it knew."""
-    placement, background_u8 = result.report.get("placement"), result.inputs.background_u8
+def marked_background(result: Result) -> np.ndarray:
+    """The background with the box, or with all places that a locator proposed, the chosen one first."""
+    placement, background_u8 = result.report.get("placement"), result.geometry.inputs.background_u8
     if placement is None:
         return with_box(background_u8, result.report["box"])
     order = [placement["chosen"], *range(len(placement["candidates"]))]
-    listed = [placement["candidates"][index] for index in dict.fromkeys(order)]
-    return draw_candidates(background_u8, [candidate_of(one) for one in listed])
-
-
-def candidate_of(plain: dict[str, Any]) -> Candidate:
-    """A proposal as a recipe holds it."""
-    location = Location(tuple(plain["box"]), plain["depth"], plain["far"], plain["near"])
-    return Candidate(location, plain["log_probability"], plain["text"], plain["score"])
+    candidates = [candidate_of(placement["candidates"][index]) for index in dict.fromkeys(order)]
+    return draw_candidates(background_u8, candidates)
 
 
 def with_box(image_u8: np.ndarray, box01: list[float]) -> np.ndarray:
@@ -104,16 +95,6 @@ def with_box(image_u8: np.ndarray, box01: list[float]) -> np.ndarray:
 def on_white(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The object cut out."""
     return np.where(mask[..., None], image_u8, np.uint8(255))
-
-
-def gray(depth_01: np.ndarray) -> np.ndarray:
-    """Depth as brightness, near = bright."""
-    return np.repeat((np.clip(depth_01, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
-
-
-def regions(visible: np.ndarray, edit: np.ndarray) -> np.ndarray:
-    """Visible object white, the rest of the edit region gray, what stays black."""
-    return np.repeat(np.where(visible, 255, np.where(edit, 110, 0)).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def read_cases(path: Path) -> list[dict[str, Any]]:
@@ -159,64 +140,56 @@ def settings_of_case(
     )
 
 
-def compose_all(jobs: Sequence[tuple[str, ComposeSettings]]) -> Iterator[tuple[str, Result]]:
-    """Every job's name and result; networks stay loaded while they are the same."""
+@dataclass(frozen=True, kw_only=True)
+class ContactSheetSettings(CheckedSettings):
+    """What the rows of a sheet show."""
+
+    out: Path = setting(help="PNG to write")
+    images: tuple[Path, ...] = setting(
+        (), aliases=("[IMAGE]...",), help="images written by run_inference.py image"
+    )
+    cases: Path | None = setting(None, help="JSON list of cases, instead of images")
+    root: Path = setting(Path("."), help="folder that the paths in the case list start from")
+    model: Path | None = setting(None, help="compositor folder for the cases")
+    depth_model: Path | None = setting(None, help="depth network folder for the cases")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out.suffix.lower() != ".png":
+            raise ValueError(f"--out must name a .png file, got {self.out}")
+        if bool(self.images) == (self.cases is not None):
+            raise ValueError("give either images made by run_inference.py, or --cases FILE")
+
+    def jobs(self) -> list[tuple[str, ComposeSettings, dict[str, Any] | None]]:
+        """Name, settings and, where an image was placed by a sentence, the record of that."""
+        if self.cases is not None:
+            listed = read_cases(self.cases)
+            made = [settings_of_case(case, self.root, self.model, self.depth_model) for case in listed]
+            return [(case["id"], settings, None) for case, settings in zip(listed, made, strict=True)]
+        recipes = [(image.stem, *settings_of_recipe(image)) for image in self.images]
+        return [(name, settings, recipe.get("placement")) for name, settings, recipe in recipes]
+
+
+def make_sheet(settings: ContactSheetSettings) -> None:
+    """Compose and draw one row per image or case."""
     models: Models | None = None
-    for name, settings in tqdm(jobs, desc="composites", disable=not sys.stderr.isatty()):
-        wanted = (model_folder(settings), depth_folder(settings.depth_model))
-        if models is None or (models.folder, models.depth_folder) != wanted:
-            models = load_models(settings)
+    rows, labels = [], []
+    for name, job, placement in tqdm(settings.jobs(), desc="composites", disable=not sys.stderr.isatty()):
+        models = load_models(job, models)
         try:
-            yield name, compose(settings, models, progress=False)
+            result = compose(job, models, progress=False).with_placement(placement)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-
-
-def make(
-    out: Annotated[Path, typer.Option(help="PNG to write", metavar="PATH")],
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(help="images written by run_inference.py image", metavar="[IMAGE]..."),
-    ] = None,
-    cases: Annotated[
-        Path | None, typer.Option(help="JSON list of cases, instead of images", metavar="FILE")
-    ] = None,
-    root: Annotated[
-        Path, typer.Option(help="folder that the paths in the case list start from", metavar="FOLDER")
-    ] = Path("."),
-    model: Annotated[
-        Path | None, typer.Option(help="compositor folder for the cases", metavar="FOLDER")
-    ] = None,
-    depth_model: Annotated[
-        Path | None, typer.Option(help="depth network folder for the cases", metavar="FOLDER")
-    ] = None,
-) -> None:
-    """Compose and draw one row per image or case."""
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out must name a .png file, got {out}")
-    if bool(images) == (cases is not None):
-        raise ValueError("give either images made by run_inference.py, or --cases FILE")
-    if cases is not None:
-        jobs = [(case["id"], settings_of_case(case, root, model, depth_model)) for case in read_cases(cases)]
-        placements: list[dict[str, Any] | None] = [None] * len(jobs)
-    else:
-        recipes = [settings_of_recipe(image) for image in images or []]
-        jobs = [(image.stem, one[0]) for image, one in zip(images or [], recipes, strict=True)]
-        placements = [recipe.get("placement") for _, recipe in recipes]
-    rows, labels = [], []
-    for (name, result), placement in zip(compose_all(jobs), placements, strict=True):
-        result = with_placement(result, placement)
         rows += [row_of(result, index) for index in range(len(result.seeds))]
-        name = f"{name} {said(result)}".strip()
-        labels += [name if index == 0 else f"seed {seed}" for index, seed in enumerate(result.seeds)]
-        changed = sum(one["changed_outside"] for one in result.report["drift"])
+        title = f"{name} {placement_text(result)}".strip()
+        labels += [title, *(f"seed {seed}" for seed in result.seeds[1:])]
         visible = 100 * result.report["visible_fraction"]
-        logger.info("%s: %.0f %% visible, %d pixels changed outside", name, visible, changed)
-    write_png(out, grid(rows, TITLES, labels))
-    logger.info("sheet: %s", out)
+        logger.info("%s: %.0f %% visible, %d pixels changed outside", title, visible, result.changed_outside)
+    write_png(settings.out, grid(rows, TITLES, labels))
+    logger.info("sheet: %s", settings.out)
 
 
-build_app = single_app(make)
+build_app = single_app(command(ContactSheetSettings, make_sheet))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -1,4 +1,4 @@
-"""From the files that settings name to the arrays of the pre-processing; every refusal names the file."""
+"""From the files that settings name to the arrays of the pre-processing; every error names the file."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ class Sources:
     item: LoadedImage  # (h, w)
     cut: np.ndarray  # (h, w) bool, the object
     cut_by: str  # file, alpha, grabcut or sam
-    box01_xyxy: Box01 | None  # None: a sentence says it
+    target_box01: Box01 | None  # of the target mask
     target: np.ndarray | None  # (H, W) bool
     depth_01: np.ndarray | None  # (H, W), None: to be estimated
     object_depth_01: np.ndarray | None  # (h, w)
 
 
 def read_sources(settings: ComposeSettings) -> Sources:
-    """Read and check all files, the quick checks first."""
+    """Read and check all files; cheap checks run first."""
     background, item = read_image(settings.background), read_image(settings.object)
-    target = None
+    target = box = None
     if settings.target_mask is not None:
         target = read_mask(settings.target_mask, size=background.size) ^ settings.invert_target_mask
+        box = None if settings.box else box_to_01(bbox_of_mask(target), background.size)
     depth_01 = _depth_of(settings.background_depth, background.size)
     object_depth_01 = _depth_of(settings.object_depth, item.size)
     cut, cut_by = _cut(settings, item)
-    return Sources(background, item, cut, cut_by, _box(settings, target), target, depth_01, object_depth_01)
+    return Sources(background, item, cut, cut_by, box, target, depth_01, object_depth_01)
 
 
 def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarray) -> tuple[Inputs, dict]:
@@ -52,7 +53,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
 
     depth_01: (H, W) of the background
     """
-    box = settings.box or sources.box01_xyxy
+    box = settings.box or sources.target_box01
     assert box is not None  # the settings refuse to be without a place
     extent, source = _depth_range(settings, depth_01, box)
     inputs = Inputs(
@@ -91,13 +92,13 @@ def require_visible(inputs: Inputs, layers: Layers) -> None:
     low, high = (float(value) for value in (there.min(), there.max()))
     far, near = inputs.depth_range
     raise ValueError(
-        f"nearer things hide the object completely: at --box {box} the background's depth is {low:.3f} to "
+        f"nearer objects hide the object completely: at --box {box} the background's depth is {low:.3f} to "
         f"{high:.3f}, the object's {far:.3f} to {near:.3f} (1 = nearest); raise --depth or move --box"
     )
 
 
 def _cut(settings: ComposeSettings, item: LoadedImage) -> tuple[np.ndarray, str]:
-    """Which pixels are the object, (h, w) bool, and who says so."""
+    """Which pixels are the object, (h, w) bool, and where that comes from."""
     if settings.object_mask is not None:
         cut, cut_by = read_mask(settings.object_mask, size=item.size), "file"
     else:
@@ -108,13 +109,6 @@ def _cut(settings: ComposeSettings, item: LoadedImage) -> tuple[np.ndarray, str]
         logger.info("object mask: %s (--object-mask FILE chooses it)", cut_by)
     check_object(cut, where=f"{settings.object_mask or settings.object}: the object")
     return cut, cut_by
-
-
-def _box(settings: ComposeSettings, target: np.ndarray | None) -> Box01 | None:
-    """The box as given, or that of the target mask, or None where a locator is to find it."""
-    if settings.box is not None or target is None:
-        return settings.box
-    return box_to_01(bbox_of_mask(target), (target.shape[0], target.shape[1]))
 
 
 def _depth_of(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:
@@ -139,12 +133,12 @@ def _depth_range(
 ) -> tuple[tuple[float, float], str]:
     """(far, near) of the object and where it comes from."""
     if settings.depth is None:
-        foot = depth_at_contact(depth_01, box)
+        ground = depth_at_contact(depth_01, box)
         if settings.plain_mode in DEPTH_MODES:
             logger.info(
-                "depth: %.3f, the background's at the bottom edge of the box (--depth chooses it)", foot
+                "depth: %.3f, the background's at the bottom edge of the box (--depth chooses it)", ground
             )
-        return depth_extent(foot, box), "foot of the box"
+        return depth_extent(ground, box), "foot of the box"
     if len(settings.depth) == 1:
         return depth_extent(settings.depth[0], box), "centre"
     return (settings.depth[0], settings.depth[1]), "range"

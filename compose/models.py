@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cldm.model import Compositor
 from cldm.pretrained import CompositorConfig, load_compositor, load_compositor_config
-from compose.settings import ComposeSettings, depth_folder, model_folder
+from compose.settings import ComposeSettings, compositor_folder, depth_folder
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
@@ -22,29 +24,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Models:
-    """The networks of one or many composites; each is loaded when it is first needed."""
+    """Compositor, depth network, locators and detectors on one device."""
 
     folder: Path
-    card: CompositorConfig
     depth_folder: Path
+    config: CompositorConfig
     device: torch.device
     dtype: torch.dtype  # of the compositor
     offload: bool = False
-    asked: tuple[str, str, bool] = ("auto", "auto", False)  # device, dtype, offload as the settings say
-    locators: dict[str, Locator] = field(default_factory=dict)
-    detectors: dict[str, Detector] = field(default_factory=dict)
+    requested: tuple[Any, ...] = ()  # what `load_models` was given: folders, device, dtype, offload
+    loaded: dict[Path, Any] = field(default_factory=dict)  # locators and detectors by folder
+
+    def _once(self, folder: Path, load: Callable[..., Any]) -> Any:
+        if folder not in self.loaded:
+            self.loaded[folder] = load(folder, device=str(self.device))
+        return self.loaded[folder]
 
     def locator(self, folder: Path) -> Locator:
         """The language model that reads sentences."""
-        if folder.as_posix() not in self.locators:
-            self.locators[folder.as_posix()] = load_locator(folder, str(self.device))
-        return self.locators[folder.as_posix()]
+        return self._once(folder, load_locator)
 
     def detector(self, folder: Path) -> Detector:
-        """The network that finds named things."""
-        if folder.as_posix() not in self.detectors:
-            self.detectors[folder.as_posix()] = Detector.load(folder, device=str(self.device))
-        return self.detectors[folder.as_posix()]
+        """The network that finds named objects."""
+        return self._once(folder, Detector.load)
 
     @cached_property
     def compositor(self) -> Compositor:
@@ -58,13 +60,17 @@ class Models:
         return DepthEstimator.load(self.depth_folder, device=str(self.device))
 
 
-def load_models(settings: ComposeSettings) -> Models:
-    """Check device and folder, say once what the compositor is; weights are read when first needed."""
-    device = pick_device(settings.device)
-    folder = model_folder(settings)
-    card = load_compositor_config(folder)
-    if card.notice:
-        logger.info("%s", card.notice)
+def load_models(settings: ComposeSettings, known: Models | None = None) -> Models:
+    """Check device and folder, log the compositor's notice once; weights are read when first needed.
+
+    known: models of other settings, which are returned where these settings need the same
+    """
+    folder, depth = compositor_folder(settings.model), depth_folder(settings.depth_model)
+    requested = (folder, depth, settings.device, settings.dtype, settings.offload)
+    if known is not None and known.requested == requested:
+        return known
+    device, config = pick_device(settings.device), load_compositor_config(folder)
+    if config.notice:
+        logger.info("%s", config.notice)
     dtype = pick_dtype(settings.dtype, device)
-    asked = (settings.device, settings.dtype, settings.offload)
-    return Models(folder, card, depth_folder(settings.depth_model), device, dtype, settings.offload, asked)
+    return Models(folder, depth, config, device, dtype, settings.offload, requested)

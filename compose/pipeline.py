@@ -3,11 +3,11 @@
     settings = ComposeSettings(background=Path("room.png"), object=Path("dog.png"), box=(0.4, 0.5, 0.7, 0.9))
     result = compose(settings, load_models(settings))
 
-A sentence may stand in the place of the box: `instruction="Place the dog behind the sofa"`.
+A sentence may replace the box: `instruction="Place the dog behind the sofa"`.
 
-Stages: read and cut out, depth, the place if a sentence says it (`compose.placement`), pre-processing
-(`datasets.pairs`), painting (`cldm.pipeline`), paste-back (`datasets.pasteback`).  Every pixel outside the
-final edit mask stays as it was, and that is measured.
+Stages: read and cut out, depth, the place if a sentence gives it (`compose.placement`), pre-processing
+(`datasets.pairs`), painting (`cldm.pipeline`), paste-back (`datasets.pasteback`). Every pixel outside the
+final edit mask keeps its value, and that is measured.
 Sample i of `num_samples` has seed `seed + i`: its noise is that of the same seed painted alone, so the two
 images are equal up to rounding; the same settings on the same machine give the same bytes.
 """
@@ -17,26 +17,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cldm.compat import preset, with_compat
 from cldm.pipeline import CompositorPipeline, Weights
-from cldm.pretrained import CompositorConfig, Sampling
+from cldm.pretrained import Sampling
 from compose.inputs import read_sources
-from compose.models import Models, load_models
-from compose.placement import locate, settle
+from compose.models import Models
+from compose.placement import locate, resolve_placement
 from compose.recipe import make_recipe
-from compose.settings import DEPTH_MODES, ComposeSettings, ignored
-from datasets.inputs import Inputs
-from datasets.layers import Layers
+from compose.settings import DEPTH_MODES, ComposeSettings, ignored_options
+from datasets.inputs import PairOptions
+from datasets.layers import Geometry
 from datasets.pairs import Pair, pair_of
-from datasets.pasteback import Stitched, stitch
+from datasets.pasteback import stitch
 from ldm.denoise import Monitor, Step
-from ldm.result import StageTimer, measure_drift
-
-__all__ = ["ComposeSettings", "Models", "Result", "compose", "load_models"]
+from ldm.result import StageTimer, measure_drift, save_result
 
 logger = logging.getLogger(__name__)
 
@@ -52,31 +51,48 @@ class Result:
     seeds: list[int]
     recipe: dict[str, Any]  # all that decides the pixels
     report: dict[str, Any]  # what was measured
-    inputs: Inputs
+    geometry: Geometry  # inputs, crop and its contents
     pair: Pair
     painted_u8: list[np.ndarray]  # n x (h, w, 3), the model's own output
-    layers: Layers  # the crop at native resolution
+
+    @property
+    def fused_depth_01(self) -> np.ndarray:
+        """(H, W): the depth of the background with the object in it."""
+        depth_01 = self.geometry.inputs.background_depth_01.copy()
+        x0, y0, x1, y1 = self.geometry.crop.box_xyxy
+        depth_01[y0:y1, x0:x1] = self.geometry.native_layers.depth_01
+        return depth_01
+
+    @property
+    def changed_outside(self) -> int:
+        """Pixels of all samples that changed outside the edit region."""
+        return sum(drift["changed_outside"] for drift in self.report["drift"])
+
+    def save(self, index: int, path: Path, job: str | None = None) -> None:
+        """One sample: the PNG with its recipe, the JSON report beside it. job: identifies a batch job."""
+        seed = self.seeds[index]
+        recipe = {**self.recipe, "sample": index, "seed": seed}
+        report = {**self.report, "seed": seed, "drift": self.report["drift"][index]}
+        if job is not None:
+            report["job"] = job
+        save_result(path, self.images_u8[index], recipe, report, self.alpha_u8, self.icc_profile)
+
+    def with_placement(self, placement: dict[str, Any] | None) -> Result:
+        """With the record of how a sentence was understood in the composite that this one repeats."""
+        if placement is None:
+            return self
+        more = {"placement": placement}
+        return replace(self, recipe={**self.recipe, **more}, report={**self.report, **more})
 
 
-def card_of(settings: ComposeSettings, models: Models) -> CompositorConfig:
-    """The card of the model, or what a published system would make of it."""
-    return with_compat(models.card, settings.compat, settings.seed) if settings.compat else models.card
-
-
-def with_depth(settings: ComposeSettings) -> ComposeSettings:
-    """The settings with the depth that a published system implies where none is given."""
-    if settings.compat is None or settings.depth is not None or settings.plain_mode not in DEPTH_MODES:
-        return settings
-    return replace(settings, depth=preset(settings.compat).depth)
-
-
-def sampling_of(settings: ComposeSettings, card: CompositorConfig) -> Sampling:
-    """The model's recommended sampler settings with the user's own on top."""
+def sampling_of(settings: ComposeSettings, models: Models) -> tuple[Sampling, PairOptions]:
+    """Sampler settings and pre-processing: the model's or the published system's, the user's on top."""
+    config = models.config
+    if settings.compat:
+        config = with_compat(config, settings.compat, settings.seed)
     names = ("scheduler", "steps", "guidance", "init", "strength", "detail", "detail_scale")
-    return replace(
-        card.sampling,
-        **{name: getattr(settings, name) for name in names if getattr(settings, name) is not None},
-    )
+    given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    return replace(config.sampling, **given), config.pair
 
 
 def compose(
@@ -87,14 +103,16 @@ def compose(
     cancelled: Callable[[], bool] | None = None,
     progress: bool = True,
 ) -> Result:
-    """Put the object into the background. Reads files, writes none; what is quick to check comes first.
+    """Put the object into the background. Reads files, writes none; cheap checks run first.
 
-    Raises ValueError for whatever a user can mend, `ldm.denoise.Cancelled` when `cancelled` says so.
+    Raises ValueError for invalid user input, `ldm.denoise.Cancelled` when `cancelled` says so.
     """
-    card, settings = card_of(settings, models), with_depth(settings)
-    timer, sampling, options = StageTimer(), sampling_of(settings, card), card.pair
-    for sentence in ignored(settings, sampling):
-        logger.warning("%s", sentence)
+    timer = StageTimer()
+    sampling, options = sampling_of(settings, models)
+    if settings.compat and settings.depth is None and settings.plain_mode in DEPTH_MODES:
+        settings = replace(settings, depth=preset(settings.compat).depth)
+    for note in ignored_options(settings, sampling):
+        logger.warning("%s", note)
     with timer.stage("read"):
         sources = read_sources(settings)
     with timer.stage("depth"):
@@ -106,10 +124,10 @@ def compose(
         with timer.stage("locate"):
             placement = locate(settings, models, sources, depth_01)
     with timer.stage("prepare"):
-        placed = settle(settings, placement, sources, depth_01, options)
-        settings, inputs, layers = placed.settings, placed.geometry.inputs, placed.geometry.native_layers
-        pair = pair_of(placed.geometry)
-        recipe = make_recipe(settings, models, sampling, options, placed.placement)
+        resolved = resolve_placement(settings, placement, sources, depth_01, options)
+        settings, geometry = resolved.settings, resolved.geometry
+        layers, pair = geometry.native_layers, pair_of(geometry)
+        recipe = make_recipe(settings, models, sampling, options, resolved.record)
     with timer.stage("load"):
         compositor = models.compositor
     seeds = [settings.seed + index for index in range(settings.num_samples)]
@@ -120,39 +138,29 @@ def compose(
     paste = preset(settings.compat).paste if settings.compat else "mask-feather"
     with timer.stage("paste back"):
         stitched = [
-            stitch(placed.geometry, image, paste=paste,
-                   detail=sampling.detail, detail_scale=sampling.detail_scale)
+            stitch(geometry, image, paste=paste, detail=sampling.detail, detail_scale=sampling.detail_scale)
             for image in painted
-        ]  # fmt: skip
-        drift = [drift_of(inputs, one) for one in stitched]
+        ]
+        before_u8 = geometry.inputs.background_u8  # nearer objects may not change either
+        drift = [measure_drift(before_u8, s.result_u8, s.edit_mask & ~s.keep_mask) for s in stitched]
     report = {
-        **placed.decided,
-        "visible_fraction": visible_fraction(layers),
+        **resolved.decided,
+        # of the placed cut-out, what nothing hides
+        "visible_fraction": float(layers.coverage_01.sum() / max(layers.placed.alpha_01.sum(), 1e-6)),
         "drift": drift,
         "seeds": seeds,
         "device": str(models.device),
         "seconds": timer.report(),
     }
     return Result(
-        images_u8=[one.result_u8 for one in stitched],
+        images_u8=[each.result_u8 for each in stitched],
         alpha_u8=sources.background.alpha_u8,
         icc_profile=sources.background.icc_profile,
         edit_mask=stitched[0].edit_mask,
         seeds=seeds,
         recipe=recipe,
         report=report,
-        inputs=inputs,
+        geometry=geometry,
         pair=pair,
         painted_u8=painted,
-        layers=layers,
     )
-
-
-def visible_fraction(layers: Layers) -> float:
-    """Share of the placed cut-out that nothing hides."""
-    return float(layers.coverage_01.sum() / max(layers.placed.alpha_01.sum(), 1e-6))
-
-
-def drift_of(inputs: Inputs, one: Stitched) -> dict[str, Any]:
-    """What changed outside the region that may change, nearer things included."""
-    return measure_drift(inputs.background_u8, one.result_u8, one.edit_mask & ~one.keep_mask)

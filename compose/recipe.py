@@ -31,7 +31,7 @@ def make_recipe(
     """Settings with the chosen folders, resolved sampler, hashes of inputs and weights, machine, versions.
 
     settings:  with a box and, where a sentence was given, without it
-    placement: what a locator made of the sentence; kept for reading, a replay does not ask again
+    placement: what a locator made of the sentence; kept for reading, a replay does not run it again
     """
     folders: dict[str, Any] = {"model": models.folder}
     if settings.background_depth is None:
@@ -39,10 +39,10 @@ def make_recipe(
     if settings.object_mask is None and settings.sam is not None:
         folders["sam"] = settings.sam
     chosen = replace(settings, **folders)
-    said = {} if placement is None else {"placement": placement}
-    return said | {
+    return {
+        **({} if placement is None else {"placement": placement}),
         "command": "image",
-        "settings": {one.name: to_plain(getattr(chosen, one.name)) for one in fields(ComposeSettings)},
+        "settings": {entry.name: to_plain(getattr(chosen, entry.name)) for entry in fields(ComposeSettings)},
         "sampling": to_plain(sampling),
         "pair": to_plain(pair),
         "weights": {name: _hashes(folder) for name, folder in folders.items()},
@@ -67,7 +67,7 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
 
 
 def check_unchanged(image: Path, recipe: dict[str, Any], now: dict[str, Any]) -> None:
-    """Inputs, weights and model card must be those of the recipe; another machine only gets a warning.
+    """Inputs, weights and model configuration must be the recipe's; another machine only gets a warning.
 
     now: the recipe that `make_recipe` gives for the same settings today
     """
@@ -85,7 +85,7 @@ def check_unchanged(image: Path, recipe: dict[str, Any], now: dict[str, Any]) ->
         changed = sorted(key for key in now[part] if recipe[part].get(key) != now[part][key])
         if changed:
             folder = now["settings"]["model"]
-            raise ValueError(f"{image}: the card in {folder} has changed since: {part}.{changed[0]}")
+            raise ValueError(f"{image}: the configuration in {folder} has changed since: {part}.{changed[0]}")
     for part in ("machine", "versions"):
         if recipe[part] != now[part]:
             logger.warning("%s differ from the recipe's; pixels may differ slightly", part)

@@ -11,7 +11,7 @@ from datasets.fusion import ALIASES, MODES
 from datasets.geometry import check_box01
 from ldm.latents import scheduler_class
 from ldm.registry.models import resolve_model_path
-from ldm.settings.config import check_settings, flag_name, setting
+from ldm.settings.config import CheckedSettings, flag_name, setting
 from llava_bifrost.language.instruction import parse_instruction
 from llava_bifrost.locator import FULL as FULL_LOCATOR
 from llava_bifrost.locator import TINY as TINY_LOCATOR
@@ -19,14 +19,14 @@ from llava_bifrost.locator import TINY as TINY_LOCATOR
 FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")
 FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
 GEOMETRIC = "geometric"  # the locator that is no folder
-DEPTH_MODES = ("place", "replace")  # the object is put into the depth map, and nearer things hide it
+DEPTH_MODES = ("place", "replace")  # the object is put into the depth map, and nearer objects hide it
 INPUT_FILES = ("background", "object", "object_mask", "target_mask", "background_depth", "object_depth")
-# What only a sentence makes use of: setting -> how its absence looks.
+# Settings that need --instruction: name -> default.
 WITH_SENTENCE = {"locator": None, "anchors": None, "detector": None, "candidates": 1, "relative_size": None}
 
 
 @dataclass(frozen=True)
-class ComposeSettings:
+class ComposeSettings(CheckedSettings):
     """Everything that decides a composite. None where the model's own recommendation holds."""
 
     background: Path = setting(help="background image, any size")
@@ -47,22 +47,22 @@ class ComposeSettings:
     )
     locator: str | None = setting(
         None,
-        help="who reads the sentence: a locator folder, or geometric (rules and --anchors or --detector); "
+        help="what reads the sentence: a locator folder, or geometric (rules and --anchors or --detector); "
         f"without it {FULL_LOCATOR.as_posix()} if it is there, else geometric if --anchors or --detector is "
-        f"given, else {TINY_LOCATOR.as_posix()}, which knows rendered things only",
+        f"given, else {TINY_LOCATOR.as_posix()}, which knows rendered objects only",
     )
     anchors: Path | None = setting(
-        None, help='JSON of things in the background: {"sofa": {"box": [x1, y1, x2, y2], "depth": d}}'
+        None, help='JSON of objects in the background: {"sofa": {"box": [x1, y1, x2, y2], "depth": d}}'
     )
     detector: Path | None = setting(
-        None, help="folder of a GroundingDINO, OWL-ViT or OWLv2 that finds the things the sentence names"
+        None, help="folder of a GroundingDINO, OWL-ViT or OWLv2 that finds the objects the sentence names"
     )
     candidates: int = setting(1, low=1, high=64, help="places that the locator proposes; the best is used")
     relative_size: float | None = setting(
         None,
         low=0.02,
         high=50,
-        help="geometric locator: size of the object relative to the first thing named, at equal distance; "
+        help="geometric locator: size of the object relative to the first object named, at equal distance; "
         "without it from neighbours and a table of nouns",
     )
     mode: str = setting(
@@ -120,7 +120,7 @@ class ComposeSettings:
         None,
         low=0,
         high=1,
-        help="share of the result that is the cut-out itself, relit; without it the model's own",
+        help="fraction of the result that is the cut-out itself, relit; without it the model's own",
     )
     detail_scale: float | None = setting(
         None,
@@ -131,18 +131,36 @@ class ComposeSettings:
     detail_weight: float = setting(1.0, low=0, high=2, help="weight of the detail branch")
     depth_weight: float = setting(1.0, low=0, high=2, help="weight of the depth branch (the paper's lambda)")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
-    dtype: str = setting("auto", choices=("auto", "fp32", "fp16", "bf16"), help="number type of the networks")
+    dtype: str = setting("auto", choices=("auto", "fp32", "fp16", "bf16"), help="precision of the networks")
     offload: bool = setting(False, help="keep only the running stage on the device, to save its memory")
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.scheduler is not None:
             scheduler_class(self.scheduler)
         if self.box is not None:
             check_box01(self.box, where="--box")
         if self.depth is not None:
             check_depth(self.depth)
-        check_place(self)
+        if self.instruction is None:
+            self._check_place()
+            return
+        for name in ("box", "target_mask"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"--instruction and {flag_name(name)} both say where to paint: give one of them"
+                )
+        if locator_name(self) == GEOMETRIC or not self.instruction.strip():
+            parse_instruction(self.instruction)
+
+    def _check_place(self) -> None:
+        if self.target_mask is None and self.plain_mode in ("id-transfer", "inpaint"):
+            raise ValueError(f"--mode {self.mode} needs --target-mask FILE: the region to paint")
+        if self.target_mask is None and self.box is None:
+            raise ValueError(
+                "--instruction SENTENCE, --box x1,y1,x2,y2 (fractions of the background) or --target-mask "
+                "FILE is needed: where to paint"
+            )
 
     @property
     def plain_mode(self) -> str:
@@ -166,62 +184,36 @@ def check_depth(depth: tuple[float, ...]) -> None:
         )
 
 
-def check_place(settings: ComposeSettings) -> None:
-    """Refuse settings that do not say where to paint, or say it twice."""
-    if settings.instruction is not None:
-        check_sentence(settings)
-        return
-    if settings.target_mask is None and settings.plain_mode in ("id-transfer", "inpaint"):
-        raise ValueError(f"--mode {settings.mode} needs --target-mask FILE: the region to paint")
-    if settings.target_mask is None and settings.box is None:
-        raise ValueError(
-            "--instruction SENTENCE, --box x1,y1,x2,y2 (fractions of the background) or --target-mask FILE "
-            "is needed: where to paint"
-        )
-
-
-def check_sentence(settings: ComposeSettings) -> None:
-    """Refuse a sentence beside another place, and one that the geometric locator cannot read."""
-    for name in ("box", "target_mask"):
-        if getattr(settings, name) is not None:
-            raise ValueError(f"--instruction and {flag_name(name)} both say where to paint: give one of them")
-    if locator_of(settings) == GEOMETRIC or not (settings.instruction or "").strip():
-        parse_instruction(settings.instruction or "")
-
-
-def ignored(settings: ComposeSettings, sampling: Sampling) -> list[str]:
+def ignored_options(settings: ComposeSettings, sampling: Sampling) -> list[str]:
     """One sentence for every option that was given and has no effect."""
-    said = []
+    notes = []
     if settings.depth is not None and settings.plain_mode not in DEPTH_MODES:
-        said.append(f"--depth has no effect: mode {settings.mode} keeps the depth of the background")
+        notes.append(f"--depth has no effect: mode {settings.mode} keeps the depth of the background")
     if settings.strength is not None and sampling.init == "noise":
-        said.append("--strength has no effect: the start is noise (--init paste uses it)")
+        notes.append("--strength has no effect: the start is noise (--init paste uses it)")
     if settings.compat is not None and sampling.detail > 0:
-        said.append("--detail has no effect: --compat pastes the model's own crop")
+        notes.append("--detail has no effect: --compat pastes the model's own crop")
     if settings.instruction is None:
-        said += [
-            f"{flag_name(name)} has no effect without --instruction"
-            for name, absent in WITH_SENTENCE.items()
-            if getattr(settings, name) != absent
-        ]
-    return said
+        given = [name for name, default in WITH_SENTENCE.items() if getattr(settings, name) != default]
+        notes += [f"{flag_name(name)} has no effect without --instruction" for name in given]
+    return notes
 
 
-def locator_of(settings: ComposeSettings) -> str:
+def locator_name(settings: ComposeSettings) -> str:
     """The locator to use: a folder's name, or GEOMETRIC."""
+    full = resolve_model_path(FULL_LOCATOR)
     if settings.locator is not None:
         return settings.locator
-    if (resolve_model_path(FULL_LOCATOR) / "config.json").is_file():
-        return resolve_model_path(FULL_LOCATOR).as_posix()
-    if settings.anchors is not None or settings.detector is not None:
-        return GEOMETRIC
-    return TINY_LOCATOR.as_posix()
+    if (full / "config.json").is_file():
+        return full.as_posix()
+    known = settings.anchors is not None or settings.detector is not None
+    return GEOMETRIC if known else TINY_LOCATOR.as_posix()
 
 
-def model_folder(settings: ComposeSettings) -> Path:
-    """The compositor to use."""
+def compositor_folder(chosen: Path | None = None) -> Path:
+    """The compositor to use: the chosen one, else the full-size one where it is complete."""
     full = resolve_model_path(FULL_MODEL)
-    return settings.model or (TINY_MODEL if missing_parts(full) else full)
+    return chosen or (TINY_MODEL if missing_parts(full) else full)
 
 
 def depth_folder(chosen: Path | None = None) -> Path:

@@ -6,8 +6,11 @@ bytes; timings belong to the report. Legend: h w pixels.
 
 import contextlib
 import json
+import logging
+import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ import numpy as np
 from ldm import __version__
 from ldm.files import write_all_atomic
 from ldm.images import encode_png, read_png_text
+
+log = logging.getLogger(__name__)
 
 RECIPE_CHUNK = "bifrost"  # PNG text chunk with the recipe as JSON
 READABLE_CHUNK = "parameters"  # the chunk that other tools show to people
@@ -81,6 +86,49 @@ def result_paths(path: Path | str) -> tuple[Path, Path]:
             f"a result is written as .png, got {path.name!r}: it carries its recipe in a text chunk"
         )
     return path, path.with_suffix(".json")
+
+
+def beside(out: Path, ending: str) -> Path:
+    """outputs/a.png, "_sheet.png" -> outputs/a_sheet.png"""
+    return out.with_name(out.stem + ending)
+
+
+def sample_paths(out: Path, count: int) -> list[Path]:
+    """The PNG of one sample, or NAME_0.png, NAME_1.png, ... of several."""
+    return [out] if count == 1 else [beside(out, f"_{index}.png") for index in range(count)]
+
+
+def output_paths(out: Path, count: int, inputs: Iterable[Path] = ()) -> list[Path]:
+    """One PNG per sample; refuses, before any work, a place that cannot be written or holds an input."""
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; it must name a .png file")
+    paths = sample_paths(out, count)
+    sources = {source.resolve() for source in inputs}
+    for target in (beside(out, "_sheet.png"), *(target for path in paths for target in result_paths(path))):
+        if target.is_dir():
+            raise ValueError(f"--out {out}: {target} is a folder")
+        if target.resolve() in sources:
+            raise ValueError(f"--out {out}: {target} is one of the inputs and would be overwritten")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out} cannot be written: {folder} is not a writable folder")
+    return paths
+
+
+def log_result(
+    paths: Sequence[Path], report: Mapping[str, Any], summary: str, *, sheet: Path | None, as_json: bool
+) -> None:
+    """Say where everything is: log lines for people, or the report as JSON on standard output."""
+    if as_json:
+        files = [path.as_posix() for path in paths]
+        sys.stdout.write(json.dumps({**report, "files": files}, sort_keys=True) + "\n")
+        return
+    for path in paths:
+        log.info("image:   %s\nreport:  %s", *result_paths(path))
+    if sheet is not None:
+        log.info("sheet:   %s", sheet)
+    seconds, device = report["seconds"]["total"], report["device"]
+    log.info("%s, %.1f s on %s", summary, seconds, device)
 
 
 def save_result(

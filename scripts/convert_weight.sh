@@ -8,22 +8,13 @@ set -eu
 released=${BIFROST_MODELS:-models}/released
 verb=sd21
 case ${1:-} in
-sd21 | bifrost)
+sd21 | bifrost | anydoor)
     verb=$1
     shift
     ;;
 esac
 
-source= dinov2= out= report=
-for argument in "$@"; do
-    case $argument in
-    --source | --source=*) source=yes ;;
-    --dinov2 | --dinov2=*) dinov2=yes ;;
-    --out | --out=*) out=yes ;;
-    --report | --report=*) report=yes ;;
-    --help) exec "$VENV_PY" -m cldm.convert "$verb" --help ;;
-    esac
-done
+if given help "$@"; then exec "$VENV_PY" -m cldm.convert "$verb" --help; fi
 
 # first NAME FOLDER: the first weight file of a folder, or how to get it.
 first() {
@@ -39,14 +30,14 @@ first() {
 }
 folder=models/bifrost_start
 [ "$verb" = bifrost ] && folder=models/bifrost
-if [ -z "$source" ]; then
-    found=$(first "$verb-checkpoint" "$released/$verb")
-    set -- --source "$found" "$@"
-fi
-if [ "$verb" = sd21 ] && [ -z "$dinov2" ]; then
+given report "$@" || given out "$@" || set -- --report "$folder.json" "$@"
+given out "$@" || set -- --out "$folder" "$@"
+if [ "$verb" = sd21 ] && ! given dinov2 "$@"; then
     found=$(first dinov2-checkpoint "$released/dinov2")
     set -- --dinov2 "$found" "$@"
 fi
-[ -n "$out" ] || set -- --out "$folder" "$@"
-if [ -z "$report" ] && [ -z "$out" ]; then set -- --report "$folder.json" "$@"; fi
+if ! given source "$@"; then
+    found=$(first "$verb-checkpoint" "$released/$verb")
+    set -- --source "$found" "$@"
+fi
 exec "$VENV_PY" -m cldm.convert "$verb" "$@"

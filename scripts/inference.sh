@@ -8,30 +8,22 @@ set -eu
 . "$(dirname -- "$0")/setup.sh"
 example=assets/examples/pyramid
 
-own= model= sentence=
-for argument in "$@"; do
-    case $argument in
-    --background | --background=* | --config | --config=*) own=yes ;;
-    --help) own=yes model=yes ;;
-    --model | --model=*) model=yes ;;
-    --instruction | --instruction=*) sentence=yes ;;
-    esac
-done
-
 missing() {
     echo "[inference] error: $1 is missing; this gets it:" >&2
     shift
     printf '    %s\n' "$@" >&2
     exit 2
 }
-if [ -z "$model" ] && [ ! -e models/bifrost/compositor.json ] && [ ! -e assets/tiny/compositor/compositor.json ]
+if given help "$@"; then exec "$VENV_PY" run_inference.py image --help; fi
+if ! given model "$@" && [ ! -e models/bifrost/compositor.json ] && [ ! -e assets/tiny/compositor/compositor.json ]
 then
     missing assets/tiny/compositor "git checkout -- assets/tiny" \
         "or train one: sh scripts/train.sh && sh scripts/inference.sh --model runs/tiny/bifrost/model"
 fi
-if [ -z "$own" ]; then
+if ! given background "$@" && ! given config "$@"; then
     [ -e "$example/room.png" ] || missing "$example" ".venv/bin/python -m scripts.docs.make_examples"
-    if [ -n "$sentence" ]; then place="--anchors $example/anchors.json"; else place="--box 0.28,0.01,0.68,0.64"; fi
+    place="--box 0.28,0.01,0.68,0.64"
+    if given instruction "$@"; then place="--anchors $example/anchors.json"; fi
     # shellcheck disable=SC2086  # two words
     set -- --background "$example/room.png" --object "$example/object.png" \
         --background-depth "$example/room_depth.png" $place --out outputs/inference/composite.png "$@"

@@ -16,6 +16,16 @@ OLDEST_TORCH="(2, 6)"
 say() { echo "[setup] $*"; }
 fail() { echo "[setup] error: $*" >&2; exit 1; }
 
+# given NAME ARGUMENT...: whether --NAME is among the arguments.
+given() {
+    option=$1
+    shift
+    for argument in "$@"; do
+        case $argument in "--$option" | "--$option="*) return 0 ;; esac
+    done
+    return 1
+}
+
 check_python() {
     found=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
         fail "PYTHON=$PYTHON does not run; install Python 3.10 to 3.13 or name one: PYTHON=/path/to/python3"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from compose import compose, load_models
-from compose.contact_sheet import gray, on_white, read_cases, settings_of_case, with_box
+from compose.contact_sheet import on_white, read_cases, settings_of_case, with_box
 from compose.pipeline import Result
 from ldm.files import write_atomic
 from ldm.images import from_pm1
 from ldm.settings.cli import run_module, single_app
+from ldm.sheet import as_rgb
 from scripts.docs.make_examples import FOLDER
 
 WIDTH, HEIGHT = 138.0, 66.0  # of the drawing, in its own units
@@ -39,8 +40,23 @@ every step"""
 STEP, NET, PAINT = "#eef1f4", "#dce9f7", "#fbe7cf"  # pre-processing, networks, the UNet
 
 
+def figure_png(figure: Figure) -> bytes:
+    """The figure on white, without the version of the library in the file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def rounded(
+    axes: Axes, corner: tuple[float, float], size: tuple[float, float], radius: float, **look: Any
+) -> None:
+    """A box with rounded corners; size is (width, height)."""
+    style = f"round,pad=0,rounding_size={radius}"
+    axes.add_patch(FancyBboxPatch(corner, *size, boxstyle=style, **look))
+
+
 class Drawing:
-    """Images, boxes and arrows on one canvas; every position is the centre of a thing."""
+    """Images, boxes and arrows on one canvas; every position is the centre of an element."""
 
     def __init__(self) -> None:
         self.figure = Figure(figsize=(WIDTH / 10, HEIGHT / 10), dpi=10 * DOTS)
@@ -64,8 +80,7 @@ class Drawing:
     def block(self, text: str, x: float, y: float, size: tuple[float, float], colour: str) -> None:
         """A rounded box with text; size is (width, height)."""
         corner = (x - size[0] / 2, y - size[1] / 2)
-        style = "round,pad=0,rounding_size=1"
-        self.axes.add_patch(FancyBboxPatch(corner, *size, boxstyle=style, facecolor=colour, edgecolor=LINE))
+        rounded(self.axes, corner, size, radius=1, facecolor=colour, edgecolor=LINE)
         self.axes.text(x, y, text, ha="center", va="center", fontsize=9.5, color=INK, linespacing=1.35)
 
     def arrow(self, *points: tuple[float, float]) -> None:
@@ -74,11 +89,6 @@ class Drawing:
             self.axes.plot([start[0], end[0]], [start[1], end[1]], color=LINE, linewidth=1.1)
         style = {"arrowstyle": "-|>", "color": LINE, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0}
         self.axes.annotate("", xy=points[-1], xytext=points[-2], arrowprops=style)
-
-    def png(self) -> bytes:
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
-        return buffer.getvalue()
 
 
 def draw(result: Result) -> bytes:
@@ -104,17 +114,17 @@ def draw(result: Result) -> bytes:
     drawing.arrow((98, 35), (102, 35))
     drawing.image(result.painted_u8[0], 110, 35, 15, "model's image")
     outcome(drawing, result)
-    return drawing.png()
+    return figure_png(drawing.figure)
 
 
 def inputs(drawing: Drawing, result: Result, rows: tuple[float, float, float]) -> None:
     """The column of what the user gives, and the pre-processing between it and the hints."""
-    given = result.inputs
+    given = result.geometry.inputs
     cut = on_white(given.reference_u8, given.reference_mask)
     marked = with_box(given.background_u8, result.report["box"])
     drawing.image(cut, 10, rows[0], 14, "object")
     drawing.image(marked, 10, rows[1], 17, "background and box")
-    drawing.image(gray(given.background_depth_01), 10, rows[2], 17, "depth, 1 = nearest")
+    drawing.image(as_rgb(given.background_depth_01), 10, rows[2], 17, "depth, 1 = nearest")
     drawing.block("cut out,\ncrop,\nplace,\ndepth test", 30, 35, (10, 50), STEP)
     for y in rows:
         drawing.arrow((19 if y < rows[0] else 17.5, y), (24.8, y))
@@ -123,8 +133,7 @@ def inputs(drawing: Drawing, result: Result, rows: tuple[float, float, float]) -
 
 def outcome(drawing: Drawing, result: Result) -> None:
     """Paste-back inside the edit mask."""
-    edit = np.repeat((result.edit_mask * np.uint8(255))[..., None], 3, axis=2)
-    drawing.image(edit, 110, 14, 15, "edit mask")
+    drawing.image(as_rgb(result.edit_mask), 110, 14, 15, "edit mask")
     drawing.block("paste back:\ndetail transfer,\nsoft edge inside\nthe mask", 126, 35, (12, 12), STEP)
     drawing.arrow((117.6, 35), (119.8, 35))
     drawing.arrow((117.6, 14), (126, 14), (126, 28.8))

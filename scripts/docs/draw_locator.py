@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 
 from compose import ComposeSettings, compose, load_models
-from compose.contact_sheet import gray, where
-from compose.pipeline import Models
+from compose.contact_sheet import marked_background
+from compose.models import Models
 from ldm.images import write_png
 from ldm.settings.cli import run_module, single_app
 from ldm.sheet import grid
@@ -55,12 +55,9 @@ def make(
             anchors=folder / "anchors.json",
             candidates=candidates,
         )
-        models = models or load_models(settings)
+        models = load_models(settings, models)
         result = compose(settings, models, progress=False)
-        fused = result.inputs.background_depth_01.copy()
-        x0, y0, x1, y1 = result.pair.crop.box_xyxy
-        fused[y0:y1, x0:x1] = result.layers.depth_01
-        rows.append([where(result), gray(fused), result.images_u8[0]])
+        rows.append([marked_background(result), result.fused_depth_01, result.images_u8[0]])
         labels.append(f'"{sentence}"')
     write_png(out, grid(rows, TITLES, labels, cell=CELL))
     logger.info("figure: %s", out)

@@ -8,7 +8,6 @@ that paints. Needs no trained model.
 
 from __future__ import annotations
 
-import io
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +17,6 @@ import torch
 import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 
 from datasets.masks import box_mask
 from inpainting.models.text_to_image.canvas import RegionPrompt
@@ -29,6 +27,7 @@ from inpainting.prompts import COLORS
 from ldm.files import write_atomic
 from ldm.images import read_image, write_mask
 from ldm.settings.cli import run_module, single_app
+from scripts.docs.draw_figure import figure_png, rounded
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +84,7 @@ def cells_u8(size_hw: tuple[int, int], latent_hw: tuple[int, int], layout: str) 
 def draw_tokens(axes: Axes, words: list[str], owners: torch.Tensor) -> None:
     """The joint sequence as a row of boxes, coloured by the region that owns each token."""
     for index, (word, owner) in enumerate(zip(words, owners[0].tolist(), strict=True)):
-        style = "round,pad=0,rounding_size=0.08"
-        patch = FancyBboxPatch((index + 0.05, 0.1), 0.9, 0.8, boxstyle=style, facecolor=shade(owner), lw=0)
-        axes.add_patch(patch)
+        rounded(axes, (index + 0.05, 0.1), (0.9, 0.8), radius=0.08, facecolor=shade(owner), lw=0)
         ink = "white" if owner and PAIRS[owner - 1] == "blue" else INK
         axes.text(index + 0.5, 0.5, word, ha="center", va="center", fontsize=8, color=ink)
     axes.set(xlim=(0, len(words)), ylim=(0, 1))
@@ -106,12 +103,8 @@ def draw_bias(axes: Axes, owners: torch.Tensor, size_hw: tuple[int, int]) -> Non
         for column, value in enumerate(bias[y // 8, x // 8].tolist()):
             owner = int(owners[0, column])
             shown = shade(owner) if value == 0 else (1.0, 1.0, 1.0)
-            axes.add_patch(
-                FancyBboxPatch(
-                    (column + 0.05, len(kinds) - 1 - row + 0.06), 0.9, 0.88,
-                    boxstyle="round,pad=0,rounding_size=0.05", facecolor=shown, edgecolor=PALE, lw=0.5,
-                )
-            )  # fmt: skip
+            corner = (column + 0.05, len(kinds) - 1 - row + 0.06)
+            rounded(axes, corner, (0.9, 0.88), radius=0.05, facecolor=shown, edgecolor=PALE, lw=0.5)
             if value != 0:
                 axes.text(column + 0.5, len(kinds) - 0.5 - row, "-inf", ha="center", va="center",
                           fontsize=6.5, color="#9aa1ab")  # fmt: skip
@@ -151,9 +144,7 @@ def draw(room_u8: np.ndarray) -> bytes:
                 axes.set_title(f"{latent[1]} x {latent[0]} cells", fontsize=9.5, color=INK)
         name = {"coverage": "coverage\n(default)", "nearest": "nearest\n(published)"}[layout]
         figure.text(0.1, 0.35 - 0.235 * line, name, ha="center", va="center", fontsize=10, color=INK)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
+    return figure_png(figure)
 
 
 def make(

@@ -4,14 +4,13 @@
 
 Each example is a folder: room.png (the scene without the object), object.png (the object alone, seen from
 another side under another lamp, on white with alpha), room_depth.png (16-bit inverse depth of the room,
-bright = near), truth.png (the scene with the object) and anchors.json (the things that stay, with boxes and
+bright = near), truth.png (the scene with the object) and anchors.json (the objects that stay, with boxes and
 depths, as `--anchors` takes them). cases.json lists the examples with box and depth in the form that
 compose.contact_sheet reads. Evaluation seeds: no model was trained on these scenes.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from datasets.relations import Place
 from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_scene
-from ldm.files import write_atomic
+from ldm.files import write_json
 from ldm.images import write_depth, write_png
 from ldm.settings.cli import run_module, single_app
 from llava_bifrost.placement.anchors import as_json
@@ -30,12 +29,12 @@ from llava_bifrost.placement.anchors import as_json
 logger = logging.getLogger(__name__)
 
 FOLDER = Path("assets/examples")
-# Name -> index of the evaluation scene. In each of them something nearer hides a part of the object.
+# Name -> index of the evaluation scene. In each of them a nearer object hides a part of the object.
 EXAMPLES = {"cone": 1041, "pyramid": 1024, "tent": 1005, "dome": 1071}
 OPTIONS = SceneOptions(
     size=(384, 512), supersample=2, reference_size=(256, 256), reference_pose="other", occluded=1.0
 )
-LEAST_VISIBLE = 0.2  # share of a solid that must be seen for a sentence to speak of it
+LEAST_VISIBLE = 0.2  # visible fraction of a solid that a sentence may speak of; chosen by eye
 CONVENTIONS = (
     "Paths start from this folder. box_xyxy: fractions of the room, top-left origin. depth_range: far,near "
     "of the object in relative inverse depth of the room, 1 = nearest. truth: the scene with the object."
@@ -60,7 +59,7 @@ def case_of(name: str, batch: SceneBatch) -> dict[str, Any]:
     """The entry of cases.json: what, where, how far."""
     facts = batch.facts[0]
     _, far, near = facts.depths[facts.removed]
-    said = f"{facts.names[facts.removed]} behind "
+    clause = f"{facts.names[facts.removed]} behind "
     return {
         "id": name,
         "mode": "place",
@@ -70,13 +69,13 @@ def case_of(name: str, batch: SceneBatch) -> dict[str, Any]:
         "truth": f"{name}/truth.png",
         "box_xyxy": [round(value, 4) for value in facts.boxes01[facts.removed]],
         "depth_range": [round(far, 4), round(near, 4)],
-        "caption": next((text for text in facts.captions if said in text), facts.captions[0]),
+        "caption": next((text for text in facts.captions if clause in text), facts.captions[0]),
         "visible": round(facts.visible[facts.removed], 3),
         "seed": facts.seed,
     }
 
 
-def anchors_of(batch: SceneBatch) -> dict[str, Any]:
+def visible_anchors(batch: SceneBatch) -> dict[str, Any]:
     """Name -> box and depths of every solid that stays and can be seen."""
     facts, places = batch.facts[0], {}
     for index, name in enumerate(facts.names):
@@ -92,12 +91,10 @@ def make(out: Annotated[Path, typer.Option(help="folder of the examples")] = FOL
     for name, index in EXAMPLES.items():
         batch = render([sample_scene(eval_seed(index), OPTIONS)], OPTIONS)
         write_images(batch, out / name)
-        anchors = json.dumps(anchors_of(batch), indent=1)
-        write_atomic(out / name / "anchors.json", (anchors + "\n").encode())
+        write_json(out / name / "anchors.json", visible_anchors(batch))
         cases.append(case_of(name, batch))
         logger.info("%s: %s", out / name, cases[-1]["caption"])
-    text = json.dumps({"conventions": CONVENTIONS, "cases": cases}, indent=1)
-    write_atomic(out / "cases.json", (text + "\n").encode())
+    write_json(out / "cases.json", {"conventions": CONVENTIONS, "cases": cases})
 
 
 build_app = single_app(make)

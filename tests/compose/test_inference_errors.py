@@ -165,7 +165,7 @@ def test_an_object_that_cannot_be_found_asks_for_its_mask(bad: Case, capsys) -> 
 @pytest.mark.parametrize("box", ["0.02,0.3,0.2,0.8", "0.05,0,0.2,0.1"])
 def test_a_completely_hidden_object_names_box_and_depth(bad: Case, capsys, box: str) -> None:
     message = refusal(bad, lambda: bad.run("--box", box, "--depth", "0.1,0.2"), capsys)
-    assert "nearer things hide the object completely" in message
+    assert "nearer objects hide the object completely" in message
     assert f"--box {box}" in message
     assert "0.100 to 0.200" in message
     assert "1.000 to 1.000" in message

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import compose.models as compose_module
-from compose.batch import is_done, read_jobs
-from compose.dreambooth import find_test_set, pairs
+from compose.batch import read_jobs
+from compose.dreambooth import DreamBoothSettings, dreambooth_jobs
 from ldm.images import read_image, write_mask, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
@@ -98,7 +98,7 @@ def test_what_has_changed_is_made_again(case: Case) -> None:
     path, out = write(case, job(case, name="a", seed=1)), case.folder / "many" / "a.png"
     assert batch(case) == 0
     first = out.read_bytes()
-    assert is_done(out, read_jobs(path, None, case.folder)[0])
+    assert read_jobs(path, None, case.folder)[0].is_done(out)
     write_png(case.folder / "room.png", np.flip(read_image(case.folder / "room.png").rgb_u8, 1))
     assert batch(case) == 0
     assert out.read_bytes() != first
@@ -239,9 +239,15 @@ def test_pairs_are_divided_and_seeded(case: Case) -> None:
     assert dreambooth(case, objects, backgrounds, "--shard", "3/4") == 0
     (only,) = made(case.folder / "db")
     assert only == "dog/000000047948.png"
-    found = find_test_set(objects, backgrounds)
-    given = {"model": case.model.as_posix(), "depth_model": case.depth_model.as_posix(), "mode": BOTH}
-    jobs, others = pairs(found, given, None, 0), pairs(found, given, None, 1)
+    jobs, others = (
+        dreambooth_jobs(
+            DreamBoothSettings(
+                objects=objects, backgrounds=backgrounds, mode=BOTH, model=case.model,
+                depth_model=case.depth_model, seed=seed, defaults=None,
+            )
+        )
+        for seed in (0, 1)
+    )  # fmt: skip
     assert [one.name for one in jobs] == [one.name for one in others]
     assert all(a.settings.seed != b.settings.seed for a, b in zip(jobs, others, strict=True))
     assert jobs[3].settings.seed == read_recipe(case.folder / "db" / only)["settings"]["seed"]
@@ -267,12 +273,15 @@ def test_the_published_files_are_read(
     test_data: Path, small_compositor: Path, small_depth_network: Path
 ) -> None:
     folder = test_data / "data" / "dreambooth"
-    found = find_test_set(folder / "AnyDoor_DreamBooth", folder / "v1_800")
-    assert len(found.objects) == 12
-    assert len(found.backgrounds) == 4
-    given = {
-        "model": small_compositor.as_posix(),
-        "depth_model": small_depth_network.as_posix(),
-        "mode": BOTH,
-    }
-    assert len(pairs(found, given, None, 0)) == 48
+    settings = DreamBoothSettings(
+        objects=folder / "AnyDoor_DreamBooth",
+        backgrounds=folder / "v1_800",
+        mode=BOTH,
+        model=small_compositor,
+        depth_model=small_depth_network,
+        defaults=None,
+    )
+    jobs = dreambooth_jobs(settings)
+    assert len({job.settings.object for job in jobs}) == 12
+    assert len({job.settings.background for job in jobs}) == 4
+    assert len(jobs) == 48

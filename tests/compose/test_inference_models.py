@@ -100,7 +100,7 @@ def test_a_depth_network_that_is_absent_or_broken_is_named(case: Case, capsys, m
     for folder in (case.folder / "gone", Path("no/such"), broken):
         run = lambda folder=folder: case.run("--depth-model", folder, without=["--background-depth"])  # noqa: E731
         message = refusal(case, run, capsys)
-        assert f"depth model {folder}" in message
+        assert str(folder) in message
 
 
 def test_the_default_model_that_is_absent_is_named(case: Case, capsys, monkeypatch) -> None:

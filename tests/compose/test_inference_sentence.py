@@ -9,8 +9,8 @@ import pytest
 
 from compose import ComposeSettings, compose, load_models
 from compose import settings as compose_settings
-from compose.pipeline import Models
-from compose.settings import GEOMETRIC, locator_of
+from compose.models import Models
+from compose.settings import GEOMETRIC, locator_name
 from ldm.images import read_depth, read_image
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
@@ -148,7 +148,7 @@ def test_a_detector_finds_what_is_named(case: Case, tmp_path: Path) -> None:
         object=case.folder / "thing.png", object_mask=case.folder / "mask.png", model=case.model,
         instruction="Replace the lamp", detector=detector,
     )  # fmt: skip
-    assert locator_of(settings) == GEOMETRIC
+    assert locator_name(settings) == GEOMETRIC
     placement = compose(settings, load_models(settings), progress=False).report["placement"]
     assert set(placement["anchors"]) == {"lamp"}
     assert placement["locator"]["detector"] == detector.as_posix()
@@ -159,12 +159,12 @@ def test_which_locator_reads_the_sentence(case: Case, anchors: Path, monkeypatch
     monkeypatch.setattr(compose_settings, "FULL_LOCATOR", full)
     given = {"background": case.folder / "room.png", "object": case.folder / "thing.png"}
     plain = ComposeSettings(**given, instruction=SENTENCE)
-    assert locator_of(plain) == "assets/tiny/locator"
-    assert locator_of(ComposeSettings(**given, instruction=SENTENCE, anchors=anchors)) == GEOMETRIC
+    assert locator_name(plain) == "assets/tiny/locator"
+    assert locator_name(ComposeSettings(**given, instruction=SENTENCE, anchors=anchors)) == GEOMETRIC
     full.mkdir()
     (full / "config.json").write_text("{}")
-    assert locator_of(plain) == full.as_posix()
-    assert locator_of(ComposeSettings(**given, instruction=SENTENCE, locator="geometric")) == GEOMETRIC
+    assert locator_name(plain) == full.as_posix()
+    assert locator_name(ComposeSettings(**given, instruction=SENTENCE, locator="geometric")) == GEOMETRIC
 
 
 def test_the_small_locator_reads_the_demo(case: Case, root: Path, monkeypatch) -> None:
@@ -172,7 +172,7 @@ def test_the_small_locator_reads_the_demo(case: Case, root: Path, monkeypatch) -
     monkeypatch.chdir(root)
     demo = load_config(ImageSettings, root / "configs/demo.yaml")
     settings = replace(demo, model=case.model, candidates=2, out=case.out)
-    assert locator_of(settings) == "assets/tiny/locator"
+    assert locator_name(settings) == "assets/tiny/locator"
     models = load_models(settings)
     placement = compose(settings, models, progress=False).report["placement"]
     assert len(placement["candidates"]) == 2

@@ -10,8 +10,8 @@ import pytest
 
 from cldm.pretrained import Sampling
 from compose import ComposeSettings, compose, load_models
-from compose.pipeline import Models
-from compose.settings import ignored
+from compose.models import Models
+from compose.settings import ignored_options
 from ldm.denoise import Cancelled, Step
 from ldm.latents import SCHEDULERS, scheduler_class
 from tests.images import Case, forbid_loading, room
@@ -118,13 +118,13 @@ def test_settings_refuse_nonsense_where_they_are_made(case: Case, changes: dict,
 def test_what_has_no_effect_is_named(case: Case) -> None:
     target = case.folder / "target.png"
     noise, paste = Sampling(init="noise"), Sampling(init="paste")
-    assert ignored(settings_of(case, strength=0.5), paste) == []
-    (sentence,) = ignored(settings_of(case, strength=0.5), noise)
+    assert ignored_options(settings_of(case, strength=0.5), paste) == []
+    (sentence,) = ignored_options(settings_of(case, strength=0.5), noise)
     assert "--strength" in sentence
-    (sentence,) = ignored(settings_of(case, mode="draw", target_mask=target), noise)
+    (sentence,) = ignored_options(settings_of(case, mode="draw", target_mask=target), noise)
     assert "mode draw keeps the depth" in sentence
-    assert ignored(settings_of(case, mode="draw", target_mask=target, depth=None), noise) == []
-    assert ignored(settings_of(case, mode="replace", target_mask=target), noise) == []
+    assert ignored_options(settings_of(case, mode="draw", target_mask=target, depth=None), noise) == []
+    assert ignored_options(settings_of(case, mode="replace", target_mask=target), noise) == []
 
 
 def test_every_short_scheduler_name_paints(case: Case) -> None:
