@@ -23,14 +23,6 @@ MARGIN = 0.01  # of the depth range; what is nearer by less is noise of the dept
 ALIASES = {"draw": "inpaint"}
 
 
-def check_mode(mode: str) -> str:
-    """The mode's own name; the published `draw` means inpaint."""
-    mode = ALIASES.get(mode, mode)
-    if mode not in MODES:
-        raise ValueError(f"unknown mode {mode!r}; allowed: {', '.join(MODES)}, draw (= inpaint)")
-    return mode
-
-
 @dataclass(frozen=True, eq=False)
 class Cutout:
     """An object cut out of its image, tight; the values outside its mask are 0."""

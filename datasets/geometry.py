@@ -122,13 +122,8 @@ def square_box(box_xyxy: Box, size_hw: Size, border: str = "shift") -> Box:
         wide_box = (xc - half, y0, xc + half, y1) if tall else (x0, yc - half, x1, yc + half)
         return clip_box(wide_box, size_hw)
     half = min(half, (max(h, w) + 1) // 2)
-    left, top = _shifted(xc - half, 2 * half, w), _shifted(yc - half, 2 * half, h)
+    left, top = (max(0, min(c - half, limit - 2 * half)) for c, limit in ((xc, w), (yc, h)))
     return clip_box((left, top, left + 2 * half, top + 2 * half), size_hw)
-
-
-def _shifted(start: int, length: int, limit: int) -> int:
-    """Start of an interval moved into [0, limit], or 0 where it is longer than that."""
-    return max(0, min(start, limit - length))
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:

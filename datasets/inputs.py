@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from datasets.fusion import OCCLUSIONS, check_mode
+from datasets.fusion import ALIASES, MODES, OCCLUSIONS
 from datasets.geometry import Box01, bbox_of_mask, check_box01
 from datasets.masks import LEVELS
 from ldm.settings.config import check_settings, setting
@@ -167,7 +167,9 @@ class Inputs:
     region: np.ndarray | None = None  # (H, W) bool: exactly what may change, instead of a mask level
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mode", check_mode(self.mode))
+        object.__setattr__(self, "mode", ALIASES.get(self.mode, self.mode))
+        if self.mode not in MODES:
+            raise ValueError(f"unknown mode {self.mode!r}; allowed: {', '.join(MODES)}, draw (= inpaint)")
         if self.box01_xyxy is not None:
             check_box01(self.box01_xyxy)
         far, near = self.depth_range

@@ -1,5 +1,6 @@
 """A labelled contact sheet of rendered scenes: every output of the renderer side by side."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from datasets.scenes.describe import SceneOptions, eval_seed
 from datasets.scenes.layout import sample_scene
 from ldm.images import write_png
 from ldm.settings.schema import setting
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("scene", "one solid removed", "inverse depth", "instances", "amodal mask", "reference")
 MARGIN, HEADER, FOOTER = 8, 26, 22
@@ -47,10 +50,11 @@ class SheetSettings(SceneOptions):
 
 
 def write_scene_sheet(settings: SheetSettings) -> Path:
-    """Render and write the sheet; returns its path."""
+    """Write a labelled contact sheet of evaluation scenes."""
     options = replace(settings, reference_size=(settings.size[0], settings.size[0]))
     scenes = [sample_scene(eval_seed(settings.first_seed + i), options) for i in range(settings.count)]
     write_png(settings.out, draw_sheet(render(scenes, options, settings.device)))
+    log.info("wrote %s", settings.out)
     return settings.out
 
 

@@ -76,11 +76,12 @@ def depth_01(depth_u16: np.ndarray) -> np.ndarray:
     return depth_u16.astype(np.float32) / 65535
 
 
-def render_shards(settings: StoreSettings, sample: Sampler = sample_scene, variant: str = "") -> list[Path]:
-    """Render the missing shards of this run; returns the paths of its shards, new and old.
-
-    sample: makes the scene of a seed; variant: the name of another sampler than the ordinary one.
-    """
+def render_shards(
+    settings: StoreSettings,
+    sample: Sampler = sample_scene,  # makes the scene of a seed
+    variant: str = "",  # the name of another sampler than the ordinary one
+) -> list[Path]:
+    """Render scenes into shards; run again to continue."""
     index, every = shard_of(settings.shard)
     files = range(index, -(-settings.count // SCENES_PER_SHARD), every)
     paths = []
@@ -97,6 +98,7 @@ def render_shards(settings: StoreSettings, sample: Sampler = sample_scene, varia
                     bar.update()
                 write_atomic(path, _pack(batches, recipe))
             paths.append(path)
+    log.info("%d shards in %s", len(paths), settings.out)
     return paths
 
 

@@ -27,9 +27,11 @@ def json_entry(document: Any, key: str, path: Path) -> Any:
 def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
     """Bool (h, w) of a COCO segmentation: polygons, or run lengths, compressed or not.
 
-    where: what an error names
+    segmentation: as in the JSON file, or polygons as a tuple of arrays; where: what an error names
     """
     h, w = size_hw
+    if isinstance(segmentation, tuple):
+        segmentation = [polygon.tolist() for polygon in segmentation]
     try:
         if isinstance(segmentation, list):
             if not segmentation or not all(

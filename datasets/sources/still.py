@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -45,13 +44,7 @@ class LvisConfig(ImagesConfig):
     def views(self, item: Item) -> Iterator[ObjectView]:
         image = self.images / item[0]
         for shape, size in item[1]:
-            yield ObjectView(image, partial(_instance_mask, shape, size, str(image)), self.tree)
-
-
-def _instance_mask(shape: Any, size_hw: tuple[int, int], where: str) -> np.ndarray:
-    """(h, w) bool. shape: polygons as a tuple of arrays, or run lengths"""
-    segmentation = [polygon.tolist() for polygon in shape] if isinstance(shape, tuple) else shape
-    return segment_mask(segmentation, size_hw, where)
+            yield ObjectView(image, partial(segment_mask, shape, size, str(image)), self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ import pytest
 
 from datasets.fusion import (
     Cutout,
-    check_mode,
     fill_colour,
     fill_depth,
     fit_box,
@@ -159,9 +158,3 @@ def test_painting_over_continues_the_surroundings():
     assert np.array_equal(filled, fill_colour(image, hole))
     assert np.abs(filled.astype(int) - image).max() < 40
     assert fill_colour(image, np.ones(FRAME, bool)) is image
-
-
-def test_modes_have_one_alias_and_a_clear_error():
-    assert check_mode("draw") == "inpaint"
-    with pytest.raises(ValueError, match="place, replace, id-transfer, inpaint"):
-        check_mode("palce")

@@ -227,3 +227,9 @@ def test_a_pair_can_be_pickled():
     again = pickle.loads(pickle.dumps(pair))
     assert again.crop == pair.crop
     assert all(torch.equal(a, b) for a, b in zip(flat(pair), flat(again), strict=True))
+
+
+def test_modes_have_one_alias_and_a_clear_error():
+    assert sample("draw").mode == "inpaint"
+    with pytest.raises(ValueError, match="place, replace, id-transfer, inpaint"):
+        sample("palce")
