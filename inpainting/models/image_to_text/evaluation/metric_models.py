@@ -118,7 +118,7 @@ class PromptMetricModels(MetricNetworks):
             skipped[CLIPSCORE] = f"{unseen.stem} {unseen.region} has neither `crop` nor `image` and `box`"
         else:
             try:
-                cosines = clip_cosines(rows, self.clip)
+                cosines = self.clip_cosines(rows, self.clip)
                 numbers = [{CLIPSCORE: cosine} for cosine in cosines]
             except ValueError as error:  # an image that was moved shall not cost the other numbers
                 skipped[CLIPSCORE] = str(error)
@@ -133,7 +133,7 @@ class PromptMetricModels(MetricNetworks):
 
     @staticmethod
     def clip_cosines(rows: Sequence[Prediction], clip: Clip) -> list[float]:
-        """CLIPSim: cosine of "An image of PREDICTION" and the region's own image, squeezed to CLIP's square."""
+        """CLIPSim: cosine of "An image of PREDICTION" and the region's image, squeezed to a square."""
         cosines: list[float] = []
         for start in trange(0, len(rows), AT_ONCE, desc="CLIPSim", disable=None):
             group = rows[start : start + AT_ONCE]
