@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
+import typer
+
+from ldm.settings.config import load_config
+
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 HERE = Path("configs/inpainting")
@@ -31,3 +38,16 @@ def find_config(path: Path) -> Path:
         return file
     there = sorted(file.as_posix() for file in HERE.rglob("*.yaml"))
     raise ValueError(f"--config-path: there is no file {path}; there are {', '.join(there) or 'none'}")
+
+
+def config_verb(schema: type[T], work: Callable[[T], Any], help: str) -> Callable[..., None]:
+    """The verb `--config-path FILE [key=value ...]` that does `work`."""
+
+    def verb(
+        config_path: Annotated[Path, typer.Option(help="YAML file of settings", metavar="FILE")],
+        overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")] = None,
+    ) -> None:
+        work(load_config(schema, find_config(config_path), overrides or []))
+
+    verb.__doc__ = help
+    return verb

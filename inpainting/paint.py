@@ -92,7 +92,11 @@ def run_paint(settings: PaintSettings) -> None:
     Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, regions and after.
     """
     paths = sample_paths(settings)
-    image, regions = read_inputs(settings)
+    if len(settings.masks) != len(settings.prompts) or not settings.masks:  # before a file is read
+        pair_masks(settings.masks, settings.prompts)  # type: ignore[arg-type]
+    image = read_image(settings.image)
+    masks = [read_mask(path, size=image.size) for path in settings.masks]
+    regions = pair_masks(masks, settings.prompts, settings.negatives)
     pipe = load_painter(settings)
     result = paint(
         image.rgb_u8,
@@ -123,15 +127,6 @@ def save_samples(
         report = {**result.report, "drift": result.report["drift"][index], "seed": seed}
         sample_recipe = {**recipe, "sample": index, "seed": seed}
         save_result(path, result.images_u8[index], sample_recipe, report, image.alpha_u8, image.icc_profile)
-
-
-def read_inputs(settings: PaintSettings) -> tuple[LoadedImage, list[RegionPrompt]]:
-    """The image and its regions; ValueError names the file that does not fit."""
-    if len(settings.masks) != len(settings.prompts) or not settings.masks:
-        pair_masks(settings.masks, settings.prompts)  # type: ignore[arg-type]
-    image = read_image(settings.image)
-    masks = [read_mask(path, size=image.size) for path in settings.masks]
-    return image, pair_masks(masks, settings.prompts, settings.negatives)
 
 
 def painter_folder(settings: PaintSettings) -> Path:
@@ -188,7 +183,7 @@ def colored(image_u8: np.ndarray, regions: Sequence[RegionPrompt], colors: Seque
 
 def log_painting(settings: PaintSettings, result: PaintResult, paths: list[Path]) -> None:
     """Log where everything is, or print the report as JSON."""
-    changed = sum(one["changed_outside"] for one in result.report["drift"])
+    changed = sum(drift["changed_outside"] for drift in result.report["drift"])
     if settings.json:
         report = {**result.report, "files": [path.as_posix() for path in paths]}
         typer.echo(json_format.dumps(report, sort_keys=True))

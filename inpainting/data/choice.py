@@ -92,19 +92,23 @@ def within(masks: Tensor, threshold: float | None) -> int:
 
 def crop_image(rgb_u8: np.ndarray, side: int) -> Tensor:
     """(h, w, 3) uint8 -> (3, s, s) in [-1, 1]: shorter side to s, antialiased linear filter, centre."""
-    h, w = resized(rgb_u8.shape[:2], side)
+    (h, w), (top, left) = crop_geometry(rgb_u8.shape, side)
     scaled = np.asarray(Image.fromarray(rgb_u8).resize((w, h), Image.Resampling.BILINEAR))
-    top, left = corner((h, w), side)
     return to_pm1(scaled[top : top + side, left : left + side])
 
 
 def crop_mask(mask: np.ndarray, side: int) -> Tensor:
     """Bool (h, w) -> bool (s, s): the same crop, nearest pixel."""
-    h, w = resized(mask.shape, side)
-    values = torch.from_numpy(mask)[None, None].float()
-    scaled = F.interpolate(values, size=(h, w), mode="nearest")[0, 0] > 0
-    top, left = corner((h, w), side)
+    size, (top, left) = crop_geometry(mask.shape, side)
+    scaled = F.interpolate(torch.from_numpy(mask)[None, None].float(), size=size, mode="nearest")[0, 0] > 0
     return scaled[top : top + side, left : left + side]
+
+
+def crop_geometry(shape: tuple[int, ...], side: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Size (h, w) with the shorter side `side`, and (top, left) of the centre crop, as torchvision rounds."""
+    h, w = shape[:2]
+    h, w = (side, int(side * w / h)) if h <= w else (int(side * h / w), side)
+    return (h, w), (round((h - side) / 2), round((w - side) / 2))
 
 
 def layout_rows(masks: Tensor, max_concepts: int | None) -> Tensor:
@@ -113,17 +117,6 @@ def layout_rows(masks: Tensor, max_concepts: int | None) -> Tensor:
     rows = torch.cat([torch.ones_like(masks[:1]), masks | background]).float()
     missing = (len(masks) if max_concepts is None else max_concepts) + 1 - len(rows)
     return torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, missing))
-
-
-def resized(size: tuple[int, ...], side: int) -> tuple[int, int]:
-    """(h, w) with the shorter side `side`; the longer one is cut off to whole pixels, as torchvision does."""
-    h, w = size[0], size[1]
-    return (side, int(side * w / h)) if h <= w else (int(side * h / w), side)
-
-
-def corner(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(top, left) of the central square, rounded as torchvision does."""
-    return round((size[0] - side) / 2), round((size[1] - side) / 2)
 
 
 @dataclass(frozen=True)

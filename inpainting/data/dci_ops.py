@@ -16,7 +16,6 @@ from typing import Any
 
 import typer
 
-from inpainting.data.boxes import ObjectRegion, pixel_box
 from inpainting.data.paintings import (
     MAKE_ENTITIES,
     MAKE_MASKS,
@@ -26,7 +25,7 @@ from inpainting.data.paintings import (
     image_map,
 )
 from inpainting.data.steps.captions import EntitySettings, plain_text
-from inpainting.data.steps.regions import RegionFinder, RegionSource, make_regions
+from inpainting.data.steps.regions import ObjectRegion, RegionFinder, RegionSource, make_regions, pixel_box
 from inpainting.data.steps.split import TransferSettings, distribute
 from ldm.files import file_sha256, read_json
 from ldm.settings.cli import command, new_app, run_module
@@ -133,7 +132,7 @@ def train_val_test_split(settings: DciSplitSettings) -> None:
             image = read_json(files[name]).get("image")
             plan[checked_name(str(image))] = SPLIT_NAMES.get(split, split)
     inputs = {"table": file_sha256(settings.split_path)}
-    distribute(plan, images, settings.image_dir, inputs, settings.mode, settings.dry_run)
+    distribute(plan, images, settings.image_dir, inputs, settings)
 
 
 def build_app() -> typer.Typer:

@@ -1,4 +1,4 @@
-"""What the data sets of paintings share: images, random numbers, and who stands in for a damaged one."""
+"""Common part of the data sets of paintings: images, random numbers, replacement of damaged images."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PaintingItems(Dataset[dict[str, Any]]):
     @property
     def stems(self) -> list[str]:
         """Names of the images, in the order of the items."""
-        return [one.stem for one in self.paintings]
+        return [painting.stem for painting in self.paintings]
 
     def set_epoch(self, epoch: int) -> None:
         """Other random decisions from now on (training)."""

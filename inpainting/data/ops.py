@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import typer
 
-from inpainting.data.steps.annotate import AnnotateSettings, annotate_images
 from inpainting.data.steps.build import BuildSettings, build
 from inpainting.data.steps.caption_masks import CaptionSettings, caption_masks
 from inpainting.data.steps.captions import (
@@ -20,6 +19,7 @@ from inpainting.data.steps.captions import (
     captions_to_annotations,
     captions_to_folder,
 )
+from inpainting.data.steps.describe import AnnotateSettings, annotate_images
 from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
 from inpainting.data.steps.roots import RootSettings, extract_roots
 from inpainting.data.steps.split import SplitSettings, split_images

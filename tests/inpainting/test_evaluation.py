@@ -19,8 +19,7 @@ from inpainting.models.metrics.measure import (
     highlight,
     measure_image,
 )
-from inpainting.models.metrics.report import metrics_report
-from inpainting.models.metrics.table import PUBLISHED, paper_table
+from inpainting.models.metrics.report import PAPER_ROWS, metrics_report, paper_table
 from inpainting.models.text_to_image.evaluation import compute as computing
 from inpainting.models.text_to_image.evaluation.compute import compute
 from inpainting.models.text_to_image.evaluation.generate import fill_paintings
@@ -219,7 +218,7 @@ def test_numbers_are_pooled_over_pixels_and_regions():
 
 def test_table_without_runs_is_the_paper_s(tmp_path: Path):
     lines = paper_table({}).splitlines()
-    assert len(lines) == 2 + len(PUBLISHED) == 8
+    assert len(lines) == 2 + len(PAPER_ROWS) == 8
     assert lines[6].startswith("| RCA-FineTuned, published | 15.32 (27.45) | 22.00 (23.74) | 14.46 (14.13) |")
     with pytest.raises(ValueError, match="run compute for HQPrompt"):
         paper_table({"HQPrompt": tmp_path})

@@ -12,7 +12,7 @@ import pytest
 import spacy
 from spacy.tokens import Doc
 
-from inpainting.data.steps import annotate, caption_masks, roots
+from inpainting.data.steps import caption_masks, describe, roots
 from inpainting.data.steps.build import BuildSettings, build
 from inpainting.data.steps.regions import RegionSettings, make_masks
 from inpainting.data.steps.roots import find_rooter, rule_root, spacy_root
@@ -132,9 +132,9 @@ def test_models_make_what_is_missing(made: PaintingSet, monkeypatch: pytest.Monk
     """From images and a table alone; the networks are replaced by what they would say."""
     entries = json.loads(made.annotations.read_text())
     sizes = {read_image(made.images / name).rgb_u8.tobytes(): entry for name, entry in entries.items()}
-    monkeypatch.setattr(annotate, "open_model", lambda *_: None)
+    monkeypatch.setattr(describe, "open_model", lambda *_: None)
     monkeypatch.setattr(
-        annotate, "describe_paintings", lambda _, images, limit: [sizes[image.tobytes()] for image in images]
+        describe, "describe_paintings", lambda _, images, limit: [sizes[image.tobytes()] for image in images]
     )
     monkeypatch.setattr(caption_masks, "open_model", lambda *_: None)
     monkeypatch.setattr(

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from inpainting.data.steps import caption_masks as module
-from inpainting.data.steps.annotate import AnnotateSettings, annotate_images
 from inpainting.data.steps.caption_masks import CaptionSettings, caption_masks
 from inpainting.data.steps.captions import (
     EntitySettings,
@@ -23,6 +22,8 @@ from inpainting.data.steps.captions import (
     read_captions,
 )
 from inpainting.data.steps.describe import (
+    AnnotateSettings,
+    annotate_images,
     caption_crops,
     continuation,
     describe_paintings,

@@ -13,11 +13,10 @@ from PIL import Image
 from inpainting.data.choice import (
     PaintingOptions,
     choose_regions,
-    corner,
+    crop_geometry,
     crop_image,
     crop_mask,
     layout_rows,
-    resized,
     within,
 )
 from inpainting.data.paintings import Painting
@@ -43,11 +42,9 @@ def test_layout_rows_are_the_published_ones() -> None:
 
 
 def test_pixels_are_resized_and_cropped_as_torchvision_does() -> None:
-    assert [resized(size, 512) for size in ((542, 700), (700, 537), (100, 333))] == [
-        (512, 661), (667, 512), (512, 1704),
-    ]  # fmt: skip
-    assert corner((512, 661), 512) == (0, 74)  # 74.5 is rounded to even
-    assert corner((515, 512), 512) == (2, 0)
+    assert crop_geometry((542, 700), 512) == ((512, 661), (0, 74))  # 74.5 is rounded to even
+    assert crop_geometry((700, 537), 512) == ((667, 512), (78, 0))
+    assert crop_geometry((100, 333), 512) == ((512, 1704), (0, 596))
     rgb_u8 = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     by_hand = Image.fromarray(rgb_u8).resize((44, 32), Image.Resampling.BILINEAR).crop((6, 0, 38, 32))
     assert np.allclose(

@@ -10,21 +10,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inpainting.data.boxes import (
-    ObjectRegion,
-    grounded_regions,
-    pixel_box,
-    read_grounded,
-    region_crop,
-    region_mask,
-)
 from inpainting.data.steps.captions import (
     EntitySettings,
     FolderSettings,
     captions_to_annotations,
     captions_to_folder,
 )
-from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
+from inpainting.data.steps.regions import (
+    ObjectRegion,
+    RegionSettings,
+    grounded_regions,
+    make_entities,
+    make_masks,
+    pixel_box,
+    read_grounded,
+    region_crop,
+    region_mask,
+)
 from inpainting.data.steps.roots import RootSettings, extract_roots
 from ldm.journal import Journal, JournalReader, in_order
 from tests.inpainting.painting_set import PAINTINGS, REGIONS, PaintingSet, killed, tree, write_set

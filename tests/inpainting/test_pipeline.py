@@ -23,7 +23,7 @@ from inpainting.models.text_to_image.pipeline import (
     resolve_options,
 )
 from inpainting.models.text_to_image.sample import conditions
-from ldm.denoise import Cancelled
+from ldm.denoise import Cancelled, Monitor
 from ldm.latents import make_scheduler
 from tests.inpainting.small_inpainter import QUICK, box, random_image, small_inpainter, two
 
@@ -84,7 +84,7 @@ def test_a_sample_is_the_same_alone_and_in_company(pipe):
         PaintJob(random_image(64, 80, 2), two(64, 80)[:1], (7,)),
         PaintJob(random_image(64, 64, 3), [*two(64, 64), (box(64, 64, 0, 0.2, 0.7, 1), "a cone")], (8,)),
     ]
-    together = paint_all(jobs, pipe, QUICK, progress=False)
+    together = paint_all(jobs, pipe, QUICK, Monitor(progress=False))
     assert [result.seeds for result in together] == [[5, 6], [7], [8]]
     for job, result in zip(jobs, together, strict=True):
         for seed, image in zip(job.seeds, result.images_u8, strict=True):
@@ -186,7 +186,7 @@ def test_defaults_are_the_published_ones(pipe, tiny):
     steps = []
     options = PaintOptions(guidance=1.0)
     job = PaintJob(random_image(16, 16), [(np.ones((16, 16), bool), "a")])
-    result = paint_all([job], pipe, options, on_step=steps.append, progress=False)[0]
+    result = paint_all([job], pipe, options, Monitor(steps.append, progress=False))[0]
     recipe = result.recipe["options"]
     assert (recipe["scheduler"], recipe["steps"], recipe["layout"]) == ("PNDMScheduler", 50, "coverage")
     assert len(steps) == 51, "PNDM evaluates the network once more than it has steps"
@@ -199,9 +199,9 @@ def test_defaults_are_the_published_ones(pipe, tiny):
 
 def test_cancelling(pipe):
     seen: list = []
-    hooks = {"on_step": seen.append, "cancelled": lambda: len(seen) == 1, "progress": False}
+    monitor = Monitor(seen.append, lambda: len(seen) == 1, progress=False)
     with pytest.raises(Cancelled, match="after 1 of 2 steps"):
-        paint_all([PaintJob(random_image(64, 64), two(64, 64))], pipe, QUICK, **hooks)
+        paint_all([PaintJob(random_image(64, 64), two(64, 64))], pipe, QUICK, monitor)
 
 
 def test_a_prompt_that_overflows_is_warned_of_and_shown(pipe, caplog):

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter
 from inpainting.models.text_to_image.pipeline import PaintJob, paint_all
+from ldm.denoise import Monitor
 from ldm.files import hash_folder, written_whole
 from ldm.latents import LatentSpace
 from ldm.settings.cli import command, run_module, single_app
@@ -140,7 +141,7 @@ def paint_examples(
         for example, seed in zip(examples[part], seeds[part], strict=True):
             masks = box_masks(example.boxes, example.image_u8.shape[:2])
             jobs.append(PaintJob(example.image_u8, list(zip(masks, example.prompts, strict=True)), (seed,)))
-        painted += [result.image_u8 for result in paint_all(jobs, pipe, options, progress=False)]
+        painted += [result.image_u8 for result in paint_all(jobs, pipe, options, Monitor(progress=False))]
     return np.stack(painted)
 
 

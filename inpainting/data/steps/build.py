@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inpainting.data.paintings import GET, RAW_CAPTIONS
-from inpainting.data.steps.annotate import AnnotateSettings, annotate_images
 from inpainting.data.steps.caption_masks import CaptionSettings, caption_masks
 from inpainting.data.steps.captions import (
     EntitySettings,
@@ -19,6 +18,7 @@ from inpainting.data.steps.captions import (
     captions_to_annotations,
     captions_to_folder,
 )
+from inpainting.data.steps.describe import AnnotateSettings, annotate_images
 from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
 from inpainting.data.steps.roots import METHODS, RootSettings, extract_roots
 from inpainting.data.steps.split import MODES, SplitSettings, split_images

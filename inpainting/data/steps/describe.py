@@ -1,26 +1,48 @@
-"""Language models that describe paintings (Kosmos-2) and their objects (LLaVA-NeXT): images in, texts out.
+"""Vision-language models that describe paintings (Kosmos-2) and their objects (LLaVA-NeXT).
 
 Both are loaded by `ldm.mllm.load` from a folder, or by their hub name from the local cache or the hub.
+`annotate_images` writes annotations.json, resumable, in several processes; its progress is recorded in
+stamp_annotate-images_PofN.jsonl beside that file.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from inpainting.data.batches import ProcessSettings, run_batches, shard_paths
+from inpainting.data.paintings import image_map, write_object
 from inpainting.prompts import CAPTION_START, KOSMOS_PROMPT, caption_prompt
+from ldm.images import read_image
+from ldm.journal import Journal, JournalReader
 from ldm.mllm.load import Mllm, four_bit_works, load_four_bit, load_mllm
 from ldm.registry.models import model_folder
+from ldm.settings.config import setting
 
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "4bit", "full")
 FULL_STOP = "."
+STEP = "annotate-images"
+
+
+@dataclass(frozen=True)
+class AnnotateSettings(ProcessSettings):
+    """Images -> descriptions with boxes by Kosmos-2."""
+
+    image_dir: Path = setting(help="folder of images, split or not")
+    out: Path = setting(Path("data/annotations.json"), help="JSON file to write")
+    model_id: str = setting("microsoft/kosmos-2-patch14-224", help="Kosmos-2, folder or hub name")
+    batch_size: int = setting(8, low=1, help="images at once")
+    max_new_tokens: int = setting(128, low=1, help="longest description")
 
 
 def open_model(model_id: str, precision: str = "auto", device: str = "auto", dtype: str = "auto") -> Mllm:
@@ -49,30 +71,30 @@ def caption_crops(
         images=[Image.fromarray(crop) for crop in crops_u8],
         padding=True,
         return_tensors="pt",
-    )
+    ).to(mllm.device, mllm.model.dtype)
     with torch.inference_mode():
         written = mllm.model.generate(
-            **_on(mllm, inputs),
+            **inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             stop_strings=[FULL_STOP],
             tokenizer=processor.tokenizer,
         )
-    asked = inputs["input_ids"].shape[1]
-    return [CAPTION_START + continuation(processor.tokenizer, row, asked) for row in written.cpu()]
+    length = inputs["input_ids"].shape[1]
+    return [CAPTION_START + continuation(processor.tokenizer, row, length) for row in written.cpu()]
 
 
-def continuation(tokenizer: Any, ids: torch.Tensor, asked: int) -> str:
-    """What a model wrote after the first `asked` tokens of (t,), with the space before it."""
+def continuation(tokenizer: Any, ids: torch.Tensor, length: int) -> str:
+    """What a model wrote after the first `length` tokens of (t,), with the space before it."""
 
-    def text_of(some: torch.Tensor) -> str:
-        return tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def text_of(part: torch.Tensor) -> str:
+        return tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    whole, question = text_of(ids), text_of(ids[:asked])
+    whole, question = text_of(ids), text_of(ids[:length])
     if whole.startswith(question):
         return whole[len(question) :].rstrip()
     # The tokenizer decodes the joint differently from its parts.
-    return " " + text_of(ids[asked:]).strip()
+    return " " + text_of(ids[length:]).strip()
 
 
 def describe_paintings(
@@ -82,25 +104,46 @@ def describe_paintings(
     processor = mllm.processor
     images = [Image.fromarray(image) for image in images_u8]
     inputs = processor(text=[KOSMOS_PROMPT] * len(images), images=images, return_tensors="pt")
+    inputs = inputs.to(mllm.device, mllm.model.dtype)
     with torch.inference_mode():
-        written = mllm.model.generate(**_on(mllm, inputs), max_new_tokens=max_new_tokens, do_sample=False)
+        written = mllm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     texts = processor.batch_decode(written, skip_special_tokens=True)
     return [grounded_entry(*processor.post_process_generation(text)) for text in texts]
 
 
-def grounded_entry(description: str, found: Sequence[Any]) -> dict[str, Any]:
+def grounded_entry(description: str, phrases: Sequence[Any]) -> dict[str, Any]:
     """Kosmos-2's (phrase, (start, end), boxes) as one entry; the boxes of a repeated phrase are united."""
     entities: dict[str, Any] = {}
-    for phrase, (start, end), boxes in found:
+    for phrase, (start, end), boxes in phrases:
         entity = entities.setdefault(phrase, {"startend": [start, end], "bboxes": []})
         entity["bboxes"] += [list(box) for box in boxes if list(box) not in entity["bboxes"]]
     return {"description": description, "entities": entities}
 
 
-def _on(mllm: Mllm, inputs: Any) -> dict[str, Any]:
-    """The inputs on the model's device; images in the precision of its weights."""
-    kind = next(p.dtype for p in mllm.model.parameters() if p.is_floating_point())
-    return {
-        name: value.to(mllm.device, kind if value.is_floating_point() else None)
-        for name, value in inputs.items()
-    }
+def annotate_images(settings: AnnotateSettings) -> bool:
+    """Describe every image and box what is described, with Kosmos-2; run again to continue."""
+    out, (index, count) = settings.out, settings.index_of_count
+    images = image_map(settings.image_dir)
+    names = sorted(images)
+    inputs = {"model": settings.model_id, "max_new_tokens": settings.max_new_tokens}
+    paths = shard_paths(out.parent, f"stamp_{STEP}", count)
+    journal = Journal(paths[index], inputs, keep=True)
+    model = functools.cache(lambda: open_model(settings.model_id, "full"))
+
+    def answer(images_u8: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        return describe_paintings(model(), images_u8, settings.max_new_tokens)
+
+    run_batches(
+        journal,
+        names[index::count],
+        lambda name: read_image(images[name]).rgb_u8,
+        answer,
+        settings.batch_size,
+    )
+    journals = [JournalReader(path) for path in paths]
+    if not all(progress.complete for progress in journals):
+        log.info("%s is written when the other processes have finished", out)
+        return False
+    entries = {name: entry for progress in journals for name, entry in progress.done.items()}
+    write_object(out, {name: entries[name] for name in names if name in entries})
+    return True

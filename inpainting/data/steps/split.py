@@ -98,10 +98,8 @@ def _draw(names: Sequence[str], count: int) -> tuple[list[str], list[str]]:
 def split_images(
     settings: SplitSettings, source_dir: Path | None = None, redo: bool = True
 ) -> Journal | None:
-    """Put the images into the folders of their split.
-
-    source_dir: where the images are; None: in `image_dir` itself. Returns the journal, None in a dry run.
-    """
+    """Put the images into the folders of their split."""
+    # The images are in `source_dir`, or in `image_dir` itself. A dry run has no journal.
     masks_dir, table_path = settings.masks_dir, settings.split_df_path
     images = image_map(source_dir or settings.image_dir)
     if not masks_dir.is_dir():
@@ -119,7 +117,7 @@ def split_images(
         "table": sizes if table_path is None else file_sha256(table_path),
         "after": stamp_hash(masks_dir, MAKE_MASKS),
     }
-    return distribute(plan, images, settings.image_dir, inputs, settings.mode, settings.dry_run, redo)
+    return distribute(plan, images, settings.image_dir, inputs, settings, redo)
 
 
 def distribute(
@@ -127,53 +125,49 @@ def distribute(
     images: Mapping[str, Path],
     image_dir: Path,
     inputs: Mapping[str, Any],
-    mode: str,
-    dry_run: bool = False,
+    how: TransferSettings,
     redo: bool = True,
 ) -> Journal | None:
     """Bring images into the folders of `plan`; one that is planned for no split is left out."""
     counts = Counter(folder or "not in the table" for folder in plan.values())
     log.info("%s", ", ".join(f"{folder} {count}" for folder, count in sorted(counts.items())))
-    if dry_run:
+    if how.dry_run:
         return None
+    folders = (*SPLITS, UNANNOTATED)
 
     def work(name: str) -> Mapping[str, Any]:
         folder = plan[name]
-        if folder not in (*SPLITS, UNANNOTATED):
+        if folder not in folders:
             raise ValueError(f"the table gives it the split {folder!r}, allowed are {', '.join(SPLITS)}")
         if name not in images:
             raise ValueError(f"no such image in {image_dir}")
-        place(images[name], image_dir, folder, mode)
+        source, target = images[name], image_dir / folder / name
+        split_before = source.parent.resolve().parent == image_dir.resolve()  # no unsplit original is left
+        if source != target:
+            transfer(source, target, "move" if split_before else how.mode)
+        for other in folders:
+            if other != folder:
+                (image_dir / other / name).unlink(missing_ok=True)
         return {"split": folder}
 
-    for folder in (*SPLITS, UNANNOTATED):
+    for folder in folders:
         (image_dir / folder).mkdir(parents=True, exist_ok=True)
-    journal = Journal(stamp_path(image_dir, STEP), {"mode": mode, **inputs}, redo=redo)
+    journal = Journal(stamp_path(image_dir, STEP), {"mode": how.mode, **inputs}, redo=redo)
     run_items(journal, list(plan), work, workers=1)
     return journal
 
 
-def place(source: Path, image_dir: Path, folder: str, mode: str) -> None:
-    """Bring one image into its folder, and out of the folder of an earlier split."""
-    target = image_dir / folder / source.name
-    split_before = source.parent.resolve().parent == image_dir.resolve()  # no unsplit original is left
-    if source != target:
-        transfer(source, target, "move" if split_before else mode)
-    for other in {*SPLITS, UNANNOTATED} - {folder}:
-        (image_dir / other / source.name).unlink(missing_ok=True)
-
-
 def transfer(source: Path, target: Path, mode: str) -> None:
     """Copy, move or link a file; `target` appears as a whole."""
+    if mode == "move":
+        try:
+            os.replace(source, target)
+            return
+        except OSError as error:
+            if error.errno != errno.EXDEV:  # another disk: copy, then delete
+                raise
     temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex}.tmp")
     try:
-        if mode == "move":
-            try:
-                os.replace(source, target)
-                return
-            except OSError as error:
-                if error.errno != errno.EXDEV:  # another disk: copy, then delete
-                    raise
         if mode == "symlink":
             temporary.symlink_to(os.path.relpath(source.resolve(), target.parent.resolve()))
         else:

@@ -14,7 +14,6 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import typer
@@ -22,7 +21,7 @@ from accelerate import Accelerator
 from peft import PeftModel, prepare_model_for_kbit_training
 from torch import nn
 
-from inpainting.config_path import find_config
+from inpainting.config_path import config_verb
 from inpainting.models.image_to_text.batches import PromptCollate, WithAlphas
 from inpainting.models.image_to_text.dataset import LlavaDataset
 from inpainting.models.image_to_text.evaluation.validate import HeldOutTest, held_out
@@ -43,7 +42,7 @@ from ldm.mllm.training import (
 )
 from ldm.registry.models import model_folder
 from ldm.settings.cli import new_app, run_module
-from ldm.settings.config import dump_yaml, load_config, write_config
+from ldm.settings.config import dump_yaml, write_config
 from ldm.training.checkpoints import (
     STATE,
     Layout,
@@ -210,17 +209,10 @@ def with_checkpoint(config: PromptTraining, mllm: Mllm, folder: Path | None) -> 
     return model.eval()
 
 
-def train_verb(
-    config_path: Annotated[Path, typer.Option(help="YAML file of settings", metavar="FILE")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")] = None,
-) -> None:
-    """Train the prompt writer, or test it with only_val=true; the same command again continues."""
-    train(load_config(PromptTraining, find_config(config_path), overrides or []))
-
-
 def build_app() -> typer.Typer:
     app = new_app("Train or test the prompt writer.")
-    app.command("train")(train_verb)
+    help = "Train the prompt writer, or test it with only_val=true; the same command again continues."
+    app.command("train")(config_verb(PromptTraining, train, help))
     return app
 
 

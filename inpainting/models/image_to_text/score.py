@@ -19,7 +19,7 @@ import typer
 from inpainting.models.image_to_text.evaluation.metric_models import MetricFolders, PromptMetricModels
 from inpainting.models.image_to_text.evaluation.predictions import read_predictions
 from inpainting.models.image_to_text.evaluation.report import LAST, WITH_INTERVALS, measure_prompts
-from inpainting.models.metrics.table import shown
+from inpainting.models.metrics.report import shown
 from ldm.device import pick_device
 from ldm.files import write_atomic, write_json
 from ldm.metrics.intervals import RESAMPLES

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from inpainting.models.text_to_image.config import DEFAULTS, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, weights_of
 from inpainting.models.text_to_image.sample import Batch, sample
 from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
-from ldm.denoise import Step
+from ldm.denoise import Monitor
 from ldm.result import StageTimer, library_versions, measure_drift
 from ldm.settings.config import to_plain
 
@@ -89,22 +89,19 @@ def paint(
     Raises ValueError for invalid input.
     """
     job = PaintJob(image_u8, regions, range(seed, seed + samples))
-    return paint_all([job], pipe, options, progress=progress)[0]
+    return paint_all([job], pipe, options, Monitor(progress=progress))[0]
 
 
 def paint_all(
     jobs: Sequence[PaintJob],
     pipe: Inpainter,
     options: PaintOptions = DEFAULTS,
-    *,
-    on_step: Callable[[Step], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    progress: bool = True,
+    monitor: Monitor = Monitor(),  # noqa: B008
 ) -> list[PaintResult]:
     """Paint several images; those of one painting size go through the model together.
 
     Every sample has its own noise, so it is the same image (up to rounding) in any batch.
-    Raises `ldm.denoise.Cancelled` when `cancelled` returns True.
+    Raises `ldm.denoise.Cancelled` when the monitor cancels.
     """
     options = resolve_options(pipe, options)
     prepared = [prepare_job(job, pipe, options) for job in jobs]
@@ -115,7 +112,7 @@ def paint_all(
     for indices in batches.values():
         timer, batch = StageTimer(), as_batch([prepared[index] for index in indices])
         with timer.stage("paint"):
-            images_u8 = sample(batch, pipe, options, on_step=on_step, cancelled=cancelled, progress=progress)
+            images_u8 = sample(batch, pipe, options, monitor)
         remaining = iter(images_u8)
         for index in indices:
             results[index] = finish_job(prepared[index], remaining, pipe, options, timer)

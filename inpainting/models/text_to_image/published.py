@@ -27,6 +27,7 @@ from inpainting.models.text_to_image.load import Inpainter, load_inpainter
 from inpainting.models.text_to_image.pipeline import resolve_options
 from inpainting.models.text_to_image.sample import Batch, sample
 from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
+from ldm.denoise import Monitor
 from ldm.device import pick_dtype
 from ldm.images import to_01, to_pm1
 
@@ -100,7 +101,7 @@ class FreestyleStableDiffusionInpaintPipeline(Inpainter):
             seeds=_seeds(generator, count, num_images_per_prompt),
         )
         options = replace(COMPAT, steps=num_inference_steps, guidance=guidance_scale, strength=strength)
-        painted = sample(batch, self, resolve_options(self, options))
+        painted = sample(batch, self, resolve_options(self, options), Monitor())
         images = [Image.fromarray(one) if output_type == "pil" else one for one in painted]
         return PipelineOutput(images, list(batch.seeds))
 

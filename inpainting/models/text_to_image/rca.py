@@ -135,7 +135,7 @@ def region_kwargs(
     """The `cross_attention_kwargs` of one batch.
 
     masks:      (b, r, H, W) bool, any size of the same aspect as the latents; absent regions are empty rows
-    region_ids:     (b, t) from `tokens`: 0 = shared, k + 1 = region k, -1 = read by nobody
+    region_ids: (b, t) from `tokens`: 0 = shared, k + 1 = region k, -1 = read by nobody
     levels:     resolutions of the UNet: len(unet.config.block_out_channels)
     soft_cells: width of soft edges in latent cells, 0 = hard
     """

@@ -5,7 +5,7 @@ Legend: j images, b samples of them, c channels, r regions, H W pixels, h w late
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from inpainting.models.text_to_image.layout import shrink_masks
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.rca import region_kwargs
 from inpainting.tokens import TokenPlan, encode_plans
-from ldm.denoise import Monitor, Step, denoise, noise_for, set_steps, start_latents
+from ldm.denoise import Monitor, denoise, noise_for, set_steps, start_latents
 from ldm.images import from_pm1
 from ldm.latents import make_scheduler
 
@@ -55,10 +55,7 @@ def sample(
     batch: Batch,
     pipe: Inpainter,
     options: PaintOptions,
-    *,
-    on_step: Callable[[Step], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    progress: bool = True,
+    monitor: Monitor,
 ) -> list[np.ndarray]:
     """One image (H, W, 3) uint8 per sample. options: without None, see `pipeline.resolve_options`."""
     device, dtype, space = pipe.device, pipe.dtype, pipe.latent_space
@@ -88,7 +85,7 @@ def sample(
         schedule,
         guidance=float(options.guidance or 0.0),
         generators=generators,
-        monitor=Monitor(on_step, cancelled, progress),
+        monitor=monitor,
     )
     return [from_pm1(space.decode(latent[None].to(dtype))[0].float().cpu()) for latent in latents]
 

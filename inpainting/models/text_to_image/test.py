@@ -20,8 +20,7 @@ import typer
 
 from inpainting.config_path import HERE, find_config
 from inpainting.models.text_to_image.evaluation.compute import compute, make_table
-from inpainting.models.text_to_image.evaluation.generate import fill_paintings
-from inpainting.models.text_to_image.evaluation.generate_prompts import generate_prompts
+from inpainting.models.text_to_image.evaluation.generate import fill_paintings, generate_prompts
 from inpainting.models.text_to_image.evaluation.settings import PaintingsConfig
 from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import load_config

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import typer
@@ -19,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 
-from inpainting.config_path import find_config
+from inpainting.config_path import config_verb
 from inpainting.data.choice import PaintingOptions
 from inpainting.data.datasets import InpaintingDataset
 from inpainting.models.text_to_image.layout import LAYOUTS
@@ -30,13 +29,14 @@ from inpainting.tokens import ENCODINGS
 from ldm.files import write_atomic
 from ldm.seeds import seed_of
 from ldm.settings.cli import new_app, run_module
-from ldm.settings.config import CheckedSettings, check_settings, dump_yaml, load_config, setting
+from ldm.settings.config import CheckedSettings, check_settings, dump_yaml, setting
 from ldm.training.batches import drawing
 from ldm.training.checkpoints import Layout
 from ldm.training.fit import FitConfig, Task, fit, make_accelerator
 
 log = logging.getLogger(__name__)
 
+HELP = "Train a LoRA of the inpainter; the same command again continues an interrupted run."
 ADAPTER = "default"
 TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -136,17 +136,9 @@ def train(config: TrainLoraConfig) -> Path:
     return out / FILE_NAME
 
 
-def main(
-    config_path: Annotated[Path, typer.Option(help="YAML file of settings", metavar="FILE")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")] = None,
-) -> None:
-    """Train a LoRA of the inpainter; the same command again continues an interrupted run."""
-    train(load_config(TrainLoraConfig, find_config(config_path), overrides or []))
-
-
 def build_app() -> typer.Typer:
     app = new_app("Train a LoRA of the inpainter.")
-    app.command("main")(main)
+    app.command("main")(config_verb(TrainLoraConfig, train, HELP))
     return app
 
 

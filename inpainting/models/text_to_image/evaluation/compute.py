@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_image
-from inpainting.models.metrics.report import NEEDS, metrics_report
-from inpainting.models.metrics.table import ALL, MULTI, paper_table
+from inpainting.models.metrics.report import ALL, MULTI, NEEDS, metrics_report, paper_table, shown
 from inpainting.models.text_to_image.evaluation.generate import image_path, item_image
 from inpainting.models.text_to_image.evaluation.settings import (
     PaintingsConfig,
@@ -130,15 +129,8 @@ def text_table(content: dict[str, Any]) -> str:
     lines = [f"{'':32}{'whole image':>30}{'masked regions only':>30}"]
     tables = [content["with_intervals"], content["masked_regions_only"]]
     for name in sorted(set(tables[0]) | set(tables[1])):
-        lines.append(f"{name:32}" + "".join(f"{spelled(table.get(name)):>30}" for table in tables))
+        lines.append(f"{name:32}" + "".join(f"{shown(table.get(name), digits=4):>30}" for table in tables))
     return "\n".join([*lines, *(f"skipped {name}: {why}" for name, why in content["skipped"].items())])
-
-
-def spelled(number: dict[str, float] | None) -> str:
-    if number is None:
-        return "-"
-    spread = f" [{number['low']:.4f}, {number['high']:.4f}]" if "low" in number else ""
-    return f"{number['value']:.4f}{spread}"
 
 
 def make_table(configs: Sequence[PaintingsConfig], out: Path) -> str:

@@ -1,10 +1,13 @@
-"""Fill the masked regions of every test image: all regions in one pass, or one after the other.
+"""Fill the masked regions of every test image, and write prompts for them.
 
 Each image's noise follows from the seed and its name, so shards, batches and interruptions change nothing.
+For the prompts the regions are painted in solid colours, large ones first; the prompt writer names what could
+be behind each colour.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from inpainting.models.image_to_text.writer import Decoding, PromptWriter
 from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.evaluation.settings import (
     GENERATED_WITH,
@@ -21,9 +25,11 @@ from inpainting.models.text_to_image.evaluation.settings import (
     pending_batches,
     record,
 )
-from inpainting.models.text_to_image.load import Inpainter, load_inpainter, weights_of
+from inpainting.models.text_to_image.load import Inpainter, load_inpainter, load_tokenizer, weights_of
 from inpainting.models.text_to_image.pipeline import PaintJob, paint_all, resolve_options
+from ldm.denoise import Monitor
 from ldm.device import pick_device, pick_dtype
+from ldm.files import write_atomic
 from ldm.images import from_pm1, write_png
 from ldm.seeds import seed_of
 from ldm.settings.config import to_plain
@@ -84,7 +90,9 @@ def paint_in_turns(
     for turn in range(max(map(len, jobs))):
         numbers = [number for number, turns in enumerate(jobs) if turn < len(turns)]
         batch = [replace(jobs[number][turn], image_u8=images[number]) for number in numbers]
-        for number, result in zip(numbers, paint_all(batch, model, options, progress=False), strict=True):
+        for number, result in zip(
+            numbers, paint_all(batch, model, options, Monitor(progress=False)), strict=True
+        ):
             images[number] = result.image_u8
     return images
 
@@ -96,3 +104,29 @@ def image_path(out: Path, stem: str) -> Path:
 def item_image(item: Item) -> np.ndarray:
     """RGB (s, s, 3) uint8 of a dataset's item."""
     return from_pm1(item["pixel_values"])
+
+
+def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -> None:
+    """OUT/<name>.json, a list of prompts in the order of the regions; the same call again continues."""
+    out, model = config.llava_output_dir, config.llava_model_id
+    if out is None:
+        raise ValueError("llava_output_dir: name the folder that gets the prompts")
+    if not model:
+        raise ValueError(
+            "llava_model_id: name the prompt writer, a model folder or the folder of its adapter"
+        )
+    dataset = open_paintings(config, load_tokenizer(config.pretrained / "tokenizer"), out, None)
+    folder, adapter = (config.llava_base, Path(model)) if config.llava_base else (model, None)
+    writer = PromptWriter.load(folder, adapter, config.device, config.dtype, config.llava_precision)
+    if config.llava_constrained:  # max_new_tokens is divided among the prompts of an image
+        regions = config.data.max_concepts or len(writer.config.colors)
+        decoding = Decoding(longest=max(1, config.max_new_tokens // regions))
+    else:
+        decoding = Decoding(constrained=False, longest=config.max_new_tokens)
+    record(out / GENERATED_WITH, {"weights": writer.weights(), "decoding": to_plain(decoding)})
+    for items in pending_batches(
+        config, dataset, shard, lambda stem: (out / f"{stem}.json").is_file(), "prompts"
+    ):
+        images_u8, masks = [item_image(item) for item in items], [masks_of(item) for item in items]
+        for item, texts in zip(items, writer.write(images_u8, masks, decoding, config.batch), strict=True):
+            write_atomic(out / f"{item['image_stems']}.json", json.dumps(texts).encode())

@@ -18,7 +18,7 @@ from inpainting.data.datasets import InpaintingDataset
 from inpainting.data.paintings import SPLITS
 from inpainting.data.steps.describe import PRECISIONS
 from inpainting.models.metrics.measure import BackboneFiles
-from inpainting.models.metrics.table import PUBLISHED
+from inpainting.models.metrics.report import PAPER_ROWS
 from inpainting.models.text_to_image.config import COMPAT, PaintOptions
 from ldm.files import read_json, write_atomic
 from ldm.settings.config import check_settings, setting
@@ -31,7 +31,7 @@ class PaintingsConfig:
     """One model over all images of a split."""
 
     output_dir: Path = setting(help="folder of the filled images")
-    row: str = setting("", choices=("", *PUBLISHED), help="row of the paper's table that this run repeats")
+    row: str = setting("", choices=("", *PAPER_ROWS), help="row of the paper's table that this run repeats")
     seed: int = setting(42, low=0, help="seed of the regions and, with each name, of its image")
     pretrained: Path = setting(Path("models/stable-diffusion-2-inpainting"), help="model folder")
     lora: Path | None = setting(None, help="LoRA in the released format: file, or folder that holds it")
