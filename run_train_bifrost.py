@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from cldm.create import NetworkConfig, create_compositor
 from cldm.model import Compositor
@@ -64,11 +64,6 @@ class TrainerConfig:
     )
 
     @property
-    def batches_per_step(self) -> int:
-        """Batches of all devices in one optimizer step."""
-        return self.accumulate * self.all_devices
-
-    @property
     def all_devices(self) -> int:
         """Devices of all nodes."""
         return self.devices * self.nodes
@@ -110,8 +105,9 @@ class RunConfig:
             )
 
     @property
-    def model_config(self) -> CompositorConfig:
-        return CompositorConfig(self.name, self.notice, self.pair, self.sampling)
+    def samples_per_step(self) -> int:
+        """Samples of all devices in one optimizer step."""
+        return self.data.batch * self.trainer.accumulate * self.trainer.all_devices
 
 
 def starting_model(config: RunConfig) -> Compositor:
@@ -170,10 +166,11 @@ class SaveModel(pl.Callback):
         model = starting_model(config)
         trained = {name.removeprefix("model."): value for name, value in weights.items()}
         model.load_state_dict(trained, strict=False)  # the rest is frozen
-        save_compositor(model, config.model_config, config.out / "model")
+        model_config = CompositorConfig(config.name, config.notice, config.pair, config.sampling)
+        save_compositor(model, model_config, config.out / "model")
         manifest = make_manifest(
             "compositor", model, seed=config.seed, steps=module.global_step,
-            batch=config.data.batch * config.trainer.batches_per_step,
+            batch=config.samples_per_step,
             seconds=self.state_dict()["seconds"], settings=config, device=module.device,
         )  # fmt: skip
         write_json(config.out / "manifest.json", manifest)
@@ -182,16 +179,10 @@ class SaveModel(pl.Callback):
 def make_tracker(config: RunConfig) -> Logger | bool:
     """TensorBoard or wandb by `trainer.tracker`; their packages are needed only then."""
     name = config.trainer.tracker
-    if name == "none":
-        return False
     try:
         if name == "tensorboard":
-            from pytorch_lightning.loggers import TensorBoardLogger
-
             return TensorBoardLogger(config.out, name="tensorboard", version="")
-        from pytorch_lightning.loggers import WandbLogger
-
-        return WandbLogger(name=config.out.name, save_dir=config.out)
+        return WandbLogger(name=config.out.name, save_dir=config.out) if name == "wandb" else False
     except ModuleNotFoundError as error:
         raise ValueError(
             f"trainer.tracker={name} needs a package that is not installed: "
@@ -201,9 +192,8 @@ def make_tracker(config: RunConfig) -> Logger | bool:
 
 def make_trainer(config: RunConfig) -> pl.Trainer:
     settings, out = config.trainer, config.out
-    samples_per_step = config.data.batch * settings.batches_per_step
     callbacks = [
-        Metrics(out / "metrics.csv", settings.log_every, samples_per_step, settings.probe_every),
+        Metrics(out / "metrics.csv", settings.log_every, config.samples_per_step, settings.probe_every),
         Samples(out / "samples", settings.sample_every, config.sampling),
         RejectionCounter(out / "refusals.json"),
         SaveModel(config),

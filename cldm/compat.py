@@ -1,8 +1,8 @@
 """Presets that compose as the two published systems do, switch for switch.
 
-A preset replaces the pre-processing and the sampling of a model's card; sizes stay the model's. Two switches
-are no part of a card: the whole crop is pasted back (a rectangle less 5 pixels), and the side of the crop is
-drawn between 1.5 and 2.9 times the region, here from the seed of the job.
+A preset replaces pre-processing and sampling of a model's configuration; sizes stay the model's. Two more
+switches: the whole crop is pasted back (a rectangle less 5 pixels), and the side of the crop is drawn between
+1.5 and 2.9 times the region, here from the seed of the job.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 
 from cldm.pretrained import CompositorConfig, Sampling
 from datasets.inputs import PUBLISHED_INFERENCE, PairOptions
-from ldm.settings.schema import nearest
 
 CROP_RATIOS = (1.5, 2.9)  # published: 15 to 29 tenths, without a seed
 
@@ -39,22 +38,15 @@ PRESETS = {
 }
 
 
-def preset(name: str) -> Compat:
-    """A preset by name."""
-    if name not in PRESETS:
-        raise ValueError(nearest(name, PRESETS, "compat"))
-    return PRESETS[name]
-
-
-def with_compat(card: CompositorConfig, name: str, seed: int) -> CompositorConfig:
-    """The card with the pre-processing and sampling of a published system."""
-    chosen = preset(name)
+def with_compat(config: CompositorConfig, name: str, seed: int) -> CompositorConfig:
+    """The configuration with the pre-processing and sampling of a published system."""
+    chosen = PRESETS[name]
     tenths = np.random.default_rng(seed).integers(round(CROP_RATIOS[0] * 10), round(CROP_RATIOS[1] * 10) + 1)
     pair = replace(
         chosen.pair,
-        size=card.pair.size,
-        reference_size=card.pair.reference_size,
+        size=config.pair.size,
+        reference_size=config.pair.reference_size,
         crop_ratio=float(tenths) / 10,
-        augment=card.pair.augment,
+        augment=config.pair.augment,
     )
-    return replace(card, pair=pair, sampling=chosen.sampling)
+    return replace(config, pair=pair, sampling=chosen.sampling)

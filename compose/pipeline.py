@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from cldm.compat import preset, with_compat
+from cldm.compat import PRESETS, with_compat
 from cldm.pipeline import CompositorPipeline, Weights
 from cldm.pretrained import Sampling
 from compose.inputs import read_sources
@@ -110,7 +110,7 @@ def compose(
     timer = StageTimer()
     sampling, options = sampling_of(settings, models)
     if settings.compat and settings.depth is None and settings.plain_mode in DEPTH_MODES:
-        settings = replace(settings, depth=preset(settings.compat).depth)
+        settings = replace(settings, depth=PRESETS[settings.compat].depth)
     for note in ignored_options(settings, sampling):
         logger.warning("%s", note)
     with timer.stage("read"):
@@ -135,7 +135,7 @@ def compose(
         weights = Weights(settings.detail_weight, settings.depth_weight)
         pipeline = CompositorPipeline(compositor, models.device, settings.offload)
         painted = pipeline.paint(pair, seeds, sampling, weights, Monitor(on_step, cancelled, progress))
-    paste = preset(settings.compat).paste if settings.compat else "mask-feather"
+    paste = PRESETS[settings.compat].paste if settings.compat else "mask-feather"
     with timer.stage("paste back"):
         stitched = [
             stitch(geometry, image, paste=paste, detail=sampling.detail, detail_scale=sampling.detail_scale)

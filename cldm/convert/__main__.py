@@ -12,44 +12,33 @@ appears only when it is complete.
 
 from __future__ import annotations
 
+from functools import partial
+
 import typer
 
 from cldm.convert.convert import CompositorSettings, ConvertSettings, convert_compositor, convert_single
 from cldm.convert.export import ExportSettings, export
 from ldm.settings.cli import command, new_app, run_module
 
-
-def bifrost(settings: CompositorSettings) -> None:
-    """A released Bifrost checkpoint -> a compositor folder."""
-    convert_compositor("bifrost", settings)
-
-
-def anydoor(settings: CompositorSettings) -> None:
-    """An AnyDoor checkpoint -> a folder that works at once; its depth branch starts as the UNet's encoder."""
-    convert_compositor("anydoor", settings)
-
-
-def sd21(settings: CompositorSettings) -> None:
-    """Stable Diffusion 2.1 base (512 pixels) -> a training start; both branches copy the UNet's encoder."""
-    convert_compositor("sd21", settings)
-
-
-def dinov2(settings: ConvertSettings) -> None:
-    """DINOv2 ViT-g/14 (original file) -> a transformers folder for reference images of 224 pixels."""
-    convert_single("dinov2", settings)
-
-
-def dpt(settings: ConvertSettings) -> None:
-    """DPT-Large of MiDaS (original file) -> a transformers folder."""
-    convert_single("dpt", settings)
+COMPOSITORS = {  # verb -> help
+    "bifrost": "A released Bifrost checkpoint -> a compositor folder.",
+    "anydoor": "An AnyDoor checkpoint -> a folder that works at once; its depth branch starts as the UNet's "
+    "encoder.",
+    "sd21": "Stable Diffusion 2.1 base (512 pixels) -> a training start; both branches copy the UNet's "
+    "encoder.",
+}
+SINGLE = {
+    "dinov2": "DINOv2 ViT-g/14 (original file) -> a transformers folder for reference images of 224 pixels.",
+    "dpt": "DPT-Large of MiDaS (original file) -> a transformers folder.",
+}
 
 
 def build_app() -> typer.Typer:
     app = new_app("Convert published checkpoints to folders, and back.")
-    for work in (bifrost, anydoor, sd21):
-        app.command(work.__name__)(command(CompositorSettings, work))
-    for single in (dinov2, dpt):
-        app.command(single.__name__)(command(ConvertSettings, single))
+    for kind, text in COMPOSITORS.items():
+        app.command(kind, help=text)(command(CompositorSettings, partial(convert_compositor, kind)))
+    for kind, text in SINGLE.items():
+        app.command(kind, help=text)(command(ConvertSettings, partial(convert_single, kind)))
     app.command("export")(command(ExportSettings, export))
     return app
 

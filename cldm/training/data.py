@@ -27,7 +27,7 @@ class DataConfig:
     scenes: Path | None = setting(None, help="folder of scene shards, instead of datasets")
     more: tuple[Path, ...] = setting((), help="further folders of scene shards, mixed with the first")
     weights: tuple[float, ...] = setting(
-        (), low=0.0, help="share of scenes and of each folder of more, in any unit; none: equal"
+        (), low=0.0, help="relative weight of scenes and of each folder of more; none: equal"
     )
     true_depth: bool = setting(False, help="show the depth of the target itself, not the one of inference")
     batch: int = setting(16, low=1, help="examples per batch and device")

@@ -27,14 +27,14 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_published_pre_processing_at_the_models_size(name: str) -> None:
-    card = with_compat(SMALL_CONFIG, name, seed=3)
+    config = with_compat(SMALL_CONFIG, name, seed=3)
     own = ("size", "reference_size", "crop_ratio", "augment", "hf_mode", "mask_level")
     for field in PUBLISHED_INFERENCE.__dataclass_fields__:
         if field not in own:
-            assert getattr(card.pair, field) == getattr(PUBLISHED_INFERENCE, field), field
-    assert card.pair.size == SMALL_CONFIG.pair.size
-    assert (card.sampling.scheduler, card.sampling.steps, card.sampling.guidance) == ("ddim", 50, 5.0)
-    assert card.pair.hf_mode == {"bifrost": "zero", "anydoor": "color"}[name]
+            assert getattr(config.pair, field) == getattr(PUBLISHED_INFERENCE, field), field
+    assert config.pair.size == SMALL_CONFIG.pair.size
+    assert (config.sampling.scheduler, config.sampling.steps, config.sampling.guidance) == ("ddim", 50, 5.0)
+    assert config.pair.hf_mode == {"bifrost": "zero", "anydoor": "color"}[name]
     ratios = [with_compat(SMALL_CONFIG, name, seed).pair.crop_ratio for seed in range(200)]
     assert (min(ratios), max(ratios)) == (1.5, 2.9)
     assert with_compat(SMALL_CONFIG, name, 7) == with_compat(SMALL_CONFIG, name, 7)
