@@ -51,7 +51,7 @@ from ldm.images import read_image, read_mask, write_png
 from ldm.result import StageTimer
 from ldm.settings.cli import command, run_module
 from ldm.settings.config import setting, to_plain
-from ldm.sheet import FRAME, GAP, INK, PAPER, grid
+from ldm.sheet import CELL_GAP, FRAME_COLOR, INK, PAPER, grid
 
 log = logging.getLogger(__name__)
 
@@ -243,18 +243,20 @@ def write_prompts(
 def legend(prompts: Prompts, width: int) -> np.ndarray:
     """(h, width, 3) uint8: for each mask its colour and its prompt, broken into lines."""
     font = ImageFont.load_default(size=FONT_SIZE)
-    left = 2 * GAP + SWATCH
+    left = 2 * CELL_GAP + SWATCH
     lines: list[tuple[str, str]] = []
     for row in prompts.rows():
         text = f"{row['prompt'] or '(nothing)'}   ({'written' if row['written'] else 'given'})"
-        broken = break_lines(text, font, width - left - GAP)
+        broken = break_lines(text, font, width - left - CELL_GAP)
         lines += zip(broken, [row["color"], *[""] * (len(broken) - 1)], strict=True)
-    sheet = Image.new("RGB", (width, len(lines) * LINE + 2 * GAP), PAPER)
+    sheet = Image.new("RGB", (width, len(lines) * LINE + 2 * CELL_GAP), PAPER)
     pen = ImageDraw.Draw(sheet)
     for number, (line, color) in enumerate(lines):
-        y = GAP + number * LINE
+        y = CELL_GAP + number * LINE
         if color:
-            pen.rectangle((GAP, y, GAP + SWATCH, y + SWATCH), fill=rgb_of(color), outline=FRAME)
+            pen.rectangle(
+                (CELL_GAP, y, CELL_GAP + SWATCH, y + SWATCH), fill=rgb_of(color), outline=FRAME_COLOR
+            )
         pen.text((left, y + SWATCH // 2), line, fill=INK, font=font, anchor="lm")
     return np.array(sheet)
 

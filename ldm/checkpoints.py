@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ldm.files import first_line, read_json
 
-Module = TypeVar("Module", bound=nn.Module)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ def load_strict(
     model.load_state_dict(weights, strict=True, assign=assign)
 
 
-def load_part(kind: type[Module], folder: Path, dtype: torch.dtype = torch.float32) -> Module:
+def load_part(kind: type[Network], folder: Path, dtype: torch.dtype = torch.float32) -> Network:
     """One stock diffusers or transformers model from its folder, strictly, in `dtype`, in eval mode.
 
     Parameters are created empty and replaced by the file's tensors, so that no time goes into
@@ -69,7 +69,7 @@ def load_part(kind: type[Module], folder: Path, dtype: torch.dtype = torch.float
     if named != kind.__name__:
         raise ValueError(f"{folder}/config.json: describes a {named}, expected a {kind.__name__}")
     with init_empty_weights(include_buffers=False):
-        model = build(kind, config, folder)
+        model = build_model(kind, config, folder)
     weights = {
         key: value.to(dtype) if value.is_floating_point() else value
         for key, value in read_weights(folder).items()
@@ -103,7 +103,7 @@ def load_pretrained(
     return model.eval()
 
 
-def build(kind: type[Module], config: Mapping[str, Any], where: Path | str) -> Module:
+def build_model(kind: type[Network], config: Mapping[str, Any], where: Path | str) -> Network:
     """An uninitialised model of class `kind` from its config, for diffusers and transformers alike."""
     try:
         if issubclass(kind, ConfigMixin):

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 log = logging.getLogger(__name__)
 
 # Raster formats only: Pillow would also hand EPS to an external program.
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "JPEG2000")
+RASTER_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "JPEG2000")
 # Pillow's decoders raise all of these on damaged files, depending on the format and on where the damage is.
 DECODER_ERRORS = (
     OSError,
@@ -64,12 +64,12 @@ def _decode(handle: io.BufferedReader, path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(handle, formats=FORMATS)
+            image = Image.open(handle, formats=RASTER_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise ValueError(f"{path} claims more than {limit} million pixels; make it smaller first") from None
     except DECODER_ERRORS:
-        known = ", ".join(FORMATS)
+        known = ", ".join(RASTER_FORMATS)
         raise ValueError(
             f"{path} is not an image, or is damaged at its start; readable are {known}"
         ) from None

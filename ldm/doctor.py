@@ -61,7 +61,7 @@ def bundle_lines(folder: Path = Path("assets/tiny")) -> Iterator[str]:
     yield f"{folder}: {', '.join(dict.fromkeys(parts)) if parts else 'missing; git checkout -- assets/tiny'}"
 
 
-def report() -> None:
+def print_report() -> None:
     """Print versions, devices, which models are here, and what each command still lacks."""
     registry = load_registry()
     sections = {
@@ -74,7 +74,7 @@ def report() -> None:
         typer.echo(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
 
 
-build_app = single_app(report)
+build_app = single_app(print_report)
 
 if __name__ == "__main__":
     run_module(build_app)

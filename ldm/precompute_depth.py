@@ -29,8 +29,8 @@ from ldm.shards import shard_of
 
 log = logging.getLogger(__name__)
 
-MODEL = Path("assets/tiny/depth")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+DEFAULT_MODEL = Path("assets/tiny/depth")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 RECORD = "depth_model.json"  # in OUT_TREE: which network made the maps
 
 
@@ -40,11 +40,11 @@ class DepthSettings:
 
     images: Path = setting(aliases=("IMAGE_TREE",), help="tree of images")
     out: Path = setting(aliases=("OUT_TREE",), help="tree of depth maps")
-    model: str = setting(MODEL.as_posix(), help="folder or hub name")
+    model: str = setting(DEFAULT_MODEL.as_posix(), help="folder or hub name")
     shard: str = setting("0/1", help="i/n: only every n-th image, from the i-th")
     batch: int = setting(8, low=1, help="images per pass")
     workers: int = setting(4, low=1, help="threads that read and write")
-    suffix: tuple[str, ...] = setting(SUFFIXES, help="kinds of image files")
+    suffix: tuple[str, ...] = setting(IMAGE_SUFFIXES, help="kinds of image files")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
 

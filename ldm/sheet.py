@@ -12,8 +12,8 @@ from ldm.images import resize
 
 PAPER = (255, 255, 255)
 INK = (25, 25, 25)
-FRAME = (205, 205, 205)
-GAP = 8  # pixels between cells
+FRAME_COLOR = (205, 205, 205)
+CELL_GAP = 8  # pixels between cells
 LONGEST_LABEL = 0.9  # of a cell's width; longer row labels are wrapped
 
 
@@ -37,20 +37,20 @@ def grid(
     font = ImageFont.load_default(size=max(11, cell // 14))
     titles = [wrap_text(title, font, cell) for title in titles]
     labels = [wrap_text(label, font, int(cell * LONGEST_LABEL)) for label in row_labels]
-    left = max((_extent(label, font)[0] for label in labels), default=-GAP) + 2 * GAP
-    top = max((_extent(title, font)[1] for title in titles), default=-GAP) + 2 * GAP
-    sheet = Image.new("RGB", (left + columns * (cell + GAP), top + len(rows) * (cell + GAP)), PAPER)
+    left = max((_extent(label, font)[0] for label in labels), default=-CELL_GAP) + 2 * CELL_GAP
+    top = max((_extent(title, font)[1] for title in titles), default=-CELL_GAP) + 2 * CELL_GAP
+    sheet = Image.new("RGB", (left + columns * (cell + CELL_GAP), top + len(rows) * (cell + CELL_GAP)), PAPER)
     pen = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        at_xy = left + column * (cell + GAP) + cell // 2, top - GAP
+        at_xy = left + column * (cell + CELL_GAP) + cell // 2, top - CELL_GAP
         pen.multiline_text(at_xy, title, fill=INK, font=font, anchor="md", align="center")
     for row, label in enumerate(labels):
-        at_xy = left - GAP, top + row * (cell + GAP) + cell // 2
+        at_xy = left - CELL_GAP, top + row * (cell + CELL_GAP) + cell // 2
         pen.multiline_text(at_xy, label, fill=INK, font=font, anchor="rm", align="right")
     for row, images in enumerate(rows):
         for column, image in enumerate(images):
             if image is not None:
-                _place(sheet, image, (left + column * (cell + GAP), top + row * (cell + GAP)), cell)
+                _place(sheet, image, (left + column * (cell + CELL_GAP), top + row * (cell + CELL_GAP)), cell)
     return np.array(sheet)
 
 
@@ -73,7 +73,7 @@ def _place(sheet: Image.Image, image: np.ndarray, corner_xy: tuple[int, int], ce
     fitted = Image.fromarray(resize(rgb_u8, (h, w), how="nearest" if scale >= 2 else "area"))
     x, y = corner_xy[0] + (cell - w) // 2, corner_xy[1] + (cell - h) // 2
     sheet.paste(fitted, (x, y))
-    ImageDraw.Draw(sheet).rectangle((x - 1, y - 1, x + w, y + h), outline=FRAME)
+    ImageDraw.Draw(sheet).rectangle((x - 1, y - 1, x + w, y + h), outline=FRAME_COLOR)
 
 
 def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ldm.files import first_line, written_whole
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 PICKLES = (".ckpt", ".pth", ".pt", ".bin")
 # Libraries whose objects lie in training checkpoints. None of their code is imported or run.
 TRAINING_STATE = (
@@ -50,7 +50,7 @@ class WeightFile:
     """
 
     path: Path
-    shapes: Mapping[str, Shape]
+    shapes: Mapping[str, TensorShape]
     dtypes: Mapping[str, torch.dtype]
     read: Callable[[str], Tensor]
     others: tuple[str, ...] = ()
@@ -164,7 +164,7 @@ def stand_in(name: str) -> type:
 class Entry:
     """One tensor to be written: its final shape and type, and how to get it (in any float type)."""
 
-    shape: Shape
+    shape: TensorShape
     dtype: torch.dtype
     make: Callable[[], Tensor]
 

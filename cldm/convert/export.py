@@ -22,7 +22,7 @@ from cldm.convert.keys import RULES, Piece, original_pieces
 from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE
 from cldm.convert.write import POSITIONS
 from cldm.pretrained import CONFIG_FILE, require_complete
-from ldm.checkpoints import build
+from ldm.checkpoints import build_model
 from ldm.files import read_json
 from ldm.settings.config import check_settings, setting
 from ldm.weight_files import Entry, WeightFile, entry_of, open_weights, write_safetensors, written_whole
@@ -93,7 +93,7 @@ def network_entries(folder: Path, prefix: str, positions: Path | None) -> dict[s
     if named not in NETWORKS:
         raise ValueError(f"{folder}: a {named} has no original layout; known: {', '.join(NETWORKS)}")
     with init_empty_weights(include_buffers=False):
-        model = build(NETWORKS[named], config, folder)
+        model = build_model(NETWORKS[named], config, folder)
     file = open_weights(folder)
     absent = sorted(set(model.state_dict()) ^ set(file.shapes))
     if absent:

@@ -18,7 +18,7 @@ from transformers import Dinov2Model
 
 from cldm.convert.keys import Piece, original_pieces, vit_name
 from cldm.create import NetworkConfig, create_autoencoder, create_control, create_identity, create_unet
-from ldm.weight_files import Shape, WeightFile
+from ldm.weight_files import TensorShape, WeightFile
 
 UNET, VAE, ENCODER, PROJECTOR = (
     "model.diffusion_model.",
@@ -68,7 +68,7 @@ class Origin:
     """
 
     how: str
-    shape: Shape
+    shape: TensorShape
     source: WeightFile | None = None
     key: str = ""
     index: int = 0
@@ -94,7 +94,7 @@ class KeyCheck:
     misshapen: list[str] = field(default_factory=list)
 
     def take(
-        self, prefix: str, piece: Piece, shape: Shape, *, how: str = "file", positions: bool = False
+        self, prefix: str, piece: Piece, shape: TensorShape, *, how: str = "file", positions: bool = False
     ) -> Origin:
         """The origin of a weight of `shape`; a missing or mis-shaped key is noted for the error."""
         key = prefix + piece.key

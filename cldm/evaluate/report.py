@@ -10,7 +10,7 @@ import numpy as np
 
 from cldm.evaluate.cases import SceneCase
 from ldm.images import write_png
-from ldm.metrics.intervals import Number, summary
+from ldm.metrics.intervals import Estimate, mean_interval
 from ldm.sheet import grid
 
 CUTOUT, BACKGROUND, CEILING = "cut-out as it is", "background left alone", "autoencoder of the truth"
@@ -31,7 +31,7 @@ TITLES = {  # of the tables in the text
     "depth_network": "depth network on the backgrounds",
 }
 POOLED = ("occlusion_order", "depth_order", "depth_network")  # tables without groups
-Table = dict[str, dict[str, Number]]
+Table = dict[str, dict[str, Estimate]]
 
 
 @dataclass(eq=False)
@@ -49,23 +49,25 @@ class SceneScores:
 
 
 def by_pose(scenes: Sequence[dict[str, float]], same_pose: Sequence[bool]) -> Table:
-    """{image: {group: summary}} of the first scenes, for all and apart by the pose of the reference."""
+    """{image: {group: estimate}} of the first scenes, for all and apart by the pose of the reference."""
     same = np.array(same_pose[: len(scenes)])
     groups = dict(zip(GROUPS, (np.ones(len(scenes), bool), same, ~same), strict=True))
     table: Table = {}
     for name in scenes[0] if scenes else ():
         values = np.array([scene[name] for scene in scenes])
-        table[name] = {group: summary(values[which]) for group, which in groups.items() if which.sum() > 1}
+        table[name] = {
+            group: mean_interval(values[which]) for group, which in groups.items() if which.sum() > 1
+        }
     return table
 
 
-def pooled_rates(scenes: Sequence[dict[str, list[bool]]]) -> dict[str, Number]:
+def pooled_rates(scenes: Sequence[dict[str, list[bool]]]) -> dict[str, Estimate]:
     """Fraction of right answers over the pairs of neighbours of all scenes."""
     answers: dict[str, list[bool]] = {}
     for scene in scenes:
         for name, right in scene.items():
             answers.setdefault(name, []).extend(right)
-    return {name: summary(np.array(right, np.float64)) for name, right in answers.items()}
+    return {name: mean_interval(np.array(right, np.float64)) for name, right in answers.items()}
 
 
 def make_tables(
@@ -86,7 +88,7 @@ def make_tables(
         "occlusion_order": pooled_rates([row.occlusion for row in scores]),
         "depth_order": pooled_rates([row.order for row in scores]),
         "ablations_psnr_db": by_pose(ablated, same_pose) if len(ablated) > 1 else {},
-        "depth_network": {name: summary(values) for name, values in errors.items()},
+        "depth_network": {name: mean_interval(values) for name, values in errors.items()},
     }
 
 
@@ -108,7 +110,7 @@ def text_tables(result: dict) -> str:
     return "\n".join([*lines, f"pixels changed outside the mask: {result['changed_outside']}"])
 
 
-def _interval(numbers: Number) -> str:
+def _interval(numbers: Estimate) -> str:
     if "mean" not in numbers:
         return f"- n = {numbers.get('n', 0)}"
     interval = f"[{numbers['low']:.3f}, {numbers['high']:.3f}]"

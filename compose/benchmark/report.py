@@ -13,7 +13,7 @@ from scipy.stats import wilcoxon
 
 from datasets.benchmark.manifest import BenchmarkCase
 from ldm.metrics.frechet import frechet_distance, kernel_distance
-from ldm.metrics.intervals import centred_interval, summary
+from ldm.metrics.intervals import centred_interval, mean_interval
 from ldm.sheet import grid
 
 # Name of a number -> what it is, and whether more is better.
@@ -80,11 +80,13 @@ def folder_report(scores: Scores) -> dict[str, Any]:
     """{number: n, mean, low, high}; by relation as well; FID and KID where there is a network for them."""
     measures = {name: scores.of(name) for name in MEASURES}
     known = {name: values for name, values in measures.items() if np.isfinite(values).any()}
-    found: dict[str, Any] = {name: summary(values[np.isfinite(values)]) for name, values in known.items()}
+    found: dict[str, Any] = {
+        name: mean_interval(values[np.isfinite(values)]) for name, values in known.items()
+    }
     relations = np.array([case.relation for case in scores.cases])
     orders = scores.of("depth_order")
     by_relation = {
-        str(name): summary(orders[(relations == name) & np.isfinite(orders)])
+        str(name): mean_interval(orders[(relations == name) & np.isfinite(orders)])
         for name in np.unique(relations)
         if np.isfinite(orders[relations == name]).any()
     }
@@ -122,7 +124,7 @@ def paired(first: Scores, second: Scores) -> dict[str, dict[str, float | int]]:
         if len(difference):
             moved = np.any(difference != 0)
             p = float(wilcoxon(difference, zero_method="zsplit").pvalue) if moved else 1.0
-            found[name] = {**summary(difference), "p": round(p, 6)}
+            found[name] = {**mean_interval(difference), "p": round(p, 6)}
     return found
 
 

@@ -30,7 +30,7 @@ from ldm.files import write_json
 from ldm.images import read_image
 from ldm.metrics.clip import Clip
 from ldm.metrics.intervals import WIDTH
-from ldm.registry.models import OTHER_FRAMEWORKS, model_folder
+from ldm.registry.models import OTHER_FRAMEWORKS, local_or_hub_folder
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 
@@ -105,7 +105,7 @@ def evaluate_local(settings: LocalSettings) -> None:
 
 def score_pairs(settings: ClipSettings, pairs: Pairs) -> None:
     """Score all pairs, print the mean as published, and write it with its 95 % interval."""
-    clip = Clip.load(model_folder(settings.clip, OTHER_FRAMEWORKS), pick_device(settings.device))
+    clip = Clip.load(local_or_hub_folder(settings.clip, OTHER_FRAMEWORKS), pick_device(settings.device))
     scores: list[float] = []
     left_out: dict[str, str] = {}
     images: list[np.ndarray] = []

@@ -31,11 +31,11 @@ KINDS: dict[str, tuple[str, float]] = {
     "owlv2": ("a photo of a {}", 0.1),
 }
 INNER = 0.7  # share of a box, from its middle, that is taken as the thing where no mask is known
-TAIL = 0.05  # share of the pixels at either end of the depths that is taken as noise
+OUTLIER_TAIL = 0.05  # share of the pixels at either end of the depths that is taken as noise
 
 
 @dataclass(frozen=True)
-class Found:
+class Detection:
     """One detection."""
 
     name: str
@@ -67,7 +67,7 @@ class Detector:
         return cls(model.to(device), processor, kind, least_score)
 
     @torch.inference_mode()
-    def find_all(self, rgb_u8: np.ndarray, name: str) -> list[Found]:
+    def find_all(self, rgb_u8: np.ndarray, name: str) -> list[Detection]:
         """All boxes that are believed to show the named thing, best first. rgb_u8: (h, w, 3)."""
         text = self.words.format(name)
         asked: Any = [[text]] if "{}." not in self.words else text
@@ -81,17 +81,17 @@ class Detector:
         )[0]
         boxes = [_inside(box.tolist(), size_hw) for box in detected["boxes"]]
         found = [
-            Found(name, box, float(score))
+            Detection(name, box, float(score))
             for box, score in zip(boxes, detected["scores"], strict=True)
             if box is not None
         ]
         return sorted(found, key=lambda one: -one.score)
 
-    def find(self, rgb_u8: np.ndarray, name: str) -> Found | None:
+    def find(self, rgb_u8: np.ndarray, name: str) -> Detection | None:
         """The best box of a name."""
         return next(iter(self.find_all(rgb_u8, name)), None)
 
-    def find_names(self, rgb_u8: np.ndarray, names: Sequence[str]) -> dict[str, Found]:
+    def find_names(self, rgb_u8: np.ndarray, names: Sequence[str]) -> dict[str, Detection]:
         """The best box of every name. ValueError lists the names that were not found."""
         found = {name: self.find(rgb_u8, name) for name in names}
         absent = [name for name, one in found.items() if one is None]
@@ -127,5 +127,5 @@ def depth_in_box(
     box = (np.abs(across) <= half_w) & (np.abs(along) <= half_h)
     chosen = box & mask if mask is not None else (across / half_w) ** 2 + (along / half_h) ** 2 <= INNER**2
     values = depth_01[chosen] if chosen.any() else depth_01[box]
-    far, d, near = np.quantile(values, [TAIL, 0.5, 1 - TAIL])
+    far, d, near = np.quantile(values, [OUTLIER_TAIL, 0.5, 1 - OUTLIER_TAIL])
     return float(d), float(far), float(near)

@@ -12,14 +12,14 @@ import torch
 from ldm.files import first_line
 from ldm.images import LoadedImage, resize
 
-METHODS = ("auto", "alpha", "grabcut", "sam")
+MASK_METHODS = ("auto", "alpha", "grabcut", "sam")
 Box = tuple[float, float, float, float]
 
 OPAQUE = 127  # alpha above this, of 255, belongs to the object
 PLAUSIBLE = (0.01, 0.97)  # fraction of the image that an object may fill
-WORKING_SIDE = 320  # pixels; GrabCut colours need no more, and its time grows with the area
+GRABCUT_SIDE = 320  # pixels; GrabCut colours need no more, and its time grows with the area
 ITERATIONS = 5
-RIM = 0.02  # fraction of each side that is taken as background
+RIM_FRACTION = 0.02  # fraction of each side that is taken as background
 PLAIN_FRACTION = 0.6  # of the rim in one colour makes a plain background
 SAME_COLOUR = 12.0  # largest Lab distance (8-bit scale) of rim pixels to that colour
 OTHER_COLOUR = 25.0  # smallest Lab distance of pixels that stand out from it
@@ -42,8 +42,8 @@ def object_mask(
     box01:   (x0, y0, x1, y1) around the object in fractions, default the whole image
     returns: mask (h, w) and which of "alpha", "sam", "grabcut" made it
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown way to find the object {method!r}; allowed: {', '.join(METHODS)}")
+    if method not in MASK_METHODS:
+        raise ValueError(f"unknown way to find the object {method!r}; allowed: {', '.join(MASK_METHODS)}")
     opaque = None if image.alpha_u8 is None else image.alpha_u8 > OPAQUE
     cut_out = opaque is not None and 0 < float(opaque.mean()) < 1  # some pixels opaque, some not
     if method == "alpha" and not cut_out:
@@ -71,7 +71,7 @@ def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box | None = None, seed: int = 0)
     The result depends on the image, the box and the seed only.
     """
     h, w = rgb_u8.shape[:2]
-    scale = min(1.0, WORKING_SIDE / max(h, w))
+    scale = min(1.0, GRABCUT_SIDE / max(h, w))
     small_u8 = resize(rgb_u8, (max(1, round(h * scale)), max(1, round(w * scale))))
     start = _start(small_u8, box01)
     if not ((start == cv2.GC_PR_FGD).any() and (start != cv2.GC_PR_FGD).any()):
@@ -117,7 +117,7 @@ def _start(rgb_u8: np.ndarray, box01: Box | None) -> np.ndarray:
 def _outside(size: tuple[int, ...], box01: Box | None) -> np.ndarray:
     """Bool (h, w): outside the box, or the rim of the image."""
     h, w = size[:2]
-    x0, y0, x1, y1 = box01 or (RIM, RIM, 1 - RIM, 1 - RIM)
+    x0, y0, x1, y1 = box01 or (RIM_FRACTION, RIM_FRACTION, 1 - RIM_FRACTION, 1 - RIM_FRACTION)
     outside = np.ones((h, w), bool)
     top, left = max(1, round(y0 * h)), max(1, round(x0 * w))
     outside[top : min(h - 1, round(y1 * h)), left : min(w - 1, round(x1 * w))] = False

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from ldm.metrics.clip import MEAN, STD, quality
 from ldm.metrics.weights import fill, read_weight_file
 
-HEAD = 64  # channels of one attention head
-LEAST = 64  # pixels; the network halves an image five times
+HEAD_CHANNELS = 64  # channels of one attention head
+LEAST_SIDE = 64  # pixels; the network halves an image five times
 GROWTH = 4  # output channels of a block per inner channel
 # CLIP's tokens of "Good photo." and "Bad photo.", between beginning and end.
 GOOD_IDS, BAD_IDS = (49406, 886, 1125, 269, 49407), (49406, 2103, 1125, 269, 49407)
@@ -67,8 +67,8 @@ class AttentionPool(nn.Module):
         mean = places.mean(1, keepdim=True)
         places = torch.cat([mean, places], 1)
         q, k, v = self.q_proj(mean), self.k_proj(places), self.v_proj(places)
-        q, k, v = (one.unflatten(-1, (-1, HEAD)).transpose(1, 2) for one in (q, k, v))
-        read = F.scaled_dot_product_attention(q, k, v)  # (b, heads, 1, HEAD)
+        q, k, v = (one.unflatten(-1, (-1, HEAD_CHANNELS)).transpose(1, 2) for one in (q, k, v))
+        read = F.scaled_dot_product_attention(q, k, v)  # (b, heads, 1, HEAD_CHANNELS)
         return self.c_proj(read.transpose(1, 2).flatten(1))
 
 
@@ -107,7 +107,7 @@ class TextBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.attn = nn.MultiheadAttention(width, width // HEAD, batch_first=True)
+        self.attn = nn.MultiheadAttention(width, width // HEAD_CHANNELS, batch_first=True)
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.mlp = nn.Sequential()
         self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
@@ -165,11 +165,12 @@ class ResnetClip(nn.Module):
 
 
 def enlarged(image_u8: np.ndarray) -> np.ndarray:
-    """Images (h, w, 3) whose shorter side has fewer than LEAST pixels get as many; others stay."""
+    """Images (h, w, 3) whose shorter side has fewer than LEAST_SIDE pixels get as many; others stay."""
     h, w = image_u8.shape[:2]
-    if min(h, w) >= LEAST:
+    if min(h, w) >= LEAST_SIDE:
         return image_u8
-    size = (max(LEAST, round(w * LEAST / min(h, w))), max(LEAST, round(h * LEAST / min(h, w))))
+    scale = LEAST_SIDE / min(h, w)
+    size = max(LEAST_SIDE, round(w * scale)), max(LEAST_SIDE, round(h * scale))
     return np.asarray(Image.fromarray(image_u8).resize(size, Image.Resampling.BICUBIC))
 
 

@@ -16,13 +16,13 @@ from ldm.checkpoints import load_pretrained
 from ldm.files import read_json
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SIDE = 224  # pixels
+DINO_SIDE = 224  # pixels
 
 
 class Dino:
     """DINO or DINOv2 from transformers: the class token of the last layer (published: DINO ViT-S/16)."""
 
-    def __init__(self, model: nn.Module, device: torch.device | str = "cpu", side: int = SIDE) -> None:
+    def __init__(self, model: nn.Module, device: torch.device | str = "cpu", side: int = DINO_SIDE) -> None:
         self.model, self.device, self.side = model.eval().to(device), torch.device(device), side
 
     @classmethod

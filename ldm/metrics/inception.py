@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ldm.metrics.weights import fill, read_weight_file
 
-SIDE = 299  # pixels
+INCEPTION_SIDE = 299  # pixels
 CLASSES = 1008
 Kernel = int | tuple[int, int]
 # One convolution of a branch: (name, output channels, kernel); two in a list see the same input.
@@ -128,7 +128,7 @@ class Inception(nn.Module):
 
     def forward(self, images_u8: Tensor) -> Tensor:
         """(b, 3, h, w) uint8 -> (b, 2048) float32."""
-        x = (resize_like_tensorflow(images_u8.float(), SIDE) - 128) / 128
+        x = (resize_like_tensorflow(images_u8.float(), INCEPTION_SIDE) - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, 2))))

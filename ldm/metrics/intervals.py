@@ -7,25 +7,26 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import bootstrap
 
-Number = dict[str, float | int]
-RESAMPLES = 2000
+Estimate = dict[str, float | int]
+BOOTSTRAPS = 2000
 WIDTH = 1.96  # standard errors on each side of a 95 % interval
 
 
-def summary(values: Sequence[float] | np.ndarray, seed: int = 0) -> Number:
+def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
     """Number, mean and 95 % percentile-bootstrap interval; without an interval below two values."""
     array = np.asarray(values, np.float64)
     if len(array) < 2:
         return {"n": len(array), **({"mean": round(float(array[0]), 4)} if len(array) else {})}
+    rng = np.random.default_rng(seed)
     interval = bootstrap(
-        (array,), np.mean, method="percentile", n_resamples=RESAMPLES, rng=np.random.default_rng(seed)
+        (array,), np.mean, method="percentile", n_resamples=BOOTSTRAPS, rng=rng
     ).confidence_interval
     numbers = {"mean": array.mean(), "low": interval.low, "high": interval.high}
     return {"n": len(array), **{name: round(float(value), 4) for name, value in numbers.items()}}
 
 
 def percentile_interval(
-    statistic: Callable[[np.ndarray], float], count: int, seed: int = 0, resamples: int = RESAMPLES
+    statistic: Callable[[np.ndarray], float], count: int, seed: int = 0, resamples: int = BOOTSTRAPS
 ) -> tuple[float, float]:
     """95 % interval of a statistic of `count` items; statistic: (count,) chosen items -> number."""
     rng = np.random.default_rng(seed)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ldm.metrics.weights import fill, read_weight_file
 
-HEADS = "functional/image/lpips_models/squeeze.pth"  # shipped with torchmetrics
-WIDTHS = (64, 128, 256, 384, 384, 512, 512)  # channels of the compared layers
+HEAD_WEIGHTS = "functional/image/lpips_models/squeeze.pth"  # shipped with torchmetrics
+FEATURE_WIDTHS = (64, 128, 256, 384, 384, 512, 512)  # channels of the compared layers
 COMPARED = (1, 4, 7, 9, 10, 11, 12)  # they end with these parts of SqueezeNet
 MEAN, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
@@ -51,7 +51,7 @@ class Lpips(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = squeezenet()
-        self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in WIDTHS)
+        self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in FEATURE_WIDTHS)
 
     def layers(self, images_pm1: Tensor) -> list[Tensor]:
         """The compared layers, each of length 1 in every pixel."""
@@ -84,7 +84,7 @@ def load_lpips(path: Path, heads: Path | None = None) -> Lpips:
 
     heads: lin0.model.1.weight ..., by default those that torchmetrics brings along
     """
-    heads = heads or Path(torchmetrics.__file__).parent / HEADS
+    heads = heads or Path(torchmetrics.__file__).parent / HEAD_WEIGHTS
     stored = read_weight_file(path)
     weights = {key: value for key, value in stored.items() if not key.startswith("classifier.")}
     for key, value in read_weight_file(heads).items():

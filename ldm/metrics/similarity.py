@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-LEAST = 1e-2  # squared gray levels; keeps the PSNR of equal images finite
+LEAST_ERROR = 1e-2  # squared gray levels; keeps the PSNR of equal images finite
 
 
 def squared_error(one_u8: np.ndarray, other_u8: np.ndarray, mask: np.ndarray | None = None) -> float:
@@ -17,7 +17,7 @@ def squared_error(one_u8: np.ndarray, other_u8: np.ndarray, mask: np.ndarray | N
 
 def decibels(mean_squared_error: float) -> float:
     """PSNR of 8-bit images, dB."""
-    return float(10 * np.log10(255.0**2 / max(mean_squared_error, LEAST)))
+    return float(10 * np.log10(255.0**2 / max(mean_squared_error, LEAST_ERROR)))
 
 
 def psnr_over(result_u8: np.ndarray, truth_u8: np.ndarray, mask: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from ldm.registry.models import find, folder_of, load_registry, missing_files
-from ldm.registry.pull import HASHES, changed, pull_model, register_file
+from ldm.registry.pull import HASH_FILE, changed, pull_model, register_file
 from ldm.settings.cli import new_app, run_module
 
 
@@ -62,14 +62,12 @@ def register(
 def verify(name: Annotated[str, typer.Argument(help="model; default: all that are present")] = "") -> None:
     """Compare the files with the recorded hashes."""
     registry = load_registry()
-    chosen = (
-        [name] if name else [one for one, model in registry.items() if (folder_of(model) / HASHES).exists()]
-    )
-    for one in chosen:
-        wrong = changed(find(one, registry))
+    present = [known for known, model in registry.items() if (folder_of(model) / HASH_FILE).exists()]
+    for chosen in [name] if name else present:
+        wrong = changed(find(chosen, registry))
         if wrong:
-            raise ValueError(f"{one}: differs from what was pulled: {', '.join(wrong)}")
-        typer.echo(f"{one}: unchanged")
+            raise ValueError(f"{chosen}: differs from what was pulled: {', '.join(wrong)}")
+        typer.echo(f"{chosen}: unchanged")
 
 
 def build_app() -> typer.Typer:

@@ -14,7 +14,7 @@ from ldm.files import file_sha256
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 4
+DOWNLOAD_ATTEMPTS = 4
 BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 30
 
@@ -30,7 +30,7 @@ def download(url: str, path: Path, sha256: str = "") -> str:
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     reason = ""
-    for _ in range(ATTEMPTS):
+    for _ in range(DOWNLOAD_ATTEMPTS):
         try:
             if fetch(url, part):
                 break

@@ -11,7 +11,7 @@ from typing import Any
 from ldm.files import first_line
 from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
 
-CONFIG = Path("configs/models.yaml")
+REGISTRY_FILE = Path("configs/models.yaml")
 UNFINISHED = (".part", ".wrong")  # downloads under way, and files with another hash than expected
 
 
@@ -70,7 +70,7 @@ def read_model(name: str, values: Mapping[str, Any]) -> Model:
     return Model(**{**vars(model), "places": places})
 
 
-def load_registry(path: Path = CONFIG) -> dict[str, Model]:
+def load_registry(path: Path = REGISTRY_FILE) -> dict[str, Model]:
     registry = load_config(Registry, path)
     return {name: read_model(name, values) for name, values in registry.models.items()}
 
@@ -107,7 +107,7 @@ OTHER_FRAMEWORKS = ("*.msgpack", "*.h5", "*.onnx", "*.ot")
 PICKLED = ("*.bin", "*.pt", "*.pth")  # not needed where the same weights lie there as safetensors
 
 
-def model_folder(model_id: str, ignore: Sequence[str] = (*OTHER_FRAMEWORKS, *PICKLED)) -> Path:
+def local_or_hub_folder(model_id: str, ignore: Sequence[str] = (*OTHER_FRAMEWORKS, *PICKLED)) -> Path:
     """The folder of a model: itself, or the hub's copy, which is fetched unless the hub is set offline.
 
     ignore: patterns of files that are not fetched

@@ -13,7 +13,7 @@ from ldm.registry.unpack import is_archive, unpack
 
 log = logging.getLogger(__name__)
 
-HASHES = "hashes.json"
+HASH_FILE = "hashes.json"
 
 
 def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
@@ -96,7 +96,7 @@ def finalize_download(model: Model, partial: Path) -> Path:
     missing = missing_files(model, partial)
     if missing:
         raise ValueError(f"{partial}: incomplete: no file matches {', '.join(missing)}")
-    write_json(partial / HASHES, hashes_of(partial))
+    write_json(partial / HASH_FILE, hashes_of(partial))
     folder = folder_of(model)
     if folder.exists():  # incomplete, otherwise nothing would have been fetched
         shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
@@ -111,7 +111,7 @@ def hashes_of(folder: Path) -> dict[str, str]:
     hashes = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        skipped = name.name == HASHES or name.suffix in UNFINISHED or name.parts[0].startswith(".")
+        skipped = name.name == HASH_FILE or name.suffix in UNFINISHED or name.parts[0].startswith(".")
         if path.is_file() and not skipped:
             hashes[name.as_posix()] = file_sha256(path)
     return hashes
@@ -120,7 +120,7 @@ def hashes_of(folder: Path) -> dict[str, str]:
 def changed(model: Model) -> list[str]:
     """Files that are missing or differ from the recorded hashes."""
     folder = folder_of(model)
-    if not (folder / HASHES).is_file():
-        raise ValueError(f"{folder}: no {HASHES}, so there is nothing to compare with; pull or register it")
+    if not (folder / HASH_FILE).is_file():
+        raise ValueError(f"{folder}: no {HASH_FILE}, so there is nothing to compare with; pull it first")
     found = hashes_of(folder)
-    return [name for name, value in read_json(folder / HASHES).items() if found.get(name) != value]
+    return [name for name, value in read_json(folder / HASH_FILE).items() if found.get(name) != value]

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-LISTED = 24  # names shown in an error before the list is cut
+LISTED_NAMES = 24  # names shown in an error before the list is cut
 
 
 def setting(
@@ -51,8 +51,8 @@ def nearest(name: object, allowed: Iterable[object], what: str = "name") -> str:
     close = [item for item in names if item.rpartition(".")[2].lower() == tail]
     close = close or difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    more = f", ... ({len(names)} in all)" if len(names) > LISTED else ""
-    return f"unknown {what} {str(name)!r}; {hint}allowed: {', '.join(names[:LISTED]) or 'none'}{more}"
+    more = f", ... ({len(names)} in all)" if len(names) > LISTED_NAMES else ""
+    return f"unknown {what} {str(name)!r}; {hint}allowed: {', '.join(names[:LISTED_NAMES]) or 'none'}{more}"
 
 
 class CheckedSettings:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ldm.training.checkpoints import Layout
 
-Loss = Callable[[nn.Module, Any, list[int]], Tensor]
+LossFunction = Callable[[nn.Module, Any, list[int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Task:
     rates(name): learning rate of a parameter; metrics.csv shows the first one
     """
 
-    loss: Loss
+    loss: LossFunction
     data: Dataset
     collate: Callable[[list], Any] = default_collate
     held_out: Dataset | None = None

@@ -27,11 +27,11 @@ from ldm.checkpoints import folder_written_whole
 log = logging.getLogger(__name__)
 
 STATE, AVERAGE = "state.pt", "average.safetensors"
-PREFIX = "checkpoint-"
+CHECKPOINT_PREFIX = "checkpoint-"
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a run stands."""
 
     step: int = 0  # optimizer steps done
@@ -76,8 +76,8 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def numbered_folders(out: Path) -> list[Path]:
     """What is named like a checkpoint, oldest first; half-written ones are named otherwise."""
-    found = (path for path in out.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal())
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    steps = [path.name.removeprefix(CHECKPOINT_PREFIX) for path in out.glob(f"{CHECKPOINT_PREFIX}*")]
+    return [out / f"{CHECKPOINT_PREFIX}{step}" for step in sorted(filter(str.isdecimal, steps), key=int)]
 
 
 def checkpoint_folders(out: Path) -> list[Path]:

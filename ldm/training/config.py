@@ -52,7 +52,7 @@ class FitConfig(CheckedSettings):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FitOutcome:
     """How a run ended. best: checkpoint with the lowest validation loss, where there is a validation set."""
 
     step: int

@@ -21,8 +21,8 @@ from torch import nn
 
 from ldm.training.batches import Task
 from ldm.training.checkpoints import chosen_checkpoint
-from ldm.training.config import FitConfig, Outcome
-from ldm.training.run import Run
+from ldm.training.config import FitConfig, FitOutcome
+from ldm.training.run import TrainingRun
 
 
 def make_accelerator(config: FitConfig, out: Path) -> Accelerator:
@@ -44,7 +44,7 @@ def make_accelerator(config: FitConfig, out: Path) -> Accelerator:
 
 def fit(
     config: FitConfig, out: Path, model: nn.Module, task: Task, accelerator: Accelerator | None = None
-) -> Outcome:
+) -> FitOutcome:
     """Train the parameters of `model` that require gradients; the same call again continues in `out`.
 
     The process group stays open; `accelerator.end_training()` is the caller's last act on several processes.
@@ -57,7 +57,7 @@ def fit(
     if config.patience and task.held_out is None:
         raise ValueError(f"patience={config.patience} needs a validation set")
     newest = chosen_checkpoint(out, config.resume)
-    run = Run(config, out, accelerator, model, task)
+    run = TrainingRun(config, out, accelerator, model, task)
     accelerator.wait_for_everyone()
     run.start(newest)
     try:
@@ -67,7 +67,7 @@ def fit(
         for tracker in accelerator.trackers:
             tracker.finish()
     progress, best = run.progress, run.checkpoint(run.progress.best_step)
-    return Outcome(
+    return FitOutcome(
         progress.step,
         progress.stopped,
         run.checkpoint(progress.step),

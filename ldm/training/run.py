@@ -23,9 +23,9 @@ from tqdm.auto import tqdm
 from ldm.seeds import seed_of
 from ldm.training.batches import Task, drawing, is_due
 from ldm.training.checkpoints import (
-    PREFIX,
-    Progress,
+    CHECKPOINT_PREFIX,
     ResumableSampler,
+    TrainingProgress,
     checkpoint_folders,
     read_checkpoint,
     trained,
@@ -36,10 +36,10 @@ from ldm.training.csv_log import CsvLogger
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "samples_per_second")
+METRICS_COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "samples_per_second")
 
 
-class Run:
+class TrainingRun:
     """One training run; made by `ldm.training.fit.fit`."""
 
     def __init__(
@@ -68,10 +68,10 @@ class Run:
         self.plain = model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.average = EMAModel(list(self.weights.values()), decay=config.ema) if config.ema else None
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self.loss_sum = torch.zeros((), device=accelerator.device)
         self.grad_norm: Tensor | float = math.nan
-        self.rows = CsvLogger(out / "metrics.csv", COLUMNS)
+        self.rows = CsvLogger(out / "metrics.csv", METRICS_COLUMNS)
         self.validation_rows = CsvLogger(out / "validation.csv")
         self.samples, self.row_time, self.started = 0, time.monotonic(), time.monotonic()
         self.bar = tqdm(total=self.total, desc="training", disable=None if self.is_main else True)
@@ -86,7 +86,7 @@ class Run:
 
     def checkpoint(self, step: int) -> Path:
         """The checkpoint folder of a step."""
-        return self.out / f"{PREFIX}{step}"
+        return self.out / f"{CHECKPOINT_PREFIX}{step}"
 
     def facts(self) -> dict[str, int]:
         """What a continued run must share with the one before: its order of examples follows from it."""
@@ -125,7 +125,7 @@ class Run:
         if self.average is not None and average is not None:
             shadows = [average[name] for name in self.weights]
             self.average.load_state_dict({**state["average"], "shadow_params": shadows})
-        self.progress = Progress(**state["progress"])
+        self.progress = TrainingProgress(**state["progress"])
         self.loss_sum += self.progress.loss_sum
 
     def to_the_end(self) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ldm.images import encode_png
-from ldm.metrics.intervals import Number, summary
+from ldm.metrics.intervals import Estimate, mean_interval
 from ldm.sheet import grid
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.evaluate.measures import Case, Measures
 from llava_bifrost.language.answer import Candidate, Location, make_instruction
 
-Table = dict[str, dict[str, Number]]  # row -> measure -> number
+Table = dict[str, dict[str, Estimate]]  # row -> measure -> number
 
 COLUMNS = {
     "valid": "valid", "relations": "relation", "in_frame": "frame", "free": "free", "ground": "ground",
@@ -27,15 +27,15 @@ PUBLISHED = {
 CELL, ROW = 300, 4  # pixels, images in a row of the sheet
 
 
-def summarize(measures: Sequence[Measures]) -> dict[str, Number]:
+def summarize(measures: Sequence[Measures]) -> dict[str, Estimate]:
     """Every measure of a row of answers, with its 95 % bootstrap interval."""
     keys = dict.fromkeys(key for measure in measures for key in measure)
-    return {key: summary([measure[key] for measure in measures if key in measure]) for key in keys}
+    return {key: mean_interval([measure[key] for measure in measures if key in measure]) for key in keys}
 
 
-def paired_difference(first: Sequence[Measures], second: Sequence[Measures], key: str = "valid") -> Number:
+def paired_difference(first: Sequence[Measures], second: Sequence[Measures], key: str = "valid") -> Estimate:
     """Mean difference of one measure between two sets of answers to the same questions."""
-    return summary([a[key] - b[key] for a, b in zip(first, second, strict=True) if key in a])
+    return mean_interval([a[key] - b[key] for a, b in zip(first, second, strict=True) if key in a])
 
 
 def format_table(title: str, table: Table) -> str:
@@ -66,7 +66,7 @@ def format_published(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _cell(number: Number | None) -> str:
+def _cell(number: Estimate | None) -> str:
     return f"{number['mean']:9.3f}" if number else f"{'-':>9}"
 
 

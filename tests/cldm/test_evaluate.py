@@ -27,7 +27,7 @@ from cldm.evaluate.run import EvaluateSettings, evaluate
 from datasets.scenes import sample_scene
 from datasets.scenes.store import StoreSettings, read_options, read_shard, render_shards
 from datasets.sources.rendered import RenderedScenes, shard_files
-from ldm.metrics.intervals import summary
+from ldm.metrics.intervals import mean_interval
 from ldm.metrics.similarity import psnr_over, ssim_over
 
 EVERY = np.ones((16, 16), bool)
@@ -95,12 +95,12 @@ def test_pixel_order_of_a_right_a_wrong_and_a_random_map() -> None:
 
 def test_summary_holds_the_mean_and_narrows() -> None:
     rng = np.random.default_rng(0)
-    few, many = summary(rng.normal(5, 1, 20)), summary(rng.normal(5, 1, 2000))
+    few, many = mean_interval(rng.normal(5, 1, 20)), mean_interval(rng.normal(5, 1, 2000))
     for found in (few, many):
         assert found["low"] < 5 < found["high"]
     assert many["high"] - many["low"] < 0.2 * (few["high"] - few["low"])
-    assert summary([2.0]) == {"n": 1, "mean": 2.0}
-    assert summary([]) == {"n": 0}
+    assert mean_interval([2.0]) == {"n": 1, "mean": 2.0}
+    assert mean_interval([]) == {"n": 0}
 
 
 def test_a_user_gives_one_depth_in_the_frame_of_the_background(held_out: Path) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ldm.denoise import noise_for
 from ldm.settings.config import load_config
 from ldm.training.checkpoints import Layout
-from ldm.training.fit import FitConfig, Outcome, Task, fit
+from ldm.training.fit import FitConfig, FitOutcome, Task, fit
 
 SMALL = ["lr=0.01", "batch=4", "workers=0", "log_every=1", "save_every=3", "schedule=cosine", "epochs=3"]
 
@@ -59,7 +59,9 @@ def loss(model: nn.Module, batch: dict[str, Tensor], seeds: list[int]) -> Tensor
     return (model(batch["x"] + 0.1 * noise) - batch["y"]).square().mean()
 
 
-def train(out: Path, overrides: list[str], pause: float = 0.0, dropout: float = 0.2) -> tuple[Outcome, Net]:
+def train(
+    out: Path, overrides: list[str], pause: float = 0.0, dropout: float = 0.2
+) -> tuple[FitOutcome, Net]:
     model, data = Net(dropout), Numbers(pause=pause)
     layout = Layout("adapter/numbers.safetensors", lambda name: f"net.{name}")
     config = load_config(FitConfig, None, [*SMALL, *overrides])

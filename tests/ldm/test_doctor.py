@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from ldm.doctor import bundle_lines, report
+from ldm.doctor import bundle_lines, print_report
 from ldm.registry.models import load_registry
 
 
 def test_what_is_missing_is_named_with_its_command(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
-    report()
+    print_report()
     before = capsys.readouterr().out
     assert "torch " in before
     assert "cpu (" in before
@@ -20,7 +20,7 @@ def test_what_is_missing_is_named_with_its_command(tmp_path: Path, monkeypatch, 
     for file in ("config.json", "model.safetensors"):
         (tmp_path / "sam").mkdir(exist_ok=True)
         (tmp_path / "sam" / file).write_text("{}")
-    report()
+    print_report()
     assert "run_inference.py image --sam: ready" in capsys.readouterr().out
 
 

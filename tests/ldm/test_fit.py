@@ -17,7 +17,7 @@ from torch import nn
 
 from ldm.seeds import seed_of
 from ldm.settings.config import load_config
-from ldm.training.checkpoints import Progress, ResumableSampler, checkpoint_folders, chosen_checkpoint
+from ldm.training.checkpoints import ResumableSampler, TrainingProgress, checkpoint_folders, chosen_checkpoint
 from ldm.training.fit import FitConfig, Task, fit, make_accelerator
 from tests.conftest import ROOT
 from tests.ldm.fit_job import Net, Numbers, loss, train
@@ -272,7 +272,7 @@ def test_seeds_follow_from_their_parts():
 
 
 def test_no_patience_never_stops():
-    progress = Progress()
+    progress = TrainingProgress()
     for value in (3.0, 4.0, 5.0):
         progress.note_validation(value, patience=0)
     assert (progress.best, progress.since_best, progress.stopped) == (3.0, 2, False)

@@ -16,7 +16,7 @@ from ldm.metrics.clip_resnet import AttentionPool, load_resnet_clip
 from ldm.metrics.dino import Dino, square
 from ldm.metrics.frechet import frechet_distance, kernel_distance
 from ldm.metrics.inception import Inception, load_inception, resize_like_tensorflow
-from ldm.metrics.intervals import centred_interval, percentile_interval, summary
+from ldm.metrics.intervals import centred_interval, mean_interval, percentile_interval
 from ldm.metrics.lpips import Lpips, load_lpips, squeezenet
 from ldm.metrics.similarity import decibels, psnr_over, squared_error
 from ldm.metrics.weights import hash_of, read_weight_file
@@ -74,7 +74,7 @@ def test_intervals_hold_the_truth_at_their_rate():
     low, high = centred_interval(lambda some: values[some].mean(), values.mean(), 400, resamples=100)
     assert high - low == pytest.approx(2 * 1.96 * 2 / 20, rel=0.35)
     assert (low + high) / 2 == pytest.approx(values.mean())
-    assert summary([1.0, 2.0, 3.0])["mean"] == 2.0
+    assert mean_interval([1.0, 2.0, 3.0])["mean"] == 2.0
 
 
 def test_psnr():

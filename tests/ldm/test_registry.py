@@ -22,7 +22,7 @@ from ldm.registry.models import (
     read_model,
     resolve_model_path,
 )
-from ldm.registry.pull import HASHES, changed, pull_model, register_file
+from ldm.registry.pull import HASH_FILE, changed, pull_model, register_file
 from ldm.settings.cli import run_app
 
 CONTENT = bytes(range(256)) * 4000
@@ -171,7 +171,7 @@ def test_changed_files_are_found(root: Path, tmp_path: Path) -> None:
     assert changed(one) == []
     (root / "thing/w.pth").write_bytes(b"other")
     assert changed(one) == ["w.pth"]
-    (root / "thing" / HASHES).unlink()
+    (root / "thing" / HASH_FILE).unlink()
     with pytest.raises(ValueError, match="nothing to compare with"):
         changed(one)
 

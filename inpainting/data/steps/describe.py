@@ -24,7 +24,7 @@ from inpainting.prompts import CAPTION_START, KOSMOS_PROMPT, caption_prompt
 from ldm.images import read_image
 from ldm.journal import Journal, JournalReader
 from ldm.mllm.load import Mllm, four_bit_works, load_four_bit, load_mllm
-from ldm.registry.models import model_folder
+from ldm.registry.models import local_or_hub_folder
 from ldm.settings.config import setting
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def open_model(model_id: str, precision: str = "auto", device: str = "auto", dty
     precision: 4bit (as published: nf4, fp16 arithmetic; needs CUDA and bitsandbytes), full, or auto: 4bit
     where it works. device, dtype: as in `load_mllm`; with 4 bits they are chosen here.
     """
-    folder = model_folder(model_id)
+    folder = local_or_hub_folder(model_id)
     able = four_bit_works()
     if precision == "4bit" and not able:
         raise ValueError("precision 4bit needs a CUDA device and bitsandbytes (requirements-extras.txt)")

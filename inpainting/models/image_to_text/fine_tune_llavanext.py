@@ -40,7 +40,7 @@ from ldm.mllm.training import (
     make_trainable,
     prepared,
 )
-from ldm.registry.models import model_folder
+from ldm.registry.models import local_or_hub_folder
 from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import dump_yaml, write_config
 from ldm.training.checkpoints import (
@@ -142,7 +142,7 @@ def training_images(config: PromptTraining, processes: int) -> WithAlphas:
 
 def open_base(config: PromptTraining, device: torch.device) -> Mllm:
     """The model to start from. Where 4 bits do not work it is not quantised, and says so."""
-    folder, dtype = model_folder(base_folder(config.model)), DTYPES[config.dtype_name]
+    folder, dtype = local_or_hub_folder(base_folder(config.model)), DTYPES[config.dtype_name]
     quantised = config.fine_tuning_type in ("qlora", "quantized")
     if quantised and four_bit_works():
         return load_four_bit(folder, torch.bfloat16, {"": device}, dtype)

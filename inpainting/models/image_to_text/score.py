@@ -22,7 +22,7 @@ from inpainting.models.image_to_text.evaluation.report import LAST, WITH_INTERVA
 from inpainting.models.metrics.report import shown
 from ldm.device import pick_device
 from ldm.files import write_atomic, write_json
-from ldm.metrics.intervals import RESAMPLES
+from ldm.metrics.intervals import BOOTSTRAPS
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting
 
@@ -61,7 +61,7 @@ class ScoreOptions(CheckedSettings):
     clip: Path = setting(FOLDERS.clip, help="CLIP folder of CLIPSim")
     roberta: Path = setting(FOLDERS.roberta, help="RoBERTa folder of BERTScore")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
-    resamples: int = setting(RESAMPLES, low=0, help="of the 95 % intervals; 0 for none")
+    resamples: int = setting(BOOTSTRAPS, low=0, help="of the 95 % intervals; 0 for none")
     seed: int = setting(0, low=0, help="of the resamples")
 
 

@@ -12,7 +12,7 @@ from inpainting.models.image_to_text.evaluation.metric_models import MetricFolde
 from inpainting.models.image_to_text.questions import PrompterConfig
 from inpainting.prompts import COLORS, RED
 from ldm.device import DTYPES
-from ldm.metrics.intervals import RESAMPLES
+from ldm.metrics.intervals import BOOTSTRAPS
 from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import LoraSettings
 from ldm.settings.config import CheckedSettings, check_settings, setting
@@ -40,7 +40,7 @@ class ValidationOptions(CheckedSettings):
     metric_models: MetricFolders = setting(
         MetricFolders(), help="networks that measure the prompts", was=("judges",)
     )
-    resamples: int = setting(RESAMPLES, low=0, help="bootstrap resamples of the intervals; 0 = none")
+    resamples: int = setting(BOOTSTRAPS, low=0, help="bootstrap resamples of the intervals; 0 = none")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from ldm.mllm.chat import Chat, generate, to_device
 from ldm.mllm.constrain import Grammar
 from ldm.mllm.load import Mllm
 from ldm.mllm.training import ADAPTER_CONFIG, load_adapter
-from ldm.registry.models import model_folder, resolve_model_path
+from ldm.registry.models import local_or_hub_folder, resolve_model_path
 from ldm.settings.config import read_config
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def find_files(folder: Path | str | None = None, adapter: Path | str | None = No
         if not isinstance(folder, str) or not folder:
             raise ValueError(f"{path}: names no base_model_name_or_path; set llava_base")
         folder = base_folder(folder)
-    model = model_folder(str(folder))
+    model = local_or_hub_folder(str(folder))
     if not (model / "config.json").is_file():
         raise ValueError(f"{folder}: no prompt writer there (config.json is missing)")
     added = None if adapter is None else Path(adapter)

@@ -31,7 +31,7 @@ from inpainting.models.image_to_text.evaluation.metric_models import (
 from inpainting.models.image_to_text.evaluation.predictions import Prediction, check_rows
 from inpainting.models.metrics.report import value_of, with_interval
 from ldm.journal import JournalReader, stamp_path
-from ldm.metrics.intervals import RESAMPLES
+from ldm.metrics.intervals import BOOTSTRAPS
 
 GRAMS = 4
 BLEU = {"bleu1": 1, "bleu4": GRAMS}
@@ -57,7 +57,7 @@ def measure_prompts(
     rows: Sequence[Prediction],
     models: PromptMetricModels | None = None,
     seed: int = 0,
-    resamples: int = RESAMPLES,
+    resamples: int = BOOTSTRAPS,
 ) -> dict[str, Any]:
     """Everything about a run. models: networks for CLIPSim and BERTScore; resamples: 0 for no intervals."""
     if not rows:
