@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from inpainting.models.text_to_image.evaluation.generate import generate
+from inpainting.models.text_to_image.evaluation.generate import fill_paintings
 from inpainting.models.text_to_image.test import build_app
 from inpainting.prompts import COLORS, colors_of, paint_masks, read_prompt
 from ldm.mllm.load import load_mllm
@@ -64,13 +64,13 @@ def test_prompts_are_written_and_used(folder: Path, tmp_path: Path):
     for stem, one in texts.items():
         (prompts / f"{stem}.json").write_text(json.dumps(["a red cube"] * len(one)))
     one = config(folder, tmp_path / "out", name, *changes, f"texts_dir={prompts}")
-    generate(one)
+    fill_paintings(one)
     assert list(images(tmp_path / "out")) == STEMS
     manifest = json.loads((prompts / "masks.json").read_text())
     manifest["items"]["test_2"] = manifest["items"]["test_2"][::-1]
     (prompts / "masks.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="prompts written for other regions .* test_2"):
-        generate(one)
+        fill_paintings(one)
 
 
 def released(name: str) -> str:
