@@ -31,7 +31,7 @@ from ldm.files import write_atomic, write_json
 from ldm.latents import LatentSpace
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting
-from ldm.training.manifest import make_manifest
+from ldm.training.manifest import Effort, make_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -168,11 +168,9 @@ class SaveModel(pl.Callback):
         model.load_state_dict(trained, strict=False)  # the rest is frozen
         model_config = CompositorConfig(config.name, config.notice, config.pair, config.sampling)
         save_compositor(model, model_config, config.out / "model")
-        manifest = make_manifest(
-            "compositor", model, seed=config.seed, steps=module.global_step,
-            batch=config.samples_per_step,
-            seconds=self.state_dict()["seconds"], settings=config, device=module.device,
-        )  # fmt: skip
+        steps, seconds = module.global_step, self.state_dict()["seconds"]
+        effort = Effort(config.seed, steps, steps * config.samples_per_step, seconds)
+        manifest = make_manifest("compositor", model, config, effort, device=module.device)
         write_json(config.out / "manifest.json", manifest)
 
 

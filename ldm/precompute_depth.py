@@ -11,9 +11,9 @@ writing happen beside the network, in threads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.files import hash_folder, read_json, write_json
 from ldm.images import read_image, write_depth
+from ldm.journal import in_order
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
@@ -89,34 +90,23 @@ def precompute(settings: DepthSettings) -> tuple[int, int, int]:
         dtype = pick_dtype(settings.dtype, device)
         network = DepthEstimator.load(settings.model, device=str(device), dtype=dtype)
         record_model(settings)
-        with ThreadPoolExecutor(settings.workers) as pool:
-            bar = tqdm(total=len(todo), desc="depth", disable=None)
-            for batch in _read_ahead(todo, settings.batch, pool):
+        images = in_order(_read, todo, settings.workers)
+        with (
+            ThreadPoolExecutor(settings.workers) as writers,
+            tqdm(total=len(todo), desc="depth", disable=None) as bar,
+        ):
+            for _ in range(0, len(todo), settings.batch):
+                batch = [image for image in islice(images, settings.batch) if image is not None]
                 maps = network.estimate_many([rgb_u8 for _, rgb_u8 in batch], batch_size=settings.batch)
-                paths = [path for path, _ in batch]
-                list(pool.map(write_depth, paths, maps))
+                list(writers.map(write_depth, [path for path, _ in batch], maps))
                 written += len(batch)
                 bar.update(settings.batch)
-            bar.close()
     return written, len(share) - len(todo), len(todo) - written
 
 
-def _read_ahead(
-    todo: Sequence[tuple[Path, Path]], size: int, pool: ThreadPoolExecutor
-) -> Iterator[list[tuple[Path, np.ndarray]]]:
-    """Batches of (depth map, image (h, w, 3)); the next one is read while the current one is used."""
-    starts = range(0, len(todo), size)
-    waiting: list[Future] = []
-    for start in [*starts, len(todo)]:
-        reading = [pool.submit(_read, *pair) for pair in todo[start : start + size]]
-        batch = [found for one in waiting if (found := one.result()) is not None]
-        waiting = reading
-        if batch:
-            yield batch
-
-
-def _read(image: Path, path: Path) -> tuple[Path, np.ndarray] | None:
-    """The image of a depth map, or None for a file that is named and left out."""
+def _read(pair: tuple[Path, Path]) -> tuple[Path, np.ndarray] | None:
+    """The depth map's path and the image (h, w, 3), or None for a file that is named and left out."""
+    image, path = pair
     try:
         return path, read_image(image).rgb_u8
     except ValueError as error:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ldm.files import written_whole
 from ldm.settings.config import CheckedSettings, setting
 from ldm.training.csv_log import CsvLogger
-from ldm.training.manifest import make_manifest
+from ldm.training.manifest import Effort, make_manifest
 
 log = logging.getLogger(__name__)
 
@@ -240,13 +240,11 @@ def stages_manifest(
     part: str, model: nn.Module, stages: Sequence[Stage], settings: Any, seed: int, **more: Any
 ) -> dict[str, Any]:
     """The manifest of a network that was trained in these stages. more: see `make_manifest`."""
-    manifest = make_manifest(
-        part, model, seed=seed, steps=sum(stage.progress.step for stage in stages),
-        batch=stages[-1].settings.batch, seconds=sum(stage.progress.seconds for stage in stages),
-        settings=settings, **more,
-    )  # fmt: skip
+    progress = [stage.progress for stage in stages]
+    samples = sum(stage.progress.step * stage.settings.batch for stage in stages)
+    steps, seconds = sum(one.step for one in progress), sum(one.seconds for one in progress)
+    manifest = make_manifest(part, model, settings, Effort(seed, steps, samples, seconds), **more)
     if len(stages) > 1:
-        manifest["samples"] = sum(stage.progress.step * stage.settings.batch for stage in stages)
         manifest["stages"] = {
             stage.name: {"steps": stage.progress.step, "minutes": round(stage.progress.seconds / 60, 1)}
             for stage in stages

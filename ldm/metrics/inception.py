@@ -18,9 +18,21 @@ from ldm.metrics.weights import fill, read_weight_file
 INCEPTION_SIDE = 299  # pixels
 CLASSES = 1008
 Kernel = int | tuple[int, int]
-# One convolution of a branch: (name, output channels, kernel); two in a list see the same input.
-Link = tuple[str, int, Kernel]
-Branch = list[Link | list[Link]]
+# Branches of the published blocks: convolutions one after the other as "name channels kernel"; those joined
+# by & see the same input, W stands for the width of a block.
+ROUND = ("1x1 64 1", "5x5_1 48 1, 5x5_2 64 5", "3x3dbl_1 64 1, 3x3dbl_2 96 3, 3x3dbl_3 96 3")
+SHRINK_35 = ("3x3 384 3", ROUND[2])
+LONG = (
+    "1x1 192 1",
+    "7x7_1 W 1, 7x7_2 W 1x7, 7x7_3 192 7x1",
+    "7x7dbl_1 W 1, 7x7dbl_2 W 7x1, 7x7dbl_3 W 1x7, 7x7dbl_4 W 7x1, 7x7dbl_5 192 1x7",
+)
+SHRINK_17 = ("3x3_1 192 1, 3x3_2 320 3", "7x7x3_1 192 1, 7x7x3_2 192 1x7, 7x7x3_3 192 7x1, 7x7x3_4 192 3")
+FORKED = (
+    "1x1 320 1",
+    "3x3_1 384 1, 3x3_2a 384 1x3 & 3x3_2b 384 3x1",
+    "3x3dbl_1 448 1, 3x3dbl_2 384 3, 3x3dbl_3a 384 1x3 & 3x3dbl_3b 384 3x1",
+)
 
 
 class Conv(nn.Module):
@@ -36,25 +48,32 @@ class Conv(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches whose outputs are joined; those in `halving` end with stride 2, others keep the size."""
+    """Branches whose outputs are joined. pool: mean or max, before a branch with `pooled` channels, or halve:
+    maxima of half the size stand beside the branches, which end with stride 2."""
 
-    def __init__(self, before: int, branches: list[Branch], pool: str, pooled: int = 0) -> None:
+    def __init__(
+        self, before: int, branches: tuple[str, ...], pool: str = "mean", pooled: int = 192, width: int = 0
+    ) -> None:
         super().__init__()
         self.pool = pool
         self.chains: list[list[list[str]]] = []
         for branch in branches:
-            width, chain = before, []
-            for position, link in enumerate(branch):
-                forks = link if isinstance(link, list) else [link]
-                ends = pool == "halve" and position == len(branch) - 1
-                for name, after, kernel in forks:
-                    both = (kernel, kernel) if isinstance(kernel, int) else kernel
-                    padding = 0 if ends else (both[0] // 2, both[1] // 2)
-                    self.add_module(name, Conv(width, after, kernel, 2 if ends else 1, padding))
-                width = sum(after for _, after, _ in forks)
-                chain.append([name for name, _, _ in forks])
+            channels, chain = before, []
+            links = [link.split(" & ") for link in branch.replace("W", str(width)).split(", ")]
+            for forks in links:
+                ends, after, names = pool == "halve" and forks is links[-1], 0, []
+                for name, count, kernel in (fork.split() for fork in forks):
+                    high, wide = (int(side) for side in (kernel.split("x") * 2)[:2])
+                    padding = 0 if ends else (high // 2, wide // 2)
+                    names.append(f"branch{name}")
+                    self.add_module(
+                        names[-1], Conv(channels, int(count), (high, wide), 2 if ends else 1, padding)
+                    )
+                    after += int(count)
+                channels = after
+                chain.append(names)
             self.chains.append(chain)
-        if pooled:
+        if pool != "halve":
             self.branch_pool = Conv(before, pooled, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,43 +90,6 @@ class Mixed(nn.Module):
         return torch.cat([*found, self.branch_pool(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))], 1)
 
 
-def block_a(before: int, pooled: int) -> Mixed:
-    double: Branch = [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)]
-    five: Branch = [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)]
-    return Mixed(before, [[("branch1x1", 64, 1)], five, double], "mean", pooled)
-
-
-def block_b(before: int) -> Mixed:
-    double: Branch = [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)]
-    return Mixed(before, [[("branch3x3", 384, 3)], double], "halve")
-
-
-def block_c(before: int, width: int) -> Mixed:
-    one, wide, tall = (1, 1), (1, 7), (7, 1)
-    seven: Branch = [("branch7x7_1", width, 1), ("branch7x7_2", width, wide), ("branch7x7_3", 192, tall)]
-    sizes = (one, tall, wide, tall, wide)
-    double: Branch = [
-        (f"branch7x7dbl_{k}", 192 if k == 5 else width, size) for k, size in enumerate(sizes, 1)
-    ]
-    return Mixed(before, [[("branch1x1", 192, 1)], seven, double], "mean", 192)
-
-
-def block_d(before: int) -> Mixed:
-    three: Branch = [("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3)]
-    sizes = ((1, 1), (1, 7), (7, 1), (3, 3))
-    seven: Branch = [(f"branch7x7x3_{k}", 192, size) for k, size in enumerate(sizes, 1)]
-    return Mixed(before, [three, seven], "halve")
-
-
-def block_e(before: int, pool: str) -> Mixed:
-    def fork(name: str) -> list[Link]:
-        return [(f"{name}a", 384, (1, 3)), (f"{name}b", 384, (3, 1))]
-
-    three: Branch = [("branch3x3_1", 384, 1), fork("branch3x3_2")]
-    double: Branch = [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3), fork("branch3x3dbl_3")]
-    return Mixed(before, [[("branch1x1", 320, 1)], three, double], pool, 192)
-
-
 class Inception(nn.Module):
     """Features of the last pooling layer."""
 
@@ -118,12 +100,13 @@ class Inception(nn.Module):
         self.Conv2d_2b_3x3 = Conv(32, 64, 3, 1, 1)
         self.Conv2d_3b_1x1 = Conv(64, 80, 1)
         self.Conv2d_4a_3x3 = Conv(80, 192, 3)
-        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = block_a(192, 32), block_a(256, 64), block_a(288, 64)
-        self.Mixed_6a = block_b(288)
-        self.Mixed_6b, self.Mixed_6c = block_c(768, 128), block_c(768, 160)
-        self.Mixed_6d, self.Mixed_6e = block_c(768, 160), block_c(768, 192)
-        self.Mixed_7a = block_d(768)
-        self.Mixed_7b, self.Mixed_7c = block_e(1280, "mean"), block_e(2048, "max")
+        for name, before, pooled in (("5b", 192, 32), ("5c", 256, 64), ("5d", 288, 64)):
+            self.add_module(f"Mixed_{name}", Mixed(before, ROUND, pooled=pooled))
+        self.Mixed_6a = Mixed(288, SHRINK_35, "halve")
+        for name, width in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):
+            self.add_module(f"Mixed_{name}", Mixed(768, LONG, width=width))
+        self.Mixed_7a = Mixed(768, SHRINK_17, "halve")
+        self.Mixed_7b, self.Mixed_7c = Mixed(1280, FORKED), Mixed(2048, FORKED, "max")
         self.fc = nn.Linear(2048, CLASSES)  # not used; the published files hold it
 
     def forward(self, images_u8: Tensor) -> Tensor:
@@ -131,9 +114,10 @@ class Inception(nn.Module):
         x = (resize_like_tensorflow(images_u8.float(), INCEPTION_SIDE) - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
-        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, 2))))
-        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
-        return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))
+        x = F.max_pool2d(x, 3, 2)
+        for name, block in self.named_children():
+            x = block(x) if name.startswith("Mixed_") else x
+        return x.mean((2, 3))
 
 
 def resize_like_tensorflow(images: Tensor, side: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -27,30 +27,36 @@ def _git(*arguments: str) -> str:
         return ""
 
 
+class Effort(NamedTuple):
+    """What a training took. samples: of all steps together, with repetitions."""
+
+    seed: int
+    steps: int
+    samples: int
+    seconds: float
+
+
 def make_manifest(
     part: str,
     model: nn.Module,
-    *,
-    seed: int,
-    steps: int,
-    batch: int,
-    seconds: float,
     settings: Any,
+    effort: Effort,
+    *,
     device: torch.device | str = "cpu",
     held_out: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All that one needs to know to trust or to repeat a training.
 
-    batch: samples per step; held_out: numbers measured on data that the training never saw.
+    held_out: numbers measured on data that the training never saw.
     """
     return {
         "part": part,
         "trained_on": "rendered scenes",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seed": seed,
-        "steps": steps,
-        "samples": steps * batch,
-        "minutes": round(seconds / 60, 1),
+        "seed": effort.seed,
+        "steps": effort.steps,
+        "samples": effort.samples,
+        "minutes": round(effort.seconds / 60, 1),
         "code_revision": code_revision(),
         "hardware": describe_hardware(device),
         "held_out": held_out or {},
