@@ -10,8 +10,8 @@ never sees, as the published builder's did; it is refused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from datasets.relations import Place
+from ldm.files import read_json
 from ldm.images import read_image
 from ldm.mllm.chat import ChatExample
 from llava_bifrost.language.answer import (
+    InstructionError,
     Location,
     Request,
     make_question,
@@ -34,7 +36,7 @@ IMAGE = "<image>"
 
 
 @dataclass(frozen=True)
-class Record:
+class LocatorRecord:
     """One example. question: without the image token. anchors: places by name, where the file has them."""
 
     id: str
@@ -45,76 +47,55 @@ class Record:
     anchors: Mapping[str, Place] = field(default_factory=dict)
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: Path) -> list[LocatorRecord]:
     """All records of a file. ValueError names the record that is wrong, and an image that is missing."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"{path}: not a readable JSON file ({reason})") from None
-    if not isinstance(values, list) or not values:
+    values = read_json(path, list)
+    if not values:
         raise ValueError(f"{path}: must hold a list of LLaVA conversation records")
-    return [_record(value, number, path) for number, value in enumerate(values)]
+    records = []
+    for number, value in enumerate(values):
+        name = str(value.get("id", number) if isinstance(value, Mapping) else number)
+        try:
+            records.append(_record(value, name, path.parent))
+        except ValueError as error:
+            raise ValueError(f"{path}: record {name}: {error}") from error
+    return records
 
 
-def _record(value: Any, number: int, path: Path) -> Record:
-    name = value.get("id", number) if isinstance(value, Mapping) else number
-    where = f"{path}: record {name}"
+def _record(value: Any, name: str, folder: Path) -> LocatorRecord:
     try:
-        asked, said = (turn["value"] for turn in value["conversations"][:2])
+        question, answer = (turn["value"] for turn in value["conversations"][:2])
         image, meta = str(value["image"]), value.get("meta") or {}
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise ValueError(f"{where}: needs id, image and two conversations (human, gpt)") from None
-    if asked.count(IMAGE) != 1:
+        raise ValueError("needs id, image and two conversations (human, gpt)") from None
+    if question.count(IMAGE) != 1:
         raise ValueError(
-            f"{where}: its question holds {asked.count(IMAGE)} {IMAGE}, it needs one, "
+            f"its question holds {question.count(IMAGE)} {IMAGE}, it needs one, "
             "or the model would learn to answer without looking"
         )
-    question = " ".join(asked.replace(IMAGE, " ").split())
-    places = {key: Place(tuple(item["box01_xyxy"]), item["d"], item["far"], item["near"])
-              for key, item in meta.get("anchors", {}).items()}  # fmt: skip
-    try:
-        return Record(
-            str(name),
-            _image(path.parent, image),
-            question,
-            _location(said, meta),
-            _request(question, meta),
-            places,
-        )
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def _image(folder: Path, name: str) -> Path:
-    found = next((file for file in (folder / "images" / name, folder / name) if file.is_file()), None)
-    if found is None:
-        raise ValueError(f"image {name} is neither in {folder / 'images'} nor in {folder}")
-    return found
-
-
-def _location(said: str, meta: Mapping[str, Any]) -> Location:
-    """The exact place where the record has it, else what its answer says."""
-    if "box01_xyxy" not in meta or "depth" not in meta:
-        return parse_answer(said)
-    return Location(tuple(meta["box01_xyxy"]), meta["depth"], meta.get("far"), meta.get("near"))
-
-
-def _request(question: str, meta: Mapping[str, Any]) -> Request | None:
-    if "request" in meta:
-        asked = meta["request"]
-        pairs = tuple((phrase, name) for phrase, name in asked.get("relations", ()))
-        return Request(asked["target"], pairs, bool(asked.get("replace")))
-    try:
-        return parse_instruction(question)
-    except ValueError:
-        return None
+    files = [file for file in (folder / "images" / image, folder / image) if file.is_file()]
+    if not files:
+        raise ValueError(f"image {image} is neither in {folder / 'images'} nor in {folder}")
+    question = " ".join(question.replace(IMAGE, " ").split())
+    if "box01_xyxy" in meta and "depth" in meta:  # the exact place, else what the answer says
+        location = Location(tuple(meta["box01_xyxy"]), meta["depth"], meta.get("far"), meta.get("near"))
+    else:
+        location = parse_answer(answer)
+    request: Request | None = None
+    if (parts := meta.get("request")) is not None:
+        request = Request(parts["target"], parts.get("relations", ()), bool(parts.get("replace")))
+    else:
+        with suppress(InstructionError):
+            request = parse_instruction(question)
+    anchors = {key: Place(tuple(place["box01_xyxy"]), place["d"], place["far"], place["near"])
+               for key, place in meta.get("anchors", {}).items()}  # fmt: skip
+    return LocatorRecord(name, files[0], question, location, request, anchors)
 
 
 class LocatorData(Dataset[ChatExample]):
     """Records as questions and answers in the words of a codec; images are read when they are needed."""
 
-    def __init__(self, records: list[Record], codec: Codec, processor: Any) -> None:
+    def __init__(self, records: list[LocatorRecord], codec: Codec, processor: Any) -> None:
         self.records, self.codec, self.processor = records, codec, processor
 
     def __len__(self) -> int:
@@ -122,13 +103,11 @@ class LocatorData(Dataset[ChatExample]):
 
     def __getitem__(self, index: int) -> ChatExample:
         record = self.records[index]
-        image_u8 = read_image(record.image).rgb_u8
-        frame = frame_of(self.processor, (image_u8.shape[0], image_u8.shape[1]))
-        return ChatExample(
-            image_u8, question_of(record, self.codec), self.codec.encode(record.location, frame)
-        )
+        image = read_image(record.image)
+        answer = self.codec.encode(record.location, frame_of(self.processor, image.size))
+        return ChatExample(image.rgb_u8, question_of(record, self.codec), answer)
 
 
-def question_of(record: Record, codec: Codec) -> str:
+def question_of(record: LocatorRecord, codec: Codec) -> str:
     """The question in the codec's answer format; a question that is not understood stays as it is."""
     return record.question if record.request is None else make_question(record.request, codec.fmt)

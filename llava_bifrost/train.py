@@ -34,8 +34,8 @@ from ldm.mllm.training import (
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting, write_config
 from ldm.training.fit import FitConfig, Task, fit, make_accelerator
-from llava_bifrost.check import check_answers, measure_answers
-from llava_bifrost.dataset import LocatorData, Record, read_records
+from llava_bifrost.check import check_answers, measure_free_answers
+from llava_bifrost.dataset import LocatorData, LocatorRecord, read_records
 from llava_bifrost.language.answer import FORMATS
 from llava_bifrost.language.codec import CODECS
 from llava_bifrost.locator import CONFIG, Locator, LocatorConfig, read_locator_config
@@ -96,7 +96,7 @@ def train(config: TrainConfig) -> None:
 
     def measure(model: nn.Module) -> dict[str, float]:
         with accelerator.autocast():
-            return measure_answers(Locator(Mllm(model, processor, config.model), answers), measured)
+            return measure_free_answers(Locator(Mllm(model, processor, config.model), answers), measured)
 
     task = Task(
         answer_loss,
@@ -113,7 +113,11 @@ def train(config: TrainConfig) -> None:
 
 
 def finish(
-    config: TrainConfig, model: nn.Module, processor: Any, answers: LocatorConfig, records: list[Record]
+    config: TrainConfig,
+    model: nn.Module,
+    processor: Any,
+    answers: LocatorConfig,
+    records: list[LocatorRecord],
 ) -> None:
     """Write adapter/ and model/, then ask the locator that was written."""
     if config.lora.rank:

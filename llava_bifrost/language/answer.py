@@ -1,5 +1,5 @@
 """Where an object goes: a box and a depth, and the answer text that says so. The only place that formats and
-parses answers; instructions are in phrases.py.
+parses answers; instructions are in instruction.py.
 
     center      [x1, y1, x2, y2], d.                  depth of the object's centre (the paper)
     maxmedmin   [x1, y1, x2, y2], dmax, dmed, dmin.   depths over the object (the released builder)
@@ -64,12 +64,17 @@ class Location:
 
     @property
     def place(self) -> Place:
-        """As a thing in the scene; an extent that is not given follows from the size of the box."""
+        """As an object in the scene; an extent that is not given follows from the size of the box."""
         return Place.of(self.box01_xyxy, self.depth, self.far, self.near)
+
+    def depths(self, fmt: str) -> tuple[float, ...]:
+        """The depths of an answer in format `fmt`: one, or max, median and min."""
+        place = self.place
+        return (place.d,) if fmt == "center" else (place.near, place.d, place.far)
 
     @classmethod
     def of(cls, place: Place) -> "Location":
-        """Where a thing is, with its extent."""
+        """Where an object is, with its extent."""
         return cls(place.box01_xyxy, place.d, place.far, place.near)
 
 
@@ -94,10 +99,8 @@ def format_answer(location: Location, fmt: str = "center", decimals: int = 3) ->
         raise ValueError(f"decimals must lie in [1, 6], got {decimals}")
     x0, y0, x1, y1 = location.box01_xyxy
     (left, right), (top, bottom) = _apart(x0, x1, 10**decimals), _apart(y0, y1, 10**decimals)
-    place = location.place
-    depths = (place.d,) if fmt == "center" else (place.near, place.d, place.far)
     box = ", ".join(f"{value / 10**decimals:.{decimals}f}" for value in (left, top, right, bottom))
-    return f"[{box}], " + ", ".join(f"{depth:.{decimals}f}" for depth in depths) + "."
+    return f"[{box}], " + ", ".join(f"{depth:.{decimals}f}" for depth in location.depths(fmt)) + "."
 
 
 def _apart(low: float, high: float, unit: int) -> tuple[int, int]:
@@ -117,14 +120,13 @@ def parse_answer(text: str) -> Location:
     order are exchanged; three depths are sorted. Refused: numbers farther outside (pixels, per cent), a box
     without area after clamping, and any other count of numbers.
     """
-    found = _BOX.search(text)
-    corners = _NUMBER.findall(found[1]) if found else []
-    rest = text[found.end() :] if found and corners else text
-    if not corners:
+    box_text = _BOX.search(text)
+    corners = _NUMBER.findall(box_text[1]) if box_text else []
+    if box_text and corners:
+        depths = _NUMBER.findall(text[box_text.end() :])
+    else:
         numbers = _NUMBER.findall(text)
         corners, depths = numbers[:4], numbers[4:]
-    else:
-        depths = _NUMBER.findall(rest)
     if len(corners) != 4 or len(depths) not in (1, 3):
         count = f"{len(corners)} and {len(depths)}"
         raise AnswerError(f"an answer has 4 box numbers and 1 or 3 depths, got {count} in {text[:120]!r}")

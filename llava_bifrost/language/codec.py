@@ -5,7 +5,7 @@
     pixels     {"bbox_2d": [64, 38, 112, 174], "depth": 0.890}    pixels of the resized input (Qwen2.5-VL)
     thousand   {"bbox_2d": [320, 190, 560, 870], "depth": 0.890}  thousandths of the image (Qwen3-VL)
 
-Texts of the paper's form are written and read by location.py.
+Texts of the paper's form are written and read by answer.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import ceil, floor
 from typing import Any
 
-from datasets.geometry import square_padding
+from datasets.geometry import Box01, Size, square_padding
 from llava_bifrost.language.answer import (
     AnswerError,
     Location,
@@ -23,9 +23,7 @@ from llava_bifrost.language.answer import (
     format_answer,
     parse_answer,
 )
-from llava_bifrost.language.grammar import Form
-
-Size = tuple[int, int]
+from llava_bifrost.language.grammar import AnswerForm
 
 CODECS = ("bifrost", "square", "pixels", "thousand")
 # Which codec a family starts from; a model that was trained with another one says so in its locator.json.
@@ -72,7 +70,7 @@ class Codec:
     def as_json(self) -> bool:
         return self.name in ("pixels", "thousand")
 
-    def form(self, frame: Frame) -> Form:
+    def form(self, frame: Frame) -> AnswerForm:
         """What answers about this image look like."""
         low, high = self._range(frame)
         parts = ("[", ", ", "], ", ".")
@@ -81,7 +79,7 @@ class Codec:
             if self.fmt == "maxmedmin":
                 parts = (*parts[:2], '], "depth": [', "]}")
         decimals = 0 if self.as_json else self.decimals
-        return Form(*parts, low, high, decimals, 1 if self.fmt == "center" else 3, self.decimals)
+        return AnswerForm(*parts, low, high, decimals, 1 if self.fmt == "center" else 3, self.decimals)
 
     def encode(self, location: Location, frame: Frame) -> str:
         """The answer that a model is trained to give."""
@@ -91,11 +89,9 @@ class Codec:
         x0, y0, x1, y1 = location.box01_xyxy
         w, h = self._range(frame)[1]
         (left, right), (top, bottom) = _whole(x0, x1, w), _whole(y0, y1, h)
-        place = location.place
-        depths = [place.d] if self.fmt == "center" else [place.near, place.d, place.far]
-        told = ", ".join(f"{depth:.{self.decimals}f}" for depth in depths)
-        told = told if self.fmt == "center" else f"[{told}]"
-        return f'{{"bbox_2d": [{left}, {top}, {right}, {bottom}], "depth": {told}}}'
+        depths = ", ".join(f"{depth:.{self.decimals}f}" for depth in location.depths(self.fmt))
+        depths = depths if self.fmt == "center" else f"[{depths}]"
+        return f'{{"bbox_2d": [{left}, {top}, {right}, {bottom}], "depth": {depths}}}'
 
     def decode(self, text: str, frame: Frame) -> Location:
         """Read an answer; AnswerError says what is wrong with it."""
@@ -113,7 +109,7 @@ class Codec:
         box = ", ".join(f"{value:.6f}" for value in fractions)
         return parse_answer(f"[{box}], {', '.join(depths)}.")
 
-    def _range(self, frame: Frame) -> tuple[tuple[int, int], tuple[int, int]]:
+    def _range(self, frame: Frame) -> tuple[Size, Size]:
         """((x, y) smallest, (x, y) largest) of a corner, in units of its last decimal."""
         if self.name == "pixels":
             if frame.input_hw is None:
@@ -127,7 +123,7 @@ class Codec:
         return (0, 0), (unit, unit)
 
 
-def to_square(box01: tuple[float, float, float, float], frame: Frame) -> tuple[float, float, float, float]:
+def to_square(box01: Box01, frame: Frame) -> Box01:
     """Fractions of an image -> fractions of the image padded to a square, as LLaVA pads it."""
     (h, w), side = frame.size_hw, max(frame.size_hw)
     left, top, _, _ = square_padding(frame.size_hw)
@@ -135,9 +131,7 @@ def to_square(box01: tuple[float, float, float, float], frame: Frame) -> tuple[f
     return (x0 * w + left) / side, (y0 * h + top) / side, (x1 * w + left) / side, (y1 * h + top) / side
 
 
-def from_square(
-    box01: tuple[float, float, float, float], frame: Frame, text: str = ""
-) -> tuple[float, float, float, float]:
+def from_square(box01: Box01, frame: Frame, text: str = "") -> Box01:
     """The inverse, cut at the edges of the image; AnswerError for a box in the padding alone."""
     (h, w), side = frame.size_hw, max(frame.size_hw)
     left, top, _, _ = square_padding(frame.size_hw)
@@ -167,9 +161,10 @@ def frame_of(processor: Any, size_hw: Size) -> Frame:
 def _inside(low: float, high: float, unit: int) -> tuple[int, int]:
     """The whole units within [low, high]; around it where there are not two of them."""
     first, last = ceil(low * unit - 1e-9), floor(high * unit + 1e-9)
-    return (
-        (first, last) if first < last else (floor(low * unit), max(ceil(high * unit), floor(low * unit) + 1))
-    )
+    if first >= last:
+        first = floor(low * unit)
+        last = max(ceil(high * unit), first + 1)
+    return first, last
 
 
 def _whole(low: float, high: float, units: int) -> tuple[int, int]:

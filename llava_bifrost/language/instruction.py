@@ -45,7 +45,7 @@ SYNONYMS: dict[str, str] = {
 PLACE_VERBS = ("place", "put", "move", "add", "set", "sit", "lay", "stand", "insert", "position", "drop",
                "hang")  # fmt: skip
 REPLACE_VERBS = ("replace", "swap", "substitute", "exchange")
-# A name that ends with one of these is a part of the image, not a thing.
+# A name that ends with one of these is a part of the image, not an object.
 SPOTS = ("left", "right", "front", "back", "side", "middle", "center", "centre", "corner", "top", "bottom",
          "background", "foreground", "there", "here", "it")  # fmt: skip
 
@@ -107,17 +107,16 @@ class Request:
     @property
     def clauses(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """(phrase, its anchors): one anchor, two for "between"."""
-        found: list[tuple[str, tuple[str, ...]]] = []
+        clauses: list[tuple[str, tuple[str, ...]]] = []
         rest = list(self.relations)
         while rest:
-            phrase, name = rest.pop(0)
-            if phrase != "between":
-                found.append((phrase, (name,)))
-            elif rest and rest[0][0] == "between":
-                found.append((phrase, (name, rest.pop(0)[1])))
-            else:
-                raise ValueError(f"between needs two things, got only {name!r}")
-        return tuple(found)
+            phrase, *names = rest.pop(0)
+            if phrase == "between":
+                if not rest or rest[0][0] != "between":
+                    raise ValueError(f"between needs two objects, got only {names[0]!r}")
+                names.append(rest.pop(0)[1])
+            clauses.append((phrase, tuple(names)))
+        return tuple(clauses)
 
     @property
     def anchors(self) -> tuple[str, ...]:
@@ -164,32 +163,33 @@ def parse_instruction(text: str) -> Request:
         raise InstructionError("the instruction is empty")
     if verb not in (*PLACE_VERBS, *REPLACE_VERBS):
         raise InstructionError(f"{text.strip()!r}: it begins with {verb!r}, which is not a known verb")
+    rest = rest.strip()
     try:
-        return _replace(rest.strip(), verb) if verb in REPLACE_VERBS else _place(rest.strip(), text.strip())
+        if verb in PLACE_VERBS:
+            return _place(rest, text.strip())
+        # What it is replaced by is the reference image, so those words are not needed.
+        target = re.split(r"\s+(?:with|by|for)\s+", rest, maxsplit=1)[0]
+        relation = _PHRASE.search(target)
+        if relation:
+            raise InstructionError(
+                f"{verb!r} takes one object, but {target[relation.start() :]!r} follows it"
+            )
+        return Request(_name(target, f"after {verb!r}"), replace=True)
     except InstructionError:
         raise
     except ValueError as error:
         raise InstructionError(str(error)) from error
 
 
-def _replace(rest: str, verb: str) -> Request:
-    """ "the X [with ...]". What it is replaced by is the reference image, so those words are not needed."""
-    target = re.split(r"\s+(?:with|by|for)\s+", rest, maxsplit=1)[0]
-    found = _PHRASE.search(target)
-    if found:
-        raise InstructionError(f"{verb!r} takes one thing, but {target[found.start() :]!r} follows it")
-    return Request(_name(target, f"after {verb!r}"), replace=True)
-
-
 def _place(rest: str, text: str) -> Request:
     """ "the X <relation> the Y [and <relation> the Z ...]"."""
-    found = list(_PHRASE.finditer(rest))
-    if not found:
+    matches = list(_PHRASE.finditer(rest))
+    if not matches:
         raise InstructionError(f"{text!r}: no known relation in {rest!r}")
-    target = _name(re.sub(r"\s*,$", "", rest[: found[0].start()].rstrip()), f"before {found[0][0]!r}")
+    target = _name(re.sub(r"\s*,$", "", rest[: matches[0].start()].rstrip()), f"before {matches[0][0]!r}")
     pairs: list[tuple[str, str]] = []
-    ends = [match.start() for match in found[1:]] + [len(rest)]
-    for match, end in zip(found, ends, strict=True):
+    ends = [match.start() for match in matches[1:]] + [len(rest)]
+    for match, end in zip(matches, ends, strict=True):
         words = rest[match.end() : end].strip()
         if end < len(rest):
             joined = _JOIN.sub("", words)
@@ -206,21 +206,23 @@ def _anchors(surface: str, words: str) -> list[tuple[str, str]]:
     phrase = SYNONYMS.get(surface, surface)
     parts = [part for part in re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", words) if part]
     if phrase == "between" and len(parts) != 2:
-        raise InstructionError(f"{f'{surface} {words}'.strip()!r}: between needs two things, joined by 'and'")
+        raise InstructionError(
+            f"{f'{surface} {words}'.strip()!r}: between needs two objects, joined by 'and'"
+        )
     if not parts:
         raise InstructionError(f"nothing follows {surface!r}")
     return [(phrase, _name(part, f"after {surface!r}")) for part in parts]
 
 
 def _name(words: str, where: str) -> str:
-    """A thing without its article."""
+    """An object without its article."""
     name = _ARTICLE.sub("", words.strip() + " ").strip()
     if not name:
-        raise InstructionError(f"the name of a thing is missing {where}")
+        raise InstructionError(f"the name of an object is missing {where}")
     if not _NAME.fullmatch(name):
         raise InstructionError(f"{name!r} {where} is not a name of plain words")
     if name.split()[-1] in SPOTS:
-        raise InstructionError(f"{name!r} {where} is not the name of a thing")
+        raise InstructionError(f"{name!r} {where} is not the name of an object")
     return name
 
 
@@ -230,5 +232,5 @@ def _checked_name(name: str) -> str:
     readable = _NAME.fullmatch(plain) and not _PHRASE.search(plain) and not _ARTICLE.match(plain + " ")
     words = plain.split()
     if not readable or {"and", "but"} & set(words) or words[-1] in SPOTS:
-        raise ValueError(f"{name!r} cannot name a thing in an instruction: plain words without relations")
+        raise ValueError(f"{name!r} cannot name an object in an instruction: plain words without relations")
     return plain
