@@ -22,14 +22,8 @@ from datasets.inputs import PairOptions
 from datasets.layers import Geometry
 from datasets.relations import Place
 from ldm.files import file_sha256, hash_folder
-from llava_bifrost.language.answer import (
-    Candidate,
-    InstructionError,
-    Location,
-    Request,
-    parse_instruction,
-    satisfies,
-)
+from llava_bifrost.language.answer import Candidate, Location, satisfies
+from llava_bifrost.language.instruction import InstructionError, Request, parse_instruction
 from llava_bifrost.placement.anchors import as_json, detect_anchors, read_anchors
 from llava_bifrost.placement.placer import Item, place_object
 

@@ -22,15 +22,9 @@ from datasets.relations import Place
 from ldm.files import read_json
 from ldm.images import read_image
 from ldm.mllm.chat import ChatExample
-from llava_bifrost.language.answer import (
-    InstructionError,
-    Location,
-    Request,
-    make_question,
-    parse_answer,
-    parse_instruction,
-)
+from llava_bifrost.language.answer import Location, parse_answer
 from llava_bifrost.language.codec import Codec, frame_of
+from llava_bifrost.language.instruction import InstructionError, Request, make_question, parse_instruction
 
 IMAGE = "<image>"
 

@@ -23,15 +23,16 @@ from ldm.mllm.constrain import ConstrainedChoice, Grammar
 from ldm.mllm.load import Mllm, load_mllm
 from ldm.mllm.templates import TEMPLATES
 from ldm.settings.config import read_config
-from llava_bifrost.language.answer import (
-    Candidate,
+from llava_bifrost.language.answer import Candidate
+from llava_bifrost.language.codec import FAMILIES, Codec, frame_of
+from llava_bifrost.language.instruction import (
+    PHRASES,
+    TAILS,
     InstructionError,
     Request,
     make_question,
     parse_instruction,
 )
-from llava_bifrost.language.codec import FAMILIES, Codec, frame_of
-from llava_bifrost.language.instruction import PHRASES, TAILS
 from llava_bifrost.rank import Evidence, distinct, rank
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ import numpy as np
 
 from datasets.geometry import depth_at_contact, iou
 from datasets.relations import Place
-from llava_bifrost.language.answer import PHRASES, Candidate, Location, Request, satisfies
+from llava_bifrost.language.answer import Candidate, Location, satisfies
+from llava_bifrost.language.instruction import PHRASES, Request
 from llava_bifrost.placement.ground import Ground, fit_ground
 from llava_bifrost.placement.sizes import size_at_one, size_px
 

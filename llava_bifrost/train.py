@@ -36,8 +36,8 @@ from ldm.settings.config import check_settings, dump_yaml, setting, write_config
 from ldm.training.fit import FitConfig, Task, fit, make_accelerator
 from llava_bifrost.check import check_answers, measure_free_answers
 from llava_bifrost.dataset import LocatorData, LocatorRecord, read_records
-from llava_bifrost.language.answer import FORMATS
 from llava_bifrost.language.codec import CODECS
+from llava_bifrost.language.instruction import FORMATS
 from llava_bifrost.locator import CONFIG, Locator, LocatorConfig, read_locator_config
 from llava_bifrost.model import save_locator
 

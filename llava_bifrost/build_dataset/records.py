@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from datasets.relations import Place
-from llava_bifrost.language.answer import PHRASES, Location, Request, format_answer, make_question
+from llava_bifrost.language.answer import Location, format_answer
+from llava_bifrost.language.instruction import PHRASES, Request, make_question
 
 IMAGE = "<image>"
 DIGITS = 5  # of the numbers in meta

@@ -12,7 +12,8 @@ import numpy as np
 
 from datasets.geometry import iou
 from datasets.relations import Place
-from llava_bifrost.language.answer import PHRASES, Location, Request, satisfies
+from llava_bifrost.language.answer import Location, satisfies
+from llava_bifrost.language.instruction import PHRASES, Request
 from llava_bifrost.worlds.world import SHAPE_NAMES, World
 
 GROUND = 0.03  # of the image: contact point and ground agree this well; chosen

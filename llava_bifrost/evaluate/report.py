@@ -11,7 +11,8 @@ from ldm.metrics.intervals import Estimate, mean_interval
 from ldm.sheet import grid
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.evaluate.measures import Case, Measures
-from llava_bifrost.language.answer import Candidate, Location, make_instruction
+from llava_bifrost.language.answer import Candidate, Location
+from llava_bifrost.language.instruction import make_instruction
 
 Table = dict[str, dict[str, Estimate]]  # row -> measure -> number
 

@@ -28,7 +28,8 @@ from llava_bifrost.evaluate.report import (
     paired_difference,
     summarize,
 )
-from llava_bifrost.language.answer import PHRASES, AnswerError, Location, Request, make_instruction, satisfies
+from llava_bifrost.language.answer import AnswerError, Location, satisfies
+from llava_bifrost.language.instruction import PHRASES, Request, make_instruction
 from llava_bifrost.locator import Locator, load_locator
 from llava_bifrost.worlds.proposals import propose
 from llava_bifrost.worlds.questions import PROPOSALS, Pool, rounded_location

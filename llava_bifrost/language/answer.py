@@ -14,22 +14,7 @@ from math import ceil, floor
 
 from datasets.geometry import Box01, check_box01, iou
 from datasets.relations import Place, holds
-from llava_bifrost.language.instruction import (
-    FORMATS,
-    PHRASES,
-    PUBLISHED,
-    InstructionError,
-    Request,
-    check_format,
-    clause_text,
-    make_instruction,
-    make_question,
-    parse_instruction,
-)
-
-__all__ = ["FORMATS", "PHRASES", "PUBLISHED", "AnswerError", "Candidate", "InstructionError", "Location"]
-__all__ += ["Request", "check_format", "clause_text", "format_answer", "make_instruction"]
-__all__ += ["make_question", "parse_answer", "parse_instruction", "satisfies"]
+from llava_bifrost.language.instruction import PHRASES, Request, check_format, clause_text
 
 TOLERANCE = 0.25  # numbers this far outside [0, 1] are clamped; beyond it they are no fractions
 REPLACED_IOU = 0.5  # an object replaces another when their boxes agree at least so well

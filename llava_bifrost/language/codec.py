@@ -16,14 +16,9 @@ from math import ceil, floor
 from typing import Any
 
 from datasets.geometry import Box01, Size, square_padding
-from llava_bifrost.language.answer import (
-    AnswerError,
-    Location,
-    check_format,
-    format_answer,
-    parse_answer,
-)
+from llava_bifrost.language.answer import AnswerError, Location, format_answer, parse_answer
 from llava_bifrost.language.grammar import AnswerForm
+from llava_bifrost.language.instruction import check_format
 
 CODECS = ("bifrost", "square", "pixels", "thousand")
 # Which codec a family starts from; a model that was trained with another one says so in its locator.json.

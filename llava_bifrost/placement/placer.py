@@ -17,16 +17,8 @@ import numpy as np
 
 from datasets.geometry import iou
 from datasets.relations import Place, Places, between_margins, relation_margins
-from llava_bifrost.language.answer import (
-    PHRASES,
-    Candidate,
-    Location,
-    Request,
-    clause_text,
-    format_answer,
-    named_places,
-    satisfies,
-)
+from llava_bifrost.language.answer import Candidate, Location, format_answer, named_places, satisfies
+from llava_bifrost.language.instruction import PHRASES, Request, clause_text
 from llava_bifrost.placement.ground import fit_ground
 from llava_bifrost.placement.search import (
     ROOM,

@@ -16,7 +16,8 @@ import numpy as np
 
 from datasets.relations import Places, between_margins, gap, relation_margins
 from datasets.scenes.palette import COLOURS, PATTERN_WORDS
-from llava_bifrost.language.answer import PHRASES, Location, Request, satisfies
+from llava_bifrost.language.answer import Location, satisfies
+from llava_bifrost.language.instruction import PHRASES, Request
 from llava_bifrost.worlds.proposals import propose
 from llava_bifrost.worlds.world import SHAPE_NAMES, Standing, World
 

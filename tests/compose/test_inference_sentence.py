@@ -15,7 +15,8 @@ from ldm.images import read_depth, read_image
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
-from llava_bifrost.language.answer import Candidate, Location, parse_instruction, satisfies
+from llava_bifrost.language.answer import Candidate, Location, satisfies
+from llava_bifrost.language.instruction import parse_instruction
 from llava_bifrost.placement.anchors import read_anchors
 from run_inference import ImageSettings, build_app
 from tests.images import Case, room

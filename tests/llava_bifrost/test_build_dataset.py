@@ -16,14 +16,8 @@ from ldm.settings.config import load_config
 from llava_bifrost.build_dataset.__main__ import build_app
 from llava_bifrost.build_dataset.coco import CocoBuild
 from llava_bifrost.build_dataset.records import check_record
-from llava_bifrost.language.answer import (
-    Location,
-    Request,
-    make_question,
-    parse_answer,
-    parse_instruction,
-    satisfies,
-)
+from llava_bifrost.language.answer import Location, parse_answer, satisfies
+from llava_bifrost.language.instruction import Request, make_question, parse_instruction
 from tests.datasets.photographs import COUNT, contents, photograph, records, run, settings, write_coco
 
 

@@ -27,7 +27,8 @@ from llava_bifrost.build_dataset.objects import (
 from llava_bifrost.build_dataset.published import large_objects, question, relation_phrases
 from llava_bifrost.build_dataset.questions import PreparedPhotograph, QuestionOptions, make_samples
 from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
-from llava_bifrost.language.answer import Request, satisfies
+from llava_bifrost.language.answer import satisfies
+from llava_bifrost.language.instruction import Request
 
 Box = tuple[float, float, float, float]
 SIZE = (60, 80)

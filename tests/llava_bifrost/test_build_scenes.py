@@ -13,7 +13,8 @@ from datasets.scenes.store import StoreSettings, read_shard, render_shards
 from ldm.images import read_image
 from llava_bifrost.build_dataset.files import build
 from llava_bifrost.build_dataset.scenes import ScenesBuild, SceneSource
-from llava_bifrost.language.answer import Location, Request, parse_answer, satisfies
+from llava_bifrost.language.answer import Location, parse_answer, satisfies
+from llava_bifrost.language.instruction import Request
 
 
 @pytest.fixture(scope="module")

@@ -5,21 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.relations import ALL_RELATIONS, Place, holds
-from llava_bifrost.language.answer import (
+from llava_bifrost.language.answer import AnswerError, Location, format_answer, parse_answer, satisfies
+from llava_bifrost.language.instruction import (
     FORMATS,
     PHRASES,
+    PLACE_VERBS,
     PUBLISHED,
-    AnswerError,
+    SYNONYMS,
     InstructionError,
-    Location,
     Request,
-    format_answer,
     make_question,
-    parse_answer,
     parse_instruction,
-    satisfies,
 )
-from llava_bifrost.language.instruction import PLACE_VERBS, SYNONYMS
 
 fractions = st.floats(0, 1)
 words = st.sampled_from(["cat", "dining table", "striped red cone", "tv", "man with a hat", "t-shirt"])

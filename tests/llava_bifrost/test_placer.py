@@ -11,7 +11,8 @@ from datasets.relations import Place
 from datasets.scenes import SceneOptions, eval_seed, render, sample_scene
 from ldm.experts.detect import Detector, depth_in_box
 from ldm.experts.segment import sam_mask
-from llava_bifrost.language.answer import PHRASES, Request, parse_instruction, satisfies
+from llava_bifrost.language.answer import satisfies
+from llava_bifrost.language.instruction import PHRASES, Request, parse_instruction
 from llava_bifrost.placement.anchors import as_json, detect_anchors, read_anchors
 from llava_bifrost.placement.ground import Plane, fit_ground
 from llava_bifrost.placement.placer import Item, NoPlace, place_object

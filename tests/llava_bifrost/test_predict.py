@@ -13,13 +13,8 @@ from datasets.relations import Place
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app
 from ldm.settings.config import write_config
-from llava_bifrost.language.answer import (
-    Candidate,
-    InstructionError,
-    Location,
-    Request,
-    parse_answer,
-)
+from llava_bifrost.language.answer import Candidate, Location, parse_answer
+from llava_bifrost.language.instruction import InstructionError, Request
 from llava_bifrost.locator import (
     CONFIG,
     Locator,

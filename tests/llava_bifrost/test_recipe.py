@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from llava_bifrost.dataset import read_records
-from llava_bifrost.language.answer import Request, format_answer
+from llava_bifrost.language.answer import format_answer
+from llava_bifrost.language.instruction import Request
 from tests.conftest import ROOT
 from tests.llava_bifrost.test_train import write_data
 

@@ -22,7 +22,8 @@ from ldm.settings.config import dump_yaml, write_config
 from ldm.training.fit import FitConfig
 from llava_bifrost.build_dataset.records import Sample, make_record
 from llava_bifrost.dataset import LocatorData, read_records
-from llava_bifrost.language.answer import Location, Request
+from llava_bifrost.language.answer import Location
+from llava_bifrost.language.instruction import Request
 from llava_bifrost.locator import CONFIG, LocatorConfig, load_locator, read_locator_config
 from llava_bifrost.model import build_app as model_app
 from llava_bifrost.train import TrainConfig, build_app, locator_config, train

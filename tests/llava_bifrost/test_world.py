@@ -15,7 +15,8 @@ from datasets.scenes.layout import sample_scene
 from datasets.scenes.pose import extent
 from llava_bifrost.evaluate.measures import Case, failed, measure_answer, published
 from llava_bifrost.evaluate.run import another_answer
-from llava_bifrost.language.answer import PHRASES, Location, Request, satisfies
+from llava_bifrost.language.answer import Location, satisfies
+from llava_bifrost.language.instruction import PHRASES, Request
 from llava_bifrost.worlds.proposals import propose
 from llava_bifrost.worlds.questions import place_questions, replace_questions
 from llava_bifrost.worlds.world import SHAPE_NAMES, World, typical

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from datasets.scenes.store import read_options, read_shard
 from datasets.sources.rendered import shard_files
 from ldm.files import written_whole
-from llava_bifrost.language.answer import format_answer, make_question
+from llava_bifrost.language.answer import format_answer
+from llava_bifrost.language.instruction import make_question
 from llava_bifrost.worlds.questions import MIRRORED, Question, place_questions, replace_questions
 from llava_bifrost.worlds.world import world_of
 from tiny.llava import PAD
