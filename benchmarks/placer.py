@@ -19,7 +19,7 @@ from benchmarks.harness import RESULTS, write_report
 from datasets.relations import Place
 from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
 from ldm.settings.cli import run_module, single_app
-from llava_bifrost.evaluate.measures import Case, measure_answer
+from llava_bifrost.evaluate.measures import LocatorCase, measure_answer
 from llava_bifrost.placement.placer import Item, NoPlace, place_object
 from llava_bifrost.worlds.questions import place_questions
 from llava_bifrost.worlds.world import world_of
@@ -28,7 +28,7 @@ FOLDER = Path("data/scenes/views_eval")
 RULES = ("valid", "relations", "in_frame", "ground", "size", "free")
 
 
-def cases(count: int) -> Iterator[tuple[Case, np.ndarray, dict[str, Place]]]:
+def cases(count: int) -> Iterator[tuple[LocatorCase, np.ndarray, dict[str, Place]]]:
     """A question about a held-out scene without its removed solid, its depth map, all places in it."""
     settings = StoreSettings(out=FOLDER, count=-(-count // 256) * 256, split="eval", reference_size=(16, 16))
     done = 0
@@ -43,7 +43,7 @@ def cases(count: int) -> Iterator[tuple[Case, np.ndarray, dict[str, Place]]]:
                 seen = np.flatnonzero(world.present & (world.solids.area > 0))
                 every = {world.solids.names[i]: world.place(int(i)) for i in seen}
                 name, image = str(fact.seed), shard.without_u8[index]
-                case = Case(name, image, question.request, question.answer, every, world)
+                case = LocatorCase(name, image, question.request, question.answer, every, world)
                 yield case, depth_01(shard.without_depth_u16[index]), every
 
 

@@ -23,7 +23,7 @@ ORDERED = {"in front of": 1, "behind": -1}
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class LocatorCase:
     """One question. world: the room behind the image, where it is known; truth: one right answer."""
 
     name: str
@@ -41,13 +41,13 @@ class Case:
 Measures = dict[str, float]
 
 
-def failed(case: Case) -> Measures:
+def failed(case: LocatorCase) -> Measures:
     """What an unreadable answer gets: every rule broken."""
     errors = ("box_l1", "centre", "depth_error", "published_box_mse", "published_depth_mse")
     return {name: float(name in errors) for name in measure_answer(case, case.truth)}
 
 
-def measure_answer(case: Case, where: Location) -> Measures:
+def measure_answer(case: LocatorCase, where: Location) -> Measures:
     """All measures of an answer. Those of the room are there only for a case with a world.
 
     Distances are to one right answer; for a place to put something, other answers are right too.

@@ -10,7 +10,7 @@ from ldm.images import encode_png
 from ldm.metrics.intervals import Estimate, mean_interval
 from ldm.sheet import grid
 from llava_bifrost.draw import draw_candidates
-from llava_bifrost.evaluate.measures import Case, Measures
+from llava_bifrost.evaluate.measures import LocatorCase, Measures
 from llava_bifrost.language.answer import Candidate, Location
 from llava_bifrost.language.instruction import make_instruction
 
@@ -72,7 +72,7 @@ def _cell(number: Estimate | None) -> str:
 
 
 def answer_sheet(
-    cases: Sequence[Case], answers: Sequence[Location | None], rows: Sequence[Measures], seed: int = 0
+    cases: Sequence[LocatorCase], answers: Sequence[Location | None], rows: Sequence[Measures], seed: int = 0
 ) -> bytes:
     """PNG: eight answers that are right and four that are wrong, drawn with the anchors."""
     rng = np.random.default_rng(seed)

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from datasets.scenes.store import StoreSettings, read_shard, render_shards
 from ldm.files import json_bytes, write_all_atomic
+from ldm.images import read_image
 from ldm.settings.config import CheckedSettings, setting, to_plain
-from llava_bifrost.evaluate.cases import dataset_cases, scene_cases
-from llava_bifrost.evaluate.measures import Case, Measures, failed, measure_answer
+from llava_bifrost.dataset import read_records
+from llava_bifrost.evaluate.measures import LocatorCase, Measures, failed, measure_answer
 from llava_bifrost.evaluate.report import (
     answer_sheet,
     format_published,
@@ -31,9 +33,15 @@ from llava_bifrost.evaluate.report import (
 from llava_bifrost.language.answer import AnswerError, Location, satisfies
 from llava_bifrost.language.instruction import PHRASES, Request, make_instruction
 from llava_bifrost.locator import Locator, load_locator
-from llava_bifrost.worlds.proposals import propose
-from llava_bifrost.worlds.questions import PROPOSALS, Pool, rounded_location
-from llava_bifrost.worlds.world import SHAPE_NAMES, World
+from llava_bifrost.worlds.questions import (
+    PROPOSALS,
+    Pool,
+    place_questions,
+    propose,
+    replace_questions,
+    rounded_location,
+)
+from llava_bifrost.worlds.world import SHAPE_NAMES, World, world_of
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +50,7 @@ IMAGE_FREE, CONSTANT = "trained blind", "one constant answer"
 CEILING, DISTRACTOR_BLIND = "another right answer", "third objects overlooked"
 RANKED, BEST = "best of {} by predicted geometry", "best of {} by the truth"
 ROUNDS = 6  # of proposals for another right answer, each twice as many as the one before; chosen
+REFERENCE = (16, 16)  # the reference views are not needed
 SHOWN = 96  # cases from which the image sheet is drawn
 
 Answers = list[Location | None]
@@ -71,7 +80,7 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
     locator = load_locator(config.model, config.device)
     blind = load_locator(config.blind, config.device) if config.blind else None
     if config.dataset is None:
-        cases = scene_cases(config.data, config.scenes, config.seed)
+        cases = held_out_cases(config.data, config.scenes, config.seed)
     else:
         cases = dataset_cases(config.dataset, config.scenes)
     result: dict[str, Any] = {"settings": to_plain(config), "place": {}, "replace": {}}
@@ -102,8 +111,47 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
     return result
 
 
+def held_out_cases(folder: Path, scenes: int, seed: int = 0) -> list[LocatorCase]:
+    """One question that places something and one that replaces something per held-out scene.
+
+    Scenes that are not in `folder` yet are rendered. Every other scene is asked about as it is, the rest
+    without their removed solid.
+    """
+    settings = StoreSettings(
+        out=folder, count=-(-scenes // 256) * 256, split="eval", reference_size=REFERENCE
+    )
+    cases: list[LocatorCase] = []
+    for path in render_shards(settings):
+        shard = read_shard(path)
+        for i, fact in enumerate(shard.facts):
+            if len(cases) >= 2 * scenes:
+                return cases
+            world, image = world_of(fact, settings), shard.image_u8[i]
+            if i % 2:
+                world, image = world.without(fact.removed), shard.without_u8[i]
+            anchors = {world.solids.names[j]: world.place(j) for j in world.anchors}
+            rng = np.random.default_rng((seed, fact.seed))
+            for question in (*place_questions(world, rng, 1), *replace_questions(world, rng, 1)):
+                cases.append(
+                    LocatorCase(str(world.seed), image, question.request, question.answer, anchors, world)
+                )
+    return cases
+
+
+def dataset_cases(path: Path, most: int) -> list[LocatorCase]:
+    """The first `most` records of a dataset file of build_dataset. ValueError names what is missing."""
+    cases = []
+    for record in read_records(path)[:most]:
+        if record.request is None or not set(record.request.anchors) <= record.anchors.keys():
+            raise ValueError(f"{path}: record {record.id} lacks its request or the places of its anchors; "
+                             "build it with llava_bifrost.build_dataset")  # fmt: skip
+        image_u8 = read_image(record.image).rgb_u8
+        cases.append(LocatorCase(record.id, image_u8, record.request, record.location, record.anchors))
+    return cases
+
+
 def greedy_answers(
-    locator: Locator, cases: Sequence[Case], images: Sequence[np.ndarray], batch: int
+    locator: Locator, cases: Sequence[LocatorCase], images: Sequence[np.ndarray], batch: int
 ) -> Answers:
     """The greedy answer to each case about the image beside it; None where it cannot be read."""
     answers: Answers = []
@@ -121,14 +169,14 @@ def greedy_answers(
     return answers
 
 
-def measure_all(cases: Sequence[Case], answers: Answers) -> list[Measures]:
+def measure_all(cases: Sequence[LocatorCase], answers: Answers) -> list[Measures]:
     """Measures of each answer; an unreadable one counts as wrong in everything."""
     pairs = zip(cases, answers, strict=True)
     return [failed(case) if answer is None else measure_answer(case, answer) for case, answer in pairs]
 
 
 def controls(
-    locator: Locator, blind: Locator | None, cases: Sequence[Case], batch: int
+    locator: Locator, blind: Locator | None, cases: Sequence[LocatorCase], batch: int
 ) -> dict[str, list[Measures]]:
     """Rows of measures that the greedy answer is compared with.
 
@@ -146,7 +194,7 @@ def controls(
 
 
 def re_ranked(
-    locator: Locator, cases: Sequence[Case], config: LocatorEvaluation
+    locator: Locator, cases: Sequence[LocatorCase], config: LocatorEvaluation
 ) -> dict[str, list[Measures]]:
     """Of several answers the first after ranking with anchors that the locator finds itself, and the best."""
     first, best = [], []
@@ -159,7 +207,9 @@ def re_ranked(
     return {RANKED.format(config.candidates): first, BEST.format(config.candidates): best}
 
 
-def measure_other_answers(cases: Sequence[Case], seed: int, *, ignore_third_objects: bool) -> list[Measures]:
+def measure_other_answers(
+    cases: Sequence[LocatorCase], seed: int, *, ignore_third_objects: bool
+) -> list[Measures]:
     """Measures of answers that follow from the world alone. Cases for which none is found are left out."""
     rows = []
     for index, case in enumerate(cases):

@@ -10,8 +10,7 @@ drawn on the image.
 import typer
 
 from ldm.settings.cli import command, new_app, run_module
-from llava_bifrost.predict.image import PredictImage, predict_image
-from llava_bifrost.predict.jobs import PredictJobs, predict_jobs
+from llava_bifrost.predict.run import PredictImage, PredictJobs, predict_image, predict_jobs
 
 
 def build_app() -> typer.Typer:

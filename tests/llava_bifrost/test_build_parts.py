@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from datasets.base import Rejected
 from datasets.relations import Place
 from ldm.experts.erase import Eraser
-from llava_bifrost.build_dataset.align import align_depth
 from llava_bifrost.build_dataset.objects import (
     Annotated,
     Photograph,
@@ -25,7 +24,12 @@ from llava_bifrost.build_dataset.objects import (
     unique_names,
 )
 from llava_bifrost.build_dataset.published import large_objects, question, relation_phrases
-from llava_bifrost.build_dataset.questions import PreparedPhotograph, QuestionOptions, make_samples
+from llava_bifrost.build_dataset.questions import (
+    PreparedPhotograph,
+    QuestionOptions,
+    align_depth,
+    make_samples,
+)
 from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import Request

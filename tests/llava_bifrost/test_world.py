@@ -13,12 +13,11 @@ from datasets.scenes.batch import SceneBatch, render
 from datasets.scenes.describe import Part, Scene, SceneOptions, Solid
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.pose import extent
-from llava_bifrost.evaluate.measures import Case, failed, measure_answer, published
+from llava_bifrost.evaluate.measures import LocatorCase, failed, measure_answer, published
 from llava_bifrost.evaluate.run import another_answer
 from llava_bifrost.language.answer import Location, satisfies
 from llava_bifrost.language.instruction import PHRASES, Request
-from llava_bifrost.worlds.proposals import propose
-from llava_bifrost.worlds.questions import place_questions, replace_questions
+from llava_bifrost.worlds.questions import place_questions, propose, replace_questions
 from llava_bifrost.worlds.world import SHAPE_NAMES, World, typical
 
 OPTIONS = SceneOptions(size=(48, 48), reference_size=(16, 16), smooth_edges=False)
@@ -41,10 +40,10 @@ def worlds(scenes: list[Scene], batch: SceneBatch) -> list[World]:
     return [world.without(world.removed) if i % 2 else world for i, world in enumerate(whole)]
 
 
-def case_of(world: World, request: Request, truth: Location) -> Case:
+def case_of(world: World, request: Request, truth: Location) -> LocatorCase:
     names = world.solids.names
     anchors = {names[i]: world.place(i) for i in world.anchors}
-    return Case("case", np.zeros((8, 8, 3), np.uint8), request, truth, anchors, world)
+    return LocatorCase("case", np.zeros((8, 8, 3), np.uint8), request, truth, anchors, world)
 
 
 def test_every_sampled_answer_is_valid_and_differs_from_what_is_there(worlds: list[World]) -> None:
@@ -160,7 +159,7 @@ def _down(part: Part) -> float:
     return extent(part)[1]
 
 
-def broken(case: Case, rule: str) -> bool:
+def broken(case: LocatorCase, rule: str) -> bool:
     """Some change of the right answer breaks this rule."""
     x0, y0, x1, y1 = case.truth.box01_xyxy
     h, w = (y1 - y0) / 2, (x1 - x0) / 2

@@ -18,7 +18,7 @@ from datasets.scenes.describe import SceneOptions, eval_seed
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.store import StoreSettings, read_shard, render_shards
 from llava_bifrost.evaluate import run as evaluate
-from llava_bifrost.evaluate.measures import Case, Measures
+from llava_bifrost.evaluate.measures import LocatorCase, Measures
 from llava_bifrost.language.answer import parse_answer
 from llava_bifrost.language.instruction import make_question, parse_instruction
 from llava_bifrost.locator import UnknownWord, load_locator
@@ -257,7 +257,7 @@ def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def held_out(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> list[LocatorCase]:
     """Two questions each about 32 held-out scenes that no training and no other test has seen."""
     options = SceneOptions(reference_size=(16, 16), smooth_edges=False)
     cases = []
@@ -269,12 +269,12 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
         rng = np.random.default_rng(index)
         anchors = {world.solids.names[i]: world.place(i) for i in world.anchors}
         for question in (*place_questions(world, rng, 2), *replace_questions(world, rng, 1)):
-            cases.append(Case(str(index), image, question.request, question.answer, anchors, world))
+            cases.append(LocatorCase(str(index), image, question.request, question.answer, anchors, world))
     return cases
 
 
 @pytest.mark.skipif(not (BUNDLED / "config.json").is_file(), reason="no locator in the bundle")
-def test_the_bundled_locator_sees(held_out: list[Case]) -> None:
+def test_the_bundled_locator_sees(held_out: list[LocatorCase]) -> None:
     locator = load_locator(BUNDLED)
     assert locator.mllm.model.num_parameters() < 3.2e6
     rows = {}
