@@ -25,7 +25,7 @@ ALIASES = {
 
 
 def find_config(path: Path) -> Path:
-    """The file itself; a path under models/configs/ is looked up in configs/inpainting/ and said so.
+    """The file itself; a path under models/configs/ is looked up in configs/inpainting/, with one log line.
 
     Raises ValueError naming the files that there are.
     """

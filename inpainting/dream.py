@@ -39,16 +39,13 @@ from inpainting.models.text_to_image.pipeline import PaintResult, paint
 from inpainting.paint import (
     PaintSettings,
     load_painter,
-    log_painting,
     painter_folder,
-    sample_paths,
-    save_samples,
+    save_painting,
     several_app,
-    sheet_path,
 )
 from inpainting.prompts import paint_masks, palette, remove_overlaps, rgb_of
-from ldm.images import read_image, read_mask, write_png
-from ldm.result import StageTimer
+from ldm.images import read_image, read_mask
+from ldm.result import StageTimer, output_paths
 from ldm.settings.cli import command, run_module
 from ldm.settings.config import setting, to_plain
 from ldm.sheet import CELL_GAP, FRAME_COLOR, INK, PAPER, grid
@@ -191,7 +188,8 @@ def run_dream(settings: DreamSettings) -> None:
     Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, masks and after with
     the prompts.
     """
-    paths, timer = sample_paths(settings), StageTimer()
+    output_paths(settings.out, settings.num_samples, (settings.image, *settings.masks))
+    timer = StageTimer()
     known = completed(settings.prompts, len(settings.masks))
     image = read_image(settings.image)
     masks = [read_mask(path, size=image.size) for path in settings.masks]
@@ -211,10 +209,8 @@ def run_dream(settings: DreamSettings) -> None:
     report = {**result.report, "prompts": prompts.rows()}
     report["seconds"] = {**report["seconds"], "write": timer.report()["write"]}
     result = replace(result, report=report)
-    save_samples(settings, paths, image, result, {"command": "dream", "prompter": facts})
-    if settings.sheet:
-        write_png(sheet_path(settings.out), Dream(prompts, result).sheet(image.rgb_u8))
-    log_painting(settings, result, paths)
+    sheet_u8 = Dream(prompts, result).sheet(image.rgb_u8) if settings.sheet else None
+    save_painting(settings, image, result, sheet_u8, {"command": "dream", "prompter": facts})
 
 
 def write_prompts(

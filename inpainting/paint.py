@@ -8,7 +8,6 @@ Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of be
 
 from __future__ import annotations
 
-import json as json_format
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from ldm.files import file_sha256
 from ldm.images import LoadedImage, read_image, read_mask, write_png
 from ldm.latents import scheduler_class
 from ldm.registry.models import resolve_model_path
-from ldm.result import result_paths, save_result
+from ldm.result import beside, log_result, output_paths, sample_paths, save_result
 from ldm.settings.cli import command, run_module
 from ldm.settings.config import check_settings, setting, to_plain
 from ldm.sheet import grid
@@ -91,7 +90,7 @@ def run_paint(settings: PaintSettings) -> None:
 
     Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, regions and after.
     """
-    paths = sample_paths(settings)
+    output_paths(settings.out, settings.num_samples, (settings.image, *settings.masks))
     if len(settings.masks) != len(settings.prompts) or not settings.masks:  # before a file is read
         pair_masks(settings.masks, settings.prompts)  # type: ignore[arg-type]
     image = read_image(settings.image)
@@ -107,26 +106,34 @@ def run_paint(settings: PaintSettings) -> None:
         samples=settings.num_samples,
         progress=sys.stderr.isatty(),
     )
-    save_samples(settings, paths, image, result)
-    if settings.sheet:
-        write_png(sheet_path(settings.out), sheet_of(image.rgb_u8, result))
-    log_painting(settings, result, paths)
+    save_painting(settings, image, result, sheet_of(image.rgb_u8, result) if settings.sheet else None)
 
 
-def save_samples(
+def save_painting(
     settings: PaintSettings,
-    paths: Sequence[Path],
     image: LoadedImage,
     result: PaintResult,
+    sheet_u8: np.ndarray | None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Each sample as a PNG with its recipe, and its report beside it. more: what else decided the pixels."""
+    """Write each sample as a PNG with its recipe, its report beside it, and the sheet; log where they are.
+
+    more: what else decided the pixels
+    """
+    paths = sample_paths(settings.out, settings.num_samples)
     hashes = {"image": file_sha256(settings.image), "masks": [file_sha256(path) for path in settings.masks]}
     recipe = {**result.recipe, "settings": to_plain(settings), "inputs": hashes, **(more or {})}
     for index, (path, seed) in enumerate(zip(paths, result.seeds, strict=True)):
         report = {**result.report, "drift": result.report["drift"][index], "seed": seed}
         sample_recipe = {**recipe, "sample": index, "seed": seed}
         save_result(path, result.images_u8[index], sample_recipe, report, image.alpha_u8, image.icc_profile)
+    sheet = None
+    if sheet_u8 is not None:
+        sheet = beside(settings.out, "_sheet.png")
+        write_png(sheet, sheet_u8)
+    changed = sum(drift["changed_outside"] for drift in result.report["drift"])
+    summary = f"{len(result.regions)} regions, {changed} pixels changed outside the masks"
+    log_result(paths, result.report, summary, sheet=sheet, as_json=settings.json)
 
 
 def painter_folder(settings: PaintSettings) -> Path:
@@ -142,24 +149,6 @@ def load_painter(settings: PaintSettings) -> Inpainter:
     dtype = pick_dtype(settings.dtype, device)
     folder, scale = painter_folder(settings), settings.lora_scale
     return load_inpainter(folder, settings.lora, lora_scale=scale, device=device, dtype=dtype)
-
-
-def sample_paths(settings: PaintSettings) -> list[Path]:
-    """One PNG per sample; refuses, before any work, to overwrite an input."""
-    out, count = settings.out, settings.num_samples
-    paths = [out] if count == 1 else [out.with_name(f"{out.stem}_{index}.png") for index in range(count)]
-    targets = [sheet_path(out), *(target for path in paths for target in result_paths(path))]
-    inputs = {path.resolve() for path in (settings.image, *settings.masks)}
-    for target in targets:
-        if target.resolve() in inputs:
-            raise ValueError(f"--out {out}: {target} is one of the inputs and would be overwritten")
-        if target.is_dir():
-            raise ValueError(f"--out {out}: {target} is a folder")
-    return paths
-
-
-def sheet_path(out: Path) -> Path:
-    return out.with_name(f"{out.stem}_sheet.png")
 
 
 def sheet_of(image_u8: np.ndarray, result: PaintResult) -> np.ndarray:
@@ -179,26 +168,6 @@ def colored(image_u8: np.ndarray, regions: Sequence[RegionPrompt], colors: Seque
         tint = np.array(COLORS[color], np.float32)
         shown[region.mask] = np.rint(0.35 * image_u8[region.mask] + 0.65 * tint).astype(np.uint8)
     return shown
-
-
-def log_painting(settings: PaintSettings, result: PaintResult, paths: list[Path]) -> None:
-    """Log where everything is, or print the report as JSON."""
-    changed = sum(drift["changed_outside"] for drift in result.report["drift"])
-    if settings.json:
-        report = {**result.report, "files": [path.as_posix() for path in paths]}
-        typer.echo(json_format.dumps(report, sort_keys=True))
-        return
-    for path in paths:
-        log.info("image: %s\nreport:  %s", *result_paths(path))
-    if settings.sheet:
-        log.info("sheet:   %s", sheet_path(settings.out))
-    log.info(
-        "%d regions, %d pixels changed outside the masks, %.1f s on %s",
-        len(result.regions),
-        changed,
-        result.report["seconds"]["total"],
-        result.report["device"],
-    )
 
 
 class SeveralValues(TyperCommand):

@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessSettings:
-    """Which part of the work this process does; `--shard i/n` says both in one."""
+    """Which part of the work this process does; `--shard i/n` replaces both numbers."""
 
-    num_processes: int = setting(1, low=1, help="number of processes that share the work")
+    num_processes: int = setting(1, low=1, help="number of processes that divide the work")
     process_id: int = setting(0, low=0, help="which of them this is")
     shard: str = setting("", help="i/n instead of the two")
 

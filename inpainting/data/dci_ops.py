@@ -47,7 +47,7 @@ class DciSettings(CheckedSettings):
 
 @dataclass(frozen=True)
 class DciSplitSettings(TransferSettings):
-    """Images -> images/{train,val,test,unannotated}. Copies unless told otherwise."""
+    """Images -> images/{train,val,test,unannotated}. Copies by default."""
 
     annotations_dir: Path = setting(help="folder of annotation files")
     image_dir: Path = setting(help="folder of images; gets a folder per split")

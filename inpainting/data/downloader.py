@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typer
 
-from inpainting.data.steps.downloads import ImageSettings, fetch_images
+from inpainting.data.steps.downloads import DownloadSettings, fetch_images
 from inpainting.data.steps.fetch import FetchSettings, fetch_annotations
 from ldm.settings.cli import command, new_app, run_module
 
@@ -18,7 +18,7 @@ from ldm.settings.cli import command, new_app, run_module
 def build_app() -> typer.Typer:
     app = new_app("Fetch annotations and images.")
     app.command("fetch-annotations")(command(FetchSettings, fetch_annotations))
-    app.command("download-and-save-images-wikiart-v2")(command(ImageSettings, fetch_images))
+    app.command("download-and-save-images-wikiart-v2")(command(DownloadSettings, fetch_images))
     return app
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import typer
 
-from inpainting.data.steps.build import BuildSettings, build
+from inpainting.data.steps.build import BuildSettings, build_paintings
 from inpainting.data.steps.caption_masks import CaptionSettings, caption_masks
 from inpainting.data.steps.captions import (
     EntitySettings,
@@ -36,7 +36,7 @@ def build_app() -> typer.Typer:
     app.command("llava-annotations-to-entity-annotations")(command(EntitySettings, captions_to_annotations))
     app.command("train-val-test-split")(command(SplitSettings, split_images))
     app.command("annotate-images")(command(AnnotateSettings, annotate_images))
-    app.command("build")(command(BuildSettings, build))
+    app.command("build")(command(BuildSettings, build_paintings))
     return app
 
 

@@ -1,4 +1,4 @@
-"""The painting data on the disk, and its one reader: images, region masks, entities.
+"""Files of the painting data and their reader: images, region masks, entities.
 
     data_dir/images/{train,val,test,unannotated}/STEM.jpg
              masks/STEM/mask_0.png        L, 0/255, of the image's size
@@ -39,7 +39,7 @@ GET_IMAGES = (
 
 @dataclass(frozen=True)
 class Entity:
-    """One region of a painting: its mask's name, what it is called, and its caption where there is one."""
+    """One region of a painting: name of its mask, concept, and its caption if there is one."""
 
     name: str  # mask_0, mask_1, ...
     concept: str
@@ -187,7 +187,7 @@ def visible_folders(folder: Path) -> list[Path]:
 
 
 def checked_name(name: str) -> str:
-    """A file name out of an annotation file, refused when it leads out of its folder or is no image's."""
+    """A file name from an annotation file; ValueError if it leaves its folder or is not an image's."""
     plain = PurePath(name).name == name and "\\" not in name and not name.startswith(".")
     if not plain or PurePath(name).suffix.lower() not in IMAGES:
         raise ValueError(f"{name!r} is not the name of an image file")

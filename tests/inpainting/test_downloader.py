@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from inpainting.data.downloader import build_app
-from inpainting.data.steps.downloads import ImageSettings, fetch_images, image_address
+from inpainting.data.steps.downloads import DownloadSettings, fetch_images, image_address
 from ldm.settings.cli import run_app
 from tests.loopback import COLUMNS, Server, jpeg, serving
 
@@ -29,8 +29,8 @@ def table(path: Path, address: str, names: list[str]) -> Path:
     return path
 
 
-def quick(folder: Path, rows: Path, **more: object) -> ImageSettings:
-    return ImageSettings(output_dir=folder / "images", csv=rows, threads=3, wait=0.0, timeout=5.0, **more)  # type: ignore[arg-type]
+def quick(folder: Path, rows: Path, **more: object) -> DownloadSettings:
+    return DownloadSettings(output_dir=folder / "images", csv=rows, threads=3, wait=0.0, timeout=5.0, **more)  # type: ignore[arg-type]
 
 
 def test_addresses_are_the_published_ones() -> None:
@@ -71,7 +71,7 @@ def test_passing_trouble_is_retried(address: str, tmp_path: Path, luck: list) ->
 def test_a_silent_server_times_out_and_is_asked_again(address: str, tmp_path: Path) -> None:
     rows = table(tmp_path / "w.csv", address, ["a.jpg"])
     Server.luck["/a.jpg!Large.jpg"] = ["slow"]
-    fetch_images(ImageSettings(tmp_path / "images", csv=rows, threads=1, wait=0.0, timeout=0.1))
+    fetch_images(DownloadSettings(tmp_path / "images", csv=rows, threads=1, wait=0.0, timeout=0.1))
     assert Server.asked["/a.jpg!Large.jpg"] == 2
 
 

@@ -13,7 +13,7 @@ import spacy
 from spacy.tokens import Doc
 
 from inpainting.data.steps import caption_masks, describe, roots
-from inpainting.data.steps.build import BuildSettings, build
+from inpainting.data.steps.build import BuildSettings, build_paintings
 from inpainting.data.steps.regions import RegionSettings, make_masks
 from inpainting.data.steps.roots import find_rooter, rule_root, spacy_root
 from inpainting.data.steps.split import SplitSettings, random_split, split_images
@@ -60,7 +60,7 @@ WANTED = {stem: SPLIT.get(stem, "train") for stem in REGIONS} | {UNANNOTATED: "u
 
 
 def test_build_makes_the_whole_set(made: PaintingSet) -> None:
-    build(settings(made))
+    build_paintings(settings(made))
     assert placed(made.images) == WANTED
     for stem, count in REGIONS.items():
         document = json.loads((made.out / "entities" / stem / "annotations.json").read_text())
@@ -75,7 +75,7 @@ def test_build_equals_the_real_slice(test_data: Path, tmp_path: Path) -> None:
     paintings = test_data / "data/paintings"
     raw, processed = paintings / "raw", paintings / "processed"
     files = [raw / name for name in ("images", "annotations.json", "llava.json", "wikiart_images.csv")]
-    build(BuildSettings(*files, out_dir=tmp_path, roots="rule"))
+    build_paintings(BuildSettings(*files, out_dir=tmp_path, roots="rule"))
     wanted = {name: data for name, data in tree(processed).items() if not name.endswith(".png")}
     found = tree(tmp_path)
     assert len(wanted) == 10 + 9
@@ -89,23 +89,23 @@ def test_build_equals_the_real_slice(test_data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("place", "count"), [("append", 3), ("append", 20), ("append", 41), ("replace", 30)])
 def test_killed_and_run_again_is_the_same(made: PaintingSet, place: str, count: int) -> None:
     cut, whole = made.root / "cut", made.root / "whole"
-    build(settings(made, whole))
-    killed(lambda: build(settings(made, cut)), place, count)
-    build(settings(made, cut))
+    build_paintings(settings(made, whole))
+    killed(lambda: build_paintings(settings(made, cut)), place, count)
+    build_paintings(settings(made, cut))
     assert {name: data for name, data in tree(cut).items() if not name.endswith(".tmp")} == tree(whole)
 
 
 def test_a_second_build_does_nothing_and_a_change_is_followed(made: PaintingSet) -> None:
-    build(settings(made))
+    build_paintings(settings(made))
     before = {path: path.stat().st_mtime_ns for path in made.out.rglob("*") if path.is_file()}
-    build(settings(made))
+    build_paintings(settings(made))
     assert {path: path.stat().st_mtime_ns for path in made.out.rglob("*") if path.is_file()} == before
 
     def change(document: dict) -> None:
         document["carl_portrait.jpg"]["entities"] = {"a green cat": {"bboxes": [[0.1, 0.1, 0.5, 0.5]]}}
 
     made.edit(made.annotations, change)
-    build(settings(made))
+    build_paintings(settings(made))
     document = json.loads((made.out / "entities/carl_portrait/annotations.json").read_text())
     assert document["mask_0"] == {
         "concept": "a green cat", "noun_chunk_root": "cat", "caption": "thing 0 of carlportrait",
@@ -116,13 +116,13 @@ def test_what_was_left_out_is_tried_again(made: PaintingSet) -> None:
     image = made.images / "emil_wide-river.jpg"
     whole = image.read_bytes()
     image.write_bytes(b"no image")
-    build(settings(made))
+    build_paintings(settings(made))
     assert not (made.out / "masks/emil_wide-river").exists()
     before = tree(made.out)
-    build(settings(made))  # still damaged: tried again, and no later step is upset
+    build_paintings(settings(made))  # still damaged: tried again, and no later step is upset
     assert tree(made.out) == before
     image.write_bytes(whole)
-    build(settings(made))
+    build_paintings(settings(made))
     assert placed(made.images) == WANTED
     document = json.loads((made.out / "entities/emil_wide-river/annotations.json").read_text())
     assert document["mask_1"]["caption"] == "thing 1 of emilwideriver"
@@ -145,23 +145,23 @@ def test_models_make_what_is_missing(made: PaintingSet, monkeypatch: pytest.Monk
     made.annotations.unlink()
     made.captions.unlink()
     asked = replace(settings(made), annotator_id="kosmos", model_id="llava", batch_size=3)
-    build(asked)
+    build_paintings(asked)
     assert json.loads(made.annotations.read_text()) == entries
     assert placed(made.images) == WANTED
     document = json.loads((made.out / "entities/gina_dancers/annotations.json").read_text())
     assert document["mask_1"]["caption"] == "a mans face here"
     before = tree(made.out)
-    build(asked)
+    build_paintings(asked)
     assert tree(made.out) == before
 
 
 def test_missing_files_are_named_with_their_command(made: PaintingSet) -> None:
     made.captions.unlink()
     with pytest.raises(ValueError, match=r"llava.json does not exist; .*fetch-annotations.*--model-id"):
-        build(settings(made))
+        build_paintings(settings(made))
     made.annotations.unlink()
     with pytest.raises(ValueError, match=r"annotations.json does not exist; .*fetch-annotations"):
-        build(settings(made))
+        build_paintings(settings(made))
 
 
 @pytest.mark.parametrize("mode", ["copy", "move", "symlink"])
@@ -271,7 +271,7 @@ def test_spacys_first_chunk_decides_where_its_model_is(monkeypatch: pytest.Monke
 
 
 def test_what_decided_stands_in_the_journal(made: PaintingSet) -> None:
-    build(settings(made))
+    build_paintings(settings(made))
     with (made.out / "entities/stamp_extract-noun-chunk-roots.jsonl").open() as file:
         assert json.loads(file.readline())["inputs"]["method"].startswith("rule over the tags of textblob")
     assert sorted(os.listdir(made.out)) == ["entities", "images", "masks"]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from inpainting.data.choice import MANIFEST, MaskManifest, PaintingOptions
 from inpainting.data.datasets import InpaintingDataset
-from inpainting.data.steps.build import BuildSettings, build
+from inpainting.data.steps.build import BuildSettings, build_paintings
 from inpainting.tokens import plan_tokens
 from ldm.images import write_mask
 from tests.inpainting.painting_set import REGIONS, PaintingSet, tree, write_set
@@ -32,7 +32,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> PaintingSet:
         made.table.write_text(
             made.table.read_text().replace(split, split.replace("val", "test").replace("train", "test"))
         )
-    build(BuildSettings(made.images, made.annotations, made.captions, made.table, made.out, roots="rule"))
+    build_paintings(
+        BuildSettings(made.images, made.annotations, made.captions, made.table, made.out, roots="rule")
+    )
     for path in (made.images / "test").iterdir():
         (made.images / "train" / path.name).write_bytes(path.read_bytes())
     return made

@@ -49,7 +49,7 @@ class BuildSettings(CheckedSettings):
     workers: int = setting(0, low=0, help="threads; 0: one per core")
 
 
-def build(settings: BuildSettings) -> None:
+def build_paintings(settings: BuildSettings) -> None:
     """All steps; run again after an interruption or a change, and only what is needed is done."""
     images, annotations = settings.image_dir, settings.annotations_path
     masks, entities = settings.out_dir / "masks", settings.out_dir / "entities"

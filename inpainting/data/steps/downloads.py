@@ -36,7 +36,7 @@ class PermanentError(ValueError):
 
 
 @dataclass(frozen=True)
-class ImageSettings(CheckedSettings):
+class DownloadSettings(CheckedSettings):
     """Which images, and how patiently."""
 
     output_dir: Path = setting(
@@ -59,7 +59,7 @@ class Download:
     url: str
 
 
-def fetch_images(settings: ImageSettings) -> None:
+def fetch_images(settings: DownloadSettings) -> None:
     """Fetch every image that is not there; run again to try the failures again."""
     table = read_rows(settings.csv, ("file_name", "url"))
     rows = [Download(row["file_name"], image_address(row["url"], row.get("modifier", ""))) for row in table]
@@ -108,7 +108,7 @@ def is_intact(path: Path, verify: bool) -> bool:
         return False
 
 
-def fetch_image(row: Download, settings: ImageSettings, client: httpx.Client) -> bytes:
+def fetch_image(row: Download, settings: DownloadSettings, client: httpx.Client) -> bytes:
     """The image in the format that its name says, as RGB; ValueError after the last try."""
     reason = ""
     for number in range(settings.attempts):
@@ -160,7 +160,7 @@ def encode_like(file_name: str, data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def report_failures(settings: ImageSettings, total: int, failed: list[tuple[Download, str]]) -> None:
+def report_failures(settings: DownloadSettings, total: int, failed: list[tuple[Download, str]]) -> None:
     """Write the table of failures, or remove the one of an earlier run."""
     folder = settings.output_dir
     table = settings.failures or folder.with_name(f"{folder.name}_failed.csv")

@@ -1,7 +1,7 @@
 """The root of the first noun chunk of a concept ("a woman with a hat" -> "woman"), for the accuracy metric.
 
-spaCy's `en_core_web_sm` decides as published where it is installed. Otherwise TextBlob's tags (its word list
-comes with it) and a rule for short phrases do; which of the two it was stands in the journal of the step.
+spaCy's `en_core_web_sm` finds it where it is installed, as published. Otherwise a rule for short phrases uses
+TextBlob's tags (its word list comes with it). The journal of the step names the method.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class RootSettings(CheckedSettings):
 
 
 def find_rooter(method: str = "auto") -> tuple[str, Rooter]:
-    """(name of what decides, concept -> root). ValueError when spaCy's model is asked for and missing."""
+    """(name of the method, concept -> root). ValueError for `spacy` when its model is missing."""
     import spacy
 
     if method != "rule" and spacy.util.is_package(MODEL):

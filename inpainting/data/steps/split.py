@@ -49,7 +49,7 @@ class TransferSettings:
 
 @dataclass(frozen=True)
 class SplitSettings(TransferSettings):
-    """Images -> images/{train,val,test,unannotated}. Copies unless told otherwise."""
+    """Images -> images/{train,val,test,unannotated}. Copies by default."""
 
     image_dir: Path = setting(help="folder of images; gets a folder per split")
     masks_dir: Path = setting(help="folder of masks; an image without any is unannotated")

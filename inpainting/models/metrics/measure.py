@@ -47,7 +47,7 @@ class BackboneFiles(CheckedSettings):
 
 @dataclass
 class Backbones(MetricNetworks):
-    """The metric models that were found; those that are missing are skipped by name."""
+    """The metric models; missing ones are skipped by name."""
 
     inception: nn.Module | None = None
     lpips: Lpips | None = None
@@ -94,7 +94,7 @@ class InpaintedImage:
 
 @dataclass(eq=False)
 class ImageMetrics:
-    """What was found on one image. Values that need a missing network stay out of `numbers`.
+    """The metrics of one image. Values that need a missing network are not in `numbers`.
 
     numbers: name -> the values of this image, one, or one per region
     features: name -> (1 or k, d)

@@ -1,8 +1,8 @@
-"""An image of any size and its masks, brought to the size at which the model paints, and back.
+"""An image of any size and its masks, resized for the model, and back.
 
-The shorter side becomes the model's resolution (the longer one at most twice that), and the image is
-continued at the right and bottom edge up to multiples of the autoencoder's factor. Afterwards the added part
-is cut off, the rest is brought to the image's own size, and only pixels inside the masks are taken from it.
+The shorter side becomes the model's resolution (the longer one at most twice that), and the right and bottom
+edges are padded to multiples of the autoencoder's factor. Afterwards the padding is cropped, the rest is
+resized to the image's own size, and only pixels inside the masks are taken from it.
 
 Legend: H W pixels of the user's image, h w pixels of the canvas, r regions.
 """
@@ -35,7 +35,7 @@ class RegionPrompt:
 class Canvas:
     """What the model sees of one image.
 
-    image_pm1: (3, h, w);  masks: (r, h, w) bool;  inner_hw: size of the image's part, at the top left
+    image_pm1: (3, h, w);  masks: (r, h, w) bool;  inner_hw: size without padding (top left)
     """
 
     image_pm1: Tensor

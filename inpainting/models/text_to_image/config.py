@@ -19,7 +19,7 @@ class PaintOptions(CheckedSettings):
         None, low=0.0, high=30.0, help="classifier-free guidance, 1 = off; without it the model's"
     )
     strength: float = setting(
-        1.0, low=0.01, high=1.0, help="noise put on the image; below 1 its colours and shapes shine through"
+        1.0, low=0.01, high=1.0, help="noise put on the image; below 1 its colours and shapes are partly kept"
     )
     negative: str = setting("", help="what no region should show; a region's own negative prompt comes first")
     rca: bool = setting(True, help="rectified cross-attention; off = all prompts joined, read everywhere")
@@ -64,7 +64,7 @@ class InpainterConfig(CheckedSettings):
     """`inpainter.json` of a model folder; a stock Stable Diffusion folder has none and gets these values."""
 
     name: str = setting("inpainter", help="short name for logs and recipes")
-    notice: str = setting("", help="said once when the model is loaded")
+    notice: str = setting("", help="logged once when the model is loaded")
     vae: str = setting("vae", help="folder of the autoencoder, relative to the model folder")
     lora: str = setting("", help="LoRA that belongs to the model, relative to its folder; empty = none")
     resolution: int = setting(0, low=0, high=4096, help="shorter side in training; 0 = as the UNet says")

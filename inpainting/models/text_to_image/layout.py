@@ -3,7 +3,7 @@
 A pixel of one or more regions reads their prompts; a pixel of none (background) reads all of them.
 
 nearest   the published rule: a cell takes the value of its top-left pixel, so a small region may vanish
-          at a coarse resolution, where its prompt then acts on nothing but background
+          at a coarse resolution, where its prompt then acts on background only
 coverage  a cell belongs to every region that touches it, so no region vanishes; the background is what
           no region touches
 

@@ -24,10 +24,10 @@ ADAPTER = "inpainting"
 
 def lora_file(path: Path) -> Path:
     """The file at `path`, which may be the folder that holds it under its released name."""
-    found = path / FILE_NAME if path.is_dir() else path
-    if not found.is_file():
-        raise ValueError(f"{found}: no such LoRA file")
-    return found
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{file}: no such LoRA file")
+    return file
 
 
 def load_lora(unet: UNet2DConditionModel, path: Path, scale: float = 1.0) -> None:

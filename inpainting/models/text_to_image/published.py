@@ -69,7 +69,7 @@ class FreestyleStableDiffusionInpaintPipeline(Inpainter):
         image:      (b, 3, h, w) in [-1, 1], or PIL images, which are brought to height x width
         mask_image: (b, 1, h, w), above 0.5 = paint, or PIL masks
         generator:  seeds are drawn from it (from each, if there is one per image); without it every call
-                    gives another image, and the result says its seeds
+                    gives another image, and the result holds its seeds
         """
         if output_type not in ("pil", "np"):
             raise ValueError(f"unknown output_type {output_type!r}; allowed: pil, np")
@@ -102,7 +102,7 @@ class FreestyleStableDiffusionInpaintPipeline(Inpainter):
         )
         options = replace(COMPAT, steps=num_inference_steps, guidance=guidance_scale, strength=strength)
         painted = sample(batch, self, resolve_options(self, options), Monitor())
-        images = [Image.fromarray(one) if output_type == "pil" else one for one in painted]
+        images = [Image.fromarray(image_u8) if output_type == "pil" else image_u8 for image_u8 in painted]
         return PipelineOutput(images, list(batch.seeds))
 
 

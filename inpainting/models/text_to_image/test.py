@@ -33,7 +33,7 @@ REPEATED = CONFIGS / "sd_2_inp_repeated.yaml"
 TABLE = Path("outputs/inpainting_table.md")
 
 ConfigPath = Annotated[Path, typer.Option(help="YAML file of settings", metavar="FILE")]
-NumProc = Annotated[int, typer.Option("--num-proc", "--num_proc", help="processes that share the work")]
+NumProc = Annotated[int, typer.Option("--num-proc", "--num_proc", help="processes that divide the work")]
 ProcIdx = Annotated[int, typer.Option("--proc-idx", "--proc_idx", help="which of them this is, from 0")]
 Shard = Annotated[str, typer.Option(help="i/n, the two in one")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")]

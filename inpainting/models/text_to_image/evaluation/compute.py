@@ -24,7 +24,7 @@ from inpainting.models.metrics.report import ALL, MULTI, NEEDS, metrics_report, 
 from inpainting.models.text_to_image.evaluation.generate import image_path, item_image
 from inpainting.models.text_to_image.evaluation.settings import (
     PaintingsConfig,
-    masks_of,
+    item_masks,
     open_paintings,
     pending_batches,
 )
@@ -49,7 +49,7 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
     """
     device = pick_device(config.device)
     networks = Backbones.load(config.backbones, device)
-    metrics = measure_all(config, networks, device, only_multi_prompt, partial)
+    metrics = measure_run(config, networks, device, only_multi_prompt, partial)
     if not metrics:
         raise ValueError(f"{config.output_dir}: no image to measure")
     path = config.output_dir / (MULTI if only_multi_prompt else ALL)
@@ -59,12 +59,12 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
     needed = {name: need for name, need in NEEDS.items() if need in networks.skipped}
     content["skipped"] = {name: f"{need}: {networks.skipped[need]}" for name, need in needed.items()}
     write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    log.info("%s", text_table(content))
+    log.info("%s", metrics_text(content))
     log.info("%s", path)
     return path
 
 
-def measure_all(
+def measure_run(
     config: PaintingsConfig, networks: Backbones, device: torch.device, only_multi_prompt: bool, partial: bool
 ) -> list[ImageMetrics]:
     """The metrics of every image of the run. The captions are the annotated ones, whatever was painted."""
@@ -96,7 +96,12 @@ def measure_all(
             stem = item["image_stems"]
             painted_u8 = read_image(image_path(out, stem)).rgb_u8
             image = InpaintedImage(
-                stem, item_image(item), painted_u8, masks_of(item), item["gt_texts"], item.get("global_text")
+                stem,
+                item_image(item),
+                painted_u8,
+                item_masks(item),
+                item["gt_texts"],
+                item.get("global_text"),
             )
             results[stem] = measure_image(image, networks, device)
             write_metrics(out / MEASURED / f"{stem}.npz", results[stem], keys[stem])
@@ -124,7 +129,7 @@ def write_metrics(path: Path, metrics: ImageMetrics, key: str) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def text_table(content: dict[str, Any]) -> str:
+def metrics_text(content: dict[str, Any]) -> str:
     """The numbers as a text table: whole images, and the regions alone."""
     lines = [f"{'':32}{'whole image':>30}{'masked regions only':>30}"]
     tables = [content["with_intervals"], content["masked_regions_only"]]

@@ -20,7 +20,7 @@ from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.evaluation.settings import (
     GENERATED_WITH,
     PaintingsConfig,
-    masks_of,
+    item_masks,
     open_paintings,
     pending_batches,
     record,
@@ -71,7 +71,7 @@ def fill_paintings(
 
 def jobs_of(item: Item, config: PaintingsConfig, one_by_one: bool) -> list[PaintJob]:
     """What to paint into one image, in turn. A fixed prompt counts once, for all regions together."""
-    image_u8, stem, masks = item_image(item), item["image_stems"], masks_of(item)
+    image_u8, stem, masks = item_image(item), item["image_stems"], item_masks(item)
     pairs = list(zip(masks, item["texts"], strict=True))
     if one_by_one:
         return [
@@ -127,6 +127,6 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -
     for items in pending_batches(
         config, dataset, shard, lambda stem: (out / f"{stem}.json").is_file(), "prompts"
     ):
-        images_u8, masks = [item_image(item) for item in items], [masks_of(item) for item in items]
+        images_u8, masks = [item_image(item) for item in items], [item_masks(item) for item in items]
         for item, texts in zip(items, writer.write(images_u8, masks, decoding, config.batch), strict=True):
             write_atomic(out / f"{item['image_stems']}.json", json.dumps(texts).encode())

@@ -115,7 +115,7 @@ def pending_batches(
             bar.update(len(items))
 
 
-def masks_of(item: dict[str, Any]) -> list[np.ndarray]:
+def item_masks(item: dict[str, Any]) -> list[np.ndarray]:
     """(s, s) bool of every region of a dataset's item."""
     return [mask[0].numpy() > 0 for mask in item["all_masks"]]
 
