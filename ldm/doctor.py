@@ -35,14 +35,6 @@ def machine_lines() -> Iterator[str]:
     yield f"models folder: {root} ({shutil.disk_usage(there).free / GIGABYTE:.0f} GB free)"
 
 
-def model_lines(registry: dict[str, Model]) -> Iterator[str]:
-    """One line per model: present, or what its folder lacks."""
-    for name, model in registry.items():
-        missing = missing_files(model)
-        state = f"missing {', '.join(missing)}" if missing else "complete"
-        yield f"{name}: {folder_of(model)}: {state}"
-
-
 def need_lines(registry: dict[str, Model]) -> Iterator[str]:
     """One line per command: ready, or what gets the models that it can use and does not find."""
     users: dict[str, list[str]] = defaultdict(list)
@@ -67,7 +59,11 @@ def print_report() -> None:
     sections = {
         "machine": machine_lines(),
         "small networks": bundle_lines(),
-        "models": model_lines(registry),
+        "models": (
+            f"{name}: {folder_of(model)}: {'missing ' + ', '.join(lacks) if lacks else 'complete'}"
+            for name, model in registry.items()
+            for lacks in [missing_files(model)]
+        ),
         "commands with full-size models": need_lines(registry),
     }
     for title, lines in sections.items():

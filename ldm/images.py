@@ -18,6 +18,7 @@ from torch import Tensor
 from ldm.decode import mask_from, opened, rgb_and_alpha, rgb_profile, select_id, single_channel
 from ldm.files import write_atomic
 
+Box01 = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the image
 INTERPOLATION = {
     "area": cv2.INTER_AREA,
     "linear": cv2.INTER_LINEAR,

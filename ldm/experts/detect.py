@@ -20,8 +20,7 @@ from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoPr
 
 from ldm.checkpoints import load_pretrained
 from ldm.files import first_line
-
-Box = tuple[float, float, float, float]
+from ldm.images import Box01
 
 # Kind of network -> (how it is asked, least score that is believed). Scores of the two families differ.
 KINDS: dict[str, tuple[str, float]] = {
@@ -39,7 +38,7 @@ class Detection:
     """One detection."""
 
     name: str
-    box01_xyxy: Box
+    box01_xyxy: Box01
     score: float  # in [0, 1], the network's own
 
 
@@ -103,7 +102,7 @@ class Detector:
         return {name: one for name, one in found.items() if one is not None}
 
 
-def _inside(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> Box | None:
+def _inside(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> Box01 | None:
     """Pixels -> fractions, cut at the border; None for what is thinner than a pixel then."""
     (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy
     left, top, right, bottom = (min(max(value, 0.0), 1.0) for value in (x0 / w, y0 / h, x1 / w, y1 / h))
@@ -111,7 +110,7 @@ def _inside(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> Box | None:
 
 
 def depth_in_box(
-    depth_01: np.ndarray, box01_xyxy: Box, mask: np.ndarray | None = None
+    depth_01: np.ndarray, box01_xyxy: Box01, mask: np.ndarray | None = None
 ) -> tuple[float, float, float]:
     """(d, far, near) of what a box shows, robust against what else lies in it.
 

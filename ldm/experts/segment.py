@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from ldm.files import first_line
-from ldm.images import LoadedImage, resize
+from ldm.images import Box01, LoadedImage, resize
 
 MASK_METHODS = ("auto", "alpha", "grabcut", "sam")
-Box = tuple[float, float, float, float]
 
 OPAQUE = 127  # alpha above this, of 255, belongs to the object
 PLAUSIBLE = (0.01, 0.97)  # fraction of the image that an object may fill
@@ -32,7 +31,7 @@ def object_mask(
     *,
     method: str = "auto",
     sam: Path | str | None = None,
-    box01: Box | None = None,
+    box01: Box01 | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, str]:
     """Find the object of an image.
@@ -65,7 +64,7 @@ def object_mask(
     return mask, way
 
 
-def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box | None = None, seed: int = 0) -> np.ndarray:
+def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box01 | None = None, seed: int = 0) -> np.ndarray:
     """GrabCut from a thin rim of background, one connected piece, at the size of the image.
 
     The result depends on the image, the box and the seed only.
@@ -95,7 +94,7 @@ def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box | None = None, seed: int = 0)
     return resize(mask | small_holes[pieces], (h, w), how="linear")
 
 
-def _start(rgb_u8: np.ndarray, box01: Box | None) -> np.ndarray:
+def _start(rgb_u8: np.ndarray, box01: Box01 | None) -> np.ndarray:
     """GrabCut labels (h, w) to begin with.
 
     The rim, or all outside the box, is background. On a plain background (a studio image) colour says more
@@ -114,7 +113,7 @@ def _start(rgb_u8: np.ndarray, box01: Box | None) -> np.ndarray:
     return start.astype(np.uint8)
 
 
-def _outside(size: tuple[int, ...], box01: Box | None) -> np.ndarray:
+def _outside(size: tuple[int, ...], box01: Box01 | None) -> np.ndarray:
     """Bool (h, w): outside the box, or the rim of the image."""
     h, w = size[:2]
     x0, y0, x1, y1 = box01 or (RIM_FRACTION, RIM_FRACTION, 1 - RIM_FRACTION, 1 - RIM_FRACTION)
@@ -124,7 +123,7 @@ def _outside(size: tuple[int, ...], box01: Box | None) -> np.ndarray:
     return outside
 
 
-def _main_piece(mask: np.ndarray, box01: Box | None) -> np.ndarray:
+def _main_piece(mask: np.ndarray, box01: Box01 | None) -> np.ndarray:
     """The connected piece with the best size for its distance from the middle of the box or image."""
     count, pieces, table, centres = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     if count < 2:
@@ -137,7 +136,7 @@ def _main_piece(mask: np.ndarray, box01: Box | None) -> np.ndarray:
 
 
 @torch.inference_mode()
-def sam_mask(rgb_u8: np.ndarray, folder: Path | str, box01: Box | None = None) -> np.ndarray:
+def sam_mask(rgb_u8: np.ndarray, folder: Path | str, box01: Box01 | None = None) -> np.ndarray:
     """SAM prompted with the box, or with the middle of the image; the candidate it trusts most."""
     from transformers import SamModel, SamProcessor
     from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil

@@ -1,4 +1,4 @@
-"""Chat with a language model that sees: prompts, training examples with labels on the answers only, answers.
+"""Chat with a vision-language model: prompts, training examples with labels on the answers only, answers.
 
 Everything goes through the processor's chat template, so one code serves every family. Image placeholders
 are expanded by the processor and nothing is ever truncated.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,12 +68,16 @@ class Chat:
 
     def text(self, ask: ChatExample) -> str:
         """The rendered conversation, up to where the model speaks if there is no answer."""
-        return self._render([self._messages(ask)], prompt=ask.answer is None)[0]
+        return self.processor.apply_chat_template(
+            self._messages(ask),
+            chat_template=self.template,
+            add_generation_prompt=ask.answer is None,
+            tokenize=False,
+        )
 
     def prompts(self, asks: Sequence[ChatExample]) -> dict[str, Any]:
         """Model inputs for questions, padded on the left, on the CPU."""
-        open_asks = [ChatExample(ask.image_u8, ask.question) for ask in asks]
-        return dict(self._encode(open_asks, "left", mask=False))
+        return dict(self._encode([replace(ask, answer=None) for ask in asks], "left", mask=False))
 
     def examples(self, asks: Sequence[ChatExample]) -> dict[str, Any]:
         """Model inputs for training, padded on the right, with `labels` (b, t): the answer's tokens and the
@@ -85,14 +89,25 @@ class Chat:
             raise ValueError("a training example needs an answer")
         batch = dict(self._encode(asks, "right", mask=self.marks_answers))
         real = batch["attention_mask"].bool()
-        said = self._tails(asks, real)
+        answers = torch.zeros_like(real)  # (b, t), what follows the prompt
+        for row, ask in enumerate(asks):
+            # The answer holds no image, so its tokens are counted on the texts before images are expanded.
+            texts = self.text(ask), self.text(replace(ask, answer=None))
+            whole, prompt = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+            common = next(
+                (k for k, (a, b) in enumerate(zip(whole, prompt, strict=False)) if a != b), len(prompt)
+            )
+            length = int(real[row].sum())
+            answers[row, length - (len(whole) - common) : length] = True
         if self.marks_answers:
             # With the tail: a template may mark the answer after the space that the model has to say first.
-            said |= torch.as_tensor(batch.pop("assistant_masks")).bool()
-        labels = torch.where(said & real, batch["input_ids"], IGNORED)
-        batch["labels"] = self._until_end(labels)
-        for ask, row in zip(asks, batch["labels"], strict=True):
-            if not (row != IGNORED).any():
+            answers |= torch.as_tensor(batch.pop("assistant_masks")).bool()
+        batch["labels"] = torch.where(answers & real, batch["input_ids"], IGNORED)
+        for ask, labels in zip(asks, batch["labels"], strict=True):
+            ends = (labels == self.end).nonzero()
+            if len(ends):  # a template may write more behind it, such as a line break
+                labels[int(ends[-1]) + 1 :] = IGNORED
+            if not (labels != IGNORED).any():
                 raise ValueError(f"the chat template leaves nothing of the answer {ask.answer!r} to learn")
         return batch
 
@@ -103,11 +118,6 @@ class Chat:
             said = ask.answer if self.ends_itself else ask.answer + self.tokenizer.eos_token
             messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
         return messages
-
-    def _render(self, conversations: list[list[dict[str, Any]]], prompt: bool) -> list[str]:
-        return self.processor.apply_chat_template(
-            conversations, chat_template=self.template, add_generation_prompt=prompt, tokenize=False
-        )
 
     def _encode(self, asks: Sequence[ChatExample], side: str, mask: bool) -> Mapping[str, Any]:
         return self.processor.apply_chat_template(
@@ -121,45 +131,14 @@ class Chat:
             processor_kwargs={"padding": True, "padding_side": side},
         )
 
-    def _tails(self, asks: Sequence[ChatExample], real: Tensor) -> Tensor:
-        """(b, t) bool, what follows the prompt.
-
-        The answer holds no image, so the number of its tokens is counted on the unexpanded texts.
-        """
-        full = self._render([self._messages(ask) for ask in asks], prompt=False)
-        asked = self._render(
-            [self._messages(ChatExample(ask.image_u8, ask.question)) for ask in asks], prompt=True
-        )
-        said = torch.zeros_like(real)
-        for row, (text, prompt) in enumerate(zip(full, asked, strict=True)):
-            tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            start = _common(tokens, self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
-            length = int(real[row].sum())
-            said[row, length - (len(tokens) - start) : length] = True
-        return said
-
-    def _until_end(self, labels: Tensor) -> Tensor:
-        """Ignore what a template writes after the end of the last answer, such as a line break."""
-        cut = labels.clone()
-        for row in cut:
-            ends = (row == self.end).nonzero()
-            if len(ends):
-                row[int(ends[-1]) + 1 :] = IGNORED
-        return cut
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning."""
-    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
 
 def to_device(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Tensors on the device, floating ones as dtype."""
-    moved = {}
-    for key, value in batch.items():
-        if isinstance(value, Tensor):
-            moved[key] = value.to(device, dtype if value.is_floating_point() else value.dtype)
-    return moved
+    return {
+        key: value.to(device, dtype if value.is_floating_point() else None)
+        for key, value in batch.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def generate(

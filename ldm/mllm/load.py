@@ -41,7 +41,7 @@ CLIP_TOKENS = 1  # CLIP's class token, which LLaVA's "default" feature selection
 
 @dataclass(frozen=True, eq=False)
 class Mllm:
-    """A language model that sees, and the processor that makes its inputs."""
+    """A vision-language model and the processor that makes its inputs."""
 
     model: Any  # an AutoModelForImageTextToText, in eval mode
     processor: Any  # a transformers processor with an image processor and a tokenizer
