@@ -123,16 +123,11 @@ def _initialise(model: LlavaForConditionalGeneration, config: SmallConfig, numbe
         layer.mlp.down_proj.weight *= (2 * config.layers) ** -0.5
     for table, std in ((language.embed_tokens.weight, 1.0), (model.lm_head.weight, 0.02)):
         nn.init.normal_(table, std=std)
-        if numbers:
-            table[numbers] = std * _smooth(len(numbers), config.width)
-
-
-def _smooth(count: int, width: int) -> Tensor:
-    """(count, width) unit-variance rows, neighbours alike: random vectors blurred along the first axis."""
-    step = torch.arange(count)
-    kernel = torch.exp(-0.5 * ((step[:, None] - step) / NUMBER_BLUR) ** 2)
-    kernel = kernel / kernel.square().sum(1, keepdim=True).sqrt()
-    return kernel @ torch.randn(count, width)
+        if numbers:  # random vectors of unit variance, blurred along the numbers: neighbours are alike
+            step = torch.arange(len(numbers))
+            kernel = torch.exp(-0.5 * ((step[:, None] - step) / NUMBER_BLUR) ** 2)
+            kernel = kernel / kernel.square().sum(1, keepdim=True).sqrt()
+            table[numbers] = std * (kernel @ torch.randn(len(numbers), config.width))
 
 
 def make_processor(config: SmallConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:

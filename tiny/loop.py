@@ -64,7 +64,7 @@ class DiffusionStage(StageSettings):
 
 
 @dataclass
-class Progress:
+class StageProgress:
     """How far a stage is."""
 
     step: int = 0
@@ -76,7 +76,7 @@ class Progress:
         return max(self.step / settings.steps, by_time)
 
 
-def learning_rate(settings: StageSettings, progress: Progress) -> float:
+def learning_rate(settings: StageSettings, progress: StageProgress) -> float:
     """Multiplier of the peak: linear warm-up, constant part, cosine to `final_lr` over the part `decay`.
 
     Without a constant part (decay 1) the cosine falls during the warm-up too.
@@ -125,7 +125,7 @@ class Stage:
         )  # fmt: skip
         self.scheduler = self.schedule(self.optimizer) if self.schedule else None
         self.average = WarmAverage(self.weights.values(), decay=settings.ema) if settings.ema else None
-        self.progress = Progress()
+        self.progress = StageProgress()
         self.checkpoint = self.out / self.state_file
         if self.checkpoint.exists():
             self._load(torch.load(self.checkpoint, map_location="cpu", weights_only=True))
@@ -154,7 +154,7 @@ class Stage:
             group["peak"] = peak
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["schedule"])
-        self.progress = Progress(int(state["step"]), float(state["seconds"]))
+        self.progress = StageProgress(int(state["step"]), float(state["seconds"]))
         if self.average is not None:
             self.average.optimization_step = self.progress.step
             for name, shadow in zip(self.weights, self.average.shadow_params, strict=True):

@@ -7,18 +7,16 @@ Legend: n scenes, b batch, r regions, h w pixels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 from tqdm.auto import tqdm
 
-from datasets.scenes import EVAL_BIT
-from datasets.scenes.store import HEADER
+from datasets.scenes.batch import SceneFacts
+from datasets.scenes.describe import EVAL_BIT
+from datasets.scenes.store import OpenShard, read_facts
 from datasets.sources.rendered import shard_files
 from tiny.words import Name, read_name
 
@@ -53,33 +51,36 @@ def read_views(folder: Path, first: int = 0, count: int | None = None) -> Views:
     for path in tqdm(shard_files(folder), desc=f"reading {folder.name}", leave=False):
         if count is not None and len(regions) >= first + count:
             break
-        with safe_open(path, "numpy") as shard:
-            facts = json.loads(shard.metadata()[HEADER])["facts"]
-            instances = shard.get_tensor("instances_u8")
-            images.append(shard.get_tensor("image_u8"))
-        regions += [regions_of(*pair) for pair in zip(instances, facts, strict=True)]
-    stop = len(regions) if count is None else first + count
-    kept = [index for index in range(first, min(stop, len(regions))) if regions[index]]
-    if not kept:
+        shard = OpenShard(path)
+        images.append(shard.array("image_u8"))
+        instances = shard.array("instances_u8")
+        regions += [regions_of(*pair) for pair in zip(instances, shard.facts, strict=True)]
+    stop = len(regions) if count is None else min(first + count, len(regions))
+    usable = [index for index in range(first, stop) if regions[index]]
+    if not usable:
         raise ValueError(f"{folder}: no scene from number {first} on has a solid to mask")
-    return Views(np.concatenate(images)[kept], tuple(regions[index] for index in kept))
+    return Views(np.concatenate(images)[usable], tuple(regions[index] for index in usable))
 
 
-def regions_of(instances_u8: np.ndarray, facts: dict[str, Any]) -> tuple[Region, ...]:
+def regions_of(instances_u8: np.ndarray, facts: SceneFacts) -> tuple[Region, ...]:
     """Solids of one scene that are mostly visible, neither tiny nor huge. instances: (h, w)."""
-    found = []
-    for index, text in enumerate(facts["names"]):
-        name = read_name(text)
-        if name is None or facts["visible"][index] < LEAST_VISIBLE:
+    regions = []
+    for index, (text, visible) in enumerate(zip(facts.names, facts.visible, strict=True)):
+        name, box = read_name(text), box_around(instances_u8 == index + 1)
+        if name is None or visible < LEAST_VISIBLE or box is None:
             continue
-        rows, columns = np.nonzero(instances_u8 == index + 1)
-        if not len(rows):
-            continue
-        box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
         sides = (box[2] - box[0], box[3] - box[1])
-        if min(sides) >= LEAST_SIDE and sides[0] * sides[1] <= MOST_AREA * instances_u8.size:
-            found.append(Region(box, name))
-    return tuple(found)
+        if min(sides) >= LEAST_SIDE and box_area(box) <= MOST_AREA * instances_u8.size:
+            regions.append(Region(box, name))
+    return tuple(regions)
+
+
+def box_around(mask: np.ndarray) -> Box | None:
+    """The box around what is set in (h, w); none where nothing is."""
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        return None
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
 def grown(box: Box, margins: Sequence[int], size: tuple[int, int]) -> Box:
@@ -110,7 +111,7 @@ def spread_out(regions: Sequence[Region], order: Sequence[int], most: int, margi
     size = (1 << 16, 1 << 16)
     for index in order:
         box = grown(regions[index].box_xyxy, (margin,) * 4, size)
-        others = (grown(one.box_xyxy, (margin,) * 4, size) for one in chosen)
+        others = (grown(region.box_xyxy, (margin,) * 4, size) for region in chosen)
         if len(chosen) < most and all(overlap(box, other) <= MOST_OVERLAP for other in others):
             chosen.append(regions[index])
     return chosen
@@ -127,7 +128,5 @@ def box_masks(boxes: Sequence[Box], size: tuple[int, ...]) -> np.ndarray:
 def refuse_training_scenes(folder: Path) -> None:
     """ValueError when a folder that should be held out has scenes with training seeds."""
     for path in shard_files(folder):
-        with safe_open(path, "numpy") as shard:
-            facts = json.loads(shard.metadata()[HEADER])["facts"]
-        if not all(fact["seed"] & EVAL_BIT for fact in facts):
+        if not all(facts.seed & EVAL_BIT for facts in read_facts(path)):
             raise ValueError(f"{path} holds training scenes; render with `--split eval`")

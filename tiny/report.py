@@ -71,7 +71,7 @@ def sheet_png(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], label
     return buffer.getvalue()
 
 
-def write_report(out: Path, result: Mapping[str, Any], table: str, sheet: bytes) -> None:
+def write_evaluation(out: Path, result: Mapping[str, Any], table: str, sheet: bytes) -> None:
     """Numbers as `out` (JSON), the table and the sheet beside it as .txt and .png."""
     texts = {".json": json_bytes(result), ".txt": (table + "\n").encode(), ".png": sheet}
     write_all_atomic({out.with_suffix(suffix): data for suffix, data in texts.items()})

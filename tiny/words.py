@@ -47,7 +47,7 @@ def read_name(text: str) -> Name | None:
     return Name(" ".join(word for word in pattern if word), colour, shape)
 
 
-def caption(name: Name) -> str:
+def caption_of(name: Name) -> str:
     """The prompt of a mask: "an orange egg", "a striped red cone"."""
     return f"{'an' if name.text[0] in 'aeiou' else 'a'} {name.text}"
 

@@ -19,8 +19,7 @@ from datasets.scenes.store import StoreSettings, render_shards
 from datasets.sources.rendered import RenderedScenes, read_images
 from run_train_bifrost import RunConfig, TrainerConfig, train
 from tests.cldm.small import SMALL, SMALL_CONFIG
-from tiny.compositor.autoencoder import AutoencoderTraining, pca_db, round_trip_db
-from tiny.compositor.autoencoder import train as train_first_stage
+from tiny.compositor.autoencoder import AutoencoderTraining, fit_autoencoder, pca_db, round_trip_db
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +136,8 @@ def test_first_stage_learns_and_is_compared_with_pca(scenes: Path, tmp_path: Pat
     assert images.shape == (24, 48, 48, 3)
     stage = tmp_path / "stage"
     config = AutoencoderTraining(scenes, scenes, stage, SMALL.autoencoder, 32, batch=4, steps=60, bf16=False)
-    untrained = round_trip_db(train_first_stage(replace(config, lr=1e-9), images)[0], images).mean()
-    assert round_trip_db(train_first_stage(config, images)[0], images).mean() > untrained + 2
+    untrained = round_trip_db(fit_autoencoder(replace(config, lr=1e-9), images)[0], images).mean()
+    assert round_trip_db(fit_autoencoder(config, images)[0], images).mean() > untrained + 2
     linear = [pca_db(images, images, 4, channels).mean() for channels in (2, 8, 48)]
     assert linear == sorted(linear)
     assert linear[2] > 60  # all 48 numbers of a 4 x 4 patch: no loss but rounding

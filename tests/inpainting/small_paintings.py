@@ -10,10 +10,10 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
-from tiny.inpainter.model import NetworkConfig, create, save_folder
+from tiny.inpainter.model import InpainterNetworks, create, save_folder
 
 SIDE = 32  # pixels of the training crop
-NETWORK = NetworkConfig(
+NETWORK = InpainterNetworks(
     latent_size=8,
     block_channels=(16, 32),
     heads=(1, 2),

@@ -9,9 +9,9 @@ import torch
 
 from ldm.experts.depth import DepthEstimator
 from ldm.settings.config import load_config
-from tiny.depth.network import align, depth_loss, measure, min_max
+from tiny.depth.network import align, depth_loss, measure_depth, min_max
 from tiny.depth.scenes import AugmentConfig, DepthImages, training_batch
-from tiny.depth.train import TrainDepthConfig, make_loss, make_stage, run
+from tiny.depth.train import TrainDepthConfig, make_loss, make_stage, train_depth
 
 SMALL = [
     "network.size=64", "network.width=8", "network.heads=[1,1,1,1]", "network.depths=[1,1,1,1]",
@@ -45,7 +45,7 @@ def test_min_max_and_measures_of_a_perfect_prediction() -> None:
             self.predicted_depth = pixel_values[:, 0] * 2 + 3
             return self
 
-    found = measure(Perfect(), images.pixels_u8, images.depth_u16, CPU)
+    found = measure_depth(Perfect(), images.pixels_u8, images.depth_u16, CPU)
     assert found["mae"] < 0.01
     assert found["order"] > 0.99
     assert min_max(torch.full((1, 4, 4), 7.0)).abs().max() == 0
@@ -96,7 +96,7 @@ def test_a_pause_changes_nothing(tmp_path: Path) -> None:
 
 def test_the_command_writes_a_network_that_the_expert_loads(tmp_path: Path) -> None:
     options = [*SMALL, f"out={tmp_path / 'run'}", f"scenes.folder={tmp_path / 'scenes'}", "steps=4"]
-    run(load_config(TrainDepthConfig, Path("configs/tiny/depth.yaml"), options))
+    train_depth(load_config(TrainDepthConfig, Path("configs/tiny/depth.yaml"), options))
     network = tmp_path / "run" / "network"
     manifest = json.loads((network / "manifest.json").read_text())
     assert manifest["steps"] == 4
@@ -105,7 +105,7 @@ def test_the_command_writes_a_network_that_the_expert_loads(tmp_path: Path) -> N
     assert len(shards) == 2
     depth_01 = DepthEstimator.load(network).estimate(np.zeros((50, 80, 3), np.uint8))
     assert depth_01.shape == (50, 80)
-    run(load_config(TrainDepthConfig, Path("configs/tiny/depth.yaml"), [*options, "steps=6"]))
+    train_depth(load_config(TrainDepthConfig, Path("configs/tiny/depth.yaml"), [*options, "steps=6"]))
     assert json.loads((network / "manifest.json").read_text())["steps"] == 6
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.safetensors")} == shards
 

@@ -21,16 +21,16 @@ from tiny.inpainter import loss as diffusion
 from tiny.inpainter.autoencoder import LatentsConfig
 from tiny.inpainter.cases import SMALL, make_cases
 from tiny.inpainter.classifier import ClassifierConfig
-from tiny.inpainter.evaluate import InpainterEvaluation, PaintSettings, paint_examples
+from tiny.inpainter.evaluate import EvaluationSampling, InpainterEvaluation, paint_examples
 from tiny.inpainter.examples import Encoder, plain_regions, several, single
 from tiny.inpainter.loss import Conditioning
-from tiny.inpainter.model import NetworkConfig
+from tiny.inpainter.model import InpainterNetworks
 from tiny.inpainter.report import MaskResult
 from tiny.inpainter.train import AdapterConfig, InpainterTraining
-from tiny.loop import DiffusionStage, Progress, Stage, learning_rate
+from tiny.loop import DiffusionStage, Stage, StageProgress, learning_rate
 from tiny.regions import Views, box_masks, overlap, read_views, refuse_training_scenes
 from tiny.report import scene_mean
-from tiny.words import Name, caption, known_words, make_tokenizer, read_name, save_tokenizer
+from tiny.words import Name, caption_of, known_words, make_tokenizer, read_name, save_tokenizer
 
 SIZE = 64
 SHORT = DiffusionStage(steps=4, batch=2, lr=1e-3, log_every=2, bf16=False)
@@ -58,7 +58,7 @@ def settings(data: Path, out: Path) -> InpainterTraining:
         data=data,
         out=out,
         first_stage=LatentsConfig(width=8, layers=1, crop=32, loop=SHORT),
-        network=NetworkConfig(
+        network=InpainterNetworks(
             latent_size=16, block_channels=(8, 16), heads=(1, 2), attention=(False, True), norm_groups=4,
             text_width=16, text_layers=1, text_heads=2,
         ),
@@ -72,7 +72,7 @@ def settings(data: Path, out: Path) -> InpainterTraining:
 def trained(training_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of all stages, a few steps each."""
     out = tmp_path_factory.mktemp("runs") / "inpainter"
-    train.run(settings(training_scenes, out))
+    train.train_inpainter(settings(training_scenes, out))
     return out
 
 
@@ -85,7 +85,7 @@ def test_every_name_of_the_world_is_read_and_written_in_whole_words() -> None:
                 text = " ".join(word for word in (pattern, colour, shape) if word)
                 assert read_name(text) == Name(pattern, colour, shape)
     assert read_name("low platform") is None
-    assert caption(Name("", "orange", "egg")) == "an orange egg"
+    assert caption_of(Name("", "orange", "egg")) == "an orange egg"
 
 
 def test_tokenizer_folder_is_a_stock_one(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_examples_hold_their_solids_and_depend_on_the_draw_alone(views: Views) -
         assert (one.scene, one.boxes, one.prompts) == (again.scene, again.boxes, again.prompts)
         assert len(one.boxes) == len(one.prompts) <= 5
         alone = single(views, plain, np.random.default_rng(seed))
-        solids = {caption(region.name): region.box_xyxy for region in views.regions[alone.scene]}
+        solids = {caption_of(region.name): region.box_xyxy for region in views.regions[alone.scene]}
         assert overlap(solids[alone.prompts[0]], alone.boxes[0]) == 1
         assert box_masks(alone.boxes, (SIZE, SIZE)).sum() > 0
 
@@ -144,7 +144,7 @@ def test_questions_give_nothing_away(views: Views) -> None:
 
 def test_learning_rate_warms_up_holds_and_falls() -> None:
     config = replace(SHORT, steps=100, warmup=10, decay=0.5)
-    assert [round(learning_rate(config, Progress(step)), 3) for step in (0, 9, 49, 75, 99)] == [
+    assert [round(learning_rate(config, StageProgress(step)), 3) for step in (0, 9, 49, 75, 99)] == [
         0.1,
         1.0,
         1.0,
@@ -207,7 +207,7 @@ def test_stages_are_kept_and_continued(trained: Path, training_scenes: Path) -> 
     stages = {stage: (trained / stage / "manifest.json").stat().st_mtime_ns for stage in train.STAGES}
     (trained / "plain" / "manifest.json").unlink()
     before = load_file(trained / "plain" / "lora" / train.LORA_FILE)
-    train.run(settings(training_scenes, trained))
+    train.train_inpainter(settings(training_scenes, trained))
     after = {stage: (trained / stage / "manifest.json").stat().st_mtime_ns for stage in train.STAGES}
     assert [stage for stage in train.STAGES if stages[stage] != after[stage]] == ["plain"]
     again = load_file(trained / "plain" / "lora" / train.LORA_FILE)
@@ -220,7 +220,7 @@ def test_missing_stage_is_named(training_scenes: Path, tmp_path: Path) -> None:
     config = settings(training_scenes, tmp_path)
     for stage, needed in (("painter", "first_stage"), ("rca", "painter")):
         with pytest.raises(ValueError, match=needed):
-            train.run(replace(config, stages=(stage,)))
+            train.train_inpainter(replace(config, stages=(stage,)))
 
 
 def test_lora_has_the_released_keys_and_changes_the_result(trained: Path, views: Views) -> None:
@@ -237,11 +237,11 @@ def test_painting_depends_on_the_seed_and_not_on_the_batch(trained: Path, views:
     pipe = load_inpainter(trained / "painter" / "model")
     cases = make_cases(views, "random", 2, 3, seed=0)[:3]
     examples = [case.example for case in cases]
-    one = paint_examples(pipe, examples, [1, 2, 3], Conditioning(True), PaintSettings(steps=2, batch=1))
-    both = paint_examples(pipe, examples, [1, 2, 3], Conditioning(True), PaintSettings(steps=2, batch=3))
+    one = paint_examples(pipe, examples, [1, 2, 3], Conditioning(True), EvaluationSampling(steps=2, batch=1))
+    both = paint_examples(pipe, examples, [1, 2, 3], Conditioning(True), EvaluationSampling(steps=2, batch=3))
     assert np.abs(one.astype(int) - both).max() <= 1
     assert (
-        one != paint_examples(pipe, examples, [4, 5, 6], Conditioning(True), PaintSettings(steps=2))
+        one != paint_examples(pipe, examples, [4, 5, 6], Conditioning(True), EvaluationSampling(steps=2))
     ).any()
     for image, example in zip(one, examples, strict=True):
         outside = ~box_masks(example.boxes, (SIZE, SIZE)).any(0)
@@ -264,9 +264,9 @@ def test_share_of_masks_with_an_interval_over_scenes() -> None:
 def test_evaluation_writes_and_keeps_what_it_painted(trained: Path, tmp_path: Path) -> None:
     held_out = rendered(tmp_path / "eval", "eval", 6)
     config = InpainterEvaluation(
-        run=trained, data=held_out, out=tmp_path / "results", sampling=PaintSettings(steps=1)
+        run=trained, data=held_out, out=tmp_path / "results", sampling=EvaluationSampling(steps=1)
     )
-    evaluate.run(config)
+    evaluate.evaluate_inpainter(config)
     report = json.loads((tmp_path / "results" / "inpainter.json").read_text())
     assert set(report["models"]) == set(evaluate.MODELS)
     for by in report["models"].values():
@@ -275,7 +275,7 @@ def test_evaluation_writes_and_keeps_what_it_painted(trained: Path, tmp_path: Pa
     assert "rca_finetuned" in text
     kept = trained / "evaluation" / "rca_random.npz"
     stamp = kept.stat().st_mtime_ns
-    evaluate.run(replace(config, models=("rca",)))
+    evaluate.evaluate_inpainter(replace(config, models=("rca",)))
     assert kept.stat().st_mtime_ns == stamp
 
 

@@ -18,7 +18,7 @@ from inpainting.models.text_to_image.load import load_inpainter
 from tiny.inpainter import evaluate
 from tiny.inpainter.cases import PaintCase, make_cases
 from tiny.inpainter.classifier import load_classifier
-from tiny.inpainter.evaluate import PaintSettings, paint_examples
+from tiny.inpainter.evaluate import EvaluationSampling, paint_examples
 from tiny.inpainter.loss import Conditioning
 from tiny.regions import box_masks, read_views
 
@@ -55,7 +55,7 @@ def test_bundle_paints_the_colour_that_each_prompt_names(held_out_cases: list[Pa
     pipe = load_inpainter(BUNDLE)
     assert pipe.lora is not None
     examples = [case.example for case in held_out_cases]
-    sampling = PaintSettings(steps=pipe.config.sampling.steps, guidance=pipe.config.sampling.guidance)
+    sampling = EvaluationSampling(steps=pipe.config.sampling.steps, guidance=pipe.config.sampling.guidance)
     painted = paint_examples(pipe, examples, range(len(examples)), Conditioning(True), sampling)
     records = evaluate.mask_results(load_classifier(BUNDLE / "judge"), held_out_cases, painted)
     assert len(records) == 32

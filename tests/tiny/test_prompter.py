@@ -23,16 +23,14 @@ from tiny.prompter.captions import pack_captions
 from tiny.prompter.cases import bayes_optimal_answers, prompt_case
 from tiny.prompter.data import KEPT, OVERLAP, SOLIDS, Painted, Sets, draw_masks, open_sets, paint_scenes
 from tiny.prompter.distribution import FOLLOW, best_guess, draw_contents, predictive, side_of
-from tiny.prompter.evaluate import PrompterEvaluation, caption_results
-from tiny.prompter.evaluate import run as evaluate
+from tiny.prompter.evaluate import PrompterEvaluation, caption_results, evaluate_prompter
 from tiny.prompter.report import PRIOR, gap_to_ceiling
-from tiny.prompter.scenes import SetScenes, sample_sets
-from tiny.prompter.scenes import run as render_sets
-from tiny.prompter.train import PrompterTraining, pixels_of, run
+from tiny.prompter.scenes import SetScenes, render_sets, sample_sets
+from tiny.prompter.train import PrompterTraining, pixels_of, train_prompter
 from tiny.prompter.words import CAPTION, MASK_COLORS, VOCABULARY, prompter_tokenizer
 from tiny.regions import box_masks, overlap
 from tiny.report import scene_mean
-from tiny.words import COLOUR_WORDS, SHAPE_WORDS, Name, caption
+from tiny.words import COLOUR_WORDS, SHAPE_WORDS, Name, caption_of
 
 TINY = SmallConfig(
     image=64, width=32, heads=2, stages=(8, 16, 16), blocks=(1, 1, 1), vision_layers=1, layers=3, hidden=48
@@ -65,7 +63,7 @@ def training(data: Path, out: Path, steps: int = 4) -> PrompterTraining:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    run(training(data, out))
+    train_prompter(training(data, out))
     return out
 
 
@@ -159,7 +157,7 @@ def test_training_text_is_the_published_question_and_answer(sets: Sets) -> None:
         colors = [MASK_COLORS[number] for number in one.colours]
         names = [Name("", COLOUR_WORDS[images.colour[row, s]], SHAPE_WORDS[images.kind[row, s]])
                  for s in one.solids]  # fmt: skip
-        answer = target_text([(c, caption(name)) for c, name in zip(colors, names, strict=True)])
+        answer = target_text([(c, caption_of(name)) for c, name in zip(colors, names, strict=True)])
         ask = ChatExample(images.images_u8[row], discover_question(colors), answer)
         batch = chat.examples([ask])
         own = packed.tokens[row, : int(packed.end[row]) + 1]
@@ -203,9 +201,9 @@ def test_training_writes_a_folder_that_answers(trained: Path, sets: Sets) -> Non
 
 
 def test_a_training_continues_where_it_stopped(data: Path, trained: Path, tmp_path: Path) -> None:
-    run(training(data, tmp_path, steps=2))
+    train_prompter(training(data, tmp_path, steps=2))
     assert torch.load(tmp_path / "writing.pt", weights_only=True)["step"] == 2
-    run(training(data, tmp_path))
+    train_prompter(training(data, tmp_path))
     whole, parts = (torch.load(folder / "vision.pt", weights_only=True) for folder in (trained, tmp_path))
     for name, value in whole["weights"].items():
         torch.testing.assert_close(parts["weights"][name], value)
@@ -216,14 +214,14 @@ def test_vision_of_another_model_is_the_start(data: Path, trained: Path, tmp_pat
     still = LlavaStage(steps=1, batch=4, lr=1e-4)
     config = replace(training(data, tmp_path), vision_from=trained / "model", vision=still)
     with pytest.raises(ValueError, match="vision tower"):
-        run(replace(config, model=replace(TINY, width=64)))
-    run(config)
+        train_prompter(replace(config, model=replace(TINY, width=64)))
+    train_prompter(config)
     manifest = json.loads((tmp_path / "model/manifest.json").read_text())
     assert list(manifest["vision_from"]) == ["model.safetensors"]
 
 
 def test_a_blind_writer_gives_one_answer_for_every_image(data: Path, sets: Sets, tmp_path: Path) -> None:
-    run(replace(training(data, tmp_path), blind=True))
+    train_prompter(replace(training(data, tmp_path), blind=True))
     writer = PromptWriter.load(tmp_path / "model")
     cases = [case for scene in range(len(sets)) if (case := prompt_case(sets, scene, 1, 0))]
     answers = writer.write([case.image_u8 for case in cases], [case.masks for case in cases])
@@ -233,7 +231,7 @@ def test_a_blind_writer_gives_one_answer_for_every_image(data: Path, sets: Sets,
 def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
     config = PrompterEvaluation(model=trained / "model", blind=None, data=data, out=out, scenes=12)
-    tasks = evaluate(config)["tasks"]
+    tasks = evaluate_prompter(config)["tasks"]
     assert isinstance(tasks, dict)
     for numbers in tasks.values():
         rows = numbers["accuracy"]
@@ -249,7 +247,7 @@ def test_bayes_optimal_answers_reach_the_gap(sets: Sets) -> None:
     cases = [case for scene in range(12) for seed in range(6) if (case := prompt_case(sets, scene, 5, seed))]
     found = caption_results(cases, [bayes_optimal_answers(case) for case in cases])
     assert scene_mean(found, "colour")["mean"] == np.mean([one.law_colour for one in found]).round(4)
-    truth = caption_results(cases, [[caption(name) for name in case.hidden] for case in cases])
+    truth = caption_results(cases, [[caption_of(name) for name in case.hidden] for case in cases])
     assert scene_mean(truth, "both")["mean"] == 1
     assert gap_to_ceiling(truth, "shape")["mean"] > 1
 

@@ -58,7 +58,7 @@ def crops(images_u8: np.ndarray, config: AutoencoderTraining, step: int) -> Tens
     return (stacked / 127.5 - 1).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
 
 
-def train(config: AutoencoderTraining, images_u8: np.ndarray) -> tuple[LatentSpace, Stage]:
+def fit_autoencoder(config: AutoencoderTraining, images_u8: np.ndarray) -> tuple[LatentSpace, Stage]:
     """Minimise the squared error on images_u8 (n, h, w, 3); returns the autoencoder with its statistics."""
     torch.manual_seed(config.seed)
     vae = create_autoencoder(config.autoencoder).to(memory_format=torch.channels_last)
@@ -82,22 +82,15 @@ def train(config: AutoencoderTraining, images_u8: np.ndarray) -> tuple[LatentSpa
     same = {name: value for name, value in to_plain(config).items() if name not in free}
     stage = Stage("first stage", vae, settings, config.out, schedule=schedule, same=same).train(loss)
     stage.checkpoint.unlink()  # the folder becomes a model; the same command again trains anew
-    return with_statistics(space, images_u8), stage
+    with torch.inference_mode():  # mean and deviation of each latent channel, of 512 images
+        parts = np.array_split(images_u8[:512], 16)
+        latents = torch.cat([LatentSpace(vae.eval()).raw(pm1_batch(part)) for part in parts])
+    return LatentSpace(vae, latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist()), stage
 
 
 def psnr(mse_pm1: float) -> float:
     """Mean squared error of [-1, 1] values -> dB."""
     return float(10 * np.log10(4.0 / mse_pm1))
-
-
-@torch.inference_mode()
-def with_statistics(space: LatentSpace, images_u8: np.ndarray, count: int = 512) -> LatentSpace:
-    """The same autoencoder with mean and standard deviation per latent channel over `count` images."""
-    vae = space.vae.eval()
-    latents = torch.cat(
-        [LatentSpace(vae).raw(pm1_batch(part)) for part in np.array_split(images_u8[:count], 16)]
-    )
-    return LatentSpace(vae, latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist())
 
 
 def pm1_batch(images_u8: np.ndarray) -> Tensor:
@@ -132,9 +125,9 @@ def pca_db(train_u8: np.ndarray, test_u8: np.ndarray, factor: int, channels: int
     return np.array([psnr(float(value)) for value in error])
 
 
-def run(config: AutoencoderTraining) -> None:
+def train_first_stage(config: AutoencoderTraining) -> None:
     """Train the autoencoder, save it, and compare it with a linear map."""
-    space, stage = train(config, read_images(config.data, ("image", "without")))
+    space, stage = fit_autoencoder(config, read_images(config.data, ("image", "without")))
     space.save_pretrained(config.out)
     test = read_images(config.held_out, ("image",))[:256]
     linear = pca_db(read_images(config.data, ("image",)), test, space.factor, space.channels)
@@ -148,7 +141,7 @@ def run(config: AutoencoderTraining) -> None:
     logger.info("held out: %s", held_out)
 
 
-build_app = trainer(AutoencoderTraining, run)
+build_app = trainer(AutoencoderTraining, train_first_stage)
 
 if __name__ == "__main__":
     run_module(build_app)

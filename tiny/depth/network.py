@@ -28,7 +28,7 @@ COMPARABLE = 0.02  # pixel pairs whose depths differ less than this have no orde
 
 
 @dataclass(frozen=True)
-class NetworkConfig(CheckedSettings):
+class DepthNetwork(CheckedSettings):
     """Sizes of the network; about 6 MB in half precision at most."""
 
     size: int = setting(
@@ -50,7 +50,7 @@ class NetworkConfig(CheckedSettings):
             raise ValueError(f"network.size must be a multiple of {MULTIPLE}, got {self.size}")
 
 
-def build_network(config: NetworkConfig, seed: int) -> DPTForDepthEstimation:
+def build_network(config: DepthNetwork, seed: int) -> DPTForDepthEstimation:
     """The untrained network; `seed` decides its weights."""
     backbone = Swinv2Config(
         image_size=config.size,
@@ -127,7 +127,7 @@ def min_max(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure(
+def measure_depth(
     model: nn.Module, pixels_u8: np.ndarray, depth_u16: np.ndarray, device: torch.device
 ) -> dict[str, float]:
     """Held-out measures on images (b, 3, h, w) uint8 with depth (b, h, w) uint16.

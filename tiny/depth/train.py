@@ -18,7 +18,7 @@ from ldm.device import pick_device
 from ldm.files import write_atomic
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import dump_yaml, setting, to_plain
-from tiny.depth.network import NetworkConfig, build_network, depth_loss, measure, predict, save_network
+from tiny.depth.network import DepthNetwork, build_network, depth_loss, measure_depth, predict, save_network
 from tiny.depth.scenes import AugmentConfig, DepthImages, DepthScenes, load_images, training_batch
 from tiny.loop import Loss, Stage, StageSettings, stages_manifest
 
@@ -34,7 +34,7 @@ class TrainDepthConfig(StageSettings):
     )
     seed: int = setting(0, help="decides the initial weights and the order of samples", low=0)
     device: str = setting("auto", help="auto, cuda, mps or cpu")
-    network: NetworkConfig = setting(NetworkConfig(), help="sizes of the network")
+    network: DepthNetwork = setting(DepthNetwork(), help="sizes of the network")
     scenes: DepthScenes = setting(DepthScenes(), help="rendered images")
     augment: AugmentConfig = setting(AugmentConfig(), help="variation of the images")
     steps: int = setting(8000, help="optimizer steps", low=1)
@@ -68,8 +68,8 @@ def make_loss(config: TrainDepthConfig, model: nn.Module, images: DepthImages) -
     return loss
 
 
-def run(config: TrainDepthConfig) -> None:
-    """Train the small depth network on rendered scenes: render, train, measure, save."""
+def train_depth(config: TrainDepthConfig) -> None:
+    """Train the small depth network on rendered scenes: render, train, measure_depth, save."""
     stage = make_stage(config)
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     size, device = config.network.size, pick_device(config.device)
@@ -78,7 +78,7 @@ def run(config: TrainDepthConfig) -> None:
     if not stage.done:
         images = load_images(config.scenes, size, held_out=False, device=device)
         stage.train(make_loss(config, model, images))
-    metrics = measure(model, held_out.pixels_u8, held_out.depth_u16, device)
+    metrics = measure_depth(model, held_out.pixels_u8, held_out.depth_u16, device)
     log.info("held out: %s", ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     manifest = stages_manifest("depth", model, [stage], config, config.seed, device=device, held_out=metrics)
     with folder_written_whole(config.out / "network") as folder:
@@ -86,7 +86,7 @@ def run(config: TrainDepthConfig) -> None:
     log.info("written: %s", config.out / "network")
 
 
-build_app = trainer(TrainDepthConfig, run)
+build_app = trainer(TrainDepthConfig, train_depth)
 
 if __name__ == "__main__":
     run_module(build_app)

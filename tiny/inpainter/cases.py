@@ -14,7 +14,7 @@ import numpy as np
 
 from tiny.inpainter.examples import Example
 from tiny.regions import Box, Region, Views, grown, spread_out
-from tiny.words import Name, caption, random_name
+from tiny.words import Name, caption_of, random_name
 
 SMALL = 24  # side of the small masks, pixels of an image of 128
 MARGIN = 2  # pixels between a solid and its mask
@@ -63,7 +63,7 @@ def _case(
         taken = [name.colour, *(other.colour for other in wanted)]
         wanted.append(name if asked == "true" else random_name(rng, taken))
     boxes = tuple(case_box(region.box_xyxy, size) for region in regions)
-    example = Example(scene, image_u8, boxes, tuple(caption(name) for name in wanted))
+    example = Example(scene, image_u8, boxes, tuple(caption_of(name) for name in wanted))
     return PaintCase(example, tuple(wanted), stood)
 
 

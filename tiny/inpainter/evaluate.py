@@ -36,9 +36,9 @@ from tiny.inpainter.cases import ASKED, PaintCase, make_cases
 from tiny.inpainter.classifier import SolidClassifier, classify, load_classifier
 from tiny.inpainter.examples import Example
 from tiny.inpainter.loss import Conditioning
-from tiny.inpainter.report import MaskResult, by_group, sheet, text_table
+from tiny.inpainter.report import MaskResult, by_group, inpainter_table, painted_sheet
 from tiny.regions import box_masks, read_views, refuse_training_scenes
-from tiny.report import write_report
+from tiny.report import write_evaluation
 
 # name -> (LoRA folder of the run, how prompts reach their masks)
 MODELS: dict[str, tuple[str, Conditioning]] = {
@@ -52,7 +52,7 @@ MODELS: dict[str, tuple[str, Conditioning]] = {
 
 
 @dataclass(frozen=True)
-class PaintSettings(CheckedSettings):
+class EvaluationSampling(CheckedSettings):
     """How images are painted."""
 
     steps: int = setting(8, low=1, help="denoising steps")
@@ -72,10 +72,10 @@ class InpainterEvaluation(CheckedSettings):
     asked: tuple[str, ...] = setting(ASKED, choices=ASKED, help="which prompts")
     models: tuple[str, ...] = setting(tuple(MODELS), choices=tuple(MODELS), help="which models")
     seed: int = setting(0, help="of the choice of masks, prompts and noise")
-    sampling: PaintSettings = setting(PaintSettings(), help="how images are painted")
+    sampling: EvaluationSampling = setting(EvaluationSampling(), help="how images are painted")
 
 
-def run(config: InpainterEvaluation) -> None:
+def evaluate_inpainter(config: InpainterEvaluation) -> None:
     """Does each mask show what its own prompt names? Six models on held-out scenes; writes a table."""
     refuse_training_scenes(config.data)
     views = read_views(config.data, count=config.scenes)
@@ -85,7 +85,7 @@ def run(config: InpainterEvaluation) -> None:
     images: dict[str, np.ndarray] = {}
     for name in config.models:
         for asked in config.asked:
-            painted = paint(config, name, asked, cases[asked])
+            painted = painted_images(config, name, asked, cases[asked])
             groups.setdefault(name, {})[asked] = by_group(mask_results(classifier, cases[asked], painted))
             images.setdefault(name, painted)
     vae = load_inpainter(config.run / "painter" / "model").latent_space.vae
@@ -97,11 +97,13 @@ def run(config: InpainterEvaluation) -> None:
         "judge_on_true_renders": by_group(renders),
         "models": groups,
     }
-    drawing = sheet(cases[config.asked[0]], images)
-    write_report(config.out / "inpainter.json", report, text_table(report), drawing)
+    drawing = painted_sheet(cases[config.asked[0]], images)
+    write_evaluation(config.out / "inpainter.json", report, inpainter_table(report), drawing)
 
 
-def paint(config: InpainterEvaluation, name: str, asked: str, cases: Sequence[PaintCase]) -> np.ndarray:
+def painted_images(
+    config: InpainterEvaluation, name: str, asked: str, cases: Sequence[PaintCase]
+) -> np.ndarray:
     """(n, h, w, 3) uint8, from the run's folder if it was painted before by the same networks."""
     folder, way = MODELS[name]
     lora = config.run / folder if folder else None
@@ -128,7 +130,7 @@ def paint_examples(
     examples: Sequence[Example],
     seeds: Sequence[int],
     way: Conditioning,
-    sampling: PaintSettings,
+    sampling: EvaluationSampling,
 ) -> np.ndarray:
     """(n, h, w, 3) uint8."""
     options = PaintOptions(
@@ -168,7 +170,7 @@ def mask_results(
     return results
 
 
-build_app = single_app(command(InpainterEvaluation, run))
+build_app = single_app(command(InpainterEvaluation, evaluate_inpainter))
 
 
 if __name__ == "__main__":

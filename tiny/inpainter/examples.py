@@ -16,7 +16,7 @@ from torch import Tensor
 from inpainting.models.text_to_image.layout import LAYOUTS, shrink_masks
 from tiny.compositor.autoencoder import pm1_batch
 from tiny.regions import Box, Region, Views, box_masks, grown, spread_out
-from tiny.words import caption
+from tiny.words import caption_of
 
 CHUNK = 4  # images encoded together
 PLAIN_SHARE = 0.6  # of single-mask examples whose solid has one colour; in the scenes it is 0.3
@@ -33,7 +33,7 @@ class Example:
 
 
 @dataclass(frozen=True, eq=False)
-class Conditions:
+class UnetInputs:
     """What the UNet reads beside the noisy latents, and the latents that it learns."""
 
     latents: Tensor  # (b, c, h/4, w/4) of the whole image
@@ -67,7 +67,7 @@ def make_example(views: Views, scene: int, regions: Sequence[Region], rng: np.ra
     image_u8 = views.images_u8[scene]
     size = (image_u8.shape[0], image_u8.shape[1])
     boxes = tuple(grown(region.box_xyxy, rng.integers(0, 5, size=4).tolist(), size) for region in regions)
-    return Example(scene, image_u8, boxes, tuple(caption(region.name) for region in regions))
+    return Example(scene, image_u8, boxes, tuple(caption_of(region.name) for region in regions))
 
 
 def plain_regions(views: Views) -> list[tuple[int, int]]:
@@ -103,7 +103,7 @@ class Encoder:
                 self.known[examples[row].scene] = latents.clone()
         return torch.stack([self.known[one.scene].float() for one in examples])
 
-    def conditions(self, examples: Sequence[Example], rng: np.random.Generator) -> Conditions:
+    def conditions(self, examples: Sequence[Example], rng: np.random.Generator) -> UnetInputs:
         """Each batch samples its masks down by one of the two known rules."""
         image = pm1_batch(np.stack([one.image_u8 for one in examples]))
         size = (image.shape[2], image.shape[3])
@@ -112,4 +112,4 @@ class Encoder:
         masked = self.encode(image * ~hole).float()
         rule = LAYOUTS[int(rng.integers(len(LAYOUTS)))]
         mask = shrink_masks(hole, (masked.shape[2], masked.shape[3]), rule).float()
-        return Conditions(self.whole(examples, image), mask, masked)
+        return UnetInputs(self.whole(examples, image), mask, masked)

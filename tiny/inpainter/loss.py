@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 from inpainting.models.text_to_image.rca import region_kwargs
 from inpainting.tokens import ENCODINGS, TokenPlan, plan_tokens
 from ldm.settings.config import CheckedSettings, setting
-from tiny.inpainter.examples import Conditions, Example
+from tiny.inpainter.examples import Example, UnetInputs
 from tiny.regions import box_masks
 
 DROP_PROMPT = 0.1  # condition dropout of classifier-free guidance, as published
@@ -64,7 +64,7 @@ def region_arguments(
 def loss(
     unet: UNet2DConditionModel,
     scheduler: DDIMScheduler,
-    known: Conditions,
+    known: UnetInputs,
     embeddings: Tensor,
     generator: torch.Generator,
     cross_attention_kwargs: dict[str, Any] | None = None,

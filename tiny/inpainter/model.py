@@ -27,7 +27,7 @@ NOTICE = "small inpainter: it knows rendered solids and their words only; photog
 
 
 @dataclass(frozen=True)
-class NetworkConfig(CheckedSettings):
+class InpainterNetworks(CheckedSettings):
     """Sizes of the UNet and the text encoder."""
 
     latent_size: int = setting(32, low=4, help="side of the latents; 4 pixels each")
@@ -57,26 +57,7 @@ class Networks(nn.Module):
         self.unet, self.text_encoder = unet, text_encoder
 
 
-def create_unet(config: NetworkConfig) -> UNet2DConditionModel:
-    """A fresh UNet, one residual block per level."""
-    down = tuple("CrossAttnDownBlock2D" if on else "DownBlock2D" for on in config.attention)
-    up = tuple("CrossAttnUpBlock2D" if on else "UpBlock2D" for on in reversed(config.attention))
-    return UNet2DConditionModel(
-        sample_size=config.latent_size,
-        in_channels=2 * LATENT_CHANNELS + 1,
-        out_channels=LATENT_CHANNELS,
-        down_block_types=down,
-        up_block_types=up,
-        block_out_channels=config.block_channels,
-        layers_per_block=1,
-        cross_attention_dim=config.text_width,
-        attention_head_dim=config.heads,  # diffusers reads this as the number of heads
-        norm_num_groups=config.norm_groups,
-        use_linear_projection=True,
-    )
-
-
-def create_text_encoder(config: NetworkConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def create_text_encoder(config: InpainterNetworks, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A fresh CLIP text encoder over the tokenizer's words.
 
     Embeddings start far apart: with the library's deviation of 0.02 the words are told apart only late.
@@ -95,8 +76,7 @@ def create_text_encoder(config: NetworkConfig, tokenizer: CLIPTokenizer) -> CLIP
         attn_implementation="eager",
     )
     encoder = CLIPTextModel(settings)
-    embeddings = encoder.get_input_embeddings()
-    nn.init.normal_(embeddings.weight, std=0.5)
+    nn.init.normal_(encoder.get_input_embeddings().weight, std=0.5)
     for name, weight in encoder.named_parameters():
         if name.endswith("position_embedding.weight"):
             nn.init.normal_(weight, std=0.1)
@@ -119,11 +99,18 @@ def create_scheduler() -> DDIMScheduler:
     )
 
 
-def create(config: NetworkConfig, seed: int) -> tuple[Networks, CLIPTokenizer]:
+def create(config: InpainterNetworks, seed: int) -> tuple[Networks, CLIPTokenizer]:
     """Fresh networks and the tokenizer of the world's words. Eager attention: faster to train on a CPU."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    unet = create_unet(config)
+    unet = UNet2DConditionModel(
+        sample_size=config.latent_size, in_channels=2 * LATENT_CHANNELS + 1, out_channels=LATENT_CHANNELS,
+        down_block_types=[("CrossAttn" if on else "") + "DownBlock2D" for on in config.attention],
+        up_block_types=[("CrossAttn" if on else "") + "UpBlock2D" for on in reversed(config.attention)],
+        block_out_channels=config.block_channels, layers_per_block=1, cross_attention_dim=config.text_width,
+        attention_head_dim=config.heads,  # diffusers reads this as the number of heads
+        norm_num_groups=config.norm_groups, use_linear_projection=True,
+    )  # fmt: skip
     unet.set_attn_processor(AttnProcessor())
     return Networks(unet, create_text_encoder(config, tokenizer)), tokenizer
 

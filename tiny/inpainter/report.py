@@ -57,7 +57,7 @@ def by_group(results: Sequence[MaskResult]) -> dict[str, dict[str, Any]]:
     }
 
 
-def text_table(report: Mapping[str, Any]) -> str:
+def inpainter_table(report: Mapping[str, Any]) -> str:
     """The report as text: one block per kind of prompts, one line per group."""
     lines = []
     for asked in report["images"]:
@@ -77,7 +77,7 @@ def text_table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def sheet(cases: Sequence[PaintCase], painted: Mapping[str, np.ndarray], count: int = 10) -> bytes:
+def painted_sheet(cases: Sequence[PaintCase], painted: Mapping[str, np.ndarray], count: int = 10) -> bytes:
     """PNG: image with masks, then each model's result; the first cases, by number of masks in turn."""
     images, labels = [], []
     for row in alternating([len(case.wanted) for case in cases], descending=True)[:count]:

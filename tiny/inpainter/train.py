@@ -35,7 +35,7 @@ from tiny.inpainter import loss as diffusion
 from tiny.inpainter.autoencoder import LatentsConfig, train_autoencoder
 from tiny.inpainter.classifier import ClassifierConfig, train_classifier
 from tiny.inpainter.examples import Encoder, plain_regions, several, single
-from tiny.inpainter.model import NetworkConfig, create, create_scheduler, load_folder, save_folder
+from tiny.inpainter.model import InpainterNetworks, create, create_scheduler, load_folder, save_folder
 from tiny.loop import DiffusionStage, Stage, stages_manifest
 from tiny.regions import Views, read_views
 
@@ -71,7 +71,7 @@ class InpainterTraining(CheckedSettings):
     scenes: int | None = setting(None, low=1, help="use only the first scenes")
     stages: tuple[str, ...] = setting(STAGES, help="which stages to run", choices=STAGES)
     first_stage: LatentsConfig = setting(LatentsConfig(), help="autoencoder")
-    network: NetworkConfig = setting(NetworkConfig(), help="sizes of UNet and text encoder")
+    network: InpainterNetworks = setting(InpainterNetworks(), help="sizes of UNet and text encoder")
     painter: DiffusionStage = setting(DiffusionStage(steps=10000, batch=8, lr=8e-4), help="single masks")
     adapter: AdapterConfig = setting(AdapterConfig(), help="LoRAs")
     classifier: ClassifierConfig = setting(
@@ -79,7 +79,7 @@ class InpainterTraining(CheckedSettings):
     )
 
 
-def run(config: InpainterTraining) -> None:
+def train_inpainter(config: InpainterTraining) -> None:
     """Train the small inpainter stage by stage; the same command again continues."""
     views = read_views(config.data, count=config.scenes)
     logger.info("%d scenes, %d solids that can be masked", len(views), sum(map(len, views.regions)))
@@ -189,7 +189,7 @@ def save_adapter(unet: nn.Module, folder: Path) -> None:
         )
 
 
-build_app = trainer(InpainterTraining, run)
+build_app = trainer(InpainterTraining, train_inpainter)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -90,7 +90,7 @@ def pack_questions(
     return PackedQuestions(*sequences, *torch.tensor(asked).T, *torch.tensor(names).T)
 
 
-def answer_loss(
+def placement_loss(
     model: LlavaForConditionalGeneration, states: Tensor, packed: PackedQuestions
 ) -> tuple[Tensor, dict[str, float]]:
     """Soft-label loss of the numbers, a little of the format; measures are the KL of each number."""

@@ -33,7 +33,7 @@ from tiny.llava_stages import (
     rounded_means,
     train_vision,
 )
-from tiny.locator.answers import ATTENTION_LAYER, answer_loss, attention_loss, pack_questions
+from tiny.locator.answers import ATTENTION_LAYER, attention_loss, pack_questions, placement_loss
 from tiny.locator.questions import QuestionCache, open_questions
 from tiny.locator.scenes import SceneArrays, open_scenes
 from tiny.locator.tokenizer import FURNITURE, NUMBERS, VOCABULARY, locator_tokenizer
@@ -94,7 +94,7 @@ class Training:
         patches = project(model, batch.pixels)
         packed = pack_questions(self.questions, draw.first(asked), rng, most, patches.shape[1])
         states = last_states(model, patches[:asked], packed.tokens, packed.block, packed.position)
-        answers, measures = answer_loss(model, states, packed)
+        answers, measures = placement_loss(model, states, packed)
         weights = self.trainer.hooks[0].weights
         assert weights is not None
         attention, mass = attention_loss(weights, packed, batch)
@@ -149,7 +149,7 @@ def measure_patches(
     return rounded_means(rows)
 
 
-def run(config: LocatorTraining) -> None:
+def train_locator(config: LocatorTraining) -> None:
     """Train the small locator stage by stage; the same command again continues."""
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     cache = config.cache or config.out / "cache"
@@ -190,7 +190,7 @@ def run(config: LocatorTraining) -> None:
     log.info("written: %s", folder)
 
 
-build_app = trainer(LocatorTraining, run)
+build_app = trainer(LocatorTraining, train_locator)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -13,7 +13,7 @@ import numpy as np
 from tiny.prompter.data import DrawnMasks, Sets, draw_masks
 from tiny.prompter.distribution import best_guess
 from tiny.regions import Box, box_masks
-from tiny.words import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption
+from tiny.words import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
 
 DRAWS, NEIGHBOURS = 8, 40  # masks per scene, and how many of the nearest vote; chosen
 
@@ -57,7 +57,7 @@ def prompt_case(sets: Sets, scene: int, most: int, seed: int) -> PromptCase | No
 def bayes_optimal_answers(case: PromptCase) -> list[str]:
     """The captions of a reader that recognises everything."""
     shape = best_guess(case.shapes, SHAPE_WORDS)
-    return [caption(Name("", best_guess(mates, COLOUR_WORDS), shape)) for mates in case.mates]
+    return [caption_of(Name("", best_guess(mates, COLOUR_WORDS), shape)) for mates in case.mates]
 
 
 def box_answers(sets: Sets, cases: Sequence[PromptCase], most: int) -> list[list[str]]:
@@ -79,7 +79,7 @@ def box_answers(sets: Sets, cases: Sequence[PromptCase], most: int) -> list[list
         distance = np.square((descriptions - _described(box)) / scale).sum(1) + 1e9 * same
         near = np.argpartition(distance, NEIGHBOURS)[:NEIGHBOURS]
         colour, shape = (words[int(np.bincount(given[near]).argmax())] for given, words in votes)
-        return caption(Name("", colour, shape))
+        return caption_of(Name("", colour, shape))
 
     return [[answer(case, box) for box in case.drawn.boxes] for case in cases]
 

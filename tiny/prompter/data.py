@@ -20,7 +20,7 @@ from inpainting.prompts import rgb_of
 from tiny.llava import PATCH, pooled
 from tiny.prompter.distribution import side_of
 from tiny.prompter.words import MASK_COLORS
-from tiny.regions import Box, box_area, overlap
+from tiny.regions import Box, box_area, box_around, overlap
 from tiny.scene_arrays import memory_mapped
 from tiny.words import COLOUR_WORDS, KINDS
 
@@ -78,10 +78,9 @@ def set_arrays(file: Path) -> dict[str, np.ndarray]:
             if fact.movable[j]:
                 found["colour"][i, j] = COLOUR_WORDS.index(words[-2])
                 found["side"][i, j] = side_of((fact.boxes01[j][0] + fact.boxes01[j][2]) / 2)
-            rows, columns = np.nonzero(shard.instances_u8[i] == j + 1)
-            if len(rows):
-                found["boxes"][i, j] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-                found["pixels"][i, j] = len(rows)
+            mask = shard.instances_u8[i] == j + 1
+            found["pixels"][i, j] = mask.sum()
+            found["boxes"][i, j] = box_around(mask) or 0
     return found
 
 

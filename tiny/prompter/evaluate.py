@@ -34,8 +34,8 @@ from tiny.prompter.distribution import best_guess, predictive
 from tiny.prompter.report import CaptionResult, prompter_table, task_numbers
 from tiny.prompter.words import MASK_COLORS
 from tiny.regions import refuse_training_scenes
-from tiny.report import alternating, sheet_png, write_report
-from tiny.words import COLOUR_WORDS, SHAPE_WORDS, caption
+from tiny.report import alternating, sheet_png, write_evaluation
+from tiny.words import COLOUR_WORDS, SHAPE_WORDS, caption_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def caption_results(cases: Sequence[PromptCase], answers: Sequence[Sequence[str]
     return results
 
 
-def run(config: PrompterEvaluation) -> dict[str, object]:
+def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
     """How often does the small prompt writer name what a mask hides? Beside the best possible."""
     refuse_training_scenes(config.data)
     sets = open_sets(config.data, config.data / f"cache-{config.scenes}", config.scenes)
@@ -99,7 +99,7 @@ def run(config: PrompterEvaluation) -> dict[str, object]:
         if "trained blind" in writers:
             answers["trained blind"] = writers["trained blind"].write(images, masks, batch=config.batch)
         results[task] = {reader: caption_results(cases, captions) for reader, captions in answers.items()}
-        drawing = sheet(cases, answers["prompter"])
+        drawing = caption_sheet(cases, answers["prompter"])
     results["multimask last"] = {
         reader: [result for result in captions if result.last]
         for reader, captions in results["multimask"].items()
@@ -109,11 +109,11 @@ def run(config: PrompterEvaluation) -> dict[str, object]:
         "weights": hash_folder(config.model),
         "tasks": {task: task_numbers(by_reader) for task, by_reader in results.items()},
     }
-    write_report(config.out, report, prompter_table(report), drawing)
+    write_evaluation(config.out, report, prompter_table(report), drawing)
     return report
 
 
-def sheet(cases: Sequence[PromptCase], answers: Sequence[Sequence[str]], count: int = 10) -> bytes:
+def caption_sheet(cases: Sequence[PromptCase], answers: Sequence[Sequence[str]], count: int = 10) -> bytes:
     """PNG: masks with what was written, and the true image; images with few and many masks in turn."""
     images, labels = [], []
     for row in alternating([len(case.hidden) for case in cases])[:count]:
@@ -121,14 +121,14 @@ def sheet(cases: Sequence[PromptCase], answers: Sequence[Sequence[str]], count: 
         colors = list(MASK_COLORS[: len(case.hidden)][::-1])
         images.append([paint_masks(case.image_u8, case.masks, colors), case.image_u8])
         lines = [
-            f"{color}: {text}" + ("" if text == caption(name) else f" (true: {name.text})")
+            f"{color}: {text}" + ("" if text == caption_of(name) else f" (true: {name.text})")
             for color, text, name in zip(colors, answers[row], case.hidden, strict=True)
         ]
         labels.append("; ".join(lines))
     return sheet_png(images, ["masks and what is written", "true image"], labels, 224)
 
 
-build_app = single_app(command(PrompterEvaluation, run))
+build_app = single_app(command(PrompterEvaluation, evaluate_prompter))
 
 
 if __name__ == "__main__":

@@ -103,13 +103,13 @@ def _coloured(rng: np.random.Generator, solid: Solid, colour: str) -> Solid:
     return replace(solid, name=f"{colour} {solid.shape}", finish=finish_of(rng, colour, "solid"))
 
 
-def run(settings: SetScenes) -> None:
+def render_sets(settings: SetScenes) -> None:
     """Render scenes whose solids come in sets; the same command again continues."""
     paths = render_shards(settings, sample_sets, NAME)
     log.info("%d shards in %s", len(paths), settings.out)
 
 
-build_app = single_app(command(SetScenes, run))
+build_app = single_app(command(SetScenes, render_sets))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -86,7 +86,7 @@ class PrompterTraining(CheckedSettings):
     blind: bool = setting(False, help="control: the writing stage never sees the image")
 
 
-def run(config: PrompterTraining) -> None:
+def train_prompter(config: PrompterTraining) -> None:
     """Train the small prompt writer in two stages; the same command again continues."""
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     sets = open_sets(config.data, config.out / "cache", config.scenes)
@@ -219,7 +219,7 @@ def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Iterator[Paint
         yield paint_scenes(sets, np.array(list(masks)), np.zeros(len(masks), bool), list(masks.values()))
 
 
-build_app = trainer(PrompterTraining, run)
+build_app = trainer(PrompterTraining, train_prompter)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from inpainting.prompts import COLORS, TEMPLATE, discover_question
 from ldm.mllm.templates import LLAVA_SYSTEM, TEMPLATES
 from tiny.llava import BEGIN, SPECIAL, word_tokenizer
-from tiny.words import COLOUR_WORDS, SHAPE_WORDS, Name, caption
+from tiny.words import COLOUR_WORDS, SHAPE_WORDS, Name, caption_of
 
 MASK_COLORS = tuple(COLORS)[:5]  # colours of masks that it knows
 QUESTION = discover_question(["#"]).partition(" #")[0]
@@ -39,7 +39,7 @@ def question_tokens(masks: Sequence[int]) -> list[int]:
 
 def caption_tokens(mask: int, colour: int, shape: int) -> list[int]:
     """CAPTION ids of a tagged caption; numbers into MASK_COLORS, COLOUR_WORDS, SHAPE_WORDS."""
-    article = caption(Name("", COLOUR_WORDS[colour], SHAPE_WORDS[shape])).split()[0]
+    article = caption_of(Name("", COLOUR_WORDS[colour], SHAPE_WORDS[shape])).split()[0]
     words = (article, f" {COLOUR_WORDS[colour]}", f" {SHAPE_WORDS[shape]}")
     return [token(f"<{MASK_COLORS[mask]}>"), *map(token, words), token(f"</{MASK_COLORS[mask]}>")]
 
