@@ -14,7 +14,7 @@ from math import ceil, floor
 import cv2
 import numpy as np
 
-from datasets.geometry import Box01, Size, bbox_of_mask, clip_box
+from datasets.geometry import Box01, Size, bbox_of_mask, clip_box, tight_slices
 from ldm.images import resize
 
 MODES = ("place", "replace", "id-transfer", "inpaint")
@@ -216,9 +216,7 @@ def collage(
         result = background_u8.copy()
     else:
         result = cv2.bitwise_and(background_u8, background_u8, mask=(~hide).astype(np.uint8))
-    rows, columns = np.flatnonzero(coverage_01.any(axis=1)), np.flatnonzero(coverage_01.any(axis=0))
-    if len(rows):
-        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        under, part = result[box].astype(np.float32), coverage_01[box][..., None]
-        result[box] = np.rint(under + part * (detail_u8[box] - under)).astype(np.uint8)
+    box = tight_slices(coverage_01)
+    under, part = result[box].astype(np.float32), coverage_01[box][..., None]
+    result[box] = np.rint(under + part * (detail_u8[box] - under)).astype(np.uint8)
     return result

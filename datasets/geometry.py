@@ -83,6 +83,14 @@ def bbox_of_mask(mask: np.ndarray, end: str = "inclusive") -> Box:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def tight_slices(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the tight box of mask (h, w); empty ones for an empty mask."""
+    if not mask.any():
+        return slice(0), slice(0)
+    x0, y0, x1, y1 = bbox_of_mask(mask)
+    return slice(y0, y1), slice(x0, x1)
+
+
 def clip_box(box_xyxy: Box, size_hw: Size) -> Box:
     """The part of the box inside an image of (h, w)."""
     (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets.fusion import Cutout, collage, warp_into
-from datasets.geometry import Crop, square_padding
+from datasets.geometry import Crop, bbox_of_mask, square_padding
 from datasets.inputs import (
     HF_MODES,
     PUBLISHED_INFERENCE,
@@ -167,10 +167,9 @@ def _stretched_detail(
 ) -> np.ndarray:
     """Published: the map of the whole reference view, margin included, stretched to the region."""
     result = np.zeros((*region.shape, 3), np.uint8)
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     map_u8 = high_frequency(view_u8, view_mask, options.hf_mode, options.hf_threshold)
-    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    result[part] = resize(map_u8, (len(rows), len(columns)), how="linear")
+    x0, y0, x1, y1 = bbox_of_mask(region)
+    result[y0:y1, x0:x1] = resize(map_u8, (y1 - y0, x1 - x0), how="linear")
     return result
 
 

@@ -10,7 +10,7 @@ from math import sqrt
 import cv2
 import numpy as np
 
-from datasets.geometry import Crop
+from datasets.geometry import Crop, tight_slices
 from datasets.layers import Geometry, Layers
 from datasets.masks import feather_inside
 from ldm.images import resize
@@ -86,13 +86,11 @@ def paste_back(
         edit = edit & ~keep
     x0, y0, x1, y1 = crop.box_xyxy
     result = background_u8.copy()
-    rows, columns = np.flatnonzero(edit.any(axis=1)), np.flatnonzero(edit.any(axis=0))
-    if len(rows):
-        part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        weight = feather_inside(edit, feather, open_to=keep)[part][..., None]
-        under = result[y0:y1, x0:x1][part]
-        mixed = np.rint(under + weight * (image_u8[part].astype(np.float32) - under))
-        under[:] = np.where(edit[part][..., None], mixed, under).astype(np.uint8)
+    part = tight_slices(edit)
+    weight = feather_inside(edit, feather, open_to=keep)[part][..., None]
+    under = result[y0:y1, x0:x1][part]
+    mixed = np.rint(under + weight * (image_u8[part].astype(np.float32) - under))
+    under[:] = np.where(edit[part][..., None], mixed, under).astype(np.uint8)
     return result, _full(edit, crop)
 
 
@@ -145,10 +143,9 @@ def transfer_detail(
     """
     if not 0 <= amount <= 1:
         raise ValueError(f"detail must lie in [0, 1], got {amount}")
-    rows, columns = np.flatnonzero(coverage.any(axis=1)), np.flatnonzero(coverage.any(axis=0))
-    if amount == 0 or not len(rows):
+    if amount == 0 or not coverage.any():
         return generated_u8
-    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    part = tight_slices(coverage)
     weight = coverage[part].astype(np.float32)
     generated, paste = generated_u8[part].astype(np.float32), paste_u8[part].astype(np.float32)
     there, here = (low_frequencies(image, weight, sigma) + DARK for image in (generated, paste))

@@ -10,10 +10,9 @@ import numpy as np
 
 from datasets.scenes.choose import choose_removed, object_window, reference_setup
 from datasets.scenes.describe import Camera, Room, Scene, SceneOptions, SceneRejected, Solid
-from datasets.scenes.furnish import furniture, lamp, room, solid_at
+from datasets.scenes.furnish import furniture, lamp, room, solid_at, wide_solid
 from datasets.scenes.pack import SceneView
 from datasets.scenes.pose import direction, look_at, outline
-from datasets.scenes.wide import wide_solid
 
 ATTEMPTS = 24  # scenes tried per seed
 TRIES = 14  # places tried per solid

@@ -13,28 +13,18 @@ from datasets.scenes.describe import SceneOptions, eval_seed
 from datasets.scenes.layout import sample_scene
 from ldm.images import write_png
 from ldm.settings.schema import setting
+from ldm.sheet import grid
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("scene", "one solid removed", "inverse depth", "instances", "amodal mask", "reference")
-MARGIN, HEADER, FOOTER = 8, 26, 22
-INK, PAPER, FAINT = (30, 30, 34), 250, (110, 110, 118)
-Colour = tuple[int, int, int]
 TINTS = np.array(  # room, then solids
     [
-        [214, 210, 202],
-        [228, 26, 28],
-        [55, 126, 184],
-        [77, 175, 74],
-        [152, 78, 163],
-        [255, 127, 0],
-        [240, 200, 40],
-        [166, 86, 40],
-        [247, 129, 191],
-        [90, 190, 190],
+        (214, 210, 202), (228, 26, 28), (55, 126, 184), (77, 175, 74), (152, 78, 163),
+        (255, 127, 0), (240, 200, 40), (166, 86, 40), (247, 129, 191), (90, 190, 190),
     ],
     np.uint8,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,32 +43,12 @@ def write_scene_sheet(settings: SheetSettings) -> Path:
     """Write a labelled contact sheet of evaluation scenes."""
     options = replace(settings, reference_size=(settings.size[0], settings.size[0]))
     scenes = [sample_scene(eval_seed(settings.first_seed + i), options) for i in range(settings.count)]
-    write_png(settings.out, draw_sheet(render(scenes, options, settings.device)))
+    batch = render(scenes, options, settings.device)
+    rows = [_panels(batch, index) for index in range(len(scenes))]
+    captions = [_caption(batch, index) for index in range(len(scenes))]
+    write_png(settings.out, grid(rows, COLUMNS, captions, cell=max(settings.size)))
     log.info("wrote %s", settings.out)
     return settings.out
-
-
-def draw_sheet(batch: SceneBatch) -> np.ndarray:
-    """RGB (h, w, 3) uint8: a header, then one row of panels per scene with its caption below."""
-    rows = []
-    for index in range(len(batch.facts)):
-        panels = _panels(batch, index)
-        height, starts = max(panel.shape[0] for panel in panels), [MARGIN]
-        for panel in panels:
-            starts.append(starts[-1] + panel.shape[1] + MARGIN)
-        row = np.full((height + FOOTER, starts[-1], 3), PAPER, np.uint8)
-        for x, panel in zip(starts, panels, strict=False):
-            row[: panel.shape[0], x : x + panel.shape[1]] = panel
-        _write(row, _caption(batch, index), (MARGIN, height + 14), 0.42, FAINT)
-        rows.append(row)
-    header = np.full((HEADER, starts[-1], 3), PAPER, np.uint8)
-    for x, name in zip(starts, COLUMNS, strict=False):
-        _write(header, name, (x, HEADER - 8), 0.45, INK)
-    return np.concatenate([header, *rows])
-
-
-def _write(image_u8: np.ndarray, text: str, corner: tuple[int, int], size: float, colour: Colour) -> None:
-    cv2.putText(image_u8, text, corner, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
 
 
 def _caption(batch: SceneBatch, index: int) -> str:
@@ -97,7 +67,7 @@ def _panels(batch: SceneBatch, index: int) -> list[np.ndarray]:
     outline[amodal] = (255, 160, 60)
     outline[seen] = (40, 120, 220)
     gray = (batch.depth_01[index] * 255).round().byte().cpu().numpy()
-    depth = np.ascontiguousarray(cv2.applyColorMap(gray, cv2.COLORMAP_INFERNO)[..., ::-1])
+    depth = cv2.applyColorMap(gray, cv2.COLORMAP_INFERNO)[..., ::-1]
     label = batch.instances[index].cpu().numpy()
     tint = TINTS[np.where(label > 0, 1 + (label - 1) % (len(TINTS) - 1), 0)]
     instances = (tint * (0.55 + 0.45 * image.mean(-1, keepdims=True) / 255)).astype(np.uint8)
@@ -105,4 +75,4 @@ def _panels(batch: SceneBatch, index: int) -> list[np.ndarray]:
 
 
 def _u8(colours_01: Tensor) -> np.ndarray:
-    return np.ascontiguousarray((colours_01 * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+    return (colours_01 * 255).round().byte().permute(1, 2, 0).cpu().numpy()

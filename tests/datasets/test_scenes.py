@@ -8,13 +8,13 @@ import torch
 
 from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_scene, train_seed
 from datasets.scenes.describe import Scene
+from datasets.scenes.furnish import COMPOUNDS
 from datasets.scenes.image import draw_views
 from datasets.scenes.pack import SceneView
 from datasets.scenes.palette import ALL_PATTERNS, PATTERNS, SHAPES, WIDE_PATTERNS
 from datasets.scenes.pose import extent
 from datasets.scenes.shade import REACH
 from datasets.scenes.surface import pattern_blend
-from datasets.scenes.wide import COMPOUNDS
 
 OPTIONS = SceneOptions(size=(64, 64), reference_size=(48, 48))
 PLAIN = dataclasses.replace(OPTIONS, smooth_edges=False)
