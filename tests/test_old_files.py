@@ -201,9 +201,9 @@ def compositor_card(folder: Path) -> object:
 
 
 def locator_card(folder: Path) -> object:
-    from llava_bifrost.card import read_card
+    from llava_bifrost.locator import read_locator_config
 
-    return read_card(folder, "llava")
+    return read_locator_config(folder, "llava")
 
 
 def inpainter_card(folder: Path) -> object:
