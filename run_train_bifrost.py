@@ -22,7 +22,7 @@ from cldm.model import Compositor
 from cldm.pretrained import CompositorConfig, Sampling, load_compositor, save_compositor
 from cldm.training.checkpoints import SplitCheckpoint, step_folders
 from cldm.training.data import DataConfig, PairData
-from cldm.training.module import CompositorModule, TrainConfig
+from cldm.training.module import CompositorModule, CompositorTrainConfig
 from cldm.training.probes import Samples
 from cldm.training.records import Metrics, RejectionCounter
 from cldm.training.sharding import Sharded, runs_model
@@ -94,7 +94,7 @@ class RunConfig:
         Sampling(), help="sampler settings recommended to users of the trained model"
     )
     data: DataConfig = setting(DataConfig(), help="sources and batches")
-    train: TrainConfig = setting(TrainConfig(), help="loss and optimizer")
+    train: CompositorTrainConfig = setting(CompositorTrainConfig(), help="loss and optimizer")
     trainer: TrainerConfig = setting(TrainerConfig(), help="steps and hardware")
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.harness import RESULTS, row_of_process, write_report
 from cldm.create import NetworkConfig, create_compositor
-from cldm.training.module import CompositorModule, TrainConfig
+from cldm.training.module import CompositorModule, CompositorTrainConfig
 from ldm.device import pick_device
 from ldm.settings.cli import run_module, single_app
 
@@ -84,7 +84,7 @@ def measure(batch: int, checkpointing: bool, steps: int, precision: str, device:
         model = create_compositor(NetworkConfig())
     finally:
         torch.set_default_dtype(before)
-    module = CompositorModule(model, TrainConfig(gradient_checkpointing=checkpointing))
+    module = CompositorModule(model, CompositorTrainConfig(gradient_checkpointing=checkpointing))
     clock = Clock()
     trainer = pl.Trainer(
         accelerator="gpu" if device == "cuda" else device, devices=1, max_steps=steps,

@@ -19,7 +19,7 @@ import typer
 from tqdm.auto import tqdm
 
 from benchmarks.harness import RESULTS, write_report
-from cldm.evaluate.cases import SceneCase, scene_cases
+from cldm.evaluate.cases import SceneCase, find_cases
 from cldm.model import Compositor
 from cldm.pipeline import CompositorPipeline
 from cldm.pretrained import CompositorConfig, load_compositor
@@ -144,7 +144,7 @@ def main(
     compositor, card = load_compositor(model)
     depth = DepthEstimator.load(Path("assets/tiny/depth"))
     source = RenderedScenes(data, augment=False)
-    chosen = scene_cases(source, card, scenes, depth)
+    chosen = find_cases(source, card, scenes, depth)
     at = {source.facts(index).seed: index for index in range(len(source))}
     measured = [
         measure(case, source.silhouette(at[case.seed]), compositor, card, seed)

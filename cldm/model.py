@@ -84,13 +84,29 @@ class Compositor(nn.Module):
         scheduler_config: dict,
     ) -> None:
         super().__init__()
-        check_parts(unet, {"detail": (detail, 4), "depth": (depth, 3)}, identity, latent_space)
         self.unet = unet
         self.detail = ControlBranch(detail)
         self.depth = ControlBranch(depth)
         self.identity = identity
         self.latent_space = latent_space
         self.scheduler_config = dict(scheduler_config)
+        self.check_parts()
+
+    def check_parts(self) -> None:
+        """Refuse parts that do not fit together, with both numbers."""
+        net = self.unet.config
+        fits: dict[str, tuple[Any, Any]] = {
+            "projector width": (self.identity.projector.out_features, net.cross_attention_dim),
+            "latent channels of the autoencoder": (self.latent_space.channels, net.in_channels),
+        }
+        for name, branch, channels in (("detail", self.detail.net, 4), ("depth", self.depth.net, 3)):
+            ours, blocks = branch.config, (branch.config.block_out_channels, net.block_out_channels)
+            fits[f"{name} branch token width"] = (ours.cross_attention_dim, net.cross_attention_dim)
+            fits[f"{name} branch blocks"] = (list(blocks[0]), list(blocks[1]))
+            fits[f"{name} hint channels"] = (ours.conditioning_channels, channels)
+        for name, (got, needed) in fits.items():
+            if got != needed:
+                raise ValueError(f"compositor parts do not fit: {name} is {got}, must be {needed}")
 
     def conditions(self, reference_01: Tensor, detail_pm1: Tensor, depth_01: Tensor) -> Conditions:
         """reference (b, 3, r, r), detail hint (b, 4, H, W), depth hint (b, 3, H, W) -> Conditions."""
@@ -132,24 +148,3 @@ class Compositor(nn.Module):
 def shared(value: Tensor, times: int) -> Tensor:
     """(b, ...) -> (b * times, ...), each row `times` in a row."""
     return value if times == 1 else value.repeat_interleave(times, dim=0)
-
-
-def check_parts(
-    unet: UNet2DConditionModel,
-    branches: dict[str, tuple[ControlNetModel, int]],
-    identity: IdentityEncoder,
-    latent_space: LatentSpace,
-) -> None:
-    """Refuse parts that do not fit together, with both numbers. branches: name -> net, hint channels."""
-    width, blocks = unet.config.cross_attention_dim, list(unet.config.block_out_channels)
-    fits: dict[str, tuple[Any, Any]] = {
-        "projector width": (identity.projector.out_features, width),
-        "latent channels of the autoencoder": (latent_space.channels, unet.config.in_channels),
-    }
-    for name, (net, channels) in branches.items():
-        fits[f"{name} branch token width"] = (net.config.cross_attention_dim, width)
-        fits[f"{name} branch blocks"] = (list(net.config.block_out_channels), blocks)
-        fits[f"{name} hint channels"] = (net.config.conditioning_channels, channels)
-    for name, (got, needed) in fits.items():
-        if got != needed:
-            raise ValueError(f"compositor parts do not fit: {name} is {got}, must be {needed}")

@@ -90,7 +90,7 @@ def inference_inputs(inputs: Inputs, estimated_01: np.ndarray) -> Inputs:
     return replace(inputs, background_depth_01=estimated_01, depth_range=extent, reference_depth_01=None)
 
 
-def scene_cases(
+def find_cases(
     source: RenderedScenes,
     config: CompositorConfig,
     count: int,

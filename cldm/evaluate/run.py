@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from cldm.evaluate.cases import SceneCase, candidates, flipped_image, scene_cases
+from cldm.evaluate.cases import SceneCase, candidates, find_cases, flipped_image
 from cldm.evaluate.measures import nearest_candidate, order_is_right
 from cldm.evaluate.report import (
     BACKGROUND,
@@ -190,7 +190,7 @@ class Measurer:
 def evaluate(settings: EvaluateSettings) -> None:
     """Measure a compositor on held-out scenes."""
     source, measurer = RenderedScenes(settings.data, augment=False), Measurer(settings)
-    cases = scene_cases(source, measurer.config, settings.scenes, measurer.estimator, settings.given_depth)
+    cases = find_cases(source, measurer.config, settings.scenes, measurer.estimator, settings.given_depth)
     if len(cases) < 2:
         raise ValueError(f"{settings.data}: only {len(cases)} scenes show enough of their object")
     scores = [measurer.measure(case, seed) for seed, case in enumerate(tqdm(cases, desc="scenes"))]

@@ -46,32 +46,25 @@ class DataConfig:
                 "scenes are also a source of a datasets file (section scenes)"
             )
 
-
-def open_sources(config: DataConfig) -> tuple[dict[str, ExampleSource], list[float]]:
-    """The sources that the configuration names, and their weights."""
-    if config.datasets is not None:
-        settings = load_config(DatasetsConfig, config.datasets)
-        try:
-            sources, weights = open_mixture(settings)
-        except ValueError as error:
-            raise ValueError(f"data.datasets={config.datasets}: {error}") from error
-        return dict(zip(drawn_sources(settings), sources, strict=True)), weights
-    if config.scenes is None:
-        raise ValueError(
-            "neither data.datasets nor data.scenes is set: name a file such as configs/datasets.yaml, "
-            "or render scenes with `python -m datasets.scenes render --out FOLDER` and name the folder"
-        )
-    folders = (config.scenes, *config.more)
-    rendered: dict[str, ExampleSource] = {
-        str(folder): RenderedScenes(folder, true_depth=config.true_depth) for folder in folders
-    }
-    return rendered, list(config.weights) or [1.0] * len(folders)
-
-
-def collate_run(drawn: Sequence[TrainingSample]) -> dict[str, Any]:
-    """The stacked tensors, and `rejected`: (source, reason) of every sample that was rejected on the way."""
-    rejected = [(int(sample.source), reason) for sample in drawn for reason in sample.rejected]
-    return {**collate_pairs(drawn), "rejected": rejected}
+    def open_sources(self) -> tuple[dict[str, ExampleSource], list[float]]:
+        """The sources that the configuration names, and their weights."""
+        if self.datasets is not None:
+            settings = load_config(DatasetsConfig, self.datasets)
+            try:
+                sources, weights = open_mixture(settings)
+            except ValueError as error:
+                raise ValueError(f"data.datasets={self.datasets}: {error}") from error
+            return dict(zip(drawn_sources(settings), sources, strict=True)), weights
+        if self.scenes is None:
+            raise ValueError(
+                "neither data.datasets nor data.scenes is set: name a file such as configs/datasets.yaml, "
+                "or render scenes with `python -m datasets.scenes render --out FOLDER` and name the folder"
+            )
+        folders = (self.scenes, *self.more)
+        rendered: dict[str, ExampleSource] = {
+            str(folder): RenderedScenes(folder, true_depth=self.true_depth) for folder in folders
+        }
+        return rendered, list(self.weights) or [1.0] * len(folders)
 
 
 class RunLoader(DataLoader[TrainingSample]):
@@ -97,10 +90,16 @@ class PairData(pl.LightningDataModule):
     def dataset(self) -> PairDataset:
         """All examples of the run by their number; opened at first use."""
         if self._dataset is None:
-            sources, weights = open_sources(self.config)
+            sources, weights = self.config.open_sources()
             self.names = tuple(sources)
             self._dataset = PairDataset(list(sources.values()), self.options, self.seed, weights)
         return self._dataset
+
+    @staticmethod
+    def collate(drawn: Sequence[TrainingSample]) -> dict[str, Any]:
+        """The stacked tensors, and `rejected`: (source, reason) of every sample rejected on the way."""
+        rejected = [(int(sample.source), reason) for sample in drawn for reason in sample.rejected]
+        return {**collate_pairs(drawn), "rejected": rejected}
 
     def stands_at(self) -> int:
         """Batches that the trainer has done."""
@@ -112,7 +111,7 @@ class PairData(pl.LightningDataModule):
         return RunLoader(
             self.dataset,
             batch_sampler=RunBatches(self.batches, self.config.batch, self.stands_at, rank, world),
-            collate_fn=collate_run,
+            collate_fn=self.collate,
             num_workers=workers,
             persistent_workers=workers > 0,
         )

@@ -27,7 +27,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
 from cldm.model import Compositor, Conditions
-from cldm.training.randomness import StepRandomness, draw_step, shifted_timesteps, timesteps_by_dynamics
+from cldm.training.randomness import StepRandomness, shifted_timesteps
 from cldm.training.sharding import WHOLE, gathered, shard
 from ldm.settings.config import CheckedSettings, setting
 from ldm.training.checkpoints import trained
@@ -35,7 +35,7 @@ from ldm.training.diffusion import min_snr_weight, prediction_target
 
 
 @dataclass(frozen=True)
-class TrainConfig(CheckedSettings):
+class CompositorTrainConfig(CheckedSettings):
     """How to train; the defaults are the published recipe (AdamW 1e-5, constant rate)."""
 
     lr: float = setting(1e-5, low=0.0, help="learning rate after warm-up")
@@ -93,8 +93,16 @@ class TrainConfig(CheckedSettings):
     )
     seed: int = setting(0, help="seed of noise, timesteps and dropout")
 
+    def lr_factor(self, step: int, total: int) -> float:
+        """Factor on lr: linear warm-up, 1 until `hold`, then cosine decay to `final_lr` at `total` steps."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        start = max(self.warmup, self.hold * total)
+        progress = min(1.0, max(0.0, step - start) / max(1.0, total - start))
+        return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
-def trainable_parameters(model: Compositor, config: TrainConfig) -> list[nn.Parameter]:
+
+def trainable_parameters(model: Compositor, config: CompositorTrainConfig) -> list[nn.Parameter]:
     """Freeze what does not train; returns the rest. The control branches' first convolutions never train."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -118,7 +126,7 @@ def trainable_parameters(model: Compositor, config: TrainConfig) -> list[nn.Para
 class CompositorModule(pl.LightningModule):
     """The compositor with its loss and optimizer."""
 
-    def __init__(self, model: Compositor, config: TrainConfig) -> None:
+    def __init__(self, model: Compositor, config: CompositorTrainConfig) -> None:
         super().__init__()
         self.model = model
         self.config = config
@@ -144,11 +152,11 @@ class CompositorModule(pl.LightningModule):
         return EMAModel(self.parameters_to_train, decay=self.config.ema) if self.config.ema else None
 
     def configure_model(self) -> None:
-        """Where the devices share the parameters out, do so once."""
+        """Shard the parameters once, where the strategy asks for it."""
         if self.device_mesh is None or isinstance(self.model.unet, FSDPModule):
             return
         shard(self.model, self.device_mesh["data_parallel"])
-        self.parameters_to_train = [one for one in self.model.parameters() if one.requires_grad]
+        self.parameters_to_train = list(trained(self).values())
         self.average = self.fresh_average()
 
     def averaged_weights(self) -> dict[str, Tensor]:
@@ -167,7 +175,7 @@ class CompositorModule(pl.LightningModule):
         else:
             optimizer = torch.optim.AdamW(parameters, **values)  # not fused: Lightning clips in between
         total = self.trainer.max_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, total, config))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.lr_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -181,9 +189,12 @@ class CompositorModule(pl.LightningModule):
             latents = self.model.latent_space.encode(batch["target_pm1"])
         total = int(self.noise_schedule.config.num_train_timesteps)
         devices = (self.global_rank, self.trainer.world_size)
-        draws = draw_step(self.config.seed, self.batch_number, latents.shape, total, *devices)
+        draws = StepRandomness.draw(self.config.seed, self.batch_number, latents.shape, total, *devices)
         self.batch_number += 1
-        timesteps = self.timesteps(draws, batch["dynamics"], total)
+        timesteps = draws.timesteps
+        if self.config.timesteps == "dynamics":
+            timesteps = draws.timesteps_by_dynamics(batch["dynamics"].cpu(), total)
+        timesteps = shifted_timesteps(timesteps, self.config.timestep_shift, total).to(self.device)
         noise = draws.noise.to(latents)
         x = self.noise_schedule.add_noise(latents, noise, timesteps)
         prediction = self.model(x, timesteps, self.conditions(batch, draws.drops))
@@ -193,14 +204,6 @@ class CompositorModule(pl.LightningModule):
         self.last_loss = loss.detach()
         self.log("loss", self.last_loss, prog_bar=True, logger=False)
         return loss
-
-    def timesteps(self, draws: StepRandomness, dynamics: Tensor, total: int) -> Tensor:
-        """(b,) int64 on the device."""
-        if self.config.timesteps == "uniform":
-            chosen = draws.timesteps
-        else:
-            chosen = timesteps_by_dynamics(draws, dynamics.cpu(), total)
-        return shifted_timesteps(chosen, self.config.timestep_shift, total).to(dynamics.device)
 
     def conditions(self, batch: dict[str, Tensor], drops: Tensor) -> Conditions:
         """Conditions with dropout: zero-image tokens, blank hints. drops: (3, b) in [0, 1)."""
@@ -249,15 +252,6 @@ class CompositorModule(pl.LightningModule):
             set_model_state_dict(self, dict(checkpoint["average"]), options=WHOLE)
             shadow = {"shadow_params": [value.detach().clone() for value in self.parameters_to_train]}
             self.average.load_state_dict({**checkpoint["average_numbers"], **shadow})
-
-
-def lr_factor(step: int, total: int, config: TrainConfig) -> float:
-    """Factor on the learning rate: warm-up, 1 until `hold`, then cosine to `final_lr` at `total` steps."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    start = max(config.warmup, config.hold * total)
-    progress = min(1.0, max(0.0, step - start) / max(1.0, total - start))
-    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def weighted_error(

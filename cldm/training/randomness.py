@@ -27,31 +27,30 @@ class StepRandomness:
     drops: Tensor  # (3, b) in [0, 1): identity, detail, depth
     free: Tensor  # (b,) in [0, 1): below FREE the timestep stays as it is
 
+    @classmethod
+    def draw(
+        cls, seed: int, batch_number: int, shape: Sequence[int], timesteps: int, rank: int = 0, world: int = 1
+    ) -> StepRandomness:
+        """Of one batch. shape: (b, c, h, w) of one device; timesteps: of the noise schedule."""
+        b, count = shape[0], shape[0] * world
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + batch_number)
+        noise = torch.randn((count, *shape[1:]), generator=generator)
+        uniform = torch.randint(0, timesteps, (count,), generator=generator)
+        drops = torch.rand((3, count), generator=generator)
+        free = torch.rand(count, generator=generator)
+        mine = slice(rank * b, (rank + 1) * b)
+        return cls(noise[mine], uniform[mine], drops[:, mine], free[mine])
 
-def draw_step(
-    seed: int, batch_number: int, shape: Sequence[int], timesteps: int, rank: int = 0, world: int = 1
-) -> StepRandomness:
-    """Random numbers of one batch. shape: (b, c, h, w) of one device; timesteps: of the noise schedule."""
-    b, count = shape[0], shape[0] * world
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + batch_number)
-    noise = torch.randn((count, *shape[1:]), generator=generator)
-    uniform = torch.randint(0, timesteps, (count,), generator=generator)
-    drops = torch.rand((3, count), generator=generator)
-    free = torch.rand(count, generator=generator)
-    mine = slice(rank * b, (rank + 1) * b)
-    return StepRandomness(noise[mine], uniform[mine], drops[:, mine], free[mine])
+    def timesteps_by_dynamics(self, dynamics: Tensor, timesteps: int) -> Tensor:
+        """(b,) int64: the early half for moving sources, the late half for still ones, in 7 cases of 10.
 
-
-def timesteps_by_dynamics(draws: StepRandomness, dynamics: Tensor, timesteps: int) -> Tensor:
-    """(b,) int64: the early half for moving sources, the late half for still ones, in 7 cases of 10.
-
-    dynamics: (b,) of `datasets.base`; sources that are BOTH take all timesteps
-    """
-    half = draws.timesteps // 2  # uniform over the late half, where little noise is left
-    early, late = half + timesteps // 2, half
-    bound = draws.free >= FREE
-    chosen = torch.where(bound & (dynamics == MOVING), early, draws.timesteps)
-    return torch.where(bound & (dynamics == STILL), late, chosen)
+        dynamics: (b,) of `datasets.base`; sources that are BOTH take all timesteps
+        """
+        half = self.timesteps // 2  # uniform over the late half, where little noise is left
+        early, late = half + timesteps // 2, half
+        bound = self.free >= FREE
+        chosen = torch.where(bound & (dynamics == MOVING), early, self.timesteps)
+        return torch.where(bound & (dynamics == STILL), late, chosen)
 
 
 def shifted_timesteps(chosen: Tensor, shift: float, timesteps: int) -> Tensor:

@@ -16,7 +16,7 @@ from cldm.create import (
     create_unet,
 )
 from cldm.model import Compositor, ControlBranch, fuse
-from cldm.training.module import TrainConfig, trainable_parameters
+from cldm.training.module import CompositorTrainConfig, trainable_parameters
 from tests.cldm.small import SMALL
 
 
@@ -130,7 +130,7 @@ def test_parts_that_do_not_fit_are_refused(model: Compositor) -> None:
 @pytest.mark.parametrize("which", ["published", "all"])
 def test_first_convolution_stays_zero_over_50_steps(which: str, inputs: dict[str, torch.Tensor]) -> None:
     model = create_compositor(SMALL, seed=3)
-    parameters = trainable_parameters(model, TrainConfig(trainable=which))
+    parameters = trainable_parameters(model, CompositorTrainConfig(trainable=which))
     optimizer = torch.optim.AdamW(parameters, lr=1e-2)
     before = model.detail.net.controlnet_mid_block.weight.clone()
     for _ in range(50):
@@ -146,7 +146,7 @@ def test_first_convolution_stays_zero_over_50_steps(which: str, inputs: dict[str
 
 def test_published_groups_freeze_the_unet_encoder() -> None:
     model = create_compositor(SMALL)
-    trained = set(map(id, trainable_parameters(model, TrainConfig(train_projector=False))))
+    trained = set(map(id, trainable_parameters(model, CompositorTrainConfig(train_projector=False))))
     assert not any(id(p) in trained for p in model.unet.down_blocks.parameters())
     assert not any(id(p) in trained for p in model.identity.parameters())
     assert all(id(p) in trained for p in model.unet.up_blocks.parameters())

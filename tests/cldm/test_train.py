@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from cldm.pretrained import load_compositor
 from cldm.training.data import DataConfig
-from cldm.training.module import TrainConfig, lr_factor
+from cldm.training.module import CompositorTrainConfig
 from datasets.base import BOTH, PairDataset, Rejected, RunBatches, collate_pairs
 from datasets.inputs import Inputs
 from datasets.pairs import build_pair
@@ -33,7 +33,7 @@ def run_config(out: Path, scenes: Path, steps: int) -> RunConfig:
     return RunConfig(
         out=out, network=SMALL, pair=SMALL_CONFIG.pair, sampling=SMALL_CONFIG.sampling,
         data=DataConfig(scenes=scenes, batch=2, workers=0),
-        train=TrainConfig(lr=1e-3, trainable="all", ema=0.9, mask_weight=2.0, warmup=2),
+        train=CompositorTrainConfig(lr=1e-3, trainable="all", ema=0.9, mask_weight=2.0, warmup=2),
         trainer=TrainerConfig(max_steps=steps, accelerator="cpu", precision="32-true", clip=1.0, save_every=3,
                               log_every=1),
     )  # fmt: skip
@@ -76,8 +76,8 @@ def test_example_k_is_the_same_example_however_it_is_reached(scenes: Path) -> No
     one, other = PairDataset(source, SMALL_CONFIG.pair, 5), PairDataset(source, SMALL_CONFIG.pair, 5)
     forward = [one[k] for k in range(14)]
     assert all(torch.equal(other[k].detail_pm1, forward[k].detail_pm1) for k in (13, 2, 7))
-    assert {one.order(k) for k in range(12)} == set(range(12))
-    assert [one.order(k) for k in range(12)] != [one.order(k) for k in range(12, 24)]
+    assert {one.mixture(k)[1] for k in range(12)} == set(range(12))
+    assert [one.mixture(k) for k in range(12)] != [one.mixture(k) for k in range(12, 24)]
     changed = PairDataset(source, SMALL_CONFIG.pair, 6)[2]
     assert not torch.equal(changed.detail_pm1, forward[2].detail_pm1)
     assert list(RunBatches(4, 2, lambda: 2)) == [[4, 5], [6, 7]]
@@ -122,13 +122,13 @@ def test_missing_scenes_name_the_command(tmp_path: Path) -> None:
 
 
 def test_learning_rate_schedule() -> None:
-    config = TrainConfig(warmup=10, hold=0.5, final_lr=0.1)
-    rates = [lr_factor(step, 100, config) for step in range(101)]
+    config = CompositorTrainConfig(warmup=10, hold=0.5, final_lr=0.1)
+    rates = [config.lr_factor(step, 100) for step in range(101)]
     assert rates[0] == 0.1
     assert rates[9:51] == [1.0] * 42
     assert rates == rates[:51] + sorted(rates[51:], reverse=True)
     assert rates[100] == pytest.approx(0.1)
-    assert lr_factor(70, 100, TrainConfig()) == 1.0
+    assert CompositorTrainConfig().lr_factor(70, 100) == 1.0
 
 
 def test_first_stage_learns_and_is_compared_with_pca(scenes: Path, tmp_path: Path) -> None:

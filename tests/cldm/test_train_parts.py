@@ -13,9 +13,9 @@ from diffusers import DDIMScheduler
 import run_train_bifrost
 from cldm.create import create_compositor
 from cldm.training.data import DataConfig
-from cldm.training.module import CompositorModule, TrainConfig, weighted_error
+from cldm.training.module import CompositorModule, CompositorTrainConfig, weighted_error
 from cldm.training.probes import condition_sensitivity
-from cldm.training.randomness import draw_step, shifted_timesteps, timesteps_by_dynamics
+from cldm.training.randomness import StepRandomness, shifted_timesteps
 from cldm.training.records import COLUMNS
 from datasets.base import BOTH, MOVING, STILL, Mixture, PairDataset, RunBatches, collate_pairs, exact_counts
 from datasets.scenes.store import StoreSettings, render_shards
@@ -80,19 +80,19 @@ def test_devices_share_out_what_one_device_would_see() -> None:
     both = [list(RunBatches(5, 3, lambda: 1, rank, 2)) for rank in (0, 1)]
     assert [first + second for first, second in zip(*both, strict=True)] == one
     assert not {k for batch in both[0] for k in batch} & {k for batch in both[1] for k in batch}
-    whole = draw_step(1, 4, (6, 2, 3, 3), 1000)
+    whole = StepRandomness.draw(1, 4, (6, 2, 3, 3), 1000)
     for rank in (0, 1):
-        mine = draw_step(1, 4, (3, 2, 3, 3), 1000, rank, 2)
+        mine = StepRandomness.draw(1, 4, (3, 2, 3, 3), 1000, rank, 2)
         part = slice(3 * rank, 3 * rank + 3)
         assert torch.equal(mine.noise, whole.noise[part])
         assert torch.equal(mine.drops, whole.drops[:, part])
 
 
 def test_timesteps_by_dynamics() -> None:
-    draws = draw_step(0, 0, (4000, 1, 1, 1), 1000)
-    moving = timesteps_by_dynamics(draws, torch.full((4000,), MOVING), 1000)
-    still = timesteps_by_dynamics(draws, torch.full((4000,), STILL), 1000)
-    both = timesteps_by_dynamics(draws, torch.full((4000,), BOTH), 1000)
+    draws = StepRandomness.draw(0, 0, (4000, 1, 1, 1), 1000)
+    moving = draws.timesteps_by_dynamics(torch.full((4000,), MOVING), 1000)
+    still = draws.timesteps_by_dynamics(torch.full((4000,), STILL), 1000)
+    both = draws.timesteps_by_dynamics(torch.full((4000,), BOTH), 1000)
     assert torch.equal(both, draws.timesteps)
     assert (moving >= 500).float().mean().item() == pytest.approx(0.7 + 0.3 / 2, abs=0.03)
     assert (still < 500).float().mean().item() == pytest.approx(0.7 + 0.3 / 2, abs=0.03)
@@ -174,7 +174,7 @@ def test_gradient_checkpointing_changes_no_gradient(scenes: Path, trainable: str
     batch = collate_pairs([dataset[0], dataset[1]])
 
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
-        config = TrainConfig(trainable=trainable, gradient_checkpointing=checkpointing)
+        config = CompositorTrainConfig(trainable=trainable, gradient_checkpointing=checkpointing)
         module = CompositorModule(create_compositor(SMALL, 1), config).train()
         net = module.model
         on = [part.is_gradient_checkpointing for part in (net.unet, net.detail.net, net.depth.net)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cldm.training.data import DataConfig, open_sources
+from cldm.training.data import DataConfig
 from ldm.images import write_mask
 from ldm.settings.config import load_config
 from run_train_bifrost import RunConfig, TrainerConfig, train
@@ -64,15 +64,15 @@ def test_the_published_mixture_is_what_a_run_opens(monkeypatch: pytest.MonkeyPat
     config = load_config(
         RunConfig, ROOT / "configs/bifrost.yaml", [f"data.datasets={ROOT}/configs/datasets.yaml"]
     )
-    sources, weights = open_sources(config.data)
+    sources, weights = config.data.open_sources()
     assert dict(zip(sources, weights, strict=True))["sam"] == 120000
 
 
 def test_missing_data_names_file_and_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"datasets.yaml: sam: .*data/"):
-        open_sources(DataConfig(datasets=ROOT / "configs/datasets.yaml"))
+        DataConfig(datasets=ROOT / "configs/datasets.yaml").open_sources()
     with pytest.raises(ValueError, match="only one of them"):
         DataConfig(datasets=Path("a.yaml"), scenes=Path("b"))
     with pytest.raises(ValueError, match=r"data.datasets nor data.scenes"):
-        open_sources(DataConfig())
+        DataConfig().open_sources()
