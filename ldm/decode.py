@@ -105,12 +105,6 @@ def rgb_and_alpha(image: Image.Image, path: Path) -> tuple[np.ndarray, np.ndarra
     return np.ascontiguousarray(pixels[:, :, :3]), pixels[:, :, 3].copy() if target == "RGBA" else None
 
 
-def rgb_profile(image: Image.Image) -> bytes | None:
-    """The colour profile of a file, if it describes RGB; others do not hold for the converted pixels."""
-    profile = image.info.get("icc_profile") or b""
-    return profile if profile[16:20] == b"RGB " and image.mode in ("RGB", "RGBA", "P", "PA") else None
-
-
 def _deep_to_u8(image: Image.Image, path: Path) -> np.ndarray:
     """16-bit gray (h, w) -> uint8 over the full 16-bit range."""
     values = np.asarray(image)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from ldm.decode import mask_from, opened, rgb_and_alpha, rgb_profile, select_id, single_channel
+from ldm.decode import mask_from, opened, rgb_and_alpha, select_id, single_channel
 from ldm.files import write_atomic
 
 Box01 = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the image
@@ -44,7 +44,10 @@ class LoadedImage:
 def read_image(path: Path | str) -> LoadedImage:
     """Read any common image file as 8-bit RGB plus its alpha; 16-bit values are scaled, not clipped."""
     with opened(Path(path)) as image:
-        return LoadedImage(*rgb_and_alpha(image, Path(path)), rgb_profile(image))
+        profile = image.info.get("icc_profile") or b""
+        # The profile of another kind of file does not hold for the converted pixels.
+        is_rgb = profile[16:20] == b"RGB " and image.mode in ("RGB", "RGBA", "P", "PA")
+        return LoadedImage(*rgb_and_alpha(image, Path(path)), profile if is_rgb else None)
 
 
 def read_mask(

@@ -37,6 +37,7 @@ SCHEDULERS: dict[str, str] = {
     "dpm++": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+STEP_INPUTS = {"model_output", "timestep", "sample"}
 LOOP_METHODS = ("set_timesteps", "step", "scale_model_input", "add_noise")  # what sampling calls
 
 
@@ -128,24 +129,17 @@ def scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
     if kind is None:
         raise ValueError(nearest(name, SCHEDULERS, "scheduler"))
     try:
-        usable = _drives_the_loop(kind)
+        usable = all(hasattr(kind, method) for method in LOOP_METHODS)
     except ImportError as error:  # diffusers' stand-in for a class that needs another library
         raise ValueError(f"scheduler {name}: {first_line(error)}") from error
+    if usable:  # it must need nothing else in a step, and take the model's noise schedule as it is
+        step = list(inspect.signature(kind.step).parameters.values())[1:]
+        needed = {one.name for one in step if one.default is one.empty and one.kind != one.VAR_KEYWORD}
+        known = set(inspect.signature(kind.__init__).parameters)
+        usable = needed <= STEP_INPUTS and {"beta_schedule", "prediction_type"} <= known
     if not usable:
         raise ValueError(f"scheduler {name} is for other models; use one of {', '.join(SCHEDULERS)}")
     return kind
-
-
-def _drives_the_loop(kind: Any) -> bool:
-    """Whether a scheduler has what the loop calls and takes the model's noise schedule as it is."""
-    if not all(hasattr(kind, method) for method in LOOP_METHODS):
-        return False
-    step = list(inspect.signature(kind.step).parameters.values())[1:]
-    needed = {
-        one.name for one in step if one.default is inspect.Parameter.empty and one.kind != one.VAR_KEYWORD
-    }
-    known = set(inspect.signature(kind.__init__).parameters)
-    return needed <= {"model_output", "timestep", "sample"} and {"beta_schedule", "prediction_type"} <= known
 
 
 def make_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:

@@ -88,7 +88,10 @@ class DepthEstimator:
                 part = indices[start : start + batch_size]
                 inverse = self._inverse_depth(torch.stack([self.input.prepare(images_u8[i]) for i in part]))
                 for index, map_ in zip(part, inverse, strict=True):
-                    found[index] = _to_image_size(map_, images_u8[index].shape[:2])
+                    # Normalised first, so that bicubic overshoot is cut and not stretched.
+                    low_01, size = torch.from_numpy(normalize(map_.numpy())), images_u8[index].shape[:2]
+                    full = functional.interpolate(low_01[None, None], size, mode="bicubic")
+                    found[index] = normalize(full[0, 0].clamp(0, 1).numpy())
         return [found[index] for index in range(len(images_u8))]
 
     def _tell_patch_grid(self, neck: nn.Module, args: tuple[Any, ...]) -> tuple[Any, int, int]:
@@ -103,13 +106,6 @@ class DepthEstimator:
         if not torch.isfinite(predicted).all():
             raise ValueError(f"the depth network gave NaN or infinite values in {weight.dtype}; try float32")
         return (1 / predicted.clamp_min(1e-3) if self.metric else predicted).cpu()
-
-
-def _to_image_size(inverse: Tensor, size: tuple[int, ...]) -> np.ndarray:
-    """(n, m) -> depth_01 (h, w). Normalised first, so that bicubic overshoot is cut and not stretched."""
-    low_01 = torch.from_numpy(normalize(inverse.numpy()))
-    full = functional.interpolate(low_01[None, None], size=tuple(size), mode="bicubic", align_corners=False)
-    return normalize(full[0, 0].clamp(0, 1).numpy())
 
 
 def _load_config(source: Path | str) -> Any:

@@ -9,6 +9,7 @@ Legend: b rows of a batch, t tokens.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -94,9 +95,7 @@ class Chat:
             # The answer holds no image, so its tokens are counted on the texts before images are expanded.
             texts = self.text(ask), self.text(replace(ask, answer=None))
             whole, prompt = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
-            common = next(
-                (k for k, (a, b) in enumerate(zip(whole, prompt, strict=False)) if a != b), len(prompt)
-            )
+            common = len(os.path.commonprefix([whole, prompt]))
             length = int(real[row].sum())
             answers[row, length - (len(whole) - common) : length] = True
         if self.marks_answers:

@@ -21,8 +21,8 @@ from ldm.checkpoints import check_weights
 from ldm.files import read_json
 from ldm.mllm.chat import Chat, ChatExample
 from ldm.settings.config import check_settings, setting
-from ldm.training.batches import drawing
 from ldm.training.checkpoints import Layout
+from ldm.training.task import drawing
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LANGUAGE = ("language_model", "text_model")  # what families call their language model

@@ -1,12 +1,14 @@
-"""One file over HTTP: continued where it stopped, checked, and never under its final name before that."""
+"""Files from elsewhere: over HTTP, continued where it stopped and checked; archives, unpacked with care."""
 
 from __future__ import annotations
 
 import http.client
 import logging
+import tarfile
 import urllib.error
 import urllib.request
-from pathlib import Path
+import zipfile
+from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
@@ -16,6 +18,7 @@ log = logging.getLogger(__name__)
 
 DOWNLOAD_ATTEMPTS = 4
 BLOCK_BYTES = 1 << 20
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 TIMEOUT_S = 30
 
 
@@ -77,3 +80,31 @@ def fetch(url: str, part: Path) -> bool:
                 file.write(block)
                 bar.update(len(block))
     return total is None or part.stat().st_size == total
+
+
+def is_archive(path: Path) -> bool:
+    return path.name.endswith(ARCHIVES)
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Plain files and folders of an archive into `folder`; links and paths that lead outside are refused."""
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                for info in archive.infolist():
+                    link = (info.external_attr >> 16) & 0o170000 == 0o120000
+                    _require_inside(path, info.filename, plain=not link)
+                archive.extractall(folder)
+            return
+        with tarfile.open(path) as bundle:
+            for member in bundle:
+                _require_inside(path, member.name, plain=member.isfile() or member.isdir())
+            bundle.extractall(folder, filter="data")
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path}: not a readable archive ({error})") from None
+
+
+def _require_inside(path: Path, name: str, plain: bool) -> None:
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or ":" in name or not plain:
+        raise ValueError(f"{path}: refused: its member {name!r} is a link or leads out of the folder")

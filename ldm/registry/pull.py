@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path
 
 from ldm.files import file_sha256, first_line, read_json, write_json
-from ldm.registry.download import download
+from ldm.registry.download import download, is_archive, unpack
 from ldm.registry.models import UNFINISHED, Model, Source, folder_of, missing_files
-from ldm.registry.unpack import is_archive, unpack
 
 log = logging.getLogger(__name__)
 

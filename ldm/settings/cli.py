@@ -20,7 +20,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
 import typer
 
-from ldm.settings.config import Layer, flag_name, load_config, merge_layers, to_plain, yaml_layers
+from ldm.settings.config import Layer, flag_name, load_config, merge_layers, nested, to_plain, yaml_layers
 from ldm.settings.schema import flat_settings, from_text, members, range_name, section_of, type_name
 
 T = TypeVar("T")
@@ -63,8 +63,9 @@ def command(
     def verb(**given: Any) -> None:
         config = given.pop("config")
         layers = below if config is None else yaml_layers(config)
-        typed = {names[name]: value for name, value in given.items() if value not in (None, [], ())}
-        function(merge_layers(schema, [*layers, Layer(_nest(typed), flags=True)]))
+        typed = {name: value for name, value in given.items() if value not in (None, [], ())}
+        flags = [_flag_layer(*names[name], value) for name, value in typed.items()]
+        function(merge_layers(schema, [*layers, *flags, Layer({}, flags=True)]))
 
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     verb.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -173,19 +174,12 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _nest(typed: dict[tuple[str, Any], Any]) -> dict[str, Any]:
-    """Options as typed -> the nested mapping that a YAML file with the same content would hold."""
-    nested: dict[str, Any] = {}
-    for (key, hint), value in typed.items():
-        *sections, name = key.split(".")
-        node = nested
-        for section in sections:
-            node = node.setdefault(section, {})
-        try:
-            node[name] = from_text(hint, value) if isinstance(value, str) else value
-        except ValueError as error:
-            raise ValueError(f"{flag_name(key)}: {error}") from error
-    return nested
+def _flag_layer(key: str, hint: Any, value: Any) -> Layer:
+    """An option as typed, as a YAML file with the same content would hold it."""
+    try:
+        return Layer(nested(key, from_text(hint, value) if isinstance(value, str) else value), flags=True)
+    except ValueError as error:
+        raise ValueError(f"{flag_name(key)}: {error}") from error
 
 
 def _shown_default(key: str, field: Field, layers: Sequence[Layer]) -> str:

@@ -158,7 +158,7 @@ def _override_layer(schema: type, text: str) -> Layer:
     if not key or not equals:
         raise ValueError(f"an override looks like key=value, got {text!r}")
     hint = flat_settings(schema).get(former_names(schema).get(key, key), (None, str))[1]
-    return Layer(_nested(key, from_text(hint, value)), f"override {text}: ")
+    return Layer(nested(key, from_text(hint, value)), f"override {text}: ")
 
 
 def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -184,14 +184,14 @@ def _with_leaf(config: DictConfig, layer: Layer, key: str, hint: Any, value: Any
     try:
         if isinstance(value, bool) and not {bool, str} & set(members(hint)):
             raise TypeError  # OmegaConf would read true as the number 1.
-        return OmegaConf.merge(config, _nested(key, value))  # type: ignore[return-value]
+        return OmegaConf.merge(config, nested(key, value))  # type: ignore[return-value]
     except (OmegaConfBaseException, TypeError) as error:
         shown = ",".join(map(str, value)) if isinstance(value, list) else repr(value)
         wrong = f"{layer.spell(key)} must be {type_name(hint)}, got {shown}"
         raise ValueError(f"{layer.source}{wrong}") from error
 
 
-def _nested(key: str, value: Any) -> dict[str, Any]:
+def nested(key: str, value: Any) -> dict[str, Any]:
     """a.b, 3 -> {a: {b: 3}}"""
     for name in reversed(key.split(".")):
         value = {name: value}

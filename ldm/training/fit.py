@@ -19,10 +19,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from ldm.training.batches import Task
 from ldm.training.checkpoints import chosen_checkpoint
-from ldm.training.config import FitConfig, FitOutcome
 from ldm.training.run import TrainingRun
+from ldm.training.task import FitConfig, FitOutcome, Task
 
 
 def make_accelerator(config: FitConfig, out: Path) -> Accelerator:

@@ -21,7 +21,6 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ldm.seeds import seed_of
-from ldm.training.batches import Task, drawing, is_due
 from ldm.training.checkpoints import (
     CHECKPOINT_PREFIX,
     ResumableSampler,
@@ -31,8 +30,8 @@ from ldm.training.checkpoints import (
     trained,
     write_checkpoint,
 )
-from ldm.training.config import FitConfig
 from ldm.training.csv_log import CsvLogger
+from ldm.training.task import FitConfig, Task, drawing, is_due
 
 log = logging.getLogger(__name__)
 

@@ -30,9 +30,9 @@ from ldm.files import write_atomic
 from ldm.seeds import seed_of
 from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import CheckedSettings, check_settings, dump_yaml, setting
-from ldm.training.batches import drawing
 from ldm.training.checkpoints import Layout
 from ldm.training.fit import FitConfig, Task, fit, make_accelerator
+from ldm.training.task import drawing
 
 log = logging.getLogger(__name__)
 
