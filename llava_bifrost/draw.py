@@ -30,37 +30,26 @@ def draw_candidates(
     Each label says rank, depth, and where there is one the score. Anchors are drawn thin and white.
     """
     scale = max(1.0, SIDE / max(rgb_u8.shape[:2]))
-    size = (round(rgb_u8.shape[0] * scale), round(rgb_u8.shape[1] * scale))
-    canvas = Image.fromarray(resize(rgb_u8, size, how="linear"))
-    pen = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=max(14, max(size) // 42))
+    h, w = round(rgb_u8.shape[0] * scale), round(rgb_u8.shape[1] * scale)
+    canvas = Image.fromarray(resize(rgb_u8, (h, w), how="linear"))
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=max(14, max(h, w) // 42))
+
+    def draw(box01: Sequence[float], label: str, colour: tuple[int, int, int], width: int) -> None:
+        """One rectangle, its label inside the image at its upper left corner."""
+        x0, y0, x1, y1 = (round(value) for value in box_from_01(box01, (h, w)))
+        pen.rectangle((x0, y0, min(x1, w - 1), min(y1, h - 1)), outline=colour, width=width)
+        left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
+        wide, high = round(right - left) + 2 * PAD, round(bottom - top) + 2 * PAD
+        x, y = min(x0, w - wide), (y0 - high if y0 >= high else y0)
+        pen.rectangle((x, y, x + wide, y + high), fill=colour)
+        ink = (255, 255, 255) if sum(colour) < 600 else (0, 0, 0)
+        pen.text((x + PAD - left, y + PAD - top), label, fill=ink, font=font)
+
     for name, place in (anchors or {}).items():
-        _box(pen, font, place.box01_xyxy, size, name, ANCHOR, width=1)
-    for number in range(len(candidates), 0, -1):
-        one = candidates[number - 1]
-        score = "" if one.score is None else f"  score {one.score:.2f}"
-        label = f"{number}  depth {one.location.depth:.2f}{score}"
+        draw(place.box01_xyxy, name, ANCHOR, width=1)
+    for number, candidate in reversed(list(enumerate(candidates, 1))):
+        score = "" if candidate.score is None else f"  score {candidate.score:.2f}"
+        label = f"{number}  depth {candidate.location.depth:.2f}{score}"
         colour = COLOURS[(number - 1) % len(COLOURS)]
-        _box(pen, font, one.location.box01_xyxy, size, label, colour, width=4 if number == 1 else 2)
+        draw(candidate.location.box01_xyxy, label, colour, width=4 if number == 1 else 2)
     return np.array(canvas)
-
-
-def _box(
-    pen: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    box01: Sequence[float],
-    size_hw: tuple[int, int],
-    label: str,
-    colour: tuple[int, int, int],
-    width: int,
-) -> None:
-    """One rectangle, its label inside the image at its upper left corner."""
-    h, w = size_hw
-    x0, y0, x1, y1 = (round(value) for value in box_from_01(box01, size_hw))
-    pen.rectangle((x0, y0, min(x1, w - 1), min(y1, h - 1)), outline=colour, width=width)
-    left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
-    wide, high = round(right - left) + 2 * PAD, round(bottom - top) + 2 * PAD
-    x, y = min(x0, w - wide), (y0 - high if y0 >= high else y0)
-    pen.rectangle((x, y, x + wide, y + high), fill=colour)
-    ink = (255, 255, 255) if sum(colour) < 600 else (0, 0, 0)
-    pen.text((x + PAD - left, y + PAD - top), label, fill=ink, font=font)

@@ -1,8 +1,8 @@
-"""The ground of an image from its depth map: the plane, its horizon, and the surfaces on which things stand.
+"""The ground of an image from its depth map: the plane, its horizon, and where it can be seen.
 
 Inverse depth is affine in the image coordinates of a plane, so a plane is three numbers:
 d(x, y) = a x + b y + c with x, y in fractions of the image. Relative inverse depth d = (1/z - low) / range
-hides where 1/z = 0 lies; that value of d, `horizon_d`, is what sizes need: a thing of fixed size covers a
+hides where 1/z = 0 lies; that value of d, `horizon_d`, is what sizes need: an object of fixed size covers a
 width proportional to d - horizon_d. It follows from a wall, because walls and ground are at right angles.
 
 Legend: h w pixels of the depth map, k points, p planes.
@@ -16,6 +16,7 @@ import numpy as np
 
 from ldm.images import resize
 
+# All are chosen, by looking at the planes of rendered rooms and photographs.
 WORKING_SIDE = 96  # pixels of the longer side; planes need no more
 HYPOTHESES = 500  # planes tried
 REACH = 0.14  # largest distance of the three points of a hypothesis, fraction of the image
@@ -23,10 +24,10 @@ TOLERANCE = 0.012  # depth; points on a plane lie within it
 STEEP = 0.15  # least gain of depth per image height of a plane that can be ground
 SPARSE = 5  # every so many points are enough to choose among planes
 PIECE = 0.004  # of a mask; smaller pieces do not count
-BELOW = 0.02  # share of points that may lie below the ground
-LEAST_SHARE = 0.03  # of the image that a plane must cover
+BELOW = 0.02  # fraction of points that may lie below the ground
+LEAST_AREA = 0.03  # of the image that a plane must cover
 VIEW_DEGREES = 47.0  # field of view of the longer side that is taken where nothing is known
-HORIZON_D = -0.45  # depth at infinity where no wall tells it: the farthest point is 3.2 times the nearest
+HORIZON_D = -0.45  # depth at infinity where no wall shows it: the farthest point is 3.2 times the nearest
 FARTHEST_HORIZON = -1.2  # least depth at infinity that is believed
 
 
@@ -54,7 +55,7 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Ground:
-    """The plane on which things stand, and where it can be seen."""
+    """The plane on which objects stand, and where it can be seen."""
 
     plane: Plane
     horizon_d: float  # depth at infinity, not above 0
@@ -63,7 +64,7 @@ class Ground:
     measured: bool  # False: the image shows no ground, and a level one is assumed
 
     def scale(self, d: np.ndarray | float) -> np.ndarray | float:
-        """Size in the image of a thing at depth d, relative to its true size; at least 0.02."""
+        """Size in the image of an object at depth d, relative to its true size; at least 0.02."""
         return np.maximum(np.asarray(d) - self.horizon_d, 0.02)
 
 
@@ -73,9 +74,12 @@ def fit_ground(depth_01: np.ndarray, view_degrees: float = VIEW_DEGREES) -> Grou
     Where no plane fits, a level ground is assumed: farthest in the middle of the image, nearest at its
     lower edge.
     """
-    small, points = _points(depth_01)
-    h, w = small.shape
-    planes = _hypotheses(small, points)
+    scale = min(1.0, WORKING_SIDE / max(depth_01.shape))
+    h, w = (max(8, round(side * scale)) for side in depth_01.shape)
+    small = resize(depth_01.astype(np.float32), (h, w), how="nearest")
+    y, x = np.mgrid[0:h, 0:w]
+    points = np.stack([(x + 0.5) / w, (y + 0.5) / h, small], axis=-1).reshape(-1, 3).astype(np.float64)
+    planes = _hypotheses(h, w, points)
     plane = _lowest(planes, points)
     if plane is None:
         level = Plane(0.0, 2 * (1 - float(small.min())), float(small.min()) * 2 - 1)
@@ -86,19 +90,8 @@ def fit_ground(depth_01: np.ndarray, view_degrees: float = VIEW_DEGREES) -> Grou
     return Ground(plane, horizon_d, seen, hull(seen), True)
 
 
-def _points(depth_01: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The map at working size (h, w), and its points (h w, 3) as x, y, d."""
-    scale = min(1.0, WORKING_SIDE / max(depth_01.shape))
-    size = (max(8, round(depth_01.shape[0] * scale)), max(8, round(depth_01.shape[1] * scale)))
-    small = resize(depth_01.astype(np.float32), size, how="nearest")
-    h, w = small.shape
-    y, x = np.mgrid[0:h, 0:w]
-    return small, np.stack([(x + 0.5) / w, (y + 0.5) / h, small], axis=-1).reshape(-1, 3).astype(np.float64)
-
-
-def _hypotheses(small: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Planes (p, 3) through three points that lie close together."""
-    h, w = small.shape
+def _hypotheses(h: int, w: int, points: np.ndarray) -> np.ndarray:
+    """Planes (p, 3) through three of the points (h w, 3) of x, y, d that lie close together."""
     rng = np.random.default_rng(0)
     first = np.stack([rng.integers(0, h, HYPOTHESES), rng.integers(0, w, HYPOTHESES)])
     reach = np.array([max(2, round(REACH * h)), max(2, round(REACH * w))])
@@ -112,6 +105,11 @@ def _hypotheses(small: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.linalg.solve(system[usable], three[usable][:, :, 2:])[:, :, 0]
 
 
+def _residuals(planes: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Depth of points above planes (p, k)."""
+    return points[:, 2] - (planes[:, :2] @ points[:, :2].T + planes[:, 2:])
+
+
 def _residual(plane: Plane, points: np.ndarray) -> np.ndarray:
     """Depth of points above a plane (k,)."""
     return points[:, 2] - np.asarray(plane.at(points[:, 0], points[:, 1]))
@@ -122,13 +120,12 @@ def _lowest(planes: np.ndarray, points: np.ndarray) -> Plane | None:
     rising = planes[(planes[:, 1] > STEEP) & (np.abs(planes[:, 0]) < planes[:, 1])]
     if not len(rising):
         return None
-    some = points[::SPARSE]
-    above = some[:, 2] - (rising[:, :2] @ some[:, :2].T + rising[:, 2:])  # (p, k)
+    above = _residuals(rising, points[::SPARSE])
     on = (np.abs(above) < TOLERANCE).mean(axis=1)
     below = (above < -2 * TOLERANCE).mean(axis=1)
     score = on - 3 * np.maximum(below - BELOW, 0)
     best = int(np.argmax(score))
-    return Plane(*(float(value) for value in rising[best])) if score[best] > LEAST_SHARE else None
+    return Plane(*map(float, rising[best])) if score[best] > LEAST_AREA else None
 
 
 def _refined(plane: Plane, points: np.ndarray, rounds: int = 3) -> Plane:
@@ -150,13 +147,13 @@ def _horizon(
     rest = points[_residual(ground, points) > 3 * TOLERANCE]
     rest = rest[rest[:, 1] < np.quantile(points[:, 1], 0.7)]
     walls = planes[planes[:, 1] < 0.5 * ground.b]
-    if len(rest) < LEAST_SHARE * len(points) or not len(walls):
+    least = LEAST_AREA * len(points)
+    if len(rest) < least or not len(walls):
         return HORIZON_D
-    some = rest[::SPARSE]
-    on = (np.abs(some[:, 2] - (walls[:, :2] @ some[:, :2].T + walls[:, 2:])) < TOLERANCE).sum(axis=1)  # (p,)
-    if SPARSE * on.max() < LEAST_SHARE * len(points):
+    on = (np.abs(_residuals(walls, rest[::SPARSE])) < TOLERANCE).sum(axis=1)  # (p,)
+    if SPARSE * on.max() < least:
         return HORIZON_D
-    wall = _refined(Plane(*(float(value) for value in walls[int(np.argmax(on))])), rest)
+    wall = _refined(Plane(*map(float, walls[int(np.argmax(on))])), rest)
     h, w = size_hw
     half = np.tan(np.radians(view_degrees) / 2)
     half_x, half_y = (half, half * h / w) if w >= h else (half * w / h, half)

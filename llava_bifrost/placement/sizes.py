@@ -1,6 +1,6 @@
-"""How large things usually are: the only knowledge of the world that the geometric placer has.
+"""How large objects usually are: the only knowledge of the world that the geometric placer has.
 
-A size is the square root of width times height of the thing as it stands, in metres.
+A size is the square root of width times height of the object as it stands, in metres; estimated by hand.
 """
 
 import re
@@ -38,9 +38,9 @@ SIZES: dict[str, float] = {
 # Objects that touch the ground behind their lowest visible point: their middle is much nearer than that.
 ROUND = {"ball", "sphere", "egg", "capsule", "balloon", "globe", "apple", "orange", "pumpkin", "melon"}
 RELIEF, ROUND_RELIEF = 0.06, 0.36  # by which the middle is nearer, in units of width times scale; chosen
-COMMON = 0.4  # metres, of a target that is not in the table beside an anchor that is
-EDGE = 0.01  # of the image; what comes closer to its border may be cut off
-UNANCHORED = 0.3  # share of the shorter side that a thing covers in the middle distance, where nothing helps
+COMMON = 0.4  # metres, of a target that is not in the table beside an anchor that is; chosen
+EDGE = 0.01  # of the image; what comes closer to its border may be cut off; chosen
+UNANCHORED = 0.3  # fraction of the shorter side covered in the middle distance, where nothing helps; chosen
 
 
 def usual_size(name: str) -> float | None:
@@ -56,8 +56,7 @@ def depth_relief(name: str) -> float:
 
 def size_px(place: Place, size_hw: tuple[int, int]) -> float:
     """Square root of the box's area in pixels."""
-    x0, y0, x1, y1 = place.box01_xyxy
-    return float(((x1 - x0) * size_hw[1] * (y1 - y0) * size_hw[0]) ** 0.5)
+    return float((place.width * size_hw[1] * (place.y1 - place.y0) * size_hw[0]) ** 0.5)
 
 
 def size_at_one(
@@ -76,26 +75,18 @@ def size_at_one(
     if relative is not None and named:
         first = next(iter(named.values()))
         return relative * size_px(first, size_hw) / float(ground.scale(first.d))
-    wanted, whole = usual_size(target), _whole(known) or known
-    # Like with like: a thing of known size beside such things, a nameless one beside nameless ones.
-    alike = {name: one for name, one in whole.items() if (usual_size(name) is None) == (wanted is None)}
+    usual = usual_size(target)
+    inner = {name: place for name, place in known.items()  # what the border of the image does not cut off
+             if min(place.x0, place.y0) > EDGE and max(place.x1, place.y1) < 1 - EDGE} or known  # fmt: skip
+    # Like with like: an object of known size beside such objects, an unknown one beside unknown ones.
+    alike = {name: place for name, place in inner.items() if (usual_size(name) is None) == (usual is None)}
     sizes = []
-    for name, place in (alike or whole).items():
-        usual = usual_size(name)
-        ratio = 1.0 if usual is None else (wanted or COMMON) / usual
+    for name, place in (alike or inner).items():
+        other = usual_size(name)
+        ratio = 1.0 if other is None else (usual or COMMON) / other
         sizes.append(ratio * size_px(place, size_hw) / float(ground.scale(place.d)))
     if sizes:
         sizes.sort()
         middle = len(sizes) // 2
         return sizes[middle] if len(sizes) % 2 else (sizes[middle - 1] * sizes[middle]) ** 0.5
     return UNANCHORED * min(size_hw) / float(ground.scale(0.5))
-
-
-def _whole(known: Mapping[str, Place]) -> dict[str, Place]:
-    """The things that the border of the image does not cut off."""
-    inner = {}
-    for name, place in known.items():
-        x0, y0, x1, y1 = place.box01_xyxy
-        if min(x0, y0) > EDGE and max(x1, y1) < 1 - EDGE:
-            inner[name] = place
-    return inner
