@@ -53,7 +53,7 @@ def measured(count: int) -> dict[str, dict[str, float]]:
     seconds = 0.0
     for case, depth, every in cases(count):
         # The cut-out gives the object's aspect; here that of the true solid.
-        x0, y0, x1, y1 = case.truth.box01_xyxy
+        x0, y0, x1, y1 = case.ground_truth.box01_xyxy
         item = Item((x1 - x0) / (y1 - y0))
         named = {name: every[name] for name in case.request.anchors}
         for row, known in (("all things known", every), ("named things known", named)):

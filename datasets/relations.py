@@ -25,7 +25,7 @@ ALL_RELATIONS = (*RELATIONS, "above", "under", "between")  # what `holds` decide
 SIDE = 0.5  # centres apart by more than this fraction of the mean width: left or right
 DEPTH_STEP = 0.06  # depths apart by at least this: in front or behind
 NEAR_GAP = 0.06  # boxes of neighbours are horizontally closer than this fraction of the image
-FOOT = 0.65  # what stands on an object has its lower edge in the upper 65 % of the object's box
+CONTACT_BAND = 0.65  # what stands on an object has its lower edge in the upper 65 % of the object's box
 TOP = 0.15  # what lies under an object keeps clear of the upper 15 % of the object's box
 CONTACT = 0.001  # depth between an object and its support that margins forgive; single pairs have to meet
 X_SCALE, Y_SCALE, DEPTH_SCALE = 0.04, 0.03, 0.05  # slack that counts as a margin of 1; chosen
@@ -178,7 +178,7 @@ def _beside(a: _Edges, b: _Edges) -> dict[str, Any]:
 
 def _on(a: _Edges, b: _Edges) -> Any:
     edges = _min(a.middle - b.x0, b.x1 - a.middle) / X_SCALE
-    top = _min(a.y1 - b.y0, b.y0 + FOOT * (b.y1 - b.y0) - a.y1, b.y0 - a.y0) / Y_SCALE
+    top = _min(a.y1 - b.y0, b.y0 + CONTACT_BAND * (b.y1 - b.y0) - a.y1, b.y0 - a.y0) / Y_SCALE
     return _min(edges, top, (CONTACT - gap(a.far, a.near, b.far, b.near)) / 0.01)
 
 
@@ -190,9 +190,11 @@ def _above(a: _Edges, b: _Edges) -> Any:
     a's top to a's lower part. Never true both ways.
     """
     meet = (_ABOVE_STEP - gap(a.far, a.near, b.far, b.near)) / DEPTH_SCALE
-    over = _min(a.middle - b.x0, b.x1 - a.middle, b.y0 + FOOT * (b.y1 - b.y0) - a.y1)
+    over = _min(a.middle - b.x0, b.x1 - a.middle, b.y0 + CONTACT_BAND * (b.y1 - b.y0) - a.y1)
     tall = a.y1 - a.y0
-    spans = _min(b.middle - a.x0, a.x1 - b.middle, b.y0 - a.y0 - TOP * tall, b.y1 - a.y0 - FOOT * tall)
+    spans = _min(
+        b.middle - a.x0, a.x1 - b.middle, b.y0 - a.y0 - TOP * tall, b.y1 - a.y0 - CONTACT_BAND * tall
+    )
     return _min(meet, _min(b.y0 - a.y0, _max(over, spans)) / Y_SCALE)
 
 

@@ -5,7 +5,7 @@
       "meta": {"request", "box01_xyxy", "depth", "far", "near", "anchors", ...}}]
 
 Images lie in images/ beside the JSON file, or beside it. A record without `<image>` would train a model that
-never sees, as the published builder's did; it is refused.
+never sees the image, as the published builder's did; it is refused.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class Locator:
         ]
 
     def find_anchors(self, rgb_u8: np.ndarray, request: Request | None) -> dict[str, Place]:
-        """The anchors of a request, as the locator itself sees them: its answers to "Replace the ..."."""
+        """The anchors of a request, as the locator itself finds them: its answers to "Replace the ..."."""
         names = () if request is None else request.anchors
         texts = [f"Replace the {name} with the reference image" for name in names]
         found = self.locate_many([rgb_u8] * len(texts), texts) if texts else []

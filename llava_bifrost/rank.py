@@ -5,7 +5,7 @@
     support      the depth of what is seen at the lower edge of the box against the depth of the object
     size         against the size that the anchors and a small table of nouns suggest at this depth
 
-What cannot be judged (no depth map, no anchors) is left out. The score is the product.
+What cannot be decided (no depth map, no anchors) is left out. The score is the product.
 """
 
 from __future__ import annotations

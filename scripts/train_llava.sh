@@ -1,5 +1,5 @@
 #!/bin/sh
-# Trains a locator: LoRA on LLaVA-1.5, or on any other model that sees. Run again to continue.
+# Trains a locator: LoRA on LLaVA-1.5, or on any other vision-language model. Run again to continue.
 #   sh scripts/train_llava.sh                                        configs/llava_bifrost/train.yaml
 #   sh scripts/train_llava.sh fit.batch=4 out=runs/short             the same with other settings
 #   PROCESSES=4 sh scripts/train_llava.sh                            on four GPUs, through accelerate

@@ -1,7 +1,7 @@
 """Counterfactual questions from annotated photographs: remove an object, ask where it was.
 
 The object is cut out by its own segmentation, dilated; the hole is filled; depth is estimated on the filled
-and on the original image and brought into the frame of the filled one, which is what the compositor sees
+and on the original image and brought into the frame of the filled one, which is what the compositor gets
 as background. Removal: objects.py, questions: questions.py, published rules: published.py.
 
 Legend: h w pixels.
@@ -55,7 +55,7 @@ class CocoBuild(OutputSettings):
     replace: float = setting(0.1, low=0, high=1, help="fraction of images that also ask to replace an object")
     published: bool = setting(False, help="the published filters and 2D relation rules, for parity")
     thresholds: Thresholds = setting(Thresholds(), help="which objects are used")
-    relations: RelationRules = setting(RelationRules(), help="what is said of them; not with published")
+    relations: RelationRules = setting(RelationRules(), help="what is stated of them; not with published")
     batch: int = setting(8, low=1, help="images per chunk, built together")
     workers: int = setting(2, low=1, help="threads that read and fill")
     device: str = setting("auto", help="auto, cuda, mps or cpu")

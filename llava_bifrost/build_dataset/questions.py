@@ -131,7 +131,7 @@ def _place_sample(
         true = true_facts([found.place(centre=True), found.place()], anchors, options.relations)
         true = [fact for fact in true if fact[0] != "on" or fact[1][0] in touching]
         if not true:
-            raise Rejected("no relation: nothing can be said of the target and an object that has a name")
+            raise Rejected("no relation: nothing can be stated of the target and an object that has a name")
         request = word_request(target.category, choose_facts(true, options.relations.most, one.rng), one.rng)
         location = Location.of(found.place(options.format == "center"))
         facts = {"center": rounded(found.centre), "median": rounded(found.median),
@@ -208,11 +208,11 @@ def align_depth(frame_01: np.ndarray, depth_01: np.ndarray, shared: np.ndarray) 
     scale, shift = _first_fit(x, y)
     for _ in range(ROUNDS):
         residual = np.abs(scale * x + shift - y)
-        kept = residual <= max(TRIM * 1.4826 * float(np.median(residual)), FLOOR)
-        centre = x[kept].mean()
-        spread = ((x[kept] - centre) ** 2).sum()
-        scale = float(((x[kept] - centre) * (y[kept] - y[kept].mean())).sum() / max(spread, 1e-12))
-        shift = float(y[kept].mean() - scale * centre)
+        close = residual <= max(TRIM * 1.4826 * float(np.median(residual)), FLOOR)
+        centre = x[close].mean()
+        spread = ((x[close] - centre) ** 2).sum()
+        scale = float(((x[close] - centre) * (y[close] - y[close].mean())).sum() / max(spread, 1e-12))
+        shift = float(y[close].mean() - scale * centre)
     residual = np.abs(scale * x + shift - y)
     if scale <= 0:
         raise Rejected("depth frames: near and far are exchanged by the removal")

@@ -49,12 +49,12 @@ class Built:
 
 
 def rounded(value: float) -> float:
-    """The digits that are kept in the metadata."""
+    """Rounded to the digits that the metadata holds."""
     return round(float(value), DIGITS)
 
 
 def rounded_place(box01_xyxy: Sequence[float], d: float, far: float, near: float) -> Place:
-    """A place of the numbers that the metadata keeps, so that who reads them judges the same."""
+    """A place in the numbers that the metadata holds, so that its readers decide the same relations."""
     x0, y0, x1, y1 = (rounded(value) for value in box01_xyxy)
     far, near = rounded(min(max(far, 0.0), 1.0)), rounded(min(max(near, 0.0), 1.0))
     return Place((x0, y0, x1, y1), min(max(rounded(d), far), near), far, near)

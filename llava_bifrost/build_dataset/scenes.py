@@ -38,7 +38,7 @@ class ScenesBuild(OutputSettings):
     scenes: Path = setting(help="folder of shards made by `python -m datasets.scenes render`")
     questions: int = setting(3, low=0, help="most different Place questions of a scene")
     replace: int = setting(1, low=0, help="Replace questions of a scene, about solids that stand free")
-    placements: int = setting(3, low=0, help="Place questions of a scene about new things; full views only")
+    placements: int = setting(3, low=0, help="Place questions of a scene about new objects; full views only")
     visible: float = setting(0.4, low=0, high=1, help="least visible fraction of a solid that is named")
     area: float = setting(0.004, low=0, high=1, help="least fraction of the image of a solid that is named")
     relations: RelationRules = setting(

@@ -24,12 +24,12 @@ ORDERED = {"in front of": 1, "behind": -1}
 
 @dataclass(frozen=True, eq=False)
 class LocatorCase:
-    """One question. world: the room behind the image, where it is known; truth: one right answer."""
+    """One question. world: the room behind the image, where it is known; ground_truth: one right answer."""
 
     name: str
     image_u8: np.ndarray
     request: Request
-    truth: Location
+    ground_truth: Location
     anchors: Mapping[str, Place]
     world: World | None = None
 
@@ -44,7 +44,7 @@ Measures = dict[str, float]
 def failed(case: LocatorCase) -> Measures:
     """What an unreadable answer gets: every rule broken."""
     errors = ("box_l1", "centre", "depth_error", "published_box_mse", "published_depth_mse")
-    return {name: float(name in errors) for name in measure_answer(case, case.truth)}
+    return {name: float(name in errors) for name in measure_answer(case, case.ground_truth)}
 
 
 def measure_answer(case: LocatorCase, where: Location) -> Measures:
@@ -52,14 +52,14 @@ def measure_answer(case: LocatorCase, where: Location) -> Measures:
 
     Distances are to one right answer; for a place to put something, other answers are right too.
     """
-    ours, truth = np.array(where.box01_xyxy), np.array(case.truth.box01_xyxy)
+    ours, truth = np.array(where.box01_xyxy), np.array(case.ground_truth.box01_xyxy)
     measures = {
         "parsed": 1.0,
-        "iou": iou(where.box01_xyxy, case.truth.box01_xyxy),
+        "iou": iou(where.box01_xyxy, case.ground_truth.box01_xyxy),
         "box_l1": float(np.abs(ours - truth).mean()),
         "centre": float(np.linalg.norm((ours[:2] + ours[2:] - truth[:2] - truth[2:]) / 2)),
-        "depth_error": abs(where.depth - case.truth.depth),
-        **published(where, case.truth),
+        "depth_error": abs(where.depth - case.ground_truth.depth),
+        **published(where, case.ground_truth),
     }
     if case.request.replace:
         return measures
@@ -78,32 +78,32 @@ def measure_answer(case: LocatorCase, where: Location) -> Measures:
     return measures
 
 
-def published(where: Location, truth: Location) -> Measures:
+def published(where: Location, ground_truth: Location) -> Measures:
     """The three numbers of the paper's Table 2, computed as its code does.
 
     Mean squared error of the box and of the depth, and the fraction of answers with an "IoU" above 0.5, where
     "IoU" adds 1 to every side as if fractions were pixels: even boxes that do not meet score up to 0.5.
     """
-    a, b = where.box01_xyxy, truth.box01_xyxy
+    a, b = where.box01_xyxy, ground_truth.box01_xyxy
     inner = max(0.0, min(a[2], b[2]) - max(a[0], b[0]) + 1) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
     areas = [(box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (a, b)]
     return {
         "published_box_mse": float(np.square(np.array(a) - np.array(b)).mean()),
         "published_iou": float(inner / (sum(areas) - inner) > 0.5),
-        "published_depth_mse": (where.depth - truth.depth) ** 2,
+        "published_depth_mse": (where.depth - ground_truth.depth) ** 2,
     }
 
 
 def standing(world: World, target: str, where: Location) -> dict[str, bool]:
     """Whether a solid of the target's shape at this place stands on something, is as large as such solids
-    are, and touches nothing. It is judged on the surface where its foot fits best."""
+    are, and touches nothing. The surface is the one where its lower edge fits best."""
     shape = SHAPE_NAMES.index(target.split()[-1])
     count = len(world.surfaces)
     x0, y0, x1, y1 = where.box01_xyxy
     every = np.arange(count)
     middles, depths = np.full(count, (x0 + x1) / 2), np.full(count, where.depth)
     solids = world.stand(np.full(count, shape), every, middles, depths)
-    off = np.abs(solids.box[:, 3] - y1) + np.where(world.footing(solids) < -TOUCH, 1.0, 0.0)
+    off = np.abs(solids.box[:, 3] - y1) + np.where(world.support_margin(solids) < -TOUCH, 1.0, 0.0)
     best = int(np.argmin(off))
     width, height = solids.box[best, 2:] - solids.box[best, :2]
     return {

@@ -187,8 +187,8 @@ def controls(
     answers = {SHUFFLED: greedy_answers(locator, cases, [images[i] for i in other], batch)}
     if blind is not None:
         answers[IMAGE_FREE] = greedy_answers(blind, cases, images, batch)
-    x0, y0, x1, y1 = map(float, np.median([case.truth.box01_xyxy for case in cases], axis=0))
-    constant = Location((x0, y0, x1, y1), float(np.median([case.truth.depth for case in cases])))
+    x0, y0, x1, y1 = map(float, np.median([case.ground_truth.box01_xyxy for case in cases], axis=0))
+    constant = Location((x0, y0, x1, y1), float(np.median([case.ground_truth.depth for case in cases])))
     answers[CONSTANT] = [constant] * len(cases)
     return {name: measure_all(cases, found) for name, found in answers.items()}
 

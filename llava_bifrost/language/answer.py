@@ -144,7 +144,7 @@ def satisfies(where: Location | Place, request: Request, anchors: Mapping[str, P
     """Each clause of the request -> whether it is true: {"behind the sofa": True, ...}.
 
     anchors: name -> place, for every name in the request. For a request to replace, the target's own place
-    decides (IoU at least 0.5) where it is given; otherwise nothing can be judged and the answer is empty.
+    decides (IoU at least 0.5) where it is given; otherwise nothing can be decided and the answer is empty.
     """
     if request.replace and request.target not in {" ".join(name.lower().split()) for name in anchors}:
         return {}

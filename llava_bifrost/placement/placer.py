@@ -182,7 +182,7 @@ def _preference_score(
     named: Mapping[str, Place],
 ) -> np.ndarray:
     """How good candidates look apart from the relations themselves, (k,), about 0 to 3."""
-    left, right, front, back = plan(view, able.x, able.w, able.foot)
+    left, right, front, back = plan(view, able.x, able.w, able.contact)
     total = np.minimum(visible / 0.7, 1.0) - 0.5 * np.abs(np.log(able.size))
     for phrase, name in request.relations:
         anchor, relation = named[name], PHRASES[phrase]

@@ -24,7 +24,7 @@ DEPTHS = (0.03, 0.98)  # where objects may stand
 THICK = 0.85  # thickness of a known object relative to its width
 BACK = 0.85  # how far behind its contact point an object stands, relative to its width
 SLIM = 0.95  # of the radius of an object's circle that must be free
-CONTACT = 0.03  # depth by which what is seen in a box may be nearer without hiding the object
+OCCLUSION = 0.03  # depth by which what is seen in a box may be nearer without hiding the object
 ROOM = 0.25  # least visible fraction of an object
 RAISED = 1.06  # nearer than the ground by this factor: another surface
 LEVEL = 3.0  # largest difference in slope, in units of TOLERANCE per working pixel, of a level surface
@@ -42,7 +42,7 @@ class CandidatePlacements:
     w: np.ndarray
     h: np.ndarray
     d: np.ndarray  # of the object: of its contact point, and a little nearer
-    foot: np.ndarray  # depth of the surface at the lower edge
+    contact: np.ndarray  # depth of the surface at the lower edge
     size: np.ndarray  # relative to the expected size
     level: np.ndarray  # of the surface below: 1 the ground, larger: raised, 0: the top of something uneven
 
@@ -211,22 +211,22 @@ def _sized(
     points: np.ndarray, view: View, extent: ObjectExtent, level: float, factor: float
 ) -> CandidatePlacements:
     """Boxes at contact points (3, k) of x, y and depth, for every relative size, those inside the image."""
-    x, y, foot = points
-    scale, (h_px, w_px) = np.asarray(view.ground.scale(foot)), view.depth_01.shape
+    x, y, contact = points
+    scale, (h_px, w_px) = np.asarray(view.ground.scale(contact)), view.depth_01.shape
     parts = []
     for size in SIZES:
         side = extent.unit_px * size * factor * scale
         w, h = side * extent.aspect**0.5 / w_px, side / extent.aspect**0.5 / h_px
-        d = np.minimum(foot + extent.relief * w * scale, 1.0)
+        d = np.minimum(contact + extent.relief * w * scale, 1.0)
         relative, levels = np.full(len(x), size * factor), np.full(len(x), level)
         inside = (x - w / 2 >= 0) & (x + w / 2 <= 1) & (y - h >= 0) & (y <= 1)
-        parts.append(CandidatePlacements(x, y, w, h, d, foot, relative, levels).where(inside))
+        parts.append(CandidatePlacements(x, y, w, h, d, contact, relative, levels).where(inside))
     return join(parts)
 
 
 def behind(view: View, found: CandidatePlacements, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
     """The points x, y of a surface on which the far side of each object stands."""
-    left, right, away, _ = plan(view, found.x, found.w, found.foot)
+    left, right, away, _ = plan(view, found.x, found.w, found.contact)
     back = away + BACK * (right - left)
     x = ((2 * found.x - 1) * away / back + 1) / 2
     return x, plane.height_of(x, 1 / back + view.ground.horizon_d)
@@ -250,15 +250,15 @@ def clear(
     slim: fraction of the object's radius that must be free.
     """
     free = np.ones(len(found), bool)
-    left, right, front, _ = plan(view, found.x, found.w, found.foot)
+    left, right, front, _ = plan(view, found.x, found.w, found.contact)
     radius, side = (right - left) / 2, (right + left) / 2
     away = front + radius
     for name, place in view.known.items():
         if name in touching:
             continue
         standing = float(view.ground.plane.at(place.middle, min(place.y1, 1.0)))
-        foot = standing if view.levels[name] == 1 and standing <= place.near else place.d
-        a0, a1, b0, b1 = plan(view, place.middle, place.width, foot)
+        contact = standing if view.levels[name] == 1 and standing <= place.near else place.d
+        a0, a1, b0, b1 = plan(view, place.middle, place.width, contact)
         across = np.maximum(np.maximum(a0 - side, side - a1), 0)
         along = np.maximum(np.maximum(b0 - away, away - b1), 0)
         here = np.abs(found.level / view.levels[name] - 1) < SAME_LEVEL
@@ -273,4 +273,4 @@ def visible_fraction(view: View, found: CandidatePlacements, side: int = 9) -> n
     ellipse = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.26
     x = found.x[:, None] + (u[ellipse] - 0.5) * found.w[:, None]
     y = found.y[:, None] + (v[ellipse] - 1) * found.h[:, None]
-    return (view.depth_at(x, y) <= found.d[:, None] + CONTACT).mean(axis=1)
+    return (view.depth_at(x, y) <= found.d[:, None] + OCCLUSION).mean(axis=1)

@@ -23,7 +23,7 @@ SIZES: dict[str, float] = {
     "wardrobe": 1.5, "dresser": 1.0, "lamp": 0.6, "rug": 1.2, "door": 1.3, "window": 1.2, "mirror": 0.8,
     "toilet": 0.6, "sink": 0.5, "bathtub": 1.1, "fridge": 1.2, "refrigerator": 1.2, "oven": 0.75,
     "stove": 0.75, "microwave": 0.4, "tv": 0.9, "television": 0.9, "platform": 1.5,
-    # things
+    # household objects
     "plant": 0.6, "vase": 0.25, "bottle": 0.15, "cup": 0.1, "mug": 0.1, "glass": 0.1, "bowl": 0.15,
     "plate": 0.2, "teapot": 0.2, "book": 0.2, "clock": 0.3, "laptop": 0.3, "keyboard": 0.25, "phone": 0.11,
     "backpack": 0.4, "handbag": 0.3, "suitcase": 0.55, "umbrella": 0.7, "shoe": 0.2, "sneaker": 0.2,

@@ -216,7 +216,7 @@ def propose(world: World, rng: np.random.Generator, count: int, shape: int | Non
         surface[near], middle[near], d[near] = _near_anchors(world, rng, len(near))
     found = world.stand(shapes, surface, np.clip(middle, 0.02, 0.98), np.clip(d, 0.01, 0.99))
     inside = (found.box[:, :2].min(1) >= FRAME) & (found.box[:, 2:].max(1) <= 1 - FRAME)
-    good = (world.clearance(found) > CLEAR) & (world.footing(found) > 0) & inside
+    good = (world.clearance(found) > CLEAR) & (world.support_margin(found) > 0) & inside
     good &= (found.near < 1) & (_covered(world, found) < HIDDEN)
     return Standing(*(values[good] for values in vars(found).values()))
 

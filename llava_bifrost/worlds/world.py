@@ -221,7 +221,7 @@ class World:
             free = np.where(beside, np.minimum(free, gap - objects.radius), free)
         return free
 
-    def footing(self, objects: Standing) -> np.ndarray:
+    def support_margin(self, objects: Standing) -> np.ndarray:
         """(k,) metres from the edge of what each stands on, negative where it would fall."""
         solids, tops, found = self.solids, self.surfaces, np.full(len(objects.d), 9.0)
         for j, top in enumerate(tops):

@@ -161,14 +161,14 @@ def _down(part: Part) -> float:
 
 def broken(case: LocatorCase, rule: str) -> bool:
     """Some change of the right answer breaks this rule."""
-    x0, y0, x1, y1 = case.truth.box01_xyxy
+    x0, y0, x1, y1 = case.ground_truth.box01_xyxy
     h, w = (y1 - y0) / 2, (x1 - x0) / 2
     changes = {
         "ground": [(x0, max(y0 - 0.1, 0), x1, y1 - 0.1)],
         "size": [(x0 + w / 2, y0 + h, x1 - w / 2, y1)],
         "free": [(i * 0.05, y0, i * 0.05 + 2 * w, y1) for i in range(int((1 - 2 * w) * 20))],
     }
-    moved = [replace(case.truth, box01_xyxy=box) for box in changes[rule]]
+    moved = [replace(case.ground_truth, box01_xyxy=box) for box in changes[rule]]
     if rule == "free":
         moved = [replace(one, depth=d / 10) for one in moved for d in range(1, 10)]
     return any(measure_answer(case, one)[rule] == 0 for one in moved)
@@ -205,7 +205,7 @@ def test_an_unreadable_answer_counts_as_wrong(worlds: list[World]) -> None:
     case = case_of(worlds[0], question.request, question.answer)
     measures = failed(case)
     assert (measures["valid"], measures["iou"], measures["depth_error"], measures["parsed"]) == (0, 0, 1, 0)
-    assert set(measures) == set(measure_answer(case, case.truth))
+    assert set(measures) == set(measure_answer(case, case.ground_truth))
 
 
 def test_the_published_numbers_reward_boxes_that_do_not_meet() -> None:
