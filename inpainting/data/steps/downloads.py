@@ -25,14 +25,14 @@ from ldm.settings.config import CheckedSettings, setting
 log = logging.getLogger(__name__)
 
 AGENT = "bifrost-painting-data/1.0"
-RETRYABLE_STATUS = (408, 425, 429, 500, 502, 503, 504)  # answers that may be others a moment later
-LONGEST_WAIT_S = 60.0
-MOST_BYTES = 64 << 20
+RETRYABLE_STATUS = (408, 425, 429, 500, 502, 503, 504)  # temporary failures
+LONGEST_WAIT_S = 60.0  # chosen
+MOST_BYTES = 64 << 20  # chosen
 SHOWN = 3
 
 
 class PermanentError(ValueError):
-    """Asking again would not help."""
+    """A failure that a retry does not change."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,15 @@ class DownloadSettings(CheckedSettings):
     failures: Path | None = setting(None, help="table of failures [default: OUTPUT_DIR_failed.csv]")
 
 
-@dataclass(frozen=True)
-class Download:
-    """One row of the table."""
-
-    file_name: str
-    url: str
-
-
 def fetch_images(settings: DownloadSettings) -> None:
     """Fetch every image that is not there; run again to try the failures again."""
     table = read_rows(settings.csv, ("file_name", "url"))
-    rows = [Download(row["file_name"], image_address(row["url"], row.get("modifier", ""))) for row in table]
+    rows = [(row["file_name"], image_address(row["url"], row.get("modifier", ""))) for row in table]
     folder = settings.output_dir
     folder.mkdir(parents=True, exist_ok=True)
-    intact = in_order(lambda row: is_intact(folder / row.file_name, settings.verify), rows, settings.threads)
+    intact = in_order(lambda row: is_intact(folder / row[0], settings.verify), rows, settings.threads)
     pending = [row for row, there in zip(rows, intact, strict=True) if not there]
-    failed: list[tuple[Download, str]] = []
+    failed: list[tuple[str, str, str]] = []  # file name, address, reason
     client = httpx.Client(
         timeout=settings.timeout,
         follow_redirects=True,
@@ -75,9 +67,10 @@ def fetch_images(settings: DownloadSettings) -> None:
         limits=httpx.Limits(max_connections=settings.threads),
     )
 
-    def attempt(row: Download) -> str:
+    def attempt(row: tuple[str, str]) -> str:
+        name, url = row
         try:
-            write_atomic(folder / checked_name(row.file_name), fetch_image(row, settings, client))
+            write_atomic(folder / checked_name(name), fetch_image(name, url, settings, client))
         except ValueError as error:
             return str(error)
         return ""
@@ -87,7 +80,7 @@ def fetch_images(settings: DownloadSettings) -> None:
         bar = tqdm(reasons, total=len(rows), initial=len(rows) - len(pending), unit="images")
         for row, reason in zip(pending, bar, strict=True):
             if reason:
-                failed.append((row, reason))
+                failed.append((*row, reason))
                 bar.set_postfix(failed=len(failed))
     report_failures(settings, len(rows), failed)
 
@@ -108,7 +101,7 @@ def is_intact(path: Path, verify: bool) -> bool:
         return False
 
 
-def fetch_image(row: Download, settings: DownloadSettings, client: httpx.Client) -> bytes:
+def fetch_image(file_name: str, url: str, settings: DownloadSettings, client: httpx.Client) -> bytes:
     """The image in the format that its name says, as RGB; ValueError after the last try."""
     reason = ""
     for number in range(settings.attempts):
@@ -117,7 +110,7 @@ def fetch_image(row: Download, settings: DownloadSettings, client: httpx.Client)
             longest = min(LONGEST_WAIT_S, settings.wait * 2 ** (number - 1))
             time.sleep(longest * random.uniform(0.5, 1))
         try:
-            return encode_like(row.file_name, fetch_bytes(row.url, client))
+            return encode_like(file_name, fetch_bytes(url, client))
         except PermanentError:
             raise
         except ValueError as error:
@@ -160,7 +153,7 @@ def encode_like(file_name: str, data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def report_failures(settings: DownloadSettings, total: int, failed: list[tuple[Download, str]]) -> None:
+def report_failures(settings: DownloadSettings, total: int, failed: list[tuple[str, str, str]]) -> None:
     """Write the table of failures, or remove the one of an earlier run."""
     folder = settings.output_dir
     table = settings.failures or folder.with_name(f"{folder.name}_failed.csv")
@@ -172,9 +165,9 @@ def report_failures(settings: DownloadSettings, total: int, failed: list[tuple[D
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file_name", "url", "reason"])
-    writer.writerows([row.file_name, row.url, reason] for row, reason in failed)
+    writer.writerows(failed)
     write_atomic(table, text.getvalue().encode())
-    named = "; ".join(f"{row.file_name}: {reason}" for row, reason in failed[:SHOWN])
+    named = "; ".join(f"{name}: {reason}" for name, _, reason in failed[:SHOWN])
     message = f"{len(failed)} images failed ({named}), all in {table}; run again to try them again"
     if not there:
         raise ValueError(message)

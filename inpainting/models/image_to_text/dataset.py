@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from inpainting.data.choice import within
-from inpainting.data.items import TRAIN, PaintingItems
+from inpainting.data.datasets import TRAIN, PaintingItems
 from inpainting.data.paintings import Entity, Painting
 from inpainting.prompts import COLORS, RED, SINGLE, paint_masks, remove_overlaps, target_text
 from ldm.settings.config import CheckedSettings, setting
