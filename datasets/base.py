@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Sampler
 from datasets.inputs import AugmentationParams, Inputs, PairOptions
 from datasets.pairs import Pair, build_pair
 
-MAX_TRIES = 16
+MAX_TRIES = 16  # samples of one example before the run stops; chosen
 BLOCK = 1000  # examples in which the fractions of a mixture are exact to 1 in 1000
 
 # What a source's references show of the target (published dynamics 0, 1, 2), for the choice of timesteps.

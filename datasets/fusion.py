@@ -19,7 +19,7 @@ from ldm.images import resize
 
 MODES = ("place", "replace", "id-transfer", "inpaint")
 OCCLUSIONS = ("near", "pixel")
-MARGIN = 0.01  # of the depth range; what is nearer by less is noise of the depth map and hides nothing
+MARGIN = 0.01  # of the depth range; what is nearer by less is noise of the depth map; chosen
 ALIASES = {"draw": "inpaint"}
 
 

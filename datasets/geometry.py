@@ -19,8 +19,10 @@ Box = tuple[int, int, int, int]
 Box01 = tuple[float, float, float, float]
 Size = tuple[int, int]
 
-MIN_EXTENT = 0.01  # half thickness in depth of a vanishingly small object
-EXTENT_PER_SIZE = 0.2  # half thickness in depth per unit of box size; fits the near side of rendered solids
+MIN_EXTENT = 0.01  # half thickness in depth of a vanishingly small object; chosen
+EXTENT_PER_SIZE = (
+    0.2  # half thickness in depth per unit of box size; fitted to the near side of rendered solids
+)
 
 
 def check_box01(box01: Sequence[float], *, where: str = "box") -> Box01:

@@ -16,7 +16,7 @@ from ldm.settings.config import check_settings, setting
 
 AUTO = "auto"  # the mask level that suits the mode
 HF_MODES = ("zero", "gray255", "color", "cutout")  # see datasets.pairs.high_frequency
-MIN_OBJECT = 8  # pixels, smallest side of a reference object
+MIN_OBJECT = 8  # pixels, smallest side of a reference object; chosen: less shows no shape
 SAME_SIZE = {  # these arrays have the (h, w) of those
     "reference_u8": ("reference_mask", "reference_depth_01"),
     "background_u8": ("background_depth_01", "target_depth_01", "target_u8", "target_mask", "region"),

@@ -12,8 +12,8 @@ from datasets.geometry import Box, Size, bbox_of_mask, clip_box
 from ldm.images import resize
 
 LEVELS = ("exact", "fine", "perturbed", "coarse", "box")
-PERTURB_SIDE = 128  # pixels; deformation happens at this size or below, it has no finer detail
-PERTURB_ROUNDS = 250  # of four operations
+PERTURB_SIDE = 128  # pixels; deformation happens at this size or below; chosen for speed
+PERTURB_ROUNDS = 250  # of four operations (published)
 
 
 def mask_score(mask: np.ndarray) -> float:

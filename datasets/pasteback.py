@@ -16,10 +16,10 @@ from datasets.masks import feather_inside
 from ldm.images import resize
 
 LEGACY_MARGIN = 5  # pixels of the crop's rectangle that the published paste leaves out
-FEATHER = 0.02  # of the crop's side
-WIDE = 8  # pixels
-MAX_LIGHT = 3.0  # a cut-out is never made more than so many times as light or dark
-DARK = 5.0  # of 255, added to both before they are divided: black tells nothing about the light
+FEATHER = 0.02  # of the crop's side; chosen
+WIDE = 8  # pixels; a blur with a larger sigma is computed on a smaller image, for speed
+MAX_LIGHT = 3.0  # a cut-out is made at most so many times as light or dark; chosen
+DARK = 5.0  # of 255, added to both before they are divided, as black says nothing about the light; chosen
 DETAIL_SCALE = 0.12  # of the object's size: finer than this counts as detail; measured on rendered scenes
 
 

@@ -14,8 +14,8 @@ from datasets.sources.readers import alpha_mask, images_in, subfolders
 from ldm.files import read_json
 from ldm.settings.schema import nearest
 
-OBJECT_HEIGHT = (0.15, 0.6)  # of the image
-TRIES = 40
+OBJECT_HEIGHT = (0.15, 0.6)  # of the image; chosen
+TRIES = 40  # places tried for an object in an image; chosen
 Sentence = Callable[[str, str, str], str]
 
 

@@ -20,9 +20,9 @@ from ldm.files import file_sha256, read_json
 
 FORMAT = 1
 RELATIONS = ("left of", "right of", "in front of", "behind")
-DEPTH_STEP = 0.1  # how much nearer or farther than its anchor an object goes that stands before or behind it
+DEPTH_STEP = 0.1  # depth of an object in front of or behind its anchor, beside that of the anchor; chosen
 ANCHOR_AREA = (0.03, 0.35)  # fraction of the image; chosen: clearly seen, and room beside it
-RIVAL_AREA = 0.01  # another object of the anchor's name that is at least so large makes the name ambiguous
+RIVAL_AREA = 0.01  # another object of its name that is at least so large makes an anchor ambiguous; chosen
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,6 @@ class SceneBatch:
         index = torch.arange(1, self.amodal.shape[1] + 1, device=self.instances.device)
         return self.instances[:, None] == index[:, None, None]
 
-    @property
-    def removed(self) -> Tensor:
-        """(b,) int64, index of the removed solid."""
-        return torch.tensor([fact.removed for fact in self.facts], device=self.instances.device)
-
 
 def render(scenes: Sequence[Scene], options: SceneOptions, device: torch.device | str = "cpu") -> SceneBatch:
     """Pixels of the scenes. They do not depend on what else is in the batch (bit-equal on a CPU)."""

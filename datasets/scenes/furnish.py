@@ -1,4 +1,7 @@
-"""Random contents of a scene: the room and its colours, the lamp, furniture, one solid at a given place."""
+"""Random contents of a scene: the room and its colours, the lamp, furniture, one solid at a given place.
+
+The ranges are chosen for variety, not measured.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FAR = 1e9
-TORUS_STEPS = 24  # samples of a ray within a ring
-TORUS_SECANTS = 4
+FAR = 1e9  # depth of a miss
+TORUS_STEPS = 24  # samples of a ray within a ring; chosen: no visible gaps
+TORUS_SECANTS = 4  # refinements of its first hit
 BEVEL = 0.06  # edges whose normal is rounded, as a fraction of the half extent; chosen by eye
 
 Interval = tuple[Tensor, Tensor]

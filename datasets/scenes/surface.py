@@ -13,7 +13,7 @@ from torch import Tensor
 from datasets.scenes.palette import ALL_PATTERNS, FLAT_SIDED, KINDS
 from datasets.scenes.room import room_colours
 from datasets.scenes.solids import normal
-from datasets.scenes.trace import Hit, Rays, by_kind, from_part, to_part
+from datasets.scenes.trace import NOTHING, Hit, Rays, by_kind, from_part, to_part
 
 ROUND = tuple(kind not in FLAT_SIDED for kind in KINDS)
 
@@ -33,7 +33,7 @@ class Surface:
 
 def surface_of(rays: Rays, hit: Hit) -> Surface:
     """Everything about the met points that does not depend on light."""
-    depth = torch.where(hit.slot == -9, 1.0, hit.depth)
+    depth = torch.where(hit.slot == NOTHING, 1.0, hit.depth)
     point = rays.at(rays.packed.origin) + depth * rays.direction
     n, device = depth.numel(), depth.device
     surface = Surface(
@@ -43,7 +43,7 @@ def surface_of(rays: Rays, hit: Hit) -> Surface:
         torch.zeros(n, device=device),
         torch.ones(n, device=device),
         torch.full((n,), -1, device=device),
-        hit.slot == -9,
+        hit.slot == NOTHING,
     )
     surface.normal[2] = 1
     if rays.packed.room is not None:

@@ -15,6 +15,7 @@ from datasets.scenes.pack import PackedViews, Parts
 from datasets.scenes.palette import KINDS
 from datasets.scenes.solids import FAR, meet
 
+NOTHING = -9  # slot of a ray that meets no surface
 NEAREST = 0.05  # metres; nothing is closer to the camera
 GOLDEN_ANGLE = math.pi * (3 - 5**0.5)
 LAMP_SAMPLES = tuple(  # a sunflower on the unit disc: as many levels of soft shadow
@@ -52,7 +53,7 @@ class Rays:
 class Hit:
     """First surface of each ray."""
 
-    slot: Tensor  # (n,) part slot, or -1 floor, -2 back, -3 left, -4 right wall, -9 nothing
+    slot: Tensor  # (n,) part slot, or -1 floor, -2 back, -3 left, -4 right wall, NOTHING
     depth: Tensor  # (n,)
 
 
@@ -141,7 +142,7 @@ def cast_room(rays: Rays) -> Hit:
     """Floor or wall behind everything; nothing when the views have no room."""
     packed = rays.packed
     if packed.room is None:
-        nothing = torch.full_like(rays.view, -9)
+        nothing = torch.full_like(rays.view, NOTHING)
         return Hit(nothing, torch.full(nothing.shape, FAR, device=nothing.device))
     origin = rays.at(packed.origin)
     dx, dy, dz = rays.direction

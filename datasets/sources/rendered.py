@@ -21,7 +21,7 @@ from datasets.scenes.batch import SceneFacts
 from datasets.scenes.store import OpenShard, depth_01
 from ldm.settings.config import setting
 
-# Fractions of the examples, chosen so that an unchanged example stays the most frequent one.
+# Fractions of the examples; chosen.
 OWN_DEPTH = 0.5  # show the reference's own depth map; the others let it bulge
 OUTLINE = 0.5  # give the true visible outline, for the mask levels
 MIRRORED = 0.5

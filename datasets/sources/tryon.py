@@ -20,8 +20,8 @@ from datasets.sources.readers import ObjectView, Rules, folder, images_in, requi
 from ldm.images import read_image, read_mask
 from ldm.settings.config import setting
 
-WHITE = 240  # red values from here on are the paper behind a DressCode garment
-SEAM = 3  # erosions of a FashionTryon segment
+WHITE = 240  # red values from here on are the paper behind a DressCode garment (published)
+SEAM = 3  # erosions of a FashionTryon segment (published)
 
 
 @dataclass(frozen=True, kw_only=True)
