@@ -82,12 +82,12 @@ def compositor(
     first_stage = run.parent / "first_stage" / MANIFEST
     manifest["held_out"] = {"best": best, "best_psnr_db": psnr[best], **measured}
     manifest["first_stage"] = read_json(first_stage) if first_stage.exists() else {}
-    card = load_compositor_config(run / "model")
-    recommended = [f"{name}={value}" for name, value in to_plain(card.sampling).items()]
+    config = load_compositor_config(run / "model")
+    recommended = [f"{name}={value}" for name, value in to_plain(config.sampling).items()]
     chosen = to_plain(load_config(Sampling, None, [*recommended, *(sampling or [])]))
     with folder_written_whole(run / "bundle") as folder:
         shutil.copytree(run / "model", folder, dirs_exist_ok=True)
-        write_json(folder / CONFIG_FILE, {**to_plain(card), "sampling": chosen})
+        write_json(folder / CONFIG_FILE, {**to_plain(config), "sampling": chosen})
     install("compositor", run / "bundle", manifest, force)
 
 

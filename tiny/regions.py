@@ -83,7 +83,7 @@ def box_around(mask: np.ndarray) -> Box | None:
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
-def grown(box: Box, margins: Sequence[int], size: tuple[int, int]) -> Box:
+def grown(box: Box, margins: Sequence[int], size: tuple[int, ...]) -> Box:
     """The box with (left, top, right, bottom) more pixels, inside an image of size (h, w)."""
     left, top, right, bottom = margins
     return (

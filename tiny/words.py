@@ -23,7 +23,7 @@ OTHER_WORDS = ("a", "an", "and", "the", "of", "object")
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 PAD = "!"  # as Stable Diffusion 2 pads: byte 0 of the vocabulary
 LENGTH = 77
-SPEAKABLE_PATTERN = 0.3  # share of random names with a pattern
+SPEAKABLE_PATTERN = 0.3  # fraction of random names with a pattern
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,16 @@ def merges(words: Iterable[str]) -> list[tuple[str, str]]:
     broken by spelling, so the result depends on the words alone.
     """
     spelled = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
-    found: list[tuple[str, str]] = []
+    joined: list[tuple[str, str]] = []
     while True:
         counts: dict[tuple[str, str], int] = {}
         for parts in spelled:
             for pair in zip(parts, parts[1:], strict=False):
                 counts[pair] = counts.get(pair, 0) + 1
         if not counts:
-            return found
+            return joined
         best = min(counts, key=lambda pair: (-counts[pair], pair))
-        found.append(best)
+        joined.append(best)
         spelled = [_joined(parts, best) for parts in spelled]
 
 

@@ -19,10 +19,9 @@ from inpainting.models.text_to_image.load import load_inpainter
 from tiny.inpainter import evaluate, train
 from tiny.inpainter import loss as diffusion
 from tiny.inpainter.autoencoder import LatentsConfig
-from tiny.inpainter.cases import SMALL, make_cases
 from tiny.inpainter.classifier import ClassifierConfig
 from tiny.inpainter.evaluate import EvaluationSampling, InpainterEvaluation, paint_examples
-from tiny.inpainter.examples import Encoder, plain_regions, several, single
+from tiny.inpainter.examples import SMALL, Encoder, make_cases, plain_regions, several, single
 from tiny.inpainter.loss import Conditioning
 from tiny.inpainter.model import InpainterNetworks
 from tiny.inpainter.report import MaskResult

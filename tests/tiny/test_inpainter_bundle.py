@@ -16,9 +16,9 @@ from PIL import Image
 from datasets.scenes.store import StoreSettings, render_shards
 from inpainting.models.text_to_image.load import load_inpainter
 from tiny.inpainter import evaluate
-from tiny.inpainter.cases import PaintCase, make_cases
 from tiny.inpainter.classifier import load_classifier
 from tiny.inpainter.evaluate import EvaluationSampling, paint_examples
+from tiny.inpainter.examples import PaintCase, make_cases
 from tiny.inpainter.loss import Conditioning
 from tiny.regions import box_masks, read_views
 

@@ -20,10 +20,15 @@ from tests.conftest import ROOT
 from tiny.llava import SmallConfig, create_llava, make_processor, project
 from tiny.llava_stages import LlavaStage, last_states
 from tiny.prompter.captions import pack_captions
-from tiny.prompter.cases import bayes_optimal_answers, prompt_case
 from tiny.prompter.data import KEPT, OVERLAP, SOLIDS, Painted, Sets, draw_masks, open_sets, paint_scenes
 from tiny.prompter.distribution import FOLLOW, best_guess, draw_contents, predictive, side_of
-from tiny.prompter.evaluate import PrompterEvaluation, caption_results, evaluate_prompter
+from tiny.prompter.evaluate import (
+    PrompterEvaluation,
+    bayes_optimal_answers,
+    caption_results,
+    evaluate_prompter,
+    prompt_case,
+)
 from tiny.prompter.report import PRIOR, gap_to_ceiling
 from tiny.prompter.scenes import SetScenes, render_sets, sample_sets
 from tiny.prompter.train import PrompterTraining, pixels_of, train_prompter

@@ -134,7 +134,7 @@ def measure_depth(
 
     mae      of the min-max normalised prediction
     mae_aligned  after the best scale and shift
-    order    share of random pixel pairs (depths further apart than 0.02) in the right depth order
+    order    fraction of random pixel pairs (depths further apart than 0.02) in the right depth order
     """
     model.eval()
     rng = np.random.default_rng(0)

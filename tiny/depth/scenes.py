@@ -21,7 +21,7 @@ UNUSED_REFERENCE = (16, 16)  # the reference view is not needed here, so it is r
 
 @dataclass(frozen=True)
 class DepthScenes(CheckedSettings):
-    """Which images are rendered, and where they are kept."""
+    """Which images are rendered, and where they are stored."""
 
     folder: Path = setting(
         Path("data/depth"), help="rendered shards; made when missing, continued when interrupted"
@@ -62,14 +62,14 @@ def load_images(config: DepthScenes, size: int, *, held_out: bool, device: torch
 class AugmentConfig(CheckedSettings):
     """How a training image is varied; the depth follows the geometry."""
 
-    crop: float = setting(0.55, help="smallest side of a crop, share of the image", low=0.2, high=1)
+    crop: float = setting(0.55, help="smallest side of a crop, fraction of the image", low=0.2, high=1)
     stretch: float = setting(0.1, help="largest change of a crop's aspect", low=0, high=0.5)
-    wide: float = setting(0.3, help="share of batches at a size that is not square", low=0, high=1)
+    wide: float = setting(0.3, help="fraction of batches at a size that is not square", low=0, high=1)
     colour: float = setting(
         0.35, help="strength of gain, contrast, gamma and saturation changes", low=0, high=1
     )
-    permute: float = setting(0.25, help="share of images with permuted colour channels", low=0, high=1)
-    blur: float = setting(0.25, help="share of softened images", low=0, high=1)
+    permute: float = setting(0.25, help="fraction of images with permuted colour channels", low=0, high=1)
+    blur: float = setting(0.25, help="fraction of softened images", low=0, high=1)
     noise: float = setting(0.02, help="largest standard deviation of added noise, of 1", low=0, high=0.5)
 
 
@@ -103,7 +103,7 @@ def _crops(
     batch: int, size: tuple[int, int], side: int, rng: np.random.Generator, config: AugmentConfig
 ) -> Tensor:
     """Sampling grid (b, h, w, 2) of random crops, half of them mirrored."""
-    whole = np.array(size) / side  # the largest crop of this aspect, as a share of the square image
+    whole = np.array(size) / side  # the largest crop of this aspect, as a fraction of the square image
     scale = rng.uniform(config.crop, 1, (batch, 1)) * np.exp(rng.uniform(-1, 1, (batch, 2)) * config.stretch)
     half = np.minimum(scale * whole, 1)  # (b, 2) half sides (h, w) in grid units, where the image is [-1, 1]
     centre = rng.uniform(-1, 1, (batch, 2)) * (1 - half)

@@ -10,7 +10,7 @@ rca_finetuned   LoRA on several masks, rectified cross-attention
 joint_finetuned LoRA on several masks, rectified cross-attention on one token sequence, as published
 
 Colour and shape are read by a classifier that was trained on renders of other seeds; what it makes of the
-true renders is the ceiling. Painted images are kept, so an interrupted evaluation continues.
+true renders is the ceiling. Painted images are stored, so an interrupted evaluation continues.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from ldm.latents import LatentSpace
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting, to_plain
 from tiny.compositor.autoencoder import round_trip_db
-from tiny.inpainter.cases import ASKED, PaintCase, make_cases
 from tiny.inpainter.classifier import SolidClassifier, classify, load_classifier
-from tiny.inpainter.examples import Example
+from tiny.inpainter.examples import ASKED, Example, PaintCase, make_cases
 from tiny.inpainter.loss import Conditioning
 from tiny.inpainter.report import MaskResult, by_group, inpainter_table, painted_sheet
 from tiny.regions import box_masks, read_views, refuse_training_scenes
@@ -67,7 +66,7 @@ class InpainterEvaluation(CheckedSettings):
     run: Path = setting(Path("runs/tiny/inpainter"), help="folder of the training run")
     data: Path = setting(Path("data/scenes/views_eval"), help="folder of shards of held-out scenes")
     out: Path = setting(Path("benchmarks/results"), help="folder of inpainter.json, .txt and .png")
-    scenes: int = setting(512, low=1, help="scenes to look at; those with too few solids are left out")
+    scenes: int = setting(512, low=1, help="scenes; those with too few solids are left out")
     masks: tuple[int, int] = setting((2, 5), low=1, help="least,most masks of one image")
     asked: tuple[str, ...] = setting(ASKED, choices=ASKED, help="which prompts")
     models: tuple[str, ...] = setting(tuple(MODELS), choices=tuple(MODELS), help="which models")
@@ -92,7 +91,7 @@ def evaluate_inpainter(config: InpainterEvaluation) -> None:
     renders = mask_results(classifier, make_cases(views, "true", *config.masks, config.seed), None)
     report = {
         "settings": to_plain(config),
-        "images": {asked: len(some) for asked, some in cases.items()},
+        "images": {asked: len(chosen) for asked, chosen in cases.items()},
         "first_stage_psnr_db": round(round_trip_db(LatentSpace(vae), views.images_u8[:128]).mean(), 2),
         "judge_on_true_renders": by_group(renders),
         "models": groups,
@@ -108,19 +107,19 @@ def painted_images(
     folder, way = MODELS[name]
     lora = config.run / folder if folder else None
     base = config.run / "painter" / "model"
-    kept = config.run / "evaluation" / f"{name}_{asked}.npz"
+    stored_at = config.run / "evaluation" / f"{name}_{asked}.npz"
     weights = [hash_folder(base), hash_folder(lora) if lora else {}]
     recipe = json.dumps(
         [to_plain(config.sampling), config.seed, config.masks, config.scenes, len(cases), weights]
     )
-    if kept.exists():
-        with np.load(kept) as stored:
+    if stored_at.exists():
+        with np.load(stored_at) as stored:
             if str(stored["recipe"]) == recipe:
                 return stored["images"]
     seeds = [config.seed * 1_000_003 + index for index in range(len(cases))]
     examples = [case.example for case in cases]
     painted = paint_examples(load_inpainter(base, lora), examples, seeds, way, config.sampling)
-    with written_whole(kept) as partial, partial.open("wb") as handle:
+    with written_whole(stored_at) as partial, partial.open("wb") as handle:
         np.savez_compressed(handle, images=painted, recipe=recipe)
     return painted
 

@@ -1,4 +1,9 @@
-"""Batches for the diffusion stages of the small inpainter; a batch is a function of (seed, step).
+"""Images with masks and prompts: batches of the diffusion stages, and held-out cases of the evaluation.
+
+A batch is a function of (seed, step). What the masks of a held-out case ask for:
+random  every mask asks for a solid of another colour than the one that stood there, and no two masks of a
+        image ask for the same colour: neither the surroundings nor another prompt gives the answer away
+true    every mask asks for what stood there
 
 Legend: b batch, r regions, h w pixels, c latent channels.
 """
@@ -16,10 +21,13 @@ from torch import Tensor
 from inpainting.models.text_to_image.layout import LAYOUTS, shrink_masks
 from tiny.compositor.autoencoder import pm1_batch
 from tiny.regions import Box, Region, Views, box_masks, grown, spread_out
-from tiny.words import caption_of
+from tiny.words import Name, caption_of, random_name
 
 CHUNK = 4  # images encoded together
-PLAIN_SHARE = 0.6  # of single-mask examples whose solid has one colour; in the scenes it is 0.3
+PLAIN_FRACTION = 0.6  # of single-mask examples whose solid has one colour; in the scenes it is 0.3
+SMALL = 24  # side of the small masks, pixels of an image of 128
+MARGIN = 2  # pixels between a solid and its mask
+ASKED = ("random", "true")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +51,7 @@ class UnetInputs:
 
 def single(views: Views, plain: Sequence[tuple[int, int]], rng: np.random.Generator) -> Example:
     """An image with one mask; `plain`: (scene, region) of all solids of one colour, drawn more often."""
-    if rng.random() < PLAIN_SHARE and len(plain):
+    if rng.random() < PLAIN_FRACTION and len(plain):
         scene, index = plain[int(rng.integers(len(plain)))]
     else:
         scene = int(rng.integers(len(views)))
@@ -55,7 +63,7 @@ def single(views: Views, plain: Sequence[tuple[int, int]], rng: np.random.Genera
 def several(views: Views, most: int, rng: np.random.Generator) -> Example:
     """An image with 1 to `most` masks in random order; scenes with many solids are drawn more often."""
     scenes = rng.integers(len(views), size=3)
-    scene = int(max(scenes, key=lambda one: len(views.regions[one])))
+    scene = int(max(scenes, key=lambda drawn: len(views.regions[drawn])))
     regions = views.regions[scene]
     chosen = spread_out(regions, rng.permutation(len(regions)).tolist(), most)
     count = int(rng.integers(1, len(chosen) + 1))
@@ -65,7 +73,7 @@ def several(views: Views, most: int, rng: np.random.Generator) -> Example:
 def make_example(views: Views, scene: int, regions: Sequence[Region], rng: np.random.Generator) -> Example:
     """Masks are the regions' boxes with a random margin on each side."""
     image_u8 = views.images_u8[scene]
-    size = (image_u8.shape[0], image_u8.shape[1])
+    size = image_u8.shape[:2]
     boxes = tuple(grown(region.box_xyxy, rng.integers(0, 5, size=4).tolist(), size) for region in regions)
     return Example(scene, image_u8, boxes, tuple(caption_of(region.name) for region in regions))
 
@@ -97,19 +105,74 @@ class Encoder:
 
     def whole(self, examples: Sequence[Example], images_pm1: Tensor) -> Tensor:
         """Latents of the unmasked images."""
-        new = [row for row, one in enumerate(examples) if one.scene not in self.known]
+        new = [row for row, example in enumerate(examples) if example.scene not in self.known]
         if new:
             for row, latents in zip(new, self.encode(images_pm1[new]), strict=True):
                 self.known[examples[row].scene] = latents.clone()
-        return torch.stack([self.known[one.scene].float() for one in examples])
+        return torch.stack([self.known[example.scene].float() for example in examples])
 
     def conditions(self, examples: Sequence[Example], rng: np.random.Generator) -> UnetInputs:
         """Each batch samples its masks down by one of the two known rules."""
-        image = pm1_batch(np.stack([one.image_u8 for one in examples]))
+        image = pm1_batch(np.stack([example.image_u8 for example in examples]))
         size = (image.shape[2], image.shape[3])
-        union = np.stack([box_masks(one.boxes, size).any(0) for one in examples])
+        union = np.stack([box_masks(example.boxes, size).any(0) for example in examples])
         hole = torch.from_numpy(union)[:, None]
         masked = self.encode(image * ~hole).float()
         rule = LAYOUTS[int(rng.integers(len(LAYOUTS)))]
         mask = shrink_masks(hole, (masked.shape[2], masked.shape[3]), rule).float()
         return UnetInputs(self.whole(examples, image), mask, masked)
+
+
+@dataclass(frozen=True, eq=False)
+class PaintCase:
+    """One image to paint: `wanted` names one solid per mask, `stood` those that stood there."""
+
+    example: Example
+    wanted: tuple[Name, ...]
+    stood: tuple[Name, ...]
+
+    @property
+    def small(self) -> tuple[bool, ...]:
+        """Which masks have SMALL pixels a side."""
+        return tuple((box[2] - box[0], box[3] - box[1]) == (SMALL, SMALL) for box in self.example.boxes)
+
+
+def make_cases(views: Views, asked: str, fewest: int, most: int, seed: int) -> list[PaintCase]:
+    """One case for every scene with at least `fewest` solids whose masks hardly overlap.
+
+    The number of masks is drawn from what a scene allows, up to `most`, larger numbers more often.
+    """
+    cases = []
+    for scene in range(len(views)):
+        rng = np.random.default_rng((seed, scene))
+        regions = views.regions[scene]
+        order = rng.permutation(len(regions)).tolist()
+        chosen = spread_out(regions, order, most, MARGIN)
+        if len(chosen) >= fewest:
+            count = max(int(rng.integers(fewest, len(chosen) + 1)) for _ in range(2))
+            cases.append(_case(views, scene, chosen[:count], asked, rng))
+    return cases
+
+
+def _case(
+    views: Views, scene: int, regions: Sequence[Region], asked: str, rng: np.random.Generator
+) -> PaintCase:
+    image_u8 = views.images_u8[scene]
+    stood = tuple(region.name for region in regions)
+    wanted: list[Name] = []
+    for name in stood:
+        taken = [name.colour, *(other.colour for other in wanted)]
+        wanted.append(name if asked == "true" else random_name(rng, taken))
+    boxes = tuple(case_box(region.box_xyxy, image_u8.shape[:2]) for region in regions)
+    example = Example(scene, image_u8, boxes, tuple(caption_of(name) for name in wanted))
+    return PaintCase(example, tuple(wanted), stood)
+
+
+def case_box(box: Box, size: tuple[int, ...]) -> Box:
+    """The mask over a solid: its box and a margin, or exactly SMALL pixels a side where that is enough."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    if max(width, height) > SMALL - 2:
+        return grown(box, (MARGIN,) * 4, size)
+    left = min(max(0, (box[0] + box[2] - SMALL) // 2), size[1] - SMALL)
+    top = min(max(0, (box[1] + box[3] - SMALL) // 2), size[0] - SMALL)
+    return (left, top, left + SMALL, top + SMALL)

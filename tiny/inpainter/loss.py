@@ -54,10 +54,10 @@ def region_arguments(
 ) -> dict[str, Any]:
     """The cross_attention_kwargs of a batch; absent regions are empty rows."""
     size = (examples[0].image_u8.shape[0], examples[0].image_u8.shape[1])
-    most = max(len(one.boxes) for one in examples)
+    most = max(len(example.boxes) for example in examples)
     masks = np.zeros((len(examples), most, *size), bool)
-    for row, one in zip(masks, examples, strict=True):
-        row[: len(one.boxes)] = box_masks(one.boxes, size)
+    for row, example in zip(masks, examples, strict=True):
+        row[: len(example.boxes)] = box_masks(example.boxes, size)
     return region_kwargs(torch.from_numpy(masks), owners, latent_hw, levels=levels)
 
 

@@ -137,8 +137,10 @@ def save_folder(
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderTiny"],
     }
-    card = InpainterConfig(name="small inpainter", notice=NOTICE, sampling=Recommended(steps=8, guidance=2.0))
-    write_config(folder / INPAINTER_FILE, card)
+    recommended = InpainterConfig(
+        name="small inpainter", notice=NOTICE, sampling=Recommended(steps=8, guidance=2.0)
+    )
+    write_config(folder / INPAINTER_FILE, recommended)
     write_json(folder / "model_index.json", index)
 
 

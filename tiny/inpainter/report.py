@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from tiny.inpainter.cases import PaintCase
+from tiny.inpainter.examples import PaintCase
 from tiny.report import alternating, cell, scene_mean, sheet_png
 
 MEASURES = ("colour", "shape", "both", "other")
@@ -62,7 +62,7 @@ def inpainter_table(report: Mapping[str, Any]) -> str:
     lines = []
     for asked in report["images"]:
         models = {name: by[asked] for name, by in report["models"].items()}
-        lines += [f"prompts: {asked}, {report['images'][asked]} images; share of masks [95 % interval]"]
+        lines += [f"prompts: {asked}, {report['images'][asked]} images; fraction of masks [95 % interval]"]
         for measure in MEASURES:
             lines += ["", f"{measure:<16}{'masks':>7}" + "".join(f"{name:>22}" for name in models)]
             for group in next(iter(models.values())):
@@ -72,8 +72,8 @@ def inpainter_table(report: Mapping[str, Any]) -> str:
         lines.append("")
     lines.append("the classifier on the true renders, by what stood there (the ceiling)")
     for group, row in report["judge_on_true_renders"].items():
-        judged = "".join(f"  {measure} {cell(row[measure])}" for measure in ("colour", "shape"))
-        lines.append(f"{group:<16}{row['masks']:>7}{judged}")
+        cells = "".join(f"  {measure} {cell(row[measure])}" for measure in ("colour", "shape"))
+        lines.append(f"{group:<16}{row['masks']:>7}{cells}")
     return "\n".join(lines)
 
 

@@ -57,7 +57,7 @@ def pack_questions(
 ) -> PackedQuestions:
     """Draw up to most = (placing, replacing) questions about each image, and pack them into one sequence."""
     start = len(PREFIX) + patches
-    texts, asked, names = [], [], []
+    texts, questions, names = [], [], []
     for i, (scene, view, flip) in enumerate(zip(draw.index, draw.view, draw.flip, strict=True)):
         lengths = cache.length[scene, view]
         chosen = [
@@ -74,7 +74,7 @@ def pack_questions(
             pairs = zip(cache.named[scene, view, q], cache.named_at[scene, view, q], strict=True)
             names += [(i, at + int(place), int(solid)) for solid, place in pairs if solid >= 0]
             at += count
-            asked.append((i, at - 1))
+            questions.append((i, at - 1))
     width = start + max(sum(map(len, text)) for text in texts)
     tokens, block = np.zeros((len(texts), width), np.int64), np.full((len(texts), width), -1)
     position = np.zeros((len(texts), width), np.int64)
@@ -87,7 +87,7 @@ def pack_questions(
             tokens[i, here], block[i, here], position[i, here] = words, q, start + np.arange(len(words))
             at += len(words)
     sequences = [torch.from_numpy(values) for values in (tokens, block, position)]
-    return PackedQuestions(*sequences, *torch.tensor(asked).T, *torch.tensor(names).T)
+    return PackedQuestions(*sequences, *torch.tensor(questions).T, *torch.tensor(names).T)
 
 
 def placement_loss(

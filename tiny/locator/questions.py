@@ -50,11 +50,11 @@ def open_questions(data: Path, cache: Path, seed: int) -> QuestionCache:
         if not made.exists():
             with written_whole(made) as partial, partial.open("wb") as handle:
                 np.savez_compressed(handle, recipe=np.array(recipe), **_fill(file, seed, number))
-        with np.load(made) as found:
-            if str(found["recipe"]) != recipe:
+        with np.load(made) as stored:
+            if str(stored["recipe"]) != recipe:
                 raise ValueError(f"{made} was made from other scenes or with another seed; remove it")
             for name, rows in arrays.items():
-                rows.append(found[name])
+                rows.append(stored[name])
     return QuestionCache(**{name: np.concatenate(rows) for name, rows in arrays.items()})
 
 
@@ -78,25 +78,25 @@ def _fill(file: Path, seed: int, number: int) -> dict[str, Any]:
 def encode_questions(questions: list[Question | None]) -> dict[str, np.ndarray]:
     """The arrays of one image."""
     count = len(questions)
-    found: dict[str, np.ndarray] = {
+    arrays: dict[str, np.ndarray] = {
         "tokens": np.full((count, TOKENS), VOCABULARY.index(PAD), np.int16),
         "length": np.zeros(count, np.int8),
         "named": np.full((count, 2), -1, np.int8),
         "named_at": np.zeros((count, 2), np.int8),
     }
-    asked = [(row, question) for row, question in enumerate(questions) if question is not None]
+    present = [(row, question) for row, question in enumerate(questions) if question is not None]
     texts = [
-        f"{make_question(q.request)} ASSISTANT: {format_answer(q.answer, decimals=2)}</s>" for _, q in asked
+        f"{make_question(q.request)} ASSISTANT: {format_answer(q.answer, decimals=2)}</s>" for _, q in present
     ]
     rows = _TOKENIZER(texts, add_special_tokens=False).input_ids if texts else []
-    for (row, question), ids in zip(asked, rows, strict=True):
+    for (row, question), ids in zip(present, rows, strict=True):
         names = question.request.anchors or (question.request.target,)
-        found["tokens"][row, : len(ids)] = ids
-        found["length"][row] = len(ids)
+        arrays["tokens"][row, : len(ids)] = ids
+        arrays["length"][row] = len(ids)
         for slot, (solid, at) in enumerate(zip(question.named, _ends(ids, names), strict=True)):
-            found["named"][row, slot] = solid
-            found["named_at"][row, slot] = at
-    return found
+            arrays["named"][row, slot] = solid
+            arrays["named_at"][row, slot] = at
+    return arrays
 
 
 def _ends(ids: list[int], names: tuple[str, ...]) -> list[int]:

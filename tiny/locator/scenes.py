@@ -15,8 +15,9 @@ import numpy as np
 from datasets.scenes.store import depth_01, read_shard
 from datasets.sources.rendered import shard_files
 from tiny.llava import PATCH, pooled
-from tiny.locator.tokenizer import name_labels
+from tiny.locator.tokenizer import FURNITURE, PATTERN_NAMES
 from tiny.scene_arrays import memory_mapped
+from tiny.words import COLOUR_WORDS, KINDS
 
 SOLIDS = 8  # rows per scene; the options of the renderer give at most seven
 FORMAT = 1
@@ -64,7 +65,11 @@ def shard_arrays(file: Path) -> dict[str, np.ndarray]:
     visible = np.zeros((k, SOLIDS), np.float32)
     for i, fact in enumerate(shard.facts):
         count = len(fact.names)
-        labels[i, :count] = [name_labels(name) for name in fact.names]
+        for row, name in enumerate(fact.names):
+            *pattern, colour, kind = ["", *name.split()][-max(2, len(name.split())) :]
+            labels[i, row, 0] = KINDS.index(kind)
+            if name not in FURNITURE:
+                labels[i, row, 1:] = COLOUR_WORDS.index(colour), PATTERN_NAMES.index(" ".join(pattern))
         boxes[i, :count], depths[i, :count] = fact.boxes01, fact.depths
         visible[i, :count] = fact.visible
     return {

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from datasets.scenes.palette import PATTERN_WORDS
 from tiny.llava import SPECIAL, word_tokenizer
-from tiny.words import COLOUR_WORDS, KINDS, SHAPE_WORDS
+from tiny.words import COLOUR_WORDS, SHAPE_WORDS
 
 CHAT = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -62,12 +62,3 @@ WORDS = (
     *COLOUR_WORDS, *SHAPE_WORDS, "[", "]",
 )  # fmt: skip
 VOCABULARY = (*SPECIAL, *WORDS, *NUMBERS)
-
-
-def name_labels(name: str) -> tuple[int, int, int]:
-    """A solid's name -> indices of its shape, colour and pattern; furniture has no colour and no pattern."""
-    words = name.split()
-    shape = KINDS.index(words[-1])
-    if name in FURNITURE:
-        return shape, -1, -1
-    return shape, COLOUR_WORDS.index(words[-2]), PATTERN_NAMES.index(" ".join(words[:-2]))

@@ -56,7 +56,7 @@ class LocatorTraining(CheckedSettings):
     data: Path = setting(help="folder of scene shards, full views")
     out: Path = setting(help="folder of the run; the locator is in its `model` folder")
     seed: int = setting(0, help="decides initial weights, scenes and questions", low=0)
-    held_out: int = setting(512, help="last scenes of `data`, kept for measuring", low=1)
+    held_out: int = setting(512, help="last scenes of `data`, which only measure it", low=1)
     model: SmallConfig = setting(SmallConfig(), help="sizes of the network")
     vision: LlavaStage = setting(LlavaStage(), help="stage of the vision tower")
     matching: LlavaStage = setting(LlavaStage(), help="stage that finds a named solid")
@@ -87,13 +87,13 @@ class Training:
         batch: LabelledImages,
         rng: np.random.Generator,
         most: tuple[int, int],
-        asked: int,
+        count: int,
     ) -> tuple[Tensor, Tensor, Tensor, Measures]:
-        """Losses of answers and of attention, projected patches, measures. asked: images with questions."""
+        """Losses of answers and of attention, projected patches, measures. count: images with questions."""
         model = self.trainer.model
         patches = project(model, batch.pixels)
-        packed = pack_questions(self.questions, draw.first(asked), rng, most, patches.shape[1])
-        states = last_states(model, patches[:asked], packed.tokens, packed.block, packed.position)
+        packed = pack_questions(self.questions, draw.first(count), rng, most, patches.shape[1])
+        states = last_states(model, patches[:count], packed.tokens, packed.block, packed.position)
         answers, measures = placement_loss(model, states, packed)
         weights = self.trainer.hooks[0].weights
         assert weights is not None
@@ -114,9 +114,9 @@ class Training:
             if attention_weight:
                 total = total + attention_weight * attention
             if config.vision_loss_weight and settings.vision_lr > 0:
-                vision, found = patch_loss(patches, self.trainer.read(patches.float()), batch)
+                vision, seen = patch_loss(patches, self.trainer.read(patches.float()), batch)
                 total = total + config.vision_loss_weight * vision
-                measures |= {key: found[key] for key in ("shape", "box_l1", "depth_l1")}
+                measures |= {key: seen[key] for key in ("shape", "box_l1", "depth_l1")}
             return total, measures
 
         return self.trainer.train_stage(name, settings, config.out, loss)
@@ -183,10 +183,10 @@ def train_locator(config: LocatorTraining) -> None:
     manifest = stages_manifest("locator", model, stages, config, config.seed, held_out={"gates": measures})
     patterns = dict.fromkeys(word for name in PATTERN_WORDS.values() for word in name.split())
     names = (*patterns, *COLOUR_WORDS, *SHAPE_WORDS, *FURNITURE)  # parts of names, in the order of a name
-    card = LocatorConfig(codec="square", decimals=2, names=names, notice=NOTICE)
+    answers = LocatorConfig(codec="square", decimals=2, names=names, notice=NOTICE)
     folder = config.out / "model"
     processor = make_processor(config.model, locator_tokenizer())
-    save_llava(model, processor, folder, 16, {"manifest.json": manifest, CONFIG: card})
+    save_llava(model, processor, folder, 16, {"manifest.json": manifest, CONFIG: answers})
     log.info("written: %s", folder)
 
 

@@ -21,8 +21,8 @@ from transformers import LlavaForConditionalGeneration
 from ldm.mllm.templates import LLAVA_SYSTEM
 from tiny.llava import BEGIN, END, IMAGE, PAD, AttentionHook
 from tiny.prompter.data import SOLIDS, Painted
-from tiny.prompter.words import CAPTION, MASK_COLORS, caption_tokens, question_tokens, token
-from tiny.words import COLOUR_WORDS, KINDS
+from tiny.prompter.words import CAPTION, MASK_COLORS, QUESTION, token
+from tiny.words import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
 
 OWNED = 0.25  # a patch belongs to what covers most of it, if that is more than this fraction
 SECTIONS = (len(KINDS), len(COLOUR_WORDS), len(MASK_COLORS) + 1, 4)  # 4: cx, cy, w, h
@@ -89,11 +89,24 @@ def pack_captions(painted: Painted, patches: int, alone: np.ndarray | None = Non
     """
     rows, captions, ends = [], [], []
     for number, drawn in enumerate(painted.masks):
-        text = [*PREFIX, *[token(IMAGE)] * patches, *question_tokens(drawn.colours)]
+        listed = [part for mask in drawn.colours for part in (token(f" {MASK_COLORS[mask]}"), token(","))]
+        text = [
+            *PREFIX,
+            *[token(IMAGE)] * patches,
+            token(QUESTION),
+            *listed[:-1],
+            token("."),
+            token("ASSISTANT:"),
+        ]
         for slot, (solid, mask) in enumerate(zip(drawn.solids, drawn.colours, strict=True)):
             captions.append((number, len(text), slot))
-            words = (int(painted.colour[number, solid]), int(painted.kind[number, solid]))
-            text += caption_tokens(mask, *words)
+            name = Name(
+                "", COLOUR_WORDS[painted.colour[number, solid]], SHAPE_WORDS[painted.kind[number, solid]]
+            )
+            article, *words = caption_of(name).split()
+            color = MASK_COLORS[mask]
+            text += [token(f"<{color}>"), token(article), *(token(f" {word}") for word in words)]
+            text.append(token(f"</{color}>"))
         ends.append(len(text))
         rows.append([*text, token(END)])
     tokens = torch.full((len(rows), max(map(len, rows))), token(PAD))

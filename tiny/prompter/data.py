@@ -62,7 +62,7 @@ def set_arrays(file: Path) -> dict[str, np.ndarray]:
     """The arrays of one shard, as in Sets."""
     shard, facts = read_shard(file), read_facts(file)
     k = len(facts)
-    found: dict[str, np.ndarray] = {
+    arrays: dict[str, np.ndarray] = {
         "images_u8": shard.image_u8,
         "instances_u8": shard.instances_u8,
         "kind": np.full((k, SOLIDS), -1, np.int8),
@@ -74,14 +74,14 @@ def set_arrays(file: Path) -> dict[str, np.ndarray]:
     for i, fact in enumerate(facts):
         for j, name in enumerate(fact.names):
             words = name.split()
-            found["kind"][i, j] = KINDS.index(words[-1])
+            arrays["kind"][i, j] = KINDS.index(words[-1])
             if fact.movable[j]:
-                found["colour"][i, j] = COLOUR_WORDS.index(words[-2])
-                found["side"][i, j] = side_of((fact.boxes01[j][0] + fact.boxes01[j][2]) / 2)
+                arrays["colour"][i, j] = COLOUR_WORDS.index(words[-2])
+                arrays["side"][i, j] = side_of((fact.boxes01[j][0] + fact.boxes01[j][2]) / 2)
             mask = shard.instances_u8[i] == j + 1
-            found["pixels"][i, j] = mask.sum()
-            found["boxes"][i, j] = box_around(mask) or 0
-    return found
+            arrays["pixels"][i, j] = mask.sum()
+            arrays["boxes"][i, j] = box_around(mask) or 0
+    return arrays
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Rendered scenes whose solids come in sets (see prompter_law), as shards like those of any other scenes.
+"""Rendered scenes whose solids come in sets (see tiny.prompter.distribution), as ordinary shards.
 
     python -m tiny.prompter.scenes --out data/scenes/prompter_train --count 8192
     python -m tiny.prompter.scenes --out data/scenes/prompter_eval --count 1024 --split eval
 
 The words of a scene are drawn before its geometry, and the geometry is drawn again until all of them fit, so
-that the law holds exactly. Solids have one colour; names may repeat.
+that the distribution holds exactly. Solids have one colour; names may repeat.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ log = logging.getLogger(__name__)
 
 SALT = 77  # keeps these scenes apart from ordinary ones of the same seed
 ATTEMPTS, TRIES = 400, 6  # geometries tried per scene, places per solid
-MIDDLE = 0.03  # no solid's centre is closer to the border between the halves, as a share of the width
-MIN_VISIBLE, MIN_AREA = 0.5, 0.005  # of every solid: visible share; visible part as a share of the image
+MIDDLE = 0.03  # no solid's centre is closer to the border between the halves, as a fraction of the width
+MIN_VISIBLE, MIN_AREA = (
+    0.5,
+    0.005,
+)  # of every solid: visible fraction; visible part as a fraction of the image
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class SetScenes(StoreSettings):
         (16, 16), help="height,width of the reference view, equal", low=16, high=4096
     )
     objects: tuple[int, int] = setting((4, 7), help="least,most solids, tables not counted", low=2, high=8)
-    furniture: float = setting(0.3, help="share of scenes with a table or a low platform", low=0, high=1)
+    furniture: float = setting(0.3, help="fraction of scenes with a table or a low platform", low=0, high=1)
     reference_pose: str = setting("same", help="prompts need no reference", choices=("same",))
     occluded: float = setting(0.0, help="every solid shows at least half of itself", low=0, high=0)
     world: str = setting("plain", help="the world whose words the prompts are made of", choices=("plain",))
@@ -77,7 +80,8 @@ def _attempt(seed: int, rng: np.random.Generator, contents: Contents, options: S
             raise SceneRejected("a solid is hidden or too small")
     first = len(solids) - len(sides)
     for number, (colours, side) in enumerate(zip(contents.colours, sides, strict=True), first):
-        solids[number] = _coloured(rng, solids[number], colours[side])
+        name, finish = f"{colours[side]} {solids[number].shape}", finish_of(rng, colours[side], "solid")
+        solids[number] = replace(solids[number], name=name, finish=finish)
     view = SceneView(solids, camera, light, place)
     removed, _, inverse_range = choose_removed(rng, view, options)
     views = reference_setup(rng, solids[removed], camera, same=True)
@@ -97,10 +101,6 @@ def _placed(
         if abs(middle - 0.5) >= MIDDLE:
             return added, side_of(middle)
     raise SceneRejected("too few solids fit")
-
-
-def _coloured(rng: np.random.Generator, solid: Solid, colour: str) -> Solid:
-    return replace(solid, name=f"{colour} {solid.shape}", finish=finish_of(rng, colour, "solid"))
 
 
 def render_sets(settings: SetScenes) -> None:

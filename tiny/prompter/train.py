@@ -70,7 +70,7 @@ class PrompterTraining(CheckedSettings):
     out: Path = setting(help="folder of the run; the prompt writer is in its `model` folder")
     seed: int = setting(0, help="decides initial weights, scenes and masks", low=0)
     scenes: int = setting(8192, help="first scenes of `data` that are used", low=1)
-    held_out: int = setting(256, help="the last of them, kept for measuring", low=1)
+    held_out: int = setting(256, help="the last of them, which only measure it", low=1)
     most: int = setting(5, help="most masks of one image", low=1, high=len(MASK_COLORS))
     model: SmallConfig = setting(SmallConfig(), help="sizes of the network")
     vision_from: Path | None = setting(None, help="folder of a small LLaVA with the initial vision weights")
@@ -119,10 +119,10 @@ def train_prompter(config: PrompterTraining) -> None:
     manifest = stages_manifest(
         "prompter", model, [see, write], config, config.seed, held_out={"gates": measures}
     ) | {"vision_from": vision_files}
-    card = PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASK_COLORS, longest=CAPTION)
+    prompts = PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASK_COLORS, longest=CAPTION)
     folder, longest = config.out / "model", CAPTION * len(MASK_COLORS) + 1
     processor = make_processor(config.model, prompter_tokenizer())
-    save_llava(model, processor, folder, longest, {"manifest.json": manifest, CONFIG_FILE: card})
+    save_llava(model, processor, folder, longest, {"manifest.json": manifest, CONFIG_FILE: prompts})
     log.info("written: %s", folder)
 
 
@@ -159,9 +159,9 @@ def writing_loss(
         attention, masses = evidence_loss(trainer.hooks, packed, painted)
         total, measures = total + attention_weight * attention, measures | masses
     if vision_weight:
-        vision, found = painted_loss(patches, trainer.read(patches.float()), painted)
+        vision, seen = painted_loss(patches, trainer.read(patches.float()), painted)
         total = total + vision_weight * vision
-        measures |= {f"see_{key}": found[key] for key in ("shape", "colour", "box_l1")}
+        measures |= {f"see_{key}": seen[key] for key in ("shape", "colour", "box_l1")}
     return total, measures
 
 

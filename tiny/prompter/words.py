@@ -7,7 +7,6 @@ exactly its text.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from tokenizers import decoders, processors
 from transformers import PreTrainedTokenizerFast
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from inpainting.prompts import COLORS, TEMPLATE, discover_question
 from ldm.mllm.templates import LLAVA_SYSTEM, TEMPLATES
 from tiny.llava import BEGIN, SPECIAL, word_tokenizer
-from tiny.words import COLOUR_WORDS, SHAPE_WORDS, Name, caption_of
+from tiny.words import COLOUR_WORDS, SHAPE_WORDS
 
 MASK_COLORS = tuple(COLORS)[:5]  # colours of masks that it knows
 QUESTION = discover_question(["#"]).partition(" #")[0]
@@ -29,19 +28,6 @@ CAPTION = 5  # tokens of a caption with its tags: <red> a red cone </red>
 def token(text: str) -> int:
     """The id of one token."""
     return VOCABULARY.index(text)
-
-
-def question_tokens(masks: Sequence[int]) -> list[int]:
-    """Ids of the question about masks of these colours (numbers into MASK_COLORS), from its first word on."""
-    listed = [part for number in masks for part in (token(f" {MASK_COLORS[number]}"), token(","))]
-    return [token(QUESTION), *listed[:-1], token("."), token("ASSISTANT:")]
-
-
-def caption_tokens(mask: int, colour: int, shape: int) -> list[int]:
-    """CAPTION ids of a tagged caption; numbers into MASK_COLORS, COLOUR_WORDS, SHAPE_WORDS."""
-    article = caption_of(Name("", COLOUR_WORDS[colour], SHAPE_WORDS[shape])).split()[0]
-    words = (article, f" {COLOUR_WORDS[colour]}", f" {SHAPE_WORDS[shape]}")
-    return [token(f"<{MASK_COLORS[mask]}>"), *map(token, words), token(f"</{MASK_COLORS[mask]}>")]
 
 
 def prompter_tokenizer() -> PreTrainedTokenizerFast:
