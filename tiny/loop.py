@@ -63,28 +63,21 @@ class DiffusionStage(StageSettings):
     ema: float = setting(0.999, help="decay of the averaged weights that are kept; 0: none", low=0, high=1)
 
 
-@dataclass
-class StageProgress:
-    """How far a stage is."""
-
-    step: int = 0
-    seconds: float = 0.0
-
-    def fraction(self, settings: StageSettings) -> float:
-        """Fraction of the stage that is done, by steps or by minutes, whichever is further."""
-        by_time = self.seconds / (60 * settings.minutes) if settings.minutes else 0.0
-        return max(self.step / settings.steps, by_time)
+def fraction_done(settings: StageSettings, step: int, seconds: float = 0.0) -> float:
+    """Fraction of a stage that is done, by steps or by minutes, whichever is further."""
+    by_time = seconds / (60 * settings.minutes) if settings.minutes else 0.0
+    return max(step / settings.steps, by_time)
 
 
-def learning_rate(settings: StageSettings, progress: StageProgress) -> float:
+def learning_rate(settings: StageSettings, step: int, seconds: float = 0.0) -> float:
     """Multiplier of the peak: linear warm-up, constant part, cosine to `final_lr` over the part `decay`.
 
     Without a constant part (decay 1) the cosine falls during the warm-up too.
     """
-    rise = min(1.0, (progress.step + 1) / max(1, settings.warmup))
+    rise = min(1.0, (step + 1) / max(1, settings.warmup))
     if rise < 1 and settings.decay < 1:
         return rise
-    late = (progress.fraction(settings) - (1 - settings.decay)) / max(settings.decay, 1e-9)
+    late = (fraction_done(settings, step, seconds) - (1 - settings.decay)) / max(settings.decay, 1e-9)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, late))))
     return rise * (settings.final_lr + (1 - settings.final_lr) * cosine)
 
@@ -125,14 +118,14 @@ class Stage:
         )  # fmt: skip
         self.scheduler = self.schedule(self.optimizer) if self.schedule else None
         self.average = WarmAverage(self.weights.values(), decay=settings.ema) if settings.ema else None
-        self.progress = StageProgress()
+        self.step, self.seconds = 0, 0.0
         self.checkpoint = self.out / self.state_file
         if self.checkpoint.exists():
             self._load(torch.load(self.checkpoint, map_location="cpu", weights_only=True))
 
     @property
     def done(self) -> bool:
-        return self.progress.fraction(self.settings) >= 1
+        return fraction_done(self.settings, self.step, self.seconds) >= 1
 
     def _load(self, state: dict[str, Any]) -> None:
         """Continue from a state; earlier versions called its weights `module` or `model`."""
@@ -154,12 +147,12 @@ class Stage:
             group["peak"] = peak
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["schedule"])
-        self.progress = StageProgress(int(state["step"]), float(state["seconds"]))
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
         if self.average is not None:
-            self.average.optimization_step = self.progress.step
+            self.average.optimization_step = self.step
             for name, shadow in zip(self.weights, self.average.shadow_params, strict=True):
                 shadow.copy_(state["average"][name])
-        log.info("%s: continuing at step %d", self.name, self.progress.step)
+        log.info("%s: continuing at step %d", self.name, self.step)
 
     def save(self) -> None:
         """Write the checkpoint: what trains and the buffers, whole or not at all."""
@@ -168,8 +161,8 @@ class Stage:
             "settings": dict(self.same),
             "weights": {name: v for name, v in self.module.state_dict().items() if name not in frozen},
             "optimizer": self.optimizer.state_dict(),
-            "step": self.progress.step,
-            "seconds": self.progress.seconds,
+            "step": self.step,
+            "seconds": self.seconds,
         }
         if self.average is not None:
             state["average"] = dict(zip(self.weights, self.average.shadow_params, strict=True))
@@ -188,36 +181,36 @@ class Stage:
 
     def _to_the_end(self, loss: Loss) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        table, progress, settings = CsvLogger(self.out / self.log_file), self.progress, self.settings
-        table.truncate(progress.step)
-        started = time.monotonic() - progress.seconds
-        saved, recent = progress.seconds, []
+        table, settings = CsvLogger(self.out / self.log_file), self.settings
+        table.truncate(self.step)
+        started = time.monotonic() - self.seconds
+        saved, recent = self.seconds, []
         self.module.train()
         with tqdm(total=100, desc=self.name, unit="%", bar_format="{l_bar}{bar}| {elapsed} {postfix}") as bar:
             try:
                 while not self.done:
                     recent.append(self._step(loss))
-                    progress.seconds = time.monotonic() - started
-                    if progress.step % settings.log_every == 0:
-                        bar.n = 100 * min(1.0, progress.fraction(settings))
+                    self.seconds = time.monotonic() - started
+                    if self.step % settings.log_every == 0:
+                        bar.n = 100 * min(1.0, fraction_done(settings, self.step, self.seconds))
                         bar.set_postfix(loss=f"{recent[-1]['loss']:.3f}")
-                        table.append({"step": progress.step, "seconds": progress.seconds, **means(recent)})
+                        table.append({"step": self.step, "seconds": self.seconds, **means(recent)})
                         recent = []
-                    if progress.seconds - saved > settings.save_every_s:
+                    if self.seconds - saved > settings.save_every_s:
                         self.save()
-                        saved = progress.seconds
+                        saved = self.seconds
             finally:
                 if recent:
-                    table.append({"step": progress.step, "seconds": progress.seconds, **means(recent)})
+                    table.append({"step": self.step, "seconds": self.seconds, **means(recent)})
                 self.save()
 
     def _step(self, loss: Loss) -> dict[str, float]:
         groups = self.optimizer.param_groups
         if self.scheduler is None:
-            rate = learning_rate(self.settings, self.progress)
+            rate = learning_rate(self.settings, self.step, self.seconds)
             for group in groups:
                 group["lr"] = group["peak"] * rate
-        value, measures = loss(self.progress.step)
+        value, measures = loss(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], self.settings.clip)
@@ -226,7 +219,7 @@ class Stage:
             self.scheduler.step()
         if self.average is not None:
             self.average.step(self.weights.values())
-        self.progress.step += 1
+        self.step += 1
         return {"loss": float(value.detach()), **measures}
 
 
@@ -240,13 +233,11 @@ def stages_manifest(
     part: str, model: nn.Module, stages: Sequence[Stage], settings: Any, seed: int, **more: Any
 ) -> dict[str, Any]:
     """The manifest of a network that was trained in these stages. more: see `make_manifest`."""
-    progress = [stage.progress for stage in stages]
-    samples = sum(stage.progress.step * stage.settings.batch for stage in stages)
-    steps, seconds = sum(one.step for one in progress), sum(one.seconds for one in progress)
+    samples = sum(stage.step * stage.settings.batch for stage in stages)
+    steps, seconds = sum(stage.step for stage in stages), sum(stage.seconds for stage in stages)
     manifest = make_manifest(part, model, settings, Effort(seed, steps, samples, seconds), **more)
     if len(stages) > 1:
         manifest["stages"] = {
-            stage.name: {"steps": stage.progress.step, "minutes": round(stage.progress.seconds / 60, 1)}
-            for stage in stages
+            stage.name: {"steps": stage.step, "minutes": round(stage.seconds / 60, 1)} for stage in stages
         }
     return manifest

@@ -26,7 +26,7 @@ from tiny.inpainter.loss import Conditioning
 from tiny.inpainter.model import InpainterNetworks
 from tiny.inpainter.report import MaskResult
 from tiny.inpainter.train import AdapterConfig, InpainterTraining
-from tiny.loop import DiffusionStage, Stage, StageProgress, learning_rate
+from tiny.loop import DiffusionStage, Stage, learning_rate
 from tiny.regions import Views, box_masks, overlap, read_views, refuse_training_scenes
 from tiny.report import scene_mean
 from tiny.words import Name, caption_of, known_words, make_tokenizer, read_name, save_tokenizer
@@ -143,7 +143,7 @@ def test_questions_give_nothing_away(views: Views) -> None:
 
 def test_learning_rate_warms_up_holds_and_falls() -> None:
     config = replace(SHORT, steps=100, warmup=10, decay=0.5)
-    assert [round(learning_rate(config, StageProgress(step)), 3) for step in (0, 9, 49, 75, 99)] == [
+    assert [round(learning_rate(config, step), 3) for step in (0, 9, 49, 75, 99)] == [
         0.1,
         1.0,
         1.0,

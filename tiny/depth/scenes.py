@@ -81,7 +81,9 @@ def training_batch(
     pixels_01 = torch.from_numpy(images.pixels_u8[index]).to(device).float() / 255
     depth = torch.from_numpy(images.depth_u16[index].astype(np.float32)).to(device)
     side = pixels_01.shape[-1]
-    size = _batch_size(side, rng, config)
+    size = (side, side)
+    if rng.random() < config.wide and side > 2 * MULTIPLE:  # one side a multiple of 32 shorter
+        size = (side - MULTIPLE, side) if rng.random() < 0.7 else (side, side - MULTIPLE)
     grid = _crops(batch, size, side, rng, config).to(device)
     pixels_01 = functional.grid_sample(pixels_01, grid, padding_mode="border", align_corners=False)
     # Nearest: a mean of two depths across an edge is a surface that is not there.
@@ -89,14 +91,6 @@ def training_batch(
         depth[:, None], grid, mode="nearest", padding_mode="border", align_corners=False
     )
     return _recolour(pixels_01, rng, config).clamp(0, 1), min_max(depth[:, 0])
-
-
-def _batch_size(side: int, rng: np.random.Generator, config: AugmentConfig) -> tuple[int, int]:
-    """(h, w) of a batch: the square, or one side a multiple of 32 shorter."""
-    if rng.random() >= config.wide or side <= 2 * MULTIPLE:
-        return side, side
-    short = side - MULTIPLE
-    return (short, side) if rng.random() < 0.7 else (side, short)
 
 
 def _crops(

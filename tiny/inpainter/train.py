@@ -89,12 +89,8 @@ def train_inpainter(config: InpainterTraining) -> None:
             logger.info("%s: done before", name)
             continue
         model, stage = train_stage(config, views, name)
-        loops = {
-            "first_stage": config.first_stage.loop,
-            "painter": config.painter,
-            "judge": config.classifier.loop,
-        }
-        manifest = stages_manifest(name, model, [stage], config, loops.get(name, config.adapter.loop).seed)
+        assert isinstance(stage.settings, DiffusionStage)
+        manifest = stages_manifest(name, model, [stage], config, stage.settings.seed)
         # Written last: its presence marks a finished stage.
         write_json(folder / "manifest.json", manifest)
 

@@ -15,9 +15,9 @@ import numpy as np
 from datasets.scenes.store import depth_01, read_shard
 from datasets.sources.rendered import shard_files
 from tiny.llava import PATCH, pooled
-from tiny.locator.tokenizer import FURNITURE, PATTERN_NAMES
+from tiny.locator.tokenizer import PATTERN_NAMES
 from tiny.scene_arrays import memory_mapped
-from tiny.words import COLOUR_WORDS, KINDS
+from tiny.words import COLOUR_WORDS, KINDS, read_name
 
 SOLIDS = 8  # rows per scene; the options of the renderer give at most seven
 FORMAT = 1
@@ -66,10 +66,9 @@ def shard_arrays(file: Path) -> dict[str, np.ndarray]:
     for i, fact in enumerate(shard.facts):
         count = len(fact.names)
         for row, name in enumerate(fact.names):
-            *pattern, colour, kind = ["", *name.split()][-max(2, len(name.split())) :]
-            labels[i, row, 0] = KINDS.index(kind)
-            if name not in FURNITURE:
-                labels[i, row, 1:] = COLOUR_WORDS.index(colour), PATTERN_NAMES.index(" ".join(pattern))
+            labels[i, row, 0], solid = KINDS.index(name.split()[-1]), read_name(name)
+            if solid is not None:
+                labels[i, row, 1:] = COLOUR_WORDS.index(solid.colour), PATTERN_NAMES.index(solid.pattern)
         boxes[i, :count], depths[i, :count] = fact.boxes01, fact.depths
         visible[i, :count] = fact.visible
     return {

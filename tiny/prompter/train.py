@@ -114,7 +114,13 @@ def train_prompter(config: PrompterTraining) -> None:
         blind(model)
     writer = LanguageTrainer(model, pretrainer.read, ATTENTION_LAYERS)
     write = train_writing(config, writer, draw)
-    measures["writing"] = measure_writing(writer, sets, held_out, config.most)
+    writer.eval()
+    with torch.inference_mode():
+        rows = [
+            writing_loss(writer, images, pixels_of(images), (1.0, 0.0))[1]  # given the true words so far
+            for images in held_out_images(sets, held_out, config.most)
+        ]
+    measures["writing"] = rounded_means(rows)
     log.info("writing: %s", measures["writing"])
     manifest = stages_manifest(
         "prompter", model, [see, write], config, config.seed, held_out={"gates": measures}
@@ -197,16 +203,6 @@ def measure_vision(
         patches = project(model, pixels_of(painted))
         rows.append(painted_loss(patches, read(patches), painted)[1])
     return rounded_means(rows)
-
-
-@torch.inference_mode()
-def measure_writing(trainer: LanguageTrainer, sets: Sets, held_out: np.ndarray, most: int) -> Measures:
-    """Means over held-out scenes given the ground truth so far."""
-    trainer.eval()
-    batches = held_out_images(sets, held_out, most)
-    return rounded_means(
-        [writing_loss(trainer, images, pixels_of(images), (1.0, 0.0))[1] for images in batches]
-    )
 
 
 def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Iterator[Painted]:
