@@ -21,8 +21,8 @@ def read_json(path: Path, kind: type = dict) -> Any:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, kind):
-        wanted = "object" if kind is dict else kind.__name__
-        raise ValueError(f"{path} must hold a JSON {wanted}, got {type(value).__name__}")
+        expected = "object" if kind is dict else kind.__name__
+        raise ValueError(f"{path} must hold a JSON {expected}, got {type(value).__name__}")
     return value
 
 

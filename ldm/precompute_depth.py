@@ -82,8 +82,8 @@ def depth_files(settings: DepthSettings) -> list[tuple[Path, Path]]:
 def precompute(settings: DepthSettings) -> tuple[int, int, int]:
     """Write what is missing of this shard; returns how many were written, there already, unreadable."""
     index, every = shard_of(settings.shard)
-    share = depth_files(settings)[index::every]
-    todo = [pair for pair in share if not pair[1].is_file()]
+    pairs = depth_files(settings)[index::every]
+    todo = [pair for pair in pairs if not pair[1].is_file()]
     written = 0
     if todo:
         device = pick_device(settings.device)
@@ -101,7 +101,7 @@ def precompute(settings: DepthSettings) -> tuple[int, int, int]:
                 list(writers.map(write_depth, [path for path, _ in batch], maps))
                 written += len(batch)
                 bar.update(settings.batch)
-    return written, len(share) - len(todo), len(todo) - written
+    return written, len(pairs) - len(todo), len(todo) - written
 
 
 def _read(pair: tuple[Path, Path]) -> tuple[Path, np.ndarray] | None:

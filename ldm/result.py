@@ -63,7 +63,7 @@ def measure_drift(before_u8: np.ndarray, after_u8: np.ndarray, edit_mask: np.nda
 
     returns: changed_outside, changed_inside  pixels with any different channel
              max_abs_outside                  largest difference outside, of 255
-             edit_fraction                    share of the image inside the mask
+             edit_fraction                    fraction of the image inside the mask
     """
     if before_u8.shape != after_u8.shape or before_u8.shape[:2] != edit_mask.shape:
         shapes = f"{before_u8.shape}, {after_u8.shape} and mask {edit_mask.shape}"

@@ -32,8 +32,8 @@ def grid(
     if columns == 0:
         raise ValueError("a sheet needs at least one image")
     if len(titles) not in (0, columns) or len(row_labels) not in (0, len(rows)):
-        wanted = f"{columns} titles and {len(rows)} row labels"
-        raise ValueError(f"the sheet needs {wanted} or none, got {len(titles)} and {len(row_labels)}")
+        expected = f"{columns} titles and {len(rows)} row labels"
+        raise ValueError(f"the sheet needs {expected} or none, got {len(titles)} and {len(row_labels)}")
     font = ImageFont.load_default(size=max(11, cell // 14))
     titles = [wrap_text(title, font, cell) for title in titles]
     labels = [wrap_text(label, font, int(cell * LONGEST_LABEL)) for label in row_labels]

@@ -3,7 +3,7 @@
     detector = Detector.load("models/detector")
     sofa = detector.find(rgb_u8, "sofa")            # the best box, or None
 
-GroundingDINO and OWL-ViT / OWLv2 are asked for one name at a time, so a box cannot be given the wrong name.
+GroundingDINO and OWL-ViT / OWLv2 get one name at a time, so a box cannot get the wrong name.
 Legend: h w pixels. Boxes are (x0, y0, x1, y1) in fractions of the image.
 """
 
@@ -22,15 +22,16 @@ from ldm.checkpoints import load_pretrained
 from ldm.files import first_line
 from ldm.images import Box01
 
-# Kind of network -> (how it is asked, least score that is believed). Scores of the two families differ.
+# Kind of network -> (text prompt, lowest accepted score). Scores of the two families differ.
+# 0.25 and 0.1 are the defaults of the processors, 0.2 is chosen.
 KINDS: dict[str, tuple[str, float]] = {
     "grounding-dino": ("{}.", 0.25),
     "mm-grounding-dino": ("{}.", 0.2),
     "owlvit": ("a photo of a {}", 0.1),
     "owlv2": ("a photo of a {}", 0.1),
 }
-INNER = 0.7  # share of a box, from its middle, that is taken as the thing where no mask is known
-OUTLIER_TAIL = 0.05  # share of the pixels at either end of the depths that is taken as noise
+INNER = 0.7  # fraction of a box, from its middle, that counts as the object where no mask is known (chosen)
+OUTLIER_TAIL = 0.05  # fraction of the depths at either end that counts as noise (chosen)
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Detector:
 
     def __init__(self, model: nn.Module, processor: Any, kind: str, least_score: float | None = None) -> None:
         self.model, self.processor = model.eval(), processor
-        self.words, usual = KINDS[kind]
-        self.least_score = usual if least_score is None else least_score
+        self.words, default = KINDS[kind]
+        self.least_score = default if least_score is None else least_score
 
     @classmethod
     def load(cls, folder: Path | str, *, device: str = "cpu", least_score: float | None = None) -> "Detector":
@@ -67,14 +68,14 @@ class Detector:
 
     @torch.inference_mode()
     def find_all(self, rgb_u8: np.ndarray, name: str) -> list[Detection]:
-        """All boxes that are believed to show the named thing, best first. rgb_u8: (h, w, 3)."""
+        """All boxes with an accepted score for the named object, best first. rgb_u8: (h, w, 3)."""
         text = self.words.format(name)
-        asked: Any = [[text]] if "{}." not in self.words else text
-        inputs = self.processor(images=Image.fromarray(rgb_u8), text=asked, return_tensors="pt")
+        prompt: Any = [[text]] if "{}." not in self.words else text
+        inputs = self.processor(images=Image.fromarray(rgb_u8), text=prompt, return_tensors="pt")
         device = next(self.model.parameters()).device
         output = self.model(**inputs.to(device))
         size_hw = (rgb_u8.shape[0], rgb_u8.shape[1])
-        more = {} if isinstance(asked, list) else {"text_threshold": 0.0}
+        more = {} if isinstance(prompt, list) else {"text_threshold": 0.0}
         detected = self.processor.post_process_grounded_object_detection(
             output, threshold=self.least_score, target_sizes=[size_hw], **more
         )[0]
@@ -97,7 +98,7 @@ class Detector:
         if absent:
             raise ValueError(
                 f"the detector finds no {' and no '.join(absent)} in the background (least score "
-                f"{self.least_score:g}); name a thing that is visible, or give its box in --anchors FILE.json"
+                f"{self.least_score:g}); name a visible object, or give its box in --anchors FILE.json"
             )
         return {name: one for name, one in found.items() if one is not None}
 
@@ -114,7 +115,7 @@ def depth_in_box(
 ) -> tuple[float, float, float]:
     """(d, far, near) of what a box shows, robust against what else lies in it.
 
-    depth_01: (h, w). mask: (h, w) bool, the thing itself; without it the middle ellipse of the box counts.
+    depth_01: (h, w). mask: (h, w) bool, the object itself; without it the middle ellipse of the box counts.
     returns:  median, and the extent without the outermost 5 per cent at either end
     """
     h, w = depth_01.shape

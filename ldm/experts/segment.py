@@ -15,7 +15,7 @@ from ldm.images import Box01, LoadedImage, resize
 MASK_METHODS = ("auto", "alpha", "grabcut", "sam")
 
 OPAQUE = 127  # alpha above this, of 255, belongs to the object
-PLAUSIBLE = (0.01, 0.97)  # fraction of the image that an object may fill
+PLAUSIBLE = (0.01, 0.97)  # fraction of the image that an object may fill (chosen, like what follows)
 GRABCUT_SIDE = 320  # pixels; GrabCut colours need no more, and its time grows with the area
 ITERATIONS = 5
 RIM_FRACTION = 0.02  # fraction of each side that is taken as background

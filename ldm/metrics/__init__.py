@@ -1,1 +1,1 @@
-"""How good an image is: distances between sets, likeness of images, fidelity to a text, intervals."""
+"""How good an image is: distances between sets, similarity of images, fidelity to a text, intervals."""

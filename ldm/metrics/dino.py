@@ -1,4 +1,4 @@
-"""Likeness of objects in the space of a self-supervised network. Legend: b images, d features."""
+"""Similarity of objects in the space of a self-supervised network. Legend: b images, d features."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Dino:
 
     @torch.inference_mode()
     def images(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:
-        """RGB (h, w, 3) uint8 each -> (b, d), of length 1; a cosine of two rows is their likeness."""
+        """RGB (h, w, 3) uint8 each -> (b, d), of length 1; the cosine of two rows is their similarity."""
         pixels = torch.stack([square(image_u8, self.side) for image_u8 in images_u8]).to(self.device)
         return F.normalize(self.model(pixels).last_hidden_state[:, 0].float(), dim=-1).cpu().numpy()
 

@@ -42,6 +42,6 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
         return (one.astype(np.float64) @ other.astype(np.float64).T / d + 1) ** 3
 
     within_real, within_fake = kernel(real, real), kernel(fake, fake)
-    own = (within_real.sum() - np.trace(within_real)) / (n * (n - 1))
-    own += (within_fake.sum() - np.trace(within_fake)) / (m * (m - 1))
-    return float(own - 2 * kernel(real, fake).mean())
+    within = (within_real.sum() - np.trace(within_real)) / (n * (n - 1))
+    within += (within_fake.sum() - np.trace(within_fake)) / (m * (m - 1))
+    return float(within - 2 * kernel(real, fake).mean())

@@ -130,8 +130,8 @@ def resize_like_tensorflow(images: Tensor, side: int) -> Tensor:
         place = torch.arange(side, device=images.device, dtype=images.dtype) * (size / side)
         low = place.floor().long().clamp(max=size - 1)
         high = (low + 1).clamp(max=size - 1)
-        share = (place - low).reshape([-1 if dim == axis else 1 for dim in range(4)])
-        images = images.index_select(axis, low) * (1 - share) + images.index_select(axis, high) * share
+        fraction = (place - low).reshape([-1 if dim == axis else 1 for dim in range(4)])
+        images = images.index_select(axis, low) * (1 - fraction) + images.index_select(axis, high) * fraction
     return images
 
 

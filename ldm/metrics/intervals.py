@@ -1,4 +1,4 @@
-"""How sure a number is: 95 % intervals by the bootstrap."""
+"""95 % intervals of means and other statistics by the bootstrap."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def percentile_interval(
 def centred_interval(
     statistic: Callable[[np.ndarray], float], value: float, count: int, seed: int = 0, resamples: int = 50
 ) -> tuple[float, float]:
-    """95 % interval around `value`, as wide as the spread of resamples tells.
+    """95 % interval around `value`, as wide as the spread of resamples says.
 
     For statistics that are biased by the repeated items of a resample, such as FID: the percentiles would not
     hold the value itself.

@@ -1,4 +1,4 @@
-"""Likeness of two images without a network. Legend: h w pixels; images are RGB (h, w, 3) uint8."""
+"""Similarity of two images without a network. Legend: h w pixels; images are RGB (h, w, 3) uint8."""
 
 from __future__ import annotations
 

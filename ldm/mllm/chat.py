@@ -114,8 +114,8 @@ class Chat:
         image = {"type": "image"} if pil_image is None else {"type": "image", "image": pil_image}
         messages = [{"role": "user", "content": [image, {"type": "text", "text": ask.question}]}]
         if ask.answer is not None:
-            said = ask.answer if self.ends_itself else ask.answer + self.tokenizer.eos_token
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
+            answer = ask.answer if self.ends_itself else ask.answer + self.tokenizer.eos_token
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         return messages
 
     def _encode(self, asks: Sequence[ChatExample], side: str, mask: bool) -> Mapping[str, Any]:
@@ -157,11 +157,11 @@ def generate(
         rows = model.generate(
             **inputs, generation_config=settings, logits_processor=[] if choice is None else [choice]
         )
-    said = rows[:, inputs["input_ids"].shape[1] :].tolist()
-    texts = [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+    answers = rows[:, inputs["input_ids"].shape[1] :].tolist()
+    texts = [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
     if choice is None:
         return [Answer(text, text, math.nan) for text in texts]
     return [
         Answer(text, choice.grammar.spell(tokens).strip(), log_p)
-        for text, tokens, log_p in zip(texts, said, choice.log_probability, strict=True)
+        for text, tokens, log_p in zip(texts, answers, choice.log_probability, strict=True)
     ]

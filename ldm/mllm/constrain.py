@@ -73,8 +73,8 @@ class Rule:
         self.end = grammar.end
         seen = {token for edges in index.get_transitions().values() for token in edges}
         # A token may be spelled like another one; the pairs are kept, so that a narrower rule has both.
-        kept = {text: [token for token in named if token in seen] for text, named in tokens.items()}
-        self.used = {text: named for text, named in kept.items() if named}
+        matched = {text: [token for token in named if token in seen] for text, named in tokens.items()}
+        self.used = {text: named for text, named in matched.items() if named}
         self.allowed: Callable[[int], list[int]] = lru_cache(maxsize=None)(self._allowed)
 
     def _allowed(self, state: int) -> list[int]:

@@ -90,8 +90,8 @@ def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> n
 
 def target_modules(model: nn.Module, kinds: Iterable[str]) -> str:
     """A regular expression of the language model's linear layers; the vision tower has equal names."""
-    wanted = "|".join(re.escape(kind) for kind in kinds)
-    pattern = rf".*\b({'|'.join(LANGUAGE)})\..*\.({wanted})"
+    names = "|".join(re.escape(kind) for kind in kinds)
+    pattern = rf".*\b({'|'.join(LANGUAGE)})\..*\.({names})"
     found = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
     lost = sorted(set(kinds) - found)
     if lost:
@@ -135,10 +135,12 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
         wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"{folder}: its layers are not those of this model ({error})"[:300]) from None
-    wanted = {adapter_key(name): value for name, value in wrapped.named_parameters() if value.requires_grad}
-    check_weights(wanted, stored, f"{folder}: not an adapter of this model")
+    parameters = {
+        adapter_key(name): value for name, value in wrapped.named_parameters() if value.requires_grad
+    }
+    check_weights(parameters, stored, f"{folder}: not an adapter of this model")
     with torch.no_grad():
-        for key, value in wanted.items():
+        for key, value in parameters.items():
             value.copy_(stored[key])
     return wrapped
 

@@ -66,8 +66,8 @@ def copy_offline(model: Model, offline: Path, partial: Path) -> None:
         target = partial / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    wanted = {place.file_name: place.sha256 for place in model.places if place.sha256}
-    for name, sha256 in wanted.items():
+    hashes = {place.file_name: place.sha256 for place in model.places if place.sha256}
+    for name, sha256 in hashes.items():
         if (partial / name).is_file() and file_sha256(partial / name) != sha256:
             (partial / name).replace(partial / (name + ".wrong"))
             raise ValueError(f"{offline}/{name}: wrong SHA-256; a copy is kept in {partial}")

@@ -132,7 +132,7 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
         message = _user_message(error)
         if message is None:
             raise
-        log.debug("refused", exc_info=True)
+        log.debug("user error", exc_info=True)
         sys.stderr.write("error: " + " ".join(message.split()) + "\n")
         return 2
     if code == INTERRUPTED:  # typer turns Ctrl-C within a verb into this code

@@ -116,8 +116,8 @@ def yaml_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else _one_line(error)
-        asked = f" (the base of {above[-1]})" if above else ""
-        raise ValueError(f"{path}{asked}: cannot read this YAML file: {reason}") from error
+        chain = f" (the base of {above[-1]})" if above else ""
+        raise ValueError(f"{path}{chain}: cannot read this YAML file: {reason}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a settings file is a mapping of keys, got a {type(values).__name__}")
     named = {str(key): value for key, value in values.items()}
