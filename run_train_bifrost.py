@@ -23,8 +23,7 @@ from cldm.pretrained import CompositorConfig, Sampling, load_compositor, save_co
 from cldm.training.checkpoints import SplitCheckpoint, step_folders
 from cldm.training.data import DataConfig, PairData
 from cldm.training.module import CompositorModule, CompositorTrainConfig
-from cldm.training.probes import Samples
-from cldm.training.records import Metrics, RejectionCounter
+from cldm.training.records import Metrics, RejectionCounter, Samples
 from cldm.training.sharding import Sharded, runs_model
 from datasets.inputs import PairOptions
 from ldm.files import write_atomic, write_json

@@ -114,23 +114,27 @@ def build_model(kind: type[Network], config: Mapping[str, Any], where: Path | st
         raise ValueError(f"{where}: its config.json does not describe a {kind.__name__} ({error})") from None
 
 
+def save_model_config(model: nn.Module, folder: Path) -> Path:
+    """config.json of one stock diffusers or transformers model; returns the file of its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, ConfigMixin):
+        model.save_config(folder)
+        return folder / "diffusion_pytorch_model.safetensors"
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"{type(model).__name__} is neither a diffusers nor a transformers model")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    return folder / "model.safetensors"
+
+
 def save_part(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """One stock diffusers or transformers model as config.json + safetensors, floats stored as `dtype`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    file = save_model_config(model, folder)
     weights = {
         key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
         for key, value in model.state_dict().items()
     }
-    if isinstance(model, ConfigMixin):
-        model.save_config(folder)
-        name = "diffusion_pytorch_model.safetensors"
-    elif isinstance(model, PreTrainedModel):
-        model.config.architectures = [type(model).__name__]
-        model.config.save_pretrained(folder)
-        name = "model.safetensors"
-    else:
-        raise TypeError(f"{type(model).__name__} is neither a diffusers nor a transformers model")
-    save_file(weights, folder / name, metadata={"format": "pt"})
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 @contextmanager

@@ -7,13 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import ConfigMixin
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from cldm.convert.plan import FRESH_CONTROL, Origin, empty_networks
+from cldm.convert.plan import Origin
 from cldm.create import NetworkConfig
+from ldm.checkpoints import save_model_config
 from ldm.device import DTYPES
 from ldm.weight_files import Entry, entry_of, write_safetensors
 
@@ -29,21 +28,15 @@ def write_part(
     fresh: Mapping[str, Tensor] | None = None,
 ) -> None:
     """config.json and weights of one network, tensor by tensor."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = "model.safetensors"
-    if isinstance(model, ConfigMixin):
-        model.save_config(folder)
-        name = "diffusion_pytorch_model.safetensors"
-    elif isinstance(model, PreTrainedModel):
-        model.config.architectures = [type(model).__name__]
-        model.config.save_pretrained(folder)
+    is_linear = isinstance(model, nn.Linear)
+    file = folder / "model.safetensors" if is_linear else save_model_config(model, folder)
     entries = {}
     for key, origin in origins.items():
         # keep: the source's own dtype, fp32 for what the source does not have
         kept = origin.source.dtypes[origin.key] if origin.source is not None else torch.float32
         kind = kept if dtype == "keep" else DTYPES[dtype]
         entries[key] = Entry(origin.shape, kind, partial(weight_of, key, origin, fresh))
-    write_safetensors(folder / name, entries, progress=True)
+    write_safetensors(file, entries, progress=True)
     for origin in origins.values():
         if origin.positions and origin.source is not None:
             write_safetensors(folder / POSITIONS, {"pos_embed": entry_of(origin.source.read(origin.key))})
@@ -54,7 +47,7 @@ def weight_of(key: str, origin: Origin, fresh: Mapping[str, Tensor] | None) -> T
     if origin.how == "zero":
         return torch.zeros(origin.shape)
     if origin.how == "fresh":
-        return (fresh or {})[key]
+        return (fresh or {}).get(key, torch.zeros(origin.shape))  # zero convolutions
     if origin.source is None:
         raise AssertionError(f"{key}: a plan with a missing source was not refused")
     value = origin.source.read(origin.key)
@@ -76,7 +69,7 @@ def interpolate_positions(embedding: Tensor, count: int) -> Tensor:
 
 
 def fresh_weights(part: str, network: NetworkConfig, seed: int) -> dict[str, Tensor]:
-    """Initial values of hint stack, zero convolutions or projector, from the seed alone."""
+    """Initial weights of hint stack or projector, from the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if part == "projector":
@@ -88,8 +81,4 @@ def fresh_weights(part: str, network: NetworkConfig, seed: int) -> dict[str, Ten
             block_out_channels=network.hint_channels,
             conditioning_channels=4 if part == "control_detail" else 3,
         )
-    weights = {f"controlnet_cond_embedding.{key}": value for key, value in hint.state_dict().items()}
-    for key, value in empty_networks(network)[part].state_dict().items():
-        if key.startswith(FRESH_CONTROL[1:]):
-            weights[key] = torch.zeros(value.shape)
-    return weights
+    return {f"controlnet_cond_embedding.{key}": value for key, value in hint.state_dict().items()}

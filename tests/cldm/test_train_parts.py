@@ -14,9 +14,8 @@ import run_train_bifrost
 from cldm.create import create_compositor
 from cldm.training.data import DataConfig
 from cldm.training.module import CompositorModule, CompositorTrainConfig, weighted_error
-from cldm.training.probes import condition_sensitivity
 from cldm.training.randomness import StepRandomness, shifted_timesteps
-from cldm.training.records import COLUMNS
+from cldm.training.records import COLUMNS, condition_sensitivity
 from datasets.base import BOTH, MOVING, STILL, Mixture, PairDataset, RunBatches, collate_pairs, exact_counts
 from datasets.scenes.store import StoreSettings, render_shards
 from datasets.sources.rendered import RenderedScenes
