@@ -124,17 +124,15 @@ class CocoSource:
             candidates = [index for index, good in enumerate(usable) if good]
         order = [int(index) for index in rng.permutation(candidates)]
         asks_replace = rng.random() < settings.replace
-        if not order:
-            why = "no object of the right size" if objects else "no annotation"
-            nothing.dropped.append(f"no target: {why}")
-            return nothing
         try:
+            if not order:
+                why = "no object of the right size" if objects else "no annotation"
+                raise Rejected(f"no target: {why}")
             image = read_image(settings.images / photograph.file)
-        except ValueError as error:
-            nothing.dropped.append(f"file: {error}")
-            return nothing
-        if image.size != photograph.size_hw:
-            nothing.dropped.append(f"file: {photograph.file} has another size than its annotation says")
+            if image.size != photograph.size_hw:
+                raise ValueError(f"{photograph.file} has another size than its annotation says")
+        except (Rejected, ValueError) as error:
+            nothing.drop(error)
             return nothing
         removals = self._removals(image.rgb_u8, nothing, order)
         named = candidates if settings.published else unique_names(objects, settings.thresholds.anchor)
@@ -156,7 +154,7 @@ class CocoSource:
             try:
                 removals.append(remove(rgb_u8, index, target, self.settings.thresholds, self.eraser, seed))
             except (Rejected, ValueError) as error:
-                one.dropped.append(str(error) if isinstance(error, Rejected) else f"file: {error}")
+                one.drop(error)
         return removals
 
     def _has_anchor(self, photograph: Photograph, index: int) -> bool:

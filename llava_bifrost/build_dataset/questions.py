@@ -47,6 +47,10 @@ class PreparedPhotograph:
     removals: tuple[Removal, ...] = ()
     replaced: int | None = None  # index of the object that is asked to be replaced
 
+    def drop(self, error: Rejected | ValueError) -> None:
+        """Note why a question is missing."""
+        self.dropped.append(str(error) if isinstance(error, Rejected) else f"file: {error}")
+
 
 @dataclass(frozen=True)
 class QuestionOptions:
@@ -96,12 +100,12 @@ def make_samples(
         try:
             samples.append(_place_sample(one, removal, original_01, depth_01, options, count))
         except Rejected as error:
-            one.dropped.append(str(error))
+            one.drop(error)
     if one.replaced is not None:
         try:
             samples.append(_replace_sample(one, one.replaced, original_01, options))
         except (Rejected, ValueError) as error:
-            one.dropped.append(str(error) if isinstance(error, Rejected) else f"file: {error}")
+            one.drop(error)
     return Built(one.photograph.name, samples, one.dropped)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from datasets.geometry import Box01, Size, square_padding
 from llava_bifrost.language.answer import AnswerError, Location, format_answer, parse_answer
-from llava_bifrost.language.grammar import AnswerForm
+from llava_bifrost.language.grammar import PlaceForm
 from llava_bifrost.language.instruction import check_format
 
 CODECS = ("bifrost", "square", "pixels", "thousand")
@@ -65,7 +65,7 @@ class Codec:
     def as_json(self) -> bool:
         return self.name in ("pixels", "thousand")
 
-    def form(self, frame: Frame) -> AnswerForm:
+    def form(self, frame: Frame) -> PlaceForm:
         """What answers about this image look like."""
         low, high = self._range(frame)
         parts = ("[", ", ", "], ", ".")
@@ -74,7 +74,7 @@ class Codec:
             if self.fmt == "maxmedmin":
                 parts = (*parts[:2], '], "depth": [', "]}")
         decimals = 0 if self.as_json else self.decimals
-        return AnswerForm(*parts, low, high, decimals, 1 if self.fmt == "center" else 3, self.decimals)
+        return PlaceForm(*parts, low, high, decimals, 1 if self.fmt == "center" else 3, self.decimals)
 
     def encode(self, location: Location, frame: Frame) -> str:
         """The answer that a model is trained to give."""

@@ -16,7 +16,7 @@ _SPECIAL = set(r".[]{}()*+?|^$\-")
 
 
 @dataclass(frozen=True)
-class AnswerForm:
+class PlaceForm:
     """The texts that an answer may have: numbers with fixed text between them.
 
     low, high: (x, y), the range of the corners in units of the last decimal. decimals: digits of a corner
@@ -86,7 +86,7 @@ class AnswerForm:
         depths = self.comma.join([depth] * self.depths)
         return f"{self.head}{self.comma.join(corners)}{self.middle}{depths}{self.tail}"
 
-    def spelled_by(self, grammar: Grammar) -> AnswerForm:
+    def spelled_by(self, grammar: Grammar) -> PlaceForm:
         """This form as the tokens of a tokenizer spell it: some drop blanks, commas and the full stop.
 
         Raises ValueError if the tokenizer cannot write such answers at all.

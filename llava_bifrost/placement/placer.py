@@ -25,7 +25,7 @@ from llava_bifrost.placement.search import (
     CandidatePlacements,
     ObjectExtent,
     View,
-    beside,
+    beside_anchor,
     clear,
     join,
     on_ground,
@@ -127,7 +127,7 @@ def _tried(
         parts.append(on_ground(view, extent))
         if any(relation == "under" for relation, _ in relations):
             parts += [on_ground(view, extent, factor) for factor in (0.75, 0.55)]
-        parts += [beside(view, where, extent) for where in named.values()]
+        parts += [beside_anchor(view, where, extent) for where in named.values()]
     return join(parts)
 
 

@@ -99,16 +99,8 @@ class View:
         """How much nearer to the camera than the ground a parallel plane is."""
         return plane.b / self.ground.plane.b
 
-    def depth_at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Depth of the background at points in fractions."""
-        return _looked_up(self.depth_01, x, y)
 
-    def reached(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Whether the ground extends to points."""
-        return _looked_up(self.ground.reach, x, y)
-
-
-def _looked_up(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def at(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Values of a map (h, w) at points in fractions, those beyond its border at the border."""
     h, w = values.shape
     return values[np.clip((y * h).astype(int), 0, h - 1), np.clip((x * w).astype(int), 0, w - 1)]
@@ -119,11 +111,11 @@ def on_ground(view: View, extent: ObjectExtent, factor: float = 1.0) -> Candidat
     rows, columns = np.linspace(0.05, 0.995, ROWS), np.linspace(0.02, 0.98, COLUMNS)
     y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
     d = np.asarray(view.ground.plane.at(x, y))
-    usable = view.reached(x, y) & (d > DEPTHS[0]) & (d < DEPTHS[1])
+    usable = at(view.ground.reach, x, y) & (d > DEPTHS[0]) & (d < DEPTHS[1])
     # Where the background is farther than the ground, there is no ground.
-    usable &= view.depth_at(x, y) > d - 4 * TOLERANCE
+    usable &= at(view.depth_01, x, y) > d - 4 * TOLERANCE
     found = _sized(np.stack([x, y, d])[:, usable], view, extent, 1.0, factor)
-    return found.where(view.reached(*behind(view, found, view.ground.plane)))
+    return found.where(at(view.ground.reach, *behind(view, found, view.ground.plane)))
 
 
 def on_plane(
@@ -135,7 +127,7 @@ def on_plane(
     rows, columns = np.linspace(y0, y1, ROWS // 2), np.linspace(x0, x1, COLUMNS // 2)
     y, x = np.meshgrid(rows, columns, indexing="ij")
     d = np.asarray(plane.at(x, y))
-    above = view.depth_at(x, y) - d
+    above = at(view.depth_01, x, y) - d
     seen = np.abs(above) < 2 * TOLERANCE
     there = seen | (hull(seen) & (above > 0))
     usable = there & (d > DEPTHS[0]) & (d < 1)
@@ -161,7 +153,7 @@ def on_top(view: View, anchor: Place, extent: ObjectExtent) -> CandidatePlacemen
     return join([_sized(points, view, extent, 0.0, size) for size in FITTING])
 
 
-def beside(view: View, anchor: Place, extent: ObjectExtent) -> CandidatePlacements:
+def beside_anchor(view: View, anchor: Place, extent: ObjectExtent) -> CandidatePlacements:
     """Candidates on the raised surface on which an anchor stands; none for an anchor on the ground."""
     plane = surface_below(view, anchor)
     if plane is None:
@@ -190,7 +182,7 @@ def level_plane(view: View, box01: Box01, without: Box01 | None = None) -> Plane
     x0, y0, x1, y1 = box01
     y, x = np.meshgrid(np.linspace(y0, y1, 48), np.linspace(x0, x1, 48), indexing="ij")
     step = 2.0 / view.depth_01.shape[0]
-    here, lower = view.depth_at(x, y), view.depth_at(x, y + step)
+    here, lower = at(view.depth_01, x, y), at(view.depth_01, x, y + step)
     factor = (here - horizon) / np.maximum(np.asarray(ground.at(x, y)) - horizon, 1e-3)
     slope = np.abs((lower - here) - factor * ground.b * step)
     level = (slope < LEVEL * TOLERANCE * step * 10) & (factor > RAISED) & (y + step < y1)
@@ -273,4 +265,4 @@ def visible_fraction(view: View, found: CandidatePlacements, side: int = 9) -> n
     ellipse = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.26
     x = found.x[:, None] + (u[ellipse] - 0.5) * found.w[:, None]
     y = found.y[:, None] + (v[ellipse] - 1) * found.h[:, None]
-    return (view.depth_at(x, y) <= found.d[:, None] + OCCLUSION).mean(axis=1)
+    return (at(view.depth_01, x, y) <= found.d[:, None] + OCCLUSION).mean(axis=1)

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 from tqdm.auto import tqdm
 
+from datasets.relations import Place
 from ldm.device import DEVICES, DTYPES
 from ldm.experts.depth import DepthEstimator
 from ldm.images import read_depth, read_image, write_png
@@ -54,17 +56,13 @@ class LocatorSettings(CheckedSettings):
     device: str = setting("auto", choices=DEVICES, help="where the locator runs")
     dtype: str = setting("auto", choices=("auto", *DTYPES), help="precision of the locator")
 
-    def load(self) -> Locator:
-        """The locator that these settings name."""
+    def load(self) -> tuple[Locator, DepthEstimator | None]:
+        """The locator that these settings name, and the depth network that ranks several places."""
         full = resolve_model_path(FULL)
-        default = full if (full / "config.json").is_file() else TINY
-        return load_locator(default if self.model is None else self.model, self.device, self.dtype)
-
-    def load_depth(self) -> DepthEstimator | None:
-        """The depth network that ranks several places, if one is named."""
-        if self.depth_model is None or self.candidates == 1:
-            return None
-        return DepthEstimator.load(self.depth_model)
+        folder = self.model or (full if (full / "config.json").is_file() else TINY)
+        ranked = self.depth_model if self.candidates > 1 else None
+        estimator = None if ranked is None else DepthEstimator.load(ranked)
+        return load_locator(folder, self.device, self.dtype), estimator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +94,10 @@ def predict_image(settings: PredictImage) -> None:
     image = read_image(settings.image)
     anchors = None if settings.anchors is None else read_anchors(settings.anchors)
     depth_01 = None if settings.depth is None else read_depth(settings.depth, size=image.size)
-    estimator = settings.load_depth()
+    locator, estimator = settings.load()
     if depth_01 is None and estimator is not None:
         depth_01 = estimator.estimate(image.rgb_u8)
-    candidates = settings.load().locate(
-        image.rgb_u8,
-        settings.instruction,
-        settings.candidates,
-        settings.seed,
-        depth_01=depth_01,
-        anchors=anchors,
-        temperature=settings.temperature,
-    )
+    candidates = _located(settings, locator, image.rgb_u8, settings.instruction, depth_01, anchors)
     if settings.out is not None:
         write_png(settings.out, draw_candidates(image.rgb_u8, candidates, anchors))
     if settings.json:
@@ -152,15 +142,13 @@ def predict_jobs(settings: PredictJobs) -> None:
     log.info("%d of %d jobs have answers in %s", len(jobs) - len(todo), len(jobs), out)
     if not todo:
         return
-    locator, estimator = settings.load(), settings.load_depth()
-    size = 1 if settings.candidates > 1 else settings.batch
-    failed = 0
-    with tqdm(total=len(todo), desc="answers") as bar:
-        for start in range(0, len(todo), size):
-            for answer in answers_of(todo[start : start + size], locator, settings, estimator):
-                failed += "error" in answer
-                append_line(out, answer)
-                bar.update()
+    locator, estimator = settings.load()
+    size, failed = 1 if settings.candidates > 1 else settings.batch, 0
+    groups = [todo[start : start + size] for start in range(0, len(todo), size)]
+    for group in tqdm(groups, desc="answers", unit="batch"):
+        for answer in answers_of(group, locator, settings, estimator):
+            failed += "error" in answer
+            append_line(out, answer)
     if failed:
         log.warning("%d jobs could not be answered; their lines in %s say why", failed, out)
 
@@ -210,9 +198,14 @@ def _locate(
     (job,), (image_u8,) = group, images
     anchors = parse_anchors(job["anchors"], f"job {job['id']}") if "anchors" in job else None
     depth_01 = None if estimator is None else estimator.estimate(image_u8)
-    return [
-        locator.locate(
-            image_u8, job["instruction"], settings.candidates, settings.seed,
-            depth_01=depth_01, anchors=anchors, temperature=settings.temperature,
-        )
-    ]  # fmt: skip
+    return [_located(settings, locator, image_u8, job["instruction"], depth_01, anchors)]
+
+
+def _located(
+    settings: LocatorSettings, locator: Locator, image_u8: np.ndarray, instruction: str,
+    depth_01: np.ndarray | None, anchors: dict[str, Place] | None,
+) -> list[Candidate]:  # fmt: skip
+    return locator.locate(
+        image_u8, instruction, settings.candidates, settings.seed,
+        depth_01=depth_01, anchors=anchors, temperature=settings.temperature,
+    )  # fmt: skip
