@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,32 +97,23 @@ def jobs(
     seed: Annotated[int, typer.Option(help="seed of every composite", min=0)] = 0,
 ) -> None:
     """Write one job a line for `run_inference.py batch`, with the depth that the depth network implies."""
-    lines = [json.dumps(job) for job in _jobs(manifest, instances, images, objects, depth_model, seed)]
-    write_atomic(out, ("\n".join(lines) + "\n").encode())
-    log.info("%s: %d jobs", out, len(lines))
-
-
-def _jobs(
-    path: Path, instances: Path, images: Path, objects: Path, depth_model: Path | None, seed: int
-) -> Iterator[dict[str, Any]]:
-    known, roots = Instances(instances), {"pictures": images, "objects": objects}
+    annotations, roots = Instances(instances), {"pictures": images, "objects": objects}
     network = DepthEstimator.load(depth_folder(depth_model))
     depths: dict[str, Any] = {}
-    for case in tqdm(read_benchmark(path).cases, desc="depth", disable=None):
+    lines = []
+    for case in tqdm(read_benchmark(manifest).cases, desc="depth", disable=None):
         background = file_path(f"pictures/{case.background}", roots)
         if case.background not in depths:
             depths = {case.background: network.estimate(read_image(background).rgb_u8)}
-        depth = depth_of(case, known.mask(case.anchor.annotation), depths[case.background])
+        depth = depth_of(case, annotations.mask(case.anchor.annotation), depths[case.background])
         cut_out = file_path(f"objects/{case.object}/{case.view}", roots)
-        yield {
+        job = {
             "name": case.id, "background": str(background), "object": str(cut_out),
             "box": list(case.box01_xyxy), "depth": [depth], "seed": seed,
         }  # fmt: skip
-
-
-def score_composites(settings: ScoreSettings) -> None:
-    """Score a folder of composites against the manifest; ours or those of any other system."""
-    score(settings)
+        lines.append(json.dumps(job) + "\n")
+    write_atomic(out, "".join(lines).encode())
+    log.info("%s: %d jobs", out, len(lines))
 
 
 def build_app() -> typer.Typer:
@@ -131,7 +121,7 @@ def build_app() -> typer.Typer:
     app.command("build")(build)
     app.command("verify")(check)
     app.command("jobs")(jobs)
-    app.command("score")(command(ScoreSettings, score_composites))
+    app.command("score")(command(ScoreSettings, score))
     return app
 
 

@@ -10,10 +10,10 @@ were made is read.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from datasets.benchmark.manifest import BenchmarkCase, Instances, Manifest, file
 from datasets.geometry import bbox_of_mask
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
-from ldm.files import file_sha256, hash_folder, write_all_atomic
+from ldm.files import file_sha256, hash_folder, json_bytes, write_all_atomic
 from ldm.images import read_image
 from ldm.metrics.clip import Clip
 from ldm.metrics.dino import Dino
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScoreSettings(CheckedSettings):
-    """Composites of a benchmark, and the networks that judge them."""
+    """Composites of a benchmark, and the networks that measure them."""
 
     results: Path = setting(help="folder of composites CASE.png")
     manifest: Path = setting(help="benchmark manifest, written by the verb build")
@@ -65,33 +65,32 @@ class ScoreSettings(CheckedSettings):
 
 
 @dataclass
-class Judges:
-    """The networks that were found."""
+class ScoreNetworks:
+    """The networks that are there."""
 
-    found: MetricNetworks
+    record: MetricNetworks
     similarity: dict[str, Any]  # name -> object with images(list of images) -> (b, d) of length 1
     inception: torch.nn.Module | None
     depth: DepthEstimator
 
     @classmethod
-    def load(cls, settings: ScoreSettings) -> Judges:
-        device = pick_device(settings.device)
-        found = MetricNetworks()
-        loaders = {
-            "dino": (settings.dino, lambda path: Dino.load(path, device)),
-            "dinov2": (settings.dinov2, lambda path: Dino.load(path, device)),
-            "clip_i": (settings.clip, lambda path: Clip.load(path, device)),
-            "dreamsim": (settings.dreamsim, lambda path: load_dreamsim(path, device)),
+    def load(cls, settings: ScoreSettings) -> ScoreNetworks:
+        device, record = pick_device(settings.device), MetricNetworks()
+        loaders: dict[str, tuple[Path, Callable[..., Any]]] = {
+            "dino": (settings.dino, Dino.load),
+            "dinov2": (settings.dinov2, Dino.load),
+            "clip_i": (settings.clip, Clip.load),
+            "dreamsim": (settings.dreamsim, DreamSim.load),
         }
-        similarity = {name: found.get(name, path, load) for name, (path, load) in loaders.items()}
-        inception = found.get("inception", settings.inception, lambda path: load_inception(path).to(device))
+        networks = {}
+        for name, (folder, load) in loaders.items():
+            if (network := record.get(name, folder, partial(load, device=device))) is not None:
+                networks[name] = network
+        inception = record.get("inception", settings.inception, lambda path: load_inception(path).to(device))
         depth = DepthEstimator.load(settings.depth_model, device=str(device))
-        found.used["depth"] = {
-            "path": settings.depth_model.as_posix(),
-            "sha256": hash_folder(settings.depth_model),
-        }
-        known = {name: network for name, network in similarity.items() if network is not None}
-        return cls(found, known, inception, depth)
+        hashes = hash_folder(settings.depth_model)
+        record.used["depth"] = {"path": settings.depth_model.as_posix(), "sha256": hashes}
+        return cls(record, networks, inception, depth)
 
 
 class DreamSim:
@@ -100,23 +99,23 @@ class DreamSim:
     def __init__(self, model: Any, prepare: Any, device: torch.device) -> None:
         self.model, self.prepare, self.device = model, prepare, device
 
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> DreamSim:
+        """By the package dreamsim, which is not among the core requirements."""
+        if not folder.is_dir():
+            raise ValueError(f"{folder} does not exist; `python -m ldm.registry pull dreamsim`")
+        try:
+            from dreamsim import dreamsim
+        except ImportError as error:
+            raise ValueError("the package dreamsim is not installed: pip install dreamsim") from error
+        model, prepare = dreamsim(pretrained=True, cache_dir=str(folder), device=str(device))
+        return cls(model, prepare, device)
+
     @torch.inference_mode()
     def images(self, images_u8: list[np.ndarray]) -> np.ndarray:
         """RGB (h, w, 3) uint8 each -> (b, d), of length 1."""
-        pixels = torch.cat([self.prepare(Image.fromarray(one)) for one in images_u8]).to(self.device)
+        pixels = torch.cat([self.prepare(Image.fromarray(image)) for image in images_u8]).to(self.device)
         return torch.nn.functional.normalize(self.model.embed(pixels).float(), dim=-1).cpu().numpy()
-
-
-def load_dreamsim(folder: Path, device: torch.device) -> DreamSim:
-    """The package does the loading; it is not among the core requirements."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} does not exist; `python -m ldm.registry pull dreamsim`")
-    try:
-        from dreamsim import dreamsim
-    except ImportError as error:
-        raise ValueError("the package dreamsim is not installed: pip install dreamsim") from error
-    model, prepare = dreamsim(pretrained=True, cache_dir=str(folder), device=str(device))
-    return DreamSim(model, prepare, device)
 
 
 def find_result(folder: Path, case: BenchmarkCase) -> Path:
@@ -128,29 +127,33 @@ def find_result(folder: Path, case: BenchmarkCase) -> Path:
 
 
 def score_case(
-    case: BenchmarkCase, roots: dict[str, Path], result: Path, judges: Judges, instances: Instances | None
+    case: BenchmarkCase,
+    roots: dict[str, Path],
+    result: Path,
+    networks: ScoreNetworks,
+    instances: Instances | None,
 ) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Numbers of one composite, and (object on white, background, result) for the sheet."""
     before_u8 = read_image(file_path(f"pictures/{case.background}", roots)).rgb_u8
     after_u8 = read_image(result).rgb_u8
     if after_u8.shape != before_u8.shape:
-        shown = [f"{one.shape[1]} x {one.shape[0]}" for one in (after_u8, before_u8)]
+        shown = [f"{image.shape[1]} x {image.shape[0]}" for image in (after_u8, before_u8)]
         raise ValueError(f"{result} is {shown[0]} pixels, its background is {shown[1]}")
-    object_u8 = on_white(file_path(f"objects/{case.object}/{case.view}", roots))
+    object_u8 = cutout_on_white(file_path(f"objects/{case.object}/{case.view}", roots))
     numbers = {**drift(before_u8, after_u8, case.box01_xyxy), "seam": seam(before_u8, after_u8)}
-    for name, network in judges.similarity.items():
-        one, other = network.images([crop(after_u8, case.box01_xyxy), object_u8])
-        numbers[name] = float(one @ other)
+    for name, network in networks.similarity.items():
+        placed, original = network.images([crop(after_u8, case.box01_xyxy), object_u8])
+        numbers[name] = float(placed @ original)
     if instances is not None:
-        placed = placed_mask(before_u8, after_u8, case.box01_xyxy)
-        depth_01 = judges.depth.estimate(after_u8)
-        right = order(depth_01, placed, instances.mask(case.anchor.annotation), case.relation)
+        mask = placed_mask(before_u8, after_u8, case.box01_xyxy)
+        depth_01 = networks.depth.estimate(after_u8)
+        right = order(depth_01, mask, instances.mask(case.anchor.annotation), case.relation)
         if right is not None:
             numbers["depth_order"] = right
     return numbers, (object_u8, before_u8, after_u8)
 
 
-def on_white(path: Path) -> np.ndarray:
+def cutout_on_white(path: Path) -> np.ndarray:
     """The object's tight box, its transparent part white: (h, w, 3) uint8."""
     image = read_image(path)
     if image.alpha_u8 is None:
@@ -160,14 +163,25 @@ def on_white(path: Path) -> np.ndarray:
     return np.where(solid[..., None], image.rgb_u8, 255).astype(np.uint8)[y0:y1, x0:x1]
 
 
-def features(network: torch.nn.Module, paths: list[Path], device: torch.device) -> np.ndarray:
-    """(n, 2048) Inception features of images of any size."""
-    found = []
+def inception_features(network: torch.nn.Module, paths: Sequence[Path], device: torch.device) -> np.ndarray:
+    """(n, 2048) of images of any size."""
+    rows = []
     with torch.inference_mode():
         for path in tqdm(paths, desc="inception", disable=None):
             pixels = torch.from_numpy(read_image(path).rgb_u8).permute(2, 0, 1)[None].to(device)
-            found.append(network(pixels).cpu().numpy())
-    return np.concatenate(found)
+            rows.append(network(pixels).cpu().numpy())
+    return np.concatenate(rows)
+
+
+def real_images(folder: Path | None, manifest: Manifest, roots: dict[str, Path]) -> list[Path]:
+    """The real images of FID: those of a folder, else the backgrounds."""
+    if folder is None:
+        return [file_path(name, roots) for name in manifest.files if name.startswith("pictures/")]
+    suffixes = (".png", ".jpg", ".jpeg")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    if len(paths) < 2:
+        raise ValueError(f"--real: {folder} holds {len(paths)} images, at least 2 are needed")
+    return paths
 
 
 def score(settings: ScoreSettings) -> dict[str, Any]:
@@ -175,53 +189,32 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
     manifest, device = read_benchmark(settings.manifest), pick_device(settings.device)
     roots = {"pictures": settings.images, "objects": settings.objects}
     folders = [settings.results, *([settings.against] if settings.against else [])]
-    for folder in folders:
-        for case in manifest.cases:
-            find_result(folder, case)
-    judges = Judges.load(settings)
+    results = [[find_result(folder, case) for case in manifest.cases] for folder in folders]
+    networks = ScoreNetworks.load(settings)
     instances = Instances(settings.instances) if settings.instances else None
     if instances is None:
-        judges.found.skipped["depth_order"] = (
-            "--instances is not given, so the outlines of anchors are unknown"
-        )
-    scored = [_score_folder(folder, roots, manifest, judges, instances) for folder in folders]
-    if judges.inception is not None:
-        real = features(judges.inception, list(_real(settings.real, manifest, roots)), device)
-        for folder, scores in zip(folders, scored, strict=True):
-            made = [find_result(folder, case) for case in manifest.cases]
-            scores.features = features(judges.inception, made, device)
-            scores.real = real
+        reason = "--instances is not given, so the outlines of anchors are unknown"
+        networks.record.skipped["depth_order"] = reason
+    scored = []
+    for folder, paths in zip(folders, results, strict=True):
+        scores = Scores(folder.as_posix())
+        for case, path in zip(tqdm(manifest.cases, desc=folder.name, disable=None), paths, strict=True):
+            scores.add(case, *score_case(case, roots, path, networks, instances))
+        scored.append(scores)
+    if networks.inception is not None:
+        real = inception_features(networks.inception, real_images(settings.real, manifest, roots), device)
+        for scores, paths in zip(scored, results, strict=True):
+            scores.real, scores.features = real, inception_features(networks.inception, paths, device)
     body = {
         "manifest": {"path": settings.manifest.as_posix(), "sha256": file_sha256(settings.manifest)},
-        "networks": judges.found.used,
-        "skipped": judges.found.skipped,
+        "networks": networks.record.used,
+        "skipped": networks.record.skipped,
         **score_report(scored),
     }
     table = markdown(body)
     log.info("%s", table)
     if (out := settings.out) is not None:
-        text = json.dumps(body, indent=1, allow_nan=False) + "\n"
-        write_all_atomic({out: text.encode(), out.with_suffix(".md"): table.encode(),
-                          out.with_name(f"{out.stem}_sheet.png"): score_sheet(scored[0])})  # fmt: skip
+        sheet = out.with_name(f"{out.stem}_sheet.png")
+        files = {out: json_bytes(body), out.with_suffix(".md"): table.encode(), sheet: score_sheet(scored[0])}
+        write_all_atomic(files)
     return body
-
-
-def _score_folder(
-    folder: Path, roots: dict[str, Path], manifest: Manifest, judges: Judges, instances: Instances | None
-) -> Scores:
-    scores = Scores(folder.as_posix())
-    for case in tqdm(manifest.cases, desc=folder.name, disable=None):
-        scores.add(case, *score_case(case, roots, find_result(folder, case), judges, instances))
-    return scores
-
-
-def _real(folder: Path | None, manifest: Manifest, roots: dict[str, Path]) -> Iterator[Path]:
-    """The real images of FID."""
-    if folder is None:
-        yield from (file_path(name, roots) for name in manifest.files if name.startswith("pictures/"))
-        return
-    suffixes = (".png", ".jpg", ".jpeg")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    if len(found) < 2:
-        raise ValueError(f"--real: {folder} holds {len(found)} images, at least 2 are needed")
-    yield from found

@@ -15,7 +15,7 @@ from cldm.evaluate.cases import neighbours
 from compose.benchmark import score as score_module
 from compose.benchmark.__main__ import build_app
 from compose.benchmark.measures import drift, order, placed_mask, seam
-from compose.benchmark.score import Judges, ScoreSettings, score, score_case
+from compose.benchmark.score import ScoreNetworks, ScoreSettings, score, score_case
 from datasets.benchmark.manifest import (
     Anchor,
     BenchmarkCase,
@@ -217,7 +217,7 @@ def test_an_object_pasted_as_it_is_is_like_itself(small_depth_network: Path, tmp
         depth_model=small_depth_network,
         dino=write_dino(tmp_path / "dino"), clip=write_clip(tmp_path / "clip"),
     )  # fmt: skip
-    judges = Judges.load(settings)
+    judges = ScoreNetworks.load(settings)
     pasted, _ = score_case(case, roots, tmp_path / "a_cup.png", judges, None)
     absent, _ = score_case(case, roots, tmp_path / "pictures/a.png", judges, None)
     for name in ("dino", "clip_i"):
