@@ -36,7 +36,7 @@ from datasets.geometry import (
     whole_box,
 )
 from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, relight_reference
-from datasets.masks import box_mask, dilate, mask_level
+from datasets.masks import dilate, mask_level, mask_of_box
 
 LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the image; chosen: some border is seen
 LEVEL_OF_MODE = {"place": "box", "replace": "box", "id-transfer": "fine", "inpaint": "exact"}
@@ -120,7 +120,7 @@ class Geometry:
         inputs, options, (far, near) = self.inputs, self.options, self.inputs.depth_range
         depth_01 = crop.take(inputs.background_depth_01).astype(np.float32, copy=False)
         target = None if inputs.target_mask is None else _take_mask(inputs.target_mask, crop)
-        region = box_mask(whole_box(crop.to_frame(self.region_xyxy)), crop.size)
+        region = mask_of_box(whole_box(crop.to_frame(self.region_xyxy)), crop.size)
         fused = inputs.mode in ("place", "replace")
         if inputs.mode == "replace":
             depth_01 = fill_depth(depth_01, region if target is None else dilate(target, options.dilation))

@@ -67,7 +67,7 @@ def feather_inside(mask: np.ndarray, width: float, *, open_to: np.ndarray | None
     return np.where(mask, ramp * ramp * (3 - 2 * ramp), 0).astype(np.float32)
 
 
-def box_mask(box_xyxy: Box, size_hw: Size) -> np.ndarray:
+def mask_of_box(box_xyxy: Box, size_hw: Size) -> np.ndarray:
     """(h, w) bool, True inside the box."""
     mask = np.zeros(size_hw, bool)
     x0, y0, x1, y1 = clip_box(box_xyxy, size_hw)

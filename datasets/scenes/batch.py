@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.geometry import Box01
 from datasets.relations import Place, relation
 from datasets.scenes.describe import Scene, SceneOptions
 from datasets.scenes.image import RenderedViews, draw_views
 from datasets.scenes.pack import SceneView
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class SceneFacts:
     names: tuple[str, ...]  # "striped red cone"; unique in the scene
     movable: tuple[bool, ...]  # False for furniture
     supports: tuple[int, ...]  # what each solid stands on, -1 the floor
-    boxes01: tuple[Box, ...]  # amodal box in the rendered frame; zeros when out of frame
+    boxes01: tuple[Box01, ...]  # amodal box in the rendered frame; zeros when out of frame
     depths: tuple[
         tuple[float, float, float], ...
     ]  # d (mean of the front surface), far, near; in the frame of depth_01
@@ -36,7 +35,7 @@ class SceneFacts:
     area: tuple[float, ...]  # amodal fraction of the frame
     relations: tuple[tuple[int, str, int], ...]  # (a, "left of", b): a is left of b
     captions: tuple[str, ...]  # "a red cone behind a blue cube", relations of the removed solid first
-    window01_xyxy: Box  # rendered part of the full view
+    window01_xyxy: Box01  # rendered part of the full view
     same_pose: bool  # the reference shows the solid in its pose in the scene
 
 
@@ -188,7 +187,7 @@ def _fact(scene: Scene, table: np.ndarray, columns: np.ndarray, rows: np.ndarray
 
 
 def _relations(
-    boxes: Sequence[Box], depths: Sequence[tuple[float, float, float]], supports: Sequence[int]
+    boxes: Sequence[Box01], depths: Sequence[tuple[float, float, float]], supports: Sequence[int]
 ) -> tuple[tuple[int, str, int], ...]:
     """(a, word, b) of all solids in the frame, but not of a solid and what stands on it."""
     places = [

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from datasets.geometry import Box01
 from datasets.scenes.describe import Camera, Light, SceneOptions, SceneRejected, Solid
 from datasets.scenes.pack import SceneView, pack
 from datasets.scenes.pose import look_at, orbit, outline
@@ -19,7 +20,6 @@ MIN_VISIBLE = 0.36  # of the removed solid; above the promised 0.3, the grid is 
 HIDDEN = (0.36, 0.90)  # visible fraction of a "partly hidden" solid
 MIN_AREA = {"full": 0.02, "object": 0.008}  # of the full view that the removed solid covers
 MAX_AREA = 0.3  # all chosen: the solid is well seen, and much of the scene remains
-Box = tuple[float, float, float, float]
 
 
 def choose_removed(
@@ -72,7 +72,7 @@ def _coarse_cast(view: SceneView) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return packed.parts.owner, cast_parts(rays), cast_room(rays).depth
 
 
-def object_window(rng: np.random.Generator, solid: Solid, camera: Camera, area: float) -> Box:
+def object_window(rng: np.random.Generator, solid: Solid, camera: Camera, area: float) -> Box01:
     """Square window within the full view: the solid's longest side x U(1.5, 2.9), centre jittered."""
     aspect = camera.tan_x / camera.tan_y
     x0, y0, x1, y1 = outline(solid.parts, camera)

@@ -18,7 +18,7 @@ import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from datasets.masks import box_mask
+from datasets.masks import mask_of_box
 from inpainting.models.text_to_image.canvas import RegionPrompt
 from inpainting.models.text_to_image.layout import LAYOUTS, attention_sizes, log_visibility
 from inpainting.models.text_to_image.rca import region_bias
@@ -61,7 +61,7 @@ def boxes() -> list[tuple[int, int, int, int]]:
 
 def masks_of(size_hw: tuple[int, int]) -> torch.Tensor:
     """(1, r, H, W) bool."""
-    return torch.from_numpy(np.stack([box_mask(box, size_hw) for box in boxes()]))[None]
+    return torch.from_numpy(np.stack([mask_of_box(box, size_hw) for box in boxes()]))[None]
 
 
 def shade(number: int) -> tuple[float, float, float]:
@@ -154,7 +154,7 @@ def make(
     """Draw the figure of rectified cross-attention and write the masks of the example."""
     room_u8 = read_image(ROOM).rgb_u8
     for name, (box, _) in REGIONS.items():
-        write_mask(masks / f"{name}.png", box_mask(box, room_u8.shape[:2]))
+        write_mask(masks / f"{name}.png", mask_of_box(box, room_u8.shape[:2]))
     write_atomic(out, draw(room_u8))
     log.info("%s", out)
 

@@ -17,7 +17,7 @@ from datasets.fusion import (
     warp_into,
 )
 from datasets.geometry import Box, depth_at_contact, depth_extent
-from datasets.masks import box_mask
+from datasets.masks import mask_of_box
 from tests.datasets.preprocess_golden import Golden, load_golden
 
 FRAME = (120, 160)
@@ -71,7 +71,7 @@ def test_an_object_on_the_floor_keeps_its_foot():
     extent = depth_extent(depth_at_contact(floor(), box01), box01)
     box = (48, 30, 96, 90)
     _, visible = fuse(floor(), block(), box, extent)
-    assert np.array_equal(visible, box_mask(box, FRAME))
+    assert np.array_equal(visible, mask_of_box(box, FRAME))
     # The published test eats the foot of the same object when only one depth is known for it.
     _, eaten = fuse(floor(), block(), box, (extent[0], extent[0]), occlusion="pixel")
     assert eaten.sum() < 0.95 * visible.sum()
@@ -80,10 +80,10 @@ def test_an_object_on_the_floor_keeps_its_foot():
 @pytest.mark.parametrize("occlusion", ["near", "pixel"])
 def test_a_nearer_thing_hides_and_a_farther_one_does_not(occlusion):
     background = np.full(FRAME, 0.2, np.float32)
-    front, back = box_mask((60, 0, 80, 120), FRAME), box_mask((90, 0, 100, 120), FRAME)
+    front, back = mask_of_box((60, 0, 80, 120), FRAME), mask_of_box((90, 0, 100, 120), FRAME)
     background[front], background[back] = 0.9, 0.3
     fused, visible = fuse(background, block(), (50, 30, 110, 90), (0.5, 0.6), occlusion=occlusion)
-    whole = box_mask((50, 30, 110, 90), FRAME)
+    whole = mask_of_box((50, 30, 110, 90), FRAME)
     assert np.array_equal(visible, whole & ~front)
     assert np.array_equal(fused[~visible], background[~visible])
     assert fused[visible] == pytest.approx(0.55, abs=1e-6)
@@ -96,7 +96,7 @@ def test_visibility_only_grows_when_the_object_comes_nearer():
         _, visible = fuse(background, block(), (20, 20, 90, 100), (near - 0.1, near))
         assert (visible | ~before).all()
         before = visible
-    assert np.array_equal(before, box_mask((20, 20, 90, 100), FRAME))
+    assert np.array_equal(before, mask_of_box((20, 20, 90, 100), FRAME))
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.25, 0.5, 0.75])
@@ -127,7 +127,7 @@ def test_stretching_is_limited_and_keeps_the_foot():
 
 def test_own_depth_spans_the_range_over_the_object_only():
     depth = np.tile(np.linspace(0.4, 0.6, 100, dtype=np.float32), (50, 1))
-    mask = box_mask((20, 10, 80, 40), (50, 100))
+    mask = mask_of_box((20, 10, 80, 40), (50, 100))
     scaled = own_depth(depth, mask)
     assert (scaled[mask].min(), scaled[mask].max()) == (0, 1)
     assert own_depth(depth, mask, "legacy")[mask].min() > 0.5
@@ -142,7 +142,7 @@ def test_a_bulge_is_near_in_the_middle():
 
 def test_filling_takes_a_thing_out_of_the_depth_map():
     background = floor()
-    region = box_mask((40, 20, 90, 110), FRAME) | box_mask((0, 50, 20, 70), FRAME)
+    region = mask_of_box((40, 20, 90, 110), FRAME) | mask_of_box((0, 50, 20, 70), FRAME)
     with_thing = np.where(region, 0.95, background).astype(np.float32)
     assert fill_depth(with_thing, region) == pytest.approx(background, abs=1e-5)
     assert fill_depth(background, np.zeros(FRAME, bool)) is background
@@ -151,7 +151,7 @@ def test_filling_takes_a_thing_out_of_the_depth_map():
 def test_painting_over_continues_the_surroundings():
     ramp = np.repeat(np.linspace(0, 255, FRAME[1])[None, :], FRAME[0], axis=0)
     image = np.repeat(np.rint(ramp).astype(np.uint8)[..., None], 3, axis=-1)
-    hole = box_mask((40, 30, 90, 100), FRAME)
+    hole = mask_of_box((40, 30, 90, 100), FRAME)
     other = np.where(hole[..., None], 255 - image, image).astype(np.uint8)
     filled = fill_colour(other, hole)
     assert np.array_equal(filled[~hole], image[~hole])

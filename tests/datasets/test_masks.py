@@ -7,11 +7,11 @@ import pytest
 from datasets.inputs import HF_MODES
 from datasets.masks import (
     LEVELS,
-    box_mask,
     dilate,
     feather_inside,
     largest_piece,
     mask_level,
+    mask_of_box,
     mask_score,
     perturb_mask,
 )
@@ -61,7 +61,7 @@ def test_edge_maps_equal_the_published_ones(golden):
 @pytest.mark.parametrize("mode", HF_MODES)
 def test_detail_maps_stay_inside_the_object(mode):
     image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
-    mask = box_mask((20, 10, 60, 50), (60, 80))
+    mask = mask_of_box((20, 10, 60, 50), (60, 80))
     result = high_frequency(image, mask, mode)
     assert result.shape == image.shape
     assert result.dtype == np.uint8
@@ -102,9 +102,9 @@ def test_levels_grow_from_the_silhouette_to_the_box():
 
 
 def test_score_is_the_share_of_the_largest_piece():
-    mask = box_mask((5, 5, 26, 26), (60, 60))
+    mask = mask_of_box((5, 5, 26, 26), (60, 60))
     assert mask_score(mask) == 1
-    mask |= box_mask((40, 40, 51, 51), (60, 60))
+    mask |= mask_of_box((40, 40, 51, 51), (60, 60))
     assert mask_score(mask) == pytest.approx(0.8, abs=0.01)
     assert mask_score(np.zeros((60, 60), bool)) == 0
     assert largest_piece(mask).sum() == 21 * 21
@@ -112,7 +112,7 @@ def test_score_is_the_share_of_the_largest_piece():
 
 @pytest.mark.parametrize("width", [0, 1, 5, 40])
 def test_a_feather_lies_inside_and_does_not_fall_towards_an_occluder(width):
-    mask, occluder = box_mask((10, 10, 40, 50), (60, 60)), box_mask((40, 10, 60, 50), (60, 60))
+    mask, occluder = mask_of_box((10, 10, 40, 50), (60, 60)), mask_of_box((40, 10, 60, 50), (60, 60))
     weight = feather_inside(mask, width)
     assert not weight[~mask].any()
     assert (weight[mask] > 0).all()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.geometry import Crop, square_box, square_padding
-from datasets.masks import box_mask
+from datasets.masks import mask_of_box
 from datasets.pairs import Inputs, PairOptions, build_pair
 from datasets.pasteback import paste_back, paste_rectangle, stitch, transfer_detail
 from ldm.images import from_pm1
@@ -105,7 +105,7 @@ def test_an_object_that_is_entirely_hidden_is_refused():
 
 
 def test_detail_replaces_texture_and_keeps_the_models_light():
-    mask = box_mask((16, 16, 80, 80), (96, 96))
+    mask = mask_of_box((16, 16, 80, 80), (96, 96))
     light = np.full((96, 96, 3), 60, np.uint8)
     light[:, 48:] = 160
     texture = (
@@ -123,7 +123,7 @@ def test_detail_replaces_texture_and_keeps_the_models_light():
 
 
 def test_detail_does_not_leak_over_the_silhouette():
-    mask = box_mask((30, 0, 60, 90), (90, 90))
+    mask = mask_of_box((30, 0, 60, 90), (90, 90))
     generated = np.full((90, 90, 3), 100, np.uint8)
     paste = np.where(mask[..., None], 100, 255).astype(np.uint8).repeat(3, 2)
     assert np.array_equal(transfer_detail(generated, paste, mask, 1.0, 8.0), generated)
