@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from inpainting.models.text_to_image.load import Inpainter
@@ -19,6 +18,7 @@ from inpainting.models.text_to_image.rca import region_kwargs
 from inpainting.models.text_to_image.sample import known_channels
 from inpainting.tokens import encode_plans, plan_tokens
 from ldm.denoise import noise_for
+from ldm.training.diffusion import min_snr_weight, prediction_target
 
 
 @dataclass(eq=False)
@@ -70,31 +70,12 @@ class LoraLoss:
                 masks, region_ids, size, levels=self.levels, layout=self.layout, dtype=text.dtype
             )
         prediction = unet(nine, timesteps, encoder_hidden_states=text, cross_attention_kwargs=kwargs).sample
-        target = self.prediction_target(latents, noise, timesteps)
+        target = prediction_target(self.schedule, latents, noise, timesteps)
         error = (prediction.float() - target.float()).square().mean((1, 2, 3))
-        return (error * self.weights(timesteps)).mean()
+        return (error * min_snr_weight(self.schedule, timesteps, self.min_snr)).mean()
 
     def encode(self, image_pm1: Tensor, generators: list[torch.Generator]) -> Tensor:
         """(b, 3, H, W) -> (b, c, h, w), drawn from the autoencoder's posterior as published."""
         space = self.model.latent_space
         parameter = next(space.vae.parameters())
         return space.encode(image_pm1.to(parameter.dtype), generators).float()  # type: ignore[arg-type]
-
-    def prediction_target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network should predict, (b, c, h, w): epsilon or v."""
-        kind = self.schedule.config.prediction_type
-        if kind == "epsilon":
-            return noise
-        if kind == "v_prediction":
-            return self.schedule.get_velocity(latents, noise, timesteps)
-        raise ValueError(f"the model predicts {kind!r}; training knows epsilon and v_prediction")
-
-    def weights(self, timesteps: Tensor) -> Tensor:
-        """(b,) loss weights (min-SNR, Hang et al. 2023), 1 without `min_snr`."""
-        if not self.min_snr:
-            return torch.ones(len(timesteps), device=timesteps.device)
-        snr = compute_snr(self.schedule, timesteps)
-        limited = snr.clamp(max=self.min_snr)
-        if self.schedule.config.prediction_type == "v_prediction":
-            return limited / (snr + 1)
-        return torch.where(snr > 0, limited / snr.clamp_min(1e-12), 1.0)
