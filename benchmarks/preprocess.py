@@ -18,8 +18,9 @@ import typer
 
 from benchmarks.harness import RESULTS, best_seconds, write_report
 from datasets.fusion import Cutout, collage, hidden_object, place_cutout_legacy
+from datasets.inputs import AugmentationParams, Inputs, PairOptions
 from datasets.masks import dilate
-from datasets.pairs import AugmentationParams, Inputs, PairOptions, build_pair
+from datasets.pairs import build_pair
 from ldm.settings.cli import run_module, single_app
 
 SIZE = (1080, 1920)

@@ -24,7 +24,8 @@ import typer
 from benchmarks.harness import RESULTS, write_report
 from datasets.base import ExampleSource
 from datasets.geometry import bbox_of_mask, expand_box, square_box, square_padding
-from datasets.pairs import Augment, AugmentationParams, PairOptions, build_pair
+from datasets.inputs import Augment, AugmentationParams, PairOptions
+from datasets.pairs import build_pair
 from datasets.sources.folder import FolderConfig
 from datasets.sources.inspection import RejectionStats, accepted_samples
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source

@@ -15,30 +15,9 @@ from torch import Tensor
 
 from datasets.fusion import Cutout, collage, warp_into
 from datasets.geometry import Crop, bbox_of_mask, square_padding
-from datasets.inputs import (
-    HF_MODES,
-    PUBLISHED_INFERENCE,
-    PUBLISHED_TRAINING,
-    Augment,
-    AugmentationParams,
-    Inputs,
-    PairOptions,
-    mirror,
-    permute_colours,
-)
+from datasets.inputs import HF_MODES, AugmentationParams, Inputs, PairOptions
 from datasets.layers import Geometry, Layers
 from ldm.images import resize, to_01, to_pm1
-
-__all__ = [
-    "PUBLISHED_INFERENCE",
-    "PUBLISHED_TRAINING",
-    "Augment",
-    "AugmentationParams",
-    "Inputs",
-    "Pair",
-    "PairOptions",
-]
-__all__ += ["build_pair", "high_frequency", "mirror", "pair_of", "permute_colours", "square_view"]
 
 HIGH_FREQUENCY_SIDE = 256  # pixels; the high-frequency map is computed at this size, as published
 

@@ -13,7 +13,7 @@ from cldm.compat import PRESETS, with_compat
 from cldm.pretrained import Sampling
 from compose import ComposeSettings, compose, load_models
 from compose.settings import ignored_options
-from datasets.pairs import PUBLISHED_INFERENCE
+from datasets.inputs import PUBLISHED_INFERENCE
 from ldm.denoise import set_steps
 from ldm.images import read_image
 from ldm.settings.cli import run_app

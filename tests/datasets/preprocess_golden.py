@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from datasets.inputs import PUBLISHED_INFERENCE, PUBLISHED_TRAINING, AugmentationParams, Inputs
 from datasets.masks import perturb_mask
-from datasets.pairs import PUBLISHED_INFERENCE, PUBLISHED_TRAINING, AugmentationParams, Inputs
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "preprocess.npz"
 STEP = 8

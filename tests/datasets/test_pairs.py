@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.inputs import relight_room
-from datasets.pairs import (
-    AugmentationParams,
-    Inputs,
-    Pair,
-    PairOptions,
-    build_pair,
-    mirror,
-    permute_colours,
-)
+from datasets.inputs import AugmentationParams, Inputs, PairOptions, mirror, permute_colours, relight_room
+from datasets.pairs import Pair, build_pair
 from tests.datasets.preprocess_golden import (
     OPTIONS,
     SEEDS,

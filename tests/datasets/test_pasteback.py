@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.geometry import Crop, square_box, square_padding
+from datasets.inputs import Inputs, PairOptions
 from datasets.masks import mask_of_box
-from datasets.pairs import Inputs, PairOptions, build_pair
+from datasets.pairs import build_pair
 from datasets.pasteback import paste_back, paste_rectangle, stitch, transfer_detail
 from ldm.images import from_pm1
 from tests.datasets.preprocess_golden import load_golden

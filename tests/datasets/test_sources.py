@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.base import PairDataset, collate_pairs
-from datasets.pairs import AugmentationParams, PairOptions, build_pair
+from datasets.inputs import AugmentationParams, PairOptions
+from datasets.pairs import build_pair
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_mixture, open_source
 from ldm.images import write_depth, write_mask
 from ldm.settings.config import load_config

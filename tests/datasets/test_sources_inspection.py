@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import run_dataset_debug
-from datasets.pairs import PairOptions
+from datasets.inputs import PairOptions
 from datasets.sources import inspection
 from datasets.sources.inspection import RejectionStats, accepted_samples
 from datasets.sources.registry import DatasetsConfig, open_source

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from datasets.base import Rejected
-from datasets.pairs import AugmentationParams, PairOptions, build_pair
+from datasets.inputs import AugmentationParams, PairOptions
+from datasets.pairs import build_pair
 from datasets.sources.registry import DatasetsConfig, open_source
 from ldm.images import write_depth
 from ldm.settings.config import load_config

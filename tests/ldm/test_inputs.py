@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from datasets.inputs import PairOptions
-from datasets.pairs import Augment
+from datasets.inputs import Augment, PairOptions
 from ldm.settings.config import load_config
 from tests.datasets.test_pairs import sample
 
