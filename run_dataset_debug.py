@@ -23,10 +23,10 @@ from datasets.base import ExampleSource
 from datasets.inputs import PairOptions
 from datasets.scenes.store import StoreSettings, render_shards
 from datasets.sources.image_source import ImageSource
-from datasets.sources.inspection import InspectedSample, RejectionStats, accepted_samples, validate
+from datasets.sources.inspection import RejectionStats, accepted_samples, validate
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from datasets.sources.rendered import RenderedScenes
-from ldm.files import write_all_atomic
+from ldm.files import json_bytes, write_all_atomic
 from ldm.images import from_pm1, write_png
 from ldm.settings.cli import run_module, single_app
 from ldm.settings.config import load_config, to_plain
@@ -36,27 +36,9 @@ from ldm.sheet import grid
 log = logging.getLogger(__name__)
 
 CONFIG = Path("configs/datasets.yaml")
+# hint: what the model reads; collage: the cut-out in its place
 COLUMNS = ("reference", "target", "hint", "mask", "depth", "collage")
 MOTION = ("still", "video", "new view")
-
-
-def sheet_row(sample: InspectedSample) -> list:
-    """The images of one example: hint is what the model reads, collage the cut-out in its place."""
-    pair = sample.pair
-    return [
-        from_pm1(pair.reference_01 * 2 - 1),
-        from_pm1(pair.target_pm1),
-        from_pm1(pair.detail_pm1[:3]),
-        pair.edit_mask[0].numpy(),
-        pair.depth_01[0].numpy(),
-        from_pm1(pair.paste_pm1),
-    ]
-
-
-def caption(sample: InspectedSample) -> str:
-    """Item, kind of source, level of the mask and size of the crop."""
-    level, crop = sample.params.mask_level, sample.params.crop_ratio
-    return f"{sample.name} {MOTION[sample.dynamics]} mask {level} crop {crop:.1f}"
 
 
 def write_sheet(
@@ -64,9 +46,22 @@ def write_sheet(
 ) -> RejectionStats:
     """Draw n examples, write their contact sheet, return the rejection statistics."""
     stats = RejectionStats(name)
-    samples = list(accepted_samples(source, stats, options, n, seed))
-    labels = [caption(sample) for sample in samples]
-    write_png(out, grid([sheet_row(sample) for sample in samples], COLUMNS, labels, cell=160))
+    rows, labels = [], []
+    for sample in accepted_samples(source, stats, options, n, seed):
+        pair, params = sample.pair, sample.params
+        rows.append(
+            [
+                from_pm1(pair.reference_01 * 2 - 1),
+                from_pm1(pair.target_pm1),
+                from_pm1(pair.detail_pm1[:3]),
+                pair.edit_mask[0].numpy(),
+                pair.depth_01[0].numpy(),
+                from_pm1(pair.paste_pm1),
+            ]
+        )
+        motion = MOTION[sample.dynamics]
+        labels.append(f"{sample.name} {motion} mask {params.mask_level} crop {params.crop_ratio:.1f}")
+    write_png(out, grid(rows, COLUMNS, labels, cell=160))
     return stats
 
 
@@ -85,12 +80,8 @@ def write_report(source: ExampleSource, name: str, out: Path, settings: dict[str
     counted = {"accepted": report.objects.accepted, **report.objects.rejected}
     items = {"items": len(source), "sound": len(report.sound)}
     body = {"source": name, **items, "objects": counted, "problems": report.problems}
-    write_all_atomic(
-        {
-            out: (json.dumps(body, indent=1) + "\n").encode(),
-            index: (json.dumps({"source": name, "items": report.sound}) + "\n").encode(),
-        }
-    )
+    listed = json.dumps({"source": name, "items": report.sound}) + "\n"
+    write_all_atomic({out: json_bytes(body), index: listed.encode()})
     journal.unlink()
     summary = f"{len(report.sound)} of {len(source)} items are sound, {len(report.problems)} are not"
     return f"{report.objects.table()}\n{summary}\nreport: {out}\nindex:  {index} (indexes.{name}={index})"
@@ -99,11 +90,8 @@ def write_report(source: ExampleSource, name: str, out: Path, settings: dict[str
 def rendered(folder: Path, count: int, seed: int, side: int) -> ExampleSource:
     """Fresh rendered scenes, for a look that needs no data."""
     size = (min(side, 192), min(side, 192))
-    render_shards(
-        StoreSettings(
-            out=folder, count=count, first_seed=seed, size=size, reference_size=size, window="object"
-        )
-    )
+    scenes: dict[str, Any] = {"count": count, "first_seed": seed, "size": size, "reference_size": size}
+    render_shards(StoreSettings(out=folder, window="object", **scenes))
     return RenderedScenes(folder)
 
 

@@ -6,7 +6,6 @@ python -m compose.contact_sheet --cases cases.json --root DATA --out sheet.png  
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from compose.placement import candidate_of
 from compose.recipe import settings_of_recipe
 from compose.settings import DEPTH_MODES
 from datasets.geometry import box_to_pixels
+from ldm.files import read_json
 from ldm.images import write_png
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting
@@ -99,19 +99,16 @@ def on_white(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def read_cases(path: Path) -> list[dict[str, Any]]:
     """The entries of a case list, each with the keys that are always needed."""
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))["cases"]
-        for case in listed:
-            absent = {"id", "mode", "background", "object", "box_xyxy"} - case.keys()
-            if absent:
-                raise ValueError(f"case {case.get('id', '?')} lacks {', '.join(sorted(absent))}")
-        if not listed:
-            raise ValueError("the list is empty")
-    except (KeyError, TypeError, AttributeError):
-        raise ValueError(f'{path}: expected {{"cases": [{{"id": ..., "mode": ...}}, ...]}}') from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return listed
+    body = read_json(path, object)
+    cases = body.get("cases") if isinstance(body, dict) else None
+    if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
+        raise ValueError(f'{path}: expected {{"cases": [{{"id": ..., "mode": ...}}, ...]}}')
+    for case in cases:
+        if absent := sorted({"id", "mode", "background", "object", "box_xyxy"} - case.keys()):
+            raise ValueError(f"{path}: case {case.get('id', '?')} lacks {', '.join(absent)}")
+    if not cases:
+        raise ValueError(f"{path}: the list is empty")
+    return cases
 
 
 def settings_of_case(

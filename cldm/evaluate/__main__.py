@@ -5,10 +5,19 @@ python -m cldm.evaluate --scenes 300 --out benchmarks/results/compositor.json
 
 from __future__ import annotations
 
+import sys
+
+import typer
+
 from cldm.evaluate.run import EvaluateSettings, evaluate
 from ldm.settings.cli import command, run_module, single_app
 
-build_app = single_app(command(EvaluateSettings, evaluate))
+
+def build_app() -> typer.Typer:
+    if any(word.partition("=")[0] == "--results" for word in sys.argv):
+        raise ValueError("--results: composites are scored by `python -m compose.benchmark score --results`")
+    return single_app(command(EvaluateSettings, evaluate))()
+
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -103,7 +103,7 @@ def test_what_to_draw_must_be_said_once(case: Case, capsys) -> None:
     assert "carries no recipe" in capsys.readouterr().err
     (case.folder / "cases.json").write_text("{")
     assert run(case, "--cases", case.folder / "cases.json") == 2
-    assert "cases.json: " in capsys.readouterr().err
+    assert "cases.json" in capsys.readouterr().err
 
 
 def test_all_real_cases_run_and_none_drifts(
