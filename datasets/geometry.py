@@ -190,6 +190,12 @@ class Crop:
     background_size: Size  # (h, w)
 
     @property
+    def part(self) -> tuple[slice, slice]:
+        """Rows and columns of the background that the cut holds."""
+        x0, y0, x1, y1 = self.box_xyxy
+        return slice(y0, y1), slice(x0, x1)
+
+    @property
     def padded_size(self) -> Size:
         """(h, w) before resizing, padding included."""
         (x0, y0, x1, y1), (left, top, right, bottom) = self.box_xyxy, self.pad
@@ -218,8 +224,11 @@ class Crop:
 
     def take(self, image: np.ndarray, *, how: str = "area", fill: float = 0) -> np.ndarray:
         """Cut, pad with `fill` and resize an image of the background's size."""
-        x0, y0, x1, y1 = self.box_xyxy
-        return self.fit(image[y0:y1, x0:x1], how=how, fill=fill)
+        return self.fit(image[self.part], how=how, fill=fill)
+
+    def take_mask(self, mask: np.ndarray) -> np.ndarray:
+        """The same of a mask, (h, w) bool."""
+        return self.fit(mask[self.part].astype(np.uint8) * 255) > 127
 
     def fit(self, cut: np.ndarray, *, how: str = "area", fill: float = 0) -> np.ndarray:
         """Pad the cut itself with `fill` and resize it; `how` as in ldm.images.resize."""

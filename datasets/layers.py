@@ -119,7 +119,7 @@ class Geometry:
         """The contents of the frame of a crop."""
         inputs, options, (far, near) = self.inputs, self.options, self.inputs.depth_range
         depth_01 = crop.take(inputs.background_depth_01).astype(np.float32, copy=False)
-        target = None if inputs.target_mask is None else _take_mask(inputs.target_mask, crop)
+        target = None if inputs.target_mask is None else crop.take_mask(inputs.target_mask)
         region = mask_of_box(whole_box(crop.to_frame(self.region_xyxy)), crop.size)
         fused = inputs.mode in ("place", "replace")
         if inputs.mode == "replace":
@@ -149,7 +149,7 @@ class Geometry:
         """(h, w) bool: what may change, before occluders are taken out."""
         inputs, options, params = self.inputs, self.options, self.params
         if inputs.region is not None:
-            return _take_mask(inputs.region, crop)
+            return crop.take_mask(inputs.region)
         replaced = inputs.mode == "replace"
         if target is not None and (not replaced or inputs.target_u8 is not None):
             silhouette = target
@@ -175,9 +175,3 @@ def _reference_cutout(inputs: Inputs, options: PairOptions, params: Augmentation
     if params.flip:
         cutout = Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])
     return replace(cutout, rgb_u8=relight_reference(cutout.rgb_u8, params) * cutout.mask[..., None])
-
-
-def _take_mask(mask: np.ndarray, crop: Crop) -> np.ndarray:
-    """A mask of the background's size in the frame, (h, w) bool."""
-    x0, y0, x1, y1 = crop.box_xyxy
-    return crop.fit(mask[y0:y1, x0:x1].astype(np.uint8) * 255) > 127

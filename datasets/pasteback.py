@@ -84,11 +84,9 @@ def paste_back(
     """
     if keep is not None:
         edit = edit & ~keep
-    x0, y0, x1, y1 = crop.box_xyxy
-    result = background_u8.copy()
-    part = tight_slices(edit)
+    result, part = background_u8.copy(), tight_slices(edit)
     weight = feather_inside(edit, feather, open_to=keep)[part][..., None]
-    under = result[y0:y1, x0:x1][part]
+    under = result[crop.part][part]
     mixed = np.rint(under + weight * (image_u8[part].astype(np.float32) - under))
     under[:] = np.where(edit[part][..., None], mixed, under).astype(np.uint8)
     return result, _full(edit, crop)
@@ -102,11 +100,10 @@ def paste_rectangle(
     generated: (h', w', 3) uint8, or float in [0, 255], cut to whole numbers after resizing (published)
     """
     image = crop.undo(generated[1:], how="linear")
-    x0, y0, x1, y1 = crop.box_xyxy
-    inner = np.zeros((y1 - y0, x1 - x0), bool)
+    inner = np.zeros(image.shape[:2], bool)
     inner[LEGACY_MARGIN:-LEGACY_MARGIN, LEGACY_MARGIN:-LEGACY_MARGIN] = True
     result = background_u8.copy()
-    result[y0:y1, x0:x1][inner] = image[inner]
+    result[crop.part][inner] = image[inner]
     return result, _full(inner, crop)
 
 
@@ -172,6 +169,5 @@ def low_frequencies(image: np.ndarray, weight: np.ndarray, sigma: float) -> np.n
 def _full(mask: np.ndarray, crop: Crop) -> np.ndarray:
     """A mask of the cut in the background's size, (H, W) bool."""
     result = np.zeros(crop.background_size, bool)
-    x0, y0, x1, y1 = crop.box_xyxy
-    result[y0:y1, x0:x1] = mask
+    result[crop.part] = mask
     return result
