@@ -62,7 +62,13 @@ def open_weights(path: Path) -> WeightFile:
     A dictionary wrapped in `state_dict` is unwrapped. ValueError names the file and what is wrong with it.
     """
     if path.is_dir():
-        return _open_folder(path)
+        names = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+        if not names:
+            raise ValueError(f"{path}: no *.safetensors and no *.bin file in this folder")
+        owner = {key: file for file in map(open_weights, names) for key in file.shapes}
+        shapes = {key: file.shapes[key] for key, file in owner.items()}
+        dtypes = {key: file.dtypes[key] for key, file in owner.items()}
+        return WeightFile(path, shapes, dtypes, lambda key: owner[key].read(key))
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if path.suffix == ".safetensors":
@@ -70,17 +76,6 @@ def open_weights(path: Path) -> WeightFile:
     if path.suffix in PICKLES:
         return _open_pickle(path)
     raise ValueError(f"{path}: unknown kind of weight file; allowed: .safetensors, {', '.join(PICKLES)}")
-
-
-def _open_folder(folder: Path) -> WeightFile:
-    names = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if not names:
-        raise ValueError(f"{folder}: no *.safetensors and no *.bin file in this folder")
-    files = [open_weights(name) for name in names]
-    owner = {key: file for file in files for key in file.shapes}
-    shapes = {key: file.shapes[key] for key, file in owner.items()}
-    dtypes = {key: file.dtypes[key] for key, file in owner.items()}
-    return WeightFile(folder, shapes, dtypes, lambda key: owner[key].read(key))
 
 
 def _open_safetensors(path: Path) -> WeightFile:

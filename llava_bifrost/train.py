@@ -31,10 +31,10 @@ from ldm.mllm.training import (
     LoraSettings,
     adapter_layout,
     answer_loss,
+    is_projector,
     make_trainable,
     merged,
     prepared,
-    rate_of,
     tensors_of,
 )
 from ldm.settings.cli import run_module, trainer
@@ -113,7 +113,7 @@ def train(config: TrainConfig) -> None:
         held_out=LocatorData(validation, codec, processor) if validation else None,
         measure=measure if measured else None,
         layout=adapter_layout(model, lambda folder: write_config(folder / CONFIG, answers)),
-        rates=rate_of(config.fit.lr, config.projector_lr),
+        rates=lambda name: config.projector_lr if is_projector(name) else config.fit.lr,
     )
     fit(config.fit, config.out, model, task, accelerator)
     if not accelerator.is_main_process:

@@ -130,22 +130,20 @@ def _load_input(source: Path | str, config: Any) -> DepthInput:
         stored, _ = DPTImageProcessorPil.get_image_processor_dict(str(source))
     except OSError:
         return default
+    # Pixels per cell of the network's coarsest map, so that images divide into whole cells.
+    backbone = config.backbone_config
+    if config.model_type == "depth_anything":
+        stride = int(config.patch_size)  # its halved map is rounded up
+    elif backbone is None or config.is_hybrid:
+        stride = 2 * int(config.patch_size)
+    else:
+        stages = len(getattr(backbone, "depths", (0, 0)))  # a plain backbone is halved once, by the decoder
+        stride = int(backbone.patch_size) * 2 ** (stages - 1)
     size = stored.get("size", default.size)
     sides = list(size.values()) if isinstance(size, dict) else [size]
     return DepthInput(
         size=int(min(sides)),
-        multiple_of=max(int(stored.get("ensure_multiple_of", 1)), _coarsest_stride(config)),
+        multiple_of=max(int(stored.get("ensure_multiple_of", 1)), stride),
         mean=tuple(stored.get("image_mean", default.mean)),
         std=tuple(stored.get("image_std", default.std)),
     )
-
-
-def _coarsest_stride(config: Any) -> int:
-    """Pixels per cell of the network's coarsest map, so that images divide into whole cells."""
-    backbone = config.backbone_config
-    if config.model_type == "depth_anything":
-        return int(config.patch_size)  # its halved map is rounded up
-    if backbone is None or config.is_hybrid:
-        return 2 * int(config.patch_size)
-    stages = len(getattr(backbone, "depths", (0, 0)))  # a plain backbone is halved once, by the decoder
-    return int(backbone.patch_size) * 2 ** (stages - 1)

@@ -100,7 +100,11 @@ def _start(rgb_u8: np.ndarray, box01: Box01 | None) -> np.ndarray:
     The rim, or all outside the box, is background. On a plain background (a studio image) colour says more
     than place: what differs from it is probably the object, also where it touches the rim.
     """
-    rim = _outside(rgb_u8.shape[:2], box01)
+    h, w = rgb_u8.shape[:2]
+    x0, y0, x1, y1 = box01 or (RIM_FRACTION, RIM_FRACTION, 1 - RIM_FRACTION, 1 - RIM_FRACTION)
+    rim = np.ones((h, w), bool)  # or what lies outside the box
+    top, left = max(1, round(y0 * h)), max(1, round(x0 * w))
+    rim[top : min(h - 1, round(y1 * h)), left : min(w - 1, round(x1 * w))] = False
     lab = cv2.cvtColor(rgb_u8, cv2.COLOR_RGB2LAB).astype(np.float32)
     distance = np.linalg.norm(lab - np.median(lab[rim], axis=0), axis=2)
     plain = (distance[rim] < SAME_COLOUR).mean() > PLAIN_FRACTION
@@ -111,16 +115,6 @@ def _start(rgb_u8: np.ndarray, box01: Box01 | None) -> np.ndarray:
         if box01 is not None:
             start[rim] = cv2.GC_BGD
     return start.astype(np.uint8)
-
-
-def _outside(size: tuple[int, ...], box01: Box01 | None) -> np.ndarray:
-    """Bool (h, w): outside the box, or the rim of the image."""
-    h, w = size[:2]
-    x0, y0, x1, y1 = box01 or (RIM_FRACTION, RIM_FRACTION, 1 - RIM_FRACTION, 1 - RIM_FRACTION)
-    outside = np.ones((h, w), bool)
-    top, left = max(1, round(y0 * h)), max(1, round(x0 * w))
-    outside[top : min(h - 1, round(y1 * h)), left : min(w - 1, round(x1 * w))] = False
-    return outside
 
 
 def _main_piece(mask: np.ndarray, box01: Box01 | None) -> np.ndarray:

@@ -43,7 +43,10 @@ class Clip:
     @torch.inference_mode()
     def images(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:
         """RGB (h, w, 3) uint8 each -> (b, d), of length 1."""
-        pixels = torch.stack([squeezed(image_u8, self.side) for image_u8 in images_u8]).to(self.device)
+        size = self.side, self.side
+        small = [Image.fromarray(image_u8).resize(size, Image.Resampling.BICUBIC) for image_u8 in images_u8]
+        values = (np.stack([np.asarray(image, np.float32) for image in small]) / 255 - MEAN) / STD
+        pixels = torch.from_numpy(values).permute(0, 3, 1, 2).float().to(self.device)
         return unit(self.model.get_image_features(pixel_values=pixels))
 
     @torch.inference_mode()
@@ -61,13 +64,6 @@ class Clip:
     def quality(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:
         """(b,) in [0, 1]: probability of GOOD against BAD (CLIP-IQA, Wang et al. 2023)."""
         return quality(self.images(images_u8), self.texts((GOOD, BAD)))
-
-
-def squeezed(image_u8: np.ndarray, side: int) -> Tensor:
-    """(h, w, 3) uint8 -> (3, side, side) normalised; the aspect is not kept."""
-    small = np.asarray(Image.fromarray(image_u8).resize((side, side), Image.Resampling.BICUBIC))
-    pixels = (small.astype(np.float32) / 255 - MEAN) / STD
-    return torch.from_numpy(pixels).permute(2, 0, 1).float()
 
 
 def unit(features: object) -> np.ndarray:

@@ -158,20 +158,15 @@ class ResnetClip(nn.Module):
         """Of the images (b, c), and of the two texts (2, c)."""
         device = self.text_projection.device
         rows = []
-        for image_u8 in map(enlarged, images_u8):
+        for image_u8 in images_u8:
+            h, w = image_u8.shape[:2]
+            if min(h, w) < LEAST_SIDE:  # the shorter side gets as many
+                scale = LEAST_SIDE / min(h, w)
+                size = max(LEAST_SIDE, round(w * scale)), max(LEAST_SIDE, round(h * scale))
+                image_u8 = np.asarray(Image.fromarray(image_u8).resize(size, Image.Resampling.BICUBIC))
             pixels = torch.from_numpy((image_u8 / 255 - np.array(MEAN)) / np.array(STD)).float()
             rows.append(self.visual(pixels.permute(2, 0, 1)[None].to(device)))
         return torch.cat(rows), torch.stack([self.text(GOOD_IDS), self.text(BAD_IDS)])
-
-
-def enlarged(image_u8: np.ndarray) -> np.ndarray:
-    """Images (h, w, 3) whose shorter side has fewer than LEAST_SIDE pixels get as many; others stay."""
-    h, w = image_u8.shape[:2]
-    if min(h, w) >= LEAST_SIDE:
-        return image_u8
-    scale = LEAST_SIDE / min(h, w)
-    size = max(LEAST_SIDE, round(w * scale)), max(LEAST_SIDE, round(h * scale))
-    return np.asarray(Image.fromarray(image_u8).resize(size, Image.Resampling.BICUBIC))
 
 
 def load_resnet_clip(path: Path, device: torch.device | str = "cpu") -> ResnetClip:

@@ -178,19 +178,13 @@ def complete_llava(processor: LlavaProcessor, config: Any) -> None:
         processor.num_additional_image_tokens = CLIP_TOKENS
     if not getattr(processor.image_processor, "do_pad", False):
         log.info("images are padded to a square; the folder's processor would cut their sides off")
-        processor.image_processor = square_processor(processor.image_processor, int(vision.image_size))
-
-
-def square_processor(old: Any, side: int) -> LlavaImageProcessorPil:
-    """LLaVA's image processing: centred on a square of the mean colour, then resized to side x side pixels.
-
-    old: an image processor whose mean, deviation and resampling are kept.
-    """
-    return LlavaImageProcessorPil(
-        do_pad=True,
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        image_mean=old.image_mean,
-        image_std=old.image_std,
-        resample=old.resample,
-    )
+        old, side = processor.image_processor, int(vision.image_size)
+        # Centred on a square of the mean colour, then resized.
+        processor.image_processor = LlavaImageProcessorPil(
+            do_pad=True,
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
+            image_mean=old.image_mean,
+            image_std=old.image_std,
+            resample=old.resample,
+        )

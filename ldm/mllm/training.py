@@ -104,11 +104,6 @@ def is_projector(parameter: str) -> bool:
     return any(f".{part}." in f".{parameter}" for part in PROJECTORS)
 
 
-def rate_of(lr: float, projector_lr: float) -> Callable[[str], float]:
-    """Learning rate by parameter name."""
-    return lambda name: projector_lr if is_projector(name) else lr
-
-
 def adapter_key(parameter: str) -> str:
     """Name of a trained parameter of a PeftModel -> its key in an adapter file."""
     return re.sub(r"\.(?:modules_to_save\.)?default(?=\.)", "", parameter)

@@ -63,9 +63,16 @@ def command(
     def verb(**given: Any) -> None:
         config = given.pop("config")
         layers = below if config is None else yaml_layers(config)
-        typed = {name: value for name, value in given.items() if value not in (None, [], ())}
-        flags = [_flag_layer(*names[name], value) for name, value in typed.items()]
-        function(merge_layers(schema, [*layers, *flags, Layer({}, flags=True)]))
+        flags = [Layer({}, flags=True)]
+        for name, value in given.items():
+            key, hint = names[name]
+            try:
+                value = from_text(hint, value) if isinstance(value, str) else value
+            except ValueError as error:
+                raise ValueError(f"{flag_name(key)}: {error}") from error
+            if value not in (None, [], ()):
+                flags.append(Layer(nested(key, value), flags=True))
+        function(merge_layers(schema, [*layers, *flags]))
 
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     verb.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -172,14 +179,6 @@ def _option(key: str, field: Field, hint: Any, default: str, hidden: bool = Fals
 
 def _parameter(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _flag_layer(key: str, hint: Any, value: Any) -> Layer:
-    """An option as typed, as a YAML file with the same content would hold it."""
-    try:
-        return Layer(nested(key, from_text(hint, value) if isinstance(value, str) else value), flags=True)
-    except ValueError as error:
-        raise ValueError(f"{flag_name(key)}: {error}") from error
 
 
 def _shown_default(key: str, field: Field, layers: Sequence[Layer]) -> str:

@@ -48,7 +48,12 @@ def load_config(schema: type[T], path: Path | None, overrides: Sequence[str] = (
     the file (or the override) and the key.
     """
     layers = [] if path is None else yaml_layers(Path(path))
-    layers += [_override_layer(schema, text) for text in overrides]
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise ValueError(f"an override looks like key=value, got {text!r}")
+        hint = flat_settings(schema).get(former_names(schema).get(key, key), (None, str))[1]
+        layers.append(Layer(nested(key, from_text(hint, value)), f"override {text}: "))
     return merge_layers(schema, layers, where="" if path is None else f"{path}: ")
 
 
@@ -151,14 +156,6 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
     except (ValueError, OmegaConfBaseException) as error:
         raise ValueError(f"{where}{_one_line(error)}") from error
     return settings  # type: ignore[return-value]
-
-
-def _override_layer(schema: type, text: str) -> Layer:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise ValueError(f"an override looks like key=value, got {text!r}")
-    hint = flat_settings(schema).get(former_names(schema).get(key, key), (None, str))[1]
-    return Layer(nested(key, from_text(hint, value)), f"override {text}: ")
 
 
 def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

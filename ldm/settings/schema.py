@@ -83,8 +83,16 @@ def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, pre
             check_values(section, value, spell, f"{prefix}{field.name}.")
             continue
         several = isinstance(value, Sequence) and not isinstance(value, str)
+        name, choices = spell(prefix + field.name), field.metadata.get("choices")
+        low, high = field.metadata.get("low"), field.metadata.get("high")
         for item in value.values() if isinstance(value, Mapping) else value if several else [value]:
-            _check_value(spell(prefix + field.name), field.metadata, item)
+            if choices is not None and item is not None and item not in choices:
+                raise ValueError(nearest(item, choices, name))
+            # The comparison is written so that NaN fails it.
+            if isinstance(item, int | float) and not (
+                (-math.inf if low is None else low) <= item <= (math.inf if high is None else high)
+            ):
+                raise ValueError(f"{name} must be {range_name(field.metadata)}, got {item}")
 
 
 def section_of(hint: Any) -> Any:
@@ -157,17 +165,6 @@ def type_name(hint: Any) -> str:
         return "a mapping"
     plain = {str: "text", bool: "true or false", Path: "path"}
     return plain.get(kinds[0]) or str(getattr(kinds[0], "__name__", kinds[0]))
-
-
-def _check_value(name: str, rule: Mapping[str, Any], value: Any) -> None:
-    choices, low, high = rule.get("choices"), rule.get("low"), rule.get("high")
-    if choices is not None and value is not None and value not in choices:
-        raise ValueError(nearest(value, choices, name))
-    if not isinstance(value, int | float):
-        return
-    # The comparison is written so that NaN fails it.
-    if not (-math.inf if low is None else low) <= value <= (math.inf if high is None else high):
-        raise ValueError(f"{name} must be {range_name(rule)}, got {value}")
 
 
 def range_name(rule: Mapping[str, Any]) -> str:
