@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from inpainting import config_path
 from ldm.settings import cli, config
 from tests.conftest import ROOT
 
@@ -125,7 +126,13 @@ def called(module: str, arguments: list[str], monkeypatch: Any) -> list[Any]:
 
         return record
 
-    for place, name in ((cli, "merge_layers"), (cli, "load_config"), (program, "load_config")):
+    places = (
+        (cli, "merge_layers"),
+        (cli, "load_config"),
+        (config_path, "load_config"),
+        (program, "load_config"),
+    )
+    for place, name in places:
         if hasattr(place, name):
             monkeypatch.setattr(place, name, stop_after(getattr(config, name)))
     app = program.build_app()

@@ -46,13 +46,8 @@ class PaintingItems(Dataset[dict[str, Any]]):
     order of files; the epoch counts in training only.
     """
 
-    def __init__(
-        self, data_dir: str | Path, split: str, seed: int, generator: torch.Generator | None = None
-    ) -> None:
-        """generator: its initial seed is used instead of `seed`"""
-        self.data_dir, self.split = Path(data_dir), split
-        self.seed = seed if generator is None else generator.initial_seed()
-        self.epoch = 0
+    def __init__(self, data_dir: Path, split: str, seed: int) -> None:
+        self.data_dir, self.split, self.seed, self.epoch = data_dir, split, seed, 0
         self.paintings: list[Painting] = []
         self.left_out: dict[str, str] = {}
         for painting in list_paintings(self.data_dir, split):

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from inpainting.models.text_to_image.config import InpainterConfig, PaintOptions
 from inpainting.models.text_to_image.load import (
+    LORA_FILE,
     Inpainter,
     load_inpainter,
     save_inpainter,
 )
-from inpainting.models.text_to_image.lora import FILE_NAME
 from inpainting.models.text_to_image.pipeline import paint
 from tests.inpainting.small_inpainter import small_inpainter, small_unet
 
@@ -160,7 +160,7 @@ def lora(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
     released = {f"unet.{key}": value.contiguous() for key, value in state.items()}
     assert "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight" in released
     (tmp_path / "lora").mkdir()
-    save_file(released, tmp_path / "lora" / FILE_NAME)
+    save_file(released, tmp_path / "lora" / LORA_FILE)
     return tmp_path / "lora", released
 
 
@@ -180,8 +180,8 @@ def test_released_lora_is_merged_whole(model, folder, lora):
         update = released[f"{layer}.lora.up.weight"] @ released[f"{layer}.lora.down.weight"]
         torch.testing.assert_close(after[key], before[key] + update, atol=1e-5, rtol=0)
     assert not np.array_equal(painted(merged), painted(model))
-    assert merged.lora == path / FILE_NAME
-    none = load_inpainter(folder, path / FILE_NAME, lora_scale=0.0)
+    assert merged.lora == path / LORA_FILE
+    none = load_inpainter(folder, path / LORA_FILE, lora_scale=0.0)
     assert np.array_equal(painted(none), painted(model))
 
 

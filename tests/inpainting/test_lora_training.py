@@ -16,10 +16,9 @@ from safetensors.torch import load_file
 
 from inpainting.config_path import find_config
 from inpainting.data.datasets import InpaintingDataset
-from inpainting.models.text_to_image.load import load_inpainter
-from inpainting.models.text_to_image.lora import FILE_NAME
-from inpainting.models.text_to_image.lora_loss import LoraLoss
+from inpainting.models.text_to_image.load import LORA_FILE, load_inpainter
 from inpainting.models.text_to_image.train_text_to_image_lora import (
+    LoraLoss,
     TrainLoraConfig,
     add_lora,
     build_app,
@@ -71,11 +70,11 @@ def whole(folder: Path) -> Path:
 
 
 def test_files_of_a_run(folder: Path, whole: Path):
-    files = {"config.yaml", "metrics.csv", "validation.csv", FILE_NAME}
+    files = {"config.yaml", "metrics.csv", "validation.csv", LORA_FILE}
     assert {one.name for one in whole.iterdir()} == {*files, "checkpoint-3", "checkpoint-6"}
     assert len(losses(whole)) == 6
     assert load_config(TrainLoraConfig, whole / "config.yaml").rca
-    weights = load_file(whole / FILE_NAME)
+    weights = load_file(whole / LORA_FILE)
     key = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora"
     assert weights[f"{key}.down.weight"].shape == (16, 16)
     assert weights[f"{key}.up.weight"].shape == (16, 16)
@@ -90,7 +89,7 @@ def test_files_of_a_run(folder: Path, whole: Path):
 def test_the_released_format_loads_in_the_library_and_here(folder: Path, whole: Path):
     plain, ours = load_inpainter(folder / "model"), load_inpainter(folder / "model", lora=whole)
     stock = UNet2DConditionModel.from_pretrained(folder / "model" / "unet")
-    stock.load_lora_adapter(load_file(whole / FILE_NAME), prefix="unet")
+    stock.load_lora_adapter(load_file(whole / LORA_FILE), prefix="unet")
     x, t, text = torch.randn(1, 9, 8, 8), torch.tensor([500]), torch.randn(1, 77, 32)
     with torch.no_grad():
         results = [
@@ -155,11 +154,11 @@ def test_learns_and_is_the_same_when_interrupted(folder: Path, whole: Path, tmp_
     train(recipe(folder, tmp_path, "sd_2_inp_rca_finetuned", "fit.warmup=1", "fit.patience=0"))
     assert losses(tmp_path) == pytest.approx(losses(whole), rel=1e-5)
     one, other = (
-        load_file(whole / "checkpoint-6" / FILE_NAME),
-        load_file(tmp_path / "checkpoint-6" / FILE_NAME),
+        load_file(whole / "checkpoint-6" / LORA_FILE),
+        load_file(tmp_path / "checkpoint-6" / LORA_FILE),
     )
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
-    with safe_open(tmp_path / FILE_NAME, "pt") as opened:
+    with safe_open(tmp_path / LORA_FILE, "pt") as opened:
         assert opened.metadata() == {"format": "pt"}
 
 
@@ -178,7 +177,7 @@ def test_command_with_the_published_path(folder: Path, tmp_path: Path, caplog: p
     ]
     published = "--config-path=models/configs/text_to_image/sd_2_inp_rca_finetuned.yaml"
     assert run_app(build_app, ["main", published, *overrides]) == 0
-    assert (tmp_path / FILE_NAME).is_file()
+    assert (tmp_path / LORA_FILE).is_file()
 
 
 def test_mistakes_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -199,7 +198,7 @@ def test_killed_and_started_again(folder: Path, whole: Path, tmp_path: Path):
     kill_after_rows(arguments, tmp_path / "run" / "metrics.csv", 2)
     train(config)
     assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=1e-5)
-    one, other = load_file(whole / FILE_NAME), load_file(tmp_path / "run" / FILE_NAME)
+    one, other = load_file(whole / LORA_FILE), load_file(tmp_path / "run" / LORA_FILE)
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
@@ -219,5 +218,5 @@ def test_two_processes(folder: Path, tmp_path: Path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    one, other = load_file(tmp_path / "one" / FILE_NAME), load_file(tmp_path / "two" / FILE_NAME)
+    one, other = load_file(tmp_path / "one" / LORA_FILE), load_file(tmp_path / "two" / LORA_FILE)
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
 from benchmarks import rca as benchmark
-from inpainting.models.text_to_image.lora import check_lora
+from inpainting.models.text_to_image.load import check_lora
 from inpainting.models.text_to_image.rca import (
     RegionalAttention,
     attention_layers,
