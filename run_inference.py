@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ImageSettings(ComposeSettings):
+class CompositeSettings(ComposeSettings):
     """A composite and where it goes."""
 
     out: Path = setting(
@@ -51,7 +51,7 @@ class ImageSettings(ComposeSettings):
     json: bool = setting(False, help="print the report as one JSON object on standard output")
 
 
-def run_image(settings: ImageSettings) -> None:
+def run_image(settings: CompositeSettings) -> None:
     """Put an object into a background at a box and a depth, or where a sentence says.
 
     Writes a PNG that carries its recipe, a JSON report beside it, and a contact sheet.
@@ -80,7 +80,7 @@ class Previews:
     Previews that an earlier run left there are removed at the first step.
     """
 
-    def __init__(self, settings: ImageSettings, models: Models) -> None:
+    def __init__(self, settings: CompositeSettings, models: Models) -> None:
         self.every, self.models = settings.save_steps, models
         self.folder = beside(settings.out, "_steps")
 
@@ -160,7 +160,7 @@ def make_all(jobs: Sequence[Job], out: Path, shard: str) -> None:
 
 def build_app() -> typer.Typer:
     app = new_app("Put objects into images: at a box, at a depth, behind what is nearer.")
-    app.command("image")(command(ImageSettings, run_image, DEFAULTS))
+    app.command("image")(command(CompositeSettings, run_image, DEFAULTS))
     app.command("replay")(command(ReplaySettings, replay))
     app.command("batch")(command(BatchSettings, batch))
     app.command("dreambooth")(command(DreamBoothSettings, dreambooth))

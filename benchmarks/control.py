@@ -50,7 +50,7 @@ def stock_step(model: Compositor, x: Tensor, t: Tensor, *conditions: Tensor) -> 
 
 
 @torch.inference_mode()
-def compare(config: NetworkConfig, dtype: torch.dtype, samples: list[int], repeats: int) -> list[dict]:
+def compare_steps(config: NetworkConfig, dtype: torch.dtype, samples: list[int], repeats: int) -> list[dict]:
     """One row per number of samples: seconds of a step, ratio, largest difference of the predictions."""
     model = create_compositor(config).to(dtype).eval()
     side = config.size[0] // model.latent_space.factor
@@ -76,7 +76,7 @@ def compare(config: NetworkConfig, dtype: torch.dtype, samples: list[int], repea
     return rows
 
 
-def main(
+def measure_control(
     full: Annotated[bool, typer.Option(help="SD-2.1 size with random weights in bf16")] = False,
     repeats: Annotated[int, typer.Option(help="timed calls per figure", min=1)] = 5,
     out: Annotated[Path | None, typer.Option(help="default benchmarks/results/control[_full].json")] = None,
@@ -84,11 +84,11 @@ def main(
     """Measure what shared control evaluations save."""
     config, dtype = (FULL, torch.bfloat16) if full else (REDUCED, torch.float32)
     size = "SD-2.1, 512 px, bf16" if full else "reduced, 256 px, fp32"
-    rows = compare(config, dtype, [1, 4, 8], repeats)
+    rows = compare_steps(config, dtype, [1, 4, 8], repeats)
     write_report(out or RESULTS / f"control{'_full' if full else ''}.json", {"size": size, "rows": rows})
 
 
-build_app = single_app(main)
+build_app = single_app(measure_control)
 
 if __name__ == "__main__":
     run_module(build_app)

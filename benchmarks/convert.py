@@ -88,7 +88,7 @@ def convert(path: Path, out: Path, width: int, dtype: str) -> dict[str, float]:
     }
 
 
-def measure(
+def measure_conversion(
     width: Annotated[int, typer.Option(help="UNet width; 320 is SD 2.1", min=32)] = 320,
     work: Annotated[Path | None, typer.Option(help="folder for the files, default the system's")] = None,
     out: Annotated[Path, typer.Option(help="result")] = RESULTS / "convert.json",
@@ -120,7 +120,7 @@ def measure(
     write_report(out, {"unet_width": width, "rows": rows})
 
 
-build_app = single_app(measure)
+build_app = single_app(measure_conversion)
 
 if __name__ == "__main__":
     run_module(build_app)

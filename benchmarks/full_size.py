@@ -47,7 +47,7 @@ class RandomPairs(IterableDataset[dict[str, Tensor]]):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         draw = torch.Generator().manual_seed(0)
         b, pixels = self.batch, (SIDE, SIDE)
-        one = {
+        example = {
             "reference_01": torch.rand(b, 3, REFERENCE, REFERENCE, generator=draw),
             "target_pm1": torch.rand(b, 3, *pixels, generator=draw) * 2 - 1,
             "detail_pm1": torch.rand(b, 4, *pixels, generator=draw) * 2 - 1,
@@ -56,7 +56,7 @@ class RandomPairs(IterableDataset[dict[str, Tensor]]):
             "dynamics": torch.zeros(b, dtype=torch.int64),
         }
         while True:
-            yield one
+            yield example
 
 
 class Clock(pl.Callback):
@@ -76,7 +76,7 @@ class Clock(pl.Callback):
         self.ends.append(time.perf_counter())
 
 
-def measure(batch: int, checkpointing: bool, steps: int, precision: str, device: str) -> dict[str, Any]:
+def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, device: str) -> dict[str, Any]:
     """One row: median seconds of a step (the first is left out when there are more), peak memory."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(PRECISIONS[precision])
@@ -115,14 +115,14 @@ def _resident_peak() -> int:
 
 
 def row(batch: int, checkpointing: bool, steps: int, precision: str, device: str) -> dict[str, Any]:
-    """`measure` in a process of its own."""
+    """`measure_row` in a process of its own."""
     flags = [f"--batches={batch}", f"--steps={steps}", f"--precision={precision}", f"--device={device}"]
     flags += ["--inside", "--checkpointing" if checkpointing else "--no-checkpointing"]
     settings = {"batch": batch, "checkpointing": checkpointing, "precision": precision}
     return {**settings, **row_of_process("benchmarks.full_size", *flags)}
 
 
-def main(
+def measure_training_steps(
     batches: Annotated[str, typer.Option(help="batch sizes, with commas")] = "1",
     steps: Annotated[int, typer.Option(help="steps of each row", min=1)] = 1,
     precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "bf16-true",
@@ -139,7 +139,7 @@ def main(
         raise ValueError(f"--batches must be whole numbers above 0 with commas, got {batches}")
     where = pick_device(device).type
     if inside:
-        typer.echo(json.dumps(measure(sizes[0], checkpointing, steps, precision, where)))
+        typer.echo(json.dumps(measure_row(sizes[0], checkpointing, steps, precision, where)))
         return
     rows = []
     for size in sizes:
@@ -149,7 +149,7 @@ def main(
     write_report(out, {"size": f"SD-2.1 and DINOv2-g, {SIDE} px", "rows": rows})
 
 
-build_app = single_app(main)
+build_app = single_app(measure_training_steps)
 
 if __name__ == "__main__":
     run_module(build_app)

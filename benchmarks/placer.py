@@ -67,18 +67,18 @@ def measured(count: int) -> dict[str, dict[str, float]]:
                 seconds += time.perf_counter() - start
             judged = measure_answer(replace(case, anchors=every), location)
             rows[row].append({"answered": 1.0, **{rule: judged[rule] for rule in RULES}})
-    table = {row: summary(found) for row, found in rows.items()}
+    table = {row: rule_means(questions) for row, questions in rows.items()}
     table["seconds"] = {"per question": round(seconds / max(1, 2 * len(rows["all things known"])), 3)}
     return table
 
 
-def summary(found: list[dict[str, float]]) -> dict[str, float]:
+def rule_means(questions: list[dict[str, float]]) -> dict[str, float]:
     """Means over all questions; one without an answer breaks every rule."""
-    shares = {rule: float(np.mean([one.get(rule, 0.0) for one in found])) for rule in ("answered", *RULES)}
-    return {"questions": float(len(found)), **{rule: round(share, 3) for rule, share in shares.items()}}
+    means = {rule: float(np.mean([row.get(rule, 0.0) for row in questions])) for rule in ("answered", *RULES)}
+    return {"questions": float(len(questions)), **{rule: round(mean, 3) for rule, mean in means.items()}}
 
 
-def main(
+def measure_placer(
     scenes: Annotated[int, typer.Option(help="held-out scenes; rendered if missing", metavar="INT")] = 512,
     out: Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")] = RESULTS / "placer.json",
 ) -> None:
@@ -86,7 +86,7 @@ def main(
     write_report(out, {"scenes": scenes, **measured(scenes)})
 
 
-build_app = single_app(main)
+build_app = single_app(measure_placer)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -83,7 +83,7 @@ def scene() -> tuple[np.ndarray, np.ndarray, Cutout, np.ndarray]:
     return background_u8, depth, Cutout(background_u8[y0:y1, x0:x1], inside, own), mask
 
 
-def compare() -> dict[str, dict[str, float]]:
+def compare_loops() -> dict[str, dict[str, float]]:
     """Seconds and ratio of each step; raises if the results differ."""
     background_u8, depth, cutout, mask = scene()
     object_depth = EXTENT[0] + (EXTENT[1] - EXTENT[0]) * cutout.depth_01
@@ -106,15 +106,15 @@ def compare() -> dict[str, dict[str, float]]:
         ),
         "fusion": (lambda: loop_fusion(depth, object_depth, cutout.mask)[0], fused),
     }
-    found = {}
+    rows = {}
     for name, (loop, ours) in pairs.items():
         if not np.array_equal(loop(), ours()):
             raise RuntimeError(f"{name}: the loop and our function differ")
         slow, fast = seconds(loop, 2), seconds(ours, 10)
-        found[name] = {"loop_s": round(slow, 5), "ours_s": round(fast, 5), "ratio": round(slow / fast, 1)}
-    slow, fast = (sum(row[key] for row in found.values()) for key in ("loop_s", "ours_s"))
-    found["all three"] = {"loop_s": round(slow, 5), "ours_s": round(fast, 5), "ratio": round(slow / fast, 1)}
-    return found
+        rows[name] = {"loop_s": round(slow, 5), "ours_s": round(fast, 5), "ratio": round(slow / fast, 1)}
+    slow, fast = (sum(row[key] for row in rows.values()) for key in ("loop_s", "ours_s"))
+    rows["all three"] = {"loop_s": round(slow, 5), "ours_s": round(fast, 5), "ratio": round(slow / fast, 1)}
+    return rows
 
 
 def example(size: tuple[int, int], reference: int) -> Inputs:
@@ -142,23 +142,23 @@ def build_times() -> dict[str, float]:
     per_pair = seconds(lambda: [build_pair(training, small, choice) for choice in choices], 3) / len(choices)
     large = {mode: PairOptions(hf_mode=mode) for mode in ("zero", "gray255")}
     photograph = example(SIZE, 900)
-    found = {"96 px crop, 112 px reference, training choices": per_pair}
+    rows = {"96 px crop, 112 px reference, training choices": per_pair}
     for mode, options in large.items():
         key = f"512 px crop of 1920 x 1080, 900 px reference, {mode}"
-        found[key] = seconds(partial(build_pair, photograph, options), 5)
-    return {name: round(1000 * value, 2) for name, value in found.items()}
+        rows[key] = seconds(partial(build_pair, photograph, options), 5)
+    return {name: round(1000 * value, 2) for name, value in rows.items()}
 
 
-def main(
+def measure_preprocessing(
     out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS / "preprocess.json",
 ) -> None:
     """Measure the pre-processing."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    write_report(out, {"size_hw": SIZE, "loops": compare(), "build_pair_ms": build_times()})
+    write_report(out, {"size_hw": SIZE, "loops": compare_loops(), "build_pair_ms": build_times()})
 
 
-build_app = single_app(main)
+build_app = single_app(measure_preprocessing)
 
 if __name__ == "__main__":
     run_module(build_app)

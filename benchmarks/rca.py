@@ -47,7 +47,7 @@ REDUCED = {
 }  # fmt: skip
 
 
-def make_masks(batch: int) -> Tensor:
+def random_boxes(batch: int) -> Tensor:
     """(b, r, H, W) bool, five boxes of random size, as in the published data."""
     generator = torch.Generator().manual_seed(0)
     masks = torch.zeros(batch, REGIONS, IMAGE, IMAGE, dtype=torch.bool)
@@ -123,7 +123,7 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
     return peak
 
 
-def compare(
+def compare_formulations(
     functions: dict[str, Callable[[], Any]], repeats: int, device: torch.device, what: dict[str, Any]
 ) -> dict[str, Any]:
     """One row: seconds and MiB of each formulation, and what the published one takes in units of ours."""
@@ -168,7 +168,7 @@ def layer_row(
     }
     what = {"what": "attention of one layer", "latent": f"{side}x{side}", "batch": b, "heads": heads,
             "gradient": train}  # fmt: skip
-    row = compare(functions, repeats, device, what)
+    row = compare_formulations(functions, repeats, device, what)
     ours = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     row["largest_difference"] = float(
         (published_attention(q, k, v, layout, owners) - ours).abs().max().detach()
@@ -196,8 +196,8 @@ def unet_row(masks: Tensor, owners: Tensor, regions: Regions, repeats: int) -> d
         "ours": lambda: ours(x, t, text, cross_attention_kwargs=kwargs).sample,
         "none": lambda: ours(x, t, text).sample,
     }
-    row = compare(functions, repeats, device, {"what": "UNet call, quarter width", "latent": "64x64",
-                                               "batch": len(owners)})  # fmt: skip
+    what = {"what": "UNet call, quarter width", "latent": "64x64", "batch": len(owners)}
+    row = compare_formulations(functions, repeats, device, what)
     row["largest_difference"] = float((functions["published"]() - functions["ours"]()).abs().max())
     return row
 
@@ -208,7 +208,7 @@ def full_layout(masks: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(background), masks | background], dim=1)
 
 
-def main(
+def measure_attention(
     batch: Annotated[int, typer.Option(help="images in one call", min=1)] = 4,
     repeats: Annotated[int, typer.Option(help="timed calls of each formulation", min=1)] = 7,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -217,7 +217,7 @@ def main(
     """Measure time and peak memory of rectified attention against the published formulation."""
     place = pick_device(device)
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-    masks, owners = make_masks(batch).to(place), make_owners(batch).to(place)
+    masks, owners = random_boxes(batch).to(place), make_owners(batch).to(place)
 
     def build() -> Regions:
         kwargs = region_kwargs(masks, owners, (64, 64), levels=4, layout="nearest", dtype=dtype)
@@ -239,7 +239,7 @@ def main(
     write_report(out, result, place)
 
 
-build_app = single_app(main)
+build_app = single_app(measure_attention)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -53,9 +53,9 @@ def _seconds(options: SceneOptions, count: int, device: str) -> tuple[float, flo
 def occlusion(count: int) -> dict[str, float]:
     """How the removed solids are seen, over `count` training seeds, full views."""
     options = SceneOptions(size=(64, 64), smooth_edges=False, reference_size=(16, 16))
-    found = [render([sample_scene(train_seed(index), options)], options).facts[0] for index in range(count)]
-    visible = torch.tensor([fact.visible[fact.removed] for fact in found])
-    area = torch.tensor([fact.area[fact.removed] for fact in found])
+    facts = [render([sample_scene(train_seed(index), options)], options).facts[0] for index in range(count)]
+    visible = torch.tensor([fact.visible[fact.removed] for fact in facts])
+    area = torch.tensor([fact.area[fact.removed] for fact in facts])
     hidden = ((visible >= 0.35) & (visible <= 0.9)).float().mean()
     return {
         "seeds": count,
@@ -65,7 +65,7 @@ def occlusion(count: int) -> dict[str, float]:
     }
 
 
-def main(
+def measure_renderer(
     out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS / "scenes.json",
     count: Annotated[int, typer.Option(help="scenes per setting", min=1)] = 40,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -81,7 +81,7 @@ def main(
     write_report(out, {"rates": table, "occlusion": occlusion(12 * count)}, device)
 
 
-build_app = single_app(main)
+build_app = single_app(measure_renderer)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -63,22 +63,23 @@ def luminance(image_u8: np.ndarray) -> np.ndarray:
 
 def darkened(background_u8: np.ndarray, painted_u8: np.ndarray) -> np.ndarray:
     """The background (h, w, 3) as much darker as the painted image is, hues and texture kept."""
-    before, after = (cv2.GaussianBlur(luminance(one), (0, 0), SMOOTH) for one in (background_u8, painted_u8))
+    images = (background_u8, painted_u8)
+    before, after = (cv2.GaussianBlur(luminance(image), (0, 0), SMOOTH) for image in images)
     return background_u8 * np.minimum(after / np.maximum(before, 0.02), 1)[..., None]
 
 
-def measure(
-    case: SceneCase, silhouette: np.ndarray, model: Compositor, card: CompositorConfig, seed: int
+def shadow_sums(
+    case: SceneCase, silhouette: np.ndarray, model: Compositor, config: CompositorConfig, seed: int
 ) -> dict[str, dict[str, float]] | None:
     """Sums of darkening and the PSNR of every way; None where the region has no room.
 
     silhouette: (h, w) bool, the object in the true image
     """
-    sampling, background, truth = card.sampling, case.inputs.background_u8, case.truth_u8
+    sampling, background, truth = config.sampling, case.inputs.background_u8, case.truth_u8
     mine = stitch(case.pair.geometry, from_pm1(case.pair.paste_pm1)).edit_mask
     weight = shadow_weight(case)
     both = replace(case.inputs, region=mine | (weight > 0))
-    pair = build_pair(both, card.pair)
+    pair = build_pair(both, config.pair)
     painted = CompositorPipeline(model).paint(pair, [seed], sampling, monitor=Monitor(progress=False))[0]
     result = stitch(
         pair.geometry, painted, detail=sampling.detail, detail_scale=sampling.detail_scale
@@ -114,7 +115,7 @@ def sums(
     }  # fmt: skip
 
 
-def summary(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+def shadow_table(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Recall and precision of the pooled darkening and the mean PSNR, with 95 % bootstraps over scenes."""
     table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     statistics = {
@@ -122,15 +123,15 @@ def summary(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
         "precision": lambda i: table["both"][i].sum() / max(table["there"][i].sum(), 1e-6),
         "psnr_db": lambda i: table["psnr"][i].mean(),
     }
-    found, every = {}, np.arange(len(rows))
+    estimates, every = {}, np.arange(len(rows))
     for name, statistic in statistics.items():
         low, high = percentile_interval(statistic, len(rows))
         numbers = {"mean": statistic(every), "low": low, "high": high}
-        found[name] = {key: round(float(value), 3) for key, value in numbers.items()}
-    return found
+        estimates[name] = {key: round(float(value), 3) for key, value in numbers.items()}
+    return estimates
 
 
-def main(
+def measure_shadow(
     scenes: Annotated[int, typer.Option(help="held-out scenes", metavar="INT", min=2)] = 300,
     model: Annotated[Path, typer.Option(help="compositor folder", metavar="PATH")] = Path(
         "assets/tiny/compositor"
@@ -141,21 +142,21 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")] = RESULTS / "shadow.json",
 ) -> None:
     """Measure what a shadow region would bring."""
-    compositor, card = load_compositor(model)
+    compositor, config = load_compositor(model)
     depth = DepthEstimator.load(Path("assets/tiny/depth"))
     source = RenderedScenes(data, augment=False)
-    chosen = find_cases(source, card, scenes, depth)
+    chosen = find_cases(source, config, scenes, depth)
     at = {source.facts(index).seed: index for index in range(len(source))}
     measured = [
-        measure(case, source.silhouette(at[case.seed]), compositor, card, seed)
+        shadow_sums(case, source.silhouette(at[case.seed]), compositor, config, seed)
         for seed, case in enumerate(tqdm(chosen, disable=None))
     ]
     rows = [row for row in measured if row is not None]
-    table = {name: summary([row[name] for row in rows]) for name in ("nothing", *WAYS)}
+    table = {name: shadow_table([row[name] for row in rows]) for name in ("nothing", *WAYS)}
     write_report(out, {"scenes": len(rows), "model": str(model), **table})
 
 
-build_app = single_app(main)
+build_app = single_app(measure_shadow)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -61,9 +61,9 @@ def fabricate(root: Path, size: tuple[int, int]) -> ExampleSource:
 
 def published_read(root: Path, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image and mask of the reference, and image, mask and depth of the target, of which it is made."""
-    for one in (item, (item + 1) % ITEMS):
-        image = cv2.cvtColor(_imread(root / "images" / f"{one}.jpg"), cv2.COLOR_BGR2RGB)
-        mask = _imread(root / "masks" / f"{one}.png")[..., 0] > 128
+    for view in (item, (item + 1) % ITEMS):
+        image = cv2.cvtColor(_imread(root / "images" / f"{view}.jpg"), cv2.COLOR_BGR2RGB)
+        mask = _imread(root / "masks" / f"{view}.png")[..., 0] > 128
     return image, mask, _imread(root / "depth" / f"{(item + 1) % ITEMS}.png", cv2.IMREAD_UNCHANGED)
 
 
@@ -76,7 +76,7 @@ def _imread(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
 def published_perturb(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Random local growing and shrinking until the overlap falls below a target, on the whole array."""
     target, (h, w) = rng.uniform(0.3, 0.99), truth.shape
-    found = truth.astype(np.uint8)
+    mask = truth.astype(np.uint8)
     for _ in range(250):
         for _ in range(4):
             left, top = int(rng.integers(w)), int(rng.integers(h))
@@ -84,11 +84,11 @@ def published_perturb(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray
             form = cv2.MORPH_RECT if rng.random() < 0.25 else cv2.MORPH_ELLIPSE
             kernel = cv2.getStructuringElement(form, (int(rng.integers(3, 10)),) * 2)
             change = cv2.dilate if rng.random() < 0.5 else cv2.erode
-            found[part] = change(found[part], kernel)
-            found = np.logical_or(found, truth).astype(np.uint8)
-        if np.logical_and(found, truth).sum() / np.logical_or(found, truth).sum() < target:
+            mask[part] = change(mask[part], kernel)
+            mask = np.logical_or(mask, truth).astype(np.uint8)
+        if np.logical_and(mask, truth).sum() / np.logical_or(mask, truth).sum() < target:
             break
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(found, connectivity=8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     return (labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))).astype(np.uint8)
 
 
@@ -121,10 +121,10 @@ def published_pair(
     chosen = inside[crop] if rng.random() < 0.3 else published_perturb(mask[crop], rng)
     padding = square_padding((bottom - top, right - left))
     pads = ((padding[1], padding[3]), (padding[0], padding[2]))
-    whole = [np.pad(one, (*pads, (0, 0))) for one in (image[crop], collage, depth_u8[crop])]
-    found = [cv2.resize(one.astype(np.uint8), (SIDE, SIDE)).astype(np.float64) / 127.5 - 1 for one in whole]
+    whole = [np.pad(array, (*pads, (0, 0))) for array in (image[crop], collage, depth_u8[crop])]
+    images = [cv2.resize(array, (SIDE, SIDE)).astype(np.float64) / 127.5 - 1 for array in whole]
     edit = cv2.resize(np.pad(chosen, pads, constant_values=2), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
-    return [view / 255.0, *found, np.where(edit == 2, -1, edit)]
+    return [view / 255.0, *images, np.where(edit == 2, -1, edit)]
 
 
 def _thrown_away(view: np.ndarray, rng: np.random.Generator) -> None:
@@ -151,8 +151,8 @@ def ours(source: ExampleSource, count: int = DRAWS) -> dict[str, float]:
     start = time.process_time()
     accepted = len(list(accepted_samples(source, stats, OPTIONS, count, seed=0)))
     whole = round(1000 * (time.process_time() - start) / max(accepted, 1), 2)
-    share = round(accepted / (accepted + sum(stats.rejected.values())), 3)
-    return {"ms": whole, "per_second_and_core": round(1000 / whole, 1), "accepted": share}
+    fraction = round(accepted / (accepted + sum(stats.rejected.values())), 3)
+    return {"ms": whole, "per_second_and_core": round(1000 / whole, 1), "accepted": fraction}
 
 
 def fabricated(size: tuple[int, int]) -> dict[str, float]:
@@ -194,7 +194,7 @@ def present(config: Path) -> Iterator[tuple[str, ExampleSource]]:
             logging.info("left out: %s", error)
 
 
-def main(
+def measure_sources(
     out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS / "sources.json",
     datasets: Annotated[Path | None, typer.Option(help="settings file of further sources")] = None,
 ) -> None:
@@ -207,7 +207,7 @@ def main(
     write_report(out, results)
 
 
-build_app = single_app(main)
+build_app = single_app(measure_sources)
 
 if __name__ == "__main__":
     run_module(build_app)

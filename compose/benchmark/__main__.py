@@ -73,7 +73,7 @@ def build(
     files = file_hashes(cases, {"pictures": images, "objects": objects})
     manifest = Manifest(f"dreambooth-coco-{len(concepts)}x{backgrounds}", seed, files, cases)
     write_atomic(out, benchmark_bytes(manifest))
-    absent = sum(not found for found in files.values())
+    absent = sum(not digest for digest in files.values())
     log.info("%s: %d cases, %d files, %d of them absent and not hashed", out, len(cases), len(files), absent)
 
 

@@ -32,7 +32,7 @@ def outside(box01: Box01, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def drift(before_u8: np.ndarray, after_u8: np.ndarray, box01: Box01) -> dict[str, float]:
-    """Background that changed: share of pixels, bytes, and PSNR in dB (100 where nothing changed)."""
+    """Background that changed: fraction of pixels, bytes, and PSNR in dB (100 where nothing changed)."""
     mask = outside(box01, (before_u8.shape[0], before_u8.shape[1]))
     if not mask.any():
         return {}
@@ -70,7 +70,7 @@ def placed_mask(before_u8: np.ndarray, after_u8: np.ndarray, box01: Box01) -> np
 
 
 def order(depth_01: np.ndarray, placed: np.ndarray, anchor: np.ndarray, relation: str) -> float | None:
-    """1 where the re-estimated depth (h, w) shows the object before or behind its anchor as asked, else 0.
+    """1 where the re-estimated depth (h, w) shows the instructed order of object and anchor, else 0.
 
     None for other relations, and where either hides the other completely. An object that is not seen at all
     has no order to show: 0 when it was to stand in front, None when behind, where it may be hidden.

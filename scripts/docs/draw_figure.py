@@ -47,7 +47,7 @@ def figure_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def rounded(
+def rounded_box(
     axes: Axes, corner: tuple[float, float], size: tuple[float, float], radius: float, **look: Any
 ) -> None:
     """A box with rounded corners; size is (width, height)."""
@@ -80,7 +80,7 @@ class Drawing:
     def block(self, text: str, x: float, y: float, size: tuple[float, float], colour: str) -> None:
         """A rounded box with text; size is (width, height)."""
         corner = (x - size[0] / 2, y - size[1] / 2)
-        rounded(self.axes, corner, size, radius=1, facecolor=colour, edgecolor=LINE)
+        rounded_box(self.axes, corner, size, radius=1, facecolor=colour, edgecolor=LINE)
         self.axes.text(x, y, text, ha="center", va="center", fontsize=9.5, color=INK, linespacing=1.35)
 
     def arrow(self, *points: tuple[float, float]) -> None:
@@ -91,7 +91,7 @@ class Drawing:
         self.axes.annotate("", xy=points[-1], xytext=points[-2], arrowprops=style)
 
 
-def draw(result: Result) -> bytes:
+def flow_png(result: Result) -> bytes:
     """PNG of the flow, from left to right: inputs, prepared hints, networks, result."""
     drawing, pair, rows = Drawing(), result.pair, (55.0, 35.0, 14.0)
     inputs(drawing, result, rows)
@@ -141,7 +141,7 @@ def outcome(drawing: Drawing, result: Result) -> None:
     drawing.image(result.images_u8[0], 126, 54.5, 20, "result", above=True)
 
 
-def make(
+def draw_compositor(
     out: Annotated[Path, typer.Option(help="PNG to write")] = Path("docs/figures/compositor.png"),
     examples: Annotated[Path, typer.Option(help="folder with cases.json; the first case is drawn")] = FOLDER,
     model: Annotated[Path | None, typer.Option(help="compositor folder; default: as run_inference")] = None,
@@ -149,10 +149,10 @@ def make(
     """Draw how the compositor works, with the images of one example."""
     case = read_cases(examples / "cases.json")[0]
     settings = settings_of_case(case, examples, model=model)
-    write_atomic(out, draw(compose(settings, load_models(settings), progress=False)))
+    write_atomic(out, flow_png(compose(settings, load_models(settings), progress=False)))
 
 
-build_app = single_app(make)
+build_app = single_app(draw_compositor)
 
 if __name__ == "__main__":
     run_module(build_app)

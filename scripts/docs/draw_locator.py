@@ -34,7 +34,7 @@ TITLES = ("proposed places", "depth with the object", "composite")
 CELL = 330  # pixels
 
 
-def make(
+def draw_locator(
     out: Annotated[Path, typer.Option(help="PNG to write", metavar="PATH")] = Path(
         "docs/figures/locator.png"
     ),
@@ -63,7 +63,7 @@ def make(
     logger.info("figure: %s", out)
 
 
-build_app = single_app(make)
+build_app = single_app(draw_locator)
 
 if __name__ == "__main__":
     run_module(build_app)

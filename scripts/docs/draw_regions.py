@@ -27,7 +27,7 @@ from inpainting.prompts import COLORS
 from ldm.files import write_atomic
 from ldm.images import read_image, write_mask
 from ldm.settings.cli import run_module, single_app
-from scripts.docs.draw_figure import figure_png, rounded
+from scripts.docs.draw_figure import figure_png, rounded_box
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def boxes() -> list[tuple[int, int, int, int]]:
     return [box for box, _ in (*REGIONS.values(), SMALL)]
 
 
-def masks_of(size_hw: tuple[int, int]) -> torch.Tensor:
+def region_masks(size_hw: tuple[int, int]) -> torch.Tensor:
     """(1, r, H, W) bool."""
     return torch.from_numpy(np.stack([mask_of_box(box, size_hw) for box in boxes()]))[None]
 
@@ -74,7 +74,8 @@ def shade(number: int) -> tuple[float, float, float]:
 
 def cells_u8(size_hw: tuple[int, int], latent_hw: tuple[int, int], layout: str) -> np.ndarray:
     """(h, w, 3): each cell in the mean colour of the regions it reads; what reads all is white."""
-    seen = log_visibility(masks_of(size_hw), latent_hw, layout)[0, 1:].exp().reshape(-1, *latent_hw).numpy()
+    visible = log_visibility(region_masks(size_hw), latent_hw, layout)[0, 1:].exp()
+    seen = visible.reshape(-1, *latent_hw).numpy()
     hues = np.array([shade(number + 1) for number in range(len(seen))])
     mixed = np.einsum("rhw,rc->hwc", seen, hues) / np.maximum(seen.sum(0), 1)[..., None]
     mixed[seen.all(0)] = 1.0
@@ -84,7 +85,7 @@ def cells_u8(size_hw: tuple[int, int], latent_hw: tuple[int, int], layout: str) 
 def draw_tokens(axes: Axes, words: list[str], owners: torch.Tensor) -> None:
     """The joint sequence as a row of boxes, coloured by the region that owns each token."""
     for index, (word, owner) in enumerate(zip(words, owners[0].tolist(), strict=True)):
-        rounded(axes, (index + 0.05, 0.1), (0.9, 0.8), radius=0.08, facecolor=shade(owner), lw=0)
+        rounded_box(axes, (index + 0.05, 0.1), (0.9, 0.8), radius=0.08, facecolor=shade(owner), lw=0)
         ink = "white" if owner and PAIRS[owner - 1] == "blue" else INK
         axes.text(index + 0.5, 0.5, word, ha="center", va="center", fontsize=8, color=ink)
     axes.set(xlim=(0, len(words)), ylim=(0, 1))
@@ -98,13 +99,13 @@ def draw_bias(axes: Axes, owners: torch.Tensor, size_hw: tuple[int, int]) -> Non
         "background": (420, 60),
     }  # fmt: skip
     latent = attention_sizes((size_hw[0] // 8, size_hw[1] // 8), 1)[0]
-    bias = region_bias(log_visibility(masks_of(size_hw), latent), owners)[0, 0].reshape(*latent, -1)
+    bias = region_bias(log_visibility(region_masks(size_hw), latent), owners)[0, 0].reshape(*latent, -1)
     for row, (x, y) in enumerate(kinds.values()):
         for column, value in enumerate(bias[y // 8, x // 8].tolist()):
             owner = int(owners[0, column])
             shown = shade(owner) if value == 0 else (1.0, 1.0, 1.0)
             corner = (column + 0.05, len(kinds) - 1 - row + 0.06)
-            rounded(axes, corner, (0.9, 0.88), radius=0.05, facecolor=shown, edgecolor=PALE, lw=0.5)
+            rounded_box(axes, corner, (0.9, 0.88), radius=0.05, facecolor=shown, edgecolor=PALE, lw=0.5)
             if value != 0:
                 axes.text(column + 0.5, len(kinds) - 0.5 - row, "-inf", ha="center", va="center",
                           fontsize=6.5, color="#9aa1ab")  # fmt: skip
@@ -115,13 +116,13 @@ def draw_bias(axes: Axes, owners: torch.Tensor, size_hw: tuple[int, int]) -> Non
         side.set_visible(False)
 
 
-def draw(room_u8: np.ndarray) -> bytes:
+def regions_png(room_u8: np.ndarray) -> bytes:
     """PNG of the figure: the task, who reads which token, and the region maps of all resolutions."""
     size = (room_u8.shape[0], room_u8.shape[1])
     figure = Figure(figsize=(13, 6.4), dpi=100)
     words, owners = tokens()
     panel = figure.add_axes((0.03, 0.5, 0.27, 0.42))
-    regions = [RegionPrompt(mask.numpy(), "") for mask in masks_of(size)[0]]
+    regions = [RegionPrompt(mask.numpy(), "") for mask in region_masks(size)[0]]
     panel.imshow(colored(room_u8, regions, PAIRS))
     panel.set_title("an image, four masks, four prompts", fontsize=10.5, color=INK)
     panel.axis("off")
@@ -147,7 +148,7 @@ def draw(room_u8: np.ndarray) -> bytes:
     return figure_png(figure)
 
 
-def make(
+def draw_regions(
     out: Annotated[Path, typer.Option(help="PNG to write")] = Path("docs/figures/regions.png"),
     masks: Annotated[Path, typer.Option(help="folder for the example's masks")] = MASKS,
 ) -> None:
@@ -155,11 +156,11 @@ def make(
     room_u8 = read_image(ROOM).rgb_u8
     for name, (box, _) in REGIONS.items():
         write_mask(masks / f"{name}.png", mask_of_box(box, room_u8.shape[:2]))
-    write_atomic(out, draw(room_u8))
+    write_atomic(out, regions_png(room_u8))
     log.info("%s", out)
 
 
-build_app = single_app(make)
+build_app = single_app(draw_regions)
 
 if __name__ == "__main__":
     run_module(build_app)

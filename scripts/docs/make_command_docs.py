@@ -72,7 +72,7 @@ def sections(module: str) -> Iterator[str]:
         title = f"{name} {verb}".strip()
         context, shown = typer.Context(body), [each for each in body.params if not each.hidden]
         rows = {each: [" ".join(text.split()) for text in each.get_help_record(context)] for each in shown}
-        needed = [spelled(called) for called, text in rows.values() if text.endswith("required]")]
+        needed = [typed_form(called) for called, text in rows.values() if text.endswith("required]")]
         line = " ".join(["python", *(["-m"] if "." in module else []), title, *needed])
         lines = [f"## {title}", "", "```text", line, "```", "", " ".join((body.help or "").split()), ""]
         schema = settings_of(title, body.callback)
@@ -81,7 +81,7 @@ def sections(module: str) -> Iterator[str]:
         yield "\n".join(lines)
 
 
-def spelled(called: str) -> str:
+def typed_form(called: str) -> str:
     """An option or argument as it is typed: its first name and what follows it."""
     first, *_, last = called.replace("<", "").replace(">", "").replace(",", " ").split()
     return f"{first} {last.upper()}" if first.startswith("-") else first.upper()
@@ -109,14 +109,14 @@ def page(tail: str) -> str:
     return "\n".join([HEAD, *(each for module in modules() for each in sections(module)), tail])
 
 
-def make(out: Annotated[Path, typer.Option(help="page to write")] = PAGE) -> None:
+def write_command_page(out: Annotated[Path, typer.Option(help="page to write")] = PAGE) -> None:
     """Write the page of all commands."""
     text = out.read_text(encoding="utf-8")
     write_atomic(out, page(text[text.index(TAIL) :]).encode())
     logger.info("wrote %s", out)
 
 
-build_app = single_app(make)
+build_app = single_app(write_command_page)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -85,7 +85,7 @@ def visible_anchors(batch: SceneBatch) -> dict[str, Any]:
     return as_json(places)
 
 
-def make(out: Annotated[Path, typer.Option(help="folder of the examples")] = FOLDER) -> None:
+def make_examples(out: Annotated[Path, typer.Option(help="folder of the examples")] = FOLDER) -> None:
     """Render every example and the list of them."""
     cases = []
     for name, index in EXAMPLES.items():
@@ -97,7 +97,7 @@ def make(out: Annotated[Path, typer.Option(help="folder of the examples")] = FOL
     write_json(out / "cases.json", {"conventions": CONVENTIONS, "cases": cases})
 
 
-build_app = single_app(make)
+build_app = single_app(make_examples)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -24,7 +24,7 @@ from scripts.docs.make_examples import FOLDER
 TITLES = ("background and box", "object", "result", "true render")
 
 
-def make(
+def make_teaser(
     out: Annotated[Path, typer.Option(help="PNG to write")] = Path("docs/figures/teaser.png"),
     examples: Annotated[Path, typer.Option(help="folder with cases.json")] = FOLDER,
     count: Annotated[int, typer.Option(min=1, help="how many examples, from the first")] = 3,
@@ -45,7 +45,7 @@ def make(
     write_png(out, grid(rows, TITLES, cell=height))
 
 
-build_app = single_app(make)
+build_app = single_app(make_teaser)
 
 if __name__ == "__main__":
     run_module(build_app)

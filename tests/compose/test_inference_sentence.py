@@ -18,7 +18,7 @@ from ldm.settings.config import load_config
 from llava_bifrost.language.answer import Candidate, Location, satisfies
 from llava_bifrost.language.instruction import parse_instruction
 from llava_bifrost.placement.anchors import read_anchors
-from run_inference import ImageSettings, build_app
+from run_inference import CompositeSettings, build_app
 from tests.images import Case, room
 from tests.ldm import small_detectors
 
@@ -171,7 +171,7 @@ def test_which_locator_reads_the_sentence(case: Case, anchors: Path, monkeypatch
 def test_the_small_locator_reads_the_demo(case: Case, root: Path, monkeypatch) -> None:
     """The one that comes with the code, without anchors; its answer satisfies the sentence."""
     monkeypatch.chdir(root)
-    demo = load_config(ImageSettings, root / "configs/demo.yaml")
+    demo = load_config(CompositeSettings, root / "configs/demo.yaml")
     settings = replace(demo, model=case.model, candidates=2, out=case.out)
     assert locator_name(settings) == "assets/tiny/locator"
     models = load_models(settings)
