@@ -85,7 +85,7 @@ class QuestionSource(Protocol):
 def build_and_report(source: QuestionSource, settings: OutputSettings) -> None:
     """What the commands `coco` and `scenes` do."""
     start = time.perf_counter()
-    built, report = build(source, settings)
+    built, report = build_questions(source, settings)
     seconds = time.perf_counter() - start
     log.info("%d items in %.1f s, %.2f per second", built, seconds, built / max(seconds, 1e-9))
     if report is None:
@@ -107,7 +107,7 @@ def _report(out: Path, report: dict[str, Any]) -> None:
         log.warning("no item gave a sample; see `dropped` above for the reasons")
 
 
-def build(source: QuestionSource, settings: OutputSettings) -> tuple[int, dict[str, Any] | None]:
+def build_questions(source: QuestionSource, settings: OutputSettings) -> tuple[int, dict[str, Any] | None]:
     """Build this run's shard.
 
     returns: items built now, and the statistics of the finished data set; None for one shard of several

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from datasets.geometry import Box01, box_from_01
 from datasets.relations import Place
 from llava_bifrost.build_dataset import published
 from llava_bifrost.build_dataset.objects import Photograph, Removal, Thresholds, grow, unique_names
-from llava_bifrost.build_dataset.records import Built, Sample, rounded, rounded_place
+from llava_bifrost.build_dataset.records import Built, Sample, metadata_number, rounded_place
 from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
 from llava_bifrost.language.answer import Location
 from llava_bifrost.language.instruction import Request
@@ -71,6 +72,10 @@ class MeasuredObject:
     median: float
     far: float
     near: float
+
+    def facts(self) -> dict[str, Any]:
+        """What the metadata says of it, beside the place."""
+        return {"center": metadata_number(self.centre), "median": metadata_number(self.median)}
 
     def place(self, centre: bool = False) -> Place:
         d = self.centre if centre else self.median
@@ -138,8 +143,8 @@ def _place_sample(
             raise Rejected("no relation: nothing can be stated of the target and an object that has a name")
         request = word_request(target.category, choose_facts(true, options.relations.most, one.rng), one.rng)
         location = Location.of(found.place(options.format == "center"))
-        facts = {"center": rounded(found.centre), "median": rounded(found.median),
-                 "frame": [rounded(frame.scale), rounded(frame.shift), rounded(frame.error)]}  # fmt: skip
+        numbers = (frame.scale, frame.shift, frame.error)
+        facts = {**found.facts(), "frame": [metadata_number(value) for value in numbers]}
     name, image = f"{photograph.name}-{count}", f"{photograph.name}_{count}.jpg"
     named = {anchor: anchors[anchor] for anchor in request.anchors}
     return Sample(name, image, removal.filled_u8, request, location, named, "coco", facts)
@@ -179,7 +184,7 @@ def _replace_sample(
             raise Rejected("thin target: its mask is empty")
         found = measure_object(original_01[mask], mask, target.tight_box(mask))
         place = found.place(options.format == "center")
-        facts = {"center": rounded(found.centre), "median": rounded(found.median)}
+        facts = found.facts()
     request, image = Request(name, replace=True), f"{photograph.name}.jpg"
     return Sample(f"{photograph.name}-r", image, one.rgb_u8, request, Location.of(place), {}, "coco", facts)
 

@@ -48,16 +48,16 @@ class Built:
     dropped: Sequence[str] = ()
 
 
-def rounded(value: float) -> float:
+def metadata_number(value: float) -> float:
     """Rounded to the digits that the metadata holds."""
     return round(float(value), DIGITS)
 
 
 def rounded_place(box01_xyxy: Sequence[float], d: float, far: float, near: float) -> Place:
     """A place in the numbers that the metadata holds, so that its readers decide the same relations."""
-    x0, y0, x1, y1 = (rounded(value) for value in box01_xyxy)
-    far, near = rounded(min(max(far, 0.0), 1.0)), rounded(min(max(near, 0.0), 1.0))
-    return Place((x0, y0, x1, y1), min(max(rounded(d), far), near), far, near)
+    x0, y0, x1, y1 = (metadata_number(value) for value in box01_xyxy)
+    far, near = metadata_number(min(max(far, 0.0), 1.0)), metadata_number(min(max(near, 0.0), 1.0))
+    return Place((x0, y0, x1, y1), min(max(metadata_number(d), far), near), far, near)
 
 
 def make_record(sample: Sample, fmt: str, decimals: int) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def make_record(sample: Sample, fmt: str, decimals: int) -> dict[str, Any]:
         "request": asdict(request),
         "box01_xyxy": list(location.box01_xyxy),
         "depth": location.depth,
-        "far": rounded(location.place.far),
-        "near": rounded(location.place.near),
+        "far": metadata_number(location.place.far),
+        "near": metadata_number(location.place.near),
         "anchors": {name: asdict(anchor) for name, anchor in sample.anchors.items()},
         "kind": "replace" if request.replace else "place",
         "source": sample.source,

@@ -34,11 +34,6 @@ def summarize(measures: Sequence[Measures]) -> dict[str, Estimate]:
     return {key: mean_interval([measure[key] for measure in measures if key in measure]) for key in keys}
 
 
-def paired_difference(first: Sequence[Measures], second: Sequence[Measures], key: str = "valid") -> Estimate:
-    """Mean difference of one measure between two sets of answers to the same questions."""
-    return mean_interval([a[key] - b[key] for a, b in zip(first, second, strict=True) if key in a])
-
-
 def format_table(title: str, table: Table) -> str:
     """A table of the main measures, then one of single relations, then intervals of the first row."""
     lines = [f"{title:44}{'n':>6}" + "".join(f"{short:>9}" for short in COLUMNS.values())]

@@ -20,16 +20,11 @@ from tqdm import tqdm
 from datasets.scenes.store import StoreSettings, read_shard, render_shards
 from ldm.files import json_bytes, write_all_atomic
 from ldm.images import read_image
+from ldm.metrics.intervals import mean_interval
 from ldm.settings.config import CheckedSettings, setting, to_plain
 from llava_bifrost.dataset import read_records
 from llava_bifrost.evaluate.measures import LocatorCase, Measures, failed, measure_answer
-from llava_bifrost.evaluate.report import (
-    answer_sheet,
-    format_published,
-    format_table,
-    paired_difference,
-    summarize,
-)
+from llava_bifrost.evaluate.report import answer_sheet, format_published, format_table, summarize
 from llava_bifrost.language.answer import AnswerError, Location, satisfies
 from llava_bifrost.language.instruction import PHRASES, Request, make_instruction
 from llava_bifrost.locator import Locator, load_locator
@@ -93,7 +88,8 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
         answers = greedy_answers(locator, chosen, images, config.batch)
         rows = {GREEDY: measure_all(chosen, answers), **controls(locator, blind, chosen, config.batch)}
         if kind == "place":
-            result["gap_to_another_image"] = paired_difference(rows[GREEDY], rows[SHUFFLED])
+            pairs = zip(rows[GREEDY], rows[SHUFFLED], strict=True)
+            result["gap_to_another_image"] = mean_interval([a["valid"] - b["valid"] for a, b in pairs])
             if config.candidates > 1:
                 rows |= re_ranked(locator, chosen, config)
             if config.dataset is None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ldm.images import write_png
 from llava_bifrost.build_dataset.coco import CocoBuild, CocoSource
-from llava_bifrost.build_dataset.files import build
+from llava_bifrost.build_dataset.files import build_questions
 from llava_bifrost.build_dataset.objects import Thresholds
 
 CATEGORIES = ["dog", "cat", "Milk_bottle", "dining table"]
@@ -65,7 +65,7 @@ def settings(coco: Path, depth: Path, out: Path, **changes: Any) -> CocoBuild:
 
 
 def run(given: CocoBuild) -> dict[str, Any] | None:
-    return build(CocoSource(given), given)[1]
+    return build_questions(CocoSource(given), given)[1]
 
 
 def contents(out: Path) -> dict[str, bytes]:
