@@ -42,6 +42,7 @@ RENAMES = (
     ("model.norm.", "model.language_model.norm."),
     ("image_newline", "model.image_newline"),
 )
+Places = Mapping[str, tuple[WeightFile, str]]  # name of a weight -> its file and its name there
 PROJECTOR = "model.multi_modal_projector."
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
 _LORA = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -145,9 +146,9 @@ def merge_into(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
         raise ValueError(
             f"{base}: no *.safetensors; --base is a transformers LLaVA folder such as llava-1.5-7b-hf"
         )
-    shards = {file: open_weights(file) for file in files}
-    places = {today(key): (file, key) for file, shard in shards.items() for key in shard.shapes}
-    _check_fit(changes, places, shards, adapter)
+    shards = [open_weights(file) for file in files]
+    places = {today(key): (shard, key) for shard in shards for key in shard.shapes}
+    _check_fit(changes, places, adapter)
     report: dict[str, Any] = {
         "adapter": adapter.name,
         "adapter_tensors": sum(len(change.sources) for change in changes.values()),
@@ -155,31 +156,26 @@ def merge_into(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
         "weights_replaced": sorted(name for name, change in changes.items() if change.value is not None),
         "weights_kept": len(places) - len(changes),
     }
-    report["projector_change"] = _projector_change(changes, places, shards)
+    report["projector_change"] = _projector_change(changes, places)
     with folder_written_whole(out) as folder:
         for file in sorted(base.iterdir()):
             if file.is_file() and file.suffix not in WEIGHT_SUFFIXES and not file.name.startswith("."):
                 shutil.copy(file, folder / file.name)
-        for file, shard in shards.items():
-            write_safetensors(folder / file.name, _entries(shard, changes), progress=True)
+        for shard in shards:
+            write_safetensors(folder / shard.path.name, _entries(shard, changes), progress=True)
         write_json(folder / "conversion.json", report)
     return report
 
 
-def _check_fit(
-    changes: Mapping[str, Change],
-    places: Mapping[str, tuple[Path, str]],
-    shards: Mapping[Path, WeightFile],
-    adapter: Path,
-) -> None:
+def _check_fit(changes: Mapping[str, Change], places: Places, adapter: Path) -> None:
     unused = sorted(
         source for name, change in changes.items() if name not in places for source in change.sources
     )
     if unused:
         raise ValueError(f"{adapter}: {len(unused)} tensors fit no weight of the base, such as {unused[:3]}")
     for name, change in changes.items():
-        file, key = places[name]
-        have, want = shards[file].shapes[key], change.shape
+        shard, key = places[name]
+        have, want = shard.shapes[key], change.shape
         shorter = change.value is not None and have[1:] == want[1:] and want[0] <= have[0]
         if have != want and not shorter:
             raise ValueError(
@@ -187,15 +183,13 @@ def _check_fit(
             )
 
 
-def _projector_change(
-    changes: Mapping[str, Change], places: Mapping[str, tuple[Path, str]], shards: Mapping[Path, WeightFile]
-) -> float | None:
+def _projector_change(changes: Mapping[str, Change], places: Places) -> float | None:
     """Largest change of the projector; 0 means that it never had a gradient: training saw no images."""
     found = []
     for name, change in changes.items():
         if name.startswith(PROJECTOR) and change.value is not None:
-            file, key = places[name]
-            found.append(float((change.value.float() - shards[file].read(key).float()).abs().max()))
+            shard, key = places[name]
+            found.append(float((change.value.float() - shard.read(key).float()).abs().max()))
     if found and max(found) == 0:
         log.warning("the projector equals the base's bit for bit: this adapter was trained without images")
     return max(found) if found else None

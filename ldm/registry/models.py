@@ -112,13 +112,14 @@ def local_or_hub_folder(model_id: str, ignore: Sequence[str] = (*OTHER_FRAMEWORK
 
     ignore: patterns of files that are not fetched
     """
-    if Path(model_id).is_dir():
-        return Path(model_id)
+    return Path(model_id) if Path(model_id).is_dir() else hub_files(model_id, ignore_patterns=list(ignore))
+
+
+def hub_files(name: str, **options: Any) -> Path:
+    """The files of a hub repository; token, endpoint and offline mode are the hub library's own."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model_id, ignore_patterns=list(ignore)))
+        return Path(snapshot_download(name, **options))
     except Exception as error:  # whatever the hub library fails with
-        raise ValueError(
-            f"model {model_id}: no such folder, and the hub says: {first_line(error)}"
-        ) from error
+        raise ValueError(f"{name}: no such folder, and the hub says: {first_line(error)}") from error

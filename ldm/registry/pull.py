@@ -6,9 +6,9 @@ import logging
 import shutil
 from pathlib import Path
 
-from ldm.files import file_sha256, first_line, read_json, write_json
+from ldm.files import file_sha256, read_json, write_json
 from ldm.registry.download import download, is_archive, unpack
-from ldm.registry.models import UNFINISHED, Model, Source, folder_of, missing_files
+from ldm.registry.models import UNFINISHED, Model, folder_of, hub_files, missing_files
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
     for place in model.places:
         try:
             if place.hub:
-                pull_hub(place, partial)
+                hub_files(place.hub, allow_patterns=list(place.files) or None, local_dir=partial)
             elif place.url:
                 # A part of another mirror's file may only be continued where the hash will tell.
                 if tried and not place.sha256:
@@ -44,16 +44,6 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
             tried.append(str(error))
             log.info("%s", error)
     raise ValueError(f"{folder}: no source worked: " + "; ".join(tried))
-
-
-def pull_hub(place: Source, folder: Path) -> None:
-    """Files of a hub repository; token, endpoint and offline mode are the hub library's own."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(place.hub, allow_patterns=list(place.files) or None, local_dir=folder)
-    except Exception as error:  # whatever a mirror fails with, the next one is tried
-        raise ValueError(f"hub {place.hub}: {first_line(error)}") from error
 
 
 def copy_offline(model: Model, offline: Path, partial: Path) -> None:

@@ -135,12 +135,13 @@ def test_a_manual_source_says_where_and_how(root: Path) -> None:
 def test_hub_sources_go_through_the_library(root: Path, monkeypatch) -> None:
     asked = []
 
-    def fake(name: str, allow_patterns: list[str], local_dir: Path) -> None:
+    def fake(name: str, allow_patterns: list[str], local_dir: Path) -> Path:
         asked.append((name, allow_patterns))
         if name == "gone/model":
             raise OSError("404 not found\nmore text")
         local_dir.mkdir(parents=True, exist_ok=True)
         (local_dir / "w.pth").write_bytes(CONTENT)
+        return local_dir
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fake)
     pull_model("thing", model({"hub": "gone/model"}, {"hub": "a/model", "files": ["*.pth"]}))
