@@ -1,10 +1,11 @@
 """Size and fragmentation of the product code: everything but tests, documents and generated files.
 
     python -m scripts.measure_code                 the table
-    python -m scripts.measure_code --list          also the functions with one use and at most five lines
+    python -m scripts.measure_code --list          also the functions with one use, the shortest first
 
-A use is a name or attribute that reads a function's name anywhere in the product code; recursion does not
-count, methods are not counted. The lines of a function are those of its body without the docstring.
+Uses are counted for the functions of modules, not for methods. By name: every name or attribute anywhere that
+reads the function's name, recursion apart; functions that share a name share their uses. By import: names in
+the function's own module and where it is imported. Lines are those of the body without the docstring.
 """
 
 from __future__ import annotations
@@ -79,6 +80,30 @@ def uses(tree: ast.AST) -> Counter[str]:
     return found
 
 
+def uses_by_import(trees: dict[str, ast.Module]) -> Counter[tuple[str, str]]:
+    """(path, name) of a top-level function -> how often its module and those that import it read it."""
+    paths = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in trees}
+    own = {
+        path: {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for path, tree in trees.items()
+    }
+    found: Counter[tuple[str, str]] = Counter()
+    for path, tree in trees.items():
+        known = {name: (path, name) for name in own[path]}
+        for node in ast.walk(tree):
+            home = paths.get(node.module or "") if isinstance(node, ast.ImportFrom) else None
+            for alias in node.names if home and isinstance(node, ast.ImportFrom) else ():
+                if alias.name in own[home]:
+                    known[alias.asname or alias.name] = (home, alias.name)
+        read = (
+            node.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+        )
+        found.update(known[name] for name in read if name in known)
+    return found
+
+
 def shared_names(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
     """Public top-level functions and classes that more than one module defines, with their files."""
     homes: dict[str, list[str]] = defaultdict(list)
@@ -90,7 +115,7 @@ def shared_names(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
 
 
 def report(root: Path) -> tuple[dict[str, str], list[Function], dict[str, list[str]]]:
-    """The table, the small functions with one use, the names with several homes."""
+    """The table, the functions with one use from the shortest on, the names with several homes."""
     texts = sources(root)
     trees = {path: ast.parse(text) for path, text in texts.items()}
     found = [function for path, tree in trees.items() for function in functions(path, tree)]
@@ -98,18 +123,21 @@ def report(root: Path) -> tuple[dict[str, str], list[Function], dict[str, list[s
     plain = [function for function in found if not function.method]
     once = [function for function in plain if used[function.name] == 1]
     small = [function for function in once if function.lines <= SMALL]
+    by_import = uses_by_import(trees)
+    alone = [function for function in plain if by_import[function.path, function.name] == 1]
     names = shared_names(trees)
     wide = [function for function in found if function.parameters > MOST_PARAMETERS]
     table = {
         "files": f"{len(texts)}",
         "lines": f"{sum(text.count(chr(10)) for text in texts.values())}",
         "functions, methods": f"{len(plain)}, {len(found) - len(plain)}",
-        "functions with one use": f"{len(once)} ({100 * len(once) / len(plain):.1f} %)",
+        "functions with one use, by name": f"{len(once)} ({100 * len(once) / len(plain):.1f} %)",
         f"of these at most {SMALL} lines": f"{len(small)}",
+        "functions with one use, by import": f"{len(alone)} ({100 * len(alone) / len(plain):.1f} %)",
         f"with more than {MOST_PARAMETERS} parameters": f"{len(wide)}",
         "public names in two or more modules": f"{len(names)}",
     }
-    return table, small, names
+    return table, sorted(once, key=lambda function: function.lines), names
 
 
 def measure(
@@ -117,11 +145,11 @@ def measure(
     listed: Annotated[bool, typer.Option("--list", help="also what could be inlined or renamed")] = False,
 ) -> None:
     """Print the table."""
-    table, small, names = report(root)
+    table, once, names = report(root)
     for name, value in table.items():
         typer.echo(f"{name:38} {value}")
     if listed:
-        for function in small:
+        for function in once:
             typer.echo(f"{function.path}:{function.line} {function.name}: one use, {function.lines} lines")
         for name, paths in sorted(names.items()):
             typer.echo(f"{name}: {', '.join(paths)}")
