@@ -91,10 +91,13 @@ def uses_by_import(trees: dict[str, ast.Module]) -> Counter[tuple[str, str]]:
     for path, tree in trees.items():
         known = {name: (path, name) for name in own[path]}
         for node in ast.walk(tree):
-            home = paths.get(node.module or "") if isinstance(node, ast.ImportFrom) else None
-            for alias in node.names if home and isinstance(node, ast.ImportFrom) else ():
-                if alias.name in own[home]:
-                    known[alias.asname or alias.name] = (home, alias.name)
+            if isinstance(node, ast.ImportFrom) and node.module in paths:
+                home = paths[node.module]
+                known |= {
+                    item.asname or item.name: (home, item.name)
+                    for item in node.names
+                    if item.name in own[home]
+                }
         read = (
             node.id
             for node in ast.walk(tree)
