@@ -4,14 +4,20 @@
     python -m inpainting.data.ops make-masks-dataset --annotations-path data/annotations.json \
         --image-dir data/mm_inp_dataset/images --out-dir data/mm_inp_dataset/masks
 
-What cannot be used is left out, named, and listed with its reason in the step's journal (stamp_STEP.jsonl).
+Every step keeps its journal (stamp_STEP.jsonl) in the folder that it fills. What cannot be used is left out,
+logged, and listed there with its reason. The journal begins with what the step depends on, so `build` skips a
+step that is up to date, a changed input makes it and the later steps run again, and a kill loses one item.
 """
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
 import typer
 
-from inpainting.data.steps.build import BuildSettings, build_paintings
+from inpainting.data.paintings import GET, RAW_CAPTIONS
 from inpainting.data.steps.caption_masks import CaptionSettings, caption_masks
 from inpainting.data.steps.captions import (
     EntitySettings,
@@ -21,9 +27,72 @@ from inpainting.data.steps.captions import (
 )
 from inpainting.data.steps.describe import AnnotateSettings, annotate_images
 from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
-from inpainting.data.steps.roots import RootSettings, extract_roots
-from inpainting.data.steps.split import SplitSettings, split_images
+from inpainting.data.steps.roots import METHODS, RootSettings, extract_roots
+from inpainting.data.steps.split import MODES, SplitSettings, split_images
+from ldm.journal import Journal
 from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.config import CheckedSettings, setting
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BuildSettings(CheckedSettings):
+    """Where everything is; the defaults are the published paths."""
+
+    image_dir: Path = setting(Path("data/mm_inp_dataset/images"), help="folder of images, split or not")
+    annotations_path: Path = setting(Path("data/annotations.json"), help="descriptions with boxes (Kosmos-2)")
+    captions_path: Path = setting(Path("data/llava.json"), help="captions of the objects (LLaVA)")
+    split_df_path: Path | None = setting(
+        Path("data/wikiart_images.csv"), help="table of file_name and split; none: a random split"
+    )
+    out_dir: Path = setting(Path("data/mm_inp_dataset"), help="gets images, masks and entities")
+    annotator_id: str = setting("", help="Kosmos-2, folder or hub name: makes a missing annotations file")
+    model_id: str = setting("", help="LLaVA-NeXT, folder or hub name: makes a missing captions file")
+    batch_size: int = setting(8, low=1, help="images that a model sees at once")
+    roots: str = setting("auto", choices=METHODS, help="what finds noun roots")
+    mode: str = setting("copy", choices=MODES, help="how images come into the folders of their split")
+    val_size: int = setting(5000, low=1, help="validation images of a random split")
+    test_size: int = setting(5000, low=1, help="test images of a random split")
+    workers: int = setting(0, low=0, help="threads; 0: one per core")
+
+
+def build_paintings(settings: BuildSettings) -> None:
+    """All steps; run again after an interruption or a change, and only what is needed is done."""
+    images, annotations = settings.image_dir, settings.annotations_path
+    masks, entities = settings.out_dir / "masks", settings.out_dir / "entities"
+    if settings.annotator_id and not annotations.is_file():
+        annotate_images(AnnotateSettings(images, annotations, settings.annotator_id, settings.batch_size))
+    if not annotations.is_file():
+        raise ValueError(f"{annotations} does not exist; {GET}; or make it with --annotator-id MODEL")
+    journals: list[Journal | None] = [
+        make_masks(RegionSettings(annotations, images, masks, settings.workers), redo=False),
+        make_entities(RegionSettings(annotations, images, entities, settings.workers), redo=False),
+        extract_roots(RootSettings(entities, settings.roots), redo=False),
+    ]
+    captions = settings.captions_path
+    if not captions.exists():
+        if not settings.model_id:
+            raise ValueError(f"{captions} does not exist; {GET}; or make it with --model-id MODEL")
+        folder = settings.out_dir / "captions"
+        caption_masks(CaptionSettings(entities, settings.model_id, settings.batch_size, output_dir=folder))
+        captions = folder / RAW_CAPTIONS
+    split = SplitSettings(
+        settings.out_dir / "images",
+        masks,
+        settings.split_df_path,
+        settings.val_size,
+        settings.test_size,
+        **{settings.mode: True},
+    )
+    journals += [
+        captions_to_folder(FolderSettings(captions, entities), redo=False),
+        captions_to_annotations(EntitySettings(entities), redo=False),
+        split_images(split, source_dir=images, redo=False),
+    ]
+    for journal in journals:
+        if journal is not None and journal.left_out:
+            log.warning("%d left out, reasons in %s", len(journal.left_out), journal.path)
 
 
 def build_app() -> typer.Typer:

@@ -65,13 +65,14 @@ def command(
         layers = below if config is None else yaml_layers(config)
         flags = [Layer({}, flags=True)]
         for name, value in given.items():
+            if value in (None, [], ()):  # not given; `none` as typed is a value
+                continue
             key, hint = names[name]
             try:
                 value = from_text(hint, value) if isinstance(value, str) else value
             except ValueError as error:
                 raise ValueError(f"{flag_name(key)}: {error}") from error
-            if value not in (None, [], ()):
-                flags.append(Layer(nested(key, value), flags=True))
+            flags.append(Layer(nested(key, value), flags=True))
         function(merge_layers(schema, [*layers, *flags]))
 
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

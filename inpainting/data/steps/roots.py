@@ -52,16 +52,14 @@ def find_rooter(method: str = "auto") -> tuple[str, Rooter]:
 
     if method != "rule" and spacy.util.is_package(MODEL):
         nlp = spacy.load(MODEL)
-        return f"spacy {MODEL} {nlp.meta['version']}", lambda concept: spacy_root(nlp(concept), concept)
+
+        def first_chunk_root(concept: str) -> str:
+            return next((chunk.root.text for chunk in nlp(concept).noun_chunks), concept)
+
+        return f"spacy {MODEL} {nlp.meta['version']}", first_chunk_root
     if method == "spacy":
         raise ValueError(f"spaCy's {MODEL} is not installed; `python -m spacy download {MODEL}` gets it")
     return f"rule over the tags of textblob {importlib.metadata.version('textblob')}", rule_root
-
-
-def spacy_root(document: Any, concept: str) -> str:
-    """The root of the first noun chunk of a parsed concept; the concept itself when there is none."""
-    chunk = next(iter(document.noun_chunks), None)
-    return concept if chunk is None else chunk.root.text
 
 
 def rule_root(concept: str) -> str:
