@@ -231,10 +231,3 @@ def save_llava(
         processor.save_pretrained(partial)
         for name, content in files.items():
             write_config(partial / name, content)
-
-
-def blind(model: LlavaForConditionalGeneration) -> None:
-    """Turn every image token into zeros, for good: a control that never sees the image."""
-    last = model.model.multi_modal_projector.linear_2
-    for parameter in (last.weight, last.bias):
-        parameter.requires_grad_(False).zero_()

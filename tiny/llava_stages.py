@@ -5,7 +5,8 @@ Legend: b images, l tokens of a sequence, p patches, c channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,15 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from ldm.settings.config import setting
-from tiny.llava import (
-    IMAGE,
-    SPECIAL,
-    AttentionHook,
-    block_mask,
-    project,
-)
+from ldm.files import write_atomic
+from ldm.settings.config import CheckedSettings, dump_yaml, setting
+from tiny.llava import IMAGE, SPECIAL, AttentionHook, SmallConfig, block_mask, project
 from tiny.loop import Loss, Stage, StageSettings, means
+
+log = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 Measures = dict[str, float]
@@ -35,6 +33,18 @@ class LlavaStage(StageSettings):
 
     extra: int = setting(0, help="images per step without questions, for the vision loss alone", low=0)
     vision_lr: float = setting(0.0, help="learning rate of the vision transformer; 0: frozen", low=0)
+
+
+@dataclass(frozen=True)
+class LlavaTraining(CheckedSettings):
+    """What every training of a small LLaVA decides."""
+
+    data: Path = setting(help="folder of shards of rendered scenes, full views")
+    out: Path = setting(help="folder of the run; the network is in its `model` folder")
+    seed: int = setting(0, help="decides initial weights, scenes, masks and questions", low=0)
+    model: SmallConfig = setting(SmallConfig(), help="sizes of the network")
+    vision: LlavaStage = setting(LlavaStage(), help="stage of the vision tower")
+    blind: bool = setting(False, help="control: the language model never sees the image")
 
 
 class VisionPretrainer(nn.Module):
@@ -75,29 +85,45 @@ def llava_stage(name: str, module: nn.Module, settings: LlavaStage, out: Path, g
 
 
 def train_vision(
+    config: LlavaTraining,
     model: LlavaForConditionalGeneration,
     outputs: int,
-    settings: LlavaStage,
-    out: Path,
-    seed: int,
     draw: Callable[[np.random.Generator, int], tuple[Tensor, Batch]],
+    held_out: Iterable[tuple[Tensor, Batch]],
     vision_loss: Callable[[Tensor, Tensor, Batch], tuple[Tensor, Measures]],
-) -> tuple[VisionPretrainer, Stage]:
-    """The vision stage; returns it finished, with its module.
+) -> tuple[nn.Linear, Stage, Measures]:
+    """The vision stage, then blindness where it is asked for; returns readout, stage and held-out measures.
 
-    draw(rng, size): a batch, with its pixels (b, 3, h, w); vision_loss(projected patches, readout, batch)
+    draw(rng, size), held_out: pixels (b, 3, h, w) with what they show
+    vision_loss(projected patches, readout of them, what they show)
     """
+    write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
+    model.model.vision_tower.to(memory_format=torch.channels_last)
+    model.set_attn_implementation("eager")  # twice as fast as sdpa in bfloat16 on a CPU; shows its attention
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(config.seed)
         pretrainer = VisionPretrainer(model, outputs)
 
     def loss(step: int) -> tuple[Tensor, Measures]:
-        pixels, batch = draw(np.random.default_rng((seed, 1, step)), settings.batch)
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+        pixels, batch = draw(np.random.default_rng((config.seed, 1, step)), config.vision.batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.vision.bf16):
             patches = project(model, pixels)
         return vision_loss(patches, pretrainer.read(patches.float()), batch)
 
-    return pretrainer, llava_stage("vision", pretrainer, settings, out).train(loss)
+    stage = llava_stage("vision", pretrainer, config.vision, config.out).train(loss)
+    model.eval()
+    with torch.inference_mode():
+        rows = []
+        for pixels, batch in held_out:
+            patches = project(model, pixels)
+            rows.append(vision_loss(patches, pretrainer.read(patches), batch)[1])
+    measures = rounded_means(rows)
+    log.info("vision: %s", measures)
+    if config.blind:  # every image token becomes zero, for good
+        last = model.model.multi_modal_projector.linear_2
+        for parameter in (last.weight, last.bias):
+            nn.init.zeros_(parameter.requires_grad_(False))
+    return pretrainer.read, stage, measures
 
 
 def last_states(

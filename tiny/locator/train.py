@@ -11,23 +11,23 @@ Interrupted, it continues from its last checkpoint when started again with the s
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
+from torch import Tensor
 
 from datasets.scenes.palette import PATTERN_WORDS
-from ldm.files import write_atomic
 from ldm.settings.cli import run_module, trainer
-from ldm.settings.config import CheckedSettings, dump_yaml, setting
+from ldm.settings.config import setting
 from llava_bifrost.locator import CONFIG, LocatorConfig
-from tiny.llava import SmallConfig, blind, create_llava, make_processor, project, save_llava
+from tiny.llava import create_llava, make_processor, project, save_llava
 from tiny.llava_stages import (
     LanguageTrainer,
     LlavaStage,
+    LlavaTraining,
     Measures,
     last_states,
     rounded_means,
@@ -50,15 +50,10 @@ NOTICE = (
 
 
 @dataclass(frozen=True)
-class LocatorTraining(CheckedSettings):
+class LocatorTraining(LlavaTraining):
     """Everything that decides the trained locator."""
 
-    data: Path = setting(help="folder of scene shards, full views")
-    out: Path = setting(help="folder of the run; the locator is in its `model` folder")
-    seed: int = setting(0, help="decides initial weights, scenes and questions", low=0)
     held_out: int = setting(512, help="last scenes of `data`, which only measure it", low=1)
-    model: SmallConfig = setting(SmallConfig(), help="sizes of the network")
-    vision: LlavaStage = setting(LlavaStage(), help="stage of the vision tower")
     matching: LlavaStage = setting(LlavaStage(), help="stage that finds a named solid")
     placement: LlavaStage = setting(LlavaStage(), help="stage that places a new solid")
     attention_loss_weight: tuple[float, float] = setting(
@@ -68,7 +63,6 @@ class LocatorTraining(CheckedSettings):
         0.25, help="weight of the vision loss in matching and placement", low=0, was=("see",)
     )
     questions: tuple[int, int] = setting((4, 2), help="placing,replacing questions per image", low=0)
-    blind: bool = setting(False, help="control: the language model never sees the image")
     cache: Path | None = setting(None, help="folder of arrays made of `data`; default: `cache` in out")
 
 
@@ -133,46 +127,28 @@ class Training:
         return rounded_means(rows)
 
 
-@torch.inference_mode()
-def measure_patches(
-    model: LlavaForConditionalGeneration, read: nn.Linear, scenes: SceneArrays, held_out: np.ndarray
-) -> Measures:
-    """Means over the held-out scenes, both images: accuracies of the words, L1 of box and depth."""
-    model.eval()
-    rows = []
-    for view in (0, 1):
-        for part in np.array_split(held_out, max(1, len(held_out) // 64)):
-            draw = ImageDraw(part, np.full(len(part), view), np.zeros(len(part), bool))
-            batch = labelled_images(scenes, draw)
-            patches = project(model, batch.pixels)
-            rows.append(patch_loss(patches, read(patches), batch)[1])
-    return rounded_means(rows)
-
-
 def train_locator(config: LocatorTraining) -> None:
     """Train the small locator stage by stage; the same command again continues."""
-    write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     cache = config.cache or config.out / "cache"
     scenes = open_scenes(config.data, cache)
     train, held_out = np.split(np.arange(len(scenes)), [len(scenes) - config.held_out])
     model = create_llava(config.model, VOCABULARY, config.seed, NUMBERS)
-    model.model.vision_tower.to(memory_format=torch.channels_last)
-    model.set_attn_implementation("eager")  # twice as fast as sdpa in bfloat16 on a CPU
 
     def draw_batch(rng: np.random.Generator, size: int) -> tuple[Tensor, LabelledImages]:
         batch = labelled_images(scenes, ImageDraw.random(train, size, rng), rng)
         return batch.pixels, batch
 
-    pretrainer, stage = train_vision(
-        model, sum(SECTIONS), config.vision, config.out, config.seed, draw_batch, patch_loss
-    )
-    measures = {"vision": measure_patches(model, pretrainer.read, scenes, held_out)}
-    log.info("vision: %s", measures["vision"])
-    if config.blind:
-        blind(model)
+    def held_out_batches() -> Iterator[tuple[Tensor, LabelledImages]]:
+        for view in (0, 1):
+            for part in np.array_split(held_out, max(1, len(held_out) // 64)):
+                draw = ImageDraw(part, np.full(len(part), view), np.zeros(len(part), bool))
+                batch = labelled_images(scenes, draw)
+                yield batch.pixels, batch
+
+    read, stage, seen = train_vision(config, model, sum(SECTIONS), draw_batch, held_out_batches(), patch_loss)
     questions = open_questions(config.data, cache, config.seed)
-    trainer = LanguageTrainer(model, pretrainer.read, [ATTENTION_LAYER])
-    training, stages = Training(config, trainer, scenes, questions), [stage]
+    trainer = LanguageTrainer(model, read, [ATTENTION_LAYER])
+    training, stages, measures = Training(config, trainer, scenes, questions), [stage], {"vision": seen}
     for name, settings, most, weight in (
         ("matching", config.matching, (0, 4), config.attention_loss_weight[0]),
         ("placement", config.placement, config.questions, config.attention_loss_weight[1]),

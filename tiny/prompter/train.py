@@ -15,17 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig
-from ldm.files import hash_folder, write_atomic
+from ldm.files import hash_folder
 from ldm.mllm.load import load_model
 from ldm.settings.cli import run_module, trainer
-from ldm.settings.config import CheckedSettings, dump_yaml, setting
+from ldm.settings.config import setting
 from tiny.llava import (
-    SmallConfig,
-    blind,
     create_llava,
     make_processor,
     normalised,
@@ -36,6 +34,7 @@ from tiny.llava import (
 from tiny.llava_stages import (
     LanguageTrainer,
     LlavaStage,
+    LlavaTraining,
     Measures,
     last_states,
     rounded_means,
@@ -63,19 +62,14 @@ NOTICE = (
 
 
 @dataclass(frozen=True)
-class PrompterTraining(CheckedSettings):
-    """Everything that decides the trained prompt writer."""
+class PrompterTraining(LlavaTraining):
+    """Everything that decides the trained prompt writer; `data` is written by tiny.prompter.scenes."""
 
-    data: Path = setting(help="folder of shards written by tiny.prompter.scenes")
-    out: Path = setting(help="folder of the run; the prompt writer is in its `model` folder")
-    seed: int = setting(0, help="decides initial weights, scenes and masks", low=0)
     scenes: int = setting(8192, help="first scenes of `data` that are used", low=1)
     held_out: int = setting(256, help="the last of them, which only measure it", low=1)
     most: int = setting(5, help="most masks of one image", low=1, high=len(MASK_COLORS))
-    model: SmallConfig = setting(SmallConfig(), help="sizes of the network")
     vision_from: Path | None = setting(None, help="folder of a small LLaVA with the initial vision weights")
-    vision: LlavaStage = setting(LlavaStage(), help="seeing painted images")
-    writing: LlavaStage = setting(LlavaStage(), help="writing what the masks hide")
+    writing: LlavaStage = setting(LlavaStage(), help="stage that writes what the masks hide")
     attention_loss_weight: float = setting(0.5, help="weight of the attention loss", low=0, was=("look",))
     vision_loss_weight: float = setting(
         0.5, help="weight of the vision loss while writing", low=0, was=("see",)
@@ -83,18 +77,14 @@ class PrompterTraining(CheckedSettings):
     alone: float = setting(
         0.5, help="fraction of images whose captions do not see one another", low=0, high=1
     )
-    blind: bool = setting(False, help="control: the writing stage never sees the image")
 
 
 def train_prompter(config: PrompterTraining) -> None:
     """Train the small prompt writer in two stages; the same command again continues."""
-    write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     sets = open_sets(config.data, config.out / "cache", config.scenes)
     train, held_out = np.split(np.arange(config.scenes), [config.scenes - config.held_out])
     model = create_llava(config.model, VOCABULARY, config.seed)
     vision_files = {} if config.vision_from is None else load_vision_tower(model, config.vision_from)
-    model.model.vision_tower.to(memory_format=torch.channels_last)
-    model.set_attn_implementation("eager")  # faster than sdpa in bfloat16 on a CPU, and shows its attention
 
     def draw(rng: np.random.Generator, size: int) -> Painted:
         index, flip = train[rng.integers(len(train), size=size)], rng.random(size) < 0.5
@@ -105,14 +95,11 @@ def train_prompter(config: PrompterTraining) -> None:
         painted = draw(rng, size)
         return pixels_of(painted, rng), painted
 
-    pretrainer, see = train_vision(
-        model, sum(SECTIONS), config.vision, config.out, config.seed, draw_with_pixels, painted_loss
-    )
-    measures = {"vision": measure_vision(model, pretrainer.read, sets, held_out)}
-    log.info("vision: %s", measures["vision"])
-    if config.blind:
-        blind(model)
-    writer = LanguageTrainer(model, pretrainer.read, ATTENTION_LAYERS)
+    images = held_out_images(sets, held_out, len(MASK_COLORS))
+    shown = ((pixels_of(painted), painted) for painted in images)
+    read, see, seen = train_vision(config, model, sum(SECTIONS), draw_with_pixels, shown, painted_loss)
+    measures = {"vision": seen}
+    writer = LanguageTrainer(model, read, ATTENTION_LAYERS)
     write = train_writing(config, writer, draw)
     writer.eval()
     with torch.inference_mode():
@@ -190,19 +177,6 @@ def train_writing(
             return writing_loss(trainer, painted, pixels_of(painted, rng), weights, alone)
 
     return trainer.train_stage("writing", settings, config.out, loss)
-
-
-@torch.inference_mode()
-def measure_vision(
-    model: LlavaForConditionalGeneration, read: nn.Linear, sets: Sets, held_out: np.ndarray
-) -> Measures:
-    """Means over held-out scenes with masks: accuracies of patches, L1 of boxes."""
-    model.eval()
-    rows = []
-    for painted in held_out_images(sets, held_out, len(MASK_COLORS)):
-        patches = project(model, pixels_of(painted))
-        rows.append(painted_loss(patches, read(patches), painted)[1])
-    return rounded_means(rows)
 
 
 def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Iterator[Painted]:
