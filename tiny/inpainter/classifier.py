@@ -118,15 +118,8 @@ def load_classifier(folder: Path) -> SolidClassifier:
 
 
 @torch.inference_mode()
-def classify(
-    network: SolidClassifier, images_u8: Sequence[np.ndarray], boxes: Sequence[Box]
-) -> tuple[list[str], list[str]]:
-    """The colour and the shape that stand in each box of each image."""
-    colours: list[str] = []
-    shapes: list[str] = []
-    crops = [crop_pm1(*pair) for pair in zip(images_u8, boxes, strict=True)]
-    for start in range(0, len(crops), 64):
-        colour, shape = network(torch.from_numpy(np.stack(crops[start : start + 64])))
-        colours += [COLOUR_WORDS[index] for index in colour.argmax(1).tolist()]
-        shapes += [SHAPE_WORDS[index] for index in shape.argmax(1).tolist()]
-    return colours, shapes
+def classify(network: SolidClassifier, image_u8: np.ndarray, boxes: Sequence[Box]) -> list[tuple[str, str]]:
+    """The colour and the shape that stand in each box of an image."""
+    crops = torch.from_numpy(np.stack([crop_pm1(image_u8, box) for box in boxes]))
+    colours, shapes = (scores.argmax(1).tolist() for scores in network(crops))
+    return [(COLOUR_WORDS[c], SHAPE_WORDS[s]) for c, s in zip(colours, shapes, strict=True)]

@@ -33,7 +33,7 @@ from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting, to_plain
 from tiny.compositor.autoencoder import round_trip_db
 from tiny.inpainter.classifier import SolidClassifier, classify, load_classifier
-from tiny.inpainter.examples import ASKED, Example, PaintCase, make_cases
+from tiny.inpainter.examples import PROMPTS, Example, PaintCase, make_cases
 from tiny.inpainter.loss import Conditioning
 from tiny.inpainter.report import MaskResult, by_group, inpainter_table, painted_sheet
 from tiny.regions import box_masks, read_views, refuse_training_scenes
@@ -68,7 +68,7 @@ class InpainterEvaluation(CheckedSettings):
     out: Path = setting(Path("benchmarks/results"), help="folder of inpainter.json, .txt and .png")
     scenes: int = setting(512, low=1, help="scenes; those with too few solids are left out")
     masks: tuple[int, int] = setting((2, 5), low=1, help="least,most masks of one image")
-    asked: tuple[str, ...] = setting(ASKED, choices=ASKED, help="which prompts")
+    prompts: tuple[str, ...] = setting(PROMPTS, choices=PROMPTS, help="which prompts", was=("asked",))
     models: tuple[str, ...] = setting(tuple(MODELS), choices=tuple(MODELS), help="which models")
     seed: int = setting(0, help="of the choice of masks, prompts and noise")
     sampling: EvaluationSampling = setting(EvaluationSampling(), help="how images are painted")
@@ -79,35 +79,35 @@ def evaluate_inpainter(config: InpainterEvaluation) -> None:
     refuse_training_scenes(config.data)
     views = read_views(config.data, count=config.scenes)
     classifier = load_classifier(config.run / "judge")
-    cases = {asked: make_cases(views, asked, *config.masks, config.seed) for asked in config.asked}
+    cases = {kind: make_cases(views, kind, *config.masks, config.seed) for kind in config.prompts}
     groups: dict[str, dict[str, dict]] = {}
     images: dict[str, np.ndarray] = {}
     for name in config.models:
-        for asked in config.asked:
-            painted = painted_images(config, name, asked, cases[asked])
-            groups.setdefault(name, {})[asked] = by_group(mask_results(classifier, cases[asked], painted))
+        for kind in config.prompts:
+            painted = painted_images(config, name, kind, cases[kind])
+            groups.setdefault(name, {})[kind] = by_group(mask_results(classifier, cases[kind], painted))
             images.setdefault(name, painted)
     vae = load_inpainter(config.run / "painter" / "model").latent_space.vae
     renders = mask_results(classifier, make_cases(views, "true", *config.masks, config.seed), None)
     report = {
         "settings": to_plain(config),
-        "images": {asked: len(chosen) for asked, chosen in cases.items()},
+        "images": {kind: len(chosen) for kind, chosen in cases.items()},
         "first_stage_psnr_db": round(round_trip_db(LatentSpace(vae), views.images_u8[:128]).mean(), 2),
         "judge_on_true_renders": by_group(renders),
         "models": groups,
     }
-    drawing = painted_sheet(cases[config.asked[0]], images)
+    drawing = painted_sheet(cases[config.prompts[0]], images)
     write_evaluation(config.out / "inpainter.json", report, inpainter_table(report), drawing)
 
 
 def painted_images(
-    config: InpainterEvaluation, name: str, asked: str, cases: Sequence[PaintCase]
+    config: InpainterEvaluation, name: str, kind: str, cases: Sequence[PaintCase]
 ) -> np.ndarray:
     """(n, h, w, 3) uint8, from the run's folder if it was painted before by the same networks."""
-    folder, way = MODELS[name]
+    folder, conditioning = MODELS[name]
     lora = config.run / folder if folder else None
     base = config.run / "painter" / "model"
-    stored_at = config.run / "evaluation" / f"{name}_{asked}.npz"
+    stored_at = config.run / "evaluation" / f"{name}_{kind}.npz"
     weights = [hash_folder(base), hash_folder(lora) if lora else {}]
     recipe = json.dumps(
         [to_plain(config.sampling), config.seed, config.masks, config.scenes, len(cases), weights]
@@ -118,7 +118,7 @@ def painted_images(
                 return stored["images"]
     seeds = [config.seed * 1_000_003 + index for index in range(len(cases))]
     examples = [case.example for case in cases]
-    painted = paint_examples(load_inpainter(base, lora), examples, seeds, way, config.sampling)
+    painted = paint_examples(load_inpainter(base, lora), examples, seeds, conditioning, config.sampling)
     with written_whole(stored_at) as partial, partial.open("wb") as handle:
         np.savez_compressed(handle, images=painted, recipe=recipe)
     return painted
@@ -128,12 +128,15 @@ def paint_examples(
     pipe: Inpainter,
     examples: Sequence[Example],
     seeds: Sequence[int],
-    way: Conditioning,
+    conditioning: Conditioning,
     sampling: EvaluationSampling,
 ) -> np.ndarray:
     """(n, h, w, 3) uint8."""
     options = PaintOptions(
-        steps=sampling.steps, guidance=sampling.guidance, rca=way.rectified, encoding=way.encoding
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        rca=conditioning.rectified,
+        encoding=conditioning.encoding,
     )
     painted: list[np.ndarray] = []
     for start in tqdm(range(0, len(examples), sampling.batch), desc="painting", leave=False):
@@ -151,13 +154,10 @@ def mask_results(
 ) -> list[MaskResult]:
     """One per mask; without painted images (n, h, w, 3) the renders themselves are classified."""
     shown = [case.example.image_u8 for case in cases] if painted is None else list(painted)
-    images = [image for image, case in zip(shown, cases, strict=True) for _ in case.wanted]
-    colours, shapes = classify(classifier, images, [box for case in cases for box in case.example.boxes])
-    answers = iter(zip(colours, shapes, strict=True))
     results = []
-    for case in cases:
-        for name, small in zip(case.wanted, case.small, strict=True):
-            colour, shape = next(answers)
+    for case, image in zip(cases, shown, strict=True):
+        answers = classify(classifier, image, case.example.boxes)
+        for name, small, (colour, shape) in zip(case.wanted, case.small, answers, strict=True):
             others = {other.colour for other in case.wanted} - {name.colour}
             results.append(
                 MaskResult(

@@ -27,7 +27,7 @@ CHUNK = 4  # images encoded together
 PLAIN_FRACTION = 0.6  # of single-mask examples whose solid has one colour; in the scenes it is 0.3
 SMALL = 24  # side of the small masks, pixels of an image of 128
 MARGIN = 2  # pixels between a solid and its mask
-ASKED = ("random", "true")
+PROMPTS = ("random", "true")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ class PaintCase:
         return tuple((box[2] - box[0], box[3] - box[1]) == (SMALL, SMALL) for box in self.example.boxes)
 
 
-def make_cases(views: Views, asked: str, fewest: int, most: int, seed: int) -> list[PaintCase]:
+def make_cases(views: Views, prompts: str, fewest: int, most: int, seed: int) -> list[PaintCase]:
     """One case for every scene with at least `fewest` solids whose masks hardly overlap.
 
     The number of masks is drawn from what a scene allows, up to `most`, larger numbers more often.
@@ -150,19 +150,19 @@ def make_cases(views: Views, asked: str, fewest: int, most: int, seed: int) -> l
         chosen = spread_out(regions, order, most, MARGIN)
         if len(chosen) >= fewest:
             count = max(int(rng.integers(fewest, len(chosen) + 1)) for _ in range(2))
-            cases.append(_case(views, scene, chosen[:count], asked, rng))
+            cases.append(_case(views, scene, chosen[:count], prompts, rng))
     return cases
 
 
 def _case(
-    views: Views, scene: int, regions: Sequence[Region], asked: str, rng: np.random.Generator
+    views: Views, scene: int, regions: Sequence[Region], prompts: str, rng: np.random.Generator
 ) -> PaintCase:
     image_u8 = views.images_u8[scene]
     stood = tuple(region.name for region in regions)
     wanted: list[Name] = []
     for name in stood:
         taken = [name.colour, *(other.colour for other in wanted)]
-        wanted.append(name if asked == "true" else random_name(rng, taken))
+        wanted.append(name if prompts == "true" else random_name(rng, taken))
     boxes = tuple(case_box(region.box_xyxy, image_u8.shape[:2]) for region in regions)
     example = Example(scene, image_u8, boxes, tuple(caption_of(name) for name in wanted))
     return PaintCase(example, tuple(wanted), stood)

@@ -60,9 +60,9 @@ def by_group(results: Sequence[MaskResult]) -> dict[str, dict[str, Any]]:
 def inpainter_table(report: Mapping[str, Any]) -> str:
     """The report as text: one block per kind of prompts, one line per group."""
     lines = []
-    for asked in report["images"]:
-        models = {name: by[asked] for name, by in report["models"].items()}
-        lines += [f"prompts: {asked}, {report['images'][asked]} images; fraction of masks [95 % interval]"]
+    for kind in report["images"]:
+        models = {name: by[kind] for name, by in report["models"].items()}
+        lines += [f"prompts: {kind}, {report['images'][kind]} images; fraction of masks [95 % interval]"]
         for measure in MEASURES:
             lines += ["", f"{measure:<16}{'masks':>7}" + "".join(f"{name:>22}" for name in models)]
             for group in next(iter(models.values())):

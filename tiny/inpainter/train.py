@@ -130,7 +130,7 @@ def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, S
 
 def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[nn.Module, Stage]:
     """A LoRA of the base model on several masks, with or without rectified cross-attention."""
-    out, settings, way = config.out / name, config.adapter.loop, ADAPTERS[name]
+    out, settings, conditioning = config.out / name, config.adapter.loop, ADAPTERS[name]
     model, tokenizer, vae = load_folder(config.out / "painter" / "model")
     vae.to(memory_format=torch.channels_last)
     model.requires_grad_(False)
@@ -139,7 +139,7 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
     model.unet.add_adapter(
         LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(ATTENTION))
     )
-    if way.rectified:
+    if conditioning.rectified:
         install_rca(model.unet)
     else:
         model.unet.set_attn_processor(AttnProcessor())
@@ -154,12 +154,16 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
         for example in batch:  # as published, words are dropped for single masks only
             dropped = len(example.prompts) == 1 and rng.random() < diffusion.DROP_PROMPT
             prompts = [""] if dropped else example.prompts
-            plans.append(plan_tokens(prompts, tokenizer, encoding=way.encoding, regions=way.rectified))
+            plans.append(
+                plan_tokens(
+                    prompts, tokenizer, encoding=conditioning.encoding, regions=conditioning.rectified
+                )
+            )
         with torch.no_grad():
             embeddings, owners = encode_plans(plans, model.text_encoder)
         known = encoder.conditions(batch, rng)
         size = (known.latents.shape[2], known.latents.shape[3])
-        regions = diffusion.region_arguments(batch, owners, size, levels) if way.rectified else None
+        regions = diffusion.region_arguments(batch, owners, size, levels) if conditioning.rectified else None
         return diffusion.loss(model.unet, scheduler, known, embeddings, generator, regions), {}
 
     stage = Stage(name, model, settings, out).train(loss)
