@@ -82,23 +82,19 @@ def set_steps(
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
     scheduler.set_timesteps(steps, device=device)
     if rule == "published":
-        scheduler.timesteps = published_timesteps(scheduler, steps).to(device)
-        steps = len(scheduler.timesteps)
+        # The original DDIM code: 1, 1 + T // steps, ... below T, the last first.
+        if not isinstance(scheduler, DDIMScheduler):
+            kind = type(scheduler).__name__
+            raise ValueError(f"the published step rule is DDIM's, the scheduler is {kind}")
+        total = int(scheduler.config.num_train_timesteps)
+        found = torch.arange(0, total, max(total // steps, 1), device=device) + 1
+        if int(found[-1]) >= total:
+            raise ValueError(f"the published step rule leads beyond {total} timesteps with {steps} steps")
+        scheduler.timesteps, steps = found.flip(0), len(found)
     first = min(round(steps * (1 - strength)), steps - 1) * getattr(scheduler, "order", 1)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     return Schedule(scheduler, scheduler.timesteps[first:])
-
-
-def published_timesteps(scheduler: Any, steps: int) -> Tensor:
-    """The timesteps of the original DDIM code: 1, 1 + T // steps, ... below T, the last first."""
-    total = int(scheduler.config.num_train_timesteps)
-    if not isinstance(scheduler, DDIMScheduler):
-        raise ValueError(f"the published step rule is DDIM's, the scheduler is {type(scheduler).__name__}")
-    found = torch.arange(0, total, max(total // steps, 1)) + 1
-    if int(found[-1]) >= total:
-        raise ValueError(f"the published step rule leads beyond {total} timesteps with {steps} steps")
-    return found.flip(0)
 
 
 def start_latents(schedule: Schedule, noise: Tensor, image: Tensor | None) -> Tensor:

@@ -185,16 +185,13 @@ def write_safetensors(path: Path, entries: Mapping[str, Entry], *, progress: boo
     with written_whole(path) as partial, partial.open("xb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key in tqdm(order, desc=path.parent.name, leave=False, disable=not progress):
-            value = cast(entries[key].make(), entries[key], key)
-            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def cast(value: Tensor, entry: Entry, key: str) -> Tensor:
-    """A contiguous tensor of the entry's shape and type; a value that overflows the type is refused."""
-    if tuple(value.shape) != entry.shape:
-        raise ValueError(f"{key}: has shape {tuple(value.shape)}, {entry.shape} was announced")
-    out = value.detach().to("cpu", entry.dtype).contiguous()
-    narrower = value.is_floating_point() and out.dtype.itemsize < value.dtype.itemsize
-    if narrower and torch.isfinite(value).all() and not torch.isfinite(out).all():
-        raise ValueError(f"{key}: its values do not fit into {str(entry.dtype).removeprefix('torch.')}")
-    return out
+            value, entry = entries[key].make(), entries[key]
+            if tuple(value.shape) != entry.shape:
+                raise ValueError(f"{key}: has shape {tuple(value.shape)}, {entry.shape} was announced")
+            out = value.detach().to("cpu", entry.dtype).contiguous()
+            narrower = value.is_floating_point() and out.dtype.itemsize < value.dtype.itemsize
+            if narrower and torch.isfinite(value).all() and not torch.isfinite(out).all():
+                raise ValueError(
+                    f"{key}: its values do not fit into {str(entry.dtype).removeprefix('torch.')}"
+                )
+            file.write(out.reshape(-1).view(torch.uint8).numpy().data)

@@ -87,7 +87,14 @@ def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box01 | None = None, seed: int = 
         ITERATIONS,
         cv2.GC_INIT_WITH_MASK,
     )
-    mask = _main_piece((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD), box01)
+    mask = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    count, pieces, table, centres = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    if count > 1:  # the piece with the best size for its distance from the middle of the box or image
+        x0, y0, x1, y1 = box01 or (0.0, 0.0, 1.0, 1.0)
+        across = centres[1:, 0] / mask.shape[1] - (x0 + x1) / 2
+        along = centres[1:, 1] / mask.shape[0] - (y0 + y1) / 2
+        weight = table[1:, cv2.CC_STAT_AREA] * np.exp(-((np.hypot(across, along) / CENTRALITY) ** 2))
+        mask = pieces == 1 + int(weight.argmax())
     _, pieces, table, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
     small_holes = table[:, cv2.CC_STAT_AREA] < SMALL_HOLE * mask.size
     small_holes[0] = False  # piece 0 is the mask itself
@@ -115,18 +122,6 @@ def _start(rgb_u8: np.ndarray, box01: Box01 | None) -> np.ndarray:
         if box01 is not None:
             start[rim] = cv2.GC_BGD
     return start.astype(np.uint8)
-
-
-def _main_piece(mask: np.ndarray, box01: Box01 | None) -> np.ndarray:
-    """The connected piece with the best size for its distance from the middle of the box or image."""
-    count, pieces, table, centres = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    if count < 2:
-        return mask
-    h, w = mask.shape
-    x0, y0, x1, y1 = box01 or (0.0, 0.0, 1.0, 1.0)
-    away = np.hypot(centres[1:, 0] / w - (x0 + x1) / 2, centres[1:, 1] / h - (y0 + y1) / 2)
-    weight = table[1:, cv2.CC_STAT_AREA] * np.exp(-((away / CENTRALITY) ** 2))
-    return pieces == 1 + int(weight.argmax())
 
 
 @torch.inference_mode()
