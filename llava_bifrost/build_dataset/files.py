@@ -115,7 +115,16 @@ def build_questions(source: QuestionSource, settings: OutputSettings) -> tuple[i
     shard, shards = shard_of(settings.shard)
     names, size = source.names, source.chunk
     output = {"format": settings.format, "decimals": settings.decimals, "seed": settings.seed}
-    write_recipe(settings.out, {**source.recipe, **output, "items": len(names)})
+    recipe = {**source.recipe, **output, "items": len(names)}
+    if not (settings.out / RECIPE).is_file():
+        write_json(settings.out / RECIPE, recipe)
+    known = read_json(settings.out / RECIPE)
+    different = sorted(key for key in {*known, *recipe} if known.get(key) != recipe.get(key))
+    if different:
+        raise ValueError(
+            f"{settings.out} holds a data set that was begun with other settings ({', '.join(different)}); "
+            f"choose another --out or remove it"
+        )
     path = settings.out / "parts" / f"shard-{shard}-of-{shards}.jsonl"
     done = {line["item"] for line in read_lines(path, repair=True)}
     mine = [range(at, min(at + size, len(names))) for at in range(0, len(names), size)][shard::shards]
@@ -130,21 +139,6 @@ def build_questions(source: QuestionSource, settings: OutputSettings) -> tuple[i
                     count += 1
                 bar.update()
     return count, merge(settings.out) if shards == 1 else None
-
-
-def write_recipe(out: Path, recipe: dict[str, Any]) -> None:
-    """Note what the data set is made of; a folder that holds another one is refused."""
-    path = out / RECIPE
-    if not path.is_file():
-        write_json(path, recipe)
-        return
-    known = read_json(path)
-    different = sorted(key for key in {*known, *recipe} if known.get(key) != recipe.get(key))
-    if different:
-        raise ValueError(
-            f"{out} holds a data set that was begun with other settings ({', '.join(different)}); "
-            f"choose another --out or remove it"
-        )
 
 
 def append_item(settings: OutputSettings, path: Path, built: Built) -> None:

@@ -33,7 +33,7 @@ from llava_bifrost.placement.search import (
     plan,
     visible_fraction,
 )
-from llava_bifrost.placement.sizes import depth_relief, size_at_one
+from llava_bifrost.placement.sizes import RELIEF, ROUND, ROUND_RELIEF, size_at_one
 
 # All are chosen by looking at answers in rendered rooms.
 FACTORS = (1.0, 0.75, 1.25, 0.5)  # sizes that are tried in turn: rather another size than no place
@@ -90,9 +90,10 @@ def place_object(
     view = View(depth_01, fit_ground(depth_01), dict(anchors))
     unit_px = size_at_one(request.target, named, anchors, view.ground, size_hw, item.relative_size)
     touching = [name for phrase, name in request.relations if PHRASES[phrase] in (*UPON, "under")]
+    relief = ROUND_RELIEF if request.target.split()[-1] in ROUND else RELIEF
     reasons: list[str] = []
     for factor in FACTORS:
-        extent = ObjectExtent(unit_px * factor, item.aspect, depth_relief(request.target))
+        extent = ObjectExtent(unit_px * factor, item.aspect, relief)
         tried = _tried(view, request, named, extent)
         tried = tried.where(clear(view, tried, touching))
         visible = visible_fraction(view, tried)

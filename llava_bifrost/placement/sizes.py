@@ -49,11 +49,6 @@ def usual_size(name: str) -> float | None:
     return SIZES.get(" ".join(words[-2:]), SIZES.get(words[-1] if words else ""))
 
 
-def depth_relief(name: str) -> float:
-    """How much nearer than its contact point an object's middle is, per width and `Ground.scale`."""
-    return ROUND_RELIEF if name.split()[-1] in ROUND else RELIEF
-
-
 def size_px(place: Place, size_hw: tuple[int, int]) -> float:
     """Square root of the box's area in pixels."""
     return float((place.width * size_hw[1] * (place.y1 - place.y0) * size_hw[0]) ** 0.5)

@@ -217,7 +217,13 @@ def propose(world: World, rng: np.random.Generator, count: int, shape: int | Non
     found = world.stand(shapes, surface, np.clip(middle, 0.02, 0.98), np.clip(d, 0.01, 0.99))
     inside = (found.box[:, :2].min(1) >= FRAME) & (found.box[:, 2:].max(1) <= 1 - FRAME)
     good = (world.clearance(found) > CLEAR) & (world.support_margin(found) > 0) & inside
-    good &= (found.near < 1) & (_covered(world, found) < HIDDEN)
+    box, depth = solids.box[world.present][None], solids.depths[world.present, 0][None]
+    sides = np.minimum(found.box[:, None, 2:], box[..., 2:]) - np.maximum(
+        found.box[:, None, :2], box[..., :2]
+    )
+    area = (found.box[:, 2:] - found.box[:, :2]).prod(1)
+    covered = np.maximum(sides, 0).prod(-1) / np.maximum(area, 1e-6)[:, None]  # (k, solids) by one box each
+    good &= (found.near < 1) & (np.where(depth > found.d[:, None] + 0.02, covered, 0).max(1) < HIDDEN)
     return Standing(*(values[good] for values in vars(found).values()))
 
 
@@ -235,13 +241,3 @@ def _near_anchors(
     middle = (box[:, 0] + box[:, 2]) / 2 + np.where(sideways, sign * gap, rng.normal(0, 0.04, count))
     step = rng.uniform(0.08, 0.24, count)
     return surface, middle, depth + np.where(sideways, rng.normal(0, 0.03, count), sign * step)
-
-
-def _covered(world: World, objects: Standing) -> np.ndarray:
-    """(k,) largest fraction of each box that the box of one nearer solid covers."""
-    box, depth = world.solids.box[world.present][None], world.solids.depths[world.present, 0][None]
-    mine = objects.box[:, None]
-    sides = np.minimum(mine[..., 2:], box[..., 2:]) - np.maximum(mine[..., :2], box[..., :2])
-    area = (objects.box[:, 2:] - objects.box[:, :2]).prod(1)
-    fraction = np.maximum(sides, 0).prod(-1) / np.maximum(area, 1e-6)[:, None]
-    return np.where(depth > objects.d[:, None] + 0.02, fraction, 0).max(1)
