@@ -32,7 +32,7 @@ settings of a trainer are keys of its YAML file, and `key=value` after the file 
 processes it is started by `accelerate launch -m` instead of `python -m`.
 """
 TAIL = "## Commands of the two papers\n"
-FOLDERS = ("", "compose", "cldm", "llava_bifrost", "inpainting", "tiny", "datasets", "ldm", "scripts/docs")
+FOLDERS = ("", "compose", "cldm", "llava_bifrost", "inpainting", "tiny", "datasets", "ldm", "scripts")
 # Trainers with verbs: program and verb -> the settings that `key=value` sets. Other trainers name theirs.
 SETTINGS = {
     "inpainting.models.image_to_text.fine_tune_llavanext train": (
