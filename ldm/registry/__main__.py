@@ -1,10 +1,11 @@
 """Which models there are, where they come from and where they lie: `configs/models.yaml` and the code for it.
 
-    python -m ldm.registry list | show NAME | where NAME | pull NAME [--from DIR] | register NAME FILE | verify [NAME]
+    python -m ldm.registry list | show NAME | where NAME | verify [NAME]
+    python -m ldm.registry pull NAME [--from DIR] | register NAME FILE
 
 Models lie below $BIFROST_MODELS, by default ./models. A model is put together in a folder beside its own and
 renamed when it is whole, so what is there is complete. Hashes are recorded on the first pull.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

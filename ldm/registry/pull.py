@@ -1,4 +1,4 @@
-"""Models are fetched into a folder beside their own, which is renamed when it is whole; hashes are recorded."""  # noqa: E501
+"""Models are fetched into a folder beside their own, which is renamed when whole; hashes are recorded."""
 
 from __future__ import annotations
 
