@@ -68,14 +68,18 @@ def pair_of(geometry: Geometry) -> Pair:
         mask = np.where(crop.inside, layers.edit, options.mask_pad)
     mask_channel = torch.from_numpy(mask.astype(np.float32))[None]
     edit = mask_channel == 1  # (1, h, w)
-    hint_u8 = fit(_collage(options, layers, detail_u8))
+    if options.collage == "box":
+        hint_u8 = np.where(layers.region[..., None], detail_u8, layers.background_u8)
+    else:
+        hide = None if options.show_background else layers.edit
+        hint_u8 = collage(layers.clean_u8, detail_u8, layers.coverage_01, hide)
     background = target = to_pm1(fit(layers.background_u8))
     if inputs.target_u8 is not None:
         target = torch.where(edit, to_pm1(crop.take(inputs.target_u8)), background)
     return Pair(
         reference_01=to_01(view_u8),
         target_pm1=target,
-        detail_pm1=torch.cat([to_pm1(hint_u8), mask_channel]),
+        detail_pm1=torch.cat([to_pm1(fit(hint_u8)), mask_channel]),
         depth_01=torch.from_numpy(depth_01).repeat(3, 1, 1),
         background_pm1=background,
         paste_pm1=to_pm1(fit(layers.paste_u8)),
@@ -150,14 +154,6 @@ def _stretched_detail(
     x0, y0, x1, y1 = bbox_of_mask(region)
     result[y0:y1, x0:x1] = resize(map_u8, (y1 - y0, x1 - x0), how="linear")
     return result
-
-
-def _collage(options: PairOptions, layers: Layers, detail_u8: np.ndarray) -> np.ndarray:
-    """The hint's image (h, w, 3) uint8."""
-    if options.collage == "box":
-        return np.where(layers.region[..., None], detail_u8, layers.background_u8)
-    hide = None if options.show_background else layers.edit
-    return collage(layers.clean_u8, detail_u8, layers.coverage_01, hide)
 
 
 def _legacy_mask(edit: np.ndarray, crop: Crop, options: PairOptions) -> np.ndarray:

@@ -6,7 +6,6 @@ Legend: n rays.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -35,77 +34,44 @@ def _joints(u: Tensor, v: Tensor, width: Tensor, gap: float) -> Tensor:
     return edge(torch.maximum(du, dv) - (0.5 - gap), width)
 
 
-def _cloud(u: Tensor, v: Tensor, phase: Tensor) -> Tensor:
-    """Uneven brightness of a plain surface."""
-    return 1 + 0.035 * ((u * 1.7 + phase * 9).sin() + (v * 2.3 + 1.3 * (u * 0.9).sin()).sin())
-
-
-def _plain(u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
-    return torch.zeros_like(u), _cloud(u, v, phase)
-
-
-def _floor_tiles(u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
-    return _joints(u, v, soft, 0.025), 0.93 + 0.14 * _hash(u.floor(), v.floor(), phase)
-
-
-def _planks(u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
-    across = v * 3
-    row = across.floor()
-    along = u * 0.55 + _hash(row, row * 0, phase)
-    tone = _hash(row, along.floor(), phase)
-    grain = ((u * 3 + 2 * (v * 5 + tone * 40).sin()) * 2.2).sin() * (v * 41 + tone * 90).sin()
-    sides = edge((across.frac() - 0.5).abs() - 0.47, soft * 3)
-    ends = edge((along.frac() - 0.5).abs() - 0.495, soft * 0.55)
-    return torch.maximum(sides, ends), 0.86 + 0.3 * tone + 0.07 * grain * (0.12 / soft).clamp(max=1)
-
-
-def _floor_checker(u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
-    return edge((u * math.pi).sin() * (v * math.pi).sin(), 3 * soft), _cloud(u, v, phase)
-
-
-def _carpet(u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
-    weave = (u * 31).sin() * (v * 29).sin() * (0.03 / soft).clamp(max=1)
-    return 0.5 + 0.5 * weave, _cloud(u, v, phase)
-
-
-def _wall_stripes(u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
-    return edge((u * 2 * math.pi).sin(), 5 * soft), torch.ones_like(u)
-
-
-def _panel(u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
-    """Second colour below the rail, grooves in it; v is in metres here, see `textures`."""
-    height = v - ORIGIN
-    below = edge(RAIL - height, soft)
-    groove = edge(0.02 - ((u * 3).frac() - 0.5).abs(), soft * 3) * below
-    return below, 1 - 0.3 * edge(0.025 - (height - RAIL).abs(), soft) - 0.18 * groove
-
-
-def _bricks(u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
-    course = v * 3
-    along = u + 0.5 * (course.floor() * 0.5).frac() * 2
-    return _joints(along, course, soft * 3, 0.045), 0.9 + 0.2 * _hash(along.floor(), course.floor(), phase)
-
-
-def _wall_tiles(u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
-    u, v = u * 2, v * 2
-    return _joints(u, v, soft * 2, 0.03), 0.97 + 0.06 * _hash(u.floor(), v.floor(), phase)
-
-
-FLOOR_LOOKS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Look]] = {
-    "plain": _plain,
-    "tiles": _floor_tiles,
-    "planks": _planks,
-    "checker": _floor_checker,
-    "carpet": _carpet,
-}
-WALL_LOOKS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Look]] = {
-    "plain": _plain,
-    "stripes": _wall_stripes,
-    "panel": _panel,
-    "bricks": _bricks,
-    "tiles": _wall_tiles,
-}
-LOOKS = tuple(FLOOR_LOOKS[name] for name in FLOORS) + tuple(WALL_LOOKS[name] for name in WALLS)
+def _look(kind: int, u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
+    """One texture; kind is an index into the floors and then the walls."""
+    floor = FLOORS[kind] if kind < len(FLOORS) else ""
+    wall = "" if floor else WALLS[kind - len(FLOORS)]
+    if floor == "tiles":
+        return _joints(u, v, soft, 0.025), 0.93 + 0.14 * _hash(u.floor(), v.floor(), phase)
+    if floor == "planks":
+        across = v * 3
+        row = across.floor()
+        along = u * 0.55 + _hash(row, row * 0, phase)
+        tone = _hash(row, along.floor(), phase)
+        grain = ((u * 3 + 2 * (v * 5 + tone * 40).sin()) * 2.2).sin() * (v * 41 + tone * 90).sin()
+        sides = edge((across.frac() - 0.5).abs() - 0.47, soft * 3)
+        ends = edge((along.frac() - 0.5).abs() - 0.495, soft * 0.55)
+        return torch.maximum(sides, ends), 0.86 + 0.3 * tone + 0.07 * grain * (0.12 / soft).clamp(max=1)
+    if wall == "stripes":
+        return edge((u * 2 * math.pi).sin(), 5 * soft), torch.ones_like(u)
+    if wall == "panel":  # second colour below the rail, grooves in it
+        height = v - ORIGIN
+        below = edge(RAIL - height, soft)
+        groove = edge(0.02 - ((u * 3).frac() - 0.5).abs(), soft * 3) * below
+        return below, 1 - 0.3 * edge(0.025 - (height - RAIL).abs(), soft) - 0.18 * groove
+    if wall == "bricks":
+        course = v * 3
+        along = u + 0.5 * (course.floor() * 0.5).frac() * 2
+        tone = _hash(along.floor(), course.floor(), phase)
+        return _joints(along, course, soft * 3, 0.045), 0.9 + 0.2 * tone
+    if wall == "tiles":
+        u, v = u * 2, v * 2
+        return _joints(u, v, soft * 2, 0.03), 0.97 + 0.06 * _hash(u.floor(), v.floor(), phase)
+    # Uneven brightness of a plain surface.
+    cloud = 1 + 0.035 * ((u * 1.7 + phase * 9).sin() + (v * 2.3 + 1.3 * (u * 0.9).sin()).sin())
+    if floor == "checker":
+        return edge((u * math.pi).sin() * (v * math.pi).sin(), 3 * soft), cloud
+    if floor == "carpet":
+        weave = (u * 31).sin() * (v * 29).sin() * (0.03 / soft).clamp(max=1)
+        return 0.5 + 0.5 * weave, cloud
+    return torch.zeros_like(u), cloud
 
 
 def room_colours(rays: Rays, hit: Hit, point: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,11 +109,11 @@ def room_colours(rays: Rays, hit: Hit, point: Tensor, width: Tensor) -> tuple[Te
 def _texture(
     looks: tuple[int, ...], kind: Tensor, u: Tensor, v: Tensor, width: Tensor, phase: Tensor
 ) -> Look:
-    """Blend and brightness (n,) by kind (n,), an index into LOOKS; `looks` lists the kinds that occur."""
+    """Blend and brightness (n,) by kind (n,), as `_look` takes it; `looks` lists the kinds that occur."""
     soft = width.clamp(min=0.015)
-    blend, tone = LOOKS[looks[0]](u, v, soft, phase)
+    blend, tone = _look(looks[0], u, v, soft, phase)
     for index in looks[1:]:
-        chosen, look = kind == index, LOOKS[index](u, v, soft, phase)
+        chosen, look = kind == index, _look(index, u, v, soft, phase)
         blend, tone = torch.where(chosen, look[0], blend), torch.where(chosen, look[1], tone)
     return blend, tone
 

@@ -47,7 +47,15 @@ def surface_of(rays: Rays, hit: Hit) -> Surface:
     )
     surface.normal[2] = 1
     if rays.packed.room is not None:
-        _room_surface(rays, hit, surface)
+        facing = surface.normal
+        facing[0] = (hit.slot == -3).float() - (hit.slot == -4).float()
+        facing[1] = -(hit.slot == -2).float()
+        facing[2] = (hit.slot == -1).float()
+        slant = (facing * rays.direction).sum(0).abs().clamp(min=0.12)
+        colour, gloss = room_colours(rays, hit, point, rays.footprint * hit.depth / slant)
+        surface.albedo.copy_(colour)
+        surface.gloss.copy_(gloss)
+        surface.shine.fill_(24.0)
     on_solid = (hit.slot >= 0).nonzero().squeeze(1)
     if on_solid.numel():
         _solid_surface(rays, hit, surface, on_solid)
@@ -80,22 +88,6 @@ def _solid_surface(rays: Rays, hit: Hit, out: Surface, ray: Tensor) -> None:
     out.owner[ray] = parts.owner[part]
 
 
-def _coordinates(
-    q: Tensor, gradient: Tensor, round_kind: Tensor, torus: Tensor, frequency: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Two phases (n,): around and along a round solid, on the face of a flat one, around a tube."""
-    x, y, z = q
-    turn = torch.atan2(y, x)
-    axis = gradient.abs().max(0).indices
-    step = 0.55 * math.pi * frequency
-    flat_u = torch.where(axis == 0, y, x) * step
-    flat_v = torch.where(axis == 2, y, z) * step
-    tube = torch.atan2(z, (x * x + y * y).sqrt() - 0.75)
-    u = torch.where(round_kind, turn * frequency * torch.where(torus, 2.0, 1.0), flat_u)
-    v = torch.where(round_kind, torch.where(torus, 2 * tube, z * step * 1.1), flat_v)
-    return u, v
-
-
 def pattern_blend(
     pattern: Tensor,
     q: Tensor,
@@ -106,7 +98,14 @@ def pattern_blend(
     footprint: Tensor,
 ) -> Tensor:
     """Share (n,) of the second colour. q: (3, n) point, footprint: (n,), in largest half extents."""
-    u, v = _coordinates(q, gradient, round_kind, torus, frequency)
+    # Two phases: around and along a round solid, on the face of a flat one, around a tube.
+    x, y, z = q
+    axis, step = gradient.abs().max(0).indices, 0.55 * math.pi * frequency
+    tube = torch.atan2(z, (x * x + y * y).sqrt() - 0.75)
+    around = torch.atan2(y, x) * frequency * torch.where(torus, 2.0, 1.0)
+    along = torch.where(torus, 2 * tube, z * step * 1.1)
+    u = torch.where(round_kind, around, torch.where(axis == 0, y, x) * step)
+    v = torch.where(round_kind, along, torch.where(axis == 2, y, z) * step)
     sin_u, sin_v = u.sin(), v.sin()
     # The wave of each pattern: its sign chooses the colour.
     rings = torch.where(torus, sin_u, sin_v)
@@ -131,18 +130,6 @@ def pattern_blend(
     blend = torch.where(wave < -8, 0.0, blend)
     shade = (0.5 - 0.5 * torch.where(torus, q[0], q[2])).clamp(0, 1)
     return torch.where(pattern == ALL_PATTERNS.index("gradient"), shade, blend)
-
-
-def _room_surface(rays: Rays, hit: Hit, out: Surface) -> None:
-    floor = hit.slot == -1
-    out.normal[0] = (hit.slot == -3).float() - (hit.slot == -4).float()
-    out.normal[1] = -(hit.slot == -2).float()
-    out.normal[2] = floor.float()
-    slant = (out.normal * rays.direction).sum(0).abs().clamp(min=0.12)
-    colour, gloss = room_colours(rays, hit, out.point, rays.footprint * hit.depth / slant)
-    out.albedo.copy_(colour)
-    out.gloss.copy_(gloss)
-    out.shine.fill_(24.0)
 
 
 def take(surface: Surface, index: Tensor) -> Surface:

@@ -182,7 +182,10 @@ def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
             parts, its_part, point.index_select(1, its_ray) - parts.centre.index_select(1, its_part)
         )
         goal = to_part(parts, its_part, way.index_select(1, its_ray))
-        aim = goal[:, None] + _lamp_disc(parts, its_part, radius.expand(n)[its_ray], disc)  # (3, j, m)
+        # The lamp's samples, a level disc, in the frames of the parts.
+        m = parts.matrix.index_select(1, its_part) * radius.expand(n)[its_ray]
+        offsets = [m[3 * i] * disc[0, :, None] + m[3 * i + 1] * disc[1, :, None] for i in range(3)]
+        aim = goal[:, None] + torch.stack(offsets)  # (3, j, m)
         wide = origin[:, None].expand_as(aim).reshape(3, -1)
         enter, leave = meet(kind, wide, aim.reshape(3, -1), parts.param[its_part].repeat(disc.shape[1]))
         stopped = ((enter < leave) & (leave > 0) & (enter < 1)).view(disc.shape[1], -1)
@@ -192,12 +195,6 @@ def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
         blocked[1, sample[lasting], its_ray[pair[lasting]]] = True
     seen = 1 - blocked.float().mean(1)
     return seen[0], seen[1]
-
-
-def _lamp_disc(parts: Parts, part: Tensor, radius: Tensor, disc: Tensor) -> Tensor:
-    """Offsets (3, j, m) of the lamp's samples, a level disc of radii (m,), in the frames of parts (m,)."""
-    m = parts.matrix.index_select(1, part) * radius
-    return torch.stack([m[3 * i] * disc[0, :, None] + m[3 * i + 1] * disc[1, :, None] for i in range(3)])
 
 
 def _between(

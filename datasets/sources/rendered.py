@@ -125,11 +125,9 @@ class RenderedScenes:
             inputs = mirror(inputs)
         if rng.random() < OTHER_COLOURS:
             inputs = permute_colours(inputs, rng.permutation(3).tolist())
-        return relight_room(inputs, _draw_lamp(rng)) if rng.random() < OTHER_LAMP else inputs
-
-
-def _draw_lamp(rng: np.random.Generator) -> list[float]:
-    """Factors on linear red, green and blue: darker more often than lighter, seldom colourful."""
-    strength = rng.uniform(math.log(0.55), math.log(1.25))
-    colour = rng.uniform(-0.8, 0.3, 3) * rng.random() ** 2
-    return np.exp(strength + colour).tolist()
+        if rng.random() >= OTHER_LAMP:
+            return inputs
+        # Darker more often than lighter, seldom colourful.
+        strength = rng.uniform(math.log(0.55), math.log(1.25))
+        colour = rng.uniform(-0.8, 0.3, 3) * rng.random() ** 2
+        return relight_room(inputs, np.exp(strength + colour).tolist())

@@ -94,12 +94,12 @@ class FashionTryonConfig(TryOnConfig):
         home = item[1]
         yield ObjectView(home / "target.jpg", partial(read_mask, home / "mask.jpg"))
         for person in subfolders(home):
-            segment = partial(_worn, person / "segment.png", self.label)
+            segment = partial(self._worn, person / "segment.png")
             yield ObjectView(home / f"{person.name}.jpg", segment, self.tree)
 
-
-def _worn(path: Path, label: int) -> np.ndarray:
-    """(h, w) bool of a segment without its ragged seam."""
-    segment = id_mask(path, label).astype(np.uint8)
-    inside = cv2.erode(segment, np.ones((3, 3), np.uint8), iterations=SEAM) > 0
-    return require_mask(inside, f"object absent: nothing of id {label} is left in {path} inside its seam")
+    def _worn(self, path: Path) -> np.ndarray:
+        """(h, w) bool of the garment's segment without its ragged seam."""
+        segment = id_mask(path, self.label).astype(np.uint8)
+        inside = cv2.erode(segment, np.ones((3, 3), np.uint8), iterations=SEAM) > 0
+        message = f"object absent: nothing of id {self.label} is left in {path} inside its seam"
+        return require_mask(inside, message)
