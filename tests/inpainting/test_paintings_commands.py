@@ -203,7 +203,7 @@ def test_what_is_missing_is_named(made: PaintingSet, capsys: pytest.CaptureFixtu
     (made.out / "entities/a/annotations.json").write_text('{"mask_0": {"concept": "a dog"}}')
     Image.new("RGB", (9, 9)).save(made.out / "entities/a/mask_0.png")
     unknown = CAPTION.replace("llava-hf/llava-v1.6-vicuna-13b-hf", "nowhere/model")
-    assert "model nowhere/model: no such folder" in refused(capsys, unknown)
+    assert "nowhere/model: no such folder" in refused(capsys, unknown)
     assert "--process-id must be below --num-processes" in refused(
         capsys, CAPTION.replace("--process-id 0", "--process-id 1")
     )
