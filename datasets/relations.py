@@ -113,8 +113,8 @@ def relation_margins(a: Places, b: Places) -> dict[str, np.ndarray]:
     a, b = a.spread(1), b.spread(0)
     on = _on(a, b)
     apart = -on / 0.3  # an object that stands on another is not beside it
-    found = {word: np.minimum(margin, apart) for word, margin in _beside(a, b).items()}
-    return {**found, "on": on, "above": _above(a, b), "under": _above(b, a)}
+    margins = {word: np.minimum(margin, apart) for word, margin in _beside(a, b).items()}
+    return {**margins, "on": on, "above": _above(a, b), "under": _above(b, a)}
 
 
 def between_margins(margins: Mapping[str, np.ndarray], a: Places, b: Places) -> np.ndarray:

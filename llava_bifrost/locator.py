@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 
 CONFIG = "locator.json"  # beside the weights
 FULL, TINY = Path("models/locator"), Path("assets/tiny/locator")
-ROUNDS = 4  # draws, each of as many answers as are still missing
+# Chosen.
+ROUNDS = 4  # of sampling, each of as many answers as are still missing
 CLOSED = 2000  # a tokenizer with fewer tokens than this knows few words; they are listed
 LISTED = 60  # words named in an error
 
@@ -113,17 +114,17 @@ class Locator:
             raise ValueError(f"candidates must be at least 1, got {candidates}")
         request = self.understand(instruction)
         question = self.question(instruction, request)
-        found = self.answer([rgb_u8], [question])
+        proposals = self.answer([rgb_u8], [question])
         if candidates == 1:
-            return found
+            return proposals
         generator = torch.Generator().manual_seed(seed)
         for _ in range(ROUNDS):
-            missing = candidates - len(found)
+            missing = candidates - len(proposals)
             if missing:
-                found += self.answer([rgb_u8] * missing, [question] * missing, generator, temperature)
-                found = distinct(found)
+                proposals += self.answer([rgb_u8] * missing, [question] * missing, generator, temperature)
+                proposals = distinct(proposals)
         places = self.find_anchors(rgb_u8, request) if anchors is None else anchors
-        return rank(found, Evidence(request, places, depth_01))
+        return rank(proposals, Evidence(request, places, depth_01))
 
     def locate_many(self, images_u8: Sequence[np.ndarray], instructions: Sequence[str]) -> list[Candidate]:
         """The greedy answer to each of several instructions, one image each, as one batch."""
@@ -165,8 +166,8 @@ class Locator:
         """The anchors of a request, as the locator itself finds them: its answers to "Replace the ..."."""
         names = () if request is None else request.anchors
         texts = [f"Replace the {name} with the reference image" for name in names]
-        found = self.locate_many([rgb_u8] * len(texts), texts) if texts else []
-        return {name: candidate.location.place for name, candidate in zip(names, found, strict=True)}
+        answers = self.locate_many([rgb_u8] * len(texts), texts) if texts else []
+        return {name: candidate.location.place for name, candidate in zip(names, answers, strict=True)}
 
     def understand(self, instruction: str) -> Request | None:
         """The instruction taken apart; None for a sentence that only an open vocabulary can deal with."""

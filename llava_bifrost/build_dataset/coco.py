@@ -99,16 +99,16 @@ class CocoSource:
         """Estimate the depth of all images of a chunk together, then make the questions."""
         images = [
             rgb_u8
-            for one in prepared
-            if one.rgb_u8 is not None
-            for rgb_u8 in (one.rgb_u8, *(removal.filled_u8 for removal in one.removals))
+            for item in prepared
+            if item.rgb_u8 is not None
+            for rgb_u8 in (item.rgb_u8, *(removal.filled_u8 for removal in item.removals))
         ]
         maps = iter(self.depth.estimate_many(images, batch_size=self.settings.batch))
         return [
-            Built(one.photograph.name, (), one.dropped)
-            if one.rgb_u8 is None
-            else make_samples(one, next(maps), [next(maps) for _ in one.removals], self.options)
-            for one in prepared
+            Built(item.photograph.name, (), item.dropped)
+            if item.rgb_u8 is None
+            else make_samples(item, next(maps), [next(maps) for _ in item.removals], self.options)
+            for item in prepared
         ]
 
     def _prepare(self, photograph: Photograph) -> PreparedPhotograph:
@@ -141,20 +141,22 @@ class CocoSource:
             return nothing
         return replace(nothing, rgb_u8=image.rgb_u8, removals=tuple(removals), replaced=replaced)
 
-    def _removals(self, rgb_u8: np.ndarray, one: PreparedPhotograph, order: Sequence[int]) -> list[Removal]:
+    def _removals(
+        self, rgb_u8: np.ndarray, prepared: PreparedPhotograph, order: Sequence[int]
+    ) -> list[Removal]:
         """The first objects in this order that can be removed, at most `targets`."""
         removals: list[Removal] = []
         for index in order:
             if len(removals) == self.settings.targets:
                 break
-            if not self._has_anchor(one.photograph, index):
-                one.dropped.append("no relation: nothing near the target has a name of its own")
+            if not self._has_anchor(prepared.photograph, index):
+                prepared.dropped.append("no relation: nothing near the target has a name of its own")
                 continue
-            target, seed = one.photograph.objects[index], int(one.rng.integers(2**31))
+            target, seed = prepared.photograph.objects[index], int(prepared.rng.integers(2**31))
             try:
                 removals.append(remove(rgb_u8, index, target, self.settings.thresholds, self.eraser, seed))
             except (Rejected, ValueError) as error:
-                one.drop(error)
+                prepared.drop(error)
         return removals
 
     def _has_anchor(self, photograph: Photograph, index: int) -> bool:

@@ -94,28 +94,28 @@ def measure_object(values: np.ndarray, mask: np.ndarray, box01: Box01) -> Measur
 
 
 def make_samples(
-    one: PreparedPhotograph,
+    prepared: PreparedPhotograph,
     original_01: np.ndarray,
     filled_01: Sequence[np.ndarray],
     options: QuestionOptions,
 ) -> Built:
-    """All questions about an image. original_01 (h, w): its depth; filled_01: that of each filled one."""
+    """All questions about an image. original_01 (h, w): its depth; filled_01: that of each filled image."""
     samples: list[Sample] = []
-    for count, (removal, depth_01) in enumerate(zip(one.removals, filled_01, strict=True)):
+    for count, (removal, depth_01) in enumerate(zip(prepared.removals, filled_01, strict=True)):
         try:
-            samples.append(_place_sample(one, removal, original_01, depth_01, options, count))
+            samples.append(_place_sample(prepared, removal, original_01, depth_01, options, count))
         except Rejected as error:
-            one.drop(error)
-    if one.replaced is not None:
+            prepared.drop(error)
+    if prepared.replaced is not None:
         try:
-            samples.append(_replace_sample(one, one.replaced, original_01, options))
+            samples.append(_replace_sample(prepared, prepared.replaced, original_01, options))
         except (Rejected, ValueError) as error:
-            one.drop(error)
-    return Built(one.photograph.name, samples, one.dropped)
+            prepared.drop(error)
+    return Built(prepared.photograph.name, samples, prepared.dropped)
 
 
 def _place_sample(
-    one: PreparedPhotograph,
+    prepared: PreparedPhotograph,
     removal: Removal,
     original_01: np.ndarray,
     filled_01: np.ndarray,
@@ -123,10 +123,10 @@ def _place_sample(
     count: int,
 ) -> Sample:
     """ "Place the X ..." on the image without X."""
-    photograph, rules = one.photograph, options.thresholds
+    photograph, rules = prepared.photograph, options.thresholds
     target = photograph.objects[removal.index]
     if options.published:
-        location, request, anchors = published.question(photograph, removal.index, original_01, one.rng)
+        location, request, anchors = published.question(photograph, removal.index, original_01, prepared.rng)
         facts = {}
     else:
         frame = align_depth(filled_01, original_01, ~removal.hole)
@@ -135,16 +135,18 @@ def _place_sample(
         values = frame.apply(original_01[removal.mask])
         if np.median(values) > HIGHEST:
             raise Rejected(f"too near: depth {np.median(values):.2f} where the background ends at 1")
-        found = measure_object(values, removal.mask, target.tight_box(removal.mask))
+        measured = measure_object(values, removal.mask, target.tight_box(removal.mask))
         anchors, touching = _anchors(photograph, removal, filled_01, rules)
-        true = true_facts([found.place(centre=True), found.place()], anchors, options.relations)
+        true = true_facts([measured.place(centre=True), measured.place()], anchors, options.relations)
         true = [fact for fact in true if fact[0] != "on" or fact[1][0] in touching]
         if not true:
             raise Rejected("no relation: nothing can be stated of the target and an object that has a name")
-        request = word_request(target.category, choose_facts(true, options.relations.most, one.rng), one.rng)
-        location = Location.of(found.place(options.format == "center"))
+        request = word_request(
+            target.category, choose_facts(true, options.relations.most, prepared.rng), prepared.rng
+        )
+        location = Location.of(measured.place(options.format == "center"))
         numbers = (frame.scale, frame.shift, frame.error)
-        facts = {**found.facts(), "frame": [metadata_number(value) for value in numbers]}
+        facts = {**measured.facts(), "frame": [metadata_number(value) for value in numbers]}
     name, image = f"{photograph.name}-{count}", f"{photograph.name}_{count}.jpg"
     named = {anchor: anchors[anchor] for anchor in request.anchors}
     return Sample(name, image, removal.filled_u8, request, location, named, "coco", facts)
@@ -157,24 +159,24 @@ def _anchors(
     names of those that the target touches."""
     others = [item for index, item in enumerate(photograph.objects) if index != removal.index]
     near = grow(removal.mask, TOUCH)
-    found, touching = {}, set()
+    places, touching = {}, set()
     for index, name in unique_names(others, rules.anchor).items():
         mask = others[index].mask()
         left = mask & ~removal.hole
         if mask.any() and left.sum() >= max(1, rules.remaining * mask.sum()):
-            found[name] = measure_object(filled_01[left], left, others[index].tight_box(mask)).place()
+            places[name] = measure_object(filled_01[left], left, others[index].tight_box(mask)).place()
             if (mask & near).any():
                 touching.add(name)
-    return found, touching
+    return places, touching
 
 
 def _replace_sample(
-    one: PreparedPhotograph, index: int, original_01: np.ndarray, options: QuestionOptions
+    prepared: PreparedPhotograph, index: int, original_01: np.ndarray, options: QuestionOptions
 ) -> Sample:
     """ "Replace the X ..." on the original image, in its own depth frame."""
-    photograph = one.photograph
+    photograph = prepared.photograph
     target = photograph.objects[index]
-    assert one.rgb_u8 is not None, "an image with a question was read"
+    assert prepared.rgb_u8 is not None, "an image with a question was read"
     if options.published:
         name, place, facts = target.category, published.measured_place(target, original_01), {}
     else:
@@ -182,11 +184,13 @@ def _replace_sample(
         mask = target.mask()
         if not mask.any():
             raise Rejected("thin target: its mask is empty")
-        found = measure_object(original_01[mask], mask, target.tight_box(mask))
-        place = found.place(options.format == "center")
-        facts = found.facts()
+        measured = measure_object(original_01[mask], mask, target.tight_box(mask))
+        place = measured.place(options.format == "center")
+        facts = measured.facts()
     request, image = Request(name, replace=True), f"{photograph.name}.jpg"
-    return Sample(f"{photograph.name}-r", image, one.rgb_u8, request, Location.of(place), {}, "coco", facts)
+    return Sample(
+        f"{photograph.name}-r", image, prepared.rgb_u8, request, Location.of(place), {}, "coco", facts
+    )
 
 
 @dataclass(frozen=True)

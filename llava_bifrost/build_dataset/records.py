@@ -88,10 +88,10 @@ def make_record(sample: Sample, fmt: str, decimals: int) -> dict[str, Any]:
 
 
 def check_record(record: Mapping[str, Any]) -> None:
-    """Refuse a record that would train a blind model: every question shows exactly one image, first."""
-    asked = record["conversations"][0]["value"]
-    if not asked.startswith(f"{IMAGE}\n") or asked.count(IMAGE) != 1:
-        raise ValueError(f"record {record['id']}: the question must begin with one {IMAGE}, got {asked!r}")
+    """Refuse a record that would train a model without images: a question shows one image, first."""
+    question = record["conversations"][0]["value"]
+    if not question.startswith(f"{IMAGE}\n") or question.count(IMAGE) != 1:
+        raise ValueError(f"record {record['id']}: the question must begin with one {IMAGE}, got {question!r}")
 
 
 def statistics(records: Sequence[Mapping[str, Any]], dropped: Iterable[str], items: int) -> dict[str, Any]:

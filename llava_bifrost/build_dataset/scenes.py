@@ -27,7 +27,7 @@ from llava_bifrost.language.instruction import Request
 from llava_bifrost.worlds.questions import place_questions
 from llava_bifrost.worlds.world import world_of
 
-TRIES = 4  # per question: the same sentence is not asked twice
+TRIES = 4  # per question: the same sentence is not asked twice; chosen
 DECISIVE = ("questions", "replace", "placements", "visible", "area", "relations")
 
 

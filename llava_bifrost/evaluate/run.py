@@ -186,7 +186,7 @@ def controls(
     x0, y0, x1, y1 = map(float, np.median([case.ground_truth.box01_xyxy for case in cases], axis=0))
     constant = Location((x0, y0, x1, y1), float(np.median([case.ground_truth.depth for case in cases])))
     answers[CONSTANT] = [constant] * len(cases)
-    return {name: measure_all(cases, found) for name, found in answers.items()}
+    return {name: measure_all(cases, given) for name, given in answers.items()}
 
 
 def re_ranked(
@@ -196,8 +196,8 @@ def re_ranked(
     first, best = [], []
     for case in tqdm(cases[: config.ranked], desc="ranking", unit="question"):
         text = make_instruction(case.request)
-        found = locator.locate(case.image_u8, text, config.candidates, config.seed)
-        measures = [measure_answer(case, candidate.location) for candidate in found]
+        candidates = locator.locate(case.image_u8, text, config.candidates, config.seed)
+        measures = [measure_answer(case, candidate.location) for candidate in candidates]
         first.append(measures[0])
         best.append(max(measures, key=lambda measure: (measure["valid"], measure["iou"])))
     return {RANKED.format(config.candidates): first, BEST.format(config.candidates): best}

@@ -16,8 +16,8 @@ from datasets.geometry import Box01, check_box01, iou
 from datasets.relations import Place, holds
 from llava_bifrost.language.instruction import PHRASES, Request, check_format, clause_text
 
-TOLERANCE = 0.25  # numbers this far outside [0, 1] are clamped; beyond it they are no fractions
-REPLACED_IOU = 0.5  # an object replaces another when their boxes agree at least so well
+TOLERANCE = 0.25  # numbers this far outside [0, 1] are clamped; beyond it they are no fractions; chosen
+REPLACED_IOU = 0.5  # an object replaces another when their boxes agree at least so well; chosen
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?!\w|\.\d)", re.IGNORECASE)
 _BOX = re.compile(r"[\[(]([^\[\]()]*)[\])]")
 

@@ -95,8 +95,8 @@ class Codec:
             if self.name != "square":
                 return location
             return replace(location, box01_xyxy=from_square(location.box01_xyxy, frame, text))
-        found = _JSON.search(text)
-        corners, depths = (_NUMBER.findall(part) for part in (found.groups() if found else ("", "")))
+        match = _JSON.search(text)
+        corners, depths = (_NUMBER.findall(part) for part in (match.groups() if match else ("", "")))
         if len(corners) != 4 or len(depths) not in (1, 3):
             raise AnswerError(f"expected bbox_2d of 4 numbers and a depth, got {text[:120]!r}")
         w, h = self._range(frame)[1]

@@ -114,8 +114,8 @@ def on_ground(view: View, extent: ObjectExtent, factor: float = 1.0) -> Candidat
     usable = at(view.ground.reach, x, y) & (d > DEPTHS[0]) & (d < DEPTHS[1])
     # Where the background is farther than the ground, there is no ground.
     usable &= at(view.depth_01, x, y) > d - 4 * TOLERANCE
-    found = _sized(np.stack([x, y, d])[:, usable], view, extent, 1.0, factor)
-    return found.where(at(view.ground.reach, *behind(view, found, view.ground.plane)))
+    candidates = _sized(np.stack([x, y, d])[:, usable], view, extent, 1.0, factor)
+    return candidates.where(at(view.ground.reach, *behind(view, candidates, view.ground.plane)))
 
 
 def on_plane(
@@ -131,11 +131,11 @@ def on_plane(
     seen = np.abs(above) < 2 * TOLERANCE
     there = seen | (hull(seen) & (above > 0))
     usable = there & (d > DEPTHS[0]) & (d < 1)
-    found = _sized(np.stack([x, y, d])[:, usable], view, extent, view.level(plane), factor)
-    back_x, back_y = behind(view, found, plane)
+    candidates = _sized(np.stack([x, y, d])[:, usable], view, extent, view.level(plane), factor)
+    back_x, back_y = behind(view, candidates, plane)
     row = np.clip(((back_y - y0) / (y1 - y0) * len(rows)).astype(int), 0, len(rows) - 1)
     column = np.clip(((back_x - x0) / (x1 - x0) * len(columns)).astype(int), 0, len(columns) - 1)
-    return found.where((back_y >= y0) & there[row, column])
+    return candidates.where((back_y >= y0) & there[row, column])
 
 
 def on_top(view: View, anchor: Place, extent: ObjectExtent) -> CandidatePlacements:
@@ -216,11 +216,11 @@ def _sized(
     return join(parts)
 
 
-def behind(view: View, found: CandidatePlacements, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
+def behind(view: View, candidates: CandidatePlacements, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
     """The points x, y of a surface on which the far side of each object stands."""
-    left, right, away, _ = plan(view, found.x, found.w, found.contact)
+    left, right, away, _ = plan(view, candidates.x, candidates.w, candidates.contact)
     back = away + BACK * (right - left)
-    x = ((2 * found.x - 1) * away / back + 1) / 2
+    x = ((2 * candidates.x - 1) * away / back + 1) / 2
     return x, plane.height_of(x, 1 / back + view.ground.horizon_d)
 
 
@@ -233,7 +233,7 @@ def plan(view: View, x: np.ndarray | float, w: np.ndarray | float, d: np.ndarray
 
 
 def clear(
-    view: View, found: CandidatePlacements, touching: Sequence[str] = (), slim: float = SLIM
+    view: View, candidates: CandidatePlacements, touching: Sequence[str] = (), slim: float = SLIM
 ) -> np.ndarray:
     """Whether a candidate is free of the footprints of all known objects, (k,) bool.
 
@@ -241,8 +241,8 @@ def clear(
     touching: objects that the candidate may overlap, because it is on or under them.
     slim: fraction of the object's radius that must be free.
     """
-    free = np.ones(len(found), bool)
-    left, right, front, _ = plan(view, found.x, found.w, found.contact)
+    free = np.ones(len(candidates), bool)
+    left, right, front, _ = plan(view, candidates.x, candidates.w, candidates.contact)
     radius, side = (right - left) / 2, (right + left) / 2
     away = front + radius
     for name, place in view.known.items():
@@ -253,16 +253,16 @@ def clear(
         a0, a1, b0, b1 = plan(view, place.middle, place.width, contact)
         across = np.maximum(np.maximum(a0 - side, side - a1), 0)
         along = np.maximum(np.maximum(b0 - away, away - b1), 0)
-        here = np.abs(found.level / view.levels[name] - 1) < SAME_LEVEL
+        here = np.abs(candidates.level / view.levels[name] - 1) < SAME_LEVEL
         free &= ~((np.hypot(across, along) < slim * radius) & here)
     return free
 
 
-def visible_fraction(view: View, found: CandidatePlacements, side: int = 9) -> np.ndarray:
+def visible_fraction(view: View, candidates: CandidatePlacements, side: int = 9) -> np.ndarray:
     """Fraction of each box, its corners left out, in front of which nothing stands, (k,)."""
     steps = (np.arange(side) + 0.5) / side
     u, v = np.meshgrid(steps, steps)
     ellipse = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.26
-    x = found.x[:, None] + (u[ellipse] - 0.5) * found.w[:, None]
-    y = found.y[:, None] + (v[ellipse] - 1) * found.h[:, None]
-    return (at(view.depth_01, x, y) <= found.d[:, None] + OCCLUSION).mean(axis=1)
+    x = candidates.x[:, None] + (u[ellipse] - 0.5) * candidates.w[:, None]
+    y = candidates.y[:, None] + (v[ellipse] - 1) * candidates.h[:, None]
+    return (at(view.depth_01, x, y) <= candidates.d[:, None] + OCCLUSION).mean(axis=1)

@@ -175,7 +175,7 @@ def answers_of(
 ) -> Iterator[dict[str, Any]]:
     """Answers of a group of jobs, in order; a group that fails is tried job by job."""
     try:
-        found = _locate(group, locator, settings, estimator)
+        located = _locate(group, locator, settings, estimator)
     except (ValueError, OSError) as error:
         if len(group) > 1:
             for job in group:
@@ -183,7 +183,7 @@ def answers_of(
             return
         results: list[dict[str, Any]] = [{"error": " ".join(str(error).split())}]
     else:
-        results = [{"candidates": list(map(candidate_report, candidates))} for candidates in found]
+        results = [{"candidates": list(map(candidate_report, candidates))} for candidates in located]
     for job, result in zip(group, results, strict=True):
         yield {**{key: job[key] for key in ("id", "image", "instruction")}, **result}
 

@@ -84,14 +84,14 @@ def place_questions(world: World, rng: np.random.Generator, count: int) -> list[
         return []
     known = {world.solids.names[i]: world.place(i) for i in world.anchors}
     pool = Pool(world, objects)
-    found: list[Question] = []
+    questions: list[Question] = []
     for _ in range(TRIES * count):
         question = pool.question(rng)
         if question is not None and all(satisfies(question.answer, question.request, known).values()):
-            found.append(question)
-        if len(found) == count:
+            questions.append(question)
+        if len(questions) == count:
             break
-    return found
+    return questions
 
 
 class Pool:
@@ -214,17 +214,17 @@ def propose(world: World, rng: np.random.Generator, count: int, shape: int | Non
     if world.anchors:
         near = np.flatnonzero(rng.random(count) < NEAR)
         surface[near], middle[near], d[near] = _near_anchors(world, rng, len(near))
-    found = world.stand(shapes, surface, np.clip(middle, 0.02, 0.98), np.clip(d, 0.01, 0.99))
-    inside = (found.box[:, :2].min(1) >= FRAME) & (found.box[:, 2:].max(1) <= 1 - FRAME)
-    good = (world.clearance(found) > CLEAR) & (world.support_margin(found) > 0) & inside
+    standing = world.stand(shapes, surface, np.clip(middle, 0.02, 0.98), np.clip(d, 0.01, 0.99))
+    inside = (standing.box[:, :2].min(1) >= FRAME) & (standing.box[:, 2:].max(1) <= 1 - FRAME)
+    good = (world.clearance(standing) > CLEAR) & (world.support_margin(standing) > 0) & inside
     box, depth = solids.box[world.present][None], solids.depths[world.present, 0][None]
-    sides = np.minimum(found.box[:, None, 2:], box[..., 2:]) - np.maximum(
-        found.box[:, None, :2], box[..., :2]
+    sides = np.minimum(standing.box[:, None, 2:], box[..., 2:]) - np.maximum(
+        standing.box[:, None, :2], box[..., :2]
     )
-    area = (found.box[:, 2:] - found.box[:, :2]).prod(1)
+    area = (standing.box[:, 2:] - standing.box[:, :2]).prod(1)
     covered = np.maximum(sides, 0).prod(-1) / np.maximum(area, 1e-6)[:, None]  # (k, solids) by one box each
-    good &= (found.near < 1) & (np.where(depth > found.d[:, None] + 0.02, covered, 0).max(1) < HIDDEN)
-    return Standing(*(values[good] for values in vars(found).values()))
+    good &= (standing.near < 1) & (np.where(depth > standing.d[:, None] + 0.02, covered, 0).max(1) < HIDDEN)
+    return Standing(*(values[good] for values in vars(standing).values()))
 
 
 def _near_anchors(

@@ -143,24 +143,24 @@ class World:
         """The floor, furniture, and solids with a free flat top."""
         solids = self.solids
         taken = {int(solids.support[i]) for i in np.flatnonzero(self.present)}
-        found = [SupportSurface(FLOOR, 0.0, SIZE)]
+        surfaces = [SupportSurface(FLOOR, 0.0, SIZE)]
         for i in map(int, np.flatnonzero(self.present)):
             if not solids.movable[i] or (solids.flat[i] and i not in taken):
                 size = min(SIZE, 0.95 * float(solids.half[i].min())) if solids.movable[i] else SIZE
-                found.append(SupportSurface(i, float(solids.top[i]), size))
-        return tuple(found)
+                surfaces.append(SupportSurface(i, float(solids.top[i]), size))
+        return tuple(surfaces)
 
     @cached_property
     def anchors(self) -> tuple[int, ...]:
         """Solids that a sentence may refer to: present, seen well enough, not cut by the image's border."""
-        solids, found = self.solids, []
+        solids, anchors = self.solids, []
         for i in np.flatnonzero(self.present):
             x0, y0, x1, y1 = solids.box[i]
             inside = min(x0, y0) > 0 and max(x1, y1) < 1
             seen = solids.visible[i] >= MIN_VISIBLE[bool(solids.movable[i])]
             if seen and solids.area[i] >= MIN_AREA and (inside or not solids.movable[i]):
-                found.append(int(i))
-        return tuple(found)
+                anchors.append(int(i))
+        return tuple(anchors)
 
     def place(self, index: int) -> Place:
         """Box and depths of a solid."""
@@ -223,7 +223,7 @@ class World:
 
     def support_margin(self, objects: Standing) -> np.ndarray:
         """(k,) metres from the edge of what each stands on, negative where it would fall."""
-        solids, tops, found = self.solids, self.surfaces, np.full(len(objects.d), 9.0)
+        solids, tops, margins = self.solids, self.surfaces, np.full(len(objects.d), 9.0)
         for j, top in enumerate(tops):
             here = objects.surface == j
             if top.index == FLOOR or not here.any():
@@ -234,8 +234,8 @@ class World:
                 room = 0.5 * half.min() - np.linalg.norm(local, axis=1)
             else:
                 room = (half - local).min(1) - 0.75 * objects.radius[here]
-            found[here] = room
-        return found
+            margins[here] = room
+        return margins
 
 
 def world_of(fact: SceneFacts, options: SceneOptions) -> World:
