@@ -4,7 +4,7 @@ Legend: b views, p part slots per view (padded), component first: (3, b * p). Pa
 column v * p + slot.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -136,6 +136,13 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
     assert len(rooms) in (0, len(views)), "views with and without a room are packed apart"
     looks = {FLOORS.index(room.floor) for room in rooms}
     looks |= {len(FLOORS) + WALLS.index(room.wall) for room in rooms}
+    # Every number of the rooms: pairs of colours as (6, b), textures as indices.
+    numbers: dict[str, list] = {}
+    for name in (field.name for field in fields(Room)):
+        values = [getattr(room, name) for room in rooms]
+        numbers[name] = [np.ravel(value) for value in values] if np.ndim(values) > 1 else values
+    numbers["floor"] = [FLOORS.index(room.floor) for room in rooms]
+    numbers["wall"] = [WALLS.index(room.wall) for room in rooms]
     cameras, lights = [view.camera for view in views], [view.light for view in views]
     return PackedViews(
         len(views),
@@ -153,15 +160,5 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
         key=table([light.key_rgb for light in lights]),
         sky=table([light.sky_rgb for light in lights]),
         bounce=table([light.bounce_rgb for light in lights]),
-        room=_room(rooms, table) if rooms else None,
+        room={name: table(numbers[name]) for name in numbers} if rooms else None,
     )
-
-
-def _room(rooms: Sequence[Room], table: Callable[[list], Tensor]) -> dict[str, Tensor]:
-    """Every number of the rooms, (b,) or (.., b); pairs of colours as (6, b), textures as indices."""
-    packed = {field.name: [getattr(room, field.name) for room in rooms] for field in fields(Room)}
-    packed["floor"] = [FLOORS.index(room.floor) for room in rooms]
-    packed["wall"] = [WALLS.index(room.wall) for room in rooms]
-    return {
-        name: table([np.ravel(v) if np.ndim(v) else v for v in values]) for name, values in packed.items()
-    }

@@ -89,9 +89,12 @@ def room_colours(rays: Rays, hit: Hit, point: Tensor, width: Tensor) -> tuple[Te
     v = torch.where(floor, y * cosine - x * sine, z)
     kind = torch.where(floor, at("floor"), len(FLOORS) + at("wall"))
     rate = torch.where(floor, at("floor_frequency"), at("wall_frequency"))
-    blend, tone = _texture(
-        rays.packed.looks, kind, u * rate + ORIGIN, v * rate + ORIGIN, width * rate, at("phase")
-    )
+    u, v, soft, phase = u * rate + ORIGIN, v * rate + ORIGIN, (width * rate).clamp(min=0.015), at("phase")
+    looks = rays.packed.looks  # the textures that occur
+    blend, tone = _look(looks[0], u, v, soft, phase)
+    for index in looks[1:]:
+        chosen, look = kind == index, _look(index, u, v, soft, phase)
+        blend, tone = torch.where(chosen, look[0], blend), torch.where(chosen, look[1], tone)
     pair = torch.where(floor, at("floor_rgb"), at("wall_rgb"))  # (6, n)
     colour = torch.lerp(pair[:3], pair[3:], blend) * tone
     board = ~floor & (z < at("skirting"))
@@ -104,18 +107,6 @@ def room_colours(rays: Rays, hit: Hit, point: Tensor, width: Tensor) -> tuple[Te
     wall_gap = torch.minimum(at("back") - y, torch.minimum(x - at("left"), at("right") - x))
     corner = 1 - 0.28 * torch.exp(-torch.where(floor, wall_gap, z).clamp(min=0) * 3.2)
     return colour * corner, torch.where(floor & (on_rug < 0.5), 0.12, 0.0)
-
-
-def _texture(
-    looks: tuple[int, ...], kind: Tensor, u: Tensor, v: Tensor, width: Tensor, phase: Tensor
-) -> Look:
-    """Blend and brightness (n,) by kind (n,), as `_look` takes it; `looks` lists the kinds that occur."""
-    soft = width.clamp(min=0.015)
-    blend, tone = _look(looks[0], u, v, soft, phase)
-    for index in looks[1:]:
-        chosen, look = kind == index, _look(index, u, v, soft, phase)
-        blend, tone = torch.where(chosen, look[0], blend), torch.where(chosen, look[1], tone)
-    return blend, tone
 
 
 def _rectangle(place: Tensor, pair: Tensor, u: Tensor, v: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:

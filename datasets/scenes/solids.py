@@ -197,16 +197,12 @@ def normal(kind: str, q: Tensor, param: Tensor) -> Tensor:
             [torch.where(first, x.sign(), 0.0), torch.where(first, 0.0, y.sign()), torch.full_like(z, 0.5)]
         )
     else:
-        return _prism_normal(q)
+        total = torch.zeros_like(q)
+        for cosine, sine in PRISM_SIDES:
+            along = cosine * x + sine * y
+            push = along.sign() * (along.abs() / PRISM_APOTHEM - 1 + BEVEL).clamp(min=1e-4)
+            total[0] += cosine * push
+            total[1] += sine * push
+        total[2] = z.sign() * (z.abs() - 1 + BEVEL).clamp(min=1e-4)
+        return total
     return torch.where(base, torch.stack([x * 0, y * 0, x * 0 - 1]), side)
-
-
-def _prism_normal(q: Tensor) -> Tensor:
-    total = torch.zeros_like(q)
-    for cosine, sine in PRISM_SIDES:
-        along = cosine * q[0] + sine * q[1]
-        push = along.sign() * (along.abs() / PRISM_APOTHEM - 1 + BEVEL).clamp(min=1e-4)
-        total[0] += cosine * push
-        total[1] += sine * push
-    total[2] = q[2].sign() * (q[2].abs() - 1 + BEVEL).clamp(min=1e-4)
-    return total
