@@ -96,7 +96,8 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
     seconds = [end - start for start, end in zip(clock.ends[:-1], clock.ends[1:], strict=True)]
     typical = sorted(seconds[1:] or seconds)
     step = typical[len(typical) // 2]
-    peak = torch.cuda.max_memory_reserved() if device == "cuda" else _resident_peak()
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = torch.cuda.max_memory_reserved() if device == "cuda" else resident
     weights, trained = model.parameters(), module.parameters_to_train
     return {
         "step_s": round(step, 3),
@@ -106,12 +107,6 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
         "parameters": sum(parameter.numel() for parameter in weights),
         "loss": round(float(module.last_loss), 4),
     }
-
-
-def _resident_peak() -> int:
-    """Largest resident memory of this process, bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def row(batch: int, checkpointing: bool, steps: int, precision: str, device: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ that is then thrown away, the mask deformed on the whole crop, resizing at the e
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -184,16 +184,6 @@ def _builder(inputs: list) -> Callable[[int], object]:
     return build
 
 
-def present(config: Path) -> Iterator[tuple[str, ExampleSource]]:
-    """The sources of a settings file whose data are there."""
-    settings = load_config(DatasetsConfig, config)
-    for name in SOURCES:
-        try:
-            yield name, open_source(settings, name)
-        except ValueError as error:
-            logging.info("left out: %s", error)
-
-
 def measure_sources(
     out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS / "sources.json",
     datasets: Annotated[Path | None, typer.Option(help="settings file of further sources")] = None,
@@ -203,7 +193,13 @@ def measure_sources(
     torch.set_num_threads(1)
     results: dict[str, object] = {"fabricated": {f"{w} x {h}": fabricated((h, w)) for h, w in SIZES}}
     if datasets is not None:
-        results["sources"] = {name: ours(source) for name, source in present(datasets)}
+        settings, measured = load_config(DatasetsConfig, datasets), {}
+        for name in SOURCES:
+            try:
+                measured[name] = ours(open_source(settings, name))
+            except ValueError as error:
+                logging.info("left out: %s", error)
+        results["sources"] = measured
     write_report(out, results)
 
 

@@ -127,7 +127,7 @@ def compose(
         resolved = resolve_placement(settings, placement, sources, depth_01, options)
         settings, geometry = resolved.settings, resolved.geometry
         layers, pair = geometry.native_layers, pair_of(geometry)
-        recipe = make_recipe(settings, models, sampling, options, resolved.record)
+        recipe = make_recipe(settings, models, sampling, options, resolved.decided.get("placement"))
     with timer.stage("load"):
         compositor = models.compositor
     seeds = [settings.seed + index for index in range(settings.num_samples)]

@@ -180,8 +180,7 @@ class ResolvedPlacement:
 
     settings: ComposeSettings  # with a box
     geometry: Geometry
-    decided: dict[str, Any]  # for the report
-    record: dict[str, Any] | None  # what the locator answered
+    decided: dict[str, Any]  # for the report; `placement` is the record of the locator's answer
 
 
 def resolve_placement(
@@ -206,9 +205,8 @@ def resolve_placement(
             break
     require_visible(inputs, layers)
     if placement is None:
-        return ResolvedPlacement(resolved, geometry, decided, None)
+        return ResolvedPlacement(resolved, geometry, decided)
     placement.log(chosen)
     if settings.depth is None:
         decided["depth"]["source"] = "instruction"
-    record = placement.record(chosen)
-    return ResolvedPlacement(resolved, geometry, {**decided, "placement": record}, record)
+    return ResolvedPlacement(resolved, geometry, {**decided, "placement": placement.record(chosen)})

@@ -45,7 +45,7 @@ def make_recipe(
         "settings": {entry.name: to_plain(getattr(chosen, entry.name)) for entry in fields(ComposeSettings)},
         "sampling": to_plain(sampling),
         "pair": to_plain(pair),
-        "weights": {name: _hashes(folder) for name, folder in folders.items()},
+        "weights": {name: weight_hashes(folder) for name, folder in folders.items()},
         "inputs": {name: file_sha256(path) for name, path in settings.input_files.items()},
         "machine": {"device": models.device.type, "dtype": str(models.dtype).removeprefix("torch.")},
         "versions": library_versions(),
@@ -91,7 +91,7 @@ def check_unchanged(image: Path, recipe: dict[str, Any], now: dict[str, Any]) ->
             logger.warning("%s differ from the recipe's; pixels may differ slightly", part)
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def weight_hashes(folder: Path) -> dict[str, str]:
     """Weights and network configurations of a folder; a hub name has none."""
     if not folder.is_dir():
         return {}

@@ -23,17 +23,12 @@ def crop(image_u8: np.ndarray, box01: Box01) -> np.ndarray:
     return image_u8[y0:y1, x0:x1]
 
 
-def outside(box01: Box01, size_hw: tuple[int, int]) -> np.ndarray:
-    """(h, w) bool: what lies outside 1.2 times the box."""
-    x0, y0, x1, y1 = expand_box(box_to_pixels(box01, size_hw), MARGIN, size_hw)
-    mask = np.ones(size_hw, bool)
-    mask[y0:y1, x0:x1] = False
-    return mask
-
-
 def drift(before_u8: np.ndarray, after_u8: np.ndarray, box01: Box01) -> dict[str, float]:
-    """Background that changed: fraction of pixels, bytes, and PSNR in dB (100 where nothing changed)."""
-    mask = outside(box01, (before_u8.shape[0], before_u8.shape[1]))
+    """What changed outside 1.2 times the box: fraction of pixels, bytes, PSNR in dB (100: nothing)."""
+    size = (before_u8.shape[0], before_u8.shape[1])
+    x0, y0, x1, y1 = expand_box(box_to_pixels(box01, size), MARGIN, size)
+    mask = np.ones(size, bool)
+    mask[y0:y1, x0:x1] = False
     if not mask.any():
         return {}
     changed = before_u8[mask] != after_u8[mask]

@@ -58,14 +58,6 @@ class Scores:
         return np.array([numbers.get(name, np.nan) for numbers in self.numbers])
 
 
-def score_report(scored: Sequence[Scores]) -> dict[str, Any]:
-    """Means of every folder, and for two folders the difference first - second, case by case."""
-    body: dict[str, Any] = {"folders": [folder_report(scores) for scores in scored]}
-    if len(scored) == 2:
-        body["first_minus_second"] = paired(*scored)
-    return body
-
-
 def finite_summary(values: np.ndarray) -> dict[str, Any]:
     """Number, mean and interval of the finite values; empty without any."""
     finite = values[np.isfinite(values)]

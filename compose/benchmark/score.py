@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from compose.benchmark.measures import crop, drift, order, placed_mask, seam
-from compose.benchmark.report import Scores, markdown, score_report, score_sheet
+from compose.benchmark.report import Scores, folder_report, markdown, paired, score_sheet
 from datasets.benchmark.manifest import BenchmarkCase, Instances, Manifest, file_path, read_benchmark
 from datasets.geometry import bbox_of_mask
 from ldm.device import pick_device
@@ -209,7 +209,8 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         "manifest": {"path": settings.manifest.as_posix(), "sha256": file_sha256(settings.manifest)},
         "networks": networks.record.used,
         "skipped": networks.record.skipped,
-        **score_report(scored),
+        "folders": [folder_report(scores) for scores in scored],
+        **({"first_minus_second": paired(*scored)} if len(scored) == 2 else {}),
     }
     table = markdown(body)
     log.info("%s", table)
