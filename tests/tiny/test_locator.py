@@ -32,7 +32,7 @@ from tiny.locator.answers import pack_questions
 from tiny.locator.questions import ANSWER, QuestionCache, mirrored_questions, open_questions
 from tiny.locator.scenes import open_scenes
 from tiny.locator.tokenizer import NUMBERS, VOCABULARY, locator_tokenizer
-from tiny.locator.train import LocatorTraining, train_locator
+from tiny.locator.train import LocatorTraining, train_small_locator
 from tiny.locator.vision import ImageDraw, labelled_images
 
 TINY = SmallConfig(
@@ -73,7 +73,7 @@ def training(data: Path, out: Path, placement: int = 4) -> LocatorTraining:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    train_locator(training(data, out))
+    train_small_locator(training(data, out))
     return out
 
 
@@ -223,10 +223,10 @@ def test_training_writes_a_folder_that_answers(trained: Path) -> None:
 def test_a_training_continues_where_it_stopped(data: Path, trained: Path, tmp_path: Path) -> None:
     """Two steps of the last stage, then the rest: the same weights as in one go."""
     shutil.copytree(trained / "cache", tmp_path / "cache")
-    train_locator(training(data, tmp_path, placement=2))
+    train_small_locator(training(data, tmp_path, placement=2))
     first = torch.load(tmp_path / "placement.pt", weights_only=True)
     assert first["step"] == 2
-    train_locator(training(data, tmp_path))
+    train_small_locator(training(data, tmp_path))
     whole, parts = (torch.load(folder / "matching.pt", weights_only=True) for folder in (trained, tmp_path))
     for name, value in whole["weights"].items():
         torch.testing.assert_close(parts["weights"][name], value)

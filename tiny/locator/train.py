@@ -127,7 +127,7 @@ class Training:
         return rounded_means(rows)
 
 
-def train_locator(config: LocatorTraining) -> None:
+def train_small_locator(config: LocatorTraining) -> None:
     """Train the small locator stage by stage; the same command again continues."""
     cache = config.cache or config.out / "cache"
     scenes = open_scenes(config.data, cache)
@@ -166,7 +166,7 @@ def train_locator(config: LocatorTraining) -> None:
     log.info("written: %s", folder)
 
 
-build_app = trainer(LocatorTraining, train_locator)
+build_app = trainer(LocatorTraining, train_small_locator)
 
 if __name__ == "__main__":
     run_module(build_app)
