@@ -86,7 +86,7 @@ class TrainConfig:
             raise ValueError(f"dtype={self.dtype} needs fit.precision={self.dtype}, got {self.fit.precision}")
 
 
-def train_locator(config: TrainConfig) -> None:
+def fine_tune_locator(config: TrainConfig) -> None:
     """Train a locator from a vision-language model, check its answers; the same command again continues."""
     accelerator = make_accelerator(config.fit, config.out)
     records = read_records(config.data)
@@ -207,7 +207,7 @@ def free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> list[tup
     return answers
 
 
-build_app = trainer(TrainConfig, train_locator)
+build_app = trainer(TrainConfig, fine_tune_locator)
 
 if __name__ == "__main__":
     run_module(build_app)

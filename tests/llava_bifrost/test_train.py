@@ -26,7 +26,7 @@ from llava_bifrost.language.answer import Location
 from llava_bifrost.language.instruction import Request
 from llava_bifrost.locator import CONFIG, LocatorConfig, load_locator, read_locator_config
 from llava_bifrost.model import build_app as model_app
-from llava_bifrost.train import TrainConfig, build_app, locator_config, train_locator
+from llava_bifrost.train import TrainConfig, build_app, fine_tune_locator, locator_config
 from tests.ldm.small_mllm import build_small, small_folder
 
 LONGER = ("llava_next", "qwen3_vl", "smolvlm")  # what they add is covered by the other tests of families
@@ -84,7 +84,7 @@ def table(path: Path) -> list[dict[str, str]]:
 def test_each_family_trains_and_answers(family: str, data: Path, tmp_path: Path):
     base = small_folder(family, tmp_path / "base")
     settings = config(base, data, tmp_path / "run", steps=8)
-    train_locator(settings)
+    fine_tune_locator(settings)
     rows = table(tmp_path / "run" / "metrics.csv")
     assert len(rows) == 8
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
@@ -115,7 +115,7 @@ def asks_of(data: Path, locator: Any) -> list[Any]:
 
 def test_only_language_model_and_projector_are_trained(data: Path, tmp_path: Path):
     base = small_folder("llava", tmp_path / "base")
-    train_locator(config(base, data, tmp_path / "run"))
+    fine_tune_locator(config(base, data, tmp_path / "run"))
     before = load_file(base / "model.safetensors")
     after = load_file(next((tmp_path / "run" / "model").glob("*.safetensors")))
     assert before.keys() == after.keys()
@@ -132,7 +132,7 @@ def test_only_language_model_and_projector_are_trained(data: Path, tmp_path: Pat
 def test_projector_has_a_rate_of_its_own(data: Path, tmp_path: Path):
     base = small_folder("llava", tmp_path / "base")
     frozen = config(base, data, tmp_path / "run", steps=2)
-    train_locator(TrainConfig(**{**vars(frozen), "projector_lr": 0.0}))
+    fine_tune_locator(TrainConfig(**{**vars(frozen), "projector_lr": 0.0}))
     before, after = (
         load_file(base / "model.safetensors"),
         load_file(tmp_path / "run" / "model" / "model.safetensors"),
@@ -145,7 +145,7 @@ def test_an_interrupted_run_ends_the_same(data: Path, tmp_path: Path):
     base = small_folder("llava", tmp_path / "base")
     quick = {"measured": 0, "checked": 0, "merge": False}
     for run, steps in (("whole", 6), ("parts", 3), ("parts", 6)):
-        train_locator(TrainConfig(**{**vars(config(base, data, tmp_path / run, steps=steps)), **quick}))
+        fine_tune_locator(TrainConfig(**{**vars(config(base, data, tmp_path / run, steps=steps)), **quick}))
     names = ("step", "epoch", "loss", "lr", "grad_norm")
     curves = [
         [[float(row[name]) for name in names] for row in table(tmp_path / run / "metrics.csv")]
@@ -161,7 +161,7 @@ def test_an_interrupted_run_ends_the_same(data: Path, tmp_path: Path):
 def test_merge_command(data: Path, tmp_path: Path):
     """From a checkpoint in the middle of a run; logits are those of the adapter on its base."""
     base = small_folder("llava", tmp_path / "base")
-    train_locator(TrainConfig(**{**vars(config(base, data, tmp_path / "run")), "merge": False}))
+    fine_tune_locator(TrainConfig(**{**vars(config(base, data, tmp_path / "run")), "merge": False}))
     assert not (tmp_path / "run" / "model").exists()
     adapter, out = tmp_path / "run" / "checkpoint-3" / "adapter", tmp_path / "merged"
     arguments = [
@@ -191,7 +191,7 @@ def test_merge_command(data: Path, tmp_path: Path):
 def test_whole_language_model_without_lora(data: Path, tmp_path: Path):
     base = small_folder("llava_words", tmp_path / "base")
     settings = config(base, data, tmp_path / "run")
-    train_locator(
+    fine_tune_locator(
         TrainConfig(
             **{**vars(settings), "lora": LoraSettings(rank=0), "decimals": 2, "gradient_checkpointing": False}
         )
@@ -208,7 +208,7 @@ def test_a_trained_locator_looks(tmp_path: Path):
     base = small_folder("llava_words", tmp_path / "base")
     changes = {"lora": LoraSettings(rank=0), "decimals": 2, "checked": 6, "measured": 6, "projector_lr": 5e-3}
     settings = config(base, data, tmp_path / "run", steps=60, lr=5e-3, batch=6, validate_every=60)
-    train_locator(TrainConfig(**{**vars(settings), **changes}))
+    fine_tune_locator(TrainConfig(**{**vars(settings), **changes}))
     report = json.loads((tmp_path / "run" / "check.json").read_text())
     assert report["free_answers_that_parse"] == 6
     assert len({one["free"] for one in report["answers"]}) == 6
@@ -221,7 +221,7 @@ def test_a_trained_locator_looks(tmp_path: Path):
 def test_bf16_weights_below_trained_fp32(data: Path, tmp_path: Path):
     base = small_folder("llava", tmp_path / "base")
     settings = config(base, data, tmp_path / "run", steps=2, precision="bf16")
-    train_locator(TrainConfig(**{**vars(settings), "dtype": "bf16"}))
+    fine_tune_locator(TrainConfig(**{**vars(settings), "dtype": "bf16"}))
     adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert {value.dtype for value in adapter.values()} == {torch.float32}
     merged_weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
