@@ -30,16 +30,6 @@ class Weights:
     depth: float = 1.0
 
 
-def known_region(pair: Pair, background: Tensor, noise: Tensor) -> Known:
-    """Latent pixels that hold no pixel of the edit region keep the background.
-
-    background: (1, c, h, w). noise: (n, c, h, w) that the latents start from.
-    """
-    edit = pair.edit_mask.float().to(background)[None]
-    touched = nn.functional.adaptive_max_pool2d(edit, background.shape[-2:])
-    return Known(background.expand(len(noise), -1, -1, -1), 1 - touched, noise)
-
-
 class CompositorPipeline:
     """Paints pairs with one model. With offload, each network is on the device for its own stage only."""
 
@@ -88,6 +78,16 @@ class CompositorPipeline:
             images = [self.model.latent_space.decode(self.batch(latent))[0] for latent in latents]
         return [from_pm1(image.float().cpu()) for image in images]
 
+    @staticmethod
+    def known_region(pair: Pair, background: Tensor, noise: Tensor) -> Known:
+        """Latent pixels that hold no pixel of the edit region keep the background.
+
+        background: (1, c, h, w). noise: (n, c, h, w) that the latents start from.
+        """
+        edit = pair.edit_mask.float().to(background)[None]
+        touched = nn.functional.adaptive_max_pool2d(edit, background.shape[-2:])
+        return Known(background.expand(len(noise), -1, -1, -1), 1 - touched, noise)
+
     def paint(
         self,
         pair: Pair,
@@ -124,7 +124,7 @@ class CompositorPipeline:
                 schedule,
                 guidance=sampling.guidance,
                 generators=generators,
-                known=known_region(pair, background, noise),
+                known=self.known_region(pair, background, noise),
                 monitor=monitor or Monitor(),
             )
         return self.decode(latents)

@@ -49,6 +49,18 @@ class Neighbour:
             return replace(self, placed=self.placed & ~swapped, other=self.other | swapped)
         return replace(self, placed=self.placed | swapped, other=self.other & ~swapped)
 
+    def flipped_image(
+        self, seed: int, options: SceneOptions, truth_u8: np.ndarray, without_u8: np.ndarray
+    ) -> np.ndarray:
+        """The true image of scene `seed` with the wrong one of the two in front, (h, w, 3) uint8."""
+        behind = without_u8
+        if not self.placed_is_nearer:
+            scene = sample_scene(seed, options)
+            other = scene.solids[self.index]
+            parts = tuple(replace(part, centre=part.centre + BELOW) for part in other.parts)
+            behind = scene_image(with_solid(scene, self.index, replace(other, parts=parts)), options)
+        return np.where(self.overlap[..., None], behind, truth_u8)
+
 
 def neighbours(facts: SceneFacts, instances_u8: np.ndarray, amodal: np.ndarray) -> list[Neighbour]:
     """Neighbours of the removed solid, furniture and what it stands on left out.
@@ -161,16 +173,3 @@ def candidates(seed: int, options: SceneOptions, truth_u8: np.ndarray) -> list[n
     scene = sample_scene(seed, options)
     others = other_objects(scene)
     return [truth_u8, *(scene_image(with_solid(scene, scene.removed, solid), options) for solid in others)]
-
-
-def flipped_image(
-    seed: int, options: SceneOptions, neighbour: Neighbour, truth_u8: np.ndarray, without_u8: np.ndarray
-) -> np.ndarray:
-    """The true image with the wrong one of two overlapping solids in front, (h, w, 3) uint8."""
-    behind = without_u8
-    if not neighbour.placed_is_nearer:
-        scene = sample_scene(seed, options)
-        other = scene.solids[neighbour.index]
-        parts = tuple(replace(part, centre=part.centre + BELOW) for part in other.parts)
-        behind = scene_image(with_solid(scene, neighbour.index, replace(other, parts=parts)), options)
-    return np.where(neighbour.overlap[..., None], behind, truth_u8)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from cldm.evaluate.cases import SceneCase, candidates, find_cases, flipped_image
+from cldm.evaluate.cases import SceneCase, candidates, find_cases
 from cldm.evaluate.measures import nearest_candidate, order_is_right
 from cldm.evaluate.report import (
     BACKGROUND,
@@ -149,7 +149,7 @@ class Measurer:
         """Order against every neighbour, as seen and as re-estimated, with a control that must fail."""
         depths = dict(zip(images, self.estimator.estimate_many(list(images.values())), strict=True))
         for beside in case.neighbours:
-            wrong = flipped_image(case.seed, self.options, beside, case.truth_u8, case.inputs.background_u8)
+            wrong = beside.flipped_image(case.seed, self.options, case.truth_u8, case.inputs.background_u8)
             nearer, flipped = beside.placed_is_nearer, beside.flipped()
             either = beside.overlap & (beside.placed | beside.other)
             for name, result in {**images, FLIPPED: wrong}.items():

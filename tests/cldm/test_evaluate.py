@@ -10,7 +10,6 @@ import pytest
 from cldm.evaluate.cases import (
     Neighbour,
     candidates,
-    flipped_image,
     inference_inputs,
     neighbours,
     other_objects,
@@ -140,7 +139,7 @@ def test_a_flipped_render_shows_the_wrong_one_in_front(held_out: Path) -> None:
         beside: list[Neighbour] = neighbours(facts, shard.instances_u8[row], shard.amodal[row])
         for one in beside[:1]:
             truth = shard.image_u8[row]
-            wrong = flipped_image(facts.seed, options, one, truth, shard.without_u8[row])
+            wrong = one.flipped_image(facts.seed, options, truth, shard.without_u8[row])
             assert np.array_equal(wrong[~one.overlap], truth[~one.overlap])
             both = one.overlap & (one.placed | one.other)
             assert np.abs(wrong[both].astype(int) - truth[both]).mean() > 3
