@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -141,7 +141,14 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
     config = OmegaConf.structured(schema)
     for layer in layers:
         for key, hint, value in _leaves(schema, layer, layer.values):
-            config = _with_leaf(config, layer, key, hint, value)
+            try:
+                if isinstance(value, bool) and not {bool, str} & set(members(hint)):
+                    raise TypeError  # OmegaConf would read true as the number 1.
+                config = OmegaConf.merge(config, nested(key, value))  # type: ignore[assignment]
+            except (OmegaConfBaseException, TypeError) as error:
+                shown = ",".join(map(str, value)) if isinstance(value, list) else repr(value)
+                wrong = f"{layer.spell(key)} must be {type_name(hint)}, got {shown}"
+                raise ValueError(f"{layer.source}{wrong}") from error
         try:
             check_values(schema, config, layer.spell)
         except (ValueError, OmegaConfBaseException) as error:
@@ -175,17 +182,6 @@ def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterat
             yield from _leaves(section, layer, value, f"{key}.")
         else:
             yield key, hints[name], value
-
-
-def _with_leaf(config: DictConfig, layer: Layer, key: str, hint: Any, value: Any) -> DictConfig:
-    try:
-        if isinstance(value, bool) and not {bool, str} & set(members(hint)):
-            raise TypeError  # OmegaConf would read true as the number 1.
-        return OmegaConf.merge(config, nested(key, value))  # type: ignore[return-value]
-    except (OmegaConfBaseException, TypeError) as error:
-        shown = ",".join(map(str, value)) if isinstance(value, list) else repr(value)
-        wrong = f"{layer.spell(key)} must be {type_name(hint)}, got {shown}"
-        raise ValueError(f"{layer.source}{wrong}") from error
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
