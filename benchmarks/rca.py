@@ -58,13 +58,6 @@ def random_boxes(batch: int) -> Tensor:
     return masks
 
 
-def make_owners(batch: int) -> Tensor:
-    """(b, t): BOS, twelve tokens for each region, the rest shared."""
-    row = torch.zeros(TOKENS, dtype=torch.long)
-    row[1 : 1 + 12 * REGIONS] = torch.arange(1, REGIONS + 1).repeat_interleave(12)
-    return row.repeat(batch, 1)
-
-
 def published_attention(q: Tensor, k: Tensor, v: Tensor, layout: Tensor, owners: Tensor) -> Tensor:
     """q (b, h, n, d), k and v (b, h, t, d), layout (b, r + 1, n) of 0 and 1, owners (b, t)."""
     b, h, n, d = q.shape
@@ -217,7 +210,11 @@ def measure_attention(
     """Measure time and peak memory of rectified attention against the published formulation."""
     place = pick_device(device)
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-    masks, owners = random_boxes(batch).to(place), make_owners(batch).to(place)
+    masks = random_boxes(batch).to(place)
+    owners = torch.zeros(
+        batch, TOKENS, dtype=torch.long, device=place
+    )  # BOS, 12 tokens per region, the rest shared
+    owners[:, 1 : 1 + 12 * REGIONS] = torch.arange(1, REGIONS + 1).repeat_interleave(12)
 
     def build() -> Regions:
         kwargs = region_kwargs(masks, owners, (64, 64), levels=4, layout="nearest", dtype=dtype)

@@ -61,13 +61,6 @@ def luminance(image_u8: np.ndarray) -> np.ndarray:
     return image_u8.astype(np.float32) @ LUMINANCE / 255
 
 
-def darkened(background_u8: np.ndarray, painted_u8: np.ndarray) -> np.ndarray:
-    """The background (h, w, 3) as much darker as the painted image is, hues and texture kept."""
-    images = (background_u8, painted_u8)
-    before, after = (cv2.GaussianBlur(luminance(image), (0, 0), SMOOTH) for image in images)
-    return background_u8 * np.minimum(after / np.maximum(before, 0.02), 1)[..., None]
-
-
 def shadow_sums(
     case: SceneCase, silhouette: np.ndarray, model: Compositor, config: CompositorConfig, seed: int
 ) -> dict[str, dict[str, float]] | None:
@@ -89,7 +82,10 @@ def shadow_sums(
         return None
     fall = luminance(background) - luminance(truth)
     true_fall = np.where(fall > DARK, fall, 0)
-    images = dict(zip(WAYS, (result.astype(np.float32), darkened(background, result)), strict=True))
+    # The background as much darker as the painted image is, hues and texture kept.
+    before, after = (cv2.GaussianBlur(luminance(image), (0, 0), SMOOTH) for image in (background, result))
+    darkened = background * np.minimum(after / np.maximum(before, 0.02), 1)[..., None]
+    images = dict(zip(WAYS, (result.astype(np.float32), darkened), strict=True))
     rows = {"nothing": sums(background, true_fall, truth, zone, background)}
     for name, image in images.items():
         mixed = background + weight[..., None] * (image - background)
