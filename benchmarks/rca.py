@@ -211,9 +211,8 @@ def measure_attention(
     place = pick_device(device)
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     masks = random_boxes(batch).to(place)
-    owners = torch.zeros(
-        batch, TOKENS, dtype=torch.long, device=place
-    )  # BOS, 12 tokens per region, the rest shared
+    # BOS, twelve tokens for each region, the rest shared.
+    owners = torch.zeros(batch, TOKENS, dtype=torch.long, device=place)
     owners[:, 1 : 1 + 12 * REGIONS] = torch.arange(1, REGIONS + 1).repeat_interleave(12)
 
     def build() -> Regions:
