@@ -89,7 +89,8 @@ def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, pre
             if choices is not None and item is not None and item not in choices:
                 raise ValueError(nearest(item, choices, name))
             # The comparison is written so that NaN fails it.
-            if isinstance(item, int | float) and not (
+            ranged = isinstance(item, int | float) and (low is not None or high is not None)
+            if ranged and not (
                 (-math.inf if low is None else low) <= item <= (math.inf if high is None else high)
             ):
                 raise ValueError(f"{name} must be {range_name(field.metadata)}, got {item}")
