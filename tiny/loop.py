@@ -142,7 +142,13 @@ class Stage:
             raise ValueError(f"{self.checkpoint} holds other weights than this model; choose another folder")
         self.module.load_state_dict(weights, strict=False)
         peaks = [group["peak"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise ValueError(
+                f"{self.checkpoint}: an earlier version trained other parameters in this stage; "
+                "remove the file to train the stage again, or choose another out="
+            ) from error
         for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
             group["peak"] = peak
         if self.scheduler is not None:

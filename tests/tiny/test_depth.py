@@ -11,7 +11,7 @@ from ldm.experts.depth import DepthEstimator
 from ldm.settings.config import load_config
 from tiny.depth.network import align, depth_loss, measure_depth, min_max
 from tiny.depth.scenes import AugmentConfig, DepthImages, training_batch
-from tiny.depth.train import TrainDepthConfig, make_loss, make_stage, train_depth
+from tiny.depth.train import TrainDepthConfig, train_depth
 
 SMALL = [
     "network.size=64", "network.width=8", "network.heads=[1,1,1,1]", "network.depths=[1,1,1,1]",
@@ -71,16 +71,12 @@ def test_colours_vary_but_stay_in_range() -> None:
 
 
 def test_a_pause_changes_nothing(tmp_path: Path) -> None:
-    images = ramps()
-
     def train(name: str, steps: int, *more: str) -> tuple[list[float], list[torch.Tensor]]:
-        config = load_config(
-            TrainDepthConfig, None, [*SMALL, f"out={tmp_path / name}", f"steps={steps}", *more]
-        )
-        stage = make_stage(config)
-        stage.train(make_loss(config, stage.module, images))
+        options = [f"out={tmp_path / name}", f"scenes.folder={tmp_path / 'scenes'}", f"steps={steps}"]
+        train_depth(load_config(TrainDepthConfig, None, [*SMALL, *options, *more]))
         rows = (tmp_path / name / "log.csv").read_text().splitlines()[1:]
-        weights = [value.detach().clone() for value in stage.module.parameters()]
+        state = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        weights = [*state["weights"].values(), *state["average"].values()]
         return [float(row.split(",")[2]) for row in rows], weights
 
     more = ("log_every=1", "final_lr=1", "warmup=1")  # the rate does not depend on the number of steps

@@ -44,20 +44,6 @@ class AutoencoderTraining(CheckedSettings):
     log_every: int = setting(200, low=1, help="steps between rows of log.csv")
 
 
-def crops(images_u8: np.ndarray, config: AutoencoderTraining, step: int) -> Tensor:
-    """The batch of (seed, step): (b, 3, crop, crop) in [-1, 1], flipped and recoloured."""
-    rng = np.random.default_rng((config.seed, step))
-    limit = images_u8.shape[1] - config.crop + 1
-    batch = []
-    for index in rng.integers(len(images_u8), size=config.batch):
-        top, left = rng.integers(limit, size=2)
-        image = images_u8[index, top : top + config.crop, left : left + config.crop]
-        image = image[:, :: rng.choice((1, -1)), rng.permutation(3)]
-        batch.append(image.astype(np.float32) * rng.uniform(0.7, 1.0) + rng.uniform(0, 40))
-    stacked = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
-    return (stacked / 127.5 - 1).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
-
-
 def fit_autoencoder(config: AutoencoderTraining, images_u8: np.ndarray) -> tuple[LatentSpace, Stage]:
     """Minimise the squared error on images_u8 (n, h, w, 3); returns the autoencoder with its statistics."""
     torch.manual_seed(config.seed)
@@ -73,7 +59,16 @@ def fit_autoencoder(config: AutoencoderTraining, images_u8: np.ndarray) -> tuple
 
     @torch.autocast("cpu", torch.bfloat16, enabled=config.bf16)
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        image = crops(images_u8, config, step)
+        """On random crops (b, 3, crop, crop) in [-1, 1], flipped and recoloured."""
+        rng = np.random.default_rng((config.seed, step))
+        batch = []
+        for index in rng.integers(len(images_u8), size=config.batch):
+            top, left = rng.integers(images_u8.shape[1] - config.crop + 1, size=2)
+            crop = images_u8[index, top : top + config.crop, left : left + config.crop]
+            crop = crop[:, :: rng.choice((1, -1)), rng.permutation(3)]
+            batch.append(crop.astype(np.float32) * rng.uniform(0.7, 1.0) + rng.uniform(0, 40))
+        stacked = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
+        image = (stacked / 127.5 - 1).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
         decoded = space.vae.decode(space.raw(image)).sample
         error = nn.functional.mse_loss(decoded.float(), image)
         return error, {"psnr_db": psnr(error.item())}

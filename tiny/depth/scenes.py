@@ -84,28 +84,21 @@ def training_batch(
     size = (side, side)
     if rng.random() < config.wide and side > 2 * MULTIPLE:  # one side a multiple of 32 shorter
         size = (side - MULTIPLE, side) if rng.random() < 0.7 else (side, side - MULTIPLE)
-    grid = _crops(batch, size, side, rng, config).to(device)
+    # Random crops, half of them mirrored; the largest of this aspect is `whole` of the square image.
+    whole = np.array(size) / side
+    scale = rng.uniform(config.crop, 1, (batch, 1)) * np.exp(rng.uniform(-1, 1, (batch, 2)) * config.stretch)
+    half = np.minimum(scale * whole, 1)  # (b, 2) half sides (h, w) in grid units, where the image is [-1, 1]
+    centre = rng.uniform(-1, 1, (batch, 2)) * (1 - half)
+    mirror, zero = rng.choice([-1.0, 1.0], batch), np.zeros(batch)
+    rows = np.array([[half[:, 1] * mirror, zero, centre[:, 1]], [zero, half[:, 0], centre[:, 0]]])
+    theta = torch.from_numpy(rearrange(rows, "xy k b -> b xy k").astype(np.float32))
+    grid = functional.affine_grid(theta, [batch, 3, *size], align_corners=False).to(device)
     pixels_01 = functional.grid_sample(pixels_01, grid, padding_mode="border", align_corners=False)
     # Nearest: a mean of two depths across an edge is a surface that is not there.
     depth = functional.grid_sample(
         depth[:, None], grid, mode="nearest", padding_mode="border", align_corners=False
     )
     return _recolour(pixels_01, rng, config).clamp(0, 1), min_max(depth[:, 0])
-
-
-def _crops(
-    batch: int, size: tuple[int, int], side: int, rng: np.random.Generator, config: AugmentConfig
-) -> Tensor:
-    """Sampling grid (b, h, w, 2) of random crops, half of them mirrored."""
-    whole = np.array(size) / side  # the largest crop of this aspect, as a fraction of the square image
-    scale = rng.uniform(config.crop, 1, (batch, 1)) * np.exp(rng.uniform(-1, 1, (batch, 2)) * config.stretch)
-    half = np.minimum(scale * whole, 1)  # (b, 2) half sides (h, w) in grid units, where the image is [-1, 1]
-    centre = rng.uniform(-1, 1, (batch, 2)) * (1 - half)
-    mirror = rng.choice([-1.0, 1.0], batch)
-    zero = np.zeros(batch)
-    rows = np.array([[half[:, 1] * mirror, zero, centre[:, 1]], [zero, half[:, 0], centre[:, 0]]])
-    theta = torch.from_numpy(rearrange(rows, "xy k b -> b xy k").astype(np.float32))
-    return functional.affine_grid(theta, [batch, 3, *size], align_corners=False)
 
 
 def _recolour(pixels_01: Tensor, rng: np.random.Generator, config: AugmentConfig) -> Tensor:

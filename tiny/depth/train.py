@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.checkpoints import folder_written_whole
 from ldm.device import pick_device
@@ -19,8 +19,8 @@ from ldm.files import write_atomic
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import dump_yaml, setting, to_plain
 from tiny.depth.network import DepthNetwork, build_network, depth_loss, measure_depth, predict, save_network
-from tiny.depth.scenes import AugmentConfig, DepthImages, DepthScenes, load_images, training_batch
-from tiny.loop import Loss, Stage, StageSettings, stages_manifest
+from tiny.depth.scenes import AugmentConfig, DepthScenes, load_images, training_batch
+from tiny.loop import Stage, StageSettings, stages_manifest
 
 log = logging.getLogger(__name__)
 
@@ -46,38 +46,27 @@ class TrainDepthConfig(StageSettings):
     ema: float = setting(0.999, help="decay of the averaged weights, which are the ones saved", low=0, high=1)
 
 
-def make_stage(config: TrainDepthConfig) -> Stage:
-    """The network in training; a continued run may change its length and its places only."""
-    model = build_network(config.network, config.seed).to(pick_device(config.device))
-    free = ("out", "device", "steps", "minutes", "save_every_s", "log_every")
-    same = {name: value for name, value in to_plain(config).items() if name not in free}
-    return Stage("depth", model, config, config.out, same=same, state_file="checkpoint.pt")
-
-
-def make_loss(config: TrainDepthConfig, model: nn.Module, images: DepthImages) -> Loss:
-    """The loss on the batch that belongs to a step number."""
-    device = pick_device(config.device)
-
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng((config.seed, step))
-        pixels_01, target = training_batch(images, config.batch, rng, config.augment, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            predicted = predict(model, pixels_01)
-        return depth_loss(predicted.float(), target, config.edges), {}
-
-    return loss
-
-
 def train_depth(config: TrainDepthConfig) -> None:
     """Train the small depth network on rendered scenes: render, train, measure_depth, save."""
-    stage = make_stage(config)
-    write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     size, device = config.network.size, pick_device(config.device)
+    model = build_network(config.network, config.seed).to(device)
+    # A continued run may change its length and its places only.
+    free = ("out", "device", "steps", "minutes", "save_every_s", "log_every")
+    same = {name: value for name, value in to_plain(config).items() if name not in free}
+    stage = Stage("depth", model, config, config.out, same=same, state_file="checkpoint.pt")
+    write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     held_out = load_images(config.scenes, size, held_out=True, device=device)
-    model = stage.module
     if not stage.done:
         images = load_images(config.scenes, size, held_out=False, device=device)
-        stage.train(make_loss(config, model, images))
+
+        def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+            rng = np.random.default_rng((config.seed, step))
+            pixels_01, target = training_batch(images, config.batch, rng, config.augment, device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+                predicted = predict(model, pixels_01)
+            return depth_loss(predicted.float(), target, config.edges), {}
+
+        stage.train(loss)
     metrics = measure_depth(model, held_out.pixels_u8, held_out.depth_u16, device)
     log.info("held out: %s", ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     manifest = stages_manifest("depth", model, [stage], config, config.seed, device=device, held_out=metrics)

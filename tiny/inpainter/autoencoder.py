@@ -41,25 +41,6 @@ class LatentsConfig(CheckedSettings):
     )
 
 
-def crops_with_holes(images_u8: np.ndarray, config: LatentsConfig, step: int) -> Tensor:
-    """The batch of (seed, step) from images (n, h, w, 3): (b, 3, crop, crop) in [-1, 1].
-
-    Some have a box of mid-grey, as the encoder will see images with a hole too.
-    """
-    rng = np.random.default_rng((config.loop.seed, step))
-    limit = images_u8.shape[1] - config.crop + 1
-    batch = np.empty((config.loop.batch, config.crop, config.crop, 3), np.float32)
-    for row, index in enumerate(rng.integers(len(images_u8), size=len(batch))):
-        top, left = rng.integers(limit, size=2)
-        crop = images_u8[index, top : top + config.crop, left : left + config.crop]
-        batch[row] = crop[:, :: rng.choice((1, -1)), rng.permutation(3)] / 127.5 - 1
-        if rng.random() < 0.3:
-            y, x = rng.integers(0, config.crop, size=2)
-            height, width = rng.integers(12, 48, size=2)
-            batch[row, y : y + height, x : x + width] = 0
-    return torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-
-
 def train_autoencoder(
     config: LatentsConfig, images_u8: np.ndarray, out: Path
 ) -> tuple[AutoencoderTiny, Stage]:
@@ -73,7 +54,18 @@ def train_autoencoder(
 
     @torch.autocast("cpu", torch.bfloat16, enabled=config.loop.bf16)
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        image = crops_with_holes(images_u8, config, step)
+        """On random crops; some have a box of mid-grey, as the encoder will see images with a hole too."""
+        rng = np.random.default_rng((config.loop.seed, step))
+        batch = np.empty((config.loop.batch, config.crop, config.crop, 3), np.float32)
+        for row, index in enumerate(rng.integers(len(images_u8), size=len(batch))):
+            top, left = rng.integers(images_u8.shape[1] - config.crop + 1, size=2)
+            crop = images_u8[index, top : top + config.crop, left : left + config.crop]
+            batch[row] = crop[:, :: rng.choice((1, -1)), rng.permutation(3)] / 127.5 - 1
+            if rng.random() < 0.3:
+                y, x = rng.integers(0, config.crop, size=2)
+                height, width = rng.integers(12, 48, size=2)
+                batch[row, y : y + height, x : x + width] = 0
+        image = torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         latents = vae.encode(image).latents
         error = nn.functional.mse_loss(vae.decode(latents).sample.float(), image)
         flat = latents.float()
