@@ -90,8 +90,11 @@ def file_sha256(path: Path | str) -> str:
         status = path.stat()
         key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
         if key not in _HASHES:
+            digest = hashlib.sha256()
             with path.open("rb") as handle:
-                _HASHES[key] = hashlib.file_digest(handle, "sha256").hexdigest()
+                while block := handle.read(1 << 20):
+                    digest.update(block)
+            _HASHES[key] = digest.hexdigest()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {_reason(error)}") from error
     return _HASHES[key]

@@ -19,7 +19,7 @@ PLAUSIBLE = (0.01, 0.97)  # fraction of the image that an object may fill (chose
 GRABCUT_SIDE = 320  # pixels; GrabCut colours need no more, and its time grows with the area
 ITERATIONS = 5
 RIM_FRACTION = 0.02  # fraction of each side that is taken as background
-PLAIN_FRACTION = 0.6  # of the rim in one colour makes a plain background
+PLAIN_RIM = 0.6  # of the rim in one colour makes a plain background
 SAME_COLOUR = 12.0  # largest Lab distance (8-bit scale) of rim pixels to that colour
 OTHER_COLOUR = 25.0  # smallest Lab distance of pixels that stand out from it
 CENTRALITY = 0.35  # distance from the middle, as a fraction of the image, at which a piece counts 1/e
@@ -114,7 +114,7 @@ def _start(rgb_u8: np.ndarray, box01: Box01 | None) -> np.ndarray:
     rim[top : min(h - 1, round(y1 * h)), left : min(w - 1, round(x1 * w))] = False
     lab = cv2.cvtColor(rgb_u8, cv2.COLOR_RGB2LAB).astype(np.float32)
     distance = np.linalg.norm(lab - np.median(lab[rim], axis=0), axis=2)
-    plain = (distance[rim] < SAME_COLOUR).mean() > PLAIN_FRACTION
+    plain = (distance[rim] < SAME_COLOUR).mean() > PLAIN_RIM
     start = np.where(rim, cv2.GC_BGD, cv2.GC_PR_FGD)
     if plain:
         differs = distance > OTHER_COLOUR

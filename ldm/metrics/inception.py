@@ -20,8 +20,8 @@ CLASSES = 1008
 Kernel = int | tuple[int, int]
 # Branches of the published blocks: convolutions one after the other as "name channels kernel"; those joined
 # by & see the same input, W stands for the width of a block.
-ROUND = ("1x1 64 1", "5x5_1 48 1, 5x5_2 64 5", "3x3dbl_1 64 1, 3x3dbl_2 96 3, 3x3dbl_3 96 3")
-SHRINK_35 = ("3x3 384 3", ROUND[2])
+BLOCK_35 = ("1x1 64 1", "5x5_1 48 1, 5x5_2 64 5", "3x3dbl_1 64 1, 3x3dbl_2 96 3, 3x3dbl_3 96 3")
+SHRINK_35 = ("3x3 384 3", BLOCK_35[2])
 LONG = (
     "1x1 192 1",
     "7x7_1 W 1, 7x7_2 W 1x7, 7x7_3 192 7x1",
@@ -101,7 +101,7 @@ class Inception(nn.Module):
         self.Conv2d_3b_1x1 = Conv(64, 80, 1)
         self.Conv2d_4a_3x3 = Conv(80, 192, 3)
         for name, before, pooled in (("5b", 192, 32), ("5c", 256, 64), ("5d", 288, 64)):
-            self.add_module(f"Mixed_{name}", Mixed(before, ROUND, pooled=pooled))
+            self.add_module(f"Mixed_{name}", Mixed(before, BLOCK_35, pooled=pooled))
         self.Mixed_6a = Mixed(288, SHRINK_35, "halve")
         for name, width in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):
             self.add_module(f"Mixed_{name}", Mixed(768, LONG, width=width))

@@ -33,7 +33,7 @@ from llava_bifrost.placement.search import (
     plan,
     visible_fraction,
 )
-from llava_bifrost.placement.sizes import RELIEF, ROUND, ROUND_RELIEF, size_at_one
+from llava_bifrost.placement.sizes import RELIEF, ROUND_NOUNS, ROUND_RELIEF, size_at_one
 
 # All are chosen by looking at answers in rendered rooms.
 FACTORS = (1.0, 0.75, 1.25, 0.5)  # sizes that are tried in turn: rather another size than no place
@@ -90,7 +90,7 @@ def place_object(
     view = View(depth_01, fit_ground(depth_01), dict(anchors))
     unit_px = size_at_one(request.target, named, anchors, view.ground, size_hw, item.relative_size)
     touching = [name for phrase, name in request.relations if PHRASES[phrase] in (*UPON, "under")]
-    relief = ROUND_RELIEF if request.target.split()[-1] in ROUND else RELIEF
+    relief = ROUND_RELIEF if request.target.split()[-1] in ROUND_NOUNS else RELIEF
     reasons: list[str] = []
     for factor in FACTORS:
         extent = ObjectExtent(unit_px * factor, item.aspect, relief)

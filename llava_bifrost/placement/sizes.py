@@ -36,7 +36,7 @@ SIZES: dict[str, float] = {
     "skateboard": 0.35, "snowboard": 0.7,
 }  # fmt: skip
 # Objects that touch the ground behind their lowest visible point: their middle is much nearer than that.
-ROUND = {"ball", "sphere", "egg", "capsule", "balloon", "globe", "apple", "orange", "pumpkin", "melon"}
+ROUND_NOUNS = {"ball", "sphere", "egg", "capsule", "balloon", "globe", "apple", "orange", "pumpkin", "melon"}
 RELIEF, ROUND_RELIEF = 0.06, 0.36  # by which the middle is nearer, in units of width times scale; chosen
 COMMON = 0.4  # metres, of a target that is not in the table beside an anchor that is; chosen
 EDGE = 0.01  # of the image; what comes closer to its border may be cut off; chosen

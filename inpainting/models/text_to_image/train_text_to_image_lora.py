@@ -30,6 +30,7 @@ from inpainting.models.text_to_image.rca import region_kwargs
 from inpainting.models.text_to_image.sample import known_channels
 from inpainting.tokens import ENCODINGS, encode_plans, plan_tokens
 from ldm.denoise import noise_for
+from ldm.device import DTYPES
 from ldm.files import write_atomic
 from ldm.seeds import seed_of
 from ldm.settings.cli import new_app, run_module
@@ -44,7 +45,6 @@ log = logging.getLogger(__name__)
 HELP = "Train a LoRA of the inpainter; the same command again continues an interrupted run."
 ADAPTER = "default"
 TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,8 @@ def train(config: TrainLoraConfig) -> Path:
     """Train; returns the file of the best LoRA. The same call again continues."""
     out = config.project_dir
     accelerator = make_accelerator(config.fit, out)
-    model = load_inpainter(config.pretrained, dtype=DTYPES[config.fit.precision])
+    dtype = DTYPES.get(config.fit.precision, torch.float32)  # "no" is full precision
+    model = load_inpainter(config.pretrained, dtype=dtype)
     add_lora(model.unet, config.lora, config.fit.seed)
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
