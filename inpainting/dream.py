@@ -196,7 +196,28 @@ def run_dream(settings: DreamSettings) -> None:
     pair_masks(masks, known, settings.negatives)
     painter_folder(settings)
     with timer.stage("write"):
-        prompts, facts = write_prompts(settings, image.rgb_u8, masks, known)
+        writer, facts = None, {}
+        if not all(known):
+            folder = settings.prompter
+            if folder is not None and not folder.is_dir():
+                raise ValueError(f"{folder}: no such folder of a prompt writer (--prompter)")
+            asked = find_files(folder, settings.adapter).config
+            if asked.question == "discover":
+                colors_of_masks(asked, known)  # before weights are read
+            writer = PromptWriter.load(
+                folder, settings.adapter, settings.device, settings.dtype, settings.precision
+            )
+            facts = {
+                "card": to_plain(writer.config),
+                "weights": writer.weights(),
+                "folder": writer.mllm.folder,
+            }
+        prompts = write_missing(image.rgb_u8, masks, known, writer, settings.decoding)
+        if writer is not None:
+            facts["prompts"] = prompts.rows()
+            for row in prompts.rows():
+                log.info("%s (%s): %s", row["color"], "written" if row["written"] else "given", row["prompt"])
+        del writer  # frees its memory for the painter
     result = paint(
         image.rgb_u8,
         pair_masks(masks, prompts.texts, settings.negatives),
@@ -211,29 +232,6 @@ def run_dream(settings: DreamSettings) -> None:
     result = replace(result, report=report)
     sheet_u8 = Dream(prompts, result).sheet(image.rgb_u8) if settings.sheet else None
     save_painting(settings, image, result, sheet_u8, {"command": "dream", "prompter": facts})
-
-
-def write_prompts(
-    settings: DreamSettings, image_u8: np.ndarray, masks: Sequence[np.ndarray], known: Sequence[str]
-) -> tuple[Prompts, dict[str, Any]]:
-    """The prompts, and what decided them. The prompt writer's memory is free again afterwards.
-
-    ValueError, before weights are read, where the prompt writer does not suit the masks.
-    """
-    if all(known):
-        return write_missing(image_u8, masks, known, None), {}
-    folder = settings.prompter
-    if folder is not None and not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder of a prompt writer (--prompter)")
-    files = find_files(folder, settings.adapter)
-    if files.config.question == "discover":
-        colors_of_masks(files.config, known)
-    writer = PromptWriter.load(folder, settings.adapter, settings.device, settings.dtype, settings.precision)
-    prompts = write_missing(image_u8, masks, known, writer, settings.decoding)
-    for row in prompts.rows():
-        log.info("%s (%s): %s", row["color"], "written" if row["written"] else "given", row["prompt"])
-    facts = {"card": to_plain(writer.config), "weights": writer.weights(), "folder": writer.mllm.folder}
-    return prompts, {**facts, "prompts": prompts.rows()}
 
 
 def legend(prompts: Prompts, width: int) -> np.ndarray:

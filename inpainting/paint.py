@@ -106,7 +106,14 @@ def run_paint(settings: PaintSettings) -> None:
         samples=settings.num_samples,
         progress=sys.stderr.isatty(),
     )
-    save_painting(settings, image, result, sheet_of(image.rgb_u8, result) if settings.sheet else None)
+    sheet_u8 = None
+    if settings.sheet:
+        cells = [image.rgb_u8, colored(image.rgb_u8, result.regions), *result.images_u8]
+        titles = ["image", "regions", *(f"seed {seed}" for seed in result.seeds)]
+        named = zip(palette(len(result.regions)), result.regions, strict=True)
+        label = "; ".join(f"{color}: {region.prompt}" for color, region in named)
+        sheet_u8 = grid([cells], titles, [label])
+    save_painting(settings, image, result, sheet_u8)
 
 
 def save_painting(
@@ -149,14 +156,6 @@ def load_painter(settings: PaintSettings) -> Inpainter:
     dtype = pick_dtype(settings.dtype, device)
     folder, scale = painter_folder(settings), settings.lora_scale
     return load_inpainter(folder, settings.lora, lora_scale=scale, device=device, dtype=dtype)
-
-
-def sheet_of(image_u8: np.ndarray, result: PaintResult) -> np.ndarray:
-    """Image, coloured regions and all samples in one row, (h, w, 3) uint8; the label says what is where."""
-    cells = [image_u8, colored(image_u8, result.regions), *result.images_u8]
-    titles = ["image", "regions", *(f"seed {seed}" for seed in result.seeds)]
-    named = zip(palette(len(result.regions)), result.regions, strict=True)
-    return grid([cells], titles, ["; ".join(f"{color}: {region.prompt}" for color, region in named)])
 
 
 def colored(image_u8: np.ndarray, regions: Sequence[RegionPrompt], colors: Sequence[str] = ()) -> np.ndarray:

@@ -48,17 +48,12 @@ ANSWER_MARK = "Answer: "
 TEMPLATE = "llava_v1"  # name in ldm.mllm.templates: renders a question as CHAT does
 CHAT = LLAVA_SYSTEM + " USER: <image>\n{question} ASSISTANT:"
 CAPTION_START = "The image shows"  # the caption of a crop continues these words
+CAPTION_QUESTION = (
+    "What are the details of this image containing {concept} in a short sentence? Ignore the painting style."
+)
+CAPTION_PROMPT = f"{CHAT.format(question=CAPTION_QUESTION)} {CAPTION_START}"  # about the crop of one object
 # What a model without adapter is asked (LLaVA-Prompt); its whole answer is the prompt.
 LLAVA_PROMPT = "Write 1 text prompt that describes a reasonable object to be inserted in the gray area."
-
-
-def caption_prompt(concept: str) -> str:
-    """What LLaVA-NeXT is asked about the crop of one object."""
-    question = (
-        f"What are the details of this image containing {concept} in a short sentence? "
-        "Ignore the painting style."
-    )
-    return f"{CHAT.format(question=question)} {CAPTION_START}"
 
 
 def discover_question(colors: Sequence[str]) -> str:

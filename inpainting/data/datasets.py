@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
+from datasets.sources.readers import images_in
 from inpainting.data.choice import (
     MaskManifest,
     PaintingOptions,
@@ -25,7 +26,7 @@ from inpainting.data.choice import (
     crop_mask,
     layout_rows,
 )
-from inpainting.data.paintings import Painting, list_paintings, painting_description, read_source
+from inpainting.data.paintings import ANNOTATIONS, SPLITS, Painting, painting_description, read_source
 from inpainting.tokens import plan_tokens
 from ldm.files import read_json
 from ldm.journal import in_order
@@ -50,7 +51,18 @@ class PaintingItems(Dataset[dict[str, Any]]):
         self.data_dir, self.split, self.seed, self.epoch = data_dir, split, seed, 0
         self.paintings: list[Painting] = []
         self.left_out: dict[str, str] = {}
-        for painting in list_paintings(self.data_dir, split):
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        folder = data_dir / "images" / split
+        if not folder.is_dir():
+            raise ValueError(
+                f"there is no folder {folder}; `python -m inpainting.data.ops build` makes the data"
+            )
+        for path in images_in(folder):
+            stem = path.stem
+            painting = Painting(stem, path, data_dir / "masks" / stem, data_dir / "entities" / stem)
+            if not (painting.entities / ANNOTATIONS).is_file():
+                continue
             try:
                 painting.read_captions()
                 self.paintings.append(painting)

@@ -77,20 +77,6 @@ class Painting:
         return read_mask(self.masks / f"{name}.png", size=size)
 
 
-def list_paintings(data_dir: Path, split: str) -> list[Painting]:
-    """The images of a split that have entities, sorted by name."""
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    folder = data_dir / "images" / split
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; `python -m inpainting.data.ops build` makes the data")
-    paintings = (
-        Painting(path.stem, path, data_dir / "masks" / path.stem, data_dir / "entities" / path.stem)
-        for path in images_in(folder)
-    )
-    return [painting for painting in paintings if (painting.entities / ANNOTATIONS).is_file()]
-
-
 def read_entities(path: Path) -> list[Entity]:
     """The entries of an annotations.json, checked."""
     entities = []

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from inpainting.data.downloader import build_app
-from inpainting.data.steps.downloads import DownloadSettings, fetch_images, image_address
+from inpainting.data.steps.downloads import DownloadSettings, fetch_images
 from ldm.settings.cli import run_app
 from tests.loopback import COLUMNS, Server, jpeg, serving
 
@@ -33,10 +33,13 @@ def quick(folder: Path, rows: Path, **more: object) -> DownloadSettings:
     return DownloadSettings(output_dir=folder / "images", csv=rows, threads=3, wait=0.0, timeout=5.0, **more)  # type: ignore[arg-type]
 
 
-def test_addresses_are_the_published_ones() -> None:
-    assert image_address("http://x/y.jpg", "HalfHD") == "http://x/y.jpg!HalfHD.jpg"
-    assert image_address("http://x/y.jpeg", "Large") == "http://x/y.jpeg!Large.jpeg"
-    assert image_address("http://x/y.png", "") == "http://x/y.png"
+def test_addresses_are_the_published_ones(tmp_path: Path) -> None:
+    rows = tmp_path / "w.csv"
+    rows.write_text("file_name,url,modifier\na.jpg,x/y.jpg,HalfHD\nb.jpg,x/y.jpeg,Large\nc.png,x/y.png,\n")
+    with pytest.raises(ValueError, match="3 images failed"):
+        fetch_images(quick(tmp_path, rows))
+    failed = csv.DictReader((tmp_path / "images_failed.csv").open())
+    assert [row["url"] for row in failed] == ["x/y.jpg!HalfHD.jpg", "x/y.jpeg!Large.jpeg", "x/y.png"]
 
 
 def test_images_arrive_and_only_missing_ones_are_asked_for(address: str, tmp_path: Path) -> None:

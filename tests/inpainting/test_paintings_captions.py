@@ -27,11 +27,10 @@ from inpainting.data.steps.describe import (
     caption_crops,
     continuation,
     describe_paintings,
-    grounded_entry,
     open_model,
 )
 from inpainting.data.steps.regions import RegionSettings, make_entities
-from inpainting.prompts import CAPTION_START, KOSMOS_PROMPT, caption_prompt, discover_prompt
+from inpainting.prompts import CAPTION_PROMPT, CAPTION_START, KOSMOS_PROMPT, discover_prompt
 from tests.inpainting.painting_set import REGIONS, PaintingSet, killed, tree, write_set
 from tests.inpainting.small_kosmos import small_kosmos
 from tests.ldm.small_mllm import small_folder
@@ -76,7 +75,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_caption_is_what_follows_the_question(llava_next: Path) -> None:
     tokenizer = open_model(str(llava_next)).processor.tokenizer
-    question = caption_prompt("a dog").replace("<image>", "")
+    question = CAPTION_PROMPT.format(concept="a dog").replace("<image>", "")
     for answer in (" the red cube behind the sofa.", ", output the box."):
         ids = torch.tensor(tokenizer(question + answer)["input_ids"])
         asked = len(tokenizer(question)["input_ids"])
@@ -86,7 +85,7 @@ def test_a_caption_is_what_follows_the_question(llava_next: Path) -> None:
 
 
 def test_prompts_are_those_of_the_released_models() -> None:
-    assert caption_prompt("a dog") == (
+    assert CAPTION_PROMPT.format(concept="a dog") == (
         "A chat between a curious human and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the human's questions. "
         "USER: <image>\nWhat are the details of this image containing a dog in a short sentence? "
@@ -275,7 +274,7 @@ def test_kosmos_describes_and_continues(made: PaintingSet, tmp_path: Path) -> No
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 
 
-def test_kosmos_boxes_become_entities(tmp_path: Path) -> None:
+def test_kosmos_boxes_become_entities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mllm = open_model(str(small_kosmos(tmp_path)), "full")
     text = (
         "<image> </image><grounding> Question: What are the details of this painting? Answer: It shows"
@@ -283,7 +282,10 @@ def test_kosmos_boxes_become_entities(tmp_path: Path) -> None:
         "<phrase> two men</phrase><object><patch_index_0033><patch_index_0066></delimiter_of_multi_objects/>"
         "<patch_index_0100><patch_index_0200></object>."
     )
-    entry = grounded_entry(*mllm.processor.post_process_generation(text))
+    images = [np.zeros((20, 30, 3), np.uint8), np.full((30, 20, 3), 255, np.uint8)]
+    assert len(describe_paintings(mllm, images, 4)) == 2
+    monkeypatch.setattr(mllm.processor, "batch_decode", lambda *_, **__: [text])
+    entry = describe_paintings(mllm, images[:1], 4)[0]
     description = "Question: What are the details of this painting? Answer: It shows a dog and two men."
     assert entry["description"] == description
     assert list(entry["entities"]) == ["a dog", "two men"]
@@ -291,9 +293,7 @@ def test_kosmos_boxes_become_entities(tmp_path: Path) -> None:
     assert description[start:end] == "two men"
     assert entry["entities"]["a dog"]["bboxes"] == [[0.5 / 32, 0.5 / 32, 15.5 / 32, 16.5 / 32]]
     assert len(entry["entities"]["two men"]["bboxes"]) == 2
-    twice = grounded_entry(
-        "x", [("a cat", (0, 5), [(0.0, 0.0, 0.5, 0.5)]), ("a cat", (9, 14), [(0.5, 0.5, 1.0, 1.0)])]
-    )
+    phrases = [("a cat", (0, 5), [(0.0, 0.0, 0.5, 0.5)]), ("a cat", (9, 14), [(0.5, 0.5, 1.0, 1.0)])]
+    monkeypatch.setattr(mllm.processor, "post_process_generation", lambda _: ("x", phrases))
+    twice = describe_paintings(mllm, images[:1], 4)[0]
     assert len(twice["entities"]["a cat"]["bboxes"]) == 2
-    images = [np.zeros((20, 30, 3), np.uint8), np.full((30, 20, 3), 255, np.uint8)]
-    assert len(describe_paintings(mllm, images, 4)) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from pathlib import Path
@@ -22,10 +23,10 @@ from inpainting.data.steps.regions import (
     grounded_regions,
     make_entities,
     make_masks,
+    mask_files,
     pixel_box,
     read_grounded,
     region_crop,
-    region_mask,
 )
 from inpainting.data.steps.roots import RootSettings, extract_roots
 from ldm.journal import Journal, JournalReader, in_order
@@ -59,8 +60,10 @@ def test_regions_are_numbered_over_the_entities_that_stay() -> None:
 def test_several_boxes_are_one_mask_and_a_collage() -> None:
     image = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
     boxes = [(0, 0, 4, 6), (10, 5, 20, 8), (2, 2, 5, 5)]
-    mask = region_mask(boxes, (20, 30))
-    assert mask.sum() == 24 + 30 + 9 - 6
+    (mask_png,) = mask_files(Path(), image, [ObjectRegion("mask_0", "a dog", tuple(boxes))]).values()
+    mask_u8 = np.array(Image.open(io.BytesIO(mask_png)))
+    assert set(np.unique(mask_u8)) == {0, 255}
+    assert np.count_nonzero(mask_u8) == 24 + 30 + 9 - 6
     collage = region_crop(image, boxes)
     assert collage.shape == (2 * 6, 2 * 10, 3)  # cells of the largest height and width, a square grid
     assert (collage[:6, :4] == image[:6, :4]).all()

@@ -20,7 +20,7 @@ from PIL import Image
 
 from inpainting.data.batches import ProcessSettings, run_batches, shard_paths
 from inpainting.data.paintings import image_map, write_object
-from inpainting.prompts import CAPTION_START, KOSMOS_PROMPT, caption_prompt
+from inpainting.prompts import CAPTION_PROMPT, CAPTION_START, KOSMOS_PROMPT
 from ldm.images import read_image
 from ldm.journal import Journal, JournalReader
 from ldm.mllm.load import Mllm, four_bit_works, load_four_bit, load_mllm
@@ -67,7 +67,7 @@ def caption_crops(
     processor = mllm.processor
     processor.tokenizer.padding_side = "left"
     inputs = processor(
-        text=[caption_prompt(concept) for concept in concepts],
+        text=[CAPTION_PROMPT.format(concept=concept) for concept in concepts],
         images=[Image.fromarray(crop) for crop in crops_u8],
         padding=True,
         return_tensors="pt",
@@ -100,24 +100,25 @@ def continuation(tokenizer: Any, ids: torch.Tensor, length: int) -> str:
 def describe_paintings(
     mllm: Mllm, images_u8: Sequence[np.ndarray], max_new_tokens: int
 ) -> list[dict[str, Any]]:
-    """The entry of annotations.json of each image (h, w, 3) uint8: description, phrases and their boxes."""
+    """The entry of annotations.json of each image (h, w, 3) uint8: description, phrases and their boxes.
+
+    Kosmos-2 gives (phrase, (start, end), boxes); the boxes of a repeated phrase are united.
+    """
     processor = mllm.processor
     images = [Image.fromarray(image) for image in images_u8]
     inputs = processor(text=[KOSMOS_PROMPT] * len(images), images=images, return_tensors="pt")
     inputs = inputs.to(mllm.device, mllm.model.dtype)
     with torch.inference_mode():
         written = mllm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    texts = processor.batch_decode(written, skip_special_tokens=True)
-    return [grounded_entry(*processor.post_process_generation(text)) for text in texts]
-
-
-def grounded_entry(description: str, phrases: Sequence[Any]) -> dict[str, Any]:
-    """Kosmos-2's (phrase, (start, end), boxes) as one entry; the boxes of a repeated phrase are united."""
-    entities: dict[str, Any] = {}
-    for phrase, (start, end), boxes in phrases:
-        entity = entities.setdefault(phrase, {"startend": [start, end], "bboxes": []})
-        entity["bboxes"] += [list(box) for box in boxes if list(box) not in entity["bboxes"]]
-    return {"description": description, "entities": entities}
+    entries = []
+    for text in processor.batch_decode(written, skip_special_tokens=True):
+        description, phrases = processor.post_process_generation(text)
+        entities: dict[str, Any] = {}
+        for phrase, (start, end), boxes in phrases:
+            entity = entities.setdefault(phrase, {"startend": [start, end], "bboxes": []})
+            entity["bboxes"] += [list(box) for box in boxes if list(box) not in entity["bboxes"]]
+        entries.append({"description": description, "entities": entities})
+    return entries
 
 
 def annotate_images(settings: AnnotateSettings) -> bool:

@@ -54,7 +54,12 @@ class DownloadSettings(CheckedSettings):
 def fetch_images(settings: DownloadSettings) -> None:
     """Fetch every image that is not there; run again to try the failures again."""
     table = read_rows(settings.csv, ("file_name", "url"))
-    rows = [(row["file_name"], image_address(row["url"], row.get("modifier", ""))) for row in table]
+    rows: list[tuple[str, str]] = []  # file name, address
+    for entry in table:
+        url, modifier = entry["url"], entry.get("modifier", "")
+        # Address of one size of an image, as published: a.jpg, Large -> a.jpg!Large.jpg
+        address = f"{url}!{modifier}.{url.rpartition('.')[2]}" if modifier else url
+        rows.append((entry["file_name"], address))
     folder = settings.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     intact = in_order(lambda row: is_intact(folder / row[0], settings.verify), rows, settings.threads)
@@ -82,12 +87,20 @@ def fetch_images(settings: DownloadSettings) -> None:
             if reason:
                 failed.append((*row, reason))
                 bar.set_postfix(failed=len(failed))
-    report_failures(settings, len(rows), failed)
-
-
-def image_address(url: str, modifier: str) -> str:
-    """Address of one size of an image, as published: a.jpg, Large -> a.jpg!Large.jpg"""
-    return f"{url}!{modifier}.{url.rpartition('.')[2]}" if modifier else url
+    failures = settings.failures or folder.with_name(f"{folder.name}_failed.csv")
+    there = len(rows) - len(failed)
+    log.info("%d of %d images are in %s", there, len(rows), folder)
+    if not failed:
+        failures.unlink(missing_ok=True)  # of an earlier run
+        return
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("file_name", "url", "reason"), *failed])
+    write_atomic(failures, text.getvalue().encode())
+    named = "; ".join(f"{name}: {reason}" for name, _, reason in failed[:SHOWN])
+    message = f"{len(failed)} images failed ({named}), all in {failures}; run again to try them again"
+    if not there:
+        raise ValueError(message)
+    log.warning("%s", message)
 
 
 def is_intact(path: Path, verify: bool) -> bool:
@@ -110,7 +123,7 @@ def fetch_image(file_name: str, url: str, settings: DownloadSettings, client: ht
             longest = min(LONGEST_WAIT_S, settings.wait * 2 ** (number - 1))
             time.sleep(longest * random.uniform(0.5, 1))
         try:
-            return encode_like(file_name, fetch_bytes(url, client))
+            return fetch_once(file_name, url, client)
         except PermanentError:
             raise
         except ValueError as error:
@@ -118,8 +131,11 @@ def fetch_image(file_name: str, url: str, settings: DownloadSettings, client: ht
     raise ValueError(f"{reason} ({settings.attempts} tries)")
 
 
-def fetch_bytes(url: str, client: httpx.Client) -> bytes:
-    """A whole answer with status 200. PermanentError: it will not come; ValueError: it may come next time."""
+def fetch_once(file_name: str, url: str, client: httpx.Client) -> bytes:
+    """A whole image as RGB in the format of its name, with Pillow's defaults.
+
+    PermanentError: it will not come; ValueError: it may come next time.
+    """
     if not url.startswith(("http://", "https://")):
         raise PermanentError(f"only http and https addresses are fetched, got {url!r}")
     data = bytearray()
@@ -138,11 +154,6 @@ def fetch_bytes(url: str, client: httpx.Client) -> bytes:
         raise PermanentError(str(error)) from None
     except httpx.HTTPError as error:
         raise ValueError(str(error) or type(error).__name__) from None
-    return bytes(data)
-
-
-def encode_like(file_name: str, data: bytes) -> bytes:
-    """Decode a whole image and write it as RGB in the format of its name, with Pillow's defaults."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             rgb = image.convert("RGB")
@@ -151,24 +162,3 @@ def encode_like(file_name: str, data: bytes) -> bytes:
     except DECODER_ERRORS as error:
         raise ValueError(f"no readable image among {len(data)} bytes: {error}") from None
     return buffer.getvalue()
-
-
-def report_failures(settings: DownloadSettings, total: int, failed: list[tuple[str, str, str]]) -> None:
-    """Write the table of failures, or remove the one of an earlier run."""
-    folder = settings.output_dir
-    table = settings.failures or folder.with_name(f"{folder.name}_failed.csv")
-    there = total - len(failed)
-    log.info("%d of %d images are in %s", there, total, folder)
-    if not failed:
-        table.unlink(missing_ok=True)
-        return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file_name", "url", "reason"])
-    writer.writerows(failed)
-    write_atomic(table, text.getvalue().encode())
-    named = "; ".join(f"{name}: {reason}" for name, _, reason in failed[:SHOWN])
-    message = f"{len(failed)} images failed ({named}), all in {table}; run again to try them again"
-    if not there:
-        raise ValueError(message)
-    log.warning("%s", message)

@@ -78,7 +78,17 @@ def fetch_annotations(settings: FetchSettings) -> None:
             path.replace(out / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    record_hashes(settings, list(files))
+    record_path = out / HASHES
+    record = read_json(record_path) if record_path.is_file() else {}
+    source = ", ".join(map(str, settings.copies)) or f"{settings.repository}@{settings.revision}"
+    for name in files:
+        sha256 = file_sha256(out / name)
+        before = record.get(name, {}).get("sha256", sha256)
+        if before != sha256:
+            log.warning("%s differs from the one recorded earlier (SHA-256 %s)", name, before)
+        record[name] = {"sha256": sha256, "from": source}
+        log.info("%s: SHA-256 %s", out / name, sha256)
+    write_object(record_path, record)
 
 
 def fetch_one(source: str, settings: FetchSettings, partial: Path) -> Path:
@@ -129,18 +139,3 @@ def gather(copies: Sequence[Path], partial: Path) -> None:
             unpack(copy, partial)
         elif copy.parent != partial:
             shutil.copyfile(copy, partial / copy.name)
-
-
-def record_hashes(settings: FetchSettings, names: Sequence[str]) -> None:
-    """Write down what was fetched from where; a file that differs from an earlier record is logged."""
-    path = settings.out_dir / HASHES
-    record = read_json(path) if path.is_file() else {}
-    copies = ", ".join(map(str, settings.copies))
-    for name in names:
-        sha256 = file_sha256(settings.out_dir / name)
-        before = record.get(name, {}).get("sha256", sha256)
-        if before != sha256:
-            log.warning("%s differs from the one recorded earlier (SHA-256 %s)", name, before)
-        record[name] = {"sha256": sha256, "from": copies or f"{settings.repository}@{settings.revision}"}
-        log.info("%s: SHA-256 %s", settings.out_dir / name, sha256)
-    write_object(path, record)

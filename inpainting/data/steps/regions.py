@@ -122,10 +122,14 @@ def make_regions(
 
 
 def mask_files(folder: Path, rgb_u8: np.ndarray, regions: Sequence[ObjectRegion]) -> dict[Path, bytes]:
-    """mask_j.png of every region."""
-    size = (rgb_u8.shape[0], rgb_u8.shape[1])
-    masks = {region.name: region_mask(region.boxes_xyxy, size) for region in regions}
-    return {folder / f"{name}.png": encode_png(mask.astype(np.uint8) * 255) for name, mask in masks.items()}
+    """mask_j.png of every region: 255 in the union of its boxes."""
+    files = {}
+    for region in regions:
+        mask_u8 = np.zeros(rgb_u8.shape[:2], np.uint8)
+        for x0, y0, x1, y1 in region.boxes_xyxy:
+            mask_u8[y0:y1, x0:x1] = 255
+        files[folder / f"{region.name}.png"] = encode_png(mask_u8)
+    return files
 
 
 def entity_files(folder: Path, rgb_u8: np.ndarray, regions: Sequence[ObjectRegion]) -> dict[Path, bytes]:
@@ -197,14 +201,6 @@ def pixel_box(box_xyxy: tuple[float, float, float, float], size_hw: tuple[int, i
     box = max(0, int(x0)), max(0, int(y0)), min(w, int(x1)), min(h, int(y1))
     right_size = MIN_AREA * (h * w) <= (x1 - x0) * (y1 - y0) <= MAX_AREA * (h * w)
     return box if right_size and box[2] > box[0] and box[3] > box[1] else None
-
-
-def region_mask(boxes_xyxy: Sequence[Box], size_hw: tuple[int, int]) -> np.ndarray:
-    """Bool (h, w), the union of the boxes."""
-    mask = np.zeros(size_hw, bool)
-    for x0, y0, x1, y1 in boxes_xyxy:
-        mask[y0:y1, x0:x1] = True
-    return mask
 
 
 def region_crop(rgb_u8: np.ndarray, boxes_xyxy: Sequence[Box]) -> np.ndarray:

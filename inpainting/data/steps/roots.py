@@ -68,7 +68,16 @@ def rule_root(concept: str) -> str:
     A possessor is no root ("a woman's face" -> "face"). Without any noun a phrase that begins with an article
     ends in its root ("a reclining nude"), and any other phrase is its own.
     """
-    tagged = tags_of(concept)
+    from textblob.en import tag as penn_tags
+
+    words = WORDS.findall(concept)
+    tagged: list[tuple[str, str]] = penn_tags(" ".join(words), tokenize=False) if words else []
+    before = ""
+    for number, (word, tag) in enumerate(tagged):
+        # A verb form where only a noun can stand is a noun ("green leaves").
+        if tag in ("VB", "VBZ", "VBP") and (before in ("JJ", "DT", "CD", "PRP$") or number == 0):
+            tagged[number] = (word, "NN")
+        before = tagged[number][1]
     root = ""
     for number, (word, tag) in enumerate(tagged):
         following = tagged[number + 1] if number + 1 < len(tagged) else ("", "")
@@ -84,20 +93,6 @@ def rule_root(concept: str) -> str:
     if not root and tagged and tagged[0][1] in ("DT", "PRP$", "CD") and len(tagged) > 1:
         return tagged[-1][0]
     return root or concept
-
-
-def tags_of(concept: str) -> list[tuple[str, str]]:
-    """Words and Penn tags; a verb form where only a noun can stand is a noun ("green leaves")."""
-    from textblob.en import tag
-
-    words = WORDS.findall(concept)
-    tagged: list[tuple[str, str]] = tag(" ".join(words), tokenize=False) if words else []
-    before = ""
-    for number, (word, kind) in enumerate(tagged):
-        if kind in ("VB", "VBZ", "VBP") and (before in ("JJ", "DT", "CD", "PRP$") or number == 0):
-            tagged[number] = (word, "NN")
-        before = tagged[number][1]
-    return tagged
 
 
 def extract_roots(settings: RootSettings, redo: bool = True) -> Journal:

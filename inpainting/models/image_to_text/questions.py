@@ -112,7 +112,14 @@ def queries_for(
 
     Raises ValueError for masks that do not fit.
     """
-    check_masks(image_u8, masks)
+    if not len(masks):
+        raise ValueError("nothing to write: no mask given")
+    for number, mask in enumerate(masks, 1):
+        if mask.dtype != bool or mask.shape != image_u8.shape[:2]:
+            actual = f"{mask.dtype} {mask.shape}, its image {image_u8.shape[:2]}"
+            raise ValueError(f"mask {number} must be bool and of the image's size (h, w); it is {actual}")
+        if not mask.any():
+            raise ValueError(f"mask {number} is empty: no pixel is set")
     if len(given) != len(masks):
         raise ValueError(f"{len(given)} prompts are given for {len(masks)} masks; one each, or empty")
     if all(given):
@@ -129,18 +136,6 @@ def queries_for(
         for number, mask in enumerate(masks)
         if not given[number]
     ]
-
-
-def check_masks(image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> None:
-    """ValueError names the mask that is no bool array, of another size, empty; or says that there is none."""
-    if not len(masks):
-        raise ValueError("nothing to write: no mask given")
-    for number, mask in enumerate(masks, 1):
-        if mask.dtype != bool or mask.shape != image_u8.shape[:2]:
-            given = f"{mask.dtype} {mask.shape}, its image {image_u8.shape[:2]}"
-            raise ValueError(f"mask {number} must be bool and of the image's size (h, w); it is {given}")
-        if not mask.any():
-            raise ValueError(f"mask {number} is empty: no pixel is set")
 
 
 def pattern_of(tags: Sequence[str], given: Sequence[str] = ()) -> str:

@@ -9,10 +9,8 @@ A network that is missing leaves out its numbers alone; the report names it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -74,15 +72,6 @@ def score_prompts(options: ScoreOptions) -> None:
         name: measure_prompts(rows, models, options.seed, options.resamples) for name, rows in runs.items()
     }
     write_json(options.out, reports if len(reports) > 1 else next(iter(reports.values())))
-    text = markdown_table(reports)
-    if options.table is not None:
-        write_atomic(options.table, text.encode())
-    typer.echo(text, nl=False)
-    log.info("%s", options.out)
-
-
-def markdown_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """The published models, then each run over all regions and over the last ones."""
     table = [["model", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
     table += [
         [f"{model}, published", *(f"{x:.2f}" for x in values), "-"] for model, values in PUBLISHED.items()
@@ -93,7 +82,11 @@ def markdown_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
             measured[f"last of {report['images']} images"] = report[LAST]
         for what, numbers in measured.items():
             table.append([f"{name}, {what}", *(shown(numbers.get(key), 100) for key in COLUMNS.values())])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in table)
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in table)
+    if options.table is not None:
+        write_atomic(options.table, text.encode())
+    typer.echo(text, nl=False)
+    log.info("%s", options.out)
 
 
 build_app = single_app(command(ScoreOptions, score_prompts))

@@ -6,7 +6,6 @@ Legend: h w pixels, k regions; images are RGB (h, w, 3) uint8, masks bool (h, w)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,35 +129,23 @@ def measure_image(image: InpaintedImage, networks: Backbones, device: torch.devi
     if networks.clip_iqa is not None:
         metrics.numbers["clip_iqa"] = networks.clip_iqa.quality([result]).tolist()
         metrics.numbers["masked_clip_iqa"] = networks.clip_iqa.quality(fake).tolist()
-    if networks.clip is not None:
-        metrics.numbers |= clip_similarities(image, real, fake, networks.clip)
+    if (clip := networks.clip) is not None:
+        shown, shown_truth = (
+            clip.images([highlight(pixels_u8, mask) for mask in image.masks]) for pixels_u8 in (result, truth)
+        )
+        boxes = clip.images(fake)
+        texts = clip.texts([PADDED.format(caption) for caption in image.captions])
+        cosines = {
+            "clip_score_image2image": shown @ shown_truth.T,
+            "clip_score_text2image": shown @ texts.T,
+            "masked_clip_score_image2image": boxes @ clip.images(real).T,
+            "masked_clip_score_text2image": boxes @ clip.texts(image.captions).T,
+        }
+        metrics.numbers |= {name: np.diag(matrix).tolist() for name, matrix in cosines.items()}
+        if image.description is not None:
+            whole = clip.images([result]) @ clip.texts([image.description]).T
+            metrics.numbers["clip_score_text2image_global"] = [float(whole[0, 0])]
     return metrics
-
-
-def clip_similarities(
-    image: InpaintedImage, real: Sequence[np.ndarray], fake: Sequence[np.ndarray], clip: Clip
-) -> dict[str, list[float]]:
-    """Cosines in CLIP's space: region against region, and region against its caption.
-
-    real, fake: the regions' boxes in the original and in the result
-    """
-    shown, truth = (
-        clip.images([highlight(pixels_u8, mask) for mask in image.masks])
-        for pixels_u8 in (image.result_u8, image.truth_u8)
-    )
-    boxes, true_boxes = clip.images(fake), clip.images(real)
-    texts = clip.texts([PADDED.format(caption) for caption in image.captions])
-    cosines = {
-        "clip_score_image2image": shown @ truth.T,
-        "clip_score_text2image": shown @ texts.T,
-        "masked_clip_score_image2image": boxes @ true_boxes.T,
-        "masked_clip_score_text2image": boxes @ clip.texts(image.captions).T,
-    }
-    numbers = {name: np.diag(matrix).tolist() for name, matrix in cosines.items()}
-    if image.description is not None:
-        whole = clip.images([image.result_u8]) @ clip.texts([image.description]).T
-        numbers["clip_score_text2image_global"] = [float(whole[0, 0])]
-    return numbers
 
 
 def highlight(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -149,26 +149,21 @@ def paper_table(runs: Mapping[str, Path]) -> str:
     for model, (everything, several) in PAPER_ROWS.items():
         values = [f"{a:.2f} ({b:.2f})" for a, b in zip(everything, several, strict=True)]
         lines.append(f"| {model}, published | " + " | ".join(values) + " |")
-        if model in runs:
-            lines.append(measured_row(model, runs[model]))
+        if model not in runs:
+            continue
+        paths = [runs[model] / name for name in (ALL, MULTI)]
+        reports = [read_json(path) if path.is_file() else {} for path in paths]
+        if not any(reports):
+            raise ValueError(f"{runs[model]} holds neither {ALL} nor {MULTI}; run compute for {model} first")
+        for path, report in zip(paths, reports, strict=True):
+            if report and "with_intervals" not in report:
+                raise ValueError(f"{path}: not a report of compute")
+        cells = []
+        for name in COLUMNS:
+            factor = 100 if name in PERCENT else 1
+            tables = (report.get("with_intervals", {}) for report in reports)
+            of_all, of_several = (shown(table.get(name), factor) for table in tables)
+            cells.append(of_all + ("" if of_several == "-" else f" ({of_several})"))
+        images = "; ".join(f"n = {report['images']}" for report in reports if report)
+        lines.append(f"| {model}, here ({images}) | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def measured_row(model: str, folder: Path) -> str:
-    """The row of a run."""
-    paths = [folder / name for name in (ALL, MULTI)]
-    reports = [read_json(path) if path.is_file() else {} for path in paths]
-    if not any(reports):
-        raise ValueError(f"{folder} holds neither {ALL} nor {MULTI}; run compute for {model} first")
-    for path, report in zip(paths, reports, strict=True):
-        if report and "with_intervals" not in report:
-            raise ValueError(f"{path}: not a report of compute")
-    cells = []
-    for name in COLUMNS:
-        factor = 100 if name in PERCENT else 1
-        everything, several = (
-            shown(report.get("with_intervals", {}).get(name), factor) for report in reports
-        )
-        cells.append(everything + ("" if several == "-" else f" ({several})"))
-    images = "; ".join(f"n = {report['images']}" for report in reports if report)
-    return f"| {model}, here ({images}) | " + " | ".join(cells) + " |"

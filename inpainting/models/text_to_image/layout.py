@@ -59,18 +59,14 @@ def log_visibility(
     """
     cells = shrink_masks(masks, size_hw, layout)
     background = ~cells.any(dim=1, keepdim=True)
-    outside = _fading(cells, soft_cells) if soft_cells > 0 else torch.full(cells.shape, float("-inf"))
-    hidden = outside.to(masks.device).masked_fill(cells | background, 0.0)
+    outside = np.full(cells.shape, -np.inf, np.float32)
+    if soft_cells > 0:
+        flat = cells.flatten(0, 1).cpu().numpy().astype(np.uint8)
+        for row, region in zip(outside.reshape(flat.shape), flat, strict=True):
+            if region.any():
+                distance = cv2.distanceTransform(1 - region, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+                fading = -0.5 * (distance / soft_cells) ** 2
+                row[:] = np.where(distance < REACH * soft_cells, fading, -np.inf)
+    hidden = torch.from_numpy(outside).to(masks.device).masked_fill(cells | background, 0.0)
     shared = hidden.new_zeros(len(masks), 1, *size_hw)
     return torch.cat([shared, hidden], dim=1).flatten(2)
-
-
-def _fading(cells: Tensor, width: float) -> Tensor:
-    """-d^2 / 2 width^2 of every cell's distance d to each region, -inf from REACH widths on."""
-    flat = cells.flatten(0, 1).cpu().numpy().astype(np.uint8)
-    result = np.full(flat.shape, -np.inf, np.float32)
-    for row, region in zip(result, flat, strict=True):
-        if region.any():
-            distance = cv2.distanceTransform(1 - region, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-            row[:] = np.where(distance < REACH * width, -0.5 * (distance / width) ** 2, -np.inf)
-    return torch.from_numpy(result).reshape(cells.shape)

@@ -100,7 +100,11 @@ def load_inpainter(
     folder = Path(folder)
     config = read_inpainter_config(folder)
     named = lora or (folder / config.lora if config.lora else None)
-    file = lora_file(Path(named)) if named else None
+    file = Path(named) if named else None
+    if file is not None:
+        file = file / LORA_FILE if file.is_dir() else file
+        if not file.is_file():
+            raise ValueError(f"{file}: no such LoRA file")
     blocks = read_json(folder / "unet" / "config.json")
     changes = {key: stock(blocks[key]) for key in BLOCKS if key in blocks}
     unet = load_network(UNet2DConditionModel, folder / "unet", dtype, **changes)
@@ -108,8 +112,18 @@ def load_inpainter(
         raise ValueError(
             f"{folder}/unet: takes {unet.config.in_channels} channels, an inpainting model {CHANNELS}"
         )
-    if file is not None:
-        load_lora(unet, file, lora_scale)
+    if file is not None:  # W + scale alpha / r (up down), merged, so that the layers stay stock ones
+        source = open_weights(file)
+        weights = {key: source.read(key).to(dtype) for key in source.shapes}
+        check_lora(unet, weights, file)
+        header: dict[str, str] = {}
+        if file.suffix == ".safetensors":  # newer diffusers writes rank and alpha there; else alpha is r
+            with safe_open(file, "pt") as opened:
+                header = opened.metadata() or {}
+        metadata = json.loads(header.get("lora_adapter_metadata") or "null")
+        unet.load_lora_adapter(weights, prefix="unet", adapter_name=ADAPTER, metadata=metadata)
+        unet.fuse_lora(lora_scale=lora_scale)
+        unet.unload_lora()
     if config.notice:
         log.info("%s", config.notice)
     inpainter = Inpainter(
@@ -190,35 +204,6 @@ def save_inpainter(model: Inpainter, folder: Path, dtype: torch.dtype = torch.fl
         model.tokenizer.save_pretrained(partial / "tokenizer")
         write_json(partial / "scheduler" / "scheduler_config.json", model.scheduler_config)
         write_config(partial / INPAINTER_FILE, model.config)
-
-
-def lora_file(path: Path) -> Path:
-    """The file at `path`, which may be the folder that holds it under its released name."""
-    file = path / LORA_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(f"{file}: no such LoRA file")
-    return file
-
-
-def load_lora(unet: UNet2DConditionModel, path: Path, scale: float = 1.0) -> None:
-    """Add a LoRA to the weights of the UNet, W + scale alpha / r (up down); the layers stay stock ones.
-
-    alpha is r, as in the released file, unless the file's header says otherwise.
-    Raises ValueError naming keys that fit no layer, halves without their other half and wrong shapes.
-    """
-    file = lora_file(path)
-    source = open_weights(file)
-    weights = {key: source.read(key).to(unet.dtype) for key in source.shapes}
-    check_lora(unet, weights, file)
-    header: dict[str, str] = {}
-    if file.suffix == ".safetensors":  # newer diffusers writes rank and alpha there
-        with safe_open(file, "pt") as opened:
-            header = opened.metadata() or {}
-    text = header.get("lora_adapter_metadata")
-    metadata = json.loads(text) if text else None
-    unet.load_lora_adapter(weights, prefix="unet", adapter_name=ADAPTER, metadata=metadata)
-    unet.fuse_lora(lora_scale=scale)
-    unet.unload_lora()
 
 
 def check_lora(unet: nn.Module, weights: dict[str, Tensor], where: Path | str) -> None:

@@ -53,30 +53,24 @@ class RegionalAttention(AttnProcessor2_0):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if attention_mask is not None:
             raise ValueError("regions cannot be used together with an encoder_attention_mask")
-        bias = _bias_for(regions, hidden_states, encoder_hidden_states)
+        (b, n), t = hidden_states.shape[:2], encoder_hidden_states.shape[1]
+        bias = regions.get(n)
+        if bias is None:
+            built = ", ".join(map(str, regions))
+            raise ValueError(f"no region map for {n} latent cells, only for {built}: another latent size?")
+        expected = (b, 1, n, t)
+        if bias.shape != expected:
+            raise ValueError(
+                f"the region map is {tuple(bias.shape)}, this batch needs {expected}: "
+                "images, 1, cells, tokens; use repeated() for several images per prompt "
+                "and guided() for classifier-free guidance"
+            )
         q = rearrange(attn.to_q(hidden_states), "b n (h d) -> b h n d", h=attn.heads)
         k = rearrange(attn.to_k(encoder_hidden_states), "b t (h d) -> b h t d", h=attn.heads)
         v = rearrange(attn.to_v(encoder_hidden_states), "b t (h d) -> b h t d", h=attn.heads)
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         projection, dropout = attn.to_out
         return dropout(projection(rearrange(read, "b h n d -> b n (h d)")))
-
-
-def _bias_for(regions: Regions, pixels: Tensor, tokens: Tensor) -> Tensor:
-    """The bias of this resolution, checked against what it is added to."""
-    bias = regions.get(pixels.shape[1])
-    if bias is None:
-        built = ", ".join(map(str, regions))
-        raise ValueError(
-            f"no region map for {pixels.shape[1]} latent cells, only for {built}: another latent size?"
-        )
-    expected = (len(pixels), 1, pixels.shape[1], tokens.shape[1])
-    if bias.shape != expected:
-        raise ValueError(
-            f"the region map is {tuple(bias.shape)}, this batch needs {expected}: images, 1, cells, tokens; "
-            "use repeated() for several images per prompt and guided() for classifier-free guidance"
-        )
-    return bias
 
 
 def install_rca(unet: UNet2DConditionModel) -> UNet2DConditionModel:

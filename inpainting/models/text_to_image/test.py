@@ -19,9 +19,11 @@ from typing import Annotated
 import typer
 
 from inpainting.config_path import HERE, find_config
-from inpainting.models.text_to_image.evaluation.compute import compute, make_table
+from inpainting.models.metrics.report import ALL, MULTI, paper_table
+from inpainting.models.text_to_image.evaluation.compute import compute
 from inpainting.models.text_to_image.evaluation.generate import fill_paintings, generate_prompts
 from inpainting.models.text_to_image.evaluation.settings import PaintingsConfig
+from ldm.files import write_atomic
 from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import load_config
 from ldm.shards import shard_of
@@ -98,7 +100,14 @@ def compute_verb(
     """Measure the filled images, or collate measured runs into the paper's table."""
     if table:
         paths = config_path or sorted(CONFIGS.glob("*.yaml"))
-        text = make_table([read_run(path, overrides) for path in paths], out)
+        configs = [read_run(path, overrides) for path in paths]
+        measured = {
+            config.row: config.output_dir
+            for config in configs
+            if config.row and any((config.output_dir / name).is_file() for name in (ALL, MULTI))
+        }
+        text = paper_table(measured)
+        write_atomic(out, text.encode())
         typer.echo(text, nl=False)
         return
     if not config_path or len(config_path) != 1:

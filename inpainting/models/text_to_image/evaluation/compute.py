@@ -1,4 +1,4 @@
-"""Measure the filled images of a run against the originals, and collate runs into the paper's table.
+"""Measure the filled images of a run against the originals.
 
 What was measured is kept in OUT/measured/NAME.npz: features, and the numbers as JSON with the key of what
 they were measured on (the same image, the same regions, the same networks). So an interrupted measurement
@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_image
-from inpainting.models.metrics.report import ALL, MULTI, NEEDS, metrics_report, paper_table, shown
+from inpainting.models.metrics.report import ALL, MULTI, NEEDS, metrics_report, shown
 from inpainting.models.text_to_image.evaluation.generate import image_path, item_image
 from inpainting.models.text_to_image.evaluation.settings import (
     PaintingsConfig,
@@ -59,7 +58,12 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
     needed = {name: need for name, need in NEEDS.items() if need in networks.skipped}
     content["skipped"] = {name: f"{need}: {networks.skipped[need]}" for name, need in needed.items()}
     write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    log.info("%s", metrics_text(content))
+    lines = [f"{'':32}{'whole image':>30}{'masked regions only':>30}"]
+    tables = [content["with_intervals"], content["masked_regions_only"]]
+    for name in sorted(set(tables[0]) | set(tables[1])):
+        lines.append(f"{name:32}" + "".join(f"{shown(table.get(name), digits=4):>30}" for table in tables))
+    lines += [f"skipped {name}: {why}" for name, why in content["skipped"].items()]
+    log.info("%s", "\n".join(lines))
     log.info("%s", path)
     return path
 
@@ -127,24 +131,3 @@ def write_metrics(path: Path, metrics: ImageMetrics, key: str) -> None:
     arrays: dict[str, Any] = {f"f_{name}": value for name, value in metrics.features.items()}
     np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
     write_atomic(path, buffer.getvalue())
-
-
-def metrics_text(content: dict[str, Any]) -> str:
-    """The numbers as a text table: whole images, and the regions alone."""
-    lines = [f"{'':32}{'whole image':>30}{'masked regions only':>30}"]
-    tables = [content["with_intervals"], content["masked_regions_only"]]
-    for name in sorted(set(tables[0]) | set(tables[1])):
-        lines.append(f"{name:32}" + "".join(f"{shown(table.get(name), digits=4):>30}" for table in tables))
-    return "\n".join([*lines, *(f"skipped {name}: {why}" for name, why in content["skipped"].items())])
-
-
-def make_table(configs: Sequence[PaintingsConfig], out: Path) -> str:
-    """The paper's table with the runs that were measured beside the published rows; also written to `out`."""
-    measured = {
-        config.row: config.output_dir
-        for config in configs
-        if config.row and any((config.output_dir / name).is_file() for name in (ALL, MULTI))
-    }
-    table = paper_table(measured)
-    write_atomic(out, table.encode())
-    return table

@@ -8,7 +8,6 @@ be behind each colour.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from inpainting.models.image_to_text.writer import Decoding, PromptWriter
-from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.evaluation.settings import (
     GENERATED_WITH,
     PaintingsConfig,
@@ -25,7 +23,7 @@ from inpainting.models.text_to_image.evaluation.settings import (
     pending_batches,
     record,
 )
-from inpainting.models.text_to_image.load import Inpainter, load_inpainter, load_tokenizer, weights_of
+from inpainting.models.text_to_image.load import load_inpainter, load_tokenizer, weights_of
 from inpainting.models.text_to_image.pipeline import PaintJob, paint_all, resolve_options
 from ldm.denoise import Monitor
 from ldm.device import pick_device, pick_dtype
@@ -65,7 +63,14 @@ def fill_paintings(
         config, dataset, shard, lambda stem: image_path(out, stem).is_file(), "images"
     ):
         jobs = [jobs_of(item, config, one_by_one) for item in items]
-        for item, image_u8 in zip(items, paint_in_turns(jobs, model, options), strict=True):
+        images_u8 = [turns[0].image_u8 for turns in jobs]
+        for turn in range(max(map(len, jobs))):  # the second job of an image paints into the first's result
+            numbers = [number for number, turns in enumerate(jobs) if turn < len(turns)]
+            batch = [replace(jobs[number][turn], image_u8=images_u8[number]) for number in numbers]
+            painted = paint_all(batch, model, options, Monitor(progress=False))
+            for number, result in zip(numbers, painted, strict=True):
+                images_u8[number] = result.image_u8
+        for item, image_u8 in zip(items, images_u8, strict=True):
             write_png(image_path(out, item["image_stems"]), image_u8)
 
 
@@ -80,21 +85,6 @@ def jobs_of(item: Item, config: PaintingsConfig, one_by_one: bool) -> list[Paint
     if config.fixed_prompt is not None:
         pairs = [(np.any(masks, axis=0), config.fixed_prompt)]
     return [PaintJob(image_u8, pairs, [seed_of(stem, config.seed)])]
-
-
-def paint_in_turns(
-    jobs: Sequence[Sequence[PaintJob]], model: Inpainter, options: PaintOptions
-) -> list[np.ndarray]:
-    """Paint the first job of every image, then the second into its result ..."""
-    images = [turns[0].image_u8 for turns in jobs]
-    for turn in range(max(map(len, jobs))):
-        numbers = [number for number, turns in enumerate(jobs) if turn < len(turns)]
-        batch = [replace(jobs[number][turn], image_u8=images[number]) for number in numbers]
-        for number, result in zip(
-            numbers, paint_all(batch, model, options, Monitor(progress=False)), strict=True
-        ):
-            images[number] = result.image_u8
-    return images
 
 
 def image_path(out: Path, stem: str) -> Path:
