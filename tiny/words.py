@@ -20,6 +20,8 @@ COLOUR_WORDS, SHAPE_WORDS = tuple(COLOURS), tuple(SHAPES)
 KINDS = (*SHAPE_WORDS, "table", "platform")  # last words of names, which the vision stages tell apart
 PATTERNED = tuple(word for word in PATTERN_WORDS.values() if word)
 OTHER_WORDS = ("a", "an", "and", "the", "of", "object")
+PATTERN_PARTS = " ".join(PATTERNED).replace("-", " - ").split()
+ONE_TOKEN = sorted({*COLOUR_WORDS, *SHAPE_WORDS, *PATTERN_PARTS, *OTHER_WORDS})
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 PAD = "!"  # as Stable Diffusion 2 pads: byte 0 of the vocabulary
 LENGTH = 77
@@ -59,12 +61,6 @@ def random_name(rng: np.random.Generator, taken: Iterable[str] = ()) -> Name:
     return Name(pattern, free[int(rng.integers(len(free)))], SHAPE_WORDS[int(rng.integers(len(SHAPE_WORDS)))])
 
 
-def known_words() -> list[str]:
-    """Every word that is one token, in a fixed order."""
-    patterns = [part for word in PATTERNED for part in word.replace("-", " - ").split()]
-    return sorted({*COLOUR_WORDS, *SHAPE_WORDS, *patterns, *OTHER_WORDS})
-
-
 def merges(words: Iterable[str]) -> list[tuple[str, str]]:
     """Byte-pair merges that join each word, and nothing that another word's merges would break.
 
@@ -98,7 +94,7 @@ def _joined(parts: list[str], pair: tuple[str, str]) -> list[str]:
 def make_tokenizer() -> CLIPTokenizer:
     """The tokenizer of the small inpainter: 77 tokens, padded like Stable Diffusion 2."""
     letters = list(bytes_to_unicode().values())
-    pairs = merges(known_words())
+    pairs = merges(ONE_TOKEN)
     pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in pairs)]
     vocabulary = {piece: index for index, piece in enumerate([*dict.fromkeys(pieces), BEGIN, END])}
     return CLIPTokenizer(

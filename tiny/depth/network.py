@@ -103,7 +103,7 @@ def depth_loss(predicted: Tensor, target: Tensor, edges: float) -> Tensor:
     """
     target = FLOOR + target
     aligned_error = align(predicted, target) - target
-    absolute = (predicted - target).abs().mean()
+    values = 0.5 * (predicted - target).abs().mean() + 0.5 * aligned_error.abs().mean()
     gradients = target.new_zeros(())
     for level in range(LEVELS):
         error = aligned_error[:, :: 2**level, :: 2**level]
@@ -112,7 +112,7 @@ def depth_loss(predicted: Tensor, target: Tensor, edges: float) -> Tensor:
             + (error[:, 1:] - error[:, :-1]).abs().mean()
             + (error[:, :, 1:] - error[:, :, :-1]).abs().mean()
         )
-    return 0.5 * absolute + 0.5 * aligned_error.abs().mean() + edges * (gradients / LEVELS)
+    return values + edges * (gradients / LEVELS)
 
 
 def min_max(values: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ Legend: b batch, h w pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,11 +114,3 @@ def load_classifier(folder: Path) -> SolidClassifier:
     network = SolidClassifier(weights["features.0.weight"].shape[0])
     load_strict(network, weights, path)
     return network.eval()
-
-
-@torch.inference_mode()
-def classify(network: SolidClassifier, image_u8: np.ndarray, boxes: Sequence[Box]) -> list[tuple[str, str]]:
-    """The colour and the shape that stand in each box of an image."""
-    crops = torch.from_numpy(np.stack([crop_pm1(image_u8, box) for box in boxes]))
-    colours, shapes = (scores.argmax(1).tolist() for scores in network(crops))
-    return [(COLOUR_WORDS[c], SHAPE_WORDS[s]) for c, s in zip(colours, shapes, strict=True)]

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from inpainting.models.text_to_image.config import PaintOptions
@@ -32,12 +33,13 @@ from ldm.latents import LatentSpace
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting, to_plain
 from tiny.compositor.autoencoder import round_trip_db
-from tiny.inpainter.classifier import SolidClassifier, classify, load_classifier
+from tiny.inpainter.classifier import SolidClassifier, crop_pm1, load_classifier
 from tiny.inpainter.examples import PROMPTS, Example, PaintCase, make_cases
 from tiny.inpainter.loss import Conditioning
 from tiny.inpainter.report import MaskResult, by_group, inpainter_table, painted_sheet
 from tiny.regions import box_masks, read_views, refuse_training_scenes
 from tiny.report import write_evaluation
+from tiny.words import COLOUR_WORDS, SHAPE_WORDS
 
 # name -> (LoRA folder of the run, how prompts reach their masks)
 MODELS: dict[str, tuple[str, Conditioning]] = {
@@ -149,6 +151,7 @@ def paint_examples(
     return np.stack(painted)
 
 
+@torch.inference_mode()
 def mask_results(
     classifier: SolidClassifier, cases: Sequence[PaintCase], painted: np.ndarray | None
 ) -> list[MaskResult]:
@@ -156,8 +159,10 @@ def mask_results(
     shown = [case.example.image_u8 for case in cases] if painted is None else list(painted)
     results = []
     for case, image in zip(cases, shown, strict=True):
-        answers = classify(classifier, image, case.example.boxes)
-        for name, small, (colour, shape) in zip(case.wanted, case.small, answers, strict=True):
+        crops = torch.from_numpy(np.stack([crop_pm1(image, box) for box in case.example.boxes]))
+        answers = (scores.argmax(1).tolist() for scores in classifier(crops))
+        for name, small, seen_colour, seen_shape in zip(case.wanted, case.small, *answers, strict=True):
+            colour, shape = COLOUR_WORDS[seen_colour], SHAPE_WORDS[seen_shape]
             others = {other.colour for other in case.wanted} - {name.colour}
             results.append(
                 MaskResult(

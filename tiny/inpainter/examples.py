@@ -78,16 +78,6 @@ def make_example(views: Views, scene: int, regions: Sequence[Region], rng: np.ra
     return Example(scene, image_u8, boxes, tuple(caption_of(region.name) for region in regions))
 
 
-def plain_regions(views: Views) -> list[tuple[int, int]]:
-    """(scene, region) of every solid of one colour."""
-    return [
-        (scene, index)
-        for scene, regions in enumerate(views.regions)
-        for index, region in enumerate(regions)
-        if not region.name.pattern
-    ]
-
-
 class Encoder:
     """Images -> latents in bfloat16, a few at a time as a CPU's cache likes; whole images only once."""
 
@@ -103,14 +93,6 @@ class Encoder:
             encoded = torch.cat([self.vae.encode(row).latents for row in rows])
         return (encoded.float() * self.vae.config.scaling_factor).half().contiguous()
 
-    def whole(self, examples: Sequence[Example], images_pm1: Tensor) -> Tensor:
-        """Latents of the unmasked images."""
-        new = [row for row, example in enumerate(examples) if example.scene not in self.known]
-        if new:
-            for row, latents in zip(new, self.encode(images_pm1[new]), strict=True):
-                self.known[examples[row].scene] = latents.clone()
-        return torch.stack([self.known[example.scene].float() for example in examples])
-
     def conditions(self, examples: Sequence[Example], rng: np.random.Generator) -> UnetInputs:
         """Each batch samples its masks down by one of the two known rules."""
         image = pm1_batch(np.stack([example.image_u8 for example in examples]))
@@ -120,7 +102,12 @@ class Encoder:
         masked = self.encode(image * ~hole).float()
         rule = LAYOUTS[int(rng.integers(len(LAYOUTS)))]
         mask = shrink_masks(hole, (masked.shape[2], masked.shape[3]), rule).float()
-        return UnetInputs(self.whole(examples, image), mask, masked)
+        new = [row for row, example in enumerate(examples) if example.scene not in self.known]
+        if new:
+            for row, latents in zip(new, self.encode(image[new]), strict=True):
+                self.known[examples[row].scene] = latents.clone()
+        whole = torch.stack([self.known[example.scene].float() for example in examples])
+        return UnetInputs(whole, mask, masked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,27 +132,20 @@ def make_cases(views: Views, prompts: str, fewest: int, most: int, seed: int) ->
     cases = []
     for scene in range(len(views)):
         rng = np.random.default_rng((seed, scene))
-        regions = views.regions[scene]
-        order = rng.permutation(len(regions)).tolist()
-        chosen = spread_out(regions, order, most, MARGIN)
-        if len(chosen) >= fewest:
-            count = max(int(rng.integers(fewest, len(chosen) + 1)) for _ in range(2))
-            cases.append(_case(views, scene, chosen[:count], prompts, rng))
+        image_u8, regions = views.images_u8[scene], views.regions[scene]
+        chosen = spread_out(regions, rng.permutation(len(regions)).tolist(), most, MARGIN)
+        if len(chosen) < fewest:
+            continue
+        count = max(int(rng.integers(fewest, len(chosen) + 1)) for _ in range(2))
+        stood = tuple(region.name for region in chosen[:count])
+        wanted: list[Name] = []
+        for name in stood:
+            taken = [name.colour, *(other.colour for other in wanted)]
+            wanted.append(name if prompts == "true" else random_name(rng, taken))
+        boxes = tuple(case_box(region.box_xyxy, image_u8.shape[:2]) for region in chosen[:count])
+        example = Example(scene, image_u8, boxes, tuple(caption_of(name) for name in wanted))
+        cases.append(PaintCase(example, tuple(wanted), stood))
     return cases
-
-
-def _case(
-    views: Views, scene: int, regions: Sequence[Region], prompts: str, rng: np.random.Generator
-) -> PaintCase:
-    image_u8 = views.images_u8[scene]
-    stood = tuple(region.name for region in regions)
-    wanted: list[Name] = []
-    for name in stood:
-        taken = [name.colour, *(other.colour for other in wanted)]
-        wanted.append(name if prompts == "true" else random_name(rng, taken))
-    boxes = tuple(case_box(region.box_xyxy, image_u8.shape[:2]) for region in regions)
-    example = Example(scene, image_u8, boxes, tuple(caption_of(name) for name in wanted))
-    return PaintCase(example, tuple(wanted), stood)
 
 
 def case_box(box: Box, size: tuple[int, ...]) -> Box:

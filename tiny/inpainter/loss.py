@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTokenizer
 
 from inpainting.models.text_to_image.rca import region_kwargs
-from inpainting.tokens import ENCODINGS, TokenPlan, plan_tokens
+from inpainting.tokens import ENCODINGS
 from ldm.settings.config import CheckedSettings, setting
 from tiny.inpainter.examples import Example, UnetInputs
 from tiny.regions import box_masks
@@ -35,18 +34,6 @@ class Conditioning(CheckedSettings):
 
     rectified: bool
     encoding: str = setting("separate", choices=ENCODINGS)
-
-
-def one_prompt(texts: Sequence[str], tokenizer: CLIPTokenizer, rng: np.random.Generator) -> TokenPlan:
-    """The plan of a single-mask example: some without words, and now and then the words several times.
-
-    Repetition lets the text encoder meet words at every place of a long prompt without ever seeing two
-    different ones, so that the base model knows one prompt per image only.
-    """
-    if rng.random() < DROP_PROMPT:
-        return plan_tokens([""], tokenizer)
-    times = int(rng.integers(2, 6)) if rng.random() < 0.3 else 1
-    return plan_tokens(list(texts[:1]) * times, tokenizer, regions=bool(rng.random() < 0.5))
 
 
 def region_arguments(

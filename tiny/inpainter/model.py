@@ -57,32 +57,6 @@ class Networks(nn.Module):
         self.unet, self.text_encoder = unet, text_encoder
 
 
-def create_text_encoder(config: InpainterNetworks, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A fresh CLIP text encoder over the tokenizer's words.
-
-    Embeddings start far apart: with the library's deviation of 0.02 the words are told apart only late.
-    """
-    settings = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=config.text_width,
-        intermediate_size=3 * config.text_width,
-        projection_dim=config.text_width,
-        num_hidden_layers=config.text_layers,
-        num_attention_heads=config.text_heads,
-        max_position_embeddings=LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="eager",
-    )
-    encoder = CLIPTextModel(settings)
-    nn.init.normal_(encoder.get_input_embeddings().weight, std=0.5)
-    for name, weight in encoder.named_parameters():
-        if name.endswith("position_embedding.weight"):
-            nn.init.normal_(weight, std=0.1)
-    return encoder
-
-
 def create_scheduler() -> DDIMScheduler:
     """Cosine schedule with zero terminal SNR, trailing steps, v-prediction.
 
@@ -112,7 +86,21 @@ def create(config: InpainterNetworks, seed: int) -> tuple[Networks, CLIPTokenize
         norm_num_groups=config.norm_groups, use_linear_projection=True,
     )  # fmt: skip
     unet.set_attn_processor(AttnProcessor())
-    return Networks(unet, create_text_encoder(config, tokenizer)), tokenizer
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=config.text_width, intermediate_size=3 * config.text_width,
+            projection_dim=config.text_width, num_hidden_layers=config.text_layers,
+            num_attention_heads=config.text_heads, max_position_embeddings=LENGTH,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id, attn_implementation="eager",
+        )
+    )  # fmt: skip
+    # Embeddings start far apart: with the library's deviation of 0.02 the words are told apart only late.
+    nn.init.normal_(text_encoder.get_input_embeddings().weight, std=0.5)
+    for name, weight in text_encoder.named_parameters():
+        if name.endswith("position_embedding.weight"):
+            nn.init.normal_(weight, std=0.1)
+    return Networks(unet, text_encoder), tokenizer
 
 
 def save_folder(

@@ -34,7 +34,7 @@ from ldm.settings.config import CheckedSettings, setting
 from tiny.inpainter import loss as diffusion
 from tiny.inpainter.autoencoder import LatentsConfig, train_autoencoder
 from tiny.inpainter.classifier import ClassifierConfig, train_classifier
-from tiny.inpainter.examples import Encoder, plain_regions, several, single
+from tiny.inpainter.examples import Encoder, several, single
 from tiny.inpainter.model import InpainterNetworks, create, create_scheduler, load_folder, save_folder
 from tiny.loop import DiffusionStage, Stage, stages_manifest
 from tiny.regions import Views, read_views
@@ -88,20 +88,20 @@ def train_inpainter(config: InpainterTraining) -> None:
         if (folder / "manifest.json").exists():
             logger.info("%s: done before", name)
             continue
-        model, stage = train_stage(config, views, name)
+        trained: tuple[nn.Module, Stage]
+        if name == "first_stage":
+            trained = train_autoencoder(config.first_stage, views.images_u8, folder)
+        elif name == "judge":
+            trained = train_classifier(config.classifier, views, folder)
+        else:
+            trained = (
+                train_painter(config, views) if name == "painter" else train_adapter(config, views, name)
+            )
+        model, stage = trained
         assert isinstance(stage.settings, DiffusionStage)
         manifest = stages_manifest(name, model, [stage], config, stage.settings.seed)
         # Written last: its presence marks a finished stage.
         write_json(folder / "manifest.json", manifest)
-
-
-def train_stage(config: InpainterTraining, views: Views, name: str) -> tuple[nn.Module, Stage]:
-    """Train one stage and save its network in its folder."""
-    if name == "first_stage":
-        return train_autoencoder(config.first_stage, views.images_u8, config.out / name)
-    if name == "judge":
-        return train_classifier(config.classifier, views, config.out / name)
-    return train_painter(config, views) if name == "painter" else train_adapter(config, views, name)
 
 
 def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, Stage]:
@@ -111,13 +111,27 @@ def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, S
         raise ValueError(f"{vae_folder} is missing; run the stage first_stage first")
     vae = load_part(AutoencoderTiny, vae_folder).to(memory_format=torch.channels_last).requires_grad_(False)
     model, tokenizer = create(config.network, settings.seed)
-    encoder, scheduler, plain = Encoder(vae), create_scheduler(), plain_regions(views)
+    encoder, scheduler = Encoder(vae), create_scheduler()
+    plain = [
+        (scene, index)
+        for scene, regions in enumerate(views.regions)
+        for index, region in enumerate(regions)
+        if not region.name.pattern
+    ]
 
     @torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16)
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng, generator = draws(settings.seed, step)
         batch = [single(views, plain, rng) for _ in range(settings.batch)]
-        plans = [diffusion.one_prompt(example.prompts, tokenizer, rng) for example in batch]
+        plans = []
+        for example in batch:
+            if rng.random() < diffusion.DROP_PROMPT:
+                plans.append(plan_tokens([""], tokenizer))
+                continue
+            # Some prompts are repeated: the text encoder meets words at every place of a long prompt without
+            # ever seeing two different ones, so the base model knows one prompt per image only.
+            times = int(rng.integers(2, 6)) if rng.random() < 0.3 else 1
+            plans.append(plan_tokens(example.prompts * times, tokenizer, regions=bool(rng.random() < 0.5)))
         embeddings, _ = encode_plans(plans, model.text_encoder)
         known = encoder.conditions(batch, rng)
         return diffusion.loss(model.unet, scheduler, known, embeddings, generator), {}
@@ -130,6 +144,8 @@ def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, S
 
 def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[nn.Module, Stage]:
     """A LoRA of the base model on several masks, with or without rectified cross-attention."""
+    from diffusers import StableDiffusionInpaintPipeline  # loads every image processor: seconds
+
     out, settings, conditioning = config.out / name, config.adapter.loop, ADAPTERS[name]
     model, tokenizer, vae = load_folder(config.out / "painter" / "model")
     vae.to(memory_format=torch.channels_last)
@@ -167,7 +183,11 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
         return diffusion.loss(model.unet, scheduler, known, embeddings, generator, regions), {}
 
     stage = Stage(name, model, settings, out).train(loss)
-    save_adapter(model.unet, out / "lora")
+    # With the keys of the released LoRA.
+    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(model.unet))
+    half = {name: value.detach().half() for name, value in weights.items()}
+    with folder_written_whole(out / "lora") as folder:
+        StableDiffusionInpaintPipeline.save_lora_weights(folder, unet_lora_layers=half, weight_name=LORA_FILE)
     return model, stage
 
 
@@ -175,18 +195,6 @@ def draws(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
     """The two random generators of one step."""
     rng = np.random.default_rng((seed, step))
     return rng, torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-
-
-def save_adapter(unet: nn.Module, folder: Path) -> None:
-    """`folder/pytorch_lora_weights.safetensors` with the keys of the released LoRA."""
-    from diffusers import StableDiffusionInpaintPipeline  # loads every image processor: seconds
-
-    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-    half = {name: value.detach().half() for name, value in weights.items()}
-    with folder_written_whole(folder) as partial:
-        StableDiffusionInpaintPipeline.save_lora_weights(
-            partial, unet_lora_layers=half, weight_name=LORA_FILE
-        )
 
 
 build_app = trainer(InpainterTraining, train_inpainter)
