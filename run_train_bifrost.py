@@ -173,22 +173,20 @@ class SaveModel(pl.Callback):
         write_json(config.out / "manifest.json", manifest)
 
 
-def make_tracker(config: RunConfig) -> Logger | bool:
-    """TensorBoard or wandb by `trainer.tracker`; their packages are needed only then."""
-    name = config.trainer.tracker
+def make_trainer(config: RunConfig) -> pl.Trainer:
+    """The trainer with what it records; the packages of the trackers are needed only where one is chosen."""
+    settings, out = config.trainer, config.out
+    tracker: Logger | bool = False
     try:
-        if name == "tensorboard":
-            return TensorBoardLogger(config.out, name="tensorboard", version="")
-        return WandbLogger(name=config.out.name, save_dir=config.out) if name == "wandb" else False
+        if settings.tracker == "tensorboard":
+            tracker = TensorBoardLogger(out, name="tensorboard", version="")
+        elif settings.tracker == "wandb":
+            tracker = WandbLogger(name=out.name, save_dir=out)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"trainer.tracker={name} needs a package that is not installed: "
-            f"pip install {name} (requirements-extras.txt)"
+            f"trainer.tracker={settings.tracker} needs a package that is not installed: "
+            f"pip install {settings.tracker} (requirements-extras.txt)"
         ) from error
-
-
-def make_trainer(config: RunConfig) -> pl.Trainer:
-    settings, out = config.trainer, config.out
     callbacks = [
         Metrics(out / "metrics.csv", settings.log_every, config.samples_per_step, settings.probe_every),
         Samples(out / "samples", settings.sample_every, config.sampling),
@@ -208,7 +206,7 @@ def make_trainer(config: RunConfig) -> pl.Trainer:
         log_every_n_steps=settings.log_every,
         callbacks=callbacks,
         plugins=[SplitCheckpoint()],
-        logger=make_tracker(config),
+        logger=tracker,
         default_root_dir=out,
         use_distributed_sampler=False,  # RunBatches splits the examples among the devices
         enable_checkpointing=False,  # SaveModel does it

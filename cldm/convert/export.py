@@ -54,36 +54,30 @@ class ExportSettings:
 
 def export(settings: ExportSettings) -> None:
     """A folder of ours -> the original single-file layout."""
-    if (settings.source / "config.json").is_file():
-        entries = network_entries(settings.source, "", settings.positions)
+    folder, controls = settings.source, CONTROLS[settings.layout]
+    single = (folder / "config.json").is_file()
+    if single:
+        entries = network_entries(folder, "", settings.positions)
     else:
-        entries = compositor_entries(settings.source, settings.layout, settings.positions)
+        require_complete(folder)
+        entries = {key: entry_of(value) for key, value in schedule_buffers(folder / "scheduler").items()}
+        log.info("computed anew: %s", ", ".join(entries))
+        for name, prefix in {"unet": UNET, "vae": VAE, "image_encoder": ENCODER, **controls}.items():
+            entries.update(network_entries(folder / name, prefix, settings.positions))
+        projector = open_weights(folder / "projector")
+        for key, shape in projector.shapes.items():
+            entries[PROJECTOR + key] = Entry(shape, projector.dtypes[key], bound(projector.read, key))
+        for prefix in controls.values():
+            log.info("written as zeros, never used: %sinput_blocks.0.0.weight and .bias", prefix)
+        if settings.layout == "anydoor":
+            log.info("left out, the layout has no place for it: control_depth, settings of %s", CONFIG_FILE)
     if settings.out.suffix == ".safetensors":
         write_safetensors(settings.out, entries, progress=True)
     else:
         weights = {key: entry.make().to(entry.dtype).contiguous() for key, entry in entries.items()}
-        wrapped = weights if (settings.source / "config.json").is_file() else {"state_dict": weights}
         with written_whole(settings.out) as partial:
-            torch.save(wrapped, partial)
+            torch.save(weights if single else {"state_dict": weights}, partial)
     log.info("wrote %s: %d keys", settings.out, len(entries))
-
-
-def compositor_entries(folder: Path, layout: str, positions: Path | None) -> dict[str, Entry]:
-    """All keys of a compositor in the layout of `CONTROLS`."""
-    require_complete(folder)
-    entries = {key: entry_of(value) for key, value in schedule_buffers(folder / "scheduler").items()}
-    prefixes = {"unet": UNET, "vae": VAE, "image_encoder": ENCODER, **CONTROLS[layout]}
-    for name, prefix in prefixes.items():
-        entries.update(network_entries(folder / name, prefix, positions))
-    projector = open_weights(folder / "projector")
-    for key, shape in projector.shapes.items():
-        entries[PROJECTOR + key] = Entry(shape, projector.dtypes[key], bound(projector.read, key))
-    log.info("computed anew: %s", ", ".join(schedule_buffers(folder / "scheduler")))
-    for prefix in CONTROLS[layout].values():
-        log.info("written as zeros, never used: %sinput_blocks.0.0.weight and .bias", prefix)
-    if layout == "anydoor":
-        log.info("left out, the layout has no place for it: control_depth, settings of %s", CONFIG_FILE)
-    return entries
 
 
 def network_entries(folder: Path, prefix: str, positions: Path | None) -> dict[str, Entry]:

@@ -69,7 +69,10 @@ def ldm_name(key: str, config: Any) -> Piece:
     """UNet and the encoder that a ControlNet shares with it; its own two groups of weights as well."""
     found = BLOCK.fullmatch(key)
     if key.startswith("controlnet_cond_embedding."):
-        return Piece("input_hint_block." + hint_name(key.split(".", 1)[1], config))
+        # The hint stack is a plain sequence of convolutions with activations between them.
+        _, *_, block, end = key.split(".")
+        ends = {"conv_in": 0, "conv_out": 4 * len(config.conditioning_embedding_out_channels) - 2}
+        return Piece(f"input_hint_block.{ends[block] if block in ends else 2 * int(block) + 2}.{end}")
     if key.startswith("controlnet_down_blocks."):
         _, place, end = key.split(".")
         return Piece(f"zero_convs.{place}.0.{end}")
@@ -88,17 +91,6 @@ def ldm_name(key: str, config: Any) -> Piece:
     attends = "CrossAttn" in config.up_block_types[level]
     slot = {"resnet": 0, "attention": 1, "upsampler": 2 if attends else 1}[kind]
     return Piece(f"output_blocks.{position}.{slot}.{inner}")
-
-
-def hint_name(key: str, config: Any) -> str:
-    """The hint stack: a plain sequence of convolutions with activations between them."""
-    name, _, end = key.rpartition(".")
-    stages = len(config.conditioning_embedding_out_channels)
-    if name == "conv_in":
-        return f"0.{end}"
-    if name == "conv_out":
-        return f"{4 * stages - 2}.{end}"
-    return f"{2 * int(name.split('.')[1]) + 2}.{end}"
 
 
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}

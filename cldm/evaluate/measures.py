@@ -22,17 +22,6 @@ def nearest_candidate(result_u8: np.ndarray, candidates_u8: Sequence[np.ndarray]
     return int(np.argmin(distances))
 
 
-def border_zones(placed: np.ndarray, other: np.ndarray, reach: int = REACH) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of each mask (h, w) bool that lie within `reach` of the other mask."""
-
-    def near(mask: np.ndarray) -> np.ndarray:
-        if not mask.any():
-            return np.zeros_like(mask)
-        return cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3) <= reach
-
-    return placed & near(other), other & near(placed)
-
-
 def order_is_right(
     depth_01: np.ndarray, placed: np.ndarray, other: np.ndarray, placed_is_nearer: bool
 ) -> bool | None:
@@ -40,7 +29,12 @@ def order_is_right(
 
     None where either side shows fewer than MIN_ZONE pixels.
     """
-    first, second = border_zones(placed, other)
+    if not placed.any() or not other.any():
+        return None
+    first, second = (  # pixels of each mask near the other one
+        mask & (cv2.distanceTransform((~beside).astype(np.uint8), cv2.DIST_L2, 3) <= REACH)
+        for mask, beside in ((placed, other), (other, placed))
+    )
     if min(first.sum(), second.sum()) < MIN_ZONE:
         return None
     difference = float(np.median(depth_01[first]) - np.median(depth_01[second]))

@@ -1,17 +1,14 @@
-"""Numbers of all scenes -> tables with intervals, text, and sheets of the best, middle and worst results."""
+"""Numbers of all scenes -> tables with intervals, text, and which scenes are best, middle and worst."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from cldm.evaluate.cases import SceneCase
-from ldm.images import write_png
 from ldm.metrics.intervals import Estimate, mean_interval
-from ldm.sheet import grid
 
 CUTOUT, BACKGROUND, CEILING = "cut-out as it is", "background left alone", "autoencoder of the truth"
 TRUTH, FLIPPED = "true render", "wrong one in front"
@@ -104,31 +101,21 @@ def text_tables(result: dict) -> str:
             f"{title:58}" + "".join(f"{group:>{28 if i else 26}}" for i, group in enumerate(columns))
         )
         for name, groups in table.items():
-            cells = [_interval(groups[group]) for group in GROUPS if group in groups]
-            lines.append(f"{name:58}" + "".join(f"{cell:>{28 if i else 26}}" for i, cell in enumerate(cells)))
+            line = f"{name:58}"
+            for i, numbers in enumerate(groups[group] for group in GROUPS if group in groups):
+                cell = f"- n = {numbers.get('n', 0)}"
+                if "mean" in numbers:
+                    interval = f"[{numbers['low']:.3f}, {numbers['high']:.3f}]"
+                    cell = f"{numbers['mean']:.3f} {interval:>18}"
+                line += f"{cell:>{28 if i else 26}}"
+            lines.append(line)
         lines.append("")
     return "\n".join([*lines, f"pixels changed outside the mask: {result['changed_outside']}"])
 
 
-def _interval(numbers: Estimate) -> str:
-    if "mean" not in numbers:
-        return f"- n = {numbers.get('n', 0)}"
-    interval = f"[{numbers['low']:.3f}, {numbers['high']:.3f}]"
-    return f"{numbers['mean']:.3f} {interval:>18}"
-
-
-def ranked(scores: Sequence[SceneScores], count: int) -> dict[str, list[int]]:
+def ranked(scores: Sequence[SceneScores], count: int = ON_SHEET) -> dict[str, list[int]]:
     """Scenes by their gain in PSNR over the cut-out: the best, the middle and the worst `count`."""
     gains = np.array([row.psnr[DEFAULT] - row.psnr[CUTOUT] for row in scores])
     order = np.argsort(-gains, kind="stable").tolist()
     middle = max(0, (len(order) - count) // 2)
     return {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
-
-
-def write_sheets(out: Path, cases: Sequence[SceneCase], scores: Sequence[SceneScores]) -> None:
-    """Three PNG files beside `out`."""
-    for name, indices in ranked(scores, ON_SHEET).items():
-        rows = [[cases[i].inputs.background_u8, cases[i].inputs.reference_u8, scores[i].cutout_u8,
-                 scores[i].default_u8, cases[i].truth_u8] for i in indices]  # fmt: skip
-        labels = [f"{scores[i].psnr[CUTOUT]:.1f} to {scores[i].psnr[DEFAULT]:.1f} dB" for i in indices]
-        write_png(out.with_name(f"{out.stem}_{name}.png"), grid(rows, COLUMNS, labels, cell=160))

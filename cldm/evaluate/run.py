@@ -23,14 +23,15 @@ from cldm.evaluate.measures import nearest_candidate, order_is_right
 from cldm.evaluate.report import (
     BACKGROUND,
     CEILING,
+    COLUMNS,
     CUTOUT,
     DEFAULT,
     FLIPPED,
     TRUTH,
     SceneScores,
     make_tables,
+    ranked,
     text_tables,
-    write_sheets,
 )  # fmt: skip
 from cldm.pipeline import CompositorPipeline, Weights
 from cldm.pretrained import Sampling, load_compositor
@@ -42,9 +43,10 @@ from ldm.denoise import Monitor
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic, write_json
-from ldm.images import from_pm1
+from ldm.images import from_pm1, write_png
 from ldm.metrics.similarity import psnr_over, ssim_over
 from ldm.settings.config import CheckedSettings, setting, to_plain
+from ldm.sheet import grid
 
 logger = logging.getLogger(__name__)
 
@@ -202,4 +204,9 @@ def evaluate(settings: EvaluateSettings) -> None:
     if settings.out is not None:
         write_json(settings.out, {"settings": to_plain(settings), "scenes": len(scores), **result})
         write_atomic(settings.out.with_suffix(".txt"), (text + "\n").encode())
-        write_sheets(settings.out, cases, scores)
+        for name, indices in ranked(scores).items():
+            rows = [[cases[i].inputs.background_u8, cases[i].inputs.reference_u8, scores[i].cutout_u8,
+                     scores[i].default_u8, cases[i].truth_u8] for i in indices]  # fmt: skip
+            labels = [f"{scores[i].psnr[CUTOUT]:.1f} to {scores[i].psnr[DEFAULT]:.1f} dB" for i in indices]
+            path = settings.out.with_name(f"{settings.out.stem}_{name}.png")
+            write_png(path, grid(rows, COLUMNS, labels, cell=160))

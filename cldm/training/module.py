@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from cldm.model import Compositor, Conditions
 from cldm.training.randomness import StepRandomness, shifted_timesteps
-from cldm.training.sharding import WHOLE, gathered, shard
+from cldm.training.sharding import WHOLE, shard
 from ldm.settings.config import CheckedSettings, setting
 from ldm.training.checkpoints import trained
 from ldm.training.diffusion import min_snr_weight, prediction_target
@@ -163,8 +164,11 @@ class CompositorModule(pl.LightningModule):
         """The running average by name, whole and on the CPU of the first device; empty where none is kept."""
         if self.average is None:
             return {}
-        keep, named = self.trainer.is_global_zero, zip(trained(self), self.average.shadow_params, strict=True)
-        return {name: gathered(value, keep) for name, value in named}
+        weights = {}
+        for name, value in zip(trained(self), self.average.shadow_params, strict=True):
+            whole = value.full_tensor() if isinstance(value, DTensor) else value  # by all devices together
+            weights[name] = whole.detach().cpu() if self.trainer.is_global_zero else torch.empty(0)
+        return weights
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -23,7 +22,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from cldm.model import Compositor
@@ -48,12 +46,6 @@ def shard(model: Compositor, mesh: DeviceMesh) -> None:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     for branch in branches:
         register_fsdp_forward_method(branch, "embed")
-
-
-def gathered(value: Tensor, keep: bool) -> Tensor:
-    """A tensor, whole and on the CPU, where `keep`; empty elsewhere. All devices must call it together."""
-    value = value.full_tensor() if isinstance(value, DTensor) else value
-    return value.detach().cpu() if keep else torch.empty(0)
 
 
 def runs_model(trainer: pl.Trainer) -> bool:

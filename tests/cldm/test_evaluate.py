@@ -16,7 +16,6 @@ from cldm.evaluate.cases import (
     scene_image,
 )  # fmt: skip
 from cldm.evaluate.measures import (
-    border_zones,
     nearest_candidate,
     order_is_right,
     pixel_order,
@@ -71,10 +70,6 @@ def test_nearest_candidate_looks_inside_the_mask() -> None:
 def test_depth_order_beside_the_border_and_a_swapped_depth_fails() -> None:
     placed, other = np.zeros((40, 40), bool), np.zeros((40, 40), bool)
     placed[10:30, 5:20], other[10:30, 20:39] = True, True
-    first, second = border_zones(placed, other, reach=4)
-    assert first[:, :16].sum() == 0
-    assert first[15, 16:20].all()
-    assert second[15, 20:24].all()
     depth = np.where(placed, 0.7, 0.2)
     depth[:, 5:7] = 0.0  # far from the border
     assert order_is_right(depth, placed, other, placed_is_nearer=True)

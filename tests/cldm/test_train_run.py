@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from ldm.settings.config import dump_yaml
-from run_train_bifrost import RunConfig, make_tracker, train
+from run_train_bifrost import RunConfig, make_trainer, train
 from tests.cldm.test_train import run_config, scenes, weights
 from tests.conftest import ROOT
 
@@ -139,7 +139,7 @@ def test_samples_probe_and_tracker(scenes: Path, tmp_path: Path):
 def test_a_missing_tracker_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="pip install wandb"):
-        make_tracker(with_trainer(run_config(tmp_path, tmp_path, 1), tracker="wandb"))
+        make_trainer(with_trainer(run_config(tmp_path, tmp_path, 1), tracker="wandb"))
 
 
 @pytest.mark.slow
