@@ -173,20 +173,15 @@ class SeveralValues(TyperCommand):
     """A command that takes `--masks a.png b.png` as well as `--masks a.png --masks b.png`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, repeat_options(args, LISTS))
-
-
-def repeat_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
-    """--masks a b -> --masks a --masks b, up to the next option."""
-    result: list[str] = []
-    option = ""
-    for word in arguments:
-        if word.startswith("--"):
-            option = word if word in names else ""
-        elif option and result[-1] != option:
-            result.append(option)
-        result.append(word)
-    return result
+        repeated: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("--"):
+                option = word if word in LISTS else ""
+            elif option and repeated[-1] != option:
+                repeated.append(option)
+            repeated.append(word)
+        return super().parse_args(ctx, repeated)
 
 
 def several_app(verb: Callable[..., None]) -> typer.Typer:

@@ -33,10 +33,7 @@ COLORS: dict[str, RGB] = {
 }
 RED, GRAY_NAME = "red", "gray"  # the region that is tested; the only region
 GRAY: RGB = (128, 128, 128)
-# Colours of the first, second, ... region. demo: published notebook and page. test: the last region is red,
-# so that an answer in the order of the regions ends with its tag (generate-prompts).
-DEMO_ORDER = ("red", "blue", "yellow", "green", "cyan")
-ORDERS = ("test", "demo")
+DEMO_ORDER = ("red", "blue", "yellow", "green", "cyan")  # of the regions in the published notebook and page
 # One region alone: (what question and answer call it, its paint). published: asked as gray, painted red.
 SINGLE = {"gray": ("gray", "gray"), "red": ("red", "red"), "published": ("gray", "red")}
 
@@ -88,17 +85,6 @@ def rgb_of(color: str) -> RGB:
     if color != GRAY_NAME and color not in COLORS:
         raise ValueError(f"unknown colour {color!r}; known: {', '.join((*COLORS, GRAY_NAME))}")
     return GRAY if color == GRAY_NAME else COLORS[color]
-
-
-def colors_of(count: int, order: str = "test") -> list[str]:
-    """Names of the colours of `count` regions, in their order (see ORDERS). ValueError if too few."""
-    if order not in ORDERS:
-        raise ValueError(f"unknown order of colours {order!r}; allowed: {', '.join(ORDERS)}")
-    if count > len(COLORS):
-        raise ValueError(f"the prompt writer knows {len(COLORS)} colours, got {count} regions")
-    if order == "test":
-        return list(COLORS)[:count][::-1]
-    return [*DEMO_ORDER, *(name for name in COLORS if name not in DEMO_ORDER)][:count]
 
 
 def palette(count: int) -> list[str]:

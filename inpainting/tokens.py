@@ -71,7 +71,11 @@ def plan_tokens(
         ]
         region_ids = [index for index in range(1, len(texts) + 1) for _ in range(window)]
     else:
-        ending = [] if regions else [separator_id(tokenizer)]
+        ending = [] if regions else [tokenizer.get_vocab().get(SEPARATOR)]
+        if ending == [None]:
+            raise ValueError(
+                f"the tokenizer's vocabulary lacks {SEPARATOR!r}, which separates joined prompts"
+            )
         budget = window - 2 - len(contents) * len(ending)
         if budget < len(contents):
             raise ValueError(
@@ -98,14 +102,6 @@ def plan_shared(text: str, tokenizer: CLIPTokenizer) -> TokenPlan:
     """One prompt that every pixel reads, such as a negative prompt for the whole image."""
     plan = plan_tokens([text], tokenizer)
     return TokenPlan(plan.input_ids, torch.full_like(plan.token_region_ids, SHARED))
-
-
-def separator_id(tokenizer: CLIPTokenizer) -> int:
-    """The token of a period that ends a word."""
-    token = tokenizer.get_vocab().get(SEPARATOR)
-    if token is None:
-        raise ValueError(f"the tokenizer's vocabulary lacks {SEPARATOR!r}, which separates joined prompts")
-    return token
 
 
 def longest_first_lengths(lengths: Sequence[int], budget: int) -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from inpainting.models.text_to_image.load import save_inpainter
-from inpainting.paint import build_app, repeat_options
+from inpainting.paint import build_app
 from ldm.images import read_image, write_mask, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
@@ -108,10 +108,3 @@ def test_an_input_is_never_overwritten(tmp_path, files, capsys):
     words = ["--masks", str(tmp_path / "a.png"), "--prompts", "a", "--out", str(tmp_path / "a.png")]
     assert run_app(build_app, [*files, *words]) == 2
     assert "would be overwritten" in capsys.readouterr().err
-
-
-def test_values_in_a_row():
-    assert repeat_options(["--a", "1", "--m", "x", "y", "--b", "2", "3"], ["--m"]) == [
-        "--a", "1", "--m", "x", "--m", "y", "--b", "2", "3"
-    ]  # fmt: skip
-    assert repeat_options(["--m", "x", "--m", "y"], ["--m"]) == ["--m", "x", "--m", "y"]

@@ -16,13 +16,11 @@ from inpainting.models.text_to_image.config import COMPAT, InpainterConfig, Pain
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.pipeline import (
     PaintJob,
-    as_batch,
     paint,
     paint_all,
     prepare_job,
     resolve_options,
 )
-from inpainting.models.text_to_image.sample import conditions
 from ldm.denoise import Cancelled, Monitor
 from ldm.latents import make_scheduler
 from tests.inpainting.small_inpainter import QUICK, box, random_image, small_inpainter, two
@@ -156,8 +154,12 @@ def test_negative_prompts_of_a_region_are_read_in_that_region_only(pipe):
     regions = [RegionPrompt(masks[0], "a red cube", "a striped cone"), RegionPrompt(masks[1], "a ball")]
     chosen = resolve_options(pipe, QUICK)
     one = prepare_job(PaintJob(random_image(64, 64), regions), pipe, chosen)
-    _, kwargs = conditions(as_batch([one]), pipe, chosen, torch.tensor([0]), True, (8, 8))
-    unconditional, conditional = kwargs["regions"][64][:, 0]  # (n, t) each, negative half first
+    calls = []
+    hook = pipe.unet.register_forward_pre_hook(lambda *call: calls.append(call[-1]), with_kwargs=True)
+    with_ = paint(random_image(64, 64), regions, pipe, 0, QUICK, progress=False)
+    hook.remove()
+    regional = calls[0]["cross_attention_kwargs"]["regions"]
+    unconditional, conditional = regional[64][:, 0]  # (n, t) each, negative half first
     inside = torch.nn.functional.adaptive_max_pool2d(one.canvas.masks.float(), 8).flatten(1) > 0
     for bias, counts in ((unconditional, (3, 0)), (conditional, (3, 2))):
         seen = (bias == 0).sum(1)  # tokens that each cell reads
@@ -165,9 +167,7 @@ def test_negative_prompts_of_a_region_are_read_in_that_region_only(pipe):
         assert set(seen[inside[1] & ~inside[0]].tolist()) == {77 - counts[0]}
         assert set(seen[~inside.any(0)].tolist()) == {77}
     without = [replace(region, negative="") for region in regions]
-    with_, plain = (
-        paint(random_image(64, 64), given, pipe, 0, QUICK, progress=False) for given in (regions, without)
-    )
+    plain = paint(random_image(64, 64), without, pipe, 0, QUICK, progress=False)
     assert not np.array_equal(with_.image_u8, plain.image_u8)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from inpainting import prompts
 from inpainting.models import image_to_text
 from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig, queries_for
 from inpainting.prompts import COLORS, discover_prompt, paint_masks, remove_overlaps, target_text
@@ -36,8 +35,11 @@ def test_the_published_texts():
         full = chat.text(dataclasses.replace(ask, answer="<green>a</green>"))
         assert full == WHOLE + " <green>a</green></s>"
     assert list(COLORS)[:5] == ["red", "green", "blue", "yellow", "cyan"]
-    assert prompts.colors_of(5) == ["cyan", "yellow", "blue", "green", "red"]
-    assert prompts.colors_of(6, "demo") == ["red", "blue", "yellow", "green", "cyan", "magenta"]
+    masks = [torch.ones(1, 8, 8)] * 11
+    names = image_to_text.draw_colored_masks(torch.zeros(3, 8, 8), masks[:6])[1]
+    assert names == ["red", "blue", "yellow", "green", "cyan", "magenta"]
+    with pytest.raises(ValueError, match="10 colours, got 11"):
+        image_to_text.draw_colored_masks(torch.zeros(3, 8, 8), masks)
     assert target_text([("red", "a dog"), ("blue", "two trees")]) == "<red>a dog</red><blue>two trees</blue>"
     with pytest.raises(ValueError, match="caption of red holds a colour's tag"):
         target_text([("red", "a </blue> dog")])

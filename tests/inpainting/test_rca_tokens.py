@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from inpainting.models.text_to_image.layout import attention_sizes, log_visibility, shrink_masks
-from inpainting.tokens import HIDDEN, SHARED, encode_plans, longest_first_lengths, plan_tokens, separator_id
+from inpainting.tokens import HIDDEN, SHARED, encode_plans, longest_first_lengths, plan_tokens
 from tests.inpainting.small_inpainter import small_text_encoder, small_tokenizer
 
 
@@ -73,7 +73,7 @@ def test_joint_sequence_is_the_published_one(tokenizer):
 def test_without_regions_periods_part_the_prompts(tokenizer):
     texts = ["a red cube", "a ball"]
     plan = plan_tokens(texts, tokenizer, regions=False)
-    period = separator_id(tokenizer)
+    period = tokenizer.get_vocab()[".</w>"]
     first, second = (content(text, tokenizer) for text in texts)
     ids = [tokenizer.bos_token_id, *first, period, *second, period, tokenizer.eos_token_id]
     assert plan.input_ids[0, : len(ids)].tolist() == ids

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from inpainting.models.image_to_text.writer import PromptWriter
-from inpainting.prompts import colors_of, paint_masks, read_prompt
+from inpainting.prompts import COLORS, DEMO_ORDER, paint_masks, read_prompt
 from ldm.images import from_pm1
 
 
@@ -46,7 +46,9 @@ def draw_colored_masks(
         image_u8 = np.array(pixel_values.convert("RGB"))
     else:
         image_u8 = from_pm1(pixel_values)
-    names = colors_of(len(masks), "demo")
+    if len(masks) > len(COLORS):
+        raise ValueError(f"the prompt writer knows {len(COLORS)} colours, got {len(masks)} regions")
+    names = [*DEMO_ORDER, *(name for name in COLORS if name not in DEMO_ORDER)][: len(masks)]
     solid = [mask[0].float().cpu().numpy() > 0.5 for mask in masks]
     return Image.fromarray(paint_masks(image_u8, solid, names)), names
 

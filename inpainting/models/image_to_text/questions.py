@@ -186,8 +186,6 @@ class TagChoice(ConstrainedChoice):
         tokens = [] if state is None else self.rules[row].allowed(state)
         if not tokens:
             raise ValueError(f"no token continues the answer of form {self.patterns[row]}")
-        return torch.tensor([token for token in tokens if full and self.closes(token)] or tokens)
-
-    def closes(self, token: int) -> bool:
-        """Whether a token begins the closing tag, or ends an answer without tags."""
-        return token == self.grammar.end or b"<" in self.grammar.spelled[token]
+        # These begin the closing tag, or end an answer without tags.
+        closing = [x for x in tokens if full and (x == self.grammar.end or b"<" in self.grammar.spelled[x])]
+        return torch.tensor(closing or tokens)

@@ -98,8 +98,20 @@ def numbers(
                 return sums[drawn].sum() / counts[drawn].sum()
 
             table[name] = with_interval(mean, rows, seed, resamples)
-    if all(f"{view}real" in row.features for row in rows):
-        table |= feature_distances(rows, view, seed, fid_resamples)
+    if not all(f"{view}real" in row.features for row in rows):
+        return table
+    real, fake = ([row.features[view + side] for row in rows] for side in ("real", "fake"))
+    count = sum(map(len, real))
+    for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)) if count > 1 else ():
+
+        def between(drawn: np.ndarray, distance: Callable = distance) -> float:
+            return distance(*(np.concatenate([side[i] for i in drawn]) for side in (real, fake)))
+
+        value = between(np.arange(len(rows)))
+        table[name] = {"value": value, "n": count}
+        if fid_resamples > 1 and len(rows) > 2:
+            low, high = centred_interval(between, value, len(rows), seed, fid_resamples)
+            table[name] |= {"low": low, "high": high}
     return table
 
 
@@ -109,27 +121,6 @@ def with_interval(statistic: Callable[[np.ndarray], float], rows: Sized, seed: i
         return {"value": value, "n": len(rows)}
     low, high = percentile_interval(statistic, len(rows), seed, resamples)
     return {"value": value, "low": low, "high": high, "n": len(rows)}
-
-
-def feature_distances(
-    rows: Sequence[ImageMetrics], view: str, seed: int, resamples: int
-) -> dict[str, Number]:
-    """FID and KID; nothing below two feature rows."""
-    real, fake = ([row.features[view + side] for row in rows] for side in ("real", "fake"))
-    if sum(map(len, real)) < 2:
-        return {}
-    table: dict[str, Number] = {}
-    for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
-
-        def statistic(drawn: np.ndarray, distance: Callable = distance) -> float:
-            return distance(*(np.concatenate([side[i] for i in drawn]) for side in (real, fake)))
-
-        value = statistic(np.arange(len(rows)))
-        table[name] = {"value": value, "n": sum(map(len, real))}
-        if resamples > 1 and len(rows) > 2:
-            low, high = centred_interval(statistic, value, len(rows), seed, resamples)
-            table[name] |= {"low": low, "high": high}
-    return table
 
 
 def shown(number: Mapping[str, float] | None, factor: int = 1, digits: int = 2) -> str:

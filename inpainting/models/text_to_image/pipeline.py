@@ -110,7 +110,19 @@ def paint_all(
         batches[job.canvas.size].append(index)
     results: dict[int, PaintResult] = {}
     for indices in batches.values():
-        timer, batch = StageTimer(), as_batch([prepared[index] for index in indices])
+        group = [prepared[index] for index in indices]
+        # Images with fewer regions get empty ones.
+        masks = torch.nn.utils.rnn.pad_sequence([each.canvas.masks for each in group], batch_first=True)
+        batch = Batch(
+            image_pm1=torch.stack([each.canvas.image_pm1 for each in group]),
+            masks=masks,
+            union=masks.any(dim=1, keepdim=True),
+            plans=[each.plan for each in group],
+            negatives=[each.negative for each in group],
+            rows=[row for row, each in enumerate(group) for _ in each.job.seeds],
+            seeds=[seed for each in group for seed in each.job.seeds],
+        )
+        timer = StageTimer()
         with timer.stage("paint"):
             images_u8 = sample(batch, pipe, options, monitor)
         remaining = iter(images_u8)
@@ -154,20 +166,6 @@ def prepare_job(job: PaintJob, pipe: Inpainter, options: PaintOptions) -> Prepar
     else:
         negative = plan_shared(options.negative, pipe.tokenizer)
     return PreparedJob(job, regions, canvas, prompts, negative)
-
-
-def as_batch(prepared: Sequence[PreparedJob]) -> Batch:
-    """Prepared jobs of one size as tensors; images with fewer regions get empty ones."""
-    masks = torch.nn.utils.rnn.pad_sequence([each.canvas.masks for each in prepared], batch_first=True)
-    return Batch(
-        image_pm1=torch.stack([each.canvas.image_pm1 for each in prepared]),
-        masks=masks,
-        union=masks.any(dim=1, keepdim=True),
-        plans=[each.plan for each in prepared],
-        negatives=[each.negative for each in prepared],
-        rows=[index for index, each in enumerate(prepared) for _ in each.job.seeds],
-        seeds=[seed for each in prepared for seed in each.job.seeds],
-    )
 
 
 def finish_job(

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from inpainting.data.choice import layout_rows
 from inpainting.models.text_to_image.config import COMPAT
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter
 from inpainting.models.text_to_image.pipeline import resolve_options
@@ -122,11 +123,7 @@ def get_freestyle_layout_mask(masks: Sequence[Tensor], max_concepts: int = 5) ->
     """
     if not 0 < len(masks) <= max_concepts:
         raise ValueError(f"a layout of at most {max_concepts} masks needs at least one, got {len(masks)}")
-    regions = torch.cat([mask > 0 for mask in masks])
-    layout = torch.zeros(max_concepts + 1, *regions.shape[1:], dtype=torch.long)
-    layout[0] = 1
-    layout[1 : len(regions) + 1] = (regions | ~regions.any(dim=0)).long()
-    return layout
+    return layout_rows(torch.cat([mask > 0 for mask in masks]), max_concepts).long()
 
 
 def get_freestyle_text_inputs(texts: Sequence[str], tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:

@@ -61,12 +61,26 @@ def sample(
     device, dtype, space = pipe.device, pipe.dtype, pipe.latent_space
     guided = options.guidance != 1.0
     rows = torch.tensor(list(batch.rows), device=device)
+    # Of each sample and, with guidance, of its unconditional half before it.
+    plans = [*batch.negatives, *batch.plans] if guided else list(batch.plans)
+    order = torch.cat([rows, rows + len(batch.plans)]) if guided else rows
     image, union = batch.image_pm1.to(device, dtype), batch.union.to(device)
     masked = space.encode(image.masked_fill(union, 0.0)).float()  # mid-grey where painted
     known = known_channels(union, masked, str(options.layout))[rows]
     known = torch.cat([known, known]) if guided else known
     latent_hw = masked.shape[-2], masked.shape[-1]
-    embeddings, kwargs = conditions(batch, pipe, options, rows, guided, latent_hw)
+    embeddings, region_ids = (part[order] for part in encode_plans(plans, pipe.text_encoder))
+    kwargs = None
+    if options.rca or (region_ids < 0).any():
+        kwargs = region_kwargs(
+            batch.masks.to(device)[order % len(batch.plans)],
+            region_ids,
+            latent_hw,
+            levels=len(pipe.unet.config.block_out_channels),
+            layout=str(options.layout),
+            soft_cells=options.soft_edges / space.factor,
+            dtype=dtype,
+        )
     scheduler = make_scheduler(str(options.scheduler), pipe.scheduler_config)
     schedule = set_steps(scheduler, int(options.steps or 1), options.strength, device)
     noise, generators = noise_for(batch.seeds, masked.shape[1:])
@@ -88,31 +102,3 @@ def sample(
         monitor=monitor,
     )
     return [from_pm1(space.decode(latent[None].to(dtype))[0].float().cpu()) for latent in latents]
-
-
-def conditions(
-    batch: Batch,
-    pipe: Inpainter,
-    options: PaintOptions,
-    rows: Tensor,
-    guided: bool,
-    latent_hw: tuple[int, int],
-) -> tuple[Tensor, dict | None]:
-    """Text embeddings (b or 2b, t, c), unconditional half first, and the region maps of the same batch."""
-    plans = [*batch.negatives, *batch.plans] if guided else list(batch.plans)
-    embeddings, region_ids = encode_plans(plans, pipe.text_encoder)
-    count = len(batch.plans)
-    order = torch.cat([rows, rows + count]) if guided else rows
-    embeddings, region_ids = embeddings[order], region_ids[order]
-    if not options.rca and not (region_ids < 0).any():
-        return embeddings, None
-    kwargs = region_kwargs(
-        batch.masks.to(pipe.device)[order % count],
-        region_ids,
-        latent_hw,
-        levels=len(pipe.unet.config.block_out_channels),
-        layout=str(options.layout),
-        soft_cells=options.soft_edges / pipe.latent_space.factor,
-        dtype=pipe.dtype,
-    )
-    return embeddings, kwargs
