@@ -126,22 +126,17 @@ def between_margins(margins: Mapping[str, np.ndarray], a: Places, b: Places) -> 
 def relation(a: Place, b: Place, on: bool | None = None) -> frozenset[str]:
     """Everything that is true of a with respect to b ("a is left of b"), a subset of RELATIONS.
 
-    on: whether a stands on b where that is known; None decides by `stands_on`. What stands on an object is
-    not also beside, before or behind it; the caller asks relation(b, a, on=False) for the converse, which
-    then follows from position alone. Left / right and in front / behind are antisymmetric, next to is
-    symmetric.
+    on: whether a stands on b where that is known. None: whether a's lower edge lies on the upper part of b, a
+    sticks out above b's top edge, and their depths meet; never true both ways, as a's top edge is above b's.
+    What stands on an object is not also beside, before or behind it; the caller asks relation(b, a, on=False)
+    for the converse, which then follows from position alone. Left / right and in front / behind are
+    antisymmetric, next to is symmetric.
     """
-    if on or (on is None and stands_on(a, b)):
+    if on is None:
+        on = bool(_on(a, b) > 0 and gap(a.far, a.near, b.far, b.near) <= 0)
+    if on:
         return frozenset({"on"})
     return frozenset(word for word, margin in _beside(a, b).items() if margin > 0)
-
-
-def stands_on(a: Place, b: Place) -> bool:
-    """a's lower edge lies on the upper part of b, a sticks out above b's top edge, and their depths meet.
-
-    Never true both ways: a's top edge is above b's.
-    """
-    return bool(_on(a, b) > 0 and gap(a.far, a.near, b.far, b.near) <= 0)
 
 
 def holds(word: str, a: Place, *anchors: Place) -> bool:

@@ -25,7 +25,7 @@ from ldm.files import hash_folder, read_json
 from ldm.images import read_image
 from ldm.settings.config import setting, to_plain
 from llava_bifrost.build_dataset import published
-from llava_bifrost.build_dataset.files import OutputSettings, build_and_report
+from llava_bifrost.build_dataset.files import OutputSettings, build_questions
 from llava_bifrost.build_dataset.objects import (
     Photograph,
     Removal,
@@ -171,4 +171,4 @@ class CocoSource:
 
 def build_coco(settings: CocoBuild) -> None:
     """Questions from photographs with instance annotations, one object of each removed."""
-    build_and_report(CocoSource(settings), settings)
+    build_questions(CocoSource(settings), settings)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,13 +32,7 @@ from ldm.images import encode_png
 from ldm.journal import append_line, in_order, read_lines
 from ldm.settings.config import CheckedSettings, check_settings, setting
 from ldm.shards import shard_of
-from llava_bifrost.build_dataset.records import (
-    Built,
-    check_record,
-    format_statistics,
-    make_record,
-    statistics,
-)
+from llava_bifrost.build_dataset.records import Built, check_record, make_record, statistics
 from llava_bifrost.language.instruction import FORMATS
 
 log = logging.getLogger(__name__)
@@ -82,36 +77,31 @@ class QuestionSource(Protocol):
     def finish(self, prepared: Any) -> list[Built]: ...
 
 
-def build_and_report(source: QuestionSource, settings: OutputSettings) -> None:
-    """What the commands `coco` and `scenes` do."""
-    start = time.perf_counter()
-    built, report = build_questions(source, settings)
-    seconds = time.perf_counter() - start
-    log.info("%d items in %.1f s, %.2f per second", built, seconds, built / max(seconds, 1e-9))
-    if report is None:
-        merge_command = f"python -m llava_bifrost.build_dataset merge --out {settings.out}"
-        log.info("shard %s is done; `%s` when all are", settings.shard, merge_command)
-    else:
-        _report(settings.out, report)
-
-
 def merge_shards(settings: MergeShardsSettings) -> None:
     """Put the shards of several machines together; refuses while some are missing."""
     _report(settings.out, merge(settings.out))
 
 
-def _report(out: Path, report: dict[str, Any]) -> None:
-    typer.echo(format_statistics(report))
+def _report(out: Path, report: dict[str, Any], most: int = 12) -> None:
+    """Print the statistics as short lines, at most `most` entries of each."""
+    for name, value in report.items():
+        line = str(value)
+        if isinstance(value, dict):
+            parts = [f"{re.sub(' +', ' ', str(key))} {count}" for key, count in list(value.items())[:most]]
+            parts += [f"... ({len(value)} in all)"] if len(value) > most else []
+            line = ", ".join(parts) or "-"
+        typer.echo(f"{name:<24}{line}")
     log.info("data set:   %s\nstatistics: %s", out / DATASET, out / STATISTICS)
     if not report["samples"]:
         log.warning("no item gave a sample; see `dropped` above for the reasons")
 
 
 def build_questions(source: QuestionSource, settings: OutputSettings) -> tuple[int, dict[str, Any] | None]:
-    """Build this run's shard.
+    """Build this run's shard and log the result: what the commands `coco` and `scenes` do.
 
     returns: items built now, and the statistics of the finished data set; None for one shard of several
     """
+    start = time.perf_counter()
     shard, shards = shard_of(settings.shard)
     names, size = source.names, source.chunk
     output = {"format": settings.format, "decimals": settings.decimals, "seed": settings.seed}
@@ -138,7 +128,15 @@ def build_questions(source: QuestionSource, settings: OutputSettings) -> tuple[i
                     append_item(settings, path, built)
                     count += 1
                 bar.update()
-    return count, merge(settings.out) if shards == 1 else None
+    report = merge(settings.out) if shards == 1 else None
+    seconds = time.perf_counter() - start
+    log.info("%d items in %.1f s, %.2f per second", count, seconds, count / max(seconds, 1e-9))
+    if report is None:
+        merge_command = f"python -m llava_bifrost.build_dataset merge --out {settings.out}"
+        log.info("shard %s is done; `%s` when all are", settings.shard, merge_command)
+    else:
+        _report(settings.out, report)
+    return count, report
 
 
 def append_item(settings: OutputSettings, path: Path, built: Built) -> None:

@@ -8,7 +8,7 @@ Legend: h w pixels.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +80,24 @@ def read_instances(document: Any, path: Any) -> list[Photograph]:
     objects: dict[int, list[dict]] = defaultdict(list)
     for entry in json_entry(document, "annotations", path):
         objects[entry["image_id"]].append(entry)
-    photographs = [_photograph(record, objects[record["id"]], names, path)
-                   for record in json_entry(document, "images", path)]  # fmt: skip
+    photographs = []
+    for record in json_entry(document, "images", path):
+        try:
+            size = h, w = int(record["height"]), int(record["width"])
+            file = str(record.get("file_name") or str(record["coco_url"]).rpartition("/")[2])
+            annotated = []
+            for entry in objects[record["id"]]:
+                x, y, width, height = (float(value) for value in entry["bbox"])
+                edges = x / w, y / h, (x + width) / w, (y + height) / h
+                x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in edges)
+                shape, crowd = entry["segmentation"], bool(entry.get("iscrowd", 0))
+                shape = tuple(map(np.asarray, shape)) if isinstance(shape, list) else shape
+                name, where = names[entry["category_id"]], f"{path}, image {file}"
+                annotated.append(Annotated(name, shape, (x0, y0, x1, y1), crowd, size, where))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: image {record.get('id')} is incomplete: {error}") from None
+        item = file.rpartition(".")[0].replace("\\", "/").replace("/", "-")
+        photographs.append(Photograph(item, file, int(record["id"]), size, tuple(annotated)))
     photographs.sort(key=lambda photograph: photograph.name)
     for first, second in zip(photographs, photographs[1:], strict=False):
         if first.name == second.name:
@@ -89,27 +105,6 @@ def read_instances(document: Any, path: Any) -> list[Photograph]:
     if not photographs:
         raise ValueError(f"{path} lists no images")
     return photographs
-
-
-def _photograph(
-    record: Mapping[str, Any], annotations: Sequence[Mapping], names: Mapping, path: Any
-) -> Photograph:
-    try:
-        size = h, w = int(record["height"]), int(record["width"])
-        file = str(record.get("file_name") or str(record["coco_url"]).rpartition("/")[2])
-        objects = []
-        for entry in annotations:
-            x, y, width, height = (float(value) for value in entry["bbox"])
-            edges = x / w, y / h, (x + width) / w, (y + height) / h
-            x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in edges)
-            shape, crowd = entry["segmentation"], bool(entry.get("iscrowd", 0))
-            shape = tuple(map(np.asarray, shape)) if isinstance(shape, list) else shape
-            name, where = names[entry["category_id"]], f"{path}, image {file}"
-            objects.append(Annotated(name, shape, (x0, y0, x1, y1), crowd, size, where))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: image {record.get('id')} is incomplete: {error}") from None
-    item = file.rpartition(".")[0].replace("\\", "/").replace("/", "-")
-    return Photograph(item, file, int(record["id"]), size, tuple(objects))
 
 
 def can_be_named(name: str) -> bool:

@@ -63,29 +63,22 @@ def question(
         objects[other] for other in rng.permutation([at for at in large_objects(objects) if at != index])
     ]
     most = min(int(rng.integers(MOST_RELATIONS[0], MOST_RELATIONS[1] + 1)), len(objects))
-    chosen: dict[str, Annotated] = {}
+    chosen: dict[str, tuple[float, Annotated]] = {}
     for anchor in others:
         phrases = relation_phrases(target, anchor)
         if not phrases or len(chosen) == most:
             continue
         phrase = phrases[int(rng.integers(len(phrases)))]
-        if phrase not in chosen or _better(phrase, anchor, chosen[phrase]):
-            chosen[phrase] = anchor
+        x0, y0, x1, y1 = anchor.box01_xyxy  # a repeated phrase moves to the anchor that lies outermost
+        outermost = {**dict.fromkeys(LOWEST, y1), **dict.fromkeys(HIGHEST, -y0),
+                     "to the left of": -x0, "to the right of": x1}.get(phrase, 0.0)  # fmt: skip
+        if phrase not in chosen or outermost > chosen[phrase][0]:
+            chosen[phrase] = outermost, anchor
     if not chosen:
         raise Rejected("no relation: none of the published ones holds for the target")
-    anchors = {anchor.category: measured_place(anchor, depth_01) for anchor in chosen.values()}
-    request = Request(target.category, tuple((phrase, anchor.category) for phrase, anchor in chosen.items()))
-    return Location.of(measured_place(target, depth_01)), request, anchors
-
-
-def _better(phrase: str, anchor: Annotated, other: Annotated) -> bool:
-    """Whether a repeated phrase moves to the new anchor."""
-    (x0, y0, x1, y1), (ox0, oy0, ox1, oy1) = anchor.box01_xyxy, other.box01_xyxy
-    if phrase in LOWEST:
-        return y1 > oy1
-    if phrase in HIGHEST:
-        return y0 < oy0
-    return (phrase == "to the left of" and x0 < ox0) or (phrase == "to the right of" and x1 > ox1)
+    anchors = {anchor.category: measured_place(anchor, depth_01) for _, anchor in chosen.values()}
+    pairs = tuple((phrase, anchor.category) for phrase, (_, anchor) in chosen.items())
+    return Location.of(measured_place(target, depth_01)), Request(target.category, pairs), anchors
 
 
 def relation_phrases(target: Annotated, anchor: Annotated) -> tuple[str, ...]:
@@ -95,25 +88,20 @@ def relation_phrases(target: Annotated, anchor: Annotated) -> tuple[str, ...]:
     if max(gap(sx0, sx1, x0, x1), gap(sy0, sy1, y0, y1)) > MOST_GAP:
         return ()
     if sx0 < x1 and sx1 > x0:
-        return _stacked(target, anchor)
+        if y1 < sy0 + TOUCHING:
+            return UNDER_TOUCHING if sy0 - y1 < TOUCHING else UNDER
+        if y0 + TOUCHING > sy1:
+            return (
+                ABOVE_TOUCHING if (sy1 - y0) * target.size_hw[0] > -0.01 else ABOVE
+            )  # in pixels, as published
+        if min(x1 - sx0, sx1 - x0) <= OVERLAP:
+            return ()
+        if y0 < sy0 < y1:
+            return ("in front of",)
+        return ("behind",) if y0 < sy1 < y1 else ()
     if sy0 - y1 >= LEVEL or y0 - sy1 >= LEVEL:
         return ()
     side, aside = ("to the left of", x0 - sx1) if x0 > sx1 else ("to the right of", sx0 - x1)
     if aside >= ASIDE:
         return ()
     return (*BESIDE, side, side) if aside < TOUCHING else (side,)
-
-
-def _stacked(target: Annotated, anchor: Annotated) -> tuple[str, ...]:
-    """Boxes that overlap from left to right."""
-    sx0, sy0, sx1, sy1 = target.box01_xyxy
-    x0, y0, x1, y1 = anchor.box01_xyxy
-    if y1 < sy0 + TOUCHING:
-        return UNDER_TOUCHING if sy0 - y1 < TOUCHING else UNDER
-    if y0 + TOUCHING > sy1:
-        return ABOVE_TOUCHING if (sy1 - y0) * target.size_hw[0] > -0.01 else ABOVE  # in pixels, as published
-    if min(x1 - sx0, sx1 - x0) <= OVERLAP:
-        return ()
-    if y0 < sy0 < y1:
-        return ("in front of",)
-    return ("behind",) if y0 < sy1 < y1 else ()

@@ -100,18 +100,36 @@ def make_samples(
     options: QuestionOptions,
 ) -> Built:
     """All questions about an image. original_01 (h, w): its depth; filled_01: that of each filled image."""
+    photograph, index = prepared.photograph, prepared.replaced
     samples: list[Sample] = []
     for count, (removal, depth_01) in enumerate(zip(prepared.removals, filled_01, strict=True)):
         try:
             samples.append(_place_sample(prepared, removal, original_01, depth_01, options, count))
         except Rejected as error:
             prepared.drop(error)
-    if prepared.replaced is not None:
-        try:
-            samples.append(_replace_sample(prepared, prepared.replaced, original_01, options))
-        except (Rejected, ValueError) as error:
-            prepared.drop(error)
-    return Built(prepared.photograph.name, samples, prepared.dropped)
+    if index is None:
+        return Built(photograph.name, samples, prepared.dropped)
+    # "Replace the X ..." on the original image, in its own depth frame.
+    assert prepared.rgb_u8 is not None, "an image with a question was read"
+    target = photograph.objects[index]
+    try:
+        if options.published:
+            name, place, facts = target.category, published.measured_place(target, original_01), {}
+        else:
+            name = unique_names(photograph.objects, options.thresholds.anchor)[index]
+            mask = target.mask()
+            if not mask.any():
+                raise Rejected("thin target: its mask is empty")
+            measured = measure_object(original_01[mask], mask, target.tight_box(mask))
+            place, facts = measured.place(options.format == "center"), measured.facts()
+        request, item = Request(name, replace=True), photograph.name
+        location = Location.of(place)
+        samples.append(
+            Sample(f"{item}-r", f"{item}.jpg", prepared.rgb_u8, request, location, {}, "coco", facts)
+        )
+    except (Rejected, ValueError) as error:
+        prepared.drop(error)
+    return Built(photograph.name, samples, prepared.dropped)
 
 
 def _place_sample(
@@ -132,7 +150,7 @@ def _place_sample(
         frame = align_depth(filled_01, original_01, ~removal.hole)
         if frame.error > rules.depth_error:
             raise Rejected(f"depth frames: they differ by {frame.error:.3f}, at most {rules.depth_error}")
-        values = frame.apply(original_01[removal.mask])
+        values = frame.scale * original_01[removal.mask] + frame.shift
         if np.median(values) > HIGHEST:
             raise Rejected(f"too near: depth {np.median(values):.2f} where the background ends at 1")
         measured = measure_object(values, removal.mask, target.tight_box(removal.mask))
@@ -170,29 +188,6 @@ def _anchors(
     return places, touching
 
 
-def _replace_sample(
-    prepared: PreparedPhotograph, index: int, original_01: np.ndarray, options: QuestionOptions
-) -> Sample:
-    """ "Replace the X ..." on the original image, in its own depth frame."""
-    photograph = prepared.photograph
-    target = photograph.objects[index]
-    assert prepared.rgb_u8 is not None, "an image with a question was read"
-    if options.published:
-        name, place, facts = target.category, published.measured_place(target, original_01), {}
-    else:
-        name = unique_names(photograph.objects, options.thresholds.anchor)[index]
-        mask = target.mask()
-        if not mask.any():
-            raise Rejected("thin target: its mask is empty")
-        measured = measure_object(original_01[mask], mask, target.tight_box(mask))
-        place = measured.place(options.format == "center")
-        facts = measured.facts()
-    request, image = Request(name, replace=True), f"{photograph.name}.jpg"
-    return Sample(
-        f"{photograph.name}-r", image, prepared.rgb_u8, request, Location.of(place), {}, "coco", facts
-    )
-
-
 @dataclass(frozen=True)
 class Alignment:
     """frame depth = scale * depth + shift. error: median residual over the shared pixels."""
@@ -200,10 +195,6 @@ class Alignment:
     scale: float
     shift: float
     error: float
-
-    def apply(self, depth: np.ndarray) -> np.ndarray:
-        """Depth of the second map in the frame of the first; may leave [0, 1]."""
-        return self.scale * depth + self.shift
 
 
 def align_depth(frame_01: np.ndarray, depth_01: np.ndarray, shared: np.ndarray) -> Alignment:
@@ -218,7 +209,13 @@ def align_depth(frame_01: np.ndarray, depth_01: np.ndarray, shared: np.ndarray) 
     x, y = depth_01.ravel()[indices].astype(np.float64), frame_01.ravel()[indices].astype(np.float64)
     if min(x.max() - x.min(), y.max() - y.min()) < LEAST_SPREAD:
         raise Rejected("depth frames: the background is flat in depth")
-    scale, shift = _first_fit(x, y)
+    # Start: the median slope of the pairs that lie half of all points apart in x, and the median offset.
+    order, half = np.argsort(x, kind="stable"), len(x) // 2
+    low, high = order[:half], order[-half:]
+    apart = x[high] - x[low]
+    steep = apart > 0.1 * (x.max() - x.min())
+    scale = float(np.median((y[high] - y[low])[steep] / apart[steep])) if steep.any() else 1.0
+    shift = float(np.median(y - scale * x))
     for _ in range(ROUNDS):
         residual = np.abs(scale * x + shift - y)
         close = residual <= max(TRIM * 1.4826 * float(np.median(residual)), FLOOR)
@@ -230,14 +227,3 @@ def align_depth(frame_01: np.ndarray, depth_01: np.ndarray, shared: np.ndarray) 
     if scale <= 0:
         raise Rejected("depth frames: near and far are exchanged by the removal")
     return Alignment(scale, shift, float(np.median(residual)))
-
-
-def _first_fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Median slope of the pairs that lie half of all points apart in x, and the median offset."""
-    order = np.argsort(x, kind="stable")
-    half = len(x) // 2
-    low, high = order[:half], order[-half:]
-    apart = x[high] - x[low]
-    steep = apart > 0.1 * (x.max() - x.min())
-    scale = float(np.median((y[high] - y[low])[steep] / apart[steep])) if steep.any() else 1.0
-    return scale, float(np.median(y - scale * x))

@@ -7,7 +7,6 @@
 anchors (name -> box01_xyxy, d, far, near), kind ("place" or "replace"), source, and facts of the source.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -131,16 +130,3 @@ def _binned(values: Sequence[float], edges: Sequence[float]) -> dict[str, int]:
     """Counts up to each edge and above the one before."""
     counts = np.bincount(np.searchsorted(edges, np.minimum(values, edges[-1])), minlength=len(edges))
     return {f"{edge:g}": int(count) for edge, count in zip(edges, counts, strict=True)}
-
-
-def format_statistics(report: Mapping[str, Any], most: int = 12) -> str:
-    """The statistics as short lines of text; long lists are cut."""
-    lines = []
-    for name, value in report.items():
-        if not isinstance(value, Mapping):
-            lines.append(f"{name:<24}{value}")
-            continue
-        shown = [f"{re.sub(' +', ' ', str(key))} {count}" for key, count in list(value.items())[:most]]
-        more = [f"... ({len(value)} in all)"] if len(value) > most else []
-        lines.append(f"{name:<24}{', '.join([*shown, *more]) or '-'}")
-    return "\n".join(lines)

@@ -19,7 +19,7 @@ from datasets.scenes.store import SCENES_PER_SHARD, Shard, read_facts, read_opti
 from datasets.sources.readers import folder
 from datasets.sources.rendered import shard_files
 from ldm.settings.config import setting, to_plain
-from llava_bifrost.build_dataset.files import OutputSettings, build_and_report
+from llava_bifrost.build_dataset.files import OutputSettings, build_questions
 from llava_bifrost.build_dataset.records import Built, Sample, rounded_place
 from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
 from llava_bifrost.language.answer import Location, satisfies
@@ -70,18 +70,13 @@ class SceneSource:
         return read_shard(self.files[indices[0] // SCENES_PER_SHARD])
 
     def finish(self, prepared: Shard) -> list[Built]:
-        built = []
-        for row, fact in enumerate(prepared.facts):
-            without_u8 = prepared.without_u8[row]
-            scene = scene_questions(fact, prepared.image_u8[row], without_u8, self.settings)
-            more = new_objects(fact, without_u8, self.options, self.settings)
-            built.append(Built(scene.name, [*scene.samples, *more], scene.dropped))
-        return built
+        scenes = zip(prepared.facts, prepared.image_u8, prepared.without_u8, strict=True)
+        return [scene_questions(*scene, self.options, self.settings) for scene in scenes]
 
 
 def build_scenes(settings: ScenesBuild) -> None:
     """Questions from rendered scenes, exact."""
-    build_and_report(SceneSource(settings), settings)
+    build_questions(SceneSource(settings), settings)
 
 
 def scene_name(seed: int) -> str:
@@ -95,62 +90,53 @@ def solid_place(fact: SceneFacts, index: int) -> Place:
 
 
 def scene_questions(
-    fact: SceneFacts, image_u8: np.ndarray, without_u8: np.ndarray, settings: ScenesBuild
+    fact: SceneFacts,
+    image_u8: np.ndarray,
+    without_u8: np.ndarray,
+    options: SceneOptions,
+    settings: ScenesBuild,
 ) -> Built:
-    """Place questions on the scene without the removed solid, Replace questions on the whole scene.
+    """Place questions on the scene without the removed solid, Replace questions on the whole scene, and Place
+    questions about objects that the scene never had.
 
     image_u8, without_u8: (h, w, 3)
     """
     rng, name = np.random.default_rng((settings.seed, fact.seed)), scene_name(fact.seed)
+    image, target = f"{name}_without.png", fact.names[fact.removed]
     named = [index for index in range(len(fact.names))
              if fact.visible[index] >= settings.visible and fact.area[index] >= settings.area]  # fmt: skip
     anchors = {fact.names[index]: solid_place(fact, index) for index in named if index != fact.removed}
-    requests = place_requests(fact, anchors, settings, rng)
-    where = Location.of(solid_place(fact, fact.removed))
-    samples = []
-    for count, request in enumerate(requests):
-        places, image = {anchor: anchors[anchor] for anchor in request.anchors}, f"{name}_without.png"
-        samples.append(Sample(f"{name}-{count}", image, without_u8, request, where, places, "scenes"))
-    free = [index for index in named if fact.movable[index]]
-    for count, index in enumerate(rng.permutation(free)[: settings.replace]):
-        there = Location.of(solid_place(fact, int(index)))
-        request = Request(fact.names[index], replace=True)
-        samples.append(Sample(f"{name}-r{count}", f"{name}.png", image_u8, request, there, {}, "scenes"))
-    return Built(name, samples, [] if requests else ["no relation: no solid that is seen is related"])
-
-
-def new_objects(
-    fact: SceneFacts, without_u8: np.ndarray, options: SceneOptions, settings: ScenesBuild
-) -> list[Sample]:
-    """Questions that place objects which the scene never had on the image (h, w, 3) without the solid."""
-    if not settings.placements:
-        return []
-    world, name = world_of(fact, options).without(fact.removed), scene_name(fact.seed)
-    rng = np.random.default_rng((settings.seed, fact.seed, 1))
-    samples = []
-    for count, question in enumerate(place_questions(world, rng, settings.placements)):
-        request, answer = question.request, question.answer
-        anchors = {fact.names[index]: solid_place(fact, index) for index in question.named}
-        if all(satisfies(answer, request, anchors).values()):  # also to the digits that are stored
-            image = f"{name}_without.png"
-            samples.append(Sample(f"{name}-n{count}", image, without_u8, request, answer, anchors, "scenes"))
-    return samples
-
-
-def place_requests(
-    fact: SceneFacts, anchors: dict[str, Place], settings: ScenesBuild, rng: np.random.Generator
-) -> list[Request]:
-    """Up to `questions` different instructions that are true of the removed solid."""
     known: dict[str, frozenset[str]] = {}
-    for name in anchors:
-        pair = (fact.removed, fact.names.index(name))
+    for anchor in anchors:
+        pair = (fact.removed, fact.names.index(anchor))
         words = {word for a, word, b in fact.relations if (a, b) == pair}
-        known[name] = frozenset(words | ({"above"} if "on" in words else set()))  # what stands is also above
-    facts = true_facts([solid_place(fact, fact.removed)], anchors, settings.relations, known)
-    requests: dict[Request, None] = {}
+        known[anchor] = frozenset(
+            words | ({"above"} if "on" in words else set())
+        )  # what stands is also above
+    there = solid_place(fact, fact.removed)
+    facts = true_facts([there], anchors, settings.relations, known)
+    requests: dict[Request, None] = {}  # different ones, in their order
     for _ in range(TRIES * settings.questions if facts else 0):
         if len(requests) == settings.questions:
             break
         chosen = choose_facts(facts, settings.relations.most, rng)
-        requests[word_request(fact.names[fact.removed], chosen, rng)] = None
-    return list(requests)
+        requests[word_request(target, chosen, rng)] = None
+    samples = []
+    for count, request in enumerate(requests):
+        places, where = {anchor: anchors[anchor] for anchor in request.anchors}, Location.of(there)
+        samples.append(Sample(f"{name}-{count}", image, without_u8, request, where, places, "scenes"))
+    free = [index for index in named if fact.movable[index]]
+    for count, index in enumerate(rng.permutation(free)[: settings.replace]):
+        where, request = Location.of(solid_place(fact, int(index))), Request(fact.names[index], replace=True)
+        samples.append(Sample(f"{name}-r{count}", f"{name}.png", image_u8, request, where, {}, "scenes"))
+    if settings.placements:
+        world = world_of(fact, options).without(fact.removed)
+        rng = np.random.default_rng((settings.seed, fact.seed, 1))
+        for count, question in enumerate(place_questions(world, rng, settings.placements)):
+            request, where = question.request, question.answer
+            places = {fact.names[index]: solid_place(fact, index) for index in question.named}
+            if all(satisfies(where, request, places).values()):  # also to the digits that are stored
+                samples.append(
+                    Sample(f"{name}-n{count}", image, without_u8, request, where, places, "scenes")
+                )
+    return Built(name, samples, [] if requests else ["no relation: no solid that is seen is related"])

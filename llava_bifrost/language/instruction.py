@@ -197,21 +197,16 @@ def _place(rest: str, text: str) -> Request:
                 unread = f"{match[0]} {words} {rest[end:]}"
                 raise InstructionError(f"{unread!r}: two relations need 'and' or a comma between them")
             words = joined
-        pairs += _anchors(match[0], words)
+        surface = match[0]
+        phrase = SYNONYMS.get(surface, surface)
+        parts = [part for part in re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", words) if part]
+        if phrase == "between" and len(parts) != 2:
+            clause = f"{surface} {words}".strip()
+            raise InstructionError(f"{clause!r}: between needs two objects, joined by 'and'")
+        if not parts:
+            raise InstructionError(f"nothing follows {surface!r}")
+        pairs += [(phrase, _name(part, f"after {surface!r}")) for part in parts]
     return Request(target, tuple(pairs))
-
-
-def _anchors(surface: str, words: str) -> list[tuple[str, str]]:
-    """The anchors that follow one relation."""
-    phrase = SYNONYMS.get(surface, surface)
-    parts = [part for part in re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", words) if part]
-    if phrase == "between" and len(parts) != 2:
-        raise InstructionError(
-            f"{f'{surface} {words}'.strip()!r}: between needs two objects, joined by 'and'"
-        )
-    if not parts:
-        raise InstructionError(f"nothing follows {surface!r}")
-    return [(phrase, _name(part, f"after {surface!r}")) for part in parts]
 
 
 def _name(words: str, where: str) -> str:

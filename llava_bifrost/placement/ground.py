@@ -79,19 +79,7 @@ def fit_ground(depth_01: np.ndarray, view_degrees: float = VIEW_DEGREES) -> Grou
     small = resize(depth_01.astype(np.float32), (h, w), how="nearest")
     y, x = np.mgrid[0:h, 0:w]
     points = np.stack([(x + 0.5) / w, (y + 0.5) / h, small], axis=-1).reshape(-1, 3).astype(np.float64)
-    planes = _hypotheses(h, w, points)
-    plane = _lowest(planes, points)
-    if plane is None:
-        level = Plane(0.0, 2 * (1 - float(small.min())), float(small.min()) * 2 - 1)
-        return Ground(level, min(0.0, HORIZON_D), np.zeros((h, w), bool), np.ones((h, w), bool), False)
-    plane = _refined(plane, points)
-    seen = np.abs(_residual(plane, points)).reshape(h, w) < 2 * TOLERANCE
-    horizon_d = _horizon(plane, planes, points, (depth_01.shape[0], depth_01.shape[1]), view_degrees)
-    return Ground(plane, horizon_d, seen, hull(seen), True)
-
-
-def _hypotheses(h: int, w: int, points: np.ndarray) -> np.ndarray:
-    """Planes (p, 3) through three of the points (h w, 3) of x, y, d that lie close together."""
+    # Planes (p, 3) through three points that lie close together.
     rng = np.random.default_rng(0)
     first = np.stack([rng.integers(0, h, HYPOTHESES), rng.integers(0, w, HYPOTHESES)])
     reach = np.array([max(2, round(REACH * h)), max(2, round(REACH * w))])
@@ -102,7 +90,19 @@ def _hypotheses(h: int, w: int, points: np.ndarray) -> np.ndarray:
     three = np.stack([points[row * w + column] for row, column in corners], axis=1)  # (p, 3, 3)
     system = np.concatenate([three[:, :, :2], np.ones((HYPOTHESES, 3, 1))], axis=2)
     usable = np.abs(np.linalg.det(system)) > 1e-4
-    return np.linalg.solve(system[usable], three[usable][:, :, 2:])[:, :, 0]
+    planes = np.linalg.solve(system[usable], three[usable][:, :, 2:])[:, :, 0]
+    # The ground has the most points among those that rise towards the viewer and have nothing below.
+    rising = planes[(planes[:, 1] > STEEP) & (np.abs(planes[:, 0]) < planes[:, 1])]
+    above = _residuals(rising, points[::SPARSE])
+    below = (above < -2 * TOLERANCE).mean(axis=1)
+    score = (np.abs(above) < TOLERANCE).mean(axis=1) - 3 * np.maximum(below - BELOW, 0)
+    if not (score > LEAST_AREA).any():
+        level = Plane(0.0, 2 * (1 - float(small.min())), float(small.min()) * 2 - 1)
+        return Ground(level, min(0.0, HORIZON_D), np.zeros((h, w), bool), np.ones((h, w), bool), False)
+    plane = _refined(Plane(*map(float, rising[int(np.argmax(score))])), points)
+    seen = np.abs(_residual(plane, points)).reshape(h, w) < 2 * TOLERANCE
+    horizon_d = _horizon(plane, planes, points, (depth_01.shape[0], depth_01.shape[1]), view_degrees)
+    return Ground(plane, horizon_d, seen, hull(seen), True)
 
 
 def _residuals(planes: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -113,19 +113,6 @@ def _residuals(planes: np.ndarray, points: np.ndarray) -> np.ndarray:
 def _residual(plane: Plane, points: np.ndarray) -> np.ndarray:
     """Depth of points above a plane (k,)."""
     return points[:, 2] - np.asarray(plane.at(points[:, 0], points[:, 1]))
-
-
-def _lowest(planes: np.ndarray, points: np.ndarray) -> Plane | None:
-    """The plane with the most points among those that rise towards the viewer and have nothing below."""
-    rising = planes[(planes[:, 1] > STEEP) & (np.abs(planes[:, 0]) < planes[:, 1])]
-    if not len(rising):
-        return None
-    above = _residuals(rising, points[::SPARSE])
-    on = (np.abs(above) < TOLERANCE).mean(axis=1)
-    below = (above < -2 * TOLERANCE).mean(axis=1)
-    score = on - 3 * np.maximum(below - BELOW, 0)
-    best = int(np.argmax(score))
-    return Plane(*map(float, rising[best])) if score[best] > LEAST_AREA else None
 
 
 def _refined(plane: Plane, points: np.ndarray, rounds: int = 3) -> Plane:

@@ -89,12 +89,19 @@ def place_object(
     size_hw = (depth_01.shape[0], depth_01.shape[1])
     view = View(depth_01, fit_ground(depth_01), dict(anchors))
     unit_px = size_at_one(request.target, named, anchors, view.ground, size_hw, item.relative_size)
-    touching = [name for phrase, name in request.relations if PHRASES[phrase] in (*UPON, "under")]
+    relations = [(PHRASES[phrase], name) for phrase, name in request.relations]
+    touching = [name for relation, name in relations if relation in (*UPON, "under")]
     relief = ROUND_RELIEF if request.target.split()[-1] in ROUND_NOUNS else RELIEF
     reasons: list[str] = []
     for factor in FACTORS:
         extent = ObjectExtent(unit_px * factor, item.aspect, relief)
-        tried = _tried(view, request, named, extent)
+        parts = [on_top(view, named[name], extent) for relation, name in relations if relation in UPON]
+        if any(relation != "on" for relation, _ in relations):
+            parts.append(on_ground(view, extent))
+            if any(relation == "under" for relation, _ in relations):
+                parts += [on_ground(view, extent, factor) for factor in (0.75, 0.55)]
+            parts += [beside_anchor(view, where, extent) for where in named.values()]
+        tried = join(parts)
         tried = tried.where(clear(view, tried, touching))
         visible = visible_fraction(view, tried)
         shown = visible >= ROOM
@@ -116,20 +123,6 @@ def place_object(
         f"no place for the {request.target} satisfies the instruction: {reasons[0]}; "
         "loosen the instruction, or give --box and --depth"
     )
-
-
-def _tried(
-    view: View, request: Request, named: Mapping[str, Place], extent: ObjectExtent
-) -> CandidatePlacements:
-    """All candidates that are worth a look, on the surfaces that the relations speak of."""
-    relations = [(PHRASES[phrase], name) for phrase, name in request.relations]
-    parts = [on_top(view, named[name], extent) for relation, name in relations if relation in UPON]
-    if any(relation != "on" for relation, _ in relations):
-        parts.append(on_ground(view, extent))
-        if any(relation == "under" for relation, _ in relations):
-            parts += [on_ground(view, extent, factor) for factor in (0.75, 0.55)]
-        parts += [beside_anchor(view, where, extent) for where in named.values()]
-    return join(parts)
 
 
 def _clause_margins(
@@ -164,10 +157,16 @@ def _ranked(
             continue
         depth = min(max(round(float(able.d[index]), DECIMALS), 0.0), 1.0)
         location = Location((x0, y0, x1, y1), depth)
-        if all(satisfies(location, request, named).values()):
-            scored.append((float(preference[index]) + _safety(location, request, named), location))
-            if len(scored) == RANKED:
-                break
+        if not all(satisfies(location, request, named).values()):
+            continue
+        safe = 0  # of four small changes, those that still satisfy the request
+        for step, deeper in ((SHIFT, 0.0), (-SHIFT, 0.0), (0.0, DEEPER), (0.0, -DEEPER)):
+            box = (max(0.0, x0 + step), y0, min(1.0, x1 + step), y1)
+            moved = Location(box, min(max(depth + deeper, 0.0), 1.0))
+            safe += all(satisfies(moved, request, named).values())
+        scored.append((float(preference[index]) + safe / 4, location))
+        if len(scored) == RANKED:
+            break
     ranked: list[Candidate] = []
     for score, location in sorted(scored, key=lambda pair: -pair[0]):
         if all(iou(location.box01_xyxy, other.location.box01_xyxy) < SAME for other in ranked):
@@ -202,14 +201,3 @@ def _preference_score(
         total = total + np.exp(-(far + off) / reach)
     total = total + SAME_SURFACE * (able.level > 1) - UNEVEN * (able.level == 0)
     return total + FREE * clear(view, able) + AMPLE * clear(view, able, slim=1.4)
-
-
-def _safety(location: Location, request: Request, named: Mapping[str, Place]) -> float:
-    """Fraction of small changes of the place that still satisfy the request, in [0, 1]."""
-    x0, y0, x1, y1 = location.box01_xyxy
-    held = 0
-    for step, deeper in ((SHIFT, 0.0), (-SHIFT, 0.0), (0.0, DEEPER), (0.0, -DEEPER)):
-        box = (max(0.0, x0 + step), y0, min(1.0, x1 + step), y1)
-        moved = Location(box, min(max(location.depth + deeper, 0.0), 1.0))
-        held += all(satisfies(moved, request, named).values())
-    return held / 4

@@ -110,7 +110,18 @@ class Pool:
         margins["under"] = np.where(hosted, -1, margins["under"])  # boxes alone cannot tell, at an edge
         self.margins = margins
         self.stacked = np.stack([margins[name] for name in SINGLE])  # (relations, k, m)
-        self.deviations = _deviations(proposed, anchors)
+        # (k, m) how far a place is from the usual one that the words describe, 1 = far. Beside: at the same
+        # depth, a small gap away. Before and behind: straight, one clear step. On: in the middle.
+        a, b = proposed.spread(1), anchors.spread(0)
+        step = a.d - b.d
+        beside = np.abs(gap(a.x0, a.x1, b.x0, b.x1) - PROTOTYPE_GAP) / 0.15 + np.abs(step) / 0.1
+        straight = np.abs(b.middle - a.middle) / 0.1
+        self.deviations = {
+            **dict.fromkeys(("left of", "right of", "next to"), beside),
+            "in front of": straight + np.abs(step - PROTOTYPE_STEP) / 0.1,
+            "behind": straight + np.abs(step + PROTOTYPE_STEP) / 0.1,
+            **dict.fromkeys(("on", "above", "under"), straight + np.abs(step) / 0.2),
+        }
         middle, d = anchors.middle, anchors.d
         x = proposed.middle[:, None, None] - (middle[:, None] + middle[None]) / 2
         depth = proposed.d[:, None, None] - (d[:, None] + d[None]) / 2
@@ -176,25 +187,6 @@ class Pool:
         return Question(Request(target, relations), rounded_location(box, d), named)
 
 
-def _deviations(objects: Places, anchors: Places) -> dict[str, np.ndarray]:
-    """Relation -> (k, m) how far a place is from the usual one that the words describe, 1 = far.
-
-    Beside: at the same depth, a small gap away. Before and behind: straight, one clear step. On: in the
-    middle.
-    """
-    a, b = objects.spread(1), anchors.spread(0)
-    step = a.d - b.d
-    beside = np.abs(gap(a.x0, a.x1, b.x0, b.x1) - PROTOTYPE_GAP) / 0.15 + np.abs(step) / 0.1
-    straight = np.abs(b.middle - a.middle) / 0.1
-    stacked = straight + np.abs(step) / 0.2
-    return {
-        **dict.fromkeys(("left of", "right of", "next to"), beside),
-        "in front of": straight + np.abs(step - PROTOTYPE_STEP) / 0.1,
-        "behind": straight + np.abs(step + PROTOTYPE_STEP) / 0.1,
-        **dict.fromkeys(("on", "above", "under"), stacked),
-    }
-
-
 def propose(world: World, rng: np.random.Generator, count: int, shape: int | None = None) -> Standing:
     """Places where something can stand, about a third of `count`.
 
@@ -212,8 +204,19 @@ def propose(world: World, rng: np.random.Generator, count: int, shape: int | Non
         middle[here] = rng.uniform(place.x0, place.x1, here.sum())
         d[here] = rng.uniform(place.far - 0.03, place.near + 0.03, here.sum())
     if world.anchors:
+        # Places beside, before or behind anchors, mostly on what these stand on.
         near = np.flatnonzero(rng.random(count) < NEAR)
-        surface[near], middle[near], d[near] = _near_anchors(world, rng, len(near))
+        which = rng.choice(world.anchors, size=len(near))
+        on = {top.index: j for j, top in enumerate(surfaces)}
+        below = np.array([on.get(int(solids.support[i]), 0) for i in which])
+        surface[near] = np.where(rng.random(len(near)) < 0.8, below, 0)
+        box, depth = solids.box[which], solids.depths[which, 0]
+        sideways, sign = rng.random(len(near)) < 0.5, rng.choice([-1.0, 1.0], size=len(near))
+        aside = (box[:, 2] - box[:, 0]) / 2 + rng.uniform(0.04, 0.2, len(near))
+        straight = rng.normal(0, 0.04, len(near))
+        middle[near] = (box[:, 0] + box[:, 2]) / 2 + np.where(sideways, sign * aside, straight)
+        step = rng.uniform(0.08, 0.24, len(near))
+        d[near] = depth + np.where(sideways, rng.normal(0, 0.03, len(near)), sign * step)
     standing = world.stand(shapes, surface, np.clip(middle, 0.02, 0.98), np.clip(d, 0.01, 0.99))
     inside = (standing.box[:, :2].min(1) >= FRAME) & (standing.box[:, 2:].max(1) <= 1 - FRAME)
     good = (world.clearance(standing) > CLEAR) & (world.support_margin(standing) > 0) & inside
@@ -225,19 +228,3 @@ def propose(world: World, rng: np.random.Generator, count: int, shape: int | Non
     covered = np.maximum(sides, 0).prod(-1) / np.maximum(area, 1e-6)[:, None]  # (k, solids) by one box each
     good &= (standing.near < 1) & (np.where(depth > standing.d[:, None] + 0.02, covered, 0).max(1) < HIDDEN)
     return Standing(*(values[good] for values in vars(standing).values()))
-
-
-def _near_anchors(
-    world: World, rng: np.random.Generator, count: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Surface, middle and depth of places beside, before or behind anchors, mostly on what these stand on."""
-    solids, where = world.solids, {top.index: j for j, top in enumerate(world.surfaces)}
-    which = rng.choice(world.anchors, size=count)
-    below = np.array([where.get(int(solids.support[i]), 0) for i in which])
-    surface = np.where(rng.random(count) < 0.8, below, 0)
-    box, depth = solids.box[which], solids.depths[which, 0]
-    sideways, sign = rng.random(count) < 0.5, rng.choice([-1.0, 1.0], size=count)
-    gap = (box[:, 2] - box[:, 0]) / 2 + rng.uniform(0.04, 0.2, count)
-    middle = (box[:, 0] + box[:, 2]) / 2 + np.where(sideways, sign * gap, rng.normal(0, 0.04, count))
-    step = rng.uniform(0.08, 0.24, count)
-    return surface, middle, depth + np.where(sideways, rng.normal(0, 0.03, count), sign * step)
