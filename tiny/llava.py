@@ -67,8 +67,14 @@ class SmallConfig(CheckedSettings):
         return (self.image // PATCH) ** 2
 
 
-def llava_config(config: SmallConfig, vocabulary: Sequence[str]) -> LlavaConfig:
-    """The stock configuration: last vision layer, class token dropped. vocabulary: begins with SPECIAL."""
+def create_llava(
+    config: SmallConfig, vocabulary: Sequence[str], seed: int, numbers: Sequence[str] = ()
+) -> LlavaForConditionalGeneration:
+    """An untrained model; the same seed gives the same weights and leaves the global state alone.
+
+    vocabulary: begins with SPECIAL
+    numbers: words of the vocabulary, in order, of which neighbours mean nearly the same
+    """
     side = config.image // PATCH
     convolutions = ResNetConfig(
         embedding_size=config.stages[0], hidden_sizes=list(config.stages), depths=list(config.blocks),
@@ -87,23 +93,14 @@ def llava_config(config: SmallConfig, vocabulary: Sequence[str]) -> LlavaConfig:
         max_position_embeddings=512, rope_theta=10000.0, tie_word_embeddings=False,
         initializer_range=config.width**-0.5, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    return LlavaConfig(
+    whole = LlavaConfig(  # last vision layer, class token dropped
         vision_config=vision, text_config=text, image_token_index=vocabulary.index(IMAGE),
         image_seq_length=config.patches, vision_feature_layer=-1, vision_feature_select_strategy="default",
         projector_hidden_act="gelu", tie_word_embeddings=False,
     )  # fmt: skip
-
-
-def create_llava(
-    config: SmallConfig, vocabulary: Sequence[str], seed: int, numbers: Sequence[str] = ()
-) -> LlavaForConditionalGeneration:
-    """An untrained model; the same seed gives the same weights and leaves the global state alone.
-
-    numbers: words of the vocabulary, in order, of which neighbours mean nearly the same
-    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlavaForConditionalGeneration(llava_config(config, vocabulary))
+        model = LlavaForConditionalGeneration(whole)
         _initialise(model, config, [vocabulary.index(number) for number in numbers])
     return model
 
@@ -181,25 +178,10 @@ def pooled(maps: np.ndarray, patch: int) -> np.ndarray:
     return grid.mean((3, 5), dtype=np.float32).reshape(n, v, -1)
 
 
-def mirrored(grid: np.ndarray, flip: np.ndarray, side: int) -> np.ndarray:
-    """(b, p, c) with the columns of the patches reversed where flip."""
-    grid = np.array(grid)
-    turned = grid[flip].reshape(int(flip.sum()), side, side, -1)[:, :, ::-1]
-    grid[flip] = turned.reshape(-1, *grid.shape[1:])
-    return grid
-
-
 def project(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     """(b, 3, h, w) -> projected patches (b, p, c), as the language model gets them."""
     states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
     return model.model.multi_modal_projector(states)
-
-
-def block_mask(block: Tensor) -> Tensor:
-    """(b, l) -> (b, 1, l, l) additive: a token sees the prefix (block 0) and its own block, up to itself."""
-    same = block[:, :, None] == block[:, None]
-    seen = (same | (block == 0)[:, None]) & torch.ones_like(same).tril()
-    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
 class AttentionHook:

@@ -18,7 +18,7 @@ from transformers import LlavaForConditionalGeneration
 
 from ldm.files import write_atomic
 from ldm.settings.config import CheckedSettings, dump_yaml, setting
-from tiny.llava import IMAGE, SPECIAL, AttentionHook, SmallConfig, block_mask, project
+from tiny.llava import IMAGE, SPECIAL, AttentionHook, SmallConfig, project
 from tiny.loop import Loss, Stage, StageSettings, means
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,11 @@ def last_states(
     start = tokens[0].tolist().index(SPECIAL.index(IMAGE))
     words = language.embed_tokens(tokens)
     embedded = torch.cat([words[:, :start], patches.to(words.dtype), words[:, start + patches.shape[1] :]], 1)
-    return language(inputs_embeds=embedded, attention_mask=block_mask(block), position_ids=position,
+    # (b, l, l): a token sees the prefix (block 0) and its own block, up to itself.
+    same = block[:, :, None] == block[:, None]
+    seen = (same | (block == 0)[:, None]) & torch.ones_like(same).tril()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    return language(inputs_embeds=embedded, attention_mask=mask, position_ids=position,
                     use_cache=False).last_hidden_state  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from llava_bifrost.locator import UnknownWord, load_locator
 from llava_bifrost.worlds.questions import place_questions, replace_questions
 from llava_bifrost.worlds.world import World
 from tests.conftest import ROOT
-from tiny.llava import PATCH, SmallConfig, block_mask, create_llava, make_processor, project
+from tiny.llava import PATCH, SmallConfig, create_llava, make_processor, project
 from tiny.llava_stages import LlavaStage, last_states
 from tiny.locator import questions as question_cache
 from tiny.locator.answers import pack_questions
@@ -195,13 +195,6 @@ def test_packed_questions_are_answered_as_if_alone(data: Path, bank: QuestionCac
             ids, pixels = asked.tokens[row][mine][None], batch.pixels[row : row + 1]
             alone = model(input_ids=ids, pixel_values=pixels).logits[0, asked.block[row][mine] == number]
             torch.testing.assert_close(alone, packed[row, asked.block[row] == number], atol=2e-4, rtol=1e-3)
-
-
-def test_the_mask_hides_other_questions_and_what_follows() -> None:
-    seen = block_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0] == 0
-    assert seen[3].tolist() == [True, True, True, True, False, False]
-    assert seen[4].tolist() == [True, True, False, False, True, False]
-    assert seen[0].tolist() == [True, False, False, False, False, False]
 
 
 def test_training_writes_a_folder_that_answers(trained: Path) -> None:

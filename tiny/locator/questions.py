@@ -93,20 +93,13 @@ def encode_questions(questions: list[Question | None]) -> dict[str, np.ndarray]:
         names = question.request.anchors or (question.request.target,)
         arrays["tokens"][row, : len(ids)] = ids
         arrays["length"][row] = len(ids)
-        for slot, (solid, at) in enumerate(zip(question.named, _ends(ids, names), strict=True)):
-            arrays["named"][row, slot] = solid
-            arrays["named_at"][row, slot] = at
+        end = 0  # names follow one another in the sentence
+        for slot, (solid, name) in enumerate(zip(question.named, names, strict=True)):
+            words = [VOCABULARY.index(word) for word in name.split()]
+            start = next(i for i in range(end, len(ids)) if ids[i : i + len(words)] == words)
+            end = start + len(words)
+            arrays["named"][row, slot], arrays["named_at"][row, slot] = solid, end - 1
     return arrays
-
-
-def _ends(ids: list[int], names: tuple[str, ...]) -> list[int]:
-    """Position of the last word of each name; names follow one another in the sentence."""
-    ends, start = [], 0
-    for name in names:
-        words = [VOCABULARY.index(word) for word in name.split()]
-        start = next(i for i in range(start, len(ids)) if ids[i : i + len(words)] == words) + len(words)
-        ends.append(start - 1)
-    return ends
 
 
 def mirrored_questions(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:

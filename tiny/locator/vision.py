@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tiny.llava import mirrored, normalised, recoloured
+from tiny.llava import normalised, recoloured
 from tiny.locator.scenes import SceneArrays
 from tiny.locator.tokenizer import PATTERN_NAMES
 from tiny.words import COLOUR_WORDS, KINDS
@@ -71,10 +71,9 @@ def labelled_images(
     boxes = np.array(scenes.boxes[index])
     if flip.any():
         pixels_u8[flip] = pixels_u8[flip][:, :, ::-1]
-        cover, depth, unknown = (
-            mirrored(grid, flip, side) for grid in (cover, depth[..., None], unknown[..., None])
-        )
-        depth, unknown = depth[..., 0], unknown[..., 0]
+        for patches in (cover, depth, unknown):  # columns in reverse
+            turned = patches[flip].reshape(int(flip.sum()), side, side, -1)[:, :, ::-1]
+            patches[flip] = turned.reshape(patches[flip].shape)
         boxes[flip] = boxes[flip][..., [2, 1, 0, 3]] * [-1, 1, -1, 1] + [1, 0, 1, 0]
     low, high = boxes[..., :2], boxes[..., 2:]
     place = np.concatenate([(low + high) / 2, high - low, scenes.depths[index][..., :1]], -1)

@@ -75,7 +75,7 @@ class PackedCaptions:
     """Questions with answers about b images."""
 
     tokens: Tensor  # (b, l) from BEGIN to END, padded on the right
-    block: Tensor  # (b, l) what sees what, as tiny.llava.block_mask reads it
+    block: Tensor  # (b, l) what sees what, as tiny.llava_stages.last_states reads it
     row: Tensor  # (c,) image of each caption
     at: Tensor  # (c,) place of its first tag in the sequence
     mask: Tensor  # (c,) number of its mask in the question

@@ -93,19 +93,6 @@ class DrawnMasks:
     boxes: tuple[Box, ...]
 
 
-def random_mask(box: Box, size: tuple[int, int], rng: np.random.Generator) -> Box:
-    """A box around a solid's box, inside an image of size (h, w), with sides and place of its own."""
-    sides = [box[2] - box[0], box[3] - box[1]]
-    wanted = rng.uniform(*MASK_SIDES, 2) * max(sides)
-    ends = []
-    for axis in range(2):
-        spare = max(2 * MARGIN, int(round(wanted[axis])) - sides[axis])
-        before = int(rng.integers(MARGIN, spare - MARGIN + 1))
-        start = max(0, box[axis] - before)
-        ends.append((start, min(size[1 - axis], box[axis + 2] + spare - before)))
-    return ends[0][0], ends[1][0], ends[0][1], ends[1][1]
-
-
 def draw_masks(sets: Sets, scene: int, most: int, rng: np.random.Generator) -> DrawnMasks:
     """Masks over up to `most` solids of a scene, where any can be masked; at least two solids stay free."""
     movable = np.flatnonzero(sets.colour[scene] >= 0)
@@ -117,8 +104,16 @@ def draw_masks(sets: Sets, scene: int, most: int, rng: np.random.Generator) -> D
     for solid in rng.permutation(movable):
         if len(solids) == count:
             break
-        x0, y0, x1, y1 = (int(value) for value in sets.boxes[scene, solid])
-        box = random_mask((x0, y0, x1, y1), instances.shape, rng)
+        tight = sets.boxes[scene, solid].tolist()
+        sides = (tight[2] - tight[0], tight[3] - tight[1])
+        wanted = rng.uniform(*MASK_SIDES, 2) * max(sides)
+        ends = []
+        for axis in range(2):
+            spare = max(2 * MARGIN, int(round(wanted[axis])) - sides[axis])
+            before = int(rng.integers(MARGIN, spare - MARGIN + 1))
+            stop = min(instances.shape[1 - axis], tight[axis + 2] + spare - before)
+            ends.append((max(0, tight[axis] - before), stop))
+        box = (ends[0][0], ends[1][0], ends[0][1], ends[1][1])
         under = instances[box[1] : box[3], box[0] : box[2]]
         left = visible - np.bincount(under.ravel(), minlength=SOLIDS + 1)[1:]
         others = [other for other in movable if other != solid and other not in solids]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.scenes.choose import choose_removed, reference_setup, solid_fractions
-from datasets.scenes.describe import Camera, Room, Scene, SceneOptions, SceneRejected, Solid
+from datasets.scenes.describe import Scene, SceneOptions, SceneRejected
 from datasets.scenes.furnish import finish_of, furniture, lamp, room, solid_at
 from datasets.scenes.layout import camera_of, place_solid
 from datasets.scenes.pack import SceneView
@@ -71,9 +71,18 @@ def _attempt(seed: int, rng: np.random.Generator, contents: Contents, options: S
     camera, light = camera_of(rng, place, solids, options), lamp(rng, place)
     sides = []
     for shape in contents.shapes:
-        added, side = _placed(rng, solids, camera, place, shape)
+        for _ in range(TRIES):
+            added = place_solid(rng, solids, camera, place, partial(solid_at, shape=shape))
+            if added is None:
+                raise SceneRejected("too few solids fit")
+            left, _, right, _ = outline(added.parts, camera)
+            middle = (left + right) / 2
+            if abs(middle - 0.5) >= MIDDLE:
+                break
+        else:
+            raise SceneRejected("too few solids fit")
         solids.append(added)
-        sides.append(side)
+        sides.append(side_of(middle))
     fractions = solid_fractions(SceneView(solids, camera, light, place))
     for solid, (area, visible) in zip(solids, fractions, strict=True):
         if solid.movable and (visible < MIN_VISIBLE or area * visible < MIN_AREA):
@@ -86,21 +95,6 @@ def _attempt(seed: int, rng: np.random.Generator, contents: Contents, options: S
     removed, _, inverse_range = choose_removed(rng, view, options)
     views = reference_setup(rng, solids[removed], camera, same=True)
     return Scene(seed, tuple(solids), place, camera, light, removed, *views, inverse_range, True)
-
-
-def _placed(
-    rng: np.random.Generator, solids: list[Solid], camera: Camera, place: Room, shape: str
-) -> tuple[Solid, int]:
-    """One more solid of this shape, and the half of the image that it stands in."""
-    for _ in range(TRIES):
-        added = place_solid(rng, solids, camera, place, partial(solid_at, shape=shape))
-        if added is None:
-            break
-        left, _, right, _ = outline(added.parts, camera)
-        middle = (left + right) / 2
-        if abs(middle - 0.5) >= MIDDLE:
-            return added, side_of(middle)
-    raise SceneRejected("too few solids fit")
 
 
 def render_sets(settings: SetScenes) -> None:
