@@ -72,7 +72,13 @@ class Mixture:
         if min(weights) <= 0:
             raise ValueError(f"weights of a mixture must be positive, got {list(weights)}")
         self.sizes, self.seed = tuple(sizes), seed
-        self.counts = tuple(exact_counts(weights, BLOCK).tolist())
+        # Whole numbers in proportion to the weights (largest remainder), at least 1 each.
+        exact = np.asarray(weights, np.float64) / sum(weights) * BLOCK
+        counts = np.maximum(np.floor(exact).astype(np.int64), 1)
+        for index in np.argsort(counts - exact, kind="stable")[: max(0, BLOCK - counts.sum())]:
+            counts[index] += 1
+        counts[np.argmax(counts)] -= counts.sum() - BLOCK
+        self.counts = tuple(counts.tolist())
 
     def __call__(self, k: int) -> tuple[int, int]:
         """k -> (source, item). Each pass over a source is a permutation of its own."""
@@ -101,16 +107,6 @@ def _block_order(seed: int, block: int, counts: tuple[int, ...]) -> tuple[np.nda
 def _pass_order(seed: int, number: int, source: int, size: int) -> np.ndarray:
     """The order of a source's items in one pass over it."""
     return np.random.default_rng((seed, number, source)).permutation(size)
-
-
-def exact_counts(weights: Sequence[float], total: int) -> np.ndarray:
-    """Whole numbers in proportion to the weights (largest remainder), at least 1 each; their sum is total."""
-    exact = np.asarray(weights, np.float64) / sum(weights) * total
-    counts = np.maximum(np.floor(exact).astype(np.int64), 1)
-    for index in np.argsort(counts - exact, kind="stable")[: max(0, total - counts.sum())]:
-        counts[index] += 1
-    counts[np.argmax(counts)] -= counts.sum() - total
-    return counts
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,8 +55,13 @@ def tight_cutout(
     inside = mask[y0:y1, x0:x1]
     if depth_01 is not None:
         depth = own_depth(depth_01[y0:y1, x0:x1], inside, norm)
+    elif fill == "bulge":  # a rounded body: 0 at the edge of the silhouette, 1 in its middle
+        padded = cv2.copyMakeBorder(inside.astype(np.uint8), 1, 1, 1, 1, 0)
+        distance = cv2.distanceTransform(padded, cv2.DIST_L2, 3)
+        inner = np.clip(1 - distance[1:-1, 1:-1] / max(float(distance.max()), 1e-6), 0, 1)
+        depth = np.where(inside, np.sqrt(1 - inner * inner), 0).astype(np.float32)
     else:
-        depth = inflated_depth(inside) if fill == "bulge" else np.where(inside, 0.5, 0).astype(np.float32)
+        depth = np.where(inside, 0.5, 0).astype(np.float32)
     return Cutout(rgb_u8[y0:y1, x0:x1] * inside[..., None].astype(np.uint8), inside, depth)
 
 
@@ -74,13 +79,6 @@ def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only")
     if high - low < 1e-6:
         return np.where(mask, 0.5, 0).astype(np.float32)
     return np.where(mask, np.clip((values - low) / (high - low), 0, 1), 0).astype(np.float32)
-
-
-def inflated_depth(mask: np.ndarray) -> np.ndarray:
-    """A rounded body's depth from its silhouette: 0 at the edge, 1 in the middle."""
-    distance = cv2.distanceTransform(cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, 0), cv2.DIST_L2, 3)
-    inner = np.clip(1 - distance[1:-1, 1:-1] / max(float(distance.max()), 1e-6), 0, 1)
-    return np.where(mask, np.sqrt(1 - inner * inner), 0).astype(np.float32)
 
 
 def fit_box(box_xyxy: Sequence[float], size_hw: Size, max_stretch: float) -> Box01:

@@ -222,19 +222,12 @@ def relight_room(inputs: Inputs, gains: Sequence[float]) -> Inputs:
 
     gains: factors on red, green and blue of linear light (display gamma 2.2); what gets too light is cut off
     """
-    table = _table(np.array(gains) ** (1 / 2.2))
+    table = gain_table(np.array(gains) ** (1 / 2.2))
     target_u8 = None if inputs.target_u8 is None else cv2.LUT(inputs.target_u8, table)
     return replace(inputs, background_u8=cv2.LUT(inputs.background_u8, table), target_u8=target_u8)
 
 
-def relight_reference(image_u8: np.ndarray, params: AugmentationParams) -> np.ndarray:
-    """The reference (h, w, 3) under the drawn brightness, contrast and colour."""
-    if params.brightness == 0 and params.gain == (1.0, 1.0, 1.0):
-        return image_u8
-    return cv2.LUT(image_u8, _table(np.array(params.gain), 255 * params.brightness))
-
-
-def _table(factors: np.ndarray, shift: float = 0.0) -> np.ndarray:
+def gain_table(factors: np.ndarray, shift: float = 0.0) -> np.ndarray:
     """(1, 256, 3) uint8: every value of each channel times its factor (3,), plus a shift."""
     values = np.arange(256, dtype=np.float64)[:, None] * factors + shift
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)[None]

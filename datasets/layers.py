@@ -8,6 +8,7 @@ h w   pixels of the frame
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import cv2
 import numpy as np
 
 from datasets.fusion import (
@@ -35,7 +36,7 @@ from datasets.geometry import (
     square_padding,
     whole_box,
 )
-from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, relight_reference
+from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, gain_table
 from datasets.masks import dilate, mask_level, mask_of_box
 
 LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the image; chosen: some border is seen
@@ -98,7 +99,21 @@ class Geometry:
         wide = expand_box(region, ratio, (h, w) if options.border == "clip" else None, options.bbox_end)
         x0, y0, x1, y1 = square_box(wide, (h, w), options.border)
         crop = Crop((x0, y0, x1, y1), square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
-        return cls(inputs, options, params, box, region, crop, _reference_cutout(inputs, options, params))
+        cutout = tight_cutout(
+            inputs.reference_u8,
+            inputs.reference_mask,
+            inputs.reference_depth_01,
+            end=options.bbox_end,
+            norm=options.fusion_norm,
+            fill=options.depth_fill,
+        )
+        if params.flip:
+            cutout = Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])
+        rgb_u8 = cutout.rgb_u8
+        if params.brightness != 0 or params.gain != (1.0, 1.0, 1.0):
+            rgb_u8 = cv2.LUT(rgb_u8, gain_table(np.array(params.gain), 255 * params.brightness))
+        cutout = replace(cutout, rgb_u8=rgb_u8 * cutout.mask[..., None])
+        return cls(inputs, options, params, box, region, crop, cutout)
 
     @property
     def legacy(self) -> bool:
@@ -160,18 +175,3 @@ class Geometry:
         if replaced and target is not None:
             edit = edit | dilate(target, options.dilation)
         return edit & crop.inside
-
-
-def _reference_cutout(inputs: Inputs, options: PairOptions, params: AugmentationParams) -> Cutout:
-    """The reference object, tight, relit and mirrored as drawn."""
-    cutout = tight_cutout(
-        inputs.reference_u8,
-        inputs.reference_mask,
-        inputs.reference_depth_01,
-        end=options.bbox_end,
-        norm=options.fusion_norm,
-        fill=options.depth_fill,
-    )
-    if params.flip:
-        cutout = Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])
-    return replace(cutout, rgb_u8=relight_reference(cutout.rgb_u8, params) * cutout.mask[..., None])

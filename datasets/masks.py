@@ -1,4 +1,4 @@
-"""Masks: how whole they are, random deformation, growing, feathering and the five levels of coarseness.
+"""Masks: random deformation, growing, feathering and the five levels of coarseness.
 
 mask   (h, w) bool, True = object or region to edit
 The five levels (Bifrost, App. B.2) go from the silhouette itself to its box, so that one model follows an
@@ -14,15 +14,6 @@ from ldm.images import resize
 LEVELS = ("exact", "fine", "perturbed", "coarse", "box")
 PERTURB_SIDE = 128  # pixels; deformation happens at this size or below; chosen for speed
 PERTURB_ROUNDS = 250  # of four operations (published)
-
-
-def mask_score(mask: np.ndarray) -> float:
-    """Fraction of the largest outer contour in the area of all; 1 = one piece, 0 for fewer than 10 pixels."""
-    if np.count_nonzero(mask) < 10:
-        return 0.0
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    areas = [cv2.contourArea(contour) for contour in contours]
-    return float(max(areas) / sum(areas)) if sum(areas) > 0 else 0.0
 
 
 def largest_piece(mask: np.ndarray) -> np.ndarray:

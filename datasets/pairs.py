@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets.fusion import Cutout, collage, warp_into
-from datasets.geometry import Crop, bbox_of_mask, square_padding
+from datasets.geometry import Crop, square_padding, tight_slices
 from datasets.inputs import HF_MODES, AugmentationParams, Inputs, PairOptions
 from datasets.layers import Geometry, Layers
 from ldm.images import resize, to_01, to_pm1
@@ -59,9 +59,16 @@ def pair_of(geometry: Geometry) -> Pair:
 
     view_u8, view_mask = square_view(geometry.cutout, geometry.params.reference_ratio, options)
     if geometry.legacy:
-        detail_u8 = _stretched_detail(view_u8, view_mask, layers.region, options)
+        # Published: the map of the whole reference view, margin included, stretched to the region.
+        map_u8 = high_frequency(view_u8, view_mask, options.hf_mode, options.hf_threshold)
+        detail_u8, part = np.zeros_like(layers.background_u8), tight_slices(layers.region)
+        detail_u8[part] = resize(map_u8, detail_u8[part].shape[:2], how="linear")
         depth_01 = fit((layers.depth_01 * 255).astype(np.uint8)) / np.float32(255)  # the depth in 8 bits
-        mask = _legacy_mask(layers.edit, crop, options)
+        if options.mask_resize == "nearest":
+            mask = crop.fit(layers.edit.astype(np.float32), how="nearest", fill=options.mask_pad)
+        else:  # published inference pads 8-bit values with -1, that is 255, before it resizes and compares
+            fill = 255 if options.mask_pad == 1 else 0
+            mask = crop.fit(layers.edit.astype(np.uint8), how="linear", fill=fill) > 0
     else:
         detail_u8 = _placed_detail(geometry, layers)
         depth_01 = layers.depth_01
@@ -136,30 +143,8 @@ def _placed_detail(geometry: Geometry, layers: Layers) -> np.ndarray:
     options, cutout = geometry.options, geometry.cutout
     if options.hf_mode == "cutout":
         return layers.placed.rgb_u8
-    if options.hf_mode == "zero":
-        return np.zeros_like(layers.background_u8)
     side = (HIGH_FREQUENCY_SIDE, HIGH_FREQUENCY_SIDE)
     small = resize(cutout.rgb_u8, side), resize(cutout.mask, side)
     map_u8 = high_frequency(*small, options.hf_mode, options.hf_threshold)
     warped = warp_into(map_u8.astype(np.float32), geometry.fitted_box(geometry.crop), geometry.crop.size)
     return np.clip(np.rint(warped), 0, 255).astype(np.uint8)
-
-
-def _stretched_detail(
-    view_u8: np.ndarray, view_mask: np.ndarray, region: np.ndarray, options: PairOptions
-) -> np.ndarray:
-    """Published: the map of the whole reference view, margin included, stretched to the region."""
-    result = np.zeros((*region.shape, 3), np.uint8)
-    map_u8 = high_frequency(view_u8, view_mask, options.hf_mode, options.hf_threshold)
-    x0, y0, x1, y1 = bbox_of_mask(region)
-    result[y0:y1, x0:x1] = resize(map_u8, (y1 - y0, x1 - x0), how="linear")
-    return result
-
-
-def _legacy_mask(edit: np.ndarray, crop: Crop, options: PairOptions) -> np.ndarray:
-    """The published mask channel, padded and resized from edit (h, w) bool."""
-    if options.mask_resize == "nearest":
-        return crop.fit(edit.astype(np.float32), how="nearest", fill=options.mask_pad)
-    # Published inference pads 8-bit values with -1, that is 255, before it resizes and compares.
-    fill = 255 if options.mask_pad == 1 else 0
-    return crop.fit(edit.astype(np.uint8), how="linear", fill=fill) > 0

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from datasets.geometry import Crop, tight_slices
-from datasets.layers import Geometry, Layers
+from datasets.layers import Geometry
 from datasets.masks import feather_inside
 from ldm.images import resize
 
@@ -57,7 +57,14 @@ def stitch(
     elif paste == "mask-feather":
         image = crop.undo(generated_u8)
         if detail > 0:
-            image = with_detail(image, layers, detail, detail_scale, around=inputs.mode == "place")
+            painted = image
+            sigma = max(1.0, detail_scale * sqrt(np.count_nonzero(layers.visible)))
+            image = transfer_detail(painted, layers.placed.rgb_u8, layers.coverage_01, detail, sigma)
+            if inputs.mode == "place":  # the background is known under the whole edit region
+                rest = np.where(layers.edit, 1 - layers.coverage_01, 0).astype(np.float32)
+                around = transfer_detail(painted, layers.background_u8, rest, detail, sigma)
+                # Both parts are fractions of one pixel where the edge of the object runs through it.
+                image = np.clip(image.astype(np.int16) + around - painted, 0, 255).astype(np.uint8)
         width = feather * max(crop.padded_size)
         result, edit = paste_back(
             inputs.background_u8, image, crop, layers.edit, keep=layers.keep, feather=width
@@ -105,26 +112,6 @@ def paste_rectangle(
     result = background_u8.copy()
     result[crop.part][inner] = image[inner]
     return result, _full(inner, crop)
-
-
-def with_detail(
-    image_u8: np.ndarray, layers: Layers, amount: float, scale: float, *, around: bool
-) -> np.ndarray:
-    """Fine detail of the cut-out on the object, and with `around` that of the background on the rest.
-
-    image_u8: (h, w, 3) the model's image at native resolution
-    around:     the background is known under the whole edit region (mode place)
-    """
-    side = sqrt(np.count_nonzero(layers.visible))  # of a square as large as the object
-    sigma = max(1.0, scale * side)
-    object_part = transfer_detail(image_u8, layers.placed.rgb_u8, layers.coverage_01, amount, sigma)
-    if not around:
-        return object_part
-    rest = np.where(layers.edit, 1 - layers.coverage_01, 0).astype(np.float32)
-    rest_part = transfer_detail(image_u8, layers.background_u8, rest, amount, sigma)
-    # Both parts are fractions of one pixel where the edge of the object runs through it.
-    mixed = object_part.astype(np.int16) + rest_part - image_u8
-    return np.clip(mixed, 0, 255).astype(np.uint8)
 
 
 def transfer_detail(

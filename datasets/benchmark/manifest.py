@@ -87,19 +87,15 @@ class Instances:
         entries = sorted(self.of_image.get(image, []), key=lambda entry: entry["id"])
         area = {entry["id"]: entry["bbox"][2] * entry["bbox"][3] / (w * h) for entry in entries}
         rivals = Counter(entry["category_id"] for entry in entries if area[entry["id"]] >= RIVAL_AREA)
-        return [
-            Anchor(self.names[entry["category_id"]], entry["id"], _box01(entry["bbox"], w, h))
-            for entry in entries
-            if not entry.get("iscrowd")
-            and ANCHOR_AREA[0] <= area[entry["id"]] <= ANCHOR_AREA[1]
-            and rivals[entry["category_id"]] == 1
-        ]
-
-
-def _box01(bbox: Sequence[float], width: int, height: int) -> Box01:
-    x, y, w, h = bbox
-    edges = (x / width, y / height, (x + w) / width, (y + h) / height)
-    return check_box01([round(min(max(edge, 0.0), 1.0), 4) for edge in edges])
+        anchors = []
+        for entry in entries:
+            middle_size = ANCHOR_AREA[0] <= area[entry["id"]] <= ANCHOR_AREA[1]
+            if middle_size and rivals[entry["category_id"]] == 1 and not entry.get("iscrowd"):
+                x, y, width, height = entry["bbox"]
+                edges = (x / w, y / h, (x + width) / w, (y + height) / h)
+                box01 = check_box01([round(min(max(edge, 0.0), 1.0), 4) for edge in edges])
+                anchors.append(Anchor(self.names[entry["category_id"]], entry["id"], box01))
+        return anchors
 
 
 def depth_of(case: BenchmarkCase, anchor_mask: np.ndarray, depth_01: np.ndarray) -> float:
@@ -156,17 +152,14 @@ def read_benchmark(path: Path) -> Manifest:
     if json_entry(document, "format", path) != FORMAT:
         raise ValueError(f"{path} has format {document['format']}, this code reads format {FORMAT}")
     try:
-        cases = tuple(_case(plain) for plain in document["cases"])
-        manifest = Manifest(document["name"], int(document["seed"]), dict(document["files"]), cases)
+        cases = []
+        for plain in document["cases"]:
+            anchor = {**plain["anchor"], "box01_xyxy": check_box01(plain["anchor"]["box01_xyxy"])}
+            box01 = check_box01(plain["box01_xyxy"])
+            cases.append(BenchmarkCase(**{**plain, "anchor": Anchor(**anchor), "box01_xyxy": box01}))
+        manifest = Manifest(document["name"], int(document["seed"]), dict(document["files"]), tuple(cases))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a benchmark manifest: {error}") from error
     if len({case.id for case in cases}) != len(cases):
         raise ValueError(f"{path}: two cases have the same id")
     return manifest
-
-
-def _case(plain: dict[str, Any]) -> BenchmarkCase:
-    anchor = {**plain["anchor"], "box01_xyxy": check_box01(plain["anchor"]["box01_xyxy"])}
-    return BenchmarkCase(
-        **{**plain, "anchor": Anchor(**anchor), "box01_xyxy": check_box01(plain["box01_xyxy"])}
-    )

@@ -14,7 +14,7 @@ from torch import Tensor
 from datasets.geometry import Box01
 from datasets.relations import Place, relation
 from datasets.scenes.describe import Scene, SceneOptions
-from datasets.scenes.image import RenderedViews, draw_views
+from datasets.scenes.image import draw_views
 from datasets.scenes.pack import SceneView
 
 
@@ -101,7 +101,14 @@ def _render(
     def relative(inverse: Tensor) -> Tensor:
         return ((inverse - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
-    amodal, front = _per_solid(main, solids)
+    # Part slots -> solids: amodal masks (b, n, h, w) and inverse depth of the front surface (b, n, h, w).
+    device, every = main.amodal.device, torch.arange(len(scenes), device=main.amodal.device)
+    amodal = torch.zeros(len(scenes), solids, *options.size, dtype=torch.bool, device=device)
+    front = torch.zeros(amodal.shape, device=device)
+    for slot in range(main.amodal.shape[1]):
+        owner = main.part_owner[:, slot].clamp(min=0)  # padding meets no ray, so owner 0 is harmless
+        amodal[every, owner] |= main.amodal[:, slot]
+        front[every, owner] = torch.maximum(front[every, owner], main.part_inverse[:, slot])
     depth = torch.where(amodal, (front - low[:, None]) / (high - low)[:, None], 0.0)
     instances = main.owner + 1
     mask = (reference.owner >= 0) & (reference.coverage >= 0.5)
@@ -120,19 +127,6 @@ def _render(
         torch.where(mask, own_depth, 0.0),
         _facts(scenes, amodal, instances, depth),
     )
-
-
-def _per_solid(main: RenderedViews, solids: int) -> tuple[Tensor, Tensor]:
-    """Part slots -> solids: amodal masks (b, n, h, w) and inverse depth of the front surface (b, n, h, w)."""
-    b, slots, h, w = main.amodal.shape
-    amodal = torch.zeros(b, solids, h, w, dtype=torch.bool, device=main.amodal.device)
-    front = torch.zeros(b, solids, h, w, device=main.amodal.device)
-    every = torch.arange(b, device=amodal.device)
-    for slot in range(slots):
-        owner = main.part_owner[:, slot].clamp(min=0)  # padding meets no ray, so owner 0 is harmless
-        amodal[every, owner] |= main.amodal[:, slot]
-        front[every, owner] = torch.maximum(front[every, owner], main.part_inverse[:, slot])
-    return amodal, front
 
 
 def _facts(
@@ -166,7 +160,16 @@ def _fact(scene: Scene, table: np.ndarray, columns: np.ndarray, rows: np.ndarray
         depths.append((min(max(mean, far), near), far, near) if x1 else (0.0, 0.0, 0.0))
     names = [f"an {solid.name}" if solid.name[0] in "aeiou" else f"a {solid.name}" for solid in scene.solids]
     supports = tuple(solid.support for solid in scene.solids)
-    relations = _relations(boxes, depths, supports)
+    places = [
+        (k, Place(box, *depth)) for k, (box, depth) in enumerate(zip(boxes, depths, strict=True)) if box[2]
+    ]
+    relations = tuple(  # of all solids in the frame, but not of a solid and what stands on it
+        (a, word, b)
+        for a, place in places
+        for b, other in places
+        if a != b and supports[b] != a
+        for word in sorted(relation(place, other, on=supports[a] == b))
+    )
     ordered = sorted(relations, key=lambda triple: triple[0] != scene.removed)
     sides = {"left of": "to the left of", "right of": "to the right of"}
     return SceneFacts(
@@ -183,20 +186,4 @@ def _fact(scene: Scene, table: np.ndarray, columns: np.ndarray, rows: np.ndarray
         tuple(f"{names[a]} {sides.get(word, word)} {names[b]}" for a, word, b in ordered),
         scene.camera.window01_xyxy,
         scene.same_pose,
-    )
-
-
-def _relations(
-    boxes: Sequence[Box01], depths: Sequence[tuple[float, float, float]], supports: Sequence[int]
-) -> tuple[tuple[int, str, int], ...]:
-    """(a, word, b) of all solids in the frame, but not of a solid and what stands on it."""
-    places = [
-        (k, Place(box, *depth)) for k, (box, depth) in enumerate(zip(boxes, depths, strict=True)) if box[2]
-    ]
-    return tuple(
-        (a, word, b)
-        for a, place in places
-        for b, other in places
-        if a != b and supports[b] != a
-        for word in sorted(relation(place, other, on=supports[a] == b))
     )

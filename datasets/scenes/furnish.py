@@ -22,7 +22,7 @@ from datasets.scenes.palette import (
     WOODS,
     jitter,
 )
-from datasets.scenes.pose import extent, lying, tumbled, upright
+from datasets.scenes.pose import extent, tumbled, upright
 
 _SHAPE_NAMES, _COLOUR_NAMES = tuple(SHAPES), tuple(COLOURS)
 _PATTERN_STEPS = np.cumsum([0.3, 0.14, 0.1, 0.12, 0.1, 0.12, 0.05])
@@ -202,7 +202,9 @@ def solid_at(
     scale = np.full(3, draw[0]) if form.uniform else (draw[[0, 0, 2]] if form.round_base else draw)
     size = size_on(rng, (0.28, 0.46), host, solids)
     yaw = rng.uniform(0, 2 * np.pi)
-    axes = lying(yaw) if rng.random() < form.lies else upright(yaw)
+    axes = upright(yaw)
+    if rng.random() < form.lies:  # the part's own z axis is horizontal
+        axes = np.stack([axes[0], axes[2], -axes[1]])
     if shape == "sphere":
         axes = tumbled(rng)
     part = Part(form.kind, np.zeros(3), axes, scale * size, float(rng.uniform(*form.param)))
@@ -218,34 +220,27 @@ def solid_at(
 
 
 def wide_solid(rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequence[Solid]) -> Solid:
-    """A solid as `solid_at` draws it, or a compound, with a plain or a further pattern."""
+    """A solid as `solid_at` draws it, or a compound with its finish, with a plain or a further pattern."""
     solid = solid_at(rng, spot, host, solids)
     if rng.random() < COMPOUND:
-        solid = compound(rng, spot, host, solids, solid)
+        shape = list(COMPOUNDS)[int(rng.integers(len(COMPOUNDS)))]
+        size = size_on(rng, (0.26, 0.4), host, solids)
+        wide, high = rng.uniform(0.85, 1.15, 2)
+        axes, bottom = upright(rng.uniform(0, 2 * np.pi)), solids[host].top if host >= 0 else 0.0
+        parts = []
+        for kind, half, height in COMPOUNDS[shape]:
+            tall, param = (wide, TUBE) if kind == "torus" else (high, 0.0)
+            centre = np.array([*spot, bottom + height * size * tall])
+            parts.append(Part(kind, centre, axes, np.array(half) * (wide, wide, tall) * size, param))
+        reaches = [extent(part) for part in parts]
+        radius = max(reach[0] for reach in reaches)
+        top = max(float(part.centre[2] + reach[2]) for part, reach in zip(parts, reaches, strict=True))
+        name = solid.name.removesuffix(solid.shape) + shape
+        centre = np.array([*spot, (bottom + top) / 2])
+        solid = Solid(shape, name, tuple(parts), solid.finish, radius, centre, bottom, top, support=host)
     if rng.random() < PATTERNED:
         pattern = list(WIDE_PATTERNS)[int(rng.integers(len(WIDE_PATTERNS)))]
         colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
         name = f"{WIDE_PATTERNS[pattern]} {colour} {solid.shape}"
         solid = replace(solid, name=name, finish=finish_of(rng, colour, pattern))
     return solid
-
-
-def compound(
-    rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequence[Solid], like: Solid
-) -> Solid:
-    """A compound with the finish of `like`, its foot at spot (2,)."""
-    shape = list(COMPOUNDS)[int(rng.integers(len(COMPOUNDS)))]
-    size = size_on(rng, (0.26, 0.4), host, solids)
-    wide, high = rng.uniform(0.85, 1.15, 2)
-    axes, bottom = upright(rng.uniform(0, 2 * np.pi)), solids[host].top if host >= 0 else 0.0
-    parts = []
-    for kind, half, height in COMPOUNDS[shape]:
-        tall, param = (wide, TUBE) if kind == "torus" else (high, 0.0)
-        centre = np.array([*spot, bottom + height * size * tall])
-        parts.append(Part(kind, centre, axes, np.array(half) * (wide, wide, tall) * size, param))
-    reaches = [extent(part) for part in parts]
-    radius = max(reach[0] for reach in reaches)
-    top = max(float(part.centre[2] + reach[2]) for part, reach in zip(parts, reaches, strict=True))
-    name = like.name.removesuffix(like.shape) + shape
-    centre = np.array([*spot, (bottom + top) / 2])
-    return Solid(shape, name, tuple(parts), like.finish, radius, centre, bottom, top, support=host)

@@ -100,7 +100,7 @@ def place_solid(
         added = draw(rng, spot, host, solids)
         (x, y), radius = added.centre[:2], added.radius + 0.02
         in_room = place.left + radius < x < place.right - radius and y < place.back - radius
-        if added.name in names or not (in_room and _free(added, solids) and _stands(added, host, solids)):
+        if added.name in names or not (in_room and _fits(added, solids)):
             continue
         x0, y0, x1, y1 = outline(added.parts, camera)
         inside = max(0.0, min(x1, 1) - max(x0, 0)) * max(0.0, min(y1, 1) - max(y0, 0))
@@ -141,29 +141,22 @@ def _spot(rng: np.random.Generator, solids: Sequence[Solid], host: int, camera: 
     return np.array([rng.uniform(-1.5, 1.5), rng.uniform(-0.9, 1.7)])
 
 
-def _free(added: Solid, solids: Sequence[Solid]) -> bool:
-    """No overlap at the same height; solids count as vertical cylinders, furniture as a rectangle."""
+def _fits(added: Solid, solids: Sequence[Solid]) -> bool:
+    """No overlap at the same height; solids count as vertical cylinders, furniture as a rectangle.
+
+    The foot is on its support: inside the table's rectangle, or on a solid that is wide enough.
+    """
     for index, other in enumerate(solids):
-        beside = min(added.top, other.top) > max(added.bottom, other.bottom) - 0.01
-        if index == added.support or not beside:
-            continue
-        if other.movable:
-            gap = np.linalg.norm(other.centre[:2] - added.centre[:2]) - other.radius
-        else:
-            part = other.parts[0]
-            local = np.abs((added.centre[:2] - part.centre[:2]) @ part.axes[:2, :2].T) - part.scale[:2]
-            gap = np.linalg.norm(np.maximum(local, 0))
-        if gap < added.radius + 0.02:
-            return False
+        part = other.parts[0]
+        half, local = part.scale[:2], np.abs((added.centre[:2] - part.centre[:2]) @ part.axes[:2, :2].T)
+        if index == added.support:
+            wide_enough = added.radius < 1.05 * float(half.min())
+            if not (wide_enough if other.movable else (local + 0.75 * added.radius < half).all()):
+                return False
+        elif min(added.top, other.top) > max(added.bottom, other.bottom) - 0.01:
+            gap = np.linalg.norm(np.maximum(local - half, 0))
+            if other.movable:
+                gap = np.linalg.norm(other.centre[:2] - added.centre[:2]) - other.radius
+            if gap < added.radius + 0.02:
+                return False
     return True
-
-
-def _stands(added: Solid, host: int, solids: Sequence[Solid]) -> bool:
-    """The foot is on its support: inside the table's rectangle, or on a solid that is wide enough."""
-    if host < 0:
-        return True
-    part = solids[host].parts[0]
-    if solids[host].movable:
-        return added.radius < 1.05 * float(part.scale[:2].min())
-    local = np.abs((added.centre[:2] - part.centre[:2]) @ part.axes[:2, :2].T)
-    return bool((local + 0.75 * added.radius < part.scale[:2]).all())

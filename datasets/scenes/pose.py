@@ -17,12 +17,6 @@ def upright(yaw: float) -> np.ndarray:
     return np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
-def lying(yaw: float) -> np.ndarray:
-    """Axes (3, 3) of a part whose own z axis is horizontal."""
-    c, s = np.cos(yaw), np.sin(yaw)
-    return np.array([[c, s, 0.0], [0.0, 0.0, 1.0], [s, -c, 0.0]])
-
-
 def tumbled(rng: np.random.Generator) -> np.ndarray:
     """Random axes (3, 3), uniform over rotations."""
     a, b, c, d = (lambda v: v / np.linalg.norm(v))(rng.normal(size=4))

@@ -40,12 +40,7 @@ def expose(rays: Rays, surface: Surface) -> Exposure:
     lamp = rays.at(rays.packed.lamp)
     facing = ((lamp - surface.point) * surface.normal).sum(0) > 0
     seen, seen_wo = shadows(rays, surface.point + LIFT * surface.normal, facing & ~surface.empty)
-    sky, sky_wo = _sky(rays, surface)
-    return Exposure(seen, sky, seen_wo, sky_wo)
-
-
-def _sky(rays: Rays, surface: Surface) -> tuple[Tensor, Tensor]:
-    """Each part darkens like a ball of its volume: cosine times solid angle, zero beyond REACH radii."""
+    # Each part darkens like a ball of its volume: cosine times solid angle, zero beyond REACH radii.
     sky = torch.ones_like(surface.gloss)
     sky_wo = torch.ones_like(sky)
     parts = rays.packed.parts
@@ -60,7 +55,7 @@ def _sky(rays: Rays, surface: Surface) -> tuple[Tensor, Tensor]:
         left = 1 - torch.where(itself, 0.0, CONTACT * cosine * near * fade)
         sky = sky * left
         sky_wo = torch.where(rays.of_slot(parts.hidden, slot), sky_wo, sky_wo * left)
-    return sky, sky_wo
+    return Exposure(seen, sky, seen_wo, sky_wo)
 
 
 def radiance(rays: Rays, surface: Surface, lamp_visible: Tensor, sky_visible: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from datasets.scenes.batch import SceneBatch, render
+from datasets.scenes.batch import render
 from datasets.scenes.describe import SceneOptions, eval_seed
 from datasets.scenes.layout import sample_scene
 from ldm.images import write_png
@@ -44,34 +44,28 @@ def write_scene_sheet(settings: SheetSettings) -> Path:
     options = replace(settings, reference_size=(settings.size[0], settings.size[0]))
     scenes = [sample_scene(eval_seed(settings.first_seed + i), options) for i in range(settings.count)]
     batch = render(scenes, options, settings.device)
-    rows = [_panels(batch, index) for index in range(len(scenes))]
-    captions = [_caption(batch, index) for index in range(len(scenes))]
+    rows, captions = [], []
+    for index, fact in enumerate(batch.facts):
+        removed, image = fact.removed, _u8(batch.image_01[index])
+        outline = (image * 0.35 + 160 * 0.65).astype(np.uint8)
+        outline[batch.amodal[index, removed].cpu().numpy()] = (255, 160, 60)
+        outline[batch.visible[index, removed].cpu().numpy()] = (40, 120, 220)
+        gray = (batch.depth_01[index] * 255).round().byte().cpu().numpy()
+        depth = cv2.applyColorMap(gray, cv2.COLORMAP_INFERNO)[..., ::-1]
+        label = batch.instances[index].cpu().numpy()
+        tint = TINTS[np.where(label > 0, 1 + (label - 1) % (len(TINTS) - 1), 0)]
+        instances = (tint * (0.55 + 0.45 * image.mean(-1, keepdims=True) / 255)).astype(np.uint8)
+        without, reference = _u8(batch.without_01[index]), _u8(batch.reference_01[index])
+        rows.append([image, without, depth, instances, outline, reference])
+        d, far, near = fact.depths[removed]
+        words = fact.captions[0] if fact.captions else fact.names[removed]
+        captions.append(
+            f"{words}; depth {d:.2f} ({far:.2f} to {near:.2f}), {100 * fact.visible[removed]:.0f} % visible; "
+            f"reference: {'same pose' if fact.same_pose else 'another view'}, another lamp"
+        )
     write_png(settings.out, grid(rows, COLUMNS, captions, cell=max(settings.size)))
     log.info("wrote %s", settings.out)
     return settings.out
-
-
-def _caption(batch: SceneBatch, index: int) -> str:
-    fact = batch.facts[index]
-    d, far, near = fact.depths[fact.removed]
-    words = fact.captions[0] if fact.captions else fact.names[fact.removed]
-    pose = "same pose" if fact.same_pose else "another view"
-    visible = f"{100 * fact.visible[fact.removed]:.0f} % visible"
-    return f"{words}; depth {d:.2f} ({far:.2f} to {near:.2f}), {visible}; reference: {pose}, another lamp"
-
-
-def _panels(batch: SceneBatch, index: int) -> list[np.ndarray]:
-    removed, image = batch.facts[index].removed, _u8(batch.image_01[index])
-    amodal, seen = batch.amodal[index, removed].cpu().numpy(), batch.visible[index, removed].cpu().numpy()
-    outline = (image * 0.35 + 160 * 0.65).astype(np.uint8)
-    outline[amodal] = (255, 160, 60)
-    outline[seen] = (40, 120, 220)
-    gray = (batch.depth_01[index] * 255).round().byte().cpu().numpy()
-    depth = cv2.applyColorMap(gray, cv2.COLORMAP_INFERNO)[..., ::-1]
-    label = batch.instances[index].cpu().numpy()
-    tint = TINTS[np.where(label > 0, 1 + (label - 1) % (len(TINTS) - 1), 0)]
-    instances = (tint * (0.55 + 0.45 * image.mean(-1, keepdims=True) / 255)).astype(np.uint8)
-    return [image, _u8(batch.without_01[index]), depth, instances, outline, _u8(batch.reference_01[index])]
 
 
 def _u8(colours_01: Tensor) -> np.ndarray:

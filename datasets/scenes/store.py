@@ -82,13 +82,19 @@ def render_shards(
     variant: str = "",  # the name of another sampler than the ordinary one
 ) -> list[Path]:
     """Render scenes into shards; run again to continue."""
+    # What decides the contents of a shard, as JSON text beside its seeds.
+    names = [field.name for field in fields(SceneOptions) if field.name != "chunk"]
+    options = {name: value for name, value in to_plain(settings).items() if name in names}
+    if options["world"] == "plain":
+        del options["world"]  # as shards were named before there was another
+    common = {"format": FORMAT, "options": options} | ({"law": variant} if variant else {})
     index, every = shard_of(settings.shard)
     files = range(index, -(-settings.count // SCENES_PER_SHARD), every)
     paths = []
     with tqdm(total=sum(len(_seeds(settings, j)) for j in files), unit="scene", desc="rendering") as bar:
         for j in files:
             path, seeds = settings.out / f"shard-{j:05d}.safetensors", _seeds(settings, j)
-            recipe = _recipe(settings, seeds, variant)
+            recipe = json.dumps(common | {"seeds": [seeds[0], seeds[-1]]}, sort_keys=True)
             if _is_done(path, recipe):
                 bar.update(len(seeds))
             else:
@@ -106,16 +112,6 @@ def _seeds(settings: StoreSettings, j: int) -> list[int]:
     seed_of = eval_seed if settings.split == "eval" else train_seed
     start, stop = j * SCENES_PER_SHARD, min((j + 1) * SCENES_PER_SHARD, settings.count)
     return [seed_of(settings.first_seed + i) for i in range(start, stop)]
-
-
-def _recipe(settings: StoreSettings, seeds: Sequence[int], variant: str) -> str:
-    """What decides the contents of a shard, as JSON text."""
-    names = [field.name for field in fields(SceneOptions) if field.name != "chunk"]
-    options = {name: value for name, value in to_plain(settings).items() if name in names}
-    if options["world"] == "plain":
-        del options["world"]  # as shards were named before there was another
-    recipe = {"format": FORMAT, "options": options, "seeds": [seeds[0], seeds[-1]]}
-    return json.dumps(recipe | ({"law": variant} if variant else {}), sort_keys=True)
 
 
 def _is_done(path: Path, recipe: str) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from datasets.scenes.palette import ALL_PATTERNS, FLAT_SIDED, KINDS
 from datasets.scenes.room import room_colours
 from datasets.scenes.solids import normal
-from datasets.scenes.trace import NOTHING, Hit, Rays, by_kind, from_part, to_part
+from datasets.scenes.trace import NOTHING, Hit, Rays, by_kind, to_part
 
 ROUND = tuple(kind not in FLAT_SIDED for kind in KINDS)
 
@@ -82,7 +82,9 @@ def _solid_surface(rays: Rays, hit: Hit, out: Surface, ray: Tensor) -> None:
         parts.frequency[part],
         footprint,
     )
-    out.normal[:, ray] = from_part(parts, part, gradient)
+    m, (x, y, z) = parts.matrix.index_select(1, part), gradient
+    facing = torch.stack([m[i] * x + m[3 + i] * y + m[6 + i] * z for i in range(3)])
+    out.normal[:, ray] = facing / facing.square().sum(0).sqrt().clamp(min=1e-9)
     out.albedo[:, ray] = torch.lerp(parts.rgb_a[:, part], parts.rgb_b[:, part], blend)
     out.gloss[ray], out.shine[ray] = parts.gloss[part], parts.shine[part]
     out.owner[ray] = parts.owner[part]

@@ -115,14 +115,6 @@ def to_part(parts: Parts, part: Tensor, vector: Tensor) -> Tensor:
     return torch.stack([m[3 * i] * x + m[3 * i + 1] * y + m[3 * i + 2] * z for i in range(3)])
 
 
-def from_part(parts: Parts, part: Tensor, gradient: Tensor) -> Tensor:
-    """Canonical normals (3, n) -> world normals of unit length."""
-    m = parts.matrix.index_select(1, part)
-    x, y, z = gradient
-    out = torch.stack([m[i] * x + m[3 + i] * y + m[6 + i] * z for i in range(3)])
-    return out / out.square().sum(0).sqrt().clamp(min=1e-9)
-
-
 def cast_parts(rays: Rays) -> Tensor:
     """Depth (p, n) at which each ray enters each part, FAR where it does not: amodal ground truth."""
     slot, ray = rays.near.nonzero().unbind(1)

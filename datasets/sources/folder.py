@@ -80,38 +80,28 @@ class FolderConfig(SourceConfig):
         masked = masked_images(tree, self.root / "masks")
         objects = {mask.stem: view for mask, view in require(masked, f"masks with images in {self.root}")}
         listing = self.pairs or self.root / "pairs.txt"
-        if self.pairs is None and not listing.is_file():
+        if not listing.is_file():
+            if self.pairs is not None:
+                raise ValueError(f"pairs: there is no file {listing}")
             return [(name, view, view) for name, view in objects.items()]
-        return [
-            (
-                target if reference == target else f"{reference} in {target}",
-                objects[reference],
-                objects[target],
-            )
-            for reference, target in _read_pairs(listing, objects)
-        ]
+        items = []
+        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+            names = line.split()
+            unknown = [name for name in names if name not in objects]
+            if names and (len(names) != 2 or unknown):
+                wrong = f"there is no mask {unknown[0]}" if unknown else f"{len(names)} names"
+                raise ValueError(f"{listing}, line {number}: {wrong}; a line is REFERENCE TARGET, two masks")
+            if names:
+                reference, target = names
+                name = target if reference == target else f"{reference} in {target}"
+                items.append((name, objects[reference], objects[target]))
+        return require(items, f"pairs in {listing}")
 
     def views(self, item: Item) -> Iterator[ObjectView]:
         yield from dict.fromkeys(item[1:])
 
     def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
         return item[1], item[2]
-
-
-def _read_pairs(listing: Path, known: dict[str, ObjectView]) -> list[list[str]]:
-    """(reference, target) names of masks."""
-    if not listing.is_file():
-        raise ValueError(f"pairs: there is no file {listing}")
-    pairs = []
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
-        names = line.split()
-        unknown = [name for name in names if name not in known]
-        if names and (len(names) != 2 or unknown):
-            wrong = f"there is no mask {unknown[0]}" if unknown else f"{len(names)} names"
-            raise ValueError(f"{listing}, line {number}: {wrong}; a line is REFERENCE TARGET, two masks")
-        if names:
-            pairs.append(names)
-    return require(pairs, f"pairs in {listing}")
 
 
 def masked_images(tree: Tree, masks: Path) -> list[tuple[Path, ObjectView]]:

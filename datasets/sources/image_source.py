@@ -17,7 +17,7 @@ import numpy as np
 from datasets.base import Rejected
 from datasets.inputs import Inputs
 from datasets.sources.annotations import json_entry
-from datasets.sources.readers import ObjectView, Rules, Tree, read_example
+from datasets.sources.readers import ObjectView, Rules, Tree
 from ldm.files import read_json
 from ldm.settings.config import CheckedSettings, setting
 
@@ -76,13 +76,24 @@ class ImagesConfig(SourceConfig):
 
 
 class ImageSource:
-    """The items of a section."""
+    """The items of a section, or those that an index names, in its order."""
 
     def __init__(self, config: SourceConfig, index: Path | None = None) -> None:
         self.config, self.rules, self.dynamics = config, config.rules, config.dynamics
         self.items = config.read()
-        if index is not None:
-            self.items = _listed(self.items, index)
+        if index is None:
+            return
+        known = {item[0]: item for item in self.items}
+        names = json_entry(read_json(index), "items", index)
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            lacking = (
+                f"{len(unknown)} items that the source lacks, such as {unknown[0]}" if unknown else "no items"
+            )
+            raise ValueError(
+                f"index {index} lists {lacking}; make it again with run_dataset_debug.py --validate"
+            )
+        self.items = [known[name] for name in names]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -94,20 +105,23 @@ class ImageSource:
         return self.config.views(self.items[index])
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
-        return read_example(*self.config.draw(self.items[index], rng), self.rules)
-
-
-def _listed(items: list[Item], index: Path) -> list[Item]:
-    """The items that an index names, in its order."""
-    known = {item[0]: item for item in items}
-    names = json_entry(read_json(index), "items", index)
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        lacking = (
-            f"{len(unknown)} items that the source lacks, such as {unknown[0]}" if unknown else "no items"
+        """An example without counterfactual. Masks are checked first, so a rejection costs no image."""
+        reference, target = self.config.draw(self.items[index], rng)
+        reference_mask = reference.mask()
+        self.rules.check_reference(reference_mask)
+        same = target is reference
+        target_mask = reference_mask if same else target.mask()
+        self.rules.check_target(target_mask)
+        reference_u8 = reference.read(reference_mask)
+        background_u8 = reference_u8 if same else target.read(target_mask)
+        return Inputs(
+            reference_u8=reference_u8,
+            reference_mask=reference_mask,
+            background_u8=background_u8,
+            background_depth_01=target.read_depth((background_u8.shape[0], background_u8.shape[1])),
+            target_mask=target_mask,
+            mode="inpaint",
         )
-        raise ValueError(f"index {index} lists {lacking}; make it again with run_dataset_debug.py --validate")
-    return [known[name] for name in names]
 
 
 def first_and_another(views: list[ObjectView], rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
@@ -115,10 +129,3 @@ def first_and_another(views: list[ObjectView], rng: np.random.Generator) -> tupl
     if len(views) < 2:
         raise Rejected(f"no person: beside {views[0].image}")
     return views[0], views[1 + int(rng.integers(len(views) - 1))]
-
-
-def two_frames(count: int, interval: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Reference and target of `count` frames, at least count // interval apart (published sampling)."""
-    apart = count // interval
-    start = int(rng.integers(0, count - apart))
-    return start, min(start + int(rng.integers(apart, count - start)), count - 1)

@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from datasets.base import MAX_TRIES, UNREADABLE, ExampleSource, Rejected, draw_pair, reason
 from datasets.inputs import AugmentationParams, PairOptions
 from datasets.pairs import Pair
 from datasets.sources.image_source import ImageSource
-from datasets.sources.readers import ObjectView
 from ldm.images import read_image
 from ldm.journal import Journal
 
@@ -122,43 +120,24 @@ def item_problems(source: ImageSource, index: int, objects: RejectionStats) -> l
         return [str(error)]
     for view in views:
         if view.image not in sizes:
-            sizes[view.image] = _image_size(view, problems)
-        size, mask = sizes[view.image], _mask_of(view, problems, objects)
-        if size is not None and mask is not None and mask.shape != size:
-            shown = f"{mask.shape[1]} x {mask.shape[0]}"
-            problems[f"{view.image} is {size[1]} x {size[0]} pixels, its mask is {shown}"] = None
-        elif mask is not None:
+            sizes[view.image] = None
+            try:
+                sizes[view.image] = size_hw = read_image(view.image).size
+                if view.tree is not None:
+                    view.read_depth(size_hw)
+            except ValueError as error:
+                problems[str(error)] = None
+        try:
+            mask, size = view.mask(), sizes[view.image]
+            if size is not None and mask.shape != size:
+                shown = f"{mask.shape[1]} x {mask.shape[0]}"
+                raise ValueError(f"{view.image} is {size[1]} x {size[0]} pixels, its mask is {shown}")
             only_reference = view.tree is None or view.tree.depth is None
             check = source.rules.check_reference if only_reference else source.rules.check_target
-            try:
-                check(mask)
-                objects.accepted += 1
-            except Rejected as error:
-                objects.reject(error)
+            check(mask)
+            objects.accepted += 1
+        except Rejected as error:  # also an object that is absent from a frame: counted, not a problem
+            objects.reject(error)
+        except ValueError as error:
+            problems[str(error)] = None
     return list(problems)
-
-
-def _image_size(view: ObjectView, problems: dict[str, None]) -> tuple[int, int] | None:
-    """(h, w) of a readable image; its depth map is checked too."""
-    try:
-        size = read_image(view.image).size
-    except ValueError as error:
-        problems[str(error)] = None
-        return None
-    try:
-        if view.tree is not None:
-            view.read_depth(size)
-    except ValueError as error:
-        problems[str(error)] = None
-    return size
-
-
-def _mask_of(view: ObjectView, problems: dict[str, None], objects: RejectionStats) -> np.ndarray | None:
-    """The mask (h, w) of a view; an object that is absent from a frame is counted, not a problem."""
-    try:
-        return view.mask()
-    except Rejected as error:
-        objects.reject(error)
-    except ValueError as error:
-        problems[str(error)] = None
-    return None

@@ -1,4 +1,4 @@
-"""Files of sources: views of objects, the published rejection rules, an example of two views.
+"""Files of sources: views of objects, the published rejection rules.
 
 Legend: h w pixels. A view is an image with the mask of one object; an example takes the object of a
 reference view and paints it anew in a target view, whose depth map is needed. Both may be the same view.
@@ -16,8 +16,6 @@ import numpy as np
 
 from datasets.base import Rejected
 from datasets.geometry import bbox_of_mask, expand_box
-from datasets.inputs import Inputs
-from datasets.masks import mask_score
 from ldm.images import read_depth, read_image
 from ldm.settings.config import CheckedSettings, setting
 
@@ -41,14 +39,14 @@ class Rules(CheckedSettings):
     def check_reference(self, mask: np.ndarray) -> None:
         """Reject a reference object (h, w) bool that is torn, cut or of the wrong size."""
         self._check_area(mask, "reference")
-        whole = mask_score(mask)
+        contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        areas = [cv2.contourArea(contour) for contour in contours]
+        whole = max(areas) / sum(areas) if np.count_nonzero(mask) >= 10 and sum(areas) > 0 else 0.0
         if whole < self.whole:
             message = f"the largest is {whole:.0%} of it, at least {self.whole:.0%}"
             raise Rejected(f"reference in pieces: {message}")
-        if self.one_piece:
-            contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-            if len(contours) != 1:
-                raise Rejected(f"reference in pieces: {len(contours)} pieces, 1 allowed")
+        if self.one_piece and len(contours) != 1:
+            raise Rejected(f"reference in pieces: {len(contours)} pieces, 1 allowed")
         x0, y0, x1, y1 = bbox_of_mask(mask)
         h, w = mask.shape
         if self._out_of_range((y1 - y0) / h < self.min_side, (x1 - x0) / w < self.min_side):
@@ -119,25 +117,6 @@ class ObjectView:
         if not path.is_file():
             raise ValueError(f"depth map {path} does not exist; `{self.tree.command}` makes it")
         return read_depth(path, size=size_hw)
-
-
-def read_example(reference: ObjectView, target: ObjectView, rules: Rules) -> Inputs:
-    """An example without counterfactual. Masks are checked first, so a rejection costs no image."""
-    reference_mask = reference.mask()
-    rules.check_reference(reference_mask)
-    same = target is reference
-    target_mask = reference_mask if same else target.mask()
-    rules.check_target(target_mask)
-    reference_u8 = reference.read(reference_mask)
-    background_u8 = reference_u8 if same else target.read(target_mask)
-    return Inputs(
-        reference_u8=reference_u8,
-        reference_mask=reference_mask,
-        background_u8=background_u8,
-        background_depth_01=target.read_depth((background_u8.shape[0], background_u8.shape[1])),
-        target_mask=target_mask,
-        mode="inpaint",
-    )
 
 
 def require_mask(mask: np.ndarray, message: str) -> np.ndarray:

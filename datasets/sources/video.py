@@ -23,7 +23,7 @@ from datasets.sources.annotations import (
     read_ids,
     segment_mask,
 )
-from datasets.sources.image_source import ImagesConfig, Item, motion, two_frames
+from datasets.sources.image_source import ImagesConfig, Item, motion
 from datasets.sources.readers import (
     ObjectView,
     Rules,
@@ -56,10 +56,12 @@ class VideoConfig(ImagesConfig):
         return first, second
 
     def two_of(self, frames: list, item: Item, rng: np.random.Generator) -> list:
-        """Two of the frames, `interval` apart."""
+        """Two of the frames, at least 1/interval of them apart (published sampling)."""
         if not frames:
             raise Rejected(f"no frame: {item[0]} is empty")
-        return [frames[index] for index in two_frames(len(frames), self.interval, rng)]
+        count, gap = len(frames), len(frames) // self.interval
+        start = int(rng.integers(0, count - gap))
+        return [frames[start], frames[min(start + int(rng.integers(gap, count - start)), count - 1)]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from datasets.fusion import (
     fill_depth,
     fit_box,
     hidden_object,
-    inflated_depth,
     own_depth,
     place_cutout,
     place_cutout_legacy,
@@ -135,7 +134,8 @@ def test_own_depth_spans_the_range_over_the_object_only():
 
 
 def test_a_bulge_is_near_in_the_middle():
-    depth = inflated_depth(np.ones((31, 31), bool))
+    solid = np.ones((31, 31), bool)
+    depth = tight_cutout(np.zeros((31, 31, 3), np.uint8), solid, None).depth_01
     assert depth[15, 15] == pytest.approx(1)
     assert depth[15, 15] > depth[15, 5] > depth[15, 0] >= 0
 

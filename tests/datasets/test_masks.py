@@ -12,7 +12,6 @@ from datasets.masks import (
     largest_piece,
     mask_level,
     mask_of_box,
-    mask_score,
     perturb_mask,
 )
 from datasets.pairs import high_frequency
@@ -101,12 +100,8 @@ def test_levels_grow_from_the_silhouette_to_the_box():
         mask_level(mask, "rough", region, 0.02, rng)
 
 
-def test_score_is_the_share_of_the_largest_piece():
-    mask = mask_of_box((5, 5, 26, 26), (60, 60))
-    assert mask_score(mask) == 1
-    mask |= mask_of_box((40, 40, 51, 51), (60, 60))
-    assert mask_score(mask) == pytest.approx(0.8, abs=0.01)
-    assert mask_score(np.zeros((60, 60), bool)) == 0
+def test_the_largest_piece():
+    mask = mask_of_box((5, 5, 26, 26), (60, 60)) | mask_of_box((40, 40, 51, 51), (60, 60))
     assert largest_piece(mask).sum() == 21 * 21
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from datasets.base import Rejected
 from datasets.sources.annotations import read_ids, segment_mask
-from datasets.sources.image_source import two_frames
 from datasets.sources.readers import Rules
+from datasets.sources.video import VideoConfig
 from ldm.images import write_png
 from tests.datasets import trees
 
@@ -17,7 +19,8 @@ from tests.datasets import trees
 @pytest.mark.parametrize("interval", [5, 10, 100])
 def test_two_frames_keep_their_distance(count, interval):
     rng = np.random.default_rng(0)
-    drawn = [two_frames(count, interval, rng) for _ in range(300)]
+    config = VideoConfig(images=Path(), depth=Path(), interval=interval)
+    drawn = [config.two_of(list(range(count)), ("video",), rng) for _ in range(300)]
     assert all(
         0 <= first <= second < count and second - first >= count // interval for first, second in drawn
     )
