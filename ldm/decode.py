@@ -113,8 +113,14 @@ def _deep_to_u8(image: Image.Image, path: Path) -> np.ndarray:
     return np.rint(values / 257).astype(np.uint8)
 
 
-def mask_from(image: Image.Image, path: Path) -> np.ndarray:
-    """Bool (h, w) of a mask file that needs no id; the rules are those of `ldm.images.read_mask`."""
+def mask_from(image: Image.Image, path: Path, label: int | None) -> np.ndarray:
+    """Bool (h, w) of a mask file, or of one id in it; the rules are those of `ldm.images.read_mask`."""
+    if label is not None:
+        bands = [np.asarray(band).astype(np.int64) for band in image.split()]
+        ids = bands[0] if len(bands) < 3 else bands[0] + 256 * bands[1] + 65536 * bands[2]
+        if not (ids == label).any():
+            raise ValueError(f"mask {path} has no pixel with the id {label}; present are {_listed(ids)}")
+        return ids == label
     if image.mode in ("P", "PA"):
         present = _listed(np.asarray(image.getchannel(0) if image.mode == "PA" else image))
         raise ValueError(f"mask {path} is a palette image, ids {present}: say which one is meant (label)")
@@ -142,26 +148,6 @@ def _mask_levels(image: Image.Image, path: Path) -> np.ndarray:
     one_colour = opaque.size == 0 or int(opaque.max()) - int(opaque.min()) <= GRAY_TOLERANCE
     colourful = int((brightest - darkest).max()) > GRAY_TOLERANCE
     return alpha_u8 if one_colour or colourful else brightest
-
-
-def select_id(image: Image.Image, label: int, path: Path) -> np.ndarray:
-    """Bool (h, w) where the palette index, gray value or R + 256 G + 65536 B equals `label`."""
-    bands = [np.asarray(band).astype(np.int64) for band in image.split()]
-    ids = bands[0] if len(bands) < 3 else bands[0] + 256 * bands[1] + 65536 * bands[2]
-    mask = ids == label
-    if not mask.any():
-        raise ValueError(f"mask {path} has no pixel with the id {label}; present are {_listed(ids)}")
-    return mask
-
-
-def single_channel(image: Image.Image, path: Path) -> np.ndarray:
-    """The values (h, w) of a gray image of any depth; a coloured one is refused."""
-    if is_deep(image) or image.mode in ("1", "L"):
-        return np.asarray(image)
-    rgb_u8, _ = rgb_and_alpha(image, path)
-    if int((rgb_u8.max(axis=2) - rgb_u8.min(axis=2)).max()) > GRAY_TOLERANCE:
-        raise ValueError(f"depth map {path} is coloured; one gray channel is needed, larger = nearer")
-    return rgb_u8.mean(axis=2, dtype=np.float32)
 
 
 def _listed(values: np.ndarray, limit: int = 12) -> str:

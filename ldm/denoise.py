@@ -128,7 +128,8 @@ def denoise(
         x = scheduler.scale_model_input(latents, t)
         prediction = predict(torch.cat([x, x]) if guided else x, t, guided)
         if guided:
-            prediction = guide(prediction, guidance)
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + guidance * (conditional - unconditional)
         latents = scheduler.step(prediction, t, latents, **extra).prev_sample
         if known is not None:
             target, later = known.latents, timesteps[index + 1 : index + 2]
@@ -138,9 +139,3 @@ def denoise(
         if monitor.on_step is not None:
             monitor.on_step(Step(index, len(timesteps), latents))
     return latents
-
-
-def guide(prediction: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance: e_u + s (e_c - e_u); prediction (2b, ...), unconditional half first."""
-    unconditional, conditional = prediction.chunk(2)
-    return unconditional + guidance * (conditional - unconditional)

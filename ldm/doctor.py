@@ -8,63 +8,55 @@ from __future__ import annotations
 import platform
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import typer
 
-from ldm.registry.models import Model, folder_of, load_registry, missing_files, models_root
+from ldm.registry.models import folder_of, load_registry, missing_files, models_root
 from ldm.result import library_versions
 from ldm.settings.cli import run_module, single_app
 
 GIGABYTE = 2**30
-
-
-def machine_lines() -> Iterator[str]:
-    """Python, libraries, devices, free disk."""
-    yield f"python {platform.python_version()} on {platform.platform()}"
-    yield ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    devices = [
-        f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())
-    ]
-    devices += ["mps"] if torch.backends.mps.is_available() else []
-    yield f"devices: {', '.join([*devices, f'cpu ({torch.get_num_threads()} threads)'])}"
-    root = models_root()
-    there = next(folder for folder in (root, *root.resolve().parents) if folder.exists())
-    yield f"models folder: {root} ({shutil.disk_usage(there).free / GIGABYTE:.0f} GB free)"
-
-
-def need_lines(registry: dict[str, Model]) -> Iterator[str]:
-    """One line per command: ready, or what gets the models that it can use and does not find."""
-    users: dict[str, list[str]] = defaultdict(list)
-    for name, model in registry.items():
-        for user in model.used_by:
-            users[user].append(name)
-    for user, names in users.items():
-        missing = [name for name in names if missing_files(registry[name])]
-        pulls = ", ".join(f"python -m ldm.registry pull {name}" for name in missing)
-        yield f"{user}: {'lacks ' + ', '.join(missing) + ' -> ' + pulls if missing else 'ready'}"
-
-
-def bundle_lines(folder: Path = Path("assets/tiny")) -> Iterator[str]:
-    """The small networks that come with the code."""
-    parts = sorted(path.parent.name for path in folder.glob("*/*.json") if path.name != "manifest.json")
-    yield f"{folder}: {', '.join(dict.fromkeys(parts)) if parts else 'missing; git checkout -- assets/tiny'}"
+BUNDLE = Path("assets/tiny")  # the small networks that come with the code
 
 
 def print_report() -> None:
     """Print versions, devices, which models are here, and what each command still lacks."""
     registry = load_registry()
+    missing = {name: missing_files(model) for name, model in registry.items()}
+    devices = [
+        f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())
+    ]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    root = models_root()
+    there = next(folder for folder in (root, *root.resolve().parents) if folder.exists())
+    bundle = sorted(path.parent.name for path in BUNDLE.glob("*/*.json") if path.name != "manifest.json")
+    users: dict[str, list[str]] = defaultdict(list)
+    for name, model in registry.items():
+        for user in model.used_by:
+            users[user].append(name)
+    needs = []
+    for user, names in users.items():
+        lacking = [name for name in names if missing[name]]
+        pulls = ", ".join(f"python -m ldm.registry pull {name}" for name in lacking)
+        needs.append(f"{user}: {'lacks ' + ', '.join(lacking) + ' -> ' + pulls if lacking else 'ready'}")
     sections = {
-        "machine": machine_lines(),
-        "small networks": bundle_lines(),
-        "models": (
-            f"{name}: {folder_of(model)}: {'missing ' + ', '.join(lacks) if lacks else 'complete'}"
+        "machine": [
+            f"python {platform.python_version()} on {platform.platform()}",
+            ", ".join(f"{name} {version}" for name, version in library_versions().items()),
+            f"devices: {', '.join([*devices, f'cpu ({torch.get_num_threads()} threads)'])}",
+            f"models folder: {root} ({shutil.disk_usage(there).free / GIGABYTE:.0f} GB free)",
+        ],
+        "small networks": [
+            f"{BUNDLE}: {', '.join(dict.fromkeys(bundle)) or 'missing; git checkout -- assets/tiny'}"
+        ],
+        "models": [
+            f"{name}: {folder_of(model)}: "
+            + ("missing " + ", ".join(missing[name]) if missing[name] else "complete")
             for name, model in registry.items()
-            for lacks in [missing_files(model)]
-        ),
-        "commands with full-size models": need_lines(registry),
+        ],
+        "commands with full-size models": needs,
     }
     for title, lines in sections.items():
         typer.echo(f"{title}\n" + "\n".join(f"  {line}" for line in lines))

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from ldm.decode import mask_from, opened, rgb_and_alpha, select_id, single_channel
+from ldm.decode import GRAY_TOLERANCE, is_deep, mask_from, opened, rgb_and_alpha
 from ldm.files import write_atomic
 
 Box01 = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the image
@@ -62,7 +62,7 @@ def read_mask(
     """
     path = Path(path)
     with opened(path) as image:
-        mask = mask_from(image, path) if label is None else select_id(image, label, path)
+        mask = mask_from(image, path, label)
     _require_size(mask, size, f"mask {path}")
     return mask
 
@@ -74,7 +74,13 @@ def read_depth(path: Path | str, *, size: tuple[int, int] | None = None) -> np.n
     """
     path = Path(path)
     with opened(path) as image:
-        values = single_channel(image, path).astype(np.float32)
+        if is_deep(image) or image.mode in ("1", "L"):
+            values = np.asarray(image).astype(np.float32)
+        else:
+            rgb_u8, _ = rgb_and_alpha(image, path)
+            if int((rgb_u8.max(axis=2) - rgb_u8.min(axis=2)).max()) > GRAY_TOLERANCE:
+                raise ValueError(f"depth map {path} is coloured; one gray channel is needed, larger = nearer")
+            values = rgb_u8.mean(axis=2, dtype=np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f"depth map {path} holds NaN or infinite values")
     _require_size(values, size, f"depth map {path}")

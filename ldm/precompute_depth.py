@@ -79,8 +79,8 @@ def depth_files(settings: DepthSettings) -> list[tuple[Path, Path]]:
     return [(image, path) for path, image in found.items()]
 
 
-def precompute(settings: DepthSettings) -> tuple[int, int, int]:
-    """Write what is missing of this shard; returns how many were written, there already, unreadable."""
+def estimate_tree(settings: DepthSettings) -> None:
+    """Estimate the depth of every image of a tree; the same command again continues."""
     index, every = shard_of(settings.shard)
     pairs = depth_files(settings)[index::every]
     todo = [pair for pair in pairs if not pair[1].is_file()]
@@ -89,7 +89,15 @@ def precompute(settings: DepthSettings) -> tuple[int, int, int]:
         device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, device)
         network = DepthEstimator.load(settings.model, device=str(device), dtype=dtype)
-        record_model(settings)
+        folder, path = Path(settings.model), settings.out / RECORD
+        record = {"model": settings.model, "weights": hash_folder(folder) if folder.is_dir() else {}}
+        known = read_json(path) if path.is_file() else record
+        if known != record and (known["weights"] != record["weights"] or not record["weights"]):
+            raise ValueError(
+                f"{settings.out} was made with {known['model']}; choose another OUT_TREE for {settings.model}"
+            )
+        if not path.is_file():
+            write_json(path, record)
         images = in_order(_read, todo, settings.workers)
         with (
             ThreadPoolExecutor(settings.workers) as writers,
@@ -101,7 +109,8 @@ def precompute(settings: DepthSettings) -> tuple[int, int, int]:
                 list(writers.map(write_depth, [path for path, _ in batch], maps))
                 written += len(batch)
                 bar.update(settings.batch)
-    return written, len(pairs) - len(todo), len(todo) - written
+    there, unreadable = len(pairs) - len(todo), len(todo) - written
+    log.info("%d written, %d there already, %d left out: %s", written, there, unreadable, settings.out)
 
 
 def _read(pair: tuple[Path, Path]) -> tuple[Path, np.ndarray] | None:
@@ -112,26 +121,6 @@ def _read(pair: tuple[Path, Path]) -> tuple[Path, np.ndarray] | None:
     except ValueError as error:
         log.warning("left out: %s", error)
         return None
-
-
-def record_model(settings: DepthSettings) -> None:
-    """Note the network beside its maps; a tree that another one made is not continued."""
-    folder, path = Path(settings.model), settings.out / RECORD
-    record = {"model": settings.model, "weights": hash_folder(folder) if folder.is_dir() else {}}
-    if not path.is_file():
-        write_json(path, record)
-        return
-    known = read_json(path)
-    if known != record and (known["weights"] != record["weights"] or not record["weights"]):
-        raise ValueError(
-            f"{settings.out} was made with {known['model']}; choose another OUT_TREE for {settings.model}"
-        )
-
-
-def estimate_tree(settings: DepthSettings) -> None:
-    """Estimate the depth of every image of a tree; the same command again continues."""
-    written, there, unreadable = precompute(settings)
-    log.info("%d written, %d there already, %d left out: %s", written, there, unreadable, settings.out)
 
 
 build_app = single_app(command(DepthSettings, estimate_tree))

@@ -49,8 +49,17 @@ def grid(
         pen.multiline_text(at_xy, label, fill=INK, font=font, anchor="rm", align="right")
     for row, images in enumerate(rows):
         for column, image in enumerate(images):
-            if image is not None:
-                _place(sheet, image, (left + column * (cell + CELL_GAP), top + row * (cell + CELL_GAP)), cell)
+            if image is None:
+                continue
+            # In the middle of its cell, with a thin frame. Small images keep hard pixel edges.
+            rgb_u8 = as_rgb(image)
+            scale = cell / max(rgb_u8.shape[:2])
+            h, w = (max(1, round(side * scale)) for side in rgb_u8.shape[:2])
+            fitted = Image.fromarray(resize(rgb_u8, (h, w), how="nearest" if scale >= 2 else "area"))
+            x = left + column * (cell + CELL_GAP) + (cell - w) // 2
+            y = top + row * (cell + CELL_GAP) + (cell - h) // 2
+            sheet.paste(fitted, (x, y))
+            pen.rectangle((x - 1, y - 1, x + w, y + h), outline=FRAME_COLOR)
     return np.array(sheet)
 
 
@@ -63,17 +72,6 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim not in (2, 3):
         raise ValueError(f"a sheet shows uint8, bool or float images, got {image.dtype} {image.shape}")
     return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image[:, :, :3]
-
-
-def _place(sheet: Image.Image, image: np.ndarray, corner_xy: tuple[int, int], cell: int) -> None:
-    """Paste an image in the middle of its cell, with a thin frame. Small images keep hard pixel edges."""
-    rgb_u8 = as_rgb(image)
-    scale = cell / max(rgb_u8.shape[:2])
-    h, w = (max(1, round(side * scale)) for side in rgb_u8.shape[:2])
-    fitted = Image.fromarray(resize(rgb_u8, (h, w), how="nearest" if scale >= 2 else "area"))
-    x, y = corner_xy[0] + (cell - w) // 2, corner_xy[1] + (cell - h) // 2
-    sheet.paste(fitted, (x, y))
-    ImageDraw.Draw(sheet).rectangle((x - 1, y - 1, x + w, y + h), outline=FRAME_COLOR)
 
 
 def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:

@@ -67,7 +67,18 @@ class DepthEstimator:
         cls, source: Path | str, *, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> "DepthEstimator":
         """Load a `save_pretrained` folder, or a hub name that is in the local cache or can be downloaded."""
-        config = _load_config(source)
+        is_hub_name = str(source).count("/") == 1 and not str(source).startswith((".", "/"))
+        if not Path(source).is_dir() and not is_hub_name:
+            raise ValueError(
+                f"depth model {source} is neither a folder nor a hub name of the form owner/name"
+            )
+        try:
+            config = AutoConfig.from_pretrained(str(source))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"depth model {source} cannot be read: {first_line(error)}") from error
+        if config.model_type not in DEPTH_NETWORKS:  # its output would not be understood
+            allowed = ", ".join(DEPTH_NETWORKS)
+            raise ValueError(f"depth model {source} is of type {config.model_type!r}; allowed: {allowed}")
         model = load_pretrained(AutoModelForDepthEstimation, source, config=config, dtype=dtype)
         metric = getattr(config, "depth_estimation_type", "relative") == "metric"
         return cls(model.to(device), _load_input(source, config), metric)
@@ -106,21 +117,6 @@ class DepthEstimator:
         if not torch.isfinite(predicted).all():
             raise ValueError(f"the depth network gave NaN or infinite values in {weight.dtype}; try float32")
         return (1 / predicted.clamp_min(1e-3) if self.metric else predicted).cpu()
-
-
-def _load_config(source: Path | str) -> Any:
-    """The network's configuration, when it is one whose output is understood."""
-    is_hub_name = str(source).count("/") == 1 and not str(source).startswith((".", "/"))
-    if not Path(source).is_dir() and not is_hub_name:
-        raise ValueError(f"depth model {source} is neither a folder nor a hub name of the form owner/name")
-    try:
-        config = AutoConfig.from_pretrained(str(source))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"depth model {source} cannot be read: {first_line(error)}") from error
-    if config.model_type not in DEPTH_NETWORKS:
-        allowed = ", ".join(DEPTH_NETWORKS)
-        raise ValueError(f"depth model {source} is of type {config.model_type!r}; allowed: {allowed}")
-    return config
 
 
 def _load_input(source: Path | str, config: Any) -> DepthInput:

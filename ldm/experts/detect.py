@@ -74,17 +74,17 @@ class Detector:
         inputs = self.processor(images=Image.fromarray(rgb_u8), text=prompt, return_tensors="pt")
         device = next(self.model.parameters()).device
         output = self.model(**inputs.to(device))
-        size_hw = (rgb_u8.shape[0], rgb_u8.shape[1])
+        h, w = rgb_u8.shape[:2]
         more = {} if isinstance(prompt, list) else {"text_threshold": 0.0}
         detected = self.processor.post_process_grounded_object_detection(
-            output, threshold=self.least_score, target_sizes=[size_hw], **more
+            output, threshold=self.least_score, target_sizes=[(h, w)], **more
         )[0]
-        boxes = [_inside(box.tolist(), size_hw) for box in detected["boxes"]]
-        found = [
-            Detection(name, box, float(score))
-            for box, score in zip(boxes, detected["scores"], strict=True)
-            if box is not None
-        ]
+        found = []
+        for box, score in zip(detected["boxes"], detected["scores"], strict=True):
+            ends = zip(box.tolist(), (w, h, w, h), strict=True)
+            x0, y0, x1, y1 = (min(max(end / side, 0.0), 1.0) for end, side in ends)
+            if (x1 - x0) * w >= 1 and (y1 - y0) * h >= 1:  # a pixel at least within the image
+                found.append(Detection(name, (x0, y0, x1, y1), float(score)))
         return sorted(found, key=lambda one: -one.score)
 
     def find(self, rgb_u8: np.ndarray, name: str) -> Detection | None:
@@ -101,13 +101,6 @@ class Detector:
                 f"{self.least_score:g}); name a visible object, or give its box in --anchors FILE.json"
             )
         return {name: one for name, one in found.items() if one is not None}
-
-
-def _inside(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> Box01 | None:
-    """Pixels -> fractions, cut at the border; None for what is thinner than a pixel then."""
-    (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy
-    left, top, right, bottom = (min(max(value, 0.0), 1.0) for value in (x0 / w, y0 / h, x1 / w, y1 / h))
-    return (left, top, right, bottom) if (right - left) * w >= 1 and (bottom - top) * h >= 1 else None
 
 
 def depth_in_box(

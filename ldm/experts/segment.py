@@ -72,21 +72,29 @@ def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box01 | None = None, seed: int = 
     h, w = rgb_u8.shape[:2]
     scale = min(1.0, GRABCUT_SIDE / max(h, w))
     small_u8 = resize(rgb_u8, (max(1, round(h * scale)), max(1, round(w * scale))))
-    start = _start(small_u8, box01)
+    # The rim, or all outside the box, is background. On a plain background (a studio image) colour says more
+    # than place: what differs from it is probably the object, also where it touches the rim.
+    n, m = small_u8.shape[:2]
+    x0, y0, x1, y1 = box01 or (RIM_FRACTION, RIM_FRACTION, 1 - RIM_FRACTION, 1 - RIM_FRACTION)
+    rim = np.ones((n, m), bool)
+    top, left = max(1, round(y0 * n)), max(1, round(x0 * m))
+    rim[top : min(n - 1, round(y1 * n)), left : min(m - 1, round(x1 * m))] = False
+    lab = cv2.cvtColor(small_u8, cv2.COLOR_RGB2LAB).astype(np.float32)
+    distance = np.linalg.norm(lab - np.median(lab[rim], axis=0), axis=2)
+    start = np.where(rim, cv2.GC_BGD, cv2.GC_PR_FGD).astype(np.uint8)
+    if (distance[rim] < SAME_COLOUR).mean() > PLAIN_RIM:
+        start[~rim] = cv2.GC_PR_BGD
+        differs = distance > OTHER_COLOUR
+        start[differs if box01 is None else differs & ~rim] = cv2.GC_PR_FGD
     if not ((start == cv2.GC_PR_FGD).any() and (start != cv2.GC_PR_FGD).any()):
         return np.zeros((h, w), bool)
     cv2.setRNGSeed(seed)
     background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
     unused_rectangle = (0, 0, 1, 1)
     labels, *_ = cv2.grabCut(
-        cv2.cvtColor(small_u8, cv2.COLOR_RGB2BGR),
-        start,
-        unused_rectangle,
-        background,
-        foreground,
-        ITERATIONS,
-        cv2.GC_INIT_WITH_MASK,
-    )
+        cv2.cvtColor(small_u8, cv2.COLOR_RGB2BGR), start, unused_rectangle, background, foreground,
+        ITERATIONS, cv2.GC_INIT_WITH_MASK,
+    )  # fmt: skip
     mask = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
     count, pieces, table, centres = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     if count > 1:  # the piece with the best size for its distance from the middle of the box or image
@@ -99,29 +107,6 @@ def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box01 | None = None, seed: int = 
     small_holes = table[:, cv2.CC_STAT_AREA] < SMALL_HOLE * mask.size
     small_holes[0] = False  # piece 0 is the mask itself
     return resize(mask | small_holes[pieces], (h, w), how="linear")
-
-
-def _start(rgb_u8: np.ndarray, box01: Box01 | None) -> np.ndarray:
-    """GrabCut labels (h, w) to begin with.
-
-    The rim, or all outside the box, is background. On a plain background (a studio image) colour says more
-    than place: what differs from it is probably the object, also where it touches the rim.
-    """
-    h, w = rgb_u8.shape[:2]
-    x0, y0, x1, y1 = box01 or (RIM_FRACTION, RIM_FRACTION, 1 - RIM_FRACTION, 1 - RIM_FRACTION)
-    rim = np.ones((h, w), bool)  # or what lies outside the box
-    top, left = max(1, round(y0 * h)), max(1, round(x0 * w))
-    rim[top : min(h - 1, round(y1 * h)), left : min(w - 1, round(x1 * w))] = False
-    lab = cv2.cvtColor(rgb_u8, cv2.COLOR_RGB2LAB).astype(np.float32)
-    distance = np.linalg.norm(lab - np.median(lab[rim], axis=0), axis=2)
-    plain = (distance[rim] < SAME_COLOUR).mean() > PLAIN_RIM
-    start = np.where(rim, cv2.GC_BGD, cv2.GC_PR_FGD)
-    if plain:
-        differs = distance > OTHER_COLOUR
-        start = np.where(differs, cv2.GC_PR_FGD, np.where(rim, cv2.GC_BGD, cv2.GC_PR_BGD))
-        if box01 is not None:
-            start[rim] = cv2.GC_BGD
-    return start.astype(np.uint8)
 
 
 @torch.inference_mode()

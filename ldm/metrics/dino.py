@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
@@ -34,16 +34,13 @@ class Dino:
     @torch.inference_mode()
     def images(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:
         """RGB (h, w, 3) uint8 each -> (b, d), of length 1; the cosine of two rows is their similarity."""
-        pixels = torch.stack([square(image_u8, self.side) for image_u8 in images_u8]).to(self.device)
+        side, cuts = self.side, []
+        for image_u8 in images_u8:  # shorter side scaled, middle cut out
+            height, width = image_u8.shape[:2]
+            scale = side / min(height, width)
+            size = max(side, round(width * scale)), max(side, round(height * scale))
+            small = np.asarray(Image.fromarray(image_u8).resize(size, Image.Resampling.BICUBIC))
+            top, left = (small.shape[0] - side) // 2, (small.shape[1] - side) // 2
+            cuts.append((small[top : top + side, left : left + side].astype(np.float32) / 255 - MEAN) / STD)
+        pixels = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float().to(self.device)
         return F.normalize(self.model(pixels).last_hidden_state[:, 0].float(), dim=-1).cpu().numpy()
-
-
-def square(image_u8: np.ndarray, side: int) -> Tensor:
-    """(h, w, 3) uint8 -> (3, side, side) normalised: shorter side scaled, middle cut out."""
-    height, width = image_u8.shape[:2]
-    scale = side / min(height, width)
-    size = max(side, round(width * scale)), max(side, round(height * scale))
-    small = np.asarray(Image.fromarray(image_u8).resize(size, Image.Resampling.BICUBIC))
-    top, left = (small.shape[0] - side) // 2, (small.shape[1] - side) // 2
-    pixels = (small[top : top + side, left : left + side].astype(np.float32) / 255 - MEAN) / STD
-    return torch.from_numpy(pixels).permute(2, 0, 1).float()

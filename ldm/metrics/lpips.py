@@ -31,26 +31,18 @@ class Fire(nn.Module):
         return torch.cat([F.relu(self.expand1x1(x)), F.relu(self.expand3x3(x))], 1)
 
 
-def squeezenet() -> nn.Sequential:
-    """The convolutional part of SqueezeNet 1.1."""
-
-    def pool() -> nn.Module:
-        return nn.MaxPool2d(3, 2, ceil_mode=True)
-
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 3, 2), nn.ReLU(), pool(),
-        Fire(64, 16, 64), Fire(128, 16, 64), pool(),
-        Fire(128, 32, 128), Fire(256, 32, 128), pool(),
-        Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256),
-    )  # fmt: skip
-
-
 class Lpips(nn.Module):
     """Perceptual distance: weighted squared differences of normalised features."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = squeezenet()
+        pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.features = nn.Sequential(  # the convolutional part of SqueezeNet 1.1
+            nn.Conv2d(3, 64, 3, 2), nn.ReLU(), pool,
+            Fire(64, 16, 64), Fire(128, 16, 64), pool,
+            Fire(128, 32, 128), Fire(256, 32, 128), pool,
+            Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256),
+        )  # fmt: skip
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in FEATURE_WIDTHS)
 
     def layers(self, images_pm1: Tensor) -> list[Tensor]:

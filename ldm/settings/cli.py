@@ -137,8 +137,13 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        message = _user_message(error)
-        if message is None:
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            message = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, ValueError):
+            message = str(error)
+        elif hasattr(error, "format_message"):  # typer's own usage errors, a class that it keeps private
+            message = error.format_message()
+        else:
             raise
         log.debug("user error", exc_info=True)
         sys.stderr.write("error: " + " ".join(message.split()) + "\n")
@@ -146,15 +151,6 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
     if code == INTERRUPTED:  # typer turns Ctrl-C within a verb into this code
         sys.stderr.write("interrupted\n")
     return code if isinstance(code, int) else 0
-
-
-def _user_message(error: Exception) -> str | None:
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, ValueError):
-        return str(error)
-    # The class of typer's own usage errors is private to the installed version.
-    return error.format_message() if hasattr(error, "format_message") else None
 
 
 def _option(key: str, field: Field, hint: Any, default: str, hidden: bool = False) -> inspect.Parameter:

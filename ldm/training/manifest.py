@@ -12,14 +12,6 @@ from ldm.device import describe_hardware
 from ldm.settings.config import to_plain
 
 
-def code_revision() -> str:
-    """The git revision of the code, with `+` when files differ from it; `unknown` outside a checkout."""
-    revision = _git("rev-parse", "HEAD")
-    if not revision:
-        return "unknown"
-    return revision + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-
-
 def _git(*arguments: str) -> str:
     try:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
@@ -49,6 +41,9 @@ def make_manifest(
 
     held_out: numbers measured on data that the training never saw.
     """
+    revision = _git("rev-parse", "HEAD") or "unknown"  # outside a checkout
+    if revision != "unknown" and _git("status", "--porcelain", "--untracked-files=no"):
+        revision += "+"  # files differ from it
     return {
         "part": part,
         "trained_on": "rendered scenes",
@@ -57,7 +52,7 @@ def make_manifest(
         "steps": effort.steps,
         "samples": effort.samples,
         "minutes": round(effort.seconds / 60, 1),
-        "code_revision": code_revision(),
+        "code_revision": revision,
         "hardware": describe_hardware(device),
         "held_out": held_out or {},
         "settings": to_plain(settings),

@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from ldm.metrics.clip_resnet import ResnetClip
 from ldm.metrics.inception import Inception
-from ldm.metrics.lpips import squeezenet
+from ldm.metrics.lpips import Lpips
 from tiny.words import make_tokenizer
 
 
@@ -25,7 +25,7 @@ def write_squeezenet(path: Path) -> Path:
     """torchvision's file: features and classifier."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        weights = {f"features.{key}": value for key, value in squeezenet().state_dict().items()}
+        weights = {f"features.{key}": value for key, value in Lpips().features.state_dict().items()}
     torch.save(weights | {"classifier.1.weight": torch.zeros(1000, 512, 1, 1)}, path)
     return path
 

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from ldm.denoise import Cancelled, Known, Monitor, denoise, guide, noise_for, set_steps, start_latents
+from ldm.denoise import Cancelled, Known, Monitor, denoise, noise_for, set_steps, start_latents
 from ldm.latents import SCHEDULERS, make_scheduler
 
 QUIET = Monitor(progress=False)
@@ -111,13 +111,16 @@ def test_guidance_formula_and_single_batch() -> None:
 
     def predict(x: Tensor, t: Tensor, guided: bool) -> Tensor:
         calls.append((len(x), guided))
-        return torch.cat([torch.zeros_like(x[:1]), torch.ones_like(x[:1])]) if guided else x
+        one = torch.ones_like(x[:1])
+        return torch.cat([one, 2 * one]) if guided else 4 * one
 
-    scheduler = make_scheduler("ddim", SCHEDULE)
-    schedule = set_steps(scheduler, 4, 1.0, CPU)
-    denoise(predict, torch.zeros(1, 4, 4, 4), schedule, guidance=3.0, monitor=QUIET)
+    def run(guidance: float) -> Tensor:
+        schedule = set_steps(make_scheduler("ddim", SCHEDULE), 4, 1.0, CPU)
+        return denoise(predict, torch.zeros(1, 4, 4, 4), schedule, guidance=guidance, monitor=QUIET)
+
+    guided = run(3.0)
     assert calls == [(2, True)] * 4
-    assert guide(torch.tensor([[1.0], [2.0]]), 3.0).item() == 4.0
+    assert torch.equal(guided, run(1.0))  # 1 + 3 (2 - 1) = 4
 
 
 def test_cancel_and_previews() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.doctor import bundle_lines, print_report
+from ldm.doctor import print_report
 from ldm.registry.models import load_registry
 
 
@@ -24,9 +24,14 @@ def test_what_is_missing_is_named_with_its_command(tmp_path: Path, monkeypatch, 
     assert "run_inference.py image --sam: ready" in capsys.readouterr().out
 
 
-def test_a_bundle_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "git checkout" in next(bundle_lines(tmp_path))
+def test_a_bundle_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("ldm.doctor.BUNDLE", tmp_path)
+    print_report()
+    assert f"{tmp_path}: missing; git checkout" in capsys.readouterr().out
     for part in ("depth", "compositor"):
         (tmp_path / part).mkdir()
         (tmp_path / part / f"{part}.json").write_text("{}")
-    assert "compositor, depth" in next(bundle_lines(tmp_path))
+    print_report()
+    assert f"{tmp_path}: compositor, depth" in capsys.readouterr().out
