@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import typer
 from PIL import Image, ImageDraw, ImageFont
 
 from inpainting.data.steps.describe import PRECISIONS
@@ -271,9 +270,7 @@ def break_lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, w
     return lines
 
 
-def build_app() -> typer.Typer:
-    return several_app(command(DreamSettings, run_dream))
-
+build_app = several_app(command(DreamSettings, run_dream))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -184,16 +184,18 @@ class SeveralValues(TyperCommand):
         return super().parse_args(ctx, repeated)
 
 
-def several_app(verb: Callable[..., None]) -> typer.Typer:
-    """The app of one verb whose list options take several words."""
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(cls=SeveralValues)(verb)
-    return app
+def several_app(verb: Callable[..., None]) -> Callable[[], typer.Typer]:
+    """Builds the app of one verb whose list options take several words."""
+
+    def build() -> typer.Typer:
+        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        app.command(cls=SeveralValues)(verb)
+        return app
+
+    return build
 
 
-def build_app() -> typer.Typer:
-    return several_app(command(PaintSettings, run_paint))
-
+build_app = several_app(command(PaintSettings, run_paint))
 
 if __name__ == "__main__":
     run_module(build_app)

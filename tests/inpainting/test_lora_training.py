@@ -16,13 +16,12 @@ from safetensors.torch import load_file
 
 from inpainting.config_path import find_config
 from inpainting.data.datasets import InpaintingDataset
-from inpainting.models.text_to_image.load import LORA_FILE, load_inpainter
+from inpainting.models.text_to_image.load import LORA_FILE, Inpainter, load_inpainter
 from inpainting.models.text_to_image.train_text_to_image_lora import (
     LoraLoss,
     TrainLoraConfig,
     add_lora,
     build_app,
-    open_split,
     released_key,
     train,
 )
@@ -99,11 +98,15 @@ def test_the_released_format_loads_in_the_library_and_here(folder: Path, whole: 
     assert not torch.allclose(results[0], results[1], atol=1e-5)
 
 
+def training_set(config: TrainLoraConfig, model: Inpainter) -> InpaintingDataset:
+    return InpaintingDataset(config.data, model.tokenizer, seed=config.fit.seed, freestyle=config.rca)
+
+
 def test_the_loss_is_the_paper_s(folder: Path):
     """Against the formula written out for one image at a time."""
     model = load_inpainter(folder / "model")
     config = recipe(folder, folder / "none")
-    items = [open_split(config, model, "train")[k] for k in (1, 2)]
+    items = [training_set(config, model)[k] for k in (1, 2)]
     loss = LoraLoss(model, True, "nearest", "joint")
     with torch.no_grad():
         both = loss(model.unet, InpaintingDataset.collate_fn(items), [7, 8])
@@ -121,7 +124,7 @@ def test_the_loss_is_the_paper_s(folder: Path):
 def test_rectified_attention_is_on_under_gradient_checkpointing(folder: Path):
     model = load_inpainter(folder / "model")
     config = recipe(folder, folder / "none")
-    batch = InpaintingDataset.collate_fn([open_split(config, model, "train")[2]])
+    batch = InpaintingDataset.collate_fn([training_set(config, model)[2]])
     values = []
     for checkpointing in (False, True):
         if checkpointing:

@@ -20,12 +20,11 @@ from inpainting.data.steps.captions import (
 from inpainting.data.steps.regions import (
     ObjectRegion,
     RegionSettings,
-    grounded_regions,
+    grounded_finder,
     make_entities,
     make_masks,
     mask_files,
     pixel_box,
-    read_grounded,
     region_crop,
 )
 from inpainting.data.steps.roots import RootSettings, extract_roots
@@ -48,10 +47,10 @@ def test_area_limits_are_inclusive_and_not_rounded() -> None:
 
 
 def test_regions_are_numbered_over_the_entities_that_stay() -> None:
-    entities = read_grounded(
+    find_regions = grounded_finder(
         {"entities": {p: {"bboxes": b} for p, b in PAINTINGS["dora_still-life"][1].items()}}
     )
-    assert grounded_regions(entities, (64, 80)) == [
+    assert find_regions((64, 80)) == [
         ObjectRegion("mask_0", "a bowl of fruit", ((24, 19, 56, 44),)),
         ObjectRegion("mask_1", "a blue cloth", ((0, 38, 80, 64),)),
     ]

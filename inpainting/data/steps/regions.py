@@ -83,12 +83,8 @@ def make_entities(settings: RegionSettings, redo: bool = True) -> Journal:
 def grounded_source(annotations: Path) -> RegionSource:
     """The images of annotations.json with the boxes of their phrases."""
     entries = read_source(annotations)
-
-    def read(name: str) -> tuple[str, RegionFinder]:
-        entities = read_grounded(entries[name])
-        return name, lambda size_hw: grounded_regions(entities, size_hw)
-
-    return RegionSource(list(entries), {"annotations_sha256": file_sha256(annotations)}, read)
+    inputs = {"annotations_sha256": file_sha256(annotations)}
+    return RegionSource(list(entries), inputs, lambda name: (name, grounded_finder(entries[name])))
 
 
 def make_regions(
@@ -157,12 +153,15 @@ def remove_others(folder: Path, names: Iterable[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_grounded(entry: Any) -> dict[str, list[list[float]]]:
-    """{phrase: box01_xyxy of each of its objects} of one image's annotation; ValueError if malformed."""
+def grounded_finder(entry: Any) -> RegionFinder:
+    """What finds the regions of one image's annotation; ValueError if it is malformed.
+
+    They are the phrases with at least one box of the right size, numbered; the concept is in lower case.
+    """
     entities = entry.get("entities") if isinstance(entry, Mapping) else None
     if not isinstance(entities, Mapping):
         raise ValueError("its annotation has no object `entities`")
-    result = {}
+    boxes01_xyxy: dict[str, list[list[float]]] = {}
     for phrase, value in entities.items():
         boxes = value.get("bboxes") if isinstance(value, Mapping) else None
         if not isinstance(boxes, list):
@@ -173,22 +172,19 @@ def read_grounded(entry: Any) -> dict[str, list[list[float]]]:
                 raise ValueError(
                     f"entity {phrase!r} has a box that is not 4 numbers in [0, 1]: {str(box)[:60]}"
                 )
-        result[phrase] = boxes
-    return result
+        boxes01_xyxy[phrase] = boxes
 
+    def find(size_hw: tuple[int, int]) -> list[ObjectRegion]:
+        h, w = size_hw
+        regions: list[ObjectRegion] = []
+        for phrase, boxes in boxes01_xyxy.items():
+            pixels = [pixel_box((x0 * w, y0 * h, x1 * w, y1 * h), size_hw) for x0, y0, x1, y1 in boxes]
+            usable = tuple(box for box in pixels if box is not None)
+            if usable:
+                regions.append(ObjectRegion(f"mask_{len(regions)}", phrase.lower(), usable))
+        return regions
 
-def grounded_regions(
-    entities: Mapping[str, Sequence[Sequence[float]]], size_hw: tuple[int, int]
-) -> list[ObjectRegion]:
-    """The phrases with at least one box of the right size, numbered; the concept is in lower case."""
-    h, w = size_hw
-    result: list[ObjectRegion] = []
-    for phrase, boxes in entities.items():
-        pixels = [pixel_box((x0 * w, y0 * h, x1 * w, y1 * h), size_hw) for x0, y0, x1, y1 in boxes]
-        usable = tuple(box for box in pixels if box is not None)
-        if usable:
-            result.append(ObjectRegion(f"mask_{len(result)}", phrase.lower(), usable))
-    return result
+    return find
 
 
 def pixel_box(box_xyxy: tuple[float, float, float, float], size_hw: tuple[int, int]) -> Box | None:

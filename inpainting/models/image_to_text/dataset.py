@@ -107,7 +107,20 @@ class LlavaDataset(PaintingItems):
             order="given",
         )
         answered = [regions[number] for number in self.answer_order(len(regions), tested, rng)]
-        return self.item(painting, image_u8, masked_u8, answered)
+        entities, colors = [region.entity for region in answered], [region.color for region in answered]
+        captions = [str(entity.caption) for entity in entities]
+        return {
+            "PIL_images": Image.fromarray(image_u8),
+            "PIL_masked_images": Image.fromarray(masked_u8),
+            "entity_captions": captions,
+            "entity_concepts": [entity.concept for entity in entities],
+            "entity_colors": colors,
+            "entity_noun_chunk_roots": [entity.noun_chunk_root or entity.concept for entity in entities],
+            "targets": target_text(list(zip(colors, captions, strict=True))),
+            "image_stems": painting.stem,
+            "entity_names": [entity.name for entity in entities],
+            "entity_paths": [painting.entities / f"{entity.name}.png" for entity in entities],
+        }
 
     def regions(
         self, painting: Painting, size: tuple[int, int], rng: np.random.Generator
@@ -163,23 +176,3 @@ class LlavaDataset(PaintingItems):
         if self.tested and any(entity.noun_chunk_root is None for entity in entities):
             raise ValueError(f"{painting.entities}: entities without noun_chunk_root; `{MAKE_ROOTS}` adds it")
         return entities
-
-    def item(
-        self, painting: Painting, image_u8: np.ndarray, masked_u8: np.ndarray, regions: Sequence[MaskedRegion]
-    ) -> dict[str, Any]:
-        """The dict of one example."""
-        captions = [str(region.entity.caption) for region in regions]
-        colors = [region.color for region in regions]
-        entities = [region.entity for region in regions]
-        return {
-            "PIL_images": Image.fromarray(image_u8),
-            "PIL_masked_images": Image.fromarray(masked_u8),
-            "entity_captions": captions,
-            "entity_concepts": [entity.concept for entity in entities],
-            "entity_colors": colors,
-            "entity_noun_chunk_roots": [entity.noun_chunk_root or entity.concept for entity in entities],
-            "targets": target_text(list(zip(colors, captions, strict=True))),
-            "image_stems": painting.stem,
-            "entity_names": [entity.name for entity in entities],
-            "entity_paths": [painting.entities / f"{entity.name}.png" for entity in entities],
-        }

@@ -164,16 +164,6 @@ def add_lora(unet: UNet2DConditionModel, options: LoraOptions, seed: int) -> Non
     cast_training_params(unet, torch.float32)
 
 
-def open_split(config: TrainLoraConfig, model: Inpainter, split: str) -> InpaintingDataset:
-    """The images of a split with their regions."""
-    dataset = InpaintingDataset(
-        config.data, model.tokenizer, split, seed=config.fit.seed, freestyle=config.rca
-    )
-    count = config.train_samples if split == "train" else config.val_samples
-    dataset.paintings = dataset.paintings[: count or None]
-    return dataset
-
-
 def train(config: TrainLoraConfig) -> Path:
     """Train; returns the file of the best LoRA. The same call again continues."""
     out = config.project_dir
@@ -183,7 +173,12 @@ def train(config: TrainLoraConfig) -> Path:
     add_lora(model.unet, config.lora, config.fit.seed)
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
-    training, held_out = (open_split(config, model, split) for split in ("train", "val"))
+    training, held_out = (
+        InpaintingDataset(config.data, model.tokenizer, split, seed=config.fit.seed, freestyle=config.rca)
+        for split in ("train", "val")
+    )
+    training.paintings = training.paintings[: config.train_samples or None]
+    held_out.paintings = held_out.paintings[: config.val_samples or None]
     if accelerator.is_main_process:
         write_atomic(out / "config.yaml", dump_yaml(config).encode())
     task = Task(

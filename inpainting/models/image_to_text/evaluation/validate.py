@@ -110,11 +110,16 @@ class HeldOutTest:
             ]
             left_out = {stem: why for progress in journals for stem, why in progress.left_out.items()}
             facts = {"left_out": left_out, "weights": weights, "settings": to_plain(config)}
-            self.log_numbers(tracked(self.write(answered, facts)))
+            metrics = tracked(self.write(answered, facts))
+            first = {name: round(value, 4) for name, value in list(metrics.items())[:4]}
+            log.info("%s: %s", out, json.dumps(first))
+            if config.fit.tracker != "none":
+                self.accelerator.init_trackers(config.project_dir.name)
+                self.accelerator.log({f"val/{name}": value for name, value in metrics.items()})
         self.accelerator.wait_for_everyone()
 
     def predictions(self, items: Sequence[Item]) -> list[list[Prediction]]:
-        """One Prediction per region of each image, in the order of the answer."""
+        """One Prediction per region of each image, in its order; empty where a tag is missing."""
         options = self.config.val
         decoding = Decoding(options.constrained, longest=options.max_new_tokens)
         queries = []
@@ -127,23 +132,21 @@ class HeldOutTest:
             )
         with self.accelerator.autocast():
             answers = self.writer.answer(queries, decoding)
-        return [self.read(item, answer) for item, answer in zip(items, answers, strict=True)]
-
-    def read(self, item: Item, answer: str) -> list[Prediction]:
-        """What an answer says about each region; nothing where a tag is missing."""
-        colors = item["entity_colors"]
         return [
-            Prediction(
-                stem=item["image_stems"],
-                region=item["entity_names"][number],
-                prediction=answer.strip() if self.plain else read_prompt(answer, color),
-                caption=item["entity_captions"][number],
-                root=item["entity_noun_chunk_roots"][number],
-                last=number == len(colors) - 1,
-                color=color,
-                crop=Path(item["entity_paths"][number]).as_posix(),
-            )
-            for number, color in enumerate(colors)
+            [
+                Prediction(
+                    stem=item["image_stems"],
+                    region=item["entity_names"][number],
+                    prediction=answer.strip() if self.plain else read_prompt(answer, color),
+                    caption=item["entity_captions"][number],
+                    root=item["entity_noun_chunk_roots"][number],
+                    last=number == len(item["entity_colors"]) - 1,
+                    color=color,
+                    crop=Path(item["entity_paths"][number]).as_posix(),
+                )
+                for number, color in enumerate(item["entity_colors"])
+            ]
+            for item, answer in zip(items, answers, strict=True)
         ]
 
     def write(
@@ -166,11 +169,3 @@ class HeldOutTest:
         if cells:
             write_atomic(folder / "sheet.png", encode_png(grid(cells, ("asked", "image"), labels)))
         return report
-
-    def log_numbers(self, numbers: Mapping[str, float]) -> None:
-        """The first numbers of a test for people, all of them for the tracker."""
-        first = {name: round(value, 4) for name, value in list(numbers.items())[:4]}
-        log.info("%s: %s", self.config.folder, json.dumps(first))
-        if self.config.fit.tracker != "none":
-            self.accelerator.init_trackers(self.config.project_dir.name)
-            self.accelerator.log({f"val/{name}": value for name, value in numbers.items()})
