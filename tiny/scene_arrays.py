@@ -28,32 +28,30 @@ def memory_mapped(
     Raises ValueError when there are fewer scenes, or the cache was made from others.
     """
     done = cache / "recipe.json"
-    if not done.exists():
-        _fill(cache, files, count, arrays_of)
-        write_json(done, recipe)
-    elif read_json(done) != recipe:
+    if done.exists() and read_json(done) != recipe:
         raise ValueError(f"{cache} was made from other scenes; remove it")
+    if not done.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        arrays: dict[str, np.memmap] = {}
+        start = 0
+        for file in tqdm(files, desc="scene arrays", unit="shard"):
+            if start == count:
+                break
+            part = {name: values[: count - start] for name, values in arrays_of(file).items()}
+            arrays = arrays or {
+                name: np.lib.format.open_memmap(
+                    cache / f"{name}.npy", mode="w+", dtype=values.dtype, shape=(count, *values.shape[1:])
+                )
+                for name, values in part.items()
+            }
+            stop = start + len(next(iter(part.values())))
+            for name, values in part.items():
+                arrays[name][start:stop] = values
+            start = stop
+        if start < count:
+            raise ValueError(f"{file.parent}: {start} scenes, {count} are asked for")
+        for array in arrays.values():
+            array.flush()
+        write_json(done, recipe)
     names = kind.__dataclass_fields__  # type: ignore[attr-defined]
     return kind(**{name: np.load(cache / f"{name}.npy", mmap_mode="r") for name in names})
-
-
-def _fill(
-    cache: Path, files: Iterable[Path], count: int, arrays_of: Callable[[Path], dict[str, np.ndarray]]
-) -> None:
-    cache.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, np.memmap] = {}
-    start = 0
-    for file in tqdm(files, desc="scene arrays", unit="shard"):
-        if start == count:
-            break
-        rows = {name: values[: count - start] for name, values in arrays_of(file).items()}
-        for name, values in rows.items():
-            if name not in arrays:
-                path, shape = cache / f"{name}.npy", (count, *values.shape[1:])
-                arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=values.dtype, shape=shape)
-            arrays[name][start : start + len(values)] = values
-        start += len(next(iter(rows.values())))
-    if start < count:
-        raise ValueError(f"{file.parent}: {start} scenes, {count} are asked for")
-    for array in arrays.values():
-        array.flush()

@@ -6,11 +6,13 @@ text can be written; every word of the world is one token, any other falls apart
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -25,7 +27,6 @@ ONE_TOKEN = sorted({*COLOUR_WORDS, *SHAPE_WORDS, *PATTERN_PARTS, *OTHER_WORDS})
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 PAD = "!"  # as Stable Diffusion 2 pads: byte 0 of the vocabulary
 LENGTH = 77
-SPEAKABLE_PATTERN = 0.3  # fraction of random names with a pattern
 
 
 @dataclass(frozen=True)
@@ -54,40 +55,19 @@ def caption_of(name: Name) -> str:
     return f"{'an' if name.text[0] in 'aeiou' else 'a'} {name.text}"
 
 
-def random_name(rng: np.random.Generator, taken: Iterable[str] = ()) -> Name:
-    """Any solid of the world whose colour is not in `taken`; most have one colour only."""
-    free = [colour for colour in COLOUR_WORDS if colour not in set(taken)]
-    pattern = PATTERNED[int(rng.integers(len(PATTERNED)))] if rng.random() < SPEAKABLE_PATTERN else ""
-    return Name(pattern, free[int(rng.integers(len(free)))], SHAPE_WORDS[int(rng.integers(len(SHAPE_WORDS)))])
-
-
 def merges(words: Iterable[str]) -> list[tuple[str, str]]:
     """Byte-pair merges that join each word, and nothing that another word's merges would break.
 
     The most frequent pair over all words is joined first, as in training such a vocabulary; ties are
     broken by spelling, so the result depends on the words alone.
     """
-    spelled = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
+    spelled = [" ".join(word) + "</w>" for word in sorted(set(words))]
     joined: list[tuple[str, str]] = []
-    while True:
-        counts: dict[tuple[str, str], int] = {}
-        for parts in spelled:
-            for pair in zip(parts, parts[1:], strict=False):
-                counts[pair] = counts.get(pair, 0) + 1
-        if not counts:
-            return joined
+    while counts := Counter(pair for text in spelled for pair in pairwise(text.split())):
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         joined.append(best)
-        spelled = [_joined(parts, best) for parts in spelled]
-
-
-def _joined(parts: list[str], pair: tuple[str, str]) -> list[str]:
-    joined: list[str] = []
-    for part in parts:
-        if joined and (joined[-1], part) == pair:
-            joined[-1] += part
-        else:
-            joined.append(part)
+        both = re.compile(rf"(?<!\S){re.escape(' '.join(best))}(?!\S)")
+        spelled = [both.sub("".join(best), text) for text in spelled]
     return joined
 
 

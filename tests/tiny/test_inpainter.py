@@ -20,11 +20,10 @@ from tiny.inpainter import evaluate, train
 from tiny.inpainter import loss as diffusion
 from tiny.inpainter.autoencoder import LatentsConfig
 from tiny.inpainter.classifier import ClassifierConfig
-from tiny.inpainter.evaluate import EvaluationSampling, InpainterEvaluation, paint_examples
+from tiny.inpainter.evaluate import EvaluationSampling, InpainterEvaluation, MaskResult, paint_examples
 from tiny.inpainter.examples import SMALL, Encoder, make_cases, several, single
 from tiny.inpainter.loss import Conditioning
 from tiny.inpainter.model import InpainterNetworks
-from tiny.inpainter.report import MaskResult
 from tiny.inpainter.train import AdapterConfig, InpainterTraining
 from tiny.loop import DiffusionStage, Stage, learning_rate
 from tiny.regions import Views, box_masks, overlap, read_views, refuse_training_scenes

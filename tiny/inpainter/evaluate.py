@@ -16,10 +16,12 @@ true renders is the ceiling. Painted images are stored, so an interrupted evalua
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -36,9 +38,8 @@ from tiny.compositor.autoencoder import round_trip_db
 from tiny.inpainter.classifier import SolidClassifier, crop_pm1, load_classifier
 from tiny.inpainter.examples import PROMPTS, Example, PaintCase, make_cases
 from tiny.inpainter.loss import Conditioning
-from tiny.inpainter.report import MaskResult, by_group, inpainter_table, painted_sheet
 from tiny.regions import box_masks, read_views, refuse_training_scenes
-from tiny.report import write_evaluation
+from tiny.report import alternating, cell, scene_mean, sheet_png, write_evaluation
 from tiny.words import COLOUR_WORDS, SHAPE_WORDS
 
 # name -> (LoRA folder of the run, how prompts reach their masks)
@@ -50,6 +51,12 @@ MODELS: dict[str, tuple[str, Conditioning]] = {
     "rca_finetuned": ("rca/lora", Conditioning(True)),
     "joint_finetuned": ("joint/lora", Conditioning(True, "joint")),
 }
+MEASURES = ("colour", "shape", "both", "other")
+RIM = {  # of the masks on the sheet
+    "red": (230, 60, 60), "blue": (60, 90, 235), "yellow": (235, 200, 40), "green": (50, 180, 80),
+    "cyan": (60, 200, 220),
+}  # fmt: skip
+ON_SHEET = 10  # images
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,47 @@ class InpainterEvaluation(CheckedSettings):
     sampling: EvaluationSampling = setting(EvaluationSampling(), help="how images are painted")
 
 
+@dataclass(frozen=True)
+class MaskResult:
+    """What the classifier says of one mask. other: its colour is that of another mask's prompt (leakage)."""
+
+    scene: int
+    masks: int
+    small: bool
+    patterned: bool
+    colour: bool
+    shape: bool
+    other: bool
+
+    @property
+    def both(self) -> bool:
+        return self.colour and self.shape
+
+
+GROUPS: dict[str, Callable[[MaskResult], bool]] = {
+    "all": lambda mask: True,
+    "1 mask": lambda mask: mask.masks == 1,
+    "2 masks": lambda mask: mask.masks == 2,
+    "3 masks": lambda mask: mask.masks == 3,
+    "4 masks": lambda mask: mask.masks == 4,
+    "5 masks": lambda mask: mask.masks == 5,
+    "3 or more": lambda mask: mask.masks >= 3,
+    "24-px masks": lambda mask: mask.small,
+    "one colour": lambda mask: not mask.patterned,
+    "with a pattern": lambda mask: mask.patterned,
+}
+
+
+def by_group(results: Sequence[MaskResult]) -> dict[str, dict[str, Any]]:
+    """Group -> measure -> fraction of masks with its 95 % interval; groups without masks are left out."""
+    groups = {name: [mask for mask in results if belongs(mask)] for name, belongs in GROUPS.items()}
+    return {
+        name: {"masks": len(masks), **{measure: scene_mean(masks, measure) for measure in MEASURES}}
+        for name, masks in groups.items()
+        if masks
+    }
+
+
 def evaluate_inpainter(config: InpainterEvaluation) -> None:
     """Does each mask show what its own prompt names? Six models on held-out scenes; writes a table."""
     refuse_training_scenes(config.data)
@@ -98,8 +146,17 @@ def evaluate_inpainter(config: InpainterEvaluation) -> None:
         "judge_on_true_renders": by_group(renders),
         "models": groups,
     }
-    drawing = painted_sheet(cases[config.prompts[0]], images)
-    write_evaluation(config.out / "inpainter.json", report, inpainter_table(report), drawing)
+    # The sheet: image with masks, then each model's result; the first cases, by number of masks in turn.
+    shown, cells, labels = cases[config.prompts[0]], [], []
+    for row in alternating([len(case.wanted) for case in shown], descending=True)[:ON_SHEET]:
+        outlined = shown[row].example.image_u8.copy()
+        for (left, top, right, bottom), colour in zip(shown[row].example.boxes, RIM.values(), strict=False):
+            cv2.rectangle(outlined, (left, top), (right - 1, bottom - 1), colour, 1)
+        cells.append([outlined, *(results[row] for results in images.values())])
+        named = zip(RIM, shown[row].wanted, strict=False)
+        labels.append("; ".join(f"{rim}: {solid.text}" for rim, solid in named))
+    sheet = sheet_png(cells, ["masks", *images], labels, 192)
+    write_evaluation(config.out / "inpainter.json", report, inpainter_table(report), sheet)
 
 
 def painted_images(
@@ -172,6 +229,26 @@ def mask_results(
                 )
             )  # fmt: skip
     return results
+
+
+def inpainter_table(report: Mapping[str, Any]) -> str:
+    """The report as text: one block per kind of prompts, one line per group."""
+    lines = []
+    for kind in report["images"]:
+        models = {name: by[kind] for name, by in report["models"].items()}
+        lines += [f"prompts: {kind}, {report['images'][kind]} images; fraction of masks [95 % interval]"]
+        for measure in MEASURES:
+            lines += ["", f"{measure:<16}{'masks':>7}" + "".join(f"{name:>22}" for name in models)]
+            for group in next(iter(models.values())):
+                count = next(iter(models.values()))[group]["masks"]
+                cells = "".join(f"{cell(by[group][measure]):>22}" for by in models.values())
+                lines.append(f"{group:<16}{count:>7}{cells}")
+        lines.append("")
+    lines.append("the classifier on the true renders, by what stood there (the ceiling)")
+    for group, row in report["judge_on_true_renders"].items():
+        cells = "".join(f"  {measure} {cell(row[measure])}" for measure in ("colour", "shape"))
+        lines.append(f"{group:<16}{row['masks']:>7}{cells}")
+    return "\n".join(lines)
 
 
 build_app = single_app(command(InpainterEvaluation, evaluate_inpainter))

@@ -21,11 +21,12 @@ from torch import Tensor
 from inpainting.models.text_to_image.layout import LAYOUTS, shrink_masks
 from tiny.compositor.autoencoder import pm1_batch
 from tiny.regions import Box, Region, Views, box_masks, grown, spread_out
-from tiny.words import Name, caption_of, random_name
+from tiny.words import COLOUR_WORDS, PATTERNED, SHAPE_WORDS, Name, caption_of
 
 CHUNK = 4  # images encoded together
 PLAIN_FRACTION = 0.6  # of single-mask examples whose solid has one colour; in the scenes it is 0.3
 SMALL = 24  # side of the small masks, pixels of an image of 128
+PATTERN_FRACTION = 0.3  # of the random names; chosen
 MARGIN = 2  # pixels between a solid and its mask
 PROMPTS = ("random", "true")
 
@@ -140,8 +141,13 @@ def make_cases(views: Views, prompts: str, fewest: int, most: int, seed: int) ->
         stood = tuple(region.name for region in chosen[:count])
         wanted: list[Name] = []
         for name in stood:
-            taken = [name.colour, *(other.colour for other in wanted)]
-            wanted.append(name if prompts == "true" else random_name(rng, taken))
+            if prompts == "true":
+                wanted.append(name)
+                continue
+            taken = {name.colour, *(other.colour for other in wanted)}
+            free = [colour for colour in COLOUR_WORDS if colour not in taken]
+            pattern = str(rng.choice(PATTERNED)) if rng.random() < PATTERN_FRACTION else ""
+            wanted.append(Name(pattern, str(rng.choice(free)), str(rng.choice(SHAPE_WORDS))))
         boxes = tuple(case_box(region.box_xyxy, image_u8.shape[:2]) for region in chosen[:count])
         example = Example(scene, image_u8, boxes, tuple(caption_of(name) for name in wanted))
         cases.append(PaintCase(example, tuple(wanted), stood))

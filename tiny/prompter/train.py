@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
 
 from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig
 from ldm.files import hash_folder
@@ -84,7 +83,17 @@ def train_prompter(config: PrompterTraining) -> None:
     sets = open_sets(config.data, config.out / "cache", config.scenes)
     train, held_out = np.split(np.arange(config.scenes), [config.scenes - config.held_out])
     model = create_llava(config.model, VOCABULARY, config.seed)
-    vision_files = {} if config.vision_from is None else load_vision_tower(model, config.vision_from)
+    vision_files: dict[str, str] = {}  # name -> SHA-256
+    if folder := config.vision_from:
+        weights = load_model(folder, torch.float32).state_dict()
+        shapes = {name: value.shape for name, value in model.state_dict().items() if name.startswith(VISION)}
+        wrong = [
+            name for name, shape in shapes.items() if name not in weights or weights[name].shape != shape
+        ]
+        if wrong:
+            raise ValueError(f"{folder}: its vision tower is of another kind or size, such as {wrong[0]}")
+        model.load_state_dict({name: weights[name] for name in shapes}, strict=False)
+        vision_files = hash_folder(folder)
 
     def draw(rng: np.random.Generator, size: int) -> Painted:
         index, flip = train[rng.integers(len(train), size=size)], rng.random(size) < 0.5
@@ -117,17 +126,6 @@ def train_prompter(config: PrompterTraining) -> None:
     processor = make_processor(config.model, prompter_tokenizer())
     save_llava(model, processor, folder, longest, {"manifest.json": manifest, CONFIG_FILE: prompts})
     log.info("written: %s", folder)
-
-
-def load_vision_tower(model: LlavaForConditionalGeneration, folder: Path) -> dict[str, str]:
-    """Start with the vision tower and projector of another model; returns the SHA-256 of its files."""
-    weights = load_model(folder, torch.float32).state_dict()
-    shapes = {name: value.shape for name, value in model.state_dict().items() if name.startswith(VISION)}
-    wrong = [name for name, shape in shapes.items() if name not in weights or weights[name].shape != shape]
-    if wrong:
-        raise ValueError(f"{folder}: its vision tower is of another kind or size, such as {wrong[0]}")
-    model.load_state_dict({name: weights[name] for name in shapes}, strict=False)
-    return hash_folder(folder)
 
 
 def pixels_of(painted: Painted, rng: np.random.Generator | None = None) -> Tensor:
