@@ -98,7 +98,27 @@ def _open_safetensors(path: Path) -> WeightFile:
 
 
 def _open_pickle(path: Path) -> WeightFile:
-    content = _unpickle(path)
+    """Read with weights_only; memory-mapped where the file's format allows it."""
+    zipped = zipfile.is_zipfile(path)
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
+    foreign = sorted(name for name in names if not name.startswith(TRAINING_STATE))
+    if foreign:
+        raise ValueError(
+            f"{path}: refused: loading it would run code by the names {', '.join(foreign[:5])}; "
+            "a checkpoint needs none of them. Get the file from another source, as .safetensors if possible"
+        )
+    try:
+        with torch.serialization.safe_globals([stand_in(name) for name in names]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:  # its message goes without the advice to run the code
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+        raise ValueError(
+            f"{path}: refused by torch's safe unpickler: {reason.splitlines()[0][:200]}"
+        ) from None
+    except (OSError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path}: not a readable checkpoint, perhaps an incomplete download ({first_line(error)})"
+        ) from None
     others: list[str] = []
     for _ in range(2):  # published loaders unwrap twice
         if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
@@ -113,32 +133,6 @@ def _open_pickle(path: Path) -> WeightFile:
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     dtypes = {key: value.dtype for key, value in tensors.items()}
     return WeightFile(path, shapes, dtypes, lambda key: tensors[key].detach(), tuple(others))
-
-
-def _unpickle(path: Path) -> Any:
-    """torch.load with weights_only; memory-mapped where the file's format allows it."""
-    zipped = zipfile.is_zipfile(path)
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
-    foreign = sorted(name for name in names if not name.startswith(TRAINING_STATE))
-    if foreign:
-        raise ValueError(
-            f"{path}: refused: loading it would run code by the names {', '.join(foreign[:5])}; "
-            "a checkpoint needs none of them. Get the file from another source, as .safetensors if possible"
-        )
-    try:
-        with torch.serialization.safe_globals([stand_in(name) for name in names]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        reason = (
-            str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-        )  # without advice to run the code
-        raise ValueError(
-            f"{path}: refused by torch's safe unpickler: {reason.splitlines()[0][:200]}"
-        ) from None
-    except (OSError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path}: not a readable checkpoint, perhaps an incomplete download ({first_line(error)})"
-        ) from None
 
 
 def stand_in(name: str) -> type:

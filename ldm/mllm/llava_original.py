@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,23 +56,16 @@ class Change:
 
     sources: tuple[str, ...]  # names in the adapter's files
     shape: tuple[int, ...]  # of the weight that it changes
-    apply: Callable[[Tensor], Tensor]  # weight -> the changed weight, in single precision
     value: Tensor | None = None
+    lora: tuple[Tensor, Tensor, float] | None = None  # A (r, in), B (out, r), scale
 
-
-def lora_change(sources: tuple[str, ...], down: Tensor, up: Tensor, scale: float) -> Change:
-    """down: A (r, in). up: B (out, r)."""
-    shape = up.shape[0], down.shape[1]
-    return Change(sources, shape, lambda weight: weight.float() + scale * (up.float() @ down.float()))
-
-
-def new_value(source: str, value: Tensor) -> Change:
-    """A value with fewer rows than the weight replaces its first rows."""
-
-    def apply(weight: Tensor) -> Tensor:
-        return torch.cat([value.float(), weight[len(value) :].float()])
-
-    return Change((source,), tuple(value.shape), apply, value)
+    def apply(self, weight: Tensor) -> Tensor:
+        """The changed weight, in single precision."""
+        if self.lora is not None:
+            down, up, scale = self.lora
+            return weight.float() + scale * (up.float() @ down.float())
+        assert self.value is not None
+        return torch.cat([self.value.float(), weight[len(self.value) :].float()])
 
 
 def today(key: str) -> str:
@@ -99,28 +92,7 @@ def read_original(folder: Path) -> dict[str, Change]:
     scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
     adapter = open_weights(_first(folder, "adapter_model.safetensors", "adapter_model.bin"))
     extra = open_weights(_first(folder, "non_lora_trainables.bin", "non_lora_trainables.safetensors"))
-    changes, pairs = {}, _pairs(adapter, folder)
-    for target, (down, up) in pairs.items():
-        change = lora_change((down, up), adapter.read(down), adapter.read(up), scale)
-        changes[today(target + ".weight")] = change
-    for key in extra.shapes:
-        name = today(key)
-        if name in changes:
-            raise ValueError(f"{folder}: {key} and {changes[name].sources} change the same weight")
-        changes[name] = new_value(key, extra.read(key))
-    return changes
-
-
-def _first(folder: Path, *names: str) -> Path:
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    if found is None:
-        raise ValueError(f"{folder}: {names[0]} is missing; not an adapter in the original LLaVA layout")
-    return found
-
-
-def _pairs(adapter: WeightFile, folder: Path) -> dict[str, tuple[str, str]]:
-    """target -> (name of A, name of B)."""
-    halves: dict[str, dict[str, str]] = {}
+    halves: dict[str, dict[str, str]] = {}  # target -> A and B -> their names
     for key in adapter.shapes:
         found = _LORA.fullmatch(key)
         if found is None:
@@ -131,7 +103,26 @@ def _pairs(adapter: WeightFile, folder: Path) -> dict[str, tuple[str, str]]:
     single = [target for target, half in halves.items() if len(half) != 2]
     if single:
         raise ValueError(f"{folder}: {len(single)} LoRA matrices without their partner, such as {single[0]}")
-    return {target: (half["A"], half["B"]) for target, half in halves.items()}
+    changes = {}
+    for target, half in halves.items():
+        down, up = adapter.read(half["A"]), adapter.read(half["B"])
+        shape = up.shape[0], down.shape[1]
+        change = Change((half["A"], half["B"]), shape, lora=(down, up, scale))
+        changes[today(target + ".weight")] = change
+    for key in extra.shapes:
+        name = today(key)
+        if name in changes:
+            raise ValueError(f"{folder}: {key} and {changes[name].sources} change the same weight")
+        value = extra.read(key)
+        changes[name] = Change((key,), tuple(value.shape), value)
+    return changes
+
+
+def _first(folder: Path, *names: str) -> Path:
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise ValueError(f"{folder}: {names[0]} is missing; not an adapter in the original LLaVA layout")
+    return found
 
 
 def merge_into(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
@@ -156,13 +147,29 @@ def merge_into(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
         "weights_replaced": sorted(name for name, change in changes.items() if change.value is not None),
         "weights_kept": len(places) - len(changes),
     }
-    report["projector_change"] = _projector_change(changes, places)
+    moved = []
+    for name, change in changes.items():
+        if name.startswith(PROJECTOR) and change.value is not None:
+            shard, key = places[name]
+            moved.append(float((change.value.float() - shard.read(key).float()).abs().max()))
+    report["projector_change"] = max(moved, default=None)
+    if report["projector_change"] == 0:  # it never had a gradient
+        log.warning("the projector equals the base's bit for bit: this adapter was trained without images")
+
+    def changed(shard: WeightFile, key: str) -> Tensor:
+        weight, change = shard.read(key), changes.get(today(key))
+        return weight if change is None else change.apply(weight)
+
     with folder_written_whole(out) as folder:
         for file in sorted(base.iterdir()):
             if file.is_file() and file.suffix not in WEIGHT_SUFFIXES and not file.name.startswith("."):
                 shutil.copy(file, folder / file.name)
         for shard in shards:
-            write_safetensors(folder / shard.path.name, _entries(shard, changes), progress=True)
+            entries = {
+                key: Entry(shape, shard.dtypes[key], partial(changed, shard, key))
+                for key, shape in shard.shapes.items()
+            }
+            write_safetensors(folder / shard.path.name, entries, progress=True)
         write_json(folder / "conversion.json", report)
     return report
 
@@ -181,25 +188,3 @@ def _check_fit(changes: Mapping[str, Change], places: Places, adapter: Path) -> 
             raise ValueError(
                 f"{adapter}: {change.sources[0]} is for a weight of shape {want}, {key} has {have}"
             )
-
-
-def _projector_change(changes: Mapping[str, Change], places: Places) -> float | None:
-    """Largest change of the projector; 0 means that it never had a gradient: training saw no images."""
-    found = []
-    for name, change in changes.items():
-        if name.startswith(PROJECTOR) and change.value is not None:
-            shard, key = places[name]
-            found.append(float((change.value.float() - shard.read(key).float()).abs().max()))
-    if found and max(found) == 0:
-        log.warning("the projector equals the base's bit for bit: this adapter was trained without images")
-    return max(found) if found else None
-
-
-def _entries(shard: WeightFile, changes: Mapping[str, Change]) -> dict[str, Entry]:
-    def changed(key: str) -> Tensor:
-        weight, change = shard.read(key), changes.get(today(key))
-        return weight if change is None else change.apply(weight)
-
-    return {
-        key: Entry(shape, shard.dtypes[key], partial(changed, key)) for key, shape in shard.shapes.items()
-    }

@@ -112,8 +112,16 @@ def load_processor(folder: Path, config: Any = None) -> Any:
     that cuts the sides off a wide image is replaced by one that pads it to a square, as LLaVA was trained.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True) if config is None else config
+    named = ""  # the class that the folder names
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        if not named and (folder / file).is_file():
+            named = str(read_json(folder / file).get("processor_class") or "")
     try:
-        kind = processor_class(folder, config)
+        kind = getattr(transformers, named, None)
+        if kind is None:
+            kind = AutoProcessor
+        elif not is_torchvision_available():
+            kind = images_only(kind)
         processor = kind.from_pretrained(folder, local_files_only=True)
         images = getattr(processor, "image_processor", None)
         if images is not None and not type(images).__name__.endswith("Pil"):
@@ -129,18 +137,6 @@ def load_processor(folder: Path, config: Any = None) -> Any:
     if getattr(processor, "chat_template", None) is None:
         processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
     return processor
-
-
-def processor_class(folder: Path, config: Any) -> Any:
-    """The class that the folder names; where torchvision is missing, one without videos."""
-    named = ""
-    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
-        if not named and (folder / file).is_file():
-            named = str(read_json(folder / file).get("processor_class") or "")
-    kind = getattr(transformers, named, None)
-    if kind is None or is_torchvision_available():
-        return AutoProcessor if kind is None else kind
-    return images_only(kind)
 
 
 def images_only(kind: Any) -> Any:

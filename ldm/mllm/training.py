@@ -7,7 +7,7 @@ Legend: b rows of a batch, t tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,19 @@ def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> n
         for module in trained:
             module.requires_grad_(True)
     else:
+        kinds = "|".join(re.escape(kind) for kind in settings.targets)
+        pattern = rf".*\b({'|'.join(LANGUAGE)})\..*\.({kinds})"  # the vision tower has equal names
+        found = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
+        lost = sorted(set(settings.targets) - found)
+        if lost:
+            raise ValueError(f"targets: the language model has no layer called {', '.join(lost)}")
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
             bias="none",
             init_lora_weights="gaussian" if settings.init == "gaussian" else True,
-            target_modules=target_modules(model, settings.targets),
+            target_modules=pattern,
             modules_to_save=[projector] if settings.projector else None,
         )
         with drawing(seed, next(model.parameters()).device):
@@ -86,17 +92,6 @@ def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> n
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
-
-
-def target_modules(model: nn.Module, kinds: Iterable[str]) -> str:
-    """A regular expression of the language model's linear layers; the vision tower has equal names."""
-    names = "|".join(re.escape(kind) for kind in kinds)
-    pattern = rf".*\b({'|'.join(LANGUAGE)})\..*\.({names})"
-    found = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
-    lost = sorted(set(kinds) - found)
-    if lost:
-        raise ValueError(f"targets: the language model has no layer called {', '.join(lost)}")
-    return pattern
 
 
 def is_projector(parameter: str) -> bool:

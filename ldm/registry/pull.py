@@ -16,7 +16,10 @@ HASH_FILE = "hashes.json"
 
 
 def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
-    """Get a model from the first source that works; returns its folder. ValueError lists what was tried."""
+    """Get a model from the first source that works; returns its folder. ValueError lists what was tried.
+
+    offline: a folder of downloads that is used instead; it holds the model's own folder, or its files
+    """
     folder = folder_of(model)
     if not missing_files(model):
         log.info("%s is there", folder)
@@ -24,7 +27,18 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
     partial = folder.with_name(folder.name + ".partial")
     tried: list[str] = []
     if offline is not None:
-        copy_offline(model, offline, partial)
+        if not offline.is_dir():
+            raise ValueError(f"{offline}: no such folder")
+        source = offline / model.folder if (offline / model.folder).is_dir() else offline
+        patterns = model.needs if source == offline else ("**/*",)
+        for path in sorted({path for pattern in patterns for path in source.glob(pattern) if path.is_file()}):
+            target = partial / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        for name, sha256 in {place.file_name: place.sha256 for place in model.places if place.sha256}.items():
+            if (partial / name).is_file() and file_sha256(partial / name) != sha256:
+                (partial / name).replace(partial / (name + ".wrong"))
+                raise ValueError(f"{offline}/{name}: wrong SHA-256; a copy is kept in {partial}")
         return finalize_download(model, partial)
     for place in model.places:
         try:
@@ -44,23 +58,6 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
             tried.append(str(error))
             log.info("%s", error)
     raise ValueError(f"{folder}: no source worked: " + "; ".join(tried))
-
-
-def copy_offline(model: Model, offline: Path, partial: Path) -> None:
-    """A model from a folder of downloads: its own folder there, or its files."""
-    if not offline.is_dir():
-        raise ValueError(f"{offline}: no such folder")
-    source = offline / model.folder if (offline / model.folder).is_dir() else offline
-    patterns = model.needs if source == offline else ("**/*",)
-    for path in sorted({path for pattern in patterns for path in source.glob(pattern) if path.is_file()}):
-        target = partial / path.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    hashes = {place.file_name: place.sha256 for place in model.places if place.sha256}
-    for name, sha256 in hashes.items():
-        if (partial / name).is_file() and file_sha256(partial / name) != sha256:
-            (partial / name).replace(partial / (name + ".wrong"))
-            raise ValueError(f"{offline}/{name}: wrong SHA-256; a copy is kept in {partial}")
 
 
 def register_file(model: Model, path: Path) -> Path:
