@@ -16,7 +16,7 @@ from inpainting.data.ops import BuildSettings, build_paintings
 from inpainting.data.steps import caption_masks, describe, roots
 from inpainting.data.steps.regions import RegionSettings, make_masks
 from inpainting.data.steps.roots import find_rooter, rule_root
-from inpainting.data.steps.split import SplitSettings, random_split, split_images
+from inpainting.data.steps.split import SplitSettings, split_images
 from ldm.images import read_image
 from tests.conftest import ROOT
 from tests.inpainting.painting_set import (
@@ -215,14 +215,19 @@ def test_images_without_a_split_are_named(made: PaintingSet) -> None:
         split_images(SplitSettings(made.images, made.out / "masks", made.table))
 
 
-def test_the_random_split_is_scikit_learns() -> None:
-    names = [f"{k:02d}.jpg" for k in range(20)]
-    found = random_split(list(reversed(names)), val=3, test=4)
-    # train_test_split(range(20), test_size=7, random_state=42), then its second part with test_size=4.
-    assert [name for name in found if found[name] == "val"] == VAL
-    assert [name for name in found if found[name] == "test"] == TEST
+def test_the_random_split_is_scikit_learns(tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    for k in range(20):
+        (images / f"{k:02d}.jpg").touch()
+        (masks / f"{k:02d}").mkdir(parents=True)
     with pytest.raises(ValueError, match="--val-size and --test-size"):
-        random_split(names, val=10, test=10)
+        split_images(SplitSettings(images, masks, None, 10, 10))
+    split_images(SplitSettings(images, masks, None, 3, 4))
+    # train_test_split(range(20), test_size=7, random_state=42), then its second part with test_size=4.
+    assert sorted(os.listdir(images / "val")) == sorted(VAL)
+    assert sorted(os.listdir(images / "test")) == sorted(TEST)
+    assert len(os.listdir(images / "train")) == 13
 
 
 # Computed by scikit-learn.

@@ -63,7 +63,8 @@ def test_released_lora_has_a_place_for_each_of_its_weights(published):
 
 
 def test_benchmark_compares_equal_things():
-    masks, owners = benchmark.random_boxes(1), benchmark.make_owners(1)
+    masks, owners = benchmark.random_boxes(1), torch.zeros(1, benchmark.TOKENS, dtype=torch.long)
+    owners[:, 1 : 1 + 12 * benchmark.REGIONS] = torch.arange(1, benchmark.REGIONS + 1).repeat_interleave(12)
     kwargs = region_kwargs(masks, owners, (64, 64), levels=4, layout="nearest")
     with torch.inference_mode():
         row = benchmark.layer_row(16, masks, owners, kwargs["regions"], False, repeats=1)

@@ -73,28 +73,6 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         raise ValueError(f"{path} cannot be read as a CSV table: {error}") from None
 
 
-def random_split(names: Sequence[str], val: int, test: int) -> dict[str, str]:
-    """The published draw without a file, over sorted names: hold out val + test, then halve what is held out.
-
-    Each draw takes the first of a permutation, as scikit-learn's `train_test_split` with seed 42 does.
-    """
-    if val + test >= len(names):
-        raise ValueError(
-            f"a split with {val} val and {test} test images needs more annotated images than these "
-            f"{len(names)}; set --val-size and --test-size, or --split-df-path"
-        )
-    held, train = _draw(sorted(names), val + test)
-    tested, validated = _draw(held, test)
-    groups = {"train": train, "val": validated, "test": tested}
-    return {name: split for split, group in groups.items() for name in group}
-
-
-def _draw(names: Sequence[str], count: int) -> tuple[list[str], list[str]]:
-    """(drawn, rest), in the order of the permutation."""
-    order = [names[index] for index in np.random.RandomState(SEED).permutation(len(names))]
-    return order[:count], order[count:]
-
-
 def split_images(
     settings: SplitSettings, source_dir: Path | None = None, redo: bool = True
 ) -> Journal | None:
@@ -106,13 +84,23 @@ def split_images(
         raise ValueError(f"no folder {masks_dir}; `python -m inpainting.data.ops {MAKE_MASKS}` makes it")
     masked = {path.name for path in masks_dir.iterdir() if path.is_dir()}
     annotated = [name for name in sorted(images) if Path(name).stem in masked]
+    sizes = [settings.val_size, settings.test_size]
     if table_path is None:
-        table = random_split(annotated, settings.val_size, settings.test_size)
+        if sum(sizes) >= len(annotated):
+            raise ValueError(
+                f"a split with {sizes[0]} val and {sizes[1]} test images needs more annotated images "
+                f"than these {len(annotated)}; set --val-size and --test-size, or --split-df-path"
+            )
+        # The published draw over sorted names: hold out val + test, then divide what is held out. Each draw
+        # takes the first of a permutation, as scikit-learn's `train_test_split` with seed 42 does.
+        held = np.random.RandomState(SEED).permutation(len(annotated))[: sum(sizes)]
+        table = dict.fromkeys(annotated, "train")
+        for rank, index in enumerate(np.random.RandomState(SEED).permutation(len(held))):
+            table[annotated[held[index]]] = "test" if rank < settings.test_size else "val"
     else:
         table = {row["file_name"]: row["split"] for row in read_rows(table_path, ("file_name", "split"))}
     placed = {name: table.get(name, "") for name in annotated}  # "": not in the table
     plan = {name: placed.get(name, UNANNOTATED) for name in sorted(images)}
-    sizes = [settings.val_size, settings.test_size]
     inputs = {
         "table": sizes if table_path is None else file_sha256(table_path),
         "after": stamp_hash(masks_dir, MAKE_MASKS),

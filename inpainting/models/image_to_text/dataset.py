@@ -131,7 +131,10 @@ class LlavaDataset(PaintingItems):
         again the largest first where there is a threshold. size: (h, w) of the image.
         """
         options, published = self.options, self.options.bookkeeping == "published"
-        masks = {entity: painting.read_mask(entity.name, size) for entity in self.captioned(painting)}
+        captioned = [entity for entity in painting.read_entities() if entity.caption is not None]
+        if self.tested and any(entity.noun_chunk_root is None for entity in captioned):  # for the accuracy
+            raise ValueError(f"{painting.entities}: entities without noun_chunk_root; `{MAKE_ROOTS}` adds it")
+        masks = {entity: painting.read_mask(entity.name, size) for entity in captioned}
         entities = sorted(masks, key=lambda entity: -np.count_nonzero(masks[entity]))[: options.colors]
         palette = list(COLORS)[: options.colors]
         sampled = [palette[number] for number in rng.permutation(len(palette))[: len(entities)]]
@@ -169,10 +172,3 @@ class LlavaDataset(PaintingItems):
         if tested is not None:
             order = [number for number in order if number != tested] + [tested]
         return order[-1:] if self.options.only_gray_concept else order
-
-    def captioned(self, painting: Painting) -> list[Entity]:
-        """The entities that can be asked for. Held-out ones need a noun root for the accuracy."""
-        entities = [entity for entity in painting.read_entities() if entity.caption is not None]
-        if self.tested and any(entity.noun_chunk_root is None for entity in entities):
-            raise ValueError(f"{painting.entities}: entities without noun_chunk_root; `{MAKE_ROOTS}` adds it")
-        return entities

@@ -117,8 +117,13 @@ class PromptMetricModels(MetricNetworks):
         elif unseen := next((row for row in rows if not row.shown), None):
             skipped[CLIPSCORE] = f"{unseen.stem} {unseen.region} has neither `crop` nor `image` and `box`"
         else:
-            try:
-                cosines = self.clip_cosines(rows, self.clip)
+            cosines: list[float] = []
+            try:  # cosine of "An image of PREDICTION" and the region's image, squeezed to a square
+                for start in trange(0, len(rows), AT_ONCE, desc="CLIPSim", disable=None):
+                    group = rows[start : start + AT_ONCE]
+                    images = self.clip.images([row.read_crop() for row in group])
+                    texts = self.clip.texts([IMAGE_OF.format(row.prediction.lower()) for row in group])
+                    cosines += (images * texts).sum(1).tolist()
                 numbers = [{CLIPSCORE: cosine} for cosine in cosines]
             except ValueError as error:  # an image that was moved shall not cost the other numbers
                 skipped[CLIPSCORE] = str(error)
@@ -130,14 +135,3 @@ class PromptMetricModels(MetricNetworks):
             for row_numbers, scores in zip(numbers, self.roberta.score(rows), strict=True):
                 row_numbers |= zip(BERTSCORE, scores, strict=True)
         return numbers, skipped
-
-    @staticmethod
-    def clip_cosines(rows: Sequence[Prediction], clip: Clip) -> list[float]:
-        """CLIPSim: cosine of "An image of PREDICTION" and the region's image, squeezed to a square."""
-        cosines: list[float] = []
-        for start in trange(0, len(rows), AT_ONCE, desc="CLIPSim", disable=None):
-            group = rows[start : start + AT_ONCE]
-            images = clip.images([row.read_crop() for row in group])
-            texts = clip.texts([IMAGE_OF.format(row.prediction.lower()) for row in group])
-            cosines += (images * texts).sum(1).tolist()
-        return cosines
