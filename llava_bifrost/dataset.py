@@ -50,40 +50,37 @@ def read_records(path: Path) -> list[LocatorRecord]:
     for number, value in enumerate(values):
         name = str(value.get("id", number) if isinstance(value, Mapping) else number)
         try:
-            records.append(_record(value, name, path.parent))
+            try:
+                question, answer = (turn["value"] for turn in value["conversations"][:2])
+                image, meta = str(value["image"]), value.get("meta") or {}
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise ValueError("needs id, image and two conversations (human, gpt)") from None
+            if question.count(IMAGE) != 1:
+                raise ValueError(
+                    f"its question holds {question.count(IMAGE)} {IMAGE}, it needs one, "
+                    "or the model would learn to answer without looking"
+                )
+            folders = (path.parent / "images", path.parent)
+            files = [folder / image for folder in folders if (folder / image).is_file()]
+            if not files:
+                raise ValueError(f"image {image} is neither in {folders[0]} nor in {folders[1]}")
+            question = " ".join(question.replace(IMAGE, " ").split())
+            if "box01_xyxy" in meta and "depth" in meta:  # the exact place, else what the answer says
+                extent = meta.get("far"), meta.get("near")
+                location = Location(tuple(meta["box01_xyxy"]), meta["depth"], *extent)
+            else:
+                location = parse_answer(answer)
+            request, parts = None, meta.get("request")
+            with suppress(InstructionError):
+                request = parse_instruction(question) if parts is None else Request(
+                    parts["target"], parts.get("relations", ()), bool(parts.get("replace"))
+                )  # fmt: skip
+            anchors = {key: Place(tuple(place["box01_xyxy"]), place["d"], place["far"], place["near"])
+                       for key, place in meta.get("anchors", {}).items()}  # fmt: skip
+            records.append(LocatorRecord(name, files[0], question, location, request, anchors))
         except ValueError as error:
             raise ValueError(f"{path}: record {name}: {error}") from error
     return records
-
-
-def _record(value: Any, name: str, folder: Path) -> LocatorRecord:
-    try:
-        question, answer = (turn["value"] for turn in value["conversations"][:2])
-        image, meta = str(value["image"]), value.get("meta") or {}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise ValueError("needs id, image and two conversations (human, gpt)") from None
-    if question.count(IMAGE) != 1:
-        raise ValueError(
-            f"its question holds {question.count(IMAGE)} {IMAGE}, it needs one, "
-            "or the model would learn to answer without looking"
-        )
-    files = [file for file in (folder / "images" / image, folder / image) if file.is_file()]
-    if not files:
-        raise ValueError(f"image {image} is neither in {folder / 'images'} nor in {folder}")
-    question = " ".join(question.replace(IMAGE, " ").split())
-    if "box01_xyxy" in meta and "depth" in meta:  # the exact place, else what the answer says
-        location = Location(tuple(meta["box01_xyxy"]), meta["depth"], meta.get("far"), meta.get("near"))
-    else:
-        location = parse_answer(answer)
-    request: Request | None = None
-    if (parts := meta.get("request")) is not None:
-        request = Request(parts["target"], parts.get("relations", ()), bool(parts.get("replace")))
-    else:
-        with suppress(InstructionError):
-            request = parse_instruction(question)
-    anchors = {key: Place(tuple(place["box01_xyxy"]), place["d"], place["far"], place["near"])
-               for key, place in meta.get("anchors", {}).items()}  # fmt: skip
-    return LocatorRecord(name, files[0], question, location, request, anchors)
 
 
 class LocatorData(Dataset[ChatExample]):

@@ -145,28 +145,24 @@ class CocoSource:
         self, rgb_u8: np.ndarray, prepared: PreparedPhotograph, order: Sequence[int]
     ) -> list[Removal]:
         """The first objects in this order that can be removed, at most `targets`."""
+        settings, objects = self.settings, prepared.photograph.objects
         removals: list[Removal] = []
         for index in order:
-            if len(removals) == self.settings.targets:
+            if len(removals) == settings.targets:
                 break
-            if not self._has_anchor(prepared.photograph, index):
+            others = [other for at, other in enumerate(objects) if at != index]
+            near = [at for at in unique_names(others, settings.thresholds.anchor) if reaches(
+                objects[index].box01_xyxy, others[at].box01_xyxy, settings.relations.reach)]  # fmt: skip
+            if not near and not settings.published:
                 prepared.dropped.append("no relation: nothing near the target has a name of its own")
                 continue
-            target, seed = prepared.photograph.objects[index], int(prepared.rng.integers(2**31))
+            seed = int(prepared.rng.integers(2**31))
             try:
-                removals.append(remove(rgb_u8, index, target, self.settings.thresholds, self.eraser, seed))
+                target = objects[index]
+                removals.append(remove(rgb_u8, index, target, settings.thresholds, self.eraser, seed))
             except (Rejected, ValueError) as error:
                 prepared.drop(error)
         return removals
-
-    def _has_anchor(self, photograph: Photograph, index: int) -> bool:
-        """Whether something near the object has a name; saves the work on images with one object."""
-        if self.settings.published:
-            return True
-        box = photograph.objects[index].box01_xyxy
-        others = [other for at, other in enumerate(photograph.objects) if at != index]
-        names = unique_names(others, self.settings.thresholds.anchor)
-        return any(reaches(box, others[at].box01_xyxy, self.settings.relations.reach) for at in names)
 
 
 def build_coco(settings: CocoBuild) -> None:

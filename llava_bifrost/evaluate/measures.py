@@ -41,17 +41,15 @@ class LocatorCase:
 Measures = dict[str, float]
 
 
-def failed(case: LocatorCase) -> Measures:
-    """What an unreadable answer gets: every rule broken."""
-    errors = ("box_l1", "centre", "depth_error", "published_box_mse", "published_depth_mse")
-    return {name: float(name in errors) for name in measure_answer(case, case.ground_truth)}
-
-
-def measure_answer(case: LocatorCase, where: Location) -> Measures:
+def measure_answer(case: LocatorCase, where: Location | None) -> Measures:
     """All measures of an answer. Those of the room are there only for a case with a world.
 
-    Distances are to one right answer; for a place to put something, other answers are right too.
+    where: None for an unreadable answer, which breaks every rule. Distances are to one right answer; for a
+    place to put something, other answers are right too.
     """
+    if where is None:
+        errors = ("box_l1", "centre", "depth_error", "published_box_mse", "published_depth_mse")
+        return {name: float(name in errors) for name in measure_answer(case, case.ground_truth)}
     ours, truth = np.array(where.box01_xyxy), np.array(case.ground_truth.box01_xyxy)
     measures = {
         "parsed": 1.0,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ldm.images import encode_png
-from ldm.metrics.intervals import Estimate, mean_interval
+from ldm.metrics.intervals import Estimate
 from ldm.sheet import grid
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.evaluate.measures import LocatorCase, Measures
@@ -28,14 +28,9 @@ PUBLISHED = {
 CELL, ROW = 300, 4  # pixels, images in a row of the sheet
 
 
-def summarize(measures: Sequence[Measures]) -> dict[str, Estimate]:
-    """Every measure of a row of answers, with its 95 % bootstrap interval."""
-    keys = dict.fromkeys(key for measure in measures for key in measure)
-    return {key: mean_interval([measure[key] for measure in measures if key in measure]) for key in keys}
-
-
 def format_table(title: str, table: Table) -> str:
-    """A table of the main measures, then one of single relations, then intervals of the first row."""
+    """A table of the main measures, the intervals of its first row, one of single relations, and the three
+    numbers of the paper's Table 2, as its code computes them."""
     lines = [f"{title:44}{'n':>6}" + "".join(f"{short:>9}" for short in COLUMNS.values())]
     for name, measures in table.items():
         cells = "".join(_cell(measures.get(key)) for key in COLUMNS)
@@ -50,12 +45,7 @@ def format_table(title: str, table: Table) -> str:
         number = first[key]
         interval = f"[{number['low']:.3f}, {number['high']:.3f}]" if "low" in number else ""
         lines.append(f"  {key:42}{number['n']:>6}{_cell(number)}  {interval}")
-    return "\n".join(lines)
-
-
-def format_published(table: Table) -> str:
-    """The three numbers of the paper's Table 2, as its code computes them."""
-    lines = ["as published (Table 2; the IoU adds 1 to sides in [0, 1] and says little)"]
+    lines.append("as published (Table 2; the IoU adds 1 to sides in [0, 1] and says little)")
     for name, measures in table.items():
         parts = ", ".join(f"{title} {measures[key]['mean']:.4f}" for key, title in PUBLISHED.items())
         lines.append(f"  {name:42}{parts}")

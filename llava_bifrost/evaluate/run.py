@@ -9,6 +9,7 @@ right answer (the ceiling of every distance to one right answer) and answers tha
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +24,8 @@ from ldm.images import read_image
 from ldm.metrics.intervals import mean_interval
 from ldm.settings.config import CheckedSettings, setting, to_plain
 from llava_bifrost.dataset import read_records
-from llava_bifrost.evaluate.measures import LocatorCase, Measures, failed, measure_answer
-from llava_bifrost.evaluate.report import answer_sheet, format_published, format_table, summarize
+from llava_bifrost.evaluate.measures import LocatorCase, Measures, measure_answer
+from llava_bifrost.evaluate.report import answer_sheet, format_table
 from llava_bifrost.language.answer import AnswerError, Location, satisfies
 from llava_bifrost.language.instruction import PHRASES, Request, make_instruction
 from llava_bifrost.locator import Locator, load_locator
@@ -74,10 +75,7 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
     """Does the answer of a locator satisfy the sentence? Beside controls; writes JSON, table and sheet."""
     locator = load_locator(config.model, config.device)
     blind = load_locator(config.blind, config.device) if config.blind else None
-    if config.dataset is None:
-        cases = held_out_cases(config.data, config.scenes, config.seed)
-    else:
-        cases = dataset_cases(config.dataset, config.scenes)
+    cases = locator_cases(config)
     result: dict[str, Any] = {"settings": to_plain(config), "place": {}, "replace": {}}
     texts, drawn = [], b""
     for kind, title in (("place", "place something new"), ("replace", "find a named solid (Replace)")):
@@ -85,19 +83,29 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
         if not chosen:
             continue
         images = [case.image_u8 for case in chosen]
-        answers = greedy_answers(locator, chosen, images, config.batch)
-        rows = {GREEDY: measure_all(chosen, answers), **controls(locator, blind, chosen, config.batch)}
+        other = np.roll(np.arange(len(chosen)), len(chosen) // 2)  # no image stays with its question
+        answers = {
+            GREEDY: greedy_answers(locator, chosen, images, config.batch),
+            SHUFFLED: greedy_answers(locator, chosen, [images[i] for i in other], config.batch),
+        }
+        if blind is not None:
+            answers[IMAGE_FREE] = greedy_answers(blind, chosen, images, config.batch)
+        # The constant answer is the median of the right ones: the best that one answer for all can do.
+        x0, y0, x1, y1 = map(float, np.median([case.ground_truth.box01_xyxy for case in chosen], axis=0))
+        constant = Location((x0, y0, x1, y1), float(np.median([case.ground_truth.depth for case in chosen])))
+        answers[CONSTANT] = [constant] * len(chosen)
+        rows = {name: list(map(measure_answer, chosen, given)) for name, given in answers.items()}
         if kind == "place":
             pairs = zip(rows[GREEDY], rows[SHUFFLED], strict=True)
             result["gap_to_another_image"] = mean_interval([a["valid"] - b["valid"] for a, b in pairs])
-            if config.candidates > 1:
-                rows |= re_ranked(locator, chosen, config)
-            if config.dataset is None:
-                for name, ignored in ((CEILING, False), (DISTRACTOR_BLIND, True)):
-                    rows[name] = measure_other_answers(chosen, config.seed, ignore_third_objects=ignored)
-        result[kind] = {name: summarize(measures) for name, measures in rows.items()}
-        texts += [format_table(title, result[kind]), format_published(result[kind]), ""]
-        drawn = drawn or answer_sheet(chosen[:SHOWN], answers, rows[GREEDY][:SHOWN], config.seed)
+            rows |= place_rows(locator, chosen, config)
+        for name, measures in rows.items():
+            keys = dict.fromkeys(key for measure in measures for key in measure)
+            result[kind][name] = {
+                key: mean_interval([measure[key] for measure in measures if key in measure]) for key in keys
+            }
+        texts += [format_table(title, result[kind]), ""]
+        drawn = drawn or answer_sheet(chosen[:SHOWN], answers[GREEDY], rows[GREEDY][:SHOWN], config.seed)
     write_all_atomic({
         config.out: json_bytes(result),
         config.out.with_suffix(".txt"): ("\n".join(texts)).encode(),
@@ -107,42 +115,38 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
     return result
 
 
-def held_out_cases(folder: Path, scenes: int, seed: int = 0) -> list[LocatorCase]:
-    """One question that places something and one that replaces something per held-out scene.
+def locator_cases(config: LocatorEvaluation) -> list[LocatorCase]:
+    """The first records of the dataset file, or one question that places something and one that replaces
+    something per held-out scene.
 
-    Scenes that are not in `folder` yet are rendered. Every other scene is asked about as it is, the rest
-    without their removed solid.
+    Scenes that are not there yet are rendered. Every other scene is asked about as it is, the rest without
+    their removed solid. ValueError names what a record lacks.
     """
-    settings = StoreSettings(
-        out=folder, count=-(-scenes // 256) * 256, split="eval", reference_size=REFERENCE
-    )
     cases: list[LocatorCase] = []
+    if (path := config.dataset) is not None:
+        for record in read_records(path)[: config.scenes]:
+            if record.request is None or not set(record.request.anchors) <= record.anchors.keys():
+                raise ValueError(f"{path}: record {record.id} lacks its request or the places of its "
+                                 "anchors; build it with llava_bifrost.build_dataset")  # fmt: skip
+            image_u8 = read_image(record.image).rgb_u8
+            cases.append(LocatorCase(record.id, image_u8, record.request, record.location, record.anchors))
+        return cases
+    count = -(-config.scenes // 256) * 256
+    settings = StoreSettings(out=config.data, count=count, split="eval", reference_size=REFERENCE)
     for path in render_shards(settings):
         shard = read_shard(path)
         for i, fact in enumerate(shard.facts):
-            if len(cases) >= 2 * scenes:
+            if len(cases) >= 2 * config.scenes:
                 return cases
             world, image = world_of(fact, settings), shard.image_u8[i]
             if i % 2:
                 world, image = world.without(fact.removed), shard.without_u8[i]
             anchors = {world.solids.names[j]: world.place(j) for j in world.anchors}
-            rng = np.random.default_rng((seed, fact.seed))
+            rng = np.random.default_rng((config.seed, fact.seed))
             for question in (*place_questions(world, rng, 1), *replace_questions(world, rng, 1)):
                 cases.append(
                     LocatorCase(str(world.seed), image, question.request, question.answer, anchors, world)
                 )
-    return cases
-
-
-def dataset_cases(path: Path, most: int) -> list[LocatorCase]:
-    """The first `most` records of a dataset file of build_dataset. ValueError names what is missing."""
-    cases = []
-    for record in read_records(path)[:most]:
-        if record.request is None or not set(record.request.anchors) <= record.anchors.keys():
-            raise ValueError(f"{path}: record {record.id} lacks its request or the places of its anchors; "
-                             "build it with llava_bifrost.build_dataset")  # fmt: skip
-        image_u8 = read_image(record.image).rgb_u8
-        cases.append(LocatorCase(record.id, image_u8, record.request, record.location, record.anchors))
     return cases
 
 
@@ -165,55 +169,29 @@ def greedy_answers(
     return answers
 
 
-def measure_all(cases: Sequence[LocatorCase], answers: Answers) -> list[Measures]:
-    """Measures of each answer; an unreadable one counts as wrong in everything."""
-    pairs = zip(cases, answers, strict=True)
-    return [failed(case) if answer is None else measure_answer(case, answer) for case, answer in pairs]
-
-
-def controls(
-    locator: Locator, blind: Locator | None, cases: Sequence[LocatorCase], batch: int
-) -> dict[str, list[Measures]]:
-    """Rows of measures that the greedy answer is compared with.
-
-    The constant answer is the median of the right ones: the best that one answer for all can do.
-    """
-    images = [case.image_u8 for case in cases]
-    other = np.roll(np.arange(len(cases)), len(cases) // 2)  # no image stays with its question
-    answers = {SHUFFLED: greedy_answers(locator, cases, [images[i] for i in other], batch)}
-    if blind is not None:
-        answers[IMAGE_FREE] = greedy_answers(blind, cases, images, batch)
-    x0, y0, x1, y1 = map(float, np.median([case.ground_truth.box01_xyxy for case in cases], axis=0))
-    constant = Location((x0, y0, x1, y1), float(np.median([case.ground_truth.depth for case in cases])))
-    answers[CONSTANT] = [constant] * len(cases)
-    return {name: measure_all(cases, given) for name, given in answers.items()}
-
-
-def re_ranked(
+def place_rows(
     locator: Locator, cases: Sequence[LocatorCase], config: LocatorEvaluation
 ) -> dict[str, list[Measures]]:
-    """Of several answers the first after ranking with anchors that the locator finds itself, and the best."""
-    first, best = [], []
-    for case in tqdm(cases[: config.ranked], desc="ranking", unit="question"):
-        text = make_instruction(case.request)
-        candidates = locator.locate(case.image_u8, text, config.candidates, config.seed)
-        measures = [measure_answer(case, candidate.location) for candidate in candidates]
-        first.append(measures[0])
-        best.append(max(measures, key=lambda measure: (measure["valid"], measure["iou"])))
-    return {RANKED.format(config.candidates): first, BEST.format(config.candidates): best}
+    """Further rows of questions that place something: of several answers the first after ranking with anchors
+    that the locator finds itself, and the best; in rendered scenes, answers that follow from the world alone.
 
-
-def measure_other_answers(
-    cases: Sequence[LocatorCase], seed: int, *, ignore_third_objects: bool
-) -> list[Measures]:
-    """Measures of answers that follow from the world alone. Cases for which none is found are left out."""
-    rows = []
-    for index, case in enumerate(cases):
-        assert case.world is not None, "cases of rendered scenes know their world"
-        rng = np.random.default_rng((seed, index))
-        answer = another_answer(case.world, case.request, rng, ignore_third_objects=ignore_third_objects)
-        if answer is not None:
-            rows.append(measure_answer(case, answer))
+    Cases for which no such answer is found are left out.
+    """
+    rows: dict[str, list[Measures]] = defaultdict(list)
+    if config.candidates > 1:
+        for case in tqdm(cases[: config.ranked], desc="ranking", unit="question"):
+            text = make_instruction(case.request)
+            candidates = locator.locate(case.image_u8, text, config.candidates, config.seed)
+            measures = [measure_answer(case, candidate.location) for candidate in candidates]
+            best = max(measures, key=lambda measure: (measure["valid"], measure["iou"]))
+            rows[RANKED.format(config.candidates)].append(measures[0])
+            rows[BEST.format(config.candidates)].append(best)
+    for name, ignored in ((CEILING, False), (DISTRACTOR_BLIND, True)):
+        for index, case in enumerate(cases):
+            if case.world is not None:
+                rng = np.random.default_rng((config.seed, index))
+                answer = another_answer(case.world, case.request, rng, ignore_third_objects=ignored)
+                rows[name] += [] if answer is None else [measure_answer(case, answer)]
     return rows
 
 

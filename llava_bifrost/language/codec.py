@@ -94,7 +94,14 @@ class Codec:
             location = parse_answer(text)
             if self.name != "square":
                 return location
-            return replace(location, box01_xyxy=from_square(location.box01_xyxy, frame, text))
+            (h, w), side = frame.size_hw, max(frame.size_hw)
+            left, top, _, _ = square_padding(frame.size_hw)
+            x0, y0, x1, y1 = location.box01_xyxy
+            x0, x1 = (min(max((x * side - left) / w, 0.0), 1.0) for x in (x0, x1))
+            y0, y1 = (min(max((y * side - top) / h, 0.0), 1.0) for y in (y0, y1))
+            if x0 >= x1 or y0 >= y1:
+                raise AnswerError(f"the box of {text[:120]!r} lies outside the image, in its padding")
+            return replace(location, box01_xyxy=(x0, y0, x1, y1))
         match = _JSON.search(text)
         corners, depths = (_NUMBER.findall(part) for part in (match.groups() if match else ("", "")))
         if len(corners) != 4 or len(depths) not in (1, 3):
@@ -124,17 +131,6 @@ def to_square(box01: Box01, frame: Frame) -> Box01:
     left, top, _, _ = square_padding(frame.size_hw)
     x0, y0, x1, y1 = box01
     return (x0 * w + left) / side, (y0 * h + top) / side, (x1 * w + left) / side, (y1 * h + top) / side
-
-
-def from_square(box01: Box01, frame: Frame, text: str = "") -> Box01:
-    """The inverse, cut at the edges of the image; AnswerError for a box in the padding alone."""
-    (h, w), side = frame.size_hw, max(frame.size_hw)
-    left, top, _, _ = square_padding(frame.size_hw)
-    x0, x1 = (min(max((x * side - left) / w, 0.0), 1.0) for x in (box01[0], box01[2]))
-    y0, y1 = (min(max((y * side - top) / h, 0.0), 1.0) for y in (box01[1], box01[3]))
-    if x0 >= x1 or y0 >= y1:
-        raise AnswerError(f"the box of {text[:120]!r} lies outside the image, in its padding")
-    return x0, y0, x1, y1
 
 
 def frame_of(processor: Any, size_hw: Size) -> Frame:

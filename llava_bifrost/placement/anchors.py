@@ -58,28 +58,25 @@ def parse_anchors(
         if name in anchors:
             raise ValueError(f"{where}: {name!r} is there twice; give each object a name of its own")
         try:
-            anchors[name] = _place(entry, depth_01)
+            if not isinstance(entry, Mapping):
+                raise ValueError(f"an object is a mapping, got {entry!r:.60}")
+            box, depth = entry.get("box", entry.get("box01_xyxy")), entry.get("depth", entry.get("d"))
+            if not isinstance(box, list):
+                raise ValueError(f"box must be a list of four numbers, got {box!r:.60}")
+            box01 = check_box01(box, where="box")
+            if isinstance(depth, list):
+                far, near = (float(value) for value in depth)
+                anchors[name] = Place(box01, (far + near) / 2, far, near)
+            elif depth is not None:
+                ends = [float(entry[key]) for key in ("far", "near") if entry.get(key) is not None]
+                anchors[name] = Place.of(box01, float(depth), *(ends if len(ends) == 2 else ()))
+            elif depth_01 is not None:
+                anchors[name] = Place(box01, *depth_in_box(depth_01, box01))
+            else:
+                raise ValueError("depth is missing")
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {name}: {error}; the form is {FORM}") from None
     return anchors
-
-
-def _place(entry: Mapping[str, Any], depth_01: np.ndarray | None) -> Place:
-    if not isinstance(entry, Mapping):
-        raise ValueError(f"an object is a mapping, got {entry!r:.60}")
-    box, depth = entry.get("box", entry.get("box01_xyxy")), entry.get("depth", entry.get("d"))
-    if not isinstance(box, list):
-        raise ValueError(f"box must be a list of four numbers, got {box!r:.60}")
-    box01 = check_box01(box, where="box")
-    if depth is None and depth_01 is not None:
-        return Place(box01, *depth_in_box(depth_01, box01))
-    if isinstance(depth, list):
-        far, near = (float(value) for value in depth)
-        return Place(box01, (far + near) / 2, far, near)
-    if depth is None:
-        raise ValueError("depth is missing")
-    extent = [float(entry[key]) for key in ("far", "near") if entry.get(key) is not None]
-    return Place.of(box01, float(depth), *(extent if len(extent) == 2 else ()))
 
 
 def detect_anchors(

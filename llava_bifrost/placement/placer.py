@@ -22,14 +22,12 @@ from llava_bifrost.language.instruction import PHRASES, Request, clause_text
 from llava_bifrost.placement.ground import fit_ground
 from llava_bifrost.placement.search import (
     ROOM,
+    UPON,
     CandidatePlacements,
     ObjectExtent,
     View,
-    beside_anchor,
+    candidate_placements,
     clear,
-    join,
-    on_ground,
-    on_top,
     plan,
     visible_fraction,
 )
@@ -45,7 +43,6 @@ UNEVEN = 1.0  # dislike of the top of an object that shows no level side
 FREE = 0.8  # preference for candidates that touch not even what the relation allows
 AMPLE = 0.3  # preference for candidates with some room around them
 SAME_SURFACE = 0.4  # preference for the raised surface on which an anchor stands
-UPON = ("on", "above")  # relations whose anchor may be touched from above
 DECIMALS = 4
 
 
@@ -95,13 +92,7 @@ def place_object(
     reasons: list[str] = []
     for factor in FACTORS:
         extent = ObjectExtent(unit_px * factor, item.aspect, relief)
-        parts = [on_top(view, named[name], extent) for relation, name in relations if relation in UPON]
-        if any(relation != "on" for relation, _ in relations):
-            parts.append(on_ground(view, extent))
-            if any(relation == "under" for relation, _ in relations):
-                parts += [on_ground(view, extent, factor) for factor in (0.75, 0.55)]
-            parts += [beside_anchor(view, where, extent) for where in named.values()]
-        tried = join(parts)
+        tried = candidate_placements(view, relations, named, extent)
         tried = tried.where(clear(view, tried, touching))
         visible = visible_fraction(view, tried)
         shown = visible >= ROOM

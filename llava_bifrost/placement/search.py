@@ -30,6 +30,7 @@ RAISED = 1.06  # nearer than the ground by this factor: another surface
 LEVEL = 3.0  # largest difference in slope, in units of TOLERANCE per working pixel, of a level surface
 AROUND = 0.1  # of the image: how far around a contact point its surface is looked for
 SAME_LEVEL = 0.08  # relative difference of levels up to which two objects stand on one surface
+UPON = ("on", "above")  # relations whose anchor may be touched from above
 LID = 0.65  # fraction of a box, from above, in which its upper side is looked for
 
 
@@ -106,16 +107,44 @@ def at(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return values[np.clip((y * h).astype(int), 0, h - 1), np.clip((x * w).astype(int), 0, w - 1)]
 
 
-def on_ground(view: View, extent: ObjectExtent, factor: float = 1.0) -> CandidatePlacements:
-    """Candidates on the ground, hidden parts of it included."""
+def candidate_placements(
+    view: View, relations: Sequence[tuple[str, str]], named: Mapping[str, Place], extent: ObjectExtent
+) -> CandidatePlacements:
+    """All candidates that are worth a look, on the surfaces that (relation, anchor) pairs speak of."""
+    parts: list[CandidatePlacements] = []
+    # On top of an object: on its level upper side where one is seen, else just below its upper edge.
+    for anchor in (named[name] for relation, name in relations if relation in UPON):
+        x0, y0, x1, y1 = anchor.box01_xyxy
+        lid = (x0, y0, x1, y0 + LID * (y1 - y0))
+        plane = level_plane(view, lid)
+        top = [] if plane is None else [on_plane(view, plane, lid, extent, size) for size in FITTING]
+        if not any(len(part) for part in top):
+            rows, columns = y0 + (y1 - y0) * np.linspace(0.03, 0.35, 9), np.linspace(x0, x1, 13)[2:-2]
+            y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
+            points = np.stack([x, y, np.full(x.shape, min(anchor.d, DEPTHS[1]))])
+            top = [_sized(points, view, extent, 0.0, size) for size in FITTING]
+        parts += top
+    words = {relation for relation, _ in relations}
+    if not words - {"on"}:
+        return join(parts)
+    # On the ground, hidden parts of it included.
     rows, columns = np.linspace(0.05, 0.995, ROWS), np.linspace(0.02, 0.98, COLUMNS)
     y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
     d = np.asarray(view.ground.plane.at(x, y))
     usable = at(view.ground.reach, x, y) & (d > DEPTHS[0]) & (d < DEPTHS[1])
     # Where the background is farther than the ground, there is no ground.
     usable &= at(view.depth_01, x, y) > d - 4 * TOLERANCE
-    candidates = _sized(np.stack([x, y, d])[:, usable], view, extent, 1.0, factor)
-    return candidates.where(at(view.ground.reach, *behind(view, candidates, view.ground.plane)))
+    for factor in (1.0, 0.75, 0.55) if "under" in words else (1.0,):
+        sized = _sized(np.stack([x, y, d])[:, usable], view, extent, 1.0, factor)
+        parts.append(sized.where(at(view.ground.reach, *behind(view, sized, view.ground.plane))))
+    # On the raised surfaces on which anchors stand.
+    for anchor in named.values():
+        if (plane := surface_below(view, anchor)) is not None:
+            x0, _, x1, y1 = anchor.box01_xyxy
+            wide = 3 * max(AROUND, x1 - x0)
+            around = _inside(x0 - wide, y1 - wide, x1 + wide, y1 + wide)
+            parts.append(on_plane(view, plane, around, extent))
+    return join(parts)
 
 
 def on_plane(
@@ -136,31 +165,6 @@ def on_plane(
     row = np.clip(((back_y - y0) / (y1 - y0) * len(rows)).astype(int), 0, len(rows) - 1)
     column = np.clip(((back_x - x0) / (x1 - x0) * len(columns)).astype(int), 0, len(columns) - 1)
     return candidates.where((back_y >= y0) & there[row, column])
-
-
-def on_top(view: View, anchor: Place, extent: ObjectExtent) -> CandidatePlacements:
-    """Candidates on top of an object: on its level upper side where one is seen, else just below its upper
-    edge."""
-    x0, y0, x1, y1 = anchor.box01_xyxy
-    lid = (x0, y0, x1, y0 + LID * (y1 - y0))
-    plane = level_plane(view, lid)
-    seen = join([] if plane is None else [on_plane(view, plane, lid, extent, size) for size in FITTING])
-    if len(seen):
-        return seen
-    rows, columns = y0 + (y1 - y0) * np.linspace(0.03, 0.35, 9), np.linspace(x0, x1, 13)[2:-2]
-    y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
-    points = np.stack([x, y, np.full(x.shape, min(anchor.d, DEPTHS[1]))])
-    return join([_sized(points, view, extent, 0.0, size) for size in FITTING])
-
-
-def beside_anchor(view: View, anchor: Place, extent: ObjectExtent) -> CandidatePlacements:
-    """Candidates on the raised surface on which an anchor stands; none for an anchor on the ground."""
-    plane = surface_below(view, anchor)
-    if plane is None:
-        return join([])
-    x0, _, x1, y1 = anchor.box01_xyxy
-    wide = 3 * max(AROUND, x1 - x0)
-    return on_plane(view, plane, _inside(x0 - wide, y1 - wide, x1 + wide, y1 + wide), extent)
 
 
 def surface_below(view: View, item: Place) -> Plane | None:

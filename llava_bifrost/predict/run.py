@@ -133,7 +133,21 @@ def predict_jobs(settings: PredictJobs) -> None:
     if out.resolve() == settings.jobs.resolve():
         raise ValueError(f"--out {out} is the file of jobs")
     index, count = shard_of(settings.shard)
-    jobs = read_questions(settings.jobs)[index::count]
+    jobs: list[Job] = []
+    for number, line in numbered_lines(settings.jobs):
+        try:
+            job = parse_line(line)
+        except ValueError as error:
+            raise ValueError(f"{settings.jobs}:{number}: {error}") from None
+        if any(not isinstance(job.get(key), str) for key in ("image", "instruction")):
+            raise ValueError(
+                f"{settings.jobs}:{number}: a job has an image and an instruction, got {line[:80]}"
+            )
+        jobs.append({**job, "id": str(job.get("id", number)), "folder": settings.jobs.parent})
+    for name, times in sorted(Counter(job["id"] for job in jobs).items()):
+        if times > 1:
+            raise ValueError(f"{settings.jobs}: the id {name!r} is there {times} times")
+    jobs = jobs[index::count]
     try:
         done = {str(answer["id"]) for answer in read_lines(out, repair=True)}
     except (KeyError, ValueError):
@@ -153,29 +167,20 @@ def predict_jobs(settings: PredictJobs) -> None:
         log.warning("%d jobs could not be answered; their lines in %s say why", failed, out)
 
 
-def read_questions(path: Path) -> list[Job]:
-    """The jobs of a file; images relative to its folder. ValueError names the line that is wrong."""
-    jobs: list[Job] = []
-    for number, line in numbered_lines(path):
-        try:
-            job = parse_line(line)
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
-        if any(not isinstance(job.get(key), str) for key in ("image", "instruction")):
-            raise ValueError(f"{path}:{number}: a job has an image and an instruction, got {line[:80]}")
-        jobs.append({**job, "id": str(job.get("id", number)), "folder": path.parent})
-    for name, times in sorted(Counter(job["id"] for job in jobs).items()):
-        if times > 1:
-            raise ValueError(f"{path}: the id {name!r} is there {times} times")
-    return jobs
-
-
 def answers_of(
     group: list[Job], locator: Locator, settings: PredictJobs, estimator: DepthEstimator | None
 ) -> Iterator[dict[str, Any]]:
     """Answers of a group of jobs, in order; a group that fails is tried job by job."""
     try:
-        located = _locate(group, locator, settings, estimator)
+        images = [read_image(job["folder"] / job["image"]).rgb_u8 for job in group]
+        if settings.candidates == 1:
+            best = locator.locate_many(images, [job["instruction"] for job in group])
+            located = [[candidate] for candidate in best]
+        else:
+            (job,), (image_u8,) = group, images
+            anchors = parse_anchors(job["anchors"], f"job {job['id']}") if "anchors" in job else None
+            depth_01 = None if estimator is None else estimator.estimate(image_u8)
+            located = [_located(settings, locator, image_u8, job["instruction"], depth_01, anchors)]
     except (ValueError, OSError) as error:
         if len(group) > 1:
             for job in group:
@@ -186,19 +191,6 @@ def answers_of(
         results = [{"candidates": list(map(candidate_report, candidates))} for candidates in located]
     for job, result in zip(group, results, strict=True):
         yield {**{key: job[key] for key in ("id", "image", "instruction")}, **result}
-
-
-def _locate(
-    group: list[Job], locator: Locator, settings: PredictJobs, estimator: DepthEstimator | None
-) -> list[list[Candidate]]:
-    images = [read_image(job["folder"] / job["image"]).rgb_u8 for job in group]
-    if settings.candidates == 1:
-        candidates = locator.locate_many(images, [job["instruction"] for job in group])
-        return [[candidate] for candidate in candidates]
-    (job,), (image_u8,) = group, images
-    anchors = parse_anchors(job["anchors"], f"job {job['id']}") if "anchors" in job else None
-    depth_01 = None if estimator is None else estimator.estimate(image_u8)
-    return [_located(settings, locator, image_u8, job["instruction"], depth_01, anchors)]
 
 
 def _located(

@@ -43,20 +43,17 @@ FRONTS = {
 }  # fmt: skip
 
 
-def typical(shape: str) -> Part:
-    """The upright solid of mean proportions and size 1 that stands for a shape."""
-    form = SHAPES[shape]
-    scale = (np.array(form.low) + np.array(form.high)) / 2
-    turn = np.array([[np.cos(YAW), np.sin(YAW), 0], [-np.sin(YAW), np.cos(YAW), 0], [0, 0, 1.0]])
-    return Part(form.kind, np.zeros(3), turn, scale, sum(form.param) / 2)
-
-
-_TYPICAL = [typical(shape) for shape in SHAPE_NAMES]
-_SKINS = [(skin(part.kind, part.param) * part.scale) @ part.axes for part in _TYPICAL]
+# The upright solids of mean proportions and size 1 that stand for the shapes.
+_TURN = np.array([[np.cos(YAW), np.sin(YAW), 0], [-np.sin(YAW), np.cos(YAW), 0], [0, 0, 1.0]])
+TYPICAL = [
+    Part(form.kind, np.zeros(3), _TURN, (np.array(form.low) + form.high) / 2, sum(form.param) / 2)
+    for form in SHAPES.values()
+]
+_SKINS = [(skin(part.kind, part.param) * part.scale) @ part.axes for part in TYPICAL]
 # (shapes, p, 3) around the centre; x to the right, y away from the camera, z up.
 _OUTLINES = np.stack([points[np.round(np.linspace(0, len(points) - 1, POINTS)).astype(int)]
                       for points in _SKINS])  # fmt: skip
-_EXTENTS = np.array([extent(part) for part in _TYPICAL])  # (shapes, 3) radius, down, up
+_EXTENTS = np.array([extent(part) for part in TYPICAL])  # (shapes, 3) radius, down, up
 _FRONTS = np.array([FRONTS[shape] for shape in SHAPE_NAMES])
 
 

@@ -59,7 +59,7 @@ def test_depth_frames_are_found_in_spite_of_outliers(
     found = align_depth(frame, depth, np.ones(SIZE, bool))
     assert found.scale == pytest.approx(scale, abs=0.02)
     assert found.shift == pytest.approx(shift, abs=0.02)
-    assert np.allclose(found.apply(depth), scale * depth + shift, atol=0.03)
+    assert np.allclose(found.scale * depth + found.shift, scale * depth + shift, atol=0.03)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ldm.mllm.constrain import Grammar
 from llava_bifrost.language.answer import AnswerError, Location, format_answer, parse_answer
-from llava_bifrost.language.codec import CODECS, Codec, Frame, frame_of, from_square, to_square
+from llava_bifrost.language.codec import CODECS, Codec, Frame, frame_of, to_square
 from llava_bifrost.language.grammar import number_text, span
 from llava_bifrost.language.instruction import FORMATS
 from tests.ldm.small_mllm import build_small, word_level
@@ -84,7 +84,8 @@ def test_a_box_in_the_padding_is_refused():
 def test_square_is_inverted(where: Location, frame: Frame):
     box = to_square(where.box01_xyxy, frame)
     assert all(0 <= value <= 1 for value in box)
-    assert from_square(box, frame) == pytest.approx(where.box01_xyxy, abs=1e-6)
+    text = f"[{', '.join(f'{value:.9f}' for value in box)}], 0.5."
+    assert Codec("square").decode(text, frame).box01_xyxy == pytest.approx(where.box01_xyxy, abs=1e-6)
 
 
 @given(

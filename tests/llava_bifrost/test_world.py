@@ -13,12 +13,12 @@ from datasets.scenes.batch import SceneBatch, render
 from datasets.scenes.describe import Part, Scene, SceneOptions, Solid
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.pose import extent
-from llava_bifrost.evaluate.measures import LocatorCase, failed, measure_answer, published
+from llava_bifrost.evaluate.measures import LocatorCase, measure_answer, published
 from llava_bifrost.evaluate.run import another_answer
 from llava_bifrost.language.answer import Location, satisfies
 from llava_bifrost.language.instruction import PHRASES, Request
 from llava_bifrost.worlds.questions import place_questions, propose, replace_questions
-from llava_bifrost.worlds.world import SHAPE_NAMES, World, typical
+from llava_bifrost.worlds.world import SHAPE_NAMES, TYPICAL, World
 
 OPTIONS = SceneOptions(size=(48, 48), reference_size=(16, 16), smooth_edges=False)
 SEEDS = range(10)
@@ -140,7 +140,7 @@ def test_a_standing_solid_is_where_the_renderer_draws_it(scenes: list[Scene], wo
     for scene, world in list(zip(scenes, worlds, strict=True))[::2][:4]:
         things = propose(world, np.random.default_rng(1), 200)
         for k in range(min(3, len(things.d))):
-            part = typical(SHAPE_NAMES[things.shape[k]])
+            part = TYPICAL[things.shape[k]]
             size = world.surfaces[things.surface[k]].size
             right, away = scene.camera.axes[0], np.cross([0, 0, 1.0], scene.camera.axes[0])
             turn = np.stack([right, away, [0, 0, 1.0]])
@@ -203,7 +203,7 @@ def test_answers_without_a_model(worlds: list[World]) -> None:
 def test_an_unreadable_answer_counts_as_wrong(worlds: list[World]) -> None:
     question = place_questions(worlds[0], np.random.default_rng(0), 1)[0]
     case = case_of(worlds[0], question.request, question.answer)
-    measures = failed(case)
+    measures = measure_answer(case, None)
     assert (measures["valid"], measures["iou"], measures["depth_error"], measures["parsed"]) == (0, 0, 1, 0)
     assert set(measures) == set(measure_answer(case, case.ground_truth))
 

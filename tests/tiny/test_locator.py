@@ -279,7 +279,7 @@ def test_the_bundled_locator_sees(held_out: list[LocatorCase]) -> None:
             locator, cases, images[len(images) // 2 :] + images[: len(images) // 2], 64
         )
         assert None not in [*answers, *shuffled]
-        rows[kind] = [evaluate.measure_all(cases, found) for found in (answers, shuffled)]
+        rows[kind] = [list(map(evaluate.measure_answer, cases, found)) for found in (answers, shuffled)]
     (true, other), (found, elsewhere) = rows["place"], rows["replace"]
     assert mean(true, "relations") > mean(other, "relations") + 0.2
     assert mean(true, "valid") > mean(other, "valid") + 0.1
