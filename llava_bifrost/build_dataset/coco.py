@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,43 +23,23 @@ from ldm.experts.depth import DepthEstimator
 from ldm.experts.erase import Eraser
 from ldm.files import hash_folder, read_json
 from ldm.images import read_image
-from ldm.settings.config import setting, to_plain
+from ldm.settings.config import to_plain
 from llava_bifrost.build_dataset import published
-from llava_bifrost.build_dataset.files import OutputSettings, build_questions
+from llava_bifrost.build_dataset.files import build_questions
 from llava_bifrost.build_dataset.objects import (
     Photograph,
     Removal,
-    Thresholds,
     can_be_named,
     read_instances,
     remove,
     unique_names,
 )
-from llava_bifrost.build_dataset.questions import PreparedPhotograph, QuestionOptions, make_samples
+from llava_bifrost.build_dataset.questions import CocoBuild, PreparedPhotograph, make_samples
 from llava_bifrost.build_dataset.records import Built
-from llava_bifrost.build_dataset.relations import RelationRules, reaches
+from llava_bifrost.build_dataset.relations import reaches
 
 # What decides the contents, beside the weights and the settings of the output.
 DECISIVE = ("targets", "replace", "published", "thresholds", "relations", "batch")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CocoBuild(OutputSettings):
-    """Questions from photographs with instance annotations."""
-
-    images: Path = setting(help="folder of the images")
-    annotations: Path = setting(help="instances JSON file in the format of COCO")
-    eraser: str = setting("opencv", help="opencv, a LaMa TorchScript file, or a diffusers inpainting folder")
-    depth: str = setting("assets/tiny/depth", help="depth network: folder or hub name")
-    targets: int = setting(1, low=1, help="most objects of an image that are removed, one at a time")
-    replace: float = setting(0.1, low=0, high=1, help="fraction of images that also ask to replace an object")
-    published: bool = setting(False, help="the published filters and 2D relation rules, for parity")
-    thresholds: Thresholds = setting(Thresholds(), help="which objects are used")
-    relations: RelationRules = setting(RelationRules(), help="what is stated of them; not with published")
-    batch: int = setting(8, low=1, help="images per chunk, built together")
-    workers: int = setting(2, low=1, help="threads that read and fill")
-    device: str = setting("auto", help="auto, cuda, mps or cpu")
-    dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
 
 
 class CocoSource:
@@ -77,9 +57,6 @@ class CocoSource:
         dtype = pick_dtype(settings.dtype, device)
         self.eraser = Eraser.load(settings.eraser, device=str(device), dtype=dtype)
         self.depth = DepthEstimator.load(settings.depth, device=str(device), dtype=dtype)
-        self.options = QuestionOptions(
-            settings.thresholds, settings.relations, settings.format, settings.published
-        )
         plain, network = to_plain(settings), Path(settings.depth)
         self.recipe = {
             "source": "coco",
@@ -107,7 +84,7 @@ class CocoSource:
         return [
             Built(item.photograph.name, (), item.dropped)
             if item.rgb_u8 is None
-            else make_samples(item, next(maps), [next(maps) for _ in item.removals], self.options)
+            else make_samples(item, next(maps), [next(maps) for _ in item.removals], self.settings)
             for item in prepared
         ]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ import numpy as np
 from datasets.base import Rejected
 from datasets.geometry import Box01, box_from_01
 from datasets.relations import Place
+from ldm.settings.config import setting
 from llava_bifrost.build_dataset import published
+from llava_bifrost.build_dataset.files import OutputSettings
 from llava_bifrost.build_dataset.objects import Photograph, Removal, Thresholds, grow, unique_names
 from llava_bifrost.build_dataset.records import Built, Sample, metadata_number, rounded_place
 from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
@@ -53,14 +56,23 @@ class PreparedPhotograph:
         self.dropped.append(str(error) if isinstance(error, Rejected) else f"file: {error}")
 
 
-@dataclass(frozen=True)
-class QuestionOptions:
-    """How questions are made."""
+@dataclass(frozen=True, kw_only=True)
+class CocoBuild(OutputSettings):
+    """Questions from photographs with instance annotations."""
 
-    thresholds: Thresholds
-    relations: RelationRules
-    format: str
-    published: bool
+    images: Path = setting(help="folder of the images")
+    annotations: Path = setting(help="instances JSON file in the format of COCO")
+    eraser: str = setting("opencv", help="opencv, a LaMa TorchScript file, or a diffusers inpainting folder")
+    depth: str = setting("assets/tiny/depth", help="depth network: folder or hub name")
+    targets: int = setting(1, low=1, help="most objects of an image that are removed, one at a time")
+    replace: float = setting(0.1, low=0, high=1, help="fraction of images that also ask to replace an object")
+    published: bool = setting(False, help="the published filters and 2D relation rules, for parity")
+    thresholds: Thresholds = setting(Thresholds(), help="which objects are used")
+    relations: RelationRules = setting(RelationRules(), help="what is stated of them; not with published")
+    batch: int = setting(8, low=1, help="images per chunk, built together")
+    workers: int = setting(2, low=1, help="threads that read and fill")
+    device: str = setting("auto", help="auto, cuda, mps or cpu")
+    dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ def make_samples(
     prepared: PreparedPhotograph,
     original_01: np.ndarray,
     filled_01: Sequence[np.ndarray],
-    options: QuestionOptions,
+    options: CocoBuild,
 ) -> Built:
     """All questions about an image. original_01 (h, w): its depth; filled_01: that of each filled image."""
     photograph, index = prepared.photograph, prepared.replaced
@@ -137,7 +149,7 @@ def _place_sample(
     removal: Removal,
     original_01: np.ndarray,
     filled_01: np.ndarray,
-    options: QuestionOptions,
+    options: CocoBuild,
     count: int,
 ) -> Sample:
     """ "Place the X ..." on the image without X."""
@@ -154,7 +166,15 @@ def _place_sample(
         if np.median(values) > HIGHEST:
             raise Rejected(f"too near: depth {np.median(values):.2f} where the background ends at 1")
         measured = measure_object(values, removal.mask, target.tight_box(removal.mask))
-        anchors, touching = _anchors(photograph, removal, filled_01, rules)
+        # What can be named once the target is gone, its place in the filled image, what the target touches.
+        others = [item for index, item in enumerate(photograph.objects) if index != removal.index]
+        near, touching, anchors = grow(removal.mask, TOUCH), set(), {}
+        for index, name in unique_names(others, rules.anchor).items():
+            mask = others[index].mask()
+            left = mask & ~removal.hole
+            if mask.any() and left.sum() >= max(1, rules.remaining * mask.sum()):
+                anchors[name] = measure_object(filled_01[left], left, others[index].tight_box(mask)).place()
+                touching |= {name} if (mask & near).any() else set()
         true = true_facts([measured.place(centre=True), measured.place()], anchors, options.relations)
         true = [fact for fact in true if fact[0] != "on" or fact[1][0] in touching]
         if not true:
@@ -168,24 +188,6 @@ def _place_sample(
     name, image = f"{photograph.name}-{count}", f"{photograph.name}_{count}.jpg"
     named = {anchor: anchors[anchor] for anchor in request.anchors}
     return Sample(name, image, removal.filled_u8, request, location, named, "coco", facts)
-
-
-def _anchors(
-    photograph: Photograph, removal: Removal, filled_01: np.ndarray, rules: Thresholds
-) -> tuple[dict[str, Place], set[str]]:
-    """The objects that can be named once the target is gone, where they are in the filled image, and the
-    names of those that the target touches."""
-    others = [item for index, item in enumerate(photograph.objects) if index != removal.index]
-    near = grow(removal.mask, TOUCH)
-    places, touching = {}, set()
-    for index, name in unique_names(others, rules.anchor).items():
-        mask = others[index].mask()
-        left = mask & ~removal.hole
-        if mask.any() and left.sum() >= max(1, rules.remaining * mask.sum()):
-            places[name] = measure_object(filled_01[left], left, others[index].tight_box(mask)).place()
-            if (mask & near).any():
-                touching.add(name)
-    return places, touching
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,9 @@ def place_object(
     relations = [(PHRASES[phrase], name) for phrase, name in request.relations]
     touching = [name for relation, name in relations if relation in (*UPON, "under")]
     relief = ROUND_RELIEF if request.target.split()[-1] in ROUND_NOUNS else RELIEF
+    boxes01 = np.array([place.box01_xyxy for place in named.values()])
+    depths = np.array([(place.d, place.far, place.near) for place in named.values()])
+    others, columns = Places(boxes01.T, *depths.T), {name: column for column, name in enumerate(named)}
     reasons: list[str] = []
     for factor in FACTORS:
         extent = ObjectExtent(unit_px * factor, item.aspect, relief)
@@ -102,7 +105,11 @@ def place_object(
             reasons.append("nearer objects would hide the object everywhere")
         else:
             tried, visible = tried.where(shown), visible[shown]
-            margins = _clause_margins(tried, request, named)
+            single = relation_margins(tried.places, others)
+            double, margins = between_margins(single, tried.places, others), {}  # clause -> (k,) its margin
+            for phrase, names in request.clauses:
+                pairs = double[:, columns[names[0]]] if len(names) == 2 else single[PHRASES[phrase]]
+                margins[clause_text(phrase, names)] = pairs[:, columns[names[-1]]]
             able = np.logical_and.reduce([margin > ALMOST for margin in margins.values()])
             best = _ranked(view, tried.where(able), visible[able], request, named)
             if best:
@@ -116,22 +123,6 @@ def place_object(
     )
 
 
-def _clause_margins(
-    tried: CandidatePlacements, request: Request, named: Mapping[str, Place]
-) -> dict[str, np.ndarray]:
-    """Each clause of the request -> (k,) its margin at every candidate."""
-    depths = [(place.d, place.far, place.near) for place in named.values()]
-    boxes01 = np.array([place.box01_xyxy for place in named.values()])
-    places, anchors = tried.places, Places(boxes01.T, *np.array(depths).T)
-    single = relation_margins(places, anchors)
-    double = between_margins(single, places, anchors)
-    columns, clauses = {name: column for column, name in enumerate(named)}, {}
-    for phrase, names in request.clauses:
-        margins = double[:, columns[names[0]]] if len(names) == 2 else single[PHRASES[phrase]]
-        clauses[clause_text(phrase, names)] = margins[:, columns[names[-1]]]
-    return clauses
-
-
 def _ranked(
     view: View,
     able: CandidatePlacements,
@@ -140,7 +131,27 @@ def _ranked(
     named: Mapping[str, Place],
 ) -> list[Candidate]:
     """Candidates that satisfy everything in the numbers of the answer, best first, each unlike the better."""
-    preference, boxes01 = _preference_score(view, able, visible, request, named), able.boxes01
+    # Apart from the relations themselves: nearness to the anchors, visibility, room; about 0 to 3.
+    left, right, front, back = plan(view, able.x, able.w, able.contact)
+    total = np.minimum(visible / 0.7, 1.0) - 0.5 * np.abs(np.log(able.size))
+    for phrase, name in request.relations:
+        anchor, relation = named[name], PHRASES[phrase]
+        a0, a1, b0, b1 = plan(view, anchor.middle, anchor.width, anchor.d)
+        aside = np.abs((left + right) / 2 - (a0 + a1) / 2)
+        apart = np.abs((front + back) / 2 - (b0 + b1) / 2)
+        reach = (right - left + (a1 - a0)) / 2
+        if relation in ("left of", "right of", "next to"):
+            far, off = np.abs(aside - 1.25 * reach), apart
+        elif relation in ("behind", "in front of"):
+            far, off = np.abs(apart - 1.4 * reach), aside
+        elif relation == "between":
+            far, off = 0 * aside, 0.5 * apart
+        else:
+            far, off = aside, 0.3 * apart
+        total = total + np.exp(-(far + off) / reach)
+    total = total + SAME_SURFACE * (able.level > 1) - UNEVEN * (able.level == 0)
+    preference = total + FREE * clear(view, able) + AMPLE * clear(view, able, slim=1.4)
+    boxes01 = able.boxes01
     scored: list[tuple[float, Location]] = []
     for index in np.argsort(-preference, kind="stable"):
         x0, y0, x1, y1 = (round(float(value), DECIMALS) for value in boxes01[index])
@@ -163,32 +174,3 @@ def _ranked(
         if all(iou(location.box01_xyxy, other.location.box01_xyxy) < SAME for other in ranked):
             ranked.append(Candidate(location, 0.0, format_answer(location), round(score, 4)))
     return ranked
-
-
-def _preference_score(
-    view: View,
-    able: CandidatePlacements,
-    visible: np.ndarray,
-    request: Request,
-    named: Mapping[str, Place],
-) -> np.ndarray:
-    """How good candidates look apart from the relations themselves, (k,), about 0 to 3."""
-    left, right, front, back = plan(view, able.x, able.w, able.contact)
-    total = np.minimum(visible / 0.7, 1.0) - 0.5 * np.abs(np.log(able.size))
-    for phrase, name in request.relations:
-        anchor, relation = named[name], PHRASES[phrase]
-        a0, a1, b0, b1 = plan(view, anchor.middle, anchor.width, anchor.d)
-        aside = np.abs((left + right) / 2 - (a0 + a1) / 2)
-        apart = np.abs((front + back) / 2 - (b0 + b1) / 2)
-        reach = (right - left + (a1 - a0)) / 2
-        if relation in ("left of", "right of", "next to"):
-            far, off = np.abs(aside - 1.25 * reach), apart
-        elif relation in ("behind", "in front of"):
-            far, off = np.abs(apart - 1.4 * reach), aside
-        elif relation == "between":
-            far, off = 0 * aside, 0.5 * apart
-        else:
-            far, off = aside, 0.3 * apart
-        total = total + np.exp(-(far + off) / reach)
-    total = total + SAME_SURFACE * (able.level > 1) - UNEVEN * (able.level == 0)
-    return total + FREE * clear(view, able) + AMPLE * clear(view, able, slim=1.4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from llava_bifrost.build_dataset.objects import (
 )
 from llava_bifrost.build_dataset.published import large_objects, question, relation_phrases
 from llava_bifrost.build_dataset.questions import (
+    CocoBuild,
     PreparedPhotograph,
-    QuestionOptions,
     align_depth,
     make_samples,
 )
@@ -36,6 +37,7 @@ from llava_bifrost.language.instruction import Request
 
 Box = tuple[float, float, float, float]
 SIZE = (60, 80)
+OPTIONS = CocoBuild(images=Path(), annotations=Path(), out=Path(), format="maxmedmin")
 
 
 def thing(category: str, box: Box, crowd: bool = False) -> Annotated:
@@ -140,7 +142,7 @@ def test_answers_are_in_the_frame_of_the_filled_image() -> None:
     photograph = Photograph("a", "a.jpg", 1, SIZE, (near, side))
     hole = grow(near.mask(), 0.02)
     removal = Removal(0, near.mask(), hole, np.zeros((*SIZE, 3), np.uint8))
-    asking = QuestionOptions(Thresholds(remaining=0.1), RelationRules(), "maxmedmin", False)
+    asking = replace(OPTIONS, thresholds=Thresholds(remaining=0.1))
     one = PreparedPhotograph(photograph, np.random.default_rng(0), [], removal.filled_u8, (removal,))
     (sample,) = make_samples(one, original, [filled], asking).samples
     assert sample.location.depth == 1  # 1.1 in the filled frame, clipped; 1.0 / 1.1 in its own
@@ -233,9 +235,8 @@ def test_published_questions_measure_the_whole_box() -> None:
     assert anchors["sofa"].box01_xyxy == (0.2, 0.1, 0.9, 0.7)
     removal = Removal(0, objects[0].mask(), objects[0].mask(), np.zeros((*SIZE, 3), np.uint8))
     one = PreparedPhotograph(photograph, rng, [], removal.filled_u8, (removal,), replaced=1)
-    asked = make_samples(
-        one, depth, [depth], QuestionOptions(Thresholds(), RelationRules(), "maxmedmin", True)
-    ).samples
+    options = replace(OPTIONS, published=True)
+    asked = make_samples(one, depth, [depth], options).samples
     assert [sample.request for sample in asked] == [request, Request("sofa", replace=True)]
     assert asked[0].location == where
     assert asked[1].location.box01_xyxy == (0.2, 0.1, 0.9, 0.7)
