@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from datasets.geometry import Box, bbox_of_mask, clip_box
 from datasets.scenes.batch import SceneFacts
 from datasets.scenes.describe import EVAL_BIT
 from datasets.scenes.store import OpenShard, read_facts
 from datasets.sources.rendered import shard_files
 from tiny.words import Name, read_name
 
-Box = tuple[int, int, int, int]
 LEAST_VISIBLE, LEAST_SIDE, MOST_AREA = 0.6, 9, 0.4
 MOST_OVERLAP = 0.3  # of the smaller box, between two masks of one example
 
@@ -66,32 +66,20 @@ def regions_of(instances_u8: np.ndarray, facts: SceneFacts) -> tuple[Region, ...
     """Solids of one scene that are mostly visible, neither tiny nor huge. instances: (h, w)."""
     regions = []
     for index, (text, visible) in enumerate(zip(facts.names, facts.visible, strict=True)):
-        name, box = read_name(text), box_around(instances_u8 == index + 1)
-        if name is None or visible < LEAST_VISIBLE or box is None:
+        name, mask = read_name(text), instances_u8 == index + 1
+        if name is None or visible < LEAST_VISIBLE or not mask.any():
             continue
+        box = bbox_of_mask(mask)
         sides = (box[2] - box[0], box[3] - box[1])
         if min(sides) >= LEAST_SIDE and box_area(box) <= MOST_AREA * instances_u8.size:
             regions.append(Region(box, name))
     return tuple(regions)
 
 
-def box_around(mask: np.ndarray) -> Box | None:
-    """The box around what is set in (h, w); none where nothing is."""
-    rows, columns = np.nonzero(mask)
-    if not len(rows):
-        return None
-    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
-
-
 def grown(box: Box, margins: Sequence[int], size: tuple[int, ...]) -> Box:
     """The box with (left, top, right, bottom) more pixels, inside an image of size (h, w)."""
-    left, top, right, bottom = margins
-    return (
-        max(0, box[0] - left),
-        max(0, box[1] - top),
-        min(size[1], box[2] + right),
-        min(size[0], box[3] + bottom),
-    )
+    (x0, y0, x1, y1), (left, top, right, bottom) = box, margins
+    return clip_box((x0 - left, y0 - top, x1 + right, y1 + bottom), (size[0], size[1]))
 
 
 def overlap(first: Box, second: Box) -> float:

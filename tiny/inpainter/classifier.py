@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from datasets.geometry import Box
 from ldm.checkpoints import load_strict
 from ldm.files import write_atomic
 from ldm.settings.config import CheckedSettings, setting
 from tiny.inpainter.examples import make_example
 from tiny.loop import DiffusionStage, Stage
-from tiny.regions import Box, Views, grown
+from tiny.regions import Views, grown
 from tiny.words import COLOUR_WORDS, SHAPE_WORDS
 
 WEIGHTS = "judge.safetensors"  # the name that runs and the bundle have on disk

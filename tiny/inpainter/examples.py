@@ -18,9 +18,10 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
+from datasets.geometry import Box
 from inpainting.models.text_to_image.layout import LAYOUTS, shrink_masks
 from tiny.compositor.autoencoder import pm1_batch
-from tiny.regions import Box, Region, Views, box_masks, grown, spread_out
+from tiny.regions import Region, Views, box_masks, grown, spread_out
 from tiny.words import COLOUR_WORDS, PATTERNED, SHAPE_WORDS, Name, caption_of
 
 CHUNK = 4  # images encoded together

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.geometry import Box, bbox_of_mask
 from datasets.scenes.store import read_facts, read_shard
 from datasets.sources.rendered import shard_files
 from inpainting.prompts import rgb_of
 from tiny.llava import PATCH, pooled
 from tiny.prompter.distribution import side_of
 from tiny.prompter.words import MASK_COLORS
-from tiny.regions import Box, box_area, box_around, overlap
+from tiny.regions import box_area, overlap
 from tiny.scene_arrays import memory_mapped
 from tiny.words import COLOUR_WORDS, KINDS
 
@@ -80,7 +81,7 @@ def set_arrays(file: Path) -> dict[str, np.ndarray]:
                 arrays["side"][i, j] = side_of((fact.boxes01[j][0] + fact.boxes01[j][2]) / 2)
             mask = shard.instances_u8[i] == j + 1
             arrays["pixels"][i, j] = mask.sum()
-            arrays["boxes"][i, j] = box_around(mask) or 0
+            arrays["boxes"][i, j] = bbox_of_mask(mask) if mask.any() else 0
     return arrays
 
 

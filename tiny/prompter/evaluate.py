@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.geometry import Box
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import paint_masks
 from ldm.files import hash_folder
@@ -36,7 +37,7 @@ from tiny.prompter.data import DrawnMasks, Sets, draw_masks, open_sets
 from tiny.prompter.distribution import best_guess, predictive
 from tiny.prompter.report import CaptionResult, prompter_table, task_numbers
 from tiny.prompter.words import MASK_COLORS
-from tiny.regions import Box, box_masks, refuse_training_scenes
+from tiny.regions import box_masks, refuse_training_scenes
 from tiny.report import alternating, sheet_png, write_evaluation
 from tiny.words import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
 
