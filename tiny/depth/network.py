@@ -19,9 +19,8 @@ from ldm.files import write_json
 from ldm.settings.config import CheckedSettings, setting
 
 MEAN = STD = 0.5  # pixels in [-1, 1]
-FLOOR = (
-    0.1  # the network's output for the farthest point: relative depth has no zero, and a ReLU at 0 is dead
-)
+# The network's output for the farthest point: relative depth has no zero, and a ReLU at 0 is dead.
+FLOOR = 0.1
 MULTIPLE = 32  # patch 4, halved three times
 LEVELS = 4  # of the backbone, and of the gradient loss
 COMPARABLE = 0.02  # pixel pairs whose depths differ less than this have no order
@@ -146,12 +145,8 @@ def measure_depth(
         right += int((((p[:, i] > p[:, j]) == (t[:, i] > t[:, j])) & ordered).sum())
         pairs += int(ordered.sum())
     n = len(pixels_u8)
-    return {
-        "mae": absolute / n,
-        "mae_aligned": aligned / n,
-        "order": right / max(pairs, 1),
-        "images": float(n),
-    }
+    order = right / max(pairs, 1)
+    return {"mae": absolute / n, "mae_aligned": aligned / n, "order": order, "images": float(n)}
 
 
 def save_network(model: nn.Module, folder: Path, size: int, manifest: dict[str, Any]) -> None:

@@ -41,6 +41,7 @@ from tiny.regions import box_masks, refuse_training_scenes
 from tiny.report import alternating, sheet_png, write_evaluation
 from tiny.words import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
 
+ON_SHEET = 10  # images
 DRAWS, NEIGHBOURS = 8, 40  # masks per scene, and how many of the nearest vote; chosen
 
 
@@ -164,8 +165,8 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
     }
     results: dict[str, dict[str, list[CaptionResult]]] = {}
     for task, most in (("1mask", 1), ("multimask", config.most)):
-        drawn = [prompt_case(sets, scene, most, config.seed) for scene in range(config.scenes)]
-        cases = [case for case in drawn if case is not None]
+        scenes = range(config.scenes)
+        cases = [case for scene in scenes if (case := prompt_case(sets, scene, most, config.seed))]
         images, masks = [case.image_u8 for case in cases], [case.masks for case in cases]
         others = images[len(images) // 2 :] + images[: len(images) // 2]
         answers = {
@@ -177,7 +178,6 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
         if "trained blind" in writers:
             answers["trained blind"] = writers["trained blind"].write(images, masks, batch=config.batch)
         results[task] = {reader: caption_results(cases, captions) for reader, captions in answers.items()}
-        drawing = caption_sheet(cases, answers["prompter"])
     results["multimask last"] = {
         reader: [result for result in captions if result.last]
         for reader, captions in results["multimask"].items()
@@ -187,23 +187,20 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
         "weights": hash_folder(config.model),
         "tasks": {task: task_numbers(by_reader) for task, by_reader in results.items()},
     }
-    write_evaluation(config.out, report, prompter_table(report), drawing)
-    return report
-
-
-def caption_sheet(cases: Sequence[PromptCase], answers: Sequence[Sequence[str]], count: int = 10) -> bytes:
-    """PNG: masks with what was written, and the true image; images with few and many masks in turn."""
-    images, labels = [], []
-    for row in alternating([len(case.hidden) for case in cases])[:count]:
+    # The sheet: several masks with what was written, and the true image; few and many masks in turn.
+    cells, labels = [], []
+    for row in alternating([len(case.hidden) for case in cases])[:ON_SHEET]:
         case = cases[row]
         colors = list(MASK_COLORS[: len(case.hidden)][::-1])
-        images.append([paint_masks(case.image_u8, case.masks, colors), case.image_u8])
+        cells.append([paint_masks(case.image_u8, case.masks, colors), case.image_u8])
         lines = [
             f"{color}: {text}" + ("" if text == caption_of(name) else f" (true: {name.text})")
-            for color, text, name in zip(colors, answers[row], case.hidden, strict=True)
+            for color, text, name in zip(colors, answers["prompter"][row], case.hidden, strict=True)
         ]
         labels.append("; ".join(lines))
-    return sheet_png(images, ["masks and what is written", "true image"], labels, 224)
+    sheet = sheet_png(cells, ["masks and what is written", "true image"], labels, 224)
+    write_evaluation(config.out, report, prompter_table(report), sheet)
+    return report
 
 
 build_app = single_app(command(PrompterEvaluation, evaluate_prompter))

@@ -32,10 +32,8 @@ log = logging.getLogger(__name__)
 SALT = 77  # keeps these scenes apart from ordinary ones of the same seed
 ATTEMPTS, TRIES = 400, 6  # geometries tried per scene, places per solid
 MIDDLE = 0.03  # no solid's centre is closer to the border between the halves, as a fraction of the width
-MIN_VISIBLE, MIN_AREA = (
-    0.5,
-    0.005,
-)  # of every solid: visible fraction; visible part as a fraction of the image
+# Of every solid: visible fraction; visible part as a fraction of the image.
+MIN_VISIBLE, MIN_AREA = 0.5, 0.005
 
 
 @dataclass(frozen=True)
