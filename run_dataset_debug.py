@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from datasets.base import ExampleSource
 from datasets.inputs import PairOptions
@@ -28,8 +27,8 @@ from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from datasets.sources.rendered import RenderedScenes
 from ldm.files import json_bytes, write_all_atomic
 from ldm.images import from_pm1, write_png
-from ldm.settings.cli import run_module, single_app
-from ldm.settings.config import load_config, to_plain
+from ldm.settings.cli import command, run_module, single_app
+from ldm.settings.config import CheckedSettings, load_config, setting, to_plain
 from ldm.settings.schema import nearest
 from ldm.sheet import grid
 
@@ -41,28 +40,28 @@ COLUMNS = ("reference", "target", "hint", "mask", "depth", "collage")
 MOTION = ("still", "video", "new view")
 
 
-def write_sheet(
-    source: ExampleSource, name: str, options: PairOptions, n: int, seed: int, out: Path
-) -> RejectionStats:
-    """Draw n examples, write their contact sheet, return the rejection statistics."""
-    stats = RejectionStats(name)
-    rows, labels = [], []
-    for sample in accepted_samples(source, stats, options, n, seed):
-        pair, params = sample.pair, sample.params
-        rows.append(
-            [
-                from_pm1(pair.reference_01 * 2 - 1),
-                from_pm1(pair.target_pm1),
-                from_pm1(pair.detail_pm1[:3]),
-                pair.edit_mask[0].numpy(),
-                pair.depth_01[0].numpy(),
-                from_pm1(pair.paste_pm1),
-            ]
-        )
-        motion = MOTION[sample.dynamics]
-        labels.append(f"{sample.name} {motion} mask {params.mask_level} crop {params.crop_ratio:.1f}")
-    write_png(out, grid(rows, COLUMNS, labels, cell=160))
-    return stats
+@dataclass(frozen=True, kw_only=True)
+class DebugSettings(CheckedSettings):
+    """A source, and what to write of it."""
+
+    source: str = setting(help=f"one of {', '.join(SOURCES)}")
+    out: Path = setting(help="PNG of the sheet, JSON of the report")
+    config: Path = setting(CONFIG, help="where the data are")
+    n: int = setting(8, low=1, help="examples on the sheet")
+    seed: int = setting(0, low=0, help="seed of the draws")
+    size: int = setting(256, low=16, help="side of the model's image, pixels")
+    validate: bool = setting(False, help="check all files instead")
+    overrides: tuple[str, ...] = setting(
+        (), aliases=("[KEY=VALUE]...",), help="key=value settings of the sources"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source not in SOURCES:
+            raise ValueError(f"--source: {nearest(self.source, SOURCES, 'source')}")
+        expected = ".json" if self.validate else ".png"
+        if self.out.suffix != expected:
+            raise ValueError(f"--out must end in {expected}, got {self.out}")
 
 
 def write_report(source: ExampleSource, name: str, out: Path, settings: dict[str, Any]) -> str:
@@ -87,44 +86,44 @@ def write_report(source: ExampleSource, name: str, out: Path, settings: dict[str
     return f"{report.objects.table()}\n{summary}\nreport: {out}\nindex:  {index} (indexes.{name}={index})"
 
 
-def rendered(folder: Path, count: int, seed: int, side: int) -> ExampleSource:
-    """Fresh rendered scenes, for a look that needs no data."""
-    size = (min(side, 192), min(side, 192))
-    scenes: dict[str, Any] = {"count": count, "first_seed": seed, "size": size, "reference_size": size}
-    render_shards(StoreSettings(out=folder, window="object", **scenes))
-    return RenderedScenes(folder)
-
-
-def debug(
-    source: Annotated[str, typer.Option(help=f"one of {', '.join(SOURCES)}")],
-    out: Annotated[Path, typer.Option(help="PNG of the sheet, JSON of the report", metavar="FILE")],
-    config: Annotated[Path, typer.Option(help="where the data are", metavar="FILE")] = CONFIG,
-    n: Annotated[int, typer.Option(help="examples on the sheet", min=1)] = 8,
-    seed: Annotated[int, typer.Option(help="seed of the draws", min=0)] = 0,
-    size: Annotated[int, typer.Option(help="side of the model's image, pixels", min=16)] = 256,
-    validate: Annotated[bool, typer.Option("--validate", help="check all files instead")] = False,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings of the sources")] = None,
-) -> None:
+def debug(settings: DebugSettings) -> None:
     """Contact sheet and rejections of a source, or a check of all its files."""
-    if source not in SOURCES:
-        raise ValueError(f"--source: {nearest(source, SOURCES, 'source')}")
-    expected = ".json" if validate else ".png"
-    if out.suffix != expected:
-        raise ValueError(f"--out must end in {expected}, got {out}")
-    settings = load_config(DatasetsConfig, config, overrides or [])
-    if validate:
-        plain = to_plain(getattr(settings, source))
-        log.info("%s", write_report(open_source(settings, source), source, out, plain))
+    name, out = settings.source, settings.out
+    config = load_config(DatasetsConfig, settings.config, settings.overrides)
+    if settings.validate:
+        report = write_report(open_source(config, name), name, out, to_plain(getattr(config, name)))
+        log.info("%s", report)
         return
-    options = PairOptions(size=(size, size))
-    absent = source == "scenes" and not (settings.scenes and settings.scenes.folder.is_dir())
+    stats, options = RejectionStats(name), PairOptions(size=(settings.size, settings.size))
+    rows, labels = [], []
     with TemporaryDirectory() as folder:
-        opened = rendered(Path(folder), n, seed, size) if absent else open_source(settings, source)
-        stats = write_sheet(opened, source, options, n, seed, out)
+        if name == "scenes" and not (config.scenes and config.scenes.folder.is_dir()):
+            size = (min(settings.size, 192), min(settings.size, 192))
+            scenes: dict[str, Any] = {"count": settings.n, "first_seed": settings.seed}
+            scenes |= {"size": size, "reference_size": size}
+            render_shards(StoreSettings(out=Path(folder), window="object", **scenes))
+            source: ExampleSource = RenderedScenes(Path(folder))
+        else:
+            source = open_source(config, name)
+        for sample in accepted_samples(source, stats, options, settings.n, settings.seed):
+            pair, params = sample.pair, sample.params
+            rows.append(
+                [
+                    from_pm1(pair.reference_01 * 2 - 1),
+                    from_pm1(pair.target_pm1),
+                    from_pm1(pair.detail_pm1[:3]),
+                    pair.edit_mask[0].numpy(),
+                    pair.depth_01[0].numpy(),
+                    from_pm1(pair.paste_pm1),
+                ]
+            )
+            motion = MOTION[sample.dynamics]
+            labels.append(f"{sample.name} {motion} mask {params.mask_level} crop {params.crop_ratio:.1f}")
+    write_png(out, grid(rows, COLUMNS, labels, cell=160))
     log.info("%s\nsheet: %s", stats.table(), out)
 
 
-build_app = single_app(debug)
+build_app = single_app(command(DebugSettings, debug))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
 from compose import ComposeSettings, compose, load_models
-from compose.batch import Job, read_jobs, run_jobs
-from compose.contact_sheet import contact_sheet
+from compose.batch import read_jobs, run_jobs
+from compose.contact_sheet import TITLES, sheet_rows
 from compose.dreambooth import DEFAULTS, DreamBoothSettings, dreambooth_jobs
 from compose.models import Models
 from compose.pipeline import sampling_of
@@ -33,6 +32,7 @@ from ldm.result import beside, log_result, output_paths, result_paths
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 from ldm.shards import shard_of
+from ldm.sheet import grid
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ def run_image(settings: CompositeSettings) -> None:
         result.save(index, path)
     sheet = beside(settings.out, "_sheet.png") if settings.sheet else None
     if sheet:
-        write_png(sheet, contact_sheet(result))
+        rows, labels = sheet_rows(result)
+        write_png(sheet, grid(rows, TITLES, labels))
     if result.changed_outside:
         logger.warning("%d pixels changed outside the edit region", result.changed_outside)
     summary = (
@@ -141,20 +142,14 @@ def batch(settings: BatchSettings) -> None:
 
     All jobs are checked first. A job that fails is recorded and the rest goes on; the exit code is then 1.
     """
-    make_all(read_jobs(settings.jobs, settings.defaults, settings.root), settings.out, settings.shard)
+    jobs = read_jobs(settings.jobs, settings.defaults, settings.root)
+    if run_jobs(jobs, settings.out, settings.shard):
+        raise typer.Exit(1)
 
 
 def dreambooth(settings: DreamBoothSettings) -> None:
     """Compose every object of the DreamBooth test set into every background. Run again to continue."""
-    make_all(dreambooth_jobs(settings), settings.out, settings.shard)
-
-
-def make_all(jobs: Sequence[Job], out: Path, shard: str) -> None:
-    """Run the jobs and report; exit code 1 where some failed."""
-    made, kept, failed = run_jobs(jobs, out, shard)
-    logger.info("%s: %d made, %d were there, %d failed", out, made, kept, failed)
-    if failed:
-        logger.error("reasons: %s/failed-*.json; the same command tries these again", out)
+    if run_jobs(dreambooth_jobs(settings), settings.out, settings.shard):
         raise typer.Exit(1)
 
 

@@ -78,12 +78,25 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
         if not line.strip():
             continue
         try:
-            job = _job(line, number, below, root)
-            if job.name in line_of:
-                raise ValueError(f"its name {job.name!r} is that of line {line_of[job.name]}")
-            line_of[job.name] = number
-            check_files(job.settings)
-            jobs.append(job)
+            values = json.loads(line)
+            if not isinstance(values, dict):
+                raise ValueError(f"a job is a JSON object such as {EXAMPLE}, got {line[:60]}")
+            name = values.pop("name", f"{number:06d}")
+            if not isinstance(name, str) or not NAME.fullmatch(name) or ".." in name:
+                raise ValueError(f"name must be letters, digits, _ - . and / for folders, got {name!r}")
+            for key in PATHS:
+                if isinstance(values.get(key), str) and values[key] != GEOMETRIC:
+                    values[key] = (root / values[key]).as_posix()
+            settings = merge_layers(
+                ComposeSettings, [*below, Layer({"seed": seed_of(name) % 2**32, **values})]
+            )
+            if name in line_of:
+                raise ValueError(f"its name {name!r} is that of line {line_of[name]}")
+            line_of[name] = number
+            check_files(settings)
+            jobs.append(Job(name, settings))
+        except json.JSONDecodeError as error:
+            errors.append(f"line {number}: not JSON: {error}")
         except ValueError as error:
             errors.append(f"line {number}: {error}")
     if errors:
@@ -93,24 +106,6 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
     if not jobs:
         raise ValueError(f"{path}: there is no job in it; a line looks like {EXAMPLE}")
     return jobs
-
-
-def _job(line: str, number: int, below: Sequence[Layer], root: Path) -> Job:
-    """One line; its paths as the settings need them."""
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"a job is a JSON object such as {EXAMPLE}, got {line[:60]}")
-    name = values.pop("name", f"{number:06d}")
-    if not isinstance(name, str) or not NAME.fullmatch(name) or ".." in name:
-        raise ValueError(f"name must be letters, digits, _ - . and / for folders, got {name!r}")
-    for key in PATHS:
-        if isinstance(values.get(key), str) and values[key] != GEOMETRIC:
-            values[key] = (root / values[key]).as_posix()
-    values.setdefault("seed", seed_of(name) % 2**32)
-    return Job(name, merge_layers(ComposeSettings, [*below, Layer(values)]))
 
 
 def check_files(settings: ComposeSettings) -> None:
@@ -129,11 +124,11 @@ def check_files(settings: ComposeSettings) -> None:
             raise ValueError(f"{name}: {folder} is not a folder")
 
 
-def run_jobs(jobs: Sequence[Job], out: Path, shard: str = "0/1") -> tuple[int, int, int]:
+def run_jobs(jobs: Sequence[Job], out: Path, shard: str = "0/1") -> int:
     """Make what is missing of this machine's part; networks stay loaded while jobs have them in common.
 
     A job that fails is recorded in OUT/failed-<i>-of-<n>.json with its reason, and the next one follows; a
-    later run tries it again. Returns how many were made, were there already, and failed.
+    later run tries it again. Returns how many failed.
     """
     index, count = shard_of(shard)
     kept = made = 0
@@ -156,6 +151,9 @@ def run_jobs(jobs: Sequence[Job], out: Path, shard: str = "0/1") -> tuple[int, i
             failed[job.name] = " ".join(str(error).split())[:2000]
             logger.error("%s: %s", job.name, failed[job.name])
             write_json(record, failed)
-    if not failed:
+    logger.info("%s: %d made, %d were there, %d failed", out, made, kept, len(failed))
+    if failed:
+        logger.error("reasons: %s/failed-*.json; the same command tries these again", out)
+    else:
         record.unlink(missing_ok=True)
-    return made, kept, len(failed)
+    return len(failed)

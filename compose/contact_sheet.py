@@ -43,35 +43,28 @@ TITLES = [
 ]
 
 
-def contact_sheet(result: Result) -> np.ndarray:
-    """One row per sample, (H, W, 3) uint8."""
-    labels = [f"seed {seed}" for seed in result.seeds]
-    labels[0] = f"{labels[0]} {placement_text(result)}".strip()
-    return grid([row_of(result, index) for index in range(len(result.seeds))], TITLES, labels)
+def sheet_rows(result: Result, name: str | None = None) -> tuple[list[list[np.ndarray]], list[str]]:
+    """Images in the order of TITLES and a label for every sample.
 
-
-def placement_text(result: Result) -> str:
-    """The sentence and what the locator made of it; nothing where a box was given."""
-    placement = result.report.get("placement")
-    if placement is None:
-        return ""
-    chosen = placement["candidates"][placement["chosen"]]
-    box = ", ".join(f"{value:.2f}" for value in chosen["box"])
-    return f'"{placement["instruction"]}" box {box} depth {chosen["depth"]:.2f}'
-
-
-def row_of(result: Result, index: int = 0) -> list[np.ndarray]:
-    """The images of one sample in the order of TITLES: visible object white, rest of the edit region gray."""
+    Visible object white, rest of the edit region gray. The first label has the name, without one the seed,
+    and where a sentence was given what the locator made of it.
+    """
     inputs, layers = result.geometry.inputs, result.geometry.native_layers
-    return [
+    shared = [
         marked_background(result),
         on_white(inputs.reference_u8, inputs.reference_mask),
         inputs.background_depth_01,
         result.fused_depth_01,
         np.where(layers.visible, 255, np.where(layers.edit, 110, 0)).astype(np.uint8),
-        result.painted_u8[index],
-        result.images_u8[index],
     ]
+    rows = [[*shared, *images] for images in zip(result.painted_u8, result.images_u8, strict=True)]
+    labels = [f"seed {seed}" for seed in result.seeds]
+    labels[0] = name or labels[0]
+    if (placement := result.report.get("placement")) is not None:
+        chosen = placement["candidates"][placement["chosen"]]
+        box = ", ".join(f"{value:.2f}" for value in chosen["box"])
+        labels[0] += f' "{placement["instruction"]}" box {box} depth {chosen["depth"]:.2f}'
+    return rows, labels
 
 
 def marked_background(result: Result) -> np.ndarray:
@@ -177,11 +170,11 @@ def make_sheet(settings: ContactSheetSettings) -> None:
             result = compose(job, models, progress=False).with_placement(placement)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        rows += [row_of(result, index) for index in range(len(result.seeds))]
-        title = f"{name} {placement_text(result)}".strip()
-        labels += [title, *(f"seed {seed}" for seed in result.seeds[1:])]
-        visible = 100 * result.report["visible_fraction"]
-        logger.info("%s: %.0f %% visible, %d pixels changed outside", title, visible, result.changed_outside)
+        images, titles = sheet_rows(result, name)
+        rows += images
+        labels += titles
+        visible, outside = 100 * result.report["visible_fraction"], result.changed_outside
+        logger.info("%s: %.0f %% visible, %d pixels changed outside", titles[0], visible, outside)
     write_png(settings.out, grid(rows, TITLES, labels))
     logger.info("sheet: %s", settings.out)
 

@@ -56,15 +56,6 @@ class DreamBoothSettings(CheckedSettings):
         shard_of(self.shard)
 
 
-@dataclass(frozen=True)
-class Background:
-    """A prepared image. number: how its results are called."""
-
-    number: str
-    image: Path
-    mask: Path
-
-
 def find_objects(folder: Path, masks: Path | None) -> dict[str, tuple[Path, Path | None]]:
     """Concept -> image and mask; without a folder of masks the alpha channel of the first cut-out counts."""
     if masks is None:
@@ -84,23 +75,6 @@ def find_objects(folder: Path, masks: Path | None) -> dict[str, tuple[Path, Path
     return objects
 
 
-def find_backgrounds(folder: Path, ending: str) -> list[Background]:
-    """Images NAME<ending> that have a NAME_mask beside them."""
-    by_stem = {image.stem: image for image in images_in(folder)}
-    names = sorted(stem.removesuffix(MASK) for stem in by_stem if stem.endswith(MASK))
-    if not names:
-        raise ValueError(f"--backgrounds {folder}: there is no NAME{MASK} file")
-    absent = [name for name in names if f"{name}{ending}" not in by_stem]
-    if absent:
-        raise ValueError(f"--backgrounds {folder}: no image {absent[0]}{ending} for {absent[0]}{MASK}")
-    numbers = [re.sub(r"^.*_(?=\d+$)", "", name) for name in names]
-    unique = max(Counter(numbers).values()) == 1
-    return [
-        Background(number if unique else name, by_stem[f"{name}{ending}"], by_stem[f"{name}{MASK}"])
-        for name, number in zip(names, numbers, strict=True)
-    ]
-
-
 def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
     """A job CONCEPT/<n> for every object and background, each with a seed of its own.
 
@@ -112,18 +86,27 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
             raise ValueError(f"{flag_name(name)} {folder} is not a folder")
     masked = settings.object_masks is not None
     objects = find_objects(settings.objects, settings.object_masks)
-    backgrounds = find_backgrounds(settings.backgrounds, "" if masked else "_GT")
+    images, ending = {image.stem: image for image in images_in(settings.backgrounds)}, "" if masked else "_GT"
+    stems = sorted(stem.removesuffix(MASK) for stem in images if stem.endswith(MASK))
+    if not stems:
+        raise ValueError(f"--backgrounds {settings.backgrounds}: there is no NAME{MASK} file")
+    if absent := [stem for stem in stems if f"{stem}{ending}" not in images]:
+        wanted = f"no image {absent[0]}{ending} for {absent[0]}{MASK}"
+        raise ValueError(f"--backgrounds {settings.backgrounds}: {wanted}")
+    numbers = [re.sub(r"^.*_(?=\d+$)", "", stem) for stem in stems]
+    if max(Counter(numbers).values()) > 1:
+        numbers = stems
     given = to_plain({name: getattr(settings, name) for name in ("mode", "model", "depth_model")})
     below = [] if settings.defaults is None else yaml_layers(settings.defaults)
     jobs = []
     for concept, (image, mask) in sorted(objects.items()):
-        for background in backgrounds:
-            name = f"{concept}/{background.number}"
+        for stem, number in zip(stems, numbers, strict=True):
+            name = f"{concept}/{number}"
             files = {
                 "object": image.as_posix(),
                 "object_mask": None if mask is None else mask.as_posix(),
-                "background": background.image.as_posix(),
-                "target_mask": background.mask.as_posix(),
+                "background": images[f"{stem}{ending}"].as_posix(),
+                "target_mask": images[f"{stem}{MASK}"].as_posix(),
                 "invert_target_mask": masked,
                 "seed": seed_of(settings.seed, name) % 2**32,
             }

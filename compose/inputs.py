@@ -44,7 +44,15 @@ def read_sources(settings: ComposeSettings) -> Sources:
         box = None if settings.box else box_to_01(bbox_of_mask(target), background.size)
     depth_01 = _depth_of(settings.background_depth, background.size)
     object_depth_01 = _depth_of(settings.object_depth, item.size)
-    cut, cut_by = _cut(settings, item)
+    if settings.object_mask is not None:
+        cut, cut_by = read_mask(settings.object_mask, size=item.size), "file"
+    else:
+        try:
+            cut, cut_by = object_mask(item, sam=settings.sam)
+        except ValueError as error:
+            raise ValueError(f"{settings.object}: {error}") from error
+        logger.info("object mask: %s (--object-mask FILE chooses it)", cut_by)
+    check_object(cut, where=f"{settings.object_mask or settings.object}: the object")
     return Sources(background, item, cut, cut_by, box, target, depth_01, object_depth_01)
 
 
@@ -55,7 +63,16 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
     """
     box = settings.box or sources.target_box01
     assert box is not None  # the settings refuse to be without a place
-    extent, source = _depth_range(settings, depth_01, box)
+    if settings.depth is None:
+        ground = depth_at_contact(depth_01, box)
+        if settings.plain_mode in DEPTH_MODES:
+            message = "depth: %.3f, the background's at the bottom edge of the box (--depth chooses it)"
+            logger.info(message, ground)
+        extent, source = depth_extent(ground, box), "foot of the box"
+    elif len(settings.depth) == 1:
+        extent, source = depth_extent(settings.depth[0], box), "centre"
+    else:
+        extent, source = (settings.depth[0], settings.depth[1]), "range"
     inputs = Inputs(
         reference_u8=sources.item.rgb_u8,
         reference_mask=sources.cut,
@@ -97,20 +114,6 @@ def require_visible(inputs: Inputs, layers: Layers) -> None:
     )
 
 
-def _cut(settings: ComposeSettings, item: LoadedImage) -> tuple[np.ndarray, str]:
-    """Which pixels are the object, (h, w) bool, and where that comes from."""
-    if settings.object_mask is not None:
-        cut, cut_by = read_mask(settings.object_mask, size=item.size), "file"
-    else:
-        try:
-            cut, cut_by = object_mask(item, sam=settings.sam)
-        except ValueError as error:
-            raise ValueError(f"{settings.object}: {error}") from error
-        logger.info("object mask: %s (--object-mask FILE chooses it)", cut_by)
-    check_object(cut, where=f"{settings.object_mask or settings.object}: the object")
-    return cut, cut_by
-
-
 def _depth_of(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:
     """A depth map at the (h, w) of its image; another resolution is fitted, another aspect refused."""
     if path is None:
@@ -126,19 +129,3 @@ def _depth_of(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:
         )
     logger.info("depth map: resized from %d x %d to %d x %d", w, h, want_w, want_h)
     return resize(depth_01, size)
-
-
-def _depth_range(
-    settings: ComposeSettings, depth_01: np.ndarray, box: Box01
-) -> tuple[tuple[float, float], str]:
-    """(far, near) of the object and where it comes from."""
-    if settings.depth is None:
-        ground = depth_at_contact(depth_01, box)
-        if settings.plain_mode in DEPTH_MODES:
-            logger.info(
-                "depth: %.3f, the background's at the bottom edge of the box (--depth chooses it)", ground
-            )
-        return depth_extent(ground, box), "foot of the box"
-    if len(settings.depth) == 1:
-        return depth_extent(settings.depth[0], box), "centre"
-    return (settings.depth[0], settings.depth[1]), "range"

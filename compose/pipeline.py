@@ -124,10 +124,9 @@ def compose(
         with timer.stage("locate"):
             placement = locate(settings, models, sources, depth_01)
     with timer.stage("prepare"):
-        resolved = resolve_placement(settings, placement, sources, depth_01, options)
-        settings, geometry = resolved.settings, resolved.geometry
+        settings, geometry, decided = resolve_placement(settings, placement, sources, depth_01, options)
         layers, pair = geometry.native_layers, pair_of(geometry)
-        recipe = make_recipe(settings, models, sampling, options, resolved.decided.get("placement"))
+        recipe = make_recipe(settings, models, sampling, options, decided.get("placement"))
     with timer.stage("load"):
         compositor = models.compositor
     seeds = [settings.seed + index for index in range(settings.num_samples)]
@@ -144,7 +143,7 @@ def compose(
         before_u8 = geometry.inputs.background_u8  # nearer objects may not change either
         drift = [measure_drift(before_u8, s.result_u8, s.edit_mask & ~s.keep_mask) for s in stitched]
     report = {
-        **resolved.decided,
+        **decided,
         # of the placed cut-out, what nothing hides
         "visible_fraction": float(layers.coverage_01.sum() / max(layers.placed.alpha_01.sum(), 1e-6)),
         "drift": drift,

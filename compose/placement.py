@@ -57,11 +57,23 @@ class Placement:
 
         Its keys are in the order of a record that was read again, so that a replay writes the same bytes.
         """
+        candidates = [
+            {
+                "box": candidate.location.box01_xyxy,
+                "depth": candidate.location.depth,
+                "far": candidate.location.far,
+                "near": candidate.location.near,
+                "log_probability": candidate.log_probability,
+                "score": candidate.score,
+                "text": candidate.text,
+            }
+            for candidate in self.candidates
+        ]
         record = {
             "instruction": self.settings.instruction,
             "locator": self.locator,
             "anchors": as_json(self.anchors),
-            "candidates": [plain_candidate(candidate) for candidate in self.candidates],
+            "candidates": candidates,
             "chosen": chosen,
             "satisfied": self.satisfied(chosen),
         }
@@ -84,20 +96,6 @@ class Placement:
         broken = [clause for clause, holds in self.satisfied(chosen).items() if not holds]
         if broken:
             logger.warning("this place is not %s; --candidates 5 tries others", " and not ".join(broken))
-
-
-def plain_candidate(candidate: Candidate) -> dict[str, Any]:
-    """A proposal as recipes hold it."""
-    location = candidate.location
-    return {
-        "box": list(location.box01_xyxy),
-        "depth": location.depth,
-        "far": location.far,
-        "near": location.near,
-        "log_probability": candidate.log_probability,
-        "score": candidate.score,
-        "text": candidate.text,
-    }
 
 
 def candidate_of(plain: dict[str, Any]) -> Candidate:
@@ -131,7 +129,16 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
             depth_01=depth_01,
             anchors=anchors if request is not None and set(request.anchors) <= anchors.keys() else None,
         )
-    return Placement(settings, request, candidates, anchors, locator_record(settings, name))
+    locator: dict[str, Any] = {"folder": name}
+    if name != GEOMETRIC:
+        locator["weights"] = {**hash_folder(name), **hash_folder(name, "locator.json")}
+    if settings.detector is not None:
+        locator["detector"] = settings.detector.as_posix()
+        locator["detector_weights"] = hash_folder(settings.detector)
+    if settings.anchors is not None:
+        locator["anchors"] = settings.anchors.as_posix()
+        locator["anchors_sha256"] = file_sha256(settings.anchors)
+    return Placement(settings, request, candidates, anchors, locator)
 
 
 def known_anchors(
@@ -160,39 +167,17 @@ def known_anchors(
     return anchors
 
 
-def locator_record(settings: ComposeSettings, name: str) -> dict[str, Any]:
-    """Locator, detector and anchors file, with the hashes of their contents."""
-    record: dict[str, Any] = {"folder": name}
-    if name != GEOMETRIC:
-        record["weights"] = {**hash_folder(name), **hash_folder(name, "locator.json")}
-    if settings.detector is not None:
-        record["detector"] = settings.detector.as_posix()
-        record["detector_weights"] = hash_folder(settings.detector)
-    if settings.anchors is not None:
-        record["anchors"] = settings.anchors.as_posix()
-        record["anchors_sha256"] = file_sha256(settings.anchors)
-    return record
-
-
-@dataclass(frozen=True, eq=False)
-class ResolvedPlacement:
-    """Where the object goes."""
-
-    settings: ComposeSettings  # with a box
-    geometry: Geometry
-    decided: dict[str, Any]  # for the report; `placement` is the record of the locator's answer
-
-
 def resolve_placement(
     settings: ComposeSettings,
     placement: Placement | None,
     sources: Sources,
     depth_01: np.ndarray,
     options: PairOptions,
-) -> ResolvedPlacement:
+) -> tuple[ComposeSettings, Geometry, dict[str, Any]]:
     """The geometry at the box of the settings, or at the best proposal at which the object shows.
 
-    Raises ValueError where nothing of it would show.
+    Returns settings with a box, geometry, and what was decided, for the report; its `placement` is the
+    record of the locator's answer. Raises ValueError where nothing of the object would show.
     """
     tries = [settings]
     if placement is not None:
@@ -205,8 +190,8 @@ def resolve_placement(
             break
     require_visible(inputs, layers)
     if placement is None:
-        return ResolvedPlacement(resolved, geometry, decided)
+        return resolved, geometry, decided
     placement.log(chosen)
     if settings.depth is None:
         decided["depth"]["source"] = "instruction"
-    return ResolvedPlacement(resolved, geometry, {**decided, "placement": placement.record(chosen)})
+    return resolved, geometry, {**decided, "placement": placement.record(chosen)}

@@ -45,7 +45,10 @@ def make_recipe(
         "settings": {entry.name: to_plain(getattr(chosen, entry.name)) for entry in fields(ComposeSettings)},
         "sampling": to_plain(sampling),
         "pair": to_plain(pair),
-        "weights": {name: weight_hashes(folder) for name, folder in folders.items()},
+        "weights": {  # a hub name has none
+            name: {**hash_folder(folder), **hash_folder(folder, "config.json")} if folder.is_dir() else {}
+            for name, folder in folders.items()
+        },
         "inputs": {name: file_sha256(path) for name, path in settings.input_files.items()},
         "machine": {"device": models.device.type, "dtype": str(models.dtype).removeprefix("torch.")},
         "versions": library_versions(),
@@ -89,10 +92,3 @@ def check_unchanged(image: Path, recipe: dict[str, Any], now: dict[str, Any]) ->
     for part in ("machine", "versions"):
         if recipe[part] != now[part]:
             logger.warning("%s differ from the recipe's; pixels may differ slightly", part)
-
-
-def weight_hashes(folder: Path) -> dict[str, str]:
-    """Weights and network configurations of a folder; a hub name has none."""
-    if not folder.is_dir():
-        return {}
-    return {**hash_folder(folder), **hash_folder(folder, "config.json")}

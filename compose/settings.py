@@ -140,8 +140,13 @@ class ComposeSettings(CheckedSettings):
             scheduler_class(self.scheduler)
         if self.box is not None:
             check_box01(self.box, where="--box")
-        if self.depth is not None:
-            check_depth(self.depth)
+        if (depth := self.depth) is not None:
+            ordered = len(depth) == 1 or (len(depth) == 2 and depth[0] <= depth[1])
+            if not ordered or not all(0 <= value <= 1 for value in depth):
+                given = ",".join(f"{value:g}" for value in depth) or "nothing"
+                raise ValueError(
+                    f"--depth must be d or far,near with 0 <= far <= near <= 1 (1 = nearest), got {given}"
+                )
         if self.instruction is None:
             self._check_place()
             return
@@ -172,16 +177,6 @@ class ComposeSettings(CheckedSettings):
         """The images that are read, by the name of their setting."""
         given = {name: getattr(self, name) for name in INPUT_FILES}
         return {name: path for name, path in given.items() if path is not None}
-
-
-def check_depth(depth: tuple[float, ...]) -> None:
-    """Refuse a depth that is not d or far,near within [0, 1]."""
-    ordered = len(depth) == 1 or (len(depth) == 2 and depth[0] <= depth[1])
-    if not ordered or not all(0 <= value <= 1 for value in depth):
-        given = ",".join(f"{value:g}" for value in depth) or "nothing"
-        raise ValueError(
-            f"--depth must be d or far,near with 0 <= far <= near <= 1 (1 = nearest), got {given}"
-        )
 
 
 def ignored_options(settings: ComposeSettings, sampling: Sampling) -> list[str]:

@@ -17,12 +17,6 @@ VISIBLE = 8  # gray levels from which a change is seen; smaller ones are compres
 SMALLEST = 64  # pixels of a placed object that is seen at all
 
 
-def crop(image_u8: np.ndarray, box01: Box01) -> np.ndarray:
-    """The box of the image (h, w, 3)."""
-    x0, y0, x1, y1 = box_to_pixels(box01, (image_u8.shape[0], image_u8.shape[1]))
-    return image_u8[y0:y1, x0:x1]
-
-
 def drift(before_u8: np.ndarray, after_u8: np.ndarray, box01: Box01) -> dict[str, float]:
     """What changed outside 1.2 times the box: fraction of pixels, bytes, PSNR in dB (100: nothing)."""
     size = (before_u8.shape[0], before_u8.shape[1])

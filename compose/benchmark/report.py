@@ -69,31 +69,26 @@ def folder_report(scores: Scores) -> dict[str, Any]:
     means = {name: finite_summary(scores.of(name)) for name in MEASURES}
     relations, orders = np.array([case.relation for case in scores.cases]), scores.of("depth_order")
     by_relation = {str(name): finite_summary(orders[relations == name]) for name in np.unique(relations)}
+    distances: dict[str, dict[str, float | int]] = {}
+    made, real = scores.features, scores.real
+    if made is not None and real is not None and min(len(made), len(real)) >= 2:
+        for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
+            value = distance(real, made)
+
+            def resampled(chosen: np.ndarray, distance: Any = distance) -> float:
+                return distance(real, made[chosen])
+
+            low, high = centred_interval(resampled, value, len(made))
+            numbers = {"mean": value, "low": low, "high": high}
+            rounded = {key: round(float(number), 5) for key, number in numbers.items()}
+            distances[name] = {"n": len(made), **rounded}
     return {
         "folder": scores.folder,
         "cases": len(scores.cases),
         **{name: numbers for name, numbers in means.items() if numbers},
         "depth_order_by_relation": {name: numbers for name, numbers in by_relation.items() if numbers},
-        **distances(scores),
+        **distances,
     }
-
-
-def distances(scores: Scores) -> dict[str, dict[str, float | int]]:
-    """FID and KID of the composites to the real images; nothing below two of each."""
-    made, real = scores.features, scores.real
-    if made is None or real is None or min(len(made), len(real)) < 2:
-        return {}
-    found: dict[str, dict[str, float | int]] = {}
-    for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
-
-        def resampled(chosen: np.ndarray, distance: Any = distance) -> float:
-            return distance(real, made[chosen])
-
-        value = distance(real, made)
-        low, high = centred_interval(resampled, value, len(made))
-        numbers = {"mean": value, "low": low, "high": high}
-        found[name] = {"n": len(made), **{key: round(float(number), 5) for key, number in numbers.items()}}
-    return found
 
 
 def paired(first: Scores, second: Scores) -> dict[str, dict[str, float | int]]:

@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from compose.benchmark.measures import crop, drift, order, placed_mask, seam
+from compose.benchmark.measures import drift, order, placed_mask, seam
 from compose.benchmark.report import Scores, folder_report, markdown, paired, score_sheet
-from datasets.benchmark.manifest import BenchmarkCase, Instances, Manifest, file_path, read_benchmark
-from datasets.geometry import bbox_of_mask
+from datasets.benchmark.manifest import BenchmarkCase, Instances, file_path, read_benchmark
+from datasets.geometry import bbox_of_mask, box_to_pixels
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
 from ldm.files import file_sha256, hash_folder, json_bytes, write_all_atomic
@@ -118,14 +118,6 @@ class DreamSim:
         return torch.nn.functional.normalize(self.model.embed(pixels).float(), dim=-1).cpu().numpy()
 
 
-def find_result(folder: Path, case: BenchmarkCase) -> Path:
-    """The image of a case; ValueError names it when it is absent."""
-    for path in (folder / f"{case.id}.png", folder / f"{case.id}.jpg"):
-        if path.is_file():
-            return path
-    raise ValueError(f"{folder} has no composite {case.id}.png for a case of the manifest")
-
-
 def score_case(
     case: BenchmarkCase,
     roots: dict[str, Path],
@@ -139,10 +131,16 @@ def score_case(
     if after_u8.shape != before_u8.shape:
         shown = [f"{image.shape[1]} x {image.shape[0]}" for image in (after_u8, before_u8)]
         raise ValueError(f"{result} is {shown[0]} pixels, its background is {shown[1]}")
-    object_u8 = cutout_on_white(file_path(f"objects/{case.object}/{case.view}", roots))
+    cutout = read_image(file_path(f"objects/{case.object}/{case.view}", roots))
+    object_u8 = cutout.rgb_u8
+    if cutout.alpha_u8 is not None:  # its tight box
+        solid = cutout.alpha_u8 > 127
+        x0, y0, x1, y1 = bbox_of_mask(solid)
+        object_u8 = np.where(solid[..., None], object_u8, np.uint8(255))[y0:y1, x0:x1]
     numbers = {**drift(before_u8, after_u8, case.box01_xyxy), "seam": seam(before_u8, after_u8)}
+    x0, y0, x1, y1 = box_to_pixels(case.box01_xyxy, (after_u8.shape[0], after_u8.shape[1]))
     for name, network in networks.similarity.items():
-        placed, original = network.images([crop(after_u8, case.box01_xyxy), object_u8])
+        placed, original = network.images([after_u8[y0:y1, x0:x1], object_u8])
         numbers[name] = float(placed @ original)
     if instances is not None:
         mask = placed_mask(before_u8, after_u8, case.box01_xyxy)
@@ -151,16 +149,6 @@ def score_case(
         if right is not None:
             numbers["depth_order"] = right
     return numbers, (object_u8, before_u8, after_u8)
-
-
-def cutout_on_white(path: Path) -> np.ndarray:
-    """The object's tight box, its transparent part white: (h, w, 3) uint8."""
-    image = read_image(path)
-    if image.alpha_u8 is None:
-        return image.rgb_u8
-    solid = image.alpha_u8 > 127
-    x0, y0, x1, y1 = bbox_of_mask(solid)
-    return np.where(solid[..., None], image.rgb_u8, 255).astype(np.uint8)[y0:y1, x0:x1]
 
 
 def inception_features(network: torch.nn.Module, paths: Sequence[Path], device: torch.device) -> np.ndarray:
@@ -173,23 +161,18 @@ def inception_features(network: torch.nn.Module, paths: Sequence[Path], device: 
     return np.concatenate(rows)
 
 
-def real_images(folder: Path | None, manifest: Manifest, roots: dict[str, Path]) -> list[Path]:
-    """The real images of FID: those of a folder, else the backgrounds."""
-    if folder is None:
-        return [file_path(name, roots) for name in manifest.files if name.startswith("pictures/")]
-    suffixes = (".png", ".jpg", ".jpeg")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    if len(paths) < 2:
-        raise ValueError(f"--real: {folder} holds {len(paths)} images, at least 2 are needed")
-    return paths
-
-
 def score(settings: ScoreSettings) -> dict[str, Any]:
     """Score a folder of composites, or two in pairs; ours or those of any other system."""
     manifest, device = read_benchmark(settings.manifest), pick_device(settings.device)
     roots = {"pictures": settings.images, "objects": settings.objects}
     folders = [settings.results, *([settings.against] if settings.against else [])]
-    results = [[find_result(folder, case) for case in manifest.cases] for folder in folders]
+    results: list[list[Path]] = [[] for _ in folders]
+    for folder, paths in zip(folders, results, strict=True):
+        for case in manifest.cases:
+            found = [path for end in ("png", "jpg") if (path := folder / f"{case.id}.{end}").is_file()]
+            if not found:
+                raise ValueError(f"{folder} has no composite {case.id}.png for a case of the manifest")
+            paths.append(found[0])
     networks = ScoreNetworks.load(settings)
     instances = Instances(settings.instances) if settings.instances else None
     if instances is None:
@@ -202,7 +185,15 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
             scores.add(case, *score_case(case, roots, path, networks, instances))
         scored.append(scores)
     if networks.inception is not None:
-        real = inception_features(networks.inception, real_images(settings.real, manifest, roots), device)
+        real_paths = [file_path(name, roots) for name in manifest.files if name.startswith("pictures/")]
+        if (real_folder := settings.real) is not None:
+            suffixes = (".png", ".jpg", ".jpeg")
+            real_paths = sorted(path for path in real_folder.rglob("*") if path.suffix.lower() in suffixes)
+            if len(real_paths) < 2:
+                raise ValueError(
+                    f"--real: {real_folder} holds {len(real_paths)} images, at least 2 are needed"
+                )
+        real = inception_features(networks.inception, real_paths, device)
         for scores, paths in zip(scored, results, strict=True):
             scores.real, scores.features = real, inception_features(networks.inception, paths, device)
     body = {

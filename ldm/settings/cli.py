@@ -42,16 +42,17 @@ def command(
     """The function that a typer app registers as a verb: it fills `schema` and calls `function` with it.
 
     Every field is an option `--kebab-case` (a field of a section `--section.field`); `--config FILE` names a
-    YAML file of defaults, by default `default_config` where that file exists. A flag that is not given leaves
-    the YAML's or the dataclass's value, which the help text shows.
+    YAML file of defaults, by default `default_config` where that file exists, unless the schema has a field
+    `config`. A flag that is not given leaves the YAML's or the dataclass's value, which the help text shows.
     """
     found = default_config if default_config is not None and default_config.is_file() else None
     below = [] if found is None else yaml_layers(found)
     names: dict[str, tuple[str, Any]] = {}
     text = "YAML file of defaults; flags override it" + (f" [default: {found.as_posix()}]" if found else "")
     config_option = typer.Option("--config", help=text, metavar="FILE", show_default=False)
-    parameters = [_parameter("config", Annotated[Path | None, config_option])]
-    for key, (field, hint) in flat_settings(schema).items():
+    settings = flat_settings(schema)
+    parameters = [] if "config" in settings else [_parameter("config", Annotated[Path | None, config_option])]
+    for key, (field, hint) in settings.items():
         if section_of(hint) is None:
             parameters.append(_option(key, field, hint, _shown_default(key, field, below)))
             names[parameters[-1].name] = (key, hint)
@@ -61,7 +62,7 @@ def command(
                 names[parameters[-1].name] = (former, hint)
 
     def verb(**given: Any) -> None:
-        config = given.pop("config")
+        config = None if "config" in names else given.pop("config")
         layers = below if config is None else yaml_layers(config)
         flags = [Layer({}, flags=True)]
         for name, value in given.items():

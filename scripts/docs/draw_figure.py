@@ -18,7 +18,6 @@ from matplotlib.patches import FancyBboxPatch
 
 from compose import compose, load_models
 from compose.contact_sheet import on_white, read_cases, settings_of_case, with_box
-from compose.pipeline import Result
 from ldm.files import write_atomic
 from ldm.images import from_pm1
 from ldm.settings.cli import run_module, single_app
@@ -91,10 +90,26 @@ class Drawing:
         self.axes.annotate("", xy=points[-1], xytext=points[-2], arrowprops=style)
 
 
-def flow_png(result: Result) -> bytes:
-    """PNG of the flow, from left to right: inputs, prepared hints, networks, result."""
+def draw_compositor(
+    out: Annotated[Path, typer.Option(help="PNG to write")] = Path("docs/figures/compositor.png"),
+    examples: Annotated[Path, typer.Option(help="folder with cases.json; the first case is drawn")] = FOLDER,
+    model: Annotated[Path | None, typer.Option(help="compositor folder; default: as run_inference")] = None,
+) -> None:
+    """Draw how the compositor works, with the images of one example."""
+    case = read_cases(examples / "cases.json")[0]
+    settings = settings_of_case(case, examples, model=model)
+    result = compose(settings, load_models(settings), progress=False)
     drawing, pair, rows = Drawing(), result.pair, (55.0, 35.0, 14.0)
-    inputs(drawing, result, rows)
+    given = result.geometry.inputs
+    cut = on_white(given.reference_u8, given.reference_mask)
+    marked = with_box(given.background_u8, result.report["box"])
+    drawing.image(cut, 10, rows[0], 14, "object")
+    drawing.image(marked, 10, rows[1], 17, "background and box")
+    drawing.image(as_rgb(given.background_depth_01), 10, rows[2], 17, "depth, 1 = nearest")
+    drawing.block("cut out,\ncrop,\nplace,\ndepth test", 30, 35, (10, 50), STEP)
+    for y in rows:
+        drawing.arrow((19 if y < rows[0] else 17.5, y), (24.8, y))
+        drawing.arrow((35.2, y), (39.3, y))
     hints = (
         ((pair.reference_01 * 255).byte().permute(1, 2, 0).numpy(), "object on white"),
         (from_pm1(pair.detail_pm1[:3]), "collage (+ mask channel)"),
@@ -113,43 +128,13 @@ def flow_png(result: Result) -> bytes:
     drawing.block(UNET, 90, 35, (15.6, 50), PAINT)
     drawing.arrow((98, 35), (102, 35))
     drawing.image(result.painted_u8[0], 110, 35, 15, "model's image")
-    outcome(drawing, result)
-    return figure_png(drawing.figure)
-
-
-def inputs(drawing: Drawing, result: Result, rows: tuple[float, float, float]) -> None:
-    """The column of what the user gives, and the pre-processing between it and the hints."""
-    given = result.geometry.inputs
-    cut = on_white(given.reference_u8, given.reference_mask)
-    marked = with_box(given.background_u8, result.report["box"])
-    drawing.image(cut, 10, rows[0], 14, "object")
-    drawing.image(marked, 10, rows[1], 17, "background and box")
-    drawing.image(as_rgb(given.background_depth_01), 10, rows[2], 17, "depth, 1 = nearest")
-    drawing.block("cut out,\ncrop,\nplace,\ndepth test", 30, 35, (10, 50), STEP)
-    for y in rows:
-        drawing.arrow((19 if y < rows[0] else 17.5, y), (24.8, y))
-        drawing.arrow((35.2, y), (39.3, y))
-
-
-def outcome(drawing: Drawing, result: Result) -> None:
-    """Paste-back inside the edit mask."""
     drawing.image(as_rgb(result.edit_mask), 110, 14, 15, "edit mask")
     drawing.block("paste back:\ndetail transfer,\nsoft edge inside\nthe mask", 126, 35, (12, 12), STEP)
     drawing.arrow((117.6, 35), (119.8, 35))
     drawing.arrow((117.6, 14), (126, 14), (126, 28.8))
     drawing.arrow((126, 41.2), (126, 46.9))
     drawing.image(result.images_u8[0], 126, 54.5, 20, "result", above=True)
-
-
-def draw_compositor(
-    out: Annotated[Path, typer.Option(help="PNG to write")] = Path("docs/figures/compositor.png"),
-    examples: Annotated[Path, typer.Option(help="folder with cases.json; the first case is drawn")] = FOLDER,
-    model: Annotated[Path | None, typer.Option(help="compositor folder; default: as run_inference")] = None,
-) -> None:
-    """Draw how the compositor works, with the images of one example."""
-    case = read_cases(examples / "cases.json")[0]
-    settings = settings_of_case(case, examples, model=model)
-    write_atomic(out, flow_png(compose(settings, load_models(settings), progress=False)))
+    write_atomic(out, figure_png(drawing.figure))
 
 
 build_app = single_app(draw_compositor)

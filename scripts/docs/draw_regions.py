@@ -45,23 +45,10 @@ PAIRS = ("red", "green", "blue", "yellow")  # colour of each region in the figur
 PADDING = 2  # of the many padding tokens, those that are drawn
 
 
-def tokens() -> tuple[list[str], torch.Tensor]:
-    """Words of the joint sequence as drawn, and the region of each (1, t)."""
-    prompts = [prompt for _, prompt in (*REGIONS.values(), SMALL)]
-    words, owners = ["BOS"], [0]
-    for number, prompt in enumerate(prompts, 1):
-        words += prompt.split()
-        owners += [number] * len(prompt.split())
-    return [*words, "EOS", *["PAD"] * PADDING], torch.tensor([owners + [0] * (1 + PADDING)])
-
-
-def boxes() -> list[tuple[int, int, int, int]]:
-    return [box for box, _ in (*REGIONS.values(), SMALL)]
-
-
 def region_masks(size_hw: tuple[int, int]) -> torch.Tensor:
     """(1, r, H, W) bool."""
-    return torch.from_numpy(np.stack([mask_of_box(box, size_hw) for box in boxes()]))[None]
+    boxes = [box for box, _ in (*REGIONS.values(), SMALL)]
+    return torch.from_numpy(np.stack([mask_of_box(box, size_hw) for box in boxes]))[None]
 
 
 def shade(number: int) -> tuple[float, float, float]:
@@ -82,52 +69,63 @@ def cells_u8(size_hw: tuple[int, int], latent_hw: tuple[int, int], layout: str) 
     return np.rint(mixed * 255).astype(np.uint8)
 
 
-def draw_tokens(axes: Axes, words: list[str], owners: torch.Tensor) -> None:
-    """The joint sequence as a row of boxes, coloured by the region that owns each token."""
-    for index, (word, owner) in enumerate(zip(words, owners[0].tolist(), strict=True)):
+def draw_tokens(axes: Axes) -> list[int]:
+    """The joint sequence as a row of boxes, coloured by the region of each token; returns the regions."""
+    words, owners = ["BOS"], [0]
+    for number, (_, prompt) in enumerate((*REGIONS.values(), SMALL), 1):
+        words += prompt.split()
+        owners += [number] * len(prompt.split())
+    words, owners = [*words, "EOS", *["PAD"] * PADDING], owners + [0] * (1 + PADDING)
+    for index, (word, owner) in enumerate(zip(words, owners, strict=True)):
         rounded_box(axes, (index + 0.05, 0.1), (0.9, 0.8), radius=0.08, facecolor=shade(owner), lw=0)
         ink = "white" if owner and PAIRS[owner - 1] == "blue" else INK
         axes.text(index + 0.5, 0.5, word, ha="center", va="center", fontsize=8, color=ink)
     axes.set(xlim=(0, len(words)), ylim=(0, 1))
     axes.axis("off")
+    return owners
 
 
-def draw_bias(axes: Axes, owners: torch.Tensor, size_hw: tuple[int, int]) -> None:
+def draw_bias(axes: Axes, owners: list[int], size_hw: tuple[int, int]) -> None:
     """Which tokens a pixel reads, for one pixel of every kind."""
     kinds = {
         "in left": (90, 70), "in front": (130, 250), "in right": (400, 220), "in front and small": (244, 342),
         "background": (420, 60),
     }  # fmt: skip
     latent = attention_sizes((size_hw[0] // 8, size_hw[1] // 8), 1)[0]
-    bias = region_bias(log_visibility(region_masks(size_hw), latent), owners)[0, 0].reshape(*latent, -1)
+    bias = region_bias(log_visibility(region_masks(size_hw), latent), torch.tensor([owners]))
+    bias = bias[0, 0].reshape(*latent, -1)
     for row, (x, y) in enumerate(kinds.values()):
         for column, value in enumerate(bias[y // 8, x // 8].tolist()):
-            owner = int(owners[0, column])
-            shown = shade(owner) if value == 0 else (1.0, 1.0, 1.0)
+            shown = shade(owners[column]) if value == 0 else (1.0, 1.0, 1.0)
             corner = (column + 0.05, len(kinds) - 1 - row + 0.06)
             rounded_box(axes, corner, (0.9, 0.88), radius=0.05, facecolor=shown, edgecolor=PALE, lw=0.5)
             if value != 0:
                 axes.text(column + 0.5, len(kinds) - 0.5 - row, "-inf", ha="center", va="center",
                           fontsize=6.5, color="#9aa1ab")  # fmt: skip
-    axes.set(xlim=(0, owners.shape[1]), ylim=(0, len(kinds)), xticks=[])
+    axes.set(xlim=(0, len(owners)), ylim=(0, len(kinds)), xticks=[])
     axes.set_yticks([len(kinds) - 0.5 - row for row in range(len(kinds))], list(kinds), fontsize=9)
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
 
 
-def regions_png(room_u8: np.ndarray) -> bytes:
-    """PNG of the figure: the task, who reads which token, and the region maps of all resolutions."""
+def draw_regions(
+    out: Annotated[Path, typer.Option(help="PNG to write")] = Path("docs/figures/regions.png"),
+    masks: Annotated[Path, typer.Option(help="folder for the example's masks")] = MASKS,
+) -> None:
+    """Draw the figure of rectified cross-attention and write the masks of the example."""
+    room_u8 = read_image(ROOM).rgb_u8
     size = (room_u8.shape[0], room_u8.shape[1])
+    for name, (box, _) in REGIONS.items():
+        write_mask(masks / f"{name}.png", mask_of_box(box, size))
     figure = Figure(figsize=(13, 6.4), dpi=100)
-    words, owners = tokens()
     panel = figure.add_axes((0.03, 0.5, 0.27, 0.42))
     regions = [RegionPrompt(mask.numpy(), "") for mask in region_masks(size)[0]]
     panel.imshow(colored(room_u8, regions, PAIRS))
     panel.set_title("an image, four masks, four prompts", fontsize=10.5, color=INK)
     panel.axis("off")
     row = figure.add_axes((0.395, 0.83, 0.59, 0.06))
-    draw_tokens(row, words, owners)
+    owners = draw_tokens(row)
     row.set_title("one sequence of tokens; each belongs to a region, or to all", fontsize=10.5, color=INK)
     matrix = figure.add_axes((0.395, 0.5, 0.59, 0.27))
     draw_bias(matrix, owners, size)
@@ -145,18 +143,7 @@ def regions_png(room_u8: np.ndarray) -> bytes:
                 axes.set_title(f"{latent[1]} x {latent[0]} cells", fontsize=9.5, color=INK)
         name = {"coverage": "coverage\n(default)", "nearest": "nearest\n(published)"}[layout]
         figure.text(0.1, 0.35 - 0.235 * line, name, ha="center", va="center", fontsize=10, color=INK)
-    return figure_png(figure)
-
-
-def draw_regions(
-    out: Annotated[Path, typer.Option(help="PNG to write")] = Path("docs/figures/regions.png"),
-    masks: Annotated[Path, typer.Option(help="folder for the example's masks")] = MASKS,
-) -> None:
-    """Draw the figure of rectified cross-attention and write the masks of the example."""
-    room_u8 = read_image(ROOM).rgb_u8
-    for name, (box, _) in REGIONS.items():
-        write_mask(masks / f"{name}.png", mask_of_box(box, room_u8.shape[:2]))
-    write_atomic(out, regions_png(room_u8))
+    write_atomic(out, figure_png(figure))
     log.info("%s", out)
 
 

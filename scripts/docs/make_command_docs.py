@@ -47,22 +47,6 @@ SETTINGS = {
 }
 
 
-def modules() -> Iterator[str]:
-    """What `python -m` runs, in the order of the page."""
-    for folder in FOLDERS:
-        for path in sorted(Path(folder).rglob("*.py") if folder else Path().glob("*.py")):
-            if path.read_text(encoding="utf-8").endswith("    run_module(build_app)\n"):
-                yield ".".join(path.with_suffix("").parts)
-
-
-def settings_of(title: str, verb: Any) -> type | None:
-    """The dataclass that the `key=value` arguments of a verb fill."""
-    if title not in SETTINGS:
-        return getattr(verb, "settings", None)
-    module, _, name = SETTINGS[title].partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def sections(module: str) -> Iterator[str]:
     """Title, command line, description and table of every verb of a module."""
     name = module.removesuffix(".__main__") if "." in module else f"{module}.py"
@@ -72,19 +56,20 @@ def sections(module: str) -> Iterator[str]:
         title = f"{name} {verb}".strip()
         context, shown = typer.Context(body), [each for each in body.params if not each.hidden]
         rows = {each: [" ".join(text.split()) for text in each.get_help_record(context)] for each in shown}
-        needed = [typed_form(called) for called, text in rows.values() if text.endswith("required]")]
+        needed = []  # options and arguments as they are typed: the first name and what follows it
+        for called, text in rows.values():
+            if text.endswith("required]"):
+                first, *_, last = called.replace("<", "").replace(">", "").replace(",", " ").split()
+                needed.append(f"{first} {last.upper()}" if first.startswith("-") else first.upper())
         line = " ".join(["python", *(["-m"] if "." in module else []), title, *needed])
         lines = [f"## {title}", "", "```text", line, "```", "", " ".join((body.help or "").split()), ""]
-        schema = settings_of(title, body.callback)
+        schema = getattr(body.callback, "settings", None)  # what the `key=value` arguments fill
+        if title in SETTINGS:
+            home, _, setting = SETTINGS[title].partition(":")
+            schema = getattr(importlib.import_module(home), setting)
         lines += table("option", rows.values()) if title in SETTINGS or not schema else []
         lines += table("key", key_rows(schema)) if schema else []
         yield "\n".join(lines)
-
-
-def typed_form(called: str) -> str:
-    """An option or argument as it is typed: its first name and what follows it."""
-    first, *_, last = called.replace("<", "").replace(">", "").replace(",", " ").split()
-    return f"{first} {last.upper()}" if first.startswith("-") else first.upper()
 
 
 def key_rows(schema: type) -> Iterator[Sequence[str]]:
@@ -106,7 +91,12 @@ def table(head: str, rows: Iterable[Sequence[str]]) -> list[str]:
 
 def page(tail: str) -> str:
     """The whole page. tail: the part that is written by hand."""
-    return "\n".join([HEAD, *(each for module in modules() for each in sections(module)), tail])
+    parts = [HEAD]
+    for folder in FOLDERS:
+        for path in sorted(Path(folder).rglob("*.py") if folder else Path().glob("*.py")):
+            if path.read_text(encoding="utf-8").endswith("    run_module(build_app)\n"):
+                parts += sections(".".join(path.with_suffix("").parts))
+    return "\n".join([*parts, tail])
 
 
 def write_command_page(out: Annotated[Path, typer.Option(help="page to write")] = PAGE) -> None:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
 from torch import Tensor
 
 from datasets.relations import Place
-from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_scene
+from datasets.scenes import SceneOptions, eval_seed, render, sample_scene
 from ldm.files import write_json
 from ldm.images import write_depth, write_png
 from ldm.settings.cli import run_module, single_app
@@ -46,54 +46,41 @@ def as_u8(image_01: Tensor) -> np.ndarray:
     return (image_01 * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
 
 
-def write_images(batch: SceneBatch, folder: Path) -> None:
-    """The four files of the only scene in a batch."""
-    write_png(folder / "room.png", as_u8(batch.without_01[0]))
-    write_png(folder / "truth.png", as_u8(batch.image_01[0]))
-    write_depth(folder / "room_depth.png", batch.without_depth_01[0].numpy())
-    alpha = batch.reference_mask[0].numpy().astype(np.uint8) * 255
-    write_png(folder / "object.png", as_u8(batch.reference_01[0]), alpha_u8=alpha)
-
-
-def case_of(name: str, batch: SceneBatch) -> dict[str, Any]:
-    """The entry of cases.json: what, where, how far."""
-    facts = batch.facts[0]
-    _, far, near = facts.depths[facts.removed]
-    clause = f"{facts.names[facts.removed]} behind "
-    return {
-        "id": name,
-        "mode": "place",
-        "background": f"{name}/room.png",
-        "object": f"{name}/object.png",
-        "background_depth": f"{name}/room_depth.png",
-        "truth": f"{name}/truth.png",
-        "box_xyxy": [round(value, 4) for value in facts.boxes01[facts.removed]],
-        "depth_range": [round(far, 4), round(near, 4)],
-        "caption": next((text for text in facts.captions if clause in text), facts.captions[0]),
-        "visible": round(facts.visible[facts.removed], 3),
-        "seed": facts.seed,
-    }
-
-
-def visible_anchors(batch: SceneBatch) -> dict[str, Any]:
-    """Name -> box and depths of every solid that stays and can be seen."""
-    facts, places = batch.facts[0], {}
-    for index, name in enumerate(facts.names):
-        if index != facts.removed and facts.visible[index] >= LEAST_VISIBLE:
-            d, far, near = facts.depths[index]
-            places[name] = Place(facts.boxes01[index], d, far, near)
-    return as_json(places)
-
-
 def make_examples(out: Annotated[Path, typer.Option(help="folder of the examples")] = FOLDER) -> None:
     """Render every example and the list of them."""
     cases = []
     for name, index in EXAMPLES.items():
         batch = render([sample_scene(eval_seed(index), OPTIONS)], OPTIONS)
-        write_images(batch, out / name)
-        write_json(out / name / "anchors.json", visible_anchors(batch))
-        cases.append(case_of(name, batch))
-        logger.info("%s: %s", out / name, cases[-1]["caption"])
+        facts, folder = batch.facts[0], out / name
+        write_png(folder / "room.png", as_u8(batch.without_01[0]))
+        write_png(folder / "truth.png", as_u8(batch.image_01[0]))
+        write_depth(folder / "room_depth.png", batch.without_depth_01[0].numpy())
+        alpha = batch.reference_mask[0].numpy().astype(np.uint8) * 255
+        write_png(folder / "object.png", as_u8(batch.reference_01[0]), alpha_u8=alpha)
+        anchors = {
+            solid: Place(facts.boxes01[i], *facts.depths[i])
+            for i, solid in enumerate(facts.names)
+            if i != facts.removed and facts.visible[i] >= LEAST_VISIBLE
+        }
+        write_json(folder / "anchors.json", as_json(anchors))
+        _, far, near = facts.depths[facts.removed]
+        clause = f"{facts.names[facts.removed]} behind "
+        caption = next((text for text in facts.captions if clause in text), facts.captions[0])
+        case = {
+            "id": name,
+            "mode": "place",
+            "background": f"{name}/room.png",
+            "object": f"{name}/object.png",
+            "background_depth": f"{name}/room_depth.png",
+            "truth": f"{name}/truth.png",
+            "box_xyxy": [round(value, 4) for value in facts.boxes01[facts.removed]],
+            "depth_range": [round(far, 4), round(near, 4)],
+            "caption": caption,
+            "visible": round(facts.visible[facts.removed], 3),
+            "seed": facts.seed,
+        }
+        cases.append(case)
+        logger.info("%s: %s", folder, caption)
     write_json(out / "cases.json", {"conventions": CONVENTIONS, "cases": cases})
 
 

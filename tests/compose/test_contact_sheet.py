@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compose import ComposeSettings, compose, load_models
-from compose.contact_sheet import TITLES, build_app, read_cases, row_of, settings_of_case
+from compose.contact_sheet import TITLES, build_app, read_cases, settings_of_case, sheet_rows
 from ldm.images import read_image
 from ldm.settings.cli import run_app
 from tests.images import Case, room
@@ -58,7 +58,7 @@ def test_finished_images_are_drawn_from_their_recipes(case: Case, caplog) -> Non
 def test_the_row_shows_what_was_computed(case: Case) -> None:
     settings = settings_of_case(entry(), case.folder, case.model)
     result = compose(settings, load_models(settings), progress=False)
-    row = row_of(result)
+    (row,), _ = sheet_rows(result)
     assert len(row) == len(TITLES)
     boxed, cut, depth, fused, region, painted, final = row
     assert np.array_equal(final, result.images_u8[0])
