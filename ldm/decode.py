@@ -126,28 +126,22 @@ def mask_from(image: Image.Image, path: Path, label: int | None) -> np.ndarray:
         raise ValueError(f"mask {path} is a palette image, ids {present}: say which one is meant (label)")
     if is_deep(image):
         raw, levels_u8 = np.asarray(image), _deep_to_u8(image, path)
+    elif image.mode in ("1", "L") and "transparency" not in image.info:
+        raw = levels_u8 = np.asarray(image.convert("L"))
     else:
-        raw = levels_u8 = _mask_levels(image, path)
+        rgb_u8, alpha_u8 = rgb_and_alpha(image, path)
+        raw = levels_u8 = brightest = rgb_u8.max(axis=2)
+        if alpha_u8 is not None and alpha_u8.min() != alpha_u8.max():
+            opaque = brightest[alpha_u8 > MASK_THRESHOLD]
+            one_colour = opaque.size == 0 or int(opaque.max()) - int(opaque.min()) <= GRAY_TOLERANCE
+            colourful = int((brightest - rgb_u8.min(axis=2)).max()) > GRAY_TOLERANCE
+            raw = levels_u8 = alpha_u8 if one_colour or colourful else brightest
     mask = raw == 1 if raw.max() == 1 else levels_u8 > MASK_THRESHOLD
     if not mask.any():
         hint = f"; its values are {_listed(raw)}: if these are ids, say which one is meant (label)"
         hint = hint if raw.max() > 0 else ""
         raise ValueError(f"mask {path} is empty: no pixel is above {MASK_THRESHOLD} of 255{hint}")
     return mask
-
-
-def _mask_levels(image: Image.Image, path: Path) -> np.ndarray:
-    """The channel (h, w) uint8 of an 8-bit image that says what is masked."""
-    if image.mode in ("1", "L") and "transparency" not in image.info:
-        return np.asarray(image.convert("L"))
-    rgb_u8, alpha_u8 = rgb_and_alpha(image, path)
-    brightest, darkest = rgb_u8.max(axis=2), rgb_u8.min(axis=2)
-    if alpha_u8 is None or alpha_u8.min() == alpha_u8.max():
-        return brightest
-    opaque = brightest[alpha_u8 > MASK_THRESHOLD]
-    one_colour = opaque.size == 0 or int(opaque.max()) - int(opaque.min()) <= GRAY_TOLERANCE
-    colourful = int((brightest - darkest).max()) > GRAY_TOLERANCE
-    return alpha_u8 if one_colour or colourful else brightest
 
 
 def _listed(values: np.ndarray, limit: int = 12) -> str:

@@ -1,26 +1,14 @@
-"""Checkpoints of a run: only what trains, in three files of one folder that appears whole or not at all.
-
-checkpoints/step-00000250/weights.safetensors   trained weights, in the precision of training
-                          average.safetensors   their running average, where one is kept
-                          state.pt              optimizer, schedule, progress
-"""
+"""Lightning's checkpoints as folders with the files of `ldm.training`: what trains, its average, the rest."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from ldm.checkpoints import folder_written_whole
-from ldm.training.checkpoints import STATE
-
-PARTS = {"state_dict": "weights.safetensors", "average": "average.safetensors"}
+from ldm.training.checkpoints import STATE, Layout, read_files, write_checkpoint
 
 
 def step_folders(folder: Path) -> list[Path]:
@@ -29,34 +17,20 @@ def step_folders(folder: Path) -> list[Path]:
 
 
 class SplitCheckpoint(CheckpointIO):
-    """Lightning's checkpoint as a folder: weights as safetensors, the rest apart."""
+    """checkpoints/step-00000250/ with weights.safetensors, average.safetensors and state.pt."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        with folder_written_whole(Path(path)) as partial:
-            for key, name in PARTS.items():
-                if checkpoint.get(key):
-                    weights = {k: value.detach().cpu().contiguous() for k, value in checkpoint[key].items()}
-                    save_file(weights, partial / name)
-            rest = {key: value for key, value in checkpoint.items() if key not in PARTS}
-            torch.save(rest, partial / STATE)
+        state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "average")}
+        write_checkpoint(Path(path), Layout(), checkpoint["state_dict"], state, checkpoint.get("average"))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """The checkpoint as it was given to `save_checkpoint`, on the CPU. Nothing but data is unpickled."""
-        folder = Path(path)
-        try:
-            checkpoint: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-            for key, name in PARTS.items():
-                if (folder / name).is_file():
-                    checkpoint[key] = load_file(folder / name)
-        except (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError):
-            raise ValueError(
-                f"{folder}: a damaged checkpoint; remove it to go on from the one before"
-            ) from None
-        return checkpoint
+        weights, state, average = read_files(Path(path), Layout())
+        return {**state, "state_dict": weights} | ({} if average is None else {"average": average})
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path, ignore_errors=True)

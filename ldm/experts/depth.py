@@ -59,8 +59,8 @@ class DepthEstimator:
         self.metric = metric  # the network predicts distance, which is inverted
         self._network_size = (depth_input.size, depth_input.size)
         if isinstance(model, DPTForDepthEstimation) and model.backbone is None:
-            # The stock class takes its own patch grid for square; told the true one, it runs at any aspect.
-            model.neck.register_forward_pre_hook(self._tell_patch_grid)
+            # The stock class takes its own patch grid for square; with the true one it runs at any aspect.
+            model.neck.register_forward_pre_hook(self._add_patch_grid)
 
     @classmethod
     def load(
@@ -105,7 +105,7 @@ class DepthEstimator:
                     found[index] = normalize(full[0, 0].clamp(0, 1).numpy())
         return [found[index] for index in range(len(images_u8))]
 
-    def _tell_patch_grid(self, neck: nn.Module, args: tuple[Any, ...]) -> tuple[Any, int, int]:
+    def _add_patch_grid(self, neck: nn.Module, args: tuple[Any, ...]) -> tuple[Any, int, int]:
         patch = int(self.model.config.patch_size)  # type: ignore[union-attr, arg-type]
         return args[0], self._network_size[0] // patch, self._network_size[1] // patch
 

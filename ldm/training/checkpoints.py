@@ -128,19 +128,26 @@ def write_checkpoint(
         torch.save(dict(state), partial / STATE)
 
 
+def read_files(
+    folder: Path, layout: Layout
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor] | None]:
+    """(weights, state, average or None) on the CPU, as they are in the files. Only data is unpickled."""
+    try:
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        average = load_file(folder / AVERAGE) if (folder / AVERAGE).is_file() else None
+        return load_file(folder / layout.file), state, average
+    except (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError):
+        raise ValueError(f"{folder}: a damaged checkpoint; remove it to go on from the one before") from None
+
+
 def read_checkpoint(
     folder: Path, layout: Layout, names: Iterable[str]
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor] | None]:
-    """(weights, state, average or None) on the CPU, weights by parameter name. Only data is unpickled.
+    """The same with weights by parameter name.
 
     Raises ValueError for a damaged checkpoint, and for one whose weights are not those called `names`.
     """
-    try:
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-        stored = load_file(folder / layout.file)
-        average = load_file(folder / AVERAGE) if (folder / AVERAGE).is_file() else None
-    except (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError):
-        raise ValueError(f"{folder}: a damaged checkpoint; remove it to go on from the one before") from None
+    stored, state, average = read_files(folder, layout)
     keys = {name: layout.key(name) for name in names}
     wrong = sorted(stored.keys() ^ set(keys.values()))
     if wrong:
