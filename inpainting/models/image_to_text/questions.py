@@ -21,7 +21,6 @@ from inpainting.prompts import (
     COLORS,
     GRAY_NAME,
     LLAVA_PROMPT,
-    TEMPLATE,
     discover_question,
     paint_masks,
     read_prompt,
@@ -32,7 +31,6 @@ from ldm.mllm.templates import TEMPLATES
 from ldm.settings.config import check_settings, setting
 
 CONFIG_FILE = "prompter.json"  # beside the weights of a model or adapter
-LLAVAS = ("llava", "llava_next")  # families whose images stand in a text as <image>
 # Between the tags: one blank at most, a letter or digit, then anything printable but brackets.
 CONTENT = r" ?[A-Za-z0-9][^<>\x00-\x1f\x7f-\x9f]*"
 SPACED_TAG = re.compile(r"<\s*(/?)\s*(\w+)\s*>")  # as a tokenizer of words decodes a tag: `< red >`
@@ -62,12 +60,6 @@ class PrompterConfig:
             raise ValueError(f"colors must be different names among {known}; got {', '.join(self.colors)}")
         if self.template and self.template not in TEMPLATES:
             raise ValueError(f"unknown template {self.template!r}; allowed: {', '.join(TEMPLATES)}")
-
-    def template_for(self, family: str) -> str | None:
-        """Chat template for a family of models; None for the processor's own."""
-        if self.template:
-            return TEMPLATES[self.template]
-        return TEMPLATES[TEMPLATE] if family in LLAVAS else None
 
 
 @dataclass(frozen=True, eq=False)

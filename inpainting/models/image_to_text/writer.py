@@ -34,11 +34,13 @@ from inpainting.models.image_to_text.questions import (
     pattern_of,
     queries_for,
 )
+from inpainting.prompts import TEMPLATE
 from ldm.files import read_json
 from ldm.metrics.weights import hash_of
 from ldm.mllm.chat import Chat, generate, to_device
 from ldm.mllm.constrain import Grammar
 from ldm.mllm.load import Mllm
+from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import ADAPTER_CONFIG, load_adapter
 from ldm.registry.models import local_or_hub_folder, resolve_model_path
 from ldm.settings.config import read_config
@@ -48,6 +50,7 @@ DEFAULTS = PrompterConfig()
 
 RELEASED = Path("models/llava/multimask/checkpoint-2884/adapter")
 TINY = Path("assets/tiny/prompter")
+LLAVAS = ("llava", "llava_next")  # families whose images stand in a text as <image>
 RULES = 32  # compiled expressions in memory; one takes some megabytes for a large vocabulary (chosen)
 LONGEST_ANSWER = 512  # tokens (published)
 
@@ -128,7 +131,8 @@ class PromptWriter:
 
     def __init__(self, mllm: Mllm, config: PrompterConfig = DEFAULTS, adapter: Path | None = None) -> None:  # noqa: B008
         self.mllm, self.config, self.adapter = mllm, config, adapter
-        self.chat = Chat(mllm.processor, config.template_for(mllm.family))
+        template = config.template or (TEMPLATE if mllm.family in LLAVAS else "")
+        self.chat = Chat(mllm.processor, TEMPLATES[template] if template else None)  # else its own
         self.grammar = Grammar(mllm.processor.tokenizer, RULES)
 
     @classmethod

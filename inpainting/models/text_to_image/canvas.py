@@ -48,28 +48,6 @@ class Canvas:
         return self.masks.shape[1], self.masks.shape[2]
 
 
-def as_regions(
-    image_u8: np.ndarray, regions: Sequence[RegionPrompt | tuple[np.ndarray, str]]
-) -> list[RegionPrompt]:
-    """Check image and regions against each other; ValueError names the region that does not fit."""
-    if image_u8.dtype != np.uint8 or image_u8.ndim != 3 or image_u8.shape[2] != 3:
-        raise ValueError(f"the image must be RGB (h, w, 3) uint8, got {image_u8.dtype} {image_u8.shape}")
-    if not regions:
-        raise ValueError("nothing to paint: give at least one (mask, prompt)")
-    checked = [region if isinstance(region, RegionPrompt) else RegionPrompt(*region) for region in regions]
-    for number, region in enumerate(checked, 1):
-        if region.mask.dtype != bool or region.mask.ndim != 2:
-            given = f"{region.mask.dtype} {region.mask.shape}"
-            raise ValueError(f"mask {number} must be bool (h, w), got {given}; for a 0/255 mask: mask > 127")
-        if region.mask.shape != image_u8.shape[:2]:
-            (h, w), (high, wide) = region.mask.shape, image_u8.shape[:2]
-            given = f"{w} x {h} pixels, its image {wide} x {high} (width x height)"
-            raise ValueError(f"mask {number} is {given}")
-        if not region.mask.any():
-            raise ValueError(f"mask {number} ({region.prompt!r}) is empty: no pixel is set")
-    return checked
-
-
 def pair_masks(
     masks: Sequence[np.ndarray], prompts: Sequence[str], negatives: Sequence[str] = ()
 ) -> list[RegionPrompt]:
