@@ -176,6 +176,9 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None
     assert [line.split(",")[0] for line in lines] == ["step", *"123456789"]
     with pytest.raises(ValueError, match="other weights"):
         Stage("error", nn.Conv1d(1, 1, 1, bias=False), SHORT, tmp_path / "parts")
+    model = nn.Linear(3, 1)
+    with pytest.raises(ValueError, match=r"state\.pt: an earlier version"):
+        Stage("error", model, SHORT, tmp_path / "parts", groups=[([model.weight], 1e-3)])
 
 
 def test_each_mask_weighs_the_same(trained: Path, views: Views) -> None:
