@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from transformers import Dinov2Model
 
 from ldm.checkpoints import load_part, load_strict, read_weights, save_part
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from ldm.images import IMAGENET_MEAN, IMAGENET_STD
 
 
 class IdentityEncoder(nn.Module):

@@ -19,6 +19,7 @@ from ldm.decode import GRAY_TOLERANCE, is_deep, mask_from, opened, rgb_and_alpha
 from ldm.files import write_atomic
 
 Box01 = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the image
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in [0, 1]
 INTERPOLATION = {
     "area": cv2.INTER_AREA,
     "linear": cv2.INTER_LINEAR,

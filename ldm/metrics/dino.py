@@ -14,8 +14,8 @@ from transformers import AutoModel
 
 from ldm.checkpoints import load_pretrained
 from ldm.files import read_json
+from ldm.images import IMAGENET_MEAN, IMAGENET_STD
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINO_SIDE = 224  # pixels
 
 
@@ -41,6 +41,7 @@ class Dino:
             size = max(side, round(width * scale)), max(side, round(height * scale))
             small = np.asarray(Image.fromarray(image_u8).resize(size, Image.Resampling.BICUBIC))
             top, left = (small.shape[0] - side) // 2, (small.shape[1] - side) // 2
-            cuts.append((small[top : top + side, left : left + side].astype(np.float32) / 255 - MEAN) / STD)
+            cut_01 = small[top : top + side, left : left + side].astype(np.float32) / 255
+            cuts.append((cut_01 - IMAGENET_MEAN) / IMAGENET_STD)
         pixels = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float().to(self.device)
         return F.normalize(self.model(pixels).last_hidden_state[:, 0].float(), dim=-1).cpu().numpy()
