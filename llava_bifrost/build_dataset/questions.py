@@ -159,10 +159,10 @@ def _place_sample(
         location, request, anchors = published.question(photograph, removal.index, original_01, prepared.rng)
         facts = {}
     else:
-        frame = align_depth(filled_01, original_01, ~removal.hole)
-        if frame.error > rules.depth_error:
-            raise Rejected(f"depth frames: they differ by {frame.error:.3f}, at most {rules.depth_error}")
-        values = frame.scale * original_01[removal.mask] + frame.shift
+        scale, shift, error = align_depth(filled_01, original_01, ~removal.hole)
+        if error > rules.depth_error:
+            raise Rejected(f"depth frames: they differ by {error:.3f}, at most {rules.depth_error}")
+        values = scale * original_01[removal.mask] + shift
         if np.median(values) > HIGHEST:
             raise Rejected(f"too near: depth {np.median(values):.2f} where the background ends at 1")
         measured = measure_object(values, removal.mask, target.tight_box(removal.mask))
@@ -183,25 +183,16 @@ def _place_sample(
             target.category, choose_facts(true, options.relations.most, prepared.rng), prepared.rng
         )
         location = Location.of(measured.place(options.format == "center"))
-        numbers = (frame.scale, frame.shift, frame.error)
-        facts = {**measured.facts(), "frame": [metadata_number(value) for value in numbers]}
+        facts = {**measured.facts(), "frame": [metadata_number(value) for value in (scale, shift, error)]}
     name, image = f"{photograph.name}-{count}", f"{photograph.name}_{count}.jpg"
     named = {anchor: anchors[anchor] for anchor in request.anchors}
     return Sample(name, image, removal.filled_u8, request, location, named, "coco", facts)
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """frame depth = scale * depth + shift. error: median residual over the shared pixels."""
-
-    scale: float
-    shift: float
-    error: float
-
-
-def align_depth(frame_01: np.ndarray, depth_01: np.ndarray, shared: np.ndarray) -> Alignment:
+def align_depth(frame_01: np.ndarray, depth_01: np.ndarray, shared: np.ndarray) -> tuple[float, float, float]:
     """Fit depth_01 (h, w) to frame_01 (h, w) on the pixels shared (h, w) bool, by trimmed least squares.
 
+    returns: scale and shift, depth in the frame = scale * depth + shift, and the median residual.
     Rejected when too few pixels are shared, when they are flat, or when near and far are exchanged.
     """
     indices = np.flatnonzero(shared)
@@ -228,4 +219,4 @@ def align_depth(frame_01: np.ndarray, depth_01: np.ndarray, shared: np.ndarray) 
     residual = np.abs(scale * x + shift - y)
     if scale <= 0:
         raise Rejected("depth frames: near and far are exchanged by the removal")
-    return Alignment(scale, shift, float(np.median(residual)))
+    return scale, shift, float(np.median(residual))

@@ -65,7 +65,20 @@ def measure_answer(case: LocatorCase, where: Location | None) -> Measures:
     x0, y0, x1, y1 = where.box01_xyxy
     rules = {"in_frame": 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, "relations": all(clauses.values())}
     if case.world is not None:
-        rules |= standing(case.world, case.request.target, where)
+        # Whether a solid of the target's shape at this place stands on something, is as large as such solids
+        # are, and touches nothing. The surface is the one where its lower edge fits best.
+        world, shape = case.world, SHAPE_NAMES.index(case.request.target.split()[-1])
+        count = len(world.surfaces)
+        middles, depths = np.full(count, (x0 + x1) / 2), np.full(count, where.depth)
+        solids = world.stand(np.full(count, shape), np.arange(count), middles, depths)
+        off = np.abs(solids.box[:, 3] - y1) + np.where(world.support_margin(solids) < -TOUCH, 1.0, 0.0)
+        best = int(np.argmin(off))
+        width, height = solids.box[best, 2:] - solids.box[best, :2]
+        rules |= {
+            "ground": bool(off[best] < GROUND),
+            "size": bool(abs((x1 - x0) / width - 1) <= SIZE and abs((y1 - y0) / height - 1) <= SIZE),
+            "free": bool(world.clearance(solids)[best] > -TOUCH),
+        }
     measures |= {name: float(value) for name, value in rules.items()}
     measures["valid"] = float(all(rules.values()))
     for (phrase, names), true in zip(case.request.clauses, clauses.values(), strict=True):
@@ -89,23 +102,4 @@ def published(where: Location, ground_truth: Location) -> Measures:
         "published_box_mse": float(np.square(np.array(a) - np.array(b)).mean()),
         "published_iou": float(inner / (sum(areas) - inner) > 0.5),
         "published_depth_mse": (where.depth - ground_truth.depth) ** 2,
-    }
-
-
-def standing(world: World, target: str, where: Location) -> dict[str, bool]:
-    """Whether a solid of the target's shape at this place stands on something, is as large as such solids
-    are, and touches nothing. The surface is the one where its lower edge fits best."""
-    shape = SHAPE_NAMES.index(target.split()[-1])
-    count = len(world.surfaces)
-    x0, y0, x1, y1 = where.box01_xyxy
-    every = np.arange(count)
-    middles, depths = np.full(count, (x0 + x1) / 2), np.full(count, where.depth)
-    solids = world.stand(np.full(count, shape), every, middles, depths)
-    off = np.abs(solids.box[:, 3] - y1) + np.where(world.support_margin(solids) < -TOUCH, 1.0, 0.0)
-    best = int(np.argmin(off))
-    width, height = solids.box[best, 2:] - solids.box[best, :2]
-    return {
-        "ground": bool(off[best] < GROUND),
-        "size": bool(abs((x1 - x0) / width - 1) <= SIZE and abs((y1 - y0) / height - 1) <= SIZE),
-        "free": bool(world.clearance(solids)[best] > -TOUCH),
     }

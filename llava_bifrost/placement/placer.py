@@ -105,8 +105,9 @@ def place_object(
             reasons.append("nearer objects would hide the object everywhere")
         else:
             tried, visible = tried.where(shown), visible[shown]
-            single = relation_margins(tried.places, others)
-            double, margins = between_margins(single, tried.places, others), {}  # clause -> (k,) its margin
+            places = Places.of(tried.boxes01, tried.d)
+            single = relation_margins(places, others)
+            double, margins = between_margins(single, places, others), {}  # clause -> (k,) its margin
             for phrase, names in request.clauses:
                 pairs = double[:, columns[names[0]]] if len(names) == 2 else single[PHRASES[phrase]]
                 margins[clause_text(phrase, names)] = pairs[:, columns[names[-1]]]

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from datasets.geometry import Box01
-from datasets.relations import Place, Places
+from datasets.relations import Place
 from llava_bifrost.placement.ground import TOLERANCE, VIEW_DEGREES, Ground, Plane, hull
 
 # All are chosen by looking at the placer's answers in rendered rooms and photographs.
@@ -59,10 +59,6 @@ class CandidatePlacements:
         """(k, 4), inside the image."""
         edges = self.x - self.w / 2, self.y - self.h, self.x + self.w / 2, self.y
         return np.clip(np.stack(edges, 1), 0.0, 1.0)
-
-    @property
-    def places(self) -> Places:
-        return Places.of(self.boxes01, self.d)
 
 
 def join(parts: Sequence[CandidatePlacements]) -> CandidatePlacements:

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import typer
 from tqdm.auto import tqdm
 
-from datasets.relations import Place
 from ldm.device import DEVICES, DTYPES
 from ldm.experts.depth import DepthEstimator
 from ldm.images import read_depth, read_image, write_png
@@ -97,7 +95,10 @@ def predict_image(settings: PredictImage) -> None:
     locator, estimator = settings.load()
     if depth_01 is None and estimator is not None:
         depth_01 = estimator.estimate(image.rgb_u8)
-    candidates = _located(settings, locator, image.rgb_u8, settings.instruction, depth_01, anchors)
+    candidates = locator.locate(
+        image.rgb_u8, settings.instruction, settings.candidates, settings.seed,
+        depth_01=depth_01, anchors=anchors, temperature=settings.temperature,
+    )  # fmt: skip
     if settings.out is not None:
         write_png(settings.out, draw_candidates(image.rgb_u8, candidates, anchors))
     if settings.json:
@@ -180,7 +181,10 @@ def answers_of(
             (job,), (image_u8,) = group, images
             anchors = parse_anchors(job["anchors"], f"job {job['id']}") if "anchors" in job else None
             depth_01 = None if estimator is None else estimator.estimate(image_u8)
-            located = [_located(settings, locator, image_u8, job["instruction"], depth_01, anchors)]
+            located = [locator.locate(
+                image_u8, job["instruction"], settings.candidates, settings.seed,
+                depth_01=depth_01, anchors=anchors, temperature=settings.temperature,
+            )]  # fmt: skip
     except (ValueError, OSError) as error:
         if len(group) > 1:
             for job in group:
@@ -191,13 +195,3 @@ def answers_of(
         results = [{"candidates": list(map(candidate_report, candidates))} for candidates in located]
     for job, result in zip(group, results, strict=True):
         yield {**{key: job[key] for key in ("id", "image", "instruction")}, **result}
-
-
-def _located(
-    settings: LocatorSettings, locator: Locator, image_u8: np.ndarray, instruction: str,
-    depth_01: np.ndarray | None, anchors: dict[str, Place] | None,
-) -> list[Candidate]:  # fmt: skip
-    return locator.locate(
-        image_u8, instruction, settings.candidates, settings.seed,
-        depth_01=depth_01, anchors=anchors, temperature=settings.temperature,
-    )  # fmt: skip

@@ -58,10 +58,10 @@ def test_depth_frames_are_found_in_spite_of_outliers(
     depth = rng.random(SIZE)
     frame = scale * depth + shift + rng.normal(0, 0.002, SIZE)
     frame[rng.random(SIZE) < wrong] += 0.8
-    found = align_depth(frame, depth, np.ones(SIZE, bool))
-    assert found.scale == pytest.approx(scale, abs=0.02)
-    assert found.shift == pytest.approx(shift, abs=0.02)
-    assert np.allclose(found.scale * depth + found.shift, scale * depth + shift, atol=0.03)
+    found_scale, found_shift, _ = align_depth(frame, depth, np.ones(SIZE, bool))
+    assert found_scale == pytest.approx(scale, abs=0.02)
+    assert found_shift == pytest.approx(shift, abs=0.02)
+    assert np.allclose(found_scale * depth + found_shift, scale * depth + shift, atol=0.03)
 
 
 @pytest.mark.parametrize(
