@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -58,7 +59,7 @@ def run_image(settings: CompositeSettings) -> None:
     """
     paths = output_paths(settings.out, settings.num_samples, settings.input_files.values())
     models = load_models(settings)
-    previews = Previews(settings, models) if settings.save_steps else None
+    previews = partial(write_preview, settings, models) if settings.save_steps else None
     result = compose(settings, models, on_step=previews, progress=sys.stderr.isatty())
     for index, path in enumerate(paths):
         result.save(index, path)
@@ -75,26 +76,20 @@ def run_image(settings: CompositeSettings) -> None:
     log_result(paths, result.report, summary, sheet=sheet, as_json=settings.json)
 
 
-class Previews:
-    """Decodes the first sample every few steps, and at the last, into NAME_steps/step_000.png.
+def write_preview(settings: CompositeSettings, models: Models, step: Step) -> None:
+    """Decode the first sample every few steps, and at the last, into NAME_steps/step_000.png.
 
     Previews that an earlier run left there are removed at the first step.
     """
-
-    def __init__(self, settings: CompositeSettings, models: Models) -> None:
-        self.every, self.models = settings.save_steps, models
-        self.folder = beside(settings.out, "_steps")
-
-    def __call__(self, step: Step) -> None:
-        if step.index == 0:
-            for old in self.folder.glob("step_*.png"):
-                old.unlink()
-        if (step.index + 1) % self.every and step.index + 1 < step.total:
-            return
-        space = self.models.compositor.latent_space
-        latents = step.latents[:1].to(space.mean.device, next(space.parameters()).dtype)
-        image_u8 = from_pm1(space.decode(latents)[0].float().cpu())
-        write_png(self.folder / f"step_{step.index + 1:03d}.png", image_u8)
+    folder, number = beside(settings.out, "_steps"), step.index + 1
+    if step.index == 0:
+        for old in folder.glob("step_*.png"):
+            old.unlink()
+    if number % settings.save_steps and number < step.total:
+        return
+    space = models.compositor.latent_space
+    latents = step.latents[:1].to(space.mean.device, next(space.parameters()).dtype)
+    write_png(folder / f"step_{number:03d}.png", from_pm1(space.decode(latents)[0].float().cpu()))
 
 
 @dataclass(frozen=True)
