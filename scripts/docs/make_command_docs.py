@@ -89,20 +89,14 @@ def table(head: str, rows: Iterable[Sequence[str]]) -> list[str]:
     return [*lines, ""] if escaped else []
 
 
-def page(tail: str) -> str:
-    """The whole page. tail: the part that is written by hand."""
-    parts = [HEAD]
+def write_command_page(out: Annotated[Path, typer.Option(help="page to write")] = PAGE) -> None:
+    """Write the page of all commands."""
+    text, parts = out.read_text(encoding="utf-8"), [HEAD]
     for folder in FOLDERS:
         for path in sorted(Path(folder).rglob("*.py") if folder else Path().glob("*.py")):
             if path.read_text(encoding="utf-8").endswith("    run_module(build_app)\n"):
                 parts += sections(".".join(path.with_suffix("").parts))
-    return "\n".join([*parts, tail])
-
-
-def write_command_page(out: Annotated[Path, typer.Option(help="page to write")] = PAGE) -> None:
-    """Write the page of all commands."""
-    text = out.read_text(encoding="utf-8")
-    write_atomic(out, page(text[text.index(TAIL) :]).encode())
+    write_atomic(out, "\n".join([*parts, text[text.index(TAIL) :]]).encode())
     logger.info("wrote %s", out)
 
 
