@@ -24,9 +24,9 @@ import typer
 from accelerate import init_empty_weights
 
 from benchmarks.harness import RESULTS, row_of_process, write_report
+from cldm.convert.convert import write_part
 from cldm.convert.keys import original_pieces
 from cldm.convert.plan import UNET, KeyCheck, plan_network
-from cldm.convert.write import write_part
 from cldm.create import NetworkConfig, create_unet
 from ldm.settings.cli import run_module, single_app
 from ldm.weight_files import Entry, open_weights, write_safetensors

@@ -18,9 +18,9 @@ from diffusers import ControlNetModel, DDIMScheduler
 from torch import Tensor
 from transformers import Dinov2Model
 
+from cldm.convert.convert import POSITIONS
 from cldm.convert.keys import RULES, Piece, original_pieces
 from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE
-from cldm.convert.write import POSITIONS
 from cldm.pretrained import CONFIG_FILE, require_complete
 from ldm.checkpoints import build_model
 from ldm.files import read_json

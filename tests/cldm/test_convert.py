@@ -11,15 +11,16 @@ from safetensors.torch import load_file, save_file
 from cldm.convert.__main__ import build_app
 from cldm.convert.convert import (
     CONFIGS,
+    POSITIONS,
     CompositorSettings,
     ConvertSettings,
     convert_compositor,
     convert_single,
+    interpolate_positions,
 )
 from cldm.convert.export import ExportSettings, export, schedule_buffers
 from cldm.convert.keys import original_pieces
 from cldm.convert.plan import ENCODER, UNET, empty_networks
-from cldm.convert.write import POSITIONS, interpolate_positions
 from cldm.model import Compositor
 from cldm.pretrained import load_compositor
 from ldm.settings.cli import run_app
