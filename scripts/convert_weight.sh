@@ -32,12 +32,12 @@ folder=models/bifrost_start
 [ "$verb" = bifrost ] && folder=models/bifrost
 given report "$@" || given out "$@" || set -- --report "$folder.json" "$@"
 given out "$@" || set -- --out "$folder" "$@"
-if [ "$verb" = sd21 ] && ! given dinov2 "$@"; then
-    found=$(first dinov2-checkpoint "$released/dinov2")
-    set -- --dinov2 "$found" "$@"
-fi
 if ! given source "$@"; then
     found=$(first "$verb-checkpoint" "$released/$verb")
     set -- --source "$found" "$@"
+fi
+if [ "$verb" = sd21 ] && ! given dinov2 "$@"; then
+    found=$(first dinov2-checkpoint "$released/dinov2")
+    set -- --dinov2 "$found" "$@"
 fi
 exec "$VENV_PY" -m cldm.convert "$verb" "$@"
