@@ -9,7 +9,6 @@ of the mapped file count into the resident peak as well, but the system may drop
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
@@ -23,7 +22,7 @@ import torch
 import typer
 from accelerate import init_empty_weights
 
-from benchmarks.harness import RESULTS, row_of_process, write_report
+from benchmarks.harness import RESULTS, row_of_process, write_results
 from cldm.convert.convert import write_part
 from cldm.convert.keys import original_pieces
 from cldm.convert.plan import UNET, KeyCheck, plan_network
@@ -41,8 +40,8 @@ def empty_unet(width: int) -> torch.nn.Module:
         return create_unet(NetworkConfig(block_channels=(width, 2 * width, 4 * width, 4 * width)))
 
 
-def make_file(path: Path, width: int) -> None:
-    """A file in the original layout with zeros and ones for weights."""
+def make_file(path: Path, width: int) -> dict[str, float]:
+    """A file in the original layout with ones for weights."""
     model = empty_unet(width)
     pieces = original_pieces(model)
     shapes = {UNET + pieces[key].key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -54,6 +53,7 @@ def make_file(path: Path, width: int) -> None:
         write_safetensors(path, ones)
     else:
         torch.save({"state_dict": {key: torch.ones(shape) for key, shape in shapes.items()}}, path)
+    return {}
 
 
 def convert(path: Path, out: Path, width: int, dtype: str) -> dict[str, float]:
@@ -81,7 +81,7 @@ def convert(path: Path, out: Path, width: int, dtype: str) -> dict[str, float]:
     watcher.join()
     return {
         "file_mb": round(path.stat().st_size / MEGABYTE),
-        "written_mb": round(sum(one.stat().st_size for one in out.iterdir()) / MEGABYTE),
+        "written_mb": round(sum(file.stat().st_size for file in out.iterdir()) / MEGABYTE),
         "peak_anonymous_mb": round(peaks["anonymous"] / MEGABYTE),
         "peak_resident_mb": round(peaks["resident"] / MEGABYTE),
         "seconds": round(seconds, 1),
@@ -92,32 +92,23 @@ def measure_conversion(
     width: Annotated[int, typer.Option(help="UNet width; 320 is SD 2.1", min=32)] = 320,
     work: Annotated[Path | None, typer.Option(help="folder for the files, default the system's")] = None,
     out: Annotated[Path, typer.Option(help="result")] = RESULTS / "convert.json",
-    step: Annotated[str, typer.Option(help="used by the benchmark itself: FILE,FOLDER,DTYPE")] = "",
 ) -> None:
     """Measure peak memory of converting one network."""
-    if step:
-        path, folder, dtype = step.split(",")
-        if not Path(path).exists():
-            make_file(Path(path), width)
-            typer.echo("{}")
-        else:
-            typer.echo(json.dumps(convert(Path(path), Path(folder), width, dtype)))
-        return
     rows = []
     with tempfile.TemporaryDirectory(dir=work) as folder:
         for suffix in (".ckpt", ".safetensors"):
             file = Path(folder) / f"unet{suffix}"
+            row_of_process(make_file, file, width)
             for dtype in ("keep", "fp16"):
-                flags = [f"--width={width}", f"--step={file},{folder}/{dtype},{dtype}"]
-                for _ in range(1 if file.exists() else 2):  # the first call makes the file
-                    row = row_of_process("benchmarks.convert", *flags)
-                    if "failed" in row:
-                        raise RuntimeError(row["failed"])
+                converted = Path(folder) / dtype
+                row = row_of_process(convert, file, converted, width, dtype)
+                if "failed" in row:
+                    raise RuntimeError(row["failed"])
                 rows.append({"file": suffix, "dtype": dtype, **row})
                 logger.info("%s", rows[-1])
-                shutil.rmtree(Path(folder) / dtype)
+                shutil.rmtree(converted)
             file.unlink()
-    write_report(out, {"unet_width": width, "rows": rows})
+    write_results(out, {"unet_width": width, "rows": rows})
 
 
 build_app = single_app(measure_conversion)

@@ -10,7 +10,6 @@ with gradient checkpointing; a row that runs out of memory says so.
 
 from __future__ import annotations
 
-import json
 import logging
 import resource
 import sys
@@ -25,7 +24,7 @@ import typer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from benchmarks.harness import RESULTS, row_of_process, write_report
+from benchmarks.harness import RESULTS, row_of_process, write_results
 from cldm.create import NetworkConfig, create_compositor
 from cldm.training.module import CompositorModule, CompositorTrainConfig
 from ldm.device import pick_device
@@ -109,22 +108,12 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
     }
 
 
-def row(batch: int, checkpointing: bool, steps: int, precision: str, device: str) -> dict[str, Any]:
-    """`measure_row` in a process of its own."""
-    flags = [f"--batches={batch}", f"--steps={steps}", f"--precision={precision}", f"--device={device}"]
-    flags += ["--inside", "--checkpointing" if checkpointing else "--no-checkpointing"]
-    settings = {"batch": batch, "checkpointing": checkpointing, "precision": precision}
-    return {**settings, **row_of_process("benchmarks.full_size", *flags)}
-
-
 def measure_training_steps(
     batches: Annotated[str, typer.Option(help="batch sizes, with commas")] = "1",
     steps: Annotated[int, typer.Option(help="steps of each row", min=1)] = 1,
     precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "bf16-true",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     out: Annotated[Path, typer.Option(help="JSON to write")] = RESULTS / "full_size.json",
-    inside: Annotated[bool, typer.Option(hidden=True)] = False,
-    checkpointing: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Measure training steps of the full-size compositor."""
     if precision not in PRECISIONS:
@@ -133,15 +122,13 @@ def measure_training_steps(
     if not sizes or min(sizes) < 1:
         raise ValueError(f"--batches must be whole numbers above 0 with commas, got {batches}")
     where = pick_device(device).type
-    if inside:
-        typer.echo(json.dumps(measure_row(sizes[0], checkpointing, steps, precision, where)))
-        return
     rows = []
     for size in sizes:
-        for recompute in (False, True):
-            rows.append(row(size, recompute, steps, precision, where))
+        for checkpointing in (False, True):
+            numbers = row_of_process(measure_row, size, checkpointing, steps, precision, where)
+            rows.append({"batch": size, "checkpointing": checkpointing, "precision": precision, **numbers})
             logger.info("%s", rows[-1])
-    write_report(out, {"size": f"SD-2.1 and DINOv2-g, {SIDE} px", "rows": rows})
+    write_results(out, {"size": f"SD-2.1 and DINOv2-g, {SIDE} px", "rows": rows})
 
 
 build_app = single_app(measure_training_steps)

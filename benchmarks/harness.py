@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +47,18 @@ def best_seconds(
     return best
 
 
-def row_of_process(module: str, *flags: str) -> dict[str, Any]:
-    """The JSON row that another process of a benchmark prints; its peak memory is its own. Or `failed`."""
-    command = [sys.executable, "-m", module, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    killed = done.returncode in (-9, 137) or "out of memory" in done.stderr.lower()
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return {"failed": "out of memory" if killed else last[:200]}
+def row_of_process(measure: Callable[..., dict[str, Any]], *values: Any) -> dict[str, Any]:
+    """The row of `measure` in a process of its own, so that its peak memory is its own. Or `failed`."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, *values).result()
+        except BrokenProcessPool:  # the system ends a process that takes too much memory
+            return {"failed": "out of memory"}
+        except RuntimeError as error:
+            return {"failed": "out of memory" if "out of memory" in str(error).lower() else str(error)[:200]}
 
 
-def write_report(out: Path, body: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+def write_results(out: Path, body: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
     """Write the numbers with the hardware that they were measured on, and log them."""
     text = json_bytes({"hardware": describe_hardware(device), **body})
     write_atomic(out, text)

@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from benchmarks.harness import RESULTS, write_report
+from benchmarks.harness import RESULTS, write_results
 from datasets.relations import Place
 from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
 from ldm.settings.cli import run_module, single_app
@@ -47,11 +47,14 @@ def cases(count: int) -> Iterator[tuple[LocatorCase, np.ndarray, dict[str, Place
                 yield case, depth_01(shard.without_depth_u16[index]), every
 
 
-def measured(count: int) -> dict[str, dict[str, float]]:
-    """Fractions of questions by rule, with all objects known and with the named ones only."""
+def measure_placer(
+    scenes: Annotated[int, typer.Option(help="held-out scenes; rendered if missing", metavar="INT")] = 512,
+    out: Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")] = RESULTS / "placer.json",
+) -> None:
+    """Measure the geometric placer's first answers: fractions of questions by rule."""
     rows: dict[str, list[dict[str, float]]] = {"all things known": [], "named things known": []}
     seconds = 0.0
-    for case, depth, every in cases(count):
+    for case, depth, every in cases(scenes):
         # The cut-out gives the object's aspect; here that of the true solid.
         x0, y0, x1, y1 = case.ground_truth.box01_xyxy
         item = Item((x1 - x0) / (y1 - y0))
@@ -67,23 +70,13 @@ def measured(count: int) -> dict[str, dict[str, float]]:
                 seconds += time.perf_counter() - start
             judged = measure_answer(replace(case, anchors=every), location)
             rows[row].append({"answered": 1.0, **{rule: judged[rule] for rule in RULES}})
-    table = {row: rule_means(questions) for row, questions in rows.items()}
+    table: dict[str, Any] = {"scenes": scenes}
+    for row, questions in rows.items():  # a question without an answer breaks every rule
+        means = {rule: np.mean([each.get(rule, 0.0) for each in questions]) for rule in ("answered", *RULES)}
+        rounded = {rule: round(float(mean), 3) for rule, mean in means.items()}
+        table[row] = {"questions": float(len(questions)), **rounded}
     table["seconds"] = {"per question": round(seconds / max(1, 2 * len(rows["all things known"])), 3)}
-    return table
-
-
-def rule_means(questions: list[dict[str, float]]) -> dict[str, float]:
-    """Means over all questions; one without an answer breaks every rule."""
-    means = {rule: float(np.mean([row.get(rule, 0.0) for row in questions])) for rule in ("answered", *RULES)}
-    return {"questions": float(len(questions)), **{rule: round(mean, 3) for rule, mean in means.items()}}
-
-
-def measure_placer(
-    scenes: Annotated[int, typer.Option(help="held-out scenes; rendered if missing", metavar="INT")] = 512,
-    out: Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")] = RESULTS / "placer.json",
-) -> None:
-    """Measure the geometric placer's first answers."""
-    write_report(out, {"scenes": scenes, **measured(scenes)})
+    write_results(out, table)
 
 
 build_app = single_app(measure_placer)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.harness import RESULTS, best_seconds, write_report
+from benchmarks.harness import RESULTS, best_seconds, write_results
 from datasets.fusion import Cutout, collage, hidden_object, place_cutout_legacy
 from datasets.inputs import AugmentationParams, Inputs, PairOptions
 from datasets.masks import dilate
@@ -51,26 +51,19 @@ def loop_collage(background_u8: np.ndarray, detail_u8: np.ndarray, mask: np.ndar
     return result
 
 
-def loop_fusion(
-    depth: np.ndarray, object_depth: np.ndarray, mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def loop_fusion(depth: np.ndarray, object_depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The object's depth where it is nearer than the background's."""
-    result, visible = depth.copy(), np.zeros(depth.shape, bool)
+    result = depth.copy()
     x0, y0, x1, y1 = BOX
     for y in range(y0, y1):
         for x in range(x0, x1):
             if mask[y - y0, x - x0] and object_depth[y - y0, x - x0] > depth[y, x]:
-                result[y, x], visible[y, x] = object_depth[y - y0, x - x0], True
-    return result, visible
+                result[y, x] = object_depth[y - y0, x - x0]
+    return result
 
 
-def seconds(work: Callable[[], object], runs: int) -> float:
-    """CPU seconds of the fastest run."""
-    return best_seconds({"": work}, runs)[""]
-
-
-def scene() -> tuple[np.ndarray, np.ndarray, Cutout, np.ndarray]:
-    """Background (h, w, 3), its depth (h, w), an elliptic object of the box's size, its mask (h, w)."""
+def compare_loops() -> dict[str, dict[str, float]]:
+    """Seconds and ratio of each step; raises if the results differ."""
     rng = np.random.default_rng(0)
     background_u8 = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
     depth = rng.random(SIZE).astype(np.float32)
@@ -80,19 +73,13 @@ def scene() -> tuple[np.ndarray, np.ndarray, Cutout, np.ndarray]:
     own = np.where(inside, rng.random(inside.shape), 0).astype(np.float32)
     mask = np.zeros(SIZE, bool)
     mask[y0:y1, x0:x1] = inside
-    return background_u8, depth, Cutout(background_u8[y0:y1, x0:x1], inside, own), mask
-
-
-def compare_loops() -> dict[str, dict[str, float]]:
-    """Seconds and ratio of each step; raises if the results differ."""
-    background_u8, depth, cutout, mask = scene()
+    cutout = Cutout(background_u8[y0:y1, x0:x1], inside, own)
     object_depth = EXTENT[0] + (EXTENT[1] - EXTENT[0]) * cutout.depth_01
     detail_u8 = 255 - background_u8
     full = mask.astype(np.float32)
 
     def fused() -> np.ndarray:
-        x0, y0, x1, y1 = BOX
-        result, size = depth.copy(), (y1 - y0, x1 - x0)
+        result, size = depth.copy(), inside.shape
         placed, part = place_cutout_legacy(cutout, (0, 0, *size[::-1]), EXTENT, size), result[y0:y1, x0:x1]
         visible = (placed.alpha_01 > 0.5) & ~hidden_object(part, placed, EXTENT[1], "pixel")
         part[visible] = placed.depth_01[visible]
@@ -104,17 +91,21 @@ def compare_loops() -> dict[str, dict[str, float]]:
             lambda: loop_collage(background_u8, detail_u8, mask),
             lambda: collage(background_u8, detail_u8, full, mask),
         ),
-        "fusion": (lambda: loop_fusion(depth, object_depth, cutout.mask)[0], fused),
+        "fusion": (lambda: loop_fusion(depth, object_depth, inside), fused),
     }
-    rows = {}
+    taken: dict[str, dict[str, float]] = {}
     for name, (loop, ours) in pairs.items():
         if not np.array_equal(loop(), ours()):
             raise RuntimeError(f"{name}: the loop and our function differ")
-        slow, fast = seconds(loop, 2), seconds(ours, 10)
-        rows[name] = {"loop_s": round(slow, 5), "ours_s": round(fast, 5), "ratio": round(slow / fast, 1)}
-    slow, fast = (sum(row[key] for row in rows.values()) for key in ("loop_s", "ours_s"))
-    rows["all three"] = {"loop_s": round(slow, 5), "ours_s": round(fast, 5), "ratio": round(slow / fast, 1)}
-    return rows
+        taken[name] = best_seconds({"loop_s": loop, "ours_s": ours}, 3)
+    taken["all three"] = {key: sum(row[key] for row in taken.values()) for key in ("loop_s", "ours_s")}
+    return {
+        name: {
+            **{key: round(value, 5) for key, value in row.items()},
+            "ratio": round(row["loop_s"] / row["ours_s"], 1),
+        }
+        for name, row in taken.items()
+    }
 
 
 def example(size: tuple[int, int], reference: int) -> Inputs:
@@ -134,28 +125,26 @@ def example(size: tuple[int, int], reference: int) -> Inputs:
     )
 
 
-def build_times() -> dict[str, float]:
-    """Milliseconds of CPU per pair."""
-    small = PairOptions(size=(96, 96), reference_size=64, hf_mode="cutout", show_background=True)
-    training = example((96, 96), 112)
-    choices = [AugmentationParams.sample(np.random.default_rng(seed), small) for seed in range(200)]
-    per_pair = seconds(lambda: [build_pair(training, small, choice) for choice in choices], 3) / len(choices)
-    large = {mode: PairOptions(hf_mode=mode) for mode in ("zero", "gray255")}
-    photograph = example(SIZE, 900)
-    rows = {"96 px crop, 112 px reference, training choices": per_pair}
-    for mode, options in large.items():
-        key = f"512 px crop of 1920 x 1080, 900 px reference, {mode}"
-        rows[key] = seconds(partial(build_pair, photograph, options), 5)
-    return {name: round(1000 * value, 2) for name, value in rows.items()}
-
-
 def measure_preprocessing(
     out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS / "preprocess.json",
 ) -> None:
     """Measure the pre-processing."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    write_report(out, {"size_hw": SIZE, "loops": compare_loops(), "build_pair_ms": build_times()})
+    small = PairOptions(size=(96, 96), reference_size=64, hf_mode="cutout", show_background=True)
+    training = example((96, 96), 112)
+    choices = [AugmentationParams.sample(np.random.default_rng(seed), small) for seed in range(200)]
+    photograph, first = example(SIZE, 900), "96 px crop, 112 px reference, training choices"
+    works = {first: lambda: [build_pair(training, small, choice) for choice in choices]} | {
+        f"512 px crop of 1920 x 1080, 900 px reference, {mode}": partial(
+            build_pair, photograph, PairOptions(hf_mode=mode)
+        )
+        for mode in ("zero", "gray255")
+    }
+    taken = best_seconds(works, 4)
+    taken[first] /= len(choices)
+    times = {name: round(1000 * value, 2) for name, value in taken.items()}
+    write_results(out, {"size_hw": SIZE, "loops": compare_loops(), "build_pair_ms": times})
 
 
 build_app = single_app(measure_preprocessing)

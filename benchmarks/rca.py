@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harness import RESULTS, best_seconds, write_report
+from benchmarks.harness import RESULTS, best_seconds, write_results
 from inpainting.models.text_to_image.layout import attention_sizes
 from inpainting.models.text_to_image.rca import Regions, attention_layers, install_rca, region_kwargs
 from ldm.device import pick_device
@@ -163,10 +163,8 @@ def layer_row(
             "gradient": train}  # fmt: skip
     row = compare_formulations(functions, repeats, device, what)
     ours = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    row["largest_difference"] = float(
-        (published_attention(q, k, v, layout, owners) - ours).abs().max().detach()
-    )
-    return row
+    gap = published_attention(q, k, v, layout, owners) - ours
+    return {**row, "largest_difference": float(gap.abs().max().detach())}
 
 
 def unet_row(masks: Tensor, owners: Tensor, regions: Regions, repeats: int) -> dict[str, Any]:
@@ -232,7 +230,7 @@ def measure_attention(
         "rows": rows,
         "bias_built_once_per_call": {"seconds": round(built, 5), "kept_mib": round(kept / 2**20, 2)},
     }
-    write_report(out, result, place)
+    write_results(out, result, place)
 
 
 build_app = single_app(measure_attention)

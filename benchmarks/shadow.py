@@ -18,7 +18,7 @@ import numpy as np
 import typer
 from tqdm.auto import tqdm
 
-from benchmarks.harness import RESULTS, write_report
+from benchmarks.harness import RESULTS, write_results
 from cldm.evaluate.cases import SceneCase, find_cases
 from cldm.model import Compositor
 from cldm.pipeline import CompositorPipeline
@@ -38,7 +38,7 @@ DARK = 0.03  # of luminance in [0, 1]; less darkening in the true image is not c
 SMOOTH = 2.0  # pixels; finer darkening is texture
 LEAST = 20  # pixels of the region outside everything else
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
-WAYS = ("painted", "darkening alone")
+WAYS = ("nothing", "painted", "darkening alone")
 
 
 def shadow_weight(case: SceneCase) -> np.ndarray:
@@ -85,39 +85,29 @@ def shadow_sums(
     # The background as much darker as the painted image is, hues and texture kept.
     before, after = (cv2.GaussianBlur(luminance(image), (0, 0), SMOOTH) for image in (background, result))
     darkened = background * np.minimum(after / np.maximum(before, 0.02), 1)[..., None]
-    images = dict(zip(WAYS, (result.astype(np.float32), darkened), strict=True))
-    rows = {"nothing": sums(background, true_fall, truth, zone, background)}
+    images = dict(zip(WAYS, (background, result.astype(np.float32), darkened), strict=True))
+    rows = {}
     for name, image in images.items():
         mixed = background + weight[..., None] * (image - background)
-        rows[name] = sums(
-            np.clip(np.rint(mixed), 0, 255).astype(np.uint8), true_fall, truth, zone, background
-        )
+        result_u8 = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+        fall = np.maximum(luminance(background) - luminance(result_u8), 0)
+        shared = np.minimum(fall, true_fall)
+        rows[name] = {
+            "wanted": float(true_fall[zone].sum()), "there": float(fall[zone].sum()),
+            "both": float(shared[zone].sum()), "psnr": psnr_over(result_u8, truth, zone),
+        }  # fmt: skip
     return rows
-
-
-def sums(
-    result_u8: np.ndarray,
-    true_fall: np.ndarray,
-    truth_u8: np.ndarray,
-    zone: np.ndarray,
-    background_u8: np.ndarray,
-) -> dict[str, float]:
-    """Darkening of a result in the zone: wanted, there, and both; and its PSNR there."""
-    fall = np.maximum(luminance(background_u8) - luminance(result_u8), 0)
-    shared = np.minimum(fall, true_fall)
-    return {
-        "wanted": float(true_fall[zone].sum()), "there": float(fall[zone].sum()),
-        "both": float(shared[zone].sum()), "psnr": psnr_over(result_u8, truth_u8, zone),
-    }  # fmt: skip
 
 
 def shadow_table(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Recall and precision of the pooled darkening and the mean PSNR, with 95 % bootstraps over scenes."""
-    table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    both, wanted, there, psnr = (
+        np.array([row[name] for row in rows]) for name in ("both", "wanted", "there", "psnr")
+    )
     statistics = {
-        "recall": lambda i: table["both"][i].sum() / table["wanted"][i].sum(),
-        "precision": lambda i: table["both"][i].sum() / max(table["there"][i].sum(), 1e-6),
-        "psnr_db": lambda i: table["psnr"][i].mean(),
+        "recall": lambda i: both[i].sum() / wanted[i].sum(),
+        "precision": lambda i: both[i].sum() / max(there[i].sum(), 1e-6),
+        "psnr_db": lambda i: psnr[i].mean(),
     }
     estimates, every = {}, np.arange(len(rows))
     for name, statistic in statistics.items():
@@ -148,8 +138,8 @@ def measure_shadow(
         for seed, case in enumerate(tqdm(chosen, disable=None))
     ]
     rows = [row for row in measured if row is not None]
-    table = {name: shadow_table([row[name] for row in rows]) for name in ("nothing", *WAYS)}
-    write_report(out, {"scenes": len(rows), "model": str(model), **table})
+    table = {name: shadow_table([row[name] for row in rows]) for name in WAYS}
+    write_results(out, {"scenes": len(rows), "model": str(model), **table})
 
 
 build_app = single_app(measure_shadow)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.harness import RESULTS, write_report
+from benchmarks.harness import RESULTS, write_results
 from datasets.base import ExampleSource
 from datasets.geometry import bbox_of_mask, expand_box, square_box, square_padding
 from datasets.inputs import Augment, AugmentationParams, PairOptions
@@ -62,15 +62,10 @@ def fabricate(root: Path, size: tuple[int, int]) -> ExampleSource:
 def published_read(root: Path, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image and mask of the reference, and image, mask and depth of the target, of which it is made."""
     for view in (item, (item + 1) % ITEMS):
-        image = cv2.cvtColor(_imread(root / "images" / f"{view}.jpg"), cv2.COLOR_BGR2RGB)
-        mask = _imread(root / "masks" / f"{view}.png")[..., 0] > 128
-    return image, mask, _imread(root / "depth" / f"{(item + 1) % ITEMS}.png", cv2.IMREAD_UNCHANGED)
-
-
-def _imread(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
-    image = cv2.imread(str(path), flags)
-    assert image is not None, path
-    return image
+        image = cv2.cvtColor(np.asarray(cv2.imread(str(root / "images" / f"{view}.jpg"))), cv2.COLOR_BGR2RGB)
+        mask = np.asarray(cv2.imread(str(root / "masks" / f"{view}.png")))[..., 0] > 128
+    depth = cv2.imread(str(root / "depth" / f"{view}.png"), cv2.IMREAD_UNCHANGED)
+    return image, mask, np.asarray(depth)
 
 
 def published_perturb(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -101,7 +96,12 @@ def published_pair(
     side = square_padding((y1 - y0, x1 - x0))
     view = np.pad(view, ((side[1], side[3]), (side[0], side[2]), (0, 0)), constant_values=255)
     view = cv2.resize(view.astype(np.uint8), (REFERENCE, REFERENCE))
-    _thrown_away(view, rng)
+    # An augmentation that the published loader computes and does not use.
+    turn = cv2.getRotationMatrix2D((REFERENCE / 2, REFERENCE / 2), float(rng.uniform(-20, 20)), 1)
+    turned = cv2.blur(cv2.warpAffine(view, turn, (REFERENCE, REFERENCE)), (5, 5))
+    lab = cv2.cvtColor(turned, cv2.COLOR_RGB2LAB)
+    lab[..., 0] = cv2.createCLAHE(4.0, (8, 8)).apply(np.ascontiguousarray(lab[..., 0]))
+    cv2.cvtColor(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), cv2.COLOR_RGB2HSV)
     large = cv2.resize(view, (256, 256))
     sobel = [cv2.convertScaleAbs(cv2.Sobel(large, cv2.CV_64F, *axes, ksize=3)) for axes in ((1, 0), (0, 1))]
     detail = cv2.resize(cv2.addWeighted(sobel[0], 0.5, sobel[1], 0.5, 0).max(axis=2), (REFERENCE, REFERENCE))
@@ -125,15 +125,6 @@ def published_pair(
     images = [cv2.resize(array, (SIDE, SIDE)).astype(np.float64) / 127.5 - 1 for array in whole]
     edit = cv2.resize(np.pad(chosen, pads, constant_values=2), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
     return [view / 255.0, *images, np.where(edit == 2, -1, edit)]
-
-
-def _thrown_away(view: np.ndarray, rng: np.random.Generator) -> None:
-    """The augmentation that the published loader computes and does not use."""
-    turn = cv2.getRotationMatrix2D((REFERENCE / 2, REFERENCE / 2), float(rng.uniform(-20, 20)), 1)
-    turned = cv2.blur(cv2.warpAffine(view, turn, (REFERENCE, REFERENCE)), (5, 5))
-    lab = cv2.cvtColor(turned, cv2.COLOR_RGB2LAB)
-    lab[..., 0] = cv2.createCLAHE(4.0, (8, 8)).apply(np.ascontiguousarray(lab[..., 0]))
-    cv2.cvtColor(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), cv2.COLOR_RGB2HSV)
 
 
 def per_example(work: Callable[[int], object], count: int) -> float:
@@ -195,7 +186,7 @@ def measure_sources(
             except ValueError as error:
                 logging.info("left out: %s", error)
         results["sources"] = measured
-    write_report(out, results)
+    write_results(out, results)
 
 
 build_app = single_app(measure_sources)
