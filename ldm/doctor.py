@@ -18,7 +18,7 @@ from ldm.result import library_versions
 from ldm.settings.cli import run_module, single_app
 
 GIGABYTE = 2**30
-BUNDLE = Path("assets/tiny")  # the small networks that come with the code
+SMALL_NETWORKS = Path("assets/tiny")  # the small networks that come with the code
 
 
 def print_report() -> None:
@@ -31,7 +31,9 @@ def print_report() -> None:
     devices += ["mps"] if torch.backends.mps.is_available() else []
     root = models_root()
     there = next(folder for folder in (root, *root.resolve().parents) if folder.exists())
-    bundle = sorted(path.parent.name for path in BUNDLE.glob("*/*.json") if path.name != "manifest.json")
+    bundle = sorted(
+        path.parent.name for path in SMALL_NETWORKS.glob("*/*.json") if path.name != "manifest.json"
+    )
     users: dict[str, list[str]] = defaultdict(list)
     for name, model in registry.items():
         for user in model.used_by:
@@ -49,7 +51,7 @@ def print_report() -> None:
             f"models folder: {root} ({shutil.disk_usage(there).free / GIGABYTE:.0f} GB free)",
         ],
         "small networks": [
-            f"{BUNDLE}: {', '.join(dict.fromkeys(bundle)) or 'missing; git checkout -- assets/tiny'}"
+            f"{SMALL_NETWORKS}: {', '.join(dict.fromkeys(bundle)) or 'missing; git checkout -- assets/tiny'}"
         ],
         "models": [
             f"{name}: {folder_of(model)}: "

@@ -27,7 +27,7 @@ def test_what_is_missing_is_named_with_its_command(tmp_path: Path, monkeypatch, 
 def test_a_bundle_that_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("ldm.doctor.BUNDLE", tmp_path)
+    monkeypatch.setattr("ldm.doctor.SMALL_NETWORKS", tmp_path)
     print_report()
     assert f"{tmp_path}: missing; git checkout" in capsys.readouterr().out
     for part in ("depth", "compositor"):
