@@ -132,25 +132,18 @@ def transfer_detail(
     part = tight_slices(coverage)
     weight = coverage[part].astype(np.float32)
     generated, paste = generated_u8[part].astype(np.float32), paste_u8[part].astype(np.float32)
-    there, here = (low_frequencies(image, weight, sigma) + DARK for image in (generated, paste))
-    light = np.clip(there / here, 1 / MAX_LIGHT, MAX_LIGHT)
+    # A wide blur is computed on a smaller image, where sigma is at least WIDE pixels.
+    (h, w), scale, low = weight.shape, max(1.0, sigma / WIDE), []
+    for image in (generated, paste):
+        planes = np.dstack([image * weight[..., None], weight])  # (h, w, 4)
+        small = resize(planes, (max(1, round(h / scale)), max(1, round(w / scale))))
+        blurred = resize(cv2.GaussianBlur(small, (0, 0), sigma / scale), (h, w), how="linear")
+        low.append(blurred[..., :3] / np.maximum(blurred[..., 3:], 1e-4) + DARK)
+    light = np.clip(low[0] / low[1], 1 / MAX_LIGHT, MAX_LIGHT)
     result = generated_u8.copy()
     mixed = generated + amount * weight[..., None] * (paste * light - generated)
     result[part] = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
     return result
-
-
-def low_frequencies(image: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of image (h, w, 3) float32 that reads only where weight (h, w) is set.
-
-    A wide blur is computed on a smaller image, where sigma is at least WIDE pixels.
-    """
-    h, w = weight.shape
-    scale = max(1.0, sigma / WIDE)
-    planes = np.dstack([image * weight[..., None], weight])  # (h, w, 4)
-    small = resize(planes, (max(1, round(h / scale)), max(1, round(w / scale))))
-    blurred = resize(cv2.GaussianBlur(small, (0, 0), sigma / scale), (h, w), how="linear")
-    return blurred[..., :3] / np.maximum(blurred[..., 3:], 1e-4)
 
 
 def _full(mask: np.ndarray, crop: Crop) -> np.ndarray:
