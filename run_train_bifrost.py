@@ -159,14 +159,23 @@ class SaveModel(pl.Callback):
     def save_model(self, module: CompositorModule) -> None:
         """Folder and manifest of the trained model, with averaged weights where they are kept."""
         config, trainer = self.config, module.trainer
-        weights = module.averaged_weights() or trainer.strategy.lightning_module_state_dict()
-        if not trainer.is_global_zero:
-            return
-        model = starting_model(config)
-        trained = {name.removeprefix("model."): value for name, value in weights.items()}
-        model.load_state_dict(trained, strict=False)  # the rest is frozen
         model_config = CompositorConfig(config.name, config.notice, config.pair, config.sampling)
-        save_compositor(model, model_config, config.out / "model")
+        model, average = module.model, module.average
+        if isinstance(trainer.strategy, Sharded):  # whole weights in a fresh model; the rest is frozen
+            weights = module.averaged_weights() or trainer.strategy.lightning_module_state_dict()
+            if not trainer.is_global_zero:
+                return
+            model, average = starting_model(config), None
+            whole = {name.removeprefix("model."): value for name, value in weights.items()}
+            model.load_state_dict(whole, strict=False)
+        if average is not None:
+            average.store(module.parameters_to_train)
+            average.copy_to(module.parameters_to_train)
+        try:
+            save_compositor(model, model_config, config.out / "model")
+        finally:
+            if average is not None:
+                average.restore(module.parameters_to_train)
         steps, seconds = module.global_step, self.state_dict()["seconds"]
         effort = Effort(config.seed, steps, steps * config.samples_per_step, seconds)
         manifest = make_manifest("compositor", model, config, effort, device=module.device)
