@@ -9,8 +9,6 @@ and a list of the sound items, which `indexes.mose=FILE` makes the loader use. A
 goes on with the same command.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import dataclass

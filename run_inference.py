@@ -10,8 +10,6 @@
 Defaults come from configs/inference.yaml; flags override them.  `--help` after a verb lists everything.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ The file is made by one process and converted by another. Anonymous memory is wh
 of the mapped file count into the resident peak as well, but the system may drop them at any time.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 import tempfile

@@ -8,8 +8,6 @@ control branches, UNet decoder and projector train; AdamW. Every row runs in a p
 with gradient checkpointing; a row that runs out of memory says so.
 """
 
-from __future__ import annotations
-
 import logging
 import resource
 import sys

@@ -1,7 +1,5 @@
 """What the benchmarks share: timing in turn, rows from processes of their own, the report with hardware."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping

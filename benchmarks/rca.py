@@ -12,8 +12,6 @@ the best of the repeats: whatever else runs on the machine only adds time.
 Legend: b images, r regions, h heads, n latent cells, t tokens, d channels of a head.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path

@@ -5,8 +5,6 @@ switches: the whole crop is pasted back (a rectangle less 5 pixels), and the sid
 1.5 and 2.9 times the region, here from the seed of the job.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

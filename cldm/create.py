@@ -3,8 +3,6 @@
 The defaults are the published architecture: SD-2.1-base UNet, two ControlNets, DINOv2-g, f8 KL autoencoder.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ Pairs come from `datasets.pairs` and the result goes to `datasets.pasteback`; no
 Legend: n samples, c latent channels, h w latent pixels, H W pixels of the crop.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

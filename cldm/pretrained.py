@@ -6,8 +6,6 @@ The configuration says how images were prepared in training and which sampler se
 small model and the full-size one differ in files, never in code.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

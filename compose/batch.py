@@ -8,8 +8,6 @@ A job is OUT/<name>.png with its recipe and the report OUT/<name>.json. A report
 and input files what it is the result of, so a job is done again only when these have changed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -4,8 +4,6 @@ python -m compose.contact_sheet outputs/a.png outputs/b.png --out sheet.png     
 python -m compose.contact_sheet --cases cases.json --root DATA --out sheet.png  (a list of cases)
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ masks     OBJECTS/CONCEPT.jpg, OBJECT_MASKS/CONCEPT.jpg, BACKGROUNDS/NAME_N.jpg,
 What the background shows inside its mask makes room for the object, so the mode is `replace` by default.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass

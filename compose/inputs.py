@@ -1,7 +1,5 @@
 """From the files that settings name to the arrays of the pre-processing; every error names the file."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path

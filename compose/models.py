@@ -1,7 +1,5 @@
 """The networks of one or many composites, each loaded when it is first needed."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field

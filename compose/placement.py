@@ -4,8 +4,6 @@ A locator is a folder with a vision-language model (`llava_bifrost.predict`), or
 (`llava_bifrost.placement.placer`), which needs the places of the named objects: from a file or a detector.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The recipe of a composite: all that decides its pixels, and whether that is still the same."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import fields, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The settings of one composite, declared once for command line, YAML, recipes and notebooks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Example number k of a run with seed s is the same whatever the workers, the batc
 or an interruption.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

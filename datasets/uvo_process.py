@@ -5,8 +5,6 @@
 The result maps the id of a video to the names of its frames: {"1": ["a/0.jpg", "a/1.jpg"]}.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Settings files that are named as in the published README."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable

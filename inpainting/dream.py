@@ -9,8 +9,6 @@ given prompts are kept. Writes a PNG that carries its recipe, a JSON report, and
 Legend: h w pixels.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence

@@ -6,8 +6,6 @@
 Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, regions and after.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence

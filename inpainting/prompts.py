@@ -7,8 +7,6 @@ section 3.1).
 Legend: h w pixels.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

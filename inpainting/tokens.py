@@ -7,8 +7,6 @@ separate  one sequence per prompt: 75 tokens each, and no prompt knows of anothe
 Legend: s sequences, l tokens of one sequence (77 in CLIP), t tokens of an image = s l, b images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Strict loading of `save_pretrained` folders: every key used, every parameter filled, or a clear error."""
 
-from __future__ import annotations
-
 import inspect
 import shutil
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ Both diffusion products call it; it knows a scheduler and a function that predic
 Legend: b images, c latent channels, h w latent pixels.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 python -m ldm.doctor
 """
 
-from __future__ import annotations
-
 import platform
 import shutil
 from collections import defaultdict

@@ -7,8 +7,6 @@ done, or left out with a reason (damaged annotation, missing image): the step go
 journal is the list of what was left out. The last line says that every item was looked at.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

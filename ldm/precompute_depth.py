@@ -8,8 +8,6 @@ same command continues an interrupted run; an image that cannot be read is named
 writing happen beside the network, in threads.
 """
 
-from __future__ import annotations
-
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

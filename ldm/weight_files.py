@@ -4,8 +4,6 @@ A pickle is only ever opened by torch's restricted unpickler. What training left
 of Lightning, OmegaConf, numpy scalars) is replaced by an inert object; any other name is refused.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import pickle

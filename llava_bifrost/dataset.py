@@ -8,8 +8,6 @@ Images lie in images/ beside the JSON file, or beside it. A record without `<ima
 never sees the image, as the published builder's did; it is refused.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field

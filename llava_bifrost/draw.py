@@ -3,8 +3,6 @@
 Legend: h w pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

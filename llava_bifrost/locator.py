@@ -4,8 +4,6 @@ locator = load_locator("assets/tiny/locator")
 best = locator.locate(image_u8, "Place the red cube behind the blue cone")[0].location
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@
         --base models/llava-1.5-7b-hf --out models/locator
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path

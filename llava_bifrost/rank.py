@@ -8,8 +8,6 @@
 What cannot be decided (no depth map, no anchors) is left out. The score is the product.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property

@@ -7,8 +7,6 @@ The run folder holds metrics.csv, validation.csv, checkpoints whose adapter/ pef
 adapter/, model/ (merged, ready to ask) and check.json. The same command again continues.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from contextlib import suppress

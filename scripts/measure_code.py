@@ -8,8 +8,6 @@ reads the function's name, recursion apart; functions that share a name share th
 the function's own module and where it is imported. Lines are those of the body without the docstring.
 """
 
-from __future__ import annotations
-
 import ast
 import subprocess
 from collections import Counter, defaultdict

@@ -11,8 +11,6 @@ python -m tiny.prompter.evaluate --model runs/tiny/prompter/model
 python -m tiny.bundle prompter --run runs/tiny/prompter
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path

@@ -8,8 +8,6 @@ The initial weights matter at this size: with the library's standard deviation o
 Legend: b images, p patches (row-major), c channels, h w pixels.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Legend: b images, l tokens of a sequence, p patches, c channels.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

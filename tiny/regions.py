@@ -5,8 +5,6 @@ Masks are boxes, as in the paper's data. Furniture is never masked: it fills too
 Legend: n scenes, b batch, r regions, h w pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the evaluations of the small networks share: means with intervals over scenes, table cells, sheets."""
 
-from __future__ import annotations
-
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence

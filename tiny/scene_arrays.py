@@ -1,7 +1,5 @@
 """Facts of many scenes as memory-mapped arrays that a trainer can index, made once from shards."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar

@@ -4,8 +4,6 @@ The vocabulary has CLIP's structure (256 bytes, the same with an end-of-word mar
 text can be written; every word of the world is one token, any other falls apart into letters.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable

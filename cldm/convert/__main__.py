@@ -10,8 +10,6 @@ The whole plan is made before the first byte is written, weights are then moved 
 appears only when it is complete.
 """  # noqa: E501
 
-from __future__ import annotations
-
 from functools import partial
 
 import typer

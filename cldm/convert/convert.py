@@ -4,8 +4,6 @@ The whole plan is made before the first byte is written, weights are then moved 
 appears only when it is complete.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Every weight that does something returns bit by bit. What is not kept is made ag
 schedule's buffers are computed, the unused first convolution of each control branch is written as zeros.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from functools import partial as bound

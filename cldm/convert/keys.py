@@ -5,8 +5,6 @@ same rules backwards. diffusers converts one way only and drops keys that it doe
 LDM for UNet, ControlNet and autoencoder; the released files of DINOv2 and of DPT-Large (MiDaS).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ A plan is made before anything is read or written. Every key of the file is used
 every weight of ours has an origin; otherwise there is no plan but an error that names the keys.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 python -m cldm.evaluate --scenes 300 --out benchmarks/results/compositor.json
 """
 
-from __future__ import annotations
-
 import sys
 
 import typer

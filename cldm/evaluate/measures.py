@@ -3,8 +3,6 @@
 Legend: h w pixels.  depth_01 is relative inverse depth, 1 = nearest.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

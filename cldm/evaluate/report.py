@@ -1,7 +1,5 @@
 """Numbers of all scenes -> tables with intervals, text, and which scenes are best, middle and worst."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -8,8 +8,6 @@ eight candidates; depth order re-estimated on the output.  Then ablations, and t
 with 95 % bootstrap intervals.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Lightning's checkpoints as folders with the files of `ldm.training`: what trains, its average, the rest."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Training data of the compositor for Lightning: one source or a weighted mixture, endless, resumable."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ uninterrupted one would have done (cldm/training/randomness.py).
 Legend: b batch, c latent channels, h w latent pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Checkpoints hold whole tensors, so a run can continue with another number of devices, sharded or not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -12,8 +12,6 @@ With the 30 objects of DreamBooth, 30 backgrounds give the 900 pairs of Bifrost'
 AnyDoor's; their own backgrounds were never published.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

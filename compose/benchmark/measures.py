@@ -3,8 +3,6 @@
 Legend: h w pixels of the image.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

@@ -1,7 +1,5 @@
 """Numbers of all composites of a benchmark -> means with intervals, paired differences, table, sheet."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

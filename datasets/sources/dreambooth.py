@@ -7,8 +7,6 @@ The second layout is read where `object_masks` is set. The backgrounds show some
 goes, so there is no ground truth to train on: the source serves tests and evaluation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial

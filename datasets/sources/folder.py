@@ -9,8 +9,6 @@ A mask is white where the object is. Without pairs.txt the object of a mask is r
 every line names the mask of the reference and the mask of the target: `cup_left cup_right`.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass

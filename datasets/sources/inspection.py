@@ -3,8 +3,6 @@
 A rejection is counted under the start of its message, up to the colon.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterator

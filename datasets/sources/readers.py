@@ -5,8 +5,6 @@ reference view and paints it anew in a target view, whose depth map is needed. B
 Messages of Rejected start with a short reason and a colon, which is what tables count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ source = open_source(config, "mose")
 sources, weights = open_mixture(config)     # for datasets.base.PairDataset
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from pathlib import Path
 

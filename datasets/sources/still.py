@@ -4,8 +4,6 @@ Reference and target are the same image; augmentation alone changes the referenc
 one of its objects is drawn.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The reference is a garment, the target a person who wears it. A garment may fill
 size is not limited.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial

@@ -3,8 +3,6 @@
 Reference and target are two frames that show the same object. An item is a video (UVO: an object of one).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass

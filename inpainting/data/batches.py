@@ -4,8 +4,6 @@ A network's answers depend a little on which images share a batch, so batches ar
 that was cut off is done again as a whole.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Legend: r regions of one example, s side of the square crop, l tokens of one sequence, b batch.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

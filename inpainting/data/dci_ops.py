@@ -6,8 +6,6 @@ box covers 1 % to 65 % of the image become mask_ID; the box is the mask, as publ
 added afterwards by `ops extract-noun-chunk-roots`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial

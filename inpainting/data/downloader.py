@@ -6,8 +6,6 @@
 Both continue where they stopped.
 """
 
-from __future__ import annotations
-
 import typer
 
 from inpainting.data.steps.downloads import DownloadSettings, fetch_images

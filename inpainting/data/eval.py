@@ -5,8 +5,6 @@
     python -m inpainting.data.eval evaluate-local --entities-dir data/mm_inp_dataset/entities
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

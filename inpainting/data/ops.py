@@ -9,8 +9,6 @@ logged, and listed there with its reason. The journal begins with what the step 
 step that is up to date, a changed input makes it and the later steps run again, and a kill loses one item.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,8 +9,6 @@
 Legend: h w pixels. Every error is a ValueError that names the file.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

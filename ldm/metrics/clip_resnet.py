@@ -5,8 +5,6 @@ weights as safetensors; sizes follow from it.
 Legend: b images, h w pixels, t tokens, c channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Distances between two sets of images, from their features. Legend: n m images, d features."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -5,8 +5,6 @@ leave the padding out and whose last block pools by maximum.
 Legend: b images, h w pixels.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """95 % intervals of means and other statistics by the bootstrap."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

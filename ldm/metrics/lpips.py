@@ -1,7 +1,5 @@
 """LPIPS with SqueezeNet 1.1 (Zhang et al. 2018), without torchvision. Legend: b images, h w pixels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Similarity of two images without a network. Legend: h w pixels; images are RGB (h, w, 3) uint8."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure

@@ -1,7 +1,5 @@
 """Networks that measure images: their weight files, as published, loaded where they are there."""
 
-from __future__ import annotations
-
 import logging
 import zipfile
 from collections.abc import Callable

@@ -6,8 +6,6 @@ are expanded by the processor and nothing is ever truncated.
 Legend: b rows of a batch, t tokens.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -5,8 +5,6 @@ model) and non_lora_trainables.bin (the projector). Its names differ from those 
 load nothing of it, with no more than a warning; here each tensor is used or named in an error.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import shutil

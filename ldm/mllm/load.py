@@ -4,8 +4,6 @@ Any `AutoModelForImageTextToText` works: LLaVA, LLaVA-NeXT, Qwen-VL, SmolVLM ...
 `save_pretrained` writes for the model and for its processor.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import logging

@@ -4,8 +4,6 @@ Adapter folders are peft's own: adapter_config.json and adapter_model.safetensor
 Legend: b rows of a batch, t tokens.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ Models lie below $BIFROST_MODELS, by default ./models. A model is put together i
 renamed when it is whole, so what is there is complete. Hashes are recorded on the first pull.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

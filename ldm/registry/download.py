@@ -1,7 +1,5 @@
 """Files from elsewhere: over HTTP, continued where it stopped and checked; archives, unpacked with care."""
 
-from __future__ import annotations
-
 import http.client
 import logging
 import tarfile

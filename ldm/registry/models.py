@@ -1,7 +1,5 @@
 """The entries of `configs/models.yaml`, checked, and whether each model is complete on this disk."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

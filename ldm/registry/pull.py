@@ -1,7 +1,5 @@
 """Models are fetched into a folder beside their own, which is renamed when whole; hashes are recorded."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path

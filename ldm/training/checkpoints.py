@@ -6,8 +6,6 @@ out/checkpoint-250/<file of the layout>    trained weights as safetensors, in th
 A checkpoint folder appears whole or not at all.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping

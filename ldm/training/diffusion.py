@@ -3,8 +3,6 @@
 Legend: b examples, c latent channels, h w latent pixels.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -8,8 +8,6 @@ and started again by the same call ends as if nothing had happened. Runs under `
 `torchrun` on several processes; only the first one writes.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from pathlib import Path

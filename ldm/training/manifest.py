@@ -1,7 +1,5 @@
 """What a trained network is and how it came to be: the manifest.json beside its weights."""
 
-from __future__ import annotations
-
 import subprocess
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """One training run of `ldm.training.fit`: its loop, its metrics, its validations and its checkpoints."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

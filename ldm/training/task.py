@@ -1,7 +1,5 @@
 """What the training loop `ldm.training.fit` is given, and how a run ended."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable, Iterator

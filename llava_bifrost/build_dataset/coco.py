@@ -7,8 +7,6 @@ as background. Removal: objects.py, questions: questions.py, published rules: pu
 Legend: h w pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

@@ -10,8 +10,6 @@ A killed run is continued by the same command and ends with the same bytes: ever
 seed alone, images are written whole before their line, and the order of the parts does not matter.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -5,8 +5,6 @@ Removal takes an object out of its photograph and rejects what would leave a tra
 Legend: h w pixels.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

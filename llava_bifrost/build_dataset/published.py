@@ -6,8 +6,6 @@ removal of a segment prompted by one point. Differences and reasons: docs/locato
 Legend: x y w h are fractions of the image; a gap is a signed distance, negative where boxes overlap.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -6,8 +6,6 @@ original for "Replace ...". It is that of the object's own pixels, never of its 
 Legend: h w pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

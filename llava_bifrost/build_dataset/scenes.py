@@ -4,8 +4,6 @@ Where the full view was rendered, further questions place something new on the s
 it stands, fits and touches nothing (llava_bifrost/worlds/questions.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

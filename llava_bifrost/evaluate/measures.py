@@ -3,8 +3,6 @@
 An answer that cannot be read is wrong in every rule, IoU 0, L1 and depth error 1; it is never left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Measures of many answers -> numbers with intervals, a text table, a sheet of images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

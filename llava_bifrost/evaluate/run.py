@@ -6,8 +6,6 @@ questions about another image, one constant answer, a network trained without im
 right answer (the ceiling of every distance to one right answer) and answers that ignore third objects.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import defaultdict
 from collections.abc import Sequence

@@ -8,8 +8,6 @@
 Texts of the paper's form are written and read by answer.py.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 from math import ceil, floor

@@ -7,8 +7,6 @@ Boxes are fractions of the image, depths 1 = nearest. `depth` is one number, or 
 form is that of a dataset's `anchors`. Without a file a detector finds the named objects.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

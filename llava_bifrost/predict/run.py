@@ -7,8 +7,6 @@ An answer: {"id", "image", "instruction", "candidates": [...]}, or "error" inste
 Jobs whose answer is there are skipped, so an interrupted run continues; a line that was cut off is removed.
 """
 
-from __future__ import annotations
-
 import json as json_format
 import logging
 from collections import Counter

@@ -4,8 +4,6 @@ python -m scripts.docs.draw_figure
 python -m scripts.docs.draw_figure --model runs/tiny/bifrost/model --out outputs/compositor.png
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Annotated, Any

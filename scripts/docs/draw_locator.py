@@ -6,8 +6,6 @@ python -m scripts.docs.draw_locator --locator assets/tiny/locator --out outputs/
 The images are the example rooms of the repository; every place is the locator's own answer.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Annotated

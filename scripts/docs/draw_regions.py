@@ -6,8 +6,6 @@ The image is a rendered room of assets/examples; masks, region maps and biases a
 that paints. Needs no trained model.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Annotated

@@ -5,8 +5,6 @@
 A test compares the page with the commands. The part from TAIL on is written by hand and stays.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence

@@ -9,8 +9,6 @@ depths, as `--anchors` takes them). cases.json lists the examples with box and d
 compose.contact_sheet reads. Evaluation seeds: no model was trained on these scenes.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Annotated

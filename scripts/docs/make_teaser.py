@@ -6,8 +6,6 @@
 The image of README.md is made by the first command.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

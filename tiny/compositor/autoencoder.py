@@ -5,8 +5,6 @@
 A linear map of the same size (PCA of f x f patches) is the baseline: below it nothing has been learned.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ near zero mean and equal deviation while the autoencoder learns, and one factor 
 Legend: b batch, c latent channels, h w pixels.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

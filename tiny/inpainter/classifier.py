@@ -5,8 +5,6 @@ Trained on rendered solids under their boxes; the shown crop is the mask and a r
 Legend: b batch, h w pixels.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -13,8 +13,6 @@ Colour and shape are read by a classifier that was trained on renders of other s
 true renders is the ceiling. Painted images are stored, so an interrupted evaluation continues.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ true    every mask asks for what stood there
 Legend: b batch, r regions, h w pixels, c latent channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

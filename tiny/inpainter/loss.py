@@ -3,8 +3,6 @@
 Legend: b batch, c latent channels, h w latent pixels, t tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

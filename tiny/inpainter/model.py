@@ -4,8 +4,6 @@ UNet with 9 input channels (4 latent, 1 mask, 4 latents of the masked image), CL
 tokenizer, scheduler with v-prediction and zero terminal SNR (Lin et al. 2024).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -11,8 +11,6 @@ judge        a classifier of colour and shape, for the evaluation only
 A stage whose result is there is skipped; an interrupted one continues from its last checkpoint.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path

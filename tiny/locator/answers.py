@@ -8,8 +8,6 @@ and some attention heads attend from a name to the patches of the solid that it 
 Legend: b images, l tokens of a sequence, k questions, p patches, n the five numbers of an answer.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,8 +3,6 @@
 Legend: k scenes of a file, v the two images, q questions of an image (padded), t tokens (padded).
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ Each scene gives two images: 0 as rendered, 1 without its removed solid.
 Legend: n scenes, v the two images, h w pixels, p patches (row-major), s solids (padded).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -5,8 +5,6 @@ carries no information (commas, the full stop) is dropped when reading and put b
 published answer `[0.74, 0.46, 0.97, 0.78], 0.65.` is eight tokens and decodes to itself.
 """
 
-from __future__ import annotations
-
 import re
 
 from tokenizers import Regex, decoders

@@ -8,8 +8,6 @@ placement  it learns to place a new one
 Interrupted, it continues from its last checkpoint when started again with the same command.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ Legend: b images, l tokens of a sequence, p patches, s solids, m masks, c captio
 channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ overlap, and every solid without a mask stays mostly visible.
 Legend: n scenes, b images, h w pixels, s solids (padded), m masks (padded), p patches (row-major).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

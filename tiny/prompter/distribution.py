@@ -9,8 +9,6 @@ shape of all visible solids; `predictive` says how often these are right.
 Legend: k possible words.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

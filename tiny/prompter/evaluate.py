@@ -19,8 +19,6 @@ The gap is the model's fraction of the way from the prior to the ceiling.
 Legend: f numbers that describe a mask.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Numbers and table of the small prompt writer's evaluation, with 95 % intervals over whole scenes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

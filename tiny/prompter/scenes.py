@@ -7,8 +7,6 @@ The words of a scene are drawn before its geometry, and the geometry is drawn ag
 that the distribution holds exactly. Solids have one colour; names may repeat.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass, replace
 from functools import partial

@@ -6,8 +6,6 @@ It starts with a trained vision tower (`vision_from`), learns to see painted mas
 hide. Interrupted, it continues from its last checkpoint when started again with the same command.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

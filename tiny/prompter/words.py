@@ -4,8 +4,6 @@ One token is one word with the blank before it, one tag, or a fixed sentence; so
 exactly its text.
 """
 
-from __future__ import annotations
-
 import re
 
 from tokenizers import decoders, processors

@@ -7,8 +7,6 @@
 Captions in backup_*.json of the published command are taken over instead of made again.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Iterable, Sequence

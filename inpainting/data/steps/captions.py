@@ -1,7 +1,5 @@
 """Raw captions of the objects: cleaned, merged from several files, and put into the entity folders."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Both are loaded by `ldm.mllm.load` from a folder, or by their hub name from the 
 stamp_annotate-images_PofN.jsonl beside that file.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Sequence

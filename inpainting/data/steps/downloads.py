@@ -1,7 +1,5 @@
 """Images of a table of addresses, fetched in threads: checked, retried, written as a whole, resumable."""
 
-from __future__ import annotations
-
 import csv
 import io
 import logging

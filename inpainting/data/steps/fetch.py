@@ -4,8 +4,6 @@ They lie in the authors' public repository, two of them in an archive. A file ke
 pointer of three lines; what it points to is fetched then, and checked against the hash in the pointer.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import shutil

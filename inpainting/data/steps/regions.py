@@ -4,8 +4,6 @@ Legend: h w pixels. box01_xyxy are fractions of the image, box_xyxy pixels. A bo
 1 % to 65 % of the image; an entity without such a box is dropped, the others are numbered in order.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ spaCy's `en_core_web_sm` finds it where it is installed, as published. Otherwise
 TextBlob's tags (its word list comes with it). The journal of the step names the method.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import logging
 import re

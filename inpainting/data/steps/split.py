@@ -1,7 +1,5 @@
 """Images into images/{train,val,test,unannotated}, copied by default; the published command moved them."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import logging

@@ -9,8 +9,6 @@
 `writer.PromptWriter` does the same in one call and never lacks a tag. Legend: h w pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Opacities follow from (seed, epoch, image, step), so an interrupted run goes on 
 Nothing of an image is ever cut. Legend: b rows of a batch, t tokens, image tokens included.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

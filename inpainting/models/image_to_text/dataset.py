@@ -3,8 +3,6 @@
 Legend: h w pixels of the image, r masked regions. Masks and colours are drawn at the image's own size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

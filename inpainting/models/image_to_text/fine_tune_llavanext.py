@@ -7,8 +7,6 @@ To continue an interrupted run, run the same command again. With `only_val: true
 held-out images are answered and measured.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import shutil

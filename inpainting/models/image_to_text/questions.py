@@ -6,8 +6,6 @@ Known prompts are part of the expression, so the model writes the others in thei
 Legend: h w pixels, r masks.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

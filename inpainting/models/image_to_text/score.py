@@ -6,8 +6,6 @@
 A network that is missing leaves out its numbers alone; the report names it.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path

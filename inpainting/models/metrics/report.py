@@ -4,8 +4,6 @@
 (the paper's table shows those times 100). `paper_table` puts measured runs beside the published rows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path

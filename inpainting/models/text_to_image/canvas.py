@@ -7,8 +7,6 @@ resized to the image's own size, and only pixels inside the masks are taken from
 Legend: H W pixels of the user's image, h w pixels of the canvas, r regions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The configuration of a model folder, and what a user may choose when painting."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from inpainting.models.text_to_image.layout import LAYOUTS

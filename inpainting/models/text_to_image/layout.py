@@ -10,8 +10,6 @@ coverage  a cell belongs to every region that touches it, so no region vanishes;
 Legend: b images, r regions, H W pixels of the masks, h w cells of one resolution, n = h w.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import torch

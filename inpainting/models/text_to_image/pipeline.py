@@ -10,8 +10,6 @@ pixel read the prompts of its own regions only. Pixels outside the masks keep th
 Legend: H W pixels of the user's image, h w pixels of the canvas.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections import defaultdict

@@ -9,8 +9,6 @@ It paints as published: nearest layout, one joint sequence, the whole decoded im
 the same pipe and offers the rest. Legend: b images, r regions, t tokens, h w pixels.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

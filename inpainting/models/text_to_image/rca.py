@@ -15,8 +15,6 @@ the arguments it was first given.
 Legend: b images, r regions, n latent cells of one resolution, t tokens, h heads.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -3,8 +3,6 @@
 Legend: j images, b samples of them, c channels, r regions, H W pixels, h w latent cells, t tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

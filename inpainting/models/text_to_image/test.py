@@ -8,8 +8,6 @@
 Every verb continues where it stopped; `--shard i/n` divides the images between machines.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -6,8 +6,6 @@
 To continue an interrupted run, run the same command again.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

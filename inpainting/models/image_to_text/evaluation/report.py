@@ -10,8 +10,6 @@ Texts are compared in lower case. Every number is a fraction or a cosine up to 1
 times 100. `_last` is over the last region of each image. Intervals resample images with all their regions.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial

@@ -3,8 +3,6 @@
 A test is journalled in its folder: the same command again continues where it stopped.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping, Sequence

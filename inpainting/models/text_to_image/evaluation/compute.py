@@ -5,8 +5,6 @@ they were measured on (the same image, the same regions, the same networks). So 
 continues, and a second one is free.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

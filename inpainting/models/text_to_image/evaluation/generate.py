@@ -5,8 +5,6 @@ For the prompts the regions are painted in solid colours, large ones first; the 
 be behind each colour.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

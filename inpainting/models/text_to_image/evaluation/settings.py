@@ -1,7 +1,5 @@
 """What a run over the test paintings is: its model, its images, its prompts, its results."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
