@@ -145,9 +145,16 @@ def scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
 def make_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:
     """A scheduler by name with the trained model's noise schedule.
 
-    config: the model's scheduler config (betas, prediction type, zero-terminal SNR, spacing).
+    config: the model's scheduler config (betas, prediction type, zero-terminal SNR, spacing)
+    ValueError for a scheduler that cannot keep the zero terminal SNR of the model.
     """
     kind = scheduler_class(name)
+    known = inspect.signature(kind.__init__).parameters
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
+        # diffusers would drop the rescaling without a warning (findings/zero_snr_dropped.sh).
+        raise ValueError(
+            f"scheduler {name!r} cannot keep the zero terminal SNR that this model was trained with; "
+            "use ddim, ddpm, euler, euler-a, dpm++ or unipc"
+        )
     # Stable Diffusion's own setting: the Runge-Kutta warm-up needs more steps than users ask for.
-    skips = "skip_prk_steps" in inspect.signature(kind.__init__).parameters
-    return kind.from_config({"skip_prk_steps": True, **config} if skips else config)
+    return kind.from_config({"skip_prk_steps": True, **config} if "skip_prk_steps" in known else config)

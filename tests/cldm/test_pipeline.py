@@ -89,7 +89,7 @@ def test_weights_change_the_result_and_offload_does_not(model: Compositor, pair:
     assert np.array_equal(plain, CompositorPipeline(model, offload=True).paint(pair, [0], NOISE)[0])
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "unipc", "dpm++", "euler", "heun", "euler-a"])
+@pytest.mark.parametrize("scheduler", ["ddim", "unipc", "dpm++", "euler", "euler-a"])
 def test_schedulers_and_starts(model: Compositor, pair: Pair, scheduler: str) -> None:
     for init, strength in (("noise", 1.0), ("paste", 0.5)):
         sampling = Sampling(scheduler, 4, 1.5, init, strength)

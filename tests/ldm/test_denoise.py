@@ -74,6 +74,16 @@ def test_zero_terminal_snr_works(name: str) -> None:
     assert (out - target).abs().mean() < 0.05
 
 
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_zero_terminal_snr_is_kept_or_refused(name: str) -> None:
+    """A scheduler of a model that starts from noise alone does so too."""
+    if name in ("pndm", "lms", "heun", "deis"):
+        with pytest.raises(ValueError, match=f"scheduler '{name}' cannot keep the zero terminal SNR.*unipc"):
+            make_scheduler(name, SCHEDULE)
+        return
+    assert make_scheduler(name, SCHEDULE).alphas_cumprod[-1] < 1e-6
+
+
 @pytest.mark.parametrize("name", ["ddim", "unipc", "dpm++"])
 def test_strength_is_the_share_of_steps_and_noise(name: str) -> None:
     image, (noise, _) = torch.full((1, 4, 8, 8), 2.0), noise_for([0], (4, 8, 8))
@@ -140,10 +150,9 @@ def test_cancel_and_previews() -> None:
 def test_unknown_scheduler_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="dpm\\+\\+"):
         make_scheduler("dpm+", SCHEDULE)
-    assert (
-        type(make_scheduler("DPMSolverSinglestepScheduler", SCHEDULE)).__name__
-        == "DPMSolverSinglestepScheduler"
-    )
+    plain = {**SCHEDULE, "rescale_betas_zero_snr": False}
+    single = make_scheduler("DPMSolverSinglestepScheduler", plain)
+    assert type(single).__name__ == "DPMSolverSinglestepScheduler"
     assert type(make_scheduler("UniPCMultistepScheduler", SCHEDULE)).__name__ == "UniPCMultistepScheduler"
 
 
