@@ -141,4 +141,5 @@ def called(module: str, arguments: list[str], monkeypatch: Any) -> list[Any]:
             verb.callback = stop_after(verb.callback, call=False)
     with contextlib.suppress(Rehearsed):
         assert cli.run_app(lambda: app, arguments) == 0, f"{module} {' '.join(arguments)}"
+    assert given or not arguments, f"{module} {' '.join(arguments)}: no work was reached"
     return given

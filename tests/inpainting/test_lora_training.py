@@ -23,7 +23,7 @@ from inpainting.models.text_to_image.train_text_to_image_lora import (
     add_lora,
     build_app,
     released_key,
-    train,
+    train_lora,
 )
 from ldm.settings.cli import run_app
 from ldm.settings.config import dump_yaml, load_config
@@ -64,7 +64,7 @@ def losses(out: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
     """A run of the recipe: 2 epochs of 3 steps."""
-    train(recipe(folder, folder / "whole", "sd_2_inp_rca_finetuned", "fit.patience=0"))
+    train_lora(recipe(folder, folder / "whole", "sd_2_inp_rca_finetuned", "fit.patience=0"))
     return folder / "whole"
 
 
@@ -143,9 +143,9 @@ def test_rectified_attention_is_on_under_gradient_checkpointing(folder: Path):
 def test_options_of_the_recipe(folder: Path, tmp_path: Path):
     changes = ("encoding=separate", "layout=coverage", "min_snr=5", "noise_offset=0.1",
                "gradient_checkpointing=true", "train_samples=4", "val_samples=2", "fit.epochs=1")  # fmt: skip
-    train(recipe(folder, tmp_path / "rca", "sd_2_inp_rca_finetuned", *changes))
+    train_lora(recipe(folder, tmp_path / "rca", "sd_2_inp_rca_finetuned", *changes))
     assert len(losses(tmp_path / "rca")) == 2
-    train(recipe(folder, tmp_path / "plain", "sd_2_inp_finetuned", "fit.epochs=1", "fit.precision=bf16"))
+    train_lora(recipe(folder, tmp_path / "plain", "sd_2_inp_finetuned", "fit.epochs=1", "fit.precision=bf16"))
     assert len(losses(tmp_path / "plain")) == 3
     with pytest.raises(ValueError, match="encoding=separate needs rca"):
         recipe(folder, tmp_path, "sd_2_inp_finetuned", "encoding=separate")
@@ -153,8 +153,8 @@ def test_options_of_the_recipe(folder: Path, tmp_path: Path):
 
 def test_learns_and_is_the_same_when_interrupted(folder: Path, whole: Path, tmp_path: Path):
     for steps in (2, 5):
-        train(recipe(folder, tmp_path, "sd_2_inp_rca_finetuned", f"fit.steps={steps}", "fit.warmup=1"))
-    train(recipe(folder, tmp_path, "sd_2_inp_rca_finetuned", "fit.warmup=1", "fit.patience=0"))
+        train_lora(recipe(folder, tmp_path, "sd_2_inp_rca_finetuned", f"fit.steps={steps}", "fit.warmup=1"))
+    train_lora(recipe(folder, tmp_path, "sd_2_inp_rca_finetuned", "fit.warmup=1", "fit.patience=0"))
     assert losses(tmp_path) == pytest.approx(losses(whole), rel=1e-5)
     one, other = (
         load_file(whole / "checkpoint-6" / LORA_FILE),
@@ -187,7 +187,7 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert run_app(build_app, ["main", "--config-path=models/configs/nothing.yaml"]) == 2
     assert "there is no file models/configs/nothing.yaml; there are configs/" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no such model folder"):
-        train(recipe(folder, tmp_path, "sd_2_inp_finetuned", "pretrained=nowhere"))
+        train_lora(recipe(folder, tmp_path, "sd_2_inp_finetuned", "pretrained=nowhere"))
     with pytest.raises(ValueError, match="no parameter of a LoRA"):
         released_key("down_blocks.0.weight")
 
@@ -199,7 +199,7 @@ def test_killed_and_started_again(folder: Path, whole: Path, tmp_path: Path):
     module = "inpainting.models.text_to_image.train_text_to_image_lora"
     arguments = [sys.executable, "-m", module, "main", f"--config-path={tmp_path / 'run.yaml'}"]
     kill_after_rows(arguments, tmp_path / "run" / "metrics.csv", 2)
-    train(config)
+    train_lora(config)
     assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=1e-5)
     one, other = load_file(whole / LORA_FILE), load_file(tmp_path / "run" / LORA_FILE)
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
@@ -210,7 +210,7 @@ def test_two_processes(folder: Path, tmp_path: Path):
     """Two processes with half the batch see the same images with the same noise."""
     changes = ("fit.patience=0", "lora.dropout=0", "train_samples=6")
     alone = recipe(folder, tmp_path / "one", "sd_2_inp_rca_finetuned", *changes, "fit.batch=2")
-    train(alone)
+    train_lora(alone)
     shared = replace(alone, project_dir=tmp_path / "two", fit=replace(alone.fit, batch=1))
     (tmp_path / "two.yaml").write_text(dump_yaml(shared))
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]

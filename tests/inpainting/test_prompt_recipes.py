@@ -21,7 +21,7 @@ from inpainting.models.image_to_text.fine_tune_llavanext import (
     build_app,
     checkpoint_of,
     open_base,
-    train,
+    train_prompt_writer,
     with_checkpoint,
 )
 from inpainting.models.image_to_text.settings import RECIPE, PromptTraining
@@ -42,7 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
     """A run of the MultiMask recipe of 4 steps."""
-    train(recipe(folder, folder / "whole", "train/llava_multimask", "fit.steps=4", "val.instances=0"))
+    train_prompt_writer(
+        recipe(folder, folder / "whole", "train/llava_multimask", "fit.steps=4", "val.instances=0")
+    )
     return folder / "whole"
 
 
@@ -60,8 +62,8 @@ def test_a_test_continues_where_it_stopped(folder: Path, whole: Path, monkeypatc
 
     monkeypatch.setattr(HeldOutTest, "predictions", dying)
     with pytest.raises(KeyboardInterrupt):
-        train(config)
-    assert train(config) == folder / "tested"
+        train_prompt_writer(config)
+    assert train_prompt_writer(config) == folder / "tested"
     assert asked == ["test_0", "test_1", "test_2", "test_2"]
     rows = read_predictions(folder / "tested" / "predictions.jsonl")
     assert [row.stem for row in rows] == ["test_0", "test_1", "test_1", "test_2", "test_2", "test_2"]
@@ -71,7 +73,7 @@ def test_a_test_continues_where_it_stopped(folder: Path, whole: Path, monkeypatc
     assert set(report["weights"]) == {"model", "checkpoint"}
     assert (folder / "tested" / "sheet.png").is_file()
     with pytest.raises(ValueError, match="was begun with seed"):
-        train(recipe(folder, whole, "test/llava_multimask", *changes, "fit.seed=7"))
+        train_prompt_writer(recipe(folder, whole, "test/llava_multimask", *changes, "fit.seed=7"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,7 +93,7 @@ def test_each_recipe_opens_and_runs(name: str, folder: Path, whole: Path, tmp_pa
     assert (published.val.split, published.val.instances) == ("test", 5000)
     known = {"test/llava_prompt": "none"}
     assert published.checkpoint == known.get(name, "checkpoint-2884")
-    out = train(recipe(folder, whole, name, f"checkpoint={known.get(name, 'checkpoint-4')}",
+    out = train_prompt_writer(recipe(folder, whole, name, f"checkpoint={known.get(name, 'checkpoint-4')}",
                        f"predictions={tmp_path}"))  # fmt: skip
     rows = read_predictions(out / "predictions.jsonl")
     colors = {row.color for row in rows}
@@ -118,7 +120,7 @@ def test_numbers_of_a_test_go_to_the_tracker(folder: Path, whole: Path, tmp_path
         "fit.tracker=tensorboard",
         "val.instances=1",
     )
-    train(recipe(folder, whole, "test/llava_multimask", *changes))
+    train_prompt_writer(recipe(folder, whole, "test/llava_multimask", *changes))
     read = events.EventAccumulator(str(next(whole.rglob("events.out*")).parent))
     read.Reload()
     report = json.loads((tmp_path / "metrics.json").read_text())
@@ -128,7 +130,7 @@ def test_numbers_of_a_test_go_to_the_tracker(folder: Path, whole: Path, tmp_path
 
 def test_the_language_model_itself_trains(folder: Path, tmp_path: Path):
     changes = ("fine_tuning_type=full", "fit.steps=2", "val.constrained=true")
-    out = train(recipe(folder, tmp_path, "train/llava_multimask", *changes))
+    out = train_prompt_writer(recipe(folder, tmp_path, "train/llava_multimask", *changes))
     assert out == tmp_path / "model"
     before, after = (load_model(place, torch.float32).state_dict() for place in (folder / "base", out))
     changed = {key for key in before if not torch.equal(before[key], after[key])}
@@ -157,7 +159,7 @@ def test_the_released_names_of_layers_are_read(folder: Path, whole: Path, tmp_pa
     modules = {key.removeprefix("base_model.model.").rpartition(".lora_")[0] for key in weights}
     (released / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": sorted(modules)}))
     outs = [
-        train(
+        train_prompt_writer(
             recipe(folder, project, "test/llava_multimask", "checkpoint=checkpoint-4", f"predictions={out}")
         )
         for project, out in ((whole, tmp_path / "ours"), (tmp_path, tmp_path / "theirs"))
@@ -166,21 +168,23 @@ def test_the_released_names_of_layers_are_read(folder: Path, whole: Path, tmp_pa
     assert lines[0] == lines[1]
     (released.parent / "state.pt").unlink()
     with pytest.raises(ValueError, match="was not trained here.*choose another project_dir"):
-        train(recipe(folder, tmp_path, "train/llava_multimask"))
+        train_prompt_writer(recipe(folder, tmp_path, "train/llava_multimask"))
 
 
 def test_a_projector_may_train_beside_the_adapter(folder: Path, tmp_path: Path):
     changes = ("lora.projector=true", "fit.steps=1", "val.instances=1")
-    train(recipe(folder, tmp_path, "train/llava_multimask", *changes))
+    train_prompt_writer(recipe(folder, tmp_path, "train/llava_multimask", *changes))
     assert any("multi_modal_projector" in key for key in adapter(tmp_path / "adapter"))
     first = (tmp_path / "validation" / "predictions.jsonl").read_text()
     config = recipe(folder, tmp_path, "test/llava_multimask", "checkpoint=latest", "val.split=val", *changes)
-    assert (train(config) / "predictions.jsonl").read_text() == first
+    assert (train_prompt_writer(config) / "predictions.jsonl").read_text() == first
     other = small_folder("llava_next", tmp_path / "wider", seed=1)
     text = (other / "config.json").read_text()
     (other / "config.json").write_text(text.replace('"intermediate_size": 48', '"intermediate_size": 40'))
     with pytest.raises(ValueError, match="do not fit its config.json"):
-        train(recipe(folder, tmp_path, "test/llava_multimask", "checkpoint=latest", f"model={other}"))
+        train_prompt_writer(
+            recipe(folder, tmp_path, "test/llava_multimask", "checkpoint=latest", f"model={other}")
+        )
 
 
 def test_four_bits_where_they_work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -196,7 +200,7 @@ def test_four_bits_where_they_work(folder: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(fine_tune_llavanext, "four_bit_works", lambda: True)
     monkeypatch.setattr(mllm_load, "BitsAndBytesConfig", dict)
     monkeypatch.setattr(mllm_load, "AutoModelForImageTextToText", SimpleNamespace(from_pretrained=opened))
-    train(recipe(folder, tmp_path, "train/llava_multimask", "fit.steps=1", "val.instances=0"))
+    train_prompt_writer(recipe(folder, tmp_path, "train/llava_multimask", "fit.steps=1", "val.instances=0"))
     assert asked["quantization_config"] == {
         "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16
     }  # fmt: skip
@@ -218,7 +222,9 @@ def test_the_model_learns_to_answer_and_to_stop(folder: Path, tmp_path: Path):
         "fit.log_every=50",
         "gradient_checkpointing=false",
     )
-    train(recipe(folder, tmp_path / "run", "train/llava_1mask", *changes, *more, "fit.validate_every=60"))
+    train_prompt_writer(
+        recipe(folder, tmp_path / "run", "train/llava_1mask", *changes, *more, "fit.validate_every=60")
+    )
     rows = read_predictions(tmp_path / "run" / "validation" / "predictions.jsonl")
     assert [row.prediction for row in rows] == ["a red cube", "a yellow cube"]
     assert float(table(tmp_path / "run" / "validation.csv")[-1]["accuracy"]) == 1.0
@@ -235,7 +241,7 @@ def test_mistakes_are_one_line(
     assert run_app(build_app, ["train", "--config-path=models/configs/image_to_text/none.yaml"]) == 2
     assert "there is no file" in capsys.readouterr().err
     with pytest.raises(ValueError, match="holds no such checkpoint .there: none."):
-        train(recipe(folder, tmp_path, "test/llava_multimask"))
+        train_prompt_writer(recipe(folder, tmp_path, "test/llava_multimask"))
     config = recipe(folder, tmp_path, "train/llava_multimask")
     monkeypatch.setenv("BIFROST_MODELS", str(folder))
     named = recipe(folder, tmp_path, "train/llava_multimask", "model=somebody/base")
@@ -245,5 +251,5 @@ def test_mistakes_are_one_line(
     text = path.read_text()
     path.write_text(text.replace("noun_chunk_root", "root"))
     with pytest.raises(ValueError, match="extract-noun-chunk-roots"):
-        train(config)
+        train_prompt_writer(config)
     path.write_text(text)

@@ -17,7 +17,7 @@ from peft import PeftModel
 from inpainting.models.image_to_text import fine_tune_llavanext
 from inpainting.models.image_to_text.dataset import LlavaDataset, LlavaOptions
 from inpainting.models.image_to_text.evaluation.predictions import read_predictions
-from inpainting.models.image_to_text.fine_tune_llavanext import train
+from inpainting.models.image_to_text.fine_tune_llavanext import train_prompt_writer
 from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig
 from inpainting.models.image_to_text.settings import PromptTraining
 from inpainting.models.image_to_text.writer import PromptWriter
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(folder: Path) -> Path:
     """A run of the MultiMask recipe: 2 epochs of 2 steps."""
     config = recipe(folder, folder / "whole", "train/llava_multimask", "fit.epochs=2")
-    assert train(config) == folder / "whole" / "adapter"
+    assert train_prompt_writer(config) == folder / "whole" / "adapter"
     return folder / "whole"
 
 
@@ -106,7 +106,7 @@ def test_the_gradient_is_clipped_and_the_model_learns(folder: Path, tmp_path: Pa
     losses = {}
     for clip in ("0", "1e-9"):
         out = tmp_path / clip
-        train(
+        train_prompt_writer(
             recipe(folder, out, "train/llava_multimask", "fit.steps=6", f"fit.clip={clip}", "val.instances=0")
         )
         losses[clip] = [row[2] for row in curve(out)]
@@ -118,7 +118,7 @@ def test_the_gradient_is_clipped_and_the_model_learns(folder: Path, tmp_path: Pa
 def test_an_interrupted_run_ends_the_same(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     changes = ("fit.epochs=2", "fit.save_every=1", "fit.keep=1", "val.instances=0")
     changes += ("alphas.kind=curriculum", "alphas.start=0.2", "alphas.deviation=0.2")
-    train(recipe(folder, tmp_path / "one", "train/llava_1mask", *changes))
+    train_prompt_writer(recipe(folder, tmp_path / "one", "train/llava_1mask", *changes))
     calls: list[int] = []
 
     def dying(*given: Any) -> torch.Tensor:
@@ -129,11 +129,11 @@ def test_an_interrupted_run_ends_the_same(folder: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(fine_tune_llavanext, "answer_loss", dying)
     with pytest.raises(KeyboardInterrupt):
-        train(recipe(folder, tmp_path / "two", "train/llava_1mask", *changes))
+        train_prompt_writer(recipe(folder, tmp_path / "two", "train/llava_1mask", *changes))
     assert len(curve(tmp_path / "two")) == 3
     half_written = tmp_path / "two" / "checkpoint-4.partial"  # what kill -9 while saving leaves behind
     shutil.copytree(tmp_path / "two" / "checkpoint-3" / "adapter", half_written / "adapter")
-    train(recipe(folder, tmp_path / "two", "train/llava_1mask", *changes))
+    train_prompt_writer(recipe(folder, tmp_path / "two", "train/llava_1mask", *changes))
     assert len(calls) == 5
     torch.testing.assert_close(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=1e-5, atol=1e-7)
     stored = [adapter(tmp_path / name / "adapter") for name in ("one", "two")]
@@ -152,14 +152,14 @@ def test_killed_and_started_again(folder: Path, tmp_path: Path):
         "val.instances=1",
     )
     whole = recipe(folder, tmp_path / "whole", "train/llava_multimask", *changes)
-    train(whole)
+    train_prompt_writer(whole)
     config = recipe(folder, tmp_path / "run", "train/llava_multimask", *changes)
     (tmp_path / "run.yaml").write_text(dump_yaml(config))
     module = "inpainting.models.image_to_text.fine_tune_llavanext"
     arguments = [sys.executable, "-m", module, "train", f"--config-path={tmp_path / 'run.yaml'}"]
     kill_after_rows(arguments, tmp_path / "run" / "metrics.csv", 3)
     assert len(curve(tmp_path / "run")) < 6
-    train(config)
+    train_prompt_writer(config)
     torch.testing.assert_close(curve(tmp_path / "run"), curve(tmp_path / "whole"), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(
         adapter(tmp_path / "run" / "adapter"), adapter(tmp_path / "whole" / "adapter"), rtol=1e-5, atol=1e-7
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
 
     monkeypatch.setattr(fine_tune_llavanext, "answer_loss", broken)
     with pytest.raises(ValueError, match="not finite after step 1"):
-        train(recipe(folder, tmp_path, "train/llava_multimask", "val.instances=0"))
+        train_prompt_writer(recipe(folder, tmp_path, "train/llava_multimask", "val.instances=0"))
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
@@ -189,7 +189,7 @@ def test_two_processes(folder: Path, tmp_path: Path):
         "val.instances=2",
     )
     alone = recipe(folder, tmp_path / "one", "train/llava_multimask", *changes, "fit.batch=2")
-    train(alone)
+    train_prompt_writer(alone)
     shared = recipe(folder, tmp_path / "two", "train/llava_multimask", *changes, "fit.batch=1")
     (tmp_path / "two.yaml").write_text(dump_yaml(shared))
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]

@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 WHOLE = Layout("language_model.safetensors")  # checkpoints of fine_tuning_type=full
 
 
-def train(config: PromptTraining) -> Path:
+def train_prompt_writer(config: PromptTraining) -> Path:
     """Train or test; returns the folder of the adapter, of the model, or of the results."""
     accelerator = make_accelerator(config.fit, config.project_dir)
     work = test if config.only_val else fine_tune
@@ -210,7 +210,7 @@ def with_checkpoint(config: PromptTraining, mllm: Mllm, folder: Path | None) -> 
 def build_app() -> typer.Typer:
     app = new_app("Train or test the prompt writer.")
     help = "Train the prompt writer, or test it with only_val=true; the same command again continues."
-    app.command("train")(config_verb(PromptTraining, train, help))
+    app.command("train")(config_verb(PromptTraining, train_prompt_writer, help))
     return app
 
 

@@ -162,7 +162,7 @@ def add_lora(unet: UNet2DConditionModel, options: LoraOptions, seed: int) -> Non
     cast_training_params(unet, torch.float32)
 
 
-def train(config: TrainLoraConfig) -> Path:
+def train_lora(config: TrainLoraConfig) -> Path:
     """Train; returns the file of the best LoRA. The same call again continues."""
     out = config.project_dir
     accelerator = make_accelerator(config.fit, out)
@@ -197,7 +197,7 @@ def train(config: TrainLoraConfig) -> Path:
 
 def build_app() -> typer.Typer:
     app = new_app("Train a LoRA of the inpainter.")
-    app.command("main")(config_verb(TrainLoraConfig, train, HELP))
+    app.command("main")(config_verb(TrainLoraConfig, train_lora, HELP))
     return app
 
 
