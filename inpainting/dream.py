@@ -20,7 +20,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from inpainting.data.steps.describe import PRECISIONS
-from inpainting.models.image_to_text.questions import colors_of_masks
 from inpainting.models.image_to_text.writer import (
     GREEDY,
     RELEASED,
@@ -40,7 +39,7 @@ from inpainting.paint import (
     save_painting,
     several_app,
 )
-from inpainting.prompts import paint_masks, palette, remove_overlaps, rgb_of
+from inpainting.prompts import colors_of_masks, paint_masks, palette, remove_overlaps, rgb_of
 from ldm.images import read_image, read_mask
 from ldm.result import StageTimer, output_paths
 from ldm.settings.cli import command, run_module

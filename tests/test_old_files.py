@@ -214,7 +214,7 @@ def inpainter_card(folder: Path) -> object:
 
 
 def prompter_card(folder: Path) -> object:
-    from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig
+    from inpainting.prompts import CONFIG_FILE, PrompterConfig
     from ldm.settings.config import read_config
 
     return read_config(PrompterConfig, folder / CONFIG_FILE)

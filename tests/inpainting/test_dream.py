@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from inpainting.dream import Prompts, break_lines, build_app, dream, legend, write_missing
-from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig
 from inpainting.models.image_to_text.writer import Decoding, PromptWriter
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, save_inpainter
-from inpainting.prompts import COLORS, rgb_of
+from inpainting.prompts import COLORS, CONFIG_FILE, PrompterConfig, rgb_of
 from ldm.images import read_image, write_mask, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app

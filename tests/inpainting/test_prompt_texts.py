@@ -11,8 +11,16 @@ import pytest
 import torch
 
 from inpainting.models import image_to_text
-from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig, queries_for
-from inpainting.prompts import COLORS, discover_prompt, paint_masks, remove_overlaps, target_text
+from inpainting.prompts import (
+    COLORS,
+    CONFIG_FILE,
+    PrompterConfig,
+    discover_prompt,
+    paint_masks,
+    queries_for,
+    remove_overlaps,
+    target_text,
+)
 from ldm.images import to_pm1
 from ldm.settings.config import read_config
 from tests.inpainting.test_prompt_writer import IMAGE, MASKS, in_memory

@@ -18,10 +18,9 @@ from inpainting.models.image_to_text import fine_tune_llavanext
 from inpainting.models.image_to_text.dataset import LlavaDataset, LlavaOptions
 from inpainting.models.image_to_text.evaluation.predictions import read_predictions
 from inpainting.models.image_to_text.fine_tune_llavanext import train_prompt_writer
-from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig
 from inpainting.models.image_to_text.settings import PromptTraining
 from inpainting.models.image_to_text.writer import PromptWriter
-from inpainting.prompts import discover_question
+from inpainting.prompts import CONFIG_FILE, PrompterConfig, discover_question
 from ldm.mllm.chat import ChatExample
 from ldm.mllm.load import load_model
 from ldm.mllm.training import answer_loss

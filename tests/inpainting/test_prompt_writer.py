@@ -15,15 +15,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inpainting import prompts
-from inpainting.models.image_to_text.questions import (
+from inpainting.models.image_to_text.writer import PUBLISHED, Decoding, PromptWriter, find_files
+from inpainting.prompts import (
+    COLORS,
     CONFIG_FILE,
     PrompterConfig,
     colors_of_masks,
     pattern_of,
     queries_for,
+    target_text,
 )
-from inpainting.models.image_to_text.writer import PUBLISHED, Decoding, PromptWriter, find_files
-from inpainting.prompts import COLORS, target_text
 from ldm.mllm.chat import Chat, ChatExample
 from ldm.mllm.constrain import Grammar
 from ldm.mllm.load import Mllm, load_mllm

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inpainting.models.image_to_text.questions import CONFIG_FILE, PrompterConfig
+from inpainting.prompts import CONFIG_FILE, PrompterConfig
 from ldm.files import hash_folder
 from ldm.mllm.load import load_model
 from ldm.settings.cli import run_module, trainer

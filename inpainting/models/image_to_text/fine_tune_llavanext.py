@@ -23,9 +23,9 @@ from inpainting.config_path import config_verb
 from inpainting.models.image_to_text.batches import PromptCollate, WithAlphas
 from inpainting.models.image_to_text.dataset import LlavaDataset
 from inpainting.models.image_to_text.evaluation.validate import HeldOutTest, held_out
-from inpainting.models.image_to_text.questions import CONFIG_FILE
 from inpainting.models.image_to_text.settings import PromptTraining
 from inpainting.models.image_to_text.writer import PromptWriter, base_folder, is_adapter
+from inpainting.prompts import CONFIG_FILE
 from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
 from ldm.files import write_atomic

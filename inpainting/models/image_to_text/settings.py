@@ -7,8 +7,7 @@ from inpainting.data.paintings import SPLITS
 from inpainting.models.image_to_text.batches import AlphaOptions
 from inpainting.models.image_to_text.dataset import LlavaOptions
 from inpainting.models.image_to_text.evaluation.metric_models import MetricFolders
-from inpainting.models.image_to_text.questions import PrompterConfig
-from inpainting.prompts import COLORS, RED
+from inpainting.prompts import COLORS, RED, PrompterConfig
 from ldm.device import DTYPES
 from ldm.metrics.intervals import BOOTSTRAPS
 from ldm.mllm.templates import TEMPLATES

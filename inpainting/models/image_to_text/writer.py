@@ -25,16 +25,16 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from inpainting.data.steps.describe import continuation, open_model
-from inpainting.models.image_to_text.questions import (
+from inpainting.prompts import (
     CONFIG_FILE,
     SPACED_TAG,
+    TEMPLATE,
     PrompterConfig,
     Query,
     TagChoice,
     pattern_of,
     queries_for,
 )
-from inpainting.prompts import TEMPLATE
 from ldm.files import read_json
 from ldm.metrics.weights import hash_of
 from ldm.mllm.chat import Chat, generate, to_device
