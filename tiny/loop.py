@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ldm.files import written_whole
 from ldm.settings.config import CheckedSettings, setting
-from ldm.training.csv_log import CsvLogger
+from ldm.training.checkpoints import CsvLogger
 from ldm.training.manifest import Effort, make_manifest
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Checkpoints and the order of examples of an accelerate training run that may end at any moment.
+"""Checkpoints and the table of numbers of a training run that may end at any moment.
 
 out/checkpoint-250/<file of the layout>    trained weights as safetensors, in the caller's layout
                    average.safetensors     their running average, where one is kept
@@ -6,21 +6,23 @@ out/checkpoint-250/<file of the layout>    trained weights as safetensors, in th
 A checkpoint folder appears whole or not at all.
 """
 
+import csv
+import io
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ldm.checkpoints import folder_written_whole
+from ldm.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -157,33 +159,41 @@ def read_checkpoint(
     return named, state, None if average is None else {name: average[key] for name, key in keys.items()}
 
 
-@dataclass(frozen=True)
-class ResumableSampler:
-    """Which examples form which batch, from (seed, epoch) alone.
+class CsvLogger:
+    """Rows of numbers in the order of their steps.
 
-    The batches of all processes together are consecutive parts of one permutation of the examples; process
-    r takes the r-th part of each. So several processes see what one with a larger batch would see, in the
-    same order. The last batch of an epoch is smaller; it is filled up from the start where processes need it.
+    columns: their names, `step` among them; those of a file that is there count, and without either the
+    first row decides.
     """
 
-    examples: int
-    batch: int  # per process
-    seed: int
-    rank: int = 0
-    world: int = 1
+    def __init__(self, path: Path, columns: Sequence[str] = ()) -> None:
+        self.path, self.columns = path, tuple(columns)
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                self.columns = tuple(next(csv.reader(file), ())) or self.columns
 
-    @property
-    def batches(self) -> int:
-        """Per epoch and process."""
-        return -(-self.examples // (self.batch * self.world))
+    def rows(self) -> list[dict[str, str]]:
+        """Whole rows of the file; one that was cut short by an interruption is left out."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if None not in row.values() and row["step"]]
 
-    def epoch(self, number: int) -> list[list[int]]:
-        """The batches of this process, as lists of examples."""
-        order = np.random.default_rng((self.seed, number)).permutation(self.examples)
-        whole = self.batch * self.world
-        found = []
-        for start in range(0, self.examples, whole):
-            part = order[start : start + whole]
-            part = np.concatenate([part, np.resize(order, -len(part) % self.world)])
-            found.append(np.array_split(part, self.world)[self.rank].tolist())
-        return found
+    def truncate(self, step: int) -> None:
+        """Keep the rows up to `step`; what came after is done again."""
+        text = io.StringIO()
+        table = csv.DictWriter(text, self.columns, restval="", extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        table.writerows(row for row in self.rows() if int(row["step"]) <= step)
+        if self.columns:
+            write_atomic(self.path, text.getvalue().encode())
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Add a row; columns that it does not name stay empty."""
+        if not self.path.exists():
+            self.columns = self.columns or tuple(row)
+            self.truncate(0)
+        shown = {name: f"{row[name]:.7g}" if name in row else "" for name in self.columns}
+        shown["step"] = str(int(row["step"]))
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(shown)

@@ -1,5 +1,6 @@
 """What a trained network is and how it came to be: the manifest.json beside its weights."""
 
+import contextlib
 import subprocess
 from typing import Any, NamedTuple
 
@@ -8,13 +9,6 @@ from torch import nn
 
 from ldm.device import describe_hardware
 from ldm.settings.config import to_plain
-
-
-def _git(*arguments: str) -> str:
-    try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return ""
 
 
 class Effort(NamedTuple):
@@ -39,9 +33,11 @@ def make_manifest(
 
     held_out: numbers measured on data that the training never saw.
     """
-    revision = _git("rev-parse", "HEAD") or "unknown"  # outside a checkout
-    if revision != "unknown" and _git("status", "--porcelain", "--untracked-files=no"):
-        revision += "+"  # files differ from it
+    # The whole hash, with a plus where tracked files differ from it; nothing outside a checkout.
+    git = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    revision = ""
+    with contextlib.suppress(OSError):
+        revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "part": part,
         "trained_on": "rendered scenes",
@@ -50,7 +46,7 @@ def make_manifest(
         "steps": effort.steps,
         "samples": effort.samples,
         "minutes": round(effort.seconds / 60, 1),
-        "code_revision": revision,
+        "code_revision": revision or "unknown",
         "hardware": describe_hardware(device),
         "held_out": held_out or {},
         "settings": to_plain(settings),

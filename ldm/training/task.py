@@ -1,21 +1,57 @@
-"""What the training loop `ldm.training.fit` is given, and how a run ended."""
+"""What the training loop `ldm.training.fit` is given, the order of its examples, and how a run ended."""
 
 import contextlib
+import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ldm.settings.config import CheckedSettings, setting
-from ldm.training.checkpoints import Layout, ResumableSampler
+from ldm.training.checkpoints import Layout
 
 LossFunction = Callable[[nn.Module, Any, list[int]], Tensor]
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+
+
+@dataclass(frozen=True)
+class ResumableSampler:
+    """Which examples form which batch, from (seed, epoch) alone.
+
+    The batches of all processes together are consecutive parts of one permutation of the examples; process
+    r takes the r-th part of each. So several processes see what one with a larger batch would see, in the
+    same order. The last batch of an epoch is smaller; it is filled up from the start where processes need it.
+    """
+
+    examples: int
+    batch: int  # per process
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def batches(self) -> int:
+        """Per epoch and process."""
+        return -(-self.examples // (self.batch * self.world))
+
+    def epoch(self, number: int) -> list[list[int]]:
+        """The batches of this process, as lists of examples."""
+        order = np.random.default_rng((self.seed, number)).permutation(self.examples)
+        whole = self.batch * self.world
+        found = []
+        for start in range(0, self.examples, whole):
+            part = order[start : start + whole]
+            part = np.concatenate([part, np.resize(order, -len(part) % self.world)])
+            found.append(np.array_split(part, self.world)[self.rank].tolist())
+        return found
 
 
 @dataclass(frozen=True)
@@ -58,17 +94,6 @@ class FitConfig(CheckedSettings):
 
 
 @dataclass(frozen=True)
-class FitOutcome:
-    """How a run ended. best: checkpoint with the lowest validation loss, where there is a validation set."""
-
-    step: int
-    stopped_early: bool
-    newest: Path
-    best: Path | None
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Task:
     """What a model learns from which examples, and what is measured meanwhile.
 
@@ -98,6 +123,18 @@ class Task:
             generator=torch.Generator().manual_seed(0),  # the loader draws from it, no example does
         )
 
+    def optimizer(self, config: FitConfig, weights: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        """AdamW over weights by name, grouped by learning rate."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, value in weights.items():
+            groups.setdefault(config.lr if self.rates is None else self.rates(name), []).append(value)
+        return torch.optim.AdamW(
+            [{"params": values, "lr": lr} for lr, values in groups.items()],
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+
 
 def is_due(step: int, every: int) -> bool:
     """Whether something is done after `step`; every 0 = never."""
@@ -110,3 +147,30 @@ def drawing(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+@dataclass(frozen=True)
+class FitOutcome:
+    """How a run ended. best: checkpoint with the lowest validation loss, where there is a validation set."""
+
+    step: int
+    stopped_early: bool
+    newest: Path
+    best: Path | None
+
+
+def make_accelerator(config: FitConfig, out: Path) -> Accelerator:
+    """The processes and the device of a run, for callers that place other models beside the trained one."""
+    package = None if config.tracker == "none" else importlib.util.find_spec(config.tracker)
+    # A folder of that name, which a tracker's runs may leave behind, has a spec too, but no origin.
+    if config.tracker != "none" and (package is None or package.origin is None):
+        raise ValueError(
+            f"tracker={config.tracker} needs a package that is not installed: "
+            f"pip install {config.tracker} (requirements-extras.txt)"
+        )
+    AcceleratorState._reset_state()  # a process may run one training after another
+    cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if cpu and config.precision == "fp16":
+        raise ValueError("precision=fp16 needs a GPU; on a CPU set precision to bf16 or no")
+    tracker = None if config.tracker == "none" else config.tracker
+    return Accelerator(mixed_precision=config.precision, cpu=cpu, log_with=tracker, project_dir=out)
