@@ -22,9 +22,9 @@ from compose import ComposeSettings, compose, load_models
 from compose.batch import read_jobs, run_jobs
 from compose.contact_sheet import TITLES, sheet_rows
 from compose.dreambooth import DEFAULTS, DreamBoothSettings, dreambooth_jobs
-from compose.models import Models
 from compose.pipeline import sampling_of
 from compose.recipe import check_unchanged, make_recipe, settings_of_recipe
+from compose.settings import Models
 from ldm.denoise import Step
 from ldm.images import from_pm1, write_png
 from ldm.result import beside, log_result, output_paths, result_paths

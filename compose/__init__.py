@@ -4,8 +4,7 @@ models = load_models(settings)
 result = compose(settings, models)
 """
 
-from compose.models import load_models
 from compose.pipeline import compose
-from compose.settings import ComposeSettings
+from compose.settings import ComposeSettings, load_models
 
 __all__ = ["ComposeSettings", "compose", "load_models"]

@@ -21,8 +21,7 @@ from tqdm.auto import tqdm
 
 from cldm.pretrained import load_compositor_config
 from compose import ComposeSettings, compose, load_models
-from compose.models import Models
-from compose.settings import GEOMETRIC, compositor_folder, depth_folder, locator_name
+from compose.settings import GEOMETRIC, Models, compositor_folder, depth_folder, locator_name
 from ldm.files import file_sha256, read_json, write_json
 from ldm.result import sample_paths
 from ldm.seeds import seed_of

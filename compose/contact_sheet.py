@@ -15,11 +15,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from compose import ComposeSettings, compose, load_models
-from compose.models import Models
 from compose.pipeline import Result
-from compose.placement import candidate_of
 from compose.recipe import settings_of_recipe
-from compose.settings import DEPTH_MODES
+from compose.settings import DEPTH_MODES, Models
 from datasets.geometry import box_to_pixels
 from ldm.files import read_json
 from ldm.images import write_png
@@ -27,6 +25,7 @@ from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting
 from ldm.sheet import grid
 from llava_bifrost.draw import draw_candidates
+from llava_bifrost.language.answer import Candidate, Location
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,10 @@ def marked_background(result: Result) -> np.ndarray:
     if placement is None:
         return with_box(background_u8, result.report["box"])
     order = [placement["chosen"], *range(len(placement["candidates"]))]
-    candidates = [candidate_of(placement["candidates"][index]) for index in dict.fromkeys(order)]
+    candidates = []
+    for plain in (placement["candidates"][index] for index in dict.fromkeys(order)):
+        location = Location(tuple(plain["box"]), plain["depth"], plain["far"], plain["near"])
+        candidates.append(Candidate(location, plain["log_probability"], plain["text"], plain["score"]))
     return draw_candidates(background_u8, candidates)
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from compose.settings import DEPTH_MODES, ComposeSettings
-from datasets.geometry import Box01, bbox_of_mask, box_from_01, box_to_01, depth_at_contact, depth_extent
+from datasets.geometry import Box01, bbox_of_mask, box_to_01, depth_at_contact, depth_extent
 from datasets.inputs import Inputs, check_object
-from datasets.layers import Layers
 from ldm.experts.segment import object_mask
 from ldm.images import LoadedImage, read_depth, read_image, read_mask, resize
 
@@ -90,26 +89,6 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
         "object_mask": sources.cut_by,
     }
     return inputs, decided
-
-
-def require_visible(inputs: Inputs, layers: Layers) -> None:
-    """Refuse a place at which nothing of the object would show. layers: the crop at any resolution."""
-    if layers.visible.any() and layers.edit.any():
-        return
-    box = ",".join(f"{value:.3g}" for value in inputs.box01_xyxy or ())
-    if not (layers.placed.alpha_01 > 0.5).any():
-        raise ValueError(f"--box {box} is too small: the object would cover less than a pixel")
-    if inputs.mode not in DEPTH_MODES:
-        raise ValueError(f"--box {box} does not meet the target mask: nothing of the object would be visible")
-    h, w = inputs.background_depth_01.shape
-    x0, y0, x1, y1 = (round(value) for value in box_from_01(inputs.box01_xyxy or (0, 0, 1, 1), (h, w)))
-    there = inputs.background_depth_01[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
-    low, high = (float(value) for value in (there.min(), there.max()))
-    far, near = inputs.depth_range
-    raise ValueError(
-        f"nearer objects hide the object completely: at --box {box} the background's depth is {low:.3f} to "
-        f"{high:.3f}, the object's {far:.3f} to {near:.3f} (1 = nearest); raise --depth or move --box"
-    )
 
 
 def _depth_of(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:

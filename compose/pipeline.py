@@ -26,16 +26,16 @@ from cldm.compat import PRESETS, with_compat
 from cldm.pipeline import CompositorPipeline, Weights
 from cldm.pretrained import Sampling
 from compose.inputs import read_sources
-from compose.models import Models
 from compose.placement import locate, resolve_placement
 from compose.recipe import make_recipe
-from compose.settings import DEPTH_MODES, ComposeSettings, ignored_options
+from compose.settings import DEPTH_MODES, WITH_SENTENCE, ComposeSettings, Models
 from datasets.inputs import PairOptions
 from datasets.layers import Geometry
 from datasets.pairs import Pair, pair_of
 from datasets.pasteback import stitch
 from ldm.denoise import Monitor, Step
 from ldm.result import StageTimer, measure_drift, save_result
+from ldm.settings.config import flag_name
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,21 @@ def sampling_of(settings: ComposeSettings, models: Models) -> tuple[Sampling, Pa
     names = ("scheduler", "steps", "guidance", "init", "strength", "detail", "detail_scale")
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     return replace(config.sampling, **given), config.pair
+
+
+def ignored_options(settings: ComposeSettings, sampling: Sampling) -> list[str]:
+    """One sentence for every option that was given and has no effect."""
+    notes = []
+    if settings.depth is not None and settings.plain_mode not in DEPTH_MODES:
+        notes.append(f"--depth has no effect: mode {settings.mode} keeps the depth of the background")
+    if settings.strength is not None and sampling.init == "noise":
+        notes.append("--strength has no effect: the start is noise (--init paste uses it)")
+    if settings.compat is not None and sampling.detail > 0:
+        notes.append("--detail has no effect: --compat pastes the model's own crop")
+    if settings.instruction is None:
+        given = [name for name, default in WITH_SENTENCE.items() if getattr(settings, name) != default]
+        notes += [f"{flag_name(name)} has no effect without --instruction" for name in given]
+    return notes
 
 
 def compose(

@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from compose.inputs import Sources, make_inputs, require_visible
-from compose.models import Models
-from compose.settings import GEOMETRIC, WITH_SENTENCE, ComposeSettings, locator_name
-from datasets.geometry import bbox_of_mask
+from compose.inputs import Sources, make_inputs
+from compose.settings import DEPTH_MODES, GEOMETRIC, WITH_SENTENCE, ComposeSettings, Models, locator_name
+from datasets.geometry import bbox_of_mask, box_from_01
 from datasets.inputs import PairOptions
 from datasets.layers import Geometry
 from datasets.relations import Place
 from ldm.files import file_sha256, hash_folder
-from llava_bifrost.language.answer import Candidate, Location, satisfies
+from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import InstructionError, Request, parse_instruction
 from llava_bifrost.placement.anchors import as_json, detect_anchors, read_anchors
 from llava_bifrost.placement.placer import Item, place_object
@@ -96,14 +95,11 @@ class Placement:
             logger.warning("this place is not %s; --candidates 5 tries others", " and not ".join(broken))
 
 
-def candidate_of(plain: dict[str, Any]) -> Candidate:
-    """A proposal from a recipe."""
-    location = Location(tuple(plain["box"]), plain["depth"], plain["far"], plain["near"])
-    return Candidate(location, plain["log_probability"], plain["text"], plain["score"])
-
-
 def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01: np.ndarray) -> Placement:
-    """Ask the locator where the object goes. depth_01: (h, w) of the background."""
+    """Ask the locator where the object goes. depth_01: (h, w) of the background.
+
+    ValueError where the geometric locator cannot take the sentence apart or does not know where an object is.
+    """
     name, instruction = locator_name(settings), settings.instruction or ""
     background_u8 = sources.background.rgb_u8
     try:
@@ -112,7 +108,21 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
         if name == GEOMETRIC:
             raise
         request = None
-    anchors = known_anchors(settings, models, request, background_u8, depth_01)
+    # Places of other objects: those of the anchors file, and what the detector finds of the rest.
+    anchors = {} if settings.anchors is None else read_anchors(settings.anchors, depth_01)
+    names = () if request is None else ((request.target,) if request.replace else request.anchors)
+    missing = [anchor for anchor in names if anchor not in anchors]
+    if missing and settings.detector is not None:
+        detector = models.detector(settings.detector)
+        anchors |= detect_anchors(detector, missing, background_u8, depth_01, settings.sam)
+    elif missing and name == GEOMETRIC:
+        remedy = f'give --anchors FILE.json ({{"{missing[0]}": {{"box": [x1, y1, x2, y2]}}}})'
+        if settings.anchors is not None:
+            remedy = f"{settings.anchors} names {', '.join(anchors)}; add it there,"
+        absent = " and the ".join(missing)
+        raise ValueError(
+            f"--locator geometric does not know where the {absent} is: {remedy} or give --detector FOLDER"
+        )
     if name == GEOMETRIC:
         assert request is not None  # the geometric locator refuses what it cannot take apart
         x0, y0, x1, y1 = bbox_of_mask(sources.cut)
@@ -139,32 +149,6 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
     return Placement(settings, request, candidates, anchors, locator)
 
 
-def known_anchors(
-    settings: ComposeSettings,
-    models: Models,
-    request: Request | None,
-    rgb_u8: np.ndarray,
-    depth_01: np.ndarray,
-) -> dict[str, Place]:
-    """Places of other objects: those of the anchors file, and what the detector finds of the rest."""
-    path = settings.anchors
-    anchors = {} if path is None else read_anchors(path, depth_01)
-    names = () if request is None else ((request.target,) if request.replace else request.anchors)
-    missing = [name for name in names if name not in anchors]
-    if missing and settings.detector is not None:
-        detector = models.detector(settings.detector)
-        anchors |= detect_anchors(detector, missing, rgb_u8, depth_01, settings.sam)
-    elif missing and locator_name(settings) == GEOMETRIC:
-        remedy = f'give --anchors FILE.json ({{"{missing[0]}": {{"box": [x1, y1, x2, y2]}}}})'
-        if path is not None:
-            remedy = f"{path} names {', '.join(anchors)}; add it there,"
-        absent = " and the ".join(missing)
-        raise ValueError(
-            f"--locator geometric does not know where the {absent} is: {remedy} or give --detector FOLDER"
-        )
-    return anchors
-
-
 def resolve_placement(
     settings: ComposeSettings,
     placement: Placement | None,
@@ -180,16 +164,32 @@ def resolve_placement(
     tries = [settings]
     if placement is not None:
         tries = [placement.settings_of(index) for index in range(len(placement.candidates))]
-    for chosen, resolved in enumerate(tries):
-        inputs, decided = make_inputs(resolved, sources, depth_01)
+    for chosen in range(len(tries)):
+        inputs, decided = make_inputs(tries[chosen], sources, depth_01)
         geometry = Geometry.of(inputs, options)
         layers = geometry.native_layers
-        if (layers.visible.any() and layers.edit.any()) or chosen + 1 == len(tries):
+        if layers.visible.any() and layers.edit.any():
             break
-    require_visible(inputs, layers)
+    else:
+        box = ",".join(f"{value:.3g}" for value in decided["box"])
+        if not (layers.placed.alpha_01 > 0.5).any():
+            raise ValueError(f"--box {box} is too small: the object would cover less than a pixel")
+        if inputs.mode not in DEPTH_MODES:
+            raise ValueError(
+                f"--box {box} does not meet the target mask: nothing of the object would be visible"
+            )
+        h, w = depth_01.shape
+        x0, y0, x1, y1 = (round(value) for value in box_from_01(decided["box"], (h, w)))
+        there = depth_01[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
+        far, near = inputs.depth_range
+        raise ValueError(
+            f"nearer objects hide the object completely: at --box {box} the background's depth is "
+            f"{there.min():.3f} to {there.max():.3f}, the object's {far:.3f} to {near:.3f} (1 = nearest); "
+            "raise --depth or move --box"
+        )
     if placement is None:
-        return resolved, geometry, decided
+        return tries[chosen], geometry, decided
     placement.log(chosen)
     if settings.depth is None:
         decided["depth"]["source"] = "instruction"
-    return resolved, geometry, {**decided, "placement": placement.record(chosen)}
+    return tries[chosen], geometry, {**decided, "placement": placement.record(chosen)}

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cldm.pretrained import Sampling
-from compose.models import Models
-from compose.settings import ComposeSettings
+from compose.settings import ComposeSettings, Models
 from datasets.inputs import PairOptions
 from ldm.files import file_sha256, hash_folder
 from ldm.result import library_versions, read_recipe

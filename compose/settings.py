@@ -1,18 +1,35 @@
-"""The settings of one composite, declared once for command line, YAML, recipes and notebooks."""
+"""The settings of one composite, for command line, YAML, recipes and notebooks, and the networks they name.
 
-from dataclasses import dataclass
+A model folder that is not given is the full-size one below `models/` (or below the folder that BIFROST_MODELS
+names) where it is there, else the one of the bundle in `assets/tiny`.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from cldm.compat import PRESETS
-from cldm.pretrained import Sampling, missing_parts
+from cldm.model import Compositor
+from cldm.pretrained import CompositorConfig, load_compositor, load_compositor_config, missing_parts
 from datasets.fusion import ALIASES, MODES
 from datasets.geometry import check_box01
+from ldm.device import pick_device, pick_dtype
+from ldm.experts.depth import DepthEstimator
+from ldm.experts.detect import Detector
 from ldm.latents import scheduler_class
 from ldm.registry.models import resolve_model_path
 from ldm.settings.config import CheckedSettings, flag_name, setting
 from llava_bifrost.language.instruction import parse_instruction
 from llava_bifrost.locator import FULL as FULL_LOCATOR
 from llava_bifrost.locator import TINY as TINY_LOCATOR
+from llava_bifrost.locator import Locator, load_locator
+
+logger = logging.getLogger(__name__)
 
 FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")
 FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
@@ -177,21 +194,6 @@ class ComposeSettings(CheckedSettings):
         return {name: path for name, path in given.items() if path is not None}
 
 
-def ignored_options(settings: ComposeSettings, sampling: Sampling) -> list[str]:
-    """One sentence for every option that was given and has no effect."""
-    notes = []
-    if settings.depth is not None and settings.plain_mode not in DEPTH_MODES:
-        notes.append(f"--depth has no effect: mode {settings.mode} keeps the depth of the background")
-    if settings.strength is not None and sampling.init == "noise":
-        notes.append("--strength has no effect: the start is noise (--init paste uses it)")
-    if settings.compat is not None and sampling.detail > 0:
-        notes.append("--detail has no effect: --compat pastes the model's own crop")
-    if settings.instruction is None:
-        given = [name for name, default in WITH_SENTENCE.items() if getattr(settings, name) != default]
-        notes += [f"{flag_name(name)} has no effect without --instruction" for name in given]
-    return notes
-
-
 def locator_name(settings: ComposeSettings) -> str:
     """The locator to use: a folder's name, or GEOMETRIC."""
     full = resolve_model_path(FULL_LOCATOR)
@@ -213,3 +215,57 @@ def depth_folder(chosen: Path | None = None) -> Path:
     """The depth network to use: the chosen one, else the full-size one where it is there."""
     full = resolve_model_path(FULL_DEPTH)
     return chosen or (full if (full / "config.json").is_file() else TINY_DEPTH)
+
+
+@dataclass
+class Models:
+    """Compositor, depth network, locators and detectors on one device."""
+
+    folder: Path
+    depth_folder: Path
+    config: CompositorConfig
+    device: torch.device
+    dtype: torch.dtype  # of the compositor
+    offload: bool = False
+    requested: tuple[Any, ...] = ()  # what `load_models` was given: folders, device, dtype, offload
+    loaded: dict[Path, Any] = field(default_factory=dict)  # locators and detectors by folder
+
+    def _once(self, folder: Path, load: Callable[..., Any]) -> Any:
+        if folder not in self.loaded:
+            self.loaded[folder] = load(folder, device=str(self.device))
+        return self.loaded[folder]
+
+    def locator(self, folder: Path) -> Locator:
+        """The language model that reads sentences."""
+        return self._once(folder, load_locator)
+
+    def detector(self, folder: Path) -> Detector:
+        """The network that finds named objects."""
+        return self._once(folder, Detector.load)
+
+    @cached_property
+    def compositor(self) -> Compositor:
+        """In eval mode, on the device, or on the CPU until a stage needs it."""
+        model, _ = load_compositor(self.folder, self.dtype)
+        return model if self.offload else model.to(self.device)
+
+    @cached_property
+    def depth(self) -> DepthEstimator:
+        """The depth network, in single precision."""
+        return DepthEstimator.load(self.depth_folder, device=str(self.device))
+
+
+def load_models(settings: ComposeSettings, known: Models | None = None) -> Models:
+    """Check device and folder, log the compositor's notice once; weights are read when first needed.
+
+    known: models of other settings, which are returned where these settings need the same
+    """
+    folder, depth = compositor_folder(settings.model), depth_folder(settings.depth_model)
+    requested = (folder, depth, settings.device, settings.dtype, settings.offload)
+    if known is not None and known.requested == requested:
+        return known
+    device, config = pick_device(settings.device), load_compositor_config(folder)
+    if config.notice:
+        logger.info("%s", config.notice)
+    dtype = pick_dtype(settings.dtype, device)
+    return Models(folder, depth, config, device, dtype, settings.offload, requested)

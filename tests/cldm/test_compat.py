@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from cldm.compat import PRESETS, with_compat
 from cldm.pretrained import Sampling
 from compose import ComposeSettings, compose, load_models
-from compose.settings import ignored_options
+from compose.pipeline import ignored_options
 from datasets.inputs import PUBLISHED_INFERENCE
 from ldm.denoise import set_steps
 from ldm.images import read_image

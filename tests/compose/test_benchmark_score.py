@@ -14,8 +14,16 @@ from pycocotools import mask as run_lengths
 from cldm.evaluate.cases import neighbours
 from compose.benchmark import score as score_module
 from compose.benchmark.__main__ import build_app
-from compose.benchmark.measures import drift, order, placed_mask, seam
-from compose.benchmark.score import ScoreNetworks, ScoreSettings, score, score_case
+from compose.benchmark.score import (
+    ScoreNetworks,
+    ScoreSettings,
+    drift,
+    order,
+    placed_mask,
+    score,
+    score_case,
+    seam,
+)
 from datasets.benchmark.manifest import (
     Anchor,
     BenchmarkCase,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import compose.models as compose_module
+import compose.settings as compose_module
 from compose.batch import read_jobs
 from compose.dreambooth import DreamBoothSettings, dreambooth_jobs
 from ldm.images import read_image, write_mask, write_png

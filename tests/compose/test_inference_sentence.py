@@ -9,8 +9,7 @@ import pytest
 
 from compose import ComposeSettings, compose, load_models
 from compose import settings as compose_settings
-from compose.models import Models
-from compose.settings import GEOMETRIC, locator_name
+from compose.settings import GEOMETRIC, Models, locator_name
 from ldm.images import read_depth, read_image
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
