@@ -83,18 +83,14 @@ def render(scenes: Sequence[Scene], options: SceneOptions, device: torch.device 
 def _render(
     scenes: Sequence[Scene], options: SceneOptions, solids: int, device: torch.device | str
 ) -> SceneBatch:
+    views, alone = [], []
+    for scene in scenes:
+        views.append(SceneView(scene.solids, scene.camera, scene.light, scene.room, scene.removed))
+        removed = scene.solids[scene.removed]
+        alone.append(SceneView([removed], scene.reference_camera, scene.reference_light, None))
     style = options.supersample, options.smooth_edges, device
-    views = [
-        SceneView(scene.solids, scene.camera, scene.light, scene.room, scene.removed) for scene in scenes
-    ]
-    alone = [
-        SceneView([scene.solids[scene.removed]], scene.reference_camera, scene.reference_light, None)
-        for scene in scenes
-    ]
-    main, reference = (
-        draw_views(views, options.size, *style),
-        draw_views(alone, options.reference_size, *style),
-    )
+    main = draw_views(views, options.size, *style)
+    reference = draw_views(alone, options.reference_size, *style)
     ranges = torch.tensor([scene.inverse_range for scene in scenes], device=main.inverse.device)
     low, high = ranges.T[:, :, None, None]
 
@@ -110,7 +106,6 @@ def _render(
         amodal[every, owner] |= main.amodal[:, slot]
         front[every, owner] = torch.maximum(front[every, owner], main.part_inverse[:, slot])
     depth = torch.where(amodal, (front - low[:, None]) / (high - low)[:, None], 0.0)
-    instances = main.owner + 1
     mask = (reference.owner >= 0) & (reference.coverage >= 0.5)
     nearest = torch.where(mask, reference.inverse, 0.0).amax((1, 2), keepdim=True)
     farthest = torch.where(mask, reference.inverse, 1e9).amin((1, 2), keepdim=True)
@@ -120,29 +115,13 @@ def _render(
         main.without,
         relative(main.inverse),
         relative(main.inverse_without),
-        instances,
+        main.owner + 1,
         amodal,
         reference.image,
         mask,
         torch.where(mask, own_depth, 0.0),
-        _facts(scenes, amodal, instances, depth),
+        _facts(scenes, amodal, main.owner, depth),
     )
-
-
-def _facts(
-    scenes: Sequence[Scene], amodal: Tensor, instances: Tensor, depth: Tensor
-) -> tuple[SceneFacts, ...]:
-    """Numbers of all scenes in a few tensor operations, then words."""
-    h, w = instances.shape[1:]
-    count = amodal.sum((2, 3))
-    index = torch.arange(1, amodal.shape[1] + 1, device=instances.device)
-    seen = (instances[:, None] == index[:, None, None]).sum((2, 3)) / count.clamp(min=1)
-    near = depth.amax((2, 3)).clamp(0, 1)
-    far = torch.where(amodal, depth, 9.0).amin((2, 3)).clamp(0, 1)
-    mean = (depth.sum((2, 3)) / count.clamp(min=1)).clamp(0, 1)
-    columns, rows = amodal.any(2).cpu().numpy(), amodal.any(3).cpu().numpy()
-    table = torch.stack([count / (h * w), seen, mean, far, near]).double().cpu().numpy()  # (5, b, n)
-    return tuple(_fact(scene, table[:, i], columns[i], rows[i]) for i, scene in enumerate(scenes))
 
 
 def _ends(line: np.ndarray) -> tuple[float, float]:
@@ -151,39 +130,51 @@ def _ends(line: np.ndarray) -> tuple[float, float]:
     return (set_at[0] / len(line), (set_at[-1] + 1) / len(line)) if len(set_at) else (0.0, 0.0)
 
 
-def _fact(scene: Scene, table: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> SceneFacts:
-    boxes, depths = [], []
-    area, seen, means, fars, nears = table[:, : len(scene.solids)].tolist()
-    for k, (mean, far, near) in enumerate(zip(means, fars, nears, strict=True)):
-        (x0, x1), (y0, y1) = _ends(columns[k]), _ends(rows[k])
-        boxes.append((float(x0), float(y0), float(x1), float(y1)))
-        depths.append((min(max(mean, far), near), far, near) if x1 else (0.0, 0.0, 0.0))
-    names = [f"an {solid.name}" if solid.name[0] in "aeiou" else f"a {solid.name}" for solid in scene.solids]
-    supports = tuple(solid.support for solid in scene.solids)
-    places = [
-        (k, Place(box, *depth)) for k, (box, depth) in enumerate(zip(boxes, depths, strict=True)) if box[2]
-    ]
-    relations = tuple(  # of all solids in the frame, but not of a solid and what stands on it
-        (a, word, b)
-        for a, place in places
-        for b, other in places
-        if a != b and supports[b] != a
-        for word in sorted(relation(place, other, on=supports[a] == b))
-    )
-    ordered = sorted(relations, key=lambda triple: triple[0] != scene.removed)
-    sides = {"left of": "to the left of", "right of": "to the right of"}
-    return SceneFacts(
-        scene.seed,
-        scene.removed,
-        tuple(solid.name for solid in scene.solids),
-        tuple(solid.movable for solid in scene.solids),
-        supports,
-        tuple(boxes),
-        tuple(depths),
-        tuple(seen),
-        tuple(area),
-        relations,
-        tuple(f"{names[a]} {sides.get(word, word)} {names[b]}" for a, word, b in ordered),
-        scene.camera.window01_xyxy,
-        scene.same_pose,
-    )
+def _facts(scenes: Sequence[Scene], amodal: Tensor, owner: Tensor, depth: Tensor) -> tuple[SceneFacts, ...]:
+    """Numbers of all scenes in a few tensor operations, then words."""
+    h, w = owner.shape[1:]
+    count = amodal.sum((2, 3))
+    index = torch.arange(amodal.shape[1], device=owner.device)
+    seen = (owner[:, None] == index[:, None, None]).sum((2, 3)) / count.clamp(min=1)
+    nearest = depth.amax((2, 3)).clamp(0, 1)
+    farthest = torch.where(amodal, depth, 9.0).amin((2, 3)).clamp(0, 1)
+    mean = (depth.sum((2, 3)) / count.clamp(min=1)).clamp(0, 1)
+    columns, rows = amodal.any(2).cpu().numpy(), amodal.any(3).cpu().numpy()
+    table = torch.stack([count / (h * w), seen, mean, farthest, nearest]).double().cpu().numpy()  # (5, b, n)
+    facts = []
+    for i, scene in enumerate(scenes):
+        boxes, depths = [], []
+        area, visible, *extents = table[:, i, : len(scene.solids)].tolist()
+        for k, (d, far, near) in enumerate(zip(*extents, strict=True)):
+            (x0, x1), (y0, y1) = _ends(columns[i, k]), _ends(rows[i, k])
+            boxes.append((float(x0), float(y0), float(x1), float(y1)))
+            depths.append((min(max(d, far), near), far, near) if x1 else (0.0, 0.0, 0.0))
+        supports = tuple(solid.support for solid in scene.solids)
+        names = [f"{'an' if solid.name[0] in 'aeiou' else 'a'} {solid.name}" for solid in scene.solids]
+        places = {k: Place(box, *depths[k]) for k, box in enumerate(boxes) if box[2]}
+        relations = tuple(  # of all solids in the frame, but not of a solid and what stands on it
+            (a, word, b)
+            for a, place in places.items()
+            for b, other in places.items()
+            if a != b and supports[b] != a
+            for word in sorted(relation(place, other, on=supports[a] == b))
+        )
+        ordered = sorted(relations, key=lambda triple: triple[0] != scene.removed)
+        sides = {"left of": "to the left of", "right of": "to the right of"}
+        fact = SceneFacts(
+            scene.seed,
+            scene.removed,
+            tuple(solid.name for solid in scene.solids),
+            tuple(solid.movable for solid in scene.solids),
+            supports,
+            tuple(boxes),
+            tuple(depths),
+            tuple(visible),
+            tuple(area),
+            relations,
+            tuple(f"{names[a]} {sides.get(word, word)} {names[b]}" for a, word, b in ordered),
+            scene.camera.window01_xyxy,
+            scene.same_pose,
+        )
+        facts.append(fact)
+    return tuple(facts)

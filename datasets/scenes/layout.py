@@ -1,23 +1,30 @@
 """Seed -> Scene: room, light, camera, solids by rejection sampling, and which solid is removed.
 
 Everything random comes from one numpy Generator made of (seed, attempt), so a seed is one scene everywhere.
-The ranges are chosen for variety, not measured.
+The ranges are chosen for variety, not measured. Legend: m rays of a coarse grid.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
-from datasets.scenes.choose import choose_removed, object_window, reference_setup
-from datasets.scenes.describe import Camera, Room, Scene, SceneOptions, SceneRejected, Solid
+from datasets.scenes.describe import Camera, Light, Room, Scene, SceneOptions, SceneRejected, Solid
 from datasets.scenes.furnish import furniture, lamp, room, solid_at, wide_solid
-from datasets.scenes.pack import SceneView
-from datasets.scenes.pose import direction, look_at, outline
+from datasets.scenes.pack import SceneView, pack
+from datasets.scenes.pose import direction, look_at, orbit, outline
+from datasets.scenes.solids import FAR
+from datasets.scenes.trace import cast_parts, cast_room, covers, pixel_rays
 
 ATTEMPTS = 24  # scenes tried per seed; two in five fail
 TRIES = 14  # places tried per solid
 FLAT_TOPPED = ("cube", "box", "cylinder", "prism")
+COARSE_SIDE = 56  # side of the coarse grid on which visibility is estimated
+MIN_VISIBLE = 0.36  # of the removed solid; above the promised 0.3, the grid is coarse
+HIDDEN = (0.36, 0.90)  # visible fraction of a "partly hidden" solid
+MIN_AREA = {"full": 0.02, "object": 0.008}  # of the full view that the removed solid covers
+MAX_AREA = 0.3  # all chosen: the solid is well seen, and much of the scene remains
 Draw = Callable[[np.random.Generator, np.ndarray, int, Sequence[Solid]], Solid]  # see furnish.solid_at
 
 
@@ -53,21 +60,20 @@ def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scen
         raise SceneRejected("too few solids fit")
     removed, area, inverse_range = choose_removed(rng, SceneView(solids, camera, light, place), options)
     same = options.reference_pose == "same" or (options.reference_pose == "mixed" and rng.random() < 0.5)
-    reference_camera, reference_light = reference_setup(rng, solids[removed], camera, same)
+    reference = reference_setup(rng, solids[removed], camera, same)
     if options.window == "object":
-        camera = replace(camera, window01_xyxy=object_window(rng, solids[removed], camera, area))
-    return Scene(
-        seed,
-        tuple(solids),
-        place,
-        camera,
-        light,
-        removed,
-        reference_camera,
-        reference_light,
-        inverse_range,
-        same,
-    )
+        # A square: the solid's longest side x U(1.5, 2.9), the centre jittered.
+        aspect, (x0, y0, x1, y1) = camera.tan_x / camera.tan_y, outline(solids[removed].parts, camera)
+        wide, high = x1 - x0, (y1 - y0) / aspect  # in widths of the full view
+        side = min(max(wide, high) * rng.uniform(1.5, 2.9), (area / aspect / 0.045) ** 0.5)
+        side = min(max(side, 1.2 * max(wide, high)), 1.0, 1 / aspect)
+        slack = np.maximum(0.45 * (side - np.array([wide, high])), 0)
+        cx, cy = np.array([(x0 + x1) / 2, (y0 + y1) / 2 / aspect]) + rng.uniform(-1, 1, 2) * slack
+        left = float(np.clip(cx - side / 2, 0, 1 - side))
+        above = float(np.clip(cy - side / 2, 0, 1 / aspect - side))
+        window = left, above * aspect, left + side, (above + side) * aspect
+        camera = replace(camera, window01_xyxy=window)
+    return Scene(seed, tuple(solids), place, camera, light, removed, *reference, inverse_range, same)
 
 
 def camera_of(
@@ -95,8 +101,7 @@ def place_solid(
     """One more solid that touches nothing, mostly in view; half of them before or behind another one."""
     names = {solid.name for solid in solids}
     for _ in range(TRIES):
-        host = _host(rng, solids)
-        spot = _spot(rng, solids, host, camera)
+        host, spot = _spot(rng, solids, camera)
         added = draw(rng, spot, host, solids)
         (x, y), radius = added.centre[:2], added.radius + 0.02
         in_room = place.left + radius < x < place.right - radius and y < place.back - radius
@@ -109,10 +114,8 @@ def place_solid(
     return None
 
 
-def _host(rng: np.random.Generator, solids: Sequence[Solid]) -> int:
-    """Index of what the next solid stands on, -1 the floor."""
-    if solids and not solids[0].movable and rng.random() < 0.62:
-        return 0
+def _spot(rng: np.random.Generator, solids: Sequence[Solid], camera: Camera) -> tuple[int, np.ndarray]:
+    """Index of what the next solid stands on, -1 the floor, and the place (2,) of its foot."""
     taken = {solid.support for solid in solids}
     flat = [
         index
@@ -120,13 +123,13 @@ def _host(rng: np.random.Generator, solids: Sequence[Solid]) -> int:
         if solid.movable and solid.shape in FLAT_TOPPED and index not in taken
         if solid.parts[0].axes[2, 2] > 0.9  # it stands upright
     ]
-    return int(rng.choice(flat)) if flat and rng.random() < 0.16 else -1
-
-
-def _spot(rng: np.random.Generator, solids: Sequence[Solid], host: int, camera: Camera) -> np.ndarray:
-    """Floor position (2,) for the next solid."""
+    host = -1
+    if solids and not solids[0].movable and rng.random() < 0.62:
+        host = 0
+    elif flat and rng.random() < 0.16:
+        host = int(rng.choice(flat))
     if host >= 0 and solids[host].movable:
-        return solids[host].centre[:2] + rng.uniform(-0.04, 0.04, 2)
+        return host, solids[host].centre[:2] + rng.uniform(-0.04, 0.04, 2)
     peers = [solid for solid in solids if solid.movable and solid.support == host]
     if peers and rng.random() < 0.6:
         peer = peers[int(rng.integers(len(peers)))]
@@ -134,11 +137,11 @@ def _spot(rng: np.random.Generator, solids: Sequence[Solid], host: int, camera: 
         sight /= np.linalg.norm(sight)
         aside = np.array([-sight[1], sight[0]])
         step = (peer.radius + rng.uniform(0.28, 0.75)) * rng.choice([-1.0, 1.0])
-        return peer.centre[:2] + step * sight + rng.uniform(-0.95, 0.95) * peer.radius * aside
+        return host, peer.centre[:2] + step * sight + rng.uniform(-0.95, 0.95) * peer.radius * aside
     if host == 0:
         part = solids[0].parts[0]
-        return part.centre[:2] + (rng.uniform(-1, 1, 2) * part.scale[:2] * 0.85) @ part.axes[:2, :2]
-    return np.array([rng.uniform(-1.5, 1.5), rng.uniform(-0.9, 1.7)])
+        return host, part.centre[:2] + (rng.uniform(-1, 1, 2) * part.scale[:2] * 0.85) @ part.axes[:2, :2]
+    return host, np.array([rng.uniform(-1.5, 1.5), rng.uniform(-0.9, 1.7)])
 
 
 def _fits(added: Solid, solids: Sequence[Solid]) -> bool:
@@ -160,3 +163,73 @@ def _fits(added: Solid, solids: Sequence[Solid]) -> bool:
             if gap < added.radius + 0.02:
                 return False
     return True
+
+
+def choose_removed(
+    rng: np.random.Generator, view: SceneView, options: SceneOptions
+) -> tuple[int, float, tuple[float, float]]:
+    """Removed solid, its amodal fraction of the full view, and the range of inverse depth without it."""
+    fractions, front = solid_fractions(view)
+    candidates = []
+    for index, (solid, (area, visible)) in enumerate(zip(view.solids, fractions, strict=True)):
+        x0, y0, x1, y1 = outline(solid.parts, view.camera)
+        in_frame = min(x0, y0) > -0.01 and max(x1, y1) < 1.01
+        carries = any(other.support == index for other in view.solids)
+        large = MIN_AREA[options.window] <= area <= MAX_AREA
+        if solid.movable and not carries and in_frame and large and visible >= MIN_VISIBLE:
+            candidates.append((index, area, visible))
+    if not candidates:
+        raise SceneRejected("no solid can be removed")
+    if rng.random() < options.occluded:
+        candidates = [entry for entry in candidates if HIDDEN[0] <= entry[2] <= HIDDEN[1]]
+        if not candidates:
+            raise SceneRejected("no solid is partly hidden")
+    index, area, _ = candidates[int(rng.integers(len(candidates)))]
+    inverse = 1 / torch.cat([front[:index], front[index + 1 :]]).amin(0)
+    return index, area, (float(inverse.min()), float(inverse.max()))
+
+
+def solid_fractions(view: SceneView) -> tuple[list[tuple[float, float]], torch.Tensor]:
+    """What is seen on a coarse grid up to the border of the full view.
+
+    returns: of each solid its amodal fraction of the view and the visible fraction of that; depth
+             (solids + 1, m) of each solid and of the room
+    """
+    packed, size = pack([view]), (COARSE_SIDE, COARSE_SIDE)
+    pixel = torch.arange(COARSE_SIDE * COARSE_SIDE)
+    place = torch.stack([pixel % COARSE_SIDE, pixel // COARSE_SIDE])
+    rays = pixel_rays(packed, size, covers(packed, size), pixel, place / (COARSE_SIDE - 1) - 0.5)
+    depth, behind, fractions = cast_parts(rays), cast_room(rays).depth, []
+    front = [depth[packed.parts.owner == index].amin(0) for index in range(len(view.solids))]
+    for mine in front:
+        amodal = (mine < FAR) & (mine < behind)
+        visible, count = int((amodal & (mine <= depth.amin(0))).sum()), int(amodal.sum())
+        fractions.append((count / amodal.numel(), visible / max(count, 1)))
+    return fractions, torch.stack([*front, behind])
+
+
+def reference_setup(
+    rng: np.random.Generator, solid: Solid, camera: Camera, same: bool
+) -> tuple[Camera, Light]:
+    """Square view of the solid alone, and another lamp for it."""
+    target = np.array([*solid.centre[:2], (solid.bottom + solid.top) / 2])
+    yaw, lift = np.radians(rng.uniform(8, 30) * rng.choice([-1, 1])), np.radians(rng.uniform(-8, 8))
+    lamp_yaw, lamp_lift = np.radians(rng.uniform(-75, 75)), np.radians(rng.uniform(15, 45))
+    if not same:
+        origin = orbit(camera.origin, target, yaw, lift)
+        camera = replace(camera, origin=origin, axes=look_at(origin, target))
+    aspect, (x0, y0, x1, y1) = camera.tan_x / camera.tan_y, outline(solid.parts, camera)
+    side = max(x1 - x0, (y1 - y0) / aspect) * rng.uniform(1.06, 1.25)  # in widths of the full view
+    cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+    window = cx - side / 2, cy - side * aspect / 2, cx + side / 2, cy + side * aspect / 2
+    away = orbit(camera.origin, target, lamp_yaw, lamp_lift) - target
+    warm = rng.uniform(0.9, 1.1)
+    tone = np.array([warm, 1.0, 2 - warm])
+    light = Light(
+        target + away / np.linalg.norm(away) * 3.6,
+        float(rng.uniform(0.2, 0.6)),
+        tone * rng.uniform(0.6, 0.85),
+        np.full(3, rng.uniform(0.38, 0.55)),
+        np.full(3, rng.uniform(0.2, 0.35)),
+    )
+    return replace(camera, window01_xyxy=window), light

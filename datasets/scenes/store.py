@@ -95,15 +95,28 @@ def render_shards(
         for j in files:
             path, seeds = settings.out / f"shard-{j:05d}.safetensors", _seeds(settings, j)
             recipe = json.dumps(common | {"seeds": [seeds[0], seeds[-1]]}, sort_keys=True)
-            if _is_done(path, recipe):
-                bar.update(len(seeds))
-            else:
+            paths.append(path)
+            try:
+                stored = _header(path).get("recipe", "") if path.exists() else None
+            except ValueError:
+                log.warning("%s is damaged and is rendered again", path)
+                stored = None
+            if stored not in (None, recipe):  # results would be mixed
+                raise ValueError(
+                    f"{path} was rendered with other settings; choose another --out or remove it"
+                )
+            if stored is None:
                 batches = []
                 for seed in seeds:
                     batches.append(render([sample(seed, settings)], settings, settings.device))
                     bar.update()
                 write_atomic(path, _pack(batches, recipe))
-            paths.append(path)
+            elif stored == recipe:
+                bar.update(len(seeds))
+            else:  # another recipe: results would be mixed
+                raise ValueError(
+                    f"{path} was rendered with other settings; choose another --out or remove it"
+                )
     log.info("%d shards in %s", len(paths), settings.out)
     return paths
 
@@ -112,21 +125,6 @@ def _seeds(settings: StoreSettings, j: int) -> list[int]:
     seed_of = eval_seed if settings.split == "eval" else train_seed
     start, stop = j * SCENES_PER_SHARD, min((j + 1) * SCENES_PER_SHARD, settings.count)
     return [seed_of(settings.first_seed + i) for i in range(start, stop)]
-
-
-def _is_done(path: Path, recipe: str) -> bool:
-    """The file is complete and of this recipe. Another recipe is an error: results would be mixed."""
-    if not path.exists():
-        return False
-    try:
-        with safe_open(path, "numpy") as shard:
-            stored = json.loads((shard.metadata() or {}).get(HEADER, "{}")).get("recipe")
-    except (SafetensorError, OSError):
-        log.warning("%s is damaged and is rendered again", path)
-        return False
-    if stored != recipe:
-        raise ValueError(f"{path} was rendered with other settings; choose another --out or remove it")
-    return True
 
 
 def _pack(batches: Sequence[SceneBatch], recipe: str) -> bytes:
@@ -182,19 +180,25 @@ def read_shard(path: Path | str) -> Shard:
 
 def read_facts(path: Path | str) -> tuple[SceneFacts, ...]:
     """What is known about the scenes of a shard, without its images. ValueError as of `read_shard`."""
-    try:
-        with safe_open(path, "numpy") as shard:
-            facts = json.loads(shard.metadata()[HEADER])["facts"]
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a complete shard of rendered scenes: {error}") from error
+    facts = _header(path).get("facts")
+    if facts is None:
+        raise ValueError(f"{path} is not a complete shard of rendered scenes: it has no {HEADER!r}")
     return tuple(SceneFacts(**{name: _as_tuples(value) for name, value in fact.items()}) for fact in facts)
 
 
 def read_options(path: Path | str) -> SceneOptions:
     """The options with which the scenes of a shard were sampled and rendered."""
-    with safe_open(path, "numpy") as shard:
-        options = json.loads(json.loads(shard.metadata()[HEADER])["recipe"])["options"]
+    options = json.loads(_header(path)["recipe"])["options"]
     return SceneOptions(**{name: _as_tuples(value) for name, value in options.items()})
+
+
+def _header(path: Path | str) -> dict[str, Any]:
+    """The JSON of a shard, empty in a safetensors file of another kind. ValueError names a damaged file."""
+    try:
+        with safe_open(path, "numpy") as shard:
+            return json.loads((shard.metadata() or {}).get(HEADER, "{}"))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a complete shard of rendered scenes: {error}") from error
 
 
 def _as_tuples(value: Any) -> Any:

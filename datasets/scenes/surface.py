@@ -1,21 +1,129 @@
-"""Colour and orientation of the surface that each ray meets: patterns of the solids, textures of the room.
+"""Colour and orientation of the surface that each ray meets: textures of the room, patterns of the solids.
 
-Patterns live in the solid's own frame, so they turn with it. Edges of a pattern are as soft as the ray is
-wide, which keeps far textures free of aliasing. Legend: n rays, component first.
+A texture of floor and walls takes coordinates u, v >= 0 in cells, the width `soft` of a ray in cells and a
+phase in [0, 1]; it returns the fraction of the surface's second colour and a brightness. Patterns live in the
+solid's own frame, so they turn with it. Edges are as soft as the ray is wide, which keeps far surfaces free
+of aliasing. Legend: n rays, component first.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from datasets.scenes.palette import ALL_PATTERNS, FLAT_SIDED, KINDS
-from datasets.scenes.room import room_colours
+from datasets.scenes.palette import ALL_PATTERNS, FLAT_SIDED, FLOORS, KINDS, WALLS
 from datasets.scenes.solids import normal
 from datasets.scenes.trace import NOTHING, Hit, Rays, by_kind, to_part
 
+ORIGIN = 64.0  # added to the coordinates, so that they are positive and frac agrees with floor
+RAIL = 0.85  # height of a panelled wall, metres
 ROUND = tuple(kind not in FLAT_SIDED for kind in KINDS)
+Look = tuple[Tensor, Tensor]
+
+
+def edge(value: Tensor, width: Tensor) -> Tensor:
+    """0 below, 1 above zero, a ramp of the given width between."""
+    return (value / width + 0.5).clamp(0, 1)
+
+
+def _hash(a: Tensor, b: Tensor, phase: Tensor) -> Tensor:
+    """A number in [0, 1) for each pair of whole numbers."""
+    return ((a * 12.9898 + b * 78.233 + phase * 37.719).sin() * 437.585).frac().abs()
+
+
+def _joints(u: Tensor, v: Tensor, width: Tensor, gap: float) -> Tensor:
+    """1 in the joints between unit cells, 0 inside them."""
+    du, dv = (u.frac() - 0.5).abs(), (v.frac() - 0.5).abs()
+    return edge(torch.maximum(du, dv) - (0.5 - gap), width)
+
+
+def _look(kind: int, u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
+    """One texture; kind is an index into the floors and then the walls."""
+    floor = FLOORS[kind] if kind < len(FLOORS) else ""
+    wall = "" if floor else WALLS[kind - len(FLOORS)]
+    if floor == "tiles":
+        return _joints(u, v, soft, 0.025), 0.93 + 0.14 * _hash(u.floor(), v.floor(), phase)
+    if floor == "planks":
+        across = v * 3
+        row = across.floor()
+        along = u * 0.55 + _hash(row, row * 0, phase)
+        tone = _hash(row, along.floor(), phase)
+        grain = ((u * 3 + 2 * (v * 5 + tone * 40).sin()) * 2.2).sin() * (v * 41 + tone * 90).sin()
+        sides = edge((across.frac() - 0.5).abs() - 0.47, soft * 3)
+        ends = edge((along.frac() - 0.5).abs() - 0.495, soft * 0.55)
+        return torch.maximum(sides, ends), 0.86 + 0.3 * tone + 0.07 * grain * (0.12 / soft).clamp(max=1)
+    if wall == "stripes":
+        return edge((u * 2 * math.pi).sin(), 5 * soft), torch.ones_like(u)
+    if wall == "panel":  # second colour below the rail, grooves in it
+        height = v - ORIGIN
+        below = edge(RAIL - height, soft)
+        groove = edge(0.02 - ((u * 3).frac() - 0.5).abs(), soft * 3) * below
+        return below, 1 - 0.3 * edge(0.025 - (height - RAIL).abs(), soft) - 0.18 * groove
+    if wall == "bricks":
+        course = v * 3
+        along = u + 0.5 * (course.floor() * 0.5).frac() * 2
+        tone = _hash(along.floor(), course.floor(), phase)
+        return _joints(along, course, soft * 3, 0.045), 0.9 + 0.2 * tone
+    if wall == "tiles":
+        u, v = u * 2, v * 2
+        return _joints(u, v, soft * 2, 0.03), 0.97 + 0.06 * _hash(u.floor(), v.floor(), phase)
+    # Uneven brightness of a plain surface.
+    cloud = 1 + 0.035 * ((u * 1.7 + phase * 9).sin() + (v * 2.3 + 1.3 * (u * 0.9).sin()).sin())
+    if floor == "checker":
+        return edge((u * math.pi).sin() * (v * math.pi).sin(), 3 * soft), cloud
+    if floor == "carpet":
+        weave = (u * 31).sin() * (v * 29).sin() * (0.03 / soft).clamp(max=1)
+        return 0.5 + 0.5 * weave, cloud
+    return torch.zeros_like(u), cloud
+
+
+def room_colours(rays: Rays, hit: Hit, point: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Linear albedo (3, n) and gloss (n,) of floor and walls. width: (n,) of a ray on the surface, metres."""
+    room = rays.packed.room
+    assert room is not None
+
+    def at(name: str) -> Tensor:
+        return rays.at(room[name])
+
+    x, y, z = point
+    floor, side = hit.slot == -1, hit.slot <= -3
+    cosine, sine = at("angle").cos(), at("angle").sin()
+    u = torch.where(floor, x * cosine + y * sine, torch.where(side, y, x))
+    v = torch.where(floor, y * cosine - x * sine, z)
+    kind = torch.where(floor, at("floor"), len(FLOORS) + at("wall"))
+    rate = torch.where(floor, at("floor_frequency"), at("wall_frequency"))
+    u, v, soft, phase = u * rate + ORIGIN, v * rate + ORIGIN, (width * rate).clamp(min=0.015), at("phase")
+    looks = rays.packed.looks  # the textures that occur
+    blend, tone = _look(looks[0], u, v, soft, phase)
+    for index in looks[1:]:
+        chosen, look = kind == index, _look(index, u, v, soft, phase)
+        blend, tone = torch.where(chosen, look[0], blend), torch.where(chosen, look[1], tone)
+    pair = torch.where(floor, at("floor_rgb"), at("wall_rgb"))  # (6, n)
+    colour = torch.lerp(pair[:3], pair[3:], blend) * tone
+    board = ~floor & (z < at("skirting"))
+    colour = torch.where(board, at("skirting_rgb"), colour)
+    on_rug, rug = _rectangle(at("rug"), at("rug_rgb"), x, y, width)
+    on_picture, picture = _rectangle(at("picture"), at("picture_rgb"), x, z, width)
+    on_rug, on_picture = on_rug * floor, on_picture * (hit.slot == -2)
+    colour = torch.lerp(torch.lerp(colour, rug, on_rug), picture, on_picture)
+    # Corners of the room receive less light of the sky.
+    wall_gap = torch.minimum(at("back") - y, torch.minimum(x - at("left"), at("right") - x))
+    corner = 1 - 0.28 * torch.exp(-torch.where(floor, wall_gap, z).clamp(min=0) * 3.2)
+    return colour * corner, torch.where(floor & (on_rug < 0.5), 0.12, 0.0)
+
+
+def _rectangle(place: Tensor, pair: Tensor, u: Tensor, v: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Coverage (n,) and colour (3, n) of a framed rectangle.
+
+    place: (4, .) centre u, v, half width, half height in metres; half width 0: absent.
+    """
+    centre_u, centre_v, half_u, half_v = place
+    inset = torch.minimum(half_u - (u - centre_u).abs(), half_v - (v - centre_v).abs())  # metres, inside > 0
+    soft = width.clamp(min=0.005)
+    band = 0.09 * half_v
+    frame = edge(band - (inset - 2 * band).abs(), soft)
+    return edge(inset, soft) * (half_u > 0), torch.lerp(pair[:3].expand(3, u.numel()), pair[3:], frame)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,71 +143,42 @@ def surface_of(rays: Rays, hit: Hit) -> Surface:
     """Everything about the met points that does not depend on light."""
     depth = torch.where(hit.slot == NOTHING, 1.0, hit.depth)
     point = rays.at(rays.packed.origin) + depth * rays.direction
-    n, device = depth.numel(), depth.device
-    surface = Surface(
-        point,
-        torch.zeros(3, n, device=device),
-        torch.ones(3, n, device=device),
-        torch.zeros(n, device=device),
-        torch.ones(n, device=device),
-        torch.full((n,), -1, device=device),
-        hit.slot == NOTHING,
-    )
-    surface.normal[2] = 1
+    dark, bright = torch.zeros_like(depth), torch.ones_like(depth)
+    facing, albedo, gloss, shine = torch.stack([dark, dark, bright]), bright.repeat(3, 1), dark, bright
     if rays.packed.room is not None:
-        facing = surface.normal
-        facing[0] = (hit.slot == -3).float() - (hit.slot == -4).float()
-        facing[1] = -(hit.slot == -2).float()
-        facing[2] = (hit.slot == -1).float()
+        aside = (hit.slot == -3).float() - (hit.slot == -4).float()
+        facing = torch.stack([aside, -(hit.slot == -2).float(), (hit.slot == -1).float()])
         slant = (facing * rays.direction).sum(0).abs().clamp(min=0.12)
-        colour, gloss = room_colours(rays, hit, point, rays.footprint * hit.depth / slant)
-        surface.albedo.copy_(colour)
-        surface.gloss.copy_(gloss)
-        surface.shine.fill_(24.0)
-    on_solid = (hit.slot >= 0).nonzero().squeeze(1)
-    if on_solid.numel():
-        _solid_surface(rays, hit, surface, on_solid)
+        albedo, gloss = room_colours(rays, hit, point, rays.footprint * hit.depth / slant)
+        shine = torch.full_like(depth, 24.0)
+    owner = torch.full_like(hit.slot, -1)
+    surface = Surface(point, facing, albedo, gloss, shine, owner, hit.slot == NOTHING)
+    ray = (hit.slot >= 0).nonzero().squeeze(1)
+    if not ray.numel():
+        return surface
+    parts = rays.packed.parts
+    part = rays.view[ray] * rays.packed.slots + hit.slot[ray]
+    q = to_part(parts, part, point[:, ray] - parts.centre[:, part])
+    gradient = torch.zeros_like(q)
+    for kind, chosen in by_kind(rays.packed, part):
+        gradient[:, chosen] = normal(kind, q[:, chosen], parts.param[part[chosen]])
+    footprint = rays.footprint.expand(depth.shape)[ray] * hit.depth[ray] / parts.size[part]
+    shown, pattern, frequency = q * parts.aspect[:, part], parts.pattern[part], parts.frequency[part]
+    blend = pattern_blend(pattern, shown, gradient, parts.kind[part], frequency, footprint)
+    m, (x, y, z) = parts.matrix.index_select(1, part), gradient
+    facing = torch.stack([m[i] * x + m[3 + i] * y + m[6 + i] * z for i in range(3)])
+    surface.normal[:, ray] = facing / facing.square().sum(0).sqrt().clamp(min=1e-9)
+    surface.albedo[:, ray] = torch.lerp(parts.rgb_a[:, part], parts.rgb_b[:, part], blend)
+    surface.gloss[ray], surface.shine[ray] = parts.gloss[part], parts.shine[part]
+    surface.owner[ray] = parts.owner[part]
     return surface
 
 
-def _solid_surface(rays: Rays, hit: Hit, out: Surface, ray: Tensor) -> None:
-    parts = rays.packed.parts
-    part = rays.view[ray] * rays.packed.slots + hit.slot[ray]
-    q = to_part(parts, part, out.point[:, ray] - parts.centre[:, part])
-    gradient = torch.zeros_like(q)
-    kinds = parts.kind[part]
-    for kind, chosen in by_kind(rays.packed, part):
-        gradient[:, chosen] = normal(kind, q[:, chosen], parts.param[part[chosen]])
-    footprint = rays.footprint.expand(hit.depth.shape)[ray] * hit.depth[ray] / parts.size[part]
-    round_kind = torch.tensor(ROUND, device=ray.device)[kinds]
-    torus = kinds == KINDS.index("torus")
-    blend = pattern_blend(
-        parts.pattern[part],
-        q * parts.aspect[:, part],
-        gradient,
-        round_kind,
-        torus,
-        parts.frequency[part],
-        footprint,
-    )
-    m, (x, y, z) = parts.matrix.index_select(1, part), gradient
-    facing = torch.stack([m[i] * x + m[3 + i] * y + m[6 + i] * z for i in range(3)])
-    out.normal[:, ray] = facing / facing.square().sum(0).sqrt().clamp(min=1e-9)
-    out.albedo[:, ray] = torch.lerp(parts.rgb_a[:, part], parts.rgb_b[:, part], blend)
-    out.gloss[ray], out.shine[ray] = parts.gloss[part], parts.shine[part]
-    out.owner[ray] = parts.owner[part]
-
-
 def pattern_blend(
-    pattern: Tensor,
-    q: Tensor,
-    gradient: Tensor,
-    round_kind: Tensor,
-    torus: Tensor,
-    frequency: Tensor,
-    footprint: Tensor,
+    pattern: Tensor, q: Tensor, gradient: Tensor, kind: Tensor, frequency: Tensor, footprint: Tensor
 ) -> Tensor:
-    """Share (n,) of the second colour. q: (3, n) point, footprint: (n,), in largest half extents."""
+    """Fraction (n,) of the second colour. q: (3, n) point, footprint: (n,), in largest half extents."""
+    round_kind, torus = torch.tensor(ROUND, device=kind.device)[kind], kind == KINDS.index("torus")
     # Two phases: around and along a round solid, on the face of a flat one, around a tube.
     x, y, z = q
     axis, step = gradient.abs().max(0).indices, 0.55 * math.pi * frequency
@@ -132,8 +211,3 @@ def pattern_blend(
     blend = torch.where(wave < -8, 0.0, blend)
     shade = (0.5 - 0.5 * torch.where(torus, q[0], q[2])).clamp(0, 1)
     return torch.where(pattern == ALL_PATTERNS.index("gradient"), shade, blend)
-
-
-def take(surface: Surface, index: Tensor) -> Surface:
-    """The same surface for some of the rays."""
-    return replace(surface, **{name: value[..., index] for name, value in vars(surface).items()})

@@ -9,11 +9,10 @@ import torch
 from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_scene, train_seed
 from datasets.scenes.describe import Scene
 from datasets.scenes.furnish import COMPOUNDS
-from datasets.scenes.image import draw_views
+from datasets.scenes.image import REACH, draw_views
 from datasets.scenes.pack import SceneView
-from datasets.scenes.palette import ALL_PATTERNS, PATTERNS, SHAPES, WIDE_PATTERNS
+from datasets.scenes.palette import ALL_PATTERNS, KINDS, PATTERNS, SHAPES, WIDE_PATTERNS
 from datasets.scenes.pose import extent
-from datasets.scenes.shade import REACH
 from datasets.scenes.surface import pattern_blend
 
 OPTIONS = SceneOptions(size=(64, 64), reference_size=(48, 48))
@@ -204,10 +203,10 @@ def test_the_wide_world_has_solids_of_several_parts_and_further_patterns() -> No
 def test_every_wide_pattern_shows_both_colours() -> None:
     turn = torch.linspace(-3, 3, 400)
     q = torch.stack([turn.cos(), turn.sin(), torch.linspace(-1, 1, 400)])
-    yes, no = torch.ones(400, dtype=torch.bool), torch.zeros(400, dtype=torch.bool)
+    kind = torch.full((400,), KINDS.index("cylinder"))
     for name in WIDE_PATTERNS:
         pattern = torch.full((400,), ALL_PATTERNS.index(name))
-        share = pattern_blend(pattern, q, q, yes, no, torch.full((400,), 4.0), torch.full((400,), 0.01))
+        share = pattern_blend(pattern, q, q, kind, torch.full((400,), 4.0), torch.full((400,), 0.01))
         assert 0.03 < float(share.mean()) < 0.97, name
         assert float(share.min()) == 0
         assert float(share.max()) == 1

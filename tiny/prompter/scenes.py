@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.scenes.choose import choose_removed, reference_setup, solid_fractions
 from datasets.scenes.describe import Scene, SceneOptions, SceneRejected
 from datasets.scenes.furnish import finish_of, furniture, lamp, room, solid_at
-from datasets.scenes.layout import camera_of, place_solid
+from datasets.scenes.layout import camera_of, choose_removed, place_solid, reference_setup, solid_fractions
 from datasets.scenes.pack import SceneView
 from datasets.scenes.pose import outline
 from datasets.scenes.store import StoreSettings, render_shards
@@ -79,7 +78,7 @@ def _attempt(seed: int, rng: np.random.Generator, contents: Contents, options: S
             raise SceneRejected("too few solids fit")
         solids.append(added)
         sides.append(side_of(middle))
-    fractions = solid_fractions(SceneView(solids, camera, light, place))
+    fractions, _ = solid_fractions(SceneView(solids, camera, light, place))
     for solid, (area, visible) in zip(solids, fractions, strict=True):
         if solid.movable and (visible < MIN_VISIBLE or area * visible < MIN_AREA):
             raise SceneRejected("a solid is hidden or too small")
