@@ -16,9 +16,9 @@ import typer
 
 from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
+from ldm.mllm.chat import TEMPLATES
 from ldm.mllm.llava_original import merge_into
 from ldm.mllm.load import load_model, load_processor
-from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import load_adapter, merged
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting, write_config

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from datasets.geometry import iou
 from ldm.device import DTYPES
 from ldm.files import write_atomic, write_json
 from ldm.images import read_image
-from ldm.mllm.chat import ChatExample, generate
+from ldm.mllm.chat import TEMPLATES, ChatExample, generate
 from ldm.mllm.load import Mllm, load_model, load_processor
-from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import (
     LoraSettings,
     adapter_layout,
@@ -33,7 +31,6 @@ from ldm.mllm.training import (
     make_trainable,
     merged,
     prepared,
-    tensors_of,
 )
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting, write_config
@@ -107,7 +104,7 @@ def fine_tune_locator(config: TrainConfig) -> None:
     task = Task(
         answer_loss,
         LocatorData(records, codec, processor),
-        partial(tensors_of, answers.make_chat(processor)),
+        answers.make_chat(processor).examples,
         held_out=LocatorData(validation, codec, processor) if validation else None,
         measure=measure if measured else None,
         layout=adapter_layout(model, lambda folder: write_config(folder / CONFIG, answers)),

@@ -1,7 +1,9 @@
 """Chat with a vision-language model: prompts, training examples with labels on the answers only, answers.
 
 Everything goes through the processor's chat template, so one code serves every family. Image placeholders
-are expanded by the processor and nothing is ever truncated.
+are expanded by the processor and nothing is ever truncated. Of the templates of the LLaVA family, `vicuna_v1`
+is what LLaVA-1.5 and the Bifrost locator were trained with; `llava_v1` has the system sentence that the
+published inference script picked by the folder's name; `llava_hub` is the form of the converted weights.
 
 Legend: b rows of a batch, t tokens.
 """
@@ -25,6 +27,28 @@ from ldm.mllm.load import Mllm
 IGNORED = -100  # label of tokens that no loss is computed for
 # A template statement that marks what the model itself says.
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+LLAVA_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+_PARTS = (
+    "{% for part in message.content %}{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}"
+    "{% endif %}{% endfor %}"
+)
+_TURNS = (
+    "{% for message in messages %}{% if message.role == 'user' %}USER: " + _PARTS + " "
+    "{% elif message.role == 'assistant' %}ASSISTANT: {% generation %}" + _PARTS + "</s>{% endgeneration %}"
+    "{% else %}" + _PARTS + " {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+TEMPLATES = {
+    "vicuna_v1": VICUNA_SYSTEM + " " + _TURNS,
+    "llava_v1": LLAVA_SYSTEM + " " + _TURNS,
+    "llava_hub": _TURNS,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +81,7 @@ class Chat:
         self.tokenizer = processor.tokenizer
         self.template = template or processor.chat_template
         if not isinstance(self.template, str):
-            raise ValueError("the processor has no chat template; name one of ldm.mllm.templates")
+            raise ValueError("the processor has no chat template; name one of ldm.mllm.chat.TEMPLATES")
         self.end = end_token(self.tokenizer)
         self.marks_answers = bool(_GENERATION.search(self.template)) and bool(self.tokenizer.is_fast)
         self.ends_itself = True  # until the template shows otherwise
@@ -78,7 +102,7 @@ class Chat:
         """Model inputs for questions, padded on the left, on the CPU."""
         return dict(self._encode([replace(ask, answer=None) for ask in asks], "left", mask=False))
 
-    def examples(self, asks: Sequence[ChatExample]) -> dict[str, Any]:
+    def examples(self, asks: Sequence[ChatExample]) -> dict[str, Tensor]:
         """Model inputs for training, padded on the right, with `labels` (b, t): the answer's tokens and the
         end, -100 elsewhere.
 
@@ -86,7 +110,8 @@ class Chat:
         """
         if any(ask.answer is None for ask in asks):
             raise ValueError("a training example needs an answer")
-        batch = dict(self._encode(asks, "right", mask=self.marks_answers))
+        encoded = self._encode(asks, "right", mask=self.marks_answers)
+        batch = {key: value for key, value in encoded.items() if isinstance(value, Tensor)}
         real = batch["attention_mask"].bool()
         answers = torch.zeros_like(real)  # (b, t), what follows the prompt
         for row, ask in enumerate(asks):
@@ -98,7 +123,7 @@ class Chat:
             answers[row, length - (len(whole) - common) : length] = True
         if self.marks_answers:
             # With the tail: a template may mark the answer after the space that the model has to say first.
-            answers |= torch.as_tensor(batch.pop("assistant_masks")).bool()
+            answers |= torch.as_tensor(encoded["assistant_masks"]).bool()
         batch["labels"] = torch.where(answers & real, batch["input_ids"], IGNORED)
         for ask, labels in zip(asks, batch["labels"], strict=True):
             ends = (labels == self.end).nonzero()

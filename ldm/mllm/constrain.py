@@ -27,18 +27,36 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Grammar:
     """The tokens of one tokenizer as texts, and the expressions compiled against them.
 
+    Knows byte-level BPE (GPT-2's alphabet), word-start marks with byte fallback (sentencepiece, LLaMA), and
+    tokens that are plain words. Special tokens have no text.
     most_rules: how many compiled expressions are kept
     """
 
     def __init__(self, tokenizer: Any, most_rules: int = 4096) -> None:
         self.tokenizer, self.most_rules = tokenizer, most_rules
         self.end = end_token(tokenizer)
-        self.spelled = token_texts(tokenizer)
+        self._rules: dict[str, Rule] = {}
+        special = {int(token) for token in tokenizer.all_special_ids}
+        special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        decoder = (None if backend is None else json.loads(backend.to_str())["decoder"]) or {}
+        kinds = [step.get("type") for step in (decoder, *decoder.get("decoders", ()))]
+        alphabet = bytes_to_unicode().items() if "ByteLevel" in kinds else ()
+        bytes_of = {letter: byte for byte, letter in alphabet}
+        self.spelled: dict[int, bytes] = {}  # token -> the bytes that it adds to a text
         self._tokens: dict[bytes, list[int]] = {}
-        for token, text in self.spelled.items():
+        for name, token in tokenizer.get_vocab().items():
+            if token in special:
+                continue
+            if bytes_of and all(letter in bytes_of for letter in name):
+                text = bytes(bytes_of[letter] for letter in name)
+            elif match := _BYTE.fullmatch(name):
+                text = bytes([int(match[1], 16)])
+            else:
+                text = name.replace("\u2581", " ").encode()
+            self.spelled[token] = text
             if text and token != self.end:
                 self._tokens.setdefault(text, []).append(token)
-        self._rules: dict[str, Rule] = {}
 
     def rule(self, pattern: str, within: Rule | None = None) -> Rule:
         """The compiled expression. within: a wider rule, whose tokens are all that need to be looked at.
@@ -186,29 +204,3 @@ def end_token(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer names no end-of-sequence token (eos_token), so no answer could end")
     return int(tokenizer.eos_token_id)
-
-
-def token_texts(tokenizer: Any) -> dict[int, bytes]:
-    """Token id -> the bytes that it adds to a text; special tokens are left out.
-
-    Knows byte-level BPE (GPT-2's alphabet), word-start marks with byte fallback (sentencepiece, LLaMA), and
-    tokens that are plain words.
-    """
-    skipped = {int(token) for token in tokenizer.all_special_ids}
-    skipped |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    vocabulary = tokenizer.get_vocab()
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = (None if backend is None else json.loads(backend.to_str())["decoder"]) or {}
-    kinds = [step.get("type") for step in (decoder, *decoder.get("decoders", ()))]
-    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()} if "ByteLevel" in kinds else None
-    texts = {}
-    for name, token in vocabulary.items():
-        if token in skipped:
-            continue
-        if byte_of is not None and all(letter in byte_of for letter in name):
-            texts[token] = bytes(byte_of[letter] for letter in name)
-        elif found := _BYTE.fullmatch(name):
-            texts[token] = bytes([int(found[1], 16)])
-        else:
-            texts[token] = name.replace("\u2581", " ").encode()
-    return texts

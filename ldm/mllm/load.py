@@ -130,8 +130,24 @@ def load_processor(folder: Path, config: Any = None) -> Any:
         raise ValueError(f"{folder}: no usable processor files: {first_line(error)}") from error
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(f"{folder}: names no processor of images and text (processor_config.json)")
-    if isinstance(processor, LlavaProcessor):
-        complete_llava(processor, config)
+    if isinstance(processor, LlavaProcessor):  # older folders leave out what follows
+        vision, images = config.vision_config, processor.image_processor
+        processor.patch_size = processor.patch_size or vision.patch_size
+        if processor.vision_feature_select_strategy is None:
+            processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+            processor.num_additional_image_tokens = CLIP_TOKENS
+        if not getattr(images, "do_pad", False):
+            log.info("images are padded to a square; the folder's processor would cut their sides off")
+            side = int(vision.image_size)
+            # Centred on a square of the mean colour, then resized.
+            processor.image_processor = LlavaImageProcessorPil(
+                do_pad=True,
+                size={"shortest_edge": side},
+                crop_size={"height": side, "width": side},
+                image_mean=images.image_mean,
+                image_std=images.image_std,
+                resample=images.resample,
+            )
     if getattr(processor, "chat_template", None) is None:
         processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
     return processor
@@ -161,24 +177,3 @@ class WithoutVideos(ProcessorMixin):
         """The constructor of a derived class; its signature tells transformers which parts there are."""
         family: Any = type(self).__mro__[1]
         family.__init__(self, image_processor, tokenizer, None, chat_template=chat_template)
-
-
-def complete_llava(processor: LlavaProcessor, config: Any) -> None:
-    """Set what older LLaVA folders leave out, and pad images to a square instead of cutting their sides."""
-    vision = config.vision_config
-    processor.patch_size = processor.patch_size or vision.patch_size
-    if processor.vision_feature_select_strategy is None:
-        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-        processor.num_additional_image_tokens = CLIP_TOKENS
-    if not getattr(processor.image_processor, "do_pad", False):
-        log.info("images are padded to a square; the folder's processor would cut their sides off")
-        old, side = processor.image_processor, int(vision.image_size)
-        # Centred on a square of the mean colour, then resized.
-        processor.image_processor = LlavaImageProcessorPil(
-            do_pad=True,
-            size={"shortest_edge": side},
-            crop_size={"height": side, "width": side},
-            image_mean=old.image_mean,
-            image_std=old.image_std,
-            resample=old.resample,
-        )

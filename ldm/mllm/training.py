@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ldm.checkpoints import check_weights
 from ldm.files import read_json
-from ldm.mllm.chat import Chat, ChatExample
 from ldm.settings.config import check_settings, setting
 from ldm.training.checkpoints import Layout
 from ldm.training.task import drawing
@@ -53,8 +52,7 @@ def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> n
     seed: of the initial LoRA matrices. Trained weights are single precision, whatever the rest is.
     ValueError if a name matches nothing.
     """
-    parts = tuple(f".{part}" for part in PROJECTORS)
-    projectors = [name for name, _ in model.named_modules() if name.endswith(parts)]
+    projectors = [name for name, _ in model.named_modules() if is_projector(f"{name}.")]
     if not projectors:
         raise ValueError(f"the model has no part called {' or '.join(PROJECTORS)}")
     projector = min(projectors, key=len)
@@ -93,7 +91,7 @@ def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> n
 
 
 def is_projector(parameter: str) -> bool:
-    """Whether a parameter belongs to the projector."""
+    """Whether a parameter belongs to the projector, by its name."""
     return any(f".{part}." in f".{parameter}" for part in PROJECTORS)
 
 
@@ -146,11 +144,6 @@ def prepared(base: Any, gradient_checkpointing: bool) -> Any:
         switch = switch or base.gradient_checkpointing_enable
         switch({"use_reentrant": False})
     return base
-
-
-def tensors_of(chat: Chat, asks: list[ChatExample]) -> dict[str, Tensor]:
-    """Questions with answers -> model inputs with labels (b, t) on the answers; tensors only."""
-    return {key: value for key, value in chat.examples(asks).items() if isinstance(value, Tensor)}
 
 
 def answer_loss(model: nn.Module, batch: Mapping[str, Tensor], seeds: list[int]) -> Tensor:

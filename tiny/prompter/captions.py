@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
-from ldm.mllm.templates import LLAVA_SYSTEM
+from ldm.mllm.chat import LLAVA_SYSTEM
 from tiny.llava import BEGIN, END, IMAGE, PAD, AttentionHook
 from tiny.prompter.data import SOLIDS, Painted
 from tiny.prompter.words import CAPTION, MASK_COLORS, QUESTION, token

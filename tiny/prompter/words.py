@@ -10,7 +10,7 @@ from tokenizers import decoders, processors
 from transformers import PreTrainedTokenizerFast
 
 from inpainting.prompts import COLORS, TEMPLATE, discover_question
-from ldm.mllm.templates import LLAVA_SYSTEM, TEMPLATES
+from ldm.mllm.chat import LLAVA_SYSTEM, TEMPLATES
 from tiny.llava import BEGIN, SPECIAL, word_tokenizer
 from tiny.words import COLOUR_WORDS, SHAPE_WORDS
 

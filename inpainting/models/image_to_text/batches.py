@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from inpainting.models.image_to_text.dataset import LlavaDataset
 from inpainting.prompts import discover_question, target_text
 from ldm.mllm.chat import IGNORED, Chat, ChatExample
-from ldm.mllm.training import tensors_of
 from ldm.seeds import seed_of
 from ldm.settings.config import check_settings, setting
 
@@ -111,7 +110,7 @@ class PromptCollate:
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Training examples with `labels` (b, t): the answer, -100 elsewhere; padded on the right."""
-        batch = tensors_of(self.chat, [self.ask(item, self.target(item)) for item in items])
+        batch = self.chat.examples([self.ask(item, self.target(item)) for item in items])
         if not self.append_eos:
             for row in batch["labels"]:
                 last = (row != IGNORED).nonzero()[-1]

@@ -44,13 +44,13 @@ from ldm.settings.config import dump_yaml, write_config
 from ldm.training.checkpoints import (
     STATE,
     Layout,
-    ResumableSampler,
     checkpoint_folders,
     numbered_folders,
     read_checkpoint,
     trained,
 )
 from ldm.training.fit import Task, fit, make_accelerator
+from ldm.training.task import ResumableSampler
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from inpainting.models.image_to_text.evaluation.metric_models import MetricFolde
 from inpainting.prompts import COLORS, RED, PrompterConfig
 from ldm.device import DTYPES
 from ldm.metrics.intervals import BOOTSTRAPS
-from ldm.mllm.templates import TEMPLATES
+from ldm.mllm.chat import TEMPLATES
 from ldm.mllm.training import LoraSettings
 from ldm.settings.config import CheckedSettings, check_settings, setting
 from ldm.training.fit import FitConfig
