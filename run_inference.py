@@ -19,9 +19,8 @@ from pathlib import Path
 import typer
 
 from compose import ComposeSettings, compose, load_models
-from compose.batch import read_jobs, run_jobs
+from compose.batch import DEFAULTS, DreamBoothSettings, dreambooth_jobs, read_jobs, run_jobs
 from compose.contact_sheet import TITLES, sheet_rows
-from compose.dreambooth import DEFAULTS, DreamBoothSettings, dreambooth_jobs
 from compose.pipeline import sampling_of
 from compose.recipe import check_unchanged, make_recipe, settings_of_recipe
 from compose.settings import Models

@@ -6,6 +6,13 @@ A job file has one JSON object a line, with the setting names of the image verb,
 
 A job is OUT/<name>.png with its recipe and the report OUT/<name>.json. A report says by a hash of settings
 and input files what it is the result of, so a job is done again only when these have changed.
+
+The DreamBooth test set gives a job for every object in every prepared background, in both published layouts:
+
+cut-outs  OBJECTS/CONCEPT/*.png with transparency, BACKGROUNDS/NAME_GT.png, NAME_mask.png (white = to fill)
+masks     OBJECTS/CONCEPT.jpg, OBJECT_MASKS/CONCEPT.jpg, BACKGROUNDS/NAME_N.jpg, NAME_N_mask.jpg (black)
+
+What the background shows inside its mask makes room for the object, so the mode is `replace` by default.
 """
 
 import hashlib
@@ -13,6 +20,7 @@ import json
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,14 +30,25 @@ from tqdm.auto import tqdm
 from cldm.pretrained import load_compositor_config
 from compose import ComposeSettings, compose, load_models
 from compose.settings import GEOMETRIC, Models, compositor_folder, depth_folder, locator_name
+from datasets.sources.readers import images_in, subfolders
 from ldm.files import file_sha256, read_json, write_json
 from ldm.result import sample_paths
 from ldm.seeds import seed_of
-from ldm.settings.config import Layer, merge_layers, to_plain, yaml_layers
+from ldm.settings.config import (
+    CheckedSettings,
+    Layer,
+    flag_name,
+    merge_layers,
+    setting,
+    to_plain,
+    yaml_layers,
+)
 from ldm.shards import shard_of
 
 logger = logging.getLogger(__name__)
 
+DEFAULTS = Path("configs/inference.yaml")
+MASK = "_mask"  # ends the names of DreamBooth's masks of backgrounds
 NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)*")
 PATHS = [field.name for field in fields(ComposeSettings) if "Path" in str(field.type)] + ["locator"]
 LISTED = 20  # errors that are shown; chosen: they fit on a screen
@@ -154,3 +173,80 @@ def run_jobs(jobs: Sequence[Job], out: Path, shard: str = "0/1") -> int:
     else:
         record.unlink(missing_ok=True)
     return len(failed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamBoothSettings(CheckedSettings):
+    """The DreamBooth test set: every object in every background."""
+
+    objects: Path = setting(help="cut-outs CONCEPT/*.png, or images CONCEPT.jpg with --object-masks")
+    backgrounds: Path = setting(help="NAME_GT.png with NAME_mask.png, or NAME_N.jpg with NAME_N_mask.jpg")
+    object_masks: Path | None = setting(
+        None, help="masks CONCEPT.jpg of the objects; then masks of backgrounds are black where to paint"
+    )
+    out: Path = setting(Path("outputs/dreambooth"), help="folder of the results, CONCEPT/N.png each")
+    mode: str = setting(
+        "replace", choices=("replace", "place", "inpaint", "id-transfer"), help="as in the image verb"
+    )
+    model: Path | None = setting(None, help="compositor folder, as in the image verb")
+    depth_model: Path | None = setting(None, help="depth network folder, as in the image verb")
+    seed: int = setting(0, low=0, help="every pair has a seed of its own, made of this and its name")
+    shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
+    defaults: Path | None = setting(DEFAULTS, help="YAML file of all other settings; none: the built-in ones")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shard_of(self.shard)
+
+
+def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
+    """A job CONCEPT/<n> for every object and background, each with a seed of its own.
+
+    Reads either layout; the one with `object_masks` is the second. ValueError names what is missing.
+    """
+    for name in ("objects", "backgrounds", "object_masks"):
+        folder = getattr(settings, name)
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{flag_name(name)} {folder} is not a folder")
+    masked = settings.object_masks is not None
+    if settings.object_masks is None:  # the alpha channel of the first cut-out counts
+        cutouts = {concept.name: images_in(concept, (".png",)) for concept in subfolders(settings.objects)}
+        objects: dict[str, tuple[Path, Path | None]]
+        objects = {name: (images[0], None) for name, images in cutouts.items() if images}
+        expected = "sub-folders with .png cut-outs (images with masks need --object-masks)"
+    else:
+        by_stem = {mask.stem: mask for mask in images_in(settings.object_masks)}
+        of_objects = {image.stem: image for image in images_in(settings.objects)}
+        if absent := sorted(of_objects.keys() - by_stem.keys()):
+            raise ValueError(f"--object-masks {settings.object_masks}: no mask for {', '.join(absent[:5])}")
+        objects = {stem: (image, by_stem[stem]) for stem, image in of_objects.items()}
+        expected = "images"
+    if not objects:
+        raise ValueError(f"--objects {settings.objects}: there are no {expected}")
+    images, ending = {image.stem: image for image in images_in(settings.backgrounds)}, "" if masked else "_GT"
+    stems = sorted(stem.removesuffix(MASK) for stem in images if stem.endswith(MASK))
+    if not stems:
+        raise ValueError(f"--backgrounds {settings.backgrounds}: there is no NAME{MASK} file")
+    if absent := [stem for stem in stems if f"{stem}{ending}" not in images]:
+        wanted = f"no image {absent[0]}{ending} for {absent[0]}{MASK}"
+        raise ValueError(f"--backgrounds {settings.backgrounds}: {wanted}")
+    numbers = [re.sub(r"^.*_(?=\d+$)", "", stem) for stem in stems]
+    if max(Counter(numbers).values()) > 1:
+        numbers = stems
+    given = to_plain({name: getattr(settings, name) for name in ("mode", "model", "depth_model")})
+    below = [] if settings.defaults is None else yaml_layers(settings.defaults)
+    jobs = []
+    for concept, (image, mask) in sorted(objects.items()):
+        for stem, number in zip(stems, numbers, strict=True):
+            name = f"{concept}/{number}"
+            files = {
+                "object": image.as_posix(),
+                "object_mask": None if mask is None else mask.as_posix(),
+                "background": images[f"{stem}{ending}"].as_posix(),
+                "target_mask": images[f"{stem}{MASK}"].as_posix(),
+                "invert_target_mask": masked,
+                "seed": seed_of(settings.seed, name) % 2**32,
+            }
+            jobs.append(Job(name, merge_layers(ComposeSettings, [*below, Layer({**given, **files})])))
+    check_files(jobs[0].settings)
+    return jobs

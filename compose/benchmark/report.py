@@ -11,7 +11,7 @@ from scipy.stats import wilcoxon
 from datasets.benchmark.manifest import BenchmarkCase
 from ldm.images import encode_png
 from ldm.metrics.frechet import frechet_distance, kernel_distance
-from ldm.metrics.intervals import centred_interval, mean_interval
+from ldm.metrics.intervals import centred_interval, format_estimate, mean_interval
 from ldm.sheet import grid
 
 # Name of a number -> what it is, and whether more is better.
@@ -62,44 +62,46 @@ def finite_summary(values: np.ndarray) -> dict[str, Any]:
     return mean_interval(finite) if len(finite) else {}
 
 
-def folder_report(scores: Scores) -> dict[str, Any]:
-    """{number: n, mean, low, high}; by relation as well; FID and KID where there is a network for them."""
-    means = {name: finite_summary(scores.of(name)) for name in MEASURES}
-    relations, orders = np.array([case.relation for case in scores.cases]), scores.of("depth_order")
-    by_relation = {str(name): finite_summary(orders[relations == name]) for name in np.unique(relations)}
-    distances: dict[str, dict[str, float | int]] = {}
-    made, real = scores.features, scores.real
-    if made is not None and real is not None and min(len(made), len(real)) >= 2:
-        for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
-            value = distance(real, made)
+def score_tables(scored: Sequence[Scores]) -> dict[str, Any]:
+    """Numbers of every folder; of two folders also their paired differences.
 
-            def resampled(chosen: np.ndarray, distance: Any = distance) -> float:
-                return distance(real, made[chosen])
+    folders:            {number: n, mean, low, high}; by relation as well; FID and KID with a network
+    first_minus_second: per number over the cases that both have: mean, interval, and Wilcoxon's p
+    """
+    folders = []
+    for scores in scored:
+        means = {name: finite_summary(scores.of(name)) for name in MEASURES}
+        relations, orders = np.array([case.relation for case in scores.cases]), scores.of("depth_order")
+        by_relation = {str(name): finite_summary(orders[relations == name]) for name in np.unique(relations)}
+        report: dict[str, Any] = {
+            "folder": scores.folder,
+            "cases": len(scores.cases),
+            **{name: numbers for name, numbers in means.items() if numbers},
+            "depth_order_by_relation": {name: numbers for name, numbers in by_relation.items() if numbers},
+        }
+        made, real = scores.features, scores.real
+        if made is not None and real is not None and min(len(made), len(real)) >= 2:
+            for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
 
-            low, high = centred_interval(resampled, value, len(made))
-            numbers = {"mean": value, "low": low, "high": high}
-            rounded = {key: round(float(number), 5) for key, number in numbers.items()}
-            distances[name] = {"n": len(made), **rounded}
-    return {
-        "folder": scores.folder,
-        "cases": len(scores.cases),
-        **{name: numbers for name, numbers in means.items() if numbers},
-        "depth_order_by_relation": {name: numbers for name, numbers in by_relation.items() if numbers},
-        **distances,
-    }
+                def resampled(chosen: np.ndarray, of: Any = (distance, real, made)) -> float:
+                    return of[0](of[1], of[2][chosen])
 
-
-def paired(first: Scores, second: Scores) -> dict[str, dict[str, float | int]]:
-    """Per number: mean difference with interval over the cases that both have, and Wilcoxon's p."""
+                value = distance(real, made)
+                low, high = centred_interval(resampled, value, len(made))
+                numbers = {"mean": value, "low": low, "high": high}
+                report[name] = {"n": len(made), **{key: round(float(x), 5) for key, x in numbers.items()}}
+        folders.append(report)
+    if len(scored) != 2:
+        return {"folders": folders}
     differences = {}
     for name in MEASURES:
-        difference = first.of(name) - second.of(name)
+        difference = scored[0].of(name) - scored[1].of(name)
         difference = difference[np.isfinite(difference)]
         if len(difference):
             moved = np.any(difference != 0)
             p = float(wilcoxon(difference, zero_method="zsplit").pvalue) if moved else 1.0
             differences[name] = {**mean_interval(difference), "p": round(p, 6)}
-    return differences
+    return {"folders": folders, "first_minus_second": differences}
 
 
 def markdown(body: dict[str, Any]) -> str:
@@ -111,22 +113,15 @@ def markdown(body: dict[str, Any]) -> str:
     for name, (text, more) in {**MEASURES, **DISTANCES}.items():
         if any(name in report for report in folders):
             cells = [f"{text} ({'more' if more else 'less'} is better)"]
-            cells += [_cell(report.get(name)) for report in folders]
+            cells += [format_estimate(report.get(name), ".4g") for report in folders]
             if changes is not None:
                 change = changes.get(name)
-                cells += [_cell(change), f"{change['p']:.3g}" if change else ""]
+                cells += [format_estimate(change, ".4g"), f"{change['p']:.3g}" if change else ""]
             lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "95 % bootstrap intervals over cases."]
     lines += [f"{name}: {network['path']}" for name, network in body["networks"].items()]
     lines += [f"skipped, {name}: {why}" for name, why in body["skipped"].items()]
     return "\n".join(lines) + "\n"
-
-
-def _cell(numbers: dict[str, float] | None) -> str:
-    if not numbers or "mean" not in numbers:
-        return "-"
-    spread = f" [{numbers['low']:.4g}, {numbers['high']:.4g}]" if "low" in numbers else ""
-    return f"{numbers['mean']:.4g}{spread}"
 
 
 def score_sheet(scores: Scores) -> bytes:

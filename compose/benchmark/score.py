@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from cldm.evaluate.measures import order_is_right
-from compose.benchmark.report import Scores, folder_report, markdown, paired, score_sheet
+from compose.benchmark.report import Scores, markdown, score_sheet, score_tables
 from datasets.benchmark.manifest import BenchmarkCase, Instances, file_path, read_benchmark
 from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box
 from ldm.device import pick_device
@@ -262,8 +262,7 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         "manifest": {"path": settings.manifest.as_posix(), "sha256": file_sha256(settings.manifest)},
         "networks": networks.record.used,
         "skipped": networks.record.skipped,
-        "folders": [folder_report(scores) for scores in scored],
-        **({"first_minus_second": paired(*scored)} if len(scored) == 2 else {}),
+        **score_tables(scored),
     }
     table = markdown(body)
     log.info("%s", table)

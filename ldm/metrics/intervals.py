@@ -1,6 +1,6 @@
 """95 % intervals of means and other statistics by the bootstrap."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -44,3 +44,13 @@ def centred_interval(
     rng = np.random.default_rng(seed)
     spread = float(np.std([statistic(rng.integers(count, size=count)) for _ in range(resamples)], ddof=1))
     return value - WIDTH * spread, value + WIDTH * spread
+
+
+def format_estimate(number: Mapping[str, float] | None, digits: str = ".2f", factor: int = 1) -> str:
+    """Mean or value times `factor` with its interval, if it has one: `15.32 [15.01, 15.63]`; `-` for none."""
+    number = number or {}
+    value = number.get("mean", number.get("value"))
+    if value is None:
+        return "-"
+    spread = ", ".join(f"{factor * number[key]:{digits}}" for key in ("low", "high") if key in number)
+    return f"{factor * value:{digits}}" + (f" [{spread}]" if spread else "")

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import compose.settings as compose_module
-from compose.batch import read_jobs
-from compose.dreambooth import DreamBoothSettings, dreambooth_jobs
+from compose.batch import DreamBoothSettings, dreambooth_jobs, read_jobs
 from ldm.images import read_image, write_mask, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app

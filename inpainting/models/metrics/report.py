@@ -14,7 +14,7 @@ import numpy as np
 from inpainting.models.metrics.measure import ImageMetrics
 from ldm.files import read_json
 from ldm.metrics.frechet import frechet_distance, kernel_distance
-from ldm.metrics.intervals import centred_interval, percentile_interval
+from ldm.metrics.intervals import centred_interval, format_estimate, percentile_interval
 from ldm.metrics.similarity import decibels
 
 Number = dict[str, float | int]
@@ -121,14 +121,6 @@ def with_interval(statistic: Callable[[np.ndarray], float], rows: Sized, seed: i
     return {"value": value, "low": low, "high": high, "n": len(rows)}
 
 
-def shown(number: Mapping[str, float] | None, factor: int = 1, digits: int = 2) -> str:
-    """A number times `factor`, with its interval if it has one, `15.32 [15.01, 15.63]`; a dash for none."""
-    if not number:
-        return "-"
-    spread = ", ".join(f"{factor * number[key]:.{digits}f}" for key in ("low", "high") if key in number)
-    return f"{factor * number['value']:.{digits}f}" + (f" [{spread}]" if spread else "")
-
-
 def paper_table(runs: Mapping[str, Path]) -> str:
     """A Markdown table. runs: model of the paper -> folder of its images with metrics.json.
 
@@ -151,7 +143,7 @@ def paper_table(runs: Mapping[str, Path]) -> str:
         for name in COLUMNS:
             factor = 100 if name in PERCENT else 1
             tables = (report.get("with_intervals", {}) for report in reports)
-            of_all, of_several = (shown(table.get(name), factor) for table in tables)
+            of_all, of_several = (format_estimate(table.get(name), factor=factor) for table in tables)
             cells.append(of_all + ("" if of_several == "-" else f" ({of_several})"))
         images = "; ".join(f"n = {report['images']}" for report in reports if report)
         lines.append(f"| {model}, here ({images}) | " + " | ".join(cells) + " |")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_image
-from inpainting.models.metrics.report import ALL, MULTI, NEEDS, metrics_report, shown
+from inpainting.models.metrics.report import ALL, MULTI, NEEDS, metrics_report
 from inpainting.models.text_to_image.evaluation.generate import image_path, item_image
 from inpainting.models.text_to_image.evaluation.settings import (
     PaintingsConfig,
@@ -29,6 +29,7 @@ from inpainting.models.text_to_image.load import load_tokenizer
 from ldm.device import pick_device
 from ldm.files import file_sha256, write_atomic
 from ldm.images import read_image
+from ldm.metrics.intervals import format_estimate
 from ldm.settings.config import to_plain
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,9 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
     lines = [f"{'':32}{'whole image':>30}{'masked regions only':>30}"]
     tables = [content["with_intervals"], content["masked_regions_only"]]
     for name in sorted(set(tables[0]) | set(tables[1])):
-        lines.append(f"{name:32}" + "".join(f"{shown(table.get(name), digits=4):>30}" for table in tables))
+        lines.append(
+            f"{name:32}" + "".join(f"{format_estimate(table.get(name), '.4f'):>30}" for table in tables)
+        )
     lines += [f"skipped {name}: {why}" for name, why in content["skipped"].items()]
     log.info("%s", "\n".join(lines))
     log.info("%s", path)
