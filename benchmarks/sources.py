@@ -26,9 +26,9 @@ from datasets.base import ExampleSource
 from datasets.geometry import bbox_of_mask, expand_box, square_box, square_padding
 from datasets.inputs import Augment, AugmentationParams, PairOptions
 from datasets.pairs import build_pair
-from datasets.sources.folder import FolderConfig
 from datasets.sources.inspection import RejectionStats, accepted_samples
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
+from datasets.sources.still import FolderConfig
 from ldm.images import normalize, write_depth, write_mask
 from ldm.settings.cli import run_module, single_app
 from ldm.settings.config import load_config

@@ -77,34 +77,24 @@ class Mixture:
             counts[index] += 1
         counts[np.argmax(counts)] -= counts.sum() - BLOCK
         self.counts = tuple(counts.tolist())
+        self.block = np.repeat(np.arange(len(counts)), counts)  # the sources of a block, not yet in its order
 
     def __call__(self, k: int) -> tuple[int, int]:
         """k -> (source, item). Each pass over a source is a permutation of its own."""
         source, turn = 0, k
         if len(self.sizes) > 1:
             block, place = divmod(k, BLOCK)
-            sources, turns = _block_order(self.seed, block, self.counts)
+            sources = self.block[_order(BLOCK, self.seed, block, 1 << 20)]
             source = int(sources[place])
-            turn = block * self.counts[source] + int(turns[place])
+            turn = block * self.counts[source] + int(np.count_nonzero(sources[:place] == source))
         number, place = divmod(turn, self.sizes[source])
-        return source, int(_pass_order(self.seed, number, source, self.sizes[source])[place])
-
-
-@lru_cache(maxsize=2)
-def _block_order(seed: int, block: int, counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each example of a block: its source, and how many of that source come before it in the block."""
-    order = np.random.default_rng((seed, block, 1 << 20)).permutation(BLOCK)
-    sources = np.repeat(np.arange(len(counts)), counts)[order]
-    turns = np.empty(BLOCK, np.int64)
-    for source, count in enumerate(counts):
-        turns[sources == source] = np.arange(count)
-    return sources, turns
+        return source, int(_order(self.sizes[source], self.seed, number, source)[place])
 
 
 @lru_cache(maxsize=32)
-def _pass_order(seed: int, number: int, source: int, size: int) -> np.ndarray:
-    """The order of a source's items in one pass over it."""
-    return np.random.default_rng((seed, number, source)).permutation(size)
+def _order(size: int, *key: int) -> np.ndarray:
+    """The numbers below size in an order that the key decides."""
+    return np.random.default_rng(key).permutation(size)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from datasets.geometry import Box01, check_box01
-from datasets.sources.annotations import json_entry, segment_mask
+from datasets.sources.readers import json_entry, segment_mask
 from ldm.files import file_sha256, read_json
 
 FORMAT = 1

@@ -16,8 +16,7 @@ import numpy as np
 
 from datasets.base import Rejected
 from datasets.inputs import Inputs
-from datasets.sources.annotations import json_entry
-from datasets.sources.readers import ObjectView, Rules, Tree
+from datasets.sources.readers import ObjectView, Rules, Tree, json_entry
 from ldm.files import read_json
 from ldm.settings.config import CheckedSettings, setting
 
@@ -122,10 +121,3 @@ class ImageSource:
             target_mask=target_mask,
             mode="inpaint",
         )
-
-
-def first_and_another(views: list[ObjectView], rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
-    """Reference and target where the first view is the object and the others are places for it."""
-    if len(views) < 2:
-        raise Rejected(f"no person: beside {views[0].image}")
-    return views[0], views[1 + int(rng.integers(len(views) - 1))]

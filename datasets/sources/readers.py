@@ -1,23 +1,28 @@
-"""Files of sources: views of objects, the published rejection rules.
+"""Files of sources: views of objects, the published rejection rules, annotations as masks.
 
 Legend: h w pixels. A view is an image with the mask of one object; an example takes the object of a
 reference view and paints it anew in a target view, whose depth map is needed. Both may be the same view.
-Messages of Rejected start with a short reason and a colon, which is what tables count.
+Messages of Rejected start with a short reason and a colon, which is what tables count. Run lengths and
+polygons are those of COCO, which LVIS, SA-1B, UVO and YouTube-VIS use too; pycocotools decodes them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from pycocotools import mask as run_lengths
 
 from datasets.base import Rejected
-from datasets.geometry import bbox_of_mask, expand_box
+from datasets.geometry import Size, bbox_of_mask, expand_box
+from ldm.decode import opened
 from ldm.images import read_depth, read_image
 from ldm.settings.config import CheckedSettings, setting
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+COARSE = 4  # ids are looked for on every fourth pixel; usable objects are far larger
 TARGET_MARGIN = 1.1  # the region round the target object over its box, as published
 
 
@@ -157,3 +162,71 @@ def require(items: list, what: str) -> list:
     if not items:
         raise ValueError(f"no {what}")
     return items
+
+
+def json_entry(document: Any, key: str, path: Path) -> Any:
+    """One entry of a JSON object; ValueError names the file and the entry."""
+    if not isinstance(document, dict) or key not in document:
+        raise ValueError(f"{path} has no entry {key!r}, so it is not the expected annotation file")
+    return document[key]
+
+
+def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
+    """Bool (h, w) of a COCO segmentation: polygons, or run lengths, compressed or not.
+
+    segmentation: as in the JSON file, or polygons as a tuple of arrays; where: what an error names
+    """
+    h, w = size_hw
+    if isinstance(segmentation, tuple):
+        segmentation = [polygon.tolist() for polygon in segmentation]
+    try:
+        if isinstance(segmentation, list):
+            if not segmentation or not all(
+                isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation
+            ):
+                raise ValueError("a polygon is a list of at least 6 numbers")
+            coded = run_lengths.merge(run_lengths.frPyObjects(segmentation, h, w))
+        elif isinstance(segmentation["counts"], list):
+            coded = run_lengths.frPyObjects(segmentation, *segmentation["size"])
+        else:
+            coded = segmentation
+        mask = run_lengths.decode(coded).astype(bool)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ValueError(f"{where}: the segmentation cannot be decoded: {error}") from None
+    if mask.shape != (h, w):
+        shown = f"{mask.shape[1]} x {mask.shape[0]}"
+        raise ValueError(f"{where}: the segmentation is {shown} pixels, its image is {w} x {h}")
+    return mask
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """The ids (h, w) of an image: palette index, gray value, or R + 256 G + 65536 B."""
+    with opened(path) as image:
+        pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] < 3:
+        return pixels[..., 0]
+    return pixels[..., :3].astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+
+
+def objects_in(ids: np.ndarray) -> set[int]:
+    """The ids of (h, w) without the background 0."""
+    return {int(label) for label in np.unique(ids[::COARSE, ::COARSE])} - {0}
+
+
+def mask_of_id(ids: np.ndarray, label: int | None, where: Path) -> np.ndarray:
+    """Bool (h, w) where the ids equal `label`, None: are not 0; Rejected when there is no such pixel."""
+    if label is None:
+        return require_mask(ids > 0, f"object absent: no id in {where}")
+    return require_mask(ids == label, f"object absent: id {label} in {where}")
+
+
+def id_mask(path: Path, label: int | None) -> np.ndarray:
+    """`mask_of_id` of an id image."""
+    return mask_of_id(read_ids(path), label, path)
+
+
+def dark_mask(path: Path, channels: slice, limit: int, message: str) -> np.ndarray:
+    """Bool (h, w): no channel of the image is lighter than the limit; Rejected with the message if empty."""
+    return require_mask(read_image(path).rgb_u8[..., channels].max(axis=2) <= limit, message)

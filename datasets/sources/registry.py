@@ -9,11 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from datasets.base import ExampleSource
-from datasets.sources.dreambooth import DreamBoothConfig
-from datasets.sources.folder import FolderConfig, SaliencyConfig
+from datasets.sources.objects import DreamBoothConfig, DressCodeConfig, FashionTryonConfig, VitonHdConfig
 from datasets.sources.rendered import RenderedConfig
-from datasets.sources.still import LvisConfig, PanopticConfig, SamConfig
-from datasets.sources.tryon import DressCodeConfig, FashionTryonConfig, VitonHdConfig
+from datasets.sources.still import FolderConfig, LvisConfig, PanopticConfig, SaliencyConfig, SamConfig
 from datasets.sources.video import (
     MoseConfig,
     MvImgNetConfig,

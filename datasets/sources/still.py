@@ -1,9 +1,17 @@
-"""Images with annotated objects: LVIS, COCO panoptic, SA-1B.
+"""Images with annotated or masked objects: LVIS, COCO panoptic, SA-1B, saliency sets, one's own images.
 
-Reference and target are the same image; augmentation alone changes the reference. An item is an image, and
-one of its objects is drawn.
+Reference and target are the same image; augmentation alone changes the reference. An item of an annotated set
+is an image, and one of its objects is drawn. One's own images are in `images/`, `masks/`, optional `depth/`,
+with an optional list `pairs.txt`.
+
+    images/cup.jpg  masks/cup.png  depth/cup.png
+    images/hat.jpg  masks/hat_1.png  masks/hat_2.png  depth/hat.png
+
+A mask is white where the object is. Without pairs.txt the object of a mask is reference and target; with it
+every line names the mask of the reference and the mask of the target: `cup_left cup_right`.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,11 +20,24 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from datasets.sources.annotations import id_mask, json_entry, segment_mask
-from datasets.sources.image_source import ImagesConfig, Item
-from datasets.sources.readers import ObjectView, folder, require, subfolders
+from datasets.sources.image_source import ImagesConfig, Item, SourceConfig
+from datasets.sources.readers import (
+    IMAGES,
+    ObjectView,
+    Tree,
+    folder,
+    id_mask,
+    images_in,
+    json_entry,
+    require,
+    segment_mask,
+    subfolders,
+)
 from ldm.files import read_json
+from ldm.images import read_mask
 from ldm.settings.config import setting
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +124,96 @@ class SamConfig(ImagesConfig):
             yield ObjectView(
                 path.with_suffix(".jpg"), partial(segment_mask, segment, size, str(path)), self.tree
             )
+
+
+@dataclass(frozen=True)
+class MaskedFolder:
+    """A folder of images and one of masks; a mask NAME.png or NAME_1.png belongs to NAME.jpg."""
+
+    images: Path = setting(was=("pictures",), help="images")
+    masks: Path = setting(help="masks, white = object; may be the same folder when the images are no PNG")
+    depth: Path = setting(help="depth maps of the images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaliencyConfig(SourceConfig):
+    """The parts of the saliency mixture; a part that is not set is left out."""
+
+    msra: MaskedFolder | None = setting(None, help="MSRA10K")
+    duts_train: MaskedFolder | None = setting(None, help="DUTS-TR")
+    duts_test: MaskedFolder | None = setting(None, help="DUTS-TE")
+    hflickr: MaskedFolder | None = setting(None, help="HFlickr of iHarmony4")
+
+    def read(self) -> list[Item]:
+        items = []
+        for part in (self.msra, self.duts_train, self.duts_test, self.hflickr):
+            if part is not None:
+                tree = Tree(part.images, part.depth)
+                tree.check()
+                masked = masked_images(tree, part.masks)
+                items += [(f"{mask.parent.name}/{mask.name}", view) for mask, view in masked]
+        return require(items, "part of the saliency source is set: msra, duts_train, duts_test or hflickr")
+
+    def views(self, item: Item) -> Iterator[ObjectView]:
+        yield item[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig(SourceConfig):
+    """Where one's own images are. An item is an object, or a pair of the list."""
+
+    root: Path = setting(help="folder that holds images/ and masks/")
+    depth: Path | None = setting(
+        None, help="depth maps of images/; not set: ROOT/depth, and without that folder a constant depth"
+    )
+    pairs: Path | None = setting(None, help="list of pairs; not set: ROOT/pairs.txt where it exists")
+
+    def read(self) -> list[Item]:
+        depth = self.depth or self.root / "depth"
+        has_depth = depth.is_dir()
+        if self.depth is not None and not has_depth:
+            raise ValueError(f"depth: there is no folder {depth}")
+        if not has_depth:
+            log.warning("%s has no folder depth: a constant depth is shown to the model", self.root)
+        tree = Tree(self.root / "images", depth if has_depth else None)
+        masked = masked_images(tree, self.root / "masks")
+        objects = {mask.stem: view for mask, view in require(masked, f"masks with images in {self.root}")}
+        listing = self.pairs or self.root / "pairs.txt"
+        if not listing.is_file():
+            if self.pairs is not None:
+                raise ValueError(f"pairs: there is no file {listing}")
+            return [(name, view, view) for name, view in objects.items()]
+        items = []
+        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+            names = line.split()
+            unknown = [name for name in names if name not in objects]
+            if names and (len(names) != 2 or unknown):
+                wrong = f"there is no mask {unknown[0]}" if unknown else f"{len(names)} names"
+                raise ValueError(f"{listing}, line {number}: {wrong}; a line is REFERENCE TARGET, two masks")
+            if names:
+                reference, target = names
+                name = target if reference == target else f"{reference} in {target}"
+                items.append((name, objects[reference], objects[target]))
+        return require(items, f"pairs in {listing}")
+
+    def views(self, item: Item) -> Iterator[ObjectView]:
+        yield from dict.fromkeys(item[1:])
+
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
+        return item[1], item[2]
+
+
+def masked_images(tree: Tree, masks: Path) -> list[tuple[Path, ObjectView]]:
+    """(mask, view) for every mask of a folder, sorted; masks without an image are named and left out."""
+    suffixes = tuple(suffix for suffix in IMAGES if suffix != ".png" or masks != tree.images)
+    by_stem = {image.stem: image for image in images_in(folder(tree.images, "images"), suffixes)}
+    views, alone = [], []
+    for mask in images_in(folder(masks, "masks"), (".png",)):
+        image = by_stem.get(mask.stem) or by_stem.get(mask.stem.rpartition("_")[0])
+        if image is None:
+            alone.append(mask)
+        else:
+            views.append((mask, ObjectView(image, partial(read_mask, mask), tree)))
+    if alone:
+        log.warning("%d masks in %s have no image, such as %s", len(alone), masks, alone[0].name)
+    return views

@@ -13,23 +13,20 @@ from typing import Any
 import numpy as np
 
 from datasets.base import Rejected
-from datasets.sources.annotations import (
-    id_mask,
-    json_entry,
-    mask_of_id,
-    objects_in,
-    read_ids,
-    segment_mask,
-)
 from datasets.sources.image_source import ImagesConfig, Item, motion
 from datasets.sources.readers import (
     ObjectView,
     Rules,
     alpha_mask,
     folder,
+    id_mask,
     images_in,
+    json_entry,
+    mask_of_id,
+    objects_in,
+    read_ids,
     require,
-    require_mask,
+    segment_mask,
     subfolders,
 )
 from ldm.files import read_json
@@ -109,7 +106,7 @@ class VipSegConfig(VideoConfig):
 
     def views(self, item: Item) -> Iterator[ObjectView]:
         for mask in images_in(item[1], (".png",)):
-            yield ObjectView(self._image(mask), partial(_any_id, mask), self.tree)
+            yield ObjectView(self._image(mask), partial(id_mask, mask, None), self.tree)
 
     def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
         paths = self.two_of(images_in(item[1], (".png",)), item, rng)
@@ -126,11 +123,6 @@ class VipSegConfig(VideoConfig):
 
     def _image(self, mask: Path) -> Path:
         return self.images / mask.parent.name / f"{mask.stem}.jpg"
-
-
-def _any_id(path: Path) -> np.ndarray:
-    """(h, w) bool where there is an object; Rejected in an empty frame."""
-    return require_mask(read_ids(path) > 0, f"object absent: no id in {path}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from datasets.base import Rejected
 from datasets.geometry import Box01, Size, bbox_of_mask, box_to_01
-from datasets.sources.annotations import json_entry, segment_mask
+from datasets.sources.readers import json_entry, segment_mask
 from ldm.experts.erase import Eraser
 from ldm.settings.config import CheckedSettings, setting
 from llava_bifrost.language.instruction import Request

@@ -1,0 +1,177 @@
+"""Objects with images of their own, and places for them: garments on persons, the DreamBooth test set.
+
+Garments (VITON-HD, DressCode, FashionTryon): the target is a person who wears the garment. A garment may fill
+its image, so the target's size is not limited.
+
+The DreamBooth test set, in both published layouts, has objects to put into prepared backgrounds:
+
+cut-outs  OBJECTS/CONCEPT/*.png with transparency, BACKGROUNDS/NAME_GT.png, NAME_mask.png (white = to fill)
+masks     OBJECTS/CONCEPT.jpg, OBJECT_MASKS/CONCEPT.jpg, BACKGROUNDS/NAME.jpg, NAME_mask.jpg (black = to fill)
+
+The second layout is read where `object_masks` is set. The backgrounds show something else where the object
+goes, so there is no ground truth to train on: the source serves tests and evaluation.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from datasets.base import Rejected
+from datasets.sources.image_source import ImagesConfig, Item, SourceConfig, motion
+from datasets.sources.readers import (
+    ObjectView,
+    Rules,
+    Tree,
+    alpha_mask,
+    dark_mask,
+    folder,
+    id_mask,
+    images_in,
+    require,
+    require_mask,
+    subfolders,
+)
+from ldm.images import read_mask
+from ldm.settings.config import setting
+
+WHITE = 240  # red values from here on are the paper behind a DressCode garment (published)
+SEAM = 3  # erosions of a FashionTryon segment (published)
+ANY_SIZE = Rules(whole=0.0, area=(0.0, 1.0), min_side=0.0, max_side=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectConfig(SourceConfig):
+    """The first view of an item is the object, the others are places for it."""
+
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
+        views = list(self.views(item))
+        if len(views) < 2:
+            raise Rejected(f"no person: beside {views[0].image}")
+        return views[0], views[1 + int(rng.integers(len(views) - 1))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TryOnConfig(ObjectConfig, ImagesConfig):
+    """What garment sources have in common."""
+
+    dynamics: int = motion(2)
+    rules: Rules = setting(Rules(max_side=1.0, sides="both"), help="which objects are rejected")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitonHdConfig(TryOnConfig):
+    """VITON-HD: one folder per kind of image, the same names in all."""
+
+    cloth: Path = setting(help="garments on white")
+    cloth_masks: Path = setting(help="their masks")
+    parses: Path = setting(help="image-parse-v3, palette images of body parts")
+    label: int = setting(5, low=1, help="id of the upper garment")
+
+    def read(self) -> list[Item]:
+        garments = images_in(folder(self.cloth, "cloth"))
+        return require([(garment.stem, garment) for garment in garments], f"garments in {self.cloth}")
+
+    def views(self, item: Item) -> Iterator[ObjectView]:
+        name, garment = item
+        yield ObjectView(garment, partial(read_mask, self.cloth_masks / garment.name))
+        person = partial(id_mask, self.parses / f"{name}.png", self.label)
+        yield ObjectView(self.images / garment.name, person, self.tree)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DressCodeConfig(TryOnConfig):
+    """One category of DressCode: person N_0.jpg, garment on white N_1.jpg, label map N_4.png."""
+
+    label_maps: Path = setting(help="label maps N_4.png")
+    label: int = setting(4, low=1, help="id of the garment: 4 upper clothes")
+
+    def read(self) -> list[Item]:
+        maps = images_in(folder(self.label_maps, "label_maps"), (".png",))
+        items = [(path.stem.removesuffix("_4"), path) for path in maps if path.stem.endswith("_4")]
+        return require(items, f"label maps N_4.png in {self.label_maps}")
+
+    def views(self, item: Item) -> Iterator[ObjectView]:
+        name, label_map = item
+        garment = self.images / f"{name}_1.jpg"
+        message = f"object absent: {garment} is white"
+        yield ObjectView(garment, partial(dark_mask, garment, slice(1), WHITE - 1, message))
+        yield ObjectView(self.images / f"{name}_0.jpg", partial(id_mask, label_map, self.label), self.tree)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FashionTryonConfig(TryOnConfig):
+    """FashionTryon: a folder per garment with target.jpg, mask.jpg, and P.jpg, P/segment.png per person."""
+
+    label: int = setting(7, low=1, help="id of the upper garment in segment.png")
+    rules: Rules = setting(Rules(max_side=1.0), help="which objects are rejected")
+
+    def read(self) -> list[Item]:
+        garments = subfolders(self.images)
+        return require([(garment.name, garment) for garment in garments], f"folders in {self.images}")
+
+    def views(self, item: Item) -> Iterator[ObjectView]:
+        home = item[1]
+        yield ObjectView(home / "target.jpg", partial(read_mask, home / "mask.jpg"))
+        for person in subfolders(home):
+            segment = partial(self._worn, person / "segment.png")
+            yield ObjectView(home / f"{person.name}.jpg", segment, self.tree)
+
+    def _worn(self, path: Path) -> np.ndarray:
+        """(h, w) bool of the garment's segment without its ragged seam."""
+        segment = id_mask(path, self.label).astype(np.uint8)
+        inside = cv2.erode(segment, np.ones((3, 3), np.uint8), iterations=SEAM) > 0
+        message = f"object absent: nothing of id {self.label} is left in {path} inside its seam"
+        return require_mask(inside, message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamBoothConfig(ObjectConfig):
+    """Objects, backgrounds and the depth of the backgrounds. An item is a concept; a background is drawn."""
+
+    objects: Path = setting(help="cut-outs CONCEPT/*.png, or images CONCEPT.jpg with `object_masks`")
+    backgrounds: Path = setting(help="NAME_GT.png with NAME_mask.png, or NAME.jpg with NAME_mask.jpg")
+    depth: Path = setting(help="depth maps of the backgrounds")
+    object_masks: Path | None = setting(None, help="masks CONCEPT.jpg of the second layout")
+    dynamics: int = motion(1)
+    rules: Rules = setting(ANY_SIZE, help="which objects are rejected; by default none")
+
+    def read(self) -> list[Item]:
+        Tree(self.backgrounds, self.depth).check()
+        folder(self.objects, "objects")
+        objects = require(self._objects(), f"objects in {self.objects}")
+        places = require(self._places(), f"masks NAME_mask in {self.backgrounds}")
+        return [(name, view, places) for name, view in objects]
+
+    def _objects(self) -> list[tuple[str, ObjectView]]:
+        """(concept, its only or first image)"""
+        if self.object_masks is not None:
+            masks, images = folder(self.object_masks, "object_masks"), images_in(self.objects)
+            return [
+                (image.stem, ObjectView(image, partial(read_mask, masks / image.name))) for image in images
+            ]
+        files = [(concept.name, images_in(concept, (".png",))) for concept in subfolders(self.objects)]
+        return [
+            (name, ObjectView(images[0], partial(alpha_mask, images[0]))) for name, images in files if images
+        ]
+
+    def _places(self) -> list[ObjectView]:
+        """The backgrounds by name."""
+        files = [mask for mask in images_in(self.backgrounds) if mask.stem.endswith("_mask")]
+        tree, places = Tree(self.backgrounds, self.depth), []
+        for name, mask in sorted({mask.stem.removesuffix("_mask"): mask for mask in files}.items()):
+            if self.object_masks is None:
+                image, read = f"{name}_GT", partial(read_mask, mask)
+            else:
+                message = f"nothing to fill: mask {mask} has no black pixel"
+                image, read = name, partial(dark_mask, mask, slice(3), 127, message)
+            places.append(ObjectView(mask.with_name(image + mask.suffix), read, tree))
+        return places
+
+    def views(self, item: Item) -> Iterator[ObjectView]:
+        """The object, then every background."""
+        yield item[1]
+        yield from item[2]
