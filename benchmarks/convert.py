@@ -7,7 +7,6 @@ The file is made by one process and converted by another. Anonymous memory is wh
 of the mapped file count into the resident peak as well, but the system may drop them at any time.
 """
 
-import logging
 import shutil
 import tempfile
 import threading
@@ -20,15 +19,13 @@ import torch
 import typer
 from accelerate import init_empty_weights
 
-from benchmarks.harness import RESULTS, row_of_process, write_results
+from benchmarks.harness import RESULTS, Out, row_of_process, write_results
 from cldm.convert.convert import write_part
 from cldm.convert.keys import original_pieces
 from cldm.convert.plan import UNET, KeyCheck, plan_network
 from cldm.create import NetworkConfig, create_unet
 from ldm.settings.cli import run_module, single_app
 from ldm.weight_files import Entry, open_weights, write_safetensors
-
-logger = logging.getLogger(__name__)
 
 MEGABYTE = 2**20
 
@@ -89,7 +86,7 @@ def convert(path: Path, out: Path, width: int, dtype: str) -> dict[str, float]:
 def measure_conversion(
     width: Annotated[int, typer.Option(help="UNet width; 320 is SD 2.1", min=32)] = 320,
     work: Annotated[Path | None, typer.Option(help="folder for the files, default the system's")] = None,
-    out: Annotated[Path, typer.Option(help="result")] = RESULTS / "convert.json",
+    out: Out = RESULTS / "convert.json",
 ) -> None:
     """Measure peak memory of converting one network."""
     rows = []
@@ -103,7 +100,6 @@ def measure_conversion(
                 if "failed" in row:
                     raise RuntimeError(row["failed"])
                 rows.append({"file": suffix, "dtype": dtype, **row})
-                logger.info("%s", rows[-1])
                 shutil.rmtree(converted)
             file.unlink()
     write_results(out, {"unet_width": width, "rows": rows})

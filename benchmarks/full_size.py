@@ -8,69 +8,41 @@ control branches, UNet decoder and projector train; AdamW. Every row runs in a p
 with gradient checkpointing; a row that runs out of memory says so.
 """
 
-import logging
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import typer
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
-from benchmarks.harness import RESULTS, row_of_process, write_results
+from benchmarks.harness import RESULTS, Out, row_of_process, write_results
 from cldm.create import NetworkConfig, create_compositor
 from cldm.training.module import CompositorModule, CompositorTrainConfig
 from ldm.device import pick_device
 from ldm.settings.cli import run_module, single_app
-
-logger = logging.getLogger(__name__)
 
 SIDE, REFERENCE = 512, 224
 GIB = 2**30
 PRECISIONS = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.float32, "32-true": torch.float32}
 
 
-class RandomPairs(IterableDataset[dict[str, Tensor]]):
-    """Endless examples of noise, already in the form of one batch."""
-
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        draw = torch.Generator().manual_seed(0)
-        b, pixels = self.batch, (SIDE, SIDE)
-        example = {
-            "reference_01": torch.rand(b, 3, REFERENCE, REFERENCE, generator=draw),
-            "target_pm1": torch.rand(b, 3, *pixels, generator=draw) * 2 - 1,
-            "detail_pm1": torch.rand(b, 4, *pixels, generator=draw) * 2 - 1,
-            "depth_01": torch.rand(b, 3, *pixels, generator=draw),
-            "edit_mask": torch.rand(b, 1, *pixels, generator=draw) > 0.5,
-            "dynamics": torch.zeros(b, dtype=torch.int64),
-        }
-        while True:
-            yield example
-
-
 class Clock(pl.Callback):
-    """Time at the end of every step."""
+    """Time at the start of the training and at the end of every step."""
 
     def __init__(self) -> None:
-        self.ends = [time.perf_counter()]
+        self.times: list[float] = []
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.ends = [time.perf_counter()]
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
-    ) -> None:
+    def on_train_start(self, *ignored: Any, **also_ignored: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.times.append(time.perf_counter())
+
+    on_train_batch_end = on_train_start
 
 
 def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, device: str) -> dict[str, Any]:
@@ -82,6 +54,15 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
     finally:
         torch.set_default_dtype(before)
     module = CompositorModule(model, CompositorTrainConfig(gradient_checkpointing=checkpointing))
+    draw = partial(torch.rand, generator=torch.Generator().manual_seed(0))
+    noise = {
+        "reference_01": draw(batch, 3, REFERENCE, REFERENCE),
+        "target_pm1": draw(batch, 3, SIDE, SIDE) * 2 - 1,
+        "detail_pm1": draw(batch, 4, SIDE, SIDE) * 2 - 1,
+        "depth_01": draw(batch, 3, SIDE, SIDE),
+        "edit_mask": draw(batch, 1, SIDE, SIDE) > 0.5,
+        "dynamics": torch.zeros(batch, dtype=torch.int64),
+    }
     clock = Clock()
     trainer = pl.Trainer(
         accelerator="gpu" if device == "cuda" else device, devices=1, max_steps=steps,
@@ -89,19 +70,17 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
         callbacks=[clock], logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, DataLoader(RandomPairs(batch), batch_size=None))
-    seconds = [end - start for start, end in zip(clock.ends[:-1], clock.ends[1:], strict=True)]
-    typical = sorted(seconds[1:] or seconds)
-    step = typical[len(typical) // 2]
+    trainer.fit(module, DataLoader([noise] * steps, batch_size=None))
+    seconds = np.diff(clock.times)
+    step = float(np.quantile(seconds[1:] if steps > 1 else seconds, 0.5, method="higher"))
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     peak = torch.cuda.max_memory_reserved() if device == "cuda" else resident
-    weights, trained = model.parameters(), module.parameters_to_train
     return {
         "step_s": round(step, 3),
         "images_per_s": round(batch / step, 3),
         "peak_gib": round(peak / GIB, 2),
-        "trained_parameters": sum(parameter.numel() for parameter in trained),
-        "parameters": sum(parameter.numel() for parameter in weights),
+        "trained_parameters": sum(weight.numel() for weight in module.parameters_to_train),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
         "loss": round(float(module.last_loss), 4),
     }
 
@@ -111,7 +90,7 @@ def measure_training_steps(
     steps: Annotated[int, typer.Option(help="steps of each row", min=1)] = 1,
     precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "bf16-true",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    out: Annotated[Path, typer.Option(help="JSON to write")] = RESULTS / "full_size.json",
+    out: Out = RESULTS / "full_size.json",
 ) -> None:
     """Measure training steps of the full-size compositor."""
     if precision not in PRECISIONS:
@@ -125,7 +104,6 @@ def measure_training_steps(
         for checkpointing in (False, True):
             numbers = row_of_process(measure_row, size, checkpointing, steps, precision, where)
             rows.append({"batch": size, "checkpointing": checkpointing, "precision": precision, **numbers})
-            logger.info("%s", rows[-1])
     write_results(out, {"size": f"SD-2.1 and DINOv2-g, {SIDE} px", "rows": rows})
 
 

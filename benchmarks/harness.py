@@ -7,9 +7,10 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
 from ldm.device import describe_hardware
 from ldm.files import json_bytes, write_atomic
@@ -17,6 +18,7 @@ from ldm.files import json_bytes, write_atomic
 log = logging.getLogger(__name__)
 
 RESULTS = Path("benchmarks/results")
+Out = Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")]
 
 
 def best_seconds(
@@ -49,11 +51,13 @@ def row_of_process(measure: Callable[..., dict[str, Any]], *values: Any) -> dict
     """The row of `measure` in a process of its own, so that its peak memory is its own. Or `failed`."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(measure, *values).result()
+            row = pool.submit(measure, *values).result()
         except BrokenProcessPool:  # the system ends a process that takes too much memory
-            return {"failed": "out of memory"}
+            row = {"failed": "out of memory"}
         except RuntimeError as error:
-            return {"failed": "out of memory" if "out of memory" in str(error).lower() else str(error)[:200]}
+            row = {"failed": "out of memory" if "out of memory" in str(error).lower() else str(error)[:200]}
+    log.info("%s: %s", " ".join(map(str, values)), row)
+    return row
 
 
 def write_results(out: Path, body: Mapping[str, Any], device: torch.device | str = "cpu") -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.harness import RESULTS, write_results
+from benchmarks.harness import RESULTS, Out, write_results
 from datasets.relations import Place
 from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
 from ldm.settings.cli import run_module, single_app
@@ -49,7 +49,7 @@ def cases(count: int) -> Iterator[tuple[LocatorCase, np.ndarray, dict[str, Place
 
 def measure_placer(
     scenes: Annotated[int, typer.Option(help="held-out scenes; rendered if missing", metavar="INT")] = 512,
-    out: Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")] = RESULTS / "placer.json",
+    out: Out = RESULTS / "placer.json",
 ) -> None:
     """Measure the geometric placer's first answers: fractions of questions by rule."""
     rows: dict[str, list[dict[str, float]]] = {"all things known": [], "named things known": []}

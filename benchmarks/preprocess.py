@@ -8,15 +8,12 @@ the same arrays. Times are CPU seconds, the best of a few runs.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Annotated
 
 import cv2
 import numpy as np
 import torch
-import typer
 
-from benchmarks.harness import RESULTS, best_seconds, write_results
+from benchmarks.harness import RESULTS, Out, best_seconds, write_results
 from datasets.fusion import Cutout, collage, hidden_object, place_cutout_legacy
 from datasets.inputs import AugmentationParams, Inputs, PairOptions
 from datasets.masks import dilate
@@ -125,9 +122,7 @@ def example(size: tuple[int, int], reference: int) -> Inputs:
     )
 
 
-def measure_preprocessing(
-    out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS / "preprocess.json",
-) -> None:
+def measure_preprocessing(out: Out = RESULTS / "preprocess.json") -> None:
     """Measure the pre-processing."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

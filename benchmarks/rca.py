@@ -12,9 +12,7 @@ the best of the repeats: whatever else runs on the machine only adds time.
 Legend: b images, r regions, h heads, n latent cells, t tokens, d channels of a head.
 """
 
-import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -26,13 +24,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harness import RESULTS, best_seconds, write_results
+from benchmarks.harness import RESULTS, Out, best_seconds, write_results
 from inpainting.models.text_to_image.layout import attention_sizes
 from inpainting.models.text_to_image.rca import Regions, attention_layers, install_rca, region_kwargs
 from ldm.device import pick_device
 from ldm.settings.cli import run_module, single_app
-
-logger = logging.getLogger(__name__)
 
 TOKENS, HEAD = 77, 64
 HEADS = {64: 5, 32: 10, 16: 20, 8: 20}  # side of the latent -> heads of Stable Diffusion 2 there
@@ -120,7 +116,7 @@ def compare_formulations(
     """One row: seconds and MiB of each formulation, and what the published one takes in units of ours."""
     taken = best_seconds(functions, repeats, device)
     memory = {name: peak_bytes(function, device) for name, function in functions.items()}
-    row = {
+    return {
         **what,
         "seconds": {name: round(value, 5) for name, value in taken.items()},
         "peak_mib": {name: round(value / 2**20, 2) for name, value in memory.items()},
@@ -129,8 +125,6 @@ def compare_formulations(
         "time_over_no_bias": round(taken["ours"] / taken["none"], 2),
         "largest_difference": float((functions["published"]() - functions["ours"]()).detach().abs().max()),
     }
-    logger.info("%s", row)
-    return row
 
 
 def layer_row(
@@ -197,7 +191,7 @@ def measure_attention(
     batch: Annotated[int, typer.Option(help="images in one call", min=1)] = 4,
     repeats: Annotated[int, typer.Option(help="timed calls of each formulation", min=1)] = 7,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS / "rca.json",
+    out: Out = RESULTS / "rca.json",
 ) -> None:
     """Measure time and peak memory of rectified attention against the published formulation."""
     place = pick_device(device)

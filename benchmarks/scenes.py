@@ -4,13 +4,12 @@ OMP_NUM_THREADS=1 python -m benchmarks.scenes [--count 40] [--out FILE]
 """
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from benchmarks.harness import RESULTS, write_results
+from benchmarks.harness import RESULTS, Out, write_results
 from datasets.scenes import SceneOptions, render, sample_scene, train_seed
 from ldm.settings.cli import run_module, single_app
 
@@ -46,7 +45,7 @@ def rates(size: int, quality: str, window: str, count: int, device: str) -> dict
 
 
 def measure_renderer(
-    out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS / "scenes.json",
+    out: Out = RESULTS / "scenes.json",
     count: Annotated[int, typer.Option(help="scenes per setting", min=1)] = 40,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:

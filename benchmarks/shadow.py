@@ -18,7 +18,7 @@ import numpy as np
 import typer
 from tqdm.auto import tqdm
 
-from benchmarks.harness import RESULTS, write_results
+from benchmarks.harness import RESULTS, Out, write_results
 from cldm.evaluate.cases import SceneCase, find_cases
 from cldm.model import Compositor
 from cldm.pipeline import CompositorPipeline
@@ -118,14 +118,10 @@ def shadow_table(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def measure_shadow(
-    scenes: Annotated[int, typer.Option(help="held-out scenes", metavar="INT", min=2)] = 300,
-    model: Annotated[Path, typer.Option(help="compositor folder", metavar="PATH")] = Path(
-        "assets/tiny/compositor"
-    ),
-    data: Annotated[Path, typer.Option(help="scene shards of the eval split", metavar="PATH")] = Path(
-        "data/scenes/eval"
-    ),
-    out: Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")] = RESULTS / "shadow.json",
+    scenes: Annotated[int, typer.Option(help="held-out scenes", min=2)] = 300,
+    model: Annotated[Path, typer.Option(help="compositor folder")] = Path("assets/tiny/compositor"),
+    data: Annotated[Path, typer.Option(help="scene shards of the eval split")] = Path("data/scenes/eval"),
+    out: Out = RESULTS / "shadow.json",
 ) -> None:
     """Measure what a shadow region would bring."""
     compositor, config = load_compositor(model)

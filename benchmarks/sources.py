@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.harness import RESULTS, write_results
+from benchmarks.harness import RESULTS, Out, write_results
 from datasets.base import ExampleSource
 from datasets.geometry import bbox_of_mask, expand_box, square_box, square_padding
 from datasets.inputs import Augment, AugmentationParams, PairOptions
@@ -40,23 +40,21 @@ OPTIONS = PairOptions(augment=replace(Augment(), levels=(0.0, 0.0, 0.7, 0.0, 0.3
 SIDE, REFERENCE = 512, 224
 
 
-def fabricate(root: Path, size: tuple[int, int]) -> ExampleSource:
+def fabricate(root: Path, h: int, w: int) -> None:
     """Textured images with an elliptic object, as JPEG, PNG and 16-bit PNG."""
-    h, w = size
     y, x = np.mgrid[0:h, 0:w]
+    mask = ((x / w - 0.5) / 0.18) ** 2 + ((y / h - 0.5) / 0.28) ** 2 < 1
+    (root / "images").mkdir()
     for item in range(ITEMS):
         rng = np.random.default_rng(item)
         noise = rng.integers(0, 256, (h // 4, w // 4, 3), dtype=np.uint8)
         image = cv2.resize(noise, (w, h), interpolation=cv2.INTER_CUBIC)
-        (root / "images").mkdir(exist_ok=True)
         cv2.imwrite(str(root / "images" / f"{item}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
-        mask = ((x / w - 0.5) / 0.18) ** 2 + ((y / h - 0.5) / 0.28) ** 2 < 1
         write_mask(root / "masks" / f"{item}.png", mask)
         smooth = cv2.GaussianBlur(rng.random((h, w), np.float32), (0, 0), h / 20)
         write_depth(root / "depth" / f"{item}.png", normalize(smooth))
     pairs = [f"{item} {(item + 1) % ITEMS}" for item in range(ITEMS)]
     (root / "pairs.txt").write_text("\n".join(pairs), encoding="utf-8")
-    return FolderConfig(root=root).open()
 
 
 def published_read(root: Path, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -127,42 +125,37 @@ def published_pair(
     return [view / 255.0, *images, np.where(edit == 2, -1, edit)]
 
 
-def per_example(work: Callable[[int], object], count: int) -> float:
-    """Mean CPU milliseconds of work(0) .. work(count - 1), after one warm-up."""
-    work(0)
-    start = time.process_time()
-    for k in range(count):
-        work(k)
-    return round(1000 * (time.process_time() - start) / count, 2)
-
-
-def ours(source: ExampleSource, count: int = DRAWS) -> dict[str, float]:
-    """CPU milliseconds per accepted example: files to Inputs, and all; the fraction of accepted draws."""
+def ours(source: ExampleSource) -> dict[str, float]:
+    """CPU milliseconds per accepted example, and the fraction of accepted draws."""
     stats = RejectionStats("")
     start = time.process_time()
-    accepted = len(list(accepted_samples(source, stats, OPTIONS, count, seed=0)))
+    accepted = len(list(accepted_samples(source, stats, OPTIONS, DRAWS, seed=0)))
     whole = round(1000 * (time.process_time() - start) / max(accepted, 1), 2)
     fraction = round(accepted / (accepted + sum(stats.rejected.values())), 3)
     return {"ms": whole, "per_second_and_core": round(1000 / whole, 1), "accepted": fraction}
 
 
-def fabricated(size: tuple[int, int]) -> dict[str, float]:
-    """Our and the published work on the same files, with and without reading them."""
+def fabricated(h: int, w: int) -> dict[str, float]:
+    """CPU milliseconds of our and the published work on the same files, with and without reading them."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        source = fabricate(root, size)
+        fabricate(root, h, w)
+        source, sample = FolderConfig(root=root).open(), AugmentationParams.sample
         inputs = [source.example(item, np.random.default_rng(item)) for item in range(ITEMS)]
         files = [published_read(root, item) for item in range(ITEMS)]
-        reading = per_example(lambda k: source.example(k % ITEMS, np.random.default_rng(k)), DRAWS)
-        sample = AugmentationParams.sample
-        building = per_example(
-            lambda k: build_pair(inputs[k % ITEMS], OPTIONS, sample(np.random.default_rng(k), OPTIONS)), DRAWS
-        )
-        both = {"ours_read_ms": reading, "ours_pair_ms": building}
-        both["published_read_ms"] = per_example(lambda k: published_read(root, k % ITEMS), DRAWS)
-        both["published_pair_ms"] = per_example(
-            lambda k: published_pair(*files[k % ITEMS], np.random.default_rng(k)), DRAWS
-        )
+        works: dict[str, Callable[[int, np.random.Generator], object]] = {
+            "ours_read_ms": lambda k, rng: source.example(k, rng),
+            "ours_pair_ms": lambda k, rng: build_pair(inputs[k], OPTIONS, sample(rng, OPTIONS)),
+            "published_read_ms": lambda k, rng: published_read(root, k),
+            "published_pair_ms": lambda k, rng: published_pair(*files[k], rng),
+        }
+        both = {}
+        for name, work in works.items():
+            work(0, np.random.default_rng(0))  # a warm-up
+            start = time.process_time()
+            for k in range(DRAWS):
+                work(k % ITEMS, np.random.default_rng(k))
+            both[name] = round(1000 * (time.process_time() - start) / DRAWS, 2)
     ours_ms, published_ms = (both[f"{who}_read_ms"] + both[f"{who}_pair_ms"] for who in ("ours", "published"))
     both["ratio_pair"] = round(both["published_pair_ms"] / both["ours_pair_ms"], 1)
     both["ratio_all"] = round(published_ms / ours_ms, 1)
@@ -171,13 +164,13 @@ def fabricated(size: tuple[int, int]) -> dict[str, float]:
 
 
 def measure_sources(
-    out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS / "sources.json",
+    out: Out = RESULTS / "sources.json",
     datasets: Annotated[Path | None, typer.Option(help="settings file of further sources")] = None,
 ) -> None:
     """Measure the sources."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    results: dict[str, object] = {"fabricated": {f"{w} x {h}": fabricated((h, w)) for h, w in SIZES}}
+    results: dict[str, object] = {"fabricated": {f"{w} x {h}": fabricated(h, w) for h, w in SIZES}}
     if datasets is not None:
         settings, measured = load_config(DatasetsConfig, datasets), {}
         for name in SOURCES:

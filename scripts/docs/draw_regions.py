@@ -43,28 +43,12 @@ PAIRS = ("red", "green", "blue", "yellow")  # colour of each region in the figur
 PADDING = 2  # of the many padding tokens, those that are drawn
 
 
-def region_masks(size_hw: tuple[int, int]) -> torch.Tensor:
-    """(1, r, H, W) bool."""
-    boxes = [box for box, _ in (*REGIONS.values(), SMALL)]
-    return torch.from_numpy(np.stack([mask_of_box(box, size_hw) for box in boxes]))[None]
-
-
 def shade(number: int) -> tuple[float, float, float]:
     """Matplotlib colour of a region; shared tokens are pale."""
     if number == 0:
         return (0.79, 0.81, 0.84)
     r, g, b = COLORS[PAIRS[number - 1]]
     return (0.15 + 0.75 * r / 255, 0.15 + 0.7 * g / 255, 0.15 + 0.75 * b / 255)
-
-
-def cells_u8(size_hw: tuple[int, int], latent_hw: tuple[int, int], layout: str) -> np.ndarray:
-    """(h, w, 3): each cell in the mean colour of the regions it reads; what reads all is white."""
-    visible = log_visibility(region_masks(size_hw), latent_hw, layout)[0, 1:].exp()
-    seen = visible.reshape(-1, *latent_hw).numpy()
-    hues = np.array([shade(number + 1) for number in range(len(seen))])
-    mixed = np.einsum("rhw,rc->hwc", seen, hues) / np.maximum(seen.sum(0), 1)[..., None]
-    mixed[seen.all(0)] = 1.0
-    return np.rint(mixed * 255).astype(np.uint8)
 
 
 def draw_tokens(axes: Axes) -> list[int]:
@@ -83,14 +67,14 @@ def draw_tokens(axes: Axes) -> list[int]:
     return owners
 
 
-def draw_bias(axes: Axes, owners: list[int], size_hw: tuple[int, int]) -> None:
-    """Which tokens a pixel reads, for one pixel of every kind."""
+def draw_bias(axes: Axes, owners: list[int], regions: torch.Tensor) -> None:
+    """Which tokens a pixel reads, for one pixel of every kind. regions: (1, r, H, W) bool"""
     kinds = {
         "in left": (90, 70), "in front": (130, 250), "in right": (400, 220), "in front and small": (244, 342),
         "background": (420, 60),
     }  # fmt: skip
-    latent = attention_sizes((size_hw[0] // 8, size_hw[1] // 8), 1)[0]
-    bias = region_bias(log_visibility(region_masks(size_hw), latent), torch.tensor([owners]))
+    latent = (regions.shape[2] // 8, regions.shape[3] // 8)
+    bias = region_bias(log_visibility(regions, latent), torch.tensor([owners]))
     bias = bias[0, 0].reshape(*latent, -1)
     for row, (x, y) in enumerate(kinds.values()):
         for column, value in enumerate(bias[y // 8, x // 8].tolist()):
@@ -116,24 +100,29 @@ def draw_regions(
     size = (room_u8.shape[0], room_u8.shape[1])
     for name, (box, _) in REGIONS.items():
         write_mask(masks / f"{name}.png", mask_of_box(box, size))
+    boxes = [box for box, _ in (*REGIONS.values(), SMALL)]
+    regions = torch.from_numpy(np.stack([mask_of_box(box, size) for box in boxes]))[None]
     figure = Figure(figsize=(13, 6.4), dpi=100)
     panel = figure.add_axes((0.03, 0.5, 0.27, 0.42))
-    regions = [RegionPrompt(mask.numpy(), "") for mask in region_masks(size)[0]]
-    panel.imshow(colored(room_u8, regions, PAIRS))
+    panel.imshow(colored(room_u8, [RegionPrompt(mask.numpy(), "") for mask in regions[0]], PAIRS))
     panel.set_title("an image, four masks, four prompts", fontsize=10.5, color=INK)
     panel.axis("off")
     row = figure.add_axes((0.395, 0.83, 0.59, 0.06))
     owners = draw_tokens(row)
     row.set_title("one sequence of tokens; each belongs to a region, or to all", fontsize=10.5, color=INK)
     matrix = figure.add_axes((0.395, 0.5, 0.59, 0.27))
-    draw_bias(matrix, owners, size)
+    draw_bias(matrix, owners, regions)
     matrix.set_title("what a pixel adds to its attention scores: 0, or -inf", fontsize=10.5, color=INK)
+    hues = np.array([shade(number + 1) for number in range(len(boxes))])
     latents = attention_sizes((size[0] // 8, size[1] // 8), 4)
     for line, layout in enumerate(LAYOUTS):
         for column, latent in enumerate(latents):
-            left, bottom = 0.15 + 0.215 * column, 0.245 - 0.235 * line
-            axes = figure.add_axes((left, bottom, 0.2, 0.218))
-            axes.imshow(cells_u8(size, latent, layout), interpolation="nearest")
+            # Each cell in the mean colour of the regions it reads; what reads all is white.
+            seen = log_visibility(regions, latent, layout)[0, 1:].exp().reshape(-1, *latent).numpy()
+            mixed = np.einsum("rhw,rc->hwc", seen, hues) / np.maximum(seen.sum(0), 1)[..., None]
+            mixed[seen.all(0)] = 1.0
+            axes = figure.add_axes((0.15 + 0.215 * column, 0.245 - 0.235 * line, 0.2, 0.218))
+            axes.imshow(np.rint(mixed * 255).astype(np.uint8), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             for side in axes.spines.values():
                 side.set_color(PALE)

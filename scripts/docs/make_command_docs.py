@@ -7,7 +7,7 @@ A test compares the page with the commands. The part from TAIL on is written by 
 
 import importlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,10 +52,9 @@ def sections(module: str) -> Iterator[str]:
     verbs: dict[str, Any] = getattr(program, "commands", {"": program})
     for verb, body in verbs.items():
         title = f"{name} {verb}".strip()
-        context, shown = typer.Context(body), [each for each in body.params if not each.hidden]
-        rows = {each: [" ".join(text.split()) for text in each.get_help_record(context)] for each in shown}
+        options = help_rows(body)
         needed = []  # options and arguments as they are typed: the first name and what follows it
-        for called, text in rows.values():
+        for called, text in options:
             if text.endswith("required]"):
                 first, *_, last = called.replace("<", "").replace(">", "").replace(",", " ").split()
                 needed.append(f"{first} {last.upper()}" if first.startswith("-") else first.upper())
@@ -65,22 +64,24 @@ def sections(module: str) -> Iterator[str]:
         if title in SETTINGS:
             home, _, setting = SETTINGS[title].partition(":")
             schema = getattr(importlib.import_module(home), setting)
-        lines += table("option", rows.values()) if title in SETTINGS or not schema else []
-        lines += table("key", key_rows(schema)) if schema else []
+        lines += table("option", options) if title in SETTINGS or not schema else []
+        if schema:  # the settings of a trainer, as typed in YAML
+            keys = []
+            for called, text in help_rows(typer.main.get_command(single_app(command(schema, print))()))[1:]:
+                key = called.split()[0].strip(",").removeprefix("--").replace("-", "_")
+                keys.append((f"{key} {'true|false' if ' / ' in called else called.split()[-1]}", text))
+            lines += table("key", keys)
         yield "\n".join(lines)
 
 
-def key_rows(schema: type) -> Iterator[Sequence[str]]:
-    """The settings of a trainer, as typed in YAML."""
-    options: Any = typer.main.get_command(single_app(command(schema, print))())
-    for option in options.params[1:]:  # after --config
-        if not option.hidden:  # as former names are
-            called, text = option.get_help_record(typer.Context(options))
-            key = option.opts[0].removeprefix("--").replace("-", "_")
-            yield f"{key} {'true|false' if ' / ' in called else called.split()[-1]}", text
+def help_rows(body: Any) -> list[tuple[str, str]]:
+    """Name and meaning of every option that the help of a command shows; former names are hidden."""
+    context, shown = typer.Context(body), [option for option in body.params if not option.hidden]
+    records = (option.get_help_record(context) for option in shown)
+    return [(" ".join(called.split()), " ".join(text.split())) for called, text in records]
 
 
-def table(head: str, rows: Iterable[Sequence[str]]) -> list[str]:
+def table(head: str, rows: Sequence[tuple[str, str]]) -> list[str]:
     """Two columns; nothing without rows."""
     escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
     lines = [f"| {head} | meaning |", "| --- | --- |", *(f"| `{name}` | {text} |" for name, text in escaped)]
