@@ -4,6 +4,7 @@ Legend: b batch, h w pixels of the image, n m pixels of the network. depth_01 (h
 inverse depth, per-image min-max, 1 = nearest.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,12 @@ from transformers import AutoConfig, AutoModelForDepthEstimation, DPTForDepthEst
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
 from ldm.checkpoints import load_pretrained
-from ldm.files import first_line
+from ldm.files import first_line, read_json
 from ldm.images import normalize, resize, to_01
 
+log = logging.getLogger(__name__)
+
+NOTICE_FILE = "depth.json"  # beside the weights: {"notice": what users read when the network is loaded}
 # Networks whose output meaning is known here: both predict inverse depth unless the config says metric.
 DEPTH_NETWORKS = ("dpt", "depth_anything")
 STRONG_SHRINK = 2  # beyond this factor cubic interpolation skips pixels, so areas are averaged instead
@@ -80,6 +84,8 @@ class DepthEstimator:
             allowed = ", ".join(DEPTH_NETWORKS)
             raise ValueError(f"depth model {source} is of type {config.model_type!r}; allowed: {allowed}")
         model = load_pretrained(AutoModelForDepthEstimation, source, config=config, dtype=dtype)
+        if (notice := Path(source) / NOTICE_FILE).is_file():
+            log.info("%s", read_json(notice)["notice"])
         metric = getattr(config, "depth_estimation_type", "relative") == "metric"
         return cls(model.to(device), _load_input(source, config), metric)
 

@@ -15,9 +15,15 @@ from torch import Tensor, nn
 from transformers import DPTConfig, DPTForDepthEstimation, Swinv2Config
 
 from ldm.checkpoints import save_part
+from ldm.experts.depth import NOTICE_FILE
 from ldm.files import write_json
 from ldm.settings.config import CheckedSettings, setting
 
+NOTICE = (
+    "This is the small depth network, trained on rendered rooms only: in photographs it orders things hardly "
+    "better than the image row does. For photographs give a depth map, or a real depth network "
+    "(python -m ldm.registry pull depth)."
+)
 MEAN = STD = 0.5  # pixels in [-1, 1]
 # The network's output for the farthest point: relative depth has no zero, and a ReLU at 0 is dead.
 FLOOR = 0.1
@@ -166,4 +172,5 @@ def save_network(model: nn.Module, folder: Path, size: int, manifest: dict[str, 
         "image_std": [STD] * 3,
     }
     write_json(folder / "preprocessor_config.json", preprocessing)
+    write_json(folder / NOTICE_FILE, {"notice": NOTICE})
     write_json(folder / "manifest.json", manifest)
