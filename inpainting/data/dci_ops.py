@@ -8,39 +8,44 @@ added afterwards by `ops extract-noun-chunk-roots`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from inpainting.data.paintings import (
-    MAKE_ENTITIES,
-    MAKE_MASKS,
-    UNANNOTATED,
-    change_annotations,
-    checked_name,
-    image_map,
-)
+from inpainting.data.paintings import UNANNOTATED, change_annotations, checked_name, image_map
 from inpainting.data.steps.captions import EntitySettings, plain_text
-from inpainting.data.steps.regions import ObjectRegion, RegionFinder, RegionSource, make_regions, pixel_box
+from inpainting.data.steps.regions import (
+    ObjectRegion,
+    RegionOutput,
+    RegionSource,
+    make_entities,
+    make_masks,
+    pixel_box,
+)
 from inpainting.data.steps.split import TransferSettings, distribute
 from ldm.files import file_sha256, read_json
 from ldm.settings.cli import command, new_app, run_module
-from ldm.settings.config import CheckedSettings, setting
+from ldm.settings.config import setting
 
 LOWER_STEP = "to-lowercase"
 SPLIT_NAMES = {"valid": "val"}
 
 
 @dataclass(frozen=True)
-class DciSettings(CheckedSettings):
-    """Annotations and images -> a folder."""
+class DciSettings(RegionOutput):
+    """Annotation files and images -> a folder."""
 
     annotations_dir: Path = setting(help="folder of annotation files")
-    image_dir: Path = setting(help="folder of images, split or not")
-    out_dir: Path = setting(help="folder that gets one folder per image")
-    workers: int = setting(0, low=0, help="threads; 0: one per core")
+
+    def source(self) -> RegionSource:
+        files = annotation_files(self.annotations_dir)
+
+        def read(name: str) -> tuple[str, Any]:
+            document = read_json(files[name])
+            return str(document.get("image")), document
+
+        return RegionSource(list(files), {"annotations": len(files)}, read, labelled_regions)
 
 
 @dataclass(frozen=True)
@@ -72,29 +77,6 @@ def labelled_regions(document: Mapping[str, Any], size_hw: tuple[int, int]) -> l
                 raise ValueError(f"object {key!r}: its id is no part of a file name")
             regions.append(ObjectRegion(f"mask_{key}", label, (box,), caption))
     return regions
-
-
-def make_masks_dataset(settings: DciSettings) -> None:
-    """One mask per labelled top-level object: its box."""
-    source = labelled_source(settings.annotations_dir)
-    make_regions(MAKE_MASKS, source, settings.image_dir, settings.out_dir, settings.workers)
-
-
-def make_entities_dataset(settings: DciSettings) -> None:
-    """One crop per labelled top-level object, and annotations.json; what other steps added stays."""
-    source = labelled_source(settings.annotations_dir)
-    make_regions(MAKE_ENTITIES, source, settings.image_dir, settings.out_dir, settings.workers)
-
-
-def labelled_source(annotations_dir: Path) -> RegionSource:
-    """The images of the annotation files with their labelled objects."""
-    files = annotation_files(annotations_dir)
-
-    def read(name: str) -> tuple[str, RegionFinder]:
-        document = read_json(files[name])
-        return str(document.get("image")), partial(labelled_regions, document)
-
-    return RegionSource(list(files), {"annotations": len(files)}, read)
 
 
 def annotation_files(folder: Path) -> dict[str, Path]:
@@ -135,8 +117,8 @@ def train_val_test_split(settings: DciSplitSettings) -> None:
 
 def build_app() -> typer.Typer:
     app = new_app("Densely Captioned Images in the form of the painting data.")
-    app.command("make-masks-dataset")(command(DciSettings, make_masks_dataset))
-    app.command("make-entities-dataset")(command(DciSettings, make_entities_dataset))
+    app.command("make-masks-dataset")(command(DciSettings, make_masks))
+    app.command("make-entities-dataset")(command(DciSettings, make_entities))
     app.command("to-lowercase")(command(EntitySettings, to_lowercase))
     app.command("train-val-test-split")(command(DciSplitSettings, train_val_test_split))
     return app

@@ -3,14 +3,155 @@
     python -m inpainting.data.downloader fetch-annotations
     python -m inpainting.data.downloader download-and-save-images-wikiart-v2 -o data/mm_inp_dataset/images
 
-Both continue where they stopped.
+Both continue where they stopped. Images are fetched in threads: checked, retried, written as a whole.
 """
 
-import typer
+import csv
+import io
+import logging
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
-from inpainting.data.steps.downloads import DownloadSettings, fetch_images
+import httpx
+import typer
+from PIL import Image
+from tqdm.auto import tqdm
+
+from inpainting.data.paintings import checked_name
 from inpainting.data.steps.fetch import FetchSettings, fetch_annotations
+from inpainting.data.steps.split import read_rows
+from ldm.decode import DECODER_ERRORS
+from ldm.files import write_atomic
+from ldm.images import read_image
+from ldm.journal import in_order
 from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.config import CheckedSettings, setting
+
+log = logging.getLogger(__name__)
+
+AGENT = "bifrost-painting-data/1.0"
+RETRYABLE_STATUS = (408, 425, 429, 500, 502, 503, 504)  # temporary failures
+LONGEST_WAIT_S = 60.0  # chosen
+MOST_BYTES = 64 << 20  # chosen
+SHOWN = 3
+
+
+class PermanentError(ValueError):
+    """A failure that a retry does not change."""
+
+
+@dataclass(frozen=True)
+class DownloadSettings(CheckedSettings):
+    """Which images, and how patiently."""
+
+    output_dir: Path = setting(
+        Path("data/mm_inp_dataset/images"), aliases=("--output_dir", "-o"), help="folder for the images"
+    )
+    csv: Path = setting(Path("data/wikiart_images.csv"), help="table of file_name, url and modifier")
+    threads: int = setting(16, low=1, high=256, help="images at once")
+    attempts: int = setting(4, low=1, help="tries per image")
+    timeout: float = setting(30.0, low=0.01, help="seconds without a byte after which a try has failed")
+    wait: float = setting(1.0, low=0, help="seconds before the second try, doubled before each further one")
+    verify: bool = setting(False, help="decode the images that are there, and fetch damaged ones again")
+    failures: Path | None = setting(None, help="table of failures [default: OUTPUT_DIR_failed.csv]")
+
+
+def fetch_images(settings: DownloadSettings) -> None:
+    """Fetch every image that is not there; run again to try the failures again."""
+    folder, rows = settings.output_dir, read_rows(settings.csv, ("file_name", "url"))
+    for row in rows:  # address of one size of an image, as published: a.jpg, Large -> a.jpg!Large.jpg
+        if modifier := row.get("modifier"):
+            row["url"] += f"!{modifier}.{row['url'].rpartition('.')[2]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    client = httpx.Client(
+        timeout=settings.timeout,
+        follow_redirects=True,
+        headers={"User-Agent": AGENT},
+        limits=httpx.Limits(max_connections=settings.threads),
+    )
+
+    def attempt(row: dict[str, str]) -> str:
+        """Why an image is not there; "" if it is."""
+        reason = ""
+        try:
+            path = folder / checked_name(row["file_name"])
+        except ValueError as error:
+            return str(error)
+        try:
+            if path.is_file() and (not settings.verify or read_image(path)):
+                return ""
+        except ValueError as error:
+            log.warning("%s; fetching it again", error)
+        for number in range(settings.attempts):
+            if number:
+                # The random part keeps threads from coming back all at once.
+                longest = min(LONGEST_WAIT_S, settings.wait * 2 ** (number - 1))
+                time.sleep(longest * random.uniform(0.5, 1))
+            try:
+                write_atomic(path, fetch_image(path.suffix, row["url"], client))
+                return ""
+            except PermanentError as error:
+                return str(error)
+            except ValueError as error:
+                reason = f"{error} ({settings.attempts} tries)"
+        return reason
+
+    failed: list[tuple[str, str, str]] = []  # file name, address, reason
+    with client:
+        bar = tqdm(in_order(attempt, rows, settings.threads), total=len(rows), unit="images")
+        for row, reason in zip(rows, bar, strict=True):
+            if reason:
+                failed.append((row["file_name"], row["url"], reason))
+                bar.set_postfix(failed=len(failed))
+    failures = settings.failures or folder.with_name(f"{folder.name}_failed.csv")
+    there = len(rows) - len(failed)
+    log.info("%d of %d images are in %s", there, len(rows), folder)
+    if not failed:
+        failures.unlink(missing_ok=True)  # of an earlier run
+        return
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("file_name", "url", "reason"), *failed])
+    write_atomic(failures, text.getvalue().encode())
+    named = "; ".join(f"{name}: {reason}" for name, _, reason in failed[:SHOWN])
+    message = f"{len(failed)} images failed ({named}), all in {failures}; run again to try them again"
+    if not there:
+        raise ValueError(message)
+    log.warning("%s", message)
+
+
+def fetch_image(suffix: str, url: str, client: httpx.Client) -> bytes:
+    """A whole image as RGB in the format of a suffix, with Pillow's defaults.
+
+    PermanentError: it will not come; ValueError: it may come next time.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise PermanentError(f"only http and https addresses are fetched, got {url!r}")
+    data = bytearray()
+    try:
+        with client.stream("GET", url) as answer:
+            answer.raise_for_status()
+            for block in answer.iter_bytes():
+                data += block
+                if len(data) > MOST_BYTES:
+                    raise PermanentError(f"larger than {MOST_BYTES >> 20} MiB")
+    except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        kind = ValueError if status in RETRYABLE_STATUS else PermanentError
+        raise kind(f"HTTP {status} {error.response.reason_phrase}") from None
+    except httpx.InvalidURL as error:
+        raise PermanentError(str(error)) from None
+    except httpx.HTTPError as error:
+        raise ValueError(str(error) or type(error).__name__) from None
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            rgb = image.convert("RGB")
+        buffer = io.BytesIO()
+        rgb.save(buffer, Image.registered_extensions()[suffix.lower()])
+    except DECODER_ERRORS as error:
+        raise ValueError(f"no readable image among {len(data)} bytes: {error}") from None
+    return buffer.getvalue()
 
 
 def build_app() -> typer.Typer:

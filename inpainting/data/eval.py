@@ -42,50 +42,42 @@ Pairs = Iterator[tuple[str, Path, Callable[[], str]]]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSettings(CheckedSettings):
-    """The metric model, and where the result goes."""
+    """The metric model, and where the result goes; a subclass names the images and their texts."""
 
     batch_size: int = setting(32, low=1, help="images at once")
     clip: str = setting(CLIP, help="CLIP, folder or hub name")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     out: Path | None = setting(None, help="JSON file for the result with its interval")
 
+    def pairs(self) -> Pairs:
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalSettings(ClipSettings):
-    """Images and their descriptions."""
+    """Images of the three splits and their descriptions."""
 
     annotations_path: Path = setting(help="JSON file of descriptions")
     images_dir: Path = setting(help="folder of images with the folders train, val and test")
 
-
-@dataclass(frozen=True, kw_only=True)
-class LocalSettings(ClipSettings):
-    """Crops and their captions."""
-
-    entities_dir: Path = setting(help="folder of entities")
-
-
-def evaluate_global(settings: GlobalSettings) -> None:
-    """Mean cosine between each image of the three splits and its description."""
-    entries = read_source(settings.annotations_path)
-    folders = [settings.images_dir / split for split in SPLITS]
-
-    def pairs() -> Pairs:
+    def pairs(self) -> Pairs:
+        entries = read_source(self.annotations_path)
         for name in entries:
-            paths = [folder / Path(name).name for folder in folders]
+            paths = [self.images_dir / split / Path(name).name for split in SPLITS]
             path = next((path for path in paths if path.is_file()), None)
             if path is not None:
                 yield name, path, partial(painting_description, entries, path.name)
 
-    score_pairs(settings, pairs())
 
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings(ClipSettings):
+    """Object crops and their captions."""
 
-def evaluate_local(settings: LocalSettings) -> None:
-    """Mean cosine between each object crop and its caption."""
+    entities_dir: Path = setting(help="folder of entities")
 
-    def pairs() -> Pairs:
-        for stem in entity_folders(settings.entities_dir):
-            folder = settings.entities_dir / stem
+    def pairs(self) -> Pairs:
+        for stem in entity_folders(self.entities_dir):
+            folder = self.entities_dir / stem
             try:
                 entities = read_entities(folder / ANNOTATIONS)
             except ValueError as error:
@@ -98,17 +90,15 @@ def evaluate_local(settings: LocalSettings) -> None:
                     path = folder / f"{entity.name}.png"
                     yield f"{stem}/{entity.name}", path, partial(str, entity.caption)
 
-    score_pairs(settings, pairs())
 
-
-def score_pairs(settings: ClipSettings, pairs: Pairs) -> None:
-    """Score all pairs, print the mean as published, and write it with its 95 % interval."""
+def evaluate(settings: ClipSettings) -> None:
+    """Mean cosine between each image and its text (the description of a painting, the caption of a crop)."""
     clip = Clip.load(local_or_hub_folder(settings.clip, OTHER_FRAMEWORKS), pick_device(settings.device))
     scores: list[float] = []
     left_out: dict[str, str] = {}
     images: list[np.ndarray] = []
     texts: list[str] = []
-    for name, path, read_text in tqdm(pairs, unit="images"):
+    for name, path, read_text in tqdm(settings.pairs(), unit="images"):
         try:
             image, text = read_image(path).rgb_u8, read_text()
         except ValueError as error:
@@ -139,8 +129,8 @@ def cosines(clip: Clip, images: Sequence[np.ndarray], texts: Sequence[str]) -> l
 
 def build_app() -> typer.Typer:
     app = new_app("Measure the annotations with CLIP.")
-    app.command("evaluate-global")(command(GlobalSettings, evaluate_global))
-    app.command("evaluate-local")(command(LocalSettings, evaluate_local))
+    app.command("evaluate-global")(command(GlobalSettings, evaluate))
+    app.command("evaluate-local")(command(LocalSettings, evaluate))
     return app
 
 

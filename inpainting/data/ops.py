@@ -16,14 +16,13 @@ from pathlib import Path
 import typer
 
 from inpainting.data.paintings import GET, RAW_CAPTIONS
-from inpainting.data.steps.caption_masks import CaptionSettings, caption_masks
 from inpainting.data.steps.captions import (
     EntitySettings,
     FolderSettings,
     captions_to_annotations,
     captions_to_folder,
 )
-from inpainting.data.steps.describe import AnnotateSettings, annotate_images
+from inpainting.data.steps.describe import AnnotateSettings, CaptionSettings, annotate_images, caption_masks
 from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
 from inpainting.data.steps.roots import METHODS, RootSettings, extract_roots
 from inpainting.data.steps.split import MODES, SplitSettings, split_images
@@ -57,15 +56,17 @@ class BuildSettings(CheckedSettings):
 
 def build_paintings(settings: BuildSettings) -> None:
     """All steps; run again after an interruption or a change, and only what is needed is done."""
-    images, annotations = settings.image_dir, settings.annotations_path
+    images, annotations, workers = settings.image_dir, settings.annotations_path, settings.workers
     masks, entities = settings.out_dir / "masks", settings.out_dir / "entities"
     if settings.annotator_id and not annotations.is_file():
         annotate_images(AnnotateSettings(images, annotations, settings.annotator_id, settings.batch_size))
     if not annotations.is_file():
         raise ValueError(f"{annotations} does not exist; {GET}; or make it with --annotator-id MODEL")
     journals: list[Journal | None] = [
-        make_masks(RegionSettings(annotations, images, masks, settings.workers), redo=False),
-        make_entities(RegionSettings(annotations, images, entities, settings.workers), redo=False),
+        make_masks(RegionSettings(annotations, image_dir=images, out_dir=masks, workers=workers), redo=False),
+        make_entities(
+            RegionSettings(annotations, image_dir=images, out_dir=entities, workers=workers), redo=False
+        ),
         extract_roots(RootSettings(entities, settings.roots), redo=False),
     ]
     captions = settings.captions_path

@@ -64,8 +64,7 @@ class Painting:
 
     def read_captions(self) -> dict[str, str]:
         """{region: caption}; a region without a caption cannot be prompted for, so it is not here."""
-        entities = read_entities(self.entities / ANNOTATIONS)
-        captions = {entity.name: entity.caption for entity in entities if entity.caption is not None}
+        captions = {entry.name: entry.caption for entry in self.read_entities() if entry.caption is not None}
         if not captions:
             raise ValueError(f"{self.entities / ANNOTATIONS} has no captions; `{MAKE_CAPTIONS}` adds them")
         return captions

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from inpainting.data.downloader import build_app
-from inpainting.data.steps.downloads import DownloadSettings, fetch_images
+from inpainting.data.downloader import DownloadSettings, build_app, fetch_images
 from ldm.settings.cli import run_app
 from tests.loopback import COLUMNS, Server, jpeg, serving
 

@@ -13,9 +13,9 @@ import spacy
 from spacy.tokens import Doc
 
 from inpainting.data.ops import BuildSettings, build_paintings
-from inpainting.data.steps import caption_masks, describe, roots
+from inpainting.data.steps import describe, roots
 from inpainting.data.steps.regions import RegionSettings, make_masks
-from inpainting.data.steps.roots import find_rooter, rule_root
+from inpainting.data.steps.roots import RootSettings, extract_roots, rule_root
 from inpainting.data.steps.split import SplitSettings, split_images
 from ldm.images import read_image
 from tests.conftest import ROOT
@@ -136,9 +136,8 @@ def test_models_make_what_is_missing(made: PaintingSet, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         describe, "describe_paintings", lambda _, images, limit: [sizes[image.tobytes()] for image in images]
     )
-    monkeypatch.setattr(caption_masks, "open_model", lambda *_: None)
     monkeypatch.setattr(
-        caption_masks,
+        describe,
         "caption_crops",
         lambda _, crops, concepts, limit: [f"The image shows {concept} here." for concept in concepts],
     )
@@ -166,7 +165,7 @@ def test_missing_files_are_named_with_their_command(made: PaintingSet) -> None:
 
 @pytest.mark.parametrize("mode", ["copy", "move", "symlink"])
 def test_split_modes(made: PaintingSet, mode: str) -> None:
-    make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 2))
+    make_masks(RegionSettings(made.annotations, image_dir=made.images, out_dir=made.out / "masks", workers=2))
     contents = {path.name: path.read_bytes() for path in made.images.glob("*.jpg")}
     before = tree(made.root)
     split_images(SplitSettings(made.images, made.out / "masks", made.table, dry_run=True, **{mode: True}))
@@ -191,7 +190,7 @@ def test_split_modes(made: PaintingSet, mode: str) -> None:
 
 
 def test_a_killed_move_loses_no_image(made: PaintingSet) -> None:
-    make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 2))
+    make_masks(RegionSettings(made.annotations, image_dir=made.images, out_dir=made.out / "masks", workers=2))
     contents = {path.name: path.read_bytes() for path in made.images.glob("*.jpg")}
     settings = SplitSettings(made.images, made.out / "masks", made.table, move=True)
     split = lambda: split_images(settings)  # noqa: E731
@@ -202,7 +201,7 @@ def test_a_killed_move_loses_no_image(made: PaintingSet) -> None:
 
 
 def test_images_without_a_split_are_named(made: PaintingSet) -> None:
-    make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 2))
+    make_masks(RegionSettings(made.annotations, image_dir=made.images, out_dir=made.out / "masks", workers=2))
     made.table.write_text(
         made.table.read_text().replace("Large,val", "Large,").replace("Large,test", "Large,tset")
     )
@@ -249,7 +248,9 @@ def test_the_rule_agrees_with_a_list_of_phrases() -> None:
     assert sum(right) >= 99
 
 
-def test_spacys_first_chunk_decides_where_its_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spacys_first_chunk_decides_where_its_model_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vocab = spacy.blank("en").vocab
     heads, tags = [1, 1, 1, 4, 2], ["DET", "NOUN", "ADP", "DET", "NOUN"]
     words, parts = ["a", "woman", "with", "a", "hat"], ["det", "ROOT", "prep", "det", "pobj"]
@@ -264,14 +265,21 @@ def test_spacys_first_chunk_decides_where_its_model_is(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(spacy.util, "is_package", lambda name: name == roots.MODEL)
     monkeypatch.setattr(spacy, "load", lambda name: Model())
-    name, root_of = find_rooter("auto")
-    assert name == "spacy en_core_web_sm 3.8.0"
-    assert root_of("a woman with a hat") == "woman"
-    assert root_of("reclining") == "reclining"
+    concepts = {"mask_0": "a woman with a hat", "mask_1": "reclining"}
+    path = tmp_path / "a/annotations.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({name: {"concept": concept} for name, concept in concepts.items()}))
+    journal = extract_roots(RootSettings(tmp_path))
+    assert journal.inputs is not None
+    assert journal.inputs["method"] == "spacy en_core_web_sm 3.8.0"
+    entries = json.loads(path.read_text())
+    assert [entries[name]["noun_chunk_root"] for name in concepts] == ["woman", "reclining"]
     monkeypatch.setattr(spacy.util, "is_package", lambda name: False)
-    assert find_rooter("auto")[0].startswith("rule over the tags of textblob")
+    journal = extract_roots(RootSettings(tmp_path))
+    assert journal.inputs is not None
+    assert journal.inputs["method"].startswith("rule over the tags of textblob")
     with pytest.raises(ValueError, match="python -m spacy download en_core_web_sm"):
-        find_rooter("spacy")
+        extract_roots(RootSettings(tmp_path, "spacy"))
 
 
 def test_what_decided_stands_in_the_journal(made: PaintingSet) -> None:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from inpainting.data.steps import caption_masks as module
-from inpainting.data.steps.caption_masks import CaptionSettings, caption_masks
+from inpainting.data.steps import describe as module
 from inpainting.data.steps.captions import (
     EntitySettings,
     FolderSettings,
@@ -23,8 +22,10 @@ from inpainting.data.steps.captions import (
 )
 from inpainting.data.steps.describe import (
     AnnotateSettings,
+    CaptionSettings,
     annotate_images,
     caption_crops,
+    caption_masks,
     continuation,
     describe_paintings,
     open_model,
@@ -44,7 +45,9 @@ def llava_next(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def made(tmp_path: Path) -> PaintingSet:
     made = write_set(tmp_path)
-    make_entities(RegionSettings(made.annotations, made.images, made.out / "entities", 2))
+    make_entities(
+        RegionSettings(made.annotations, image_dir=made.images, out_dir=made.out / "entities", workers=2)
+    )
     return made
 
 
@@ -137,12 +140,8 @@ def test_a_real_network_captions_the_whole_set(made: PaintingSet, llava_next: Pa
         assert all(text.startswith(CAPTION_START) for text in found.values())
     assert read_captions(made.root / "llava.json") == captions
 
-    crops = [
-        np.asarray(module.read_image(made.out / f"entities/gina_dancers/mask_{j}.png").rgb_u8)
-        for j in range(3)
-    ]
-    mllm = open_model(str(llava_next))
-    alone = caption_crops(mllm, crops[2:], ["her dress"], 5)
+    crop_u8 = module.read_image(made.out / "entities/gina_dancers/mask_2.png").rgb_u8
+    alone = caption_crops(open_model(str(llava_next)), [crop_u8], ["her dress"], 5)
     assert alone[0] == captions["gina_dancers"]["mask_2"]  # padding on the left does not change an answer
 
 
@@ -238,11 +237,8 @@ def test_captions_go_into_the_folders(made: PaintingSet, caplog: pytest.LogCaptu
     extra = made.root / "backup_1_final.json"
     extra.write_text(json.dumps({"gina_dancers": {"mask_1": "The image shows a face."}, "steps": 1}))
     captions_to_folder(FolderSettings(extra, entities))
-    assert set(json.loads((entities / "gina_dancers/llava.json").read_text())) == {
-        "mask_0",
-        "mask_1",
-        "mask_2",
-    }
+    names = set(json.loads((entities / "gina_dancers/llava.json").read_text()))
+    assert names == {"mask_0", "mask_1", "mask_2"}
 
 
 def test_a_damaged_annotation_is_set_aside(made: PaintingSet) -> None:
@@ -253,7 +249,9 @@ def test_a_damaged_annotation_is_set_aside(made: PaintingSet) -> None:
     journal = captions_to_annotations(EntitySettings(entities))
     assert "annotations.json.wrong" in journal.left_out["hugo_village"]
     assert not path.exists()
-    make_entities(RegionSettings(made.annotations, made.images, entities, 1))  # makes it again
+    make_entities(
+        RegionSettings(made.annotations, image_dir=made.images, out_dir=entities, workers=1)
+    )  # makes it again
     assert not captions_to_annotations(EntitySettings(entities)).left_out
 
 

@@ -82,7 +82,7 @@ def test_the_threshold_keeps_a_prefix() -> None:
 
 def test_choices(tmp_path: Path) -> None:
     made = write_set(tmp_path)
-    make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 1))
+    make_masks(RegionSettings(made.annotations, image_dir=made.images, out_dir=made.out / "masks", workers=1))
     folders = made.out / "masks/gina_dancers", made.out / "entities/gina_dancers"
     painting = Painting("gina_dancers", made.images / "gina_dancers.jpg", *folders)
     names, rng = ["mask_0", "mask_1", "mask_2"], np.random.default_rng

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from inpainting.data.paintings import MAKE_MASKS
 from inpainting.data.steps.captions import (
     EntitySettings,
     FolderSettings,
@@ -20,12 +21,12 @@ from inpainting.data.steps.captions import (
 from inpainting.data.steps.regions import (
     ObjectRegion,
     RegionSettings,
-    grounded_finder,
+    grounded_regions,
     make_entities,
     make_masks,
-    mask_files,
     pixel_box,
     region_crop,
+    region_files,
 )
 from inpainting.data.steps.roots import RootSettings, extract_roots
 from ldm.journal import Journal, JournalReader, in_order
@@ -47,10 +48,8 @@ def test_area_limits_are_inclusive_and_not_rounded() -> None:
 
 
 def test_regions_are_numbered_over_the_entities_that_stay() -> None:
-    find_regions = grounded_finder(
-        {"entities": {p: {"bboxes": b} for p, b in PAINTINGS["dora_still-life"][1].items()}}
-    )
-    assert find_regions((64, 80)) == [
+    entry = {"entities": {p: {"bboxes": b} for p, b in PAINTINGS["dora_still-life"][1].items()}}
+    assert grounded_regions(entry, (64, 80)) == [
         ObjectRegion("mask_0", "a bowl of fruit", ((24, 19, 56, 44),)),
         ObjectRegion("mask_1", "a blue cloth", ((0, 38, 80, 64),)),
     ]
@@ -59,7 +58,8 @@ def test_regions_are_numbered_over_the_entities_that_stay() -> None:
 def test_several_boxes_are_one_mask_and_a_collage() -> None:
     image = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
     boxes = [(0, 0, 4, 6), (10, 5, 20, 8), (2, 2, 5, 5)]
-    (mask_png,) = mask_files(Path(), image, [ObjectRegion("mask_0", "a dog", tuple(boxes))]).values()
+    regions = [ObjectRegion("mask_0", "a dog", tuple(boxes))]
+    (mask_png,) = region_files(MAKE_MASKS, Path(), image, regions).values()
     mask_u8 = np.array(Image.open(io.BytesIO(mask_png)))
     assert set(np.unique(mask_u8)) == {0, 255}
     assert np.count_nonzero(mask_u8) == 24 + 30 + 9 - 6
@@ -73,8 +73,10 @@ def test_several_boxes_are_one_mask_and_a_collage() -> None:
 
 
 def test_the_folders_of_a_set(made: PaintingSet) -> None:
-    make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 2))
-    make_entities(RegionSettings(made.annotations, made.images, made.out / "entities", 2))
+    make_masks(RegionSettings(made.annotations, image_dir=made.images, out_dir=made.out / "masks", workers=2))
+    make_entities(
+        RegionSettings(made.annotations, image_dir=made.images, out_dir=made.out / "entities", workers=2)
+    )
     for stem, count in REGIONS.items():
         (w, h), _ = PAINTINGS[stem]
         names = {f"mask_{j}.png" for j in range(count)}
@@ -92,7 +94,11 @@ def test_the_real_slice_gives_the_same_pixels(test_data: Path, tmp_path: Path) -
     paintings = test_data / "data/paintings"
     raw, processed = paintings / "raw", paintings / "processed"
     for kind, make in (("masks", make_masks), ("entities", make_entities)):
-        make(RegionSettings(raw / "annotations.json", raw / "images", tmp_path / kind, 2))
+        make(
+            RegionSettings(
+                raw / "annotations.json", image_dir=raw / "images", out_dir=tmp_path / kind, workers=2
+            )
+        )
         wanted = {path.relative_to(processed) for path in (processed / kind).rglob("*.png")}
         assert {path.relative_to(tmp_path) for path in (tmp_path / kind).rglob("*.png")} == wanted
         assert len(wanted) == 29
@@ -114,7 +120,9 @@ def test_damage_is_named_and_the_rest_goes_on(made: PaintingSet, caplog: pytest.
     made.edit(made.annotations, damage)
     (made.images / "gina_dancers.jpg").write_bytes((made.images / "gina_dancers.jpg").read_bytes()[:400])
     with caplog.at_level(logging.WARNING):
-        journal = make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 2))
+        journal = make_masks(
+            RegionSettings(made.annotations, image_dir=made.images, out_dir=made.out / "masks", workers=2)
+        )
     reasons = {
         "anna-maria_bridge.jpg": "not 4 numbers in",
         "bo_harbour.no-2.jpg": "not 4 numbers in",
@@ -136,21 +144,25 @@ def test_damage_is_named_and_the_rest_goes_on(made: PaintingSet, caplog: pytest.
 def test_a_file_that_is_no_json_is_refused_with_its_name(made: PaintingSet) -> None:
     made.annotations.write_text(made.annotations.read_text()[:-20])
     with pytest.raises(ValueError, match=r"annotations.json cannot be read as JSON: .*line 1"):
-        make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 1))
+        make_masks(
+            RegionSettings(made.annotations, image_dir=made.images, out_dir=made.out / "masks", workers=1)
+        )
     made.annotations.unlink()
     with pytest.raises(ValueError, match=r"annotations.json does not exist; .*fetch-annotations"):
-        make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 1))
+        make_masks(
+            RegionSettings(made.annotations, image_dir=made.images, out_dir=made.out / "masks", workers=1)
+        )
     assert not (made.out / "masks").exists()
 
 
 def test_later_fields_survive_and_follow_their_concept(made: PaintingSet) -> None:
     entities = made.out / "entities"
-    make_entities(RegionSettings(made.annotations, made.images, entities, 1))
+    make_entities(RegionSettings(made.annotations, image_dir=made.images, out_dir=entities, workers=1))
     extract_roots(RootSettings(entities, "rule"))
     captions_to_folder(FolderSettings(made.captions, entities))
     captions_to_annotations(EntitySettings(entities))
     before = tree(entities)
-    make_entities(RegionSettings(made.annotations, made.images, entities, 1))
+    make_entities(RegionSettings(made.annotations, image_dir=made.images, out_dir=entities, workers=1))
     assert tree(entities) == before
 
     def rename(document: dict) -> None:
@@ -159,7 +171,7 @@ def test_later_fields_survive_and_follow_their_concept(made: PaintingSet) -> Non
         document["gina_dancers.jpg"]["entities"] = boxes | {"a man's face": found["a man's face"]}
 
     made.edit(made.annotations, rename)
-    make_entities(RegionSettings(made.annotations, made.images, entities, 1))
+    make_entities(RegionSettings(made.annotations, image_dir=made.images, out_dir=entities, workers=1))
     found = json.loads((entities / "gina_dancers/annotations.json").read_text())
     assert found["mask_0"] == {"concept": "a cat"}  # another thing: its old caption would be wrong
     assert found["mask_1"]["caption"] == "thing 1 of ginadancers"
@@ -170,12 +182,28 @@ def test_later_fields_survive_and_follow_their_concept(made: PaintingSet) -> Non
 @pytest.mark.parametrize(("place", "count"), [("append", 1), ("append", 4), ("replace", 2), ("replace", 9)])
 def test_killed_and_run_again_is_the_same(made: PaintingSet, place: str, count: int) -> None:
     masks, entities = made.out / "masks", made.out / "entities"
-    make_masks(RegionSettings(made.annotations, made.images, made.root / "whole/masks", 2))
-    make_entities(RegionSettings(made.annotations, made.images, made.root / "whole/entities", 2))
-    killed(lambda: make_masks(RegionSettings(made.annotations, made.images, masks, 2)), place, count)
-    killed(lambda: make_entities(RegionSettings(made.annotations, made.images, entities, 2)), place, count)
-    make_masks(RegionSettings(made.annotations, made.images, masks, 2))
-    make_entities(RegionSettings(made.annotations, made.images, entities, 2))
+    make_masks(
+        RegionSettings(made.annotations, image_dir=made.images, out_dir=made.root / "whole/masks", workers=2)
+    )
+    make_entities(
+        RegionSettings(
+            made.annotations, image_dir=made.images, out_dir=made.root / "whole/entities", workers=2
+        )
+    )
+    killed(
+        lambda: make_masks(RegionSettings(made.annotations, image_dir=made.images, out_dir=masks, workers=2)),
+        place,
+        count,
+    )
+    killed(
+        lambda: make_entities(
+            RegionSettings(made.annotations, image_dir=made.images, out_dir=entities, workers=2)
+        ),
+        place,
+        count,
+    )
+    make_masks(RegionSettings(made.annotations, image_dir=made.images, out_dir=masks, workers=2))
+    make_entities(RegionSettings(made.annotations, image_dir=made.images, out_dir=entities, workers=2))
     for kind in ("masks", "entities"):
         found = {name: data for name, data in tree(made.out / kind).items() if not name.endswith(".tmp")}
         assert found == tree(made.root / "whole" / kind)
@@ -183,14 +211,18 @@ def test_killed_and_run_again_is_the_same(made: PaintingSet, place: str, count: 
 
 def test_a_resumed_step_does_only_what_is_missing(made: PaintingSet, monkeypatch: pytest.MonkeyPatch) -> None:
     killed(
-        lambda: make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 1)), "append", 5
+        lambda: make_masks(
+            RegionSettings(made.annotations, image_dir=made.images, out_dir=made.out / "masks", workers=1)
+        ),
+        "append",
+        5,
     )
     read: list[str] = []
     from inpainting.data.steps import regions
 
     real = regions.read_image
     monkeypatch.setattr(regions, "read_image", lambda path: read.append(path.name) or real(path))
-    make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 1))
+    make_masks(RegionSettings(made.annotations, image_dir=made.images, out_dir=made.out / "masks", workers=1))
     assert len(read) == len(PAINTINGS) - 4
 
 
@@ -210,7 +242,9 @@ def test_many_missing_images_are_listed_but_not_all_shown(
     more = {f"missing_{number}.jpg": entry for number in range(100)}
     made.edit(made.annotations, lambda document: document.update(more))
     with caplog.at_level(logging.WARNING):
-        journal = make_masks(RegionSettings(made.annotations, made.images, made.out / "masks", 1))
+        journal = make_masks(
+            RegionSettings(made.annotations, image_dir=made.images, out_dir=made.out / "masks", workers=1)
+        )
     assert set(journal.left_out) == set(more)
     assert len(caplog.records) == 21
     assert "all stand in" in caplog.records[-1].message

@@ -5,7 +5,7 @@ Legend: h w pixels. box01_xyxy are fractions of the image, box_xyxy pixels. A bo
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,122 +44,120 @@ class ObjectRegion:
     caption: str | None = None
 
 
-RegionFinder = Callable[[tuple[int, int]], list[ObjectRegion]]  # (h, w) of the image -> its regions
-
-
 @dataclass(frozen=True)
-class RegionSettings(CheckedSettings):
-    """Annotations and images -> a folder."""
+class RegionSource:
+    """Annotated items of a data set.
 
-    annotations_path: Path = setting(help="JSON file of descriptions with boxes")
+    read: item -> name of its image file, and its annotation
+    find: annotation, (h, w) of the image -> its regions; ValueError: malformed
+    """
+
+    items: Sequence[str]
+    inputs: Mapping[str, Any]  # the journal begins with them
+    read: Callable[[str], tuple[str, Any]]
+    find: Callable[[Any, tuple[int, int]], list[ObjectRegion]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionOutput(CheckedSettings):
+    """Annotated images -> a folder; how they are annotated is up to the subclass."""
+
     image_dir: Path = setting(help="folder of images, split or not")
     out_dir: Path = setting(help="folder that gets one folder per image")
     workers: int = setting(0, low=0, help="threads; 0: one per core")
 
+    def source(self) -> RegionSource:
+        """The annotations."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
-class RegionSource:
-    """Annotated items. read: item -> name of its image file, and what finds the regions in it."""
+class RegionSettings(RegionOutput):
+    """annotations.json and images -> a folder."""
 
-    items: Sequence[str]
-    inputs: Mapping[str, Any]  # the journal begins with them
-    read: Callable[[str], tuple[str, RegionFinder]]
+    annotations_path: Path = setting(help="JSON file of descriptions with boxes")
 
-
-def make_masks(settings: RegionSettings, redo: bool = True) -> Journal:
-    """One mask per entity: the union of its boxes that cover 1 % to 65 % of the image."""
-    source = grounded_source(settings.annotations_path)
-    return make_regions(MAKE_MASKS, source, settings.image_dir, settings.out_dir, settings.workers, redo)
+    def source(self) -> RegionSource:
+        entries = read_source(self.annotations_path)
+        inputs = {"annotations_sha256": file_sha256(self.annotations_path)}
+        return RegionSource(list(entries), inputs, lambda name: (name, entries[name]), grounded_regions)
 
 
-def make_entities(settings: RegionSettings, redo: bool = True) -> Journal:
-    """One crop or collage per entity, and annotations.json; what later steps wrote into it stays."""
-    source = grounded_source(settings.annotations_path)
-    return make_regions(MAKE_ENTITIES, source, settings.image_dir, settings.out_dir, settings.workers, redo)
+def make_masks(settings: RegionOutput, redo: bool = True) -> Journal:
+    """One mask per object: the union of its boxes. Objects cover 1 % to 65 % of their image."""
+    return make_regions(MAKE_MASKS, settings, redo)
 
 
-def grounded_source(annotations: Path) -> RegionSource:
-    """The images of annotations.json with the boxes of their phrases."""
-    entries = read_source(annotations)
-    inputs = {"annotations_sha256": file_sha256(annotations)}
-    return RegionSource(list(entries), inputs, lambda name: (name, grounded_finder(entries[name])))
+def make_entities(settings: RegionOutput, redo: bool = True) -> Journal:
+    """One crop or collage per object, and annotations.json; what later steps wrote into it stays."""
+    return make_regions(MAKE_ENTITIES, settings, redo)
 
 
-def make_regions(
-    step: str, source: RegionSource, image_dir: Path, out_dir: Path, workers: int, redo: bool = True
-) -> Journal:
+def make_regions(step: str, settings: RegionOutput, redo: bool) -> Journal:
     """Write the folder of every image, for the step `MAKE_MASKS` or `MAKE_ENTITIES`."""
-    images = image_map(image_dir)
-    files_of = mask_files if step == MAKE_MASKS else entity_files
+    source, images = settings.source(), image_map(settings.image_dir)
 
     def work(item: str) -> Mapping[str, Any]:
-        file_name, find_regions = source.read(item)
+        file_name, annotation = source.read(item)
         path = images.get(checked_name(file_name))
         if path is None:
-            raise ValueError(f"no such image in {image_dir}: {file_name}")
+            raise ValueError(f"no such image in {settings.image_dir}: {file_name}")
         image = read_image(path)
-        regions = find_regions(image.size)
-        folder = out_dir / path.stem
+        regions = source.find(annotation, image.size)
+        folder = settings.out_dir / path.stem
         if regions:
-            write_all_atomic(files_of(folder, image.rgb_u8, regions))
-            remove_others(folder, [region.name for region in regions])
-        elif folder.is_dir():  # of an earlier annotation
-            remove_others(folder, ())
+            write_all_atomic(region_files(step, folder, image.rgb_u8, regions))
+        names = {f"{region.name}.png" for region in regions}
+        for other in folder.glob("mask_*.png"):  # of an earlier annotation
+            if other.name not in names:
+                other.unlink(missing_ok=True)
+        if not regions and folder.is_dir():
             (folder / ANNOTATIONS).unlink(missing_ok=True)
             if not any(folder.iterdir()):
                 folder.rmdir()
         return {"regions": len(regions)}
 
-    journal = Journal(stamp_path(out_dir, step), source.inputs, redo=redo)
-    run_items(journal, source.items, work, workers)
+    journal = Journal(stamp_path(settings.out_dir, step), source.inputs, redo=redo)
+    run_items(journal, source.items, work, settings.workers)
     return journal
 
 
-def mask_files(folder: Path, rgb_u8: np.ndarray, regions: Sequence[ObjectRegion]) -> dict[Path, bytes]:
-    """mask_j.png of every region: 255 in the union of its boxes."""
-    files = {}
-    for region in regions:
-        mask_u8 = np.zeros(rgb_u8.shape[:2], np.uint8)
-        for x0, y0, x1, y1 in region.boxes_xyxy:
-            mask_u8[y0:y1, x0:x1] = 255
-        files[folder / f"{region.name}.png"] = encode_png(mask_u8)
-    return files
-
-
-def entity_files(folder: Path, rgb_u8: np.ndarray, regions: Sequence[ObjectRegion]) -> dict[Path, bytes]:
-    """mask_j.png of every object, and annotations.json.
+def region_files(
+    step: str, folder: Path, rgb_u8: np.ndarray, regions: Sequence[ObjectRegion]
+) -> dict[Path, bytes]:
+    """mask_j.png of every object: 255 in the union of its boxes; or its crop, and annotations.json.
 
     Entries keep the further fields of the old file where the concept is the same but for case or punctuation.
     """
-    files, old, entries = {}, read_intact(folder / ANNOTATIONS), {}
+    files, entries = {}, {}
+    old = read_intact(folder / ANNOTATIONS) if step == MAKE_ENTITIES else {}
     for region in regions:
-        files[folder / f"{region.name}.png"] = encode_png(region_crop(rgb_u8, region.boxes_xyxy))
-        new = {"concept": region.concept}
-        new |= {} if region.caption is None else {"caption": region.caption}
+        if step == MAKE_MASKS:
+            image_u8 = np.zeros(rgb_u8.shape[:2], np.uint8)
+            for x0, y0, x1, y1 in region.boxes_xyxy:
+                image_u8[y0:y1, x0:x1] = 255
+        else:
+            image_u8 = region_crop(rgb_u8, region.boxes_xyxy)
+        files[folder / f"{region.name}.png"] = encode_png(image_u8)
+        entry = {"concept": region.concept}
+        entry |= {} if region.caption is None else {"caption": region.caption}
         before = old.get(region.name)
         if isinstance(before, dict) and plain_text(str(before.get("concept"))) == plain_text(region.concept):
-            new = {**before, **new}
-        entries[region.name] = new
-    return {**files, folder / ANNOTATIONS: encode_object(entries)}
+            entry = {**before, **entry}
+        entries[region.name] = entry
+    return files if step == MAKE_MASKS else {**files, folder / ANNOTATIONS: encode_object(entries)}
 
 
-def remove_others(folder: Path, names: Iterable[str]) -> None:
-    """Delete the region images that the annotation does not have (any more)."""
-    keep = {f"{name}.png" for name in names}
-    for path in folder.glob("mask_*.png"):
-        if path.name not in keep:
-            path.unlink(missing_ok=True)
+def grounded_regions(entry: Any, size_hw: tuple[int, int]) -> list[ObjectRegion]:
+    """The phrases of an image's annotation with at least one box of the right size, numbered, in lower case.
 
-
-def grounded_finder(entry: Any) -> RegionFinder:
-    """What finds the regions of one image's annotation; ValueError if it is malformed.
-
-    They are the phrases with at least one box of the right size, numbered; the concept is in lower case.
+    ValueError if the annotation is malformed.
     """
     entities = entry.get("entities") if isinstance(entry, Mapping) else None
     if not isinstance(entities, Mapping):
         raise ValueError("its annotation has no object `entities`")
-    boxes01_xyxy: dict[str, list[list[float]]] = {}
+    h, w = size_hw
+    regions: list[ObjectRegion] = []
     for phrase, value in entities.items():
         boxes = value.get("bboxes") if isinstance(value, Mapping) else None
         if not isinstance(boxes, list):
@@ -170,19 +168,10 @@ def grounded_finder(entry: Any) -> RegionFinder:
                 raise ValueError(
                     f"entity {phrase!r} has a box that is not 4 numbers in [0, 1]: {str(box)[:60]}"
                 )
-        boxes01_xyxy[phrase] = boxes
-
-    def find(size_hw: tuple[int, int]) -> list[ObjectRegion]:
-        h, w = size_hw
-        regions: list[ObjectRegion] = []
-        for phrase, boxes in boxes01_xyxy.items():
-            pixels = [pixel_box((x0 * w, y0 * h, x1 * w, y1 * h), size_hw) for x0, y0, x1, y1 in boxes]
-            usable = tuple(box for box in pixels if box is not None)
-            if usable:
-                regions.append(ObjectRegion(f"mask_{len(regions)}", phrase.lower(), usable))
-        return regions
-
-    return find
+        pixels = [pixel_box((x0 * w, y0 * h, x1 * w, y1 * h), size_hw) for x0, y0, x1, y1 in boxes]
+        if usable := tuple(box for box in pixels if box is not None):
+            regions.append(ObjectRegion(f"mask_{len(regions)}", phrase.lower(), usable))
+    return regions
 
 
 def pixel_box(box_xyxy: tuple[float, float, float, float], size_hw: tuple[int, int]) -> Box | None:

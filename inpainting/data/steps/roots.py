@@ -7,7 +7,6 @@ TextBlob's tags (its word list comes with it). The journal of the step names the
 import importlib.metadata
 import logging
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,6 @@ ING_NOUNS = {
     *("thing", "wedding", "wing", "writing"),
 }
 
-Rooter = Callable[[str], str]
-
 
 @dataclass(frozen=True)
 class RootSettings(CheckedSettings):
@@ -42,22 +39,6 @@ class RootSettings(CheckedSettings):
 
     entities_dir: Path = setting(help="folder of entities")
     method: str = setting("auto", choices=METHODS, help="spaCy's model, the rule, or the first that works")
-
-
-def find_rooter(method: str = "auto") -> tuple[str, Rooter]:
-    """(name of the method, concept -> root). ValueError for `spacy` when its model is missing."""
-    import spacy
-
-    if method != "rule" and spacy.util.is_package(MODEL):
-        nlp = spacy.load(MODEL)
-
-        def first_chunk_root(concept: str) -> str:
-            return next((chunk.root.text for chunk in nlp(concept).noun_chunks), concept)
-
-        return f"spacy {MODEL} {nlp.meta['version']}", first_chunk_root
-    if method == "spacy":
-        raise ValueError(f"spaCy's {MODEL} is not installed; `python -m spacy download {MODEL}` gets it")
-    return f"rule over the tags of textblob {importlib.metadata.version('textblob')}", rule_root
 
 
 def rule_root(concept: str) -> str:
@@ -95,7 +76,20 @@ def rule_root(concept: str) -> str:
 
 def extract_roots(settings: RootSettings, redo: bool = True) -> Journal:
     """Add the root of each concept's first noun chunk to annotations.json."""
-    name, root_of = find_rooter(settings.method)
+    import spacy
+
+    root_of = rule_root
+    if settings.method != "rule" and spacy.util.is_package(MODEL):
+        nlp = spacy.load(MODEL)
+        name = f"spacy {MODEL} {nlp.meta['version']}"
+
+        def root_of(concept: str) -> str:
+            return next((chunk.root.text for chunk in nlp(concept).noun_chunks), concept)
+
+    elif settings.method == "spacy":
+        raise ValueError(f"spaCy's {MODEL} is not installed; `python -m spacy download {MODEL}` gets it")
+    else:
+        name = f"rule over the tags of textblob {importlib.metadata.version('textblob')}"
     log.info("noun roots by %s", name)
 
     def change(stem: str, document: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ import errno
 import logging
 import os
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from inpainting.data.paintings import GET, MAKE_MASKS, SPLITS, UNANNOTATED, image_map
-from ldm.files import file_sha256
+from ldm.files import file_sha256, written_whole
 from ldm.journal import Journal, run_items, stamp_hash, stamp_path
 from ldm.settings.config import check_settings, setting
 
@@ -152,14 +151,10 @@ def transfer(source: Path, target: Path, mode: str) -> None:
         except OSError as error:
             if error.errno != errno.EXDEV:  # another disk: copy, then delete
                 raise
-    temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex}.tmp")
-    try:
+    with written_whole(target) as temporary:
         if mode == "symlink":
             temporary.symlink_to(os.path.relpath(source.resolve(), target.parent.resolve()))
         else:
             shutil.copy2(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
     if mode == "move":
         source.unlink()

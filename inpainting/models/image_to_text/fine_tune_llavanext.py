@@ -22,7 +22,7 @@ from torch import nn
 from inpainting.config_path import config_verb
 from inpainting.models.image_to_text.batches import PromptCollate, WithAlphas
 from inpainting.models.image_to_text.dataset import LlavaDataset
-from inpainting.models.image_to_text.evaluation.validate import HeldOutTest, held_out
+from inpainting.models.image_to_text.evaluation.validate import HeldOutTest
 from inpainting.models.image_to_text.settings import PromptTraining
 from inpainting.models.image_to_text.writer import PromptWriter, base_folder, is_adapter
 from inpainting.prompts import CONFIG_FILE
@@ -58,56 +58,66 @@ WHOLE = Layout("language_model.safetensors")  # checkpoints of fine_tuning_type=
 
 
 def train_prompt_writer(config: PromptTraining) -> Path:
-    """Train or test; returns the folder of the adapter, of the model, or of the results."""
+    """Train or test, the same call again continues; returns the folder of the adapter, model or results."""
     accelerator = make_accelerator(config.fit, config.project_dir)
-    work = test if config.only_val else fine_tune
-    result = work(config, accelerator)
-    accelerator.end_training()
-    return result
-
-
-def test(config: PromptTraining, accelerator: Accelerator) -> Path:
-    """Answer and measure all held-out images; the same call again continues."""
-    checkpoint = checkpoint_of(config)
-    mllm = open_base(config, accelerator.device)
-    data = held_out(config)
-    if data is None:
-        raise ValueError("only_val needs val.instances of at least 1")
-    tested = replace(mllm, model=with_checkpoint(config, mllm, checkpoint))
-    HeldOutTest(config, accelerator, PromptWriter(tested, config.prompter), data).run(checkpoint)
-    return config.folder
-
-
-def fine_tune(config: PromptTraining, accelerator: Accelerator) -> Path:
-    """Train; the same call again continues."""
-    out, full = config.project_dir, config.fine_tuning_type == "full"
-    for folder in numbered_folders(out):
+    checkpoint = checkpoint_of(config) if config.only_val else None
+    for folder in () if config.only_val else numbered_folders(config.project_dir):
         if is_adapter(folder / "adapter") and not (folder / STATE).is_file():
             raise ValueError(
                 f"{folder / 'adapter'} was not trained here: this run cannot go on from it, and would "
                 "overwrite it; choose another project_dir"
             )
     base = open_base(config, accelerator.device)
-    mllm = replace(base, model=trainable_model(config, base))
-    writer = PromptWriter(mllm, config.prompter)
-    training, validation = training_images(config, accelerator.num_processes), held_out(config)
-    measure = None if validation is None else HeldOutTest(config, accelerator, writer, validation)
+    model = with_checkpoint(config, base, checkpoint) if config.only_val else trainable_model(config, base)
+    writer = PromptWriter(replace(base, model=model), config.prompter)
+    held_out = None
+    if config.val.instances:
+        data = LlavaDataset(config.data, config.val.split, config.fit.seed)
+        singles = [[index] for index in range(min(len(data), config.val.instances))]
+        images = WithAlphas(data, config.val_alphas, lambda epoch: singles, steps=1)
+        held_out = HeldOutTest(config, accelerator, writer, images)
+    if not config.only_val:
+        result = fine_tune(config, accelerator, writer, held_out)
+    elif held_out is None:
+        raise ValueError("only_val needs val.instances of at least 1")
+    else:
+        held_out.run(checkpoint)
+        result = config.folder
+    accelerator.end_training()
+    return result
+
+
+def fine_tune(
+    config: PromptTraining, accelerator: Accelerator, writer: PromptWriter, held_out: HeldOutTest | None
+) -> Path:
+    """Train `writer`; an opacity curriculum takes the first half of the steps (published)."""
+    out, full, mllm, options = config.project_dir, config.fine_tuning_type == "full", writer.mllm, config.fit
+    data, processes = LlavaDataset(config.data, seed=options.seed), accelerator.num_processes
+    count = min(config.train_samples or len(data), len(data))
+    training = WithAlphas(
+        data,
+        config.alphas,
+        ResumableSampler(count, options.batch, options.seed).epoch,
+        steps=math.ceil(0.5 * options.steps_for(count, processes)),
+        per_step=processes * options.accumulate,
+        seed=options.seed,
+    )
     if accelerator.is_main_process:
-        if validation is not None and measure is not None:
-            validation[0], measure.models  # noqa: B018 -- errors come now, not after an epoch
+        if held_out is not None:
+            held_out.data[0], held_out.models  # noqa: B018 -- errors come now, not after an epoch
         write_atomic(out / "config.yaml", dump_yaml(config).encode())
-        count = sum(value.numel() for value in trained(mllm.model).values())
-        log.info("%d paintings, %d trained weights", len(training), count)
+        weights = sum(value.numel() for value in trained(mllm.model).values())
+        log.info("%d paintings, %d trained weights", len(training), weights)
     layout = adapter_layout(mllm.model, lambda folder: write_config(folder / CONFIG_FILE, config.prompter))
     task = Task(
         answer_loss,
         training,
         PromptCollate(writer.chat, config.max_length, config.append_eos),
-        held_out=validation,
-        measure=measure,
+        held_out=None if held_out is None else held_out.data,
+        measure=held_out,
         layout=WHOLE if full else layout,
     )
-    outcome = fit(config.fit, out, mllm.model, task, accelerator)
+    outcome = fit(options, out, mllm.model, task, accelerator)
     result = out / ("model" if full else "adapter")
     if accelerator.is_main_process:
         with folder_written_whole(result) as partial:
@@ -122,20 +132,6 @@ def fine_tune(config: PromptTraining, accelerator: Accelerator) -> Path:
         log.info("wrote %s", result)
     accelerator.wait_for_everyone()
     return result
-
-
-def training_images(config: PromptTraining, processes: int) -> WithAlphas:
-    """The training images; an opacity curriculum takes the first half of the steps (published)."""
-    data, options = LlavaDataset(config.data, seed=config.fit.seed), config.fit
-    count = min(config.train_samples or len(data), len(data))
-    return WithAlphas(
-        data,
-        config.alphas,
-        ResumableSampler(count, options.batch, options.seed).epoch,
-        steps=math.ceil(0.5 * options.steps_for(count, processes)),
-        per_step=processes * options.accumulate,
-        seed=options.seed,
-    )
 
 
 def open_base(config: PromptTraining, device: torch.device) -> Mllm:

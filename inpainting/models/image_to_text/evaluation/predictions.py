@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -99,7 +98,10 @@ class Prediction:
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """All rows of a file; ValueError names the file, the line and the key."""
+    """All rows of a file; ValueError names the file, the line and the key.
+
+    A region may not be there twice, nor an image have two last regions.
+    """
     rows = []
     for number, line in numbered_lines(path):
         try:
@@ -108,15 +110,10 @@ def read_predictions(path: Path) -> list[Prediction]:
             raise ValueError(f"{path}:{number}: {error}") from None
     if not rows:
         raise ValueError(f"{path} holds no prediction")
-    check_rows(rows, str(path))
-    return rows
-
-
-def check_rows(rows: Sequence[Prediction], where: str) -> None:
-    """ValueError for a region that is there twice, or an image with two last regions."""
     for (stem, region), count in Counter((row.stem, row.region) for row in rows).items():
         if count > 1:
-            raise ValueError(f"{where}: {stem} {region} is there twice; a file holds one run")
+            raise ValueError(f"{path}: {stem} {region} is there twice; a file holds one run")
     for stem, count in Counter(row.stem for row in rows if row.last).items():
         if count > 1:
-            raise ValueError(f"{where}: {stem} has two regions with `last`")
+            raise ValueError(f"{path}: {stem} has two regions with `last`")
+    return rows

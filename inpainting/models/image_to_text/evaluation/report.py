@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import nltk
 import numpy as np
 import torchmetrics
 from torchmetrics.functional.text.rouge import rouge_score
@@ -26,7 +27,7 @@ from inpainting.models.image_to_text.evaluation.metric_models import (
     CLIPSCORE,
     PromptMetricModels,
 )
-from inpainting.models.image_to_text.evaluation.predictions import Prediction, check_rows
+from inpainting.models.image_to_text.evaluation.predictions import Prediction
 from inpainting.models.metrics.report import value_of, with_interval
 from ldm.journal import JournalReader, stamp_path
 from ldm.metrics.intervals import BOOTSTRAPS
@@ -60,14 +61,16 @@ def measure_prompts(
     """Everything about a run. models: networks for CLIPSim and BERTScore; resamples: 0 for no intervals."""
     if not rows:
         raise ValueError("there is no prediction to measure")
-    check_rows(rows, "predictions")
     models = models or PromptMetricModels()
     of_networks, skipped = models.numbers(rows)
-    sentences = splits_sentences()
-    if not sentences:
+    keys: tuple[str, ...] = (*ROUGE, SENTENCES)
+    try:  # is nltk's data for sentences on this disk? It is never downloaded from here.
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        keys = ROUGE
         skipped |= {name: NO_PUNKT for name in NAMES if name.startswith(SENTENCES)}
-    numbers = [text_numbers(row, sentences) | more for row, more in zip(rows, of_networks, strict=True)]
-    counts = bleu_counts(rows)
+    of_texts, counts = text_numbers(rows, keys)
+    numbers = [texts | more for texts, more in zip(of_texts, of_networks, strict=True)]
     images: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         images.setdefault(row.stem, []).append(index)
@@ -126,39 +129,26 @@ def tracked(report: Mapping[str, Any]) -> dict[str, float]:
     return {name: report[name] for name in names if report[name] is not None}
 
 
-def splits_sentences() -> bool:
-    """Whether nltk's data for rougeLsum is on this disk; it is never downloaded from here."""
-    import nltk
+def text_numbers(
+    rows: Sequence[Prediction], rouge_keys: tuple[str, ...] = ROUGE
+) -> tuple[list[dict[str, float]], np.ndarray]:
+    """Everything about each row that needs no network but BLEU, and the counts for BLEU.
 
-    try:
-        nltk.data.find("tokenizers/punkt_tab")
-    except LookupError:
-        return False
-    return True
-
-
-def text_numbers(row: Prediction, sentences: bool = False) -> dict[str, float]:
-    """Everything about one row but BLEU, whose counts `bleu_counts` gives. sentences: also rougeLsum."""
-    prediction, caption, root = row.prediction.lower(), row.caption.lower(), row.root.lower()
-    whole_word = re.search(rf"(?<!\w){re.escape(root)}(?!\w)", prediction)  # "man" is not in "a woman", "men"
-    rouge = rouge_score(prediction, caption, rouge_keys=(*ROUGE, SENTENCES) if sentences else ROUGE)
-    return {
-        "accuracy": float(root in prediction),
-        "accuracy_words": float(whole_word is not None),
-        **{name: float(value) for name, value in rouge.items()},
-    }
-
-
-def bleu_counts(rows: Sequence[Prediction]) -> np.ndarray:
-    """(rows, 2 * 4 + 2): matching and all n-grams of the prediction (n = 1..4), its words, the caption's."""
-    metric = BLEUScore(n_gram=GRAMS)
-    counts = []
+    counts: (rows, 2 * 4 + 2) matching and all n-grams of the prediction (n = 1..4), its words, the caption's
+    """
+    metric, numbers, counts = BLEUScore(n_gram=GRAMS), [], []
     for row in rows:
+        prediction, caption, root = row.prediction.lower(), row.caption.lower(), row.root.lower()
+        # "man" is no word of its own in "a woman".
+        whole_word = re.search(rf"(?<!\w){re.escape(root)}(?!\w)", prediction)
+        rouge = rouge_score(prediction, caption, rouge_keys=rouge_keys)
+        accuracy = {"accuracy": float(root in prediction), "accuracy_words": float(whole_word is not None)}
+        numbers.append(accuracy | {name: float(value) for name, value in rouge.items()})
         metric.reset()
-        metric.update([row.prediction.lower()], [[row.caption.lower()]])
+        metric.update([prediction], [[caption]])
         parts = (metric.numerator, metric.denominator, metric.preds_len[None], metric.target_len[None])
         counts.append(np.concatenate([part.numpy() for part in parts]))
-    return np.array(counts, np.float64)
+    return numbers, np.array(counts, np.float64)
 
 
 def bleu(counts: np.ndarray, grams: int) -> float:

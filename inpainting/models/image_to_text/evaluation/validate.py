@@ -18,7 +18,6 @@ from torch import nn
 
 from inpainting.data.batches import run_batches
 from inpainting.models.image_to_text.batches import Item, PromptCollate, WithAlphas
-from inpainting.models.image_to_text.dataset import LlavaDataset
 from inpainting.models.image_to_text.evaluation.metric_models import PromptMetricModels
 from inpainting.models.image_to_text.evaluation.predictions import Prediction
 from inpainting.models.image_to_text.evaluation.report import measure_prompts, tracked
@@ -35,15 +34,6 @@ from ldm.sheet import grid
 log = logging.getLogger(__name__)
 
 NOT_ANSWERS = ("metric_models", "resamples", "sheet", "instances")  # options that change no answer
-
-
-def held_out(config: PromptTraining) -> WithAlphas | None:
-    """The held-out images of a run; None where there shall be none."""
-    if not config.val.instances:
-        return None
-    data = LlavaDataset(config.data, config.val.split, config.fit.seed)
-    singles = [[index] for index in range(min(len(data), config.val.instances))]
-    return WithAlphas(data, config.val_alphas, lambda epoch: singles, steps=1)
 
 
 class HeldOutTest:
