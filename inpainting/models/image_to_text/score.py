@@ -15,10 +15,9 @@ import typer
 from inpainting.models.image_to_text.evaluation.metric_models import MetricFolders, PromptMetricModels
 from inpainting.models.image_to_text.evaluation.predictions import read_predictions
 from inpainting.models.image_to_text.evaluation.report import LAST, WITH_INTERVALS, measure_prompts
-from inpainting.models.metrics.report import shown
 from ldm.device import pick_device
 from ldm.files import write_atomic, write_json
-from ldm.metrics.intervals import BOOTSTRAPS
+from ldm.metrics.intervals import BOOTSTRAPS, format_estimate
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting
 
@@ -79,7 +78,12 @@ def score_prompts(options: ScoreOptions) -> None:
         if report["regions"] > report["images"] and report[LAST]:
             measured[f"last of {report['images']} images"] = report[LAST]
         for what, numbers in measured.items():
-            table.append([f"{name}, {what}", *(shown(numbers.get(key), 100) for key in COLUMNS.values())])
+            table.append(
+                [
+                    f"{name}, {what}",
+                    *(format_estimate(numbers.get(key), factor=100) for key in COLUMNS.values()),
+                ]
+            )
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in table)
     if options.table is not None:
         write_atomic(options.table, text.encode())
