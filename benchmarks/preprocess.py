@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import RESULTS, Out, best_seconds, write_results
-from datasets.fusion import Cutout, collage, hidden_object, place_cutout_legacy
+from datasets.fusion import Cutout, collage, hidden_object, place_cutout
 from datasets.inputs import AugmentationParams, Inputs, PairOptions
 from datasets.masks import dilate
 from datasets.pairs import build_pair
@@ -77,7 +77,8 @@ def compare_loops() -> dict[str, dict[str, float]]:
 
     def fused() -> np.ndarray:
         result, size = depth.copy(), inside.shape
-        placed, part = place_cutout_legacy(cutout, (0, 0, *size[::-1]), EXTENT, size), result[y0:y1, x0:x1]
+        placed = place_cutout(cutout, (0, 0, *size[::-1]), EXTENT, size, legacy=True)
+        part = result[y0:y1, x0:x1]
         visible = (placed.alpha_01 > 0.5) & ~hidden_object(part, placed, EXTENT[1], "pixel")
         part[visible] = placed.depth_01[visible]
         return result

@@ -30,8 +30,7 @@ from compose.placement import locate, resolve_placement
 from compose.recipe import make_recipe
 from compose.settings import DEPTH_MODES, WITH_SENTENCE, ComposeSettings, Models
 from datasets.inputs import PairOptions
-from datasets.layers import Geometry
-from datasets.pairs import Pair, pair_of
+from datasets.pairs import Geometry, Pair, pair_of
 from datasets.pasteback import stitch
 from ldm.denoise import Monitor, Step
 from ldm.result import StageTimer, measure_drift, save_result

@@ -16,7 +16,7 @@ from compose.inputs import Sources, make_inputs
 from compose.settings import DEPTH_MODES, GEOMETRIC, WITH_SENTENCE, ComposeSettings, Models, locator_name
 from datasets.geometry import bbox_of_mask, box_from_01
 from datasets.inputs import PairOptions
-from datasets.layers import Geometry
+from datasets.pairs import Geometry
 from datasets.relations import Place
 from ldm.files import file_sha256, hash_folder
 from llava_bifrost.language.answer import Candidate, satisfies

@@ -14,13 +14,15 @@ from math import ceil, floor
 import cv2
 import numpy as np
 
-from datasets.geometry import Box01, Size, bbox_of_mask, clip_box, tight_slices
+from datasets.geometry import Size, bbox_of_mask, clip_box, tight_slices, whole_box
 from ldm.images import resize
 
 MODES = ("place", "replace", "id-transfer", "inpaint")
 OCCLUSIONS = ("near", "pixel")
 MARGIN = 0.01  # of the depth range; what is nearer by less is noise of the depth map; chosen
 ALIASES = {"draw": "inpaint"}
+HF_MODES = ("zero", "gray255", "color", "cutout")  # see high_frequency
+HIGH_FREQUENCY_SIDE = 256  # pixels; the high-frequency map is computed at this size, as published
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +83,6 @@ def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only")
     return np.where(mask, np.clip((values - low) / (high - low), 0, 1), 0).astype(np.float32)
 
 
-def fit_box(box_xyxy: Sequence[float], size_hw: Size, max_stretch: float) -> Box01:
-    """The part of the box that an object of (h, w) fills, stretched by at most `max_stretch`.
-
-    1 keeps the proportions, 100 fills any box (published). It stands in the middle of the bottom edge.
-    """
-    x0, y0, x1, y1 = box_xyxy
-    scale_x, scale_y = (x1 - x0) / size_hw[1], (y1 - y0) / size_hw[0]
-    width = size_hw[1] * min(scale_x, scale_y * max_stretch)
-    height = size_hw[0] * min(scale_y, scale_x * max_stretch)
-    centre = (x0 + x1) / 2
-    return centre - width / 2, y1 - height, centre + width / 2, y1
-
-
 def warp_into(image: np.ndarray, box_xyxy: Sequence[float], frame: Size) -> np.ndarray:
     """image (h, w[, c]) float32 shown in a box of a frame, exact to fractions of a pixel; 0 outside."""
     x0, y0, x1, y1 = box_xyxy
@@ -110,34 +99,33 @@ def warp_into(image: np.ndarray, box_xyxy: Sequence[float], frame: Size) -> np.n
 
 
 def place_cutout(
-    cutout: Cutout, box_xyxy: Sequence[float], extent: tuple[float, float], frame: Size
+    cutout: Cutout,
+    box_xyxy: Sequence[float],
+    extent: tuple[float, float],
+    frame: Size,
+    legacy: bool = False,
 ) -> PlacedCutout:
-    """Put a cut-out in a box (pixels of the frame); its depth spans extent = (far, near)."""
+    """Put a cut-out in a box (pixels of the frame); its depth spans extent = (far, near).
+
+    legacy: the published placement, by whole pixels, bilinear resizing without prefilter, binary coverage
+    """
     far, near = extent
-    # Colours and depth are 0 outside the mask, so after warping they are weighted by the coverage.
-    colour = warp_into(cutout.rgb_u8.astype(np.float32), box_xyxy, frame)
-    shape = np.dstack([cutout.depth_01, cutout.mask.astype(np.float32)])
-    depth, alpha = np.moveaxis(warp_into(shape, box_xyxy, frame), -1, 0)
-    alpha = np.clip(alpha, 0, 1)
-    weight = np.maximum(alpha, 1e-3)
-    rgb_u8 = np.clip(np.rint(colour / weight[..., None]), 0, 255).astype(np.uint8)
-    return PlacedCutout(rgb_u8, alpha, far + (near - far) * np.clip(depth / weight, 0, 1))
-
-
-def place_cutout_legacy(
-    cutout: Cutout, box_xyxy: Sequence[int], extent: tuple[float, float], frame: Size
-) -> PlacedCutout:
-    """The published placement: whole pixels, bilinear resizing without prefilter, binary coverage."""
-    x0, y0, x1, y1 = box_xyxy
-    size = (y1 - y0, x1 - x0)
-    depth_01 = resize(extent[0] + (extent[1] - extent[0]) * cutout.depth_01, size, how="linear")
-    inside = resize(cutout.mask.astype(np.uint8), size, how="linear")
+    if not legacy:
+        # Colours and depth are 0 outside the mask, so after warping they are weighted by the coverage.
+        colour = warp_into(cutout.rgb_u8.astype(np.float32), box_xyxy, frame)
+        shape = np.dstack([cutout.depth_01, cutout.mask.astype(np.float32)])
+        depth, alpha = np.moveaxis(warp_into(shape, box_xyxy, frame), -1, 0)
+        alpha = np.clip(alpha, 0, 1)
+        weight = np.maximum(alpha, 1e-3)
+        rgb_u8 = np.clip(np.rint(colour / weight[..., None]), 0, 255).astype(np.uint8)
+        return PlacedCutout(rgb_u8, alpha, far + (near - far) * np.clip(depth / weight, 0, 1))
+    x0, y0, x1, y1 = whole_box(box_xyxy)
     left, top, right, bottom = clip_box((x0, y0, x1, y1), frame)
-    part = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
+    part, shown = np.s_[top - y0 : bottom - y0, left - x0 : right - x0], np.s_[top:bottom, left:right]
     rgb_u8, (alpha, depth) = np.zeros((*frame, 3), np.uint8), np.zeros((2, *frame), np.float32)
-    rgb_u8[top:bottom, left:right] = resize(cutout.rgb_u8, size, how="linear")[part]
-    alpha[top:bottom, left:right] = inside[part]
-    depth[top:bottom, left:right] = depth_01[part]
+    depth_01 = far + (near - far) * cutout.depth_01
+    for placed, values in ((rgb_u8, cutout.rgb_u8), (alpha, cutout.mask.astype(np.uint8)), (depth, depth_01)):
+        placed[shown] = resize(values, (y1 - y0, x1 - x0), how="linear")[part]
     return PlacedCutout(rgb_u8, alpha, depth)
 
 
@@ -182,24 +170,23 @@ def fill_depth(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 
 def fill_colour(image_u8: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Image (h, w, 3) with hole (h, w) bool painted over by its blurred surroundings."""
+    """Image (h, w, 3) with hole (h, w) bool painted over by its blurred surroundings (pull-push)."""
     if not hole.any() or hole.all():
         return image_u8
-    known = (~hole).astype(np.float32)
-    filled = _pull_push(image_u8 * known[..., None], known)
+    weight = (~hole).astype(np.float32)
+    values, finer = image_u8 * weight[..., None], []  # values are premultiplied by the weight
+    while weight.min() <= 0 and max(weight.shape) > 2:
+        finer.append((values, weight))
+        h, w = weight.shape
+        half = (h + 1) // 2, (w + 1) // 2
+        weight = resize(weight, half)
+        # Twice the averaged weight, so that a coarse pixel that is half known counts as known.
+        gain = np.minimum(2, 1 / np.maximum(weight, 1e-6))
+        values, weight = resize(values, half) * gain[..., None], weight * gain
+    filled = values / np.maximum(weight, 1e-6)[..., None]
+    for values, weight in reversed(finer):  # gaps are taken from the image of half the size
+        filled = values + (1 - weight[..., None]) * resize(filled, weight.shape, how="linear")
     return np.where(hole[..., None], np.rint(filled), image_u8).astype(np.uint8)
-
-
-def _pull_push(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """values (h, w, 3) premultiplied by weight (h, w): gaps are taken from the image of half the size."""
-    if weight.min() > 0 or max(weight.shape) <= 2:
-        return values / np.maximum(weight, 1e-6)[..., None]
-    h, w = weight.shape
-    half = (h + 1) // 2, (w + 1) // 2
-    # Twice the averaged weight, so that a coarse pixel that is half known counts as known.
-    gain = np.minimum(2, 1 / np.maximum(resize(weight, half), 1e-6))
-    coarse = _pull_push(resize(values, half) * gain[..., None], resize(weight, half) * gain)
-    return values + (1 - weight[..., None]) * resize(coarse, (h, w), how="linear")
 
 
 def collage(
@@ -218,3 +205,30 @@ def collage(
     under, part = result[box].astype(np.float32), coverage_01[box][..., None]
     result[box] = np.rint(under + part * (detail_u8[box] - under)).astype(np.uint8)
     return result
+
+
+def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold: int = 50) -> np.ndarray:
+    """Detail map (h, w, 3) uint8 of image (h, w, 3) inside mask (h, w) bool (AnyDoor eq. 2, Bifrost eq. 9).
+
+    mode      zero: nothing, what the released compositor weights were trained with; gray255: strength of the
+              edges; color: edges times colours, what the released AnyDoor weights were trained with; cutout:
+              the object's own pixels
+    threshold 0 to 255, weaker edges are left out
+    """
+    if mode not in HF_MODES:
+        raise ValueError(f"unknown hf_mode {mode!r}; allowed: {', '.join(HF_MODES)}")
+    if mode == "zero":
+        return np.zeros_like(image_u8)
+    if mode == "cutout":
+        return image_u8 * mask[..., None].astype(np.uint8)
+    side = (HIGH_FREQUENCY_SIDE, HIGH_FREQUENCY_SIDE)
+    image = cv2.resize(image_u8, side)
+    # Linear resizing of a 0/1 float mask, then 0.5, keeps the published silhouette.
+    inside = (cv2.resize(mask.astype(np.float32), side) > 0.5).astype(np.uint8)
+    across = cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, 1, 0, ksize=3))
+    down = cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, 0, 1, ksize=3))
+    strength = cv2.addWeighted(across, 0.5, down, 0.5, 0).max(axis=-1)
+    inner = cv2.erode(inside, np.ones((5, 5), np.uint8), iterations=2) > 0
+    edges = np.where(inner & (strength >= threshold), strength, 0).astype(np.uint8)[..., None]
+    map_u8 = np.repeat(edges, 3, axis=-1) if mode == "gray255" else (edges / 255.0 * image).astype(np.uint8)
+    return resize(map_u8, (image_u8.shape[0], image_u8.shape[1]), how="linear")

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from datasets.fusion import ALIASES, MODES, OCCLUSIONS
+from datasets.fusion import ALIASES, HF_MODES, MODES, OCCLUSIONS
 from datasets.geometry import Box01, bbox_of_mask, check_box01
 from datasets.masks import LEVELS
 from ldm.settings.config import check_settings, setting
 
 AUTO = "auto"  # the mask level that suits the mode
-HF_MODES = ("zero", "gray255", "color", "cutout")  # see datasets.pairs.high_frequency
 MIN_OBJECT = 8  # pixels, smallest side of a reference object; chosen: less shows no shape
 SAME_SIZE = {  # these arrays have the (h, w) of those
     "reference_u8": ("reference_mask", "reference_depth_01"),

@@ -1,25 +1,192 @@
 """Pre-processing, once, for training and inference: images become what the compositor reads.
 
-h w   pixels of the model's image;  r   pixels of the reference view
+`Geometry` decides once per composite where the object goes: box, region, crop, cut-out. Its `layers` say what
+lies where in a frame: `pair_of` reads them in the crop at the size of the model, `datasets.pasteback.stitch`
+in the crop at the size of the background.
 Training gives the true image as target and the counterfactual (the scene without the object) as background;
 sources without a counterfactual give the target itself as background, and the object's mask. Inference gives
 no target. The rest is the same call. `PairOptions` names the switches that restore the published behaviour.
+Legend: h w pixels of the frame; r pixels of the reference view.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.fusion import Cutout, collage, warp_into
-from datasets.geometry import Crop, square_padding, tight_slices
-from datasets.inputs import HF_MODES, AugmentationParams, Inputs, PairOptions
-from datasets.layers import Geometry, Layers
+from datasets.fusion import (
+    HIGH_FREQUENCY_SIDE,
+    Cutout,
+    PlacedCutout,
+    collage,
+    fill_colour,
+    fill_depth,
+    hidden_object,
+    high_frequency,
+    occluders,
+    place_cutout,
+    tight_cutout,
+    warp_into,
+)
+from datasets.geometry import (
+    Box,
+    Box01,
+    Crop,
+    bbox_of_mask,
+    box_from_01,
+    box_to_pixels,
+    expand_box,
+    square_box,
+    square_padding,
+    tight_slices,
+    whole_box,
+)
+from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, gain_table
+from datasets.masks import dilate, mask_level, mask_of_box
 from ldm.images import resize, to_01, to_pm1
 
-HIGH_FREQUENCY_SIDE = 256  # pixels; the high-frequency map is computed at this size, as published
+LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the image; chosen: some border is seen
+LEVEL_OF_MODE = {"place": "box", "replace": "box", "id-transfer": "fine", "inpaint": "exact"}
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """The contents of one frame."""
+
+    background_u8: np.ndarray  # (h, w, 3)
+    clean_u8: np.ndarray  # (h, w, 3), what is to be replaced smoothed away
+    depth_01: np.ndarray  # (h, w) float32, the object in it where the mode fuses
+    placed: PlacedCutout  # the object before anything hides it
+    coverage_01: np.ndarray  # (h, w) float32, how much of a pixel the object covers where nothing hides it
+    edit: np.ndarray  # (h, w) bool, what may change
+    keep: np.ndarray  # (h, w) bool, what is certainly in front of the object
+    region: np.ndarray  # (h, w) bool, the box with its margin
+
+    @property
+    def visible(self) -> np.ndarray:
+        """(h, w) bool: the object's cut-out where nothing hides it."""
+        return self.coverage_01 > 0.5
+
+    @property
+    def paste_u8(self) -> np.ndarray:
+        """(h, w, 3): the visible cut-out on the clean background, with soft edges."""
+        return collage(self.clean_u8, self.placed.rgb_u8, self.coverage_01, None)
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Box, region and crop of one composite, and its object. Boxes are in pixels of the background."""
+
+    inputs: Inputs
+    options: PairOptions
+    params: AugmentationParams
+    box_xyxy: Box01  # where the object goes, without rounding
+    region_xyxy: Box  # the box with its margin
+    crop: Crop
+    cutout: Cutout
+
+    @classmethod
+    def of(cls, inputs: Inputs, options: PairOptions, params: AugmentationParams | None = None) -> "Geometry":
+        """params: every random decision, by default those of inference."""
+        params = AugmentationParams.fixed(options) if params is None else params
+        h, w = inputs.background_u8.shape[:2]
+        box: Box01
+        if inputs.box01_xyxy is None:
+            assert inputs.target_mask is not None  # Inputs refuses to be without both
+            box = bbox_of_mask(inputs.target_mask, options.bbox_end)
+        else:
+            to_pixels = box_to_pixels if options.resample == "legacy" else box_from_01
+            box = to_pixels(inputs.box01_xyxy, (h, w))
+        region = expand_box(box, options.box_ratio, (h, w), options.bbox_end)
+        ratio = params.crop_ratio
+        if options.border == "shift":  # context gives way before the crop would need padding
+            longest = max(region[2] - region[0], region[3] - region[1])
+            ratio = min(ratio, max(LEAST_CONTEXT, min(h, w) / longest))
+        wide = expand_box(region, ratio, (h, w) if options.border == "clip" else None, options.bbox_end)
+        x0, y0, x1, y1 = square_box(wide, (h, w), options.border)
+        crop = Crop((x0, y0, x1, y1), square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
+        cutout = tight_cutout(
+            inputs.reference_u8,
+            inputs.reference_mask,
+            inputs.reference_depth_01,
+            end=options.bbox_end,
+            norm=options.fusion_norm,
+            fill=options.depth_fill,
+        )
+        if params.flip:
+            cutout = Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])
+        rgb_u8 = cutout.rgb_u8
+        if params.brightness != 0 or params.gain != (1.0, 1.0, 1.0):
+            rgb_u8 = cv2.LUT(rgb_u8, gain_table(np.array(params.gain), 255 * params.brightness))
+        cutout = replace(cutout, rgb_u8=rgb_u8 * cutout.mask[..., None])
+        return cls(inputs, options, params, box, region, crop, cutout)
+
+    @property
+    def legacy(self) -> bool:
+        """Published resampling."""
+        return self.options.resample == "legacy"
+
+    @cached_property
+    def native_layers(self) -> Layers:
+        """The contents of the crop in pixels of the background."""
+        return self.layers(self.crop.native)
+
+    def fitted_box(self, crop: Crop) -> Box01:
+        """The part of the box that the object fills in a frame, in the middle of the bottom edge.
+
+        It is stretched by at most `max_stretch`: 1 keeps its proportions, 100 fills any box (published).
+        """
+        (h, w), (x0, y0, x1, y1) = self.cutout.mask.shape, crop.to_frame(self.box_xyxy)
+        scale_x, scale_y, limit = (x1 - x0) / w, (y1 - y0) / h, self.options.max_stretch
+        width, height = w * min(scale_x, scale_y * limit), h * min(scale_y, scale_x * limit)
+        centre = (x0 + x1) / 2
+        return centre - width / 2, y1 - height, centre + width / 2, y1
+
+    def layers(self, crop: Crop) -> Layers:
+        """The contents of the frame of a crop."""
+        inputs, options, (far, near) = self.inputs, self.options, self.inputs.depth_range
+        depth_01 = crop.take(inputs.background_depth_01).astype(np.float32, copy=False)
+        target = None if inputs.target_mask is None else crop.take_mask(inputs.target_mask)
+        region = mask_of_box(whole_box(crop.to_frame(self.region_xyxy)), crop.size)
+        fused = inputs.mode in ("place", "replace")
+        if inputs.mode == "replace":
+            depth_01 = fill_depth(depth_01, region if target is None else dilate(target, options.dilation))
+        box = crop.to_frame(self.box_xyxy) if self.legacy else self.fitted_box(crop)
+        placed = place_cutout(self.cutout, box, (far, near), crop.size, self.legacy)
+        keep = occluders(depth_01, near) if fused else np.zeros(crop.size, bool)
+        shown = target
+        if fused or shown is None:
+            shown = ~hidden_object(depth_01, placed, near, options.occlusion)
+        edit = self._edit_region(crop, placed.alpha_01 * shown > 0.5, target, region) & ~keep
+        coverage = np.where(shown & edit, placed.alpha_01, 0).astype(np.float32)
+        if fused:
+            depth_01 = np.where(coverage > 0.5, placed.depth_01, depth_01).astype(np.float32)
+        if inputs.target_depth_01 is not None:
+            depth_01 = crop.take(inputs.target_depth_01).astype(np.float32, copy=False)
+        background_u8 = crop.take(inputs.background_u8)
+        clean_u8 = background_u8 if inputs.background_known else fill_colour(background_u8, edit)
+        return Layers(background_u8, clean_u8, depth_01, placed, coverage, edit, keep, region)
+
+    def _edit_region(
+        self, crop: Crop, silhouette: np.ndarray, target: np.ndarray | None, region: np.ndarray
+    ) -> np.ndarray:
+        """(h, w) bool: what may change, before occluders are taken out."""
+        inputs, options, params = self.inputs, self.options, self.params
+        if inputs.region is not None:
+            return crop.take_mask(inputs.region)
+        replaced = inputs.mode == "replace"
+        if target is not None and (not replaced or inputs.target_u8 is not None):
+            silhouette = target
+        level = LEVEL_OF_MODE[inputs.mode] if params.mask_level == AUTO else params.mask_level
+        shape = "legacy-rect" if self.legacy else "ellipse"
+        rng = np.random.default_rng(params.mask_seed)
+        edit = mask_level(silhouette, level, region, options.dilation, rng, shape=shape)
+        if replaced and target is not None:
+            edit = edit | dilate(target, options.dilation)
+        return edit & crop.inside
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +237,13 @@ def pair_of(geometry: Geometry) -> Pair:
             fill = 255 if options.mask_pad == 1 else 0
             mask = crop.fit(layers.edit.astype(np.uint8), how="linear", fill=fill) > 0
     else:
-        detail_u8 = _placed_detail(geometry, layers)
-        depth_01 = layers.depth_01
+        detail_u8, depth_01 = layers.placed.rgb_u8, layers.depth_01
+        if options.hf_mode != "cutout":  # the detail map in the proportions that the object has in the crop
+            side = (HIGH_FREQUENCY_SIDE, HIGH_FREQUENCY_SIDE)
+            small = resize(geometry.cutout.rgb_u8, side), resize(geometry.cutout.mask, side)
+            map_u8 = high_frequency(*small, options.hf_mode, options.hf_threshold).astype(np.float32)
+            warped = warp_into(map_u8, geometry.fitted_box(crop), crop.size)
+            detail_u8 = np.clip(np.rint(warped), 0, 255).astype(np.uint8)
         mask = np.where(crop.inside, layers.edit, options.mask_pad)
     mask_channel = torch.from_numpy(mask.astype(np.float32))[None]
     edit = mask_channel == 1  # (1, h, w)
@@ -109,42 +281,3 @@ def square_view(cutout: Cutout, ratio: float, options: PairOptions) -> tuple[np.
     size = (options.reference_size, options.reference_size)
     how = "linear" if options.resample == "legacy" else "area"
     return resize(view, size, how=how), resize(mask, size, how=how) > 127
-
-
-def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold: int = 50) -> np.ndarray:
-    """Detail map (h, w, 3) uint8 of image (h, w, 3) inside mask (h, w) bool (AnyDoor eq. 2, Bifrost eq. 9).
-
-    mode      zero: nothing, what the released compositor weights were trained with; gray255: strength of the
-              edges; color: edges times colours, what the released AnyDoor weights were trained with; cutout:
-              the object's own pixels
-    threshold 0 to 255, weaker edges are left out
-    """
-    if mode not in HF_MODES:
-        raise ValueError(f"unknown hf_mode {mode!r}; allowed: {', '.join(HF_MODES)}")
-    if mode == "zero":
-        return np.zeros_like(image_u8)
-    if mode == "cutout":
-        return image_u8 * mask[..., None].astype(np.uint8)
-    side = (HIGH_FREQUENCY_SIDE, HIGH_FREQUENCY_SIDE)
-    image = cv2.resize(image_u8, side)
-    # Linear resizing of a 0/1 float mask, then 0.5, keeps the published silhouette.
-    inside = (cv2.resize(mask.astype(np.float32), side) > 0.5).astype(np.uint8)
-    across = cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, 1, 0, ksize=3))
-    down = cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, 0, 1, ksize=3))
-    strength = cv2.addWeighted(across, 0.5, down, 0.5, 0).max(axis=-1)
-    inner = cv2.erode(inside, np.ones((5, 5), np.uint8), iterations=2) > 0
-    edges = np.where(inner & (strength >= threshold), strength, 0).astype(np.uint8)[..., None]
-    map_u8 = np.repeat(edges, 3, axis=-1) if mode == "gray255" else (edges / 255.0 * image).astype(np.uint8)
-    return resize(map_u8, (image_u8.shape[0], image_u8.shape[1]), how="linear")
-
-
-def _placed_detail(geometry: Geometry, layers: Layers) -> np.ndarray:
-    """The detail map (h, w, 3) uint8 where the object stands, in the proportions it has there."""
-    options, cutout = geometry.options, geometry.cutout
-    if options.hf_mode == "cutout":
-        return layers.placed.rgb_u8
-    side = (HIGH_FREQUENCY_SIDE, HIGH_FREQUENCY_SIDE)
-    small = resize(cutout.rgb_u8, side), resize(cutout.mask, side)
-    map_u8 = high_frequency(*small, options.hf_mode, options.hf_threshold)
-    warped = warp_into(map_u8.astype(np.float32), geometry.fitted_box(geometry.crop), geometry.crop.size)
-    return np.clip(np.rint(warped), 0, 255).astype(np.uint8)

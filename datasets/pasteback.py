@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from datasets.geometry import Crop, tight_slices
-from datasets.layers import Geometry
 from datasets.masks import feather_inside
+from datasets.pairs import Geometry
 from ldm.images import resize
 
 LEGACY_MARGIN = 5  # pixels of the crop's rectangle that the published paste leaves out

@@ -7,11 +7,9 @@ from datasets.fusion import (
     Cutout,
     fill_colour,
     fill_depth,
-    fit_box,
     hidden_object,
     own_depth,
     place_cutout,
-    place_cutout_legacy,
     tight_cutout,
     warp_into,
 )
@@ -43,7 +41,7 @@ def fuse(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fused depth and visible object, (h, w)."""
     frame = background.shape
-    placed = (place_cutout_legacy if legacy else place_cutout)(cutout, box, extent, frame)
+    placed = place_cutout(cutout, box, extent, frame, legacy)
     visible = (placed.alpha_01 > 0.5) & ~hidden_object(
         background, placed, extent[1], **{"occlusion": "near"} | how
     )
@@ -113,15 +111,6 @@ def test_a_box_over_the_border_shows_the_part_inside():
     image = np.ones((10, 10), np.float32)
     assert warp_into(image, (-20, -20, 20, 20), FRAME)[:20, :20].min() == 1
     assert warp_into(image, (-50, -50, -10, -10), FRAME).sum() == 0
-
-
-def test_stretching_is_limited_and_keeps_the_foot():
-    x0, y0, x1, y1 = fit_box((10, 10, 110, 60), (40, 40), 1.0)
-    assert (x1 - x0, y1 - y0) == pytest.approx((50, 50))
-    assert ((x0 + x1) / 2, y1) == pytest.approx((60, 60))
-    assert fit_box((10, 10, 110, 60), (40, 40), float("inf")) == (10, 10, 110, 60)
-    x0, _, x1, _ = fit_box((10, 10, 110, 60), (40, 40), 1.25)
-    assert x1 - x0 == pytest.approx(62.5)
 
 
 def test_own_depth_spans_the_range_over_the_object_only():

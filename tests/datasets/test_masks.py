@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from datasets.fusion import high_frequency
 from datasets.inputs import HF_MODES
 from datasets.masks import (
     LEVELS,
@@ -14,7 +15,6 @@ from datasets.masks import (
     mask_of_box,
     perturb_mask,
 )
-from datasets.pairs import high_frequency
 from tests.datasets.preprocess_golden import SEEDS, Golden, PublishedStream, load_golden
 
 

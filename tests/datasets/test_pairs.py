@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datasets.inputs import AugmentationParams, Inputs, PairOptions, mirror, permute_colours, relight_room
-from datasets.pairs import Pair, build_pair
+from datasets.pairs import Geometry, Pair, build_pair
 from tests.datasets.preprocess_golden import (
     OPTIONS,
     SEEDS,
@@ -45,6 +45,20 @@ def sample(mode: str = "place", size: tuple[int, int] = (96, 128), **changes) ->
         "target_mask": None if mode == "place" else target,
     }
     return Inputs(**(values | changes))
+
+
+def test_stretching_is_limited_and_keeps_the_foot():
+    geometry = Geometry.of(sample(box01_xyxy=(0.1, 0.3, 0.9, 0.75)), SMALL)
+    (h, w), native = geometry.cutout.mask.shape, geometry.crop.native
+    box = native.to_frame(geometry.box_xyxy)
+    for limit in (1.0, 1.25, 100.0):
+        stretched = replace(geometry, options=replace(SMALL, max_stretch=limit))
+        x0, y0, x1, y1 = stretched.fitted_box(native)
+        assert ((x0 + x1) / 2, y1) == pytest.approx(((box[0] + box[2]) / 2, box[3]))
+        if limit == 100.0:
+            assert (x0, y0) == pytest.approx(box[:2])
+        else:
+            assert (x1 - x0) / w == pytest.approx(limit * (y1 - y0) / h)
 
 
 def flat(pair: Pair) -> list[torch.Tensor]:
