@@ -31,7 +31,6 @@ DECODER_ERRORS = (
     struct.error,
     zlib.error,
 )
-MASK_THRESHOLD = 127  # of 255; a larger value is set
 GRAY_TOLERANCE = 24  # of 255; JPEG leaves up to this much colour on a gray image
 
 
@@ -92,7 +91,7 @@ def is_deep(image: Image.Image) -> bool:
 def rgb_and_alpha(image: Image.Image, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """(h, w, 3) uint8 and (h, w) uint8 or None. 16-bit gray is scaled; Pillow scales 16-bit colour itself."""
     if is_deep(image):
-        gray_u8 = _deep_to_u8(image, path)
+        gray_u8 = deep_to_u8(image, path)
         return np.repeat(gray_u8[:, :, None], 3, axis=2), None
     transparent = any(band in "Aa" for band in image.getbands()) and image.mode != "LAB"
     target = "RGBA" if transparent or "transparency" in image.info else "RGB"
@@ -105,7 +104,7 @@ def rgb_and_alpha(image: Image.Image, path: Path) -> tuple[np.ndarray, np.ndarra
     return np.ascontiguousarray(pixels[:, :, :3]), pixels[:, :, 3].copy() if target == "RGBA" else None
 
 
-def _deep_to_u8(image: Image.Image, path: Path) -> np.ndarray:
+def deep_to_u8(image: Image.Image, path: Path) -> np.ndarray:
     """16-bit gray (h, w) -> uint8 over the full 16-bit range."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
@@ -113,38 +112,7 @@ def _deep_to_u8(image: Image.Image, path: Path) -> np.ndarray:
     return np.rint(values / 257).astype(np.uint8)
 
 
-def mask_from(image: Image.Image, path: Path, label: int | None) -> np.ndarray:
-    """Bool (h, w) of a mask file, or of one id in it; the rules are those of `ldm.images.read_mask`."""
-    if label is not None:
-        bands = [np.asarray(band).astype(np.int64) for band in image.split()]
-        ids = bands[0] if len(bands) < 3 else bands[0] + 256 * bands[1] + 65536 * bands[2]
-        if not (ids == label).any():
-            raise ValueError(f"mask {path} has no pixel with the id {label}; present are {_listed(ids)}")
-        return ids == label
-    if image.mode in ("P", "PA"):
-        present = _listed(np.asarray(image.getchannel(0) if image.mode == "PA" else image))
-        raise ValueError(f"mask {path} is a palette image, ids {present}: say which one is meant (label)")
-    if is_deep(image):
-        raw, levels_u8 = np.asarray(image), _deep_to_u8(image, path)
-    elif image.mode in ("1", "L") and "transparency" not in image.info:
-        raw = levels_u8 = np.asarray(image.convert("L"))
-    else:
-        rgb_u8, alpha_u8 = rgb_and_alpha(image, path)
-        raw = levels_u8 = brightest = rgb_u8.max(axis=2)
-        if alpha_u8 is not None and alpha_u8.min() != alpha_u8.max():
-            opaque = brightest[alpha_u8 > MASK_THRESHOLD]
-            one_colour = opaque.size == 0 or int(opaque.max()) - int(opaque.min()) <= GRAY_TOLERANCE
-            colourful = int((brightest - rgb_u8.min(axis=2)).max()) > GRAY_TOLERANCE
-            raw = levels_u8 = alpha_u8 if one_colour or colourful else brightest
-    mask = raw == 1 if raw.max() == 1 else levels_u8 > MASK_THRESHOLD
-    if not mask.any():
-        hint = f"; its values are {_listed(raw)}: if these are ids, say which one is meant (label)"
-        hint = hint if raw.max() > 0 else ""
-        raise ValueError(f"mask {path} is empty: no pixel is above {MASK_THRESHOLD} of 255{hint}")
-    return mask
-
-
-def _listed(values: np.ndarray, limit: int = 12) -> str:
+def distinct_values(values: np.ndarray, limit: int = 12) -> str:
     """The distinct values in words, shortened."""
     distinct = np.unique(values)
     tail = f", ... ({len(distinct)} in all)" if len(distinct) > limit else ""

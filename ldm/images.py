@@ -15,9 +15,10 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from ldm.decode import GRAY_TOLERANCE, is_deep, mask_from, opened, rgb_and_alpha
+from ldm.decode import GRAY_TOLERANCE, deep_to_u8, distinct_values, is_deep, opened, rgb_and_alpha
 from ldm.files import write_atomic
 
+MASK_THRESHOLD = 127  # of 255; a larger value is set
 Box01 = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the image
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in [0, 1]
 INTERPOLATION = {
@@ -63,7 +64,33 @@ def read_mask(
     """
     path = Path(path)
     with opened(path) as image:
-        mask = mask_from(image, path, label)
+        if label is not None:
+            bands = [np.asarray(band).astype(np.int64) for band in image.split()]
+            raw = levels_u8 = bands[0] if len(bands) < 3 else bands[0] + 256 * bands[1] + 65536 * bands[2]
+        elif image.mode in ("P", "PA"):
+            ids = distinct_values(np.asarray(image.getchannel(0) if image.mode == "PA" else image))
+            raise ValueError(f"mask {path} is a palette image, ids {ids}: say which one is meant (label)")
+        elif is_deep(image):
+            raw, levels_u8 = np.asarray(image), deep_to_u8(image, path)
+        elif image.mode in ("1", "L") and "transparency" not in image.info:
+            raw = levels_u8 = np.asarray(image.convert("L"))
+        else:
+            rgb_u8, alpha_u8 = rgb_and_alpha(image, path)
+            raw = levels_u8 = brightest = rgb_u8.max(axis=2)
+            if alpha_u8 is not None and alpha_u8.min() != alpha_u8.max():
+                opaque = brightest[alpha_u8 > MASK_THRESHOLD]
+                one_colour = opaque.size == 0 or int(opaque.max()) - int(opaque.min()) <= GRAY_TOLERANCE
+                colourful = int((brightest - rgb_u8.min(axis=2)).max()) > GRAY_TOLERANCE
+                raw = levels_u8 = alpha_u8 if one_colour or colourful else brightest
+    value = 1 if label is None and raw.max() == 1 else label
+    mask = levels_u8 > MASK_THRESHOLD if value is None else raw == value
+    if not mask.any():
+        ids = distinct_values(raw)
+        if label is not None:
+            raise ValueError(f"mask {path} has no pixel with the id {label}; present are {ids}")
+        hint = f"; its values are {ids}: if these are ids, say which one is meant (label)"
+        hint = hint if raw.max() > 0 else ""
+        raise ValueError(f"mask {path} is empty: no pixel is above {MASK_THRESHOLD} of 255{hint}")
     _require_size(mask, size, f"mask {path}")
     return mask
 
@@ -101,14 +128,6 @@ def _require_size(values: np.ndarray, size: tuple[int, int] | None, what: str) -
     if size is not None and values.shape != tuple(size):
         (h, w), (want_h, want_w) = values.shape, size
         raise ValueError(f"{what} is {w} x {h} pixels, its image is {want_w} x {want_h} (width x height)")
-
-
-def read_png_text(path: Path | str) -> dict[str, str]:
-    """The text chunks of a PNG; ValueError when it is not a PNG."""
-    with opened(Path(path), upright=False) as image:
-        if not isinstance(image, PngImagePlugin.PngImageFile):
-            raise ValueError(f"{path} is a {image.format} file, only a PNG has text chunks")
-        return {key: str(value) for key, value in image.text.items()}
 
 
 def write_png(

@@ -185,14 +185,7 @@ def run_items(
     at the next call. workers: threads, 0 = one per core.
     """
     pending = [item for item in items if item not in journal.done]
-
-    def attempt(item: str) -> Mapping[str, Any] | ValueError | None:
-        try:
-            return work(item)
-        except ValueError as error:
-            return error
-
-    results = in_order(attempt, pending, workers or os.cpu_count() or 1)
+    results = attempt_in_order(work, pending, workers or os.cpu_count() or 1)
     bar = tqdm(results, total=len(items), initial=len(items) - len(pending), desc=journal.name)
     for item, result in zip(pending, bar, strict=True):
         if isinstance(result, ValueError):
@@ -215,6 +208,18 @@ def in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterat
             yield begun.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def attempt_in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R | ValueError]:
+    """The same, but an item whose work raises a ValueError gives this error."""
+
+    def attempt(item: T) -> R | ValueError:
+        try:
+            return work(item)
+        except ValueError as error:
+            return error
+
+    return in_order(attempt, items, workers)
 
 
 def stamp_path(folder: Path, step: str) -> Path:

@@ -11,17 +11,15 @@ writing happen beside the network, in threads.
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.files import hash_folder, read_json, write_json
 from ldm.images import read_image, write_depth
-from ldm.journal import in_order
+from ldm.journal import attempt_in_order
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
@@ -96,29 +94,24 @@ def estimate_tree(settings: DepthSettings) -> None:
             )
         if not path.is_file():
             write_json(path, record)
-        images = in_order(_read, todo, settings.workers)
+        images = attempt_in_order(lambda pair: read_image(pair[0]).rgb_u8, todo, settings.workers)
         with (
             ThreadPoolExecutor(settings.workers) as writers,
             tqdm(total=len(todo), desc="depth", disable=None) as bar,
         ):
-            for _ in range(0, len(todo), settings.batch):
-                batch = [image for image in islice(images, settings.batch) if image is not None]
-                maps = network.estimate_many([rgb_u8 for _, rgb_u8 in batch], batch_size=settings.batch)
-                list(writers.map(write_depth, [path for path, _ in batch], maps))
+            for start in range(0, len(todo), settings.batch):
+                batch = {}  # depth map -> image (h, w, 3)
+                for (_, path), image in zip(todo[start : start + settings.batch], images, strict=False):
+                    if isinstance(image, ValueError):
+                        log.warning("left out: %s", image)
+                    else:
+                        batch[path] = image
+                maps = network.estimate_many(list(batch.values()), batch_size=settings.batch)
+                list(writers.map(write_depth, batch, maps))
                 written += len(batch)
                 bar.update(settings.batch)
     there, unreadable = len(pairs) - len(todo), len(todo) - written
     log.info("%d written, %d there already, %d left out: %s", written, there, unreadable, settings.out)
-
-
-def _read(pair: tuple[Path, Path]) -> tuple[Path, np.ndarray] | None:
-    """The depth map's path and the image (h, w, 3), or None for a file that is named and left out."""
-    image, path = pair
-    try:
-        return path, read_image(image).rgb_u8
-    except ValueError as error:
-        log.warning("left out: %s", error)
-        return None
 
 
 build_app = single_app(command(DepthSettings, estimate_tree))

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.PngImagePlugin import PngImageFile
 
 from ldm import __version__
+from ldm.decode import opened
 from ldm.files import write_all_atomic
-from ldm.images import encode_png, read_png_text
+from ldm.images import encode_png
+from ldm.journal import parse_line
 
 log = logging.getLogger(__name__)
 
@@ -155,20 +158,18 @@ def save_result(
 
 def read_recipe(png: Path | str) -> dict[str, Any]:
     """The recipe that `save_result` put into a PNG."""
-    text = read_png_text(png)
+    with opened(Path(png), upright=False) as image:
+        if not isinstance(image, PngImageFile):
+            raise ValueError(f"{png} is a {image.format} file, only a PNG has text chunks")
+        text = image.text
     if RECIPE_CHUNK not in text:
         raise ValueError(
             f"{png} carries no recipe: it was not written here, or a program removed its text chunks"
         )
     try:
-        recipe = json.loads(text[RECIPE_CHUNK])
-    except json.JSONDecodeError as error:
+        return parse_line(text[RECIPE_CHUNK])
+    except ValueError as error:
         raise ValueError(f"{png} carries a damaged recipe: {error}") from None
-    if not isinstance(recipe, dict):
-        raise ValueError(
-            f"{png} carries a damaged recipe: a mapping is expected, got {type(recipe).__name__}"
-        )
-    return recipe
 
 
 def _to_json(content: Mapping[str, Any], path: Path, indent: int | None = None) -> str:

@@ -69,30 +69,36 @@ def open_weights(path: Path) -> WeightFile:
         return WeightFile(path, shapes, dtypes, lambda key: owner[key].read(key))
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return _open_safetensors(path)
     if path.suffix in PICKLES:
         return _open_pickle(path)
-    raise ValueError(f"{path}: unknown kind of weight file; allowed: .safetensors, {', '.join(PICKLES)}")
-
-
-def _open_safetensors(path: Path) -> WeightFile:
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: unknown kind of weight file; allowed: .safetensors, {', '.join(PICKLES)}")
+    types = {name: dtype for dtype, name in DTYPE_NAMES.items()}
     try:
         with safe_open(path, framework="pt") as handle:
             slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
-            shapes = {key: tuple(found.get_shape()) for key, found in slices.items()}
-            names = {key: found.get_dtype() for key, found in slices.items()}
+            shapes = {key: tuple(value.get_shape()) for key, value in slices.items()}
+            dtypes = {key: types.get(value.get_dtype(), torch.float32) for key, value in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-    types = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
     def read(key: str) -> Tensor:
         with safe_open(path, framework="pt") as fresh:  # a new mapping each time: its pages are given back
             return fresh.get_tensor(key)
 
-    return WeightFile(
-        path, shapes, {key: types.get(name, torch.float32) for key, name in names.items()}, read
-    )
+    return WeightFile(path, shapes, dtypes, read)
+
+
+class Inert:
+    """Base of the classes under foreign names: takes any arguments and any state, and keeps nothing."""
+
+    def __new__(cls, *args: Any) -> Any:
+        return object.__new__(cls)
+
+    def ignore(self, *args: Any) -> None:
+        """Nothing is kept."""
+
+    __init__ = __setstate__ = __setitem__ = append = ignore
 
 
 def _open_pickle(path: Path) -> WeightFile:
@@ -105,8 +111,12 @@ def _open_pickle(path: Path) -> WeightFile:
             f"{path}: refused: loading it would run code by the names {', '.join(foreign[:5])}; "
             "a checkpoint needs none of them. Get the file from another source, as .safetensors if possible"
         )
+    inert: list[Any] = []
+    for name in names:
+        module, _, last = name.rpartition(".")
+        inert.append(type(last, (Inert,), {"__module__": module, "__qualname__": last}))
     try:
-        with torch.serialization.safe_globals([stand_in(name) for name in names]):
+        with torch.serialization.safe_globals(inert):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:  # its message goes without the advice to run the code
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
@@ -131,20 +141,6 @@ def _open_pickle(path: Path) -> WeightFile:
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     dtypes = {key: value.dtype for key, value in tensors.items()}
     return WeightFile(path, shapes, dtypes, lambda key: tensors[key].detach(), tuple(others))
-
-
-def stand_in(name: str) -> type:
-    """A class under a foreign name that takes any arguments and any state, and keeps nothing."""
-    module, _, last = name.rpartition(".")
-
-    def ignore(self: Any, *args: Any) -> None:
-        """Nothing is kept."""
-
-    def create(cls: type, *args: Any) -> Any:
-        return object.__new__(cls)
-
-    members = {"__new__": create, "__init__": ignore, "__setstate__": ignore, "__setitem__": ignore}
-    return type(last, (), {**members, "append": ignore, "__module__": module, "__qualname__": last})
 
 
 @dataclass(frozen=True)

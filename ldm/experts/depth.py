@@ -4,6 +4,7 @@ Legend: b batch, h w pixels of the image, n m pixels of the network. depth_01 (h
 inverse depth, per-image min-max, 1 = nearest.
 """
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,7 +88,26 @@ class DepthEstimator:
         if (notice := Path(source) / NOTICE_FILE).is_file():
             log.info("%s", read_json(notice)["notice"])
         metric = getattr(config, "depth_estimation_type", "relative") == "metric"
-        return cls(model.to(device), _load_input(source, config), metric)
+        depth_input = DepthInput()
+        with contextlib.suppress(OSError):  # a folder without this file has the published values of DPT
+            stored, _ = DPTImageProcessorPil.get_image_processor_dict(str(source))
+            # Pixels per cell of the network's coarsest map, so that images divide into whole cells.
+            backbone = config.backbone_config
+            if config.model_type == "depth_anything":
+                stride = int(config.patch_size)  # its halved map is rounded up
+            elif backbone is None or config.is_hybrid:
+                stride = 2 * int(config.patch_size)
+            else:
+                stages = len(getattr(backbone, "depths", (0, 0)))  # a plain backbone is halved by the decoder
+                stride = int(backbone.patch_size) * 2 ** (stages - 1)
+            size = stored.get("size", depth_input.size)
+            depth_input = DepthInput(
+                size=int(min(size.values() if isinstance(size, dict) else [size])),
+                multiple_of=max(int(stored.get("ensure_multiple_of", 1)), stride),
+                mean=tuple(stored.get("image_mean", depth_input.mean)),
+                std=tuple(stored.get("image_std", depth_input.std)),
+            )
+        return cls(model.to(device), depth_input, metric)
 
     def estimate(self, rgb_u8: np.ndarray) -> np.ndarray:
         """RGB (h, w, 3) uint8 -> depth_01 (h, w) float32."""
@@ -123,29 +143,3 @@ class DepthEstimator:
         if not torch.isfinite(predicted).all():
             raise ValueError(f"the depth network gave NaN or infinite values in {weight.dtype}; try float32")
         return (1 / predicted.clamp_min(1e-3) if self.metric else predicted).cpu()
-
-
-def _load_input(source: Path | str, config: Any) -> DepthInput:
-    """Sizes and normalisation from the folder's preprocessor file; without one, the published DPT values."""
-    default = DepthInput()
-    try:
-        stored, _ = DPTImageProcessorPil.get_image_processor_dict(str(source))
-    except OSError:
-        return default
-    # Pixels per cell of the network's coarsest map, so that images divide into whole cells.
-    backbone = config.backbone_config
-    if config.model_type == "depth_anything":
-        stride = int(config.patch_size)  # its halved map is rounded up
-    elif backbone is None or config.is_hybrid:
-        stride = 2 * int(config.patch_size)
-    else:
-        stages = len(getattr(backbone, "depths", (0, 0)))  # a plain backbone is halved once, by the decoder
-        stride = int(backbone.patch_size) * 2 ** (stages - 1)
-    size = stored.get("size", default.size)
-    sides = list(size.values()) if isinstance(size, dict) else [size]
-    return DepthInput(
-        size=int(min(sides)),
-        multiple_of=max(int(stored.get("ensure_multiple_of", 1)), stride),
-        mean=tuple(stored.get("image_mean", default.mean)),
-        std=tuple(stored.get("image_std", default.std)),
-    )

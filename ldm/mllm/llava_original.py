@@ -8,7 +8,6 @@ load nothing of it, with no more than a warning; here each tensor is used or nam
 import logging
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,6 @@ RENAMES = (
     ("model.norm.", "model.language_model.norm."),
     ("image_newline", "model.image_newline"),
 )
-Places = Mapping[str, tuple[WeightFile, str]]  # name of a weight -> its file and its name there
 PROJECTOR = "model.multi_modal_projector."
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
 _LORA = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -136,8 +134,20 @@ def merge_into(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
             f"{base}: no *.safetensors; --base is a transformers LLaVA folder such as llava-1.5-7b-hf"
         )
     shards = [open_weights(file) for file in files]
+    # Name of a weight -> its file and its name there.
     places = {today(key): (shard, key) for shard in shards for key in shard.shapes}
-    _check_fit(changes, places, adapter)
+    unused = [source for name, change in changes.items() if name not in places for source in change.sources]
+    if unused:
+        example = sorted(unused)[:3]
+        raise ValueError(f"{adapter}: {len(unused)} tensors fit no weight of the base, such as {example}")
+    for name, change in changes.items():
+        shard, key = places[name]
+        have, want = shard.shapes[key], change.shape
+        shorter = change.value is not None and have[1:] == want[1:] and want[0] <= have[0]
+        if have != want and not shorter:
+            raise ValueError(
+                f"{adapter}: {change.sources[0]} is for a weight of shape {want}, {key} has {have}"
+            )
     report: dict[str, Any] = {
         "adapter": adapter.name,
         "adapter_tensors": sum(len(change.sources) for change in changes.values()),
@@ -170,19 +180,3 @@ def merge_into(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
             write_safetensors(folder / shard.path.name, entries, progress=True)
         write_json(folder / "conversion.json", report)
     return report
-
-
-def _check_fit(changes: Mapping[str, Change], places: Places, adapter: Path) -> None:
-    unused = sorted(
-        source for name, change in changes.items() if name not in places for source in change.sources
-    )
-    if unused:
-        raise ValueError(f"{adapter}: {len(unused)} tensors fit no weight of the base, such as {unused[:3]}")
-    for name, change in changes.items():
-        shard, key = places[name]
-        have, want = shard.shapes[key], change.shape
-        shorter = change.value is not None and have[1:] == want[1:] and want[0] <= have[0]
-        if have != want and not shorter:
-            raise ValueError(
-                f"{adapter}: {change.sources[0]} is for a weight of shape {want}, {key} has {have}"
-            )

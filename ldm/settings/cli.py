@@ -54,11 +54,11 @@ def command(
     parameters = [] if "config" in settings else [_parameter("config", Annotated[Path | None, config_option])]
     for key, (field, hint) in settings.items():
         if section_of(hint) is None:
-            parameters.append(_option(key, field, hint, _shown_default(key, field, below)))
+            parameters.append(_option(key, field, hint, below))
             names[parameters[-1].name] = (key, hint)
             for old in field.metadata.get("was", ()):
                 former = key.removesuffix(field.name) + old
-                parameters.append(_option(former, field, hint, "", hidden=True))
+                parameters.append(_option(former, field, hint, (), hidden=True))
                 names[parameters[-1].name] = (former, hint)
 
     def verb(**given: Any) -> None:
@@ -154,10 +154,30 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _option(key: str, field: Field, hint: Any, default: str, hidden: bool = False) -> inspect.Parameter:
-    """The option of one field. Its default is None = not given; checks are left to `merge_layers`."""
+def _option(
+    key: str, field: Field, hint: Any, layers: Sequence[Layer], hidden: bool = False
+) -> inspect.Parameter:
+    """The option of one field. Its default is None = not given; checks are left to `merge_layers`.
+
+    The help text shows the value that holds then, from the layers or the dataclass; nothing for None.
+    """
     rule = field.metadata
-    facts = [fact for fact in (range_name(rule), default) if fact]
+    value: Any = field.default if field.default_factory is MISSING else field.default_factory()
+    for layer in layers:
+        node: Any = layer.values
+        for name in key.split("."):
+            node = node.get(name, MISSING) if isinstance(node, dict) else MISSING
+        value = value if node is MISSING else node
+    facts = [range_name(rule)]
+    if value is MISSING:
+        facts.append("required")
+    elif value is not None:
+        plain = to_plain(value)
+        if isinstance(plain, dict):
+            plain = [f"{name}={item}" for name, item in plain.items()]
+        shown = ",".join(map(str, plain)) if isinstance(plain, list) else str(plain)
+        facts.append(f"default: {shown.lower() if isinstance(plain, bool) else shown or 'empty'}")
+    facts = [fact for fact in facts if fact]
     text = f"{rule.get('help', '')} [{'; '.join(facts)}]" if facts else rule.get("help", "")
     flags = [flag_name(key), *(() if hidden else rule.get("aliases", ()))]
     metavar: str | None = "|".join(rule["choices"]) if rule.get("choices") else type_name(hint).upper()
@@ -177,22 +197,3 @@ def _option(key: str, field: Field, hint: Any, default: str, hidden: bool = Fals
 
 def _parameter(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _shown_default(key: str, field: Field, layers: Sequence[Layer]) -> str:
-    """The value that holds when the option is not given, as the help text shows it; nothing for None."""
-    value: Any = field.default if field.default_factory is MISSING else field.default_factory()
-    for layer in layers:
-        node: Any = layer.values
-        for name in key.split("."):
-            node = node.get(name, MISSING) if isinstance(node, dict) else MISSING
-        value = value if node is MISSING else node
-    if value is MISSING:
-        return "required"
-    if value is None:
-        return ""
-    plain = to_plain(value)
-    if isinstance(plain, dict):
-        plain = [f"{name}={item}" for name, item in plain.items()]
-    shown = ",".join(str(item) for item in plain) if isinstance(plain, list) else str(plain)
-    return f"default: {shown.lower() if isinstance(plain, bool) else shown or 'empty'}"

@@ -87,7 +87,7 @@ def test_a_image_without_recipe_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"plain\.png carries no recipe"):
         read_recipe(tmp_path / "plain.png")
     Image.fromarray(noise()).save(tmp_path / "photo.jpg")
-    with pytest.raises(ValueError, match="only a PNG"):
+    with pytest.raises(ValueError, match="JPEG file, only a PNG"):
         read_recipe(tmp_path / "photo.jpg")
 
 
