@@ -18,11 +18,10 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from cldm.create import NetworkConfig, create_compositor
 from cldm.model import Compositor
 from cldm.pretrained import CompositorConfig, Sampling, load_compositor, save_compositor
-from cldm.training.checkpoints import SplitCheckpoint, step_folders
 from cldm.training.data import DataConfig, PairData
 from cldm.training.module import CompositorModule, CompositorTrainConfig
 from cldm.training.records import Metrics, RejectionCounter, Samples
-from cldm.training.sharding import Sharded, runs_model
+from cldm.training.sharding import Sharded, SplitCheckpoint, runs_model, step_folders
 from datasets.inputs import PairOptions
 from ldm.files import write_atomic, write_json
 from ldm.latents import LatentSpace

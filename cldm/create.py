@@ -10,8 +10,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMSched
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
-from cldm.conditioner import IdentityEncoder
-from cldm.model import Compositor
+from cldm.model import Compositor, IdentityEncoder
 from ldm.latents import LatentSpace
 from ldm.settings.config import CheckedSettings, check_settings, setting
 
@@ -85,12 +84,12 @@ def backbone(config: NetworkConfig) -> dict:
 
 
 def create_unet(config: NetworkConfig) -> UNet2DConditionModel:
-    up = tuple("CrossAttnUpBlock2D" if on else "UpBlock2D" for on in reversed(config.attention))
-    factor = 2 ** (len(config.autoencoder.channels) - 1)
     return UNet2DConditionModel(
         **backbone(config),
-        sample_size=config.size[0] // factor,
-        up_block_types=up,
+        sample_size=config.size[0] // 2 ** (len(config.autoencoder.channels) - 1),
+        up_block_types=tuple(
+            "CrossAttnUpBlock2D" if on else "UpBlock2D" for on in reversed(config.attention)
+        ),
         out_channels=config.autoencoder.latent_channels,
     )
 
@@ -102,12 +101,8 @@ def create_control(config: NetworkConfig, hint_channels: int) -> ControlNetModel
         conditioning_embedding_out_channels=config.hint_channels,
     )
     if config.zero_conv_std:
-        outputs = [
-            *net.controlnet_down_blocks,
-            net.controlnet_mid_block,
-            net.controlnet_cond_embedding.conv_out,
-        ]
-        for convolution in outputs:
+        last = net.controlnet_cond_embedding.conv_out
+        for convolution in (*net.controlnet_down_blocks, net.controlnet_mid_block, last):
             fan_in = convolution.weight[0].numel()
             nn.init.normal_(convolution.weight, std=config.zero_conv_std / fan_in**0.5)
     return net

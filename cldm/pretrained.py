@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
 
-from cldm.conditioner import IdentityEncoder
-from cldm.model import Compositor
+from cldm.model import Compositor, IdentityEncoder
 from datasets.inputs import PairOptions
 from datasets.pasteback import DETAIL_SCALE
 from ldm.checkpoints import folder_written_whole, load_part, save_part

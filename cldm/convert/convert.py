@@ -42,11 +42,9 @@ CONFIGS = {
     ),
 }
 HOW = {
-    "file": "weights from the file",
-    "copy": "copied from the UNet",
-    "zero": "zeros (never used)",
-    "fresh": "initialised afresh",
-}
+    "file": "weights from the file", "copy": "copied from the UNet",
+    "zero": "zeros (never used)", "fresh": "initialised afresh",
+}  # fmt: skip
 POSITIONS = "original/position_embeddings.safetensors"  # inside image_encoder/, for the way back
 POSITION_OFFSET = 0.1  # DINOv2 adds it to the target side before it divides (published code)
 DPT_LARGE = DPTConfig(
@@ -82,15 +80,12 @@ def convert_compositor(
 ) -> dict[str, Any]:
     """Write a compositor folder from a checkpoint of `kind` (bifrost, anydoor, sd21); returns the report."""
     network = network or NetworkConfig()
-    if kind == "sd21" and "768" in settings.source.name:
-        log.warning(
-            "%s: the 768-pixel SD 2.1 predicts velocity; the 512-pixel base is needed", settings.source
-        )
-    file = open_weights(settings.source)
+    source, config = settings.source, CONFIGS[kind]
+    if kind == "sd21" and "768" in source.name:
+        log.warning("%s: the 768-pixel SD 2.1 predicts velocity; the 512-pixel base is needed", source)
+    file, networks = open_weights(source), empty_networks(network)
     encoder = open_weights(settings.dinov2) if settings.dinov2 else None
-    networks = empty_networks(network)
     plan = plan_compositor(kind, file, networks, encoder)
-    config = CONFIGS[kind]
     pair = replace(config.pair, size=network.size, reference_size=network.reference_size)
     with folder_written_whole(settings.out) as partial:
         for name, model in networks.items():
@@ -104,7 +99,10 @@ def convert_compositor(
 def convert_single(kind: str, settings: ConvertSettings, model: nn.Module | None = None) -> dict[str, Any]:
     """Write a transformers folder of DINOv2 or DPT-Large; returns the report."""
     file = open_weights(settings.source)
-    model = model or empty_single(kind)
+    if model is None:  # the network at its published size, without memory
+        with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+            dpt = kind == "dpt"
+            model = DPTForDepthEstimation(DPT_LARGE) if dpt else create_identity(NetworkConfig()).encoder
     plan = plan_single(model, file)
     with folder_written_whole(settings.out) as partial:
         write_part(model, plan.parts[""], partial, settings.dtype)
@@ -113,14 +111,6 @@ def convert_single(kind: str, settings: ConvertSettings, model: nn.Module | None
             prepared = {"size": 384, "ensure_multiple_of": 32, **mean_and_std}
             write_json(partial / "preprocessor_config.json", prepared)
     return log_report(kind, plan, file.others, settings)
-
-
-def empty_single(kind: str) -> nn.Module:
-    """The network of a verb at its published size, without memory."""
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-        if kind == "dpt":
-            return DPTForDepthEstimation(DPT_LARGE)
-        return create_identity(NetworkConfig()).encoder
 
 
 def log_report(kind: str, plan: Plan, others: tuple[str, ...], settings: ConvertSettings) -> dict[str, Any]:
@@ -146,12 +136,9 @@ def log_report(kind: str, plan: Plan, others: tuple[str, ...], settings: Convert
 
 
 def write_part(
-    model: nn.Module,
-    origins: Mapping[str, Origin],
-    folder: Path,
-    dtype: str,
+    model: nn.Module, origins: Mapping[str, Origin], folder: Path, dtype: str,
     fresh: Mapping[str, Tensor] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """config.json and weights of one network, tensor by tensor."""
     is_linear = isinstance(model, nn.Linear)
     file = folder / "model.safetensors" if is_linear else save_model_config(model, folder)
@@ -168,29 +155,22 @@ def write_part(
 
 
 def weight_of(key: str, origin: Origin, fresh: Mapping[str, Tensor] | None) -> Tensor:
-    """One weight of ours, in its source's dtype."""
-    if origin.how == "zero":
-        return torch.zeros(origin.shape)
-    if origin.how == "fresh":
-        return (fresh or {}).get(key, torch.zeros(origin.shape))  # zero convolutions
-    if origin.source is None:
-        raise AssertionError(f"{key}: a plan with a missing source was not refused")
-    value = origin.source.read(origin.key)
-    if origin.positions:
-        return interpolate_positions(value, origin.shape[1] - 1)
-    return value.chunk(origin.of)[origin.index].reshape(origin.shape)
+    """One weight of ours, in its source's dtype.
 
-
-def interpolate_positions(embedding: Tensor, count: int) -> Tensor:
-    """DINOv2's run-time interpolation of the position embedding, done once.
-
-    embedding: (1, 1 + grid^2, c) -> (1, 1 + count, c), bicubic by the factor (side + 0.1) / grid.
+    DINOv2's run-time interpolation of the position embedding is done here, once: (1, 1 + grid^2, c) ->
+    (1, 1 + side^2, c), bicubic by the factor (side + 0.1) / grid.
     """
-    grid, side = round((embedding.shape[1] - 1) ** 0.5), round(count**0.5)
-    patches = embedding[:, 1:].float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
-    factor = (side + POSITION_OFFSET) / grid
-    scaled = nn.functional.interpolate(patches, scale_factor=factor, mode="bicubic")
-    return torch.cat([embedding[:, :1].float(), scaled.flatten(2).transpose(1, 2)], 1)
+    if origin.how in ("zero", "fresh"):
+        return (fresh or {}).get(key, torch.zeros(origin.shape))  # zero convolutions are fresh, too
+    assert origin.source is not None, f"{key}: a plan with a missing source was not refused"
+    value = origin.source.read(origin.key)
+    if not origin.positions:
+        return value.chunk(origin.of)[origin.index].reshape(origin.shape)
+    cls, patches = value.float().split([1, value.shape[1] - 1], 1)
+    grid, side = round(patches.shape[1] ** 0.5), round((origin.shape[1] - 1) ** 0.5)
+    patches = patches.reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+    scaled = nn.functional.interpolate(patches, scale_factor=(side + POSITION_OFFSET) / grid, mode="bicubic")
+    return torch.cat([cls, scaled.flatten(2).transpose(1, 2)], 1)
 
 
 def fresh_weights(part: str, network: NetworkConfig, seed: int) -> dict[str, Tensor]:

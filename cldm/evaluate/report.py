@@ -8,11 +8,8 @@ import numpy as np
 from cldm.evaluate.cases import SceneCase
 from ldm.metrics.intervals import Estimate, mean_interval
 
-CUTOUT, BACKGROUND, CEILING = "cut-out as it is", "background left alone", "autoencoder of the truth"
-TRUTH, FLIPPED = "true render", "wrong one in front"
-DEFAULT = "the model's own settings"
+CUTOUT, DEFAULT = "cut-out as it is", "the model's own settings"  # images by name
 ON_SHEET = 6  # scenes per sheet
-COLUMNS = ("background", "reference", "cut-out", "result", "truth")
 GROUPS = ("all", "same pose", "other pose")  # of scenes, by the pose of the reference
 TITLES = {  # of the tables in the text
     "psnr_visible_db": "PSNR over the visible object, dB",

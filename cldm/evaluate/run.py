@@ -18,19 +18,7 @@ from tqdm.auto import tqdm
 
 from cldm.evaluate.cases import SceneCase, candidates, find_cases
 from cldm.evaluate.measures import nearest_candidate, order_is_right
-from cldm.evaluate.report import (
-    BACKGROUND,
-    CEILING,
-    COLUMNS,
-    CUTOUT,
-    DEFAULT,
-    FLIPPED,
-    TRUTH,
-    SceneScores,
-    make_tables,
-    ranked,
-    text_tables,
-)  # fmt: skip
+from cldm.evaluate.report import CUTOUT, DEFAULT, SceneScores, make_tables, ranked, text_tables
 from cldm.pipeline import CompositorPipeline, Weights
 from cldm.pretrained import Sampling, load_compositor
 from datasets.pairs import Pair, build_pair
@@ -49,6 +37,9 @@ from ldm.sheet import grid
 logger = logging.getLogger(__name__)
 
 EVERYTHING = Weights()
+BACKGROUND, CEILING = "background left alone", "autoencoder of the truth"  # images by name
+TRUTH, FLIPPED = "true render", "wrong one in front"
+COLUMNS = ("background", "reference", "cut-out", "result", "truth")
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
-"""Fully sharded training (FSDP2): weights, gradients, optimizer and average are split among the devices.
+"""Lightning's checkpoints as folders with the files of `ldm.training`, and fully sharded training (FSDP2).
 
-Checkpoints hold whole tensors, so a run can continue with another number of devices, sharded or not.
+Sharded, weights, gradients, optimizer and average are split among the devices. Checkpoints hold whole
+tensors, so a run can continue with another number of devices, sharded or not.
 """
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from torch import nn
@@ -23,7 +26,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
 from cldm.model import Compositor
-from ldm.training.checkpoints import trained
+from ldm.training.checkpoints import STATE, Layout, read_files, trained, write_checkpoint
 
 # Of what trains: whole tensors, on the CPU of the first device when they are read.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
@@ -97,3 +100,28 @@ def rekeyed(optimizer_state: Mapping[str, Any], new: Mapping[Any, Any]) -> dict[
         {**group, "params": [new[k] for k in group["params"]]} for group in optimizer_state["param_groups"]
     ]
     return {"state": {new[k]: v for k, v in optimizer_state["state"].items()}, "param_groups": groups}
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """All whole checkpoints of a run, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.suffix == "" and (path / STATE).is_file())
+
+
+class SplitCheckpoint(CheckpointIO):
+    """checkpoints/step-00000250/ with weights.safetensors, average.safetensors and state.pt."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "average")}
+        write_checkpoint(Path(path), Layout(), checkpoint["state_dict"], state, checkpoint.get("average"))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The checkpoint as it was given to `save_checkpoint`, on the CPU. Nothing but data is unpickled."""
+        weights, state, average = read_files(Path(path), Layout())
+        return {**state, "state_dict": weights} | ({} if average is None else {"average": average})
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)

@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from diffusers.loaders.single_file_utils import (
     convert_controlnet_checkpoint,
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
+from transformers import DPTForDepthEstimation
 
-from cldm.convert.convert import empty_single
+from cldm.convert.convert import DPT_LARGE
 from cldm.convert.keys import original_pieces, vit_name
 from cldm.convert.plan import UNET, VAE, empty_networks, plan_compositor, plan_single
 from cldm.create import AutoencoderConfig, NetworkConfig
@@ -134,8 +136,8 @@ def test_a_copied_branch_takes_the_encoder_of_the_unet(control, full_size):
                for key in copied)  # fmt: skip
 
 
-def test_dinov2_file_fills_the_encoder():
-    plan = plan_single(empty_single("dinov2"), shapes_only(manifest("dinov2_vitg14")))
+def test_dinov2_file_fills_the_encoder(full_size):
+    plan = plan_single(full_size["image_encoder"], shapes_only(manifest("dinov2_vitg14")))
     origins = plan.parts[""]
     assert len(origins) == 807
     assert not plan.unused
@@ -168,7 +170,8 @@ def test_older_transformers_spelling_is_understood():
 
 
 def test_depth_network_map_is_one_to_one():
-    model = empty_single("dpt")
+    with init_empty_weights(include_buffers=False):
+        model = DPTForDepthEstimation(DPT_LARGE)
     pieces = original_pieces(model)
     assert len(set(pieces.values())) == len(pieces) == 462
     names = {piece.key for piece in pieces.values()}

@@ -20,8 +20,8 @@ from cldm.evaluate.measures import (
     order_is_right,
     pixel_order,
 )  # fmt: skip
-from cldm.evaluate.report import CEILING, CUTOUT, DEFAULT, FLIPPED, TRUTH, SceneScores, ranked
-from cldm.evaluate.run import EvaluateSettings, evaluate
+from cldm.evaluate.report import CUTOUT, DEFAULT, SceneScores, ranked
+from cldm.evaluate.run import CEILING, FLIPPED, TRUTH, EvaluateSettings, evaluate
 from datasets.scenes import sample_scene
 from datasets.scenes.store import StoreSettings, read_options, read_shard, render_shards
 from datasets.sources.rendered import RenderedScenes, shard_files
