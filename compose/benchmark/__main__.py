@@ -22,16 +22,15 @@ from tqdm.auto import tqdm
 
 from compose.benchmark.score import ScoreSettings, score
 from compose.settings import depth_folder
-from datasets.benchmark.draw import draw_cases, read_benchmark_objects
-from datasets.benchmark.manifest import (
+from datasets.benchmark import (
     Instances,
-    Manifest,
-    benchmark_bytes,
     depth_of,
     differing_files,
-    file_hashes,
+    draw_cases,
     file_path,
     read_benchmark,
+    read_benchmark_objects,
+    write_benchmark,
 )
 from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic
@@ -68,9 +67,8 @@ def build(
     """Write the manifest: every object in every background, with box, relation and instruction."""
     concepts = read_benchmark_objects(objects, classes)
     cases = draw_cases(Instances(instances), concepts, backgrounds, seed, sentence)
-    files = file_hashes(cases, {"pictures": images, "objects": objects})
-    manifest = Manifest(f"dreambooth-coco-{len(concepts)}x{backgrounds}", seed, files, cases)
-    write_atomic(out, benchmark_bytes(manifest))
+    name, roots = f"dreambooth-coco-{len(concepts)}x{backgrounds}", {"pictures": images, "objects": objects}
+    files = write_benchmark(out, name, seed, cases, roots).files
     absent = sum(not digest for digest in files.values())
     log.info("%s: %d cases, %d files, %d of them absent and not hashed", out, len(cases), len(files), absent)
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from scipy.stats import wilcoxon
 
-from datasets.benchmark.manifest import BenchmarkCase
+from datasets.benchmark import BenchmarkCase
 from ldm.images import encode_png
 from ldm.metrics.frechet import frechet_distance, kernel_distance
 from ldm.metrics.intervals import centred_interval, format_estimate, mean_interval

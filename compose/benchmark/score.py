@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from cldm.evaluate.measures import order_is_right
 from compose.benchmark.report import Scores, markdown, score_sheet, score_tables
-from datasets.benchmark.manifest import BenchmarkCase, Instances, file_path, read_benchmark
+from datasets.benchmark import BenchmarkCase, Instances, file_path, read_benchmark
 from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator

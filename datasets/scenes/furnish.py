@@ -193,9 +193,17 @@ def size_on(
 
 
 def solid_at(
-    rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequence[Solid], shape: str = ""
+    rng: np.random.Generator,
+    spot: np.ndarray,
+    host: int,
+    solids: Sequence[Solid],
+    shape: str = "",
+    wide: bool = False,
 ) -> Solid:
-    """A random solid whose foot is at spot (2,), on solid `host` or on the floor (-1); any shape if none."""
+    """A random solid whose foot is at spot (2,), on solid `host` or on the floor (-1); any shape if none.
+
+    wide: at times a compound with the finish of that solid, at times a further pattern
+    """
     shape = shape or _SHAPE_NAMES[int(rng.integers(len(SHAPES)))]
     form = SHAPES[shape]
     draw = rng.uniform(form.low, form.high)
@@ -209,38 +217,28 @@ def solid_at(
         axes = tumbled(rng)
     part = Part(form.kind, np.zeros(3), axes, scale * size, float(rng.uniform(*form.param)))
     radius, down, up = extent(part)
-    centre = np.array([*spot, (solids[host].top if host >= 0 else 0.0) + down])
-    part = replace(part, centre=centre)
+    ground = solids[host].top if host >= 0 else 0.0
+    centre = np.array([*spot, ground + down])
+    parts, bottom, top = [replace(part, centre=centre)], float(centre[2] - down), float(centre[2] + up)
     colour = _COLOUR_NAMES[int(rng.integers(len(COLOURS)))]
     pattern = PATTERNS[int(np.searchsorted(_PATTERN_STEPS, rng.random()))]
-    name = " ".join(word for word in (PATTERN_WORDS[pattern], colour, shape) if word)
-    bottom, top = float(centre[2] - down), float(centre[2] + up)
     finish = finish_of(rng, colour, pattern)
-    return Solid(shape, name, (part,), finish, radius, centre, bottom, top, support=host)
-
-
-def wide_solid(rng: np.random.Generator, spot: np.ndarray, host: int, solids: Sequence[Solid]) -> Solid:
-    """A solid as `solid_at` draws it, or a compound with its finish, with a plain or a further pattern."""
-    solid = solid_at(rng, spot, host, solids)
-    if rng.random() < COMPOUND:
+    if wide and rng.random() < COMPOUND:
         shape = list(COMPOUNDS)[int(rng.integers(len(COMPOUNDS)))]
         size = size_on(rng, (0.26, 0.4), host, solids)
-        wide, high = rng.uniform(0.85, 1.15, 2)
-        axes, bottom = upright(rng.uniform(0, 2 * np.pi)), solids[host].top if host >= 0 else 0.0
-        parts = []
+        across, high = rng.uniform(0.85, 1.15, 2)
+        axes, parts = upright(rng.uniform(0, 2 * np.pi)), []
         for kind, half, height in COMPOUNDS[shape]:
-            tall, param = (wide, TUBE) if kind == "torus" else (high, 0.0)
-            centre = np.array([*spot, bottom + height * size * tall])
-            parts.append(Part(kind, centre, axes, np.array(half) * (wide, wide, tall) * size, param))
+            tall, param = (across, TUBE) if kind == "torus" else (high, 0.0)
+            centre = np.array([*spot, ground + height * size * tall])
+            parts.append(Part(kind, centre, axes, np.array(half) * (across, across, tall) * size, param))
         reaches = [extent(part) for part in parts]
         radius = max(reach[0] for reach in reaches)
         top = max(float(part.centre[2] + reach[2]) for part, reach in zip(parts, reaches, strict=True))
-        name = solid.name.removesuffix(solid.shape) + shape
-        centre = np.array([*spot, (bottom + top) / 2])
-        solid = Solid(shape, name, tuple(parts), solid.finish, radius, centre, bottom, top, support=host)
-    if rng.random() < PATTERNED:
+        bottom, centre = ground, np.array([*spot, (ground + top) / 2])
+    if wide and rng.random() < PATTERNED:
         pattern = list(WIDE_PATTERNS)[int(rng.integers(len(WIDE_PATTERNS)))]
         colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
-        name = f"{WIDE_PATTERNS[pattern]} {colour} {solid.shape}"
-        solid = replace(solid, name=name, finish=finish_of(rng, colour, pattern))
-    return solid
+        finish = finish_of(rng, colour, pattern)
+    name = " ".join(word for word in ((PATTERN_WORDS | WIDE_PATTERNS)[pattern], colour, shape) if word)
+    return Solid(shape, name, tuple(parts), finish, radius, centre, bottom, top, support=host)

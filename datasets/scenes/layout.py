@@ -6,12 +6,13 @@ The ranges are chosen for variety, not measured. Legend: m rays of a coarse grid
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from datasets.scenes.describe import Camera, Light, Room, Scene, SceneOptions, SceneRejected, Solid
-from datasets.scenes.furnish import furniture, lamp, room, solid_at, wide_solid
+from datasets.scenes.furnish import furniture, lamp, room, solid_at
 from datasets.scenes.pack import SceneView, pack
 from datasets.scenes.pose import direction, look_at, orbit, outline
 from datasets.scenes.solids import FAR
@@ -51,8 +52,9 @@ def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scen
     camera = camera_of(rng, place, solids, options)
     light = lamp(rng, place)
     count = int(rng.integers(options.objects[0], options.objects[1] + 1))
+    draw = partial(solid_at, wide=options.world == "wide")
     for _ in range(count):
-        added = place_solid(rng, solids, camera, place, wide_solid if options.world == "wide" else solid_at)
+        added = place_solid(rng, solids, camera, place, draw)
         if added is not None:
             solids.append(added)
     movable = [solid for solid in solids if solid.movable]

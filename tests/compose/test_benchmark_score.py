@@ -24,12 +24,10 @@ from compose.benchmark.score import (
     score_case,
     seam,
 )
-from datasets.benchmark.manifest import (
+from datasets.benchmark import (
     Anchor,
     BenchmarkCase,
-    Manifest,
-    benchmark_bytes,
-    file_hashes,
+    write_benchmark,
 )
 from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
 from ldm.files import write_atomic
@@ -79,8 +77,7 @@ class World:
         document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "other"}]}
         write_atomic(home / "instances.json", json.dumps(document).encode())
         roots = {"pictures": home / "pictures", "objects": home / "objects"}
-        self.manifest = Manifest("scenes", 0, file_hashes(cases, roots), tuple(cases))
-        write_atomic(home / "manifest.json", benchmark_bytes(self.manifest))
+        self.manifest = write_benchmark(home / "manifest.json", "scenes", 0, cases, roots)
 
     def settings(self, results: Path, **more: object) -> ScoreSettings:
         home = self.home

@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 from compose.benchmark.__main__ import build_app
-from datasets.benchmark.draw import place_beside, read_benchmark_objects
-from datasets.benchmark.manifest import Instances, depth_of, differing_files, read_benchmark
+from datasets.benchmark import (
+    Instances,
+    depth_of,
+    differing_files,
+    place_beside,
+    read_benchmark,
+    read_benchmark_objects,
+)
 from ldm.files import write_atomic
 from ldm.images import write_png
 from ldm.settings.cli import run_app

@@ -5,24 +5,30 @@ no images and no depth: how far follows from the relation and from the depth map
 (`depth_of`). The same settings and annotation file give the same bytes on every machine.
 """
 
+import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datasets.geometry import Box01, check_box01
-from datasets.sources.readers import json_entry, segment_mask
-from ldm.files import file_sha256, read_json
+from datasets.geometry import Box01, bbox_of_mask, check_box01
+from datasets.sources.readers import alpha_mask, images_in, json_entry, segment_mask, subfolders
+from ldm.files import file_sha256, read_json, write_atomic
+from ldm.settings.schema import nearest
 
 FORMAT = 1
 RELATIONS = ("left of", "right of", "in front of", "behind")
 DEPTH_STEP = 0.1  # depth of an object in front of or behind its anchor, beside that of the anchor; chosen
 ANCHOR_AREA = (0.03, 0.35)  # fraction of the image; chosen: clearly seen, and room beside it
 RIVAL_AREA = 0.01  # another object of its name that is at least so large makes an anchor ambiguous; chosen
+OBJECT_HEIGHT = (0.15, 0.6)  # of the image; chosen
+TRIES = 40  # places tried for an object in an image; chosen
+Sentence = Callable[[str, str, str], str]  # (noun, relation, name of the anchor) -> the instruction
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,16 @@ class Manifest:
     seed: int
     files: dict[str, str]
     cases: tuple[BenchmarkCase, ...]
+
+
+@dataclass(frozen=True)
+class Concept:
+    """An object of the DreamBooth set. aspect: width over height of its cut-out."""
+
+    name: str
+    noun: str
+    views: tuple[str, ...]
+    aspect: float
 
 
 class Instances:
@@ -112,11 +128,91 @@ def depth_of(case: BenchmarkCase, anchor_mask: np.ndarray, depth_01: np.ndarray)
     return round(min(max(depth, 0.0), 1.0), 4)
 
 
-def file_hashes(cases: Sequence[BenchmarkCase], roots: Mapping[str, Path]) -> dict[str, str]:
-    """Every file that the cases read, such as "pictures/1.jpg" -> its SHA-256, "" when it is absent."""
-    names = {f"pictures/{case.background}" for case in cases}
-    names |= {f"objects/{case.object}/{case.view}" for case in cases}
-    return {name: _sha256(name, roots) for name in sorted(names)}
+def read_benchmark_objects(folder: Path, classes: Path | None) -> list[Concept]:
+    """Sub-folders of cut-outs with transparency.
+
+    classes: JSON of concept -> noun; without it the noun is the folder's name without digits.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"objects: there is no folder {folder}")
+    nouns: dict[str, str] = read_json(classes) if classes else {}
+    concepts = []
+    for concept in subfolders(folder):
+        views = images_in(concept, (".png",))
+        if views:
+            noun = nouns.get(concept.name) or re.sub(r"\d+", "", concept.name).replace("_", " ").strip()
+            x0, y0, x1, y1 = bbox_of_mask(alpha_mask(views[0]))
+            names = tuple(view.name for view in views)
+            concepts.append(Concept(concept.name, noun, names, (x1 - x0) / (y1 - y0)))
+    if not concepts:
+        raise ValueError(f"objects: {folder} holds no folders of PNG cut-outs")
+    return concepts
+
+
+def place_beside(anchor: Anchor, relation: str, shape: float, rng: np.random.Generator) -> Box01 | None:
+    """A box in that relation to the anchor, or None where it would leave the image.
+
+    shape: width over height of the object in fractions of this image. In 2D: beside it on the same foot
+    line; in front lower and overlapping; behind higher and overlapping.
+    """
+    x0, y0, x1, y1 = anchor.box01_xyxy
+    tall = min(max((y1 - y0) * rng.uniform(0.6, 1.0), OBJECT_HEIGHT[0]), OBJECT_HEIGHT[1])
+    wide = tall * shape
+    gap, shift = rng.uniform(0.01, 0.05), rng.uniform(-0.4, 0.4) * (x1 - x0)
+    middle, foot = (x0 + x1) / 2 + shift, y1
+    if relation == "left of":
+        middle = x0 - gap - wide / 2
+    elif relation == "right of":
+        middle = x1 + gap + wide / 2
+    elif relation == "in front of":
+        foot = y1 + rng.uniform(0.05, 0.15)
+    elif relation == "behind":
+        foot = y1 - rng.uniform(0.2, 0.5) * (y1 - y0)
+    else:
+        raise ValueError(nearest(relation, RELATIONS, "relation"))
+    corners = middle - wide / 2, foot - tall, middle + wide / 2, foot
+    rounded = tuple(round(value, 4) for value in corners)
+    return check_box01(rounded) if min(rounded) >= 0 and max(rounded) <= 1 else None
+
+
+def draw_cases(
+    instances: Instances, concepts: Sequence[Concept], backgrounds: int, seed: int, sentence: Sentence
+) -> tuple[BenchmarkCase, ...]:
+    """Every object in every one of `backgrounds` images, drawn among those where all objects fit."""
+    images = [image for image in sorted(instances.images) if instances.anchors(image)]
+    cases: list[BenchmarkCase] = []
+    taken = 0
+    for position in np.random.default_rng(seed).permutation(len(images)):
+        if taken == backgrounds:
+            break
+        record, anchors = instances.images[images[position]], instances.anchors(images[position])
+        background, fitting = str(record["file_name"]), []
+        for concept in concepts:
+            text = f"{seed} {background} {concept.name}"
+            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
+            shape = concept.aspect * record["height"] / record["width"]
+            view = concept.views[int(rng.integers(len(concept.views)))]
+            for _ in range(TRIES):
+                anchor = anchors[int(rng.integers(len(anchors)))]
+                relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
+                box = place_beside(anchor, relation, shape, rng)
+                if box is not None:
+                    name = f"{Path(background).stem}_{concept.name}"
+                    words = sentence(concept.noun, relation, anchor.name)
+                    case = BenchmarkCase(name, background, concept.name, view, relation, anchor, box, words)
+                    fitting.append(case)
+                    break
+            else:  # the object fits nowhere in this image
+                break
+        if len(fitting) == len(concepts):
+            cases += fitting
+            taken += 1
+    if taken < backgrounds:
+        raise ValueError(
+            f"{instances.path} has {taken} images where every object fits beside a named object, "
+            f"{backgrounds} were asked for"
+        )
+    return tuple(sorted(cases, key=lambda case: case.id))
 
 
 def file_path(name: str, roots: Mapping[str, Path]) -> Path:
@@ -138,12 +234,17 @@ def differing_files(manifest: Manifest, roots: Mapping[str, Path]) -> Iterator[t
             yield name, "missing" if not actual else "differs" if expected else "not hashed"
 
 
-def benchmark_bytes(manifest: Manifest) -> bytes:
-    """The file: JSON, one case a line."""
-    head = {"format": FORMAT, "name": manifest.name, "seed": manifest.seed, "files": manifest.files}
-    text = json.dumps(head, indent=1)
-    cases = ",\n".join(f"  {json.dumps(asdict(case))}" for case in manifest.cases)
-    return f'{text[:-2]},\n "cases": [\n{cases}\n ]\n}}\n'.encode()
+def write_benchmark(
+    path: Path, name: str, seed: int, cases: Sequence[BenchmarkCase], roots: Mapping[str, Path]
+) -> Manifest:
+    """Write the manifest of the cases, JSON with one case a line; an absent file has no hash."""
+    names = {f"pictures/{case.background}" for case in cases}
+    names |= {f"objects/{case.object}/{case.view}" for case in cases}
+    files = {name: _sha256(name, roots) for name in sorted(names)}
+    text = json.dumps({"format": FORMAT, "name": name, "seed": seed, "files": files}, indent=1)
+    lines = ",\n".join(f"  {json.dumps(asdict(case))}" for case in cases)
+    write_atomic(path, f'{text[:-2]},\n "cases": [\n{lines}\n ]\n}}\n'.encode())
+    return Manifest(name, seed, files, tuple(cases))
 
 
 def read_benchmark(path: Path) -> Manifest:

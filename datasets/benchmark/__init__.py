@@ -1,1 +1,0 @@
-"""The manifest of the open benchmark of composites."""
