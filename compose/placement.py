@@ -7,6 +7,7 @@ A locator is a folder with a vision-language model (`llava_bifrost.predict`), or
 import json
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from datasets.relations import Place
 from ldm.files import file_sha256, hash_folder
 from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import InstructionError, Request, parse_instruction
-from llava_bifrost.placement.anchors import as_json, detect_anchors, read_anchors
+from llava_bifrost.placement.anchors import as_json, known_anchors
 from llava_bifrost.placement.placer import Item, place_object
 
 logger = logging.getLogger(__name__)
@@ -108,23 +109,19 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
         if name == GEOMETRIC:
             raise
         request = None
-    # Places of other objects: those of the anchors file, and what the detector finds of the rest.
-    anchors = {} if settings.anchors is None else read_anchors(settings.anchors, depth_01)
-    names = () if request is None else ((request.target,) if request.replace else request.anchors)
-    missing = [anchor for anchor in names if anchor not in anchors]
-    if missing and settings.detector is not None:
-        detector = models.detector(settings.detector)
-        anchors |= detect_anchors(detector, missing, background_u8, depth_01, settings.sam)
-    elif missing and name == GEOMETRIC:
-        remedy = f'give --anchors FILE.json ({{"{missing[0]}": {{"box": [x1, y1, x2, y2]}}}})'
-        if settings.anchors is not None:
-            remedy = f"{settings.anchors} names {', '.join(anchors)}; add it there,"
-        absent = " and the ".join(missing)
-        raise ValueError(
-            f"--locator geometric does not know where the {absent} is: {remedy} or give --detector FOLDER"
-        )
+    detector = None if settings.detector is None else partial(models.detector, settings.detector)
+    anchors = known_anchors(request, settings.anchors, detector, background_u8, depth_01, settings.sam)
     if name == GEOMETRIC:
         assert request is not None  # the geometric locator refuses what it cannot take apart
+        missing = [other for other in request.named if other not in anchors]
+        if missing:
+            remedy = f'give --anchors FILE.json ({{"{missing[0]}": {{"box": [x1, y1, x2, y2]}}}})'
+            if settings.anchors is not None:
+                remedy = f"{settings.anchors} names {', '.join(anchors)}; add it there,"
+            absent = " and the ".join(missing)
+            raise ValueError(
+                f"--locator geometric does not know where the {absent} is: {remedy} or give --detector FOLDER"
+            )
         x0, y0, x1, y1 = bbox_of_mask(sources.cut)
         item = Item((x1 - x0) / (y1 - y0), settings.relative_size)
         candidates = place_object(request, anchors, depth_01, item=item, candidates=settings.candidates)

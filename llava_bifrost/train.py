@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from torch.utils.data import Dataset
 
 from datasets.geometry import iou
 from ldm.device import DTYPES
@@ -35,10 +36,10 @@ from ldm.mllm.training import (
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting, write_config
 from ldm.training.fit import FitConfig, Task, fit, make_accelerator
-from llava_bifrost.dataset import LocatorData, LocatorRecord, question_of, read_records
+from llava_bifrost.build_dataset.records import LocatorRecord, read_records
 from llava_bifrost.language.answer import AnswerError, Location, satisfies
-from llava_bifrost.language.codec import CODECS, frame_of
-from llava_bifrost.language.instruction import FORMATS
+from llava_bifrost.language.codec import CODECS, Codec, frame_of
+from llava_bifrost.language.instruction import FORMATS, make_question
 from llava_bifrost.locator import CONFIG, Locator, LocatorConfig, read_locator_config
 from llava_bifrost.model import save_locator
 
@@ -81,6 +82,27 @@ class TrainConfig:
             raise ValueError(f"dtype={self.dtype} needs fit.precision={self.dtype}, got {self.fit.precision}")
 
 
+class LocatorData(Dataset[ChatExample]):
+    """Records as questions and answers in the words of a codec; images are read when they are needed."""
+
+    def __init__(self, records: list[LocatorRecord], codec: Codec, processor: Any) -> None:
+        self.records, self.codec, self.processor = records, codec, processor
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> ChatExample:
+        record = self.records[index]
+        image = read_image(record.image)
+        answer = self.codec.encode(record.location, frame_of(self.processor, image.size))
+        return ChatExample(image.rgb_u8, question_of(record, self.codec), answer)
+
+
+def question_of(record: LocatorRecord, codec: Codec) -> str:
+    """The question in the codec's answer format; a question that is not understood stays as it is."""
+    return record.question if record.request is None else make_question(record.request, codec.fmt)
+
+
 def fine_tune_locator(config: TrainConfig) -> None:
     """Train a locator from a vision-language model, check its answers; the same command again continues."""
     accelerator = make_accelerator(config.fit, config.out)
@@ -121,10 +143,27 @@ def fine_tune_locator(config: TrainConfig) -> None:
         whole.config.use_cache = True
         save_locator(whole, processor, answers, config.out / "model")
         log.info("wrote %s", config.out / "model")
-    if config.checked:
-        locator = Locator(Mllm(whole, processor, config.out), answers)
-        report = check_answers(locator, (held_out or records)[: config.checked])
-        write_json(config.out / "check.json", report)
+    if not config.checked:
+        return
+    # Free answers that do not parse are a warning: constrained decoding repairs the form, not the training.
+    locator, chosen = (
+        Locator(Mllm(whole, processor, config.out), answers),
+        (held_out or records)[: config.checked],
+    )
+    questions = [question_of(record, codec) for record in chosen]
+    free, images = free_answers(locator, chosen), [read_image(record.image).rgb_u8 for record in chosen]
+    report = [
+        {"id": record.id, "asked": question, "free": text, "parses": location is not None,
+         "constrained": candidate.text}
+        for record, question, (text, location), candidate
+        in zip(chosen, questions, free, locator.answer(images, questions), strict=True)
+    ]  # fmt: skip
+    good = sum(location is not None for _, location in free)
+    log.info("%d of %d free answers parse, all constrained ones do", good, len(free))
+    if good < len(free):
+        log.warning("free answers that do not parse: train longer, or look at check.json")
+    result = {"answered": len(chosen), "free_answers_that_parse": good, "answers": report}
+    write_json(config.out / "check.json", result)
 
 
 def locator_config(config: TrainConfig, family: str) -> LocatorConfig:
@@ -163,28 +202,6 @@ def measure_free_answers(
         "depth_error": float(np.mean(errors)),
         "satisfied": float(np.mean(held)) if held else float("nan"),
     }
-
-
-def check_answers(locator: Locator, records: Sequence[LocatorRecord]) -> dict[str, Any]:
-    """Answer a few records freely and constrained; the report for check.json.
-
-    Free answers that do not parse are a warning: constrained decoding repairs the form, not the training.
-    ValueError if even a constrained answer cannot be read.
-    """
-    free = free_answers(locator, records)
-    images = [read_image(record.image).rgb_u8 for record in records]
-    questions = [question_of(record, locator.codec) for record in records]
-    report = [
-        {"id": record.id, "asked": question, "free": text, "parses": location is not None,
-         "constrained": candidate.text}
-        for record, question, (text, location), candidate
-        in zip(records, questions, free, locator.answer(images, questions), strict=True)
-    ]  # fmt: skip
-    good = sum(location is not None for _, location in free)
-    log.info("%d of %d free answers parse, all constrained ones do", good, len(free))
-    if good < len(free):
-        log.warning("free answers that do not parse: train longer, or look at check.json")
-    return {"answered": len(records), "free_answers_that_parse": good, "answers": report}
 
 
 def free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> list[tuple[str, Location | None]]:

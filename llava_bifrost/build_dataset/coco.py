@@ -23,7 +23,6 @@ from ldm.files import hash_folder, read_json
 from ldm.images import read_image
 from ldm.settings.config import to_plain
 from llava_bifrost.build_dataset import published
-from llava_bifrost.build_dataset.files import build_questions
 from llava_bifrost.build_dataset.objects import (
     Photograph,
     Removal,
@@ -138,8 +137,3 @@ class CocoSource:
             except (Rejected, ValueError) as error:
                 prepared.drop(error)
         return removals
-
-
-def build_coco(settings: CocoBuild) -> None:
-    """Questions from photographs with instance annotations, one object of each removed."""
-    build_questions(CocoSource(settings), settings)

@@ -15,7 +15,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,13 +30,14 @@ from ldm.images import encode_png
 from ldm.journal import append_line, in_order, read_lines
 from ldm.settings.config import CheckedSettings, check_settings, setting
 from ldm.shards import shard_of
-from llava_bifrost.build_dataset.records import Built, check_record, make_record, statistics
+from llava_bifrost.build_dataset.records import IMAGE, Built, make_record, statistics
 from llava_bifrost.language.instruction import FORMATS
 
 log = logging.getLogger(__name__)
 
 RECIPE, DATASET, STATISTICS = "recipe.json", "dataset.json", "statistics.json"
 JPEG_QUALITY = 95
+PRINTED = 12  # entries of one statistic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,31 +76,15 @@ class QuestionSource(Protocol):
     def finish(self, prepared: Any) -> list[Built]: ...
 
 
-def merge_shards(settings: MergeShardsSettings) -> None:
-    """Put the shards of several machines together; refuses while some are missing."""
-    _report(settings.out, merge(settings.out))
-
-
-def _report(out: Path, report: dict[str, Any], most: int = 12) -> None:
-    """Print the statistics as short lines, at most `most` entries of each."""
-    for name, value in report.items():
-        line = str(value)
-        if isinstance(value, dict):
-            parts = [f"{re.sub(' +', ' ', str(key))} {count}" for key, count in list(value.items())[:most]]
-            parts += [f"... ({len(value)} in all)"] if len(value) > most else []
-            line = ", ".join(parts) or "-"
-        typer.echo(f"{name:<24}{line}")
-    log.info("data set:   %s\nstatistics: %s", out / DATASET, out / STATISTICS)
-    if not report["samples"]:
-        log.warning("no item gave a sample; see `dropped` above for the reasons")
-
-
-def build_questions(source: QuestionSource, settings: OutputSettings) -> tuple[int, dict[str, Any] | None]:
+def build_questions(
+    make_source: Callable[[Any], QuestionSource], settings: OutputSettings
+) -> dict[str, Any] | None:
     """Build this run's shard and log the result: what the commands `coco` and `scenes` do.
 
-    returns: items built now, and the statistics of the finished data set; None for one shard of several
+    make_source: the items that the settings describe
+    returns: the statistics of the finished data set; None for one shard of several
     """
-    start = time.perf_counter()
+    source, start = make_source(settings), time.perf_counter()
     shard, shards = shard_of(settings.shard)
     names, size = source.names, source.chunk
     output = {"format": settings.format, "decimals": settings.decimals, "seed": settings.seed}
@@ -122,37 +107,33 @@ def build_questions(source: QuestionSource, settings: OutputSettings) -> tuple[i
     with tqdm(total=total, initial=total - left, desc="building", unit="item", disable=None) as bar:
         for prepared in in_order(source.prepare, todo, workers=1):  # while the networks of `finish` run
             for built in source.finish(prepared):
-                if built.name not in done:
-                    append_item(settings, path, built)
-                    count += 1
                 bar.update()
-    report = merge(settings.out) if shards == 1 else None
+                if built.name in done:
+                    continue
+                for name, rgb_u8 in {sample.image: sample.rgb_u8 for sample in built.samples}.items():
+                    buffer = io.BytesIO()
+                    if not name.endswith(".png"):
+                        Image.fromarray(np.ascontiguousarray(rgb_u8)).save(
+                            buffer, "JPEG", quality=JPEG_QUALITY
+                        )
+                    write_atomic(settings.out / "images" / name, buffer.getvalue() or encode_png(rgb_u8))
+                records = [
+                    make_record(sample, settings.format, settings.decimals) for sample in built.samples
+                ]
+                append_line(path, {"item": built.name, "records": records, "dropped": list(built.dropped)})
+                count += 1
     seconds = time.perf_counter() - start
     log.info("%d items in %.1f s, %.2f per second", count, seconds, count / max(seconds, 1e-9))
-    if report is None:
-        merge_command = f"python -m llava_bifrost.build_dataset merge --out {settings.out}"
-        log.info("shard %s is done; `%s` when all are", settings.shard, merge_command)
-    else:
-        _report(settings.out, report)
-    return count, report
+    if shards == 1:
+        return merge_shards(MergeShardsSettings(settings.out))
+    merge_command = f"python -m llava_bifrost.build_dataset merge --out {settings.out}"
+    log.info("shard %s is done; `%s` when all are", settings.shard, merge_command)
+    return None
 
 
-def append_item(settings: OutputSettings, path: Path, built: Built) -> None:
-    """Write the images of one item as PNG or JPEG, by the ending of their names, then its line."""
-    for name, rgb_u8 in {sample.image: sample.rgb_u8 for sample in built.samples}.items():
-        buffer = io.BytesIO()
-        if not name.endswith(".png"):
-            Image.fromarray(np.ascontiguousarray(rgb_u8)).save(buffer, "JPEG", quality=JPEG_QUALITY)
-        write_atomic(settings.out / "images" / name, buffer.getvalue() or encode_png(rgb_u8))
-    records = [make_record(sample, settings.format, settings.decimals) for sample in built.samples]
-    append_line(path, {"item": built.name, "records": records, "dropped": list(built.dropped)})
-
-
-def merge(out: Path) -> dict[str, Any]:
-    """Make the final files of all parts; returns the statistics.
-
-    ValueError names the shards that are not finished. Leftovers of killed runs are removed.
-    """
+def merge_shards(settings: MergeShardsSettings) -> dict[str, Any]:
+    """Put the shards of several machines together; refuses while some are missing."""
+    out = settings.out
     if not (out / RECIPE).is_file():
         raise ValueError(f"{out} holds no data set: there is no {RECIPE}")
     parts = sorted((out / "parts").glob("shard-*-of-*.jsonl"))
@@ -163,11 +144,25 @@ def merge(out: Path) -> dict[str, Any]:
         raise ValueError(f"{out}: {len(lines)} of {expected} items are built (parts: {there}); run the rest")
     ordered = [lines[item] for item in sorted(lines)]
     records = [record for line in ordered for record in line["records"]]
-    for record in records:
-        check_record(record)
+    for record in records:  # a model that is asked without its image learns nothing
+        question = record["conversations"][0]["value"]
+        if not question.startswith(f"{IMAGE}\n") or question.count(IMAGE) != 1:
+            raise ValueError(
+                f"record {record['id']}: a question must begin with one {IMAGE}, got {question!r}"
+            )
     report = statistics(records, (reason for line in ordered for reason in line["dropped"]), expected)
     body = ",\n".join(json.dumps(record) for record in records)
     write_all_atomic({out / DATASET: f"[\n{body}\n]\n".encode(), out / STATISTICS: json_bytes(report)})
     for leftover in (out / "images").glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
+    for name, value in report.items():
+        line = str(value)
+        if isinstance(value, dict):
+            parts = [f"{re.sub(' +', ' ', str(key))} {count}" for key, count in list(value.items())[:PRINTED]]
+            parts += [f"... ({len(value)} in all)"] if len(value) > PRINTED else []
+            line = ", ".join(parts) or "-"
+        typer.echo(f"{name:<24}{line}")
+    log.info("data set:   %s\nstatistics: %s", out / DATASET, out / STATISTICS)
+    if not report["samples"]:
+        log.warning("no item gave a sample; see `dropped` above for the reasons")
     return report

@@ -1,24 +1,35 @@
-"""Samples of the locator's training data and the LLaVA conversation records made of them.
+"""The locator's training data: samples, and the LLaVA conversation records that are written and read.
 
     {"id": ..., "image": "000123_0.jpg", "conversations": [{"from": "human", "value": "<image>\\nPlace ..."},
      {"from": "gpt", "value": "[x1, y1, x2, y2], d."}], "meta": {...}}
 
-"image" is relative to the folder images/ beside the JSON file. meta: request, box01_xyxy, depth, far, near,
-anchors (name -> box01_xyxy, d, far, near), kind ("place" or "replace"), source, and facts of the source.
+Images lie in images/ beside the JSON file, or beside it. meta: request, box01_xyxy, depth, far, near, anchors
+(name -> box01_xyxy, d, far, near), kind ("place" or "replace"), source, and facts of the source; files of
+others need none. A record without `<image>` would train a model that never sees the image, as the published
+builder's did; it is refused.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets.relations import Place
-from llava_bifrost.dataset import IMAGE
-from llava_bifrost.language.answer import Location, format_answer
-from llava_bifrost.language.instruction import PHRASES, Request, make_question
+from ldm.files import read_json
+from llava_bifrost.language.answer import Location, format_answer, parse_answer
+from llava_bifrost.language.instruction import (
+    PHRASES,
+    InstructionError,
+    Request,
+    make_question,
+    parse_instruction,
+)
 
+IMAGE = "<image>"
 DIGITS = 5  # of the numbers in meta
 AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)  # bins of the statistics, fraction of the image
 DEPTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -84,11 +95,58 @@ def make_record(sample: Sample, fmt: str, decimals: int) -> dict[str, Any]:
     }
 
 
-def check_record(record: Mapping[str, Any]) -> None:
-    """Refuse a record that would train a model without images: a question shows one image, first."""
-    question = record["conversations"][0]["value"]
-    if not question.startswith(f"{IMAGE}\n") or question.count(IMAGE) != 1:
-        raise ValueError(f"record {record['id']}: the question must begin with one {IMAGE}, got {question!r}")
+@dataclass(frozen=True)
+class LocatorRecord:
+    """One example. question: without the image token. anchors: places by name, where the file has them."""
+
+    id: str
+    image: Path
+    question: str
+    location: Location
+    request: Request | None = None
+    anchors: Mapping[str, Place] = field(default_factory=dict)
+
+
+def read_records(path: Path) -> list[LocatorRecord]:
+    """All records of a file. ValueError names the record that is wrong, and an image that is missing."""
+    values = read_json(path, list)
+    if not values:
+        raise ValueError(f"{path}: must hold a list of LLaVA conversation records")
+    records = []
+    for number, value in enumerate(values):
+        name = str(value.get("id", number) if isinstance(value, Mapping) else number)
+        try:
+            try:
+                question, answer = (turn["value"] for turn in value["conversations"][:2])
+                image, meta = str(value["image"]), value.get("meta") or {}
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise ValueError("needs id, image and two conversations (human, gpt)") from None
+            if question.count(IMAGE) != 1:
+                raise ValueError(
+                    f"its question holds {question.count(IMAGE)} {IMAGE}, it needs one, "
+                    "or the model would learn to answer without looking"
+                )
+            folders = (path.parent / "images", path.parent)
+            files = [folder / image for folder in folders if (folder / image).is_file()]
+            if not files:
+                raise ValueError(f"image {image} is neither in {folders[0]} nor in {folders[1]}")
+            question = " ".join(question.replace(IMAGE, " ").split())
+            if "box01_xyxy" in meta and "depth" in meta:  # the exact place, else what the answer says
+                extent = meta.get("far"), meta.get("near")
+                location = Location(tuple(meta["box01_xyxy"]), meta["depth"], *extent)
+            else:
+                location = parse_answer(answer)
+            request, parts = None, meta.get("request")
+            with suppress(InstructionError):
+                request = parse_instruction(question) if parts is None else Request(
+                    parts["target"], parts.get("relations", ()), bool(parts.get("replace"))
+                )  # fmt: skip
+            anchors = {key: Place(tuple(place["box01_xyxy"]), place["d"], place["far"], place["near"])
+                       for key, place in meta.get("anchors", {}).items()}  # fmt: skip
+            records.append(LocatorRecord(name, files[0], question, location, request, anchors))
+        except ValueError as error:
+            raise ValueError(f"{path}: record {name}: {error}") from error
+    return records
 
 
 def statistics(records: Sequence[Mapping[str, Any]], dropped: Iterable[str], items: int) -> dict[str, Any]:

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.relations import DEPTH_STEP, Place
-from datasets.scenes.batch import SceneFacts
-from datasets.scenes.describe import SceneOptions
+from datasets.relations import DEPTH_STEP
 from datasets.scenes.store import SCENES_PER_SHARD, Shard, read_facts, read_options, read_shard
 from datasets.sources.readers import folder
 from datasets.sources.rendered import shard_files
 from ldm.settings.config import setting, to_plain
-from llava_bifrost.build_dataset.files import OutputSettings, build_questions
+from llava_bifrost.build_dataset.files import OutputSettings
 from llava_bifrost.build_dataset.records import Built, Sample, rounded_place
 from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
 from llava_bifrost.language.answer import Location, satisfies
@@ -26,6 +24,7 @@ from llava_bifrost.worlds.questions import place_questions
 from llava_bifrost.worlds.world import world_of
 
 TRIES = 4  # per question: the same sentence is not asked twice; chosen
+SCENE_NAME = "{:014d}"  # of the item and its images; sorts like the seeds
 DECISIVE = ("questions", "replace", "placements", "visible", "area", "relations")
 
 
@@ -60,7 +59,7 @@ class SceneSource:
         self.options = read_options(self.files[0])
         if settings.placements and self.options.window != "full":
             raise ValueError(f"placements: {settings.scenes} shows parts of scenes; set placements to 0")
-        self.names = [scene_name(fact.seed) for scenes in facts for fact in scenes]
+        self.names = [SCENE_NAME.format(fact.seed) for scenes in facts for fact in scenes]
         plain, seeds = to_plain(settings), [scenes[0].seed for scenes in facts]
         self.recipe = {"source": "scenes", "seeds": seeds, **{key: plain[key] for key in DECISIVE}}
 
@@ -68,73 +67,54 @@ class SceneSource:
         return read_shard(self.files[indices[0] // SCENES_PER_SHARD])
 
     def finish(self, prepared: Shard) -> list[Built]:
-        scenes = zip(prepared.facts, prepared.image_u8, prepared.without_u8, strict=True)
-        return [scene_questions(*scene, self.options, self.settings) for scene in scenes]
-
-
-def build_scenes(settings: ScenesBuild) -> None:
-    """Questions from rendered scenes, exact."""
-    build_questions(SceneSource(settings), settings)
-
-
-def scene_name(seed: int) -> str:
-    """Of the item and its images; sorts like the seeds."""
-    return f"{seed:014d}"
-
-
-def solid_place(fact: SceneFacts, index: int) -> Place:
-    """Where a solid is, to the digits of the metadata."""
-    return rounded_place(fact.boxes01[index], *fact.depths[index])
-
-
-def scene_questions(
-    fact: SceneFacts,
-    image_u8: np.ndarray,
-    without_u8: np.ndarray,
-    options: SceneOptions,
-    settings: ScenesBuild,
-) -> Built:
-    """Place questions on the scene without the removed solid, Replace questions on the whole scene, and Place
-    questions about objects that the scene never had.
-
-    image_u8, without_u8: (h, w, 3)
-    """
-    rng, name = np.random.default_rng((settings.seed, fact.seed)), scene_name(fact.seed)
-    image, target = f"{name}_without.png", fact.names[fact.removed]
-    named = [index for index in range(len(fact.names))
-             if fact.visible[index] >= settings.visible and fact.area[index] >= settings.area]  # fmt: skip
-    anchors = {fact.names[index]: solid_place(fact, index) for index in named if index != fact.removed}
-    known: dict[str, frozenset[str]] = {}
-    for anchor in anchors:
-        pair = (fact.removed, fact.names.index(anchor))
-        words = {word for a, word, b in fact.relations if (a, b) == pair}
-        known[anchor] = frozenset(
-            words | ({"above"} if "on" in words else set())
-        )  # what stands is also above
-    there = solid_place(fact, fact.removed)
-    facts = true_facts([there], anchors, settings.relations, known)
-    requests: dict[Request, None] = {}  # different ones, in their order
-    for _ in range(TRIES * settings.questions if facts else 0):
-        if len(requests) == settings.questions:
-            break
-        chosen = choose_facts(facts, settings.relations.most, rng)
-        requests[word_request(target, chosen, rng)] = None
-    samples = []
-    for count, request in enumerate(requests):
-        places, where = {anchor: anchors[anchor] for anchor in request.anchors}, Location.of(there)
-        samples.append(Sample(f"{name}-{count}", image, without_u8, request, where, places, "scenes"))
-    free = [index for index in named if fact.movable[index]]
-    for count, index in enumerate(rng.permutation(free)[: settings.replace]):
-        where, request = Location.of(solid_place(fact, int(index))), Request(fact.names[index], replace=True)
-        samples.append(Sample(f"{name}-r{count}", f"{name}.png", image_u8, request, where, {}, "scenes"))
-    if settings.placements:
-        world = world_of(fact, options).without(fact.removed)
-        rng = np.random.default_rng((settings.seed, fact.seed, 1))
-        for count, question in enumerate(place_questions(world, rng, settings.placements)):
-            request, where = question.request, question.answer
-            places = {fact.names[index]: solid_place(fact, index) for index in question.named}
-            if all(satisfies(where, request, places).values()):  # also to the digits that are stored
+        """Place questions on the scenes without their removed solids, Replace questions on the whole scenes,
+        and Place questions about objects that the scenes never had."""
+        settings, items = self.settings, []
+        for fact, image_u8, without_u8 in zip(
+            prepared.facts, prepared.image_u8, prepared.without_u8, strict=True
+        ):
+            rng, name = np.random.default_rng((settings.seed, fact.seed)), SCENE_NAME.format(fact.seed)
+            image, target = f"{name}_without.png", fact.names[fact.removed]
+            named = [index for index, visible in enumerate(fact.visible)
+                     if visible >= settings.visible and fact.area[index] >= settings.area]  # fmt: skip
+            solids = {index: rounded_place(box, *fact.depths[index])  # those that the image shows
+                      for index, box in enumerate(fact.boxes01) if box[2]}  # fmt: skip
+            anchors = {fact.names[index]: solids[index] for index in named if index != fact.removed}
+            known: dict[str, frozenset[str]] = {}
+            for anchor in anchors:
+                pair = (fact.removed, fact.names.index(anchor))
+                words = {word for a, word, b in fact.relations if (a, b) == pair}
+                known[anchor] = frozenset(words | ({"above"} if "on" in words else set()))
+            facts = true_facts([solids[fact.removed]], anchors, settings.relations, known)
+            requests: dict[Request, None] = {}  # different ones, in their order
+            for _ in range(TRIES * settings.questions if facts else 0):
+                if len(requests) == settings.questions:
+                    break
+                chosen = choose_facts(facts, settings.relations.most, rng)
+                requests[word_request(target, chosen, rng)] = None
+            samples = []
+            for count, request in enumerate(requests):
+                places = {anchor: anchors[anchor] for anchor in request.anchors}
+                where = Location.of(solids[fact.removed])
+                samples.append(Sample(f"{name}-{count}", image, without_u8, request, where, places, "scenes"))
+            free = [index for index in named if fact.movable[index]]
+            for count, index in enumerate(rng.permutation(free)[: settings.replace]):
+                where, request = Location.of(solids[int(index)]), Request(fact.names[index], replace=True)
                 samples.append(
-                    Sample(f"{name}-n{count}", image, without_u8, request, where, places, "scenes")
+                    Sample(f"{name}-r{count}", f"{name}.png", image_u8, request, where, {}, "scenes")
                 )
-    return Built(name, samples, [] if requests else ["no relation: no solid that is seen is related"])
+            questions = []
+            if settings.placements:
+                world = world_of(fact, self.options).without(fact.removed)
+                rng = np.random.default_rng((settings.seed, fact.seed, 1))
+                questions = place_questions(world, rng, settings.placements)
+            for count, question in enumerate(questions):
+                request, where = question.request, question.answer
+                places = {fact.names[index]: solids[index] for index in question.named}
+                if all(satisfies(where, request, places).values()):  # also to the digits that are stored
+                    samples.append(
+                        Sample(f"{name}-n{count}", image, without_u8, request, where, places, "scenes")
+                    )
+            dropped = [] if requests else ["no relation: no solid that is seen is related"]
+            items.append(Built(name, samples, dropped))
+        return items

@@ -1,23 +1,41 @@
-"""What is right about one answer: rules of the instruction, of the room, and distance from one right answer.
+"""What is right about one answer: rules of the instruction, of the room, and distance from one right answer;
+and of many: a text table of their means with intervals, a sheet of images.
 
 An answer that cannot be read is wrong in every rule, IoU 0, L1 and depth error 1; it is never left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from datasets.geometry import iou
 from datasets.relations import Place
-from llava_bifrost.language.answer import Location, satisfies
-from llava_bifrost.language.instruction import PHRASES, Request
+from ldm.images import encode_png
+from ldm.metrics.intervals import Estimate
+from ldm.sheet import grid
+from llava_bifrost.draw import draw_candidates
+from llava_bifrost.language.answer import Candidate, Location, satisfies
+from llava_bifrost.language.instruction import PHRASES, Request, make_instruction
 from llava_bifrost.worlds.world import SHAPE_NAMES, World
 
 GROUND = 0.03  # of the image: contact point and ground agree this well; chosen
 SIZE = 0.25  # a side may differ by this fraction from that of the typical solid; chosen
 TOUCH = 0.04  # metres that the cylinders around two solids may overlap: the solids are slimmer; chosen
 ORDERED = {"in front of": 1, "behind": -1}
+COLUMNS = {
+    "valid": "valid", "relations": "relation", "in_frame": "frame", "free": "free", "ground": "ground",
+    "size": "size", "order": "order", "iou": "IoU", "box_l1": "L1", "centre": "centre",
+    "depth_error": "d MAE", "parsed": "parsed",
+}  # fmt: skip
+PUBLISHED = {
+    "published_box_mse": "BBox MSE", "published_iou": "BBox IoU (+1 convention, share above 0.5)",
+    "published_depth_mse": "Depth MSE",
+}  # fmt: skip
+CELL, ROW = 300, 4  # pixels, images in a row of the sheet
+
+Measures = dict[str, float]
+Table = dict[str, dict[str, Estimate]]  # row -> measure -> number
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +52,6 @@ class LocatorCase:
     @property
     def kind(self) -> str:
         return "replace" if self.request.replace else "place"
-
-
-Measures = dict[str, float]
 
 
 def measure_answer(case: LocatorCase, where: Location | None) -> Measures:
@@ -101,3 +116,51 @@ def published(where: Location, ground_truth: Location) -> Measures:
         "published_iou": float(inner / (sum(areas) - inner) > 0.5),
         "published_depth_mse": (where.depth - ground_truth.depth) ** 2,
     }
+
+
+def format_table(title: str, table: Table) -> str:
+    """A table of the main measures, the intervals of its first row, one of single relations, and the three
+    numbers of the paper's Table 2, as its code computes them."""
+    lines = [f"{title:44}{'n':>6}" + "".join(f"{short:>9}" for short in COLUMNS.values())]
+    for name, measures in table.items():
+        cells = "".join(
+            f"{measures[key]['mean']:9.3f}" if key in measures else f"{'-':>9}" for key in COLUMNS
+        )
+        lines.append(f"{name:44}{measures['parsed']['n']:>6}{cells}")
+    first = next(iter(table.values()))
+    spread = "".join(
+        f"{(first[key]['high'] - first[key]['low']) / 2:9.3f}"
+        if "high" in first.get(key, {})
+        else f"{'-':>9}"
+        for key in COLUMNS
+    )
+    lines.append(f"{'  half width of the 95 % interval, first row':50}{spread}")
+    for key in sorted(key for key in first if key.startswith("relation: ")):
+        number = first[key]
+        interval = f"[{number['low']:.3f}, {number['high']:.3f}]" if "low" in number else ""
+        lines.append(f"  {key:42}{number['n']:>6}{number['mean']:9.3f}  {interval}")
+    lines.append("as published (Table 2; the IoU adds 1 to sides in [0, 1] and says little)")
+    for name, measures in table.items():
+        parts = ", ".join(f"{title} {measures[key]['mean']:.4f}" for key, title in PUBLISHED.items())
+        lines.append(f"  {name:42}{parts}")
+    return "\n".join(lines)
+
+
+def answer_sheet(
+    cases: Sequence[LocatorCase], answers: Sequence[Location | None], rows: Sequence[Measures], seed: int = 0
+) -> bytes:
+    """PNG: eight answers that are right and four that are wrong, drawn with the anchors."""
+    rng = np.random.default_rng(seed)
+    right = [bool(row.get("valid", row["iou"] > 0.5)) for row in rows]
+    good, bad = (np.flatnonzero(np.array(right) == value) for value in (True, False))
+    cells, labels = [], []
+    for i in (*rng.permutation(good)[:8], *rng.permutation(bad)[:4]):
+        case, answer = cases[i], answers[i]
+        anchors = {name: case.anchors[name] for name in case.request.anchors}
+        candidates = [] if answer is None else [Candidate(answer, 0.0, "")]
+        cells.append(draw_candidates(case.image_u8, candidates, anchors))
+        labels.append(("right: " if right[i] else "WRONG: ") + make_instruction(case.request))
+    strips = [grid([cells[i : i + ROW]], labels[i : i + ROW], cell=CELL) for i in range(0, len(cells), ROW)]
+    width = max(strip.shape[1] for strip in strips)
+    padded = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
+    return encode_png(np.concatenate(padded))

@@ -10,6 +10,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,16 @@ from ldm.files import json_bytes, write_all_atomic
 from ldm.images import read_image
 from ldm.metrics.intervals import mean_interval
 from ldm.settings.config import CheckedSettings, setting, to_plain
-from llava_bifrost.dataset import read_records
-from llava_bifrost.evaluate.measures import LocatorCase, Measures, measure_answer
-from llava_bifrost.evaluate.report import answer_sheet, format_table
+from llava_bifrost.build_dataset.records import read_records
+from llava_bifrost.evaluate.measures import (
+    LocatorCase,
+    Measures,
+    answer_sheet,
+    format_table,
+    measure_answer,
+)
 from llava_bifrost.language.answer import AnswerError, Location, satisfies
-from llava_bifrost.language.instruction import PHRASES, Request, make_instruction
+from llava_bifrost.language.instruction import PHRASES, make_instruction
 from llava_bifrost.locator import Locator, load_locator
 from llava_bifrost.worlds.questions import (
     PROPOSALS,
@@ -35,13 +41,14 @@ from llava_bifrost.worlds.questions import (
     replace_questions,
     rounded_location,
 )
-from llava_bifrost.worlds.world import SHAPE_NAMES, World, world_of
+from llava_bifrost.worlds.world import SHAPE_NAMES, world_of
 
 log = logging.getLogger(__name__)
 
 GREEDY, SHUFFLED = "greedy answer", "about another image"
 IMAGE_FREE, CONSTANT = "trained blind", "one constant answer"
 CEILING, DISTRACTOR_BLIND = "another right answer", "third objects overlooked"
+WITHOUT_MODEL = ((CEILING, False), (DISTRACTOR_BLIND, True))  # whether objects without a name are left out
 RANKED, BEST = "best of {} by predicted geometry", "best of {} by the truth"
 ROUNDS = 6  # of proposals for another right answer, each twice as many as the one before; chosen
 REFERENCE = (16, 16)  # the reference views are not needed
@@ -171,7 +178,8 @@ def place_rows(
     locator: Locator, cases: Sequence[LocatorCase], config: LocatorEvaluation
 ) -> dict[str, list[Measures]]:
     """Further rows of questions that place something: of several answers the first after ranking with anchors
-    that the locator finds itself, and the best; in rendered scenes, answers that follow from the world alone.
+    that the locator finds itself, and the best; in rendered scenes, right answers that are drawn as the
+    questions' own are, once from a world that holds nothing but the named objects and furniture.
 
     Cases for which no such answer is found are left out.
     """
@@ -184,38 +192,29 @@ def place_rows(
             best = max(measures, key=lambda measure: (measure["valid"], measure["iou"]))
             rows[RANKED.format(config.candidates)].append(measures[0])
             rows[BEST.format(config.candidates)].append(best)
-    for name, ignored in ((CEILING, False), (DISTRACTOR_BLIND, True)):
-        for index, case in enumerate(cases):
-            if case.world is not None:
-                rng = np.random.default_rng((config.seed, index))
-                answer = another_answer(case.world, case.request, rng, ignore_third_objects=ignored)
-                rows[name] += [] if answer is None else [measure_answer(case, answer)]
-    return rows
-
-
-def another_answer(
-    world: World, request: Request, rng: np.random.Generator, *, ignore_third_objects: bool = False
-) -> Location | None:
-    """A right answer drawn as the questions' own answers are; None where none was found.
-
-    ignore_third_objects: in a world that holds nothing but the named objects and furniture
-    """
-    if ignore_third_objects:
-        named = np.isin(np.array(world.solids.names), request.anchors)
-        world = replace(world, present=world.present & (named | ~world.solids.movable))
-    columns = {world.solids.names[solid]: column for column, solid in enumerate(world.anchors)}
-    if not set(request.anchors) <= columns.keys():
-        return None
-    known = {name: world.place(world.anchors[columns[name]]) for name in request.anchors}
-    clauses = [(PHRASES[phrase], tuple(columns[name] for name in names)) for phrase, names in request.clauses]
-    for attempt in range(ROUNDS):
-        shape = SHAPE_NAMES.index(request.target.split()[-1])
-        objects = propose(world, rng, PROPOSALS * 2**attempt, shape)
-        if not len(objects.d):
+    for (name, ignores), (index, case) in product(WITHOUT_MODEL, enumerate(cases)):
+        world, request, rng = case.world, case.request, np.random.default_rng((config.seed, index))
+        if world is None:
             continue
-        best = Pool(world, objects).best(rng, clauses, np.ones(len(objects.d), bool))
-        if best is not None:
-            answer = rounded_location(objects.box[best], float(objects.d[best]))
+        if ignores:
+            named = np.isin(np.array(world.solids.names), request.anchors)
+            world = replace(world, present=world.present & (named | ~world.solids.movable))
+        columns = {world.solids.names[solid]: column for column, solid in enumerate(world.anchors)}
+        if not set(request.anchors) <= columns.keys():
+            continue
+        known = {anchor: world.place(world.anchors[columns[anchor]]) for anchor in request.anchors}
+        clauses = [(PHRASES[phrase], tuple(columns[anchor] for anchor in anchors))
+                   for phrase, anchors in request.clauses]  # fmt: skip
+        shape = SHAPE_NAMES.index(request.target.split()[-1])
+        for attempt in range(ROUNDS):
+            objects = propose(world, rng, PROPOSALS * 2**attempt, shape)
+            if not len(objects.d):
+                continue
+            chosen = Pool(world, objects).best(rng, clauses, np.ones(len(objects.d), bool))
+            if chosen is None:
+                continue
+            answer = rounded_location(objects.box[chosen], float(objects.d[chosen]))
             if all(satisfies(answer, request, known).values()):
-                return answer
-    return None
+                rows[name].append(measure_answer(case, answer))
+                break
+    return rows

@@ -133,11 +133,10 @@ def _clamped(number: str, text: str) -> float:
 def named_places(request: Request, anchors: Mapping[str, Place]) -> dict[str, Place]:
     """The places of the names in a request; ValueError lists those that are not known."""
     known = {" ".join(name.lower().split()): place for name, place in anchors.items()}
-    names = (request.target,) if request.replace else request.anchors
-    missing = [name for name in names if name not in known]
+    missing = [name for name in request.named if name not in known]
     if missing:
         raise ValueError(f"no place is known for {', '.join(missing)}; known: {', '.join(known) or 'none'}")
-    return {name: known[name] for name in names}
+    return {name: known[name] for name in request.named}
 
 
 def satisfies(where: Location | Place, request: Request, anchors: Mapping[str, Place]) -> dict[str, bool]:

@@ -123,6 +123,11 @@ class Request:
         """The names of the anchors, each once, in the order of the sentence."""
         return tuple(dict.fromkeys(name for _, name in self.relations))
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The objects whose places decide what the request asks for: the anchors, or what is replaced."""
+        return (self.target,) if self.replace else self.anchors
+
 
 def clause_text(phrase: str, names: Sequence[str]) -> str:
     """ "behind the sofa", "between the sofa and the lamp"."""
@@ -164,9 +169,9 @@ def parse_instruction(text: str) -> Request:
     if verb not in (*PLACE_VERBS, *REPLACE_VERBS):
         raise InstructionError(f"{text.strip()!r}: it begins with {verb!r}, which is not a known verb")
     rest = rest.strip()
-    try:
-        if verb in PLACE_VERBS:
-            return _place(rest, text.strip())
+    matches = list(_PHRASE.finditer(rest))
+    pairs: list[tuple[str, str]] = []
+    if verb in REPLACE_VERBS:
         # What it is replaced by is the reference image, so those words are not needed.
         target = re.split(r"\s+(?:with|by|for)\s+", rest, maxsplit=1)[0]
         relation = _PHRASE.search(target)
@@ -174,39 +179,32 @@ def parse_instruction(text: str) -> Request:
             raise InstructionError(
                 f"{verb!r} takes one object, but {target[relation.start() :]!r} follows it"
             )
-        return Request(_name(target, f"after {verb!r}"), replace=True)
-    except InstructionError:
-        raise
+        target = _name(target, f"after {verb!r}")
+    elif not matches:
+        raise InstructionError(f"{text.strip()!r}: no known relation in {rest!r}")
+    else:  # "the X <relation> the Y [and <relation> the Z ...]"
+        target = _name(re.sub(r"\s*,$", "", rest[: matches[0].start()].rstrip()), f"before {matches[0][0]!r}")
+        ends = [match.start() for match in matches[1:]] + [len(rest)]
+        for match, end in zip(matches, ends, strict=True):
+            surface, words = match[0], rest[match.end() : end].strip()
+            if end < len(rest):
+                joined = _JOIN.sub("", words)
+                if joined == words:
+                    unread = f"{surface} {words} {rest[end:]}"
+                    raise InstructionError(f"{unread!r}: two relations need 'and' or a comma between them")
+                words = joined
+            phrase = SYNONYMS.get(surface, surface)
+            parts = [part for part in re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", words) if part]
+            if phrase == "between" and len(parts) != 2:
+                clause = f"{surface} {words}".strip()
+                raise InstructionError(f"{clause!r}: between needs two objects, joined by 'and'")
+            if not parts:
+                raise InstructionError(f"nothing follows {surface!r}")
+            pairs += [(phrase, _name(part, f"after {surface!r}")) for part in parts]
+    try:
+        return Request(target, tuple(pairs), replace=verb in REPLACE_VERBS)
     except ValueError as error:
         raise InstructionError(str(error)) from error
-
-
-def _place(rest: str, text: str) -> Request:
-    """ "the X <relation> the Y [and <relation> the Z ...]"."""
-    matches = list(_PHRASE.finditer(rest))
-    if not matches:
-        raise InstructionError(f"{text!r}: no known relation in {rest!r}")
-    target = _name(re.sub(r"\s*,$", "", rest[: matches[0].start()].rstrip()), f"before {matches[0][0]!r}")
-    pairs: list[tuple[str, str]] = []
-    ends = [match.start() for match in matches[1:]] + [len(rest)]
-    for match, end in zip(matches, ends, strict=True):
-        words = rest[match.end() : end].strip()
-        if end < len(rest):
-            joined = _JOIN.sub("", words)
-            if joined == words:
-                unread = f"{match[0]} {words} {rest[end:]}"
-                raise InstructionError(f"{unread!r}: two relations need 'and' or a comma between them")
-            words = joined
-        surface = match[0]
-        phrase = SYNONYMS.get(surface, surface)
-        parts = [part for part in re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", words) if part]
-        if phrase == "between" and len(parts) != 2:
-            clause = f"{surface} {words}".strip()
-            raise InstructionError(f"{clause!r}: between needs two objects, joined by 'and'")
-        if not parts:
-            raise InstructionError(f"nothing follows {surface!r}")
-        pairs += [(phrase, _name(part, f"after {surface!r}")) for part in parts]
-    return Request(target, tuple(pairs))
 
 
 def _name(words: str, where: str) -> str:

@@ -7,8 +7,7 @@ Boxes are fractions of the image, depths 1 = nearest. `depth` is one number, or 
 form is that of a dataset's `anchors`. Without a file a detector finds the named objects.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from datasets.geometry import check_box01
 from datasets.relations import Place
 from ldm.experts.detect import Detector, depth_in_box
 from ldm.experts.segment import sam_mask
+from ldm.files import read_json
+from llava_bifrost.language.instruction import Request
 
 FORM = '{"sofa": {"box": [x1, y1, x2, y2], "depth": d}}, the depth may be left out'
 
@@ -29,10 +30,9 @@ def read_anchors(path: Path, depth_01: np.ndarray | None = None) -> dict[str, Pl
     Raises ValueError naming the file, the object and what is wrong with it.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path}: cannot be read as JSON: {reason}; the form is {FORM}") from error
+        values = read_json(path, object)
+    except ValueError as error:
+        raise ValueError(f"{error}; the form is {FORM}") from error
     if not values:
         raise ValueError(f"{path}: it names nothing; the form is {FORM}")
     return parse_anchors(values, str(path), depth_01)
@@ -77,23 +77,28 @@ def parse_anchors(
     return anchors
 
 
-def detect_anchors(
-    detector: Detector,
-    names: Sequence[str],
+def known_anchors(
+    request: Request | None,
+    path: Path | None,
+    load_detector: Callable[[], Detector] | None,
     rgb_u8: np.ndarray,
     depth_01: np.ndarray,
     sam: Path | None = None,
 ) -> dict[str, Place]:
-    """The named objects in an image (h, w, 3), their depth from its depth map (h, w).
+    """Places of other objects in an image (h, w, 3): those of an anchors file, and what a detector finds of
+    the rest of those that a request names, with their depth from the image's depth map (h, w).
 
+    load_detector: called where an object is missing
     sam: a SAM folder, whose mask of each box then decides which pixels are the object
-    ValueError lists the names that are not found.
+    ValueError lists the names that the detector does not find.
     """
-    anchors = {}
-    for name, detection in detector.find_names(rgb_u8, names).items():
-        box01 = detection.box01_xyxy
-        mask = None if sam is None else sam_mask(rgb_u8, sam, box01)
-        anchors[name] = Place(box01, *depth_in_box(depth_01, box01, mask))
+    anchors = {} if path is None else read_anchors(path, depth_01)
+    missing = [] if request is None else [name for name in request.named if name not in anchors]
+    if load_detector is not None and missing:
+        for name, detection in load_detector().find_names(rgb_u8, missing).items():
+            box01 = detection.box01_xyxy
+            mask = None if sam is None else sam_mask(rgb_u8, sam, box01)
+            anchors[name] = Place(box01, *depth_in_box(depth_01, box01, mask))
     return anchors
 
 

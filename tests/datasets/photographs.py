@@ -65,7 +65,7 @@ def settings(coco: Path, depth: Path, out: Path, **changes: Any) -> CocoBuild:
 
 
 def run(given: CocoBuild) -> dict[str, Any] | None:
-    return build_questions(CocoSource(given), given)[1]
+    return build_questions(CocoSource, given)
 
 
 def contents(out: Path) -> dict[str, bytes]:

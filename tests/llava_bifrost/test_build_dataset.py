@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
 from llava_bifrost.build_dataset.__main__ import build_app
 from llava_bifrost.build_dataset.coco import CocoBuild
-from llava_bifrost.build_dataset.records import check_record
+from llava_bifrost.build_dataset.files import MergeShardsSettings, merge_shards
+from llava_bifrost.build_dataset.records import read_records
 from llava_bifrost.language.answer import Location, parse_answer, satisfies
 from llava_bifrost.language.instruction import Request, make_question, parse_instruction
 from tests.datasets.photographs import COUNT, contents, photograph, records, run, settings, write_coco
@@ -134,13 +136,16 @@ def test_wrong_settings_are_refused(
     assert contents(built) == before
 
 
-def test_a_question_without_a_image_is_refused(built: Path) -> None:
-    record = records(built)[0]
-    check_record(record)
+def test_a_question_without_an_image_is_refused(built: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(built, tmp_path / "set")
+    (part,) = (folder / "parts").iterdir()
+    first, *rest = part.read_text().splitlines(keepends=True)
+    line = next(line for line in (json.loads(each) for each in (first, *rest)) if line["records"])
     for text in ("Place the dog", "<image>\n<image>\nPlace the dog", "Place the dog\n<image>"):
-        record["conversations"][0]["value"] = text
+        line["records"][0]["conversations"][0]["value"] = text
+        part.write_text("".join([first, *rest, json.dumps(line) + "\n"]))
         with pytest.raises(ValueError, match="must begin with one <image>"):
-            check_record(record)
+            merge_shards(MergeShardsSettings(folder))
 
 
 @pytest.mark.parametrize("name", ["coco", "location"])
@@ -155,8 +160,7 @@ def test_real_images(test_data: Path, name: str, tmp_path: Path) -> None:
     assert report is not None
     assert report["kinds"]["place"] >= 3
     assert report["kinds"]["replace"] >= 1
-    for record in records(given.out):
-        check_record(record)
+    assert len(read_records(given.out / "dataset.json")) == report["samples"]
 
 
 def test_the_settings_files_are_those_of_the_paper() -> None:

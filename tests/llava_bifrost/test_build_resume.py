@@ -14,7 +14,7 @@ import pytest
 from ldm.journal import read_lines
 from ldm.settings.cli import run_app
 from llava_bifrost.build_dataset.__main__ import build_app
-from llava_bifrost.build_dataset.files import merge
+from llava_bifrost.build_dataset.files import MergeShardsSettings, merge_shards
 from tests.datasets.photographs import COUNT, differing, run, settings, write_coco
 
 
@@ -36,9 +36,9 @@ def test_shards_merge_to_the_same_files(
     out = tmp_path / "set"
     assert run(settings(coco, small_depth_network, out, shard="1/2")) is None
     with pytest.raises(ValueError, match="4 of 8 items are built"):
-        merge(out)
+        merge_shards(MergeShardsSettings(out))
     assert run(settings(coco, small_depth_network, out, shard="0/2")) is None
-    merge(out)
+    merge_shards(MergeShardsSettings(out))
     assert differing(out, built) == []
 
 
@@ -51,9 +51,9 @@ def test_killed_and_continued_gives_the_same_files(
         "import sys, time, llava_bifrost.build_dataset.files as files\n"
         "from llava_bifrost.build_dataset.__main__ import build_app\n"
         "from ldm.settings.cli import run_app\n"
-        "write = files.append_item\n"
+        "write = files.append_line\n"
         "def slow(*args):\n    write(*args)\n    time.sleep(0.3)\n"
-        "files.append_item = slow\n"
+        "files.append_line = slow\n"
         "sys.exit(run_app(build_app, sys.argv[1:]))\n"
     )
     arguments = ["coco", "--images", given.images, "--annotations", given.annotations, "--out", out,

@@ -13,7 +13,7 @@ from ldm.experts.detect import Detector, depth_in_box
 from ldm.experts.segment import sam_mask
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import PHRASES, Request, parse_instruction
-from llava_bifrost.placement.anchors import as_json, detect_anchors, read_anchors
+from llava_bifrost.placement.anchors import as_json, known_anchors, read_anchors
 from llava_bifrost.placement.ground import Plane, fit_ground
 from llava_bifrost.placement.placer import Item, NoPlace, place_object
 from llava_bifrost.placement.sizes import usual_size
@@ -257,8 +257,9 @@ def test_sam_decides_which_pixels_of_a_found_box_are_the_thing(
     rgb_u8, depth_01 = rng.integers(0, 255, (90, 120, 3), dtype=np.uint8), rng.random((90, 120), np.float32)
     detector = Detector.load(small_detectors.owlv2(tmp_path / "owlv2"), least_score=0.0)
     sam = small_detectors.sam(tmp_path / "sam")
-    plain = detect_anchors(detector, ["sofa"], rgb_u8, depth_01)["sofa"]
-    found = detect_anchors(detector, ["sofa"], rgb_u8, depth_01, sam)["sofa"]
+    request = parse_instruction("Place the cat on the sofa")
+    plain = known_anchors(request, None, lambda: detector, rgb_u8, depth_01)["sofa"]
+    found = known_anchors(request, None, lambda: detector, rgb_u8, depth_01, sam)["sofa"]
     mask = sam_mask(rgb_u8, sam, plain.box01_xyxy)
     assert found.box01_xyxy == plain.box01_xyxy
     assert (found.d, found.far, found.near) == depth_in_box(depth_01, plain.box01_xyxy, mask)
@@ -268,4 +269,5 @@ def test_sam_decides_which_pixels_of_a_found_box_are_the_thing(
     thing = np.zeros((90, 120), bool)
     thing[row, column] = True
     monkeypatch.setattr("llava_bifrost.placement.anchors.sam_mask", lambda *given: thing)
-    assert detect_anchors(detector, ["sofa"], rgb_u8, depth_01, sam)["sofa"].d == depth_01[row, column]
+    seen = known_anchors(request, None, lambda: detector, rgb_u8, depth_01, sam)["sofa"]
+    assert seen.d == depth_01[row, column]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llava_bifrost.dataset import read_records
+from llava_bifrost.build_dataset.records import read_records
 from llava_bifrost.language.answer import format_answer
 from llava_bifrost.language.instruction import Request
 from tests.conftest import ROOT
