@@ -59,13 +59,11 @@ def convert_adapter(settings: ConvertLocator) -> None:
     report = merge_into(settings.base, settings.adapter, settings.out)
     config = LocatorConfig(settings.format, "bifrost", settings.decimals, settings.template, (), RELEASED)
     write_config(settings.out / CONFIG, config)
-    log.info(
-        "wrote %s: all %d tensors of the adapter used, %d LoRA pairs merged, replaced: %s",
-        settings.out,
-        report["adapter_tensors"],
-        report["lora_pairs_merged"],
-        ", ".join(report["weights_replaced"]),
+    used = f"all {report['adapter_tensors']} tensors of the adapter used"
+    changed = (
+        f"{report['lora_pairs_merged']} LoRA pairs merged, replaced: {', '.join(report['weights_replaced'])}"
     )
+    log.info("wrote %s: %s, %s", settings.out, used, changed)
 
 
 def merge_adapter(settings: MergeLocator) -> None:

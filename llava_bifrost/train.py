@@ -45,7 +45,7 @@ from llava_bifrost.model import save_locator
 
 log = logging.getLogger(__name__)
 
-LONGEST = 128  # tokens of a free answer
+LONGEST, BATCH = 128, 8  # tokens of a free answer, answers computed together
 
 
 @dataclass(frozen=True)
@@ -177,25 +177,20 @@ def locator_config(config: TrainConfig, family: str) -> LocatorConfig:
     return LocatorConfig(config.format, codec, config.decimals, template, known.names, known.notice)
 
 
-def measure_free_answers(
-    locator: Locator, records: Sequence[LocatorRecord], batch: int = 8
-) -> dict[str, float]:
+def measure_free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> dict[str, float]:
     """Of free greedy answers: fraction that parses, mean IoU and depth error, fraction that satisfies its
     instruction.
 
     An answer that cannot be read counts as IoU 0, depth error 1 and an instruction that is not satisfied.
     """
     ious, errors, held, parsed = [], [], [], 0
-    for start in range(0, len(records), batch):
-        part = records[start : start + batch]
-        for record, (_, location) in zip(part, free_answers(locator, part), strict=True):
-            parsed += location is not None
-            ious.append(iou(location.box01_xyxy, record.location.box01_xyxy) if location else 0.0)
-            errors.append(abs(location.depth - record.location.depth) if location else 1.0)
-            if record.request is not None and set(record.request.anchors) <= record.anchors.keys():
-                clauses = satisfies(location, record.request, record.anchors) if location else {"": False}
-                if clauses:
-                    held.append(float(all(clauses.values())))
+    for record, (_, location) in zip(records, free_answers(locator, records), strict=True):
+        parsed += location is not None
+        ious.append(iou(location.box01_xyxy, record.location.box01_xyxy) if location else 0.0)
+        errors.append(abs(location.depth - record.location.depth) if location else 1.0)
+        if record.request is not None and set(record.request.anchors) <= record.anchors.keys():
+            clauses = satisfies(location, record.request, record.anchors) if location else {"": False}
+            held += [float(all(clauses.values()))] if clauses else []
     return {
         "parsed": parsed / max(len(records), 1),
         "iou": float(np.mean(ious)),
@@ -205,17 +200,19 @@ def measure_free_answers(
 
 
 def free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> list[tuple[str, Location | None]]:
-    """Greedy answers without any constraint, as one batch, and the places that they say, if readable."""
-    images = [read_image(record.image) for record in records]
-    asks = [ChatExample(image.rgb_u8, question_of(record, locator.codec))
-            for image, record in zip(images, records, strict=True)]  # fmt: skip
+    """Greedy answers without any constraint, and the places that they say, if readable."""
     answers: list[tuple[str, Location | None]] = []
-    replies = generate(locator.mllm, locator.chat.prompts(asks), longest=LONGEST)
-    for image, reply in zip(images, replies, strict=True):
-        location = None
-        with suppress(AnswerError):
-            location = locator.codec.decode(reply.text, frame_of(locator.mllm.processor, image.size))
-        answers.append((reply.text, location))
+    for start in range(0, len(records), BATCH):
+        part = records[start : start + BATCH]
+        images = [read_image(record.image) for record in part]
+        asks = [ChatExample(image.rgb_u8, question_of(record, locator.codec))
+                for image, record in zip(images, part, strict=True)]  # fmt: skip
+        replies = generate(locator.mllm, locator.chat.prompts(asks), longest=LONGEST)
+        for image, reply in zip(images, replies, strict=True):
+            location = None
+            with suppress(AnswerError):
+                location = locator.codec.decode(reply.text, frame_of(locator.mllm.processor, image.size))
+            answers.append((reply.text, location))
     return answers
 
 

@@ -88,7 +88,7 @@ class CocoSource:
     def _prepare(self, photograph: Photograph) -> PreparedPhotograph:
         settings, objects = self.settings, photograph.objects
         rng = np.random.default_rng((settings.seed, photograph.id))
-        nothing = PreparedPhotograph(photograph, rng, [])
+        prepared = PreparedPhotograph(photograph, rng, [])
         if settings.published:
             candidates = published.large_objects(objects)
         else:
@@ -106,34 +106,25 @@ class CocoSource:
             if image.size != photograph.size_hw:
                 raise ValueError(f"{photograph.file} has another size than its annotation says")
         except (Rejected, ValueError) as error:
-            nothing.drop(error)
-            return nothing
-        removals = self._removals(image.rgb_u8, nothing, order)
-        named = candidates if settings.published else unique_names(objects, settings.thresholds.anchor)
-        replaced = next((index for index in order if index in named), None) if asks_replace else None
-        if not removals and replaced is None:
-            return nothing
-        return replace(nothing, rgb_u8=image.rgb_u8, removals=tuple(removals), replaced=replaced)
-
-    def _removals(
-        self, rgb_u8: np.ndarray, prepared: PreparedPhotograph, order: Sequence[int]
-    ) -> list[Removal]:
-        """The first objects in this order that can be removed, at most `targets`."""
-        settings, objects = self.settings, prepared.photograph.objects
-        removals: list[Removal] = []
+            prepared.drop(error)
+            return prepared
+        removals: list[Removal] = []  # of the first objects in this order that can be removed
         for index in order:
             if len(removals) == settings.targets:
                 break
-            others = [other for at, other in enumerate(objects) if at != index]
-            near = [at for at in unique_names(others, settings.thresholds.anchor) if reaches(
-                objects[index].box01_xyxy, others[at].box01_xyxy, settings.relations.reach)]  # fmt: skip
+            target, others = objects[index], [other for at, other in enumerate(objects) if at != index]
+            boxes = [others[at].box01_xyxy for at in unique_names(others, settings.thresholds.anchor)]
+            near = any(reaches(target.box01_xyxy, box, settings.relations.reach) for box in boxes)
             if not near and not settings.published:
                 prepared.dropped.append("no relation: nothing near the target has a name of its own")
                 continue
-            seed = int(prepared.rng.integers(2**31))
+            seed = int(rng.integers(2**31))
             try:
-                target = objects[index]
-                removals.append(remove(rgb_u8, index, target, settings.thresholds, self.eraser, seed))
+                removals.append(remove(image.rgb_u8, index, target, settings.thresholds, self.eraser, seed))
             except (Rejected, ValueError) as error:
                 prepared.drop(error)
-        return removals
+        named = candidates if settings.published else unique_names(objects, settings.thresholds.anchor)
+        replaced = next((index for index in order if index in named), None) if asks_replace else None
+        if not removals and replaced is None:
+            return prepared
+        return replace(prepared, rgb_u8=image.rgb_u8, removals=tuple(removals), replaced=replaced)

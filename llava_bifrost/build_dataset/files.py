@@ -158,9 +158,9 @@ def merge_shards(settings: MergeShardsSettings) -> dict[str, Any]:
     for name, value in report.items():
         line = str(value)
         if isinstance(value, dict):
-            parts = [f"{re.sub(' +', ' ', str(key))} {count}" for key, count in list(value.items())[:PRINTED]]
-            parts += [f"... ({len(value)} in all)"] if len(value) > PRINTED else []
-            line = ", ".join(parts) or "-"
+            shown = [f"{re.sub(' +', ' ', str(key))} {count}" for key, count in list(value.items())[:PRINTED]]
+            shown += [f"... ({len(value)} in all)"] if len(value) > PRINTED else []
+            line = ", ".join(shown) or "-"
         typer.echo(f"{name:<24}{line}")
     log.info("data set:   %s\nstatistics: %s", out / DATASET, out / STATISTICS)
     if not report["samples"]:

@@ -51,9 +51,7 @@ class Annotated:
 
     def mask(self) -> np.ndarray:
         """Bool (h, w); ValueError when the segmentation cannot be decoded."""
-        polygons = isinstance(self.segmentation, tuple)
-        listed = [polygon.tolist() for polygon in self.segmentation] if polygons else self.segmentation
-        return segment_mask(listed, self.size_hw, self.where)
+        return segment_mask(self.segmentation, self.size_hw, self.where)
 
     def tight_box(self, mask: np.ndarray) -> Box01:
         """Box of the mask in fractions."""

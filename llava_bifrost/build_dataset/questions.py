@@ -104,10 +104,7 @@ def measure_object(values: np.ndarray, mask: np.ndarray, box01: Box01) -> Measur
 
 
 def make_samples(
-    prepared: PreparedPhotograph,
-    original_01: np.ndarray,
-    filled_01: Sequence[np.ndarray],
-    options: CocoBuild,
+    prepared: PreparedPhotograph, original_01: np.ndarray, filled_01: Sequence[np.ndarray], options: CocoBuild
 ) -> Built:
     """All questions about an image. original_01 (h, w): its depth; filled_01: that of each filled image."""
     photograph, index = prepared.photograph, prepared.replaced

@@ -23,13 +23,7 @@ from ldm.images import read_image
 from ldm.metrics.intervals import mean_interval
 from ldm.settings.config import CheckedSettings, setting, to_plain
 from llava_bifrost.build_dataset.records import read_records
-from llava_bifrost.evaluate.measures import (
-    LocatorCase,
-    Measures,
-    answer_sheet,
-    format_table,
-    measure_answer,
-)
+from llava_bifrost.evaluate.measures import LocatorCase, Measures, answer_sheet, format_table, measure_answer
 from llava_bifrost.language.answer import AnswerError, Location, satisfies
 from llava_bifrost.language.instruction import PHRASES, make_instruction
 from llava_bifrost.locator import Locator, load_locator

@@ -134,7 +134,13 @@ class Pool:
         kind = list(KINDS)[int(np.searchsorted(_KIND_STEPS, rng.random()))]
         among = self.objects.shape == rng.integers(len(SHAPE_NAMES))
         if kind == "between" and len(self.world.anchors) > 1:
-            return self._between(rng, among)
+            pairs = np.argwhere((self.between[among] > 0).any(0))
+            pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+            if not len(pairs):
+                return None
+            i, j = (int(value) for value in pairs[rng.integers(len(pairs))])
+            best = self.best(rng, [("between", (i, j))], among)
+            return None if best is None else self._answered(rng, best, ["between", "between"], [i, j])
         possible = np.array((self.stacked[:, among] > 0).any(1))  # (relations, m)
         relations = np.flatnonzero(possible.any(1))
         if not len(relations):
@@ -165,15 +171,6 @@ class Pool:
         preference = 2 * np.minimum(margin, 1) - deviation / len(clauses) + NOISE * rng.random(len(margin))
         best = int(np.argmax(np.where(margin > 0, preference, -np.inf)))
         return best if margin[best] > 0 else None
-
-    def _between(self, rng: np.random.Generator, among: np.ndarray) -> Question | None:
-        possible = np.argwhere((self.between[among] > 0).any(0))
-        possible = possible[possible[:, 0] != possible[:, 1]]
-        if not len(possible):
-            return None
-        i, j = (int(value) for value in possible[rng.integers(len(possible))])
-        best = self.best(rng, [("between", (i, j))], among)
-        return None if best is None else self._answered(rng, best, ["between", "between"], [i, j])
 
     def _answered(self, rng: np.random.Generator, best: int, phrases: list[str], at: list[int]) -> Question:
         """The question to which proposal `best` is the answer: about a solid that the scene does not have."""
