@@ -25,8 +25,13 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import RESULTS, Out, best_seconds, write_results
-from inpainting.models.text_to_image.layout import attention_sizes
-from inpainting.models.text_to_image.rca import Regions, attention_layers, install_rca, region_kwargs
+from inpainting.models.text_to_image.rca import (
+    Regions,
+    attention_layers,
+    attention_sizes,
+    install_rca,
+    region_kwargs,
+)
 from ldm.device import pick_device
 from ldm.settings.cli import run_module, single_app
 

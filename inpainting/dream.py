@@ -44,7 +44,7 @@ from ldm.images import read_image, read_mask
 from ldm.result import StageTimer, output_paths
 from ldm.settings.cli import command, run_module
 from ldm.settings.config import setting, to_plain
-from ldm.sheet import CELL_GAP, FRAME_COLOR, INK, PAPER, grid
+from ldm.sheet import CELL_GAP, FRAME_COLOR, INK, PAPER, grid, wrap_text
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +237,7 @@ def legend(prompts: Prompts, width: int) -> np.ndarray:
     lines: list[tuple[str, str]] = []
     for row in prompts.rows():
         text = f"{row['prompt'] or '(nothing)'}   ({'written' if row['written'] else 'given'})"
-        broken = break_lines(text, font, width - left - CELL_GAP)
+        broken = wrap_text(text, font, width - left - CELL_GAP, cut=True).split("\n")
         lines += zip(broken, [row["color"], *[""] * (len(broken) - 1)], strict=True)
     sheet = Image.new("RGB", (width, len(lines) * LINE + 2 * CELL_GAP), PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -249,22 +249,6 @@ def legend(prompts: Prompts, width: int) -> np.ndarray:
             )
         pen.text((left, y + SWATCH // 2), line, fill=INK, font=font, anchor="lm")
     return np.array(sheet)
-
-
-def break_lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """A text in lines of at most `width` pixels; a longer word is cut."""
-    lines = [""]
-    for word in text.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if font.getlength(joined) <= width:
-            lines[-1] = joined
-            continue
-        lines += [""] if lines[-1] else []
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return lines
 
 
 build_app = several_app(command(DreamSettings, run_dream))

@@ -83,13 +83,22 @@ def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tu
     return round(x1 - min(x0, 0)), round(y1 - min(y0, 0)) + 2
 
 
-def wrap_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Break a text at spaces and underscores so that its lines fit `width` pixels where they can."""
+def wrap_text(
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, cut: bool = False
+) -> str:
+    """Break a text at spaces and underscores so that its lines fit `width` pixels where they can.
+
+    cut: break longer words anywhere, so that every line fits
+    """
     lines: list[str] = []
     for word in text.replace("_", "_ ").split():
         joined = f"{lines[-1]} {word}".replace("_ ", "_") if lines else word
         if lines and _extent(joined, font)[0] <= width:
             lines[-1] = joined
-        else:
-            lines.append(word)
+            continue
+        lines.append("")
+        for letter in word:
+            if cut and lines[-1] and _extent(lines[-1] + letter, font)[0] > width:
+                lines.append("")
+            lines[-1] += letter
     return "\n".join(lines)

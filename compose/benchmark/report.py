@@ -1,7 +1,9 @@
 """Numbers of all composites of a benchmark -> means with intervals, paired differences, table, sheet."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,13 @@ from PIL import Image
 from scipy.stats import wilcoxon
 
 from datasets.benchmark import BenchmarkCase
+from ldm.files import json_bytes, write_all_atomic
 from ldm.images import encode_png
 from ldm.metrics.frechet import frechet_distance, kernel_distance
 from ldm.metrics.intervals import centred_interval, format_estimate, mean_interval
 from ldm.sheet import grid
+
+log = logging.getLogger(__name__)
 
 # Name of a number -> what it is, and whether more is better.
 MEASURES = {
@@ -104,8 +109,11 @@ def score_tables(scored: Sequence[Scores]) -> dict[str, Any]:
     return {"folders": folders, "first_minus_second": differences}
 
 
-def markdown(body: dict[str, Any]) -> str:
-    """The numbers as a table, one column per folder."""
+def write_score(body: dict[str, Any], scores: Scores, out: Path | None) -> None:
+    """Log the table, one column per folder; with `out` write the numbers there, table and sheet beside it.
+
+    The sheet shows the best and the worst cases of one folder: object, background, result, and their numbers.
+    """
     folders, changes = body["folders"], body.get("first_minus_second")
     head = ["measure", *(report["folder"] for report in folders)]
     head += ["first - second", "p"] if changes is not None else []
@@ -121,11 +129,10 @@ def markdown(body: dict[str, Any]) -> str:
     lines += ["", "95 % bootstrap intervals over cases."]
     lines += [f"{name}: {network['path']}" for name, network in body["networks"].items()]
     lines += [f"skipped, {name}: {why}" for name, why in body["skipped"].items()]
-    return "\n".join(lines) + "\n"
-
-
-def score_sheet(scores: Scores) -> bytes:
-    """PNG of the best and the worst cases: object, background, result, with their numbers."""
+    table = "\n".join(lines) + "\n"
+    log.info("%s", table)
+    if out is None:
+        return
     similarity = ("dino", "dinov2", "clip_i", "dreamsim")
     name = next((name for name in similarity if np.isfinite(scores.of(name)).any()), "seam")
     values = scores.of(name)
@@ -133,4 +140,7 @@ def score_sheet(scores: Scores) -> bytes:
     chosen = ranked if len(ranked) <= 2 * ON_SHEET else ranked[:ON_SHEET] + ranked[-ON_SHEET:]
     labels = [f"{scores.cases[i].instruction} {name} {values[i]:.3f}" for i in chosen]
     titles = ("object", "background", "result")
-    return encode_png(grid([scores.thumbnails[i] for i in chosen], titles, labels, cell=CELL))
+    sheet_u8 = grid([scores.thumbnails[i] for i in chosen], titles, labels, cell=CELL)
+    sheet = out.with_name(f"{out.stem}_sheet.png")
+    files = {out: json_bytes(body), out.with_suffix(".md"): table.encode(), sheet: encode_png(sheet_u8)}
+    write_all_atomic(files)

@@ -24,12 +24,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from cldm.evaluate.measures import order_is_right
-from compose.benchmark.report import Scores, markdown, score_sheet, score_tables
+from compose.benchmark.report import Scores, score_tables, write_score
 from datasets.benchmark import BenchmarkCase, Instances, file_path, read_benchmark
 from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
-from ldm.files import file_sha256, hash_folder, json_bytes, write_all_atomic
+from ldm.files import file_sha256, hash_folder
 from ldm.images import read_image
 from ldm.metrics.clip import Clip
 from ldm.metrics.dino import Dino
@@ -125,55 +125,54 @@ class DreamSim:
 
 
 def drift(before_u8: np.ndarray, after_u8: np.ndarray, box01: Box01) -> dict[str, float]:
-    """What changed outside 1.2 times the box: fraction of pixels, bytes, PSNR in dB (100: nothing)."""
+    """What changed that should not: outside 1.2 times the box, and along the seam of what was painted.
+
+    drift_*: fraction of pixels, bytes, PSNR in dB (100: nothing), where anything lies outside
+    seam:    mean change in gray levels along the inner edge of the smallest rectangle with every change; a
+             pasted rectangle with shifted colours shows there, an object with a free outline hardly does
+    """
     size = (before_u8.shape[0], before_u8.shape[1])
     x0, y0, x1, y1 = expand_box(box_to_pixels(box01, size), MARGIN, size)
     mask = np.ones(size, bool)
     mask[y0:y1, x0:x1] = False
-    if not mask.any():
-        return {}
-    changed = before_u8[mask] != after_u8[mask]
-    error = squared_error(after_u8, before_u8, mask)
-    return {
-        "drift_pixels": float(changed.any(axis=1).mean()),
-        "drift_bytes": float(changed.sum()),
-        "drift_psnr_db": decibels(error) if error else 100.0,
-    }
-
-
-def seam(before_u8: np.ndarray, after_u8: np.ndarray) -> float:
-    """Mean change in gray levels along the inner edge of the smallest rectangle that holds every change.
-
-    A pasted rectangle with shifted colours shows there; an object with a free outline hardly touches it.
-    """
+    numbers = {"seam": 0.0}
+    if mask.any():
+        changed = before_u8[mask] != after_u8[mask]
+        error = squared_error(after_u8, before_u8, mask)
+        numbers["drift_pixels"] = float(changed.any(axis=1).mean())
+        numbers["drift_bytes"] = float(changed.sum())
+        numbers["drift_psnr_db"] = decibels(error) if error else 100.0
     change = np.abs(after_u8.astype(np.float32) - before_u8).mean(axis=2)
-    if not change.any():
-        return 0.0
-    x0, y0, x1, y1 = bbox_of_mask(change > 0)
-    inside = change[y0:y1, x0:x1]
-    edge = [inside[0], inside[-1], inside[1:-1, 0], inside[1:-1, -1]]
-    return float(np.concatenate(edge).mean())
+    if change.any():
+        x0, y0, x1, y1 = bbox_of_mask(change > 0)
+        inside = change[y0:y1, x0:x1]
+        edge = [inside[0], inside[-1], inside[1:-1, 0], inside[1:-1, -1]]
+        numbers["seam"] = float(np.concatenate(edge).mean())
+    return numbers
 
 
-def placed_mask(before_u8: np.ndarray, after_u8: np.ndarray, box01: Box01) -> np.ndarray:
-    """(h, w) bool: where something new is seen inside the box, single pixels left out."""
-    seen = (np.abs(after_u8.astype(np.int16) - before_u8).max(axis=2) > VISIBLE).astype(np.uint8)
-    seen = cv2.morphologyEx(seen, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
-    inside = np.zeros(seen.shape, bool)
-    x0, y0, x1, y1 = box_to_pixels(box01, (seen.shape[0], seen.shape[1]))
-    inside[y0:y1, x0:x1] = True
-    return seen & inside
-
-
-def order(depth_01: np.ndarray, placed: np.ndarray, anchor: np.ndarray, relation: str) -> float | None:
+def order(
+    depth_01: np.ndarray,
+    before_u8: np.ndarray,
+    after_u8: np.ndarray,
+    box01: Box01,
+    anchor: np.ndarray,
+    relation: str,
+) -> float | None:
     """1 where the re-estimated depth (h, w) shows the instructed order of object and anchor, else 0.
 
+    The object is where something new is seen inside the box, single pixels left out; anchor: (h, w) bool.
     None for other relations, and where either hides the other completely. An object that is not seen at all
     has no order to show: 0 when it was to stand in front, None when behind, where it may be hidden.
     """
     if relation not in ("in front of", "behind"):
         return None
     front = relation == "in front of"
+    seen = (np.abs(after_u8.astype(np.int16) - before_u8).max(axis=2) > VISIBLE).astype(np.uint8)
+    opened = cv2.morphologyEx(seen, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
+    x0, y0, x1, y1 = box_to_pixels(box01, (seen.shape[0], seen.shape[1]))
+    placed = np.zeros(seen.shape, bool)
+    placed[y0:y1, x0:x1] = opened[y0:y1, x0:x1]
     if placed.sum() < SMALLEST:
         return 0.0 if front else None
     right = order_is_right(depth_01, placed, anchor & ~placed, front)
@@ -199,15 +198,15 @@ def score_case(
         solid = cutout.alpha_u8 > 127
         x0, y0, x1, y1 = bbox_of_mask(solid)
         object_u8 = np.where(solid[..., None], object_u8, np.uint8(255))[y0:y1, x0:x1]
-    numbers = {**drift(before_u8, after_u8, case.box01_xyxy), "seam": seam(before_u8, after_u8)}
+    numbers = drift(before_u8, after_u8, case.box01_xyxy)
     x0, y0, x1, y1 = box_to_pixels(case.box01_xyxy, (after_u8.shape[0], after_u8.shape[1]))
     for name, network in networks.similarity.items():
         placed, original = network.images([after_u8[y0:y1, x0:x1], object_u8])
         numbers[name] = float(placed @ original)
     if instances is not None:
-        mask = placed_mask(before_u8, after_u8, case.box01_xyxy)
+        anchor = instances.mask(case.anchor.annotation)
         depth_01 = networks.depth.estimate(after_u8)
-        right = order(depth_01, mask, instances.mask(case.anchor.annotation), case.relation)
+        right = order(depth_01, before_u8, after_u8, case.box01_xyxy, anchor, case.relation)
         if right is not None:
             numbers["depth_order"] = right
     return numbers, (object_u8, before_u8, after_u8)
@@ -264,10 +263,5 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         "skipped": networks.record.skipped,
         **score_tables(scored),
     }
-    table = markdown(body)
-    log.info("%s", table)
-    if (out := settings.out) is not None:
-        sheet = out.with_name(f"{out.stem}_sheet.png")
-        files = {out: json_bytes(body), out.with_suffix(".md"): table.encode(), sheet: score_sheet(scored[0])}
-        write_all_atomic(files)
+    write_score(body, scored[0], settings.out)
     return body

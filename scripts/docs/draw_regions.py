@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 
 from datasets.masks import mask_of_box
 from inpainting.models.text_to_image.canvas import RegionPrompt
-from inpainting.models.text_to_image.layout import LAYOUTS, attention_sizes, log_visibility
-from inpainting.models.text_to_image.rca import region_bias
+from inpainting.models.text_to_image.rca import LAYOUTS, attention_sizes, log_visibility, region_bias
 from inpainting.paint import colored
 from inpainting.prompts import COLORS
 from ldm.files import write_atomic

@@ -40,7 +40,7 @@ SETTINGS = {
         "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig"
     ),
     "inpainting.models.text_to_image.test generate": (
-        "inpainting.models.text_to_image.evaluation.settings:PaintingsConfig"
+        "inpainting.models.text_to_image.evaluation.generate:PaintingsConfig"
     ),
 }
 

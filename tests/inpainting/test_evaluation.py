@@ -15,15 +15,13 @@ from inpainting.models.metrics.measure import (
     Backbones,
     ImageMetrics,
     InpaintedImage,
-    box_crop,
     highlight,
     measure_image,
 )
 from inpainting.models.metrics.report import PAPER_ROWS, metrics_report, paper_table
 from inpainting.models.text_to_image.evaluation import compute as computing
 from inpainting.models.text_to_image.evaluation.compute import compute
-from inpainting.models.text_to_image.evaluation.generate import fill_paintings
-from inpainting.models.text_to_image.evaluation.settings import PaintingsConfig
+from inpainting.models.text_to_image.evaluation.generate import PaintingsConfig, fill_paintings
 from inpainting.models.text_to_image.test import build_app
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app
@@ -231,9 +229,10 @@ def test_views_of_a_region():
     shown = highlight(image, mask)
     assert (shown[mask] == 200).all()
     assert (shown[~mask] == 20).all()
-    assert box_crop(image, mask).shape == (10, 15, 3)
-    with pytest.raises(ValueError, match="without any pixel"):
-        box_crop(image[:4, :4], np.zeros((4, 4), bool))
+    with pytest.raises(ValueError, match="the mask is empty"):
+        measure_image(
+            InpaintedImage("a", image, image, [mask & False], ["x"]), Backbones(), torch.device("cpu")
+        )
     with pytest.raises(ValueError, match="the result is"):
         InpaintedImage("a", image, image[:20], [mask], ["x"])
 

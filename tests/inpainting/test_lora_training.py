@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -18,9 +19,9 @@ from inpainting.config_path import find_config
 from inpainting.data.datasets import InpaintingDataset
 from inpainting.models.text_to_image.load import LORA_FILE, Inpainter, load_inpainter
 from inpainting.models.text_to_image.train_text_to_image_lora import (
+    TARGETS,
     LoraLoss,
     TrainLoraConfig,
-    add_lora,
     build_app,
     released_key,
     train_lora,
@@ -130,7 +131,7 @@ def test_rectified_attention_is_on_under_gradient_checkpointing(folder: Path):
         if checkpointing:
             model.unet.enable_gradient_checkpointing()
         else:
-            add_lora(model.unet, replace(config.lora, dropout=0.0), 0)
+            model.unet.add_adapter(LoraConfig(init_lora_weights="gaussian", target_modules=list(TARGETS)))
         model.unet.train()
         loss = LoraLoss(model, True, "coverage", "joint")(model.unet, batch, [3])
         loss.backward()

@@ -17,10 +17,8 @@ from torch.nn import functional as F
 
 from inpainting.models.text_to_image.rca import (
     attention_layers,
-    guided,
     install_rca,
     region_kwargs,
-    repeated,
 )
 from inpainting.tokens import HIDDEN
 from tests.cldm.released import named_weight
@@ -162,23 +160,22 @@ def test_a_pixel_reads_its_own_prompt_only(unet, masks, inputs, kwargs):
 
 
 @torch.no_grad()
-def test_guidance_halves(unet, inputs, kwargs):
+def test_guidance_halves(unet, masks, inputs, kwargs):
     x, t, text, owners = inputs
-    doubled = torch.cat([x, x]), t.repeat(2), text.repeat(2, 1, 1), owners
-    both = run(unet, doubled, guided(kwargs))
+    doubled = torch.cat([x, x]), t.repeat(2), text.repeat(2, 1, 1), torch.cat([0 * owners, owners])
+    both = run(unet, doubled, region_kwargs(masks.repeat(2, 1, 1, 1), doubled[-1], LATENT, levels=LEVELS))
     torch.testing.assert_close(both[:2], run(unet, inputs, None), atol=1e-5, rtol=0)
     torch.testing.assert_close(both[2:], run(unet, inputs, kwargs), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_several_images_per_prompt(unet, inputs, kwargs):
-    x, t, text, owners = inputs
-    many = tuple(value.repeat_interleave(3, 0) for value in (x, t, text))
-    ours = run(unet, (*many, owners), repeated(kwargs, 3))
+def test_several_images_per_prompt(unet, masks, inputs, kwargs):
+    many = tuple(value.repeat_interleave(3, 0) for value in inputs)
+    ours = run(unet, many, region_kwargs(masks.repeat_interleave(3, 0), many[-1], LATENT, levels=LEVELS))
     single = run(unet, inputs, kwargs)
     torch.testing.assert_close(ours, single.repeat_interleave(3, 0), atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match=r"this batch needs \(6, 1, 192, 20\)"):
-        run(unet, (*many, owners), kwargs)
+        run(unet, many, kwargs)
 
 
 def test_gradient_checkpointing_changes_nothing(inputs, kwargs):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from inpainting.models.text_to_image.layout import attention_sizes, log_visibility, shrink_masks
+from inpainting.models.text_to_image.rca import attention_sizes, log_visibility, shrink_masks
 from inpainting.tokens import HIDDEN, SHARED, encode_plans, longest_first_lengths, plan_tokens
 from tests.inpainting.small_inpainter import small_text_encoder, small_tokenizer
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from datasets.geometry import bbox_of_mask
 from ldm.images import to_pm1
 from ldm.metrics.clip import Clip
 from ldm.metrics.clip_resnet import ResnetClip, load_resnet_clip
@@ -110,11 +111,12 @@ class ImageMetrics:
 @torch.inference_mode()
 def measure_image(image: InpaintedImage, networks: Backbones, device: torch.device) -> ImageMetrics:
     """All numbers of one image; `masked_` ones look at the regions' boxes or pixels alone."""
+    boxes = [bbox_of_mask(mask) for mask in image.masks]
     truth, result, union = image.truth_u8, image.result_u8, np.any(image.masks, axis=0)
     metrics = ImageMetrics(image.stem, len(image.masks), union.size, int(union.sum()))
     metrics.numbers["squared_error"] = [squared_error(result, truth)]
     metrics.numbers["masked_squared_error"] = [squared_error(result, truth, union)]
-    real, fake = ([box_crop(pixels_u8, mask) for mask in image.masks] for pixels_u8 in (truth, result))
+    real, fake = ([pixels_u8[y0:y1, x0:x1] for x0, y0, x1, y1 in boxes] for pixels_u8 in (truth, result))
     if networks.lpips is not None:
         pair = [to_pm1(np.ascontiguousarray(pixels_u8))[None].to(device) for pixels_u8 in (result, truth)]
         metrics.numbers["lpips"] = networks.lpips(*pair).tolist()
@@ -133,13 +135,13 @@ def measure_image(image: InpaintedImage, networks: Backbones, device: torch.devi
         shown, shown_truth = (
             clip.images([highlight(pixels_u8, mask) for mask in image.masks]) for pixels_u8 in (result, truth)
         )
-        boxes = clip.images(fake)
+        crops = clip.images(fake)
         texts = clip.texts([PADDED.format(caption) for caption in image.captions])
         cosines = {
             "clip_score_image2image": shown @ shown_truth.T,
             "clip_score_text2image": shown @ texts.T,
-            "masked_clip_score_image2image": boxes @ clip.images(real).T,
-            "masked_clip_score_text2image": boxes @ clip.texts(image.captions).T,
+            "masked_clip_score_image2image": crops @ clip.images(real).T,
+            "masked_clip_score_text2image": crops @ clip.texts(image.captions).T,
         }
         metrics.numbers |= {name: np.diag(matrix).tolist() for name, matrix in cosines.items()}
         if image.description is not None:
@@ -153,11 +155,3 @@ def highlight(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
     dark = cv2.GaussianBlur(DIM * image_u8.astype(np.float32), (KERNEL, KERNEL), SIGMA)
     shown = np.where(mask[..., None], image_u8, dark)
     return np.clip(np.round(shown), 0, 255).astype(np.uint8)
-
-
-def box_crop(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image inside the region's bounding box; ValueError for a mask without any pixel."""
-    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
-    if not w:
-        raise ValueError("a mask without any pixel has no box")
-    return image_u8[y : y + h, x : x + w]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from inpainting.models.text_to_image.layout import LAYOUTS
+from inpainting.models.text_to_image.rca import LAYOUTS
 from inpainting.tokens import ENCODINGS
 from ldm.settings.config import CheckedSettings, setting
 

@@ -12,11 +12,21 @@ each resolution, one array for all heads, layers and steps, and given to one fus
 It travels as an argument, never as state of the processors: gradient checkpointing runs a block again with
 the arguments it was first given.
 
-Legend: b images, r regions, n latent cells of one resolution, t tokens, h heads.
+A pixel of one or more regions reads their prompts; a pixel of none (background) reads all of them. At the
+coarse resolutions of the UNet the layout decides which cells a region owns:
+
+nearest   the published rule: a cell takes the value of its top-left pixel, so a small region may vanish
+          at a coarse resolution, where its prompt then acts on background only
+coverage  a cell belongs to every region that touches it, so no region vanishes; the background is what
+          no region touches
+
+Legend: b images, r regions, H W pixels of the masks, h w cells of one resolution, n = h w, t tokens.
 """
 
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -24,10 +34,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inpainting.models.text_to_image.layout import attention_sizes, log_visibility
 from inpainting.tokens import HIDDEN
 
 Regions = dict[int, Tensor]
+LAYOUTS = ("coverage", "nearest")
+REACH = 3.0  # soft edges end at so many times their width
 ALIGNED = 16  # tokens; the CUDA kernels copy a bias whose rows do not start at multiples of this
 
 
@@ -60,8 +71,7 @@ class RegionalAttention(AttnProcessor2_0):
         if bias.shape != expected:
             raise ValueError(
                 f"the region map is {tuple(bias.shape)}, this batch needs {expected}: "
-                "images, 1, cells, tokens; use repeated() for several images per prompt "
-                "and guided() for classifier-free guidance"
+                "images, 1, cells, tokens; build it from masks and region ids of every image of the batch"
             )
         q = rearrange(attn.to_q(hidden_states), "b n (h d) -> b h n d", h=attn.heads)
         k = rearrange(attn.to_k(encoder_hidden_states), "b t (h d) -> b h t d", h=attn.heads)
@@ -114,6 +124,56 @@ class _Guard:
                 )
 
 
+def attention_sizes(latent_hw: tuple[int, int], levels: int) -> list[tuple[int, int]]:
+    """(h, w) of the latents and of every halving down to the last of `levels`; odd sides are rounded up."""
+    sizes = [latent_hw]
+    for _ in range(levels - 1):
+        h, w = sizes[-1]
+        sizes.append(((h + 1) // 2, (w + 1) // 2))
+    return sizes
+
+
+def shrink_masks(masks: Tensor, size_hw: tuple[int, int], layout: str = "coverage") -> Tensor:
+    """(b, r, H, W) bool -> (b, r, h, w) bool by the rule of `layout`."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}; allowed: {', '.join(LAYOUTS)}")
+    if masks.shape[1] == 0:
+        return masks.new_zeros(masks.shape[0], 0, *size_hw)
+    values = masks.float()
+    if layout == "nearest":
+        return F.interpolate(values, size=size_hw, mode="nearest") > 0.5
+    (high, wide), (h, w) = masks.shape[-2:], size_hw
+    if high % h or wide % w:
+        return F.adaptive_max_pool2d(values, size_hw) > 0.5
+    return F.max_pool2d(values, (high // h, wide // w)) > 0.5  # the same, faster
+
+
+def log_visibility(
+    masks: Tensor, size_hw: tuple[int, int], layout: str = "coverage", soft_cells: float = 0.0
+) -> Tensor:
+    """How strongly cell i may read the prompt of region k, as the logarithm of a factor.
+
+    masks:      (b, r, H, W) bool; a row without any pixel is an absent region and is seen by background only.
+                The published layout's rows 1 to n, which hold the background already, give the same result
+    soft_cells: width of soft edges in cells: outside its own cells a region fades with the distance d as
+                exp(-d^2 / 2 width^2) where other regions are, and ends at three widths
+    returns:    (b, r + 1, n) float32: 0 = read as it is, -inf = hidden; row 0, for shared tokens, is 0
+    """
+    cells = shrink_masks(masks, size_hw, layout)
+    background = ~cells.any(dim=1, keepdim=True)
+    outside = np.full(cells.shape, -np.inf, np.float32)
+    if soft_cells > 0:
+        flat = cells.flatten(0, 1).cpu().numpy().astype(np.uint8)
+        for row, region in zip(outside.reshape(flat.shape), flat, strict=True):
+            if region.any():
+                distance = cv2.distanceTransform(1 - region, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+                fading = -0.5 * (distance / soft_cells) ** 2
+                row[:] = np.where(distance < REACH * soft_cells, fading, -np.inf)
+    hidden = torch.from_numpy(outside).to(masks.device).masked_fill(cells | background, 0.0)
+    shared = hidden.new_zeros(len(masks), 1, *size_hw)
+    return torch.cat([shared, hidden], dim=1).flatten(2)
+
+
 def region_kwargs(
     masks: Tensor,
     region_ids: Tensor,
@@ -124,7 +184,10 @@ def region_kwargs(
     soft_cells: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Regions]:
-    """The `cross_attention_kwargs` of one batch.
+    """The `cross_attention_kwargs` of one batch, whose rows are in the order of the latents.
+
+    For n images per prompt repeat the rows of masks and ids n times; for guidance in one batch put the
+    unconditional rows first, with ids 0 where every pixel shall read every token.
 
     masks:      (b, r, H, W) bool, any size of the same aspect as the latents; absent regions are empty rows
     region_ids: (b, t) from `tokens`: 0 = shared, k + 1 = region k, -1 = read by nobody
@@ -157,20 +220,3 @@ def region_bias(visibility: Tensor, region_ids: Tensor, dtype: torch.dtype = tor
     bias = torch.zeros(b, 1, n, -(-t // ALIGNED) * ALIGNED, dtype=dtype, device=visibility.device)[..., :t]
     bias[:, 0] = rearrange(rows, "b t n -> b n t")
     return bias
-
-
-def guided(kwargs: dict[str, Regions]) -> dict[str, Regions]:
-    """For guidance in one batch: the unconditional half first, where every pixel reads every token."""
-    regions = kwargs["regions"].items()
-    return {"regions": {n: _aligned(torch.cat([torch.zeros_like(bias), bias])) for n, bias in regions}}
-
-
-def repeated(kwargs: dict[str, Regions], count: int) -> dict[str, Regions]:
-    """For `count` images of each prompt, in the order of num_images_per_prompt: a, a, b, b."""
-    regions = kwargs["regions"].items()
-    return {"regions": {n: _aligned(bias.repeat_interleave(count, 0)) for n, bias in regions}}
-
-
-def _aligned(bias: Tensor) -> Tensor:
-    """The same values with rows of aligned length in memory."""
-    return F.pad(bias, (0, -bias.shape[-1] % ALIGNED))[..., : bias.shape[-1]]

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from inpainting.models.text_to_image.config import PaintOptions
-from inpainting.models.text_to_image.layout import shrink_masks
 from inpainting.models.text_to_image.load import Inpainter
-from inpainting.models.text_to_image.rca import region_kwargs
+from inpainting.models.text_to_image.rca import region_kwargs, shrink_masks
 from inpainting.tokens import TokenPlan, encode_plans
 from ldm.denoise import Monitor, denoise, noise_for, set_steps, start_latents
 from ldm.images import from_pm1

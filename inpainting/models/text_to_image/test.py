@@ -19,8 +19,11 @@ import typer
 from inpainting.config_path import HERE, find_config
 from inpainting.models.metrics.report import ALL, MULTI, paper_table
 from inpainting.models.text_to_image.evaluation.compute import compute
-from inpainting.models.text_to_image.evaluation.generate import fill_paintings, generate_prompts
-from inpainting.models.text_to_image.evaluation.settings import PaintingsConfig
+from inpainting.models.text_to_image.evaluation.generate import (
+    PaintingsConfig,
+    fill_paintings,
+    generate_prompts,
+)
 from ldm.files import write_atomic
 from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import load_config

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import typer
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from inpainting.config_path import config_verb
 from inpainting.data.choice import PaintingOptions
 from inpainting.data.datasets import InpaintingDataset
-from inpainting.models.text_to_image.layout import LAYOUTS
 from inpainting.models.text_to_image.load import LORA_FILE, Inpainter, load_inpainter
-from inpainting.models.text_to_image.rca import region_kwargs
+from inpainting.models.text_to_image.rca import LAYOUTS, region_kwargs
 from inpainting.models.text_to_image.sample import known_channels
 from inpainting.tokens import ENCODINGS, encode_plans, plan_tokens
 from ldm.denoise import noise_for
@@ -82,7 +81,7 @@ class TrainLoraConfig:
 class LoraLoss:
     """Mean squared error of the UNet's prediction over all latent pixels (published).
 
-    rca: regions restrict the cross-attention;  layout, encoding: see `layout` and `tokens`
+    rca: regions restrict the cross-attention;  layout, encoding: see `rca` and `tokens`
     noise_offset: extra noise per channel;  min_snr: limit of the weights by signal-to-noise ratio, 0 = none
     """
 
@@ -147,28 +146,23 @@ def released_key(name: str) -> str:
     raise ValueError(f"{name} is no parameter of a LoRA")
 
 
-def add_lora(unet: UNet2DConditionModel, options: LoraOptions, seed: int) -> None:
-    """Freeze the UNet and add an adapter that changes nothing yet, in single precision."""
-    unet.requires_grad_(False)
-    settings = LoraConfig(
-        r=options.rank,
-        lora_alpha=options.rank,
-        lora_dropout=options.dropout,
-        init_lora_weights="gaussian",
-        target_modules=list(options.targets),
-    )
-    with drawing(seed_of(seed, "lora"), torch.device("cpu")):
-        unet.add_adapter(settings, adapter_name=ADAPTER)
-    cast_training_params(unet, torch.float32)
-
-
 def train_lora(config: TrainLoraConfig) -> Path:
     """Train; returns the file of the best LoRA. The same call again continues."""
     out = config.project_dir
     accelerator = make_accelerator(config.fit, out)
     dtype = DTYPES.get(config.fit.precision, torch.float32)  # "no" is full precision
     model = load_inpainter(config.pretrained, dtype=dtype)
-    add_lora(model.unet, config.lora, config.fit.seed)
+    options = config.lora
+    adapter = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.rank,
+        lora_dropout=options.dropout,
+        init_lora_weights="gaussian",  # it changes nothing yet
+        target_modules=list(options.targets),
+    )
+    with drawing(seed_of(config.fit.seed, "lora"), torch.device("cpu")):
+        model.unet.add_adapter(adapter, adapter_name=ADAPTER)
+    cast_training_params(model.unet, torch.float32)
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     training, held_out = (

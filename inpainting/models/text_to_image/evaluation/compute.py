@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import torch
 
 from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_image
 from inpainting.models.metrics.report import ALL, MULTI, NEEDS, metrics_report
-from inpainting.models.text_to_image.evaluation.generate import image_path, item_image
-from inpainting.models.text_to_image.evaluation.settings import (
+from inpainting.models.text_to_image.evaluation.generate import (
     PaintingsConfig,
+    image_path,
+    item_image,
     item_masks,
     open_paintings,
     pending_batches,
@@ -93,42 +95,26 @@ def measure_run(
                 [VERSION, facts, file_sha256(image_path(out, stem)), masks[stem]], sort_keys=True
             )
             keys[stem] = hashlib.sha256(text.encode()).hexdigest()
-    stored = {stem: read_metrics(out / MEASURED / f"{stem}.npz", stem, key) for stem, key in keys.items()}
-    results = {stem: metrics for stem, metrics in stored.items() if metrics is not None}
+    results = {}
+    for stem, key in keys.items():  # what was stored for an image counts where its key is the same
+        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            with np.load(out / MEASURED / f"{stem}.npz", allow_pickle=False) as stored:
+                about = json.loads(str(stored["about"]))
+                features = {name.removeprefix("f_"): stored[name] for name in stored.files if name != "about"}
+            if about.pop("key", None) == key:
+                results[stem] = ImageMetrics(stem, **about, features=features)
     done = {*dataset.stems} - keys.keys() | results.keys()
     for items in pending_batches(config, dataset, (0, 1), done.__contains__, "measuring"):
         for item in items:
             stem = item["image_stems"]
-            painted_u8 = read_image(image_path(out, stem)).rgb_u8
-            image = InpaintedImage(
-                stem,
-                item_image(item),
-                painted_u8,
-                item_masks(item),
-                item["gt_texts"],
-                item.get("global_text"),
-            )
-            results[stem] = measure_image(image, networks, device)
-            write_metrics(out / MEASURED / f"{stem}.npz", results[stem], keys[stem])
+            truth_u8, masks_of = item_image(item), item_masks(item)
+            painted_u8, texts = read_image(image_path(out, stem)).rgb_u8, item["gt_texts"]
+            image = InpaintedImage(stem, truth_u8, painted_u8, masks_of, texts, item.get("global_text"))
+            metrics = results[stem] = measure_image(image, networks, device)
+            names = ("regions", "pixels", "numbers", "masked_pixels")
+            about = {"key": keys[stem], **{name: getattr(metrics, name) for name in names}}
+            arrays: dict[str, Any] = {f"f_{name}": value for name, value in metrics.features.items()}
+            buffer = io.BytesIO()
+            np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
+            write_atomic(out / MEASURED / f"{stem}.npz", buffer.getvalue())
     return [results[stem] for stem in keys]
-
-
-def read_metrics(path: Path, stem: str, key: str) -> ImageMetrics | None:
-    """What was stored for an image, or None where there is nothing for this key."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            about = json.loads(str(stored["about"]))
-            features = {name.removeprefix("f_"): stored[name] for name in stored.files if name != "about"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    return ImageMetrics(stem, **about, features=features) if about.pop("key", None) == key else None
-
-
-def write_metrics(path: Path, metrics: ImageMetrics, key: str) -> None:
-    """Store the metrics of an image, as a whole or not at all."""
-    about = {"key": key, "regions": metrics.regions, "pixels": metrics.pixels, "numbers": metrics.numbers}
-    about["masked_pixels"] = metrics.masked_pixels
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {f"f_{name}": value for name, value in metrics.features.items()}
-    np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
-    write_atomic(path, buffer.getvalue())
