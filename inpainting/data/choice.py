@@ -6,7 +6,7 @@ name of the image, epoch) alone, never from workers, batch size or the order of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from inpainting.data.paintings import Painting, write_object
+from inpainting.data.paintings import write_object
 from ldm.files import read_json
 from ldm.images import to_pm1
 from ldm.settings.config import CheckedSettings, setting
 
 MANIFEST = "masks.json"
-RULES = (
-    "max_concepts",
-    "shuffle_concepts",
-    "masked_area_threshold",
-    "resolution",
-)  # as the manifest has them
+RULES = ("max_concepts", "shuffle_concepts", "masked_area_threshold", "resolution")  # as in the manifest
 
 
 @dataclass(frozen=True)
@@ -55,33 +50,6 @@ class PaintingOptions(CheckedSettings):
         return {name: getattr(self, name) for name in RULES}
 
 
-def choose_regions(
-    painting: Painting,
-    names: Sequence[str],
-    size: tuple[int, int],
-    options: PaintingOptions,
-    rng: np.random.Generator,
-) -> tuple[tuple[str, ...], Tensor]:
-    """Choose among the regions `names` of an image of `size` (h, w): their names and masks (r, s, s) bool.
-
-    Largest first (on the whole image), at most max_concepts, shuffled, and then as many from the front as
-    the threshold allows. Regions outside the crop are no candidates.
-    """
-    masks = {name: painting.read_mask(name, size) for name in names}
-    crops = {name: crop_mask(mask, options.resolution) for name, mask in masks.items()}
-    by_area = sorted(masks, key=lambda name: -np.count_nonzero(masks[name]))
-    order = [name for name in by_area if crops[name].any()]
-    if not order:
-        raise ValueError(f"{painting.image}: no region lies in the central {options.resolution} pixel crop")
-    if options.max_concepts == 1:
-        order = [order[int(rng.integers(len(order)))]]
-    order = order[: options.max_concepts]
-    if options.shuffle_concepts:
-        order = [order[index] for index in rng.permutation(len(order))]
-    count = within(torch.stack([crops[name] for name in order]), options.masked_area_threshold)
-    return tuple(order[:count]), torch.stack([crops[name] for name in order[:count]])
-
-
 def within(masks: Tensor, threshold: float | None) -> int:
     """How many of (r, s, s) bool, from the first on, cover at most a fraction `threshold`; at least 1."""
     if threshold is None:
@@ -90,25 +58,20 @@ def within(masks: Tensor, threshold: float | None) -> int:
     return max(1, int((covered <= threshold).sum()))
 
 
-def crop_image(rgb_u8: np.ndarray, side: int) -> Tensor:
-    """(h, w, 3) uint8 -> (3, s, s) in [-1, 1]: shorter side to s, antialiased linear filter, centre."""
-    (h, w), (top, left) = crop_geometry(rgb_u8.shape, side)
-    scaled = np.asarray(Image.fromarray(rgb_u8).resize((w, h), Image.Resampling.BILINEAR))
-    return to_pm1(scaled[top : top + side, left : left + side])
+def centre_crop(pixels: np.ndarray, side: int) -> Tensor:
+    """The centre of an image whose shorter side is scaled to `side`; sizes are rounded as by torchvision.
 
-
-def crop_mask(mask: np.ndarray, side: int) -> Tensor:
-    """Bool (h, w) -> bool (s, s): the same crop, nearest pixel."""
-    size, (top, left) = crop_geometry(mask.shape, side)
-    scaled = F.interpolate(torch.from_numpy(mask)[None, None].float(), size=size, mode="nearest")[0, 0] > 0
-    return scaled[top : top + side, left : left + side]
-
-
-def crop_geometry(shape: tuple[int, ...], side: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Size (h, w) with the shorter side `side`, and (top, left) of the centre crop, as torchvision rounds."""
-    h, w = shape[:2]
+    pixels: (h, w, 3) uint8 -> (3, s, s) in [-1, 1], antialiased linear filter; bool (h, w) -> bool (s, s),
+    nearest pixel
+    """
+    h, w = pixels.shape[:2]
     h, w = (side, int(side * w / h)) if h <= w else (int(side * h / w), side)
-    return (h, w), (round((h - side) / 2), round((w - side) / 2))
+    top, left = round((h - side) / 2), round((w - side) / 2)
+    if pixels.dtype == bool:
+        scaled = F.interpolate(torch.from_numpy(pixels)[None, None].float(), size=(h, w), mode="nearest")
+        return scaled[0, 0, top : top + side, left : left + side] > 0
+    image_u8 = np.asarray(Image.fromarray(pixels).resize((w, h), Image.Resampling.BILINEAR))
+    return to_pm1(image_u8[top : top + side, left : left + side])
 
 
 def layout_rows(masks: Tensor, max_concepts: int | None) -> Tensor:
@@ -116,7 +79,7 @@ def layout_rows(masks: Tensor, max_concepts: int | None) -> Tensor:
     background = ~masks.any(dim=0)
     rows = torch.cat([torch.ones_like(masks[:1]), masks | background]).float()
     missing = (len(masks) if max_concepts is None else max_concepts) + 1 - len(rows)
-    return torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, missing))
+    return F.pad(rows, (0, 0, 0, 0, 0, missing))
 
 
 @dataclass(frozen=True)

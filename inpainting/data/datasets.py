@@ -16,14 +16,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
 from datasets.sources.readers import images_in
-from inpainting.data.choice import (
-    MaskManifest,
-    PaintingOptions,
-    choose_regions,
-    crop_image,
-    crop_mask,
-    layout_rows,
-)
+from inpainting.data.choice import MaskManifest, PaintingOptions, centre_crop, layout_rows, within
 from inpainting.data.paintings import ANNOTATIONS, SPLITS, Painting, painting_description, read_source
 from inpainting.tokens import plan_tokens
 from ldm.files import read_json
@@ -140,12 +133,8 @@ class InpaintingDataset(PaintingItems):
         texts_dir: folder of NAME.json, lists of prompts in the order of the chosen regions
         global_anns_path: JSON file of descriptions
         """
-        self.options, self.tokenizer, self.freestyle, self.texts_dir = (
-            options,
-            tokenizer,
-            freestyle,
-            texts_dir,
-        )
+        self.options, self.tokenizer = options, tokenizer
+        self.freestyle, self.texts_dir = freestyle, texts_dir
         if texts_dir is not None and not texts_dir.is_dir():
             raise ValueError(f"texts_dir: there is no folder {texts_dir}, so there are no prompts to read")
         self.global_anns = None if global_anns_path is None else read_source(global_anns_path)
@@ -166,7 +155,7 @@ class InpaintingDataset(PaintingItems):
         if drops and rng.random() < self.options.drop_caption_probability:
             texts = [""]
         union = masks.any(dim=0, keepdim=True).float()
-        pixels = crop_image(rgb_u8, self.options.resolution)
+        pixels = centre_crop(rgb_u8, self.options.resolution)
         plan = plan_tokens(texts, self.tokenizer, regions=self.freestyle)
         item: dict[str, Any] = {
             "pixel_values": pixels,
@@ -189,19 +178,34 @@ class InpaintingDataset(PaintingItems):
     def chosen(
         self, painting: Painting, rgb_u8: np.ndarray, rng: np.random.Generator
     ) -> tuple[tuple[str, ...], list[str], Tensor]:
-        """Names, captions and masks (r, s, s) of an image's regions; those of the manifest if any."""
-        captions = painting.read_captions()
-        size = (rgb_u8.shape[0], rgb_u8.shape[1])
-        if self.manifest is None:
-            names, masks = choose_regions(painting, list(captions), size, self.options, rng)
-        else:
-            names = self.manifest.items[painting.stem]
-            side = self.options.resolution
-            masks = torch.stack([crop_mask(painting.read_mask(name, size), side) for name in names])
+        """Names, captions and masks (r, s, s) of an image's regions: those of the manifest if there is one.
+
+        Else the largest first (on the whole image), at most max_concepts, shuffled, and then as many from the
+        front as the threshold allows. Regions outside the crop are no candidates.
+        """
+        options, captions = self.options, painting.read_captions()
+        names = list(captions) if self.manifest is None else list(self.manifest.items[painting.stem])
         missing = [name for name in names if name not in captions]
         if missing:
             raise ValueError(f"{painting.entities}: {missing[0]} has no caption")
-        return names, [captions[name] for name in names], masks
+        masks = {name: painting.read_mask(name, (rgb_u8.shape[0], rgb_u8.shape[1])) for name in names}
+        crops = {name: centre_crop(mask, options.resolution) for name, mask in masks.items()}
+        if self.manifest is None:
+            by_area = sorted(names, key=lambda name: -np.count_nonzero(masks[name]))
+            names = [name for name in by_area if crops[name].any()]
+            if not names:
+                raise ValueError(
+                    f"{painting.image}: no region lies in the central {options.resolution} pixel crop"
+                )
+            if options.max_concepts == 1:
+                names = [names[int(rng.integers(len(names)))]]
+            names = names[: options.max_concepts]
+            if options.shuffle_concepts:
+                names = [names[index] for index in rng.permutation(len(names))]
+            names = names[
+                : within(torch.stack([crops[name] for name in names]), options.masked_area_threshold)
+            ]
+        return tuple(names), [captions[name] for name in names], torch.stack([crops[name] for name in names])
 
     def prompts(self, painting: Painting, count: int) -> list[str]:
         """The generated prompts of one image: a JSON list, one text per masked region."""

@@ -6,14 +6,14 @@ box covers 1 % to 65 % of the image become mask_ID; the box is the mask, as publ
 added afterwards by `ops extract-noun-chunk-roots`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from inpainting.data.paintings import UNANNOTATED, change_annotations, checked_name, image_map
+from inpainting.data.paintings import change_annotations, checked_name
 from inpainting.data.steps.captions import EntitySettings, plain_text
 from inpainting.data.steps.regions import (
     ObjectRegion,
@@ -23,7 +23,7 @@ from inpainting.data.steps.regions import (
     make_masks,
     pixel_box,
 )
-from inpainting.data.steps.split import TransferSettings, distribute
+from inpainting.data.steps.split import TransferSettings, split_images
 from ldm.files import file_sha256, read_json
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import setting
@@ -53,8 +53,17 @@ class DciSplitSettings(TransferSettings):
     """Images -> images/{train,val,test,unannotated}. Copies by default."""
 
     annotations_dir: Path = setting(help="folder of annotation files")
-    image_dir: Path = setting(help="folder of images; gets a folder per split")
     split_path: Path = setting(help="JSON file: split -> annotation files")
+
+    def plan(self, names: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
+        files, plan = annotation_files(self.annotations_dir), {}
+        for split, listed in read_json(self.split_path).items():
+            for name in listed:
+                if name not in files:
+                    raise ValueError(f"{self.split_path}: {split} names {name!r}, no annotation file")
+                image = checked_name(str(read_json(files[name]).get("image")))
+                plan[image] = SPLIT_NAMES.get(split, split)
+        return plan, {"table": file_sha256(self.split_path)}
 
 
 def labelled_regions(document: Mapping[str, Any], size_hw: tuple[int, int]) -> list[ObjectRegion]:
@@ -100,27 +109,12 @@ def to_lowercase(settings: EntitySettings) -> None:
     change_annotations(settings.entities_dir, LOWER_STEP, {}, change)
 
 
-def train_val_test_split(settings: DciSplitSettings) -> None:
-    """Put the images into the folders of their split; those that the file does not name are unannotated."""
-    files = annotation_files(settings.annotations_dir)
-    images = image_map(settings.image_dir)
-    plan = dict.fromkeys(sorted(images), UNANNOTATED)
-    for split, names in read_json(settings.split_path).items():
-        for name in names:
-            if name not in files:
-                raise ValueError(f"{settings.split_path}: {split} names {name!r}, no annotation file")
-            image = read_json(files[name]).get("image")
-            plan[checked_name(str(image))] = SPLIT_NAMES.get(split, split)
-    inputs = {"table": file_sha256(settings.split_path)}
-    distribute(plan, images, settings.image_dir, inputs, settings)
-
-
 def build_app() -> typer.Typer:
     app = new_app("Densely Captioned Images in the form of the painting data.")
     app.command("make-masks-dataset")(command(DciSettings, make_masks))
     app.command("make-entities-dataset")(command(DciSettings, make_entities))
     app.command("to-lowercase")(command(EntitySettings, to_lowercase))
-    app.command("train-val-test-split")(command(DciSplitSettings, train_val_test_split))
+    app.command("train-val-test-split")(command(DciSplitSettings, split_images))
     return app
 
 

@@ -91,7 +91,7 @@ class LocalSettings(ClipSettings):
                     yield f"{stem}/{entity.name}", path, partial(str, entity.caption)
 
 
-def evaluate(settings: ClipSettings) -> None:
+def score_pairs(settings: ClipSettings) -> None:
     """Mean cosine between each image and its text (the description of a painting, the caption of a crop)."""
     clip = Clip.load(local_or_hub_folder(settings.clip, OTHER_FRAMEWORKS), pick_device(settings.device))
     scores: list[float] = []
@@ -129,8 +129,8 @@ def cosines(clip: Clip, images: Sequence[np.ndarray], texts: Sequence[str]) -> l
 
 def build_app() -> typer.Typer:
     app = new_app("Measure the annotations with CLIP.")
-    app.command("evaluate-global")(command(GlobalSettings, evaluate))
-    app.command("evaluate-local")(command(LocalSettings, evaluate))
+    app.command("evaluate-global")(command(GlobalSettings, score_pairs))
+    app.command("evaluate-local")(command(LocalSettings, score_pairs))
     return app
 
 

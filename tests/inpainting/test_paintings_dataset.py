@@ -268,3 +268,16 @@ def test_the_real_slice(test_data: Path) -> None:
         if len(item["texts"]) > 1:
             assert item["masks"].mean() <= 0.65
         assert all(mask.any() for mask in item["all_masks"])
+
+
+def test_choices(built: PaintingSet) -> None:
+    def chosen(seed: int, **rules: Any) -> tuple[str, ...]:
+        data = dataset(built, **{"shuffle_concepts": False, "masked_area_threshold": None, **rules})
+        painting = data.paintings[data.stems.index("gina_dancers")]
+        return data.chosen(painting, painting.read_image(), np.random.default_rng(seed))[0]
+
+    by_area = ("mask_0", "mask_2", "mask_1")
+    assert chosen(0) == chosen(1, max_concepts=None) == by_area
+    assert chosen(0, max_concepts=2) == by_area[:2]
+    assert {chosen(seed, max_concepts=1) for seed in range(30)} == {(name,) for name in by_area}
+    assert len({chosen(seed, shuffle_concepts=True) for seed in range(60)}) == 6

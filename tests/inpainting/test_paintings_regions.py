@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inpainting.data.paintings import MAKE_MASKS
+from inpainting.data.paintings import MAKE_ENTITIES, MAKE_MASKS
 from inpainting.data.steps.captions import (
     EntitySettings,
     FolderSettings,
@@ -25,7 +25,6 @@ from inpainting.data.steps.regions import (
     make_entities,
     make_masks,
     pixel_box,
-    region_crop,
     region_files,
 )
 from inpainting.data.steps.roots import RootSettings, extract_roots
@@ -55,15 +54,16 @@ def test_regions_are_numbered_over_the_entities_that_stay() -> None:
     ]
 
 
-def test_several_boxes_are_one_mask_and_a_collage() -> None:
+def test_several_boxes_are_one_mask_and_a_collage(tmp_path: Path) -> None:
     image = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
     boxes = [(0, 0, 4, 6), (10, 5, 20, 8), (2, 2, 5, 5)]
     regions = [ObjectRegion("mask_0", "a dog", tuple(boxes))]
-    (mask_png,) = region_files(MAKE_MASKS, Path(), image, regions).values()
+    (mask_png,) = region_files(MAKE_MASKS, tmp_path, image, regions).values()
     mask_u8 = np.array(Image.open(io.BytesIO(mask_png)))
+    collage_png = region_files(MAKE_ENTITIES, tmp_path, image, regions)[tmp_path / "mask_0.png"]
+    collage = np.array(Image.open(io.BytesIO(collage_png)))
     assert set(np.unique(mask_u8)) == {0, 255}
     assert np.count_nonzero(mask_u8) == 24 + 30 + 9 - 6
-    collage = region_crop(image, boxes)
     assert collage.shape == (2 * 6, 2 * 10, 3)  # cells of the largest height and width, a square grid
     assert (collage[:6, :4] == image[:6, :4]).all()
     assert (collage[:3, 10:20] == image[5:8, 10:20]).all()

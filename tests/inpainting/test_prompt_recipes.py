@@ -20,9 +20,8 @@ from inpainting.models.image_to_text.evaluation.validate import HeldOutTest
 from inpainting.models.image_to_text.fine_tune_llavanext import (
     build_app,
     checkpoint_of,
-    open_base,
+    open_mllm,
     train_prompt_writer,
-    with_checkpoint,
 )
 from inpainting.models.image_to_text.settings import RECIPE, PromptTraining
 from ldm.mllm import load as mllm_load
@@ -139,8 +138,7 @@ def test_the_language_model_itself_trains(folder: Path, tmp_path: Path):
     rows = read_predictions(tmp_path / "validation" / "predictions.jsonl")
     assert all(row.prediction for row in rows)  # constrained
     config = recipe(folder, tmp_path, "test/llava_multimask", *changes, "checkpoint=latest")
-    tested = with_checkpoint(config, open_base(config, torch.device("cpu")), checkpoint_of(config))
-    again = tested.state_dict()
+    again = open_mllm(config, torch.device("cpu"), checkpoint_of(config)).model.state_dict()
     assert all(torch.equal(again[key], after[key]) for key in changed)
 
 
@@ -245,7 +243,7 @@ def test_mistakes_are_one_line(
     config = recipe(folder, tmp_path, "train/llava_multimask")
     monkeypatch.setenv("BIFROST_MODELS", str(folder))
     named = recipe(folder, tmp_path, "train/llava_multimask", "model=somebody/base")
-    assert open_base(named, torch.device("cpu")).folder == folder / "base"  # where the registry puts models
+    assert open_mllm(named, torch.device("cpu")).folder == folder / "base"  # where the registry puts models
     assert "4-bit weights need CUDA and bitsandbytes" in caplog.text
     path = folder / "data" / "entities" / "val_0" / "annotations.json"
     text = path.read_text()

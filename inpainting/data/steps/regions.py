@@ -125,9 +125,10 @@ def make_regions(step: str, settings: RegionOutput, redo: bool) -> Journal:
 def region_files(
     step: str, folder: Path, rgb_u8: np.ndarray, regions: Sequence[ObjectRegion]
 ) -> dict[Path, bytes]:
-    """mask_j.png of every object: 255 in the union of its boxes; or its crop, and annotations.json.
+    """mask_j.png of every object: 255 in the union of its boxes; or the object alone, and annotations.json.
 
-    Entries keep the further fields of the old file where the concept is the same but for case or punctuation.
+    The object alone is its crop, or a collage of its crops in a square grid. Entries keep the further fields
+    of the old file where the concept is the same but for case or punctuation.
     """
     files, entries = {}, {}
     old = read_intact(folder / ANNOTATIONS) if step == MAKE_ENTITIES else {}
@@ -137,7 +138,14 @@ def region_files(
             for x0, y0, x1, y1 in region.boxes_xyxy:
                 image_u8[y0:y1, x0:x1] = 255
         else:
-            image_u8 = region_crop(rgb_u8, region.boxes_xyxy)
+            crops = [rgb_u8[y0:y1, x0:x1] for x0, y0, x1, y1 in region.boxes_xyxy]
+            columns = math.ceil(math.sqrt(len(crops)))
+            cell_h, cell_w = max(crop.shape[0] for crop in crops), max(crop.shape[1] for crop in crops)
+            rows = math.ceil(len(crops) / columns)
+            image_u8 = np.full((rows * cell_h, columns * cell_w, 3), PADDING, np.uint8)
+            for number, crop in enumerate(crops):
+                top, left = number // columns * cell_h, number % columns * cell_w
+                image_u8[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
         files[folder / f"{region.name}.png"] = encode_png(image_u8)
         entry = {"concept": region.concept}
         entry |= {} if region.caption is None else {"caption": region.caption}
@@ -184,18 +192,3 @@ def pixel_box(box_xyxy: tuple[float, float, float, float], size_hw: tuple[int, i
     box = max(0, int(x0)), max(0, int(y0)), min(w, int(x1)), min(h, int(y1))
     right_size = MIN_AREA * (h * w) <= (x1 - x0) * (y1 - y0) <= MAX_AREA * (h * w)
     return box if right_size and box[2] > box[0] and box[3] > box[1] else None
-
-
-def region_crop(rgb_u8: np.ndarray, boxes_xyxy: Sequence[Box]) -> np.ndarray:
-    """The object alone, (h, w, 3) uint8: its crop, or a collage of its crops in a square grid."""
-    crops = [rgb_u8[y0:y1, x0:x1] for x0, y0, x1, y1 in boxes_xyxy]
-    if len(crops) == 1:
-        return crops[0]
-    columns = math.ceil(math.sqrt(len(crops)))
-    rows = math.ceil(len(crops) / columns)
-    cell_h, cell_w = max(crop.shape[0] for crop in crops), max(crop.shape[1] for crop in crops)
-    collage = np.full((rows * cell_h, columns * cell_w, 3), PADDING, np.uint8)
-    for number, crop in enumerate(crops):
-        top, left = number // columns * cell_h, number % columns * cell_w
-        collage[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
-    return collage

@@ -17,7 +17,6 @@ import torch
 import typer
 from accelerate import Accelerator
 from peft import PeftModel, prepare_model_for_kbit_training
-from torch import nn
 
 from inpainting.config_path import config_verb
 from inpainting.models.image_to_text.batches import PromptCollate, WithAlphas
@@ -67,9 +66,7 @@ def train_prompt_writer(config: PromptTraining) -> Path:
                 f"{folder / 'adapter'} was not trained here: this run cannot go on from it, and would "
                 "overwrite it; choose another project_dir"
             )
-    base = open_base(config, accelerator.device)
-    model = with_checkpoint(config, base, checkpoint) if config.only_val else trainable_model(config, base)
-    writer = PromptWriter(replace(base, model=model), config.prompter)
+    writer = PromptWriter(open_mllm(config, accelerator.device, checkpoint), config.prompter)
     held_out = None
     if config.val.instances:
         data = LlavaDataset(config.data, config.val.split, config.fit.seed)
@@ -134,35 +131,45 @@ def fine_tune(
     return result
 
 
-def open_base(config: PromptTraining, device: torch.device) -> Mllm:
-    """The model to start from. Where 4 bits do not work it is not quantised, and says so."""
+def open_mllm(config: PromptTraining, device: torch.device, checkpoint: Path | None = None) -> Mllm:
+    """The model with what trains: an adapter, or the language model itself with the projector.
+
+    With only_val the model with the weights of a checkpoint, if any, in eval mode; released adapters are
+    renamed in memory. Where 4 bits do not work it is not quantised, and says so.
+    """
     folder, dtype = local_or_hub_folder(base_folder(config.model)), DTYPES[config.dtype_name]
     quantised = config.fine_tuning_type in ("qlora", "quantized")
     if quantised and four_bit_works():
-        return load_four_bit(folder, torch.bfloat16, {"": device}, dtype)
-    if quantised:
-        log.warning(
-            "fine_tuning_type=%s: 4-bit weights need CUDA and bitsandbytes (requirements-extras.txt); "
-            "the model stays in %s, which takes more memory and answers a little otherwise",
-            config.fine_tuning_type,
-            config.dtype_name,
-        )
-    model = load_model(folder, dtype).to(device)
-    return Mllm(model.eval(), load_processor(folder, model.config), folder)
-
-
-def trainable_model(config: PromptTraining, mllm: Mllm) -> nn.Module:
-    """The model with what trains: an adapter, or the language model itself with the projector."""
-    base = mllm.model
+        mllm = load_four_bit(folder, torch.bfloat16, {"": device}, dtype)
+    else:
+        if quantised:
+            log.warning(
+                "fine_tuning_type=%s: 4-bit weights need CUDA and bitsandbytes (requirements-extras.txt); "
+                "the model stays in %s, which takes more memory and answers a little otherwise",
+                config.fine_tuning_type,
+                config.dtype_name,
+            )
+        model = load_model(folder, dtype).to(device)
+        mllm = Mllm(model.eval(), load_processor(folder, model.config), folder)
+    full, base = config.fine_tuning_type == "full", mllm.model
+    if config.only_val and checkpoint is None:
+        return mllm
+    if config.only_val and checkpoint is not None and not full:
+        return replace(mllm, model=load_adapter(base, checkpoint).eval())
     if getattr(base, "is_loaded_in_4bit", False):
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    whole = config.fine_tuning_type == "full"
-    settings = LoraSettings(rank=0) if whole else config.lora
+    settings = LoraSettings(rank=0) if full else config.lora
     model = make_trainable(prepared(base, config.gradient_checkpointing), settings, config.fit.seed)
     if isinstance(model, PeftModel):
         # A hub name holds on other machines too, the path of its local copy does not.
         model.peft_config["default"].base_model_name_or_path = config.model
-    return model
+    if checkpoint is not None:
+        weights = trained(model)
+        with torch.no_grad():
+            for name, value in read_checkpoint(checkpoint, WHOLE, weights)[0].items():
+                weights[name].copy_(value)
+        model.eval()
+    return replace(mllm, model=model)
 
 
 def checkpoint_of(config: PromptTraining) -> Path | None:
@@ -186,21 +193,6 @@ def checkpoint_of(config: PromptTraining) -> Path | None:
         f"checkpoint={named}: {out} holds no such checkpoint (there: {names}); train it with only_val=false, "
         "or take checkpoint=none to test the model without adapter"
     )
-
-
-def with_checkpoint(config: PromptTraining, mllm: Mllm, folder: Path | None) -> nn.Module:
-    """The model with the weights of a checkpoint, in eval mode; released adapters are renamed in memory."""
-    if folder is None:
-        return mllm.model
-    if config.fine_tuning_type != "full":
-        return load_adapter(mllm.model, folder).eval()
-    model = trainable_model(config, mllm)
-    weights = trained(model)
-    stored, _, _ = read_checkpoint(folder, WHOLE, weights)
-    with torch.no_grad():
-        for name, value in stored.items():
-            weights[name].copy_(value)
-    return model.eval()
 
 
 def build_app() -> typer.Typer:

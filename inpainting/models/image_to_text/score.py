@@ -19,11 +19,10 @@ from ldm.device import pick_device
 from ldm.files import write_atomic, write_json
 from ldm.metrics.intervals import BOOTSTRAPS, format_estimate
 from ldm.settings.cli import command, run_module, single_app
-from ldm.settings.config import CheckedSettings, setting
+from ldm.settings.config import setting
 
 log = logging.getLogger(__name__)
 
-FOLDERS = MetricFolders()
 # model -> accuracy, B@1, B@4, ROUGE-L, CLIPSim, times 100; accuracy counts substrings.
 PUBLISHED: dict[str, tuple[float, ...]] = {
     "LLaVA-Prompt": (7.74, 20.81, 1.30, 19.99, 22.46),
@@ -42,8 +41,8 @@ COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
-class ScoreOptions(CheckedSettings):
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(MetricFolders):
     """Runs, the networks that measure them, and where the numbers go."""
 
     predictions: tuple[Path, ...] = setting(
@@ -53,8 +52,6 @@ class ScoreOptions(CheckedSettings):
         Path("outputs/prompt_metrics.json"), help="JSON file of all numbers; of several runs, by file"
     )
     table: Path | None = setting(None, help="Markdown file of the table that is printed")
-    clip: Path = setting(FOLDERS.clip, help="CLIP folder of CLIPSim")
-    roberta: Path = setting(FOLDERS.roberta, help="RoBERTa folder of BERTScore")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     resamples: int = setting(BOOTSTRAPS, low=0, help="of the 95 % intervals; 0 for none")
     seed: int = setting(0, low=0, help="of the resamples")
@@ -63,8 +60,7 @@ class ScoreOptions(CheckedSettings):
 def score_prompts(options: ScoreOptions) -> None:
     """Measure predicted prompts, and print them beside the paper's table."""
     runs = {path.as_posix(): read_predictions(path) for path in options.predictions}
-    folders = MetricFolders(options.clip, options.roberta)
-    models = PromptMetricModels.load(folders, pick_device(options.device))
+    models = PromptMetricModels.load(options, pick_device(options.device))
     reports = {
         name: measure_prompts(rows, models, options.seed, options.resamples) for name, rows in runs.items()
     }

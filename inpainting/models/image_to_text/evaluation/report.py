@@ -86,9 +86,17 @@ def measure_prompts(
         sizes = np.array([len(group) for group in groups])
 
         def value(name: str, chosen: np.ndarray) -> float:
-            if name in BLEU:
-                return bleu(sums[name][chosen].sum(0), BLEU[name])
-            return sums[name][chosen].sum() / sizes[chosen].sum()
+            total = sums[name][chosen].sum(0)
+            if name not in BLEU:
+                return total / sizes[chosen].sum()
+            # BLEU of a corpus (Papineni et al. 2002) from the sum of its rows' counts. The library's own last
+            # step wants all texts again for each resample, and is in single precision.
+            right, predicted = total[: BLEU[name]], total[GRAMS : GRAMS + BLEU[name]]
+            words, words_true = total[2 * GRAMS :]
+            if not right.min():
+                return 0.0
+            brevity = np.exp(min(0.0, 1 - words_true / words))
+            return float(brevity * np.exp(np.log(right / predicted).mean()))
 
         return {
             name: {
@@ -149,16 +157,3 @@ def text_numbers(
         parts = (metric.numerator, metric.denominator, metric.preds_len[None], metric.target_len[None])
         counts.append(np.concatenate([part.numpy() for part in parts]))
     return numbers, np.array(counts, np.float64)
-
-
-def bleu(counts: np.ndarray, grams: int) -> float:
-    """BLEU@grams of a corpus (Papineni et al. 2002) from the sum (2 * 4 + 2,) of its rows' counts.
-
-    torchmetrics' own last step wants all texts again for each resample, and is in single precision.
-    """
-    right, predicted = counts[:grams], counts[GRAMS : GRAMS + grams]
-    words, words_true = counts[2 * GRAMS :]
-    if not right.min():
-        return 0.0
-    brevity = np.exp(min(0.0, 1 - words_true / words))
-    return float(brevity * np.exp(np.log(right / predicted).mean()))
