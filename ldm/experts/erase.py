@@ -37,7 +37,7 @@ class Eraser:
 
     kind: str
     identity: str
-    fill: Fill
+    fill: Fill | None = None  # of a network
 
     @classmethod
     def load(
@@ -48,7 +48,7 @@ class Eraser:
         dtype is that of the diffusion model; LaMa's Fourier layers need float32.
         """
         if source is None or str(source) in ("", "opencv"):
-            return cls("opencv", f"opencv radius {TELEA_RADIUS} side {OPENCV_SIDE}", _opencv)
+            return cls("opencv", f"opencv radius {TELEA_RADIUS} side {OPENCV_SIDE}")
         path = Path(source)
         if path.is_file():
             return cls("lama", f"lama {file_sha256(path)}", _lama(path, device))
@@ -71,18 +71,17 @@ class Eraser:
             return rgb_u8.copy()
         if mask.all():
             raise ValueError("the mask covers the whole image, so there is nothing to fill it from")
-        return np.where(mask[..., None], self.fill(rgb_u8, mask, seed), rgb_u8)
-
-
-def _opencv(rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
-    """Telea's fast marching, at most OPENCV_SIDE pixels wide and high."""
-    h, w = mask.shape
-    scale = min(1.0, OPENCV_SIDE / max(h, w))
-    size = max(1, round(h * scale)), max(1, round(w * scale))
-    # Any touched pixel is filled, or the object's colour would bleed in at the hole's edge.
-    small_mask = resize(mask.astype(np.float32), size) > 0
-    filled = cv2.inpaint(resize(rgb_u8, size), small_mask.astype(np.uint8), TELEA_RADIUS, cv2.INPAINT_TELEA)
-    return resize(filled, (h, w), how="linear")
+        if self.fill is not None:
+            filled = self.fill(rgb_u8, mask, seed)
+        else:  # Telea's fast marching, at most OPENCV_SIDE pixels wide and high
+            h, w = mask.shape
+            scale = min(1.0, OPENCV_SIDE / max(h, w))
+            size = max(1, round(h * scale)), max(1, round(w * scale))
+            # Any touched pixel is filled, or the object's colour would bleed in at the hole's edge.
+            hole = (resize(mask.astype(np.float32), size) > 0).astype(np.uint8)
+            filled = cv2.inpaint(resize(rgb_u8, size), hole, TELEA_RADIUS, cv2.INPAINT_TELEA)
+            filled = resize(filled, (h, w), how="linear")
+        return np.where(mask[..., None], filled, rgb_u8)
 
 
 def _lama(path: Path, device: str) -> Fill:

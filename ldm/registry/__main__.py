@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ldm.registry.models import find, folder_of, load_registry, missing_files
-from ldm.registry.pull import HASH_FILE, changed, pull_model, register_file
+from ldm.registry.pull import HASH_FILE, changed, pull_model
 from ldm.settings.cli import new_app, run_module
 
 
@@ -55,7 +55,9 @@ def register(
     file: Annotated[Path, typer.Argument(help="weight file, or zip or tar archive")],
 ) -> None:
     """Put a file that was fetched by hand in its place."""
-    register_file(find(name, load_registry()), file)
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
+    pull_model(name, find(name, load_registry()), file)
 
 
 def verify(name: Annotated[str, typer.Argument(help="model; default: all that are present")] = "") -> None:

@@ -1,39 +1,65 @@
-"""Models are fetched into a folder beside their own, which is renamed when whole; hashes are recorded."""
+"""Models and files from elsewhere: over HTTP, continued where it stopped; archives, unpacked with care.
 
+A model is put together in a folder beside its own, which is renamed when whole; hashes are recorded.
+"""
+
+import http.client
 import logging
 import shutil
-from pathlib import Path
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from tqdm.auto import tqdm
 
 from ldm.files import file_sha256, read_json, write_json
-from ldm.registry.download import download, is_archive, unpack
 from ldm.registry.models import UNFINISHED, Model, folder_of, hub_files, missing_files
 
 log = logging.getLogger(__name__)
 
 HASH_FILE = "hashes.json"
+DOWNLOAD_ATTEMPTS = 4
+BLOCK_BYTES = 1 << 20
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+TIMEOUT_S = 30
 
 
 def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
     """Get a model from the first source that works; returns its folder. ValueError lists what was tried.
 
-    offline: a folder of downloads that is used instead; it holds the model's own folder, or its files
+    offline: what is used instead: a folder of downloads, which holds the model's own folder or its files; or
+        a file that a person fetched, unpacked if it is an archive, which also replaces a model that is there
     """
     folder = folder_of(model)
+    partial = folder.with_name(folder.name + ".partial")
+    hashes = {place.file_name: place.sha256 for place in model.places if place.sha256}
+    if offline is not None and offline.is_file():
+        if hashes and file_sha256(offline) not in hashes.values() and not is_archive(offline):
+            allowed = " or ".join(sorted(set(hashes.values())))
+            raise ValueError(f"{offline}: SHA-256 is {file_sha256(offline)}, expected {allowed}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        if is_archive(offline):
+            unpack(offline, partial)
+        else:
+            shutil.copyfile(offline, partial / offline.name)
+        return finalize_download(model, partial)
     if not missing_files(model):
         log.info("%s is there", folder)
         return folder
-    partial = folder.with_name(folder.name + ".partial")
     tried: list[str] = []
     if offline is not None:
         if not offline.is_dir():
-            raise ValueError(f"{offline}: no such folder")
+            raise ValueError(f"{offline}: no such file or folder")
         source = offline / model.folder if (offline / model.folder).is_dir() else offline
         patterns = model.needs if source == offline else ("**/*",)
         for path in sorted({path for pattern in patterns for path in source.glob(pattern) if path.is_file()}):
             target = partial / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        for name, sha256 in {place.file_name: place.sha256 for place in model.places if place.sha256}.items():
+        for name, sha256 in hashes.items():
             if (partial / name).is_file() and file_sha256(partial / name) != sha256:
                 (partial / name).replace(partial / (name + ".wrong"))
                 raise ValueError(f"{offline}/{name}: wrong SHA-256; a copy is kept in {partial}")
@@ -56,23 +82,6 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
             tried.append(str(error))
             log.info("%s", error)
     raise ValueError(f"{folder}: no source worked: " + "; ".join(tried))
-
-
-def register_file(model: Model, path: Path) -> Path:
-    """A file that a person fetched: unpacked or copied, hashed, put in place."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    known = {place.sha256 for place in model.places if place.sha256}
-    if known and file_sha256(path) not in known and not is_archive(path):
-        raise ValueError(f"{path}: SHA-256 is {file_sha256(path)}, expected {' or '.join(sorted(known))}")
-    partial = folder_of(model).with_name(folder_of(model).name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    if is_archive(path):
-        unpack(path, partial)
-    else:
-        shutil.copyfile(path, partial / path.name)
-    return finalize_download(model, partial)
 
 
 def finalize_download(model: Model, partial: Path) -> Path:
@@ -108,3 +117,84 @@ def changed(model: Model) -> list[str]:
         raise ValueError(f"{folder}: no {HASH_FILE}, so there is nothing to compare with; pull it first")
     found = hashes_of(folder)
     return [name for name, value in read_json(folder / HASH_FILE).items() if found.get(name) != value]
+
+
+def download(url: str, path: Path, sha256: str = "") -> str:
+    """Fetch `url` to `path`; returns the SHA-256. What arrives is kept in `path`.part and continued.
+
+    ValueError names the address and what is wrong. A file with another hash than `sha256` stays as
+    `path`.wrong for inspection and is never used.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"{url}: only http and https addresses are fetched")
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reason = ""
+    for _ in range(DOWNLOAD_ATTEMPTS):
+        have = part.stat().st_size if part.exists() else 0
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+                if have and answer.status != 206:  # the server starts from the beginning
+                    have = 0
+                length = answer.headers.get("Content-Length")
+                total = have + int(length) if length else None
+                with (
+                    part.open("ab" if have else "wb") as file,
+                    tqdm(
+                        total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, leave=False
+                    ) as bar,
+                ):
+                    while block := answer.read(BLOCK_BYTES):
+                        file.write(block)
+                        bar.update(len(block))
+            if total is None or part.stat().st_size == total:
+                break
+            reason = "the connection ended early"
+        except urllib.error.HTTPError as error:
+            if error.code != 416:
+                raise ValueError(f"{url}: HTTP {error.code} {error.reason}") from None
+            if error.headers.get("Content-Range") == f"bytes */{have}":
+                break  # nothing is missing
+            part.unlink()
+            reason = "what is here is longer than the file"  # of another version
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+        log.info("%s: %s; continuing", url, reason)
+    else:
+        raise ValueError(f"{url}: {reason}; run the same command again to continue")
+    found = file_sha256(part)
+    if sha256 and found != sha256.lower():
+        aside = path.with_name(path.name + ".wrong")
+        part.replace(aside)
+        raise ValueError(f"{url}: SHA-256 is {found}, expected {sha256}; the file is kept as {aside}")
+    part.replace(path)
+    return found
+
+
+def is_archive(path: Path) -> bool:
+    return path.name.endswith(ARCHIVES)
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Plain files and folders of an archive into `folder`; links and paths that lead outside are refused."""
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                for info in archive.infolist():
+                    link = (info.external_attr >> 16) & 0o170000 == 0o120000
+                    _require_inside(path, info.filename, plain=not link)
+                archive.extractall(folder)
+            return
+        with tarfile.open(path) as bundle:
+            for member in bundle:
+                _require_inside(path, member.name, plain=member.isfile() or member.isdir())
+            bundle.extractall(folder, filter="data")
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path}: not a readable archive ({error})") from None
+
+
+def _require_inside(path: Path, name: str, plain: bool) -> None:
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or ":" in name or not plain:
+        raise ValueError(f"{path}: refused: its member {name!r} is a link or leads out of the folder")

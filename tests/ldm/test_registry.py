@@ -13,7 +13,6 @@ import pytest
 
 import compose.settings
 from ldm.registry.__main__ import build_app
-from ldm.registry.download import download
 from ldm.registry.models import (
     Registry,
     folder_of,
@@ -22,7 +21,7 @@ from ldm.registry.models import (
     read_model,
     resolve_model_path,
 )
-from ldm.registry.pull import HASH_FILE, changed, pull_model, register_file
+from ldm.registry.pull import HASH_FILE, changed, download, pull_model
 from ldm.settings.cli import run_app
 
 CONTENT = bytes(range(256)) * 4000
@@ -168,7 +167,7 @@ def test_an_incomplete_offline_folder_is_refused(root: Path, tmp_path: Path) -> 
 def test_changed_files_are_found(root: Path, tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(CONTENT)
     one = model()
-    register_file(one, tmp_path / "w.pth")
+    pull_model("thing", one, tmp_path / "w.pth")
     assert changed(one) == []
     (root / "thing/w.pth").write_bytes(b"other")
     assert changed(one) == ["w.pth"]
@@ -193,7 +192,7 @@ def archive(path: Path, names: list[str]) -> Path:
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
 def test_archives_are_unpacked(name: str, root: Path, tmp_path: Path) -> None:
-    register_file(model(needs=("sub/w.pth",)), archive(tmp_path / name, ["sub/w.pth", "readme"]))
+    pull_model("thing", model(needs=("sub/w.pth",)), archive(tmp_path / name, ["sub/w.pth", "readme"]))
     assert (root / "thing/sub/w.pth").read_bytes() == CONTENT
 
 
@@ -201,7 +200,7 @@ def test_archives_are_unpacked(name: str, root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("member", ["../w.pth", "/w.pth", "a/../../w.pth", "..\\w.pth", "C:\\w.pth"])
 def test_archives_cannot_leave_the_folder(name: str, member: str, root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="refused: its member"):
-        register_file(model(), archive(tmp_path / name, [member]))
+        pull_model("thing", model(), archive(tmp_path / name, [member]))
     assert not (root / "thing").exists()
     assert not list(tmp_path.rglob("w.pth"))
 
@@ -212,7 +211,7 @@ def test_links_in_archives_are_refused(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hosts"
         file.addfile(link)
     with pytest.raises(ValueError, match="refused"):
-        register_file(model(), tmp_path / "a.tar")
+        pull_model("thing", model(), tmp_path / "a.tar")
 
 
 @pytest.mark.parametrize(

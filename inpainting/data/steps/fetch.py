@@ -14,7 +14,7 @@ from pathlib import Path
 from inpainting.data.paintings import write_object
 from inpainting.data.steps.split import read_rows
 from ldm.files import file_sha256, read_json
-from ldm.registry.download import download, is_archive, unpack
+from ldm.registry.pull import download, is_archive, unpack
 from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
