@@ -4,20 +4,33 @@ Legend: h w pixels. Images are RGB uint8 (h, w, 3) `_u8`, masks bool (h, w) and 
 depth `depth_01` float32 (h, w), relative inverse depth, 1 = nearest. Writers are atomic.
 """
 
+import contextlib
 import io
-from collections.abc import Mapping
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from ldm.decode import GRAY_TOLERANCE, deep_to_u8, distinct_values, is_deep, opened, rgb_and_alpha
 from ldm.files import write_atomic
 
+log = logging.getLogger(__name__)
+
+# Raster formats only: Pillow would also hand EPS to an external program.
+RASTER_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "JPEG2000")
+# Pillow's decoders raise all of these on damaged files, depending on the format and on where the damage is.
+DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error,
+)  # fmt: skip
+GRAY_TOLERANCE = 24  # of 255; JPEG leaves up to this much colour on a gray image
 MASK_THRESHOLD = 127  # of 255; a larger value is set
 Box01 = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the image
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in [0, 1]
@@ -41,6 +54,79 @@ class LoadedImage:
     def size(self) -> tuple[int, int]:
         """(h, w)"""
         return self.rgb_u8.shape[0], self.rgb_u8.shape[1]
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, upright: bool = True) -> Iterator[Image.Image]:
+    """The decoded first frame of an image file, turned as its EXIF orientation says."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected an image file")
+    try:
+        handle = path.open("rb")
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {(error.strerror or 'unreadable').lower()}") from error
+    with handle:
+        if not handle.peek(1):
+            raise ValueError(f"{path} is empty (zero bytes)")
+        image: Image.Image | None = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                image = Image.open(handle, formats=RASTER_FORMATS)
+                image.load()  # all pixels, so that no later step meets a damaged file
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+            raise ValueError(
+                f"{path} claims more than {limit} million pixels; make it smaller first"
+            ) from None
+        except DECODER_ERRORS:
+            reason = f"is not an image, or is damaged at its start; readable are {', '.join(RASTER_FORMATS)}"
+            if image is not None:
+                reason = f"is truncated or damaged: its {image.format} data cannot be decoded"
+            raise ValueError(f"{path} {reason}") from None
+        if upright:
+            try:
+                ImageOps.exif_transpose(image, in_place=True)
+            except DECODER_ERRORS:  # damaged EXIF data do not make the pixels unreadable
+                log.warning("%s: unreadable EXIF data, taken as upright", path)
+        yield image
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether Pillow keeps this image as one channel of more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def rgb_and_alpha(image: Image.Image, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """(h, w, 3) uint8 and (h, w) uint8 or None. 16-bit gray is scaled; Pillow scales 16-bit colour itself."""
+    if is_deep(image):
+        gray_u8 = deep_to_u8(image, path)
+        return np.repeat(gray_u8[:, :, None], 3, axis=2), None
+    transparent = any(band in "Aa" for band in image.getbands()) and image.mode != "LAB"
+    target = "RGBA" if transparent or "transparency" in image.info else "RGB"
+    try:
+        pixels = np.array(image.convert(target))
+    except DECODER_ERRORS:
+        raise ValueError(f"{path} has the unknown colour mode {image.mode}; save it as RGB") from None
+    return np.ascontiguousarray(pixels[:, :, :3]), pixels[:, :, 3].copy() if target == "RGBA" else None
+
+
+def deep_to_u8(image: Image.Image, path: Path) -> np.ndarray:
+    """16-bit gray (h, w) -> uint8 over the full 16-bit range."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"{path} has 32-bit values, which have no agreed range; save it with 8 or 16 bits")
+    return np.rint(values / 257).astype(np.uint8)
+
+
+def distinct_values(values: np.ndarray, limit: int = 12) -> str:
+    """The distinct values in words, shortened."""
+    distinct = np.unique(values)
+    tail = f", ... ({len(distinct)} in all)" if len(distinct) > limit else ""
+    return ", ".join(f"{value:g}" for value in distinct[:limit]) + tail
 
 
 def read_image(path: Path | str) -> LoadedImage:

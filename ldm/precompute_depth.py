@@ -54,63 +54,56 @@ class DepthSettings:
             )
 
 
-def depth_files(settings: DepthSettings) -> list[tuple[Path, Path]]:
-    """(image, depth map) of the whole tree, sorted; two images for one map are refused."""
+def estimate_tree(settings: DepthSettings) -> None:
+    """Estimate the depth of every image of a tree; the same command again continues."""
     if not settings.images.is_dir():
         raise ValueError(f"IMAGE_TREE: there is no folder {settings.images}")
-    found: dict[Path, Path] = {}
     kinds = [suffix.lower() for suffix in settings.suffix]
+    images_of: dict[Path, Path] = {}  # depth map -> image
     for image in sorted(settings.images.rglob("*")):
         if image.suffix.lower() not in kinds or image.name.startswith("."):
             continue
         path = settings.out / image.relative_to(settings.images).with_suffix(".png")
-        if path in found:
-            both = f"{found[path]} and {image.name}"
-            raise ValueError(
-                f"{both} would have one depth map; choose one kind of file: --suffix {image.suffix}"
-            )
-        found[path] = image
-    if not found:
+        if path in images_of:
+            both = f"{images_of[path]} and {image.name} would have one depth map"
+            raise ValueError(f"{both}; choose one kind of file: --suffix {image.suffix}")
+        images_of[path] = image
+    if not images_of:
         raise ValueError(f"IMAGE_TREE: {settings.images} holds no images ({', '.join(kinds)})")
-    return [(image, path) for path, image in found.items()]
-
-
-def estimate_tree(settings: DepthSettings) -> None:
-    """Estimate the depth of every image of a tree; the same command again continues."""
     index, every = shard_of(settings.shard)
-    pairs = depth_files(settings)[index::every]
-    todo = [pair for pair in pairs if not pair[1].is_file()]
+    paths = list(images_of)[index::every]
+    todo = [path for path in paths if not path.is_file()]
     written = 0
     if todo:
         device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, device)
         network = DepthEstimator.load(settings.model, device=str(device), dtype=dtype)
-        folder, path = Path(settings.model), settings.out / RECORD
+        folder, record_path = Path(settings.model), settings.out / RECORD
         record = {"model": settings.model, "weights": hash_folder(folder) if folder.is_dir() else {}}
-        known = read_json(path) if path.is_file() else record
+        known = read_json(record_path) if record_path.is_file() else record
         if known != record and (known["weights"] != record["weights"] or not record["weights"]):
             raise ValueError(
                 f"{settings.out} was made with {known['model']}; choose another OUT_TREE for {settings.model}"
             )
-        if not path.is_file():
-            write_json(path, record)
-        images = attempt_in_order(lambda pair: read_image(pair[0]).rgb_u8, todo, settings.workers)
+        if not record_path.is_file():
+            write_json(record_path, record)
+        images = attempt_in_order(lambda path: read_image(images_of[path]).rgb_u8, todo, settings.workers)
         with (
             ThreadPoolExecutor(settings.workers) as writers,
             tqdm(total=len(todo), desc="depth", disable=None) as bar,
         ):
             for start in range(0, len(todo), settings.batch):
                 batch = {}  # depth map -> image (h, w, 3)
-                for (_, path), image in zip(todo[start : start + settings.batch], images, strict=False):
-                    if isinstance(image, ValueError):
-                        log.warning("left out: %s", image)
+                for path, rgb_u8 in zip(todo[start : start + settings.batch], images, strict=False):
+                    if isinstance(rgb_u8, ValueError):
+                        log.warning("left out: %s", rgb_u8)
                     else:
-                        batch[path] = image
+                        batch[path] = rgb_u8
                 maps = network.estimate_many(list(batch.values()), batch_size=settings.batch)
                 list(writers.map(write_depth, batch, maps))
                 written += len(batch)
                 bar.update(settings.batch)
-    there, unreadable = len(pairs) - len(todo), len(todo) - written
+    there, unreadable = len(paths) - len(todo), len(todo) - written
     log.info("%d written, %d there already, %d left out: %s", written, there, unreadable, settings.out)
 
 

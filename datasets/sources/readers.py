@@ -17,8 +17,7 @@ from pycocotools import mask as run_lengths
 
 from datasets.base import Rejected
 from datasets.geometry import Size, bbox_of_mask, expand_box
-from ldm.decode import opened
-from ldm.images import read_depth, read_image
+from ldm.images import opened, read_depth, read_image
 from ldm.settings.config import CheckedSettings, setting
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")

@@ -22,9 +22,8 @@ from tqdm.auto import tqdm
 from inpainting.data.paintings import checked_name
 from inpainting.data.steps.fetch import FetchSettings, fetch_annotations
 from inpainting.data.steps.split import read_rows
-from ldm.decode import DECODER_ERRORS
 from ldm.files import write_atomic
-from ldm.images import read_image
+from ldm.images import DECODER_ERRORS, read_image
 from ldm.journal import in_order
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
