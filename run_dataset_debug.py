@@ -97,24 +97,18 @@ def debug(settings: DebugSettings) -> None:
     with TemporaryDirectory() as folder:
         if name == "scenes" and not (config.scenes and config.scenes.folder.is_dir()):
             size = (min(settings.size, 192), min(settings.size, 192))
-            scenes: dict[str, Any] = {"count": settings.n, "first_seed": settings.seed}
-            scenes |= {"size": size, "reference_size": size}
-            render_shards(StoreSettings(out=Path(folder), window="object", **scenes))
+            render_shards(StoreSettings(
+                out=Path(folder), window="object", count=settings.n, first_seed=settings.seed, size=size,
+                reference_size=size,
+            ))  # fmt: skip
             source: ExampleSource = RenderedScenes(Path(folder))
         else:
             source = open_source(config, name)
         for sample in accepted_samples(source, stats, options, settings.n, settings.seed):
             pair, params = sample.pair, sample.params
-            rows.append(
-                [
-                    from_pm1(pair.reference_01 * 2 - 1),
-                    from_pm1(pair.target_pm1),
-                    from_pm1(pair.detail_pm1[:3]),
-                    pair.edit_mask[0].numpy(),
-                    pair.depth_01[0].numpy(),
-                    from_pm1(pair.paste_pm1),
-                ]
-            )
+            colours = (pair.reference_01 * 2 - 1, pair.target_pm1, pair.detail_pm1[:3], pair.paste_pm1)
+            reference, target, hint, paste = map(from_pm1, colours)
+            rows.append([reference, target, hint, pair.edit_mask[0].numpy(), pair.depth_01[0].numpy(), paste])
             motion = MOTION[sample.dynamics]
             labels.append(f"{sample.name} {motion} mask {params.mask_level} crop {params.crop_ratio:.1f}")
     write_png(out, grid(rows, COLUMNS, labels, cell=160))

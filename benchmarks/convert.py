@@ -17,27 +17,21 @@ from typing import Annotated
 import psutil
 import torch
 import typer
-from accelerate import init_empty_weights
 
 from benchmarks.harness import RESULTS, Out, row_of_process, write_results
 from cldm.convert.convert import write_part
 from cldm.convert.keys import original_pieces
-from cldm.convert.plan import UNET, KeyCheck, plan_network
-from cldm.create import NetworkConfig, create_unet
+from cldm.convert.plan import UNET, KeyCheck, empty_networks, plan_network
+from cldm.create import NetworkConfig
 from ldm.settings.cli import run_module, single_app
 from ldm.weight_files import Entry, open_weights, write_safetensors
 
 MEGABYTE = 2**20
 
 
-def empty_unet(width: int) -> torch.nn.Module:
-    with init_empty_weights(include_buffers=False):
-        return create_unet(NetworkConfig(block_channels=(width, 2 * width, 4 * width, 4 * width)))
-
-
-def make_file(path: Path, width: int) -> dict[str, float]:
-    """A file in the original layout with ones for weights."""
-    model = empty_unet(width)
+def make_file(path: Path, network: NetworkConfig) -> dict[str, float]:
+    """A file of the UNet in the original layout with ones for weights."""
+    model = empty_networks(network)["unet"]
     pieces = original_pieces(model)
     shapes = {UNET + pieces[key].key: tuple(value.shape) for key, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
@@ -51,9 +45,9 @@ def make_file(path: Path, width: int) -> dict[str, float]:
     return {}
 
 
-def convert(path: Path, out: Path, width: int, dtype: str) -> dict[str, float]:
+def convert(path: Path, out: Path, network: NetworkConfig, dtype: str) -> dict[str, float]:
     """Convert, sampling this process's memory 50 times a second; MB above the start, and seconds."""
-    model, process = empty_unet(width), psutil.Process()
+    model, process = empty_networks(network)["unet"], psutil.Process()
     before = process.memory_info()
     peaks, finished = {"resident": 0, "anonymous": 0}, threading.Event()
 
@@ -89,14 +83,14 @@ def measure_conversion(
     out: Out = RESULTS / "convert.json",
 ) -> None:
     """Measure peak memory of converting one network."""
-    rows = []
+    rows, network = [], NetworkConfig(block_channels=(width, 2 * width, 4 * width, 4 * width))
     with tempfile.TemporaryDirectory(dir=work) as folder:
         for suffix in (".ckpt", ".safetensors"):
             file = Path(folder) / f"unet{suffix}"
-            row_of_process(make_file, file, width)
+            row_of_process(make_file, file, network)
             for dtype in ("keep", "fp16"):
                 converted = Path(folder) / dtype
-                row = row_of_process(convert, file, converted, width, dtype)
+                row = row_of_process(convert, file, converted, network, dtype)
                 if "failed" in row:
                     raise RuntimeError(row["failed"])
                 rows.append({"file": suffix, "dtype": dtype, **row})

@@ -56,7 +56,7 @@ def row_of_process(measure: Callable[..., dict[str, Any]], *values: Any) -> dict
             row = {"failed": "out of memory"}
         except RuntimeError as error:
             row = {"failed": "out of memory" if "out of memory" in str(error).lower() else str(error)[:200]}
-    log.info("%s: %s", " ".join(map(str, values)), row)
+    log.info("%s", row)
     return row
 
 

@@ -76,23 +76,13 @@ class Published:
         self.layout, self.owners, self.sides = layout, owners, {side * side: side for side in sides}
 
     def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: None = None,
-        temb: None = None,
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, **ignored: object
     ) -> Tensor:
         side = self.sides[hidden_states.shape[1]]
         layout = F.interpolate(self.layout.float(), size=(side, side), mode="nearest").flatten(2)
-        q, k, v = (
-            rearrange(value, "b n (h d) -> b h n d", h=attn.heads)
-            for value in (
-                attn.to_q(hidden_states),
-                attn.to_k(encoder_hidden_states),
-                attn.to_v(encoder_hidden_states),
-            )
-        )
+        text = encoder_hidden_states
+        projected = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
+        q, k, v = (rearrange(value, "b n (h d) -> b h n d", h=attn.heads) for value in projected)
         read = published_attention(q, k, v, layout, self.owners)
         return attn.to_out[1](attn.to_out[0](rearrange(read, "b h n d -> b n (h d)")))
 

@@ -109,17 +109,15 @@ def create_control(config: NetworkConfig, hint_channels: int) -> ControlNetModel
 
 
 def create_identity(config: NetworkConfig) -> IdentityEncoder:
-    encoder = Dinov2Model(
-        Dinov2Config(
-            hidden_size=config.identity_width,
-            num_hidden_layers=config.identity_layers,
-            num_attention_heads=config.identity_heads,
-            image_size=config.reference_size,
-            patch_size=config.identity_patch,
-            use_swiglu_ffn=config.identity_swiglu,
-        )
+    sizes = Dinov2Config(
+        hidden_size=config.identity_width,
+        num_hidden_layers=config.identity_layers,
+        num_attention_heads=config.identity_heads,
+        image_size=config.reference_size,
+        patch_size=config.identity_patch,
+        use_swiglu_ffn=config.identity_swiglu,
     )
-    return IdentityEncoder(encoder, nn.Linear(config.identity_width, config.token_width))
+    return IdentityEncoder(Dinov2Model(sizes), nn.Linear(config.identity_width, config.token_width))
 
 
 def create_autoencoder(config: AutoencoderConfig) -> AutoencoderKL | AutoencoderTiny:

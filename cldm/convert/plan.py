@@ -18,12 +18,8 @@ from cldm.convert.keys import Piece, original_pieces, vit_name
 from cldm.create import NetworkConfig, create_autoencoder, create_control, create_identity, create_unet
 from ldm.weight_files import TensorShape, WeightFile
 
-UNET, VAE, ENCODER, PROJECTOR = (
-    "model.diffusion_model.",
-    "first_stage_model.",
-    "cond_stage_model.model.",
-    "cond_stage_model.projector.",
-)
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+ENCODER, PROJECTOR = "cond_stage_model.model.", "cond_stage_model.projector."
 CONTROLS: dict[str, dict[str, str]] = {  # prefix of each branch; without one it is copied from the UNet
     "bifrost": {"control_detail": "control_model_detail.", "control_depth": "control_model_depth."},
     "anydoor": {"control_detail": "control_model."},

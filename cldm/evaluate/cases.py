@@ -23,7 +23,7 @@ from datasets.scenes.describe import Solid
 from datasets.scenes.furnish import solid_at
 from datasets.sources.rendered import RenderedScenes
 from ldm.experts.depth import DepthEstimator
-from ldm.images import from_pm1, normalize
+from ldm.images import from_01, from_pm1, normalize
 
 MIN_PIXELS = 40  # of the object; chosen: fewer make a meaningless PSNR
 MIN_OVERLAP = 64  # pixels of the amodal masks of two neighbours; chosen
@@ -135,8 +135,7 @@ def find_cases(
 
 def scene_image(scene: Scene, options: SceneOptions) -> np.ndarray:
     """The scene's main view, (h, w, 3) uint8, as the shards hold it."""
-    image_01 = render([scene], options).image_01[0]
-    return (image_01 * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+    return from_01(render([scene], options).image_01[0])
 
 
 def with_solid(scene: Scene, index: int, solid: Solid) -> Scene:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +60,11 @@ def condition_sensitivity(model: Compositor, batch: dict[str, Tensor], seed: int
     """
     latents = model.latent_space.encode(batch["target_pm1"])
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
-    time = int(PROBE_AT * model.scheduler_config["num_train_timesteps"])
-    timesteps = torch.full((len(latents),), time, device=latents.device)
-    inputs = {"reference_01": batch["reference_01"], "detail_pm1": batch["detail_pm1"],
-              "depth_01": batch["depth_01"]}  # fmt: skip
+    schedule = DDIMScheduler.from_config(model.scheduler_config)
+    timesteps = torch.full((len(latents),), int(PROBE_AT * len(schedule)), device=latents.device)
+    inputs = {name: batch[name] for name in ("reference_01", "detail_pm1", "depth_01")}
     weight = torch.nn.functional.adaptive_max_pool2d(batch["edit_mask"].float(), latents.shape[-2:])
-    alpha = float(DDIMScheduler.from_config(model.scheduler_config).alphas_cumprod[time])  # signal variance
-    noisy = alpha**0.5 * latents + (1 - alpha) ** 0.5 * noise
+    noisy = schedule.add_noise(latents, noise, timesteps)
 
     def predict(blank: str = "") -> Tensor:
         given = {name: value * (name != blank) for name, value in inputs.items()}
@@ -156,26 +154,22 @@ class RejectionCounter(pl.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.accepted: Counter[int] = Counter()
-        self.rejected: dict[int, Counter[str]] = {}  # source -> reason -> count
+        self.rejected: defaultdict[int, Counter[str]] = defaultdict(Counter)  # source -> reason -> count
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: object,
-        batch: dict[str, Any],
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: dict, batch_idx: int
     ) -> None:
         self.accepted.update(batch["source"].tolist())
         for source, reason in batch["rejected"]:
-            self.rejected.setdefault(source, Counter())[reason] += 1
+            self.rejected[source][reason] += 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"accepted": dict(self.accepted), "refused": {k: dict(v) for k, v in self.rejected.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.accepted = Counter(state_dict["accepted"])
-        self.rejected = {k: Counter(reasons) for k, reasons in state_dict["refused"].items()}
+        for k, reasons in state_dict["refused"].items():
+            self.rejected[k] = Counter(reasons)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object) -> None:
         if not trainer.is_global_zero or not self.accepted:
@@ -183,7 +177,7 @@ class RejectionCounter(pl.Callback):
         data: PairData = trainer.datamodule  # type: ignore[attr-defined]
         body = {}
         for k, name in enumerate(data.names):  # in the order of the settings
-            stats = RejectionStats(name, self.accepted[k], self.rejected.get(k, Counter()))
+            stats = RejectionStats(name, self.accepted[k], self.rejected[k])
             body[name] = {"accepted": stats.accepted, "refused": dict(stats.rejected)}
             log.info(stats.table())
         write_json(self.path, body)

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from torch import Tensor
 
 from datasets.scenes.batch import render
 from datasets.scenes.describe import SceneOptions, eval_seed
 from datasets.scenes.layout import sample_scene
-from ldm.images import write_png
+from ldm.images import from_01, write_png
 from ldm.settings.schema import setting
 from ldm.sheet import grid
 
@@ -46,7 +45,7 @@ def write_scene_sheet(settings: SheetSettings) -> Path:
     batch = render(scenes, options, settings.device)
     rows, captions = [], []
     for index, fact in enumerate(batch.facts):
-        removed, image = fact.removed, _u8(batch.image_01[index])
+        removed, image = fact.removed, from_01(batch.image_01[index])
         outline = (image * 0.35 + 160 * 0.65).astype(np.uint8)
         outline[batch.amodal[index, removed].cpu().numpy()] = (255, 160, 60)
         outline[batch.visible[index, removed].cpu().numpy()] = (40, 120, 220)
@@ -55,7 +54,7 @@ def write_scene_sheet(settings: SheetSettings) -> Path:
         label = batch.instances[index].cpu().numpy()
         tint = TINTS[np.where(label > 0, 1 + (label - 1) % (len(TINTS) - 1), 0)]
         instances = (tint * (0.55 + 0.45 * image.mean(-1, keepdims=True) / 255)).astype(np.uint8)
-        without, reference = _u8(batch.without_01[index]), _u8(batch.reference_01[index])
+        without, reference = from_01(batch.without_01[index]), from_01(batch.reference_01[index])
         rows.append([image, without, depth, instances, outline, reference])
         d, far, near = fact.depths[removed]
         words = fact.captions[0] if fact.captions else fact.names[removed]
@@ -66,7 +65,3 @@ def write_scene_sheet(settings: SheetSettings) -> Path:
     write_png(settings.out, grid(rows, COLUMNS, captions, cell=max(settings.size)))
     log.info("wrote %s", settings.out)
     return settings.out
-
-
-def _u8(colours_01: Tensor) -> np.ndarray:
-    return (colours_01 * 255).round().byte().permute(1, 2, 0).cpu().numpy()

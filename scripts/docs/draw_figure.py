@@ -17,7 +17,7 @@ from matplotlib.patches import FancyBboxPatch
 from compose import compose, load_models
 from compose.contact_sheet import on_white, read_cases, settings_of_case, with_box
 from ldm.files import write_atomic
-from ldm.images import from_pm1
+from ldm.images import from_01, from_pm1
 from ldm.settings.cli import run_module, single_app
 from ldm.sheet import as_rgb
 from scripts.docs.make_examples import FOLDER
@@ -34,6 +34,7 @@ latents outside the
 edit region are
 set again at
 every step"""
+DINOV2 = "DINOv2 + projector:\nidentity tokens, also\nfor both branches"
 STEP, NET, PAINT = "#eef1f4", "#dce9f7", "#fbe7cf"  # pre-processing, networks, the UNet
 
 
@@ -109,16 +110,11 @@ def draw_compositor(
         drawing.arrow((19 if y < rows[0] else 17.5, y), (24.8, y))
         drawing.arrow((35.2, y), (39.3, y))
     hints = (
-        ((pair.reference_01 * 255).byte().permute(1, 2, 0).numpy(), "object on white"),
-        (from_pm1(pair.detail_pm1[:3]), "collage (+ mask channel)"),
-        (from_pm1(pair.depth_01 * 2 - 1), "fused depth"),
+        (from_01(pair.reference_01), "object on white", DINOV2),
+        (from_pm1(pair.detail_pm1[:3]), "collage (+ mask channel)", "detail branch\n(ControlNet)"),
+        (from_pm1(pair.depth_01 * 2 - 1), "fused depth", "depth branch\n(ControlNet)"),
     )
-    nets = (
-        "DINOv2 + projector:\nidentity tokens, also\nfor both branches",
-        "detail branch\n(ControlNet)",
-        "depth branch\n(ControlNet)",
-    )
-    for (image, title), net, y in zip(hints, nets, rows, strict=True):
+    for (image, title, net), y in zip(hints, rows, strict=True):
         drawing.image(image, 47, y, 15, title)
         drawing.arrow((54.8, y), (59.8, y))
         drawing.block(net, 68, y, (16, 8), NET)

@@ -15,12 +15,11 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from torch import Tensor
 
 from datasets.relations import Place
 from datasets.scenes import SceneOptions, eval_seed, render, sample_scene
 from ldm.files import write_json
-from ldm.images import write_depth, write_png
+from ldm.images import from_01, write_depth, write_png
 from ldm.settings.cli import run_module, single_app
 from llava_bifrost.placement.anchors import as_json
 
@@ -39,22 +38,17 @@ CONVENTIONS = (
 )
 
 
-def as_u8(image_01: Tensor) -> np.ndarray:
-    """(3, h, w) in [0, 1] -> (h, w, 3) uint8."""
-    return (image_01 * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-
-
 def make_examples(out: Annotated[Path, typer.Option(help="folder of the examples")] = FOLDER) -> None:
     """Render every example and the list of them."""
     cases = []
     for name, index in EXAMPLES.items():
         batch = render([sample_scene(eval_seed(index), OPTIONS)], OPTIONS)
         facts, folder = batch.facts[0], out / name
-        write_png(folder / "room.png", as_u8(batch.without_01[0]))
-        write_png(folder / "truth.png", as_u8(batch.image_01[0]))
+        write_png(folder / "room.png", from_01(batch.without_01[0]))
+        write_png(folder / "truth.png", from_01(batch.image_01[0]))
         write_depth(folder / "room_depth.png", batch.without_depth_01[0].numpy())
         alpha = batch.reference_mask[0].numpy().astype(np.uint8) * 255
-        write_png(folder / "object.png", as_u8(batch.reference_01[0]), alpha_u8=alpha)
+        write_png(folder / "object.png", from_01(batch.reference_01[0]), alpha_u8=alpha)
         anchors = {
             solid: Place(facts.boxes01[i], *facts.depths[i])
             for i, solid in enumerate(facts.names)
