@@ -60,10 +60,8 @@ def convert_adapter(settings: ConvertLocator) -> None:
     config = LocatorConfig(settings.format, "bifrost", settings.decimals, settings.template, (), RELEASED)
     write_config(settings.out / CONFIG, config)
     used = f"all {report['adapter_tensors']} tensors of the adapter used"
-    changed = (
-        f"{report['lora_pairs_merged']} LoRA pairs merged, replaced: {', '.join(report['weights_replaced'])}"
-    )
-    log.info("wrote %s: %s, %s", settings.out, used, changed)
+    pairs, replaced = report["lora_pairs_merged"], ", ".join(report["weights_replaced"])
+    log.info("wrote %s: %s, %d LoRA pairs merged, replaced: %s", settings.out, used, pairs, replaced)
 
 
 def merge_adapter(settings: MergeLocator) -> None:

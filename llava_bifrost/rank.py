@@ -85,12 +85,11 @@ def score_parts(location: Location, evidence: Evidence) -> dict[str, float]:
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Without near repetitions; of those the most probable one stays. The first candidate stays first."""
-
-    def same(a: Location, b: Location) -> bool:
-        return abs(a.depth - b.depth) < SAME_DEPTH and iou(a.box01_xyxy, b.box01_xyxy) > SAME_IOU
-
     chosen: list[Candidate] = []
     for candidate in [*candidates[:1], *sorted(candidates[1:], key=lambda item: -item.log_probability)]:
-        if not any(same(candidate.location, other.location) for other in chosen):
+        box01, depth = candidate.location.box01_xyxy, candidate.location.depth
+        alike = (iou(box01, other.location.box01_xyxy) > SAME_IOU for other in chosen
+                 if abs(depth - other.location.depth) < SAME_DEPTH)  # fmt: skip
+        if not any(alike):
             chosen.append(candidate)
     return chosen

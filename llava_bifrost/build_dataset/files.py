@@ -105,23 +105,19 @@ def build_questions(
     total, left = sum(map(len, mine)), sum(map(len, todo))
     count = 0
     with tqdm(total=total, initial=total - left, desc="building", unit="item", disable=None) as bar:
-        for prepared in in_order(source.prepare, todo, workers=1):  # while the networks of `finish` run
-            for built in source.finish(prepared):
-                bar.update()
-                if built.name in done:
-                    continue
-                for name, rgb_u8 in {sample.image: sample.rgb_u8 for sample in built.samples}.items():
-                    buffer = io.BytesIO()
-                    if not name.endswith(".png"):
-                        Image.fromarray(np.ascontiguousarray(rgb_u8)).save(
-                            buffer, "JPEG", quality=JPEG_QUALITY
-                        )
-                    write_atomic(settings.out / "images" / name, buffer.getvalue() or encode_png(rgb_u8))
-                records = [
-                    make_record(sample, settings.format, settings.decimals) for sample in built.samples
-                ]
-                append_line(path, {"item": built.name, "records": records, "dropped": list(built.dropped)})
-                count += 1
+        chunks = in_order(source.prepare, todo, workers=1)  # while the networks of `finish` run
+        for built in (built for prepared in chunks for built in source.finish(prepared)):
+            bar.update()
+            if built.name in done:
+                continue
+            for name, rgb_u8 in {sample.image: sample.rgb_u8 for sample in built.samples}.items():
+                buffer = io.BytesIO()
+                if not name.endswith(".png"):
+                    Image.fromarray(np.ascontiguousarray(rgb_u8)).save(buffer, "JPEG", quality=JPEG_QUALITY)
+                write_atomic(settings.out / "images" / name, buffer.getvalue() or encode_png(rgb_u8))
+            records = [make_record(sample, settings.format, settings.decimals) for sample in built.samples]
+            append_line(path, {"item": built.name, "records": records, "dropped": list(built.dropped)})
+            count += 1
     seconds = time.perf_counter() - start
     log.info("%d items in %.1f s, %.2f per second", count, seconds, count / max(seconds, 1e-9))
     if shards == 1:
@@ -145,11 +141,9 @@ def merge_shards(settings: MergeShardsSettings) -> dict[str, Any]:
     ordered = [lines[item] for item in sorted(lines)]
     records = [record for line in ordered for record in line["records"]]
     for record in records:  # a model that is asked without its image learns nothing
-        question = record["conversations"][0]["value"]
+        question, name = record["conversations"][0]["value"], record["id"]
         if not question.startswith(f"{IMAGE}\n") or question.count(IMAGE) != 1:
-            raise ValueError(
-                f"record {record['id']}: a question must begin with one {IMAGE}, got {question!r}"
-            )
+            raise ValueError(f"record {name}: the question must begin with one {IMAGE}, got {question!r}")
     report = statistics(records, (reason for line in ordered for reason in line["dropped"]), expected)
     body = ",\n".join(json.dumps(record) for record in records)
     write_all_atomic({out / DATASET: f"[\n{body}\n]\n".encode(), out / STATISTICS: json_bytes(report)})

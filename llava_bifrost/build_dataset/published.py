@@ -57,12 +57,10 @@ def question(
     depth_01: of the original image, as published
     """
     objects, target = photograph.objects, photograph.objects[index]
-    others = [
-        objects[other] for other in rng.permutation([at for at in large_objects(objects) if at != index])
-    ]
+    order = rng.permutation([other for other in large_objects(objects) if other != index])
     most = min(int(rng.integers(MOST_RELATIONS[0], MOST_RELATIONS[1] + 1)), len(objects))
     chosen: dict[str, tuple[float, Annotated]] = {}
-    for anchor in others:
+    for anchor in (objects[other] for other in order):
         phrases = relation_phrases(target, anchor)
         if not phrases or len(chosen) == most:
             continue
@@ -89,9 +87,8 @@ def relation_phrases(target: Annotated, anchor: Annotated) -> tuple[str, ...]:
         if y1 < sy0 + TOUCHING:
             return UNDER_TOUCHING if sy0 - y1 < TOUCHING else UNDER
         if y0 + TOUCHING > sy1:
-            return (
-                ABOVE_TOUCHING if (sy1 - y0) * target.size_hw[0] > -0.01 else ABOVE
-            )  # in pixels, as published
+            # In pixels, as published.
+            return ABOVE_TOUCHING if (sy1 - y0) * target.size_hw[0] > -0.01 else ABOVE
         if min(x1 - sx0, sx1 - x0) <= OVERLAP:
             return ()
         if y0 < sy0 < y1:

@@ -129,11 +129,9 @@ def make_samples(
                 raise Rejected("thin target: its mask is empty")
             measured = measure_object(original_01[mask], mask, target.tight_box(mask))
             place, facts = measured.place(options.format == "center"), measured.facts()
-        request, item = Request(name, replace=True), photograph.name
-        location = Location.of(place)
-        samples.append(
-            Sample(f"{item}-r", f"{item}.jpg", prepared.rgb_u8, request, location, {}, "coco", facts)
-        )
+        request, image, item = Request(name, replace=True), prepared.rgb_u8, photograph.name
+        where = Location.of(place)
+        samples.append(Sample(f"{item}-r", f"{item}.jpg", image, request, where, {}, "coco", facts))
     except (Rejected, ValueError) as error:
         prepared.drop(error)
     return Built(photograph.name, samples, prepared.dropped)
@@ -174,9 +172,8 @@ def _place_sample(
         true = [fact for fact in true if fact[0] != "on" or fact[1][0] in touching]
         if not true:
             raise Rejected("no relation: nothing can be stated of the target and an object that has a name")
-        request = word_request(
-            target.category, choose_facts(true, options.relations.most, prepared.rng), prepared.rng
-        )
+        chosen = choose_facts(true, options.relations.most, prepared.rng)
+        request = word_request(target.category, chosen, prepared.rng)
         location = Location.of(measured.place(options.format == "center"))
         facts = {**measured.facts(), "frame": [metadata_number(value) for value in (scale, shift, error)]}
     name, image = f"{photograph.name}-{count}", f"{photograph.name}_{count}.jpg"

@@ -21,13 +21,7 @@ import numpy as np
 from datasets.relations import Place
 from ldm.files import read_json
 from llava_bifrost.language.answer import Location, format_answer, parse_answer
-from llava_bifrost.language.instruction import (
-    PHRASES,
-    InstructionError,
-    Request,
-    make_question,
-    parse_instruction,
-)
+from llava_bifrost.language.instruction import PHRASES, Request, make_question, parse_instruction
 
 IMAGE = "<image>"
 DIGITS = 5  # of the numbers in meta
@@ -137,10 +131,11 @@ def read_records(path: Path) -> list[LocatorRecord]:
             else:
                 location = parse_answer(answer)
             request, parts = None, meta.get("request")
-            with suppress(InstructionError):
-                request = parse_instruction(question) if parts is None else Request(
-                    parts["target"], parts.get("relations", ()), bool(parts.get("replace"))
-                )  # fmt: skip
+            if parts is not None:
+                request = Request(parts["target"], parts.get("relations", ()), bool(parts.get("replace")))
+            else:
+                with suppress(ValueError):  # a sentence of an unknown form is asked as it stands
+                    request = parse_instruction(question)
             anchors = {key: Place(tuple(place["box01_xyxy"]), place["d"], place["far"], place["near"])
                        for key, place in meta.get("anchors", {}).items()}  # fmt: skip
             records.append(LocatorRecord(name, files[0], question, location, request, anchors))

@@ -70,11 +70,9 @@ class SceneSource:
         """Place questions on the scenes without their removed solids, Replace questions on the whole scenes,
         and Place questions about objects that the scenes never had."""
         settings, items = self.settings, []
-        for fact, image_u8, without_u8 in zip(
-            prepared.facts, prepared.image_u8, prepared.without_u8, strict=True
-        ):
+        scenes = zip(prepared.facts, prepared.image_u8, prepared.without_u8, strict=True)
+        for fact, image_u8, without_u8 in scenes:
             rng, name = np.random.default_rng((settings.seed, fact.seed)), SCENE_NAME.format(fact.seed)
-            image, target = f"{name}_without.png", fact.names[fact.removed]
             named = [index for index, visible in enumerate(fact.visible)
                      if visible >= settings.visible and fact.area[index] >= settings.area]  # fmt: skip
             solids = {index: rounded_place(box, *fact.depths[index])  # those that the image shows
@@ -91,30 +89,26 @@ class SceneSource:
                 if len(requests) == settings.questions:
                     break
                 chosen = choose_facts(facts, settings.relations.most, rng)
-                requests[word_request(target, chosen, rng)] = None
-            samples = []
-            for count, request in enumerate(requests):
-                places = {anchor: anchors[anchor] for anchor in request.anchors}
-                where = Location.of(solids[fact.removed])
-                samples.append(Sample(f"{name}-{count}", image, without_u8, request, where, places, "scenes"))
+                requests[word_request(fact.names[fact.removed], chosen, rng)] = None
+            where = Location.of(solids[fact.removed])
+            asked = [(str(count), request, where) for count, request in enumerate(requests)]
             free = [index for index in named if fact.movable[index]]
-            for count, index in enumerate(rng.permutation(free)[: settings.replace]):
-                where, request = Location.of(solids[int(index)]), Request(fact.names[index], replace=True)
-                samples.append(
-                    Sample(f"{name}-r{count}", f"{name}.png", image_u8, request, where, {}, "scenes")
-                )
-            questions = []
+            for count, index in enumerate(map(int, rng.permutation(free)[: settings.replace])):
+                request = Request(fact.names[index], replace=True)
+                asked.append((f"r{count}", request, Location.of(solids[index])))
             if settings.placements:
                 world = world_of(fact, self.options).without(fact.removed)
                 rng = np.random.default_rng((settings.seed, fact.seed, 1))
-                questions = place_questions(world, rng, settings.placements)
-            for count, question in enumerate(questions):
-                request, where = question.request, question.answer
-                places = {fact.names[index]: solids[index] for index in question.named}
-                if all(satisfies(where, request, places).values()):  # also to the digits that are stored
-                    samples.append(
-                        Sample(f"{name}-n{count}", image, without_u8, request, where, places, "scenes")
-                    )
+                new = enumerate(place_questions(world, rng, settings.placements))
+                asked += [(f"n{count}", question.request, question.answer) for count, question in new]
+            samples, shown = [], {fact.names[index]: place for index, place in solids.items()}
+            for suffix, request, where in asked:
+                places = {anchor: shown[anchor] for anchor in request.anchors}
+                if not all(satisfies(where, request, places).values()):  # also to the digits that are stored
+                    continue
+                kind, rgb_u8 = ("", image_u8) if request.replace else ("_without", without_u8)
+                image = f"{name}{kind}.png"
+                samples.append(Sample(f"{name}-{suffix}", image, rgb_u8, request, where, places, "scenes"))
             dropped = [] if requests else ["no relation: no solid that is seen is related"]
             items.append(Built(name, samples, dropped))
         return items

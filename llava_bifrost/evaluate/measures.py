@@ -1,22 +1,19 @@
 """What is right about one answer: rules of the instruction, of the room, and distance from one right answer;
-and of many: a text table of their means with intervals, a sheet of images.
+and of many: a text table of their means with intervals.
 
 An answer that cannot be read is wrong in every rule, IoU 0, L1 and depth error 1; it is never left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from datasets.geometry import iou
 from datasets.relations import Place
-from ldm.images import encode_png
 from ldm.metrics.intervals import Estimate
-from ldm.sheet import grid
-from llava_bifrost.draw import draw_candidates
-from llava_bifrost.language.answer import Candidate, Location, satisfies
-from llava_bifrost.language.instruction import PHRASES, Request, make_instruction
+from llava_bifrost.language.answer import Location, satisfies
+from llava_bifrost.language.instruction import PHRASES, Request
 from llava_bifrost.worlds.world import SHAPE_NAMES, World
 
 GROUND = 0.03  # of the image: contact point and ground agree this well; chosen
@@ -32,7 +29,6 @@ PUBLISHED = {
     "published_box_mse": "BBox MSE", "published_iou": "BBox IoU (+1 convention, share above 0.5)",
     "published_depth_mse": "Depth MSE",
 }  # fmt: skip
-CELL, ROW = 300, 4  # pixels, images in a row of the sheet
 
 Measures = dict[str, float]
 Table = dict[str, dict[str, Estimate]]  # row -> measure -> number
@@ -144,23 +140,3 @@ def format_table(title: str, table: Table) -> str:
         parts = ", ".join(f"{title} {measures[key]['mean']:.4f}" for key, title in PUBLISHED.items())
         lines.append(f"  {name:42}{parts}")
     return "\n".join(lines)
-
-
-def answer_sheet(
-    cases: Sequence[LocatorCase], answers: Sequence[Location | None], rows: Sequence[Measures], seed: int = 0
-) -> bytes:
-    """PNG: eight answers that are right and four that are wrong, drawn with the anchors."""
-    rng = np.random.default_rng(seed)
-    right = [bool(row.get("valid", row["iou"] > 0.5)) for row in rows]
-    good, bad = (np.flatnonzero(np.array(right) == value) for value in (True, False))
-    cells, labels = [], []
-    for i in (*rng.permutation(good)[:8], *rng.permutation(bad)[:4]):
-        case, answer = cases[i], answers[i]
-        anchors = {name: case.anchors[name] for name in case.request.anchors}
-        candidates = [] if answer is None else [Candidate(answer, 0.0, "")]
-        cells.append(draw_candidates(case.image_u8, candidates, anchors))
-        labels.append(("right: " if right[i] else "WRONG: ") + make_instruction(case.request))
-    strips = [grid([cells[i : i + ROW]], labels[i : i + ROW], cell=CELL) for i in range(0, len(cells), ROW)]
-    width = max(strip.shape[1] for strip in strips)
-    padded = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
-    return encode_png(np.concatenate(padded))

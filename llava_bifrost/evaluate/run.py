@@ -19,12 +19,14 @@ from tqdm import tqdm
 
 from datasets.scenes.store import StoreSettings, read_shard, render_shards
 from ldm.files import json_bytes, write_all_atomic
-from ldm.images import read_image
+from ldm.images import encode_png, read_image
 from ldm.metrics.intervals import mean_interval
 from ldm.settings.config import CheckedSettings, setting, to_plain
+from ldm.sheet import grid
 from llava_bifrost.build_dataset.records import read_records
-from llava_bifrost.evaluate.measures import LocatorCase, Measures, answer_sheet, format_table, measure_answer
-from llava_bifrost.language.answer import AnswerError, Location, satisfies
+from llava_bifrost.draw import draw_candidates
+from llava_bifrost.evaluate.measures import LocatorCase, Measures, format_table, measure_answer
+from llava_bifrost.language.answer import AnswerError, Candidate, Location, satisfies
 from llava_bifrost.language.instruction import PHRASES, make_instruction
 from llava_bifrost.locator import Locator, load_locator
 from llava_bifrost.worlds.questions import (
@@ -47,6 +49,7 @@ RANKED, BEST = "best of {} by predicted geometry", "best of {} by the truth"
 ROUNDS = 6  # of proposals for another right answer, each twice as many as the one before; chosen
 REFERENCE = (16, 16)  # the reference views are not needed
 SHOWN = 96  # cases from which the image sheet is drawn
+CELL, ROW = 300, 4  # pixels, images in a row of the sheet
 
 Answers = list[Location | None]
 
@@ -76,7 +79,9 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
     blind = load_locator(config.blind, config.device) if config.blind else None
     cases = locator_cases(config)
     result: dict[str, Any] = {"settings": to_plain(config), "place": {}, "replace": {}}
-    texts, drawn = [], b""
+    texts, rng = [], np.random.default_rng(config.seed)
+    cells: list[np.ndarray] = []
+    labels: list[str] = []
     for kind, title in (("place", "place something new"), ("replace", "find a named solid (Replace)")):
         chosen = [case for case in cases if case.kind == kind]
         if not chosen:
@@ -104,11 +109,24 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
                 key: mean_interval([measure[key] for measure in measures if key in measure]) for key in keys
             }
         texts += [format_table(title, result[kind]), ""]
-        drawn = drawn or answer_sheet(chosen[:SHOWN], answers[GREEDY], rows[GREEDY][:SHOWN], config.seed)
+        if cells:
+            continue
+        # Of the first kind eight answers that are right and four that are wrong, drawn with the anchors.
+        right = [bool(row.get("valid", row["iou"] > 0.5)) for row in rows[GREEDY][:SHOWN]]
+        good, bad = (np.flatnonzero(np.array(right) == value) for value in (True, False))
+        for i in (*rng.permutation(good)[:8], *rng.permutation(bad)[:4]):
+            case, answer = chosen[i], answers[GREEDY][i]
+            anchors = {name: case.anchors[name] for name in case.request.anchors}
+            candidates = [] if answer is None else [Candidate(answer, 0.0, "")]
+            cells.append(draw_candidates(case.image_u8, candidates, anchors))
+            labels.append(("right: " if right[i] else "WRONG: ") + make_instruction(case.request))
+    strips = [grid([cells[i : i + ROW]], labels[i : i + ROW], cell=CELL) for i in range(0, len(cells), ROW)]
+    width = max(strip.shape[1] for strip in strips)
+    padded = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
     write_all_atomic({
         config.out: json_bytes(result),
         config.out.with_suffix(".txt"): ("\n".join(texts)).encode(),
-        config.out.with_suffix(".png"): drawn,
+        config.out.with_suffix(".png"): encode_png(np.concatenate(padded)),
     })  # fmt: skip
     log.info("%s", "\n".join(texts))
     return result
@@ -143,9 +161,8 @@ def locator_cases(config: LocatorEvaluation) -> list[LocatorCase]:
             anchors = {world.solids.names[j]: world.place(j) for j in world.anchors}
             rng = np.random.default_rng((config.seed, fact.seed))
             for question in (*place_questions(world, rng, 1), *replace_questions(world, rng, 1)):
-                cases.append(
-                    LocatorCase(str(world.seed), image, question.request, question.answer, anchors, world)
-                )
+                request, answer = question.request, question.answer
+                cases.append(LocatorCase(str(world.seed), image, request, answer, anchors, world))
     return cases
 
 

@@ -176,9 +176,8 @@ def parse_instruction(text: str) -> Request:
         target = re.split(r"\s+(?:with|by|for)\s+", rest, maxsplit=1)[0]
         relation = _PHRASE.search(target)
         if relation:
-            raise InstructionError(
-                f"{verb!r} takes one object, but {target[relation.start() :]!r} follows it"
-            )
+            more = target[relation.start() :]
+            raise InstructionError(f"{verb!r} takes one object, but {more!r} follows it")
         target = _name(target, f"after {verb!r}")
     elif not matches:
         raise InstructionError(f"{text.strip()!r}: no known relation in {rest!r}")

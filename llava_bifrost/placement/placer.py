@@ -26,10 +26,10 @@ from llava_bifrost.placement.search import (
     CandidatePlacements,
     ObjectExtent,
     View,
+    at,
     candidate_placements,
     clear,
     plan,
-    visible_fraction,
 )
 from llava_bifrost.placement.sizes import RELIEF, ROUND_NOUNS, ROUND_RELIEF, size_at_one
 
@@ -37,6 +37,7 @@ from llava_bifrost.placement.sizes import RELIEF, ROUND_NOUNS, ROUND_RELIEF, siz
 FACTORS = (1.0, 0.75, 1.25, 0.5)  # sizes that are tried in turn: rather another size than no place
 ALMOST = -0.5  # margin of a clause from which a candidate is worth the exact check of its rounded numbers
 RANKED = 80  # candidates that are looked at closely
+OCCLUSION = 0.03  # depth by which what is seen in a box may be nearer without hiding the object
 SAME = 0.55  # boxes that overlap more than this (IoU) are one proposal
 SHIFT, DEEPER = 0.012, 0.015  # of the image and in depth: what a safe place can be moved by
 UNEVEN = 1.0  # dislike of the top of an object that shows no level side
@@ -44,6 +45,9 @@ FREE = 0.8  # preference for candidates that touch not even what the relation al
 AMPLE = 0.3  # preference for candidates with some room around them
 SAME_SURFACE = 0.4  # preference for the raised surface on which an anchor stands
 DECIMALS = 4
+# Points of the ellipse in a box, in its widths and heights from the middle of its lower edge.
+_V, _U = (np.mgrid[0:9, 0:9] + 0.5) / 9
+_ACROSS, _ALONG = np.stack([_U - 0.5, _V - 1])[:, (_U - 0.5) ** 2 + (_V - 0.5) ** 2 < 0.26]
 
 
 class NoPlace(ValueError):
@@ -97,7 +101,9 @@ def place_object(
         extent = ObjectExtent(unit_px * factor, item.aspect, relief)
         tried = candidate_placements(view, relations, named, extent)
         tried = tried.where(clear(view, tried, touching))
-        visible = visible_fraction(view, tried)
+        # Fraction of each box, its corners left out, in front of which nothing stands.
+        x, y = tried.x[:, None] + _ACROSS * tried.w[:, None], tried.y[:, None] + _ALONG * tried.h[:, None]
+        visible = (at(depth_01, x, y) <= tried.d[:, None] + OCCLUSION).mean(axis=1)
         shown = visible >= ROOM
         if not len(tried):
             reasons.append("the object fits nowhere without running into something")

@@ -7,7 +7,7 @@ Legend: k candidates.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -24,7 +24,6 @@ DEPTHS = (0.03, 0.98)  # where objects may stand
 THICK = 0.85  # thickness of a known object relative to its width
 BACK = 0.85  # how far behind its contact point an object stands, relative to its width
 SLIM = 0.95  # of the radius of an object's circle that must be free
-OCCLUSION = 0.03  # depth by which what is seen in a box may be nearer without hiding the object
 ROOM = 0.25  # least visible fraction of an object
 RAISED = 1.06  # nearer than the ground by this factor: another surface
 LEVEL = 3.0  # largest difference in slope, in units of TOLERANCE per working pixel, of a level surface
@@ -63,10 +62,9 @@ class CandidatePlacements:
 
 def join(parts: Sequence[CandidatePlacements]) -> CandidatePlacements:
     """One list of several; none of no parts."""
-    names = [field.name for field in fields(CandidatePlacements)]
-    return CandidatePlacements(
-        *(np.concatenate([np.zeros(0), *(getattr(part, name) for part in parts)]) for name in names)
-    )
+    nothing = CandidatePlacements(*[np.zeros(0)] * 8)
+    columns = zip(*(vars(part).values() for part in (nothing, *parts)), strict=True)
+    return CandidatePlacements(*map(np.concatenate, columns))
 
 
 @dataclass(frozen=True)
@@ -256,13 +254,3 @@ def clear(
         here = np.abs(candidates.level / view.levels[name] - 1) < SAME_LEVEL
         free &= ~((np.hypot(across, along) < slim * radius) & here)
     return free
-
-
-def visible_fraction(view: View, candidates: CandidatePlacements, side: int = 9) -> np.ndarray:
-    """Fraction of each box, its corners left out, in front of which nothing stands, (k,)."""
-    steps = (np.arange(side) + 0.5) / side
-    u, v = np.meshgrid(steps, steps)
-    ellipse = (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.26
-    x = candidates.x[:, None] + (u[ellipse] - 0.5) * candidates.w[:, None]
-    y = candidates.y[:, None] + (v[ellipse] - 1) * candidates.h[:, None]
-    return (at(view.depth_01, x, y) <= candidates.d[:, None] + OCCLUSION).mean(axis=1)

@@ -139,9 +139,8 @@ def predict_jobs(settings: PredictJobs) -> None:
         except ValueError as error:
             raise ValueError(f"{settings.jobs}:{number}: {error}") from None
         if any(not isinstance(job.get(key), str) for key in ("image", "instruction")):
-            raise ValueError(
-                f"{settings.jobs}:{number}: a job has an image and an instruction, got {line[:80]}"
-            )
+            where = f"{settings.jobs}:{number}"
+            raise ValueError(f"{where}: a job has an image and an instruction, got {line[:80]}")
         jobs.append({**job, "id": str(job.get("id", number)), "folder": settings.jobs.parent})
     for name, times in sorted(Counter(job["id"] for job in jobs).items()):
         if times > 1:

@@ -218,9 +218,8 @@ def propose(world: World, rng: np.random.Generator, count: int, shape: int | Non
     inside = (standing.box[:, :2].min(1) >= FRAME) & (standing.box[:, 2:].max(1) <= 1 - FRAME)
     good = (world.clearance(standing) > CLEAR) & (world.support_margin(standing) > 0) & inside
     box, depth = solids.box[world.present][None], solids.depths[world.present, 0][None]
-    sides = np.minimum(standing.box[:, None, 2:], box[..., 2:]) - np.maximum(
-        standing.box[:, None, :2], box[..., :2]
-    )
+    placed = standing.box[:, None]
+    sides = np.minimum(placed[..., 2:], box[..., 2:]) - np.maximum(placed[..., :2], box[..., :2])
     area = (standing.box[:, 2:] - standing.box[:, :2]).prod(1)
     covered = np.maximum(sides, 0).prod(-1) / np.maximum(area, 1e-6)[:, None]  # (k, solids) by one box each
     good &= (standing.near < 1) & (np.where(depth > standing.d[:, None] + 0.02, covered, 0).max(1) < HIDDEN)
