@@ -32,6 +32,7 @@ from compose import ComposeSettings, compose, load_models
 from compose.settings import GEOMETRIC, Models, compositor_folder, depth_folder, locator_name
 from datasets.sources.readers import images_in, subfolders
 from ldm.files import file_sha256, read_json, write_json
+from ldm.journal import numbered_lines, parse_line
 from ldm.result import sample_paths
 from ldm.seeds import seed_of
 from ldm.settings.config import (
@@ -82,21 +83,14 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
     defaults: YAML file of settings below those of every line. root: where relative paths in the file start.
     Raises ValueError that lists every bad line with its number and reason.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    lines = numbered_lines(path)
     below = [] if defaults is None else yaml_layers(defaults)
     jobs: list[Job] = []
     line_of: dict[str, int] = {}
     errors: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in lines:
         try:
-            values = json.loads(line)
-            if not isinstance(values, dict):
-                raise ValueError(f"a job is a JSON object such as {EXAMPLE}, got {line[:60]}")
+            values = parse_line(line)
             name = values.pop("name", f"{number:06d}")
             if not isinstance(name, str) or not NAME.fullmatch(name) or ".." in name:
                 raise ValueError(f"name must be letters, digits, _ - . and / for folders, got {name!r}")
@@ -111,8 +105,6 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
             line_of[name] = number
             check_files(settings)
             jobs.append(Job(name, settings))
-        except json.JSONDecodeError as error:
-            errors.append(f"line {number}: not JSON: {error}")
         except ValueError as error:
             errors.append(f"line {number}: {error}")
     if errors:

@@ -163,7 +163,13 @@ class ComposeSettings(CheckedSettings):
                     f"--depth must be d or far,near with 0 <= far <= near <= 1 (1 = nearest), got {given}"
                 )
         if self.instruction is None:
-            self._check_place()
+            if self.target_mask is None and self.plain_mode in ("id-transfer", "inpaint"):
+                raise ValueError(f"--mode {self.mode} needs --target-mask FILE: the region to paint")
+            if self.target_mask is None and self.box is None:
+                raise ValueError(
+                    "--instruction SENTENCE, --box x1,y1,x2,y2 (fractions of the background) or "
+                    "--target-mask FILE is needed: where to paint"
+                )
             return
         for name in ("box", "target_mask"):
             if getattr(self, name) is not None:
@@ -172,15 +178,6 @@ class ComposeSettings(CheckedSettings):
                 )
         if locator_name(self) == GEOMETRIC or not self.instruction.strip():
             parse_instruction(self.instruction)
-
-    def _check_place(self) -> None:
-        if self.target_mask is None and self.plain_mode in ("id-transfer", "inpaint"):
-            raise ValueError(f"--mode {self.mode} needs --target-mask FILE: the region to paint")
-        if self.target_mask is None and self.box is None:
-            raise ValueError(
-                "--instruction SENTENCE, --box x1,y1,x2,y2 (fractions of the background) or --target-mask "
-                "FILE is needed: where to paint"
-            )
 
     @property
     def plain_mode(self) -> str:

@@ -104,6 +104,18 @@ def palette(count: int) -> list[str]:
     return [names[index % len(names)] for index in range(count)]
 
 
+def check_masks(image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> None:
+    """ValueError for a mask that is not bool, not of the image's size, or empty."""
+    for number, mask in enumerate(masks, 1):
+        if mask.dtype != bool or mask.shape != image_u8.shape[:2]:
+            actual = (
+                f"{mask.dtype} {mask.shape}, its image {image_u8.shape[:2]}; for a 0/255 mask: mask > 127"
+            )
+            raise ValueError(f"mask {number} must be bool and of the image's size (h, w); it is {actual}")
+        if not mask.any():
+            raise ValueError(f"mask {number} is empty: no pixel is set")
+
+
 def paint_masks(
     image_u8: np.ndarray,
     masks: Sequence[np.ndarray],
@@ -212,12 +224,7 @@ def queries_for(
     """
     if not len(masks):
         raise ValueError("nothing to write: no mask given")
-    for number, mask in enumerate(masks, 1):
-        if mask.dtype != bool or mask.shape != image_u8.shape[:2]:
-            actual = f"{mask.dtype} {mask.shape}, its image {image_u8.shape[:2]}"
-            raise ValueError(f"mask {number} must be bool and of the image's size (h, w); it is {actual}")
-        if not mask.any():
-            raise ValueError(f"mask {number} is empty: no pixel is set")
+    check_masks(image_u8, masks)
     if len(given) != len(masks):
         raise ValueError(f"{len(given)} prompts are given for {len(masks)} masks; one each, or empty")
     if all(given):

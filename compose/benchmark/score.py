@@ -33,7 +33,7 @@ from ldm.files import file_sha256, hash_folder
 from ldm.images import read_image
 from ldm.metrics.clip import Clip
 from ldm.metrics.dino import Dino
-from ldm.metrics.inception import load_inception
+from ldm.metrics.inception import inception_features, load_inception
 from ldm.metrics.similarity import decibels, squared_error
 from ldm.metrics.weights import MetricNetworks
 from ldm.settings.config import CheckedSettings, setting
@@ -212,16 +212,6 @@ def score_case(
     return numbers, (object_u8, before_u8, after_u8)
 
 
-def inception_features(network: torch.nn.Module, paths: Sequence[Path], device: torch.device) -> np.ndarray:
-    """(n, 2048) of images of any size."""
-    rows = []
-    with torch.inference_mode():
-        for path in tqdm(paths, desc="inception", disable=None):
-            pixels = torch.from_numpy(read_image(path).rgb_u8).permute(2, 0, 1)[None].to(device)
-            rows.append(network(pixels).cpu().numpy())
-    return np.concatenate(rows)
-
-
 def score(settings: ScoreSettings) -> dict[str, Any]:
     """Score a folder of composites, or two in pairs; ours or those of any other system."""
     manifest, device = read_benchmark(settings.manifest), pick_device(settings.device)
@@ -245,7 +235,12 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         for case, path in zip(tqdm(manifest.cases, desc=folder.name, disable=None), paths, strict=True):
             scores.add(case, *score_case(case, roots, path, networks, instances))
         scored.append(scores)
-    if networks.inception is not None:
+    if (inception := networks.inception) is not None:
+
+        def features(paths: Sequence[Path]) -> np.ndarray:
+            bar = tqdm(paths, desc="inception", disable=None)
+            return inception_features(inception, (read_image(path).rgb_u8 for path in bar), device)
+
         real_paths = [file_path(name, roots) for name in manifest.files if name.startswith("pictures/")]
         if (real_folder := settings.real) is not None:
             suffixes = (".png", ".jpg", ".jpeg")
@@ -254,9 +249,9 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
                 raise ValueError(
                     f"--real: {real_folder} holds {len(real_paths)} images, at least 2 are needed"
                 )
-        real = inception_features(networks.inception, real_paths, device)
+        real = features(real_paths)
         for scores, paths in zip(scored, results, strict=True):
-            scores.real, scores.features = real, inception_features(networks.inception, paths, device)
+            scores.real, scores.features = real, features(paths)
     body = {
         "manifest": {"path": settings.manifest.as_posix(), "sha256": file_sha256(settings.manifest)},
         "networks": networks.record.used,

@@ -5,8 +5,10 @@ leave the padding out and whose last block pools by maximum.
 Legend: b images, h w pixels.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -131,6 +133,18 @@ def resize_like_tensorflow(images: Tensor, side: int) -> Tensor:
         fraction = (place - low).reshape([-1 if dim == axis else 1 for dim in range(4)])
         images = images.index_select(axis, low) * (1 - fraction) + images.index_select(axis, high) * fraction
     return images
+
+
+def inception_features(
+    network: nn.Module, images_u8: Iterable[np.ndarray], device: torch.device
+) -> np.ndarray:
+    """(n, 2048) float32 of n images (h, w, 3) uint8 of any size, one after the other."""
+    rows = []
+    with torch.inference_mode():
+        for image_u8 in images_u8:
+            pixels = torch.from_numpy(np.ascontiguousarray(image_u8)).permute(2, 0, 1)[None]
+            rows.append(network(pixels.to(device)).float().cpu().numpy())
+    return np.concatenate(rows)
 
 
 def load_inception(path: Path) -> nn.Module:

@@ -15,7 +15,6 @@ from inpainting.models.metrics.measure import (
     Backbones,
     ImageMetrics,
     InpaintedImage,
-    highlight,
     measure_image,
 )
 from inpainting.models.metrics.report import PAPER_ROWS, metrics_report, paper_table
@@ -222,11 +221,33 @@ def test_table_without_runs_is_the_paper_s(tmp_path: Path):
         paper_table({"HQPrompt": tmp_path})
 
 
+class Recorder:
+    """In the place of CLIP: keeps the images that it is shown."""
+
+    def __init__(self) -> None:
+        self.images_u8: list[np.ndarray] = []
+
+    def images(self, images_u8: list[np.ndarray]) -> np.ndarray:
+        self.images_u8 += images_u8
+        return np.ones((len(images_u8), 2))
+
+    def texts(self, texts: list[str]) -> np.ndarray:
+        return np.ones((len(texts), 2))
+
+
+def highlighted(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A region as CLIP sees it in its image."""
+    recorder = Recorder()
+    image = InpaintedImage("a", image_u8, image_u8, [mask], ["x"])
+    measure_image(image, Backbones(clip=recorder), torch.device("cpu"))
+    return recorder.images_u8[0]
+
+
 def test_views_of_a_region():
     image = np.full((40, 40, 3), 200, np.uint8)
     mask = np.zeros((40, 40), bool)
     mask[10:20, 15:30] = True
-    shown = highlight(image, mask)
+    shown = highlighted(image, mask)
     assert (shown[mask] == 200).all()
     assert (shown[~mask] == 20).all()
     with pytest.raises(ValueError, match="the mask is empty"):
@@ -246,4 +267,6 @@ def test_highlight_is_the_published_blur():
     padded = np.pad(0.1 * image.astype(np.float64), ((7, 7), (7, 7), (0, 0)), mode="reflect")
     rows = sum(w * padded[k : k + 30] for k, w in enumerate(weights))
     blurred = sum(w * rows[:, k : k + 34] for k, w in enumerate(weights))
-    assert np.abs(highlight(image, np.zeros((30, 34), bool)) - blurred).max() <= 0.51
+    mask = np.zeros((30, 34), bool)
+    mask[0, 0] = True
+    assert np.abs(highlighted(image, mask) - blurred)[~mask].max() <= 0.51

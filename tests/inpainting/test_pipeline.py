@@ -216,10 +216,10 @@ def test_a_prompt_that_overflows_is_warned_of_and_shown(pipe, caplog):
 
 REFUSED = {
     "nothing": ([], "nothing to paint: give at least one"),
-    "other size": ([(np.ones((20, 64), bool), "a")], r"mask 1 is 64 x 20 pixels, its image 64 x 64"),
+    "other size": ([(np.ones((20, 64), bool), "a")], r"mask 1 must be .* \(20, 64\), its image \(64, 64\)"),
     "empty mask": (
         [(np.ones((64, 64), bool), "a"), (np.zeros((64, 64), bool), "b")],
-        r"mask 2 \('b'\) is empty",
+        "mask 2 is empty",
     ),
     "not bool": ([(np.ones((64, 64), np.uint8) * 255, "a")], "mask 1 must be bool .* mask > 127"),
 }

@@ -18,7 +18,7 @@ from datasets.geometry import bbox_of_mask
 from ldm.images import to_pm1
 from ldm.metrics.clip import Clip
 from ldm.metrics.clip_resnet import ResnetClip, load_resnet_clip
-from ldm.metrics.inception import load_inception
+from ldm.metrics.inception import inception_features, load_inception
 from ldm.metrics.lpips import Lpips, load_lpips
 from ldm.metrics.similarity import squared_error
 from ldm.metrics.weights import MetricNetworks
@@ -125,16 +125,22 @@ def measure_image(image: InpaintedImage, networks: Backbones, device: torch.devi
     if networks.inception is not None:
         seen = {"real": [truth], "fake": [result], "masked_real": real, "masked_fake": fake}
         for name, images_u8 in seen.items():
-            tensors = [torch.from_numpy(np.ascontiguousarray(pixels_u8)) for pixels_u8 in images_u8]
-            features = [networks.inception(x.permute(2, 0, 1)[None].to(device)) for x in tensors]
-            metrics.features[name] = torch.cat(features).float().cpu().numpy()
+            metrics.features[name] = inception_features(networks.inception, images_u8, device)
     if networks.clip_iqa is not None:
         metrics.numbers["clip_iqa"] = networks.clip_iqa.quality([result]).tolist()
         metrics.numbers["masked_clip_iqa"] = networks.clip_iqa.quality(fake).tolist()
     if (clip := networks.clip) is not None:
-        shown, shown_truth = (
-            clip.images([highlight(pixels_u8, mask) for mask in image.masks]) for pixels_u8 in (result, truth)
-        )
+        highlighted = []
+        for pixels_u8 in (
+            result,
+            truth,
+        ):  # each region as it is, everything else dark and blurred (published)
+            dark = cv2.GaussianBlur(DIM * pixels_u8.astype(np.float32), (KERNEL, KERNEL), SIGMA)
+            views = [np.where(mask[..., None], pixels_u8, dark) for mask in image.masks]
+            highlighted.append(
+                clip.images([np.clip(view.round(), 0, 255).astype(np.uint8) for view in views])
+            )
+        shown, shown_truth = highlighted
         crops = clip.images(fake)
         texts = clip.texts([PADDED.format(caption) for caption in image.captions])
         cosines = {
@@ -148,10 +154,3 @@ def measure_image(image: InpaintedImage, networks: Backbones, device: torch.devi
             whole = clip.images([result]) @ clip.texts([image.description]).T
             metrics.numbers["clip_score_text2image_global"] = [float(whole[0, 0])]
     return metrics
-
-
-def highlight(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The region as it is, everything else dark and blurred (published for CLIPSim)."""
-    dark = cv2.GaussianBlur(DIM * image_u8.astype(np.float32), (KERNEL, KERNEL), SIGMA)
-    shown = np.where(mask[..., None], image_u8, dark)
-    return np.clip(np.round(shown), 0, 255).astype(np.uint8)

@@ -24,6 +24,7 @@ from inpainting.models.text_to_image.canvas import Canvas, RegionPrompt, make_ca
 from inpainting.models.text_to_image.config import DEFAULTS, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, weights_of
 from inpainting.models.text_to_image.sample import Batch, sample
+from inpainting.prompts import check_masks
 from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
 from ldm.denoise import Monitor
 from ldm.result import StageTimer, library_versions, measure_drift
@@ -147,7 +148,7 @@ def resolve_options(pipe: Inpainter, options: PaintOptions = DEFAULTS) -> PaintO
 def prepare_job(job: PaintJob, pipe: Inpainter, options: PaintOptions) -> PreparedJob:
     """Check a job and bring it to painting size; prompts that do not fit are named in a warning.
 
-    ValueError names the region that does not fit the image.
+    ValueError names the mask that does not fit the image.
     """
     image_u8 = job.image_u8
     if image_u8.dtype != np.uint8 or image_u8.ndim != 3 or image_u8.shape[2] != 3:
@@ -155,21 +156,10 @@ def prepare_job(job: PaintJob, pipe: Inpainter, options: PaintOptions) -> Prepar
     if not job.regions:
         raise ValueError("nothing to paint: give at least one (mask, prompt)")
     regions = [given if isinstance(given, RegionPrompt) else RegionPrompt(*given) for given in job.regions]
-    for number, region in enumerate(regions, 1):
-        mask = region.mask
-        if mask.dtype != bool or mask.ndim != 2:
-            raise ValueError(
-                f"mask {number} must be bool (h, w), got {mask.dtype} {mask.shape}; "
-                "for a 0/255 mask: mask > 127"
-            )
-        if mask.shape != image_u8.shape[:2]:
-            (h, w), (high, wide) = mask.shape, image_u8.shape[:2]
-            raise ValueError(f"mask {number} is {w} x {h} pixels, its image {wide} x {high} (width x height)")
-        if not mask.any():
-            raise ValueError(f"mask {number} ({region.prompt!r}) is empty: no pixel is set")
+    masks = [region.mask for region in regions]
+    check_masks(image_u8, masks)
     if not job.seeds:
         raise ValueError("nothing to paint: no seed given")
-    masks = [region.mask for region in regions]
     size, layout = int(options.resolution or pipe.resolution), str(options.layout)
     canvas = make_canvas(image_u8, masks, size, pipe.latent_space.factor, layout)
 

@@ -126,11 +126,8 @@ class _Guard:
 
 def attention_sizes(latent_hw: tuple[int, int], levels: int) -> list[tuple[int, int]]:
     """(h, w) of the latents and of every halving down to the last of `levels`; odd sides are rounded up."""
-    sizes = [latent_hw]
-    for _ in range(levels - 1):
-        h, w = sizes[-1]
-        sizes.append(((h + 1) // 2, (w + 1) // 2))
-    return sizes
+    h, w = latent_hw
+    return [(-(-h // 2**level), -(-w // 2**level)) for level in range(levels)]
 
 
 def shrink_masks(masks: Tensor, size_hw: tuple[int, int], layout: str = "coverage") -> Tensor:
