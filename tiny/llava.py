@@ -1,22 +1,21 @@
-"""A small LLaVA of stock parts: hybrid vision transformer, two-layer projector, Llama.
+"""A small LLaVA of stock parts (hybrid vision transformer, projector, Llama) and the stages that train it.
 
 The vision tower is that of DPT-Hybrid: a ResNet makes the tokens of a short transformer. A plain transformer
-on patches needs several times as many images.
+on patches needs several times as many images. The initial weights matter at this size: with the library's
+standard deviation of 0.02 attention stays flat.
 
-The initial weights matter at this size: with the library's standard deviation of 0.02 attention stays flat.
-
-Legend: b images, p patches (row-major), c channels, h w pixels.
+Legend: b images, p patches (row-major), l tokens of a sequence, c channels, h w pixels.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
     DPTConfig,
@@ -30,11 +29,17 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from ldm.checkpoints import folder_written_whole
-from ldm.settings.config import CheckedSettings, setting, write_config
+from ldm.files import write_atomic
+from ldm.settings.config import CheckedSettings, dump_yaml, setting, write_config
+from tiny.loop import Loss, Stage, StageSettings, means
+from tiny.words import IMAGE, SPECIAL
+
+log = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+Measures = dict[str, float]
 
 PATCH = 16  # pixels per image token and side: the ResNet's stride
-PAD, BEGIN, END, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
-SPECIAL = (PAD, BEGIN, END, UNKNOWN, IMAGE)  # the first words of every vocabulary
 NUMBER_BLUR = 4.0  # bins; neighbouring numbers start with similar rows
 MEAN, DEVIATION = 0.5, 0.25  # of pixels in [0, 1]
 
@@ -96,33 +101,28 @@ def create_llava(
         image_seq_length=config.patches, vision_feature_layer=-1, vision_feature_select_strategy="default",
         projector_hidden_act="gelu", tie_word_embeddings=False,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(whole)
-        _initialise(model, config, [vocabulary.index(number) for number in numbers])
-    return model
-
-
-@torch.no_grad()
-def _initialise(model: LlavaForConditionalGeneration, config: SmallConfig, numbers: list[int]) -> None:
-    projector, language = model.model.multi_modal_projector, model.model.language_model
-    for linear in (projector.linear_1, projector.linear_2):
-        nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        nn.init.zeros_(linear.bias)
-    for layer in language.layers:
-        for part in (layer.self_attn, layer.mlp):
-            for linear in part.modules():
+        projector, language = model.model.multi_modal_projector, model.model.language_model
+        for linear in (projector.linear_1, projector.linear_2):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            nn.init.zeros_(linear.bias)
+        for layer in language.layers:
+            for linear in (*layer.self_attn.modules(), *layer.mlp.modules()):
                 if isinstance(linear, nn.Linear):
                     nn.init.normal_(linear.weight, std=config.width**-0.5)
-        layer.self_attn.o_proj.weight *= (2 * config.layers) ** -0.5
-        layer.mlp.down_proj.weight *= (2 * config.layers) ** -0.5
-    for table, std in ((language.embed_tokens.weight, 1.0), (model.lm_head.weight, 0.02)):
-        nn.init.normal_(table, std=std)
-        if numbers:  # random vectors of unit variance, blurred along the numbers: neighbours are alike
-            step = torch.arange(len(numbers))
-            kernel = torch.exp(-0.5 * ((step[:, None] - step) / NUMBER_BLUR) ** 2)
-            kernel = kernel / kernel.square().sum(1, keepdim=True).sqrt()
-            table[numbers] = std * (kernel @ torch.randn(len(numbers), config.width))
+            layer.self_attn.o_proj.weight *= (2 * config.layers) ** -0.5
+            layer.mlp.down_proj.weight *= (2 * config.layers) ** -0.5
+        # The numbers' rows are random vectors of unit variance, blurred along them: neighbours are alike.
+        rows, step = [vocabulary.index(number) for number in numbers], torch.arange(len(numbers))
+        kernel = torch.exp(-0.5 * ((step[:, None] - step) / NUMBER_BLUR) ** 2)
+        kernel = kernel / kernel.square().sum(1, keepdim=True).sqrt()
+        for table, std in ((language.embed_tokens.weight, 1.0), (model.lm_head.weight, 0.02)):
+            nn.init.normal_(table, std=std)
+            if numbers:
+                table[rows] = std * (kernel @ torch.randn(len(numbers), config.width))
+    return model
 
 
 def make_processor(config: SmallConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
@@ -139,41 +139,13 @@ def make_processor(config: SmallConfig, tokenizer: PreTrainedTokenizerFast) -> L
     )  # fmt: skip
 
 
-def word_tokenizer(
-    vocabulary: Sequence[str], pieces: str, decoder: decoders.Decoder, chat_template: str
-) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words; others become `<unk>`. pieces: regular expression of what is a token."""
-    backend = Tokenizer(
-        models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token=UNKNOWN)
-    )
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "removed", invert=True)
-    backend.decoder = decoder
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=BEGIN, eos_token=END, unk_token=UNKNOWN, pad_token=PAD,
-        additional_special_tokens=[IMAGE], chat_template=chat_template, padding_side="left",
-        model_max_length=512, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
-
-
-def recoloured(pixels_u8: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """(b, h, w, 3) -> float in [0, 1], with a small random gain per image and channel."""
-    pixels = pixels_u8.astype(np.float32) / 255
-    if rng is None:
-        return pixels
-    gain = rng.uniform(0.88, 1.12, (len(pixels), 1, 1, 1)) * rng.uniform(0.96, 1.04, (len(pixels), 1, 1, 3))
-    return np.clip(pixels * gain.astype(np.float32), 0, 1)
-
-
-def normalised(pixels_01: np.ndarray) -> Tensor:
-    """(b, h, w, 3) in [0, 1] -> (b, 3, h, w), MEAN and DEVIATION taken out as the processor does."""
+def pixel_values(images_u8: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:
+    """(b, h, w, 3) -> (b, 3, h, w) as the processor makes them; with an rng, a small random gain of each."""
+    pixels_01, b = images_u8.astype(np.float32) / 255, len(images_u8)
+    if rng is not None:
+        gain = rng.uniform(0.88, 1.12, (b, 1, 1, 1)) * rng.uniform(0.96, 1.04, (b, 1, 1, 3))
+        pixels_01 = np.clip(pixels_01 * gain.astype(np.float32), 0, 1)
     return torch.from_numpy((pixels_01 - MEAN) / DEVIATION).permute(0, 3, 1, 2)
-
-
-def pooled(maps: np.ndarray, patch: int) -> np.ndarray:
-    """(n, v, h, w) -> (n, v, p) means of the patches."""
-    n, v, h, w = maps.shape
-    grid = maps.reshape(n, v, h // patch, patch, w // patch, patch)
-    return grid.mean((3, 5), dtype=np.float32).reshape(n, v, -1)
 
 
 def project(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
@@ -182,32 +154,139 @@ def project(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     return model.model.multi_modal_projector(states)
 
 
-class AttentionHook:
-    """Keeps the attention (b, heads, l, l) of one layer of the language model in its last forward pass."""
+@dataclass(frozen=True)
+class LlavaStage(StageSettings):
+    """A stage of a small LLaVA."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, layer: int) -> None:
-        self.weights: Tensor | None = None
-        self.hook = model.model.language_model.layers[layer].self_attn.register_forward_hook(self._keep)
+    extra: int = setting(0, help="images per step without questions, for the vision loss alone", low=0)
+    vision_lr: float = setting(0.0, help="learning rate of the vision transformer; 0: frozen", low=0)
 
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        self.weights = output[1]
+
+@dataclass(frozen=True)
+class LlavaTraining(CheckedSettings):
+    """What every training of a small LLaVA decides."""
+
+    data: Path = setting(help="folder of shards of rendered scenes, full views")
+    out: Path = setting(help="folder of the run; the network is in its `model` folder")
+    seed: int = setting(0, help="decides initial weights, scenes, masks and questions", low=0)
+    model: SmallConfig = setting(SmallConfig(), help="sizes of the network")
+    vision: LlavaStage = setting(LlavaStage(), help="stage of the vision tower")
+    blind: bool = setting(False, help="control: the language model never sees the image")
+
+
+class LanguageTrainer(nn.Module):
+    """The model, and the readout of the vision stage, whose loss goes on while it learns to answer.
+
+    layers: those of the language model whose attention is trained
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, read: nn.Linear, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.model, self.read = model, read
+        self.attention: dict[int, Tensor] = {}  # layer -> (b, heads, l, l) of the last forward pass
+        for layer in layers:
+            model.model.language_model.layers[layer].self_attn.register_forward_hook(self._keep_attention)
+
+    def _keep_attention(self, module: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+        self.attention[module.layer_idx] = output[1]
+
+    def train_stage(self, name: str, settings: LlavaStage, out: Path, loss: Loss) -> Stage:
+        """Train projector and language model at `lr`, vision tower and readout at `vision_lr`."""
+        inner = self.model.model
+        inner.vision_tower.requires_grad_(settings.vision_lr > 0)
+        language = [*inner.multi_modal_projector.parameters(), *inner.language_model.parameters(),
+                    *self.model.lm_head.parameters()]  # fmt: skip
+        vision = [*inner.vision_tower.parameters(), *self.read.parameters()]
+        groups = [([p for p in language if p.requires_grad], settings.lr), (vision, settings.vision_lr)]
+        return llava_stage(name, self, settings, out, groups).train(loss)
+
+
+def llava_stage(name: str, module: nn.Module, settings: LlavaStage, out: Path, groups: Any = ()) -> Stage:
+    """All stages of a run share its folder."""
+    return Stage(name, module, settings, out, groups, state_file=f"{name}.pt", log_file=f"{name}.csv")
+
+
+def train_vision(
+    config: LlavaTraining,
+    model: LlavaForConditionalGeneration,
+    outputs: int,
+    draw: Callable[[np.random.Generator, int], tuple[Tensor, Batch]],
+    held_out: Iterable[tuple[Tensor, Batch]],
+    vision_loss: Callable[[Tensor, Tensor, Batch], tuple[Tensor, Measures]],
+) -> tuple[nn.Linear, Stage, Measures]:
+    """The vision stage, then blindness where it is asked for; returns readout, stage and held-out measures.
+
+    draw(rng, size), held_out: pixels (b, 3, h, w) with what they show
+    vision_loss(projected patches, readout of them, what they show)
+    """
+    write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    tower.to(memory_format=torch.channels_last)
+    model.set_attn_implementation("eager")  # twice as fast as sdpa in bfloat16 on a CPU; shows its attention
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        read = nn.Linear(config.model.width, outputs)  # of every projected patch
+    trained = nn.ModuleDict({"tower": tower, "projector": projector, "read": read})
+
+    def loss(step: int) -> tuple[Tensor, Measures]:
+        pixels, batch = draw(np.random.default_rng((config.seed, 1, step)), config.vision.batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.vision.bf16):
+            patches = project(model, pixels)
+        return vision_loss(patches, read(patches.float()), batch)
+
+    stage = llava_stage("vision", trained, config.vision, config.out).train(loss)
+    model.eval()
+    with torch.inference_mode():
+        rows = []
+        for pixels, batch in held_out:
+            patches = project(model, pixels)
+            rows.append(vision_loss(patches, read(patches), batch)[1])
+    measures = rounded_means(rows)
+    log.info("vision: %s", measures)
+    if config.blind:  # every image token becomes zero, for good
+        for parameter in projector.linear_2.parameters():
+            nn.init.zeros_(parameter.requires_grad_(False))
+    return read, stage, measures
+
+
+def last_states(
+    model: LlavaForConditionalGeneration, patches: Tensor, tokens: Tensor, block: Tensor,
+    position: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Projected patches (b, p, c) and tokens, blocks, positions (b, l) -> last hidden states (b, l, c)."""
+    language = model.model.language_model
+    start = tokens[0].tolist().index(SPECIAL.index(IMAGE))
+    words = language.embed_tokens(tokens)
+    embedded = torch.cat([words[:, :start], patches.to(words.dtype), words[:, start + patches.shape[1] :]], 1)
+    # (b, l, l): a token sees the prefix (block 0) and its own block, up to itself.
+    same = block[:, :, None] == block[:, None]
+    seen = (same | (block == 0)[:, None]) & torch.ones_like(same).tril()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    return language(inputs_embeds=embedded, attention_mask=mask, position_ids=position,
+                    use_cache=False).last_hidden_state  # fmt: skip
+
+
+def rounded_means(rows: Sequence[Measures]) -> Measures:
+    """Means of held-out measures, as a manifest shows them."""
+    return {name: round(value, 4) for name, value in means(rows).items()}
 
 
 def save_llava(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path, longest: int,
-    files: Mapping[str, Any],
+    config: LlavaTraining, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast,
+    longest: int, files: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Weights in half precision, processor and tokenizer into a folder, or nothing.
+    """Weights in half precision, processor and tokenizer into the `model` folder of a run, or nothing.
 
     longest: tokens of an answer; files: JSON beside the weights, by name
     """
-    half, tokenizer = copy.deepcopy(model).to(torch.float16), processor.tokenizer
+    half = copy.deepcopy(model).to(torch.float16)
     half.generation_config.update(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, max_new_tokens=longest,
     )  # fmt: skip
-    with folder_written_whole(folder) as partial:
+    with folder_written_whole(config.out / "model") as partial:
         half.save_pretrained(partial)
-        processor.save_pretrained(partial)
+        make_processor(config.model, tokenizer).save_pretrained(partial)
         for name, content in files.items():
             write_config(partial / name, content)
+    log.info("written: %s", config.out / "model")

@@ -55,22 +55,34 @@ def cell(number: Mapping[str, float]) -> str:
     return f"{number['mean']:.3f} [{number['low']:.3f} {number['high']:.3f}]"
 
 
+def table_lines(
+    title: str, rows: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Sequence[str],
+    widths: tuple[int, int],
+) -> list[str]:  # fmt: skip
+    """Lines of a table: title and columns, then the cells of each row. widths: the first and the others."""
+    first, width = widths
+    lines = [f"{title:<{first}}" + "".join(f"{column:>{width}}" for column in columns)]
+    for name, numbers in rows.items():
+        lines.append(f"{name:<{first}}" + "".join(f"{cell(numbers[column]):>{width}}" for column in columns))
+    return lines
+
+
 def alternating(counts: Sequence[int], *, descending: bool = False) -> list[int]:
     """Order of cases in which every count of masks comes in turn."""
     sign = -1 if descending else 1
     return sorted(range(len(counts)), key=lambda i: (counts[:i].count(counts[i]), sign * counts[i]))
 
 
-def sheet_png(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], labels: Sequence[str],
-              side: int) -> bytes:  # fmt: skip
-    """A sheet of images with cells of `side` pixels as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(grid(rows, titles, labels, cell=side)).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+def write_evaluation(
+    out: Path, result: Mapping[str, Any], lines: Sequence[str], rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str], labels: Sequence[str], side: int,
+) -> None:  # fmt: skip
+    """Numbers as `out` (JSON), table and sheet beside it as .txt and .png.
 
-
-def write_evaluation(out: Path, result: Mapping[str, Any], table: str, sheet: bytes) -> None:
-    """Numbers as `out` (JSON), the table and the sheet beside it as .txt and .png."""
-    texts = {".json": json_bytes(result), ".txt": (table + "\n").encode(), ".png": sheet}
+    lines: of the table; rows, titles, labels, side: images of the sheet, its text, pixels of a cell
+    """
+    sheet, text = io.BytesIO(), "\n".join(lines)
+    Image.fromarray(grid(rows, titles, labels, cell=side)).save(sheet, "PNG", optimize=True)
+    texts = {".json": json_bytes(result), ".txt": (text + "\n").encode(), ".png": sheet.getvalue()}
     write_all_atomic({out.with_suffix(suffix): data for suffix, data in texts.items()})
-    log.info("%s", table)
+    log.info("%s", text)

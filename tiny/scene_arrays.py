@@ -1,6 +1,6 @@
 """Facts of many scenes as memory-mapped arrays that a trainer can index, made once from shards."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,44 +12,53 @@ from ldm.files import read_json, write_json
 T = TypeVar("T")
 
 
-def memory_mapped(
-    kind: type[T],
-    cache: Path,
-    recipe: dict[str, Any],
-    files: Iterable[Path],
-    count: int,
-    arrays_of: Callable[[Path], dict[str, np.ndarray]],
-) -> T:
-    """The dataclass `kind` of arrays of the first `count` scenes of the shards `files`.
+class ArrayCache:
+    """Arrays of the first `count` scenes of some shards, in a folder with the recipe of what they hold."""
 
-    They are made once in the folder `cache`; recipe: what they were made from. arrays_of: those of one shard.
-    Raises ValueError when there are fewer scenes, or the cache was made from others.
-    """
-    done = cache / "recipe.json"
-    if done.exists() and read_json(done) != recipe:
-        raise ValueError(f"{cache} was made from other scenes; remove it")
-    if not done.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        arrays: dict[str, np.memmap] = {}
-        start = 0
+    def __init__(self, folder: Path, recipe: dict[str, Any], count: int) -> None:
+        self.folder, self.recipe, self.count, self.filled = folder, recipe, count, 0
+        self.arrays: dict[str, np.memmap] = {}
+
+    def missing(self, files: Sequence[Path]) -> Iterator[Path]:
+        """The shards whose arrays must be appended, none if they all were before.
+
+        Raises ValueError when there are too few scenes, or the cache was made from others.
+        """
+        done = self.folder / "recipe.json"
+        if done.exists():
+            if read_json(done) != self.recipe:
+                raise ValueError(f"{self.folder} was made from other scenes; remove it")
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
         for file in tqdm(files, desc="scene arrays", unit="shard"):
-            if start == count:
+            if self.filled == self.count:
                 break
-            part = {name: values[: count - start] for name, values in arrays_of(file).items()}
-            arrays = arrays or {
-                name: np.lib.format.open_memmap(
-                    cache / f"{name}.npy", mode="w+", dtype=values.dtype, shape=(count, *values.shape[1:])
-                )
-                for name, values in part.items()
-            }
-            stop = start + len(next(iter(part.values())))
-            for name, values in part.items():
-                arrays[name][start:stop] = values
-            start = stop
-        if start < count:
-            raise ValueError(f"{file.parent}: {start} scenes, {count} are asked for")
-        for array in arrays.values():
+            yield file
+        if self.filled < self.count:
+            raise ValueError(f"{files[0].parent}: {self.filled} scenes, {self.count} are asked for")
+        for array in self.arrays.values():
             array.flush()
-        write_json(done, recipe)
-    names = kind.__dataclass_fields__  # type: ignore[attr-defined]
-    return kind(**{name: np.load(cache / f"{name}.npy", mmap_mode="r") for name in names})
+        write_json(done, self.recipe)
+
+    def append(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write the arrays of one more shard."""
+        start, stop = self.filled, min(self.count, self.filled + len(next(iter(arrays.values()))))
+        for name, values in arrays.items():
+            if name not in self.arrays:
+                self.arrays[name] = np.lib.format.open_memmap(
+                    self.folder / f"{name}.npy", "w+", values.dtype, (self.count, *values.shape[1:])
+                )
+            self.arrays[name][start:stop] = values[: stop - start]
+        self.filled = stop
+
+    def load(self, kind: type[T]) -> T:
+        """The dataclass `kind` of these arrays."""
+        names = kind.__dataclass_fields__  # type: ignore[attr-defined]
+        return kind(**{name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in names})
+
+
+def pooled(maps: np.ndarray, patch: int) -> np.ndarray:
+    """(n, v, h, w) -> (n, v, p) means of the patches."""
+    n, v, h, w = maps.shape
+    grid = maps.reshape(n, v, h // patch, patch, w // patch, patch)
+    return grid.mean((3, 5), dtype=np.float32).reshape(n, v, -1)

@@ -1,30 +1,27 @@
-"""What the small inpainter can read: the words of the rendered world, as a tokenizer of CLIP's own kind.
-
-The vocabulary has CLIP's structure (256 bytes, the same with an end-of-word mark, merges, begin, end), so any
-text can be written; every word of the world is one token, any other falls apart into letters.
-"""
+"""The words of the rendered world, and the tokenizers of the small networks: of CLIP's kind, and of words."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
-from transformers import CLIPTokenizer
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from datasets.scenes.palette import COLOURS, PATTERN_WORDS, SHAPES
 
 COLOUR_WORDS, SHAPE_WORDS = tuple(COLOURS), tuple(SHAPES)
 KINDS = (*SHAPE_WORDS, "table", "platform")  # last words of names, which the vision stages tell apart
-PATTERNED = tuple(word for word in PATTERN_WORDS.values() if word)
+PATTERN_NAMES = tuple(PATTERN_WORDS.values())  # "" is one of them
+PATTERNED = tuple(filter(None, PATTERN_NAMES))
 OTHER_WORDS = ("a", "an", "and", "the", "of", "object")
 PATTERN_PARTS = " ".join(PATTERNED).replace("-", " - ").split()
 ONE_TOKEN = sorted({*COLOUR_WORDS, *SHAPE_WORDS, *PATTERN_PARTS, *OTHER_WORDS})
-BEGIN, END = "<|startoftext|>", "<|endoftext|>"
-PAD = "!"  # as Stable Diffusion 2 pads: byte 0 of the vocabulary
-LENGTH = 77
+LENGTH = 77  # tokens of a prompt of the small inpainter
+PAD, BEGIN, END, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
+SPECIAL = (PAD, BEGIN, END, UNKNOWN, IMAGE)  # the first words of the vocabularies of the small LLaVAs
 
 
 @dataclass(frozen=True)
@@ -53,35 +50,41 @@ def caption_of(name: Name) -> str:
     return f"{'an' if name.text[0] in 'aeiou' else 'a'} {name.text}"
 
 
-def merges(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges that join each word, and nothing that another word's merges would break.
+def make_tokenizer() -> CLIPTokenizer:
+    """The tokenizer of the small inpainter: 77 tokens, padded like Stable Diffusion 2 (byte 0).
 
-    The most frequent pair over all words is joined first, as in training such a vocabulary; ties are
-    broken by spelling, so the result depends on the words alone.
+    The vocabulary has CLIP's structure (256 bytes, the same with an end-of-word mark, merges, begin, end), so
+    any text can be written; every word of the world is one token, any other falls apart into letters. The
+    merges join each word, and nothing that another word's merges would break: the most frequent pair over all
+    words first, as in training such a vocabulary; ties are broken by spelling, so the words alone decide.
     """
-    spelled = [" ".join(word) + "</w>" for word in sorted(set(words))]
-    joined: list[tuple[str, str]] = []
+    spelled = [" ".join(word) + "</w>" for word in ONE_TOKEN]
+    merges: list[tuple[str, str]] = []
     while counts := Counter(pair for text in spelled for pair in pairwise(text.split())):
         best = min(counts, key=lambda pair: (-counts[pair], pair))
-        joined.append(best)
+        merges.append(best)
         both = re.compile(rf"(?<!\S){re.escape(' '.join(best))}(?!\S)")
         spelled = [both.sub("".join(best), text) for text in spelled]
-    return joined
-
-
-def make_tokenizer() -> CLIPTokenizer:
-    """The tokenizer of the small inpainter: 77 tokens, padded like Stable Diffusion 2."""
-    letters = list(bytes_to_unicode().values())
-    pairs = merges(ONE_TOKEN)
-    pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in pairs)]
-    vocabulary = {piece: index for index, piece in enumerate([*dict.fromkeys(pieces), BEGIN, END])}
+    letters, begin, end = list(bytes_to_unicode().values()), "<|startoftext|>", "<|endoftext|>"
+    pieces = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), begin, end]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     return CLIPTokenizer(
-        vocab=vocabulary, merges=pairs, unk_token=END, bos_token=BEGIN, eos_token=END, pad_token=PAD,
+        vocab=vocabulary, merges=merges, unk_token=end, bos_token=begin, eos_token=end, pad_token="!",
         model_max_length=LENGTH,
     )  # fmt: skip
 
 
-def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """A stock CLIP tokenizer folder; vocab.json and merges.txt for libraries that read these."""
-    tokenizer.save_pretrained(folder)
-    tokenizer.backend_tokenizer.model.save(str(folder))
+def word_tokenizer(
+    vocabulary: Sequence[str], pieces: str, decoder: decoders.Decoder, chat_template: str
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words; others become `<unk>`. pieces: regular expression of what is a token."""
+    backend = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token=UNKNOWN)
+    )
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "removed", invert=True)
+    backend.decoder = decoder
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=BEGIN, eos_token=END, unk_token=UNKNOWN, pad_token=PAD,
+        additional_special_tokens=[IMAGE], chat_template=chat_template, padding_side="left",
+        model_max_length=512, clean_up_tokenization_spaces=False,
+    )  # fmt: skip

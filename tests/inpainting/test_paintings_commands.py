@@ -21,7 +21,7 @@ from ldm.settings.cli import run_app
 from tests.inpainting.painting_set import PAINTINGS, REGIONS, PaintingSet, tree, write_set
 from tests.ldm.small_mllm import small_folder
 from tests.loopback import Server, serving
-from tiny.words import make_tokenizer, save_tokenizer
+from tiny.words import make_tokenizer
 
 PROGRAMS: dict[str, Callable] = {
     f"inpainting.data.{name}": program.build_app
@@ -69,7 +69,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vision = {**layers, "image_size": 32, "patch_size": 8}
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
     model.save_pretrained(clip)
-    save_tokenizer(tokenizer, clip)
+    tokenizer.save_pretrained(clip)
     return folder
 
 

@@ -17,18 +17,16 @@ from datasets.scenes.palette import COLOURS, PATTERN_WORDS, SHAPES
 from datasets.scenes.store import StoreSettings, render_shards
 from inpainting.models.text_to_image.load import load_inpainter
 from tiny.inpainter import evaluate, train
-from tiny.inpainter import loss as diffusion
 from tiny.inpainter.autoencoder import LatentsConfig
 from tiny.inpainter.classifier import ClassifierConfig
 from tiny.inpainter.evaluate import EvaluationSampling, InpainterEvaluation, MaskResult, paint_examples
 from tiny.inpainter.examples import SMALL, Encoder, make_cases, several, single
-from tiny.inpainter.loss import Conditioning
 from tiny.inpainter.model import InpainterNetworks
-from tiny.inpainter.train import AdapterConfig, InpainterTraining
+from tiny.inpainter.train import AdapterConfig, Conditioning, InpainterTraining
 from tiny.loop import DiffusionStage, Stage, learning_rate
 from tiny.regions import Views, box_masks, overlap, read_views, refuse_training_scenes
 from tiny.report import scene_mean
-from tiny.words import ONE_TOKEN, Name, caption_of, make_tokenizer, read_name, save_tokenizer
+from tiny.words import ONE_TOKEN, Name, caption_of, make_tokenizer, read_name
 
 SIZE = 64
 SHORT = DiffusionStage(steps=4, batch=2, lr=1e-3, log_every=2, bf16=False)
@@ -88,7 +86,7 @@ def test_every_name_of_the_world_is_read_and_written_in_whole_words() -> None:
 
 def test_tokenizer_folder_is_a_stock_one(tmp_path: Path) -> None:
     made = make_tokenizer()
-    save_tokenizer(made, tmp_path)
+    made.save_pretrained(tmp_path)
     stock = CLIPTokenizer.from_pretrained(tmp_path)
     text = "a two-tone red box. Wxyz, 12 m\u00e4use!"
     assert stock(text)["input_ids"] == made(text)["input_ids"]
@@ -200,8 +198,10 @@ def test_each_mask_weighs_the_same(trained: Path, views: Views) -> None:
             return type("Answer", (), {"sample": a * noise - s * known.latents + x[:, 4:5]})
 
     scheduler = train.create_scheduler()
-    value = diffusion.loss(Off(), scheduler, known, torch.zeros(4, 1, 1), torch.Generator().manual_seed(0))
-    assert float(value) == pytest.approx(1 + diffusion.OUTSIDE * float(known.mask.mean()), abs=0.01)
+    value = train.painting_loss(
+        Off(), scheduler, known, torch.zeros(4, 1, 1), torch.Generator().manual_seed(0)
+    )
+    assert float(value) == pytest.approx(1 + train.OUTSIDE * float(known.mask.mean()), abs=0.01)
 
 
 def test_stages_are_kept_and_continued(trained: Path, training_scenes: Path) -> None:

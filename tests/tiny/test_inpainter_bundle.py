@@ -19,7 +19,7 @@ from tiny.inpainter import evaluate
 from tiny.inpainter.classifier import load_classifier
 from tiny.inpainter.evaluate import EvaluationSampling, paint_examples
 from tiny.inpainter.examples import PaintCase, make_cases
-from tiny.inpainter.loss import Conditioning
+from tiny.inpainter.train import Conditioning
 from tiny.regions import box_masks, read_views
 
 BUNDLE = Path(__file__).parents[2] / "assets" / "tiny" / "inpainter"

@@ -1,7 +1,5 @@
 """The small locator: text, packing, a training of a few steps that continues, its folder; the bundled one."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace
@@ -25,15 +23,20 @@ from llava_bifrost.locator import UnknownWord, load_locator
 from llava_bifrost.worlds.questions import place_questions, replace_questions
 from llava_bifrost.worlds.world import World
 from tests.conftest import ROOT
-from tiny.llava import PATCH, SmallConfig, create_llava, make_processor, project
-from tiny.llava_stages import LlavaStage, last_states
+from tiny.llava import PATCH, LlavaStage, SmallConfig, create_llava, last_states, make_processor, project
 from tiny.locator import questions as question_cache
-from tiny.locator.answers import pack_questions
-from tiny.locator.questions import ANSWER, QuestionCache, mirrored_questions, open_questions
-from tiny.locator.scenes import open_scenes
-from tiny.locator.tokenizer import NUMBERS, VOCABULARY, locator_tokenizer
+from tiny.locator.questions import (
+    ANSWER,
+    NUMBERS,
+    VOCABULARY,
+    QuestionCache,
+    locator_tokenizer,
+    mirrored_questions,
+    open_questions,
+    pack_questions,
+)
 from tiny.locator.train import LocatorTraining, train_small_locator
-from tiny.locator.vision import ImageDraw, labelled_images
+from tiny.locator.vision import ImageDraw, labelled_images, open_scenes
 
 TINY = SmallConfig(
     image=64, width=32, heads=2, stages=(8, 16, 16), blocks=(1, 1, 1), vision_layers=1, layers=2, hidden=48
@@ -154,7 +157,7 @@ def test_the_bank_names_what_it_asks_for(data: Path, bank: QuestionCache) -> Non
 
 def test_the_bank_is_made_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_questions(data, tmp_path, seed=0)
-    monkeypatch.setattr(question_cache, "_fill", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(question_cache, "shard_questions", lambda *_: pytest.fail("made again"))
     again = open_questions(data, tmp_path, seed=0)
     assert (first.tokens == again.tokens).all()
     with pytest.raises(ValueError, match="another seed"):

@@ -1,7 +1,5 @@
 """The small prompt writer: law, scenes, masks, text, training, evaluation; the bundled one."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,22 +15,46 @@ from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import discover_question, paint_masks, target_text
 from ldm.mllm.chat import Chat, ChatExample
 from tests.conftest import ROOT
-from tiny.llava import SmallConfig, create_llava, make_processor, project
-from tiny.llava_stages import LlavaStage, last_states
-from tiny.prompter.captions import pack_captions
-from tiny.prompter.data import KEPT, OVERLAP, SOLIDS, Painted, Sets, draw_masks, open_sets, paint_scenes
-from tiny.prompter.distribution import FOLLOW, best_guess, draw_contents, predictive, side_of
+from tiny.llava import (
+    LlavaStage,
+    SmallConfig,
+    create_llava,
+    last_states,
+    make_processor,
+    pixel_values,
+    project,
+)
+from tiny.prompter.captions import CAPTION, VOCABULARY, pack_captions, prompter_tokenizer
+from tiny.prompter.data import (
+    KEPT,
+    MASK_COLORS,
+    OVERLAP,
+    SOLIDS,
+    Painted,
+    Sets,
+    draw_masks,
+    open_sets,
+    paint_scenes,
+)
 from tiny.prompter.evaluate import (
+    PRIOR,
     PrompterEvaluation,
-    bayes_optimal_answers,
     caption_results,
     evaluate_prompter,
     prompt_case,
+    task_numbers,
 )
-from tiny.prompter.report import PRIOR, gap_to_ceiling
-from tiny.prompter.scenes import SetScenes, render_sets, sample_sets
-from tiny.prompter.train import PrompterTraining, pixels_of, train_prompter
-from tiny.prompter.words import CAPTION, MASK_COLORS, VOCABULARY, prompter_tokenizer
+from tiny.prompter.scenes import (
+    FOLLOW,
+    SetScenes,
+    best_guess,
+    draw_contents,
+    predictive,
+    render_sets,
+    sample_sets,
+    side_of,
+)
+from tiny.prompter.train import PrompterTraining, train_prompter
 from tiny.regions import box_masks, overlap
 from tiny.report import scene_mean
 from tiny.words import COLOUR_WORDS, SHAPE_WORDS, Name, caption_of
@@ -106,14 +128,14 @@ def test_a_scene_has_the_words_that_were_drawn_for_it() -> None:
     for seed in (train_seed(3), eval_seed(3)):
         scene = sample_sets(seed, options)
         rng = np.random.default_rng((seed, 77))
-        contents = draw_contents(rng, int(rng.integers(4, 8)))
+        shapes, colours = draw_contents(rng, int(rng.integers(4, 8)))
         solids = [solid for solid in scene.solids if solid.movable]
         facts = render([scene], options).facts[0]
         boxes = [box for box, movable in zip(facts.boxes01, facts.movable, strict=True) if movable]
-        assert [solid.shape for solid in solids] == list(contents.shapes)
-        for solid, colours, box in zip(solids, contents.colours, boxes, strict=True):
-            assert solid.name == f"{colours[side_of((box[0] + box[2]) / 2)]} {solid.shape}"
-    words = [draw_contents(np.random.default_rng(i), 2).shapes for i in range(4000)]
+        assert [solid.shape for solid in solids] == shapes
+        for solid, pair, box in zip(solids, colours, boxes, strict=True):
+            assert solid.name == f"{pair[side_of((box[0] + box[2]) / 2)]} {solid.shape}"
+    words = [draw_contents(np.random.default_rng(i), 2)[0] for i in range(4000)]
     agree = np.mean([a == b for a, b in words])
     same = FOLLOW**2 + (1 - FOLLOW**2) / len(SHAPE_WORDS)
     assert agree == pytest.approx(same, abs=4 * np.sqrt(same * (1 - same) / 4000))
@@ -177,7 +199,10 @@ def test_a_caption_is_learned_as_it_is_written(sets: Sets) -> None:
     model = create_llava(TINY, VOCABULARY, 0).eval()
     model.set_attn_implementation("eager")
     images = painted(sets, 8, 3, seed=3)
-    pixels, rows = pixels_of(images), [i for i, one in enumerate(images.masks) if len(one.solids) > 1]
+    pixels, rows = (
+        pixel_values(images.images_u8),
+        [i for i, one in enumerate(images.masks) if len(one.solids) > 1],
+    )
     with torch.inference_mode():
         together, alone = (pack_captions(images, TINY.patches, flags) for flags in (None, np.ones(8, bool)))
         logits, apart = (
@@ -250,11 +275,11 @@ def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: P
 
 def test_bayes_optimal_answers_reach_the_gap(sets: Sets) -> None:
     cases = [case for scene in range(12) for seed in range(6) if (case := prompt_case(sets, scene, 5, seed))]
-    found = caption_results(cases, [bayes_optimal_answers(case) for case in cases])
+    found = caption_results(cases, [[caption_of(guess) for guess in case.guesses] for case in cases])
     assert scene_mean(found, "colour")["mean"] == np.mean([one.law_colour for one in found]).round(4)
     truth = caption_results(cases, [[caption_of(name) for name in case.hidden] for case in cases])
     assert scene_mean(truth, "both")["mean"] == 1
-    assert gap_to_ceiling(truth, "shape")["mean"] > 1
+    assert task_numbers({"prompter": truth})["gap"]["shape"]["mean"] > 1
 
 
 def test_the_bundled_prompt_writer_sees(tmp_path: Path) -> None:

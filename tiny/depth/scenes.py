@@ -98,21 +98,15 @@ def training_batch(
     depth = functional.grid_sample(
         depth[:, None], grid, mode="nearest", padding_mode="border", align_corners=False
     )
-    return _recolour(pixels_01, rng, config).clamp(0, 1), min_max(depth[:, 0])
-
-
-def _recolour(pixels_01: Tensor, rng: np.random.Generator, config: AugmentConfig) -> Tensor:
-    """Other light, other colours, softness and noise; the same geometry."""
-    b, device = len(pixels_01), pixels_01.device
 
     def draw(low: float, high: float, channels: int = 1) -> Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (b, channels, 1, 1)).astype(np.float32)).to(device)
+        return torch.from_numpy(rng.uniform(low, high, (batch, channels, 1, 1)).astype(np.float32)).to(device)
 
-    strength = config.colour
+    strength = config.colour  # other light and colours, softness and noise; the same geometry
     orders = np.stack(
-        [rng.permutation(3) if rng.random() < config.permute else np.arange(3) for _ in range(b)]
+        [rng.permutation(3) if rng.random() < config.permute else np.arange(3) for _ in range(batch)]
     )
-    pixels_01 = pixels_01[torch.arange(b, device=device)[:, None], torch.from_numpy(orders).to(device)]
+    pixels_01 = pixels_01[torch.arange(batch, device=device)[:, None], torch.from_numpy(orders).to(device)]
     pixels_01 = pixels_01.clamp(0, 1) ** torch.exp(draw(-strength, strength))
     gray = pixels_01.mean(1, keepdim=True)
     pixels_01 = gray + (pixels_01 - gray) * draw(1 - 1.5 * strength, 1 + strength)
@@ -121,7 +115,8 @@ def _recolour(pixels_01: Tensor, rng: np.random.Generator, config: AugmentConfig
     )
     pixels_01 = pixels_01 * (1 + draw(-0.4 * strength, 0.4 * strength, 3))
     soft = functional.avg_pool2d(functional.pad(pixels_01, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    mix = draw(0, 1) * torch.from_numpy(rng.random((b, 1, 1, 1)) < config.blur).to(device)
+    mix = draw(0, 1) * torch.from_numpy(rng.random((batch, 1, 1, 1)) < config.blur).to(device)
     pixels_01 = pixels_01 + (soft - pixels_01) * mix
     noise = torch.from_numpy(rng.standard_normal(pixels_01.shape, dtype=np.float32)).to(device)
-    return pixels_01 + noise * draw(0, config.noise)
+    pixels_01 = pixels_01 + noise * draw(0, config.noise)
+    return pixels_01.clamp(0, 1), min_max(depth[:, 0])

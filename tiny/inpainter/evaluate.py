@@ -14,7 +14,7 @@ true renders is the ceiling. Painted images are stored, so an interrupted evalua
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,19 +35,19 @@ from ldm.settings.config import CheckedSettings, setting, to_plain
 from tiny.compositor.autoencoder import round_trip_db
 from tiny.inpainter.classifier import SolidClassifier, crop_pm1, load_classifier
 from tiny.inpainter.examples import PROMPTS, Example, PaintCase, make_cases
-from tiny.inpainter.loss import Conditioning
+from tiny.inpainter.train import ADAPTERS, Conditioning
 from tiny.regions import box_masks, read_views, refuse_training_scenes
-from tiny.report import alternating, cell, scene_mean, sheet_png, write_evaluation
+from tiny.report import alternating, cell, scene_mean, table_lines, write_evaluation
 from tiny.words import COLOUR_WORDS, SHAPE_WORDS
 
 # name -> (LoRA folder of the run, how prompts reach their masks)
 MODELS: dict[str, tuple[str, Conditioning]] = {
-    "plain": ("", Conditioning(False)),
-    "rca_joint": ("", Conditioning(True, "joint")),
-    "rca": ("", Conditioning(True)),
-    "finetuned": ("plain/lora", Conditioning(False)),
-    "rca_finetuned": ("rca/lora", Conditioning(True)),
-    "joint_finetuned": ("joint/lora", Conditioning(True, "joint")),
+    "plain": ("", ADAPTERS["plain"]),
+    "rca_joint": ("", ADAPTERS["joint"]),
+    "rca": ("", ADAPTERS["rca"]),
+    "finetuned": ("plain/lora", ADAPTERS["plain"]),
+    "rca_finetuned": ("rca/lora", ADAPTERS["rca"]),
+    "joint_finetuned": ("joint/lora", ADAPTERS["joint"]),
 }
 MEASURES = ("colour", "shape", "both", "other")
 RIM = {  # of the masks on the sheet
@@ -136,25 +136,41 @@ def evaluate_inpainter(config: InpainterEvaluation) -> None:
             groups.setdefault(name, {})[kind] = by_group(mask_results(classifier, cases[kind], painted))
             images.setdefault(name, painted)
     vae = load_inpainter(config.run / "painter" / "model").latent_space.vae
-    renders = mask_results(classifier, make_cases(views, "true", *config.masks, config.seed), None)
+    ceiling = by_group(mask_results(classifier, make_cases(views, "true", *config.masks, config.seed), None))
     report = {
         "settings": to_plain(config),
         "images": {kind: len(chosen) for kind, chosen in cases.items()},
         "first_stage_psnr_db": round(round_trip_db(LatentSpace(vae), views.images_u8[:128]).mean(), 2),
-        "judge_on_true_renders": by_group(renders),
+        "judge_on_true_renders": ceiling,
         "models": groups,
     }
+    # The table: one block per kind of prompts, one line per group.
+    text = []
+    for kind, chosen in cases.items():
+        models = {name: by[kind] for name, by in groups.items()}
+        text.append(f"prompts: {kind}, {len(chosen)} images; fraction of masks [95 % interval]")
+        for measure in MEASURES:
+            rows = {
+                f"{group:<16}{numbers['masks']:>7}": {name: by[group][measure] for name, by in models.items()}
+                for group, numbers in models[config.models[0]].items()
+            }
+            text += ["", *table_lines(f"{measure:<16}{'masks':>7}", rows, tuple(models), (23, 22))]
+        text.append("")
+    text.append("the classifier on the true renders, by what stood there (the ceiling)")
+    for group, numbers in ceiling.items():
+        right = "".join(f"  {measure} {cell(numbers[measure])}" for measure in ("colour", "shape"))
+        text.append(f"{group:<16}{numbers['masks']:>7}{right}")
     # The sheet: image with masks, then each model's result; the first cases, by number of masks in turn.
     shown, cells, labels = cases[config.prompts[0]], [], []
-    for row in alternating([len(case.wanted) for case in shown], descending=True)[:ON_SHEET]:
-        outlined = shown[row].example.image_u8.copy()
-        for (left, top, right, bottom), colour in zip(shown[row].example.boxes, RIM.values(), strict=False):
-            cv2.rectangle(outlined, (left, top), (right - 1, bottom - 1), colour, 1)
-        cells.append([outlined, *(results[row] for results in images.values())])
-        named = zip(RIM, shown[row].wanted, strict=False)
+    for number in alternating([len(case.wanted) for case in shown], descending=True)[:ON_SHEET]:
+        case = shown[number]
+        outlined = case.example.image_u8.copy()
+        for (x0, y0, x1, y1), colour in zip(case.example.boxes, RIM.values(), strict=False):
+            cv2.rectangle(outlined, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
+        cells.append([outlined, *(results[number] for results in images.values())])
+        named = zip(RIM, case.wanted, strict=False)
         labels.append("; ".join(f"{rim}: {solid.text}" for rim, solid in named))
-    sheet = sheet_png(cells, ["masks", *images], labels, 192)
-    write_evaluation(config.out / "inpainter.json", report, inpainter_table(report), sheet)
+    write_evaluation(config.out / "inpainter.json", report, text, cells, ["masks", *images], labels, 192)
 
 
 def painted_images(
@@ -227,26 +243,6 @@ def mask_results(
                 )
             )  # fmt: skip
     return results
-
-
-def inpainter_table(report: Mapping[str, Any]) -> str:
-    """The report as text: one block per kind of prompts, one line per group."""
-    lines = []
-    for kind in report["images"]:
-        models = {name: by[kind] for name, by in report["models"].items()}
-        lines += [f"prompts: {kind}, {report['images'][kind]} images; fraction of masks [95 % interval]"]
-        for measure in MEASURES:
-            lines += ["", f"{measure:<16}{'masks':>7}" + "".join(f"{name:>22}" for name in models)]
-            for group in next(iter(models.values())):
-                count = next(iter(models.values()))[group]["masks"]
-                cells = "".join(f"{cell(by[group][measure]):>22}" for by in models.values())
-                lines.append(f"{group:<16}{count:>7}{cells}")
-        lines.append("")
-    lines.append("the classifier on the true renders, by what stood there (the ceiling)")
-    for group, row in report["judge_on_true_renders"].items():
-        cells = "".join(f"  {measure} {cell(row[measure])}" for measure in ("colour", "shape"))
-        lines.append(f"{group:<16}{row['masks']:>7}{cells}")
-    return "\n".join(lines)
 
 
 build_app = single_app(command(InpainterEvaluation, evaluate_inpainter))

@@ -127,7 +127,8 @@ class PaintCase:
 def make_cases(views: Views, prompts: str, fewest: int, most: int, seed: int) -> list[PaintCase]:
     """One case for every scene with at least `fewest` solids whose masks hardly overlap.
 
-    The number of masks is drawn from what a scene allows, up to `most`, larger numbers more often.
+    The number of masks is drawn from what a scene allows, up to `most`, larger numbers more often. A mask is
+    the solid's box and a margin, or exactly SMALL pixels a side where that is enough.
     """
     cases = []
     for scene in range(len(views)):
@@ -147,17 +148,14 @@ def make_cases(views: Views, prompts: str, fewest: int, most: int, seed: int) ->
             free = [colour for colour in COLOUR_WORDS if colour not in taken]
             pattern = str(rng.choice(PATTERNED)) if rng.random() < PATTERN_FRACTION else ""
             wanted.append(Name(pattern, str(rng.choice(free)), str(rng.choice(SHAPE_WORDS))))
-        boxes = tuple(case_box(region.box_xyxy, image_u8.shape[:2]) for region in chosen[:count])
-        example = Example(scene, image_u8, boxes, tuple(caption_of(name) for name in wanted))
+        boxes, (h, w) = [], image_u8.shape[:2]
+        for left, top, right, bottom in (region.box_xyxy for region in chosen[:count]):
+            if max(right - left, bottom - top) > SMALL - 2:
+                boxes.append(grown((left, top, right, bottom), (MARGIN,) * 4, (h, w)))
+                continue
+            left = min(max(0, (left + right - SMALL) // 2), w - SMALL)
+            top = min(max(0, (top + bottom - SMALL) // 2), h - SMALL)
+            boxes.append((left, top, left + SMALL, top + SMALL))
+        example = Example(scene, image_u8, tuple(boxes), tuple(caption_of(name) for name in wanted))
         cases.append(PaintCase(example, tuple(wanted), stood))
     return cases
-
-
-def case_box(box: Box, size: tuple[int, ...]) -> Box:
-    """The mask over a solid: its box and a margin, or exactly SMALL pixels a side where that is enough."""
-    width, height = box[2] - box[0], box[3] - box[1]
-    if max(width, height) > SMALL - 2:
-        return grown(box, (MARGIN,) * 4, size)
-    left = min(max(0, (box[0] + box[2] - SMALL) // 2), size[1] - SMALL)
-    top = min(max(0, (box[1] + box[3] - SMALL) // 2), size[0] - SMALL)
-    return (left, top, left + SMALL, top + SMALL)

@@ -15,10 +15,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from inpainting.models.text_to_image.config import InpainterConfig, Recommended
 from inpainting.models.text_to_image.load import INPAINTER_FILE
-from ldm.checkpoints import load_part, save_part
+from ldm.checkpoints import save_part
 from ldm.files import write_json
 from ldm.settings.config import CheckedSettings, setting, write_config
-from tiny.words import LENGTH, make_tokenizer, save_tokenizer
+from tiny.words import LENGTH, make_tokenizer
 
 LATENT_CHANNELS = 4
 NOTICE = "small inpainter: it knows rendered solids and their words only; photographs need the full model"
@@ -108,7 +108,8 @@ def save_folder(
     save_part(model.unet, folder / "unet", dtype)
     save_part(model.text_encoder, folder / "text_encoder", dtype)
     save_part(vae, folder / "vae", dtype)
-    save_tokenizer(tokenizer, folder / "tokenizer")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json and merges.txt
     create_scheduler().save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionInpaintPipeline",
@@ -128,13 +129,3 @@ def save_folder(
     )
     write_config(folder / INPAINTER_FILE, recommended)
     write_json(folder / "model_index.json", index)
-
-
-def load_folder(folder: Path) -> tuple[Networks, CLIPTokenizer, AutoencoderTiny]:
-    """The networks of such a folder, in float32."""
-    if not (folder / "model_index.json").exists():
-        raise ValueError(f"{folder}: no model_index.json; train the stage painter first")
-    unet = load_part(UNet2DConditionModel, folder / "unet")
-    text_encoder = load_part(CLIPTextModel, folder / "text_encoder")
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    return Networks(unet, text_encoder), tokenizer, load_part(AutoencoderTiny, folder / "vae")

@@ -14,39 +14,56 @@ A stage whose result is there is skipped; an interrupted one continues from its 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from inpainting.models.text_to_image.rca import install_rca
-from inpainting.tokens import encode_plans, plan_tokens
+from inpainting.models.text_to_image.rca import install_rca, region_kwargs
+from inpainting.tokens import ENCODINGS, encode_plans, plan_tokens
 from ldm.checkpoints import folder_written_whole, load_part
 from ldm.files import write_json
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import CheckedSettings, setting
-from tiny.inpainter import loss as diffusion
 from tiny.inpainter.autoencoder import LatentsConfig, train_autoencoder
 from tiny.inpainter.classifier import ClassifierConfig, train_classifier
-from tiny.inpainter.examples import Encoder, several, single
-from tiny.inpainter.model import InpainterNetworks, create, create_scheduler, load_folder, save_folder
+from tiny.inpainter.examples import Encoder, UnetInputs, several, single
+from tiny.inpainter.model import InpainterNetworks, Networks, create, create_scheduler, save_folder
 from tiny.loop import DiffusionStage, Stage, stages_manifest
-from tiny.regions import Views, read_views
+from tiny.regions import Views, box_masks, read_views
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("first_stage", "painter", "rca", "joint", "plain", "judge")
-ADAPTERS = {
-    "rca": diffusion.Conditioning(True),
-    "joint": diffusion.Conditioning(True, "joint"),
-    "plain": diffusion.Conditioning(False),
-}
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")  # what the published LoRA adapts
 LORA_FILE = "pytorch_lora_weights.safetensors"
+DROP_PROMPT = 0.1  # condition dropout of classifier-free guidance, as published
+OUTSIDE = 0.1  # weight of the loss over the whole image beside that inside the masks
+
+
+@dataclass(frozen=True)
+class Conditioning(CheckedSettings):
+    """How prompts reach their masks.
+
+    rectified: with region maps, else all prompts are joined with periods and read everywhere
+    encoding:  one token sequence for all prompts of an image (published), or one for each
+    """
+
+    rectified: bool
+    encoding: str = setting("separate", choices=ENCODINGS)
+
+
+ADAPTERS = {
+    "rca": Conditioning(True),
+    "joint": Conditioning(True, "joint"),
+    "plain": Conditioning(False),
+}
 
 
 @dataclass(frozen=True)
@@ -123,7 +140,7 @@ def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, S
         batch = [single(views, plain, rng) for _ in range(settings.batch)]
         plans = []
         for example in batch:
-            if rng.random() < diffusion.DROP_PROMPT:
+            if rng.random() < DROP_PROMPT:
                 plans.append(plan_tokens([""], tokenizer))
                 continue
             # Some prompts are repeated: the text encoder meets words at every place of a long prompt without
@@ -132,7 +149,7 @@ def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, S
             plans.append(plan_tokens(example.prompts * times, tokenizer, regions=bool(rng.random() < 0.5)))
         embeddings, _ = encode_plans(plans, model.text_encoder)
         known = encoder.conditions(batch, rng)
-        return diffusion.loss(model.unet, scheduler, known, embeddings, generator), {}
+        return painting_loss(model.unet, scheduler, known, embeddings, generator), {}
 
     stage = Stage("painter", model, settings, out).train(loss)
     with folder_written_whole(out / "model") as folder:
@@ -145,9 +162,14 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
     from diffusers import StableDiffusionInpaintPipeline  # loads every image processor: seconds
 
     out, settings, conditioning = config.out / name, config.adapter.loop, ADAPTERS[name]
-    model, tokenizer, vae = load_folder(config.out / "painter" / "model")
-    vae.to(memory_format=torch.channels_last)
-    model.requires_grad_(False)
+    base = config.out / "painter" / "model"
+    if not (base / "model_index.json").exists():
+        raise ValueError(f"{base}: no model_index.json; train the stage painter first")
+    model = Networks(
+        load_part(UNet2DConditionModel, base / "unet"), load_part(CLIPTextModel, base / "text_encoder")
+    ).requires_grad_(False)
+    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    vae = load_part(AutoencoderTiny, base / "vae").to(memory_format=torch.channels_last)
     torch.manual_seed(settings.seed)
     rank = config.adapter.rank
     model.unet.add_adapter(
@@ -166,7 +188,7 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
         batch = [several(views, config.adapter.most_masks, rng) for _ in range(settings.batch)]
         plans = []
         for example in batch:  # as published, words are dropped for single masks only
-            dropped = len(example.prompts) == 1 and rng.random() < diffusion.DROP_PROMPT
+            dropped = len(example.prompts) == 1 and rng.random() < DROP_PROMPT
             prompts = [""] if dropped else example.prompts
             plans.append(
                 plan_tokens(
@@ -176,9 +198,15 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
         with torch.no_grad():
             embeddings, owners = encode_plans(plans, model.text_encoder)
         known = encoder.conditions(batch, rng)
-        size = (known.latents.shape[2], known.latents.shape[3])
-        regions = diffusion.region_arguments(batch, owners, size, levels) if conditioning.rectified else None
-        return diffusion.loss(model.unet, scheduler, known, embeddings, generator, regions), {}
+        regions = None
+        if conditioning.rectified:  # absent regions are empty masks
+            most = max(len(example.boxes) for example in batch)
+            masks = np.zeros((len(batch), most, *views.images_u8.shape[1:3]), bool)
+            for row, example in zip(masks, batch, strict=True):
+                row[: len(example.boxes)] = box_masks(example.boxes, row.shape[1:])
+            h, w = known.latents.shape[2:]
+            regions = region_kwargs(torch.from_numpy(masks), owners, (h, w), levels=levels)
+        return painting_loss(model.unet, scheduler, known, embeddings, generator, regions), {}
 
     stage = Stage(name, model, settings, out).train(loss)
     # With the keys of the released LoRA.
@@ -187,6 +215,31 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
     with folder_written_whole(out / "lora") as folder:
         StableDiffusionInpaintPipeline.save_lora_weights(folder, unet_lora_layers=half, weight_name=LORA_FILE)
     return model, stage
+
+
+def painting_loss(
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+    known: UnetInputs,
+    embeddings: Tensor,
+    generator: torch.Generator,
+    cross_attention_kwargs: dict[str, Any] | None = None,
+) -> Tensor:
+    """Squared error of v, averaged over each image's masked cells, plus a little of the whole image.
+
+    embeddings: (b, t, width)
+    """
+    noise = torch.randn(known.latents.shape, generator=generator)
+    t = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator)
+    noisy = scheduler.add_noise(known.latents, noise, t)
+    x = torch.cat([noisy, known.mask, known.masked], dim=1)
+    predicted = unet(
+        x, t, encoder_hidden_states=embeddings, cross_attention_kwargs=cross_attention_kwargs
+    ).sample
+    target = scheduler.get_velocity(known.latents, noise, t)
+    error = (predicted.float() - target).square().mean(1, keepdim=True)
+    inside = (error * known.mask).sum((1, 2, 3)) / known.mask.sum((1, 2, 3)).clamp(min=1)
+    return inside.mean() + OUTSIDE * error.mean()
 
 
 def draws(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:

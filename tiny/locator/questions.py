@@ -1,32 +1,94 @@
-"""Questions as token arrays, made once per scene, so that training only indexes them.
+"""The words of the small locator, questions as tokens (made once per scene), and sequences of them.
 
-Legend: k scenes of a file, v the two images, q questions of an image (padded), t tokens (padded).
+One token is one word, one relation phrase, one number or a fixed part of the published sentences. What
+carries no information (commas, the full stop) is dropped when reading and put back when writing, so that the
+published answer `[0.74, 0.46, 0.97, 0.78], 0.65.` is eight tokens and decodes to itself.
+
+All questions about one image are one sequence: the image's prefix, then blocks that see the prefix and
+themselves and count positions from its end, so that every answer is computed as if it were asked alone.
+
+Legend: n scenes, v the two images, q questions of an image (padded), t tokens (padded); b images, l tokens of
+a sequence, k questions, j names in questions.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from tokenizers import Regex, decoders
+from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
-from datasets.scenes.store import read_options, read_shard
+from datasets.scenes.store import read_facts, read_options
 from datasets.sources.rendered import shard_files
 from ldm.files import written_whole
 from llava_bifrost.language.answer import format_answer
 from llava_bifrost.language.instruction import make_question
-from llava_bifrost.worlds.questions import MIRRORED, Question, place_questions, replace_questions
+from llava_bifrost.worlds.questions import MIRRORED, place_questions, replace_questions
 from llava_bifrost.worlds.world import world_of
-from tiny.llava import PAD
-from tiny.locator.tokenizer import NUMBERS, VOCABULARY, locator_tokenizer
+from tiny.locator.vision import ImageDraw
+from tiny.words import BEGIN, COLOUR_WORDS, IMAGE, PAD, PATTERN_NAMES, SHAPE_WORDS, SPECIAL, word_tokenizer
+
+FURNITURE = ("table", "low platform")
+
+NUMBERS = tuple(f"{i / 100:.2f}" for i in range(101))
+PHRASES = (
+    "to the left of", "to the right of", "left of", "right of", "in front of", "behind",
+    "on top of", "at the top of", "above", "over", "on", "below", "underneath", "under", "beneath",
+    "next to", "near", "beside", "alongside", "between",
+)  # fmt: skip
+TAIL = ", output the bounding box and the depth value of the center point."
+WORDS = (
+    "USER:", "ASSISTANT:", "Place", "Replace", "the", "and", "with the reference image", TAIL,
+    *PHRASES, *dict.fromkeys(w for name in (*PATTERN_NAMES, *FURNITURE) for w in name.split()),
+    *COLOUR_WORDS, *SHAPE_WORDS, "[", "]",
+)  # fmt: skip
+VOCABULARY = (*SPECIAL, *WORDS, *NUMBERS)
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% if message['content'] is string %}{% set texts = [message['content']] %}"
+    "{% else %}{% set texts = message['content'] | selectattr('type', 'equalto', 'text') "
+    "| map(attribute='text') | list %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
+    "{% endif %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ texts | join(' ') + eos_token }}{% endgeneration %}"
+    "{% else %}{{ texts | join(' ') + ' ' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 
 TOKENS = 34  # of a question with its answer, at most
-PLACED, REPLACED = 8, 5  # questions per image at most
+PLACED, REPLACED = 8, 5  # questions per image at most; rows of a QuestionCache in this order
 ANSWER = 8  # tokens of an answer: [ x1 y1 x2 y2 ] d </s>
 NUMBER_AT = np.array([-7, -6, -5, -4, -2])  # of x1, y1, x2, y2, d, from the end
 FIRST_NUMBER = VOCABULARY.index(NUMBERS[0])
+PREFIX = (VOCABULARY.index(BEGIN), VOCABULARY.index("USER:"))
+MIRROR_TOKEN = np.arange(len(VOCABULARY), dtype=np.int16)  # token -> its counterpart in the mirrored image
+MIRROR_TOKEN[[VOCABULARY.index(phrase) for phrase in MIRRORED]] = list(
+    map(VOCABULARY.index, MIRRORED.values())
+)
 FORMAT = 3
+
+
+def locator_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer; every word outside the vocabulary becomes `<unk>`."""
+    # What is a token: long phrases first, then numbers, brackets and any other word.
+    several = sorted((word for word in WORDS if " " in word), key=len, reverse=True)
+    phrases = [re.escape(word) if word == TAIL else rf"\b{re.escape(word)}\b" for word in several]
+    pieces = "|".join([*phrases, r"\d\.\d\d(?!\d)", r"\[|\]", r"[A-Za-z]+(?:-[A-Za-z]+)*:?", r"\d+"])
+    decoder = decoders.Sequence([
+        decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse(),
+        decoders.Replace("[ ", "["), decoders.Replace(" ]", "],"),
+        decoders.Replace(Regex(r"(?<=\d) (?=\d)"), ", "),
+        decoders.Replace(Regex(r"(?<=\], \d\.\d\d)\Z"), "."),
+    ])  # fmt: skip
+    return word_tokenizer(VOCABULARY, pieces, decoder, CHAT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +109,7 @@ def open_questions(data: Path, cache: Path, seed: int) -> QuestionCache:
         recipe = json.dumps([FORMAT, seed, file.name, file.stat().st_size])
         if not made.exists():
             with written_whole(made) as partial, partial.open("wb") as handle:
-                np.savez_compressed(handle, recipe=np.array(recipe), **_fill(file, seed, number))
+                np.savez_compressed(handle, recipe=np.array(recipe), **shard_questions(file, seed, number))
         with np.load(made) as stored:
             if str(stored["recipe"]) != recipe:
                 raise ValueError(f"{made} was made from other scenes or with another seed; remove it")
@@ -56,53 +118,40 @@ def open_questions(data: Path, cache: Path, seed: int) -> QuestionCache:
     return QuestionCache(**{name: np.concatenate(rows) for name, rows in arrays.items()})
 
 
-def _fill(file: Path, seed: int, number: int) -> dict[str, Any]:
-    """The arrays of one shard."""
-    options, facts = read_options(file), read_shard(file).facts
-    rows = []
+def shard_questions(file: Path, seed: int, number: int) -> dict[str, Any]:
+    """The arrays of one shard, as in QuestionCache."""
+    options, facts = read_options(file), read_facts(file)
+    tokenizer = locator_tokenizer().backend_tokenizer
+    shape = (len(facts), 2, PLACED + REPLACED)
+    arrays: dict[str, np.ndarray] = {
+        "tokens": np.full((*shape, TOKENS), VOCABULARY.index(PAD), np.int16),
+        "length": np.zeros(shape, np.int8),
+        "named": np.full((*shape, 2), -1, np.int8),
+        "named_at": np.zeros((*shape, 2), np.int8),
+    }
     for i, fact in enumerate(facts):
         world = world_of(fact, options)
         for view, seen in enumerate((world, world.without(world.removed))):
             rng = np.random.default_rng((seed, 7, number, i, view))
-            questions: list[Question | None] = []
-            for draw, count in ((place_questions, PLACED), (replace_questions, REPLACED)):
-                drawn = draw(seen, rng, count)
-                questions += [*drawn, *[None] * (count - len(drawn))]
-            rows.append(encode_questions(questions))
-    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return {name: value.reshape(len(facts), 2, *value.shape[1:]) for name, value in stacked.items()}
-
-
-def encode_questions(questions: list[Question | None]) -> dict[str, np.ndarray]:
-    """The arrays of one image."""
-    count = len(questions)
-    arrays: dict[str, np.ndarray] = {
-        "tokens": np.full((count, TOKENS), VOCABULARY.index(PAD), np.int16),
-        "length": np.zeros(count, np.int8),
-        "named": np.full((count, 2), -1, np.int8),
-        "named_at": np.zeros((count, 2), np.int8),
-    }
-    present = [(row, question) for row, question in enumerate(questions) if question is not None]
-    texts = [
-        f"{make_question(q.request)} ASSISTANT: {format_answer(q.answer, decimals=2)}</s>" for _, q in present
-    ]
-    rows = _TOKENIZER(texts, add_special_tokens=False).input_ids if texts else []
-    for (row, question), ids in zip(present, rows, strict=True):
-        names = question.request.anchors or (question.request.target,)
-        arrays["tokens"][row, : len(ids)] = ids
-        arrays["length"][row] = len(ids)
-        end = 0  # names follow one another in the sentence
-        for slot, (solid, name) in enumerate(zip(question.named, names, strict=True)):
-            words = [VOCABULARY.index(word) for word in name.split()]
-            start = next(i for i in range(end, len(ids)) if ids[i : i + len(words)] == words)
-            end = start + len(words)
-            arrays["named"][row, slot], arrays["named_at"][row, slot] = solid, end - 1
+            placed, replaced = place_questions(seen, rng, PLACED), replace_questions(seen, rng, REPLACED)
+            for q, question in (*enumerate(placed), *enumerate(replaced, PLACED)):
+                at, names = (i, view, q), question.request.anchors or (question.request.target,)
+                answer = format_answer(question.answer, decimals=2)
+                text = f"{make_question(question.request)} ASSISTANT: {answer}</s>"
+                ids = tokenizer.encode(text, add_special_tokens=False).ids
+                arrays["tokens"][at][: len(ids)], arrays["length"][at] = ids, len(ids)
+                end = 0  # names follow one another in the sentence
+                for slot, (solid, name) in enumerate(zip(question.named, names, strict=True)):
+                    words = [VOCABULARY.index(word) for word in name.split()]
+                    start = next(j for j in range(end, len(ids)) if ids[j : j + len(words)] == words)
+                    end = start + len(words)
+                    arrays["named"][at][slot], arrays["named_at"][at][slot] = solid, end - 1
     return arrays
 
 
 def mirrored_questions(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
     """(k, t) question rows for the mirrored image: left and right phrases and the box change sides."""
-    turned = _TURN[tokens]
+    turned = MIRROR_TOKEN[tokens]
     rows = np.arange(len(tokens))
     x1, x2 = length + NUMBER_AT[0], length + NUMBER_AT[2]
     last = 2 * FIRST_NUMBER + len(NUMBERS) - 1
@@ -110,6 +159,53 @@ def mirrored_questions(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
     return turned
 
 
-_TOKENIZER = locator_tokenizer()
-_TURN = np.arange(len(VOCABULARY), dtype=np.int16)
-_TURN[[VOCABULARY.index(phrase) for phrase in MIRRORED]] = [VOCABULARY.index(p) for p in MIRRORED.values()]
+@dataclass(frozen=True, eq=False)
+class PackedQuestions:
+    """Packed questions of b images."""
+
+    tokens: Tensor  # (b, l)
+    block: Tensor  # (b, l) 0 the prefix, i question i, -1 padding
+    position: Tensor  # (b, l)
+    row: Tensor  # (k,) image of each question
+    end: Tensor  # (k,) position of its </s> in the sequence
+    name_row: Tensor  # (j,) image, position and solid of each name in a question
+    name_at: Tensor
+    name_solid: Tensor
+
+
+def pack_questions(
+    cache: QuestionCache, draw: ImageDraw, rng: np.random.Generator, most: tuple[int, int], patches: int
+) -> PackedQuestions:
+    """Draw up to most = (placing, replacing) questions about each image, and pack them into one sequence."""
+    start = len(PREFIX) + patches
+    texts, questions, names = [], [], []
+    for i, (scene, view, flip) in enumerate(zip(draw.index, draw.view, draw.flip, strict=True)):
+        lengths = cache.length[scene, view]
+        chosen = [
+            rng.permutation([q for q in slot if lengths[q]])[:top]
+            for slot, top in zip((range(PLACED), range(PLACED, PLACED + REPLACED)), most, strict=True)
+        ]
+        pick = np.concatenate(chosen).astype(int)
+        tokens, lengths = cache.tokens[scene, view, pick].astype(np.int64), lengths[pick].astype(np.int64)
+        if flip and len(pick):
+            tokens = mirrored_questions(tokens, lengths)
+        texts.append([text[:count] for text, count in zip(tokens, lengths, strict=True)])
+        at = start
+        for q, count in zip(pick, lengths.tolist(), strict=True):
+            pairs = zip(cache.named[scene, view, q], cache.named_at[scene, view, q], strict=True)
+            names += [(i, at + int(place), int(solid)) for solid, place in pairs if solid >= 0]
+            at += count
+            questions.append((i, at - 1))
+    width = start + max(sum(map(len, text)) for text in texts)
+    tokens, block = np.zeros((len(texts), width), np.int64), np.full((len(texts), width), -1)
+    position = np.zeros((len(texts), width), np.int64)
+    tokens[:, : len(PREFIX)], tokens[:, len(PREFIX) : start] = PREFIX, VOCABULARY.index(IMAGE)
+    block[:, :start], position[:, :start] = 0, np.arange(start)
+    for i, text in enumerate(texts):
+        at = start
+        for q, words in enumerate(text, 1):
+            here = slice(at, at + len(words))
+            tokens[i, here], block[i, here], position[i, here] = words, q, start + np.arange(len(words))
+            at += len(words)
+    sequences = [torch.from_numpy(values) for values in (tokens, block, position)]
+    return PackedQuestions(*sequences, *torch.tensor(questions).T, *torch.tensor(names).T)

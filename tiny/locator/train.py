@@ -16,30 +16,54 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from datasets.scenes.palette import PATTERN_WORDS
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import setting
 from llava_bifrost.locator import CONFIG, LocatorConfig
-from tiny.llava import create_llava, make_processor, project, save_llava
-from tiny.llava_stages import (
+from tiny.llava import (
     LanguageTrainer,
     LlavaStage,
     LlavaTraining,
     Measures,
+    create_llava,
     last_states,
+    project,
     rounded_means,
+    save_llava,
     train_vision,
 )
-from tiny.locator.answers import ATTENTION_LAYER, attention_loss, pack_questions, placement_loss
-from tiny.locator.questions import QuestionCache, open_questions
-from tiny.locator.scenes import SceneArrays, open_scenes
-from tiny.locator.tokenizer import FURNITURE, NUMBERS, VOCABULARY, locator_tokenizer
-from tiny.locator.vision import SECTIONS, ImageDraw, LabelledImages, labelled_images, patch_loss
+from tiny.locator.questions import (
+    ANSWER,
+    FIRST_NUMBER,
+    FURNITURE,
+    NUMBER_AT,
+    NUMBERS,
+    PREFIX,
+    VOCABULARY,
+    QuestionCache,
+    locator_tokenizer,
+    open_questions,
+    pack_questions,
+)
+from tiny.locator.vision import (
+    OWNED,
+    SECTIONS,
+    ImageDraw,
+    LabelledImages,
+    SceneArrays,
+    labelled_images,
+    open_scenes,
+    patch_loss,
+)
 from tiny.loop import Stage, stages_manifest
-from tiny.words import COLOUR_WORDS, SHAPE_WORDS
+from tiny.words import COLOUR_WORDS, PATTERN_NAMES, SHAPE_WORDS
 
 log = logging.getLogger(__name__)
+
+BLUR = 1.5  # bins of 0.01; width of the soft label of a number
+FORMAT_WEIGHT = 0.05
+ATTENTION_LAYER, ATTENTION_HEADS = 1, 2  # whose attention is trained, and how many of its heads
 
 NOTICE = (
     "This is the small locator, trained on rendered scenes of plain solids only: it knows their names and "
@@ -74,23 +98,40 @@ class Training:
     questions: QuestionCache
 
     def loss_of(
-        self,
-        draw: ImageDraw,
-        batch: LabelledImages,
-        rng: np.random.Generator,
-        most: tuple[int, int],
+        self, draw: ImageDraw, batch: LabelledImages, rng: np.random.Generator, most: tuple[int, int],
         count: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Measures]:
-        """Losses of answers and of attention, projected patches, measures. count: images with questions."""
+    ) -> tuple[Tensor, Tensor, Tensor, Measures]:  # fmt: skip
+        """Losses of answers and of attention, projected patches, measures. count: images with questions.
+
+        Besides the answers, two things are trained: a number near the right one is nearly right (a soft
+        label), and some attention heads attend from a name to the patches of the solid that it names. The
+        measures are the KL of each number, and the fraction of the attention there.
+        """
         model = self.trainer.model
         patches = project(model, batch.pixels)
         packed = pack_questions(self.questions, draw.first(count), rng, most, patches.shape[1])
         states = last_states(model, patches[:count], packed.tokens, packed.block, packed.position)
-        answers, measures = placement_loss(model, states, packed)
-        weights = self.trainer.hooks[0].weights
-        assert weights is not None
-        attention, mass = attention_loss(weights, packed, batch)
-        return answers, attention, patches, measures | {"look": mass.mean().item()}
+        at = packed.end[:, None] + torch.arange(1 - ANSWER, 1)  # (k, 8) positions of the answer's tokens
+        right = packed.tokens[packed.row[:, None], at]
+        logits = model.lm_head(states[packed.row[:, None], at - 1]).float()
+        numbers = torch.from_numpy(NUMBER_AT + ANSWER)  # columns of the five numbers
+        bins = torch.arange(len(NUMBERS))
+        value = right[:, numbers] - FIRST_NUMBER
+        soft = torch.softmax(-0.5 * ((bins - value[..., None]) / BLUR) ** 2, -1)  # (k, 5, bins)
+        log_p = functional.log_softmax(logits[:, numbers], -1)[..., FIRST_NUMBER:]  # the last words
+        kl = (soft * (soft.clamp(min=1e-9).log() - log_p)).sum(-1).mean(0)  # (5,)
+        other = [i for i in range(ANSWER) if i not in numbers.tolist()]
+        form = functional.cross_entropy(logits[:, other].flatten(0, 1), right[:, other].flatten())
+
+        cover = batch.cover[packed.name_row, :, packed.name_solid]  # (j, p)
+        there = (cover > OWNED) | (cover >= cover.amax(-1, keepdim=True).clamp(min=1e-3))
+        image = slice(len(PREFIX), len(PREFIX) + cover.shape[1])
+        weights = self.trainer.attention[ATTENTION_LAYER]
+        rows = weights[packed.name_row, :ATTENTION_HEADS, packed.name_at, image].float()
+        mass = (rows * there[:, None]).sum(-1)  # (j, heads)
+        named = zip(("x1", "y1", "x2", "y2", "d"), kl.tolist(), strict=True)
+        measures = {f"kl_{name}": value for name, value in named} | {"look": mass.mean().item()}
+        return kl.mean() + FORMAT_WEIGHT * form, -mass.clamp(min=1e-6).log().mean(), patches, measures
 
     def train(self, name: str, settings: LlavaStage, train: np.ndarray, most: tuple[int, int],
               attention_weight: float) -> Stage:  # fmt: skip
@@ -155,13 +196,10 @@ def train_small_locator(config: LocatorTraining) -> None:
         measures[name] = training.measure(held_out, most)
         log.info("%s: %s", name, measures[name])
     manifest = stages_manifest("locator", model, stages, config, config.seed, held_out={"gates": measures})
-    patterns = dict.fromkeys(word for name in PATTERN_WORDS.values() for word in name.split())
+    patterns = dict.fromkeys(word for name in PATTERN_NAMES for word in name.split())
     names = (*patterns, *COLOUR_WORDS, *SHAPE_WORDS, *FURNITURE)  # parts of names, in the order of a name
     answers = LocatorConfig(codec="square", decimals=2, names=names, notice=NOTICE)
-    folder = config.out / "model"
-    processor = make_processor(config.model, locator_tokenizer())
-    save_llava(model, processor, folder, 16, {"manifest.json": manifest, CONFIG: answers})
-    log.info("written: %s", folder)
+    save_llava(config, model, locator_tokenizer(), 16, {"manifest.json": manifest, CONFIG: answers})
 
 
 build_app = trainer(LocatorTraining, train_small_locator)

@@ -1,30 +1,89 @@
-"""Stage A: the vision transformer and the projector learn to see, before any language.
+"""What the small locator sees: scenes as arrays, batches of images, the loss of the vision stage.
 
-A single linear map of every projected patch must tell what it shows: shape, colour and pattern of the solid
-that owns the patch, its whole box and depth, and the depth of the patch itself. Projected patches are kept at
-unit scale, which is that of word embeddings.
+Each scene gives two images: 0 as rendered, 1 without its removed solid. In the vision stage, before any
+language, a single linear map of every projected patch must tell what it shows: shape, colour and pattern of
+the solid that owns the patch, its whole box and depth, and the depth of the patch itself. Projected patches
+are kept at unit scale, which is that of word embeddings.
 
-Legend: b images, p patches, s solids, c channels.
+Legend: n scenes, v the two images, b images of a batch, h w pixels, p patches (row-major), s solids (padded),
+c channels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tiny.llava import normalised, recoloured
-from tiny.locator.scenes import SceneArrays
-from tiny.locator.tokenizer import PATTERN_NAMES
-from tiny.words import COLOUR_WORDS, KINDS
+from datasets.scenes.store import depth_01, read_facts, read_shard
+from datasets.sources.rendered import shard_files
+from tiny.llava import PATCH, pixel_values
+from tiny.scene_arrays import ArrayCache, pooled
+from tiny.words import COLOUR_WORDS, KINDS, PATTERN_NAMES, read_name
 
+SOLIDS = 8  # rows per scene; the options of the renderer give at most seven
+FORMAT = 1
 OWNED = 0.25  # a patch belongs to the solid that covers most of it, if that is more than this fraction
 UNSURE = 0.1  # patches with a larger fraction of unknown owners do not count
 SECTIONS = (len(KINDS), len(COLOUR_WORDS), len(PATTERN_NAMES), 5, 1, 1)  # 5: cx, cy, w, h, d
 BOX_WEIGHT, DEPTH_WEIGHT, SCALE_WEIGHT = 20.0, 10.0, 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class SceneArrays:
+    """Arrays of n scenes. Labels are -1 where there is no solid or no word of that kind."""
+
+    images_u8: np.ndarray  # (n, v, h, w, 3)
+    cover_u8: np.ndarray  # (n, v, p, s) fraction of a patch that shows a solid, 255 = all of it
+    unknown_u8: np.ndarray  # (n, p) fraction of a patch of image 1 whose owner is not stored
+    patch_depth: np.ndarray  # (n, v, p) float16 depth_01, mean of the patch
+    labels: np.ndarray  # (n, s, 3) int8 shape, colour, pattern
+    boxes: np.ndarray  # (n, s, 4) float32 amodal boxes, fractions
+    depths: np.ndarray  # (n, s, 3) float32 d, far, near
+    visible: np.ndarray  # (n, s) float32 visible fraction in image 0
+    removed: np.ndarray  # (n,) int64
+
+    def __len__(self) -> int:
+        return len(self.images_u8)
+
+
+def open_scenes(data: Path, folder: Path) -> SceneArrays:
+    """The arrays of all shards of `data`, made once in `folder` and memory-mapped from there."""
+    files = shard_files(data)
+    recipe = {"format": FORMAT, "patch": PATCH, "shards": [[f.name, f.stat().st_size] for f in files]}
+    first, last = (len(read_facts(file)) for file in (files[0], files[-1]))
+    cache = ArrayCache(folder, recipe, first * (len(files) - 1) + last)
+    for file in cache.missing(files):
+        shard = read_shard(file)
+        k = len(shard.facts)
+        removed = np.array([fact.removed for fact in shard.facts])
+        without = np.where(shard.instances_u8 == removed[:, None, None] + 1, 255, shard.instances_u8)
+        views = np.stack([shard.instances_u8, without], 1)
+        cover = np.stack([pooled(views == i + 1, PATCH) for i in range(SOLIDS)], -1)
+        depth = depth_01(np.stack([shard.depth_u16, shard.without_depth_u16], 1))
+        labels = np.full((k, SOLIDS, 3), -1, np.int8)
+        boxes, depths = np.zeros((k, SOLIDS, 4), np.float32), np.zeros((k, SOLIDS, 3), np.float32)
+        visible = np.zeros((k, SOLIDS), np.float32)
+        for i, fact in enumerate(shard.facts):
+            count = len(fact.names)
+            for row, name in enumerate(fact.names):
+                labels[i, row, 0], solid = KINDS.index(name.split()[-1]), read_name(name)
+                if solid is not None:
+                    labels[i, row, 1:] = COLOUR_WORDS.index(solid.colour), PATTERN_NAMES.index(solid.pattern)
+            boxes[i, :count], depths[i, :count] = fact.boxes01, fact.depths
+            visible[i, :count] = fact.visible
+        cache.append({
+            "images_u8": np.stack([shard.image_u8, shard.without_u8], 1),
+            "cover_u8": np.round(cover * 255).astype(np.uint8),
+            "unknown_u8": np.round(pooled(without[:, None] == 255, PATCH)[:, 0] * 255).astype(np.uint8),
+            "patch_depth": pooled(depth, PATCH).astype(np.float16),
+            "labels": labels, "boxes": boxes, "depths": depths, "visible": visible, "removed": removed,
+        })  # fmt: skip
+    return cache.load(SceneArrays)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +137,7 @@ def labelled_images(
     low, high = boxes[..., :2], boxes[..., 2:]
     place = np.concatenate([(low + high) / 2, high - low, scenes.depths[index][..., :1]], -1)
     return LabelledImages(
-        normalised(recoloured(pixels_u8, rng)),
+        pixel_values(pixels_u8, rng),
         torch.from_numpy(cover).float() / 255,
         torch.from_numpy(unknown < UNSURE * 255),
         torch.from_numpy(depth.astype(np.float32)),

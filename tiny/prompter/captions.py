@@ -1,4 +1,7 @@
-"""The losses of the small prompt writer: of what patches show, of the captions, of some of the attention.
+"""The text of the small prompt writer, and the losses of what patches show and of some of the attention.
+
+Question and answer are as published, captions as the small inpainter reads them. One token is one word with
+the blank before it, one tag, or a fixed sentence; so the tokens of an answer spell exactly its text.
 
 Besides the words, some attention is trained: from a caption's tag to its mask, and from its words to the
 visible solids that decide them, each with the same weight, so that the most frequent word wins.
@@ -7,28 +10,56 @@ Legend: b images, l tokens of a sequence, p patches, s solids, m masks, c captio
 channels.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tokenizers import decoders, processors
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlavaForConditionalGeneration
+from transformers import PreTrainedTokenizerFast
 
-from ldm.mllm.chat import LLAVA_SYSTEM
-from tiny.llava import BEGIN, END, IMAGE, PAD, AttentionHook
-from tiny.prompter.data import SOLIDS, Painted
-from tiny.prompter.words import CAPTION, MASK_COLORS, QUESTION, token
-from tiny.words import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
+from inpainting.prompts import TEMPLATE, discover_question
+from ldm.mllm.chat import LLAVA_SYSTEM, TEMPLATES
+from tiny.prompter.data import MASK_COLORS, SOLIDS, Painted
+from tiny.words import (
+    BEGIN,
+    COLOUR_WORDS,
+    END,
+    IMAGE,
+    KINDS,
+    PAD,
+    SHAPE_WORDS,
+    SPECIAL,
+    Name,
+    caption_of,
+    word_tokenizer,
+)
 
+QUESTION = discover_question(["#"]).partition(" #")[0]
+SENTENCES = (LLAVA_SYSTEM, QUESTION, "USER:", "ASSISTANT:")
+TAGS = tuple(f"<{end}{color}>" for color in MASK_COLORS for end in ("", "/"))
+SPOKEN = ("a", "an", *(f" {word}" for word in (*COLOUR_WORDS, *SHAPE_WORDS)))
+VOCABULARY = (*SPECIAL, *SENTENCES, ",", ".", *TAGS, *SPOKEN)
+CAPTION = 5  # tokens of a caption with its tags: <red> a red cone </red>
 OWNED = 0.25  # a patch belongs to what covers most of it, if that is more than this fraction
 SECTIONS = (len(KINDS), len(COLOUR_WORDS), len(MASK_COLORS) + 1, 4)  # 4: cx, cy, w, h
 BOX_WEIGHT, SCALE_WEIGHT = 20.0, 0.02
-FORMAT_WEIGHT = 0.05  # of tokens that hold no guess: tags, end
 ATTENTION_LAYERS, ATTENTION_HEADS = (1, 2), 2  # whose attention is trained, and how many of its heads
-PREFIX = (token(BEGIN), token(LLAVA_SYSTEM), token("USER:"))
+PREFIX = (BEGIN, LLAVA_SYSTEM, "USER:")  # before the image
 ARTICLE, COLOUR, SHAPE = 1, 2, 3  # places of a caption's words, counted from its tag
+
+
+def prompter_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer; every word outside the vocabulary becomes `<unk>`, and a text begins with `<s>`."""
+    pieces = [*map(re.escape, SENTENCES), r"</?[a-z]+>", r" ?(?!USER:|ASSISTANT:)[A-Za-z]+", r"[,.]"]
+    tokenizer = word_tokenizer(VOCABULARY, "|".join(pieces), decoders.Fuse(), TEMPLATES[TEMPLATE])
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", special_tokens=[(BEGIN, SPECIAL.index(BEGIN))]
+    )
+    return tokenizer
 
 
 def painted_loss(patches: Tensor, read: Tensor, painted: Painted) -> tuple[Tensor, dict[str, float]]:
@@ -56,15 +87,15 @@ def painted_loss(patches: Tensor, read: Tensor, painted: Painted) -> tuple[Tenso
     )
     named = colour >= 0
     measures = {
-        "shape": _right(kind_logits[solid], kind),
-        "colour": _right(colour_logits[solid][named], colour[named]),
-        "mask": _right(mask_logits.flatten(0, 1), paint.flatten()),
+        "shape": right_fraction(kind_logits[solid], kind),
+        "colour": right_fraction(colour_logits[solid][named], colour[named]),
+        "mask": right_fraction(mask_logits.flatten(0, 1), paint.flatten()),
         "box_l1": off.item(),
     }
     return total, measures
 
 
-def _right(logits: Tensor, labels: Tensor) -> float:
+def right_fraction(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(-1) == labels).float().mean().item()
 
 
@@ -73,7 +104,7 @@ class PackedCaptions:
     """Questions with answers about b images."""
 
     tokens: Tensor  # (b, l) from BEGIN to END, padded on the right
-    block: Tensor  # (b, l) what sees what, as tiny.llava_stages.last_states reads it
+    block: Tensor  # (b, l) what sees what, as tiny.llava.last_states reads it
     row: Tensor  # (c,) image of each caption
     at: Tensor  # (c,) place of its first tag in the sequence
     mask: Tensor  # (c,) number of its mask in the question
@@ -87,30 +118,20 @@ def pack_captions(painted: Painted, patches: int, alone: np.ndarray | None = Non
     """
     rows, captions, ends = [], [], []
     for number, drawn in enumerate(painted.masks):
-        listed = [part for mask in drawn.colours for part in (token(f" {MASK_COLORS[mask]}"), token(","))]
-        text = [
-            *PREFIX,
-            *[token(IMAGE)] * patches,
-            token(QUESTION),
-            *listed[:-1],
-            token("."),
-            token("ASSISTANT:"),
-        ]
-        for slot, (solid, mask) in enumerate(zip(drawn.solids, drawn.colours, strict=True)):
+        colors = [MASK_COLORS[mask] for mask in drawn.colours]
+        listed = [part for color in colors for part in (f" {color}", ",")][:-1]
+        text = [*PREFIX, *[IMAGE] * patches, QUESTION, *listed, ".", "ASSISTANT:"]
+        for slot, (solid, color) in enumerate(zip(drawn.solids, colors, strict=True)):
             captions.append((number, len(text), slot))
-            name = Name(
-                "", COLOUR_WORDS[painted.colour[number, solid]], SHAPE_WORDS[painted.kind[number, solid]]
-            )
-            article, *words = caption_of(name).split()
-            color = MASK_COLORS[mask]
-            text += [token(f"<{color}>"), token(article), *(token(f" {word}") for word in words)]
-            text.append(token(f"</{color}>"))
+            colour, shape = painted.colour[number, solid], painted.kind[number, solid]
+            article, *words = caption_of(Name("", COLOUR_WORDS[colour], SHAPE_WORDS[shape])).split()
+            text += [f"<{color}>", article, *(f" {word}" for word in words), f"</{color}>"]
         ends.append(len(text))
-        rows.append([*text, token(END)])
-    tokens = torch.full((len(rows), max(map(len, rows))), token(PAD))
+        rows.append([VOCABULARY.index(word) for word in (*text, END)])
+    tokens = torch.full((len(rows), max(map(len, rows))), VOCABULARY.index(PAD))
     block = torch.full_like(tokens, -1)
-    for number, text in enumerate(rows):
-        tokens[number, : len(text)], block[number, : len(text)] = torch.tensor(text), 0
+    for number, ids in enumerate(rows):
+        tokens[number, : len(ids)], block[number, : len(ids)] = torch.tensor(ids), 0
     for number, start, slot in captions:
         if alone is not None and alone[number]:
             block[number, start : start + CAPTION] = slot + 1
@@ -118,29 +139,14 @@ def pack_captions(painted: Painted, patches: int, alone: np.ndarray | None = Non
     return PackedCaptions(tokens, block, row, at, mask, torch.tensor(ends))
 
 
-def caption_loss(
-    model: LlavaForConditionalGeneration, states: Tensor, packed: PackedCaptions
-) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of the words, and a little of the form; right words are counted given the true ones."""
-    at = packed.at[:, None] + torch.arange(CAPTION)
-    right = packed.tokens[packed.row[:, None], at]  # (c, CAPTION)
-    logits = model.lm_head(states[packed.row[:, None], at - 1]).float()
-    loss = functional.cross_entropy(logits.transpose(1, 2), right, reduction="none").mean(0)
-    every = torch.arange(len(packed.end))
-    end = functional.cross_entropy(
-        model.lm_head(states[every, packed.end - 1]).float(), torch.full((len(every),), token(END))
-    )
-    form = loss[0] + loss[CAPTION - 1] + end
-    measures = {f"loss_{name}": loss[place].item() for name, place in (("colour", COLOUR), ("shape", SHAPE))}
-    for name, place in (("colour", COLOUR), ("shape", SHAPE)):
-        measures[name] = _right(logits[:, place], right[:, place])
-    return loss[ARTICLE] + loss[COLOUR] + loss[SHAPE] + FORMAT_WEIGHT * form, measures
-
-
 def evidence_loss(
-    hooks: Sequence[AttentionHook], packed: PackedCaptions, painted: Painted
+    attention: Mapping[int, Tensor], packed: PackedCaptions, painted: Painted
 ) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of attention against its target over the patches; measures: mass where it belongs."""
+    """Cross-entropy of attention against its target over the patches; measures: mass where it belongs.
+
+    attention: of each of ATTENTION_LAYERS
+    """
+    find, gather = (attention[layer] for layer in ATTENTION_LAYERS)
     cover = torch.from_numpy(painted.cover)[packed.row]  # (c, p, s + m)
     every = torch.arange(len(packed.row))
     own = cover[every, :, SOLIDS + packed.mask]
@@ -152,18 +158,17 @@ def evidence_loss(
     solid = torch.tensor([painted.masks[r].solids[m] for r, m in zip(packed.row, packed.mask, strict=True)])
     mates = seen & (side == side[every, solid][:, None])
     jobs = (
-        ("find", hooks[0], (0, ARTICLE, COLOUR), _distribution(own)),
-        ("mates", hooks[1], (0, ARTICLE), _distribution(_spread(cover, mates))),
-        ("all", hooks[1], (COLOUR,), _distribution(_spread(cover, seen))),
+        ("find", find, (0, ARTICLE, COLOUR), _distribution(own)),
+        ("mates", gather, (0, ARTICLE), _distribution(_spread(cover, mates))),
+        ("all", gather, (COLOUR,), _distribution(_spread(cover, seen))),
     )
     losses, measures = [], {}
-    for name, hook, places, (wanted, there) in jobs:
-        assert hook.weights is not None
+    for name, layer, places, (wanted, there) in jobs:
         if not there.any():
             continue
         at = packed.at[:, None] + torch.tensor(places)  # (c, places)
         start = len(PREFIX)
-        rows = hook.weights[packed.row[:, None], :ATTENTION_HEADS, at, start : start + wanted.shape[1]]
+        rows = layer[packed.row[:, None], :ATTENTION_HEADS, at, start : start + wanted.shape[1]]
         rows = rows.float()[there]  # (captions, places, heads, p)
         target = wanted[there][:, None, None]
         losses.append(-(target * rows.clamp(min=1e-6).log()).sum(-1).mean())

@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from datasets.geometry import Box, bbox_of_mask
-from datasets.scenes.store import read_facts, read_shard
+from datasets.scenes.store import read_shard
 from datasets.sources.rendered import shard_files
-from inpainting.prompts import rgb_of
-from tiny.llava import PATCH, pooled
-from tiny.prompter.distribution import side_of
-from tiny.prompter.words import MASK_COLORS
+from inpainting.prompts import COLORS, rgb_of
+from tiny.llava import PATCH
+from tiny.prompter.scenes import side_of
 from tiny.regions import box_area, overlap
-from tiny.scene_arrays import memory_mapped
+from tiny.scene_arrays import ArrayCache, pooled
 from tiny.words import COLOUR_WORDS, KINDS
 
+MASK_COLORS = tuple(COLORS)[:5]  # colours of masks that the small prompter knows
 SOLIDS = 9  # rows per scene: at most eight and furniture
 KEPT = 0.5  # of the visible pixels of a solid without a mask
 OVERLAP = 0.3  # of the smaller of two masks
@@ -47,40 +47,33 @@ class Sets:
         return len(self.images_u8)
 
 
-def open_sets(data: Path, cache: Path, scenes: int) -> Sets:
-    """The first `scenes` scenes of a folder of shards, as memory-mapped arrays that are made once in `cache`.
+def open_sets(data: Path, folder: Path, scenes: int) -> Sets:
+    """The first `scenes` scenes of a folder of shards, as memory-mapped arrays made once in `folder`.
 
-    Raises ValueError when there are fewer, or the cache was made from other shards.
+    Raises ValueError when there are fewer, or the arrays were made from other shards.
     """
     files = shard_files(data)
     recipe = {"format": FORMAT, "scenes": scenes, "first": [files[0].name, files[0].stat().st_size]}
-    return memory_mapped(Sets, cache, recipe, files, scenes, set_arrays)
-
-
-def set_arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of one shard, as in Sets."""
-    shard, facts = read_shard(file), read_facts(file)
-    k = len(facts)
-    arrays: dict[str, np.ndarray] = {
-        "images_u8": shard.image_u8,
-        "instances_u8": shard.instances_u8,
-        "kind": np.full((k, SOLIDS), -1, np.int8),
-        "colour": np.full((k, SOLIDS), -1, np.int8),
-        "side": np.full((k, SOLIDS), -1, np.int8),
-        "boxes": np.zeros((k, SOLIDS, 4), np.int16),
-        "pixels": np.zeros((k, SOLIDS), np.int32),
-    }
-    for i, fact in enumerate(facts):
-        for j, name in enumerate(fact.names):
-            words = name.split()
-            arrays["kind"][i, j] = KINDS.index(words[-1])
-            if fact.movable[j]:
-                arrays["colour"][i, j] = COLOUR_WORDS.index(words[-2])
-                arrays["side"][i, j] = side_of((fact.boxes01[j][0] + fact.boxes01[j][2]) / 2)
-            mask = shard.instances_u8[i] == j + 1
-            arrays["pixels"][i, j] = mask.sum()
-            arrays["boxes"][i, j] = bbox_of_mask(mask) if mask.any() else 0
-    return arrays
+    cache = ArrayCache(folder, recipe, scenes)
+    for file in cache.missing(files):
+        shard = read_shard(file)
+        shape = (len(shard.facts), SOLIDS)
+        kind, colour, side = (np.full(shape, -1, np.int8) for _ in range(3))
+        boxes, pixels = np.zeros((*shape, 4), np.int16), np.zeros(shape, np.int32)
+        for i, fact in enumerate(shard.facts):
+            for j, name in enumerate(fact.names):
+                words = name.split()
+                kind[i, j] = KINDS.index(words[-1])
+                if fact.movable[j]:
+                    colour[i, j] = COLOUR_WORDS.index(words[-2])
+                    side[i, j] = side_of((fact.boxes01[j][0] + fact.boxes01[j][2]) / 2)
+                mask = shard.instances_u8[i] == j + 1
+                pixels[i, j], boxes[i, j] = mask.sum(), bbox_of_mask(mask) if mask.any() else 0
+        cache.append({
+            "images_u8": shard.image_u8, "instances_u8": shard.instances_u8,
+            "kind": kind, "colour": colour, "side": side, "boxes": boxes, "pixels": pixels,
+        })  # fmt: skip
+    return cache.load(Sets)
 
 
 @dataclass(frozen=True)

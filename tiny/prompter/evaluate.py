@@ -19,9 +19,10 @@ The gap is the model's fraction of the way from the prior to the ceiling.
 Legend: f numbers that describe a mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,16 +32,17 @@ from inpainting.prompts import paint_masks
 from ldm.files import hash_folder
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting, to_plain
-from tiny.prompter.data import DrawnMasks, Sets, draw_masks, open_sets
-from tiny.prompter.distribution import best_guess, predictive
-from tiny.prompter.report import CaptionResult, prompter_table, task_numbers
-from tiny.prompter.words import MASK_COLORS
+from tiny.prompter.data import MASK_COLORS, DrawnMasks, Sets, draw_masks, open_sets
+from tiny.prompter.scenes import best_guess, predictive
 from tiny.regions import box_masks, refuse_training_scenes
-from tiny.report import alternating, sheet_png, write_evaluation
+from tiny.report import alternating, cell, scene_interval, scene_mean, table_lines, write_evaluation
 from tiny.words import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
 
 ON_SHEET = 10  # images
 DRAWS, NEIGHBOURS = 8, 40  # masks per scene, and how many of the nearest vote; chosen
+BY_CHANCE = {"colour": 1 / len(COLOUR_WORDS), "shape": 1 / len(SHAPE_WORDS)}
+PRIOR = {**BY_CHANCE, "both": BY_CHANCE["colour"] * BY_CHANCE["shape"], "root": BY_CHANCE["shape"]}
+VISIBLE = ("colour by visible mates", "shape by visible solids")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,38 @@ class PrompterEvaluation(CheckedSettings):
     batch: int = setting(64, low=1, help="questions that go through the model together")
 
 
+@dataclass(frozen=True)
+class CaptionResult:
+    """What is right about one caption. root: the published rule, the noun's root anywhere in the text.
+
+    law_*: whether the Bayes-optimal guess is right; ceiling_*: how often it is, given what is visible
+    """
+
+    scene: int
+    last: bool
+    mates: int  # visible solids in the same half
+    shapes: int  # visible solids
+    colour: bool
+    shape: bool
+    root: bool
+    ceiling_colour: float
+    ceiling_shape: float
+    law_colour: bool
+    law_shape: bool
+
+    @property
+    def both(self) -> bool:
+        return self.colour and self.shape
+
+    @property
+    def ceiling_both(self) -> float:
+        return self.ceiling_colour * self.ceiling_shape
+
+    @property
+    def ceiling_root(self) -> float:
+        return self.ceiling_shape
+
+
 @dataclass(frozen=True, eq=False)
 class PromptCase:
     """One image with masks, and what they hide."""
@@ -69,6 +103,7 @@ class PromptCase:
     hidden: tuple[Name, ...]
     mates: tuple[tuple[str, ...], ...]  # visible colours in the half of each mask
     shapes: tuple[str, ...]  # all visible shapes
+    guesses: tuple[Name, ...]  # of a reader that recognises every visible solid
 
     @property
     def masks(self) -> list[np.ndarray]:
@@ -85,20 +120,15 @@ def prompt_case(sets: Sets, scene: int, most: int, seed: int) -> PromptCase | No
     colours = [COLOUR_WORDS[number] if number >= 0 else "" for number in sets.colour[scene]]
     shapes = [KINDS[number] for number in sets.kind[scene]]
     seen = [solid for solid, colour in enumerate(colours) if colour and solid not in drawn.solids]
+    mates = [tuple(colours[k] for k in seen if side[k] == side[solid]) for solid in drawn.solids]
+    seen_shapes = tuple(shapes[solid] for solid in seen)
+    shape = best_guess(seen_shapes, SHAPE_WORDS)
     return PromptCase(
         scene, np.array(sets.images_u8[scene]), drawn,
         hidden=tuple(Name("", colours[solid], shapes[solid]) for solid in drawn.solids),
-        mates=tuple(
-            tuple(colours[other] for other in seen if side[other] == side[solid]) for solid in drawn.solids
-        ),
-        shapes=tuple(shapes[solid] for solid in seen),
+        mates=tuple(mates), shapes=seen_shapes,
+        guesses=tuple(Name("", best_guess(colours, COLOUR_WORDS), shape) for colours in mates),
     )  # fmt: skip
-
-
-def bayes_optimal_answers(case: PromptCase) -> list[str]:
-    """The captions of a reader that recognises everything."""
-    shape = best_guess(case.shapes, SHAPE_WORDS)
-    return [caption_of(Name("", best_guess(mates, COLOUR_WORDS), shape)) for mates in case.mates]
 
 
 def box_answers(sets: Sets, cases: Sequence[PromptCase], most: int) -> list[list[str]]:
@@ -135,20 +165,56 @@ def caption_results(cases: Sequence[PromptCase], answers: Sequence[Sequence[str]
     """One per mask."""
     results = []
     for case, captions in zip(cases, answers, strict=True):
-        for number, (text, name) in enumerate(zip(captions, case.hidden, strict=True)):
-            mates, words = case.mates[number], text.split()
+        for text, name, guess, mates in zip(captions, case.hidden, case.guesses, case.mates, strict=True):
+            words = text.split()
             results.append(
                 CaptionResult(
-                    scene=case.scene, last=number == len(case.hidden) - 1,
+                    scene=case.scene, last=name is case.hidden[-1],
                     mates=len(mates), shapes=len(case.shapes),
                     colour=name.colour in words, shape=name.shape in words, root=name.shape in text,
                     ceiling_colour=float(predictive(mates, COLOUR_WORDS).max()),
                     ceiling_shape=float(predictive(case.shapes, SHAPE_WORDS).max()),
-                    law_colour=best_guess(mates, COLOUR_WORDS) == name.colour,
-                    law_shape=best_guess(case.shapes, SHAPE_WORDS) == name.shape,
+                    law_colour=guess.colour == name.colour, law_shape=guess.shape == name.shape,
                 )
             )  # fmt: skip
     return results
+
+
+def task_numbers(by_reader: Mapping[str, Sequence[CaptionResult]]) -> dict[str, Any]:
+    """Accuracies of every reader, ceiling, prior, gap, and the model's accuracy by what is visible."""
+    mine = by_reader["prompter"]
+    rows: dict[str, Any] = {
+        reader: {measure: scene_mean(results, measure) for measure in PRIOR}
+        for reader, results in by_reader.items()
+    }
+    rows["ceiling"] = {measure: scene_mean(mine, f"ceiling_{measure}") for measure in PRIOR}
+    rows["prior"] = {measure: {"mean": round(prior, 4)} for measure, prior in PRIOR.items()}
+    gap = {}  # fraction of the way from the prior to the ceiling
+    for measure, prior in PRIOR.items():
+
+        def fraction(sums: np.ndarray, prior: float = prior) -> float:
+            return (sums[1] - prior * sums[0]) / (sums[2] - prior * sums[0])
+
+        gap[measure] = scene_interval(mine, (measure, f"ceiling_{measure}"), fraction)
+    by_visible: dict[str, dict[str, Any]] = {}
+    for title, key, measure in zip(VISIBLE, ("mates", "shapes"), ("colour", "shape"), strict=True):
+        by_visible[title] = {}
+        for count in sorted({getattr(result, key) for result in mine}):
+            group = [result for result in mine if getattr(result, key) == count]
+            ceiling = scene_mean(group, f"ceiling_{measure}")["mean"]
+            numbers = {"masks": len(group), "model": scene_mean(group, measure), "ceiling": ceiling}
+            by_visible[title][str(count)] = numbers
+    wrong = {
+        of: [result for result in mine if not getattr(result, f"law_{of}")] for of in ("colour", "shape")
+    }
+    return {
+        "masks": len(mine),
+        "images": len({result.scene for result in mine}),
+        "accuracy": rows,
+        "gap": gap,
+        **by_visible,
+        "right where the law is wrong": {of: scene_mean(group, of) for of, group in wrong.items() if group},
+    }
 
 
 def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
@@ -171,7 +237,7 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
             "prompter": writers["prompter"].write(images, masks, batch=config.batch),
             "another image": writers["prompter"].write(others, masks, batch=config.batch),
             "box alone": box_answers(sets, cases, most),
-            "law": [bayes_optimal_answers(case) for case in cases],
+            "law": [[caption_of(name) for name in case.guesses] for case in cases],
         }
         if "trained blind" in writers:
             answers["trained blind"] = writers["trained blind"].write(images, masks, batch=config.batch)
@@ -180,11 +246,18 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
         reader: [result for result in captions if result.last]
         for reader, captions in results["multimask"].items()
     }
-    report = {
-        "settings": to_plain(config),
-        "weights": hash_folder(config.model),
-        "tasks": {task: task_numbers(by_reader) for task, by_reader in results.items()},
-    }
+    tasks = {task: task_numbers(by_reader) for task, by_reader in results.items()}
+    report = {"settings": to_plain(config), "weights": hash_folder(config.model), "tasks": tasks}
+    text = []
+    for task, numbers in tasks.items():
+        text.append(f"{task}: {numbers['masks']} masks in {numbers['images']} images [95 % interval]")
+        text += table_lines("", {**numbers["accuracy"], "gap": numbers["gap"]}, tuple(PRIOR), (18, 23))
+        for name in VISIBLE:
+            counts = [f"{n}: {row['model']['mean']:.3f} of {row['ceiling']:.3f} ({row['masks']})"
+                      for n, row in numbers[name].items()]  # fmt: skip
+            text.append(f"{name}: " + ", ".join(counts))
+        leak = numbers["right where the law is wrong"].items()
+        text += ["right where the law is wrong: " + ", ".join(f"{of} {cell(n)}" for of, n in leak), ""]
     # The sheet: several masks with what was written, and the true image; few and many masks in turn.
     cells, labels = [], []
     for row in alternating([len(case.hidden) for case in cases])[:ON_SHEET]:
@@ -196,8 +269,8 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
             for color, text, name in zip(colors, answers["prompter"][row], case.hidden, strict=True)
         ]
         labels.append("; ".join(lines))
-    sheet = sheet_png(cells, ["masks and what is written", "true image"], labels, 224)
-    write_evaluation(config.out, report, prompter_table(report), sheet)
+    titles = ["masks and what is written", "true image"]
+    write_evaluation(config.out, report, text[:-1], cells, titles, labels, 224)
     return report
 
 

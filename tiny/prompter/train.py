@@ -7,13 +7,14 @@ hide. Interrupted, it continues from its last checkpoint when started again with
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from inpainting.prompts import CONFIG_FILE, PrompterConfig
 from ldm.files import hash_folder
@@ -21,36 +22,38 @@ from ldm.mllm.load import load_model
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import setting
 from tiny.llava import (
-    create_llava,
-    make_processor,
-    normalised,
-    project,
-    recoloured,
-    save_llava,
-)
-from tiny.llava_stages import (
     LanguageTrainer,
     LlavaStage,
     LlavaTraining,
     Measures,
+    create_llava,
     last_states,
+    pixel_values,
+    project,
     rounded_means,
+    save_llava,
     train_vision,
 )
-from tiny.loop import Stage, stages_manifest
+from tiny.loop import stages_manifest
 from tiny.prompter.captions import (
+    ARTICLE,
     ATTENTION_LAYERS,
+    CAPTION,
+    COLOUR,
     SECTIONS,
-    caption_loss,
+    SHAPE,
+    VOCABULARY,
     evidence_loss,
     pack_captions,
     painted_loss,
+    prompter_tokenizer,
+    right_fraction,
 )
-from tiny.prompter.data import Painted, Sets, draw_masks, open_sets, paint_scenes
-from tiny.prompter.words import CAPTION, MASK_COLORS, VOCABULARY, prompter_tokenizer
+from tiny.prompter.data import MASK_COLORS, Painted, Sets, draw_masks, open_sets, paint_scenes
 
 log = logging.getLogger(__name__)
 
+FORMAT_WEIGHT = 0.05  # of tokens that hold no guess: tags, end
 VISION = ("model.vision_tower.", "model.multi_modal_projector.")
 NOTICE = (
     "This is the small prompt writer, trained on rendered scenes of plain solids in sets only: it writes "
@@ -83,14 +86,12 @@ def train_prompter(config: PrompterTraining) -> None:
     model = create_llava(config.model, VOCABULARY, config.seed)
     vision_files: dict[str, str] = {}  # name -> SHA-256
     if folder := config.vision_from:
-        weights = load_model(folder, torch.float32).state_dict()
+        stored = load_model(folder, torch.float32).state_dict()
         shapes = {name: value.shape for name, value in model.state_dict().items() if name.startswith(VISION)}
-        wrong = [
-            name for name, shape in shapes.items() if name not in weights or weights[name].shape != shape
-        ]
+        wrong = [name for name, shape in shapes.items() if name not in stored or stored[name].shape != shape]
         if wrong:
             raise ValueError(f"{folder}: its vision tower is of another kind or size, such as {wrong[0]}")
-        model.load_state_dict({name: weights[name] for name in shapes}, strict=False)
+        model.load_state_dict({name: stored[name] for name in shapes}, strict=False)
         vision_files = hash_folder(folder)
 
     def draw(rng: np.random.Generator, size: int) -> Painted:
@@ -100,64 +101,13 @@ def train_prompter(config: PrompterTraining) -> None:
 
     def draw_with_pixels(rng: np.random.Generator, size: int) -> tuple[Tensor, Painted]:
         painted = draw(rng, size)
-        return pixels_of(painted, rng), painted
+        return pixel_values(painted.images_u8, rng), painted
 
     images = held_out_images(sets, held_out, len(MASK_COLORS))
-    shown = ((pixels_of(painted), painted) for painted in images)
+    shown = ((pixel_values(painted.images_u8), painted) for painted in images)
     read, see, seen = train_vision(config, model, sum(SECTIONS), draw_with_pixels, shown, painted_loss)
     measures = {"vision": seen}
     writer = LanguageTrainer(model, read, ATTENTION_LAYERS)
-    write = train_writing(config, writer, draw)
-    writer.eval()
-    with torch.inference_mode():
-        rows = [
-            writing_loss(writer, images, pixels_of(images), (1.0, 0.0))[1]  # given the true words so far
-            for images in held_out_images(sets, held_out, config.most)
-        ]
-    measures["writing"] = rounded_means(rows)
-    log.info("writing: %s", measures["writing"])
-    manifest = stages_manifest(
-        "prompter", model, [see, write], config, config.seed, held_out={"gates": measures}
-    ) | {"vision_from": vision_files}
-    prompts = PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASK_COLORS, longest=CAPTION)
-    folder, longest = config.out / "model", CAPTION * len(MASK_COLORS) + 1
-    processor = make_processor(config.model, prompter_tokenizer())
-    save_llava(model, processor, folder, longest, {"manifest.json": manifest, CONFIG_FILE: prompts})
-    log.info("written: %s", folder)
-
-
-def pixels_of(painted: Painted, rng: np.random.Generator | None = None) -> Tensor:
-    """(b, 3, h, w) as the processor makes them; with an rng the light varies a little."""
-    return normalised(recoloured(painted.images_u8, rng))
-
-
-def writing_loss(
-    trainer: LanguageTrainer, painted: Painted, pixels: Tensor, weights: tuple[float, float],
-    alone: np.ndarray | None = None,
-) -> tuple[Tensor, Measures]:  # fmt: skip
-    """Loss and measures of one batch.
-
-    weights: of the attention loss and of the vision loss; alone: see `pack_captions`
-    """
-    patches = project(trainer.model, pixels)
-    packed = pack_captions(painted, patches.shape[1], alone)
-    states = last_states(trainer.model, patches, packed.tokens, packed.block)
-    total, measures = caption_loss(trainer.model, states, packed)
-    attention_weight, vision_weight = weights
-    if attention_weight:
-        attention, masses = evidence_loss(trainer.hooks, packed, painted)
-        total, measures = total + attention_weight * attention, measures | masses
-    if vision_weight:
-        vision, seen = painted_loss(patches, trainer.read(patches.float()), painted)
-        total = total + vision_weight * vision
-        measures |= {f"see_{key}": seen[key] for key in ("shape", "colour", "box_l1")}
-    return total, measures
-
-
-def train_writing(
-    config: PrompterTraining, trainer: LanguageTrainer, draw: Callable[[np.random.Generator, int], Painted]
-) -> Stage:
-    """The second stage; returns it finished."""
     settings = config.writing
     sees = settings.vision_lr > 0 and not config.blind
     weights = (
@@ -170,9 +120,58 @@ def train_writing(
         painted = draw(rng, settings.batch)
         alone = rng.random(settings.batch) < config.alone
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            return writing_loss(trainer, painted, pixels_of(painted, rng), weights, alone)
+            return writing_loss(writer, painted, pixel_values(painted.images_u8, rng), weights, alone)
 
-    return trainer.train_stage("writing", settings, config.out, loss)
+    write = writer.train_stage("writing", settings, config.out, loss)
+    writer.eval()
+    with torch.inference_mode():
+        rows = [
+            writing_loss(writer, images, pixel_values(images.images_u8), (1.0, 0.0))[1]
+            for images in held_out_images(sets, held_out, config.most)
+        ]
+    measures["writing"] = rounded_means(rows)
+    log.info("writing: %s", measures["writing"])
+    manifest = stages_manifest(
+        "prompter", model, [see, write], config, config.seed, held_out={"gates": measures}
+    ) | {"vision_from": vision_files}
+    prompts = PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASK_COLORS, longest=CAPTION)
+    files = {"manifest.json": manifest, CONFIG_FILE: prompts}
+    save_llava(config, model, prompter_tokenizer(), CAPTION * len(MASK_COLORS) + 1, files)
+
+
+def writing_loss(
+    trainer: LanguageTrainer, painted: Painted, pixels: Tensor, weights: tuple[float, float],
+    alone: np.ndarray | None = None,
+) -> tuple[Tensor, Measures]:  # fmt: skip
+    """Loss and measures of one batch: cross-entropy of the words, and a little of the form.
+
+    weights: of the attention loss and of the vision loss; alone: see `pack_captions`
+    """
+    patches = project(trainer.model, pixels)
+    packed = pack_captions(painted, patches.shape[1], alone)
+    states = last_states(trainer.model, patches, packed.tokens, packed.block)
+    at = packed.at[:, None] + torch.arange(CAPTION)
+    right = packed.tokens[packed.row[:, None], at]  # (c, CAPTION)
+    logits = trainer.model.lm_head(states[packed.row[:, None], at - 1]).float()
+    losses = functional.cross_entropy(logits.transpose(1, 2), right, reduction="none").mean(0)
+    every = torch.arange(len(packed.end))
+    end = functional.cross_entropy(
+        trainer.model.lm_head(states[every, packed.end - 1]).float(), packed.tokens[every, packed.end]
+    )
+    form = losses[0] + losses[CAPTION - 1] + end
+    total = losses[ARTICLE] + losses[COLOUR] + losses[SHAPE] + FORMAT_WEIGHT * form
+    places = (("colour", COLOUR), ("shape", SHAPE))
+    measures = {f"loss_{name}": losses[place].item() for name, place in places}
+    measures |= {name: right_fraction(logits[:, place], right[:, place]) for name, place in places}
+    attention_weight, vision_weight = weights
+    if attention_weight:
+        attention, masses = evidence_loss(trainer.attention, packed, painted)
+        total, measures = total + attention_weight * attention, measures | masses
+    if vision_weight:
+        vision, seen = painted_loss(patches, trainer.read(patches.float()), painted)
+        total = total + vision_weight * vision
+        measures |= {f"see_{key}": seen[key] for key in ("shape", "colour", "box_l1")}
+    return total, measures
 
 
 def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Iterator[Painted]:
