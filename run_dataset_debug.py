@@ -25,7 +25,7 @@ from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from datasets.sources.rendered import RenderedScenes
 from ldm.files import json_bytes, write_all_atomic
 from ldm.images import from_pm1, write_png
-from ldm.settings.cli import command, run_module, single_app
+from ldm.settings.cli import command, run_module, single_app, takes_keys
 from ldm.settings.config import CheckedSettings, load_config, setting, to_plain
 from ldm.settings.schema import nearest
 from ldm.sheet import grid
@@ -115,7 +115,7 @@ def debug(settings: DebugSettings) -> None:
     log.info("%s\nsheet: %s", stats.table(), out)
 
 
-build_app = single_app(command(DebugSettings, debug))
+build_app = single_app(command(DebugSettings, debug), takes_keys(DatasetsConfig))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -1,17 +1,20 @@
 """The documents are true: every command parses, every file, option, key and link exists, the code runs."""
 
+import importlib
 import pkgutil
 import re
 
 import pytest
+import typer
 
 import compose.settings
 from cldm.create import create_compositor
 from cldm.pretrained import save_compositor
 from datasets.inputs import PairOptions
 from inpainting.models.image_to_text.settings import PromptTraining
+from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
-from ldm.settings.schema import flat_settings
+from ldm.settings.schema import flat_settings, section_of
 from run_train_bifrost import RunConfig
 from scripts.docs import make_command_docs
 from tests import pages
@@ -23,6 +26,7 @@ SETTINGS_OF = {"docs/prompts.md": PromptTraining}  # whose keys a page names; ot
 OURS = ("ldm", "datasets", "cldm", "llava_bifrost", "inpainting")
 # Folders that running the code makes, and weights, which have tests of their own.
 MADE = ("outputs", "runs", "models", "data", "assets/tiny", ".venv")
+EVALUATIONS = ("tiny.inpainter.evaluate", "tiny.prompter.evaluate", "tiny.prompter.scenes")
 
 COMMANDS = [(page, command) for page in pages.PAGES for command in pages.commands(page)]
 CODE = [(page, code) for page in pages.PAGES for code in pages.blocks(page, "python")]
@@ -123,6 +127,88 @@ def test_command_page_is_up_to_date(tmp_path):
     page.write_text(text[text.index(make_command_docs.TAIL) :])
     make_command_docs.write_command_page(page)
     assert page.read_text() == text, "python -m scripts.docs.make_command_docs"
+
+
+def verbs():
+    """(command line, command, how its app is built) of every verb of the page of commands."""
+    for folder in make_command_docs.FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py") if folder else ROOT.glob("*.py")):
+            if path.read_text(encoding="utf-8").endswith("    run_module(build_app)\n"):
+                module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+                program = typer.main.get_command(module.build_app())
+                for verb, body in getattr(program, "commands", {"": program}).items():
+                    yield [verb] if verb else [], body, module.build_app
+
+
+def test_every_command_answers_help_and_those_that_take_keys_list_them(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with_keys = 0
+    for argv, body, build in verbs():
+        assert run_app(build, [*argv, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("Usage:")
+        takes = any("KEY" in str(option.metavar) or option.name == "overrides" for option in body.params)
+        assert takes == hasattr(body, "keys"), argv
+        if takes:
+            with_keys += 1
+            keys = re.findall(r"^  (\S+) (\S+)", shown.partition("\nKeys:\n")[2], re.MULTILINE)
+            settings = {key: hint for key, (_, hint) in flat_settings(body.keys).items()}
+            named = {key for key, hint in settings.items() if section_of(hint) is None}
+            assert named <= {key for key, _ in keys}
+    assert with_keys >= 13
+
+
+def test_a_training_without_arguments_asks_for_its_settings_in_one_line(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    needed = 0
+    for argv, body, build in verbs():
+        for option in body.params:
+            if option.name in ("config", "config_path") and option.required:
+                needed += 1
+                assert run_app(build, argv) == 2
+                error = capsys.readouterr().err
+                assert error.count("\n") == 1
+                assert "YAML file of settings" in error
+    assert needed >= 10
+
+
+# What may start without an argument: quick reports, and steps that check their inputs first.
+BARE = """compose.contact_sheet ldm.doctor ldm.registry_list ldm.registry_verify
+    inpainting.data.downloader_fetch-annotations inpainting.data.ops_build
+    inpainting.data.downloader_download-and-save-images-wikiart-v2
+    inpainting.models.text_to_image.test_generate-repeated inpainting.models.text_to_image.test_compute
+    tiny.bundle_compositor tiny.bundle_depth tiny.bundle_locator tiny.bundle_inpainter tiny.bundle_prompter
+    datasets.scenes_render datasets.scenes_sheet scripts.docs.draw_figure scripts.docs.draw_locator
+    scripts.docs.draw_regions scripts.docs.make_command_docs scripts.docs.make_examples
+    scripts.docs.make_teaser scripts.measure_code"""
+
+
+def test_no_long_work_starts_without_an_argument():
+    page = pages.text_of("docs/commands.md").partition(make_command_docs.TAIL)[0]
+    lines = re.findall(r"^## (.*)\n\n`python (.*?)`: ", page, re.MULTILINE)
+    assert len(lines) >= 70
+    bare = {title.replace(" ", "_") for title, line in lines if line.removeprefix("-m ") == title}
+    evaluations = {name for name in bare if name.endswith((".evaluate", ".scenes"))}
+    assert bare - evaluations <= set(BARE.split())
+    for module in ("cldm.evaluate.__main__", "llava_bifrost.evaluate.__main__", *EVALUATIONS):
+        body = typer.main.get_command(importlib.import_module(module).build_app())
+        assert body.no_args_is_help
+    assert len(evaluations) == 2 + len(EVALUATIONS)
+
+
+def test_an_evaluation_without_arguments_asks_for_one(capsys):
+    build = importlib.import_module(EVALUATIONS[0]).build_app
+    assert run_app(build, []) == 2
+    assert capsys.readouterr().err.startswith("error: nothing was given, and this is long work: name")
+
+
+def test_the_page_of_commands_has_a_link_for_every_heading_and_none_twice():
+    page = pages.text_of("docs/commands.md")
+    headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    assert len(headings) == len(set(headings)) >= 70
+    linked = {anchor for _, anchor in pages.links("docs/commands.md")}
+    assert {make_command_docs.anchor(heading) for heading in headings} <= linked
+    assert page.count("\n") < 1850
 
 
 def test_figures_are_small():

@@ -14,7 +14,7 @@ from ldm.settings.cli import command, run_module, single_app
 def build_app() -> typer.Typer:
     if any(word.partition("=")[0] == "--results" for word in sys.argv):
         raise ValueError("--results: composites are scored by `python -m compose.benchmark score --results`")
-    return single_app(command(EvaluateSettings, evaluate))()
+    return single_app(command(EvaluateSettings, evaluate), bare=False)()
 
 
 if __name__ == "__main__":

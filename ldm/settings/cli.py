@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from ldm.settings.config import Layer, flag_name, load_config, merge_layers, nested, to_plain, yaml_layers
 from ldm.settings.schema import flat_settings, from_text, members, range_name, section_of, type_name
@@ -82,15 +83,37 @@ def command(
     return verb
 
 
-def single_app(function: Callable[..., Any]) -> Callable[[], typer.Typer]:
-    """Builds an app of one unnamed command; `run_app` runs it when no argument is given."""
+def single_app(
+    function: Callable[..., Any], kind: type[TyperCommand] | None = None, bare: bool = True
+) -> Callable[[], typer.Typer]:
+    """Builds an app of one unnamed command; `run_app` runs it when no argument is given, if it is `bare`."""
 
     def build() -> typer.Typer:
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        app.command()(function)
+        app.command(cls=kind, no_args_is_help=not bare)(function)
         return app
 
     return build
+
+
+def takes_keys(schema: type) -> type[TyperCommand]:
+    """The kind of a command that takes `key=value` of `schema`: its help ends with the keys."""
+
+    class KeysCommand(TyperCommand):
+        keys = schema
+
+        def format_epilog(self, ctx: Any, formatter: Any) -> None:
+            with formatter.section("Keys"):
+                formatter.write_dl(key_rows(schema))
+
+    return KeysCommand
+
+
+def key_rows(schema: type) -> list[tuple[str, str]]:
+    """`key TYPE` and meaning, with range and default, of all settings that `key=value` sets."""
+    flat = [(key, *entry) for key, entry in flat_settings(schema).items() if section_of(entry[1]) is None]
+    described = ((key, *_described(key, field, hint, [])) for key, field, hint in flat)
+    return [(f"{key} {kind}", text) for key, kind, text in described]
 
 
 def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer.Typer]:
@@ -105,8 +128,7 @@ def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer
         function(load_config(schema, config, overrides or []))
 
     verb.__doc__ = inspect.getdoc(function)
-    verb.__dict__["settings"] = schema  # for the page of commands
-    return single_app(verb)
+    return single_app(verb, takes_keys(schema))
 
 
 def run_module(build: Callable[[], typer.Typer]) -> NoReturn:
@@ -142,8 +164,11 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
             message = f"{error.filename}: {error.strerror}"
         elif isinstance(error, ValueError):
             message = str(error)
+        elif type(error).__name__ == "NoArgsIsHelpError":
+            message = "nothing was given, and this is long work: name at least one option (--help lists them)"
         elif hasattr(error, "format_message"):  # typer's own usage errors, a class that it keeps private
-            message = error.format_message()
+            about = getattr(getattr(error, "param", None), "help", None)
+            message = error.format_message() + (f" ({about})" if about else "")
         else:
             raise
         log.debug("user error", exc_info=True)
@@ -157,9 +182,32 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
 def _option(
     key: str, field: Field, hint: Any, layers: Sequence[Layer], hidden: bool = False
 ) -> inspect.Parameter:
-    """The option of one field. Its default is None = not given; checks are left to `merge_layers`.
+    """The option of one field. Its default is None = not given; checks are left to `merge_layers`."""
+    metavar: str | None
+    metavar, text = _described(key, field, hint, layers)
+    flags = [flag_name(key), *(() if hidden else field.metadata.get("aliases", ()))]
+    inner = members(hint)[0]
+    # Texts and paths may hold commas, so an option with several of them is given several times.
+    repeated = get_origin(inner) in (tuple, list) and get_args(inner)[0] in (str, Path)
+    kind: Any = list[str] if repeated else str
+    if members(hint) == (bool,):
+        section, dot, last = key.rpartition(".")
+        kind, metavar = bool, None
+        flags[0] += f"/{flag_name(f'{section}{dot}no_{last}')}"
+    option: Any = typer.Option(*flags, help=text, metavar=metavar, show_default=False, hidden=hidden)
+    if not flags[-1].startswith("-"):
+        option = typer.Argument(help=text, metavar=flags[-1], show_default=False)
+    return _parameter(key.replace(".", "__"), Annotated[kind | None, option])
 
-    The help text shows the value that holds then, from the layers or the dataclass; nothing for None.
+
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _described(key: str, field: Field, hint: Any, layers: Sequence[Layer]) -> tuple[str, str]:
+    """What is typed for a setting, and its meaning with its range and the value that holds without it.
+
+    That value is the layers' or the dataclass's; nothing is shown for None.
     """
     rule = field.metadata
     value: Any = field.default if field.default_factory is MISSING else field.default_factory()
@@ -179,21 +227,5 @@ def _option(
         facts.append(f"default: {shown.lower() if isinstance(plain, bool) else shown or 'empty'}")
     facts = [fact for fact in facts if fact]
     text = f"{rule.get('help', '')} [{'; '.join(facts)}]" if facts else rule.get("help", "")
-    flags = [flag_name(key), *(() if hidden else rule.get("aliases", ()))]
-    metavar: str | None = "|".join(rule["choices"]) if rule.get("choices") else type_name(hint).upper()
-    inner = members(hint)[0]
-    # Texts and paths may hold commas, so an option with several of them is given several times.
-    repeated = get_origin(inner) in (tuple, list) and get_args(inner)[0] in (str, Path)
-    kind: Any = list[str] if repeated else str
-    if members(hint) == (bool,):
-        section, dot, last = key.rpartition(".")
-        kind, metavar = bool, None
-        flags[0] += f"/{flag_name(f'{section}{dot}no_{last}')}"
-    option: Any = typer.Option(*flags, help=text, metavar=metavar, show_default=False, hidden=hidden)
-    if not flags[-1].startswith("-"):
-        option = typer.Argument(help=text, metavar=flags[-1], show_default=False)
-    return _parameter(key.replace(".", "__"), Annotated[kind | None, option])
-
-
-def _parameter(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    kind = "true|false" if members(hint) == (bool,) else type_name(hint).upper()
+    return "|".join(rule["choices"]) if rule.get("choices") else kind, text

@@ -156,8 +156,13 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
-            spell = layers[-1].spell if layers else str
-            raise ValueError(f"missing {', '.join(spell(key) for key in missing)}")
+            about, last = {}, layers[-1] if layers else Layer({})
+            for key in missing:  # what is typed by position goes by another name
+                rule = flat_settings(schema)[key][0].metadata
+                positional = [name for name in rule.get("aliases", ()) if last.flags and name[0] != "-"]
+                about[positional[0] if positional else last.spell(key)] = rule.get("help")
+            listed = "; ".join(f"{name}: {text}" for name, text in about.items())
+            raise ValueError(f"missing {', '.join(about)} ({listed})")
         settings = OmegaConf.to_object(config)
         check_settings(settings)
     except (ValueError, OmegaConfBaseException) as error:

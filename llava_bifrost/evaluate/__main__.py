@@ -7,7 +7,7 @@ python -m llava_bifrost.evaluate --dataset outputs/location/data.json --out outp
 from ldm.settings.cli import command, run_module, single_app
 from llava_bifrost.evaluate.run import LocatorEvaluation, evaluate_locator
 
-build_app = single_app(command(LocatorEvaluation, evaluate_locator))
+build_app = single_app(command(LocatorEvaluation, evaluate_locator), bare=False)
 
 if __name__ == "__main__":
     run_module(build_app)

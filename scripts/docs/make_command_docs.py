@@ -7,14 +7,15 @@ A test compares the page with the commands. The part from TAIL on is written by 
 
 import importlib
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ldm.files import write_atomic
-from ldm.settings.cli import command, run_module, single_app
+from ldm.settings.cli import key_rows, run_module, single_app
 
 logger = logging.getLogger(__name__)
 
@@ -26,27 +27,21 @@ HEAD = """# Commands
 Everything runs from the root of the repository with the Python of `.venv` (or any environment with
 `requirements.txt`). `--help` after a command prints its part of this page. Wrong values are refused in one
 line with exit code 2, and nothing is written. Lists are typed with commas: `--box 0.4,0.5,0.7,0.9`. The
-settings of a trainer are keys of its YAML file, and `key=value` after the file overrides them; on several
-processes it is started by `accelerate launch -m` instead of `python -m`.
+settings of a trainer are keys of its YAML file CONFIG, and `key=value` after the file overrides them; on
+several processes it is started by `accelerate launch -m` instead of `python -m`.
 """
 TAIL = "## Commands of the two papers\n"
+TAIL_LINK = "* [commands of the two papers](#commands-of-the-two-papers)\n"
+OF_TRAINERS = ("CONFIG", "[KEY=VALUE]...", "[OVERRIDES]...")  # explained at the top
+MOST_KEYS = 150  # a longer table is left to --help
 FOLDERS = ("", "compose", "cldm", "llava_bifrost", "inpainting", "tiny", "datasets", "ldm", "scripts")
-# Trainers with verbs: program and verb -> the settings that `key=value` sets. Other trainers name theirs.
-SETTINGS = {
-    "inpainting.models.image_to_text.fine_tune_llavanext train": (
-        "inpainting.models.image_to_text.settings:PromptTraining"
-    ),
-    "inpainting.models.text_to_image.train_text_to_image_lora main": (
-        "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig"
-    ),
-    "inpainting.models.text_to_image.test generate": (
-        "inpainting.models.text_to_image.evaluation.generate:PaintingsConfig"
-    ),
-}
 
 
-def sections(module: str) -> Iterator[str]:
-    """Title, command line, description and table of every verb of a module."""
+def sections(module: str, listed: dict[type, str]) -> Iterator[tuple[str, str]]:
+    """Title and text of every verb of a module: command line, description and table.
+
+    listed: settings whose keys stand on the page already -> where; those of this module are added
+    """
     name = module.removesuffix(".__main__") if "." in module else f"{module}.py"
     program = typer.main.get_command(importlib.import_module(module).build_app())
     verbs: dict[str, Any] = getattr(program, "commands", {"": program})
@@ -59,19 +54,31 @@ def sections(module: str) -> Iterator[str]:
                 first, *_, last = called.replace("<", "").replace(">", "").replace(",", " ").split()
                 needed.append(f"{first} {last.upper()}" if first.startswith("-") else first.upper())
         line = " ".join(["python", *(["-m"] if "." in module else []), title, *needed])
-        lines = [f"## {title}", "", "```text", line, "```", "", " ".join((body.help or "").split()), ""]
-        schema = getattr(body.callback, "settings", None)  # what the `key=value` arguments fill
-        if title in SETTINGS:
-            home, _, setting = SETTINGS[title].partition(":")
-            schema = getattr(importlib.import_module(home), setting)
-        lines += table("option", options) if title in SETTINGS or not schema else []
-        if schema:  # the settings of a trainer, as typed in YAML
-            keys = []
-            for called, text in help_rows(typer.main.get_command(single_app(command(schema, print))()))[1:]:
-                key = called.split()[0].strip(",").removeprefix("--").replace("-", "_")
-                keys.append((f"{key} {'true|false' if ' / ' in called else called.split()[-1]}", text))
-            lines += table("key", keys)
-        yield "\n".join(lines)
+        lines = [f"## {title}", "", f"`{line}`: {' '.join((body.help or '').split())}", ""]
+        schema = getattr(body, "keys", None)  # what the `key=value` arguments set
+        lines += table("option", [row for row in options if row[0].split()[0] not in OF_TRAINERS])
+        if schema in listed:
+            lines += [f"Keys: those of [{listed[schema]}](#{anchor(listed[schema])}).", ""]
+        elif schema:
+            rows = key_rows(schema)
+            lines += table("key", rows if len(rows) <= MOST_KEYS else [])
+            lines += ["Keys: `--help` lists them.", ""] if len(rows) > MOST_KEYS else []
+            listed[schema] = title
+        yield title, "\n".join(lines)
+
+
+def anchor(title: str) -> str:
+    """What a link to a heading names after #."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def contents(titles: Iterable[str]) -> str:
+    """A line for every package, with a link for every verb."""
+    packages: dict[str, list[str]] = {}
+    for title in titles:
+        package = title.split(".")[0] + "." if ".py" not in title else ""
+        packages.setdefault(package, []).append(f"[{title.removeprefix(package)}](#{anchor(title)})")
+    return "\n".join(f"* `{name or 'run_*.py'}`: {', '.join(links)}" for name, links in packages.items())
 
 
 def help_rows(body: Any) -> list[tuple[str, str]]:
@@ -90,12 +97,14 @@ def table(head: str, rows: Sequence[tuple[str, str]]) -> list[str]:
 
 def write_command_page(out: Annotated[Path, typer.Option(help="page to write")] = PAGE) -> None:
     """Write the page of all commands."""
-    text, parts = out.read_text(encoding="utf-8"), [HEAD]
+    text, parts, listed = out.read_text(encoding="utf-8"), dict[str, str](), dict[type, str]()
     for folder in FOLDERS:
         for path in sorted(Path(folder).rglob("*.py") if folder else Path().glob("*.py")):
             if path.read_text(encoding="utf-8").endswith("    run_module(build_app)\n"):
-                parts += sections(".".join(path.with_suffix("").parts))
-    write_atomic(out, "\n".join([*parts, text[text.index(TAIL) :]]).encode())
+                parts |= sections(".".join(path.with_suffix("").parts), listed)
+    tail = text[text.index(TAIL) :]
+    page = [HEAD, contents(parts), TAIL_LINK, *parts.values(), tail]
+    write_atomic(out, "\n".join(page).encode())
     logger.info("wrote %s", out)
 
 

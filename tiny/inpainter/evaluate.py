@@ -245,7 +245,7 @@ def mask_results(
     return results
 
 
-build_app = single_app(command(InpainterEvaluation, evaluate_inpainter))
+build_app = single_app(command(InpainterEvaluation, evaluate_inpainter), bare=False)
 
 
 if __name__ == "__main__":

@@ -274,7 +274,7 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
     return report
 
 
-build_app = single_app(command(PrompterEvaluation, evaluate_prompter))
+build_app = single_app(command(PrompterEvaluation, evaluate_prompter), bare=False)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def render_sets(settings: SetScenes) -> None:
     render_shards(settings, sample_sets, NAME)
 
 
-build_app = single_app(command(SetScenes, render_sets))
+build_app = single_app(command(SetScenes, render_sets), bare=False)
 
 if __name__ == "__main__":
     run_module(build_app)

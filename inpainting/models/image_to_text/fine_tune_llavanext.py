@@ -38,7 +38,7 @@ from ldm.mllm.training import (
     prepared,
 )
 from ldm.registry.models import local_or_hub_folder
-from ldm.settings.cli import new_app, run_module
+from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import dump_yaml, write_config
 from ldm.training.checkpoints import (
     STATE,
@@ -198,7 +198,9 @@ def checkpoint_of(config: PromptTraining) -> Path | None:
 def build_app() -> typer.Typer:
     app = new_app("Train or test the prompt writer.")
     help = "Train the prompt writer, or test it with only_val=true; the same command again continues."
-    app.command("train")(config_verb(PromptTraining, train_prompt_writer, help))
+    app.command("train", cls=takes_keys(PromptTraining))(
+        config_verb(PromptTraining, train_prompt_writer, help)
+    )
     return app
 
 

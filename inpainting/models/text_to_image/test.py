@@ -25,7 +25,7 @@ from inpainting.models.text_to_image.evaluation.generate import (
     generate_prompts,
 )
 from ldm.files import write_atomic
-from ldm.settings.cli import new_app, run_module
+from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import load_config
 from ldm.shards import shard_of
 
@@ -118,12 +118,13 @@ def compute_verb(
 
 def build_app() -> typer.Typer:
     app = new_app("Fill the test paintings, write prompts for them, measure the results.")
+    keys = takes_keys(PaintingsConfig)
     fill_help = "Fill the masked regions of the test images; the same command again continues."
-    app.command("generate", help=fill_help)(sharded(fill_paintings))
+    app.command("generate", help=fill_help, cls=keys)(sharded(fill_paintings))
     prompts_help = "Write prompts for the masked regions of the test images with LLaVA-NeXT."
-    app.command("generate-prompts", help=prompts_help)(sharded(generate_prompts))
-    app.command("generate-repeated")(generate_repeated_verb)
-    app.command("compute")(compute_verb)
+    app.command("generate-prompts", help=prompts_help, cls=keys)(sharded(generate_prompts))
+    app.command("generate-repeated", cls=keys)(generate_repeated_verb)
+    app.command("compute", cls=keys)(compute_verb)
     return app
 
 

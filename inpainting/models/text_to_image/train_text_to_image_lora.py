@@ -30,7 +30,7 @@ from ldm.denoise import noise_for
 from ldm.device import DTYPES
 from ldm.files import write_atomic
 from ldm.seeds import seed_of
-from ldm.settings.cli import new_app, run_module
+from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import CheckedSettings, check_settings, dump_yaml, setting
 from ldm.training.checkpoints import Layout
 from ldm.training.diffusion import min_snr_weight, prediction_target
@@ -191,7 +191,7 @@ def train_lora(config: TrainLoraConfig) -> Path:
 
 def build_app() -> typer.Typer:
     app = new_app("Train a LoRA of the inpainter.")
-    app.command("main")(config_verb(TrainLoraConfig, train_lora, HELP))
+    app.command("main", cls=takes_keys(TrainLoraConfig))(config_verb(TrainLoraConfig, train_lora, HELP))
     return app
 
 
