@@ -7,7 +7,7 @@ name of the image, epoch) alone, never from workers, batch size or the order of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from inpainting.data.paintings import write_object
+from inpainting.prompts import COLORS
 from ldm.files import read_json
 from ldm.images import to_pm1
 from ldm.settings.config import CheckedSettings, setting
@@ -27,18 +27,21 @@ RULES = ("max_concepts", "shuffle_concepts", "masked_area_threshold", "resolutio
 
 
 @dataclass(frozen=True)
-class PaintingOptions(CheckedSettings):
-    """Which regions of which paintings (published options of the dataset)."""
+class RegionOptions(CheckedSettings):
+    """Which regions are masked (published options of both datasets)."""
 
     data_dir: Path = setting(Path("data/mm_inp_dataset"), help="folder made by inpainting.data.ops")
-    max_concepts: int | None = setting(5, low=1, high=10, help="most regions of an image; none: all")
+    max_concepts: int | None = setting(5, low=1, high=len(COLORS), help="most regions of an image; none: all")
     shuffle_concepts: bool = setting(True, help="regions in random order, else the largest first")
     masked_area_threshold: float | None = setting(
-        0.65,
-        low=0,
-        high=1,
-        help="largest masked fraction; the first region is always kept",
+        0.65, low=0, high=1, help="largest masked fraction; the first region is always kept"
     )
+
+
+@dataclass(frozen=True)
+class PaintingOptions(RegionOptions):
+    """Which regions of which paintings the inpainter fills."""
+
     resolution: int = setting(512, low=16, help="side of the square crop in pixels")
     drop_caption_probability: float = setting(
         0.1, low=0, high=1, help="fraction of training images with one region that have no prompt"
@@ -95,9 +98,6 @@ class MaskManifest:
     items: Mapping[str, tuple[str, ...]]
     left_out: Mapping[str, str] = field(default_factory=dict)
 
-    def write(self, path: Path) -> None:
-        write_object(path, asdict(self))
-
     @classmethod
     def read(cls, path: Path) -> MaskManifest:
         """ValueError names the file."""
@@ -107,13 +107,3 @@ class MaskManifest:
             return cls(document["split"], document["seed"], document["rules"], items, document["left_out"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no record of chosen masks: {error}") from None
-
-    def check(self, path: Path, split: str, seed: int, rules: Mapping[str, Any]) -> None:
-        """Refuse a manifest, read from `path`, that was written under other settings."""
-        before = {"split": self.split, "seed": self.seed, **self.rules}
-        for name, value in {"split": split, "seed": seed, **rules}.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"{path} was written with {name} {before.get(name)}, the settings say {value}; "
-                    "use the same settings, or another output folder"
-                )

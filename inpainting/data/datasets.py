@@ -5,6 +5,7 @@ Legend: r regions of one example, s side of the square crop, l tokens of one seq
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from transformers import CLIPTokenizer
 
 from datasets.sources.readers import images_in
 from inpainting.data.choice import MaskManifest, PaintingOptions, centre_crop, layout_rows, within
-from inpainting.data.paintings import ANNOTATIONS, SPLITS, Painting, painting_description, read_source
+from inpainting.data.paintings import (
+    ANNOTATIONS,
+    SPLITS,
+    Painting,
+    painting_description,
+    read_source,
+    write_object,
+)
 from inpainting.tokens import plan_tokens
 from ldm.files import read_json
 from ldm.journal import in_order
@@ -225,10 +233,16 @@ class InpaintingDataset(PaintingItems):
         """
         if path.is_file():
             manifest = MaskManifest.read(path)
-            manifest.check(path, self.split, self.seed, self.options.rules)
+            before = {"split": manifest.split, "seed": manifest.seed, **manifest.rules}
+            for name, value in {"split": self.split, "seed": self.seed, **self.options.rules}.items():
+                if before.get(name) != value:
+                    raise ValueError(
+                        f"{path} was written with {name} {before.get(name)}, the settings say {value}; "
+                        "use the same settings, or another output folder"
+                    )
         else:
             manifest = self.choose_all()
-            manifest.write(path)
+            write_object(path, asdict(manifest))
         known = {painting.stem: painting for painting in self.paintings}
         lacking = [stem for stem in manifest.items if stem not in known]
         if lacking:

@@ -96,17 +96,13 @@ def captions_to_folder(settings: FolderSettings, redo: bool = True) -> Journal:
     source, out_dir = settings.annotations_path, settings.out_dir
     captions = read_captions(source)
     known = set(entity_folders(out_dir))
-    texts = {
-        stem: [text for text in objects.values() if isinstance(text, str)]
-        for stem, objects in captions.items()
-        if isinstance(objects, dict)
-    }
-    short = [stem for stem, of_stem in texts.items() if any(map(damaged, of_stem))]
+    texts = {stem: list(objects.values()) for stem, objects in captions.items() if isinstance(objects, dict)}
+    short = [stem for stem in texts if any(isinstance(text, str) and damaged(text) for text in texts[stem])]
     if short:
         log.warning("%d images have captions without %r, such as %s", len(short), CAPTION_START, short[0])
 
     def work(stem: str) -> Mapping[str, Any]:
-        if stem not in texts or len(texts[stem]) != len(captions[stem]):
+        if stem not in texts or not all(isinstance(text, str) for text in texts[stem]):
             raise ValueError(f"{source}: its entry is not an object of texts")
         if stem not in known:
             raise ValueError(f"has captions but no folder in {out_dir}")

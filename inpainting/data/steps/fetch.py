@@ -57,7 +57,24 @@ def fetch_annotations(settings: FetchSettings) -> None:
     if copies:
         shutil.rmtree(partial, ignore_errors=True)
     else:
-        copies = tuple(fetch_one(source, settings, partial) for source in SOURCES)
+        copies = tuple(partial / Path(source).name for source in SOURCES)
+        for source, path in zip(SOURCES, copies, strict=True):
+            if path.is_file():  # of an interrupted call
+                continue
+            where = {"repository": settings.repository, "revision": settings.revision, "path": source}
+            try:
+                download(settings.raw_url.format(**where), path)
+                if pointed := pointer_hash(path):
+                    path.unlink()
+                    log.info("%s is kept by Git LFS", source)
+                    download(settings.lfs_url.format(**where), path, pointed)
+                    if pointer_hash(path) is not None:
+                        raise ValueError(f"{source}: the address of large files answers with a pointer again")
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}. Fetch the file by hand (https://github.com/{settings.repository}) and give "
+                    "it: python -m inpainting.data.downloader fetch-annotations --from FILE"
+                ) from None
     try:  # from here on everything is on this disk, so a failure leaves nothing behind
         gather(copies, partial)
         files: dict[str, Path] = {}
@@ -87,29 +104,6 @@ def fetch_annotations(settings: FetchSettings) -> None:
         record[name] = {"sha256": sha256, "from": source}
         log.info("%s: SHA-256 %s", out / name, sha256)
     write_object(record_path, record)
-
-
-def fetch_one(source: str, settings: FetchSettings, partial: Path) -> Path:
-    """One file of the repository; an interrupted download continues."""
-    where = {"repository": settings.repository, "revision": settings.revision, "path": source}
-    path = partial / Path(source).name
-    if path.is_file():
-        return path
-    try:
-        download(settings.raw_url.format(**where), path)
-        pointed = pointer_hash(path)
-        if pointed is not None:
-            path.unlink()
-            log.info("%s is kept by Git LFS", source)
-            download(settings.lfs_url.format(**where), path, pointed)
-            if pointer_hash(path) is not None:
-                raise ValueError(f"{source}: the address of large files answers with a pointer again")
-    except ValueError as error:
-        raise ValueError(
-            f"{error}. Fetch the file by hand (https://github.com/{settings.repository}) and give it: "
-            "python -m inpainting.data.downloader fetch-annotations --from FILE"
-        ) from None
-    return path
 
 
 def pointer_hash(path: Path) -> str | None:

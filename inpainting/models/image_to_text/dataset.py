@@ -5,33 +5,26 @@ Legend: h w pixels of the image, r masked regions. Masks and colours are drawn a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from inpainting.data.choice import within
+from inpainting.data.choice import RegionOptions, within
 from inpainting.data.datasets import TRAIN, PaintingItems
 from inpainting.data.paintings import Entity, Painting
 from inpainting.prompts import COLORS, RED, SINGLE, paint_masks, remove_overlaps, target_text
-from ldm.settings.config import CheckedSettings, setting
+from ldm.settings.config import setting
 
 MAKE_ROOTS = "python -m inpainting.data.ops extract-noun-chunk-roots"
 
 
 @dataclass(frozen=True)
-class LlavaOptions(CheckedSettings):
-    """Which regions are masked, in which colours (published options of the dataset)."""
+class LlavaOptions(RegionOptions):
+    """Which regions of which paintings the prompt writer is asked about, in which colours."""
 
-    data_dir: Path = setting(Path("data/mm_inp_dataset"), help="folder made by inpainting.data.ops")
-    max_concepts: int | None = setting(
-        5, low=1, high=len(COLORS), help="most regions; none: as many as colours"
-    )
     remove_intersections: bool = setting(False, help="a mask loses what masks painted later cover")
-    shuffle_concepts: bool = setting(True, help="regions in random order, else the largest first")
-    masked_area_threshold: float | None = setting(0.65, low=0, high=1, help="largest masked fraction")
     only_gray_concept: bool = setting(False, help="one region alone (1Mask)")
     single_color: str = setting(
         "gray", choices=SINGLE, help="its name and paint; published: called gray, painted red (1Pred)"
@@ -104,7 +97,12 @@ class LlavaDataset(PaintingItems):
             None if alphas is None else [float(alphas[number]) for number in painted],
             order="given",
         )
-        answered = [regions[number] for number in self.answer_order(len(regions), tested, rng)]
+        order = list(range(len(regions)))
+        if self.options.shuffle_concepts:
+            order = rng.permutation(len(regions)).tolist()
+        if tested is not None:  # the answer names it last, or it alone
+            order = [number for number in order if number != tested] + [tested]
+        answered = [regions[number] for number in (order[-1:] if self.options.only_gray_concept else order)]
         entities, colors = [region.entity for region in answered], [region.color for region in answered]
         captions = [str(entity.caption) for entity in entities]
         return {
@@ -161,12 +159,3 @@ class LlavaDataset(PaintingItems):
         chosen = [entities[number] for number in order]
         drawn = zip(chosen, colors, paints, strict=True)
         return [MaskedRegion(entity, masks[entity], color, paint) for entity, color, paint in drawn], tested
-
-    def answer_order(self, count: int, tested: int | None, rng: np.random.Generator) -> list[int]:
-        """Which regions the answer names, in its order: the tested one last, or it alone."""
-        order = list(range(count))
-        if self.options.shuffle_concepts:
-            order = rng.permutation(count).tolist()
-        if tested is not None:
-            order = [number for number in order if number != tested] + [tested]
-        return order[-1:] if self.options.only_gray_concept else order

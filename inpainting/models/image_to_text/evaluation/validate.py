@@ -80,8 +80,11 @@ class HeldOutTest:
         options = {key: value for key, value in to_plain(config.val).items() if key not in NOT_ANSWERS}
         facts = {"weights": weights, "data": to_plain(config.data), "val": options, "seed": config.fit.seed}
         facts |= {"alphas": to_plain(config.val_alphas), "template": config.template, "shard": [rank, world]}
-        facts |= {"type": config.fine_tuning_type, "dtype": config.dtype_name}
-        facts |= {"precision": config.fit.precision}
+        facts |= {
+            "type": config.fine_tuning_type,
+            "dtype": config.dtype_name,
+            "precision": config.fit.precision,
+        }
         journal = Journal(stamp_path(out, f"predictions_{rank}"), facts, keep=True)
         run_batches(
             journal, stems[rank::world], lambda stem: self.data[numbers[stem]], answer, config.val.batch
