@@ -11,6 +11,7 @@ Both steps are resumable, and several processes may divide the work; the last of
 Captions in backup_*.json of the published command are taken over instead of made again.
 """
 
+import contextlib
 import functools
 import logging
 from collections.abc import Iterable, Sequence
@@ -42,7 +43,6 @@ from ldm.settings.config import setting
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "4bit", "full")
-FULL_STOP = "."
 STEP = "annotate-images"
 
 
@@ -102,7 +102,7 @@ def caption_crops(
             **inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            stop_strings=[FULL_STOP],
+            stop_strings=["."],
             tokenizer=processor.tokenizer,
         )
     length = inputs["input_ids"].shape[1]
@@ -155,15 +155,11 @@ def annotate_images(settings: AnnotateSettings) -> bool:
     paths = shard_paths(out.parent, f"stamp_{STEP}", count)
     journal = Journal(paths[index], inputs, keep=True)
     model = functools.cache(lambda: open_model(settings.model_id, "full"))
-
-    def answer(images_u8: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        return describe_paintings(model(), images_u8, settings.max_new_tokens)
-
     run_batches(
         journal,
         names[index::count],
         lambda name: read_image(images[name]).rgb_u8,
-        answer,
+        lambda images_u8: describe_paintings(model(), images_u8, settings.max_new_tokens),
         settings.batch_size,
     )
     journals = [JournalReader(path) for path in paths]
@@ -185,12 +181,13 @@ def caption_masks(settings: CaptionSettings) -> Path:
     inputs = {"model": settings.model_id, "max_new_tokens": settings.max_new_tokens}
     journal = Journal(paths[index], inputs, keep=True)
     stems = entity_folders(entities_dir)  # sorted; process p takes every n-th from the p-th on, as published
-    concepts, reasons = read_concepts(entities_dir, stems[index::count])
+    concepts: dict[str, str] = {}
     for stem in stems[index::count]:
-        if stem in reasons:
-            journal.leave_out(stem, reasons[stem])
-        else:
+        try:
+            concepts |= concepts_of(entities_dir, stem)
             journal.left_out.pop(stem, None)
+        except ValueError as error:
+            journal.leave_out(stem, str(error))
     for key, entry in list(journal.done.items()):
         if concepts.get(key) != entry.get("concept"):  # the object has another name now
             del journal.done[key]
@@ -214,25 +211,18 @@ def caption_masks(settings: CaptionSettings) -> Path:
     journals = [JournalReader(path) for path in paths]
     if all(progress.complete for progress in journals):
         merged: dict[str, dict[str, str]] = {}
-        for number, progress in enumerate(journals):
-            merged |= captions_of(progress, read_concepts(entities_dir, stems[number::count])[0])
-        write_object(output_dir / RAW_CAPTIONS, dict(sorted(merged.items())))
+        for number, stem in enumerate(stems):
+            with contextlib.suppress(ValueError):  # it is left out
+                merged |= captions_of(journals[number % count], concepts_of(entities_dir, stem))
+        write_object(output_dir / RAW_CAPTIONS, merged)
         log.info("captions of all processes: %s", output_dir / RAW_CAPTIONS)
     return final
 
 
-def read_concepts(entities_dir: Path, stems: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """{"stem/mask_j": concept}, and {stem: reason} of the images whose annotation is damaged."""
-    concepts: dict[str, str] = {}
-    reasons: dict[str, str] = {}
-    for stem in stems:
-        try:
-            entities = read_entities(entities_dir / stem / ANNOTATIONS)
-        except ValueError as error:
-            reasons[stem] = str(error)
-            continue
-        concepts |= {f"{stem}/{entity.name}": entity.concept for entity in entities}
-    return concepts, reasons
+def concepts_of(entities_dir: Path, stem: str) -> dict[str, str]:
+    """{"stem/mask_j": concept}; ValueError: the annotation is damaged."""
+    entities = read_entities(entities_dir / stem / ANNOTATIONS)
+    return {f"{stem}/{entity.name}": entity.concept for entity in entities}
 
 
 def take_over(journal: Journal, output_dir: Path, concepts: dict[str, str]) -> None:
