@@ -104,13 +104,12 @@ def debug(settings: DebugSettings) -> None:
             source: ExampleSource = RenderedScenes(Path(folder))
         else:
             source = open_source(config, name)
-        for sample in accepted_samples(source, stats, options, settings.n, settings.seed):
-            pair, params = sample.pair, sample.params
+        for item, pair, params in accepted_samples(source, stats, options, settings.n, settings.seed):
             colours = (pair.reference_01 * 2 - 1, pair.target_pm1, pair.detail_pm1[:3], pair.paste_pm1)
             reference, target, hint, paste = map(from_pm1, colours)
             rows.append([reference, target, hint, pair.edit_mask[0].numpy(), pair.depth_01[0].numpy(), paste])
-            motion = MOTION[sample.dynamics]
-            labels.append(f"{sample.name} {motion} mask {params.mask_level} crop {params.crop_ratio:.1f}")
+            motion = MOTION[source.dynamics]
+            labels.append(f"{item} {motion} mask {params.mask_level} crop {params.crop_ratio:.1f}")
     write_png(out, grid(rows, COLUMNS, labels, cell=160))
     log.info("%s\nsheet: %s", stats.table(), out)
 

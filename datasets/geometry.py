@@ -20,9 +20,7 @@ Box01 = tuple[float, float, float, float]
 Size = tuple[int, int]
 
 MIN_EXTENT = 0.01  # half thickness in depth of a vanishingly small object; chosen
-EXTENT_PER_SIZE = (
-    0.2  # half thickness in depth per unit of box size; fitted to the near side of rendered solids
-)
+EXTENT_PER_SIZE = 0.2  # half thickness in depth per unit of box size; fitted to rendered solids' near side
 
 
 def check_box01(box01: Sequence[float], *, where: str = "box") -> Box01:
@@ -97,6 +95,14 @@ def clip_box(box_xyxy: Box, size_hw: Size) -> Box:
     """The part of the box inside an image of (h, w)."""
     (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy
     return min(max(x0, 0), w), min(max(y0, 0), h), min(max(x1, 0), w), min(max(y1, 0), h)
+
+
+def mask_of_box(box_xyxy: Box, size_hw: Size) -> np.ndarray:
+    """(h, w) bool, True inside the box."""
+    mask = np.zeros(size_hw, bool)
+    x0, y0, x1, y1 = clip_box(box_xyxy, size_hw)
+    mask[y0:y1, x0:x1] = True
+    return mask
 
 
 def expand_box(box_xyxy: Sequence[float], ratio: float, size_hw: Size | None, end: str = "inclusive") -> Box:
@@ -210,10 +216,7 @@ class Crop:
     @property
     def inside(self) -> np.ndarray:
         """(h, w) bool, False in the padding."""
-        x0, y0, x1, y1 = whole_box(self.to_frame(self.box_xyxy))
-        mask = np.zeros(self.size, bool)
-        mask[y0:y1, x0:x1] = True
-        return mask
+        return mask_of_box(whole_box(self.to_frame(self.box_xyxy)), self.size)
 
     def to_frame(self, box_xyxy: Sequence[float]) -> Box01:
         """A box in pixels of the background -> pixels of this crop, without rounding."""

@@ -178,10 +178,6 @@ class Inputs:
             raise ValueError(f"mode {self.mode} needs a target mask")
         if self.target_mask is None and self.box01_xyxy is None:
             raise ValueError(f"mode {self.mode} needs a box or a target mask")
-        self._check_arrays()
-
-    def _check_arrays(self) -> None:
-        """Equal sizes, no empty mask, an object large enough to be seen."""
         for like, names in SAME_SIZE.items():
             h, w = getattr(self, like).shape[:2]
             for name in names:

@@ -8,7 +8,7 @@ exact shape as well as a rough region.
 import cv2
 import numpy as np
 
-from datasets.geometry import Box, Size, bbox_of_mask, clip_box
+from datasets.geometry import bbox_of_mask, clip_box
 from ldm.images import resize
 
 LEVELS = ("exact", "fine", "perturbed", "coarse", "box")
@@ -56,14 +56,6 @@ def feather_inside(mask: np.ndarray, width: float, *, open_to: np.ndarray | None
     distance = cv2.distanceTransform(solid.astype(np.uint8), cv2.DIST_L2, 3)
     ramp = np.clip(distance / (width + 1), 0, 1)
     return np.where(mask, ramp * ramp * (3 - 2 * ramp), 0).astype(np.float32)
-
-
-def mask_of_box(box_xyxy: Box, size_hw: Size) -> np.ndarray:
-    """(h, w) bool, True inside the box."""
-    mask = np.zeros(size_hw, bool)
-    x0, y0, x1, y1 = clip_box(box_xyxy, size_hw)
-    mask[y0:y1, x0:x1] = True
-    return mask
 
 
 def mask_level(

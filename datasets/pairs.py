@@ -39,13 +39,14 @@ from datasets.geometry import (
     box_from_01,
     box_to_pixels,
     expand_box,
+    mask_of_box,
     square_box,
     square_padding,
     tight_slices,
     whole_box,
 )
 from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, gain_table
-from datasets.masks import dilate, mask_level, mask_of_box
+from datasets.masks import dilate, mask_level
 from ldm.images import resize, to_01, to_pm1
 
 LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the image; chosen: some border is seen
@@ -108,13 +109,9 @@ class Geometry:
         wide = expand_box(region, ratio, (h, w) if options.border == "clip" else None, options.bbox_end)
         x0, y0, x1, y1 = square_box(wide, (h, w), options.border)
         crop = Crop((x0, y0, x1, y1), square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
+        images = inputs.reference_u8, inputs.reference_mask, inputs.reference_depth_01
         cutout = tight_cutout(
-            inputs.reference_u8,
-            inputs.reference_mask,
-            inputs.reference_depth_01,
-            end=options.bbox_end,
-            norm=options.fusion_norm,
-            fill=options.depth_fill,
+            *images, end=options.bbox_end, norm=options.fusion_norm, fill=options.depth_fill
         )
         if params.flip:
             cutout = Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])

@@ -45,15 +45,18 @@ def stitch(
     """Finish one image: back to the background's pixels, detail transfer, masked blend.
 
     geometry:     of the pair that was painted (pair.geometry)
-    generated_u8: (h', w', 3) the model's image of the crop
+    generated_u8: (h', w', 3) the model's image of the crop (legacy-rect takes floats too and truncates them)
     detail:       0 to 1, how much of the result is the cut-out itself, in the light of the model's image
     detail_scale: what counts as fine, as a fraction of the object's size
     feather:      width of the blend inside the edit mask, as a fraction of the crop's side
     paste:        "mask-feather", or "legacy-rect" for the published rectangle
     """
     layers, crop, inputs = geometry.native_layers, geometry.crop, geometry.inputs
-    if paste == "legacy-rect":
-        result, edit = paste_rectangle(inputs.background_u8, generated_u8, crop)
+    if paste == "legacy-rect":  # the first row dropped, the whole crop minus a margin replaced
+        image, inner = crop.undo(generated_u8[1:], how="linear"), np.s_[LEGACY_MARGIN:-LEGACY_MARGIN]
+        result, edit = inputs.background_u8.copy(), np.zeros(crop.background_size, bool)
+        result[crop.part][inner, inner] = image[inner, inner]
+        edit[crop.part][inner, inner] = True
     elif paste == "mask-feather":
         image = crop.undo(generated_u8)
         if detail > 0:
@@ -97,21 +100,6 @@ def paste_back(
     mixed = np.rint(under + weight * (image_u8[part].astype(np.float32) - under))
     under[:] = np.where(edit[part][..., None], mixed, under).astype(np.uint8)
     return result, _full(edit, crop)
-
-
-def paste_rectangle(
-    background_u8: np.ndarray, generated: np.ndarray, crop: Crop
-) -> tuple[np.ndarray, np.ndarray]:
-    """The published paste: first row of the model's image dropped, whole crop minus a margin replaced.
-
-    generated: (h', w', 3) uint8, or float in [0, 255], cut to whole numbers after resizing (published)
-    """
-    image = crop.undo(generated[1:], how="linear")
-    inner = np.zeros(image.shape[:2], bool)
-    inner[LEGACY_MARGIN:-LEGACY_MARGIN, LEGACY_MARGIN:-LEGACY_MARGIN] = True
-    result = background_u8.copy()
-    result[crop.part][inner] = image[inner]
-    return result, _full(inner, crop)
 
 
 def transfer_detail(

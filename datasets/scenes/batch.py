@@ -28,9 +28,7 @@ class SceneFacts:
     movable: tuple[bool, ...]  # False for furniture
     supports: tuple[int, ...]  # what each solid stands on, -1 the floor
     boxes01: tuple[Box01, ...]  # amodal box in the rendered frame; zeros when out of frame
-    depths: tuple[
-        tuple[float, float, float], ...
-    ]  # d (mean of the front surface), far, near; in the frame of depth_01
+    depths: tuple[tuple[float, float, float], ...]  # d (mean of the front), far, near; as depth_01
     visible: tuple[float, ...]  # visible fraction of the amodal mask inside the frame
     area: tuple[float, ...]  # amodal fraction of the frame
     relations: tuple[tuple[int, str, int], ...]  # (a, "left of", b): a is left of b

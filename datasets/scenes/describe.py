@@ -22,18 +22,14 @@ class SceneRejected(ValueError):
 
 def train_seed(index: int) -> int:
     """Seed of training scene `index` (0 ... 2^40 - 1)."""
-    return _checked(index)
+    if not 0 <= index < EVAL_BIT:
+        raise ValueError(f"scene index must lie in [0, 2^40), got {index}")
+    return index
 
 
 def eval_seed(index: int) -> int:
     """Seed of evaluation scene `index`: the bit 2^40 is set, so it is never a training seed."""
-    return EVAL_BIT | _checked(index)
-
-
-def _checked(index: int) -> int:
-    if not 0 <= index < EVAL_BIT:
-        raise ValueError(f"scene index must lie in [0, 2^40), got {index}")
-    return index
+    return EVAL_BIT | train_seed(index)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from datasets.scenes.palette import (
     WOODS,
     jitter,
 )
-from datasets.scenes.pose import extent, tumbled, upright
+from datasets.scenes.pose import extent, upright
 
 _SHAPE_NAMES, _COLOUR_NAMES = tuple(SHAPES), tuple(COLOURS)
 _PATTERN_STEPS = np.cumsum([0.3, 0.14, 0.1, 0.12, 0.1, 0.12, 0.05])
@@ -38,42 +38,21 @@ TUBE = 0.38  # radius of a torus' tube over that of its ring
 COMPOUNDS: dict[str, tuple[tuple[str, tuple[float, float, float], float], ...]] = {
     "mushroom": (("cylinder", (0.28, 0.28, 0.45), 0.45), ("dome", (0.8, 0.8, 0.62), 0.85)),
     "house": (("box", (0.62, 0.55, 0.45), 0.45), ("pyramid", (0.74, 0.68, 0.36), 1.26)),
-    "snowman": (
-        ("ellipsoid", (0.6, 0.6, 0.52), 0.5),
-        ("ellipsoid", (0.44, 0.44, 0.4), 1.24),
-        ("ellipsoid", (0.3, 0.3, 0.3), 1.8),
-    ),
-    "bottle": (
-        ("cylinder", (0.4, 0.4, 0.62), 0.62),
-        ("dome", (0.4, 0.4, 0.34), 1.24),
-        ("cylinder", (0.15, 0.15, 0.3), 1.6),
-    ),
-    "tower": (
-        ("box", (0.6, 0.6, 0.4), 0.4),
-        ("box", (0.42, 0.42, 0.32), 1.12),
-        ("pyramid", (0.36, 0.36, 0.3), 1.74),
-    ),
-    "lamp": (
-        ("cylinder", (0.5, 0.5, 0.07), 0.07),
-        ("cylinder", (0.08, 0.08, 0.6), 0.7),
-        ("cone", (0.62, 0.62, 0.42), 1.4),
-    ),
-    "spool": (
-        ("cylinder", (0.62, 0.62, 0.14), 0.14),
-        ("cylinder", (0.32, 0.32, 0.42), 0.7),
-        ("cylinder", (0.62, 0.62, 0.14), 1.26),
-    ),
-    "tree": (
-        ("cylinder", (0.16, 0.16, 0.3), 0.3),
-        ("cone", (0.62, 0.62, 0.42), 0.9),
-        ("cone", (0.46, 0.46, 0.38), 1.4),
-    ),
-    "stack": (
-        ("torus", (0.5, 0.5, 0.5), 0.19),
-        ("torus", (0.4, 0.4, 0.4), 0.53),
-        ("torus", (0.3, 0.3, 0.3), 0.79),
-    ),
-}
+    "snowman": (("ellipsoid", (0.6, 0.6, 0.52), 0.5), ("ellipsoid", (0.44, 0.44, 0.4), 1.24),
+                ("ellipsoid", (0.3, 0.3, 0.3), 1.8)),
+    "bottle": (("cylinder", (0.4, 0.4, 0.62), 0.62), ("dome", (0.4, 0.4, 0.34), 1.24),
+               ("cylinder", (0.15, 0.15, 0.3), 1.6)),
+    "tower": (("box", (0.6, 0.6, 0.4), 0.4), ("box", (0.42, 0.42, 0.32), 1.12),
+              ("pyramid", (0.36, 0.36, 0.3), 1.74)),
+    "lamp": (("cylinder", (0.5, 0.5, 0.07), 0.07), ("cylinder", (0.08, 0.08, 0.6), 0.7),
+             ("cone", (0.62, 0.62, 0.42), 1.4)),
+    "spool": (("cylinder", (0.62, 0.62, 0.14), 0.14), ("cylinder", (0.32, 0.32, 0.42), 0.7),
+              ("cylinder", (0.62, 0.62, 0.14), 1.26)),
+    "tree": (("cylinder", (0.16, 0.16, 0.3), 0.3), ("cone", (0.62, 0.62, 0.42), 0.9),
+             ("cone", (0.46, 0.46, 0.38), 1.4)),
+    "stack": (("torus", (0.5, 0.5, 0.5), 0.19), ("torus", (0.4, 0.4, 0.4), 0.53),
+              ("torus", (0.3, 0.3, 0.3), 0.79)),
+}  # fmt: skip
 
 
 def linear(srgb: np.ndarray) -> np.ndarray:
@@ -213,8 +192,15 @@ def solid_at(
     axes = upright(yaw)
     if rng.random() < form.lies:  # the part's own z axis is horizontal
         axes = np.stack([axes[0], axes[2], -axes[1]])
-    if shape == "sphere":
-        axes = tumbled(rng)
+    if shape == "sphere":  # turned by a unit quaternion, uniform over rotations
+        a, b, c, d = (lambda v: v / np.linalg.norm(v))(rng.normal(size=4))
+        axes = np.array(
+            [
+                [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+                [2 * (b * c + a * d), a * a - b * b + c * c - d * d, 2 * (c * d - a * b)],
+                [2 * (b * d - a * c), 2 * (c * d + a * b), a * a - b * b - c * c + d * d],
+            ]
+        )
     part = Part(form.kind, np.zeros(3), axes, scale * size, float(rng.uniform(*form.param)))
     radius, down, up = extent(part)
     ground = solids[host].top if host >= 0 else 0.0

@@ -44,7 +44,7 @@ Exposure = tuple[Tensor, Tensor]  # fractions of lamp and sky that reach each po
 
 def expose(rays: Rays, surface: Surface) -> tuple[Exposure, Exposure]:
     """Exposure of each point in the full scene and without the hidden solid: shadow rays, nearby parts."""
-    lamp = rays.at(rays.packed.lamp)
+    lamp = rays.at(rays.packed.light["origin"])
     facing = ((lamp - surface.point) * surface.normal).sum(0) > 0
     seen, seen_wo = shadows(rays, surface.point + LIFT * surface.normal, facing & ~surface.empty)
     # Each part darkens like a ball of its volume: cosine times solid angle, zero beyond REACH radii.
@@ -68,8 +68,8 @@ def expose(rays: Rays, surface: Surface) -> tuple[Exposure, Exposure]:
 def radiance(rays: Rays, surface: Surface, exposure: Exposure) -> Tensor:
     """Linear light (3, n) in [0, 1] towards the camera; a ray that meets nothing is white."""
     packed, (lamp_visible, sky_visible) = rays.packed, exposure
-    key, sky, bounce = rays.at(packed.key), rays.at(packed.sky), rays.at(packed.bounce)
-    way = rays.at(packed.lamp) - surface.point
+    key, sky, bounce = (rays.at(packed.light[name]) for name in ("key_rgb", "sky_rgb", "bounce_rgb"))
+    way = rays.at(packed.light["origin"]) - surface.point
     square = way.square().sum(0)
     toward_lamp = way / square.sqrt()
     toward_eye = -rays.direction / rays.direction.square().sum(0).sqrt()

@@ -67,11 +67,7 @@ class PackedViews:
     up: Tensor  # already times tan_y
     forward: Tensor
     window: Tensor  # (4, b)
-    lamp: Tensor
-    lamp_radius: Tensor
-    key: Tensor
-    sky: Tensor
-    bounce: Tensor
+    light: dict[str, Tensor]  # by field of Light
     room: dict[str, Tensor] | None
 
 
@@ -143,7 +139,7 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
         numbers[name] = [np.ravel(value) for value in values] if np.ndim(values) > 1 else values
     numbers["floor"] = [FLOORS.index(room.floor) for room in rooms]
     numbers["wall"] = [WALLS.index(room.wall) for room in rooms]
-    cameras, lights = [view.camera for view in views], [view.light for view in views]
+    cameras = [view.camera for view in views]
     return PackedViews(
         len(views),
         slots,
@@ -155,10 +151,6 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
         up=table([camera.axes[1] * camera.tan_y for camera in cameras]),
         forward=table([camera.axes[2] for camera in cameras]),
         window=table([camera.window01_xyxy for camera in cameras]),
-        lamp=table([light.origin for light in lights]),
-        lamp_radius=table([light.radius for light in lights]),
-        key=table([light.key_rgb for light in lights]),
-        sky=table([light.sky_rgb for light in lights]),
-        bounce=table([light.bounce_rgb for light in lights]),
+        light={f.name: table([getattr(view.light, f.name) for view in views]) for f in fields(Light)},
         room={name: table(numbers[name]) for name in numbers} if rooms else None,
     )

@@ -13,62 +13,31 @@ KINDS = ("ellipsoid", "box", "cylinder", "cone", "torus", "capsule", "pyramid", 
 FLAT_SIDED = ("box", "pyramid", "prism")
 PATTERNS = ("solid", "stripes", "columns", "checker", "diagonal", "dots", "gradient", "halves")
 PATTERN_WORDS = {
-    "solid": "",
-    "stripes": "striped",
-    "columns": "paneled",
-    "checker": "checkered",
-    "diagonal": "diagonally striped",
-    "dots": "dotted",
-    "gradient": "shaded",
-    "halves": "two-tone",
-}
+    "solid": "", "stripes": "striped", "columns": "paneled", "checker": "checkered",
+    "diagonal": "diagonally striped", "dots": "dotted", "gradient": "shaded", "halves": "two-tone",
+}  # fmt: skip
 WIDE_PATTERNS = {
-    "waves": "wavy",
-    "grid": "gridded",
-    "zigzag": "zigzagged",
-    "bands": "banded",
-    "marble": "marbled",
-}
+    "waves": "wavy", "grid": "gridded", "zigzag": "zigzagged", "bands": "banded", "marble": "marbled",
+}  # fmt: skip
 ALL_PATTERNS = (*PATTERNS, *WIDE_PATTERNS)
 FLOORS = ("plain", "tiles", "planks", "checker", "carpet")
 WALLS = ("plain", "stripes", "panel", "bricks", "tiles")
 
 COLOURS: dict[str, tuple[float, float, float]] = {
-    "red": (0.83, 0.12, 0.12),
-    "orange": (0.94, 0.47, 0.08),
-    "yellow": (0.96, 0.80, 0.12),
-    "lime": (0.58, 0.80, 0.16),
-    "green": (0.12, 0.56, 0.22),
-    "teal": (0.06, 0.55, 0.54),
-    "cyan": (0.28, 0.78, 0.90),
-    "blue": (0.12, 0.28, 0.80),
-    "navy": (0.08, 0.12, 0.38),
-    "purple": (0.46, 0.18, 0.66),
-    "pink": (0.95, 0.48, 0.66),
-    "brown": (0.46, 0.27, 0.14),
-    "white": (0.93, 0.92, 0.90),
-    "gray": (0.50, 0.50, 0.52),
-    "black": (0.09, 0.09, 0.10),
-}
+    "red": (0.83, 0.12, 0.12), "orange": (0.94, 0.47, 0.08), "yellow": (0.96, 0.80, 0.12),
+    "lime": (0.58, 0.80, 0.16), "green": (0.12, 0.56, 0.22), "teal": (0.06, 0.55, 0.54),
+    "cyan": (0.28, 0.78, 0.90), "blue": (0.12, 0.28, 0.80), "navy": (0.08, 0.12, 0.38),
+    "purple": (0.46, 0.18, 0.66), "pink": (0.95, 0.48, 0.66), "brown": (0.46, 0.27, 0.14),
+    "white": (0.93, 0.92, 0.90), "gray": (0.50, 0.50, 0.52), "black": (0.09, 0.09, 0.10),
+}  # fmt: skip
 FLOOR_TONES = (
-    (0.62, 0.50, 0.38),
-    (0.50, 0.38, 0.27),
-    (0.70, 0.66, 0.60),
-    (0.46, 0.48, 0.50),
-    (0.56, 0.58, 0.50),
-    (0.66, 0.58, 0.52),
-    (0.40, 0.36, 0.34),
-)
+    (0.62, 0.50, 0.38), (0.50, 0.38, 0.27), (0.70, 0.66, 0.60), (0.46, 0.48, 0.50),
+    (0.56, 0.58, 0.50), (0.66, 0.58, 0.52), (0.40, 0.36, 0.34),
+)  # fmt: skip
 WALL_TONES = (
-    (0.80, 0.76, 0.68),
-    (0.70, 0.76, 0.78),
-    (0.76, 0.72, 0.76),
-    (0.68, 0.74, 0.66),
-    (0.82, 0.80, 0.78),
-    (0.60, 0.66, 0.72),
-    (0.78, 0.68, 0.60),
-    (0.52, 0.56, 0.58),
-)
+    (0.80, 0.76, 0.68), (0.70, 0.76, 0.78), (0.76, 0.72, 0.76), (0.68, 0.74, 0.66),
+    (0.82, 0.80, 0.78), (0.60, 0.66, 0.72), (0.78, 0.68, 0.60), (0.52, 0.56, 0.58),
+)  # fmt: skip
 WOODS = ((0.55, 0.36, 0.20), (0.70, 0.52, 0.33), (0.36, 0.24, 0.16), (0.78, 0.72, 0.64))
 
 

@@ -17,18 +17,6 @@ def upright(yaw: float) -> np.ndarray:
     return np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
-def tumbled(rng: np.random.Generator) -> np.ndarray:
-    """Random axes (3, 3), uniform over rotations."""
-    a, b, c, d = (lambda v: v / np.linalg.norm(v))(rng.normal(size=4))
-    return np.array(
-        [
-            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-            [2 * (b * c + a * d), a * a - b * b + c * c - d * d, 2 * (c * d - a * b)],
-            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a - b * b - c * c + d * d],
-        ]
-    )
-
-
 _TURNS = np.arange(12) * (np.pi / 6)
 HORIZON = np.stack([np.cos(_TURNS), np.sin(_TURNS), 0 * _TURNS], 1)
 

@@ -125,20 +125,6 @@ def _ring_gap(o: Tensor, d: Tensor, t: Tensor, tube: Tensor) -> Tensor:
     return (((x * x + y * y).sqrt() - 1).square() + z * z).sqrt() - tube
 
 
-def _wedges(o: Tensor, d: Tensor) -> Interval:
-    """Square pyramid: |x|, |y| <= (1 - z) / 2 and z >= -1."""
-    enter, leave = torch.full_like(o[0], -FAR), torch.full_like(o[0], FAR)
-    sides = [
-        (sign * o[axis] + o[2] / 2 - 0.5, sign * d[axis] + d[2] / 2) for axis in (0, 1) for sign in (1, -1)
-    ]
-    for value, slope in (*sides, (-1 - o[2], -d[2])):  # half spaces value + t slope <= 0
-        slope = _safe(slope)
-        t = -value / slope
-        enter = torch.where(slope < 0, torch.maximum(enter, t), enter)
-        leave = torch.where(slope > 0, torch.minimum(leave, t), leave)
-    return enter, leave
-
-
 def meet(kind: str, o: Tensor, d: Tensor, param: Tensor) -> Interval:
     """Interval of t in which o + t d is inside the canonical solid (torus: from its first hit)."""
     if kind == "ellipsoid":
@@ -153,8 +139,17 @@ def meet(kind: str, o: Tensor, d: Tensor, param: Tensor) -> Interval:
         lift = torch.stack([torch.zeros_like(param), torch.zeros_like(param), param])
         side = _both(_ball(o[:2], d[:2]), _slab(o[2], d[2], -param, param))
         return _either(_either(_ball(o - lift, d), _ball(o + lift, d)), side)
-    if kind == "pyramid":
-        return _wedges(o, d)
+    if kind == "pyramid":  # half spaces value + t slope <= 0: |x|, |y| <= (1 - z) / 2 and z >= -1
+        enter, leave = torch.full_like(o[0], -FAR), torch.full_like(o[0], FAR)
+        spaces = [(-1 - o[2], -d[2])]
+        for axis, sign in ((0, 1), (0, -1), (1, 1), (1, -1)):
+            spaces.append((sign * o[axis] + o[2] / 2 - 0.5, sign * d[axis] + d[2] / 2))
+        for value, slope in spaces:
+            slope = _safe(slope)
+            t = -value / slope
+            enter = torch.where(slope < 0, torch.maximum(enter, t), enter)
+            leave = torch.where(slope > 0, torch.minimum(leave, t), leave)
+        return enter, leave
     if kind == "dome":
         return _both(_ball(o, d), _slab(o[2], d[2], 0.0, 2.0))
     interval = _slab(o[2], d[2], -1.0, 1.0)

@@ -161,8 +161,8 @@ def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
     point: (3, n), a little above the surface. facing: (n,) bool, the surface looks towards the lamp.
     """
     n, device = point.shape[1], point.device
-    parts, radius = rays.packed.parts, rays.at(rays.packed.lamp_radius)
-    way = rays.at(rays.packed.lamp) - point
+    parts, light = rays.packed.parts, rays.packed.light
+    way, radius = rays.at(light["origin"]) - point, rays.at(light["radius"])
     length = way.square().sum(0).sqrt()
     slot, ray = _between(rays, point, way / length, length, radius, facing).nonzero().unbind(1)
     blocked = torch.zeros(2, len(LAMP_SAMPLES), n, dtype=torch.bool, device=device)

@@ -20,9 +20,7 @@ from datasets.sources.readers import ObjectView, Rules, Tree, json_entry
 from ldm.files import read_json
 from ldm.settings.config import CheckedSettings, setting
 
-Item = tuple[
-    Any, ...
-]  # its name, unique in the source and the same on every machine, then what `views` needs
+Item = tuple[Any, ...]  # its name, unique in the source and equal on every machine, then what `views` needs
 
 
 def motion(default: int) -> Any:

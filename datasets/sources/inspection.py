@@ -46,20 +46,10 @@ class RejectionStats:
         return "\n".join([f"{self.source}: {total} drawn", *lines])
 
 
-@dataclass(frozen=True, eq=False)
-class InspectedSample:
-    """One accepted example."""
-
-    name: str
-    pair: Pair
-    params: AugmentationParams
-    dynamics: int
-
-
 def accepted_samples(
     source: ExampleSource, stats: RejectionStats, options: PairOptions, count: int, seed: int
-) -> Iterator[InspectedSample]:
-    """`count` examples of a source, in the order of its items; ValueError with the table when none comes."""
+) -> Iterator[tuple[str, Pair, AugmentationParams]]:
+    """Names and contents of `count` examples, in the order of the items; ValueError when none is accepted."""
     for k in range(count):
         drawn = draw_pair(source, options, (seed, k), k % len(source))
         for _, error in drawn.rejections:
@@ -67,7 +57,7 @@ def accepted_samples(
         if drawn.pair is not None:
             stats.accepted += 1
             name = source.name(drawn.index) if hasattr(source, "name") else f"item {drawn.index}"
-            yield InspectedSample(name, drawn.pair, drawn.params, source.dynamics)
+            yield name, drawn.pair, drawn.params
         elif not stats.accepted:
             raise ValueError(f"nothing was accepted in {MAX_TRIES} draws in a row; {stats.table()}")
 

@@ -140,36 +140,27 @@ class DreamBoothConfig(ObjectConfig):
     rules: Rules = setting(ANY_SIZE, help="which objects are rejected; by default none")
 
     def read(self) -> list[Item]:
-        Tree(self.backgrounds, self.depth).check()
+        tree, cut_outs = Tree(self.backgrounds, self.depth), self.object_masks is None
+        tree.check()
         folder(self.objects, "objects")
-        objects = require(self._objects(), f"objects in {self.objects}")
-        places = require(self._places(), f"masks NAME_mask in {self.backgrounds}")
-        return [(name, view, places) for name, view in objects]
-
-    def _objects(self) -> list[tuple[str, ObjectView]]:
-        """(concept, its only or first image)"""
         if self.object_masks is not None:
             masks, images = folder(self.object_masks, "object_masks"), images_in(self.objects)
-            return [
-                (image.stem, ObjectView(image, partial(read_mask, masks / image.name))) for image in images
-            ]
-        files = [(concept.name, images_in(concept, (".png",))) for concept in subfolders(self.objects)]
-        return [
-            (name, ObjectView(images[0], partial(alpha_mask, images[0]))) for name, images in files if images
-        ]
-
-    def _places(self) -> list[ObjectView]:
-        """The backgrounds by name."""
-        files = [mask for mask in images_in(self.backgrounds) if mask.stem.endswith("_mask")]
-        tree, places = Tree(self.backgrounds, self.depth), []
-        for name, mask in sorted({mask.stem.removesuffix("_mask"): mask for mask in files}.items()):
-            if self.object_masks is None:
-                image, read = f"{name}_GT", partial(read_mask, mask)
-            else:
-                message = f"nothing to fill: mask {mask} has no black pixel"
-                image, read = name, partial(dark_mask, mask, slice(3), 127, message)
-            places.append(ObjectView(mask.with_name(image + mask.suffix), read, tree))
-        return places
+            views = [(image, partial(read_mask, masks / image.name)) for image in images]
+            objects = [(image.stem, ObjectView(image, mask)) for image, mask in views]
+        else:  # the first cut-out of each concept
+            files = [(concept.name, images_in(concept, (".png",))) for concept in subfolders(self.objects)]
+            firsts = [(name, images[0]) for name, images in files if images]
+            objects = [(name, ObjectView(image, partial(alpha_mask, image))) for name, image in firsts]
+        mask_files = [mask for mask in images_in(self.backgrounds) if mask.stem.endswith("_mask")]
+        places = []
+        for name, mask in sorted({mask.stem.removesuffix("_mask"): mask for mask in mask_files}.items()):
+            message = f"nothing to fill: mask {mask} has no black pixel"
+            black = partial(dark_mask, mask, slice(3), 127, message)
+            image = mask.with_name(name + ("_GT" if cut_outs else "") + mask.suffix)
+            places.append(ObjectView(image, partial(read_mask, mask) if cut_outs else black, tree))
+        require(objects, f"objects in {self.objects}")
+        require(places, f"masks NAME_mask in {self.backgrounds}")
+        return [(name, view, places) for name, view in objects]
 
     def views(self, item: Item) -> Iterator[ObjectView]:
         """The object, then every background."""

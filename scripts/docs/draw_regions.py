@@ -16,7 +16,7 @@ import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from datasets.masks import mask_of_box
+from datasets.geometry import mask_of_box
 from inpainting.models.text_to_image.canvas import RegionPrompt
 from inpainting.models.text_to_image.rca import LAYOUTS, attention_sizes, log_visibility, region_bias
 from inpainting.paint import colored

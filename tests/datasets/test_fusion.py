@@ -13,8 +13,7 @@ from datasets.fusion import (
     tight_cutout,
     warp_into,
 )
-from datasets.geometry import Box, depth_at_contact, depth_extent
-from datasets.masks import mask_of_box
+from datasets.geometry import Box, depth_at_contact, depth_extent, mask_of_box
 from tests.datasets.preprocess_golden import Golden, load_golden
 
 FRAME = (120, 160)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from datasets.fusion import high_frequency
+from datasets.geometry import mask_of_box
 from datasets.inputs import HF_MODES
 from datasets.masks import (
     LEVELS,
@@ -12,7 +13,6 @@ from datasets.masks import (
     feather_inside,
     largest_piece,
     mask_level,
-    mask_of_box,
     perturb_mask,
 )
 from tests.datasets.preprocess_golden import SEEDS, Golden, PublishedStream, load_golden

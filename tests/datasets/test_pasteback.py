@@ -1,16 +1,17 @@
 """Crop and stitch: nothing outside the edit mask changes, nothing nearer is covered, detail comes through."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.geometry import Crop, square_box, square_padding
+from datasets.geometry import Crop, mask_of_box, square_box, square_padding
 from datasets.inputs import Inputs, PairOptions
-from datasets.masks import mask_of_box
-from datasets.pairs import build_pair
-from datasets.pasteback import paste_back, paste_rectangle, stitch, transfer_detail
+from datasets.pairs import Geometry, build_pair
+from datasets.pasteback import paste_back, stitch, transfer_detail
 from ldm.images import from_pm1
 from tests.datasets.preprocess_golden import load_golden
 
@@ -50,7 +51,9 @@ def test_rectangle_equals_the_published_paste(name, box):
     generated[..., 2] = np.linspace(0, 255, 512)
     crop = Crop(box, square_padding((box[3] - box[1], box[2] - box[0])), (512, 512), (480, 640))
     before = golden["in_img"].copy()
-    result, _ = paste_rectangle(before, generated, crop)
+    inputs = replace(scene((0.3, 0.2, 0.6, 0.6), crop.background_size), background_u8=before)
+    geometry = replace(Geometry.of(inputs, OPTIONS), crop=crop)
+    result = stitch(geometry, generated, paste="legacy-rect").result_u8
     assert golden.error(f"paste_{name}", result) == 0
     assert np.array_equal(before, golden["in_img"])
 
