@@ -57,7 +57,7 @@ class LoadedImage:
 
 
 @contextlib.contextmanager
-def opened(path: Path, *, upright: bool = True) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
     """The decoded first frame of an image file, turned as its EXIF orientation says."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected an image file")
@@ -87,11 +87,10 @@ def opened(path: Path, *, upright: bool = True) -> Iterator[Image.Image]:
             if image is not None:
                 reason = f"is truncated or damaged: its {image.format} data cannot be decoded"
             raise ValueError(f"{path} {reason}") from None
-        if upright:
-            try:
-                ImageOps.exif_transpose(image, in_place=True)
-            except DECODER_ERRORS:  # damaged EXIF data do not make the pixels unreadable
-                log.warning("%s: unreadable EXIF data, taken as upright", path)
+        try:
+            ImageOps.exif_transpose(image, in_place=True)
+        except DECODER_ERRORS:  # damaged EXIF data do not make the pixels unreadable
+            log.warning("%s: unreadable EXIF data, taken as upright", path)
         yield image
 
 

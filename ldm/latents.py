@@ -69,13 +69,7 @@ class LatentSpace(nn.Module):
     @property
     def factor(self) -> int:
         """Pixels per latent along one side."""
-        config = self.vae.config
-        blocks = config.encoder_block_out_channels if self.is_tiny else config.block_out_channels
-        return 2 ** (len(blocks) - 1)
-
-    @property
-    def is_tiny(self) -> bool:
-        return isinstance(self.vae, AutoencoderTiny)
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def channels(self) -> int:
@@ -84,7 +78,7 @@ class LatentSpace(nn.Module):
     def raw(self, image_pm1: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(b, 3, h, w) -> (b, c, h/f, w/f), not normalised; the KL posterior's mode without a generator."""
         encoded = self.vae.encode(image_pm1)
-        if self.is_tiny:
+        if isinstance(self.vae, AutoencoderTiny):
             return encoded.latents
         posterior = encoded.latent_dist
         return posterior.mode() if generator is None else posterior.sample(generator)

@@ -157,7 +157,7 @@ def save_result(
 
 def read_recipe(png: Path | str) -> dict[str, Any]:
     """The recipe that `save_result` put into a PNG."""
-    with opened(Path(png), upright=False) as image:
+    with opened(Path(png)) as image:
         if not isinstance(image, PngImageFile):
             raise ValueError(f"{png} is a {image.format} file, only a PNG has text chunks")
         text = image.text

@@ -13,8 +13,8 @@ from scipy.stats import wilcoxon
 from datasets.benchmark import BenchmarkCase
 from ldm.files import json_bytes, write_all_atomic
 from ldm.images import encode_png
-from ldm.metrics.frechet import frechet_distance, kernel_distance
 from ldm.metrics.intervals import centred_interval, format_estimate, mean_interval
+from ldm.metrics.similarity import frechet_distance, kernel_distance
 from ldm.sheet import grid
 
 log = logging.getLogger(__name__)

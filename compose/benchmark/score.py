@@ -31,8 +31,7 @@ from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
 from ldm.files import file_sha256, hash_folder
 from ldm.images import read_image
-from ldm.metrics.clip import Clip
-from ldm.metrics.dino import Dino
+from ldm.metrics.clip import Clip, Dino
 from ldm.metrics.inception import inception_features, load_inception
 from ldm.metrics.similarity import decibels, squared_error
 from ldm.metrics.weights import MetricNetworks

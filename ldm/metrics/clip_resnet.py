@@ -175,5 +175,4 @@ def load_resnet_clip(path: Path, device: torch.device | str = "cpu") -> ResnetCl
         network = ResnetClip(floats)
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"{path}: not the weights of a CLIP with a ResNet ({error})") from None
-    fill(network, floats, path)
-    return network.to(device)
+    return fill(network, floats, path).to(device)

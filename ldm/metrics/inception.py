@@ -147,6 +147,6 @@ def inception_features(
     return np.concatenate(rows)
 
 
-def load_inception(path: Path) -> nn.Module:
+def load_inception(path: Path) -> Inception:
     """The network with weights of a published file (pt_inception-2015-12-05-6726825d.pth or safetensors)."""
     return fill(Inception(), read_weight_file(path), path)

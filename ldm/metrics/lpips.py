@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ldm.metrics.weights import fill, read_weight_file
 
-HEAD_WEIGHTS = "functional/image/lpips_models/squeeze.pth"  # shipped with torchmetrics
+HEAD_WEIGHTS = "functional/image/lpips_models/squeeze.pth"  # lin0.model.1.weight ..., in torchmetrics
 FEATURE_WIDTHS = (64, 128, 256, 384, 384, 512, 512)  # channels of the compared layers
 COMPARED = (1, 4, 7, 9, 10, 11, 12)  # they end with these parts of SqueezeNet
 MEAN, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -69,16 +69,10 @@ class Lpips(nn.Module):
         return torch.stack(parts).sum(0)[:, 0]
 
 
-def load_lpips(path: Path, heads: Path | None = None) -> Lpips:
-    """path: weights of SqueezeNet 1.1 (squeezenet1_1-b8a52dc0.pth or safetensors; its classifier is ignored).
-
-    heads: lin0.model.1.weight ..., by default those that torchmetrics brings along
-    """
-    heads = heads or Path(torchmetrics.__file__).parent / HEAD_WEIGHTS
+def load_lpips(path: Path) -> Lpips:
+    """path: SqueezeNet 1.1 (squeezenet1_1-b8a52dc0.pth or safetensors); its classifier is ignored."""
     stored = read_weight_file(path)
     weights = {key: value for key, value in stored.items() if not key.startswith("classifier.")}
-    for key, value in read_weight_file(heads).items():
+    for key, value in read_weight_file(Path(torchmetrics.__file__).parent / HEAD_WEIGHTS).items():
         weights[f"heads.{key.removeprefix('lin').split('.')[0]}.weight"] = value
-    network = Lpips()
-    fill(network, weights, path)
-    return network
+    return fill(Lpips(), weights, path)

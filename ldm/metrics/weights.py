@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ldm.checkpoints import load_strict
+from ldm.checkpoints import Network, load_strict
 from ldm.files import file_sha256, hash_folder
 from ldm.registry.models import resolve_model_path
 from ldm.weight_files import open_weights
@@ -54,7 +54,7 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
     return {key: file.read(key) for key in file.shapes}
 
 
-def fill(network: nn.Module, weights: dict[str, Tensor], where: Path) -> nn.Module:
+def fill(network: Network, weights: dict[str, Tensor], where: Path) -> Network:
     """Load strictly and freeze. Counters of batch normalisation, which old files lack, are not needed."""
     state = network.state_dict()
     lacking = state.keys() - weights.keys()

@@ -11,14 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ldm.metrics.clip import BAD, GOOD, Clip, quality
+from ldm.metrics.clip import BAD, GOOD, Clip, Dino, quality
 from ldm.metrics.clip_resnet import AttentionPool, load_resnet_clip
-from ldm.metrics.dino import Dino
-from ldm.metrics.frechet import frechet_distance, kernel_distance
 from ldm.metrics.inception import Inception, load_inception, resize_like_tensorflow
 from ldm.metrics.intervals import centred_interval, mean_interval, percentile_interval
 from ldm.metrics.lpips import Lpips, load_lpips
-from ldm.metrics.similarity import decibels, psnr_over, squared_error
+from ldm.metrics.similarity import decibels, frechet_distance, kernel_distance, psnr_over, squared_error
 from ldm.metrics.weights import hash_of, read_weight_file
 from tests.ldm.small_metrics import (
     write_clip,

@@ -13,9 +13,8 @@ import numpy as np
 
 from inpainting.models.metrics.measure import ImageMetrics
 from ldm.files import read_json
-from ldm.metrics.frechet import frechet_distance, kernel_distance
 from ldm.metrics.intervals import centred_interval, format_estimate, percentile_interval
-from ldm.metrics.similarity import decibels
+from ldm.metrics.similarity import decibels, frechet_distance, kernel_distance
 
 Number = dict[str, float | int]
 
