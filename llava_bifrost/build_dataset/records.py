@@ -152,10 +152,7 @@ def statistics(records: Sequence[Mapping[str, Any]], dropped: Iterable[str], ite
     """
     metas = [record["meta"] for record in records]
     clauses = [Request(**meta["request"]).clauses for meta in metas]
-    phrases = Counter(phrase for request in clauses for phrase, _ in request)
-    relations: Counter[str] = Counter()
-    for phrase, count in phrases.items():
-        relations[PHRASES[phrase]] += count
+    phrases = [phrase for request in clauses for phrase, _ in request]
     boxes = [meta["box01_xyxy"] for meta in metas]
     return {
         "items": items,
@@ -163,8 +160,8 @@ def statistics(records: Sequence[Mapping[str, Any]], dropped: Iterable[str], ite
         "samples": len(records),
         "kinds": _counted(Counter(meta["kind"] for meta in metas)),
         "relations per sample": _counted(Counter(str(len(request)) for request in clauses)),
-        "relations": _counted(relations),
-        "phrases": _counted(phrases),
+        "relations": _counted(Counter(PHRASES[phrase] for phrase in phrases)),
+        "phrases": _counted(Counter(phrases)),
         "targets": _counted(Counter(meta["request"]["target"] for meta in metas)),
         "area of the box up to": _binned([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes], AREAS),
         "depth up to": _binned([meta["depth"] for meta in metas], DEPTHS),

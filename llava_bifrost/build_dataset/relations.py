@@ -53,14 +53,11 @@ def true_facts(
 
     facts: list[Fact] = []
     for name, anchor in near.items():
-        words = ALL_RELATIONS[:-1] if known is None else known.get(name, frozenset())
-        for word in (word for word in ALL_RELATIONS[:-1] if word in words):
-            if all(sure(word, target, anchor) for target in targets):
-                facts.append((word, (name,)))
-    if rules.between:
-        for pair in combinations(near, 2):
-            if all(holds("between", target, *(near[name] for name in pair)) for target in targets):
-                facts.append(("between", pair))
+        words = [word for word in ALL_RELATIONS[:-1] if known is None or word in known.get(name, ())]
+        facts += [(word, (name,)) for word in words if all(sure(word, target, anchor) for target in targets)]
+    for pair in combinations(near, 2) if rules.between else ():
+        if all(holds("between", target, *(near[name] for name in pair)) for target in targets):
+            facts.append(("between", pair))
     return facts
 
 

@@ -68,7 +68,7 @@ class Ground:
         return np.maximum(np.asarray(d) - self.horizon_d, 0.02)
 
 
-def fit_ground(depth_01: np.ndarray, view_degrees: float = VIEW_DEGREES) -> Ground:
+def fit_ground(depth_01: np.ndarray) -> Ground:
     """Find the ground of a depth map (h, w), 1 = nearest; the same map gives the same answer.
 
     Where no plane fits, a level ground is assumed: farthest in the middle of the image, nearest at its
@@ -101,7 +101,7 @@ def fit_ground(depth_01: np.ndarray, view_degrees: float = VIEW_DEGREES) -> Grou
         return Ground(level, min(0.0, HORIZON_D), np.zeros((h, w), bool), np.ones((h, w), bool), False)
     plane = _refined(Plane(*map(float, rising[int(np.argmax(score))])), points)
     seen = np.abs(_residual(plane, points)).reshape(h, w) < 2 * TOLERANCE
-    horizon_d = _horizon(plane, planes, points, (depth_01.shape[0], depth_01.shape[1]), view_degrees)
+    horizon_d = _horizon(plane, planes, points, depth_01.shape)
     return Ground(plane, horizon_d, seen, hull(seen), True)
 
 
@@ -115,9 +115,9 @@ def _residual(plane: Plane, points: np.ndarray) -> np.ndarray:
     return points[:, 2] - np.asarray(plane.at(points[:, 0], points[:, 1]))
 
 
-def _refined(plane: Plane, points: np.ndarray, rounds: int = 3) -> Plane:
+def _refined(plane: Plane, points: np.ndarray) -> Plane:
     """Least squares over the points on the plane."""
-    for _ in range(rounds):
+    for _ in range(3):
         on = np.abs(_residual(plane, points)) < TOLERANCE
         if on.sum() < 12:
             break
@@ -127,9 +127,7 @@ def _refined(plane: Plane, points: np.ndarray, rounds: int = 3) -> Plane:
     return plane
 
 
-def _horizon(
-    ground: Plane, planes: np.ndarray, points: np.ndarray, size_hw: tuple[int, int], view_degrees: float
-) -> float:
+def _horizon(ground: Plane, planes: np.ndarray, points: np.ndarray, size_hw: tuple[int, ...]) -> float:
     """Depth at infinity: the value that makes the largest wall upright on the ground."""
     rest = points[_residual(ground, points) > 3 * TOLERANCE]
     rest = rest[rest[:, 1] < np.quantile(points[:, 1], 0.7)]
@@ -142,7 +140,7 @@ def _horizon(
         return HORIZON_D
     wall = _refined(Plane(*map(float, walls[int(np.argmax(on))])), rest)
     h, w = size_hw
-    half = np.tan(np.radians(view_degrees) / 2)
+    half = np.tan(np.radians(VIEW_DEGREES) / 2)
     half_x, half_y = (half, half * h / w) if w >= h else (half * w / h, half)
     near, far = float(ground.at(0.5, 0.5)), float(wall.at(0.5, 0.5))
     slope = ground.a * wall.a / (4 * half_x**2) + ground.b * wall.b / (4 * half_y**2)

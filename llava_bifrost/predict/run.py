@@ -10,7 +10,6 @@ Jobs whose answer is there are skipped, so an interrupted run continues; a line 
 import json as json_format
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,38 +156,33 @@ def predict_jobs(settings: PredictJobs) -> None:
     locator, estimator = settings.load()
     size, failed = 1 if settings.candidates > 1 else settings.batch, 0
     groups = [todo[start : start + size] for start in range(0, len(todo), size)]
-    for group in tqdm(groups, desc="answers", unit="batch"):
-        for answer in answers_of(group, locator, settings, estimator):
-            failed += "error" in answer
-            append_line(out, answer)
+    progress = tqdm(total=len(todo), desc="answers", unit="job")
+    while groups:
+        group = groups.pop(0)
+        try:
+            images = [read_image(job["folder"] / job["image"]).rgb_u8 for job in group]
+            if settings.candidates == 1:
+                best = locator.locate_many(images, [job["instruction"] for job in group])
+                located = [[candidate] for candidate in best]
+            else:
+                (job,), (image_u8,) = group, images
+                anchors = parse_anchors(job["anchors"], f"job {job['id']}") if "anchors" in job else None
+                depth_01 = None if estimator is None else estimator.estimate(image_u8)
+                located = [locator.locate(
+                    image_u8, job["instruction"], settings.candidates, settings.seed,
+                    depth_01=depth_01, anchors=anchors, temperature=settings.temperature,
+                )]  # fmt: skip
+        except (ValueError, OSError) as error:
+            if len(group) > 1:  # is tried job by job
+                groups = [[job] for job in group] + groups
+                continue
+            results: list[dict[str, Any]] = [{"error": " ".join(str(error).split())}]
+            failed += 1
+        else:
+            results = [{"candidates": list(map(candidate_report, candidates))} for candidates in located]
+        for job, result in zip(group, results, strict=True):
+            append_line(out, {**{key: job[key] for key in ("id", "image", "instruction")}, **result})
+        progress.update(len(group))
+    progress.close()
     if failed:
         log.warning("%d jobs could not be answered; their lines in %s say why", failed, out)
-
-
-def answers_of(
-    group: list[Job], locator: Locator, settings: PredictJobs, estimator: DepthEstimator | None
-) -> Iterator[dict[str, Any]]:
-    """Answers of a group of jobs, in order; a group that fails is tried job by job."""
-    try:
-        images = [read_image(job["folder"] / job["image"]).rgb_u8 for job in group]
-        if settings.candidates == 1:
-            best = locator.locate_many(images, [job["instruction"] for job in group])
-            located = [[candidate] for candidate in best]
-        else:
-            (job,), (image_u8,) = group, images
-            anchors = parse_anchors(job["anchors"], f"job {job['id']}") if "anchors" in job else None
-            depth_01 = None if estimator is None else estimator.estimate(image_u8)
-            located = [locator.locate(
-                image_u8, job["instruction"], settings.candidates, settings.seed,
-                depth_01=depth_01, anchors=anchors, temperature=settings.temperature,
-            )]  # fmt: skip
-    except (ValueError, OSError) as error:
-        if len(group) > 1:
-            for job in group:
-                yield from answers_of([job], locator, settings, estimator)
-            return
-        results: list[dict[str, Any]] = [{"error": " ".join(str(error).split())}]
-    else:
-        results = [{"candidates": list(map(candidate_report, candidates))} for candidates in located]
-    for job, result in zip(group, results, strict=True):
-        yield {**{key: job[key] for key in ("id", "image", "instruction")}, **result}
