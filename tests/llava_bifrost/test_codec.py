@@ -12,8 +12,7 @@ from PIL import Image
 
 from ldm.mllm.constrain import Grammar
 from llava_bifrost.language.answer import AnswerError, Location, format_answer, parse_answer
-from llava_bifrost.language.codec import CODECS, Codec, Frame, frame_of, to_square
-from llava_bifrost.language.grammar import number_text, span
+from llava_bifrost.language.codec import CODECS, Codec, Frame, frame_of, number_text, span, to_square
 from llava_bifrost.language.instruction import FORMATS
 from tests.ldm.small_mllm import build_small, word_level
 
