@@ -40,7 +40,7 @@ OPTIONS = PairOptions(augment=replace(Augment(), levels=(0.0, 0.0, 0.7, 0.0, 0.3
 SIDE, REFERENCE = 512, 224
 
 
-def fabricate(root: Path, h: int, w: int) -> None:
+def fabricate(root: Path, h: int, w: int) -> ExampleSource:
     """Textured images with an elliptic object, as JPEG, PNG and 16-bit PNG."""
     y, x = np.mgrid[0:h, 0:w]
     mask = ((x / w - 0.5) / 0.18) ** 2 + ((y / h - 0.5) / 0.28) ** 2 < 1
@@ -55,6 +55,7 @@ def fabricate(root: Path, h: int, w: int) -> None:
         write_depth(root / "depth" / f"{item}.png", normalize(smooth))
     pairs = [f"{item} {(item + 1) % ITEMS}" for item in range(ITEMS)]
     (root / "pairs.txt").write_text("\n".join(pairs), encoding="utf-8")
+    return FolderConfig(root=root).open()
 
 
 def published_read(root: Path, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -139,12 +140,11 @@ def fabricated(h: int, w: int) -> dict[str, float]:
     """CPU milliseconds of our and the published work on the same files, with and without reading them."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        fabricate(root, h, w)
-        source, sample = FolderConfig(root=root).open(), AugmentationParams.sample
+        source, sample = fabricate(root, h, w), AugmentationParams.sample
         inputs = [source.example(item, np.random.default_rng(item)) for item in range(ITEMS)]
         files = [published_read(root, item) for item in range(ITEMS)]
         works: dict[str, Callable[[int, np.random.Generator], object]] = {
-            "ours_read_ms": lambda k, rng: source.example(k, rng),
+            "ours_read_ms": source.example,
             "ours_pair_ms": lambda k, rng: build_pair(inputs[k], OPTIONS, sample(rng, OPTIONS)),
             "published_read_ms": lambda k, rng: published_read(root, k),
             "published_pair_ms": lambda k, rng: published_pair(*files[k], rng),

@@ -3,17 +3,21 @@
     unet/ control_detail/ control_depth/ image_encoder/ projector/ vae/ scheduler/ compositor.json
 
 The configuration says how images were prepared in training and which sampler settings suit the model, so a
-small model and the full-size one differ in files, never in code.
+small model and the full-size one differ in files, never in code. PRESETS replace pre-processing and sampling
+by those of the two published systems, switch for switch; sizes stay the model's. Two more of their switches:
+the whole crop is pasted back (a rectangle less 5 pixels), and the side of the crop is drawn between 1.5 and
+2.9 times the region, here from the seed of the job.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
 
 from cldm.model import Compositor, IdentityEncoder
-from datasets.inputs import PairOptions
+from datasets.inputs import PUBLISHED_INFERENCE, PairOptions
 from datasets.pasteback import DETAIL_SCALE
 from ldm.checkpoints import folder_written_whole, load_part, save_part
 from ldm.denoise import STEP_RULES
@@ -22,6 +26,7 @@ from ldm.latents import LatentSpace
 from ldm.settings.config import CheckedSettings, read_config, setting, write_config
 
 CONFIG_FILE = "compositor.json"
+CROP_TENTHS = (15, 29)  # of the region; published without a seed
 PARTS = ("unet", "control_detail", "control_depth", "image_encoder", "projector", "vae", "scheduler")
 
 
@@ -57,6 +62,35 @@ class CompositorConfig:
     notice: str = setting("", help="shown once when the model is loaded")
     pair: PairOptions = setting(PairOptions(), help="pre-processing that the model was trained with")
     sampling: Sampling = setting(Sampling(), help="default sampler settings")
+
+
+@dataclass(frozen=True)
+class Compat:
+    """What the published code of one system implies.
+
+    paste: see `datasets.pasteback.stitch`. depth: of an object whose depth is not given, None as usual.
+    """
+
+    pair: PairOptions
+    sampling: Sampling
+    paste: str = "legacy-rect"
+    depth: tuple[float, ...] | None = None
+
+
+_DDIM = Sampling("ddim", steps=50, guidance=5.0, init="noise", detail=0.0, step_rule="published")
+PRESETS = {
+    "bifrost": Compat(PUBLISHED_INFERENCE, _DDIM),
+    # AnyDoor knows no depth: nothing hides the object, and its collage shows the colours of the edges.
+    "anydoor": Compat(replace(PUBLISHED_INFERENCE, hf_mode="color", mask_level="box"), _DDIM, depth=(1.0,)),
+}
+
+
+def with_compat(config: CompositorConfig, name: str, seed: int) -> CompositorConfig:
+    """The configuration with the pre-processing and sampling of a published system."""
+    tenths = np.random.default_rng(seed).integers(CROP_TENTHS[0], CROP_TENTHS[1] + 1)
+    kept = {field: getattr(config.pair, field) for field in ("size", "reference_size", "augment")}
+    pair = replace(PRESETS[name].pair, crop_ratio=float(tenths) / 10, **kept)
+    return replace(config, pair=pair, sampling=PRESETS[name].sampling)
 
 
 def save_compositor(

@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from cldm.compat import PRESETS, with_compat
 from cldm.pipeline import CompositorPipeline, Weights
-from cldm.pretrained import Sampling
+from cldm.pretrained import PRESETS, Sampling, with_compat
 from compose.inputs import read_sources
 from compose.placement import locate, resolve_placement
 from compose.recipe import make_recipe

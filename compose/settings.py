@@ -13,9 +13,14 @@ from typing import Any
 
 import torch
 
-from cldm.compat import PRESETS
 from cldm.model import Compositor
-from cldm.pretrained import CompositorConfig, load_compositor, load_compositor_config, missing_parts
+from cldm.pretrained import (
+    PRESETS,
+    CompositorConfig,
+    load_compositor,
+    load_compositor_config,
+    missing_parts,
+)
 from datasets.fusion import ALIASES, MODES
 from datasets.geometry import check_box01
 from ldm.device import pick_device, pick_dtype

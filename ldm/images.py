@@ -266,11 +266,6 @@ def to_01(image_u8: np.ndarray) -> Tensor:
     return _planes(image_u8) / 255
 
 
-def from_01(image_01: Tensor) -> np.ndarray:
-    """(3, h, w) in [0, 1] -> RGB (h, w, 3) uint8, rounded."""
-    return (image_01 * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
-
-
 def from_pm1(image_pm1: Tensor) -> np.ndarray:
     """(3, h, w) in [-1, 1] -> RGB (h, w, 3) uint8, rounded and clipped; undoes `to_pm1` exactly."""
     if not torch.isfinite(image_pm1).all():

@@ -21,9 +21,10 @@ from datasets.pasteback import stitch
 from datasets.scenes import Scene, SceneFacts, SceneOptions, render, sample_scene
 from datasets.scenes.describe import Solid
 from datasets.scenes.furnish import solid_at
+from datasets.scenes.sheet import from_01
 from datasets.sources.rendered import RenderedScenes
 from ldm.experts.depth import DepthEstimator
-from ldm.images import from_01, from_pm1, normalize
+from ldm.images import from_pm1, normalize
 
 MIN_PIXELS = 40  # of the object; chosen: fewer make a meaningless PSNR
 MIN_OVERLAP = 64  # pixels of the amodal masks of two neighbours; chosen

@@ -6,7 +6,6 @@ Legend: b batch, c latent channels, h w latent pixels.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from einops import rearrange
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_model_state_dict
@@ -103,8 +101,7 @@ class CompositorTrainConfig(CheckedSettings):
 
 def trainable_parameters(model: Compositor, config: CompositorTrainConfig) -> list[nn.Parameter]:
     """Freeze what does not train; returns the rest. The control branches' first convolutions never train."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
     parts: list[nn.Module] = [model.detail, model.depth]
     if config.trainable == "all":
         parts += [model.unet, model.identity.encoder]
@@ -189,8 +186,7 @@ class CompositorModule(pl.LightningModule):
         """batch: fields of `datasets.base.TrainingSample`, each (b, ...), see `cldm.training.data`."""
         with torch.no_grad():
             latents = self.model.latent_space.encode(batch["target_pm1"])
-        total = int(self.noise_schedule.config.num_train_timesteps)
-        devices = (self.global_rank, self.trainer.world_size)
+        total, devices = len(self.noise_schedule), (self.global_rank, self.trainer.world_size)
         draws = StepRandomness.draw(self.config.seed, self.batch_number, latents.shape, total, *devices)
         self.batch_number += 1
         timesteps = draws.timesteps
@@ -212,19 +208,12 @@ class CompositorModule(pl.LightningModule):
         config = self.config
         rates = torch.tensor([config.drop_identity, config.drop_detail, config.drop_depth])
         keep = (drops >= rates[:, None]).to(batch["reference_01"].device)
-        keep_identity, keep_detail, keep_depth = rearrange(keep, "k b -> k b 1 1 1")
-        return self.model.conditions(
-            batch["reference_01"] * keep_identity,
-            batch["detail_pm1"] * keep_detail,
-            batch["depth_01"] * keep_depth,
-        )
+        given = (batch["reference_01"], batch["detail_pm1"], batch["depth_01"])
+        masks = rearrange(keep, "k b -> k b 1 1 1")
+        return self.model.conditions(*(value * mask for value, mask in zip(given, masks, strict=True)))
 
     def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
         """A step of the optimizer, then of the average: before any checkpoint of this step is written."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from torch import Tensor
 
 from datasets.scenes.batch import render
 from datasets.scenes.describe import SceneOptions, eval_seed
 from datasets.scenes.layout import sample_scene
-from ldm.images import from_01, write_png
+from ldm.images import write_png
 from ldm.settings.schema import setting
 from ldm.sheet import grid
 
@@ -65,3 +66,8 @@ def write_scene_sheet(settings: SheetSettings) -> Path:
     write_png(settings.out, grid(rows, COLUMNS, captions, cell=max(settings.size)))
     log.info("wrote %s", settings.out)
     return settings.out
+
+
+def from_01(image_01: Tensor) -> np.ndarray:
+    """(3, h, w) in [0, 1] -> RGB (h, w, 3) uint8, rounded."""
+    return (image_01 * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()

@@ -16,8 +16,9 @@ from matplotlib.patches import FancyBboxPatch
 
 from compose import compose, load_models
 from compose.contact_sheet import on_white, read_cases, settings_of_case, with_box
+from datasets.scenes.sheet import from_01
 from ldm.files import write_atomic
-from ldm.images import from_01, from_pm1
+from ldm.images import from_pm1
 from ldm.settings.cli import run_module, single_app
 from ldm.sheet import as_rgb
 from scripts.docs.make_examples import FOLDER

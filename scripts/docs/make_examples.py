@@ -18,8 +18,9 @@ import typer
 
 from datasets.relations import Place
 from datasets.scenes import SceneOptions, eval_seed, render, sample_scene
+from datasets.scenes.sheet import from_01
 from ldm.files import write_json
-from ldm.images import from_01, write_depth, write_png
+from ldm.images import write_depth, write_png
 from ldm.settings.cli import run_module, single_app
 from llava_bifrost.placement.anchors import as_json
 
