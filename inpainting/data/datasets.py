@@ -54,17 +54,14 @@ class PaintingItems(Dataset[dict[str, Any]]):
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         folder = data_dir / "images" / split
         if not folder.is_dir():
-            raise ValueError(
-                f"there is no folder {folder}; `python -m inpainting.data.ops build` makes the data"
-            )
+            raise ValueError(f"no folder {folder}; `python -m inpainting.data.ops build` makes the data")
         for path in images_in(folder):
-            stem = path.stem
-            painting = Painting(stem, path, data_dir / "masks" / stem, data_dir / "entities" / stem)
-            if not (painting.entities / ANNOTATIONS).is_file():
-                continue
+            masks, entities = data_dir / "masks" / path.stem, data_dir / "entities" / path.stem
+            painting = Painting(path.stem, path, masks, entities)
             try:
-                painting.read_captions()
-                self.paintings.append(painting)
+                if (entities / ANNOTATIONS).is_file():
+                    painting.read_captions()
+                    self.paintings.append(painting)
             except ValueError as error:
                 self.left_out[painting.stem] = str(error)
         for reason in list(self.left_out.values())[:SHOWN]:
@@ -121,8 +118,6 @@ class InpaintingDataset(PaintingItems):
     freestyle_attention_mask  (l,) 0 = shared token, k = only for region k        (both: freestyle only)
     global_text               description of the whole image                    (global_anns_path only)
     image_stems, all_masks    name; list of r masks (1, s, s)                     (val and test only)
-
-    Its random decisions follow from (seed, name, epoch); the epoch counts in training only.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inpainting import prompts
-from inpainting.models.image_to_text.writer import PUBLISHED, Decoding, PromptWriter, find_files
+from inpainting.models.image_to_text.writer import Decoding, PromptWriter, find_files
 from inpainting.prompts import (
     COLORS,
     CONFIG_FILE,
@@ -91,7 +91,7 @@ def test_answers_have_the_asked_form(writers: dict[str, PromptWriter]):
 
 def test_published_decoding(writers: dict[str, PromptWriter]):
     """An untrained model writes no tags; a missing one is empty."""
-    short = dataclasses.replace(PUBLISHED, longest=5)
+    short = Decoding(constrained=False, longest=5)
     assert writers["llava_next"].write([IMAGE], [MASKS[:2]], short) == [["", ""]]
     query = queries_for(PrompterConfig(), IMAGE, MASKS[:3], [""] * 3)[0]
     said = "<blue>a tree</blue><green>a man<red> a dog </red><red>no</red>"

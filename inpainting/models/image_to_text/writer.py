@@ -42,7 +42,7 @@ from ldm.mllm.constrain import Grammar
 from ldm.mllm.load import Mllm
 from ldm.mllm.training import ADAPTER_CONFIG, load_adapter
 from ldm.registry.models import local_or_hub_folder, resolve_model_path
-from ldm.settings.config import read_config
+from ldm.settings.config import check_settings, read_config, setting
 
 log = logging.getLogger(__name__)
 DEFAULTS = PrompterConfig()
@@ -56,28 +56,25 @@ LONGEST_ANSWER = 512  # tokens (published)
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are decoded.
+    """How answers are decoded."""
 
-    constrained: one closed, non-empty tag per colour; off: as published. temperature: 0 takes the most
-    probable tokens, above 0 draws them with `seed`, each image for itself. longest: most tokens of one
-    prompt, None: what the model's config says; decoded as published, of a whole answer, None: 512.
-    """
-
-    constrained: bool = True
-    temperature: float = 0.0
-    seed: int = 0
-    longest: int | None = None
+    constrained: bool = setting(True, help="one closed, non-empty tag per colour; off: as published")
+    temperature: float = setting(0.0, low=0, help="0: the most probable tokens; else drawn, image by image")
+    seed: int = setting(0, help="of the draws")
+    longest: int | None = setting(
+        None,
+        low=1,
+        help="most tokens of one prompt, by default as the model's config says; decoded as published, of a "
+        "whole answer, by default 512",
+    )
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        check_settings(self)
         if self.temperature and not self.constrained:
             raise ValueError("free decoding takes the most probable tokens; temperature must be 0")
-        if self.longest is not None and self.longest < 1:
-            raise ValueError(f"longest must be at least 1 token, got {self.longest}")
 
 
-GREEDY, PUBLISHED = Decoding(), Decoding(constrained=False)
+GREEDY = Decoding()
 
 
 @dataclass(frozen=True)

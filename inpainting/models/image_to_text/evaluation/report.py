@@ -115,7 +115,7 @@ def measure_prompts(
     }
     # Who found the noun roots, by the journals of the painting data that the regions lie in.
     folders = {row.crop_path and row.crop_path.parent.parent for row in rows}
-    inputs = [(folder and JournalReader(stamp_path(folder, STEP)).inputs) or {} for folder in folders]
+    steps = [(folder and JournalReader(stamp_path(folder, STEP)).inputs) or {} for folder in folders]
     return {
         **{name: value_of(whole, name) for name in NAMES},
         **{f"{name}_last": value_of(last, name) for name in NAMES},
@@ -126,7 +126,7 @@ def measure_prompts(
         LAST: last,
         BY_MASKS: by_masks,
         "judges": models.used,
-        "noun_roots": sorted({str(found.get("method", "as given with the data")) for found in inputs}),
+        "noun_roots": sorted({str(step.get("method", "as given with the data")) for step in steps}),
         "skipped": skipped,
     }
 
