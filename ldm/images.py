@@ -173,8 +173,7 @@ def read_mask(
         ids = distinct_values(raw)
         if label is not None:
             raise ValueError(f"mask {path} has no pixel with the id {label}; present are {ids}")
-        hint = f"; its values are {ids}: if these are ids, say which one is meant (label)"
-        hint = hint if raw.max() > 0 else ""
+        hint = f"; its values are {ids}: if they are ids, say which one is meant (label)" if raw.any() else ""
         raise ValueError(f"mask {path} is empty: no pixel is above {MASK_THRESHOLD} of 255{hint}")
     _require_size(mask, size, f"mask {path}")
     return mask
@@ -215,15 +214,9 @@ def _require_size(values: np.ndarray, size: tuple[int, int] | None, what: str) -
         raise ValueError(f"{what} is {w} x {h} pixels, its image is {want_w} x {want_h} (width x height)")
 
 
-def write_png(
-    path: Path | str,
-    rgb_u8: np.ndarray,
-    *,
-    alpha_u8: np.ndarray | None = None,
-    text: Mapping[str, str] | None = None,
-) -> None:
-    """Write RGB (h, w, 3) uint8, with alpha (h, w) when given, and text chunks."""
-    write_atomic(path, encode_png(rgb_u8, alpha_u8=alpha_u8, text=text))
+def write_png(path: Path | str, rgb_u8: np.ndarray, *, alpha_u8: np.ndarray | None = None) -> None:
+    """Write RGB (h, w, 3) uint8, with alpha (h, w) when given."""
+    write_atomic(path, encode_png(rgb_u8, alpha_u8=alpha_u8))
 
 
 def write_mask(path: Path | str, mask: np.ndarray) -> None:

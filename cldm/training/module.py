@@ -26,9 +26,9 @@ from torch.optim import Optimizer
 from cldm.model import Compositor, Conditions
 from cldm.training.randomness import StepRandomness, shifted_timesteps
 from cldm.training.sharding import WHOLE, shard
+from ldm.denoise import min_snr_weight, prediction_target
 from ldm.settings.config import CheckedSettings, setting
 from ldm.training.checkpoints import trained
-from ldm.training.diffusion import min_snr_weight, prediction_target
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.nn import functional
 
 from ldm.files import file_sha256, first_line, hash_folder
-from ldm.images import resize, to_01
+from ldm.images import from_01, resize, to_01
 
 TELEA_RADIUS = 5  # pixels around a missing one that OpenCV looks at
 OPENCV_SIDE = 768  # larger images are filled at this size: the time of OpenCV grows with the hole
@@ -95,13 +95,12 @@ def _lama(path: Path, device: str) -> Fill:
     def fill(rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
         h, w = mask.shape
         pad = [0, -w % LAMA_MULTIPLE, 0, -h % LAMA_MULTIPLE]
-        image = functional.pad(to_01(rgb_u8)[None], pad, mode="replicate").to(device)
-        hole = functional.pad(torch.from_numpy(mask)[None, None].float(), pad, mode="replicate").to(device)
+        planes = to_01(rgb_u8)[None], torch.from_numpy(mask)[None, None].float()
+        image, hole = (functional.pad(plane, pad, mode="replicate").to(device) for plane in planes)
         filled = network(image, hole)
         if filled.shape != image.shape:
             raise ValueError(f"eraser {path} gave {tuple(filled.shape)} for {tuple(image.shape)}: not LaMa")
-        values = (filled[0, :, :h, :w].float() * 255).round().clamp(0, 255).to(torch.uint8)
-        return values.permute(1, 2, 0).cpu().numpy()
+        return from_01(filled[0, :, :h, :w].float().clamp(0, 1))
 
     return fill
 

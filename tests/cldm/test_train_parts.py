@@ -19,8 +19,8 @@ from cldm.training.records import COLUMNS, condition_sensitivity
 from datasets.base import BOTH, MOVING, STILL, Mixture, PairDataset, RunBatches, collate_pairs
 from datasets.scenes.store import StoreSettings, render_shards
 from datasets.sources.rendered import RenderedScenes
+from ldm.denoise import min_snr_weight
 from ldm.training.checkpoints import CsvLogger
-from ldm.training.diffusion import min_snr_weight
 from tests.cldm.small import SMALL, SMALL_CONFIG
 from tests.cldm.test_train import run_config, scenes
 

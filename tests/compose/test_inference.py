@@ -9,7 +9,7 @@ import pytest
 
 from compose import pipeline
 from datasets.fusion import MARGIN
-from ldm.images import read_image, write_png
+from ldm.images import encode_png, read_image, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from run_inference import build_app
@@ -150,7 +150,7 @@ def test_replay_refuses_a_image_without_a_recipe(case: Case, capsys) -> None:
         ({"command": "other"}, "not written by the image verb"),
         ({"command": "image"}, "its recipe lacks settings"),
     ):
-        write_png(case.folder / "b.png", room(), text={"bifrost": json.dumps(recipe)})
+        (case.folder / "b.png").write_bytes(encode_png(room(), text={"bifrost": json.dumps(recipe)}))
         assert reason in refused_replay(case, case.folder / "b.png", capsys)
 
 
@@ -158,7 +158,7 @@ def test_another_machine_is_a_warning_only(case: Case, caplog) -> None:
     assert case.run() == 0
     recipe = {**read_recipe(case.out), "versions": {"torch": "2.6.0"}}
     old = case.folder / "old.png"
-    write_png(old, read_image(case.out).rgb_u8, text={"bifrost": json.dumps(recipe)})
+    old.write_bytes(encode_png(read_image(case.out).rgb_u8, text={"bifrost": json.dumps(recipe)}))
     assert run_app(build_app, ["replay", str(old)]) == 0
     assert "versions differ from the recipe's" in caplog.text
 

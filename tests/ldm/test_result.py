@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.images import read_image
+from ldm.images import encode_png, read_image
 from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, result_paths, save_result
 
 
@@ -93,9 +93,7 @@ def test_a_image_without_recipe_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", ["{", "[1]"])
 def test_a_damaged_recipe_says_so(tmp_path: Path, chunk: str) -> None:
-    from ldm.images import write_png
-
-    write_png(tmp_path / "a.png", noise(), text={"bifrost": chunk})
+    (tmp_path / "a.png").write_bytes(encode_png(noise(), text={"bifrost": chunk}))
     with pytest.raises(ValueError, match=r"a\.png carries a damaged recipe"):
         read_recipe(tmp_path / "a.png")
 

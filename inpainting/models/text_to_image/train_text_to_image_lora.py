@@ -26,14 +26,13 @@ from inpainting.models.text_to_image.load import LORA_FILE, Inpainter, load_inpa
 from inpainting.models.text_to_image.rca import LAYOUTS, region_kwargs
 from inpainting.models.text_to_image.sample import known_channels
 from inpainting.tokens import ENCODINGS, encode_plans, plan_tokens
-from ldm.denoise import noise_for
+from ldm.denoise import min_snr_weight, noise_for, prediction_target
 from ldm.device import DTYPES
 from ldm.files import write_atomic
 from ldm.seeds import seed_of
 from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import CheckedSettings, check_settings, dump_yaml, setting
 from ldm.training.checkpoints import Layout
-from ldm.training.diffusion import min_snr_weight, prediction_target
 from ldm.training.fit import FitConfig, Task, fit, make_accelerator
 from ldm.training.task import drawing
 
