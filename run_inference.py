@@ -21,8 +21,7 @@ import typer
 from compose import ComposeSettings, compose, load_models
 from compose.batch import DEFAULTS, DreamBoothSettings, dreambooth_jobs, read_jobs, run_jobs
 from compose.contact_sheet import TITLES, sheet_rows
-from compose.pipeline import sampling_of
-from compose.recipe import check_unchanged, make_recipe, settings_of_recipe
+from compose.pipeline import check_unchanged, settings_of_recipe
 from compose.settings import Models
 from ldm.denoise import Step
 from ldm.images import from_pm1, write_png
@@ -106,7 +105,7 @@ def replay(options: ReplaySettings) -> None:
     settings, recipe = settings_of_recipe(image)
     output_paths(out, 1, settings.input_files.values())
     models = load_models(settings)
-    check_unchanged(image, recipe, make_recipe(settings, models, *sampling_of(settings, models)))
+    check_unchanged(image, recipe, settings, models)
     result = compose(settings, models, progress=sys.stderr.isatty())
     result.with_placement(recipe.get("placement")).save(recipe["sample"], out)
     logger.info("image:   %s\nreport:  %s", *result_paths(out))

@@ -15,8 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from compose import ComposeSettings, compose, load_models
-from compose.pipeline import Result
-from compose.recipe import settings_of_recipe
+from compose.pipeline import Result, settings_of_recipe
 from compose.settings import DEPTH_MODES, Models
 from datasets.geometry import box_to_pixels
 from ldm.files import read_json

@@ -1,4 +1,6 @@
-"""From a sentence to a box and a depth: locator and compositor meet here.
+"""From the files that settings name, and a sentence if there is one, to a place and the inputs there.
+
+Every error names its file. A sentence becomes a box and a depth: locator and compositor meet here.
 
 A locator is a folder with a vision-language model (`llava_bifrost.predict`), or "geometric"
 (`llava_bifrost.placement.placer`), which needs the places of the named objects: from a file or a detector.
@@ -13,19 +15,112 @@ from typing import Any
 
 import numpy as np
 
-from compose.inputs import Sources, make_inputs
 from compose.settings import DEPTH_MODES, GEOMETRIC, WITH_SENTENCE, ComposeSettings, Models, locator_name
-from datasets.geometry import bbox_of_mask, box_from_01
-from datasets.inputs import PairOptions
+from datasets.geometry import Box01, bbox_of_mask, box_from_01, box_to_01, depth_at_contact, depth_extent
+from datasets.inputs import Inputs, PairOptions, check_object
 from datasets.pairs import Geometry
 from datasets.relations import Place
+from ldm.experts.segment import object_mask
 from ldm.files import file_sha256, hash_folder
+from ldm.images import LoadedImage, read_depth, read_image, read_mask, resize
 from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import InstructionError, Request, parse_instruction
 from llava_bifrost.placement.anchors import as_json, known_anchors
 from llava_bifrost.placement.placer import Item, place_object
 
 logger = logging.getLogger(__name__)
+
+SAME_ASPECT = 0.01  # largest relative difference in aspect between an image and its depth map
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What the files hold. h w and H W are the sizes of object and background."""
+
+    background: LoadedImage  # (H, W)
+    item: LoadedImage  # (h, w)
+    cut: np.ndarray  # (h, w) bool, the object
+    cut_by: str  # file, alpha, grabcut or sam
+    target_box01: Box01 | None  # of the target mask
+    target: np.ndarray | None  # (H, W) bool
+    depth_01: np.ndarray | None  # (H, W), None: to be estimated
+    object_depth_01: np.ndarray | None  # (h, w)
+
+
+def read_sources(settings: ComposeSettings) -> Sources:
+    """Read and check all files; cheap checks run first."""
+    background, item = read_image(settings.background), read_image(settings.object)
+    target = box = None
+    if settings.target_mask is not None:
+        target = read_mask(settings.target_mask, size=background.size) ^ settings.invert_target_mask
+        box = None if settings.box else box_to_01(bbox_of_mask(target), background.size)
+    depth_01 = _depth_of(settings.background_depth, background.size)
+    object_depth_01 = _depth_of(settings.object_depth, item.size)
+    if settings.object_mask is not None:
+        cut, cut_by = read_mask(settings.object_mask, size=item.size), "file"
+    else:
+        try:
+            cut, cut_by = object_mask(item, sam=settings.sam)
+        except ValueError as error:
+            raise ValueError(f"{settings.object}: {error}") from error
+        logger.info("object mask: %s (--object-mask FILE chooses it)", cut_by)
+    check_object(cut, where=f"{settings.object_mask or settings.object}: the object")
+    return Sources(background, item, cut, cut_by, box, target, depth_01, object_depth_01)
+
+
+def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarray) -> tuple[Inputs, dict]:
+    """Inputs of the pre-processing, and what was decided on the way, for the report.
+
+    depth_01: (H, W) of the background
+    """
+    box = settings.box or sources.target_box01
+    assert box is not None  # the settings refuse to be without a place
+    if settings.depth is None:
+        ground = depth_at_contact(depth_01, box)
+        if settings.plain_mode in DEPTH_MODES:
+            message = "depth: %.3f, the background's at the bottom edge of the box (--depth chooses it)"
+            logger.info(message, ground)
+        extent, source = depth_extent(ground, box), "foot of the box"
+    elif len(settings.depth) == 1:
+        extent, source = depth_extent(settings.depth[0], box), "centre"
+    else:
+        extent, source = (settings.depth[0], settings.depth[1]), "range"
+    inputs = Inputs(
+        reference_u8=sources.item.rgb_u8,
+        reference_mask=sources.cut,
+        background_u8=sources.background.rgb_u8,
+        background_depth_01=depth_01,
+        box01_xyxy=box,
+        depth_range=extent,
+        mode=settings.plain_mode,
+        target_mask=sources.target,
+        reference_depth_01=sources.object_depth_01,
+    )
+    decided: dict[str, Any] = {
+        "mode": inputs.mode,
+        "box": list(box),
+        "depth": {"far": extent[0], "near": extent[1], "source": source},
+        "background_depth": "estimated" if sources.depth_01 is None else "file",
+        "object_mask": sources.cut_by,
+    }
+    return inputs, decided
+
+
+def _depth_of(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:
+    """A depth map at the (h, w) of its image; another resolution is fitted, another aspect refused."""
+    if path is None:
+        return None
+    depth_01 = read_depth(path)
+    (h, w), (want_h, want_w) = depth_01.shape, size
+    if (h, w) == size:
+        return depth_01
+    if abs(w * want_h / (h * want_w) - 1) > SAME_ASPECT:
+        raise ValueError(
+            f"depth map {path} is {w} x {h} pixels, its image is {want_w} x {want_h} (width x height); "
+            f"the proportions must agree within {SAME_ASPECT:.0%}"
+        )
+    logger.info("depth map: resized from %d x %d to %d x %d", w, h, want_w, want_h)
+    return resize(depth_01, size)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """95 % intervals of means and other statistics by the bootstrap."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -54,3 +56,20 @@ def format_estimate(number: Mapping[str, float] | None, digits: str = ".2f", fac
         return "-"
     spread = ", ".join(f"{factor * number[key]:{digits}}" for key in ("low", "high") if key in number)
     return f"{factor * value:{digits}}" + (f" [{spread}]" if spread else "")
+
+
+def with_interval(
+    statistic: Callable[[np.ndarray], float], items: Sized, seed: int, resamples: int
+) -> Estimate:
+    """Value of a statistic of all items, their number, and the 95 % interval where there are resamples."""
+    value = float(statistic(np.arange(len(items))))
+    if len(items) < 2 or not resamples:
+        return {"value": value, "n": len(items)}
+    low, high = percentile_interval(statistic, len(items), seed, resamples)
+    return {"value": value, "low": low, "high": high, "n": len(items)}
+
+
+def value_of(table: Mapping[str, Mapping[str, Any]], name: str) -> float | None:
+    """The value of a number in a table; None where it is missing or not finite."""
+    value = table.get(name, {}).get("value")
+    return None if value is None or not math.isfinite(value) else value

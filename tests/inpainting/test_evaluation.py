@@ -17,10 +17,9 @@ from inpainting.models.metrics.measure import (
     InpaintedImage,
     measure_image,
 )
-from inpainting.models.metrics.report import PAPER_ROWS, metrics_report, paper_table
 from inpainting.models.text_to_image.evaluation import compute as computing
-from inpainting.models.text_to_image.evaluation.compute import compute
-from inpainting.models.text_to_image.evaluation.generate import PaintingsConfig, fill_paintings
+from inpainting.models.text_to_image.evaluation.compute import compute, metrics_report, paper_table
+from inpainting.models.text_to_image.evaluation.generate import PAPER_ROWS, PaintingsConfig, fill_paintings
 from inpainting.models.text_to_image.test import build_app
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app

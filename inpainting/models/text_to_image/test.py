@@ -17,8 +17,7 @@ from typing import Annotated
 import typer
 
 from inpainting.config_path import HERE, find_config
-from inpainting.models.metrics.report import ALL, MULTI, paper_table
-from inpainting.models.text_to_image.evaluation.compute import compute
+from inpainting.models.text_to_image.evaluation.compute import ALL, MULTI, compute, paper_table
 from inpainting.models.text_to_image.evaluation.generate import (
     PaintingsConfig,
     fill_paintings,

@@ -28,9 +28,8 @@ from inpainting.models.image_to_text.evaluation.metric_models import (
     PromptMetricModels,
 )
 from inpainting.models.image_to_text.evaluation.predictions import Prediction
-from inpainting.models.metrics.report import value_of, with_interval
 from ldm.journal import JournalReader, stamp_path
-from ldm.metrics.intervals import BOOTSTRAPS
+from ldm.metrics.intervals import BOOTSTRAPS, value_of, with_interval
 
 GRAMS = 4
 BLEU = {"bleu1": 1, "bleu4": GRAMS}

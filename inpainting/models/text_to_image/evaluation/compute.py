@@ -3,6 +3,10 @@
 What was measured is kept in OUT/measured/NAME.npz: features, and the numbers as JSON with the key of what
 they were measured on (the same image, the same regions, the same networks). So an interrupted measurement
 continues, and a second one is free.
+
+metrics.json has numbers with 95 % intervals, in the published names and units: psnr in dB, pooled over all
+pixels of all images; fid as it is; the rest fractions or cosines up to 1 (the paper's table shows those times
+100). `paper_table` puts measured runs beside the published rows.
 """
 
 import hashlib
@@ -10,6 +14,7 @@ import io
 import json
 import logging
 import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,8 +23,8 @@ import numpy as np
 import torch
 
 from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_image
-from inpainting.models.metrics.report import ALL, MULTI, NEEDS, metrics_report
 from inpainting.models.text_to_image.evaluation.generate import (
+    PAPER_ROWS,
     PaintingsConfig,
     image_path,
     item_image,
@@ -29,12 +34,25 @@ from inpainting.models.text_to_image.evaluation.generate import (
 )
 from inpainting.models.text_to_image.load import load_tokenizer
 from ldm.device import pick_device
-from ldm.files import file_sha256, write_atomic
+from ldm.files import file_sha256, read_json, write_atomic
 from ldm.images import read_image
-from ldm.metrics.intervals import format_estimate
+from ldm.metrics.intervals import Estimate, centred_interval, format_estimate, value_of, with_interval
+from ldm.metrics.similarity import decibels, frechet_distance, kernel_distance
 from ldm.settings.config import to_plain
 
 log = logging.getLogger(__name__)
+
+MEANS = ("lpips", "clip_iqa", "clip_score_text2image", "clip_score_image2image")
+GLOBAL = "clip_score_text2image_global"
+PUBLISHED = ("psnr", "lpips", "fid", "clip_iqa", GLOBAL, "clip_score_text2image", "clip_score_image2image")
+BY_MASKS = ("psnr", "clip_score_text2image")
+MOST_MASKS = 5
+NEEDS = {"fid": "inception", "kid": "inception", "lpips": "squeezenet", "clip_iqa": "clip_iqa"}
+NEEDS |= dict.fromkeys((*MEANS[2:], GLOBAL), "clip")
+COLUMNS = ("fid", "lpips", "psnr", "clip_iqa", "clip_score_image2image", "clip_score_text2image")
+TITLES = ("FID", "LPIPS", "PSNR", "CLIP-IQA", "I2I", "T2I")
+PERCENT = {"lpips", "clip_iqa", "clip_score_image2image", "clip_score_text2image"}
+ALL, MULTI = "metrics.json", "metrics_multi.json"
 
 MEASURED = "measured"  # folder beside the images
 VERSION = 1  # of what `measure_image` computes
@@ -118,3 +136,98 @@ def measure_run(
             np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
             write_atomic(out / MEASURED / f"{stem}.npz", buffer.getvalue())
     return [results[stem] for stem in keys]
+
+
+def metrics_report(
+    rows: Sequence[ImageMetrics], seed: int, resamples: int, fid_resamples: int
+) -> dict[str, Any]:
+    """All tables of a run: published keys (None where nothing was measured), and the same with intervals."""
+    whole = numbers(rows, "", seed, resamples, fid_resamples)
+    by_masks = {
+        str(count): numbers([row for row in rows if row.regions == count], "", seed, resamples, 0)
+        for count in sorted({row.regions for row in rows})
+    }
+    flat: dict[str, Any] = {name: value_of(whole, name) for name in PUBLISHED}
+    for count in range(1, MOST_MASKS + 1):
+        for name in BY_MASKS:
+            flat[f"n_masks_{name}_{count}"] = value_of(by_masks.get(str(count), {}), name)
+    return {
+        **flat,
+        "images": len(rows),
+        "regions": sum(row.regions for row in rows),
+        "with_intervals": whole,
+        "masked_regions_only": numbers(rows, "masked_", seed, resamples, fid_resamples),
+        "by_number_of_masks": by_masks,
+    }
+
+
+def numbers(
+    rows: Sequence[ImageMetrics], view: str, seed: int, resamples: int, fid_resamples: int
+) -> dict[str, Estimate]:
+    """Everything that was measured on all of `rows`. view: "" or "masked_".
+
+    PSNR is that of the mean squared error over all pixels of all images, not a mean of decibels. Means are
+    over all values; images are resampled with all their regions.
+    """
+    if not rows:
+        return {}
+    pixels = np.array([row.masked_pixels if view else row.pixels for row in rows], np.float64)
+    errors = np.array([row.numbers[f"{view}squared_error"][0] for row in rows]) * pixels
+
+    def psnr(drawn: np.ndarray) -> float:
+        return decibels(errors[drawn].sum() / pixels[drawn].sum())
+
+    table = {"psnr": with_interval(psnr, rows, seed, resamples)}
+    for name in (*MEANS, GLOBAL):
+        if all(view + name in row.numbers for row in rows):
+            sums = np.array([np.sum(row.numbers[view + name]) for row in rows])
+            counts = np.array([len(row.numbers[view + name]) for row in rows])
+
+            def mean(drawn: np.ndarray, sums: np.ndarray = sums, counts: np.ndarray = counts) -> float:
+                return sums[drawn].sum() / counts[drawn].sum()
+
+            table[name] = with_interval(mean, rows, seed, resamples)
+    if not all(f"{view}real" in row.features for row in rows):
+        return table
+    real, fake = ([row.features[view + side] for row in rows] for side in ("real", "fake"))
+    count = sum(map(len, real))
+    for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)) if count > 1 else ():
+
+        def between(drawn: np.ndarray, distance: Callable = distance) -> float:
+            return distance(*(np.concatenate([side[i] for i in drawn]) for side in (real, fake)))
+
+        value = between(np.arange(len(rows)))
+        table[name] = {"value": value, "n": count}
+        if fid_resamples > 1 and len(rows) > 2:
+            low, high = centred_interval(between, value, len(rows), seed, fid_resamples)
+            table[name] |= {"low": low, "high": high}
+    return table
+
+
+def paper_table(runs: Mapping[str, Path]) -> str:
+    """A Markdown table. runs: model of the paper -> folder of its images with metrics.json.
+
+    Each model has its published row, and one of ours where it was measured; in parentheses, several masks.
+    """
+    lines = ["| model | " + " | ".join(TITLES) + " |", "|---" * (1 + len(TITLES)) + "|"]
+    for model, (everything, several) in PAPER_ROWS.items():
+        values = [f"{a:.2f} ({b:.2f})" for a, b in zip(everything, several, strict=True)]
+        lines.append(f"| {model}, published | " + " | ".join(values) + " |")
+        if model not in runs:
+            continue
+        paths = [runs[model] / name for name in (ALL, MULTI)]
+        reports = [read_json(path) if path.is_file() else {} for path in paths]
+        if not any(reports):
+            raise ValueError(f"{runs[model]} holds neither {ALL} nor {MULTI}; run compute for {model} first")
+        for path, report in zip(paths, reports, strict=True):
+            if report and "with_intervals" not in report:
+                raise ValueError(f"{path}: not a report of compute")
+        cells = []
+        for name in COLUMNS:
+            factor = 100 if name in PERCENT else 1
+            tables = (report.get("with_intervals", {}) for report in reports)
+            of_all, of_several = (format_estimate(table.get(name), factor=factor) for table in tables)
+            cells.append(of_all + ("" if of_several == "-" else f" ({of_several})"))
+        images = "; ".join(f"n = {report['images']}" for report in reports if report)
+        lines.append(f"| {model}, here ({images}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
