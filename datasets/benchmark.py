@@ -120,9 +120,8 @@ def depth_of(case: BenchmarkCase, anchor_mask: np.ndarray, depth_01: np.ndarray)
     anchor_mask (h, w) bool, depth_01 (h, w) of the background, 1 = nearest.
     """
     if anchor_mask.shape != depth_01.shape:
-        raise ValueError(
-            f"case {case.id}: mask {anchor_mask.shape} and depth {depth_01.shape} differ in size"
-        )
+        sizes = f"mask {anchor_mask.shape} and depth {depth_01.shape}"
+        raise ValueError(f"case {case.id}: {sizes} differ in size")
     steps = {"in front of": DEPTH_STEP, "behind": -DEPTH_STEP}
     depth = float(np.median(depth_01[anchor_mask])) + steps.get(case.relation, 0.0)
     return round(min(max(depth, 0.0), 1.0), 4)

@@ -99,11 +99,7 @@ def warp_into(image: np.ndarray, box_xyxy: Sequence[float], frame: Size) -> np.n
 
 
 def place_cutout(
-    cutout: Cutout,
-    box_xyxy: Sequence[float],
-    extent: tuple[float, float],
-    frame: Size,
-    legacy: bool = False,
+    cutout: Cutout, box_xyxy: Sequence[float], extent: tuple[float, float], frame: Size, legacy: bool = False
 ) -> PlacedCutout:
     """Put a cut-out in a box (pixels of the frame); its depth spans extent = (far, near).
 

@@ -13,6 +13,7 @@ from ldm.images import resize
 
 LEVELS = ("exact", "fine", "perturbed", "coarse", "box")
 PERTURB_SIDE = 128  # pixels; deformation happens at this size or below; chosen for speed
+PERTURB_IOU = 0.3, 0.99  # overlap with the mask (published)
 PERTURB_ROUNDS = 250  # of four operations (published)
 
 
@@ -82,17 +83,15 @@ def mask_level(
     return perturb_mask(silhouette, rng) if level == "perturbed" else silhouette.astype(bool)
 
 
-def perturb_mask(
-    mask: np.ndarray, rng: np.random.Generator, *, iou: tuple[float, float] = (0.3, 0.99), whole: bool = False
-) -> np.ndarray:
+def perturb_mask(mask: np.ndarray, rng: np.random.Generator, *, whole: bool = False) -> np.ndarray:
     """A rough version of a mask (h, w) bool that contains it, after random growing and shrinking.
 
     Rounds of four local dilations or erosions (kernels of 3 to 9 pixels) until the overlap with the mask
-    falls below a target drawn from U(iou), at most 250; the largest piece is kept.
+    falls below a target drawn from U(0.3, 0.99), at most 250; the largest piece is kept.
     whole: on the whole image at full size (published); otherwise on the object's surroundings, at most
     128 pixels, which is far faster
     """
-    target = rng.uniform(*iou)
+    target = rng.uniform(*PERTURB_IOU)
     h, w = mask.shape
     if min(h, w) <= 2 or not mask.any():
         return mask.astype(bool)

@@ -69,9 +69,8 @@ def stitch(
                 # Both parts are fractions of one pixel where the edge of the object runs through it.
                 image = np.clip(image.astype(np.int16) + around - painted, 0, 255).astype(np.uint8)
         width = feather * max(crop.padded_size)
-        result, edit = paste_back(
-            inputs.background_u8, image, crop, layers.edit, keep=layers.keep, feather=width
-        )
+        before_u8, edit, keep = inputs.background_u8, layers.edit, layers.keep
+        result, edit = paste_back(before_u8, image, crop, edit, keep=keep, feather=width)
     else:
         raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
     return Stitched(result, edit, _full(layers.visible, crop), _full(layers.keep, crop))

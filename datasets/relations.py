@@ -64,10 +64,9 @@ class Place(_Edges):
     def __post_init__(self) -> None:
         if not (self.x0 < self.x1 and self.y0 < self.y1):
             raise ValueError(f"box01_xyxy must have x0 < x1 and y0 < y1, got {self.box01_xyxy}")
+        depths = self.far, self.d, self.near
         if not 0 <= self.far <= self.d <= self.near <= 1:
-            raise ValueError(
-                f"depths must satisfy 0 <= far <= d <= near <= 1, got {(self.far, self.d, self.near)}"
-            )
+            raise ValueError(f"depths must satisfy 0 <= far <= d <= near <= 1, got {depths}")
 
     @classmethod
     def of(cls, box01_xyxy: Box01, d: float, far: float | None = None, near: float | None = None) -> Place:
@@ -187,9 +186,8 @@ def _above(a: _Edges, b: _Edges) -> Any:
     meet = (_ABOVE_STEP - gap(a.far, a.near, b.far, b.near)) / DEPTH_SCALE
     over = _min(a.middle - b.x0, b.x1 - a.middle, b.y0 + CONTACT_BAND * (b.y1 - b.y0) - a.y1)
     tall = a.y1 - a.y0
-    spans = _min(
-        b.middle - a.x0, a.x1 - b.middle, b.y0 - a.y0 - TOP * tall, b.y1 - a.y0 - CONTACT_BAND * tall
-    )
+    under = b.y0 - a.y0 - TOP * tall, b.y1 - a.y0 - CONTACT_BAND * tall
+    spans = _min(b.middle - a.x0, a.x1 - b.middle, *under)
     return _min(meet, _min(b.y0 - a.y0, _max(over, spans)) / Y_SCALE)
 
 

@@ -131,10 +131,8 @@ class Camera:
         """World points (n, 3) -> (n, 3): fractions x, y of the full view, depth along the view axis."""
         local = (points - self.origin) @ self.axes.T
         z = np.maximum(local[:, 2], 1e-6)
-        return np.stack(
-            [0.5 + local[:, 0] / (2 * self.tan_x * z), 0.5 - local[:, 1] / (2 * self.tan_y * z), local[:, 2]],
-            1,
-        )
+        x, y = 0.5 + local[:, 0] / (2 * self.tan_x * z), 0.5 - local[:, 1] / (2 * self.tan_y * z)
+        return np.stack([x, y, local[:, 2]], 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,17 +82,12 @@ def room(rng: np.random.Generator) -> Room:
         "tiles": paint * 0.8,
         "panel": _tone(rng, WALL_TONES) * 0.85,
     }.get(wall, np.clip(paint * rng.uniform(0.84, 0.93), 0, 1))
-    rug_rgb = np.stack(
-        [linear(_tone(rng, tuple(COLOURS.values())) * 0.45 + 0.28), linear(_tone(rng, FLOOR_TONES))]
-    )
+    inside, border = _tone(rng, tuple(COLOURS.values())) * 0.45 + 0.28, _tone(rng, FLOOR_TONES)
     has_rug = rng.random() < 0.3
-    rug = np.array(
-        [rng.uniform(-0.5, 0.5), rng.uniform(0, 0.8), rng.uniform(0.9, 1.5) * has_rug, rng.uniform(0.6, 1.0)]
-    )
+    rug = rng.uniform([-0.5, 0.0, 0.9, 0.6], [0.5, 0.8, 1.5, 1.0]) * [1, 1, has_rug, 1]
     has_picture = rng.random() < 0.35
     picture = rng.uniform([-1.3, 1.1, 0.3, 0.25], [1.3, 1.5, 0.6, 0.4]) * [1, 1, has_picture, 1]
     motif, frame = _tone(rng, tuple(COLOURS.values())) * 0.6 + 0.2, _tone(rng, WOODS) * 0.8
-    picture_rgb = np.stack([linear(motif), linear(frame)])
     has_skirting = rng.random() < 0.75
     return Room(
         back=rng.uniform(2.4, 3.8),
@@ -109,9 +104,9 @@ def room(rng: np.random.Generator) -> Room:
         skirting=has_skirting * rng.uniform(0.08, 0.14),
         skirting_rgb=linear(np.clip(paint * 1.1, 0, 1)),
         rug=rug,
-        rug_rgb=rug_rgb,
+        rug_rgb=np.stack([linear(inside), linear(border)]),
         picture=picture,
-        picture_rgb=picture_rgb,
+        picture_rgb=np.stack([linear(motif), linear(frame)]),
     )
 
 
@@ -194,13 +189,10 @@ def solid_at(
         axes = np.stack([axes[0], axes[2], -axes[1]])
     if shape == "sphere":  # turned by a unit quaternion, uniform over rotations
         a, b, c, d = (lambda v: v / np.linalg.norm(v))(rng.normal(size=4))
-        axes = np.array(
-            [
-                [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-                [2 * (b * c + a * d), a * a - b * b + c * c - d * d, 2 * (c * d - a * b)],
-                [2 * (b * d - a * c), 2 * (c * d + a * b), a * a - b * b - c * c + d * d],
-            ]
-        )
+        first = a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)
+        second = 2 * (b * c + a * d), a * a - b * b + c * c - d * d, 2 * (c * d - a * b)
+        third = 2 * (b * d - a * c), 2 * (c * d + a * b), a * a - b * b - c * c + d * d
+        axes = np.array([first, second, third])
     part = Part(form.kind, np.zeros(3), axes, scale * size, float(rng.uniform(*form.param)))
     radius, down, up = extent(part)
     ground = solids[host].top if host >= 0 else 0.0

@@ -150,9 +150,8 @@ def first(depth: Tensor, behind: Hit) -> Hit:
     """The nearest of the parts (p, n) and of the room."""
     nearest = depth.min(0)
     solid = nearest.values < behind.depth
-    return Hit(
-        torch.where(solid, nearest.indices, behind.slot), torch.where(solid, nearest.values, behind.depth)
-    )
+    slot = torch.where(solid, nearest.indices, behind.slot)
+    return Hit(slot, torch.where(solid, nearest.values, behind.depth))
 
 
 def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,9 +169,8 @@ def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
     disc = torch.tensor(LAMP_SAMPLES, device=device).T  # (2, j)
     for kind, chosen in by_kind(rays.packed, part):
         its_part, its_ray = part[chosen], ray[chosen]
-        origin = to_part(
-            parts, its_part, point.index_select(1, its_ray) - parts.centre.index_select(1, its_part)
-        )
+        offset = point.index_select(1, its_ray) - parts.centre.index_select(1, its_part)
+        origin = to_part(parts, its_part, offset)
         goal = to_part(parts, its_part, way.index_select(1, its_ray))
         # The lamp's samples, a level disc, in the frames of the parts.
         m = parts.matrix.index_select(1, its_part) * radius.expand(n)[its_ray]

@@ -84,12 +84,9 @@ class ImageSource:
         names = json_entry(read_json(index), "items", index)
         unknown = [name for name in names if name not in known]
         if unknown or not names:
-            lacking = (
-                f"{len(unknown)} items that the source lacks, such as {unknown[0]}" if unknown else "no items"
-            )
-            raise ValueError(
-                f"index {index} lists {lacking}; make it again with run_dataset_debug.py --validate"
-            )
+            lacking = f"{len(unknown)} items that the source lacks, such as {unknown[0]}" if unknown else ""
+            wrong = f"index {index} lists {lacking or 'no items'}"
+            raise ValueError(f"{wrong}; make it again with run_dataset_debug.py --validate")
         self.items = [known[name] for name in names]
 
     def __len__(self) -> int:

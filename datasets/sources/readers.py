@@ -180,9 +180,8 @@ def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
         segmentation = [polygon.tolist() for polygon in segmentation]
     try:
         if isinstance(segmentation, list):
-            if not segmentation or not all(
-                isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation
-            ):
+            sound = [isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation]
+            if not sound or not all(sound):
                 raise ValueError("a polygon is a list of at least 6 numbers")
             coded = run_lengths.merge(run_lengths.frPyObjects(segmentation, h, w))
         elif isinstance(segmentation["counts"], list):

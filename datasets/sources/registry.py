@@ -73,9 +73,8 @@ def open_source(config: DatasetsConfig, name: str) -> ExampleSource:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{name}: an annotation file has another form than docs/datasets.md says: {error}"
-        ) from error
+        problem = "an annotation file has another form than docs/datasets.md says"
+        raise ValueError(f"{name}: {problem}: {error}") from error
 
 
 def drawn_sources(config: DatasetsConfig) -> list[str]:

@@ -33,10 +33,8 @@ def shard_files(folder: Path) -> list[Path]:
     """The shards of a folder in order."""
     files = sorted(folder.glob("shard-*.safetensors"))
     if not files:
-        raise ValueError(
-            f"{folder}: no shards of rendered scenes; make them with "
-            f"`python -m datasets.scenes render --out {folder}`"
-        )
+        command = f"python -m datasets.scenes render --out {folder}"
+        raise ValueError(f"{folder}: no shards of rendered scenes; make them with `{command}`")
     return files
 
 

@@ -81,13 +81,9 @@ class PanopticConfig(ImagesConfig):
         names = {record["id"]: record["file_name"] for record in json_entry(document, "images", path)}
         items = []
         for record in json_entry(document, "annotations", path):
-            ids = [
-                entry["id"]
-                for entry in record["segments_info"]
-                if entry["category_id"] in countable
-                and entry["area"] > self.min_pixels
-                and not entry["iscrowd"]
-            ]
+            segments = [entry for entry in record["segments_info"] if entry["category_id"] in countable]
+            large = [entry for entry in segments if entry["area"] > self.min_pixels]
+            ids = [entry["id"] for entry in large if not entry["iscrowd"]]
             if ids:
                 items.append((names[record["image_id"]], record["file_name"], ids))
         return require(sorted(items), f"objects above {self.min_pixels} pixels in {path}")
@@ -121,9 +117,8 @@ class SamConfig(ImagesConfig):
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not an annotation file of SA-1B: {error} is missing") from None
         for segment in segments:
-            yield ObjectView(
-                path.with_suffix(".jpg"), partial(segment_mask, segment, size, str(path)), self.tree
-            )
+            mask = partial(segment_mask, segment, size, str(path))
+            yield ObjectView(path.with_suffix(".jpg"), mask, self.tree)
 
 
 @dataclass(frozen=True)
