@@ -19,7 +19,7 @@ from PIL import Image
 from torch.nn import functional
 
 from ldm.files import file_sha256, first_line, hash_folder
-from ldm.images import from_01, resize, to_01
+from ldm.images import resize, to_01
 
 TELEA_RADIUS = 5  # pixels around a missing one that OpenCV looks at
 OPENCV_SIDE = 768  # larger images are filled at this size: the time of OpenCV grows with the hole
@@ -100,7 +100,8 @@ def _lama(path: Path, device: str) -> Fill:
         filled = network(image, hole)
         if filled.shape != image.shape:
             raise ValueError(f"eraser {path} gave {tuple(filled.shape)} for {tuple(image.shape)}: not LaMa")
-        return from_01(filled[0, :, :h, :w].float().clamp(0, 1))
+        values = (filled[0, :, :h, :w].float() * 255).round().clamp(0, 255).to(torch.uint8)
+        return values.permute(1, 2, 0).cpu().numpy()
 
     return fill
 
