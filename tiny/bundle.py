@@ -41,6 +41,7 @@ QUALITY = {  # of what was measured on held-out scenes, more is better
     "prompter": lambda held_out: held_out["tasks"]["multimask"]["accuracy"]["prompter"]["both"]["mean"],
 }
 
+Evaluation = Annotated[Path, typer.Option(help="JSON of the evaluation on held-out scenes")]
 Run = Annotated[Path, typer.Option(help="training run")]
 Force = Annotated[bool, typer.Option(help="replace a better part")]
 
@@ -65,9 +66,7 @@ def install(part: str, source: Path, manifest: dict[str, Any], force: bool) -> N
 
 def compositor(
     run: Run = Path("runs/tiny/bifrost"),
-    evaluation: Annotated[Path, typer.Option(help="JSON written by python -m cldm.evaluate")] = Path(
-        "runs/tiny/evaluation.json"
-    ),
+    evaluation: Evaluation = Path("runs/tiny/evaluation.json"),
     sampling: Annotated[list[str] | None, typer.Option(help="key=value of the recommended sampling")] = None,
     force: Force = False,
 ) -> None:
@@ -96,9 +95,7 @@ def depth(run: Run = Path("runs/tiny/depth"), force: Force = False) -> None:
 
 def locator(
     run: Run = Path("runs/tiny/locator"),
-    evaluation: Annotated[Path, typer.Option(help="JSON of python -m llava_bifrost.evaluate")] = Path(
-        "benchmarks/results/locator.json"
-    ),
+    evaluation: Evaluation = Path("benchmarks/results/locator.json"),
     force: Force = False,
 ) -> None:
     """Install the locator of a run, with what was measured on held-out scenes."""
@@ -116,9 +113,7 @@ def locator(
 
 def inpainter(
     run: Run = Path("runs/tiny/inpainter"),
-    evaluation: Annotated[Path, typer.Option(help="JSON of python -m tiny.inpainter.evaluate")] = Path(
-        "benchmarks/results/inpainter.json"
-    ),
+    evaluation: Evaluation = Path("benchmarks/results/inpainter.json"),
     force: Force = False,
 ) -> None:
     """Install the inpainter of a run: networks, both LoRAs and the classifier of the evaluation."""
@@ -148,9 +143,7 @@ def inpainter(
 
 def prompter(
     run: Run = Path("runs/tiny/prompter"),
-    evaluation: Annotated[Path, typer.Option(help="JSON of python -m tiny.prompter.evaluate")] = Path(
-        "benchmarks/results/prompter.json"
-    ),
+    evaluation: Evaluation = Path("benchmarks/results/prompter.json"),
     force: Force = False,
 ) -> None:
     """Install the prompt writer of a run, with what was measured on held-out scenes."""

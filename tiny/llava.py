@@ -125,20 +125,6 @@ def create_llava(
     return model
 
 
-def make_processor(config: SmallConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Pads an image to a square with the mean colour, resizes it, normalises it."""
-    side = {"height": config.image, "width": config.image}
-    pixels = LlavaImageProcessorPil(
-        do_pad=True, do_resize=True, size=side, do_center_crop=False, crop_size=side, resample=3,
-        image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3,
-    )  # fmt: skip
-    return LlavaProcessor(
-        image_processor=pixels, tokenizer=tokenizer, patch_size=PATCH,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
-    )  # fmt: skip
-
-
 def pixel_values(images_u8: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:
     """(b, h, w, 3) -> (b, 3, h, w) as the processor makes them; with an rng, a small random gain of each."""
     pixels_01, b = images_u8.astype(np.float32) / 255, len(images_u8)
@@ -279,6 +265,16 @@ def save_llava(
 
     longest: tokens of an answer; files: JSON beside the weights, by name
     """
+    side = {"height": config.model.image, "width": config.model.image}
+    pixels = LlavaImageProcessorPil(  # pads an image to a square with the mean colour
+        do_pad=True, do_resize=True, size=side, do_center_crop=False, crop_size=side, resample=3,
+        image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3,
+    )  # fmt: skip
+    processor = LlavaProcessor(
+        image_processor=pixels, tokenizer=tokenizer, patch_size=PATCH,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=tokenizer.chat_template,
+    )  # fmt: skip
     half = copy.deepcopy(model).to(torch.float16)
     half.generation_config.update(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -286,7 +282,7 @@ def save_llava(
     )  # fmt: skip
     with folder_written_whole(config.out / "model") as partial:
         half.save_pretrained(partial)
-        make_processor(config.model, tokenizer).save_pretrained(partial)
+        processor.save_pretrained(partial)
         for name, content in files.items():
             write_config(partial / name, content)
     log.info("written: %s", config.out / "model")

@@ -63,25 +63,6 @@ class DiffusionStage(StageSettings):
     ema: float = setting(0.999, help="decay of the averaged weights that are kept; 0: none", low=0, high=1)
 
 
-def fraction_done(settings: StageSettings, step: int, seconds: float = 0.0) -> float:
-    """Fraction of a stage that is done, by steps or by minutes, whichever is further."""
-    by_time = seconds / (60 * settings.minutes) if settings.minutes else 0.0
-    return max(step / settings.steps, by_time)
-
-
-def learning_rate(settings: StageSettings, step: int, seconds: float = 0.0) -> float:
-    """Multiplier of the peak: linear warm-up, constant part, cosine to `final_lr` over the part `decay`.
-
-    Without a constant part (decay 1) the cosine falls during the warm-up too.
-    """
-    rise = min(1.0, (step + 1) / max(1, settings.warmup))
-    if rise < 1 and settings.decay < 1:
-        return rise
-    late = (fraction_done(settings, step, seconds) - (1 - settings.decay)) / max(settings.decay, 1e-9)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, late))))
-    return rise * (settings.final_lr + (1 - settings.final_lr) * cosine)
-
-
 class WarmAverage(EMAModel):
     """A weight average with a shorter memory in the first steps: n / (9 + n) at step n, then `decay`."""
 
@@ -94,7 +75,7 @@ class Stage:
     """One stage of a run in the folder `out`; made with the state of its checkpoint, where there is one.
 
     groups: parameters with their peak learning rates; none: all that require gradients, at settings.lr
-    schedule: makes a scheduler that replaces `learning_rate`
+    schedule: makes a scheduler that replaces warm-up and cosine
     same: settings that a continued run must share with the run that wrote the checkpoint
     """
 
@@ -124,8 +105,14 @@ class Stage:
             self._load(torch.load(self.checkpoint, map_location="cpu", weights_only=True))
 
     @property
+    def fraction(self) -> float:
+        """What is done of the stage, by steps or by minutes, whichever is further."""
+        minutes = self.settings.minutes
+        return max(self.step / self.settings.steps, self.seconds / (60 * minutes) if minutes else 0.0)
+
+    @property
     def done(self) -> bool:
-        return fraction_done(self.settings, self.step, self.seconds) >= 1
+        return self.fraction >= 1
 
     def _load(self, state: dict[str, Any]) -> None:
         """Continue from a state; earlier versions called its weights `module` or `model`."""
@@ -198,7 +185,7 @@ class Stage:
                     recent.append(self._step(loss))
                     self.seconds = time.monotonic() - started
                     if self.step % settings.log_every == 0:
-                        bar.n = 100 * min(1.0, fraction_done(settings, self.step, self.seconds))
+                        bar.n = 100 * min(1.0, self.fraction)
                         bar.set_postfix(loss=f"{recent[-1]['loss']:.3f}")
                         table.append({"step": self.step, "seconds": self.seconds, **means(recent)})
                         recent = []
@@ -211,15 +198,23 @@ class Stage:
                 self.save()
 
     def _step(self, loss: Loss) -> dict[str, float]:
-        groups = self.optimizer.param_groups
-        if self.scheduler is None:
-            rate = learning_rate(self.settings, self.step, self.seconds)
+        groups, settings = self.optimizer.param_groups, self.settings
+        if (
+            self.scheduler is None
+        ):  # linear warm-up, constant part, cosine to `final_lr` over the part `decay`
+            rate = min(1.0, (self.step + 1) / max(1, settings.warmup))
+            if (
+                rate == 1 or settings.decay == 1
+            ):  # without a constant part the cosine falls from the first step on
+                late = (self.fraction - (1 - settings.decay)) / max(settings.decay, 1e-9)
+                cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, late))))
+                rate *= settings.final_lr + (1 - settings.final_lr) * cosine
             for group in groups:
                 group["lr"] = group["peak"] * rate
         value, measures = loss(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], self.settings.clip)
+        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], settings.clip)
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()

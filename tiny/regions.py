@@ -42,21 +42,19 @@ class Views:
         return len(self.regions)
 
 
-def read_views(folder: Path, first: int = 0, count: int | None = None) -> Views:
-    """Scenes first ... first + count - 1 of a folder of shards, as far as they have a solid to mask."""
+def read_views(folder: Path, count: int | None = None) -> Views:
+    """The first scenes of a folder of shards, as far as they have a solid to mask."""
     images: list[np.ndarray] = []
     regions: list[tuple[Region, ...]] = []
     for path in tqdm(shard_files(folder), desc=f"reading {folder.name}", leave=False):
-        if count is not None and len(regions) >= first + count:
+        if count is not None and len(regions) >= count:
             break
         shard = OpenShard(path)
         images.append(shard.array("image_u8"))
-        instances = shard.array("instances_u8")
-        regions += [regions_of(*pair) for pair in zip(instances, shard.facts, strict=True)]
-    stop = len(regions) if count is None else min(first + count, len(regions))
-    usable = [index for index in range(first, stop) if regions[index]]
+        regions += [regions_of(*pair) for pair in zip(shard.array("instances_u8"), shard.facts, strict=True)]
+    usable = [index for index, found in enumerate(regions[:count]) if found]
     if not usable:
-        raise ValueError(f"{folder}: no scene from number {first} on has a solid to mask")
+        raise ValueError(f"{folder}: no scene has a solid to mask")
     return Views(np.concatenate(images)[usable], tuple(regions[index] for index in usable))
 
 

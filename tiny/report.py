@@ -4,7 +4,7 @@ import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,19 +18,13 @@ log = logging.getLogger(__name__)
 RESAMPLES = 1000
 
 
-class SceneRecord(Protocol):
-    """What was measured of one mask."""
-
-    @property
-    def scene(self) -> int: ...
-
-
 def scene_interval(
-    records: Sequence[SceneRecord], names: Sequence[str], statistic: Callable[[np.ndarray], float]
+    records: Sequence[Any], names: Sequence[str], statistic: Callable[[np.ndarray], float]
 ) -> dict[str, float]:
     """A statistic of (number of records, sum of each named value) with its 95 % interval.
 
-    Whole scenes are resampled, as the masks of a scene are not independent.
+    records: one for each mask, with `scene` and the named values. Whole scenes are resampled, as
+    the masks of a scene are not independent.
     """
     scenes = {scene: row for row, scene in enumerate(dict.fromkeys(record.scene for record in records))}
     sums = np.zeros((len(scenes), 1 + len(names)))
@@ -43,7 +37,7 @@ def scene_interval(
     return {name: round(float(number), 4) for name, number in value.items()}
 
 
-def scene_mean(records: Sequence[SceneRecord], measure: str) -> dict[str, float]:
+def scene_mean(records: Sequence[Any], measure: str) -> dict[str, float]:
     """Mean over records with its interval."""
     return scene_interval(records, (measure,), lambda sums: sums[1] / sums[0])
 

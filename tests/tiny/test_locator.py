@@ -23,7 +23,7 @@ from llava_bifrost.locator import UnknownWord, load_locator
 from llava_bifrost.worlds.questions import place_questions, replace_questions
 from llava_bifrost.worlds.world import World
 from tests.conftest import ROOT
-from tiny.llava import PATCH, LlavaStage, SmallConfig, create_llava, last_states, make_processor, project
+from tiny.llava import PATCH, LlavaStage, SmallConfig, create_llava, last_states, project
 from tiny.locator import questions as question_cache
 from tiny.locator.questions import (
     ANSWER,
@@ -115,9 +115,9 @@ def test_the_chat_template_marks_the_answer() -> None:
     assert len(answer) == ANSWER
 
 
-def test_training_pixels_are_the_processors(data: Path, tmp_path: Path) -> None:
+def test_training_pixels_are_the_processors(data: Path, trained: Path, tmp_path: Path) -> None:
     scenes = open_scenes(data, tmp_path)
-    processor = make_processor(TINY, locator_tokenizer())
+    processor = AutoProcessor.from_pretrained(trained / "model")
     one = labelled_images(scenes, ImageDraw(np.array([3]), np.array([1]), np.array([False])))
     same = processor.image_processor(scenes.images_u8[3, 1], return_tensors="pt").pixel_values
     torch.testing.assert_close(one.pixels, same, atol=1e-5, rtol=0)

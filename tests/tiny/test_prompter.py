@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoProcessor
 
 from datasets.scenes.batch import render
 from datasets.scenes.describe import eval_seed, train_seed
@@ -20,11 +21,10 @@ from tiny.llava import (
     SmallConfig,
     create_llava,
     last_states,
-    make_processor,
     pixel_values,
     project,
 )
-from tiny.prompter.captions import CAPTION, VOCABULARY, pack_captions, prompter_tokenizer
+from tiny.prompter.captions import CAPTION, VOCABULARY, pack_captions
 from tiny.prompter.data import (
     KEPT,
     MASK_COLORS,
@@ -176,10 +176,10 @@ def test_painted_images_are_the_writers(sets: Sets) -> None:
     assert set(plain.side[plain.side >= 0] + turned.side[turned.side >= 0]) == {1}
 
 
-def test_training_text_is_the_published_question_and_answer(sets: Sets) -> None:
+def test_training_text_is_the_published_question_and_answer(trained: Path, sets: Sets) -> None:
     images = painted(sets, 6, 3, seed=0)
     packed = pack_captions(images, TINY.patches)
-    chat = Chat(make_processor(TINY, prompter_tokenizer()))
+    chat = Chat(AutoProcessor.from_pretrained(trained / "model"))
     for row, one in enumerate(images.masks):
         colors = [MASK_COLORS[number] for number in one.colours]
         names = [Name("", COLOUR_WORDS[images.colour[row, s]], SHAPE_WORDS[images.kind[row, s]])

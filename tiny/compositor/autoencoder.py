@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -42,8 +43,45 @@ class AutoencoderTraining(CheckedSettings):
     log_every: int = setting(200, low=1, help="steps between rows of log.csv")
 
 
-def fit_autoencoder(config: AutoencoderTraining, images_u8: np.ndarray) -> tuple[LatentSpace, Stage]:
-    """Minimise the squared error on images_u8 (n, h, w, 3); returns the autoencoder with its statistics."""
+def psnr(mse_pm1: float) -> float:
+    """Mean squared error of [-1, 1] values -> dB."""
+    return float(10 * np.log10(4.0 / mse_pm1))
+
+
+def pm1_batch(images_u8: np.ndarray) -> Tensor:
+    """(n, h, w, 3) uint8 -> (n, 3, h, w) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images_u8)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.inference_mode()
+def round_trip_db(space: LatentSpace, images_u8: np.ndarray) -> np.ndarray:
+    """PSNR of decode(encode(image)) for each image (n, h, w, 3), dB."""
+    values: list[float] = []
+    for part in np.array_split(images_u8, max(1, len(images_u8) // 16)):
+        image = pm1_batch(part)
+        error = (space.decode(space.encode(image)).clamp(-1, 1) - image).square().mean((1, 2, 3))
+        values.extend(psnr(float(value)) for value in error)
+    return np.array(values)
+
+
+def pca_db(train_u8: np.ndarray, test_u8: np.ndarray, factor: int, channels: int) -> np.ndarray:
+    """The baseline: PSNR of each test image through the best linear map of factor x factor patches."""
+    train, test = (
+        rearrange(images, "n (h y) (w x) c -> n (h w) (y x c)", y=factor, x=factor).astype(np.float32) / 127.5
+        - 1
+        for images in (train_u8[:512], test_u8)
+    )
+    flat = rearrange(train, "n p d -> (n p) d")
+    mean = flat.mean(0)
+    basis = np.linalg.eigh((flat - mean).T @ (flat - mean))[1][:, -channels:]
+    centred = test - mean
+    error = np.square(centred - centred @ basis @ basis.T).mean((1, 2))
+    return np.array([psnr(float(value)) for value in error])
+
+
+def train_first_stage(config: AutoencoderTraining) -> None:
+    """Train the autoencoder on the squared error, save it, and compare it with a linear map."""
+    images_u8 = read_images(config.data, ("image", "without"))  # (n, h, w, 3)
     torch.manual_seed(config.seed)
     vae = create_autoencoder(config.autoencoder).to(memory_format=torch.channels_last)
     space = LatentSpace(vae)
@@ -78,49 +116,7 @@ def fit_autoencoder(config: AutoencoderTraining, images_u8: np.ndarray) -> tuple
     with torch.inference_mode():  # mean and deviation of each latent channel, of 512 images
         parts = np.array_split(images_u8[:512], 16)
         latents = torch.cat([LatentSpace(vae.eval()).raw(pm1_batch(part)) for part in parts])
-    return LatentSpace(vae, latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist()), stage
-
-
-def psnr(mse_pm1: float) -> float:
-    """Mean squared error of [-1, 1] values -> dB."""
-    return float(10 * np.log10(4.0 / mse_pm1))
-
-
-def pm1_batch(images_u8: np.ndarray) -> Tensor:
-    """(n, h, w, 3) uint8 -> (n, 3, h, w) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images_u8)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@torch.inference_mode()
-def round_trip_db(space: LatentSpace, images_u8: np.ndarray) -> np.ndarray:
-    """PSNR of decode(encode(image)) for each image (n, h, w, 3), dB."""
-    values: list[float] = []
-    for part in np.array_split(images_u8, max(1, len(images_u8) // 16)):
-        image = pm1_batch(part)
-        error = (space.decode(space.encode(image)).clamp(-1, 1) - image).square().mean((1, 2, 3))
-        values.extend(psnr(float(value)) for value in error)
-    return np.array(values)
-
-
-def pca_db(train_u8: np.ndarray, test_u8: np.ndarray, factor: int, channels: int) -> np.ndarray:
-    """The baseline: PSNR of each test image through the best linear map of factor x factor patches."""
-
-    def patches(images: np.ndarray) -> np.ndarray:
-        n, h, w, c = images.shape
-        grid = images.reshape(n, h // factor, factor, w // factor, factor, c).transpose(0, 1, 3, 2, 4, 5)
-        return grid.reshape(n, -1, factor * factor * c).astype(np.float32) / 127.5 - 1
-
-    flat = patches(train_u8[:512]).reshape(-1, factor * factor * 3)
-    mean = flat.mean(0)
-    basis = np.linalg.eigh((flat - mean).T @ (flat - mean))[1][:, -channels:]
-    centred = patches(test_u8) - mean
-    error = np.square(centred - centred @ basis @ basis.T).mean((1, 2))
-    return np.array([psnr(float(value)) for value in error])
-
-
-def train_first_stage(config: AutoencoderTraining) -> None:
-    """Train the autoencoder, save it, and compare it with a linear map."""
-    space, stage = fit_autoencoder(config, read_images(config.data, ("image", "without")))
+    space = LatentSpace(vae, latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist())
     space.save_pretrained(config.out)
     test = read_images(config.held_out, ("image",))[:256]
     linear = pca_db(read_images(config.data, ("image",)), test, space.factor, space.channels)

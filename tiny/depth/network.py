@@ -58,20 +58,12 @@ class DepthNetwork(CheckedSettings):
 def build_network(config: DepthNetwork, seed: int) -> DPTForDepthEstimation:
     """The untrained network; `seed` decides its weights."""
     backbone = Swinv2Config(
-        image_size=config.size,
-        patch_size=4,
-        embed_dim=config.width,
-        depths=list(config.depths),
-        num_heads=list(config.heads),
-        window_size=config.window,
-        drop_path_rate=0.0,
+        image_size=config.size, patch_size=4, embed_dim=config.width, depths=list(config.depths),
+        num_heads=list(config.heads), window_size=config.window, drop_path_rate=0.0,
         out_features=[f"stage{level}" for level in range(1, LEVELS + 1)],
-    )
-    settings = DPTConfig(
-        backbone_config=backbone,
-        neck_hidden_sizes=[config.width * 2**level for level in range(LEVELS)],
-        fusion_hidden_size=config.fusion,
-    )
+    )  # fmt: skip
+    widths = [config.width * 2**level for level in range(LEVELS)]
+    settings = DPTConfig(backbone_config=backbone, neck_hidden_sizes=widths, fusion_hidden_size=config.fusion)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = DPTForDepthEstimation(settings)
@@ -160,17 +152,11 @@ def save_network(model: nn.Module, folder: Path, size: int, manifest: dict[str, 
     save_part(model, folder)
     preprocessing = {
         "image_processor_type": "DPTImageProcessor",
-        "do_resize": True,
-        "size": {"height": size, "width": size},
-        "keep_aspect_ratio": True,
-        "ensure_multiple_of": MULTIPLE,
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [MEAN] * 3,
-        "image_std": [STD] * 3,
-    }
+        "do_resize": True, "size": {"height": size, "width": size}, "keep_aspect_ratio": True,
+        "ensure_multiple_of": MULTIPLE, "resample": 3,
+        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": [MEAN] * 3, "image_std": [STD] * 3,
+    }  # fmt: skip
     write_json(folder / "preprocessor_config.json", preprocessing)
     write_json(folder / NOTICE_FILE, {"notice": NOTICE})
     write_json(folder / "manifest.json", manifest)

@@ -198,19 +198,14 @@ def painted_images(
 
 
 def paint_examples(
-    pipe: Inpainter,
-    examples: Sequence[Example],
-    seeds: Sequence[int],
-    conditioning: Conditioning,
+    pipe: Inpainter, examples: Sequence[Example], seeds: Sequence[int], conditioning: Conditioning,
     sampling: EvaluationSampling,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """(n, h, w, 3) uint8."""
     options = PaintOptions(
-        steps=sampling.steps,
-        guidance=sampling.guidance,
-        rca=conditioning.rectified,
+        steps=sampling.steps, guidance=sampling.guidance, rca=conditioning.rectified,
         encoding=conditioning.encoding,
-    )
+    )  # fmt: skip
     painted: list[np.ndarray] = []
     for start in tqdm(range(0, len(examples), sampling.batch), desc="painting", leave=False):
         part = slice(start, start + sampling.batch)

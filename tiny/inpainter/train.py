@@ -31,10 +31,17 @@ from ldm.checkpoints import folder_written_whole, load_part
 from ldm.files import write_json
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import CheckedSettings, setting
-from tiny.inpainter.autoencoder import LatentsConfig, train_autoencoder
 from tiny.inpainter.classifier import ClassifierConfig, train_classifier
 from tiny.inpainter.examples import Encoder, UnetInputs, several, single
-from tiny.inpainter.model import InpainterNetworks, Networks, create, create_scheduler, save_folder
+from tiny.inpainter.model import (
+    InpainterNetworks,
+    LatentsConfig,
+    Networks,
+    create,
+    create_scheduler,
+    save_folder,
+    train_autoencoder,
+)
 from tiny.loop import DiffusionStage, Stage, stages_manifest
 from tiny.regions import Views, box_masks, read_views
 

@@ -1,4 +1,4 @@
-"""The text of the small prompt writer, and the losses of what patches show and of some of the attention.
+"""The text of the small prompt writer, and the losses of what patches show and of captions.
 
 Question and answer are as published, captions as the small inpainter reads them. One token is one word with
 the blank before it, one tag, or a fixed sentence; so the tokens of an answer spell exactly its text.
@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from inpainting.prompts import TEMPLATE, discover_question
 from ldm.mllm.chat import LLAVA_SYSTEM, TEMPLATES
+from tiny.llava import LanguageTrainer, Measures, last_states, project
 from tiny.prompter.data import MASK_COLORS, SOLIDS, Painted
 from tiny.words import (
     BEGIN,
@@ -47,6 +48,7 @@ CAPTION = 5  # tokens of a caption with its tags: <red> a red cone </red>
 OWNED = 0.25  # a patch belongs to what covers most of it, if that is more than this fraction
 SECTIONS = (len(KINDS), len(COLOUR_WORDS), len(MASK_COLORS) + 1, 4)  # 4: cx, cy, w, h
 BOX_WEIGHT, SCALE_WEIGHT = 20.0, 0.02
+FORMAT_WEIGHT = 0.05  # of tokens that hold no guess: tags, end
 ATTENTION_LAYERS, ATTENTION_HEADS = (1, 2), 2  # whose attention is trained, and how many of its heads
 PREFIX = (BEGIN, LLAVA_SYSTEM, "USER:")  # before the image
 ARTICLE, COLOUR, SHAPE = 1, 2, 3  # places of a caption's words, counted from its tag
@@ -62,7 +64,7 @@ def prompter_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def painted_loss(patches: Tensor, read: Tensor, painted: Painted) -> tuple[Tensor, dict[str, float]]:
+def painted_loss(patches: Tensor, read: Tensor, painted: Painted) -> tuple[Tensor, Measures]:
     """Loss of projected patches (b, p, d) with readings (b, p, sum of SECTIONS), and its measures."""
     cover = torch.from_numpy(painted.cover)
     fraction, owner = cover.max(-1)  # (b, p)
@@ -139,9 +141,44 @@ def pack_captions(painted: Painted, patches: int, alone: np.ndarray | None = Non
     return PackedCaptions(tokens, block, row, at, mask, torch.tensor(ends))
 
 
+def writing_loss(
+    trainer: LanguageTrainer, painted: Painted, pixels: Tensor, weights: tuple[float, float],
+    alone: np.ndarray | None = None,
+) -> tuple[Tensor, Measures]:  # fmt: skip
+    """Loss and measures of one batch: cross-entropy of the words, and a little of the form.
+
+    weights: of the attention loss and of the vision loss; alone: see `pack_captions`
+    """
+    patches = project(trainer.model, pixels)
+    packed = pack_captions(painted, patches.shape[1], alone)
+    states = last_states(trainer.model, patches, packed.tokens, packed.block)
+    at = packed.at[:, None] + torch.arange(CAPTION)
+    right = packed.tokens[packed.row[:, None], at]  # (c, CAPTION)
+    logits = trainer.model.lm_head(states[packed.row[:, None], at - 1]).float()
+    losses = functional.cross_entropy(logits.transpose(1, 2), right, reduction="none").mean(0)
+    every = torch.arange(len(packed.end))
+    end = functional.cross_entropy(
+        trainer.model.lm_head(states[every, packed.end - 1]).float(), packed.tokens[every, packed.end]
+    )
+    form = losses[0] + losses[CAPTION - 1] + end
+    total = losses[ARTICLE] + losses[COLOUR] + losses[SHAPE] + FORMAT_WEIGHT * form
+    places = (("colour", COLOUR), ("shape", SHAPE))
+    measures = {f"loss_{name}": losses[place].item() for name, place in places}
+    measures |= {name: right_fraction(logits[:, place], right[:, place]) for name, place in places}
+    attention_weight, vision_weight = weights
+    if attention_weight:
+        attention, masses = evidence_loss(trainer.attention, packed, painted)
+        total, measures = total + attention_weight * attention, measures | masses
+    if vision_weight:
+        vision, seen = painted_loss(patches, trainer.read(patches.float()), painted)
+        total = total + vision_weight * vision
+        measures |= {f"see_{key}": seen[key] for key in ("shape", "colour", "box_l1")}
+    return total, measures
+
+
 def evidence_loss(
     attention: Mapping[int, Tensor], packed: PackedCaptions, painted: Painted
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, Measures]:
     """Cross-entropy of attention against its target over the patches; measures: mass where it belongs.
 
     attention: of each of ATTENTION_LAYERS

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from inpainting.prompts import CONFIG_FILE, PrompterConfig
 from ldm.files import hash_folder
@@ -27,33 +26,25 @@ from tiny.llava import (
     LlavaTraining,
     Measures,
     create_llava,
-    last_states,
     pixel_values,
-    project,
     rounded_means,
     save_llava,
     train_vision,
 )
 from tiny.loop import stages_manifest
 from tiny.prompter.captions import (
-    ARTICLE,
     ATTENTION_LAYERS,
     CAPTION,
-    COLOUR,
     SECTIONS,
-    SHAPE,
     VOCABULARY,
-    evidence_loss,
-    pack_captions,
     painted_loss,
     prompter_tokenizer,
-    right_fraction,
+    writing_loss,
 )
 from tiny.prompter.data import MASK_COLORS, Painted, Sets, draw_masks, open_sets, paint_scenes
 
 log = logging.getLogger(__name__)
 
-FORMAT_WEIGHT = 0.05  # of tokens that hold no guess: tags, end
 VISION = ("model.vision_tower.", "model.multi_modal_projector.")
 NOTICE = (
     "This is the small prompt writer, trained on rendered scenes of plain solids in sets only: it writes "
@@ -137,41 +128,6 @@ def train_prompter(config: PrompterTraining) -> None:
     prompts = PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASK_COLORS, longest=CAPTION)
     files = {"manifest.json": manifest, CONFIG_FILE: prompts}
     save_llava(config, model, prompter_tokenizer(), CAPTION * len(MASK_COLORS) + 1, files)
-
-
-def writing_loss(
-    trainer: LanguageTrainer, painted: Painted, pixels: Tensor, weights: tuple[float, float],
-    alone: np.ndarray | None = None,
-) -> tuple[Tensor, Measures]:  # fmt: skip
-    """Loss and measures of one batch: cross-entropy of the words, and a little of the form.
-
-    weights: of the attention loss and of the vision loss; alone: see `pack_captions`
-    """
-    patches = project(trainer.model, pixels)
-    packed = pack_captions(painted, patches.shape[1], alone)
-    states = last_states(trainer.model, patches, packed.tokens, packed.block)
-    at = packed.at[:, None] + torch.arange(CAPTION)
-    right = packed.tokens[packed.row[:, None], at]  # (c, CAPTION)
-    logits = trainer.model.lm_head(states[packed.row[:, None], at - 1]).float()
-    losses = functional.cross_entropy(logits.transpose(1, 2), right, reduction="none").mean(0)
-    every = torch.arange(len(packed.end))
-    end = functional.cross_entropy(
-        trainer.model.lm_head(states[every, packed.end - 1]).float(), packed.tokens[every, packed.end]
-    )
-    form = losses[0] + losses[CAPTION - 1] + end
-    total = losses[ARTICLE] + losses[COLOUR] + losses[SHAPE] + FORMAT_WEIGHT * form
-    places = (("colour", COLOUR), ("shape", SHAPE))
-    measures = {f"loss_{name}": losses[place].item() for name, place in places}
-    measures |= {name: right_fraction(logits[:, place], right[:, place]) for name, place in places}
-    attention_weight, vision_weight = weights
-    if attention_weight:
-        attention, masses = evidence_loss(trainer.attention, packed, painted)
-        total, measures = total + attention_weight * attention, measures | masses
-    if vision_weight:
-        vision, seen = painted_loss(patches, trainer.read(patches.float()), painted)
-        total = total + vision_weight * vision
-        measures |= {f"see_{key}": seen[key] for key in ("shape", "colour", "box_l1")}
-    return total, measures
 
 
 def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Iterator[Painted]:
