@@ -128,19 +128,16 @@ class BatchSettings(CheckedSettings):
         shard_of(self.shard)
 
 
-def batch(settings: BatchSettings) -> None:
+def batch(settings: BatchSettings | DreamBoothSettings) -> None:
     """Make all composites of a job file. Run again to continue; what is done stays.
 
     All jobs are checked first. A job that fails is recorded and the rest goes on; the exit code is then 1.
     """
-    jobs = read_jobs(settings.jobs, settings.defaults, settings.root)
+    if isinstance(settings, DreamBoothSettings):
+        jobs = dreambooth_jobs(settings)
+    else:
+        jobs = read_jobs(settings.jobs, settings.defaults, settings.root)
     if run_jobs(jobs, settings.out, settings.shard):
-        raise typer.Exit(1)
-
-
-def dreambooth(settings: DreamBoothSettings) -> None:
-    """Compose every object of the DreamBooth test set into every background. Run again to continue."""
-    if run_jobs(dreambooth_jobs(settings), settings.out, settings.shard):
         raise typer.Exit(1)
 
 
@@ -149,7 +146,8 @@ def build_app() -> typer.Typer:
     app.command("image")(command(CompositeSettings, run_image, DEFAULTS))
     app.command("replay")(command(ReplaySettings, replay))
     app.command("batch")(command(BatchSettings, batch))
-    app.command("dreambooth")(command(DreamBoothSettings, dreambooth))
+    pairs = "Compose every object of the DreamBooth test set into every background. Run again to continue."
+    app.command("dreambooth", help=pairs)(command(DreamBoothSettings, batch))
     return app
 
 

@@ -70,7 +70,7 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
         callbacks=[clock], logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, DataLoader([noise] * steps, batch_size=None))
+    trainer.fit(module, DataLoader([noise] * steps, batch_size=None))  # type: ignore[arg-type]
     seconds = np.diff(clock.times)
     step = float(np.quantile(seconds[1:] if steps > 1 else seconds, 0.5, method="higher"))
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

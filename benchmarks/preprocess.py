@@ -37,25 +37,14 @@ def loop_dilate(mask: np.ndarray, amount: float) -> np.ndarray:
     return result
 
 
-def loop_collage(background_u8: np.ndarray, detail_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Detail inside the mask, background outside."""
-    result = detail_u8.copy()
+def loop_paste(below: np.ndarray, above: np.ndarray, mask: np.ndarray, nearer: bool = False) -> np.ndarray:
+    """`above` inside the mask, with `nearer` only where it is larger; `below` elsewhere."""
+    result = below.copy()
     h, w = mask.shape
     for y in range(h):
         for x in range(w):
-            if not mask[y, x]:
-                result[y, x] = background_u8[y, x]
-    return result
-
-
-def loop_fusion(depth: np.ndarray, object_depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The object's depth where it is nearer than the background's."""
-    result = depth.copy()
-    x0, y0, x1, y1 = BOX
-    for y in range(y0, y1):
-        for x in range(x0, x1):
-            if mask[y - y0, x - x0] and object_depth[y - y0, x - x0] > depth[y, x]:
-                result[y, x] = object_depth[y - y0, x - x0]
+            if mask[y, x] and (not nearer or above[y, x] > below[y, x]):
+                result[y, x] = above[y, x]
     return result
 
 
@@ -67,29 +56,27 @@ def compare_loops() -> dict[str, dict[str, float]]:
     x0, y0, x1, y1 = BOX
     rows, columns = np.mgrid[: y1 - y0, : x1 - x0]
     inside = ((rows - 300) / 290) ** 2 + ((columns - 300) / 280) ** 2 < 1
-    own = np.where(inside, rng.random(inside.shape), 0).astype(np.float32)
+    relief = np.where(inside, rng.random(inside.shape), 0).astype(np.float32)
     mask = np.zeros(SIZE, bool)
     mask[y0:y1, x0:x1] = inside
-    cutout = Cutout(background_u8[y0:y1, x0:x1], inside, own)
+    cutout, part = Cutout(background_u8[y0:y1, x0:x1], inside, relief), depth[y0:y1, x0:x1]
     object_depth = EXTENT[0] + (EXTENT[1] - EXTENT[0]) * cutout.depth_01
     detail_u8 = 255 - background_u8
     full = mask.astype(np.float32)
 
     def fused() -> np.ndarray:
-        result, size = depth.copy(), inside.shape
+        size = inside.shape
         placed = place_cutout(cutout, (0, 0, *size[::-1]), EXTENT, size, legacy=True)
-        part = result[y0:y1, x0:x1]
         visible = (placed.alpha_01 > 0.5) & ~hidden_object(part, placed, EXTENT[1], "pixel")
-        part[visible] = placed.depth_01[visible]
-        return result
+        return np.where(visible, placed.depth_01, part)
 
     pairs: dict[str, tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]] = {
         "mask dilation": (lambda: loop_dilate(mask, 0.02), lambda: dilate(mask, 0.02, shape="legacy-rect")),
         "collage masking": (
-            lambda: loop_collage(background_u8, detail_u8, mask),
+            lambda: loop_paste(detail_u8, background_u8, ~mask),
             lambda: collage(background_u8, detail_u8, full, mask),
         ),
-        "fusion": (lambda: loop_fusion(depth, object_depth, inside), fused),
+        "fusion": (lambda: loop_paste(part, object_depth, inside, nearer=True), fused),
     }
     taken: dict[str, dict[str, float]] = {}
     for name, (loop, ours) in pairs.items():
@@ -97,25 +84,20 @@ def compare_loops() -> dict[str, dict[str, float]]:
             raise RuntimeError(f"{name}: the loop and our function differ")
         taken[name] = best_seconds({"loop_s": loop, "ours_s": ours}, 3)
     taken["all three"] = {key: sum(row[key] for row in taken.values()) for key in ("loop_s", "ours_s")}
-    return {
-        name: {
-            **{key: round(value, 5) for key, value in row.items()},
-            "ratio": round(row["loop_s"] / row["ours_s"], 1),
-        }
-        for name, row in taken.items()
-    }
+    ratios = {name: round(row["loop_s"] / row["ours_s"], 1) for name, row in taken.items()}
+    rounded = {name: {key: round(value, 5) for key, value in row.items()} for name, row in taken.items()}
+    return {name: {**row, "ratio": ratios[name]} for name, row in rounded.items()}
 
 
 def example(size: tuple[int, int], reference: int) -> Inputs:
     """Smooth random images of (h, w) with an elliptic reference."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:reference, :reference] / reference - 0.5
+    noise = [rng.integers(0, 256, (*hw, 3), dtype=np.uint8) for hw in ((reference, reference), size)]
     return Inputs(
-        reference_u8=cv2.GaussianBlur(
-            rng.integers(0, 256, (reference, reference, 3), dtype=np.uint8), (0, 0), 3
-        ),
+        reference_u8=cv2.GaussianBlur(noise[0], (0, 0), 3),
         reference_mask=(rows / 0.45) ** 2 + (columns / 0.3) ** 2 < 1,
-        background_u8=cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), dtype=np.uint8), (0, 0), 5),
+        background_u8=cv2.GaussianBlur(noise[1], (0, 0), 5),
         background_depth_01=np.repeat(np.linspace(0, 1, size[0], dtype=np.float32)[:, None], size[1], 1),
         box01_xyxy=(0.35, 0.4, 0.6, 0.8),
         depth_range=(0.7, 0.85),

@@ -13,6 +13,7 @@ Legend: b images, r regions, h heads, n latent cells, t tokens, d channels of a 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -44,17 +45,6 @@ REDUCED = {
     "block_out_channels": (80, 160, 320, 320), "attention_head_dim": (5, 10, 20, 20), "norm_num_groups": 16,
     "use_linear_projection": True,
 }  # fmt: skip
-
-
-def random_boxes(batch: int) -> Tensor:
-    """(b, r, H, W) bool, five boxes of random size, as in the published data."""
-    generator = torch.Generator().manual_seed(0)
-    masks = torch.zeros(batch, REGIONS, IMAGE, IMAGE, dtype=torch.bool)
-    for mask in masks.flatten(0, 1):
-        h, w = torch.randint(60, 260, (2,), generator=generator).tolist()
-        y, x = (int(torch.randint(IMAGE - side, (), generator=generator)) for side in (h, w))
-        mask[y : y + h, x : x + w] = True
-    return masks
 
 
 def published_attention(q: Tensor, k: Tensor, v: Tensor, layout: Tensor, owners: Tensor) -> Tensor:
@@ -191,7 +181,14 @@ def measure_attention(
     """Measure time and peak memory of rectified attention against the published formulation."""
     place = pick_device(device)
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-    masks = random_boxes(batch).to(place)
+    # Boxes of random size, as in the published data.
+    draw = partial(torch.randint, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(batch, REGIONS, IMAGE, IMAGE, dtype=torch.bool)
+    for mask in masks.flatten(0, 1):
+        h, w = draw(60, 260, (2,)).tolist()
+        y, x = (int(draw(IMAGE - side, ())) for side in (h, w))
+        mask[y : y + h, x : x + w] = True
+    masks = masks.to(place)
     # BOS, twelve tokens for each region, the rest shared.
     owners = torch.zeros(batch, TOKENS, dtype=torch.long, device=place)
     owners[:, 1 : 1 + 12 * REGIONS] = torch.arange(1, REGIONS + 1).repeat_interleave(12)

@@ -40,24 +40,6 @@ OPTIONS = PairOptions(augment=replace(Augment(), levels=(0.0, 0.0, 0.7, 0.0, 0.3
 SIDE, REFERENCE = 512, 224
 
 
-def fabricate(root: Path, h: int, w: int) -> ExampleSource:
-    """Textured images with an elliptic object, as JPEG, PNG and 16-bit PNG."""
-    y, x = np.mgrid[0:h, 0:w]
-    mask = ((x / w - 0.5) / 0.18) ** 2 + ((y / h - 0.5) / 0.28) ** 2 < 1
-    (root / "images").mkdir()
-    for item in range(ITEMS):
-        rng = np.random.default_rng(item)
-        noise = rng.integers(0, 256, (h // 4, w // 4, 3), dtype=np.uint8)
-        image = cv2.resize(noise, (w, h), interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(root / "images" / f"{item}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
-        write_mask(root / "masks" / f"{item}.png", mask)
-        smooth = cv2.GaussianBlur(rng.random((h, w), np.float32), (0, 0), h / 20)
-        write_depth(root / "depth" / f"{item}.png", normalize(smooth))
-    pairs = [f"{item} {(item + 1) % ITEMS}" for item in range(ITEMS)]
-    (root / "pairs.txt").write_text("\n".join(pairs), encoding="utf-8")
-    return FolderConfig(root=root).open()
-
-
 def published_read(root: Path, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image and mask of the reference, and image, mask and depth of the target, of which it is made."""
     for view in (item, (item + 1) % ITEMS):
@@ -137,10 +119,26 @@ def ours(source: ExampleSource) -> dict[str, float]:
 
 
 def fabricated(h: int, w: int) -> dict[str, float]:
-    """CPU milliseconds of our and the published work on the same files, with and without reading them."""
+    """CPU milliseconds of our and the published work on the same files, with and without reading them.
+
+    The files are textured images with an elliptic object, as JPEG, PNG and 16-bit PNG.
+    """
+    y, x = np.mgrid[0:h, 0:w]
+    mask = ((x / w - 0.5) / 0.18) ** 2 + ((y / h - 0.5) / 0.28) ** 2 < 1
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        source, sample = fabricate(root, h, w), AugmentationParams.sample
+        (root / "images").mkdir()
+        for item in range(ITEMS):
+            rng = np.random.default_rng(item)
+            noise = rng.integers(0, 256, (h // 4, w // 4, 3), dtype=np.uint8)
+            image = cv2.resize(noise, (w, h), interpolation=cv2.INTER_CUBIC)
+            cv2.imwrite(str(root / "images" / f"{item}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+            write_mask(root / "masks" / f"{item}.png", mask)
+            smooth = cv2.GaussianBlur(rng.random((h, w), np.float32), (0, 0), h / 20)
+            write_depth(root / "depth" / f"{item}.png", normalize(smooth))
+        pairs = [f"{item} {(item + 1) % ITEMS}" for item in range(ITEMS)]
+        (root / "pairs.txt").write_text("\n".join(pairs), encoding="utf-8")
+        source, sample = FolderConfig(root=root).open(), AugmentationParams.sample
         inputs = [source.example(item, np.random.default_rng(item)) for item in range(ITEMS)]
         files = [published_read(root, item) for item in range(ITEMS)]
         works: dict[str, Callable[[int, np.random.Generator], object]] = {

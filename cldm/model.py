@@ -124,11 +124,6 @@ class Conditions:
         return Conditions(tokens, self.detail.repeat(2, 1, 1, 1), self.depth.repeat(2, 1, 1, 1))
 
 
-def fuse(detail: list[Tensor], depth: list[Tensor], w_detail: float, w_depth: float) -> list[Tensor]:
-    """c_f = w_detail c_h + w_depth c_d, one entry per UNet skip (paper: w_detail 1, w_depth lambda)."""
-    return [w_detail * near + w_depth * far for near, far in zip(detail, depth, strict=True)]
-
-
 class Compositor(nn.Module):
     """Everything with weights. `scheduler_config` is the noise schedule it was trained with."""
 
@@ -175,10 +170,13 @@ class Compositor(nn.Module):
     def residuals(
         self, timestep: Tensor, conditions: Conditions, w_detail: float = 1.0, w_depth: float = 1.0
     ) -> list[Tensor]:
-        """Fused control residuals for b conditions at one timestep per condition (or one for all)."""
-        near = self.detail(conditions.detail, timestep, conditions.tokens)
-        far = self.depth(conditions.depth, timestep, conditions.tokens)
-        return fuse(near, far, w_detail, w_depth)
+        """Fused control residuals for b conditions at one timestep per condition (or one for all).
+
+        c_f = w_detail c_h + w_depth c_d, one entry per UNet skip (paper: w_detail 1, w_depth lambda).
+        """
+        detail = self.detail(conditions.detail, timestep, conditions.tokens)
+        depth = self.depth(conditions.depth, timestep, conditions.tokens)
+        return [w_detail * c_h + w_depth * c_d for c_h, c_d in zip(detail, depth, strict=True)]
 
     def forward(
         self, x: Tensor, timestep: Tensor, conditions: Conditions, w_detail: float = 1.0, w_depth: float = 1.0

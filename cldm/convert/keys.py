@@ -120,33 +120,21 @@ DINO_ENDS = {
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
     "layernorm": "norm",
 }
-# (original name, chunk, number of chunks). DINOv2 has two spellings, of transformers 5 and 4; the vision
-# transformer inside DPT-Large has the older one and some names of its own.
+# (original name, chunk, number of chunks). DINOv2 has two spellings, of transformers 5 and 4 (here side by
+# side); the vision transformer inside DPT-Large has the older one and some names of its own.
 VIT_BLOCK: dict[str, tuple[str, int, int]] = {
-    "norm1": ("norm1", 0, 1),
-    "layernorm_before": ("norm1", 0, 1),
-    "norm2": ("norm2", 0, 1),
-    "layernorm_after": ("norm2", 0, 1),
-    "layer_scale1.lambda1": ("ls1.gamma", 0, 1),
-    "layer_scale2.lambda1": ("ls2.gamma", 0, 1),
-    "attention.q_proj": ("attn.qkv", 0, 3),
-    "attention.k_proj": ("attn.qkv", 1, 3),
-    "attention.v_proj": ("attn.qkv", 2, 3),
-    "attention.attention.query": ("attn.qkv", 0, 3),
-    "attention.attention.key": ("attn.qkv", 1, 3),
-    "attention.attention.value": ("attn.qkv", 2, 3),
-    "attention.o_proj": ("attn.proj", 0, 1),
-    "attention.output.dense": ("attn.proj", 0, 1),
-    "mlp.fc1": ("mlp.fc1", 0, 1),
-    "intermediate.dense": ("mlp.fc1", 0, 1),
-    "mlp.fc2": ("mlp.fc2", 0, 1),
-    "output.dense": ("mlp.fc2", 0, 1),
-    "mlp.gate_proj": ("mlp.w12", 0, 2),
-    "mlp.up_proj": ("mlp.w12", 1, 2),
-    "mlp.weights_in": ("mlp.w12", 0, 1),
-    "mlp.down_proj": ("mlp.w3", 0, 1),
-    "mlp.weights_out": ("mlp.w3", 0, 1),
-}
+    "norm1": ("norm1", 0, 1), "layernorm_before": ("norm1", 0, 1),
+    "norm2": ("norm2", 0, 1), "layernorm_after": ("norm2", 0, 1),
+    "layer_scale1.lambda1": ("ls1.gamma", 0, 1), "layer_scale2.lambda1": ("ls2.gamma", 0, 1),
+    "attention.q_proj": ("attn.qkv", 0, 3), "attention.attention.query": ("attn.qkv", 0, 3),
+    "attention.k_proj": ("attn.qkv", 1, 3), "attention.attention.key": ("attn.qkv", 1, 3),
+    "attention.v_proj": ("attn.qkv", 2, 3), "attention.attention.value": ("attn.qkv", 2, 3),
+    "attention.o_proj": ("attn.proj", 0, 1), "attention.output.dense": ("attn.proj", 0, 1),
+    "mlp.fc1": ("mlp.fc1", 0, 1), "intermediate.dense": ("mlp.fc1", 0, 1),
+    "mlp.fc2": ("mlp.fc2", 0, 1), "output.dense": ("mlp.fc2", 0, 1),
+    "mlp.gate_proj": ("mlp.w12", 0, 2), "mlp.up_proj": ("mlp.w12", 1, 2), "mlp.weights_in": ("mlp.w12", 0, 1),
+    "mlp.down_proj": ("mlp.w3", 0, 1), "mlp.weights_out": ("mlp.w3", 0, 1),
+}  # fmt: skip
 
 
 def vit_name(key: str, config: Any = None) -> Piece:

@@ -44,12 +44,11 @@ def by_pose(scenes: Sequence[dict[str, float]], same_pose: Sequence[bool]) -> Ta
     """{image: {group: estimate}} of the first scenes, for all and apart by the pose of the reference."""
     same = np.array(same_pose[: len(scenes)])
     groups = dict(zip(GROUPS, (np.ones(len(scenes), bool), same, ~same), strict=True))
+    groups = {group: which for group, which in groups.items() if which.sum() > 1}
     table: Table = {}
     for name in scenes[0] if scenes else ():
         values = np.array([scene[name] for scene in scenes])
-        table[name] = {
-            group: mean_interval(values[which]) for group, which in groups.items() if which.sum() > 1
-        }
+        table[name] = {group: mean_interval(values[which]) for group, which in groups.items()}
     return table
 
 

@@ -99,49 +99,40 @@ class CompositorTrainConfig(CheckedSettings):
         return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def trainable_parameters(model: Compositor, config: CompositorTrainConfig) -> list[nn.Parameter]:
-    """Freeze what does not train; returns the rest. The control branches' first convolutions never train."""
-    model.requires_grad_(False)
-    parts: list[nn.Module] = [model.detail, model.depth]
-    if config.trainable == "all":
-        parts += [model.unet, model.identity.encoder]
-    else:
-        parts += [model.unet.up_blocks, model.unet.conv_norm_out, model.unet.conv_out]
-    if config.train_projector:
-        parts.append(model.identity.projector)
-    for part in parts:
-        part.requires_grad_(True)
-    for branch in (model.detail, model.depth):
-        branch.net.conv_in.requires_grad_(False)
-    mask_token = model.identity.encoder.embeddings.mask_token
-    if mask_token is not None:
-        mask_token.requires_grad_(False)
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
 class CompositorModule(pl.LightningModule):
-    """The compositor with its loss and optimizer."""
+    """The compositor with its loss and optimizer; what does not train is frozen."""
 
     def __init__(self, model: Compositor, config: CompositorTrainConfig) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.noise_schedule = DDIMScheduler.from_config(model.scheduler_config)
-        self.parameters_to_train = trainable_parameters(model, config)
+        unet, encoder = model.unet, model.identity.encoder
+        decoder = (unet.up_blocks, unet.conv_norm_out, unet.conv_out)
+        parts = (unet, encoder) if config.trainable == "all" else decoder
+        model.requires_grad_(False)
+        for part in (model.detail, model.depth, *parts):
+            part.requires_grad_(True)
+        model.identity.projector.requires_grad_(config.train_projector)
+        for branch in (model.detail, model.depth):
+            branch.net.conv_in.requires_grad_(False)  # never trains
+        if encoder.embeddings.mask_token is not None:
+            encoder.embeddings.mask_token.requires_grad_(False)
+        self.parameters_to_train = [weight for weight in model.parameters() if weight.requires_grad]
         self.average = self.fresh_average()
         self.strict_loading = False  # frozen weights are in no checkpoint; on_load_checkpoint checks the rest
         self.batch_number = 0
         self.last_loss = torch.zeros(())
         self.last_rate = 0.0
-        nets = (model.unet, model.detail.net, model.depth.net)
+        nets = (unet, model.detail.net, model.depth.net)
         if config.attention == "eager":
             for net in nets:
                 net.set_attn_processor(AttnProcessor())
-            model.identity.encoder.set_attn_implementation("eager")
+            encoder.set_attn_implementation("eager")
         if config.gradient_checkpointing:
             for net in nets:
                 net.enable_gradient_checkpointing()
-            model.identity.encoder.gradient_checkpointing_enable()
+            encoder.gradient_checkpointing_enable()
 
     def fresh_average(self) -> EMAModel | None:
         """The running average of what trains, from here on."""

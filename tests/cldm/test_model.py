@@ -15,8 +15,8 @@ from cldm.create import (
     create_identity,
     create_unet,
 )
-from cldm.model import Compositor, ControlBranch, fuse
-from cldm.training.module import CompositorTrainConfig, trainable_parameters
+from cldm.model import Compositor, ControlBranch
+from cldm.training.module import CompositorModule, CompositorTrainConfig
 from tests.cldm.small import SMALL
 
 
@@ -115,10 +115,14 @@ def test_null_identity_is_the_zero_image(model: Compositor) -> None:
     torch.testing.assert_close(model.identity.null(3)[2:], model.identity(torch.zeros(1, 3, 16, 16)))
 
 
-def test_weights_scale_each_branch() -> None:
-    near, far = [torch.ones(1)], [torch.full((1,), 2.0)]
-    assert fuse(near, far, 1.0, 1.0)[0].item() == 3.0
-    assert fuse(near, far, 0.0, 0.5)[0].item() == 1.0
+@torch.no_grad()
+def test_weights_scale_each_branch(model: Compositor, inputs: dict[str, torch.Tensor]) -> None:
+    t = torch.tensor(500)
+    given = model.conditions(inputs["reference_01"], inputs["detail_pm1"], inputs["depth_01"])
+    detail, depth = model.residuals(t, given, 1.0, 0.0), model.residuals(t, given, 0.0, 1.0)
+    for weights in ((1.0, 1.0), (0.0, 0.5)):
+        for fused, near, far in zip(model.residuals(t, given, *weights), detail, depth, strict=True):
+            torch.testing.assert_close(fused, weights[0] * near + weights[1] * far)
 
 
 def test_parts_that_do_not_fit_are_refused(model: Compositor) -> None:
@@ -130,8 +134,8 @@ def test_parts_that_do_not_fit_are_refused(model: Compositor) -> None:
 @pytest.mark.parametrize("which", ["published", "all"])
 def test_first_convolution_stays_zero_over_50_steps(which: str, inputs: dict[str, torch.Tensor]) -> None:
     model = create_compositor(SMALL, seed=3)
-    parameters = trainable_parameters(model, CompositorTrainConfig(trainable=which))
-    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    module = CompositorModule(model, CompositorTrainConfig(trainable=which))
+    optimizer = torch.optim.AdamW(module.parameters_to_train, lr=1e-2)
     before = model.detail.net.controlnet_mid_block.weight.clone()
     for _ in range(50):
         conditions = model.conditions(inputs["reference_01"], inputs["detail_pm1"], inputs["depth_01"])
@@ -146,7 +150,8 @@ def test_first_convolution_stays_zero_over_50_steps(which: str, inputs: dict[str
 
 def test_published_groups_freeze_the_unet_encoder() -> None:
     model = create_compositor(SMALL)
-    trained = set(map(id, trainable_parameters(model, CompositorTrainConfig(train_projector=False))))
+    module = CompositorModule(model, CompositorTrainConfig(train_projector=False))
+    trained = set(map(id, module.parameters_to_train))
     assert not any(id(p) in trained for p in model.unet.down_blocks.parameters())
     assert not any(id(p) in trained for p in model.identity.parameters())
     assert all(id(p) in trained for p in model.unet.up_blocks.parameters())

@@ -63,7 +63,10 @@ def test_released_lora_has_a_place_for_each_of_its_weights(published):
 
 
 def test_benchmark_compares_equal_things():
-    masks, owners = benchmark.random_boxes(1), torch.zeros(1, benchmark.TOKENS, dtype=torch.long)
+    masks = torch.zeros(1, benchmark.REGIONS, benchmark.IMAGE, benchmark.IMAGE, dtype=torch.bool)
+    for index, mask in enumerate(masks[0]):
+        mask[60 * index : 60 * index + 200, 40 * index : 40 * index + 150] = True
+    owners = torch.zeros(1, benchmark.TOKENS, dtype=torch.long)
     owners[:, 1 : 1 + 12 * benchmark.REGIONS] = torch.arange(1, benchmark.REGIONS + 1).repeat_interleave(12)
     kwargs = region_kwargs(masks, owners, (64, 64), levels=4, layout="nearest")
     with torch.inference_mode():
