@@ -10,7 +10,6 @@ Legend: h w pixels.
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.pipeline import PaintResult, paint
 from inpainting.paint import (
     PaintSettings,
-    load_painter,
+    paint_regions,
     painter_folder,
     save_painting,
     several_app,
@@ -115,12 +114,30 @@ class Dream:
         return self.result.image_u8
 
     def sheet(self, image_u8: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8: the image, its masks as the writer saw them, the results; prompts below."""
+        """(h, w, 3) uint8: the image, its masks as the writer saw them, the results.
+
+        Below: for each mask its colour and its prompt, broken into lines.
+        """
         seeds = self.result.seeds
         titles = ["after"] if len(seeds) == 1 else [f"after, seed {seed}" for seed in seeds]
         seen = paint_masks(image_u8, [region.mask for region in self.result.regions], self.prompts.colors)
         images = grid([[image_u8, seen, *self.result.images_u8]], ["before", "masks", *titles])
-        return np.vstack([images, legend(self.prompts, images.shape[1])])
+        font, width = ImageFont.load_default(size=FONT_SIZE), images.shape[1]
+        left = 2 * CELL_GAP + SWATCH
+        lines: list[tuple[str, str]] = []
+        for row in self.prompts.rows():
+            text = f"{row['prompt'] or '(nothing)'}   ({'written' if row['written'] else 'given'})"
+            broken = wrap_text(text, font, width - left - CELL_GAP, cut=True).split("\n")
+            lines += zip(broken, [row["color"], *[""] * (len(broken) - 1)], strict=True)
+        legend = Image.new("RGB", (width, len(lines) * LINE + 2 * CELL_GAP), PAPER)
+        pen = ImageDraw.Draw(legend)
+        for number, (line, color) in enumerate(lines):
+            y = CELL_GAP + number * LINE
+            if color:
+                swatch = (CELL_GAP, y, CELL_GAP + SWATCH, y + SWATCH)
+                pen.rectangle(swatch, fill=rgb_of(color), outline=FRAME_COLOR)
+            pen.text((left, y + SWATCH // 2), line, fill=INK, font=font, anchor="lm")
+        return np.vstack([images, np.array(legend)])
 
 
 def dream(
@@ -214,41 +231,12 @@ def run_dream(settings: DreamSettings) -> None:
             for row in prompts.rows():
                 log.info("%s (%s): %s", row["color"], "written" if row["written"] else "given", row["prompt"])
         del writer  # frees its memory for the painter
-    result = paint(
-        image.rgb_u8,
-        pair_masks(masks, prompts.texts, settings.negatives),
-        load_painter(settings),
-        settings.seed,
-        settings.options,
-        samples=settings.num_samples,
-        progress=sys.stderr.isatty(),
-    )
+    result = paint_regions(settings, image, pair_masks(masks, prompts.texts, settings.negatives))
     report = {**result.report, "prompts": prompts.rows()}
     report["seconds"] = {**report["seconds"], "write": timer.report()["write"]}
     result = replace(result, report=report)
     sheet_u8 = Dream(prompts, result).sheet(image.rgb_u8) if settings.sheet else None
     save_painting(settings, image, result, sheet_u8, {"command": "dream", "prompter": facts})
-
-
-def legend(prompts: Prompts, width: int) -> np.ndarray:
-    """(h, width, 3) uint8: for each mask its colour and its prompt, broken into lines."""
-    font = ImageFont.load_default(size=FONT_SIZE)
-    left = 2 * CELL_GAP + SWATCH
-    lines: list[tuple[str, str]] = []
-    for row in prompts.rows():
-        text = f"{row['prompt'] or '(nothing)'}   ({'written' if row['written'] else 'given'})"
-        broken = wrap_text(text, font, width - left - CELL_GAP, cut=True).split("\n")
-        lines += zip(broken, [row["color"], *[""] * (len(broken) - 1)], strict=True)
-    sheet = Image.new("RGB", (width, len(lines) * LINE + 2 * CELL_GAP), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    for number, (line, color) in enumerate(lines):
-        y = CELL_GAP + number * LINE
-        if color:
-            pen.rectangle(
-                (CELL_GAP, y, CELL_GAP + SWATCH, y + SWATCH), fill=rgb_of(color), outline=FRAME_COLOR
-            )
-        pen.text((left, y + SWATCH // 2), line, fill=INK, font=font, anchor="lm")
-    return np.array(sheet)
 
 
 build_app = several_app(command(DreamSettings, run_dream))

@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 from inpainting.models.text_to_image.canvas import RegionPrompt, pair_masks
 from inpainting.models.text_to_image.config import COMPAT, PaintOptions
-from inpainting.models.text_to_image.load import Inpainter, load_inpainter, read_inpainter_config
+from inpainting.models.text_to_image.load import load_inpainter, read_inpainter_config
 from inpainting.models.text_to_image.pipeline import PaintResult, paint
 from inpainting.prompts import COLORS, palette
 from ldm.device import pick_device, pick_dtype
@@ -94,16 +94,7 @@ def run_paint(settings: PaintSettings) -> None:
     image = read_image(settings.image)
     masks = [read_mask(path, size=image.size) for path in settings.masks]
     regions = pair_masks(masks, settings.prompts, settings.negatives)
-    pipe = load_painter(settings)
-    result = paint(
-        image.rgb_u8,
-        regions,
-        pipe,
-        settings.seed,
-        settings.options,
-        samples=settings.num_samples,
-        progress=sys.stderr.isatty(),
-    )
+    result = paint_regions(settings, image, regions)
     sheet_u8 = None
     if settings.sheet:
         cells = [image.rgb_u8, colored(image.rgb_u8, result.regions), *result.images_u8]
@@ -149,11 +140,22 @@ def painter_folder(settings: PaintSettings) -> Path:
     return folder
 
 
-def load_painter(settings: PaintSettings) -> Inpainter:
+def paint_regions(
+    settings: PaintSettings, image: LoadedImage, regions: Sequence[RegionPrompt]
+) -> PaintResult:
+    """Load the model of the settings and paint the regions as they say."""
     device = pick_device(settings.device)
-    dtype = pick_dtype(settings.dtype, device)
-    folder, scale = painter_folder(settings), settings.lora_scale
-    return load_inpainter(folder, settings.lora, lora_scale=scale, device=device, dtype=dtype)
+    pipe = load_inpainter(
+        painter_folder(settings),
+        settings.lora,
+        lora_scale=settings.lora_scale,
+        device=device,
+        dtype=pick_dtype(settings.dtype, device),
+    )
+    progress, samples = sys.stderr.isatty(), settings.num_samples
+    return paint(
+        image.rgb_u8, regions, pipe, settings.seed, settings.options, samples=samples, progress=progress
+    )
 
 
 def colored(image_u8: np.ndarray, regions: Sequence[RegionPrompt], colors: Sequence[str] = ()) -> np.ndarray:

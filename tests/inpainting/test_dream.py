@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from inpainting.dream import Prompts, build_app, dream, legend, write_missing
+from inpainting.dream import Dream, Prompts, build_app, dream, write_missing
 from inpainting.models.image_to_text.writer import Decoding, PromptWriter
+from inpainting.models.text_to_image.canvas import RegionPrompt
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, save_inpainter
+from inpainting.models.text_to_image.pipeline import PaintResult
 from inpainting.prompts import COLORS, CONFIG_FILE, PrompterConfig, rgb_of
 from ldm.images import read_image, write_mask, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from ldm.settings.config import write_config
-from ldm.sheet import wrap_text
+from ldm.sheet import grid, wrap_text
 from tests.conftest import ROOT
 from tests.inpainting.small_inpainter import QUICK, small_inpainter
 from tests.ldm.small_mllm import small_folder
@@ -175,11 +178,16 @@ def test_hidden_masks_are_named(writer: PromptWriter, caplog: pytest.LogCaptureF
 
 def test_the_prompts_below_the_sheet():
     prompts = Prompts(["a dog", "a very " + "long " * 60 + "x" * 200], [True, False], ["red", "blue"])
-    below = legend(prompts, 300)
-    assert below.shape[1] == 300
+    regions = [RegionPrompt(mask, text) for mask, text in zip((LEFT, RIGHT), prompts.texts, strict=True)]
+    result = PaintResult([IMAGE], LEFT | RIGHT, [0], regions, {}, {})
+    images = grid([[IMAGE] * 3], ["before", "masks", "after"])
+    sheet = Dream(prompts, result).sheet(IMAGE)
+    below = sheet[len(images) :]
+    assert sheet.shape[1] == images.shape[1]
     assert (below[:, -4:] == 255).all(), "no letter is cut off at the edge"
     assert tuple(below[12, 12]) == rgb_of("red")
-    assert legend(Prompts([""], [True], ["red"]), 300).shape[0] < below.shape[0]
+    short = Dream(replace(prompts, texts=["", ""]), result).sheet(IMAGE)
+    assert len(short) < len(sheet)
 
 
 def test_long_words_are_broken():

@@ -71,18 +71,33 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
     if not metrics:
         raise ValueError(f"{config.output_dir}: no image to measure")
     path = config.output_dir / (MULTI if only_multi_prompt else ALL)
-    content = metrics_report(metrics, config.seed, config.resamples, config.fid_resamples)
-    content["settings"] = {"row": config.row, "split": config.split, "only_multi_prompt": only_multi_prompt}
-    content["backbones"] = networks.used
+    seed, resamples, fid_resamples = config.seed, config.resamples, config.fid_resamples
+    whole, masked = (numbers(metrics, view, seed, resamples, fid_resamples) for view in ("", "masked_"))
+    by_masks = {
+        str(count): numbers([row for row in metrics if row.regions == count], "", seed, resamples, 0)
+        for count in sorted({row.regions for row in metrics})
+    }
+    # The published keys, None where nothing was measured; then the same with intervals.
+    content: dict[str, Any] = {name: value_of(whole, name) for name in PUBLISHED}
+    for count in range(1, MOST_MASKS + 1):
+        for name in BY_MASKS:
+            content[f"n_masks_{name}_{count}"] = value_of(by_masks.get(str(count), {}), name)
     needed = {name: need for name, need in NEEDS.items() if need in networks.skipped}
-    content["skipped"] = {name: f"{need}: {networks.skipped[need]}" for name, need in needed.items()}
+    content |= {
+        "images": len(metrics),
+        "regions": sum(row.regions for row in metrics),
+        "with_intervals": whole,
+        "masked_regions_only": masked,
+        "by_number_of_masks": by_masks,
+        "settings": {"row": config.row, "split": config.split, "only_multi_prompt": only_multi_prompt},
+        "backbones": networks.used,
+        "skipped": {name: f"{need}: {networks.skipped[need]}" for name, need in needed.items()},
+    }
     write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     lines = [f"{'':32}{'whole image':>30}{'masked regions only':>30}"]
-    tables = [content["with_intervals"], content["masked_regions_only"]]
-    for name in sorted(set(tables[0]) | set(tables[1])):
-        lines.append(
-            f"{name:32}" + "".join(f"{format_estimate(table.get(name), '.4f'):>30}" for table in tables)
-        )
+    for name in sorted(whole.keys() | masked.keys()):
+        cells = [format_estimate(table.get(name), ".4f") for table in (whole, masked)]
+        lines.append(f"{name:32}{cells[0]:>30}{cells[1]:>30}")
     lines += [f"skipped {name}: {why}" for name, why in content["skipped"].items()]
     log.info("%s", "\n".join(lines))
     log.info("%s", path)
@@ -136,29 +151,6 @@ def measure_run(
             np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
             write_atomic(out / MEASURED / f"{stem}.npz", buffer.getvalue())
     return [results[stem] for stem in keys]
-
-
-def metrics_report(
-    rows: Sequence[ImageMetrics], seed: int, resamples: int, fid_resamples: int
-) -> dict[str, Any]:
-    """All tables of a run: published keys (None where nothing was measured), and the same with intervals."""
-    whole = numbers(rows, "", seed, resamples, fid_resamples)
-    by_masks = {
-        str(count): numbers([row for row in rows if row.regions == count], "", seed, resamples, 0)
-        for count in sorted({row.regions for row in rows})
-    }
-    flat: dict[str, Any] = {name: value_of(whole, name) for name in PUBLISHED}
-    for count in range(1, MOST_MASKS + 1):
-        for name in BY_MASKS:
-            flat[f"n_masks_{name}_{count}"] = value_of(by_masks.get(str(count), {}), name)
-    return {
-        **flat,
-        "images": len(rows),
-        "regions": sum(row.regions for row in rows),
-        "with_intervals": whole,
-        "masked_regions_only": numbers(rows, "masked_", seed, resamples, fid_resamples),
-        "by_number_of_masks": by_masks,
-    }
 
 
 def numbers(
