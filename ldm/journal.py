@@ -176,14 +176,20 @@ class Journal(JournalReader):
             file.write(b"".join(_line(entry) for entry in entries))
 
 
-def run_items(
-    journal: Journal, items: Sequence[str], work: Callable[[str], Mapping[str, Any] | None], workers: int
-) -> None:
-    """Do the work of every item that is not done, in threads, and record the results in order.
+def run_step(
+    path: Path,
+    inputs: Mapping[str, Any],
+    items: Sequence[str],
+    work: Callable[[str], Mapping[str, Any] | None],
+    redo: bool,
+    workers: int = 1,
+) -> Journal:
+    """Do the work of every item that the journal at `path` does not have, in threads, and record it in order.
 
     A ValueError leaves its item out; any other error, and an interrupt, ends the step, which then continues
-    at the next call. workers: threads, 0 = one per core.
+    at the next call. redo: a complete journal is begun anew. workers: threads, 0 = one per core.
     """
+    journal = Journal(path, inputs, redo=redo)
     pending = [item for item in items if item not in journal.done]
     results = attempt_in_order(work, pending, workers or os.cpu_count() or 1)
     bar = tqdm(results, total=len(items), initial=len(items) - len(pending), desc=journal.name)
@@ -193,6 +199,7 @@ def run_items(
         else:
             journal.add(item, result)
     journal.finish()
+    return journal
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:

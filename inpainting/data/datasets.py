@@ -28,7 +28,7 @@ from inpainting.data.paintings import (
 )
 from inpainting.tokens import plan_tokens
 from ldm.files import read_json
-from ldm.journal import in_order
+from ldm.journal import attempt_in_order
 from ldm.seeds import seed_of
 
 log = logging.getLogger(__name__)
@@ -249,20 +249,20 @@ class InpaintingDataset(PaintingItems):
     def choose_all(self) -> MaskManifest:
         """Choose the regions of every image. Reads all images and masks, and so finds damaged ones."""
 
-        def attempt(painting: Painting) -> tuple[str, ...] | str:
-            try:
-                return self.chosen(painting, painting.read_image(), self.rng_of(painting.stem))[0]
-            except ValueError as error:
-                log.warning("left out: %s", error)
-                return str(error)
+        def choose(painting: Painting) -> tuple[str, ...]:
+            return self.chosen(painting, painting.read_image(), self.rng_of(painting.stem))[0]
 
-        choices = tqdm(in_order(attempt, self.paintings, READERS), total=len(self), desc="masks")
-        results = dict(zip(self.stems, choices, strict=True))
-        items = {stem: names for stem, names in results.items() if isinstance(names, tuple)}
-        reasons = {stem: reason for stem, reason in results.items() if isinstance(reason, str)}
+        choices = tqdm(attempt_in_order(choose, self.paintings, READERS), total=len(self), desc="masks")
+        items, left_out = {}, dict(self.left_out)
+        for stem, names in zip(self.stems, choices, strict=True):
+            if isinstance(names, ValueError):
+                log.warning("left out: %s", names)
+                left_out[stem] = str(names)
+            else:
+                items[stem] = names
         if not items:
             raise ValueError(f"{self.data_dir}: no image of {self.split} can be used")
-        return MaskManifest(self.split, self.seed, self.options.rules, items, {**self.left_out, **reasons})
+        return MaskManifest(self.split, self.seed, self.options.rules, items, left_out)
 
     @staticmethod
     def collate_fn(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

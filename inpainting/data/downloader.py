@@ -24,7 +24,7 @@ from inpainting.data.steps.fetch import FetchSettings, fetch_annotations
 from inpainting.data.steps.split import read_rows
 from ldm.files import write_atomic
 from ldm.images import DECODER_ERRORS, read_image
-from ldm.journal import in_order
+from ldm.journal import attempt_in_order
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 
@@ -71,16 +71,12 @@ def fetch_images(settings: DownloadSettings) -> None:
         limits=httpx.Limits(max_connections=settings.threads),
     )
 
-    def attempt(row: dict[str, str]) -> str:
-        """Why an image is not there; "" if it is."""
-        reason = ""
-        try:
-            path = folder / checked_name(row["file_name"])
-        except ValueError as error:
-            return str(error)
+    def fetch(row: dict[str, str]) -> None:
+        """Raises ValueError: why an image is not there."""
+        path, reason = folder / checked_name(row["file_name"]), ""
         try:
             if path.is_file() and (not settings.verify or read_image(path)):
-                return ""
+                return
         except ValueError as error:
             log.warning("%s; fetching it again", error)
         for number in range(settings.attempts):
@@ -90,19 +86,19 @@ def fetch_images(settings: DownloadSettings) -> None:
                 time.sleep(longest * random.uniform(0.5, 1))
             try:
                 write_atomic(path, fetch_image(path.suffix, row["url"], client))
-                return ""
-            except PermanentError as error:
-                return str(error)
+                return
+            except PermanentError:
+                raise
             except ValueError as error:
-                reason = f"{error} ({settings.attempts} tries)"
-        return reason
+                reason = str(error)
+        raise ValueError(f"{reason} ({settings.attempts} tries)")
 
     failed: list[tuple[str, str, str]] = []  # file name, address, reason
     with client:
-        bar = tqdm(in_order(attempt, rows, settings.threads), total=len(rows), unit="images")
-        for row, reason in zip(rows, bar, strict=True):
-            if reason:
-                failed.append((row["file_name"], row["url"], reason))
+        bar = tqdm(attempt_in_order(fetch, rows, settings.threads), total=len(rows), unit="images")
+        for row, error in zip(rows, bar, strict=True):
+            if error is not None:
+                failed.append((row["file_name"], row["url"], str(error)))
                 bar.set_postfix(failed=len(failed))
     failures = settings.failures or folder.with_name(f"{folder.name}_failed.csv")
     there = len(rows) - len(failed)

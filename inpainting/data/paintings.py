@@ -21,7 +21,7 @@ from datasets.sources.readers import IMAGES, images_in
 from inpainting.prompts import ANSWER_MARK
 from ldm.files import read_json, write_atomic
 from ldm.images import read_image, read_mask
-from ldm.journal import Journal, run_items, stamp_path
+from ldm.journal import Journal, run_step, stamp_path
 
 SPLITS = ("train", "val", "test")
 UNANNOTATED = "unannotated"
@@ -117,10 +117,7 @@ def change_annotations(
             raise ValueError(missing)
         return {}
 
-    stems = entity_folders(entities_dir)
-    journal = Journal(stamp_path(entities_dir, step), inputs, redo=redo)
-    run_items(journal, stems, work, workers=1)
-    return journal
+    return run_step(stamp_path(entities_dir, step), inputs, entity_folders(entities_dir), work, redo)
 
 
 def read_intact(path: Path) -> dict[str, Any]:

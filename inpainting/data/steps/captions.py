@@ -17,7 +17,7 @@ from inpainting.data.paintings import (
 )
 from inpainting.prompts import CAPTION_START
 from ldm.files import file_sha256, read_json
-from ldm.journal import Journal, run_items, stamp_hash, stamp_path
+from ldm.journal import Journal, run_step, stamp_hash, stamp_path
 from ldm.settings.config import setting
 
 log = logging.getLogger(__name__)
@@ -112,9 +112,7 @@ def captions_to_folder(settings: FolderSettings, redo: bool = True) -> Journal:
 
     files = sorted(source.glob("backup_*.json")) if source.is_dir() else [source]
     inputs = {"captions": [file_sha256(file) for file in files], "after": stamp_hash(out_dir, MAKE_ENTITIES)}
-    journal = Journal(stamp_path(out_dir, FOLDER_STEP), inputs, redo=redo)
-    run_items(journal, list(captions), work, workers=1)
-    return journal
+    return run_step(stamp_path(out_dir, FOLDER_STEP), inputs, list(captions), work, redo)
 
 
 def captions_to_annotations(settings: EntitySettings, redo: bool = True) -> Journal:

@@ -25,7 +25,7 @@ from inpainting.data.paintings import (
 from inpainting.data.steps.captions import plain_text
 from ldm.files import file_sha256, write_all_atomic
 from ldm.images import encode_png, read_image
-from ldm.journal import Journal, run_items, stamp_path
+from ldm.journal import Journal, run_step, stamp_path
 from ldm.settings.config import CheckedSettings, setting
 
 Box = tuple[int, int, int, int]
@@ -117,9 +117,8 @@ def make_regions(step: str, settings: RegionOutput, redo: bool) -> Journal:
                 folder.rmdir()
         return {"regions": len(regions)}
 
-    journal = Journal(stamp_path(settings.out_dir, step), source.inputs, redo=redo)
-    run_items(journal, source.items, work, settings.workers)
-    return journal
+    stamp = stamp_path(settings.out_dir, step)
+    return run_step(stamp, source.inputs, source.items, work, redo, settings.workers)
 
 
 def region_files(

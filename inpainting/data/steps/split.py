@@ -15,7 +15,7 @@ import numpy as np
 
 from inpainting.data.paintings import GET, MAKE_MASKS, SPLITS, UNANNOTATED, image_map
 from ldm.files import file_sha256, written_whole
-from ldm.journal import Journal, run_items, stamp_hash, stamp_path
+from ldm.journal import Journal, run_step, stamp_hash, stamp_path
 from ldm.settings.config import check_settings, setting
 
 log = logging.getLogger(__name__)
@@ -131,9 +131,7 @@ def split_images(
 
     for folder in folders:
         (image_dir / folder).mkdir(parents=True, exist_ok=True)
-    journal = Journal(stamp_path(image_dir, STEP), {"mode": mode, **inputs}, redo=redo)
-    run_items(journal, list(plan), work, workers=1)
-    return journal
+    return run_step(stamp_path(image_dir, STEP), {"mode": mode, **inputs}, list(plan), work, redo)
 
 
 def transfer(source: Path, target: Path, mode: str) -> None:
