@@ -18,13 +18,14 @@ from compose import ComposeSettings, compose, load_models
 from compose.pipeline import Result, settings_of_recipe
 from compose.settings import DEPTH_MODES, Models
 from datasets.geometry import box_to_pixels
+from datasets.relations import Place
 from ldm.files import read_json
 from ldm.images import write_png
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting
 from ldm.sheet import grid
 from llava_bifrost.draw import draw_candidates
-from llava_bifrost.language.answer import Candidate, Location
+from llava_bifrost.language.answer import Candidate
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def marked_background(result: Result) -> np.ndarray:
     order = [placement["chosen"], *range(len(placement["candidates"]))]
     candidates = []
     for plain in (placement["candidates"][index] for index in dict.fromkeys(order)):
-        location = Location(tuple(plain["box"]), plain["depth"], plain["far"], plain["near"])
+        location = Place.of(tuple(plain["box"]), plain["depth"], plain["far"], plain["near"])
         candidates.append(Candidate(location, plain["log_probability"], plain["text"], plain["score"]))
     return draw_candidates(background_u8, candidates)
 

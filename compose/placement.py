@@ -136,9 +136,7 @@ class Placement:
     def settings_of(self, index: int) -> ComposeSettings:
         """The settings with box and depth of a proposal instead of the sentence; they need no locator."""
         location, mode = self.candidates[index].location, self.settings.mode
-        extent: tuple[float, ...] = (location.depth,)
-        if location.far is not None and location.near is not None:
-            extent = (location.far, location.near)
+        extent = location.extent or (location.d,)
         if self.request is not None and self.request.replace and mode == "place":
             mode = "replace"
         place = {"mode": mode, "box": location.box01_xyxy, "depth": self.settings.depth or extent}
@@ -153,14 +151,15 @@ class Placement:
         candidates = [
             {
                 "box": candidate.location.box01_xyxy,
-                "depth": candidate.location.depth,
-                "far": candidate.location.far,
-                "near": candidate.location.near,
+                "depth": candidate.location.d,
+                "far": far,
+                "near": near,
                 "log_probability": candidate.log_probability,
                 "score": candidate.score,
                 "text": candidate.text,
             }
             for candidate in self.candidates
+            for far, near in [candidate.location.extent or (None, None)]
         ]
         record = {
             "instruction": self.settings.instruction,
@@ -183,9 +182,7 @@ class Placement:
         location = self.candidates[chosen].location
         box = ",".join(f"{value:.3f}" for value in location.box01_xyxy)
         rank = f"{chosen + 1} of {len(self.candidates)}"
-        logger.info(
-            "place: --box %s --depth %.3f, by %s (%s)", box, location.depth, self.locator["folder"], rank
-        )
+        logger.info("place: --box %s --depth %.3f, by %s (%s)", box, location.d, self.locator["folder"], rank)
         broken = [clause for clause, holds in self.satisfied(chosen).items() if not holds]
         if broken:
             logger.warning("this place is not %s; --candidates 5 tries others", " and not ".join(broken))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.geometry import EXTENT_PER_SIZE, MIN_EXTENT, Box01, depth_extent
+from datasets.geometry import EXTENT_PER_SIZE, MIN_EXTENT, Box01, check_box01, depth_extent
 
 RELATIONS = ("left of", "right of", "in front of", "behind", "on", "next to")  # what `relation` finds
 ALL_RELATIONS = (*RELATIONS, "above", "under", "between")  # what `holds` decides; "between" has two anchors
@@ -51,9 +51,10 @@ class _Edges:
 
 @dataclass(frozen=True)
 class Place(_Edges):
-    """Where an object is.
+    """Where an object is, or where it goes.
 
-    box01_xyxy: fractions of the image. d: its depth; far <= d <= near: its extent; all in [0, 1].
+    box01_xyxy: fractions of the image. d: depth of its centre, or the median; far <= d <= near: its extent;
+    all in [0, 1]. ValueError otherwise.
     """
 
     box01_xyxy: Box01
@@ -62,18 +63,29 @@ class Place(_Edges):
     near: float
 
     def __post_init__(self) -> None:
-        if not (self.x0 < self.x1 and self.y0 < self.y1):
-            raise ValueError(f"box01_xyxy must have x0 < x1 and y0 < y1, got {self.box01_xyxy}")
         depths = self.far, self.d, self.near
+        object.__setattr__(self, "box01_xyxy", check_box01(self.box01_xyxy))
         if not 0 <= self.far <= self.d <= self.near <= 1:
             raise ValueError(f"depths must satisfy 0 <= far <= d <= near <= 1, got {depths}")
 
     @classmethod
     def of(cls, box01_xyxy: Box01, d: float, far: float | None = None, near: float | None = None) -> Place:
         """A place; an extent that is not given follows from the size of the box."""
+        if (far is None) != (near is None):
+            raise ValueError("far and near are given together or not at all")
         if far is None or near is None:
-            far, near = depth_extent(d, box01_xyxy)
+            far, near = depth_extent(d, check_box01(box01_xyxy))
         return cls(box01_xyxy, d, far, near)
+
+    @property
+    def extent(self) -> tuple[float, float] | None:
+        """(far, near); None where they only follow from the size of the box."""
+        extent = self.far, self.near
+        return None if extent == depth_extent(self.d, self.box01_xyxy) else extent
+
+    def moved(self, box01_xyxy: Box01) -> Place:
+        """At another box, at the same depth; an extent that follows from the size follows again."""
+        return Place.of(box01_xyxy, self.d, *(self.extent or ()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,7 @@ def draw_candidates(
         draw(place.box01_xyxy, name, ANCHOR, width=1)
     for number, candidate in reversed(list(enumerate(candidates, 1))):
         score = "" if candidate.score is None else f"  score {candidate.score:.2f}"
-        label = f"{number}  depth {candidate.location.depth:.2f}{score}"
+        label = f"{number}  depth {candidate.location.d:.2f}{score}"
         colour = COLOURS[(number - 1) % len(COLOURS)]
         draw(candidate.location.box01_xyxy, label, colour, width=4 if number == 1 else 2)
     return np.array(canvas)

@@ -164,7 +164,7 @@ class Locator:
         names = () if request is None else request.anchors
         texts = [f"Replace the {name} with the reference image" for name in names]
         answers = self.locate_many([rgb_u8] * len(texts), texts) if texts else []
-        return {name: candidate.location.place for name, candidate in zip(names, answers, strict=True)}
+        return {name: candidate.location for name, candidate in zip(names, answers, strict=True)}
 
     def understand(self, instruction: str) -> Request | None:
         """The instruction taken apart; None for a sentence that only an open vocabulary can deal with."""

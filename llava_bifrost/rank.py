@@ -17,7 +17,7 @@ import numpy as np
 
 from datasets.geometry import depth_at_contact, iou
 from datasets.relations import Place
-from llava_bifrost.language.answer import Candidate, Location, satisfies
+from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import PHRASES, Request
 from llava_bifrost.placement.ground import Ground, fit_ground
 from llava_bifrost.placement.sizes import size_at_one, size_px
@@ -62,7 +62,7 @@ def rank(candidates: Sequence[Candidate], evidence: Evidence) -> list[Candidate]
     return sorted(scored, key=lambda item: (-round(item.score or 0.0, 2), -item.log_probability))
 
 
-def score_parts(location: Location, evidence: Evidence) -> dict[str, float]:
+def score_parts(location: Place, evidence: Evidence) -> dict[str, float]:
     """The parts of the score by name."""
     request, depth_01 = evidence.request, evidence.depth_01
     touching = sum(edge < BORDER or edge > 1 - BORDER for edge in location.box01_xyxy)
@@ -73,12 +73,12 @@ def score_parts(location: Location, evidence: Evidence) -> dict[str, float]:
     if depth_01 is None:
         return parts
     if request is None or FLOATING not in [PHRASES[phrase] for phrase, _ in request.relations]:
-        gap = abs(location.depth - depth_at_contact(depth_01, location.box01_xyxy))
+        gap = abs(location.d - depth_at_contact(depth_01, location.box01_xyxy))
         parts["support"] = exp(-max(0.0, gap - LOOSE) / 0.1)
     if evidence.expected is not None:
         ground, unit_px = evidence.expected
-        expected_px = unit_px * float(ground.scale(location.depth))
-        ratio = size_px(location.place, (depth_01.shape[0], depth_01.shape[1])) / max(expected_px, 1e-6)
+        expected_px = unit_px * float(ground.scale(location.d))
+        ratio = size_px(location, (depth_01.shape[0], depth_01.shape[1])) / max(expected_px, 1e-6)
         parts["size"] = exp(-max(0.0, abs(log(ratio)) - log(SLACK)))
     return parts
 
@@ -87,9 +87,9 @@ def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Without near repetitions; of those the most probable one stays. The first candidate stays first."""
     chosen: list[Candidate] = []
     for candidate in [*candidates[:1], *sorted(candidates[1:], key=lambda item: -item.log_probability)]:
-        box01, depth = candidate.location.box01_xyxy, candidate.location.depth
+        box01, depth = candidate.location.box01_xyxy, candidate.location.d
         alike = (iou(box01, other.location.box01_xyxy) > SAME_IOU for other in chosen
-                 if abs(depth - other.location.depth) < SAME_DEPTH)  # fmt: skip
+                 if abs(depth - other.location.d) < SAME_DEPTH)  # fmt: skip
         if not any(alike):
             chosen.append(candidate)
     return chosen

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from datasets.geometry import iou
+from datasets.relations import Place
 from ldm.device import DTYPES
 from ldm.files import write_atomic, write_json
 from ldm.images import read_image
@@ -37,7 +38,7 @@ from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting, write_config
 from ldm.training.fit import FitConfig, Task, fit, make_accelerator
 from llava_bifrost.build_dataset.records import LocatorRecord, read_records
-from llava_bifrost.language.answer import AnswerError, Location, satisfies
+from llava_bifrost.language.answer import AnswerError, satisfies
 from llava_bifrost.language.codec import CODECS, Codec, frame_of
 from llava_bifrost.language.instruction import FORMATS, make_question
 from llava_bifrost.locator import CONFIG, Locator, LocatorConfig, read_locator_config
@@ -187,7 +188,7 @@ def measure_free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> 
     for record, (_, location) in zip(records, free_answers(locator, records), strict=True):
         parsed += location is not None
         ious.append(iou(location.box01_xyxy, record.location.box01_xyxy) if location else 0.0)
-        errors.append(abs(location.depth - record.location.depth) if location else 1.0)
+        errors.append(abs(location.d - record.location.d) if location else 1.0)
         if record.request is not None and set(record.request.anchors) <= record.anchors.keys():
             clauses = satisfies(location, record.request, record.anchors) if location else {"": False}
             held += [float(all(clauses.values()))] if clauses else []
@@ -199,9 +200,9 @@ def measure_free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> 
     }
 
 
-def free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> list[tuple[str, Location | None]]:
+def free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> list[tuple[str, Place | None]]:
     """Greedy answers without any constraint, and the places that they say, if readable."""
-    answers: list[tuple[str, Location | None]] = []
+    answers: list[tuple[str, Place | None]] = []
     for start in range(0, len(records), BATCH):
         part = records[start : start + BATCH]
         images = [read_image(record.image) for record in part]

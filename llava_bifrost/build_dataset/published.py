@@ -15,7 +15,6 @@ from datasets.geometry import box_from_01, clip_box
 from datasets.relations import Place, gap
 from llava_bifrost.build_dataset.objects import Annotated, Photograph, can_be_named
 from llava_bifrost.build_dataset.records import rounded_place
-from llava_bifrost.language.answer import Location
 from llava_bifrost.language.instruction import Request
 
 # All thresholds are those of the published builder.
@@ -51,7 +50,7 @@ def measured_place(item: Annotated, depth_01: np.ndarray) -> Place:
 
 def question(
     photograph: Photograph, index: int, depth_01: np.ndarray, rng: np.random.Generator
-) -> tuple[Location, Request, dict[str, Place]]:
+) -> tuple[Place, Request, dict[str, Place]]:
     """Answer, instruction and anchors for a removed object; Rejected without a relation.
 
     depth_01: of the original image, as published
@@ -74,7 +73,7 @@ def question(
         raise Rejected("no relation: none of the published ones holds for the target")
     anchors = {anchor.category: measured_place(anchor, depth_01) for _, anchor in chosen.values()}
     pairs = tuple((phrase, anchor.category) for phrase, (_, anchor) in chosen.items())
-    return Location.of(measured_place(target, depth_01)), Request(target.category, pairs), anchors
+    return measured_place(target, depth_01), Request(target.category, pairs), anchors
 
 
 def relation_phrases(target: Annotated, anchor: Annotated) -> tuple[str, ...]:

@@ -22,7 +22,6 @@ from llava_bifrost.build_dataset.files import OutputSettings
 from llava_bifrost.build_dataset.objects import Photograph, Removal, Thresholds, grow, unique_names
 from llava_bifrost.build_dataset.records import Built, Sample, metadata_number, rounded_place
 from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
-from llava_bifrost.language.answer import Location
 from llava_bifrost.language.instruction import Request
 
 # All are chosen.
@@ -130,8 +129,7 @@ def make_samples(
             measured = measure_object(original_01[mask], mask, target.tight_box(mask))
             place, facts = measured.place(options.format == "center"), measured.facts()
         request, image, item = Request(name, replace=True), prepared.rgb_u8, photograph.name
-        where = Location.of(place)
-        samples.append(Sample(f"{item}-r", f"{item}.jpg", image, request, where, {}, "coco", facts))
+        samples.append(Sample(f"{item}-r", f"{item}.jpg", image, request, place, {}, "coco", facts))
     except (Rejected, ValueError) as error:
         prepared.drop(error)
     return Built(photograph.name, samples, prepared.dropped)
@@ -174,7 +172,7 @@ def _place_sample(
             raise Rejected("no relation: nothing can be stated of the target and an object that has a name")
         chosen = choose_facts(true, options.relations.most, prepared.rng)
         request = word_request(target.category, chosen, prepared.rng)
-        location = Location.of(measured.place(options.format == "center"))
+        location = measured.place(options.format == "center")
         facts = {**measured.facts(), "frame": [metadata_number(value) for value in (scale, shift, error)]}
     name, image = f"{photograph.name}-{count}", f"{photograph.name}_{count}.jpg"
     named = {anchor: anchors[anchor] for anchor in request.anchors}

@@ -20,7 +20,7 @@ import numpy as np
 
 from datasets.relations import Place
 from ldm.files import read_json
-from llava_bifrost.language.answer import Location, format_answer, parse_answer
+from llava_bifrost.language.answer import format_answer, parse_answer
 from llava_bifrost.language.instruction import PHRASES, Request, make_question, parse_instruction
 
 IMAGE = "<image>"
@@ -37,7 +37,7 @@ class Sample:
     image: str
     rgb_u8: np.ndarray
     request: Request
-    location: Location
+    location: Place
     anchors: Mapping[str, Place]
     source: str
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -70,9 +70,9 @@ def make_record(sample: Sample, fmt: str, decimals: int) -> dict[str, Any]:
     meta = {
         "request": asdict(request),
         "box01_xyxy": list(location.box01_xyxy),
-        "depth": location.depth,
-        "far": metadata_number(location.place.far),
-        "near": metadata_number(location.place.near),
+        "depth": location.d,
+        "far": metadata_number(location.far),
+        "near": metadata_number(location.near),
         "anchors": {name: asdict(anchor) for name, anchor in sample.anchors.items()},
         "kind": "replace" if request.replace else "place",
         "source": sample.source,
@@ -96,7 +96,7 @@ class LocatorRecord:
     id: str
     image: Path
     question: str
-    location: Location
+    location: Place
     request: Request | None = None
     anchors: Mapping[str, Place] = field(default_factory=dict)
 
@@ -127,7 +127,7 @@ def read_records(path: Path) -> list[LocatorRecord]:
             question = " ".join(question.replace(IMAGE, " ").split())
             if "box01_xyxy" in meta and "depth" in meta:  # the exact place, else what the answer says
                 extent = meta.get("far"), meta.get("near")
-                location = Location(tuple(meta["box01_xyxy"]), meta["depth"], *extent)
+                location = Place.of(tuple(meta["box01_xyxy"]), meta["depth"], *extent)
             else:
                 location = parse_answer(answer)
             request, parts = None, meta.get("request")

@@ -18,7 +18,7 @@ from ldm.settings.config import setting, to_plain
 from llava_bifrost.build_dataset.files import OutputSettings
 from llava_bifrost.build_dataset.records import Built, Sample, rounded_place
 from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
-from llava_bifrost.language.answer import Location, satisfies
+from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import Request
 from llava_bifrost.worlds.questions import place_questions
 from llava_bifrost.worlds.world import world_of
@@ -90,12 +90,11 @@ class SceneSource:
                     break
                 chosen = choose_facts(facts, settings.relations.most, rng)
                 requests[word_request(fact.names[fact.removed], chosen, rng)] = None
-            where = Location.of(solids[fact.removed])
-            asked = [(str(count), request, where) for count, request in enumerate(requests)]
+            asked = [(str(count), request, solids[fact.removed]) for count, request in enumerate(requests)]
             free = [index for index in named if fact.movable[index]]
             for count, index in enumerate(map(int, rng.permutation(free)[: settings.replace])):
                 request = Request(fact.names[index], replace=True)
-                asked.append((f"r{count}", request, Location.of(solids[index])))
+                asked.append((f"r{count}", request, solids[index]))
             if settings.placements:
                 world = world_of(fact, self.options).without(fact.removed)
                 rng = np.random.default_rng((settings.seed, fact.seed, 1))

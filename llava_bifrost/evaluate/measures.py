@@ -12,7 +12,7 @@ import numpy as np
 from datasets.geometry import iou
 from datasets.relations import Place
 from ldm.metrics.intervals import Estimate
-from llava_bifrost.language.answer import Location, satisfies
+from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import PHRASES, Request
 from llava_bifrost.worlds.world import SHAPE_NAMES, World
 
@@ -41,7 +41,7 @@ class LocatorCase:
     name: str
     image_u8: np.ndarray
     request: Request
-    ground_truth: Location
+    ground_truth: Place
     anchors: Mapping[str, Place]
     world: World | None = None
 
@@ -50,7 +50,7 @@ class LocatorCase:
         return "replace" if self.request.replace else "place"
 
 
-def measure_answer(case: LocatorCase, where: Location | None) -> Measures:
+def measure_answer(case: LocatorCase, where: Place | None) -> Measures:
     """All measures of an answer. Those of the room are there only for a case with a world.
 
     where: None for an unreadable answer, which breaks every rule. Distances are to one right answer; for a
@@ -65,7 +65,7 @@ def measure_answer(case: LocatorCase, where: Location | None) -> Measures:
         "iou": iou(where.box01_xyxy, case.ground_truth.box01_xyxy),
         "box_l1": float(np.abs(ours - truth).mean()),
         "centre": float(np.linalg.norm((ours[:2] + ours[2:] - truth[:2] - truth[2:]) / 2)),
-        "depth_error": abs(where.depth - case.ground_truth.depth),
+        "depth_error": abs(where.d - case.ground_truth.d),
         **published(where, case.ground_truth),
     }
     if case.request.replace:
@@ -78,7 +78,7 @@ def measure_answer(case: LocatorCase, where: Location | None) -> Measures:
         # are, and touches nothing. The surface is the one where its lower edge fits best.
         world, shape = case.world, SHAPE_NAMES.index(case.request.target.split()[-1])
         count = len(world.surfaces)
-        middles, depths = np.full(count, (x0 + x1) / 2), np.full(count, where.depth)
+        middles, depths = np.full(count, (x0 + x1) / 2), np.full(count, where.d)
         solids = world.stand(np.full(count, shape), np.arange(count), middles, depths)
         off = np.abs(solids.box[:, 3] - y1) + np.where(world.support_margin(solids) < -TOUCH, 1.0, 0.0)
         best = int(np.argmin(off))
@@ -94,11 +94,11 @@ def measure_answer(case: LocatorCase, where: Location | None) -> Measures:
         measures[f"relation: {PHRASES[phrase]}"] = float(true)
         sign = ORDERED.get(PHRASES[phrase])
         if sign is not None:
-            measures["order"] = float((where.depth - case.anchors[names[0]].d) * sign > 0)
+            measures["order"] = float((where.d - case.anchors[names[0]].d) * sign > 0)
     return measures
 
 
-def published(where: Location, ground_truth: Location) -> Measures:
+def published(where: Place, ground_truth: Place) -> Measures:
     """The three numbers of the paper's Table 2, computed as its code does.
 
     Mean squared error of the box and of the depth, and the fraction of answers with an "IoU" above 0.5, where
@@ -110,7 +110,7 @@ def published(where: Location, ground_truth: Location) -> Measures:
     return {
         "published_box_mse": float(np.square(np.array(a) - np.array(b)).mean()),
         "published_iou": float(inner / (sum(areas) - inner) > 0.5),
-        "published_depth_mse": (where.depth - ground_truth.depth) ** 2,
+        "published_depth_mse": (where.d - ground_truth.d) ** 2,
     }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from datasets.relations import Place
 from datasets.scenes.store import StoreSettings, read_shard, render_shards
 from ldm.files import json_bytes, write_all_atomic
 from ldm.images import encode_png, read_image
@@ -26,7 +27,7 @@ from ldm.sheet import grid
 from llava_bifrost.build_dataset.records import read_records
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.evaluate.measures import LocatorCase, Measures, format_table, measure_answer
-from llava_bifrost.language.answer import AnswerError, Candidate, Location, satisfies
+from llava_bifrost.language.answer import AnswerError, Candidate, satisfies
 from llava_bifrost.language.instruction import PHRASES, make_instruction
 from llava_bifrost.locator import Locator, load_locator
 from llava_bifrost.worlds.questions import (
@@ -51,7 +52,7 @@ REFERENCE = (16, 16)  # the reference views are not needed
 SHOWN = 96  # cases from which the image sheet is drawn
 CELL, ROW = 300, 4  # pixels, images in a row of the sheet
 
-Answers = list[Location | None]
+Answers = list[Place | None]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
             answers[IMAGE_FREE] = greedy_answers(blind, chosen, images, config.batch)
         # The constant answer is the median of the right ones: the best that one answer for all can do.
         x0, y0, x1, y1 = map(float, np.median([case.ground_truth.box01_xyxy for case in chosen], axis=0))
-        constant = Location((x0, y0, x1, y1), float(np.median([case.ground_truth.depth for case in chosen])))
+        constant = Place.of((x0, y0, x1, y1), float(np.median([case.ground_truth.d for case in chosen])))
         answers[CONSTANT] = [constant] * len(chosen)
         rows = {name: list(map(measure_answer, chosen, given)) for name, given in answers.items()}
         if kind == "place":

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, floor
 
-from datasets.geometry import Box01, check_box01, iou
+from datasets.geometry import iou
 from datasets.relations import Place, holds
 from llava_bifrost.language.instruction import PHRASES, Request, check_format, clause_text
 
@@ -27,43 +27,6 @@ class AnswerError(ValueError):
 
 
 @dataclass(frozen=True)
-class Location:
-    """A place for an object.
-
-    box01_xyxy: fractions of the image. depth: of its centre, or the median over it. far, near: the extent,
-    both or neither, far <= depth <= near. ValueError otherwise.
-    """
-
-    box01_xyxy: Box01
-    depth: float
-    far: float | None = None
-    near: float | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "box01_xyxy", check_box01(self.box01_xyxy))
-        if (self.far is None) != (self.near is None):
-            raise ValueError("far and near are given together or not at all")
-        low, high = (0.0, 1.0) if self.far is None or self.near is None else (self.far, self.near)
-        if not 0 <= low <= self.depth <= high <= 1:
-            raise ValueError(f"depths must satisfy 0 <= far <= depth <= near <= 1, got {self}")
-
-    @property
-    def place(self) -> Place:
-        """As an object in the scene; an extent that is not given follows from the size of the box."""
-        return Place.of(self.box01_xyxy, self.depth, self.far, self.near)
-
-    def depths(self, fmt: str) -> tuple[float, ...]:
-        """The depths of an answer in format `fmt`: one, or max, median and min."""
-        place = self.place
-        return (place.d,) if fmt == "center" else (place.near, place.d, place.far)
-
-    @classmethod
-    def of(cls, place: Place) -> "Location":
-        """Where an object is, with its extent."""
-        return cls(place.box01_xyxy, place.d, place.far, place.near)
-
-
-@dataclass(frozen=True)
 class Candidate:
     """One proposal for a place.
 
@@ -71,13 +34,18 @@ class Candidate:
     score: rank by geometry, larger is better; None before ranking.
     """
 
-    location: Location
+    location: Place
     log_probability: float
     text: str
     score: float | None = None
 
 
-def format_answer(location: Location, fmt: str = "center", decimals: int = 3) -> str:
+def depths_of(place: Place, fmt: str) -> tuple[float, ...]:
+    """The depths of an answer in format `fmt`: one, or max, median and min."""
+    return (place.d,) if fmt == "center" else (place.near, place.d, place.far)
+
+
+def format_answer(location: Place, fmt: str = "center", decimals: int = 3) -> str:
     """The published answer text. Corners that round to the same number are moved one unit apart."""
     check_format(fmt)
     if not 1 <= decimals <= 6:
@@ -85,7 +53,7 @@ def format_answer(location: Location, fmt: str = "center", decimals: int = 3) ->
     x0, y0, x1, y1 = location.box01_xyxy
     (left, right), (top, bottom) = _apart(x0, x1, 10**decimals), _apart(y0, y1, 10**decimals)
     box = ", ".join(f"{value / 10**decimals:.{decimals}f}" for value in (left, top, right, bottom))
-    return f"[{box}], " + ", ".join(f"{depth:.{decimals}f}" for depth in location.depths(fmt)) + "."
+    return f"[{box}], " + ", ".join(f"{depth:.{decimals}f}" for depth in depths_of(location, fmt)) + "."
 
 
 def _apart(low: float, high: float, unit: int) -> tuple[int, int]:
@@ -97,7 +65,7 @@ def _apart(low: float, high: float, unit: int) -> tuple[int, int]:
     return a, max(a + 1, min(ceil(high * unit), unit))
 
 
-def parse_answer(text: str) -> Location:
+def parse_answer(text: str) -> Place:
     """Read an answer of either format; AnswerError says what is wrong with it.
 
     Any number of decimals, other brackets or none, missing blanks, full stop or words around it are accepted.
@@ -120,7 +88,7 @@ def parse_answer(text: str) -> Location:
         raise AnswerError(f"the box of {text[:120]!r} has no area")
     box = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
     values = sorted(_clamped(number, text) for number in depths)
-    return Location(box, values[0]) if len(values) == 1 else Location(box, values[1], values[0], values[2])
+    return Place.of(box, values[0]) if len(values) == 1 else Place(box, values[1], values[0], values[2])
 
 
 def _clamped(number: str, text: str) -> float:
@@ -139,7 +107,7 @@ def named_places(request: Request, anchors: Mapping[str, Place]) -> dict[str, Pl
     return {name: known[name] for name in request.named}
 
 
-def satisfies(where: Location | Place, request: Request, anchors: Mapping[str, Place]) -> dict[str, bool]:
+def satisfies(where: Place, request: Request, anchors: Mapping[str, Place]) -> dict[str, bool]:
     """Each clause of the request -> whether it is true: {"behind the sofa": True, ...}.
 
     anchors: name -> place, for every name in the request. For a request to replace, the target's own place
@@ -151,8 +119,7 @@ def satisfies(where: Location | Place, request: Request, anchors: Mapping[str, P
     if request.replace:
         overlap = iou(where.box01_xyxy, known[request.target].box01_xyxy)
         return {f"replace the {request.target}": overlap >= REPLACED_IOU}
-    place = where.place if isinstance(where, Location) else where
     return {
-        clause_text(phrase, names): holds(PHRASES[phrase], place, *(known[name] for name in names))
+        clause_text(phrase, names): holds(PHRASES[phrase], where, *(known[name] for name in names))
         for phrase, names in request.clauses
     }

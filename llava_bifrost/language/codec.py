@@ -16,8 +16,9 @@ from math import ceil, floor
 from typing import Any
 
 from datasets.geometry import Box01, Size, square_padding
+from datasets.relations import Place
 from ldm.mllm.constrain import Grammar
-from llava_bifrost.language.answer import AnswerError, Location, format_answer, parse_answer
+from llava_bifrost.language.answer import AnswerError, depths_of, format_answer, parse_answer
 from llava_bifrost.language.instruction import check_format
 
 CODECS = ("bifrost", "square", "pixels", "thousand")
@@ -165,19 +166,19 @@ class Codec:
         decimals = 0 if self.as_json else self.decimals
         return PlaceForm(*parts, low, high, decimals, 1 if self.fmt == "center" else 3, self.decimals)
 
-    def encode(self, location: Location, frame: Frame) -> str:
+    def encode(self, location: Place, frame: Frame) -> str:
         """The answer that a model is trained to give."""
         if not self.as_json:
             box = to_square(location.box01_xyxy, frame) if self.name == "square" else location.box01_xyxy
-            return format_answer(replace(location, box01_xyxy=box), self.fmt, self.decimals)
+            return format_answer(location.moved(box), self.fmt, self.decimals)
         x0, y0, x1, y1 = location.box01_xyxy
         w, h = self._range(frame)[1]
         (left, right), (top, bottom) = _whole(x0, x1, w), _whole(y0, y1, h)
-        depths = ", ".join(f"{depth:.{self.decimals}f}" for depth in location.depths(self.fmt))
+        depths = ", ".join(f"{depth:.{self.decimals}f}" for depth in depths_of(location, self.fmt))
         depths = depths if self.fmt == "center" else f"[{depths}]"
         return f'{{"bbox_2d": [{left}, {top}, {right}, {bottom}], "depth": {depths}}}'
 
-    def decode(self, text: str, frame: Frame) -> Location:
+    def decode(self, text: str, frame: Frame) -> Place:
         """Read an answer; AnswerError says what is wrong with it."""
         if not self.as_json:
             location = parse_answer(text)
@@ -190,7 +191,7 @@ class Codec:
             y0, y1 = (min(max((y * side - top) / h, 0.0), 1.0) for y in (y0, y1))
             if x0 >= x1 or y0 >= y1:
                 raise AnswerError(f"the box of {text[:120]!r} lies outside the image, in its padding")
-            return replace(location, box01_xyxy=(x0, y0, x1, y1))
+            return location.moved((x0, y0, x1, y1))
         match = _JSON.search(text)
         corners, depths = (_NUMBER.findall(part) for part in (match.groups() if match else ("", "")))
         if len(corners) != 4 or len(depths) not in (1, 3):

@@ -17,7 +17,7 @@ import numpy as np
 
 from datasets.geometry import iou
 from datasets.relations import Place, Places, between_margins, relation_margins
-from llava_bifrost.language.answer import Candidate, Location, format_answer, named_places, satisfies
+from llava_bifrost.language.answer import Candidate, format_answer, named_places, satisfies
 from llava_bifrost.language.instruction import PHRASES, Request, clause_text
 from llava_bifrost.placement.ground import fit_ground
 from llava_bifrost.placement.search import (
@@ -85,7 +85,7 @@ def place_object(
     named = named_places(request, anchors)
     if request.replace:
         old = named[request.target]
-        location = Location(old.box01_xyxy, old.d)
+        location = Place.of(old.box01_xyxy, old.d)
         return [Candidate(location, 0.0, format_answer(location), 1.0)]
     size_hw = (depth_01.shape[0], depth_01.shape[1])
     view = View(depth_01, fit_ground(depth_01), dict(anchors))
@@ -159,19 +159,19 @@ def _ranked(
     total = total + SAME_SURFACE * (able.level > 1) - UNEVEN * (able.level == 0)
     preference = total + FREE * clear(view, able) + AMPLE * clear(view, able, slim=1.4)
     boxes01 = able.boxes01
-    scored: list[tuple[float, Location]] = []
+    scored: list[tuple[float, Place]] = []
     for index in np.argsort(-preference, kind="stable"):
         x0, y0, x1, y1 = (round(float(value), DECIMALS) for value in boxes01[index])
         if x1 <= x0 or y1 <= y0:
             continue
         depth = min(max(round(float(able.d[index]), DECIMALS), 0.0), 1.0)
-        location = Location((x0, y0, x1, y1), depth)
+        location = Place.of((x0, y0, x1, y1), depth)
         if not all(satisfies(location, request, named).values()):
             continue
         safe = 0  # of four small changes, those that still satisfy the request
         for step, deeper in ((SHIFT, 0.0), (-SHIFT, 0.0), (0.0, DEEPER), (0.0, -DEEPER)):
             box = (max(0.0, x0 + step), y0, min(1.0, x1 + step), y1)
-            moved = Location(box, min(max(depth + deeper, 0.0), 1.0))
+            moved = Place.of(box, min(max(depth + deeper, 0.0), 1.0))
             safe += all(satisfies(moved, request, named).values())
         scored.append((float(preference[index]) + safe / 4, location))
         if len(scored) == RANKED:

@@ -105,7 +105,7 @@ def predict_image(settings: PredictImage) -> None:
     for candidate in candidates:
         score = "" if candidate.score is None else f"   score {candidate.score:.2f}"
         box = ",".join(f"{value:.3f}" for value in candidate.location.box01_xyxy)
-        place = f"box {box}   depth {candidate.location.depth:.3f}{score}"
+        place = f"box {box}   depth {candidate.location.d:.3f}{score}"
         typer.echo(f"{place}   log-probability {candidate.log_probability:.2f}")
     if settings.out is not None:
         log.info("wrote %s", settings.out)
@@ -114,11 +114,12 @@ def predict_image(settings: PredictImage) -> None:
 def candidate_report(candidate: Candidate) -> dict[str, Any]:
     """A candidate as JSON."""
     where = candidate.location
+    far, near = where.extent or (None, None)
     return {
         "box01_xyxy": [round(value, 4) for value in where.box01_xyxy],
-        "depth": round(where.depth, 4),
-        "far": where.far,
-        "near": where.near,
+        "depth": round(where.d, 4),
+        "far": far,
+        "near": near,
         "answer": candidate.text,
         "log_probability": candidate.log_probability,
         "score": candidate.score,

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datasets.relations import Places, between_margins, gap, relation_margins
+from datasets.relations import Place, Places, between_margins, gap, relation_margins
 from datasets.scenes.palette import COLOURS, PATTERN_WORDS
-from llava_bifrost.language.answer import Location, satisfies
+from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import PHRASES, Request
 from llava_bifrost.worlds.world import FLOOR, SHAPE_NAMES, Standing, World
 
@@ -50,7 +50,7 @@ class Question:
     """A request, its answer, and the solids it names in the order of the sentence."""
 
     request: Request
-    answer: Location
+    answer: Place
     named: tuple[int, ...]
 
     def mirrored(self) -> Question:
@@ -58,8 +58,7 @@ class Question:
         x0, y0, x1, y1 = self.answer.box01_xyxy
         pairs = tuple((MIRRORED.get(phrase, phrase), name) for phrase, name in self.request.relations)
         box = (round(1 - x1, DECIMALS), y0, round(1 - x0, DECIMALS), y1)
-        request, answer = replace(self.request, relations=pairs), replace(self.answer, box01_xyxy=box)
-        return Question(request, answer, self.named)
+        return Question(replace(self.request, relations=pairs), self.answer.moved(box), self.named)
 
 
 def replace_questions(world: World, rng: np.random.Generator, count: int) -> list[Question]:
@@ -71,10 +70,10 @@ def replace_questions(world: World, rng: np.random.Generator, count: int) -> lis
     return questions
 
 
-def rounded_location(box: np.ndarray, d: float) -> Location:
+def rounded_location(box: np.ndarray, d: float) -> Place:
     """A location with the decimals of the small locator's numbers."""
     x0, y0, x1, y1 = (round(min(max(float(value), 0.0), 1.0), DECIMALS) for value in box)
-    return Location((x0, y0, max(x1, round(x0 + 0.01, 2)), max(y1, round(y0 + 0.01, 2))), round(d, DECIMALS))
+    return Place.of((x0, y0, max(x1, round(x0 + 0.01, 2)), max(y1, round(y0 + 0.01, 2))), round(d, DECIMALS))
 
 
 def place_questions(world: World, rng: np.random.Generator, count: int) -> list[Question]:

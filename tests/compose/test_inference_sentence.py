@@ -10,11 +10,12 @@ import pytest
 from compose import ComposeSettings, compose, load_models
 from compose import settings as compose_settings
 from compose.settings import GEOMETRIC, Models, locator_name
+from datasets.relations import Place
 from ldm.images import read_depth, read_image
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
-from llava_bifrost.language.answer import Candidate, Location, satisfies
+from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import parse_instruction
 from llava_bifrost.placement.anchors import read_anchors
 from run_inference import CompositeSettings, build_app
@@ -35,7 +36,7 @@ class FakeLocator:
     def locate(self, rgb_u8, instruction, candidates=1, seed=0, *, depth_01=None, anchors=None):
         self.asked.append((instruction, candidates, seed, depth_01.shape, anchors))
         return [
-            Candidate(Location(box, 0.6 - 0.1 * index), -1.5 - index, f"answer {index}", 0.9)
+            Candidate(Place.of(box, 0.6 - 0.1 * index), -1.5 - index, f"answer {index}", 0.9)
             for index, box in enumerate(self.boxes[:candidates])
         ]
 

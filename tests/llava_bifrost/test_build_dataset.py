@@ -18,7 +18,7 @@ from llava_bifrost.build_dataset.__main__ import build_app
 from llava_bifrost.build_dataset.coco import CocoBuild
 from llava_bifrost.build_dataset.files import MergeShardsSettings, merge_shards
 from llava_bifrost.build_dataset.records import read_records
-from llava_bifrost.language.answer import Location, parse_answer, satisfies
+from llava_bifrost.language.answer import parse_answer, satisfies
 from llava_bifrost.language.instruction import Request, make_question, parse_instruction
 from tests.datasets.photographs import COUNT, contents, photograph, records, run, settings, write_coco
 
@@ -53,7 +53,7 @@ def test_every_record_is_a_conversation_about_a_image(built: Path) -> None:
         assert human == f"<image>\n{make_question(request)}"
         location, meta = parse_answer(answer), record["meta"]
         assert location.box01_xyxy == pytest.approx(meta["box01_xyxy"], abs=6e-4)
-        assert location.depth == pytest.approx(meta["depth"], abs=6e-4)
+        assert location.d == pytest.approx(meta["depth"], abs=6e-4)
         assert 0 <= meta["far"] <= meta["depth"] <= meta["near"] <= 1
         assert (built / "images" / record["image"]).is_file()
         assert set(meta["anchors"]) == set(request.anchors)
@@ -63,7 +63,7 @@ def test_what_is_asked_is_true(built: Path) -> None:
     places = [record["meta"] for record in records(built) if record["meta"]["kind"] == "place"]
     assert len(places) >= 5
     for meta in places:
-        where = Location(tuple(meta["box01_xyxy"]), meta["depth"], meta["far"], meta["near"])
+        where = Place.of(tuple(meta["box01_xyxy"]), meta["depth"], meta["far"], meta["near"])
         request = Request(meta["request"]["target"], tuple(map(tuple, meta["request"]["relations"])))
         assert all(satisfies(where, request, anchors_of(meta)).values())
 

@@ -145,12 +145,12 @@ def test_answers_are_in_the_frame_of_the_filled_image() -> None:
     asking = replace(OPTIONS, thresholds=Thresholds(remaining=0.1))
     one = PreparedPhotograph(photograph, np.random.default_rng(0), [], removal.filled_u8, (removal,))
     (sample,) = make_samples(one, original, [filled], asking).samples
-    assert sample.location.depth == 1  # 1.1 in the filled frame, clipped; 1.0 / 1.1 in its own
+    assert sample.location.d == 1  # 1.1 in the filled frame, clipped; 1.0 / 1.1 in its own
     assert sample.request == Request("cat", (("in front of", "dog"),))
     assert sample.anchors["dog"].d == pytest.approx(0.2, abs=0.01)
     far = np.where(near.mask(), 1.7, scene)  # farther than the nearest floor: both frames agree
     (sample,) = make_samples(one, (far - 1) / 1.0, [filled], asking).samples
-    assert sample.location.depth == pytest.approx(0.7, abs=0.01)
+    assert sample.location.d == pytest.approx(0.7, abs=0.01)
     tall = np.where(near.mask(), 3.0, scene)
     assert "too near" in make_samples(one, (tall - 1) / 2, [filled], asking).dropped[-1]
     rough = filled + np.random.default_rng(0).normal(0, 0.3, SIZE)
@@ -231,7 +231,7 @@ def test_published_questions_measure_the_whole_box() -> None:
     where, request, anchors = question(photograph, 0, depth, rng)
     assert request == Request("cat", (("in front of", "sofa"),))
     assert (where.far, where.near) == pytest.approx((24 / 59, 53 / 59), abs=1e-4)
-    assert where.depth == pytest.approx(38.5 / 59, abs=1e-4)
+    assert where.d == pytest.approx(38.5 / 59, abs=1e-4)
     assert anchors["sofa"].box01_xyxy == (0.2, 0.1, 0.9, 0.7)
     removal = Removal(0, objects[0].mask(), objects[0].mask(), np.zeros((*SIZE, 3), np.uint8))
     one = PreparedPhotograph(photograph, rng, [], removal.filled_u8, (removal,), replaced=1)

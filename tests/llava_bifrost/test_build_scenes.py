@@ -13,7 +13,7 @@ from datasets.scenes.store import StoreSettings, read_shard, render_shards
 from ldm.images import read_image
 from llava_bifrost.build_dataset.files import build_questions
 from llava_bifrost.build_dataset.scenes import ScenesBuild, SceneSource
-from llava_bifrost.language.answer import Location, parse_answer, satisfies
+from llava_bifrost.language.answer import parse_answer, satisfies
 from llava_bifrost.language.instruction import Request
 
 
@@ -38,7 +38,7 @@ def test_rendered_scenes_give_exact_answers(scenes: Path, tmp_path: Path) -> Non
         request = Request(asked["target"], tuple(map(tuple, asked["relations"])), asked["replace"])
         anchors = {name: Place(tuple(one["box01_xyxy"]), one["d"], one["far"], one["near"])
                    for name, one in meta["anchors"].items()}  # fmt: skip
-        where = Location(tuple(meta["box01_xyxy"]), meta["depth"], meta["far"], meta["near"])
+        where = Place.of(tuple(meta["box01_xyxy"]), meta["depth"], meta["far"], meta["near"])
         assert all(satisfies(where, request, anchors).values())
         shown = read_image(given.out / "images" / record["image"]).rgb_u8
         if asked["target"] not in fact.names:  # something new
@@ -50,7 +50,7 @@ def test_rendered_scenes_give_exact_answers(scenes: Path, tmp_path: Path) -> Non
         solid = fact.names.index(asked["target"])
         answer = parse_answer(record["conversations"][1]["value"])
         assert answer.box01_xyxy == pytest.approx(fact.boxes01[solid], abs=0.006)
-        assert answer.depth == pytest.approx(fact.depths[solid][0], abs=0.006)
+        assert answer.d == pytest.approx(fact.depths[solid][0], abs=0.006)
         if asked["replace"]:
             assert np.array_equal(shown, shard.image_u8[row])
             continue

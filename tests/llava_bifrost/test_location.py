@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.relations import ALL_RELATIONS, Place, holds
-from llava_bifrost.language.answer import AnswerError, Location, format_answer, parse_answer, satisfies
+from llava_bifrost.language.answer import AnswerError, format_answer, parse_answer, satisfies
 from llava_bifrost.language.instruction import (
     FORMATS,
     PHRASES,
@@ -23,12 +23,12 @@ words = st.sampled_from(["cat", "dining table", "striped red cone", "tv", "man w
 
 
 @st.composite
-def locations(draw: st.DrawFn) -> Location:
+def locations(draw: st.DrawFn) -> Place:
     sides = st.lists(fractions, min_size=2, max_size=2, unique=True)
     (x0, x1), (y0, y1) = sorted(draw(sides)), sorted(draw(sides))
     far, depth, near = sorted(draw(fractions) for _ in range(3))
     box = (x0, y0, x1, y1)
-    return Location(box, depth, far, near) if draw(st.booleans()) else Location(box, depth)
+    return Place.of(box, depth, far, near) if draw(st.booleans()) else Place.of(box, depth)
 
 
 @st.composite
@@ -42,18 +42,21 @@ def requests(draw: st.DrawFn) -> Request:
 
 
 @given(locations(), st.sampled_from(FORMATS), st.integers(1, 6))
-def test_answers_read_back(location: Location, fmt: str, decimals: int) -> None:
+def test_answers_read_back(location: Place, fmt: str, decimals: int) -> None:
     text = format_answer(location, fmt, decimals)
     back = parse_answer(text)
     unit = 10**-decimals + 1e-9
     assert max(abs(a - b) for a, b in zip(back.box01_xyxy, location.box01_xyxy, strict=True)) <= unit
-    assert abs(back.depth - location.depth) <= unit
-    assert (back.far is None) == (fmt == "center")
+    assert abs(back.d - location.d) <= unit
+    if fmt == "center":
+        assert back.extent is None
+    else:
+        assert max(abs(back.far - location.far), abs(back.near - location.near)) <= unit
     assert format_answer(back, fmt, decimals) == text
 
 
 def test_answers_are_written_as_published() -> None:
-    location = Location((0.32, 0.19, 0.56, 0.87), 0.891, 0.7, 0.95)
+    location = Place.of((0.32, 0.19, 0.56, 0.87), 0.891, 0.7, 0.95)
     assert format_answer(location) == "[0.320, 0.190, 0.560, 0.870], 0.891."
     assert format_answer(location, "maxmedmin") == "[0.320, 0.190, 0.560, 0.870], 0.950, 0.891, 0.700."
     assert format_answer(location, decimals=2) == "[0.32, 0.19, 0.56, 0.87], 0.89."
@@ -75,7 +78,8 @@ def test_answers_are_written_as_published() -> None:
 def test_answers_are_read_tolerantly(text: str, box: tuple, depths: tuple) -> None:
     location = parse_answer(text)
     assert location.box01_xyxy == box
-    assert (location.far, location.depth, location.near) == depths
+    far, near = location.extent or (None, None)
+    assert (far, location.d, near) == depths
 
 
 @pytest.mark.parametrize(
@@ -203,17 +207,17 @@ def test_impossible_requests_are_refused(target: str, relations: tuple, replace:
 
 
 def test_wrong_arguments_are_refused() -> None:
-    location, place = Location((0, 0, 1, 1), 0.5), Place((0, 0, 1, 1), 0.5, 0.4, 0.6)
+    location, place = Place.of((0, 0, 1, 1), 0.5), Place((0, 0, 1, 1), 0.5, 0.4, 0.6)
     with pytest.raises(ValueError, match="unknown answer format 'xy'; allowed: center, maxmedmin"):
         format_answer(location, "xy")
     with pytest.raises(ValueError, match="decimals"):
         format_answer(location, decimals=0)
     with pytest.raises(ValueError, match="inverted"):
-        Location((0.5, 0, 0.4, 1), 0.5)
-    with pytest.raises(ValueError, match="far <= depth <= near"):
-        Location((0, 0, 1, 1), 0.5, 0.6, 0.7)
+        Place.of((0.5, 0, 0.4, 1), 0.5)
+    with pytest.raises(ValueError, match="far <= d <= near"):
+        Place.of((0, 0, 1, 1), 0.5, 0.6, 0.7)
     with pytest.raises(ValueError, match="together"):
-        Location((0, 0, 1, 1), 0.5, far=0.4)
+        Place.of((0, 0, 1, 1), 0.5, far=0.4)
     with pytest.raises(ValueError, match="'between' relates an object to 2, got 1"):
         holds("between", place, place)
     with pytest.raises(ValueError, match="unknown relation 'inside'"):
@@ -225,30 +229,30 @@ def test_wrong_arguments_are_refused() -> None:
 SOFA = Place((0.3, 0.4, 0.7, 0.8), 0.5, 0.45, 0.55)
 LAMP = Place((0.85, 0.3, 0.95, 0.7), 0.5, 0.47, 0.53)
 ARRANGED = {  # relation -> a place for which it is true of the sofa
-    "on": Location((0.4, 0.2, 0.5, 0.5), 0.5),
-    "above": Location((0.4, 0.0, 0.5, 0.2), 0.5),
-    "under": Location((0.4, 0.6, 0.6, 0.8), 0.5),
-    "in front of": Location((0.4, 0.5, 0.6, 0.9), 0.8),
-    "behind": Location((0.4, 0.2, 0.6, 0.6), 0.2),
-    "next to": Location((0.1, 0.5, 0.28, 0.8), 0.5),
-    "left of": Location((0.05, 0.5, 0.2, 0.8), 0.3),
-    "right of": Location((0.75, 0.5, 0.8, 0.8), 0.7),
+    "on": Place.of((0.4, 0.2, 0.5, 0.5), 0.5),
+    "above": Place.of((0.4, 0.0, 0.5, 0.2), 0.5),
+    "under": Place.of((0.4, 0.6, 0.6, 0.8), 0.5),
+    "in front of": Place.of((0.4, 0.5, 0.6, 0.9), 0.8),
+    "behind": Place.of((0.4, 0.2, 0.6, 0.6), 0.2),
+    "next to": Place.of((0.1, 0.5, 0.28, 0.8), 0.5),
+    "left of": Place.of((0.05, 0.5, 0.2, 0.8), 0.3),
+    "right of": Place.of((0.75, 0.5, 0.8, 0.8), 0.7),
 }
 
 
 @pytest.mark.parametrize("relation", sorted(ARRANGED))
 def test_every_relation_is_decided_in_depth(relation: str) -> None:
     there = ARRANGED[relation]
-    assert holds(relation, there.place, SOFA)
+    assert holds(relation, there, SOFA)
     if relation in ("in front of", "behind"):
-        assert not holds(relation, Location(there.box01_xyxy, 0.5).place, SOFA)
+        assert not holds(relation, Place.of(there.box01_xyxy, 0.5), SOFA)
     elif relation not in ("left of", "right of"):
-        assert not holds(relation, Location(there.box01_xyxy, 0.95).place, SOFA)
+        assert not holds(relation, Place.of(there.box01_xyxy, 0.95), SOFA)
     opposite = {"above": "under", "under": "above", "on": "under", "in front of": "behind"}
     opposite |= {"left of": "right of", "right of": "left of", "behind": "in front of"}
     if relation in opposite:
-        assert holds(opposite[relation], SOFA, there.place)
-        assert not holds(opposite[relation], there.place, SOFA)
+        assert holds(opposite[relation], SOFA, there)
+        assert not holds(opposite[relation], there, SOFA)
 
 
 def test_between_is_decided_beside_and_in_depth() -> None:
@@ -261,14 +265,14 @@ def test_between_is_decided_beside_and_in_depth() -> None:
         ((0.4, 0.5, 0.6, 0.9), 0.65, (SOFA, near), True),
         ((0.4, 0.5, 0.6, 0.9), 0.9, (SOFA, near), False),
     ):
-        assert holds("between", Location(box, depth).place, *anchors) == true
+        assert holds("between", Place.of(box, depth), *anchors) == true
 
 
 def test_a_request_is_judged_clause_by_clause() -> None:
     request = parse_instruction("Put the cat between the Sofa and the lamp and behind the sofa")
-    found = satisfies(Location((0.74, 0.5, 0.8, 0.7), 0.5), request, {"Sofa": SOFA, "lamp": LAMP})
+    found = satisfies(Place.of((0.74, 0.5, 0.8, 0.7), 0.5), request, {"Sofa": SOFA, "lamp": LAMP})
     assert found == {"between the sofa and the lamp": True, "behind the sofa": False}
     replaced = Request("sofa", replace=True)
-    assert satisfies(Location(SOFA.box01_xyxy, 0.5), replaced, {"sofa": SOFA}) == {"replace the sofa": True}
-    assert satisfies(Location((0, 0, 0.3, 0.3), 0.5), replaced, {"sofa": SOFA}) == {"replace the sofa": False}
-    assert satisfies(Location((0, 0, 0.3, 0.3), 0.5), replaced, {}) == {}
+    assert satisfies(Place.of(SOFA.box01_xyxy, 0.5), replaced, {"sofa": SOFA}) == {"replace the sofa": True}
+    assert satisfies(Place.of((0, 0, 0.3, 0.3), 0.5), replaced, {"sofa": SOFA}) == {"replace the sofa": False}
+    assert satisfies(Place.of((0, 0, 0.3, 0.3), 0.5), replaced, {}) == {}

@@ -159,7 +159,7 @@ def test_places_are_where_people_would_look(sentence: str, true) -> None:
     known = {"sofa": SOFA, "lamp": LAMP}
     depth_01 = with_things(floor_depth(), SOFA, LAMP)
     best = place_object(parse_instruction(sentence), known, depth_01, item=Item(1.3))[0].location
-    assert true(best.box01_xyxy, best.depth), best
+    assert true(best.box01_xyxy, best.d), best
 
 
 def test_nearer_is_larger_and_the_aspect_is_kept() -> None:
@@ -177,7 +177,7 @@ def test_nearer_is_larger_and_the_aspect_is_kept() -> None:
     large = place_object(
         Request("dog", (("behind", "sofa"),)), {"sofa": SOFA}, depth_01, item=Item(1.3, 1.0)
     )[0]
-    assert large.location.place.width > 1.5 * widths["behind"]
+    assert large.location.width > 1.5 * widths["behind"]
 
 
 def test_known_things_are_not_run_into() -> None:
@@ -185,7 +185,7 @@ def test_known_things_are_not_run_into() -> None:
     depth_01 = with_things(floor_depth(), SOFA)
     request = Request("dog", (("next to", "sofa"),))
     first = place_object(request, {"sofa": SOFA}, depth_01)[0].location
-    blocker = standing(first.box01_xyxy, first.depth)
+    blocker = standing(first.box01_xyxy, first.d)
     known = {"sofa": SOFA, "crate": blocker}
     second = place_object(request, known, with_things(depth_01, blocker))[0].location
     assert iou(first.box01_xyxy, second.box01_xyxy) < 0.3
@@ -193,7 +193,7 @@ def test_known_things_are_not_run_into() -> None:
 
 def test_replacing_takes_the_place_of_the_thing() -> None:
     best = place_object(Request("sofa", replace=True), {"Sofa": SOFA}, floor_depth())[0]
-    assert (best.location.box01_xyxy, best.location.depth) == (SOFA.box01_xyxy, SOFA.d)
+    assert (best.location.box01_xyxy, best.location.d) == (SOFA.box01_xyxy, SOFA.d)
 
 
 def test_the_same_input_gives_the_same_answer() -> None:

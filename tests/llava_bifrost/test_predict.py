@@ -13,7 +13,7 @@ from datasets.relations import Place
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app
 from ldm.settings.config import write_config
-from llava_bifrost.language.answer import Candidate, Location, parse_answer
+from llava_bifrost.language.answer import Candidate, parse_answer
 from llava_bifrost.language.instruction import InstructionError, Request
 from llava_bifrost.locator import (
     CONFIG,
@@ -85,7 +85,7 @@ def test_the_other_format(folders: dict[str, Path], family: str, tmp_path: Path)
     write_config(tmp_path / CONFIG, LocatorConfig(format="maxmedmin", codec=codec))
     locator = load_locator(tmp_path, "cpu")
     for one in locator.locate_many(*instructions(10)):
-        assert one.location.far is not None
+        assert one.location.extent is not None
 
 
 def test_a_batch_gives_the_answers_of_singles(words: Locator):
@@ -116,24 +116,24 @@ def test_ranking_follows_geometry():
     sofa = Place((0.3, 0.4, 0.7, 0.8), 0.6, 0.5, 0.7)
     depth_01 = np.repeat(np.linspace(0, 1, 100, dtype=np.float32)[:, None], 100, axis=1)
     request = Request("dog", (("behind", "sofa"),))
-    behind, before = Location((0.4, 0.2, 0.6, 0.4), 0.4), Location((0.4, 0.6, 0.6, 0.9), 0.9)
-    hanging = Location((0.4, 0.05, 0.6, 0.2), 0.45)
+    behind, before = Place.of((0.4, 0.2, 0.6, 0.4), 0.4), Place.of((0.4, 0.6, 0.6, 0.9), 0.9)
+    hanging = Place.of((0.4, 0.05, 0.6, 0.2), 0.45)
     evidence = Evidence(request, {"sofa": sofa}, depth_01)
     candidates = [Candidate(where, p, "") for where, p in ((before, -1.0), (hanging, -2.0), (behind, -9.0))]
     best, *rest = rank(candidates, evidence)
     assert best.location == behind
     assert score_parts(before, evidence)["behind the sofa"] == BROKEN
     assert score_parts(hanging, evidence)["support"] < 0.3 < score_parts(behind, evidence)["support"]
-    giant = Location((0.01, 0.01, 0.99, 0.4), 0.4)
+    giant = Place.of((0.01, 0.01, 0.99, 0.4), 0.4)
     assert score_parts(giant, evidence)["size"] < 0.5 < score_parts(behind, evidence)["size"]
-    assert score_parts(Location((0.0, 0.2, 0.5, 0.4), 0.4), Evidence())["in frame"] < 1
+    assert score_parts(Place.of((0.0, 0.2, 0.5, 0.4), 0.4), Evidence())["in frame"] < 1
     assert [one.log_probability for one in rank(candidates, Evidence())] == [-1.0, -2.0, -9.0]
 
 
 def test_near_repetitions_are_one():
     boxes = [(0.1, 0.1, 0.5, 0.5), (0.1, 0.1, 0.5, 0.505), (0.1, 0.1, 0.5, 0.9)]
     depths = [(0.5, -3.0), (0.51, -1.0), (0.5, -2.0)]
-    found = distinct([Candidate(Location(box, d), p, "") for box, (d, p) in zip(boxes, depths, strict=True)])
+    found = distinct([Candidate(Place.of(box, d), p, "") for box, (d, p) in zip(boxes, depths, strict=True)])
     assert [one.log_probability for one in found] == [-3.0, -2.0]
     assert iou(found[0].location.box01_xyxy, found[1].location.box01_xyxy) < 0.9
 
@@ -144,7 +144,7 @@ def test_anchors_are_asked_of_the_locator(words: Locator):
     found = words.find_anchors(IMAGE, request)
     assert set(found) == {"dog", "lamp"}
     asked = words.locate(IMAGE, "Replace the dog with the reference image")[0]
-    assert found["dog"] == asked.location.place
+    assert found["dog"] == asked.location
 
 
 def test_errors(words: Locator, folders: dict[str, Path], tmp_path: Path):

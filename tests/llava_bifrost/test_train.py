@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from datasets.relations import Place
 from ldm.images import write_png
 from ldm.mllm.load import load_model
 from ldm.mllm.training import LoraSettings, is_projector, load_adapter, make_trainable, merged
@@ -21,7 +22,6 @@ from ldm.settings.cli import run_app
 from ldm.settings.config import dump_yaml, write_config
 from ldm.training.fit import FitConfig
 from llava_bifrost.build_dataset.records import Sample, make_record, read_records
-from llava_bifrost.language.answer import Location
 from llava_bifrost.language.instruction import Request
 from llava_bifrost.locator import CONFIG, LocatorConfig, load_locator, read_locator_config
 from llava_bifrost.model import build_app as model_app
@@ -41,8 +41,8 @@ def write_data(folder: Path, count: int = 12) -> Path:
         image = np.full((48, 64, 3), 30, np.uint8)
         image[y : y + side, x : x + side] = 120 + 10 * index
         box = (x / 64, y / 48, (x + side) / 64, min((y + side) / 48, 1.0))
-        location = Location(box, 0.3 + 0.05 * index, 0.3, min(0.4 + 0.05 * index, 1.0))
-        place = Location((0.1, 0.1, 0.2, 0.2), 0.9).place
+        location = Place.of(box, 0.3 + 0.05 * index, 0.3, min(0.4 + 0.05 * index, 1.0))
+        place = Place.of((0.1, 0.1, 0.2, 0.2), 0.9)
         request = Request("dog", (("behind", "sofa"),)) if index % 3 else Request("dog", replace=True)
         sample = Sample(str(index), f"{index}.png", image, request, location, {"sofa": place}, "test")
         write_png(folder / "images" / f"{index}.png", image)

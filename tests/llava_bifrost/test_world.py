@@ -16,7 +16,7 @@ from datasets.scenes.layout import sample_scene
 from datasets.scenes.pose import extent
 from llava_bifrost.evaluate.measures import LocatorCase, measure_answer, published
 from llava_bifrost.evaluate.run import CEILING, DISTRACTOR_BLIND, LocatorEvaluation, place_rows
-from llava_bifrost.language.answer import Location, satisfies
+from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import PHRASES, Request
 from llava_bifrost.worlds.questions import place_questions, propose, replace_questions
 from llava_bifrost.worlds.world import SHAPE_NAMES, TYPICAL, World
@@ -41,7 +41,7 @@ def worlds(scenes: list[Scene], batch: SceneBatch) -> list[World]:
     return [world.without(world.removed) if i % 2 else world for i, world in enumerate(whole)]
 
 
-def case_of(world: World, request: Request, truth: Location) -> LocatorCase:
+def case_of(world: World, request: Request, truth: Place) -> LocatorCase:
     names = world.solids.names
     anchors = {names[i]: world.place(i) for i in world.anchors}
     return LocatorCase("case", np.zeros((8, 8, 3), np.uint8), request, truth, anchors, world)
@@ -169,9 +169,9 @@ def broken(case: LocatorCase, rule: str) -> bool:
         "size": [(x0 + w / 2, y0 + h, x1 - w / 2, y1)],
         "free": [(i * 0.05, y0, i * 0.05 + 2 * w, y1) for i in range(int((1 - 2 * w) * 20))],
     }
-    moved = [replace(case.ground_truth, box01_xyxy=box) for box in changes[rule]]
+    moved = [case.ground_truth.moved(box) for box in changes[rule]]
     if rule == "free":
-        moved = [replace(one, depth=d / 10) for one in moved for d in range(1, 10)]
+        moved = [Place.of(where.box01_xyxy, d / 10) for where in moved for d in range(1, 10)]
     return any(measure_answer(case, one)[rule] == 0 for one in moved)
 
 
@@ -208,7 +208,7 @@ def test_an_unreadable_answer_counts_as_wrong(worlds: list[World]) -> None:
 
 
 def test_the_published_numbers_reward_boxes_that_do_not_meet() -> None:
-    corner, other = Location((0, 0, 0.3, 0.3), 0.5), Location((0.2, 0.2, 0.5, 0.5), 0.7)
+    corner, other = Place.of((0, 0, 0.3, 0.3), 0.5), Place.of((0.2, 0.2, 0.5, 0.5), 0.7)
     assert published(corner, other)["published_iou"] == 1  # true IoU 0.06
     assert published(corner, corner)["published_box_mse"] == 0
     assert published(corner, other)["published_depth_mse"] == pytest.approx(0.04)
