@@ -22,14 +22,7 @@ from ldm.mllm.load import Mllm, load_mllm
 from ldm.settings.config import read_config
 from llava_bifrost.language.answer import Candidate
 from llava_bifrost.language.codec import FAMILIES, Codec, frame_of
-from llava_bifrost.language.instruction import (
-    PHRASES,
-    TAILS,
-    InstructionError,
-    Request,
-    make_question,
-    parse_instruction,
-)
+from llava_bifrost.language.instruction import PHRASES, TAILS, Request, make_question, parse_instruction
 from llava_bifrost.rank import Evidence, distinct, rank
 
 log = logging.getLogger(__name__)
@@ -170,7 +163,7 @@ class Locator:
         """The instruction taken apart; None for a sentence that only an open vocabulary can deal with."""
         try:
             return parse_instruction(instruction)
-        except InstructionError:
+        except ValueError:
             if self.closed or not instruction.strip():
                 raise
             log.warning("not a known form of instruction, asked as it stands: %s", instruction.strip())

@@ -30,14 +30,7 @@ from llava_bifrost.evaluate.measures import LocatorCase, Measures, format_table,
 from llava_bifrost.language.answer import AnswerError, Candidate, satisfies
 from llava_bifrost.language.instruction import PHRASES, make_instruction
 from llava_bifrost.locator import Locator, load_locator
-from llava_bifrost.worlds.questions import (
-    PROPOSALS,
-    Pool,
-    place_questions,
-    propose,
-    replace_questions,
-    rounded_location,
-)
+from llava_bifrost.worlds.questions import PROPOSALS, Pool, place_questions, propose, replace_questions
 from llava_bifrost.worlds.world import SHAPE_NAMES, world_of
 
 log = logging.getLogger(__name__)
@@ -222,11 +215,9 @@ def place_rows(
             objects = propose(world, rng, PROPOSALS * 2**attempt, shape)
             if not len(objects.d):
                 continue
-            chosen = Pool(world, objects).best(rng, clauses, np.ones(len(objects.d), bool))
-            if chosen is None:
-                continue
-            answer = rounded_location(objects.box[chosen], float(objects.d[chosen]))
-            if all(satisfies(answer, request, known).values()):
-                rows[name].append(measure_answer(case, answer))
+            pool = Pool(world, objects)
+            chosen = pool.best(rng, clauses, np.ones(len(objects.d), bool))
+            if chosen is not None and all(satisfies(pool.answer(chosen), request, known).values()):
+                rows[name].append(measure_answer(case, pool.answer(chosen)))
                 break
     return rows

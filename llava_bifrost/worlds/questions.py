@@ -171,16 +171,20 @@ class Pool:
         best = int(np.argmax(np.where(margin > 0, preference, -np.inf)))
         return best if margin[best] > 0 else None
 
+    def answer(self, best: int) -> Place:
+        """Proposal `best` with the decimals of an answer."""
+        return rounded_location(self.objects.box[best], float(self.objects.d[best]))
+
     def _answered(self, rng: np.random.Generator, best: int, phrases: list[str], at: list[int]) -> Question:
         """The question to which proposal `best` is the answer: about a solid that the scene does not have."""
-        names, box, d = self.world.solids.names, self.objects.box[best], float(self.objects.d[best])
+        names = self.world.solids.names
         named = tuple(self.world.anchors[column] for column in at)
         target = names[0]
         while target in names:
             pattern, colour = _PATTERNS[rng.integers(len(_PATTERNS))], _COLOURS[rng.integers(len(_COLOURS))]
             target = f"{pattern} {colour} {SHAPE_NAMES[self.objects.shape[best]]}".strip()
         relations = tuple((phrase, names[i]) for phrase, i in zip(phrases, named, strict=True))
-        return Question(Request(target, relations), rounded_location(box, d), named)
+        return Question(Request(target, relations), self.answer(best), named)
 
 
 def propose(world: World, rng: np.random.Generator, count: int, shape: int | None = None) -> Standing:
