@@ -72,34 +72,19 @@ class CocoBuild(OutputSettings):
     dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
 
 
-@dataclass(frozen=True)
-class MeasuredObject:
-    """An object in the frame of an image: depths of its centre and median, and its extent."""
+def measure_object(values: np.ndarray, mask: np.ndarray, box01: Box01) -> tuple[Place, Place, dict[str, Any]]:
+    """An object from the depths `values` of its pixels, those of mask (h, w) in row order.
 
-    box01_xyxy: Box01
-    centre: float
-    median: float
-    far: float
-    near: float
-
-    def facts(self) -> dict[str, Any]:
-        """What the metadata says of it, beside the place."""
-        return {"center": metadata_number(self.centre), "median": metadata_number(self.median)}
-
-    def place(self, centre: bool = False) -> Place:
-        d = self.centre if centre else self.median
-        return rounded_place(self.box01_xyxy, d, self.far, self.near)
-
-
-def measure_object(values: np.ndarray, mask: np.ndarray, box01: Box01) -> MeasuredObject:
-    """Depths of an object from the depths `values` of its pixels, those of mask (h, w) in row order."""
+    returns: its place at the depth of its centre and at the median, and both depths for the metadata
+    """
     values = np.clip(values, 0, 1)
     far, median, near = np.quantile(values, (RANGE[0], 0.5, RANGE[1]))
     x0, y0, x1, y1 = box_from_01(box01, (mask.shape[0], mask.shape[1]))
     rows, columns = np.nonzero(mask)
     away = (rows + 0.5 - (y0 + y1) / 2) ** 2 + (columns + 0.5 - (x0 + x1) / 2) ** 2
-    nearest = np.argsort(away, kind="stable")[:CENTRE_PIXELS]
-    return MeasuredObject(box01, float(np.median(values[nearest])), float(median), float(far), float(near))
+    centre = np.median(values[np.argsort(away, kind="stable")[:CENTRE_PIXELS]])
+    at_centre, at_median = (rounded_place(box01, float(d), far, near) for d in (centre, median))
+    return at_centre, at_median, {"center": metadata_number(centre), "median": metadata_number(median)}
 
 
 def make_samples(
@@ -117,17 +102,17 @@ def make_samples(
         return Built(photograph.name, samples, prepared.dropped)
     # "Replace the X ..." on the original image, in its own depth frame.
     assert prepared.rgb_u8 is not None, "an image with a question was read"
-    target = photograph.objects[index]
+    target, facts = photograph.objects[index], dict[str, Any]()
     try:
         if options.published:
-            name, place, facts = target.category, published.measured_place(target, original_01), {}
+            name, place = target.category, published.measured_place(target, original_01)
         else:
             name = unique_names(photograph.objects, options.thresholds.anchor)[index]
             mask = target.mask()
             if not mask.any():
                 raise Rejected("thin target: its mask is empty")
-            measured = measure_object(original_01[mask], mask, target.tight_box(mask))
-            place, facts = measured.place(options.format == "center"), measured.facts()
+            centre, median, facts = measure_object(original_01[mask], mask, target.tight_box(mask))
+            place = centre if options.format == "center" else median
         request, image, item = Request(name, replace=True), prepared.rgb_u8, photograph.name
         samples.append(Sample(f"{item}-r", f"{item}.jpg", image, request, place, {}, "coco", facts))
     except (Rejected, ValueError) as error:
@@ -145,10 +130,9 @@ def _place_sample(
 ) -> Sample:
     """ "Place the X ..." on the image without X."""
     photograph, rules = prepared.photograph, options.thresholds
-    target = photograph.objects[removal.index]
+    target, facts = photograph.objects[removal.index], dict[str, Any]()
     if options.published:
         location, request, anchors = published.question(photograph, removal.index, original_01, prepared.rng)
-        facts = {}
     else:
         scale, shift, error = align_depth(filled_01, original_01, ~removal.hole)
         if error > rules.depth_error:
@@ -156,7 +140,7 @@ def _place_sample(
         values = scale * original_01[removal.mask] + shift
         if np.median(values) > HIGHEST:
             raise Rejected(f"too near: depth {np.median(values):.2f} where the background ends at 1")
-        measured = measure_object(values, removal.mask, target.tight_box(removal.mask))
+        centre, median, facts = measure_object(values, removal.mask, target.tight_box(removal.mask))
         # What can be named once the target is gone, its place in the filled image, what the target touches.
         others = [item for index, item in enumerate(photograph.objects) if index != removal.index]
         near, touching, anchors = grow(removal.mask, TOUCH), set(), {}
@@ -164,16 +148,16 @@ def _place_sample(
             mask = others[index].mask()
             left = mask & ~removal.hole
             if mask.any() and left.sum() >= max(1, rules.remaining * mask.sum()):
-                anchors[name] = measure_object(filled_01[left], left, others[index].tight_box(mask)).place()
+                anchors[name] = measure_object(filled_01[left], left, others[index].tight_box(mask))[1]
                 touching |= {name} if (mask & near).any() else set()
-        true = true_facts([measured.place(centre=True), measured.place()], anchors, options.relations)
+        true = true_facts([centre, median], anchors, options.relations)
         true = [fact for fact in true if fact[0] != "on" or fact[1][0] in touching]
         if not true:
             raise Rejected("no relation: nothing can be stated of the target and an object that has a name")
         chosen = choose_facts(true, options.relations.most, prepared.rng)
         request = word_request(target.category, chosen, prepared.rng)
-        location = measured.place(options.format == "center")
-        facts = {**measured.facts(), "frame": [metadata_number(value) for value in (scale, shift, error)]}
+        location = centre if options.format == "center" else median
+        facts["frame"] = [metadata_number(value) for value in (scale, shift, error)]
     name, image = f"{photograph.name}-{count}", f"{photograph.name}_{count}.jpg"
     named = {anchor: anchors[anchor] for anchor in request.anchors}
     return Sample(name, image, removal.filled_u8, request, location, named, "coco", facts)

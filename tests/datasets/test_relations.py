@@ -18,7 +18,8 @@ CONVERSE = {
 @st.composite
 def places(draw: st.DrawFn) -> Place:
     x0, y0 = draw(st.floats(0, 0.9)), draw(st.floats(0, 0.9))
-    box = (x0, y0, x0 + draw(st.floats(0.02, 0.5)), y0 + draw(st.floats(0.02, 0.5)))
+    x1, y1 = (min(low + draw(st.floats(0.02, 0.5)), 1.0) for low in (x0, y0))
+    box = (x0, y0, x1, y1)
     far, d, near = sorted(draw(st.floats(0, 1)) for _ in range(3))
     return Place(box, d, far, near)
 
