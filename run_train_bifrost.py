@@ -11,6 +11,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -138,15 +139,13 @@ class SaveModel(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started, self.saved = time.monotonic(), trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *ignored: object) -> None:
         step, every = trainer.global_step, self.config.trainer.save_every
         if step == self.saved or (step % every and step != trainer.max_steps):
             return
         self.saved = step
         if runs_model(trainer):
-            self.save_model(pl_module)  # type: ignore[arg-type]
+            self.save_model(pl_module)
         folder = self.config.out / "checkpoints"
         trainer.save_checkpoint(folder / f"step-{step:08d}")
         if trainer.is_global_zero:

@@ -87,9 +87,19 @@ def convert_compositor(
     encoder = open_weights(settings.dinov2) if settings.dinov2 else None
     plan = plan_compositor(kind, file, networks, encoder)
     pair = replace(config.pair, size=network.size, reference_size=network.reference_size)
-    with folder_written_whole(settings.out) as partial:
+    with folder_written_whole(settings.out) as partial, torch.random.fork_rng(devices=[]):
         for name, model in networks.items():
-            fresh = fresh_weights(name, network, settings.seed)
+            torch.manual_seed(settings.seed)  # projector and hint stacks start from the seed alone
+            fresh: dict[str, Tensor] = {}
+            if name == "projector":
+                fresh = nn.Linear(network.identity_width, network.token_width).state_dict()
+            elif name.startswith("control_"):
+                hint = ControlNetConditioningEmbedding(
+                    conditioning_embedding_channels=network.block_channels[0],
+                    block_out_channels=network.hint_channels,
+                    conditioning_channels=4 if name == "control_detail" else 3,
+                ).state_dict()
+                fresh = {f"controlnet_cond_embedding.{key}": value for key, value in hint.items()}
             write_part(model, plan.parts[name], partial / name, settings.dtype, fresh)
         DDIMScheduler.from_config(noise_schedule(network)).save_pretrained(partial / "scheduler")
         write_config(partial / CONFIG_FILE, replace(config, pair=pair))
@@ -171,19 +181,3 @@ def weight_of(key: str, origin: Origin, fresh: Mapping[str, Tensor] | None) -> T
     patches = patches.reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
     scaled = nn.functional.interpolate(patches, scale_factor=(side + POSITION_OFFSET) / grid, mode="bicubic")
     return torch.cat([cls, scaled.flatten(2).transpose(1, 2)], 1)
-
-
-def fresh_weights(part: str, network: NetworkConfig, seed: int) -> dict[str, Tensor]:
-    """Initial weights of hint stack or projector, from the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if part == "projector":
-            return dict(nn.Linear(network.identity_width, network.token_width).state_dict())
-        if not part.startswith("control_"):
-            return {}
-        hint = ControlNetConditioningEmbedding(
-            conditioning_embedding_channels=network.block_channels[0],
-            block_out_channels=network.hint_channels,
-            conditioning_channels=4 if part == "control_detail" else 3,
-        )
-    return {f"controlnet_cond_embedding.{key}": value for key, value in hint.state_dict().items()}

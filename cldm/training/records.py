@@ -106,17 +106,13 @@ class Metrics(pl.Callback):
         if trainer.is_global_zero:
             self.file.truncate(trainer.global_step)
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         if self.is_due(trainer.global_step + 1):
             norm = get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
             self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
-    ) -> None:
-        module: CompositorModule = pl_module  # type: ignore[assignment]
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *ignored: object) -> None:
+        module: CompositorModule = pl_module
         self.loss_sum = self.loss_sum + module.last_loss
         self.loss_count += 1
         if trainer.global_step > self.row_step and self.is_due(trainer.global_step):
@@ -192,14 +188,12 @@ class Samples(pl.Callback):
         self.folder, self.every, self.sampling = folder, every, sampling
         self.drawn = -1  # step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *ignored: object) -> None:
         step = trainer.global_step
         if not self.every or step % self.every or step == self.drawn or not runs_model(trainer):
             return
         self.drawn = step
-        pipeline = CompositorPipeline(pl_module.model, pl_module.device)  # type: ignore[arg-type]
+        pipeline = CompositorPipeline(pl_module.model, pl_module.device)
         rows = []
         for pair in watched_samples(trainer):
             painted = pipeline.paint(pair, [0], self.sampling, monitor=Monitor(progress=False))[0]

@@ -47,7 +47,9 @@ def sections(module: str, listed: dict[type, str]) -> Iterator[tuple[str, str]]:
     verbs: dict[str, Any] = getattr(program, "commands", {"": program})
     for verb, body in verbs.items():
         title = f"{name} {verb}".strip()
-        options = help_rows(body)
+        context, shown = typer.Context(body), [option for option in body.params if not option.hidden]
+        records = (option.get_help_record(context) for option in shown)
+        options = [(" ".join(called.split()), " ".join(text.split())) for called, text in records]
         needed = []  # options and arguments as they are typed: the first name and what follows it
         for called, text in options:
             if text.endswith("required]"):
@@ -79,13 +81,6 @@ def contents(titles: Iterable[str]) -> str:
         package = title.split(".")[0] + "." if ".py" not in title else ""
         packages.setdefault(package, []).append(f"[{title.removeprefix(package)}](#{anchor(title)})")
     return "\n".join(f"* `{name or 'run_*.py'}`: {', '.join(links)}" for name, links in packages.items())
-
-
-def help_rows(body: Any) -> list[tuple[str, str]]:
-    """Name and meaning of every option that the help of a command shows; former names are hidden."""
-    context, shown = typer.Context(body), [option for option in body.params if not option.hidden]
-    records = (option.get_help_record(context) for option in shown)
-    return [(" ".join(called.split()), " ".join(text.split())) for called, text in records]
 
 
 def table(head: str, rows: Sequence[tuple[str, str]]) -> list[str]:
