@@ -47,9 +47,11 @@ def sheet_rows(result: Result, name: str | None = None) -> tuple[list[list[np.nd
     and where a sentence was given what the locator made of it.
     """
     inputs, layers = result.geometry.inputs, result.geometry.native_layers
+    cut, mask = on_white(inputs.reference_u8, inputs.reference_mask), inputs.reference_mask.astype(np.uint8)
+    outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     shared = [
         marked_background(result),
-        on_white(inputs.reference_u8, inputs.reference_mask),
+        cv2.drawContours(cut, outlines, -1, (255, 40, 40), max(1, max(mask.shape) // 150)),
         inputs.background_depth_01,
         result.fused_depth_01,
         np.where(layers.visible, 255, np.where(layers.edit, 110, 0)).astype(np.uint8),

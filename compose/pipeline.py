@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 MAPPINGS = ("settings", "sampling", "pair", "weights", "inputs", "machine", "versions")
 PARTS = (*MAPPINGS, "sample", "seed")  # of a recipe
+LEAST_VISIBLE = 0.05  # fraction of the object below which a user is warned (chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,10 +159,14 @@ def compose(
         ]
         before_u8 = geometry.inputs.background_u8  # nearer objects may not change either
         drift = [measure_drift(before_u8, s.result_u8, s.edit_mask & ~s.keep_mask) for s in stitched]
+    # Of the placed cut-out, what nothing hides.
+    visible = float(layers.coverage_01.sum() / max(layers.placed.alpha_01.sum(), 1e-6))
+    if visible < LEAST_VISIBLE:
+        message = "nearer objects hide all but %.1f %% of the object: raise --depth, or move it"
+        logger.warning(message, 100 * visible)
     report = {
         **decided,
-        # of the placed cut-out, what nothing hides
-        "visible_fraction": float(layers.coverage_01.sum() / max(layers.placed.alpha_01.sum(), 1e-6)),
+        "visible_fraction": visible,
         "drift": drift,
         "seeds": seeds,
         "device": str(models.device),

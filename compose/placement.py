@@ -20,7 +20,7 @@ from datasets.geometry import Box01, bbox_of_mask, box_from_01, box_to_01, depth
 from datasets.inputs import Inputs, PairOptions, check_object
 from datasets.pairs import Geometry
 from datasets.relations import Place
-from ldm.experts.segment import object_mask
+from ldm.experts.segment import mask_doubts, object_mask
 from ldm.files import file_sha256, hash_folder
 from ldm.images import LoadedImage, read_depth, read_image, read_mask, resize
 from llava_bifrost.language.answer import Candidate, satisfies
@@ -45,6 +45,7 @@ class Sources:
     target: np.ndarray | None  # (H, W) bool
     depth_01: np.ndarray | None  # (H, W), None: to be estimated
     object_depth_01: np.ndarray | None  # (h, w)
+    doubts: list[str]  # what speaks against a mask that was found
 
 
 def read_sources(settings: ComposeSettings) -> Sources:
@@ -64,8 +65,12 @@ def read_sources(settings: ComposeSettings) -> Sources:
         except ValueError as error:
             raise ValueError(f"{settings.object}: {error}") from error
         logger.info("object mask: %s (--object-mask FILE chooses it)", cut_by)
+    doubts = mask_doubts(item.rgb_u8, cut) if cut_by in ("grabcut", "sam") else []
+    for doubt in doubts:
+        message = "%s: the object mask may be wrong: %s; see the sheet, or give --object-mask or --sam"
+        logger.warning(message, settings.object, doubt)
     check_object(cut, where=f"{settings.object_mask or settings.object}: the object")
-    return Sources(background, item, cut, cut_by, box, target, depth_01, object_depth_01)
+    return Sources(background, item, cut, cut_by, box, target, depth_01, object_depth_01, doubts)
 
 
 def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarray) -> tuple[Inputs, dict]:
@@ -102,6 +107,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
         "depth": {"far": extent[0], "near": extent[1], "source": source},
         "background_depth": "estimated" if sources.depth_01 is None else "file",
         "object_mask": sources.cut_by,
+        "object_mask_doubts": sources.doubts,
     }
     return inputs, decided
 

@@ -5,11 +5,14 @@ import shutil
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from ldm.images import encode_png, read_image, write_mask, write_png
+from compose import ComposeSettings, compose, load_models
+from compose.contact_sheet import sheet_rows
+from ldm.images import encode_png, read_image, write_depth, write_mask, write_png
 from ldm.settings.cli import run_app
 from run_inference import build_app
 from tests.images import Case, room, room_depth, thing
@@ -171,3 +174,76 @@ def test_without_a_depth_the_foot_of_the_box_is_used_and_said(case: Case, caplog
     there = float(room_depth()[int(0.9 * 96) - 1, 64])
     assert depth["far"] < there < depth["near"]
     assert "the background's at the bottom edge of the box" in caplog.text
+
+
+def doubtful(case: Case, name: str) -> Path:
+    """An image of an object on white that GrabCut finds whole, cut off, or with a second thing beside it."""
+    rgb_u8 = np.full((96, 128, 3), 250, np.uint8)
+    y, x = np.mgrid[0:96, 0:128]
+    bodies = {"whole": (64, 48), "cut off": (64, 90), "two": (40, 48)}
+    cx, cy = bodies[name]
+    rgb_u8[(x - cx) ** 2 + (y - cy) ** 2 < 30**2] = (200, 40, 30)
+    path = case.folder / "photo.png"
+    write_png(path, rgb_u8)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "reasons"), [("whole", []), ("cut off", ["it touches the lower border of the image"])]
+)
+def test_a_doubtful_object_mask_is_said_and_recorded(case: Case, caplog, name: str, reasons: list) -> None:
+    path = doubtful(case, name)
+    assert case.run("--object", path, without=["--object-mask"]) == 0
+    assert case.report()["object_mask_doubts"] == reasons
+    said = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    assert [line for line in said if "object mask may be wrong" in line] == [
+        f"{path}: the object mask may be wrong: {reason}; see the sheet, or give --object-mask or --sam"
+        for reason in reasons
+    ]
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_a_mask_that_the_user_gave_is_not_doubted(case: Case, caplog, mask: bool) -> None:
+    path = doubtful(case, "cut off")
+    cut = read_image(path).rgb_u8[..., 1] < 128
+    write_mask(case.folder / "own.png", cut)
+    write_png(case.folder / "cut.png", read_image(path).rgb_u8, alpha_u8=np.uint8(255) * cut)
+    given = ["--object", path, "--object-mask", case.folder / "own.png"]
+    without = [] if mask else ["--object-mask"]
+    assert case.run(*(given if mask else ["--object", case.folder / "cut.png"]), without=without) == 0
+    assert case.report()["object_mask_doubts"] == []
+    assert "may be wrong" not in caplog.text
+
+
+@pytest.mark.parametrize(("depth", "warned"), [("1", False), ("0.6", False), ("HIDDEN", True)])
+def test_an_almost_hidden_object_is_said(case: Case, caplog, depth: str, warned: bool) -> None:
+    near = np.full((96, 128), 0.9, np.float32)
+    near[46:55, 60:69] = 0.0
+    write_depth(case.folder / "near.png", near)
+    extra = (
+        ["--background-depth", case.folder / "near.png", "--depth", "0.2"] if warned else ["--depth", depth]
+    )
+    assert case.run(*extra) == 0
+    visible = case.report()["visible_fraction"]
+    assert (0 < visible < 0.05) == warned
+    message = f"nearer objects hide all but {100 * visible:.1f} % of the object: raise --depth, or move it"
+    assert (message in caplog.text) == warned
+
+
+def test_the_sheet_shows_the_outline_of_the_mask(case: Case) -> None:
+    files = {name: case.folder / f"{name}.png" for name in ("background", "object")}
+    (case.folder / "room.png").rename(files["background"])
+    (case.folder / "thing.png").rename(files["object"])
+    place = {"box": (0.3, 0.2, 0.7, 0.9), "depth": (0.6,), "background_depth": case.folder / "depth.png"}
+    settings = ComposeSettings(**files, **place, object_mask=case.folder / "mask.png", model=case.model)
+    result = compose(settings, load_models(settings), progress=False)
+    shown = sheet_rows(result)[0][0][1]
+    mask = result.geometry.inputs.reference_mask
+    red = (shown == (255, 40, 40)).all(axis=2)
+    outline = mask & ~cv2.erode(mask.astype(np.uint8), np.uint8([[0, 1, 0], [1, 1, 1], [0, 1, 0]])).astype(
+        bool
+    )
+    assert outline.any()
+    assert red[outline].all()
+    assert not red[cv2.erode(mask.astype(np.uint8), np.ones((5, 5))).astype(bool)].any()
+    assert (shown[~mask & ~red] == 255).all()

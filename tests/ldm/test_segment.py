@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ldm.experts.segment import object_mask
+from ldm.experts.segment import mask_doubts, object_mask
 from ldm.images import LoadedImage, read_image, read_mask
 from tests.ldm.small_detectors import sam
 
@@ -127,3 +127,56 @@ def test_photographs_of_single_objects(test_data: Path) -> None:
     clear = {name: value for name, value in overlap.items() if name not in AMBIGUOUS}
     assert min(clear.values()) > 0.85, overlap
     assert np.mean(list(overlap.values())) > 0.8, overlap
+
+
+def drawn(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (240, 320)) -> np.ndarray:
+    """A mask of boxes (x0, y0, x1, y1)."""
+    mask = np.zeros(size, bool)
+    for x0, y0, x1, y1 in boxes:
+        mask[y0:y1, x0:x1] = True
+    return mask
+
+
+STRIPS = [(90, 60, 230, 180), *((20, y, 300, y + 3) for y in range(70, 180, 20))]
+DOUBTFUL = {
+    "clear": ([(90, 60, 230, 180)], []),
+    "at a border": ([(90, 100, 230, 240)], ["it touches the lower border of the image"]),
+    "at two borders": ([(0, 0, 200, 150)], ["it touches the upper and left border of the image"]),
+    "one corner pixel": ([(90, 60, 230, 180), (319, 239, 320, 240)], []),
+    "strips of the background": (STRIPS, ["its outline is ragged"]),
+    "two things": ([(30, 60, 140, 180), (180, 60, 290, 180)], ["its outline is ragged"]),
+    "a line": ([(30, 118, 290, 124)], ["its outline is ragged"]),
+}
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_doubts_of_a_mask_name_what_is_wrong(name: str, scale: int) -> None:
+    boxes, reasons = DOUBTFUL[name]
+    mask = drawn(*boxes)
+    rgb_u8 = np.where(mask[..., None], (200, 60, 40), (40, 60, 200)).astype(np.uint8)
+    mask, rgb_u8 = (np.repeat(np.repeat(each, scale, 0), scale, 1) for each in (mask, rgb_u8))
+    doubts = mask_doubts(rgb_u8, mask)
+    assert len(doubts) == len(reasons)
+    assert all(doubt.startswith(reason) for doubt, reason in zip(doubts, reasons, strict=True))
+
+
+def test_an_outline_without_contrast_is_named_with_its_fraction() -> None:
+    mask = drawn((90, 60, 230, 180))
+    rgb_u8 = np.full((240, 320, 3), 120, np.uint8)
+    rgb_u8[60:180, 90:160] = (220, 40, 40)  # half of the object differs from the background
+    (doubt,) = mask_doubts(rgb_u8, mask)
+    fraction = int(doubt.partition("%")[0])
+    assert 45 < fraction < 60
+    assert doubt.endswith("% of its outline has one colour on both sides")
+    assert mask_doubts(np.full((240, 320, 3), 120, np.uint8), mask) == [f"100{doubt[len(str(fraction)) :]}"]
+
+
+def test_bad_masks_of_photographs_are_doubted(test_data: Path) -> None:
+    folder, silent = test_data / "data" / "composite", set()
+    for path in sorted((folder / "objects").glob("*.jpg")):
+        image = read_image(path)
+        if not mask_doubts(image.rgb_u8, object_mask(image)[0]):
+            silent.add(path.stem)
+    assert not silent & AMBIGUOUS
+    assert len(silent) >= 5
