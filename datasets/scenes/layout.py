@@ -51,9 +51,8 @@ def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scen
     solids = [*furniture(rng, options.furniture)]
     camera = camera_of(rng, place, solids, options)
     light = lamp(rng, place)
-    count = int(rng.integers(options.objects[0], options.objects[1] + 1))
     draw = partial(solid_at, wide=options.world == "wide")
-    for _ in range(count):
+    for _ in range(int(rng.integers(options.objects[0], options.objects[1] + 1))):
         added = place_solid(rng, solids, camera, place, draw)
         if added is not None:
             solids.append(added)

@@ -100,14 +100,13 @@ class RenderedScenes:
         """The example as it is. silhouette: give the true visible outline, for the mask levels."""
         shard, row = self.locate(index)
         fact = shard.facts[row]
-        _, far, near = fact.depths[fact.removed]
         return Inputs(
             reference_u8=shard.array("reference_u8", row),
             reference_mask=shard.array("reference_mask", row),
             background_u8=shard.array("without_u8", row),
             background_depth_01=depth_01(shard.array("without_depth_u16", row)),
             box01_xyxy=fact.boxes01[fact.removed],
-            depth_range=(far, near),
+            depth_range=fact.depths[fact.removed][1:],  # far, near
             target_u8=shard.array("image_u8", row),
             target_depth_01=depth_01(shard.array("depth_u16", row)) if self.true_depth else None,
             reference_depth_01=depth_01(shard.array("reference_depth_u16", row)) if own_depth else None,

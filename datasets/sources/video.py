@@ -47,16 +47,15 @@ class VideoConfig(ImagesConfig):
     rules: Rules = setting(Rules(sides="both"), help="which objects are rejected")
 
     def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
-        first, second = self.two_of(list(self.views(item)), item, rng)
-        return first, second
+        return self.two_of(list(self.views(item)), item, rng)
 
-    def two_of(self, frames: list, item: Item, rng: np.random.Generator) -> list:
+    def two_of(self, frames: list, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
         """Two of the frames, at least 1/interval of them apart (published sampling)."""
         if not frames:
             raise Rejected(f"no frame: {item[0]} is empty")
         count, gap = len(frames), len(frames) // self.interval
         start = int(rng.integers(0, count - gap))
-        return [frames[start], frames[min(start + int(rng.integers(gap, count - start)), count - 1)]]
+        return frames[start], frames[min(start + int(rng.integers(gap, count - start)), count - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +83,7 @@ class YoutubeConfig(VideoConfig):
     def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
         video, objects = item
         label = sorted(objects)[int(rng.integers(len(objects)))]
-        first, second = self.two_of(sorted(objects[label]), item, rng)
-        return self._view(video, first, label), self._view(video, second, label)
+        return self.two_of([self._view(video, frame, label) for frame in sorted(objects[label])], item, rng)
 
     def _view(self, video: str, frame: str, label: int) -> ObjectView:
         mask = partial(id_mask, self.masks / video / f"{frame}.png", label)
