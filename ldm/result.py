@@ -148,7 +148,7 @@ def save_result(
     returns: the paths of the PNG and of the JSON
     """
     png, beside = result_paths(path)
-    text = {RECIPE_CHUNK: _to_json(recipe, png), READABLE_CHUNK: _readable(recipe)}
+    text = {RECIPE_CHUNK: _to_json(recipe, png), READABLE_CHUNK: ", ".join(_readable(recipe))}
     json_text = _to_json({**report, "recipe": recipe}, beside, indent=2)
     image = encode_png(rgb_u8, alpha_u8=alpha_u8, text=text, icc_profile=icc_profile)
     write_all_atomic({beside: (json_text + "\n").encode(), png: image})
@@ -187,14 +187,10 @@ def _to_json(content: Mapping[str, Any], path: Path, indent: int | None = None) 
         raise ValueError(f"{path} cannot record these values as JSON: {error}") from None
 
 
-def _readable(recipe: Mapping[str, Any]) -> str:
-    """`name: value` pairs on one line, as image browsers show them; nested names are joined by dots."""
-
-    def pairs(prefix: str, content: Mapping[str, Any]) -> Iterator[str]:
-        for name, value in sorted(content.items()):
-            if isinstance(value, Mapping):
-                yield from pairs(f"{prefix}{name}.", value)
-            else:
-                yield f"{prefix}{name}: {value}"
-
-    return ", ".join(pairs("", recipe))
+def _readable(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """`name: value` pairs, as image browsers show them; nested names are joined by dots."""
+    for name, value in sorted(recipe.items()):
+        if isinstance(value, Mapping):
+            yield from _readable(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}: {value}"
