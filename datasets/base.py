@@ -152,6 +152,7 @@ class PairDataset(Dataset[TrainingSample]):
         )
 
 
+@dataclass(eq=False)
 class RunBatches(Sampler[list[int]]):
     """Numbers of the examples of each batch of one device, from where the run stands to its end.
 
@@ -159,16 +160,11 @@ class RunBatches(Sampler[list[int]]):
     run on several devices sees what one device with a larger batch would see, in the same order.
     """
 
-    def __init__(
-        self,
-        batches: int,
-        batch: int,
-        stands_at: Callable[[], int] = lambda: 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.batches, self.batch, self.stands_at = batches, batch, stands_at
-        self.rank, self.world = rank, world
+    batches: int  # of the whole run
+    batch: int
+    stands_at: Callable[[], int] = lambda: 0  # number of the next batch
+    rank: int = 0
+    world: int = 1
 
     def __iter__(self) -> Iterator[list[int]]:
         for n in range(self.stands_at(), self.batches):

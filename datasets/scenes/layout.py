@@ -56,8 +56,7 @@ def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scen
         added = place_solid(rng, solids, camera, place, draw)
         if added is not None:
             solids.append(added)
-    movable = [solid for solid in solids if solid.movable]
-    if len(movable) < options.objects[0]:
+    if sum(solid.movable for solid in solids) < options.objects[0]:
         raise SceneRejected("too few solids fit")
     removed, area, inverse_range = choose_removed(rng, SceneView(solids, camera, light, place), options)
     same = options.reference_pose == "same" or (options.reference_pose == "mixed" and rng.random() < 0.5)

@@ -101,10 +101,6 @@ def render_shards(
             except ValueError:
                 log.warning("%s is damaged and is rendered again", path)
                 stored = None
-            if stored not in (None, recipe):  # results would be mixed
-                raise ValueError(
-                    f"{path} was rendered with other settings; choose another --out or remove it"
-                )
             if stored is None:
                 batches = []
                 for seed in seeds:

@@ -151,8 +151,7 @@ def surface_of(rays: Rays, hit: Hit) -> Surface:
         slant = (facing * rays.direction).sum(0).abs().clamp(min=0.12)
         albedo, gloss = room_colours(rays, hit, point, rays.footprint * hit.depth / slant)
         shine = torch.full_like(depth, 24.0)
-    owner = torch.full_like(hit.slot, -1)
-    surface = Surface(point, facing, albedo, gloss, shine, owner, hit.slot == NOTHING)
+    surface = Surface(point, facing, albedo, gloss, shine, torch.full_like(hit.slot, -1), hit.slot == NOTHING)
     ray = (hit.slot >= 0).nonzero().squeeze(1)
     if not ray.numel():
         return surface

@@ -64,8 +64,7 @@ def covers(packed: PackedViews, size: tuple[int, int]) -> Tensor:
     box = packed.parts.box.view(4, packed.count, packed.slots)
     bx0, bx1 = ((box[i] - x0) / (x1 - x0) * w for i in (0, 2))  # (b, p) in pixels of the window
     by0, by1 = ((box[i] - y0) / (y1 - y0) * h for i in (1, 3))
-    x = torch.arange(w, device=box.device)
-    y = torch.arange(h, device=box.device)
+    x, y = torch.arange(w, device=box.device), torch.arange(h, device=box.device)
     columns = (x + 2 > bx0[..., None]) & (x - 1 < bx1[..., None])  # (b, p, w)
     rows = (y + 2 > by0[..., None]) & (y - 1 < by1[..., None])
     both = rows[..., :, None] & columns[..., None, :]  # (b, p, h, w)

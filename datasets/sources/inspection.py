@@ -84,8 +84,9 @@ def validate(source: ImageSource, name: str, journal: Path, settings: dict[str, 
         if item not in finished.done:
             objects = RejectionStats(report.objects.source, named=report.objects.named)
             problems = item_problems(source, index, objects)
-            counts = {"accepted": objects.accepted, "refused": objects.rejected}
-            finished.add(item, {"problems": problems, **counts})
+            finished.add(
+                item, {"problems": problems, "accepted": objects.accepted, "refused": objects.rejected}
+            )
             if problems:
                 log.warning("%s: %s", item, problems[0])
         record = finished.done[item]
