@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from einops import reduce
 from tqdm.auto import tqdm
 
 from ldm.files import read_json, write_json
@@ -59,6 +60,4 @@ class ArrayCache:
 
 def pooled(maps: np.ndarray, patch: int) -> np.ndarray:
     """(n, v, h, w) -> (n, v, p) means of the patches."""
-    n, v, h, w = maps.shape
-    grid = maps.reshape(n, v, h // patch, patch, w // patch, patch)
-    return grid.mean((3, 5), dtype=np.float32).reshape(n, v, -1)
+    return reduce(maps.astype(np.float32), "n v (h y) (w x) -> n v (h w)", "mean", y=patch, x=patch)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -75,16 +75,23 @@ def make_tokenizer() -> CLIPTokenizer:
 
 
 def word_tokenizer(
-    vocabulary: Sequence[str], pieces: str, decoder: decoders.Decoder, chat_template: str
+    vocabulary: Sequence[str], pieces: str, decoder: decoders.Decoder, template: str, begins: bool = False
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words; others become `<unk>`. pieces: regular expression of what is a token."""
+    """A tokenizer of whole words; every word outside the vocabulary becomes `<unk>`.
+
+    pieces: regular expression of what is a token; begins: a text without the template begins with `<s>` too
+    """
     backend = Tokenizer(
         models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token=UNKNOWN)
     )
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "removed", invert=True)
     backend.decoder = decoder
+    if begins:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{BEGIN} $A", special_tokens=[(BEGIN, SPECIAL.index(BEGIN))]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=BEGIN, eos_token=END, unk_token=UNKNOWN, pad_token=PAD,
-        additional_special_tokens=[IMAGE], chat_template=chat_template, padding_side="left",
+        additional_special_tokens=[IMAGE], chat_template=template, padding_side="left",
         model_max_length=512, clean_up_tokenization_spaces=False,
     )  # fmt: skip

@@ -15,13 +15,14 @@ from transformers import CLIPTokenizer
 
 from datasets.scenes.palette import COLOURS, PATTERN_WORDS, SHAPES
 from datasets.scenes.store import StoreSettings, render_shards
+from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.load import load_inpainter
 from tiny.inpainter import evaluate, train
 from tiny.inpainter.classifier import ClassifierConfig
 from tiny.inpainter.evaluate import EvaluationSampling, InpainterEvaluation, MaskResult, paint_examples
 from tiny.inpainter.examples import SMALL, Encoder, make_cases, several, single
 from tiny.inpainter.model import InpainterNetworks, LatentsConfig
-from tiny.inpainter.train import AdapterConfig, Conditioning, InpainterTraining
+from tiny.inpainter.train import AdapterConfig, InpainterTraining
 from tiny.loop import DiffusionStage, Stage
 from tiny.regions import Views, box_masks, overlap, read_views, refuse_training_scenes
 from tiny.report import scene_mean
@@ -237,12 +238,10 @@ def test_painting_depends_on_the_seed_and_not_on_the_batch(trained: Path, views:
     pipe = load_inpainter(trained / "painter" / "model")
     cases = make_cases(views, "random", 2, 3, seed=0)[:3]
     examples = [case.example for case in cases]
-    one = paint_examples(pipe, examples, [1, 2, 3], Conditioning(True), EvaluationSampling(steps=2, batch=1))
-    both = paint_examples(pipe, examples, [1, 2, 3], Conditioning(True), EvaluationSampling(steps=2, batch=3))
+    options = PaintOptions(steps=2, guidance=2.0, encoding="separate")
+    one, both = (paint_examples(pipe, examples, [1, 2, 3], options, batch) for batch in (1, 3))
     assert np.abs(one.astype(int) - both).max() <= 1
-    assert (
-        one != paint_examples(pipe, examples, [4, 5, 6], Conditioning(True), EvaluationSampling(steps=2))
-    ).any()
+    assert (one != paint_examples(pipe, examples, [4, 5, 6], options, 16)).any()
     for image, example in zip(one, examples, strict=True):
         outside = ~box_masks(example.boxes, (SIZE, SIZE)).any(0)
         assert np.array_equal(image[outside], example.image_u8[outside])

@@ -14,12 +14,12 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from datasets.scenes.store import StoreSettings, render_shards
+from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.load import load_inpainter
 from tiny.inpainter import evaluate
 from tiny.inpainter.classifier import load_classifier
-from tiny.inpainter.evaluate import EvaluationSampling, paint_examples
+from tiny.inpainter.evaluate import paint_examples
 from tiny.inpainter.examples import PaintCase, make_cases
-from tiny.inpainter.train import Conditioning
 from tiny.regions import box_masks, read_views
 
 BUNDLE = Path(__file__).parents[2] / "assets" / "tiny" / "inpainter"
@@ -55,8 +55,9 @@ def test_bundle_paints_the_colour_that_each_prompt_names(held_out_cases: list[Pa
     pipe = load_inpainter(BUNDLE)
     assert pipe.lora is not None
     examples = [case.example for case in held_out_cases]
-    sampling = EvaluationSampling(steps=pipe.config.sampling.steps, guidance=pipe.config.sampling.guidance)
-    painted = paint_examples(pipe, examples, range(len(examples)), Conditioning(True), sampling)
+    sampling = pipe.config.sampling
+    options = PaintOptions(steps=sampling.steps, guidance=sampling.guidance, encoding="separate")
+    painted = paint_examples(pipe, examples, range(len(examples)), options, 16)
     records = evaluate.mask_results(load_classifier(BUNDLE / "judge"), held_out_cases, painted)
     assert len(records) == 32
     assert np.mean([record.colour for record in records]) > 0.6  # chance: 1 in 15

@@ -16,14 +16,7 @@ from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import discover_question, paint_masks, target_text
 from ldm.mllm.chat import Chat, ChatExample
 from tests.conftest import ROOT
-from tiny.llava import (
-    LlavaStage,
-    SmallConfig,
-    create_llava,
-    last_states,
-    pixel_values,
-    project,
-)
+from tiny.llava import LlavaStage, SmallConfig, create_llava, last_states, pixel_values, project
 from tiny.prompter.captions import CAPTION, VOCABULARY, pack_captions
 from tiny.prompter.data import (
     KEPT,

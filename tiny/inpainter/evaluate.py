@@ -15,7 +15,7 @@ true renders is the ceiling. Painted images are stored, so an interrupted evalua
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,13 @@ from ldm.settings.config import CheckedSettings, setting, to_plain
 from tiny.compositor.autoencoder import round_trip_db
 from tiny.inpainter.classifier import SolidClassifier, crop_pm1, load_classifier
 from tiny.inpainter.examples import PROMPTS, Example, PaintCase, make_cases
-from tiny.inpainter.train import ADAPTERS, Conditioning
+from tiny.inpainter.train import ADAPTERS
 from tiny.regions import box_masks, read_views, refuse_training_scenes
 from tiny.report import alternating, cell, scene_mean, table_lines, write_evaluation
 from tiny.words import COLOUR_WORDS, SHAPE_WORDS
 
 # name -> (LoRA folder of the run, how prompts reach their masks)
-MODELS: dict[str, tuple[str, Conditioning]] = {
+MODELS: dict[str, tuple[str, PaintOptions]] = {
     "plain": ("", ADAPTERS["plain"]),
     "rca_joint": ("", ADAPTERS["joint"]),
     "rca": ("", ADAPTERS["rca"]),
@@ -177,7 +177,7 @@ def painted_images(
     config: InpainterEvaluation, name: str, kind: str, cases: Sequence[PaintCase]
 ) -> np.ndarray:
     """(n, h, w, 3) uint8, from the run's folder if it was painted before by the same networks."""
-    folder, conditioning = MODELS[name]
+    folder, prompting = MODELS[name]
     lora = config.run / folder if folder else None
     base = config.run / "painter" / "model"
     stored_at = config.run / "evaluation" / f"{name}_{kind}.npz"
@@ -191,24 +191,20 @@ def painted_images(
                 return stored["images"]
     seeds = [config.seed * 1_000_003 + index for index in range(len(cases))]
     examples = [case.example for case in cases]
-    painted = paint_examples(load_inpainter(base, lora), examples, seeds, conditioning, config.sampling)
+    options = replace(prompting, steps=config.sampling.steps, guidance=config.sampling.guidance)
+    painted = paint_examples(load_inpainter(base, lora), examples, seeds, options, config.sampling.batch)
     with written_whole(stored_at) as partial, partial.open("wb") as handle:
         np.savez_compressed(handle, images=painted, recipe=recipe)
     return painted
 
 
 def paint_examples(
-    pipe: Inpainter, examples: Sequence[Example], seeds: Sequence[int], conditioning: Conditioning,
-    sampling: EvaluationSampling,
-) -> np.ndarray:  # fmt: skip
+    pipe: Inpainter, examples: Sequence[Example], seeds: Sequence[int], options: PaintOptions, batch: int
+) -> np.ndarray:
     """(n, h, w, 3) uint8."""
-    options = PaintOptions(
-        steps=sampling.steps, guidance=sampling.guidance, rca=conditioning.rectified,
-        encoding=conditioning.encoding,
-    )  # fmt: skip
     painted: list[np.ndarray] = []
-    for start in tqdm(range(0, len(examples), sampling.batch), desc="painting", leave=False):
-        part = slice(start, start + sampling.batch)
+    for start in tqdm(range(0, len(examples), batch), desc="painting", leave=False):
+        part = slice(start, start + batch)
         jobs = []
         for example, seed in zip(examples[part], seeds[part], strict=True):
             masks = box_masks(example.boxes, example.image_u8.shape[:2])

@@ -25,8 +25,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.rca import install_rca, region_kwargs
-from inpainting.tokens import ENCODINGS, encode_plans, plan_tokens
+from inpainting.tokens import encode_plans, plan_tokens
 from ldm.checkpoints import folder_written_whole, load_part
 from ldm.files import write_json
 from ldm.settings.cli import run_module, trainer
@@ -52,24 +53,10 @@ ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")  # what the published LoRA adap
 LORA_FILE = "pytorch_lora_weights.safetensors"
 DROP_PROMPT = 0.1  # condition dropout of classifier-free guidance, as published
 OUTSIDE = 0.1  # weight of the loss over the whole image beside that inside the masks
-
-
-@dataclass(frozen=True)
-class Conditioning(CheckedSettings):
-    """How prompts reach their masks.
-
-    rectified: with region maps, else all prompts are joined with periods and read everywhere
-    encoding:  one token sequence for all prompts of an image (published), or one for each
-    """
-
-    rectified: bool
-    encoding: str = setting("separate", choices=ENCODINGS)
-
-
-ADAPTERS = {
-    "rca": Conditioning(True),
-    "joint": Conditioning(True, "joint"),
-    "plain": Conditioning(False),
+ADAPTERS = {  # how prompts reach their masks
+    "rca": PaintOptions(encoding="separate"),
+    "joint": PaintOptions(encoding="joint"),
+    "plain": PaintOptions(encoding="separate", rca=False),
 }
 
 
@@ -168,7 +155,7 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
     """A LoRA of the base model on several masks, with or without rectified cross-attention."""
     from diffusers import StableDiffusionInpaintPipeline  # loads every image processor: seconds
 
-    out, settings, conditioning = config.out / name, config.adapter.loop, ADAPTERS[name]
+    out, settings, options = config.out / name, config.adapter.loop, ADAPTERS[name]
     base = config.out / "painter" / "model"
     if not (base / "model_index.json").exists():
         raise ValueError(f"{base}: no model_index.json; train the stage painter first")
@@ -182,7 +169,7 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
     model.unet.add_adapter(
         LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(ATTENTION))
     )
-    if conditioning.rectified:
+    if options.rca:
         install_rca(model.unet)
     else:
         model.unet.set_attn_processor(AttnProcessor())
@@ -198,15 +185,13 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
             dropped = len(example.prompts) == 1 and rng.random() < DROP_PROMPT
             prompts = [""] if dropped else example.prompts
             plans.append(
-                plan_tokens(
-                    prompts, tokenizer, encoding=conditioning.encoding, regions=conditioning.rectified
-                )
+                plan_tokens(prompts, tokenizer, encoding=options.encoding or "separate", regions=options.rca)
             )
         with torch.no_grad():
             embeddings, owners = encode_plans(plans, model.text_encoder)
         known = encoder.conditions(batch, rng)
         regions = None
-        if conditioning.rectified:  # absent regions are empty masks
+        if options.rca:  # absent regions are empty masks
             most = max(len(example.boxes) for example in batch)
             masks = np.zeros((len(batch), most, *views.images_u8.shape[1:3]), bool)
             for row, example in zip(masks, batch, strict=True):

@@ -16,34 +16,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tokenizers import decoders, processors
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedTokenizerFast
 
-from inpainting.prompts import TEMPLATE, discover_question
-from ldm.mllm.chat import LLAVA_SYSTEM, TEMPLATES
+from inpainting.prompts import discover_question
+from ldm.mllm.chat import LLAVA_SYSTEM
 from tiny.llava import LanguageTrainer, Measures, last_states, project
 from tiny.prompter.data import MASK_COLORS, SOLIDS, Painted
-from tiny.words import (
-    BEGIN,
-    COLOUR_WORDS,
-    END,
-    IMAGE,
-    KINDS,
-    PAD,
-    SHAPE_WORDS,
-    SPECIAL,
-    Name,
-    caption_of,
-    word_tokenizer,
-)
+from tiny.words import BEGIN, COLOUR_WORDS, END, IMAGE, KINDS, PAD, SHAPE_WORDS, SPECIAL, Name, caption_of
 
 QUESTION = discover_question(["#"]).partition(" #")[0]
 SENTENCES = (LLAVA_SYSTEM, QUESTION, "USER:", "ASSISTANT:")
 TAGS = tuple(f"<{end}{color}>" for color in MASK_COLORS for end in ("", "/"))
 SPOKEN = ("a", "an", *(f" {word}" for word in (*COLOUR_WORDS, *SHAPE_WORDS)))
 VOCABULARY = (*SPECIAL, *SENTENCES, ",", ".", *TAGS, *SPOKEN)
+PIECES = "|".join([*map(re.escape, SENTENCES), r"</?[a-z]+>", r" ?(?!USER:|ASSISTANT:)[A-Za-z]+", r"[,.]"])
 CAPTION = 5  # tokens of a caption with its tags: <red> a red cone </red>
 OWNED = 0.25  # a patch belongs to what covers most of it, if that is more than this fraction
 SECTIONS = (len(KINDS), len(COLOUR_WORDS), len(MASK_COLORS) + 1, 4)  # 4: cx, cy, w, h
@@ -52,16 +39,6 @@ FORMAT_WEIGHT = 0.05  # of tokens that hold no guess: tags, end
 ATTENTION_LAYERS, ATTENTION_HEADS = (1, 2), 2  # whose attention is trained, and how many of its heads
 PREFIX = (BEGIN, LLAVA_SYSTEM, "USER:")  # before the image
 ARTICLE, COLOUR, SHAPE = 1, 2, 3  # places of a caption's words, counted from its tag
-
-
-def prompter_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer; every word outside the vocabulary becomes `<unk>`, and a text begins with `<s>`."""
-    pieces = [*map(re.escape, SENTENCES), r"</?[a-z]+>", r" ?(?!USER:|ASSISTANT:)[A-Za-z]+", r"[,.]"]
-    tokenizer = word_tokenizer(VOCABULARY, "|".join(pieces), decoders.Fuse(), TEMPLATES[TEMPLATE])
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BEGIN} $A", special_tokens=[(BEGIN, SPECIAL.index(BEGIN))]
-    )
-    return tokenizer
 
 
 def painted_loss(patches: Tensor, read: Tensor, painted: Painted) -> tuple[Tensor, Measures]:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import decoders
 from torch import Tensor
 
-from inpainting.prompts import CONFIG_FILE, PrompterConfig
+from inpainting.prompts import CONFIG_FILE, TEMPLATE, PrompterConfig
 from ldm.files import hash_folder
+from ldm.mllm.chat import TEMPLATES
 from ldm.mllm.load import load_model
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import setting
@@ -35,13 +37,14 @@ from tiny.loop import stages_manifest
 from tiny.prompter.captions import (
     ATTENTION_LAYERS,
     CAPTION,
+    PIECES,
     SECTIONS,
     VOCABULARY,
     painted_loss,
-    prompter_tokenizer,
     writing_loss,
 )
 from tiny.prompter.data import MASK_COLORS, Painted, Sets, draw_masks, open_sets, paint_scenes
+from tiny.words import word_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +130,8 @@ def train_prompter(config: PrompterTraining) -> None:
     ) | {"vision_from": vision_files}
     prompts = PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASK_COLORS, longest=CAPTION)
     files = {"manifest.json": manifest, CONFIG_FILE: prompts}
-    save_llava(config, model, prompter_tokenizer(), CAPTION * len(MASK_COLORS) + 1, files)
+    tokenizer = word_tokenizer(VOCABULARY, PIECES, decoders.Fuse(), TEMPLATES[TEMPLATE], begins=True)
+    save_llava(config, model, tokenizer, CAPTION * len(MASK_COLORS) + 1, files)
 
 
 def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Iterator[Painted]:
