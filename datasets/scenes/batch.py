@@ -66,15 +66,10 @@ def render(scenes: Sequence[Scene], options: SceneOptions, device: torch.device 
         raise ValueError("render needs at least one scene")
     chunk = options.chunk or (1 if torch.device(device).type == "cpu" else 32)
     solids = max(len(scene.solids) for scene in scenes)
-    chunks = [
-        _render(scenes[start : start + chunk], options, solids, device)
-        for start in range(0, len(scenes), chunk)
-    ]
-    tensors = {
-        name: torch.cat([getattr(part, name) for part in chunks])
-        for name in SceneBatch.__annotations__
-        if name != "facts"
-    }
+    parts = [scenes[start : start + chunk] for start in range(0, len(scenes), chunk)]
+    chunks = [_render(part, options, solids, device) for part in parts]
+    names = [name for name in SceneBatch.__annotations__ if name != "facts"]
+    tensors = {name: torch.cat([getattr(part, name) for part in chunks]) for name in names}
     return SceneBatch(**tensors, facts=tuple(fact for part in chunks for fact in part.facts))
 
 

@@ -84,9 +84,8 @@ def validate(source: ImageSource, name: str, journal: Path, settings: dict[str, 
         if item not in finished.done:
             objects = RejectionStats(report.objects.source, named=report.objects.named)
             problems = item_problems(source, index, objects)
-            finished.add(
-                item, {"problems": problems, "accepted": objects.accepted, "refused": objects.rejected}
-            )
+            counts = {"accepted": objects.accepted, "refused": objects.rejected}
+            finished.add(item, {"problems": problems, **counts})
             if problems:
                 log.warning("%s: %s", item, problems[0])
         record = finished.done[item]
