@@ -129,6 +129,32 @@ def test_command_page_is_up_to_date(tmp_path):
     assert page.read_text() == text, "python -m scripts.docs.make_command_docs"
 
 
+def test_windows_has_a_way_for_every_script_and_its_steps_are_those_of_the_scripts(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = pages.text_of("docs/windows.md")
+    scripts = {path.name for path in (ROOT / "scripts").glob("*.sh")} - {"setup.sh", "test.sh"}
+    assert set(re.findall(r"^\| `scripts/(\w+\.sh)`", page, re.MULTILINE)) == scripts
+    shells = " ".join(pages.text_of(f"scripts/{name}") for name in ("demo.sh", "test.sh", "setup.sh"))
+    (block,) = pages.blocks("docs/windows.md", "powershell")
+    steps = [line.removeprefix(".venv\\Scripts\\python ") for line in block.splitlines() if "Scripts" in line]
+    assert len(steps) == 6
+    for step in steps[1:]:
+        assert " ".join(step.split()[:3]) in shells.replace('"', ""), step
+    pinned = (ROOT / "requirements.txt").read_text().partition("\ntorch==")[2].split()[0]
+    assert f"torch=={pinned} --index-url" in page
+    for name in ("test_scripts.py", "test_setup.py"):
+        assert f"--ignore=tests/{name}" in steps[-1]
+        assert (ROOT / "tests" / name).is_file()
+
+
+def test_the_readme_introduces_every_notebook_and_says_how_to_get_jupyter():
+    text = pages.text_of("README.md")
+    notebooks = {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert {name for name in notebooks if f"`notebooks/{name}`" in text} == notebooks
+    assert "pip install jupyterlab" in text
+    assert "jupyter lab notebooks" in text
+
+
 def verbs():
     """(command line, command, how its app is built) of every verb of the page of commands."""
     for folder in make_command_docs.FOLDERS:
