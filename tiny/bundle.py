@@ -123,7 +123,7 @@ def inpainter(
     manifest |= {
         "part": "inpainter",
         "stages": {
-            stage: {name: own[name] for name in own if name in facts} for stage, own in stages.items()
+            stage: {name: made[name] for name in made if name in facts} for stage, made in stages.items()
         },
         "held_out": {name: value for name, value in measured.items() if name != "settings"},
     }

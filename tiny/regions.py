@@ -52,7 +52,7 @@ def read_views(folder: Path, count: int | None = None) -> Views:
         shard = OpenShard(path)
         images.append(shard.array("image_u8"))
         regions += [regions_of(*pair) for pair in zip(shard.array("instances_u8"), shard.facts, strict=True)]
-    usable = [index for index, found in enumerate(regions[:count]) if found]
+    usable = [index for index, solids in enumerate(regions[:count]) if solids]
     if not usable:
         raise ValueError(f"{folder}: no scene has a solid to mask")
     return Views(np.concatenate(images)[usable], tuple(regions[index] for index in usable))
