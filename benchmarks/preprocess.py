@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import RESULTS, Out, best_seconds, write_results
-from datasets.fusion import Cutout, collage, hidden_object, place_cutout
+from datasets.fusion import Cutout, collage, dilate, hidden_object, place_cutout
 from datasets.inputs import AugmentationParams, Inputs, PairOptions
-from datasets.masks import dilate
 from datasets.pairs import build_pair
 from ldm.settings.cli import run_module, single_app
 

@@ -15,10 +15,12 @@ import cv2
 import numpy as np
 
 from datasets.geometry import Size, bbox_of_mask, clip_box, tight_slices, whole_box
+from datasets.masks import perturb_mask
 from ldm.images import resize
 
 MODES = ("place", "replace", "id-transfer", "inpaint")
 OCCLUSIONS = ("near", "pixel")
+LEVELS = ("exact", "fine", "perturbed", "coarse", "box")  # of masks, see mask_level
 MARGIN = 0.01  # of the depth range; what is nearer by less is noise of the depth map; chosen
 ALIASES = {"draw": "inpaint"}
 HF_MODES = ("zero", "gray255", "color", "cutout")  # see high_frequency
@@ -144,6 +146,53 @@ def hidden_object(
     if occlusion == "pixel":
         return background_depth_01 >= placed.depth_01
     return occluders(background_depth_01, near)
+
+
+def dilate(mask: np.ndarray, amount: float, *, shape: str = "ellipse") -> np.ndarray:
+    """Grow by a fraction of the image's size.
+
+    amount: 0 to 1, of the height vertically and of the width horizontally
+    shape:  "ellipse", or "legacy-rect" for offsets -k .. k-1 in a rectangle (published)
+    """
+    h, w = mask.shape
+    kh, kw = int(amount * h), int(amount * w)
+    if shape == "legacy-rect":
+        if kh < 1 or kw < 1:
+            return np.zeros_like(mask, bool)
+        # cv2 reads around the anchor, so offsets -k .. k-1 of a set pixel are anchor k-1 in a kernel of 2k.
+        rectangle = np.ones((2 * kh, 2 * kw), np.uint8)
+        return cv2.dilate(mask.astype(np.uint8), rectangle, anchor=(kw - 1, kh - 1)) > 0
+    if max(kh, kw) < 1:
+        return mask.astype(bool)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * kw + 1, 2 * kh + 1))
+    return cv2.dilate(mask.astype(np.uint8), kernel) > 0
+
+
+def mask_level(
+    silhouette: np.ndarray,
+    level: str,
+    region: np.ndarray,
+    amount: float,
+    rng: np.random.Generator,
+    *,
+    shape: str = "ellipse",
+) -> np.ndarray:
+    """The region to edit: one of the five levels of a silhouette (h, w) bool; level "box" is `region`.
+
+    They go from the silhouette itself to its box (Bifrost, App. B.2), so that one model follows an exact
+    shape as well as a rough region.
+
+    amount: dilation of "fine" as a fraction of the image; "coarse" grows four times as far
+    """
+    if level not in LEVELS:
+        raise ValueError(f"unknown mask level {level!r}; allowed: {', '.join(LEVELS)}")
+    if level == "box" or not silhouette.any():
+        return region
+    if level == "fine":
+        return dilate(silhouette, amount, shape=shape)
+    if level == "coarse":
+        return dilate(silhouette, 4 * amount, shape=shape)
+    return perturb_mask(silhouette, rng) if level == "perturbed" else silhouette.astype(bool)
 
 
 def fill_depth(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from datasets.fusion import ALIASES, HF_MODES, MODES, OCCLUSIONS
+from datasets.fusion import ALIASES, HF_MODES, LEVELS, MODES, OCCLUSIONS
 from datasets.geometry import Box01, bbox_of_mask, check_box01
-from datasets.masks import LEVELS
 from ldm.settings.config import check_settings, setting
 
 AUTO = "auto"  # the mask level that suits the mode

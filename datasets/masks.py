@@ -1,9 +1,4 @@
-"""Masks: random deformation, growing, feathering and the five levels of coarseness.
-
-mask   (h, w) bool, True = object or region to edit
-The five levels (Bifrost, App. B.2) go from the silhouette itself to its box, so that one model follows an
-exact shape as well as a rough region.
-"""
+"""Masks (h, w) bool: their largest piece, feathering and random deformation."""
 
 import cv2
 import numpy as np
@@ -11,7 +6,6 @@ import numpy as np
 from datasets.geometry import bbox_of_mask, clip_box
 from ldm.images import resize
 
-LEVELS = ("exact", "fine", "perturbed", "coarse", "box")
 PERTURB_SIDE = 128  # pixels; deformation happens at this size or below; chosen for speed
 PERTURB_IOU = 0.3, 0.99  # overlap with the mask (published)
 PERTURB_ROUNDS = 250  # of four operations (published)
@@ -23,26 +17,6 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
     if count <= 2:
         return mask.astype(bool)
     return labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-
-
-def dilate(mask: np.ndarray, amount: float, *, shape: str = "ellipse") -> np.ndarray:
-    """Grow by a fraction of the image's size.
-
-    amount: 0 to 1, of the height vertically and of the width horizontally
-    shape:  "ellipse", or "legacy-rect" for offsets -k .. k-1 in a rectangle (published)
-    """
-    h, w = mask.shape
-    kh, kw = int(amount * h), int(amount * w)
-    if shape == "legacy-rect":
-        if kh < 1 or kw < 1:
-            return np.zeros_like(mask, bool)
-        # cv2 reads around the anchor, so offsets -k .. k-1 of a set pixel are anchor k-1 in a kernel of 2k.
-        rectangle = np.ones((2 * kh, 2 * kw), np.uint8)
-        return cv2.dilate(mask.astype(np.uint8), rectangle, anchor=(kw - 1, kh - 1)) > 0
-    if max(kh, kw) < 1:
-        return mask.astype(bool)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * kw + 1, 2 * kh + 1))
-    return cv2.dilate(mask.astype(np.uint8), kernel) > 0
 
 
 def feather_inside(mask: np.ndarray, width: float, *, open_to: np.ndarray | None = None) -> np.ndarray:
@@ -57,30 +31,6 @@ def feather_inside(mask: np.ndarray, width: float, *, open_to: np.ndarray | None
     distance = cv2.distanceTransform(solid.astype(np.uint8), cv2.DIST_L2, 3)
     ramp = np.clip(distance / (width + 1), 0, 1)
     return np.where(mask, ramp * ramp * (3 - 2 * ramp), 0).astype(np.float32)
-
-
-def mask_level(
-    silhouette: np.ndarray,
-    level: str,
-    region: np.ndarray,
-    amount: float,
-    rng: np.random.Generator,
-    *,
-    shape: str = "ellipse",
-) -> np.ndarray:
-    """One of the five levels of a silhouette (h, w) bool; `region` (h, w) bool is level "box".
-
-    amount: dilation of "fine" as a fraction of the image; "coarse" grows four times as far
-    """
-    if level not in LEVELS:
-        raise ValueError(f"unknown mask level {level!r}; allowed: {', '.join(LEVELS)}")
-    if level == "box" or not silhouette.any():
-        return region
-    if level == "fine":
-        return dilate(silhouette, amount, shape=shape)
-    if level == "coarse":
-        return dilate(silhouette, 4 * amount, shape=shape)
-    return perturb_mask(silhouette, rng) if level == "perturbed" else silhouette.astype(bool)
 
 
 def perturb_mask(mask: np.ndarray, rng: np.random.Generator, *, whole: bool = False) -> np.ndarray:

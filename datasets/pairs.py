@@ -22,10 +22,12 @@ from datasets.fusion import (
     Cutout,
     PlacedCutout,
     collage,
+    dilate,
     fill_colour,
     fill_depth,
     hidden_object,
     high_frequency,
+    mask_level,
     occluders,
     place_cutout,
     tight_cutout,
@@ -46,7 +48,6 @@ from datasets.geometry import (
     whole_box,
 )
 from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, gain_table
-from datasets.masks import dilate, mask_level
 from ldm.images import resize, to_01, to_pm1
 
 LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the image; chosen: some border is seen
