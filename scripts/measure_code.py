@@ -6,6 +6,7 @@
 Uses are counted for the functions of modules, not for methods. By name: every name or attribute anywhere that
 reads the function's name, recursion apart; functions that share a name share their uses. By import: names in
 the function's own module and where it is imported. Lines are those of the body without the docstring.
+A thought is a chain of definitions from a question to its answer; each must be read by one before it.
 """
 
 import ast
@@ -32,6 +33,63 @@ PRODUCT = (
     "benchmarks",
 )
 SMALL, MOST_PARAMETERS = 5, 7  # lines of a function that is inlined where that reads better; parameters
+
+# Question -> files behind it in the first layout (revision 8f05625, counted by hand), and the definitions
+# that one reads today until the answer stands there.
+THOUGHTS: dict[str, tuple[int, dict[str, str]]] = {
+    "where a named anchor is": (
+        5,
+        {
+            "llava_bifrost/placement/anchors.py": "known_anchors read_anchors parse_anchors",
+            "datasets/relations.py": "Place",
+        },
+    ),
+    "the compositor's folder": (
+        5,
+        {"run_inference.py": "run_image", "compose/settings.py": "load_models compositor_folder"},
+    ),
+    "the detail hint": (
+        8,
+        {
+            "datasets/pairs.py": "build_pair Geometry Layers pair_of square_view",
+            "datasets/inputs.py": "Inputs PairOptions AugmentationParams",
+            "datasets/geometry.py": "Crop",
+            "datasets/fusion.py": "Cutout tight_cutout place_cutout high_frequency warp_into collage",
+        },
+    ),
+    "one step of MLLM training": (
+        12,
+        {
+            "llava_bifrost/train.py": "fine_tune_locator TrainConfig LocatorData question_of",
+            "ldm/mllm/load.py": "load_model load_processor Mllm",
+            "ldm/mllm/training.py": "LoraSettings make_trainable prepared answer_loss adapter_layout",
+            "ldm/mllm/chat.py": "ChatExample",
+            "ldm/training/fit.py": "fit TrainingRun",
+            "ldm/training/task.py": "FitConfig Task ResumableSampler drawing",
+            "ldm/training/checkpoints.py": "chosen_checkpoint read_checkpoint write_checkpoint CsvLogger",
+        },
+    ),
+    "a prompt for a region": (
+        9,
+        {
+            "inpainting/dream.py": "run_dream write_missing",
+            "inpainting/models/image_to_text/writer.py": "PromptWriter find_files",
+            "inpainting/prompts.py": "queries_for PrompterConfig Query pattern_of TagChoice",
+            "ldm/mllm/constrain.py": "ConstrainedChoice Grammar",
+        },
+    ),
+    "the small locator": (
+        12,
+        {
+            "tiny/locator/train.py": "train_small_locator Training",
+            "tiny/locator/vision.py": "open_scenes SceneArrays labelled_images patch_loss",
+            "tiny/locator/questions.py": "open_questions pack_questions QuestionCache locator_tokenizer",
+            "tiny/scene_arrays.py": "ArrayCache",
+            "tiny/words.py": "word_tokenizer",
+            "tiny/llava.py": "create_llava train_vision LanguageTrainer save_llava",
+        },
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -105,14 +163,18 @@ def uses_by_import(trees: dict[str, ast.Module]) -> Counter[tuple[str, str]]:
     return found
 
 
-def shared_names(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
-    """Public top-level functions and classes that more than one module defines, with their files."""
-    homes: dict[str, list[str]] = defaultdict(list)
-    for path, tree in trees.items():
-        for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-                homes[node.name].append(path)
-    return {name: paths for name, paths in homes.items() if len(paths) > 1}
+def thoughts(trees: dict[str, ast.Module]) -> Iterator[tuple[str, int, int]]:
+    """Each thought with its files before and now; ValueError where its chain is broken."""
+    for question, (before, chain) in THOUGHTS.items():
+        read: Counter[str] = Counter()
+        for path, names in chain.items():
+            body = trees[path].body if path in trees else []
+            nodes = {node.name: node for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+            for name in names.split():
+                if name not in nodes or (read and not read[name]):
+                    raise ValueError(f"{question}: {path} has no {name}, or nothing before it reads it")
+                read += uses(nodes[name])
+        yield question, before, len(chain)
 
 
 def report(root: Path) -> tuple[dict[str, str], list[Function], dict[str, list[str]]]:
@@ -126,7 +188,12 @@ def report(root: Path) -> tuple[dict[str, str], list[Function], dict[str, list[s
     small = [function for function in once if function.lines <= SMALL]
     by_import = uses_by_import(trees)
     alone = [function for function in plain if by_import[function.path, function.name] == 1]
-    names = shared_names(trees)
+    homes: dict[str, list[str]] = defaultdict(list)
+    for path, tree in trees.items():
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                homes[node.name].append(path)
+    names = {name: paths for name, paths in homes.items() if len(paths) > 1}
     wide = [function for function in found if function.parameters > MOST_PARAMETERS]
     table = {
         "files": f"{len(texts)}",
@@ -138,6 +205,11 @@ def report(root: Path) -> tuple[dict[str, str], list[Function], dict[str, list[s
         f"with more than {MOST_PARAMETERS} parameters": f"{len(wide)}",
         "public names in two or more modules": f"{len(names)}",
     }
+    if root.samefile(Path(".")):
+        counted = list(thoughts(trees))
+        table |= {f"files behind {question}": f"{now} ({before})" for question, before, now in counted}
+        before, now = (sum(row[at] for row in counted) for at in (1, 2))
+        table["files behind all of these"] = f"{now} ({before})"
     return table, sorted(once, key=lambda function: function.lines), names
 
 
