@@ -208,8 +208,9 @@ def report(root: Path) -> tuple[dict[str, str], list[Function], dict[str, list[s
     if root.samefile(Path(".")):
         counted = list(thoughts(trees))
         table |= {f"files behind {question}": f"{now} ({before})" for question, before, now in counted}
-        before, now = (sum(row[at] for row in counted) for at in (1, 2))
-        table["files behind all of these"] = f"{now} ({before})"
+        table["files behind all of these"] = (
+            f"{sum(now for *_, now in counted)} ({sum(row[1] for row in counted)})"
+        )
     return table, sorted(once, key=lambda function: function.lines), names
 
 
