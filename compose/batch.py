@@ -31,8 +31,8 @@ from cldm.pretrained import load_compositor_config
 from compose import ComposeSettings, compose, load_models
 from compose.settings import GEOMETRIC, Models, compositor_folder, depth_folder, locator_name
 from datasets.sources.readers import images_in, subfolders
-from ldm.files import file_sha256, read_json, write_json
-from ldm.journal import numbered_lines, parse_line
+from ldm.files import file_sha256, numbered_lines, read_json, write_json
+from ldm.journal import parse_line
 from ldm.result import sample_paths
 from ldm.seeds import seed_of
 from ldm.settings.config import (

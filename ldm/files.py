@@ -1,29 +1,88 @@
-"""Files as a whole: JSON read strictly, files written completely or not at all and known by their SHA-256."""
+"""Files as a whole: texts that people write, read in one way; files written completely or not at all.
+
+Texts, JSON, JSON Lines, YAML and tables are UTF-8, with or without a byte order mark; their lines end in a
+line feed, with or without a carriage return before it. Files are known by their SHA-256.
+"""
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 _HASHES: dict[tuple[str, int, int], str] = {}
+DELIMITERS = ",;\t"  # of tables that Excel and LibreOffice save, by country and by choice
+
+
+def read_text(path: Path) -> str:
+    """A text file without its byte order mark, line ends as they are; ValueError names file and line."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {_reason(error)}") from None
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line, byte = data.count(b"\n", 0, error.start) + 1, f"{data[error.start]:#04x} at {error.start}"
+        raise ValueError(f"{path}, line {line}: not UTF-8 (byte {byte}); save the file as UTF-8") from None
+
+
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, with their numbers from 1; errors as in `read_text`.
+
+    Only a line feed ends a line: texts in JSON may hold other separators, such as U+2028.
+    """
+    lines = (line.removesuffix("\r") for line in read_text(path).split("\n"))
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
     """The contents of a JSON file, an object unless `kind` says otherwise; ValueError names the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, kind):
         expected = "object" if kind is dict else kind.__name__
         raise ValueError(f"{path} must hold a JSON {expected}, got {type(value).__name__}")
     return value
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV table with at least these columns, separated by comma, semicolon or tab.
+
+    Blank rows do not count; a field that a row lacks is "". ValueError names the file and column or line.
+    """
+    text = read_text(path)
+    try:
+        headers = {
+            mark: [name.strip() for name in next(csv.reader(io.StringIO(text, ""), delimiter=mark), [])]
+            for mark in DELIMITERS
+        }
+        mark = max(headers, key=lambda mark: len({*columns} & {*headers[mark]}))
+        header = headers[mark]
+        lacking = [name for name in columns if header.count(name) != 1]
+        if lacking:
+            shown = ", ".join(header) or "none"
+            raise ValueError(f"{path}: the table needs one column {lacking[0]}; its columns are {shown}")
+        reader, rows = csv.reader(io.StringIO(text, ""), delimiter=mark, strict=True), []
+        for row in reader:
+            if any(row[len(header) :]):
+                count = f"{len(row)} fields, its header {len(header)}; quote fields that hold {mark!r}"
+                raise ValueError(f"{path}, line {reader.line_num}: the row has {count}")
+            if any(row):
+                rows.append(dict(zip_longest(header, row[: len(header)], fillvalue="")))
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as a CSV table: {error}") from None
+    return rows[1:]
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """JSON Lines: files of jobs, files that grow line by line, and the journal of a bulk step.
 
-`numbered_lines` with `parse_line` read what users write; `append_line` and `read_lines` are a file that
-survives a kill: only whole lines count. A `Journal` says what a step has done so far: one line per item. The
+`parse_line` reads one line, also of what users write; `append_line` and `read_lines` are a file that survives
+a kill: only whole lines count. A `Journal` says what a step has done so far: one line per item. The
 first line holds the inputs of the step; a journal of other inputs is no journal of this work. An item is
 done, or left out with a reason (damaged annotation, missing image): the step goes on without it, and its
 journal is the list of what was left out. The last line says that every item was looked at.
@@ -31,15 +31,6 @@ NAMED = 20  # items left out that are named at once; the journal has all of them
 SHOWN_AT_END = 3  # of these, named again
 
 
-def numbered_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers from 1; ValueError names the file."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-
-
 def parse_line(line: str | bytes) -> dict[str, Any]:
     """The JSON object on a line."""
     try:
@@ -62,19 +53,22 @@ def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
     """The objects that were appended; none where there is no file. A torn last line does not count.
 
     repair: the torn line is also cut off the file, for the one process that goes on appending.
-    Raises ValueError that names a whole line which is damaged.
+    Raises ValueError that names a damaged line, or a file of something else; then the file stays as it is.
     """
-    data = path.read_bytes() if path.is_file() else b""
-    sound = data[: data.rfind(b"\n") + 1]
-    if repair and len(sound) < len(data):
-        log.warning("%s: an unfinished last line was cut off", path)
-        os.truncate(path, len(sound))
+    *whole, tail = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     values = []
-    for number, line in enumerate(sound.splitlines(), 1):
+    for number, line in enumerate([*whole, tail] if tail else whole, 1):
         try:
             values.append(parse_line(line))
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
+            if number <= len(whole) or not tail.startswith((b"{", b"\0")):  # a machine that crashed writes 0
+                raise ValueError(f"{path}:{number}: {error}") from None
+    if repair and tail and len(values) > len(whole):
+        with path.open("ab") as file:
+            file.write(b"\n")
+    elif repair and tail:
+        log.warning("%s: an unfinished last line was cut off", path)
+        os.truncate(path, path.stat().st_size - len(tail))
     return values
 
 

@@ -33,7 +33,7 @@ from datasets.sources.readers import (
     segment_mask,
     subfolders,
 )
-from ldm.files import read_json
+from ldm.files import numbered_lines, read_json
 from ldm.images import read_mask
 from ldm.settings.config import setting
 
@@ -179,7 +179,7 @@ class FolderConfig(SourceConfig):
                 raise ValueError(f"pairs: there is no file {listing}")
             return [(name, view, view) for name, view in objects.items()]
         items = []
-        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in numbered_lines(listing):
             names = line.split()
             unknown = [name for name in names if name not in objects]
             if names and (len(names) != 2 or unknown):

@@ -29,7 +29,7 @@ from datasets.sources.readers import (
     segment_mask,
     subfolders,
 )
-from ldm.files import read_json
+from ldm.files import numbered_lines, read_json
 from ldm.settings.config import setting
 
 
@@ -191,8 +191,8 @@ class MvImgNetConfig(VideoConfig):
     def read(self) -> list[Item]:
         if not self.listing.is_file():
             raise ValueError(f"listing: there is no file {self.listing}")
-        lines = self.listing.read_text(encoding="utf-8").split()
-        return require(sorted((line.removeprefix("MVDir/"),) for line in lines), str(self.listing))
+        names = [line.strip().removeprefix("MVDir/") for _, line in numbered_lines(self.listing)]
+        return require(sorted((name,) for name in names), str(self.listing))
 
     def views(self, item: Item) -> Iterator[ObjectView]:
         for cutout in images_in(folder(self.images / item[0], "listing"), (".png",)):

@@ -19,10 +19,9 @@ import typer
 from PIL import Image
 from tqdm.auto import tqdm
 
-from inpainting.data.paintings import checked_name
+from inpainting.data.paintings import checked_name, source_file
 from inpainting.data.steps.fetch import FetchSettings, fetch_annotations
-from inpainting.data.steps.split import read_rows
-from ldm.files import write_atomic
+from ldm.files import read_table, write_atomic
 from ldm.images import DECODER_ERRORS, read_image
 from ldm.journal import attempt_in_order
 from ldm.settings.cli import command, new_app, run_module
@@ -59,7 +58,7 @@ class DownloadSettings(CheckedSettings):
 
 def fetch_images(settings: DownloadSettings) -> None:
     """Fetch every image that is not there; run again to try the failures again."""
-    folder, rows = settings.output_dir, read_rows(settings.csv, ("file_name", "url"))
+    folder, rows = settings.output_dir, read_table(source_file(settings.csv), ("file_name", "url"))
     for row in rows:  # address of one size of an image, as published: a.jpg, Large -> a.jpg!Large.jpg
         if modifier := row.get("modifier"):
             row["url"] += f"!{modifier}.{row['url'].rpartition('.')[2]}"

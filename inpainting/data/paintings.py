@@ -138,11 +138,15 @@ def encode_object(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, indent=4).encode()
 
 
-def read_source(path: Path) -> dict[str, Any]:
+def source_file(path: Path) -> Path:
     """One of the files that the authors provide; a missing one is named with the command that gets it."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; {GET}")
-    return read_json(path)
+    return path
+
+
+def read_source(path: Path) -> dict[str, Any]:
+    return read_json(source_file(path))
 
 
 def painting_description(annotations: Mapping[str, Any], file_name: str) -> str:

@@ -9,6 +9,7 @@ changes.
 """
 
 import dataclasses
+import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ldm.files import read_json, write_json
+from ldm.files import read_json, read_text, write_json
 from ldm.settings.schema import (
     CheckedSettings,
     check_settings,
@@ -118,9 +119,9 @@ def yaml_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     if path.resolve() in above:
         raise ValueError(f"{path}: its chain of `base:` files comes back to it")
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else _one_line(error)
+        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_text(path))), resolve=False)
+    except (ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = _one_line(error).removeprefix(f"{path}").lstrip(", ")
         chain = f" (the base of {above[-1]})" if above else ""
         raise ValueError(f"{path}{chain}: cannot read this YAML file: {reason}") from error
     if not isinstance(values, dict):

@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 
 from ldm.device import DEVICES, DTYPES
 from ldm.experts.depth import DepthEstimator
+from ldm.files import numbered_lines
 from ldm.images import read_depth, read_image, write_png
-from ldm.journal import append_line, numbered_lines, parse_line, read_lines
+from ldm.journal import append_line, parse_line, read_lines
 from ldm.registry.models import resolve_model_path
 from ldm.settings.config import CheckedSettings, setting
 from ldm.shards import shard_of
@@ -147,7 +148,8 @@ def predict_jobs(settings: PredictJobs) -> None:
             raise ValueError(f"{settings.jobs}: the id {name!r} is there {times} times")
     jobs = jobs[index::count]
     try:
-        done = {str(answer["id"]) for answer in read_lines(out, repair=True)}
+        done = {str(answer["id"]) for answer in read_lines(out)}
+        read_lines(out, repair=True)
     except (KeyError, ValueError):
         raise ValueError(f"{out} is not a file of answers; name another one with --out") from None
     todo = [job for job in jobs if job["id"] not in done]

@@ -58,7 +58,7 @@ FILES = [
     ("--background-depth square_depth.png", "square_depth.png is 64 x 64 pixels, its image is 128 x 96"),
     ("--background-depth colours.png", "colours.png is coloured"),
     ("--object-depth depth.png", "depth.png is 128 x 96 pixels, its image is 64 x 64"),
-    ("--config gone.yaml", "gone.yaml: cannot read this YAML file: No such file"),
+    ("--config gone.yaml", "gone.yaml: cannot read this YAML file: does not exist"),
     ("--config bad.yaml", "bad.yaml: unknown key 'stepz'; did you mean 'steps'?"),
     ("--config range.yaml", "range.yaml: strength must be in [0, 1], got 3"),
 ]

@@ -99,7 +99,7 @@ def test_a_missing_or_damaged_file_names_the_way_by_hand(address: str, tmp_path:
     with pytest.raises(ValueError, match="not a readable archive"):
         fetch_annotations(annotations(address, tmp_path / "data"))
     serve(ARCHIVE, b"name,split\n")
-    with pytest.raises(ValueError, match="no column file_name"):
+    with pytest.raises(ValueError, match="needs one column file_name; its columns are name, split"):
         fetch_annotations(annotations(address, tmp_path / "data"))
     assert not list((tmp_path / "data").glob("*"))
     serve()

@@ -210,7 +210,7 @@ def test_images_without_a_split_are_named(made: PaintingSet) -> None:
     assert set(journal.left_out) == {"bo_harbour.no-2.jpg", "carl_portrait.jpg"}
     assert "'tset', allowed are train, val, test" in journal.left_out["carl_portrait.jpg"]
     made.table.write_text("name,split\na,b\n")
-    with pytest.raises(ValueError, match=r"wikiart_images.csv: the table has no column file_name"):
+    with pytest.raises(ValueError, match=r"wikiart_images.csv: the table needs one column file_name"):
         split_images(SplitSettings(made.images, made.out / "masks", made.table))
 
 

@@ -87,7 +87,7 @@ def test_override_of_a_text_is_taken_literally(text):
         ("image: [", ["line"]),
         ("- a", ["a mapping of keys", "list"]),
         ("base: [a]", ["base must be the name of one YAML file"]),
-        ("base: gone.yaml", ["gone.yaml", "base of", "No such file"]),
+        ("base: gone.yaml", ["gone.yaml", "base of", "does not exist"]),
         ("base: wrong.yaml", ["`base:`", "comes back"]),
     ],
 )

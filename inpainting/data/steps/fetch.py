@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inpainting.data.paintings import write_object
-from inpainting.data.steps.split import read_rows
-from ldm.files import file_sha256, read_json
+from ldm.files import file_sha256, read_json, read_table
 from ldm.registry.pull import download, is_archive, unpack
 from ldm.settings.config import CheckedSettings, setting
 
@@ -86,7 +85,7 @@ def fetch_annotations(settings: FetchSettings) -> None:
             raise ValueError(f"no {' and no '.join(lacking)} in what was given or fetched")
         for name, path in files.items():  # a damaged file, or one of another form, never gets its name
             if name.endswith(".csv"):
-                read_rows(path, COLUMNS)
+                read_table(path, COLUMNS)
             else:
                 read_json(path)
         for name, path in files.items():

@@ -1,6 +1,5 @@
 """Images into images/{train,val,test,unannotated}, copied by default; the published command moved them."""
 
-import csv
 import errno
 import logging
 import os
@@ -13,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from inpainting.data.paintings import GET, MAKE_MASKS, SPLITS, UNANNOTATED, image_map
-from ldm.files import file_sha256, written_whole
+from inpainting.data.paintings import MAKE_MASKS, SPLITS, UNANNOTATED, image_map, source_file
+from ldm.files import file_sha256, read_table, written_whole
 from ldm.journal import Journal, run_step, stamp_hash, stamp_path
 from ldm.settings.config import check_settings, setting
 
@@ -62,7 +61,7 @@ class SplitSettings(TransferSettings):
         masked = {path.name for path in masks_dir.iterdir() if path.is_dir()}
         annotated = [name for name in names if Path(name).stem in masked]
         if self.split_df_path is not None:
-            rows = read_rows(self.split_df_path, ("file_name", "split"))
+            rows = read_table(source_file(self.split_df_path), ("file_name", "split"))
             table = {row["file_name"]: row["split"] for row in rows}
         elif sum(sizes) >= len(annotated):
             raise ValueError(
@@ -81,21 +80,6 @@ class SplitSettings(TransferSettings):
             "after": stamp_hash(masks_dir, MAKE_MASKS),
         }
         return {name: table.get(name, "") for name in annotated}, inputs
-
-
-def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV with at least these columns."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; {GET}")
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            lacking = [name for name in columns if name not in (reader.fieldnames or ())]
-            if lacking:
-                raise ValueError(f"{path}: the table has no column {lacking[0]}")
-            return [{key: value or "" for key, value in row.items() if key} for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as a CSV table: {error}") from None
 
 
 def split_images(

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ldm.files import numbered_lines
 from ldm.images import read_image
-from ldm.journal import numbered_lines, parse_line
+from ldm.journal import parse_line
 
 
 @dataclass(frozen=True)
