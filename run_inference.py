@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -45,10 +46,9 @@ class CompositeSettings(ComposeSettings):
         True, help="also write NAME_sheet.png: inputs, box, depth, mask and result side by side"
     )
     save_steps: int = setting(0, low=0, help="write a preview every so many steps into NAME_steps; 0 = none")
-    json: bool = setting(False, help="print the report as one JSON object on standard output")
 
 
-def run_image(settings: CompositeSettings) -> None:
+def run_image(settings: CompositeSettings) -> dict[str, Any]:
     """Put an object into a background at a box and a depth, or where a sentence says.
 
     Writes a PNG that carries its recipe, a JSON report beside it, and a contact sheet.
@@ -69,7 +69,7 @@ def run_image(settings: CompositeSettings) -> None:
         f"{100 * result.report['visible_fraction']:.0f} % of the object visible, "
         f"{result.changed_outside} pixels changed outside the edit region"
     )
-    log_result(paths, result.report, summary, sheet=sheet, as_json=settings.json)
+    return log_result(paths, result.report, summary, sheet)
 
 
 def write_preview(settings: CompositeSettings, models: Models, step: Step) -> None:

@@ -36,12 +36,11 @@ from inpainting.paint import (
     paint_regions,
     painter_folder,
     save_painting,
-    several_app,
 )
 from inpainting.prompts import colors_of_masks, paint_masks, palette, remove_overlaps, rgb_of
 from ldm.images import read_image, read_mask
 from ldm.result import StageTimer, output_paths
-from ldm.settings.cli import command, run_module
+from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import setting, to_plain
 from ldm.sheet import CELL_GAP, FRAME_COLOR, INK, PAPER, grid, wrap_text
 
@@ -195,7 +194,7 @@ def completed(prompts: Sequence[str], masks: int) -> list[str]:
     return [*(text.strip() for text in prompts), *[""] * (masks - len(prompts))]
 
 
-def run_dream(settings: DreamSettings) -> None:
+def run_dream(settings: DreamSettings) -> dict[str, Any]:
     """Write a prompt for every mask that has none, and fill the masks, each with its own prompt.
 
     Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, masks and after with
@@ -236,10 +235,10 @@ def run_dream(settings: DreamSettings) -> None:
     report["seconds"] = {**report["seconds"], "write": timer.report()["write"]}
     result = replace(result, report=report)
     sheet_u8 = Dream(prompts, result).sheet(image.rgb_u8) if settings.sheet else None
-    save_painting(settings, image, result, sheet_u8, {"command": "dream", "prompter": facts})
+    return save_painting(settings, image, result, sheet_u8, {"command": "dream", "prompter": facts})
 
 
-build_app = several_app(command(DreamSettings, run_dream))
+build_app = single_app(command(DreamSettings, run_dream))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -8,14 +8,12 @@ Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of be
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import typer
-from typer.core import TyperCommand
 
 from inpainting.models.text_to_image.canvas import RegionPrompt, pair_masks
 from inpainting.models.text_to_image.config import COMPAT, PaintOptions
@@ -28,14 +26,13 @@ from ldm.images import LoadedImage, read_image, read_mask, write_png
 from ldm.latents import scheduler_class
 from ldm.registry.models import resolve_model_path
 from ldm.result import beside, log_result, output_paths, sample_paths, save_result
-from ldm.settings.cli import command, run_module
+from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting, to_plain
 from ldm.sheet import grid
 
 log = logging.getLogger(__name__)
 
 FULL_MODEL, TINY_MODEL = Path("models/stable-diffusion-2-inpainting"), Path("assets/tiny/inpainter")
-LISTS = ("--masks", "--prompts", "--negatives")  # options that take several values in a row
 PUBLISHED = ("layout", "encoding", "paste_back")  # what --compat sets
 
 
@@ -68,7 +65,6 @@ class PaintSettings(PaintOptions, _Inputs):
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     dtype: str = setting("auto", choices=("auto", "fp32", "fp16", "bf16"), help="precision of the networks")
     sheet: bool = setting(True, help="also write NAME_sheet.png: the image, its regions, the results")
-    json: bool = setting(False, help="print the report as one JSON object on standard output")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -83,7 +79,7 @@ class PaintSettings(PaintOptions, _Inputs):
         return replace(options, **published) if self.compat else options
 
 
-def run_paint(settings: PaintSettings) -> None:
+def run_paint(settings: PaintSettings) -> dict[str, Any]:
     """Fill the masks of an image, each with its own prompt.
 
     Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, regions and after.
@@ -102,7 +98,7 @@ def run_paint(settings: PaintSettings) -> None:
         named = zip(palette(len(result.regions)), result.regions, strict=True)
         label = "; ".join(f"{color}: {region.prompt}" for color, region in named)
         sheet_u8 = grid([cells], titles, [label])
-    save_painting(settings, image, result, sheet_u8)
+    return save_painting(settings, image, result, sheet_u8)
 
 
 def save_painting(
@@ -111,10 +107,11 @@ def save_painting(
     result: PaintResult,
     sheet_u8: np.ndarray | None,
     more: Mapping[str, Any] | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Write each sample as a PNG with its recipe, its report beside it, and the sheet; log where they are.
 
-    more: what else decided the pixels
+    more:    what else decided the pixels
+    returns: the report of all samples, with `files`
     """
     paths = sample_paths(settings.out, settings.num_samples)
     hashes = {"image": file_sha256(settings.image), "masks": [file_sha256(path) for path in settings.masks]}
@@ -129,7 +126,7 @@ def save_painting(
         write_png(sheet, sheet_u8)
     changed = sum(drift["changed_outside"] for drift in result.report["drift"])
     summary = f"{len(result.regions)} regions, {changed} pixels changed outside the masks"
-    log_result(paths, result.report, summary, sheet=sheet, as_json=settings.json)
+    return log_result(paths, result.report, summary, sheet)
 
 
 def painter_folder(settings: PaintSettings) -> Path:
@@ -169,33 +166,7 @@ def colored(image_u8: np.ndarray, regions: Sequence[RegionPrompt], colors: Seque
     return shown
 
 
-class SeveralValues(TyperCommand):
-    """A command that takes `--masks a.png b.png` as well as `--masks a.png --masks b.png`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        repeated: list[str] = []
-        option = ""
-        for word in args:
-            if word.startswith("--"):
-                option = word if word in LISTS else ""
-            elif option and repeated[-1] != option:
-                repeated.append(option)
-            repeated.append(word)
-        return super().parse_args(ctx, repeated)
-
-
-def several_app(verb: Callable[..., None]) -> Callable[[], typer.Typer]:
-    """Builds the app of one verb whose list options take several words."""
-
-    def build() -> typer.Typer:
-        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        app.command(cls=SeveralValues)(verb)
-        return app
-
-    return build
-
-
-build_app = several_app(command(PaintSettings, run_paint))
+build_app = single_app(command(PaintSettings, run_paint))
 
 if __name__ == "__main__":
     run_module(build_app)

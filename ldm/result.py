@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -118,19 +117,16 @@ def output_paths(out: Path, count: int, inputs: Iterable[Path] = ()) -> list[Pat
 
 
 def log_result(
-    paths: Sequence[Path], report: Mapping[str, Any], summary: str, *, sheet: Path | None, as_json: bool
-) -> None:
-    """Say where everything is: log lines for people, or the report as JSON on standard output."""
-    if as_json:
-        files = [path.as_posix() for path in paths]
-        sys.stdout.write(json.dumps({**report, "files": files}, sort_keys=True) + "\n")
-        return
+    paths: Sequence[Path], report: Mapping[str, Any], summary: str, sheet: Path | None
+) -> dict[str, Any]:
+    """Say in log lines where everything is; returns the report with the PNGs as `files`."""
     for path in paths:
         log.info("image:   %s\nreport:  %s", *result_paths(path))
     if sheet is not None:
         log.info("sheet:   %s", sheet)
     seconds, device = report["seconds"]["total"], report["device"]
     log.info("%s, %.1f s on %s", summary, seconds, device)
+    return {**report, "files": [path.as_posix() for path in paths]}
 
 
 def save_result(

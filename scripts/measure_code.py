@@ -217,7 +217,7 @@ def report(root: Path) -> tuple[dict[str, str], list[Function], dict[str, list[s
 def measure(
     root: Annotated[Path, typer.Option(help="repository", metavar="FOLDER")] = Path("."),
     listed: Annotated[bool, typer.Option("--list", help="also what could be inlined or renamed")] = False,
-) -> None:
+) -> dict[str, str]:
     """Print the table."""
     table, once, names = report(root)
     for name, value in table.items():
@@ -227,6 +227,7 @@ def measure(
             typer.echo(f"{function.path}:{function.line} {function.name}: one use, {function.lines} lines")
         for name, paths in sorted(names.items()):
             typer.echo(f"{name}: {', '.join(paths)}")
+    return table
 
 
 build_app = single_app(measure)

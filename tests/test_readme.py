@@ -107,7 +107,9 @@ def test_named_options_and_keys_exist(page):
     keys = flat_settings(SETTINGS_OF.get(page, RunConfig))
     for code in pages.INLINE.findall(pages.prose(page)):
         if code.startswith("--"):
-            assert code.split()[0] in options | {"--help", "--config", "--shard"}, f"{page}: {code}"
+            assert code.split()[0] in options | {"--help", "--config", "--shard", "--json", "--version"}, (
+                f"{page}: {code}"
+            )
         for key in re.findall(
             r"(?:^|\s)((?:pair|train|trainer|data|network|sampling|val)\.\w+)(?=[=\s]|$)", code
         ):

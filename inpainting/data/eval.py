@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import typer
@@ -91,7 +92,7 @@ class LocalSettings(ClipSettings):
                     yield f"{stem}/{entity.name}", path, partial(str, entity.caption)
 
 
-def score_pairs(settings: ClipSettings) -> None:
+def score_pairs(settings: ClipSettings) -> dict[str, Any]:
     """Mean cosine between each image and its text (the description of a painting, the caption of a crop)."""
     clip = Clip.load(local_or_hub_folder(settings.clip, OTHER_FRAMEWORKS), pick_device(settings.device))
     scores: list[float] = []
@@ -115,11 +116,13 @@ def score_pairs(settings: ClipSettings) -> None:
         raise ValueError("there is no image with a text to score")
     mean = float(np.mean(scores))
     typer.echo(f"Final score: {mean}")
+    # A mean over so many pairs is normal; a bootstrap would only cost memory.
+    spread = WIDTH * float(np.std(scores, ddof=1)) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+    numbers = {"pairs": len(scores), "mean_cosine": mean, "low": mean - spread, "high": mean + spread}
+    report = {**numbers, "backbone": settings.clip, "left_out": left_out}
     if settings.out is not None:
-        # A mean over so many pairs is normal; a bootstrap would only cost memory.
-        spread = WIDTH * float(np.std(scores, ddof=1)) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
-        numbers = {"pairs": len(scores), "mean_cosine": mean, "low": mean - spread, "high": mean + spread}
-        write_json(settings.out, {**numbers, "backbone": settings.clip, "left_out": left_out})
+        write_json(settings.out, report)
+    return report
 
 
 def cosines(clip: Clip, images: Sequence[np.ndarray], texts: Sequence[str]) -> list[float]:

@@ -8,23 +8,26 @@ renamed when it is whole, so what is there is complete. Hashes are recorded on t
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ldm.registry.models import find, folder_of, load_registry, missing_files
 from ldm.registry.pull import HASH_FILE, changed, pull_model
 from ldm.settings.cli import new_app, run_module
+from ldm.settings.config import to_plain
 
 
-def list_models() -> None:
+def list_models() -> dict[str, Any]:
     """All models: present or not, size, what they are."""
-    for name, model in load_registry().items():
-        state = "missing" if missing_files(model) else "present"
-        typer.echo(f"{state:8} {name:26} {model.size_gb:6.1f} GB  {model.about}")
+    registry = load_registry()
+    states = {name: "missing" if missing_files(model) else "present" for name, model in registry.items()}
+    for name, model in registry.items():
+        typer.echo(f"{states[name]:8} {name:26} {model.size_gb:6.1f} GB  {model.about}")
+    return {"models": states}
 
 
-def show(name: Annotated[str, typer.Argument(help="model")]) -> None:
+def show(name: Annotated[str, typer.Argument(help="model")]) -> dict[str, Any]:
     """Everything known of a model."""
     model = find(name, load_registry())
     typer.echo(f"{name}: {model.about}\nlicence: {model.licence}\nsize: {model.size_gb} GB")
@@ -35,11 +38,14 @@ def show(name: Annotated[str, typer.Argument(help="model")]) -> None:
         )
     if model.then:
         typer.echo(f"then: {model.then}")
+    return {"name": name, **to_plain(model)}
 
 
-def where(name: Annotated[str, typer.Argument(help="model")]) -> None:
+def where(name: Annotated[str, typer.Argument(help="model")]) -> dict[str, Any]:
     """The folder of a model."""
-    typer.echo(folder_of(find(name, load_registry())).as_posix())
+    folder = folder_of(find(name, load_registry())).as_posix()
+    typer.echo(folder)
+    return {"folder": folder}
 
 
 def pull(

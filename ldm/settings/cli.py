@@ -9,11 +9,13 @@ if __name__ == "__main__":
     run_module(build_app)
 """
 
+import contextlib
 import importlib
 import inspect
+import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
@@ -21,6 +23,8 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
+from ldm import __version__
+from ldm.settings.arguments import common_options, spread_lists
 from ldm.settings.config import Layer, flag_name, load_config, merge_layers, nested, to_plain, yaml_layers
 from ldm.settings.schema import flat_settings, from_text, members, range_name, section_of, type_name
 
@@ -45,6 +49,7 @@ def command(
     Every field is an option `--kebab-case` (a field of a section `--section.field`); `--config FILE` names a
     YAML file of defaults, by default `default_config` where that file exists, unless the schema has a field
     `config`. A flag that is not given leaves the YAML's or the dataclass's value, which the help text shows.
+    What `function` returns is the object that `--json` prints; without it that names `out` of the settings.
     """
     found = default_config if default_config is not None and default_config.is_file() else None
     below = [] if found is None else yaml_layers(found)
@@ -62,7 +67,7 @@ def command(
                 parameters.append(_option(former, field, hint, (), hidden=True))
                 names[parameters[-1].name] = (former, hint)
 
-    def verb(**given: Any) -> None:
+    def verb(**given: Any) -> Any:
         config = None if "config" in names else given.pop("config")
         layers = below if config is None else yaml_layers(config)
         flags = [Layer({}, flags=True)]
@@ -72,15 +77,28 @@ def command(
             key, hint = names[name]
             try:
                 value = from_text(hint, value) if isinstance(value, str) else value
+                if isinstance(value, list) and Path in get_args(members(hint)[0]):
+                    value = [name for text in value for name in _paths(text)]
             except ValueError as error:
                 raise ValueError(f"{flag_name(key)}: {error}") from error
             flags.append(Layer(nested(key, value), flags=True))
-        function(merge_layers(schema, [*layers, *flags]))
+        return _report_of(function, merge_layers(schema, [*layers, *flags]))
 
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     verb.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     verb.__doc__ = inspect.getdoc(function)
     return verb
+
+
+def _paths(text: str) -> list[str]:
+    """The paths in a typed list; a file whose own name holds commas is one."""
+    return [text] if Path(text).exists() else text.split(",")
+
+
+def _report_of(function: Callable[[T], Any], settings: T) -> Any:
+    """What a verb returns; where that is nothing, the place of its results as the settings name it."""
+    report = function(settings)
+    return {"out": to_plain(getattr(settings, "out", None))} if report is None else report
 
 
 def single_app(
@@ -124,8 +142,8 @@ def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer
         overrides: Annotated[
             list[str] | None, typer.Argument(help="dotted for sections", metavar="[KEY=VALUE]...")
         ] = None,
-    ) -> None:
-        function(load_config(schema, config, overrides or []))
+    ) -> Any:
+        return _report_of(function, load_config(schema, config, overrides or []))
 
     verb.__doc__ = inspect.getdoc(function)
     return single_app(verb, takes_keys(schema))
@@ -151,14 +169,43 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
     """Build the app, run it on argv, return its exit code.
 
     What a user can fix (ValueError, a file error, wrong usage) is one line on stderr and code 2; its
-    traceback goes to the log at level DEBUG. An interrupt is code 130. Any other error raises.
+    traceback goes to the log at level DEBUG. An interrupt is code 130, a report whose `failed` holds
+    something code 1. Any other error raises. Every command has `--version` and `--json`: standard output is
+    then one object, the verb's report or {"error": message}, and all else goes to standard error.
     """
+    if "--json" not in argv:
+        if "--version" in argv:
+            sys.stdout.write(f"bifrost {__version__}\n")
+        return 0 if "--version" in argv else _outcome(build, argv)[1]
+    report: Any = {"error": "a defect; standard error has the traceback"}
+    code, stdout = 1, sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            done = {"version": __version__}, 0
+            report, code = done if "--version" in argv else _outcome(build, argv)
+    finally:  # NaN and infinity have no JSON form
+        plain = json.loads(json.dumps(report, default=_plain), parse_constant=lambda name: None)
+        stdout.write(json.dumps(plain, sort_keys=True) + "\n")
+    return code
+
+
+def _plain(value: Any) -> Any:
+    """A value that json does not know: a number or list of numpy or torch, else its text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _outcome(build: Callable[[], typer.Typer], argv: Sequence[str]) -> tuple[Mapping[str, Any], int]:
+    """The report of the verb, or {"error": message}, and the exit code."""
     try:
         app = build()
         nothing = ["--help"] if app.registered_callback else []  # with verbs, one must be chosen
-        code = app(args=list(argv) or nothing, standalone_mode=False)
+        program = typer.main.get_command(app)
+        for body in (program, *getattr(program, "commands", {}).values()):
+            body.params += common_options()
+        words = spread_lists(program, argv) or nothing
+        result = program.main(args=words, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        result = INTERRUPTED
     except Exception as error:
         if isinstance(error, OSError) and error.filename and error.strerror:
             message = f"{error.filename}: {error.strerror}"
@@ -172,11 +219,17 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
         else:
             raise
         log.debug("user error", exc_info=True)
-        sys.stderr.write("error: " + " ".join(message.split()) + "\n")
-        return 2
-    if code == INTERRUPTED:  # typer turns Ctrl-C within a verb into this code
+        message = " ".join(message.split())
+        sys.stderr.write(f"error: {message}\n")
+        return {"error": message}, 2
+    if result == INTERRUPTED:  # typer turns Ctrl-C within a verb into this code
         sys.stderr.write("interrupted\n")
-    return code if isinstance(code, int) else 0
+        return {"error": "interrupted"}, INTERRUPTED
+    if isinstance(result, Path):
+        result = {"out": result}
+    if isinstance(result, Mapping):
+        return result, 1 if result.get("failed") else 0
+    return {}, result if isinstance(result, int) else 0
 
 
 def _option(
@@ -193,7 +246,9 @@ def _option(
     if members(hint) == (bool,):
         section, dot, last = key.rpartition(".")
         kind, metavar = bool, None
-        flags[0] += f"/{flag_name(f'{section}{dot}no_{last}')}"
+        off = [name for name in flags if name.startswith("/")]
+        flags = [name for name in flags if name not in off]
+        flags[0] += off[0] if off else f"/{flag_name(f'{section}{dot}no_{last}')}"
     option: Any = typer.Option(*flags, help=text, metavar=metavar, show_default=False, hidden=hidden)
     if not flags[-1].startswith("-"):
         option = typer.Argument(help=text, metavar=flags[-1], show_default=False)

@@ -7,7 +7,6 @@ An answer: {"id", "image", "instruction", "candidates": [...]}, or "error" inste
 Jobs whose answer is there are skipped, so an interrupted run continues; a line that was cut off is removed.
 """
 
-import json as json_format
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -72,7 +71,6 @@ class PredictImage(LocatorSettings):
         None, help="JSON file of known objects (name, box, depth); without it the locator looks for them"
     )
     out: Path | None = setting(None, help="PNG to write, with the places drawn on the image")
-    json: bool = setting(False, help="print one JSON object instead of lines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +83,7 @@ class PredictJobs(LocatorSettings):
     shard: str = setting("0/1", help="i/n: this machine answers every n-th job from the i-th")
 
 
-def predict_image(settings: PredictImage) -> None:
+def predict_image(settings: PredictImage) -> dict[str, Any]:
     """Propose places for an object in one image."""
     image = read_image(settings.image)
     anchors = None if settings.anchors is None else read_anchors(settings.anchors)
@@ -99,10 +97,6 @@ def predict_image(settings: PredictImage) -> None:
     )  # fmt: skip
     if settings.out is not None:
         write_png(settings.out, draw_candidates(image.rgb_u8, candidates, anchors))
-    if settings.json:
-        reports = [candidate_report(candidate) for candidate in candidates]
-        typer.echo(json_format.dumps({"instruction": settings.instruction, "candidates": reports}))
-        return
     for candidate in candidates:
         score = "" if candidate.score is None else f"   score {candidate.score:.2f}"
         box = ",".join(f"{value:.3f}" for value in candidate.location.box01_xyxy)
@@ -110,6 +104,7 @@ def predict_image(settings: PredictImage) -> None:
         typer.echo(f"{place}   log-probability {candidate.log_probability:.2f}")
     if settings.out is not None:
         log.info("wrote %s", settings.out)
+    return {"instruction": settings.instruction, "candidates": list(map(candidate_report, candidates))}
 
 
 def candidate_report(candidate: Candidate) -> dict[str, Any]:

@@ -9,6 +9,7 @@ A network that is missing leaves out its numbers alone; the report names it.
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -57,7 +58,7 @@ class ScoreOptions(MetricFolders):
     seed: int = setting(0, low=0, help="of the resamples")
 
 
-def score_prompts(options: ScoreOptions) -> None:
+def score_prompts(options: ScoreOptions) -> dict[str, Any]:
     """Measure predicted prompts, and print them beside the paper's table."""
     runs = {path.as_posix(): read_predictions(path) for path in options.predictions}
     models = PromptMetricModels.load(options, pick_device(options.device))
@@ -85,6 +86,7 @@ def score_prompts(options: ScoreOptions) -> None:
         write_atomic(options.table, text.encode())
     typer.echo(text, nl=False)
     log.info("%s", options.out)
+    return reports
 
 
 build_app = single_app(command(ScoreOptions, score_prompts))
