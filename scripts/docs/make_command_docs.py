@@ -26,8 +26,8 @@ HEAD = """# Commands
 
 Everything runs from the root of the repository with the Python of `.venv` (or any environment with
 `requirements.txt`). `--help` after a command prints its part of this page. Wrong values are refused in one
-line with exit code 2, and nothing is written. `--version` prints the version. With `--json` standard output
-is one JSON object, the report or `{"error": ...}`, and all messages go to standard error. Lists are typed with
+line with exit code 2, and nothing is written. `--version` prints the version. With `--json` standard
+output is one JSON object, the report or `{"error": ...}`; messages go to standard error. Lists are typed with
 commas or blanks, `--box 0.4,0.5,0.7,0.9` or `--box 0.4 0.5 0.7 0.9`; texts with blanks or several times. The
 settings of a trainer are keys of its YAML file CONFIG, and `key=value` after the file overrides them; on
 several processes it is started by `accelerate launch -m` instead of `python -m`.
