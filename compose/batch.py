@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from cldm.pretrained import load_compositor_config
 from compose import ComposeSettings, compose, load_models
-from compose.settings import GEOMETRIC, Models, compositor_folder, depth_folder, locator_name
+from compose.settings import Models, compositor_folder, depth_folder
 from datasets.sources.readers import images_in, subfolders
 from ldm.files import file_sha256, numbered_lines, read_json, write_json
 from ldm.journal import parse_line
@@ -45,6 +45,7 @@ from ldm.settings.config import (
     yaml_layers,
 )
 from ldm.shards import shard_of
+from llava_bifrost.choice import GEOMETRIC
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def check_files(settings: ComposeSettings) -> None:
     folders = {"sam": settings.sam, "detector": settings.detector}
     if settings.background_depth is None:
         folders["depth_model"] = depth_folder(settings.depth_model)
-    if settings.instruction is not None and (locator := locator_name(settings)) != GEOMETRIC:
+    if settings.instruction is not None and (locator := settings.locator_name) != GEOMETRIC:
         folders["locator"] = Path(locator)
     for name, folder in folders.items():
         if folder is not None and not folder.is_dir():

@@ -26,7 +26,7 @@ import numpy as np
 from cldm.pipeline import CompositorPipeline, Weights
 from cldm.pretrained import PRESETS, Sampling, with_compat
 from compose.placement import locate, read_sources, resolve_placement
-from compose.settings import DEPTH_MODES, WITH_SENTENCE, ComposeSettings, Models
+from compose.settings import DEPTH_MODES, ComposeSettings, Models
 from datasets.inputs import PairOptions
 from datasets.pairs import Geometry, Pair, pair_of
 from datasets.pasteback import stitch
@@ -34,6 +34,7 @@ from ldm.denoise import Monitor, Step
 from ldm.files import file_sha256, hash_folder
 from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, save_result
 from ldm.settings.config import Layer, flag_name, merge_layers, to_plain
+from llava_bifrost.choice import WITH_SENTENCE
 
 logger = logging.getLogger(__name__)
 

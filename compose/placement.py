@@ -9,13 +9,12 @@ A locator is a folder with a vision-language model (`llava_bifrost.predict`), or
 import json
 import logging
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compose.settings import DEPTH_MODES, GEOMETRIC, WITH_SENTENCE, ComposeSettings, Models, locator_name
+from compose.settings import DEPTH_MODES, ComposeSettings, Models
 from datasets.geometry import Box01, bbox_of_mask, box_from_01, box_to_01, depth_at_contact, depth_extent
 from datasets.inputs import Inputs, PairOptions, check_object
 from datasets.pairs import Geometry
@@ -23,10 +22,12 @@ from datasets.relations import Place
 from ldm.experts.segment import mask_doubts, object_mask
 from ldm.files import file_sha256, hash_folder
 from ldm.images import LoadedImage, read_depth, read_image, read_mask, resize
+from llava_bifrost.choice import GEOMETRIC, WITH_SENTENCE
 from llava_bifrost.language.answer import Candidate, satisfies
-from llava_bifrost.language.instruction import InstructionError, Request, parse_instruction
-from llava_bifrost.placement.anchors import as_json, known_anchors
-from llava_bifrost.placement.placer import Item, place_object
+from llava_bifrost.language.instruction import Request
+from llava_bifrost.placement.anchors import as_json, read_anchors
+from llava_bifrost.placement.placer import Item
+from llava_bifrost.propose import propose
 
 logger = logging.getLogger(__name__)
 
@@ -199,39 +200,12 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
 
     ValueError where the geometric locator cannot take the sentence apart or does not know where an object is.
     """
-    name, instruction = locator_name(settings), settings.instruction or ""
-    background_u8 = sources.background.rgb_u8
-    try:
-        request = parse_instruction(instruction)
-    except InstructionError:
-        if name == GEOMETRIC:
-            raise
-        request = None
-    detector = None if settings.detector is None else partial(models.detector, settings.detector)
-    anchors = known_anchors(request, settings.anchors, detector, background_u8, depth_01, settings.sam)
-    if name == GEOMETRIC:
-        assert request is not None  # the geometric locator refuses what it cannot take apart
-        missing = [other for other in request.named if other not in anchors]
-        if missing:
-            remedy = f'give --anchors FILE.json ({{"{missing[0]}": {{"box": [x1, y1, x2, y2]}}}})'
-            if settings.anchors is not None:
-                remedy = f"{settings.anchors} names {', '.join(anchors)}; add it there,"
-            absent = " and the ".join(missing)
-            raise ValueError(
-                f"--locator geometric does not know where the {absent} is: {remedy} or give --detector FOLDER"
-            )
-        x0, y0, x1, y1 = bbox_of_mask(sources.cut)
-        item = Item((x1 - x0) / (y1 - y0), settings.relative_size)
-        candidates = place_object(request, anchors, depth_01, item=item, candidates=settings.candidates)
-    else:
-        candidates = models.locator(Path(name)).locate(
-            background_u8,
-            instruction,
-            settings.candidates,
-            settings.seed,
-            depth_01=depth_01,
-            anchors=anchors if request is not None and set(request.anchors) <= anchors.keys() else None,
-        )
+    name = settings.locator_name
+    x0, y0, x1, y1 = bbox_of_mask(sources.cut)
+    item = Item((x1 - x0) / (y1 - y0), settings.relative_size)
+    anchors = {} if settings.anchors is None else read_anchors(settings.anchors, depth_01)
+    sentence, background_u8 = settings.instruction or "", sources.background.rgb_u8
+    request, anchors, candidates = propose(settings, sentence, background_u8, depth_01, anchors, item, models)
     locator: dict[str, Any] = {"folder": name}
     if name != GEOMETRIC:
         locator["weights"] = {**hash_folder(name), **hash_folder(name, "locator.json")}

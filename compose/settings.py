@@ -27,26 +27,21 @@ from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
 from ldm.latents import scheduler_class
-from ldm.registry.models import resolve_model_path
-from ldm.settings.config import CheckedSettings, flag_name, setting
+from ldm.registry.models import FULL_DEPTH, TINY_DEPTH, depth_folder, resolve_model_path
+from ldm.settings.config import flag_name, setting
+from llava_bifrost.choice import GEOMETRIC, LocatorOptions
 from llava_bifrost.language.instruction import parse_instruction
-from llava_bifrost.locator import FULL as FULL_LOCATOR
-from llava_bifrost.locator import TINY as TINY_LOCATOR
 from llava_bifrost.locator import Locator, load_locator
 
 logger = logging.getLogger(__name__)
 
 FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")
-FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
-GEOMETRIC = "geometric"  # the locator that is no folder
 DEPTH_MODES = ("place", "replace")  # the object is put into the depth map, and nearer objects hide it
 INPUT_FILES = ("background", "object", "object_mask", "target_mask", "background_depth", "object_depth")
-# Settings that need --instruction: name -> default.
-WITH_SENTENCE = {"locator": None, "anchors": None, "detector": None, "candidates": 1, "relative_size": None}
 
 
 @dataclass(frozen=True)
-class ComposeSettings(CheckedSettings):
+class ComposeSettings(LocatorOptions):
     """Everything that decides a composite. None where the model's own recommendation holds."""
 
     background: Path = setting(help="background image, any size")
@@ -64,26 +59,6 @@ class ComposeSettings(CheckedSettings):
     )
     instruction: str | None = setting(
         None, help='where, as a sentence instead of --box: "Place the dog behind the sofa"'
-    )
-    locator: str | None = setting(
-        None,
-        help="what reads the sentence: a locator folder, or geometric (rules and --anchors or --detector); "
-        f"without it {FULL_LOCATOR.as_posix()} if it is there, else geometric if --anchors or --detector is "
-        f"given, else {TINY_LOCATOR.as_posix()}, which knows rendered objects only",
-    )
-    anchors: Path | None = setting(
-        None, help='JSON of objects in the background: {"sofa": {"box": [x1, y1, x2, y2], "depth": d}}'
-    )
-    detector: Path | None = setting(
-        None, help="folder of a GroundingDINO, OWL-ViT or OWLv2 that finds the objects the sentence names"
-    )
-    candidates: int = setting(1, low=1, high=64, help="places that the locator proposes; the best is used")
-    relative_size: float | None = setting(
-        None,
-        low=0.02,
-        high=50,
-        help="geometric locator: size of the object relative to the first object named, at equal distance; "
-        "without it from neighbours and a table of nouns",
     )
     mode: str = setting(
         "place",
@@ -181,7 +156,7 @@ class ComposeSettings(CheckedSettings):
                 raise ValueError(
                     f"--instruction and {flag_name(name)} both say where to paint: give one of them"
                 )
-        if locator_name(self) == GEOMETRIC or not self.instruction.strip():
+        if self.locator_name == GEOMETRIC or not self.instruction.strip():
             parse_instruction(self.instruction)
 
     @property
@@ -196,27 +171,10 @@ class ComposeSettings(CheckedSettings):
         return {name: path for name, path in given.items() if path is not None}
 
 
-def locator_name(settings: ComposeSettings) -> str:
-    """The locator to use: a folder's name, or GEOMETRIC."""
-    full = resolve_model_path(FULL_LOCATOR)
-    if settings.locator is not None:
-        return settings.locator
-    if (full / "config.json").is_file():
-        return full.as_posix()
-    known = settings.anchors is not None or settings.detector is not None
-    return GEOMETRIC if known else TINY_LOCATOR.as_posix()
-
-
 def compositor_folder(chosen: Path | None = None) -> Path:
     """The compositor to use: the chosen one, else the full-size one where it is complete."""
     full = resolve_model_path(FULL_MODEL)
     return chosen or (TINY_MODEL if missing_parts(full) else full)
-
-
-def depth_folder(chosen: Path | None = None) -> Path:
-    """The depth network to use: the chosen one, else the full-size one where it is there."""
-    full = resolve_model_path(FULL_DEPTH)
-    return chosen or (full if (full / "config.json").is_file() else TINY_DEPTH)
 
 
 @dataclass

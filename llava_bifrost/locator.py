@@ -20,7 +20,7 @@ from ldm.mllm.chat import TEMPLATES, Chat, ChatExample, generate
 from ldm.mllm.constrain import ConstrainedChoice, Grammar
 from ldm.mllm.load import Mllm, load_mllm
 from ldm.settings.config import read_config
-from llava_bifrost.language.answer import Candidate
+from llava_bifrost.language.answer import Candidate, ways_to_place
 from llava_bifrost.language.codec import FAMILIES, Codec, frame_of
 from llava_bifrost.language.instruction import PHRASES, TAILS, Request, make_question, parse_instruction
 from llava_bifrost.rank import Evidence, distinct, rank
@@ -28,7 +28,6 @@ from llava_bifrost.rank import Evidence, distinct, rank
 log = logging.getLogger(__name__)
 
 CONFIG = "locator.json"  # beside the weights
-FULL, TINY = Path("models/locator"), Path("assets/tiny/locator")
 # Chosen.
 ROUNDS = 4  # of sampling, each of as many answers as are still missing
 CLOSED = 2000  # a tokenizer with fewer tokens than this knows few words; they are listed
@@ -180,8 +179,8 @@ class Locator:
                     more = f", ... ({len(known)} in all)" if len(known) > LISTED else ""
                     raise UnknownWord(
                         f"{word!r} is not a word that this locator knows; it knows: "
-                        f"{', '.join(known[:LISTED])}{more}. Without a language model any noun works: "
-                        "--locator geometric"
+                        f"{', '.join(known[:LISTED])}{more}. Any noun works with --locator geometric, "
+                        f"which needs to know {ways_to_place(request.named)}"
                     )
         return make_question(request, self.config.format)
 

@@ -22,8 +22,9 @@ from ldm.mllm.load import load_model, load_processor
 from ldm.mllm.training import load_adapter, merged
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting, write_config
+from llava_bifrost.choice import FULL
 from llava_bifrost.language.instruction import FORMATS
-from llava_bifrost.locator import CONFIG, FULL, LocatorConfig, read_locator_config
+from llava_bifrost.locator import CONFIG, LocatorConfig, read_locator_config
 
 log = logging.getLogger(__name__)
 

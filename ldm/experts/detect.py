@@ -98,7 +98,7 @@ class Detector:
         if absent:
             raise ValueError(
                 f"the detector finds no {' and no '.join(absent)} in the background (least score "
-                f"{self.least_score:g}); name a visible object, or give its box in --anchors FILE.json"
+                f"{self.least_score:g}); name a visible object, or give --anchors FILE.json, or --box"
             )
         return {name: one for name, one in found.items() if one is not None}
 

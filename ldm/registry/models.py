@@ -9,6 +9,7 @@ from typing import Any
 from ldm.files import first_line
 from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
 
+FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
 REGISTRY_FILE = Path("configs/models.yaml")
 UNFINISHED = (".part", ".wrong")  # downloads under way, and files with another hash than expected
 
@@ -81,6 +82,12 @@ def resolve_model_path(path: Path) -> Path:
     """A default path below `models/`, below the folder that BIFROST_MODELS names instead where it is set."""
     below = path.parts[:1] == ("models",) and not path.is_absolute()
     return models_root().joinpath(*path.parts[1:]) if below else path
+
+
+def depth_folder(chosen: Path | None = None) -> Path:
+    """The depth network to use: the chosen one, else the full-size one where it is there."""
+    full = resolve_model_path(FULL_DEPTH)
+    return chosen or (full if (full / "config.json").is_file() else TINY_DEPTH)
 
 
 def folder_of(model: Model) -> Path:

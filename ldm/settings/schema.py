@@ -106,7 +106,7 @@ def flat_settings(schema: type, prefix: str = "") -> dict[str, tuple[Field, Any]
     """Every key of a schema with its field and type; the fields of a section follow it as `section.field`."""
     found: dict[str, tuple[Field, Any]] = {}
     hints = get_type_hints(schema)
-    for field in dataclasses.fields(schema):
+    for field in sorted(dataclasses.fields(schema), key=lambda field: bool(field.kw_only)):
         found[prefix + field.name] = (field, hints[field.name])
         section = section_of(hints[field.name])
         if section is not None:

@@ -8,7 +8,7 @@ Box: corners in fractions of the image's width and height. Depth: depth_01 of th
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 
@@ -98,12 +98,24 @@ def _clamped(number: str, text: str) -> float:
     return min(max(value, 0.0), 1.0)
 
 
+def ways_to_place(names: Sequence[str]) -> str:
+    """How a user says where named objects are, the easiest way first; follows "needs to know"."""
+    typed = " ".join(f'"{name}=x1,y1,x2,y2"' for name in names)
+    return (
+        f"where the {' and the '.join(names)} is: give --detector FOLDER, which finds it (python -m "
+        "ldm.registry pull detector), or --anchors FILE.json with its box (python -m llava_bifrost.predict "
+        f"anchors --image IMAGE --out FILE.json {typed} writes one), or, instead of the sentence, "
+        "--box x1,y1,x2,y2 of run_inference.py image"
+    )
+
+
 def named_places(request: Request, anchors: Mapping[str, Place]) -> dict[str, Place]:
-    """The places of the names in a request; ValueError lists those that are not known."""
+    """The places of the names in a request; ValueError lists those that are not known, and what to give."""
     known = {" ".join(name.lower().split()): place for name, place in anchors.items()}
     missing = [name for name in request.named if name not in known]
     if missing:
-        raise ValueError(f"no place is known for {', '.join(missing)}; known: {', '.join(known) or 'none'}")
+        listed = ", ".join(known) or "nothing else"
+        raise ValueError(f"--locator geometric knows {listed}, and needs to know {ways_to_place(missing)}")
     return {name: known[name] for name in request.named}
 
 

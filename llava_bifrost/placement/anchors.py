@@ -79,27 +79,27 @@ def parse_anchors(
 
 def known_anchors(
     request: Request | None,
-    path: Path | None,
+    anchors: Mapping[str, Place],
     load_detector: Callable[[], Detector] | None,
     rgb_u8: np.ndarray,
-    depth_01: np.ndarray,
+    depth_01: np.ndarray | None,
     sam: Path | None = None,
 ) -> dict[str, Place]:
-    """Places of other objects in an image (h, w, 3): those of an anchors file, and what a detector finds of
-    the rest of those that a request names, with their depth from the image's depth map (h, w).
+    """Places of other objects in an image (h, w, 3): those given, and what a detector finds of the rest of
+    those that a request names, with their depth from the image's depth map (h, w).
 
     load_detector: called where an object is missing
     sam: a SAM folder, whose mask of each box then decides which pixels are the object
     ValueError lists the names that the detector does not find.
     """
-    anchors = {} if path is None else read_anchors(path, depth_01)
+    found = dict(anchors)
     missing = [] if request is None else [name for name in request.named if name not in anchors]
-    if load_detector is not None and missing:
+    if load_detector is not None and missing and depth_01 is not None:
         for name, detection in load_detector().find_names(rgb_u8, missing).items():
             box01 = detection.box01_xyxy
             mask = None if sam is None else sam_mask(rgb_u8, sam, box01)
-            anchors[name] = Place(box01, *depth_in_box(depth_01, box01, mask))
-    return anchors
+            found[name] = Place(box01, *depth_in_box(depth_01, box01, mask))
+    return found
 
 
 def as_json(anchors: Mapping[str, Place]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     python -m llava_bifrost.predict image --image F --instruction "Place the dog behind the sofa"
     python -m llava_bifrost.predict jsonl --jobs JOBS.jsonl --out ANSWERS.jsonl
+    python -m llava_bifrost.predict anchors "sofa=0.1,0.4,0.6,0.9" --image F --out anchors.json
 
 Answers always have a valid form. With `--candidates K` several places are proposed, ranked by geometry and
 drawn on the image.
@@ -10,14 +11,15 @@ drawn on the image.
 import typer
 
 from ldm.settings.cli import command, new_app, run_module
-from llava_bifrost.predict.run import PredictImage, PredictJobs, predict_image, predict_jobs
+from llava_bifrost.predict import run
 
 
 def build_app() -> typer.Typer:
     """The command line."""
     app = new_app("Where does an object go? Boxes and depths from an image and a sentence.")
-    app.command("image")(command(PredictImage, predict_image))
-    app.command("jsonl")(command(PredictJobs, predict_jobs))
+    app.command("image")(command(run.PredictImage, run.predict_image))
+    app.command("jsonl")(command(run.PredictJobs, run.predict_jobs))
+    app.command("anchors")(command(run.NamedBoxes, run.write_anchors))
     return app
 
 

@@ -9,25 +9,32 @@ Jobs whose answer is there are skipped, so an interrupted run continues; a line 
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import typer
 from tqdm.auto import tqdm
 
 from ldm.device import DEVICES, DTYPES
 from ldm.experts.depth import DepthEstimator
-from ldm.files import numbered_lines
+from ldm.experts.detect import Detector
+from ldm.files import numbered_lines, write_json
 from ldm.images import read_depth, read_image, write_png
 from ldm.journal import append_line, parse_line, read_lines
-from ldm.registry.models import resolve_model_path
+from ldm.registry.models import depth_folder
+from ldm.result import beside
 from ldm.settings.config import CheckedSettings, setting
 from ldm.shards import shard_of
+from llava_bifrost.choice import GEOMETRIC, LocatorOptions
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.language.answer import Candidate
-from llava_bifrost.locator import FULL, TINY, Locator, load_locator
+from llava_bifrost.locator import load_locator
 from llava_bifrost.placement.anchors import parse_anchors, read_anchors
+from llava_bifrost.placement.placer import Item
+from llava_bifrost.propose import propose
 
 log = logging.getLogger(__name__)
 
@@ -35,29 +42,44 @@ Job = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocatorSettings(CheckedSettings):
+class LocatorSettings(LocatorOptions):
     """Which locator, and how it is asked."""
 
-    model: Path | None = setting(
-        None,
-        help=f"locator folder; without it {FULL.as_posix()} if it is there, else {TINY.as_posix()}",
-    )
-    candidates: int = setting(1, low=1, high=64, help="how many different places to propose, best first")
+    locator: str | None = setting(None, was=("model",), help=fields(LocatorOptions)[0].metadata["help"])
+    sam: Path | None = setting(None, help="SAM folder: its mask of a detected object decides the depth")
+    aspect: float = setting(1.0, low=0.02, high=50, help="geometric locator: width / height of the object")
     temperature: float = setting(1.0, low=0.05, high=5, help="of the draws after the first, greedy answer")
     seed: int = setting(0, low=0, help="seed of the draws")
     depth_model: Path | None = setting(
-        None, help="depth network folder, to rank several places by where the ground is"
+        None, help="depth network folder, to rank several places by where the ground is, and for anchors"
     )
     device: str = setting("auto", choices=DEVICES, help="where the locator runs")
     dtype: str = setting("auto", choices=("auto", *DTYPES), help="precision of the locator")
 
-    def load(self) -> tuple[Locator, DepthEstimator | None]:
-        """The locator that these settings name, and the depth network that ranks several places."""
-        full = resolve_model_path(FULL)
-        folder = self.model or (full if (full / "config.json").is_file() else TINY)
-        ranked = self.depth_model if self.candidates > 1 else None
-        estimator = None if ranked is None else DepthEstimator.load(ranked)
-        return load_locator(folder, self.device, self.dtype), estimator
+    @property
+    def needs_depth(self) -> bool:
+        """Whether depth decides more than the order of a model's places."""
+        return self.locator_name == GEOMETRIC or self.anchors is not None or self.detector is not None
+
+    def load(self) -> SimpleNamespace:
+        """The networks that these settings name; the depth network ranks several places, or is needed."""
+        name, folder = self.locator_name, self.depth_model
+        locator = None if name == GEOMETRIC else load_locator(name, self.device, self.dtype)
+        detector = None if self.detector is None else Detector.load(self.detector)
+        estimate = self.needs_depth or (self.candidates > 1 and folder is not None)
+        depth = DepthEstimator.load(depth_folder(folder)) if estimate else None
+        return SimpleNamespace(locator=lambda _: locator, detector=lambda _: detector, depth=depth)
+
+    def propose(
+        self, networks: Any, rgb_u8: np.ndarray, text: str, depth_01: Any, anchors: Any
+    ) -> list[Candidate]:
+        """The places for a sentence. networks: what `load` gave. anchors: a path, parsed JSON, or None."""
+        if depth_01 is None and networks.depth is not None:
+            depth_01 = networks.depth.estimate(rgb_u8)
+        read = read_anchors if isinstance(anchors, Path) else parse_anchors
+        known = read(anchors, depth_01=depth_01) if anchors else {}
+        item = Item(self.aspect, self.relative_size)
+        return propose(self, text, rgb_u8, depth_01, known, item, networks)[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +89,6 @@ class PredictImage(LocatorSettings):
     image: Path = setting(help="image of the background")
     instruction: str = setting(help='what to place where: "Place the dog behind the sofa"')
     depth: Path | None = setting(None, help="depth map of the image, bright = near, to rank several places")
-    anchors: Path | None = setting(
-        None, help="JSON file of known objects (name, box, depth); without it the locator looks for them"
-    )
     out: Path | None = setting(None, help="PNG to write, with the places drawn on the image")
 
 
@@ -86,17 +105,12 @@ class PredictJobs(LocatorSettings):
 def predict_image(settings: PredictImage) -> dict[str, Any]:
     """Propose places for an object in one image."""
     image = read_image(settings.image)
-    anchors = None if settings.anchors is None else read_anchors(settings.anchors)
     depth_01 = None if settings.depth is None else read_depth(settings.depth, size=image.size)
-    locator, estimator = settings.load()
-    if depth_01 is None and estimator is not None:
-        depth_01 = estimator.estimate(image.rgb_u8)
-    candidates = locator.locate(
-        image.rgb_u8, settings.instruction, settings.candidates, settings.seed,
-        depth_01=depth_01, anchors=anchors, temperature=settings.temperature,
-    )  # fmt: skip
+    candidates = settings.propose(
+        settings.load(), image.rgb_u8, settings.instruction, depth_01, settings.anchors
+    )
     if settings.out is not None:
-        write_png(settings.out, draw_candidates(image.rgb_u8, candidates, anchors))
+        write_png(settings.out, draw_candidates(image.rgb_u8, candidates))
     for candidate in candidates:
         score = "" if candidate.score is None else f"   score {candidate.score:.2f}"
         box = ",".join(f"{value:.3f}" for value in candidate.location.box01_xyxy)
@@ -151,25 +165,22 @@ def predict_jobs(settings: PredictJobs) -> None:
     log.info("%d of %d jobs have answers in %s", len(jobs) - len(todo), len(jobs), out)
     if not todo:
         return
-    locator, estimator = settings.load()
-    size, failed = 1 if settings.candidates > 1 else settings.batch, 0
+    networks = settings.load()
+    single = settings.candidates > 1 or settings.needs_depth
+    size, failed = 1 if single else settings.batch, 0
     groups = [todo[start : start + size] for start in range(0, len(todo), size)]
     progress = tqdm(total=len(todo), desc="answers", unit="job")
     while groups:
         group = groups.pop(0)
         try:
             images = [read_image(job["folder"] / job["image"]).rgb_u8 for job in group]
-            if settings.candidates == 1:
-                best = locator.locate_many(images, [job["instruction"] for job in group])
-                located = [[candidate] for candidate in best]
-            else:
+            if single:
                 (job,), (image_u8,) = group, images
-                anchors = parse_anchors(job["anchors"], f"job {job['id']}") if "anchors" in job else None
-                depth_01 = None if estimator is None else estimator.estimate(image_u8)
-                located = [locator.locate(
-                    image_u8, job["instruction"], settings.candidates, settings.seed,
-                    depth_01=depth_01, anchors=anchors, temperature=settings.temperature,
-                )]  # fmt: skip
+                anchors = job.get("anchors", settings.anchors)
+                located = [settings.propose(networks, image_u8, job["instruction"], None, anchors)]
+            else:
+                best = networks.locator(None).locate_many(images, [job["instruction"] for job in group])
+                located = [[candidate] for candidate in best]
         except (ValueError, OSError) as error:
             if len(group) > 1:  # is tried job by job
                 groups = [[job] for job in group] + groups
@@ -184,3 +195,39 @@ def predict_jobs(settings: PredictJobs) -> None:
     progress.close()
     if failed:
         log.warning("%d jobs could not be answered; their lines in %s say why", failed, out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedBoxes(CheckedSettings):
+    """Objects of an image, as a person sees them."""
+
+    objects: tuple[str, ...] = setting(
+        aliases=("NAME=X1,Y1,X2,Y2[,DEPTH]...",),
+        help="name, box and, where known, depth (1 = nearest); fractions of the image, or pixels as in 120px",
+    )
+    image: Path = setting(help="image of the background")
+    out: Path = setting(help="JSON file to write, for --anchors; OUT_boxes.png shows the boxes on the image")
+
+
+def write_anchors(settings: NamedBoxes) -> None:
+    """Write a file of anchors from boxes typed by hand, and draw them on the image."""
+    image, sheet = read_image(settings.image), beside(settings.out, "_boxes.png")
+    for path in (settings.out, sheet):
+        if path.exists():
+            raise ValueError(f"{path} exists and would be overwritten; name another file with --out")
+    (h, w), entries = image.size, []
+    for text in settings.objects:
+        name, _, numbers = text.rpartition("=")
+        typed = [number.strip() for number in numbers.split(",")]
+        if not name.strip() or len(typed) not in (4, 5):
+            raise ValueError(f"{text!r} is neither NAME=X1,Y1,X2,Y2 nor NAME=X1,Y1,X2,Y2,DEPTH")
+        ends = zip(typed, (w, h, w, h, 1), strict=False)
+        try:
+            values = [float(end.removesuffix("px")) / (side if "px" in end else 1) for end, side in ends]
+        except ValueError as error:
+            raise ValueError(f"{text!r}: {error}") from None
+        entries.append({"name": name, "box": values[:4]} | ({"depth": values[4]} if values[4:] else {}))
+    places = parse_anchors(entries, str(settings.image), np.zeros(image.size))
+    write_json(settings.out, entries)
+    write_png(sheet, draw_candidates(image.rgb_u8, [], places))
+    log.info("anchors: %s\nsheet:   %s", settings.out, sheet)

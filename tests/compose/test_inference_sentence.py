@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from compose import ComposeSettings, compose, load_models
-from compose import settings as compose_settings
-from compose.settings import GEOMETRIC, Models, locator_name
+from compose.settings import Models
 from datasets.relations import Place
 from ldm.images import read_depth, read_image
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
+from llava_bifrost import choice
+from llava_bifrost.choice import GEOMETRIC
 from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import parse_instruction
 from llava_bifrost.placement.anchors import read_anchors
@@ -149,7 +150,7 @@ def test_a_detector_finds_what_is_named(case: Case, tmp_path: Path) -> None:
         object=case.folder / "thing.png", object_mask=case.folder / "mask.png", model=case.model,
         instruction="Replace the lamp", detector=detector,
     )  # fmt: skip
-    assert locator_name(settings) == GEOMETRIC
+    assert settings.locator_name == GEOMETRIC
     placement = compose(settings, load_models(settings), progress=False).report["placement"]
     assert set(placement["anchors"]) == {"lamp"}
     assert placement["locator"]["detector"] == detector.as_posix()
@@ -157,15 +158,15 @@ def test_a_detector_finds_what_is_named(case: Case, tmp_path: Path) -> None:
 
 def test_which_locator_reads_the_sentence(case: Case, anchors: Path, monkeypatch, tmp_path: Path) -> None:
     full = tmp_path / "full"
-    monkeypatch.setattr(compose_settings, "FULL_LOCATOR", full)
+    monkeypatch.setattr(choice, "FULL", full)
     given = {"background": case.folder / "room.png", "object": case.folder / "thing.png"}
     plain = ComposeSettings(**given, instruction=SENTENCE)
-    assert locator_name(plain) == "assets/tiny/locator"
-    assert locator_name(ComposeSettings(**given, instruction=SENTENCE, anchors=anchors)) == GEOMETRIC
+    assert plain.locator_name == "assets/tiny/locator"
+    assert ComposeSettings(**given, instruction=SENTENCE, anchors=anchors).locator_name == GEOMETRIC
     full.mkdir()
     (full / "config.json").write_text("{}")
-    assert locator_name(plain) == full.as_posix()
-    assert locator_name(ComposeSettings(**given, instruction=SENTENCE, locator="geometric")) == GEOMETRIC
+    assert plain.locator_name == full.as_posix()
+    assert ComposeSettings(**given, instruction=SENTENCE, locator="geometric").locator_name == GEOMETRIC
 
 
 def test_the_small_locator_reads_the_demo(case: Case, root: Path, monkeypatch) -> None:
@@ -173,7 +174,7 @@ def test_the_small_locator_reads_the_demo(case: Case, root: Path, monkeypatch) -
     monkeypatch.chdir(root)
     demo = load_config(CompositeSettings, root / "configs/demo.yaml")
     settings = replace(demo, model=case.model, candidates=2, out=case.out)
-    assert locator_name(settings) == "assets/tiny/locator"
+    assert settings.locator_name == "assets/tiny/locator"
     models = load_models(settings)
     placement = compose(settings, models, progress=False).report["placement"]
     assert len(placement["candidates"]) == 2
@@ -195,7 +196,10 @@ def test_the_small_locator_reads_the_demo(case: Case, root: Path, monkeypatch) -
         (["--target-mask", "target.png"], "--instruction and --target-mask both say where"),
         (["--instruction", "", "--locator", "geometric"], "the instruction is empty"),
         (["--instruction", "Place the dog", "--locator", "geometric"], "no known relation in 'the dog'"),
-        (["--locator", "geometric"], "does not know where the crate is: give --anchors FILE.json"),
+        (
+            ["--locator", "geometric"],
+            "needs to know where the crate is: give --detector FOLDER",
+        ),
         (["--anchors", "none.json"], "none.json"),
         (["--detector", "nowhere"], "detector nowhere: no such folder"),
         (["--locator", "nothing"], "nothing"),
@@ -213,7 +217,9 @@ def test_mistakes_are_one_line(case: Case, capsys, flags: list[str], reason: str
 def test_anchors_without_the_named_thing_say_what_they_hold(case: Case, anchors: Path, capsys) -> None:
     flags = ["--instruction", "Place the dog behind the bed", "--anchors", anchors]
     assert case.run(*flags, without=["--box", "--depth"]) == 2
-    assert "anchors.json names crate; add it there, or give --detector FOLDER" in capsys.readouterr().err
+    assert (
+        "knows crate, and needs to know where the bed is: give --detector FOLDER" in capsys.readouterr().err
+    )
 
 
 def test_what_only_a_sentence_uses_is_named_without_one(case: Case, anchors: Path, caplog) -> None:

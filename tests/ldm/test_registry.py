@@ -258,6 +258,6 @@ def test_defaults_follow_the_models_folder(tmp_path, monkeypatch):
     assert compose.settings.depth_folder() == compose.settings.TINY_DEPTH
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
     assert compose.settings.depth_folder() == tmp_path / "depth"
-    assert compose.settings.locator_name(chosen) == (tmp_path / "locator").as_posix()
+    assert chosen.locator_name == (tmp_path / "locator").as_posix()
     assert resolve_model_path(Path("assets/tiny")) == Path("assets/tiny")
     assert compose.settings.depth_folder(Path("models/mine")) == Path("models/mine")

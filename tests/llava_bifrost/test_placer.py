@@ -205,7 +205,7 @@ def test_the_same_input_gives_the_same_answer() -> None:
 
 def test_what_cannot_be_is_said() -> None:
     depth_01 = with_things(floor_depth(), SOFA)
-    with pytest.raises(ValueError, match="no place is known for lamp; known: sofa"):
+    with pytest.raises(ValueError, match="knows sofa, and needs to know where the lamp is: give --detector"):
         place_object(Request("dog", (("behind", "lamp"),)), {"sofa": SOFA}, depth_01)
     with pytest.raises(NoPlace, match="never true together"):
         place_object(Request("dog", (("left of", "sofa"), ("right of", "sofa"))), {"sofa": SOFA}, depth_01)
@@ -258,8 +258,8 @@ def test_sam_decides_which_pixels_of_a_found_box_are_the_thing(
     detector = Detector.load(small_detectors.owlv2(tmp_path / "owlv2"), least_score=0.0)
     sam = small_detectors.sam(tmp_path / "sam")
     request = parse_instruction("Place the cat on the sofa")
-    plain = known_anchors(request, None, lambda: detector, rgb_u8, depth_01)["sofa"]
-    found = known_anchors(request, None, lambda: detector, rgb_u8, depth_01, sam)["sofa"]
+    plain = known_anchors(request, {}, lambda: detector, rgb_u8, depth_01)["sofa"]
+    found = known_anchors(request, {}, lambda: detector, rgb_u8, depth_01, sam)["sofa"]
     mask = sam_mask(rgb_u8, sam, plain.box01_xyxy)
     assert found.box01_xyxy == plain.box01_xyxy
     assert (found.d, found.far, found.near) == depth_in_box(depth_01, plain.box01_xyxy, mask)
@@ -269,5 +269,5 @@ def test_sam_decides_which_pixels_of_a_found_box_are_the_thing(
     thing = np.zeros((90, 120), bool)
     thing[row, column] = True
     monkeypatch.setattr("llava_bifrost.placement.anchors.sam_mask", lambda *given: thing)
-    seen = known_anchors(request, None, lambda: detector, rgb_u8, depth_01, sam)["sofa"]
+    seen = known_anchors(request, {}, lambda: detector, rgb_u8, depth_01, sam)["sofa"]
     assert seen.d == depth_01[row, column]
