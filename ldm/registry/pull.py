@@ -5,11 +5,13 @@ A model is put together in a folder beside its own, which is renamed when whole;
 
 import http.client
 import logging
+import re
 import shutil
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+from email.message import Message
 from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
@@ -24,6 +26,7 @@ DOWNLOAD_ATTEMPTS = 4
 BLOCK_BYTES = 1 << 20
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 TIMEOUT_S = 30
+CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
@@ -69,9 +72,6 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
             if place.hub:
                 hub_files(place.hub, allow_patterns=list(place.files) or None, local_dir=partial)
             elif place.url:
-                # A part of another mirror's file may only be continued where the hash will tell.
-                if tried and not place.sha256:
-                    (partial / f"{place.file_name}.part").unlink(missing_ok=True)
                 download(place.url, partial / place.file_name, place.sha256)
             else:
                 expected = place.name or ", ".join(model.needs)
@@ -122,47 +122,60 @@ def changed(model: Model) -> list[str]:
 def download(url: str, path: Path, sha256: str = "") -> str:
     """Fetch `url` to `path`; returns the SHA-256. What arrives is kept in `path`.part and continued.
 
-    ValueError names the address and what is wrong. A file with another hash than `sha256` stays as
-    `path`.wrong for inspection and is never used.
+    It is continued where `sha256` will tell, or where the server says that the file is still the one that was
+    begun; else it starts anew. ValueError names the address and what is wrong. A file with another hash than
+    `sha256` stays as `path`.wrong for inspection and is never used.
     """
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"{url}: only http and https addresses are fetched")
-    part = path.with_name(path.name + ".part")
+    part, record = (path.with_name(f"{path.name}{suffix}.part") for suffix in ("", ".version"))
     path.parent.mkdir(parents=True, exist_ok=True)
     reason = ""
     for _ in range(DOWNLOAD_ATTEMPTS):
-        have = part.stat().st_size if part.exists() else 0
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        begun = read_json(record) if record.is_file() else {}
+        version = begun["version"] if begun.get("url") == url else ""
+        have = part.stat().st_size if part.exists() and (version or sha256) else 0
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        headers |= {"If-Range": version} if have and version else {}
         try:
+            request = urllib.request.Request(url, headers=headers)
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-                if have and answer.status != 206:  # the server starts from the beginning
-                    have = 0
-                length = answer.headers.get("Content-Length")
-                total = have + int(length) if length else None
+                start, total = _extent(answer)
+                newer = _version(answer.headers)
+                sent = {"url": url, "version": newer or version, "size": total}
+                if start and (start != have or answer.status != 206 or (version and sent != begun)):
+                    part.unlink(missing_ok=True)
+                    raise OSError("the server sends another part, or a part of another file")
+                if not start:  # in this order, or a kill between the two would join two files
+                    part.unlink(missing_ok=True)
+                    write_json(record, sent | {"version": newer})
                 with (
-                    part.open("ab" if have else "wb") as file,
+                    part.open("ab" if start else "wb") as file,
                     tqdm(
-                        total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, leave=False
+                        total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, leave=False
                     ) as bar,
                 ):
                     while block := answer.read(BLOCK_BYTES):
                         file.write(block)
                         bar.update(len(block))
+            if total is None and not sha256:
+                log.warning("%s: the server does not say its size, so it may be incomplete", url)
             if total is None or part.stat().st_size == total:
                 break
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
             if error.code != 416:
                 raise ValueError(f"{url}: HTTP {error.code} {error.reason}") from None
-            if error.headers.get("Content-Range") == f"bytes */{have}":
+            if error.headers.get("Content-Range") == f"bytes */{have}" and begun.get("size") in (have, None):
                 break  # nothing is missing
             part.unlink()
-            reason = "what is here is longer than the file"  # of another version
+            reason = "what is here is no part of the file"
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         log.info("%s: %s; continuing", url, reason)
     else:
         raise ValueError(f"{url}: {reason}; run the same command again to continue")
+    record.unlink(missing_ok=True)
     found = file_sha256(part)
     if sha256 and found != sha256.lower():
         aside = path.with_name(path.name + ".wrong")
@@ -170,6 +183,22 @@ def download(url: str, path: Path, sha256: str = "") -> str:
         raise ValueError(f"{url}: SHA-256 is {found}, expected {sha256}; the file is kept as {aside}")
     part.replace(path)
     return found
+
+
+def _extent(answer: http.client.HTTPResponse) -> tuple[int, int | None]:
+    """(first byte, bytes of the whole file where known) of what is sent; first byte -1: not said."""
+    given = CONTENT_RANGE.match(answer.headers.get("Content-Range", ""))
+    start = int(given[1]) if given else -1 if answer.status == 206 else 0
+    if given and given[2] != "*":
+        return start, int(given[2])
+    length = answer.headers.get("Content-Length")
+    return start, start + int(length) if length else None
+
+
+def _version(headers: Message) -> str:
+    """What may stand in If-Range (RFC 9110): the strong entity tag, else the date of the last change."""
+    tag = headers.get("ETag", "W/")
+    return headers.get("Last-Modified", "") if tag.startswith("W/") else tag
 
 
 def is_archive(path: Path) -> bool:
