@@ -19,9 +19,10 @@ from datasets.geometry import Box01, bbox_of_mask, box_from_01, box_to_01, depth
 from datasets.inputs import Inputs, PairOptions, check_object
 from datasets.pairs import Geometry
 from datasets.relations import Place
+from ldm.decode import LoadedImage
 from ldm.experts.segment import mask_doubts, object_mask
 from ldm.files import file_sha256, hash_folder
-from ldm.images import LoadedImage, read_depth, read_image, read_mask, resize
+from ldm.images import read_depth, read_image, read_mask, resize
 from llava_bifrost.choice import GEOMETRIC, WITH_SENTENCE
 from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import Request

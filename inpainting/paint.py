@@ -20,9 +20,10 @@ from inpainting.models.text_to_image.config import COMPAT, PaintOptions
 from inpainting.models.text_to_image.load import load_inpainter, read_inpainter_config
 from inpainting.models.text_to_image.pipeline import PaintResult, paint
 from inpainting.prompts import COLORS, palette
+from ldm.decode import LoadedImage
 from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256
-from ldm.images import LoadedImage, read_image, read_mask, write_png
+from ldm.images import read_image, read_mask, write_png
 from ldm.latents import scheduler_class
 from ldm.registry.models import resolve_model_path
 from ldm.result import beside, log_result, output_paths, sample_paths, save_result

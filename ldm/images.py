@@ -4,32 +4,29 @@ Legend: h w pixels. Images are RGB uint8 (h, w, 3) `_u8`, masks bool (h, w) and 
 depth `depth_01` float32 (h, w), relative inverse depth, 1 = nearest. Writers are atomic.
 """
 
-import contextlib
 import io
-import logging
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from ldm.decode import (
+    LoadedImage,
+    deep_to_u8,
+    exif_and_dpi,
+    image_ids,
+    in_srgb,
+    is_deep,
+    opened,
+    rgb_and_alpha,
+    sixteen_bit_rgb,
+)
 from ldm.files import write_atomic
 
-log = logging.getLogger(__name__)
-
-# Raster formats only: Pillow would also hand EPS to an external program.
-RASTER_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "JPEG2000")
-# Pillow's decoders raise all of these on damaged files, depending on the format and on where the damage is.
-DECODER_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error,
-)  # fmt: skip
 GRAY_TOLERANCE = 24  # of 255; JPEG leaves up to this much colour on a gray image
 MASK_THRESHOLD = 127  # of 255; a larger value is set
 Box01 = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the image
@@ -42,85 +39,6 @@ INTERPOLATION = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class LoadedImage:
-    """A decoded image, upright."""
-
-    rgb_u8: np.ndarray  # (h, w, 3) uint8
-    alpha_u8: np.ndarray | None = None  # (h, w) uint8, None when the file has no transparency
-    icc_profile: bytes | None = None  # what the numbers mean, of an RGB file that says it; else sRGB
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(h, w)"""
-        return self.rgb_u8.shape[0], self.rgb_u8.shape[1]
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """The decoded first frame of an image file, turned as its EXIF orientation says."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected an image file")
-    try:
-        handle = path.open("rb")
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {(error.strerror or 'unreadable').lower()}") from error
-    with handle:
-        if not handle.peek(1):
-            raise ValueError(f"{path} is empty (zero bytes)")
-        image: Image.Image | None = None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                image = Image.open(handle, formats=RASTER_FORMATS)
-                image.load()  # all pixels, so that no later step meets a damaged file
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-            raise ValueError(
-                f"{path} claims more than {limit} million pixels; make it smaller first"
-            ) from None
-        except DECODER_ERRORS:
-            reason = f"is not an image, or is damaged at its start; readable are {', '.join(RASTER_FORMATS)}"
-            if image is not None:
-                reason = f"is truncated or damaged: its {image.format} data cannot be decoded"
-            raise ValueError(f"{path} {reason}") from None
-        try:
-            ImageOps.exif_transpose(image, in_place=True)
-        except DECODER_ERRORS:  # damaged EXIF data do not make the pixels unreadable
-            log.warning("%s: unreadable EXIF data, taken as upright", path)
-        yield image
-
-
-def is_deep(image: Image.Image) -> bool:
-    """Whether Pillow keeps this image as one channel of more than 8 bits."""
-    return image.mode.startswith("I") or image.mode == "F"
-
-
-def rgb_and_alpha(image: Image.Image, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """(h, w, 3) uint8 and (h, w) uint8 or None. 16-bit gray is scaled; Pillow scales 16-bit colour itself."""
-    if is_deep(image):
-        gray_u8 = deep_to_u8(image, path)
-        return np.repeat(gray_u8[:, :, None], 3, axis=2), None
-    transparent = any(band in "Aa" for band in image.getbands()) and image.mode != "LAB"
-    target = "RGBA" if transparent or "transparency" in image.info else "RGB"
-    try:
-        pixels = np.array(image.convert(target))
-    except DECODER_ERRORS:
-        raise ValueError(f"{path} has the unknown colour mode {image.mode}; save it as RGB") from None
-    return np.ascontiguousarray(pixels[:, :, :3]), pixels[:, :, 3].copy() if target == "RGBA" else None
-
-
-def deep_to_u8(image: Image.Image, path: Path) -> np.ndarray:
-    """16-bit gray (h, w) -> uint8 over the full 16-bit range."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"{path} has 32-bit values, which have no agreed range; save it with 8 or 16 bits")
-    return np.rint(values / 257).astype(np.uint8)
-
-
 def distinct_values(values: np.ndarray, limit: int = 12) -> str:
     """The distinct values in words, shortened."""
     distinct = np.unique(values)
@@ -129,12 +47,20 @@ def distinct_values(values: np.ndarray, limit: int = 12) -> str:
 
 
 def read_image(path: Path | str) -> LoadedImage:
-    """Read any common image file as 8-bit RGB plus its alpha; 16-bit values are scaled, not clipped."""
-    with opened(Path(path)) as image:
-        profile = image.info.get("icc_profile") or b""
-        # The profile of another kind of file does not hold for the converted pixels.
-        is_rgb = profile[16:20] == b"RGB " and image.mode in ("RGB", "RGBA", "P", "PA")
-        return LoadedImage(*rgb_and_alpha(image, Path(path)), profile if is_rgb else None)
+    """Read any common image file as 8-bit sRGB plus its alpha; 16-bit values are scaled, not clipped."""
+    path = Path(path)
+    with opened(path) as image:
+        own_u8, alpha_u8 = rgb_and_alpha(image, path)
+        rgb_u8, profile = in_srgb(image, own_u8, path)
+        stored_u8 = None if profile is None or rgb_u8 is own_u8 else own_u8
+        return LoadedImage(rgb_u8, alpha_u8, profile, stored_u8, *exif_and_dpi(image))
+
+
+def _advice(path: Path, ids: np.ndarray) -> str:
+    """A command that makes a mask of one id (h, w) of a file, for messages."""
+    new, label = path.with_name(path.stem + "_mask.png").as_posix(), int(ids.max())
+    call = f"write_mask({new!r}, read_mask({path.as_posix()!r}, label={label}))"
+    return f'make a mask of one id first: python -c "from ldm.images import *; {call}"'
 
 
 def read_mask(
@@ -144,36 +70,37 @@ def read_mask(
 
     A file whose largest value is 1 is 0/1, otherwise values above 127 (of 255) are set; of a coloured file
     the brightest channel counts. Alpha is used when it is the only information: the opaque part has one
-    colour, or the file is a coloured cut-out. Palette and id files need `label`: the index, gray value or
-    R + 256 G + 65536 B to select. `size` is the (h, w) that the mask must have.
+    colour, or the file is a coloured cut-out. An indexed file with a gray palette is gray; other palettes and
+    id files need `label`, one of their `image_ids`. `size` is the (h, w) that the mask must have.
     """
     path = Path(path)
     with opened(path) as image:
+        deep, indexed, raw = sixteen_bit_rgb(image, path), image.mode in ("P", "PA"), image_ids(image, path)
         if label is not None:
-            bands = [np.asarray(band).astype(np.int64) for band in image.split()]
-            raw = levels_u8 = bands[0] if len(bands) < 3 else bands[0] + 256 * bands[1] + 65536 * bands[2]
-        elif image.mode in ("P", "PA"):
-            ids = distinct_values(np.asarray(image.getchannel(0) if image.mode == "PA" else image))
-            raise ValueError(f"mask {path} is a palette image, ids {ids}: say which one is meant (label)")
+            levels_u8 = raw
         elif is_deep(image):
-            raw, levels_u8 = np.asarray(image), deep_to_u8(image, path)
+            levels_u8 = deep_to_u8(image, path)
         elif image.mode in ("1", "L") and "transparency" not in image.info:
             raw = levels_u8 = np.asarray(image.convert("L"))
         else:
             rgb_u8, alpha_u8 = rgb_and_alpha(image, path)
-            raw = levels_u8 = brightest = rgb_u8.max(axis=2)
+            levels_u8 = brightest = rgb_u8.max(axis=2)
+            spread = int((brightest - rgb_u8.min(axis=2)).max())
+            if indexed and spread > GRAY_TOLERANCE:
+                message = f"mask {path} is a palette image with colours, ids {distinct_values(raw)}"
+                raise ValueError(f"{message}: {_advice(path, raw)}")
             if alpha_u8 is not None and alpha_u8.min() != alpha_u8.max():
                 opaque = brightest[alpha_u8 > MASK_THRESHOLD]
                 one_colour = opaque.size == 0 or int(opaque.max()) - int(opaque.min()) <= GRAY_TOLERANCE
-                colourful = int((brightest - rgb_u8.min(axis=2)).max()) > GRAY_TOLERANCE
-                raw = levels_u8 = alpha_u8 if one_colour or colourful else brightest
+                levels_u8 = alpha_u8 if one_colour or spread > GRAY_TOLERANCE else brightest
+            raw = deep.max(axis=2) if deep is not None and levels_u8 is brightest else levels_u8
     value = 1 if label is None and raw.max() == 1 else label
     mask = levels_u8 > MASK_THRESHOLD if value is None else raw == value
     if not mask.any():
         ids = distinct_values(raw)
         if label is not None:
             raise ValueError(f"mask {path} has no pixel with the id {label}; present are {ids}")
-        hint = f"; its values are {ids}: if they are ids, say which one is meant (label)" if raw.any() else ""
+        hint = f"; its values are {ids}: if they are ids, {_advice(path, raw)}" if raw.any() else ""
         raise ValueError(f"mask {path} is empty: no pixel is above {MASK_THRESHOLD} of 255{hint}")
     _require_size(mask, size, f"mask {path}")
     return mask
@@ -186,13 +113,18 @@ def read_depth(path: Path | str, *, size: tuple[int, int] | None = None) -> np.n
     """
     path = Path(path)
     with opened(path) as image:
-        if is_deep(image) or image.mode in ("1", "L"):
+        deep = sixteen_bit_rgb(image, path)
+        if deep is None and (is_deep(image) or image.mode in ("1", "L")):
             values = np.asarray(image).astype(np.float32)
         else:
-            rgb_u8, _ = rgb_and_alpha(image, path)
-            if int((rgb_u8.max(axis=2) - rgb_u8.min(axis=2)).max()) > GRAY_TOLERANCE:
-                raise ValueError(f"depth map {path} is coloured; one gray channel is needed, larger = nearer")
-            values = rgb_u8.mean(axis=2, dtype=np.float32)
+            rgb = rgb_and_alpha(image, path)[0] if deep is None else deep
+            most = GRAY_TOLERANCE if deep is None else 1  # no lossy format has 16 bits
+            if int((rgb.max(axis=2) - rgb.min(axis=2)).max()) > most:
+                raise ValueError(
+                    f"depth map {path} is coloured: its channels differ; larger = nearer is needed in one "
+                    "gray channel, so undo the colour map or packing and save it as a 16-bit gray PNG"
+                )
+            values = rgb.mean(axis=2, dtype=np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f"depth map {path} holds NaN or infinite values")
     _require_size(values, size, f"depth map {path}")

@@ -18,8 +18,9 @@ import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
 from ldm import __version__
+from ldm.decode import opened
 from ldm.files import write_all_atomic
-from ldm.images import encode_png, opened
+from ldm.images import encode_png
 from ldm.journal import parse_line
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from pycocotools import mask as run_lengths
 
 from datasets.base import Rejected
 from datasets.geometry import Size, bbox_of_mask, expand_box
-from ldm.images import opened, read_depth, read_image
+from ldm.decode import image_ids, opened
+from ldm.images import read_depth, read_image
 from ldm.settings.config import CheckedSettings, setting
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -200,12 +201,7 @@ def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
 def read_ids(path: Path) -> np.ndarray:
     """The ids (h, w) of an image: palette index, gray value, or R + 256 G + 65536 B."""
     with opened(path) as image:
-        pixels = np.asarray(image)
-    if pixels.ndim == 2:
-        return pixels
-    if pixels.shape[2] < 3:
-        return pixels[..., 0]
-    return pixels[..., :3].astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+        return image_ids(image, path)
 
 
 def objects_in(ids: np.ndarray) -> set[int]:

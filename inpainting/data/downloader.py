@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 
 from inpainting.data.paintings import checked_name, source_file
 from inpainting.data.steps.fetch import FetchSettings, fetch_annotations
+from ldm.decode import DECODER_ERRORS
 from ldm.files import read_table, write_atomic
-from ldm.images import DECODER_ERRORS, read_image
+from ldm.images import read_image
 from ldm.journal import attempt_in_order
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting

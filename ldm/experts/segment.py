@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import torch
 
+from ldm.decode import LoadedImage
 from ldm.files import first_line
-from ldm.images import Box01, LoadedImage, resize
+from ldm.images import Box01, resize
 
 MASK_METHODS = ("auto", "alpha", "grabcut", "sam")
 

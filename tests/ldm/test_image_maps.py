@@ -1,8 +1,12 @@
 """Properties of mask and depth files: one meaning for every form in which users save them."""
 
+import re
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -132,3 +136,111 @@ def test_resize_keeps_type_channels_and_mean() -> None:
     assert abs(large.mean() - mask.mean()) < 0.01
     with pytest.raises(ValueError, match="allowed: area, linear, cubic, nearest"):
         resize(painted(), (4, 4), how="lanczos")
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "bmp", "tiff"])
+@pytest.mark.parametrize("levels", [(0, 255), (20, 235), (0, 1)])
+def test_an_indexed_mask_with_a_gray_palette_is_gray(
+    tmp_path: Path, suffix: str, levels: tuple[int, int]
+) -> None:
+    for order in (1, -1):  # the index says nothing: white may come first
+        image = Image.fromarray((disk_mask()[:, :] ^ (order < 0)).astype(np.uint8), "P")
+        image.putpalette([value for level in levels[::order] for value in [level] * 3])
+        path = saved(tmp_path / f"m.{suffix}", image)
+        assert np.array_equal(read_mask(path, size=(20, 30)), disk_mask()), order
+
+
+def test_an_indexed_mask_with_transparency_is_read_as_any_other(tmp_path: Path) -> None:
+    image = Image.fromarray(disk_mask().astype(np.uint8), "P")
+    image.putpalette([255] * 6)
+    assert np.array_equal(read_mask(saved(tmp_path / "m.png", image, transparency=0)), disk_mask())
+
+
+@pytest.mark.parametrize("kind", ["palette.png", "palette.gif", "palette.bmp", "gray.png"])
+def test_the_advice_for_an_id_file_can_be_followed(tmp_path: Path, kind: str) -> None:
+    ids = Image.fromarray(disk_mask().astype(np.uint8) * 3, "P")
+    ids.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0, 0, 0, 200])
+    path = saved(tmp_path / kind, ids if "palette" in kind else Image.fromarray(np.asarray(ids)))
+    with pytest.raises(ValueError, match=rf"{kind} is .*0, [13].* make a mask of one id first: ") as caught:
+        read_mask(path)
+    command = re.search('python -c "(.*)"', str(caught.value))
+    assert command is not None
+    exec(command[1], {})
+    assert np.array_equal(read_mask(path.with_name(f"{path.stem}_mask.png")), disk_mask())
+
+
+def deep_png(path: Path, values: np.ndarray, orientation: int = 1) -> Path:
+    """(h, w, c) uint16 as PNG, c = 2 to 4, which Pillow cannot write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    h, w, c = values.shape
+    header = struct.pack(">IIBBBBB", w, h, 16, {2: 4, 3: 2, 4: 6}[c], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    parts = [(b"IHDR", header), (b"eXIf", exif.tobytes()[6:]), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    return path
+
+
+def deep_ramp() -> np.ndarray:
+    """(20, 30) uint16: 600 values in a range of which 8 bits would keep three."""
+    return np.arange(1000, 1600, dtype=np.uint16).reshape(20, 30)
+
+
+def deep_files(folder: Path) -> dict[str, Path]:
+    gray, solid = deep_ramp(), np.full((20, 30), 65535, np.uint16)
+    files = {
+        "gray.png": saved(folder / "gray.png", Image.fromarray(gray)),
+        "gray.tiff": saved(folder / "gray.tiff", Image.fromarray(gray)),
+        "rgb.tiff": folder / "rgb.tiff",
+        "rgba.tiff": folder / "rgba.tiff",
+    }
+    cv2.imwrite(str(files["rgb.tiff"]), np.dstack([gray] * 3))
+    cv2.imwrite(str(files["rgba.tiff"]), np.dstack([gray] * 3 + [solid]))
+    for name, planes in (("la", [gray, solid]), ("rgb", [gray] * 3), ("rgba", [gray] * 3 + [solid])):
+        files[f"{name}.png"] = deep_png(folder / f"{name}.png", np.dstack(planes))
+    return files
+
+
+def test_deep_depth_keeps_every_bit_in_any_number_of_channels(tmp_path: Path) -> None:
+    want = np.arange(600).reshape(20, 30) / 599
+    for name, path in deep_files(tmp_path).items():
+        assert np.abs(read_depth(path, size=(20, 30)) - want).max() < 1e-6, name
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_deep_depth_is_turned_upright(tmp_path: Path, orientation: int) -> None:
+    turned = {3: deep_ramp()[::-1, ::-1], 6: np.rot90(deep_ramp(), 1), 8: np.rot90(deep_ramp(), -1)}
+    path = deep_png(tmp_path / "a.png", np.dstack([turned[orientation]] * 3), orientation)
+    assert np.array_equal(np.rint(read_depth(path) * 599), np.arange(600).reshape(20, 30))
+
+
+@pytest.mark.parametrize("difference", [3, 500, 40000])
+def test_deep_depth_with_different_channels_is_refused(tmp_path: Path, difference: int) -> None:
+    gray = deep_ramp()
+    path = deep_png(tmp_path / "packed.png", np.dstack([gray, gray, gray + np.uint16(difference)]))
+    with pytest.raises(ValueError, match=r"packed\.png is coloured: .*save it as a 16-bit gray PNG"):
+        read_depth(path)
+
+
+def test_a_deep_gray_alpha_tiff_is_refused_with_advice(tmp_path: Path) -> None:
+    tags = [(256, 30), (257, 20), (258, 16 | 16 << 16), (259, 1), (262, 1), (273, 138), (277, 2), (278, 20),
+            (279, 2400), (338, 2)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 3, 2 if tag == 258 else 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0" * 4
+    pixels = np.dstack([deep_ramp(), np.full((20, 30), 65535, np.uint16)]).tobytes()
+    (tmp_path / "la.tiff").write_bytes(head.ljust(138, b"\0") + pixels)
+    with pytest.raises(ValueError, match=r"la\.tiff is damaged, or a kind of TIFF .* depth as gray"):
+        read_depth(tmp_path / "la.tiff")
+
+
+def test_deep_masks_and_ids_keep_small_values_in_several_channels(tmp_path: Path) -> None:
+    mask = disk_mask().astype(np.uint16)
+    for c in (2, 3):
+        path = deep_png(tmp_path / f"{c}.png", np.dstack([mask] * c))
+        assert np.array_equal(read_mask(path), disk_mask()), c
+    ids = deep_png(tmp_path / "ids.png", np.dstack([mask * 3, mask * 0 + 1, mask * 0]))
+    assert np.array_equal(read_mask(ids, label=3 + 256), disk_mask())

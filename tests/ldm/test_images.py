@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.decode import MAX_PIXELS
 from ldm.images import (
     encode_png,
     from_pm1,
+    read_depth,
     read_image,
+    read_mask,
     to_01,
     to_pm1,
     write_png,
@@ -172,11 +178,37 @@ def test_damaged_bytes_raise_nothing_but_value_errors(tmp_path: Path) -> None:
                 read_image(path)
 
 
-def test_an_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = saved(tmp_path / "bomb.png", Image.new("1", (1500, 1500)))
-    for limit in (1_000_000, 2_000_000):  # more than twice the limit, and more than the limit
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        assert f"{limit // 10**6} million pixels" in refused(path)
+@pytest.mark.parametrize("read", [read_image, read_mask, read_depth])
+def test_one_limit_of_pixels_holds_for_every_kind_of_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
+) -> None:
+    pixels = np.zeros((1500, 1500), bool)
+    pixels[:20] = True
+    path = saved(tmp_path / "large.png", Image.fromarray(pixels))
+    read(path)
+    for limit, claims in (
+        (2_000_000, r"1500 x 1500 pixels \(2 million\), more than 2 million"),
+        (1_000_000, "2250000 pixels, more than 1 million"),  # more than twice the limit
+    ):
+        monkeypatch.setattr("ldm.decode.MAX_PIXELS", limit)
+        with pytest.raises(ValueError, match=rf"large\.png claims {claims}; make it smaller first"):
+            read(path)
+
+
+def test_the_largest_phone_photographs_are_below_the_limit_and_bombs_are_not_decoded(tmp_path: Path) -> None:
+    assert MAX_PIXELS >= 16384 * 12288
+    for size in ((20_000, 20_000), (60_000, 60_000)):
+        header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
+        chunk = struct.pack(">I", len(header)) + b"IHDR" + header
+        chunk += struct.pack(">I", zlib.crc32(b"IHDR" + header)) + struct.pack(">I", 9) + b"IDAT" + b"x" * 13
+        (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+        assert "more than 250 million" in refused(tmp_path / "bomb.png"), "from its header only"
+
+
+def test_an_image_beyond_the_limit_of_pillow_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.png", Image.new("1", (1500, 1500)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    assert read_image(path).size == (1500, 1500)
 
 
 def test_text_chunks_survive_and_equal_input_gives_equal_bytes(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from ldm.decode import LoadedImage
 from ldm.experts.segment import mask_doubts, object_mask
-from ldm.images import LoadedImage, read_image, read_mask
+from ldm.images import read_image, read_mask
 from tests.ldm.small_detectors import sam
 
 # Two objects in one image, or an object cut off by the image's edge, have no answer without a hint.

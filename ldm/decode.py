@@ -1,0 +1,245 @@
+"""Image files decoded: upright, in sRGB, with what the file itself says about its colours.
+
+Networks know sRGB, so `rgb_u8` is always sRGB. What is painted goes back into the colours of the file, whose
+profile, EXIF data and resolution the result carries on. Legend: h w pixels.
+"""
+
+import contextlib
+import io
+import logging
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from ldm.files import first_line
+
+log = logging.getLogger(__name__)
+
+# Raster formats only: Pillow would also hand EPS to an external program.
+RASTER_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "JPEG2000")
+# Pillow's decoders raise all of these on damaged files, depending on the format and on where the damage is.
+DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error,
+)  # fmt: skip
+MAX_PIXELS = 250_000_000  # chosen: the largest phone sensors have 200 million; RGB then takes 750 MB
+MAX_SRGB_STEP = 1  # of 255; a profile that moves no colour further is sRGB up to rounding
+TIFF_STARTS = (b"II*\0", b"MM\0*")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedImage:
+    """A decoded image, upright."""
+
+    rgb_u8: np.ndarray  # (h, w, 3) uint8, sRGB
+    alpha_u8: np.ndarray | None = None  # (h, w) uint8, None when the file has no transparency
+    icc_profile: bytes | None = None  # of an RGB file that has one; None: sRGB
+    stored_u8: np.ndarray | None = None  # (h, w, 3) uint8 in the profile's colours, None: they are sRGB
+    exif: bytes | None = None  # without the orientation
+    dpi: tuple[float, float] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w)"""
+        return self.rgb_u8.shape[0], self.rgb_u8.shape[1]
+
+    @property
+    def own_u8(self) -> np.ndarray:
+        """(h, w, 3) uint8 in the colours of the file."""
+        return self.rgb_u8 if self.stored_u8 is None else self.stored_u8
+
+    def painted(
+        self, image_u8: np.ndarray, weight_01: np.ndarray, edit: np.ndarray, part: Any = np.s_[:, :]
+    ) -> "LoadedImage":
+        """The image with another one laid over it; every pixel outside `edit` keeps its bytes.
+
+        image_u8: (n, m, 3) sRGB;  weight_01: (n, m), its opacity;  edit: (n, m) bool;  part: where n m lies
+        Transparent pixels become as opaque as what lies over them (Porter and Duff 1984, "over").
+        """
+        own_u8, alpha_u8, weight = self.own_u8.copy(), self.alpha_u8, weight_01[edit][:, None]
+        over_u8 = image_u8[edit][None]
+        if self.stored_u8 is not None:
+            over_u8 = _transformed(over_u8, profile_transform(self.icc_profile or b"", "RGB", True))
+        if alpha_u8 is not None:
+            alpha_u8 = alpha_u8.copy()
+            opacity = 1 - (1 - weight) * (1 - alpha_u8[part][edit][:, None].astype(np.float32) / 255)
+            alpha_u8[part][edit] = np.rint(255 * opacity[:, 0]).astype(np.uint8)
+            weight = weight / np.maximum(opacity, 1e-6)
+        before = own_u8[part][edit].astype(np.float32)
+        own_u8[part][edit] = np.rint(before + weight * (over_u8[0] - before)).astype(np.uint8)
+        if self.stored_u8 is None:
+            return replace(self, rgb_u8=own_u8, alpha_u8=alpha_u8)
+        rgb_u8 = self.rgb_u8.copy()
+        rgb_u8[part] = _transformed(own_u8[part], profile_transform(self.icc_profile or b"", "RGB"))
+        return replace(self, rgb_u8=rgb_u8, alpha_u8=alpha_u8, stored_u8=own_u8)
+
+
+def _transformed(pixels_u8: np.ndarray, transform: ImageCms.ImageCmsTransform | None) -> np.ndarray:
+    """(h, w, 3) uint8 through a transform of profiles; None: as they are."""
+    if transform is None:
+        return pixels_u8
+    return np.asarray(ImageCms.applyTransform(Image.fromarray(np.ascontiguousarray(pixels_u8)), transform))
+
+
+@lru_cache(maxsize=32)
+def profile_transform(profile: bytes, mode: str, back: bool = False) -> ImageCms.ImageCmsTransform | None:
+    """From a profile's colours in a Pillow mode to sRGB, or back; None where both are the same.
+
+    ImageCms.PyCMSError for a damaged profile, and for one that has no way back.
+    """
+    own, srgb = ImageCms.getOpenProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+    if back:
+        transform = ImageCms.buildTransform(srgb, own, "RGB", mode, intent, flags)
+    else:
+        transform = ImageCms.buildTransform(own, srgb, mode, "RGB", intent, flags)
+    if mode == "RGB":
+        colours = np.stack(np.meshgrid(*[np.linspace(0, 255, 18, dtype=np.uint8)] * 3), axis=-1)
+        moved = _transformed(colours.reshape(18, -1, 3), transform).reshape(colours.shape)
+        if np.abs(moved.astype(int) - colours).max() <= MAX_SRGB_STEP:
+            return None
+    return transform
+
+
+def in_srgb(image: Image.Image, own_u8: np.ndarray, path: Path) -> tuple[np.ndarray, bytes | None]:
+    """The decoded pixels (h, w, 3) uint8 of an image in sRGB, and its profile where a result can carry it.
+
+    Colours of a gray, CMYK or one-way profile are converted and the profile is not carried. A profile that is
+    damaged, or made for another kind of image, counts as none.
+    """
+    profile, gray = image.info.get("icc_profile"), image.mode in ("1", "L", "LA") or is_deep(image)
+    if not profile:
+        return own_u8, None
+    kind = "GRAY" if gray else "CMYK" if image.mode == "CMYK" else "RGB "
+    pixels = image if kind == "CMYK" else Image.fromarray(own_u8[:, :, 0] if gray else own_u8)
+    try:
+        if profile[16:20] != kind.encode():
+            raise ValueError(f"it is of the kind {profile[16:20]!r}, the image {kind.strip()}")
+        transform = profile_transform(profile, pixels.mode)
+        if transform is None:
+            return own_u8, profile
+        rgb_u8 = np.asarray(ImageCms.applyTransform(pixels, transform))
+    except (ImageCms.PyCMSError, *DECODER_ERRORS) as error:
+        log.warning("%s: its colour profile cannot be used (%s), taken as sRGB", path, first_line(error))
+        return own_u8, None
+    with contextlib.suppress(ImageCms.PyCMSError):
+        if kind == "RGB ":
+            profile_transform(profile, "RGB", back=True)
+            return rgb_u8, profile
+    return rgb_u8, None
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The decoded first frame of an image file, turned as its EXIF orientation says."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected an image file")
+    try:
+        handle = path.open("rb")
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {(error.strerror or 'unreadable').lower()}") from error
+    with handle:
+        if not handle.peek(1):
+            raise ValueError(f"{path} is empty (zero bytes)")
+        image: Image.Image | None = None
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow refuses from twice that number on
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                image = Image.open(handle, formats=RASTER_FORMATS)  # the header only
+                w, h = image.size
+                if w * h > MAX_PIXELS:
+                    raise Image.DecompressionBombError(f"{w} x {h} pixels ({w * h / 1e6:.0f} million)")
+                image.info["sixteen bits"] = ";16" in str(image.tile)
+                tiles: Any = image.tile
+                if image.format == "BMP" and image.mode == "1" and tiles[0].args[1] > (w + 31) // 32 * 4:
+                    # Pillow 12.3 takes the bytes of a black and white palette for bits.
+                    image.tile = [tiles[0]._replace(args=("1;8", *tiles[0].args[1:]))]
+                image.load()  # all pixels, so that no later step meets a damaged file
+        except Image.DecompressionBombError as error:
+            claims = re.sub(r".*?\((\d+ pixels)\).*", r"\1", first_line(error))
+            raise ValueError(
+                f"{path} claims {claims}, more than {MAX_PIXELS / 1e6:.0f} million; make it smaller first"
+            ) from None
+        except DECODER_ERRORS:
+            reason = f"is not an image, or is damaged at its start; readable are {', '.join(RASTER_FORMATS)}"
+            if image is not None:
+                reason = f"is truncated or damaged: its {image.format} data cannot be decoded"
+            elif path.read_bytes()[:4] in TIFF_STARTS:
+                reason = "is damaged, or a kind of TIFF that is not read; save it as PNG, depth as gray"
+            raise ValueError(f"{path} {reason}") from None
+        try:
+            ImageOps.exif_transpose(image, in_place=True)
+        except DECODER_ERRORS:  # damaged EXIF data do not make the pixels unreadable
+            log.warning("%s: unreadable EXIF data, taken as upright", path)
+        yield image
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether Pillow keeps this image as one channel of more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def rgb_and_alpha(image: Image.Image, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """(h, w, 3) uint8 and (h, w) uint8 or None. 16-bit gray is scaled; Pillow scales 16-bit colour itself."""
+    if is_deep(image):
+        gray_u8 = deep_to_u8(image, path)
+        return np.repeat(gray_u8[:, :, None], 3, axis=2), None
+    transparent = any(band in "Aa" for band in image.getbands()) and image.mode != "LAB"
+    target = "RGBA" if transparent or "transparency" in image.info else "RGB"
+    try:
+        pixels = np.array(image.convert(target))
+    except DECODER_ERRORS:
+        raise ValueError(f"{path} has the unknown colour mode {image.mode}; save it as RGB") from None
+    return np.ascontiguousarray(pixels[:, :, :3]), pixels[:, :, 3].copy() if target == "RGBA" else None
+
+
+def deep_to_u8(image: Image.Image, path: Path) -> np.ndarray:
+    """16-bit gray (h, w) -> uint8 over the full 16-bit range."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"{path} has 32-bit values, which have no agreed range; save it with 8 or 16 bits")
+    return np.rint(values / 257).astype(np.uint8)
+
+
+def exif_and_dpi(image: Image.Image) -> tuple[bytes | None, tuple[float, float] | None]:
+    """EXIF data (not of TIFF, where they say how the file is laid out) and resolution of an upright image."""
+    exif, dpi = None, image.info.get("dpi")
+    with contextlib.suppress(*DECODER_ERRORS):  # damaged EXIF data are left behind
+        exif = None if image.format == "TIFF" else image.getexif().tobytes() if image.getexif() else None
+    return exif, dpi if dpi and all(0 < value < 1e5 for value in dpi) else None
+
+
+def sixteen_bit_rgb(image: Image.Image, path: Path) -> np.ndarray | None:
+    """(h, w, 3) uint16, upright, of a file with several channels of 16 bits; None for all other files.
+
+    Pillow keeps 8 bits of such files, OpenCV all.
+    """
+    if is_deep(image) or not image.info["sixteen bits"]:
+        return None
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.shape[:2] != image.size[::-1]:
+        raise ValueError(f"{path}: its 16-bit channels cannot be decoded; save it as a 16-bit gray PNG")
+    return pixels[:, :, ::-1]
+
+
+def image_ids(image: Image.Image, path: Path) -> np.ndarray:
+    """(h, w) of any integer type: palette index, gray value, or R + 256 G + 65536 B."""
+    deep = sixteen_bit_rgb(image, path)
+    pixels = np.asarray(image) if deep is None else deep
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] < 3:
+        return pixels[..., 0]
+    return pixels[..., :3].astype(np.int64) @ np.array([1, 256, 65536])
