@@ -18,6 +18,7 @@ import numpy as np
 import typer
 from tqdm.auto import tqdm
 
+from datasets.relations import Place
 from ldm.device import DEVICES, DTYPES
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
@@ -72,14 +73,17 @@ class LocatorSettings(LocatorOptions):
 
     def propose(
         self, networks: Any, rgb_u8: np.ndarray, text: str, depth_01: Any, anchors: Any
-    ) -> list[Candidate]:
-        """The places for a sentence. networks: what `load` gave. anchors: a path, parsed JSON, or None."""
+    ) -> tuple[dict[str, Place], list[Candidate]]:
+        """The known places, and the candidates for a sentence.
+
+        networks: what `load` gave. anchors: a path, parsed JSON, or None
+        """
         if depth_01 is None and networks.depth is not None:
             depth_01 = networks.depth.estimate(rgb_u8)
         read = read_anchors if isinstance(anchors, Path) else parse_anchors
         known = read(anchors, depth_01=depth_01) if anchors else {}
         item = Item(self.aspect, self.relative_size)
-        return propose(self, text, rgb_u8, depth_01, known, item, networks)[2]
+        return propose(self, text, rgb_u8, depth_01, known, item, networks)[1:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +110,12 @@ def predict_image(settings: PredictImage) -> dict[str, Any]:
     """Propose places for an object in one image."""
     image = read_image(settings.image)
     depth_01 = None if settings.depth is None else read_depth(settings.depth, size=image.size)
-    candidates = settings.propose(
-        settings.load(), image.rgb_u8, settings.instruction, depth_01, settings.anchors
+    networks = settings.load()
+    anchors, candidates = settings.propose(
+        networks, image.rgb_u8, settings.instruction, depth_01, settings.anchors
     )
     if settings.out is not None:
-        write_png(settings.out, draw_candidates(image.rgb_u8, candidates))
+        write_png(settings.out, draw_candidates(image.rgb_u8, candidates, anchors))
     for candidate in candidates:
         score = "" if candidate.score is None else f"   score {candidate.score:.2f}"
         box = ",".join(f"{value:.3f}" for value in candidate.location.box01_xyxy)
@@ -177,7 +182,7 @@ def predict_jobs(settings: PredictJobs) -> None:
             if single:
                 (job,), (image_u8,) = group, images
                 anchors = job.get("anchors", settings.anchors)
-                located = [settings.propose(networks, image_u8, job["instruction"], None, anchors)]
+                located = [settings.propose(networks, image_u8, job["instruction"], None, anchors)[1]]
             else:
                 best = networks.locator(None).locate_many(images, [job["instruction"] for job in group])
                 located = [[candidate] for candidate in best]

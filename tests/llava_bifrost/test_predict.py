@@ -342,11 +342,15 @@ def test_the_geometric_locator_answers_here_as_in_a_composite(tmp_path: Path, ca
     write_depth(
         tmp_path / "depth.png", np.linspace(0, 1, IMAGE.shape[0] * IMAGE.shape[1]).reshape(IMAGE.shape[:2])
     )
-    (tmp_path / "anchors.json").write_text('{"crate": {"box": [0.6, 0.4, 0.8, 0.8]}}')
+    (tmp_path / "anchors.json").write_text(
+        '{"crate": {"box": [0.6, 0.4, 0.8, 0.8]}, "lamp": {"box": [0.1, 0.5, 0.2, 0.8]}}'
+    )
     sentence = "Replace the crate"
     flags = ["--anchors", str(tmp_path / "anchors.json"), "--depth-model", str(small_depth_network)]
     one = ["image", "--image", str(tmp_path / "room.png"), "--instruction", sentence, "--json", *flags]
-    assert run_app(build_app, [*one, "--depth", str(tmp_path / "depth.png")]) == 0
+    sheet = ["--out", str(tmp_path / "sheet.png")]
+    assert run_app(build_app, [*one, *sheet, "--depth", str(tmp_path / "depth.png")]) == 0
+    assert (read_image(tmp_path / "sheet.png").rgb_u8 == 250).all(axis=2).any()  # the box of the lamp
     (answer,) = json.loads(capsys.readouterr().out)["candidates"]
     assert answer["box01_xyxy"] == [0.6, 0.4, 0.8, 0.8]
     assert 0.5 < answer["depth"] < 0.7
