@@ -157,7 +157,7 @@ def run_jobs(jobs: Sequence[Job], out: Path, shard: str = "0/1") -> int:
                 result.save(sample, path, job=job.digest())
             made += 1
         except (ValueError, OSError, RuntimeError) as error:
-            failed[job.name] = " ".join(str(error).split())[:2000]
+            failed[job.name] = " ".join(str(error).split())
             logger.error("%s: %s", job.name, failed[job.name])
             write_json(record, failed)
     logger.info("%s: %d made, %d were there, %d failed", out, made, kept, len(failed))

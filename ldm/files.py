@@ -86,8 +86,14 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's message; the error's type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """The first line of a library's message, whole; the error's type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def excerpt(value: object, width: int = 120) -> str:
+    """What a message shows of a user's value: its `repr`, or the beginning of a long one and `...`."""
+    text = repr(value)
+    return text if len(text) <= width else f"{text[:width]}..."
 
 
 def json_bytes(value: Any) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from ldm.files import file_sha256, write_atomic
+from ldm.files import excerpt, file_sha256, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def parse_line(line: str | bytes) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, got {str(line)[:60]}")
+        raise ValueError(f"expected a JSON object, got {excerpt(value)}")
     return value
 
 

@@ -120,9 +120,7 @@ def _open_pickle(path: Path) -> WeightFile:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:  # its message goes without the advice to run the code
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-        raise ValueError(
-            f"{path}: refused by torch's safe unpickler: {reason.splitlines()[0][:200]}"
-        ) from None
+        raise ValueError(f"{path}: refused by torch's safe unpickler: {reason.splitlines()[0]}") from None
     except (OSError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path}: not a readable checkpoint, perhaps an incomplete download ({first_line(error)})"

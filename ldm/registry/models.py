@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm.files import first_line
 from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
 
 FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
@@ -127,4 +126,6 @@ def hub_files(name: str, **options: Any) -> Path:
     try:
         return Path(snapshot_download(name, **options))
     except Exception as error:  # whatever the hub library fails with
-        raise ValueError(f"{name}: no such folder, and the hub says: {first_line(error)}") from error
+        raise ValueError(
+            f"{name}: no such folder, and the hub says: {' '.join(str(error).split())}"
+        ) from error

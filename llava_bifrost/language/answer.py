@@ -14,6 +14,7 @@ from math import ceil, floor
 
 from datasets.geometry import iou
 from datasets.relations import Place, holds
+from ldm.files import excerpt
 from llava_bifrost.language.instruction import PHRASES, Request, check_format, clause_text
 
 TOLERANCE = 0.25  # numbers this far outside [0, 1] are clamped; beyond it they are no fractions; chosen
@@ -82,10 +83,10 @@ def parse_answer(text: str) -> Place:
         corners, depths = numbers[:4], numbers[4:]
     if len(corners) != 4 or len(depths) not in (1, 3):
         count = f"{len(corners)} and {len(depths)}"
-        raise AnswerError(f"an answer has 4 box numbers and 1 or 3 depths, got {count} in {text[:120]!r}")
+        raise AnswerError(f"an answer has 4 box numbers and 1 or 3 depths, got {count} in {excerpt(text)}")
     x0, y0, x1, y1 = (_clamped(number, text) for number in corners)
     if x0 == x1 or y0 == y1:
-        raise AnswerError(f"the box of {text[:120]!r} has no area")
+        raise AnswerError(f"the box of {excerpt(text)} has no area")
     box = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
     values = sorted(_clamped(number, text) for number in depths)
     return Place.of(box, values[0]) if len(values) == 1 else Place(box, values[1], values[0], values[2])
@@ -94,7 +95,7 @@ def parse_answer(text: str) -> Place:
 def _clamped(number: str, text: str) -> float:
     value = float(number)
     if not -TOLERANCE <= value <= 1 + TOLERANCE:
-        raise AnswerError(f"{number} in {text[:120]!r} is not a fraction between 0 and 1")
+        raise AnswerError(f"{number} in {excerpt(text)} is not a fraction between 0 and 1")
     return min(max(value, 0.0), 1.0)
 
 

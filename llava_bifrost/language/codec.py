@@ -17,6 +17,7 @@ from typing import Any
 
 from datasets.geometry import Box01, Size, square_padding
 from datasets.relations import Place
+from ldm.files import excerpt
 from ldm.mllm.constrain import Grammar
 from llava_bifrost.language.answer import AnswerError, depths_of, format_answer, parse_answer
 from llava_bifrost.language.instruction import check_format
@@ -190,12 +191,12 @@ class Codec:
             x0, x1 = (min(max((x * side - left) / w, 0.0), 1.0) for x in (x0, x1))
             y0, y1 = (min(max((y * side - top) / h, 0.0), 1.0) for y in (y0, y1))
             if x0 >= x1 or y0 >= y1:
-                raise AnswerError(f"the box of {text[:120]!r} lies outside the image, in its padding")
+                raise AnswerError(f"the box of {excerpt(text)} lies outside the image, in its padding")
             return location.moved((x0, y0, x1, y1))
         match = _JSON.search(text)
         corners, depths = (_NUMBER.findall(part) for part in (match.groups() if match else ("", "")))
         if len(corners) != 4 or len(depths) not in (1, 3):
-            raise AnswerError(f"expected bbox_2d of 4 numbers and a depth, got {text[:120]!r}")
+            raise AnswerError(f"expected bbox_2d of 4 numbers and a depth, got {excerpt(text)}")
         w, h = self._range(frame)[1]
         fractions = [float(value) / side for value, side in zip(corners, (w, h, w, h), strict=True)]
         box = ", ".join(f"{value:.6f}" for value in fractions)

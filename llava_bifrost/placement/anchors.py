@@ -17,7 +17,7 @@ from datasets.geometry import check_box01
 from datasets.relations import Place
 from ldm.experts.detect import Detector, depth_in_box
 from ldm.experts.segment import sam_mask
-from ldm.files import read_json
+from ldm.files import excerpt, read_json
 from llava_bifrost.language.instruction import Request
 
 FORM = '{"sofa": {"box": [x1, y1, x2, y2], "depth": d}}, the depth may be left out'
@@ -47,20 +47,20 @@ def parse_anchors(
     elif isinstance(values, list) and all(isinstance(entry, Mapping) for entry in values):
         entries = [(entry.get("name"), entry) for entry in values]
     else:
-        raise ValueError(f"{where}: must be a list of objects or a mapping of names, got {values!r:.60}")
+        raise ValueError(f"{where}: must be a list of objects or a mapping of names, got {excerpt(values)}")
     anchors: dict[str, Place] = {}
     for name, entry in entries:
         if not isinstance(name, str):
-            raise ValueError(f"{where}: every object needs a name, a box and a depth, got {entry!r:.80}")
+            raise ValueError(f"{where}: every object needs a name, a box and a depth, got {excerpt(entry)}")
         name = " ".join(name.lower().split())
         if name in anchors:
             raise ValueError(f"{where}: {name!r} is there twice; give each object a name of its own")
         try:
             if not isinstance(entry, Mapping):
-                raise ValueError(f"an object is a mapping, got {entry!r:.60}")
+                raise ValueError(f"an object is a mapping, got {excerpt(entry)}")
             box, depth = entry.get("box", entry.get("box01_xyxy")), entry.get("depth", entry.get("d"))
             if not isinstance(box, list):
-                raise ValueError(f"box must be a list of four numbers, got {box!r:.60}")
+                raise ValueError(f"box must be a list of four numbers, got {excerpt(box)}")
             box01 = check_box01(box, where="box")
             if isinstance(depth, list):
                 far, near = (float(value) for value in depth)

@@ -22,7 +22,7 @@ from datasets.relations import Place
 from ldm.device import DEVICES, DTYPES
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
-from ldm.files import numbered_lines, write_json
+from ldm.files import excerpt, numbered_lines, write_json
 from ldm.images import read_depth, read_image, write_png
 from ldm.journal import append_line, parse_line, read_lines
 from ldm.registry.models import depth_folder
@@ -155,7 +155,7 @@ def predict_jobs(settings: PredictJobs) -> None:
             raise ValueError(f"{settings.jobs}:{number}: {error}") from None
         if any(not isinstance(job.get(key), str) for key in ("image", "instruction")):
             where = f"{settings.jobs}:{number}"
-            raise ValueError(f"{where}: a job has an image and an instruction, got {line[:80]}")
+            raise ValueError(f"{where}: a job has an image and an instruction, got {excerpt(job)}")
         jobs.append({**job, "id": str(job.get("id", number)), "folder": settings.jobs.parent})
     for name, times in sorted(Counter(job["id"] for job in jobs).items()):
         if times > 1:

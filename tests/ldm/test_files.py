@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.files import file_sha256, hash_folder, write_all_atomic, write_atomic
+from ldm.files import excerpt, file_sha256, first_line, hash_folder, write_all_atomic, write_atomic
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,3 +48,29 @@ def test_hashes_follow_the_contents(tmp_path: Path) -> None:
     assert not file_sha256(weights).startswith("ba7816bf")
     with pytest.raises(ValueError, match="not a folder"):
         hash_folder(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("", "OSError"),
+        (" \n", "OSError"),
+        ("one\ntwo", "one"),
+        ("many words " * 90, ("many words " * 90).strip()),
+    ],
+)
+def test_the_first_line_of_a_message_is_whole(message: str, told: str) -> None:
+    assert first_line(OSError(message)) == told
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a\nb", "'a\\nb'"),
+        ({"a": [1]}, "{'a': [1]}"),
+        ("x" * 118, "'" + "x" * 118 + "'"),
+        ("x" * 119, "'" + "x" * 119 + "..."),
+    ],
+)
+def test_an_excerpt_says_that_it_is_one(value: object, shown: str) -> None:
+    assert excerpt(value) == shown

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import re
 import tarfile
 import threading
 import zipfile
@@ -148,6 +149,23 @@ def test_hub_sources_go_through_the_library(root: Path, monkeypatch) -> None:
     pull_model("thing", model({"hub": "gone/model"}, {"hub": "a/model", "files": ["*.pth"]}))
     assert asked == [("gone/model", None), ("a/model", ["*.pth"])]
     assert (root / "thing/w.pth").is_file()
+
+
+def test_what_the_hub_says_is_told_whole(root: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    reason = "Cannot find " + "an appropriate cached snapshot " * 30
+    advice = "To enable downloads, set 'HF_HUB_OFFLINE=0'."
+
+    def fake(name: str, **options: object) -> None:
+        raise OSError(f"{reason}\n\n{advice}\n")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake)
+    told = f"gone/model: no such folder, and the hub says: {reason}{advice}"
+    with pytest.raises(ValueError, match=f"{re.escape(told)}$"):
+        pull_model("thing", model({"hub": "gone/model"}))
+    assert run_app(build_app, ["pull", "depth"]) == 2
+    shown = capsys.readouterr().err
+    assert advice in shown
+    assert shown.count("\n") == 1
 
 
 @pytest.mark.parametrize("below", ["", "thing"])

@@ -75,7 +75,7 @@ def answered(path: Path) -> Any:
     """Every job has an answer, so that reading it is all that is done; else a model would be missing."""
     out = path.with_name("answers.jsonl")
     out.write_text('{"id": "café"}\n')
-    return predict_jobs(PredictJobs(jobs=path, out=out, model="no model"))
+    return predict_jobs(PredictJobs(jobs=path, out=out))
 
 
 def video_listing(path: Path) -> list[Any]:
@@ -214,7 +214,7 @@ def test_a_one_line_object_is_no_file_of_answers(tmp_path: Path) -> None:
     jobs.write_text(dumped({"image": "a.png", "instruction": "b"}))
     out.write_text('{"mine": 1}')
     with pytest.raises(ValueError, match=r"report.json is not a file of answers; name another"):
-        predict_jobs(PredictJobs(jobs=jobs, out=out, model="no model"))
+        predict_jobs(PredictJobs(jobs=jobs, out=out))
     assert out.read_text() == '{"mine": 1}'
 
 

@@ -23,7 +23,7 @@ from inpainting.data.paintings import (
     read_source,
 )
 from inpainting.data.steps.captions import plain_text
-from ldm.files import file_sha256, write_all_atomic
+from ldm.files import excerpt, file_sha256, write_all_atomic
 from ldm.images import encode_png, read_image
 from ldm.journal import Journal, run_step, stamp_path
 from ldm.settings.config import CheckedSettings, setting
@@ -173,7 +173,7 @@ def grounded_regions(entry: Any, size_hw: tuple[int, int]) -> list[ObjectRegion]
             numbers = isinstance(box, list) and all(type(value) in (int, float) for value in box)
             if not numbers or len(box) != 4 or not all(0 <= value <= 1 for value in box):
                 raise ValueError(
-                    f"entity {phrase!r} has a box that is not 4 numbers in [0, 1]: {str(box)[:60]}"
+                    f"entity {phrase!r} has a box that is not 4 numbers in [0, 1]: {excerpt(box)}"
                 )
         pixels = [pixel_box((x0 * w, y0 * h, x1 * w, y1 * h), size_hw) for x0, y0, x1, y1 in boxes]
         if usable := tuple(box for box in pixels if box is not None):
