@@ -26,7 +26,7 @@ from ldm.images import read_depth, read_image, read_mask, resize
 from llava_bifrost.choice import GEOMETRIC, WITH_SENTENCE
 from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import Request
-from llava_bifrost.placement.anchors import as_json, read_anchors
+from llava_bifrost.placement.anchors import as_json
 from llava_bifrost.placement.placer import Item
 from llava_bifrost.propose import propose
 
@@ -204,9 +204,10 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
     name = settings.locator_name
     x0, y0, x1, y1 = bbox_of_mask(sources.cut)
     item = Item((x1 - x0) / (y1 - y0), settings.relative_size)
-    anchors = {} if settings.anchors is None else read_anchors(settings.anchors, depth_01)
     sentence, background_u8 = settings.instruction or "", sources.background.rgb_u8
-    request, anchors, candidates = propose(settings, sentence, background_u8, depth_01, anchors, item, models)
+    request, anchors, candidates = propose(
+        settings, sentence, background_u8, depth_01, settings.anchors, item, models
+    )
     locator: dict[str, Any] = {"folder": name}
     if name != GEOMETRIC:
         locator["weights"] = {**hash_folder(name), **hash_folder(name, "locator.json")}

@@ -1,6 +1,5 @@
 """Where an object goes, by a language model or by rules: what every command that reads a sentence shares."""
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,14 @@ def propose(
     instruction: str,
     rgb_u8: np.ndarray,
     depth_01: np.ndarray | None,
-    anchors: Mapping[str, Place],
+    anchors: Any,
     item: Item,
     networks: Any,
 ) -> tuple[Request | None, dict[str, Place], list[Candidate]]:
     """The sentence taken apart (None: only a model understood it), the known places, the candidates.
 
     rgb_u8, depth_01: image (h, w, 3) and its depth (h, w), which only a model without a detector can lack
+    anchors: path of a file, its parsed JSON, or None
     networks: its functions `locator` and `detector` load the network of a folder
     ValueError where the geometric locator cannot take the sentence apart or does not know where an object is.
     """
@@ -38,18 +38,12 @@ def propose(
             raise
         request = None
     detector = None if options.detector is None else partial(networks.detector, options.detector)
-    anchors = known_anchors(request, anchors, detector, rgb_u8, depth_01, sam)
+    places = known_anchors(request, anchors, detector, rgb_u8, depth_01, sam)
     if name == GEOMETRIC and request is not None and depth_01 is not None:
-        return (
-            request,
-            anchors,
-            place_object(request, anchors, depth_01, item=item, candidates=options.candidates),
-        )
-    known = request is not None and set(request.anchors) <= anchors.keys()
-    more = {"depth_01": depth_01, "anchors": anchors if known else None}
+        found = place_object(request, places, depth_01, item=item, candidates=options.candidates)
+        return request, places, found
+    known = request is not None and set(request.anchors) <= places.keys()
+    more = {"depth_01": depth_01, "anchors": places if known else None}
     more |= {name: getattr(options, name) for name in ("seed", "temperature") if hasattr(options, name)}
-    return (
-        request,
-        anchors,
-        networks.locator(Path(name)).locate(rgb_u8, instruction, options.candidates, **more),
-    )
+    locator = networks.locator(Path(name))
+    return request, places, locator.locate(rgb_u8, instruction, options.candidates, **more)

@@ -79,7 +79,7 @@ def parse_anchors(
 
 def known_anchors(
     request: Request | None,
-    anchors: Mapping[str, Place],
+    anchors: Any,
     load_detector: Callable[[], Detector] | None,
     rgb_u8: np.ndarray,
     depth_01: np.ndarray | None,
@@ -88,12 +88,13 @@ def known_anchors(
     """Places of other objects in an image (h, w, 3): those given, and what a detector finds of the rest of
     those that a request names, with their depth from the image's depth map (h, w).
 
-    load_detector: called where an object is missing
+    anchors: path of a file, its parsed JSON, or None. load_detector: called where an object is missing
     sam: a SAM folder, whose mask of each box then decides which pixels are the object
     ValueError lists the names that the detector does not find.
     """
-    found = dict(anchors)
-    missing = [] if request is None else [name for name in request.named if name not in anchors]
+    read = read_anchors if isinstance(anchors, Path) else parse_anchors
+    found = read(anchors, depth_01=depth_01) if anchors else {}
+    missing = [] if request is None else [name for name in request.named if name not in found]
     if load_detector is not None and missing and depth_01 is not None:
         for name, detection in load_detector().find_names(rgb_u8, missing).items():
             box01 = detection.box01_xyxy

@@ -33,7 +33,7 @@ from llava_bifrost.choice import GEOMETRIC, LocatorOptions
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.language.answer import Candidate
 from llava_bifrost.locator import load_locator
-from llava_bifrost.placement.anchors import parse_anchors, read_anchors
+from llava_bifrost.placement.anchors import parse_anchors
 from llava_bifrost.placement.placer import Item
 from llava_bifrost.propose import propose
 
@@ -80,10 +80,8 @@ class LocatorSettings(LocatorOptions):
         """
         if depth_01 is None and networks.depth is not None:
             depth_01 = networks.depth.estimate(rgb_u8)
-        read = read_anchors if isinstance(anchors, Path) else parse_anchors
-        known = read(anchors, depth_01=depth_01) if anchors else {}
         item = Item(self.aspect, self.relative_size)
-        return propose(self, text, rgb_u8, depth_01, known, item, networks)[1:]
+        return propose(self, text, rgb_u8, depth_01, anchors, item, networks)[1:]
 
 
 @dataclass(frozen=True, kw_only=True)
