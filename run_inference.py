@@ -25,8 +25,16 @@ from compose.contact_sheet import TITLES, sheet_rows
 from compose.pipeline import check_unchanged, settings_of_recipe
 from compose.settings import Models
 from ldm.denoise import Step
-from ldm.images import from_pm1, write_png
-from ldm.result import beside, log_result, output_paths, result_paths
+from ldm.images import encode_png, from_pm1, write_png
+from ldm.result import (
+    beside,
+    log_result,
+    output_paths,
+    overwrite_setting,
+    result_paths,
+    set_aside,
+    write_result,
+)
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 from ldm.shards import shard_of
@@ -46,6 +54,7 @@ class CompositeSettings(ComposeSettings):
         True, help="also write NAME_sheet.png: inputs, box, depth, mask and result side by side"
     )
     save_steps: int = setting(0, low=0, help="write a preview every so many steps into NAME_steps; 0 = none")
+    overwrite: bool = overwrite_setting()
 
 
 def run_image(settings: CompositeSettings) -> dict[str, Any]:
@@ -58,11 +67,11 @@ def run_image(settings: CompositeSettings) -> dict[str, Any]:
     previews = partial(write_preview, settings, models) if settings.save_steps else None
     result = compose(settings, models, on_step=previews, progress=sys.stderr.isatty())
     for index, path in enumerate(paths):
-        result.save(index, path)
+        result.save(index, path, overwrite=settings.overwrite)
     sheet = beside(settings.out, "_sheet.png") if settings.sheet else None
     if sheet:
         rows, labels = sheet_rows(result)
-        write_png(sheet, grid(rows, TITLES, labels))
+        write_result({sheet: encode_png(grid(rows, TITLES, labels))}, settings.overwrite)
     if result.changed_outside:
         logger.warning("%d pixels changed outside the edit region", result.changed_outside)
     summary = (
@@ -75,10 +84,12 @@ def run_image(settings: CompositeSettings) -> dict[str, Any]:
 def write_preview(settings: CompositeSettings, models: Models, step: Step) -> None:
     """Decode the first sample every few steps, and at the last, into NAME_steps/step_000.png.
 
-    Previews that an earlier run left there are removed at the first step.
+    The folder of an earlier run is renamed at the first step, or its previews are removed (`overwrite`).
     """
     folder, number = beside(settings.out, "_steps"), step.index + 1
-    if step.index == 0:
+    if step.index == 0 and not settings.overwrite:
+        set_aside([folder])
+    elif step.index == 0:
         for old in folder.glob("step_*.png"):
             old.unlink()
     if number % settings.save_steps and number < step.total:
@@ -94,6 +105,7 @@ class ReplaySettings(CheckedSettings):
 
     image: Path = setting(aliases=("IMAGE",), help="PNG written by the image verb")
     out: Path | None = setting(None, help="PNG to write; without it NAME_replay.png")
+    overwrite: bool = overwrite_setting()
 
 
 def replay(options: ReplaySettings) -> None:
@@ -107,7 +119,7 @@ def replay(options: ReplaySettings) -> None:
     models = load_models(settings)
     check_unchanged(image, recipe, settings, models)
     result = compose(settings, models, progress=sys.stderr.isatty())
-    result.with_placement(recipe.get("placement")).save(recipe["sample"], out)
+    result.with_placement(recipe.get("placement")).save(recipe["sample"], out, overwrite=options.overwrite)
     logger.info("image:   %s\nreport:  %s", *result_paths(out))
 
 
@@ -122,6 +134,7 @@ class BatchSettings(CheckedSettings):
     shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
     defaults: Path | None = setting(DEFAULTS, help="YAML file of settings below those of the jobs")
     root: Path = setting(Path("."), help="folder that relative paths in the jobs start from")
+    overwrite: bool = overwrite_setting()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,7 +150,7 @@ def batch(settings: BatchSettings | DreamBoothSettings) -> None:
         jobs = dreambooth_jobs(settings)
     else:
         jobs = read_jobs(settings.jobs, settings.defaults, settings.root)
-    if run_jobs(jobs, settings.out, settings.shard):
+    if run_jobs(jobs, settings.out, settings.shard, settings.overwrite):
         raise typer.Exit(1)
 
 

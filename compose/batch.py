@@ -33,7 +33,7 @@ from compose.settings import Models, compositor_folder, depth_folder
 from datasets.sources.readers import images_in, subfolders
 from ldm.files import file_sha256, numbered_lines, read_json, write_json
 from ldm.journal import parse_line
-from ldm.result import sample_paths
+from ldm.result import check_writable, overwrite_setting, sample_paths
 from ldm.seeds import seed_of
 from ldm.settings.config import (
     CheckedSettings,
@@ -133,7 +133,7 @@ def check_files(settings: ComposeSettings) -> None:
             raise ValueError(f"{name}: {folder} is not a folder")
 
 
-def run_jobs(jobs: Sequence[Job], out: Path, shard: str = "0/1") -> int:
+def run_jobs(jobs: Sequence[Job], out: Path, shard: str = "0/1", overwrite: bool = False) -> int:
     """Make what is missing of this machine's part; networks stay loaded while jobs have them in common.
 
     A job that fails is recorded in OUT/failed-<i>-of-<n>.json with its reason, and the next one follows; a
@@ -144,6 +144,7 @@ def run_jobs(jobs: Sequence[Job], out: Path, shard: str = "0/1") -> int:
     failed: dict[str, str] = {}
     models: Models | None = None
     record = out / f"failed-{index}-of-{count}.json"
+    check_writable(record)
     bar = tqdm(jobs[index::count], desc="composites", unit="job", disable=not sys.stderr.isatty())
     for job in bar:
         paths = sample_paths(out / f"{job.name}.png", job.settings.num_samples)
@@ -154,7 +155,7 @@ def run_jobs(jobs: Sequence[Job], out: Path, shard: str = "0/1") -> int:
             models = load_models(job.settings, models)
             result = compose(job.settings, models, progress=False)
             for sample, path in enumerate(paths):
-                result.save(sample, path, job=job.digest())
+                result.save(sample, path, job.digest(), overwrite)
             made += 1
         except (ValueError, OSError, RuntimeError) as error:
             failed[job.name] = " ".join(str(error).split())
@@ -186,6 +187,7 @@ class DreamBoothSettings(CheckedSettings):
     seed: int = setting(0, low=0, help="every pair has a seed of its own, made of this and its name")
     shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
     defaults: Path | None = setting(DEFAULTS, help="YAML file of all other settings; none: the built-in ones")
+    overwrite: bool = overwrite_setting()
 
     def __post_init__(self) -> None:
         super().__post_init__()

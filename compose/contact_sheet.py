@@ -20,7 +20,8 @@ from compose.settings import DEPTH_MODES, Models
 from datasets.geometry import box_to_pixels
 from datasets.relations import Place
 from ldm.files import read_json
-from ldm.images import write_png
+from ldm.images import encode_png
+from ldm.result import check_writable, overwrite_setting, write_result
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting
 from ldm.sheet import grid
@@ -144,6 +145,7 @@ class ContactSheetSettings(CheckedSettings):
     root: Path = setting(Path("."), help="folder that the paths in the case list start from")
     model: Path | None = setting(None, help="compositor folder for the cases")
     depth_model: Path | None = setting(None, help="depth network folder for the cases")
+    overwrite: bool = overwrite_setting()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,6 +166,7 @@ class ContactSheetSettings(CheckedSettings):
 
 def make_sheet(settings: ContactSheetSettings) -> None:
     """Compose and draw one row per image or case."""
+    check_writable(settings.out)
     models: Models | None = None
     rows, labels = [], []
     for name, job, placement in tqdm(settings.jobs(), desc="composites", disable=not sys.stderr.isatty()):
@@ -177,7 +180,7 @@ def make_sheet(settings: ContactSheetSettings) -> None:
         labels += titles
         visible, outside = 100 * result.report["visible_fraction"], result.changed_outside
         logger.info("%s: %.0f %% visible, %d pixels changed outside", titles[0], visible, outside)
-    write_png(settings.out, grid(rows, TITLES, labels))
+    write_result({settings.out: encode_png(grid(rows, TITLES, labels))}, settings.overwrite)
     logger.info("sheet: %s", settings.out)
 
 

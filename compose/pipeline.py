@@ -71,14 +71,18 @@ class Result:
         """Pixels of all samples that changed outside the edit region."""
         return sum(drift["changed_outside"] for drift in self.report["drift"])
 
-    def save(self, index: int, path: Path, job: str | None = None) -> None:
-        """One sample: the PNG with its recipe, the JSON report beside it. job: identifies a batch job."""
+    def save(self, index: int, path: Path, job: str | None = None, overwrite: bool = False) -> None:
+        """One sample: the PNG with its recipe, the JSON report beside it.
+
+        job: identifies a batch job. overwrite: another result that is there is replaced instead of renamed.
+        """
         seed = self.seeds[index]
         recipe = {**self.recipe, "sample": index, "seed": seed}
         report = {**self.report, "seed": seed, "drift": self.report["drift"][index]}
         if job is not None:
             report["job"] = job
-        save_result(path, self.images_u8[index], recipe, report, self.alpha_u8, self.icc_profile)
+        image_u8 = self.images_u8[index]
+        save_result(path, image_u8, recipe, report, self.alpha_u8, self.icc_profile, overwrite)
 
     def with_placement(self, placement: dict[str, Any] | None) -> Result:
         """With the record of how a sentence was understood in the composite that this one repeats."""

@@ -23,10 +23,18 @@ from inpainting.prompts import COLORS, palette
 from ldm.decode import LoadedImage
 from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256
-from ldm.images import read_image, read_mask, write_png
+from ldm.images import encode_png, read_image, read_mask
 from ldm.latents import scheduler_class
 from ldm.registry.models import resolve_model_path
-from ldm.result import beside, log_result, output_paths, sample_paths, save_result
+from ldm.result import (
+    beside,
+    log_result,
+    output_paths,
+    overwrite_setting,
+    sample_paths,
+    save_result,
+    write_result,
+)
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting, to_plain
 from ldm.sheet import grid
@@ -66,6 +74,7 @@ class PaintSettings(PaintOptions, _Inputs):
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     dtype: str = setting("auto", choices=("auto", "fp32", "fp16", "bf16"), help="precision of the networks")
     sheet: bool = setting(True, help="also write NAME_sheet.png: the image, its regions, the results")
+    overwrite: bool = overwrite_setting()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -116,15 +125,18 @@ def save_painting(
     """
     paths = sample_paths(settings.out, settings.num_samples)
     hashes = {"image": file_sha256(settings.image), "masks": [file_sha256(path) for path in settings.masks]}
-    recipe = {**result.recipe, "settings": to_plain(settings), "inputs": hashes, **(more or {})}
+    plain = to_plain(settings)
+    del plain["overwrite"]  # does not decide the image
+    recipe = {**result.recipe, "settings": plain, "inputs": hashes, **(more or {})}
     for index, (path, seed) in enumerate(zip(paths, result.seeds, strict=True)):
         report = {**result.report, "drift": result.report["drift"][index], "seed": seed}
         sample_recipe = {**recipe, "sample": index, "seed": seed}
-        save_result(path, result.images_u8[index], sample_recipe, report, image.alpha_u8, image.icc_profile)
+        made = result.images_u8[index], sample_recipe, report, image.alpha_u8, image.icc_profile
+        save_result(path, *made, settings.overwrite)
     sheet = None
     if sheet_u8 is not None:
         sheet = beside(settings.out, "_sheet.png")
-        write_png(sheet, sheet_u8)
+        write_result({sheet: encode_png(sheet_u8)}, settings.overwrite)
     changed = sum(drift["changed_outside"] for drift in result.report["drift"])
     summary = f"{len(result.regions)} regions, {changed} pixels changed outside the masks"
     return log_result(paths, result.report, summary, sheet)

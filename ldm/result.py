@@ -5,9 +5,11 @@ bytes; timings belong to the report. Legend: h w pixels.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +24,7 @@ from ldm.decode import opened
 from ldm.files import write_all_atomic
 from ldm.images import encode_png
 from ldm.journal import parse_line
+from ldm.settings.config import setting
 
 log = logging.getLogger(__name__)
 
@@ -111,10 +114,47 @@ def output_paths(out: Path, count: int, inputs: Iterable[Path] = ()) -> list[Pat
             raise ValueError(f"--out {out}: {target} is a folder")
         if target.resolve() in sources:
             raise ValueError(f"--out {out}: {target} is one of the inputs and would be overwritten")
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {out} cannot be written: {folder} is not a writable folder")
+    check_writable(out)
     return paths
+
+
+def check_writable(out: Path) -> None:
+    """ValueError unless a file can be made at `out`, whose folder need not be there yet; nothing is left."""
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = f"{folder} is not a writable folder ({(error.strerror or str(error)).lower()})"
+        raise ValueError(f"--out {out} cannot be written: {reason}") from None
+
+
+def overwrite_setting() -> Any:
+    """The field `overwrite` of the settings of a command that writes images."""
+    text = "replace another result that is there, or keep it as NAME.old1.png, NAME.old2.png, ..."
+    return setting(False, aliases=("/--keep",), help=text)
+
+
+def write_result(files: Mapping[Path, bytes], overwrite: bool = False) -> None:
+    """`write_all_atomic`, which keeps an earlier result under another name (`set_aside`), or replaces it.
+
+    The last file tells results apart: where it is the same, the others are replaced (they hold timings).
+    """
+    path, data = list(files.items())[-1]
+    if not overwrite and not (path.is_file() and path.read_bytes() == data):
+        set_aside(path for path in files if path.is_file())
+    write_all_atomic(files)
+
+
+def set_aside(paths: Iterable[Path]) -> None:
+    """Rename files or folders that are there: a.png to a.old1.png, or by the first number free for all."""
+    there = [path for path in paths if path.exists()]
+    for number in itertools.count(1):
+        moves = {path: path.with_name(f"{path.stem}.old{number}{path.suffix}") for path in there}
+        if not any(os.path.lexists(target) for target in moves.values()):
+            break
+    for path, target in moves.items():
+        path.rename(target)
+        log.info("kept:    %s, until now %s (--overwrite replaces it)", target, path.name)
 
 
 def log_result(
@@ -137,18 +177,20 @@ def save_result(
     report: Mapping[str, Any],
     alpha_u8: np.ndarray | None = None,
     icc_profile: bytes | None = None,
+    overwrite: bool = False,
 ) -> tuple[Path, Path]:
     """Write the image with its recipe and the report beside it: both or neither.
 
-    recipe:  all that decides the pixels; JSON values, paths and numpy scalars
-    report:  what was measured; the JSON file is the report with the recipe under `recipe`
-    returns: the paths of the PNG and of the JSON
+    recipe:    all that decides the pixels; JSON values, paths and numpy scalars
+    report:    what was measured; the JSON file is the report with the recipe under `recipe`
+    overwrite: another result that is there is replaced instead of renamed
+    returns:   the paths of the PNG and of the JSON
     """
     png, beside = result_paths(path)
     text = {RECIPE_CHUNK: _to_json(recipe, png), READABLE_CHUNK: ", ".join(_readable(recipe))}
     json_text = _to_json({**report, "recipe": recipe}, beside, indent=2)
     image = encode_png(rgb_u8, alpha_u8=alpha_u8, text=text, icc_profile=icc_profile)
-    write_all_atomic({beside: (json_text + "\n").encode(), png: image})
+    write_result({beside: (json_text + "\n").encode(), png: image}, overwrite)
     return png, beside
 
 

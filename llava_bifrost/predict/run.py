@@ -23,10 +23,10 @@ from ldm.device import DEVICES, DTYPES
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
 from ldm.files import excerpt, numbered_lines, write_json
-from ldm.images import read_depth, read_image, write_png
+from ldm.images import encode_png, read_depth, read_image, write_png
 from ldm.journal import append_line, parse_line, read_lines
 from ldm.registry.models import depth_folder
-from ldm.result import beside
+from ldm.result import beside, check_writable, overwrite_setting, write_result
 from ldm.settings.config import CheckedSettings, setting
 from ldm.shards import shard_of
 from llava_bifrost.choice import GEOMETRIC, LocatorOptions
@@ -92,6 +92,7 @@ class PredictImage(LocatorSettings):
     instruction: str = setting(help='what to place where: "Place the dog behind the sofa"')
     depth: Path | None = setting(None, help="depth map of the image, bright = near, to rank several places")
     out: Path | None = setting(None, help="PNG to write, with the places drawn on the image")
+    overwrite: bool = overwrite_setting()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,8 @@ class PredictJobs(LocatorSettings):
 
 def predict_image(settings: PredictImage) -> dict[str, Any]:
     """Propose places for an object in one image."""
+    if settings.out is not None:
+        check_writable(settings.out)
     image = read_image(settings.image)
     depth_01 = None if settings.depth is None else read_depth(settings.depth, size=image.size)
     networks = settings.load()
@@ -113,7 +116,8 @@ def predict_image(settings: PredictImage) -> dict[str, Any]:
         networks, image.rgb_u8, settings.instruction, depth_01, settings.anchors
     )
     if settings.out is not None:
-        write_png(settings.out, draw_candidates(image.rgb_u8, candidates, anchors))
+        drawn_u8 = draw_candidates(image.rgb_u8, candidates, anchors)
+        write_result({settings.out: encode_png(drawn_u8)}, settings.overwrite)
     for candidate in candidates:
         score = "" if candidate.score is None else f"   score {candidate.score:.2f}"
         box = ",".join(f"{value:.3f}" for value in candidate.location.box01_xyxy)

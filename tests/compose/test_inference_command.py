@@ -31,7 +31,7 @@ def test_an_option_without_effect_is_said(case: Case, caplog) -> None:
 
 def test_previews_sheet_and_nothing_else(case: Case) -> None:
     assert case.run("--steps", "9", "--save-steps", "3") == 0  # another run's previews do not stay
-    assert case.run("--sheet", "--steps", "5", "--save-steps", "2", "--strength", "1") == 0
+    assert case.run("--overwrite", "--sheet", "--steps", "5", "--save-steps", "2", "--strength", "1") == 0
     written = {path.relative_to(case.out.parent).as_posix() for path in case.out.parent.rglob("*.*")}
     steps = {f"a_steps/step_{index:03d}.png" for index in (2, 4, 5)}
     assert written == {"a.png", "a.json", "a_sheet.png", *steps}

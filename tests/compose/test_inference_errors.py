@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ def test_a_box_beside_the_target_mask_is_named(bad: Case, capsys) -> None:
 
 def test_an_unreadable_file_and_folder_are_named(bad: Case, capsys, monkeypatch) -> None:
     if os.geteuid() == 0:  # the super-user may read and write everything
-        real_open, real_access = Path.open, os.access
+        real_open = Path.open
 
         def denied(path: Path, *rest, **more):
             if path.name == "room.png":
@@ -196,9 +197,8 @@ def test_an_unreadable_file_and_folder_are_named(bad: Case, capsys, monkeypatch)
         (bad.folder / "room.png").chmod(0)
     assert "room.png: permission denied" in refusal(bad, bad.run, capsys)
     if os.geteuid() == 0:
-        monkeypatch.setattr(
-            os, "access", lambda path, mode: Path(path) != bad.folder and real_access(path, mode)
-        )
+        reason = PermissionError(13, "Permission denied")
+        monkeypatch.setattr("ldm.result.tempfile.TemporaryFile", MagicMock(side_effect=reason))
     else:
         bad.folder.chmod(0o500)
     assert f"{bad.folder} is not a writable folder" in refusal(bad, bad.run, capsys)
