@@ -106,7 +106,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
             line_of[name] = number
             check_files(settings)
             jobs.append(Job(name, settings))
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # a path can be too long to look for
             errors.append(f"line {number}: {error}")
     if errors:
         more = f"; and {len(errors) - LISTED} more" if len(errors) > LISTED else ""

@@ -139,12 +139,15 @@ def in_srgb(image: Image.Image, own_u8: np.ndarray, path: Path) -> tuple[np.ndar
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """The decoded first frame of an image file, turned as its EXIF orientation says."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected an image file")
+def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
+    """The decoded first frame of an image file, turned as its EXIF orientation says.
+
+    data: the bytes of the file, where they do not lie at `path`, which errors name all the same
+    """
     try:
-        handle = path.open("rb")
+        if data is None and path.is_dir():
+            raise ValueError(f"{path} is a folder, expected an image file")
+        handle: Any = path.open("rb") if data is None else io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except OSError as error:
@@ -176,7 +179,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
             reason = f"is not an image, or is damaged at its start; readable are {', '.join(RASTER_FORMATS)}"
             if image is not None:
                 reason = f"is truncated or damaged: its {image.format} data cannot be decoded"
-            elif path.read_bytes()[:4] in TIFF_STARTS:
+            elif handle.seek(0) == 0 and handle.read(4) in TIFF_STARTS:
                 reason = "is damaged, or a kind of TIFF that is not read; save it as PNG, depth as gray"
             raise ValueError(f"{path} {reason}") from None
         try:

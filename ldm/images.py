@@ -46,10 +46,13 @@ def distinct_values(values: np.ndarray, limit: int = 12) -> str:
     return ", ".join(f"{value:g}" for value in distinct[:limit]) + tail
 
 
-def read_image(path: Path | str) -> LoadedImage:
-    """Read any common image file as 8-bit sRGB plus its alpha; 16-bit values are scaled, not clipped."""
+def read_image(path: Path | str, data: bytes | None = None) -> LoadedImage:
+    """Read any common image file as 8-bit sRGB plus its alpha; 16-bit values are scaled, not clipped.
+
+    data: the bytes of the file, where they are not on the disk yet; `path` is its name in errors
+    """
     path = Path(path)
-    with opened(path) as image:
+    with opened(path, data) as image:
         own_u8, alpha_u8 = rgb_and_alpha(image, path)
         rgb_u8, profile = in_srgb(image, own_u8, path)
         stored_u8 = None if profile is None or rgb_u8 is own_u8 else own_u8

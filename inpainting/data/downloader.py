@@ -11,10 +11,12 @@ import io
 import logging
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import httpx
+import numpy as np
 import typer
 from PIL import Image
 from tqdm.auto import tqdm
@@ -35,6 +37,8 @@ RETRYABLE_STATUS = (408, 425, 429, 500, 502, 503, 504)  # temporary failures
 LONGEST_WAIT_S = 60.0  # chosen
 MOST_BYTES = 64 << 20  # chosen
 SHOWN = 3
+FAILED = ("file_name", "url", "reason")  # columns of the table of failures
+PROFILED = ("JPEG", "PNG", "WEBP", "TIFF")  # formats whose files say what their colours mean
 
 
 class PermanentError(ValueError):
@@ -60,9 +64,14 @@ class DownloadSettings(CheckedSettings):
 def fetch_images(settings: DownloadSettings) -> None:
     """Fetch every image that is not there; run again to try the failures again."""
     folder, rows = settings.output_dir, read_table(source_file(settings.csv), ("file_name", "url"))
+    failures = settings.failures or folder.with_name(f"{folder.name}_failed.csv")
+    if failures.is_file():
+        read_table(failures, FAILED)  # refused, unless it is of an earlier run
     for row in rows:  # address of one size of an image, as published: a.jpg, Large -> a.jpg!Large.jpg
         if modifier := row.get("modifier"):
             row["url"] += f"!{modifier}.{row['url'].rpartition('.')[2]}"
+    rows = list({(row["file_name"], row["url"]): row for row in rows}.values())  # equal ones count once
+    addresses = Counter(row["file_name"] for row in rows)
     folder.mkdir(parents=True, exist_ok=True)
     client = httpx.Client(
         timeout=settings.timeout,
@@ -73,10 +82,15 @@ def fetch_images(settings: DownloadSettings) -> None:
 
     def fetch(row: dict[str, str]) -> None:
         """Raises ValueError: why an image is not there."""
-        path, reason = folder / checked_name(row["file_name"]), ""
+        name, reason = checked_name(row["file_name"]), ""
+        path = folder / name
+        if addresses[name] > 1:
+            raise ValueError(f"the table gives this name {addresses[name]} different addresses")
         try:
             if path.is_file() and (not settings.verify or read_image(path)):
                 return
+        except OSError as error:
+            raise ValueError(f"cannot be stored: {error.strerror}") from None
         except ValueError as error:
             log.warning("%s; fetching it again", error)
         for number in range(settings.attempts):
@@ -85,12 +99,14 @@ def fetch_images(settings: DownloadSettings) -> None:
                 longest = min(LONGEST_WAIT_S, settings.wait * 2 ** (number - 1))
                 time.sleep(longest * random.uniform(0.5, 1))
             try:
-                write_atomic(path, fetch_image(path.suffix, row["url"], client))
-                return
+                image = fetch_image(name, row["url"], client)
             except PermanentError:
                 raise
             except ValueError as error:
                 reason = str(error)
+            else:
+                write_atomic(path, image)
+                return
         raise ValueError(f"{reason} ({settings.attempts} tries)")
 
     failed: list[tuple[str, str, str]] = []  # file name, address, reason
@@ -100,14 +116,13 @@ def fetch_images(settings: DownloadSettings) -> None:
             if error is not None:
                 failed.append((row["file_name"], row["url"], str(error)))
                 bar.set_postfix(failed=len(failed))
-    failures = settings.failures or folder.with_name(f"{folder.name}_failed.csv")
     there = len(rows) - len(failed)
     log.info("%d of %d images are in %s", there, len(rows), folder)
     if not failed:
         failures.unlink(missing_ok=True)  # of an earlier run
         return
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("file_name", "url", "reason"), *failed])
+    csv.writer(text, lineterminator="\n").writerows([FAILED, *failed])
     write_atomic(failures, text.getvalue().encode())
     named = "; ".join(f"{name}: {reason}" for name, _, reason in failed[:SHOWN])
     message = f"{len(failed)} images failed ({named}), all in {failures}; run again to try them again"
@@ -116,9 +131,10 @@ def fetch_images(settings: DownloadSettings) -> None:
     log.warning("%s", message)
 
 
-def fetch_image(suffix: str, url: str, client: httpx.Client) -> bytes:
-    """A whole image as RGB in the format of a suffix, with Pillow's defaults.
+def fetch_image(name: str, url: str, client: httpx.Client) -> bytes:
+    """A whole image as RGB in the format that its file name ends in, with Pillow's defaults.
 
+    It is upright, 8 bits deep, on white where it was transparent, and its colour profile is kept or applied.
     PermanentError: it will not come; ValueError: it may come next time.
     """
     if not url.startswith(("http://", "https://")):
@@ -140,10 +156,13 @@ def fetch_image(suffix: str, url: str, client: httpx.Client) -> bytes:
     except httpx.HTTPError as error:
         raise ValueError(str(error) or type(error).__name__) from None
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            rgb = image.convert("RGB")
-        buffer = io.BytesIO()
-        rgb.save(buffer, Image.registered_extensions()[suffix.lower()])
+        image, buffer = read_image(name, bytes(data)), io.BytesIO()
+        form = Image.registered_extensions()[PurePath(name).suffix.lower()]
+        rgb_u8, profile = (image.own_u8, image.icc_profile) if form in PROFILED else (image.rgb_u8, None)
+        if image.alpha_u8 is not None:
+            opacity = image.alpha_u8[:, :, None].astype(np.float32) / 255
+            rgb_u8 = np.rint(255 + opacity * (rgb_u8 - np.float32(255))).astype(np.uint8)
+        Image.fromarray(rgb_u8).save(buffer, form, icc_profile=profile)
     except DECODER_ERRORS as error:
         raise ValueError(f"no readable image among {len(data)} bytes: {error}") from None
     return buffer.getvalue()
