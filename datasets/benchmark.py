@@ -12,12 +12,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from datasets.geometry import Box01, bbox_of_mask, check_box01
-from datasets.sources.readers import alpha_mask, images_in, json_entry, segment_mask, subfolders
+from datasets.sources.coco import (
+    AnnotatedImage,
+    annotated_images,
+    id_order,
+    json_entry,
+    lookup,
+    records_by_id,
+    segment_mask,
+    usable,
+)
+from datasets.sources.readers import alpha_mask, images_in, subfolders
 from ldm.files import file_sha256, read_json, write_atomic
 from ldm.settings.schema import nearest
 
@@ -36,7 +45,7 @@ class Anchor:
     """The object of the image that the new one stands beside. annotation: its id in the instances file."""
 
     name: str
-    annotation: int
+    annotation: int | str
     box01_xyxy: Box01
 
 
@@ -75,32 +84,34 @@ class Concept:
 
 
 class Instances:
-    """A COCO instances file, for its images, names, boxes and outlines."""
+    """A COCO instances file, for its images, names, boxes and outlines.
+
+    An image with an annotation that cannot be used is left out: a second object of a name may be missing.
+    """
 
     def __init__(self, path: Path) -> None:
         document = read_json(path)
         self.path = path
-        self.names = {entry["id"]: str(entry["name"]) for entry in json_entry(document, "categories", path)}
-        self.images = {entry["id"]: entry for entry in json_entry(document, "images", path)}
-        self.annotations = {entry["id"]: entry for entry in json_entry(document, "annotations", path)}
-        self.of_image: dict[int, list[dict[str, Any]]] = {}
-        for entry in self.annotations.values():
-            self.of_image.setdefault(entry["image_id"], []).append(entry)
+        self.names = records_by_id(document, "categories", path)
+        self.annotations = records_by_id(document, "annotations", path)
+        images = annotated_images(document, path, None, lambda entry: entry)
+        self.images = {str(image.id): image for image in images}
+        self.anchors = dict(usable(images, lambda image: (image.id, self._anchors(image)), path, "images"))
 
-    def mask(self, annotation: int) -> np.ndarray:
+    def mask(self, annotation: int | str) -> np.ndarray:
         """(h, w) bool outline of an annotation."""
-        if annotation not in self.annotations:
+        if str(annotation) not in self.annotations:
             raise ValueError(f"{self.path} has no annotation {annotation}: is it the file of the manifest?")
-        entry = self.annotations[annotation]
-        image = self.images[entry["image_id"]]
-        where = f"{self.path}: annotation {annotation}"
-        return segment_mask(entry["segmentation"], (image["height"], image["width"]), where)
+        entry, where = self.annotations[str(annotation)], f"{self.path}: annotation {annotation}"
+        image = lookup(self.images, entry["image_id"], "image")
+        return segment_mask(entry["segmentation"], image.size_hw, where)
 
-    def anchors(self, image: int) -> list[Anchor]:
+    def _anchors(self, image: AnnotatedImage) -> list[Anchor]:
         """Objects of a middle size, the only ones of their name, in the order of their ids."""
-        record = self.images[image]
-        w, h = record["width"], record["height"]
-        entries = sorted(self.of_image.get(image, []), key=lambda entry: entry["id"])
+        h, w = image.size_hw
+        entries = [lookup(self.annotations, entry["id"], "usable annotation") for entry in image.annotations]
+        by_id = {str(entry["id"]): entry for entry in entries}.values()
+        entries = sorted(by_id, key=lambda entry: id_order(entry["id"]))
         area = {entry["id"]: entry["bbox"][2] * entry["bbox"][3] / (w * h) for entry in entries}
         rivals = Counter(entry["category_id"] for entry in entries if area[entry["id"]] >= RIVAL_AREA)
         anchors = []
@@ -110,7 +121,8 @@ class Instances:
                 x, y, width, height = entry["bbox"]
                 edges = (x / w, y / h, (x + width) / w, (y + height) / h)
                 box01 = check_box01([round(min(max(edge, 0.0), 1.0), 4) for edge in edges])
-                anchors.append(Anchor(self.names[entry["category_id"]], entry["id"], box01))
+                name = lookup(self.names, entry["category_id"], "category")["name"]
+                anchors.append(Anchor(str(name), entry["id"], box01))
         return anchors
 
 
@@ -178,18 +190,18 @@ def draw_cases(
     instances: Instances, concepts: Sequence[Concept], backgrounds: int, seed: int, sentence: Sentence
 ) -> tuple[BenchmarkCase, ...]:
     """Every object in every one of `backgrounds` images, drawn among those where all objects fit."""
-    images = [image for image in sorted(instances.images) if instances.anchors(image)]
+    images = [image for image in sorted(instances.anchors, key=id_order) if instances.anchors[image]]
     cases: list[BenchmarkCase] = []
     taken = 0
     for position in np.random.default_rng(seed).permutation(len(images)):
         if taken == backgrounds:
             break
-        record, anchors = instances.images[images[position]], instances.anchors(images[position])
-        background, fitting = str(record["file_name"]), []
+        record, anchors = instances.images[str(images[position])], instances.anchors[images[position]]
+        background, fitting = record.file, []
         for concept in concepts:
             text = f"{seed} {background} {concept.name}"
             rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
-            shape = concept.aspect * record["height"] / record["width"]
+            shape = concept.aspect * record.size_hw[0] / record.size_hw[1]
             view = concept.views[int(rng.integers(len(concept.views)))]
             for _ in range(TRIES):
                 anchor = anchors[int(rng.integers(len(anchors)))]

@@ -16,7 +16,8 @@ import numpy as np
 
 from datasets.base import Rejected
 from datasets.inputs import Inputs
-from datasets.sources.readers import ObjectView, Rules, Tree, json_entry
+from datasets.sources.coco import json_entry
+from datasets.sources.readers import ObjectView, Rules, Tree
 from ldm.files import read_json
 from ldm.settings.config import CheckedSettings, setting
 

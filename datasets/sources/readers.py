@@ -1,22 +1,19 @@
-"""Files of sources: views of objects, the published rejection rules, annotations as masks.
+"""Files of sources: views of objects, the published rejection rules, images of masks and ids.
 
 Legend: h w pixels. A view is an image with the mask of one object; an example takes the object of a
 reference view and paints it anew in a target view, whose depth map is needed. Both may be the same view.
-Messages of Rejected start with a short reason and a colon, which is what tables count. Run lengths and
-polygons are those of COCO, which LVIS, SA-1B, UVO and YouTube-VIS use too; pycocotools decodes them.
+Messages of Rejected start with a short reason and a colon, which is what tables count.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as run_lengths
 
 from datasets.base import Rejected
-from datasets.geometry import Size, bbox_of_mask, expand_box
+from datasets.geometry import bbox_of_mask, expand_box
 from ldm.decode import image_ids, opened
 from ldm.images import read_depth, read_image
 from ldm.settings.config import CheckedSettings, setting
@@ -162,40 +159,6 @@ def require(items: list, what: str) -> list:
     if not items:
         raise ValueError(f"no {what}")
     return items
-
-
-def json_entry(document: Any, key: str, path: Path) -> Any:
-    """One entry of a JSON object; ValueError names the file and the entry."""
-    if not isinstance(document, dict) or key not in document:
-        raise ValueError(f"{path} has no entry {key!r}, so it is not the expected annotation file")
-    return document[key]
-
-
-def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
-    """Bool (h, w) of a COCO segmentation: polygons, or run lengths, compressed or not.
-
-    segmentation: as in the JSON file, or polygons as a tuple of arrays; where: what an error names
-    """
-    h, w = size_hw
-    if isinstance(segmentation, tuple):
-        segmentation = [polygon.tolist() for polygon in segmentation]
-    try:
-        if isinstance(segmentation, list):
-            sound = [isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation]
-            if not sound or not all(sound):
-                raise ValueError("a polygon is a list of at least 6 numbers")
-            coded = run_lengths.merge(run_lengths.frPyObjects(segmentation, h, w))
-        elif isinstance(segmentation["counts"], list):
-            coded = run_lengths.frPyObjects(segmentation, *segmentation["size"])
-        else:
-            coded = segmentation
-        mask = run_lengths.decode(coded).astype(bool)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ValueError(f"{where}: the segmentation cannot be decoded: {error}") from None
-    if mask.shape != (h, w):
-        shown = f"{mask.shape[1]} x {mask.shape[0]}"
-        raise ValueError(f"{where}: the segmentation is {shown} pixels, its image is {w} x {h}")
-    return mask
 
 
 def read_ids(path: Path) -> np.ndarray:

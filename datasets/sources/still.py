@@ -16,10 +16,23 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from datasets.sources.coco import (
+    annotated_images,
+    image_file,
+    is_large,
+    json_entry,
+    lookup,
+    packed_segmentation,
+    posix_name,
+    records_by_id,
+    segment_mask,
+    usable,
+)
 from datasets.sources.image_source import ImagesConfig, Item, SourceConfig
 from datasets.sources.readers import (
     IMAGES,
@@ -28,9 +41,7 @@ from datasets.sources.readers import (
     folder,
     id_mask,
     images_in,
-    json_entry,
     require,
-    segment_mask,
     subfolders,
 )
 from ldm.files import numbered_lines, read_json
@@ -42,22 +53,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LvisConfig(ImagesConfig):
-    """LVIS, or another COCO-like JSON file of instances. LVIS names no file, so the address gives it."""
+    """LVIS, or another COCO-like JSON file of instances."""
 
     annotations: Path = setting(help="lvis_v1_train.json, or an instances file of COCO")
     min_pixels: int = setting(3600, low=1, help="least area of an object")
 
     def read(self) -> list[Item]:
-        document, path = read_json(self.annotations), self.annotations
-        records = {record["id"]: record for record in json_entry(document, "images", path)}
+        def large_shape(entry: dict[str, Any]) -> Any:
+            return packed_segmentation(entry["segmentation"]) if is_large(entry, self.min_pixels) else None
+
+        path = self.annotations
         objects: dict[str, list[tuple]] = defaultdict(list)
-        for entry in json_entry(document, "annotations", path):
-            if entry["area"] > self.min_pixels and not entry.get("iscrowd", 0):
-                record, shape = records[entry["image_id"]], entry["segmentation"]
-                address = record.get("coco_url") or record["file_name"]
-                # Arrays take a fraction of the memory of lists of numbers.
-                packed = tuple(map(np.asarray, shape)) if isinstance(shape, list) else shape
-                objects[PurePosixPath(address).name].append((packed, (record["height"], record["width"])))
+        for image in annotated_images(read_json(path), path, self.images, large_shape):
+            shapes = [(shape, image.size_hw) for shape in image.annotations if shape is not None]
+            if shapes:
+                objects[image.file] += shapes
         return require(sorted(objects.items()), f"objects above {self.min_pixels} pixels in {path}")
 
     def views(self, item: Item) -> Iterator[ObjectView]:
@@ -77,15 +87,20 @@ class PanopticConfig(ImagesConfig):
     def read(self) -> list[Item]:
         folder(self.masks, "masks")
         document, path = read_json(self.annotations), self.annotations
-        countable = {entry["id"] for entry in json_entry(document, "categories", path) if entry["isthing"]}
-        names = {record["id"]: record["file_name"] for record in json_entry(document, "images", path)}
-        items = []
-        for record in json_entry(document, "annotations", path):
-            segments = [entry for entry in record["segments_info"] if entry["category_id"] in countable]
-            large = [entry for entry in segments if entry["area"] > self.min_pixels]
-            ids = [entry["id"] for entry in large if not entry["iscrowd"]]
-            if ids:
-                items.append((names[record["image_id"]], record["file_name"], ids))
+        categories = records_by_id(document, "categories", path)
+        images = records_by_id(document, "images", path)
+
+        def segments(record: dict[str, Any]) -> Item:
+            ids = []
+            for entry in record["segments_info"]:
+                countable = lookup(categories, entry["category_id"], "category").get("isthing", True)
+                if countable and is_large(entry, self.min_pixels):
+                    ids.append(entry["id"])
+            image = lookup(images, record["image_id"], "image")
+            return image_file(image, self.images), posix_name(record["file_name"]), ids
+
+        annotations = records_by_id(document, "annotations", path, "image_id").values()
+        items = [item for item in usable(annotations, segments, path, "annotations") if item[2]]
         return require(sorted(items), f"objects above {self.min_pixels} pixels in {path}")
 
     def views(self, item: Item) -> Iterator[ObjectView]:
@@ -113,7 +128,7 @@ class SamConfig(ImagesConfig):
         image, annotations = json_entry(document, "image", path), json_entry(document, "annotations", path)
         try:
             size = image["height"], image["width"]
-            segments = [entry["segmentation"] for entry in annotations if entry["area"] > self.min_pixels]
+            segments = [entry["segmentation"] for entry in annotations if is_large(entry, self.min_pixels)]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not an annotation file of SA-1B: {error} is missing") from None
         for segment in segments:

@@ -1,11 +1,10 @@
 """Videos and turntables: YouTube-VOS, YouTube-VIS, VIPSeg, MOSE, UVO, MVImgNet.
 
-Reference and target are two frames that show the same object. An item is a video (UVO: an object of one).
+Reference and target are two frames that show the same object. An item is a video, or an object of one.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from datasets.base import Rejected
-from datasets.sources.image_source import ImagesConfig, Item, motion
+from datasets.sources.coco import (
+    id_order,
+    json_entry,
+    lookup,
+    posix_name,
+    records_by_id,
+    segment_mask,
+    usable,
+)
+from datasets.sources.image_source import ImagesConfig, ImageSource, Item, motion
 from datasets.sources.readers import (
     ObjectView,
     Rules,
@@ -21,16 +29,17 @@ from datasets.sources.readers import (
     folder,
     id_mask,
     images_in,
-    json_entry,
     mask_of_id,
     objects_in,
     read_ids,
     require,
-    segment_mask,
     subfolders,
 )
 from ldm.files import numbered_lines, read_json
 from ldm.settings.config import setting
+
+# Ids of gray masks of VIPSeg: a class up to 124 of stuff, otherwise class * 100 + object (its README).
+VIPSEG_STUFF, VIPSEG_LARGEST = 124, 12499
 
 
 def apart(default: int) -> Any:
@@ -60,12 +69,21 @@ class VideoConfig(ImagesConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class YoutubeConfig(VideoConfig):
-    """YouTube-VOS, and YouTube-VIS in its layout: palette images of ids, a list of objects."""
+    """YouTube-VOS with palette images of ids and a list of objects; YouTube-VIS so, or with run lengths."""
 
-    masks: Path = setting(help="id images, VIDEO/FRAME.png")
-    meta: Path = setting(help="meta.json: the objects of every video and their frames")
+    masks: Path | None = setting(None, help="id images, VIDEO/FRAME.png; not for instances.json")
+    meta: Path = setting(help="meta.json: the objects of every video and their frames; or instances.json")
+
+    def open(self, index: Path | None = None) -> ImageSource:
+        """The source of meta.json; instances.json has the layout of UVO."""
+        if isinstance(json_entry(read_json(self.meta), "videos", self.meta), dict):
+            return super().open(index)
+        shared = {field.name: getattr(self, field.name) for field in fields(VideoConfig)}
+        return UvoConfig(**shared, video_json=self.meta).open(index)
 
     def read(self) -> list[Item]:
+        if self.masks is None:
+            raise ValueError(f"masks: {self.meta} needs the folder of id images")
         folder(self.masks, "masks")
         items = []
         for video, record in json_entry(read_json(self.meta), "videos", self.meta).items():
@@ -86,15 +104,18 @@ class YoutubeConfig(VideoConfig):
         return self.two_of([self._view(video, frame, label) for frame in sorted(objects[label])], item, rng)
 
     def _view(self, video: str, frame: str, label: int) -> ObjectView:
+        assert self.masks is not None, "checked by read"
         mask = partial(id_mask, self.masks / video / f"{frame}.png", label)
         return ObjectView(self.images / video / f"{frame}.jpg", mask, self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VipSegConfig(VideoConfig):
-    """VIPSeg: id images of everything in a frame. Any id that two frames share is an object."""
+    """VIPSeg: id images of everything in a frame. Any id that two frames share is an object (published)."""
 
     masks: Path = setting(help="id images, VIDEO/FRAME.png")
+    things_only: bool = setting(False, help="leave out sky, road and other stuff; gray masks only")
+    void: int | None = setting(None, help="id that is no object")
     interval: int = apart(100)
     rules: Rules = setting(Rules(one_piece=True), help="which objects are rejected")
 
@@ -104,11 +125,11 @@ class VipSegConfig(VideoConfig):
 
     def views(self, item: Item) -> Iterator[ObjectView]:
         for mask in images_in(item[1], (".png",)):
-            yield ObjectView(self._image(mask), partial(id_mask, mask, None), self.tree)
+            yield ObjectView(self._image(mask), partial(self._any_object, mask), self.tree)
 
     def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
         paths = self.two_of(images_in(item[1], (".png",)), item, rng)
-        ids = [read_ids(path) for path in paths]
+        ids = [self._ids(path) for path in paths]
         shared = sorted(objects_in(ids[0]) & objects_in(ids[1]))
         if not shared:
             raise Rejected(f"no common object: {paths[0]} and {paths[1].name}")
@@ -119,6 +140,17 @@ class VipSegConfig(VideoConfig):
         )
         return first, second
 
+    def _any_object(self, mask: Path) -> np.ndarray:
+        return mask_of_id(self._ids(mask), None, mask)
+
+    def _ids(self, mask: Path) -> np.ndarray:
+        """The ids (h, w) of a frame, 0 where there is no object."""
+        ids = read_ids(mask)
+        if self.things_only and ids.max() > VIPSEG_LARGEST:
+            raise ValueError(f"things_only: {mask} holds colours; set masks to the folder of gray masks")
+        stuff = self.things_only & (ids <= VIPSEG_STUFF)
+        return np.where(stuff if self.void is None else stuff | (ids == self.void), 0, ids)
+
     def _image(self, mask: Path) -> Path:
         return self.images / mask.parent.name / f"{mask.stem}.jpg"
 
@@ -127,13 +159,14 @@ class VipSegConfig(VideoConfig):
 class MoseConfig(VipSegConfig):
     """MOSE: the same layout with palette images; objects vanish and come back."""
 
+    void: int | None = setting(255, help="id that is no object: in palette images the outline; null: none")
     interval: int = apart(10)
     dynamics: int = motion(2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UvoConfig(VideoConfig):
-    """UVO: one JSON file of run lengths per frame."""
+    """UVO, and YouTube-VIS as published: a JSON file with the segmentations of every object by frame."""
 
     video_json: Path = setting(help="annotations with one segmentation per frame")
     image_json: Path | None = setting(
@@ -142,24 +175,23 @@ class UvoConfig(VideoConfig):
 
     def read(self) -> list[Item]:
         document, path = read_json(self.video_json), self.video_json
-        frames = frames_by_video(document, path)
-        sizes = {str(entry["id"]): (entry["height"], entry["width"]) for entry in document["videos"]}
+        videos, frames = records_by_id(document, "videos", path), frames_by_video(document, path)
         if self.image_json is not None:
             frames = read_json(self.image_json)
-        objects = defaultdict(list)
-        for entry in json_entry(document, "annotations", path):
-            video = str(entry["video_id"])
-            if video not in frames:
-                raise ValueError(f"{self.image_json or path} lists no frames of video {video}")
-            pairs = zip(frames[video], entry["segmentations"], strict=False)
-            objects[video].append((entry["id"], [pair for pair in pairs if pair[1]]))
-        items = [
-            (f"{video}/{label}", sizes[video], shown)
-            for video in sorted(objects)
-            for label, shown in sorted(objects[video], key=lambda entry: entry[0])
-            if shown
-        ]
-        return require(items, f"annotated objects in {path}")
+
+        def shown(entry: dict[str, Any]) -> Item:
+            video = lookup(videos, entry["video_id"], "video")
+            names = lookup(frames, entry["video_id"], "list of frames for video")
+            # The frames of a list of their own may be fewer.
+            pairs = zip(names, entry["segmentations"], strict=self.image_json is None)
+            segments = [pair for pair in pairs if pair[1] and not entry.get("iscrowd")]
+            order = str(entry["video_id"]), id_order(entry["id"])
+            return order, (video["height"], video["width"]), segments
+
+        annotations = records_by_id(document, "annotations", path).values()
+        items = sorted(usable(annotations, shown, path, "annotations"), key=lambda item: item[0])
+        named = [(f"{order[0]}/{order[1][1]}", size, segments) for order, size, segments in items if segments]
+        return require(named, f"annotated objects in {path}")
 
     def views(self, item: Item) -> Iterator[ObjectView]:
         _, size, shown = item
@@ -177,7 +209,11 @@ class UvoValConfig(UvoConfig):
 
 def frames_by_video(document: object, path: Path) -> dict[str, list[str]]:
     """The frames of every video of an annotation file of UVO."""
-    return {str(entry["id"]): entry["file_names"] for entry in json_entry(document, "videos", path)}
+    videos = usable(
+        json_entry(document, "videos", path, list),
+        lambda video: (str(video["id"]), list(map(posix_name, video["file_names"]))), path, "videos",
+    )  # fmt: skip
+    return dict(videos)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +227,7 @@ class MvImgNetConfig(VideoConfig):
     def read(self) -> list[Item]:
         if not self.listing.is_file():
             raise ValueError(f"listing: there is no file {self.listing}")
-        names = [line.strip().removeprefix("MVDir/") for _, line in numbered_lines(self.listing)]
+        names = [line.strip().strip('"').removeprefix("MVDir/") for _, line in numbered_lines(self.listing)]
         return require(sorted((name,) for name in names), str(self.listing))
 
     def views(self, item: Item) -> Iterator[ObjectView]:

@@ -45,7 +45,8 @@ class CocoSource:
     def __init__(self, settings: CocoBuild) -> None:
         self.settings, self.chunk = settings, settings.batch
         folder(settings.images, "images")
-        self.photographs = read_instances(read_json(settings.annotations), settings.annotations)
+        path = settings.annotations
+        self.photographs = read_instances(read_json(path), path, settings.images)
         self.names = [photograph.name for photograph in self.photographs]
         if not any((settings.images / photograph.file).is_file() for photograph in self.photographs):
             first = self.photographs[0].file
@@ -57,7 +58,7 @@ class CocoSource:
         plain, network = to_plain(settings), Path(settings.depth)
         self.recipe = {
             "source": "coco",
-            "annotations": settings.annotations.name,
+            "annotations": path.name,
             "eraser": self.eraser.identity,
             "depth": hash_folder(network) if network.is_dir() else settings.depth,
             **{key: plain[key] for key in DECISIVE},

@@ -5,9 +5,10 @@ Removal takes an object out of its photograph and rejects what would leave a tra
 Legend: h w pixels.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -15,8 +16,17 @@ import numpy as np
 
 from datasets.base import Rejected
 from datasets.geometry import Box01, Size, bbox_of_mask, box_to_01
-from datasets.sources.readers import json_entry, segment_mask
+from datasets.sources.coco import (
+    AnnotatedImage,
+    annotated_images,
+    lookup,
+    packed_segmentation,
+    records_by_id,
+    segment_mask,
+    usable,
+)
 from ldm.experts.erase import Eraser
+from ldm.seeds import seed_of
 from ldm.settings.config import CheckedSettings, setting
 from llava_bifrost.language.instruction import Request
 
@@ -64,43 +74,46 @@ class Photograph:
 
     name: str  # of the item: the file name without folders' slashes and ending
     file: str
-    id: int
+    id: int  # seeds its random choices
     size_hw: Size
     objects: tuple[Annotated, ...]
 
 
-def read_instances(document: Any, path: Any) -> list[Photograph]:
-    """Photographs of a COCO instances document, sorted by name; ValueError names what is missing."""
-    names = {entry["id"]: " ".join(entry["name"].lower().replace("_", " ").split())
-             for entry in json_entry(document, "categories", path)}  # fmt: skip
-    objects: dict[int, list[dict]] = defaultdict(list)
-    for entry in json_entry(document, "annotations", path):
-        objects[entry["image_id"]].append(entry)
-    photographs = []
-    for record in json_entry(document, "images", path):
-        try:
-            size = h, w = int(record["height"]), int(record["width"])
-            file = str(record.get("file_name") or str(record["coco_url"]).rpartition("/")[2])
-            annotated = []
-            for entry in objects[record["id"]]:
-                x, y, width, height = (float(value) for value in entry["bbox"])
-                edges = x / w, y / h, (x + width) / w, (y + height) / h
-                x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in edges)
-                shape, crowd = entry["segmentation"], bool(entry.get("iscrowd", 0))
-                shape = tuple(map(np.asarray, shape)) if isinstance(shape, list) else shape
-                name, where = names[entry["category_id"]], f"{path}, image {file}"
-                annotated.append(Annotated(name, shape, (x0, y0, x1, y1), crowd, size, where))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: image {record.get('id')} is incomplete: {error}") from None
-        item = file.rpartition(".")[0].replace("\\", "/").replace("/", "-")
-        photographs.append(Photograph(item, file, int(record["id"]), size, tuple(annotated)))
-    photographs.sort(key=lambda photograph: photograph.name)
-    for first, second in zip(photographs, photographs[1:], strict=False):
-        if first.name == second.name:
-            raise ValueError(f"{path}: two images are called {first.name}")
+def read_instances(document: Any, path: Path, images: Path | None = None) -> list[Photograph]:
+    """Photographs of a COCO instances document, sorted by name; ValueError when there is none.
+
+    A photograph with an annotation that cannot be used is left out, since its names may fit no longer.
+    images: folder of the photographs, for documents that name no files
+    """
+    categories = records_by_id(document, "categories", path)
+    records = annotated_images(document, path, images, lambda entry: entry)
+    stems = Counter(item_name(record.file) for record in records)
+
+    def photograph(record: AnnotatedImage) -> Photograph:
+        (h, w), name, objects = record.size_hw, item_name(record.file), []
+        if stems[name] > 1:
+            raise ValueError(f"{stems[name]} images are called {name}")
+        for entry in record.annotations:
+            x, y, width, height = (float(value) for value in entry["bbox"])
+            edges = x / w, y / h, (x + width) / w, (y + height) / h
+            x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in edges)
+            shape, crowd = packed_segmentation(entry["segmentation"]), bool(entry.get("iscrowd", 0))
+            category = lookup(categories, entry["category_id"], "category")["name"]
+            words = " ".join(category.lower().replace("_", " ").split())
+            box, where = (x0, y0, x1, y1), f"{path}, image {record.file}"
+            objects.append(Annotated(words, shape, box, crowd, record.size_hw, where))
+        seed = int(record.id) if str(record.id).isdecimal() else seed_of(record.id)
+        return Photograph(name, record.file, seed, record.size_hw, tuple(objects))
+
+    photographs = usable(records, photograph, path, "images")
     if not photographs:
         raise ValueError(f"{path} lists no images")
-    return photographs
+    return sorted(photographs, key=lambda photograph: photograph.name)
+
+
+def item_name(file: str) -> str:
+    """The file name without ending and without slashes."""
+    return PurePosixPath(file).with_suffix("").as_posix().replace("/", "-")
 
 
 def can_be_named(name: str) -> bool:

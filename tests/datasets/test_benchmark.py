@@ -103,7 +103,7 @@ def test_verify_names_what_is_missing_or_differs(world: Path, tmp_path: Path, ca
 
 
 def test_boxes_stand_as_their_relation_says(world: Path) -> None:
-    anchor = Instances(world / "instances.json").anchors(0)[0]
+    anchor = Instances(world / "instances.json").anchors[0][0]
     x0, y0, x1, y1 = anchor.box01_xyxy
     rng = np.random.default_rng(0)
     drawn = {name: [place_beside(anchor, name, 0.7, rng) for _ in range(50)]
@@ -128,7 +128,7 @@ def test_depth_follows_from_the_relation(world: Path, tmp_path: Path) -> None:
 
 
 def test_two_things_of_one_name_are_no_anchors(world: Path) -> None:
-    assert Instances(world / "instances.json").anchors(IMAGES - 1) == []
+    assert Instances(world / "instances.json").anchors[IMAGES - 1] == []
 
 
 def test_what_is_wrong_is_named(world: Path, tmp_path: Path, capsys) -> None:

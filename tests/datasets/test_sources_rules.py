@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from datasets.base import Rejected
-from datasets.sources.readers import Rules, read_ids, segment_mask
+from datasets.sources.coco import segment_mask
+from datasets.sources.readers import Rules, read_ids
 from datasets.sources.video import VideoConfig
 from ldm.images import write_png
 from tests.datasets import trees

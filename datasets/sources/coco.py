@@ -1,0 +1,207 @@
+"""Annotation files in the format of COCO, which LVIS, SA-1B, UVO, YouTube-VIS and annotation tools use too.
+
+A record that cannot be used is left out, and one warning names file, ids and count; a file with many of them
+is refused. Ids are compared as text: tools write the same id as 7 and as "7". pycocotools decodes polygons;
+damaged ones crash it, and short run lengths leave it with uninitialised pixels, so all are checked before.
+
+Legend: h w pixels.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from pycocotools import mask as run_lengths
+
+from datasets.geometry import Size
+
+log = logging.getLogger(__name__)
+
+BAD_FRACTION = 0.1  # chosen: slips spoil a few records, a wrong merge or export spoils nearly all
+SHOWN = 5  # unusable records that a message names
+REACH = 10  # longer sides of the image that a coordinate may be away from it; chosen, far below what crashes
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def json_entry(document: Any, key: str, path: Path, kind: type = object) -> Any:
+    """One entry of a JSON object; ValueError names the file and the entry."""
+    if not isinstance(document, dict) or not isinstance(document.get(key), kind) or key not in document:
+        raise ValueError(f"{path} has no entry {key!r}, so it is not the expected annotation file")
+    return document[key]
+
+
+def lookup(table: Mapping[str, T], key: Any, what: str) -> T:
+    """The entry of an id; ValueError names an id that nothing has."""
+    if str(key) not in table:
+        raise ValueError(f"there is no {what} {key}")
+    return table[str(key)]
+
+
+def usable(records: Collection[Any], parse: Callable[[Any], R], path: Path, what: str) -> list[R]:
+    """What `parse` makes of the records of a file, without those that it refuses, which one warning names.
+
+    ValueError when all are refused, or more than one and more than BAD_FRACTION.
+    """
+    parsed, refused = [], []
+    for number, record in enumerate(records):
+        try:
+            parsed.append(parse(record))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            fields = record if isinstance(record, dict) else getattr(record, "__dict__", {})
+            name = fields.get("id", f"number {number}")
+            refused.append(f"{name} ({reason})")
+    if refused:
+        listed = ", ".join(refused[:SHOWN]) + (", ..." if len(refused) > SHOWN else "")
+        message = f"{path}: {len(refused)} of {len(records)} {what} cannot be used: {listed}"
+        if len(refused) > max(1, BAD_FRACTION * len(records)) or not parsed:
+            raise ValueError(f"{message}; at most {BAD_FRACTION:.0%} may be wrong")
+        log.warning("%s; left out", message)
+    return parsed
+
+
+def records_by_id(document: Any, key: str, path: Path, name: str = "id") -> dict[str, dict[str, Any]]:
+    """The records of a list by their id as text. Different records with one id are unusable."""
+    records = json_entry(document, key, path, list)
+    first: dict[str, Any] = {}
+    named = [record for record in records if isinstance(record, dict) and name in record]
+    colliding = {
+        str(record[name]) for record in named if first.setdefault(str(record[name]), record) != record
+    }
+
+    def with_id(record: Any) -> tuple[str, dict[str, Any]]:
+        if str(record[name]) in colliding:
+            raise ValueError(f"other records have the same {name} {record[name]}")
+        return str(record[name]), record
+
+    return dict(usable(records, with_id, path, key))
+
+
+def id_order(name: int | str) -> tuple[bool, int | str]:
+    """The key that sorts ids: numbers, then texts."""
+    return isinstance(name, str), name
+
+
+def posix_name(name: Any) -> str:
+    """A file name with `/` between its folders, also when it was written on Windows."""
+    return PurePosixPath(str(name).replace("\\", "/")).as_posix()
+
+
+def image_file(record: Mapping[str, Any], images: Path | None = None) -> str:
+    """Name of an image below its folder: file_name; without one the last two parts of coco_url where they are
+    a file below `images`, otherwise the last part."""
+    if record.get("file_name"):
+        return posix_name(record["file_name"])
+    parts = PurePosixPath(unquote(urlsplit(str(record["coco_url"])).path)).parts[-2:]
+    inside = images is not None and (images / Path(*parts)).is_file()
+    return "/".join(parts) if inside else parts[-1]
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """One record of `images` with what was made of its annotations, in the order of the file."""
+
+    id: Any  # number or text, as in the file
+    file: str
+    size_hw: Size
+    annotations: list[Any]
+
+
+def annotated_images(
+    document: Any, path: Path, images: Path | None, parse: Callable[[dict[str, Any]], Any]
+) -> list[AnnotatedImage]:
+    """The images of an instances file. parse: what is kept of an annotation."""
+    annotations = json_entry(document, "annotations", path, list)
+    listed = {str(record.get("id")) for record in json_entry(document, "images", path, list)}
+
+    def image(record: dict[str, Any]) -> AnnotatedImage:
+        size = int(record["height"]), int(record["width"])
+        if min(size) < 1:
+            raise ValueError(f"its size is {size[1]} x {size[0]}")
+        return AnnotatedImage(record["id"], image_file(record, images), size, [])
+
+    known = usable(records_by_id(document, "images", path).values(), image, path, "images")
+    by_id = {str(record.id): record for record in known}
+
+    def add(entry: dict[str, Any]) -> None:
+        key = str(entry["image_id"])
+        if key not in listed:
+            raise ValueError(f"there is no image {key}")
+        if key in by_id:  # annotations of an unusable image go with it
+            by_id[key].annotations.append(parse(entry))
+
+    usable(annotations, add, path, "annotations")
+    return known
+
+
+def is_large(entry: Mapping[str, Any], least: int) -> bool:
+    """Whether an annotation is no crowd and larger than `least`; without an area the rules decide later."""
+    area = entry.get("area")
+    return (area is None or area > least) and not entry.get("iscrowd")
+
+
+def packed_segmentation(segmentation: Any) -> Any:
+    """The same with polygons as arrays, which take a fraction of the memory of lists of numbers."""
+    return tuple(map(np.asarray, segmentation)) if isinstance(segmentation, list) else segmentation
+
+
+def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
+    """Bool (h, w) of a COCO segmentation: polygons, or run lengths, compressed or not.
+
+    Polygons of fewer than three points are dropped; ValueError when none is left, and for run lengths that do
+    not fill the image.
+    segmentation: as in the JSON file, or of `packed_segmentation`; where: what an error names
+    """
+    h, w = size_hw
+    try:
+        if isinstance(segmentation, list | tuple):
+            polygons = _polygons(segmentation, REACH * max(h, w))
+            return run_lengths.decode(run_lengths.merge(run_lengths.frPyObjects(polygons, h, w))).astype(bool)
+        size, counts = list(segmentation.get("size", (h, w))), segmentation["counts"]
+        if isinstance(counts, str | bytes):
+            counts = _counts(counts.encode() if isinstance(counts, str) else counts)
+        runs = np.asarray(counts)
+        if size == [h, w]:
+            whole = runs.ndim == 1 and runs.dtype.kind in "iuf" and not (runs % 1).any() and (runs >= 0).all()
+            if not whole or runs.sum(dtype=np.float64) != h * w:
+                raise ValueError(f"its run lengths do not fill {h} x {w} = {h * w} pixels")
+            return np.repeat(np.arange(len(runs)) % 2 == 1, runs.astype(np.int64)).reshape(w, h).T
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: the segmentation cannot be decoded: {error}") from None
+    shown = " x ".join(map(str, reversed(size)))
+    raise ValueError(f"{where}: the segmentation is {shown} pixels, its image is {w} x {h}")
+
+
+def _polygons(segmentation: Collection[Any], limit: float) -> list[list[float]]:
+    """The polygons of three points and more, checked."""
+    polygons = [polygon for polygon in map(np.asarray, segmentation) if polygon.size >= 6]
+    if not polygons:
+        raise ValueError("no polygon has three points")
+    for polygon in polygons:
+        if polygon.ndim != 1 or polygon.dtype.kind not in "iuf" or polygon.size % 2:
+            raise ValueError("a polygon is a list of numbers in pairs, x and y")
+        if not (np.abs(polygon) <= limit).all():  # also where there is NaN
+            raise ValueError(f"a polygon has a coordinate that is not finite, or beyond {limit}")
+    return [polygon.tolist() for polygon in polygons]
+
+
+def _counts(code: bytes) -> list[int]:
+    """Run lengths of COCO's compressed form: 5 bits a character from 48 on, differences from the third on."""
+    counts: list[int] = []
+    value = shift = 0
+    for character in code:
+        bits = character - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"{chr(character)!r} is no character of run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits >> 4 & 1) << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts
