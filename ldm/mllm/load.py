@@ -34,7 +34,7 @@ from ldm.files import first_line, read_json
 
 log = logging.getLogger(__name__)
 
-CLIP_TOKENS = 1  # CLIP's class token, which LLaVA's "default" feature selection drops again
+CLIP_VISION = "clip_vision_model"  # has one class token, which LLaVA's "default" selection drops again
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +110,12 @@ def load_processor(folder: Path, config: Any = None) -> Any:
     that cuts the sides off a wide image is replaced by one that pads it to a square, as LLaVA was trained.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True) if config is None else config
-    named = ""  # the class that the folder names
+    given: dict[str, Any] = {}  # the first file that says something of a key counts
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
-        if not named and (folder / file).is_file():
-            named = str(read_json(folder / file).get("processor_class") or "")
+        if (folder / file).is_file():
+            given = {**read_json(folder / file), **given}
+            given = {key: value for key, value in given.items() if value is not None}
+    named = str(given.get("processor_class") or "")  # class
     try:
         kind = getattr(transformers, named, None)
         if kind is None:
@@ -130,12 +132,15 @@ def load_processor(folder: Path, config: Any = None) -> Any:
         raise ValueError(f"{folder}: no usable processor files: {first_line(error)}") from error
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(f"{folder}: names no processor of images and text (processor_config.json)")
-    if isinstance(processor, LlavaProcessor):  # older folders leave out what follows
-        vision, images = config.vision_config, processor.image_processor
+    if hasattr(processor, "num_additional_image_tokens"):  # LLaVA and its kin; older files lack what follows
+        vision = config.vision_config
         processor.patch_size = processor.patch_size or vision.patch_size
+        if not {"num_additional_image_tokens", "vision_feature_select_strategy"} <= given.keys():
+            processor.num_additional_image_tokens = int(vision.model_type == CLIP_VISION)
         if processor.vision_feature_select_strategy is None:
             processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-            processor.num_additional_image_tokens = CLIP_TOKENS
+    if isinstance(processor, LlavaProcessor):
+        images = processor.image_processor
         if not getattr(images, "do_pad", False):
             log.info("images are padded to a square; the folder's processor would cut their sides off")
             side = int(vision.image_size)

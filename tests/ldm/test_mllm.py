@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, LlavaProcessor
+from transformers import AutoProcessor, LlavaProcessor, SiglipVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ldm.mllm.chat import IGNORED, TEMPLATES, VICUNA_SYSTEM, Chat, ChatExample
@@ -151,6 +152,45 @@ def test_damaged_folders_are_refused(tmp_path: Path):
         load_processor(tmp_path)
     with pytest.raises(ValueError, match=r"config.json does not exist"):
         load_mllm(tmp_path / "nothing", "cpu")
+
+
+LEFT_OUT = (
+    ("patch_size",),
+    ("num_additional_image_tokens",),
+    ("vision_feature_select_strategy",),
+    ("patch_size", "num_additional_image_tokens"),
+    ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy"),
+)
+
+
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("names", LEFT_OUT, ids="+".join)
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_what_processor_files_lack_stands_in_the_model(
+    tmp_path: Path, family: str, names: tuple[str, ...], null: bool
+):
+    small_folder(family, tmp_path)
+    whole, file = load_processor(tmp_path), tmp_path / "processor_config.json"
+    values = json.loads(file.read_text())
+    assert all(values.pop(name) is not None for name in names)
+    file.write_text(json.dumps(values | (dict.fromkeys(names) if null else {})))
+    loaded = load_processor(tmp_path)
+    batch, again = (Chat(processor).prompts(asks(None)) for processor in (whole, loaded))
+    assert all(torch.equal(batch[key], again[key]) for key in batch)
+    with torch.no_grad():
+        build_small(family)[0](**again)  # refuses another number of image tokens
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_a_vision_tower_without_a_class_token_has_none(tmp_path: Path, family: str):
+    model = build_small(family)[0]
+    small_folder(family, tmp_path)
+    file = tmp_path / "processor_config.json"
+    values = json.loads(file.read_text())
+    del values["num_additional_image_tokens"]
+    file.write_text(json.dumps(values))
+    model.config.vision_config = SiglipVisionConfig(image_size=SIDE, patch_size=14)
+    assert load_processor(tmp_path, model.config).num_additional_image_tokens == 0
 
 
 def test_sides_of_a_wide_image_are_seen(tmp_path: Path):
