@@ -1,16 +1,17 @@
 """Where an object goes, by a language model or by rules: what every command that reads a sentence shares."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets.relations import Place
+from ldm.experts.detect import depth_in_box
+from ldm.experts.segment import sam_mask
 from llava_bifrost.choice import GEOMETRIC, LocatorOptions
 from llava_bifrost.language.answer import Candidate
 from llava_bifrost.language.instruction import InstructionError, Request, parse_instruction
-from llava_bifrost.placement.anchors import known_anchors
+from llava_bifrost.placement.anchors import parse_anchors, read_anchors
 from llava_bifrost.placement.placer import Item, place_object
 
 
@@ -37,8 +38,14 @@ def propose(
         if name == GEOMETRIC:
             raise
         request = None
-    detector = None if options.detector is None else partial(networks.detector, options.detector)
-    places = known_anchors(request, anchors, detector, rgb_u8, depth_01, sam)
+    read = read_anchors if isinstance(anchors, Path) else parse_anchors
+    places = read(anchors, depth_01=depth_01) if anchors else {}
+    missing = [] if request is None else [other for other in request.named if other not in places]
+    if options.detector is not None and missing and depth_01 is not None:
+        for other, detection in networks.detector(options.detector).find_names(rgb_u8, missing).items():
+            box01 = detection.box01_xyxy
+            mask = None if sam is None else sam_mask(rgb_u8, sam, box01)  # else the middle of the box counts
+            places[other] = Place(box01, *depth_in_box(depth_01, box01, mask))
     if name == GEOMETRIC and request is not None and depth_01 is not None:
         found = place_object(request, places, depth_01, item=item, candidates=options.candidates)
         return request, places, found

@@ -40,7 +40,8 @@ THOUGHTS: dict[str, tuple[int, dict[str, str]]] = {
     "where a named anchor is": (
         5,
         {
-            "llava_bifrost/placement/anchors.py": "known_anchors read_anchors parse_anchors",
+            "llava_bifrost/propose.py": "propose",
+            "llava_bifrost/placement/anchors.py": "read_anchors parse_anchors",
             "datasets/relations.py": "Place",
         },
     ),

@@ -7,7 +7,7 @@ Boxes are fractions of the image, depths 1 = nearest. `depth` is one number, or 
 form is that of a dataset's `anchors`. Without a file a detector finds the named objects.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,8 @@ import numpy as np
 
 from datasets.geometry import check_box01
 from datasets.relations import Place
-from ldm.experts.detect import Detector, depth_in_box
-from ldm.experts.segment import sam_mask
+from ldm.experts.detect import depth_in_box
 from ldm.files import excerpt, read_json
-from llava_bifrost.language.instruction import Request
 
 FORM = '{"sofa": {"box": [x1, y1, x2, y2], "depth": d}}, the depth may be left out'
 
@@ -75,32 +73,6 @@ def parse_anchors(
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {name}: {error}; the form is {FORM}") from None
     return anchors
-
-
-def known_anchors(
-    request: Request | None,
-    anchors: Any,
-    load_detector: Callable[[], Detector] | None,
-    rgb_u8: np.ndarray,
-    depth_01: np.ndarray | None,
-    sam: Path | None = None,
-) -> dict[str, Place]:
-    """Places of other objects in an image (h, w, 3): those given, and what a detector finds of the rest of
-    those that a request names, with their depth from the image's depth map (h, w).
-
-    anchors: path of a file, its parsed JSON, or None. load_detector: called where an object is missing
-    sam: a SAM folder, whose mask of each box then decides which pixels are the object
-    ValueError lists the names that the detector does not find.
-    """
-    read = read_anchors if isinstance(anchors, Path) else parse_anchors
-    found = read(anchors, depth_01=depth_01) if anchors else {}
-    missing = [] if request is None else [name for name in request.named if name not in found]
-    if load_detector is not None and missing and depth_01 is not None:
-        for name, detection in load_detector().find_names(rgb_u8, missing).items():
-            box01 = detection.box01_xyxy
-            mask = None if sam is None else sam_mask(rgb_u8, sam, box01)
-            found[name] = Place(box01, *depth_in_box(depth_01, box01, mask))
-    return found
 
 
 def as_json(anchors: Mapping[str, Place]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ from ldm.experts.detect import Detector, depth_in_box
 from ldm.experts.segment import sam_mask
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import PHRASES, Request, parse_instruction
-from llava_bifrost.placement.anchors import as_json, known_anchors, read_anchors
+from llava_bifrost.placement.anchors import as_json, read_anchors
 from llava_bifrost.placement.ground import Plane, fit_ground
 from llava_bifrost.placement.placer import Item, NoPlace, place_object
 from llava_bifrost.placement.sizes import usual_size
+from llava_bifrost.propose import propose
 from tests.ldm import small_detectors
 
 OPTIONS = SceneOptions(size=(72, 96), smooth_edges=False, reference_size=(16, 16))
@@ -257,9 +260,14 @@ def test_sam_decides_which_pixels_of_a_found_box_are_the_thing(
     rgb_u8, depth_01 = rng.integers(0, 255, (90, 120, 3), dtype=np.uint8), rng.random((90, 120), np.float32)
     detector = Detector.load(small_detectors.owlv2(tmp_path / "owlv2"), least_score=0.0)
     sam = small_detectors.sam(tmp_path / "sam")
-    request = parse_instruction("Place the cat on the sofa")
-    plain = known_anchors(request, {}, lambda: detector, rgb_u8, depth_01)["sofa"]
-    found = known_anchors(request, {}, lambda: detector, rgb_u8, depth_01, sam)["sofa"]
+    networks = SimpleNamespace(detector=lambda folder: detector)
+
+    def sofa(sam: Path | None) -> Place:
+        shared = {"locator_name": "geometric", "detector": Path("owlv2"), "candidates": 1}
+        options: Any = SimpleNamespace(**shared, sam=sam)
+        return propose(options, "Replace the sofa", rgb_u8, depth_01, None, Item(), networks)[1]["sofa"]
+
+    plain, found = sofa(None), sofa(sam)
     mask = sam_mask(rgb_u8, sam, plain.box01_xyxy)
     assert found.box01_xyxy == plain.box01_xyxy
     assert (found.d, found.far, found.near) == depth_in_box(depth_01, plain.box01_xyxy, mask)
@@ -268,6 +276,6 @@ def test_sam_decides_which_pixels_of_a_found_box_are_the_thing(
     column, row = round((x0 + x1) / 2 * 120), round((y0 + y1) / 2 * 90)
     thing = np.zeros((90, 120), bool)
     thing[row, column] = True
-    monkeypatch.setattr("llava_bifrost.placement.anchors.sam_mask", lambda *given: thing)
-    seen = known_anchors(request, {}, lambda: detector, rgb_u8, depth_01, sam)["sofa"]
+    monkeypatch.setattr("llava_bifrost.propose.sam_mask", lambda *given: thing)
+    seen = sofa(sam)
     assert seen.d == depth_01[row, column]
