@@ -57,7 +57,8 @@ def sheet_rows(result: Result, name: str | None = None) -> tuple[list[list[np.nd
         result.fused_depth_01,
         np.where(layers.visible, 255, np.where(layers.edit, 110, 0)).astype(np.uint8),
     ]
-    rows = [[*shared, *images] for images in zip(result.painted_u8, result.images_u8, strict=True)]
+    samples = zip(result.painted_u8, result.images, strict=True)
+    rows = [[*shared, painted_u8, image.rgb_u8] for painted_u8, image in samples]
     labels = [f"seed {seed}" for seed in result.seeds]
     labels[0] = name or labels[0]
     if (placement := result.report.get("placement")) is not None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from compose.settings import DEPTH_MODES, ComposeSettings, Models
 from datasets.inputs import PairOptions
 from datasets.pairs import Geometry, Pair, pair_of
 from datasets.pasteback import stitch
+from ldm.decode import LoadedImage
 from ldm.denoise import Monitor, Step
 from ldm.files import file_sha256, hash_folder
 from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, save_result
@@ -47,9 +49,7 @@ LEAST_VISIBLE = 0.05  # fraction of the object below which a user is warned (cho
 class Result:
     """What `compose` returns. Image i has seed `seeds[i]`."""
 
-    images_u8: list[np.ndarray]  # n x (H, W, 3), the size of the background
-    alpha_u8: np.ndarray | None  # (H, W) of the background, carried over
-    icc_profile: bytes | None  # colour profile of the background, carried over
+    images: list[LoadedImage]  # n, the background with the object in it
     edit_mask: np.ndarray  # (H, W) bool, what was allowed to change
     seeds: list[int]
     recipe: dict[str, Any]  # all that decides the pixels
@@ -57,6 +57,21 @@ class Result:
     geometry: Geometry  # inputs, crop and its contents
     pair: Pair
     painted_u8: list[np.ndarray]  # n x (h, w, 3), the model's own output
+
+    @property
+    def images_u8(self) -> list[np.ndarray]:
+        """n x (H, W, 3), the size of the background and in its colours."""
+        return [image.own_u8 for image in self.images]
+
+    @property
+    def alpha_u8(self) -> np.ndarray | None:
+        """(H, W) of the background, opaque where something was painted."""
+        return self.images[0].alpha_u8
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """The background's colour profile; None: sRGB."""
+        return self.images[0].icc_profile
 
     @property
     def fused_depth_01(self) -> np.ndarray:
@@ -81,8 +96,7 @@ class Result:
         report = {**self.report, "seed": seed, "drift": self.report["drift"][index]}
         if job is not None:
             report["job"] = job
-        image_u8 = self.images_u8[index]
-        save_result(path, image_u8, recipe, report, self.alpha_u8, self.icc_profile, overwrite)
+        save_result(path, self.images[index], recipe, report, overwrite)
 
     def with_placement(self, placement: dict[str, Any] | None) -> Result:
         """With the record of how a sentence was understood in the composite that this one repeats."""
@@ -158,11 +172,10 @@ def compose(
         painted = pipeline.paint(pair, seeds, sampling, weights, Monitor(on_step, cancelled, progress))
     paste = PRESETS[settings.compat].paste if settings.compat else "mask-feather"
     with timer.stage("paste back"):
-        stitched = [
-            stitch(geometry, image, paste=paste, detail=sampling.detail, detail_scale=sampling.detail_scale)
-            for image in painted
-        ]
-        before_u8 = geometry.inputs.background_u8  # nearer objects may not change either
+        finish = partial(stitch, geometry, paste=paste, background=sources.background)
+        detail, scale = sampling.detail, sampling.detail_scale
+        stitched = [finish(image, detail=detail, detail_scale=scale) for image in painted]
+        before_u8 = sources.background.own_u8  # nearer objects may not change either
         drift = [measure_drift(before_u8, s.result_u8, s.edit_mask & ~s.keep_mask) for s in stitched]
     # Of the placed cut-out, what nothing hides.
     visible = float(layers.coverage_01.sum() / max(layers.placed.alpha_01.sum(), 1e-6))
@@ -178,9 +191,7 @@ def compose(
         "seconds": timer.report(),
     }
     return Result(
-        images_u8=[each.result_u8 for each in stitched],
-        alpha_u8=sources.background.alpha_u8,
-        icc_profile=sources.background.icc_profile,
+        images=[each.result for each in stitched],
         edit_mask=stitched[0].edit_mask,
         seeds=seeds,
         recipe=recipe,

@@ -13,6 +13,7 @@ import numpy as np
 from datasets.geometry import Crop, tight_slices
 from datasets.masks import feather_inside
 from datasets.pairs import Geometry
+from ldm.decode import LoadedImage
 from ldm.images import resize
 
 LEGACY_MARGIN = 5  # pixels of the crop's rectangle that the published paste leaves out
@@ -25,12 +26,17 @@ DETAIL_SCALE = 0.12  # of the object's size: finer than this counts as detail; m
 
 @dataclass(frozen=True, eq=False)
 class Stitched:
-    """A finished image and its masks, all (H, W[, 3])."""
+    """A finished image and its masks, all (H, W)."""
 
-    result_u8: np.ndarray
+    result: LoadedImage
     edit_mask: np.ndarray  # bool; outside it the result equals the background
     visible_mask: np.ndarray  # bool, the object's cut-out where nothing hides it
     keep_mask: np.ndarray  # bool, what is certainly in front of the object
+
+    @property
+    def result_u8(self) -> np.ndarray:
+        """(H, W, 3) in the colours of the background's file."""
+        return self.result.own_u8
 
 
 def stitch(
@@ -41,6 +47,7 @@ def stitch(
     detail_scale: float = DETAIL_SCALE,
     feather: float = FEATHER,
     paste: str = "mask-feather",
+    background: LoadedImage | None = None,
 ) -> Stitched:
     """Finish one image: back to the background's pixels, detail transfer, masked blend.
 
@@ -50,13 +57,15 @@ def stitch(
     detail_scale: what counts as fine, as a fraction of the object's size
     feather:      width of the blend inside the edit mask, as a fraction of the crop's side
     paste:        "mask-feather", or "legacy-rect" for the published rectangle
+    background:   the file that the geometry's background was read from, for its transparency and profile
     """
     layers, crop, inputs = geometry.native_layers, geometry.crop, geometry.inputs
+    background = background or LoadedImage(inputs.background_u8)
     if paste == "legacy-rect":  # the first row dropped, the whole crop minus a margin replaced
         image, inner = crop.undo(generated_u8[1:], how="linear"), np.s_[LEGACY_MARGIN:-LEGACY_MARGIN]
-        result, edit = inputs.background_u8.copy(), np.zeros(crop.background_size, bool)
-        result[crop.part][inner, inner] = image[inner, inner]
-        edit[crop.part][inner, inner] = True
+        inside = np.zeros(image.shape[:2], bool)
+        inside[inner, inner] = True
+        result, edit = paste_back(background, image.astype(np.uint8), crop, inside)
     elif paste == "mask-feather":
         image = crop.undo(generated_u8)
         if detail > 0:
@@ -69,36 +78,31 @@ def stitch(
                 # Both parts are fractions of one pixel where the edge of the object runs through it.
                 image = np.clip(image.astype(np.int16) + around - painted, 0, 255).astype(np.uint8)
         width = feather * max(crop.padded_size)
-        before_u8, edit, keep = inputs.background_u8, layers.edit, layers.keep
-        result, edit = paste_back(before_u8, image, crop, edit, keep=keep, feather=width)
+        result, edit = paste_back(background, image, crop, layers.edit, keep=layers.keep, feather=width)
     else:
         raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
     return Stitched(result, edit, _full(layers.visible, crop), _full(layers.keep, crop))
 
 
 def paste_back(
-    background_u8: np.ndarray,
+    background: LoadedImage,
     image_u8: np.ndarray,
     crop: Crop,
     edit: np.ndarray,
     *,
     keep: np.ndarray | None = None,
     feather: float = 0.0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Blend an image (h, w, 3) of the cut into the background (H, W, 3) inside edit (h, w) bool only.
+) -> tuple[LoadedImage, np.ndarray]:
+    """Blend an image (h, w, 3) of the cut into the background (H, W) inside edit (h, w) bool only.
 
     keep:    (h, w) bool, what hides the object; towards it the edge stays sharp
     feather: width in pixels of the transition, which lies inside the mask
-    returns: result (H, W, 3) uint8, a copy, and the final edit mask (H, W) bool
+    returns: the result, and the final edit mask (H, W) bool
     """
     if keep is not None:
         edit = edit & ~keep
-    result, part = background_u8.copy(), tight_slices(edit)
-    weight = feather_inside(edit, feather, open_to=keep)[part][..., None]
-    under = result[crop.part][part]
-    mixed = np.rint(under + weight * (image_u8[part].astype(np.float32) - under))
-    under[:] = np.where(edit[part][..., None], mixed, under).astype(np.uint8)
-    return result, _full(edit, crop)
+    weight_01 = feather_inside(edit, feather, open_to=keep)
+    return background.painted(image_u8, weight_01, edit, crop.part), _full(edit, crop)
 
 
 def transfer_detail(

@@ -120,7 +120,8 @@ class Dream:
         seeds = self.result.seeds
         titles = ["after"] if len(seeds) == 1 else [f"after, seed {seed}" for seed in seeds]
         seen = paint_masks(image_u8, [region.mask for region in self.result.regions], self.prompts.colors)
-        images = grid([[image_u8, seen, *self.result.images_u8]], ["before", "masks", *titles])
+        after = [image.rgb_u8 for image in self.result.images]
+        images = grid([[image_u8, seen, *after]], ["before", "masks", *titles])
         font, width = ImageFont.load_default(size=FONT_SIZE), images.shape[1]
         left = 2 * CELL_GAP + SWATCH
         lines: list[tuple[str, str]] = []

@@ -103,7 +103,8 @@ def run_paint(settings: PaintSettings) -> dict[str, Any]:
     result = paint_regions(settings, image, regions)
     sheet_u8 = None
     if settings.sheet:
-        cells = [image.rgb_u8, colored(image.rgb_u8, result.regions), *result.images_u8]
+        after = [sample.rgb_u8 for sample in result.images]
+        cells = [image.rgb_u8, colored(image.rgb_u8, result.regions), *after]
         titles = ["image", "regions", *(f"seed {seed}" for seed in result.seeds)]
         named = zip(palette(len(result.regions)), result.regions, strict=True)
         label = "; ".join(f"{color}: {region.prompt}" for color, region in named)
@@ -131,8 +132,7 @@ def save_painting(
     for index, (path, seed) in enumerate(zip(paths, result.seeds, strict=True)):
         report = {**result.report, "drift": result.report["drift"][index], "seed": seed}
         sample_recipe = {**recipe, "sample": index, "seed": seed}
-        made = result.images_u8[index], sample_recipe, report, image.alpha_u8, image.icc_profile
-        save_result(path, *made, settings.overwrite)
+        save_result(path, result.images[index], sample_recipe, report, settings.overwrite)
     sheet = None
     if sheet_u8 is not None:
         sheet = beside(settings.out, "_sheet.png")
@@ -163,9 +163,7 @@ def paint_regions(
         dtype=pick_dtype(settings.dtype, device),
     )
     progress, samples = sys.stderr.isatty(), settings.num_samples
-    return paint(
-        image.rgb_u8, regions, pipe, settings.seed, settings.options, samples=samples, progress=progress
-    )
+    return paint(image, regions, pipe, settings.seed, settings.options, samples=samples, progress=progress)
 
 
 def colored(image_u8: np.ndarray, regions: Sequence[RegionPrompt], colors: Sequence[str] = ()) -> np.ndarray:

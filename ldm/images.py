@@ -5,8 +5,10 @@ depth `depth_01` float32 (h, w), relative inverse depth, 1 = nearest. Writers ar
 """
 
 import io
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,8 +29,18 @@ from ldm.decode import (
 )
 from ldm.files import write_atomic
 
+log = logging.getLogger(__name__)
+
 GRAY_TOLERANCE = 24  # of 255; JPEG leaves up to this much colour on a gray image
 MASK_THRESHOLD = 127  # of 255; a larger value is set
+# Results by suffix: PNG and WebP keep every pixel, JPEG is written with full colour resolution.
+JPEG: tuple[str, dict[str, Any]] = ("JPEG", {"quality": 95, "subsampling": 0})
+OUTPUT_FORMATS = {
+    ".png": ("PNG", {}),
+    ".webp": ("WEBP", {"lossless": True, "exact": True}),
+    ".jpg": JPEG,
+    ".jpeg": JPEG,
+}
 Box01 = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the image
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in [0, 1]
 INTERPOLATION = {
@@ -165,22 +177,37 @@ def write_depth(path: Path | str, depth_01: np.ndarray) -> None:
 
 
 def encode_png(
-    image: np.ndarray,
-    *,
-    alpha_u8: np.ndarray | None = None,
-    text: Mapping[str, str] | None = None,
-    icc_profile: bytes | None = None,
+    image: np.ndarray, *, alpha_u8: np.ndarray | None = None, text: Mapping[str, str] | None = None
 ) -> bytes:
     """PNG bytes of (h, w, 3) uint8, (h, w) uint8 or (h, w) uint16; equal input gives equal bytes."""
     if image.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"a PNG is written from uint8 or uint16 values, got {image.dtype}")
-    if alpha_u8 is not None:
-        image = np.dstack([image, alpha_u8])
-    info = PngImagePlugin.PngInfo()
-    for key, value in (text or {}).items():
-        info.add_text(key, value)
+    return encode_image(LoadedImage(image, alpha_u8), ".png", text or {})
+
+
+def encode_image(image: LoadedImage, suffix: str, text: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of an image in its own colours, with its profile, EXIF data and resolution.
+
+    suffix: one of OUTPUT_FORMATS;  text: text chunks, which only PNG has
+    JPEG has no transparency: the image is laid on white, with a warning.
+    """
+    kind, options = OUTPUT_FORMATS[suffix.lower()]
+    carried = {name: getattr(image, name) for name in ("icc_profile", "exif", "dpi")}
+    options = {**options, **{name: value for name, value in carried.items() if value is not None}}
+    pixels, alpha_u8 = image.own_u8, image.alpha_u8
+    if kind == "JPEG" and alpha_u8 is not None:
+        if alpha_u8.min() < 255:
+            log.warning("JPEG has no transparency: the image is laid on white; .png and .webp keep it")
+        white = LoadedImage(np.full_like(pixels, 255))
+        pixels = white.painted(pixels, alpha_u8.astype(np.float32) / 255, alpha_u8 >= 0).rgb_u8
+    elif alpha_u8 is not None:
+        pixels = np.dstack([pixels, alpha_u8])
+    if kind == "PNG":
+        options["pnginfo"] = info = PngImagePlugin.PngInfo()
+        for key, value in (text or {}).items():
+            info.add_text(key, value)
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", pnginfo=info, icc_profile=icc_profile)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 

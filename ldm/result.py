@@ -20,9 +20,9 @@ import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
 from ldm import __version__
-from ldm.decode import opened
-from ldm.files import write_all_atomic
-from ldm.images import encode_png
+from ldm.decode import LoadedImage, opened
+from ldm.files import read_json, write_all_atomic
+from ldm.images import OUTPUT_FORMATS, encode_image
 from ldm.journal import parse_line
 from ldm.settings.config import setting
 
@@ -84,12 +84,10 @@ def measure_drift(before_u8: np.ndarray, after_u8: np.ndarray, edit_mask: np.nda
 
 
 def result_paths(path: Path | str) -> tuple[Path, Path]:
-    """The PNG and the JSON that a result at `path` consists of."""
+    """The image and the JSON that a result at `path` consists of."""
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(
-            f"a result is written as .png, got {path.name!r}: it carries its recipe in a text chunk"
-        )
+    if path.suffix.lower() not in OUTPUT_FORMATS:
+        raise ValueError(f"a result is written as {', '.join(OUTPUT_FORMATS)}, got {path.name!r}")
     return path, path.with_suffix(".json")
 
 
@@ -99,14 +97,14 @@ def beside(out: Path, ending: str) -> Path:
 
 
 def sample_paths(out: Path, count: int) -> list[Path]:
-    """The PNG of one sample, or NAME_0.png, NAME_1.png, ... of several."""
-    return [out] if count == 1 else [beside(out, f"_{index}.png") for index in range(count)]
+    """The image of one sample, or NAME_0.png, NAME_1.png, ... of several."""
+    return [out] if count == 1 else [beside(out, f"_{index}{out.suffix}") for index in range(count)]
 
 
 def output_paths(out: Path, count: int, inputs: Iterable[Path] = ()) -> list[Path]:
-    """One PNG per sample; refuses, before any work, a place that cannot be written or holds an input."""
+    """One image per sample; refuses, before any work, a place that cannot be written or holds an input."""
     if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; it must name a .png file")
+        raise ValueError(f"--out {out} is a folder; it must name a file ({', '.join(OUTPUT_FORMATS)})")
     paths = sample_paths(out, count)
     sources = {source.resolve() for source in inputs}
     for target in (beside(out, "_sheet.png"), *(target for path in paths for target in result_paths(path))):
@@ -172,34 +170,43 @@ def log_result(
 
 def save_result(
     path: Path | str,
-    rgb_u8: np.ndarray,
+    image: LoadedImage | np.ndarray,
     recipe: Mapping[str, Any],
     report: Mapping[str, Any],
-    alpha_u8: np.ndarray | None = None,
-    icc_profile: bytes | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, Path]:
     """Write the image with its recipe and the report beside it: both or neither.
 
+    image:     or RGB (h, w, 3) uint8; the suffix of the path is its format, one of `OUTPUT_FORMATS`
     recipe:    all that decides the pixels; JSON values, paths and numpy scalars
     report:    what was measured; the JSON file is the report with the recipe under `recipe`
     overwrite: another result that is there is replaced instead of renamed
-    returns:   the paths of the PNG and of the JSON
+    returns:   the paths of the image and of the JSON
     """
     png, beside = result_paths(path)
     text = {RECIPE_CHUNK: _to_json(recipe, png), READABLE_CHUNK: ", ".join(_readable(recipe))}
+    if (kind := OUTPUT_FORMATS[png.suffix.lower()][0]) != "PNG":
+        report = {**report, "format": kind}
+    if kind == "JPEG":
+        log.info("%s: JPEG is lossy; the drift was measured before encoding", png)
+        report["drift_measured"] = "before the lossy encoding"
     json_text = _to_json({**report, "recipe": recipe}, beside, indent=2)
-    image = encode_png(rgb_u8, alpha_u8=alpha_u8, text=text, icc_profile=icc_profile)
-    write_result({beside: (json_text + "\n").encode(), png: image}, overwrite)
+    image = image if isinstance(image, LoadedImage) else LoadedImage(image)
+    files = {beside: (json_text + "\n").encode(), png: encode_image(image, png.suffix, text)}
+    write_result(files, overwrite)
     return png, beside
 
 
 def read_recipe(png: Path | str) -> dict[str, Any]:
-    """The recipe that `save_result` put into a PNG."""
+    """The recipe that `save_result` put into a PNG, or into the JSON beside another kind of image."""
     with opened(Path(png)) as image:
-        if not isinstance(image, PngImageFile):
-            raise ValueError(f"{png} is a {image.format} file, only a PNG has text chunks")
-        text = image.text
+        kind, text = image.format, image.text if isinstance(image, PngImageFile) else None
+    if text is None:
+        path = Path(png).with_suffix(".json")
+        report = read_json(path) if path.is_file() else {}
+        if report.get("format") != kind or not isinstance(report.get("recipe"), dict):
+            raise ValueError(f"{png} is no PNG that could carry a recipe, and {path} does not hold it")
+        return report["recipe"]
     if RECIPE_CHUNK not in text:
         raise ValueError(
             f"{png} carries no recipe: it was not written here, or a program removed its text chunks"

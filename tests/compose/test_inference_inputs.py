@@ -52,7 +52,13 @@ def test_every_kind_of_background_and_object(case: Case, kind: str) -> None:
     case.unchanged_outside(expected)
     alpha_u8 = read_image(case.out).alpha_u8
     if "a" in kind and kind in ("rgba", "gray and alpha"):
-        assert np.array_equal(alpha_u8, read_image(path).alpha_u8)
+        before_u8 = read_image(path).alpha_u8
+        assert alpha_u8 is not None
+        assert before_u8 is not None
+        changed = (read_image(case.out).rgb_u8 != expected).any(axis=2)
+        assert (alpha_u8 >= before_u8).all()
+        assert (alpha_u8 != before_u8)[~changed].mean() < 0.05
+        assert alpha_u8[changed].max() == 255, "what was painted is seen"
     else:
         assert alpha_u8 is None
     write_mask(case.folder / "odd_mask.png", np.pad(np.ones((60, 60), bool), ((20, 16), (30, 38))))

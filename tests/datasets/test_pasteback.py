@@ -12,6 +12,7 @@ from datasets.geometry import Crop, mask_of_box, square_box, square_padding
 from datasets.inputs import Inputs, PairOptions
 from datasets.pairs import Geometry, build_pair
 from datasets.pasteback import paste_back, stitch, transfer_detail
+from ldm.decode import LoadedImage
 from ldm.images import from_pm1
 from tests.datasets.preprocess_golden import load_golden
 
@@ -71,7 +72,8 @@ def test_a_random_mask_never_drifts(data):
     background = noise(size, seed)
     image = crop.undo(noise((32, 32), seed + 1))
     feather = data.draw(st.floats(0, 20))
-    result, mask = paste_back(background, image, crop, edit, keep=keep, feather=feather)
+    done, mask = paste_back(LoadedImage(background), image, crop, edit, keep=keep, feather=feather)
+    result = done.own_u8
     assert np.array_equal(result[~mask], background[~mask])
     assert np.array_equal(mask[y0:y1, x0:x1], edit & ~keep)
     if feather < 1:

@@ -49,7 +49,8 @@ def test_paint_command(tmp_path, files, capsys):
     first = read_image(tmp_path / "out_0.png")
     outside = ~(MASK | np.fliplr(MASK))
     assert np.array_equal(first.rgb_u8[outside], IMAGE[outside])
-    assert (first.alpha_u8 == 90).all(), "transparency is carried over"
+    assert (first.alpha_u8[outside] == 90).all(), "transparency is carried over"
+    assert first.alpha_u8[~outside].max() == 255, "what was painted is seen"
     recipe = read_recipe(tmp_path / "out_1.png")
     assert (recipe["seed"], recipe["settings"]["prompts"]) == (1, ["a red cube", "a green ball"])
     assert set(recipe["weights"]) == {"unet", "text_encoder", "vae"}

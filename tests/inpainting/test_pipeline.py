@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
 
-from inpainting.models.text_to_image.canvas import RegionPrompt, make_canvas, pair_masks, paste
+from inpainting.models.text_to_image.canvas import RegionPrompt, make_canvas, pair_masks
 from inpainting.models.text_to_image.config import COMPAT, InpainterConfig, PaintOptions, Recommended
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.pipeline import (
@@ -65,15 +65,6 @@ def test_a_mask_of_one_pixel_survives_shrinking():
     mask = np.zeros((1000, 1000), bool)
     mask[501, 333] = True
     assert make_canvas(random_image(1000, 1000), [mask], 64, 8).masks.sum() >= 1
-
-
-def test_paste_changes_the_masks_only_and_blends_inside():
-    before, mask = np.zeros((64, 64, 3), np.uint8), box(64, 64, 0.25, 0.75, 0.25, 0.75)
-    painted = np.full((64, 64, 3), 200, np.uint8)
-    hard, soft = (paste(before, painted, mask, feather) for feather in (0.0, 0.1))
-    assert (hard[mask] == 200).all()
-    assert (soft[~mask] == 0).all()
-    assert 0 < soft[32, 17, 0] < soft[32, 19, 0] < soft[32, 30, 0] == 200
 
 
 def test_a_sample_is_the_same_alone_and_in_company(pipe):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from ldm.decode import LoadedImage
 from ldm.images import encode_png, read_image
 from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, result_paths, save_result
 
@@ -40,7 +41,7 @@ def test_timings_do_not_reach_the_png(tmp_path: Path) -> None:
 
 def test_alpha_is_carried(tmp_path: Path) -> None:
     alpha_u8 = noise()[:, :, 0]
-    png, _ = save_result(tmp_path / "a.png", noise(), RECIPE, {}, alpha_u8=alpha_u8)
+    png, _ = save_result(tmp_path / "a.png", LoadedImage(noise(), alpha_u8), RECIPE, {})
     alpha_back = read_image(png).alpha_u8
     assert alpha_back is not None
     assert np.array_equal(alpha_back, alpha_u8)
@@ -69,8 +70,8 @@ def test_the_pair_is_written_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ValueError, match=r"a\.json"):
         save_result(tmp_path / "a.png", noise(), RECIPE, {})
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    with pytest.raises(ValueError, match=r"written as \.png, got 'a\.jpg'"):
-        save_result(tmp_path / "a.jpg", noise(), RECIPE, {})
+    with pytest.raises(ValueError, match=r"written as \.png, .*got 'a\.bmp'"):
+        save_result(tmp_path / "a.bmp", noise(), RECIPE, {})
     assert result_paths("x/y.png") == (Path("x/y.png"), Path("x/y.json"))
 
     def interrupted(*_: object) -> None:
@@ -87,7 +88,7 @@ def test_a_image_without_recipe_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"plain\.png carries no recipe"):
         read_recipe(tmp_path / "plain.png")
     Image.fromarray(noise()).save(tmp_path / "photo.jpg")
-    with pytest.raises(ValueError, match="JPEG file, only a PNG"):
+    with pytest.raises(ValueError, match=r"photo\.jpg is no PNG .*photo\.json does not hold it"):
         read_recipe(tmp_path / "photo.jpg")
 
 
@@ -137,3 +138,84 @@ def test_stages_add_up() -> None:
 
 def test_versions_name_the_libraries_that_decide_the_pixels() -> None:
     assert {"torch", "numpy", "diffusers"} <= set(library_versions())
+
+
+def carried(alpha_u8: np.ndarray | None = None) -> LoadedImage:
+    """An image with all that a result carries on."""
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return LoadedImage(noise(), alpha_u8, profile, exif=exif.tobytes(), dpi=(300.0, 300.0))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".PNG", ".WebP"])
+def test_lossless_results_keep_every_pixel(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path, beside = save_result(tmp_path / f"a{suffix}", carried(noise(1)[..., 0]), RECIPE, {})
+    loaded = read_image(path)
+    assert loaded.alpha_u8 is not None
+    assert np.array_equal(loaded.rgb_u8, noise())
+    assert np.array_equal(loaded.alpha_u8, noise(1)[..., 0])
+    assert loaded.icc_profile == carried().icc_profile
+    assert read_recipe(path) == RECIPE
+    assert "drift_measured" not in json.loads(beside.read_text())
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".JPG"])
+def test_a_lossy_result_says_when_its_drift_was_measured(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path, beside = save_result(tmp_path / f"a{suffix}", carried(), RECIPE, {"drift": {}})
+    with Image.open(path) as image:
+        assert (image.format, image.size, image.info["dpi"]) == ("JPEG", (30, 20), (300, 300))
+        assert image.info["icc_profile"] == carried().icc_profile
+    assert "before" in json.loads(beside.read_text())["drift_measured"]
+    assert [message for message in caplog.messages if "lossy; the drift was measured before" in message]
+    assert read_recipe(path) == RECIPE
+
+
+def test_a_recipe_of_another_format_is_not_taken(tmp_path: Path) -> None:
+    save_result(tmp_path / "a.jpg", noise(), RECIPE, {})
+    save_result(tmp_path / "a.png", noise(), {**RECIPE, "seeds": [8]}, {})
+    assert read_recipe(tmp_path / "a.png")["seeds"] == [8]
+    with pytest.raises(ValueError, match=r"a\.jpg is no PNG .*a\.json does not hold it"):
+        read_recipe(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").rename(tmp_path / "a.old1.jpg")
+    assert read_recipe(tmp_path / "a.old1.jpg") == RECIPE
+
+
+def test_transparency_is_laid_on_white_where_a_format_has_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = LoadedImage(np.zeros((32, 32, 3), np.uint8), np.full((32, 32), 51, np.uint8))
+    path, _ = save_result(tmp_path / "a.jpg", image, RECIPE, {})
+    assert np.abs(read_image(path).rgb_u8.astype(int) - 204).max() <= 1
+    assert [message for message in caplog.messages if "JPEG has no transparency" in message]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
+@pytest.mark.parametrize("out", ["png", "jpg", "webp"])
+def test_exif_data_and_resolution_of_a_photograph_are_kept(tmp_path: Path, suffix: str, out: str) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Maker", 6
+    exif.get_ifd(0x8769)[0x829A] = 0.01  # exposure time
+    Image.fromarray(noise()).save(tmp_path / f"a.{suffix}", exif=exif, dpi=(240, 240))
+    path, _ = save_result(tmp_path / f"b.{out}", read_image(tmp_path / f"a.{suffix}"), RECIPE, {})
+    with Image.open(path) as image:
+        kept = image.getexif()
+        assert (image.size, kept.get(0x0112, 1)) == ((20, 30), 1), "upright once"
+        if suffix != "tiff":
+            assert kept[0x010F] == "Maker"
+            assert float(kept.get_ifd(0x8769)[0x829A]) == 0.01
+        if "webp" not in (suffix, out):
+            assert round(image.info["dpi"][0]) == 240
+
+
+def test_damaged_exif_data_are_left_behind(tmp_path: Path) -> None:
+    Image.fromarray(noise()).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f", dpi=(0, 0))
+    path, _ = save_result(tmp_path / "b.png", read_image(tmp_path / "a.jpg"), RECIPE, {})
+    assert read_image(path).size == (20, 30)

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.masks import feather_inside
 from ldm.images import resize, to_pm1
 
 LONGEST = 2.0  # longer side of the canvas in units of the resolution
@@ -88,15 +87,3 @@ def whole(image_u8: np.ndarray, painted_u8: np.ndarray, canvas: Canvas) -> np.nd
     size = image_u8.shape[0], image_u8.shape[1]
     enlarges = size[0] > h or size[1] > w
     return resize(painted_u8[:h, :w], size, how="cubic" if enlarges else "area")
-
-
-def paste(image_u8: np.ndarray, painted_u8: np.ndarray, edit: np.ndarray, feather: float) -> np.ndarray:
-    """painted (H, W, 3) inside edit (H, W) bool, the image (H, W, 3) everywhere else, a copy.
-
-    feather: width of the transition, which lies inside the masks, as a fraction of the shorter side
-    """
-    weight = feather_inside(edit, feather * min(edit.shape))[edit][:, None]
-    result = image_u8.copy()
-    before = image_u8[edit].astype(np.float32)
-    result[edit] = np.rint(before + weight * (painted_u8[edit] - before)).astype(np.uint8)
-    return result

@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from inpainting.models.text_to_image.canvas import Canvas, RegionPrompt, make_canvas, paste, whole
+from datasets.masks import feather_inside
+from inpainting.models.text_to_image.canvas import Canvas, RegionPrompt, make_canvas, whole
 from inpainting.models.text_to_image.config import DEFAULTS, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, weights_of
 from inpainting.models.text_to_image.sample import Batch, sample
 from inpainting.prompts import check_masks
 from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
+from ldm.decode import LoadedImage
 from ldm.denoise import Monitor
 from ldm.result import StageTimer, library_versions, measure_drift
 from ldm.settings.config import to_plain
@@ -40,18 +42,24 @@ class PaintJob:
     image_u8: np.ndarray  # (H, W, 3)
     regions: Sequence[RegionPrompt | tuple[np.ndarray, str]]
     seeds: Sequence[int] = (0,)
+    source: LoadedImage | None = None  # what the image was read from, for its transparency and profile
 
 
 @dataclass(frozen=True, eq=False)
 class PaintResult:
     """What painting one image gives. Sample i has seed `seeds[i]`."""
 
-    images_u8: list[np.ndarray]  # n x (H, W, 3), the size of the image
+    images: list[LoadedImage]  # n, of the size and in the colours of the image
     edit_mask: np.ndarray  # (H, W) bool, what was allowed to change
     seeds: list[int]
     regions: list[RegionPrompt]
     recipe: dict[str, Any]  # all that decides the pixels
     report: dict[str, Any]  # what was measured: drift, seconds, shortened prompts
+
+    @property
+    def images_u8(self) -> list[np.ndarray]:
+        """n x (H, W, 3)"""
+        return [image.own_u8 for image in self.images]
 
     @property
     def image_u8(self) -> np.ndarray:
@@ -71,7 +79,7 @@ class PreparedJob:
 
 
 def paint(
-    image_u8: np.ndarray,
+    image: np.ndarray | LoadedImage,
     regions: Sequence[RegionPrompt | tuple[np.ndarray, str]],
     pipe: Inpainter,
     seed: int = 0,
@@ -80,14 +88,16 @@ def paint(
     samples: int = 1,
     progress: bool = True,
 ) -> PaintResult:
-    """Paint each region of an image (H, W, 3) of any size with its own prompt.
+    """Paint each region of an image (H, W, 3) of any size, or of a file, with its own prompt.
 
     regions: (mask (H, W) bool, prompt) pairs, or `RegionPrompt`s, which may carry negative prompts; where
              masks overlap, pixels read both prompts
     samples: images to make; sample i has seed + i and is the image of that seed painted alone
     Raises ValueError for invalid input.
     """
-    job = PaintJob(image_u8, regions, range(seed, seed + samples))
+    source = image if isinstance(image, LoadedImage) else None
+    image_u8 = image.rgb_u8 if isinstance(image, LoadedImage) else image
+    job = PaintJob(image_u8, regions, range(seed, seed + samples), source)
     return paint_all([job], pipe, options, Monitor(progress=progress))[0]
 
 
@@ -188,14 +198,15 @@ def finish_job(
     painted_u8: gives one canvas per seed;  without paste_back all of the model's image is the result
     """
     image, canvas, regions = prepared.job.image_u8, prepared.canvas, prepared.regions
+    source = prepared.job.source or LoadedImage(image)
     seeds = list(prepared.job.seeds)
     edit = np.logical_or.reduce([region.mask for region in regions])
     with timer.stage("paste back"):
-        images_u8 = [whole(image, next(painted_u8), canvas) for _ in seeds]
-        if options.paste_back:
-            images_u8 = [paste(image, image_u8, edit, options.feather) for image_u8 in images_u8]
+        place, width = (edit, options.feather * min(edit.shape)) if options.paste_back else (edit | True, 0.0)
+        weight_01 = feather_inside(place, width)
+        images = [source.painted(whole(image, next(painted_u8), canvas), weight_01, place) for _ in seeds]
     report = {
-        "drift": [measure_drift(image, image_u8, edit) for image_u8 in images_u8],
+        "drift": [measure_drift(source.own_u8, each.own_u8, edit) for each in images],
         "seeds": seeds,
         "cuts": [to_plain(cut) for cut in prepared.plan.cuts],
         "canvas": list(canvas.size),
@@ -216,7 +227,7 @@ def finish_job(
         "machine": {"device": pipe.device.type, "dtype": str(pipe.dtype).removeprefix("torch.")},
         "versions": library_versions(),
     }
-    return PaintResult(images_u8, edit, seeds, regions, recipe, report)
+    return PaintResult(images, edit, seeds, regions, recipe, report)
 
 
 def array_sha256(array: np.ndarray) -> str:
