@@ -189,7 +189,7 @@ def save_result(
         report = {**report, "format": kind}
     if kind == "JPEG":
         log.info("%s: JPEG is lossy; the drift was measured before encoding", png)
-        report["drift_measured"] = "before the lossy encoding"
+        report = {**report, "drift_measured": "before the lossy encoding"}
     json_text = _to_json({**report, "recipe": recipe}, beside, indent=2)
     image = image if isinstance(image, LoadedImage) else LoadedImage(image)
     files = {beside: (json_text + "\n").encode(), png: encode_image(image, png.suffix, text)}
