@@ -40,6 +40,10 @@ from llava_bifrost.choice import WITH_SENTENCE
 
 logger = logging.getLogger(__name__)
 
+RENAMED = {  # file of 0.1.0 -> the same weights under the names of the hub
+    "af95ec8f819cb7dfb713f0f3184e982d97adb6376668f0af1e9ad0e9a8915d52":
+    "7c198e1974c621b22902cde3f78ae22730b539dd79b376cd1163463387e74ea8",
+}  # fmt: skip
 MAPPINGS = ("settings", "sampling", "pair", "weights", "inputs", "machine", "versions")
 PARTS = (*MAPPINGS, "sample", "seed")  # of a recipe
 LEAST_VISIBLE = 0.05  # fraction of the object below which a user is warned (chosen)
@@ -262,6 +266,7 @@ def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettin
             raise ValueError(f"{image}: {path} ({flag_name(name)}) has changed since the image was made")
     for name, hashes in recipe["weights"].items():
         today = now["weights"].get(name, {})
+        hashes = {file: RENAMED.get(digest, digest) for file, digest in hashes.items()}
         changed = sorted(file for file in {*hashes, *today} if hashes.get(file) != today.get(file))
         if changed:
             folder = now["settings"][name]

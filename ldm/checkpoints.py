@@ -14,29 +14,31 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import revert_weight_conversion
 
 from ldm.files import first_line, read_json
+from ldm.weight_files import is_live, open_weights, weight_files
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder's *.safetensors files (one file or shards), on the CPU."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder}: no *.safetensors file in this folder; the weights are missing")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights.update(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
-    return weights
+    """All tensors of the folder's weight files (see `weight_files`), on the CPU."""
+    files = weight_files(folder)
+    if len(files) > 1 or files[0].suffix != ".safetensors":
+        source = open_weights(folder)
+        return {key: source.read(key) for key in source.shapes}
+    try:
+        return load_file(files[0])  # faster than one by one
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{files[0]}: not a readable safetensors file ({error})") from None
 
 
 def check_weights(needed: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: Path | str) -> None:
-    """ValueError that names what is missing, unexpected or of another shape."""
-    missing, unexpected = sorted(needed.keys() - weights.keys()), sorted(weights.keys() - needed.keys())
+    """ValueError that names what is missing, unexpected or of another shape; retired buffers may be there."""
+    missing = sorted(needed.keys() - weights.keys())
+    unexpected = sorted(filter(is_live, weights.keys() - needed.keys()))
     if missing or unexpected:
         raise ValueError(
             f"{where}: {len(missing)} weights missing {missing[:3]}, "
@@ -52,8 +54,9 @@ def load_strict(
     model: nn.Module, weights: Mapping[str, Tensor], where: Path | str, *, assign: bool = False
 ) -> None:
     """Fill `model` with `weights`, all of them and no others."""
-    check_weights(model.state_dict(), weights, where)
-    model.load_state_dict(weights, strict=True, assign=assign)
+    needed = model.state_dict()
+    check_weights(needed, weights, where)
+    model.load_state_dict({key: weights[key] for key in needed}, strict=True, assign=assign)
 
 
 def load_part(kind: type[Network], folder: Path, dtype: torch.dtype = torch.float32) -> Network:
@@ -70,7 +73,7 @@ def load_part(kind: type[Network], folder: Path, dtype: torch.dtype = torch.floa
         model = build_model(kind, config, folder)
     weights = {
         key: value.to(dtype) if value.is_floating_point() else value
-        for key, value in read_weights(folder).items()
+        for key, value in with_model_names(model, read_weights(folder)).items()
     }
     load_strict(model, weights, folder, assign=True)
     return model.eval()
@@ -93,7 +96,7 @@ def load_pretrained(
     wrong = {
         "missing": sorted(key for key in report["missing_keys"] if may_lack not in key),
         "mismatched": sorted(str(item[0]) for item in report["mismatched_keys"]),
-        "unexpected": sorted(report["unexpected_keys"]) if exact else [],
+        "unexpected": sorted(filter(is_live, report["unexpected_keys"])) if exact else [],
     }
     listed = [f"{len(keys)} {name} keys {keys[:3]}" for name, keys in wrong.items() if keys]
     if listed:
@@ -128,11 +131,34 @@ def save_model_config(model: nn.Module, folder: Path) -> Path:
 def save_part(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """One stock diffusers or transformers model as config.json + safetensors, floats stored as `dtype`."""
     file = save_model_config(model, folder)
-    weights = {
-        key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
-        for key, value in model.state_dict().items()
-    }
+    weights, state = {}, model.state_dict()
+    for name, keys in stored_names(model).items():
+        value = torch.cat([state[key].detach() for key in keys]) if keys[1:] else state[keys[0]].detach()
+        kind = dtype if value.is_floating_point() else value.dtype
+        weights[name] = value.to("cpu", kind).contiguous()
     save_file(weights, file, metadata={"format": "pt"})
+
+
+def stored_names(model: nn.Module) -> dict[str, list[str]]:
+    """Names in the hub's files, which every release of transformers reads -> what they hold of `model`.
+
+    Two or more names of `model` lie behind each other along axis 0.
+    """
+    keys = list(model.state_dict())
+    if not isinstance(model, PreTrainedModel):
+        return {key: [key] for key in keys}
+    model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)
+    places = revert_weight_conversion(model, {key: torch.tensor([i]) for i, key in enumerate(keys)})
+    return {name: [keys[i] for i in held.tolist()] for name, held in places.items()}
+
+
+def with_model_names(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names that `model` has, whether they came with those or with the hub's."""
+    renamed = dict(weights)
+    for name, keys in stored_names(model).items():
+        if name in weights and keys != [name]:
+            renamed |= zip(keys, renamed.pop(name).chunk(len(keys)), strict=True)
+    return renamed
 
 
 @contextmanager

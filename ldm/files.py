@@ -166,9 +166,9 @@ def file_sha256(path: Path | str) -> str:
 
 
 def hash_folder(folder: Path | str, pattern: str = "*.safetensors") -> dict[str, str]:
-    """SHA-256 of every weight file below a folder, keyed by its path inside the folder with `/`."""
+    """SHA-256 of every weight file below a folder, less hidden ones, keyed by its path inside it with `/`."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder, so there are no weights to hash")
-    files = sorted(file for file in folder.rglob(pattern) if file.is_file())
+    files = sorted(file for file in folder.rglob(pattern) if file.is_file() and file.name[0] != ".")
     return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}

@@ -1,14 +1,18 @@
 """Foreign checkpoints, read without trusting them, and safetensors written one tensor at a time.
 
-A pickle is only ever opened by torch's restricted unpickler. What training left beside the weights (classes
-of Lightning, OmegaConf, numpy scalars) is replaced by an inert object; any other name is refused.
+A pickle is only ever opened by torch's restricted unpickler. Configurations, arguments and other objects that
+training left beside the weights are replaced by inert ones: no name of theirs is imported. Names of Python's
+own library that are more than data are refused.
 """
 
 import json
 import math
 import pickle
+import re
 import struct
+import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +21,26 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch._weights_only_unpickler import get_globals_in_pkl
 from tqdm.auto import tqdm
 
 from ldm.files import first_line, written_whole
 
 TensorShape = tuple[int, ...]
 PICKLES = (".ckpt", ".pth", ".pt", ".bin")
-# Libraries whose objects lie in training checkpoints. None of their code is imported or run.
-TRAINING_STATE = (
-    *("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf."),
-    *("numpy.", "collections.", "typing."),
+WHOLE = ("model", "diffusion_pytorch_model", "pytorch_model", "adapter_model")  # one file, not shards
+# What accelerate and the Trainer of transformers leave beside the weights, by the starts of the names.
+BESIDE = ("optimizer", "scheduler", "random_states", "rng_state", "training_args", "scaler", "sampler")
+# What checkpoints hold of Python's own library; getattr is how pickle names a class inside a class.
+DATA = re.compile(
+    r"(?:argparse|collections|copyreg|datetime|decimal|enum|fractions|functools|pathlib|random|re|types|typing"
+    r"|uuid|_codecs|_operator)\..+|builtins\.(?:bool|bytearray|bytes|complex|dict|float|frozenset|getattr|int"
+    r"|list|object|range|set|slice|str|tuple|type)"
+)
+# Buffers that older releases of the libraries stored and newer ones compute anew or have removed.
+RETIRED = re.compile(
+    r"(?:.+\.)?(?:embeddings\.position_ids|rotary_emb\.inv_freq|masked_bias|relative_position_index"
+    r"|num_batches_tracked)"
 )
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -60,10 +74,12 @@ def open_weights(path: Path) -> WeightFile:
     A dictionary wrapped in `state_dict` is unwrapped. ValueError names the file and what is wrong with it.
     """
     if path.is_dir():
-        names = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
-        if not names:
-            raise ValueError(f"{path}: no *.safetensors and no *.bin file in this folder")
-        owner = {key: file for file in map(open_weights, names) for key in file.shapes}
+        owner: dict[str, WeightFile] = {}
+        for file in map(open_weights, weight_files(path)):
+            if twice := sorted(owner.keys() & file.shapes.keys()):
+                names = f"{owner[twice[0]].path.name} and {file.path.name}"
+                raise ValueError(f"{path}: {names} both hold {twice[0]}; keep one of them")
+            owner |= dict.fromkeys(file.shapes, file)
         shapes = {key: file.shapes[key] for key, file in owner.items()}
         dtypes = {key: file.dtypes[key] for key, file in owner.items()}
         return WeightFile(path, shapes, dtypes, lambda key: owner[key].read(key))
@@ -89,42 +105,82 @@ def open_weights(path: Path) -> WeightFile:
     return WeightFile(path, shapes, dtypes, read)
 
 
-class Inert:
-    """Base of the classes under foreign names: takes any arguments and any state, and keeps nothing."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files with a folder's weights: .safetensors, else .bin; a whole one before shards.
+
+    Hidden files, training's own and, beside others, variants (model.fp16.safetensors) do not count.
+    """
+    for suffix in (".safetensors", ".bin"):
+        found = sorted(folder.glob(f"[!.]*{suffix}"))
+        files = [file for file in found if not file.name.startswith(BESIDE)]
+        whole = [file for stem in WHOLE if (file := folder / (stem + suffix)) in files]
+        if files:
+            return whole[:1] or [file for file in files if "." not in file.stem] or files
+    raise ValueError(f"{folder}: no *.safetensors and no *.bin file in this folder; the weights are missing")
+
+
+def is_live(key: str) -> bool:
+    """Whether a key names a weight, not a retired buffer, which every reader passes over."""
+    return not RETIRED.fullmatch(key)
+
+
+class _Kind(type):
+    """torch sets items of what equals `dict`; stand-ins of its subclasses are to pass."""
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other or other is dict
+
+    __hash__ = type.__hash__
+
+
+class Inert(metaclass=_Kind):
+    """Base of the classes under foreign names: takes any arguments, items and state, and keeps nothing."""
 
     def __new__(cls, *args: Any) -> Any:
-        return object.__new__(cls)
+        if cls.__name__ == "getattr":
+            return Inert
+        return [] if cls.__name__ == "deque" else object.__new__(cls)
 
     def ignore(self, *args: Any) -> None:
         """Nothing is kept."""
 
-    __init__ = __setstate__ = __setitem__ = append = ignore
+    __init__ = __setstate__ = __setitem__ = ignore
 
 
 def _open_pickle(path: Path) -> WeightFile:
     """Read with weights_only; memory-mapped where the file's format allows it."""
-    zipped = zipfile.is_zipfile(path)
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
-    foreign = sorted(name for name in names if not name.startswith(TRAINING_STATE))
+    content: Any = None
+    try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        else:
+            with path.open("rb") as file:  # magic number, version, machine, content
+                names = set().union(*(get_globals_in_pkl(file) for _ in range(4)))
+        parts = [name.rpartition(".")[::2] for name in names]
+        # Pickles of torch name Python's own modules as in Python 2.
+        today = sorted(f"{IMPORT_MAPPING.get(module, module)}.{last}" for module, last in parts)
+        own = [name for name in today if name.partition(".")[0] in sys.stdlib_module_names]
+        foreign = [name for name in own if not DATA.fullmatch(name)]
+        inert = [type(last, (Inert,), {"__module__": module, "__qualname__": last}) for module, last in parts]
+        with torch.serialization.safe_globals([Inert, *inert]):
+            if not foreign:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:  # its message goes without the advice to run the code
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+        raise ValueError(
+            f"{path}: refused by torch's safe unpickler: {reason.splitlines()[0]}; "
+            "where it was made, save it as .safetensors"
+        ) from None
+    except Exception as error:  # whatever a damaged pickle ends in
+        raise ValueError(
+            f"{path}: not a readable checkpoint, perhaps an incomplete download ({first_line(error)})"
+        ) from None
     if foreign:
         raise ValueError(
             f"{path}: refused: loading it would run code by the names {', '.join(foreign[:5])}; "
             "a checkpoint needs none of them. Get the file from another source, as .safetensors if possible"
         )
-    inert: list[Any] = []
-    for name in names:
-        module, _, last = name.rpartition(".")
-        inert.append(type(last, (Inert,), {"__module__": module, "__qualname__": last}))
-    try:
-        with torch.serialization.safe_globals(inert):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:  # its message goes without the advice to run the code
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-        raise ValueError(f"{path}: refused by torch's safe unpickler: {reason.splitlines()[0]}") from None
-    except (OSError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path}: not a readable checkpoint, perhaps an incomplete download ({first_line(error)})"
-        ) from None
     others: list[str] = []
     for _ in range(2):  # published loaders unwrap twice
         if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):

@@ -22,7 +22,7 @@ from cldm.convert.plan import Origin, Plan, empty_networks, plan_compositor, pla
 from cldm.create import NetworkConfig, create_identity, noise_schedule
 from cldm.pretrained import CONFIG_FILE, CompositorConfig
 from datasets.inputs import PairOptions
-from ldm.checkpoints import folder_written_whole, save_model_config
+from ldm.checkpoints import folder_written_whole, save_model_config, stored_names
 from ldm.device import DTYPES
 from ldm.files import write_json
 from ldm.settings.config import CheckedSettings, setting, write_config
@@ -153,11 +153,14 @@ def write_part(
     is_linear = isinstance(model, nn.Linear)
     file = folder / "model.safetensors" if is_linear else save_model_config(model, folder)
     entries = {}
-    for key, origin in origins.items():
+    for name, keys in stored_names(model).items():
+        origin = origins[keys[0]]
         # keep: the source's own dtype, fp32 for what the source does not have
         kept = origin.source.dtypes[origin.key] if origin.source is not None else torch.float32
         kind = kept if dtype == "keep" else DTYPES[dtype]
-        entries[key] = Entry(origin.shape, kind, bound(weight_of, key, origin, fresh))
+        parts = [bound(weight_of, key, origins[key], fresh) for key in keys]
+        shape = (origin.shape[0] * len(keys), *origin.shape[1:])
+        entries[name] = Entry(shape, kind, bound(lambda parts: torch.cat([make() for make in parts]), parts))
     write_safetensors(file, entries, progress=True)
     for origin in origins.values():
         if origin.positions and origin.source is not None:

@@ -20,10 +20,10 @@ from cldm.convert.convert import POSITIONS
 from cldm.convert.keys import RULES, Piece, original_pieces
 from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE
 from cldm.pretrained import CONFIG_FILE, require_complete
-from ldm.checkpoints import build_model
-from ldm.files import read_json
+from ldm.checkpoints import build_model, stored_names
+from ldm.files import read_json, written_whole
 from ldm.settings.config import check_settings, setting
-from ldm.weight_files import Entry, WeightFile, entry_of, open_weights, write_safetensors, written_whole
+from ldm.weight_files import Entry, WeightFile, entry_of, is_live, open_weights, write_safetensors
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +87,12 @@ def network_entries(folder: Path, prefix: str, positions: Path | None) -> dict[s
     with init_empty_weights(include_buffers=False):
         model = build_model(NETWORKS[named], config, folder)
     file = open_weights(folder)
-    absent = sorted(set(model.state_dict()) ^ set(file.shapes))
+    held = {*filter(is_live, file.shapes)}
+    absent = min((sorted({*names} ^ held) for names in (model.state_dict(), stored_names(model))), key=len)
     if absent:
         raise ValueError(f"{folder}: weights missing or unknown: {', '.join(absent[:3])}")
     chunks: dict[str, list[tuple[Piece, str]]] = {}
-    for key, piece in original_pieces(model).items():
+    for key, piece in original_pieces(model, held).items():
         chunks.setdefault(piece.key, []).append((piece, key))
     entries = {prefix + key: joined(pieces, file) for key, pieces in chunks.items()}
     if isinstance(model, ControlNetModel):

@@ -6,7 +6,7 @@ LDM for UNet, ControlNet and autoencoder; the released files of DINOv2 and of DP
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,11 +28,14 @@ class Piece:
     ones: int = 0
 
 
-def original_pieces(model: nn.Module) -> dict[str, Piece]:
-    """For every weight of a stock network, its place in the original file (without the file's prefix)."""
+def original_pieces(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Piece]:
+    """For every weight of a stock network, its place in the original file (without the file's prefix).
+
+    names: of the weights where they are not the model's own, but the hub's
+    """
     for kind, rule in RULES.items():
         if isinstance(model, kind):
-            return {key: rule(key, model.config) for key in model.state_dict()}
+            return {key: rule(key, model.config) for key in names or model.state_dict()}
     raise TypeError(f"no original layout is known for {type(model).__name__}")
 
 

@@ -16,7 +16,7 @@ from transformers import Dinov2Model
 
 from cldm.convert.keys import Piece, original_pieces, vit_name
 from cldm.create import NetworkConfig, create_autoencoder, create_control, create_identity, create_unet
-from ldm.weight_files import TensorShape, WeightFile
+from ldm.weight_files import RETIRED, TensorShape, WeightFile
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 ENCODER, PROJECTOR = "cond_stage_model.model.", "cond_stage_model.projector."
@@ -40,6 +40,7 @@ UNUSED: dict[str, str] = {  # reason -> keys that may stay unused
         r"control_model(?:_detail|_depth)?\.input_blocks\.0\.0\.(?:weight|bias)"
     ),
     "classifier of the depth network's pre-training": r"pretrained\.model\.head\.(?:weight|bias)",
+    "buffers that the libraries compute anew": RETIRED.pattern,
 }
 OTHER_ENCODER = {
     "DINOv2 inside the file, another source was named": re.escape(ENCODER)

@@ -128,7 +128,7 @@ def merge_into(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
     Raises ValueError if a tensor of the adapter fits no weight; then nothing is written.
     """
     changes = read_original(adapter)
-    files = sorted(base.glob("*.safetensors"))
+    files = sorted(base.glob("[!.]*.safetensors"))
     if not files:
         raise ValueError(
             f"{base}: no *.safetensors; --base is a transformers LLaVA folder such as llava-1.5-7b-hf"

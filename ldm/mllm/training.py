@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.checkpoints import check_weights
@@ -20,6 +19,7 @@ from ldm.files import read_json
 from ldm.settings.config import check_settings, setting
 from ldm.training.checkpoints import Layout
 from ldm.training.task import drawing
+from ldm.weight_files import open_weights
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LANGUAGE = ("language_model", "text_model")  # what families call their language model
@@ -106,12 +106,14 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     peft itself only warns when names do not fit, as those of the original LLaVA layout do.
     """
     read_json(folder / ADAPTER_CONFIG)
-    if (folder / "non_lora_trainables.bin").is_file() or not (folder / ADAPTER).is_file():
+    file = next((path for name in (ADAPTER, "adapter_model.bin") if (path := folder / name).is_file()), None)
+    if file is None or (folder / "non_lora_trainables.bin").is_file():
         raise ValueError(
             f"{folder}: not an adapter of this repository or of peft ({ADAPTER}); one in the original LLaVA "
             "layout is merged by python -m llava_bifrost.model convert"
         )
-    stored = {key.replace(OLD, NEW): value for key, value in load_file(folder / ADAPTER).items()}
+    source = open_weights(file)
+    stored = {key.replace(OLD, NEW): source.read(key) for key in source.shapes}
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode, config.task_type = False, None  # without a task all inputs are passed on
     config.base_model_name_or_path = None  # peft warns where it is another one

@@ -1,6 +1,7 @@
 """Names of weights: our map, that of diffusers, and names and shapes of the released files agree."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,13 +11,25 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
-from transformers import DPTForDepthEstimation
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, Dinov2Config, Dinov2Model, DPTForDepthEstimation
 
 from cldm.convert.convert import DPT_LARGE
 from cldm.convert.keys import original_pieces, vit_name
 from cldm.convert.plan import UNET, VAE, empty_networks, plan_compositor, plan_single
 from cldm.create import AutoencoderConfig, NetworkConfig
-from tests.cldm.released import MINI, manifest, named_weight, original_shapes, shapes_only
+from ldm.checkpoints import load_part, save_part, stored_names
+from tests.cldm.released import (
+    MANIFESTS,
+    MINI,
+    expand,
+    manifest,
+    named_weight,
+    original_shapes,
+    shapes_only,
+)
+from tests.conftest import ROOT
 
 COUNTS = {"bifrost": 2196, "anydoor": 1856, "sd21": 1241, "dinov2_vitg14": 567}
 PARAMETERS = {"unet": 865_910_724, "control_detail": 364_228_384, "control_depth": 364_228_240,
@@ -65,6 +78,69 @@ def test_our_map_is_that_of_diffusers(part, network):
     ours = mapped(model, weights)
     assert ours.keys() == theirs.keys()
     assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+@pytest.mark.parametrize(("part", "count"), [("clip_text", 372), ("dinov2", 727), ("dpt", 462)])
+def test_saved_names_are_those_of_the_hub(part: str, count: int, full_size) -> None:
+    """At the published sizes: names that transformers 4.57 writes and reads."""
+    text = CLIPTextConfig(hidden_size=1024, num_hidden_layers=23, num_attention_heads=16)
+    with init_empty_weights(include_buffers=False):
+        model = {
+            "clip_text": lambda: CLIPTextModel(text),
+            "dinov2": lambda: full_size["image_encoder"],
+            "dpt": lambda: DPTForDepthEstimation(DPT_LARGE),
+        }[part]()
+    patterns = (MANIFESTS / f"hub_{part}.txt").read_text().split()
+    wanted = {key for pattern in patterns for key in expand(pattern)}
+    assert len(wanted) == count
+    names = stored_names(model)
+    assert names.keys() == wanted
+    assert sorted(key for keys in names.values() for key in keys) == sorted(model.state_dict())
+
+
+@pytest.mark.parametrize("part", ["unet", "control_detail", "vae"])
+def test_diffusers_names_stay(part: str, full_size) -> None:
+    assert stored_names(full_size[part]) == {key: [key] for key in full_size[part].state_dict()}
+
+
+@pytest.mark.parametrize(
+    ("folder", "start", "absent"),
+    [
+        ("inpainter/text_encoder", "text_model.", r"(?!text_model\.).*"),
+        ("compositor/image_encoder", "encoder.layer.0.attention.attention.query", r".*\.[qkvo]_proj\..*"),
+        ("locator", "language_model.model.layers.0", r"model\..*"),
+        ("prompter", "language_model.model.layers.0", r"model\..*"),
+    ],
+)
+def test_the_small_networks_have_names_of_the_hub(folder: str, start: str, absent: str) -> None:
+    with safe_open(ROOT / "assets/tiny" / folder / "model.safetensors", "pt") as file:
+        keys = list(file.keys())
+    assert any(key.startswith(start) for key in keys)
+    assert [key for key in keys if re.fullmatch(absent, key)] == []
+
+
+@pytest.mark.parametrize("names", ["hub", "model"])
+@pytest.mark.parametrize("swiglu", [False, True])
+def test_a_part_is_read_under_either_names(names: str, swiglu: bool, tmp_path) -> None:
+    config = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+                          patch_size=14, use_swiglu_ffn=swiglu)  # fmt: skip
+    for model in (Dinov2Model(config), CLIPTextModel(CLIPTextConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    ))):  # fmt: skip
+        save_part(model, tmp_path, torch.float32)
+        weights = model.state_dict()
+        stored = load_file(tmp_path / "model.safetensors")
+        assert stored.keys() == stored_names(model).keys() != weights.keys()
+        if names == "model":
+            save_file({**weights, "embeddings.position_ids": torch.arange(4)}, tmp_path / "model.safetensors")
+        loaded = load_part(type(model), tmp_path).state_dict()
+        assert loaded.keys() == weights.keys()
+        assert all(torch.equal(loaded[key], value) for key, value in weights.items())
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(stored, tmp_path / "pytorch_model.bin")
+        assert all(torch.equal(value, weights[key])
+                   for key, value in load_part(type(model), tmp_path).state_dict().items())  # fmt: skip
+        (tmp_path / "pytorch_model.bin").unlink()
 
 
 @pytest.mark.parametrize("part", ["unet", "control_detail", "control_depth", "vae", "image_encoder"])

@@ -181,7 +181,11 @@ def test_released_lora_is_merged_whole(model, folder, lora):
         torch.testing.assert_close(after[key], before[key] + update, atol=1e-5, rtol=0)
     assert not np.array_equal(painted(merged), painted(model))
     assert merged.lora == path / LORA_FILE
-    none = load_inpainter(folder, path / LORA_FILE, lora_scale=0.0)
+    torch.save(released, path / "pytorch_lora_weights.bin")
+    (path / LORA_FILE).rename(path / "kept.safetensors")
+    pickled = load_inpainter(folder, path).unet.state_dict()
+    assert all(torch.equal(pickled[key], after[key]) for key in after)
+    none = load_inpainter(folder, path / "kept.safetensors", lora_scale=0.0)
     assert np.array_equal(painted(none), painted(model))
 
 

@@ -97,6 +97,10 @@ def test_the_released_adapter_s_names_are_understood(folder: Path, tmp_path: Pat
         logits = [one.eval()(input_ids=tokens).logits for one in (again, adapted, plain)]
     assert torch.allclose(logits[0], logits[1], atol=1e-6)
     assert not torch.allclose(logits[0], logits[2], atol=1e-3)
+    file.unlink()
+    torch.save(old, tmp_path / "adapter_model.bin")  # as peft wrote before 0.5
+    pickled = load_adapter(load_mllm(folder / "writer").model, tmp_path)
+    assert all(torch.equal(value, pickled.state_dict()[key]) for key, value in again.state_dict().items())
     save_file({**old, "base_model.model.extra": torch.zeros(1)}, file)
     with pytest.raises(ValueError, match=r"1 unexpected"):
         load_adapter(load_mllm(folder / "writer").model, tmp_path)

@@ -1,65 +1,21 @@
 """Foreign checkpoints: no code of theirs runs, defects are named; what is written is plain safetensors."""
 
-import pickle
-import sys
-import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ldm.checkpoints import load_strict, read_weights
+from ldm.files import hash_folder
 from ldm.weight_files import Entry, entry_of, open_weights, write_safetensors
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
 
 
-class Bomb:
-    """Pickles as a call that makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 def read_all(path: Path) -> dict[str, torch.Tensor]:
     file = open_weights(path)
     return {key: file.read(key) for key in file.shapes}
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_file_that_would_run_code_is_refused(legacy: bool, tmp_path: Path) -> None:
-    content = {"state_dict": WEIGHTS, "x": Bomb(tmp_path / "hit")}
-    torch.save(content, tmp_path / "w.ckpt", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ValueError, match=r"w.ckpt: refused"):
-        open_weights(tmp_path / "w.ckpt")
-    assert not (tmp_path / "hit").exists()
-
-
-def test_a_plain_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "w.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "hit"), protocol=2))
-    with pytest.raises(ValueError, match="refused|not a readable checkpoint"):
-        open_weights(tmp_path / "w.pt")
-    assert not (tmp_path / "hit").exists()
-
-
-def test_training_objects_are_ignored_without_their_library(tmp_path: Path, monkeypatch) -> None:
-    """Lightning checkpoints hold classes of its callbacks and numpy scalars beside the weights."""
-    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
-    kind = type("ModelCheckpoint", (), {"__module__": module.__name__})
-    module.ModelCheckpoint = kind
-    one = kind()
-    one.best = 3
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, module.__name__, module)
-        content = {"state_dict": WEIGHTS, "callbacks": {kind: {"best": np.float64(0.5)}, "object": one}}
-        torch.save(content, tmp_path / "w.ckpt")
-    file = open_weights(tmp_path / "w.ckpt")
-    assert file.others == ("callbacks",)
-    assert torch.equal(file.read("a.weight"), WEIGHTS["a.weight"])
 
 
 @pytest.mark.parametrize("name", ["w.ckpt", "w.pth", "w.pt", "w.bin", "legacy.pth", "w.safetensors"])
@@ -78,6 +34,67 @@ def test_a_folder_of_shards_is_one_file(tmp_path: Path) -> None:
     for index, (key, value) in enumerate(WEIGHTS.items()):
         save_file({key: value}, tmp_path / f"model-0000{index}.safetensors")
     assert read_all(tmp_path).keys() == WEIGHTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("beside", "read"),
+    [
+        ({"optimizer.bin": 0, "scheduler.bin": 0, "random_states_0.bin": 0, "training_args.bin": 0}, "w.bin"),
+        ({"optimizer_1.bin": 0, "sampler.bin": 0, "scaler.pt": 0, "rng_state_0.pth": 0}, "pytorch_model.bin"),
+        ({"model.fp16.safetensors": 2, "optimizer.bin": 0, "._model.safetensors": 0}, "model.safetensors"),
+        ({"model-00001-of-00001.safetensors": 2, "mm_projector.bin": 2}, "model.safetensors"),
+        ({"diffusion_pytorch_model.bin": 2, ".hidden.safetensors": 0}, "diffusion_pytorch_model.safetensors"),
+        ({"._model.fp16.safetensors": 0, "optimizer.bin": 0}, "model.fp16.safetensors"),
+    ],
+)
+def test_a_folder_of_training_gives_its_weights(beside: dict[str, int], read: str, tmp_path: Path) -> None:
+    """beside: name -> 0 for a file that no reader knows, else the factor of other weights."""
+    for name, factor in {**beside, read: 1}.items():
+        weights = {key: value * factor for key, value in WEIGHTS.items()}
+        if not factor:
+            (tmp_path / name).write_bytes(b"\0\5\x16\7Mac OS X")
+        elif name.endswith(".safetensors"):
+            save_file(weights, tmp_path / name)
+        else:
+            torch.save(weights, tmp_path / name)
+    for found in (read_all(tmp_path), read_weights(tmp_path)):
+        assert found.keys() == WEIGHTS.keys()
+        assert all(torch.equal(found[key], value) for key, value in WEIGHTS.items())
+
+
+def test_two_files_with_one_weight_are_refused(tmp_path: Path) -> None:
+    for name in ("model-00001-of-00002.safetensors", "model-00001-of-00003.safetensors"):
+        save_file(WEIGHTS, tmp_path / name)
+    for read in (open_weights, read_weights):
+        with pytest.raises(ValueError, match=r"00002.safetensors and .*00003.safetensors both hold a.bias"):
+            read(tmp_path)
+
+
+def test_hidden_files_are_not_hashed(tmp_path: Path) -> None:
+    for name in ("a/w.safetensors", "a/._w.safetensors", ".w.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert list(hash_folder(tmp_path)) == ["a/w.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text_model.embeddings.position_ids",
+        "vision_model.embeddings.position_ids",
+        "layers.0.self_attn.rotary_emb.inv_freq",
+        "h.0.attn.masked_bias",
+        "encoder.layers.0.blocks.0.attention.self.relative_position_index",
+        "norm.num_batches_tracked",
+    ],
+)
+def test_retired_buffers_may_be_there(name: str) -> None:
+    layer = torch.nn.Linear(2, 3)
+    weights = {"weight": torch.ones(3, 2), "bias": torch.ones(3)}
+    load_strict(layer, weights | {name: torch.ones(1)}, "file")
+    assert torch.equal(layer.bias, weights["bias"])
+    with pytest.raises(ValueError, match=r"file: 0 weights missing \[\], 1 unexpected"):
+        load_strict(layer, weights | {name + ".weight": torch.ones(1)}, "file")
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,10 @@ def test_adapters_of_other_models_are_refused(tmp_path: Path):
     assert isinstance(merged(load_adapter(build_small("llava")[0], tmp_path)), type(build_small("llava")[0]))
     with pytest.raises(ValueError, match="unexpected|shape|Target modules"):
         load_adapter(build_small("smolvlm")[0], tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    torch.save({"a": torch.ones(1), "x": print}, tmp_path / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"adapter_model.bin: refused: .* builtins.print"):
+        load_adapter(build_small("llava")[0], tmp_path)
     (tmp_path / "non_lora_trainables.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="llava_bifrost.model convert"):
         load_adapter(build_small("llava")[0], tmp_path)

@@ -102,7 +102,9 @@ def load_inpainter(
     named = lora or (folder / config.lora if config.lora else None)
     file = Path(named) if named else None
     if file is not None:
-        file = file / LORA_FILE if file.is_dir() else file
+        if file.is_dir():  # .bin: as diffusers wrote before 0.20
+            files = [file / LORA_FILE, (file / LORA_FILE).with_suffix(".bin")]
+            file = next((one for one in files if one.is_file()), files[0])
         if not file.is_file():
             raise ValueError(f"{file}: no such LoRA file")
     blocks = read_json(folder / "unet" / "config.json")
