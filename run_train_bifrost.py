@@ -16,9 +16,10 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from cldm.config import CompositorConfig, Sampling
 from cldm.create import NetworkConfig, create_compositor
 from cldm.model import Compositor
-from cldm.pretrained import CompositorConfig, Sampling, load_compositor, save_compositor
+from cldm.pretrained import load_compositor, save_compositor
 from cldm.training.data import DataConfig, PairData
 from cldm.training.module import CompositorModule, CompositorTrainConfig
 from cldm.training.records import Metrics, RejectionCounter, Samples

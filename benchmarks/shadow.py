@@ -19,10 +19,11 @@ import typer
 from tqdm.auto import tqdm
 
 from benchmarks.harness import RESULTS, Out, write_results
+from cldm.config import CompositorConfig
 from cldm.evaluate.cases import SceneCase, find_cases
 from cldm.model import Compositor
 from cldm.pipeline import CompositorPipeline
-from cldm.pretrained import CompositorConfig, load_compositor
+from cldm.pretrained import load_compositor
 from datasets.pairs import build_pair
 from datasets.pasteback import stitch
 from datasets.sources.rendered import RenderedScenes

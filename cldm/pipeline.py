@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cldm.config import Sampling
 from cldm.model import Compositor, Conditions
-from cldm.pretrained import Sampling
 from datasets.pairs import Pair
 from ldm.denoise import Known, Monitor, denoise, noise_for, set_steps, start_latents
 from ldm.images import from_pm1

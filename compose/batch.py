@@ -25,31 +25,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import typer
 from tqdm.auto import tqdm
 
-from cldm.pretrained import load_compositor_config
+from cldm.config import load_compositor_config
 from compose import ComposeSettings, compose, load_models
-from compose.settings import Models, compositor_folder, depth_folder
+from compose.models import Models
+from compose.settings import BatchSettings, DreamBoothSettings, compositor_folder
 from datasets.sources.readers import images_in, subfolders
 from ldm.files import file_sha256, numbered_lines, read_json, write_json
 from ldm.journal import parse_line
-from ldm.result import check_writable, overwrite_setting, sample_paths
+from ldm.registry.models import depth_folder
+from ldm.result import check_writable, sample_paths
 from ldm.seeds import seed_of
-from ldm.settings.config import (
-    CheckedSettings,
-    Layer,
-    flag_name,
-    merge_layers,
-    setting,
-    to_plain,
-    yaml_layers,
-)
+from ldm.settings.config import Layer, flag_name, merge_layers, to_plain, yaml_layers
 from ldm.shards import shard_of
 from llava_bifrost.choice import GEOMETRIC
 
 logger = logging.getLogger(__name__)
 
-DEFAULTS = Path("configs/inference.yaml")
 MASK = "_mask"  # ends the names of DreamBooth's masks of backgrounds
 NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)*")
 PATHS = [field.name for field in fields(ComposeSettings) if "Path" in str(field.type)] + ["locator"]
@@ -169,31 +163,6 @@ def run_jobs(jobs: Sequence[Job], out: Path, shard: str = "0/1", overwrite: bool
     return len(failed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DreamBoothSettings(CheckedSettings):
-    """The DreamBooth test set: every object in every background."""
-
-    objects: Path = setting(help="cut-outs CONCEPT/*.png, or images CONCEPT.jpg with --object-masks")
-    backgrounds: Path = setting(help="NAME_GT.png with NAME_mask.png, or NAME_N.jpg with NAME_N_mask.jpg")
-    object_masks: Path | None = setting(
-        None, help="masks CONCEPT.jpg of the objects; then masks of backgrounds are black where to paint"
-    )
-    out: Path = setting(Path("outputs/dreambooth"), help="folder of the results, CONCEPT/N.png each")
-    mode: str = setting(
-        "replace", choices=("replace", "place", "inpaint", "id-transfer"), help="as in the image verb"
-    )
-    model: Path | None = setting(None, help="compositor folder, as in the image verb")
-    depth_model: Path | None = setting(None, help="depth network folder, as in the image verb")
-    seed: int = setting(0, low=0, help="every pair has a seed of its own, made of this and its name")
-    shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
-    defaults: Path | None = setting(DEFAULTS, help="YAML file of all other settings; none: the built-in ones")
-    overwrite: bool = overwrite_setting()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        shard_of(self.shard)
-
-
 def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
     """A job CONCEPT/<n> for every object and background, each with a seed of its own.
 
@@ -245,3 +214,16 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
             jobs.append(Job(name, merge_layers(ComposeSettings, [*below, Layer({**given, **files})])))
     check_files(jobs[0].settings)
     return jobs
+
+
+def batch(settings: BatchSettings | DreamBoothSettings) -> None:
+    """Make all composites of a job file. Run again to continue; what is done stays.
+
+    All jobs are checked first. A job that fails is recorded and the rest goes on; the exit code is then 1.
+    """
+    if isinstance(settings, DreamBoothSettings):
+        jobs = dreambooth_jobs(settings)
+    else:
+        jobs = read_jobs(settings.jobs, settings.defaults, settings.root)
+    if run_jobs(jobs, settings.out, settings.shard, settings.overwrite):
+        raise typer.Exit(1)

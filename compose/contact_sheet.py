@@ -15,8 +15,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from compose import ComposeSettings, compose, load_models
+from compose.models import Models
 from compose.pipeline import Result, settings_of_recipe
-from compose.settings import DEPTH_MODES, Models
+from compose.settings import DEPTH_MODES
 from datasets.geometry import box_to_pixels
 from datasets.relations import Place
 from ldm.files import read_json

@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from cldm.config import PRESETS, Sampling, with_compat
 from cldm.pipeline import CompositorPipeline, Weights
-from cldm.pretrained import PRESETS, Sampling, with_compat
+from compose.models import Models
 from compose.placement import locate, read_sources, resolve_placement
-from compose.settings import DEPTH_MODES, ComposeSettings, Models
+from compose.settings import DEPTH_MODES, ComposeSettings
 from datasets.inputs import PairOptions
 from datasets.pairs import Geometry, Pair, pair_of
 from datasets.pasteback import stitch

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from compose.settings import DEPTH_MODES, ComposeSettings, Models
+from compose.models import Models
+from compose.settings import DEPTH_MODES, ComposeSettings
 from datasets.geometry import Box01, bbox_of_mask, box_from_01, box_to_01, depth_at_contact, depth_extent
 from datasets.inputs import Inputs, PairOptions, check_object
 from datasets.pairs import Geometry

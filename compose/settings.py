@@ -1,39 +1,22 @@
-"""The settings of one composite, for command line, YAML, recipes and notebooks, and the networks they name.
+"""The settings of one composite, for command line, YAML, recipes and notebooks.
 
 A model folder that is not given is the full-size one below `models/` (or below the folder that BIFROST_MODELS
 names) where it is there, else the one of the bundle in `assets/tiny`.
 """
 
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from cldm.model import Compositor
-from cldm.pretrained import (
-    PRESETS,
-    CompositorConfig,
-    load_compositor,
-    load_compositor_config,
-    missing_parts,
-)
+from cldm.config import PRESETS, missing_parts
 from datasets.fusion import ALIASES, MODES
 from datasets.geometry import check_box01
-from ldm.device import pick_device, pick_dtype
-from ldm.experts.depth import DepthEstimator
-from ldm.experts.detect import Detector
-from ldm.latents import scheduler_class
-from ldm.registry.models import FULL_DEPTH, TINY_DEPTH, depth_folder, resolve_model_path
-from ldm.settings.config import flag_name, setting
+from ldm.registry.models import FULL_DEPTH, TINY_DEPTH, resolve_model_path
+from ldm.result import overwrite_setting
+from ldm.settings.choices import scheduler_name
+from ldm.settings.config import CheckedSettings, flag_name, setting
+from ldm.shards import shard_of
 from llava_bifrost.choice import GEOMETRIC, LocatorOptions
 from llava_bifrost.language.instruction import parse_instruction
-from llava_bifrost.locator import Locator, load_locator
-
-logger = logging.getLogger(__name__)
 
 FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")
 DEPTH_MODES = ("place", "replace")  # the object is put into the depth map, and nearer objects hide it
@@ -132,7 +115,7 @@ class ComposeSettings(LocatorOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scheduler is not None:
-            scheduler_class(self.scheduler)
+            scheduler_name(self.scheduler)
         if self.box is not None:
             check_box01(self.box, where="--box")
         if (depth := self.depth) is not None:
@@ -177,55 +160,70 @@ def compositor_folder(chosen: Path | None = None) -> Path:
     return chosen or (TINY_MODEL if missing_parts(full) else full)
 
 
-@dataclass
-class Models:
-    """Compositor, depth network, locators and detectors on one device."""
-
-    folder: Path
-    depth_folder: Path
-    config: CompositorConfig
-    device: torch.device
-    dtype: torch.dtype  # of the compositor
-    offload: bool = False
-    requested: tuple[Any, ...] = ()  # what `load_models` was given: folders, device, dtype, offload
-    loaded: dict[Path, Any] = field(default_factory=dict)  # locators and detectors by folder
-
-    def _once(self, folder: Path, load: Callable[..., Any]) -> Any:
-        if folder not in self.loaded:
-            self.loaded[folder] = load(folder, device=str(self.device))
-        return self.loaded[folder]
-
-    def locator(self, folder: Path) -> Locator:
-        """The language model that reads sentences."""
-        return self._once(folder, load_locator)
-
-    def detector(self, folder: Path) -> Detector:
-        """The network that finds named objects."""
-        return self._once(folder, Detector.load)
-
-    @cached_property
-    def compositor(self) -> Compositor:
-        """In eval mode, on the device, or on the CPU until a stage needs it."""
-        model, _ = load_compositor(self.folder, self.dtype)
-        return model if self.offload else model.to(self.device)
-
-    @cached_property
-    def depth(self) -> DepthEstimator:
-        """The depth network, in single precision."""
-        return DepthEstimator.load(self.depth_folder, device=str(self.device))
+DEFAULTS = Path("configs/inference.yaml")
 
 
-def load_models(settings: ComposeSettings, known: Models | None = None) -> Models:
-    """Check device and folder, log the compositor's notice once; weights are read when first needed.
+@dataclass(frozen=True, kw_only=True)
+class DreamBoothSettings(CheckedSettings):
+    """The DreamBooth test set: every object in every background."""
 
-    known: models of other settings, which are returned where these settings need the same
-    """
-    folder, depth = compositor_folder(settings.model), depth_folder(settings.depth_model)
-    requested = (folder, depth, settings.device, settings.dtype, settings.offload)
-    if known is not None and known.requested == requested:
-        return known
-    device, config = pick_device(settings.device), load_compositor_config(folder)
-    if config.notice:
-        logger.info("%s", config.notice)
-    dtype = pick_dtype(settings.dtype, device)
-    return Models(folder, depth, config, device, dtype, settings.offload, requested)
+    objects: Path = setting(help="cut-outs CONCEPT/*.png, or images CONCEPT.jpg with --object-masks")
+    backgrounds: Path = setting(help="NAME_GT.png with NAME_mask.png, or NAME_N.jpg with NAME_N_mask.jpg")
+    object_masks: Path | None = setting(
+        None, help="masks CONCEPT.jpg of the objects; then masks of backgrounds are black where to paint"
+    )
+    out: Path = setting(Path("outputs/dreambooth"), help="folder of the results, CONCEPT/N.png each")
+    mode: str = setting(
+        "replace", choices=("replace", "place", "inpaint", "id-transfer"), help="as in the image verb"
+    )
+    model: Path | None = setting(None, help="compositor folder, as in the image verb")
+    depth_model: Path | None = setting(None, help="depth network folder, as in the image verb")
+    seed: int = setting(0, low=0, help="every pair has a seed of its own, made of this and its name")
+    shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
+    defaults: Path | None = setting(DEFAULTS, help="YAML file of all other settings; none: the built-in ones")
+    overwrite: bool = overwrite_setting()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shard_of(self.shard)
+
+
+@dataclass(frozen=True)
+class CompositeSettings(ComposeSettings):
+    """A composite and where it goes."""
+
+    out: Path = setting(
+        Path("outputs/composite.png"), help="PNG to write; with several samples a number is added to its name"
+    )
+    sheet: bool = setting(
+        True, help="also write NAME_sheet.png: inputs, box, depth, mask and result side by side"
+    )
+    save_steps: int = setting(0, low=0, help="write a preview every so many steps into NAME_steps; 0 = none")
+    overwrite: bool = overwrite_setting()
+
+
+@dataclass(frozen=True)
+class ReplaySettings(CheckedSettings):
+    """A composite to paint again."""
+
+    image: Path = setting(aliases=("IMAGE",), help="PNG written by the image verb")
+    out: Path | None = setting(None, help="PNG to write; without it NAME_replay.png")
+    overwrite: bool = overwrite_setting()
+
+
+@dataclass(frozen=True)
+class BatchSettings(CheckedSettings):
+    """A job file and where its results go."""
+
+    jobs: Path = setting(
+        aliases=("JOBS",), help="JSONL: one job a line, the setting names of the image verb and a name"
+    )
+    out: Path = setting(Path("outputs/batch"), help="folder of the results, NAME.png and NAME.json each")
+    shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
+    defaults: Path | None = setting(DEFAULTS, help="YAML file of settings below those of the jobs")
+    root: Path = setting(Path("."), help="folder that relative paths in the jobs start from")
+    overwrite: bool = overwrite_setting()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shard_of(self.shard)

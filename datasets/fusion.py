@@ -277,3 +277,6 @@ def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold:
     edges = np.where(inner & (strength >= threshold), strength, 0).astype(np.uint8)[..., None]
     map_u8 = np.repeat(edges, 3, axis=-1) if mode == "gray255" else (edges / 255.0 * image).astype(np.uint8)
     return resize(map_u8, (image_u8.shape[0], image_u8.shape[1]), how="linear")
+
+
+DETAIL_SCALE = 0.12  # of the object's size: finer than this counts as detail; measured on rendered scenes

@@ -10,6 +10,7 @@ from math import sqrt
 import cv2
 import numpy as np
 
+from datasets.fusion import DETAIL_SCALE
 from datasets.geometry import Crop, tight_slices
 from datasets.masks import feather_inside
 from datasets.pairs import Geometry
@@ -21,7 +22,6 @@ FEATHER = 0.02  # of the crop's side; chosen
 WIDE = 8  # pixels; a blur with a larger sigma is computed on a smaller image, for speed
 MAX_LIGHT = 3.0  # a cut-out is made at most so many times as light or dark; chosen
 DARK = 5.0  # of 255, added to both before they are divided, as black says nothing about the light; chosen
-DETAIL_SCALE = 0.12  # of the object's size: finer than this counts as detail; measured on rendered scenes
 
 
 @dataclass(frozen=True, eq=False)

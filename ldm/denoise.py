@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 Predict = Callable[[Tensor, Tensor, bool], Tensor]
-STEP_RULES = ("exact", "published")
 
 
 class Cancelled(Exception):

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from ldm.result import library_versions
+from ldm.settings.choices import DEVICES, PRECISIONS
 
-DEVICES = ("auto", "cuda", "mps", "cpu")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.float16, torch.bfloat16), strict=True))
 
 
 def pick_device(name: str = "auto") -> torch.device:

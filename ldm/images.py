@@ -4,17 +4,17 @@ Legend: h w pixels. Images are RGB uint8 (h, w, 3) `_u8`, masks bool (h, w) and 
 depth `depth_01` float32 (h, w), relative inverse depth, 1 = nearest. Writers are atomic.
 """
 
+from __future__ import annotations
+
 import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, PngImagePlugin
-from torch import Tensor
 
 from ldm.decode import (
     LoadedImage,
@@ -28,6 +28,9 @@ from ldm.decode import (
     sixteen_bit_rgb,
 )
 from ldm.files import write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -223,10 +226,10 @@ def to_01(image_u8: np.ndarray) -> Tensor:
 
 def from_pm1(image_pm1: Tensor) -> np.ndarray:
     """(3, h, w) in [-1, 1] -> RGB (h, w, 3) uint8, rounded and clipped; undoes `to_pm1` exactly."""
-    if not torch.isfinite(image_pm1).all():
+    if not image_pm1.isfinite().all():
         raise ValueError("the image holds NaN or infinite values; try a wider dtype (float32 or bfloat16)")
     values = ((image_pm1.detach().float() + 1) * 127.5).round().clamp(0, 255)
-    return values.to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+    return values.byte().permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 def resize(image: np.ndarray, size_hw: tuple[int, int], *, how: str = "area") -> np.ndarray:
@@ -250,4 +253,6 @@ def resize(image: np.ndarray, size_hw: tuple[int, int], *, how: str = "area") ->
 
 def _planes(image_u8: np.ndarray) -> Tensor:
     """(h, w, 3) -> (3, h, w) float. The copy accepts read-only arrays and negative strides."""
+    import torch
+
     return torch.from_numpy(np.array(image_u8, order="C")).permute(2, 0, 1).float()

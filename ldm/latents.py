@@ -20,23 +20,12 @@ from torch import Tensor, nn
 
 from ldm.checkpoints import load_part, save_part
 from ldm.files import first_line, read_json, write_json
+from ldm.settings.choices import SCHEDULERS, scheduler_name
 from ldm.settings.config import nearest
 
 AUTOENCODERS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
 STATISTICS = "latent_statistics.json"
 
-SCHEDULERS: dict[str, str] = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "pndm": "PNDMScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler-a": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "deis": "DEISMultistepScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
 STEP_INPUTS = {"model_output", "timestep", "sample"}
 LOOP_METHODS = ("set_timesteps", "step", "scale_model_input", "add_noise")  # what sampling calls
 
@@ -118,8 +107,7 @@ class LatentSpace(nn.Module):
 
 def scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
     """A diffusers scheduler by short name or class name, if it can drive the sampling loop."""
-    found = SCHEDULERS.get(name) or (name if name.endswith("Scheduler") else "")
-    kind = getattr(diffusers, found, None)
+    kind = getattr(diffusers, scheduler_name(name), None)
     if kind is None:
         raise ValueError(nearest(name, SCHEDULERS, "scheduler"))
     try:

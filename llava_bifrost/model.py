@@ -20,6 +20,7 @@ from ldm.mllm.chat import TEMPLATES
 from ldm.mllm.llava_original import merge_into
 from ldm.mllm.load import load_model, load_processor
 from ldm.mllm.training import load_adapter, merged
+from ldm.settings.choices import PRECISIONS
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting, write_config
 from llava_bifrost.choice import FULL
@@ -52,7 +53,7 @@ class MergeLocator(CheckedSettings):
     adapter: Path = setting(help="adapter folder of a run: OUT/adapter, or CHECKPOINT/adapter")
     base: Path = setting(help="the model folder that the run started from")
     out: Path = setting(FULL, help="folder to write")
-    dtype: str = setting("bf16", choices=tuple(DTYPES), help="precision of the merged weights")
+    dtype: str = setting("bf16", choices=PRECISIONS, help="precision of the merged weights")
 
 
 def convert_adapter(settings: ConvertLocator) -> None:

@@ -34,6 +34,7 @@ from ldm.mllm.training import (
     merged,
     prepared,
 )
+from ldm.settings.choices import PRECISIONS
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, dump_yaml, setting, write_config
 from ldm.training.fit import FitConfig, Task, fit, make_accelerator
@@ -70,7 +71,7 @@ class TrainConfig:
         choices=("auto", *TEMPLATES),
         help="chat template; auto: vicuna_v1 for llava, else the model's",
     )
-    dtype: str = setting("bf16", choices=tuple(DTYPES), help="precision of the weights that do not train")
+    dtype: str = setting("bf16", choices=PRECISIONS, help="precision of the weights that do not train")
     gradient_checkpointing: bool = setting(True, help="recompute activations instead of keeping them")
     projector_lr: float = setting(2e-5, low=0.0, help="learning rate of the projector")
     lora: LoraSettings = setting(LoraSettings(), help="what is trained")

@@ -114,8 +114,8 @@ def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*args: object, **kwargs: object) -> None:
         raise AssertionError("weights were read before the input was checked")
 
-    monkeypatch.setattr("compose.settings.load_compositor", slow)
-    monkeypatch.setattr("compose.settings.DepthEstimator.load", slow)
+    monkeypatch.setattr("compose.models.load_compositor", slow)
+    monkeypatch.setattr("compose.models.DepthEstimator.load", slow)
 
 
 def refusal(case: Case, run: Callable[[], int], capsys: pytest.CaptureFixture[str]) -> str:

@@ -195,7 +195,7 @@ def test_old_scenes_are_read_and_rendered_the_same(tmp_path: Path) -> None:
 
 
 def compositor_card(folder: Path) -> object:
-    from cldm.pretrained import load_compositor_config
+    from cldm.config import load_compositor_config
 
     return load_compositor_config(folder)
 

@@ -18,7 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cldm.pretrained import CONFIG_FILE, Sampling, load_compositor, load_compositor_config
+from cldm.config import CONFIG_FILE, Sampling, load_compositor_config
+from cldm.pretrained import load_compositor
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.models.text_to_image.load import INPAINTER_FILE, load_inpainter
 from ldm.checkpoints import folder_written_whole

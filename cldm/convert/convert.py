@@ -18,13 +18,14 @@ from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedd
 from torch import Tensor, nn
 from transformers import DPTConfig, DPTForDepthEstimation
 
+from cldm.config import CONFIG_FILE, CompositorConfig
 from cldm.convert.plan import Origin, Plan, empty_networks, plan_compositor, plan_single
 from cldm.create import NetworkConfig, create_identity, noise_schedule
-from cldm.pretrained import CONFIG_FILE, CompositorConfig
 from datasets.inputs import PairOptions
 from ldm.checkpoints import folder_written_whole, save_model_config, stored_names
 from ldm.device import DTYPES
 from ldm.files import write_json
+from ldm.settings.choices import PRECISIONS
 from ldm.settings.config import CheckedSettings, setting, write_config
 from ldm.weight_files import Entry, entry_of, open_weights, write_safetensors
 
@@ -60,7 +61,7 @@ class ConvertSettings(CheckedSettings):
     source: Path = setting(help="checkpoint: .ckpt, .pth, .pt, .bin, .safetensors, or a folder of these")
     out: Path = setting(help="folder that is written; it appears when it is complete")
     dtype: str = setting(
-        "keep", choices=("keep", *DTYPES), help="type of the written weights; keep: as in the file"
+        "keep", choices=("keep", *PRECISIONS), help="type of the written weights; keep: as in the file"
     )
     report: Path | None = setting(None, help="JSON report: what became of every key")
 

@@ -16,10 +16,10 @@ from diffusers import ControlNetModel, DDIMScheduler
 from torch import Tensor
 from transformers import Dinov2Model
 
+from cldm.config import CONFIG_FILE, require_complete
 from cldm.convert.convert import POSITIONS
 from cldm.convert.keys import RULES, Piece, original_pieces
 from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE
-from cldm.pretrained import CONFIG_FILE, require_complete
 from ldm.checkpoints import build_model, stored_names
 from ldm.files import read_json, written_whole
 from ldm.settings.config import check_settings, setting

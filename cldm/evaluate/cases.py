@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cldm.config import CompositorConfig
 from cldm.evaluate.measures import pixel_order
-from cldm.pretrained import CompositorConfig
 from datasets.geometry import depth_extent
 from datasets.inputs import Inputs
 from datasets.pairs import Pair, build_pair

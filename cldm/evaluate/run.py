@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from cldm.config import Sampling
 from cldm.evaluate.cases import SceneCase, candidates, find_cases
 from cldm.evaluate.measures import nearest_candidate, order_is_right
 from cldm.evaluate.report import CUTOUT, DEFAULT, SceneScores, make_tables, ranked, text_tables
 from cldm.pipeline import CompositorPipeline, Weights
-from cldm.pretrained import Sampling, load_compositor
+from cldm.pretrained import load_compositor
 from datasets.pairs import Pair, build_pair
 from datasets.pasteback import stitch
 from datasets.scenes.store import read_options

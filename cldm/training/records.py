@@ -20,9 +20,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from cldm.config import Sampling
 from cldm.model import Compositor
 from cldm.pipeline import CompositorPipeline
-from cldm.pretrained import Sampling
 from cldm.training.sharding import runs_model
 from datasets.base import TrainingSample, collate_pairs
 from datasets.sources.inspection import RejectionStats

@@ -21,7 +21,6 @@ import typer
 from tqdm.auto import tqdm
 
 from compose.benchmark.score import ScoreSettings, score
-from compose.settings import depth_folder
 from datasets.benchmark import (
     Instances,
     depth_of,
@@ -35,6 +34,7 @@ from datasets.benchmark import (
 from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic
 from ldm.images import read_image
+from ldm.registry.models import depth_folder
 from ldm.settings.cli import command, new_app, run_module
 from llava_bifrost.language.instruction import Request, make_instruction
 

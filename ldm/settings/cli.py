@@ -2,7 +2,8 @@
 
 def build_app() -> typer.Typer:
     app = new_app("Compose images.")
-    app.command("image")(command(ImageSettings, run_image, default_config=Path("configs/inference.yaml")))
+    work = later("compose.commands:run_image")  # imported when the verb runs
+    app.command("image")(command(ImageSettings, work, default_config=Path("configs/inference.yaml")))
     return app
 
 if __name__ == "__main__":
@@ -10,7 +11,6 @@ if __name__ == "__main__":
 """
 
 import contextlib
-import importlib
 import inspect
 import json
 import logging
@@ -26,6 +26,7 @@ from typer.core import TyperCommand
 from ldm import __version__
 from ldm.settings.arguments import common_options, spread_lists
 from ldm.settings.config import Layer, flag_name, load_config, merge_layers, nested, to_plain, yaml_layers
+from ldm.settings.later import quiet_libraries
 from ldm.settings.schema import flat_settings, from_text, members, range_name, section_of, type_name
 
 T = TypeVar("T")
@@ -152,16 +153,11 @@ def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer
 def run_module(build: Callable[[], typer.Typer]) -> NoReturn:
     """The `__main__` part of a command: run the app on the command line and exit with its code.
 
-    Messages are plain lines on standard error. Libraries report errors only, and show no bars for the
-    milliseconds in which weights are read.
+    Messages are plain lines on standard error.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    for library in ("diffusers", "transformers"):
-        if library in sys.modules:
-            messages = importlib.import_module(f"{library}.utils.logging")
-            messages.set_verbosity_error()
-            messages.disable_progress_bar()
+    quiet_libraries()
     sys.exit(run_app(build, sys.argv[1:]))
 
 

@@ -19,7 +19,6 @@ import typer
 from tqdm.auto import tqdm
 
 from datasets.relations import Place
-from ldm.device import DEVICES, DTYPES
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
 from ldm.files import excerpt, numbered_lines, write_json
@@ -27,6 +26,7 @@ from ldm.images import encode_png, read_depth, read_image, write_png
 from ldm.journal import append_line, parse_line, read_lines
 from ldm.registry.models import depth_folder
 from ldm.result import beside, check_writable, overwrite_setting, write_result
+from ldm.settings.choices import DEVICES, PRECISIONS
 from ldm.settings.config import CheckedSettings, setting
 from ldm.shards import shard_of
 from llava_bifrost.choice import GEOMETRIC, LocatorOptions
@@ -55,7 +55,7 @@ class LocatorSettings(LocatorOptions):
         None, help="depth network folder, to rank several places by where the ground is, and for anchors"
     )
     device: str = setting("auto", choices=DEVICES, help="where the locator runs")
-    dtype: str = setting("auto", choices=("auto", *DTYPES), help="precision of the locator")
+    dtype: str = setting("auto", choices=("auto", *PRECISIONS), help="precision of the locator")
 
     @property
     def needs_depth(self) -> bool:

@@ -14,7 +14,7 @@ import typer
 
 from compose import ComposeSettings, compose, load_models
 from compose.contact_sheet import marked_background
-from compose.settings import Models
+from compose.models import Models
 from ldm.images import write_png
 from ldm.settings.cli import run_module, single_app
 from ldm.sheet import grid

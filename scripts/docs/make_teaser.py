@@ -13,7 +13,7 @@ import typer
 
 from compose import compose, load_models
 from compose.contact_sheet import on_white, read_cases, settings_of_case, with_box
-from compose.settings import Models
+from compose.models import Models
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_module, single_app
 from ldm.sheet import grid

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from cldm.pretrained import PRESETS, Sampling, with_compat
+from cldm.config import PRESETS, Sampling, with_compat
 from compose import ComposeSettings, compose, load_models
 from compose.pipeline import ignored_options
 from datasets.inputs import PUBLISHED_INFERENCE

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from cldm.config import Sampling
 from cldm.create import create_compositor
 from cldm.model import Compositor
 from cldm.pipeline import CompositorPipeline, Weights
-from cldm.pretrained import Sampling
 from datasets.inputs import Inputs
 from datasets.pairs import Pair, build_pair
 from ldm.denoise import Monitor

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cldm.config import CONFIG_FILE, CompositorConfig, missing_parts
 from cldm.create import create_compositor
-from cldm.pretrained import CONFIG_FILE, CompositorConfig, load_compositor, missing_parts, save_compositor
+from cldm.pretrained import load_compositor, save_compositor
 from datasets.inputs import PairOptions
 from tests.cldm.small import SMALL, SMALL_CONFIG
 

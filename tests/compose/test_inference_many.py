@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import compose.settings as compose_module
-from compose.batch import DreamBoothSettings, dreambooth_jobs, read_jobs
+import compose.models as compose_module
+from compose.batch import dreambooth_jobs, read_jobs
+from compose.settings import DreamBoothSettings
 from ldm.images import read_image, write_mask, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cldm.pretrained import CONFIG_FILE
+from cldm.config import CONFIG_FILE
 from tests.images import Case, forbid_loading, refusal
 
 
@@ -94,7 +94,7 @@ def test_damaged_weights_are_named(case: Case, copied: Path, capsys, damage: str
 
 def test_a_depth_network_that_is_absent_or_broken_is_named(case: Case, capsys, monkeypatch) -> None:
     too_early = "the compositor was read first"
-    monkeypatch.setattr("compose.settings.load_compositor", lambda *args: pytest.fail(too_early))
+    monkeypatch.setattr("compose.models.load_compositor", lambda *args: pytest.fail(too_early))
     broken = Path(shutil.copytree(case.depth_model, case.folder / "broken"))
     (broken / "model.safetensors").write_bytes(b"123")
     for folder in (case.folder / "gone", Path("no/such"), broken):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from compose import ComposeSettings, compose, load_models
-from compose.settings import Models
+from compose.models import Models
+from compose.settings import CompositeSettings
 from datasets.relations import Place
 from ldm.images import read_depth, read_image
 from ldm.result import read_recipe
@@ -19,7 +20,7 @@ from llava_bifrost.choice import GEOMETRIC
 from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import parse_instruction
 from llava_bifrost.placement.anchors import read_anchors
-from run_inference import CompositeSettings, build_app
+from run_inference import build_app
 from tests.images import Case, room
 from tests.ldm import small_detectors
 

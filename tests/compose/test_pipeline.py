@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cldm.pretrained import Sampling
+from cldm.config import Sampling
 from compose import ComposeSettings, compose, load_models
+from compose.models import Models
 from compose.pipeline import ignored_options
-from compose.settings import Models
 from ldm.denoise import Cancelled, Step
-from ldm.latents import SCHEDULERS, scheduler_class
+from ldm.latents import scheduler_class
+from ldm.settings.choices import SCHEDULERS
 from tests.images import Case, forbid_loading, room
 
 
@@ -68,7 +69,7 @@ def test_every_step_is_seen_and_can_be_the_last(case: Case) -> None:
 
 
 def test_networks_are_loaded_once_and_only_when_needed(case: Case, monkeypatch) -> None:
-    import compose.settings as module
+    import compose.models as module
 
     calls: list[str] = []
     real = module.load_compositor

@@ -6,7 +6,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from ldm.denoise import Cancelled, Known, Monitor, denoise, noise_for, set_steps, start_latents
-from ldm.latents import SCHEDULERS, make_scheduler
+from ldm.latents import make_scheduler
+from ldm.settings.choices import SCHEDULERS
 
 QUIET = Monitor(progress=False)
 CPU = torch.device("cpu")

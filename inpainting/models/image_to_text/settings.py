@@ -8,10 +8,10 @@ from inpainting.models.image_to_text.batches import AlphaOptions
 from inpainting.models.image_to_text.dataset import LlavaOptions
 from inpainting.models.image_to_text.evaluation.metric_models import MetricFolders
 from inpainting.prompts import COLORS, RED, PrompterConfig
-from ldm.device import DTYPES
 from ldm.metrics.intervals import BOOTSTRAPS
 from ldm.mllm.chat import TEMPLATES
 from ldm.mllm.training import LoraSettings
+from ldm.settings.choices import PRECISIONS
 from ldm.settings.config import CheckedSettings, check_settings, setting
 from ldm.training.fit import FitConfig
 
@@ -55,7 +55,7 @@ class PromptTraining:
         help="lora; qlora: on a 4-bit model; full: the language model itself; quantized: 4 bits, test only",
     )
     dtype: str = setting(
-        "auto", choices=("auto", *DTYPES), help="precision of what does not train; auto: as fit.precision"
+        "auto", choices=("auto", *PRECISIONS), help="precision of what does not train; auto: as fit.precision"
     )
     template: str = setting("", choices=("", *TEMPLATES), help="chat template; empty: the published one")
     lora: LoraSettings = setting(RECIPE, help="the adapter")

@@ -1,0 +1,105 @@
+"""What must be known of a compositor besides its weights: the configuration of its folder, and the presets.
+
+The configuration says how images were prepared in training and which sampler settings suit the model, so a
+small model and the full-size one differ in files, never in code. PRESETS replace pre-processing and sampling
+by those of the two published systems, switch for switch; sizes stay the model's. Two more of their switches:
+the whole crop is pasted back (a rectangle less 5 pixels), and the side of the crop is drawn between 1.5 and
+2.9 times the region, here from the seed of the job.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from datasets.fusion import DETAIL_SCALE
+from datasets.inputs import PUBLISHED_INFERENCE, PairOptions
+from ldm.settings.choices import STEP_RULES
+from ldm.settings.config import CheckedSettings, read_config, setting
+
+CONFIG_FILE = "compositor.json"
+CROP_TENTHS = (15, 29)  # of the region; published without a seed
+PARTS = ("unet", "control_detail", "control_depth", "image_encoder", "projector", "vae", "scheduler")
+
+
+@dataclass(frozen=True)
+class Sampling(CheckedSettings):
+    """Sampler settings that suit a model; a user's own settings override them one by one."""
+
+    scheduler: str = setting("unipc", help="scheduler name")
+    steps: int = setting(20, low=1, high=1000, help="sampling steps of a full run")
+    guidance: float = setting(5.0, low=0.0, high=30.0, help="classifier-free guidance; 1 = off")
+    init: str = setting(
+        "noise", choices=("noise", "paste"), help="start from noise or from the noised cut-out paste"
+    )
+    strength: float = setting(
+        1.0, low=0.0, high=1.0, help="noise put on the paste; small = close to the paste"
+    )
+    detail: float = setting(
+        0.0, low=0.0, high=1.0, help="fraction of the result that is the relit cut-out itself"
+    )
+    detail_scale: float = setting(
+        DETAIL_SCALE, low=0.01, high=1.0, help="what counts as fine, as a fraction of the object's size"
+    )
+    step_rule: str = setting(
+        "exact", choices=STEP_RULES, help="published: every (1000 // steps)-th timestep, often one step more"
+    )
+
+
+@dataclass(frozen=True)
+class CompositorConfig:
+    """What a user and the pipeline must know of a compositor besides its weights."""
+
+    name: str = setting("compositor", help="short name for logs and recipes")
+    notice: str = setting("", help="shown once when the model is loaded")
+    pair: PairOptions = setting(PairOptions(), help="pre-processing that the model was trained with")
+    sampling: Sampling = setting(Sampling(), help="default sampler settings")
+
+
+@dataclass(frozen=True)
+class Compat:
+    """What the published code of one system implies.
+
+    paste: see `datasets.pasteback.stitch`. depth: of an object whose depth is not given, None as usual.
+    """
+
+    pair: PairOptions
+    sampling: Sampling
+    paste: str = "legacy-rect"
+    depth: tuple[float, ...] | None = None
+
+
+_DDIM = Sampling("ddim", steps=50, guidance=5.0, init="noise", detail=0.0, step_rule="published")
+PRESETS = {
+    "bifrost": Compat(PUBLISHED_INFERENCE, _DDIM),
+    # AnyDoor knows no depth: nothing hides the object, and its collage shows the colours of the edges.
+    "anydoor": Compat(replace(PUBLISHED_INFERENCE, hf_mode="color", mask_level="box"), _DDIM, depth=(1.0,)),
+}
+
+
+def with_compat(config: CompositorConfig, name: str, seed: int) -> CompositorConfig:
+    """The configuration with the pre-processing and sampling of a published system."""
+    tenths = np.random.default_rng(seed).integers(CROP_TENTHS[0], CROP_TENTHS[1] + 1)
+    kept = {field: getattr(config.pair, field) for field in ("size", "reference_size", "augment")}
+    pair = replace(PRESETS[name].pair, crop_ratio=float(tenths) / 10, **kept)
+    return replace(config, pair=pair, sampling=PRESETS[name].sampling)
+
+
+def missing_parts(folder: Path) -> list[str]:
+    """Names of the parts that a compositor folder lacks (their content is checked on loading)."""
+    absent = [part for part in PARTS if not (folder / part).is_dir()]
+    return absent if (folder / CONFIG_FILE).is_file() else [*absent, CONFIG_FILE]
+
+
+def require_complete(folder: Path) -> None:
+    """Refuse, naming what is missing, a folder that is not a whole compositor."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such model folder")
+    if absent := missing_parts(folder):
+        raise ValueError(f"{folder}: not a complete compositor folder; missing {', '.join(absent)}")
+
+
+def load_compositor_config(folder: Path) -> CompositorConfig:
+    """The configuration alone, without the weights, of a complete folder."""
+    require_complete(folder)
+    return read_config(CompositorConfig, folder / CONFIG_FILE)

@@ -1,0 +1,75 @@
+"""What the verbs of run_inference.py do."""
+
+import logging
+import sys
+from functools import partial
+from typing import Any
+
+from compose import compose, load_models
+from compose.contact_sheet import TITLES, sheet_rows
+from compose.models import Models
+from compose.pipeline import check_unchanged, settings_of_recipe
+from compose.settings import CompositeSettings, ReplaySettings
+from ldm.denoise import Step
+from ldm.images import encode_png, from_pm1, write_png
+from ldm.result import beside, log_result, output_paths, result_paths, set_aside, write_result
+from ldm.sheet import grid
+
+logger = logging.getLogger(__name__)
+
+
+def run_image(settings: CompositeSettings) -> dict[str, Any]:
+    """Put an object into a background at a box and a depth, or where a sentence says.
+
+    Writes a PNG that carries its recipe, a JSON report beside it, and a contact sheet.
+    """
+    paths = output_paths(settings.out, settings.num_samples, settings.input_files.values())
+    models = load_models(settings)
+    previews = partial(write_preview, settings, models) if settings.save_steps else None
+    result = compose(settings, models, on_step=previews, progress=sys.stderr.isatty())
+    for index, path in enumerate(paths):
+        result.save(index, path, overwrite=settings.overwrite)
+    sheet = beside(settings.out, "_sheet.png") if settings.sheet else None
+    if sheet:
+        rows, labels = sheet_rows(result)
+        write_result({sheet: encode_png(grid(rows, TITLES, labels))}, settings.overwrite)
+    if result.changed_outside:
+        logger.warning("%d pixels changed outside the edit region", result.changed_outside)
+    summary = (
+        f"{100 * result.report['visible_fraction']:.0f} % of the object visible, "
+        f"{result.changed_outside} pixels changed outside the edit region"
+    )
+    return log_result(paths, result.report, summary, sheet)
+
+
+def write_preview(settings: CompositeSettings, models: Models, step: Step) -> None:
+    """Decode the first sample every few steps, and at the last, into NAME_steps/step_000.png.
+
+    The folder of an earlier run is renamed at the first step, or its previews are removed (`overwrite`).
+    """
+    folder, number = beside(settings.out, "_steps"), step.index + 1
+    if step.index == 0 and not settings.overwrite:
+        set_aside([folder])
+    elif step.index == 0:
+        for old in folder.glob("step_*.png"):
+            old.unlink()
+    if number % settings.save_steps and number < step.total:
+        return
+    space = models.compositor.latent_space
+    latents = step.latents[:1].to(space.mean.device, next(space.parameters()).dtype)
+    write_png(folder / f"step_{number:03d}.png", from_pm1(space.decode(latents)[0].float().cpu()))
+
+
+def replay(options: ReplaySettings) -> None:
+    """Paint an image again from the recipe inside it.
+
+    Gives the same bytes on the same machine; refuses when an input or the weights have changed.
+    """
+    image, out = options.image, options.out or beside(options.image, "_replay.png")
+    settings, recipe = settings_of_recipe(image)
+    output_paths(out, 1, settings.input_files.values())
+    models = load_models(settings)
+    check_unchanged(image, recipe, settings, models)
+    result = compose(settings, models, progress=sys.stderr.isatty())
+    result.with_placement(recipe.get("placement")).save(recipe["sample"], out, overwrite=options.overwrite)
+    logger.info("image:   %s\nreport:  %s", *result_paths(out))

@@ -1,0 +1,79 @@
+"""The networks that the settings of a composite name, loaded once."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cldm.config import CompositorConfig, load_compositor_config
+from cldm.model import Compositor
+from cldm.pretrained import load_compositor
+from compose.settings import ComposeSettings, compositor_folder
+from ldm.device import pick_device, pick_dtype
+from ldm.experts.depth import DepthEstimator
+from ldm.experts.detect import Detector
+from ldm.latents import scheduler_class
+from ldm.registry.models import depth_folder
+from llava_bifrost.locator import Locator, load_locator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Models:
+    """Compositor, depth network, locators and detectors on one device."""
+
+    folder: Path
+    depth_folder: Path
+    config: CompositorConfig
+    device: torch.device
+    dtype: torch.dtype  # of the compositor
+    offload: bool = False
+    requested: tuple[Any, ...] = ()  # what `load_models` was given: folders, device, dtype, offload
+    loaded: dict[Path, Any] = field(default_factory=dict)  # locators and detectors by folder
+
+    def _once(self, folder: Path, load: Callable[..., Any]) -> Any:
+        if folder not in self.loaded:
+            self.loaded[folder] = load(folder, device=str(self.device))
+        return self.loaded[folder]
+
+    def locator(self, folder: Path) -> Locator:
+        """The language model that reads sentences."""
+        return self._once(folder, load_locator)
+
+    def detector(self, folder: Path) -> Detector:
+        """The network that finds named objects."""
+        return self._once(folder, Detector.load)
+
+    @cached_property
+    def compositor(self) -> Compositor:
+        """In eval mode, on the device, or on the CPU until a stage needs it."""
+        model, _ = load_compositor(self.folder, self.dtype)
+        return model if self.offload else model.to(self.device)
+
+    @cached_property
+    def depth(self) -> DepthEstimator:
+        """The depth network, in single precision."""
+        return DepthEstimator.load(self.depth_folder, device=str(self.device))
+
+
+def load_models(settings: ComposeSettings, known: Models | None = None) -> Models:
+    """Check scheduler, device and folder, log the notice once; weights are read when first needed.
+
+    known: models of other settings, which are returned where these settings need the same
+    """
+    if settings.scheduler is not None:
+        scheduler_class(settings.scheduler)
+    folder, depth = compositor_folder(settings.model), depth_folder(settings.depth_model)
+    requested = (folder, depth, settings.device, settings.dtype, settings.offload)
+    if known is not None and known.requested == requested:
+        return known
+    device, config = pick_device(settings.device), load_compositor_config(folder)
+    if config.notice:
+        logger.info("%s", config.notice)
+    dtype = pick_dtype(settings.dtype, device)
+    return Models(folder, depth, config, device, dtype, settings.offload, requested)

@@ -1,0 +1,26 @@
+"""Names that settings choose from; the code behind them needs libraries that take seconds to import."""
+
+from ldm.settings.schema import nearest
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+PRECISIONS = ("fp32", "fp16", "bf16")
+STEP_RULES = ("exact", "published")  # which timesteps a sampling run visits, see `ldm.denoise`
+SCHEDULERS: dict[str, str] = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "pndm": "PNDMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
+
+def scheduler_name(name: str) -> str:
+    """A diffusers scheduler's class name by short name or class name; another name is a ValueError."""
+    if name not in SCHEDULERS and not name.endswith("Scheduler"):
+        raise ValueError(nearest(name, SCHEDULERS, "scheduler"))
+    return SCHEDULERS.get(name, name)
