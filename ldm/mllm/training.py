@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from ldm.checkpoints import check_weights
-from ldm.files import read_json
+from ldm.files import first_line, read_json
 from ldm.settings.config import check_settings, setting
 from ldm.training.checkpoints import Layout
 from ldm.training.task import drawing
@@ -25,7 +25,12 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 LANGUAGE = ("language_model", "text_model")  # what families call their language model
 PROJECTORS = ("multi_modal_projector", "visual.merger", "connector")  # and what maps images into it
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-OLD, NEW = "language_model.model.", "model.language_model."  # LLaVA's layers before and since transformers 5
+# LLaVA's names before transformers 5, in which its model has one more level, and what they are now.
+OLD_NAMES = {
+    r"\blanguage_model\.model\.": "model.language_model.",
+    r"\blanguage_model\.lm_head\b": "lm_head",
+    r"^(base_model\.model\.)?(?=(multi_modal_projector|vision_tower|image_newline)\b)": r"\1model.",
+}
 INITS = ("uniform", "gaussian")
 
 
@@ -100,6 +105,13 @@ def adapter_key(parameter: str) -> str:
     return re.sub(r"\.(?:modules_to_save\.)?default(?=\.)", "", parameter)
 
 
+def current_name(name: str) -> str:
+    """A name of a layer or weight of LLaVA as transformers 5 has it; other names stay."""
+    for old, new in OLD_NAMES.items():
+        name = re.sub(old, new, name)
+    return name
+
+
 def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     """An adapter folder on its base model: each tensor is used and each matrix filled, or it is a ValueError.
 
@@ -113,16 +125,17 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
             "layout is merged by python -m llava_bifrost.model convert"
         )
     source = open_weights(file)
-    stored = {key.replace(OLD, NEW): source.read(key) for key in source.shapes}
+    stored = {current_name(key): source.read(key) for key in source.shapes}
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode, config.task_type = False, None  # without a task all inputs are passed on
     config.base_model_name_or_path = None  # peft warns where it is another one
     if not isinstance(config.target_modules, str):
-        config.target_modules = {name.replace(OLD, NEW) for name in config.target_modules or ()}
+        config.target_modules = {current_name(name) for name in config.target_modules or ()}
+    config.modules_to_save = [current_name(name) for name in config.modules_to_save or ()] or None
     try:
         wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
     except ValueError as error:
-        raise ValueError(f"{folder}: its layers are not those of this model ({error})"[:300]) from None
+        raise ValueError(f"{folder}: its layers are not those of this model ({first_line(error)})") from None
     parameters = {
         adapter_key(name): value for name, value in wrapped.named_parameters() if value.requires_grad
     }
