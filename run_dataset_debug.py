@@ -75,7 +75,7 @@ def write_report(source: ExampleSource, name: str, out: Path, settings: dict[str
     report = validate(source, name, journal, settings)
     index = out.with_name(f"{out.stem}_index.json")
     counted = {"accepted": report.objects.accepted, **report.objects.rejected}
-    items = {"items": len(source), "sound": len(report.sound)}
+    items = {"items": len(source), "sound": len(report.sound), "read_as_stored": report.objects.as_stored}
     body = {"source": name, **items, "objects": counted, "problems": report.problems}
     listed = json.dumps({"source": name, "items": report.sound}) + "\n"
     write_all_atomic({out: json_bytes(body), index: listed.encode()})

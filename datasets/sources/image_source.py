@@ -17,7 +17,7 @@ import numpy as np
 from datasets.base import Rejected
 from datasets.inputs import Inputs
 from datasets.sources.coco import json_entry
-from datasets.sources.readers import ObjectView, Rules, Tree
+from datasets.sources.readers import ObjectView, Rules, Tree, Turn, read_annotated
 from ldm.files import read_json
 from ldm.settings.config import CheckedSettings, setting
 
@@ -78,6 +78,7 @@ class ImageSource:
 
     def __init__(self, config: SourceConfig, index: Path | None = None) -> None:
         self.config, self.rules, self.dynamics = config, config.rules, config.dynamics
+        self.as_stored: set[Path] = set()  # images read so far against their EXIF orientation
         self.items = config.read()
         if index is None:
             return
@@ -99,6 +100,13 @@ class ImageSource:
     def views(self, index: int) -> Iterator[ObjectView]:
         return self.config.views(self.items[index])
 
+    def read(self, view: ObjectView, mask: np.ndarray) -> tuple[np.ndarray, Turn | None]:
+        """The image of a view, of the size of its mask (h, w), as in `read_annotated`."""
+        rgb_u8, turn = read_annotated(view.image, mask.shape)
+        if turn is not None:
+            self.as_stored.add(view.image)
+        return rgb_u8, turn
+
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
         """An example without counterfactual. Masks are checked first, so a rejection costs no image."""
         reference, target = self.config.draw(self.items[index], rng)
@@ -107,13 +115,13 @@ class ImageSource:
         same = target is reference
         target_mask = reference_mask if same else target.mask()
         self.rules.check_target(target_mask)
-        reference_u8 = reference.read(reference_mask)
-        background_u8 = reference_u8 if same else target.read(target_mask)
+        reference_u8, turn = self.read(reference, reference_mask)
+        background_u8, turn = (reference_u8, turn) if same else self.read(target, target_mask)
         return Inputs(
             reference_u8=reference_u8,
             reference_mask=reference_mask,
             background_u8=background_u8,
-            background_depth_01=target.read_depth((background_u8.shape[0], background_u8.shape[1])),
+            background_depth_01=target.read_depth(target_mask.shape, turn),
             target_mask=target_mask,
             mode="inpaint",
         )

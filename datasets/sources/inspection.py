@@ -30,6 +30,7 @@ class RejectionStats:
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     named: set[str] = field(default_factory=set)  # messages about files, each shown once
+    as_stored: int = 0  # images read against their EXIF orientation, as their annotations have that size
 
     def reject(self, error: Exception) -> None:
         """Count a rejection; a message about a file is logged the first time."""
@@ -43,6 +44,8 @@ class RejectionStats:
         total = self.accepted + sum(self.rejected.values())
         rows = [("accepted", self.accepted), *self.rejected.most_common()]
         lines = [f"  {name:28}{count:8}{count / max(total, 1):9.1%}" for name, count in rows]
+        if self.as_stored:
+            lines.append(f"  images read as stored, not by their EXIF orientation: {self.as_stored}")
         return "\n".join([f"{self.source}: {total} drawn", *lines])
 
 
@@ -54,6 +57,7 @@ def accepted_samples(
         drawn = draw_pair(source, options, (seed, k), k % len(source))
         for _, error in drawn.rejections:
             stats.reject(error)
+        stats.as_stored = len(getattr(source, "as_stored", ()))
         if drawn.pair is not None:
             stats.accepted += 1
             name = source.name(drawn.index) if hasattr(source, "name") else f"item {drawn.index}"
@@ -83,14 +87,17 @@ def validate(source: ImageSource, name: str, journal: Path, settings: dict[str, 
         item = source.name(index)
         if item not in finished.done:
             objects = RejectionStats(report.objects.source, named=report.objects.named)
+            source.as_stored.clear()
             problems = item_problems(source, index, objects)
             counts = {"accepted": objects.accepted, "refused": objects.rejected}
+            counts["as_stored"] = len(source.as_stored)
             finished.add(item, {"problems": problems, **counts})
             if problems:
                 log.warning("%s: %s", item, problems[0])
         record = finished.done[item]
         report.objects.accepted += record["accepted"]
         report.objects.rejected.update(record["refused"])
+        report.objects.as_stored += record.get("as_stored", 0)
         if record["problems"]:
             report.problems[item] = record["problems"]
         else:
@@ -101,31 +108,36 @@ def validate(source: ImageSource, name: str, journal: Path, settings: dict[str, 
 def item_problems(source: ImageSource, index: int, objects: RejectionStats) -> list[str]:
     """Everything wrong with the files of an item, each message once."""
     problems: dict[str, None] = {}  # in order
-    sizes: dict[Path, tuple[int, int] | None] = {}
+    readable: dict[tuple[Path, Any], bool] = {}  # image in the size of its mask; None: without a mask
     try:
         views = list(source.views(index))
     except (Rejected, ValueError) as error:
         return [str(error)]
     for view in views:
-        if view.image not in sizes:
-            sizes[view.image] = None
-            try:
-                sizes[view.image] = size_hw = read_image(view.image).size
-                if view.tree is not None:
-                    view.read_depth(size_hw)
-            except ValueError as error:
-                problems[str(error)] = None
+        mask = None
         try:
-            mask, size = view.mask(), sizes[view.image]
-            if size is not None and mask.shape != size:
-                shown = f"{mask.shape[1]} x {mask.shape[0]}"
-                raise ValueError(f"{view.image} is {size[1]} x {size[0]} pixels, its mask is {shown}")
-            only_reference = view.tree is None or view.tree.depth is None
-            check = source.rules.check_reference if only_reference else source.rules.check_target
-            check(mask)
-            objects.accepted += 1
+            mask = view.mask()
         except Rejected as error:  # also an object that is absent from a frame: counted, not a problem
             objects.reject(error)
         except ValueError as error:
             problems[str(error)] = None
+        key = view.image, None if mask is None else mask.shape
+        if key not in readable:
+            readable[key] = False
+            try:
+                size_hw = read_image(view.image).size if mask is None else mask.shape
+                turn = None if mask is None else source.read(view, mask)[1]
+                readable[key] = True
+                if view.tree is not None:
+                    view.read_depth(size_hw, turn)
+            except ValueError as error:
+                problems[str(error)] = None
+        if mask is not None and readable[key]:
+            only_reference = view.tree is None or view.tree.depth is None
+            check = source.rules.check_reference if only_reference else source.rules.check_target
+            try:
+                check(mask)
+                objects.accepted += 1
+            except Rejected as error:
+                objects.reject(error)
     return list(problems)

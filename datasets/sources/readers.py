@@ -5,21 +5,32 @@ reference view and paints it anew in a target view, whose depth map is needed. B
 Messages of Rejected start with a short reason and a colon, which is what tables count.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import ExifTags, Image
 
 from datasets.base import Rejected
-from datasets.geometry import bbox_of_mask, expand_box
+from datasets.geometry import Size, bbox_of_mask, expand_box
 from ldm.decode import image_ids, opened
 from ldm.images import read_depth, read_image
 from ldm.settings.config import CheckedSettings, setting
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 COARSE = 4  # ids are looked for on every fourth pixel; usable objects are far larger
+Turn = Callable[[np.ndarray], np.ndarray]
+TO_STORED: dict[
+    int, Turn
+] = {  # EXIF orientation that exchanges height and width -> from upright to stored pixels
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels, -1),
+}
 TARGET_MARGIN = 1.1  # the region round the target object over its box, as published
 
 
@@ -99,16 +110,11 @@ class ObjectView:
     mask: Callable[[], np.ndarray]
     tree: Tree | None = None
 
-    def read(self, mask: np.ndarray) -> np.ndarray:
-        """The image (h, w, 3) uint8, checked against its mask (h, w)."""
-        image = read_image(self.image)
-        if image.size != mask.shape:
-            (h, w), (mask_h, mask_w) = image.size, mask.shape
-            raise ValueError(f"{self.image} is {w} x {h} pixels, its mask is {mask_w} x {mask_h}")
-        return image.rgb_u8
+    def read_depth(self, size_hw: Size, turn: Turn | None = None) -> np.ndarray:
+        """depth_01 (h, w) of a target; a missing file is named with the command that makes it.
 
-    def read_depth(self, size_hw: tuple[int, int]) -> np.ndarray:
-        """depth_01 (h, w) of a target; a missing file is named with the command that makes it."""
+        turn: of an image that is read as stored; it turns the map of the upright image too
+        """
         if self.tree is None:
             raise ValueError(f"{self.image} has no depth map, so it cannot be a target")
         if self.tree.depth is None:
@@ -116,7 +122,28 @@ class ObjectView:
         path = self.tree.depth / self.image.relative_to(self.tree.images).with_suffix(".png")
         if not path.is_file():
             raise ValueError(f"depth map {path} does not exist; `{self.tree.command}` makes it")
+        if turn is not None:
+            with contextlib.suppress(ValueError):
+                return turn(read_depth(path, size=(size_hw[1], size_hw[0])))
         return read_depth(path, size=size_hw)
+
+
+def read_annotated(path: Path, size_hw: Size) -> tuple[np.ndarray, Turn | None]:
+    """An image (h, w, 3) uint8 in the size of its annotation, and what turned it; ValueError if neither fits.
+
+    It is upright (None) where that fits, and as stored where only that fits: the annotation ignores the EXIF
+    orientation then. Orientations that keep the size do not show; such an image is upright.
+    """
+    rgb_u8 = read_image(path).rgb_u8
+    h, w = rgb_u8.shape[:2]
+    if (h, w) == tuple(size_hw):
+        return rgb_u8, None
+    if (w, h) == tuple(size_hw):
+        with Image.open(path) as image:
+            turn = TO_STORED.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        if turn is not None:
+            return np.ascontiguousarray(turn(rgb_u8)), turn
+    raise ValueError(f"{path} is {w} x {h} pixels, its mask is {size_hw[1]} x {size_hw[0]}")
 
 
 def require_mask(mask: np.ndarray, message: str) -> np.ndarray:

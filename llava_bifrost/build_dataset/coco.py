@@ -7,6 +7,7 @@ as background. Removal: objects.py, questions: questions.py, published rules: pu
 Legend: h w pixels.
 """
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,12 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from datasets.base import Rejected
-from datasets.sources.readers import folder
+from datasets.sources.readers import folder, read_annotated
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.erase import Eraser
 from ldm.files import hash_folder, read_json
-from ldm.images import read_image
 from ldm.settings.config import to_plain
 from llava_bifrost.build_dataset import published
 from llava_bifrost.build_dataset.objects import (
@@ -34,6 +34,8 @@ from llava_bifrost.build_dataset.objects import (
 from llava_bifrost.build_dataset.questions import CocoBuild, PreparedPhotograph, make_samples
 from llava_bifrost.build_dataset.records import Built
 from llava_bifrost.build_dataset.relations import reaches
+
+log = logging.getLogger(__name__)
 
 # What decides the contents, beside the weights and the settings of the output.
 DECISIVE = ("targets", "replace", "published", "thresholds", "relations", "batch")
@@ -103,9 +105,10 @@ class CocoSource:
             if not order:
                 why = "no object of the right size" if objects else "no annotation"
                 raise Rejected(f"no target: {why}")
-            image = read_image(settings.images / photograph.file)
-            if image.size != photograph.size_hw:
-                raise ValueError(f"{photograph.file} has another size than its annotation says")
+            path = settings.images / photograph.file
+            rgb_u8, turn = read_annotated(path, photograph.size_hw)
+            if turn is not None:
+                log.warning("%s is read as stored: its annotations ignore its EXIF orientation", path)
         except (Rejected, ValueError) as error:
             prepared.drop(error)
             return prepared
@@ -121,11 +124,11 @@ class CocoSource:
                 continue
             seed = int(rng.integers(2**31))
             try:
-                removals.append(remove(image.rgb_u8, index, target, settings.thresholds, self.eraser, seed))
+                removals.append(remove(rgb_u8, index, target, settings.thresholds, self.eraser, seed))
             except (Rejected, ValueError) as error:
                 prepared.drop(error)
         named = candidates if settings.published else unique_names(objects, settings.thresholds.anchor)
         replaced = next((index for index in order if index in named), None) if asks_replace else None
         if not removals and replaced is None:
             return prepared
-        return replace(prepared, rgb_u8=image.rgb_u8, removals=tuple(removals), replaced=replaced)
+        return replace(prepared, rgb_u8=rgb_u8, removals=tuple(removals), replaced=replaced)
