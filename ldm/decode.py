@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from ldm.files import first_line
+from ldm.files import first_line, same_file
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
     try:
         if data is None and path.is_dir():
             raise ValueError(f"{path} is a folder, expected an image file")
-        handle: Any = path.open("rb") if data is None else io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
+        handle: Any = same_file(path).open("rb") if data is None else io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except OSError as error:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -83,6 +84,26 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a CSV table: {error}") from None
     return rows[1:]
+
+
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """Files below a folder, sorted, without hidden ones, hidden folders and the `._` copies of macOS."""
+    files = (path for path in folder.glob(pattern) if path.is_file())
+    return sorted(path for path in files if not any(p[0] == "." for p in path.relative_to(folder).parts))
+
+
+def nfc(name: str) -> str:
+    """A name as names are compared: macOS writes accents as characters of their own (NFD), others do not."""
+    return unicodedata.normalize("NFC", name)
+
+
+def same_file(path: Path) -> Path:
+    """The path as it is on the disk, where its names may be NFC or NFD; itself if there is no such file."""
+    if path.exists() or path == path.parent:
+        return path
+    folder = same_file(path.parent)
+    forms = (folder / unicodedata.normalize(form, path.name) for form in ("NFC", "NFD"))
+    return next((other for other in forms if other.exists()), path)
 
 
 def first_line(error: BaseException) -> str:
@@ -170,5 +191,5 @@ def hash_folder(folder: Path | str, pattern: str = "*.safetensors") -> dict[str,
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder, so there are no weights to hash")
-    files = sorted(file for file in folder.rglob(pattern) if file.is_file() and file.name[0] != ".")
+    files = visible_files(folder, f"**/{pattern}")
     return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}

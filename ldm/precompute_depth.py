@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
-from ldm.files import hash_folder, read_json, write_json
+from ldm.files import hash_folder, read_json, visible_files, write_json
 from ldm.images import read_image, write_depth
 from ldm.journal import attempt_in_order
 from ldm.settings.cli import command, run_module, single_app
@@ -60,8 +60,8 @@ def estimate_tree(settings: DepthSettings) -> None:
         raise ValueError(f"IMAGE_TREE: there is no folder {settings.images}")
     kinds = [suffix.lower() for suffix in settings.suffix]
     images_of: dict[Path, Path] = {}  # depth map -> image
-    for image in sorted(settings.images.rglob("*")):
-        if image.suffix.lower() not in kinds or image.name.startswith("."):
+    for image in visible_files(settings.images, "**/*"):
+        if image.suffix.lower() not in kinds:
             continue
         path = settings.out / image.relative_to(settings.images).with_suffix(".png")
         if path in images_of:

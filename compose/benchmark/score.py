@@ -29,7 +29,7 @@ from datasets.benchmark import BenchmarkCase, Instances, file_path, read_benchma
 from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
-from ldm.files import file_sha256, hash_folder
+from ldm.files import file_sha256, hash_folder, visible_files
 from ldm.images import read_image
 from ldm.metrics.clip import Clip, Dino
 from ldm.metrics.inception import inception_features, load_inception
@@ -243,7 +243,9 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         real_paths = [file_path(name, roots) for name in manifest.files if name.startswith("pictures/")]
         if (real_folder := settings.real) is not None:
             suffixes = (".png", ".jpg", ".jpeg")
-            real_paths = sorted(path for path in real_folder.rglob("*") if path.suffix.lower() in suffixes)
+            real_paths = [
+                path for path in visible_files(real_folder, "**/*") if path.suffix.lower() in suffixes
+            ]
             if len(real_paths) < 2:
                 raise ValueError(
                     f"--real: {real_folder} holds {len(real_paths)} images, at least 2 are needed"

@@ -18,6 +18,7 @@ import numpy as np
 from pycocotools import mask as run_lengths
 
 from datasets.geometry import Size
+from ldm.files import same_file
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def image_file(record: Mapping[str, Any], images: Path | None = None) -> str:
     if record.get("file_name"):
         return posix_name(record["file_name"])
     parts = PurePosixPath(unquote(urlsplit(str(record["coco_url"])).path)).parts[-2:]
-    inside = images is not None and (images / Path(*parts)).is_file()
+    inside = images is not None and same_file(images / Path(*parts)).is_file()
     return "/".join(parts) if inside else parts[-1]
 
 

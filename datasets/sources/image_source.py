@@ -18,7 +18,7 @@ from datasets.base import Rejected
 from datasets.inputs import Inputs
 from datasets.sources.coco import json_entry
 from datasets.sources.readers import ObjectView, Rules, Tree, Turn, read_annotated
-from ldm.files import read_json
+from ldm.files import nfc, read_json
 from ldm.settings.config import CheckedSettings, setting
 
 Item = tuple[Any, ...]  # its name, unique in the source and equal on every machine, then what `views` needs
@@ -82,8 +82,8 @@ class ImageSource:
         self.items = config.read()
         if index is None:
             return
-        known = {item[0]: item for item in self.items}
-        names = json_entry(read_json(index), "items", index)
+        known = {nfc(item[0]): item for item in self.items}
+        names = [nfc(str(name)) for name in json_entry(read_json(index), "items", index, list)]
         unknown = [name for name in names if name not in known]
         if unknown or not names:
             lacking = f"{len(unknown)} items that the source lacks, such as {unknown[0]}" if unknown else ""

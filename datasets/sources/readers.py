@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 from datasets.base import Rejected
 from datasets.geometry import Size, bbox_of_mask, expand_box
 from ldm.decode import image_ids, opened
+from ldm.files import same_file
 from ldm.images import read_depth, read_image
 from ldm.settings.config import CheckedSettings, setting
 
@@ -119,7 +120,7 @@ class ObjectView:
             raise ValueError(f"{self.image} has no depth map, so it cannot be a target")
         if self.tree.depth is None:
             return np.zeros(size_hw, np.float32)
-        path = self.tree.depth / self.image.relative_to(self.tree.images).with_suffix(".png")
+        path = same_file(self.tree.depth / self.image.relative_to(self.tree.images).with_suffix(".png"))
         if not path.is_file():
             raise ValueError(f"depth map {path} does not exist; `{self.tree.command}` makes it")
         if turn is not None:
@@ -139,7 +140,7 @@ def read_annotated(path: Path, size_hw: Size) -> tuple[np.ndarray, Turn | None]:
     if (h, w) == tuple(size_hw):
         return rgb_u8, None
     if (w, h) == tuple(size_hw):
-        with Image.open(path) as image:
+        with Image.open(same_file(path)) as image:
             turn = TO_STORED.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         if turn is not None:
             return np.ascontiguousarray(turn(rgb_u8)), turn
@@ -165,6 +166,7 @@ def alpha_mask(path: Path) -> np.ndarray:
 
 def folder(path: Path, key: str) -> Path:
     """A folder that must exist; the error names the setting."""
+    path = same_file(path)
     if not path.is_dir():
         raise ValueError(f"{key}: there is no folder {path}; set the key to where the data are")
     return path

@@ -8,9 +8,11 @@ with an optional list `pairs.txt`.
     images/hat.jpg  masks/hat_1.png  masks/hat_2.png  depth/hat.png
 
 A mask is white where the object is. Without pairs.txt the object of a mask is reference and target; with it
-every line names the mask of the reference and the mask of the target: `cup_left cup_right`.
+every line names the mask of the reference and the mask of the target: `cup_left cup_right`. Names with blanks
+stand in quotes, or a tab is between the two.
 """
 
+import csv
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
@@ -44,7 +46,7 @@ from datasets.sources.readers import (
     require,
     subfolders,
 )
-from ldm.files import numbered_lines, read_json
+from ldm.files import nfc, numbered_lines, read_json, visible_files
 from ldm.images import read_mask
 from ldm.settings.config import setting
 
@@ -118,7 +120,7 @@ class SamConfig(ImagesConfig):
 
     def read(self) -> list[Item]:
         parts = [folder(self.images / part, "parts") for part in self.parts] or subfolders(self.images)
-        files = sorted(path for part in parts for path in part.glob("*.json"))
+        files = sorted(path for part in parts for path in visible_files(part, "*.json"))
         items = [(path.relative_to(self.images).as_posix(), path) for path in files]
         return require(items, f"JSON files in the folders of {self.images}")
 
@@ -187,7 +189,8 @@ class FolderConfig(SourceConfig):
             log.warning("%s has no folder depth: a constant depth is shown to the model", self.root)
         tree = Tree(self.root / "images", depth if has_depth else None)
         masked = masked_images(tree, self.root / "masks")
-        objects = {mask.stem: view for mask, view in require(masked, f"masks with images in {self.root}")}
+        require(masked, f"masks with images in {self.root}")
+        objects = {nfc(mask.stem): view for mask, view in masked}
         listing = self.pairs or self.root / "pairs.txt"
         if not listing.is_file():
             if self.pairs is not None:
@@ -195,15 +198,16 @@ class FolderConfig(SourceConfig):
             return [(name, view, view) for name, view in objects.items()]
         items = []
         for number, line in numbered_lines(listing):
-            names = line.split()
+            fields = csv.reader([line], delimiter="\t" if "\t" in line else " ", skipinitialspace=True)
+            names = [nfc(name.strip()) for name in next(fields) if name.strip()]
             unknown = [name for name in names if name not in objects]
-            if names and (len(names) != 2 or unknown):
+            if len(names) != 2 or unknown:
                 wrong = f"there is no mask {unknown[0]}" if unknown else f"{len(names)} names"
-                raise ValueError(f"{listing}, line {number}: {wrong}; a line is REFERENCE TARGET, two masks")
-            if names:
-                reference, target = names
-                name = target if reference == target else f"{reference} in {target}"
-                items.append((name, objects[reference], objects[target]))
+                rule = "a line is REFERENCE TARGET, two masks, with quotes or a tab for names with blanks"
+                raise ValueError(f"{listing}, line {number}: {wrong}; {rule}")
+            reference, target = names
+            name = target if reference == target else f"{reference} in {target}"
+            items.append((name, objects[reference], objects[target]))
         return require(items, f"pairs in {listing}")
 
     def views(self, item: Item) -> Iterator[ObjectView]:
@@ -216,10 +220,10 @@ class FolderConfig(SourceConfig):
 def masked_images(tree: Tree, masks: Path) -> list[tuple[Path, ObjectView]]:
     """(mask, view) for every mask of a folder, sorted; masks without an image are named and left out."""
     suffixes = tuple(suffix for suffix in IMAGES if suffix != ".png" or masks != tree.images)
-    by_stem = {image.stem: image for image in images_in(folder(tree.images, "images"), suffixes)}
+    by_stem = {nfc(image.stem): image for image in images_in(folder(tree.images, "images"), suffixes)}
     views, alone = [], []
     for mask in images_in(folder(masks, "masks"), (".png",)):
-        image = by_stem.get(mask.stem) or by_stem.get(mask.stem.rpartition("_")[0])
+        image = by_stem.get(nfc(mask.stem)) or by_stem.get(nfc(mask.stem).rpartition("_")[0])
         if image is None:
             alone.append(mask)
         else:

@@ -19,7 +19,7 @@ import numpy as np
 
 from datasets.sources.readers import IMAGES, images_in
 from inpainting.prompts import ANSWER_MARK
-from ldm.files import read_json, write_atomic
+from ldm.files import nfc, read_json, write_atomic
 from ldm.images import read_image, read_mask
 from ldm.journal import Journal, run_step, stamp_path
 
@@ -163,7 +163,7 @@ def image_map(image_dir: Path) -> dict[str, Path]:
     if not image_dir.is_dir():
         raise ValueError(f"there is no folder {image_dir}; {GET_IMAGES.format(image_dir)}")
     folders = [*visible_folders(image_dir), image_dir]
-    return {path.name: path for folder in folders for path in images_in(folder)}
+    return {nfc(path.name): path for folder in folders for path in images_in(folder)}
 
 
 def visible_folders(folder: Path) -> list[Path]:

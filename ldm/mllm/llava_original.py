@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoints import folder_written_whole
-from ldm.files import read_json, write_json
+from ldm.files import read_json, visible_files, write_json
 from ldm.weight_files import Entry, WeightFile, open_weights, write_safetensors
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def merge_into(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
     Raises ValueError if a tensor of the adapter fits no weight; then nothing is written.
     """
     changes = read_original(adapter)
-    files = sorted(base.glob("[!.]*.safetensors"))
+    files = visible_files(base, "*.safetensors")
     if not files:
         raise ValueError(
             f"{base}: no *.safetensors; --base is a transformers LLaVA folder such as llava-1.5-7b-hf"
@@ -169,8 +169,8 @@ def merge_into(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
         return weight if change is None else change.apply(weight)
 
     with folder_written_whole(out) as folder:
-        for file in sorted(base.iterdir()):
-            if file.is_file() and file.suffix not in WEIGHT_SUFFIXES and not file.name.startswith("."):
+        for file in visible_files(base, "*"):
+            if file.suffix not in WEIGHT_SUFFIXES:
                 shutil.copy(file, folder / file.name)
         for shard in shards:
             entries = {

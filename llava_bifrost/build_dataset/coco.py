@@ -20,7 +20,7 @@ from datasets.sources.readers import folder, read_annotated
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.erase import Eraser
-from ldm.files import hash_folder, read_json
+from ldm.files import hash_folder, read_json, same_file
 from ldm.settings.config import to_plain
 from llava_bifrost.build_dataset import published
 from llava_bifrost.build_dataset.objects import (
@@ -50,7 +50,7 @@ class CocoSource:
         path = settings.annotations
         self.photographs = read_instances(read_json(path), path, settings.images)
         self.names = [photograph.name for photograph in self.photographs]
-        if not any((settings.images / photograph.file).is_file() for photograph in self.photographs):
+        if not any(same_file(settings.images / photograph.file).is_file() for photograph in self.photographs):
             first = self.photographs[0].file
             raise ValueError(f"images: {settings.images} holds none of the annotated images, as {first}")
         device = pick_device(settings.device)

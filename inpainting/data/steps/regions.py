@@ -23,7 +23,7 @@ from inpainting.data.paintings import (
     read_source,
 )
 from inpainting.data.steps.captions import plain_text
-from ldm.files import excerpt, file_sha256, write_all_atomic
+from ldm.files import excerpt, file_sha256, nfc, write_all_atomic
 from ldm.images import encode_png, read_image
 from ldm.journal import Journal, run_step, stamp_path
 from ldm.settings.config import CheckedSettings, setting
@@ -99,7 +99,7 @@ def make_regions(step: str, settings: RegionOutput, redo: bool) -> Journal:
 
     def work(item: str) -> Mapping[str, Any]:
         file_name, annotation = source.read(item)
-        path = images.get(checked_name(file_name))
+        path = images.get(nfc(checked_name(file_name)))
         if path is None:
             raise ValueError(f"no such image in {settings.image_dir}: {file_name}")
         image = read_image(path)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from inpainting.data.paintings import MAKE_MASKS, SPLITS, UNANNOTATED, image_map, source_file
-from ldm.files import file_sha256, read_table, written_whole
+from ldm.files import file_sha256, nfc, read_table, written_whole
 from ldm.journal import Journal, run_step, stamp_hash, stamp_path
 from ldm.settings.config import check_settings, setting
 
@@ -58,11 +58,11 @@ class SplitSettings(TransferSettings):
         masks_dir, sizes = self.masks_dir, [self.val_size, self.test_size]
         if not masks_dir.is_dir():
             raise ValueError(f"no folder {masks_dir}; `python -m inpainting.data.ops {MAKE_MASKS}` makes it")
-        masked = {path.name for path in masks_dir.iterdir() if path.is_dir()}
+        masked = {nfc(path.name) for path in masks_dir.iterdir() if path.is_dir()}
         annotated = [name for name in names if Path(name).stem in masked]
         if self.split_df_path is not None:
             rows = read_table(source_file(self.split_df_path), ("file_name", "split"))
-            table = {row["file_name"]: row["split"] for row in rows}
+            table = {nfc(row["file_name"]): row["split"] for row in rows}
         elif sum(sizes) >= len(annotated):
             raise ValueError(
                 f"a split with {sizes[0]} val and {sizes[1]} test images needs more annotated images "
