@@ -46,6 +46,7 @@ configs/llava_bifrost/train_smoke.yaml)
     ;;
 esac
 if [ "${PROCESSES:-1}" -gt 1 ]; then
-    exec "$VENV_PY" -m accelerate.commands.launch --num_processes "$PROCESSES" -m llava_bifrost.train "$config" "$@"
+    exec "$VENV_PY" -m accelerate.commands.launch --quiet --num_processes "$PROCESSES" \
+        -m llava_bifrost.train "$config" "$@"
 fi
 exec "$VENV_PY" -m llava_bifrost.train "$config" "$@"

@@ -95,7 +95,7 @@ def rehearse(command: str, monkeypatch: Any) -> list[Any]:
         assert (ROOT / words[1]).is_file(), command
         return rehearse_script(words[1], words[2:], monkeypatch)
     if words[:2] == ["accelerate", "launch"]:
-        words = ["python", *words[2:]]
+        words = ["python", *(word for word in words[2:] if word != "--quiet")]
     assert words[0] == "python", command
     program, arguments = (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
     assert words[1] == "-m" or "/" not in program, f"{command}: run as a module, python -m"

@@ -30,7 +30,8 @@ line with exit code 2, and nothing is written. `--version` prints the version. W
 output is one JSON object, the report or `{"error": ...}`; messages go to standard error. Lists are typed with
 commas or blanks, `--box 0.4,0.5,0.7,0.9` or `--box 0.4 0.5 0.7 0.9`; texts with blanks or several times. The
 settings of a trainer are keys of its YAML file CONFIG, and `key=value` after the file overrides them; on
-several processes it is started by `accelerate launch -m` instead of `python -m`.
+several processes it is started by `accelerate launch -m` instead of `python -m`. With `--quiet` after
+`launch` the last line says what is wrong; without it a traceback of accelerate follows that line.
 """
 TAIL = "## Commands of the two papers\n"
 TAIL_LINK = "* [commands of the two papers](#commands-of-the-two-papers)\n"

@@ -1,5 +1,7 @@
 """Command line: every field of a settings dataclass is an option; a mistake is one line and exit code 2."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import typer
 
 from ldm.settings.cli import command, new_app, run_app, single_app
 from ldm.settings.config import load_config, setting
+from tests.conftest import ROOT
 from tests.job_settings import Job, Optim, write
 
 
@@ -202,3 +205,20 @@ def test_words_without_a_name_are_no_part_of_a_list(typed, value, tmp_path, monk
 def test_a_list_of_the_wrong_length_is_named(capsys, flags):
     assert run(["edit", "--image", "a", *flags])[0] == 2
     assert "--box must be float,float,float,float" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_under_accelerate_the_last_line_says_what_is_wrong():
+    command = [
+        "-m",
+        "accelerate.commands.launch",
+        "--quiet",
+        "--cpu",
+        "-m",
+        "llava_bifrost.train",
+        "none.yaml",
+    ]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith("error: none.yaml: ")
+    assert "Traceback" not in done.stderr

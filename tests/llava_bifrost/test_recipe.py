@@ -99,7 +99,7 @@ def test_script(shell: str, tmp_path: Path):
     code, said = run("model=models/none")
     assert (code, "models/none/config.json does not exist" in said) == (2, True)
     said = run(PROCESSES="4")[1]
-    launch = "-m accelerate.commands.launch --num_processes 4 -m llava_bifrost.train"
+    launch = "-m accelerate.commands.launch --quiet --num_processes 4 -m llava_bifrost.train"
     assert said == f"{launch} configs/llava_bifrost/train.yaml \n"
     assert run("configs/none.yaml")[0] == 2
     make("assets/tiny/locator/config.json")
