@@ -6,6 +6,7 @@ Legend: b images, c latent channels, h w latent pixels.
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from diffusers import DDIMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 from tqdm.auto import tqdm
+
+log = logging.getLogger(__name__)
 
 Predict = Callable[[Tensor, Tensor, bool], Tensor]
 
@@ -90,6 +93,10 @@ def set_steps(
         if int(found[-1]) >= total:
             raise ValueError(f"the published step rule leads beyond {total} timesteps with {steps} steps")
         scheduler.timesteps, steps = found.flip(0), len(found)
+    total, start = scheduler.config.num_train_timesteps, float(scheduler.timesteps[0])
+    if steps == 1 and start < 0.9 * total:  # spacing "leading" or "linspace"
+        message = "one step of this noise schedule is t = %g of %d, as if less noise were there: use more steps"
+        log.warning(message, start, total)
     first = min(round(steps * (1 - strength)), steps - 1) * getattr(scheduler, "order", 1)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
@@ -120,7 +127,8 @@ def denoise(
     """
     scheduler, timesteps = schedule
     guided = guidance != 1.0
-    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    known_options = inspect.signature(scheduler.step).parameters
+    extra: dict[str, Any] = {"generator": generators} if "generator" in known_options else {}
     for index, t in enumerate(tqdm(timesteps, desc="denoising", disable=not monitor.progress, leave=False)):
         if monitor.cancelled is not None and monitor.cancelled():
             raise Cancelled(f"cancelled after {index} of {len(timesteps)} steps")
@@ -129,6 +137,8 @@ def denoise(
         if guided:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + guidance * (conditional - unconditional)
+        if "order" in known_options:  # LMS would count the steps before a midway start
+            extra["order"] = min(index + 1, known_options["order"].default)
         latents = scheduler.step(prediction, t, latents, **extra).prev_sample
         if known is not None:
             target, later = known.latents, timesteps[index + 1 : index + 2]

@@ -38,7 +38,7 @@ from datasets.sources.readers import (
 from ldm.images import read_mask
 from ldm.settings.config import setting
 
-WHITE = 240  # red values from here on are the paper behind a DressCode garment (published)
+WHITE = 240  # all channels from here on: the paper behind a DressCode garment (published for red alone)
 SEAM = 3  # erosions of a FashionTryon segment (published)
 ANY_SIZE = Rules(whole=0.0, area=(0.0, 1.0), min_side=0.0, max_side=1.0)
 
@@ -98,7 +98,7 @@ class DressCodeConfig(TryOnConfig):
         name, label_map = item
         garment = self.images / f"{name}_1.jpg"
         message = f"object absent: {garment} is white"
-        yield ObjectView(garment, partial(dark_mask, garment, slice(1), WHITE - 1, message))
+        yield ObjectView(garment, partial(dark_mask, garment, np.min, WHITE - 1, message))
         yield ObjectView(self.images / f"{name}_0.jpg", partial(id_mask, label_map, self.label), self.tree)
 
 
@@ -155,7 +155,7 @@ class DreamBoothConfig(ObjectConfig):
         places = []
         for name, mask in sorted({mask.stem.removesuffix("_mask"): mask for mask in mask_files}.items()):
             message = f"nothing to fill: mask {mask} has no black pixel"
-            black = partial(dark_mask, mask, slice(3), 127, message)
+            black = partial(dark_mask, mask, np.max, 127, message)
             image = mask.with_name(name + ("_GT" if cut_outs else "") + mask.suffix)
             places.append(ObjectView(image, partial(read_mask, mask) if cut_outs else black, tree))
         require(objects, f"objects in {self.objects}")

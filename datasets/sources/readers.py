@@ -213,6 +213,9 @@ def id_mask(path: Path, label: int | None) -> np.ndarray:
     return mask_of_id(read_ids(path), label, path)
 
 
-def dark_mask(path: Path, channels: slice, limit: int, message: str) -> np.ndarray:
-    """Bool (h, w): no channel of the image is lighter than the limit; Rejected with the message if empty."""
-    return require_mask(read_image(path).rgb_u8[..., channels].max(axis=2) <= limit, message)
+def dark_mask(path: Path, channel: Callable[..., np.ndarray], limit: int, message: str) -> np.ndarray:
+    """Bool (h, w): the darkest (np.min) or lightest (np.max) channel is at most the limit.
+
+    Rejected with the message if empty.
+    """
+    return require_mask(channel(read_image(path).rgb_u8, axis=2) <= limit, message)

@@ -161,3 +161,36 @@ def test_unknown_scheduler_names_the_nearest() -> None:
 def test_nonsense_is_refused(steps: int, strength: float) -> None:
     with pytest.raises(ValueError, match="must"):
         set_steps(make_scheduler("ddim", SCHEDULE), steps, strength, CPU)
+
+
+def bumpy(x: Tensor, t: Tensor, guided: bool) -> Tensor:
+    """Noise predicted by a smooth function of latents and time, for which the order of a solver matters."""
+    return torch.tanh(x) + 0.3 * torch.sin(3 * x + t / 200)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS.keys() - {"ddpm", "euler-a"}))
+@pytest.mark.parametrize(("strength", "most"), [(0.2, 0.02), (0.5, 0.02), (0.9, 0.05), (1.0, 0.06)])
+def test_a_midway_start_follows_the_same_path_with_every_scheduler(
+    name: str, strength: float, most: float
+) -> None:
+    config = {**SCHEDULE, "rescale_betas_zero_snr": False, "prediction_type": "epsilon"}
+    image, (noise, _) = torch.linspace(-1, 1, 256).reshape(1, 4, 8, 8), noise_for([0], (4, 8, 8))
+    results = []
+    for each, steps in ((name, 50), ("ddim", 500)):
+        schedule = set_steps(make_scheduler(each, config), steps, strength, CPU)
+        start = start_latents(schedule, noise, image)
+        results.append(denoise(bumpy, start, schedule, monitor=QUIET))
+    assert (results[0] - results[1]).abs().mean() < most
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "lms", "pndm", "dpm++", "unipc"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_one_step_near_the_end_of_the_schedule_is_said(
+    name: str, spacing: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {**SCHEDULE, "rescale_betas_zero_snr": False, "timestep_spacing": spacing}
+    set_steps(make_scheduler(name, config), 2, 1.0, CPU)
+    assert not caplog.messages
+    schedule = set_steps(make_scheduler(name, config), 1, 1.0, CPU)
+    said = [message for message in caplog.messages if "one step of" in message and "use more steps" in message]
+    assert len(said) == (float(schedule.timesteps[0]) < 900) == (spacing == "leading")
