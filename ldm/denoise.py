@@ -95,7 +95,7 @@ def set_steps(
         scheduler.timesteps, steps = found.flip(0), len(found)
     total, start = scheduler.config.num_train_timesteps, float(scheduler.timesteps[0])
     if steps == 1 and start < 0.9 * total:  # spacing "leading" or "linspace"
-        message = "one step of this noise schedule is t = %g of %d, as if less noise were there: use more steps"
+        message = "one step of this schedule is t = %g of %d, as if less noise were there: use more steps"
         log.warning(message, start, total)
     first = min(round(steps * (1 - strength)), steps - 1) * getattr(scheduler, "order", 1)
     if hasattr(scheduler, "set_begin_index"):

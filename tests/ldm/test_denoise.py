@@ -192,5 +192,7 @@ def test_one_step_near_the_end_of_the_schedule_is_said(
     set_steps(make_scheduler(name, config), 2, 1.0, CPU)
     assert not caplog.messages
     schedule = set_steps(make_scheduler(name, config), 1, 1.0, CPU)
-    said = [message for message in caplog.messages if "one step of" in message and "use more steps" in message]
+    said = [
+        message for message in caplog.messages if "one step of" in message and "use more steps" in message
+    ]
     assert len(said) == (float(schedule.timesteps[0]) < 900) == (spacing == "leading")
