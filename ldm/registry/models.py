@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ldm.files import visible_files
 from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
 
 FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
@@ -97,7 +98,9 @@ def missing_files(model: Model, folder: Path | None = None) -> list[str]:
     """The patterns that no file of the model's folder matches; empty = complete."""
     folder = folder or folder_of(model)
     return [
-        pattern for pattern in model.needs if all(path.suffix in UNFINISHED for path in folder.glob(pattern))
+        pattern
+        for pattern in model.needs
+        if all(path.suffix in UNFINISHED for path in visible_files(folder, pattern))
     ]
 
 

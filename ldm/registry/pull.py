@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
-from ldm.files import file_sha256, read_json, write_json
+from ldm.files import file_sha256, read_json, visible_files, write_json
 from ldm.registry.models import UNFINISHED, Model, folder_of, hub_files, missing_files
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
             raise ValueError(f"{offline}: no such file or folder")
         source = offline / model.folder if (offline / model.folder).is_dir() else offline
         patterns = model.needs if source == offline else ("**/*",)
-        for path in sorted({path for pattern in patterns for path in source.glob(pattern) if path.is_file()}):
+        for path in sorted({path for pattern in patterns for path in visible_files(source, pattern)}):
             target = partial / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
@@ -102,10 +102,9 @@ def finalize_download(model: Model, partial: Path) -> Path:
 def hashes_of(folder: Path) -> dict[str, str]:
     """SHA-256 of every file, less hidden ones and leftovers."""
     hashes = {}
-    for path in sorted(folder.rglob("*")):
+    for path in visible_files(folder, "**/*"):
         name = path.relative_to(folder)
-        skipped = name.name == HASH_FILE or name.suffix in UNFINISHED or name.parts[0].startswith(".")
-        if path.is_file() and not skipped:
+        if name.name != HASH_FILE and name.suffix not in UNFINISHED:
             hashes[name.as_posix()] = file_sha256(path)
     return hashes
 
