@@ -4,8 +4,8 @@ A job file has one JSON object a line, with the setting names of the image verb,
 
     {"name": "dog/1", "background": "room.png", "object": "dog.png", "box": [0.1, 0.4, 0.5, 0.9], "seed": 3}
 
-A job is OUT/<name>.png with its recipe and the report OUT/<name>.json. A report says by a hash of settings
-and input files what it is the result of, so a job is done again only when these have changed.
+A job is OUT/<name>.png with its recipe and the report OUT/<name>.json. A report says by a hash of settings,
+input files, networks and version what it is the result of, so a job is done again when these have changed.
 
 The DreamBooth test set gives a job for every object in every prepared background, in both published layouts:
 
@@ -19,21 +19,23 @@ import hashlib
 import json
 import logging
 import re
-import sys
+import time
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-import typer
 from tqdm.auto import tqdm
 
 from cldm.config import load_compositor_config
 from compose import ComposeSettings, compose, load_models
-from compose.models import Models
+from compose.contact_sheet import save_sheet
 from compose.settings import BatchSettings, DreamBoothSettings, compositor_folder
 from datasets.sources.readers import images_in, subfolders
-from ldm.files import file_sha256, numbered_lines, read_json, write_json
+from ldm import __version__
+from ldm.files import file_sha256, hash_model, numbered_lines, read_json, write_json
 from ldm.journal import parse_line
 from ldm.registry.models import depth_folder
 from ldm.result import check_writable, sample_paths
@@ -59,10 +61,15 @@ class Job:
     settings: ComposeSettings
 
     def digest(self) -> str:
-        """Hash of all that decides the result, apart from the networks: settings and input files."""
-        inputs = {name: file_sha256(path) for name, path in self.settings.input_files.items()}
-        text = json.dumps([to_plain(self.settings), inputs], sort_keys=True)
+        """Hash of all that decides the result: settings, input files, networks and the version."""
+        inputs = {name: file_sha256(path) for name, path in named_files(self.settings).items()}
+        networks = {name: hash_model(folder) for name, folder in named_folders(self.settings).items()}
+        text = json.dumps([to_plain(self.settings), inputs, networks, __version__], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def images(self, out: Path) -> list[Path]:
+        """Its PNG below the folder of results, one per sample."""
+        return sample_paths(out / f"{self.name}.png", self.settings.num_samples)
 
     def is_done(self, path: Path) -> bool:
         """Whether an image and its report are there and are the result of this very job."""
@@ -81,7 +88,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
     lines = numbered_lines(path)
     below = [] if defaults is None else yaml_layers(defaults)
     jobs: list[Job] = []
-    line_of: dict[str, int] = {}
+    taken: dict[str, tuple[str, bool]] = {}
     errors: list[str] = []
     for number, line in lines:
         try:
@@ -95,9 +102,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
             settings = merge_layers(
                 ComposeSettings, [*below, Layer({"seed": seed_of(name) % 2**32, **values})]
             )
-            if name in line_of:
-                raise ValueError(f"its name {name!r} is that of line {line_of[name]}")
-            line_of[name] = number
+            claim_names(name, settings.num_samples, f"line {number}", taken)
             check_files(settings)
             jobs.append(Job(name, settings))
         except (ValueError, OSError) as error:  # a path can be too long to look for
@@ -111,56 +116,89 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
     return jobs
 
 
-def check_files(settings: ComposeSettings) -> None:
-    """Refuse settings that name a file or folder that is not there."""
-    for name, file in {**settings.input_files, "anchors": settings.anchors}.items():
-        if file is not None and not file.is_file():
-            raise ValueError(f"{name}: {file} is not a file")
-    load_compositor_config(compositor_folder(settings.model))
-    folders = {"sam": settings.sam, "detector": settings.detector}
+def claim_names(name: str, samples: int, owner: str, taken: dict[str, tuple[str, bool]]) -> None:
+    """Refuse a job with a file that an earlier one writes: `dog` with two samples beside `dog_0`.
+
+    Letters of either case count as the same, and a file cannot be a folder of another job. taken: what the
+    earlier jobs write -> (job, whether it is a file); this job's files are added.
+    """
+    if re.fullmatch(r"failed-\d+-of-\d+", name):
+        raise ValueError(f"its name {name!r} is that of the list of failures")
+    plain = PurePosixPath(name)
+    images = [PurePosixPath(path) for path in sample_paths(Path(f"{plain}.png"), samples)]
+    files = [*images, *(path.with_suffix(".json") for path in images), PurePosixPath(f"{plain}_sheet.png")]
+    for path, is_file in [*((path, True) for path in files), *((path, False) for path in images[0].parents)]:
+        key = unicodedata.normalize("NFC", str(path)).casefold()
+        other, other_file = taken.setdefault(key, (owner, is_file))
+        if other != owner and (is_file or other_file):
+            raise ValueError(f"its name {name!r} gives the file {path}, which is taken by {other}")
+
+
+def named_files(settings: ComposeSettings) -> dict[str, Path]:
+    """All files that are read, by the name of their setting."""
+    return {**settings.input_files, **({"anchors": settings.anchors} if settings.anchors else {})}
+
+
+def named_folders(settings: ComposeSettings) -> dict[str, Path]:
+    """The folders of all networks that may be needed, by the name of their setting."""
+    folders = {"model": compositor_folder(settings.model), "sam": settings.sam, "detector": settings.detector}
     if settings.background_depth is None:
         folders["depth_model"] = depth_folder(settings.depth_model)
     if settings.instruction is not None and (locator := settings.locator_name) != GEOMETRIC:
         folders["locator"] = Path(locator)
-    for name, folder in folders.items():
-        if folder is not None and not folder.is_dir():
+    return {name: folder for name, folder in folders.items() if folder is not None}
+
+
+def check_files(settings: ComposeSettings) -> None:
+    """Refuse settings that name a file or folder that is not there."""
+    for name, file in named_files(settings).items():
+        if not file.is_file():
+            raise ValueError(f"{name}: {file} is not a file")
+    load_compositor_config(compositor_folder(settings.model))
+    for name, folder in named_folders(settings).items():
+        if not folder.is_dir():
             raise ValueError(f"{name}: {folder} is not a folder")
 
 
-def run_jobs(jobs: Sequence[Job], out: Path, shard: str = "0/1", overwrite: bool = False) -> int:
+def run_jobs(
+    jobs: Sequence[Job], out: Path, shard: str = "0/1", overwrite: bool = False, sheet: bool = False
+) -> dict[str, Any]:
     """Make what is missing of this machine's part; networks stay loaded while jobs have them in common.
 
     A job that fails is recorded in OUT/failed-<i>-of-<n>.json with its reason, and the next one follows; a
-    later run tries it again. Returns how many failed.
+    later run tries it again. Returns the names `made`, how many were `kept`, and name -> reason of `failed`.
+    overwrite: earlier results are replaced instead of renamed. sheet: NAME_sheet.png is written too.
     """
     index, count = shard_of(shard)
-    kept = made = 0
-    failed: dict[str, str] = {}
-    models: Models | None = None
     record = out / f"failed-{index}-of-{count}.json"
     check_writable(record)
-    bar = tqdm(jobs[index::count], desc="composites", unit="job", disable=not sys.stderr.isatty())
-    for job in bar:
-        paths = sample_paths(out / f"{job.name}.png", job.settings.num_samples)
+    mine, failed, models = jobs[index::count], dict[str, str](), None
+    todo = [job for job in mine if not all(job.is_done(path) for path in job.images(out))]
+    start, made = time.monotonic(), list[str]()
+    for number, job in enumerate(todo, 1):
         try:
-            if all(job.is_done(path) for path in paths):
-                kept += 1
-                continue
             models = load_models(job.settings, models)
             result = compose(job.settings, models, progress=False)
-            for sample, path in enumerate(paths):
+            for sample, path in enumerate(job.images(out)):
                 result.save(sample, path, job.digest(), overwrite)
-            made += 1
+            if sheet:
+                save_sheet(result, out / f"{job.name}.png", overwrite)
+            made.append(job.name)
+            text = f"{100 * result.report['visible_fraction']:.0f} % visible"
         except (ValueError, OSError, RuntimeError) as error:
-            failed[job.name] = " ".join(str(error).split())
-            logger.error("%s: %s", job.name, failed[job.name])
+            text = failed[job.name] = " ".join(str(error).split())
             write_json(record, failed)
-    logger.info("%s: %d made, %d were there, %d failed", out, made, kept, len(failed))
+        passed = time.monotonic() - start
+        left = tqdm.format_interval(passed / number * (len(todo) - number))
+        level = logging.ERROR if job.name in failed else logging.INFO
+        logger.log(level, "%d/%d %s: %s (%s left)", number, len(todo), job.name, text, left)
+    kept = len(mine) - len(todo)
+    logger.info("%s: %d made, %d were there, %d failed", out, len(made), kept, len(failed))
     if failed:
         logger.error("reasons: %s/failed-*.json; the same command tries these again", out)
     else:
         record.unlink(missing_ok=True)
-    return len(failed)
+    return {"out": out.as_posix(), "made": made, "kept": kept, "failed": failed}
 
 
 def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
@@ -199,7 +237,7 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
         numbers = stems
     given = to_plain({name: getattr(settings, name) for name in ("mode", "model", "depth_model")})
     below = [] if settings.defaults is None else yaml_layers(settings.defaults)
-    jobs = []
+    jobs, taken = [], dict[str, tuple[str, bool]]()
     for concept, (image, mask) in sorted(objects.items()):
         for stem, number in zip(stems, numbers, strict=True):
             name = f"{concept}/{number}"
@@ -211,12 +249,14 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
                 "invert_target_mask": masked,
                 "seed": seed_of(settings.seed, name) % 2**32,
             }
-            jobs.append(Job(name, merge_layers(ComposeSettings, [*below, Layer({**given, **files})])))
+            job = Job(name, merge_layers(ComposeSettings, [*below, Layer({**given, **files})]))
+            claim_names(name, job.settings.num_samples, f"{image} in {files['background']}", taken)
+            jobs.append(job)
     check_files(jobs[0].settings)
     return jobs
 
 
-def batch(settings: BatchSettings | DreamBoothSettings) -> None:
+def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
     """Make all composites of a job file. Run again to continue; what is done stays.
 
     All jobs are checked first. A job that fails is recorded and the rest goes on; the exit code is then 1.
@@ -225,5 +265,4 @@ def batch(settings: BatchSettings | DreamBoothSettings) -> None:
         jobs = dreambooth_jobs(settings)
     else:
         jobs = read_jobs(settings.jobs, settings.defaults, settings.root)
-    if run_jobs(jobs, settings.out, settings.shard, settings.overwrite):
-        raise typer.Exit(1)
+    return run_jobs(jobs, settings.out, settings.shard, settings.overwrite, settings.sheet)

@@ -6,14 +6,13 @@ from functools import partial
 from typing import Any
 
 from compose import compose, load_models
-from compose.contact_sheet import TITLES, sheet_rows
+from compose.contact_sheet import save_sheet
 from compose.models import Models
 from compose.pipeline import check_unchanged, settings_of_recipe
 from compose.settings import CompositeSettings, ReplaySettings
 from ldm.denoise import Step
-from ldm.images import encode_png, from_pm1, write_png
-from ldm.result import beside, log_result, output_paths, result_paths, set_aside, write_result
-from ldm.sheet import grid
+from ldm.images import from_pm1, write_png
+from ldm.result import beside, log_result, output_paths, result_paths, set_aside
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +28,7 @@ def run_image(settings: CompositeSettings) -> dict[str, Any]:
     result = compose(settings, models, on_step=previews, progress=sys.stderr.isatty())
     for index, path in enumerate(paths):
         result.save(index, path, overwrite=settings.overwrite)
-    sheet = beside(settings.out, "_sheet.png") if settings.sheet else None
-    if sheet:
-        rows, labels = sheet_rows(result)
-        write_result({sheet: encode_png(grid(rows, TITLES, labels))}, settings.overwrite)
+    sheet = save_sheet(result, settings.out, settings.overwrite) if settings.sheet else None
     if result.changed_outside:
         logger.warning("%d pixels changed outside the edit region", result.changed_outside)
     summary = (

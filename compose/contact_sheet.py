@@ -22,7 +22,7 @@ from datasets.geometry import box_to_pixels
 from datasets.relations import Place
 from ldm.files import read_json
 from ldm.images import encode_png
-from ldm.result import check_writable, overwrite_setting, write_result
+from ldm.result import beside, check_writable, overwrite_setting, write_result
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting
 from ldm.sheet import grid
@@ -40,6 +40,14 @@ TITLES = [
     "model",
     "result",
 ]
+
+
+def save_sheet(result: Result, out: Path, overwrite: bool) -> Path:
+    """Write NAME_sheet.png beside the composite `out`; overwrite: as in `ldm.result.write_result`."""
+    rows, labels = sheet_rows(result)
+    path = beside(out, "_sheet.png")
+    write_result({path: encode_png(grid(rows, TITLES, labels))}, overwrite)
+    return path
 
 
 def sheet_rows(result: Result, name: str | None = None) -> tuple[list[list[np.ndarray]], list[str]]:

@@ -161,6 +161,7 @@ def compositor_folder(chosen: Path | None = None) -> Path:
 
 
 DEFAULTS = Path("configs/inference.yaml")
+SHEET_HELP = "also write NAME_sheet.png: inputs, box, depth, mask and result side by side"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,7 @@ class DreamBoothSettings(CheckedSettings):
     shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
     defaults: Path | None = setting(DEFAULTS, help="YAML file of all other settings; none: the built-in ones")
     overwrite: bool = overwrite_setting()
+    sheet: bool = setting(False, help=SHEET_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -195,9 +197,7 @@ class CompositeSettings(ComposeSettings):
     out: Path = setting(
         Path("outputs/composite.png"), help="PNG to write; with several samples a number is added to its name"
     )
-    sheet: bool = setting(
-        True, help="also write NAME_sheet.png: inputs, box, depth, mask and result side by side"
-    )
+    sheet: bool = setting(True, help=SHEET_HELP)
     save_steps: int = setting(0, low=0, help="write a preview every so many steps into NAME_steps; 0 = none")
     overwrite: bool = overwrite_setting()
 
@@ -223,6 +223,7 @@ class BatchSettings(CheckedSettings):
     defaults: Path | None = setting(DEFAULTS, help="YAML file of settings below those of the jobs")
     root: Path = setting(Path("."), help="folder that relative paths in the jobs start from")
     overwrite: bool = overwrite_setting()
+    sheet: bool = setting(False, help=SHEET_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,6 +17,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+LOADED = (".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".jinja")  # endings in model folders
+NOT_LOADED = ("manifest.json", "hashes.json")  # of model folders: how a model was made, where it came from
 _HASHES: dict[tuple[str, int, int], str] = {}
 DELIMITERS = ",;\t"  # of tables that Excel and LibreOffice save, by country and by choice
 
@@ -184,6 +186,13 @@ def file_sha256(path: Path | str) -> str:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {_reason(error)}") from error
     return _HASHES[key]
+
+
+def hash_model(folder: Path) -> dict[str, str]:
+    """SHA-256 of all that is loaded from a model folder: weights, configuration, vocabulary, templates."""
+    files = [file for file in folder.rglob("*") if file.suffix in LOADED and file.name not in NOT_LOADED]
+    names = sorted(file.relative_to(folder).as_posix() for file in files)
+    return {name: file_sha256(folder / name) for name in names if name[0] != "." and "/." not in name}
 
 
 def hash_folder(folder: Path | str, pattern: str = "*.safetensors") -> dict[str, str]:

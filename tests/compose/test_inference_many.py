@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,40 +13,13 @@ import pytest
 import compose.models as compose_module
 from compose.batch import dreambooth_jobs, read_jobs
 from compose.settings import DreamBoothSettings
-from ldm.images import read_image, write_mask, write_png
+from ldm.images import read_image, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from run_inference import build_app
+from tests.batches import HIDDEN, batch, cutouts, dreambooth, job, made, masked, write
 from tests.conftest import ROOT
-from tests.images import Case, room, thing
-
-HIDDEN = {"box": [0.02, 0.3, 0.2, 0.8], "depth": [0.1]}  # behind the post at the left
-BOTH = "replace"
-
-
-def job(case: Case, **changes: Any) -> dict[str, Any]:
-    """A line that runs."""
-    plain = {
-        "background": "room.png", "background_depth": "depth.png", "object": "thing.png",
-        "object_mask": "mask.png", "box": [0.3, 0.2, 0.7, 0.9], "depth": [0.6],
-        "model": case.model.as_posix(),
-    }  # fmt: skip
-    return {**plain, **changes}
-
-
-def write(case: Case, *lines: dict[str, Any] | str) -> Path:
-    path = case.folder / "jobs.jsonl"
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
-    return path
-
-
-def batch(case: Case, *flags: str) -> int:
-    argv = ["batch", str(case.folder / "jobs.jsonl"), "--out", str(case.folder / "many")]
-    return run_app(build_app, [*argv, "--root", str(case.folder), *flags])
-
-
-def made(folder: Path) -> dict[str, int]:
-    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+from tests.images import Case, room
 
 
 def test_jobs_are_made_once_and_a_failure_stops_nothing(case: Case, monkeypatch) -> None:
@@ -151,8 +123,9 @@ def test_all_mistakes_are_listed_with_their_lines_before_any_work(case: Case, ca
     shown = capsys.readouterr().err
     for part in (
         "8 of 9 jobs cannot be run", "line 2: not JSON", "line 3: unknown key 'bax'", "line 4: background:",
-        "line 5: name must be", "line 6: its name 'fine' is that of line 1", "line 7:", "inverted",
-        "line 8:", "no/model: no such model folder", "line 9: locator:", "no/locator is not a folder",
+        "line 5: name must be", "line 6: its name 'fine' gives the file fine.png", "taken by line 1;",
+        "line 7:", "inverted", "line 8:", "no/model: no such model folder", "line 9: locator:",
+        "no/locator is not a folder",
     ):  # fmt: skip
         assert part in shown
     assert shown.count("\n") == 1
@@ -172,40 +145,6 @@ def test_an_empty_or_missing_list_is_refused(case: Case, capsys) -> None:
     assert "there is no job in it" in capsys.readouterr().err
     assert run_app(build_app, ["batch", "none.jsonl"]) == 2
     assert "none.jsonl" in capsys.readouterr().err
-
-
-def cutouts(folder: Path) -> tuple[Path, Path]:
-    """The first layout: two concepts, two backgrounds."""
-    rgb_u8, mask = thing()
-    for concept in ("cat", "dog"):
-        write_png(folder / "fg" / concept / "02.png", rgb_u8, alpha_u8=mask.astype(np.uint8) * 255)
-        write_png(folder / "fg" / concept / "10.png", np.zeros_like(rgb_u8), alpha_u8=mask * np.uint8(255))
-    target = np.zeros((96, 128), bool)
-    target[30:80, 50:90] = True
-    for name in ("000000003658", "000000047948"):
-        write_png(folder / "bg" / f"{name}_GT.png", room())
-        write_mask(folder / "bg" / f"{name}_mask.png", target)
-    return folder / "fg", folder / "bg"
-
-
-def masked(folder: Path) -> tuple[Path, Path, Path]:
-    """The second layout: masks of the objects beside them, black where the background is filled."""
-    rgb_u8, mask = thing()
-    for concept in ("cat", "dog"):
-        write_png(folder / "objects" / f"{concept}.png", rgb_u8)
-        write_mask(folder / "masks" / f"{concept}.png", mask)
-    target = np.zeros((96, 128), bool)
-    target[30:80, 50:90] = True
-    for name in ("street_1", "beach_2"):
-        write_png(folder / "bg" / f"{name}.png", room())
-        write_mask(folder / "bg" / f"{name}_mask.png", ~target)
-    return folder / "objects", folder / "bg", folder / "masks"
-
-
-def dreambooth(case: Case, objects: Path, backgrounds: Path, *flags: str) -> int:
-    argv = ["dreambooth", "--objects", str(objects), "--backgrounds", str(backgrounds)]
-    argv += ["--out", str(case.folder / "db"), "--model", str(case.model)]
-    return run_app(build_app, [*argv, "--depth-model", str(case.depth_model), *flags])
 
 
 def test_both_layouts_give_the_same_edit_and_names_of_their_own(case: Case) -> None:
@@ -242,7 +181,7 @@ def test_pairs_are_divided_and_seeded(case: Case) -> None:
     jobs, others = (
         dreambooth_jobs(
             DreamBoothSettings(
-                objects=objects, backgrounds=backgrounds, mode=BOTH, model=case.model,
+                objects=objects, backgrounds=backgrounds, mode="replace", model=case.model,
                 depth_model=case.depth_model, seed=seed, defaults=None,
             )
         )
@@ -276,7 +215,7 @@ def test_the_published_files_are_read(
     settings = DreamBoothSettings(
         objects=folder / "AnyDoor_DreamBooth",
         backgrounds=folder / "v1_800",
-        mode=BOTH,
+        mode="replace",
         model=small_compositor,
         depth_model=small_depth_network,
         defaults=None,
