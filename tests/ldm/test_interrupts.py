@@ -1,0 +1,73 @@
+"""Ctrl-C while a command still imports its libraries: one line and exit code 130, no traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PROGRAM = """from dataclasses import dataclass
+from ldm.settings.cli import command, run_module, single_app
+from ldm.settings.config import setting
+from ldm.settings.later import later
+
+@dataclass(frozen=True)
+class Settings:
+    out: str = setting("a")
+
+if __name__ == "__main__":
+    run_module(single_app(command(Settings, later("engine:work"))))
+"""
+WAIT = 'import time\nprint("importing", flush=True)\ntime.sleep(60)\n'
+ENGINES = {
+    "the engine itself": {"engine.py": WAIT + "def work(settings): ...\n"},
+    "a library of the engine": {"engine.py": "import library\ndef work(settings): ...\n", "library.py": WAIT},
+    "a library that is optional": {
+        "engine.py": "try:\n    import library\nexcept Exception:\n    pass\ndef work(settings): ...\n",
+        "library.py": WAIT,
+    },
+    "a library that the work imports": {
+        "engine.py": "def work(settings):\n    import library\n",
+        "library.py": WAIT,
+    },
+}
+
+
+def interrupted(command: list[str], folder: Path) -> tuple[int, str]:
+    """Exit code and standard error of a command that gets SIGINT while a module of the folder is imported."""
+
+    def hears_ctrl_c() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    paths = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=paths, text=True, preexec_fn=hears_ctrl_c,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        assert running.stdout.readline() == "importing\n", running.stderr and running.stderr.read()
+        running.send_signal(signal.SIGINT)
+        _, shown = running.communicate(timeout=30)
+    return running.returncode, shown
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, name: str) -> None:
+    for file, text in {**ENGINES[name], "program.py": PROGRAM}.items():
+        (tmp_path / file).write_text(text)
+    assert interrupted([str(tmp_path / "program.py")], tmp_path) == (130, "interrupted\n")
+
+
+COMMANDS = [
+    "run_inference.py image --background a.png --object b.png --box 0,0,1,1",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_real_commands_can_be_interrupted_while_torch_is_imported(tmp_path: Path, command: str) -> None:
+    (tmp_path / "torch.py").write_text(WAIT)
+    assert interrupted(command.split(), tmp_path) == (130, "interrupted\n")
