@@ -33,6 +33,7 @@ DECODER_ERRORS = (
 )  # fmt: skip
 MAX_PIXELS = 250_000_000  # chosen: the largest phone sensors have 200 million; RGB then takes 750 MB
 MAX_SRGB_STEP = 1  # of 255; a profile that moves no colour further is sRGB up to rounding
+SIXTEEN_BITS = "bytes of a file with several 16-bit channels"  # key in Image.info
 TIFF_STARTS = (b"II*\0", b"MM\0*")
 
 
@@ -164,12 +165,14 @@ def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
                 w, h = image.size
                 if w * h > MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{w} x {h} pixels ({w * h / 1e6:.0f} million)")
-                image.info["sixteen bits"] = ";16" in str(image.tile)
                 tiles: Any = image.tile
+                several_deep = ";16" in str(tiles) and not is_deep(image)
                 if image.format == "BMP" and image.mode == "1" and tiles[0].args[1] > (w + 31) // 32 * 4:
                     # Pillow 12.3 takes the bytes of a black and white palette for bits.
                     image.tile = [tiles[0]._replace(args=("1;8", *tiles[0].args[1:]))]
                 image.load()  # all pixels, so that no later step meets a damaged file
+                if several_deep:
+                    image.info[SIXTEEN_BITS] = handle.seek(0) or handle.read()
         except Image.DecompressionBombError as error:
             claims = re.sub(r".*?\((\d+ pixels)\).*", r"\1", first_line(error))
             raise ValueError(
@@ -229,9 +232,9 @@ def sixteen_bit_rgb(image: Image.Image, path: Path) -> np.ndarray | None:
 
     Pillow keeps 8 bits of such files, OpenCV all.
     """
-    if is_deep(image) or not image.info["sixteen bits"]:
+    if (data := image.info.get(SIXTEEN_BITS)) is None:
         return None
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
     if pixels is None or pixels.dtype != np.uint16 or pixels.shape[:2] != image.size[::-1]:
         raise ValueError(f"{path}: its 16-bit channels cannot be decoded; save it as a 16-bit gray PNG")
     return pixels[:, :, ::-1]
