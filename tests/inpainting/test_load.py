@@ -189,6 +189,56 @@ def test_released_lora_is_merged_whole(model, folder, lora):
     assert np.array_equal(painted(none), painted(model))
 
 
+def processor_name(key: str) -> str:
+    """Of an attention layer, as diffusers' attention processors with LoRA wrote it."""
+    return re.sub(r"\.(to_[qkv]|to_out)(?:\.0)?\.lora\.", r".processor.\1_lora.", key)
+
+
+def bare(key: str) -> str:
+    """As a UNet alone writes it."""
+    return key.removeprefix("unet.")
+
+
+LORA_NAMES = {
+    "processors": [processor_name],
+    "bare": [bare],
+    "bare processors": [processor_name, bare],
+    "peft": [lambda key: key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")],
+    "both": [lambda key: processor_name(key) if ".attn1." in key else key],
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize("kind", LORA_NAMES)
+def test_lora_under_every_name_is_the_same(folder, lora, kind, suffix):
+    path, released = lora
+    wanted = load_inpainter(folder, path).unet.state_dict()
+    renamed = released
+    for name in LORA_NAMES[kind]:
+        renamed = {name(key): value for key, value in renamed.items()}
+    assert renamed.keys() != released.keys()
+    file = path / f"renamed{suffix}"
+    save = save_file if suffix == ".safetensors" else torch.save
+    save(renamed, file)
+    found = load_inpainter(folder, file).unet.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in found.items())
+    odd = {**renamed, next(iter(renamed)).replace("down_blocks.0", "down_blocks.7"): torch.zeros(4, 8)}
+    save(odd, file)
+    with pytest.raises(ValueError, match=r"1 of \d+ keys fit no layer of this UNet: .*down_blocks.7"):
+        load_inpainter(folder, file)
+
+
+def test_alpha_of_a_unet_alone_counts(folder, lora):
+    path, released = lora
+    plain = load_inpainter(folder, lora_scale=0.0).unet.state_dict()
+    whole = load_inpainter(folder, path).unet.state_dict()
+    header = {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": 2, "target_modules": TARGETS})}
+    file = path / "bare.safetensors"
+    save_file({bare(key): value for key, value in released.items()}, file, metadata=header)
+    for key, value in load_inpainter(folder, file).unet.state_dict().items():
+        torch.testing.assert_close(value, (plain[key] + whole[key]) / 2, atol=1e-6, rtol=0)
+
+
 def test_lora_named_by_the_card(folder, lora):
     edit_json(folder / "inpainter.json", lora="../lora")
     assert load_inpainter(folder).lora is not None

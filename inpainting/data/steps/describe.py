@@ -127,7 +127,8 @@ def describe_paintings(
 ) -> list[dict[str, Any]]:
     """The entry of annotations.json of each image (h, w, 3) uint8: description, phrases and their boxes.
 
-    Kosmos-2 gives (phrase, (start, end), boxes); the boxes of a repeated phrase are united.
+    Kosmos-2 gives (phrase, (start, end), boxes); the boxes of a repeated phrase are united, and objects without
+    a phrase, whose span is empty, are dropped.
     """
     processor = mllm.processor
     images = [Image.fromarray(image) for image in images_u8]
@@ -140,6 +141,8 @@ def describe_paintings(
         description, phrases = processor.post_process_generation(text)
         entities: dict[str, Any] = {}
         for phrase, (start, end), boxes in phrases:
+            if start >= end:
+                continue
             entity = entities.setdefault(phrase, {"startend": [start, end], "bboxes": []})
             entity["bboxes"] += [list(box) for box in boxes if list(box) not in entity["bboxes"]]
         entries.append({"description": description, "entities": entities})

@@ -6,7 +6,8 @@ The published system patched the clone's JSON files with names of its own blocks
 the names are mapped back. Every weight of every file is used, or loading stops.
 
 Every key of a LoRA file has its layer. The released format is `unet.<layer>.lora.down.weight` and
-`.lora.up.weight`; peft's own names (`lora_A`, `lora_B`) are read too.
+`.lora.up.weight`; peft's own names (`lora_A`, `lora_B`), those of attention processors before diffusers 0.22
+(`processor.to_q_lora`) and names without `unet.` are read too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.utils import convert_unet_state_dict_to_peft
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
@@ -116,13 +118,16 @@ def load_inpainter(
         )
     if file is not None:  # W + scale alpha / r (up down), merged, so that the layers stay stock ones
         source = open_weights(file)
-        weights = {key: source.read(key).to(dtype) for key in source.shapes}
-        check_lora(unet, weights, file)
+        weights = convert_unet_state_dict_to_peft({key: source.read(key).to(dtype) for key in source.shapes})
         header: dict[str, str] = {}
         if file.suffix == ".safetensors":  # newer diffusers writes rank and alpha there; else alpha is r
             with safe_open(file, "pt") as opened:
                 header = opened.metadata() or {}
         metadata = json.loads(header.get("lora_adapter_metadata") or "null")
+        if not any(key.startswith("unet.") for key in weights):  # of a UNet alone
+            weights = {f"unet.{key}": value for key, value in weights.items()}
+            metadata = metadata and {f"unet.{key}": value for key, value in metadata.items()}
+        check_lora(unet, weights, file)
         unet.load_lora_adapter(weights, prefix="unet", adapter_name=ADAPTER, metadata=metadata)
         unet.fuse_lora(lora_scale=lora_scale)
         unet.unload_lora()
