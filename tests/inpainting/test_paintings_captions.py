@@ -292,11 +292,10 @@ def test_kosmos_boxes_become_entities(tmp_path: Path, monkeypatch: pytest.Monkey
     assert entry["entities"]["a dog"]["bboxes"] == [[0.5 / 32, 0.5 / 32, 15.5 / 32, 16.5 / 32]]
     assert len(entry["entities"]["two men"]["bboxes"]) == 2
     lone = "<object><patch_index_0005><patch_index_0911></object>"
-    for without in (
-        lone,
-        f"<phrase> </phrase>{lone}",
-        lone.replace("><", "></delimiter_of_multi_objects/><"),
-    ):
+    two = lone.replace(
+        "</object>", "</delimiter_of_multi_objects/><patch_index_0001><patch_index_0099></object>"
+    )
+    for without in (lone, two, f"<phrase> </phrase>{lone}"):
         for place in ("<image> </image><grounding>", "</object> and", "</object>."):
             told = text.replace(place, place + without)
             monkeypatch.setattr(mllm.processor, "batch_decode", lambda *_, told=told, **__: [told])

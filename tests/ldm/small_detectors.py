@@ -50,7 +50,7 @@ def grounding_dino(folder: Path) -> Path:
     )  # fmt: skip
     GroundingDinoForObjectDetection(config).save_pretrained(folder)
     images = GroundingDinoImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96})
-    tokenizer = BertTokenizerFast(vocab_file=str(folder / "vocab.txt"))
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
     GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
     return folder
 

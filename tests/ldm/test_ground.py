@@ -39,6 +39,21 @@ def test_each_name_has_its_own_answer_and_the_absent_are_listed(folder: Path) ->
         Detector.load(folder, least_score=1.0).find_names(IMAGE, ["sofa", "lamp"])
 
 
+@pytest.mark.parametrize("flipped", [False, True])
+def test_another_name_gets_another_box(folder: Path, flipped: bool) -> None:
+    image_u8 = np.ascontiguousarray(IMAGE[:, ::-1]) if flipped else IMAGE
+    detector = Detector.load(folder, least_score=0.0)
+    for name in ("sofa", "lamp"):
+        tokens = detector.processor.tokenizer(detector.words.format(name))["input_ids"]
+        assert (
+            detector.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip(" .").endswith(name)
+        )
+    sofa, lamp = (detector.find_all(image_u8, name) for name in ("sofa", "lamp"))
+    assert sofa[0].box01_xyxy != lamp[0].box01_xyxy
+    assert [one.score for one in sofa] != [one.score for one in lamp]
+    assert detector.find_names(image_u8, ["lamp", "sofa"]) == {"lamp": lamp[0], "sofa": sofa[0]}
+
+
 def test_boxes_of_a_padding_detector_are_in_the_frame_of_the_image(tmp_path: Path) -> None:
     """Its grid divides the padded square: cells of a wide image are as wide as high in pixels."""
     detector = Detector.load(small_detectors.owlv2(tmp_path / "model"), least_score=0.0)

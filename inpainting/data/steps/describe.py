@@ -127,8 +127,8 @@ def describe_paintings(
 ) -> list[dict[str, Any]]:
     """The entry of annotations.json of each image (h, w, 3) uint8: description, phrases and their boxes.
 
-    Kosmos-2 gives (phrase, (start, end), boxes); the boxes of a repeated phrase are united, and objects without
-    a phrase, whose span is empty, are dropped.
+    Kosmos-2 gives (phrase, (start, end), boxes); the boxes of a repeated phrase are united. Objects without a
+    phrase, whose span is empty, are dropped.
     """
     processor = mllm.processor
     images = [Image.fromarray(image) for image in images_u8]
