@@ -16,7 +16,8 @@ from diffusers import MultiControlNetModel
 from torch import Tensor
 
 from benchmarks.harness import RESULTS, Out, best_seconds, write_results
-from cldm.create import AutoencoderConfig, NetworkConfig, create_compositor
+from cldm.config import AutoencoderConfig, NetworkConfig
+from cldm.create import create_compositor
 from cldm.model import Compositor, shared
 from ldm.settings.cli import run_module, single_app
 

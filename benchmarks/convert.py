@@ -19,10 +19,10 @@ import torch
 import typer
 
 from benchmarks.harness import RESULTS, Out, row_of_process, write_results
+from cldm.config import NetworkConfig
 from cldm.convert.convert import write_part
 from cldm.convert.keys import original_pieces
 from cldm.convert.plan import UNET, KeyCheck, empty_networks, plan_network
-from cldm.create import NetworkConfig
 from ldm.settings.cli import run_module, single_app
 from ldm.weight_files import Entry, open_weights, write_safetensors
 

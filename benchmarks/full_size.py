@@ -21,8 +21,10 @@ import typer
 from torch.utils.data import DataLoader
 
 from benchmarks.harness import RESULTS, Out, row_of_process, write_results
-from cldm.create import NetworkConfig, create_compositor
-from cldm.training.module import CompositorModule, CompositorTrainConfig
+from cldm.config import NetworkConfig
+from cldm.create import create_compositor
+from cldm.training.module import CompositorModule
+from cldm.training.settings import CompositorTrainConfig
 from ldm.device import pick_device
 from ldm.settings.cli import run_module, single_app
 

@@ -15,7 +15,7 @@ import numpy as np
 from datasets.fusion import DETAIL_SCALE
 from datasets.inputs import PUBLISHED_INFERENCE, PairOptions
 from ldm.settings.choices import STEP_RULES
-from ldm.settings.config import CheckedSettings, read_config, setting
+from ldm.settings.config import CheckedSettings, check_settings, read_config, setting
 
 CONFIG_FILE = "compositor.json"
 CROP_TENTHS = (15, 29)  # of the region; published without a seed
@@ -103,3 +103,57 @@ def load_compositor_config(folder: Path) -> CompositorConfig:
     """The configuration alone, without the weights, of a complete folder."""
     require_complete(folder)
     return read_config(CompositorConfig, folder / CONFIG_FILE)
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(CheckedSettings):
+    """First stage. `kl`: SD's AutoencoderKL; `tiny`: AutoencoderTiny (all levels of one width)."""
+
+    kind: str = setting("kl", choices=("kl", "tiny"), help="autoencoder class")
+    channels: tuple[int, ...] = setting(
+        (128, 256, 512, 512), help="width of each level; n levels downsample by 2^(n-1)"
+    )
+    layers: int = setting(2, low=1, help="residual blocks per level")
+    latent_channels: int = setting(4, low=1, help="channels of the latent")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of every network of a compositor."""
+
+    size: tuple[int, int] = setting((512, 512), help="(h, w) in pixels of the crop that the model paints")
+    reference_size: int = setting(224, low=16, help="side of the reference image in pixels")
+    block_channels: tuple[int, ...] = setting((320, 640, 1280, 1280), help="UNet width per level")
+    heads: tuple[int, ...] = setting((5, 10, 20, 20), help="attention heads per level")
+    attention: tuple[bool, ...] = setting((True, True, True, False), help="cross-attention at each level")
+    layers_per_block: int = setting(2, low=1, help="residual blocks per level")
+    norm_groups: int = setting(32, low=1, help="GroupNorm groups")
+    token_width: int = setting(1024, low=1, help="width of the identity tokens")
+    hint_channels: tuple[int, ...] = setting(
+        (16, 32, 96, 256), help="hint stack widths; must downsample like the autoencoder"
+    )
+    identity_width: int = setting(1536, low=1, help="DINOv2 width")
+    identity_layers: int = setting(40, low=1, help="DINOv2 depth")
+    identity_heads: int = setting(24, low=1, help="DINOv2 attention heads")
+    identity_patch: int = setting(14, low=1, help="DINOv2 patch side in pixels")
+    identity_swiglu: bool = setting(True, help="SwiGLU feed-forward (DINOv2-g) instead of GELU")
+    prediction: str = setting("epsilon", choices=("epsilon", "v_prediction"), help="what the UNet predicts")
+    zero_snr: bool = setting(False, help="rescale the noise schedule to zero terminal SNR (Lin et al. 2024)")
+    zero_conv_std: float = setting(
+        0.0, low=0.0, help="initial scale of the control outputs; 0 = published zero convolutions"
+    )
+    autoencoder: AutoencoderConfig = setting(AutoencoderConfig(), help="first stage")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        levels = len(self.block_channels)
+        if len(self.heads) != levels or len(self.attention) != levels:
+            raise ValueError(
+                f"block_channels has {levels} levels, heads {len(self.heads)}, "
+                f"attention {len(self.attention)}; they must agree"
+            )
+        if len(self.hint_channels) != len(self.autoencoder.channels):
+            raise ValueError(
+                f"hint_channels downsamples by 2^{len(self.hint_channels) - 1}, "
+                f"the autoencoder by 2^{len(self.autoencoder.channels) - 1}; they must agree"
+            )

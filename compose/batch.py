@@ -31,8 +31,8 @@ from tqdm.auto import tqdm
 
 from cldm.config import load_compositor_config
 from compose import ComposeSettings, compose, load_models
-from compose.contact_sheet import save_sheet
 from compose.settings import BatchSettings, DreamBoothSettings, compositor_folder
+from compose.sheet import save_sheet
 from datasets.sources.readers import images_in, subfolders
 from ldm import __version__
 from ldm.files import file_sha256, hash_model, numbered_lines, read_json, write_json

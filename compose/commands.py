@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 from compose import compose, load_models
-from compose.contact_sheet import save_sheet
 from compose.models import Models
 from compose.pipeline import check_unchanged, settings_of_recipe
 from compose.settings import CompositeSettings, ReplaySettings
+from compose.sheet import save_sheet
 from ldm.denoise import Step
 from ldm.images import from_pm1, write_png
 from ldm.result import beside, log_result, output_paths, result_paths, set_aside

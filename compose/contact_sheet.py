@@ -4,143 +4,13 @@ python -m compose.contact_sheet outputs/a.png outputs/b.png --out sheet.png     
 python -m compose.contact_sheet --cases cases.json --root DATA --out sheet.png  (a list of cases)
 """
 
-import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
-from tqdm.auto import tqdm
-
-from compose import ComposeSettings, compose, load_models
-from compose.models import Models
-from compose.pipeline import Result, settings_of_recipe
-from compose.settings import DEPTH_MODES
-from datasets.geometry import box_to_pixels
-from datasets.relations import Place
-from ldm.files import read_json
-from ldm.images import encode_png
-from ldm.result import beside, check_writable, overwrite_setting, write_result
+from ldm.result import overwrite_setting
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting
-from ldm.sheet import grid
-from llava_bifrost.draw import draw_candidates
-from llava_bifrost.language.answer import Candidate
-
-logger = logging.getLogger(__name__)
-
-TITLES = [
-    "background and box",
-    "object",
-    "depth of the background",
-    "fused depth",
-    "visible, edit region",
-    "model",
-    "result",
-]
-
-
-def save_sheet(result: Result, out: Path, overwrite: bool) -> Path:
-    """Write NAME_sheet.png beside the composite `out`; overwrite: as in `ldm.result.write_result`."""
-    rows, labels = sheet_rows(result)
-    path = beside(out, "_sheet.png")
-    write_result({path: encode_png(grid(rows, TITLES, labels))}, overwrite)
-    return path
-
-
-def sheet_rows(result: Result, name: str | None = None) -> tuple[list[list[np.ndarray]], list[str]]:
-    """Images in the order of TITLES and a label for every sample.
-
-    Visible object white, rest of the edit region gray. The first label has the name, without one the seed,
-    and where a sentence was given what the locator made of it.
-    """
-    inputs, layers = result.geometry.inputs, result.geometry.native_layers
-    cut, mask = on_white(inputs.reference_u8, inputs.reference_mask), inputs.reference_mask.astype(np.uint8)
-    outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    shared = [
-        marked_background(result),
-        cv2.drawContours(cut, outlines, -1, (255, 40, 40), max(1, max(mask.shape) // 150)),
-        inputs.background_depth_01,
-        result.fused_depth_01,
-        np.where(layers.visible, 255, np.where(layers.edit, 110, 0)).astype(np.uint8),
-    ]
-    samples = zip(result.painted_u8, result.images, strict=True)
-    rows = [[*shared, painted_u8, image.rgb_u8] for painted_u8, image in samples]
-    labels = [f"seed {seed}" for seed in result.seeds]
-    labels[0] = name or labels[0]
-    if (placement := result.report.get("placement")) is not None:
-        chosen = placement["candidates"][placement["chosen"]]
-        box = ", ".join(f"{value:.2f}" for value in chosen["box"])
-        labels[0] += f' "{placement["instruction"]}" box {box} depth {chosen["depth"]:.2f}'
-    return rows, labels
-
-
-def marked_background(result: Result) -> np.ndarray:
-    """The background with the box, or with all places that a locator proposed, the chosen one first."""
-    placement, background_u8 = result.report.get("placement"), result.geometry.inputs.background_u8
-    if placement is None:
-        return with_box(background_u8, result.report["box"])
-    order = [placement["chosen"], *range(len(placement["candidates"]))]
-    candidates = []
-    for plain in (placement["candidates"][index] for index in dict.fromkeys(order)):
-        location = Place.of(tuple(plain["box"]), plain["depth"], plain["far"], plain["near"])
-        candidates.append(Candidate(location, plain["log_probability"], plain["text"], plain["score"]))
-    return draw_candidates(background_u8, candidates)
-
-
-def with_box(image_u8: np.ndarray, box01: list[float]) -> np.ndarray:
-    """The image with the box drawn in."""
-    h, w = image_u8.shape[:2]
-    x0, y0, x1, y1 = box_to_pixels(box01, (h, w))
-    width = max(1, round(max(h, w) / 150))
-    return cv2.rectangle(image_u8.copy(), (x0, y0), (x1 - 1, y1 - 1), (255, 40, 40), width)
-
-
-def on_white(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The object cut out."""
-    return np.where(mask[..., None], image_u8, np.uint8(255))
-
-
-def read_cases(path: Path) -> list[dict[str, Any]]:
-    """The entries of a case list, each with the keys that are always needed."""
-    body = read_json(path, object)
-    cases = body.get("cases") if isinstance(body, dict) else None
-    if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
-        raise ValueError(f'{path}: expected {{"cases": [{{"id": ..., "mode": ...}}, ...]}}')
-    for case in cases:
-        if absent := sorted({"id", "mode", "background", "object", "box_xyxy"} - case.keys()):
-            raise ValueError(f"{path}: case {case.get('id', '?')} lacks {', '.join(absent)}")
-    if not cases:
-        raise ValueError(f"{path}: the list is empty")
-    return cases
-
-
-def settings_of_case(
-    case: dict[str, Any], root: Path, model: Path | None = None, depth_model: Path | None = None
-) -> ComposeSettings:
-    """One entry of a case list (its conventions are in the file itself) as settings."""
-
-    def path(name: str) -> Path | None:
-        return root / case[name] if case.get(name) else None
-
-    # Place needs only the box; the other modes repaint a region of the background and have its depth.
-    target = None if case["mode"] == "place" else path("target_mask")
-    fused = case["mode"] in DEPTH_MODES
-    return ComposeSettings(
-        background=root / case["background"],
-        object=root / case["object"],
-        object_mask=path("object_mask"),
-        background_depth=path("background_depth"),
-        object_depth=path("object_depth"),
-        target_mask=target,
-        box=tuple(case["box_xyxy"]),
-        depth=tuple(case["depth_range"]) if fused and case.get("depth_range") else None,
-        mode=case["mode"],
-        model=model,
-        depth_model=depth_model,
-    )
+from ldm.settings.later import later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,37 +34,8 @@ class ContactSheetSettings(CheckedSettings):
         if bool(self.images) == (self.cases is not None):
             raise ValueError("give either images made by run_inference.py, or --cases FILE")
 
-    def jobs(self) -> list[tuple[str, ComposeSettings, dict[str, Any] | None]]:
-        """Name, settings and, where an image was placed by a sentence, the record of that."""
-        if self.cases is not None:
-            listed = read_cases(self.cases)
-            made = [settings_of_case(case, self.root, self.model, self.depth_model) for case in listed]
-            return [(case["id"], settings, None) for case, settings in zip(listed, made, strict=True)]
-        recipes = [(image.stem, *settings_of_recipe(image)) for image in self.images]
-        return [(name, settings, recipe.get("placement")) for name, settings, recipe in recipes]
 
-
-def make_sheet(settings: ContactSheetSettings) -> None:
-    """Compose and draw one row per image or case."""
-    check_writable(settings.out)
-    models: Models | None = None
-    rows, labels = [], []
-    for name, job, placement in tqdm(settings.jobs(), desc="composites", disable=not sys.stderr.isatty()):
-        models = load_models(job, models)
-        try:
-            result = compose(job, models, progress=False).with_placement(placement)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        images, titles = sheet_rows(result, name)
-        rows += images
-        labels += titles
-        visible, outside = 100 * result.report["visible_fraction"], result.changed_outside
-        logger.info("%s: %.0f %% visible, %d pixels changed outside", titles[0], visible, outside)
-    write_result({settings.out: encode_png(grid(rows, TITLES, labels))}, settings.overwrite)
-    logger.info("sheet: %s", settings.out)
-
-
-build_app = single_app(command(ContactSheetSettings, make_sheet))
+build_app = single_app(command(ContactSheetSettings, later("compose.sheet:make_sheet")))
 
 if __name__ == "__main__":
     run_module(build_app)

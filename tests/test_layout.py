@@ -18,8 +18,8 @@ from tests.conftest import ROOT
 
 # Path pattern of a settings file -> "module:dataclass" that it fills. The first match counts.
 SCHEMAS: dict[str, str] = {
-    "configs/bifrost.yaml": "run_train_bifrost:RunConfig",
-    "configs/tiny/compositor.yaml": "run_train_bifrost:RunConfig",
+    "configs/bifrost.yaml": "cldm.training.settings:RunConfig",
+    "configs/tiny/compositor.yaml": "cldm.training.settings:RunConfig",
     "configs/tiny/autoencoder.yaml": "tiny.compositor.autoencoder:AutoencoderTraining",
     "configs/tiny/locator*.yaml": "tiny.locator.train:LocatorTraining",
     "configs/tiny/inpainter.yaml": "tiny.inpainter.train:InpainterTraining",

@@ -10,12 +10,12 @@ import typer
 import compose.settings
 from cldm.create import create_compositor
 from cldm.pretrained import save_compositor
+from cldm.training.settings import RunConfig
 from datasets.inputs import PairOptions
 from inpainting.models.image_to_text.settings import PromptTraining
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
 from ldm.settings.schema import flat_settings, section_of
-from run_train_bifrost import RunConfig
 from scripts.docs import make_command_docs
 from tests import pages
 from tests.cldm.small import SMALL, SMALL_CONFIG

@@ -14,9 +14,9 @@ from functools import partial
 
 import typer
 
-from cldm.convert.convert import CompositorSettings, ConvertSettings, convert_compositor, convert_single
-from cldm.convert.export import ExportSettings, export
+from cldm.convert.settings import CompositorSettings, ConvertSettings, ExportSettings
 from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.later import later
 
 COMPOSITORS = {  # verb -> help
     "bifrost": "A released Bifrost checkpoint -> a compositor folder.",
@@ -33,11 +33,12 @@ SINGLE = {
 
 def build_app() -> typer.Typer:
     app = new_app("Convert published checkpoints to folders, and back.")
+    compositor, single = (later(f"cldm.convert.convert:convert_{kind}") for kind in ("compositor", "single"))
     for kind, text in COMPOSITORS.items():
-        app.command(kind, help=text)(command(CompositorSettings, partial(convert_compositor, kind)))
+        app.command(kind, help=text)(command(CompositorSettings, partial(compositor, kind)))
     for kind, text in SINGLE.items():
-        app.command(kind, help=text)(command(ConvertSettings, partial(convert_single, kind)))
-    app.command("export")(command(ExportSettings, export))
+        app.command(kind, help=text)(command(ConvertSettings, partial(single, kind)))
+    app.command("export")(command(ExportSettings, later("cldm.convert.export:export")))
     return app
 
 

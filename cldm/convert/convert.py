@@ -6,7 +6,7 @@ appears only when it is complete.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial as bound
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedd
 from torch import Tensor, nn
 from transformers import DPTConfig, DPTForDepthEstimation
 
-from cldm.config import CONFIG_FILE, CompositorConfig
+from cldm.config import CONFIG_FILE, CompositorConfig, NetworkConfig
 from cldm.convert.plan import Origin, Plan, empty_networks, plan_compositor, plan_single
-from cldm.create import NetworkConfig, create_identity, noise_schedule
+from cldm.convert.settings import CompositorSettings, ConvertSettings
+from cldm.create import create_identity, noise_schedule
 from datasets.inputs import PairOptions
 from ldm.checkpoints import folder_written_whole, save_model_config, stored_names
 from ldm.device import DTYPES
 from ldm.files import write_json
-from ldm.settings.choices import PRECISIONS
-from ldm.settings.config import CheckedSettings, setting, write_config
+from ldm.settings.config import write_config
 from ldm.weight_files import Entry, entry_of, open_weights, write_safetensors
 
 log = logging.getLogger(__name__)
@@ -52,28 +52,6 @@ DPT_LARGE = DPTConfig(
     hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
     backbone_out_indices=[5, 11, 17, 23], neck_hidden_sizes=[256, 512, 1024, 1024], layer_norm_eps=1e-6,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ConvertSettings(CheckedSettings):
-    """One checkpoint in, one folder out."""
-
-    source: Path = setting(help="checkpoint: .ckpt, .pth, .pt, .bin, .safetensors, or a folder of these")
-    out: Path = setting(help="folder that is written; it appears when it is complete")
-    dtype: str = setting(
-        "keep", choices=("keep", *PRECISIONS), help="type of the written weights; keep: as in the file"
-    )
-    report: Path | None = setting(None, help="JSON report: what became of every key")
-
-
-@dataclass(frozen=True)
-class CompositorSettings(ConvertSettings):
-    """The same for a whole compositor."""
-
-    dinov2: Path | None = setting(
-        None, help="DINOv2 weights (original file or transformers folder), for a checkpoint without them"
-    )
-    seed: int = setting(0, help="seed of the parts that start fresh")
 
 
 def convert_compositor(

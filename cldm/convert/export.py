@@ -5,7 +5,6 @@ schedule's buffers are computed, the unused first convolution of each control br
 """
 
 import logging
-from dataclasses import dataclass
 from functools import partial as bound
 from pathlib import Path
 
@@ -20,34 +19,14 @@ from cldm.config import CONFIG_FILE, require_complete
 from cldm.convert.convert import POSITIONS
 from cldm.convert.keys import RULES, Piece, original_pieces
 from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE
+from cldm.convert.settings import ExportSettings
 from ldm.checkpoints import build_model, stored_names
 from ldm.files import read_json, written_whole
-from ldm.settings.config import check_settings, setting
 from ldm.weight_files import Entry, WeightFile, entry_of, is_live, open_weights, write_safetensors
 
 log = logging.getLogger(__name__)
 
 NETWORKS = {kind.__name__: kind for kind in RULES}
-OUTPUTS = (".safetensors", ".ckpt", ".pth", ".pt")
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """One folder in, one file out."""
-
-    source: Path = setting(help="compositor, DINOv2 or DPT folder")
-    out: Path = setting(help=".safetensors (written tensor by tensor), or .ckpt, .pth, .pt")
-    layout: str = setting(
-        "bifrost", choices=("bifrost", "anydoor"), help="of a compositor; anydoor leaves the depth branch out"
-    )
-    positions: Path | None = setting(
-        None, help="where DINOv2's full position embedding is, if not in the folder: original file or folder"
-    )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.out.suffix not in OUTPUTS:
-            raise ValueError(f"out must end in one of {', '.join(OUTPUTS)}, got {self.out.name}")
 
 
 def export(settings: ExportSettings) -> None:

@@ -14,8 +14,9 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import Dinov2Model
 
+from cldm.config import NetworkConfig
 from cldm.convert.keys import Piece, original_pieces, vit_name
-from cldm.create import NetworkConfig, create_autoencoder, create_control, create_identity, create_unet
+from cldm.create import create_autoencoder, create_control, create_identity, create_unet
 from ldm.weight_files import RETIRED, TensorShape, WeightFile
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."

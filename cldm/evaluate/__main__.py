@@ -7,14 +7,15 @@ import sys
 
 import typer
 
-from cldm.evaluate.run import EvaluateSettings, evaluate
+from cldm.evaluate.settings import EvaluateSettings
 from ldm.settings.cli import command, run_module, single_app
+from ldm.settings.later import later
 
 
 def build_app() -> typer.Typer:
     if any(word.partition("=")[0] == "--results" for word in sys.argv):
         raise ValueError("--results: composites are scored by `python -m compose.benchmark score --results`")
-    return single_app(command(EvaluateSettings, evaluate), bare=False)()
+    return single_app(command(EvaluateSettings, later("cldm.evaluate.run:evaluate")), bare=False)()
 
 
 if __name__ == "__main__":

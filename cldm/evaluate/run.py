@@ -9,8 +9,7 @@ with 95 % bootstrap intervals.
 """
 
 import logging
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from cldm.config import Sampling
 from cldm.evaluate.cases import SceneCase, candidates, find_cases
 from cldm.evaluate.measures import nearest_candidate, order_is_right
 from cldm.evaluate.report import CUTOUT, DEFAULT, SceneScores, make_tables, ranked, text_tables
+from cldm.evaluate.settings import EvaluateSettings
 from cldm.pipeline import CompositorPipeline, Weights
 from cldm.pretrained import load_compositor
 from datasets.pairs import Pair, build_pair
@@ -32,7 +32,7 @@ from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic, write_json
 from ldm.images import from_pm1, write_png
 from ldm.metrics.similarity import psnr_over, ssim_over
-from ldm.settings.config import CheckedSettings, setting, to_plain
+from ldm.settings.config import to_plain
 from ldm.sheet import grid
 
 logger = logging.getLogger(__name__)
@@ -41,30 +41,6 @@ EVERYTHING = Weights()
 BACKGROUND, CEILING = "background left alone", "autoencoder of the truth"  # images by name
 TRUTH, FLIPPED = "true render", "wrong one in front"
 COLUMNS = ("background", "reference", "cut-out", "result", "truth")
-
-
-@dataclass(frozen=True)
-class EvaluateSettings(CheckedSettings):
-    """What is measured and where the numbers go."""
-
-    model: Path = setting(Path("assets/tiny/compositor"), help="compositor folder")
-    scenes: int = setting(300, low=2, help="scenes to measure")
-    data: Path = setting(Path("data/scenes/eval"), help="folder of scene shards of the eval split")
-    depth_model: Path = setting(
-        Path("assets/tiny/depth"), help="depth network for backgrounds and for the order in results"
-    )
-    given_depth: bool = setting(
-        False, help="give the scene's true background depth and object range instead of what users have"
-    )
-    strengths: tuple[float, ...] = setting((0.2, 0.4, 0.6, 1.0), help="strengths of init paste")
-    details: tuple[float, ...] = setting((0.0, 1.0), help="fractions of the relit cut-out in the result")
-    steps: int = setting(20, low=1, help="sampling steps of a full run of init paste")
-    noise_steps: tuple[int, ...] = setting((1, 4, 20), help="sampling steps of the start from noise")
-    guidance: tuple[float, ...] = setting((1.0,), help="classifier-free guidance")
-    ablations: int = setting(100, low=0, help="scenes of the ablations; 0 = none")
-    identity: bool = setting(True, help="also measure identity among eight rendered candidates")
-    device: str = setting("auto", help="auto, cuda, mps or cpu")
-    out: Path | None = setting(None, help="JSON file for the numbers; table and sheets go beside it")
 
 
 class Measurer:

@@ -1,68 +1,14 @@
 """Training data of the compositor for Lightning: one source or a weighted mixture, endless, resumable."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from datasets.base import ExampleSource, PairDataset, RunBatches, TrainingSample, collate_pairs
+from cldm.training.settings import DataConfig
+from datasets.examples import PairDataset, RunBatches, TrainingSample, collate_pairs
 from datasets.inputs import PairOptions
-from datasets.sources.registry import DatasetsConfig, drawn_sources, open_mixture
-from datasets.sources.rendered import RenderedScenes
-from ldm.settings.config import check_settings, load_config, setting
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where examples come from and how they are loaded."""
-
-    datasets: Path | None = setting(
-        None, help="YAML file of real sources and their weights, such as configs/datasets.yaml"
-    )
-    scenes: Path | None = setting(None, help="folder of scene shards, instead of datasets")
-    more: tuple[Path, ...] = setting((), help="further folders of scene shards, mixed with the first")
-    weights: tuple[float, ...] = setting(
-        (), low=0.0, help="relative weight of scenes and of each folder of more; none: equal"
-    )
-    true_depth: bool = setting(False, help="show the depth of the target itself, not the one of inference")
-    batch: int = setting(16, low=1, help="examples per batch and device")
-    workers: int = setting(8, low=0, help="loader processes; 0 loads in the training process")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.weights and len(self.weights) != 1 + len(self.more):
-            raise ValueError(
-                f"data.weights needs one number for scenes and one for each folder of more, "
-                f"{1 + len(self.more)} in all, got {len(self.weights)}"
-            )
-        if self.datasets is not None and self.scenes is not None:
-            raise ValueError(
-                f"data.datasets={self.datasets} and data.scenes={self.scenes}: only one of them; rendered "
-                "scenes are also a source of a datasets file (section scenes)"
-            )
-
-    def open_sources(self) -> tuple[dict[str, ExampleSource], list[float]]:
-        """The sources that the configuration names, and their weights."""
-        if self.datasets is not None:
-            settings = load_config(DatasetsConfig, self.datasets)
-            try:
-                sources, weights = open_mixture(settings)
-            except ValueError as error:
-                raise ValueError(f"data.datasets={self.datasets}: {error}") from error
-            return dict(zip(drawn_sources(settings), sources, strict=True)), weights
-        if self.scenes is None:
-            raise ValueError(
-                "neither data.datasets nor data.scenes is set: name a file such as configs/datasets.yaml, "
-                "or render scenes with `python -m datasets.scenes render --out FOLDER` and name the folder"
-            )
-        folders = (self.scenes, *self.more)
-        rendered: dict[str, ExampleSource] = {
-            str(folder): RenderedScenes(folder, true_depth=self.true_depth) for folder in folders
-        }
-        return rendered, list(self.weights) or [1.0] * len(folders)
 
 
 class RunLoader(DataLoader[TrainingSample]):

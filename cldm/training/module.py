@@ -5,8 +5,6 @@ uninterrupted one would have done (cldm/training/randomness.py).
 Legend: b batch, c latent channels, h w latent pixels.
 """
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,78 +23,10 @@ from torch.optim import Optimizer
 
 from cldm.model import Compositor, Conditions
 from cldm.training.randomness import StepRandomness, shifted_timesteps
+from cldm.training.settings import CompositorTrainConfig
 from cldm.training.sharding import WHOLE, shard
 from ldm.denoise import min_snr_weight, prediction_target
-from ldm.settings.config import CheckedSettings, setting
 from ldm.training.checkpoints import trained
-
-
-@dataclass(frozen=True)
-class CompositorTrainConfig(CheckedSettings):
-    """How to train; the defaults are the published recipe (AdamW 1e-5, constant rate)."""
-
-    lr: float = setting(1e-5, low=0.0, help="learning rate after warm-up")
-    final_lr: float = setting(
-        1.0, low=0.0, high=1.0, help="fraction of lr at the last step (cosine decay); 1 = constant"
-    )
-    hold: float = setting(
-        0.0, low=0.0, high=1.0, help="fraction of all steps at full lr before the cosine decay"
-    )
-    warmup: int = setting(0, low=0, help="steps of linear warm-up")
-    betas: tuple[float, float] = setting((0.9, 0.999), help="AdamW betas")
-    weight_decay: float = setting(0.01, low=0.0, help="AdamW weight decay")
-    shard_optimizer: bool = setting(
-        False, help="each device keeps a part of the optimizer's state (ZeRO, stage 1)"
-    )
-    trainable: str = setting(
-        "published",
-        choices=("published", "all"),
-        help="published: control branches, UNet decoder and projector; all: everything but the autoencoder",
-    )
-    train_projector: bool = setting(True, help="False: the projector stays frozen, as in the published code")
-    drop_identity: float = setting(
-        0.5,
-        low=0.0,
-        high=1.0,
-        help="probability of condition dropout: identity tokens of the zero image (classifier-free guidance)",
-    )
-    drop_detail: float = setting(
-        0.3, low=0.0, high=1.0, help="probability of condition dropout: blank detail hint"
-    )
-    drop_depth: float = setting(
-        0.3, low=0.0, high=1.0, help="probability of condition dropout: blank depth hint"
-    )
-    timesteps: str = setting(
-        "dynamics",
-        choices=("dynamics", "uniform"),
-        help="dynamics: moving sources train the early, still ones the late timesteps in 7 cases of 10",
-    )
-    timestep_shift: float = setting(
-        1.0,
-        low=0.01,
-        high=100.0,
-        help="above 1 trains the noisy timesteps more, which suits few sampling steps; 1 = as drawn",
-    )
-    min_snr: float = setting(
-        0.0, low=0.0, help="limit of the loss weight by signal-to-noise ratio (usual: 5); 0 = equal weights"
-    )
-    mask_weight: float = setting(0.0, low=0.0, help="extra loss weight inside the edit mask")
-    ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average (EMA); 0 = none")
-    attention: str = setting(
-        "sdpa", choices=("sdpa", "eager"), help="eager is faster for small networks on a CPU"
-    )
-    gradient_checkpointing: bool = setting(
-        False, help="recompute activations in the backward pass: less memory, about a third slower"
-    )
-    seed: int = setting(0, help="seed of noise, timesteps and dropout")
-
-    def lr_factor(self, step: int, total: int) -> float:
-        """Factor on lr: linear warm-up, 1 until `hold`, then cosine decay to `final_lr` at `total` steps."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        start = max(self.warmup, self.hold * total)
-        progress = min(1.0, max(0.0, step - start) / max(1.0, total - start))
-        return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class CompositorModule(pl.LightningModule):
@@ -174,7 +104,7 @@ class CompositorModule(pl.LightningModule):
             self.average.to(self.device)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """batch: fields of `datasets.base.TrainingSample`, each (b, ...), see `cldm.training.data`."""
+        """batch: fields of `datasets.examples.TrainingSample`, each (b, ...), see `cldm.training.data`."""
         with torch.no_grad():
             latents = self.model.latent_space.encode(batch["target_pm1"])
         total, devices = len(self.noise_schedule), (self.global_rank, self.trainer.world_size)

@@ -24,7 +24,7 @@ from cldm.config import Sampling
 from cldm.model import Compositor
 from cldm.pipeline import CompositorPipeline
 from cldm.training.sharding import runs_model
-from datasets.base import TrainingSample, collate_pairs
+from datasets.examples import TrainingSample, collate_pairs
 from datasets.sources.inspection import RejectionStats
 from ldm.denoise import Monitor
 from ldm.files import write_json

@@ -12,7 +12,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from datasets.base import MAX_TRIES, UNREADABLE, ExampleSource, Rejected, draw_pair, reason
+from datasets.base import UNREADABLE, ExampleSource, Rejected, reason
+from datasets.examples import MAX_TRIES, draw_pair
 from datasets.inputs import AugmentationParams, PairOptions
 from datasets.pairs import Pair
 from datasets.sources.image_source import ImageSource

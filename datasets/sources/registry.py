@@ -2,7 +2,7 @@
 
 config = load_config(DatasetsConfig, Path("configs/datasets.yaml"))
 source = open_source(config, "mose")
-sources, weights = open_mixture(config)     # for datasets.base.PairDataset
+sources, weights = open_mixture(config)     # for datasets.examples.PairDataset
 """
 
 from dataclasses import dataclass, fields
@@ -10,7 +10,6 @@ from pathlib import Path
 
 from datasets.base import ExampleSource
 from datasets.sources.objects import DreamBoothConfig, DressCodeConfig, FashionTryonConfig, VitonHdConfig
-from datasets.sources.rendered import RenderedConfig
 from datasets.sources.still import FolderConfig, LvisConfig, PanopticConfig, SaliencyConfig, SamConfig
 from datasets.sources.video import (
     MoseConfig,
@@ -21,6 +20,22 @@ from datasets.sources.video import (
     YoutubeConfig,
 )
 from ldm.settings.config import check_settings, nearest, setting
+
+
+@dataclass(frozen=True)
+class RenderedConfig:
+    """Rendered scenes."""
+
+    folder: Path = setting(help="folder of shards (python -m datasets.scenes render)")
+    augment: bool = setting(True, help="mirror and permute the colours of whole examples")
+
+    def open(self, index: Path | None = None) -> ExampleSource:
+        """The source."""
+        if index is not None:
+            raise ValueError(f"rendered scenes have no index, got {index}")
+        from datasets.sources.rendered import RenderedScenes
+
+        return RenderedScenes(self.folder, augment=self.augment)
 
 
 @dataclass(frozen=True)

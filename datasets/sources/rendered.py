@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from datasets.base import BOTH
 from datasets.inputs import Inputs, mirror, permute_colours, relight_room
 from datasets.scenes.batch import SceneFacts
 from datasets.scenes.store import OpenShard, depth_01
-from ldm.settings.config import setting
 
 # Fractions of the examples; chosen.
 OWN_DEPTH = 0.5  # show the reference's own depth map; the others let it bulge
@@ -42,20 +40,6 @@ def read_images(folder: Path, names: tuple[str, ...] = ("image",)) -> np.ndarray
     """(n, h, w, 3) uint8: views `image` and `without` of all scenes of a folder, one after the other."""
     shards = [OpenShard(path) for path in shard_files(folder)]
     return np.concatenate([shard.array(f"{name}_u8") for shard in shards for name in names])
-
-
-@dataclass(frozen=True)
-class RenderedConfig:
-    """Rendered scenes."""
-
-    folder: Path = setting(help="folder of shards (python -m datasets.scenes render)")
-    augment: bool = setting(True, help="mirror and permute the colours of whole examples")
-
-    def open(self, index: Path | None = None) -> RenderedScenes:
-        """The source."""
-        if index is not None:
-            raise ValueError(f"rendered scenes have no index, got {index}")
-        return RenderedScenes(self.folder, augment=self.augment)
 
 
 class RenderedScenes:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from compose import compose, load_models
-from compose.contact_sheet import on_white, read_cases, settings_of_case, with_box
+from compose.sheet import on_white, read_cases, settings_of_case, with_box
 from datasets.scenes.sheet import from_01
 from ldm.files import write_atomic
 from ldm.images import from_pm1

@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from compose import ComposeSettings, compose, load_models
-from compose.contact_sheet import marked_background
 from compose.models import Models
+from compose.sheet import marked_background
 from ldm.images import write_png
 from ldm.settings.cli import run_module, single_app
 from ldm.sheet import grid

@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from compose import compose, load_models
-from compose.contact_sheet import on_white, read_cases, settings_of_case, with_box
 from compose.models import Models
+from compose.sheet import on_white, read_cases, settings_of_case, with_box
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_module, single_app
 from ldm.sheet import grid

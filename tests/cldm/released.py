@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cldm.config import AutoencoderConfig, NetworkConfig
 from cldm.convert.keys import original_pieces
 from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE, empty_networks
-from cldm.create import AutoencoderConfig, NetworkConfig
 from ldm.weight_files import WeightFile
 from tests.conftest import ROOT
 

@@ -1,7 +1,6 @@
 """Small untrained networks with the real classes, for tests that need no trained weights."""
 
-from cldm.config import CompositorConfig, Sampling
-from cldm.create import AutoencoderConfig, NetworkConfig
+from cldm.config import AutoencoderConfig, CompositorConfig, NetworkConfig, Sampling
 from datasets.inputs import PairOptions
 
 SMALL = NetworkConfig(

@@ -15,20 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, Dinov2Config, Dinov2Model, DPTForDepthEstimation
 
+from cldm.config import AutoencoderConfig, NetworkConfig
 from cldm.convert.convert import DPT_LARGE
 from cldm.convert.keys import original_pieces, vit_name
 from cldm.convert.plan import UNET, VAE, empty_networks, plan_compositor, plan_single
-from cldm.create import AutoencoderConfig, NetworkConfig
 from ldm.checkpoints import load_part, save_part, stored_names
-from tests.cldm.released import (
-    MANIFESTS,
-    MINI,
-    expand,
-    manifest,
-    named_weight,
-    original_shapes,
-    shapes_only,
-)
+from tests.cldm.released import MANIFESTS, MINI, expand, manifest, named_weight, original_shapes, shapes_only
 from tests.conftest import ROOT
 
 COUNTS = {"bifrost": 2196, "anydoor": 1856, "sd21": 1241, "dinov2_vitg14": 567}

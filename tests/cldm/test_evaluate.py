@@ -21,7 +21,8 @@ from cldm.evaluate.measures import (
     pixel_order,
 )  # fmt: skip
 from cldm.evaluate.report import CUTOUT, DEFAULT, SceneScores, ranked
-from cldm.evaluate.run import CEILING, FLIPPED, TRUTH, EvaluateSettings, evaluate
+from cldm.evaluate.run import CEILING, FLIPPED, TRUTH, evaluate
+from cldm.evaluate.settings import EvaluateSettings
 from datasets.scenes import sample_scene
 from datasets.scenes.store import StoreSettings, read_options, read_shard, render_shards
 from datasets.sources.rendered import RenderedScenes, shard_files

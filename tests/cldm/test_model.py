@@ -6,17 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from cldm.create import (
-    AutoencoderConfig,
-    NetworkConfig,
-    create_autoencoder,
-    create_compositor,
-    create_control,
-    create_identity,
-    create_unet,
-)
+from cldm.config import AutoencoderConfig, NetworkConfig
+from cldm.create import create_autoencoder, create_compositor, create_control, create_identity, create_unet
 from cldm.model import Compositor, ControlBranch
-from cldm.training.module import CompositorModule, CompositorTrainConfig
+from cldm.training.module import CompositorModule
+from cldm.training.settings import CompositorTrainConfig
 from tests.cldm.small import SMALL
 
 

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from cldm.pretrained import load_compositor
-from cldm.training.data import DataConfig
-from cldm.training.module import CompositorTrainConfig
-from datasets.base import BOTH, PairDataset, Rejected, RunBatches, collate_pairs
+from cldm.training.run import train
+from cldm.training.settings import CompositorTrainConfig, DataConfig, RunConfig, TrainerConfig
+from datasets.base import BOTH, Rejected
+from datasets.examples import PairDataset, RunBatches, collate_pairs
 from datasets.inputs import Inputs
 from datasets.pairs import build_pair
 from datasets.scenes.store import StoreSettings, render_shards
 from datasets.sources.rendered import RenderedScenes, read_images
-from run_train_bifrost import RunConfig, TrainerConfig, train
 from tests.cldm.small import SMALL, SMALL_CONFIG
 from tiny.compositor.autoencoder import AutoencoderTraining, pca_db, train_first_stage
 

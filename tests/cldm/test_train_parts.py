@@ -10,13 +10,14 @@ import pytorch_lightning as pl
 import torch
 from diffusers import DDIMScheduler
 
-import run_train_bifrost
 from cldm.create import create_compositor
-from cldm.training.data import DataConfig
-from cldm.training.module import CompositorModule, CompositorTrainConfig, weighted_error
+from cldm.training import run as training_run
+from cldm.training.module import CompositorModule, weighted_error
 from cldm.training.randomness import StepRandomness, shifted_timesteps
 from cldm.training.records import COLUMNS, condition_sensitivity
-from datasets.base import BOTH, MOVING, STILL, Mixture, PairDataset, RunBatches, collate_pairs
+from cldm.training.settings import CompositorTrainConfig, DataConfig, RunConfig
+from datasets.base import BOTH, MOVING, STILL, Mixture
+from datasets.examples import PairDataset, RunBatches, collate_pairs
 from datasets.scenes.store import StoreSettings, render_shards
 from datasets.sources.rendered import RenderedScenes
 from ldm.denoise import min_snr_weight
@@ -152,15 +153,15 @@ def test_clipping_clips_and_the_row_says_what_came_before(
     norms = Norms()
     config = run_config(tmp_path / "run", scenes, 4)
     config = replace(config, trainer=replace(config.trainer, clip=1e-3))
-    make = run_train_bifrost.make_trainer
+    make = training_run.make_trainer
 
-    def watched(config: run_train_bifrost.RunConfig) -> pl.Trainer:
+    def watched(config: RunConfig) -> pl.Trainer:
         trainer = make(config)
         trainer.callbacks.append(norms)
         return trainer
 
-    monkeypatch.setattr(run_train_bifrost, "make_trainer", watched)
-    run_train_bifrost.train(config)
+    monkeypatch.setattr(training_run, "make_trainer", watched)
+    training_run.train(config)
     assert norms.seen
     assert max(norms.seen) <= 1e-3 * 1.01
     rows = CsvLogger(tmp_path / "run" / "metrics.csv", COLUMNS).rows()

@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cldm.training.run import make_trainer, train
+from cldm.training.settings import RunConfig
 from ldm.settings.config import dump_yaml
-from run_train_bifrost import RunConfig, make_trainer, train
 from tests.cldm.test_train import run_config, scenes, weights
 from tests.conftest import ROOT
 

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from cldm.pretrained import load_compositor
-from run_train_bifrost import RunConfig, train
+from cldm.training.run import train
+from cldm.training.settings import RunConfig
 from tests.cldm.test_train import run_config, scenes
 from tests.cldm.test_train_run import checkpoint, command, curve, run, with_trainer
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cldm.training.data import DataConfig
+from cldm.training.run import train
+from cldm.training.settings import DataConfig, RunConfig, TrainerConfig
 from ldm.images import write_mask
 from ldm.settings.config import load_config
-from run_train_bifrost import RunConfig, TrainerConfig, train
 from tests.cldm.small import SMALL, SMALL_CONFIG
 from tests.conftest import ROOT
 from tests.datasets import trees

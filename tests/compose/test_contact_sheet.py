@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from compose import ComposeSettings, compose, load_models
-from compose.contact_sheet import TITLES, build_app, read_cases, settings_of_case, sheet_rows
+from compose.contact_sheet import build_app
+from compose.sheet import TITLES, read_cases, settings_of_case, sheet_rows
 from ldm.images import read_image
 from ldm.settings.cli import run_app
 from tests.images import Case, room

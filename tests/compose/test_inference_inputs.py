@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from compose import ComposeSettings, compose, load_models
-from compose.contact_sheet import sheet_rows
+from compose.sheet import sheet_rows
 from ldm.images import encode_png, read_image, write_depth, write_mask, write_png
 from ldm.settings.cli import run_app
 from run_inference import build_app

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datasets.base import PairDataset, collate_pairs
+from datasets.examples import PairDataset, collate_pairs
 from datasets.inputs import AugmentationParams, PairOptions
 from datasets.pairs import build_pair
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_mixture, open_source

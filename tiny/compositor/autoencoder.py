@@ -15,7 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from cldm.create import AutoencoderConfig, create_autoencoder
+from cldm.config import AutoencoderConfig
+from cldm.create import create_autoencoder
 from datasets.sources.rendered import read_images
 from ldm.files import write_json
 from ldm.latents import LatentSpace

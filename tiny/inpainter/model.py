@@ -20,7 +20,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from cldm.create import AutoencoderConfig, create_autoencoder
+from cldm.config import AutoencoderConfig
+from cldm.create import create_autoencoder
 from inpainting.models.text_to_image.config import InpainterConfig, Recommended
 from inpainting.models.text_to_image.load import INPAINTER_FILE
 from ldm.checkpoints import folder_written_whole, save_part

@@ -1,0 +1,205 @@
+"""One training run of the compositor."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from cldm.config import NetworkConfig, Sampling
+from datasets.base import ExampleSource
+from datasets.inputs import PairOptions
+from datasets.sources.registry import DatasetsConfig, drawn_sources, open_mixture
+from ldm.settings.config import CheckedSettings, check_settings, load_config, setting
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from and how they are loaded."""
+
+    datasets: Path | None = setting(
+        None, help="YAML file of real sources and their weights, such as configs/datasets.yaml"
+    )
+    scenes: Path | None = setting(None, help="folder of scene shards, instead of datasets")
+    more: tuple[Path, ...] = setting((), help="further folders of scene shards, mixed with the first")
+    weights: tuple[float, ...] = setting(
+        (), low=0.0, help="relative weight of scenes and of each folder of more; none: equal"
+    )
+    true_depth: bool = setting(False, help="show the depth of the target itself, not the one of inference")
+    batch: int = setting(16, low=1, help="examples per batch and device")
+    workers: int = setting(8, low=0, help="loader processes; 0 loads in the training process")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.weights and len(self.weights) != 1 + len(self.more):
+            raise ValueError(
+                f"data.weights needs one number for scenes and one for each folder of more, "
+                f"{1 + len(self.more)} in all, got {len(self.weights)}"
+            )
+        if self.datasets is not None and self.scenes is not None:
+            raise ValueError(
+                f"data.datasets={self.datasets} and data.scenes={self.scenes}: only one of them; rendered "
+                "scenes are also a source of a datasets file (section scenes)"
+            )
+
+    def open_sources(self) -> tuple[dict[str, ExampleSource], list[float]]:
+        """The sources that the configuration names, and their weights."""
+        if self.datasets is not None:
+            settings = load_config(DatasetsConfig, self.datasets)
+            try:
+                sources, weights = open_mixture(settings)
+            except ValueError as error:
+                raise ValueError(f"data.datasets={self.datasets}: {error}") from error
+            return dict(zip(drawn_sources(settings), sources, strict=True)), weights
+        if self.scenes is None:
+            raise ValueError(
+                "neither data.datasets nor data.scenes is set: name a file such as configs/datasets.yaml, "
+                "or render scenes with `python -m datasets.scenes render --out FOLDER` and name the folder"
+            )
+        folders = (self.scenes, *self.more)
+        from datasets.sources.rendered import RenderedScenes
+
+        rendered: dict[str, ExampleSource] = {
+            str(folder): RenderedScenes(folder, true_depth=self.true_depth) for folder in folders
+        }
+        return rendered, list(self.weights) or [1.0] * len(folders)
+
+
+@dataclass(frozen=True)
+class CompositorTrainConfig(CheckedSettings):
+    """How to train; the defaults are the published recipe (AdamW 1e-5, constant rate)."""
+
+    lr: float = setting(1e-5, low=0.0, help="learning rate after warm-up")
+    final_lr: float = setting(
+        1.0, low=0.0, high=1.0, help="fraction of lr at the last step (cosine decay); 1 = constant"
+    )
+    hold: float = setting(
+        0.0, low=0.0, high=1.0, help="fraction of all steps at full lr before the cosine decay"
+    )
+    warmup: int = setting(0, low=0, help="steps of linear warm-up")
+    betas: tuple[float, float] = setting((0.9, 0.999), help="AdamW betas")
+    weight_decay: float = setting(0.01, low=0.0, help="AdamW weight decay")
+    shard_optimizer: bool = setting(
+        False, help="each device keeps a part of the optimizer's state (ZeRO, stage 1)"
+    )
+    trainable: str = setting(
+        "published",
+        choices=("published", "all"),
+        help="published: control branches, UNet decoder and projector; all: everything but the autoencoder",
+    )
+    train_projector: bool = setting(True, help="False: the projector stays frozen, as in the published code")
+    drop_identity: float = setting(
+        0.5,
+        low=0.0,
+        high=1.0,
+        help="probability of condition dropout: identity tokens of the zero image (classifier-free guidance)",
+    )
+    drop_detail: float = setting(
+        0.3, low=0.0, high=1.0, help="probability of condition dropout: blank detail hint"
+    )
+    drop_depth: float = setting(
+        0.3, low=0.0, high=1.0, help="probability of condition dropout: blank depth hint"
+    )
+    timesteps: str = setting(
+        "dynamics",
+        choices=("dynamics", "uniform"),
+        help="dynamics: moving sources train the early, still ones the late timesteps in 7 cases of 10",
+    )
+    timestep_shift: float = setting(
+        1.0,
+        low=0.01,
+        high=100.0,
+        help="above 1 trains the noisy timesteps more, which suits few sampling steps; 1 = as drawn",
+    )
+    min_snr: float = setting(
+        0.0, low=0.0, help="limit of the loss weight by signal-to-noise ratio (usual: 5); 0 = equal weights"
+    )
+    mask_weight: float = setting(0.0, low=0.0, help="extra loss weight inside the edit mask")
+    ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average (EMA); 0 = none")
+    attention: str = setting(
+        "sdpa", choices=("sdpa", "eager"), help="eager is faster for small networks on a CPU"
+    )
+    gradient_checkpointing: bool = setting(
+        False, help="recompute activations in the backward pass: less memory, about a third slower"
+    )
+    seed: int = setting(0, help="seed of noise, timesteps and dropout")
+
+    def lr_factor(self, step: int, total: int) -> float:
+        """Factor on lr: linear warm-up, 1 until `hold`, then cosine decay to `final_lr` at `total` steps."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        start = max(self.warmup, self.hold * total)
+        progress = min(1.0, max(0.0, step - start) / max(1.0, total - start))
+        return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Settings of the Lightning trainer."""
+
+    max_steps: int = setting(20000, low=1, help="optimizer steps")
+    accelerator: str = setting("auto", choices=("auto", "cpu", "gpu", "mps"), help="where to train")
+    devices: int = setting(1, low=1, help="devices per node")
+    nodes: int = setting(1, low=1, help="number of nodes")
+    strategy: str = setting(
+        "ddp",
+        choices=("ddp", "fsdp"),
+        help="several devices: each holds the whole model (ddp) or a part of it (fsdp: FSDP2)",
+    )
+    precision: str = setting("bf16-mixed", choices=("32-true", "16-mixed", "bf16-mixed"), help="arithmetic")
+    accumulate: int = setting(1, low=1, help="batches per optimizer step")
+    clip: float = setting(0.0, low=0.0, help="gradient norm limit; 0 = none")
+    save_every: int = setting(1000, low=1, help="steps between checkpoints")
+    keep: int = setting(2, low=1, help="how many of the newest checkpoints are kept")
+    log_every: int = setting(50, low=1, help="steps between rows of metrics.csv")
+    sample_every: int = setting(1000, low=0, help="steps between sheets of samples; 0 = none")
+    probe_every: int = setting(
+        500, low=0, help="steps between measurements of the effect of each hint; 0 = none"
+    )
+    tracker: str = setting(
+        "none", choices=("none", "tensorboard", "wandb"), help="also send the numbers of metrics.csv there"
+    )
+
+    @property
+    def all_devices(self) -> int:
+        """Devices of all nodes."""
+        return self.devices * self.nodes
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.strategy == "fsdp" and self.all_devices == 1:
+            raise ValueError("trainer.strategy=fsdp needs several devices, got trainer.devices=1")
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise ValueError("trainer.strategy=fsdp needs precision bf16-mixed or 32-true, got 16-mixed")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run, as written in configs/bifrost.yaml."""
+
+    out: Path = setting(help="run folder: checkpoints, metrics, resolved settings, the finished model")
+    pretrained: Path | None = setting(
+        None, help="compositor folder to start from; none: fresh networks of `network`"
+    )
+    first_stage: Path | None = setting(None, help="autoencoder folder for fresh networks")
+    name: str = setting("compositor", help="name of the trained model")
+    notice: str = setting("", help="shown to users once, when the trained model is loaded")
+    seed: int = setting(0, help="seed of initialisation and data order")
+    network: NetworkConfig = setting(NetworkConfig(), help="sizes of fresh networks")
+    pair: PairOptions = setting(PairOptions(), help="pre-processing")
+    sampling: Sampling = setting(
+        Sampling(), help="sampler settings recommended to users of the trained model"
+    )
+    data: DataConfig = setting(DataConfig(), help="sources and batches")
+    train: CompositorTrainConfig = setting(CompositorTrainConfig(), help="loss and optimizer")
+    trainer: TrainerConfig = setting(TrainerConfig(), help="steps and hardware")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.trainer.strategy == "fsdp" and self.train.shard_optimizer:
+            raise ValueError(
+                "train.shard_optimizer=true is for trainer.strategy=ddp: fsdp shards the optimizer anyway"
+            )
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of all devices in one optimizer step."""
+        return self.data.batch * self.trainer.accumulate * self.trainer.all_devices
