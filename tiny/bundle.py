@@ -65,6 +65,13 @@ def install(part: str, source: Path, manifest: dict[str, Any], force: bool) -> N
     logger.info("%s: %.1f MB", target, size)
 
 
+def read_evaluation(path: Path, command: str) -> dict[str, Any]:
+    """The numbers of an evaluation; ValueError names the command that makes a missing file."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; `python -m {command}` makes it")
+    return read_json(path)
+
+
 def compositor(
     run: Run = Path("runs/tiny/bifrost"),
     evaluation: Evaluation = Path("runs/tiny/evaluation.json"),
@@ -72,8 +79,9 @@ def compositor(
     force: Force = False,
 ) -> None:
     """Install the compositor of a run; its recommended sampler settings may be changed."""
+    measured = read_evaluation(evaluation, f"cldm.evaluate --model {run}/model --out {evaluation}")
     load_compositor(run / "model")
-    measured, manifest = read_json(evaluation), read_json(run / MANIFEST)
+    manifest = read_json(run / MANIFEST)
     psnr = {name: row["all"]["mean"] for name, row in measured["psnr_visible_db"].items()
             if name.startswith(("noise", "paste"))}  # fmt: skip
     best = max(psnr, key=lambda name: psnr[name])
@@ -100,8 +108,9 @@ def locator(
     force: Force = False,
 ) -> None:
     """Install the locator of a run, with what was measured on held-out scenes."""
+    measured = read_evaluation(evaluation, f"llava_bifrost.evaluate --model {run}/model --out {evaluation}")
     load_locator(run / "model")
-    measured, manifest = read_json(evaluation), read_json(run / "model" / MANIFEST)
+    manifest = read_json(run / "model" / MANIFEST)
     held_out = {"gates": manifest["held_out"].get("gates", {})}
     held_out["gap_to_another_image"] = measured["gap_to_another_image"]
     for kind in ("place", "replace"):
@@ -118,7 +127,8 @@ def inpainter(
     force: Force = False,
 ) -> None:
     """Install the inpainter of a run: networks, both LoRAs and the classifier of the evaluation."""
-    measured, manifest = read_json(evaluation), read_json(run / "painter" / MANIFEST)
+    measured = read_evaluation(evaluation, f"tiny.inpainter.evaluate --run {run} --out {evaluation.parent}")
+    manifest = read_json(run / "painter" / MANIFEST)
     facts = ("parameters", "seed", "steps", "samples", "minutes", "code_revision")
     stages = {stage: read_json(run / stage / MANIFEST) for stage in STAGES}
     manifest |= {
@@ -148,8 +158,9 @@ def prompter(
     force: Force = False,
 ) -> None:
     """Install the prompt writer of a run, with what was measured on held-out scenes."""
+    measured = read_evaluation(evaluation, f"tiny.prompter.evaluate --model {run}/model --out {evaluation}")
     PromptWriter.load(run / "model", device="cpu")
-    measured, manifest = read_json(evaluation), read_json(run / "model" / MANIFEST)
+    manifest = read_json(run / "model" / MANIFEST)
     if measured["weights"] != hash_folder(run / "model"):
         raise ValueError(f"{evaluation}: measured with other weights than those of {run / 'model'}")
     manifest["held_out"] = {"gates": manifest["held_out"].get("gates", {}), "tasks": measured["tasks"]}

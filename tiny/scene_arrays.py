@@ -61,3 +61,15 @@ class ArrayCache:
 def pooled(maps: np.ndarray, patch: int) -> np.ndarray:
     """(n, v, h, w) -> (n, v, p) means of the patches."""
     return reduce(maps.astype(np.float32), "n v (h y) (w x) -> n v (h w)", "mean", y=patch, x=patch)
+
+
+def split_scenes(count: int, held_out: int, render: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the scenes that train, and of the last `held_out`; ValueError when none is left to train.
+
+    render: the command that makes more scenes
+    """
+    if held_out >= count:
+        wrong = f"held_out={held_out} of {count} scenes leaves none to train"
+        raise ValueError(f"{wrong}; choose a smaller held_out, or more scenes: `python -m {render}`")
+    train, last = np.split(np.arange(count), [count - held_out])
+    return train, last

@@ -56,6 +56,7 @@ class LocatorEvaluation(CheckedSettings):
     out: Path = setting(Path("outputs/locator.json"), help="numbers; .txt and .png are written beside it")
     dataset: Path | None = setting(None, help="dataset file of build_dataset; without it rendered scenes")
     scenes: int = setting(1024, help="held-out scenes, or records of the dataset", low=1)
+    first_scene: int = setting(0, help="number of the first held-out scene", low=0)
     data: Path = setting(
         Path("data/scenes/views_eval"), help="folder of held-out scenes; rendered if missing"
     )
@@ -142,8 +143,11 @@ def locator_cases(config: LocatorEvaluation) -> list[LocatorCase]:
             image_u8 = read_image(record.image).rgb_u8
             cases.append(LocatorCase(record.id, image_u8, record.request, record.location, record.anchors))
         return cases
-    count = -(-config.scenes // 256) * 256
-    settings = StoreSettings(out=config.data, count=count, split="eval", reference_size=REFERENCE)
+    first, count = config.first_scene, -(-config.scenes // 256) * 256
+    folder = config.data / f"from-{first}" if first else config.data  # a folder holds one range of scenes
+    settings = StoreSettings(
+        out=folder, count=count, first_seed=first, split="eval", reference_size=REFERENCE
+    )
     for path in render_shards(settings):
         shard = read_shard(path)
         for i, fact in enumerate(shard.facts):

@@ -82,7 +82,10 @@ def pca_db(train_u8: np.ndarray, test_u8: np.ndarray, factor: int, channels: int
 
 def train_first_stage(config: AutoencoderTraining) -> None:
     """Train the autoencoder on the squared error, save it, and compare it with a linear map."""
+    test = read_images(config.held_out, ("image",))[:256]  # missing ones are noticed before training
     images_u8 = read_images(config.data, ("image", "without"))  # (n, h, w, 3)
+    if config.crop > (side := min(images_u8.shape[1:3])):
+        raise ValueError(f"crop={config.crop}: the scenes of {config.data} have sides of {side} pixels")
     torch.manual_seed(config.seed)
     vae = create_autoencoder(config.autoencoder).to(memory_format=torch.channels_last)
     space = LatentSpace(vae)
@@ -92,7 +95,8 @@ def train_first_stage(config: AutoencoderTraining) -> None:
     )  # fmt: skip
 
     def schedule(optimizer: torch.optim.Optimizer) -> OneCycleLR:
-        return OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.05)
+        warm_up = 0.1 if config.steps == 20 else 0.05  # torch divides by its steps less one
+        return OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=warm_up)
 
     @torch.autocast("cpu", torch.bfloat16, enabled=config.bf16)
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -115,11 +119,10 @@ def train_first_stage(config: AutoencoderTraining) -> None:
     stage = Stage("first stage", vae, settings, config.out, schedule=schedule, same=same).train(loss)
     stage.checkpoint.unlink()  # the folder becomes a model; the same command again trains anew
     with torch.inference_mode():  # mean and deviation of each latent channel, of 512 images
-        parts = np.array_split(images_u8[:512], 16)
+        parts = np.array_split(images_u8[:512], max(1, min(512, len(images_u8)) // 32))
         latents = torch.cat([LatentSpace(vae.eval()).raw(pm1_batch(part)) for part in parts])
     space = LatentSpace(vae, latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist())
     space.save_pretrained(config.out)
-    test = read_images(config.held_out, ("image",))[:256]
     linear = pca_db(read_images(config.data, ("image",)), test, space.factor, space.channels)
     held_out = {
         "images": len(test),

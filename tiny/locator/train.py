@@ -57,6 +57,7 @@ from tiny.locator.vision import (
     patch_loss,
 )
 from tiny.loop import Stage, stages_manifest
+from tiny.scene_arrays import split_scenes
 from tiny.words import COLOUR_WORDS, PATTERN_NAMES, SHAPE_WORDS
 
 log = logging.getLogger(__name__)
@@ -170,7 +171,8 @@ def train_small_locator(config: LocatorTraining) -> None:
     """Train the small locator stage by stage; the same command again continues."""
     cache = config.cache or config.out / "cache"
     scenes = open_scenes(config.data, cache)
-    train, held_out = np.split(np.arange(len(scenes)), [len(scenes) - config.held_out])
+    render = f"datasets.scenes render --out {config.data} --count {2 * config.held_out}"
+    train, held_out = split_scenes(len(scenes), config.held_out, render)
     model = create_llava(config.model, VOCABULARY, config.seed, NUMBERS)
 
     def draw_batch(rng: np.random.Generator, size: int) -> tuple[Tensor, LabelledImages]:

@@ -50,9 +50,7 @@ class PrompterEvaluation(CheckedSettings):
     """What is measured, on what, and where the numbers go."""
 
     model: Path = setting(Path("runs/tiny/prompter/model"), help="folder of the prompt writer")
-    blind: Path | None = setting(
-        Path("runs/tiny/prompter_blind/model"), help="one that was trained blind, as a control"
-    )
+    blind: Path | None = setting(None, help="one that was trained blind, as a control")
     data: Path = setting(Path("data/scenes/prompter_eval"), help="folder of shards of held-out scenes")
     out: Path = setting(Path("benchmarks/results/prompter.json"), help="numbers; .txt and .png beside it")
     scenes: int = setting(768, low=2, help="scenes that are looked at")

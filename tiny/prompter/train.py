@@ -44,6 +44,7 @@ from tiny.prompter.captions import (
     writing_loss,
 )
 from tiny.prompter.data import MASK_COLORS, Painted, Sets, draw_masks, open_sets, paint_scenes
+from tiny.scene_arrays import split_scenes
 from tiny.words import word_tokenizer
 
 log = logging.getLogger(__name__)
@@ -75,8 +76,9 @@ class PrompterTraining(LlavaTraining):
 
 def train_prompter(config: PrompterTraining) -> None:
     """Train the small prompt writer in two stages; the same command again continues."""
+    render = f"tiny.prompter.scenes --out {config.data} --count {2 * config.held_out}"
+    train, held_out = split_scenes(config.scenes, config.held_out, render)
     sets = open_sets(config.data, config.out / "cache", config.scenes)
-    train, held_out = np.split(np.arange(config.scenes), [config.scenes - config.held_out])
     model = create_llava(config.model, VOCABULARY, config.seed)
     vision_files: dict[str, str] = {}  # name -> SHA-256
     if folder := config.vision_from:
