@@ -20,6 +20,7 @@ from ldm.experts.depth import DepthEstimator
 from ldm.files import hash_folder, read_json, visible_files, write_json
 from ldm.images import read_image, write_depth
 from ldm.journal import attempt_in_order
+from ldm.result import check_writable
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
@@ -73,18 +74,18 @@ def estimate_tree(settings: DepthSettings) -> None:
     index, every = shard_of(settings.shard)
     paths = list(images_of)[index::every]
     todo = [path for path in paths if not path.is_file()]
-    written = 0
+    folder, record_path, written = Path(settings.model), settings.out / RECORD, 0
+    check_writable(record_path)
+    record = {"model": settings.model, "weights": hash_folder(folder) if folder.is_dir() else {}}
+    known = read_json(record_path) if record_path.is_file() else record
+    if known != record and (known["weights"] != record["weights"] or not record["weights"]):
+        raise ValueError(
+            f"{settings.out} was made with {known['model']}; choose another OUT_TREE for {settings.model}"
+        )
     if todo:
         device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, device)
         network = DepthEstimator.load(settings.model, device=str(device), dtype=dtype)
-        folder, record_path = Path(settings.model), settings.out / RECORD
-        record = {"model": settings.model, "weights": hash_folder(folder) if folder.is_dir() else {}}
-        known = read_json(record_path) if record_path.is_file() else record
-        if known != record and (known["weights"] != record["weights"] or not record["weights"]):
-            raise ValueError(
-                f"{settings.out} was made with {known['model']}; choose another OUT_TREE for {settings.model}"
-            )
         if not record_path.is_file():
             write_json(record_path, record)
         images = attempt_in_order(lambda path: read_image(images_of[path]).rgb_u8, todo, settings.workers)

@@ -2,13 +2,18 @@
 
 A job:     {"id": "kitchen-1", "image": "kitchen.png", "instruction": "Place the cup on the table"}
            "anchors" (see anchors.py) may be given; without an id the line's number is used.
-An answer: {"id", "image", "instruction", "candidates": [...]}, or "error" instead of candidates.
+An answer: {"id", "image", "instruction", "made_by", "candidates": [...]}, or "error" instead of candidates.
 
 Jobs whose answer is there are skipped, so an interrupted run continues; a line that was cut off is removed.
+`made_by` is a hash of all that decides an answer; where that has changed, the job is answered anew, and the
+earlier file is kept as NAME.old1.jsonl.
 """
 
+import hashlib
+import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,15 +24,16 @@ import typer
 from tqdm.auto import tqdm
 
 from datasets.relations import Place
+from ldm import __version__
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
-from ldm.files import excerpt, numbered_lines, write_json
+from ldm.files import excerpt, file_sha256, hash_model, numbered_lines, write_atomic, write_json
 from ldm.images import encode_png, read_depth, read_image, write_png
 from ldm.journal import append_line, parse_line, read_lines
 from ldm.registry.models import depth_folder
-from ldm.result import beside, check_writable, overwrite_setting, write_result
+from ldm.result import beside, check_writable, overwrite_setting, set_aside, write_result
 from ldm.settings.choices import DEVICES, PRECISIONS
-from ldm.settings.config import CheckedSettings, setting
+from ldm.settings.config import CheckedSettings, setting, to_plain
 from ldm.shards import shard_of
 from llava_bifrost.choice import GEOMETRIC, LocatorOptions
 from llava_bifrost.draw import draw_candidates
@@ -143,7 +149,25 @@ def candidate_report(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def predict_jobs(settings: PredictJobs) -> None:
+def fingerprints(settings: PredictJobs, jobs: Sequence[Job]) -> dict[str, str]:
+    """For every id a hash of what decides its answer: job, image, settings, networks and version."""
+    plain = to_plain(settings)
+    for name in ("jobs", "out", "batch", "shard", "device"):
+        del plain[name]
+    named = {"locator": settings.locator_name, "detector": settings.detector, "sam": settings.sam}
+    named["depth_model"] = depth_folder(settings.depth_model)
+    folders = {name: Path(folder) for name, folder in named.items() if folder and Path(folder).is_dir()}
+    shared = [plain, {name: hash_model(folder) for name, folder in folders.items()}, __version__]
+    shared += [] if settings.anchors is None else [file_sha256(settings.anchors)]
+    found = {}
+    for job in jobs:
+        image = job["folder"] / job["image"]
+        own = [job["instruction"], job.get("anchors"), file_sha256(image) if image.is_file() else None]
+        found[job["id"]] = hashlib.sha256(json.dumps([shared, own], sort_keys=True).encode()).hexdigest()
+    return found
+
+
+def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
     """Answer a JSONL file of jobs. Run again to continue; answers that are there stay."""
     out = settings.out or settings.jobs.with_name(settings.jobs.stem + ".answers.jsonl")
     if out.resolve() == settings.jobs.resolve():
@@ -163,15 +187,25 @@ def predict_jobs(settings: PredictJobs) -> None:
         if times > 1:
             raise ValueError(f"{settings.jobs}: the id {name!r} is there {times} times")
     jobs = jobs[index::count]
+    check_writable(out)
+    made_by = fingerprints(settings, jobs)
     try:
-        done = {str(answer["id"]) for answer in read_lines(out)}
+        answers = {str(answer["id"]): answer for answer in read_lines(out)}
         read_lines(out, repair=True)
     except (KeyError, ValueError):
         raise ValueError(f"{out} is not a file of answers; name another one with --out") from None
-    todo = [job for job in jobs if job["id"] not in done]
+    valid = {name for name, line in answers.items() if made_by.get(name) in (None, line.get("made_by"))}
+    valid |= {name for name, line in answers.items() if "made_by" not in line}  # of an earlier version
+    if len(valid) < len(answers):
+        log.info("%d answers were made by other weights, settings or images", len(answers) - len(valid))
+        set_aside([out])
+        lines = [json.dumps(answer) + "\n" for name, answer in answers.items() if name in valid]
+        write_atomic(out, "".join(lines).encode())
+    todo = [job for job in jobs if job["id"] not in valid]
     log.info("%d of %d jobs have answers in %s", len(jobs) - len(todo), len(jobs), out)
+    counts = {"out": out.as_posix(), "jobs": len(jobs), "kept": len(jobs) - len(todo), "errors": 0}
     if not todo:
-        return
+        return counts
     networks = settings.load()
     single = settings.candidates > 1 or settings.needs_depth
     size, failed = 1 if single else settings.batch, 0
@@ -197,11 +231,16 @@ def predict_jobs(settings: PredictJobs) -> None:
         else:
             results = [{"candidates": list(map(candidate_report, candidates))} for candidates in located]
         for job, result in zip(group, results, strict=True):
-            append_line(out, {**{key: job[key] for key in ("id", "image", "instruction")}, **result})
+            line = {
+                **{key: job[key] for key in ("id", "image", "instruction")},
+                "made_by": made_by[job["id"]],
+            }
+            append_line(out, {**line, **result})
         progress.update(len(group))
     progress.close()
     if failed:
         log.warning("%d jobs could not be answered; their lines in %s say why", failed, out)
+    return {**counts, "errors": failed}
 
 
 @dataclass(frozen=True, kw_only=True)
