@@ -37,6 +37,7 @@ from datasets.sources.readers import images_in, subfolders
 from ldm import __version__
 from ldm.files import file_sha256, hash_model, numbered_lines, read_json, write_json
 from ldm.journal import parse_line
+from ldm.locks import taken
 from ldm.registry.models import depth_folder
 from ldm.result import check_writable, sample_paths
 from ldm.seeds import seed_of
@@ -72,9 +73,10 @@ class Job:
         return sample_paths(out / f"{self.name}.png", self.settings.num_samples)
 
     def is_done(self, path: Path) -> bool:
-        """Whether an image and its report are there and are the result of this very job."""
+        """Whether an image and its report are there, agree, and are the result of this very job."""
         try:
-            return path.is_file() and read_json(path.with_suffix(".json")).get("job") == self.digest()
+            report = read_json(path.with_suffix(".json"))
+            return report.get("image_sha256") == file_sha256(path) and report.get("job") == self.digest()
         except ValueError:
             return False
 
@@ -165,24 +167,29 @@ def run_jobs(
 ) -> dict[str, Any]:
     """Make what is missing of this machine's part; networks stay loaded while jobs have them in common.
 
-    A job that fails is recorded in OUT/failed-<i>-of-<n>.json with its reason, and the next one follows; a
-    later run tries it again. Returns the names `made`, how many were `kept`, and name -> reason of `failed`.
-    overwrite: earlier results are replaced instead of renamed. sheet: NAME_sheet.png is written too.
+    Processes that do the same part at the same time divide its jobs. A job that fails is recorded in
+    OUT/failed-<i>-of-<n>.json with its reason, and the next one follows; a later run tries it again. Returns
+    the names `made`, how many were `kept`, and name -> reason of `failed`. overwrite: earlier results are
+    replaced instead of renamed. sheet: NAME_sheet.png is written too.
     """
     index, count = shard_of(shard)
     record = out / f"failed-{index}-of-{count}.json"
     check_writable(record)
     mine, failed, models = jobs[index::count], dict[str, str](), None
-    todo = [job for job in mine if not all(job.is_done(path) for path in job.images(out))]
+
+    def is_done(job: Job) -> bool:
+        return all(map(job.is_done, job.images(out)))
+
+    todo = [job for job in mine if not is_done(job)]
     start, made = time.monotonic(), list[str]()
-    for number, job in enumerate(todo, 1):
+    for number, job in enumerate(taken(todo, is_done, lambda job: job.images(out)[0]), 1):
         try:
             models = load_models(job.settings, models)
             result = compose(job.settings, models, progress=False)
-            for sample, path in enumerate(job.images(out)):
-                result.save(sample, path, job.digest(), overwrite)
             if sheet:
                 save_sheet(result, out / f"{job.name}.png", overwrite)
+            for sample, path in enumerate(job.images(out)):  # last, for the reports say that the job is done
+                result.save(sample, path, job.digest(), overwrite)
             made.append(job.name)
             text = f"{100 * result.report['visible_fraction']:.0f} % visible"
         except (ValueError, OSError, RuntimeError) as error:
@@ -192,7 +199,7 @@ def run_jobs(
         left = tqdm.format_interval(passed / number * (len(todo) - number))
         level = logging.ERROR if job.name in failed else logging.INFO
         logger.log(level, "%d/%d %s: %s (%s left)", number, len(todo), job.name, text, left)
-    kept = len(mine) - len(todo)
+    kept = len(mine) - len(made) - len(failed)
     logger.info("%s: %d made, %d were there, %d failed", out, len(made), kept, len(failed))
     if failed:
         logger.error("reasons: %s/failed-*.json; the same command tries these again", out)

@@ -18,6 +18,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
 from ldm.files import first_line, read_json
+from ldm.locks import one_writer
 from ldm.weight_files import is_live, open_weights, weight_files
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -163,17 +164,23 @@ def with_model_names(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[st
 
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `folder`; on success it takes its place, on failure nothing changes."""
-    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    """Yields an empty folder beside `folder`; on success it takes its place, on failure nothing changes.
+
+    ValueError while another process writes the same folder.
+    """
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    with one_writer(folder, inside=False):
+        if old.exists() and not folder.exists():  # a kill came between the two renames below
+            old.rename(folder)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)

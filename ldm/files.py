@@ -30,7 +30,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {_reason(error)}") from None
+        raise ValueError(f"{path} cannot be read: {failure_reason(error)}") from None
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -146,7 +146,7 @@ def write_all_atomic(files: Mapping[Path, bytes]) -> None:
                 with stack.enter_context(written_whole(path)).open("xb") as handle:
                     handle.write(data)
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {_reason(error)}") from error
+        raise ValueError(f"cannot write {path}: {failure_reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -164,7 +164,7 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _reason(error: OSError) -> str:
+def failure_reason(error: OSError) -> str:
     """What the operating system objects to, in one short phrase."""
     if isinstance(error, NotADirectoryError | FileExistsError):
         return "a part of its path is a file, not a folder"
@@ -184,7 +184,7 @@ def file_sha256(path: Path | str) -> str:
                     digest.update(block)
             _HASHES[key] = digest.hexdigest()
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {_reason(error)}") from error
+        raise ValueError(f"cannot read {path}: {failure_reason(error)}") from error
     return _HASHES[key]
 
 

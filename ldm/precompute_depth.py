@@ -4,13 +4,16 @@
     python -m ldm.precompute_depth IMAGES DEPTH --model models/depth --shard 3/8
 
 OUT_TREE mirrors the tree: a/b.jpg gives a/b.png, 16 bits, 1 = nearest. A map that is there is kept, so the
-same command continues an interrupted run; an image that cannot be read is named and left out. Reading and
-writing happen beside the network, in threads.
+same command continues an interrupted run, and several at once divide the images; an image that cannot be read
+is named and left out. Reading and writing happen beside the network, in threads. Batches are fixed parts of
+the list, so an interruption changes no map.
 """
 
 import logging
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -20,6 +23,7 @@ from ldm.experts.depth import DepthEstimator
 from ldm.files import hash_folder, read_json, visible_files, write_json
 from ldm.images import read_image, write_depth
 from ldm.journal import attempt_in_order
+from ldm.locks import taken
 from ldm.result import check_writable
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting
@@ -30,6 +34,7 @@ log = logging.getLogger(__name__)
 DEFAULT_MODEL = Path("assets/tiny/depth")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 RECORD = "depth_model.json"  # in OUT_TREE: which network made the maps
+TAKEN = 8  # batches that a process takes at a time, so that it can read ahead
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,10 @@ class DepthSettings:
             )
 
 
+def all_there(paths: Iterable[Path]) -> bool:
+    return all(path.is_file() for path in paths)
+
+
 def estimate_tree(settings: DepthSettings) -> None:
     """Estimate the depth of every image of a tree; the same command again continues."""
     if not settings.images.is_dir():
@@ -73,8 +82,7 @@ def estimate_tree(settings: DepthSettings) -> None:
         raise ValueError(f"IMAGE_TREE: {settings.images} holds no images ({', '.join(kinds)})")
     index, every = shard_of(settings.shard)
     paths = list(images_of)[index::every]
-    todo = [path for path in paths if not path.is_file()]
-    folder, record_path, written = Path(settings.model), settings.out / RECORD, 0
+    folder, record_path, written, unreadable = Path(settings.model), settings.out / RECORD, 0, 0
     check_writable(record_path)
     record = {"model": settings.model, "weights": hash_folder(folder) if folder.is_dir() else {}}
     known = read_json(record_path) if record_path.is_file() else record
@@ -82,29 +90,33 @@ def estimate_tree(settings: DepthSettings) -> None:
         raise ValueError(
             f"{settings.out} was made with {known['model']}; choose another OUT_TREE for {settings.model}"
         )
-    if todo:
+    if not all_there(paths):
         device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, device)
         network = DepthEstimator.load(settings.model, device=str(device), dtype=dtype)
         if not record_path.is_file():
             write_json(record_path, record)
-        images = attempt_in_order(lambda path: read_image(images_of[path]).rgb_u8, todo, settings.workers)
+        batches = [paths[start : start + settings.batch] for start in range(0, len(paths), settings.batch)]
+        parts = [batches[start : start + TAKEN] for start in range(0, len(batches), TAKEN)]
         with (
             ThreadPoolExecutor(settings.workers) as writers,
-            tqdm(total=len(todo), desc="depth", disable=None) as bar,
+            tqdm(parts, desc="depth", unit_scale=settings.batch * TAKEN, disable=None) as bar,
         ):
-            for start in range(0, len(todo), settings.batch):
-                batch = {}  # depth map -> image (h, w, 3)
-                for path, rgb_u8 in zip(todo[start : start + settings.batch], images, strict=False):
-                    if isinstance(rgb_u8, ValueError):
-                        log.warning("left out: %s", rgb_u8)
-                    else:
-                        batch[path] = rgb_u8
-                maps = network.estimate_many(list(batch.values()), batch_size=settings.batch)
-                list(writers.map(write_depth, batch, maps))
-                written += len(batch)
-                bar.update(settings.batch)
-    there, unreadable = len(paths) - len(todo), len(todo) - written
+            for part in taken(bar, lambda part: all(map(all_there, part)), lambda part: part[0][0]):
+                todo = [batch for batch in part if not all_there(batch)]
+                images = attempt_in_order(
+                    lambda path: read_image(images_of[path]).rgb_u8, chain(*todo), settings.workers
+                )
+                for batch in todo:
+                    read = dict(zip(batch, islice(images, len(batch)), strict=True))
+                    good = {path: image for path, image in read.items() if not isinstance(image, ValueError)}
+                    maps = network.estimate_many(list(good.values()), batch_size=settings.batch)
+                    new = {path: map_ for path, map_ in zip(good, maps, strict=True) if not path.is_file()}
+                    list(writers.map(write_depth, new, new.values()))
+                    for path in [path for path in batch if path not in good]:
+                        log.warning("left out: %s", read[path])
+                    written, unreadable = written + len(new), unreadable + len(batch) - len(good)
+    there = len(paths) - written - unreadable
     log.info("%d written, %d there already, %d left out: %s", written, there, unreadable, settings.out)
 
 

@@ -5,6 +5,7 @@ bytes; timings belong to the report. Legend: h w pixels.
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import logging
@@ -135,9 +136,9 @@ def overwrite_setting() -> Any:
 def write_result(files: Mapping[Path, bytes], overwrite: bool = False) -> None:
     """`write_all_atomic`, which keeps an earlier result under another name (`set_aside`), or replaces it.
 
-    The last file tells results apart: where it is the same, the others are replaced (they hold timings).
+    The first file tells results apart: where it is the same, the others are replaced (they hold timings).
     """
-    path, data = list(files.items())[-1]
+    path, data = next(iter(files.items()))
     if not overwrite and not (path.is_file() and path.read_bytes() == data):
         set_aside(path for path in files if path.is_file())
     write_all_atomic(files)
@@ -175,11 +176,11 @@ def save_result(
     report: Mapping[str, Any],
     overwrite: bool = False,
 ) -> tuple[Path, Path]:
-    """Write the image with its recipe and the report beside it: both or neither.
+    """Write the image with its recipe, then the report beside it, which names the image's SHA-256.
 
     image:     or RGB (h, w, 3) uint8; the suffix of the path is its format, one of `OUTPUT_FORMATS`
     recipe:    all that decides the pixels; JSON values, paths and numpy scalars
-    report:    what was measured; the JSON file is the report with the recipe under `recipe`
+    report:    what was measured; the JSON file is the report with `recipe` and `image_sha256`
     overwrite: another result that is there is replaced instead of renamed
     returns:   the paths of the image and of the JSON
     """
@@ -190,10 +191,10 @@ def save_result(
     if kind == "JPEG":
         log.info("%s: JPEG is lossy; the drift was measured before encoding", png)
         report = {**report, "drift_measured": "before the lossy encoding"}
-    json_text = _to_json({**report, "recipe": recipe}, beside, indent=2)
     image = image if isinstance(image, LoadedImage) else LoadedImage(image)
-    files = {beside: (json_text + "\n").encode(), png: encode_image(image, png.suffix, text)}
-    write_result(files, overwrite)
+    data = encode_image(image, png.suffix, text)
+    facts = {**report, "recipe": recipe, "image_sha256": hashlib.sha256(data).hexdigest()}
+    write_result({png: data, beside: (_to_json(facts, beside, indent=2) + "\n").encode()}, overwrite)
     return png, beside
 
 

@@ -115,7 +115,13 @@ class DepthEstimator:
 
     @torch.inference_mode()
     def estimate_many(self, images_u8: Sequence[np.ndarray], *, batch_size: int = 8) -> list[np.ndarray]:
-        """Depth of many images of any sizes; those that share a network size run together."""
+        """Depth of many images of any sizes; those that share a network size run together.
+
+        On a CPU every image runs alone, which is as fast for networks of full size: its depth is then the
+        same in any company. On a GPU it depends on the batch in the last of 16 bits.
+        """
+        if next(self.model.parameters()).device.type == "cpu":
+            batch_size = 1
         groups: dict[tuple[int, int], list[int]] = {}
         for index, rgb_u8 in enumerate(images_u8):
             groups.setdefault(self.input.network_size((rgb_u8.shape[0], rgb_u8.shape[1])), []).append(index)

@@ -1,5 +1,6 @@
 """Properties of what a command leaves behind: recipe, report, drift, timings."""
 
+import hashlib
 import json
 import os
 import time
@@ -28,8 +29,28 @@ RECIPE = {
 def test_the_recipe_comes_back_from_the_image(tmp_path: Path) -> None:
     png, beside = save_result(tmp_path / "out" / "a.png", noise(), RECIPE, {"seconds": {"denoise": 1.5}})
     assert read_recipe(png) == RECIPE
-    assert json.loads(beside.read_text()) == {"seconds": {"denoise": 1.5}, "recipe": RECIPE}
+    report = json.loads(beside.read_text())
+    assert report.pop("image_sha256") == hashlib.sha256(png.read_bytes()).hexdigest()
+    assert report == {"seconds": {"denoise": 1.5}, "recipe": RECIPE}
     assert np.array_equal(read_image(png).rgb_u8, noise())
+
+
+def test_the_image_is_there_before_the_report_that_vouches_for_it(tmp_path: Path, monkeypatch) -> None:
+    png, beside = save_result(tmp_path / "a.png", noise(), RECIPE, {})
+    before, replace, renamed = beside.read_bytes(), os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        if renamed:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_result(tmp_path / "a.png", 255 - noise(), RECIPE, {}, overwrite=True)
+    assert renamed == [png]
+    assert beside.read_bytes() == before
+    assert json.loads(before)["image_sha256"] != hashlib.sha256(png.read_bytes()).hexdigest()
     assert "settings.steps: 20" in Image.open(png).text["parameters"]  # type: ignore[attr-defined]
 
 

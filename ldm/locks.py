@@ -1,0 +1,84 @@
+"""One writer: a run folder is held by one process, and processes that share items take each of them once.
+
+The locks are those of the operating system (library `filelock`), so that of a dead process holds nothing.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from ldm.files import failure_reason
+
+T = TypeVar("T")
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by launchers; the first process holds the run folder
+
+
+@contextlib.contextmanager
+def held(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock file `path`, which is there meanwhile; yields whether it could be had.
+
+    wait: for another process that holds it. ValueError names a folder that cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(blocking=wait)
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise ValueError(f"cannot write in {path.parent}: {failure_reason(error)}") from error
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(OSError):  # Windows keeps open files; a waiting process sees that it is gone
+            path.unlink()
+        lock.release()
+
+
+def lock_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+@contextlib.contextmanager
+def one_writer(folder: Path, *, inside: bool = True) -> Iterator[None]:
+    """Refuse with a ValueError to write what another process is writing. inside: where the lock lies."""
+    with held(folder / ".lock" if inside else lock_beside(folder)) as free:
+        if not free:
+            raise ValueError(f"{folder}: another process is writing it; wait for its end, or name another")
+        yield
+
+
+def alone(work: Callable[[Any], T], field: str = "out") -> Callable[[Any], T]:
+    """`work(settings)` as the one writer of the folder that the settings name under `field`."""
+
+    @functools.wraps(work)
+    def locked(settings: Any) -> T:
+        if any(os.environ.get(name, "0") != "0" for name in RANKS):
+            return work(settings)
+        with one_writer(getattr(settings, field)):
+            return work(settings)
+
+    return locked
+
+
+def taken(items: Iterable[T], is_done: Callable[[T], bool], path_of: Callable[[T], Path]) -> Iterator[T]:
+    """The items that are not done, each held while it is worked on; those that others hold come last.
+
+    path_of: a result of the item; the lock lies beside it
+    """
+    busy: list[T] = []
+    for wait, part in ((False, items), (True, busy)):
+        for item in part:
+            if is_done(item):
+                continue
+            with held(lock_beside(path_of(item)), wait) as free:
+                if not free:
+                    busy.append(item)
+                elif not is_done(item):  # another process may have done it in between
+                    yield item
