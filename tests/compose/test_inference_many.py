@@ -80,26 +80,6 @@ def test_what_has_changed_is_made_again(case: Case) -> None:
     assert out.read_bytes() == second
 
 
-@pytest.mark.parametrize("hashed", [True, False], ids=["as written now", "of an earlier version"])
-def test_a_job_is_done_only_where_image_and_report_agree(case: Case, hashed: bool) -> None:
-    """The report of this job beside the image of an earlier one, as a kill between two writes left them."""
-    path, out = write(case, job(case, name="a", seed=1)), case.folder / "many" / "a.png"
-    assert batch(case) == 0
-    earlier = out.read_bytes()
-    write(case, job(case, name="a", seed=2))
-    assert batch(case) == 0
-    wanted = out.read_bytes()
-    report = json.loads(out.with_suffix(".json").read_text())
-    if not hashed:
-        del report["image_sha256"]
-        out.with_suffix(".json").write_text(json.dumps(report))
-    assert read_jobs(path, None, case.folder)[0].is_done(out)
-    out.write_bytes(earlier)
-    assert not read_jobs(path, None, case.folder)[0].is_done(out)
-    assert batch(case) == 0
-    assert out.read_bytes() == wanted
-
-
 def test_a_job_is_the_image_of_the_image_verb_and_can_be_replayed(case: Case) -> None:
     write(case, job(case, name="a", seed=4))
     assert batch(case) == case.run("--seed", "4") == 0
