@@ -34,6 +34,7 @@ from inpainting.data.paintings import (
 )
 from inpainting.data.steps.captions import STEPS, damaged, read_captions
 from inpainting.prompts import CAPTION_PROMPT, CAPTION_START, KOSMOS_PROMPT
+from ldm.files import hash_model
 from ldm.images import read_image
 from ldm.journal import Journal, JournalReader
 from ldm.mllm.load import Mllm, four_bit_works, load_four_bit, load_mllm
@@ -149,14 +150,21 @@ def describe_paintings(
     return entries
 
 
+def journal_inputs(settings: AnnotateSettings | CaptionSettings, path: Path) -> dict[str, Any]:
+    """What answers depend on; without the weights where the journal at `path` is of an earlier version."""
+    inputs = {"model": settings.model_id, "max_new_tokens": settings.max_new_tokens}
+    if not Path(settings.model_id).is_dir() or "weights" not in (JournalReader(path).inputs or ["weights"]):
+        return inputs
+    return {**inputs, "weights": hash_model(Path(settings.model_id))}
+
+
 def annotate_images(settings: AnnotateSettings) -> bool:
     """Describe every image and box what is described, with Kosmos-2; run again to continue."""
     out, (index, count) = settings.out, settings.index_of_count
     images = image_map(settings.image_dir)
     names = sorted(images)
-    inputs = {"model": settings.model_id, "max_new_tokens": settings.max_new_tokens}
     paths = shard_paths(out.parent, f"stamp_{STEP}", count)
-    journal = Journal(paths[index], inputs, keep=True)
+    journal = Journal(paths[index], journal_inputs(settings, paths[index]), keep=True)
     model = functools.cache(lambda: open_model(settings.model_id, "full"))
     run_batches(
         journal,
@@ -181,8 +189,7 @@ def caption_masks(settings: CaptionSettings) -> Path:
     paths = shard_paths(output_dir, "captions", count)
     if not settings.resume:
         paths[index].unlink(missing_ok=True)
-    inputs = {"model": settings.model_id, "max_new_tokens": settings.max_new_tokens}
-    journal = Journal(paths[index], inputs, keep=True)
+    journal = Journal(paths[index], journal_inputs(settings, paths[index]), keep=True)
     stems = entity_folders(entities_dir)  # sorted; process p takes every n-th from the p-th on, as published
     concepts: dict[str, str] = {}
     for stem in stems[index::count]:
