@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def run_image(settings: CompositeSettings) -> dict[str, Any]:
     """Put an object into a background at a box and a depth, or where a sentence says.
 
-    Writes a PNG that carries its recipe, a JSON report beside it, and a contact sheet.
+    Writes an image that carries its recipe, a JSON report beside it, and a contact sheet.
     """
     paths = output_paths(settings.out, settings.num_samples, settings.input_files.values())
     models = load_models(settings)

@@ -195,7 +195,7 @@ class CompositeSettings(ComposeSettings):
     """A composite and where it goes."""
 
     out: Path = setting(
-        Path("outputs/composite.png"), help="PNG to write; with several samples a number is added to its name"
+        Path("outputs/composite.png"), help="image to write (.png, .webp, .jpg); several samples get numbers"
     )
     sheet: bool = setting(True, help=SHEET_HELP)
     save_steps: int = setting(0, low=0, help="write a preview every so many steps into NAME_steps; 0 = none")
@@ -207,7 +207,7 @@ class ReplaySettings(CheckedSettings):
     """A composite to paint again."""
 
     image: Path = setting(aliases=("IMAGE",), help="PNG written by the image verb")
-    out: Path | None = setting(None, help="PNG to write; without it NAME_replay.png")
+    out: Path | None = setting(None, help="image to write; without it NAME_replay.png")
     overwrite: bool = overwrite_setting()
 
 

@@ -4,7 +4,7 @@
         --out outputs/dreamed.png
 
 A mask without prompt gets one from a vision-language model that sees the rest of the image (paper section 3);
-given prompts are kept. Writes a PNG that carries its recipe, a JSON report, and a sheet with the prompts.
+given prompts are kept. Writes an image that carries its recipe, a JSON report, and a sheet with the prompts.
 
 Legend: h w pixels.
 """
@@ -57,7 +57,7 @@ class DreamSettings(PaintSettings):
         (), help="known prompts in the order of the masks; an empty or missing one is written"
     )
     out: Path = setting(
-        Path("outputs/dreamed.png"), help="PNG to write; with several samples a number is added to its name"
+        Path("outputs/dreamed.png"), help="image to write (.png, .webp, .jpg); several samples get numbers"
     )
     prompter: Path | None = setting(
         None,
@@ -198,8 +198,8 @@ def completed(prompts: Sequence[str], masks: int) -> list[str]:
 def run_dream(settings: DreamSettings) -> dict[str, Any]:
     """Write a prompt for every mask that has none, and fill the masks, each with its own prompt.
 
-    Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, masks and after with
-    the prompts.
+    Writes an image that carries its recipe, a JSON report beside it, and a sheet of before, masks and after
+    with the prompts.
     """
     output_paths(settings.out, settings.num_samples, (settings.image, *settings.masks))
     timer = StageTimer()

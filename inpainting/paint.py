@@ -3,7 +3,7 @@
     python -m inpainting.paint --image room.png --masks a.png b.png --prompts "a red cube" "a green ball" \\
         --out outputs/painted.png
 
-Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, regions and after.
+Writes an image that carries its recipe, a JSON report beside it, and a sheet of before, regions and after.
 """
 
 import logging
@@ -52,7 +52,7 @@ class _Inputs:
     prompts: tuple[str, ...] = setting((), help="one prompt per mask, in the same order")
     negatives: tuple[str, ...] = setting((), help="what each region should not show: none, or one per mask")
     out: Path = setting(
-        Path("outputs/painted.png"), help="PNG to write; with several samples a number is added to its name"
+        Path("outputs/painted.png"), help="image to write (.png, .webp, .jpg); several samples get numbers"
     )
     model: Path | None = setting(
         None,
@@ -92,7 +92,7 @@ class PaintSettings(PaintOptions, _Inputs):
 def run_paint(settings: PaintSettings) -> dict[str, Any]:
     """Fill the masks of an image, each with its own prompt.
 
-    Writes a PNG that carries its recipe, a JSON report beside it, and a sheet of before, regions and after.
+    Writes an image with its recipe, a JSON report beside it, and a sheet of before, regions and after.
     """
     output_paths(settings.out, settings.num_samples, (settings.image, *settings.masks))
     if len(settings.masks) != len(settings.prompts) or not settings.masks:  # before a file is read
@@ -119,7 +119,7 @@ def save_painting(
     sheet_u8: np.ndarray | None,
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write each sample as a PNG with its recipe, its report beside it, and the sheet; log where they are.
+    """Write each sample with its recipe, its report beside it, and the sheet; log where they are.
 
     more:    what else decided the pixels
     returns: the report of all samples, with `files`
