@@ -63,18 +63,14 @@ class LocatorSettings(LocatorOptions):
     device: str = setting("auto", choices=DEVICES, help="where the locator runs")
     dtype: str = setting("auto", choices=("auto", *PRECISIONS), help="precision of the locator")
 
-    @property
-    def needs_depth(self) -> bool:
-        """Whether depth decides more than the order of a model's places."""
-        return self.locator_name == GEOMETRIC or self.anchors is not None or self.detector is not None
-
     def load(self) -> SimpleNamespace:
         """The networks that these settings name; the depth network ranks several places, or is needed."""
         name, folder = self.locator_name, self.depth_model
         locator = None if name == GEOMETRIC else load_locator(name, self.device, self.dtype)
         detector = None if self.detector is None else Detector.load(self.detector)
-        estimate = self.needs_depth or (self.candidates > 1 and folder is not None)
-        depth = DepthEstimator.load(depth_folder(folder)) if estimate else None
+        needed = name == GEOMETRIC or self.anchors is not None or self.detector is not None
+        ranking = self.candidates > 1 and folder is not None
+        depth = DepthEstimator.load(depth_folder(folder)) if needed or ranking else None
         return SimpleNamespace(locator=lambda _: locator, detector=lambda _: detector, depth=depth)
 
     def propose(
@@ -207,7 +203,7 @@ def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
     if not todo:
         return counts
     networks = settings.load()
-    single = settings.candidates > 1 or settings.needs_depth
+    single = settings.candidates > 1 or networks.depth is not None
     size, failed = 1 if single else settings.batch, 0
     groups = [todo[start : start + size] for start in range(0, len(todo), size)]
     progress = tqdm(total=len(todo), desc="answers", unit="job")
@@ -255,7 +251,7 @@ class NamedBoxes(CheckedSettings):
     out: Path = setting(help="JSON file to write, for --anchors; OUT_boxes.png shows the boxes on the image")
 
 
-def write_anchors(settings: NamedBoxes) -> None:
+def write_anchors(settings: NamedBoxes) -> dict[str, Any]:
     """Write a file of anchors from boxes typed by hand, and draw them on the image."""
     image, sheet = read_image(settings.image), beside(settings.out, "_boxes.png")
     for path in (settings.out, sheet):
@@ -277,3 +273,4 @@ def write_anchors(settings: NamedBoxes) -> None:
     write_json(settings.out, entries)
     write_png(sheet, draw_candidates(image.rgb_u8, [], places))
     log.info("anchors: %s\nsheet:   %s", settings.out, sheet)
+    return {"out": settings.out.as_posix(), "sheet": sheet.as_posix(), "anchors": entries}
