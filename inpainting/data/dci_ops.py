@@ -23,7 +23,7 @@ from inpainting.data.steps.regions import (
     make_masks,
     pixel_box,
 )
-from inpainting.data.steps.split import TransferSettings, split_images
+from inpainting.data.steps.split import TransferSettings, one_split_each, split_images
 from ldm.files import file_sha256, read_json
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import setting
@@ -56,14 +56,14 @@ class DciSplitSettings(TransferSettings):
     split_path: Path = setting(help="JSON file: split -> annotation files")
 
     def plan(self, names: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
-        files, plan = annotation_files(self.annotations_dir), {}
+        files, pairs = annotation_files(self.annotations_dir), list[tuple[str, str]]()
         for split, listed in read_json(self.split_path).items():
             for name in listed:
                 if name not in files:
                     raise ValueError(f"{self.split_path}: {split} names {name!r}, no annotation file")
                 image = checked_name(str(read_json(files[name]).get("image")))
-                plan[image] = SPLIT_NAMES.get(split, split)
-        return plan, {"table": file_sha256(self.split_path)}
+                pairs.append((image, SPLIT_NAMES.get(split, split)))
+        return one_split_each(self.split_path, pairs), {"table": file_sha256(self.split_path)}
 
 
 def labelled_regions(document: Mapping[str, Any], size_hw: tuple[int, int]) -> list[ObjectRegion]:

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from inpainting.data.paintings import checked_name, source_file
 from inpainting.data.steps.fetch import FetchSettings, fetch_annotations
 from ldm.decode import DECODER_ERRORS
-from ldm.files import read_table, write_atomic
+from ldm.files import nfc, read_table, write_atomic
 from ldm.images import read_image
 from ldm.journal import attempt_in_order
 from ldm.settings.cli import command, new_app, run_module
@@ -70,8 +70,8 @@ def fetch_images(settings: DownloadSettings) -> None:
     for row in rows:  # address of one size of an image, as published: a.jpg, Large -> a.jpg!Large.jpg
         if modifier := row.get("modifier"):
             row["url"] += f"!{modifier}.{row['url'].rpartition('.')[2]}"
-    rows = list({(row["file_name"], row["url"]): row for row in rows}.values())  # equal ones count once
-    addresses = Counter(row["file_name"] for row in rows)
+    rows = list({(nfc(row["file_name"]), row["url"]): row for row in rows}.values())  # equal ones count once
+    addresses = Counter(nfc(row["file_name"]) for row in rows)
     folder.mkdir(parents=True, exist_ok=True)
     client = httpx.Client(
         timeout=settings.timeout,
@@ -84,8 +84,8 @@ def fetch_images(settings: DownloadSettings) -> None:
         """Raises ValueError: why an image is not there."""
         name, reason = checked_name(row["file_name"]), ""
         path = folder / name
-        if addresses[name] > 1:
-            raise ValueError(f"the table gives this name {addresses[name]} different addresses")
+        if (count := addresses[nfc(name)]) > 1:
+            raise ValueError(f"the table gives this name {count} different addresses")
         try:
             if path.is_file() and (not settings.verify or read_image(path)):
                 return

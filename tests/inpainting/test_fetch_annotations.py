@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -74,6 +75,25 @@ def test_annotation_files_with_their_hashes(address: str, tmp_path: Path) -> Non
     fetch_annotations(annotations(address, tmp_path / "data"))
     assert not Server.asked
     assert len(REVISION) == 40  # a commit, not a branch that moves
+
+
+@pytest.mark.parametrize("other", [{"revision": "def"}, {"repository": "o/fork"}])
+def test_what_another_revision_left_is_not_used(address: str, tmp_path: Path, other: dict[str, str]) -> None:
+    serve()
+    del Server.files["/raw/o/n/abc/data/wikiart_images.csv"]
+    with pytest.raises(ValueError, match="HTTP 404"):
+        fetch_annotations(annotations(address, tmp_path / "data"))
+    with pytest.raises(ValueError, match="HTTP 404"):  # begins where it stopped
+        fetch_annotations(annotations(address, tmp_path / "data"))
+    assert Server.asked["/raw/o/n/abc/data/annotations.zip"] == 1
+    where = {"repository": "o/n", "revision": "abc", **other}
+    for name, data in (("annotations.zip", ARCHIVE), ("wikiart_images.csv", TABLE.encode())):
+        Server.files[f"/raw/{where['repository']}/{where['revision']}/data/{name}"] = data
+    settings = dataclasses.replace(annotations(address, tmp_path / "data"), **other)
+    fetch_annotations(settings)
+    check(tmp_path / "data")
+    asked = Server.asked[f"/raw/{where['repository']}/{where['revision']}/data/annotations.zip"]
+    assert asked == 1
 
 
 def test_git_lfs_pointers_are_followed(address: str, tmp_path: Path) -> None:

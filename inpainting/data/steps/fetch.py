@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inpainting.data.paintings import write_object
-from ldm.files import file_sha256, read_json, read_table
+from ldm.files import file_sha256, read_json, read_table, read_text, write_atomic
 from ldm.registry.pull import download, is_archive, unpack
 from ldm.settings.config import CheckedSettings, setting
 
@@ -53,9 +53,11 @@ def fetch_annotations(settings: FetchSettings) -> None:
         log.info("%s: all there", out)
         return
     partial = out / ".annotations.partial"
-    if copies:
+    origin, note = f"{settings.repository}@{settings.revision}", partial / "origin.txt"
+    if copies or not note.is_file() or read_text(note) != origin:  # what lies there is of something else
         shutil.rmtree(partial, ignore_errors=True)
-    else:
+    if not copies:
+        write_atomic(note, origin.encode())
         copies = tuple(partial / Path(source).name for source in SOURCES)
         for source, path in zip(SOURCES, copies, strict=True):
             if path.is_file():  # of an interrupted call
@@ -94,7 +96,7 @@ def fetch_annotations(settings: FetchSettings) -> None:
         shutil.rmtree(partial, ignore_errors=True)
     record_path = out / HASHES
     record = read_json(record_path) if record_path.is_file() else {}
-    source = ", ".join(map(str, settings.copies)) or f"{settings.repository}@{settings.revision}"
+    source = ", ".join(map(str, settings.copies)) or origin
     for name in files:
         sha256 = file_sha256(out / name)
         before = record.get(name, {}).get("sha256", sha256)
