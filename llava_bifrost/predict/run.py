@@ -227,11 +227,11 @@ def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
         else:
             results = [{"candidates": list(map(candidate_report, candidates))} for candidates in located]
         for job, result in zip(group, results, strict=True):
-            line = {
+            facts = {
                 **{key: job[key] for key in ("id", "image", "instruction")},
                 "made_by": made_by[job["id"]],
             }
-            append_line(out, {**line, **result})
+            append_line(out, {**facts, **result})
         progress.update(len(group))
     progress.close()
     if failed:

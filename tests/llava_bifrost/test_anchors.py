@@ -79,20 +79,13 @@ BOXES = {
 
 
 @pytest.mark.parametrize("name", BOXES)
-def test_anchors_typed_by_hand_are_read_back(tmp_path: Path, name: str):
+def test_anchors_typed_by_hand_are_read_back(tmp_path: Path, capsys, name: str):
     text, box, depth = BOXES[name]
     write_png(tmp_path / "room.png", np.full((90, 120, 3), 90, np.uint8))
     out = tmp_path / "new" / "anchors.json"
-    argv = [
-        "anchors",
-        text,
-        "The Cup=0.7,0.1,0.9,0.3,1",
-        "--image",
-        str(tmp_path / "room.png"),
-        "--out",
-        str(out),
-    ]
-    assert run_app(build_app, argv) == 0
+    argv = ["anchors", text, "The Cup=0.7,0.1,0.9,0.3,1", "--out", str(out), "--json"]
+    assert run_app(build_app, [*argv, "--image", str(tmp_path / "room.png")]) == 0
+    assert json.loads(capsys.readouterr().out)["anchors"] == json.loads(out.read_text())
     depth_01 = np.full((90, 120), 0.5, np.float32)
     found = read_anchors(out, depth_01)
     assert set(found) == {"sofa", "the cup"}
