@@ -13,7 +13,7 @@ def test_the_weights_of_a_local_model_decide_what_is_continued(tmp_path):
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(b"one")
     settings = CaptionSettings(
-        entities_dir=tmp_path, output_dir=tmp_path, model_id=str(tmp_path / "model"), max_new_tokens=3
+        entities_dir=tmp_path, output_dir=tmp_path, model_id=str(tmp_path / "model"), batch_size=1
     )
     path = tmp_path / "j.jsonl"
     Journal(path, journal_inputs(settings, path), keep=True)
@@ -21,7 +21,7 @@ def test_the_weights_of_a_local_model_decide_what_is_continued(tmp_path):
     weights.write_bytes(b"two")
     with pytest.raises(ValueError, match="was begun with weights"):
         Journal(path, journal_inputs(settings, path), keep=True)
-    earlier = {"model": settings.model_id, "max_new_tokens": 3}
+    earlier = {"model": settings.model_id, "max_new_tokens": settings.max_new_tokens}
     Journal(tmp_path / "old.jsonl", earlier, keep=True)
     assert journal_inputs(settings, tmp_path / "old.jsonl") == earlier
     elsewhere = replace(settings, model_id="owner/name")
