@@ -13,7 +13,6 @@ import os
 import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -65,27 +64,23 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     Blank rows do not count; a field that a row lacks is "". ValueError names the file and column or line.
     """
     text = read_text(path)
+    mark = max(DELIMITERS, key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text, ""), delimiter=mark, restval="", strict=True)
+    rows = []
     try:
-        headers = {
-            mark: [name.strip() for name in next(csv.reader(io.StringIO(text, ""), delimiter=mark), [])]
-            for mark in DELIMITERS
-        }
-        mark = max(headers, key=lambda mark: len({*columns} & {*headers[mark]}))
-        header = headers[mark]
+        reader.fieldnames = header = [name.strip() for name in reader.fieldnames or ()]
         lacking = [name for name in columns if header.count(name) != 1]
         if lacking:
             shown = ", ".join(header) or "none"
             raise ValueError(f"{path}: the table needs one column {lacking[0]}; its columns are {shown}")
-        reader, rows = csv.reader(io.StringIO(text, ""), delimiter=mark, strict=True), []
         for row in reader:
-            if any(row[len(header) :]):
-                count = f"{len(row)} fields, its header {len(header)}; quote fields that hold {mark!r}"
-                raise ValueError(f"{path}, line {reader.line_num}: the row has {count}")
-            if any(row):
-                rows.append(dict(zip_longest(header, row[: len(header)], fillvalue="")))
+            if any(row.pop(None, ())):  # type: ignore[call-overload]
+                wrong = f"the row has more fields than the header; quote fields that hold {mark!r}"
+                raise ValueError(f"{path}, line {reader.line_num}: {wrong}")
+            rows += [row] if any(row.values()) else []
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a CSV table: {error}") from None
-    return rows[1:]
+    return rows
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:

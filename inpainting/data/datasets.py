@@ -23,7 +23,7 @@ from inpainting.data.paintings import (
     SPLITS,
     Painting,
     painting_description,
-    read_source,
+    source_file,
     write_object,
 )
 from inpainting.tokens import plan_tokens
@@ -140,7 +140,7 @@ class InpaintingDataset(PaintingItems):
         self.freestyle, self.texts_dir = freestyle, texts_dir
         if texts_dir is not None and not texts_dir.is_dir():
             raise ValueError(f"texts_dir: there is no folder {texts_dir}, so there are no prompts to read")
-        self.global_anns = None if global_anns_path is None else read_source(global_anns_path)
+        self.global_anns = None if global_anns_path is None else read_json(source_file(global_anns_path))
         self.manifest: MaskManifest | None = None
         super().__init__(options.data_dir, split, seed)
 

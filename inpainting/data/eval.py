@@ -22,10 +22,10 @@ from inpainting.data.paintings import (
     entity_folders,
     painting_description,
     read_entities,
-    read_source,
+    source_file,
 )
 from ldm.device import pick_device
-from ldm.files import write_json
+from ldm.files import read_json, write_json
 from ldm.images import read_image
 from ldm.metrics.clip import Clip
 from ldm.metrics.intervals import WIDTH
@@ -62,7 +62,7 @@ class GlobalSettings(ClipSettings):
     images_dir: Path = setting(help="folder of images with the folders train, val and test")
 
     def pairs(self) -> Pairs:
-        entries = read_source(self.annotations_path)
+        entries = read_json(source_file(self.annotations_path))
         for name in entries:
             paths = [self.images_dir / split / Path(name).name for split in SPLITS]
             path = next((path for path in paths if path.is_file()), None)

@@ -145,10 +145,6 @@ def source_file(path: Path) -> Path:
     return path
 
 
-def read_source(path: Path) -> dict[str, Any]:
-    return read_json(source_file(path))
-
-
 def painting_description(annotations: Mapping[str, Any], file_name: str) -> str:
     """The sentence about the whole image, without the question."""
     entry = annotations.get(file_name)

@@ -11,7 +11,6 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from email.message import Message
 from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
@@ -140,7 +139,10 @@ def download(url: str, path: Path, sha256: str = "") -> str:
             request = urllib.request.Request(url, headers=headers)
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
                 start, total = _extent(answer)
-                newer = _version(answer.headers)
+                tags = [answer.headers.get(name, "") for name in ("ETag", "Last-Modified")]
+                newer = next(
+                    (tag for tag in tags if tag and not tag.startswith("W/")), ""
+                )  # RFC 9110, If-Range
                 sent = {"url": url, "version": newer or version, "size": total}
                 if start and (start != have or answer.status != 206 or (version and sent != begun)):
                     part.unlink(missing_ok=True)
@@ -192,12 +194,6 @@ def _extent(answer: http.client.HTTPResponse) -> tuple[int, int | None]:
         return start, int(given[2])
     length = answer.headers.get("Content-Length")
     return start, start + int(length) if length else None
-
-
-def _version(headers: Message) -> str:
-    """What may stand in If-Range (RFC 9110): the strong entity tag, else the date of the last change."""
-    tag = headers.get("ETag", "W/")
-    return headers.get("Last-Modified", "") if tag.startswith("W/") else tag
 
 
 def is_archive(path: Path) -> bool:

@@ -13,7 +13,7 @@ from compose.batch import read_jobs
 from datasets.sources.still import FolderConfig
 from datasets.sources.video import MvImgNetConfig
 from inpainting.data.choice import MaskManifest
-from inpainting.data.paintings import read_entities, read_source
+from inpainting.data.paintings import read_entities, source_file
 from inpainting.data.steps.split import SplitSettings
 from inpainting.models.image_to_text.evaluation.predictions import read_predictions
 from inpainting.prompts import PrompterConfig
@@ -115,7 +115,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "anchors": (read_anchors, '{"café": {"box": [0, 0, 1, 1], "depth": 0.5}}', "café"),
     "records": (records, dumped([RECORD]), "café"),
     "entities": (read_entities, '{"mask_0": {"concept": "café"}}', "café"),
-    "annotations of paintings": (read_source, '{"a": "café"}', "café"),
+    "annotations of paintings": (lambda path: read_json(source_file(path)), '{"a": "café"}', "café"),
     "mask manifest": (
         MaskManifest.read,
         dumped({"split": "café", "seed": 1, "rules": {}, "items": {}, "left_out": {}}),
@@ -241,7 +241,7 @@ def test_a_table_is_the_same_however_a_spreadsheet_saves_it(
         ("A,b\n1,2\n", "the table needs one column a; its columns are A, b"),
         (
             "a,b\nx, y.jpg,http://z\n",
-            "line 2: the row has 3 fields, its header 2; quote fields that",
+            "line 2: the row has more fields than the header; quote fields that hold ','",
         ),
         ('a;b\n1;2\n"x";"y"z\n', "cannot be read as a CSV table: ';' expected after '\"'"),
         ('a,b\n"x,1\ny,2\n', "cannot be read as a CSV table: unexpected end of data"),

@@ -12,7 +12,7 @@ from inpainting.data.paintings import (
     change_annotations,
     entity_folders,
     read_intact,
-    read_source,
+    source_file,
     write_object,
 )
 from inpainting.prompts import CAPTION_START
@@ -73,7 +73,7 @@ def read_captions(path: Path) -> dict[str, Any]:
     caller to name, less the counter of a backup.
     """
     if not path.is_dir():
-        document = read_source(path)
+        document = read_json(source_file(path))
         return {key: value for key, value in document.items() if key != STEPS or isinstance(value, dict)}
     files = sorted(path.glob("backup_*.json"))
     if not files:

@@ -20,10 +20,10 @@ from inpainting.data.paintings import (
     encode_object,
     image_map,
     read_intact,
-    read_source,
+    source_file,
 )
 from inpainting.data.steps.captions import plain_text
-from ldm.files import excerpt, file_sha256, nfc, write_all_atomic
+from ldm.files import excerpt, file_sha256, nfc, read_json, write_all_atomic
 from ldm.images import encode_png, read_image
 from ldm.journal import Journal, run_step, stamp_path
 from ldm.settings.config import CheckedSettings, setting
@@ -78,7 +78,7 @@ class RegionSettings(RegionOutput):
     annotations_path: Path = setting(help="JSON file of descriptions with boxes")
 
     def source(self) -> RegionSource:
-        entries = read_source(self.annotations_path)
+        entries = read_json(source_file(self.annotations_path))
         inputs = {"annotations_sha256": file_sha256(self.annotations_path)}
         return RegionSource(list(entries), inputs, lambda name: (name, entries[name]), grounded_regions)
 
