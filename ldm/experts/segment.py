@@ -13,8 +13,6 @@ from ldm.decode import LoadedImage
 from ldm.files import first_line
 from ldm.images import Box01, resize
 
-MASK_METHODS = ("auto", "alpha", "grabcut", "sam")
-
 OPAQUE = 127  # alpha above this, of 255, belongs to the object
 PLAUSIBLE = (0.01, 0.97)  # fraction of the image that an object may fill (chosen, like what follows)
 GRABCUT_SIDE = 320  # pixels; GrabCut colours need no more, and its time grows with the area
@@ -33,35 +31,19 @@ BAND = (7, 7)  # pixels of GRABCUT_SIDE over which colours on either side of the
 FAINT = 0.08  # fraction of the outline at which these colours are the same
 
 
-def object_mask(
-    image: LoadedImage,
-    *,
-    method: str = "auto",
-    sam: Path | str | None = None,
-    box01: Box01 | None = None,
-    seed: int = 0,
-) -> tuple[np.ndarray, str]:
+def object_mask(image: LoadedImage, sam: Path | str | None = None) -> tuple[np.ndarray, str]:
     """Find the object of an image.
 
-    method:  auto = the alpha channel if it cuts the object out, else SAM if its folder `sam` is given,
-             else GrabCut
-    box01:   (x0, y0, x1, y1) around the object in fractions, default the whole image
+    sam:     folder of a SAM, used instead of GrabCut where no alpha channel cuts the object out
     returns: mask (h, w) and which of "alpha", "sam", "grabcut" made it
     """
-    if method not in MASK_METHODS:
-        raise ValueError(f"unknown way to find the object {method!r}; allowed: {', '.join(MASK_METHODS)}")
     opaque = None if image.alpha_u8 is None else image.alpha_u8 > OPAQUE
-    cut_out = opaque is not None and 0 < float(opaque.mean()) < 1  # some pixels opaque, some not
-    if method == "alpha" and not cut_out:
-        raise ValueError("the object's image has no alpha channel that cuts it out; pass --object-mask")
-    if method in ("auto", "alpha") and opaque is not None and cut_out:
+    if opaque is not None and 0 < float(opaque.mean()) < 1:  # some pixels opaque, some not
         return opaque, "alpha"
-    if method == "sam" and sam is None:
-        raise ValueError("finding the object with SAM needs the folder of its weights (sam)")
-    if method in ("auto", "sam") and sam is not None:
-        mask, way = sam_mask(image.rgb_u8, sam, box01), "sam"
+    if sam is not None:
+        mask, way = sam_mask(image.rgb_u8, sam), "sam"
     else:
-        mask, way = grabcut_mask(image.rgb_u8, box01=box01, seed=seed), "grabcut"
+        mask, way = grabcut_mask(image.rgb_u8), "grabcut"
     fraction, (least, most) = float(mask.mean()), PLAUSIBLE
     if not least <= fraction <= most:
         raise ValueError(
@@ -96,31 +78,26 @@ def mask_doubts(rgb_u8: np.ndarray, mask: np.ndarray) -> list[str]:
     return reasons + ([f"{faint:.0%} of its outline has one colour on both sides"] if faint > FAINT else [])
 
 
-def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box01 | None = None, seed: int = 0) -> np.ndarray:
-    """GrabCut from a thin rim of background, one connected piece, at the size of the image.
-
-    The result depends on the image, the box and the seed only.
-    """
+def grabcut_mask(rgb_u8: np.ndarray) -> np.ndarray:
+    """GrabCut from a thin rim of background, one connected piece, at the size of the image, without chance."""
     h, w = rgb_u8.shape[:2]
     scale = min(1.0, GRABCUT_SIDE / max(h, w))
     small_u8 = resize(rgb_u8, (max(1, round(h * scale)), max(1, round(w * scale))))
-    # The rim, or all outside the box, is background. On a plain background (a studio image) colour says more
-    # than place: what differs from it is probably the object, also where it touches the rim.
+    # The rim is background. On a plain background (a studio image) colour says more than place: what differs
+    # from it is probably the object, also where it touches the rim.
     n, m = small_u8.shape[:2]
-    x0, y0, x1, y1 = box01 or (RIM_FRACTION, RIM_FRACTION, 1 - RIM_FRACTION, 1 - RIM_FRACTION)
-    rim = np.ones((n, m), bool)
-    top, left = max(1, round(y0 * n)), max(1, round(x0 * m))
-    rim[top : min(n - 1, round(y1 * n)), left : min(m - 1, round(x1 * m))] = False
+    rim, low, high = np.ones((n, m), bool), RIM_FRACTION, 1 - RIM_FRACTION
+    inner_rows = slice(max(1, round(low * n)), min(n - 1, round(high * n)))
+    rim[inner_rows, max(1, round(low * m)) : min(m - 1, round(high * m))] = False
     lab = cv2.cvtColor(small_u8, cv2.COLOR_RGB2LAB).astype(np.float32)
     distance = np.linalg.norm(lab - np.median(lab[rim], axis=0), axis=2)
     start = np.where(rim, cv2.GC_BGD, cv2.GC_PR_FGD).astype(np.uint8)
     if (distance[rim] < SAME_COLOUR).mean() > PLAIN_RIM:
         start[~rim] = cv2.GC_PR_BGD
-        differs = distance > OTHER_COLOUR
-        start[differs if box01 is None else differs & ~rim] = cv2.GC_PR_FGD
+        start[distance > OTHER_COLOUR] = cv2.GC_PR_FGD
     if not ((start == cv2.GC_PR_FGD).any() and (start != cv2.GC_PR_FGD).any()):
         return np.zeros((h, w), bool)
-    cv2.setRNGSeed(seed)
+    cv2.setRNGSeed(0)
     background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
     unused_rectangle = (0, 0, 1, 1)
     labels, *_ = cv2.grabCut(
@@ -129,10 +106,8 @@ def grabcut_mask(rgb_u8: np.ndarray, *, box01: Box01 | None = None, seed: int = 
     )  # fmt: skip
     mask = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
     count, pieces, table, centres = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    if count > 1:  # the piece with the best size for its distance from the middle of the box or image
-        x0, y0, x1, y1 = box01 or (0.0, 0.0, 1.0, 1.0)
-        across = centres[1:, 0] / mask.shape[1] - (x0 + x1) / 2
-        along = centres[1:, 1] / mask.shape[0] - (y0 + y1) / 2
+    if count > 1:  # the piece with the best size for its distance from the middle of the image
+        across, along = centres[1:, 0] / m - 0.5, centres[1:, 1] / n - 0.5
         weight = table[1:, cv2.CC_STAT_AREA] * np.exp(-((np.hypot(across, along) / CENTRALITY) ** 2))
         mask = pieces == 1 + int(weight.argmax())
     _, pieces, table, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
