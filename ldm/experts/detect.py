@@ -1,7 +1,7 @@
 """Where named things are in an image: zero-shot detection by any transformers folder of a known kind.
 
     detector = Detector.load("models/detector")
-    sofa = detector.find(rgb_u8, "sofa")            # the best box, or None
+    sofa = detector.find_names(rgb_u8, ["sofa"])["sofa"]  # the best box
 
 GroundingDINO and OWL-ViT / OWLv2 get one name at a time, so a box cannot get the wrong name.
 Legend: h w pixels. Boxes are (x0, y0, x1, y1) in fractions of the image.
@@ -87,20 +87,16 @@ class Detector:
                 found.append(Detection(name, (x0, y0, x1, y1), float(score)))
         return sorted(found, key=lambda one: -one.score)
 
-    def find(self, rgb_u8: np.ndarray, name: str) -> Detection | None:
-        """The best box of a name."""
-        return next(iter(self.find_all(rgb_u8, name)), None)
-
     def find_names(self, rgb_u8: np.ndarray, names: Sequence[str]) -> dict[str, Detection]:
         """The best box of every name. ValueError lists the names that were not found."""
-        found = {name: self.find(rgb_u8, name) for name in names}
-        absent = [name for name, one in found.items() if one is None]
+        found = {name: self.find_all(rgb_u8, name) for name in names}
+        absent = [name for name, boxes in found.items() if not boxes]
         if absent:
             raise ValueError(
                 f"the detector finds no {' and no '.join(absent)} in the background (least score "
                 f"{self.least_score:g}); name a visible object, or give --anchors FILE.json, or --box"
             )
-        return {name: one for name, one in found.items() if one is not None}
+        return {name: boxes[0] for name, boxes in found.items()}
 
 
 def depth_in_box(

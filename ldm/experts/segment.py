@@ -79,7 +79,7 @@ def mask_doubts(rgb_u8: np.ndarray, mask: np.ndarray) -> list[str]:
 
 
 def grabcut_mask(rgb_u8: np.ndarray) -> np.ndarray:
-    """GrabCut from a thin rim of background, one connected piece, at the size of the image, without chance."""
+    """GrabCut from a thin rim of background, one connected piece, at the image's size, without chance."""
     h, w = rgb_u8.shape[:2]
     scale = min(1.0, GRABCUT_SIDE / max(h, w))
     small_u8 = resize(rgb_u8, (max(1, round(h * scale)), max(1, round(w * scale))))

@@ -26,7 +26,7 @@ def test_boxes_lie_in_the_image_best_first(folder: Path) -> None:
         assert 0 <= x0 < x1 <= 1
         assert 0 <= y0 < y1 <= 1
         assert one.name == "sofa"
-    assert detector.find(IMAGE, "sofa") == found[0]
+    assert detector.find_names(IMAGE, ["sofa"]) == {"sofa": found[0]}
     assert detector.find_all(IMAGE, "sofa") == found
 
 
