@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.mllm.chat import LLAVA_SYSTEM, TEMPLATES, ChatExample
+from ldm.mllm.chat import ChatExample
 from ldm.mllm.constrain import AnswerForm, ConstrainedChoice, Grammar
+from ldm.mllm.templates import LLAVA_SYSTEM, TEMPLATES
 from ldm.settings.config import check_settings, setting
 
 RGB = tuple[int, int, int]
@@ -48,7 +49,7 @@ PAINTING_QUESTION = "Question: What are the details of this painting? Answer:"
 KOSMOS_PROMPT = f"<grounding>{PAINTING_QUESTION}"
 ANSWER_MARK = "Answer: "
 
-TEMPLATE = "llava_v1"  # name in ldm.mllm.chat.TEMPLATES: renders a question as CHAT does
+TEMPLATE = "llava_v1"  # name in ldm.mllm.templates.TEMPLATES: renders a question as CHAT does
 CHAT = LLAVA_SYSTEM + " USER: <image>\n{question} ASSISTANT:"
 CAPTION_START = "The image shows"  # the caption of a crop continues these words
 CAPTION_QUESTION = (
@@ -167,7 +168,7 @@ class PrompterConfig:
         help="discover: all masks in colours (MultiMask); gray: each alone in gray (1Mask); plain: the same, "
         "and the whole answer is the prompt (a model without adapter)",
     )
-    template: str = setting("", help="chat template in ldm.mllm.chat.TEMPLATES; empty: as published")
+    template: str = setting("", help="chat template in ldm.mllm.templates.TEMPLATES; empty: as published")
     longest: int = setting(64, low=1, help="most tokens of one prompt")
 
     def __post_init__(self) -> None:

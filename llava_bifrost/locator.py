@@ -16,9 +16,10 @@ import torch
 
 from datasets.relations import Place
 from ldm.files import read_json
-from ldm.mllm.chat import TEMPLATES, Chat, ChatExample, generate
+from ldm.mllm.chat import Chat, ChatExample, generate
 from ldm.mllm.constrain import ConstrainedChoice, Grammar
 from ldm.mllm.load import Mllm, load_mllm
+from ldm.mllm.templates import TEMPLATES
 from ldm.settings.config import read_config
 from llava_bifrost.language.answer import Candidate, ways_to_place
 from llava_bifrost.language.codec import FAMILIES, Codec, frame_of
@@ -38,8 +39,8 @@ LISTED = 60  # words named in an error
 class LocatorConfig:
     """How a locator is asked and how it answers: locator.json.
 
-    format: center or maxmedmin. codec: see codec.py. decimals: of its numbers. template: chat template of
-    ldm.mllm.chat.TEMPLATES instead of the processor's own. names: the objects it knows, where these are few.
+    format: center or maxmedmin. codec: see codec.py. decimals: of its numbers. template: one of
+    ldm.mllm.templates instead of the processor's own. names: the objects it knows, where these are few.
     """
 
     format: str = "center"

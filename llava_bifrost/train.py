@@ -7,47 +7,16 @@ The run folder holds metrics.csv, validation.csv, checkpoints whose adapter/ pef
 adapter/, model/ (merged, ready to ask) and check.json. The same command again continues.
 """
 
-import logging
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from torch import nn
-from torch.utils.data import Dataset
-
-from datasets.geometry import iou
-from datasets.relations import Place
-from ldm.device import DTYPES
-from ldm.files import write_atomic, write_json
-from ldm.images import read_image
-from ldm.mllm.chat import TEMPLATES, ChatExample, generate
-from ldm.mllm.load import Mllm, load_model, load_processor
-from ldm.mllm.training import (
-    LoraSettings,
-    adapter_layout,
-    answer_loss,
-    is_projector,
-    make_trainable,
-    merged,
-    prepared,
-)
+from ldm.mllm.templates import TEMPLATES
 from ldm.settings.choices import PRECISIONS
 from ldm.settings.cli import run_module, trainer
-from ldm.settings.config import check_settings, dump_yaml, setting, write_config
-from ldm.training.fit import FitConfig, Task, fit, make_accelerator
-from llava_bifrost.build_dataset.records import LocatorRecord, read_records
-from llava_bifrost.language.answer import AnswerError, satisfies
-from llava_bifrost.language.codec import CODECS, Codec, frame_of
-from llava_bifrost.language.instruction import FORMATS, make_question
-from llava_bifrost.locator import CONFIG, Locator, LocatorConfig, read_locator_config
-from llava_bifrost.model import save_locator
-
-log = logging.getLogger(__name__)
-
-LONGEST, BATCH = 128, 8  # tokens of a free answer, answers computed together
+from ldm.settings.config import check_settings, setting
+from ldm.settings.later import later
+from ldm.training.settings import FitConfig, LoraSettings
+from llava_bifrost.language.instruction import CODECS, FORMATS
 
 
 @dataclass(frozen=True)
@@ -84,141 +53,7 @@ class TrainConfig:
             raise ValueError(f"dtype={self.dtype} needs fit.precision={self.dtype}, got {self.fit.precision}")
 
 
-class LocatorData(Dataset[ChatExample]):
-    """Records as questions and answers in the words of a codec; images are read when they are needed."""
-
-    def __init__(self, records: list[LocatorRecord], codec: Codec, processor: Any) -> None:
-        self.records, self.codec, self.processor = records, codec, processor
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> ChatExample:
-        record = self.records[index]
-        image = read_image(record.image)
-        answer = self.codec.encode(record.location, frame_of(self.processor, image.size))
-        return ChatExample(image.rgb_u8, question_of(record, self.codec), answer)
-
-
-def question_of(record: LocatorRecord, codec: Codec) -> str:
-    """The question in the codec's answer format; a question that is not understood stays as it is."""
-    return record.question if record.request is None else make_question(record.request, codec.fmt)
-
-
-def fine_tune_locator(config: TrainConfig) -> None:
-    """Train a locator from a vision-language model, check its answers; the same command again continues."""
-    accelerator = make_accelerator(config.fit, config.out)
-    records = read_records(config.data)
-    held_out = [] if config.validation is None else read_records(config.validation)
-    processor = load_processor(config.model)
-    base: Any = load_model(config.model, DTYPES[config.dtype]).to(accelerator.device)
-    answers = locator_config(config, str(base.config.model_type))
-    model = make_trainable(prepared(base, config.gradient_checkpointing), config.lora, config.fit.seed)
-    if accelerator.is_main_process:
-        write_atomic(config.out / "config.yaml", dump_yaml(config).encode())
-        count = sum(value.numel() for value in model.parameters() if value.requires_grad)
-        log.info("%d examples, %d trained weights, codec %s", len(records), count, answers.codec)
-    codec = answers.make_codec()
-    validation, measured = held_out[: config.validation_samples], held_out[: config.measured]
-
-    def measure(model: nn.Module) -> dict[str, float]:
-        with accelerator.autocast():
-            return measure_free_answers(Locator(Mllm(model, processor, config.model), answers), measured)
-
-    task = Task(
-        answer_loss,
-        LocatorData(records, codec, processor),
-        answers.make_chat(processor).examples,
-        held_out=LocatorData(validation, codec, processor) if validation else None,
-        measure=measure if measured else None,
-        layout=adapter_layout(model, lambda folder: write_config(folder / CONFIG, answers)),
-        rates=lambda name: config.projector_lr if is_projector(name) else config.fit.lr,
-    )
-    fit(config.fit, config.out, model, task, accelerator)
-    if not accelerator.is_main_process:
-        return
-    if config.lora.rank:
-        model.save_pretrained(str(config.out / "adapter"))  # type: ignore[operator]
-        write_config(config.out / "adapter" / CONFIG, answers)
-    whole = merged(model).to(DTYPES[config.dtype]).eval()
-    if config.merge or not config.lora.rank:
-        whole.config.use_cache = True
-        save_locator(whole, processor, answers, config.out / "model")
-        log.info("wrote %s", config.out / "model")
-    if not config.checked:
-        return
-    # Free answers that do not parse are a warning: constrained decoding repairs the form, not the training.
-    locator, chosen = (
-        Locator(Mllm(whole, processor, config.out), answers),
-        (held_out or records)[: config.checked],
-    )
-    questions = [question_of(record, codec) for record in chosen]
-    free, images = free_answers(locator, chosen), [read_image(record.image).rgb_u8 for record in chosen]
-    report = [
-        {"id": record.id, "asked": question, "free": text, "parses": location is not None,
-         "constrained": candidate.text}
-        for record, question, (text, location), candidate
-        in zip(chosen, questions, free, locator.answer(images, questions), strict=True)
-    ]  # fmt: skip
-    good = sum(location is not None for _, location in free)
-    log.info("%d of %d free answers parse, all constrained ones do", good, len(free))
-    if good < len(free):
-        log.warning("free answers that do not parse: train longer, or look at check.json")
-    result = {"answered": len(chosen), "free_answers_that_parse": good, "answers": report}
-    write_json(config.out / "check.json", result)
-
-
-def locator_config(config: TrainConfig, family: str) -> LocatorConfig:
-    """How the trained locator is asked and answers; `auto` follows the locator.json of the start."""
-    known = read_locator_config(config.model, family)
-    template: str | None = config.template
-    if template == "auto":
-        original = family == "llava" and not (config.model / CONFIG).is_file()
-        template = "vicuna_v1" if original else known.template
-    codec = known.codec if config.codec == "auto" else config.codec
-    return LocatorConfig(config.format, codec, config.decimals, template, known.names, known.notice)
-
-
-def measure_free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> dict[str, float]:
-    """Of free greedy answers: fraction that parses, mean IoU and depth error, fraction that satisfies its
-    instruction.
-
-    An answer that cannot be read counts as IoU 0, depth error 1 and an instruction that is not satisfied.
-    """
-    ious, errors, held, parsed = [], [], [], 0
-    for record, (_, location) in zip(records, free_answers(locator, records), strict=True):
-        parsed += location is not None
-        ious.append(iou(location.box01_xyxy, record.location.box01_xyxy) if location else 0.0)
-        errors.append(abs(location.d - record.location.d) if location else 1.0)
-        if record.request is not None and set(record.request.anchors) <= record.anchors.keys():
-            clauses = satisfies(location, record.request, record.anchors) if location else {"": False}
-            held += [float(all(clauses.values()))] if clauses else []
-    return {
-        "parsed": parsed / max(len(records), 1),
-        "iou": float(np.mean(ious)),
-        "depth_error": float(np.mean(errors)),
-        "satisfied": float(np.mean(held)) if held else float("nan"),
-    }
-
-
-def free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> list[tuple[str, Place | None]]:
-    """Greedy answers without any constraint, and the places that they say, if readable."""
-    answers: list[tuple[str, Place | None]] = []
-    for start in range(0, len(records), BATCH):
-        part = records[start : start + BATCH]
-        images = [read_image(record.image) for record in part]
-        asks = [ChatExample(image.rgb_u8, question_of(record, locator.codec))
-                for image, record in zip(images, part, strict=True)]  # fmt: skip
-        replies = generate(locator.mllm, locator.chat.prompts(asks), longest=LONGEST)
-        for image, reply in zip(images, replies, strict=True):
-            location = None
-            with suppress(AnswerError):
-                location = locator.codec.decode(reply.text, frame_of(locator.mllm.processor, image.size))
-            answers.append((reply.text, location))
-    return answers
-
-
-build_app = trainer(TrainConfig, fine_tune_locator)
+build_app = trainer(TrainConfig, later("llava_bifrost.training:fine_tune_locator"))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -27,28 +27,6 @@ from ldm.mllm.load import Mllm
 IGNORED = -100  # label of tokens that no loss is computed for
 # A template statement that marks what the model itself says.
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-LLAVA_SYSTEM = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions."
-)
-_PARTS = (
-    "{% for part in message.content %}{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}"
-    "{% endif %}{% endfor %}"
-)
-_TURNS = (
-    "{% for message in messages %}{% if message.role == 'user' %}USER: " + _PARTS + " "
-    "{% elif message.role == 'assistant' %}ASSISTANT: {% generation %}" + _PARTS + "</s>{% endgeneration %}"
-    "{% else %}" + _PARTS + " {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-TEMPLATES = {
-    "vicuna_v1": VICUNA_SYSTEM + " " + _TURNS,
-    "llava_v1": LLAVA_SYSTEM + " " + _TURNS,
-    "llava_hub": _TURNS,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +59,7 @@ class Chat:
         self.tokenizer = processor.tokenizer
         self.template = template or processor.chat_template
         if not isinstance(self.template, str):
-            raise ValueError("the processor has no chat template; name one of ldm.mllm.chat.TEMPLATES")
+            raise ValueError("the processor has no chat template; name one of ldm.mllm.templates.TEMPLATES")
         self.end = end_token(self.tokenizer)
         self.marks_answers = bool(_GENERATION.search(self.template)) and bool(self.tokenizer.is_fast)
         self.ends_itself = True  # until the template shows otherwise

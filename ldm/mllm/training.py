@@ -6,7 +6,6 @@ Legend: b rows of a batch, t tokens.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from torch import Tensor, nn
 
 from ldm.checkpoints import check_weights
 from ldm.files import first_line, read_json
-from ldm.settings.config import check_settings, setting
 from ldm.training.checkpoints import Layout
+from ldm.training.settings import LoraSettings
 from ldm.training.task import drawing
 from ldm.weight_files import open_weights
 
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LANGUAGE = ("language_model", "text_model")  # what families call their language model
 PROJECTORS = ("multi_modal_projector", "visual.merger", "connector")  # and what maps images into it
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -31,24 +29,6 @@ OLD_NAMES = {
     r"\blanguage_model\.lm_head\b": "lm_head",
     r"^(base_model\.model\.)?(?=(multi_modal_projector|vision_tower|image_newline)\b)": r"\1model.",
 }
-INITS = ("uniform", "gaussian")
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """What of the model is trained."""
-
-    rank: int = setting(128, low=0, help="rank of the LoRA matrices; 0: the language model itself is trained")
-    alpha: int = setting(256, low=1, help="LoRA scale is alpha / rank")
-    dropout: float = setting(0.05, low=0.0, high=0.9, help="LoRA dropout")
-    targets: tuple[str, ...] = setting(LINEARS, help="linear layers of the language model that get LoRA")
-    projector: bool = setting(True, help="also train what maps images into the language model")
-    init: str = setting("uniform", choices=INITS, help="initial values of the inner LoRA matrices")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if not self.targets:
-            raise ValueError("targets must name at least one kind of linear layer")
 
 
 def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> nn.Module:

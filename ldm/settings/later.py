@@ -19,8 +19,8 @@ def later(name: str) -> Callable[..., Any]:
         quiet_libraries()
         return function(*given, **named)
 
-    [node] = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == wanted)
-    work.__doc__ = ast.get_docstring(node)
+    [node] = (node for node in tree.body if getattr(node, "name", "") == wanted)
+    work.__doc__ = ast.get_docstring(node)  # type: ignore[arg-type]  # a function or class
     return work
 
 

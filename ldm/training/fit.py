@@ -37,7 +37,8 @@ from ldm.training.checkpoints import (
     trained,
     write_checkpoint,
 )
-from ldm.training.task import FitConfig, FitOutcome, ResumableSampler, Task, drawing, is_due, make_accelerator
+from ldm.training.settings import FitConfig, ResumableSampler
+from ldm.training.task import FitOutcome, Task, drawing, is_due, make_accelerator
 
 log = logging.getLogger(__name__)
 

@@ -12,19 +12,23 @@ from functools import partial
 import typer
 
 from ldm.settings.cli import command, new_app, run_module
-from llava_bifrost.build_dataset.coco import CocoBuild, CocoSource
-from llava_bifrost.build_dataset.files import MergeShardsSettings, build_questions, merge_shards
-from llava_bifrost.build_dataset.scenes import ScenesBuild, SceneSource
+from ldm.settings.later import later
+from llava_bifrost.build_dataset.settings import CocoBuild, MergeShardsSettings, ScenesBuild
 
 
 def build_app() -> typer.Typer:
     """The verbs of `python -m llava_bifrost.build_dataset`."""
     app = new_app("Training data of the locator.")
+    build = later("llava_bifrost.build_dataset.files:build_questions")
+    coco = later("llava_bifrost.build_dataset.coco:CocoSource")
+    scenes = later("llava_bifrost.build_dataset.scenes:SceneSource")
     photographs = "Questions from photographs with instance annotations, one object of each removed."
-    app.command("coco", help=photographs)(command(CocoBuild, partial(build_questions, CocoSource)))
+    app.command("coco", help=photographs)(command(CocoBuild, partial(build, coco)))
     rendered = "Questions from rendered scenes, exact."
-    app.command("scenes", help=rendered)(command(ScenesBuild, partial(build_questions, SceneSource)))
-    app.command("merge")(command(MergeShardsSettings, merge_shards))
+    app.command("scenes", help=rendered)(command(ScenesBuild, partial(build, scenes)))
+    app.command("merge")(
+        command(MergeShardsSettings, later("llava_bifrost.build_dataset.files:merge_shards"))
+    )
     return app
 
 

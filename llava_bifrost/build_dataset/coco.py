@@ -31,9 +31,10 @@ from llava_bifrost.build_dataset.objects import (
     remove,
     unique_names,
 )
-from llava_bifrost.build_dataset.questions import CocoBuild, PreparedPhotograph, make_samples
+from llava_bifrost.build_dataset.questions import PreparedPhotograph, make_samples
 from llava_bifrost.build_dataset.records import Built
 from llava_bifrost.build_dataset.relations import reaches
+from llava_bifrost.build_dataset.settings import CocoBuild
 
 log = logging.getLogger(__name__)
 

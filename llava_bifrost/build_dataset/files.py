@@ -16,8 +16,6 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,38 +26,15 @@ from tqdm.auto import tqdm
 from ldm.files import json_bytes, read_json, write_all_atomic, write_atomic, write_json
 from ldm.images import encode_png
 from ldm.journal import append_line, in_order, read_lines
-from ldm.settings.config import CheckedSettings, check_settings, setting
 from ldm.shards import shard_of
 from llava_bifrost.build_dataset.records import IMAGE, Built, make_record, statistics
-from llava_bifrost.language.instruction import FORMATS
+from llava_bifrost.build_dataset.settings import MergeShardsSettings, OutputSettings
 
 log = logging.getLogger(__name__)
 
 RECIPE, DATASET, STATISTICS = "recipe.json", "dataset.json", "statistics.json"
 JPEG_QUALITY = 95
 PRINTED = 12  # entries of one statistic
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputSettings:
-    """Where the data set goes and how its answers look; shared by all sources."""
-
-    out: Path = setting(help="folder of the data set")
-    format: str = setting("center", choices=FORMATS, help="depths of an answer: one, or max, median and min")
-    decimals: int = setting(3, low=2, high=6, help="of the numbers in an answer")
-    seed: int = setting(0, low=0, help="of all random choices")
-    shard: str = setting("0/1", help="i/n: build every n-th chunk, from the i-th; then run merge")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        shard_of(self.shard)
-
-
-@dataclass(frozen=True)
-class MergeShardsSettings(CheckedSettings):
-    """Which data set is put together."""
-
-    out: Path = setting(help="folder that the shards were built into")
 
 
 class QuestionSource(Protocol):

@@ -27,7 +27,7 @@ from datasets.sources.coco import (
 )
 from ldm.experts.erase import Eraser
 from ldm.seeds import seed_of
-from ldm.settings.config import CheckedSettings, setting
+from llava_bifrost.build_dataset.settings import Thresholds
 from llava_bifrost.language.instruction import Request
 
 APART = 0.12  # middles this far apart, in widths of the image, are left and right of each other; chosen
@@ -152,20 +152,6 @@ def unique_names(objects: Sequence[Annotated], rival: float) -> dict[int, str]:
         if objects[first].area >= LARGER * objects[second].area:
             names[first] = f"largest {category}"
     return dict(sorted(names.items()))
-
-
-@dataclass(frozen=True)
-class Thresholds(CheckedSettings):
-    """Which objects are removed and which are named."""
-
-    target: tuple[float, float] = setting((0.02, 0.6), low=0, high=1, help="target's box over the image")
-    anchor: float = setting(0.01, low=0, high=1, help="least box of an anchor, or of a rival for its name")
-    solid: float = setting(0.3, low=0, high=1, help="least fraction of its box that the target's mask covers")
-    dilate: float = setting(0.02, low=0, high=0.2, help="growth of the hole, in longer sides of the image")
-    hole: float = setting(0.6, low=0, high=1, help="largest fraction of the image that is removed")
-    remaining: float = setting(0.5, low=0, high=1, help="least fraction of an anchor that the removal leaves")
-    leftover: float = setting(0.35, low=0, high=1, help="largest fraction of the target that looks as before")
-    depth_error: float = setting(0.05, low=0, high=1, help="largest median difference of the two depth maps")
 
 
 @dataclass(frozen=True, eq=False)

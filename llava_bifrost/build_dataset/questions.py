@@ -8,7 +8,6 @@ Legend: h w pixels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,11 @@ import numpy as np
 from datasets.base import Rejected
 from datasets.geometry import Box01, box_from_01
 from datasets.relations import Place
-from ldm.settings.config import setting
 from llava_bifrost.build_dataset import published
-from llava_bifrost.build_dataset.files import OutputSettings
-from llava_bifrost.build_dataset.objects import Photograph, Removal, Thresholds, grow, unique_names
+from llava_bifrost.build_dataset.objects import Photograph, Removal, grow, unique_names
 from llava_bifrost.build_dataset.records import Built, Sample, metadata_number, rounded_place
-from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
+from llava_bifrost.build_dataset.relations import choose_facts, true_facts, word_request
+from llava_bifrost.build_dataset.settings import CocoBuild
 from llava_bifrost.language.instruction import Request
 
 # All are chosen.
@@ -51,25 +49,6 @@ class PreparedPhotograph:
     def drop(self, error: Rejected | ValueError) -> None:
         """Note why a question is missing."""
         self.dropped.append(str(error) if isinstance(error, Rejected) else f"file: {error}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CocoBuild(OutputSettings):
-    """Questions from photographs with instance annotations."""
-
-    images: Path = setting(help="folder of the images")
-    annotations: Path = setting(help="instances JSON file in the format of COCO")
-    eraser: str = setting("opencv", help="opencv, a LaMa TorchScript file, or a diffusers inpainting folder")
-    depth: str = setting("assets/tiny/depth", help="depth network: folder or hub name")
-    targets: int = setting(1, low=1, help="most objects of an image that are removed, one at a time")
-    replace: float = setting(0.1, low=0, high=1, help="fraction of images that also ask to replace an object")
-    published: bool = setting(False, help="the published filters and 2D relation rules, for parity")
-    thresholds: Thresholds = setting(Thresholds(), help="which objects are used")
-    relations: RelationRules = setting(RelationRules(), help="what is stated of them; not with published")
-    batch: int = setting(8, low=1, help="images per chunk, built together")
-    workers: int = setting(2, low=1, help="threads that read and fill")
-    device: str = setting("auto", help="auto, cuda, mps or cpu")
-    dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
 
 
 def measure_object(values: np.ndarray, mask: np.ndarray, box01: Box01) -> tuple[Place, Place, dict[str, Any]]:

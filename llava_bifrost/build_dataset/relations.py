@@ -4,28 +4,16 @@ Legend: a fact is (relation of datasets.relations, names of its anchors).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from datasets.geometry import Box01
 from datasets.relations import ALL_RELATIONS, Place, gap, holds
-from ldm.settings.config import CheckedSettings, setting
+from llava_bifrost.build_dataset.settings import RelationRules
 from llava_bifrost.language.instruction import PHRASES, PUBLISHED, Request
 
 Fact = tuple[str, tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class RelationRules(CheckedSettings):
-    """What may be stated about an object and its anchors."""
-
-    most: int = setting(3, low=1, high=5, help="most relations of an instruction")
-    reach: float = setting(0.3, low=0, high=1, help="largest gap between two boxes, either axis")
-    depth_step: float = setting(0.1, low=0, high=1, help="least difference of depths for in front of, behind")
-    same_depth: float = setting(0.05, low=0, high=1, help="largest difference for on, above, under")
-    between: bool = setting(True, help="also state that an object is between two others")
 
 
 def true_facts(

@@ -5,19 +5,16 @@ it stands, fits and touches nothing (llava_bifrost/worlds/questions.py).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from datasets.relations import DEPTH_STEP
 from datasets.scenes.store import SCENES_PER_SHARD, Shard, read_facts, read_options, read_shard
 from datasets.sources.readers import folder
 from datasets.sources.rendered import shard_files
-from ldm.settings.config import setting, to_plain
-from llava_bifrost.build_dataset.files import OutputSettings
+from ldm.settings.config import to_plain
 from llava_bifrost.build_dataset.records import Built, Sample, rounded_place
-from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
+from llava_bifrost.build_dataset.relations import choose_facts, true_facts, word_request
+from llava_bifrost.build_dataset.settings import ScenesBuild
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import Request
 from llava_bifrost.worlds.questions import place_questions
@@ -26,21 +23,6 @@ from llava_bifrost.worlds.world import world_of
 TRIES = 4  # per question: the same sentence is not asked twice; chosen
 SCENE_NAME = "{:014d}"  # of the item and its images; sorts like the seeds
 DECISIVE = ("questions", "replace", "placements", "visible", "area", "relations")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScenesBuild(OutputSettings):
-    """Questions from rendered scenes."""
-
-    scenes: Path = setting(help="folder of shards made by `python -m datasets.scenes render`")
-    questions: int = setting(3, low=0, help="most different Place questions of a scene")
-    replace: int = setting(1, low=0, help="Replace questions of a scene, about solids that stand free")
-    placements: int = setting(3, low=0, help="Place questions of a scene about new objects; full views only")
-    visible: float = setting(0.4, low=0, high=1, help="least visible fraction of a solid that is named")
-    area: float = setting(0.004, low=0, high=1, help="least fraction of the image of a solid that is named")
-    relations: RelationRules = setting(
-        RelationRules(reach=0.5, depth_step=DEPTH_STEP, same_depth=1), help="what is stated of a solid"
-    )
 
 
 class SceneSource:

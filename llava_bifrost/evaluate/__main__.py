@@ -5,9 +5,12 @@ python -m llava_bifrost.evaluate --dataset outputs/location/data.json --out outp
 """
 
 from ldm.settings.cli import command, run_module, single_app
-from llava_bifrost.evaluate.run import LocatorEvaluation, evaluate_locator
+from ldm.settings.later import later
+from llava_bifrost.evaluate.settings import LocatorEvaluation
 
-build_app = single_app(command(LocatorEvaluation, evaluate_locator), bare=False)
+build_app = single_app(
+    command(LocatorEvaluation, later("llava_bifrost.evaluate.run:evaluate_locator")), bare=False
+)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -9,9 +9,8 @@ right answer (the ceiling of every distance to one right answer) and answers tha
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,12 @@ from datasets.scenes.store import StoreSettings, read_shard, render_shards
 from ldm.files import json_bytes, write_all_atomic
 from ldm.images import encode_png, read_image
 from ldm.metrics.intervals import mean_interval
-from ldm.settings.config import CheckedSettings, setting, to_plain
+from ldm.settings.config import to_plain
 from ldm.sheet import grid
 from llava_bifrost.build_dataset.records import read_records
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.evaluate.measures import LocatorCase, Measures, format_table, measure_answer
+from llava_bifrost.evaluate.settings import LocatorEvaluation
 from llava_bifrost.language.answer import AnswerError, Candidate, satisfies
 from llava_bifrost.language.instruction import PHRASES, make_instruction
 from llava_bifrost.locator import Locator, load_locator
@@ -46,26 +46,6 @@ SHOWN = 96  # cases from which the image sheet is drawn
 CELL, ROW = 300, 4  # pixels, images in a row of the sheet
 
 Answers = list[Place | None]
-
-
-@dataclass(frozen=True)
-class LocatorEvaluation(CheckedSettings):
-    """What is measured and where the numbers go."""
-
-    model: Path = setting(Path("assets/tiny/locator"), help="folder of the locator")
-    out: Path = setting(Path("outputs/locator.json"), help="numbers; .txt and .png are written beside it")
-    dataset: Path | None = setting(None, help="dataset file of build_dataset; without it rendered scenes")
-    scenes: int = setting(1024, help="held-out scenes, or records of the dataset", low=1)
-    first_scene: int = setting(0, help="number of the first held-out scene", low=0)
-    data: Path = setting(
-        Path("data/scenes/views_eval"), help="folder of held-out scenes; rendered if missing"
-    )
-    blind: Path | None = setting(None, help="folder of a locator that was trained without images")
-    candidates: int = setting(0, help="also measure re-ranking and best of this many; 0: not", low=0)
-    ranked: int = setting(128, help="scenes on which that is done", low=1)
-    batch: int = setting(64, help="questions answered together", low=1)
-    device: str = setting("auto", help="auto, cuda, mps or cpu")
-    seed: int = setting(0, help="of the questions and controls", low=0)
 
 
 def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:

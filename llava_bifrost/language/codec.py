@@ -20,9 +20,8 @@ from datasets.relations import Place
 from ldm.files import excerpt
 from ldm.mllm.constrain import Grammar
 from llava_bifrost.language.answer import AnswerError, depths_of, format_answer, parse_answer
-from llava_bifrost.language.instruction import check_format
+from llava_bifrost.language.instruction import CODECS, check_format
 
-CODECS = ("bifrost", "square", "pixels", "thousand")
 # Which codec a family starts from; a model that was trained with another one says so in its locator.json.
 FAMILIES = {
     "llava": "bifrost",

@@ -226,3 +226,6 @@ def _checked_name(name: str) -> str:
     if not readable or {"and", "but"} & set(words) or words[-1] in SPOTS:
         raise ValueError(f"{name!r} cannot name an object in an instruction: plain words without relations")
     return plain
+
+
+CODECS = ("bifrost", "square", "pixels", "thousand")

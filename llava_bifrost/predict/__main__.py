@@ -11,15 +11,16 @@ drawn on the image.
 import typer
 
 from ldm.settings.cli import command, new_app, run_module
-from llava_bifrost.predict import run
+from ldm.settings.later import later
+from llava_bifrost.predict.settings import NamedBoxes, PredictImage, PredictJobs
 
 
 def build_app() -> typer.Typer:
     """The command line."""
     app = new_app("Where does an object go? Boxes and depths from an image and a sentence.")
-    app.command("image")(command(run.PredictImage, run.predict_image))
-    app.command("jsonl")(command(run.PredictJobs, run.predict_jobs))
-    app.command("anchors")(command(run.NamedBoxes, run.write_anchors))
+    app.command("image")(command(PredictImage, later("llava_bifrost.predict.run:predict_image")))
+    app.command("jsonl")(command(PredictJobs, later("llava_bifrost.predict.run:predict_jobs")))
+    app.command("anchors")(command(NamedBoxes, later("llava_bifrost.predict.run:write_anchors")))
     return app
 
 

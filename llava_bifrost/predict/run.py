@@ -14,7 +14,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,16 +30,16 @@ from ldm.files import excerpt, file_sha256, hash_model, numbered_lines, write_at
 from ldm.images import encode_png, read_depth, read_image, write_png
 from ldm.journal import append_line, parse_line, read_lines
 from ldm.registry.models import depth_folder
-from ldm.result import beside, check_writable, overwrite_setting, set_aside, write_result
-from ldm.settings.choices import DEVICES, PRECISIONS
-from ldm.settings.config import CheckedSettings, setting, to_plain
+from ldm.result import beside, check_writable, set_aside, write_result
+from ldm.settings.config import to_plain
 from ldm.shards import shard_of
-from llava_bifrost.choice import GEOMETRIC, LocatorOptions
+from llava_bifrost.choice import GEOMETRIC
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.language.answer import Candidate
 from llava_bifrost.locator import load_locator
 from llava_bifrost.placement.anchors import parse_anchors
 from llava_bifrost.placement.placer import Item
+from llava_bifrost.predict.settings import LocatorSettings, NamedBoxes, PredictImage, PredictJobs
 from llava_bifrost.propose import propose
 
 log = logging.getLogger(__name__)
@@ -48,63 +47,28 @@ log = logging.getLogger(__name__)
 Job = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LocatorSettings(LocatorOptions):
-    """Which locator, and how it is asked."""
-
-    locator: str | None = setting(None, was=("model",), help=fields(LocatorOptions)[0].metadata["help"])
-    sam: Path | None = setting(None, help="SAM folder: its mask of a detected object decides the depth")
-    aspect: float = setting(1.0, low=0.02, high=50, help="geometric locator: width / height of the object")
-    temperature: float = setting(1.0, low=0.05, high=5, help="of the draws after the first, greedy answer")
-    seed: int = setting(0, low=0, help="seed of the draws")
-    depth_model: Path | None = setting(
-        None, help="depth network folder, to rank several places by where the ground is, and for anchors"
-    )
-    device: str = setting("auto", choices=DEVICES, help="where the locator runs")
-    dtype: str = setting("auto", choices=("auto", *PRECISIONS), help="precision of the locator")
-
-    def load(self) -> SimpleNamespace:
-        """The networks that these settings name; the depth network ranks several places, or is needed."""
-        name, folder = self.locator_name, self.depth_model
-        locator = None if name == GEOMETRIC else load_locator(name, self.device, self.dtype)
-        detector = None if self.detector is None else Detector.load(self.detector)
-        needed = name == GEOMETRIC or self.anchors is not None or self.detector is not None
-        ranking = self.candidates > 1 and folder is not None
-        depth = DepthEstimator.load(depth_folder(folder)) if needed or ranking else None
-        return SimpleNamespace(locator=lambda _: locator, detector=lambda _: detector, depth=depth)
-
-    def propose(
-        self, networks: Any, rgb_u8: np.ndarray, text: str, depth_01: Any, anchors: Any
-    ) -> tuple[dict[str, Place], list[Candidate]]:
-        """The known places, and the candidates for a sentence.
-
-        networks: what `load` gave. anchors: a path, parsed JSON, or None
-        """
-        if depth_01 is None and networks.depth is not None:
-            depth_01 = networks.depth.estimate(rgb_u8)
-        item = Item(self.aspect, self.relative_size)
-        return propose(self, text, rgb_u8, depth_01, anchors, item, networks)[1:]
+def load_networks(settings: LocatorSettings) -> SimpleNamespace:
+    """The networks that the settings name; the depth network ranks several places, or is needed."""
+    name, folder = settings.locator_name, settings.depth_model
+    locator = None if name == GEOMETRIC else load_locator(name, settings.device, settings.dtype)
+    detector = None if settings.detector is None else Detector.load(settings.detector)
+    needed = name == GEOMETRIC or settings.anchors is not None or settings.detector is not None
+    ranking = settings.candidates > 1 and folder is not None
+    depth = DepthEstimator.load(depth_folder(folder)) if needed or ranking else None
+    return SimpleNamespace(locator=lambda _: locator, detector=lambda _: detector, depth=depth)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictImage(LocatorSettings):
-    """One image and one sentence."""
+def known_and_proposed(
+    settings: LocatorSettings, networks: Any, rgb_u8: np.ndarray, text: str, depth_01: Any, anchors: Any
+) -> tuple[dict[str, Place], list[Candidate]]:
+    """The known places, and the candidates for a sentence.
 
-    image: Path = setting(help="image of the background")
-    instruction: str = setting(help='what to place where: "Place the dog behind the sofa"')
-    depth: Path | None = setting(None, help="depth map of the image, bright = near, to rank several places")
-    out: Path | None = setting(None, help="PNG to write, with the places drawn on the image")
-    overwrite: bool = overwrite_setting()
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictJobs(LocatorSettings):
-    """Many images."""
-
-    jobs: Path = setting(help="JSONL file: {id, image, instruction} a line; image relative to the file")
-    out: Path | None = setting(None, help="JSONL file to append answers to; without it JOBS.answers.jsonl")
-    batch: int = setting(8, low=1, help="greedy answers computed together")
-    shard: str = setting("0/1", help="i/n: this machine answers every n-th job from the i-th")
+    networks: what `load_networks` gave. anchors: a path, parsed JSON, or None
+    """
+    if depth_01 is None and networks.depth is not None:
+        depth_01 = networks.depth.estimate(rgb_u8)
+    item = Item(settings.aspect, settings.relative_size)
+    return propose(settings, text, rgb_u8, depth_01, anchors, item, networks)[1:]
 
 
 def predict_image(settings: PredictImage) -> dict[str, Any]:
@@ -113,9 +77,9 @@ def predict_image(settings: PredictImage) -> dict[str, Any]:
         check_writable(settings.out)
     image = read_image(settings.image)
     depth_01 = None if settings.depth is None else read_depth(settings.depth, size=image.size)
-    networks = settings.load()
-    anchors, candidates = settings.propose(
-        networks, image.rgb_u8, settings.instruction, depth_01, settings.anchors
+    networks = load_networks(settings)
+    anchors, candidates = known_and_proposed(
+        settings, networks, image.rgb_u8, settings.instruction, depth_01, settings.anchors
     )
     if settings.out is not None:
         drawn_u8 = draw_candidates(image.rgb_u8, candidates, anchors)
@@ -202,7 +166,7 @@ def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
     counts = {"out": out.as_posix(), "jobs": len(jobs), "kept": len(jobs) - len(todo), "errors": 0}
     if not todo:
         return counts
-    networks = settings.load()
+    networks = load_networks(settings)
     single = settings.candidates > 1 or networks.depth is not None
     size, failed = 1 if single else settings.batch, 0
     groups = [todo[start : start + size] for start in range(0, len(todo), size)]
@@ -214,7 +178,9 @@ def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
             if single:
                 (job,), (image_u8,) = group, images
                 anchors = job.get("anchors", settings.anchors)
-                located = [settings.propose(networks, image_u8, job["instruction"], None, anchors)[1]]
+                located = [
+                    known_and_proposed(settings, networks, image_u8, job["instruction"], None, anchors)[1]
+                ]
             else:
                 best = networks.locator(None).locate_many(images, [job["instruction"] for job in group])
                 located = [[candidate] for candidate in best]
@@ -237,18 +203,6 @@ def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
     if failed:
         log.warning("%d jobs could not be answered; their lines in %s say why", failed, out)
     return {**counts, "errors": failed}
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedBoxes(CheckedSettings):
-    """Objects of an image, as a person sees them."""
-
-    objects: tuple[str, ...] = setting(
-        aliases=("NAME=X1,Y1,X2,Y2[,DEPTH]...",),
-        help="name, box and, where known, depth (1 = nearest); fractions of the image, or pixels as in 120px",
-    )
-    image: Path = setting(help="image of the background")
-    out: Path = setting(help="JSON file to write, for --anchors; OUT_boxes.png shows the boxes on the image")
 
 
 def write_anchors(settings: NamedBoxes) -> dict[str, Any]:

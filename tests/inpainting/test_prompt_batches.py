@@ -11,7 +11,8 @@ import torch
 from inpainting.models.image_to_text.batches import AlphaOptions, PromptCollate, WithAlphas
 from inpainting.models.image_to_text.dataset import LlavaDataset, LlavaOptions
 from inpainting.prompts import LLAVA_PROMPT, TEMPLATE, discover_prompt
-from ldm.mllm.chat import IGNORED, TEMPLATES, Chat
+from ldm.mllm.chat import IGNORED, Chat
+from ldm.mllm.templates import TEMPLATES
 from tests.inpainting.small_paintings import write_paintings
 from tests.ldm.small_mllm import build_small
 

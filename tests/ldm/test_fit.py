@@ -18,8 +18,8 @@ from torch import nn
 from ldm.seeds import seed_of
 from ldm.settings.config import load_config
 from ldm.training.checkpoints import TrainingProgress, checkpoint_folders, chosen_checkpoint
-from ldm.training.fit import FitConfig, Task, fit, make_accelerator
-from ldm.training.task import ResumableSampler
+from ldm.training.fit import Task, fit, make_accelerator
+from ldm.training.settings import FitConfig, ResumableSampler
 from tests.conftest import ROOT
 from tests.ldm.fit_job import Net, Numbers, loss, train
 

@@ -19,7 +19,7 @@ from llava_bifrost.language.instruction import parse_instruction
 from llava_bifrost.locator import CONFIG, LocatorConfig
 from llava_bifrost.placement.anchors import read_anchors
 from llava_bifrost.predict.__main__ import build_app
-from llava_bifrost.predict.run import PredictImage, PredictJobs
+from llava_bifrost.predict.settings import PredictImage, PredictJobs
 from tests.ldm.small_mllm import small_folder
 
 IMAGE = np.random.default_rng(1).integers(0, 255, (70, 90, 3), dtype=np.uint8)

@@ -18,20 +18,15 @@ from llava_bifrost.build_dataset.objects import (
     Annotated,
     Photograph,
     Removal,
-    Thresholds,
     grow,
     read_instances,
     remove,
     unique_names,
 )
 from llava_bifrost.build_dataset.published import large_objects, question, relation_phrases
-from llava_bifrost.build_dataset.questions import (
-    CocoBuild,
-    PreparedPhotograph,
-    align_depth,
-    make_samples,
-)
-from llava_bifrost.build_dataset.relations import RelationRules, choose_facts, true_facts, word_request
+from llava_bifrost.build_dataset.questions import PreparedPhotograph, align_depth, make_samples
+from llava_bifrost.build_dataset.relations import choose_facts, true_facts, word_request
+from llava_bifrost.build_dataset.settings import CocoBuild, RelationRules, Thresholds
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import Request
 

@@ -14,7 +14,8 @@ import pytest
 from ldm.journal import read_lines
 from ldm.settings.cli import run_app
 from llava_bifrost.build_dataset.__main__ import build_app
-from llava_bifrost.build_dataset.files import MergeShardsSettings, merge_shards
+from llava_bifrost.build_dataset.files import merge_shards
+from llava_bifrost.build_dataset.settings import MergeShardsSettings
 from tests.datasets.photographs import COUNT, differing, run, settings, write_coco
 
 

@@ -12,7 +12,8 @@ from datasets.relations import Place
 from datasets.scenes.store import StoreSettings, read_shard, render_shards
 from ldm.images import read_image
 from llava_bifrost.build_dataset.files import build_questions
-from llava_bifrost.build_dataset.scenes import ScenesBuild, SceneSource
+from llava_bifrost.build_dataset.scenes import SceneSource
+from llava_bifrost.build_dataset.settings import ScenesBuild
 from llava_bifrost.language.answer import parse_answer, satisfies
 from llava_bifrost.language.instruction import Request
 

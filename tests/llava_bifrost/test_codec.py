@@ -13,8 +13,8 @@ from PIL import Image
 from datasets.relations import Place
 from ldm.mllm.constrain import Grammar
 from llava_bifrost.language.answer import AnswerError, format_answer, parse_answer
-from llava_bifrost.language.codec import CODECS, Codec, Frame, frame_of, number_text, span, to_square
-from llava_bifrost.language.instruction import FORMATS
+from llava_bifrost.language.codec import Codec, Frame, frame_of, number_text, span, to_square
+from llava_bifrost.language.instruction import CODECS, FORMATS
 from tests.ldm.small_mllm import build_small, word_level
 
 fraction = st.floats(0, 1)

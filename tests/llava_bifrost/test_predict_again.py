@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from ldm.images import write_png
 from ldm.settings.cli import run_app
 from llava_bifrost.predict.__main__ import build_app
-from llava_bifrost.predict.run import PredictJobs, fingerprints
+from llava_bifrost.predict.run import fingerprints
+from llava_bifrost.predict.settings import PredictJobs
 
 TEXT = "Place the cup on the table"
 

@@ -18,15 +18,16 @@ from transformers import AutoModelForImageTextToText
 from datasets.relations import Place
 from ldm.images import write_png
 from ldm.mllm.load import load_model
-from ldm.mllm.training import LoraSettings, is_projector, load_adapter, make_trainable, merged
+from ldm.mllm.training import is_projector, load_adapter, make_trainable, merged
 from ldm.settings.cli import run_app
 from ldm.settings.config import dump_yaml, write_config
-from ldm.training.fit import FitConfig
+from ldm.training.settings import FitConfig, LoraSettings
 from llava_bifrost.build_dataset.records import Sample, make_record, read_records
 from llava_bifrost.language.instruction import Request
 from llava_bifrost.locator import CONFIG, LocatorConfig, load_locator, read_locator_config
 from llava_bifrost.model import build_app as model_app
-from llava_bifrost.train import LocatorData, TrainConfig, build_app, fine_tune_locator, locator_config
+from llava_bifrost.train import TrainConfig, build_app
+from llava_bifrost.training import LocatorData, fine_tune_locator, locator_config
 from tests.ldm.small_mllm import build_small, small_folder
 
 LONGER = ("llava_next", "qwen3_vl", "smolvlm")  # what they add is covered by the other tests of families

@@ -15,7 +15,8 @@ from datasets.scenes.describe import Part, Scene, SceneOptions, Solid
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.pose import extent
 from llava_bifrost.evaluate.measures import LocatorCase, measure_answer, published
-from llava_bifrost.evaluate.run import CEILING, DISTRACTOR_BLIND, LocatorEvaluation, place_rows
+from llava_bifrost.evaluate.run import CEILING, DISTRACTOR_BLIND, place_rows
+from llava_bifrost.evaluate.settings import LocatorEvaluation
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import PHRASES, Request
 from llava_bifrost.worlds.questions import place_questions, propose, replace_questions

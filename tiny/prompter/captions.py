@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from inpainting.prompts import discover_question
-from ldm.mllm.chat import LLAVA_SYSTEM
+from ldm.mllm.templates import LLAVA_SYSTEM
 from tiny.llava import LanguageTrainer, Measures, last_states, project
 from tiny.prompter.data import MASK_COLORS, SOLIDS, Painted
 from tiny.words import BEGIN, COLOUR_WORDS, END, IMAGE, KINDS, PAD, SHAPE_WORDS, SPECIAL, Name, caption_of

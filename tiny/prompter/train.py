@@ -18,8 +18,8 @@ from torch import Tensor
 
 from inpainting.prompts import CONFIG_FILE, TEMPLATE, PrompterConfig
 from ldm.files import hash_folder
-from ldm.mllm.chat import TEMPLATES
 from ldm.mllm.load import load_model
+from ldm.mllm.templates import TEMPLATES
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import setting
 from tiny.llava import (

@@ -29,14 +29,7 @@ from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
 from ldm.files import write_atomic
 from ldm.mllm.load import Mllm, four_bit_works, load_four_bit, load_model, load_processor
-from ldm.mllm.training import (
-    LoraSettings,
-    adapter_layout,
-    answer_loss,
-    load_adapter,
-    make_trainable,
-    prepared,
-)
+from ldm.mllm.training import adapter_layout, answer_loss, load_adapter, make_trainable, prepared
 from ldm.registry.models import local_or_hub_folder
 from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import dump_yaml, write_config
@@ -49,7 +42,7 @@ from ldm.training.checkpoints import (
     trained,
 )
 from ldm.training.fit import Task, fit, make_accelerator
-from ldm.training.task import ResumableSampler
+from ldm.training.settings import LoraSettings, ResumableSampler
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,10 @@ from inpainting.models.image_to_text.dataset import LlavaOptions
 from inpainting.models.image_to_text.evaluation.metric_models import MetricFolders
 from inpainting.prompts import COLORS, RED, PrompterConfig
 from ldm.metrics.intervals import BOOTSTRAPS
-from ldm.mllm.chat import TEMPLATES
-from ldm.mllm.training import LoraSettings
+from ldm.mllm.templates import TEMPLATES
 from ldm.settings.choices import PRECISIONS
 from ldm.settings.config import CheckedSettings, check_settings, setting
-from ldm.training.fit import FitConfig
+from ldm.training.settings import FitConfig, LoraSettings
 
 RECIPE = LoraSettings(rank=16, alpha=16, dropout=0.05, projector=False, init="gaussian")
 

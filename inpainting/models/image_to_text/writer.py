@@ -37,9 +37,10 @@ from inpainting.prompts import (
 )
 from ldm.files import read_json
 from ldm.metrics.weights import hash_of
-from ldm.mllm.chat import TEMPLATES, Chat, generate, to_device
+from ldm.mllm.chat import Chat, generate, to_device
 from ldm.mllm.constrain import Grammar
 from ldm.mllm.load import Mllm
+from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import ADAPTER_CONFIG, load_adapter
 from ldm.registry.models import local_or_hub_folder, resolve_model_path
 from ldm.settings.config import check_settings, read_config, setting

@@ -33,7 +33,8 @@ from ldm.seeds import seed_of
 from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import CheckedSettings, check_settings, dump_yaml, setting
 from ldm.training.checkpoints import Layout
-from ldm.training.fit import FitConfig, Task, fit, make_accelerator
+from ldm.training.fit import Task, fit, make_accelerator
+from ldm.training.settings import FitConfig
 from ldm.training.task import drawing
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,24 @@
+"""Chat templates of the LLaVA family."""
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+LLAVA_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+_PARTS = (
+    "{% for part in message.content %}{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}"
+    "{% endif %}{% endfor %}"
+)
+_TURNS = (
+    "{% for message in messages %}{% if message.role == 'user' %}USER: " + _PARTS + " "
+    "{% elif message.role == 'assistant' %}ASSISTANT: {% generation %}" + _PARTS + "</s>{% endgeneration %}"
+    "{% else %}" + _PARTS + " {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+TEMPLATES = {
+    "vicuna_v1": VICUNA_SYSTEM + " " + _TURNS,
+    "llava_v1": LLAVA_SYSTEM + " " + _TURNS,
+    "llava_hub": _TURNS,
+}

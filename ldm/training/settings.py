@@ -1,0 +1,102 @@
+"""How models are trained that accelerate trains: the loop, the order of its examples, the adapter."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ldm.settings.config import CheckedSettings, check_settings, setting
+
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+
+
+@dataclass(frozen=True)
+class ResumableSampler:
+    """Which examples form which batch, from (seed, epoch) alone.
+
+    The batches of all processes together are consecutive parts of one permutation of the examples; process
+    r takes the r-th part of each. So several processes see what one with a larger batch would see, in the
+    same order. The last batch of an epoch is smaller; it is filled up from the start where processes need it.
+    """
+
+    examples: int
+    batch: int  # per process
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def batches(self) -> int:
+        """Per epoch and process."""
+        return -(-self.examples // (self.batch * self.world))
+
+    def epoch(self, number: int) -> list[list[int]]:
+        """The batches of this process, as lists of examples."""
+        order = np.random.default_rng((self.seed, number)).permutation(self.examples)
+        whole = self.batch * self.world
+        found = []
+        for start in range(0, self.examples, whole):
+            part = order[start : start + whole]
+            part = np.concatenate([part, np.resize(order, -len(part) % self.world)])
+            found.append(np.array_split(part, self.world)[self.rank].tolist())
+        return found
+
+
+@dataclass(frozen=True)
+class FitConfig(CheckedSettings):
+    """How long, how fast and with what arithmetic a model is trained, and what is kept of it."""
+
+    epochs: int = setting(1, low=1, help="passes over the examples")
+    steps: int = setting(0, low=0, help="optimizer steps; 0: as many as the epochs take")
+    batch: int = setting(8, low=1, help="examples per batch and process")
+    accumulate: int = setting(1, low=1, help="batches per optimizer step")
+    workers: int = setting(4, low=0, help="loader processes; 0 loads in the training process")
+    lr: float = setting(1e-4, low=0.0, help="learning rate of AdamW")
+    betas: tuple[float, float] = setting((0.9, 0.999), help="AdamW betas")
+    eps: float = setting(1e-8, low=0.0, help="AdamW epsilon")
+    weight_decay: float = setting(0.01, low=0.0, help="AdamW weight decay")
+    schedule: str = setting("constant_with_warmup", choices=SCHEDULES, help="learning-rate schedule")
+    warmup: float = setting(0.01, low=0.0, help="warm-up: fraction of all steps, or a number of steps from 1")
+    clip: float = setting(1.0, low=0.0, help="gradient norm limit; 0 = none")
+    precision: str = setting("no", choices=("no", "fp16", "bf16"), help="mixed precision")
+    device: str = setting("auto", choices=("auto", "cpu"), help="where to train")
+    ema: float = setting(
+        0.0, low=0.0, high=0.99999, help="decay of the weights' moving average (EMA); 0 = none"
+    )
+    save_every: int = setting(500, low=0, help="steps between checkpoints; 0 = none but those below")
+    save_epochs: bool = setting(True, help="a checkpoint at the end of each epoch; there is one at the end")
+    keep: int = setting(2, low=1, help="checkpoints that stay: the newest, and the best besides")
+    log_every: int = setting(10, low=1, help="steps between rows of metrics.csv")
+    validate_every: int = setting(0, low=0, help="steps between validations; 0: at the end of each epoch")
+    patience: int = setting(0, low=0, help="stop after so many validations without a lower loss; 0 = never")
+    tracker: str = setting(
+        "none", choices=("none", "tensorboard", "wandb"), help="also send the numbers of metrics.csv there"
+    )
+    resume: str = setting("latest", help="go on from this checkpoint: latest, none, or its name")
+    seed: int = setting(0, low=0, help="seed of order, noise and dropout")
+
+    def steps_for(self, examples: int, processes: int = 1) -> int:
+        """Optimizer steps of the whole run."""
+        batches = ResumableSampler(examples, self.batch, 0, 0, processes).batches
+        return self.steps or self.epochs * math.ceil(batches / self.accumulate)
+
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+INITS = ("uniform", "gaussian")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What of the model is trained."""
+
+    rank: int = setting(128, low=0, help="rank of the LoRA matrices; 0: the language model itself is trained")
+    alpha: int = setting(256, low=1, help="LoRA scale is alpha / rank")
+    dropout: float = setting(0.05, low=0.0, high=0.9, help="LoRA dropout")
+    targets: tuple[str, ...] = setting(LINEARS, help="linear layers of the language model that get LoRA")
+    projector: bool = setting(True, help="also train what maps images into the language model")
+    init: str = setting("uniform", choices=INITS, help="initial values of the inner LoRA matrices")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.targets:
+            raise ValueError("targets must name at least one kind of linear layer")
