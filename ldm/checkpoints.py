@@ -1,6 +1,9 @@
 """Strict loading of `save_pretrained` folders: every key used, every parameter filled, or a clear error."""
 
 import inspect
+import itertools
+import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +23,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from ldm.files import first_line, read_json
 from ldm.locks import one_writer
 from ldm.weight_files import is_live, open_weights, weight_files
+
+log = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -166,6 +171,7 @@ def with_model_names(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[st
 def folder_written_whole(folder: Path) -> Iterator[Path]:
     """Yields an empty folder beside `folder`; on success it takes its place, on failure nothing changes.
 
+    A former folder that holds what the new one does not is kept as NAME.old1, NAME.old2, ...
     ValueError while another process writes the same folder.
     """
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
@@ -180,6 +186,11 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        former, new = ({path.relative_to(one) for path in one.rglob("*")} for one in (folder, partial))
+        if lost := former - new:
+            names = (folder.with_name(f"{folder.name}.old{number}") for number in itertools.count(1))
+            aside = folder.rename(next(name for name in names if not os.path.lexists(name)))
+            log.warning("%s held %s, which is not written here; it is kept as %s", folder, min(lost), aside)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)

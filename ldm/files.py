@@ -18,7 +18,9 @@ from typing import Any
 
 LOADED = (".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".jinja")  # endings in model folders
 NOT_LOADED = ("manifest.json", "hashes.json")  # of model folders: how a model was made, where it came from
-_HASHES: dict[tuple[str, int, int], str] = {}
+_HASHES: dict[tuple[int, ...], str] = {}
+KEPT_HASHES = ".sha256.json"  # beside weight files: name -> size, time stamp, SHA-256
+KEPT_SIZE = 1 << 26  # bytes, from which reading a file takes longer than looking into that file (chosen)
 DELIMITERS = ",;\t"  # of tables that Excel and LibreOffice save, by country and by choice
 
 
@@ -166,18 +168,29 @@ def failure_reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def file_sha256(path: Path | str) -> str:
-    """Hex SHA-256 of a file; remembered in memory for as long as its size and time stamp stay the same."""
+def file_sha256(path: Path | str, *, anew: bool = False) -> str:
+    """Hex SHA-256 of a file; remembered for as long as its size and time stamp stay the same; anew: read it.
+
+    Of large weight files it is also remembered in a hidden file beside them, where that can be written.
+    """
     path = Path(path)
     try:
         status = path.stat()
-        key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
-        if key not in _HASHES:
+        stamp = [status.st_size, status.st_mtime_ns]
+        key = (status.st_dev, status.st_ino, *stamp)
+        large = path.suffix in (*LOADED, ".ckpt") and status.st_size >= KEPT_SIZE
+        kept = read_json(book) if large and (book := path.with_name(KEPT_HASHES)).is_file() else {}
+        if kept.get(path.name, [])[:2] == stamp:
+            _HASHES.setdefault(key, kept[path.name][2])
+        if anew or key not in _HASHES:
             digest = hashlib.sha256()
             with path.open("rb") as handle:
                 while block := handle.read(1 << 20):
                     digest.update(block)
             _HASHES[key] = digest.hexdigest()
+            with contextlib.suppress(ValueError):
+                if large:
+                    write_json(book, {**kept, path.name: [*stamp, _HASHES[key]]})
     except OSError as error:
         raise ValueError(f"cannot read {path}: {failure_reason(error)}") from error
     return _HASHES[key]

@@ -24,11 +24,13 @@ from torch import Tensor
 from torch._weights_only_unpickler import get_globals_in_pkl
 from tqdm.auto import tqdm
 
-from ldm.files import first_line, written_whole
+from ldm.files import first_line, visible_files, written_whole
 
 TensorShape = tuple[int, ...]
 PICKLES = (".ckpt", ".pth", ".pt", ".bin")
-WHOLE = ("model", "diffusion_pytorch_model", "pytorch_model", "adapter_model")  # one file, not shards
+WHOLE = re.compile(
+    r"(?:model|diffusion_pytorch_model|pytorch_model)(?:\.\w+)?"
+)  # names of one file, not shards
 # What accelerate and the Trainer of transformers leave beside the weights, by the starts of the names.
 BESIDE = ("optimizer", "scheduler", "random_states", "rng_state", "training_args", "scaler", "sampler")
 # What checkpoints hold of Python's own library; getattr is how pickle names a class inside a class.
@@ -106,17 +108,19 @@ def open_weights(path: Path) -> WeightFile:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with a folder's weights: .safetensors, else .bin; a whole one before shards.
+    """The files with a folder's weights: .safetensors, else .bin, else variants (model.fp16.safetensors).
 
-    Hidden files, training's own and, beside others, variants (model.fp16.safetensors) do not count.
+    A whole file comes before shards. Hidden files and those that training left there do not count.
     """
-    for suffix in (".safetensors", ".bin"):
-        found = sorted(folder.glob(f"[!.]*{suffix}"))
-        files = [file for file in found if not file.name.startswith(BESIDE)]
-        whole = [file for stem in WHOLE if (file := folder / (stem + suffix)) in files]
-        if files:
-            return whole[:1] or [file for file in files if "." not in file.stem] or files
-    raise ValueError(f"{folder}: no *.safetensors and no *.bin file in this folder; the weights are missing")
+    files = [file for suffix in (".safetensors", ".bin") for file in visible_files(folder, f"*{suffix}")]
+    files = [file for file in files if not file.name.startswith(BESIDE)]
+    if not files:
+        raise ValueError(
+            f"{folder}: no *.safetensors and no *.bin file in this folder; the weights are missing"
+        )
+    files = [file for file in files if "." not in file.stem] or files
+    files = [file for file in files if file.suffix == files[0].suffix]
+    return [file for file in files if WHOLE.fullmatch(file.stem)][:1] or files
 
 
 def is_live(key: str) -> bool:

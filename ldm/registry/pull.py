@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 import tarfile
+import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -35,22 +36,24 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
         a file that a person fetched, unpacked if it is an archive, which also replaces a model that is there
     """
     folder = folder_of(model)
-    partial = folder.with_name(folder.name + ".partial")
-    hashes = {place.file_name: place.sha256 for place in model.places if place.sha256}
-    if offline is not None and offline.is_file():
-        if hashes and file_sha256(offline) not in hashes.values() and not is_archive(offline):
-            allowed = " or ".join(sorted(set(hashes.values())))
-            raise ValueError(f"{offline}: SHA-256 is {file_sha256(offline)}, expected {allowed}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        if is_archive(offline):
-            unpack(offline, partial)
-        else:
-            shutil.copyfile(offline, partial / offline.name)
-        return finalize_download(model, partial)
-    if not missing_files(model):
+    if offline is not None and missing_files(model, offline) and not (offline / model.folder).is_dir():
+        names = (place.file_name for place in model.places if is_archive(offline / place.file_name))
+        offline = next((offline / name for name in names if (offline / name).is_file()), offline)
+    by_hand = offline is not None and offline.is_file()
+    if not by_hand and not missing_files(model):
         log.info("%s is there", folder)
         return folder
+    require_ours(folder)
+    hashes = {place.file_name: place.sha256 for place in model.places if place.sha256}
+    if offline is not None and by_hand:
+        if hashes and not is_archive(offline) and file_sha256(offline) not in hashes.values():
+            allowed = " or ".join(sorted(set(hashes.values())))
+            raise ValueError(f"{offline}: SHA-256 is {file_sha256(offline)}, expected {allowed}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
+            fill(model, Path(place) / folder.name, offline)
+            return finalize_download(model, Path(place) / folder.name, offline)
+    partial = folder.with_name(folder.name + ".partial")
     tried: list[str] = []
     if offline is not None:
         if not offline.is_dir():
@@ -71,7 +74,11 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
             if place.hub:
                 hub_files(place.hub, allow_patterns=list(place.files) or None, local_dir=partial)
             elif place.url:
-                download(place.url, partial / place.file_name, place.sha256)
+                file = partial / place.file_name
+                download(place.url, file, place.sha256)
+                if is_archive(file):
+                    fill(model, partial, file)
+                    file.unlink()
             else:
                 expected = place.name or ", ".join(model.needs)
                 tried.append(f"by hand: {place.manual} -> python -m ldm.registry register {name} {expected}")
@@ -83,28 +90,57 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
     raise ValueError(f"{folder}: no source worked: " + "; ".join(tried))
 
 
-def finalize_download(model: Model, partial: Path) -> Path:
-    """Check that a model is whole, record its hashes, and give it its name."""
+def require_ours(folder: Path) -> None:
+    """ValueError where a model's folder holds what no command of the registry has put there."""
+    made = read_json(folder / HASH_FILE) if (folder / HASH_FILE).is_file() else {}
+    names = {path.relative_to(folder).as_posix() for path in visible_files(folder, "**/*")} - {
+        HASH_FILE,
+        *made,
+    }
+    if names or folder.is_symlink() or folder.is_file():
+        held = min(names, default="a link or a file")
+        raise ValueError(f"{folder}: {held} was not put there by pull or register; move it away first")
+
+
+def fill(model: Model, folder: Path, file: Path) -> None:
+    """Put a file into a model's folder, or what an archive holds below the folders around it all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not is_archive(file):
+        shutil.copyfile(file, folder / file.name)
+        return
+    with tempfile.TemporaryDirectory(prefix=".unpacked.", dir=folder) as place:
+        inside = Path(place)
+        unpack(file, inside)
+        shutil.rmtree(inside / "__MACOSX", ignore_errors=True)
+        while missing_files(model, inside) and len(entries := list(inside.glob("[!.]*"))) == 1:
+            inside = entries[0]
+        for path in inside.iterdir():
+            path.rename(folder / path.name)
+
+
+def finalize_download(model: Model, partial: Path, source: Path | None = None) -> Path:
+    """Check that a model is whole, record its hashes, and give it its name; source: where it came from."""
     missing = missing_files(model, partial)
     if missing:
-        raise ValueError(f"{partial}: incomplete: no file matches {', '.join(missing)}")
+        raise ValueError(f"{source or partial}: incomplete: no file matches {', '.join(missing)}")
     write_json(partial / HASH_FILE, hashes_of(partial))
     folder = folder_of(model)
-    if folder.exists():  # incomplete, otherwise nothing would have been fetched
-        shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
-        folder.rename(folder.with_name(folder.name + ".old"))
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        folder.rename(old)
     partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
     log.info("%s is complete%s", folder, f"; next: {model.then}" if model.then else "")
     return folder
 
 
-def hashes_of(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, less hidden ones and leftovers."""
+def hashes_of(folder: Path, anew: bool = False) -> dict[str, str]:
+    """SHA-256 of every file, less hidden ones and leftovers; anew: read all of them."""
     hashes = {}
     for path in visible_files(folder, "**/*"):
         name = path.relative_to(folder)
         if name.name != HASH_FILE and name.suffix not in UNFINISHED:
-            hashes[name.as_posix()] = file_sha256(path)
+            hashes[name.as_posix()] = file_sha256(path, anew=anew)
     return hashes
 
 
@@ -113,7 +149,7 @@ def changed(model: Model) -> list[str]:
     folder = folder_of(model)
     if not (folder / HASH_FILE).is_file():
         raise ValueError(f"{folder}: no {HASH_FILE}, so there is nothing to compare with; pull it first")
-    found = hashes_of(folder)
+    found = hashes_of(folder, anew=True)
     return [name for name, value in read_json(folder / HASH_FILE).items() if found.get(name) != value]
 
 

@@ -54,10 +54,23 @@ def test_half_precision_folder_loads_in_single(tmp_path: Path) -> None:
 
 
 def test_saving_again_replaces_the_whole_folder(copied: Path) -> None:
-    (copied / "stale.txt").write_text("old")
+    before = (copied / "unet/config.json").read_bytes()
     save_compositor(create_compositor(SMALL, seed=2), SMALL_CONFIG, copied)
-    assert not (copied / "stale.txt").exists()
     assert sorted(path.name for path in copied.parent.iterdir()) == [copied.name]
+    assert (copied / "unet/config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("mine", ["notes.txt", "unet/notes.txt", ".git/HEAD"])
+def test_a_folder_with_files_of_others_is_kept(copied: Path, mine: str) -> None:
+    for text in ("first", "second"):
+        (copied / mine).parent.mkdir(exist_ok=True)
+        (copied / mine).write_text(text)
+        (copied.with_name("small.old")).mkdir(exist_ok=True)  # a copy that somebody made
+        save_compositor(create_compositor(SMALL, seed=2), SMALL_CONFIG, copied)
+        assert not (copied / mine).exists()
+    names = sorted(path.name for path in copied.parent.iterdir())
+    assert names == ["small", "small.old", "small.old1", "small.old2"]
+    assert [(copied.with_name(name) / mine).read_text() for name in names[2:]] == ["first", "second"]
 
 
 def test_failed_saving_leaves_the_old_folder(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,14 @@
 """Properties of file writing: all or nothing, and hashes that follow the contents."""
 
+import hashlib
 import os
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+import ldm.files
 from ldm.files import excerpt, file_sha256, first_line, hash_folder, write_all_atomic, write_atomic
 
 
@@ -74,3 +78,64 @@ def test_the_first_line_of_a_message_is_whole(message: str, told: str) -> None:
 )
 def test_an_excerpt_says_that_it_is_one(value: object, shown: str) -> None:
     assert excerpt(value) == shown
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of files that were read for their hash, with small files counted as large, in a fresh process."""
+    opened: list[str] = []
+    original = Path.open
+
+    def open_and_note(path: Path, *args: Any, **options: Any) -> Any:
+        if args == ("rb",) and path.suffix != ".json":
+            opened.append(path.name)
+        return original(path, *args, **options)
+
+    monkeypatch.setattr(ldm.files, "KEPT_SIZE", 1)
+    monkeypatch.setattr(ldm.files, "_HASHES", {})
+    monkeypatch.setattr(Path, "open", open_and_note)
+    return opened
+
+
+def test_large_weights_are_hashed_once(tmp_path: Path, reads: list[str], monkeypatch) -> None:
+    def later() -> dict[str, str]:
+        monkeypatch.setattr(ldm.files, "_HASHES", {})  # another process
+        return hash_folder(tmp_path)
+
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_bytes(name.encode())
+    first = hash_folder(tmp_path)
+    assert reads == ["a.safetensors", "b.safetensors"]
+    assert later() == first == later()
+    assert len(reads) == 2
+    (tmp_path / "a.safetensors").write_bytes(b"another")
+    assert later()["a.safetensors"] == hashlib.sha256(b"another").hexdigest()
+    assert later()["b.safetensors"] == first["b.safetensors"]
+    assert reads[2:] == ["a.safetensors"]
+    assert file_sha256(tmp_path / "b.safetensors", anew=True) == first["b.safetensors"]
+    assert reads[3:] == ["b.safetensors"]
+    (tmp_path / ".sha256.json").write_text("{")
+    with pytest.raises(ValueError, match=r"\.sha256\.json cannot be read as JSON"):
+        later()
+
+
+def test_a_renamed_file_is_not_read_again(tmp_path: Path, reads: list[str]) -> None:
+    (tmp_path / "w.part").write_bytes(b"abc")
+    file_sha256(tmp_path / "w.part")
+    (tmp_path / "w.part").rename(tmp_path / "w.ckpt")
+    assert file_sha256(tmp_path / "w.ckpt").startswith("ba7816bf")
+    assert reads == []
+
+
+def test_hashes_of_images_leave_no_file(tmp_path: Path, reads: list[str]) -> None:
+    (tmp_path / "a.png").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "a.png").startswith("ba7816bf")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert reads == ["a.png"]
+
+
+def test_hashes_need_no_writable_folder(tmp_path: Path, reads: list[str], monkeypatch) -> None:
+    (tmp_path / "w.ckpt").write_bytes(b"abc")
+    monkeypatch.setattr("os.replace", Mock(side_effect=PermissionError("read only")))
+    assert file_sha256(tmp_path / "w.ckpt").startswith("ba7816bf")
+    assert [path.name for path in tmp_path.iterdir()] == ["w.ckpt"]

@@ -33,7 +33,7 @@ from ldm.checkpoints import folder_written_whole, load_pretrained, save_part
 from ldm.files import file_sha256, first_line, hash_folder, read_json, write_json
 from ldm.latents import LatentSpace
 from ldm.settings.config import read_config, write_config
-from ldm.weight_files import open_weights
+from ldm.weight_files import open_weights, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,6 @@ Module = TypeVar("Module", bound=nn.Module)
 
 INPAINTER_FILE = "inpainter.json"
 PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")  # and the autoencoder, where the config says
-WEIGHT_FILES = ("diffusion_pytorch_model", "model", "pytorch_model")
-SUFFIXES = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
 PATCH = "Freestyle"  # prefix of the block names in the published JSON replacement
 BLOCKS = ("down_block_types", "mid_block_type", "up_block_types")
 CHANNELS = 9  # noisy latents 4, mask 1, latents of the masked image 4
@@ -176,18 +174,9 @@ def load_network(kind: type[Module], folder: Path, dtype: torch.dtype, **changes
 
     changes: entries of config.json
     """
-    variant = "fp16" if ".fp16." in weight_file(folder).name else None
+    variant = weight_files(folder)[0].stem.partition(".")[2].partition("-")[0] or None  # such as fp16
     changes["dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"] = dtype
     return load_pretrained(kind, folder, exact=True, local_files_only=True, variant=variant, **changes)
-
-
-def weight_file(folder: Path) -> Path:
-    """The single file by its usual names, full precision and safetensors first; else the folder of shards."""
-    for suffix in SUFFIXES:
-        for stem in WEIGHT_FILES:
-            if (folder / (stem + suffix)).is_file():
-                return folder / (stem + suffix)
-    return folder
 
 
 def weights_of(model: Inpainter) -> dict[str, Any]:
@@ -196,8 +185,8 @@ def weights_of(model: Inpainter) -> dict[str, Any]:
         return {}
     hashes: dict[str, Any] = {"lora": file_sha256(model.lora)} if model.lora else {}
     for part in ("unet", "text_encoder", model.config.vae):
-        file = weight_file(model.folder / part)
-        hashes[part] = hash_folder(file) if file.is_dir() else file_sha256(file)
+        first, *more = weight_files(model.folder / part)
+        hashes[part] = hash_folder(model.folder / part) if more else file_sha256(first)
     return hashes
 
 
