@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import compose.settings
-from ldm.files import visible_files
 from ldm.registry.__main__ import build_app
 from ldm.registry.models import (
     Registry,
@@ -215,81 +214,6 @@ def archive(path: Path, names: list[str]) -> Path:
 def test_archives_are_unpacked(name: str, root: Path, tmp_path: Path) -> None:
     pull_model("thing", model(needs=("sub/w.pth",)), archive(tmp_path / name, ["sub/w.pth", "readme"]))
     assert (root / "thing/sub/w.pth").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize(
-    ("needs", "members", "found"),
-    [
-        ("w.pth", ["top/w.pth", "top/sub/readme"], {"w.pth", "sub/readme"}),
-        ("w.pth", ["a/b/w.pth", "__MACOSX/a/._w.pth"], {"w.pth"}),
-        ("top/*.pth", ["top/w.pth"], {"top/w.pth"}),
-        ("checkpoint-*/w.pth", ["rca/checkpoint-9/w.pth", "rca/._x"], {"checkpoint-9/w.pth"}),
-        ("w.pth", ["w.pth", "sub/w.pth"], {"w.pth", "sub/w.pth"}),
-    ],
-)
-@pytest.mark.parametrize("way", ["register", "pull", "folder"])
-def test_folders_around_an_archive_are_left_out(
-    way: str,
-    needs: str,
-    members: list[str],
-    found: set[str],
-    root: Path,
-    tmp_path: Path,
-    address,
-    monkeypatch,
-) -> None:
-    file = archive(tmp_path / "a.zip", members)
-    one = model({"url": f"{address}/good/a.zip"}, needs=(needs,))
-    monkeypatch.setitem(globals(), "CONTENT", file.read_bytes())  # what the server sends
-    sources = {"register": file, "pull": None, "folder": tmp_path}
-    pull_model("thing", one, sources[way])
-    visible = {path.relative_to(root / "thing").as_posix() for path in visible_files(root / "thing", "**/*")}
-    assert visible == {HASH_FILE, *found}
-    assert changed(one) == []
-    assert [path.name for path in root.iterdir()] == ["thing"]
-
-
-@pytest.mark.parametrize("mine", ["w.pth", "notes.txt", "sub/notes.txt"])
-@pytest.mark.parametrize("way", ["register", "pull", "folder"])
-def test_a_folder_of_somebody_is_left_alone(way: str, mine: str, root: Path, tmp_path: Path, address) -> None:
-    """Before anything is fetched; also beside files that were pulled."""
-    one = model({"url": f"{address}/good/w.pth"}, needs=("w.pth", "v.pth"))
-    for path in (tmp_path / "stick/w.pth", tmp_path / "stick/v.pth", root / "thing" / mine):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"mine")
-    sources = {"register": tmp_path / "stick/w.pth", "pull": None, "folder": tmp_path / "stick"}
-    with pytest.raises(
-        ValueError, match=rf"thing: {mine} was not put there by pull or register; move it away"
-    ):
-        pull_model("thing", one, sources[way])
-    assert [path.read_bytes() for path in root.rglob("*") if path.is_file()] == [b"mine"]
-    assert Server.asked == []
-
-
-def test_a_link_to_a_folder_is_left_alone(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    root.mkdir()
-    (root / "thing").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "w.pth").write_bytes(CONTENT)
-    with pytest.raises(ValueError, match="a link or a file was not put there"):
-        pull_model("thing", model(), tmp_path / "w.pth")
-    assert (root / "thing").is_symlink()
-
-
-def test_registering_again_replaces_without_a_copy(root: Path, tmp_path: Path) -> None:
-    for name in ("thing.old", "thing.partial"):  # of somebody, and of a download under way
-        (root / name).mkdir(parents=True)
-        (root / name / "w.pth").write_bytes(b"kept")
-    for content in (b"first", b"second"):
-        (tmp_path / "w.pth").write_bytes(content)
-        pull_model("thing", model(), tmp_path / "w.pth")
-        assert (root / "thing/w.pth").read_bytes() == content
-    assert sorted(path.name for path in root.iterdir()) == ["thing", "thing.old", "thing.partial"]
-    (tmp_path / "other.pth").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"other.pth: incomplete: no file matches w.pth"):
-        pull_model("thing", model(), tmp_path / "other.pth")
-    assert (root / "thing/w.pth").read_bytes() == b"second"
-    assert sorted(path.name for path in root.iterdir()) == ["thing", "thing.old", "thing.partial"]
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
