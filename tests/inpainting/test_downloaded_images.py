@@ -154,8 +154,8 @@ def fetch(folder: Path, rows: list[tuple[str, str]], **more: Any) -> dict[str, s
 
 RED, BLUE = (stored(Image.new("RGB", (9, 9), colour)) for colour in ("red", "blue"))
 UNSAFE = {
-    "картина-" * 20 + ".png": "cannot be stored: File name too long",
-    "絵" * 90 + ".png": "cannot be stored: File name too long",
+    "\u043a\u0430\u0440\u0442\u0438\u043d\u0430-" * 20 + ".png": "cannot be stored: File name too long",
+    "\u7d75" * 90 + ".png": "cannot be stored: File name too long",
     "a" * 252 + ".png": "cannot be stored: File name too long",
     "../out.png": "'../out.png' is not the name of an image file",
     "/abs.png": "'/abs.png' is not the name of an image file",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +12,11 @@ import pytest
 import spacy
 from spacy.tokens import Doc
 
-from inpainting.data.dci_ops import DciSplitSettings
 from inpainting.data.ops import BuildSettings, build_paintings
 from inpainting.data.steps import describe, roots
 from inpainting.data.steps.regions import RegionSettings, make_masks
 from inpainting.data.steps.roots import RootSettings, extract_roots, rule_root
 from inpainting.data.steps.split import SplitSettings, split_images
-from ldm.files import write_json
 from ldm.images import read_image
 from tests.conftest import ROOT
 from tests.inpainting.painting_set import (
@@ -215,26 +212,6 @@ def test_images_without_a_split_are_named(made: PaintingSet) -> None:
     made.table.write_text("name,split\na,b\n")
     with pytest.raises(ValueError, match=r"wikiart_images.csv: the table needs one column file_name"):
         split_images(SplitSettings(made.images, made.out / "masks", made.table))
-
-
-@pytest.mark.parametrize("other", ["a.jpg", "a\u0301.jpg"])
-def test_an_image_in_two_splits_is_refused(tmp_path: Path, other: str) -> None:
-    name, table = unicodedata.normalize("NFC", other), tmp_path / "table.csv"
-    (tmp_path / "masks" / Path(name).stem).mkdir(parents=True)
-    settings = SplitSettings(tmp_path, tmp_path / "masks", table)
-    table.write_text(f"file_name;split\n{name};train\n{other};train\n", encoding="utf-8-sig")
-    assert settings.plan([name])[0] == {name: "train"}
-    table.write_text(f"file_name;split\n{name};train\n{other};test\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"table.csv: {name} is in two splits, train and test"):
-        settings.plan([name])
-    for number in (1, 2):
-        write_json(tmp_path / f"dci/{number}.json", {"image": name})
-    lists = DciSplitSettings(tmp_path, annotations_dir=tmp_path / "dci", split_path=tmp_path / "s.json")
-    write_json(tmp_path / "s.json", {"train": ["1.json", "2.json"], "valid": []})
-    assert lists.plan([name])[0] == {name: "train"}
-    write_json(tmp_path / "s.json", {"train": ["1.json"], "test": ["2.json"]})
-    with pytest.raises(ValueError, match=rf"s.json: {name} is in two splits, train and test"):
-        lists.plan([name])
 
 
 def test_the_random_split_is_scikit_learns(tmp_path: Path) -> None:

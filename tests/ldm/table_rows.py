@@ -7,7 +7,7 @@ from collections.abc import Sequence
 ROWS = [
     {"file_name": "a.jpg", "url": "http://x.example/a.jpg?b;c,d", "title": "two\nlines"},
     {"file_name": "b, c.jpg", "url": "http://x.example/b.jpg", "title": 'the "night"'},
-    {"file_name": "café; d.jpg", "url": "http://x.example/c.jpg", "title": ""},
+    {"file_name": "caf\xe9; d.jpg", "url": "http://x.example/c.jpg", "title": ""},
 ]
 
 
