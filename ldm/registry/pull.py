@@ -157,7 +157,7 @@ def download(url: str, path: Path, sha256: str = "") -> str:
     """Fetch `url` to `path`; returns the SHA-256. What arrives is kept in `path`.part and continued.
 
     It is continued where `sha256` will tell, or where the server says that the file is still the one that was
-    begun; else it starts anew. ValueError names the address and what is wrong. A file with another hash than
+    begun (If-Range of RFC 9110 with a strong entity tag or a date); else it starts anew. ValueError names the address and what is wrong. A file with another hash than
     `sha256` stays as `path`.wrong for inspection and is never used.
     """
     if not url.startswith(("http://", "https://")):
@@ -174,11 +174,13 @@ def download(url: str, path: Path, sha256: str = "") -> str:
         try:
             request = urllib.request.Request(url, headers=headers)
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-                start, total = _extent(answer)
+                given = CONTENT_RANGE.match(answer.headers.get("Content-Range", ""))
+                start = int(given[1]) if given else -1 if answer.status == 206 else 0  # -1: not said
+                length = answer.headers.get("Content-Length")
+                total = start + int(length) if length else None
+                total = int(given[2]) if given and given[2] != "*" else total
                 tags = [answer.headers.get(name, "") for name in ("ETag", "Last-Modified")]
-                newer = next(
-                    (tag for tag in tags if tag and not tag.startswith("W/")), ""
-                )  # RFC 9110, If-Range
+                newer = next((tag for tag in tags if tag and not tag.startswith("W/")), "")
                 sent = {"url": url, "version": newer or version, "size": total}
                 if start and (start != have or answer.status != 206 or (version and sent != begun)):
                     part.unlink(missing_ok=True)
@@ -205,7 +207,7 @@ def download(url: str, path: Path, sha256: str = "") -> str:
                 raise ValueError(f"{url}: HTTP {error.code} {error.reason}") from None
             if error.headers.get("Content-Range") == f"bytes */{have}" and begun.get("size") in (have, None):
                 break  # nothing is missing
-            part.unlink()
+            part.unlink(missing_ok=True)
             reason = "what is here is no part of the file"
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
@@ -220,16 +222,6 @@ def download(url: str, path: Path, sha256: str = "") -> str:
         raise ValueError(f"{url}: SHA-256 is {found}, expected {sha256}; the file is kept as {aside}")
     part.replace(path)
     return found
-
-
-def _extent(answer: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """(first byte, bytes of the whole file where known) of what is sent; first byte -1: not said."""
-    given = CONTENT_RANGE.match(answer.headers.get("Content-Range", ""))
-    start = int(given[1]) if given else -1 if answer.status == 206 else 0
-    if given and given[2] != "*":
-        return start, int(given[2])
-    length = answer.headers.get("Content-Length")
-    return start, start + int(length) if length else None
 
 
 def is_archive(path: Path) -> bool:
