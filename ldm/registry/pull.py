@@ -157,8 +157,8 @@ def download(url: str, path: Path, sha256: str = "") -> str:
     """Fetch `url` to `path`; returns the SHA-256. What arrives is kept in `path`.part and continued.
 
     It is continued where `sha256` will tell, or where the server says that the file is still the one that was
-    begun (If-Range of RFC 9110 with a strong entity tag or a date); else it starts anew. ValueError names the address and what is wrong. A file with another hash than
-    `sha256` stays as `path`.wrong for inspection and is never used.
+    begun (If-Range of RFC 9110 with a strong entity tag or a date); else it starts anew. ValueError names the
+    address and what is wrong. A file with another hash stays as `path`.wrong and is never used.
     """
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"{url}: only http and https addresses are fetched")

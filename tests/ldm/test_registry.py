@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-import compose.settings
+from compose.settings import ComposeSettings
 from ldm.registry.__main__ import build_app
 from ldm.registry.models import (
+    TINY_DEPTH,
     Registry,
+    depth_folder,
     folder_of,
     load_registry,
     missing_files,
@@ -270,14 +272,14 @@ def test_command_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
 
 
 def test_defaults_follow_the_models_folder(tmp_path, monkeypatch):
-    chosen = compose.settings.ComposeSettings(Path("a.png"), Path("b.png"), box=(0, 0, 1, 1))
+    chosen = ComposeSettings(Path("a.png"), Path("b.png"), box=(0, 0, 1, 1))
     for name in ("depth", "locator"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    assert compose.settings.depth_folder() == compose.settings.TINY_DEPTH
+    assert depth_folder() == TINY_DEPTH
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
-    assert compose.settings.depth_folder() == tmp_path / "depth"
+    assert depth_folder() == tmp_path / "depth"
     assert chosen.locator_name == (tmp_path / "locator").as_posix()
     assert resolve_model_path(Path("assets/tiny")) == Path("assets/tiny")
-    assert compose.settings.depth_folder(Path("models/mine")) == Path("models/mine")
+    assert depth_folder(Path("models/mine")) == Path("models/mine")
