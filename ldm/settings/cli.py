@@ -156,7 +156,8 @@ def run_module(build: Callable[[], typer.Typer]) -> NoReturn:
     Messages are plain lines on standard error.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for library in ("httpx", "torch"):  # torch prints statistics at its end where its import was interrupted
+        logging.getLogger(library).setLevel(logging.WARNING)
     quiet_libraries()
     sys.exit(run_app(build, sys.argv[1:]))
 

@@ -62,8 +62,19 @@ def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, name: str) -> N
     assert interrupted([str(tmp_path / "program.py")], tmp_path) == (130, "interrupted\n")
 
 
+def test_a_library_that_reports_at_its_end_is_quiet(tmp_path: Path) -> None:
+    """torch does, where its own logging was not set up yet."""
+    noisy = "import atexit, logging\nlog = logging.getLogger('torch._subclasses.fake_tensor')\n"
+    noisy += "atexit.register(lambda: log.info('cache_misses: 0'))\n"
+    (tmp_path / "engine.py").write_text(noisy + WAIT + "def work(settings): ...\n")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    assert interrupted([str(tmp_path / "program.py")], tmp_path) == (130, "interrupted\n")
+
+
 COMMANDS = [
     "run_inference.py image --background a.png --object b.png --box 0,0,1,1",
+    "-m llava_bifrost.predict image --image a.png --instruction a",
+    "-m cldm.evaluate --scenes 2",
 ]
 
 
