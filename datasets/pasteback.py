@@ -63,9 +63,9 @@ def stitch(
     background = background or LoadedImage(inputs.background_u8)
     if paste == "legacy-rect":  # the first row dropped, the whole crop minus a margin replaced
         image, inner = crop.undo(generated_u8[1:], how="linear"), np.s_[LEGACY_MARGIN:-LEGACY_MARGIN]
-        inside = np.zeros(image.shape[:2], bool)
-        inside[inner, inner] = True
-        result, edit = paste_back(background, image.astype(np.uint8), crop, inside)
+        edit = np.zeros(image.shape[:2], bool)
+        edit[inner, inner] = True
+        image, weight_01 = image.astype(np.uint8), edit.astype(np.float32)
     elif paste == "mask-feather":
         image = crop.undo(generated_u8)
         if detail > 0:
@@ -77,32 +77,12 @@ def stitch(
                 around = transfer_detail(painted, layers.background_u8, rest, detail, sigma)
                 # Both parts are fractions of one pixel where the edge of the object runs through it.
                 image = np.clip(image.astype(np.int16) + around - painted, 0, 255).astype(np.uint8)
-        width = feather * max(crop.padded_size)
-        result, edit = paste_back(background, image, crop, layers.edit, keep=layers.keep, feather=width)
+        edit, width = layers.edit, feather * max(crop.padded_size)
+        weight_01 = feather_inside(edit, width, open_to=layers.keep)  # sharp towards what hides the object
     else:
         raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
-    return Stitched(result, edit, _full(layers.visible, crop), _full(layers.keep, crop))
-
-
-def paste_back(
-    background: LoadedImage,
-    image_u8: np.ndarray,
-    crop: Crop,
-    edit: np.ndarray,
-    *,
-    keep: np.ndarray | None = None,
-    feather: float = 0.0,
-) -> tuple[LoadedImage, np.ndarray]:
-    """Blend an image (h, w, 3) of the cut into the background (H, W) inside edit (h, w) bool only.
-
-    keep:    (h, w) bool, what hides the object; towards it the edge stays sharp
-    feather: width in pixels of the transition, which lies inside the mask
-    returns: the result, and the final edit mask (H, W) bool
-    """
-    if keep is not None:
-        edit = edit & ~keep
-    weight_01 = feather_inside(edit, feather, open_to=keep)
-    return background.painted(image_u8, weight_01, edit, crop.part), _full(edit, crop)
+    result = background.painted(image, weight_01, edit, crop.part)
+    return Stitched(result, *(_full(mask, crop) for mask in (edit, layers.visible, layers.keep)))
 
 
 def transfer_detail(

@@ -236,7 +236,7 @@ def run_dream(settings: DreamSettings) -> dict[str, Any]:
     report["seconds"] = {**report["seconds"], "write": timer.report()["write"]}
     result = replace(result, report=report)
     sheet_u8 = Dream(prompts, result).sheet(image.rgb_u8) if settings.sheet else None
-    return save_painting(settings, image, result, sheet_u8, {"command": "dream", "prompter": facts})
+    return save_painting(settings, result, sheet_u8, {"command": "dream", "prompter": facts})
 
 
 build_app = single_app(command(DreamSettings, run_dream))

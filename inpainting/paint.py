@@ -109,12 +109,11 @@ def run_paint(settings: PaintSettings) -> dict[str, Any]:
         named = zip(palette(len(result.regions)), result.regions, strict=True)
         label = "; ".join(f"{color}: {region.prompt}" for color, region in named)
         sheet_u8 = grid([cells], titles, [label])
-    return save_painting(settings, image, result, sheet_u8)
+    return save_painting(settings, result, sheet_u8)
 
 
 def save_painting(
     settings: PaintSettings,
-    image: LoadedImage,
     result: PaintResult,
     sheet_u8: np.ndarray | None,
     more: Mapping[str, Any] | None = None,

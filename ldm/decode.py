@@ -34,7 +34,6 @@ DECODER_ERRORS = (
 MAX_PIXELS = 250_000_000  # chosen: the largest phone sensors have 200 million; RGB then takes 750 MB
 MAX_SRGB_STEP = 1  # of 255; a profile that moves no colour further is sRGB up to rounding
 SIXTEEN_BITS = "bytes of a file with several 16-bit channels"  # key in Image.info
-TIFF_STARTS = (b"II*\0", b"MM\0*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +96,10 @@ def profile_transform(profile: bytes, mode: str, back: bool = False) -> ImageCms
 
     ImageCms.PyCMSError for a damaged profile, and for one that has no way back.
     """
-    own, srgb = ImageCms.getOpenProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
-    if back:
-        transform = ImageCms.buildTransform(srgb, own, "RGB", mode, intent, flags)
-    else:
-        transform = ImageCms.buildTransform(own, srgb, mode, "RGB", intent, flags)
+    ends: list[Any] = [ImageCms.getOpenProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")]
+    (source, target), flags = ends[::-1] if back else ends, ImageCms.Flags.BLACKPOINTCOMPENSATION
+    intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+    transform = ImageCms.buildTransform(source, target, mode, "RGB", intent, flags)
     if mode == "RGB":
         colours = np.stack(np.meshgrid(*[np.linspace(0, 255, 18, dtype=np.uint8)] * 3), axis=-1)
         moved = _transformed(colours.reshape(18, -1, 3), transform).reshape(colours.shape)
@@ -120,21 +117,18 @@ def in_srgb(image: Image.Image, own_u8: np.ndarray, path: Path) -> tuple[np.ndar
     profile, gray = image.info.get("icc_profile"), image.mode in ("1", "L", "LA") or is_deep(image)
     if not profile:
         return own_u8, None
-    kind = "GRAY" if gray else "CMYK" if image.mode == "CMYK" else "RGB "
-    pixels = image if kind == "CMYK" else Image.fromarray(own_u8[:, :, 0] if gray else own_u8)
+    pixels = image if image.mode == "CMYK" else Image.fromarray(own_u8[:, :, 0] if gray else own_u8)
     try:
-        if profile[16:20] != kind.encode():
-            raise ValueError(f"it is of the kind {profile[16:20]!r}, the image {kind.strip()}")
-        transform = profile_transform(profile, pixels.mode)
-        if transform is None:
+        if profile[16:20] != {"RGB": b"RGB ", "L": b"GRAY", "CMYK": b"CMYK"}[pixels.mode]:
+            raise ValueError(f"it is of the kind {profile[16:20]!r}, the image {pixels.mode}")
+        if (transform := profile_transform(profile, pixels.mode)) is None:
             return own_u8, profile
         rgb_u8 = np.asarray(ImageCms.applyTransform(pixels, transform))
     except (ImageCms.PyCMSError, *DECODER_ERRORS) as error:
         log.warning("%s: its colour profile cannot be used (%s), taken as sRGB", path, first_line(error))
         return own_u8, None
     with contextlib.suppress(ImageCms.PyCMSError):
-        if kind == "RGB ":
-            profile_transform(profile, "RGB", back=True)
+        if pixels.mode == "RGB" and profile_transform(profile, "RGB", back=True):
             return rgb_u8, profile
     return rgb_u8, None
 
@@ -166,7 +160,11 @@ def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
                 if w * h > MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{w} x {h} pixels ({w * h / 1e6:.0f} million)")
                 tiles: Any = image.tile
-                several_deep = ";16" in str(tiles) and not is_deep(image)
+                several_deep = re.search(r";16|'RGB', \d{4}", str(tiles)) and image.mode in (
+                    "RGB",
+                    "RGBA",
+                    "LA",
+                )
                 if image.format == "BMP" and image.mode == "1" and tiles[0].args[1] > (w + 31) // 32 * 4:
                     # Pillow 12.3 takes the bytes of a black and white palette for bits.
                     image.tile = [tiles[0]._replace(args=("1;8", *tiles[0].args[1:]))]
@@ -182,7 +180,7 @@ def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
             reason = f"is not an image, or is damaged at its start; readable are {', '.join(RASTER_FORMATS)}"
             if image is not None:
                 reason = f"is truncated or damaged: its {image.format} data cannot be decoded"
-            elif handle.seek(0) == 0 and handle.read(4) in TIFF_STARTS:
+            elif handle.seek(0) == 0 and handle.read(4) in (b"II*\0", b"MM\0*"):
                 reason = "is damaged, or a kind of TIFF that is not read; save it as PNG, depth as gray"
             raise ValueError(f"{path} {reason}") from None
         try:
@@ -219,14 +217,6 @@ def deep_to_u8(image: Image.Image, path: Path) -> np.ndarray:
     return np.rint(values / 257).astype(np.uint8)
 
 
-def exif_and_dpi(image: Image.Image) -> tuple[bytes | None, tuple[float, float] | None]:
-    """EXIF data (not of TIFF, where they say how the file is laid out) and resolution of an upright image."""
-    exif, dpi = None, image.info.get("dpi")
-    with contextlib.suppress(*DECODER_ERRORS):  # damaged EXIF data are left behind
-        exif = None if image.format == "TIFF" else image.getexif().tobytes() if image.getexif() else None
-    return exif, dpi if dpi and all(0 < value < 1e5 for value in dpi) else None
-
-
 def sixteen_bit_rgb(image: Image.Image, path: Path) -> np.ndarray | None:
     """(h, w, 3) uint16, upright, of a file with several channels of 16 bits; None for all other files.
 
@@ -243,9 +233,7 @@ def sixteen_bit_rgb(image: Image.Image, path: Path) -> np.ndarray | None:
 def image_ids(image: Image.Image, path: Path) -> np.ndarray:
     """(h, w) of any integer type: palette index, gray value, or R + 256 G + 65536 B."""
     deep = sixteen_bit_rgb(image, path)
-    pixels = np.asarray(image) if deep is None else deep
-    if pixels.ndim == 2:
-        return pixels
+    pixels = np.atleast_3d(np.asarray(image) if deep is None else deep)
     if pixels.shape[2] < 3:
         return pixels[..., 0]
     return pixels[..., :3].astype(np.int64) @ np.array([1, 256, 65536])

@@ -6,6 +6,7 @@ depth `depth_01` float32 (h, w), relative inverse depth, 1 = nearest. Writers ar
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 from collections.abc import Mapping
@@ -17,9 +18,9 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from ldm.decode import (
+    DECODER_ERRORS,
     LoadedImage,
     deep_to_u8,
-    exif_and_dpi,
     image_ids,
     in_srgb,
     is_deep,
@@ -37,13 +38,9 @@ log = logging.getLogger(__name__)
 GRAY_TOLERANCE = 24  # of 255; JPEG leaves up to this much colour on a gray image
 MASK_THRESHOLD = 127  # of 255; a larger value is set
 # Results by suffix: PNG and WebP keep every pixel, JPEG is written with full colour resolution.
-JPEG: tuple[str, dict[str, Any]] = ("JPEG", {"quality": 95, "subsampling": 0})
-OUTPUT_FORMATS = {
-    ".png": ("PNG", {}),
-    ".webp": ("WEBP", {"lossless": True, "exact": True}),
-    ".jpg": JPEG,
-    ".jpeg": JPEG,
-}
+OUTPUT_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {".png": ("PNG", {})}
+OUTPUT_FORMATS[".webp"] = ("WEBP", {"lossless": True, "exact": True})
+OUTPUT_FORMATS |= dict.fromkeys((".jpg", ".jpeg"), ("JPEG", {"quality": 95, "subsampling": 0}))
 Box01 = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the image
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in [0, 1]
 INTERPOLATION = {
@@ -70,8 +67,13 @@ def read_image(path: Path | str, data: bytes | None = None) -> LoadedImage:
     with opened(path, data) as image:
         own_u8, alpha_u8 = rgb_and_alpha(image, path)
         rgb_u8, profile = in_srgb(image, own_u8, path)
-        stored_u8 = None if profile is None or rgb_u8 is own_u8 else own_u8
-        return LoadedImage(rgb_u8, alpha_u8, profile, stored_u8, *exif_and_dpi(image))
+        stored_u8, exif, dpi = None if profile is None or rgb_u8 is own_u8 else own_u8, None, None
+        with contextlib.suppress(*DECODER_ERRORS):  # damaged EXIF data are left behind
+            if image.format != "TIFF" and image.getexif():  # those of TIFF say how the file is laid out
+                exif = image.getexif().tobytes()
+        if all(0 < value < 1e5 for value in image.info.get("dpi", [0])):
+            dpi = image.info["dpi"]
+        return LoadedImage(rgb_u8, alpha_u8, profile, stored_u8, exif, dpi)
 
 
 def _advice(path: Path, ids: np.ndarray) -> str:

@@ -195,10 +195,13 @@ def deep_files(folder: Path) -> dict[str, Path]:
     files = {
         "gray.png": saved(folder / "gray.png", Image.fromarray(gray)),
         "gray.tiff": saved(folder / "gray.tiff", Image.fromarray(gray)),
+        "gray.pgm": saved(folder / "gray.pgm", Image.fromarray(gray)),
         "rgb.tiff": folder / "rgb.tiff",
+        "rgb.ppm": folder / "rgb.ppm",
         "rgba.tiff": folder / "rgba.tiff",
     }
-    cv2.imwrite(str(files["rgb.tiff"]), np.dstack([gray] * 3))
+    for name in ("rgb.tiff", "rgb.ppm"):
+        cv2.imwrite(str(files[name]), np.dstack([gray] * 3))
     cv2.imwrite(str(files["rgba.tiff"]), np.dstack([gray] * 3 + [solid]))
     for name, planes in (("la", [gray, solid]), ("rgb", [gray] * 3), ("rgba", [gray] * 3 + [solid])):
         files[f"{name}.png"] = deep_png(folder / f"{name}.png", np.dstack(planes))
