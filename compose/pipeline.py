@@ -74,11 +74,6 @@ class Result:
         return self.images[0].alpha_u8
 
     @property
-    def icc_profile(self) -> bytes | None:
-        """The background's colour profile; None: sRGB."""
-        return self.images[0].icc_profile
-
-    @property
     def fused_depth_01(self) -> np.ndarray:
         """(H, W): the depth of the background with the object in it."""
         depth_01 = self.geometry.inputs.background_depth_01.copy()

@@ -160,16 +160,12 @@ def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
                 if w * h > MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{w} x {h} pixels ({w * h / 1e6:.0f} million)")
                 tiles: Any = image.tile
-                several_deep = re.search(r";16|'RGB', \d{4}", str(tiles)) and image.mode in (
-                    "RGB",
-                    "RGBA",
-                    "LA",
-                )
+                deep = re.search(r";16|'RGB', \d{4}", str(tiles))  # the second is PPM's largest value
                 if image.format == "BMP" and image.mode == "1" and tiles[0].args[1] > (w + 31) // 32 * 4:
                     # Pillow 12.3 takes the bytes of a black and white palette for bits.
                     image.tile = [tiles[0]._replace(args=("1;8", *tiles[0].args[1:]))]
                 image.load()  # all pixels, so that no later step meets a damaged file
-                if several_deep:
+                if deep and image.mode in ("RGB", "RGBA", "LA"):
                     image.info[SIXTEEN_BITS] = handle.seek(0) or handle.read()
         except Image.DecompressionBombError as error:
             claims = re.sub(r".*?\((\d+ pixels)\).*", r"\1", first_line(error))

@@ -31,7 +31,7 @@ def composed(case: Case, background: bytes | None, item: bytes | None) -> tuple[
     own_u8 = np.asarray(Image.open(case.folder / "room.png"))
     assert np.array_equal(result.images_u8[0][~result.edit_mask], own_u8[~result.edit_mask])
     assert result.report["drift"][0]["changed_outside"] == 0
-    assert result.icc_profile == background
+    assert result.images[0].icc_profile == background
     result.save(0, case.out)
     with Image.open(case.out) as image:
         assert image.info.get("icc_profile") == background
