@@ -24,6 +24,7 @@ from ldm.files import written_whole
 from ldm.settings.config import CheckedSettings, setting
 from ldm.training.checkpoints import CsvLogger
 from ldm.training.manifest import Effort, make_manifest
+from ldm.training.signals import signals_noted
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class Stage:
         self.scheduler = self.schedule(self.optimizer) if self.schedule else None
         self.average = WarmAverage(self.weights.values(), decay=settings.ema) if settings.ema else None
         self.step, self.seconds = 0, 0.0
+        self.recent: list[dict[str, float]] = []  # measures since the last row of the log
         self.checkpoint = self.out / self.state_file
         if self.checkpoint.exists():
             self._load(torch.load(self.checkpoint, map_location="cpu", weights_only=True))
@@ -141,6 +143,7 @@ class Stage:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["schedule"])
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.recent = state.get("recent", [])
         if self.average is not None:
             self.average.optimization_step = self.step
             for name, shadow in zip(self.weights, self.average.shadow_params, strict=True):
@@ -156,6 +159,7 @@ class Stage:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "recent": self.recent,
         }
         if self.average is not None:
             state["average"] = dict(zip(self.weights, self.average.shadow_params, strict=True))
@@ -165,7 +169,7 @@ class Stage:
             torch.save(state, partial)
 
     def train(self, loss: Loss) -> Stage:
-        """Train to the end, saving also when interrupted; leaves the averaged weights in the module."""
+        """Train to the end; leaves the averaged weights in the module. Ctrl-C and SIGTERM save their step."""
         if not self.done:
             self._to_the_end(loss)
         if self.average is not None:
@@ -177,25 +181,25 @@ class Stage:
         table, settings = CsvLogger(self.out / self.log_file), self.settings
         table.truncate(self.step)
         started = time.monotonic() - self.seconds
-        saved, recent = self.seconds, []
+        saved = self.seconds
         self.module.train()
-        with tqdm(total=100, desc=self.name, unit="%", bar_format="{l_bar}{bar}| {elapsed} {postfix}") as bar:
-            try:
-                while not self.done:
-                    recent.append(self._step(loss))
-                    self.seconds = time.monotonic() - started
-                    if self.step % settings.log_every == 0:
-                        bar.n = 100 * min(1.0, self.fraction)
-                        bar.set_postfix(loss=f"{recent[-1]['loss']:.3f}")
-                        table.append({"step": self.step, "seconds": self.seconds, **means(recent)})
-                        recent = []
-                    if self.seconds - saved > settings.save_every_s:
-                        self.save()
-                        saved = self.seconds
-            finally:
-                if recent:
-                    table.append({"step": self.step, "seconds": self.seconds, **means(recent)})
-                self.save()
+        bar_format = "{l_bar}{bar}| {elapsed} {postfix}"
+        with (
+            signals_noted() as signals,
+            tqdm(total=100, desc=self.name, unit="%", bar_format=bar_format) as bar,
+        ):
+            while not (self.done or signals):
+                self.recent.append(self._step(loss))
+                self.seconds = time.monotonic() - started
+                if self.step % settings.log_every == 0 or self.done:
+                    bar.n = 100 * min(1.0, self.fraction)
+                    bar.set_postfix(loss=f"{self.recent[-1]['loss']:.3f}")
+                    table.append({"step": self.step, "seconds": self.seconds, **means(self.recent)})
+                    self.recent = []
+                if self.seconds - saved > settings.save_every_s:
+                    self.save()
+                    saved = self.seconds
+            self.save()
 
     def _step(self, loss: Loss) -> dict[str, float]:
         groups, settings = self.optimizer.param_groups, self.settings
@@ -221,7 +225,7 @@ class Stage:
         if self.average is not None:
             self.average.step(self.weights.values())
         self.step += 1
-        return {"loss": float(value.detach()), **measures}
+        return {"loss": float(value.detach())} | {name: float(measures[name]) for name in measures}
 
 
 def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

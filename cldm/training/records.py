@@ -167,7 +167,7 @@ class RejectionCounter(pl.Callback):
         for k, reasons in state_dict["refused"].items():
             self.rejected[k] = Counter(reasons)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object) -> None:
         if not trainer.is_global_zero or not self.accepted:
             return
         data: PairData = trainer.datamodule  # type: ignore[attr-defined]
@@ -178,7 +178,7 @@ class RejectionCounter(pl.Callback):
             log.info(stats.table())
         write_json(self.path, body)
 
-    on_exception = on_train_end  # type: ignore[assignment]
+    on_exception = on_fit_end  # type: ignore[assignment]
 
 
 class Samples(pl.Callback):

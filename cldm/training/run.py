@@ -3,10 +3,13 @@
 import logging
 import shutil
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch import Tensor
 
 from cldm.config import CompositorConfig
 from cldm.create import create_compositor
@@ -17,10 +20,12 @@ from cldm.training.module import CompositorModule
 from cldm.training.records import Metrics, RejectionCounter, Samples
 from cldm.training.settings import RunConfig
 from cldm.training.sharding import Sharded, SplitCheckpoint, runs_model, step_folders
-from ldm.files import write_atomic, write_json
+from ldm.files import read_json, write_atomic, write_json
 from ldm.latents import LatentSpace
 from ldm.settings.config import dump_yaml
+from ldm.training.checkpoints import Layout, read_files
 from ldm.training.manifest import Effort, make_manifest
+from ldm.training.signals import signals_noted
 
 logger = logging.getLogger(__name__)
 
@@ -35,68 +40,100 @@ def starting_model(config: RunConfig) -> Compositor:
     return model
 
 
-class SaveModel(pl.Callback):
-    """Writes model folder, manifest and checkpoint; only the newest checkpoints stay.
+def with_weights(config: RunConfig, weights: Mapping[str, Tensor]) -> Compositor:
+    """The model that a run starts from with the weights of its module that train."""
+    model = starting_model(config)
+    model.load_state_dict({name.removeprefix("model."): v for name, v in weights.items()}, strict=False)
+    return model
 
-    The model is written before the checkpoint, so a run whose last checkpoint exists has its model too.
+
+class SaveModel(pl.Callback):
+    """Writes checkpoint, model folder and manifest; only the newest checkpoints stay.
+
+    The checkpoint comes first: a run that was killed goes on from it, and writes the model that is not of the
+    last one. When a signal was noted, a checkpoint of this step is written, which the next one replaces.
     This must be the last callback, so that the states of the others are those after the step.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, signals: Sequence[int] = ()) -> None:
+        self.config, self.signals = config, signals
+        self.folder = config.out / "checkpoints"
         self.seconds_before, self.started = 0.0, time.monotonic()
-        self.saved = -1  # step
+        self.step = -1
+        self.interrupted, self.surplus = False, list[Path]()
 
     def state_dict(self) -> dict[str, float]:
         """Time spent on this run, interruptions left out."""
-        return {"seconds": self.seconds_before + time.monotonic() - self.started}
+        seconds = self.seconds_before + time.monotonic() - self.started
+        return {"seconds": seconds, "interrupted": self.interrupted}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self.seconds_before = state_dict["seconds"]
+        self.interrupted = bool(state_dict.get("interrupted"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started, self.saved = time.monotonic(), trainer.global_step
+        self.started, self.step = time.monotonic(), trainer.global_step
+        self.surplus = [self.folder / f"step-{self.step:08d}"] if self.interrupted else []
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *ignored: object) -> None:
-        step, every = trainer.global_step, self.config.trainer.save_every
-        if step == self.saved or (step % every and step != trainer.max_steps):
+        step, settings = trainer.global_step, self.config.trainer
+        if step == self.step:
             return
-        self.saved = step
-        if runs_model(trainer):
+        self.step = step
+        regular = step % settings.save_every == 0 or step == trainer.max_steps
+        # Several devices agree where they wait for each other anyway.
+        stop = bool(self.signals) if settings.all_devices == 1 or step % settings.log_every == 0 else False
+        stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        trainer.should_stop = trainer.should_stop or stop
+        if not (regular or stop):
+            return
+        self.interrupted = not regular
+        trainer.save_checkpoint(self.folder / f"step-{step:08d}")
+        if regular and runs_model(trainer):
             self.save_model(pl_module)
-        folder = self.config.out / "checkpoints"
-        trainer.save_checkpoint(folder / f"step-{step:08d}")
         if trainer.is_global_zero:
-            for old in step_folders(folder)[: -self.config.trainer.keep]:
+            found = [path for path in step_folders(self.folder) if path not in self.surplus]
+            for old in [*self.surplus, *(found[: -settings.keep] if regular else [])]:
                 shutil.rmtree(old, ignore_errors=True)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the model of the last checkpoint where a kill came between the two."""
+        newest = step_folders(self.folder)[-1:]
+        manifest = self.config.out / "manifest.json"
+        if self.interrupted or not trainer.is_global_zero or not newest:
+            return
+        if not manifest.is_file() or read_json(manifest)["steps"] != int(newest[0].name[5:]):
+            weights, _, average = read_files(newest[0], Layout())
+            self.write(with_weights(self.config, average or weights), pl_module, int(newest[0].name[5:]))
 
     def save_model(self, module: CompositorModule) -> None:
         """Folder and manifest of the trained model, with averaged weights where they are kept."""
-        config, trainer = self.config, module.trainer
-        model_config = CompositorConfig(config.name, config.notice, config.pair, config.sampling)
-        model, average = module.model, module.average
+        trainer, average = module.trainer, module.average
         if isinstance(trainer.strategy, Sharded):  # whole weights in a fresh model; the rest is frozen
             weights = module.averaged_weights() or trainer.strategy.lightning_module_state_dict()
-            if not trainer.is_global_zero:
-                return
-            model, average = starting_model(config), None
-            whole = {name.removeprefix("model."): value for name, value in weights.items()}
-            model.load_state_dict(whole, strict=False)
+            if trainer.is_global_zero:
+                self.write(with_weights(self.config, weights), module, module.global_step)
+            return
         if average is not None:
             average.store(module.parameters_to_train)
             average.copy_to(module.parameters_to_train)
         try:
-            save_compositor(model, model_config, config.out / "model")
+            self.write(module.model, module, module.global_step)
         finally:
             if average is not None:
                 average.restore(module.parameters_to_train)
-        steps, seconds = module.global_step, self.state_dict()["seconds"]
-        effort = Effort(config.seed, steps, steps * config.samples_per_step, seconds)
+
+    def write(self, model: Compositor, module: pl.LightningModule, steps: int) -> None:
+        """The folder, then its manifest."""
+        config = self.config
+        model_config = CompositorConfig(config.name, config.notice, config.pair, config.sampling)
+        save_compositor(model, model_config, config.out / "model")
+        effort = Effort(config.seed, steps, steps * config.samples_per_step, self.state_dict()["seconds"])
         manifest = make_manifest("compositor", model, config, effort, device=module.device)
         write_json(config.out / "manifest.json", manifest)
 
 
-def make_trainer(config: RunConfig) -> pl.Trainer:
+def make_trainer(config: RunConfig, signals: Sequence[int] = ()) -> pl.Trainer:
     """The trainer with what it records; the packages of the trackers are needed only where one is chosen."""
     settings, out = config.trainer, config.out
     tracker: Logger | bool = False
@@ -114,7 +151,7 @@ def make_trainer(config: RunConfig) -> pl.Trainer:
         Metrics(out / "metrics.csv", settings.log_every, config.samples_per_step, settings.probe_every),
         Samples(out / "samples", settings.sample_every, config.sampling),
         RejectionCounter(out / "refusals.json"),
-        SaveModel(config),
+        SaveModel(config, signals),
     ]
     return pl.Trainer(
         accelerator=settings.accelerator,
@@ -151,5 +188,6 @@ def train(config: RunConfig) -> None:
         logger.info("continuing %s", newest)
     batches = config.trainer.max_steps * config.trainer.accumulate
     data = PairData(config.data, config.pair, config.seed, batches)
-    make_trainer(config).fit(module, data, ckpt_path=newest, weights_only=True)
+    with signals_noted() as signals:
+        make_trainer(config, signals).fit(module, data, ckpt_path=newest, weights_only=True)
     logger.info("model folder: %s", config.out / "model")

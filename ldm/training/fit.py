@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import shutil
+import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,6 @@ from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ldm.seeds import seed_of
@@ -38,6 +38,7 @@ from ldm.training.checkpoints import (
     write_checkpoint,
 )
 from ldm.training.settings import FitConfig, ResumableSampler
+from ldm.training.signals import signals_noted
 from ldm.training.task import FitOutcome, Task, drawing, is_due, make_accelerator
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def fit(
     """Train the parameters of `model` that require gradients; the same call again continues in `out`.
 
     The process group stays open; `accelerator.end_training()` is the caller's last act on several processes.
-    At the end the model holds the averaged weights where `config.ema` keeps them.
+    At the end the model holds the averaged weights where `config.ema` keeps them. Ctrl-C and SIGTERM save a
+    checkpoint of their step, which the next one replaces.
     Raises ValueError for an empty data set, a damaged or foreign checkpoint, a loss that is not finite.
     """
     accelerator = accelerator or make_accelerator(config, out)
@@ -63,13 +65,14 @@ def fit(
     run = TrainingRun(config, out, accelerator, model, task)
     accelerator.wait_for_everyone()
     run.start(start)
-    try:
-        while not run.done:
-            run.one_epoch()
-    finally:
-        run.bar.close()
-        for tracker in accelerator.trackers:
-            tracker.finish()
+    with signals_noted() as run.signals:
+        try:
+            while not (run.done or run.stopping):
+                run.one_epoch()
+        finally:
+            run.bar.close()
+            for tracker in accelerator.trackers:
+                tracker.finish()
     if run.average is not None:
         run.average.copy_to(list(run.weights.values()))
     accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
@@ -103,6 +106,9 @@ class TrainingRun:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.average = EMAModel(list(self.weights.values()), decay=config.ema) if config.ema else None
         self.progress = TrainingProgress()
+        self.signals: list[int] = []
+        self.stopping = False
+        self.surplus: list[Path] = []  # the checkpoint of an interruption, until there is a later one
         self.loss_sum = torch.zeros((), device=accelerator.device)
         self.grad_norm: Tensor | float = math.nan
         self.rows = CsvLogger(out / "metrics.csv", METRICS_COLUMNS)
@@ -152,6 +158,7 @@ class TrainingRun:
             self.average.load_state_dict({**state["average"], "shadow_params": shadows})
         self.progress = TrainingProgress(**state["progress"])
         self.loss_sum += self.progress.loss_sum
+        self.surplus = [folder] if state.get("interrupted") else []
         log.info("continuing %s", folder)
 
     def one_epoch(self) -> None:
@@ -183,7 +190,7 @@ class TrainingRun:
             if progress.batch == len(batches):
                 progress.epoch, progress.batch = epoch + 1, 0
             self.one_step()
-            if self.done:
+            if self.done or self.stopping:
                 return
 
     def one_step(self) -> None:
@@ -205,8 +212,15 @@ class TrainingRun:
         if is_due(progress.step, config.validate_every) or ends or (epoch_ends and not config.validate_every):
             self.validate()
         saving = is_due(progress.step, config.save_every) or (epoch_ends and config.save_epochs)
-        if saving or self.done or progress.best_step == progress.step:
-            self.save()
+        saving = saving or self.done or progress.best_step == progress.step
+        # Several processes agree where they wait for each other anyway.
+        alone = self.accelerator.num_processes == 1
+        if alone or is_due(progress.step, config.log_every):
+            came = torch.tensor(float(sum(self.signals)), device="cpu" if alone else self.loss_sum.device)
+            self.stopping = bool(self.accelerator.reduce(came))
+            self.signals += [signal.SIGTERM] if self.stopping and not self.signals else []
+        if saving or self.stopping:
+            self.save(interrupted=not saving)
 
     def mean_loss(self) -> float:
         """Of the batches since the last row, over all processes; a loss that is not finite ends the run."""
@@ -245,7 +259,7 @@ class TrainingRun:
         row: dict[str, float] = {"step": self.progress.step, "epoch": self.progress.epoch}
         with torch.no_grad():
             if task.held_out is not None:
-                row |= {"loss": self.held_out_loss(task.held_out)}
+                row |= {"loss": task.held_out_loss(self.plain, self.config, self.accelerator)}
             if task.measure is not None:
                 row |= task.measure(self.plain)
         if self.average is not None:
@@ -256,21 +270,6 @@ class TrainingRun:
             log.info("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items()))
         self.record("val", self.validation_rows, row)
 
-    def held_out_loss(self, data: Dataset) -> float:
-        """Over all examples, each process its part; the noise of an example is always the same."""
-        accelerator, size, seed = self.accelerator, self.config.batch, self.config.seed
-        mine = range(len(data))[accelerator.process_index :: accelerator.num_processes]  # type: ignore[arg-type]
-        batches = [list(mine[start : start + size]) for start in range(0, len(mine), size)]
-        sums = torch.zeros(2, device=accelerator.device)
-        loader = self.task.loader(data, batches, self.config.workers)
-        for items, batch in zip(batches, loader, strict=True):
-            seeds = [seed_of(seed, "held out", item) for item in items]
-            with drawing(seeds[0], accelerator.device), accelerator.autocast():
-                loss = self.task.loss(self.plain, send_to_device(batch, accelerator.device), seeds)
-            sums += torch.tensor([float(loss) * len(items), len(items)], device=sums.device)
-        total, count = accelerator.reduce(sums, "sum").tolist()
-        return total / max(count, 1)
-
     def record(self, group: str, table: CsvLogger, row: dict[str, float]) -> None:
         """Add a row to its table, and send it to the tracker where there is one."""
         if self.is_main:
@@ -279,7 +278,7 @@ class TrainingRun:
             numbers = {f"{group}/{name}": value for name, value in row.items() if name != "step"}
             self.accelerator.log(numbers, self.progress.step)
 
-    def save(self) -> None:
+    def save(self, interrupted: bool) -> None:
         """A checkpoint of this step; the first process writes it, the others wait."""
         progress, scaler = self.progress, self.accelerator.scaler
         progress.loss_sum = self.mean_loss()
@@ -288,13 +287,15 @@ class TrainingRun:
             state: dict[str, Any] = {"facts": self.facts, "progress": asdict(progress), "average": None}
             state |= {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
             state["scaler"] = None if scaler is None else scaler.state_dict()
+            state["interrupted"] = interrupted
             shadows = None
             if self.average is not None:
                 numbers = self.average.state_dict()
                 shadows = dict(zip(self.weights, numbers.pop("shadow_params"), strict=True))
                 state["average"] = numbers
             write_checkpoint(self.checkpoint(progress.step), self.task.layout, self.weights, state, shadows)
-            for old in checkpoint_folders(self.out)[: -self.config.keep]:
+            found = [path for path in checkpoint_folders(self.out) if path not in self.surplus]
+            for old in [*self.surplus, *([] if interrupted else found[: -self.config.keep])]:
                 if old != self.checkpoint(progress.best_step):
                     shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from ldm.seeds import seed_of
 from ldm.training.checkpoints import Layout
 from ldm.training.settings import FitConfig
 
@@ -60,6 +62,21 @@ class Task:
             eps=config.eps,
             weight_decay=config.weight_decay,
         )
+
+    def held_out_loss(self, model: nn.Module, config: FitConfig, accelerator: Accelerator) -> float:
+        """Over all held-out examples, each process its part; the noise of an example is always the same."""
+        data: Any = self.held_out
+        mine = range(len(data))[accelerator.process_index :: accelerator.num_processes]
+        batches = [list(mine[start : start + config.batch]) for start in range(0, len(mine), config.batch)]
+        sums = torch.zeros(2, device=accelerator.device)
+        loader = self.loader(data, batches, config.workers)
+        for items, batch in zip(batches, loader, strict=True):
+            seeds = [seed_of(config.seed, "held out", item) for item in items]
+            with drawing(seeds[0], accelerator.device), accelerator.autocast():
+                loss = self.loss(model, send_to_device(batch, accelerator.device), seeds)
+            sums += torch.tensor([float(loss) * len(items), len(items)], device=sums.device)
+        total, count = accelerator.reduce(sums, "sum").tolist()
+        return total / max(count, 1)
 
 
 def is_due(step: int, every: int) -> bool:

@@ -117,7 +117,6 @@ def train_first_stage(config: AutoencoderTraining) -> None:
     free = ("out", "held_out", "log_every")
     same = {name: value for name, value in to_plain(config).items() if name not in free}
     stage = Stage("first stage", vae, settings, config.out, schedule=schedule, same=same).train(loss)
-    stage.checkpoint.unlink()  # the folder becomes a model; the same command again trains anew
     with torch.inference_mode():  # mean and deviation of each latent channel, of 512 images
         parts = np.array_split(images_u8[:512], max(1, min(512, len(images_u8)) // 32))
         latents = torch.cat([LatentSpace(vae.eval()).raw(pm1_batch(part)) for part in parts])
@@ -131,6 +130,7 @@ def train_first_stage(config: AutoencoderTraining) -> None:
     }
     manifest = stages_manifest("first_stage", space.vae, [stage], config, config.seed, held_out=held_out)
     write_json(config.out / "manifest.json", manifest)
+    stage.checkpoint.unlink()  # the folder is a model now; the same command again trains anew
     logger.info("held out: %s", held_out)
 
 
