@@ -106,8 +106,7 @@ class TrainingRun:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.average = EMAModel(list(self.weights.values()), decay=config.ema) if config.ema else None
         self.progress = TrainingProgress()
-        self.signals: list[int] = []
-        self.stopping = False
+        self.signals, self.stopping = list[int](), False
         self.surplus: list[Path] = []  # the checkpoint of an interruption, until there is a later one
         self.loss_sum = torch.zeros((), device=accelerator.device)
         self.grad_norm: Tensor | float = math.nan
