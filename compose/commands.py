@@ -2,17 +2,21 @@
 
 import logging
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from compose import compose, load_models
 from compose.models import Models
 from compose.pipeline import check_unchanged, settings_of_recipe
-from compose.settings import CompositeSettings, ReplaySettings
+from compose.settings import INPUT_FILES, CompositeSettings, ReplaySettings
 from compose.sheet import save_sheet
+from ldm.decode import opened
 from ldm.denoise import Step
 from ldm.images import from_pm1, write_png
+from ldm.memory import IN_MEMORY, as_file
 from ldm.result import beside, log_result, output_paths, result_paths, set_aside
+from ldm.settings.config import flag_name
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +63,20 @@ def write_preview(settings: CompositeSettings, models: Models, step: Step) -> No
 def replay(options: ReplaySettings) -> None:
     """Paint an image again from the recipe inside it.
 
-    Gives the same bytes on the same machine; refuses when an input or the weights have changed.
+    Gives the same bytes on the same machine; refuses when an input or the weights have changed. Where an
+    input has moved, the pixels are the same, and the new recipe names the new place.
     """
     image, out = options.image, options.out or beside(options.image, "_replay.png")
     settings, recipe = settings_of_recipe(image)
+    names = (*INPUT_FILES, "model", "depth_model")
+    given = {name: path for name in names if (path := getattr(options, name)) is not None}
+    if unused := [name for name in given if recipe["settings"].get(name) is None]:
+        raise ValueError(f"{image}: was made without {', '.join(map(flag_name, unused))}")
+    for name, path in given.items():
+        if str(recipe["settings"][name]).startswith(IN_MEMORY):
+            with opened(path) as held:
+                given[name] = as_file(held, name)
+    settings = replace(settings, **given)
     output_paths(out, 1, settings.input_files.values())
     models = load_models(settings)
     check_unchanged(image, recipe, settings, models)

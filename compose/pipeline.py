@@ -35,7 +35,8 @@ from datasets.pasteback import stitch
 from ldm.decode import LoadedImage
 from ldm.denoise import Monitor, Step
 from ldm.files import file_sha256, hash_folder
-from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, save_result
+from ldm.memory import IN_MEMORY, is_in_memory
+from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, save_result, warn_if_alike
 from ldm.settings.config import Layer, flag_name, merge_layers, to_plain
 from llava_bifrost.choice import WITH_SENTENCE
 
@@ -151,6 +152,7 @@ def compose(
         logger.warning("%s", note)
     with timer.stage("read"):
         sources = read_sources(settings)
+    settings = settings.in_fractions(sources.background.size)
     with timer.stage("depth"):
         depth_01 = sources.depth_01
         if depth_01 is None:
@@ -175,6 +177,7 @@ def compose(
         finish = partial(stitch, geometry, paste=paste, background=sources.background)
         detail, scale = sampling.detail, sampling.detail_scale
         stitched = [finish(image, detail=detail, detail_scale=scale) for image in painted]
+        warn_if_alike([each.result_u8 for each in stitched], stitched[0].edit_mask, sampling.steps)
         before_u8 = sources.background.own_u8  # nearer objects may not change either
         drift = [measure_drift(before_u8, s.result_u8, s.edit_mask & ~s.keep_mask) for s in stitched]
     # Of the placed cut-out, what nothing hides.
@@ -220,17 +223,22 @@ def make_recipe(
     if settings.object_mask is None and settings.sam is not None:
         folders["sam"] = settings.sam
     chosen = replace(settings, **folders)
+    inputs = {name: file_sha256(path) for name, path in settings.input_files.items()}
+    plain = {entry.name: to_plain(getattr(chosen, entry.name)) for entry in fields(ComposeSettings)}
+    for name, path in settings.input_files.items():
+        if is_in_memory(path):  # a replay needs a file with the same pixels
+            plain[name] = f"{IN_MEMORY}{path.name}"
     return {
         **({} if placement is None else {"placement": placement}),
         "command": "image",
-        "settings": {entry.name: to_plain(getattr(chosen, entry.name)) for entry in fields(ComposeSettings)},
+        "settings": plain,
         "sampling": to_plain(sampling),
         "pair": to_plain(pair),
         "weights": {  # a hub name has none
             name: {**hash_folder(folder), **hash_folder(folder, "config.json")} if folder.is_dir() else {}
             for name, folder in folders.items()
         },
-        "inputs": {name: file_sha256(path) for name, path in settings.input_files.items()},
+        "inputs": inputs,
         "machine": {"device": models.device.type, "dtype": str(models.dtype).removeprefix("torch.")},
         "versions": library_versions(),
     }
@@ -255,6 +263,11 @@ def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettin
 
     settings: those of the recipe
     """
+    for name, path in settings.input_files.items():
+        if not path.is_file():
+            held = path.as_posix().startswith(IN_MEMORY)
+            what = "an image in memory was used" if held else f"{path} is not there"
+            raise ValueError(f"{image}: {what}; {flag_name(name)} FILE names a file with the same contents")
     now = make_recipe(settings, models, *sampling_of(settings, models))
     for name, digest in recipe["inputs"].items():
         if now["inputs"].get(name) != digest:

@@ -57,7 +57,7 @@ def read_sources(settings: ComposeSettings) -> Sources:
     target = box = None
     if settings.target_mask is not None:
         target = read_mask(settings.target_mask, size=background.size) ^ settings.invert_target_mask
-        box = None if settings.box else box_to_01(bbox_of_mask(target), background.size)
+        box = None if settings.box or settings.box_px else box_to_01(bbox_of_mask(target), background.size)
     depth_01 = _depth_of(settings.background_depth, background.size)
     object_depth_01 = _depth_of(settings.object_depth, item.size)
     if settings.object_mask is not None:

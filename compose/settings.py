@@ -4,12 +4,16 @@ A model folder that is not given is the full-size one below `models/` (or below 
 names) where it is there, else the one of the bundle in `assets/tiny`.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cldm.config import PRESETS, missing_parts
 from datasets.fusion import ALIASES, MODES
-from datasets.geometry import check_box01
+from datasets.geometry import box_to_01, check_box01
+from ldm.memory import as_file
 from ldm.registry.models import FULL_DEPTH, TINY_DEPTH, resolve_model_path
 from ldm.result import overwrite_setting
 from ldm.settings.choices import scheduler_name
@@ -27,14 +31,17 @@ INPUT_FILES = ("background", "object", "object_mask", "target_mask", "background
 class ComposeSettings(LocatorOptions):
     """Everything that decides a composite. None where the model's own recommendation holds."""
 
-    background: Path = setting(help="background image, any size")
+    background: Path = setting(help="background image, any size")  # in Python all images: see `as_file`
     object: Path = setting(help="image of the object")
     object_mask: Path | None = setting(
         None, help="mask of the object (white); without it the alpha channel, else SAM or GrabCut finds it"
     )
     box: tuple[float, float, float, float] | None = setting(
-        None, help="where: x1,y1,x2,y2 as fractions of the background; without it the box of the target mask"
+        None,
+        help="where: x1,y1,x2,y2 as fractions of the background, or in pixels, 120px,80px,400px,300px; "
+        "without it the box of the target mask",
     )
+    box_px: tuple[float, float, float, float] | None = setting(None, help="the box in pixels", low=0)
     depth: tuple[float, ...] | None = setting(
         None,
         help="how far: d, or far,near, in [0, 1], 1 = nearest point of the background; "
@@ -113,11 +120,16 @@ class ComposeSettings(LocatorOptions):
     offload: bool = setting(False, help="keep only the running stage on the device, to save its memory")
 
     def __post_init__(self) -> None:
+        for name in INPUT_FILES:
+            if (image := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_file(image, name))
         super().__post_init__()
         if self.scheduler is not None:
             scheduler_name(self.scheduler)
         if self.box is not None:
             check_box01(self.box, where="--box")
+        if self.box is not None and self.box_px is not None:
+            raise ValueError("--box and --box-px are the same in fractions and in pixels: give one of them")
         if (depth := self.depth) is not None:
             ordered = len(depth) == 1 or (len(depth) == 2 and depth[0] <= depth[1])
             if not ordered or not all(0 <= value <= 1 for value in depth):
@@ -128,13 +140,13 @@ class ComposeSettings(LocatorOptions):
         if self.instruction is None:
             if self.target_mask is None and self.plain_mode in ("id-transfer", "inpaint"):
                 raise ValueError(f"--mode {self.mode} needs --target-mask FILE: the region to paint")
-            if self.target_mask is None and self.box is None:
+            if self.target_mask is None and self.box is None and self.box_px is None:
                 raise ValueError(
                     "--instruction SENTENCE, --box x1,y1,x2,y2 (fractions of the background) or "
                     "--target-mask FILE is needed: where to paint"
                 )
             return
-        for name in ("box", "target_mask"):
+        for name in ("box", "box_px", "target_mask"):
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"--instruction and {flag_name(name)} both say where to paint: give one of them"
@@ -146,6 +158,17 @@ class ComposeSettings(LocatorOptions):
     def plain_mode(self) -> str:
         """The mode by its own name."""
         return ALIASES.get(self.mode, self.mode)
+
+    def in_fractions(self, size_hw: tuple[int, int]) -> ComposeSettings:
+        """The same with a box in pixels as fractions of the background; ValueError where it leaves it."""
+        if self.box_px is None:
+            return self
+        (h, w), (x1, y1, x2, y2) = size_hw, self.box_px
+        if not (0 <= x1 < x2 <= w and 0 <= y1 < y2 <= h):
+            shown = ",".join(f"{value:g}px" for value in self.box_px)
+            rule = f"0 <= x1 < x2 <= {w} and 0 <= y1 < y2 <= {h}"
+            raise ValueError(f"--box {shown} must lie in the background, {w} x {h} pixels: {rule}")
+        return replace(self, box=box_to_01(self.box_px, size_hw), box_px=None)
 
     @property
     def input_files(self) -> dict[str, Path]:
@@ -202,6 +225,11 @@ class CompositeSettings(ComposeSettings):
     overwrite: bool = overwrite_setting()
 
 
+def moved(name: str) -> Any:
+    """The field of an input that lies elsewhere now."""
+    return setting(None, help=f"where the {name} lies now; its contents must be the same")
+
+
 @dataclass(frozen=True)
 class ReplaySettings(CheckedSettings):
     """A composite to paint again."""
@@ -209,6 +237,14 @@ class ReplaySettings(CheckedSettings):
     image: Path = setting(aliases=("IMAGE",), help="PNG written by the image verb")
     out: Path | None = setting(None, help="image to write; without it NAME_replay.png")
     overwrite: bool = overwrite_setting()
+    background: Path | None = moved("background")
+    object: Path | None = moved("object's image")
+    object_mask: Path | None = moved("mask of the object")
+    target_mask: Path | None = moved("target mask")
+    background_depth: Path | None = moved("depth map of the background")
+    object_depth: Path | None = moved("depth map of the object")
+    model: Path | None = moved("compositor folder")
+    depth_model: Path | None = moved("folder of the depth network")
 
 
 @dataclass(frozen=True)

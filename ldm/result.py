@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 RECIPE_CHUNK = "bifrost"  # PNG text chunk with the recipe as JSON
 READABLE_CHUNK = "parameters"  # the chunk that other tools show to people
+ALIKE = 2  # of 255: chosen between one step of the small compositor (1.4) and four (6.5)
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow", "opencv-python-headless")
 
 
@@ -82,6 +83,15 @@ def measure_drift(before_u8: np.ndarray, after_u8: np.ndarray, edit_mask: np.nda
         "changed_inside": int(np.count_nonzero(difference[edit_mask])),
         "edit_fraction": float(edit_mask.mean()),
     }
+
+
+def warn_if_alike(images_u8: Sequence[np.ndarray], mask: np.ndarray, steps: int) -> None:
+    """Say where samples of different seeds (h, w, 3) hardly differ inside a mask (h, w) bool."""
+    first = images_u8[0][mask].astype(np.int16)
+    changes = [np.abs(other[mask] - first).mean() for other in images_u8[1:]]
+    if changes and max(changes) < ALIKE:
+        text = "the samples hardly differ, by %.1f of 255 on average: the model painted in %d step(s); %s"
+        log.warning(text, max(changes), steps, f"--steps {max(4, 2 * steps)} lets them differ")
 
 
 def result_paths(path: Path | str) -> tuple[Path, Path]:
