@@ -9,6 +9,8 @@ from PIL import Image
 from compose import compose, load_models
 from ldm.images import read_image, write_mask
 from ldm.result import read_recipe
+from ldm.settings.cli import run_app
+from run_inference import build_app
 from tests.compose.test_pipeline import settings_of
 from tests.images import Case, room, thing
 from tests.profiles import ADOBE, P3, in_profile, rgb_profile
@@ -105,8 +107,10 @@ def test_the_suffix_chooses_the_format_and_a_replay_finds_its_recipe(
         assert image.getexif()[0x010F] == "Maker"
     lossy = any("lossy" in message for message in caplog.messages)
     assert lossy == (suffix == "jpg")
+    assert run_app(build_app, ["replay", str(out)]) == 0
+    again_u8 = case.unchanged_outside(room(), case.folder / "a_replay.png")
     if not lossy:
-        case.unchanged_outside(room(), out)
+        assert np.array_equal(case.unchanged_outside(room(), out), again_u8)
 
 
 def test_several_samples_take_the_suffix(case: Case) -> None:
