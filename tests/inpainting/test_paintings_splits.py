@@ -1,11 +1,15 @@
-"""Tables of splits name an image once."""
+"""Names of images: one split each in a table, one folder each for masks and entities."""
 
 import unicodedata
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from inpainting.data.dci_ops import DciSplitSettings
+from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
 from inpainting.data.steps.split import SplitSettings
 from ldm.files import write_json
 
@@ -28,3 +32,23 @@ def test_an_image_in_two_splits_is_refused(tmp_path: Path, other: str) -> None:
     write_json(tmp_path / "s.json", {"train": ["1.json"], "test": ["2.json"]})
     with pytest.raises(ValueError, match=rf"s.json: {name} is in two splits, train and test"):
         lists.plan([name])
+
+
+@pytest.mark.parametrize("make", [make_masks, make_entities])
+@pytest.mark.parametrize("pair", [("a.jpg", "a.png"), ("a.jpg", "a.JPG"), ("\xe9.jpg", "e\u0301.png")])
+def test_images_that_would_share_a_folder_are_left_out(
+    tmp_path: Path, make: Any, pair: tuple[str, str]
+) -> None:
+    images = tmp_path / "images"
+    for name in (*pair, "b.jpg", "a.b.jpg"):
+        (images / "train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(images / "train" / name)
+    entry = {"entities": {"A dog": {"bboxes": [[0.1, 0.1, 0.6, 0.6]]}}}
+    write_json(tmp_path / "annotations.json", {path.name: entry for path in (images / "train").iterdir()})
+    settings = RegionSettings(tmp_path / "annotations.json", image_dir=images, out_dir=tmp_path / "out")
+    journal = make(settings)
+    assert set(journal.done) == {"b.jpg", "a.b.jpg"}
+    assert set(journal.left_out) == set(pair)
+    assert all(reason.startswith("2 images are called ") for reason in journal.left_out.values())
+    folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert folders == {"b", "a.b"}

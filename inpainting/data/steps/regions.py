@@ -5,6 +5,7 @@ Legend: h w pixels. box01_xyxy are fractions of the image, box_xyxy pixels. A bo
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,12 +97,15 @@ def make_entities(settings: RegionOutput, redo: bool = True) -> Journal:
 def make_regions(step: str, settings: RegionOutput, redo: bool) -> Journal:
     """Write the folder of every image, for the step `MAKE_MASKS` or `MAKE_ENTITIES`."""
     source, images = settings.source(), image_map(settings.image_dir)
+    stems = Counter(nfc(path.stem) for path in images.values())
 
     def work(item: str) -> Mapping[str, Any]:
         file_name, annotation = source.read(item)
         path = images.get(nfc(checked_name(file_name)))
         if path is None:
             raise ValueError(f"no such image in {settings.image_dir}: {file_name}")
+        if (count := stems[nfc(path.stem)]) > 1:
+            raise ValueError(f"{count} images are called {path.stem}, which names its folder; rename one")
         image = read_image(path)
         regions = source.find(annotation, image.size)
         folder = settings.out_dir / path.stem
