@@ -16,16 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.geometry import Box01, bbox_of_mask, check_box01
-from datasets.sources.coco import (
-    AnnotatedImage,
-    annotated_images,
-    id_order,
-    json_entry,
-    lookup,
-    records_by_id,
-    segment_mask,
-    usable,
-)
+from datasets.sources import coco
 from datasets.sources.readers import alpha_mask, images_in, subfolders
 from ldm.files import file_sha256, read_json, write_atomic
 from ldm.settings.schema import nearest
@@ -92,26 +83,26 @@ class Instances:
     def __init__(self, path: Path) -> None:
         document = read_json(path)
         self.path = path
-        self.names = records_by_id(document, "categories", path)
-        self.annotations = records_by_id(document, "annotations", path)
-        images = annotated_images(document, path, None, lambda entry: entry)
+        self.names = coco.records_by_id(document, "categories", path)
+        self.annotations = coco.records_by_id(document, "annotations", path)
+        images = coco.annotated_images(document, path, None, lambda entry: entry)
         self.images = {str(image.id): image for image in images}
-        self.anchors = dict(usable(images, lambda image: (image.id, self._anchors(image)), path, "images"))
+        self.anchors = dict(coco.usable(images, self._anchors, path, "images"))
 
     def mask(self, annotation: int | str) -> np.ndarray:
         """(h, w) bool outline of an annotation."""
         if str(annotation) not in self.annotations:
             raise ValueError(f"{self.path} has no annotation {annotation}: is it the file of the manifest?")
         entry, where = self.annotations[str(annotation)], f"{self.path}: annotation {annotation}"
-        image = lookup(self.images, entry["image_id"], "image")
-        return segment_mask(entry["segmentation"], image.size_hw, where)
+        image = coco.lookup(self.images, entry["image_id"], "image")
+        return coco.segment_mask(entry["segmentation"], image.size_hw, where)
 
-    def _anchors(self, image: AnnotatedImage) -> list[Anchor]:
-        """Objects of a middle size, the only ones of their name, in the order of their ids."""
+    def _anchors(self, image: coco.AnnotatedImage) -> tuple[int | str, list[Anchor]]:
+        """Its id, and objects of a middle size, the only ones of their name, in the order of their ids."""
         h, w = image.size_hw
-        entries = [lookup(self.annotations, entry["id"], "usable annotation") for entry in image.annotations]
-        by_id = {str(entry["id"]): entry for entry in entries}.values()
-        entries = sorted(by_id, key=lambda entry: id_order(entry["id"]))
+        by_id = {str(entry["id"]): entry for entry in image.annotations}
+        known = [coco.lookup(self.annotations, key, "usable annotation") for key in by_id]
+        entries = sorted(known, key=lambda entry: coco.id_order(entry["id"]))
         area = {entry["id"]: entry["bbox"][2] * entry["bbox"][3] / (w * h) for entry in entries}
         rivals = Counter(entry["category_id"] for entry in entries if area[entry["id"]] >= RIVAL_AREA)
         anchors = []
@@ -121,9 +112,9 @@ class Instances:
                 x, y, width, height = entry["bbox"]
                 edges = (x / w, y / h, (x + width) / w, (y + height) / h)
                 box01 = check_box01([round(min(max(edge, 0.0), 1.0), 4) for edge in edges])
-                name = lookup(self.names, entry["category_id"], "category")["name"]
+                name = coco.lookup(self.names, entry["category_id"], "category")["name"]
                 anchors.append(Anchor(str(name), entry["id"], box01))
-        return anchors
+        return image.id, anchors
 
 
 def depth_of(case: BenchmarkCase, anchor_mask: np.ndarray, depth_01: np.ndarray) -> float:
@@ -190,7 +181,7 @@ def draw_cases(
     instances: Instances, concepts: Sequence[Concept], backgrounds: int, seed: int, sentence: Sentence
 ) -> tuple[BenchmarkCase, ...]:
     """Every object in every one of `backgrounds` images, drawn among those where all objects fit."""
-    images = [image for image in sorted(instances.anchors, key=id_order) if instances.anchors[image]]
+    images = [image for image in sorted(instances.anchors, key=coco.id_order) if instances.anchors[image]]
     cases: list[BenchmarkCase] = []
     taken = 0
     for position in np.random.default_rng(seed).permutation(len(images)):
@@ -261,7 +252,7 @@ def write_benchmark(
 def read_benchmark(path: Path) -> Manifest:
     """A manifest; ValueError names the file and what is wrong."""
     document = read_json(path)
-    if json_entry(document, "format", path) != FORMAT:
+    if coco.json_entry(document, "format", path) != FORMAT:
         raise ValueError(f"{path} has format {document['format']}, this code reads format {FORMAT}")
     try:
         cases = []

@@ -98,7 +98,9 @@ def image_file(record: Mapping[str, Any], images: Path | None = None) -> str:
     a file below `images`, otherwise the last part."""
     if record.get("file_name"):
         return posix_name(record["file_name"])
-    parts = PurePosixPath(unquote(urlsplit(str(record["coco_url"])).path)).parts[-2:]
+    parts = PurePosixPath(unquote(urlsplit(str(record.get("coco_url") or record["file_name"])).path)).parts[
+        -2:
+    ]
     inside = images is not None and same_file(images / Path(*parts)).is_file()
     return "/".join(parts) if inside else parts[-1]
 
@@ -118,7 +120,8 @@ def annotated_images(
 ) -> list[AnnotatedImage]:
     """The images of an instances file. parse: what is kept of an annotation."""
     annotations = json_entry(document, "annotations", path, list)
-    listed = {str(record.get("id")) for record in json_entry(document, "images", path, list)}
+    records = json_entry(document, "images", path, list)
+    listed = {str(record.get("id")) for record in records if isinstance(record, dict)}
 
     def image(record: dict[str, Any]) -> AnnotatedImage:
         size = int(record["height"]), int(record["width"])

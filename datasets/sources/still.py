@@ -23,18 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.sources.coco import (
-    annotated_images,
-    image_file,
-    is_large,
-    json_entry,
-    lookup,
-    packed_segmentation,
-    posix_name,
-    records_by_id,
-    segment_mask,
-    usable,
-)
+from datasets.sources import coco
 from datasets.sources.image_source import ImagesConfig, Item, SourceConfig
 from datasets.sources.readers import (
     IMAGES,
@@ -62,20 +51,21 @@ class LvisConfig(ImagesConfig):
 
     def read(self) -> list[Item]:
         def large_shape(entry: dict[str, Any]) -> Any:
-            return packed_segmentation(entry["segmentation"]) if is_large(entry, self.min_pixels) else None
+            large = coco.is_large(entry, self.min_pixels)
+            return coco.packed_segmentation(entry["segmentation"]) if large else None
 
         path = self.annotations
         objects: dict[str, list[tuple]] = defaultdict(list)
-        for image in annotated_images(read_json(path), path, self.images, large_shape):
-            shapes = [(shape, image.size_hw) for shape in image.annotations if shape is not None]
-            if shapes:
-                objects[image.file] += shapes
-        return require(sorted(objects.items()), f"objects above {self.min_pixels} pixels in {path}")
+        for image in coco.annotated_images(read_json(path), path, self.images, large_shape):
+            large = [(shape, image.size_hw) for shape in image.annotations if shape is not None]
+            objects[image.file] += large
+        items = sorted(item for item in objects.items() if item[1])
+        return require(items, f"objects above {self.min_pixels} pixels in {path}")
 
     def views(self, item: Item) -> Iterator[ObjectView]:
         image = self.images / item[0]
         for shape, size in item[1]:
-            yield ObjectView(image, partial(segment_mask, shape, size, str(image)), self.tree)
+            yield ObjectView(image, partial(coco.segment_mask, shape, size, str(image)), self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +79,20 @@ class PanopticConfig(ImagesConfig):
     def read(self) -> list[Item]:
         folder(self.masks, "masks")
         document, path = read_json(self.annotations), self.annotations
-        categories = records_by_id(document, "categories", path)
-        images = records_by_id(document, "images", path)
+        categories = coco.records_by_id(document, "categories", path)
+        images = coco.records_by_id(document, "images", path)
 
         def segments(record: dict[str, Any]) -> Item:
             ids = []
             for entry in record["segments_info"]:
-                countable = lookup(categories, entry["category_id"], "category").get("isthing", True)
-                if countable and is_large(entry, self.min_pixels):
+                countable = coco.lookup(categories, entry["category_id"], "category").get("isthing", True)
+                if countable and coco.is_large(entry, self.min_pixels):
                     ids.append(entry["id"])
-            image = lookup(images, record["image_id"], "image")
-            return image_file(image, self.images), posix_name(record["file_name"]), ids
+            image = coco.lookup(images, record["image_id"], "image")
+            return coco.image_file(image, self.images), coco.posix_name(record["file_name"]), ids
 
-        annotations = records_by_id(document, "annotations", path, "image_id").values()
-        items = [item for item in usable(annotations, segments, path, "annotations") if item[2]]
+        annotations = coco.records_by_id(document, "annotations", path, "image_id").values()
+        items = [item for item in coco.usable(annotations, segments, path, "annotations") if item[2]]
         return require(sorted(items), f"objects above {self.min_pixels} pixels in {path}")
 
     def views(self, item: Item) -> Iterator[ObjectView]:
@@ -125,16 +115,15 @@ class SamConfig(ImagesConfig):
         return require(items, f"JSON files in the folders of {self.images}")
 
     def views(self, item: Item) -> Iterator[ObjectView]:
-        path = item[1]
-        document = read_json(path)
-        image, annotations = json_entry(document, "image", path), json_entry(document, "annotations", path)
+        path, entry = item[1], partial(coco.json_entry, read_json(item[1]), path=item[1])
         try:
-            size = image["height"], image["width"]
-            segments = [entry["segmentation"] for entry in annotations if is_large(entry, self.min_pixels)]
+            size = entry("image")["height"], entry("image")["width"]
+            large = [shape for shape in entry("annotations") if coco.is_large(shape, self.min_pixels)]
+            segments = [shape["segmentation"] for shape in large]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not an annotation file of SA-1B: {error} is missing") from None
         for segment in segments:
-            mask = partial(segment_mask, segment, size, str(path))
+            mask = partial(coco.segment_mask, segment, size, str(path))
             yield ObjectView(path.with_suffix(".jpg"), mask, self.tree)
 
 

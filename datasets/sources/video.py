@@ -12,15 +12,7 @@ from typing import Any
 import numpy as np
 
 from datasets.base import Rejected
-from datasets.sources.coco import (
-    id_order,
-    json_entry,
-    lookup,
-    posix_name,
-    records_by_id,
-    segment_mask,
-    usable,
-)
+from datasets.sources import coco
 from datasets.sources.image_source import ImagesConfig, ImageSource, Item, motion
 from datasets.sources.readers import (
     ObjectView,
@@ -76,7 +68,7 @@ class YoutubeConfig(VideoConfig):
 
     def open(self, index: Path | None = None) -> ImageSource:
         """The source of meta.json; instances.json has the layout of UVO."""
-        if isinstance(json_entry(read_json(self.meta), "videos", self.meta), dict):
+        if isinstance(coco.json_entry(read_json(self.meta), "videos", self.meta), dict):
             return super().open(index)
         shared = {field.name: getattr(self, field.name) for field in fields(VideoConfig)}
         return UvoConfig(**shared, video_json=self.meta).open(index)
@@ -86,7 +78,7 @@ class YoutubeConfig(VideoConfig):
             raise ValueError(f"masks: {self.meta} needs the folder of id images")
         folder(self.masks, "masks")
         items = []
-        for video, record in json_entry(read_json(self.meta), "videos", self.meta).items():
+        for video, record in coco.json_entry(read_json(self.meta), "videos", self.meta).items():
             listed = {int(label): entry["frames"] for label, entry in record["objects"].items()}
             objects = {label: frames for label, frames in listed.items() if frames}
             if objects:
@@ -175,21 +167,21 @@ class UvoConfig(VideoConfig):
 
     def read(self) -> list[Item]:
         document, path = read_json(self.video_json), self.video_json
-        videos, frames = records_by_id(document, "videos", path), frames_by_video(document, path)
+        videos, frames = coco.records_by_id(document, "videos", path), frames_by_video(document, path)
         if self.image_json is not None:
             frames = read_json(self.image_json)
 
         def shown(entry: dict[str, Any]) -> Item:
-            video = lookup(videos, entry["video_id"], "video")
-            names = lookup(frames, entry["video_id"], "list of frames for video")
+            video = coco.lookup(videos, entry["video_id"], "video")
+            names = coco.lookup(frames, entry["video_id"], "list of frames for video")
             # The frames of a list of their own may be fewer.
             pairs = zip(names, entry["segmentations"], strict=self.image_json is None)
             segments = [pair for pair in pairs if pair[1] and not entry.get("iscrowd")]
-            order = str(entry["video_id"]), id_order(entry["id"])
+            order = str(entry["video_id"]), coco.id_order(entry["id"])
             return order, (video["height"], video["width"]), segments
 
-        annotations = records_by_id(document, "annotations", path).values()
-        items = sorted(usable(annotations, shown, path, "annotations"), key=lambda item: item[0])
+        annotations = coco.records_by_id(document, "annotations", path).values()
+        items = sorted(coco.usable(annotations, shown, path, "annotations"), key=lambda item: item[0])
         named = [(f"{order[0]}/{order[1][1]}", size, segments) for order, size, segments in items if segments]
         return require(named, f"annotated objects in {path}")
 
@@ -197,7 +189,7 @@ class UvoConfig(VideoConfig):
         _, size, shown = item
         for frame, segmentation in shown:
             image = self.images / frame
-            yield ObjectView(image, partial(segment_mask, segmentation, size, str(image)), self.tree)
+            yield ObjectView(image, partial(coco.segment_mask, segmentation, size, str(image)), self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,9 +201,9 @@ class UvoValConfig(UvoConfig):
 
 def frames_by_video(document: object, path: Path) -> dict[str, list[str]]:
     """The frames of every video of an annotation file of UVO."""
-    videos = usable(
-        json_entry(document, "videos", path, list),
-        lambda video: (str(video["id"]), list(map(posix_name, video["file_names"]))), path, "videos",
+    videos = coco.usable(
+        coco.json_entry(document, "videos", path, list),
+        lambda video: (str(video["id"]), list(map(coco.posix_name, video["file_names"]))), path, "videos",
     )  # fmt: skip
     return dict(videos)
 

@@ -16,15 +16,7 @@ import numpy as np
 
 from datasets.base import Rejected
 from datasets.geometry import Box01, Size, bbox_of_mask, box_to_01
-from datasets.sources.coco import (
-    AnnotatedImage,
-    annotated_images,
-    lookup,
-    packed_segmentation,
-    records_by_id,
-    segment_mask,
-    usable,
-)
+from datasets.sources import coco
 from ldm.experts.erase import Eraser
 from ldm.seeds import seed_of
 from llava_bifrost.build_dataset.settings import Thresholds
@@ -61,7 +53,7 @@ class Annotated:
 
     def mask(self) -> np.ndarray:
         """Bool (h, w); ValueError when the segmentation cannot be decoded."""
-        return segment_mask(self.segmentation, self.size_hw, self.where)
+        return coco.segment_mask(self.segmentation, self.size_hw, self.where)
 
     def tight_box(self, mask: np.ndarray) -> Box01:
         """Box of the mask in fractions."""
@@ -85,11 +77,11 @@ def read_instances(document: Any, path: Path, images: Path | None = None) -> lis
     A photograph with an annotation that cannot be used is left out, since its names may fit no longer.
     images: folder of the photographs, for documents that name no files
     """
-    categories = records_by_id(document, "categories", path)
-    records = annotated_images(document, path, images, lambda entry: entry)
+    categories = coco.records_by_id(document, "categories", path)
+    records = coco.annotated_images(document, path, images, lambda entry: entry)
     stems = Counter(item_name(record.file) for record in records)
 
-    def photograph(record: AnnotatedImage) -> Photograph:
+    def photograph(record: coco.AnnotatedImage) -> Photograph:
         (h, w), name, objects = record.size_hw, item_name(record.file), []
         if stems[name] > 1:
             raise ValueError(f"{stems[name]} images are called {name}")
@@ -97,15 +89,15 @@ def read_instances(document: Any, path: Path, images: Path | None = None) -> lis
             x, y, width, height = (float(value) for value in entry["bbox"])
             edges = x / w, y / h, (x + width) / w, (y + height) / h
             x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in edges)
-            shape, crowd = packed_segmentation(entry["segmentation"]), bool(entry.get("iscrowd", 0))
-            category = lookup(categories, entry["category_id"], "category")["name"]
+            shape, crowd = coco.packed_segmentation(entry["segmentation"]), bool(entry.get("iscrowd", 0))
+            category = coco.lookup(categories, entry["category_id"], "category")["name"]
             words = " ".join(category.lower().replace("_", " ").split())
             box, where = (x0, y0, x1, y1), f"{path}, image {record.file}"
             objects.append(Annotated(words, shape, box, crowd, record.size_hw, where))
         seed = int(record.id) if str(record.id).isdecimal() else seed_of(record.id)
         return Photograph(name, record.file, seed, record.size_hw, tuple(objects))
 
-    photographs = usable(records, photograph, path, "images")
+    photographs = coco.usable(records, photograph, path, "images")
     if not photographs:
         raise ValueError(f"{path} lists no images")
     return sorted(photographs, key=lambda photograph: photograph.name)

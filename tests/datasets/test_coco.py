@@ -55,7 +55,7 @@ THEIRS = [annotation(k, k) for k in range(20)]
 @pytest.mark.parametrize(
     ("images", "annotations", "lost", "warning"),
     [
-        ([*TWENTY, image(50)], THEIRS, 0, "1 of 21 images cannot be used: 50 ('coco_url' is missing)"),
+        ([*TWENTY, image(50)], THEIRS, 0, "1 of 21 images cannot be used: 50 ('file_name' is missing)"),
         ([*TWENTY[:19], image(7, "other.png")], THEIRS[:19], 2,
          "2 of 20 images cannot be used: 7 (other records have the same id 7)"),
         (TWENTY, [*THEIRS, annotation(99, 77)], 0,
