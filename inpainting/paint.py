@@ -6,40 +6,15 @@
 Writes an image that carries its recipe, a JSON report beside it, and a sheet of before, regions and after.
 """
 
-import logging
-import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from inpainting.models.text_to_image.canvas import RegionPrompt, pair_masks
 from inpainting.models.text_to_image.config import COMPAT, PaintOptions
-from inpainting.models.text_to_image.load import load_inpainter, read_inpainter_config
-from inpainting.models.text_to_image.pipeline import PaintResult, paint
-from inpainting.prompts import COLORS, palette
-from ldm.decode import LoadedImage
-from ldm.device import pick_device, pick_dtype
-from ldm.files import file_sha256
-from ldm.images import encode_png, read_image, read_mask
-from ldm.latents import scheduler_class
-from ldm.registry.models import resolve_model_path
-from ldm.result import (
-    beside,
-    log_result,
-    output_paths,
-    overwrite_setting,
-    sample_paths,
-    save_result,
-    write_result,
-)
+from ldm.result import overwrite_setting
+from ldm.settings.choices import scheduler_name
 from ldm.settings.cli import command, run_module, single_app
-from ldm.settings.config import check_settings, setting, to_plain
-from ldm.sheet import grid
-
-log = logging.getLogger(__name__)
+from ldm.settings.config import check_settings, setting
+from ldm.settings.later import later
 
 FULL_MODEL, TINY_MODEL = Path("models/stable-diffusion-2-inpainting"), Path("assets/tiny/inpainter")
 PUBLISHED = ("layout", "encoding", "paste_back")  # what --compat sets
@@ -79,7 +54,7 @@ class PaintSettings(PaintOptions, _Inputs):
     def __post_init__(self) -> None:
         check_settings(self)
         if self.scheduler is not None:
-            scheduler_class(self.scheduler)
+            scheduler_name(self.scheduler)
 
     @property
     def options(self) -> PaintOptions:
@@ -89,94 +64,7 @@ class PaintSettings(PaintOptions, _Inputs):
         return replace(options, **published) if self.compat else options
 
 
-def run_paint(settings: PaintSettings) -> dict[str, Any]:
-    """Fill the masks of an image, each with its own prompt.
-
-    Writes an image with its recipe, a JSON report beside it, and a sheet of before, regions and after.
-    """
-    output_paths(settings.out, settings.num_samples, (settings.image, *settings.masks))
-    if len(settings.masks) != len(settings.prompts) or not settings.masks:  # before a file is read
-        pair_masks(settings.masks, settings.prompts)  # type: ignore[arg-type]
-    image = read_image(settings.image)
-    masks = [read_mask(path, size=image.size) for path in settings.masks]
-    regions = pair_masks(masks, settings.prompts, settings.negatives)
-    result = paint_regions(settings, image, regions)
-    sheet_u8 = None
-    if settings.sheet:
-        after = [sample.rgb_u8 for sample in result.images]
-        cells = [image.rgb_u8, colored(image.rgb_u8, result.regions), *after]
-        titles = ["image", "regions", *(f"seed {seed}" for seed in result.seeds)]
-        named = zip(palette(len(result.regions)), result.regions, strict=True)
-        label = "; ".join(f"{color}: {region.prompt}" for color, region in named)
-        sheet_u8 = grid([cells], titles, [label])
-    return save_painting(settings, result, sheet_u8)
-
-
-def save_painting(
-    settings: PaintSettings,
-    result: PaintResult,
-    sheet_u8: np.ndarray | None,
-    more: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write each sample with its recipe, its report beside it, and the sheet; log where they are.
-
-    more:    what else decided the pixels
-    returns: the report of all samples, with `files`
-    """
-    paths = sample_paths(settings.out, settings.num_samples)
-    hashes = {"image": file_sha256(settings.image), "masks": [file_sha256(path) for path in settings.masks]}
-    plain = to_plain(settings)
-    del plain["overwrite"]  # does not decide the image
-    recipe = {**result.recipe, "settings": plain, "inputs": hashes, **(more or {})}
-    for index, (path, seed) in enumerate(zip(paths, result.seeds, strict=True)):
-        report = {**result.report, "drift": result.report["drift"][index], "seed": seed}
-        sample_recipe = {**recipe, "sample": index, "seed": seed}
-        save_result(path, result.images[index], sample_recipe, report, settings.overwrite)
-    sheet = None
-    if sheet_u8 is not None:
-        sheet = beside(settings.out, "_sheet.png")
-        write_result({sheet: encode_png(sheet_u8)}, settings.overwrite)
-    changed = sum(drift["changed_outside"] for drift in result.report["drift"])
-    summary = f"{len(result.regions)} regions, {changed} pixels changed outside the masks"
-    return log_result(paths, result.report, summary, sheet)
-
-
-def painter_folder(settings: PaintSettings) -> Path:
-    """The model that paints; ValueError if its folder is not complete."""
-    full = resolve_model_path(FULL_MODEL)
-    folder = settings.model or (full if full.is_dir() else TINY_MODEL)
-    read_inpainter_config(folder)
-    return folder
-
-
-def paint_regions(
-    settings: PaintSettings, image: LoadedImage, regions: Sequence[RegionPrompt]
-) -> PaintResult:
-    """Load the model of the settings and paint the regions as they say."""
-    device = pick_device(settings.device)
-    pipe = load_inpainter(
-        painter_folder(settings),
-        settings.lora,
-        lora_scale=settings.lora_scale,
-        device=device,
-        dtype=pick_dtype(settings.dtype, device),
-    )
-    progress, samples = sys.stderr.isatty(), settings.num_samples
-    return paint(image, regions, pipe, settings.seed, settings.options, samples=samples, progress=progress)
-
-
-def colored(image_u8: np.ndarray, regions: Sequence[RegionPrompt], colors: Sequence[str] = ()) -> np.ndarray:
-    """The image with each mask tinted, larger masks below smaller ones; colors: names in prompts.COLORS."""
-    shown = image_u8.copy()
-    named = zip(colors or palette(len(regions)), regions, strict=True)
-    order = sorted(named, key=lambda item: -item[1].mask.sum())
-    for color, region in order:
-        tint = np.array(COLORS[color], np.float32)
-        shown[region.mask] = np.rint(0.35 * image_u8[region.mask] + 0.65 * tint).astype(np.uint8)
-    return shown
-
-
-build_app = single_app(command(PaintSettings, run_paint))
+build_app = single_app(command(PaintSettings, later("inpainting.painting:run_paint")))
 
 if __name__ == "__main__":
     run_module(build_app)

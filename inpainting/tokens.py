@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-ENCODINGS = ("joint", "separate")
+from inpainting.models.text_to_image.config import ENCODINGS
+
 SHARED = 0  # region id of a token that every pixel may read; tokens of region k have k + 1
 HIDDEN = -1  # region id of the padding between images of one batch, which no pixel reads
 SEPARATOR = ".</w>"  # after each prompt where no region map separates them (published)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from ldm.result import library_versions
-from ldm.settings.choices import DEVICES, PRECISIONS
+from ldm.settings.choices import DEVICES, FLOAT_TYPES
 
-DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.float16, torch.bfloat16), strict=True))
+DTYPES = dict(zip(FLOAT_TYPES, (torch.float32, torch.float16, torch.bfloat16), strict=True))
 
 
 def pick_device(name: str = "auto") -> torch.device:

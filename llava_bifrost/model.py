@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from ldm.mllm.templates import TEMPLATES
-from ldm.settings.choices import PRECISIONS
+from ldm.settings.choices import FLOAT_TYPES
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 from ldm.settings.later import later
@@ -41,7 +41,7 @@ class MergeLocator(CheckedSettings):
     adapter: Path = setting(help="adapter folder of a run: OUT/adapter, or CHECKPOINT/adapter")
     base: Path = setting(help="the model folder that the run started from")
     out: Path = setting(FULL, help="folder to write")
-    dtype: str = setting("bf16", choices=PRECISIONS, help="precision of the merged weights")
+    dtype: str = setting("bf16", choices=FLOAT_TYPES, help="precision of the merged weights")
 
 
 def build_app() -> typer.Typer:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.mllm.templates import TEMPLATES
-from ldm.settings.choices import PRECISIONS
+from ldm.settings.choices import FLOAT_TYPES
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, setting
 from ldm.settings.later import later
@@ -40,7 +40,7 @@ class TrainConfig:
         choices=("auto", *TEMPLATES),
         help="chat template; auto: vicuna_v1 for llava, else the model's",
     )
-    dtype: str = setting("bf16", choices=PRECISIONS, help="precision of the weights that do not train")
+    dtype: str = setting("bf16", choices=FLOAT_TYPES, help="precision of the weights that do not train")
     gradient_checkpointing: bool = setting(True, help="recompute activations instead of keeping them")
     projector_lr: float = setting(2e-5, low=0.0, help="learning rate of the projector")
     lora: LoraSettings = setting(LoraSettings(), help="what is trained")

@@ -29,7 +29,7 @@ SCHEMAS: dict[str, str] = {
         "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig"
     ),
     "configs/inpainting/text_to_image/test/*.yaml": (
-        "inpainting.models.text_to_image.evaluation.generate:PaintingsConfig"
+        "inpainting.models.text_to_image.evaluation.settings:PaintingsConfig"
     ),
     "configs/inpainting/image_to_text/*.yaml": ("inpainting.models.image_to_text.settings:PromptTraining"),
     "configs/datasets.yaml": "datasets.sources.registry:DatasetsConfig",

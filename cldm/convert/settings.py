@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.settings.choices import PRECISIONS
+from ldm.settings.choices import FLOAT_TYPES
 from ldm.settings.config import CheckedSettings, check_settings, setting
 
 
@@ -14,7 +14,7 @@ class ConvertSettings(CheckedSettings):
     source: Path = setting(help="checkpoint: .ckpt, .pth, .pt, .bin, .safetensors, or a folder of these")
     out: Path = setting(help="folder that is written; it appears when it is complete")
     dtype: str = setting(
-        "keep", choices=("keep", *PRECISIONS), help="type of the written weights; keep: as in the file"
+        "keep", choices=("keep", *FLOAT_TYPES), help="type of the written weights; keep: as in the file"
     )
     report: Path | None = setting(None, help="JSON report: what became of every key")
 

@@ -17,40 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from inpainting.prompts import COLORS
 from ldm.files import read_json
 from ldm.images import to_pm1
-from ldm.settings.config import CheckedSettings, setting
 
 MANIFEST = "masks.json"
-RULES = ("max_concepts", "shuffle_concepts", "masked_area_threshold", "resolution")  # as in the manifest
-
-
-@dataclass(frozen=True)
-class RegionOptions(CheckedSettings):
-    """Which regions are masked (published options of both datasets)."""
-
-    data_dir: Path = setting(Path("data/mm_inp_dataset"), help="folder made by inpainting.data.ops")
-    max_concepts: int | None = setting(5, low=1, high=len(COLORS), help="most regions of an image; none: all")
-    shuffle_concepts: bool = setting(True, help="regions in random order, else the largest first")
-    masked_area_threshold: float | None = setting(
-        0.65, low=0, high=1, help="largest masked fraction; the first region is always kept"
-    )
-
-
-@dataclass(frozen=True)
-class PaintingOptions(RegionOptions):
-    """Which regions of which paintings the inpainter fills."""
-
-    resolution: int = setting(512, low=16, help="side of the square crop in pixels")
-    drop_caption_probability: float = setting(
-        0.1, low=0, high=1, help="fraction of training images with one region that have no prompt"
-    )
-
-    @property
-    def rules(self) -> dict[str, Any]:
-        """What decides the choice of regions."""
-        return {name: getattr(self, name) for name in RULES}
 
 
 def within(masks: Tensor, threshold: float | None) -> int:

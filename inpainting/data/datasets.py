@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
 from datasets.sources.readers import images_in
-from inpainting.data.choice import MaskManifest, PaintingOptions, centre_crop, layout_rows, within
+from inpainting.data.choice import MaskManifest, centre_crop, layout_rows, within
 from inpainting.data.paintings import (
     ANNOTATIONS,
     SPLITS,
@@ -26,6 +26,7 @@ from inpainting.data.paintings import (
     source_file,
     write_object,
 )
+from inpainting.data.settings import PaintingOptions
 from inpainting.tokens import plan_tokens
 from ldm.files import read_json
 from ldm.journal import attempt_in_order

@@ -16,21 +16,25 @@ from pathlib import Path
 import typer
 
 from inpainting.data.paintings import GET, RAW_CAPTIONS
+from inpainting.data.settings import AnnotateSettings, CaptionSettings
 from inpainting.data.steps.captions import (
     EntitySettings,
     FolderSettings,
     captions_to_annotations,
     captions_to_folder,
 )
-from inpainting.data.steps.describe import AnnotateSettings, CaptionSettings, annotate_images, caption_masks
 from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
 from inpainting.data.steps.roots import METHODS, RootSettings, extract_roots
 from inpainting.data.steps.split import MODES, SplitSettings, split_images
 from ldm.journal import Journal
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
+from ldm.settings.later import later
 
 log = logging.getLogger(__name__)
+
+annotate_images = later("inpainting.data.steps.describe:annotate_images")
+caption_masks = later("inpainting.data.steps.describe:caption_masks")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from ldm.settings.schema import nearest
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
-PRECISIONS = ("fp32", "fp16", "bf16")
+FLOAT_TYPES = ("fp32", "fp16", "bf16")
 STEP_RULES = ("exact", "published")  # which timesteps a sampling run visits, see `ldm.denoise`
 SCHEDULERS: dict[str, str] = {
     "ddim": "DDIMScheduler",

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ldm.result import overwrite_setting
-from ldm.settings.choices import DEVICES, PRECISIONS
+from ldm.settings.choices import DEVICES, FLOAT_TYPES
 from ldm.settings.config import CheckedSettings, setting
 from llava_bifrost.choice import LocatorOptions
 
@@ -22,7 +22,7 @@ class LocatorSettings(LocatorOptions):
         None, help="depth network folder, to rank several places by where the ground is, and for anchors"
     )
     device: str = setting("auto", choices=DEVICES, help="where the locator runs")
-    dtype: str = setting("auto", choices=("auto", *PRECISIONS), help="precision of the locator")
+    dtype: str = setting("auto", choices=("auto", *FLOAT_TYPES), help="precision of the locator")
 
 
 @dataclass(frozen=True, kw_only=True)

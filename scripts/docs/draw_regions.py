@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 
 from datasets.geometry import mask_of_box
 from inpainting.models.text_to_image.canvas import RegionPrompt
-from inpainting.models.text_to_image.rca import LAYOUTS, attention_sizes, log_visibility, region_bias
-from inpainting.paint import colored
+from inpainting.models.text_to_image.config import LAYOUTS
+from inpainting.models.text_to_image.rca import attention_sizes, log_visibility, region_bias
+from inpainting.painting import colored
 from inpainting.prompts import COLORS
 from ldm.files import write_atomic
 from ldm.images import read_image, write_mask

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from inpainting.dream import Dream, Prompts, build_app, dream, write_missing
-from inpainting.models.image_to_text.writer import Decoding, PromptWriter
+from inpainting.dream import build_app
+from inpainting.dreaming import Dream, Prompts, dream, write_missing
+from inpainting.models.image_to_text.settings import Decoding
+from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.models.text_to_image.canvas import RegionPrompt
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, save_inpainter
 from inpainting.models.text_to_image.pipeline import PaintResult

@@ -18,14 +18,8 @@ from safetensors.torch import load_file
 from inpainting.config_path import find_config
 from inpainting.data.datasets import InpaintingDataset
 from inpainting.models.text_to_image.load import LORA_FILE, Inpainter, load_inpainter
-from inpainting.models.text_to_image.train_text_to_image_lora import (
-    TARGETS,
-    LoraLoss,
-    TrainLoraConfig,
-    build_app,
-    released_key,
-    train_lora,
-)
+from inpainting.models.text_to_image.lora import LoraLoss, released_key, train_lora
+from inpainting.models.text_to_image.train_text_to_image_lora import TARGETS, TrainLoraConfig, build_app
 from ldm.settings.cli import run_app
 from ldm.settings.config import dump_yaml, load_config
 from tests.conftest import ROOT

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from inpainting.data.settings import AnnotateSettings, CaptionSettings
 from inpainting.data.steps import describe as module
 from inpainting.data.steps.captions import (
     EntitySettings,
@@ -21,8 +22,6 @@ from inpainting.data.steps.captions import (
     read_captions,
 )
 from inpainting.data.steps.describe import (
-    AnnotateSettings,
-    CaptionSettings,
     annotate_images,
     caption_crops,
     caption_masks,

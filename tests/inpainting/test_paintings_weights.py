@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from inpainting.data.steps.describe import CaptionSettings, journal_inputs
+from inpainting.data.settings import CaptionSettings
+from inpainting.data.steps.describe import journal_inputs
 from ldm.journal import Journal
 
 

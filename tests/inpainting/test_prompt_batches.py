@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from inpainting.models.image_to_text.batches import AlphaOptions, PromptCollate, WithAlphas
-from inpainting.models.image_to_text.dataset import LlavaDataset, LlavaOptions
+from inpainting.models.image_to_text.batches import PromptCollate, WithAlphas
+from inpainting.models.image_to_text.dataset import LlavaDataset
+from inpainting.models.image_to_text.settings import AlphaOptions, LlavaOptions
 from inpainting.prompts import LLAVA_PROMPT, TEMPLATE, discover_prompt
 from ldm.mllm.chat import IGNORED, Chat
 from ldm.mllm.templates import TEMPLATES

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from inpainting.models.image_to_text.dataset import LlavaDataset, LlavaOptions
+from inpainting.models.image_to_text.dataset import LlavaDataset
+from inpainting.models.image_to_text.settings import LlavaOptions
 from inpainting.prompts import COLORS, GRAY, read_prompt
 from tests.inpainting.small_paintings import save, write_paintings
 

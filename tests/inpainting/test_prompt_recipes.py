@@ -14,16 +14,12 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
 from inpainting.config_path import find_config
-from inpainting.models.image_to_text import fine_tune_llavanext
+from inpainting.models.image_to_text import training
 from inpainting.models.image_to_text.evaluation.predictions import read_predictions
 from inpainting.models.image_to_text.evaluation.validate import HeldOutTest
-from inpainting.models.image_to_text.fine_tune_llavanext import (
-    build_app,
-    checkpoint_of,
-    open_mllm,
-    train_prompt_writer,
-)
+from inpainting.models.image_to_text.fine_tune_llavanext import build_app
 from inpainting.models.image_to_text.settings import RECIPE, PromptTraining
+from inpainting.models.image_to_text.training import checkpoint_of, open_mllm, train_prompt_writer
 from ldm.mllm import load as mllm_load
 from ldm.mllm.load import load_model
 from ldm.settings.cli import run_app
@@ -195,7 +191,7 @@ def test_four_bits_where_they_work(folder: Path, tmp_path: Path, monkeypatch: py
         model.is_loaded_in_4bit = True
         return model
 
-    monkeypatch.setattr(fine_tune_llavanext, "four_bit_works", lambda: True)
+    monkeypatch.setattr(training, "four_bit_works", lambda: True)
     monkeypatch.setattr(mllm_load, "BitsAndBytesConfig", dict)
     monkeypatch.setattr(mllm_load, "AutoModelForImageTextToText", SimpleNamespace(from_pretrained=opened))
     train_prompt_writer(recipe(folder, tmp_path, "train/llava_multimask", "fit.steps=1", "val.instances=0"))

@@ -17,10 +17,10 @@ from inpainting.prompts import (
     PrompterConfig,
     discover_prompt,
     paint_masks,
-    queries_for,
     remove_overlaps,
     target_text,
 )
+from inpainting.queries import queries_for
 from ldm.images import to_pm1
 from ldm.settings.config import read_config
 from tests.inpainting.test_prompt_writer import IMAGE, MASKS, in_memory

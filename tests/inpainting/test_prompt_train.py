@@ -14,11 +14,11 @@ import pytest
 import torch
 from peft import PeftModel
 
-from inpainting.models.image_to_text import fine_tune_llavanext
-from inpainting.models.image_to_text.dataset import LlavaDataset, LlavaOptions
+from inpainting.models.image_to_text import training
+from inpainting.models.image_to_text.dataset import LlavaDataset
 from inpainting.models.image_to_text.evaluation.predictions import read_predictions
-from inpainting.models.image_to_text.fine_tune_llavanext import train_prompt_writer
-from inpainting.models.image_to_text.settings import PromptTraining
+from inpainting.models.image_to_text.settings import LlavaOptions, PromptTraining
+from inpainting.models.image_to_text.training import train_prompt_writer
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import CONFIG_FILE, PrompterConfig, discover_question
 from ldm.mllm.chat import ChatExample
@@ -126,7 +126,7 @@ def test_an_interrupted_run_ends_the_same(folder: Path, tmp_path: Path, monkeypa
             raise KeyboardInterrupt
         return answer_loss(*given)
 
-    monkeypatch.setattr(fine_tune_llavanext, "answer_loss", dying)
+    monkeypatch.setattr(training, "answer_loss", dying)
     with pytest.raises(KeyboardInterrupt):
         train_prompt_writer(recipe(folder, tmp_path / "two", "train/llava_1mask", *changes))
     assert len(curve(tmp_path / "two")) == 3
@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     def broken(*given: Any) -> torch.Tensor:
         return answer_loss(*given) * float("nan")
 
-    monkeypatch.setattr(fine_tune_llavanext, "answer_loss", broken)
+    monkeypatch.setattr(training, "answer_loss", broken)
     with pytest.raises(ValueError, match="not finite after step 1"):
         train_prompt_writer(recipe(folder, tmp_path, "train/llava_multimask", "val.instances=0"))
     assert not list(tmp_path.glob("checkpoint-*"))

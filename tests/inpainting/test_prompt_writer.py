@@ -15,16 +15,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inpainting import prompts
-from inpainting.models.image_to_text.writer import Decoding, PromptWriter, find_files
-from inpainting.prompts import (
-    COLORS,
-    CONFIG_FILE,
-    PrompterConfig,
-    colors_of_masks,
-    pattern_of,
-    queries_for,
-    target_text,
-)
+from inpainting.models.image_to_text.settings import Decoding
+from inpainting.models.image_to_text.writer import PromptWriter, find_files
+from inpainting.prompts import COLORS, CONFIG_FILE, PrompterConfig, colors_of_masks, pattern_of, target_text
+from inpainting.queries import queries_for
 from ldm.mllm.chat import Chat, ChatExample
 from ldm.mllm.constrain import Grammar
 from ldm.mllm.load import Mllm, load_mllm

@@ -17,7 +17,8 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from datasets.geometry import Box
-from inpainting.models.text_to_image.rca import LAYOUTS, shrink_masks
+from inpainting.models.text_to_image.config import LAYOUTS
+from inpainting.models.text_to_image.rca import shrink_masks
 from tiny.compositor.autoencoder import pm1_batch
 from tiny.regions import Region, Views, box_masks, grown, spread_out
 from tiny.words import COLOUR_WORDS, PATTERNED, SHAPE_WORDS, Name, caption_of

@@ -15,7 +15,6 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from inpainting.data.batches import ProcessSettings, run_batches, shard_paths
+from inpainting.data.batches import run_batches, shard_paths
 from inpainting.data.paintings import (
     ANNOTATIONS,
     RAW_CAPTIONS,
@@ -32,6 +31,7 @@ from inpainting.data.paintings import (
     read_entities,
     write_object,
 )
+from inpainting.data.settings import AnnotateSettings, CaptionSettings
 from inpainting.data.steps.captions import STEPS, damaged, read_captions
 from inpainting.prompts import CAPTION_PROMPT, CAPTION_START, KOSMOS_PROMPT
 from ldm.files import hash_model
@@ -39,36 +39,10 @@ from ldm.images import read_image
 from ldm.journal import Journal, JournalReader
 from ldm.mllm.load import Mllm, four_bit_works, load_four_bit, load_mllm
 from ldm.registry.models import local_or_hub_folder
-from ldm.settings.config import setting
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("auto", "4bit", "full")
 STEP = "annotate-images"
-
-
-@dataclass(frozen=True)
-class AnnotateSettings(ProcessSettings):
-    """Images -> descriptions with boxes by Kosmos-2."""
-
-    image_dir: Path = setting(help="folder of images, split or not")
-    out: Path = setting(Path("data/annotations.json"), help="JSON file to write")
-    model_id: str = setting("microsoft/kosmos-2-patch14-224", help="Kosmos-2, folder or hub name")
-    batch_size: int = setting(8, low=1, help="images at once")
-    max_new_tokens: int = setting(128, low=1, help="longest description")
-
-
-@dataclass(frozen=True)
-class CaptionSettings(ProcessSettings):
-    """Object crops -> raw captions by LLaVA-NeXT."""
-
-    entities_dir: Path = setting(help="folder of entities")
-    model_id: str = setting(help="LLaVA-NeXT, folder or hub name")
-    batch_size: int = setting(help="crops at once", low=1)
-    max_new_tokens: int = setting(40, low=1, help="longest caption")
-    output_dir: Path = setting(Path("."), help="folder of the journal, backup_P_final.json and llava.json")
-    precision: str = setting("auto", choices=PRECISIONS, help="of the model's weights")
-    resume: bool = setting(True, help="continue earlier work, also backups of the published command")
 
 
 def open_model(model_id: str, precision: str = "auto", device: str = "auto", dtype: str = "auto") -> Mllm:

@@ -9,17 +9,20 @@
 `writer.PromptWriter` does the same in one call and never lacks a tag. Legend: h w pixels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import COLORS, DEMO_ORDER, paint_masks, read_prompt
 from ldm.images import from_pm1
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def get_pretrained_prompt_generator(adapter_path: str | Path, precision: str = "auto") -> tuple[Any, Any]:
@@ -27,6 +30,8 @@ def get_pretrained_prompt_generator(adapter_path: str | Path, precision: str = "
 
     precision: 4bit (as published; needs CUDA and bitsandbytes), full, or auto: 4bit where it works
     """
+    from inpainting.models.image_to_text.writer import PromptWriter
+
     mllm = PromptWriter.load(adapter_path, precision=precision).mllm
     mllm.processor.tokenizer.padding_side = "left"
     return mllm.processor, mllm.model

@@ -6,7 +6,6 @@ Nothing of an image is ever cut. Legend: b rows of a batch, t tokens, image toke
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,43 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from inpainting.models.image_to_text.dataset import LlavaDataset
+from inpainting.models.image_to_text.settings import AlphaOptions
 from inpainting.prompts import discover_question, target_text
 from ldm.mllm.chat import IGNORED, Chat, ChatExample
 from ldm.seeds import seed_of
-from ldm.settings.config import check_settings, setting
 
 Item = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class AlphaOptions:
-    """The opacity of the masks."""
-
-    kind: str = setting(
-        "constant",
-        choices=("constant", "random", "curriculum"),
-        help="constant; random; curriculum: start to end",
-    )
-    start: float = setting(1.0, low=0, high=1, help="the constant, least, or first mean opacity")
-    end: float = setting(1.0, low=0, high=1, help="largest, or last mean opacity")
-    deviation: float = setting(0.1, low=0, help="of the curriculum's normal distribution")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.kind == "random" and self.start > self.end:
-            raise ValueError(f"start={self.start} must not be above end={self.end} for kind=random")
-
-    def alphas(self, step: int, steps: int, size: int, rng: np.random.Generator) -> list[float]:
-        """`size` opacities in [0, 1] at a step, from 0 on; after `steps` a curriculum stays at its end."""
-        if self.kind == "constant":
-            return [self.start] * size
-        if self.kind == "random":
-            return rng.uniform(self.start, self.end, size).tolist()
-        if step >= steps:
-            return [self.end] * size
-        mean = self.start + step / max(steps - 1, 1) * (self.end - self.start)
-        low, high = sorted((self.start, self.end))
-        return rng.normal(mean, self.deviation, size).clip(low, high).tolist()
 
 
 class WithAlphas(Dataset[dict[str, Any]]):

@@ -11,34 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from inpainting.data.choice import RegionOptions, within
+from inpainting.data.choice import within
 from inpainting.data.datasets import TRAIN, PaintingItems
 from inpainting.data.paintings import Entity, Painting
+from inpainting.models.image_to_text.settings import LlavaOptions
 from inpainting.prompts import COLORS, RED, SINGLE, paint_masks, remove_overlaps, target_text
-from ldm.settings.config import setting
 
 MAKE_ROOTS = "python -m inpainting.data.ops extract-noun-chunk-roots"
-
-
-@dataclass(frozen=True)
-class LlavaOptions(RegionOptions):
-    """Which regions of which paintings the prompt writer is asked about, in which colours."""
-
-    remove_intersections: bool = setting(False, help="a mask loses what masks painted later cover")
-    only_gray_concept: bool = setting(False, help="one region alone (1Mask)")
-    single_color: str = setting(
-        "gray", choices=SINGLE, help="its name and paint; published: called gray, painted red (1Pred)"
-    )
-    bookkeeping: str = setting(
-        "fixed",
-        choices=("fixed", "published"),
-        help="fixed: exactly one red region in held-out images, any region alone; published: see docs",
-    )
-
-    @property
-    def colors(self) -> int:
-        """How many colours are used."""
-        return self.max_concepts or len(COLORS)
 
 
 @dataclass(frozen=True, eq=False)

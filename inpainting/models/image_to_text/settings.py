@@ -1,18 +1,81 @@
 """What a training or a test of the prompt writer is."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from inpainting.data.paintings import SPLITS
-from inpainting.models.image_to_text.batches import AlphaOptions
-from inpainting.models.image_to_text.dataset import LlavaOptions
-from inpainting.models.image_to_text.evaluation.metric_models import MetricFolders
-from inpainting.prompts import COLORS, RED, PrompterConfig
+from inpainting.data.settings import RegionOptions
+from inpainting.prompts import COLORS, RED, SINGLE, PrompterConfig
 from ldm.metrics.intervals import BOOTSTRAPS
 from ldm.mllm.templates import TEMPLATES
-from ldm.settings.choices import PRECISIONS
+from ldm.settings.choices import FLOAT_TYPES
 from ldm.settings.config import CheckedSettings, check_settings, setting
 from ldm.training.settings import FitConfig, LoraSettings
+
+
+@dataclass(frozen=True)
+class AlphaOptions:
+    """The opacity of the masks."""
+
+    kind: str = setting(
+        "constant",
+        choices=("constant", "random", "curriculum"),
+        help="constant; random; curriculum: start to end",
+    )
+    start: float = setting(1.0, low=0, high=1, help="the constant, least, or first mean opacity")
+    end: float = setting(1.0, low=0, high=1, help="largest, or last mean opacity")
+    deviation: float = setting(0.1, low=0, help="of the curriculum's normal distribution")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.kind == "random" and self.start > self.end:
+            raise ValueError(f"start={self.start} must not be above end={self.end} for kind=random")
+
+    def alphas(self, step: int, steps: int, size: int, rng: np.random.Generator) -> list[float]:
+        """`size` opacities in [0, 1] at a step, from 0 on; after `steps` a curriculum stays at its end."""
+        if self.kind == "constant":
+            return [self.start] * size
+        if self.kind == "random":
+            return rng.uniform(self.start, self.end, size).tolist()
+        if step >= steps:
+            return [self.end] * size
+        mean = self.start + step / max(steps - 1, 1) * (self.end - self.start)
+        low, high = sorted((self.start, self.end))
+        return rng.normal(mean, self.deviation, size).clip(low, high).tolist()
+
+
+@dataclass(frozen=True)
+class LlavaOptions(RegionOptions):
+    """Which regions of which paintings the prompt writer is asked about, in which colours."""
+
+    remove_intersections: bool = setting(False, help="a mask loses what masks painted later cover")
+    only_gray_concept: bool = setting(False, help="one region alone (1Mask)")
+    single_color: str = setting(
+        "gray", choices=SINGLE, help="its name and paint; published: called gray, painted red (1Pred)"
+    )
+    bookkeeping: str = setting(
+        "fixed",
+        choices=("fixed", "published"),
+        help="fixed: exactly one red region in held-out images, any region alone; published: see docs",
+    )
+
+    @property
+    def colors(self) -> int:
+        """How many colours are used."""
+        return self.max_concepts or len(COLORS)
+
+
+@dataclass(frozen=True)
+class MetricFolders(CheckedSettings):
+    """Where the networks lie. `python -m ldm.registry pull NAME` gets clip and roberta-large."""
+
+    clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIPSim")
+    roberta: Path = setting(Path("models/roberta_large"), help="RoBERTa folder of BERTScore")
+
 
 RECIPE = LoraSettings(rank=16, alpha=16, dropout=0.05, projector=False, init="gaussian")
 
@@ -54,7 +117,9 @@ class PromptTraining:
         help="lora; qlora: on a 4-bit model; full: the language model itself; quantized: 4 bits, test only",
     )
     dtype: str = setting(
-        "auto", choices=("auto", *PRECISIONS), help="precision of what does not train; auto: as fit.precision"
+        "auto",
+        choices=("auto", *FLOAT_TYPES),
+        help="precision of what does not train; auto: as fit.precision",
     )
     template: str = setting("", choices=("", *TEMPLATES), help="chat template; empty: the published one")
     lora: LoraSettings = setting(RECIPE, help="the adapter")
@@ -105,3 +170,27 @@ class PromptTraining:
             question="gray" if alone and gray else "discover",
             template=self.template,
         )
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are decoded."""
+
+    constrained: bool = setting(True, help="one closed, non-empty tag per colour; off: as published")
+    temperature: float = setting(0.0, low=0, help="0: the most probable tokens; else drawn, image by image")
+    seed: int = setting(0, help="of the draws")
+    longest: int | None = setting(
+        None,
+        low=1,
+        help="most tokens of one prompt, by default as the model's config says; decoded as published, of a "
+        "whole answer, by default 512",
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.temperature and not self.constrained:
+            raise ValueError("free decoding takes the most probable tokens; temperature must be 0")
+
+
+RELEASED = Path("models/llava/multimask/checkpoint-2884/adapter")
+TINY = Path("assets/tiny/prompter")

@@ -25,16 +25,9 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from inpainting.data.steps.describe import continuation, open_model
-from inpainting.prompts import (
-    CONFIG_FILE,
-    SPACED_TAG,
-    TEMPLATE,
-    PrompterConfig,
-    Query,
-    TagChoice,
-    pattern_of,
-    queries_for,
-)
+from inpainting.models.image_to_text.settings import RELEASED, TINY, Decoding
+from inpainting.prompts import CONFIG_FILE, SPACED_TAG, TEMPLATE, PrompterConfig, pattern_of
+from inpainting.queries import Query, TagChoice, queries_for
 from ldm.files import read_json
 from ldm.metrics.weights import hash_of
 from ldm.mllm.chat import Chat, generate, to_device
@@ -43,36 +36,14 @@ from ldm.mllm.load import Mllm
 from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import ADAPTER_CONFIG, load_adapter
 from ldm.registry.models import local_or_hub_folder, resolve_model_path
-from ldm.settings.config import check_settings, read_config, setting
+from ldm.settings.config import read_config
 
 log = logging.getLogger(__name__)
 DEFAULTS = PrompterConfig()
 
-RELEASED = Path("models/llava/multimask/checkpoint-2884/adapter")
-TINY = Path("assets/tiny/prompter")
 LLAVAS = ("llava", "llava_next")  # families whose images stand in a text as <image>
 RULES = 32  # compiled expressions in memory; one takes some megabytes for a large vocabulary (chosen)
 LONGEST_ANSWER = 512  # tokens (published)
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are decoded."""
-
-    constrained: bool = setting(True, help="one closed, non-empty tag per colour; off: as published")
-    temperature: float = setting(0.0, low=0, help="0: the most probable tokens; else drawn, image by image")
-    seed: int = setting(0, help="of the draws")
-    longest: int | None = setting(
-        None,
-        low=1,
-        help="most tokens of one prompt, by default as the model's config says; decoded as published, of a "
-        "whole answer, by default 512",
-    )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.temperature and not self.constrained:
-            raise ValueError("free decoding takes the most probable tokens; temperature must be 0")
 
 
 GREEDY = Decoding()

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from datasets.geometry import bbox_of_mask
+from inpainting.models.text_to_image.config import BackboneFiles
 from ldm.images import to_pm1
 from ldm.metrics.clip import Clip
 from ldm.metrics.clip_resnet import ResnetClip, load_resnet_clip
@@ -22,27 +23,9 @@ from ldm.metrics.inception import inception_features, load_inception
 from ldm.metrics.lpips import Lpips, load_lpips
 from ldm.metrics.similarity import squared_error
 from ldm.metrics.weights import MetricNetworks
-from ldm.settings.config import CheckedSettings, setting
 
 DIM, KERNEL, SIGMA = 0.1, 15, 20.0  # published: a tenth of the brightness, blurred
 PADDED = "A padded image of {}"  # published text for a highlighted region
-
-
-@dataclass(frozen=True)
-class BackboneFiles(CheckedSettings):
-    """Files of the metric models. `python -m ldm.registry pull NAME` gets them."""
-
-    inception: Path = setting(
-        Path("models/inception_fid/pt_inception-2015-12-05-6726825d.pth"), help="Inception-v3 of FID"
-    )
-    squeezenet: Path = setting(
-        Path("models/squeezenet_lpips/squeezenet1_1-b8a52dc0.pth"), help="SqueezeNet 1.1 of LPIPS"
-    )
-    clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIPSim")
-    clip_iqa: Path = setting(
-        Path("models/clip_iqa/RN50.pt"),
-        help="CLIP of CLIP-IQA: OpenAI's RN50.pt (published), or a CLIP folder",
-    )
 
 
 @dataclass

@@ -1,10 +1,14 @@
 """The configuration of a model folder, and what a user may choose when painting."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from inpainting.models.text_to_image.rca import LAYOUTS
-from inpainting.tokens import ENCODINGS
+from dataclasses import dataclass
+from pathlib import Path
+
 from ldm.settings.config import CheckedSettings, setting
+
+LAYOUTS = ("coverage", "nearest")
+ENCODINGS = ("joint", "separate")
 
 
 @dataclass(frozen=True)
@@ -69,3 +73,20 @@ class InpainterConfig(CheckedSettings):
     layout: str = setting("coverage", choices=LAYOUTS, help="default layout of regions")
     encoding: str = setting("joint", choices=ENCODINGS, help="how prompts were encoded in training")
     sampling: Recommended = setting(Recommended(), help="default sampler settings")
+
+
+@dataclass(frozen=True)
+class BackboneFiles(CheckedSettings):
+    """Files of the metric models. `python -m ldm.registry pull NAME` gets them."""
+
+    inception: Path = setting(
+        Path("models/inception_fid/pt_inception-2015-12-05-6726825d.pth"), help="Inception-v3 of FID"
+    )
+    squeezenet: Path = setting(
+        Path("models/squeezenet_lpips/squeezenet1_1-b8a52dc0.pth"), help="SqueezeNet 1.1 of LPIPS"
+    )
+    clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIPSim")
+    clip_iqa: Path = setting(
+        Path("models/clip_iqa/RN50.pt"),
+        help="CLIP of CLIP-IQA: OpenAI's RN50.pt (published), or a CLIP folder",
+    )

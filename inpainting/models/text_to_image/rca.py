@@ -34,10 +34,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inpainting.models.text_to_image.config import LAYOUTS
 from inpainting.tokens import HIDDEN
 
 Regions = dict[int, Tensor]
-LAYOUTS = ("coverage", "nearest")
 REACH = 3.0  # soft edges end at so many times their width
 ALIGNED = 16  # tokens; the CUDA kernels copy a bias whose rows do not start at multiples of this
 

@@ -17,18 +17,18 @@ from typing import Annotated
 import typer
 
 from inpainting.config_path import HERE, find_config
-from inpainting.models.text_to_image.evaluation.compute import ALL, MULTI, compute, paper_table
-from inpainting.models.text_to_image.evaluation.generate import (
-    PaintingsConfig,
-    fill_paintings,
-    generate_prompts,
-)
+from inpainting.models.text_to_image.evaluation.settings import ALL, MULTI, PaintingsConfig
 from ldm.files import write_atomic
 from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import load_config
+from ldm.settings.later import later
 from ldm.shards import shard_of
 
 log = logging.getLogger(__name__)
+
+EVALUATION = "inpainting.models.text_to_image.evaluation"
+fill_paintings = later(f"{EVALUATION}.generate:fill_paintings")
+compute, paper_table = (later(f"{EVALUATION}.compute:{name}") for name in ("compute", "paper_table"))
 
 CONFIGS = HERE / "text_to_image" / "test"
 REPEATED = CONFIGS / "sd_2_inp_repeated.yaml"
@@ -121,7 +121,9 @@ def build_app() -> typer.Typer:
     fill_help = "Fill the masked regions of the test images; the same command again continues."
     app.command("generate", help=fill_help, cls=keys)(sharded(fill_paintings))
     prompts_help = "Write prompts for the masked regions of the test images with LLaVA-NeXT."
-    app.command("generate-prompts", help=prompts_help, cls=keys)(sharded(generate_prompts))
+    app.command("generate-prompts", help=prompts_help, cls=keys)(
+        sharded(later(f"{EVALUATION}.generate:generate_prompts"))
+    )
     app.command("generate-repeated", cls=keys)(generate_repeated_verb)
     app.command("compute", cls=keys)(compute_verb)
     return app

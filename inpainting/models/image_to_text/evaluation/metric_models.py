@@ -19,11 +19,11 @@ from tqdm.auto import trange
 from transformers import AutoModel, AutoTokenizer
 
 from inpainting.models.image_to_text.evaluation.predictions import Prediction
+from inpainting.models.image_to_text.settings import MetricFolders
 from ldm.checkpoints import load_pretrained
 from ldm.files import read_json
 from ldm.metrics.clip import Clip
 from ldm.metrics.weights import MetricNetworks
-from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +32,6 @@ AT_ONCE = 32  # texts or crops of one forward pass
 MOST_TOKENS = 512  # RoBERTa's positions
 BERTSCORE = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
 CLIPSCORE = "clipscore"
-
-
-@dataclass(frozen=True)
-class MetricFolders(CheckedSettings):
-    """Where the networks lie. `python -m ldm.registry pull NAME` gets clip and roberta-large."""
-
-    clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIPSim")
-    roberta: Path = setting(Path("models/roberta_large"), help="RoBERTa folder of BERTScore")
 
 
 class BertScore:

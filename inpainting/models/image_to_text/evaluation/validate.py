@@ -21,9 +21,10 @@ from inpainting.models.image_to_text.batches import Item, PromptCollate, WithAlp
 from inpainting.models.image_to_text.evaluation.metric_models import PromptMetricModels
 from inpainting.models.image_to_text.evaluation.predictions import Prediction
 from inpainting.models.image_to_text.evaluation.report import measure_prompts, tracked
-from inpainting.models.image_to_text.settings import PromptTraining
-from inpainting.models.image_to_text.writer import Decoding, PromptWriter
-from inpainting.prompts import LLAVA_PROMPT, Query, read_prompt
+from inpainting.models.image_to_text.settings import Decoding, PromptTraining
+from inpainting.models.image_to_text.writer import PromptWriter
+from inpainting.prompts import LLAVA_PROMPT, read_prompt
+from inpainting.queries import Query
 from ldm.files import json_bytes, write_all_atomic, write_atomic
 from ldm.images import encode_png
 from ldm.journal import Journal, JournalReader, stamp_path

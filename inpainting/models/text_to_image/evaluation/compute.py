@@ -24,14 +24,13 @@ import torch
 
 from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_image
 from inpainting.models.text_to_image.evaluation.generate import (
-    PAPER_ROWS,
-    PaintingsConfig,
     image_path,
     item_image,
     item_masks,
     open_paintings,
     pending_batches,
 )
+from inpainting.models.text_to_image.evaluation.settings import ALL, MULTI, PAPER_ROWS, PaintingsConfig
 from inpainting.models.text_to_image.load import load_tokenizer
 from ldm.device import pick_device
 from ldm.files import file_sha256, read_json, write_atomic
@@ -52,7 +51,6 @@ NEEDS |= dict.fromkeys((*MEANS[2:], GLOBAL), "clip")
 COLUMNS = ("fid", "lpips", "psnr", "clip_iqa", "clip_score_image2image", "clip_score_text2image")
 TITLES = ("FID", "LPIPS", "PSNR", "CLIP-IQA", "I2I", "T2I")
 PERCENT = {"lpips", "clip_iqa", "clip_score_image2image", "clip_score_text2image"}
-ALL, MULTI = "metrics.json", "metrics_multi.json"
 
 MEASURED = "measured"  # folder beside the images
 VERSION = 1  # of what `measure_image` computes

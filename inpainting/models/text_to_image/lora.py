@@ -1,0 +1,145 @@
+"""A LoRA of the inpainter learns: its loss, its names in the released file, the run."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from inpainting.data.datasets import InpaintingDataset
+from inpainting.models.text_to_image.load import LORA_FILE, Inpainter, load_inpainter
+from inpainting.models.text_to_image.rca import region_kwargs
+from inpainting.models.text_to_image.sample import known_channels
+from inpainting.models.text_to_image.train_text_to_image_lora import TrainLoraConfig
+from inpainting.tokens import encode_plans, plan_tokens
+from ldm.denoise import min_snr_weight, noise_for, prediction_target
+from ldm.device import DTYPES
+from ldm.files import write_atomic
+from ldm.seeds import seed_of
+from ldm.settings.config import dump_yaml
+from ldm.training.checkpoints import Layout
+from ldm.training.fit import Task, fit, make_accelerator
+from ldm.training.task import drawing
+
+log = logging.getLogger(__name__)
+
+
+ADAPTER = "default"
+
+
+@dataclass(eq=False)
+class LoraLoss:
+    """Mean squared error of the UNet's prediction over all latent pixels (published).
+
+    rca: regions restrict the cross-attention;  layout, encoding: see `rca` and `tokens`
+    noise_offset: extra noise per channel;  min_snr: limit of the weights by signal-to-noise ratio, 0 = none
+    """
+
+    model: Inpainter
+    rca: bool
+    layout: str
+    encoding: str
+    noise_offset: float = 0.0
+    min_snr: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.schedule = DDPMScheduler.from_config(self.model.scheduler_config)
+        self.levels = len(self.model.unet.config.block_out_channels)
+
+    def __call__(self, unet: nn.Module, batch: dict[str, Any], seeds: Sequence[int]) -> Tensor:
+        """batch: of `InpaintingDataset.collate_fn`, on the device; seeds: one per image."""
+        image, space = batch["pixel_values"], self.model.latent_space
+        size = (image.shape[2] // space.factor, image.shape[3] // space.factor)
+        noise, generators = noise_for(seeds, (space.channels, *size))
+        noise = noise.to(image.device)
+        if self.noise_offset:
+            offsets = [torch.randn(space.channels, 1, 1, generator=generator) for generator in generators]
+            noise = noise + self.noise_offset * torch.stack(offsets).to(image.device)
+        count = int(self.schedule.config.num_train_timesteps)
+        draws = [torch.randint(count, (1,), generator=generator) for generator in generators]
+        timesteps = torch.cat(draws).to(image.device)
+        plans = [
+            plan_tokens(texts, self.model.tokenizer, encoding=self.encoding, regions=self.rca)
+            for texts in batch["texts"]
+        ]
+        with torch.no_grad():
+            latents = self.encode(image, generators)
+            masked = self.encode(batch["masked_pixel_values"], generators)
+            text, region_ids = encode_plans(plans, self.model.text_encoder)
+        union = batch["masks"].bool()
+        x = self.schedule.add_noise(latents, noise, timesteps)
+        nine = torch.cat([x, known_channels(union, masked, self.layout)], 1)
+        kwargs = None
+        if self.rca:
+            masks = batch["freestyle_layout_mask"][:, 1:].bool() & union  # the rows hold the background too
+            kwargs = region_kwargs(
+                masks, region_ids, size, levels=self.levels, layout=self.layout, dtype=text.dtype
+            )
+        prediction = unet(nine, timesteps, encoder_hidden_states=text, cross_attention_kwargs=kwargs).sample
+        target = prediction_target(self.schedule, latents, noise, timesteps)
+        error = (prediction.float() - target.float()).square().mean((1, 2, 3))
+        return (error * min_snr_weight(self.schedule, timesteps, self.min_snr)).mean()
+
+    def encode(self, image_pm1: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """(b, 3, H, W) -> (b, c, h, w), drawn from the autoencoder's posterior as published."""
+        space = self.model.latent_space
+        parameter = next(space.vae.parameters())
+        return space.encode(image_pm1.to(parameter.dtype), generators).float()  # type: ignore[arg-type]
+
+
+def released_key(name: str) -> str:
+    """Name of a LoRA parameter in the UNet -> its key in the released file."""
+    for ours, released in (("A", "down"), ("B", "up")):
+        ending = f".lora_{ours}.{ADAPTER}.weight"
+        if name.endswith(ending):
+            return f"unet.{name.removesuffix(ending)}.lora.{released}.weight"
+    raise ValueError(f"{name} is no parameter of a LoRA")
+
+
+def train_lora(config: TrainLoraConfig) -> Path:
+    """Train; returns the file of the best LoRA. The same call again continues."""
+    out = config.project_dir
+    accelerator = make_accelerator(config.fit, out)
+    dtype = DTYPES.get(config.fit.precision, torch.float32)  # "no" is full precision
+    model = load_inpainter(config.pretrained, dtype=dtype)
+    options = config.lora
+    adapter = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.rank,
+        lora_dropout=options.dropout,
+        init_lora_weights="gaussian",  # it changes nothing yet
+        target_modules=list(options.targets),
+    )
+    with drawing(seed_of(config.fit.seed, "lora"), torch.device("cpu")):
+        model.unet.add_adapter(adapter, adapter_name=ADAPTER)
+    cast_training_params(model.unet, torch.float32)
+    if config.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+    training, held_out = (
+        InpaintingDataset(config.data, model.tokenizer, split, seed=config.fit.seed, freestyle=config.rca)
+        for split in ("train", "val")
+    )
+    training.paintings = training.paintings[: config.train_samples or None]
+    held_out.paintings = held_out.paintings[: config.val_samples or None]
+    if accelerator.is_main_process:
+        write_atomic(out / "config.yaml", dump_yaml(config).encode())
+    task = Task(
+        LoraLoss(model, config.rca, config.layout, config.encoding, config.noise_offset, config.min_snr),
+        training,
+        InpaintingDataset.collate_fn,
+        held_out=held_out,
+        layout=Layout(LORA_FILE, released_key),
+    )
+    outcome = fit(config.fit, out, model.to(accelerator.device).unet, task, accelerator)
+    best = outcome.best or outcome.newest
+    if accelerator.is_main_process:
+        write_atomic(out / LORA_FILE, (best / LORA_FILE).read_bytes())
+        log.info("LoRA of %s: %s", best.name, out / LORA_FILE)
+    accelerator.end_training()
+    return out / LORA_FILE
