@@ -1,11 +1,10 @@
-"""What this machine has and what is still lacking: versions, devices, models, and which part needs which.
+"""What works on this machine, what each command would gain by which model, then versions, devices, models.
 
 python -m ldm.doctor
 """
 
 import platform
 import shutil
-from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -17,10 +16,17 @@ from ldm.settings.cli import run_module, single_app
 
 GIGABYTE = 2**30
 SMALL_NETWORKS = Path("assets/tiny")  # the small networks that come with the code
+COMMANDS = {  # what runs with each of them
+    "compositor": "run_inference.py image, replay, batch, dreambooth",
+    "depth": "ldm.precompute_depth; run_inference.py without --background-depth",
+    "locator": "run_inference.py image --instruction; llava_bifrost.predict",
+    "inpainter": "inpainting.paint",
+    "prompter": "inpainting.dream",
+}
 
 
-def print_report() -> None:
-    """Print versions, devices, which models are here, and what each command still lacks."""
+def print_report() -> dict[str, list[str]]:
+    """Print what works now, what each command would gain, versions, devices and models."""
     registry = load_registry()
     missing = {name: missing_files(model) for name, model in registry.items()}
     devices = [
@@ -29,37 +35,36 @@ def print_report() -> None:
     devices += ["mps"] if torch.backends.mps.is_available() else []
     root = models_root()
     there = next(folder for folder in (root, *root.resolve().parents) if folder.exists())
-    bundle = sorted(
-        path.parent.name for path in SMALL_NETWORKS.glob("*/*.json") if path.name != "manifest.json"
-    )
-    users: dict[str, list[str]] = defaultdict(list)
+    small = {path.parent.name for path in SMALL_NETWORKS.glob("*/*.json") if path.name != "manifest.json"}
+    works = [f"{user}: with {SMALL_NETWORKS / part}" for part, user in COMMANDS.items() if part in small]
+    if absent := COMMANDS.keys() - small:
+        works.append(f"{SMALL_NETWORKS} lacks {', '.join(sorted(absent))}: git checkout -- assets/tiny")
+    gains = []
     for name, model in registry.items():
-        for user in model.used_by:
-            users[user].append(name)
-    needs = []
-    for user, names in users.items():
-        lacking = [name for name in names if missing[name]]
-        pulls = ", ".join(f"python -m ldm.registry pull {name}" for name in lacking)
-        needs.append(f"{user}: {'lacks ' + ', '.join(lacking) + ' -> ' + pulls if lacking else 'ready'}")
+        users = ", ".join(model.used_by)
+        if users and missing[name]:
+            size = f"{model.about} ({model.size_gb:g} GB)"
+            gains.append(f"{users}: {size}: python -m ldm.registry pull {name}")
+        elif users:
+            works.append(f"{users}: with {folder_of(model)}")
     sections = {
+        "works now": works,
+        "would be gained": sorted(gains),
         "machine": [
             f"python {platform.python_version()} on {platform.platform()}",
             ", ".join(f"{name} {version}" for name, version in library_versions().items()),
             f"devices: {', '.join([*devices, f'cpu ({torch.get_num_threads()} threads)'])}",
             f"models folder: {root} ({shutil.disk_usage(there).free / GIGABYTE:.0f} GB free)",
         ],
-        "small networks": [
-            f"{SMALL_NETWORKS}: {', '.join(dict.fromkeys(bundle)) or 'missing; git checkout -- assets/tiny'}"
-        ],
         "models": [
             f"{name}: {folder_of(model)}: "
             + ("missing " + ", ".join(missing[name]) if missing[name] else "complete")
             for name, model in registry.items()
         ],
-        "commands with full-size models": needs,
     }
     for title, lines in sections.items():
         typer.echo(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
+    return sections
 
 
 build_app = single_app(print_report)

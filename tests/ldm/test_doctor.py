@@ -1,37 +1,57 @@
-"""The doctor: names versions and devices, and for every command the pull that it still needs."""
+"""The doctor: first what works now, then what each command would gain by which pull, then the machine."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from ldm.doctor import print_report
+from ldm.doctor import build_app, print_report
 from ldm.registry.models import load_registry
+from ldm.settings.cli import run_app
 
 
-def test_what_is_missing_is_named_with_its_command(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_it_starts_with_what_works_now(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
-    print_report()
-    before = capsys.readouterr().out
-    assert "torch " in before
-    assert "cpu (" in before
-    assert "run_inference.py image --sam: lacks sam -> python -m ldm.registry pull sam" in before
-    for name in load_registry():
-        assert name in before
+    report = print_report()
+    assert list(report) == ["works now", "would be gained", "machine", "models"]
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "works now"
+    assert shown[1] == "  run_inference.py image, replay, batch, dreambooth: with assets/tiny/compositor"
+    assert "inpainting.dream: with assets/tiny/prompter" in report["works now"]
+    assert report["machine"][0].startswith("python ")
+    assert "cpu (" in report["machine"][2]
+
+
+def test_what_would_be_gained_is_named_with_its_command(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
+    before = print_report()
+    gain = (
+        "run_inference.py image --sam: SAM ViT-H, cuts objects out (2.6 GB): python -m ldm.registry pull sam"
+    )
+    assert gain in before["would be gained"]
+    for name, model in load_registry().items():
+        assert any(line.endswith(f"pull {name}") for line in before["would be gained"]) == bool(model.used_by)
+        assert any(line.startswith(f"{name}: ") for line in before["models"])
     for file in ("config.json", "model.safetensors"):
         (tmp_path / "sam").mkdir(exist_ok=True)
         (tmp_path / "sam" / file).write_text("{}")
-    print_report()
-    assert "run_inference.py image --sam: ready" in capsys.readouterr().out
+    after = print_report()
+    assert gain not in after["would be gained"]
+    assert f"run_inference.py image --sam: with {tmp_path / 'sam'}" in after["works now"]
 
 
-def test_a_bundle_that_is_missing_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_bundle_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldm.doctor.SMALL_NETWORKS", tmp_path)
-    print_report()
-    assert f"{tmp_path}: missing; git checkout" in capsys.readouterr().out
+    lacks = "lacks compositor, depth, inpainter, locator, prompter: git checkout -- assets/tiny"
+    assert f"{tmp_path} {lacks}" in print_report()["works now"]
     for part in ("depth", "compositor"):
         (tmp_path / part).mkdir()
         (tmp_path / part / f"{part}.json").write_text("{}")
-    print_report()
-    assert f"{tmp_path}: compositor, depth" in capsys.readouterr().out
+    works = print_report()["works now"]
+    assert f"run_inference.py image, replay, batch, dreambooth: with {tmp_path / 'compositor'}" in works
+    assert f"{tmp_path} lacks inpainter, locator, prompter: git checkout -- assets/tiny" in works
+
+
+def test_it_answers_in_json(capsys) -> None:
+    assert run_app(build_app, ["--json"]) == 0
+    assert "works now" in json.loads(capsys.readouterr().out)
