@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 
 from ldm.files import excerpt, file_sha256, write_atomic
+from ldm.locks import one_writer
 
 log = logging.getLogger(__name__)
 
@@ -177,22 +178,26 @@ def run_step(
     work: Callable[[str], Mapping[str, Any] | None],
     redo: bool,
     workers: int = 1,
+    is_whole: Callable[[str, Mapping[str, Any]], bool] = lambda item, record: True,
 ) -> Journal:
     """Do the work of every item that the journal at `path` does not have, in threads, and record it in order.
 
     A ValueError leaves its item out; any other error, and an interrupt, ends the step, which then continues
-    at the next call. redo: a complete journal is begun anew. workers: threads, 0 = one per core.
+    at the next call. redo: a complete journal is begun anew. workers: threads, 0 = one per core. is_whole:
+    whether what an item's record vouches for is still there; where it is not, the item is done again. One
+    process at a time does steps in a folder (ValueError).
     """
-    journal = Journal(path, inputs, redo=redo)
-    pending = [item for item in items if item not in journal.done]
-    results = attempt_in_order(work, pending, workers or os.cpu_count() or 1)
-    bar = tqdm(results, total=len(items), initial=len(items) - len(pending), desc=journal.name)
-    for item, result in zip(pending, bar, strict=True):
-        if isinstance(result, ValueError):
-            journal.leave_out(item, str(result))
-        else:
-            journal.add(item, result)
-    journal.finish()
+    with one_writer(path.parent):
+        journal = Journal(path, inputs, redo=redo)
+        pending = [i for i in items if i not in journal.done or not is_whole(i, journal.done[i])]
+        results = attempt_in_order(work, pending, workers or os.cpu_count() or 1)
+        bar = tqdm(results, total=len(items), initial=len(items) - len(pending), desc=journal.name)
+        for item, result in zip(pending, bar, strict=True):
+            if isinstance(result, ValueError):
+                journal.leave_out(item, str(result))
+            else:
+                journal.add(item, result)
+        journal.finish()
     return journal
 
 

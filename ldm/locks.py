@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 from ldm.files import failure_reason
 
 T = TypeVar("T")
@@ -24,6 +22,8 @@ def held(path: Path, wait: bool = False) -> Iterator[bool]:
 
     wait: for another process that holds it. ValueError names a folder that cannot be written.
     """
+    from filelock import FileLock, Timeout  # slower to import than options are to be read
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
@@ -48,10 +48,18 @@ def lock_beside(path: Path) -> Path:
 @contextlib.contextmanager
 def one_writer(folder: Path, *, inside: bool = True) -> Iterator[None]:
     """Refuse with a ValueError to write what another process is writing. inside: where the lock lies."""
-    with held(folder / ".lock" if inside else lock_beside(folder)) as free:
-        if not free:
-            raise ValueError(f"{folder}: another process is writing it; wait for its end, or name another")
-        yield
+    new = not folder.exists()
+    try:
+        with held(folder / ".lock" if inside else lock_beside(folder)) as free:
+            if not free:
+                raise ValueError(
+                    f"{folder}: another process is writing it; wait for its end, or name another"
+                )
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            if new and inside:
+                folder.rmdir()  # where nothing was written into it
 
 
 def alone(work: Callable[[Any], T], field: str = "out") -> Callable[[Any], T]:

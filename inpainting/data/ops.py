@@ -27,6 +27,7 @@ from inpainting.data.steps.regions import RegionSettings, make_entities, make_ma
 from inpainting.data.steps.roots import METHODS, RootSettings, extract_roots
 from inpainting.data.steps.split import MODES, SplitSettings, split_images
 from ldm.journal import Journal
+from ldm.locks import alone
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 from ldm.settings.later import later
@@ -108,7 +109,7 @@ def build_app() -> typer.Typer:
     app.command("llava-annotations-to-entity-annotations")(command(EntitySettings, captions_to_annotations))
     app.command("train-val-test-split")(command(SplitSettings, split_images))
     app.command("annotate-images")(command(AnnotateSettings, annotate_images))
-    app.command("build")(command(BuildSettings, build_paintings))
+    app.command("build")(command(BuildSettings, alone(build_paintings, "out_dir")))
     return app
 
 

@@ -96,10 +96,11 @@ def change_annotations(
     inputs: Mapping[str, Any],
     change: Callable[[str, dict[str, Any]], str | None],
     redo: bool = True,
+    adds: str = "concept",
 ) -> Journal:
     """Change every annotations.json in place: change(stem, document), which may return what is missing.
 
-    A damaged file is renamed to .wrong and left out.
+    A damaged file is renamed to .wrong and left out. adds: the field that every entry has afterwards
     """
 
     def work(stem: str) -> Mapping[str, Any]:
@@ -117,7 +118,12 @@ def change_annotations(
             raise ValueError(missing)
         return {}
 
-    return run_step(stamp_path(entities_dir, step), inputs, entity_folders(entities_dir), work, redo)
+    def is_whole(stem: str, record: Mapping[str, Any]) -> bool:
+        path = entities_dir / stem / ANNOTATIONS
+        return path.is_file() and all(adds in entry for entry in read_intact(path).values())
+
+    items = entity_folders(entities_dir)
+    return run_step(stamp_path(entities_dir, step), inputs, items, work, redo, is_whole=is_whole)
 
 
 def read_intact(path: Path) -> dict[str, Any]:

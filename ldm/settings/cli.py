@@ -24,6 +24,7 @@ import typer
 from typer.core import TyperCommand
 
 from ldm import __version__
+from ldm.locks import alone
 from ldm.settings.arguments import common_options, spread_lists
 from ldm.settings.config import Layer, flag_name, load_config, merge_layers, nested, to_plain, yaml_layers
 from ldm.settings.later import quiet_libraries
@@ -144,7 +145,7 @@ def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer
             list[str] | None, typer.Argument(help="dotted for sections", metavar="[KEY=VALUE]...")
         ] = None,
     ) -> Any:
-        return _report_of(function, load_config(schema, config, overrides or []))
+        return _report_of(alone(function), load_config(schema, config, overrides or []))
 
     verb.__doc__ = inspect.getdoc(function)
     return single_app(verb, takes_keys(schema))

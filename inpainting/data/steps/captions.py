@@ -112,7 +112,11 @@ def captions_to_folder(settings: FolderSettings, redo: bool = True) -> Journal:
 
     files = sorted(source.glob("backup_*.json")) if source.is_dir() else [source]
     inputs = {"captions": [file_sha256(file) for file in files], "after": stamp_hash(out_dir, MAKE_ENTITIES)}
-    return run_step(stamp_path(out_dir, FOLDER_STEP), inputs, list(captions), work, redo)
+
+    def is_whole(stem: str, record: Mapping[str, Any]) -> bool:
+        return captions[stem].items() <= read_intact(out_dir / stem / RAW_CAPTIONS).items()
+
+    return run_step(stamp_path(out_dir, FOLDER_STEP), inputs, list(captions), work, redo, is_whole=is_whole)
 
 
 def captions_to_annotations(settings: EntitySettings, redo: bool = True) -> Journal:
@@ -133,4 +137,4 @@ def captions_to_annotations(settings: EntitySettings, redo: bool = True) -> Jour
         return f"{path} has no caption of {', '.join(lacking)}" if lacking else None
 
     inputs = {"after": [stamp_hash(entities_dir, step) for step in (MAKE_ENTITIES, FOLDER_STEP)]}
-    return change_annotations(entities_dir, ENTITIES_STEP, inputs, change, redo)
+    return change_annotations(entities_dir, ENTITIES_STEP, inputs, change, redo, "caption")

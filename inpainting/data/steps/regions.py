@@ -122,7 +122,14 @@ def make_regions(step: str, settings: RegionOutput, redo: bool) -> Journal:
         return {"regions": len(regions)}
 
     stamp = stamp_path(settings.out_dir, step)
-    return run_step(stamp, source.inputs, source.items, work, redo, settings.workers)
+
+    def is_whole(item: str, record: Mapping[str, Any]) -> bool:
+        folder, counts = settings.out_dir / Path(source.read(item)[0]).stem, {record["regions"]}
+        if step == MAKE_ENTITIES and counts != {0}:
+            counts.add(len(read_intact(folder / ANNOTATIONS)))
+        return counts == {sum(path.stat().st_size > 0 for path in folder.glob("mask_*.png"))}
+
+    return run_step(stamp, source.inputs, source.items, work, redo, settings.workers, is_whole)
 
 
 def region_files(

@@ -97,4 +97,4 @@ def extract_roots(settings: RootSettings, redo: bool = True) -> Journal:
             entry["noun_chunk_root"] = root_of(entry["concept"])
 
     inputs = {"method": name, "after": stamp_hash(settings.entities_dir, MAKE_ENTITIES)}
-    return change_annotations(settings.entities_dir, STEP, inputs, change, redo)
+    return change_annotations(settings.entities_dir, STEP, inputs, change, redo, "noun_chunk_root")

@@ -126,7 +126,12 @@ def split_images(
 
     for folder in folders:
         (image_dir / folder).mkdir(parents=True, exist_ok=True)
-    return run_step(stamp_path(image_dir, STEP), {"mode": mode, **inputs}, list(plan), work, redo)
+
+    def is_whole(name: str, record: Mapping[str, Any]) -> bool:
+        return (image_dir / record["split"] / name).is_file()
+
+    stamp = stamp_path(image_dir, STEP)
+    return run_step(stamp, {"mode": mode, **inputs}, list(plan), work, redo, is_whole=is_whole)
 
 
 def transfer(source: Path, target: Path, mode: str) -> None:
