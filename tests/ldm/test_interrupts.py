@@ -75,6 +75,8 @@ COMMANDS = [
     "run_inference.py image --background a.png --object b.png --box 0,0,1,1",
     "-m llava_bifrost.predict image --image a.png --instruction a",
     "-m cldm.evaluate --scenes 2",
+    "-m inpainting.paint --image a.png --masks b.png --prompts c",
+    "run_train_bifrost.py configs/tiny/compositor.yaml",
 ]
 
 
