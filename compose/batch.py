@@ -35,7 +35,7 @@ from compose.settings import BatchSettings, DreamBoothSettings, compositor_folde
 from compose.sheet import save_sheet
 from datasets.sources.readers import images_in, subfolders
 from ldm import __version__
-from ldm.files import file_sha256, hash_model, numbered_lines, read_json, write_json
+from ldm.files import file_sha256, hash_model, numbered_lines, read_json, same_file, write_json
 from ldm.journal import parse_line
 from ldm.locks import taken
 from ldm.registry.models import depth_folder
@@ -100,7 +100,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
                 raise ValueError(f"name must be letters, digits, _ - . and / for folders, got {name!r}")
             for key in PATHS:
                 if isinstance(values.get(key), str) and values[key] != GEOMETRIC:
-                    values[key] = (root / values[key]).as_posix()
+                    values[key] = same_file(root / values[key]).as_posix()
             settings = merge_layers(
                 ComposeSettings, [*below, Layer({"seed": seed_of(name) % 2**32, **values})]
             )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from ldm.files import visible_files
 from ldm.settings.config import load_config
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ def find_config(path: Path) -> Path:
     if file is not None and file.is_file():
         log.info("%s is %s here", path, file)
         return file
-    there = sorted(file.as_posix() for file in HERE.rglob("*.yaml"))
+    there = [file.as_posix() for file in visible_files(HERE, "**/*.yaml")]
     raise ValueError(f"--config-path: there is no file {path}; there are {', '.join(there) or 'none'}")
 
 

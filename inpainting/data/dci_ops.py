@@ -24,7 +24,7 @@ from inpainting.data.steps.regions import (
     pixel_box,
 )
 from inpainting.data.steps.split import TransferSettings, one_split_each, split_images
-from ldm.files import file_sha256, read_json
+from ldm.files import file_sha256, read_json, visible_files
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import setting
 
@@ -92,7 +92,7 @@ def annotation_files(folder: Path) -> dict[str, Path]:
     """The JSON files in a folder, sorted by name."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} of annotation files")
-    files = {path.name: path for path in sorted(folder.glob("*.json")) if not path.name.startswith(".")}
+    files = {path.name: path for path in visible_files(folder, "*.json")}
     if not files:
         raise ValueError(f"{folder} holds no annotation files (*.json)")
     return files

@@ -21,7 +21,7 @@ from inpainting.data.paintings import (
     read_entities,
     source_file,
 )
-from ldm.files import read_json
+from ldm.files import read_json, same_file
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 from ldm.settings.later import later
@@ -57,10 +57,10 @@ class GlobalSettings(ClipSettings):
     def pairs(self) -> Pairs:
         entries = read_json(source_file(self.annotations_path))
         for name in entries:
-            paths = [self.images_dir / split / Path(name).name for split in SPLITS]
+            paths = [same_file(self.images_dir / split / Path(name).name) for split in SPLITS]
             path = next((path for path in paths if path.is_file()), None)
             if path is not None:
-                yield name, path, partial(painting_description, entries, path.name)
+                yield name, path, partial(painting_description, entries, Path(name).name)
 
 
 @dataclass(frozen=True, kw_only=True)

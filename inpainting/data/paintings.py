@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.sources.readers import IMAGES, images_in
+from datasets.sources.readers import IMAGES, images_in, subfolders
 from inpainting.prompts import ANSWER_MARK
 from ldm.files import nfc, read_json, write_atomic
 from ldm.images import read_image, read_mask
@@ -164,12 +164,8 @@ def image_map(image_dir: Path) -> dict[str, Path]:
     """File name -> image, of a folder of images before or after the split (published look-up)."""
     if not image_dir.is_dir():
         raise ValueError(f"there is no folder {image_dir}; {GET_IMAGES.format(image_dir)}")
-    folders = [*visible_folders(image_dir), image_dir]
+    folders = [*subfolders(image_dir), image_dir]
     return {nfc(path.name): path for folder in folders for path in images_in(folder)}
-
-
-def visible_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def checked_name(name: str) -> str:
@@ -182,7 +178,7 @@ def checked_name(name: str) -> str:
 
 def entity_folders(entities_dir: Path) -> list[str]:
     """The stems in a folder of entities, sorted."""
-    stems = [path.name for path in visible_folders(entities_dir)] if entities_dir.is_dir() else []
+    stems = [path.name for path in subfolders(entities_dir)] if entities_dir.is_dir() else []
     if not stems:
         command = f"python -m inpainting.data.ops {MAKE_ENTITIES}"
         raise ValueError(f"{entities_dir} holds no folder of an image; `{command}` makes them")

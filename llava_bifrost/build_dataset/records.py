@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from datasets.relations import Place
-from ldm.files import read_json
+from ldm.files import read_json, same_file
 from llava_bifrost.language.answer import format_answer, parse_answer
 from llava_bifrost.language.instruction import PHRASES, Request, make_question, parse_instruction
 
@@ -121,7 +121,7 @@ def read_records(path: Path) -> list[LocatorRecord]:
                     "or the model would learn to answer without looking"
                 )
             folders = (path.parent / "images", path.parent)
-            files = [folder / image for folder in folders if (folder / image).is_file()]
+            files = [file for folder in folders if (file := same_file(folder / image)).is_file()]
             if not files:
                 raise ValueError(f"image {image} is neither in {folders[0]} nor in {folders[1]}")
             question = " ".join(question.replace(IMAGE, " ").split())

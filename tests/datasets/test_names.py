@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compose.batch import read_jobs
 from datasets.sources.readers import images_in
 from datasets.sources.still import FolderConfig, LvisConfig, MaskedFolder, SaliencyConfig, SamConfig
 from datasets.sources.video import MvImgNetConfig, VipSegConfig
 from inpainting.data.paintings import image_map
+from inpainting.data.steps.split import SplitSettings, split_images
 from ldm.checkpoints import read_weights
 from ldm.files import hash_folder, nfc, same_file, visible_files
 from ldm.images import read_depth, read_image, read_mask, write_depth, write_mask, write_png
 from ldm.precompute_depth import DepthSettings, estimate_tree
 from ldm.registry.pull import hashes_of
 from ldm.weight_files import open_weights
+from llava_bifrost.build_dataset.records import read_records
 from tests.conftest import ROOT
 from tests.datasets import trees
 
@@ -187,3 +190,32 @@ def test_depth_maps_are_made_of_visible_images_alone(tmp_path, small_depth_netwo
 
 def test_bundled_weights_have_no_hidden_companions():
     assert all(not path.name.startswith(".") for path in visible_files(ROOT / "assets/tiny", "**/*"))
+
+
+@pytest.mark.parametrize(("on_disk", "asked"), FORMS)
+def test_jobs_and_records_find_names_of_either_form(tmp_path, on_disk, asked):
+    name, folder = f"{form(on_disk, CAFE)}.png", tmp_path / "images"
+    put(tmp_path, form(on_disk, CAFE))
+    job = {"name": "a", "background": f"images/{form(asked, CAFE)}.png", "object": f"images/{name}",
+           "box": [0.1, 0.1, 0.5, 0.5], "depth": [0.5]}  # fmt: skip
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(job) + "\n")
+    (read,) = read_jobs(tmp_path / "jobs.jsonl", None, tmp_path)
+    assert read.settings.background == folder / name
+    said = {"human": "<image>\nPlace the cup", "gpt": "[0.1, 0.1, 0.5, 0.5], 0.5."}
+    turns = [{"from": speaker, "value": text} for speaker, text in said.items()]
+    record = {"id": "a", "image": f"{form(asked, CAFE)}.png", "conversations": turns}
+    (tmp_path / "data.json").write_text(json.dumps([record]))
+    assert read_records(tmp_path / "data.json")[0].image == folder / name
+
+
+@pytest.mark.parametrize(("on_disk", "asked"), FORMS)
+def test_splits_keep_the_names_of_images(tmp_path, on_disk, asked):
+    name = f"{form(on_disk, CAFE)}.png"
+    write_png(tmp_path / "images" / name, trees.image(0)[0])
+    (tmp_path / "masks" / form(asked, CAFE)).mkdir(parents=True)
+    table = tmp_path / "split.csv"
+    table.write_text(f"file_name,split\n{form(asked, CAFE)}.png,val\n", encoding="utf-8")
+    split_images(
+        SplitSettings(image_dir=tmp_path / "images", masks_dir=tmp_path / "masks", split_df_path=table)
+    )
+    assert [path.name for path in (tmp_path / "images/val").iterdir()] == [name]

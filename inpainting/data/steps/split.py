@@ -115,13 +115,14 @@ def split_images(
             raise ValueError(f"the table gives it the split {folder!r}, allowed are {', '.join(SPLITS)}")
         if name not in images:
             raise ValueError(f"no such image in {image_dir}")
-        source, target = images[name], image_dir / folder / name
+        source = images[name]
+        target = image_dir / folder / source.name
         split_before = source.parent.resolve().parent == image_dir.resolve()  # no unsplit original is left
         if source != target:
             transfer(source, target, "move" if split_before else mode)
         for other in folders:
             if other != folder:
-                (image_dir / other / name).unlink(missing_ok=True)
+                (image_dir / other / source.name).unlink(missing_ok=True)
         return {"split": folder}
 
     for folder in folders:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm.files import numbered_lines
+from ldm.files import numbered_lines, same_file
 from ldm.images import read_image
 from ldm.journal import parse_line
 
@@ -58,7 +58,7 @@ class Prediction:
         if not self.image:
             return None
         data_dir = Path(self.image).resolve().parents[:3][-1]
-        path = data_dir / "entities" / self.stem / f"{self.region}.png"
+        path = same_file(data_dir / "entities" / self.stem / f"{self.region}.png")
         return path if path.is_file() else None
 
     def read_crop(self) -> np.ndarray:
