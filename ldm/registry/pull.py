@@ -50,9 +50,9 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
             allowed = " or ".join(sorted(set(hashes.values())))
             raise ValueError(f"{offline}: SHA-256 is {file_sha256(offline)}, expected {allowed}")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
-            fill(model, Path(place) / folder.name, offline)
-            return finalize_download(model, Path(place) / folder.name, offline)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            fill(model, Path(temporary) / folder.name, offline)
+            return finalize_download(model, Path(temporary) / folder.name, offline)
     partial = folder.with_name(folder.name + ".partial")
     tried: list[str] = []
     if offline is not None:
