@@ -11,7 +11,7 @@ from inpainting.models.text_to_image.canvas import RegionPrompt, pair_masks
 from inpainting.models.text_to_image.load import load_inpainter, read_inpainter_config
 from inpainting.models.text_to_image.pipeline import PaintResult, paint
 from inpainting.paint import FULL_MODEL, TINY_MODEL, PaintSettings
-from inpainting.prompts import COLORS, palette
+from inpainting.prompts import paint_masks, palette
 from ldm.decode import LoadedImage
 from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256
@@ -21,6 +21,8 @@ from ldm.registry.models import resolve_model_path
 from ldm.result import beside, log_result, output_paths, sample_paths, save_result, write_result
 from ldm.settings.config import to_plain
 from ldm.sheet import grid
+
+TINT = 0.65  # opacity of masks in the sheet; chosen
 
 
 def run_paint(settings: PaintSettings) -> dict[str, Any]:
@@ -37,10 +39,11 @@ def run_paint(settings: PaintSettings) -> dict[str, Any]:
     result = paint_regions(settings, image, regions)
     sheet_u8 = None
     if settings.sheet:
-        after = [sample.rgb_u8 for sample in result.images]
-        cells = [image.rgb_u8, colored(image.rgb_u8, result.regions), *after]
+        colors, masks = palette(len(masks)), [region.mask for region in result.regions]
+        tinted_u8 = paint_masks(image.rgb_u8, masks, colors, [TINT] * len(masks))
+        cells = [image.rgb_u8, tinted_u8, *(sample.rgb_u8 for sample in result.images)]
         titles = ["image", "regions", *(f"seed {seed}" for seed in result.seeds)]
-        named = zip(palette(len(result.regions)), result.regions, strict=True)
+        named = zip(colors, result.regions, strict=True)
         label = "; ".join(f"{color}: {region.prompt}" for color, region in named)
         sheet_u8 = grid([cells], titles, [label])
     return save_painting(settings, result, sheet_u8)
@@ -99,14 +102,3 @@ def paint_regions(
     )
     progress, samples = sys.stderr.isatty(), settings.num_samples
     return paint(image, regions, pipe, settings.seed, settings.options, samples=samples, progress=progress)
-
-
-def colored(image_u8: np.ndarray, regions: Sequence[RegionPrompt], colors: Sequence[str] = ()) -> np.ndarray:
-    """The image with each mask tinted, larger masks below smaller ones; colors: names in prompts.COLORS."""
-    shown = image_u8.copy()
-    named = zip(colors or palette(len(regions)), regions, strict=True)
-    order = sorted(named, key=lambda item: -item[1].mask.sum())
-    for color, region in order:
-        tint = np.array(COLORS[color], np.float32)
-        shown[region.mask] = np.rint(0.35 * image_u8[region.mask] + 0.65 * tint).astype(np.uint8)
-    return shown

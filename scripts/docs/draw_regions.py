@@ -17,11 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from datasets.geometry import mask_of_box
-from inpainting.models.text_to_image.canvas import RegionPrompt
 from inpainting.models.text_to_image.config import LAYOUTS
 from inpainting.models.text_to_image.rca import attention_sizes, log_visibility, region_bias
-from inpainting.painting import colored
-from inpainting.prompts import COLORS
+from inpainting.painting import TINT
+from inpainting.prompts import COLORS, paint_masks
 from ldm.files import write_atomic
 from ldm.images import read_image, write_mask
 from ldm.settings.cli import run_module, single_app
@@ -104,7 +103,8 @@ def draw_regions(
     regions = torch.from_numpy(np.stack([mask_of_box(box, size) for box in boxes]))[None]
     figure = Figure(figsize=(13, 6.4), dpi=100)
     panel = figure.add_axes((0.03, 0.5, 0.27, 0.42))
-    panel.imshow(colored(room_u8, [RegionPrompt(mask.numpy(), "") for mask in regions[0]], PAIRS))
+    tints = [TINT] * len(boxes)
+    panel.imshow(paint_masks(room_u8, [mask.numpy() for mask in regions[0]], PAIRS, tints))
     panel.set_title("an image, four masks, four prompts", fontsize=10.5, color=INK)
     panel.axis("off")
     row = figure.add_axes((0.395, 0.83, 0.59, 0.06))
