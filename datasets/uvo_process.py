@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from datasets.sources.video import frames_by_video
+from datasets.sources.coco import json_entry, records_by_id
 from ldm.files import read_json, write_atomic
 from ldm.settings.cli import run_module, single_app
 
@@ -24,7 +24,8 @@ def process(
     out: Annotated[Path, typer.Argument(help="JSON file to write", metavar="OUT_JSON")],
 ) -> None:
     """Write the frames of every UVO video as one JSON object."""
-    frames = frames_by_video(read_json(annotations), annotations)
+    videos = records_by_id(read_json(annotations), "videos", annotations)
+    frames = {key: json_entry(video, "file_names", annotations, list) for key, video in videos.items()}
     write_atomic(out, (json.dumps(frames) + "\n").encode())
     log.info("%d videos, %d frames: %s", len(frames), sum(map(len, frames.values())), out)
 

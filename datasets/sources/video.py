@@ -77,12 +77,14 @@ class YoutubeConfig(VideoConfig):
         if self.masks is None:
             raise ValueError(f"masks: {self.meta} needs the folder of id images")
         folder(self.masks, "masks")
-        items = []
-        for video, record in coco.json_entry(read_json(self.meta), "videos", self.meta).items():
-            listed = {int(label): entry["frames"] for label, entry in record["objects"].items()}
-            objects = {label: frames for label, frames in listed.items() if frames}
-            if objects:
-                items.append((video, objects))
+
+        def with_objects(video: dict[str, Any]) -> Item:
+            listed = {int(label): entry["frames"] for label, entry in video["record"]["objects"].items()}
+            return video["id"], {label: frames for label, frames in listed.items() if frames}
+
+        records = coco.json_entry(read_json(self.meta), "videos", self.meta, dict).items()
+        videos = [{"id": video, "record": record} for video, record in records]
+        items = [item for item in coco.usable(videos, with_objects, self.meta, "videos") if item[1]]
         return require(sorted(items), f"videos with objects in {self.meta}")
 
     def views(self, item: Item) -> Iterator[ObjectView]:
@@ -116,8 +118,9 @@ class VipSegConfig(VideoConfig):
         return require([(video.name, video) for video in videos], f"videos in {self.masks}")
 
     def views(self, item: Item) -> Iterator[ObjectView]:
-        for mask in images_in(item[1], (".png",)):
-            yield ObjectView(self._image(mask), partial(self._any_object, mask), self.tree)
+        for path in images_in(item[1], (".png",)):
+            mask = lambda path=path: mask_of_id(self._ids(path), None, path)  # noqa: E731
+            yield ObjectView(self._image(path), mask, self.tree)
 
     def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
         paths = self.two_of(images_in(item[1], (".png",)), item, rng)
@@ -131,9 +134,6 @@ class VipSegConfig(VideoConfig):
             for path, frame_ids in zip(paths, ids, strict=True)
         )
         return first, second
-
-    def _any_object(self, mask: Path) -> np.ndarray:
-        return mask_of_id(self._ids(mask), None, mask)
 
     def _ids(self, mask: Path) -> np.ndarray:
         """The ids (h, w) of a frame, 0 where there is no object."""
@@ -167,28 +167,30 @@ class UvoConfig(VideoConfig):
 
     def read(self) -> list[Item]:
         document, path = read_json(self.video_json), self.video_json
-        videos, frames = coco.records_by_id(document, "videos", path), frames_by_video(document, path)
-        if self.image_json is not None:
-            frames = read_json(self.image_json)
+        videos = coco.records_by_id(document, "videos", path)
+        frames = None if self.image_json is None else read_json(self.image_json)
 
         def shown(entry: dict[str, Any]) -> Item:
             video = coco.lookup(videos, entry["video_id"], "video")
-            names = coco.lookup(frames, entry["video_id"], "list of frames for video")
+            names = video["file_names"]
+            if frames is not None:
+                names = coco.lookup(frames, entry["video_id"], "list of frames for video")
             # The frames of a list of their own may be fewer.
-            pairs = zip(names, entry["segmentations"], strict=self.image_json is None)
+            pairs = zip(names, entry["segmentations"], strict=frames is None)
             segments = [pair for pair in pairs if pair[1] and not entry.get("iscrowd")]
-            order = str(entry["video_id"]), coco.id_order(entry["id"])
-            return order, (video["height"], video["width"]), segments
+            return f"{entry['video_id']}/{entry['id']}", (video["height"], video["width"]), segments
 
-        annotations = coco.records_by_id(document, "annotations", path).values()
-        items = sorted(coco.usable(annotations, shown, path, "annotations"), key=lambda item: item[0])
-        named = [(f"{order[0]}/{order[1][1]}", size, segments) for order, size, segments in items if segments]
-        return require(named, f"annotated objects in {path}")
+        annotations = sorted(
+            coco.records_by_id(document, "annotations", path).values(),
+            key=lambda entry: (str(entry.get("video_id")), coco.id_order(entry["id"])),
+        )
+        items = coco.usable(annotations, shown, path, "annotations")
+        return require([item for item in items if item[2]], f"annotated objects in {path}")
 
     def views(self, item: Item) -> Iterator[ObjectView]:
         _, size, shown = item
         for frame, segmentation in shown:
-            image = self.images / frame
+            image = self.images / coco.posix_name(frame)
             yield ObjectView(image, partial(coco.segment_mask, segmentation, size, str(image)), self.tree)
 
 
@@ -197,15 +199,6 @@ class UvoValConfig(UvoConfig):
     """The validation part, whose videos are annotated densely."""
 
     interval: int = apart(5)
-
-
-def frames_by_video(document: object, path: Path) -> dict[str, list[str]]:
-    """The frames of every video of an annotation file of UVO."""
-    videos = coco.usable(
-        coco.json_entry(document, "videos", path, list),
-        lambda video: (str(video["id"]), list(map(coco.posix_name, video["file_names"]))), path, "videos",
-    )  # fmt: skip
-    return dict(videos)
 
 
 @dataclass(frozen=True, kw_only=True)

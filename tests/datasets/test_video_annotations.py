@@ -140,3 +140,28 @@ def test_things_only_leaves_out_the_stuff_of_vipseg(tree):
         Image.fromarray(np.full((*SIZE, 3), (0, 60, 1), np.uint8)).save(path)
     with pytest.raises(ValueError, match="things_only: .*v/[01].png holds colours; set masks to the folder"):
         things.config.draw(things.items[0], np.random.default_rng(0))
+
+
+def test_one_damaged_video_of_youtube_vos_is_left_out(tmp_path, caplog):
+    trees.youtube(tmp_path)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    meta["videos"]["v1"] = {"objects": {"3": {"category": "ball"}}}
+    trees.save_json(tmp_path / "meta.json", meta)
+    names = {"images": "JPEGImages", "depth": "Depth", "masks": "Annotations", "meta": "meta.json"}
+    config = YoutubeConfig(**{key: tmp_path / name for key, name in names.items()})
+    source = config.open()
+    assert [source.name(k) for k in range(len(source))] == ["v0", "v2"]
+    assert "1 of 3 videos cannot be used: v1 ('frames' is missing); left out" in caplog.text
+    meta["videos"]["v2"] = None
+    trees.save_json(tmp_path / "meta.json", meta)
+    with pytest.raises(ValueError, match="2 of 3 videos cannot be used: v1 .*, v2 "):
+        config.open()
+
+
+def test_frames_written_on_windows_are_found(tree):
+    path = videos(tree, [runs(square())] * 4)
+    document = json.loads(path.read_text())
+    document["videos"][0]["file_names"] = [f"v1\\{k:05d}.jpg" for k in range(4)]
+    path.write_text(json.dumps(document))
+    source = UvoConfig(images=tree.images, depth=tree.depth, video_json=path).open()
+    assert all(view.image.is_file() for view in source.views(0))
