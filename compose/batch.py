@@ -243,7 +243,7 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
     if max(Counter(numbers).values()) > 1:
         numbers = stems
     given = to_plain({name: getattr(settings, name) for name in ("mode", "model", "depth_model")})
-    below = [] if settings.defaults is None else yaml_layers(settings.defaults)
+    below = [] if settings.config is None else yaml_layers(settings.config)
     jobs, taken = [], dict[str, tuple[str, bool]]()
     for concept, (image, mask) in sorted(objects.items()):
         for stem, number in zip(stems, numbers, strict=True):
@@ -271,5 +271,5 @@ def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
     if isinstance(settings, DreamBoothSettings):
         jobs = dreambooth_jobs(settings)
     else:
-        jobs = read_jobs(settings.jobs, settings.defaults, settings.root)
+        jobs = read_jobs(settings.jobs, settings.config, settings.root)
     return run_jobs(jobs, settings.out, settings.shard, settings.overwrite, settings.sheet)

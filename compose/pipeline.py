@@ -148,6 +148,9 @@ def compose(
     sampling, options = sampling_of(settings, models)
     if settings.compat and settings.depth is None and settings.plain_mode in DEPTH_MODES:
         settings = replace(settings, depth=PRESETS[settings.compat].depth)
+    if (trained := models.config.pair.hf_mode) != options.hf_mode:  # only --compat changes it
+        text = "--compat %s shows the model hf_mode %s, but it was trained with %s: expect a poor object"
+        logger.warning(text, settings.compat, options.hf_mode, trained)
     for note in ignored_options(settings, sampling):
         logger.warning("%s", note)
     with timer.stage("read"):

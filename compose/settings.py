@@ -13,6 +13,7 @@ from typing import Any
 from cldm.config import PRESETS, missing_parts
 from datasets.fusion import ALIASES, MODES
 from datasets.geometry import box_to_01, check_box01
+from ldm.files import located
 from ldm.memory import as_file
 from ldm.registry.models import FULL_DEPTH, TINY_DEPTH, resolve_model_path
 from ldm.result import overwrite_setting
@@ -180,7 +181,7 @@ class ComposeSettings(LocatorOptions):
 def compositor_folder(chosen: Path | None = None) -> Path:
     """The compositor to use: the chosen one, else the full-size one where it is complete."""
     full = resolve_model_path(FULL_MODEL)
-    return chosen or (TINY_MODEL if missing_parts(full) else full)
+    return chosen or (located(TINY_MODEL) if missing_parts(full) else full)
 
 
 DEFAULTS = Path("configs/inference.yaml")
@@ -204,7 +205,9 @@ class DreamBoothSettings(CheckedSettings):
     depth_model: Path | None = setting(None, help="depth network folder, as in the image verb")
     seed: int = setting(0, low=0, help="every pair has a seed of its own, made of this and its name")
     shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
-    defaults: Path | None = setting(DEFAULTS, help="YAML file of all other settings; none: the built-in ones")
+    config: Path | None = setting(
+        DEFAULTS, was=("defaults",), help="YAML file of all other settings; none: the built-in ones"
+    )
     overwrite: bool = overwrite_setting()
     sheet: bool = setting(False, help=SHEET_HELP)
 
@@ -256,7 +259,9 @@ class BatchSettings(CheckedSettings):
     )
     out: Path = setting(Path("outputs/batch"), help="folder of the results, NAME.png and NAME.json each")
     shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
-    defaults: Path | None = setting(DEFAULTS, help="YAML file of settings below those of the jobs")
+    config: Path | None = setting(
+        DEFAULTS, was=("defaults",), help="YAML file of settings below those of the jobs; none: built-in ones"
+    )
     root: Path = setting(Path("."), help="folder that relative paths in the jobs start from")
     overwrite: bool = overwrite_setting()
     sheet: bool = setting(False, help=SHEET_HELP)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ldm.files import visible_files
+from ldm.files import located, visible_files
 from ldm.settings.config import load_config
 
 T = TypeVar("T")
@@ -31,11 +31,11 @@ def find_config(path: Path) -> Path:
     if path.is_file():
         return path
     inside = re.search(r"(?:^|/)(?:models/configs|configs/inpainting)/(.+)", path.as_posix())
-    file = HERE / ALIASES.get(inside[1], inside[1]) if inside else None
+    file = located(HERE / ALIASES.get(inside[1], inside[1])) if inside else None
     if file is not None and file.is_file():
         log.info("%s is %s here", path, file)
         return file
-    there = [file.as_posix() for file in visible_files(HERE, "**/*.yaml")]
+    there = [file.as_posix() for file in visible_files(located(HERE), "**/*.yaml")]
     raise ValueError(f"--config-path: there is no file {path}; there are {', '.join(there) or 'none'}")
 
 

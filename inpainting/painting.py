@@ -14,7 +14,7 @@ from inpainting.paint import FULL_MODEL, TINY_MODEL, PaintSettings
 from inpainting.prompts import paint_masks, palette
 from ldm.decode import LoadedImage
 from ldm.device import pick_device, pick_dtype
-from ldm.files import file_sha256
+from ldm.files import file_sha256, located
 from ldm.images import encode_png, read_image, read_mask
 from ldm.latents import scheduler_class
 from ldm.registry.models import resolve_model_path
@@ -81,7 +81,7 @@ def save_painting(
 def painter_folder(settings: PaintSettings) -> Path:
     """The model that paints; ValueError if its folder is not complete."""
     full = resolve_model_path(FULL_MODEL)
-    folder = settings.model or (full if full.is_dir() else TINY_MODEL)
+    folder = settings.model or (full if full.is_dir() else located(TINY_MODEL))
     read_inpainter_config(folder)
     return folder
 

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]  # of the repository
+SHIPPED = ("assets", "configs")  # folders of it that commands read
 LOADED = (".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".jinja")  # endings in model folders
 NOT_LOADED = ("manifest.json", "hashes.json")  # of model folders: how a model was made, where it came from
 _HASHES: dict[tuple[int, ...], str] = {}
@@ -83,6 +85,13 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a CSV table: {error}") from None
     return rows
+
+
+def located(path: Path | str) -> Path:
+    """A path as it is; what comes with the code beside the code where it does not lie where one stands."""
+    path = Path(path)
+    shipped = len(path.parts) > 1 and path.parts[0] in SHIPPED
+    return ROOT / path if shipped and not path.exists() and (ROOT / path).exists() else path
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:

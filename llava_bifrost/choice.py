@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ldm.files import located
 from ldm.registry.models import resolve_model_path
 from ldm.settings.config import CheckedSettings, setting
 
@@ -43,7 +44,7 @@ class LocatorOptions(CheckedSettings):
             return self.locator
         if (full / "config.json").is_file():
             return full.as_posix()
-        return TINY.as_posix() if self.anchors is None and self.detector is None else GEOMETRIC
+        return located(TINY).as_posix() if self.anchors is None and self.detector is None else GEOMETRIC
 
 
 WITH_SENTENCE = {field.name: field.default for field in fields(LocatorOptions)}  # they need an instruction

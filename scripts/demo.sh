@@ -24,7 +24,7 @@ for argument in "$@"; do
     --out=*) out=${argument#--out=} ;;
     esac
 done
-"$VENV_PY" run_inference.py image --config configs/demo.yaml "$@"
+"$VENV_PY" "${AT}run_inference.py" image --config configs/demo.yaml "$@"
 echo "[demo] the PNG (recipe inside), the JSON report and the contact sheet:"
 for file in "${out%.png}"*.png "${out%.png}"*.json; do
     if [ -e "$file" ]; then echo "[demo]   $file"; fi

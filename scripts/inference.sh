@@ -14,18 +14,18 @@ missing() {
     printf '    %s\n' "$@" >&2
     exit 2
 }
-if given help "$@"; then exec "$VENV_PY" run_inference.py image --help; fi
-if ! given model "$@" && [ ! -e models/bifrost/compositor.json ] && [ ! -e assets/tiny/compositor/compositor.json ]
-then
-    missing assets/tiny/compositor "git checkout -- assets/tiny" \
+if given help "$@"; then exec "$VENV_PY" "${AT}run_inference.py" image --help; fi
+small=assets/tiny/compositor
+if ! given model "$@" && [ ! -e models/bifrost/compositor.json ] && [ ! -e "$AT$small/compositor.json" ]; then
+    missing "$small" "git checkout -- assets/tiny" \
         "or train one: sh scripts/train.sh && sh scripts/inference.sh --model runs/tiny/bifrost/model"
 fi
 if ! given background "$@" && ! given config "$@"; then
-    [ -e "$example/room.png" ] || missing "$example" ".venv/bin/python -m scripts.docs.make_examples"
+    [ -e "$AT$example/room.png" ] || missing "$example" ".venv/bin/python -m scripts.docs.make_examples"
     place="--box 0.28,0.01,0.68,0.64"
     if given instruction "$@"; then place="--anchors $example/anchors.json"; fi
     # shellcheck disable=SC2086  # two words
     set -- --background "$example/room.png" --object "$example/object.png" \
         --background-depth "$example/room_depth.png" $place --out outputs/inference/composite.png "$@"
 fi
-exec "$VENV_PY" run_inference.py image "$@"
+exec "$VENV_PY" "${AT}run_inference.py" image "$@"

@@ -1,4 +1,5 @@
-# Sourced by the other scripts (POSIX sh). Sets ROOT and VENV_PY and makes the environment .venv when needed.
+# Sourced by the other scripts (POSIX sh). Sets ROOT, AT and VENV_PY and makes the environment .venv when needed.
+# Scripts stay in the folder where the user stands; AT is what comes before names of the repository there.
 #
 #   PYTHON           the Python to build .venv with (default python3; 3.10 to 3.13)
 #   TORCH_INDEX_URL  where torch is installed from, e.g. the CPU index of PyTorch (default: pip's own index)
@@ -7,7 +8,8 @@
 # .venv/.installing exists the environment is incomplete, and the next run rebuilds it.
 
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-cd "$ROOT" || exit 1
+AT=$ROOT/
+if [ "$(pwd -P)" = "$(cd -- "$ROOT" && pwd -P)" ]; then AT=; fi
 VENV=$ROOT/.venv
 VENV_PY=$VENV/bin/python
 PYTHON=${PYTHON:-python3}
@@ -84,21 +86,23 @@ make_environment() {
     [ -n "$kept" ] && [ ! -e "$VENV/.own-torch" ] && keep_torch "${kept%% *}" "${kept#* }"
     if ! "$VENV_PY" -W ignore -c 'import torch' 2>/dev/null; then
         : >"$VENV/.own-torch"
-        torch=$(grep '^torch==' requirements.txt)
+        torch=$(grep '^torch==' "$ROOT/requirements.txt")
         install "installing $torch${TORCH_INDEX_URL:+ from $TORCH_INDEX_URL}" \
             ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$torch"
     fi
     # The torch that is there now is what every other library has to live with.
-    grep -v '^torch==' requirements.txt >"$VENV/requirements.txt"
+    grep -v '^torch==' "$ROOT/requirements.txt" >"$VENV/requirements.txt"
     "$VENV_PY" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
         >"$VENV/constraints.txt"
     install "installing the tested libraries (one to three minutes the first time)" \
         -r "$VENV/requirements.txt" -c "$VENV/constraints.txt"
-    cksum <requirements.txt >"$VENV/.requirements"
+    cksum <"$ROOT/requirements.txt" >"$VENV/.requirements"
     rm -f "$VENV/.installing"
 }
 
 if [ -e "$VENV/.installing" ] || [ ! -x "$VENV_PY" ] ||
-    [ "$(cat "$VENV/.requirements" 2>/dev/null)" != "$(cksum <requirements.txt)" ]; then
+    [ "$(cat "$VENV/.requirements" 2>/dev/null)" != "$(cksum <"$ROOT/requirements.txt")" ]; then
     make_environment
 fi
+# Modules of the repository are found from everywhere, and nothing of the user's folder is taken for one.
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1

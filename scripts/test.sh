@@ -4,6 +4,7 @@
 # BIFROST_TEST_DATA names a folder of extra real data; tests that need it are skipped without it.
 set -eu
 . "$(dirname -- "$0")/setup.sh"
+cd "$ROOT"
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 # Two threads on a busy two-core machine are several times slower than one.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

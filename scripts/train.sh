@@ -13,7 +13,7 @@ case ${1:-} in
     shift
     ;;
 esac
-if [ ! -e "$config" ]; then
+if [ ! -e "$config" ] && [ ! -e "$AT$config" ]; then
     echo "[train] error: $config does not exist; this lists the settings there are:" >&2
     echo "    ls configs configs/*/*.yaml" >&2
     exit 2
@@ -44,4 +44,4 @@ configs/tiny/compositor.yaml)
     fi
     ;;
 esac
-exec "$VENV_PY" run_train_bifrost.py "$config" "$@"
+exec "$VENV_PY" "${AT}run_train_bifrost.py" "$config" "$@"

@@ -14,7 +14,7 @@ case ${1:-} in
     ;;
 esac
 need() {
-    if [ ! -e "$1" ]; then
+    if [ ! -e "$1" ] && [ ! -e "$AT$1" ]; then
         echo "[train_llava] error: $1 does not exist; this gets it:" >&2
         shift
         for line; do echo "    $line" >&2; done

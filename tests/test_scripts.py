@@ -23,10 +23,12 @@ from tests.pages import rehearse
 STUB = """#!/bin/sh
 for word; do printf '%s ' "$word" >>"$STUB_LOG"; done
 echo >>"$STUB_LOG"
+pwd >>"$STUB_LOG.folders"
+echo "$PYTHONPATH $PYTHONSAFEPATH" >>"$STUB_LOG.paths"
 if [ "$1" = - ]; then cat >/dev/null; fi
 exit "${STUB_CODE:-0}"
 """
-SCRIPTS = ["setup", "demo", "inference", "train"]
+SCRIPTS = ["setup", "demo", "inference", "train", "train_llava", "convert_weight"]
 FILES = ["requirements.txt", "configs/tiny/compositor.yaml", "configs/bifrost.yaml"]
 EXAMPLES_MB = 1.5
 
@@ -38,13 +40,15 @@ class Checkout:
     folder: Path
     shell: str
 
-    def run(self, script: str, *arguments: str, **settings: str) -> tuple[int, str, list[str]]:
-        """Exit code, output and noted calls of a script that is started from another folder."""
+    def run(
+        self, script: str, *arguments: str, start: Path | None = None, **settings: str
+    ) -> tuple[int, str, list[str]]:
+        """Exit code, output and noted calls of a script that is started at the root, or from `start`."""
         log = self.folder / "calls.log"
         log.write_text("")
         done = subprocess.run(
             [self.shell, str(self.folder / script), *arguments],
-            cwd=self.folder.parent,
+            cwd=start or self.folder,
             env={"PATH": os.environ["PATH"], "STUB_LOG": str(log), **settings},
             capture_output=True,
             text=True,
@@ -88,6 +92,46 @@ def test_scripts_are_valid_in_every_shell(script, shell):
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell}")
     subprocess.run([shell, "-n", str(ROOT / f"scripts/{script}.sh")], check=True)
+
+
+@pytest.mark.parametrize(
+    ("script", "given", "called"),
+    [
+        (
+            "demo",
+            ["--out", "mine/a.png"],
+            "run_inference.py image --config configs/demo.yaml --out mine/a.png",
+        ),
+        ("inference", ["--background", "a b.png"], "run_inference.py image --background a b.png"),
+        ("inference", ["--help"], "run_inference.py image --help"),
+        ("train", ["configs/bifrost.yaml", "out=mine"], "run_train_bifrost.py configs/bifrost.yaml out=mine"),
+        ("train", ["my.yaml"], "run_train_bifrost.py my.yaml"),
+        ("train_llava", ["my.yaml", "data=mine"], "-m llava_bifrost.train my.yaml data=mine"),
+        ("convert_weight", ["bifrost", "--source", "w.ckpt"], "-m cldm.convert bifrost"),
+    ],
+)
+def test_scripts_stay_where_the_user_stands(checkout, tmp_path, script, given, called):
+    """Relative names are the user's; files and modules of the repository are found all the same."""
+    checkout.make("assets/tiny/compositor/compositor.json")
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "my.yaml").touch()
+    code, _, calls = checkout.run(f"scripts/{script}.sh", *given, start=here)
+    assert code == 0
+    assert calls[-1].strip().startswith(called if called[0] == "-" else f"{checkout.folder}/{called}")
+    log = checkout.folder / "calls.log"
+    assert set(Path(f"{log}.folders").read_text().splitlines()) == {str(here)}
+    assert set(Path(f"{log}.paths").read_text().splitlines()) == {f"{checkout.folder} 1"}
+
+
+def test_the_example_is_found_from_another_folder(checkout, tmp_path):
+    checkout.make("assets/tiny/compositor/compositor.json", "assets/examples/pyramid/room.png")
+    (tmp_path / "here").mkdir()
+    code, _, calls = checkout.run("scripts/inference.sh", start=tmp_path / "here")
+    assert code == 0
+    assert "--background assets/examples/pyramid/room.png" in calls[-1]
+    code, output, _ = checkout.run("scripts/train.sh", "configs/none.yaml", start=tmp_path / "here")
+    assert (code, "configs/none.yaml does not exist" in output) == (2, True)
 
 
 def test_demo_composes_and_names_the_files(checkout):

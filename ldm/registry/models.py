@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm.files import visible_files
+from ldm.files import located, visible_files
 from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
 
 FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
@@ -87,7 +87,7 @@ def resolve_model_path(path: Path) -> Path:
 def depth_folder(chosen: Path | None = None) -> Path:
     """The depth network to use: the chosen one, else the full-size one where it is there."""
     full = resolve_model_path(FULL_DEPTH)
-    return chosen or (full if (full / "config.json").is_file() else TINY_DEPTH)
+    return chosen or (full if (full / "config.json").is_file() else located(TINY_DEPTH))
 
 
 def folder_of(model: Model) -> Path:

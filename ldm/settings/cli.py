@@ -24,6 +24,7 @@ import typer
 from typer.core import TyperCommand
 
 from ldm import __version__
+from ldm.files import located
 from ldm.locks import alone
 from ldm.settings.arguments import common_options, spread_lists
 from ldm.settings.config import Layer, flag_name, load_config, merge_layers, nested, to_plain, yaml_layers
@@ -53,7 +54,7 @@ def command(
     `config`. A flag that is not given leaves the YAML's or the dataclass's value, which the help text shows.
     What `function` returns is the object that `--json` prints; without it that names `out` of the settings.
     """
-    found = default_config if default_config is not None and default_config.is_file() else None
+    found = None if default_config is None or not located(default_config).is_file() else default_config
     below = [] if found is None else yaml_layers(found)
     names: dict[str, tuple[str, Any]] = {}
     text = "YAML file of defaults; flags override it" + (f" [default: {found.as_posix()}]" if found else "")

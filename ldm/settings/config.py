@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ldm.files import read_json, read_text, write_json
+from ldm.files import located, read_json, read_text, write_json
 from ldm.settings.schema import (
     CheckedSettings,
     check_settings,
@@ -116,6 +116,7 @@ def yaml_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
 
     above: the resolved files that led here by `base:`.
     """
+    path = located(path)
     if path.resolve() in above:
         raise ValueError(f"{path}: its chain of `base:` files comes back to it")
     try:
@@ -164,6 +165,10 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
                 about[positional[0] if positional else last.spell(key)] = rule.get("help")
             listed = "; ".join(f"{name}: {text}" for name, text in about.items())
             raise ValueError(f"missing {', '.join(about)} ({listed})")
+        for key in flat_settings(schema):
+            value = OmegaConf.select(config, key)
+            if isinstance(value, str | Path) and (place := located(value)) != Path(value):
+                config = OmegaConf.merge(config, nested(key, place.as_posix()))  # type: ignore[assignment]
         settings = OmegaConf.to_object(config)
         check_settings(settings)
     except (ValueError, OmegaConfBaseException) as error:

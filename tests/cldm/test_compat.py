@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from cldm.config import PRESETS, Sampling, with_compat
 from compose import ComposeSettings, compose, load_models
+from compose.models import Models
 from compose.pipeline import ignored_options
 from datasets.inputs import PUBLISHED_INFERENCE
 from ldm.denoise import set_steps
@@ -58,8 +59,16 @@ def test_the_step_rule_refuses_what_it_does_not_fit() -> None:
         set_steps(DDIMScheduler(), 999, 1.0, CPU, "published")
 
 
+def trained_so(models: Models, name: str) -> Models:
+    """As if the model had been trained on what a preset shows it."""
+    pair = replace(models.config.pair, hf_mode=PRESETS[name].pair.hf_mode)
+    return replace(models, config=replace(models.config, pair=pair))
+
+
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_compatible_composite_pastes_its_rectangle_and_replays(case: Case, name: str) -> None:
+def test_a_compatible_composite_pastes_its_rectangle_and_replays(
+    case: Case, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = ComposeSettings(
         background=case.folder / "room.png", background_depth=case.folder / "depth.png",
         object=case.folder / "thing.png", object_mask=case.folder / "mask.png", box=BOX,
@@ -79,6 +88,14 @@ def test_a_compatible_composite_pastes_its_rectangle_and_replays(case: Case, nam
     assert (result.report["visible_fraction"] > 0.99) == (name == "anydoor"), "AnyDoor knows no occlusion"
     plain = compose(replace(settings, compat=None), models, progress=False)
     assert not np.array_equal(plain.images_u8[0], result.images_u8[0])
+    warned = (
+        f"--compat {name} shows the model hf_mode {result.recipe['pair']['hf_mode']}, but it was trained with"
+    )
+    assert caplog.text.count(warned) == 1
+    caplog.clear()
+    for settings, suits in ((replace(settings, compat=None), models), (settings, trained_so(models, name))):
+        compose(settings, suits, progress=False)
+        assert "expect a poor object" not in caplog.text
     assert case.run("--compat", name, "--steps", "4") == 0
     assert run_app(build_app, ["replay", str(case.out)]) == 0
     replayed_u8 = read_image(case.out.with_name(f"{case.out.stem}_replay.png")).rgb_u8

@@ -182,7 +182,7 @@ def test_pairs_are_divided_and_seeded(case: Case) -> None:
         dreambooth_jobs(
             DreamBoothSettings(
                 objects=objects, backgrounds=backgrounds, mode="replace", model=case.model,
-                depth_model=case.depth_model, seed=seed, defaults=None,
+                depth_model=case.depth_model, seed=seed, config=None,
             )
         )
         for seed in (0, 1)
@@ -218,7 +218,7 @@ def test_the_published_files_are_read(
         mode="replace",
         model=small_compositor,
         depth_model=small_depth_network,
-        defaults=None,
+        config=None,
     )
     jobs = dreambooth_jobs(settings)
     assert len({job.settings.object for job in jobs}) == 12

@@ -28,7 +28,7 @@ from inpainting.data.steps.describe import continuation, open_model
 from inpainting.models.image_to_text.settings import RELEASED, TINY, Decoding
 from inpainting.prompts import CONFIG_FILE, SPACED_TAG, TEMPLATE, PrompterConfig, pattern_of
 from inpainting.queries import Query, TagChoice, queries_for
-from ldm.files import read_json
+from ldm.files import located, read_json
 from ldm.metrics.weights import hash_of
 from ldm.mllm.chat import Chat, generate, to_device
 from ldm.mllm.constrain import Grammar
@@ -67,7 +67,7 @@ def find_files(folder: Path | str | None = None, adapter: Path | str | None = No
     """
     if folder is None:
         released = resolve_model_path(RELEASED)
-        folder = released if is_adapter(released) else TINY
+        folder = released if is_adapter(released) else located(TINY)
     if adapter is None and is_adapter(Path(folder)):
         adapter, path = folder, Path(folder) / ADAPTER_CONFIG
         folder = read_json(path).get("base_model_name_or_path")

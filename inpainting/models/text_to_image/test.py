@@ -18,7 +18,7 @@ import typer
 
 from inpainting.config_path import HERE, find_config
 from inpainting.models.text_to_image.evaluation.settings import ALL, MULTI, PaintingsConfig
-from ldm.files import visible_files, write_atomic
+from ldm.files import located, visible_files, write_atomic
 from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import load_config
 from ldm.settings.later import later
@@ -99,7 +99,7 @@ def compute_verb(
 ) -> None:
     """Measure the filled images, or collate measured runs into the paper's table."""
     if table:
-        paths = config_path or visible_files(CONFIGS, "*.yaml")
+        paths = config_path or visible_files(located(CONFIGS), "*.yaml")
         configs = [read_run(path, overrides) for path in paths]
         measured = {
             config.row: config.output_dir
