@@ -93,8 +93,8 @@ def test_a_compatible_composite_pastes_its_rectangle_and_replays(
     )
     assert caplog.text.count(warned) == 1
     caplog.clear()
-    for settings, suits in ((replace(settings, compat=None), models), (settings, trained_so(models, name))):
-        compose(settings, suits, progress=False)
+    for chosen, suits in ((replace(settings, compat=None), models), (settings, trained_so(models, name))):
+        compose(chosen, suits, progress=False)
         assert "expect a poor object" not in caplog.text
     assert case.run("--compat", name, "--steps", "4") == 0
     assert run_app(build_app, ["replay", str(case.out)]) == 0
