@@ -78,8 +78,7 @@ class Result:
     def fused_depth_01(self) -> np.ndarray:
         """(H, W): the depth of the background with the object in it."""
         depth_01 = self.geometry.inputs.background_depth_01.copy()
-        x0, y0, x1, y1 = self.geometry.crop.box_xyxy
-        depth_01[y0:y1, x0:x1] = self.geometry.native_layers.depth_01
+        depth_01[self.geometry.window.part] = self.geometry.native_layers.depth_01
         return depth_01
 
     @property

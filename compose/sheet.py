@@ -50,15 +50,16 @@ def sheet_rows(result: Result, name: str | None = None) -> tuple[list[list[np.nd
     Visible object white, rest of the edit region gray. The first label has the name, without one the seed,
     and where a sentence was given what the locator made of it.
     """
-    inputs, layers = result.geometry.inputs, result.geometry.native_layers
+    inputs, layers, window = result.geometry.inputs, result.geometry.native_layers, result.geometry.window
     cut, mask = on_white(inputs.reference_u8, inputs.reference_mask), inputs.reference_mask.astype(np.uint8)
     outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    visible, edit = (window.embed(mask)[result.geometry.crop.part] for mask in (layers.visible, layers.edit))
     shared = [
         marked_background(result),
         cv2.drawContours(cut, outlines, -1, (255, 40, 40), max(1, max(mask.shape) // 150)),
         inputs.background_depth_01,
         result.fused_depth_01,
-        np.where(layers.visible, 255, np.where(layers.edit, 110, 0)).astype(np.uint8),
+        np.where(visible, 255, np.where(edit, 110, 0)).astype(np.uint8),
     ]
     samples = zip(result.painted_u8, result.images, strict=True)
     rows = [[*shared, painted_u8, image.rgb_u8] for painted_u8, image in samples]

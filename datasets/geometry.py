@@ -210,8 +210,26 @@ class Crop:
     @property
     def native(self) -> "Crop":
         """The same cut in pixels of the background: no padding, no resizing."""
-        x0, y0, x1, y1 = self.box_xyxy
-        return replace(self, pad=(0, 0, 0, 0), size=(y1 - y0, x1 - x0))
+        return self.narrowed(self.box_xyxy)
+
+    def narrowed(self, box_xyxy: Sequence[float]) -> "Crop":
+        """The part of the native cut that a box (pixels of the background) meets."""
+        left, top, right, bottom = self.box_xyxy
+        x0, y0, x1, y1 = whole_box(box_xyxy)
+        box = max(x0, left), max(y0, top), min(x1, right), min(y1, bottom)
+        return replace(self, box_xyxy=box, pad=(0, 0, 0, 0), size=(box[3] - box[1], box[2] - box[0]))
+
+    def within(self, part: "Crop") -> tuple[slice, slice]:
+        """Rows and columns of this cut that a part of it holds."""
+        left, top = self.box_xyxy[:2]
+        rows, columns = part.part
+        return slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+
+    def embed(self, mask: np.ndarray) -> np.ndarray:
+        """A mask of the cut, (h, w) bool, in the background's size; False around it."""
+        result = np.zeros(self.background_size, bool)
+        result[self.part] = mask
+        return result
 
     @property
     def inside(self) -> np.ndarray:

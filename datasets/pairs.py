@@ -37,6 +37,7 @@ from datasets.geometry import (
     Box,
     Box01,
     Crop,
+    Size,
     bbox_of_mask,
     box_from_01,
     box_to_pixels,
@@ -50,6 +51,7 @@ from datasets.geometry import (
 from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, gain_table
 from ldm.images import resize, to_01, to_pm1
 
+LEAST_MARGIN = 0.03  # of the crop's side round what may change; more than any feather (0.02); chosen
 LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the image; chosen: some border is seen
 LEVEL_OF_MODE = {"place": "box", "replace": "box", "id-transfer": "fine", "inpaint": "exact"}
 
@@ -59,13 +61,18 @@ class Layers:
     """The contents of one frame."""
 
     background_u8: np.ndarray  # (h, w, 3)
-    clean_u8: np.ndarray  # (h, w, 3), what is to be replaced smoothed away
     depth_01: np.ndarray  # (h, w) float32, the object in it where the mode fuses
     placed: PlacedCutout  # the object before anything hides it
     coverage_01: np.ndarray  # (h, w) float32, how much of a pixel the object covers where nothing hides it
     edit: np.ndarray  # (h, w) bool, what may change
     keep: np.ndarray  # (h, w) bool, what is certainly in front of the object
     region: np.ndarray  # (h, w) bool, the box with its margin
+    known: bool  # what the background shows under the edit region is right
+
+    @cached_property
+    def clean_u8(self) -> np.ndarray:
+        """(h, w, 3): what is to be replaced smoothed away."""
+        return self.background_u8 if self.known else fill_colour(self.background_u8, self.edit)
 
     @property
     def visible(self) -> np.ndarray:
@@ -128,9 +135,20 @@ class Geometry:
         return self.options.resample == "legacy"
 
     @cached_property
+    def window(self) -> Crop:
+        """The part of the crop in which anything may change, and a margin, in pixels of the background."""
+        if self.legacy or self.params.mask_level == "perturbed":  # they look at the whole crop
+            return self.crop.native
+        masks = (mask for mask in (self.inputs.target_mask, self.inputs.region) if mask is not None)
+        boxes = np.array([self.region_xyxy, self.box_xyxy, *(bbox_of_mask(m) for m in masks if m.any())])
+        reach = self.options.dilation * (4 if self.params.mask_level == "coarse" else 1)
+        margin = max(LEAST_MARGIN, reach) * max(self.crop.padded_size) + 2
+        return self.crop.narrowed([*boxes[:, :2].min(0) - margin, *boxes[:, 2:].max(0) + margin])
+
+    @cached_property
     def native_layers(self) -> Layers:
-        """The contents of the crop in pixels of the background."""
-        return self.layers(self.crop.native)
+        """The contents of the window."""
+        return self.layers(self.window)
 
     def fitted_box(self, crop: Crop) -> Box01:
         """The part of the box that the object fills in a frame, in the middle of the bottom edge.
@@ -146,30 +164,31 @@ class Geometry:
     def layers(self, crop: Crop) -> Layers:
         """The contents of the frame of a crop."""
         inputs, options, (far, near) = self.inputs, self.options, self.inputs.depth_range
+        frame = self.crop.native.size if crop is self.window else crop.size  # of which dilation is a fraction
         depth_01 = crop.take(inputs.background_depth_01).astype(np.float32, copy=False)
         target = None if inputs.target_mask is None else crop.take_mask(inputs.target_mask)
         region = mask_of_box(whole_box(crop.to_frame(self.region_xyxy)), crop.size)
         fused = inputs.mode in ("place", "replace")
         if inputs.mode == "replace":
-            depth_01 = fill_depth(depth_01, region if target is None else dilate(target, options.dilation))
+            hole = region if target is None else dilate(target, options.dilation, frame=frame)
+            depth_01 = fill_depth(depth_01, hole)
         box = crop.to_frame(self.box_xyxy) if self.legacy else self.fitted_box(crop)
         placed = place_cutout(self.cutout, box, (far, near), crop.size, self.legacy)
         keep = occluders(depth_01, near) if fused else np.zeros(crop.size, bool)
         shown = target
         if fused or shown is None:
             shown = ~hidden_object(depth_01, placed, near, options.occlusion)
-        edit = self._edit_region(crop, placed.alpha_01 * shown > 0.5, target, region) & ~keep
+        edit = self._edit_region(crop, frame, placed.alpha_01 * shown > 0.5, target, region) & ~keep
         coverage = np.where(shown & edit, placed.alpha_01, 0).astype(np.float32)
         if fused:
             depth_01 = np.where(coverage > 0.5, placed.depth_01, depth_01).astype(np.float32)
         if inputs.target_depth_01 is not None:
             depth_01 = crop.take(inputs.target_depth_01).astype(np.float32, copy=False)
-        background_u8 = crop.take(inputs.background_u8)
-        clean_u8 = background_u8 if inputs.background_known else fill_colour(background_u8, edit)
-        return Layers(background_u8, clean_u8, depth_01, placed, coverage, edit, keep, region)
+        background_u8, known = crop.take(inputs.background_u8), inputs.background_known
+        return Layers(background_u8, depth_01, placed, coverage, edit, keep, region, known)
 
     def _edit_region(
-        self, crop: Crop, silhouette: np.ndarray, target: np.ndarray | None, region: np.ndarray
+        self, crop: Crop, frame: Size, silhouette: np.ndarray, target: np.ndarray | None, region: np.ndarray
     ) -> np.ndarray:
         """(h, w) bool: what may change, before occluders are taken out."""
         inputs, options, params = self.inputs, self.options, self.params
@@ -181,9 +200,9 @@ class Geometry:
         level = LEVEL_OF_MODE[inputs.mode] if params.mask_level == AUTO else params.mask_level
         shape = "legacy-rect" if self.legacy else "ellipse"
         rng = np.random.default_rng(params.mask_seed)
-        edit = mask_level(silhouette, level, region, options.dilation, rng, shape=shape)
+        edit = mask_level(silhouette, level, region, options.dilation, rng, shape=shape, frame=frame)
         if replaced and target is not None:
-            edit = edit | dilate(target, options.dilation)
+            edit = edit | dilate(target, options.dilation, frame=frame)
         return edit & crop.inside
 
 

@@ -15,7 +15,7 @@ from datasets.geometry import Crop, tight_slices
 from datasets.masks import feather_inside
 from datasets.pairs import Geometry
 from ldm.decode import LoadedImage
-from ldm.images import resize
+from ldm.images import resize, row_blocks
 
 LEGACY_MARGIN = 5  # pixels of the crop's rectangle that the published paste leaves out
 FEATHER = 0.02  # of the crop's side; chosen
@@ -59,7 +59,7 @@ def stitch(
     paste:        "mask-feather", or "legacy-rect" for the published rectangle
     background:   the file that the geometry's background was read from, for its transparency and profile
     """
-    layers, crop, inputs = geometry.native_layers, geometry.crop, geometry.inputs
+    layers, crop, window, inputs = geometry.native_layers, geometry.crop, geometry.window, geometry.inputs
     background = background or LoadedImage(inputs.background_u8)
     if paste == "legacy-rect":  # the first row dropped, the whole crop minus a margin replaced
         image, inner = crop.undo(generated_u8[1:], how="linear"), np.s_[LEGACY_MARGIN:-LEGACY_MARGIN]
@@ -67,7 +67,7 @@ def stitch(
         edit[inner, inner] = True
         image, weight_01 = image.astype(np.uint8), edit.astype(np.float32)
     elif paste == "mask-feather":
-        image = crop.undo(generated_u8)
+        image = crop.undo(generated_u8)[crop.within(window)]
         if detail > 0:
             painted = image
             sigma = max(1.0, detail_scale * sqrt(np.count_nonzero(layers.visible)))
@@ -81,8 +81,8 @@ def stitch(
         weight_01 = feather_inside(edit, width, open_to=layers.keep)  # sharp towards what hides the object
     else:
         raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
-    result = background.painted(image, weight_01, edit, crop.part)
-    return Stitched(result, *(_full(mask, crop) for mask in (edit, layers.visible, layers.keep)))
+    result = background.painted(image, weight_01, edit, window.part)
+    return Stitched(result, *(window.embed(mask) for mask in (edit, layers.visible, layers.keep)))
 
 
 def transfer_detail(
@@ -101,24 +101,21 @@ def transfer_detail(
     if amount == 0 or not coverage.any():
         return generated_u8
     part = tight_slices(coverage)
-    weight = coverage[part].astype(np.float32)
-    generated, paste = generated_u8[part].astype(np.float32), paste_u8[part].astype(np.float32)
+    weight, generated, paste = coverage[part].astype(np.float32), generated_u8[part], paste_u8[part]
     # A wide blur is computed on a smaller image, where sigma is at least WIDE pixels.
     (h, w), scale, low = weight.shape, max(1.0, sigma / WIDE), []
+    planes = np.empty((h, w, 4), np.float32)
+    planes[..., 3] = weight
     for image in (generated, paste):
-        planes = np.dstack([image * weight[..., None], weight])  # (h, w, 4)
+        np.multiply(image, weight[..., None], out=planes[..., :3])
         small = resize(planes, (max(1, round(h / scale)), max(1, round(w / scale))))
-        blurred = resize(cv2.GaussianBlur(small, (0, 0), sigma / scale), (h, w), how="linear")
-        low.append(blurred[..., :3] / np.maximum(blurred[..., 3:], 1e-4) + DARK)
-    light = np.clip(low[0] / low[1], 1 / MAX_LIGHT, MAX_LIGHT)
+        low.append(resize(cv2.GaussianBlur(small, (0, 0), sigma / scale), (h, w), how="linear"))
     result = generated_u8.copy()
-    mixed = generated + amount * weight[..., None] * (paste * light - generated)
-    result[part] = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
-    return result
-
-
-def _full(mask: np.ndarray, crop: Crop) -> np.ndarray:
-    """A mask of the cut in the background's size, (H, W) bool."""
-    result = np.zeros(crop.background_size, bool)
-    result[crop.part] = mask
+    for rows in row_blocks(h):
+        here = weight[rows] > 0
+        bright, dark = (b[rows][here] for b in low)
+        light = [b[:, :3] / np.maximum(b[:, 3:], 1e-4) + DARK for b in (bright, dark)]
+        before, opacity = generated[rows][here].astype(np.float32), amount * weight[rows][here][:, None]
+        lit = paste[rows][here] * np.clip(light[0] / light[1], 1 / MAX_LIGHT, MAX_LIGHT)
+        result[part][rows][here] = np.clip(np.rint(before + opacity * (lit - before)), 0, 255)
     return result

@@ -134,7 +134,7 @@ class DepthEstimator:
                     # Normalised first, so that bicubic overshoot is cut and not stretched.
                     low_01, size = torch.from_numpy(normalize(map_.numpy())), images_u8[index].shape[:2]
                     full = functional.interpolate(low_01[None, None], size, mode="bicubic")
-                    found[index] = normalize(full[0, 0].clamp(0, 1).numpy())
+                    found[index] = normalize(full[0, 0].clamp_(0, 1).numpy())
         return [found[index] for index in range(len(images_u8))]
 
     def _add_patch_grid(self, neck: nn.Module, args: tuple[Any, ...]) -> tuple[Any, int, int]:
