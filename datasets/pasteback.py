@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from datasets.fusion import DETAIL_SCALE
-from datasets.geometry import Crop, tight_slices
+from datasets.geometry import tight_slices
 from datasets.masks import feather_inside
 from datasets.pairs import Geometry
 from ldm.decode import LoadedImage
@@ -81,8 +81,9 @@ def stitch(
         weight_01 = feather_inside(edit, width, open_to=layers.keep)  # sharp towards what hides the object
     else:
         raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
-    result = background.painted(image, weight_01, edit, window.part)
-    return Stitched(result, *(window.embed(mask) for mask in (edit, layers.visible, layers.keep)))
+    frame = crop.native if paste == "legacy-rect" else window
+    result = background.painted(image, weight_01, edit, frame.part)
+    return Stitched(result, frame.embed(edit), window.embed(layers.visible), window.embed(layers.keep))
 
 
 def transfer_detail(

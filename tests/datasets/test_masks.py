@@ -108,3 +108,21 @@ def test_a_feather_lies_inside_and_does_not_fall_towards_an_occluder(width):
     sharp = feather_inside(mask, width, open_to=occluder)
     assert sharp[30, 39] >= weight[30, 39]
     assert not sharp[~mask].any()
+
+
+@pytest.mark.parametrize("frame", [None, (900, 1300)])
+def test_dilation_by_outlines_equals_opencv(frame):
+    rng = np.random.default_rng(3)
+    mask = np.zeros((400, 500), np.uint8)
+    for _ in range(4):
+        centre, axes = rng.integers(60, 400, 2).tolist(), rng.integers(10, 90, 2).tolist()
+        cv2.ellipse(mask, centre, axes, float(rng.integers(180)), 0, float(rng.integers(90, 360)), 1, -1)
+    mask[0, :40] = mask[395:, 480:] = 1  # at the borders too
+    for amount in (0.004, 0.03, 0.1, 0.3):
+        h, w = frame or mask.shape
+        size = 2 * int(amount * w) + 1, 2 * int(amount * h) + 1
+        expected = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, size)) > 0
+        assert np.array_equal(dilate(mask > 0, amount, frame=frame), expected)
+    noise = rng.random((120, 90)) < 0.5
+    expected = cv2.dilate(noise.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (27, 37))) > 0
+    assert np.array_equal(dilate(noise, 0.151), expected)

@@ -148,7 +148,7 @@ def test_detail_out_of_range_is_refused():
 def test_the_native_paste_is_hidden_by_what_is_nearer_and_has_soft_edges():
     inputs = scene((0.2, 0.2, 0.6, 0.9))
     pair = build_pair(inputs, OPTIONS)
-    x0, y0, x1, y1 = pair.crop.box_xyxy
+    x0, y0, x1, y1 = pair.geometry.window.box_xyxy
     result, nearer = inputs.background_u8.copy(), inputs.background_depth_01 > 0.8
     result[y0:y1, x0:x1] = pair.geometry.native_layers.paste_u8
     assert np.array_equal(result[nearer], inputs.background_u8[nearer])
