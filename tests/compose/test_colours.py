@@ -78,7 +78,7 @@ def test_what_is_composed_into_transparency_is_seen(case: Case, under: int, comp
     assert (alpha_u8 >= before_u8).all()
     assert alpha_u8[result.edit_mask].max() == 255
     visible = np.zeros((96, 128), bool)
-    visible[result.geometry.crop.part] = result.geometry.native_layers.visible
+    visible[result.geometry.window.part] = result.geometry.native_layers.visible
     assert np.median(alpha_u8[visible]) == 255
 
 
