@@ -15,8 +15,6 @@ masks     OBJECTS/CONCEPT.jpg, OBJECT_MASKS/CONCEPT.jpg, BACKGROUNDS/NAME_N.jpg,
 What the background shows inside its mask makes room for the object, so the mode is `replace` by default.
 """
 
-import hashlib
-import json
 import logging
 import re
 import time
@@ -34,8 +32,7 @@ from compose import ComposeSettings, compose, load_models
 from compose.settings import BatchSettings, DreamBoothSettings, compositor_folder
 from compose.sheet import save_sheet
 from datasets.sources.readers import images_in, subfolders
-from ldm import __version__
-from ldm.files import file_sha256, hash_model, numbered_lines, read_json, same_file, write_json
+from ldm.files import file_sha256, numbered_lines, read_json, same_file, work_digest, write_json
 from ldm.journal import parse_line
 from ldm.locks import taken
 from ldm.registry.models import depth_folder
@@ -63,10 +60,8 @@ class Job:
 
     def digest(self) -> str:
         """Hash of all that decides the result: settings, input files, networks and the version."""
-        inputs = {name: file_sha256(path) for name, path in named_files(self.settings).items()}
-        networks = {name: hash_model(folder) for name, folder in named_folders(self.settings).items()}
-        text = json.dumps([to_plain(self.settings), inputs, networks, __version__], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        files, folders = named_files(self.settings), named_folders(self.settings)
+        return work_digest(to_plain(self.settings), files.values(), folders.values())
 
     def images(self, out: Path) -> list[Path]:
         """Its PNG below the folder of results, one per sample."""

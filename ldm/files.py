@@ -12,9 +12,11 @@ import json
 import os
 import unicodedata
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ldm import __version__
 
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
 SHIPPED = ("assets", "configs")  # folders of it that commands read
@@ -210,6 +212,12 @@ def hash_model(folder: Path) -> dict[str, str]:
     files = [file for file in folder.rglob("*") if file.suffix in LOADED and file.name not in NOT_LOADED]
     names = sorted(file.relative_to(folder).as_posix() for file in files)
     return {name: file_sha256(folder / name) for name in names if name[0] != "." and "/." not in name}
+
+
+def work_digest(settings: Any, files: Iterable[Path], folders: Iterable[Path]) -> str:
+    """Hash of all that decides a result: settings as JSON, input files, model folders and the version."""
+    hashes = [file_sha256(path) for path in files], [hash_model(folder) for folder in folders]
+    return hashlib.sha256(json.dumps([settings, hashes, __version__], sort_keys=True).encode()).hexdigest()
 
 
 def hash_folder(folder: Path | str, pattern: str = "*.safetensors") -> dict[str, str]:

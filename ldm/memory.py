@@ -21,30 +21,27 @@ def as_file(image: Any, name: str) -> Path:
     """The path of an image: its own, or for an image in memory a file named by the hash of its contents.
 
     image: path; PIL image; uint8 (h, w), (h, w, 3) RGB or (h, w, 4); mask (h, w) bool; depth (h, w) float in
-           [0, 1]. ValueError names what it is instead. name: of the setting
+           [0, 1]. ValueError names the setting and what it is instead
     """
     if isinstance(image, str | Path):
         return Path(image)
     import numpy as np
     from PIL import Image, ImageOps
 
-    if isinstance(image, np.ndarray):
-        layout, kind = image.ndim + (image.shape[2:] not in ((), (3,), (4,))), image.dtype
-        flat = layout == 2 and (kind == np.bool_ or np.issubdtype(kind, np.floating))
-        if not (flat or (layout in (2, 3) and kind == np.uint8)):
-            shown = f"{kind} {image.shape}"
-            allowed = "uint8 (h, w), (h, w, 3) or (h, w, 4), bool (h, w), float (h, w)"
-            raise ValueError(f"{name}: an array must be {allowed}, got {shown}")
-        image = Image.fromarray(image.astype(np.float32) if flat and kind != np.bool_ else image)
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"{name} must be a path, a PIL image or an array, got a {type(image).__name__}")
-    suffix, buffer = (".png", io.BytesIO()) if image.mode in IN_PNG else (".tif", io.BytesIO())
-    image = ImageOps.exif_transpose(image)
-    profile = image.info.get("icc_profile")
-    image.save(buffer, "PNG" if suffix == ".png" else "TIFF", icc_profile=profile)
-    path = Path(_folder().name) / (hashlib.sha256(buffer.getvalue()).hexdigest() + suffix)
-    if not path.is_file():
-        path.write_bytes(buffer.getvalue())
+    try:
+        _, _, *channels = image.shape
+        is_map = not channels and np.issubdtype(image.dtype, np.floating)
+        image = Image.fromarray(image.astype(np.float32) if is_map else image)
+    except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:
+        if not isinstance(image, Image.Image):
+            got = f"{type(image).__name__} {getattr(image, 'dtype', '')} {getattr(image, 'shape', '')}"
+            allowed = "a path, a PIL image, or an array: uint8 (h, w) or (h, w, 3 or 4), bool or float (h, w)"
+            raise ValueError(f"{name} must be {allowed}; got {got.strip()}") from error
+    image, buffer = ImageOps.exif_transpose(image), io.BytesIO()
+    kind = "PNG" if image.mode in IN_PNG else "TIFF"
+    image.save(buffer, kind, icc_profile=image.info.get("icc_profile"))
+    path = Path(_folder().name) / f"{hashlib.sha256(buffer.getvalue()).hexdigest()}.{kind.lower()}"
+    path.write_bytes(buffer.getvalue())
     return path
 
 

@@ -1,6 +1,7 @@
 """The documents are true: every command parses, every file, option, key and link exists, the code runs."""
 
 import importlib
+import json
 import pkgutil
 import re
 
@@ -249,3 +250,12 @@ def test_figures_are_small():
 def test_rehearsal_notices_a_wrong_command(command, monkeypatch):
     with pytest.raises((AssertionError, ModuleNotFoundError)):
         pages.rehearse(command, monkeypatch)
+
+
+def test_every_command_answers_in_json_and_tells_its_version(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    for argv, _, build in verbs():
+        assert run_app(build, [*argv, "--no-such-option", "--json"]) == 2
+        assert list(json.loads(capsys.readouterr().out)) == ["error"]
+        assert run_app(build, [*argv, "--version", "--json"]) == 0
+        assert list(json.loads(capsys.readouterr().out)) == ["version"]

@@ -9,7 +9,6 @@ Jobs whose answer is there are skipped, so an interrupted run continues; a line 
 earlier file is kept as NAME.old1.jsonl.
 """
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -23,10 +22,9 @@ import typer
 from tqdm.auto import tqdm
 
 from datasets.relations import Place
-from ldm import __version__
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
-from ldm.files import excerpt, file_sha256, hash_model, numbered_lines, write_atomic, write_json
+from ldm.files import excerpt, numbered_lines, work_digest, write_atomic, write_json
 from ldm.images import encode_png, read_depth, read_image, write_png
 from ldm.journal import append_line, parse_line, read_lines
 from ldm.registry.models import depth_folder
@@ -111,19 +109,13 @@ def candidate_report(candidate: Candidate) -> dict[str, Any]:
 
 def fingerprints(settings: PredictJobs, jobs: Sequence[Job]) -> dict[str, str]:
     """For every id a hash of what decides its answer: job, image, settings, networks and version."""
-    plain = to_plain(settings)
-    for name in ("jobs", "out", "batch", "shard", "device"):
-        del plain[name]
-    named = {"locator": settings.locator_name, "detector": settings.detector, "sam": settings.sam}
-    named["depth_model"] = depth_folder(settings.depth_model)
-    folders = {name: Path(folder) for name, folder in named.items() if folder and Path(folder).is_dir()}
-    shared = [plain, {name: hash_model(folder) for name, folder in folders.items()}, __version__]
-    shared += [] if settings.anchors is None else [file_sha256(settings.anchors)]
+    plain = to_plain(settings) | dict.fromkeys(("jobs", "out", "batch", "shard", "device"))
+    named = (settings.locator_name, settings.detector, settings.sam, depth_folder(settings.depth_model))
+    folders = [Path(folder) for folder in named if folder and Path(folder).is_dir()]
     found = {}
     for job in jobs:
-        image = job["folder"] / job["image"]
-        own = [job["instruction"], job.get("anchors"), file_sha256(image) if image.is_file() else None]
-        found[job["id"]] = hashlib.sha256(json.dumps([shared, own], sort_keys=True).encode()).hexdigest()
+        files = [path for path in (job["folder"] / job["image"], settings.anchors) if path and path.is_file()]
+        found[job["id"]] = work_digest([plain, job["instruction"], job.get("anchors")], files, folders)
     return found
 
 
@@ -154,12 +146,13 @@ def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
         read_lines(out, repair=True)
     except (KeyError, ValueError):
         raise ValueError(f"{out} is not a file of answers; name another one with --out") from None
-    valid = {name for name, line in answers.items() if made_by.get(name) in (None, line.get("made_by"))}
-    valid |= {name for name, line in answers.items() if "made_by" not in line}  # of an earlier version
+    # Without `made_by` a line is of an earlier version.
+    valid = {name for name, line in answers.items() if line.get("made_by") in (None, made_by.get(name))}
+    valid |= answers.keys() - made_by.keys()
     if len(valid) < len(answers):
         log.info("%d answers were made by other weights, settings or images", len(answers) - len(valid))
         set_aside([out])
-        lines = [json.dumps(answer) + "\n" for name, answer in answers.items() if name in valid]
+        lines = [json.dumps(line) + "\n" for name, line in answers.items() if name in valid]
         write_atomic(out, "".join(lines).encode())
     todo = [job for job in jobs if job["id"] not in valid]
     log.info("%d of %d jobs have answers in %s", len(jobs) - len(todo), len(jobs), out)

@@ -101,7 +101,7 @@ def test_version_anchors_and_depth_network_decide_too(case: Case, tmp_path: Path
     (depth / "manifest.json").write_text("{}")  # says how it was made; nothing reads it
     (depth / ".hashes.json").write_text("{}")
     assert item.digest() == seen[-1]
-    monkeypatch.setattr("compose.batch.__version__", "9.9")
+    monkeypatch.setattr("ldm.files.__version__", "9.9")
     seen.append(item.digest())
     assert len(set(seen)) == 4
 

@@ -124,12 +124,12 @@ def test_images_in_memory_are_what_their_file_would_be(image, read, expected) ->
 @pytest.mark.parametrize(
     ("image", "part"),
     [
-        (room().astype(np.float32), "got float32 (96, 128, 3)"),
-        (np.zeros((4, 4, 2), np.uint8), "got uint8 (4, 4, 2)"),
-        (np.zeros(4, np.uint8), "got uint8 (4,)"),
-        (np.zeros((4, 4, 3), bool), "got bool (4, 4, 3)"),
-        (b"png", "got a bytes"),
-        ([1], "got a list"),
+        (room().astype(np.float32), "got ndarray float32 (96, 128, 3)"),
+        (np.zeros((4, 4, 5), np.uint8), "got ndarray uint8 (4, 4, 5)"),
+        (np.zeros(4, np.uint8), "got ndarray uint8 (4,)"),
+        (np.zeros((4, 4, 3), bool), "got ndarray bool (4, 4, 3)"),
+        (b"png", "got bytes"),
+        ([1], "got list"),
     ],
 )
 def test_what_is_no_image_is_refused_by_name(image, part: str) -> None:
