@@ -13,9 +13,10 @@ from compose.settings import INPUT_FILES, CompositeSettings, ReplaySettings
 from compose.sheet import save_sheet
 from ldm.decode import opened
 from ldm.denoise import Step
+from ldm.files import set_aside
 from ldm.images import from_pm1, write_png
 from ldm.memory import IN_MEMORY, as_file
-from ldm.result import beside, log_result, output_paths, result_paths, set_aside
+from ldm.result import beside, log_result, output_paths, result_paths
 from ldm.settings.config import flag_name
 
 logger = logging.getLogger(__name__)

@@ -1,9 +1,6 @@
 """Strict loading of `save_pretrained` folders: every key used, every parameter filled, or a clear error."""
 
 import inspect
-import itertools
-import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,11 +17,9 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
-from ldm.files import first_line, read_json
+from ldm.files import first_line, read_json, set_aside
 from ldm.locks import one_writer
 from ldm.weight_files import is_live, open_weights, weight_files
-
-log = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -187,10 +182,8 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         former, new = ({path.relative_to(one) for path in one.rglob("*")} for one in (folder, partial))
-        if lost := former - new:
-            names = (folder.with_name(f"{folder.name}.old{number}") for number in itertools.count(1))
-            aside = folder.rename(next(name for name in names if not os.path.lexists(name)))
-            log.warning("%s held %s, which is not written here; it is kept as %s", folder, min(lost), aside)
+        if former - new:
+            set_aside([folder])
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)

@@ -36,9 +36,7 @@ def print_report() -> dict[str, list[str]]:
     devices += ["mps"] if torch.backends.mps.is_available() else []
     root = models_root()
     there = next(folder for folder in (root, *root.resolve().parents) if folder.exists())
-    small = {
-        path.parent.name for path in located(SMALL_NETWORKS).glob("*/*.json") if path.name != "manifest.json"
-    }
+    small = {path.parent.name for path in located(SMALL_NETWORKS).glob("*/*.json") if path.stem != "manifest"}
     works = [f"{user}: with {SMALL_NETWORKS / part}" for part, user in COMMANDS.items() if part in small]
     if absent := COMMANDS.keys() - small:
         works.append(f"{SMALL_NETWORKS} lacks {', '.join(sorted(absent))}: git checkout -- assets/tiny")

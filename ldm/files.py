@@ -8,7 +8,9 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
+import logging
 import os
 import unicodedata
 import uuid
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm import __version__
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
 SHIPPED = ("assets", "configs")  # folders of it that commands read
@@ -155,6 +159,18 @@ def write_all_atomic(files: Mapping[Path, bytes]) -> None:
                     handle.write(data)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {failure_reason(error)}") from error
+
+
+def set_aside(paths: Iterable[Path]) -> None:
+    """Rename files or folders that are there: a.png to a.old1.png, or by the first number free for all."""
+    there = [path for path in paths if path.exists()]
+    for number in itertools.count(1):
+        moves = {path: path.with_name(f"{path.stem}.old{number}{path.suffix}") for path in there}
+        if not any(os.path.lexists(target) for target in moves.values()):
+            break
+    for path, target in moves.items():
+        path.rename(target)
+        log.info("kept:    %s, until now %s", target, path.name)
 
 
 @contextlib.contextmanager

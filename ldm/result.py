@@ -6,10 +6,8 @@ bytes; timings belong to the report. Legend: h w pixels.
 
 import contextlib
 import hashlib
-import itertools
 import json
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +21,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from ldm import __version__
 from ldm.decode import LoadedImage, opened
-from ldm.files import read_json, write_all_atomic
+from ldm.files import read_json, set_aside, write_all_atomic
 from ldm.images import OUTPUT_FORMATS, encode_image, row_blocks
 from ldm.journal import parse_line
 from ldm.settings.config import setting
@@ -156,18 +154,6 @@ def write_result(files: Mapping[Path, bytes], overwrite: bool = False) -> None:
     if not overwrite and not (path.is_file() and path.read_bytes() == data):
         set_aside(path for path in files if path.is_file())
     write_all_atomic(files)
-
-
-def set_aside(paths: Iterable[Path]) -> None:
-    """Rename files or folders that are there: a.png to a.old1.png, or by the first number free for all."""
-    there = [path for path in paths if path.exists()]
-    for number in itertools.count(1):
-        moves = {path: path.with_name(f"{path.stem}.old{number}{path.suffix}") for path in there}
-        if not any(os.path.lexists(target) for target in moves.values()):
-            break
-    for path, target in moves.items():
-        path.rename(target)
-        log.info("kept:    %s, until now %s (--overwrite replaces it)", target, path.name)
 
 
 def log_result(

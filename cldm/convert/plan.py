@@ -15,8 +15,9 @@ from torch import nn
 from transformers import Dinov2Model
 
 from cldm.config import NetworkConfig
-from cldm.convert.keys import Piece, original_pieces, vit_name
+from cldm.convert.keys import Piece, original_pieces
 from cldm.create import create_autoencoder, create_control, create_identity, create_unet
+from ldm.checkpoints import stored_names
 from ldm.weight_files import RETIRED, TensorShape, WeightFile
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -189,17 +190,15 @@ def plan_network(model: nn.Module, prefix: str | None, check: KeyCheck) -> dict[
 
 def plan_encoder(model: nn.Module, prefix: str, check: KeyCheck) -> dict[str, Origin]:
     """DINOv2 from its original names, or from a folder of transformers 4 or 5."""
-    starts = ("embeddings.", "encoder.layer.", "layernorm.")
-    stored = {vit_name(key): key for key in check.file.shapes if key.startswith(starts)}
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    origins = {}
-    for key, piece in original_pieces(model).items():
-        whole, at = stored.get(Piece(piece.key)), prefix
-        if piece in stored:
-            at, found = "", Piece(stored[piece])
-        elif whole is not None:
-            at, found = "", Piece(whole, piece.index, piece.of)
-        else:
-            found = piece
-        origins[key] = check.take(at, found, shapes[key], positions=piece.key == "pos_embed")
-    return origins
+    pieces = original_pieces(model)
+    if "embeddings.cls_token" in check.file.shapes:
+        prefix, hub = "", stored_names(model).items()
+        held = {
+            key: Piece(name, index, len(keys)) for name, keys in hub for index, key in enumerate(keys)
+            if name in check.file.shapes
+        }  # fmt: skip
+        pieces = {key: held.get(key, Piece(key)) for key in pieces}
+    return {
+        key: check.take(prefix, pieces[key], tuple(value.shape), positions="position" in key)
+        for key, value in model.state_dict().items()
+    }

@@ -24,11 +24,11 @@ from tqdm.auto import tqdm
 from datasets.relations import Place
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
-from ldm.files import excerpt, numbered_lines, work_digest, write_atomic, write_json
+from ldm.files import excerpt, numbered_lines, set_aside, work_digest, write_atomic, write_json
 from ldm.images import encode_png, read_depth, read_image, write_png
 from ldm.journal import append_line, parse_line, read_lines
 from ldm.registry.models import depth_folder
-from ldm.result import beside, check_writable, set_aside, write_result
+from ldm.result import beside, check_writable, write_result
 from ldm.settings.config import to_plain
 from ldm.shards import shard_of
 from llava_bifrost.choice import GEOMETRIC
