@@ -18,11 +18,9 @@ from typing import Any
 
 from datasets.base import ExampleSource
 from datasets.inputs import PairOptions
-from datasets.scenes.store import StoreSettings, render_shards
+from datasets.scenes.settings import StoreSettings
 from datasets.sources.image_source import ImageSource
-from datasets.sources.inspection import RejectionStats, accepted_samples, validate
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
-from datasets.sources.rendered import RenderedScenes
 from ldm.files import json_bytes, write_all_atomic
 from ldm.images import from_pm1, write_png
 from ldm.settings.cli import command, run_module, single_app, takes_keys
@@ -67,6 +65,8 @@ def write_report(source: ExampleSource, name: str, out: Path, settings: dict[str
 
     settings: those of the source; an interrupted check with the same ones goes on where it stopped.
     """
+    from datasets.sources.inspection import validate
+
     if not isinstance(source, ImageSource):
         raise ValueError(
             f"--validate is for sources of files; {name} is rendered and checked when it is read"
@@ -86,6 +86,10 @@ def write_report(source: ExampleSource, name: str, out: Path, settings: dict[str
 
 def debug(settings: DebugSettings) -> None:
     """Contact sheet and rejections of a source, or a check of all its files."""
+    from datasets.scenes.store import render_shards
+    from datasets.sources.inspection import RejectionStats, accepted_samples
+    from datasets.sources.rendered import RenderedScenes
+
     name, out = settings.source, settings.out
     config = load_config(DatasetsConfig, settings.config, settings.overrides)
     if settings.validate:

@@ -17,7 +17,8 @@ import typer
 
 from benchmarks.harness import RESULTS, Out, write_results
 from datasets.relations import Place
-from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
+from datasets.scenes.settings import StoreSettings
+from datasets.scenes.store import depth_01, read_shard, render_shards
 from ldm.settings.cli import run_module, single_app
 from llava_bifrost.evaluate.measures import LocatorCase, measure_answer
 from llava_bifrost.placement.placer import Item, NoPlace, place_object

@@ -4,20 +4,14 @@ models = load_models(settings)
 result = compose(settings, models)
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from compose.settings import ComposeSettings
+from ldm.settings.later import later_names
 
 if TYPE_CHECKING:
     from compose.models import load_models
     from compose.pipeline import compose
-    from compose.settings import ComposeSettings
 
 __all__ = ["ComposeSettings", "compose", "load_models"]
-HOMES = {"ComposeSettings": "settings", "compose": "pipeline", "load_models": "models"}
-
-
-def __getattr__(name: str) -> Any:
-    """The public names, imported when they are first asked for."""
-    if name not in HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)
+__getattr__ = later_names(__name__, {"compose": "pipeline", "load_models": "models"})

@@ -7,7 +7,6 @@ import platform
 import shutil
 from pathlib import Path
 
-import torch
 import typer
 
 from ldm.files import located
@@ -28,6 +27,8 @@ COMMANDS = {  # what runs with each of them
 
 def print_report() -> dict[str, list[str]]:
     """Print what works now, what each command would gain, versions, devices and models."""
+    import torch
+
     registry = load_registry()
     missing = {name: missing_files(model) for name, model in registry.items()}
     devices = [

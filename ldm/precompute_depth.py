@@ -18,8 +18,6 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ldm.device import pick_device, pick_dtype
-from ldm.experts.depth import DepthEstimator
 from ldm.files import hash_folder, read_json, visible_files, write_json
 from ldm.images import read_image, write_depth
 from ldm.journal import attempt_in_order
@@ -66,6 +64,9 @@ def all_there(paths: Iterable[Path]) -> bool:
 
 def estimate_tree(settings: DepthSettings) -> None:
     """Estimate the depth of every image of a tree; the same command again continues."""
+    from ldm.device import pick_device, pick_dtype
+    from ldm.experts.depth import DepthEstimator
+
     if not settings.images.is_dir():
         raise ValueError(f"IMAGE_TREE: there is no folder {settings.images}")
     kinds = [suffix.lower() for suffix in settings.suffix]

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from datasets.geometry import Box, bbox_of_mask, clip_box
 from datasets.scenes.batch import SceneFacts
-from datasets.scenes.describe import EVAL_BIT
+from datasets.scenes.settings import EVAL_BIT
 from datasets.scenes.store import OpenShard, read_facts
 from datasets.sources.rendered import shard_files
 from tiny.words import Name, read_name

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from tqdm.auto import tqdm
 
-from compose.benchmark.score import ScoreSettings, score
+from compose.benchmark.settings import ScoreSettings
 from datasets.benchmark import (
     Instances,
     depth_of,
@@ -31,11 +31,11 @@ from datasets.benchmark import (
     read_benchmark_objects,
     write_benchmark,
 )
-from ldm.experts.depth import DepthEstimator
 from ldm.files import write_atomic
 from ldm.images import read_image
 from ldm.registry.models import depth_folder
 from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.later import later
 from llava_bifrost.language.instruction import Request, make_instruction
 
 log = logging.getLogger(__name__)
@@ -93,6 +93,8 @@ def jobs(
     seed: Annotated[int, typer.Option(help="seed of every composite", min=0)] = 0,
 ) -> None:
     """Write one job a line for `run_inference.py batch`, with the depth that the depth network implies."""
+    from ldm.experts.depth import DepthEstimator
+
     annotations, roots = Instances(instances), {"pictures": images, "objects": objects}
     network = DepthEstimator.load(depth_folder(depth_model))
     depths: dict[str, Any] = {}
@@ -117,7 +119,7 @@ def build_app() -> typer.Typer:
     app.command("build")(build)
     app.command("verify")(check)
     app.command("jobs")(jobs)
-    app.command("score")(command(ScoreSettings, score))
+    app.command("score")(command(ScoreSettings, later("compose.benchmark.score:score")))
     return app
 
 

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from cldm.evaluate.measures import order_is_right
 from compose.benchmark.report import Scores, score_tables, write_score
+from compose.benchmark.settings import ScoreSettings
 from datasets.benchmark import BenchmarkCase, Instances, file_path, read_benchmark
 from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box
 from ldm.device import pick_device
@@ -35,38 +36,12 @@ from ldm.metrics.clip import Clip, Dino
 from ldm.metrics.inception import inception_features, load_inception
 from ldm.metrics.similarity import decibels, squared_error
 from ldm.metrics.weights import MetricNetworks
-from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
 
 MARGIN = 1.2  # the region outside which nothing should change, over the box of the object
 VISIBLE = 8  # gray levels from which a change is seen; smaller ones are compression or an autoencoder
 SMALLEST = 64  # pixels of a placed object that is seen at all
-
-
-@dataclass(frozen=True)
-class ScoreSettings(CheckedSettings):
-    """Composites of a benchmark, and the networks that measure them."""
-
-    results: Path = setting(help="folder of composites CASE.png")
-    manifest: Path = setting(help="benchmark manifest, written by the verb build")
-    images: Path = setting(was=("pictures",), help="folder of the manifest's backgrounds")
-    objects: Path = setting(help="folder of the manifest's objects")
-    against: Path | None = setting(None, help="second folder of composites, for paired differences")
-    instances: Path | None = setting(None, help="COCO instances JSON of the manifest, for the depth order")
-    dino: Path = setting(Path("models/dino_vits16"), help="DINO folder (ViT-S/16 as published)")
-    dinov2: Path = setting(Path("models/dinov2_giant"), help="DINOv2 folder")
-    clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIP-I")
-    dreamsim: Path = setting(Path("models/dreamsim"), help="DreamSim folder (needs the package dreamsim)")
-    inception: Path = setting(
-        Path("models/inception_fid/pt_inception-2015-12-05-6726825d.pth"), help="Inception-v3 of FID and KID"
-    )
-    real: Path | None = setting(
-        None, help="folder of real images for FID and KID; without it the backgrounds"
-    )
-    depth_model: Path = setting(Path("assets/tiny/depth"), help="depth network for the order in results")
-    device: str = setting("auto", help="auto, cuda, mps or cpu")
-    out: Path | None = setting(None, help="JSON file for the numbers; table and sheet go beside it")
 
 
 @dataclass

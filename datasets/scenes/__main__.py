@@ -6,16 +6,16 @@ python -m datasets.scenes sheet --out sheet.png --count 8
 
 import typer
 
-from datasets.scenes.sheet import SheetSettings, write_scene_sheet
-from datasets.scenes.store import StoreSettings, render_shards
+from datasets.scenes.settings import SheetSettings, StoreSettings
 from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.later import later
 
 
 def build_app() -> typer.Typer:
     """The verbs of `python -m datasets.scenes`."""
     app = new_app("Rendered tabletop scenes with exact masks, depth and counterfactuals.")
-    app.command("render")(command(StoreSettings, render_shards))
-    app.command("sheet")(command(SheetSettings, write_scene_sheet))
+    app.command("render")(command(StoreSettings, later("datasets.scenes.store:render_shards")))
+    app.command("sheet")(command(SheetSettings, later("datasets.scenes.sheet:write_scene_sheet")))
     return app
 
 

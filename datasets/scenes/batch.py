@@ -13,9 +13,10 @@ from torch import Tensor
 
 from datasets.geometry import Box01
 from datasets.relations import Place, relation
-from datasets.scenes.describe import Scene, SceneOptions
+from datasets.scenes.describe import Scene
 from datasets.scenes.image import draw_views
 from datasets.scenes.pack import SceneView
+from datasets.scenes.settings import SceneOptions
 
 
 @dataclass(frozen=True)

@@ -11,65 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.scenes.solids import half_extent
-from ldm.settings.schema import check_settings, setting
-
-EVAL_BIT = 1 << 40
 
 
 class SceneRejected(ValueError):
     """No acceptable scene was found for this seed with these options."""
-
-
-def train_seed(index: int) -> int:
-    """Seed of training scene `index` (0 ... 2^40 - 1)."""
-    if not 0 <= index < EVAL_BIT:
-        raise ValueError(f"scene index must lie in [0, 2^40), got {index}")
-    return index
-
-
-def eval_seed(index: int) -> int:
-    """Seed of evaluation scene `index`: the bit 2^40 is set, so it is never a training seed."""
-    return EVAL_BIT | train_seed(index)
-
-
-@dataclass(frozen=True)
-class SceneOptions:
-    """What is rendered. Training renders window "object", every other use "full"."""
-
-    size: tuple[int, int] = setting((128, 128), help="height,width of every view", low=16, high=4096)
-    supersample: int = setting(1, help="rays per pixel and axis, 2 for best quality", low=1, high=2)
-    smooth_edges: bool = setting(True, help="at supersample 1, four rays in the pixels that need them")
-    objects: tuple[int, int] = setting((2, 6), help="least,most solids, tables not counted", low=2, high=8)
-    window: str = setting(
-        "full", help="full view, or a square around the removed object", choices=("full", "object")
-    )
-    reference_size: tuple[int, int] = setting(
-        (112, 112), help="height,width of the reference view, equal", low=16, high=4096
-    )
-    reference_pose: str = setting(
-        "mixed",
-        help="pose of the reference: as in the scene, another within 30 degrees, or half and half",
-        choices=("same", "other", "mixed"),
-    )
-    furniture: float = setting(0.45, help="fraction of scenes with a table or a low platform", low=0, high=1)
-    occluded: float = setting(
-        0.42, help="fraction of scenes that look for a partly hidden solid to remove", low=0, high=1
-    )
-    world: str = setting(
-        "plain",
-        help="wide: also solids of several parts and further patterns, for the compositor",
-        choices=("plain", "wide"),
-    )
-    chunk: int = setting(0, help="views rendered together; 0 is 1 on a CPU, 32 on an accelerator", low=0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.window == "object" and self.size[0] != self.size[1]:
-            raise ValueError(f"window object needs a square size, got {self.size}")
-        if self.reference_size[0] != self.reference_size[1]:
-            raise ValueError(f"reference_size must be square, got {self.reference_size}")
-        if self.objects[0] > self.objects[1]:
-            raise ValueError(f"objects must be (least, most), got {self.objects}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from datasets.scenes.describe import Camera, Light, Room, Scene, SceneOptions, SceneRejected, Solid
+from datasets.scenes.describe import Camera, Light, Room, Scene, SceneRejected, Solid
 from datasets.scenes.furnish import furniture, lamp, room, solid_at
 from datasets.scenes.pack import SceneView, pack
 from datasets.scenes.pose import direction, look_at, orbit, outline
+from datasets.scenes.settings import SceneOptions
 from datasets.scenes.solids import FAR
 from datasets.scenes.trace import cast_parts, cast_room, covers, pixel_rays
 

@@ -1,7 +1,7 @@
 """A labelled contact sheet of rendered scenes: every output of the renderer side by side."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,10 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from datasets.scenes.batch import render
-from datasets.scenes.describe import SceneOptions, eval_seed
 from datasets.scenes.layout import sample_scene
+from datasets.scenes.settings import SheetSettings, eval_seed
 from ldm.images import write_png
-from ldm.settings.schema import setting
 from ldm.sheet import grid
 
 log = logging.getLogger(__name__)
@@ -25,18 +24,6 @@ TINTS = np.array(  # room, then solids
     ],
     np.uint8,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SheetSettings(SceneOptions):
-    """Which scenes are shown, and where the image goes. Evaluation seeds."""
-
-    size: tuple[int, int] = setting((224, 224), help="height,width of every view", low=16, high=4096)
-    supersample: int = setting(2, help="rays per pixel and axis, 2 for best quality", low=1, high=2)
-    out: Path = setting(Path("outputs/scenes.png"), help="PNG to write")
-    count: int = setting(8, help="scenes, one row each", low=1, high=64)
-    first_seed: int = setting(0, help="index of the first evaluation scene", low=0)
-    device: str = setting("cpu", help="cpu, cuda or mps")
 
 
 def write_scene_sheet(settings: SheetSettings) -> Path:

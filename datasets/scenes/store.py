@@ -22,11 +22,11 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from datasets.scenes.batch import SceneBatch, SceneFacts, render
-from datasets.scenes.describe import Scene, SceneOptions, eval_seed, train_seed
+from datasets.scenes.describe import Scene
 from datasets.scenes.layout import sample_scene
+from datasets.scenes.settings import SceneOptions, StoreSettings, eval_seed, train_seed
 from ldm.files import write_atomic
 from ldm.settings.config import to_plain
-from ldm.settings.schema import setting
 from ldm.shards import shard_of
 
 log = logging.getLogger(__name__)
@@ -36,23 +36,6 @@ HEADER = "scenes"  # key of the JSON text in a shard's header
 PACKED = {"amodal": "image_u8", "reference_mask": "reference_u8"}  # stored as bits -> the array of that width
 FORMAT = 1  # of the files; part of what must agree before a shard is kept
 Sampler = Callable[[int, SceneOptions], Scene]
-
-
-@dataclass(frozen=True)
-class StoreSettings(SceneOptions):
-    """One render run: the options of the scenes, and which of them go where."""
-
-    out: Path = setting(Path("outputs/scenes"), help="folder of the shards")
-    count: int = setting(1024, help="scenes in all shards", low=1)
-    first_seed: int = setting(0, help="index of the first scene within its split", low=0)
-    split: str = setting("train", help="seeds of the two splits never meet", choices=("train", "eval"))
-    shard: str = setting("0/1", help="i/n: render only every n-th file, from the i-th")
-    device: str = setting("cpu", help="cpu, cuda or mps")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        train_seed(self.first_seed + self.count - 1)
-        shard_of(self.shard)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
+from ldm.settings.choices import BOOTSTRAPS
+
 Estimate = dict[str, float | int]
-BOOTSTRAPS = 2000
 WIDTH = 1.96  # standard errors on each side of a 95 % interval
 
 

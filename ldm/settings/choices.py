@@ -24,3 +24,6 @@ def scheduler_name(name: str) -> str:
     if name not in SCHEDULERS and not name.endswith("Scheduler"):
         raise ValueError(nearest(name, SCHEDULERS, "scheduler"))
     return SCHEDULERS.get(name, name)
+
+
+BOOTSTRAPS = 2000

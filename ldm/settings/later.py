@@ -3,7 +3,7 @@
 import ast
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,30 @@ def later(name: str) -> Callable[..., Any]:
     """The function "package.module:function", imported when it is called; its help is read from the file."""
     module, _, wanted = name.partition(":")
     spec = importlib.util.find_spec(module)
-    tree = ast.parse(Path(str(spec and spec.origin)).read_text(encoding="utf-8"))
+    tree = ast.parse("" if spec is None else Path(str(spec.origin)).read_text(encoding="utf-8"))
+    found = (node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)))
+    node = next((node for node in found if node.name == wanted), None)
+    if node is None:
+        raise ValueError(f"{name}: no such function")
 
     def work(*given: Any, **named: Any) -> Any:
         function = getattr(importlib.import_module(module), wanted)
         quiet_libraries()
         return function(*given, **named)
 
-    [node] = (node for node in tree.body if getattr(node, "name", "") == wanted)
-    work.__doc__ = ast.get_docstring(node)  # type: ignore[arg-type]  # a function or class
+    work.__doc__ = ast.get_docstring(node)
     return work
+
+
+def later_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package whose names (name -> its module) are imported when one is asked for."""
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return find
 
 
 def quiet_libraries() -> None:

@@ -17,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.relations import Place
-from datasets.scenes.store import StoreSettings, read_shard, render_shards
+from datasets.scenes.settings import StoreSettings
+from datasets.scenes.store import read_shard, render_shards
 from ldm.files import json_bytes, write_all_atomic
 from ldm.images import encode_png, read_image
 from ldm.metrics.intervals import mean_interval

@@ -93,13 +93,19 @@ def table(head: str, rows: Sequence[tuple[str, str]]) -> list[str]:
     return [*lines, ""] if escaped else []
 
 
-def write_command_page(out: Annotated[Path, typer.Option(help="page to write")] = PAGE) -> None:
-    """Write the page of all commands."""
-    text, parts, listed = out.read_text(encoding="utf-8"), dict[str, str](), dict[type, str]()
+def command_modules() -> Iterator[str]:
+    """Modules whose `python -m`, or whose file, is a command, in the order of the page."""
     for folder in FOLDERS:
         for path in sorted(Path(folder).rglob("*.py") if folder else Path().glob("*.py")):
             if path.read_text(encoding="utf-8").endswith("    run_module(build_app)\n"):
-                parts |= sections(".".join(path.with_suffix("").parts), listed)
+                yield ".".join(path.with_suffix("").parts)
+
+
+def write_command_page(out: Annotated[Path, typer.Option(help="page to write")] = PAGE) -> None:
+    """Write the page of all commands."""
+    text, parts, listed = out.read_text(encoding="utf-8"), dict[str, str](), dict[type, str]()
+    for module in command_modules():
+        parts |= sections(module, listed)
     tail = text[text.index(TAIL) :]
     page = [HEAD, contents(parts), TAIL_LINK, *parts.values(), tail]
     write_atomic(out, "\n".join(page).encode())

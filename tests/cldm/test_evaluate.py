@@ -24,7 +24,8 @@ from cldm.evaluate.report import CUTOUT, DEFAULT, SceneScores, ranked
 from cldm.evaluate.run import CEILING, FLIPPED, TRUTH, evaluate
 from cldm.evaluate.settings import EvaluateSettings
 from datasets.scenes import sample_scene
-from datasets.scenes.store import StoreSettings, read_options, read_shard, render_shards
+from datasets.scenes.settings import StoreSettings
+from datasets.scenes.store import read_options, read_shard, render_shards
 from datasets.sources.rendered import RenderedScenes, shard_files
 from ldm.metrics.intervals import mean_interval
 from ldm.metrics.similarity import psnr_over, ssim_over

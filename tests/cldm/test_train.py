@@ -17,7 +17,8 @@ from datasets.base import BOTH, Rejected
 from datasets.examples import PairDataset, RunBatches, collate_pairs
 from datasets.inputs import Inputs
 from datasets.pairs import build_pair
-from datasets.scenes.store import StoreSettings, render_shards
+from datasets.scenes.settings import StoreSettings
+from datasets.scenes.store import render_shards
 from datasets.sources.rendered import RenderedScenes, read_images
 from tests.cldm.small import SMALL, SMALL_CONFIG
 from tiny.compositor.autoencoder import AutoencoderTraining, pca_db, train_first_stage

@@ -18,7 +18,8 @@ from cldm.training.records import COLUMNS, condition_sensitivity
 from cldm.training.settings import CompositorTrainConfig, DataConfig, RunConfig
 from datasets.base import BOTH, MOVING, STILL, Mixture
 from datasets.examples import PairDataset, RunBatches, collate_pairs
-from datasets.scenes.store import StoreSettings, render_shards
+from datasets.scenes.settings import StoreSettings
+from datasets.scenes.store import render_shards
 from datasets.sources.rendered import RenderedScenes
 from ldm.denoise import min_snr_weight
 from ldm.training.checkpoints import CsvLogger

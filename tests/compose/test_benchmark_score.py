@@ -14,20 +14,11 @@ from pycocotools import mask as run_lengths
 from cldm.evaluate.cases import neighbours
 from compose.benchmark import score as score_module
 from compose.benchmark.__main__ import build_app
-from compose.benchmark.score import (
-    ScoreNetworks,
-    ScoreSettings,
-    drift,
-    order,
-    score,
-    score_case,
-)
-from datasets.benchmark import (
-    Anchor,
-    BenchmarkCase,
-    write_benchmark,
-)
-from datasets.scenes.store import StoreSettings, depth_01, read_shard, render_shards
+from compose.benchmark.score import ScoreNetworks, drift, order, score, score_case
+from compose.benchmark.settings import ScoreSettings
+from datasets.benchmark import Anchor, BenchmarkCase, write_benchmark
+from datasets.scenes.settings import StoreSettings
+from datasets.scenes.store import depth_01, read_shard, render_shards
 from ldm.files import write_atomic
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app

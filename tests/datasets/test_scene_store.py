@@ -9,8 +9,9 @@ import pytest
 
 from datasets.scenes import eval_seed, render, sample_scene, store
 from datasets.scenes.__main__ import build_app
-from datasets.scenes.sheet import SheetSettings, write_scene_sheet
-from datasets.scenes.store import OpenShard, StoreSettings, read_shard, render_shards
+from datasets.scenes.settings import SheetSettings, StoreSettings
+from datasets.scenes.sheet import write_scene_sheet
+from datasets.scenes.store import OpenShard, read_shard, render_shards
 from ldm.images import read_image
 from ldm.settings.cli import run_app
 from ldm.shards import shard_of

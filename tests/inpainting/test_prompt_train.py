@@ -130,7 +130,7 @@ def test_an_interrupted_run_ends_the_same(folder: Path, tmp_path: Path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         train_prompt_writer(recipe(folder, tmp_path / "two", "train/llava_1mask", *changes))
     assert len(curve(tmp_path / "two")) == 3
-    half_written = tmp_path / "two" / "checkpoint-4.partial"  # what kill -9 while saving leaves behind
+    half_written = tmp_path / "two" / ".checkpoint-4.partial"  # what kill -9 while saving leaves behind
     shutil.copytree(tmp_path / "two" / "checkpoint-3" / "adapter", half_written / "adapter")
     train_prompt_writer(recipe(folder, tmp_path / "two", "train/llava_1mask", *changes))
     assert len(calls) == 5

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from datasets.relations import Place
-from datasets.scenes.store import StoreSettings, read_shard, render_shards
+from datasets.scenes.settings import StoreSettings
+from datasets.scenes.store import read_shard, render_shards
 from ldm.images import read_image
 from llava_bifrost.build_dataset.files import build_questions
 from llava_bifrost.build_dataset.scenes import SceneSource

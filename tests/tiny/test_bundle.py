@@ -12,7 +12,8 @@ from cldm.pretrained import load_compositor
 from datasets.inputs import relight_room
 from datasets.pairs import build_pair
 from datasets.pasteback import stitch
-from datasets.scenes.store import StoreSettings, depth_01, render_shards
+from datasets.scenes.settings import StoreSettings
+from datasets.scenes.store import depth_01, render_shards
 from datasets.sources.rendered import RenderedScenes
 from ldm.experts.depth import DepthEstimator
 from ldm.images import from_pm1

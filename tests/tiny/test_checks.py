@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cldm.create import AutoencoderConfig
-from datasets.scenes.store import StoreSettings, render_shards
+from datasets.scenes.settings import StoreSettings
+from datasets.scenes.store import render_shards
 from ldm.settings.cli import run_app
 from llava_bifrost.evaluate import run as locator_evaluation
 from llava_bifrost.evaluate.run import LocatorEvaluation

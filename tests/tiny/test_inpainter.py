@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from datasets.scenes.palette import COLOURS, PATTERN_WORDS, SHAPES
-from datasets.scenes.store import StoreSettings, render_shards
+from datasets.scenes.settings import StoreSettings
+from datasets.scenes.store import render_shards
 from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.load import load_inpainter
 from tiny.inpainter import evaluate, train

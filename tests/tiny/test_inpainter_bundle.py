@@ -13,7 +13,8 @@ from diffusers import StableDiffusionInpaintPipeline
 from nbclient import NotebookClient
 from PIL import Image
 
-from datasets.scenes.store import StoreSettings, render_shards
+from datasets.scenes.settings import StoreSettings
+from datasets.scenes.store import render_shards
 from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.load import load_inpainter
 from tiny.inpainter import evaluate

@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from datasets.scenes.batch import render
-from datasets.scenes.describe import SceneOptions, eval_seed
 from datasets.scenes.layout import sample_scene
-from datasets.scenes.store import StoreSettings, read_shard, render_shards
+from datasets.scenes.settings import SceneOptions, StoreSettings, eval_seed
+from datasets.scenes.store import read_shard, render_shards
 from llava_bifrost.evaluate import run as evaluate
 from llava_bifrost.evaluate.measures import LocatorCase, Measures
 from llava_bifrost.language.answer import parse_answer

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoProcessor
 
 from datasets.scenes.batch import render
-from datasets.scenes.describe import eval_seed, train_seed
+from datasets.scenes.settings import eval_seed, train_seed
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import discover_question, paint_masks, target_text
 from ldm.mllm.chat import Chat, ChatExample

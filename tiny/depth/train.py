@@ -18,7 +18,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from datasets.scenes.store import OpenShard, StoreSettings, render_shards
+from datasets.scenes.settings import StoreSettings
+from datasets.scenes.store import OpenShard, render_shards
 from ldm.checkpoints import folder_written_whole
 from ldm.device import pick_device
 from ldm.files import write_atomic

@@ -23,12 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.scenes.describe import Scene, SceneOptions, SceneRejected
+from datasets.scenes.describe import Scene, SceneRejected
 from datasets.scenes.furnish import finish_of, furniture, lamp, room, solid_at
 from datasets.scenes.layout import camera_of, choose_removed, place_solid, reference_setup, solid_fractions
 from datasets.scenes.pack import SceneView
 from datasets.scenes.pose import outline
-from datasets.scenes.store import StoreSettings, render_shards
+from datasets.scenes.settings import SceneOptions, StoreSettings
+from datasets.scenes.store import render_shards
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import setting
 from tiny.words import COLOUR_WORDS, SHAPE_WORDS

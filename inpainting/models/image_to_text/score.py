@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inpainting.models.image_to_text.settings import MetricFolders
-from ldm.metrics.intervals import BOOTSTRAPS
+from ldm.settings.choices import BOOTSTRAPS
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import setting
 from ldm.settings.later import later

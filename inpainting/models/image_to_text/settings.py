@@ -10,9 +10,8 @@ import numpy as np
 from inpainting.data.paintings import SPLITS
 from inpainting.data.settings import RegionOptions
 from inpainting.prompts import COLORS, RED, SINGLE, PrompterConfig
-from ldm.metrics.intervals import BOOTSTRAPS
 from ldm.mllm.templates import TEMPLATES
-from ldm.settings.choices import FLOAT_TYPES
+from ldm.settings.choices import BOOTSTRAPS, FLOAT_TYPES
 from ldm.settings.config import CheckedSettings, check_settings, setting
 from ldm.training.settings import FitConfig, LoraSettings
 

@@ -22,14 +22,11 @@ from torchmetrics.functional.text.rouge import rouge_score
 from torchmetrics.text import BLEUScore
 
 from inpainting.data.steps.roots import STEP
-from inpainting.models.image_to_text.evaluation.metric_models import (
-    BERTSCORE,
-    CLIPSCORE,
-    PromptMetricModels,
-)
+from inpainting.models.image_to_text.evaluation.metric_models import BERTSCORE, CLIPSCORE, PromptMetricModels
 from inpainting.models.image_to_text.evaluation.predictions import Prediction
 from ldm.journal import JournalReader, stamp_path
-from ldm.metrics.intervals import BOOTSTRAPS, value_of, with_interval
+from ldm.metrics.intervals import value_of, with_interval
+from ldm.settings.choices import BOOTSTRAPS
 
 GRAMS = 4
 BLEU = {"bleu1": 1, "bleu4": GRAMS}
