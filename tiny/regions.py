@@ -109,8 +109,8 @@ def box_masks(boxes: Sequence[Box], size: tuple[int, ...]) -> np.ndarray:
     return masks
 
 
-def refuse_training_scenes(folder: Path) -> None:
-    """ValueError when a folder that should be held out has scenes with training seeds."""
-    for path in shard_files(folder):
+def refuse_training_scenes(folder: Path, module: str = "datasets.scenes render") -> None:
+    """ValueError when a folder that should be held out has no scenes, or scenes with training seeds."""
+    for path in shard_files(folder, f"{module} --split eval"):
         if not all(facts.seed & EVAL_BIT for facts in read_facts(path)):
             raise ValueError(f"{path} holds training scenes; render with `--split eval`")

@@ -47,11 +47,11 @@ class Measurer:
     """Paints and measures scenes with one model."""
 
     def __init__(self, settings: EvaluateSettings) -> None:
+        self.options = read_options(shard_files(settings.data, "datasets.scenes render --split eval")[0])
         device = pick_device(settings.device)
         model, self.config = load_compositor(settings.model)
         self.settings, self.pipeline = settings, CompositorPipeline(model.to(device), device)
         self.estimator = DepthEstimator.load(settings.depth_model)
-        self.options = read_options(shard_files(settings.data)[0])
 
     def variants(self) -> dict[str, Sampling]:
         """Every sampler setting that is measured, by name (the fraction of detail is varied afterwards)."""

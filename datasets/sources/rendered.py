@@ -27,11 +27,11 @@ OTHER_COLOURS = 0.25  # have their colour channels in another order everywhere
 OTHER_LAMP = 0.4  # have their room in light of another strength and colour
 
 
-def shard_files(folder: Path) -> list[Path]:
-    """The shards of a folder in order."""
+def shard_files(folder: Path, module: str = "datasets.scenes render") -> list[Path]:
+    """The shards of a folder in order. module: what makes them, as an error says."""
     files = sorted(folder.glob("shard-*.safetensors"))
     if not files:
-        command = f"python -m datasets.scenes render --out {folder}"
+        command = f"python -m {module} --out {folder}"
         raise ValueError(f"{folder}: no shards of rendered scenes; make them with `{command}`")
     return files
 

@@ -87,7 +87,7 @@ class PanopticConfig(ImagesConfig):
             for entry in record["segments_info"]:
                 countable = coco.lookup(categories, entry["category_id"], "category").get("isthing", True)
                 if countable and coco.is_large(entry, self.min_pixels):
-                    ids.append(entry["id"])
+                    ids.append(int(entry["id"]))
             image = coco.lookup(images, record["image_id"], "image")
             return coco.image_file(image, self.images), coco.posix_name(record["file_name"]), ids
 

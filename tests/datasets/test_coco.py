@@ -159,7 +159,7 @@ def panoptic(tree: Tree, segments: list[Any], categories: list[Any], **of_image:
 
 
 def test_panoptic_files_without_iscrowd_area_or_isthing_are_read(tree):
-    bare = [{"id": 7, "category_id": 1}, {"id": 9, "category_id": 1}]
+    bare = [{"id": 7, "category_id": 1}, {"id": "9", "category_id": "1"}]
     source = panoptic(tree, bare, [{"id": 1}]).open()
     masks = [view.mask() for view in source.views(0)]
     assert source.name(0) == "a/1.jpg"

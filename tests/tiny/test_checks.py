@@ -18,8 +18,9 @@ from llava_bifrost.evaluate.run import LocatorEvaluation
 from tiny import bundle
 from tiny.compositor import autoencoder
 from tiny.compositor.autoencoder import AutoencoderTraining, train_first_stage
+from tiny.inpainter.evaluate import InpainterEvaluation, evaluate_inpainter
 from tiny.locator.train import LocatorTraining, train_small_locator
-from tiny.prompter.evaluate import PrompterEvaluation
+from tiny.prompter.evaluate import PrompterEvaluation, evaluate_prompter
 from tiny.prompter.train import PrompterTraining, train_prompter
 from tiny.scene_arrays import split_scenes
 
@@ -101,6 +102,16 @@ def test_a_missing_evaluation_names_its_command(part, command, capsys):
 
 def test_the_blind_prompt_writer_is_an_optional_control():
     assert PrompterEvaluation().blind is None
+
+
+def test_missing_scenes_of_the_prompt_writer_name_their_own_command(tmp_path):
+    command = "make them with `python -m tiny.prompter.scenes"
+    with pytest.raises(ValueError, match=rf"none: no shards .*; {command} --split eval --out .*none`"):
+        evaluate_prompter(PrompterEvaluation(data=tmp_path / "none"))
+    with pytest.raises(ValueError, match=rf"none: no shards .*; {command} --out .*none`"):
+        train_prompter(PrompterTraining(data=tmp_path / "none", out=tmp_path))
+    with pytest.raises(ValueError, match=r"none: no shards .*scenes render --split eval --out .*none`"):
+        evaluate_inpainter(InpainterEvaluation(data=tmp_path / "none"))
 
 
 @pytest.mark.parametrize(("first", "folder"), [(0, "eval"), (512, "eval/from-512"), (7, "eval/from-7")])

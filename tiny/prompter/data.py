@@ -52,7 +52,7 @@ def open_sets(data: Path, folder: Path, scenes: int) -> Sets:
 
     Raises ValueError when there are fewer, or the arrays were made from other shards.
     """
-    files = shard_files(data)
+    files = shard_files(data, "tiny.prompter.scenes")
     recipe = {"format": FORMAT, "scenes": scenes, "first": [files[0].name, files[0].stat().st_size]}
     cache = ArrayCache(folder, recipe, scenes)
     for file in cache.missing(files):

@@ -217,7 +217,7 @@ def task_numbers(by_reader: Mapping[str, Sequence[CaptionResult]]) -> dict[str, 
 
 def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
     """How often does the small prompt writer name what a mask hides? Beside the best possible."""
-    refuse_training_scenes(config.data)
+    refuse_training_scenes(config.data, "tiny.prompter.scenes")
     sets = open_sets(config.data, config.data / f"cache-{config.scenes}", config.scenes)
     folders = {"prompter": config.model, "trained blind": config.blind}
     writers = {
