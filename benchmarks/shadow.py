@@ -29,6 +29,7 @@ from datasets.pasteback import stitch
 from datasets.sources.rendered import RenderedScenes
 from ldm.denoise import Monitor
 from ldm.experts.depth import DepthEstimator
+from ldm.files import located
 from ldm.images import from_pm1
 from ldm.metrics.intervals import percentile_interval
 from ldm.metrics.similarity import psnr_over
@@ -125,8 +126,8 @@ def measure_shadow(
     out: Out = RESULTS / "shadow.json",
 ) -> None:
     """Measure what a shadow region would bring."""
-    compositor, config = load_compositor(model)
-    depth = DepthEstimator.load(Path("assets/tiny/depth"))
+    compositor, config = load_compositor(located(model))
+    depth = DepthEstimator.load(located("assets/tiny/depth"))
     source = RenderedScenes(data, augment=False)
     chosen = find_cases(source, config, scenes, depth)
     at = {source.facts(index).seed: index for index in range(len(source))}

@@ -5,6 +5,7 @@ A model is put together in a folder beside its own, which is renamed when whole;
 
 import http.client
 import logging
+import os
 import re
 import shutil
 import tarfile
@@ -12,6 +13,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
@@ -114,8 +116,7 @@ def fill(model: Model, folder: Path, file: Path) -> None:
         shutil.rmtree(inside / "__MACOSX", ignore_errors=True)
         while missing_files(model, inside) and len(entries := list(inside.glob("[!.]*"))) == 1:
             inside = entries[0]
-        for path in inside.iterdir():
-            path.rename(folder / path.name)
+        shutil.copytree(inside, folder, dirs_exist_ok=True, copy_function=os.replace)
 
 
 def finalize_download(model: Model, partial: Path, source: Path | None = None) -> Path:
@@ -225,13 +226,13 @@ def download(url: str, path: Path, sha256: str = "") -> str:
 
 
 def is_archive(path: Path) -> bool:
-    return path.name.endswith(ARCHIVES)
+    return path.name.lower().endswith(ARCHIVES)
 
 
 def unpack(path: Path, folder: Path) -> None:
     """Plain files and folders of an archive into `folder`; links and paths that lead outside are refused."""
     try:
-        if path.suffix == ".zip":
+        if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
                     link = (info.external_attr >> 16) & 0o170000 == 0o120000
@@ -242,7 +243,9 @@ def unpack(path: Path, folder: Path) -> None:
             for member in bundle:
                 _require_inside(path, member.name, plain=member.isfile() or member.isdir())
             bundle.extractall(folder, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+            while bundle.fileobj and bundle.fileobj.read(BLOCK_BYTES):  # the check sum is at the end
+                pass
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, zlib.error) as error:
         raise ValueError(f"{path}: not a readable archive ({error})") from None
 
 

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ldm.files import located, read_json, read_text, write_json
+from ldm.files import ROOT, located, read_json, read_text, write_json
 from ldm.settings.schema import (
     CheckedSettings,
     check_settings,
@@ -165,7 +165,7 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
                 about[positional[0] if positional else last.spell(key)] = rule.get("help")
             listed = "; ".join(f"{name}: {text}" for name, text in about.items())
             raise ValueError(f"missing {', '.join(about)} ({listed})")
-        for key in flat_settings(schema):
+        for key in flat_settings(schema) if Path.cwd() != ROOT else ():  # there names are right as they are
             value = OmegaConf.select(config, key)
             if isinstance(value, str | Path) and (place := located(value)) != Path(value):
                 config = OmegaConf.merge(config, nested(key, place.as_posix()))  # type: ignore[assignment]

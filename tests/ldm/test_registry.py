@@ -200,7 +200,7 @@ def test_changed_files_are_found(root: Path, tmp_path: Path) -> None:
 
 
 def archive(path: Path, names: list[str]) -> Path:
-    if path.suffix == ".zip":
+    if path.suffix.lower() == ".zip":
         with zipfile.ZipFile(path, "w") as file:
             for name in names:
                 file.writestr(name, CONTENT)

@@ -54,6 +54,34 @@ def test_folders_around_an_archive_are_left_out(
     assert [path.name for path in root.iterdir()] == ["thing"]
 
 
+@pytest.mark.parametrize("name", ["a.zip", "A.ZIP", "a.tar.gz"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "encrypted"])
+def test_damaged_archives_are_named(name: str, damage: str, root: Path, tmp_path: Path) -> None:
+    file = archive(tmp_path / name, ["w.pth"])
+    data = bytearray(file.read_bytes())
+    if damage == "cut":
+        data = data[: len(data) // 2]
+    elif damage == "encrypted" and file.suffix.lower() == ".zip":
+        data[6] |= 1  # both flags of the member
+        data[data.index(b"PK\1\2") + 8] |= 1
+    else:
+        data[len(data) // 2] ^= 255
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{name}: not a readable archive") as caught:
+        pull_model("thing", model(), file)
+    assert "\n" not in str(caught.value)
+    assert list(root.iterdir()) == []
+
+
+def test_an_interrupted_unpacking_is_done_again(root: Path, tmp_path: Path, monkeypatch) -> None:
+    file = archive(tmp_path / "a.zip", ["top/sub/w.pth", "top/sub/v.pth"])
+    (root / "thing.partial/sub").mkdir(parents=True)
+    (root / "thing.partial/sub/v.pth").write_bytes(b"half")
+    monkeypatch.setattr(pull, "download", lambda url, path, sha256: fetched(file, path))
+    pull_model("thing", model({"url": "http://127.0.0.1:9/a.zip"}, needs=("sub/w.pth",)))
+    assert (root / "thing/sub/v.pth").read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("mine", ["w.pth", "notes.txt", "sub/notes.txt"])
 @pytest.mark.parametrize("way", ["register", "pull", "folder"])
 def test_a_folder_of_somebody_is_left_alone(
