@@ -61,7 +61,7 @@ def write_preview(settings: CompositeSettings, models: Models, step: Step) -> No
     write_png(folder / f"step_{number:03d}.png", from_pm1(space.decode(latents)[0].float().cpu()))
 
 
-def replay(options: ReplaySettings) -> None:
+def replay(options: ReplaySettings) -> dict[str, Any]:
     """Paint an image again from the recipe inside it.
 
     Gives the same bytes on the same machine; refuses when an input or the weights have changed. Where an
@@ -84,3 +84,4 @@ def replay(options: ReplaySettings) -> None:
     result = compose(settings, models, progress=sys.stderr.isatty())
     result.with_placement(recipe.get("placement")).save(recipe["sample"], out, overwrite=options.overwrite)
     logger.info("image:   %s\nreport:  %s", *result_paths(out))
+    return {**result.report, "files": [out.as_posix()]}

@@ -97,11 +97,13 @@ def dream(
     """Write the missing prompts of the masks (h, w) bool of an image (h, w, 3) uint8, then paint all masks.
 
     writer: None when no prompt is missing. prompts: known ones in the order of the masks, "" or missing where
-    one is to be written. `write_missing` and `paint` do the same in two steps and have more options. Raises
-    ValueError for what does not fit.
+    one is to be written. Image and masks may be paths or PIL images. `write_missing` and `paint` do the same
+    in two steps and have more options. Raises ValueError for what does not fit.
     """
+    image_u8 = image_u8 if isinstance(image_u8, np.ndarray) else read_image(image_u8).rgb_u8
+    masks = [mask if isinstance(mask, np.ndarray) else read_mask(mask) for mask in masks]
     written = write_missing(image_u8, masks, prompts, writer)
-    regions = pair_masks(list(masks), written.texts)
+    regions = pair_masks(masks, written.texts)
     return Dream(written, paint(image_u8, regions, pipe, seed, options))
 
 

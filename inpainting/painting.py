@@ -18,7 +18,15 @@ from ldm.files import file_sha256, located
 from ldm.images import encode_png, read_image, read_mask
 from ldm.latents import scheduler_class
 from ldm.registry.models import resolve_model_path
-from ldm.result import beside, log_result, output_paths, sample_paths, save_result, write_result
+from ldm.result import (
+    beside,
+    log_result,
+    output_paths,
+    sample_paths,
+    save_result,
+    warn_if_alike,
+    write_result,
+)
 from ldm.settings.config import to_plain
 from ldm.sheet import grid
 
@@ -73,6 +81,7 @@ def save_painting(
     if sheet_u8 is not None:
         sheet = beside(settings.out, "_sheet.png")
         write_result({sheet: encode_png(sheet_u8)}, settings.overwrite)
+    warn_if_alike(result.images_u8, result.edit_mask, result.recipe["options"]["steps"])
     changed = sum(drift["changed_outside"] for drift in result.report["drift"])
     summary = f"{len(result.regions)} regions, {changed} pixels changed outside the masks"
     return log_result(paths, result.report, summary, sheet)

@@ -29,6 +29,7 @@ from ldm.decode import (
     sixteen_bit_rgb,
 )
 from ldm.files import write_atomic
+from ldm.memory import as_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,12 +60,13 @@ def distinct_values(values: np.ndarray, limit: int = 12) -> str:
     return ", ".join(f"{value:g}" for value in distinct[:limit]) + tail
 
 
-def read_image(path: Path | str, data: bytes | None = None) -> LoadedImage:
+def read_image(path: Any, data: bytes | None = None) -> LoadedImage:
     """Read any common image file as 8-bit sRGB plus its alpha; 16-bit values are scaled, not clipped.
 
+    path: or a PIL image or an array, see `as_file`; so for masks and depth maps
     data: the bytes of the file, where they are not on the disk yet; `path` is its name in errors
     """
-    path = Path(path)
+    path = as_file(path, "image")
     with opened(path, data) as image:
         own_u8, alpha_u8 = rgb_and_alpha(image, path)
         rgb_u8, profile = in_srgb(image, own_u8, path)
@@ -84,9 +86,7 @@ def _advice(path: Path, ids: np.ndarray) -> str:
     return f'make a mask of one id first: python -c "from ldm.images import *; {call}"'
 
 
-def read_mask(
-    path: Path | str, *, size: tuple[int, int] | None = None, label: int | None = None
-) -> np.ndarray:
+def read_mask(path: Any, *, size: tuple[int, int] | None = None, label: int | None = None) -> np.ndarray:
     """Read a mask file as bool (h, w); the one reader of masks.
 
     A file whose largest value is 1 is 0/1, otherwise values above 127 (of 255) are set; of a coloured file
@@ -94,7 +94,7 @@ def read_mask(
     colour, or the file is a coloured cut-out. An indexed file with a gray palette is gray; other palettes and
     id files need `label`, one of their `image_ids`. `size` is the (h, w) that the mask must have.
     """
-    path = Path(path)
+    path = as_file(path, "mask")
     with opened(path) as image:
         deep, indexed, raw = sixteen_bit_rgb(image, path), image.mode in ("P", "PA"), image_ids(image, path)
         if label is not None:
@@ -127,12 +127,12 @@ def read_mask(
     return mask
 
 
-def read_depth(path: Path | str, *, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_depth(path: Any, *, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a depth map of any bit depth as depth_01 (h, w) float32, min-max normalised, 1 = nearest.
 
     Larger values in the file are nearer. A constant file gives zeros. `size` is the (h, w) that it must have.
     """
-    path = Path(path)
+    path = as_file(path, "depth map")
     with opened(path) as image:
         deep = sixteen_bit_rgb(image, path)
         if deep is None and (is_deep(image) or image.mode in ("1", "L")):

@@ -36,7 +36,9 @@ def test_a_moved_input_is_named_and_found_under_its_new_name(case: Case, capsys,
     assert replay(case) == 2
     shown = capsys.readouterr().err
     assert f"{FILES[name]} is not there; {flag} FILE names a file with the same contents" in shown
-    assert replay(case, flag, new) == 0
+    capsys.readouterr()
+    assert replay(case, flag, new, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["files"] == [case.out.with_name("a_replay.png").as_posix()]
     again = case.out.with_name("a_replay.png")
     assert np.array_equal(read_image(again).rgb_u8, read_image(case.out).rgb_u8)
     assert read_recipe(again)["settings"][name] == new.as_posix()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.images import resize, to_pm1
+from ldm.images import read_mask, resize, to_pm1
 
 LONGEST = 2.0  # longer side of the canvas in units of the resolution
 
@@ -26,6 +26,11 @@ class RegionPrompt:
     mask: np.ndarray  # (H, W) bool
     prompt: str
     negative: str = ""  # what it shall not show
+
+    def __post_init__(self) -> None:
+        """A path or a PIL image as mask is read."""
+        if not isinstance(self.mask, np.ndarray):
+            object.__setattr__(self, "mask", read_mask(self.mask))
 
 
 @dataclass(frozen=True, eq=False)

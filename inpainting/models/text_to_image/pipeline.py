@@ -29,6 +29,7 @@ from inpainting.prompts import check_masks
 from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
 from ldm.decode import LoadedImage
 from ldm.denoise import Monitor
+from ldm.images import read_image
 from ldm.result import StageTimer, library_versions, measure_drift
 from ldm.settings.config import to_plain
 
@@ -90,11 +91,14 @@ def paint(
 ) -> PaintResult:
     """Paint each region of an image (H, W, 3) of any size, or of a file, with its own prompt.
 
+    image:   array, path, PIL image, or what `read_image` gives; masks likewise
     regions: (mask (H, W) bool, prompt) pairs, or `RegionPrompt`s, which may carry negative prompts; where
              masks overlap, pixels read both prompts
     samples: images to make; sample i has seed + i and is the image of that seed painted alone
     Raises ValueError for invalid input.
     """
+    if not isinstance(image, np.ndarray | LoadedImage):
+        image = read_image(image)
     source = image if isinstance(image, LoadedImage) else None
     image_u8 = image.rgb_u8 if isinstance(image, LoadedImage) else image
     job = PaintJob(image_u8, regions, range(seed, seed + samples), source)
