@@ -98,9 +98,8 @@ def image_file(record: Mapping[str, Any], images: Path | None = None) -> str:
     a file below `images`, otherwise the last part."""
     if record.get("file_name"):
         return posix_name(record["file_name"])
-    parts = PurePosixPath(unquote(urlsplit(str(record.get("coco_url") or record["file_name"])).path)).parts[
-        -2:
-    ]
+    address = str(record.get("coco_url") or record["file_name"])
+    parts = PurePosixPath(unquote(urlsplit(address).path)).parts[-2:]
     inside = images is not None and same_file(images / Path(*parts)).is_file()
     return "/".join(parts) if inside else parts[-1]
 

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 
 from datasets.base import Rejected
 from datasets.geometry import Size, bbox_of_mask, expand_box
-from ldm.decode import image_ids, opened
+from ldm.decode import DECODER_ERRORS, image_ids, opened
 from ldm.files import same_file
 from ldm.images import read_depth, read_image
 from ldm.settings.config import CheckedSettings, setting
@@ -140,7 +140,8 @@ def read_annotated(path: Path, size_hw: Size) -> tuple[np.ndarray, Turn | None]:
     if (h, w) == tuple(size_hw):
         return rgb_u8, None
     if (w, h) == tuple(size_hw):
-        with Image.open(same_file(path)) as image:
+        turn = None
+        with contextlib.suppress(*DECODER_ERRORS), Image.open(same_file(path)) as image:
             turn = TO_STORED.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         if turn is not None:
             return np.ascontiguousarray(turn(rgb_u8)), turn

@@ -118,3 +118,13 @@ def test_photographs_of_the_locator_are_read_as_stored(tmp_path, small_depth_net
     assert prepared
     assert all(item.rgb_u8.shape[:2] == item.photograph.size_hw for item in prepared)
     assert "is read as stored: its annotations ignore its EXIF orientation" in caplog.text
+
+
+def test_damaged_exif_data_do_not_turn_an_image(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(stored()).save(
+        path, exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\xff"
+    )
+    assert read_annotated(path, SIZE)[1] is None
+    with pytest.raises(ValueError, match="a.jpg is 36 x 24 pixels, its mask is 24 x 36"):
+        read_annotated(path, SIZE[::-1])
