@@ -2,23 +2,22 @@
 
 Shard `j` holds the scenes first_seed + 256 j ... of one set of options. A shard that is there, complete and
 made with the same settings is skipped, so an interrupted run continues where it stopped and `--shard i/n`
-splits the work.
+splits the work; so do several processes at once. The scenes of an unfinished shard are kept in hidden parts.
 
 Legend: k scenes of a shard, n solids (padded), h w pixels, r reference size.
 """
 
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
-from torch.nn.functional import pad
+from safetensors.numpy import load_file, save
 from tqdm import tqdm
 
 from datasets.scenes.batch import SceneBatch, SceneFacts, render
@@ -26,6 +25,7 @@ from datasets.scenes.describe import Scene
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.settings import SceneOptions, StoreSettings, eval_seed, train_seed
 from ldm.files import write_atomic
+from ldm.locks import taken
 from ldm.settings.config import to_plain
 from ldm.shards import shard_of
 
@@ -35,6 +35,8 @@ SCENES_PER_SHARD = 256
 HEADER = "scenes"  # key of the JSON text in a shard's header
 PACKED = {"amodal": "image_u8", "reference_mask": "reference_u8"}  # stored as bits -> the array of that width
 FORMAT = 1  # of the files; part of what must agree before a shard is kept
+PART_S = 5.0  # seconds between the parts of an unfinished shard; with one scene, what a kill can lose
+Rendered = tuple[dict[str, np.ndarray], list[dict[str, Any]]]  # arrays as stored, facts of scenes
 Sampler = Callable[[int, SceneOptions], Scene]
 
 
@@ -73,31 +75,65 @@ def render_shards(
     common = {"format": FORMAT, "options": options} | ({"law": variant} if variant else {})
     index, every = shard_of(settings.shard)
     files = range(index, -(-settings.count // SCENES_PER_SHARD), every)
-    paths = []
-    with tqdm(total=sum(len(_seeds(settings, j)) for j in files), unit="scene", desc="rendering") as bar:
-        for j in files:
-            path, seeds = settings.out / f"shard-{j:05d}.safetensors", _seeds(settings, j)
-            recipe = json.dumps(common | {"seeds": [seeds[0], seeds[-1]]}, sort_keys=True)
-            paths.append(path)
-            try:
-                stored = _header(path).get("recipe", "") if path.exists() else None
-            except ValueError:
-                log.warning("%s is damaged and is rendered again", path)
-                stored = None
-            if stored is None:
-                batches = []
-                for seed in seeds:
-                    batches.append(render([sample(seed, settings)], settings, settings.device))
-                    bar.update()
-                write_atomic(path, _pack(batches, recipe))
-            elif stored == recipe:
-                bar.update(len(seeds))
-            else:  # another recipe: results would be mixed
-                raise ValueError(
-                    f"{path} was rendered with other settings; choose another --out or remove it"
-                )
+    paths = {settings.out / f"shard-{j:05d}.safetensors": _seeds(settings, j) for j in files}
+    recipes = {
+        path: json.dumps(common | {"seeds": [seeds[0], seeds[-1]]}, sort_keys=True)
+        for path, seeds in paths.items()
+    }
+
+    def is_done(path: Path) -> bool:
+        if not path.exists():
+            return False
+        try:
+            stored = _header(path).get("recipe", "")
+        except ValueError:
+            log.warning("%s is damaged and is rendered again", path)
+            return False
+        if stored != recipes[path]:  # results would be mixed
+            raise ValueError(f"{path} was rendered with other settings; choose another --out or remove it")
+        _drop_parts(path)
+        return True
+
+    def make(seed: int) -> SceneBatch:
+        return render([sample(seed, settings)], settings, settings.device)
+
+    total = sum(map(len, paths.values()))
+    with tqdm(total=total, unit="scene", desc="rendering") as bar:
+        for path in taken(paths, is_done, Path):
+            _render_shard(path, recipes[path], paths[path], make, bar)
+        bar.update(total - bar.n)  # what was there
     log.info("%d shards in %s", len(paths), settings.out)
-    return paths
+    return list(paths)
+
+
+def _render_shard(
+    path: Path, recipe: str, seeds: Sequence[int], make: Callable[[int], SceneBatch], bar: tqdm
+) -> None:
+    """Render the scenes that no part holds yet, and write the shard; a part is written every few seconds."""
+    rendered: list[Rendered] = []
+    new: list[Rendered] = []
+
+    def part() -> Path:
+        return path.with_name(f".{path.stem}.{sum(len(facts) for _, facts in rendered):03d}.part")
+
+    while part().exists() and _header(part()).get("recipe") == recipe:
+        rendered.append((load_file(part()), _header(part())["facts"]))
+    count = sum(len(facts) for _, facts in rendered)
+    bar.update(count)
+    since = time.monotonic()
+    for seed in seeds[count:]:
+        new.append(_rendered(make(seed)))
+        bar.update()
+        if time.monotonic() - since > PART_S:
+            write_atomic(part(), _pack(new, recipe))
+            rendered, new, since = rendered + new, [], time.monotonic()
+    write_atomic(path, _pack(rendered + new, recipe))
+    _drop_parts(path)
+
+
+def _drop_parts(path: Path) -> None:
+    for part in path.parent.glob(f".{path.stem}.*.part"):
+        part.unlink(missing_ok=True)
 
 
 def _seeds(settings: StoreSettings, j: int) -> list[int]:
@@ -106,25 +142,30 @@ def _seeds(settings: StoreSettings, j: int) -> list[int]:
     return [seed_of(settings.first_seed + i) for i in range(start, stop)]
 
 
-def _pack(batches: Sequence[SceneBatch], recipe: str) -> bytes:
-    """One file of the scenes, in safetensors; names, relations and captions are JSON in its header."""
-    most = max(batch.amodal.shape[1] for batch in batches)
+def _rendered(batch: SceneBatch) -> Rendered:
+    """The arrays of scenes as they are stored, and their facts."""
 
     def rows(name: str) -> np.ndarray:
-        return torch.cat([getattr(batch, name) for batch in batches]).cpu().numpy()
+        return getattr(batch, name).cpu().numpy()
 
-    wide = [pad(batch.amodal, (0, 0, 0, 0, 0, most - batch.amodal.shape[1])) for batch in batches]
-    arrays = {
-        "amodal": np.packbits(torch.cat(wide).cpu().numpy(), axis=-1),
-        "reference_mask": np.packbits(rows("reference_mask"), axis=-1),
-        "instances_u8": rows("instances").astype(np.uint8),
-    }
+    arrays = {name: np.packbits(rows(name), axis=-1) for name in PACKED}
+    arrays["instances_u8"] = rows("instances").astype(np.uint8)
     for name in ("image", "without", "reference"):
         colours_u8 = np.round(rows(f"{name}_01") * 255).astype(np.uint8)
         arrays[f"{name}_u8"] = np.ascontiguousarray(colours_u8.transpose(0, 2, 3, 1))
     for name in ("depth", "without_depth", "reference_depth"):
         arrays[f"{name}_u16"] = np.round(rows(f"{name}_01") * 65535).astype(np.uint16)
-    facts = [asdict(fact) for batch in batches for fact in batch.facts]
+    return arrays, [asdict(fact) for fact in batch.facts]
+
+
+def _pack(rendered: Sequence[Rendered], recipe: str) -> bytes:
+    """One file of the scenes, in safetensors; names, relations and captions are JSON in its header."""
+    most = max(arrays["amodal"].shape[1] for arrays, _ in rendered)
+    for arrays, _ in rendered:
+        lacking = most - arrays["amodal"].shape[1]
+        arrays["amodal"] = np.pad(arrays["amodal"], ((0, 0), (0, lacking), (0, 0), (0, 0)))
+    arrays = {name: np.concatenate([one[name] for one, _ in rendered]) for name in rendered[0][0]}
+    facts = [fact for _, some in rendered for fact in some]
     # One entry: safetensors writes several in an order that differs from run to run.
     return save(arrays, {HEADER: json.dumps({"recipe": recipe, "facts": facts})})
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from datasets.scenes.settings import SheetSettings, StoreSettings
 from datasets.scenes.sheet import write_scene_sheet
 from datasets.scenes.store import OpenShard, read_shard, render_shards
 from ldm.images import read_image
+from ldm.locks import held
 from ldm.settings.cli import run_app
 from ldm.shards import shard_of
 
@@ -93,3 +96,64 @@ def test_the_command_refuses_nonsense_in_one_line(tmp_path: Path, capsys: pytest
     assert run_app(build_app, ["render", "--out", str(out), "--window", "box"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not out.exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+def stopping_after(count: int) -> tuple[list[int], store.Sampler]:
+    """The seeds that were sampled, and a sampler that ends the run after so many."""
+    seeds: list[int] = []
+
+    def sample(seed: int, options: StoreSettings) -> store.Scene:
+        if len(seeds) == count:
+            raise Killed
+        seeds.append(seed)
+        return sample_scene(seed, options)
+
+    return seeds, sample
+
+
+def test_a_kill_loses_no_more_than_the_scene_it_was_at(settings: StoreSettings, monkeypatch) -> None:
+    monkeypatch.setattr(store, "SCENES_PER_SHARD", 4)
+    whole = [
+        path.read_bytes() for path in render_shards(dataclasses.replace(settings, out=settings.out / "w"))
+    ]
+    monkeypatch.setattr(store, "PART_S", -1.0)  # a part after every scene
+    given, rendered = dataclasses.replace(settings, out=settings.out / "p"), []
+    for _ in range(4):
+        seeds, sample = stopping_after(1)
+        with pytest.raises(Killed):
+            render_shards(given, sample)
+        rendered += seeds
+    assert rendered == [eval_seed(index) for index in range(4)]
+    paths = render_shards(given)
+    assert [path.read_bytes() for path in paths] == whole
+    (given.out / ".shard-00001.000.part").write_bytes(b"of a kill after the shard was written")
+    assert render_shards(given) == paths == sorted(given.out.iterdir())
+
+
+def test_parts_of_other_settings_are_not_mixed_in(settings: StoreSettings, monkeypatch) -> None:
+    monkeypatch.setattr(store, "PART_S", -1.0)
+    with pytest.raises(Killed):
+        render_shards(dataclasses.replace(settings, furniture=0.0), stopping_after(1)[1])
+    part = settings.out / ".shard-00000.000.part"
+    before = part.read_bytes()
+    whole = render_shards(dataclasses.replace(settings, out=settings.out / "whole"))[0].read_bytes()
+    assert render_shards(settings)[0].read_bytes() == whole
+    assert len(before) > 1000
+    assert not part.exists()
+
+
+def test_a_second_process_renders_other_shards(settings: StoreSettings) -> None:
+    seeds, sample = stopping_after(9)
+    with ThreadPoolExecutor(1) as pool, held(settings.out / ".shard-00000.safetensors.lock"):
+        second = pool.submit(render_shards, settings, sample)
+        while not second.done() and not (settings.out / "shard-00002.safetensors").exists():
+            time.sleep(0.01)
+        assert [path.name for path in sorted(settings.out.glob("shard*"))] == [
+            "shard-00001.safetensors", "shard-00002.safetensors"]  # fmt: skip
+        assert not second.done()  # it waits for the first
+    assert second.result() == sorted(settings.out.glob("shard*"))
+    assert seeds == [eval_seed(index) for index in (2, 3, 4, 0, 1)]
