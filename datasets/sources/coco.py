@@ -95,12 +95,20 @@ def posix_name(name: Any) -> str:
 
 def image_file(record: Mapping[str, Any], images: Path | None = None) -> str:
     """Name of an image below its folder: file_name; without one the last two parts of coco_url where they are
-    a file below `images`, otherwise the last part."""
-    if record.get("file_name"):
-        return posix_name(record["file_name"])
-    address = str(record.get("coco_url") or record["file_name"])
+    a file below `images`, otherwise the last part.
+
+    LVIS 0.5 has names of COCO 2014, COCO_val2014_N.jpg, for N.jpg of 2017: where the former is not there,
+    coco_url counts too.
+    """
+    name, address = posix_name(record.get("file_name") or ""), str(record.get("coco_url") or "")
     parts = PurePosixPath(unquote(urlsplit(address).path)).parts[-2:]
-    inside = images is not None and same_file(images / Path(*parts)).is_file()
+    here = images or Path()
+    renamed = images is not None and bool(parts) and name.endswith(f"_{parts[-1]}")
+    if record.get("file_name") and not (renamed and not same_file(here / name).is_file()):
+        return name
+    if not parts:
+        raise KeyError("file_name")
+    inside = images is not None and same_file(here.joinpath(*parts)).is_file()
     return "/".join(parts) if inside else parts[-1]
 
 

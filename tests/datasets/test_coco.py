@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets.benchmark import Instances
+from datasets.sources.readers import read_annotated
 from datasets.sources.still import LvisConfig, PanopticConfig
 from llava_bifrost.build_dataset.objects import read_instances
 from tests.datasets.coco_files import Tree, annotation, image, put, square
@@ -30,6 +31,18 @@ def tree(tmp_path):
         (image(1, "./c.png"), (), "c.png"),
         (image(1, coco_url="http://host/val2017/7.jpg"), ("val2017/7.jpg", "7.jpg"), "val2017/7.jpg"),
         (image(1, coco_url="http://host/val2017/7.jpg"), ("7.jpg",), "7.jpg"),
+        (image(1, "COCO_val2014_07.jpg", coco_url="http://host/val2017/07.jpg"), ("07.jpg",), "07.jpg"),
+        (
+            image(1, "COCO_val2014_07.jpg", coco_url="http://host/val2017/07.jpg"),
+            ("val2017/07.jpg",),
+            "val2017/07.jpg",
+        ),
+        (
+            image(1, "COCO_val2014_07.jpg", coco_url="http://host/val2017/07.jpg"),
+            ("COCO_val2014_07.jpg", "07.jpg"),
+            "COCO_val2014_07.jpg",
+        ),
+        (image(1, "a/1.png", coco_url="http://host/b/1.png"), ("b/1.png", "1.png"), "a/1.png"),
         (image(1, file_name=None, coco_url="http://host/7%20b.jpg?token=x/y.jpg"), (), "7 b.jpg"),
     ],
 )
@@ -181,3 +194,13 @@ def test_panoptic_files_without_iscrowd_area_or_isthing_are_read(tree):
 def test_orphans_of_panoptic_files_are_named(tree, segments, of_image, message):
     with pytest.raises(ValueError, match=message):
         panoptic(tree, segments, [{"id": 1}], **of_image).open()
+
+
+def test_lvis_of_both_versions_finds_the_images_of_coco(test_data, tmp_path):
+    images, lvis = test_data / "data/coco/val2017", test_data / "data/lvis"
+    for name in ("lvis_v0.5_val_slice.json", "lvis_schema_from_coco.json"):
+        source = LvisConfig(images=images, depth=tmp_path, annotations=lvis / name).open()
+        there = [k for k in range(len(source)) if (images / source.name(k)).is_file()]
+        assert there
+        for view in source.views(there[0]):
+            assert read_annotated(view.image, view.mask().shape)[1] is None
