@@ -226,6 +226,8 @@ def test_bf16_weights_below_trained_fp32(data: Path, tmp_path: Path):
     assert {value.dtype for value in adapter.values()} == {torch.float32}
     merged_weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert {value.dtype for value in merged_weights.values()} == {torch.bfloat16}
+    assert merged_weights.keys() == load_file(base / "model.safetensors").keys()
+    assert all(key.startswith(("language_model.", "vision_tower.", "multi_modal_")) for key in merged_weights)
 
 
 def test_targets_leave_the_vision_tower_alone():
