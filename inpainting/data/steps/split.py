@@ -62,9 +62,7 @@ class SplitSettings(TransferSettings):
         annotated = [name for name in names if Path(name).stem in masked]
         if self.split_df_path is not None:
             rows = read_table(source_file(self.split_df_path), ("file_name", "split"))
-            table = one_split_each(
-                self.split_df_path, [(nfc(row["file_name"]), row["split"]) for row in rows]
-            )
+            table = one_split_each(self.split_df_path, [(row["file_name"], row["split"]) for row in rows])
         elif sum(sizes) >= len(annotated):
             raise ValueError(
                 f"a split with {sizes[0]} val and {sizes[1]} test images needs more annotated images "
@@ -87,7 +85,8 @@ class SplitSettings(TransferSettings):
 def one_split_each(path: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """{image: split} of a table; an image in two splits is refused, equal rows are one."""
     table: dict[str, str] = {}
-    for name, split in pairs:
+    for given, split in pairs:
+        name = nfc(given)
         if table.setdefault(name, split) != split:
             raise ValueError(f"{path}: {name} is in two splits, {table[name]} and {split}")
     return table
