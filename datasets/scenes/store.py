@@ -191,11 +191,11 @@ class OpenShard:
         return np.unpackbits(values, axis=-1, count=width).astype(bool)
 
 
-def read_shard(path: Path | str) -> Shard:
-    """All arrays of a shard, masks unpacked. ValueError names a file that is missing or damaged."""
+def read_shard(path: Path | str, rows: slice = slice(None)) -> Shard:
+    """A shard, or some of its scenes, masks unpacked. ValueError names a file that is missing or damaged."""
     shard = OpenShard(path)
     names = [field.name for field in fields(Shard) if field.name != "facts"]
-    return Shard(**{name: shard.array(name) for name in names}, facts=shard.facts)
+    return Shard(**{name: shard.array(name, rows) for name in names}, facts=shard.facts[rows])
 
 
 def read_facts(path: Path | str) -> tuple[SceneFacts, ...]:

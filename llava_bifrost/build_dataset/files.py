@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from ldm.files import json_bytes, read_json, write_all_atomic, write_atomic, write_json
 from ldm.images import encode_png
 from ldm.journal import append_line, in_order, read_lines
+from ldm.locks import one_writer
 from ldm.shards import shard_of
 from llava_bifrost.build_dataset.records import IMAGE, Built, make_record, statistics
 from llava_bifrost.build_dataset.settings import MergeShardsSettings, OutputSettings
@@ -74,25 +75,30 @@ def build_questions(
             f"choose another --out or remove it"
         )
     path = settings.out / "parts" / f"shard-{shard}-of-{shards}.jsonl"
-    done = {line["item"] for line in read_lines(path, repair=True)}
-    mine = [range(at, min(at + size, len(names))) for at in range(0, len(names), size)][shard::shards]
-    todo = [chunk for chunk in mine if any(names[index] not in done for index in chunk)]
-    total, left = sum(map(len, mine)), sum(map(len, todo))
-    count = 0
-    with tqdm(total=total, initial=total - left, desc="building", unit="item", disable=None) as bar:
-        chunks = in_order(source.prepare, todo, workers=1)  # while the networks of `finish` run
-        for built in (built for prepared in chunks for built in source.finish(prepared)):
-            bar.update()
-            if built.name in done:
-                continue
-            for name, rgb_u8 in {sample.image: sample.rgb_u8 for sample in built.samples}.items():
-                buffer = io.BytesIO()
-                if not name.endswith(".png"):
-                    Image.fromarray(np.ascontiguousarray(rgb_u8)).save(buffer, "JPEG", quality=JPEG_QUALITY)
-                write_atomic(settings.out / "images" / name, buffer.getvalue() or encode_png(rgb_u8))
-            records = [make_record(sample, settings.format, settings.decimals) for sample in built.samples]
-            append_line(path, {"item": built.name, "records": records, "dropped": list(built.dropped)})
-            count += 1
+    with one_writer(path, inside=False):
+        done = {line["item"] for line in read_lines(path, repair=True)}
+        mine = [range(at, min(at + size, len(names))) for at in range(0, len(names), size)][shard::shards]
+        todo = [chunk for chunk in mine if any(names[index] not in done for index in chunk)]
+        total, left = sum(map(len, mine)), sum(map(len, todo))
+        count = 0
+        with tqdm(total=total, initial=total - left, desc="building", unit="item", disable=None) as bar:
+            chunks = in_order(source.prepare, todo, workers=1)  # while the networks of `finish` run
+            for built in (built for prepared in chunks for built in source.finish(prepared)):
+                bar.update()
+                if built.name in done:
+                    continue
+                for name, rgb_u8 in {sample.image: sample.rgb_u8 for sample in built.samples}.items():
+                    buffer = io.BytesIO()
+                    if not name.endswith(".png"):
+                        Image.fromarray(np.ascontiguousarray(rgb_u8)).save(
+                            buffer, "JPEG", quality=JPEG_QUALITY
+                        )
+                    write_atomic(settings.out / "images" / name, buffer.getvalue() or encode_png(rgb_u8))
+                records = [
+                    make_record(sample, settings.format, settings.decimals) for sample in built.samples
+                ]
+                append_line(path, {"item": built.name, "records": records, "dropped": list(built.dropped)})
+                count += 1
     seconds = time.perf_counter() - start
     log.info("%d items in %.1f s, %.2f per second", count, seconds, count / max(seconds, 1e-9))
     if shards == 1:

@@ -26,9 +26,9 @@ DECISIVE = ("questions", "replace", "placements", "visible", "area", "relations"
 
 
 class SceneSource:
-    """Scenes in the chunks of their files."""
+    """Scenes in chunks that are built within a second and divide their files."""
 
-    chunk = SCENES_PER_SHARD
+    chunk = 16
 
     def __init__(self, settings: ScenesBuild) -> None:
         self.settings = settings
@@ -46,7 +46,8 @@ class SceneSource:
         self.recipe = {"source": "scenes", "seeds": seeds, **{key: plain[key] for key in DECISIVE}}
 
     def prepare(self, indices: Sequence[int]) -> Shard:
-        return read_shard(self.files[indices[0] // SCENES_PER_SHARD])
+        number, start = divmod(indices[0], SCENES_PER_SHARD)
+        return read_shard(self.files[number], slice(start, start + len(indices)))
 
     def finish(self, prepared: Shard) -> list[Built]:
         """Place questions on the scenes without their removed solids, Replace questions on the whole scenes,

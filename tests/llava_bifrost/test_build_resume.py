@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ldm.journal import read_lines
+from ldm.locks import one_writer
 from ldm.settings.cli import run_app
 from llava_bifrost.build_dataset.__main__ import build_app
 from llava_bifrost.build_dataset.files import merge_shards
@@ -89,6 +90,21 @@ def test_damaged_parts_are_refused(coco: Path, small_depth_network: Path, tmp_pa
     part.write_text("no json\n")
     with pytest.raises(ValueError, match="shard-0-of-1.jsonl:1: not JSON"):
         run(settings(coco, small_depth_network, out))
+
+
+def test_a_second_build_of_a_shard_is_refused_and_of_another_is_not(
+    coco: Path, small_depth_network: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "set"
+    part = out / "parts" / "shard-0-of-2.jsonl"
+    with one_writer(part, inside=False):
+        with pytest.raises(ValueError, match=f"^{part}: another process is writing it"):
+            run(settings(coco, small_depth_network, out, shard="0/2"))
+        assert not part.exists()
+        assert run(settings(coco, small_depth_network, out, shard="1/2")) is None
+    run(settings(coco, small_depth_network, out, shard="0/2"))
+    items = [line["item"] for path in part.parent.glob("*.jsonl") for line in read_lines(path)]
+    assert len(items) == len(set(items)) == COUNT
 
 
 def test_merging_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
