@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from ldm.files import located, visible_files
+from ldm.locks import alone
 from ldm.settings.config import load_config
 
 T = TypeVar("T")
@@ -40,13 +41,13 @@ def find_config(path: Path) -> Path:
 
 
 def config_verb(schema: type[T], work: Callable[[T], Any], help: str) -> Callable[..., None]:
-    """The verb `--config-path FILE [key=value ...]` that does `work`."""
+    """The verb `--config-path FILE [key=value ...]` that does `work` as the one writer of `project_dir`."""
 
     def verb(
         config_path: Annotated[Path, typer.Option(help="YAML file of settings", metavar="FILE")],
         overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")] = None,
     ) -> None:
-        work(load_config(schema, find_config(config_path), overrides or []))
+        alone(work, "project_dir")(load_config(schema, find_config(config_path), overrides or []))
 
     verb.__doc__ = help
     return verb

@@ -6,12 +6,15 @@ line feed, with or without a carriage return before it. Files are known by their
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import itertools
 import json
 import logging
 import os
+import platform
+import re
 import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -179,13 +182,26 @@ def written_whole(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name[:40]}.{uuid.uuid4().hex}.tmp"
+    remove_leftovers(path.parent)
+    owner = f"{platform.node()}-{os.getpid()}"
+    temporary = path.parent / f".{path.name[:40]}.{owner}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         yield temporary
         os.replace(temporary, path)
     finally:  # also after Ctrl-C
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def remove_leftovers(folder: Path) -> None:
+    """Once in a process: remove what processes of this machine were writing into a folder when they died."""
+    import psutil
+
+    for leftover in folder.glob(".*.tmp"):
+        owner = re.search(rf"\.{re.escape(platform.node())}-(\d+)\.[0-9a-f]{{8}}\.tmp$", leftover.name)
+        if owner and not psutil.pid_exists(int(owner[1])):
+            leftover.unlink(missing_ok=True)
 
 
 def failure_reason(error: OSError) -> str:

@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -139,3 +142,23 @@ def test_hashes_need_no_writable_folder(tmp_path: Path, reads: list[str], monkey
     monkeypatch.setattr("os.replace", Mock(side_effect=PermissionError("read only")))
     assert file_sha256(tmp_path / "w.ckpt").startswith("ba7816bf")
     assert [path.name for path in tmp_path.iterdir()] == ["w.ckpt"]
+
+
+def test_what_dead_processes_were_writing_goes_with_the_next_write(tmp_path: Path) -> None:
+    dead, here = subprocess.Popen([sys.executable, "-c", ""]), platform.node()
+    dead.wait()
+    kept = {
+        f".a.png.{here}-{os.getpid()}.01234567.tmp",  # of a process that is at work
+        f".a.png.elsewhere{here}-{dead.pid}.01234567.tmp",
+        ".mine.tmp",
+        f"a.png.{here}-{dead.pid}.01234567.tmp",
+        f".a.png.{here}-{dead.pid}.notes.tmp",
+    }
+    for name in (
+        *kept,
+        f".a.png.{here}-{dead.pid}.01234567.tmp",
+        f".{here}-7.b.{here}-{dead.pid}.89abcdef.tmp",
+    ):
+        (tmp_path / name).touch()
+    write_atomic(tmp_path / "b.png", b"image")
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "b.png"}
