@@ -83,7 +83,7 @@ def validate(source: ImageSource, name: str, journal: Path, settings: dict[str, 
     when the report is written. settings: what must not change in between (ValueError if it did).
     """
     report = Report(RejectionStats(f"{name}, objects as references and targets"))
-    finished = Journal(journal, settings, keep=True)
+    finished, stored = Journal(journal, settings, keep=True), set[str]()
     for index in tqdm(range(len(source)), desc=name, disable=None):
         item = source.name(index)
         if item not in finished.done:
@@ -91,18 +91,19 @@ def validate(source: ImageSource, name: str, journal: Path, settings: dict[str, 
             source.as_stored.clear()
             problems = item_problems(source, index, objects)
             counts = {"accepted": objects.accepted, "refused": objects.rejected}
-            counts["as_stored"] = len(source.as_stored)
-            finished.add(item, {"problems": problems, **counts})
+            as_stored = sorted(map(str, source.as_stored))
+            finished.add(item, {"problems": problems, "as_stored": as_stored, **counts})
             if problems:
                 log.warning("%s: %s", item, problems[0])
         record = finished.done[item]
         report.objects.accepted += record["accepted"]
         report.objects.rejected.update(record["refused"])
-        report.objects.as_stored += record.get("as_stored", 0)
+        stored.update(record.get("as_stored", ()))  # an image may belong to several items
         if record["problems"]:
             report.problems[item] = record["problems"]
         else:
             report.sound.append(item)
+    report.objects.as_stored = len(stored)
     return report
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,10 +91,12 @@ def debug(*arguments: str) -> int:
 def test_reports_count_what_was_read_as_stored(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own_folder(tmp_path / "mine", upright_depth=True)
+    shutil.copy(tmp_path / "mine/masks/a.png", tmp_path / "mine/masks/a_1.png")
     assert debug("--validate", "--out", "r.json", "folder.root=mine") == 0
     report = json.loads((tmp_path / "r.json").read_text())
-    assert (report["items"], report["sound"], report["read_as_stored"]) == (4, 4, 2)
-    assert report["objects"] == {"accepted": 4}
+    assert (report["items"], report["sound"], report["read_as_stored"]) == (5, 5, 2)
+    assert report["objects"] == {"accepted": 5}
+    (tmp_path / "mine/masks/a_1.png").unlink()
     stats, options = RejectionStats("folder"), PairOptions(size=(64, 64), reference_size=56)
     assert len(list(accepted_samples(FolderConfig(root=Path("mine")).open(), stats, options, 4, 0))) == 4
     assert "images read as stored, not by their EXIF orientation: 2" in stats.table()
