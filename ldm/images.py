@@ -81,7 +81,8 @@ def read_image(path: Any, data: bytes | None = None) -> LoadedImage:
 
 def _advice(path: Path, ids: np.ndarray) -> str:
     """A command that makes a mask of one id (h, w) of a file, for messages."""
-    new, label = path.with_name(path.stem + "_mask.png").as_posix(), int(ids.max())
+    label = int(ids.max())
+    new = path.with_name(f"{path.stem}_id{label}.png").as_posix()
     call = f"write_mask({new!r}, read_mask({path.as_posix()!r}, label={label}))"
     return f'make a mask of one id first: python -c "from ldm.images import *; {call}"'
 
