@@ -188,13 +188,14 @@ def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterat
             log.warning("%s%s is now %s", layer.source, layer.spell(f"{prefix}{given}"), layer.spell(key))
         if name not in names:
             raise ValueError(f"{layer.source}{nearest(key, flat_settings(schema, prefix), 'key')}")
-        section, pixels = section_of(hints[name]), f"{name}_px"
-        if pixels in names:  # the box, say, is given in fractions or in pixels; the layer above decides
+        section = section_of(hints[name])
+        other = name.removesuffix("_px") if name.endswith("_px") else f"{name}_px"
+        if other in names and value is not None:  # in fractions, or in pixels: the upper layer decides
             typed = [str(item).strip() for item in value] if isinstance(value, list | tuple) else []
-            if in_pixels := bool(typed) and all(item.endswith("px") for item in typed):
-                value = [item.removesuffix("px") for item in typed]
-            yield f"{key}{'' if in_pixels else '_px'}", hints[name], None
-            key, name = (f"{key}_px", pixels) if in_pixels else (key, name)
+            if typed and all(item.endswith("px") for item in typed):
+                value, (other, name) = [item.removesuffix("px") for item in typed], sorted((name, other))
+            yield f"{prefix}{other}", hints[other], None
+            key = f"{prefix}{name}"
         if section is not None and isinstance(value, Mapping):
             yield from _leaves(section, layer, value, f"{key}.")
         else:

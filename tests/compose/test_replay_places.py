@@ -152,10 +152,13 @@ def test_a_box_in_pixels_is_the_same_box(case: Case, typed: list[str]) -> None:
 
 def test_pixels_are_read_in_jobs_files_and_python_too(case: Case) -> None:
     pixels = ["38px", "19px", "90px", "86px"]
-    path = write(case, job(case, box=pixels), job(case, box=None, box_px=[38, 19, 90, 86]))
-    first, second = (item.settings for item in read_jobs(path, None, case.folder))
-    assert first.box_px == second.box_px == (38, 19, 90, 86)
-    assert first.box is None
+    numbers = [38, 19, 90, 86]
+    lines = [{"box": pixels}, {"box": None, "box_px": numbers}, {"box_px": pixels, "box": None}]
+    path = write(case, *({**job(case), **line} for line in lines))
+    below = case.folder / "below.yaml"
+    below.write_text("box: [0, 0, 1, 1]\n")
+    for item in read_jobs(path, below, case.folder):
+        assert (item.settings.box, item.settings.box_px) == (None, tuple(numbers))
     config = case.folder / "c.yaml"
     config.write_text("box: [38px, 19px, 90px, 86px]\n")
     assert case.run("--config", config, without=["--box"]) == 0
