@@ -7,13 +7,14 @@ Models lie below $BIFROST_MODELS, by default ./models. A model is put together i
 renamed when it is whole, so what is there is complete. Hashes are recorded on the first pull.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ldm.registry.models import find, folder_of, load_registry, missing_files
-from ldm.registry.pull import HASH_FILE, changed, pull_model
+from ldm.registry.pull import HASH_FILE, changed, changing, pull_model
 from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import to_plain
 
@@ -53,7 +54,9 @@ def pull(
     offline: Annotated[Path | None, typer.Option("--from", help="folder of files fetched elsewhere")] = None,
 ) -> None:
     """Download a model, or copy it from a folder; continues what was interrupted."""
-    pull_model(name, find(name, load_registry()), offline)
+    model = find(name, load_registry())
+    with changing(folder_of(model)) if missing_files(model) else contextlib.nullcontext():
+        pull_model(name, model, offline)
 
 
 def register(
@@ -63,7 +66,9 @@ def register(
     """Put a file that was fetched by hand in its place."""
     if not file.is_file():
         raise ValueError(f"{file}: no such file")
-    pull_model(name, find(name, load_registry()), file)
+    model = find(name, load_registry())
+    with changing(folder_of(model)):
+        pull_model(name, model, file)
 
 
 def verify(name: Annotated[str, typer.Argument(help="model; default: all that are present")] = "") -> None:

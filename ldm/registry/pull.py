@@ -3,6 +3,7 @@
 A model is put together in a folder beside its own, which is renamed when whole; hashes are recorded.
 """
 
+import contextlib
 import http.client
 import logging
 import os
@@ -14,11 +15,13 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
 from ldm.files import file_sha256, read_json, visible_files, write_json
+from ldm.locks import one_writer
 from ldm.registry.models import UNFINISHED, Model, folder_of, hub_files, missing_files
 
 log = logging.getLogger(__name__)
@@ -51,10 +54,12 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
         if hashes and not is_archive(offline) and file_sha256(offline) not in hashes.values():
             allowed = " or ".join(sorted(set(hashes.values())))
             raise ValueError(f"{offline}: SHA-256 is {file_sha256(offline)}, expected {allowed}")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-            fill(model, Path(temporary) / folder.name, offline)
-            return finalize_download(model, Path(temporary) / folder.name, offline)
+        unpacked = folder.with_name(f".{folder.name}.new")
+        try:
+            fill(model, unpacked, offline)
+            return finalize_download(model, unpacked, offline)
+        finally:
+            shutil.rmtree(unpacked, ignore_errors=True)
     partial = folder.with_name(folder.name + ".partial")
     tried: list[str] = []
     if offline is not None:
@@ -90,6 +95,18 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
             tried.append(str(error))
             log.info("%s", error)
     raise ValueError(f"{folder}: no source worked: " + "; ".join(tried))
+
+
+@contextlib.contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Hold a model's folder and clear away what a killed process left; ValueError if another one holds it."""
+    new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    with one_writer(folder, inside=False):
+        if old.exists() and not folder.exists():  # a kill came between the two renames
+            old.rename(folder)
+        for leftover in (new, old, *folder.with_name(folder.name + ".partial").glob(".unpacked.*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
 
 
 def require_ours(folder: Path) -> None:
