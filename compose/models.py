@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from cldm.config import CompositorConfig, load_compositor_config
 from cldm.model import Compositor
 from cldm.pretrained import load_compositor
 from compose.settings import ComposeSettings, compositor_folder
+from ldm.checkpoints import loading
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
@@ -34,12 +34,13 @@ class Models:
     dtype: torch.dtype  # of the compositor
     offload: bool = False
     requested: tuple[Any, ...] = ()  # what `load_models` was given: folders, device, dtype, offload
-    loaded: dict[Path, Any] = field(default_factory=dict)  # locators and detectors by folder
+    loaded: dict[Any, Any] = field(default_factory=dict)  # networks by their kind and folder
 
+    @loading()
     def _once(self, folder: Path, load: Callable[..., Any]) -> Any:
-        if folder not in self.loaded:
-            self.loaded[folder] = load(folder, device=str(self.device))
-        return self.loaded[folder]
+        if (load, folder) not in self.loaded:
+            self.loaded[load, folder] = load(folder, device=str(self.device))
+        return self.loaded[load, folder]
 
     def locator(self, folder: Path) -> Locator:
         """The language model that reads sentences."""
@@ -49,16 +50,19 @@ class Models:
         """The network that finds named objects."""
         return self._once(folder, Detector.load)
 
-    @cached_property
+    @property
+    @loading()
     def compositor(self) -> Compositor:
         """In eval mode, on the device, or on the CPU until a stage needs it."""
-        model, _ = load_compositor(self.folder, self.dtype)
-        return model if self.offload else model.to(self.device)
+        if Compositor not in self.loaded:
+            model, _ = load_compositor(self.folder, self.dtype)
+            self.loaded[Compositor] = model if self.offload else model.to(self.device)
+        return self.loaded[Compositor]
 
-    @cached_property
+    @property
     def depth(self) -> DepthEstimator:
         """The depth network, in single precision."""
-        return DepthEstimator.load(self.depth_folder, device=str(self.device))
+        return self._once(self.depth_folder, DepthEstimator.load)
 
 
 def load_models(settings: ComposeSettings, known: Models | None = None) -> Models:

@@ -1,18 +1,20 @@
 """Strict loading of `save_pretrained` folders: every key used, every parameter filled, or a clear error."""
 
+import functools
 import inspect
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import ConfigMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
@@ -22,6 +24,42 @@ from ldm.locks import one_writer
 from ldm.weight_files import is_live, open_weights, weight_files
 
 Network = TypeVar("Network", bound=nn.Module)
+_LOADING = threading.RLock()
+_EMPTY = threading.local()
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """One thread at a time loads networks; also a decorator.
+
+    While transformers and diffusers load, they change the default dtype and replace functions of the process.
+    """
+    with _LOADING:
+        yield
+
+
+@functools.cache
+def _watch_parameters() -> None:
+    """Once in a process: torch's hook on new parameters, which leaves those of other threads alone."""
+
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        if not getattr(_EMPTY, "wanted", False):
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    register_module_parameter_registration_hook(to_meta)
+
+
+@contextmanager
+def empty_parameters() -> Iterator[None]:
+    """Parameters that this thread creates take no memory (device "meta"); buffers keep their values."""
+    with loading():
+        _watch_parameters()
+        _EMPTY.wanted = True
+        try:
+            yield
+        finally:
+            _EMPTY.wanted = False
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -60,6 +98,7 @@ def load_strict(
     model.load_state_dict({key: weights[key] for key in needed}, strict=True, assign=assign)
 
 
+@loading()
 def load_part(kind: type[Network], folder: Path, dtype: torch.dtype = torch.float32) -> Network:
     """One stock diffusers or transformers model from its folder, strictly, in `dtype`, in eval mode.
 
@@ -70,7 +109,7 @@ def load_part(kind: type[Network], folder: Path, dtype: torch.dtype = torch.floa
     named = config.get("_class_name", (config.get("architectures") or [kind.__name__])[0])
     if named != kind.__name__:
         raise ValueError(f"{folder}/config.json: describes a {named}, expected a {kind.__name__}")
-    with init_empty_weights(include_buffers=False):
+    with empty_parameters():
         model = build_model(kind, config, folder)
     weights = {
         key: value.to(dtype) if value.is_floating_point() else value
@@ -80,6 +119,7 @@ def load_part(kind: type[Network], folder: Path, dtype: torch.dtype = torch.floa
     return model.eval()
 
 
+@loading()
 def load_pretrained(
     kind: Any, source: Path | str, *, exact: bool = False, may_lack: str = " ", **options: Any
 ) -> Any:

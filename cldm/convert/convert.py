@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import DDIMScheduler
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from cldm.convert.plan import Origin, Plan, empty_networks, plan_compositor, pla
 from cldm.convert.settings import CompositorSettings, ConvertSettings
 from cldm.create import create_identity, noise_schedule
 from datasets.inputs import PairOptions
-from ldm.checkpoints import folder_written_whole, save_model_config, stored_names
+from ldm.checkpoints import empty_parameters, folder_written_whole, save_model_config, stored_names
 from ldm.device import DTYPES
 from ldm.files import write_json
 from ldm.settings.config import write_config
@@ -89,7 +88,7 @@ def convert_single(kind: str, settings: ConvertSettings, model: nn.Module | None
     """Write a transformers folder of DINOv2 or DPT-Large; returns the report."""
     file = open_weights(settings.source)
     if model is None:  # the network at its published size, without memory
-        with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        with torch.random.fork_rng(devices=[]), empty_parameters():
             dpt = kind == "dpt"
             model = DPTForDepthEstimation(DPT_LARGE) if dpt else create_identity(NetworkConfig()).encoder
     plan = plan_single(model, file)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from diffusers import ControlNetModel, DDIMScheduler
 from torch import Tensor
 from transformers import Dinov2Model
@@ -20,7 +19,7 @@ from cldm.convert.convert import POSITIONS
 from cldm.convert.keys import RULES, Piece, original_pieces
 from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE
 from cldm.convert.settings import ExportSettings
-from ldm.checkpoints import build_model, stored_names
+from ldm.checkpoints import build_model, empty_parameters, stored_names
 from ldm.files import read_json, written_whole
 from ldm.weight_files import Entry, WeightFile, entry_of, is_live, open_weights, write_safetensors
 
@@ -63,7 +62,7 @@ def network_entries(folder: Path, prefix: str, positions: Path | None) -> dict[s
     named = config.get("_class_name", (config.get("architectures") or ["?"])[0])
     if named not in NETWORKS:
         raise ValueError(f"{folder}: a {named} has no original layout; known: {', '.join(NETWORKS)}")
-    with init_empty_weights(include_buffers=False):
+    with empty_parameters():
         model = build_model(NETWORKS[named], config, folder)
     file = open_weights(folder)
     held = {*filter(is_live, file.shapes)}

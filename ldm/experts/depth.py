@@ -7,6 +7,7 @@ inverse depth, per-image min-max, 1 = nearest.
 import contextlib
 import logging
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 NOTICE_FILE = "depth.json"  # beside the weights: {"notice": what users read when the network is loaded}
 # Networks whose output meaning is known here: both predict inverse depth unless the config says metric.
 DEPTH_NETWORKS = ("dpt", "depth_anything")
+_PIXELS: ContextVar[tuple[int, int]] = ContextVar("network size of the call that a thread is in")
 STRONG_SHRINK = 2  # beyond this factor cubic interpolation skips pixels, so areas are averaged instead
 
 
@@ -62,7 +64,6 @@ class DepthEstimator:
         self.model = model.eval()
         self.input = depth_input
         self.metric = metric  # the network predicts distance, which is inverted
-        self._network_size = (depth_input.size, depth_input.size)
         if isinstance(model, DPTForDepthEstimation) and model.backbone is None:
             # The stock class takes its own patch grid for square; with the true one it runs at any aspect.
             model.neck.register_forward_pre_hook(self._add_patch_grid)
@@ -138,13 +139,13 @@ class DepthEstimator:
         return [found[index] for index in range(len(images_u8))]
 
     def _add_patch_grid(self, neck: nn.Module, args: tuple[Any, ...]) -> tuple[Any, int, int]:
-        patch = int(self.model.config.patch_size)  # type: ignore[union-attr, arg-type]
-        return args[0], self._network_size[0] // patch, self._network_size[1] // patch
+        patch, (n, m) = int(self.model.config.patch_size), _PIXELS.get()  # type: ignore[union-attr, arg-type]
+        return args[0], n // patch, m // patch
 
     def _inverse_depth(self, pixels: Tensor) -> Tensor:
         """(b, 3, n, m) -> (b, n, m) float32 on the CPU, larger = nearer."""
         weight = next(self.model.parameters())
-        self._network_size = (pixels.shape[-2], pixels.shape[-1])
+        _PIXELS.set((pixels.shape[-2], pixels.shape[-1]))
         predicted = self.model(pixel_values=pixels.to(weight.device, weight.dtype)).predicted_depth.float()
         if not torch.isfinite(predicted).all():
             raise ValueError(f"the depth network gave NaN or infinite values in {weight.dtype}; try float32")

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from ldm.checkpoints import loading
 from ldm.files import file_sha256, first_line, hash_folder
 from ldm.images import resize, to_01
 
@@ -106,6 +107,7 @@ def _lama(path: Path, device: str) -> Fill:
     return fill
 
 
+@loading()
 def _diffusion(folder: Path, device: str, dtype: torch.dtype) -> Fill:
     """The stock inpainting pipeline on a window around the hole, at the model's own size."""
     from diffusers import StableDiffusionInpaintPipeline

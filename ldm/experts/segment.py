@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 
+from ldm.checkpoints import loading
 from ldm.decode import LoadedImage
 from ldm.files import first_line
 from ldm.images import Box01, resize
@@ -123,7 +124,8 @@ def sam_mask(rgb_u8: np.ndarray, folder: Path | str, box01: Box01 | None = None)
     from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
     try:
-        model = SamModel.from_pretrained(str(folder)).eval()
+        with loading():
+            model = SamModel.from_pretrained(str(folder)).eval()
         processor = SamProcessor(SamImageProcessorPil.from_pretrained(str(folder)))
     except (OSError, ValueError) as error:
         raise ValueError(f"SAM folder {folder} cannot be loaded: {first_line(error)}") from error

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.utils import is_torchvision_available
 
-from ldm.checkpoints import load_pretrained
+from ldm.checkpoints import load_pretrained, loading
 from ldm.device import pick_device, pick_dtype
 from ldm.files import first_line, read_json
 
@@ -76,6 +76,7 @@ def four_bit_works() -> bool:
     return torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes") is not None
 
 
+@loading()
 def load_four_bit(
     folder: Path | str, compute: torch.dtype, device_map: Any = "auto", dtype: torch.dtype | None = None
 ) -> Mllm:
