@@ -17,7 +17,7 @@ from inpainting.models.image_to_text.settings import RELEASED, TINY, Decoding
 from inpainting.paint import PaintSettings
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import setting
-from ldm.settings.later import later
+from ldm.settings.later import later, later_names
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class DreamSettings(PaintSettings):
         return Decoding(self.constrained, self.temperature, self.seed, self.longest)
 
 
+__getattr__ = later_names("inpainting", {"dream": "dreaming"})  # from inpainting.dream import dream
 build_app = single_app(command(DreamSettings, later("inpainting.dreaming:run_dream")))
 
 if __name__ == "__main__":
