@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Inpainter:
     return small_inpainter(tmp_path_factory.mktemp("tokenizer"))
 
 
+@pytest.fixture(scope="module")
+def saved(model: Inpainter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our own layout, in single precision; not to be changed."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    save_inpainter(model, folder, torch.float32)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path, model: Inpainter) -> Path:
-    """Our own layout, in single precision."""
-    save_inpainter(model, tmp_path / "model", torch.float32)
-    return tmp_path / "model"
+def folder(tmp_path: Path, saved: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
 def painted(pipe: Inpainter) -> np.ndarray:
@@ -146,8 +154,8 @@ def test_broken_folders_are_named(folder, tmp_path):
         load_inpainter(folder)
 
 
-@pytest.fixture
-def lora(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
+@pytest.fixture(scope="module")
+def released() -> dict[str, Tensor]:
     """A LoRA as the published trainer saved it."""
     unet = small_unet()
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=TARGETS))
@@ -157,11 +165,25 @@ def lora(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
             if "lora_B" in name:
                 value.copy_(torch.randn(value.shape, generator=generator) * 0.3)
     state = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-    released = {f"unet.{key}": value.contiguous() for key, value in state.items()}
-    assert "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight" in released
+    weights = {f"unet.{key}": value.detach().contiguous() for key, value in state.items()}
+    assert "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight" in weights
+    return weights
+
+
+@pytest.fixture
+def lora(tmp_path: Path, released: dict[str, Tensor]) -> tuple[Path, dict[str, Tensor]]:
+    """Its folder and its weights."""
     (tmp_path / "lora").mkdir()
     save_file(released, tmp_path / "lora" / LORA_FILE)
-    return tmp_path / "lora", released
+    return tmp_path / "lora", dict(released)
+
+
+@pytest.fixture(scope="module")
+def merged(saved: Path, released: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory):
+    """The weights of the UNet with this LoRA."""
+    file = tmp_path_factory.mktemp("released") / LORA_FILE
+    save_file(released, file)
+    return load_inpainter(saved, file).unet.state_dict()
 
 
 def test_released_lora_is_merged_whole(model, folder, lora):
@@ -210,9 +232,8 @@ LORA_NAMES = {
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 @pytest.mark.parametrize("kind", LORA_NAMES)
-def test_lora_under_every_name_is_the_same(folder, lora, kind, suffix):
+def test_lora_under_every_name_is_the_same(saved, lora, merged, kind, suffix):
     path, released = lora
-    wanted = load_inpainter(folder, path).unet.state_dict()
     renamed = released
     for name in LORA_NAMES[kind]:
         renamed = {name(key): value for key, value in renamed.items()}
@@ -220,12 +241,12 @@ def test_lora_under_every_name_is_the_same(folder, lora, kind, suffix):
     file = path / f"renamed{suffix}"
     save = save_file if suffix == ".safetensors" else torch.save
     save(renamed, file)
-    found = load_inpainter(folder, file).unet.state_dict()
-    assert all(torch.equal(value, wanted[key]) for key, value in found.items())
+    found = load_inpainter(saved, file).unet.state_dict()
+    assert all(torch.equal(value, merged[key]) for key, value in found.items())
     odd = {**renamed, next(iter(renamed)).replace("down_blocks.0", "down_blocks.7"): torch.zeros(4, 8)}
     save(odd, file)
     with pytest.raises(ValueError, match=r"1 of \d+ keys fit no layer of this UNet: .*down_blocks.7"):
-        load_inpainter(folder, file)
+        load_inpainter(saved, file)
 
 
 def test_alpha_of_a_unet_alone_counts(folder, lora):
@@ -244,24 +265,22 @@ def test_lora_named_by_the_card(folder, lora):
     assert load_inpainter(folder).lora is not None
 
 
-def test_peft_names_and_alpha_in_the_header(folder, lora):
+def test_peft_names_and_alpha_in_the_header(saved, lora, merged):
     path, released = lora
     names = {".lora.down.": ".lora_A.", ".lora.up.": ".lora_B."}
     renamed = {re.sub(r"\.lora\.(down|up)\.", lambda m: names[m[0]], key): v for key, v in released.items()}
     save_file(renamed, path / "peft.safetensors")
-    expected, ours = (
-        load_inpainter(folder, one).unet.state_dict() for one in (path, path / "peft.safetensors")
-    )
-    assert all(torch.equal(expected[key], ours[key]) for key in expected)
+    ours = load_inpainter(saved, path / "peft.safetensors").unet.state_dict()
+    assert all(torch.equal(merged[key], ours[key]) for key in merged)
     header = {"unet.r": 4, "unet.lora_alpha": 2, "unet.target_modules": TARGETS}
     save_file(renamed, path / "alpha.safetensors", metadata={"lora_adapter_metadata": json.dumps(header)})
     half, doubled = (
-        load_inpainter(folder, path / "alpha.safetensors", lora_scale=scale).unet.state_dict()
+        load_inpainter(saved, path / "alpha.safetensors", lora_scale=scale).unet.state_dict()
         for scale in (1.0, 2.0)
     )
-    for key in expected:
-        torch.testing.assert_close(doubled[key], expected[key], atol=1e-5, rtol=0)
-    assert any(not torch.equal(half[key], expected[key]) for key in expected)
+    for key in merged:
+        torch.testing.assert_close(doubled[key], merged[key], atol=1e-5, rtol=0)
+    assert any(not torch.equal(half[key], merged[key]) for key in merged)
 
 
 def broken(released: dict[str, Tensor], how: str) -> dict[str, Tensor]:
