@@ -117,16 +117,16 @@ def place_cutout(
         alpha = np.clip(alpha, 0, 1)
         rgb_u8, depth_01 = np.zeros((*frame, 3), np.uint8), np.empty(frame, np.float32)
         for rows in row_blocks(frame[0]):
-            weight = np.maximum(alpha[rows], 1e-3)
-            rgb_u8[rows] = np.clip(np.rint(colour[rows] / weight[..., None]), 0, 255)
-            depth_01[rows] = far + (near - far) * np.clip(depth[rows] / weight, 0, 1)
+            opacity = np.maximum(alpha[rows], 1e-3)
+            rgb_u8[rows] = np.clip(np.rint(colour[rows] / opacity[..., None]), 0, 255)
+            depth_01[rows] = far + (near - far) * np.clip(depth[rows] / opacity, 0, 1)
         return PlacedCutout(rgb_u8, alpha, depth_01)
     x0, y0, x1, y1 = whole_box(box_xyxy)
     left, top, right, bottom = clip_box((x0, y0, x1, y1), frame)
     part, shown = np.s_[top - y0 : bottom - y0, left - x0 : right - x0], np.s_[top:bottom, left:right]
     rgb_u8, (alpha, depth) = np.zeros((*frame, 3), np.uint8), np.zeros((2, *frame), np.float32)
-    depth_01 = far + (near - far) * cutout.depth_01
-    for placed, values in ((rgb_u8, cutout.rgb_u8), (alpha, cutout.mask.astype(np.uint8)), (depth, depth_01)):
+    spanned = far + (near - far) * cutout.depth_01
+    for placed, values in ((rgb_u8, cutout.rgb_u8), (alpha, cutout.mask.astype(np.uint8)), (depth, spanned)):
         placed[shown] = resize(values, (y1 - y0, x1 - x0), how="linear")[part]
     return PlacedCutout(rgb_u8, alpha, depth)
 
@@ -171,7 +171,7 @@ def dilate(
         return cv2.dilate(mask.astype(np.uint8), rectangle, anchor=(kw - 1, kh - 1)) > 0
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * kw + 1, 2 * kh + 1))
     solid = cv2.copyMakeBorder(mask.astype(np.uint8), kh, kh, kw, kw + 1, cv2.BORDER_CONSTANT)
-    y, x = np.nonzero(solid & ~cv2.erode(solid, np.ones((3, 3), np.uint8)))  # the outline
+    y, x = np.nonzero(solid > cv2.erode(solid, np.ones((3, 3), np.uint8)))  # the outline
     if max(kh, kw) < SMALL_KERNEL or len(y) * len(kernel) > solid.size:
         return cv2.dilate(mask.astype(np.uint8), kernel) > 0
     # Every pixel of the outline starts and ends a run in each row of the kernel: faster for large kernels.
