@@ -37,7 +37,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path):
         log.write_text("")
         done = subprocess.run(
             [request.param, str(folder / f"scripts/{name}.sh"), *arguments],
-            cwd=tmp_path,
+            cwd=folder,
             env={"PATH": os.environ["PATH"], "STUB_LOG": str(log), **settings},
             capture_output=True,
             text=True,
