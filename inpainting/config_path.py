@@ -47,7 +47,9 @@ def config_verb(schema: type[T], work: Callable[[T], Any], help: str) -> Callabl
         config_path: Annotated[Path, typer.Option(help="YAML file of settings", metavar="FILE")],
         overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")] = None,
     ) -> None:
-        alone(work, "project_dir")(load_config(schema, find_config(config_path), overrides or []))
+        alone(work, lambda settings: settings.project_dir)(
+            load_config(schema, find_config(config_path), overrides or [])
+        )
 
     verb.__doc__ = help
     return verb

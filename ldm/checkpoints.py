@@ -20,7 +20,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
 from ldm.files import first_line, read_json, set_aside
-from ldm.locks import one_writer
+from ldm.locks import held, one_writer
 from ldm.weight_files import is_live, open_weights, weight_files
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -215,6 +215,10 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
             old.rename(folder)
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in folder.parent.glob(".*.partial"):  # of others, such as other checkpoints
+            with held(leftover.with_suffix(".lock")) as free:
+                if free:
+                    shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir()
         try:
             yield partial

@@ -24,6 +24,7 @@ def held(path: Path, wait: bool = False) -> Iterator[bool]:
     """
     from filelock import FileLock, Timeout  # slower to import than options are to be read
 
+    new = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
@@ -39,6 +40,9 @@ def held(path: Path, wait: bool = False) -> Iterator[bool]:
         with contextlib.suppress(OSError):  # Windows keeps open files; a waiting process sees that it is gone
             path.unlink()
         lock.release()
+        with contextlib.suppress(OSError):
+            if new:
+                path.parent.rmdir()  # where nothing was written into it
 
 
 def lock_beside(path: Path) -> Path:
@@ -48,28 +52,24 @@ def lock_beside(path: Path) -> Path:
 @contextlib.contextmanager
 def one_writer(folder: Path, *, inside: bool = True) -> Iterator[None]:
     """Refuse with a ValueError to write what another process is writing. inside: where the lock lies."""
-    new = not folder.exists()
-    try:
-        with held(folder / ".lock" if inside else lock_beside(folder)) as free:
-            if not free:
-                raise ValueError(
-                    f"{folder}: another process is writing it; wait for its end, or name another"
-                )
-            yield
-    finally:
-        with contextlib.suppress(OSError):
-            if new and inside:
-                folder.rmdir()  # where nothing was written into it
+    with held(folder / ".lock" if inside else lock_beside(folder)) as free:
+        if not free:
+            raise ValueError(f"{folder}: another process is writing it; wait for its end, or name another")
+        yield
 
 
-def alone(work: Callable[[Any], T], field: str = "out") -> Callable[[Any], T]:
-    """`work(settings)` as the one writer of the folder that the settings name under `field`."""
+def alone(
+    work: Callable[[Any], T],
+    path_of: Callable[[Any], Path] = lambda settings: settings.out,
+    inside: bool = True,
+) -> Callable[[Any], T]:
+    """`work(settings)` as the one writer of what `path_of` the settings is; also a decorator by `partial`."""
 
     @functools.wraps(work)
     def locked(settings: Any) -> T:
         if any(os.environ.get(name, "0") != "0" for name in RANKS):
             return work(settings)
-        with one_writer(getattr(settings, field)):
+        with one_writer(path_of(settings), inside=inside):
             return work(settings)
 
     return locked

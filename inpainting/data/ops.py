@@ -109,7 +109,7 @@ def build_app() -> typer.Typer:
     app.command("llava-annotations-to-entity-annotations")(command(EntitySettings, captions_to_annotations))
     app.command("train-val-test-split")(command(SplitSettings, split_images))
     app.command("annotate-images")(command(AnnotateSettings, annotate_images))
-    app.command("build")(command(BuildSettings, alone(build_paintings, "out_dir")))
+    app.command("build")(command(BuildSettings, alone(build_paintings, lambda settings: settings.out_dir)))
     return app
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from ldm.experts.detect import Detector
 from ldm.files import excerpt, numbered_lines, set_aside, work_digest, write_atomic, write_json
 from ldm.images import encode_png, read_depth, read_image, write_png
 from ldm.journal import append_line, parse_line, read_lines
+from ldm.locks import alone
 from ldm.registry.models import depth_folder
 from ldm.result import beside, check_writable, write_result
 from ldm.settings.config import to_plain
@@ -119,9 +121,15 @@ def fingerprints(settings: PredictJobs, jobs: Sequence[Job]) -> dict[str, str]:
     return found
 
 
+def answers_path(settings: PredictJobs) -> Path:
+    return settings.out or settings.jobs.with_name(settings.jobs.stem + ".answers.jsonl")
+
+
+# Several shards may share the file of answers.
+@partial(alone, path_of=lambda s: Path(f"{answers_path(s)}.{s.shard.replace('/', 'of')}"), inside=False)
 def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
     """Answer a JSONL file of jobs. Run again to continue; answers that are there stay."""
-    out = settings.out or settings.jobs.with_name(settings.jobs.stem + ".answers.jsonl")
+    out = answers_path(settings)
     if out.resolve() == settings.jobs.resolve():
         raise ValueError(f"--out {out} is the file of jobs")
     index, count = shard_of(settings.shard)

@@ -116,3 +116,21 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     message = r"cannot write in .*/file/run: a part of its path is a file"
     with pytest.raises(ValueError, match=message), one_writer(tmp_path / "file" / "run"):
         pytest.fail("written")
+
+
+def test_a_folder_in_which_nothing_was_written_goes_and_one_of_the_user_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "run"):
+        with pytest.raises(ValueError, match="refused"), one_writer(tmp_path / name):
+            raise ValueError("refused")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_half_written_folders_of_dead_processes_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    for name in (".dead.partial", ".other.v2.partial", ".mine.partial"):
+        (tmp_path / name).mkdir()
+    with one_writer(tmp_path / "other.v2", inside=False), folder_written_whole(tmp_path / "mine") as partial:
+        assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
+            partial.name,
+            ".other.v2.partial",
+        }

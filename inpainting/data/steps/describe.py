@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from inpainting.data.batches import run_batches, shard_paths
+from inpainting.data.batches import ProcessSettings, run_batches, shard_paths
 from inpainting.data.paintings import (
     ANNOTATIONS,
     RAW_CAPTIONS,
@@ -37,6 +37,7 @@ from inpainting.prompts import CAPTION_PROMPT, CAPTION_START, KOSMOS_PROMPT
 from ldm.files import hash_model
 from ldm.images import read_image
 from ldm.journal import Journal, JournalReader
+from ldm.locks import alone
 from ldm.mllm.load import Mllm, four_bit_works, load_four_bit, load_mllm
 from ldm.registry.models import local_or_hub_folder
 
@@ -132,6 +133,12 @@ def journal_inputs(settings: AnnotateSettings | CaptionSettings, path: Path) -> 
     return {**inputs, "weights": hash_model(Path(settings.model_id))}
 
 
+def own_journal(folder: Path, name: str, settings: ProcessSettings) -> Path:
+    index, count = settings.index_of_count
+    return shard_paths(folder, name, count)[index]
+
+
+@functools.partial(alone, path_of=lambda s: own_journal(s.out.parent, f"stamp_{STEP}", s), inside=False)
 def annotate_images(settings: AnnotateSettings) -> bool:
     """Describe every image and box what is described, with Kosmos-2; run again to continue."""
     out, (index, count) = settings.out, settings.index_of_count
@@ -156,6 +163,7 @@ def annotate_images(settings: AnnotateSettings) -> bool:
     return True
 
 
+@functools.partial(alone, path_of=lambda s: own_journal(s.output_dir, "captions", s), inside=False)
 def caption_masks(settings: CaptionSettings) -> Path:
     """Caption every crop with LLaVA-NeXT; run again to continue."""
     entities_dir, output_dir = settings.entities_dir, settings.output_dir
