@@ -35,7 +35,7 @@ from datasets.pasteback import stitch
 from ldm.decode import LoadedImage
 from ldm.denoise import Monitor, Step
 from ldm.files import file_sha256, hash_folder
-from ldm.memory import IN_MEMORY, is_in_memory
+from ldm.memory import FOLDER, IN_MEMORY
 from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, save_result, warn_if_alike
 from ldm.settings.config import Layer, flag_name, merge_layers, to_plain
 from llava_bifrost.choice import WITH_SENTENCE
@@ -228,7 +228,7 @@ def make_recipe(
     inputs = {name: file_sha256(path) for name, path in settings.input_files.items()}
     plain = {entry.name: to_plain(getattr(chosen, entry.name)) for entry in fields(ComposeSettings)}
     for name, path in settings.input_files.items():
-        if is_in_memory(path):  # a replay needs a file with the same pixels
+        if path.parent.name.startswith(FOLDER):  # a replay needs a file with the same pixels
             plain[name] = f"{IN_MEMORY}{path.name}"
     return {
         **({} if placement is None else {"placement": placement}),

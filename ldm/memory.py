@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 IN_MEMORY = "memory:"  # starts the path of such an image in a recipe
+FOLDER = "bifrost-images-"  # starts the name of the folder of such files, below the temporary one
 IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # modes of Pillow that a PNG holds as they are
 
 
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory:
     """Removed when the process ends."""
-    return tempfile.TemporaryDirectory(prefix="bifrost-images-")
+    return tempfile.TemporaryDirectory(prefix=FOLDER)
 
 
 def as_file(image: Any, name: str) -> Path:
@@ -43,8 +44,3 @@ def as_file(image: Any, name: str) -> Path:
     path = Path(_folder().name) / f"{hashlib.sha256(buffer.getvalue()).hexdigest()}.{kind.lower()}"
     path.write_bytes(buffer.getvalue())
     return path
-
-
-def is_in_memory(path: Path) -> bool:
-    """Whether `as_file` made this file."""
-    return path.parent == Path(_folder().name)

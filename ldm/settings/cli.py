@@ -81,7 +81,9 @@ def command(
             try:
                 value = from_text(hint, value) if isinstance(value, str) else value
                 if isinstance(value, list) and Path in get_args(members(hint)[0]):
-                    value = [name for text in value for name in _paths(text)]
+                    # A file whose own name holds commas is one path.
+                    parts = [[text] if Path(text).exists() else text.split(",") for text in value]
+                    value = [name for part in parts for name in part]
             except ValueError as error:
                 raise ValueError(f"{flag_name(key)}: {error}") from error
             flags.append(Layer(nested(key, value), flags=True))
@@ -91,11 +93,6 @@ def command(
     verb.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     verb.__doc__ = inspect.getdoc(function)
     return verb
-
-
-def _paths(text: str) -> list[str]:
-    """The paths in a typed list; a file whose own name holds commas is one."""
-    return [text] if Path(text).exists() else text.split(",")
 
 
 def _report_of(function: Callable[[T], Any], settings: T) -> Any:
@@ -182,15 +179,13 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             done = {"version": __version__}, 0
             report, code = done if "--version" in argv else _outcome(build, argv)
-    finally:  # NaN and infinity have no JSON form
-        plain = json.loads(json.dumps(report, default=_plain), parse_constant=lambda name: None)
+    finally:  # NaN and infinity have no JSON form; numpy and torch have lists
+        text = json.dumps(
+            report, default=lambda item: item.tolist() if hasattr(item, "tolist") else str(item)
+        )
+        plain = json.loads(text, parse_constant=lambda name: None)
         stdout.write(json.dumps(plain, sort_keys=True) + "\n")
     return code
-
-
-def _plain(value: Any) -> Any:
-    """A value that json does not know: a number or list of numpy or torch, else its text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _outcome(build: Callable[[], typer.Typer], argv: Sequence[str]) -> tuple[Mapping[str, Any], int]:
