@@ -14,11 +14,12 @@ import numpy as np
 
 from datasets.fusion import DETAIL_SCALE
 from datasets.inputs import PUBLISHED_INFERENCE, PairOptions
-from ldm.settings.choices import STEP_RULES
+from ldm.settings.choices import FLOAT_TYPES, STEP_RULES
 from ldm.settings.config import CheckedSettings, check_settings, read_config, setting
 
 CONFIG_FILE = "compositor.json"
 CROP_TENTHS = (15, 29)  # of the region; published without a seed
+OUTPUTS = (".safetensors", ".ckpt", ".pth", ".pt")  # of an export
 PARTS = ("unet", "control_detail", "control_depth", "image_encoder", "projector", "vae", "scheduler")
 
 
@@ -157,3 +158,68 @@ class NetworkConfig:
                 f"hint_channels downsamples by 2^{len(self.hint_channels) - 1}, "
                 f"the autoencoder by 2^{len(self.autoencoder.channels) - 1}; they must agree"
             )
+
+
+@dataclass(frozen=True)
+class ConvertSettings(CheckedSettings):
+    """One checkpoint in, one folder out."""
+
+    source: Path = setting(help="checkpoint: .ckpt, .pth, .pt, .bin, .safetensors, or a folder of these")
+    out: Path = setting(help="folder that is written; it appears when it is complete")
+    dtype: str = setting(
+        "keep", choices=("keep", *FLOAT_TYPES), help="type of the written weights; keep: as in the file"
+    )
+    report: Path | None = setting(None, help="JSON report: what became of every key")
+
+
+@dataclass(frozen=True)
+class CompositorSettings(ConvertSettings):
+    """The same for a whole compositor."""
+
+    dinov2: Path | None = setting(
+        None, help="DINOv2 weights (original file or transformers folder), for a checkpoint without them"
+    )
+    seed: int = setting(0, help="seed of the parts that start fresh")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """One folder in, one file out."""
+
+    source: Path = setting(help="compositor, DINOv2 or DPT folder")
+    out: Path = setting(help=".safetensors (written tensor by tensor), or .ckpt, .pth, .pt")
+    layout: str = setting(
+        "bifrost", choices=("bifrost", "anydoor"), help="of a compositor; anydoor leaves the depth branch out"
+    )
+    positions: Path | None = setting(
+        None, help="where DINOv2's full position embedding is, if not in the folder: original file or folder"
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.out.suffix not in OUTPUTS:
+            raise ValueError(f"out must end in one of {', '.join(OUTPUTS)}, got {self.out.name}")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(CheckedSettings):
+    """What is measured and where the numbers go."""
+
+    model: Path = setting(Path("assets/tiny/compositor"), help="compositor folder")
+    scenes: int = setting(300, low=2, help="scenes to measure")
+    data: Path = setting(Path("data/scenes/eval"), help="folder of scene shards of the eval split")
+    depth_model: Path = setting(
+        Path("assets/tiny/depth"), help="depth network for backgrounds and for the order in results"
+    )
+    given_depth: bool = setting(
+        False, help="give the scene's true background depth and object range instead of what users have"
+    )
+    strengths: tuple[float, ...] = setting((0.2, 0.4, 0.6, 1.0), help="strengths of init paste")
+    details: tuple[float, ...] = setting((0.0, 1.0), help="fractions of the relit cut-out in the result")
+    steps: int = setting(20, low=1, help="sampling steps of a full run of init paste")
+    noise_steps: tuple[int, ...] = setting((1, 4, 20), help="sampling steps of the start from noise")
+    guidance: tuple[float, ...] = setting((1.0,), help="classifier-free guidance")
+    ablations: int = setting(100, low=0, help="scenes of the ablations; 0 = none")
+    identity: bool = setting(True, help="also measure identity among eight rendered candidates")
+    device: str = setting("auto", help="auto, cuda, mps or cpu")
+    out: Path | None = setting(None, help="JSON file for the numbers; table and sheets go beside it")

@@ -29,7 +29,8 @@ from tqdm.auto import tqdm
 
 from cldm.config import load_compositor_config
 from compose import ComposeSettings, compose, load_models
-from compose.settings import BatchSettings, DreamBoothSettings, compositor_folder
+from compose.models import compositor_folder
+from compose.settings import BatchSettings, DreamBoothSettings
 from compose.sheet import save_sheet
 from datasets.sources.readers import images_in, subfolders
 from ldm.files import file_sha256, numbered_lines, read_json, same_file, work_digest, write_json

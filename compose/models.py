@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 
-from cldm.config import CompositorConfig, load_compositor_config
+from cldm.config import CompositorConfig, load_compositor_config, missing_parts
 from cldm.model import Compositor
 from cldm.pretrained import load_compositor
-from compose.settings import ComposeSettings, compositor_folder
+from compose.settings import FULL_MODEL, TINY_MODEL, ComposeSettings
 from ldm.checkpoints import loading
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
+from ldm.files import located
 from ldm.latents import scheduler_class
-from ldm.registry.models import depth_folder
+from ldm.registry.models import depth_folder, resolve_model_path
 from llava_bifrost.locator import Locator, load_locator
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,12 @@ class Models:
     def depth(self) -> DepthEstimator:
         """The depth network, in single precision."""
         return self._once(self.depth_folder, DepthEstimator.load)
+
+
+def compositor_folder(chosen: Path | None = None) -> Path:
+    """The compositor to use: the chosen one, else the full-size one where it is complete."""
+    full = resolve_model_path(FULL_MODEL)
+    return chosen or (located(TINY_MODEL) if missing_parts(full) else full)
 
 
 def load_models(settings: ComposeSettings, known: Models | None = None) -> Models:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cldm.config import PRESETS, missing_parts
+from cldm.config import PRESETS
 from datasets.fusion import ALIASES, MODES
 from datasets.geometry import box_to_01, check_box01
-from ldm.files import located
 from ldm.memory import as_file
-from ldm.registry.models import FULL_DEPTH, TINY_DEPTH, resolve_model_path
+from ldm.registry.models import FULL_DEPTH, TINY_DEPTH
 from ldm.result import overwrite_setting
 from ldm.settings.choices import scheduler_name
 from ldm.settings.config import CheckedSettings, flag_name, setting
@@ -176,12 +175,6 @@ class ComposeSettings(LocatorOptions):
         """The images that are read, by the name of their setting."""
         given = {name: getattr(self, name) for name in INPUT_FILES}
         return {name: path for name, path in given.items() if path is not None}
-
-
-def compositor_folder(chosen: Path | None = None) -> Path:
-    """The compositor to use: the chosen one, else the full-size one where it is complete."""
-    full = resolve_model_path(FULL_MODEL)
-    return chosen or (located(TINY_MODEL) if missing_parts(full) else full)
 
 
 DEFAULTS = Path("configs/inference.yaml")

@@ -12,7 +12,7 @@ Legend: h w pixels.
 from dataclasses import dataclass
 from pathlib import Path
 
-from inpainting.data.settings import PRECISIONS
+from inpainting.data.batches import PRECISIONS
 from inpainting.models.image_to_text.settings import RELEASED, TINY, Decoding
 from inpainting.paint import PaintSettings
 from ldm.settings.cli import command, run_module, single_app
@@ -57,8 +57,8 @@ class DreamSettings(PaintSettings):
         return Decoding(self.constrained, self.temperature, self.seed, self.longest)
 
 
-__getattr__ = later_names("inpainting", {"dream": "dreaming"})  # from inpainting.dream import dream
-build_app = single_app(command(DreamSettings, later("inpainting.dreaming:run_dream")))
+__getattr__ = later_names("inpainting", {"dream": "painting"})  # from inpainting.dream import dream
+build_app = single_app(command(DreamSettings, later("inpainting.painting:run_dream")))
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -1,17 +1,27 @@
-"""An image, its masks and prompts become a painted image with recipe, report and sheet."""
+"""An image, its masks and prompts become a painted image with recipe, report and sheet.
 
+Prompts that are missing are written first. Legend: h w pixels.
+"""
+
+import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
+from inpainting.dream import DreamSettings
+from inpainting.models.image_to_text.settings import Decoding
+from inpainting.models.image_to_text.writer import GREEDY, PromptWriter, find_files
 from inpainting.models.text_to_image.canvas import RegionPrompt, pair_masks
-from inpainting.models.text_to_image.load import load_inpainter, read_inpainter_config
+from inpainting.models.text_to_image.config import DEFAULTS, PaintOptions
+from inpainting.models.text_to_image.load import Inpainter, load_inpainter, read_inpainter_config
 from inpainting.models.text_to_image.pipeline import PaintResult, paint
 from inpainting.paint import FULL_MODEL, TINY_MODEL, PaintSettings
-from inpainting.prompts import paint_masks, palette
+from inpainting.prompts import colors_of_masks, paint_masks, palette, remove_overlaps, rgb_of
 from ldm.decode import LoadedImage
 from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256, located
@@ -19,6 +29,7 @@ from ldm.images import encode_png, read_image, read_mask
 from ldm.latents import scheduler_class
 from ldm.registry.models import resolve_model_path
 from ldm.result import (
+    StageTimer,
     beside,
     log_result,
     output_paths,
@@ -28,9 +39,12 @@ from ldm.result import (
     write_result,
 )
 from ldm.settings.config import to_plain
-from ldm.sheet import grid
+from ldm.sheet import CELL_GAP, FRAME_COLOR, INK, PAPER, grid, wrap_text
+
+log = logging.getLogger(__name__)
 
 TINT = 0.65  # opacity of masks in the sheet; chosen
+FONT_SIZE, LINE, SWATCH = 18, 26, 16  # pixels of the prompts below the sheet
 
 
 def run_paint(settings: PaintSettings) -> dict[str, Any]:
@@ -111,3 +125,158 @@ def paint_regions(
     )
     progress, samples = sys.stderr.isatty(), settings.num_samples
     return paint(image, regions, pipe, settings.seed, settings.options, samples=samples, progress=progress)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Per mask: its prompt, whether it was written here, and the colour in which the writer saw it."""
+
+    texts: list[str]
+    written: list[bool]
+    colors: list[str]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The same as JSON, one object per mask."""
+        parts = zip(self.colors, self.texts, self.written, strict=True)
+        return [{"color": color, "prompt": text, "written": new} for color, text, new in parts]
+
+
+@dataclass(frozen=True, eq=False)
+class Dream:
+    """What `dream` gives: the prompts, and the images painted after them."""
+
+    prompts: Prompts
+    result: PaintResult
+
+    @property
+    def image_u8(self) -> np.ndarray:
+        """The first sample, (h, w, 3)."""
+        return self.result.image_u8
+
+    def sheet(self, image_u8: np.ndarray) -> np.ndarray:
+        """(h, w, 3) uint8: the image, its masks as the writer saw them, the results.
+
+        Below: for each mask its colour and its prompt, broken into lines.
+        """
+        seeds = self.result.seeds
+        titles = ["after"] if len(seeds) == 1 else [f"after, seed {seed}" for seed in seeds]
+        seen = paint_masks(image_u8, [region.mask for region in self.result.regions], self.prompts.colors)
+        after = [image.rgb_u8 for image in self.result.images]
+        images = grid([[image_u8, seen, *after]], ["before", "masks", *titles])
+        font, width = ImageFont.load_default(size=FONT_SIZE), images.shape[1]
+        left = 2 * CELL_GAP + SWATCH
+        lines: list[tuple[str, str]] = []
+        for row in self.prompts.rows():
+            text = f"{row['prompt'] or '(nothing)'}   ({'written' if row['written'] else 'given'})"
+            broken = wrap_text(text, font, width - left - CELL_GAP, cut=True).split("\n")
+            lines += zip(broken, [row["color"], *[""] * (len(broken) - 1)], strict=True)
+        legend = Image.new("RGB", (width, len(lines) * LINE + 2 * CELL_GAP), PAPER)
+        pen = ImageDraw.Draw(legend)
+        for number, (line, color) in enumerate(lines):
+            y = CELL_GAP + number * LINE
+            if color:
+                swatch = (CELL_GAP, y, CELL_GAP + SWATCH, y + SWATCH)
+                pen.rectangle(swatch, fill=rgb_of(color), outline=FRAME_COLOR)
+            pen.text((left, y + SWATCH // 2), line, fill=INK, font=font, anchor="lm")
+        return np.vstack([images, np.array(legend)])
+
+
+def dream(
+    image_u8: np.ndarray,
+    masks: Sequence[np.ndarray],
+    writer: PromptWriter | None,
+    pipe: Inpainter,
+    prompts: Sequence[str] = (),
+    seed: int = 0,
+    options: PaintOptions = DEFAULTS,
+) -> Dream:
+    """Write the missing prompts of the masks (h, w) bool of an image (h, w, 3) uint8, then paint all masks.
+
+    writer: None when no prompt is missing. prompts: known ones in the order of the masks, "" or missing where
+    one is to be written. Image and masks may be paths or PIL images. `write_missing` and `paint` do the same
+    in two steps and have more options. Raises ValueError for what does not fit.
+    """
+    image_u8 = image_u8 if isinstance(image_u8, np.ndarray) else read_image(image_u8).rgb_u8
+    masks = [mask if isinstance(mask, np.ndarray) else read_mask(mask) for mask in masks]
+    written = write_missing(image_u8, masks, prompts, writer)
+    regions = pair_masks(masks, written.texts)
+    return Dream(written, paint(image_u8, regions, pipe, seed, options))
+
+
+def write_missing(
+    image_u8: np.ndarray,
+    masks: Sequence[np.ndarray],
+    prompts: Sequence[str],
+    writer: PromptWriter | None,
+    decoding: Decoding = GREEDY,
+) -> Prompts:
+    """The prompts of the masks (h, w) bool of an image (h, w, 3) uint8; given ones stay as they are."""
+    known = completed(prompts, len(masks))
+    missing = [not text for text in known]
+    if not any(missing):
+        return Prompts(known, missing, palette(len(known)))
+    if writer is None:
+        raise ValueError(f"{sum(missing)} masks have no prompt, and no prompt writer is given")
+    order = sorted(range(len(masks)), key=lambda number: -np.count_nonzero(masks[number]))  # of painting
+    for number, mask in zip(order, remove_overlaps([masks[number] for number in order]), strict=True):
+        if not mask.any():
+            log.warning("mask %d lies under smaller masks: the writer does not see its colour", number + 1)
+    texts = writer.write([image_u8], [masks], decoding, given=[known])[0]
+    for number, text in enumerate(texts, 1):
+        if not text:
+            log.warning("mask %d: the answer holds no prompt; it is painted without one", number)
+    together = writer.config.question == "discover"
+    return Prompts(texts, missing, colors_of_masks(writer.config, known) if together else palette(len(known)))
+
+
+def completed(prompts: Sequence[str], masks: int) -> list[str]:
+    """One prompt per mask, "" where none is given; ValueError without masks, and for too many prompts."""
+    if not masks:
+        raise ValueError("nothing to paint: no mask is given (--masks)")
+    if len(prompts) > masks:
+        raise ValueError(f"more prompts than masks: {len(prompts)} prompts, {masks} masks (--prompts)")
+    return [*(text.strip() for text in prompts), *[""] * (masks - len(prompts))]
+
+
+def run_dream(settings: DreamSettings) -> dict[str, Any]:
+    """Write a prompt for every mask that has none, and fill the masks, each with its own prompt.
+
+    Writes an image that carries its recipe, a JSON report beside it, and a sheet of before, masks and after
+    with the prompts.
+    """
+    output_paths(settings.out, settings.num_samples, (settings.image, *settings.masks))
+    timer = StageTimer()
+    known = completed(settings.prompts, len(settings.masks))
+    image = read_image(settings.image)
+    masks = [read_mask(path, size=image.size) for path in settings.masks]
+    pair_masks(masks, known, settings.negatives)
+    painter_folder(settings)
+    with timer.stage("write"):
+        writer, facts = None, {}
+        if not all(known):
+            folder = settings.prompter
+            if folder is not None and not folder.is_dir():
+                raise ValueError(f"{folder}: no such folder of a prompt writer (--prompter)")
+            asked = find_files(folder, settings.adapter).config
+            if asked.question == "discover":
+                colors_of_masks(asked, known)  # before weights are read
+            writer = PromptWriter.load(
+                folder, settings.adapter, settings.device, settings.dtype, settings.precision
+            )
+            facts = {
+                "card": to_plain(writer.config),
+                "weights": writer.weights(),
+                "folder": writer.mllm.folder,
+            }
+        prompts = write_missing(image.rgb_u8, masks, known, writer, settings.decoding)
+        if writer is not None:
+            facts["prompts"] = prompts.rows()
+            for row in prompts.rows():
+                log.info("%s (%s): %s", row["color"], "written" if row["written"] else "given", row["prompt"])
+        del writer  # frees its memory for the painter
+    result = paint_regions(settings, image, pair_masks(masks, prompts.texts, settings.negatives))
+    report = {**result.report, "prompts": prompts.rows()}
+    report["seconds"] = {**report["seconds"], "write": timer.report()["write"]}
+    result = replace(result, report=report)
+    sheet_u8 = Dream(prompts, result).sheet(image.rgb_u8) if settings.sheet else None
+    return save_painting(settings, result, sheet_u8, {"command": "dream", "prompter": facts})

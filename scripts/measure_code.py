@@ -47,7 +47,7 @@ THOUGHTS: dict[str, tuple[int, dict[str, str]]] = {
     ),
     "the compositor's folder": (
         5,
-        {"run_inference.py": "run_image", "compose/settings.py": "load_models compositor_folder"},
+        {"compose/commands.py": "run_image", "compose/models.py": "load_models compositor_folder"},
     ),
     "the detail hint": (
         8,

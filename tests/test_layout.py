@@ -28,9 +28,7 @@ SCHEMAS: dict[str, str] = {
     "configs/inpainting/text_to_image/train/*.yaml": (
         "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig"
     ),
-    "configs/inpainting/text_to_image/test/*.yaml": (
-        "inpainting.models.text_to_image.evaluation.settings:PaintingsConfig"
-    ),
+    "configs/inpainting/text_to_image/test/*.yaml": "inpainting.models.text_to_image.config:PaintingsConfig",
     "configs/inpainting/image_to_text/*.yaml": ("inpainting.models.image_to_text.settings:PromptTraining"),
     "configs/datasets.yaml": "datasets.sources.registry:DatasetsConfig",
     "configs/inference.yaml": "compose.settings:CompositeSettings",

@@ -14,7 +14,7 @@ from functools import partial
 
 import typer
 
-from cldm.convert.settings import CompositorSettings, ConvertSettings, ExportSettings
+from cldm.config import CompositorSettings, ConvertSettings, ExportSettings
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.later import later
 

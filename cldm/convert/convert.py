@@ -17,9 +17,8 @@ from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedd
 from torch import Tensor, nn
 from transformers import DPTConfig, DPTForDepthEstimation
 
-from cldm.config import CONFIG_FILE, CompositorConfig, NetworkConfig
+from cldm.config import CONFIG_FILE, CompositorConfig, CompositorSettings, ConvertSettings, NetworkConfig
 from cldm.convert.plan import Origin, Plan, empty_networks, plan_compositor, plan_single
-from cldm.convert.settings import CompositorSettings, ConvertSettings
 from cldm.create import create_identity, noise_schedule
 from datasets.inputs import PairOptions
 from ldm.checkpoints import empty_parameters, folder_written_whole, save_model_config, stored_names

@@ -14,11 +14,10 @@ from diffusers import ControlNetModel, DDIMScheduler
 from torch import Tensor
 from transformers import Dinov2Model
 
-from cldm.config import CONFIG_FILE, require_complete
+from cldm.config import CONFIG_FILE, ExportSettings, require_complete
 from cldm.convert.convert import POSITIONS
 from cldm.convert.keys import RULES, Piece, original_pieces
 from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE
-from cldm.convert.settings import ExportSettings
 from ldm.checkpoints import build_model, empty_parameters, stored_names
 from ldm.files import read_json, written_whole
 from ldm.weight_files import Entry, WeightFile, entry_of, is_live, open_weights, write_safetensors

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cldm.evaluate.settings import EvaluateSettings
+from cldm.config import EvaluateSettings
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.later import later
 

@@ -16,6 +16,7 @@ from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
 
 T = TypeVar("T")
+PRECISIONS = ("auto", "4bit", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,30 @@ class ProcessSettings:
     @property
     def index_of_count(self) -> tuple[int, int]:
         return shard_of(self.shard) if self.shard else (self.process_id, self.num_processes)
+
+
+@dataclass(frozen=True)
+class AnnotateSettings(ProcessSettings):
+    """Images -> descriptions with boxes by Kosmos-2."""
+
+    image_dir: Path = setting(help="folder of images, split or not")
+    out: Path = setting(Path("data/annotations.json"), help="JSON file to write")
+    model_id: str = setting("microsoft/kosmos-2-patch14-224", help="Kosmos-2, folder or hub name")
+    batch_size: int = setting(8, low=1, help="images at once")
+    max_new_tokens: int = setting(128, low=1, help="longest description")
+
+
+@dataclass(frozen=True)
+class CaptionSettings(ProcessSettings):
+    """Object crops -> raw captions by LLaVA-NeXT."""
+
+    entities_dir: Path = setting(help="folder of entities")
+    model_id: str = setting(help="LLaVA-NeXT, folder or hub name")
+    batch_size: int = setting(help="crops at once", low=1)
+    max_new_tokens: int = setting(40, low=1, help="longest caption")
+    output_dir: Path = setting(Path("."), help="folder of the journal, backup_P_final.json and llava.json")
+    precision: str = setting("auto", choices=PRECISIONS, help="of the model's weights")
+    resume: bool = setting(True, help="continue earlier work, also backups of the published command")
 
 
 def shard_paths(folder: Path, name: str, count: int) -> list[Path]:

@@ -22,11 +22,11 @@ from inpainting.data.paintings import (
     ANNOTATIONS,
     SPLITS,
     Painting,
+    PaintingOptions,
     painting_description,
     source_file,
     write_object,
 )
-from inpainting.data.settings import PaintingOptions
 from inpainting.tokens import plan_tokens
 from ldm.files import read_json
 from ldm.journal import attempt_in_order

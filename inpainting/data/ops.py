@@ -15,8 +15,8 @@ from pathlib import Path
 
 import typer
 
+from inpainting.data.batches import AnnotateSettings, CaptionSettings
 from inpainting.data.paintings import GET, RAW_CAPTIONS
-from inpainting.data.settings import AnnotateSettings, CaptionSettings
 from inpainting.data.steps.captions import (
     EntitySettings,
     FolderSettings,

@@ -18,21 +18,50 @@ from typing import Any
 import numpy as np
 
 from datasets.sources.readers import IMAGES, images_in, subfolders
-from inpainting.prompts import ANSWER_MARK
+from inpainting.prompts import ANSWER_MARK, COLORS
 from ldm.files import nfc, read_json, write_atomic
 from ldm.images import read_image, read_mask
 from ldm.journal import Journal, run_step, stamp_path
+from ldm.settings.config import CheckedSettings, setting
 
 SPLITS = ("train", "val", "test")
 UNANNOTATED = "unannotated"
 ANNOTATIONS = "annotations.json"
 RAW_CAPTIONS = "llava.json"
+RULES = ("max_concepts", "shuffle_concepts", "masked_area_threshold", "resolution")  # as in the manifest
 MAKE_MASKS, MAKE_ENTITIES = "make-masks-dataset", "make-entities-dataset"  # steps that others follow
 MAKE_CAPTIONS = "python -m inpainting.data.ops llava-annotations-to-entity-annotations"
 GET = "`python -m inpainting.data.downloader fetch-annotations` gets it, `--from FILE` from a copy"
 GET_IMAGES = (
     "`python -m inpainting.data.downloader download-and-save-images-wikiart-v2 -o {0}` fetches the images"
 )
+
+
+@dataclass(frozen=True)
+class RegionOptions(CheckedSettings):
+    """Which regions are masked (published options of both datasets)."""
+
+    data_dir: Path = setting(Path("data/mm_inp_dataset"), help="folder made by inpainting.data.ops")
+    max_concepts: int | None = setting(5, low=1, high=len(COLORS), help="most regions of an image; none: all")
+    shuffle_concepts: bool = setting(True, help="regions in random order, else the largest first")
+    masked_area_threshold: float | None = setting(
+        0.65, low=0, high=1, help="largest masked fraction; the first region is always kept"
+    )
+
+
+@dataclass(frozen=True)
+class PaintingOptions(RegionOptions):
+    """Which regions of which paintings the inpainter fills."""
+
+    resolution: int = setting(512, low=16, help="side of the square crop in pixels")
+    drop_caption_probability: float = setting(
+        0.1, low=0, high=1, help="fraction of training images with one region that have no prompt"
+    )
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What decides the choice of regions."""
+        return {name: getattr(self, name) for name in RULES}
 
 
 @dataclass(frozen=True)
@@ -111,7 +140,7 @@ def change_annotations(
         except ValueError as error:
             if not path.is_file():
                 raise
-            raise ValueError(f"{error}; it is kept as {set_aside(path).name}") from None
+            raise ValueError(f"{error}; it is kept as {rename_damaged(path).name}") from None
         missing = change(stem, document)
         write_object(path, document)
         if missing:
@@ -131,7 +160,7 @@ def read_intact(path: Path) -> dict[str, Any]:
     try:
         return read_json(path) if path.is_file() else {}
     except ValueError:
-        set_aside(path)
+        rename_damaged(path)
         return {}
 
 
@@ -185,7 +214,7 @@ def entity_folders(entities_dir: Path) -> list[str]:
     return stems
 
 
-def set_aside(path: Path) -> Path:
+def rename_damaged(path: Path) -> Path:
     """Rename a damaged file to NAME.wrong, so that nothing reads it again; returns the new name."""
     aside = path.with_name(path.name + ".wrong")
     path.replace(aside)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cldm.config import CompositorSettings, ConvertSettings, ExportSettings
 from cldm.convert.__main__ import build_app
 from cldm.convert.convert import CONFIGS, POSITIONS, convert_compositor, convert_single
 from cldm.convert.export import export, schedule_buffers
 from cldm.convert.keys import original_pieces
 from cldm.convert.plan import ENCODER, UNET, empty_networks
-from cldm.convert.settings import CompositorSettings, ConvertSettings, ExportSettings
 from cldm.model import Compositor
 from cldm.pretrained import load_compositor
 from ldm.settings.cli import run_app

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cldm.config import EvaluateSettings
 from cldm.evaluate.cases import (
     Neighbour,
     candidates,
@@ -22,7 +23,6 @@ from cldm.evaluate.measures import (
 )  # fmt: skip
 from cldm.evaluate.report import CUTOUT, DEFAULT, SceneScores, ranked
 from cldm.evaluate.run import CEILING, FLIPPED, TRUTH, evaluate
-from cldm.evaluate.settings import EvaluateSettings
 from datasets.scenes import sample_scene
 from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import read_options, read_shard, render_shards

@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cldm.config import AutoencoderConfig, NetworkConfig
+from cldm.config import AutoencoderConfig, CompositorSettings, NetworkConfig
 from cldm.convert.convert import convert_compositor
-from cldm.convert.settings import CompositorSettings
 from cldm.model import Compositor
 from cldm.pretrained import load_compositor
 from ldm.denoise import Monitor, denoise, set_steps

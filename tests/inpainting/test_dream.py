@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from inpainting.dream import build_app
-from inpainting.dreaming import Dream, Prompts, dream, write_missing
 from inpainting.models.image_to_text.settings import Decoding
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.models.text_to_image.canvas import RegionPrompt
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, save_inpainter
 from inpainting.models.text_to_image.pipeline import PaintResult
+from inpainting.painting import Dream, Prompts, dream, write_missing
 from inpainting.prompts import COLORS, CONFIG_FILE, PrompterConfig, rgb_of
 from ldm.decode import LoadedImage
 from ldm.images import read_image, write_mask, write_png

@@ -12,10 +12,10 @@ import torch
 
 from inpainting.config_path import HERE
 from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_image
+from inpainting.models.text_to_image.config import PAPER_ROWS, PaintingsConfig
 from inpainting.models.text_to_image.evaluation import compute as computing
 from inpainting.models.text_to_image.evaluation.compute import compute, paper_table
 from inpainting.models.text_to_image.evaluation.generate import fill_paintings
-from inpainting.models.text_to_image.evaluation.settings import PAPER_ROWS, PaintingsConfig
 from inpainting.models.text_to_image.test import build_app
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from inpainting.data.settings import AnnotateSettings, CaptionSettings
+from inpainting.data.batches import AnnotateSettings, CaptionSettings
 from inpainting.data.steps import describe as module
 from inpainting.data.steps.captions import (
     EntitySettings,

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from inpainting.data.choice import MANIFEST, MaskManifest
 from inpainting.data.datasets import InpaintingDataset
 from inpainting.data.ops import BuildSettings, build_paintings
-from inpainting.data.settings import PaintingOptions
+from inpainting.data.paintings import PaintingOptions
 from inpainting.tokens import plan_tokens
 from ldm.images import write_mask
 from tests.inpainting.painting_set import REGIONS, PaintingSet, tree, write_set

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from inpainting.data.settings import CaptionSettings
+from inpainting.data.batches import CaptionSettings
 from inpainting.data.steps.describe import journal_inputs
 from ldm.journal import Journal
 

@@ -13,8 +13,7 @@ from PIL import Image
 from inpainting.data.steps.roots import RootSettings, extract_roots, rule_root
 from inpainting.models.image_to_text.evaluation.metric_models import BERTSCORE, PromptMetricModels
 from inpainting.models.image_to_text.evaluation.predictions import Prediction, read_predictions
-from inpainting.models.image_to_text.evaluation.report import NAMES, measure_prompts, tracked
-from inpainting.models.image_to_text.evaluation.score import PUBLISHED
+from inpainting.models.image_to_text.evaluation.report import NAMES, PUBLISHED, measure_prompts, tracked
 from inpainting.models.image_to_text.score import build_app
 from inpainting.models.image_to_text.settings import MetricFolders
 from ldm.metrics.clip import Clip

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import compose.models
 import compose.settings
 import inpainting.paint
 import inpainting.painting
@@ -76,7 +77,7 @@ def test_at_the_root_names_stay_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults_of_the_commands_are_found() -> None:
     settings = compose.settings.ComposeSettings(Path("a.png"), Path("b.png"), box=(0, 0, 1, 1))
-    assert compose.settings.compositor_folder() == ROOT / "assets/tiny/compositor"
+    assert compose.models.compositor_folder() == ROOT / "assets/tiny/compositor"
     assert depth_folder() == ROOT / "assets/tiny/depth"
     assert settings.locator_name == LocatorOptions().locator_name == (ROOT / "assets/tiny/locator").as_posix()
     paint = inpainting.paint.PaintSettings(image=Path("a"), masks=(Path("b"),), prompts=("c",), out=Path("d"))

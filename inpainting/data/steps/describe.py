@@ -22,7 +22,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from inpainting.data.batches import ProcessSettings, run_batches, shard_paths
+from inpainting.data.batches import (
+    AnnotateSettings,
+    CaptionSettings,
+    ProcessSettings,
+    run_batches,
+    shard_paths,
+)
 from inpainting.data.paintings import (
     ANNOTATIONS,
     RAW_CAPTIONS,
@@ -31,7 +37,6 @@ from inpainting.data.paintings import (
     read_entities,
     write_object,
 )
-from inpainting.data.settings import AnnotateSettings, CaptionSettings
 from inpainting.data.steps.captions import STEPS, damaged, read_captions
 from inpainting.prompts import CAPTION_PROMPT, CAPTION_START, KOSMOS_PROMPT
 from ldm.files import hash_model

@@ -33,7 +33,7 @@ class ScoreOptions(MetricFolders):
 
 
 build_app = single_app(
-    command(ScoreOptions, later("inpainting.models.image_to_text.evaluation.score:score_prompts"))
+    command(ScoreOptions, later("inpainting.models.image_to_text.evaluation.report:score_prompts"))
 )
 
 if __name__ == "__main__":

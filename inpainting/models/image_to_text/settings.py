@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inpainting.data.paintings import SPLITS
-from inpainting.data.settings import RegionOptions
+from inpainting.data.paintings import SPLITS, RegionOptions
 from inpainting.prompts import COLORS, RED, SINGLE, PrompterConfig
 from ldm.mllm.templates import TEMPLATES
 from ldm.settings.choices import BOOTSTRAPS, FLOAT_TYPES

@@ -1,14 +1,26 @@
-"""The configuration of a model folder, and what a user may choose when painting."""
+"""The configuration of a model folder, how to paint, and a run over the test paintings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.settings.config import CheckedSettings, setting
+from inpainting.data.batches import PRECISIONS
+from inpainting.data.paintings import SPLITS, PaintingOptions
+from ldm.settings.config import CheckedSettings, check_settings, setting
 
 LAYOUTS = ("coverage", "nearest")
 ENCODINGS = ("joint", "separate")
+ALL, MULTI = "metrics.json", "metrics_multi.json"  # of a run over the test paintings
+# model -> FID, LPIPS, PSNR, CLIP-IQA, I2I, T2I on all test images, and on those with several masks.
+PAPER_ROWS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "HQPrompt": ((19.18, 22.82, 14.55, 71.51, 84.87, 21.10), (31.86, 24.29, 14.36, 73.89, 85.63, 20.92)),
+    "SD-2-Inp": ((15.07, 21.90, 14.66, 73.10, 88.87, 25.70), (27.40, 23.63, 14.35, 75.74, 88.93, 24.91)),
+    "RCA, no FT": ((15.39, 21.98, 14.59, 73.24, 88.83, 25.81), (28.03, 23.78, 14.24, 75.83, 88.85, 25.04)),
+    "FineTuned": ((15.49, 22.06, 14.44, 74.64, 89.05, 26.31), (27.83, 23.96, 14.06, 77.68, 89.04, 25.40)),
+    "RCA-FineTuned": ((15.32, 22.00, 14.46, 74.30, 89.28, 26.72), (27.45, 23.74, 14.13, 77.21, 89.35, 25.93)),
+    "RCA-FT-Gen": ((15.30, 22.69, 14.05, 72.80, 87.47, 23.25), (27.94, 24.42, 13.64, 76.01, 87.68, 22.94)),
+}
 
 
 @dataclass(frozen=True)
@@ -90,3 +102,40 @@ class BackboneFiles(CheckedSettings):
         Path("models/clip_iqa/RN50.pt"),
         help="CLIP of CLIP-IQA: OpenAI's RN50.pt (published), or a CLIP folder",
     )
+
+
+@dataclass(frozen=True)
+class PaintingsConfig:
+    """One model over all images of a split."""
+
+    output_dir: Path = setting(help="folder of the filled images")
+    row: str = setting("", choices=("", *PAPER_ROWS), help="row of the paper's table that this run repeats")
+    seed: int = setting(42, low=0, help="seed of the regions and, with each name, of its image")
+    pretrained: Path = setting(Path("models/stable-diffusion-2-inpainting"), help="model folder")
+    lora: Path | None = setting(None, help="LoRA in the released format: file, or folder that holds it")
+    fixed_prompt: str | None = setting(None, help="one prompt for all regions instead of their captions")
+    texts_dir: Path | None = setting(None, help="folder of NAME.json, prompts to use instead of captions")
+    global_anns_path: Path | None = setting(None, help="descriptions of whole images, for one more metric")
+    split: str = setting("test", choices=SPLITS, help="which images")
+    data: PaintingOptions = setting(PaintingOptions(), help="regions of the images")
+    paint: PaintOptions = setting(COMPAT, help="how to paint; by default as published")
+    batch: int = setting(8, low=1, help="images that go through the model together")
+    workers: int = setting(8, low=0, help="loader processes")
+    device: str = setting("auto", help="auto, cuda, mps or cpu")
+    dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
+    llava_model_id: str = setting("", help="prompt writer: folder or hub name, or folder of its adapter")
+    llava_base: str = setting("", help="model under the adapter; default: what the adapter names")
+    llava_output_dir: Path | None = setting(None, help="folder of the prompts it writes")
+    llava_precision: str = setting("auto", choices=PRECISIONS, help="4bit as published, or full")
+    llava_constrained: bool = setting(
+        True, help="one closed tag per colour is certain; off: decoded as published"
+    )
+    max_new_tokens: int = setting(512, low=1, help="longest answer of the prompt writer, all its prompts")
+    backbones: BackboneFiles = setting(BackboneFiles(), help="metric models")
+    resamples: int = setting(2000, low=0, help="bootstrap resamples of the intervals; 0 = none")
+    fid_resamples: int = setting(20, low=0, help="the same for FID and KID, which are slow")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.fixed_prompt is not None and self.texts_dir is not None:
+            raise ValueError("fixed_prompt and texts_dir exclude each other")

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from inpainting.config_path import HERE, find_config
-from inpainting.models.text_to_image.evaluation.settings import ALL, MULTI, PaintingsConfig
+from inpainting.models.text_to_image.config import ALL, MULTI, PaintingsConfig
 from ldm.files import located, visible_files, write_atomic
 from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import load_config

@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from inpainting.config_path import config_verb
-from inpainting.data.settings import PaintingOptions
+from inpainting.data.paintings import PaintingOptions
 from inpainting.models.text_to_image.config import ENCODINGS, LAYOUTS
 from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import CheckedSettings, check_settings, setting

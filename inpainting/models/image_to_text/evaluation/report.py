@@ -10,6 +10,7 @@ Texts are compared in lower case. Every number is a fraction or a cosine up to 1
 times 100. `_last` is over the last region of each image. Intervals resample images with all their regions.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -18,15 +19,21 @@ from typing import Any
 import nltk
 import numpy as np
 import torchmetrics
+import typer
 from torchmetrics.functional.text.rouge import rouge_score
 from torchmetrics.text import BLEUScore
 
 from inpainting.data.steps.roots import STEP
 from inpainting.models.image_to_text.evaluation.metric_models import BERTSCORE, CLIPSCORE, PromptMetricModels
-from inpainting.models.image_to_text.evaluation.predictions import Prediction
+from inpainting.models.image_to_text.evaluation.predictions import Prediction, read_predictions
+from inpainting.models.image_to_text.score import ScoreOptions
+from ldm.device import pick_device
+from ldm.files import write_atomic, write_json
 from ldm.journal import JournalReader, stamp_path
-from ldm.metrics.intervals import value_of, with_interval
+from ldm.metrics.intervals import format_estimate, value_of, with_interval
 from ldm.settings.choices import BOOTSTRAPS
+
+log = logging.getLogger(__name__)
 
 GRAMS = 4
 BLEU = {"bleu1": 1, "bleu4": GRAMS}
@@ -46,6 +53,22 @@ SOURCES = {  # what decides a number that needs no network
 }
 NAMES = (*SOURCES, CLIPSCORE, *BERTSCORE)
 WITH_INTERVALS, LAST, BY_MASKS = "with_intervals", "last_region", "by_number_of_masks"
+# model -> accuracy, B@1, B@4, ROUGE-L, CLIPSim, times 100; accuracy counts substrings.
+PUBLISHED: dict[str, tuple[float, ...]] = {
+    "LLaVA-Prompt": (7.74, 20.81, 1.30, 19.99, 22.46),
+    "LLaVA-1Mask": (36.52, 36.99, 12.58, 34.64, 24.65),
+    "MultiMask-1Pred": (35.48, 37.68, 13.15, 34.98, 24.79),
+    "MultiMask-LastPred": (33.08, 37.40, 12.61, 34.45, 24.46),
+    "MultiMask-All": (31.73, 37.33, 12.43, 34.33, 24.24),
+}
+COLUMNS = {
+    "Accuracy": "accuracy",
+    "B@1": "bleu1",
+    "B@4": "bleu4",
+    "ROUGE-L": "rougeL_fmeasure",
+    "CLIPSim": "clipscore",
+    "Accuracy, whole words": "accuracy_words",  # ours, so that no published model has it
+}
 
 
 def measure_prompts(
@@ -153,3 +176,34 @@ def text_numbers(
         parts = (metric.numerator, metric.denominator, metric.preds_len[None], metric.target_len[None])
         counts.append(np.concatenate([part.numpy() for part in parts]))
     return numbers, np.array(counts, np.float64)
+
+
+def score_prompts(options: ScoreOptions) -> dict[str, Any]:
+    """Measure predicted prompts, and print them beside the paper's table."""
+    runs = {path.as_posix(): read_predictions(path) for path in options.predictions}
+    models = PromptMetricModels.load(options, pick_device(options.device))
+    reports = {
+        name: measure_prompts(rows, models, options.seed, options.resamples) for name, rows in runs.items()
+    }
+    write_json(options.out, reports if len(reports) > 1 else next(iter(reports.values())))
+    table = [["model", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
+    table += [
+        [f"{model}, published", *(f"{x:.2f}" for x in values), "-"] for model, values in PUBLISHED.items()
+    ]
+    for name, report in reports.items():
+        measured = {f"{report['regions']} regions": report[WITH_INTERVALS]}
+        if report["regions"] > report["images"] and report[LAST]:
+            measured[f"last of {report['images']} images"] = report[LAST]
+        for what, numbers in measured.items():
+            table.append(
+                [
+                    f"{name}, {what}",
+                    *(format_estimate(numbers.get(key), factor=100) for key in COLUMNS.values()),
+                ]
+            )
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in table)
+    if options.table is not None:
+        write_atomic(options.table, text.encode())
+    typer.echo(text, nl=False)
+    log.info("%s", options.out)
+    return reports

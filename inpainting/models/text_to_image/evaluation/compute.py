@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_image
+from inpainting.models.text_to_image.config import ALL, MULTI, PAPER_ROWS, PaintingsConfig
 from inpainting.models.text_to_image.evaluation.generate import (
     image_path,
     item_image,
@@ -30,7 +31,6 @@ from inpainting.models.text_to_image.evaluation.generate import (
     open_paintings,
     pending_batches,
 )
-from inpainting.models.text_to_image.evaluation.settings import ALL, MULTI, PAPER_ROWS, PaintingsConfig
 from inpainting.models.text_to_image.load import load_tokenizer
 from ldm.device import pick_device
 from ldm.files import file_sha256, read_json, write_atomic

@@ -20,7 +20,7 @@ from inpainting.data.choice import MANIFEST, MaskManifest
 from inpainting.data.datasets import InpaintingDataset
 from inpainting.models.image_to_text.settings import Decoding
 from inpainting.models.image_to_text.writer import PromptWriter
-from inpainting.models.text_to_image.evaluation.settings import PaintingsConfig
+from inpainting.models.text_to_image.config import PaintingsConfig
 from inpainting.models.text_to_image.load import load_inpainter, load_tokenizer, weights_of
 from inpainting.models.text_to_image.pipeline import PaintJob, paint_all, resolve_options
 from ldm.denoise import Monitor
