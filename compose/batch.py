@@ -37,9 +37,10 @@ from ldm.files import file_sha256, numbered_lines, read_json, same_file, work_di
 from ldm.journal import parse_line
 from ldm.locks import taken
 from ldm.registry.models import depth_folder
-from ldm.result import check_writable, sample_paths
+from ldm.result import sample_paths
 from ldm.seeds import seed_of
 from ldm.settings.config import Layer, flag_name, merge_layers, to_plain, yaml_layers
+from ldm.settings.resources import resources_named
 from ldm.shards import shard_of
 from llava_bifrost.choice import GEOMETRIC
 
@@ -170,7 +171,6 @@ def run_jobs(
     """
     index, count = shard_of(shard)
     record = out / f"failed-{index}-of-{count}.json"
-    check_writable(record)
     mine, failed, models = jobs[index::count], dict[str, str](), None
 
     def is_done(job: Job) -> bool:
@@ -181,7 +181,8 @@ def run_jobs(
     for number, job in enumerate(taken(todo, is_done, lambda job: job.images(out)[0]), 1):
         try:
             models = load_models(job.settings, models)
-            result = compose(job.settings, models, progress=False)
+            with resources_named(job.settings):
+                result = compose(job.settings, models, progress=False)
             if sheet:
                 save_sheet(result, out / f"{job.name}.png", overwrite)
             for sample, path in enumerate(job.images(out)):  # last, for the reports say that the job is done

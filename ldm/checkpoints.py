@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
-from ldm.files import first_line, read_json, set_aside
+from ldm.files import first_line, full_disk_named, read_json, set_aside
 from ldm.locks import held, one_writer
 from ldm.weight_files import is_live, open_weights, weight_files
 
@@ -221,7 +221,8 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
                     shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir()
         try:
-            yield partial
+            with full_disk_named(folder):
+                yield partial
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

@@ -6,6 +6,7 @@ line feed, with or without a carriage return before it. Files are known by their
 
 import contextlib
 import csv
+import errno
 import functools
 import hashlib
 import io
@@ -32,6 +33,10 @@ NOT_LOADED = ("manifest.json", "hashes.json")  # of model folders: how a model w
 _HASHES: dict[tuple[int, ...], str] = {}
 KEPT_HASHES = ".sha256.json"  # beside weight files: name -> size, time stamp, SHA-256
 KEPT_SIZE = 1 << 26  # bytes, from which reading a file takes longer than looking into that file (chosen)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_TEXT = re.compile(  # of safetensors, torch and tokenizers
+    rf"os error ({'|'.join(map(str, FULL))})\b|PytorchStreamWriter failed|unexpected pos \d"
+)
 DELIMITERS = ",;\t"  # of tables that Excel and LibreOffice save, by country and by choice
 
 
@@ -151,8 +156,8 @@ def write_atomic(path: Path | str, data: bytes) -> None:
 def write_all_atomic(files: Mapping[Path, bytes]) -> None:
     """Write several files that belong together; none appears before the contents of all are on the disk.
 
-    Missing parent folders are made. ValueError names the file that cannot be written, and what was
-    prepared for the others is removed.
+    Missing parent folders are made. ValueError names the file that cannot be written (OSError where the disk
+    is full, which is no fault of this file), and what was prepared for the others is removed.
     """
     path = Path()
     try:
@@ -161,6 +166,8 @@ def write_all_atomic(files: Mapping[Path, bytes]) -> None:
                 with stack.enter_context(written_whole(path)).open("xb") as handle:
                     handle.write(data)
     except OSError as error:
+        if error.errno in FULL:
+            raise
         raise ValueError(f"cannot write {path}: {failure_reason(error)}") from error
 
 
@@ -186,8 +193,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     owner = f"{platform.node()}-{os.getpid()}"
     temporary = path.parent / f".{path.name[:40]}.{owner}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with full_disk_named(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:  # also after Ctrl-C
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -202,6 +210,18 @@ def remove_leftovers(folder: Path) -> None:
         owner = re.search(rf"\.{re.escape(platform.node())}-(\d+)\.[0-9a-f]{{8}}\.tmp$", leftover.name)
         if owner and not psutil.pid_exists(int(owner[1])):
             leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Where the disk is full, the OSError names `path` and nothing else, whatever a library made of it."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in FULL
+        if full or (not isinstance(error, ValueError) and FULL_TEXT.search(str(error))):
+            raise OSError(errno.ENOSPC, "cannot be written: no space left on the disk", str(path)) from error
+        raise
 
 
 def failure_reason(error: OSError) -> str:
@@ -231,7 +251,7 @@ def file_sha256(path: Path | str, *, anew: bool = False) -> str:
                 while block := handle.read(1 << 20):
                     digest.update(block)
             _HASHES[key] = digest.hexdigest()
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, OSError):
                 if large:
                     write_json(book, {**kept, path.name: [*stamp, _HASHES[key]]})
     except OSError as error:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from ldm.files import excerpt, file_sha256, write_atomic
+from ldm.files import excerpt, file_sha256, full_disk_named, write_atomic
 from ldm.locks import one_writer
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def parse_line(line: str | bytes) -> dict[str, Any]:
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Append one object; its folder is made. When this returns, only a crash of the machine can lose it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
+    with full_disk_named(path), path.open("ab") as file:
         file.write(_line(value))
 
 
@@ -167,7 +167,7 @@ class Journal(JournalReader):
 
     def _append(self, entries: Iterable[Mapping[str, Any]]) -> None:
         self.complete = False
-        with self.path.open("ab") as file:
+        with full_disk_named(self.path), self.path.open("ab") as file:
             file.write(b"".join(_line(entry) for entry in entries))
 
 

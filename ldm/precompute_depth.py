@@ -22,7 +22,6 @@ from ldm.files import hash_folder, read_json, visible_files, write_json
 from ldm.images import read_image, write_depth
 from ldm.journal import attempt_in_order
 from ldm.locks import taken
-from ldm.result import check_writable
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
@@ -84,7 +83,6 @@ def estimate_tree(settings: DepthSettings) -> None:
     index, every = shard_of(settings.shard)
     paths = list(images_of)[index::every]
     folder, record_path, written, unreadable = Path(settings.model), settings.out / RECORD, 0, 0
-    check_writable(record_path)
     record = {"model": settings.model, "weights": hash_folder(folder) if folder.is_dir() else {}}
     known = read_json(record_path) if record_path.is_file() else record
     if known != record and (known["weights"] != record["weights"] or not record["weights"]):

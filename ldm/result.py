@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +24,7 @@ from ldm.files import read_json, set_aside, write_all_atomic
 from ldm.images import OUTPUT_FORMATS, encode_image, row_blocks
 from ldm.journal import parse_line
 from ldm.settings.config import setting
+from ldm.settings.resources import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -127,16 +127,6 @@ def output_paths(out: Path, count: int, inputs: Iterable[Path] = ()) -> list[Pat
             raise ValueError(f"--out {out}: {target} is one of the inputs and would be overwritten")
     check_writable(out)
     return paths
-
-
-def check_writable(out: Path) -> None:
-    """ValueError unless a file can be made at `out`, whose folder need not be there yet; nothing is left."""
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        reason = f"{folder} is not a writable folder ({(error.strerror or str(error)).lower()})"
-        raise ValueError(f"--out {out} cannot be written: {reason}") from None
 
 
 def overwrite_setting() -> Any:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
-from ldm.files import file_sha256, read_json, visible_files, write_json
+from ldm.files import file_sha256, full_disk_named, read_json, visible_files, write_json
 from ldm.locks import one_writer
 from ldm.registry.models import UNFINISHED, Model, folder_of, hub_files, missing_files
 
@@ -106,7 +106,8 @@ def changing(folder: Path) -> Iterator[None]:
             old.rename(folder)
         for leftover in (new, old, *folder.with_name(folder.name + ".partial").glob(".unpacked.*")):
             shutil.rmtree(leftover, ignore_errors=True)
-        yield
+        with full_disk_named(folder):
+            yield
 
 
 def require_ours(folder: Path) -> None:

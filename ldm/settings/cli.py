@@ -14,6 +14,7 @@ import contextlib
 import inspect
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field
@@ -29,12 +30,14 @@ from ldm.locks import alone
 from ldm.settings.arguments import common_options, spread_lists
 from ldm.settings.config import Layer, flag_name, load_config, merge_layers, nested, to_plain, yaml_layers
 from ldm.settings.later import quiet_libraries
+from ldm.settings.resources import resources_named, user_message
 from ldm.settings.schema import flat_settings, from_text, members, range_name, section_of, type_name
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-INTERRUPTED = 130  # exit code after Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C and SIGTERM, as shells give them
+ENDS = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 
 
 def new_app(help: str) -> typer.Typer:
@@ -97,7 +100,8 @@ def command(
 
 def _report_of(function: Callable[[T], Any], settings: T) -> Any:
     """What a verb returns; where that is nothing, the place of its results as the settings name it."""
-    report = function(settings)
+    with resources_named(settings):
+        report = function(settings)
     return {"out": to_plain(getattr(settings, "out", None))} if report is None else report
 
 
@@ -158,16 +162,25 @@ def run_module(build: Callable[[], typer.Typer]) -> NoReturn:
     for library in ("httpx", "torch"):  # torch prints statistics at its end where its import was interrupted
         logging.getLogger(library).setLevel(logging.WARNING)
     quiet_libraries()
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run_app(build, sys.argv[1:]))
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    """Leave as after Ctrl-C, so that nothing half-written stays; once more ends at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(TERMINATED)
 
 
 def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
     """Build the app, run it on argv, return its exit code.
 
-    What a user can fix (ValueError, a file error, wrong usage) is one line on stderr and code 2; its
-    traceback goes to the log at level DEBUG. An interrupt is code 130, a report whose `failed` holds
-    something code 1. Any other error raises. Every command has `--version` and `--json`: standard output is
-    then one object, the verb's report or {"error": message}, and all else goes to standard error.
+    What a user can fix (ValueError, a file error, wrong usage, memory that is used up) is one line on stderr
+    and code 2; its traceback goes to the log at level DEBUG. Ctrl-C is code 130, SIGTERM code 143, a report
+    whose `failed` holds something code 1. Any other error raises. Every command has `--version` and `--json`:
+    standard output is then one object, the verb's report or {"error": message}, and all else goes to
+    standard error.
     """
     if "--json" not in argv:
         if "--version" in argv:
@@ -200,25 +213,20 @@ def _outcome(build: Callable[[], typer.Typer], argv: Sequence[str]) -> tuple[Map
         result = program.main(args=words, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
+    except SystemExit as error:
+        if error.code != TERMINATED:
+            raise
+        result = TERMINATED
     except Exception as error:
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            message = f"{error.filename}: {error.strerror}"
-        elif isinstance(error, ValueError):
-            message = str(error)
-        elif type(error).__name__ == "NoArgsIsHelpError":
-            message = "nothing was given, and this is long work: name at least one option (--help lists them)"
-        elif hasattr(error, "format_message"):  # typer's own usage errors, a class that it keeps private
-            about = getattr(getattr(error, "param", None), "help", None)
-            message = error.format_message() + (f" ({about})" if about else "")
-        else:
+        message = user_message(error)
+        if message is None:
             raise
         log.debug("user error", exc_info=True)
-        message = " ".join(message.split())
         sys.stderr.write(f"error: {message}\n")
         return {"error": message}, 2
-    if result == INTERRUPTED:  # typer turns Ctrl-C within a verb into this code
-        sys.stderr.write("interrupted\n")
-        return {"error": "interrupted"}, INTERRUPTED
+    if isinstance(result, int) and result in ENDS:  # typer turns Ctrl-C within a verb into its code
+        sys.stderr.write(f"{ENDS[result]}\n")
+        return {"error": ENDS[result]}, result
     if isinstance(result, Path):
         result = {"out": result}
     if isinstance(result, Mapping):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ldm.checkpoints import folder_written_whole
-from ldm.files import write_atomic
+from ldm.files import full_disk_named, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -195,5 +195,5 @@ class CsvLogger:
             self.truncate(0)
         shown = {name: f"{row[name]:.7g}" if name in row else "" for name in self.columns}
         shown["step"] = str(int(row["step"]))
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with full_disk_named(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(shown)

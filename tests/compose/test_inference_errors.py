@@ -198,7 +198,7 @@ def test_an_unreadable_file_and_folder_are_named(bad: Case, capsys, monkeypatch)
     assert "room.png: permission denied" in refusal(bad, bad.run, capsys)
     if os.geteuid() == 0:
         reason = PermissionError(13, "Permission denied")
-        monkeypatch.setattr("ldm.result.tempfile.TemporaryFile", MagicMock(side_effect=reason))
+        monkeypatch.setattr("ldm.settings.resources.tempfile.TemporaryFile", MagicMock(side_effect=reason))
     else:
         bad.folder.chmod(0o500)
     assert f"{bad.folder} is not a writable folder" in refusal(bad, bad.run, capsys)

@@ -11,8 +11,9 @@ import inpainting.paint
 import llava_bifrost.predict.__main__
 from ldm.files import set_aside
 from ldm.images import encode_png
-from ldm.result import check_writable, save_result, write_result
+from ldm.result import save_result, write_result
 from ldm.settings.cli import run_app
+from ldm.settings.resources import check_writable
 from run_inference import build_app
 from tests.images import Case
 

@@ -31,7 +31,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(ValueError, match="no space left"):
+    with pytest.raises(OSError, match="no space left"):
         write_atomic(tmp_path / "c.png", b"data")
     assert sorted(tmp_path.rglob("*")) == before
 

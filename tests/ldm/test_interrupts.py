@@ -1,4 +1,4 @@
-"""Ctrl-C while a command still imports its libraries: one line and exit code 130, no traceback."""
+"""Ctrl-C and SIGTERM while a command still imports its libraries: one line, 130 or 143, no traceback."""
 
 import os
 import signal
@@ -37,8 +37,11 @@ ENGINES = {
 }
 
 
-def interrupted(command: list[str], folder: Path) -> tuple[int, str]:
-    """Exit code and standard error of a command that gets SIGINT while a module of the folder is imported."""
+ENDS = {signal.SIGINT: (130, "interrupted\n"), signal.SIGTERM: (143, "terminated\n")}
+
+
+def interrupted(command: list[str], folder: Path, number: int = signal.SIGINT) -> tuple[int, str]:
+    """Exit code and standard error of a command that gets a signal while it imports a module."""
 
     def hears_ctrl_c() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -50,16 +53,19 @@ def interrupted(command: list[str], folder: Path) -> tuple[int, str]:
     ) as running:  # fmt: skip
         assert running.stdout is not None
         assert running.stdout.readline() == "importing\n", running.stderr and running.stderr.read()
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         _, shown = running.communicate(timeout=30)
     return running.returncode, shown
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [(name, signal.SIGINT) for name in ENGINES] + [(name, signal.SIGTERM) for name in list(ENGINES)[1:3]],
+)
+def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, name: str, number: signal.Signals) -> None:
     for file, text in {**ENGINES[name], "program.py": PROGRAM}.items():
         (tmp_path / file).write_text(text)
-    assert interrupted([str(tmp_path / "program.py")], tmp_path) == (130, "interrupted\n")
+    assert interrupted([str(tmp_path / "program.py")], tmp_path, number) == ENDS[number]
 
 
 def test_a_library_that_reports_at_its_end_is_quiet(tmp_path: Path) -> None:
@@ -80,7 +86,10 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_real_commands_can_be_interrupted_while_torch_is_imported(tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [(name, signal.SIGINT) for name in COMMANDS] + [(name, signal.SIGTERM) for name in COMMANDS[-1:]],
+)
+def test_real_commands_can_be_interrupted_while_torch_is_imported(tmp_path, command, number) -> None:
     (tmp_path / "torch.py").write_text(WAIT)
-    assert interrupted(command.split(), tmp_path) == (130, "interrupted\n")
+    assert interrupted(command.split(), tmp_path, number) == ENDS[number]

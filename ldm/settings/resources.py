@@ -1,0 +1,94 @@
+"""Errors in one line: places that cannot be written, memory by the settings that cost it, wrong usage."""
+
+import contextlib
+import dataclasses
+import errno
+import re
+import tempfile
+from collections.abc import Iterator
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from ldm.files import failure_reason, first_line
+from ldm.settings.schema import flat_settings
+
+NO_MEMORY = re.compile(  # torch, CUDA, OpenCV, safetensors
+    r"out of memory|insufficient memory|(?:can't|cannot|unable to) allocate|bad_alloc", re.I
+)
+COSTS = {"num_samples", "batch", "batch_size", "size", "resolution", "chunk", "candidates", "workers"}
+SAVERS = {"offload", "gradient_checkpointing"}  # switches that need time instead
+OUTPUTS = {"out", "out_dir", "output_dir", "llava_output_dir"}
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether memory is used up; libraries have several errors for it."""
+    if isinstance(error, OSError | ValueError):
+        return isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))
+
+
+def memory_message(error: BaseException, settings: Any = None) -> str:
+    """What was asked for, with the sizes of its images, and what reduces it."""
+    asked, advice = [], ["smaller values"]
+    for key, name, value in _values(settings):
+        if name in SAVERS and value is False:
+            advice.append(key)
+        elif name in COSTS and value not in (0, 1, None):
+            asked.append(f"{key} {','.join(map(str, value)) if isinstance(value, tuple) else value}")
+        elif isinstance(value, Path) and name not in OUTPUTS:
+            from PIL import Image
+
+            with contextlib.suppress(Exception), Image.open(value) as image:  # what is no image has no size
+                asked.append(f"{key} {value} ({image.width} x {image.height} pixels)")
+    what = f" for {', '.join(asked)} ({' or '.join(advice)} need less)" if asked else ""
+    return f"not enough memory{what}: {first_line(error)}"
+
+
+def user_message(error: Exception) -> str | None:
+    """One line about what a user can fix; None for other errors."""
+    message = None
+    if lacks_memory(error):
+        message = memory_message(error)
+    elif isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, ValueError):
+        message = str(error)
+    elif type(error).__name__ == "NoArgsIsHelpError":
+        message = "nothing was given, and this is long work: name at least one option (--help lists them)"
+    elif hasattr(error, "format_message"):  # typer's own usage errors, a class that it keeps private
+        about = getattr(getattr(error, "param", None), "help", None)
+        message = error.format_message() + (f" ({about})" if about else "")
+    return None if message is None else " ".join(message.split())
+
+
+def _values(settings: Any) -> Iterator[tuple[str, str, Any]]:
+    """(key, its last part, value) of all settings; nothing of other objects."""
+    for key in flat_settings(type(settings)) if dataclasses.is_dataclass(settings) else ():
+        with contextlib.suppress(AttributeError):  # of a section that is None
+            yield key, key.rpartition(".")[2], attrgetter(key)(settings)
+
+
+@contextlib.contextmanager
+def resources_named(settings: Any) -> Iterator[None]:
+    """Work with these settings: ValueError before it for a place that cannot be written, and for memory."""
+    for key, name, value in _values(settings):
+        if name in OUTPUTS and isinstance(value, Path):
+            check_writable(value, f"--{key.replace('_', '-')}")
+    try:
+        yield
+    except Exception as error:
+        if lacks_memory(error):
+            raise ValueError(memory_message(error, settings)) from error
+        raise
+
+
+def check_writable(out: Path, name: str = "--out") -> None:
+    """ValueError unless a file can be made at or in `out`, which need not be there yet; nothing is left."""
+    places = [out.absolute(), *out.absolute().parents]
+    folder = next(place for place in places if place.is_dir() or (place.exists() and place != places[0]))
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = f"{folder} is not a writable folder ({failure_reason(error)})"
+        raise ValueError(f"{name} {out} cannot be written: {reason}") from None
