@@ -47,7 +47,7 @@ def _watch_parameters() -> None:
             return None
         return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
-    register_module_parameter_registration_hook(to_meta)
+    register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]  # torch says None only
 
 
 @contextmanager

@@ -149,4 +149,4 @@ def test_a_folder_that_cannot_be_written_is_found_before_work(case: Case, capsys
     write(case, job(case))
     (case.folder / "many").touch()
     assert batch(case) == 2
-    assert "is not a writable folder" in capsys.readouterr().err
+    assert "many: a part of its path is a file, not a folder" in capsys.readouterr().err
