@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from cldm.training import run as training_run
 from cldm.training.module import CompositorModule, weighted_error
 from cldm.training.randomness import StepRandomness, shifted_timesteps
 from cldm.training.records import COLUMNS, condition_sensitivity
-from cldm.training.settings import CompositorTrainConfig, DataConfig, RunConfig
+from cldm.training.settings import CompositorTrainConfig, DataConfig
 from datasets.base import BOTH, MOVING, STILL, Mixture
 from datasets.examples import PairDataset, RunBatches, collate_pairs
 from datasets.scenes.settings import StoreSettings
@@ -156,8 +157,8 @@ def test_clipping_clips_and_the_row_says_what_came_before(
     config = replace(config, trainer=replace(config.trainer, clip=1e-3))
     make = training_run.make_trainer
 
-    def watched(config: RunConfig) -> pl.Trainer:
-        trainer = make(config)
+    def watched(*given: Any) -> pl.Trainer:
+        trainer = make(*given)
         trainer.callbacks.append(norms)
         return trainer
 
