@@ -1,0 +1,53 @@
+"""The inputs of the commands of the campaign: jobs, images and paintings, the same at every call."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+EXAMPLES = sorted(Path("assets/examples").glob("*/room.png"))[:2]
+PAINTINGS = 5
+
+
+def write_data(data: Path) -> None:
+    """Two lists of jobs (the same names, other seeds and boxes), images, paintings, an archive."""
+    rng = np.random.default_rng(0)
+    noise: Callable[..., Any] = lambda h, w: Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))  # noqa: E731
+    for folder in ("images", "paintings", "backgrounds"):
+        (data / folder).mkdir(parents=True)
+    networks = {"model": f"{data}/compositor/model", "num_samples": 2}
+    for name, seed, box in (("jobs", 1, [0.3, 0.3, 0.7, 0.8]), ("older", 5, [0.1, 0.3, 0.5, 0.8])):
+        lines = [
+            {"name": room.parent.name, "background": str(room), "object": str(room.with_name("object.png")),
+             "background_depth": str(room.with_name("room_depth.png")), "box": box, "seed": seed, **networks}
+            for room in EXAMPLES
+        ]  # fmt: skip
+        (data / f"compositor_{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 20:44] = 255
+    for number, room in enumerate(EXAMPLES):
+        (data / "objects" / str(number)).mkdir(parents=True)
+        cutout = np.dstack([np.asarray(noise(64, 64)), mask])
+        Image.fromarray(cutout).save(data / "objects" / str(number) / "0.png")
+        Image.open(room).resize((64, 64)).save(data / "backgrounds" / f"{number}_GT.png")
+        Image.fromarray(mask).save(data / "backgrounds" / f"{number}_mask.png")
+    for number in range(16):
+        noise(48, 64).save(data / "images" / f"{number}.png")
+    shutil.make_archive(str(data / "network"), "zip", "assets/tiny/depth")
+    boxes = {"a red boat": [0.1, 0.1, 0.5, 0.6], "a tree": [0.6, 0.4, 0.9, 0.9]}
+    entities = {phrase: {"startend": [0, 1], "bboxes": [box]} for phrase, box in boxes.items()}
+    stems = [f"painting_{number}" for number in range(PAINTINGS)]
+    for stem in stems:
+        noise(64, 80).save(data / "paintings" / f"{stem}.jpg")
+    captions = {f"mask_{j}": f"The image shows {phrase}." for j, phrase in enumerate(boxes)}
+    described = {f"{stem}.jpg": {"description": "It shows", "entities": entities} for stem in stems}
+    (data / "annotations.json").write_text(json.dumps(described))
+    (data / "llava.json").write_text(json.dumps(dict.fromkeys(stems, captions)))
+    splits = ["val", *["train"] * (PAINTINGS - 1)]
+    with (data / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file_name", "split"], *zip(described, splits, strict=True)])
