@@ -23,6 +23,7 @@ from datasets.sources.image_source import ImageSource
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from ldm.files import json_bytes, write_all_atomic
 from ldm.images import from_pm1, write_png
+from ldm.locks import one_writer
 from ldm.settings.cli import command, run_module, single_app, takes_keys
 from ldm.settings.config import CheckedSettings, load_config, setting, to_plain
 from ldm.settings.schema import nearest
@@ -72,7 +73,8 @@ def write_report(source: ExampleSource, name: str, out: Path, settings: dict[str
             f"--validate is for sources of files; {name} is rendered and checked when it is read"
         )
     journal = out.with_name(f"{out.stem}_unfinished.jsonl")
-    report = validate(source, name, journal, settings)
+    with one_writer(journal, inside=False):
+        report = validate(source, name, journal, settings)
     index = out.with_name(f"{out.stem}_index.json")
     counted = {"accepted": report.objects.accepted, **report.objects.rejected}
     items = {"items": len(source), "sound": len(report.sound), "read_as_stored": report.objects.as_stored}

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from datasets.geometry import iou
 from datasets.relations import Place
+from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
 from ldm.files import write_atomic, write_json
 from ldm.images import read_image
@@ -87,8 +88,9 @@ def fine_tune_locator(config: TrainConfig) -> None:
     if not accelerator.is_main_process:
         return
     if config.lora.rank:
-        model.save_pretrained(str(config.out / "adapter"))  # type: ignore[operator]
-        write_config(config.out / "adapter" / CONFIG, answers)
+        with folder_written_whole(config.out / "adapter") as folder:
+            model.save_pretrained(str(folder))  # type: ignore[operator]
+            write_config(folder / CONFIG, answers)
     whole = merged(model).to(DTYPES[config.dtype]).eval()
     if config.merge or not config.lora.rank:
         whole.config.use_cache = True

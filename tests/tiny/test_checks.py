@@ -12,6 +12,7 @@ import pytest
 from cldm.create import AutoencoderConfig
 from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import render_shards
+from ldm.latents import LatentSpace
 from ldm.settings.cli import run_app
 from llava_bifrost.evaluate import run as locator_evaluation
 from llava_bifrost.evaluate.run import LocatorEvaluation
@@ -20,6 +21,7 @@ from tiny.compositor import autoencoder
 from tiny.compositor.autoencoder import AutoencoderTraining, train_first_stage
 from tiny.inpainter.evaluate import InpainterEvaluation, evaluate_inpainter
 from tiny.locator.train import LocatorTraining, train_small_locator
+from tiny.loop import Stage
 from tiny.prompter.evaluate import PrompterEvaluation, evaluate_prompter
 from tiny.prompter.train import PrompterTraining, train_prompter
 from tiny.scene_arrays import split_scenes
@@ -43,6 +45,27 @@ def test_a_first_stage_of_few_steps_is_trained_to_its_end(scenes, tmp_path, step
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["steps"] == steps
     assert np.isfinite(manifest["held_out"]["psnr_db"])
+
+
+def test_a_first_stage_killed_before_its_model_is_written_is_not_trained_again(scenes, tmp_path, monkeypatch):
+    config = {
+        name: replace(first_stage(scenes, tmp_path / name), steps=3, log_every=1) for name in ("a", "b")
+    }
+    train_first_stage(config["a"])
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LatentSpace, "save_pretrained", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_first_stage(config["b"])
+    monkeypatch.undo()
+    monkeypatch.setattr(Stage, "_step", lambda *_: pytest.fail("trained again"))
+    train_first_stage(config["b"])
+    files = {name: sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("a", "b")}
+    assert files["a"] == files["b"]
+    for weights in (tmp_path / "a").glob("*.safetensors"):
+        assert (tmp_path / "b" / weights.name).read_bytes() == weights.read_bytes()
 
 
 @pytest.mark.parametrize(

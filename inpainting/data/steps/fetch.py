@@ -4,6 +4,7 @@ They lie in the authors' public repository, two of them in an archive. A file ke
 pointer of three lines; what it points to is fetched then, and checked against the hash in the pointer.
 """
 
+import functools
 import logging
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from inpainting.data.paintings import write_object
 from ldm.files import file_sha256, read_json, read_table, read_text, write_atomic
+from ldm.locks import alone
 from ldm.registry.pull import download, is_archive, unpack
 from ldm.settings.config import CheckedSettings, setting
 
@@ -45,6 +47,7 @@ class FetchSettings(CheckedSettings):
     force: bool = setting(False, help="fetch again what is there")
 
 
+@functools.partial(alone, path_of=lambda settings: settings.out_dir / HASHES, inside=False)
 def fetch_annotations(settings: FetchSettings) -> None:
     """Get annotations.json, llava.json and wikiart_images.csv, and record their hashes."""
     out, copies = settings.out_dir, settings.copies
