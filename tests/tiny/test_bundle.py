@@ -48,17 +48,21 @@ def test_whole_bundle_is_within_its_size() -> None:
     assert sum(file.stat().st_size for file in BUNDLE.rglob("*") if file.is_file()) <= 48 * 2**20
 
 
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> RenderedScenes:
+    return scenes(tmp_path_factory.mktemp("held_out"), "object", 96, 64)
+
+
 @pytest.mark.parametrize(
     ("lamp", "least_db"), [((1.0, 1.0, 1.0), 1.0), ((0.9, 0.55, 0.3), 2.5)], ids=["as rendered", "warm, dim"]
 )
 def test_compositor_lights_better_than_the_cut_out(
-    tmp_path: Path, lamp: tuple[float, float, float], least_db: float
+    held_out: RenderedScenes, lamp: tuple[float, float, float], least_db: float
 ) -> None:
     model, card = load_compositor(BUNDLE / "compositor")
-    source = scenes(tmp_path, "object", 96, 64)
     gains = []
-    for index in range(len(source)):
-        shown = relight_room(source.inputs(index), lamp)
+    for index in range(len(held_out)):
+        shown = relight_room(held_out.inputs(index), lamp)
         inputs = replace(shown, target_u8=None)
         pair = build_pair(inputs, card.pair)
         painted = CompositorPipeline(model).paint(pair, [index], card.sampling)[0]
@@ -67,7 +71,7 @@ def test_compositor_lights_better_than_the_cut_out(
             for image in (painted, from_pm1(pair.paste_pm1))
         )
         assert np.array_equal(ours.result_u8[~ours.edit_mask], inputs.background_u8[~ours.edit_mask])
-        object_pixels = source.silhouette(index) & ours.visible_mask
+        object_pixels = held_out.silhouette(index) & ours.visible_mask
         if object_pixels.sum() < 40 or shown.target_u8 is None:
             continue
         ours_db, pasted_db = (
