@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from textblob.en import lexicon
 
 from inpainting.data.ops import build_app, build_paintings
 from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
-from inpainting.data.steps.roots import RootSettings, extract_roots
+from inpainting.data.steps.roots import RootSettings, extract_roots, rule_root
 from ldm.journal import read_lines
 from ldm.locks import one_writer
 from ldm.settings.cli import run_app
@@ -105,3 +107,12 @@ def test_a_step_is_refused_while_another_process_writes_its_folder(built: Painti
     with one_writer(folder), pytest.raises(ValueError, match=f"^{folder}: another process is writing it"):
         work[step]()
     assert {path: read_lines(path) for path in stamps} == stamps
+
+
+def test_roots_are_the_same_in_threads_that_begin_together() -> None:
+    """The word list of TextBlob is read by the first call; none may tag with a part of it."""
+    phrases = ["two boats", "a man in a black hat", "a woman's face", "a stone bridge"] * 8
+    dict.clear(lexicon)
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(rule_root, phrases))
+    assert together == ["boats", "man", "face", "bridge"] * 8

@@ -7,6 +7,7 @@ TextBlob's tags (its word list comes with it). The journal of the step names the
 import importlib.metadata
 import logging
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 STEP = "extract-noun-chunk-roots"
 MODEL = "en_core_web_sm"
 METHODS = ("auto", "spacy", "rule")
+_TAGGING = threading.Lock()  # TextBlob reads its word list at its first call
 
 WORDS = re.compile(r"\w+(?:-\w+)*|'s\b|[^\w\s]")
 NOUNS = ("NN", "NNS", "NNP", "NNPS")
@@ -50,7 +52,8 @@ def rule_root(concept: str) -> str:
     from textblob.en import tag as penn_tags
 
     words = WORDS.findall(concept)
-    tagged: list[tuple[str, str]] = penn_tags(" ".join(words), tokenize=False) if words else []
+    with _TAGGING:
+        tagged: list[tuple[str, str]] = penn_tags(" ".join(words), tokenize=False) if words else []
     before = ""
     for number, (word, tag) in enumerate(tagged):
         # A verb form where only a noun can stand is a noun ("green leaves").
