@@ -48,9 +48,7 @@ def make_requests(count: int) -> list[tuple[str, Callable[[], np.ndarray]]]:
 
         def painting() -> np.ndarray:
             options = PaintOptions(steps=2)
-            return paint(image_u8, [(mask, "a red cube")], painter, index, options, progress=False).images_u8[
-                0
-            ]
+            return paint(image_u8, [(mask, "a red cube")], painter, index, options, progress=False).image_u8
 
         def answer() -> np.ndarray:
             found = models.locator(located("assets/tiny/locator")).locate(image_u8, SENTENCE, 2, index)

@@ -138,24 +138,18 @@ def settings_of_case(
     )
 
 
-def jobs_of(settings: ContactSheetSettings) -> list[tuple[str, ComposeSettings, dict[str, Any] | None]]:
-    """Name, settings and, where an image was placed by a sentence, the record of that."""
-    if settings.cases is not None:
-        folders = settings.root, settings.model, settings.depth_model
-        cases = read_cases(settings.cases)
-        return [(case["id"], settings_of_case(case, *folders), None) for case in cases]
-    recipes = [(image.stem, *settings_of_recipe(image)) for image in settings.images]
-    return [(name, made, recipe.get("placement")) for name, made, recipe in recipes]
-
-
 def make_sheet(settings: ContactSheetSettings) -> None:
     """Compose and draw one row per image or case."""
     models: Models | None = None
     rows, labels = [], []
-    for name, job, placement in tqdm(jobs_of(settings), desc="composites", disable=not sys.stderr.isatty()):
+    jobs = [(image.stem, *settings_of_recipe(image)) for image in settings.images]
+    if settings.cases is not None:
+        folders = settings.root, settings.model, settings.depth_model
+        jobs = [(case["id"], settings_of_case(case, *folders), {}) for case in read_cases(settings.cases)]
+    for name, job, recipe in tqdm(jobs, desc="composites", disable=not sys.stderr.isatty()):
         models = load_models(job, models)
         try:
-            result = compose(job, models, progress=False).with_placement(placement)
+            result = compose(job, models, progress=False).with_placement(recipe.get("placement"))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         images, titles = sheet_rows(result, name)

@@ -6,12 +6,15 @@
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import typer
+from tqdm.auto import tqdm
 
 from inpainting.data.paintings import (
     ANNOTATIONS,
@@ -21,10 +24,10 @@ from inpainting.data.paintings import (
     read_entities,
     source_file,
 )
-from ldm.files import read_json, same_file
+from ldm.files import read_json, same_file, write_json
+from ldm.registry.models import OTHER_FRAMEWORKS, local_or_hub_folder
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
-from ldm.settings.later import later
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +88,49 @@ class LocalSettings(ClipSettings):
                     yield f"{stem}/{entity.name}", path, partial(str, entity.caption)
 
 
+def score_pairs(settings: ClipSettings) -> dict[str, Any]:
+    """Mean cosine between each image and its text (the description of a painting, the caption of a crop)."""
+    from ldm.device import pick_device
+    from ldm.images import read_image
+    from ldm.metrics.clip import Clip
+    from ldm.metrics.intervals import WIDTH
+
+    clip = Clip.load(local_or_hub_folder(settings.clip, OTHER_FRAMEWORKS), pick_device(settings.device))
+    scores: list[float] = []
+    left_out: dict[str, str] = {}
+    images: list[np.ndarray] = []
+    texts: list[str] = []
+
+    def score(images: Sequence[np.ndarray], texts: Sequence[str]) -> list[float]:
+        return (clip.images(images) * clip.texts(texts)).sum(axis=1).tolist() if images else []
+
+    for name, path, read_text in tqdm(settings.pairs(), unit="images"):
+        try:
+            image, text = read_image(path).rgb_u8, read_text()
+        except ValueError as error:
+            log.warning("left out: %s", error)
+            left_out[name] = str(error)
+            continue
+        images.append(image)
+        texts.append(text)
+        if len(images) == settings.batch_size:
+            scores += score(images, texts)
+            images, texts = [], []
+    scores += score(images, texts)
+    if not scores:
+        raise ValueError("there is no image with a text to score")
+    mean = float(np.mean(scores))
+    typer.echo(f"Final score: {mean}")
+    # A mean over so many pairs is normal; a bootstrap would only cost memory.
+    spread = WIDTH * float(np.std(scores, ddof=1)) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+    numbers = {"pairs": len(scores), "mean_cosine": mean, "low": mean - spread, "high": mean + spread}
+    report = {**numbers, "backbone": settings.clip, "left_out": left_out}
+    if settings.out is not None:
+        write_json(settings.out, report)
+    return report
+
+
 def build_app() -> typer.Typer:
-    score_pairs = later("inpainting.data.clip_scores:score_pairs")
     app = new_app("Measure the annotations with CLIP.")
     app.command("evaluate-global")(command(GlobalSettings, score_pairs))
     app.command("evaluate-local")(command(LocalSettings, score_pairs))

@@ -70,13 +70,12 @@ def mask_doubts(rgb_u8: np.ndarray, mask: np.ndarray) -> list[str]:
     length = sum(cv2.arcLength(line, True) for line in outlines)
     parts = sum(cv2.contourArea(line) > PART * small.sum() for line in outlines)
     ragged = parts > 1 or (not touched and 4 * np.pi * small.sum() < RAGGED * length**2)
-    reasons = [f"it touches the {' and '.join(touched)} border of the image"] if touched else []
-    reasons += (
-        ["its outline is ragged or in parts, as of several things or strips of the background"]
-        if ragged
-        else []
-    )
-    return reasons + ([f"{faint:.0%} of its outline has one colour on both sides"] if faint > FAINT else [])
+    reasons = {
+        f"it touches the {' and '.join(touched)} border of the image": bool(touched),
+        "its outline is ragged or in parts, as of several things or strips of the background": ragged,
+        f"{faint:.0%} of its outline has one colour on both sides": faint > FAINT,
+    }
+    return [reason for reason, holds in reasons.items() if holds]
 
 
 def grabcut_mask(rgb_u8: np.ndarray) -> np.ndarray:

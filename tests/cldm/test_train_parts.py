@@ -13,8 +13,7 @@ from diffusers import DDIMScheduler
 
 from cldm.create import create_compositor
 from cldm.training import run as training_run
-from cldm.training.module import CompositorModule, weighted_error
-from cldm.training.randomness import StepRandomness, shifted_timesteps
+from cldm.training.module import CompositorModule, StepRandomness, shifted_timesteps, weighted_error
 from cldm.training.records import COLUMNS, condition_sensitivity
 from cldm.training.settings import CompositorTrainConfig, DataConfig
 from datasets.base import BOTH, MOVING, STILL, Mixture

@@ -113,16 +113,12 @@ def measure_image(image: InpaintedImage, networks: Backbones, device: torch.devi
         metrics.numbers["clip_iqa"] = networks.clip_iqa.quality([result]).tolist()
         metrics.numbers["masked_clip_iqa"] = networks.clip_iqa.quality(fake).tolist()
     if (clip := networks.clip) is not None:
-        highlighted = []
-        for pixels_u8 in (
-            result,
-            truth,
-        ):  # each region as it is, everything else dark and blurred (published)
+        highlighted = []  # each region as it is, everything else dark and blurred (published)
+        for pixels_u8 in (result, truth):
             dark = cv2.GaussianBlur(DIM * pixels_u8.astype(np.float32), (KERNEL, KERNEL), SIGMA)
             views = [np.where(mask[..., None], pixels_u8, dark) for mask in image.masks]
-            highlighted.append(
-                clip.images([np.clip(view.round(), 0, 255).astype(np.uint8) for view in views])
-            )
+            views = [np.clip(view.round(), 0, 255).astype(np.uint8) for view in views]
+            highlighted.append(clip.images(views))
         shown, shown_truth = highlighted
         crops = clip.images(fake)
         texts = clip.texts([PADDED.format(caption) for caption in image.captions])

@@ -3,8 +3,7 @@
 The published helpers can be imported from here; what they need is loaded with the first of them.
 """
 
-from importlib import import_module
-from typing import Any
+from ldm.settings.later import later_names
 
 PUBLISHED = (
     "FreestyleStableDiffusionInpaintPipeline",
@@ -12,9 +11,4 @@ PUBLISHED = (
     "get_freestyle_text_inputs",
     "get_pretrained_mm_inpainting_pipe",
 )
-
-
-def __getattr__(name: str) -> Any:
-    if name in PUBLISHED:
-        return getattr(import_module(f"{__name__}.published"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = later_names(__name__, dict.fromkeys(PUBLISHED, "published"))
