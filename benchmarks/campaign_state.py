@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-TIMES = ("second", "minute", "time", "date", "elapsed")  # in keys of what tells the time
+TIMES = ("second", "minute", "time", "date", "elapsed", "load_average")  # in keys of what tells the time
 
 
 def output_to(path: Path) -> None:
@@ -72,7 +72,7 @@ def small_disk(place: Path, size: int) -> Iterator[bool]:
 
 def is_temporary(name: str) -> bool:
     """Whether a path names what only a running process needs."""
-    return any(part.startswith(".") or part.endswith((".tmp", ".partial")) for part in name.split("/"))
+    return any(part.startswith(".") or part.endswith(".tmp") for part in name.split("/"))
 
 
 def without_times(value: Any) -> Any:

@@ -42,7 +42,7 @@ def test_times_do_not_count_and_everything_else_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "temporary"),
-    [(".a.png.tmp", True), ("out/.lock", True), ("model.partial/a", True), ("out/a.old1.png", False),
+    [(".a.png.tmp", True), ("out/.lock", True), ("model.partial/a", False), ("out/a.old1.png", False),
      ("out/checkpoint-3/a", False)],
 )  # fmt: skip
 def test_what_only_a_running_process_needs(name: str, temporary: bool) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
-from ldm.files import file_sha256, full_disk_named, read_json, visible_files, write_json
+from ldm.files import file_sha256, full_disk_named, read_json, visible_files, write_json, written_whole
 from ldm.locks import one_writer
 from ldm.registry.models import UNFINISHED, Model, folder_of, hub_files, missing_files
 
@@ -68,9 +68,8 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
         source = offline / model.folder if (offline / model.folder).is_dir() else offline
         patterns = model.needs if source == offline else ("**/*",)
         for path in sorted({path for pattern in patterns for path in visible_files(source, pattern)}):
-            target = partial / path.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            with written_whole(partial / path.relative_to(source)) as temporary:
+                shutil.copyfile(path, temporary)
         for name, sha256 in hashes.items():
             if (partial / name).is_file() and file_sha256(partial / name) != sha256:
                 (partial / name).replace(partial / (name + ".wrong"))
