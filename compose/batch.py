@@ -42,7 +42,7 @@ from ldm.seeds import seed_of
 from ldm.settings.config import Layer, flag_name, merge_layers, to_plain, yaml_layers
 from ldm.settings.resources import resources_named
 from ldm.shards import shard_of
-from llava_bifrost.choice import GEOMETRIC
+from llava_bifrost.settings import GEOMETRIC
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ from ldm.files import file_sha256, hash_folder
 from ldm.memory import FOLDER, IN_MEMORY
 from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, save_result, warn_if_alike
 from ldm.settings.config import Layer, flag_name, merge_layers, to_plain
-from llava_bifrost.choice import WITH_SENTENCE
+from llava_bifrost.settings import WITH_SENTENCE
 
 logger = logging.getLogger(__name__)
 

@@ -24,12 +24,11 @@ from ldm.decode import LoadedImage
 from ldm.experts.segment import mask_doubts, object_mask
 from ldm.files import file_sha256, hash_folder
 from ldm.images import read_depth, read_image, read_mask, resize
-from llava_bifrost.choice import GEOMETRIC, WITH_SENTENCE
 from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import Request
-from llava_bifrost.placement.anchors import as_json
 from llava_bifrost.placement.placer import Item
-from llava_bifrost.propose import propose
+from llava_bifrost.propose import as_json, propose
+from llava_bifrost.settings import GEOMETRIC, WITH_SENTENCE
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from ldm.result import overwrite_setting
 from ldm.settings.choices import scheduler_name
 from ldm.settings.config import CheckedSettings, flag_name, setting
 from ldm.shards import shard_of
-from llava_bifrost.choice import GEOMETRIC, LocatorOptions
 from llava_bifrost.language.instruction import parse_instruction
+from llava_bifrost.settings import GEOMETRIC, LocatorOptions
 
 FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")
 DEPTH_MODES = ("place", "replace")  # the object is put into the depth map, and nearer objects hide it

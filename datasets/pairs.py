@@ -17,22 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.fusion import (
-    HIGH_FREQUENCY_SIDE,
-    Cutout,
-    PlacedCutout,
-    collage,
-    dilate,
-    fill_colour,
-    fill_depth,
-    hidden_object,
-    high_frequency,
-    mask_level,
-    occluders,
-    place_cutout,
-    tight_cutout,
-    warp_into,
-)
+from datasets import fusion
 from datasets.geometry import (
     Box,
     Box01,
@@ -62,7 +47,7 @@ class Layers:
 
     background_u8: np.ndarray  # (h, w, 3)
     depth_01: np.ndarray  # (h, w) float32, the object in it where the mode fuses
-    placed: PlacedCutout  # the object before anything hides it
+    placed: fusion.PlacedCutout  # the object before anything hides it
     coverage_01: np.ndarray  # (h, w) float32, how much of a pixel the object covers where nothing hides it
     edit: np.ndarray  # (h, w) bool, what may change
     keep: np.ndarray  # (h, w) bool, what is certainly in front of the object
@@ -72,7 +57,7 @@ class Layers:
     @cached_property
     def clean_u8(self) -> np.ndarray:
         """(h, w, 3): what is to be replaced smoothed away."""
-        return self.background_u8 if self.known else fill_colour(self.background_u8, self.edit)
+        return self.background_u8 if self.known else fusion.fill_colour(self.background_u8, self.edit)
 
     @property
     def visible(self) -> np.ndarray:
@@ -82,7 +67,7 @@ class Layers:
     @property
     def paste_u8(self) -> np.ndarray:
         """(h, w, 3): the visible cut-out on the clean background, with soft edges."""
-        return collage(self.clean_u8, self.placed.rgb_u8, self.coverage_01, None)
+        return fusion.collage(self.clean_u8, self.placed.rgb_u8, self.coverage_01, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +80,7 @@ class Geometry:
     box_xyxy: Box01  # where the object goes, without rounding
     region_xyxy: Box  # the box with its margin
     crop: Crop
-    cutout: Cutout
+    cutout: fusion.Cutout
 
     @classmethod
     def of(cls, inputs: Inputs, options: PairOptions, params: AugmentationParams | None = None) -> "Geometry":
@@ -118,11 +103,11 @@ class Geometry:
         x0, y0, x1, y1 = square_box(wide, (h, w), options.border)
         crop = Crop((x0, y0, x1, y1), square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
         images = inputs.reference_u8, inputs.reference_mask, inputs.reference_depth_01
-        cutout = tight_cutout(
+        cutout = fusion.tight_cutout(
             *images, end=options.bbox_end, norm=options.fusion_norm, fill=options.depth_fill
         )
         if params.flip:
-            cutout = Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])
+            cutout = fusion.Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])
         rgb_u8 = cutout.rgb_u8
         if params.brightness != 0 or params.gain != (1.0, 1.0, 1.0):
             rgb_u8 = cv2.LUT(rgb_u8, gain_table(np.array(params.gain), 255 * params.brightness))
@@ -170,14 +155,14 @@ class Geometry:
         region = mask_of_box(whole_box(crop.to_frame(self.region_xyxy)), crop.size)
         fused = inputs.mode in ("place", "replace")
         if inputs.mode == "replace":
-            hole = region if target is None else dilate(target, options.dilation, frame=frame)
-            depth_01 = fill_depth(depth_01, hole)
+            hole = region if target is None else fusion.dilate(target, options.dilation, frame=frame)
+            depth_01 = fusion.fill_depth(depth_01, hole)
         box = crop.to_frame(self.box_xyxy) if self.legacy else self.fitted_box(crop)
-        placed = place_cutout(self.cutout, box, (far, near), crop.size, self.legacy)
-        keep = occluders(depth_01, near) if fused else np.zeros(crop.size, bool)
+        placed = fusion.place_cutout(self.cutout, box, (far, near), crop.size, self.legacy)
+        keep = fusion.occluders(depth_01, near) if fused else np.zeros(crop.size, bool)
         shown = target
         if fused or shown is None:
-            shown = ~hidden_object(depth_01, placed, near, options.occlusion)
+            shown = ~fusion.hidden_object(depth_01, placed, near, options.occlusion)
         edit = self._edit_region(crop, frame, placed.alpha_01 * shown > 0.5, target, region) & ~keep
         coverage = np.where(shown & edit, placed.alpha_01, 0).astype(np.float32)
         if fused:
@@ -200,9 +185,9 @@ class Geometry:
         level = LEVEL_OF_MODE[inputs.mode] if params.mask_level == AUTO else params.mask_level
         shape = "legacy-rect" if self.legacy else "ellipse"
         rng = np.random.default_rng(params.mask_seed)
-        edit = mask_level(silhouette, level, region, options.dilation, rng, shape=shape, frame=frame)
+        edit = fusion.mask_level(silhouette, level, region, options.dilation, rng, shape=shape, frame=frame)
         if replaced and target is not None:
-            edit = edit | dilate(target, options.dilation, frame=frame)
+            edit = edit | fusion.dilate(target, options.dilation, frame=frame)
         return edit & crop.inside
 
 
@@ -244,7 +229,7 @@ def pair_of(geometry: Geometry) -> Pair:
     view_u8, view_mask = square_view(geometry.cutout, geometry.params.reference_ratio, options)
     if geometry.legacy:
         # Published: the map of the whole reference view, margin included, stretched to the region.
-        map_u8 = high_frequency(view_u8, view_mask, options.hf_mode, options.hf_threshold)
+        map_u8 = fusion.high_frequency(view_u8, view_mask, options.hf_mode, options.hf_threshold)
         detail_u8, part = np.zeros_like(layers.background_u8), tight_slices(layers.region)
         detail_u8[part] = resize(map_u8, detail_u8[part].shape[:2], how="linear")
         depth_01 = fit((layers.depth_01 * 255).astype(np.uint8)) / np.float32(255)  # the depth in 8 bits
@@ -256,10 +241,10 @@ def pair_of(geometry: Geometry) -> Pair:
     else:
         detail_u8, depth_01 = layers.placed.rgb_u8, layers.depth_01
         if options.hf_mode != "cutout":  # the detail map in the proportions that the object has in the crop
-            side = (HIGH_FREQUENCY_SIDE, HIGH_FREQUENCY_SIDE)
+            side = (fusion.HIGH_FREQUENCY_SIDE, fusion.HIGH_FREQUENCY_SIDE)
             small = resize(geometry.cutout.rgb_u8, side), resize(geometry.cutout.mask, side)
-            map_u8 = high_frequency(*small, options.hf_mode, options.hf_threshold).astype(np.float32)
-            warped = warp_into(map_u8, geometry.fitted_box(crop), crop.size)
+            map_u8 = fusion.high_frequency(*small, options.hf_mode, options.hf_threshold).astype(np.float32)
+            warped = fusion.warp_into(map_u8, geometry.fitted_box(crop), crop.size)
             detail_u8 = np.clip(np.rint(warped), 0, 255).astype(np.uint8)
         mask = np.where(crop.inside, layers.edit, options.mask_pad)
     mask_channel = torch.from_numpy(mask.astype(np.float32))[None]
@@ -268,7 +253,7 @@ def pair_of(geometry: Geometry) -> Pair:
         hint_u8 = np.where(layers.region[..., None], detail_u8, layers.background_u8)
     else:
         hide = None if options.show_background else layers.edit
-        hint_u8 = collage(layers.clean_u8, detail_u8, layers.coverage_01, hide)
+        hint_u8 = fusion.collage(layers.clean_u8, detail_u8, layers.coverage_01, hide)
     background = target = to_pm1(fit(layers.background_u8))
     if inputs.target_u8 is not None:
         target = torch.where(edit, to_pm1(crop.take(inputs.target_u8)), background)
@@ -285,7 +270,7 @@ def pair_of(geometry: Geometry) -> Pair:
     )
 
 
-def square_view(cutout: Cutout, ratio: float, options: PairOptions) -> tuple[np.ndarray, np.ndarray]:
+def square_view(cutout: fusion.Cutout, ratio: float, options: PairOptions) -> tuple[np.ndarray, np.ndarray]:
     """The object on white with a margin, square: (r, r, 3) uint8 and its mask (r, r) bool."""
     h, w = cutout.mask.shape
     extra_h, extra_w = int(h * ratio) - h, int(w * ratio) - w

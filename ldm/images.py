@@ -17,17 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from ldm.decode import (
-    DECODER_ERRORS,
-    LoadedImage,
-    deep_to_u8,
-    image_ids,
-    in_srgb,
-    is_deep,
-    opened,
-    rgb_and_alpha,
-    sixteen_bit_rgb,
-)
+from ldm import decode
 from ldm.files import write_atomic
 from ldm.memory import as_file
 
@@ -60,23 +50,23 @@ def distinct_values(values: np.ndarray, limit: int = 12) -> str:
     return ", ".join(f"{value:g}" for value in distinct[:limit]) + tail
 
 
-def read_image(path: Any, data: bytes | None = None) -> LoadedImage:
+def read_image(path: Any, data: bytes | None = None) -> decode.LoadedImage:
     """Read any common image file as 8-bit sRGB plus its alpha; 16-bit values are scaled, not clipped.
 
     path: or a PIL image or an array, see `as_file`; so for masks and depth maps
     data: the bytes of the file, where they are not on the disk yet; `path` is its name in errors
     """
     path = as_file(path, "image")
-    with opened(path, data) as image:
-        own_u8, alpha_u8 = rgb_and_alpha(image, path)
-        rgb_u8, profile = in_srgb(image, own_u8, path)
+    with decode.opened(path, data) as image:
+        own_u8, alpha_u8 = decode.rgb_and_alpha(image, path)
+        rgb_u8, profile = decode.in_srgb(image, own_u8, path)
         stored_u8, exif, dpi = None if profile is None or rgb_u8 is own_u8 else own_u8, None, None
-        with contextlib.suppress(*DECODER_ERRORS):  # damaged EXIF data are left behind
+        with contextlib.suppress(*decode.DECODER_ERRORS):  # damaged EXIF data are left behind
             if image.format != "TIFF" and image.getexif():  # those of TIFF say how the file is laid out
                 exif = image.getexif().tobytes()
         if all(0 < value < 1e5 for value in image.info.get("dpi", [0])):
             dpi = image.info["dpi"]
-        return LoadedImage(rgb_u8, alpha_u8, profile, stored_u8, exif, dpi)
+        return decode.LoadedImage(rgb_u8, alpha_u8, profile, stored_u8, exif, dpi)
 
 
 def _advice(path: Path, ids: np.ndarray) -> str:
@@ -96,16 +86,20 @@ def read_mask(path: Any, *, size: tuple[int, int] | None = None, label: int | No
     id files need `label`, one of their `image_ids`. `size` is the (h, w) that the mask must have.
     """
     path = as_file(path, "mask")
-    with opened(path) as image:
-        deep, indexed, raw = sixteen_bit_rgb(image, path), image.mode in ("P", "PA"), image_ids(image, path)
+    with decode.opened(path) as image:
+        deep, indexed, raw = (
+            decode.sixteen_bit_rgb(image, path),
+            image.mode in ("P", "PA"),
+            decode.image_ids(image, path),
+        )
         if label is not None:
             levels_u8 = raw
-        elif is_deep(image):
-            levels_u8 = deep_to_u8(image, path)
+        elif decode.is_deep(image):
+            levels_u8 = decode.deep_to_u8(image, path)
         elif image.mode in ("1", "L") and "transparency" not in image.info:
             raw = levels_u8 = np.asarray(image.convert("L"))
         else:
-            rgb_u8, alpha_u8 = rgb_and_alpha(image, path)
+            rgb_u8, alpha_u8 = decode.rgb_and_alpha(image, path)
             levels_u8 = brightest = rgb_u8.max(axis=2)
             spread = int((brightest - rgb_u8.min(axis=2)).max())
             if indexed and spread > GRAY_TOLERANCE:
@@ -134,12 +128,12 @@ def read_depth(path: Any, *, size: tuple[int, int] | None = None) -> np.ndarray:
     Larger values in the file are nearer. A constant file gives zeros. `size` is the (h, w) that it must have.
     """
     path = as_file(path, "depth map")
-    with opened(path) as image:
-        deep = sixteen_bit_rgb(image, path)
-        if deep is None and (is_deep(image) or image.mode in ("1", "L")):
+    with decode.opened(path) as image:
+        deep = decode.sixteen_bit_rgb(image, path)
+        if deep is None and (decode.is_deep(image) or image.mode in ("1", "L")):
             values = np.asarray(image).astype(np.float32)
         else:
-            rgb = rgb_and_alpha(image, path)[0] if deep is None else deep
+            rgb = decode.rgb_and_alpha(image, path)[0] if deep is None else deep
             most = GRAY_TOLERANCE if deep is None else 1  # no lossy format has 16 bits
             if int((rgb.max(axis=2) - rgb.min(axis=2)).max()) > most:
                 raise ValueError(
@@ -195,10 +189,10 @@ def encode_png(
     """PNG bytes of (h, w, 3) uint8, (h, w) uint8 or (h, w) uint16; equal input gives equal bytes."""
     if image.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"a PNG is written from uint8 or uint16 values, got {image.dtype}")
-    return encode_image(LoadedImage(image, alpha_u8), ".png", text or {})
+    return encode_image(decode.LoadedImage(image, alpha_u8), ".png", text or {})
 
 
-def encode_image(image: LoadedImage, suffix: str, text: Mapping[str, str] | None = None) -> bytes:
+def encode_image(image: decode.LoadedImage, suffix: str, text: Mapping[str, str] | None = None) -> bytes:
     """The bytes of an image in its own colours, with its profile, EXIF data and resolution.
 
     suffix: one of OUTPUT_FORMATS;  text: text chunks, which only PNG has
@@ -211,7 +205,7 @@ def encode_image(image: LoadedImage, suffix: str, text: Mapping[str, str] | None
     if kind == "JPEG" and alpha_u8 is not None:
         if alpha_u8.min() < 255:
             log.warning("JPEG has no transparency: the image is laid on white; .png and .webp keep it")
-        white = LoadedImage(np.full_like(pixels, 255))
+        white = decode.LoadedImage(np.full_like(pixels, 255))
         pixels = white.painted(pixels, alpha_u8.astype(np.float32) / 255, alpha_u8 >= 0).rgb_u8
     elif alpha_u8 is not None:
         pixels = np.dstack([pixels, alpha_u8])

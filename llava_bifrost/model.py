@@ -16,8 +16,8 @@ from ldm.settings.choices import FLOAT_TYPES
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 from ldm.settings.later import later
-from llava_bifrost.choice import FULL
 from llava_bifrost.language.instruction import FORMATS
+from llava_bifrost.settings import FULL
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,30 @@
-"""Where an object goes, by a language model or by rules: what every command that reads a sentence shares."""
+"""Where an object goes, by a language model or by rules, and where the objects are that a sentence names.
 
+The known objects of an image come from a JSON file, names in lower case after reading; a detector finds the
+others. Boxes are fractions of the image, depths 1 = nearest, one number or far and near. The second form is
+that of a dataset's `anchors`.
+
+    [{"name": "sofa", "box": [0.1, 0.4, 0.6, 0.9], "depth": 0.62}, ...]
+    {"sofa": {"box01_xyxy": [0.1, 0.4, 0.6, 0.9], "d": 0.62, "far": 0.5, "near": 0.7}, ...}
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datasets.geometry import check_box01
 from datasets.relations import Place
 from ldm.experts.detect import depth_in_box
 from ldm.experts.segment import sam_mask
-from llava_bifrost.choice import GEOMETRIC, LocatorOptions
+from ldm.files import excerpt, read_json
 from llava_bifrost.language.answer import Candidate
 from llava_bifrost.language.instruction import InstructionError, Request, parse_instruction
-from llava_bifrost.placement.anchors import parse_anchors, read_anchors
 from llava_bifrost.placement.placer import Item, place_object
+from llava_bifrost.settings import GEOMETRIC, LocatorOptions
+
+FORM = '{"sofa": {"box": [x1, y1, x2, y2], "depth": d}}, the depth may be left out'
 
 
 def propose(
@@ -38,8 +50,7 @@ def propose(
         if name == GEOMETRIC:
             raise
         request = None
-    read = read_anchors if isinstance(anchors, Path) else parse_anchors
-    places = read(anchors, depth_01=depth_01) if anchors else {}
+    places = read_anchors(anchors, depth_01) if anchors else {}
     missing = [] if request is None else [other for other in request.named if other not in places]
     if options.detector is not None and missing and depth_01 is not None:
         for other, detection in networks.detector(options.detector).find_names(rgb_u8, missing).items():
@@ -54,3 +65,65 @@ def propose(
     more |= {name: getattr(options, name) for name in ("seed", "temperature") if hasattr(options, name)}
     locator = networks.locator(Path(name))
     return request, places, locator.locate(rgb_u8, instruction, options.candidates, **more)
+
+
+def read_anchors(
+    source: Path | Any, depth_01: np.ndarray | None = None, where: str = "anchors"
+) -> dict[str, Place]:
+    """The objects of an anchors file, or of its parsed JSON, which errors call `where`; names in lower case.
+
+    depth_01: (h, w) of the image, for entries without a depth; without it every entry needs one
+    Raises ValueError naming the file, the object and what is wrong with it.
+    """
+    values = source
+    if isinstance(source, Path):
+        where = str(source)
+        try:
+            values = read_json(source, object)
+        except ValueError as error:
+            raise ValueError(f"{error}; the form is {FORM}") from error
+        if not values:
+            raise ValueError(f"{source}: it names nothing; the form is {FORM}")
+    if isinstance(values, Mapping):
+        entries = list(values.items())
+    elif isinstance(values, list) and all(isinstance(entry, Mapping) for entry in values):
+        entries = [(entry.get("name"), entry) for entry in values]
+    else:
+        raise ValueError(f"{where}: must be a list of objects or a mapping of names, got {excerpt(values)}")
+    anchors: dict[str, Place] = {}
+    for name, entry in entries:
+        if not isinstance(name, str):
+            raise ValueError(f"{where}: every object needs a name, a box and a depth, got {excerpt(entry)}")
+        name = " ".join(name.lower().split())
+        if name in anchors:
+            raise ValueError(f"{where}: {name!r} is there twice; give each object a name of its own")
+        try:
+            if not isinstance(entry, Mapping):
+                raise ValueError(f"an object is a mapping, got {excerpt(entry)}")
+            box, depth = entry.get("box", entry.get("box01_xyxy")), entry.get("depth", entry.get("d"))
+            if not isinstance(box, list):
+                raise ValueError(f"box must be a list of four numbers, got {excerpt(box)}")
+            box01 = check_box01(box, where="box")
+            if isinstance(depth, list):
+                far, near = (float(value) for value in depth)
+                anchors[name] = Place(box01, (far + near) / 2, far, near)
+            elif depth is not None:
+                ends = [float(entry[key]) for key in ("far", "near") if entry.get(key) is not None]
+                anchors[name] = Place.of(box01, float(depth), *(ends if len(ends) == 2 else ()))
+            elif depth_01 is not None:
+                anchors[name] = Place(box01, *depth_in_box(depth_01, box01))
+            else:
+                raise ValueError("depth is missing")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {name}: {error}; the form is {FORM}") from None
+    return anchors
+
+
+def as_json(anchors: Mapping[str, Place]) -> dict[str, Any]:
+    """What `read_anchors` reads."""
+    entries = {}
+    for name, place in anchors.items():
+        depths = {"depth": place.d, "far": place.far, "near": place.near}
+        box = [round(value, 4) for value in place.box01_xyxy]
+        entries[name] = {"box": box, **{key: round(value, 4) for key, value in depths.items()}}
+    return entries

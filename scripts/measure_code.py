@@ -40,8 +40,7 @@ THOUGHTS: dict[str, tuple[int, dict[str, str]]] = {
     "where a named anchor is": (
         5,
         {
-            "llava_bifrost/propose.py": "propose",
-            "llava_bifrost/placement/anchors.py": "read_anchors parse_anchors",
+            "llava_bifrost/propose.py": "propose read_anchors",
             "datasets/relations.py": "Place",
         },
     ),

@@ -38,7 +38,7 @@ SCHEMAS: dict[str, str] = {
     "configs/llava_bifrost/train_smoke.yaml": "llava_bifrost.train:TrainConfig",
     "configs/llava_bifrost/build_coco.yaml": "llava_bifrost.build_dataset.coco:CocoBuild",
     "configs/llava_bifrost/build_published.yaml": "llava_bifrost.build_dataset.coco:CocoBuild",
-    "configs/llava_bifrost/build_scenes.yaml": "llava_bifrost.build_dataset.settings:ScenesBuild",
+    "configs/llava_bifrost/build_scenes.yaml": "llava_bifrost.settings:ScenesBuild",
 }
 # Defaults of a command, which may leave required settings to its flags.
 PARTIAL = {"configs/inference.yaml"}

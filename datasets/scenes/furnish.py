@@ -8,23 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from datasets.scenes import palette
 from datasets.scenes.describe import Finish, Light, Part, Room, Solid
-from datasets.scenes.palette import (
-    COLOURS,
-    FLOOR_TONES,
-    FLOORS,
-    PATTERN_WORDS,
-    PATTERNS,
-    SHAPES,
-    WALL_TONES,
-    WALLS,
-    WIDE_PATTERNS,
-    WOODS,
-    jitter,
-)
 from datasets.scenes.pose import extent, upright
 
-_SHAPE_NAMES, _COLOUR_NAMES = tuple(SHAPES), tuple(COLOURS)
+_SHAPE_NAMES, _COLOUR_NAMES = tuple(palette.SHAPES), tuple(palette.COLOURS)
 _PATTERN_STEPS = np.cumsum([0.3, 0.14, 0.1, 0.12, 0.1, 0.12, 0.05])
 WARM, COOL = np.array([1.0, 0.80, 0.58]), np.array([0.80, 0.91, 1.0])
 
@@ -63,31 +51,34 @@ def linear(srgb: np.ndarray) -> np.ndarray:
 def _tone(
     rng: np.random.Generator, tones: Sequence[tuple[float, float, float]], amount: float = 0.8
 ) -> np.ndarray:
-    return jitter(tones[int(rng.integers(len(tones)))], rng, amount)
+    return palette.jitter(tones[int(rng.integers(len(tones)))], rng, amount)
 
 
 def room(rng: np.random.Generator) -> Room:
     """Muted floor and walls, so that the solids stand out."""
-    floor = FLOORS[int(rng.integers(len(FLOORS)))]
-    wall = WALLS[int(rng.choice(len(WALLS), p=[0.4, 0.15, 0.2, 0.13, 0.12]))]
-    ground = _tone(rng, WOODS if floor == "planks" else FLOOR_TONES)
+    floor = palette.FLOORS[int(rng.integers(len(palette.FLOORS)))]
+    wall = palette.WALLS[int(rng.choice(len(palette.WALLS), p=[0.4, 0.15, 0.2, 0.13, 0.12]))]
+    ground = _tone(rng, palette.WOODS if floor == "planks" else palette.FLOOR_TONES)
     other = {
         "planks": ground * 0.45,
         "tiles": np.clip(ground * rng.choice([0.55, 1.25]), 0, 1),
         "carpet": ground * 0.82,
     }.get(floor, ground * rng.uniform(0.6, 0.8))
-    paint = _tone(rng, WALL_TONES)
+    paint = _tone(rng, palette.WALL_TONES)
     second = {
         "bricks": np.clip(paint * 0.72, 0, 1),
         "tiles": paint * 0.8,
-        "panel": _tone(rng, WALL_TONES) * 0.85,
+        "panel": _tone(rng, palette.WALL_TONES) * 0.85,
     }.get(wall, np.clip(paint * rng.uniform(0.84, 0.93), 0, 1))
-    inside, border = _tone(rng, tuple(COLOURS.values())) * 0.45 + 0.28, _tone(rng, FLOOR_TONES)
+    inside, border = (
+        _tone(rng, tuple(palette.COLOURS.values())) * 0.45 + 0.28,
+        _tone(rng, palette.FLOOR_TONES),
+    )
     has_rug = rng.random() < 0.3
     rug = rng.uniform([-0.5, 0.0, 0.9, 0.6], [0.5, 0.8, 1.5, 1.0]) * [1, 1, has_rug, 1]
     has_picture = rng.random() < 0.35
     picture = rng.uniform([-1.3, 1.1, 0.3, 0.25], [1.3, 1.5, 0.6, 0.4]) * [1, 1, has_picture, 1]
-    motif, frame = _tone(rng, tuple(COLOURS.values())) * 0.6 + 0.2, _tone(rng, WOODS) * 0.8
+    motif, frame = _tone(rng, tuple(palette.COLOURS.values())) * 0.6 + 0.2, _tone(rng, palette.WOODS) * 0.8
     has_skirting = rng.random() < 0.75
     return Room(
         back=rng.uniform(2.4, 3.8),
@@ -124,13 +115,13 @@ def lamp(rng: np.random.Generator, place: Room) -> Light:
 
 def finish_of(rng: np.random.Generator, colour: str, pattern: str) -> Finish:
     """A surface of a named colour and pattern; second colour and gloss are drawn."""
-    first = jitter(COLOURS[colour], rng)
+    first = palette.jitter(palette.COLOURS[colour], rng)
     bright = float(first.mean()) > 0.45
-    others = [name for name in COLOURS if name != colour]
+    others = [name for name in palette.COLOURS if name != colour]
     pale = "black" if bright and rng.random() < 0.4 else ("navy" if colour == "white" else "white")
     second = pale if rng.random() < 0.6 else others[int(rng.integers(len(others)))]
     gloss = float(rng.choice([0.08, 0.3, 0.7], p=[0.35, 0.4, 0.25]) * rng.uniform(0.8, 1.2))
-    frequency, other = float(rng.integers(3, 6)), linear(jitter(COLOURS[second], rng))
+    frequency, other = float(rng.integers(3, 6)), linear(palette.jitter(palette.COLOURS[second], rng))
     return Finish(colour, pattern, linear(first), other, frequency, gloss, float(10 + 90 * gloss))
 
 
@@ -149,7 +140,7 @@ def furniture(rng: np.random.Generator, probability: float) -> tuple[Solid, ...]
         for x, y in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
             foot = middle + (np.array([x, y]) * (half - 1.6 * leg)) @ axes[:2, :2]
             parts.append(Part("box", np.array([*foot, length]), axes, np.array([leg, leg, length])))
-    rgb = linear(_tone(rng, WOODS if table or rng.random() < 0.4 else FLOOR_TONES))
+    rgb = linear(_tone(rng, palette.WOODS if table or rng.random() < 0.4 else palette.FLOOR_TONES))
     finish = Finish("brown", "solid", rgb, rgb * 0.7, 3.0, 0.2, 30.0)
     shape, name = ("table", "table") if table else ("block", "low platform")
     radius, centre = float(np.linalg.norm(half)), np.array([*middle, top / 2])
@@ -178,8 +169,8 @@ def solid_at(
 
     wide: at times a compound with the finish of that solid, at times a further pattern
     """
-    shape = shape or _SHAPE_NAMES[int(rng.integers(len(SHAPES)))]
-    form = SHAPES[shape]
+    shape = shape or _SHAPE_NAMES[int(rng.integers(len(palette.SHAPES)))]
+    form = palette.SHAPES[shape]
     draw = rng.uniform(form.low, form.high)
     scale = np.full(3, draw[0]) if form.uniform else (draw[[0, 0, 2]] if form.round_base else draw)
     size = size_on(rng, (0.28, 0.46), host, solids)
@@ -198,8 +189,8 @@ def solid_at(
     ground = solids[host].top if host >= 0 else 0.0
     centre = np.array([*spot, ground + down])
     parts, bottom, top = [replace(part, centre=centre)], float(centre[2] - down), float(centre[2] + up)
-    colour = _COLOUR_NAMES[int(rng.integers(len(COLOURS)))]
-    pattern = PATTERNS[int(np.searchsorted(_PATTERN_STEPS, rng.random()))]
+    colour = _COLOUR_NAMES[int(rng.integers(len(palette.COLOURS)))]
+    pattern = palette.PATTERNS[int(np.searchsorted(_PATTERN_STEPS, rng.random()))]
     finish = finish_of(rng, colour, pattern)
     if wide and rng.random() < COMPOUND:
         shape = list(COMPOUNDS)[int(rng.integers(len(COMPOUNDS)))]
@@ -215,8 +206,10 @@ def solid_at(
         top = max(float(part.centre[2] + reach[2]) for part, reach in zip(parts, reaches, strict=True))
         bottom, centre = ground, np.array([*spot, (ground + top) / 2])
     if wide and rng.random() < PATTERNED:
-        pattern = list(WIDE_PATTERNS)[int(rng.integers(len(WIDE_PATTERNS)))]
-        colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+        pattern = list(palette.WIDE_PATTERNS)[int(rng.integers(len(palette.WIDE_PATTERNS)))]
+        colour = list(palette.COLOURS)[int(rng.integers(len(palette.COLOURS)))]
         finish = finish_of(rng, colour, pattern)
-    name = " ".join(word for word in ((PATTERN_WORDS | WIDE_PATTERNS)[pattern], colour, shape) if word)
+    name = " ".join(
+        word for word in ((palette.PATTERN_WORDS | palette.WIDE_PATTERNS)[pattern], colour, shape) if word
+    )
     return Solid(shape, name, tuple(parts), finish, radius, centre, bottom, top, support=host)

@@ -12,20 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from datasets.scenes import trace
 from datasets.scenes.pack import SceneView, pack
 from datasets.scenes.solids import FAR
 from datasets.scenes.surface import Surface, surface_of
-from datasets.scenes.trace import (
-    NOTHING,
-    Hit,
-    Rays,
-    cast_parts,
-    cast_room,
-    covers,
-    first,
-    pixel_rays,
-    shadows,
-)
 
 SUBPIXELS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
 ROUGH = 0.09  # a pixel that differs by more from a neighbour (display value) gets four rays; chosen by eye
@@ -42,11 +32,11 @@ SHOULDER = 0.75  # light above it is compressed, so that nothing is cut off at 1
 Exposure = tuple[Tensor, Tensor]  # fractions of lamp and sky that reach each point, (n,) in [0, 1]
 
 
-def expose(rays: Rays, surface: Surface) -> tuple[Exposure, Exposure]:
+def expose(rays: trace.Rays, surface: Surface) -> tuple[Exposure, Exposure]:
     """Exposure of each point in the full scene and without the hidden solid: shadow rays, nearby parts."""
     lamp = rays.at(rays.packed.light["origin"])
     facing = ((lamp - surface.point) * surface.normal).sum(0) > 0
-    seen, seen_wo = shadows(rays, surface.point + LIFT * surface.normal, facing & ~surface.empty)
+    seen, seen_wo = trace.shadows(rays, surface.point + LIFT * surface.normal, facing & ~surface.empty)
     # Each part darkens like a ball of its volume: cosine times solid angle, zero beyond REACH radii.
     sky = torch.ones_like(surface.gloss)
     sky_wo = torch.ones_like(sky)
@@ -65,7 +55,7 @@ def expose(rays: Rays, surface: Surface) -> tuple[Exposure, Exposure]:
     return (seen, sky), (seen_wo, sky_wo)
 
 
-def radiance(rays: Rays, surface: Surface, exposure: Exposure) -> Tensor:
+def radiance(rays: trace.Rays, surface: Surface, exposure: Exposure) -> Tensor:
     """Linear light (3, n) in [0, 1] towards the camera; a ray that meets nothing is white."""
     packed, (lamp_visible, sky_visible) = rays.packed, exposure
     key, sky, bounce = (rays.at(packed.light[name]) for name in ("key_rgb", "sky_rgb", "bounce_rgb"))
@@ -113,14 +103,14 @@ class RenderedViews:
     coverage: Tensor  # (b, h, w) fraction of the pixel that shows something, in [0, 1]
 
 
-def _trace(rays: Rays) -> tuple[Tensor, Hit, Hit]:
+def _trace(rays: trace.Rays) -> tuple[Tensor, trace.Hit, trace.Hit]:
     """Depth per part (p, m), first hit, first hit without the hidden solid."""
-    depth, behind, packed = cast_parts(rays), cast_room(rays), rays.packed
+    depth, behind, packed = trace.cast_parts(rays), trace.cast_room(rays), rays.packed
     hidden = rays.at(packed.parts.hidden.view(packed.count, packed.slots).T)  # (p, m) or (p, 1)
-    return depth, first(depth, behind), first(torch.where(hidden, FAR, depth), behind)
+    return depth, trace.first(depth, behind), trace.first(torch.where(hidden, FAR, depth), behind)
 
 
-def _light(rays: Rays, hit: Hit, hit_wo: Hit) -> tuple[Tensor, Tensor]:
+def _light(rays: trace.Rays, hit: trace.Hit, hit_wo: trace.Hit) -> tuple[Tensor, Tensor]:
     """Linear light (3, m) of the full scene and without the hidden solid.
 
     The second is shaded again only where it differs, so elsewhere both are equal to the last bit.
@@ -138,7 +128,7 @@ def _light(rays: Rays, hit: Hit, hit_wo: Hit) -> tuple[Tensor, Tensor]:
     index = uncovered.nonzero().squeeze(1)
     if index.numel():
         behind = rays.subset(index)
-        seen = surface_of(behind, Hit(hit_wo.slot[index], hit_wo.depth[index]))
+        seen = surface_of(behind, trace.Hit(hit_wo.slot[index], hit_wo.depth[index]))
         without[:, index] = radiance(behind, seen, expose(behind, seen)[1])
     return light, without
 
@@ -155,7 +145,7 @@ def _rough(display: Tensor) -> Tensor:
     return rough
 
 
-def _averages(rays: Rays, size: tuple[int, int], pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _averages(rays: trace.Rays, size: tuple[int, int], pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean over four rays in each of the pixels (m,): light (3, m), light without, coverage (m,).
 
     rays: through the centres of all pixels
@@ -163,10 +153,10 @@ def _averages(rays: Rays, size: tuple[int, int], pixel: Tensor) -> tuple[Tensor,
     four = pixel.repeat(4)
     offset = torch.tensor(SUBPIXELS, device=pixel.device).T.repeat_interleave(pixel.numel(), 1)
     near = rays.near.index_select(1, four)
-    finer = pixel_rays(rays.packed, size, near, four, offset, scale=0.5)
+    finer = trace.pixel_rays(rays.packed, size, near, four, offset, scale=0.5)
     _, hit, hit_wo = _trace(finer)
     light, without = _light(finer, hit, hit_wo)
-    covered = (hit.slot != NOTHING).float()
+    covered = (hit.slot != trace.NOTHING).float()
     return light.view(3, 4, -1).mean(1), without.view(3, 4, -1).mean(1), covered.view(4, -1).mean(0)
 
 
@@ -180,11 +170,11 @@ def draw_views(
     """Render some views at once."""
     h, w = size
     packed = pack(views, device)
-    near, grid = covers(packed, size), (packed.count, h, w)
+    near, grid = trace.covers(packed, size), (packed.count, h, w)
     pixel = torch.arange(near.shape[1], device=near.device)
-    rays = pixel_rays(packed, size, near, pixel, (0.0, 0.0))
+    rays = trace.pixel_rays(packed, size, near, pixel, (0.0, 0.0))
     depth, hit, hit_wo = _trace(rays)
-    coverage = (hit.slot != NOTHING).float()
+    coverage = (hit.slot != trace.NOTHING).float()
     if supersample == 2:
         light, without, coverage = _averages(rays, size, pixel)
     else:

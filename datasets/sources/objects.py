@@ -21,33 +21,21 @@ import cv2
 import numpy as np
 
 from datasets.base import Rejected
+from datasets.sources import readers
 from datasets.sources.image_source import ImagesConfig, Item, SourceConfig, motion
-from datasets.sources.readers import (
-    ObjectView,
-    Rules,
-    Tree,
-    alpha_mask,
-    dark_mask,
-    folder,
-    id_mask,
-    images_in,
-    require,
-    require_mask,
-    subfolders,
-)
 from ldm.images import read_mask
 from ldm.settings.config import setting
 
 WHITE = 240  # all channels from here on: the paper behind a DressCode garment (published for red alone)
 SEAM = 3  # erosions of a FashionTryon segment (published)
-ANY_SIZE = Rules(whole=0.0, area=(0.0, 1.0), min_side=0.0, max_side=1.0)
+ANY_SIZE = readers.Rules(whole=0.0, area=(0.0, 1.0), min_side=0.0, max_side=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectConfig(SourceConfig):
     """The first view of an item is the object, the others are places for it."""
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[readers.ObjectView, readers.ObjectView]:
         views = list(self.views(item))
         if len(views) < 2:
             raise Rejected(f"no person: beside {views[0].image}")
@@ -59,7 +47,9 @@ class TryOnConfig(ObjectConfig, ImagesConfig):
     """What garment sources have in common."""
 
     dynamics: int = motion(2)
-    rules: Rules = setting(Rules(max_side=1.0, sides="both"), help="which objects are rejected")
+    rules: readers.Rules = setting(
+        readers.Rules(max_side=1.0, sides="both"), help="which objects are rejected"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +62,14 @@ class VitonHdConfig(TryOnConfig):
     label: int = setting(5, low=1, help="id of the upper garment")
 
     def read(self) -> list[Item]:
-        garments = images_in(folder(self.cloth, "cloth"))
-        return require([(garment.stem, garment) for garment in garments], f"garments in {self.cloth}")
+        garments = readers.images_in(readers.folder(self.cloth, "cloth"))
+        return readers.require([(garment.stem, garment) for garment in garments], f"garments in {self.cloth}")
 
-    def views(self, item: Item) -> Iterator[ObjectView]:
+    def views(self, item: Item) -> Iterator[readers.ObjectView]:
         name, garment = item
-        yield ObjectView(garment, partial(read_mask, self.cloth_masks / garment.name))
-        person = partial(id_mask, self.parses / f"{name}.png", self.label)
-        yield ObjectView(self.images / garment.name, person, self.tree)
+        yield readers.ObjectView(garment, partial(read_mask, self.cloth_masks / garment.name))
+        person = partial(readers.id_mask, self.parses / f"{name}.png", self.label)
+        yield readers.ObjectView(self.images / garment.name, person, self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +80,18 @@ class DressCodeConfig(TryOnConfig):
     label: int = setting(4, low=1, help="id of the garment: 4 upper clothes")
 
     def read(self) -> list[Item]:
-        maps = images_in(folder(self.label_maps, "label_maps"), (".png",))
+        maps = readers.images_in(readers.folder(self.label_maps, "label_maps"), (".png",))
         items = [(path.stem.removesuffix("_4"), path) for path in maps if path.stem.endswith("_4")]
-        return require(items, f"label maps N_4.png in {self.label_maps}")
+        return readers.require(items, f"label maps N_4.png in {self.label_maps}")
 
-    def views(self, item: Item) -> Iterator[ObjectView]:
+    def views(self, item: Item) -> Iterator[readers.ObjectView]:
         name, label_map = item
         garment = self.images / f"{name}_1.jpg"
         message = f"object absent: {garment} is white"
-        yield ObjectView(garment, partial(dark_mask, garment, np.min, WHITE - 1, message))
-        yield ObjectView(self.images / f"{name}_0.jpg", partial(id_mask, label_map, self.label), self.tree)
+        yield readers.ObjectView(garment, partial(readers.dark_mask, garment, np.min, WHITE - 1, message))
+        yield readers.ObjectView(
+            self.images / f"{name}_0.jpg", partial(readers.id_mask, label_map, self.label), self.tree
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,25 +99,25 @@ class FashionTryonConfig(TryOnConfig):
     """FashionTryon: a folder per garment with target.jpg, mask.jpg, and P.jpg, P/segment.png per person."""
 
     label: int = setting(7, low=1, help="id of the upper garment in segment.png")
-    rules: Rules = setting(Rules(max_side=1.0), help="which objects are rejected")
+    rules: readers.Rules = setting(readers.Rules(max_side=1.0), help="which objects are rejected")
 
     def read(self) -> list[Item]:
-        garments = subfolders(self.images)
-        return require([(garment.name, garment) for garment in garments], f"folders in {self.images}")
+        garments = readers.subfolders(self.images)
+        return readers.require([(garment.name, garment) for garment in garments], f"folders in {self.images}")
 
-    def views(self, item: Item) -> Iterator[ObjectView]:
+    def views(self, item: Item) -> Iterator[readers.ObjectView]:
         home = item[1]
-        yield ObjectView(home / "target.jpg", partial(read_mask, home / "mask.jpg"))
-        for person in subfolders(home):
+        yield readers.ObjectView(home / "target.jpg", partial(read_mask, home / "mask.jpg"))
+        for person in readers.subfolders(home):
             segment = partial(self._worn, person / "segment.png")
-            yield ObjectView(home / f"{person.name}.jpg", segment, self.tree)
+            yield readers.ObjectView(home / f"{person.name}.jpg", segment, self.tree)
 
     def _worn(self, path: Path) -> np.ndarray:
         """(h, w) bool of the garment's segment without its ragged seam."""
-        segment = id_mask(path, self.label).astype(np.uint8)
+        segment = readers.id_mask(path, self.label).astype(np.uint8)
         inside = cv2.erode(segment, np.ones((3, 3), np.uint8), iterations=SEAM) > 0
         message = f"object absent: nothing of id {self.label} is left in {path} inside its seam"
-        return require_mask(inside, message)
+        return readers.require_mask(inside, message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,32 +129,38 @@ class DreamBoothConfig(ObjectConfig):
     depth: Path = setting(help="depth maps of the backgrounds")
     object_masks: Path | None = setting(None, help="masks CONCEPT.jpg of the second layout")
     dynamics: int = motion(1)
-    rules: Rules = setting(ANY_SIZE, help="which objects are rejected; by default none")
+    rules: readers.Rules = setting(ANY_SIZE, help="which objects are rejected; by default none")
 
     def read(self) -> list[Item]:
-        tree, cut_outs = Tree(self.backgrounds, self.depth), self.object_masks is None
+        tree, cut_outs = readers.Tree(self.backgrounds, self.depth), self.object_masks is None
         tree.check()
-        folder(self.objects, "objects")
+        readers.folder(self.objects, "objects")
         if self.object_masks is not None:
-            masks, images = folder(self.object_masks, "object_masks"), images_in(self.objects)
+            masks, images = readers.folder(self.object_masks, "object_masks"), readers.images_in(self.objects)
             views = [(image, partial(read_mask, masks / image.name)) for image in images]
-            objects = [(image.stem, ObjectView(image, mask)) for image, mask in views]
+            objects = [(image.stem, readers.ObjectView(image, mask)) for image, mask in views]
         else:  # the first cut-out of each concept
-            files = [(concept.name, images_in(concept, (".png",))) for concept in subfolders(self.objects)]
+            files = [
+                (concept.name, readers.images_in(concept, (".png",)))
+                for concept in readers.subfolders(self.objects)
+            ]
             firsts = [(name, images[0]) for name, images in files if images]
-            objects = [(name, ObjectView(image, partial(alpha_mask, image))) for name, image in firsts]
-        mask_files = [mask for mask in images_in(self.backgrounds) if mask.stem.endswith("_mask")]
+            objects = [
+                (name, readers.ObjectView(image, partial(readers.alpha_mask, image)))
+                for name, image in firsts
+            ]
+        mask_files = [mask for mask in readers.images_in(self.backgrounds) if mask.stem.endswith("_mask")]
         places = []
         for name, mask in sorted({mask.stem.removesuffix("_mask"): mask for mask in mask_files}.items()):
             message = f"nothing to fill: mask {mask} has no black pixel"
-            black = partial(dark_mask, mask, np.max, 127, message)
+            black = partial(readers.dark_mask, mask, np.max, 127, message)
             image = mask.with_name(name + ("_GT" if cut_outs else "") + mask.suffix)
-            places.append(ObjectView(image, partial(read_mask, mask) if cut_outs else black, tree))
-        require(objects, f"objects in {self.objects}")
-        require(places, f"masks NAME_mask in {self.backgrounds}")
+            places.append(readers.ObjectView(image, partial(read_mask, mask) if cut_outs else black, tree))
+        readers.require(objects, f"objects in {self.objects}")
+        readers.require(places, f"masks NAME_mask in {self.backgrounds}")
         return [(name, view, places) for name, view in objects]
 
-    def views(self, item: Item) -> Iterator[ObjectView]:
+    def views(self, item: Item) -> Iterator[readers.ObjectView]:
         """The object, then every background."""
         yield item[1]
         yield from item[2]

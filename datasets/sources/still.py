@@ -23,18 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.sources import coco
+from datasets.sources import coco, readers
 from datasets.sources.image_source import ImagesConfig, Item, SourceConfig
-from datasets.sources.readers import (
-    IMAGES,
-    ObjectView,
-    Tree,
-    folder,
-    id_mask,
-    images_in,
-    require,
-    subfolders,
-)
 from ldm.files import nfc, numbered_lines, read_json, visible_files
 from ldm.images import read_mask
 from ldm.settings.config import setting
@@ -60,12 +50,12 @@ class LvisConfig(ImagesConfig):
             large = [(shape, image.size_hw) for shape in image.annotations if shape is not None]
             objects[image.file] += large
         items = sorted(item for item in objects.items() if item[1])
-        return require(items, f"objects above {self.min_pixels} pixels in {path}")
+        return readers.require(items, f"objects above {self.min_pixels} pixels in {path}")
 
-    def views(self, item: Item) -> Iterator[ObjectView]:
+    def views(self, item: Item) -> Iterator[readers.ObjectView]:
         image = self.images / item[0]
         for shape, size in item[1]:
-            yield ObjectView(image, partial(coco.segment_mask, shape, size, str(image)), self.tree)
+            yield readers.ObjectView(image, partial(coco.segment_mask, shape, size, str(image)), self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +67,7 @@ class PanopticConfig(ImagesConfig):
     min_pixels: int = setting(3600, low=1, help="least area of an object")
 
     def read(self) -> list[Item]:
-        folder(self.masks, "masks")
+        readers.folder(self.masks, "masks")
         document, path = read_json(self.annotations), self.annotations
         categories = coco.records_by_id(document, "categories", path)
         images = coco.records_by_id(document, "images", path)
@@ -93,12 +83,14 @@ class PanopticConfig(ImagesConfig):
 
         annotations = coco.records_by_id(document, "annotations", path, "image_id").values()
         items = [item for item in coco.usable(annotations, segments, path, "annotations") if item[2]]
-        return require(sorted(items), f"objects above {self.min_pixels} pixels in {path}")
+        return readers.require(sorted(items), f"objects above {self.min_pixels} pixels in {path}")
 
-    def views(self, item: Item) -> Iterator[ObjectView]:
+    def views(self, item: Item) -> Iterator[readers.ObjectView]:
         name, mask, ids = item
         for label in ids:
-            yield ObjectView(self.images / name, partial(id_mask, self.masks / mask, label), self.tree)
+            yield readers.ObjectView(
+                self.images / name, partial(readers.id_mask, self.masks / mask, label), self.tree
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +101,14 @@ class SamConfig(ImagesConfig):
     min_pixels: int = setting(50000, low=1, help="least area of an object")
 
     def read(self) -> list[Item]:
-        parts = [folder(self.images / part, "parts") for part in self.parts] or subfolders(self.images)
+        parts = [readers.folder(self.images / part, "parts") for part in self.parts] or readers.subfolders(
+            self.images
+        )
         files = sorted(path for part in parts for path in visible_files(part, "*.json"))
         items = [(path.relative_to(self.images).as_posix(), path) for path in files]
-        return require(items, f"JSON files in the folders of {self.images}")
+        return readers.require(items, f"JSON files in the folders of {self.images}")
 
-    def views(self, item: Item) -> Iterator[ObjectView]:
+    def views(self, item: Item) -> Iterator[readers.ObjectView]:
         path, entry = item[1], partial(coco.json_entry, read_json(item[1]), path=item[1])
         try:
             size = entry("image")["height"], entry("image")["width"]
@@ -124,7 +118,7 @@ class SamConfig(ImagesConfig):
             raise ValueError(f"{path} is not an annotation file of SA-1B: {error} is missing") from None
         for segment in segments:
             mask = partial(coco.segment_mask, segment, size, str(path))
-            yield ObjectView(path.with_suffix(".jpg"), mask, self.tree)
+            yield readers.ObjectView(path.with_suffix(".jpg"), mask, self.tree)
 
 
 @dataclass(frozen=True)
@@ -149,13 +143,15 @@ class SaliencyConfig(SourceConfig):
         items = []
         for part in (self.msra, self.duts_train, self.duts_test, self.hflickr):
             if part is not None:
-                tree = Tree(part.images, part.depth)
+                tree = readers.Tree(part.images, part.depth)
                 tree.check()
                 masked = masked_images(tree, part.masks)
                 items += [(f"{mask.parent.name}/{mask.name}", view) for mask, view in masked]
-        return require(items, "part of the saliency source is set: msra, duts_train, duts_test or hflickr")
+        return readers.require(
+            items, "part of the saliency source is set: msra, duts_train, duts_test or hflickr"
+        )
 
-    def views(self, item: Item) -> Iterator[ObjectView]:
+    def views(self, item: Item) -> Iterator[readers.ObjectView]:
         yield item[1]
 
 
@@ -176,9 +172,9 @@ class FolderConfig(SourceConfig):
             raise ValueError(f"depth: there is no folder {depth}")
         if not has_depth:
             log.warning("%s has no folder depth: a constant depth is shown to the model", self.root)
-        tree = Tree(self.root / "images", depth if has_depth else None)
+        tree = readers.Tree(self.root / "images", depth if has_depth else None)
         masked = masked_images(tree, self.root / "masks")
-        require(masked, f"masks with images in {self.root}")
+        readers.require(masked, f"masks with images in {self.root}")
         objects = {nfc(mask.stem): view for mask, view in masked}
         listing = self.pairs or self.root / "pairs.txt"
         if not listing.is_file():
@@ -197,26 +193,28 @@ class FolderConfig(SourceConfig):
             reference, target = names
             name = target if reference == target else f"{reference} in {target}"
             items.append((name, objects[reference], objects[target]))
-        return require(items, f"pairs in {listing}")
+        return readers.require(items, f"pairs in {listing}")
 
-    def views(self, item: Item) -> Iterator[ObjectView]:
+    def views(self, item: Item) -> Iterator[readers.ObjectView]:
         yield from dict.fromkeys(item[1:])
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[readers.ObjectView, readers.ObjectView]:
         return item[1], item[2]
 
 
-def masked_images(tree: Tree, masks: Path) -> list[tuple[Path, ObjectView]]:
+def masked_images(tree: readers.Tree, masks: Path) -> list[tuple[Path, readers.ObjectView]]:
     """(mask, view) for every mask of a folder, sorted; masks without an image are named and left out."""
-    suffixes = tuple(suffix for suffix in IMAGES if suffix != ".png" or masks != tree.images)
-    by_stem = {nfc(image.stem): image for image in images_in(folder(tree.images, "images"), suffixes)}
+    suffixes = tuple(suffix for suffix in readers.IMAGES if suffix != ".png" or masks != tree.images)
+    by_stem = {
+        nfc(image.stem): image for image in readers.images_in(readers.folder(tree.images, "images"), suffixes)
+    }
     views, alone = [], []
-    for mask in images_in(folder(masks, "masks"), (".png",)):
+    for mask in readers.images_in(readers.folder(masks, "masks"), (".png",)):
         image = by_stem.get(nfc(mask.stem)) or by_stem.get(nfc(mask.stem).rpartition("_")[0])
         if image is None:
             alone.append(mask)
         else:
-            views.append((mask, ObjectView(image, partial(read_mask, mask), tree)))
+            views.append((mask, readers.ObjectView(image, partial(read_mask, mask), tree)))
     if alone:
         log.warning("%d masks in %s have no image, such as %s", len(alone), masks, alone[0].name)
     return views

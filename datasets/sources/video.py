@@ -12,21 +12,8 @@ from typing import Any
 import numpy as np
 
 from datasets.base import Rejected
-from datasets.sources import coco
+from datasets.sources import coco, readers
 from datasets.sources.image_source import ImagesConfig, ImageSource, Item, motion
-from datasets.sources.readers import (
-    ObjectView,
-    Rules,
-    alpha_mask,
-    folder,
-    id_mask,
-    images_in,
-    mask_of_id,
-    objects_in,
-    read_ids,
-    require,
-    subfolders,
-)
 from ldm.files import numbered_lines, read_json
 from ldm.settings.config import setting
 
@@ -45,9 +32,9 @@ class VideoConfig(ImagesConfig):
 
     interval: int = apart(10)
     dynamics: int = motion(1)
-    rules: Rules = setting(Rules(sides="both"), help="which objects are rejected")
+    rules: readers.Rules = setting(readers.Rules(sides="both"), help="which objects are rejected")
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[readers.ObjectView, readers.ObjectView]:
         return self.two_of(list(self.views(item)), item, rng)
 
     def two_of(self, frames: list, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
@@ -76,7 +63,7 @@ class YoutubeConfig(VideoConfig):
     def read(self) -> list[Item]:
         if self.masks is None:
             raise ValueError(f"masks: {self.meta} needs the folder of id images")
-        folder(self.masks, "masks")
+        readers.folder(self.masks, "masks")
 
         def with_objects(video: dict[str, Any]) -> Item:
             listed = {int(label): entry["frames"] for label, entry in video["record"]["objects"].items()}
@@ -85,22 +72,22 @@ class YoutubeConfig(VideoConfig):
         records = coco.json_entry(read_json(self.meta), "videos", self.meta, dict).items()
         videos = [{"id": video, "record": record} for video, record in records]
         items = [item for item in coco.usable(videos, with_objects, self.meta, "videos") if item[1]]
-        return require(sorted(items), f"videos with objects in {self.meta}")
+        return readers.require(sorted(items), f"videos with objects in {self.meta}")
 
-    def views(self, item: Item) -> Iterator[ObjectView]:
+    def views(self, item: Item) -> Iterator[readers.ObjectView]:
         video, objects = item
         for label, frames in objects.items():
             yield from (self._view(video, frame, label) for frame in frames)
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[readers.ObjectView, readers.ObjectView]:
         video, objects = item
         label = sorted(objects)[int(rng.integers(len(objects)))]
         return self.two_of([self._view(video, frame, label) for frame in sorted(objects[label])], item, rng)
 
-    def _view(self, video: str, frame: str, label: int) -> ObjectView:
+    def _view(self, video: str, frame: str, label: int) -> readers.ObjectView:
         assert self.masks is not None, "checked by read"
-        mask = partial(id_mask, self.masks / video / f"{frame}.png", label)
-        return ObjectView(self.images / video / f"{frame}.jpg", mask, self.tree)
+        mask = partial(readers.id_mask, self.masks / video / f"{frame}.png", label)
+        return readers.ObjectView(self.images / video / f"{frame}.jpg", mask, self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,33 +98,35 @@ class VipSegConfig(VideoConfig):
     things_only: bool = setting(False, help="leave out sky, road and other stuff; gray masks only")
     void: int | None = setting(None, help="id that is no object")
     interval: int = apart(100)
-    rules: Rules = setting(Rules(one_piece=True), help="which objects are rejected")
+    rules: readers.Rules = setting(readers.Rules(one_piece=True), help="which objects are rejected")
 
     def read(self) -> list[Item]:
-        videos = subfolders(folder(self.masks, "masks"))
-        return require([(video.name, video) for video in videos], f"videos in {self.masks}")
+        videos = readers.subfolders(readers.folder(self.masks, "masks"))
+        return readers.require([(video.name, video) for video in videos], f"videos in {self.masks}")
 
-    def views(self, item: Item) -> Iterator[ObjectView]:
-        for path in images_in(item[1], (".png",)):
-            mask = lambda path=path: mask_of_id(self._ids(path), None, path)  # noqa: E731
-            yield ObjectView(self._image(path), mask, self.tree)
+    def views(self, item: Item) -> Iterator[readers.ObjectView]:
+        for path in readers.images_in(item[1], (".png",)):
+            mask = lambda path=path: readers.mask_of_id(self._ids(path), None, path)  # noqa: E731
+            yield readers.ObjectView(self._image(path), mask, self.tree)
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
-        paths = self.two_of(images_in(item[1], (".png",)), item, rng)
+    def draw(self, item: Item, rng: np.random.Generator) -> tuple[readers.ObjectView, readers.ObjectView]:
+        paths = self.two_of(readers.images_in(item[1], (".png",)), item, rng)
         ids = [self._ids(path) for path in paths]
-        shared = sorted(objects_in(ids[0]) & objects_in(ids[1]))
+        shared = sorted(readers.objects_in(ids[0]) & readers.objects_in(ids[1]))
         if not shared:
             raise Rejected(f"no common object: {paths[0]} and {paths[1].name}")
         label = shared[int(rng.integers(len(shared)))]
         first, second = (
-            ObjectView(self._image(path), partial(mask_of_id, frame_ids, label, path), self.tree)
+            readers.ObjectView(
+                self._image(path), partial(readers.mask_of_id, frame_ids, label, path), self.tree
+            )
             for path, frame_ids in zip(paths, ids, strict=True)
         )
         return first, second
 
     def _ids(self, mask: Path) -> np.ndarray:
         """The ids (h, w) of a frame, 0 where there is no object."""
-        ids = read_ids(mask)
+        ids = readers.read_ids(mask)
         if self.things_only and ids.max() > VIPSEG_LARGEST:
             raise ValueError(f"things_only: {mask} holds colours; set masks to the folder of gray masks")
         stuff = self.things_only & (ids <= VIPSEG_STUFF)
@@ -185,13 +174,15 @@ class UvoConfig(VideoConfig):
             key=lambda entry: (str(entry.get("video_id")), coco.id_order(entry["id"])),
         )
         items = coco.usable(annotations, shown, path, "annotations")
-        return require([item for item in items if item[2]], f"annotated objects in {path}")
+        return readers.require([item for item in items if item[2]], f"annotated objects in {path}")
 
-    def views(self, item: Item) -> Iterator[ObjectView]:
+    def views(self, item: Item) -> Iterator[readers.ObjectView]:
         _, size, shown = item
         for frame, segmentation in shown:
             image = self.images / coco.posix_name(frame)
-            yield ObjectView(image, partial(coco.segment_mask, segmentation, size, str(image)), self.tree)
+            yield readers.ObjectView(
+                image, partial(coco.segment_mask, segmentation, size, str(image)), self.tree
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +204,9 @@ class MvImgNetConfig(VideoConfig):
         if not self.listing.is_file():
             raise ValueError(f"listing: there is no file {self.listing}")
         names = [line.strip().strip('"').removeprefix("MVDir/") for _, line in numbered_lines(self.listing)]
-        return require(sorted((name,) for name in names), str(self.listing))
+        return readers.require(sorted((name,) for name in names), str(self.listing))
 
-    def views(self, item: Item) -> Iterator[ObjectView]:
-        for cutout in images_in(folder(self.images / item[0], "listing"), (".png",)):
+    def views(self, item: Item) -> Iterator[readers.ObjectView]:
+        for cutout in readers.images_in(readers.folder(self.images / item[0], "listing"), (".png",)):
             image = cutout.with_name(f"{cutout.stem.partition('_')[0]}.jpg")
-            yield ObjectView(image, partial(alpha_mask, cutout), self.tree)
+            yield readers.ObjectView(image, partial(readers.alpha_mask, cutout), self.tree)

@@ -13,7 +13,7 @@ import typer
 
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.later import later
-from llava_bifrost.build_dataset.settings import CocoBuild, MergeShardsSettings, ScenesBuild
+from llava_bifrost.settings import CocoBuild, MergeShardsSettings, ScenesBuild
 
 
 def build_app() -> typer.Typer:

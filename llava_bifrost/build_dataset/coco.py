@@ -34,7 +34,7 @@ from llava_bifrost.build_dataset.objects import (
 from llava_bifrost.build_dataset.questions import PreparedPhotograph, make_samples
 from llava_bifrost.build_dataset.records import Built
 from llava_bifrost.build_dataset.relations import reaches
-from llava_bifrost.build_dataset.settings import CocoBuild
+from llava_bifrost.settings import CocoBuild
 
 log = logging.getLogger(__name__)
 

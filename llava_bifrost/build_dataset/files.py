@@ -29,7 +29,7 @@ from ldm.journal import append_line, in_order, read_lines
 from ldm.locks import one_writer
 from ldm.shards import shard_of
 from llava_bifrost.build_dataset.records import IMAGE, Built, make_record, statistics
-from llava_bifrost.build_dataset.settings import MergeShardsSettings, OutputSettings
+from llava_bifrost.settings import MergeShardsSettings, OutputSettings
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from datasets.geometry import Box01, Size, bbox_of_mask, box_to_01
 from datasets.sources import coco
 from ldm.experts.erase import Eraser
 from ldm.seeds import seed_of
-from llava_bifrost.build_dataset.settings import Thresholds
 from llava_bifrost.language.instruction import Request
+from llava_bifrost.settings import Thresholds
 
 APART = 0.12  # middles this far apart, in widths of the image, are left and right of each other; chosen
 LARGER = 1.5  # the largest object has a box so many times that of the next; chosen

@@ -19,8 +19,8 @@ from llava_bifrost.build_dataset import published
 from llava_bifrost.build_dataset.objects import Photograph, Removal, grow, unique_names
 from llava_bifrost.build_dataset.records import Built, Sample, metadata_number, rounded_place
 from llava_bifrost.build_dataset.relations import choose_facts, true_facts, word_request
-from llava_bifrost.build_dataset.settings import CocoBuild
 from llava_bifrost.language.instruction import Request
+from llava_bifrost.settings import CocoBuild
 
 # All are chosen.
 RANGE = (0.02, 0.98)  # quantiles of an object's depth that are its far and near ends

@@ -10,8 +10,8 @@ import numpy as np
 
 from datasets.geometry import Box01
 from datasets.relations import ALL_RELATIONS, Place, gap, holds
-from llava_bifrost.build_dataset.settings import RelationRules
 from llava_bifrost.language.instruction import PHRASES, PUBLISHED, Request
+from llava_bifrost.settings import RelationRules
 
 Fact = tuple[str, tuple[str, ...]]
 

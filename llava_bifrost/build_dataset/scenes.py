@@ -14,9 +14,9 @@ from datasets.sources.rendered import shard_files
 from ldm.settings.config import to_plain
 from llava_bifrost.build_dataset.records import Built, Sample, rounded_place
 from llava_bifrost.build_dataset.relations import choose_facts, true_facts, word_request
-from llava_bifrost.build_dataset.settings import ScenesBuild
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import Request
+from llava_bifrost.settings import ScenesBuild
 from llava_bifrost.worlds.questions import place_questions
 from llava_bifrost.worlds.world import world_of
 

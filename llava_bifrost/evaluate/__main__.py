@@ -6,7 +6,7 @@ python -m llava_bifrost.evaluate --dataset outputs/location/data.json --out outp
 
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.later import later
-from llava_bifrost.evaluate.settings import LocatorEvaluation
+from llava_bifrost.settings import LocatorEvaluation
 
 build_app = single_app(
     command(LocatorEvaluation, later("llava_bifrost.evaluate.run:evaluate_locator")), bare=False

@@ -27,11 +27,17 @@ from ldm.sheet import grid
 from llava_bifrost.build_dataset.records import read_records
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.evaluate.measures import LocatorCase, Measures, format_table, measure_answer
-from llava_bifrost.evaluate.settings import LocatorEvaluation
 from llava_bifrost.language.answer import AnswerError, Candidate, satisfies
 from llava_bifrost.language.instruction import PHRASES, make_instruction
 from llava_bifrost.locator import Locator, load_locator
-from llava_bifrost.worlds.questions import PROPOSALS, Pool, place_questions, propose, replace_questions
+from llava_bifrost.settings import LocatorEvaluation
+from llava_bifrost.worlds.questions import (
+    PROPOSALS,
+    Pool,
+    place_questions,
+    replace_questions,
+    standing_places,
+)
 from llava_bifrost.worlds.world import SHAPE_NAMES, world_of
 
 log = logging.getLogger(__name__)
@@ -197,7 +203,7 @@ def place_rows(
                    for phrase, anchors in request.clauses]  # fmt: skip
         shape = SHAPE_NAMES.index(request.target.split()[-1])
         for attempt in range(ROUNDS):
-            objects = propose(world, rng, PROPOSALS * 2**attempt, shape)
+            objects = standing_places(world, rng, PROPOSALS * 2**attempt, shape)
             if not len(objects.d):
                 continue
             pool = Pool(world, objects)

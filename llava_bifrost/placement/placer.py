@@ -19,18 +19,8 @@ from datasets.geometry import iou
 from datasets.relations import Place, Places, between_margins, relation_margins
 from llava_bifrost.language.answer import Candidate, format_answer, named_places, satisfies
 from llava_bifrost.language.instruction import PHRASES, Request, clause_text
+from llava_bifrost.placement import search
 from llava_bifrost.placement.ground import fit_ground
-from llava_bifrost.placement.search import (
-    ROOM,
-    UPON,
-    CandidatePlacements,
-    ObjectExtent,
-    View,
-    at,
-    candidate_placements,
-    clear,
-    plan,
-)
 from llava_bifrost.placement.sizes import RELIEF, ROUND_NOUNS, ROUND_RELIEF, size_at_one
 
 # All are chosen by looking at answers in rendered rooms.
@@ -88,23 +78,23 @@ def place_object(
         location = Place.of(old.box01_xyxy, old.d)
         return [Candidate(location, 0.0, format_answer(location), 1.0)]
     size_hw = (depth_01.shape[0], depth_01.shape[1])
-    view = View(depth_01, fit_ground(depth_01), dict(anchors))
+    view = search.View(depth_01, fit_ground(depth_01), dict(anchors))
     unit_px = size_at_one(request.target, named, anchors, view.ground, size_hw, item.relative_size)
     relations = [(PHRASES[phrase], name) for phrase, name in request.relations]
-    touching = [name for relation, name in relations if relation in (*UPON, "under")]
+    touching = [name for relation, name in relations if relation in (*search.UPON, "under")]
     relief = ROUND_RELIEF if request.target.split()[-1] in ROUND_NOUNS else RELIEF
     boxes01 = np.array([place.box01_xyxy for place in named.values()])
     depths = np.array([(place.d, place.far, place.near) for place in named.values()])
     others, columns = Places(boxes01.T, *depths.T), {name: column for column, name in enumerate(named)}
     reasons: list[str] = []
     for factor in FACTORS:
-        extent = ObjectExtent(unit_px * factor, item.aspect, relief)
-        tried = candidate_placements(view, relations, named, extent)
-        tried = tried.where(clear(view, tried, touching))
+        extent = search.ObjectExtent(unit_px * factor, item.aspect, relief)
+        tried = search.candidate_placements(view, relations, named, extent)
+        tried = tried.where(search.clear(view, tried, touching))
         # Fraction of each box, its corners left out, in front of which nothing stands.
         x, y = tried.x[:, None] + _ACROSS * tried.w[:, None], tried.y[:, None] + _ALONG * tried.h[:, None]
-        visible = (at(depth_01, x, y) <= tried.d[:, None] + OCCLUSION).mean(axis=1)
-        shown = visible >= ROOM
+        visible = (search.at(depth_01, x, y) <= tried.d[:, None] + OCCLUSION).mean(axis=1)
+        shown = visible >= search.ROOM
         if not len(tried):
             reasons.append("the object fits nowhere without running into something")
         elif not shown.any():
@@ -131,19 +121,19 @@ def place_object(
 
 
 def _ranked(
-    view: View,
-    able: CandidatePlacements,
+    view: search.View,
+    able: search.CandidatePlacements,
     visible: np.ndarray,
     request: Request,
     named: Mapping[str, Place],
 ) -> list[Candidate]:
     """Candidates that satisfy everything in the numbers of the answer, best first, each unlike the better."""
     # Apart from the relations themselves: nearness to the anchors, visibility, room; about 0 to 3.
-    left, right, front, back = plan(view, able.x, able.w, able.contact)
+    left, right, front, back = search.plan(view, able.x, able.w, able.contact)
     total = np.minimum(visible / 0.7, 1.0) - 0.5 * np.abs(np.log(able.size))
     for phrase, name in request.relations:
         anchor, relation = named[name], PHRASES[phrase]
-        a0, a1, b0, b1 = plan(view, anchor.middle, anchor.width, anchor.d)
+        a0, a1, b0, b1 = search.plan(view, anchor.middle, anchor.width, anchor.d)
         aside = np.abs((left + right) / 2 - (a0 + a1) / 2)
         apart = np.abs((front + back) / 2 - (b0 + b1) / 2)
         reach = (right - left + (a1 - a0)) / 2
@@ -157,7 +147,7 @@ def _ranked(
             far, off = aside, 0.3 * apart
         total = total + np.exp(-(far + off) / reach)
     total = total + SAME_SURFACE * (able.level > 1) - UNEVEN * (able.level == 0)
-    preference = total + FREE * clear(view, able) + AMPLE * clear(view, able, slim=1.4)
+    preference = total + FREE * search.clear(view, able) + AMPLE * search.clear(view, able, slim=1.4)
     boxes01 = able.boxes01
     scored: list[tuple[float, Place]] = []
     for index in np.argsort(-preference, kind="stable"):

@@ -12,7 +12,7 @@ import typer
 
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.later import later
-from llava_bifrost.predict.settings import NamedBoxes, PredictImage, PredictJobs
+from llava_bifrost.settings import NamedBoxes, PredictImage, PredictJobs
 
 
 def build_app() -> typer.Typer:

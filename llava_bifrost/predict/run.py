@@ -1,7 +1,7 @@
 """The places that a locator proposes for one image, or for a file of jobs.
 
 A job:     {"id": "kitchen-1", "image": "kitchen.png", "instruction": "Place the cup on the table"}
-           "anchors" (see anchors.py) may be given; without an id the line's number is used.
+           "anchors" (see propose.py) may be given; without an id the line's number is used.
 An answer: {"id", "image", "instruction", "made_by", "candidates": [...]}, or "error" instead of candidates.
 
 Jobs whose answer is there are skipped, so an interrupted run continues; a line that was cut off is removed.
@@ -33,14 +33,12 @@ from ldm.registry.models import depth_folder
 from ldm.result import beside, write_result
 from ldm.settings.config import to_plain
 from ldm.shards import shard_of
-from llava_bifrost.choice import GEOMETRIC
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.language.answer import Candidate
 from llava_bifrost.locator import load_locator
-from llava_bifrost.placement.anchors import parse_anchors
 from llava_bifrost.placement.placer import Item
-from llava_bifrost.predict.settings import LocatorSettings, NamedBoxes, PredictImage, PredictJobs
-from llava_bifrost.propose import propose
+from llava_bifrost.propose import propose, read_anchors
+from llava_bifrost.settings import GEOMETRIC, LocatorSettings, NamedBoxes, PredictImage, PredictJobs
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +219,7 @@ def write_anchors(settings: NamedBoxes) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{text!r}: {error}") from None
         entries.append({"name": name, "box": values[:4]} | ({"depth": values[4]} if values[4:] else {}))
-    places = parse_anchors(entries, str(settings.image), np.zeros(image.size))
+    places = read_anchors(entries, np.zeros(image.size), str(settings.image))
     write_json(settings.out, entries)
     write_png(sheet, draw_candidates(image.rgb_u8, [], places))
     log.info("anchors: %s\nsheet:   %s", settings.out, sheet)

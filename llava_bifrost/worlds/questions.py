@@ -78,7 +78,7 @@ def rounded_location(box: np.ndarray, d: float) -> Place:
 
 def place_questions(world: World, rng: np.random.Generator, count: int) -> list[Question]:
     """Up to `count` questions that place something new; fewer where the scene has too few anchors."""
-    objects = propose(world, rng, PROPOSALS)
+    objects = standing_places(world, rng, PROPOSALS)
     if not world.anchors or not len(objects.d):
         return []
     known = {world.solids.names[i]: world.place(i) for i in world.anchors}
@@ -187,7 +187,7 @@ class Pool:
         return Question(Request(target, relations), self.answer(best), named)
 
 
-def propose(world: World, rng: np.random.Generator, count: int, shape: int | None = None) -> Standing:
+def standing_places(world: World, rng: np.random.Generator, count: int, shape: int | None = None) -> Standing:
     """Places where something can stand, about a third of `count`.
 
     shape: index into SHAPE_NAMES; None draws one for each.

@@ -22,7 +22,7 @@ from datasets.scenes.sheet import from_01
 from ldm.files import write_json
 from ldm.images import write_depth, write_png
 from ldm.settings.cli import run_module, single_app
-from llava_bifrost.placement.anchors import as_json
+from llava_bifrost.propose import as_json
 
 logger = logging.getLogger(__name__)
 

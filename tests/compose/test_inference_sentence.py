@@ -16,10 +16,10 @@ from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
 from llava_bifrost import choice
-from llava_bifrost.choice import GEOMETRIC
 from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import parse_instruction
-from llava_bifrost.placement.anchors import read_anchors
+from llava_bifrost.propose import read_anchors
+from llava_bifrost.settings import GEOMETRIC
 from run_inference import build_app
 from tests.images import Case, room
 from tests.ldm import small_detectors

@@ -12,7 +12,7 @@ import numpy as np
 from ldm.images import write_png
 from llava_bifrost.build_dataset.coco import CocoBuild, CocoSource
 from llava_bifrost.build_dataset.files import build_questions
-from llava_bifrost.build_dataset.settings import Thresholds
+from llava_bifrost.settings import Thresholds
 
 CATEGORIES = ["dog", "cat", "Milk_bottle", "dining table"]
 COUNT = 8

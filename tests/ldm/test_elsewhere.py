@@ -14,7 +14,7 @@ from inpainting.config_path import find_config
 from ldm.files import ROOT, located
 from ldm.registry.models import depth_folder, load_registry
 from ldm.settings.config import load_config, setting
-from llava_bifrost.choice import LocatorOptions
+from llava_bifrost.settings import LocatorOptions
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from ldm.journal import JournalReader, append_line, read_lines
 from ldm.registry.models import load_registry
 from ldm.settings.config import load_config, read_config
 from llava_bifrost.build_dataset.records import read_records
-from llava_bifrost.placement.anchors import read_anchors
 from llava_bifrost.predict.run import predict_jobs
-from llava_bifrost.predict.settings import PredictJobs
+from llava_bifrost.propose import read_anchors
+from llava_bifrost.settings import PredictJobs
 from tests.job_settings import Job
 from tests.ldm.table_rows import ROWS, saved
 

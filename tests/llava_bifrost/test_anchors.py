@@ -13,13 +13,12 @@ from ldm.images import read_image, write_depth, write_png
 from ldm.settings.cli import run_app
 from ldm.settings.config import write_config
 from ldm.settings.schema import flat_settings
-from llava_bifrost.choice import LocatorOptions
 from llava_bifrost.language.answer import named_places
 from llava_bifrost.language.instruction import parse_instruction
 from llava_bifrost.locator import CONFIG, LocatorConfig
-from llava_bifrost.placement.anchors import read_anchors
 from llava_bifrost.predict.__main__ import build_app
-from llava_bifrost.predict.settings import PredictImage, PredictJobs
+from llava_bifrost.propose import read_anchors
+from llava_bifrost.settings import LocatorOptions, PredictImage, PredictJobs
 from tests.ldm.small_mllm import small_folder
 
 IMAGE = np.random.default_rng(1).integers(0, 255, (70, 90, 3), dtype=np.uint8)

@@ -26,9 +26,9 @@ from llava_bifrost.build_dataset.objects import (
 from llava_bifrost.build_dataset.published import large_objects, question, relation_phrases
 from llava_bifrost.build_dataset.questions import PreparedPhotograph, align_depth, make_samples
 from llava_bifrost.build_dataset.relations import choose_facts, true_facts, word_request
-from llava_bifrost.build_dataset.settings import CocoBuild, RelationRules, Thresholds
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import Request
+from llava_bifrost.settings import CocoBuild, RelationRules, Thresholds
 
 Box = tuple[float, float, float, float]
 SIZE = (60, 80)

@@ -16,7 +16,7 @@ from ldm.locks import one_writer
 from ldm.settings.cli import run_app
 from llava_bifrost.build_dataset.__main__ import build_app
 from llava_bifrost.build_dataset.files import merge_shards
-from llava_bifrost.build_dataset.settings import MergeShardsSettings
+from llava_bifrost.settings import MergeShardsSettings
 from tests.datasets.photographs import COUNT, differing, run, settings, write_coco
 
 

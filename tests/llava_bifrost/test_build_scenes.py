@@ -14,9 +14,9 @@ from datasets.scenes.store import read_shard, render_shards
 from ldm.images import read_image
 from llava_bifrost.build_dataset.files import build_questions
 from llava_bifrost.build_dataset.scenes import SceneSource
-from llava_bifrost.build_dataset.settings import ScenesBuild
 from llava_bifrost.language.answer import parse_answer, satisfies
 from llava_bifrost.language.instruction import Request
+from llava_bifrost.settings import ScenesBuild
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,10 @@ from ldm.experts.detect import Detector, depth_in_box
 from ldm.experts.segment import sam_mask
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import PHRASES, Request, parse_instruction
-from llava_bifrost.placement.anchors import as_json, read_anchors
 from llava_bifrost.placement.ground import Plane, fit_ground
 from llava_bifrost.placement.placer import Item, NoPlace, place_object
 from llava_bifrost.placement.sizes import usual_size
-from llava_bifrost.propose import propose
+from llava_bifrost.propose import as_json, propose, read_anchors
 from tests.ldm import small_detectors
 
 OPTIONS = SceneOptions(size=(72, 96), smooth_edges=False, reference_size=(16, 16))

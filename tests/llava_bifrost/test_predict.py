@@ -23,8 +23,8 @@ from llava_bifrost.locator import (
     load_locator,
     read_locator_config,
 )
-from llava_bifrost.placement.anchors import parse_anchors, read_anchors
 from llava_bifrost.predict.__main__ import build_app
+from llava_bifrost.propose import read_anchors
 from llava_bifrost.rank import BROKEN, Evidence, distinct, rank, score_parts
 from tests.ldm.small_mllm import FAMILIES, NAMES, PHRASES, small_folder
 
@@ -182,8 +182,8 @@ def test_anchor_files(tmp_path: Path):
     path.write_text(json.dumps([{"name": "The Sofa", "box": [0.1, 0.2, 0.3, 0.4], "depth": 0.5}]))
     assert read_anchors(path)["the sofa"].d == 0.5
     one = {"sofa": {"box01_xyxy": [0.1, 0.2, 0.3, 0.4], "d": 0.5, "far": 0.4, "near": 0.7}}
-    assert parse_anchors(one) == {"sofa": Place((0.1, 0.2, 0.3, 0.4), 0.5, 0.4, 0.7)}
-    assert parse_anchors([{"name": "a", "box": [0, 0, 1, 1], "depth": [0.2, 0.4]}])["a"].near == 0.4
+    assert read_anchors(one) == {"sofa": Place((0.1, 0.2, 0.3, 0.4), 0.5, 0.4, 0.7)}
+    assert read_anchors([{"name": "a", "box": [0, 0, 1, 1], "depth": [0.2, 0.4]}])["a"].near == 0.4
     for wrong, said in (
         ([{"name": "a", "box": [0, 0, 1], "depth": 0.5}], "a: .*3 numbers"),
         ([{"box": [0, 0, 1, 1], "depth": 0.5}], "needs a name"),
@@ -192,7 +192,7 @@ def test_anchor_files(tmp_path: Path):
         ("text", "list of objects"),
     ):
         with pytest.raises(ValueError, match=said):
-            parse_anchors(wrong)
+            read_anchors(wrong)
 
 
 def test_image_command(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):

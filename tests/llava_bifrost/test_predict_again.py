@@ -13,7 +13,7 @@ from ldm.images import write_png
 from ldm.settings.cli import run_app
 from llava_bifrost.predict.__main__ import build_app
 from llava_bifrost.predict.run import fingerprints
-from llava_bifrost.predict.settings import PredictJobs
+from llava_bifrost.settings import PredictJobs
 
 TEXT = "Place the cup on the table"
 

@@ -17,10 +17,10 @@ from datasets.scenes.pose import extent
 from datasets.scenes.settings import SceneOptions
 from llava_bifrost.evaluate.measures import LocatorCase, measure_answer, published
 from llava_bifrost.evaluate.run import CEILING, DISTRACTOR_BLIND, place_rows
-from llava_bifrost.evaluate.settings import LocatorEvaluation
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import PHRASES, Request
-from llava_bifrost.worlds.questions import place_questions, propose, replace_questions
+from llava_bifrost.settings import LocatorEvaluation
+from llava_bifrost.worlds.questions import place_questions, replace_questions, standing_places
 from llava_bifrost.worlds.world import SHAPE_NAMES, TYPICAL, World
 
 OPTIONS = SceneOptions(size=(48, 48), reference_size=(16, 16), smooth_edges=False)
@@ -141,7 +141,7 @@ def test_a_standing_solid_is_where_the_renderer_draws_it(scenes: list[Scene], wo
     options = replace(OPTIONS, size=(96, 96))
     off_box, off_depth = [], []
     for scene, world in list(zip(scenes, worlds, strict=True))[::2][:4]:
-        things = propose(world, np.random.default_rng(1), 200)
+        things = standing_places(world, np.random.default_rng(1), 200)
         for k in range(min(3, len(things.d))):
             part = TYPICAL[things.shape[k]]
             size = world.surfaces[things.surface[k]].size

@@ -21,18 +21,7 @@ from torch.nn import functional
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import setting
 from llava_bifrost.locator import CONFIG, LocatorConfig
-from tiny.llava import (
-    LanguageTrainer,
-    LlavaStage,
-    LlavaTraining,
-    Measures,
-    create_llava,
-    last_states,
-    project,
-    rounded_means,
-    save_llava,
-    train_vision,
-)
+from tiny import llava
 from tiny.locator.questions import (
     ANSWER,
     FIRST_NUMBER,
@@ -73,12 +62,12 @@ NOTICE = (
 
 
 @dataclass(frozen=True)
-class LocatorTraining(LlavaTraining):
+class LocatorTraining(llava.LlavaTraining):
     """Everything that decides the trained locator."""
 
     held_out: int = setting(512, help="last scenes of `data`, which only measure it", low=1)
-    matching: LlavaStage = setting(LlavaStage(), help="stage that finds a named solid")
-    placement: LlavaStage = setting(LlavaStage(), help="stage that places a new solid")
+    matching: llava.LlavaStage = setting(llava.LlavaStage(), help="stage that finds a named solid")
+    placement: llava.LlavaStage = setting(llava.LlavaStage(), help="stage that places a new solid")
     attention_loss_weight: tuple[float, float] = setting(
         (1.0, 0.3), help="weight of the attention loss in matching and placement", low=0, was=("look",)
     )
@@ -94,14 +83,14 @@ class Training:
     """What the language stages share."""
 
     config: LocatorTraining
-    trainer: LanguageTrainer
+    trainer: llava.LanguageTrainer
     scenes: SceneArrays
     questions: QuestionCache
 
     def loss_of(
         self, draw: ImageDraw, batch: LabelledImages, rng: np.random.Generator, most: tuple[int, int],
         count: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Measures]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor, llava.Measures]:  # fmt: skip
         """Losses of answers and of attention, projected patches, measures. count: images with questions.
 
         Besides the answers, two things are trained: a number near the right one is nearly right (a soft
@@ -109,9 +98,9 @@ class Training:
         measures are the KL of each number, and the fraction of the attention there.
         """
         model = self.trainer.model
-        patches = project(model, batch.pixels)
+        patches = llava.project(model, batch.pixels)
         packed = pack_questions(self.questions, draw.first(count), rng, most, patches.shape[1])
-        states = last_states(model, patches[:count], packed.tokens, packed.block, packed.position)
+        states = llava.last_states(model, patches[:count], packed.tokens, packed.block, packed.position)
         at = packed.end[:, None] + torch.arange(1 - ANSWER, 1)  # (k, 8) positions of the answer's tokens
         right = packed.tokens[packed.row[:, None], at]
         logits = model.lm_head(states[packed.row[:, None], at - 1]).float()
@@ -134,12 +123,12 @@ class Training:
         measures = {f"kl_{name}": value for name, value in named} | {"look": mass.mean().item()}
         return kl.mean() + FORMAT_WEIGHT * form, -mass.clamp(min=1e-6).log().mean(), patches, measures
 
-    def train(self, name: str, settings: LlavaStage, train: np.ndarray, most: tuple[int, int],
+    def train(self, name: str, settings: llava.LlavaStage, train: np.ndarray, most: tuple[int, int],
               attention_weight: float) -> Stage:  # fmt: skip
         """A stage with up to most = (placing, replacing) questions per image, finished."""
         config = self.config
 
-        def loss(step: int) -> tuple[Tensor, Measures]:
+        def loss(step: int) -> tuple[Tensor, llava.Measures]:
             rng = np.random.default_rng((config.seed, sum(name.encode()), step))
             draw = ImageDraw.random(train, settings.batch + settings.extra, rng)
             batch = labelled_images(self.scenes, draw, rng)
@@ -156,7 +145,7 @@ class Training:
         return self.trainer.train_stage(name, settings, config.out, loss)
 
     @torch.inference_mode()
-    def measure(self, held_out: np.ndarray, most: tuple[int, int]) -> Measures:
+    def measure(self, held_out: np.ndarray, most: tuple[int, int]) -> llava.Measures:
         """Held-out means given the ground truth so far: KL of each number, attention on the named solids."""
         self.trainer.eval()
         rows = []
@@ -164,7 +153,7 @@ class Training:
             draw = ImageDraw(part, part % 2, np.zeros(len(part), bool))
             batch, rng = labelled_images(self.scenes, draw), np.random.default_rng(int(part[0]))
             rows.append(self.loss_of(draw, batch, rng, most, len(part))[-1])
-        return rounded_means(rows)
+        return llava.rounded_means(rows)
 
 
 def train_small_locator(config: LocatorTraining) -> None:
@@ -173,7 +162,7 @@ def train_small_locator(config: LocatorTraining) -> None:
     scenes = open_scenes(config.data, cache)
     render = f"datasets.scenes render --out {config.data} --count {2 * config.held_out}"
     train, held_out = split_scenes(len(scenes), config.held_out, render)
-    model = create_llava(config.model, VOCABULARY, config.seed, NUMBERS)
+    model = llava.create_llava(config.model, VOCABULARY, config.seed, NUMBERS)
 
     def draw_batch(rng: np.random.Generator, size: int) -> tuple[Tensor, LabelledImages]:
         batch = labelled_images(scenes, ImageDraw.random(train, size, rng), rng)
@@ -186,9 +175,11 @@ def train_small_locator(config: LocatorTraining) -> None:
                 batch = labelled_images(scenes, draw)
                 yield batch.pixels, batch
 
-    read, stage, seen = train_vision(config, model, sum(SECTIONS), draw_batch, held_out_batches(), patch_loss)
+    read, stage, seen = llava.train_vision(
+        config, model, sum(SECTIONS), draw_batch, held_out_batches(), patch_loss
+    )
     questions = open_questions(config.data, cache, config.seed)
-    trainer = LanguageTrainer(model, read, [ATTENTION_LAYER])
+    trainer = llava.LanguageTrainer(model, read, [ATTENTION_LAYER])
     training, stages, measures = Training(config, trainer, scenes, questions), [stage], {"vision": seen}
     for name, settings, most, weight in (
         ("matching", config.matching, (0, 4), config.attention_loss_weight[0]),
@@ -201,7 +192,7 @@ def train_small_locator(config: LocatorTraining) -> None:
     patterns = dict.fromkeys(word for name in PATTERN_NAMES for word in name.split())
     names = (*patterns, *COLOUR_WORDS, *SHAPE_WORDS, *FURNITURE)  # parts of names, in the order of a name
     answers = LocatorConfig(codec="square", decimals=2, names=names, notice=NOTICE)
-    save_llava(config, model, locator_tokenizer(), 16, {"manifest.json": manifest, CONFIG: answers})
+    llava.save_llava(config, model, locator_tokenizer(), 16, {"manifest.json": manifest, CONFIG: answers})
 
 
 build_app = trainer(LocatorTraining, train_small_locator)

@@ -22,27 +22,9 @@ from ldm.mllm.load import load_model
 from ldm.mllm.templates import TEMPLATES
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import setting
-from tiny.llava import (
-    LanguageTrainer,
-    LlavaStage,
-    LlavaTraining,
-    Measures,
-    create_llava,
-    pixel_values,
-    rounded_means,
-    save_llava,
-    train_vision,
-)
+from tiny import llava
 from tiny.loop import stages_manifest
-from tiny.prompter.captions import (
-    ATTENTION_LAYERS,
-    CAPTION,
-    PIECES,
-    SECTIONS,
-    VOCABULARY,
-    painted_loss,
-    writing_loss,
-)
+from tiny.prompter import captions
 from tiny.prompter.data import MASK_COLORS, Painted, Sets, draw_masks, open_sets, paint_scenes
 from tiny.scene_arrays import split_scenes
 from tiny.words import word_tokenizer
@@ -57,14 +39,14 @@ NOTICE = (
 
 
 @dataclass(frozen=True)
-class PrompterTraining(LlavaTraining):
+class PrompterTraining(llava.LlavaTraining):
     """Everything that decides the trained prompt writer; `data` is written by tiny.prompter.scenes."""
 
     scenes: int = setting(8192, help="first scenes of `data` that are used", low=1)
     held_out: int = setting(256, help="the last of them, which only measure it", low=1)
     most: int = setting(5, help="most masks of one image", low=1, high=len(MASK_COLORS))
     vision_from: Path | None = setting(None, help="folder of a small LLaVA with the initial vision weights")
-    writing: LlavaStage = setting(LlavaStage(), help="stage that writes what the masks hide")
+    writing: llava.LlavaStage = setting(llava.LlavaStage(), help="stage that writes what the masks hide")
     attention_loss_weight: float = setting(0.5, help="weight of the attention loss", low=0, was=("look",))
     vision_loss_weight: float = setting(
         0.5, help="weight of the vision loss while writing", low=0, was=("see",)
@@ -79,7 +61,7 @@ def train_prompter(config: PrompterTraining) -> None:
     render = f"tiny.prompter.scenes --out {config.data} --count {2 * config.held_out}"
     train, held_out = split_scenes(config.scenes, config.held_out, render)
     sets = open_sets(config.data, config.out / "cache", config.scenes)
-    model = create_llava(config.model, VOCABULARY, config.seed)
+    model = llava.create_llava(config.model, captions.VOCABULARY, config.seed)
     vision_files: dict[str, str] = {}  # name -> SHA-256
     if folder := config.vision_from:
         stored = load_model(folder, torch.float32).state_dict()
@@ -97,13 +79,15 @@ def train_prompter(config: PrompterTraining) -> None:
 
     def draw_with_pixels(rng: np.random.Generator, size: int) -> tuple[Tensor, Painted]:
         painted = draw(rng, size)
-        return pixel_values(painted.images_u8, rng), painted
+        return llava.pixel_values(painted.images_u8, rng), painted
 
     images = held_out_images(sets, held_out, len(MASK_COLORS))
-    shown = ((pixel_values(painted.images_u8), painted) for painted in images)
-    read, see, seen = train_vision(config, model, sum(SECTIONS), draw_with_pixels, shown, painted_loss)
+    shown = ((llava.pixel_values(painted.images_u8), painted) for painted in images)
+    read, see, seen = llava.train_vision(
+        config, model, sum(captions.SECTIONS), draw_with_pixels, shown, captions.painted_loss
+    )
     measures = {"vision": seen}
-    writer = LanguageTrainer(model, read, ATTENTION_LAYERS)
+    writer = llava.LanguageTrainer(model, read, captions.ATTENTION_LAYERS)
     settings = config.writing
     sees = settings.vision_lr > 0 and not config.blind
     weights = (
@@ -111,29 +95,35 @@ def train_prompter(config: PrompterTraining) -> None:
         config.vision_loss_weight if sees else 0.0,
     )
 
-    def loss(step: int) -> tuple[Tensor, Measures]:
+    def loss(step: int) -> tuple[Tensor, llava.Measures]:
         rng = np.random.default_rng((config.seed, 2, step))
         painted = draw(rng, settings.batch)
         alone = rng.random(settings.batch) < config.alone
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            return writing_loss(writer, painted, pixel_values(painted.images_u8, rng), weights, alone)
+            return captions.writing_loss(
+                writer, painted, llava.pixel_values(painted.images_u8, rng), weights, alone
+            )
 
     write = writer.train_stage("writing", settings, config.out, loss)
     writer.eval()
     with torch.inference_mode():
         rows = [
-            writing_loss(writer, images, pixel_values(images.images_u8), (1.0, 0.0))[1]
+            captions.writing_loss(writer, images, llava.pixel_values(images.images_u8), (1.0, 0.0))[1]
             for images in held_out_images(sets, held_out, config.most)
         ]
-    measures["writing"] = rounded_means(rows)
+    measures["writing"] = llava.rounded_means(rows)
     log.info("writing: %s", measures["writing"])
     manifest = stages_manifest(
         "prompter", model, [see, write], config, config.seed, held_out={"gates": measures}
     ) | {"vision_from": vision_files}
-    prompts = PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASK_COLORS, longest=CAPTION)
+    prompts = PrompterConfig(
+        name="tiny prompter", notice=NOTICE, colors=MASK_COLORS, longest=captions.CAPTION
+    )
     files = {"manifest.json": manifest, CONFIG_FILE: prompts}
-    tokenizer = word_tokenizer(VOCABULARY, PIECES, decoders.Fuse(), TEMPLATES[TEMPLATE], begins=True)
-    save_llava(config, model, tokenizer, CAPTION * len(MASK_COLORS) + 1, files)
+    tokenizer = word_tokenizer(
+        captions.VOCABULARY, captions.PIECES, decoders.Fuse(), TEMPLATES[TEMPLATE], begins=True
+    )
+    llava.save_llava(config, model, tokenizer, captions.CAPTION * len(MASK_COLORS) + 1, files)
 
 
 def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Iterator[Painted]:
