@@ -50,7 +50,6 @@ def tight_cutout(
     rgb_u8: np.ndarray,
     mask: np.ndarray,
     depth_01: np.ndarray | None,
-    *,
     end: str = "inclusive",
     norm: str = "object-only",
     fill: str = "bulge",
@@ -131,15 +130,13 @@ def place_cutout(
     return PlacedCutout(rgb_u8, alpha, depth)
 
 
-def occluders(background_depth_01: np.ndarray, near: float) -> np.ndarray:
+def occluders(depth_01: np.ndarray, near: float) -> np.ndarray:
     """(h, w) bool: background certainly in front of an object whose nearest point has depth `near`."""
-    return background_depth_01 > near + MARGIN
+    return depth_01 > near + MARGIN
 
 
-def hidden_object(
-    background_depth_01: np.ndarray, placed: PlacedCutout, near: float, occlusion: str
-) -> np.ndarray:
-    """(h, w) bool: where the background hides the object.
+def hidden_object(depth_01: np.ndarray, placed: PlacedCutout, near: float, occlusion: str) -> np.ndarray:
+    """(h, w) bool: where the background of depth_01 (h, w) hides the object.
 
     "near": where it is nearer than the object's nearest point, so the ground that the object stands on, a
     little nearer than the object's middle, does not eat its foot.
@@ -148,13 +145,11 @@ def hidden_object(
     if occlusion not in OCCLUSIONS:
         raise ValueError(f"unknown occlusion {occlusion!r}; allowed: {', '.join(OCCLUSIONS)}")
     if occlusion == "pixel":
-        return background_depth_01 >= placed.depth_01
-    return occluders(background_depth_01, near)
+        return depth_01 >= placed.depth_01
+    return occluders(depth_01, near)
 
 
-def dilate(
-    mask: np.ndarray, amount: float, *, shape: str = "ellipse", frame: Size | None = None
-) -> np.ndarray:
+def dilate(mask: np.ndarray, amount: float, shape: str = "ellipse", frame: Size | None = None) -> np.ndarray:
     """Grow by a fraction of the image's size.
 
     amount: 0 to 1, of the height vertically and of the width horizontally

@@ -243,9 +243,9 @@ class Crop:
         x0, y0, x1, y1 = box_xyxy
         return (x0 - left) * w / pw, (y0 - top) * h / ph, (x1 - left) * w / pw, (y1 - top) * h / ph
 
-    def take(self, image: np.ndarray, *, how: str = "area", fill: float = 0) -> np.ndarray:
-        """Cut, pad with `fill` and resize an image of the background's size."""
-        return self.fit(image[self.part], how=how, fill=fill)
+    def take(self, image: np.ndarray, *, how: str = "area") -> np.ndarray:
+        """Cut, pad with 0 and resize an image of the background's size."""
+        return self.fit(image[self.part], how=how)
 
     def take_mask(self, mask: np.ndarray) -> np.ndarray:
         """The same of a mask, (h, w) bool."""

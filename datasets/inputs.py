@@ -188,11 +188,6 @@ class Inputs:
                     raise ValueError(f"{name} is empty: at least one pixel must be set")
         check_object(self.reference_mask)
 
-    @property
-    def background_known(self) -> bool:
-        """Whether the background under the object is real and not the answer."""
-        return self.mode == "place" and (self.target_u8 is not None or self.target_mask is None)
-
 
 def mirror(inputs: Inputs) -> Inputs:
     """The sample with left and right exchanged everywhere, reference included."""

@@ -103,9 +103,7 @@ class Geometry:
         x0, y0, x1, y1 = square_box(wide, (h, w), options.border)
         crop = Crop((x0, y0, x1, y1), square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
         images = inputs.reference_u8, inputs.reference_mask, inputs.reference_depth_01
-        cutout = fusion.tight_cutout(
-            *images, end=options.bbox_end, norm=options.fusion_norm, fill=options.depth_fill
-        )
+        cutout = fusion.tight_cutout(*images, options.bbox_end, options.fusion_norm, options.depth_fill)
         if params.flip:
             cutout = fusion.Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])
         rgb_u8 = cutout.rgb_u8
@@ -169,7 +167,9 @@ class Geometry:
             depth_01 = np.where(coverage > 0.5, placed.depth_01, depth_01).astype(np.float32)
         if inputs.target_depth_01 is not None:
             depth_01 = crop.take(inputs.target_depth_01).astype(np.float32, copy=False)
-        background_u8, known = crop.take(inputs.background_u8), inputs.background_known
+        # Whether the background under the object is real and not the answer.
+        known = inputs.mode == "place" and (inputs.target_u8 is not None or inputs.target_mask is None)
+        background_u8 = crop.take(inputs.background_u8)
         return Layers(background_u8, depth_01, placed, coverage, edit, keep, region, known)
 
     def _edit_region(

@@ -133,10 +133,10 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def excerpt(value: object, width: int = 120) -> str:
+def excerpt(value: object) -> str:
     """What a message shows of a user's value: its `repr`, or the beginning of a long one and `...`."""
     text = repr(value)
-    return text if len(text) <= width else f"{text[:width]}..."
+    return text if len(text) <= 120 else f"{text[:120]}..."
 
 
 def json_bytes(value: Any) -> bytes:

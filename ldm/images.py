@@ -43,11 +43,11 @@ INTERPOLATION = {
 }
 
 
-def distinct_values(values: np.ndarray, limit: int = 12) -> str:
-    """The distinct values in words, shortened."""
+def distinct_values(values: np.ndarray) -> str:
+    """The distinct values in words, at most twelve of them."""
     distinct = np.unique(values)
-    tail = f", ... ({len(distinct)} in all)" if len(distinct) > limit else ""
-    return ", ".join(f"{value:g}" for value in distinct[:limit]) + tail
+    tail = f", ... ({len(distinct)} in all)" if len(distinct) > 12 else ""
+    return ", ".join(f"{value:g}" for value in distinct[:12]) + tail
 
 
 def read_image(path: Any, data: bytes | None = None) -> decode.LoadedImage:

@@ -28,9 +28,7 @@ from ldm.files import first_line, visible_files, written_whole
 
 TensorShape = tuple[int, ...]
 PICKLES = (".ckpt", ".pth", ".pt", ".bin")
-WHOLE = re.compile(
-    r"(?:model|diffusion_pytorch_model|pytorch_model)(?:\.\w+)?"
-)  # names of one file, not shards
+WHOLE = re.compile(r"(?:model|diffusion_pytorch_model|pytorch_model)(?:\.\w+)?")  # one file, no shards
 # What accelerate and the Trainer of transformers leave beside the weights, by the starts of the names.
 BESIDE = ("optimizer", "scheduler", "random_states", "rng_state", "training_args", "scaler", "sampler")
 # What checkpoints hold of Python's own library; getattr is how pickle names a class inside a class.
@@ -115,9 +113,8 @@ def weight_files(folder: Path) -> list[Path]:
     files = [file for suffix in (".safetensors", ".bin") for file in visible_files(folder, f"*{suffix}")]
     files = [file for file in files if not file.name.startswith(BESIDE)]
     if not files:
-        raise ValueError(
-            f"{folder}: no *.safetensors and no *.bin file in this folder; the weights are missing"
-        )
+        wrong = "no *.safetensors and no *.bin file in this folder; the weights are missing"
+        raise ValueError(f"{folder}: {wrong}")
     files = [file for file in files if "." not in file.stem] or files
     files = [file for file in files if file.suffix == files[0].suffix]
     return [file for file in files if WHOLE.fullmatch(file.stem)][:1] or files
@@ -237,7 +234,6 @@ def write_safetensors(path: Path, entries: Mapping[str, Entry], *, progress: boo
             out = value.detach().to("cpu", entry.dtype).contiguous()
             narrower = value.is_floating_point() and out.dtype.itemsize < value.dtype.itemsize
             if narrower and torch.isfinite(value).all() and not torch.isfinite(out).all():
-                raise ValueError(
-                    f"{key}: its values do not fit into {str(entry.dtype).removeprefix('torch.')}"
-                )
+                kind = str(entry.dtype).removeprefix("torch.")
+                raise ValueError(f"{key}: its values do not fit into {kind}")
             file.write(out.reshape(-1).view(torch.uint8).numpy().data)

@@ -65,9 +65,8 @@ class LocatorConfig:
 
 def read_locator_config(folder: Path, family: str) -> LocatorConfig:
     """The configuration of a folder; without one, that of the family (transformers' model type)."""
-    return read_config(
-        LocatorConfig, folder / CONFIG, missing=LocatorConfig(codec=FAMILIES.get(family, "bifrost"))
-    )
+    default = LocatorConfig(codec=FAMILIES.get(family, "bifrost"))
+    return read_config(LocatorConfig, folder / CONFIG, missing=default)
 
 
 class UnknownWord(ValueError):

@@ -47,8 +47,8 @@ class MergeLocator(CheckedSettings):
 def build_app() -> typer.Typer:
     """The command line."""
     app = new_app("Folders of locators.")
-    app.command("convert")(command(ConvertLocator, later("llava_bifrost.folders:convert_adapter")))
-    app.command("merge")(command(MergeLocator, later("llava_bifrost.folders:merge_adapter")))
+    app.command("convert")(command(ConvertLocator, later("llava_bifrost.training:convert_adapter")))
+    app.command("merge")(command(MergeLocator, later("llava_bifrost.training:merge_adapter")))
     return app
 
 

@@ -67,10 +67,8 @@ def propose(
     return request, places, locator.locate(rgb_u8, instruction, options.candidates, **more)
 
 
-def read_anchors(
-    source: Path | Any, depth_01: np.ndarray | None = None, where: str = "anchors"
-) -> dict[str, Place]:
-    """The objects of an anchors file, or of its parsed JSON, which errors call `where`; names in lower case.
+def read_anchors(source: Any, depth_01: np.ndarray | None = None, where: str = "anchors") -> dict[str, Place]:
+    """The objects of an anchors file (a Path) or of parsed JSON, which errors call `where`; lower-case names.
 
     depth_01: (h, w) of the image, for entries without a depth; without it every entry needs one
     Raises ValueError naming the file, the object and what is wrong with it.

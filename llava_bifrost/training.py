@@ -1,11 +1,13 @@
-"""The training run of a locator: questions, the loop, checks of what was learned."""
+"""The training run of a locator, with checks of what was learned, and the folders of locators."""
 
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -15,23 +17,24 @@ from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
 from ldm.files import write_atomic, write_json
 from ldm.images import read_image
+from ldm.mllm import training
 from ldm.mllm.chat import ChatExample, generate
+from ldm.mllm.llava_original import merge_into
 from ldm.mllm.load import Mllm, load_model, load_processor
-from ldm.mllm.training import adapter_layout, answer_loss, is_projector, make_trainable, merged, prepared
 from ldm.settings.config import dump_yaml, write_config
 from ldm.training.fit import Task, fit, make_accelerator
 from llava_bifrost.build_dataset.records import LocatorRecord, read_records
-from llava_bifrost.folders import save_locator
 from llava_bifrost.language.answer import AnswerError, satisfies
 from llava_bifrost.language.codec import Codec, frame_of
 from llava_bifrost.language.instruction import make_question
 from llava_bifrost.locator import CONFIG, Locator, LocatorConfig, read_locator_config
+from llava_bifrost.model import ConvertLocator, MergeLocator
 from llava_bifrost.train import TrainConfig
 
 log = logging.getLogger(__name__)
 
-
 LONGEST, BATCH = 128, 8  # tokens of a free answer, answers computed together
+RELEASED = "Converted from the released Bifrost MLLM; its training format is not documented."
 
 
 class LocatorData(Dataset[ChatExample]):
@@ -63,7 +66,9 @@ def fine_tune_locator(config: TrainConfig) -> None:
     processor = load_processor(config.model)
     base: Any = load_model(config.model, DTYPES[config.dtype]).to(accelerator.device)
     answers = locator_config(config, str(base.config.model_type))
-    model = make_trainable(prepared(base, config.gradient_checkpointing), config.lora, config.fit.seed)
+    model = training.make_trainable(
+        training.prepared(base, config.gradient_checkpointing), config.lora, config.fit.seed
+    )
     if accelerator.is_main_process:
         write_atomic(config.out / "config.yaml", dump_yaml(config).encode())
         count = sum(value.numel() for value in model.parameters() if value.requires_grad)
@@ -76,13 +81,13 @@ def fine_tune_locator(config: TrainConfig) -> None:
             return measure_free_answers(Locator(Mllm(model, processor, config.model), answers), measured)
 
     task = Task(
-        answer_loss,
+        training.answer_loss,
         LocatorData(records, codec, processor),
         answers.make_chat(processor).examples,
         held_out=LocatorData(validation, codec, processor) if validation else None,
         measure=measure if measured else None,
-        layout=adapter_layout(model, lambda folder: write_config(folder / CONFIG, answers)),
-        rates=lambda name: config.projector_lr if is_projector(name) else config.fit.lr,
+        layout=training.adapter_layout(model, lambda folder: write_config(folder / CONFIG, answers)),
+        rates=lambda name: config.projector_lr if training.is_projector(name) else config.fit.lr,
     )
     fit(config.fit, config.out, model, task, accelerator)
     if not accelerator.is_main_process:
@@ -91,7 +96,7 @@ def fine_tune_locator(config: TrainConfig) -> None:
         with folder_written_whole(config.out / "adapter") as folder:
             model.save_pretrained(str(folder))  # type: ignore[operator]
             write_config(folder / CONFIG, answers)
-    whole = merged(model).to(DTYPES[config.dtype]).eval()
+    whole = training.merged(model).to(DTYPES[config.dtype]).eval()
     if config.merge or not config.lora.rank:
         whole.config.use_cache = True
         save_locator(whole, processor, answers, config.out / "model")
@@ -99,10 +104,8 @@ def fine_tune_locator(config: TrainConfig) -> None:
     if not config.checked:
         return
     # Free answers that do not parse are a warning: constrained decoding repairs the form, not the training.
-    locator, chosen = (
-        Locator(Mllm(whole, processor, config.out), answers),
-        (held_out or records)[: config.checked],
-    )
+    locator = Locator(Mllm(whole, processor, config.out), answers)
+    chosen = (held_out or records)[: config.checked]
     questions = [question_of(record, codec) for record in chosen]
     free, images = free_answers(locator, chosen), [read_image(record.image).rgb_u8 for record in chosen]
     report = [
@@ -167,3 +170,32 @@ def free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> list[tup
                 location = locator.codec.decode(reply.text, frame_of(locator.mllm.processor, image.size))
             answers.append((reply.text, location))
     return answers
+
+
+def convert_adapter(settings: ConvertLocator) -> None:
+    """Merge the released adapter into LLaVA-1.5; every tensor is used, or nothing is written."""
+    report = merge_into(settings.base, settings.adapter, settings.out)
+    config = LocatorConfig(settings.format, "bifrost", settings.decimals, settings.template, (), RELEASED)
+    write_config(settings.out / CONFIG, config)
+    used = f"all {report['adapter_tensors']} tensors of the adapter used"
+    pairs, replaced = report["lora_pairs_merged"], ", ".join(report["weights_replaced"])
+    log.info("wrote %s: %s, %d LoRA pairs merged, replaced: %s", settings.out, used, pairs, replaced)
+
+
+def merge_adapter(settings: MergeLocator) -> None:
+    """Merge an adapter that was trained here into its base model."""
+    model: Any = load_model(settings.base, torch.float32)
+    config = read_locator_config(settings.adapter, str(model.config.model_type))
+    if not (settings.adapter / CONFIG).is_file():
+        log.warning("%s has no %s; the answer format of the family is assumed", settings.adapter, CONFIG)
+    whole = training.merged(training.load_adapter(model, settings.adapter))
+    save_locator(whole.to(DTYPES[settings.dtype]), load_processor(settings.base), config, settings.out)
+    log.info("wrote %s", settings.out)
+
+
+def save_locator(model: Any, processor: Any, config: LocatorConfig, folder: Path) -> None:
+    """A locator's folder: model, processor, configuration; whole or not at all."""
+    with folder_written_whole(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        write_config(partial / CONFIG, config)

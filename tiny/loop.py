@@ -120,9 +120,8 @@ class Stage:
         """Continue from a state; earlier versions called its weights `module` or `model`."""
         before = state.get("settings", {})
         if {name: self.same.get(name) for name in before} != before:
-            raise ValueError(
-                f"{self.checkpoint} was made with other settings; choose another out= or remove it"
-            )
+            wrong = "was made with other settings; choose another out= or remove it"
+            raise ValueError(f"{self.checkpoint} {wrong}")
         weights = next(state[key] for key in ("weights", "module", "model") if key in state)
         shapes = {name: value.shape for name, value in self.module.state_dict().items()}
         if not self.weights.keys() <= weights.keys() or any(
@@ -203,13 +202,11 @@ class Stage:
 
     def _step(self, loss: Loss) -> dict[str, float]:
         groups, settings = self.optimizer.param_groups, self.settings
-        if (
-            self.scheduler is None
-        ):  # linear warm-up, constant part, cosine to `final_lr` over the part `decay`
+        # Linear warm-up, constant part, cosine to `final_lr` over the part `decay`.
+        if self.scheduler is None:
             rate = min(1.0, (self.step + 1) / max(1, settings.warmup))
-            if (
-                rate == 1 or settings.decay == 1
-            ):  # without a constant part the cosine falls from the first step on
+            # Without a constant part the cosine falls from the first step on.
+            if rate == 1 or settings.decay == 1:
                 late = (self.fraction - (1 - settings.decay)) / max(settings.decay, 1e-9)
                 cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, late))))
                 rate *= settings.final_lr + (1 - settings.final_lr) * cosine

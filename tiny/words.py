@@ -81,9 +81,8 @@ def word_tokenizer(
 
     pieces: regular expression of what is a token; begins: a text without the template begins with `<s>` too
     """
-    backend = Tokenizer(
-        models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token=UNKNOWN)
-    )
+    numbers = {word: index for index, word in enumerate(vocabulary)}
+    backend = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "removed", invert=True)
     backend.decoder = decoder
     if begins:

@@ -48,10 +48,8 @@ def linear(srgb: np.ndarray) -> np.ndarray:
     return np.asarray(srgb, np.float64) ** 2.2
 
 
-def _tone(
-    rng: np.random.Generator, tones: Sequence[tuple[float, float, float]], amount: float = 0.8
-) -> np.ndarray:
-    return palette.jitter(tones[int(rng.integers(len(tones)))], rng, amount)
+def _tone(rng: np.random.Generator, tones: Sequence[tuple[float, float, float]]) -> np.ndarray:
+    return palette.jitter(tones[int(rng.integers(len(tones)))], rng, 0.8)
 
 
 def room(rng: np.random.Generator) -> Room:
@@ -70,10 +68,8 @@ def room(rng: np.random.Generator) -> Room:
         "tiles": paint * 0.8,
         "panel": _tone(rng, palette.WALL_TONES) * 0.85,
     }.get(wall, np.clip(paint * rng.uniform(0.84, 0.93), 0, 1))
-    inside, border = (
-        _tone(rng, tuple(palette.COLOURS.values())) * 0.45 + 0.28,
-        _tone(rng, palette.FLOOR_TONES),
-    )
+    inside = _tone(rng, tuple(palette.COLOURS.values())) * 0.45 + 0.28
+    border = _tone(rng, palette.FLOOR_TONES)
     has_rug = rng.random() < 0.3
     rug = rng.uniform([-0.5, 0.0, 0.9, 0.6], [0.5, 0.8, 1.5, 1.0]) * [1, 1, has_rug, 1]
     has_picture = rng.random() < 0.35

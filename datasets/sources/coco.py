@@ -71,12 +71,10 @@ def records_by_id(document: Any, key: str, path: Path, name: str = "id") -> dict
     records = json_entry(document, key, path, list)
     first: dict[str, Any] = {}
     named = [record for record in records if isinstance(record, dict) and name in record]
-    colliding = {
-        str(record[name]) for record in named if first.setdefault(str(record[name]), record) != record
-    }
+    double = {str(record[name]) for record in named if first.setdefault(str(record[name]), record) != record}
 
     def with_id(record: Any) -> tuple[str, dict[str, Any]]:
-        if str(record[name]) in colliding:
+        if str(record[name]) in double:
             raise ValueError(f"other records have the same {name} {record[name]}")
         return str(record[name]), record
 

@@ -24,9 +24,8 @@ from ldm.settings.config import CheckedSettings, setting
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 COARSE = 4  # ids are looked for on every fourth pixel; usable objects are far larger
 Turn = Callable[[np.ndarray], np.ndarray]
-TO_STORED: dict[
-    int, Turn
-] = {  # EXIF orientation that exchanges height and width -> from upright to stored pixels
+# EXIF orientation that exchanges height and width -> from upright to stored pixels.
+TO_STORED: dict[int, Turn] = {
     5: lambda pixels: pixels.swapaxes(0, 1),
     6: lambda pixels: np.rot90(pixels),
     7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
@@ -202,16 +201,15 @@ def objects_in(ids: np.ndarray) -> set[int]:
     return {int(label) for label in np.unique(ids[::COARSE, ::COARSE])} - {0}
 
 
-def mask_of_id(ids: np.ndarray, label: int | None, where: Path) -> np.ndarray:
-    """Bool (h, w) where the ids equal `label`, None: are not 0; Rejected when there is no such pixel."""
+def id_mask(path: Path, label: int | None, ids: np.ndarray | None = None) -> np.ndarray:
+    """Bool (h, w) where the ids equal `label`, None: are not 0; Rejected when there is no such pixel.
+
+    ids: those of the image, where they are read already
+    """
+    ids = read_ids(path) if ids is None else ids
     if label is None:
-        return require_mask(ids > 0, f"object absent: no id in {where}")
-    return require_mask(ids == label, f"object absent: id {label} in {where}")
-
-
-def id_mask(path: Path, label: int | None) -> np.ndarray:
-    """`mask_of_id` of an id image."""
-    return mask_of_id(read_ids(path), label, path)
+        return require_mask(ids > 0, f"object absent: no id in {path}")
+    return require_mask(ids == label, f"object absent: id {label} in {path}")
 
 
 def dark_mask(path: Path, channel: Callable[..., np.ndarray], limit: int, message: str) -> np.ndarray:

@@ -106,7 +106,7 @@ class VipSegConfig(VideoConfig):
 
     def views(self, item: Item) -> Iterator[readers.ObjectView]:
         for path in readers.images_in(item[1], (".png",)):
-            mask = lambda path=path: readers.mask_of_id(self._ids(path), None, path)  # noqa: E731
+            mask = lambda path=path: readers.id_mask(path, None, self._ids(path))  # noqa: E731
             yield readers.ObjectView(self._image(path), mask, self.tree)
 
     def draw(self, item: Item, rng: np.random.Generator) -> tuple[readers.ObjectView, readers.ObjectView]:
@@ -117,10 +117,8 @@ class VipSegConfig(VideoConfig):
             raise Rejected(f"no common object: {paths[0]} and {paths[1].name}")
         label = shared[int(rng.integers(len(shared)))]
         first, second = (
-            readers.ObjectView(
-                self._image(path), partial(readers.mask_of_id, frame_ids, label, path), self.tree
-            )
-            for path, frame_ids in zip(paths, ids, strict=True)
+            readers.ObjectView(self._image(path), partial(readers.id_mask, path, label, seen), self.tree)
+            for path, seen in zip(paths, ids, strict=True)
         )
         return first, second
 
@@ -180,9 +178,8 @@ class UvoConfig(VideoConfig):
         _, size, shown = item
         for frame, segmentation in shown:
             image = self.images / coco.posix_name(frame)
-            yield readers.ObjectView(
-                image, partial(coco.segment_mask, segmentation, size, str(image)), self.tree
-            )
+            mask = partial(coco.segment_mask, segmentation, size, str(image))
+            yield readers.ObjectView(image, mask, self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)

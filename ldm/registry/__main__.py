@@ -34,9 +34,8 @@ def show(name: Annotated[str, typer.Argument(help="model")]) -> dict[str, Any]:
     typer.echo(f"{name}: {model.about}\nlicence: {model.licence}\nsize: {model.size_gb} GB")
     typer.echo(f"used by: {', '.join(model.used_by)}\nfolder: {folder_of(model)}")
     for place in model.places:
-        typer.echo(
-            f"source: {place.hub or place.url or 'by hand: ' + place.manual} {place.file_name}".rstrip()
-        )
+        origin = place.hub or place.url or f"by hand: {place.manual}"
+        typer.echo(f"source: {origin} {place.file_name}".rstrip())
     if model.then:
         typer.echo(f"then: {model.then}")
     return {"name": name, **to_plain(model)}

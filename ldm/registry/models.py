@@ -56,10 +56,6 @@ class Registry:
 
     models: dict[str, Any] = setting(help="name -> Model")
 
-    def __post_init__(self) -> None:
-        for name, values in self.models.items():
-            read_model(name, values)
-
 
 def read_model(name: str, values: Mapping[str, Any]) -> Model:
     """A checked entry; an error names the model and the key."""
@@ -129,6 +125,5 @@ def hub_files(name: str, **options: Any) -> Path:
     try:
         return Path(snapshot_download(name, **options))
     except Exception as error:  # whatever the hub library fails with
-        raise ValueError(
-            f"{name}: no such folder, and the hub says: {' '.join(str(error).split())}"
-        ) from error
+        said = " ".join(str(error).split())
+        raise ValueError(f"{name}: no such folder, and the hub says: {said}") from error

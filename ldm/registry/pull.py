@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -56,7 +57,7 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
             raise ValueError(f"{offline}: SHA-256 is {file_sha256(offline)}, expected {allowed}")
         unpacked = folder.with_name(f".{folder.name}.new")
         try:
-            fill(model, unpacked, offline)
+            put_into(model, unpacked, offline)
             return finalize_download(model, unpacked, offline)
         finally:
             shutil.rmtree(unpacked, ignore_errors=True)
@@ -83,7 +84,7 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
                 file = partial / place.file_name
                 download(place.url, file, place.sha256)
                 if is_archive(file):
-                    fill(model, partial, file)
+                    put_into(model, partial, file)
                     file.unlink()
             else:
                 expected = place.name or ", ".join(model.needs)
@@ -112,16 +113,14 @@ def changing(folder: Path) -> Iterator[None]:
 def require_ours(folder: Path) -> None:
     """ValueError where a model's folder holds what no command of the registry has put there."""
     made = read_json(folder / HASH_FILE) if (folder / HASH_FILE).is_file() else {}
-    names = {path.relative_to(folder).as_posix() for path in visible_files(folder, "**/*")} - {
-        HASH_FILE,
-        *made,
-    }
+    names = {path.relative_to(folder).as_posix() for path in visible_files(folder, "**/*")}
+    names -= {HASH_FILE, *made}
     if names or folder.is_symlink() or folder.is_file():
         held = min(names, default="a link or a file")
         raise ValueError(f"{folder}: {held} was not put there by pull or register; move it away first")
 
 
-def fill(model: Model, folder: Path, file: Path) -> None:
+def put_into(model: Model, folder: Path, file: Path) -> None:
     """Put a file into a model's folder, or what an archive holds below the folders around it all."""
     folder.mkdir(parents=True, exist_ok=True)
     if not is_archive(file):
@@ -206,11 +205,10 @@ def download(url: str, path: Path, sha256: str = "") -> str:
                 if not start:  # in this order, or a kill between the two would join two files
                     part.unlink(missing_ok=True)
                     write_json(record, sent | {"version": newer})
+                shown: Any = {"unit": "B", "unit_scale": True, "desc": part.stem, "leave": False}
                 with (
                     part.open("ab" if start else "wb") as file,
-                    tqdm(
-                        total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, leave=False
-                    ) as bar,
+                    tqdm(total=total, initial=start, **shown) as bar,
                 ):
                     while block := answer.read(BLOCK_BYTES):
                         file.write(block)

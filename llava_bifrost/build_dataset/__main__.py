@@ -26,9 +26,8 @@ def build_app() -> typer.Typer:
     app.command("coco", help=photographs)(command(CocoBuild, partial(build, coco)))
     rendered = "Questions from rendered scenes, exact."
     app.command("scenes", help=rendered)(command(ScenesBuild, partial(build, scenes)))
-    app.command("merge")(
-        command(MergeShardsSettings, later("llava_bifrost.build_dataset.files:merge_shards"))
-    )
+    merge = later("llava_bifrost.build_dataset.files:merge_shards")
+    app.command("merge")(command(MergeShardsSettings, merge))
     return app
 
 

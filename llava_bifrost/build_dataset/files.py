@@ -94,9 +94,8 @@ def build_questions(
                             buffer, "JPEG", quality=JPEG_QUALITY
                         )
                     write_atomic(settings.out / "images" / name, buffer.getvalue() or encode_png(rgb_u8))
-                records = [
-                    make_record(sample, settings.format, settings.decimals) for sample in built.samples
-                ]
+                numbers = settings.format, settings.decimals
+                records = [make_record(sample, *numbers) for sample in built.samples]
                 append_line(path, {"item": built.name, "records": records, "dropped": list(built.dropped)})
                 count += 1
     seconds = time.perf_counter() - start

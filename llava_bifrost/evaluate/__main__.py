@@ -8,9 +8,8 @@ from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.later import later
 from llava_bifrost.settings import LocatorEvaluation
 
-build_app = single_app(
-    command(LocatorEvaluation, later("llava_bifrost.evaluate.run:evaluate_locator")), bare=False
-)
+evaluate = later("llava_bifrost.evaluate.run:evaluate_locator")
+build_app = single_app(command(LocatorEvaluation, evaluate), bare=False)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -118,18 +118,12 @@ def format_table(title: str, table: Table) -> str:
     """A table of the main measures, the intervals of its first row, one of single relations, and the three
     numbers of the paper's Table 2, as its code computes them."""
     lines = [f"{title:44}{'n':>6}" + "".join(f"{short:>9}" for short in COLUMNS.values())]
-    for name, measures in table.items():
-        cells = "".join(
-            f"{measures[key]['mean']:9.3f}" if key in measures else f"{'-':>9}" for key in COLUMNS
-        )
-        lines.append(f"{name:44}{measures['parsed']['n']:>6}{cells}")
+    for name, row in table.items():
+        cells = "".join(f"{row[key]['mean']:9.3f}" if key in row else f"{'-':>9}" for key in COLUMNS)
+        lines.append(f"{name:44}{row['parsed']['n']:>6}{cells}")
     first = next(iter(table.values()))
-    spread = "".join(
-        f"{(first[key]['high'] - first[key]['low']) / 2:9.3f}"
-        if "high" in first.get(key, {})
-        else f"{'-':>9}"
-        for key in COLUMNS
-    )
+    half = {key: (mean["high"] - mean["low"]) / 2 for key, mean in first.items() if "high" in mean}
+    spread = "".join(f"{half[key]:9.3f}" if key in half else f"{'-':>9}" for key in COLUMNS)
     lines.append(f"{'  half width of the 95 % interval, first row':50}{spread}")
     for key in sorted(key for key in first if key.startswith("relation: ")):
         number = first[key]

@@ -132,15 +132,13 @@ def locator_cases(config: LocatorEvaluation) -> list[LocatorCase]:
         return cases
     first, count = config.first_scene, -(-config.scenes // 256) * 256
     folder = config.data / f"from-{first}" if first else config.data  # a folder holds one range of scenes
-    settings = StoreSettings(
-        out=folder, count=count, first_seed=first, split="eval", reference_size=REFERENCE
-    )
-    for path in render_shards(settings):
+    store = StoreSettings(out=folder, count=count, first_seed=first, split="eval", reference_size=REFERENCE)
+    for path in render_shards(store):
         shard = read_shard(path)
         for i, fact in enumerate(shard.facts):
             if len(cases) >= 2 * config.scenes:
                 return cases
-            world, image = world_of(fact, settings), shard.image_u8[i]
+            world, image = world_of(fact, store), shard.image_u8[i]
             if i % 2:
                 world, image = world.without(fact.removed), shard.without_u8[i]
             anchors = {world.solids.names[j]: world.place(j) for j in world.anchors}

@@ -174,9 +174,8 @@ def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
             if single:
                 (job,), (image_u8,) = group, images
                 anchors = job.get("anchors", settings.anchors)
-                located = [
-                    known_and_proposed(settings, networks, image_u8, job["instruction"], None, anchors)[1]
-                ]
+                text = job["instruction"]
+                located = [known_and_proposed(settings, networks, image_u8, text, None, anchors)[1]]
             else:
                 best = networks.locator(None).locate_many(images, [job["instruction"] for job in group])
                 located = [[candidate] for candidate in best]
@@ -189,11 +188,8 @@ def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
         else:
             results = [{"candidates": list(map(candidate_report, candidates))} for candidates in located]
         for job, result in zip(group, results, strict=True):
-            facts = {
-                **{key: job[key] for key in ("id", "image", "instruction")},
-                "made_by": made_by[job["id"]],
-            }
-            append_line(out, {**facts, **result})
+            facts = {key: job[key] for key in ("id", "image", "instruction")}
+            append_line(out, {**facts, "made_by": made_by[job["id"]], **result})
         progress.update(len(group))
     progress.close()
     if failed:

@@ -70,13 +70,11 @@ def load_images(config: DepthScenes, size: int, *, held_out: bool, device: torch
         smooth_edges=smooth,
     )  # fmt: skip
     shards = [OpenShard(path) for path in render_shards(settings)]
-    pixels, depth = (
+    rgb, depth = (
         np.concatenate([np.stack([shard.array(one), shard.array(f"without{other}")], 1) for shard in shards])
         for one, other in (("image_u8", "_u8"), ("depth_u16", "_depth_u16"))
     )
-    return DepthImages(
-        rearrange(pixels, "n v h w c -> (n v) c h w"), rearrange(depth, "n v h w -> (n v) h w")
-    )
+    return DepthImages(rearrange(rgb, "n v h w c -> (n v) c h w"), rearrange(depth, "n v h w -> (n v) h w"))
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,8 @@ def training_batch(
     pixels_01 = pixels_01.clamp(0, 1) ** torch.exp(draw(-strength, strength))
     gray = pixels_01.mean(1, keepdim=True)
     pixels_01 = gray + (pixels_01 - gray) * draw(1 - 1.5 * strength, 1 + strength)
-    pixels_01 = (
-        0.5 + (pixels_01 - 0.5) * draw(1 - strength, 1 + strength) + draw(-0.3 * strength, 0.3 * strength)
-    )
+    pixels_01 = 0.5 + (pixels_01 - 0.5) * draw(1 - strength, 1 + strength)
+    pixels_01 = pixels_01 + draw(-0.3 * strength, 0.3 * strength)
     pixels_01 = pixels_01 * (1 + draw(-0.4 * strength, 0.4 * strength, 3))
     soft = functional.avg_pool2d(functional.pad(pixels_01, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     mix = draw(0, 1) * torch.from_numpy(rng.random((batch, 1, 1, 1)) < config.blur).to(device)

@@ -98,9 +98,8 @@ def train_classifier(config: ClassifierConfig, views: Views, out: Path) -> tuple
         return colour + shape, {"colour": colour.item(), "shape": shape.item()}
 
     stage = Stage("classifier", network, config.loop, out).train(loss)
-    write_atomic(
-        out / WEIGHTS, save({name: v.half().contiguous() for name, v in network.state_dict().items()})
-    )
+    half = {name: value.half().contiguous() for name, value in network.state_dict().items()}
+    write_atomic(out / WEIGHTS, save(half))
     return network.eval(), stage
 
 

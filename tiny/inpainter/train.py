@@ -184,9 +184,8 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
         for example in batch:  # as published, words are dropped for single masks only
             dropped = len(example.prompts) == 1 and rng.random() < DROP_PROMPT
             prompts = [""] if dropped else example.prompts
-            plans.append(
-                plan_tokens(prompts, tokenizer, encoding=options.encoding or "separate", regions=options.rca)
-            )
+            encoding = options.encoding or "separate"
+            plans.append(plan_tokens(prompts, tokenizer, encoding=encoding, regions=options.rca))
         with torch.no_grad():
             embeddings, owners = encode_plans(plans, model.text_encoder)
         known = encoder.conditions(batch, rng)
@@ -215,19 +214,17 @@ def painting_loss(
     known: UnetInputs,
     embeddings: Tensor,
     generator: torch.Generator,
-    cross_attention_kwargs: dict[str, Any] | None = None,
+    regions: dict[str, Any] | None = None,
 ) -> Tensor:
     """Squared error of v, averaged over each image's masked cells, plus a little of the whole image.
 
-    embeddings: (b, t, width)
+    embeddings: (b, t, width). regions: for rectified cross-attention
     """
     noise = torch.randn(known.latents.shape, generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator)
     noisy = scheduler.add_noise(known.latents, noise, t)
     x = torch.cat([noisy, known.mask, known.masked], dim=1)
-    predicted = unet(
-        x, t, encoder_hidden_states=embeddings, cross_attention_kwargs=cross_attention_kwargs
-    ).sample
+    predicted = unet(x, t, encoder_hidden_states=embeddings, cross_attention_kwargs=regions).sample
     target = scheduler.get_velocity(known.latents, noise, t)
     error = (predicted.float() - target).square().mean(1, keepdim=True)
     inside = (error * known.mask).sum((1, 2, 3)) / known.mask.sum((1, 2, 3)).clamp(min=1)

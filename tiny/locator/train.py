@@ -175,9 +175,8 @@ def train_small_locator(config: LocatorTraining) -> None:
                 batch = labelled_images(scenes, draw)
                 yield batch.pixels, batch
 
-    read, stage, seen = llava.train_vision(
-        config, model, sum(SECTIONS), draw_batch, held_out_batches(), patch_loss
-    )
+    shown = held_out_batches()
+    read, stage, seen = llava.train_vision(config, model, sum(SECTIONS), draw_batch, shown, patch_loss)
     questions = open_questions(config.data, cache, config.seed)
     trainer = llava.LanguageTrainer(model, read, [ATTENTION_LAYER])
     training, stages, measures = Training(config, trainer, scenes, questions), [stage], {"vision": seen}

@@ -202,9 +202,7 @@ def task_numbers(by_reader: Mapping[str, Sequence[CaptionResult]]) -> dict[str, 
             ceiling = scene_mean(group, f"ceiling_{measure}")["mean"]
             numbers = {"masks": len(group), "model": scene_mean(group, measure), "ceiling": ceiling}
             by_visible[title][str(count)] = numbers
-    wrong = {
-        of: [result for result in mine if not getattr(result, f"law_{of}")] for of in ("colour", "shape")
-    }
+    wrong = {of: [row for row in mine if not getattr(row, f"law_{of}")] for of in ("colour", "shape")}
     return {
         "masks": len(mine),
         "images": len({result.scene for result in mine}),

@@ -76,11 +76,11 @@ def side_of(x01: float) -> int:
     return int(x01 >= 0.5)
 
 
-def predictive(seen: Sequence[str], words: Sequence[str], follow: float = FOLLOW) -> np.ndarray:
+def predictive(seen: Sequence[str], words: Sequence[str]) -> np.ndarray:
     """Probability of each word (k,) for one more solid of a set of which `seen` is visible."""
-    count, other = Counter(seen), (1 - follow) / len(words)
-    likelihood = np.array([(follow / other + 1) ** count[word] for word in words])
-    return other + follow * likelihood / likelihood.sum()
+    count, other = Counter(seen), (1 - FOLLOW) / len(words)
+    likelihood = np.array([(FOLLOW / other + 1) ** count[word] for word in words])
+    return other + FOLLOW * likelihood / likelihood.sum()
 
 
 def best_guess(seen: Sequence[str], words: Sequence[str]) -> str:

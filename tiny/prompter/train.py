@@ -100,9 +100,8 @@ def train_prompter(config: PrompterTraining) -> None:
         painted = draw(rng, settings.batch)
         alone = rng.random(settings.batch) < config.alone
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            return captions.writing_loss(
-                writer, painted, llava.pixel_values(painted.images_u8, rng), weights, alone
-            )
+            pixels = llava.pixel_values(painted.images_u8, rng)
+            return captions.writing_loss(writer, painted, pixels, weights, alone)
 
     write = writer.train_stage("writing", settings, config.out, loss)
     writer.eval()
