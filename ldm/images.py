@@ -35,12 +35,7 @@ OUTPUT_FORMATS[".webp"] = ("WEBP", {"lossless": True, "exact": True})
 OUTPUT_FORMATS |= dict.fromkeys((".jpg", ".jpeg"), ("JPEG", {"quality": 95, "subsampling": 0}))
 Box01 = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the image
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in [0, 1]
-INTERPOLATION = {
-    "area": cv2.INTER_AREA,
-    "linear": cv2.INTER_LINEAR,
-    "cubic": cv2.INTER_CUBIC,
-    "nearest": cv2.INTER_NEAREST,
-}
+INTERPOLATION = {how: getattr(cv2, f"INTER_{how.upper()}") for how in ("area", "linear", "cubic", "nearest")}
 
 
 def distinct_values(values: np.ndarray) -> str:
@@ -87,11 +82,7 @@ def read_mask(path: Any, *, size: tuple[int, int] | None = None, label: int | No
     """
     path = as_file(path, "mask")
     with decode.opened(path) as image:
-        deep, indexed, raw = (
-            decode.sixteen_bit_rgb(image, path),
-            image.mode in ("P", "PA"),
-            decode.image_ids(image, path),
-        )
+        deep, raw = decode.sixteen_bit_rgb(image, path), decode.image_ids(image, path)
         if label is not None:
             levels_u8 = raw
         elif decode.is_deep(image):
@@ -102,7 +93,7 @@ def read_mask(path: Any, *, size: tuple[int, int] | None = None, label: int | No
             rgb_u8, alpha_u8 = decode.rgb_and_alpha(image, path)
             levels_u8 = brightest = rgb_u8.max(axis=2)
             spread = int((brightest - rgb_u8.min(axis=2)).max())
-            if indexed and spread > GRAY_TOLERANCE:
+            if image.mode in ("P", "PA") and spread > GRAY_TOLERANCE:
                 message = f"mask {path} is a palette image with colours, ids {distinct_values(raw)}"
                 raise ValueError(f"{message}: {_advice(path, raw)}")
             if alpha_u8 is not None and alpha_u8.min() != alpha_u8.max():

@@ -102,14 +102,10 @@ def _describe(view: SceneView, owner: int, part: Part) -> dict[str, Any]:
         "middle": part.centre + (0.4 * scale[2] * part.axes[2] if part.kind == "dome" else 0),
         "ball_radius": np.prod(half) ** (1 / 3),  # about the volume of the part's box
         "box": box if corners[:, 2].min() < 0.1 else (*corners[:, :2].min(0), *corners[:, :2].max(0)),
-        "rgb_a": finish.rgb_a,
-        "rgb_b": finish.rgb_b,
+        **{name: getattr(finish, name) for name in ("rgb_a", "rgb_b", "frequency", "gloss", "shine")},
         "pattern": ALL_PATTERNS.index(finish.pattern),
         "aspect": scale / largest,
         "size": largest,
-        "frequency": finish.frequency,
-        "gloss": finish.gloss,
-        "shine": finish.shine,
     }
 
 

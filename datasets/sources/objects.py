@@ -89,9 +89,8 @@ class DressCodeConfig(TryOnConfig):
         garment = self.images / f"{name}_1.jpg"
         message = f"object absent: {garment} is white"
         yield readers.ObjectView(garment, partial(readers.dark_mask, garment, np.min, WHITE - 1, message))
-        yield readers.ObjectView(
-            self.images / f"{name}_0.jpg", partial(readers.id_mask, label_map, self.label), self.tree
-        )
+        person = partial(readers.id_mask, label_map, self.label)
+        yield readers.ObjectView(self.images / f"{name}_0.jpg", person, self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,15 +139,11 @@ class DreamBoothConfig(ObjectConfig):
             views = [(image, partial(read_mask, masks / image.name)) for image in images]
             objects = [(image.stem, readers.ObjectView(image, mask)) for image, mask in views]
         else:  # the first cut-out of each concept
-            files = [
-                (concept.name, readers.images_in(concept, (".png",)))
-                for concept in readers.subfolders(self.objects)
-            ]
-            firsts = [(name, images[0]) for name, images in files if images]
-            objects = [
-                (name, readers.ObjectView(image, partial(readers.alpha_mask, image)))
-                for name, image in firsts
-            ]
+            objects = []
+            for concept in readers.subfolders(self.objects):
+                for image in readers.images_in(concept, (".png",))[:1]:
+                    cut_out = partial(readers.alpha_mask, image)
+                    objects.append((concept.name, readers.ObjectView(image, cut_out)))
         mask_files = [mask for mask in readers.images_in(self.backgrounds) if mask.stem.endswith("_mask")]
         places = []
         for name, mask in sorted({mask.stem.removesuffix("_mask"): mask for mask in mask_files}.items()):

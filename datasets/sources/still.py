@@ -88,9 +88,8 @@ class PanopticConfig(ImagesConfig):
     def views(self, item: Item) -> Iterator[readers.ObjectView]:
         name, mask, ids = item
         for label in ids:
-            yield readers.ObjectView(
-                self.images / name, partial(readers.id_mask, self.masks / mask, label), self.tree
-            )
+            with_id = partial(readers.id_mask, self.masks / mask, label)
+            yield readers.ObjectView(self.images / name, with_id, self.tree)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +100,8 @@ class SamConfig(ImagesConfig):
     min_pixels: int = setting(50000, low=1, help="least area of an object")
 
     def read(self) -> list[Item]:
-        parts = [readers.folder(self.images / part, "parts") for part in self.parts] or readers.subfolders(
-            self.images
-        )
+        parts = [readers.folder(self.images / part, "parts") for part in self.parts]
+        parts = parts or readers.subfolders(self.images)
         files = sorted(path for part in parts for path in visible_files(part, "*.json"))
         items = [(path.relative_to(self.images).as_posix(), path) for path in files]
         return readers.require(items, f"JSON files in the folders of {self.images}")
@@ -205,9 +203,8 @@ class FolderConfig(SourceConfig):
 def masked_images(tree: readers.Tree, masks: Path) -> list[tuple[Path, readers.ObjectView]]:
     """(mask, view) for every mask of a folder, sorted; masks without an image are named and left out."""
     suffixes = tuple(suffix for suffix in readers.IMAGES if suffix != ".png" or masks != tree.images)
-    by_stem = {
-        nfc(image.stem): image for image in readers.images_in(readers.folder(tree.images, "images"), suffixes)
-    }
+    images = readers.images_in(readers.folder(tree.images, "images"), suffixes)
+    by_stem = {nfc(image.stem): image for image in images}
     views, alone = [], []
     for mask in readers.images_in(readers.folder(masks, "masks"), (".png",)):
         image = by_stem.get(nfc(mask.stem)) or by_stem.get(nfc(mask.stem).rpartition("_")[0])

@@ -23,14 +23,8 @@ from llava_bifrost.language.answer import AnswerError, depths_of, format_answer,
 from llava_bifrost.language.instruction import CODECS, check_format
 
 # Which codec a family starts from; a model that was trained with another one says so in its locator.json.
-FAMILIES = {
-    "llava": "bifrost",
-    "llava_next": "bifrost",
-    "smolvlm": "bifrost",
-    "qwen2_5_vl": "pixels",
-    "qwen3_vl": "thousand",
-    "qwen3_5": "thousand",
-}
+FAMILIES = dict.fromkeys(("llava", "llava_next", "smolvlm"), "bifrost")
+FAMILIES |= {"qwen2_5_vl": "pixels", "qwen3_vl": "thousand", "qwen3_5": "thousand"}
 THOUSAND = 1000
 LARGEST = 9999  # pixels
 _SPECIAL = set(r".[]{}()*+?|^$\-")
@@ -230,12 +224,8 @@ def frame_of(processor: Any, size_hw: Size) -> Frame:
         return Frame(size_hw)
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-    h, w = smart_resize(
-        *size_hw,
-        factor=images.patch_size * images.merge_size,
-        min_pixels=images.size["shortest_edge"],
-        max_pixels=images.size["longest_edge"],
-    )
+    pixels = images.size["shortest_edge"], images.size["longest_edge"]  # least and most
+    h, w = smart_resize(*size_hw, images.patch_size * images.merge_size, *pixels)
     return Frame(size_hw, (int(h), int(w)))
 
 

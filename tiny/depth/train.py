@@ -25,16 +25,7 @@ from ldm.device import pick_device
 from ldm.files import write_atomic
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import CheckedSettings, dump_yaml, setting, to_plain
-from tiny.depth.network import (
-    MULTIPLE,
-    DepthNetwork,
-    build_network,
-    depth_loss,
-    measure_depth,
-    min_max,
-    predict,
-    save_network,
-)
+from tiny.depth import network as dpt
 from tiny.loop import Stage, StageSettings, stages_manifest
 
 log = logging.getLogger(__name__)
@@ -101,8 +92,8 @@ def training_batch(
     depth = torch.from_numpy(images.depth_u16[index].astype(np.float32)).to(device)
     side = pixels_01.shape[-1]
     size = (side, side)
-    if rng.random() < config.wide and side > 2 * MULTIPLE:  # one side a multiple of 32 shorter
-        size = (side - MULTIPLE, side) if rng.random() < 0.7 else (side, side - MULTIPLE)
+    if rng.random() < config.wide and side > 2 * dpt.MULTIPLE:  # one side a multiple of 32 shorter
+        size = (side - dpt.MULTIPLE, side) if rng.random() < 0.7 else (side, side - dpt.MULTIPLE)
     # Random crops, half of them mirrored; the largest of this aspect is `whole` of the square image.
     whole = np.array(size) / side
     scale = rng.uniform(config.crop, 1, (batch, 1)) * np.exp(rng.uniform(-1, 1, (batch, 2)) * config.stretch)
@@ -137,7 +128,7 @@ def training_batch(
     pixels_01 = pixels_01 + (soft - pixels_01) * mix
     noise = torch.from_numpy(rng.standard_normal(pixels_01.shape, dtype=np.float32)).to(device)
     pixels_01 = pixels_01 + noise * draw(0, config.noise)
-    return pixels_01.clamp(0, 1), min_max(depth[:, 0])
+    return pixels_01.clamp(0, 1), dpt.min_max(depth[:, 0])
 
 
 @dataclass(frozen=True)
@@ -149,7 +140,7 @@ class TrainDepthConfig(StageSettings):
     )
     seed: int = setting(0, help="decides the initial weights and the order of samples", low=0)
     device: str = setting("auto", help="auto, cuda, mps or cpu")
-    network: DepthNetwork = setting(DepthNetwork(), help="sizes of the network")
+    network: dpt.DepthNetwork = setting(dpt.DepthNetwork(), help="sizes of the network")
     scenes: DepthScenes = setting(DepthScenes(), help="rendered images")
     augment: AugmentConfig = setting(AugmentConfig(), help="variation of the images")
     steps: int = setting(8000, help="optimizer steps", low=1)
@@ -164,7 +155,7 @@ class TrainDepthConfig(StageSettings):
 def train_depth(config: TrainDepthConfig) -> None:
     """Train the small depth network on rendered scenes: render, train, measure_depth, save."""
     size, device = config.network.size, pick_device(config.device)
-    model = build_network(config.network, config.seed).to(device)
+    model = dpt.build_network(config.network, config.seed).to(device)
     # A continued run may change its length and its places only.
     free = ("out", "device", "steps", "minutes", "save_every_s", "log_every")
     same = {name: value for name, value in to_plain(config).items() if name not in free}
@@ -178,15 +169,15 @@ def train_depth(config: TrainDepthConfig) -> None:
             rng = np.random.default_rng((config.seed, step))
             pixels_01, target = training_batch(images, config.batch, rng, config.augment, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                predicted = predict(model, pixels_01)
-            return depth_loss(predicted.float(), target, config.edges), {}
+                predicted = dpt.predict(model, pixels_01)
+            return dpt.depth_loss(predicted.float(), target, config.edges), {}
 
         stage.train(loss)
-    metrics = measure_depth(model, held_out.pixels_u8, held_out.depth_u16, device)
+    metrics = dpt.measure_depth(model, held_out.pixels_u8, held_out.depth_u16, device)
     log.info("held out: %s", ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     manifest = stages_manifest("depth", model, [stage], config, config.seed, device=device, held_out=metrics)
     with folder_written_whole(config.out / "network") as folder:
-        save_network(model, folder, size, manifest)
+        dpt.save_network(model, folder, size, manifest)
     log.info("written: %s", config.out / "network")
 
 

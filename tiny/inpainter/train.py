@@ -32,17 +32,9 @@ from ldm.checkpoints import folder_written_whole, load_part
 from ldm.files import write_json
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import CheckedSettings, setting
+from tiny.inpainter import model as networks
 from tiny.inpainter.classifier import ClassifierConfig, train_classifier
 from tiny.inpainter.examples import Encoder, UnetInputs, several, single
-from tiny.inpainter.model import (
-    InpainterNetworks,
-    LatentsConfig,
-    Networks,
-    create,
-    create_scheduler,
-    save_folder,
-    train_autoencoder,
-)
 from tiny.loop import DiffusionStage, Stage, stages_manifest
 from tiny.regions import Views, box_masks, read_views
 
@@ -79,8 +71,10 @@ class InpainterTraining(CheckedSettings):
     out: Path = setting(help="folder that receives one folder per stage")
     scenes: int | None = setting(None, low=1, help="use only the first scenes")
     stages: tuple[str, ...] = setting(STAGES, help="which stages to run", choices=STAGES)
-    first_stage: LatentsConfig = setting(LatentsConfig(), help="autoencoder")
-    network: InpainterNetworks = setting(InpainterNetworks(), help="sizes of UNet and text encoder")
+    first_stage: networks.LatentsConfig = setting(networks.LatentsConfig(), help="autoencoder")
+    network: networks.InpainterNetworks = setting(
+        networks.InpainterNetworks(), help="sizes of UNet and text encoder"
+    )
     painter: DiffusionStage = setting(DiffusionStage(steps=10000, batch=8, lr=8e-4), help="single masks")
     adapter: AdapterConfig = setting(AdapterConfig(), help="LoRAs")
     classifier: ClassifierConfig = setting(
@@ -99,7 +93,7 @@ def train_inpainter(config: InpainterTraining) -> None:
             continue
         trained: tuple[nn.Module, Stage]
         if name == "first_stage":
-            trained = train_autoencoder(config.first_stage, views.images_u8, folder)
+            trained = networks.train_autoencoder(config.first_stage, views.images_u8, folder)
         elif name == "judge":
             trained = train_classifier(config.classifier, views, folder)
         else:
@@ -119,8 +113,8 @@ def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, S
     if not vae_folder.exists():
         raise ValueError(f"{vae_folder} is missing; run the stage first_stage first")
     vae = load_part(AutoencoderTiny, vae_folder).to(memory_format=torch.channels_last).requires_grad_(False)
-    model, tokenizer = create(config.network, settings.seed)
-    encoder, scheduler = Encoder(vae), create_scheduler()
+    model, tokenizer = networks.create(config.network, settings.seed)
+    encoder, scheduler = Encoder(vae), networks.create_scheduler()
     plain = [
         (scene, index)
         for scene, regions in enumerate(views.regions)
@@ -147,7 +141,7 @@ def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, S
 
     stage = Stage("painter", model, settings, out).train(loss)
     with folder_written_whole(out / "model") as folder:
-        save_folder(model, tokenizer, vae, folder, torch.float16)
+        networks.save_folder(model, tokenizer, vae, folder, torch.float16)
     return model, stage
 
 
@@ -159,7 +153,7 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
     base = config.out / "painter" / "model"
     if not (base / "model_index.json").exists():
         raise ValueError(f"{base}: no model_index.json; train the stage painter first")
-    model = Networks(
+    model = networks.Networks(
         load_part(UNet2DConditionModel, base / "unet"), load_part(CLIPTextModel, base / "text_encoder")
     ).requires_grad_(False)
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
@@ -173,7 +167,7 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
         install_rca(model.unet)
     else:
         model.unet.set_attn_processor(AttnProcessor())
-    encoder, scheduler = Encoder(vae), create_scheduler()
+    encoder, scheduler = Encoder(vae), networks.create_scheduler()
     levels = len(config.network.block_channels)
 
     @torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16)

@@ -90,10 +90,8 @@ def train_prompter(config: PrompterTraining) -> None:
     writer = llava.LanguageTrainer(model, read, captions.ATTENTION_LAYERS)
     settings = config.writing
     sees = settings.vision_lr > 0 and not config.blind
-    weights = (
-        0.0 if config.blind else config.attention_loss_weight,
-        config.vision_loss_weight if sees else 0.0,
-    )
+    attention_weight = 0.0 if config.blind else config.attention_loss_weight
+    weights = attention_weight, config.vision_loss_weight if sees else 0.0
 
     def loss(step: int) -> tuple[Tensor, llava.Measures]:
         rng = np.random.default_rng((config.seed, 2, step))
