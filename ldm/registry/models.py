@@ -56,6 +56,10 @@ class Registry:
 
     models: dict[str, Any] = setting(help="name -> Model")
 
+    def __post_init__(self) -> None:
+        for name, values in self.models.items():
+            read_model(name, values)
+
 
 def read_model(name: str, values: Mapping[str, Any]) -> Model:
     """A checked entry; an error names the model and the key."""
