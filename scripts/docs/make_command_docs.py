@@ -77,7 +77,7 @@ def anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-def contents(titles: Iterable[str]) -> str:
+def links_by_package(titles: Iterable[str]) -> str:
     """A line for every package, with a link for every verb."""
     packages: dict[str, list[str]] = {}
     for title in titles:
@@ -107,7 +107,7 @@ def write_command_page(out: Annotated[Path, typer.Option(help="page to write")] 
     for module in command_modules():
         parts |= sections(module, listed)
     tail = text[text.index(TAIL) :]
-    page = [HEAD, contents(parts), TAIL_LINK, *parts.values(), tail]
+    page = [HEAD, links_by_package(parts), TAIL_LINK, *parts.values(), tail]
     write_atomic(out, "\n".join(page).encode())
     logger.info("wrote %s", out)
 
