@@ -17,7 +17,10 @@ NO_MEMORY = re.compile(  # torch, CUDA, OpenCV, safetensors
     r"out of memory|insufficient memory|(?:can't|cannot|unable to) allocate|bad_alloc", re.I
 )
 COSTS = {"num_samples", "batch", "batch_size", "size", "resolution", "chunk", "candidates", "workers"}
-SAVERS = {"offload", "gradient_checkpointing"}  # switches that need time instead
+SAVERS = {
+    "gradient_checkpointing": "",
+    "offload": "CUDA|HIP|MPS|XPU",
+}  # switch -> errors it helps with
 OUTPUTS = {"out", "out_dir", "output_dir", "llava_output_dir"}
 
 
@@ -32,7 +35,7 @@ def memory_message(error: BaseException, settings: Any = None) -> str:
     """What was asked for, with the sizes of its images, and what reduces it."""
     asked, advice = [], ["smaller values"]
     for key, name, value in _values(settings):
-        if name in SAVERS and value is False:
+        if value is False and name in SAVERS and re.search(SAVERS[name], str(error)):
             advice.append(key)
         elif name in COSTS and value not in (0, 1, None):
             asked.append(f"{key} {','.join(map(str, value)) if isinstance(value, tuple) else value}")
