@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm.files import located, visible_files
+from ldm.files import FULL, located, visible_files
 from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
 
 FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
@@ -129,5 +129,7 @@ def hub_files(name: str, **options: Any) -> Path:
     try:
         return Path(snapshot_download(name, **options))
     except Exception as error:  # whatever the hub library fails with
+        if getattr(error, "errno", None) in FULL:
+            raise
         said = " ".join(str(error).split())
         raise ValueError(f"{name}: no such folder, and the hub says: {said}") from error

@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ldm.files import file_sha256, full_disk_named, read_json, visible_files, write_json, written_whole
+from ldm.files import FULL, file_sha256, full_disk_named, read_json, visible_files, write_json, written_whole
 from ldm.locks import one_writer
 from ldm.registry.models import UNFINISHED, Model, folder_of, hub_files, missing_files
 
@@ -226,6 +226,8 @@ def download(url: str, path: Path, sha256: str = "") -> str:
             part.unlink(missing_ok=True)
             reason = "what is here is no part of the file"
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise OSError(error.errno, error.strerror, str(path)) from error
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         log.info("%s: %s; continuing", url, reason)
     else:
@@ -261,6 +263,8 @@ def unpack(path: Path, folder: Path) -> None:
             while bundle.fileobj and bundle.fileobj.read(BLOCK_BYTES):  # the check sum is at the end
                 pass
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
         raise ValueError(f"{path}: not a readable archive ({error})") from None
 
 

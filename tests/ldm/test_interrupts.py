@@ -4,10 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import ldm.settings.cli as cli
+from ldm.checkpoints import folder_written_whole
+from ldm.files import written_whole
+from ldm.settings.cli import command, run_app, single_app
+from ldm.settings.config import setting
 from tests.conftest import ROOT
 
 PROGRAM = """from dataclasses import dataclass
@@ -93,3 +100,46 @@ COMMANDS = [
 def test_real_commands_can_be_interrupted_while_torch_is_imported(tmp_path, command, number) -> None:
     (tmp_path / "torch.py").write_text(WAIT)
     assert interrupted(command.split(), tmp_path, number) == ENDS[number]
+
+
+@dataclass(frozen=True)
+class Settings:
+    out: Path = setting(Path("out.png"))
+
+
+def run(work: Any, *argv: str) -> int:
+    return run_app(single_app(command(Settings, work)), list(argv))
+
+
+@pytest.fixture
+def terminating(monkeypatch: pytest.MonkeyPatch) -> Any:
+    before = signal.signal(signal.SIGTERM, cli._terminate)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("argv", [[], ["--json"]])
+def test_sigterm_ends_with_143_and_leaves_no_temporary_file(tmp_path, capsys, terminating, argv) -> None:
+    def work(settings: Settings) -> None:
+        with written_whole(tmp_path / "a") as partial, folder_written_whole(tmp_path / "b") as folder:
+            partial.write_bytes(b"half")
+            (folder / "c").write_bytes(b"half")
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("went on")
+
+    assert run(work, *argv) == 143
+    shown = capsys.readouterr()
+    assert shown.err == "terminated\n"
+    assert shown.out == ('{"error": "terminated"}\n' if argv else "")
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # once more ends at once
+
+
+@pytest.mark.parametrize("code", [0, 3, None])
+def test_other_exits_stay_as_they_are(code: int | None) -> None:
+    def work(settings: Settings) -> None:
+        raise SystemExit(code)
+
+    with pytest.raises(SystemExit) as raised:
+        run(work)
+    assert raised.value.code == code

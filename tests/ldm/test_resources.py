@@ -1,10 +1,9 @@
-"""A full disk, missing memory, unwritable places and SIGTERM: one line, and nothing half-written."""
+"""A full disk, missing memory and unwritable places: one line, and nothing half-written."""
 
 from __future__ import annotations
 
 import errno
 import shutil
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
-import ldm.settings.cli as cli
+from inpainting.data.steps.fetch import gather
 from inpainting.data.steps.split import transfer
 from ldm.checkpoints import folder_written_whole
 from ldm.files import write_all_atomic, write_json, written_whole
 from ldm.images import write_png
 from ldm.journal import Journal, append_line, run_step
+from ldm.registry.pull import changing, download, unpack
 from ldm.settings.cli import command, run_app, single_app
 from ldm.settings.config import setting
 from ldm.settings.resources import lacks_memory, user_message
@@ -233,33 +232,36 @@ def test_a_batch_finds_an_unwritable_folder_before_any_job(case: Case, monkeypat
     assert "room.png is not a writable folder" in capsys.readouterr().err
 
 
-@pytest.fixture
-def terminating(monkeypatch: pytest.MonkeyPatch) -> Any:
-    before = signal.signal(signal.SIGTERM, cli._terminate)
-    yield
-    signal.signal(signal.SIGTERM, before)
+@pytest.mark.parametrize("ending", [".zip", ".tar", ".tar.gz"])
+def test_archives_that_do_not_fit_name_the_folder_and_not_the_archive(tmp_path, monkeypatch, ending) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "w.bin").write_bytes(b"weights")
+    kind = {".tar.gz": "gztar"}.get(ending, ending[1:])
+    archive = Path(shutil.make_archive(str(tmp_path / "a"), kind, tmp_path / "in"))
+    folder = tmp_path / "models" / "thing"
+    monkeypatch.setattr("zipfile.ZipFile.extractall", full)
+    monkeypatch.setattr("tarfile.TarFile.extractall", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        unpack(archive, folder)
+    assert user_message(raised.value) == f"{folder}: No space left on device"
+    with pytest.raises(OSError, match="no space left") as raised, changing(folder):
+        unpack(archive, folder.with_name(".thing.new"))
+    assert user_message(raised.value) == named(folder)
+    monkeypatch.undo()
+    archive.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=f"{archive}: not a readable archive"):
+        unpack(archive, folder)
 
 
-@pytest.mark.parametrize("argv", [[], ["--json"]])
-def test_sigterm_ends_with_143_and_leaves_no_temporary_file(tmp_path, capsys, terminating, argv) -> None:
-    def work(settings: Settings) -> None:
-        with written_whole(tmp_path / "a") as partial, folder_written_whole(tmp_path / "b") as folder:
-            partial.write_bytes(b"half")
-            (folder / "c").write_bytes(b"half")
-            signal.raise_signal(signal.SIGTERM)
-            nn.Linear(1, 1)
-            pytest.fail("went on")
-
-    assert run(work, *argv) == 143
-    shown = capsys.readouterr()
-    assert shown.err == "terminated\n"
-    assert shown.out == ('{"error": "terminated"}\n' if argv else "")
-    assert list(tmp_path.iterdir()) == []
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # once more ends at once
-
-
-@pytest.mark.parametrize("code", [0, 3, None])
-def test_other_exits_stay_as_they_are(code: int | None) -> None:
-    with pytest.raises(SystemExit) as raised:
-        run(failing(SystemExit(code)))
-    assert raised.value.code == code
+def test_copies_and_downloads_that_do_not_fit_name_their_file(tmp_path: Path, monkeypatch) -> None:
+    source = tmp_path / "annotations.json"
+    source.write_text("{}")
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="no space left") as raised:
+        gather([source], tmp_path / "out")
+    assert user_message(raised.value) == named(tmp_path / "out" / "annotations.json")
+    assert list((tmp_path / "out").iterdir()) == []
+    monkeypatch.setattr("urllib.request.urlopen", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        download("http://localhost/a", tmp_path / "out" / "a")
+    assert user_message(raised.value) == f"{tmp_path / 'out' / 'a'}: No space left on device"

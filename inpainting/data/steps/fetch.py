@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inpainting.data.paintings import write_object
-from ldm.files import file_sha256, read_json, read_table, read_text, write_atomic
+from ldm.files import file_sha256, read_json, read_table, read_text, write_atomic, written_whole
 from ldm.locks import alone
 from ldm.registry.pull import download, is_archive, unpack
 from ldm.settings.config import CheckedSettings, setting
@@ -134,4 +134,5 @@ def gather(copies: Sequence[Path], partial: Path) -> None:
         elif is_archive(copy):
             unpack(copy, partial)
         elif copy.parent != partial:
-            shutil.copyfile(copy, partial / copy.name)
+            with written_whole(partial / copy.name) as temporary:
+                shutil.copyfile(copy, temporary)
