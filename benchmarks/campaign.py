@@ -224,7 +224,8 @@ class Campaign:
             code = self.finish(
                 self.start(self.argv, size=0 if mounted else int(part * self.bytes) // 4), case
             )
-            hidden = [name for name in state.contents(self.place) if state.is_temporary(name)]
+            names = state.contents(self.place)
+        hidden = [name for name in names if "/." in f"/{name}" or name.endswith(".tmp")]
         self.counts["full disk"] += 1
         if code not in (0, 1, 2):
             self.note("exit", case, f"{code}: {self.said()}")
@@ -280,7 +281,7 @@ def run_campaign(
                 campaign.run_together()
                 for part in DISKS:
                     campaign.fill_disk(part)
-                if "{out}" in campaign.argv and "first" not in campaign.job:
+                if not {"first", *table["trainings"]} & {*jobs[name], name} and "{out}" in campaign.argv:
                     campaign.run_in_threads()
             counts = {**dict.fromkeys(FAULTS, 0), **campaign.counts}
             rows[name] = {"seconds": round(campaign.seconds, 1), **counts, "findings": campaign.findings}

@@ -70,11 +70,6 @@ def small_disk(place: Path, size: int) -> Iterator[bool]:
         held.rename(place)
 
 
-def is_temporary(name: str) -> bool:
-    """Whether a path names what only a running process needs."""
-    return any(part.startswith(".") or part.endswith(".tmp") for part in name.split("/"))
-
-
 def without_times(value: Any) -> Any:
     """JSON, or the state of a training, without what tells the time; tensors as a hash."""
     if isinstance(value, dict):

@@ -15,7 +15,7 @@ import torch
 import typer
 
 from benchmarks.campaign import FAULTS, Campaign
-from benchmarks.campaign_state import contents, count_renames, differences, is_temporary, wait
+from benchmarks.campaign_state import contents, count_renames, differences, wait
 from benchmarks.fuzz import Fuzz, is_ours, run_items
 from ldm.images import write_png
 from ldm.settings.cli import single_app
@@ -38,15 +38,6 @@ def test_times_do_not_count_and_everything_else_does(tmp_path: Path) -> None:
     assert differences(one, later) == []
     assert differences(one, other) == ["a.csv", "a.json", "a.png", "a.pt"]
     assert differences(one, {**one, "more": ""}) == ["more"]
-
-
-@pytest.mark.parametrize(
-    ("name", "temporary"),
-    [(".a.png.tmp", True), ("out/.lock", True), ("model.partial/a", False), ("out/a.old1.png", False),
-     ("out/checkpoint-3/a", False)],
-)  # fmt: skip
-def test_what_only_a_running_process_needs(name: str, temporary: bool) -> None:
-    assert is_temporary(name) == temporary
 
 
 @pytest.mark.parametrize(("last", "left"), [(1, ["a"]), (2, ["b"]), (3, ["c"]), (0, ["d"])])

@@ -100,6 +100,9 @@ def test_the_command_writes_a_network_that_the_expert_loads(tmp_path: Path) -> N
     assert len(shards) == 2
     depth_01 = DepthEstimator.load(network).estimate(np.zeros((50, 80, 3), np.uint8))
     assert depth_01.shape == (50, 80)
+    weights = (network / "model.safetensors").read_bytes()
+    train_depth(load_config(TrainDepthConfig, Path("configs/tiny/depth.yaml"), options))
+    assert (network / "model.safetensors").read_bytes() == weights  # the average, also of a finished run
     train_depth(load_config(TrainDepthConfig, Path("configs/tiny/depth.yaml"), [*options, "steps=6"]))
     assert json.loads((network / "manifest.json").read_text())["steps"] == 6
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.safetensors")} == shards

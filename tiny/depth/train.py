@@ -162,17 +162,17 @@ def train_depth(config: TrainDepthConfig) -> None:
     stage = Stage("depth", model, config, config.out, same=same, state_file="checkpoint.pt")
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     held_out = load_images(config.scenes, size, held_out=True, device=device)
-    if not stage.done:
-        images = load_images(config.scenes, size, held_out=False, device=device)
+    # What is done needs no images; `train` still puts the averaged weights into the model.
+    images = held_out if stage.done else load_images(config.scenes, size, held_out=False, device=device)
 
-        def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-            rng = np.random.default_rng((config.seed, step))
-            pixels_01, target = training_batch(images, config.batch, rng, config.augment, device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                predicted = dpt.predict(model, pixels_01)
-            return dpt.depth_loss(predicted.float(), target, config.edges), {}
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng((config.seed, step))
+        pixels_01, target = training_batch(images, config.batch, rng, config.augment, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            predicted = dpt.predict(model, pixels_01)
+        return dpt.depth_loss(predicted.float(), target, config.edges), {}
 
-        stage.train(loss)
+    stage.train(loss)
     metrics = dpt.measure_depth(model, held_out.pixels_u8, held_out.depth_u16, device)
     log.info("held out: %s", ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     manifest = stages_manifest("depth", model, [stage], config, config.seed, device=device, held_out=metrics)
