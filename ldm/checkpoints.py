@@ -111,10 +111,8 @@ def load_part(kind: type[Network], folder: Path, dtype: torch.dtype = torch.floa
         raise ValueError(f"{folder}/config.json: describes a {named}, expected a {kind.__name__}")
     with empty_parameters():
         model = build_model(kind, config, folder)
-    weights = {
-        key: value.to(dtype) if value.is_floating_point() else value
-        for key, value in with_model_names(model, read_weights(folder)).items()
-    }
+    stored = with_model_names(model, read_weights(folder)).items()
+    weights = {key: value.to(dtype) if value.is_floating_point() else value for key, value in stored}
     load_strict(model, weights, folder, assign=True)
     return model.eval()
 

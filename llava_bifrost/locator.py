@@ -138,13 +138,9 @@ class Locator:
         frames = [frame_of(self.mllm.processor, (image.shape[0], image.shape[1])) for image in images_u8]
         forms = [self.codec.form(frame).spelled_by(self.grammar) for frame in frames]
         batch = self.chat.prompts(asks)
+        start, greedy = batch["input_ids"].shape[1], len(asks) if generator is None else 0
         choice = ConstrainedChoice(
-            self.grammar,
-            forms,
-            batch["input_ids"].shape[1],
-            greedy=len(asks) if generator is None else 0,
-            temperature=temperature,
-            generator=generator,
+            self.grammar, forms, start, greedy=greedy, temperature=temperature, generator=generator
         )
         return [
             Candidate(self.codec.decode(answer.text, frame), round(answer.log_probability, 4), answer.text)

@@ -144,10 +144,8 @@ def inpainter(
             shutil.copytree(run / name / "lora", folder / name)
         unused = shutil.ignore_patterns("*.pt", "*.csv", MANIFEST)
         shutil.copytree(run / "judge", folder / "judge", ignore=unused)
-        write_json(
-            folder / INPAINTER_FILE,
-            {**read_json(folder / INPAINTER_FILE), "lora": "rca", "encoding": "separate"},
-        )
+        config = read_json(folder / INPAINTER_FILE)
+        write_json(folder / INPAINTER_FILE, {**config, "lora": "rca", "encoding": "separate"})
     load_inpainter(run / "bundle")
     install("inpainter", run / "bundle", manifest, force)
 

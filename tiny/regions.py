@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from datasets.geometry import Box, bbox_of_mask, clip_box
+from datasets.geometry import Box, bbox_of_mask, clip_box, mask_of_box
 from datasets.scenes.batch import SceneFacts
 from datasets.scenes.settings import EVAL_BIT
 from datasets.scenes.store import OpenShard, read_facts
@@ -103,10 +103,7 @@ def spread_out(regions: Sequence[Region], order: Sequence[int], most: int, margi
 
 def box_masks(boxes: Sequence[Box], size: tuple[int, ...]) -> np.ndarray:
     """(r, h, w) bool, one mask per box in an image of size (h, w)."""
-    masks = np.zeros((len(boxes), *size), bool)
-    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
-        mask[top:bottom, left:right] = True
-    return masks
+    return np.stack([mask_of_box(box, (size[0], size[1])) for box in boxes])
 
 
 def refuse_training_scenes(folder: Path, module: str = "datasets.scenes render") -> None:

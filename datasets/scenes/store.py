@@ -76,10 +76,8 @@ def render_shards(
     index, every = shard_of(settings.shard)
     files = range(index, -(-settings.count // SCENES_PER_SHARD), every)
     paths = {settings.out / f"shard-{j:05d}.safetensors": _seeds(settings, j) for j in files}
-    recipes = {
-        path: json.dumps(common | {"seeds": [seeds[0], seeds[-1]]}, sort_keys=True)
-        for path, seeds in paths.items()
-    }
+    parts = {path: common | {"seeds": [seeds[0], seeds[-1]]} for path, seeds in paths.items()}
+    recipes = {path: json.dumps(part, sort_keys=True) for path, part in parts.items()}
 
     def is_done(path: Path) -> bool:
         if not path.exists():

@@ -117,11 +117,6 @@ class ImageSource:
         self.rules.check_target(target_mask)
         reference_u8, turn = self.read(reference, reference_mask)
         background_u8, turn = (reference_u8, turn) if same else self.read(target, target_mask)
-        return Inputs(
-            reference_u8=reference_u8,
-            reference_mask=reference_mask,
-            background_u8=background_u8,
-            background_depth_01=target.read_depth(target_mask.shape, turn),
-            target_mask=target_mask,
-            mode="inpaint",
-        )
+        depth_01 = target.read_depth(target_mask.shape, turn)
+        files = reference_u8, reference_mask, background_u8, depth_01
+        return Inputs(*files, target_mask=target_mask, mode="inpaint")

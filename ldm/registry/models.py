@@ -96,12 +96,8 @@ def folder_of(model: Model) -> Path:
 
 def missing_files(model: Model, folder: Path | None = None) -> list[str]:
     """The patterns that no file of the model's folder matches; empty = complete."""
-    folder = folder or folder_of(model)
-    return [
-        pattern
-        for pattern in model.needs
-        if all(path.suffix in UNFINISHED for path in visible_files(folder, pattern))
-    ]
+    found = {pattern: visible_files(folder or folder_of(model), pattern) for pattern in model.needs}
+    return [pattern for pattern, paths in found.items() if all(path.suffix in UNFINISHED for path in paths)]
 
 
 def find(name: str, registry: Mapping[str, Model]) -> Model:

@@ -153,12 +153,9 @@ def finalize_download(model: Model, partial: Path, source: Path | None = None) -
 
 def hashes_of(folder: Path, anew: bool = False) -> dict[str, str]:
     """SHA-256 of every file, less hidden ones and leftovers; anew: read all of them."""
-    hashes = {}
-    for path in visible_files(folder, "**/*"):
-        name = path.relative_to(folder)
-        if name.name != HASH_FILE and name.suffix not in UNFINISHED:
-            hashes[name.as_posix()] = file_sha256(path, anew=anew)
-    return hashes
+    files = (path for path in visible_files(folder, "**/*") if path.name != HASH_FILE)
+    whole = [path for path in files if path.suffix not in UNFINISHED]
+    return {path.relative_to(folder).as_posix(): file_sha256(path, anew=anew) for path in whole}
 
 
 def changed(model: Model) -> list[str]:

@@ -22,7 +22,7 @@ from tiny.inpainter import evaluate, train
 from tiny.inpainter.classifier import ClassifierConfig
 from tiny.inpainter.evaluate import EvaluationSampling, InpainterEvaluation, MaskResult, paint_examples
 from tiny.inpainter.examples import SMALL, Encoder, make_cases, several, single
-from tiny.inpainter.model import InpainterNetworks, LatentsConfig
+from tiny.inpainter.model import InpainterNetworks, LatentsConfig, create_scheduler
 from tiny.inpainter.train import AdapterConfig, InpainterTraining
 from tiny.loop import DiffusionStage, Stage
 from tiny.regions import Views, box_masks, overlap, read_views, refuse_training_scenes
@@ -198,7 +198,7 @@ def test_each_mask_weighs_the_same(trained: Path, views: Views) -> None:
             noise = (noisy - a * known.latents) / s
             return type("Answer", (), {"sample": a * noise - s * known.latents + x[:, 4:5]})
 
-    scheduler = train.create_scheduler()
+    scheduler = create_scheduler()
     value = train.painting_loss(
         Off(), scheduler, known, torch.zeros(4, 1, 1), torch.Generator().manual_seed(0)
     )

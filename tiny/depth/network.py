@@ -104,11 +104,8 @@ def depth_loss(predicted: Tensor, target: Tensor, edges: float) -> Tensor:
     gradients = target.new_zeros(())
     for level in range(LEVELS):
         error = aligned_error[:, :: 2**level, :: 2**level]
-        gradients = (
-            gradients
-            + (error[:, 1:] - error[:, :-1]).abs().mean()
-            + (error[:, :, 1:] - error[:, :, :-1]).abs().mean()
-        )
+        gradients = gradients + (error[:, 1:] - error[:, :-1]).abs().mean()
+        gradients = gradients + (error[:, :, 1:] - error[:, :, :-1]).abs().mean()
     return values + edges * (gradients / LEVELS)
 
 

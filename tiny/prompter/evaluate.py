@@ -217,12 +217,8 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
     """How often does the small prompt writer name what a mask hides? Beside the best possible."""
     refuse_training_scenes(config.data, "tiny.prompter.scenes")
     sets = open_sets(config.data, config.data / f"cache-{config.scenes}", config.scenes)
-    folders = {"prompter": config.model, "trained blind": config.blind}
-    writers = {
-        reader: PromptWriter.load(folder, device="cpu", dtype="fp32")
-        for reader, folder in folders.items()
-        if folder is not None
-    }
+    folders = {"prompter": config.model} | ({"trained blind": config.blind} if config.blind else {})
+    writers = {name: PromptWriter.load(path, device="cpu", dtype="fp32") for name, path in folders.items()}
     results: dict[str, dict[str, list[CaptionResult]]] = {}
     for task, most in (("1mask", 1), ("multimask", config.most)):
         scenes = range(config.scenes)
