@@ -15,7 +15,7 @@ from ldm.images import read_depth, read_image
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
-from llava_bifrost import choice
+from llava_bifrost import settings as locator_settings
 from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import parse_instruction
 from llava_bifrost.propose import read_anchors
@@ -159,7 +159,7 @@ def test_a_detector_finds_what_is_named(case: Case, tmp_path: Path) -> None:
 
 def test_which_locator_reads_the_sentence(case: Case, anchors: Path, monkeypatch, tmp_path: Path) -> None:
     full = tmp_path / "full"
-    monkeypatch.setattr(choice, "FULL", full)
+    monkeypatch.setattr(locator_settings, "FULL", full)
     given = {"background": case.folder / "room.png", "object": case.folder / "thing.png"}
     plain = ComposeSettings(**given, instruction=SENTENCE)
     assert plain.locator_name == "assets/tiny/locator"
