@@ -5,15 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import spacy
 from spacy.tokens import Doc
-from textblob import en
 
 from inpainting.data.ops import BuildSettings, build_paintings
 from inpainting.data.steps import describe, roots
@@ -290,17 +287,3 @@ def test_what_decided_stands_in_the_journal(made: PaintingSet) -> None:
     with (made.out / "entities/stamp_extract-noun-chunk-roots.jsonl").open() as file:
         assert json.loads(file.readline())["inputs"]["method"].startswith("rule over the tags of textblob")
     assert sorted(os.listdir(made.out)) == ["entities", "images", "masks"]
-
-
-def test_threads_that_start_together_find_the_same_roots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Textblob reads its word list at the first call."""
-    lexicon = en.parser.lexicon
-    fresh = en.Lexicon(lexicon._path, lexicon.morphology.path, lexicon.context.path, lexicon.entities.path)
-    monkeypatch.setattr(en.parser, "lexicon", fresh)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(8) as threads:
-            assert set(threads.map(rule_root, ["a red boat"] * 32)) == {"boat"}
-    finally:
-        sys.setswitchinterval(interval)
