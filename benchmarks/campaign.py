@@ -89,6 +89,7 @@ class Campaign:
             os.setsid()
             state.output_to(self.place.with_suffix(".log"))
             os.environ["BIFROST_MODELS"] = str(self.place)
+            torch.set_num_threads(1)  # in the child: threads of torch do not survive a fork
             logging.getLogger().setLevel(logging.WARNING)
             renames = state.count_renames(rename)
             if size:
@@ -260,7 +261,6 @@ def run_campaign(
     jobs, chosen = table["commands"], only or list(table["commands"])
     if unknown := [name for name in chosen if name not in jobs]:
         raise ValueError(f"--only: unknown command {unknown[0]!r}; there are {', '.join(jobs)}")
-    torch.set_num_threads(1)
     rows: dict[str, Any] = read_json(out)["commands"] if only and out.is_file() else {}
     with tempfile.TemporaryDirectory(dir=work) as folder:
         data, places = Path(folder) / "data", Path(folder) / "runs"

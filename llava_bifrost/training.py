@@ -197,5 +197,6 @@ def save_locator(model: Any, processor: Any, config: LocatorConfig, folder: Path
     """A locator's folder: model, processor, configuration; whole or not at all."""
     with folder_written_whole(folder) as partial:
         model.save_pretrained(partial)
+        processor.tokenizer.backend_tokenizer.no_padding()  # of the last answers
         processor.save_pretrained(partial)
         write_config(partial / CONFIG, config)

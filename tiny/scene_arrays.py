@@ -1,5 +1,6 @@
 """Facts of many scenes as memory-mapped arrays that a trainer can index, made once from shards."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,7 +9,7 @@ import numpy as np
 from einops import reduce
 from tqdm.auto import tqdm
 
-from ldm.files import read_json, write_json
+from ldm.files import full_disk_named, read_json, write_json
 
 T = TypeVar("T")
 
@@ -46,9 +47,13 @@ class ArrayCache:
         start, stop = self.filled, min(self.count, self.filled + len(next(iter(arrays.values()))))
         for name, values in arrays.items():
             if name not in self.arrays:
+                path = self.folder / f"{name}.npy"
                 self.arrays[name] = np.lib.format.open_memmap(
-                    self.folder / f"{name}.npy", "w+", values.dtype, (self.count, *values.shape[1:])
+                    path, "w+", values.dtype, (self.count, *values.shape[1:])
                 )
+                if hasattr(os, "posix_fallocate"):  # a mapping that finds no space later ends the process
+                    with full_disk_named(path), path.open("r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
             self.arrays[name][start:stop] = values[: stop - start]
         self.filled = stop
 

@@ -104,6 +104,12 @@ class TrainingRun:
         self.schedule = get_scheduler(config.schedule, optimizer, None, warmup, self.total)
         self.plain = model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        # Frozen BatchNorm keeps its statistics: they are in no checkpoint, and a vision tower must not drift.
+        self.frozen_norms = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not trained(module)
+        ]
         self.average = EMAModel(list(self.weights.values()), decay=config.ema) if config.ema else None
         self.progress = TrainingProgress()
         self.signals, self.stopping = list[int](), False
@@ -176,6 +182,8 @@ class TrainingRun:
             seeds = [seed_of(seed, epoch, item) for item in items]
             draw = seed_of(seed, epoch, number, "dropout", accelerator.process_index)
             self.model.train()
+            for module in self.frozen_norms:
+                module.eval()
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 with drawing(draw, accelerator.device), accelerator.autocast():
                     loss = self.task.loss(self.model, batch, seeds)
