@@ -39,7 +39,7 @@ from ldm.training.checkpoints import (
 )
 from ldm.training.settings import FitConfig, ResumableSampler
 from ldm.training.signals import signals_noted
-from ldm.training.task import FitOutcome, Task, drawing, is_due, make_accelerator
+from ldm.training.task import FitOutcome, Task, drawing, is_due, make_accelerator, switch_to_training
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +104,6 @@ class TrainingRun:
         self.schedule = get_scheduler(config.schedule, optimizer, None, warmup, self.total)
         self.plain = model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        # Frozen BatchNorm keeps its statistics: they are in no checkpoint, and a vision tower must not drift.
-        self.frozen_norms = [
-            module
-            for module in model.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not trained(module)
-        ]
         self.average = EMAModel(list(self.weights.values()), decay=config.ema) if config.ema else None
         self.progress = TrainingProgress()
         self.signals, self.stopping = list[int](), False
@@ -181,9 +175,7 @@ class TrainingRun:
             batch = send_to_device(batch, accelerator.device)
             seeds = [seed_of(seed, epoch, item) for item in items]
             draw = seed_of(seed, epoch, number, "dropout", accelerator.process_index)
-            self.model.train()
-            for module in self.frozen_norms:
-                module.eval()
+            switch_to_training(self.model)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 with drawing(draw, accelerator.device), accelerator.autocast():
                     loss = self.task.loss(self.model, batch, seeds)

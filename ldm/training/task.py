@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ldm.seeds import seed_of
-from ldm.training.checkpoints import Layout
+from ldm.training.checkpoints import Layout, trained
 from ldm.training.settings import FitConfig
 
 LossFunction = Callable[[nn.Module, Any, list[int]], Tensor]
@@ -77,6 +77,14 @@ class Task:
             sums += torch.tensor([float(loss) * len(items), len(items)], device=sums.device)
         total, count = accelerator.reduce(sums, "sum").tolist()
         return total / max(count, 1)
+
+
+def switch_to_training(model: nn.Module) -> None:
+    """`model.train()`; frozen BatchNorm keeps its statistics, which would drift and are in no checkpoint."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not trained(module):
+            module.eval()
 
 
 def is_due(step: int, every: int) -> bool:
