@@ -26,7 +26,7 @@ from llava_bifrost.language.instruction import Request
 from llava_bifrost.locator import CONFIG, LocatorConfig, load_locator, read_locator_config
 from llava_bifrost.model import build_app as model_app
 from llava_bifrost.train import TrainConfig, build_app
-from llava_bifrost.training import LocatorData, fine_tune_locator, locator_config
+from llava_bifrost.training import LocatorData, fine_tune_locator, locator_config, save_locator
 from tests.ldm.small_mllm import build_small, small_folder
 
 LONGER = ("llava_next", "qwen3_vl", "smolvlm")  # what they add is covered by the other tests of families
@@ -276,3 +276,13 @@ def test_settings_follow_the_configuration_of_the_start(data: Path, tmp_path: Pa
     assert taken == LocatorConfig(decimals=2, names=("dog",), notice="small")
     assert locator_config(plain, "qwen2_5_vl").template is None
     assert locator_config(TrainConfig(**{**vars(plain), "codec": "square"}), "llava").codec == "square"
+
+
+def test_a_saved_locator_does_not_depend_on_the_answers_before(data: Path, tmp_path: Path):
+    model, processor = build_small("llava")
+    saved = []
+    for name in ("before", "after"):
+        save_locator(model, processor, LocatorConfig(), tmp_path / name)
+        saved.append((tmp_path / name / "tokenizer.json").read_bytes())
+        processor.tokenizer(["dog", "red cube"], padding=True)
+    assert saved[0] == saved[1]
