@@ -190,8 +190,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise IsADirectoryError(f"{path} is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
-    owner = f"{platform.node()}-{os.getpid()}"
-    temporary = path.parent / f".{path.name[:40]}.{owner}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = path.parent / f".{path.name[:40]}.{machine()}-{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with full_disk_named(path):
             yield temporary
@@ -202,12 +201,19 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @functools.cache
+def machine() -> str:
+    """Where a process number means this process: containers of one host name count their processes apart."""
+    space = Path("/proc/self/ns/pid")
+    return f"{platform.node()}-{space.stat().st_ino if space.exists() else 0}"
+
+
+@functools.cache
 def remove_leftovers(folder: Path) -> None:
     """Once in a process: remove what processes of this machine were writing into a folder when they died."""
     import psutil
 
     for leftover in folder.glob(".*.tmp"):
-        owner = re.search(rf"\.{re.escape(platform.node())}-(\d+)\.[0-9a-f]{{8}}\.tmp$", leftover.name)
+        owner = re.search(rf"\.{re.escape(machine())}-(\d+)\.[0-9a-f]{{8}}\.tmp$", leftover.name)
         if owner and not psutil.pid_exists(int(owner[1])):
             leftover.unlink(missing_ok=True)
 

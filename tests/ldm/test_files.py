@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 import ldm.files
-from ldm.files import excerpt, file_sha256, first_line, hash_folder, write_all_atomic, write_atomic
+from ldm.files import excerpt, file_sha256, first_line, hash_folder, machine, write_all_atomic, write_atomic
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +144,7 @@ def test_hashes_need_no_writable_folder(tmp_path: Path, reads: list[str], monkey
 
 
 def test_what_dead_processes_were_writing_goes_with_the_next_write(tmp_path: Path) -> None:
-    dead, here = subprocess.Popen([sys.executable, "-c", ""]), platform.node()
+    dead, here = subprocess.Popen([sys.executable, "-c", ""]), machine()
     dead.wait()
     kept = {
         f".a.png.{here}-{os.getpid()}.01234567.tmp",  # of a process that is at work
