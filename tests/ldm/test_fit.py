@@ -20,7 +20,6 @@ from ldm.settings.config import load_config
 from ldm.training.checkpoints import TrainingProgress, checkpoint_folders, chosen_checkpoint
 from ldm.training.fit import Task, fit, make_accelerator
 from ldm.training.settings import FitConfig, ResumableSampler
-from ldm.training.task import switch_to_training
 from tests.conftest import ROOT
 from tests.ldm.fit_job import Net, Numbers, loss, train
 
@@ -295,15 +294,3 @@ def test_learning_rates_by_name(tmp_path: Path):
     fit(config, tmp_path, model, Task(loss, Numbers(), rates=rates))
     assert torch.equal(model.trained.bias, bias)
     assert float(rows(tmp_path)[-1]["lr"]) == 0.02
-
-
-@pytest.mark.parametrize(("kind", "size"), [(nn.BatchNorm1d, (4, 3)), (nn.BatchNorm2d, (4, 3, 2, 2))])
-def test_frozen_batch_norm_keeps_its_statistics_and_a_trained_one_follows(kind, size) -> None:
-    model = nn.ModuleDict({"frozen": kind(3).requires_grad_(False), "trained": kind(3)})
-    model["dropout"] = nn.Dropout()
-    model.eval()
-    switch_to_training(model)
-    assert [model[name].training for name in ("frozen", "trained", "dropout")] == [False, True, True]
-    for name in ("frozen", "trained"):
-        model[name](torch.randn(size) + 5)
-        assert bool(model[name].running_mean.any()) == (name == "trained")
