@@ -104,6 +104,6 @@ def test_a_depth_network_that_is_absent_or_broken_is_named(case: Case, capsys, m
 
 
 def test_the_default_model_that_is_absent_is_named(case: Case, capsys, monkeypatch) -> None:
-    monkeypatch.chdir(case.folder)
+    monkeypatch.setattr("compose.models.TINY_MODEL", Path("assets/tiny/gone"))
     message = refusal(case, lambda: case.run(without=["--model"]), capsys)
-    assert "assets/tiny/compositor: no such model folder" in message
+    assert "assets/tiny/gone: no such model folder" in message
