@@ -56,7 +56,8 @@ class IdentityEncoder(nn.Module):
 
     def null(self, count: int = 1) -> Tensor:
         """Tokens (count, t, c) of the all-zero image, the unconditional identity."""
-        black = self.projector.weight.new_zeros(1, 3, self.reference_size, self.reference_size)
+        weight, side = self.projector.weight, self.reference_size  # sharded, its new_zeros would be so too
+        black = torch.zeros(1, 3, side, side, dtype=weight.dtype, device=weight.device)
         return self(black).expand(count, -1, -1)
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
