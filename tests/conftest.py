@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_configure() -> None:
     """Tests are offline and leave a busy machine alone; both can be set otherwise from outside."""
     gc.disable()  # until all modules are imported
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Time limits on single examples fail on a busy machine and say nothing of the code.

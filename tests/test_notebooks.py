@@ -32,6 +32,7 @@ def test_a_notebook_is_stripped_and_only_calls(path: Path) -> None:
     assert any("FULL = False" in "".join(cell["source"]) for cell in code)
 
 
+@pytest.mark.slow
 def test_compose_notebook_runs_from_its_own_folder() -> None:
     """The object is drawn, and the depth that is estimated again comes closer there to what was asked for."""
     path = ROOT / "notebooks" / "compose.ipynb"

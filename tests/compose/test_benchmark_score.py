@@ -168,6 +168,7 @@ class Loud(torch.nn.Module):
         return self.network(pixels) * 1e6
 
 
+@pytest.mark.slow
 def test_networks_that_are_there_judge_likeness_and_distance(
     world: World, small_depth_network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

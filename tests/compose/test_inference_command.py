@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from ldm.images import read_image
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
@@ -124,6 +126,7 @@ def hears_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_command_cleanly(case: Case) -> None:
     argv = case.argv("--steps", "1000", "--save-steps", "1")
     with subprocess.Popen(

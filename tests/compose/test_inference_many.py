@@ -46,6 +46,7 @@ def test_jobs_are_made_once_and_a_failure_stops_nothing(case: Case, monkeypatch)
     assert not (out / "failed-0-of-1.json").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_killed_in_the_middle_ends_with_the_same_images(case: Case) -> None:
     names = [f"job{index}" for index in range(8)]
     write(case, *(job(case, name=name, seed=index) for index, name in enumerate(names)))

@@ -157,6 +157,7 @@ def test_an_interruption_saves_its_step_and_keeps_the_checkpoints_before(tmp_pat
     assert not (stage / "log.csv").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "error"), SIGNALS)
 def test_training_of_the_compositor_saves_when_it_is_interrupted(
     scenes: Path, tmp_path: Path, monkeypatch, number, error
@@ -186,6 +187,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renamed", ["step-00000002", "model", "manifest.json", "refusals.json"])
 def test_a_compositor_killed_before_any_rename_goes_on(scenes, tmp_path, monkeypatch, renamed) -> None:
     config = {name: with_trainer(run_config(tmp_path / name, scenes, 2), save_every=2, log_every=1)

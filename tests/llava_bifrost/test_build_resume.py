@@ -44,6 +44,7 @@ def test_shards_merge_to_the_same_files(
     assert differing(out, built) == []
 
 
+@pytest.mark.slow
 def test_killed_and_continued_gives_the_same_files(
     coco: Path, small_depth_network: Path, built: Path, tmp_path: Path
 ) -> None:

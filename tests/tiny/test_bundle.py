@@ -53,6 +53,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> RenderedScenes:
     return scenes(tmp_path_factory.mktemp("held_out"), "object", 96, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lamp", "least_db"), [((1.0, 1.0, 1.0), 1.0), ((0.9, 0.55, 0.3), 2.5)], ids=["as rendered", "warm, dim"]
 )

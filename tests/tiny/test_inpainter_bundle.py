@@ -32,6 +32,7 @@ def test_notebook_is_stored_without_outputs(root: Path) -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
+@pytest.mark.slow
 def test_notebook_runs(root: Path) -> None:
     """On the small model, from the folder in which it lies."""
     notebook = nbformat.read(root / "notebooks" / "try_pipe.ipynb", as_version=4)
