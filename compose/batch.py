@@ -88,7 +88,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
     below = [] if defaults is None else yaml_layers(defaults)
     jobs: list[Job] = []
     taken: dict[str, tuple[str, bool]] = {}
-    errors: list[str] = []
+    errors, sound = list[str](), set[Path]()
     for number, line in lines:
         try:
             values = parse_line(line)
@@ -102,7 +102,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
                 ComposeSettings, [*below, Layer({"seed": seed_of(name) % 2**32, **values})]
             )
             claim_names(name, settings.num_samples, f"line {number}", taken)
-            check_files(settings)
+            check_files(settings, sound)
             jobs.append(Job(name, settings))
         except (ValueError, OSError) as error:  # a path can be too long to look for
             errors.append(f"line {number}: {error}")
@@ -148,12 +148,14 @@ def named_folders(settings: ComposeSettings) -> dict[str, Path]:
     return {name: folder for name, folder in folders.items() if folder is not None}
 
 
-def check_files(settings: ComposeSettings) -> None:
-    """Refuse settings that name a file or folder that is not there."""
+def check_files(settings: ComposeSettings, sound: set[Path]) -> None:
+    """Refuse settings that name a file or folder that is not there. sound: models that were read before."""
     for name, file in named_files(settings).items():
         if not file.is_file():
             raise ValueError(f"{name}: {file} is not a file")
-    load_compositor_config(compositor_folder(settings.model))
+    if (model := compositor_folder(settings.model)) not in sound:
+        load_compositor_config(model)
+        sound.add(model)
     for name, folder in named_folders(settings).items():
         if not folder.is_dir():
             raise ValueError(f"{name}: {folder} is not a folder")
@@ -256,7 +258,7 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
             job = Job(name, merge_layers(ComposeSettings, [*below, Layer({**given, **files})]))
             claim_names(name, job.settings.num_samples, f"{image} in {files['background']}", taken)
             jobs.append(job)
-    check_files(jobs[0].settings)
+    check_files(jobs[0].settings, set())
     return jobs
 
 

@@ -120,6 +120,15 @@ def test_a_model_is_read_once_for_many_jobs(case: Case, monkeypatch) -> None:
     assert len(weights) == len(list(case.model.rglob("*.safetensors")))
 
 
+def test_the_configuration_of_a_model_is_read_once_for_a_file_of_jobs(case: Case, monkeypatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("compose.batch.load_compositor_config", read.append)
+    path = write(case, *(job(case, name=f"n{number}") for number in range(20)))
+    jobs = read_jobs(path, None, case.folder)
+    assert len(jobs) == 20
+    assert read == [case.model]
+
+
 def test_a_line_for_every_job_has_its_name_its_number_and_the_time_left(case: Case, caplog) -> None:
     caplog.set_level("INFO")
     write(case, *(job(case, name=name) for name in ("dog/a", "b")), job(case, name="bad", **HIDDEN))
