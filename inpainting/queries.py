@@ -22,8 +22,8 @@ from inpainting.prompts import (
     paint_masks,
     read_prompt,
 )
-from ldm.mllm.chat import ChatExample
 from ldm.mllm.constrain import AnswerForm, ConstrainedChoice, Grammar
+from ldm.mllm.model import ChatExample
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,9 +16,8 @@ import torch
 
 from datasets.relations import Place
 from ldm.files import read_json
-from ldm.mllm.chat import Chat, ChatExample, generate
-from ldm.mllm.constrain import ConstrainedChoice, Grammar
-from ldm.mllm.load import Mllm, load_mllm
+from ldm.mllm.constrain import ConstrainedChoice, Grammar, generate
+from ldm.mllm.model import Chat, ChatExample, Mllm, load_mllm
 from ldm.mllm.templates import TEMPLATES
 from ldm.settings.config import read_config
 from llava_bifrost.language.answer import Candidate, ways_to_place

@@ -18,9 +18,9 @@ from ldm.device import DTYPES
 from ldm.files import write_atomic, write_json
 from ldm.images import read_image
 from ldm.mllm import training
-from ldm.mllm.chat import ChatExample, generate
+from ldm.mllm.constrain import generate
 from ldm.mllm.llava_original import merge_into
-from ldm.mllm.load import Mllm, load_model, load_processor
+from ldm.mllm.model import ChatExample, Mllm, load_model, load_processor
 from ldm.settings.config import dump_yaml, write_config
 from ldm.training.fit import Task, fit, make_accelerator
 from llava_bifrost.build_dataset.records import LocatorRecord, read_records

@@ -62,13 +62,13 @@ THOUGHTS: dict[str, tuple[int, dict[str, str]]] = {
         {
             "llava_bifrost/training.py": "fine_tune_locator LocatorData question_of",
             "llava_bifrost/train.py": "TrainConfig",
-            "ldm/mllm/load.py": "load_model load_processor Mllm",
+            "ldm/mllm/model.py": "load_model load_processor Mllm ChatExample",
             "ldm/mllm/training.py": "make_trainable prepared answer_loss adapter_layout",
             "ldm/training/settings.py": "FitConfig LoraSettings ResumableSampler",
-            "ldm/mllm/chat.py": "ChatExample",
             "ldm/training/fit.py": "fit TrainingRun",
-            "ldm/training/task.py": "Task drawing",
-            "ldm/training/checkpoints.py": "chosen_checkpoint read_checkpoint write_checkpoint CsvLogger",
+            "ldm/training/run.py": (
+                "Task drawing chosen_checkpoint read_checkpoint write_checkpoint CsvLogger"
+            ),
         },
     ),
     "a prompt for a region": (
@@ -87,8 +87,7 @@ THOUGHTS: dict[str, tuple[int, dict[str, str]]] = {
             "tiny/locator/train.py": "train_small_locator Training",
             "tiny/locator/vision.py": "open_scenes SceneArrays labelled_images patch_loss",
             "tiny/locator/questions.py": "open_questions pack_questions QuestionCache locator_tokenizer",
-            "tiny/scene_arrays.py": "ArrayCache",
-            "tiny/words.py": "word_tokenizer",
+            "tiny/world.py": "ArrayCache word_tokenizer",
             "tiny/llava.py": "create_llava train_vision LanguageTrainer save_llava",
         },
     ),

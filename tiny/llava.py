@@ -32,7 +32,7 @@ from ldm.checkpoints import folder_written_whole
 from ldm.files import write_atomic
 from ldm.settings.config import CheckedSettings, dump_yaml, setting, write_config
 from tiny.loop import Loss, Stage, StageSettings, means
-from tiny.words import IMAGE, SPECIAL
+from tiny.world import IMAGE, SPECIAL
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 
 from ldm.files import written_whole
 from ldm.settings.config import CheckedSettings, setting
-from ldm.training.checkpoints import CsvLogger
 from ldm.training.manifest import Effort, make_manifest
+from ldm.training.run import CsvLogger
 from ldm.training.signals import signals_noted
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from datasets.scenes.batch import SceneFacts
 from datasets.scenes.settings import EVAL_BIT
 from datasets.scenes.store import OpenShard, read_facts
 from datasets.sources.rendered import shard_files
-from tiny.words import Name, read_name
+from tiny.world import Name, read_name
 
 LEAST_VISIBLE, LEAST_SIDE, MOST_AREA = 0.6, 9, 0.4
 MOST_OVERLAP = 0.3  # of the smaller box, between two masks of one example

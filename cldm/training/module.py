@@ -31,7 +31,7 @@ from cldm.training.settings import CompositorTrainConfig
 from cldm.training.sharding import WHOLE, shard
 from datasets.base import MOVING, STILL
 from ldm.denoise import min_snr_weight, prediction_target
-from ldm.training.checkpoints import trained
+from ldm.training.run import trained
 
 FREE = 0.3  # fraction of examples whose timestep ignores the source's dynamics (published)
 

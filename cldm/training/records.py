@@ -30,7 +30,7 @@ from ldm.denoise import Monitor
 from ldm.files import write_json
 from ldm.images import from_pm1, write_png
 from ldm.sheet import grid
-from ldm.training.checkpoints import CsvLogger
+from ldm.training.run import CsvLogger
 
 if TYPE_CHECKING:
     from cldm.training.data import PairData

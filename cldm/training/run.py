@@ -23,8 +23,8 @@ from cldm.training.sharding import Sharded, SplitCheckpoint, runs_model, step_fo
 from ldm.files import read_json, write_atomic, write_json
 from ldm.latents import LatentSpace
 from ldm.settings.config import dump_yaml
-from ldm.training.checkpoints import Layout, read_files
 from ldm.training.manifest import Effort, make_manifest
+from ldm.training.run import Layout, read_files
 from ldm.training.signals import signals_noted
 
 logger = logging.getLogger(__name__)

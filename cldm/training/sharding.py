@@ -26,7 +26,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
 from cldm.model import Compositor
-from ldm.training.checkpoints import STATE, Layout, read_files, trained, write_checkpoint
+from ldm.training.run import STATE, Layout, read_files, trained, write_checkpoint
 
 # Of what trains: whole tensors, on the CPU of the first device when they are read.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)

@@ -1,4 +1,4 @@
-"""Answers that always have a given form: decoding constrained by a regular expression (outlines-core).
+"""Answers of a model, free or of a given form: decoding constrained by a regular expression (outlines-core).
 
 The expression speaks about what the tokens spell: the texts of an answer's tokens, one after the other. For
 most tokenizers that is the answer itself; one whose tokens are words drops blanks and commas (see `spell`).
@@ -9,8 +9,9 @@ Legend: b rows of a batch, v vocabulary.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,8 +19,10 @@ from typing import Any
 import torch
 from outlines_core import Index, Vocabulary
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from ldm.mllm.model import Mllm, end_token
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -199,8 +202,46 @@ class ConstrainedChoice(LogitsProcessor):
         return torch.tensor(good or found)
 
 
-def end_token(tokenizer: Any) -> int:
-    """The id of the token that ends an answer."""
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer names no end-of-sequence token (eos_token), so no answer could end")
-    return int(tokenizer.eos_token_id)
+@dataclass(frozen=True)
+class Answer:
+    """text: as the tokenizer decodes it. spelled: the texts of its tokens. log_probability: see constrain."""
+
+    text: str
+    spelled: str
+    log_probability: float
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Tensors on the device, floating ones as dtype."""
+    return {
+        key: value.to(device, dtype if value.is_floating_point() else None)
+        for key, value in batch.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def generate(
+    mllm: Mllm, batch: Mapping[str, Any], choice: ConstrainedChoice | None = None, longest: int = 128
+) -> list[Answer]:
+    """Let the model answer a batch of prompts, greedily; one Answer per row.
+
+    choice: chooses the tokens instead, within a form. Without it spelled is the text, log_probability nan.
+    """
+    model: Any = mllm.model
+    tokenizer = mllm.processor.tokenizer
+    inputs = to_device(batch, mllm.device, mllm.dtype)
+    end = end_token(tokenizer)
+    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    settings = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=end, pad_token_id=pad)
+    with torch.no_grad():
+        rows = model.generate(
+            **inputs, generation_config=settings, logits_processor=[] if choice is None else [choice]
+        )
+    answers = rows[:, inputs["input_ids"].shape[1] :].tolist()
+    texts = [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    if choice is None:
+        return [Answer(text, text, math.nan) for text in texts]
+    return [
+        Answer(text, choice.grammar.spell(tokens).strip(), log_p)
+        for text, tokens, log_p in zip(texts, answers, choice.log_probability, strict=True)
+    ]

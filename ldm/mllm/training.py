@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from ldm.checkpoints import check_weights
 from ldm.files import first_line, read_json
-from ldm.training.checkpoints import Layout
+from ldm.training.run import Layout, drawing
 from ldm.training.settings import LoraSettings
-from ldm.training.task import drawing
 from ldm.weight_files import open_weights
 
 LANGUAGE = ("language_model", "text_model")  # what families call their language model

@@ -23,23 +23,26 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from ldm.seeds import seed_of
-from ldm.training.checkpoints import (
+from ldm.training.run import (
     CHECKPOINT_PREFIX,
     CsvLogger,
-    TrainingProgress,
+    FitOutcome,
+    Task,
     checkpoint_folders,
     chosen_checkpoint,
+    drawing,
+    make_accelerator,
     read_checkpoint,
+    switch_to_training,
     trained,
     write_checkpoint,
 )
-from ldm.training.settings import FitConfig, ResumableSampler
+from ldm.training.settings import FitConfig, ResumableSampler, TrainingProgress
 from ldm.training.signals import signals_noted
-from ldm.training.task import FitOutcome, Task, drawing, is_due, make_accelerator, switch_to_training
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +80,8 @@ def fit(
         run.average.copy_to(list(run.weights.values()))
     accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     progress, best = run.progress, run.checkpoint(run.progress.best_step)
-    best_there = math.isfinite(progress.best) and best.is_dir()
-    newest = run.checkpoint(progress.step)
-    return FitOutcome(progress.step, progress.stopped, newest, best if best_there else None)
+    there = math.isfinite(progress.best) and best.is_dir()
+    return FitOutcome(progress.step, progress.stopped, run.checkpoint(progress.step), best if there else None)
 
 
 class TrainingRun:
@@ -89,12 +91,12 @@ class TrainingRun:
         self, config: FitConfig, out: Path, accelerator: Accelerator, model: nn.Module, task: Task
     ) -> None:
         self.config, self.out, self.accelerator, self.task = config, out, accelerator, task
-        examples, rank, world = len(task.data), accelerator.process_index, accelerator.num_processes  # type: ignore[arg-type]
-        self.is_main = bool(accelerator.is_main_process)
+        self.is_main, world = bool(accelerator.is_main_process), accelerator.num_processes
+        examples = len(task.data)  # type: ignore[arg-type]
         # A continued run must share these with the one before: its order of examples follows from them.
         self.facts = {"examples": examples, "batch": config.batch * world, "seed": config.seed}
         self.facts["accumulate"] = config.accumulate
-        self.order = ResumableSampler(examples, config.batch, config.seed, rank, world)
+        self.order = ResumableSampler(examples, config.batch, config.seed, accelerator.process_index, world)
         self.total = config.steps_for(examples, world)
         self.weights = trained(model)
         if not self.weights:
@@ -108,8 +110,7 @@ class TrainingRun:
         self.progress = TrainingProgress()
         self.signals, self.stopping = list[int](), False
         self.surplus: list[Path] = []  # the checkpoint of an interruption, until there is a later one
-        self.loss_sum = torch.zeros((), device=accelerator.device)
-        self.grad_norm: Tensor | float = math.nan
+        self.loss_sum, self.grad_norm = torch.zeros((), device=accelerator.device), torch.tensor(math.nan)
         self.rows = CsvLogger(out / "metrics.csv", METRICS_COLUMNS)
         self.validation_rows = CsvLogger(out / "validation.csv")
         self.samples, self.row_time, self.started = 0, time.monotonic(), time.monotonic()
@@ -206,15 +207,15 @@ class TrainingRun:
         progress.step += 1
         self.bar.update()
         epoch_ends, ends = progress.batch == 0, progress.step == self.total
-        if is_due(progress.step, config.log_every) or ends:
+        if progress.is_due(config.log_every) or ends:
             self.write_row(rate)
-        if is_due(progress.step, config.validate_every) or ends or (epoch_ends and not config.validate_every):
+        if progress.is_due(config.validate_every) or ends or (epoch_ends and not config.validate_every):
             self.validate()
-        saving = is_due(progress.step, config.save_every) or (epoch_ends and config.save_epochs)
+        saving = progress.is_due(config.save_every) or (epoch_ends and config.save_epochs)
         saving = saving or self.done or progress.best_step == progress.step
         # Several processes agree where they wait for each other anyway.
         alone = self.accelerator.num_processes == 1
-        if alone or is_due(progress.step, config.log_every):
+        if alone or progress.is_due(config.log_every):
             came = torch.tensor(float(sum(self.signals)), device="cpu" if alone else self.loss_sum.device)
             self.stopping = bool(self.accelerator.reduce(came))
             self.signals += [signal.SIGTERM] if self.stopping and not self.signals else []
@@ -285,8 +286,7 @@ class TrainingRun:
         if self.is_main:
             state: dict[str, Any] = {"facts": self.facts, "progress": asdict(progress), "average": None}
             state |= {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
-            state["scaler"] = None if scaler is None else scaler.state_dict()
-            state["interrupted"] = interrupted
+            state |= {"scaler": scaler and scaler.state_dict(), "interrupted": interrupted}
             shadows = None
             if self.average is not None:
                 numbers = self.average.state_dict()

@@ -1,11 +1,14 @@
-"""How models are trained that accelerate trains: the loop, the order of its examples, the adapter."""
+"""Training that accelerate runs: settings, order of the examples, progress; what an adapter is."""
 
+import logging
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from ldm.settings.config import CheckedSettings, check_settings, setting
+
+log = logging.getLogger(__name__)
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
@@ -79,6 +82,36 @@ class FitConfig(CheckedSettings):
         """Optimizer steps of the whole run."""
         batches = ResumableSampler(examples, self.batch, 0, 0, processes).batches
         return self.steps or self.epochs * math.ceil(batches / self.accumulate)
+
+
+@dataclass
+class TrainingProgress:
+    """Where a run stands."""
+
+    step: int = 0  # optimizer steps done
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch done, per process
+    loss_sum: float = 0.0  # of the batches since the last row, mean over processes
+    loss_count: int = 0
+    best: float = math.inf  # lowest validation loss
+    best_step: int = 0
+    since_best: int = 0  # validations
+    stopped: bool = False
+    seconds: float = 0.0  # spent on this run, interruptions left out
+
+    def is_due(self, every: int) -> bool:
+        """Whether what is done after each `every` steps is done now; 0 = never."""
+        return every > 0 and self.step % every == 0
+
+    def note_validation(self, loss: float, patience: int) -> None:
+        """Note a validation loss; `patience` of them in a row that are not lower stop the run (0 = never)."""
+        if loss < self.best:
+            self.best, self.best_step, self.since_best = loss, self.step, 0
+            return
+        self.since_best += 1
+        if patience and self.since_best >= patience:
+            self.stopped = True
+            log.info("stopped after step %d: the lowest validation loss stays %.5g", self.step, self.best)
 
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -22,7 +22,7 @@ from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import render_shards
 from datasets.sources.rendered import RenderedScenes
 from ldm.denoise import min_snr_weight
-from ldm.training.checkpoints import CsvLogger
+from ldm.training.run import CsvLogger
 from tests.cldm.small import SMALL, SMALL_CONFIG
 from tests.cldm.test_train import run_config, scenes
 

@@ -206,7 +206,7 @@ def test_long_words_are_broken():
 
 def test_the_small_models_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With no other model in place: prompts of rendered solids, in the words that the small painter knows."""
-    from tiny.words import read_name
+    from tiny.world import read_name
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))

@@ -21,7 +21,7 @@ from ldm.settings.cli import run_app
 from tests.inpainting.painting_set import PAINTINGS, REGIONS, PaintingSet, tree, write_set
 from tests.ldm.small_mllm import small_folder
 from tests.loopback import Server, serving
-from tiny.words import make_tokenizer
+from tiny.world import make_tokenizer
 
 PROGRAMS: dict[str, Callable] = {
     f"inpainting.data.{name}": program.build_app

@@ -20,7 +20,7 @@ from inpainting.data.paintings import PaintingOptions
 from inpainting.tokens import plan_tokens
 from ldm.images import write_mask
 from tests.inpainting.painting_set import REGIONS, PaintingSet, tree, write_set
-from tiny.words import make_tokenizer
+from tiny.world import make_tokenizer
 
 SIDE = 32
 

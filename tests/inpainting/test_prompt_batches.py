@@ -12,7 +12,7 @@ from inpainting.models.image_to_text.batches import PromptCollate, WithAlphas
 from inpainting.models.image_to_text.dataset import LlavaDataset
 from inpainting.models.image_to_text.settings import AlphaOptions, LlavaOptions
 from inpainting.prompts import LLAVA_PROMPT, TEMPLATE, discover_prompt
-from ldm.mllm.chat import IGNORED, Chat
+from ldm.mllm.model import IGNORED, Chat
 from ldm.mllm.templates import TEMPLATES
 from tests.inpainting.small_paintings import write_paintings
 from tests.ldm.small_mllm import build_small

@@ -20,8 +20,8 @@ from inpainting.models.image_to_text.evaluation.validate import HeldOutTest
 from inpainting.models.image_to_text.fine_tune_llavanext import build_app
 from inpainting.models.image_to_text.settings import RECIPE, PromptTraining
 from inpainting.models.image_to_text.training import checkpoint_of, open_mllm, train_prompt_writer
-from ldm.mllm import load as mllm_load
-from ldm.mllm.load import load_model
+from ldm.mllm import model as mllm_model
+from ldm.mllm.model import load_model
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
 from tests.inpainting.prompt_job import NAMES, RECIPES, adapter, recipe, table, write_job
@@ -192,8 +192,8 @@ def test_four_bits_where_they_work(folder: Path, tmp_path: Path, monkeypatch: py
         return model
 
     monkeypatch.setattr(training, "four_bit_works", lambda: True)
-    monkeypatch.setattr(mllm_load, "BitsAndBytesConfig", dict)
-    monkeypatch.setattr(mllm_load, "AutoModelForImageTextToText", SimpleNamespace(from_pretrained=opened))
+    monkeypatch.setattr(mllm_model, "BitsAndBytesConfig", dict)
+    monkeypatch.setattr(mllm_model, "AutoModelForImageTextToText", SimpleNamespace(from_pretrained=opened))
     train_prompt_writer(recipe(folder, tmp_path, "train/llava_multimask", "fit.steps=1", "val.instances=0"))
     assert asked["quantization_config"] == {
         "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16

@@ -21,8 +21,7 @@ from inpainting.models.image_to_text.settings import LlavaOptions, PromptTrainin
 from inpainting.models.image_to_text.training import train_prompt_writer
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import CONFIG_FILE, PrompterConfig, discover_question
-from ldm.mllm.chat import ChatExample
-from ldm.mllm.load import load_model
+from ldm.mllm.model import ChatExample, load_model
 from ldm.mllm.training import answer_loss
 from ldm.settings.config import dump_yaml, load_config, read_config
 from tests.conftest import ROOT

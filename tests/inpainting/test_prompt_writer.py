@@ -19,9 +19,8 @@ from inpainting.models.image_to_text.settings import Decoding
 from inpainting.models.image_to_text.writer import PromptWriter, find_files
 from inpainting.prompts import COLORS, CONFIG_FILE, PrompterConfig, colors_of_masks, pattern_of, target_text
 from inpainting.queries import queries_for
-from ldm.mllm.chat import Chat, ChatExample
 from ldm.mllm.constrain import Grammar
-from ldm.mllm.load import Mllm, load_mllm
+from ldm.mllm.model import Chat, ChatExample, Mllm, load_mllm
 from ldm.settings.config import write_config
 from tests.ldm import small_mllm
 from tests.ldm.small_mllm import build_small, small_folder

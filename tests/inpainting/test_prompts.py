@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from inpainting.models.text_to_image.evaluation.generate import fill_paintings
 from inpainting.models.text_to_image.test import build_app
 from inpainting.prompts import COLORS, paint_masks, read_prompt
-from ldm.mllm.load import load_mllm
+from ldm.mllm.model import load_mllm
 from ldm.mllm.training import load_adapter
 from ldm.settings.cli import run_app
 from tests.inpainting.small_paintings import write_inpainter, write_paintings

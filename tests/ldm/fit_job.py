@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from ldm.denoise import noise_for
 from ldm.settings.config import load_config
-from ldm.training.checkpoints import Layout
 from ldm.training.fit import FitOutcome, Task, fit
+from ldm.training.run import Layout
 from ldm.training.settings import FitConfig
 
 SMALL = ["lr=0.01", "batch=4", "workers=0", "log_every=1", "save_every=3", "schedule=cosine", "epochs=3"]

@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from ldm.metrics.clip_resnet import ResnetClip
 from ldm.metrics.inception import Inception
 from ldm.metrics.lpips import Lpips
-from tiny.words import make_tokenizer
+from tiny.world import make_tokenizer
 
 
 def write_inception(path: Path) -> Path:

@@ -37,7 +37,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from ldm.mllm.load import images_only
+from ldm.mllm.model import images_only
 from ldm.mllm.templates import TEMPLATES
 
 FAMILIES = ("llava", "llava_words", "llava_next", "qwen2_5_vl", "qwen3_vl", "smolvlm")

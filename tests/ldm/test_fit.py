@@ -17,9 +17,9 @@ from torch import nn
 
 from ldm.seeds import seed_of
 from ldm.settings.config import load_config
-from ldm.training.checkpoints import TrainingProgress, checkpoint_folders, chosen_checkpoint
 from ldm.training.fit import Task, fit, make_accelerator
-from ldm.training.settings import FitConfig, ResumableSampler
+from ldm.training.run import checkpoint_folders, chosen_checkpoint
+from ldm.training.settings import FitConfig, ResumableSampler, TrainingProgress
 from tests.conftest import ROOT
 from tests.ldm.fit_job import Net, Numbers, loss, train
 

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaProcessor, SiglipVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from ldm.mllm.chat import IGNORED, Chat, ChatExample
-from ldm.mllm.load import load_mllm, load_processor
+from ldm.mllm.model import IGNORED, Chat, ChatExample, load_mllm, load_processor
 from ldm.mllm.templates import TEMPLATES, VICUNA_SYSTEM
 from tests.ldm.small_mllm import FAMILIES, SIDE, TAIL, build_small, small_folder
 

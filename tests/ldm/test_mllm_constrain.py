@@ -12,9 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm.mllm.chat import Chat, ChatExample, generate
-from ldm.mllm.constrain import AnswerForm, ConstrainedChoice, Grammar
-from ldm.mllm.load import Mllm
+from ldm.mllm.constrain import AnswerForm, ConstrainedChoice, Grammar, generate
+from ldm.mllm.model import Chat, ChatExample, Mllm
 from tests.ldm.small_mllm import TAIL, build_small, byte_level, llama_like, word_level
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)

@@ -24,7 +24,7 @@ from ldm.registry.pull import changing, download, unpack
 from ldm.settings.cli import command, run_app, single_app
 from ldm.settings.config import setting
 from ldm.settings.resources import lacks_memory, user_message
-from ldm.training.checkpoints import CsvLogger, Layout, write_checkpoint
+from ldm.training.run import CsvLogger, Layout, write_checkpoint
 from tests.compose.test_inference_many import batch, job, write
 from tests.images import Case, forbid_loading
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cldm.training.run import train as train_compositor
 from ldm.settings.config import load_config
-from ldm.training.checkpoints import CHECKPOINT_PREFIX, STATE, numbered_folders
 from ldm.training.fit import Task, fit
+from ldm.training.run import CHECKPOINT_PREFIX, STATE, numbered_folders
 from ldm.training.settings import FitConfig
 from ldm.training.signals import signals_noted
 from tests.cldm.test_train import run_config, scenes

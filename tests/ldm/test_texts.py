@@ -265,7 +265,7 @@ def test_short_rows_and_names_with_blanks_in_the_header(tmp_path: Path) -> None:
 
 
 # Files that no user writes: the log of a run, the kernel's table of memory, the program itself.
-MACHINE_WRITTEN = {"ldm/training/checkpoints.py", "ldm/device.py", "ldm/settings/later.py"}
+MACHINE_WRITTEN = {"ldm/training/run.py", "ldm/device.py", "ldm/settings/later.py"}
 READS_TEXT = (".read_text", "json.load", "yaml.safe_load")
 PRODUCTS = ("ldm", "datasets", "cldm", "llava_bifrost", "inpainting", "compose", "tiny")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.training.task import switch_to_training
+from ldm.training.run import switch_to_training
 
 
 @pytest.mark.parametrize(("kind", "size"), [(nn.BatchNorm1d, (4, 3)), (nn.BatchNorm2d, (4, 3, 2, 2))])

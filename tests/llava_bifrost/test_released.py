@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from ldm.mllm.chat import Chat, ChatExample
 from ldm.mllm.llava_original import merge_into, read_original, today
-from ldm.mllm.load import load_model
+from ldm.mllm.model import Chat, ChatExample, load_model
 from ldm.settings.cli import run_app
 from llava_bifrost.locator import load_locator, read_locator_config
 from llava_bifrost.model import build_app

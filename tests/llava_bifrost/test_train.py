@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from datasets.relations import Place
 from ldm.images import write_png
-from ldm.mllm.load import load_model
+from ldm.mllm.model import load_model
 from ldm.mllm.training import is_projector, load_adapter, make_trainable, merged
 from ldm.settings.cli import run_app
 from ldm.settings.config import dump_yaml, write_config

@@ -24,7 +24,7 @@ from tiny.locator.train import LocatorTraining, train_small_locator
 from tiny.loop import Stage
 from tiny.prompter.evaluate import PrompterEvaluation, evaluate_prompter
 from tiny.prompter.train import PrompterTraining, train_prompter
-from tiny.scene_arrays import split_scenes
+from tiny.world import split_scenes
 
 
 @pytest.fixture(scope="module")

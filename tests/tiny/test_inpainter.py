@@ -27,7 +27,7 @@ from tiny.inpainter.train import AdapterConfig, InpainterTraining
 from tiny.loop import DiffusionStage, Stage
 from tiny.regions import Views, box_masks, overlap, read_views, refuse_training_scenes
 from tiny.report import scene_mean
-from tiny.words import ONE_TOKEN, Name, caption_of, make_tokenizer, read_name
+from tiny.world import ONE_TOKEN, Name, caption_of, make_tokenizer, read_name
 
 SIZE = 64
 SHORT = DiffusionStage(steps=4, batch=2, lr=1e-3, log_every=2, bf16=False)

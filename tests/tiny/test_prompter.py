@@ -14,7 +14,7 @@ from datasets.scenes.batch import render
 from datasets.scenes.settings import eval_seed, train_seed
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import discover_question, paint_masks, target_text
-from ldm.mllm.chat import Chat, ChatExample
+from ldm.mllm.model import Chat, ChatExample
 from tests.conftest import ROOT
 from tiny.llava import LlavaStage, SmallConfig, create_llava, last_states, pixel_values, project
 from tiny.prompter.captions import CAPTION, VOCABULARY, pack_captions
@@ -50,7 +50,7 @@ from tiny.prompter.scenes import (
 from tiny.prompter.train import PrompterTraining, train_prompter
 from tiny.regions import box_masks, overlap
 from tiny.report import scene_mean
-from tiny.words import COLOUR_WORDS, SHAPE_WORDS, Name, caption_of
+from tiny.world import COLOUR_WORDS, SHAPE_WORDS, Name, caption_of
 
 TINY = SmallConfig(
     image=64, width=32, heads=2, stages=(8, 16, 16), blocks=(1, 1, 1), vision_layers=1, layers=3, hidden=48

@@ -21,7 +21,7 @@ from ldm.settings.config import CheckedSettings, setting
 from tiny.inpainter.examples import make_example
 from tiny.loop import DiffusionStage, Stage
 from tiny.regions import Views, grown
-from tiny.words import COLOUR_WORDS, SHAPE_WORDS
+from tiny.world import COLOUR_WORDS, SHAPE_WORDS
 
 WEIGHTS = "judge.safetensors"  # the name that runs and the bundle have on disk
 SIDE = 32  # of the crops that the classifier sees, pixels

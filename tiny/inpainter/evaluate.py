@@ -38,7 +38,7 @@ from tiny.inpainter.examples import PROMPTS, Example, PaintCase, make_cases
 from tiny.inpainter.train import ADAPTERS
 from tiny.regions import box_masks, read_views, refuse_training_scenes
 from tiny.report import alternating, cell, scene_mean, table_lines, write_evaluation
-from tiny.words import COLOUR_WORDS, SHAPE_WORDS
+from tiny.world import COLOUR_WORDS, SHAPE_WORDS
 
 # name -> (LoRA folder of the run, how prompts reach their masks)
 MODELS: dict[str, tuple[str, PaintOptions]] = {

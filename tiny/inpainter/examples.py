@@ -21,7 +21,7 @@ from inpainting.models.text_to_image.config import LAYOUTS
 from inpainting.models.text_to_image.rca import shrink_masks
 from tiny.compositor.autoencoder import pm1_batch
 from tiny.regions import Region, Views, box_masks, grown, spread_out
-from tiny.words import COLOUR_WORDS, PATTERNED, SHAPE_WORDS, Name, caption_of
+from tiny.world import COLOUR_WORDS, PATTERNED, SHAPE_WORDS, Name, caption_of
 
 CHUNK = 4  # images encoded together
 PLAIN_FRACTION = 0.6  # of single-mask examples whose solid has one colour; in the scenes it is 0.3

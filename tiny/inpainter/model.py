@@ -29,7 +29,7 @@ from ldm.files import write_json
 from ldm.settings.config import CheckedSettings, setting, write_config
 from tiny.compositor.autoencoder import pm1_batch
 from tiny.loop import DiffusionStage, Stage
-from tiny.words import LENGTH, make_tokenizer
+from tiny.world import LENGTH, make_tokenizer
 
 LATENT_CHANNELS = 4
 STATISTICS_WEIGHT = 0.05  # of the penalty that holds the statistics of the latents; chosen

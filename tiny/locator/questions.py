@@ -32,7 +32,7 @@ from llava_bifrost.language.instruction import make_question
 from llava_bifrost.worlds.questions import MIRRORED, place_questions, replace_questions
 from llava_bifrost.worlds.world import world_of
 from tiny.locator.vision import ImageDraw
-from tiny.words import BEGIN, COLOUR_WORDS, IMAGE, PAD, PATTERN_NAMES, SHAPE_WORDS, SPECIAL, word_tokenizer
+from tiny.world import BEGIN, COLOUR_WORDS, IMAGE, PAD, PATTERN_NAMES, SHAPE_WORDS, SPECIAL, word_tokenizer
 
 FURNITURE = ("table", "low platform")
 

@@ -46,8 +46,7 @@ from tiny.locator.vision import (
     patch_loss,
 )
 from tiny.loop import Stage, stages_manifest
-from tiny.scene_arrays import split_scenes
-from tiny.words import COLOUR_WORDS, PATTERN_NAMES, SHAPE_WORDS
+from tiny.world import COLOUR_WORDS, PATTERN_NAMES, SHAPE_WORDS, split_scenes
 
 log = logging.getLogger(__name__)
 

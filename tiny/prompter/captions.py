@@ -23,7 +23,7 @@ from inpainting.prompts import discover_question
 from ldm.mllm.templates import LLAVA_SYSTEM
 from tiny.llava import LanguageTrainer, Measures, last_states, project
 from tiny.prompter.data import MASK_COLORS, SOLIDS, Painted
-from tiny.words import BEGIN, COLOUR_WORDS, END, IMAGE, KINDS, PAD, SHAPE_WORDS, SPECIAL, Name, caption_of
+from tiny.world import BEGIN, COLOUR_WORDS, END, IMAGE, KINDS, PAD, SHAPE_WORDS, SPECIAL, Name, caption_of
 
 QUESTION = discover_question(["#"]).partition(" #")[0]
 SENTENCES = (LLAVA_SYSTEM, QUESTION, "USER:", "ASSISTANT:")

@@ -19,8 +19,7 @@ from inpainting.prompts import COLORS, rgb_of
 from tiny.llava import PATCH
 from tiny.prompter.scenes import side_of
 from tiny.regions import box_area, overlap
-from tiny.scene_arrays import ArrayCache, pooled
-from tiny.words import COLOUR_WORDS, KINDS
+from tiny.world import COLOUR_WORDS, KINDS, ArrayCache, pooled
 
 MASK_COLORS = tuple(COLORS)[:5]  # colours of masks that the small prompter knows
 SOLIDS = 9  # rows per scene: at most eight and furniture

@@ -36,7 +36,7 @@ from tiny.prompter.data import MASK_COLORS, DrawnMasks, Sets, draw_masks, open_s
 from tiny.prompter.scenes import best_guess, predictive
 from tiny.regions import box_masks, refuse_training_scenes
 from tiny.report import alternating, cell, scene_interval, scene_mean, table_lines, write_evaluation
-from tiny.words import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
+from tiny.world import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
 
 ON_SHEET = 10  # images
 DRAWS, NEIGHBOURS = 8, 40  # masks per scene, and how many of the nearest vote; chosen

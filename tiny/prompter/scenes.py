@@ -32,7 +32,7 @@ from datasets.scenes.settings import SceneOptions, StoreSettings
 from datasets.scenes.store import render_shards
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import setting
-from tiny.words import COLOUR_WORDS, SHAPE_WORDS
+from tiny.world import COLOUR_WORDS, SHAPE_WORDS
 
 FOLLOW = 0.85
 NAME = "sets: colour of the half, shape of the scene"  # in the recipe of rendered shards

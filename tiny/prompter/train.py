@@ -18,7 +18,7 @@ from torch import Tensor
 
 from inpainting.prompts import CONFIG_FILE, TEMPLATE, PrompterConfig
 from ldm.files import hash_folder
-from ldm.mllm.load import load_model
+from ldm.mllm.model import load_model
 from ldm.mllm.templates import TEMPLATES
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import setting
@@ -26,8 +26,7 @@ from tiny import llava
 from tiny.loop import stages_manifest
 from tiny.prompter import captions
 from tiny.prompter.data import MASK_COLORS, Painted, Sets, draw_masks, open_sets, paint_scenes
-from tiny.scene_arrays import split_scenes
-from tiny.words import word_tokenizer
+from tiny.world import split_scenes, word_tokenizer
 
 log = logging.getLogger(__name__)
 

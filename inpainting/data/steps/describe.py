@@ -43,7 +43,7 @@ from ldm.files import hash_model
 from ldm.images import read_image
 from ldm.journal import Journal, JournalReader
 from ldm.locks import alone
-from ldm.mllm.load import Mllm, four_bit_works, load_four_bit, load_mllm
+from ldm.mllm.model import Mllm, four_bit_works, load_four_bit, load_mllm
 from ldm.registry.models import local_or_hub_folder
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from inpainting.models.image_to_text.dataset import LlavaDataset
 from inpainting.models.image_to_text.settings import AlphaOptions
 from inpainting.prompts import discover_question, target_text
-from ldm.mllm.chat import IGNORED, Chat, ChatExample
+from ldm.mllm.model import IGNORED, Chat, ChatExample
 from ldm.seeds import seed_of
 
 Item = Mapping[str, Any]

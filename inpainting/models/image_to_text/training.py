@@ -19,11 +19,12 @@ from inpainting.prompts import CONFIG_FILE
 from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
 from ldm.files import write_atomic
-from ldm.mllm.load import Mllm, four_bit_works, load_four_bit, load_model, load_processor
+from ldm.mllm.model import Mllm, four_bit_works, load_four_bit, load_model, load_processor
 from ldm.mllm.training import adapter_layout, answer_loss, load_adapter, make_trainable, prepared
 from ldm.registry.models import local_or_hub_folder
 from ldm.settings.config import dump_yaml, write_config
-from ldm.training.checkpoints import (
+from ldm.training.fit import Task, fit, make_accelerator
+from ldm.training.run import (
     STATE,
     Layout,
     checkpoint_folders,
@@ -31,7 +32,6 @@ from ldm.training.checkpoints import (
     read_checkpoint,
     trained,
 )
-from ldm.training.fit import Task, fit, make_accelerator
 from ldm.training.settings import LoraSettings, ResumableSampler
 
 log = logging.getLogger(__name__)

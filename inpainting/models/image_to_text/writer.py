@@ -30,9 +30,8 @@ from inpainting.prompts import CONFIG_FILE, SPACED_TAG, TEMPLATE, PrompterConfig
 from inpainting.queries import Query, TagChoice, queries_for
 from ldm.files import located, read_json
 from ldm.metrics.weights import hash_of
-from ldm.mllm.chat import Chat, generate, to_device
-from ldm.mllm.constrain import Grammar
-from ldm.mllm.load import Mllm
+from ldm.mllm.constrain import Grammar, generate, to_device
+from ldm.mllm.model import Chat, Mllm
 from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import ADAPTER_CONFIG, load_adapter
 from ldm.registry.models import local_or_hub_folder, resolve_model_path

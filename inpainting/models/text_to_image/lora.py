@@ -23,9 +23,8 @@ from ldm.device import DTYPES
 from ldm.files import write_atomic
 from ldm.seeds import seed_of
 from ldm.settings.config import dump_yaml
-from ldm.training.checkpoints import Layout
 from ldm.training.fit import Task, fit, make_accelerator
-from ldm.training.task import drawing
+from ldm.training.run import Layout, drawing
 
 log = logging.getLogger(__name__)
 
