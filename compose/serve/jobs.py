@@ -122,7 +122,7 @@ class JobQueue:
         """workers: what each worker thread hands to the work, such as the networks of a device.
 
         waiting: jobs that may wait. keep_s: seconds that results stay. per_minute: jobs of one client, 0 =
-        any number. clean: takes paths of the server out of an error. ValueError where others can read the folder.
+        any number. clean: takes paths of the server out of an error. ValueError where others read the folder.
         """
         self.folder, self.waiting, self.keep_s, self.per_minute = folder, waiting, keep_s, per_minute
         self.clean, self.workers = clean, len(workers)
