@@ -16,6 +16,7 @@ from cldm.config import Sampling
 from cldm.model import Compositor, Conditions
 from datasets.pairs import Pair
 from ldm.denoise import Known, Monitor, denoise, noise_for, set_steps, start_latents
+from ldm.device import check_finite
 from ldm.images import from_pm1
 from ldm.latents import make_scheduler
 
@@ -56,7 +57,7 @@ class CompositorPipeline:
         """Tokens and hint embeddings of one pair; both halves when guided."""
         model = self.model
         with self.on_device(model.identity):
-            tokens = model.identity(self.batch(pair.reference_01))
+            tokens = check_finite(model.identity(self.batch(pair.reference_01)), "image encoder")
             null = model.identity.null() if guided else None
         with self.on_device(model.detail, model.depth):
             detail = model.detail.embed(self.batch(pair.detail_pm1))

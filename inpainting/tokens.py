@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from inpainting.models.text_to_image.config import ENCODINGS
+from ldm.device import check_finite
 
 SHARED = 0  # region id of a token that every pixel may read; tokens of region k have k + 1
 HIDDEN = -1  # region id of the padding between images of one batch, which no pixel reads
@@ -120,7 +121,8 @@ def encode_plans(plans: Sequence[TokenPlan], text_encoder: nn.Module) -> tuple[T
              padded with zeros that no pixel reads
     """
     device = next(text_encoder.parameters()).device
-    rows = text_encoder(torch.cat([plan.input_ids for plan in plans]).to(device))[0]  # (all s, l, c)
+    ids = torch.cat([plan.input_ids for plan in plans])
+    rows = check_finite(text_encoder(ids.to(device))[0], "text encoder")  # (all s, l, c)
     embeddings = [piece.flatten(0, 1) for piece in rows.split([len(plan.input_ids) for plan in plans])]
     region_ids = [plan.token_region_ids for plan in plans]
     pad = nn.utils.rnn.pad_sequence

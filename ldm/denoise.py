@@ -17,8 +17,11 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ldm.device import check_finite
+
 log = logging.getLogger(__name__)
 
+UNET = "denoising network (UNet)"  # as errors call it
 Predict = Callable[[Tensor, Tensor, bool], Tensor]
 
 
@@ -134,6 +137,8 @@ def denoise(
             raise Cancelled(f"cancelled after {index} of {len(timesteps)} steps")
         x = scheduler.scale_model_input(latents, t)
         prediction = predict(torch.cat([x, x]) if guided else x, t, guided)
+        if index == 0:  # most overflows show at once, the others at the end
+            check_finite(prediction, UNET)
         if guided:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + guidance * (conditional - unconditional)
@@ -147,7 +152,7 @@ def denoise(
             latents = known.keep * target + (1 - known.keep) * latents
         if monitor.on_step is not None:
             monitor.on_step(Step(index, len(timesteps), latents))
-    return latents
+    return check_finite(latents, UNET)
 
 
 def prediction_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -1,11 +1,16 @@
-"""Which device and precision to use when the user leaves the choice to us, and what machine this is."""
+"""Which device and precision to use when the user leaves the choice to us, and what machine this is.
+
+What networks give is checked here too: half precision overflows, and what follows is no number.
+"""
 
 import os
 import platform
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from ldm.files import read_json
 from ldm.result import library_versions
 from ldm.settings.choices import DEVICES, FLOAT_TYPES
 
@@ -28,13 +33,38 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: half precision on CUDA, single precision elsewhere."""
-    if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise ValueError(f"unknown dtype {name!r}; allowed: auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+def pick_dtype(
+    name: str,
+    device: torch.device,
+    folder: Path | str | None = None,
+    undeclared: str = "bf16",
+) -> torch.dtype:
+    """auto: on CUDA the type that the config.json of a checkpoint's folder declares, else `undeclared`; fp16
+    where the device lacks bf16. Single precision on other devices.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise ValueError(f"unknown dtype {name!r}; allowed: auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if device.type != "cuda":
+        return torch.float32
+    file = Path(folder or "") / "config.json"
+    config = read_json(file) if folder is not None and file.is_file() else {}
+    declared = str(config.get("dtype") or config.get("torch_dtype"))  # its name before transformers 4.56
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+    own = known.get(declared, DTYPES[undeclared])
+    half = own is not torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
+    return own if half else torch.float16
+
+
+def check_finite(values: Tensor, network: str) -> Tensor:
+    """The values as given; ValueError naming the network where one is NaN or infinite."""
+    if not bool(values.isfinite().all()):
+        raise ValueError(
+            f"the {network} gave NaN or infinite numbers: give --dtype bf16 or fp32 (from Python dtype=). "
+            "Damaged weights give them in every precision"
+        )
+    return values
 
 
 def describe_hardware(device: torch.device | str = "cpu") -> dict[str, str | int | float | dict[str, str]]:

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 from ldm.checkpoints import load_part, save_part
+from ldm.device import check_finite
 from ldm.files import first_line, read_json, write_json
 from ldm.settings.choices import SCHEDULERS, scheduler_name
 from ldm.settings.config import nearest
@@ -74,11 +75,13 @@ class LatentSpace(nn.Module):
 
     def encode(self, image_pm1: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(b, 3, h, w) in [-1, 1] -> normalised latents (b, c, h/f, w/f)."""
-        return (self.raw(image_pm1, generator) - self.mean.to(image_pm1.dtype)) / self.std.to(image_pm1.dtype)
+        raw = check_finite(self.raw(image_pm1, generator), "autoencoder (VAE)")
+        return (raw - self.mean.to(raw.dtype)) / self.std.to(raw.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (b, c, h/f, w/f) -> (b, 3, h, w), about [-1, 1], not clipped."""
-        return self.vae.decode(latents * self.std.to(latents.dtype) + self.mean.to(latents.dtype)).sample
+        raw = latents * self.std.to(latents.dtype) + self.mean.to(latents.dtype)
+        return check_finite(self.vae.decode(raw).sample, "autoencoder (VAE)")
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         save_part(self.vae, folder, dtype)

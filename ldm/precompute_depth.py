@@ -91,7 +91,7 @@ def estimate_tree(settings: DepthSettings) -> None:
         )
     if not all_there(paths):
         device = pick_device(settings.device)
-        dtype = pick_dtype(settings.dtype, device)
+        dtype = pick_dtype(settings.dtype, device, folder, "fp32")  # bf16 resolves 8 bits
         network = DepthEstimator.load(settings.model, device=str(device), dtype=dtype)
         if not record_path.is_file():
             write_json(record_path, record)

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForDepthEstimation, DPTForDepthEst
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
 from ldm.checkpoints import load_pretrained
+from ldm.device import check_finite
 from ldm.files import first_line, read_json
 from ldm.images import normalize, resize, to_01
 
@@ -147,6 +148,5 @@ class DepthEstimator:
         weight = next(self.model.parameters())
         _PIXELS.set((pixels.shape[-2], pixels.shape[-1]))
         predicted = self.model(pixel_values=pixels.to(weight.device, weight.dtype)).predicted_depth.float()
-        if not torch.isfinite(predicted).all():
-            raise ValueError(f"the depth network gave NaN or infinite values in {weight.dtype}; try float32")
+        check_finite(predicted, "depth network")
         return (1 / predicted.clamp_min(1e-3) if self.metric else predicted).cpu()

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from ldm.checkpoints import load_pretrained
+from ldm.device import check_finite
 from ldm.files import first_line
 from ldm.images import Box01
 
@@ -74,6 +75,7 @@ class Detector:
         inputs = self.processor(images=Image.fromarray(rgb_u8), text=prompt, return_tensors="pt")
         device = next(self.model.parameters()).device
         output = self.model(**inputs.to(device))
+        check_finite(output.pred_boxes, "detector")
         h, w = rgb_u8.shape[:2]
         more = {} if isinstance(prompt, list) else {"text_threshold": 0.0}
         detected = self.processor.post_process_grounded_object_detection(

@@ -19,6 +19,7 @@ from PIL import Image
 from torch.nn import functional
 
 from ldm.checkpoints import loading
+from ldm.device import check_finite
 from ldm.files import file_sha256, first_line, hash_folder
 from ldm.images import resize, to_01
 
@@ -99,6 +100,7 @@ def _lama(path: Path, device: str) -> Fill:
         planes = to_01(rgb_u8)[None], torch.from_numpy(mask)[None, None].float()
         image, hole = (functional.pad(plane, pad, mode="replicate").to(device) for plane in planes)
         filled = network(image, hole)
+        check_finite(filled, "eraser (LaMa)")
         if filled.shape != image.shape:
             raise ValueError(f"eraser {path} gave {tuple(filled.shape)} for {tuple(image.shape)}: not LaMa")
         values = (filled[0, :, :h, :w].float() * 255).round().clamp(0, 255).to(torch.uint8)
@@ -143,6 +145,7 @@ def _diffusion(folder: Path, device: str, dtype: torch.dtype) -> Fill:
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
         ).images[0]
+        check_finite(torch.from_numpy(painted), "eraser (diffusion model)")
         filled = rgb_u8.copy()
         filled[y0:y1, x0:x1] = resize(np.round(painted * 255).astype(np.uint8), (y1 - y0, x1 - x0))
         return filled

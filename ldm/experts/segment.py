@@ -11,6 +11,7 @@ import torch
 
 from ldm.checkpoints import loading
 from ldm.decode import LoadedImage
+from ldm.device import check_finite
 from ldm.files import first_line
 from ldm.images import Box01, resize
 
@@ -135,6 +136,7 @@ def sam_mask(rgb_u8: np.ndarray, folder: Path | str, box01: Box01 | None = None)
         prompt = {"input_boxes": [[[box01[0] * w, box01[1] * h, box01[2] * w, box01[3] * h]]]}
     inputs = processor(images=rgb_u8, return_tensors="pt", **prompt).to(torch.float32)
     output = model(**inputs, multimask_output=True)
+    check_finite(output.iou_scores, "segmentation network (SAM)")
     masks = processor.image_processor.post_process_masks(
         output.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"]
     )[0]  # (1, candidates, h, w)

@@ -22,8 +22,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from ldm.device import check_finite
 from ldm.mllm.model import Mllm, end_token
 
+LANGUAGE_MODEL = "language model"  # as errors call it
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -70,9 +72,14 @@ class Grammar:
             tokens = self._tokens if within is None else within.used
             if len(self._rules) >= self.most_rules:
                 self._rules.clear()
+            # Anchored: else an alternative ends the search for longer ones, and tokens that end inside of a
+            # character are lost behind a complete answer (findings/answers_cut_short.sh).
+            whole = rf"(?:{pattern})\z"
             try:
-                self._rules[pattern] = Rule(Index(pattern, Vocabulary(self.end, tokens)), self, tokens)
+                self._rules[pattern] = Rule(Index(whole, Vocabulary(self.end, tokens)), self, tokens)
             except ValueError as error:
+                if "universal start" in str(error):  # an end at once would depend on what stands before it
+                    raise ValueError(f"the form allows an answer without a character: {pattern!r}") from None
                 raise ValueError(f"the tokenizer cannot spell this form of answer: {error}") from error
         return self._rules[pattern]
 
@@ -174,6 +181,7 @@ class ConstrainedChoice(LogitsProcessor):
             return self.grammar.end
         allowed = self.allowed(row, tokens)
         log_p = torch.log_softmax(scores[allowed.to(scores.device)].float().cpu(), dim=0)
+        check_finite(log_p.max(), LANGUAGE_MODEL)
         if self.greedy is None or row < self.greedy:
             best = int(log_p.argmax())
         else:
@@ -200,6 +208,15 @@ class ConstrainedChoice(LogitsProcessor):
         if not found:
             raise ValueError(f"no token continues {text!r}")
         return torch.tensor(good or found)
+
+
+class FiniteScores(LogitsProcessor):
+    """Lets every token be chosen; ValueError where the largest score is not a number."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids (b, t), scores (b, v) -> scores."""
+        check_finite(scores.amax(dim=-1), LANGUAGE_MODEL)
+        return scores
 
 
 @dataclass(frozen=True)
@@ -235,7 +252,7 @@ def generate(
     settings = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=end, pad_token_id=pad)
     with torch.no_grad():
         rows = model.generate(
-            **inputs, generation_config=settings, logits_processor=[] if choice is None else [choice]
+            **inputs, generation_config=settings, logits_processor=[choice or FiniteScores()]
         )
     answers = rows[:, inputs["input_ids"].shape[1] :].tolist()
     texts = [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]

@@ -76,11 +76,12 @@ class Mllm:
 def load_mllm(folder: Path | str, device: str = "auto", dtype: str = "auto") -> Mllm:
     """A model folder, strictly: a weight that is missing, unexpected or of another shape is a ValueError.
 
-    device: auto, cuda, mps or cpu. dtype: auto, fp32, fp16 or bf16.
+    device: auto, cuda, mps or cpu. dtype: fp32, fp16, bf16, or auto, see
+    `pick_dtype`.
     """
     folder = Path(folder)
     target = pick_device(device)
-    model = load_model(folder, pick_dtype(dtype, target))
+    model = load_model(folder, pick_dtype(dtype, target, folder))
     return Mllm(model.to(target), load_processor(folder, model.config), folder)
 
 

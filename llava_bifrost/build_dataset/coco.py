@@ -57,6 +57,7 @@ class CocoSource:
         device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, device)
         self.eraser = Eraser.load(settings.eraser, device=str(device), dtype=dtype)
+        dtype = pick_dtype(settings.dtype, device, settings.depth, "fp32")  # bf16 resolves 8 bits
         self.depth = DepthEstimator.load(settings.depth, device=str(device), dtype=dtype)
         plain, network = to_plain(settings), Path(settings.depth)
         self.recipe = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ldm.experts.erase import Eraser, window_around
@@ -113,6 +115,29 @@ def test_diffusion_paints_a_window(inpainting_folder: Path, monkeypatch: pytest.
     assert not np.array_equal(filled[mask], rgb_u8[mask])
     assert np.array_equal(filled, eraser.erase(rgb_u8, mask, seed=1))
     assert not np.array_equal(filled, eraser.erase(rgb_u8, mask, seed=2))
+
+
+class Overflown(nn.Module):
+    """An image without numbers, as after an overflow."""
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        return image + float("nan") * mask
+
+
+def test_a_network_without_numbers_fills_nothing(
+    tmp_path: Path, inpainting_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgb_u8, mask = image(64, 64)
+    lama = Eraser.load(scripted(Overflown(), tmp_path / "lama.pt"))
+    with pytest.raises(ValueError, match=r"eraser \(LaMa\) gave NaN"):
+        lama.erase(rgb_u8, mask)
+    monkeypatch.setattr("ldm.experts.erase.STEPS", 1)
+    shutil.copytree(inpainting_folder, tmp_path / "model")
+    weights = next((tmp_path / "model" / "unet").glob("*.safetensors"))
+    tensors = load_file(weights)
+    save_file({**tensors, "conv_out.bias": tensors["conv_out.bias"] * float("nan")}, weights)
+    with pytest.raises(ValueError, match=r"eraser \(diffusion model\) gave NaN"):
+        Eraser.load(tmp_path / "model").erase(rgb_u8, mask)
 
 
 def test_windows_lie_in_the_image() -> None:

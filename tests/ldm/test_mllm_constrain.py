@@ -104,10 +104,60 @@ def test_draws_follow_their_generator_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
+ENDS = [
+    ("caf\u00e9", ["caf\u00e9"]),
+    ("[^<>]+", ["caf\u00e9", "na\u00efve", "\u65e5\u672c", "\U0001f600 a", "x"]),
+    ("1|10|100", ["1", "10", "100"]),
+    ("100|10|1", ["1", "10", "100"]),
+    ("a(bc)?", ["a", "abc"]),
+    ("\u00fc|\u00fcber", ["\u00fc", "\u00fcber"]),
+    ("(red|red cube) ?(on|on top)", ["red on", "red cube on top"]),
+    ("[0-9]{1,3}", ["1", "12", "123"]),
+]
+
+
+@pytest.mark.parametrize(("expression", "answers"), ENDS)
+@pytest.mark.parametrize("how", ["tokens", "bytes"])
+def test_every_full_match_can_be_written_and_ended(expression: str, answers: list[str], how: str):
+    for grammar in open_grammars():
+        rule = grammar.rule(f" ?({expression})")
+        named = {text: token for token, text in grammar.spelled.items() if token != grammar.end}
+        for text in answers:
+            tokens = grammar.tokenizer(text, add_special_tokens=False)["input_ids"]
+            if how == "bytes":
+                tokens = [named[bytes([byte])] for byte in text.encode()]
+            state: int | None = rule.start
+            for token in tokens:
+                if grammar.spelled[token] == b" " and token is tokens[0] and tokens[1:] and how == "tokens":
+                    continue  # LLaMA writes a blank before a text
+                assert token in rule.allowed(state), (text, grammar.spelled[token])
+                state = rule.index.get_next_state(state, token)
+            assert grammar.end in rule.allowed(state), text
+            if how == "bytes" and len(text[-1].encode()) > 1:
+                state = rule.walk(tokens[:-1])  # inside of a character
+                assert state is None or grammar.end not in rule.allowed(state)
+
+
+@pytest.mark.parametrize(
+    ("expression", "answers"), [("1|10|100", {"1", "10", "100"}), ("a|ab|b", {"a", "ab", "b"})]
+)
+def test_alternatives_that_begin_alike_are_all_drawn(expression: str, answers: set[str]):
+    model, processor = build_small("qwen2_5_vl")
+    batch, grammar = Chat(processor).prompts([ASK] * 60), Grammar(processor.tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    length = batch["input_ids"].shape[1]
+    choice = ConstrainedChoice(
+        grammar, AnswerForm("|".join(answers)), length, greedy=0, temperature=5.0, generator=generator
+    )
+    assert {one.spelled for one in generate(Mllm(model, processor, Path()), batch, choice)} == set(answers)
+
+
 def test_refused_forms():
     grammar = Grammar(word_level())
     with pytest.raises(ValueError, match="cannot spell this form"):
         grammar.rule("xyzzy")
+    with pytest.raises(ValueError, match=r"the form allows an answer without a character: '\(red\)\?'"):
+        grammar.rule(r"(red)?")
     with pytest.raises(ValueError, match="temperature must be positive"):
         ConstrainedChoice(grammar, AnswerForm("x"), 0, temperature=0.0)
     grammar.tokenizer.eos_token = None

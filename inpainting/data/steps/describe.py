@@ -39,10 +39,12 @@ from inpainting.data.paintings import (
 )
 from inpainting.data.steps.captions import STEPS, damaged, read_captions
 from inpainting.prompts import CAPTION_PROMPT, CAPTION_START, KOSMOS_PROMPT
+from ldm.device import pick_dtype
 from ldm.files import hash_model
 from ldm.images import read_image
 from ldm.journal import Journal, JournalReader
 from ldm.locks import alone
+from ldm.mllm.constrain import FiniteScores
 from ldm.mllm.model import Mllm, four_bit_works, load_four_bit, load_mllm
 from ldm.registry.models import local_or_hub_folder
 
@@ -54,8 +56,8 @@ STEP = "annotate-images"
 def open_model(model_id: str, precision: str = "auto", device: str = "auto", dtype: str = "auto") -> Mllm:
     """A model by folder or hub name.
 
-    precision: 4bit (as published: nf4, fp16 arithmetic; needs CUDA and bitsandbytes), full, or auto: 4bit
-    where it works. device, dtype: as in `load_mllm`; with 4 bits they are chosen here.
+    precision: 4bit (as published: nf4; needs CUDA and bitsandbytes), full, or auto: 4bit where it works.
+    device, dtype: as in `load_mllm`; with 4 bits they are chosen here, the type by the folder's config.json.
     """
     folder = local_or_hub_folder(model_id)
     able = four_bit_works()
@@ -63,7 +65,7 @@ def open_model(model_id: str, precision: str = "auto", device: str = "auto", dty
         raise ValueError("precision 4bit needs a CUDA device and bitsandbytes (requirements-extras.txt)")
     if precision == "full" or not able:
         return load_mllm(folder, device, dtype)
-    return load_four_bit(folder, torch.float16)
+    return load_four_bit(folder, pick_dtype("auto", torch.device("cuda"), folder))
 
 
 def caption_crops(
@@ -83,6 +85,7 @@ def caption_crops(
             **inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            logits_processor=[FiniteScores()],
             stop_strings=["."],
             tokenizer=processor.tokenizer,
         )
@@ -116,7 +119,9 @@ def describe_paintings(
     inputs = processor(text=[KOSMOS_PROMPT] * len(images), images=images, return_tensors="pt")
     inputs = inputs.to(mllm.device, mllm.model.dtype)
     with torch.inference_mode():
-        written = mllm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        written = mllm.model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, logits_processor=[FiniteScores()]
+        )
     entries = []
     for text in processor.batch_decode(written, skip_special_tokens=True):
         description, phrases = processor.post_process_generation(text)

@@ -30,7 +30,7 @@ from inpainting.prompts import CONFIG_FILE, SPACED_TAG, TEMPLATE, PrompterConfig
 from inpainting.queries import Query, TagChoice, queries_for
 from ldm.files import located, read_json
 from ldm.metrics.weights import hash_of
-from ldm.mllm.constrain import Grammar, generate, to_device
+from ldm.mllm.constrain import FiniteScores, Grammar, generate, to_device
 from ldm.mllm.model import Chat, Mllm
 from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import ADAPTER_CONFIG, load_adapter
@@ -203,6 +203,7 @@ class PromptWriter:
                 **to_device(prompts, self.mllm.device, self.mllm.dtype),
                 max_new_tokens=longest,
                 do_sample=False,
+                logits_processor=[FiniteScores()],
                 stopping_criteria=[EndOfRow(tokenizer, ends, length)],
             )
         return [continuation(tokenizer, row, length) for row in written.cpu()]
