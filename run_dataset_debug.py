@@ -21,9 +21,10 @@ from datasets.inputs import PairOptions
 from datasets.scenes.settings import StoreSettings
 from datasets.sources.image_source import ImageSource
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
-from ldm.files import json_bytes, write_all_atomic
-from ldm.images import from_pm1, write_png
+from ldm.files import json_bytes
+from ldm.images import encode_png, from_pm1
 from ldm.locks import one_writer
+from ldm.result import overwrite_setting, write_result
 from ldm.settings.cli import command, run_module, single_app, takes_keys
 from ldm.settings.config import CheckedSettings, load_config, setting, to_plain
 from ldm.settings.schema import nearest
@@ -51,6 +52,7 @@ class DebugSettings(CheckedSettings):
     overrides: tuple[str, ...] = setting(
         (), aliases=("[KEY=VALUE]...",), help="key=value settings of the sources"
     )
+    overwrite: bool = overwrite_setting()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +63,9 @@ class DebugSettings(CheckedSettings):
             raise ValueError(f"--out must end in {expected}, got {self.out}")
 
 
-def write_report(source: ExampleSource, name: str, out: Path, settings: dict[str, Any]) -> str:
+def write_report(
+    source: ExampleSource, name: str, out: Path, settings: dict[str, Any], overwrite: bool = False
+) -> str:
     """Check every file of a source, write report and index, return what to say.
 
     settings: those of the source; an interrupted check with the same ones goes on where it stopped.
@@ -80,7 +84,7 @@ def write_report(source: ExampleSource, name: str, out: Path, settings: dict[str
     items = {"items": len(source), "sound": len(report.sound), "read_as_stored": report.objects.as_stored}
     body = {"source": name, **items, "objects": counted, "problems": report.problems}
     listed = json.dumps({"source": name, "items": report.sound}) + "\n"
-    write_all_atomic({out: json_bytes(body), index: listed.encode()})
+    write_result({out: json_bytes(body), index: listed.encode()}, overwrite)
     journal.unlink()
     summary = f"{len(report.sound)} of {len(source)} items are sound, {len(report.problems)} are not"
     return f"{report.objects.table()}\n{summary}\nreport: {out}\nindex:  {index} (indexes.{name}={index})"
@@ -95,8 +99,8 @@ def debug(settings: DebugSettings) -> None:
     name, out = settings.source, settings.out
     config = load_config(DatasetsConfig, settings.config, settings.overrides)
     if settings.validate:
-        report = write_report(open_source(config, name), name, out, to_plain(getattr(config, name)))
-        log.info("%s", report)
+        source, section = open_source(config, name), to_plain(getattr(config, name))
+        log.info("%s", write_report(source, name, out, section, settings.overwrite))
         return
     stats, options = RejectionStats(name), PairOptions(size=(settings.size, settings.size))
     rows, labels = [], []
@@ -107,7 +111,7 @@ def debug(settings: DebugSettings) -> None:
                 out=Path(folder), window="object", count=settings.n, first_seed=settings.seed, size=size,
                 reference_size=size,
             ))  # fmt: skip
-            source: ExampleSource = RenderedScenes(Path(folder))
+            source = RenderedScenes(Path(folder))
         else:
             source = open_source(config, name)
         for item, pair, params in accepted_samples(source, stats, options, settings.n, settings.seed):
@@ -116,7 +120,7 @@ def debug(settings: DebugSettings) -> None:
             rows.append([reference, target, hint, pair.edit_mask[0].numpy(), pair.depth_01[0].numpy(), paste])
             motion = MOTION[source.dynamics]
             labels.append(f"{item} {motion} mask {params.mask_level} crop {params.crop_ratio:.1f}")
-    write_png(out, grid(rows, COLUMNS, labels, cell=160))
+    write_result({out: encode_png(grid(rows, COLUMNS, labels, cell=160))}, settings.overwrite)
     log.info("%s\nsheet: %s", stats.table(), out)
 
 

@@ -288,7 +288,7 @@ def run_campaign(
             log.info("%s: %s", name, {key: value for key, value in rows[name].items() if key != "findings"})
             keys = {key: 0 for row in rows.values() for key, value in row.items() if isinstance(value, int)}
             total = {key: sum(row.get(key, 0) for row in rows.values()) for key in keys}
-            write_results(out, {"total": total, "commands": rows})
+            write_results(out, {"total": total, "commands": rows}, overwrite=bool(only or index))
             shutil.rmtree(campaign.place, ignore_errors=True)
     return {"out": out, "total": total, "failed": [name for name in rows if rows[name]["findings"]]}
 

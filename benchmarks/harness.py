@@ -13,7 +13,8 @@ import torch
 import typer
 
 from ldm.device import describe_hardware
-from ldm.files import json_bytes, write_atomic
+from ldm.files import json_bytes
+from ldm.result import write_result
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,10 @@ def row_of_process(measure: Callable[..., dict[str, Any]], *values: Any) -> dict
     return row
 
 
-def write_results(out: Path, body: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-    """Write the numbers with the hardware that they were measured on, and log them."""
+def write_results(
+    out: Path, body: Mapping[str, Any], device: torch.device | str = "cpu", overwrite: bool = False
+) -> None:
+    """Write the numbers with the hardware that they were measured on, as `write_result` does; log them."""
     text = json_bytes({"hardware": describe_hardware(device), **body})
-    write_atomic(out, text)
+    write_result({out: text}, overwrite)
     log.info("%s", text.decode())

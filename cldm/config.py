@@ -14,6 +14,7 @@ import numpy as np
 
 from datasets.fusion import DETAIL_SCALE
 from datasets.inputs import PUBLISHED_INFERENCE, PairOptions
+from ldm.result import overwrite_setting
 from ldm.settings.choices import FLOAT_TYPES, STEP_RULES
 from ldm.settings.config import CheckedSettings, check_settings, read_config, setting
 
@@ -188,6 +189,7 @@ class ExportSettings:
 
     source: Path = setting(help="compositor, DINOv2 or DPT folder")
     out: Path = setting(help=".safetensors (written tensor by tensor), or .ckpt, .pth, .pt")
+    overwrite: bool = overwrite_setting()
     layout: str = setting(
         "bifrost", choices=("bifrost", "anydoor"), help="of a compositor; anydoor leaves the depth branch out"
     )
@@ -223,3 +225,4 @@ class EvaluateSettings(CheckedSettings):
     identity: bool = setting(True, help="also measure identity among eight rendered candidates")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     out: Path | None = setting(None, help="JSON file for the numbers; table and sheets go beside it")
+    overwrite: bool = overwrite_setting()

@@ -18,7 +18,8 @@ import numpy as np
 from datasets.geometry import Box01, bbox_of_mask, check_box01
 from datasets.sources import coco
 from datasets.sources.readers import alpha_mask, images_in, subfolders
-from ldm.files import file_sha256, read_json, write_atomic
+from ldm.files import file_sha256, read_json
+from ldm.result import write_result
 from ldm.settings.schema import nearest
 
 FORMAT = 1
@@ -245,7 +246,7 @@ def write_benchmark(
     files = {name: _sha256(name, roots) for name in sorted(names)}
     text = json.dumps({"format": FORMAT, "name": name, "seed": seed, "files": files}, indent=1)
     lines = ",\n".join(f"  {json.dumps(asdict(case))}" for case in cases)
-    write_atomic(path, f'{text[:-2]},\n "cases": [\n{lines}\n ]\n}}\n'.encode())
+    write_result({path: f'{text[:-2]},\n "cases": [\n{lines}\n ]\n}}\n'.encode()})
     return Manifest(name, seed, files, tuple(cases))
 
 

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from datasets.sources.coco import json_entry, records_by_id
-from ldm.files import read_json, write_atomic
+from ldm.files import read_json
+from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def process(
     """Write the frames of every UVO video as one JSON object."""
     videos = records_by_id(read_json(annotations), "videos", annotations)
     frames = {key: json_entry(video, "file_names", annotations, list) for key, video in videos.items()}
-    write_atomic(out, (json.dumps(frames) + "\n").encode())
+    write_result({out: (json.dumps(frames) + "\n").encode()})
     log.info("%d videos, %d frames: %s", len(frames), sum(map(len, frames.values())), out)
 
 

@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from ldm import __version__
 from ldm.decode import LoadedImage, opened
-from ldm.files import read_json, set_aside, write_all_atomic
+from ldm.files import ROOT, read_json, set_aside, write_all_atomic
 from ldm.images import OUTPUT_FORMATS, encode_image, row_blocks
 from ldm.journal import parse_line
 from ldm.settings.config import setting
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 RECIPE_CHUNK = "bifrost"  # PNG text chunk with the recipe as JSON
 READABLE_CHUNK = "parameters"  # the chunk that other tools show to people
+COMMITTED = ("benchmarks/results", "docs/figures")  # of the repository: git keeps what was there before
 ALIKE = 2  # of 255: chosen between one step of the small compositor (1.4) and four (6.5)
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow", "opencv-python-headless")
 
@@ -130,7 +131,7 @@ def output_paths(out: Path, count: int, inputs: Iterable[Path] = ()) -> list[Pat
 
 
 def overwrite_setting() -> Any:
-    """The field `overwrite` of the settings of a command that writes images."""
+    """The field `overwrite` of the settings of a command that writes images, tables or reports."""
     text = "replace another result that is there, or keep it as NAME.old1.png, NAME.old2.png, ..."
     return setting(False, aliases=("/--keep",), help=text)
 
@@ -139,9 +140,11 @@ def write_result(files: Mapping[Path, bytes], overwrite: bool = False) -> None:
     """`write_all_atomic`, which keeps an earlier result under another name (`set_aside`), or replaces it.
 
     The first file tells results apart: where it is the same, the others are replaced (they hold timings).
+    The repository's own tables and figures are replaced (`COMMITTED`).
     """
     path, data = next(iter(files.items()))
-    if not overwrite and not (path.is_file() and path.read_bytes() == data):
+    ours = any(path.resolve().is_relative_to(ROOT / folder) for folder in COMMITTED)
+    if not (overwrite or ours or (path.is_file() and path.read_bytes() == data)):
         set_aside(path for path in files if path.is_file())
     write_all_atomic(files)
 

@@ -143,3 +143,30 @@ def levels(graph: dict[str, set[str]]) -> int:
     for name in TopologicalSorter(graph).static_order():
         floor[name] = 1 + max((floor[below] for below in graph.get(name, ())), default=0)
     return max(floor.values())
+
+
+# Functions and methods that replace a file, and what a user names or lies beside that.
+WRITERS = {"write_atomic", "write_all_atomic", "write_json", "write_object", "write_png", "write_mask"}
+WRITERS |= {"write_depth", "write_text", "write_bytes", "written_whole", "write_safetensors", "imwrite"}
+OUTPUTS = {"out", "report", "table", "failures", "index", "sheet"}
+
+
+def replaced_results(path: str, source: str) -> list[str]:
+    """Writers that replace the very file that a user named; `write_result` keeps what was there."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        called = node.func if isinstance(node, ast.Call) else None
+        verb = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+        if not isinstance(node, ast.Call) or verb not in WRITERS:
+            continue
+        own = isinstance(called, ast.Attribute) and verb in ("write_text", "write_bytes")
+        given = called.value if own else node.args[0]
+        for target in given.keys if isinstance(given, ast.Dict) else [given]:
+            while isinstance(target, ast.Call):  # settings.out.with_suffix(".txt"), beside(settings.out, ...)
+                makes = target.func
+                named = target.args if getattr(makes, "id", "") in ("beside", "Path") else [ast.Constant(0)]
+                target = makes.value if isinstance(makes, ast.Attribute) else named[0]
+            name = target.attr if isinstance(target, ast.Attribute) else getattr(target, "id", "")
+            if name in OUTPUTS:
+                found.append(f"{path}:{node.lineno}: {verb} replaces {ast.unparse(target)}")
+    return found

@@ -120,6 +120,11 @@ CASES = [
     (rules.too_long, "a.py", "def f():\n" + "    x\n" * 80, "def f():\n" + "    x\n" * 79),
     (rules.prints, "a.py", "def f():\n    print(1)", "def f():\n    file.print(1)"),
     (rules.not_ascii, "a.py", "a = '\u00f6'", "a = 'o'"),
+    (rules.replaced_results, "a.py", "write_json(a.out, {})", "write_json(a.out / 'a.json', {})"),
+    (rules.replaced_results, "a.py", "write_png(out.with_suffix('.a'), b)", "write_result({out: b})"),
+    (rules.replaced_results, "a.py", "write_all_atomic({a.report: b})", "write_all_atomic({b: a.report})"),
+    (rules.replaced_results, "a.py", "Path(table).write_text('a')", "notes.write_text('a')"),
+    (rules.replaced_results, "a.py", "write_png(beside(out, '.a'), b)", "write_png(place(out, 'a'), b)"),
     (rules.machine_paths, "a.md", "see /home/me/a", "see https://host/home/a"),
     (rules.machine_paths, "a.md", "cd ../shared", "cd shared"),
 ]
@@ -133,8 +138,17 @@ RULES = {
     rules.prints: ["*.py"],
     rules.not_ascii: ["*.py", "*.sh"],
     rules.machine_paths: TEXTS,
+    rules.replaced_results: ["*.py"],
 }
-EXEMPT = {rules.machine_paths: "tests/*"}
+# Files a rule does not hold for. Answers of `predict` are continued; `anchors` refuses a file that is there,
+# the table of failures any but its own; the export keeps what was there; commands.md is edited in place.
+EXEMPT = {
+    rules.machine_paths: ["tests/*"],
+    rules.replaced_results: [
+        "tests/*", "llava_bifrost/predict/run.py", "inpainting/data/downloader.py", "cldm/convert/export.py",
+        "scripts/docs/make_command_docs.py",
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("rule", "path", "bad", "good"), CASES, ids=lambda value: str(value)[:40])
@@ -145,7 +159,8 @@ def test_rule_catches_the_bad_source_and_leaves_the_good_one(rule, path, bad, go
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_tree_keeps_the_rule(rule):
-    files = [item for item in sources(*RULES[rule]) if not fnmatch(item[0], EXEMPT.get(rule, "-"))]
+    exempt = EXEMPT.get(rule, ())
+    files = [item for item in sources(*RULES[rule]) if not any(fnmatch(item[0], left) for left in exempt)]
     assert files
     assert [line for path, source in files for line in rule(path, source)] == []
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.files import json_bytes, write_all_atomic
+from ldm.files import json_bytes
 from ldm.metrics.intervals import percentile_interval
+from ldm.result import write_result
 from ldm.sheet import grid
 
 log = logging.getLogger(__name__)
@@ -78,5 +79,5 @@ def write_evaluation(
     sheet, text = io.BytesIO(), "\n".join(lines)
     Image.fromarray(grid(rows, titles, labels, cell=side)).save(sheet, "PNG", optimize=True)
     texts = {".json": json_bytes(result), ".txt": (text + "\n").encode(), ".png": sheet.getvalue()}
-    write_all_atomic({out.with_suffix(suffix): data for suffix, data in texts.items()})
+    write_result({out.with_suffix(suffix): data for suffix, data in texts.items()})
     log.info("%s", text)

@@ -23,7 +23,8 @@ from cldm.create import create_identity, noise_schedule
 from datasets.inputs import PairOptions
 from ldm.checkpoints import empty_parameters, folder_written_whole, save_model_config, stored_names
 from ldm.device import DTYPES
-from ldm.files import write_json
+from ldm.files import json_bytes, write_json
+from ldm.result import write_result
 from ldm.settings.config import write_config
 from ldm.weight_files import Entry, entry_of, open_weights, write_safetensors
 
@@ -118,7 +119,7 @@ def log_report(kind: str, plan: Plan, others: tuple[str, ...], settings: Convert
     if others:
         log.info("not read: %s", ", ".join(others[:8]))
     if settings.report:
-        write_json(settings.report, report)
+        write_result({settings.report: json_bytes(report)})
     return report
 
 

@@ -19,7 +19,7 @@ from cldm.convert.convert import POSITIONS
 from cldm.convert.keys import RULES, Piece, original_pieces
 from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE
 from ldm.checkpoints import build_model, empty_parameters, stored_names
-from ldm.files import read_json, written_whole
+from ldm.files import read_json, set_aside, written_whole
 from ldm.weight_files import Entry, WeightFile, entry_of, is_live, open_weights, write_safetensors
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ def export(settings: ExportSettings) -> None:
             log.info("written as zeros, never used: %sinput_blocks.0.0.weight and .bias", prefix)
         if settings.layout == "anydoor":
             log.info("left out, the layout has no place for it: control_depth, settings of %s", CONFIG_FILE)
+    if not settings.overwrite:
+        set_aside([settings.out])
     if settings.out.suffix == ".safetensors":
         write_safetensors(settings.out, entries, progress=True)
     else:

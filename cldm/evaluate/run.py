@@ -28,9 +28,10 @@ from datasets.sources.rendered import RenderedScenes, shard_files
 from ldm.denoise import Monitor
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
-from ldm.files import write_atomic, write_json
-from ldm.images import from_pm1, write_png
+from ldm.files import json_bytes
+from ldm.images import encode_png, from_pm1
 from ldm.metrics.similarity import psnr_over, ssim_over
+from ldm.result import write_result
 from ldm.settings.config import to_plain
 from ldm.sheet import grid
 
@@ -167,11 +168,12 @@ def evaluate(settings: EvaluateSettings) -> None:
     text = text_tables(result)
     logger.info("%s", text)
     if settings.out is not None:
-        write_json(settings.out, {"settings": to_plain(settings), "scenes": len(scores), **result})
-        write_atomic(settings.out.with_suffix(".txt"), (text + "\n").encode())
+        body = {"settings": to_plain(settings), "scenes": len(scores), **result}
+        files = {settings.out: json_bytes(body), settings.out.with_suffix(".txt"): (text + "\n").encode()}
         for name, indices in ranked(scores).items():
             rows = [[cases[i].inputs.background_u8, cases[i].inputs.reference_u8, scores[i].cutout_u8,
                      scores[i].default_u8, cases[i].truth_u8] for i in indices]  # fmt: skip
             labels = [f"{scores[i].psnr[CUTOUT]:.1f} to {scores[i].psnr[DEFAULT]:.1f} dB" for i in indices]
-            path = settings.out.with_name(f"{settings.out.stem}_{name}.png")
-            write_png(path, grid(rows, COLUMNS, labels, cell=160))
+            sheet = encode_png(grid(rows, COLUMNS, labels, cell=160))
+            files[settings.out.with_name(f"{settings.out.stem}_{name}.png")] = sheet
+        write_result(files, settings.overwrite)

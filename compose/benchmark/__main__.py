@@ -31,9 +31,9 @@ from datasets.benchmark import (
     read_benchmark_objects,
     write_benchmark,
 )
-from ldm.files import write_atomic
 from ldm.images import read_image
 from ldm.registry.models import depth_folder
+from ldm.result import write_result
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.later import later
 from llava_bifrost.language.instruction import Request, make_instruction
@@ -110,7 +110,7 @@ def jobs(
             "box": list(case.box01_xyxy), "depth": [depth], "seed": seed,
         }  # fmt: skip
         lines.append(json.dumps(job) + "\n")
-    write_atomic(out, "".join(lines).encode())
+    write_result({out: "".join(lines).encode()})
     log.info("%s: %d jobs", out, len(lines))
 
 

@@ -11,10 +11,11 @@ from PIL import Image
 from scipy.stats import wilcoxon
 
 from datasets.benchmark import BenchmarkCase
-from ldm.files import json_bytes, write_all_atomic
+from ldm.files import json_bytes
 from ldm.images import encode_png
 from ldm.metrics.intervals import centred_interval, format_estimate, mean_interval
 from ldm.metrics.similarity import frechet_distance, kernel_distance
+from ldm.result import write_result
 from ldm.sheet import grid
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def score_tables(scored: Sequence[Scores]) -> dict[str, Any]:
     return {"folders": folders, "first_minus_second": differences}
 
 
-def write_score(body: dict[str, Any], scores: Scores, out: Path | None) -> None:
+def write_score(body: dict[str, Any], scores: Scores, out: Path | None, overwrite: bool = False) -> None:
     """Log the table, one column per folder; with `out` write the numbers there, table and sheet beside it.
 
     The sheet shows the best and the worst cases of one folder: object, background, result, and their numbers.
@@ -143,4 +144,4 @@ def write_score(body: dict[str, Any], scores: Scores, out: Path | None) -> None:
     sheet_u8 = grid([scores.thumbnails[i] for i in chosen], titles, labels, cell=CELL)
     sheet = out.with_name(f"{out.stem}_sheet.png")
     files = {out: json_bytes(body), out.with_suffix(".md"): table.encode(), sheet: encode_png(sheet_u8)}
-    write_all_atomic(files)
+    write_result(files, overwrite)

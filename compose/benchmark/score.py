@@ -234,5 +234,5 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         "skipped": networks.record.skipped,
         **score_tables(scored),
     }
-    write_score(body, scored[0], settings.out)
+    write_score(body, scored[0], settings.out, settings.overwrite)
     return body

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm.result import overwrite_setting
 from ldm.settings.config import CheckedSettings, setting
 
 
@@ -31,3 +32,4 @@ class ScoreSettings(CheckedSettings):
     depth_model: Path = setting(Path("assets/tiny/depth"), help="depth network for the order in results")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     out: Path | None = setting(None, help="JSON file for the numbers; table and sheet go beside it")
+    overwrite: bool = overwrite_setting()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm.result import overwrite_setting
 from ldm.settings.schema import check_settings, setting
 from ldm.shards import shard_of
 
@@ -85,6 +86,7 @@ class SheetSettings(SceneOptions):
     size: tuple[int, int] = setting((224, 224), help="height,width of every view", low=16, high=4096)
     supersample: int = setting(2, help="rays per pixel and axis, 2 for best quality", low=1, high=2)
     out: Path = setting(Path("outputs/scenes.png"), help="PNG to write")
+    overwrite: bool = overwrite_setting()
     count: int = setting(8, help="scenes, one row each", low=1, high=64)
     first_seed: int = setting(0, help="index of the first evaluation scene", low=0)
     device: str = setting("cpu", help="cpu, cuda or mps")

@@ -11,7 +11,8 @@ from torch import Tensor
 from datasets.scenes.batch import render
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.settings import SheetSettings, eval_seed
-from ldm.images import write_png
+from ldm.images import encode_png
+from ldm.result import write_result
 from ldm.sheet import grid
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ def write_scene_sheet(settings: SheetSettings) -> Path:
             f"{words}; depth {d:.2f} ({far:.2f} to {near:.2f}), {100 * fact.visible[removed]:.0f} % visible; "
             f"reference: {'same pose' if fact.same_pose else 'another view'}, another lamp"
         )
-    write_png(settings.out, grid(rows, COLUMNS, captions, cell=max(settings.size)))
+    sheet_u8 = grid(rows, COLUMNS, captions, cell=max(settings.size))
+    write_result({settings.out: encode_png(sheet_u8)}, settings.overwrite)
     log.info("wrote %s", settings.out)
     return settings.out
 

@@ -24,8 +24,9 @@ from inpainting.data.paintings import (
     read_entities,
     source_file,
 )
-from ldm.files import read_json, same_file, write_json
+from ldm.files import json_bytes, read_json, same_file
 from ldm.registry.models import OTHER_FRAMEWORKS, local_or_hub_folder
+from ldm.result import overwrite_setting, write_result
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 
@@ -45,6 +46,7 @@ class ClipSettings(CheckedSettings):
     clip: str = setting(CLIP, help="CLIP, folder or hub name")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     out: Path | None = setting(None, help="JSON file for the result with its interval")
+    overwrite: bool = overwrite_setting()
 
     def pairs(self) -> Pairs:
         raise NotImplementedError
@@ -126,7 +128,7 @@ def score_pairs(settings: ClipSettings) -> dict[str, Any]:
     numbers = {"pairs": len(scores), "mean_cosine": mean, "low": mean - spread, "high": mean + spread}
     report = {**numbers, "backbone": settings.clip, "left_out": left_out}
     if settings.out is not None:
-        write_json(settings.out, report)
+        write_result({settings.out: json_bytes(report)}, settings.overwrite)
     return report
 
 

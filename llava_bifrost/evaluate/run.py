@@ -19,9 +19,10 @@ from tqdm import tqdm
 from datasets.relations import Place
 from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import read_shard, render_shards
-from ldm.files import json_bytes, write_all_atomic
+from ldm.files import json_bytes
 from ldm.images import encode_png, read_image
 from ldm.metrics.intervals import mean_interval
+from ldm.result import write_result
 from ldm.settings.config import to_plain
 from ldm.sheet import grid
 from llava_bifrost.build_dataset.records import read_records
@@ -105,11 +106,12 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
     strips = [grid([cells[i : i + ROW]], labels[i : i + ROW], cell=CELL) for i in range(0, len(cells), ROW)]
     width = max(strip.shape[1] for strip in strips)
     padded = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
-    write_all_atomic({
+    files = {
         config.out: json_bytes(result),
         config.out.with_suffix(".txt"): ("\n".join(texts)).encode(),
         config.out.with_suffix(".png"): encode_png(np.concatenate(padded)),
-    })  # fmt: skip
+    }
+    write_result(files, config.overwrite)
     log.info("%s", "\n".join(texts))
     return result
 

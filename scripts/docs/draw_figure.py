@@ -17,8 +17,8 @@ from matplotlib.patches import FancyBboxPatch
 from compose import compose, load_models
 from compose.sheet import on_white, read_cases, settings_of_case, with_box
 from datasets.scenes.sheet import from_01
-from ldm.files import write_atomic
 from ldm.images import from_pm1
+from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
 from ldm.sheet import as_rgb
 from scripts.docs.make_examples import FOLDER
@@ -129,7 +129,7 @@ def draw_compositor(
     drawing.arrow((117.6, 14), (126, 14), (126, 28.8))
     drawing.arrow((126, 41.2), (126, 46.9))
     drawing.image(result.images_u8[0], 126, 54.5, 20, "result", above=True)
-    write_atomic(out, figure_png(drawing.figure))
+    write_result({out: figure_png(drawing.figure)})
 
 
 build_app = single_app(draw_compositor)

@@ -15,7 +15,8 @@ import typer
 from compose import ComposeSettings, compose, load_models
 from compose.models import Models
 from compose.sheet import marked_background
-from ldm.images import write_png
+from ldm.images import encode_png
+from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
 from ldm.sheet import grid
 from scripts.docs.make_examples import FOLDER
@@ -57,7 +58,7 @@ def draw_locator(
         result = compose(settings, models, progress=False)
         rows.append([marked_background(result), result.fused_depth_01, result.images_u8[0]])
         labels.append(f'"{sentence}"')
-    write_png(out, grid(rows, TITLES, labels, cell=CELL))
+    write_result({out: encode_png(grid(rows, TITLES, labels, cell=CELL))})
     logger.info("figure: %s", out)
 
 

@@ -21,8 +21,8 @@ from inpainting.models.text_to_image.config import LAYOUTS
 from inpainting.models.text_to_image.rca import attention_sizes, log_visibility, region_bias
 from inpainting.painting import TINT
 from inpainting.prompts import COLORS, paint_masks
-from ldm.files import write_atomic
-from ldm.images import read_image, write_mask
+from ldm.images import encode_png, read_image
+from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
 from scripts.docs.draw_figure import figure_png, rounded_box
 
@@ -98,7 +98,8 @@ def draw_regions(
     room_u8 = read_image(ROOM).rgb_u8
     size = (room_u8.shape[0], room_u8.shape[1])
     for name, (box, _) in REGIONS.items():
-        write_mask(masks / f"{name}.png", mask_of_box(box, size))
+        mask_u8 = mask_of_box(box, size).astype(np.uint8) * 255
+        write_result({masks / f"{name}.png": encode_png(mask_u8)})
     boxes = [box for box, _ in (*REGIONS.values(), SMALL)]
     regions = torch.from_numpy(np.stack([mask_of_box(box, size) for box in boxes]))[None]
     figure = Figure(figsize=(13, 6.4), dpi=100)
@@ -130,7 +131,7 @@ def draw_regions(
                 axes.set_title(f"{latent[1]} x {latent[0]} cells", fontsize=9.5, color=INK)
         name = {"coverage": "coverage\n(default)", "nearest": "nearest\n(published)"}[layout]
         figure.text(0.1, 0.35 - 0.235 * line, name, ha="center", va="center", fontsize=10, color=INK)
-    write_atomic(out, figure_png(figure))
+    write_result({out: figure_png(figure)})
     log.info("%s", out)
 
 

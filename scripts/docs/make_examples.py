@@ -41,6 +41,8 @@ CONVENTIONS = (
 
 def make_examples(out: Annotated[Path, typer.Option(help="folder of the examples")] = FOLDER) -> None:
     """Render every example and the list of them."""
+    if out != FOLDER and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"--out {out} holds files, which would be overwritten; name a new folder")
     cases = []
     for name, index in EXAMPLES.items():
         batch = render([sample_scene(eval_seed(index), OPTIONS)], OPTIONS)

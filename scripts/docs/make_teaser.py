@@ -14,7 +14,8 @@ import typer
 from compose import compose, load_models
 from compose.models import Models
 from compose.sheet import on_white, read_cases, settings_of_case, with_box
-from ldm.images import read_image, write_png
+from ldm.images import encode_png, read_image
+from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
 from ldm.sheet import grid
 from scripts.docs.make_examples import FOLDER
@@ -40,7 +41,7 @@ def make_teaser(
         marked = with_box(inputs.background_u8, result.report["box"])
         cut = on_white(inputs.reference_u8, inputs.reference_mask)
         rows.append([marked, cut, result.images_u8[0], read_image(examples / case["truth"]).rgb_u8])
-    write_png(out, grid(rows, TITLES, cell=height))
+    write_result({out: encode_png(grid(rows, TITLES, cell=height))})
 
 
 build_app = single_app(make_teaser)

@@ -260,7 +260,13 @@ def test_single_encoder_goes_there_and_back(tmp_path: Path) -> None:
     torch.save(dinov2_file(), tmp_path / "dinov2.pth")
     model = empty_networks(MINI)["image_encoder"]
     convert_single("dinov2", ConvertSettings(tmp_path / "dinov2.pth", tmp_path / "dinov2"), model)
-    export(ExportSettings(tmp_path / "dinov2", tmp_path / "back.pth"))
+    for suffix in (".pth", ".safetensors"):
+        out = tmp_path / f"back{suffix}"
+        out.write_text("another export")
+        export(ExportSettings(tmp_path / "dinov2", out))
+        assert out.with_name(f"back.old1{suffix}").read_text() == "another export"
+        export(ExportSettings(tmp_path / "dinov2", out, overwrite=True))
+        assert not out.with_name(f"back.old2{suffix}").exists()
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert {key: tuple(value.shape) for key, value in back.items()} == {
         key: tuple(value.shape) for key, value in dinov2_file().items()

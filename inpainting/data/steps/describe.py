@@ -32,6 +32,7 @@ from inpainting.data.batches import (
 from inpainting.data.paintings import (
     ANNOTATIONS,
     RAW_CAPTIONS,
+    encode_object,
     entity_folders,
     image_map,
     read_entities,
@@ -47,6 +48,7 @@ from ldm.locks import alone
 from ldm.mllm.constrain import FiniteScores
 from ldm.mllm.model import Mllm, four_bit_works, load_four_bit, load_mllm
 from ldm.registry.models import local_or_hub_folder
+from ldm.result import write_result
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +171,7 @@ def annotate_images(settings: AnnotateSettings) -> bool:
         log.info("%s is written when the other processes have finished", out)
         return False
     entries = {name: entry for progress in journals for name, entry in progress.done.items()}
-    write_object(out, {name: entries[name] for name in names if name in entries})
+    write_result({out: encode_object({name: entries[name] for name in names if name in entries})})
     return True
 
 
@@ -216,7 +218,7 @@ def caption_masks(settings: CaptionSettings) -> Path:
         for number, stem in enumerate(stems):
             with contextlib.suppress(ValueError):  # it is left out
                 merged |= captions_of(journals[number % count], concepts_of(entities_dir, stem))
-        write_object(output_dir / RAW_CAPTIONS, merged)
+        write_result({output_dir / RAW_CAPTIONS: encode_object(merged)})
         log.info("captions of all processes: %s", output_dir / RAW_CAPTIONS)
     return final
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inpainting.models.image_to_text.settings import MetricFolders
+from ldm.result import overwrite_setting
 from ldm.settings.choices import BOOTSTRAPS
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import setting
@@ -27,6 +28,7 @@ class ScoreOptions(MetricFolders):
         Path("outputs/prompt_metrics.json"), help="JSON file of all numbers; of several runs, by file"
     )
     table: Path | None = setting(None, help="Markdown file of the table that is printed")
+    overwrite: bool = overwrite_setting()
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     resamples: int = setting(BOOTSTRAPS, low=0, help="of the 95 % intervals; 0 for none")
     seed: int = setting(0, low=0, help="of the resamples")

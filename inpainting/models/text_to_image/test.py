@@ -18,7 +18,8 @@ import typer
 
 from inpainting.config_path import HERE, find_config
 from inpainting.models.text_to_image.config import ALL, MULTI, PaintingsConfig
-from ldm.files import located, visible_files, write_atomic
+from ldm.files import located, visible_files
+from ldm.result import write_result
 from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import load_config
 from ldm.settings.later import later
@@ -107,7 +108,7 @@ def compute_verb(
             if config.row and any((config.output_dir / name).is_file() for name in (ALL, MULTI))
         }
         text = paper_table(measured)
-        write_atomic(out, text.encode())
+        write_result({out: text.encode()})
         typer.echo(text, nl=False)
         return
     if not config_path or len(config_path) != 1:

@@ -28,9 +28,10 @@ from inpainting.models.image_to_text.evaluation.metric_models import BERTSCORE, 
 from inpainting.models.image_to_text.evaluation.predictions import Prediction, read_predictions
 from inpainting.models.image_to_text.score import ScoreOptions
 from ldm.device import pick_device
-from ldm.files import write_atomic, write_json
+from ldm.files import json_bytes
 from ldm.journal import JournalReader, stamp_path
 from ldm.metrics.intervals import format_estimate, value_of, with_interval
+from ldm.result import write_result
 from ldm.settings.choices import BOOTSTRAPS
 
 log = logging.getLogger(__name__)
@@ -185,7 +186,6 @@ def score_prompts(options: ScoreOptions) -> dict[str, Any]:
     reports = {
         name: measure_prompts(rows, models, options.seed, options.resamples) for name, rows in runs.items()
     }
-    write_json(options.out, reports if len(reports) > 1 else next(iter(reports.values())))
     table = [["model", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
     table += [
         [f"{model}, published", *(f"{x:.2f}" for x in values), "-"] for model, values in PUBLISHED.items()
@@ -202,8 +202,10 @@ def score_prompts(options: ScoreOptions) -> dict[str, Any]:
                 ]
             )
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in table)
+    files = {options.out: json_bytes(reports if len(reports) > 1 else next(iter(reports.values())))}
     if options.table is not None:
-        write_atomic(options.table, text.encode())
+        files[options.table] = text.encode()
+    write_result(files, options.overwrite)
     typer.echo(text, nl=False)
     log.info("%s", options.out)
     return reports

@@ -25,10 +25,11 @@ from inpainting.models.image_to_text.settings import Decoding, PromptTraining
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import LLAVA_PROMPT, read_prompt
 from inpainting.queries import Query
-from ldm.files import json_bytes, write_all_atomic, write_atomic
+from ldm.files import json_bytes
 from ldm.images import encode_png
 from ldm.journal import Journal, JournalReader, stamp_path
 from ldm.metrics.weights import hash_of
+from ldm.result import write_result
 from ldm.settings.config import to_plain
 from ldm.sheet import grid
 
@@ -151,12 +152,12 @@ class HeldOutTest:
         rows = [row for _, of_image in answered for row in of_image]
         report = {**measure_prompts(rows, self.models, resamples=options.resamples), **facts}
         lines = "".join(row.line() for row in rows).encode()
-        write_all_atomic({folder / "predictions.jsonl": lines, folder / "metrics.json": json_bytes(report)})
+        write_result({folder / "predictions.jsonl": lines, folder / "metrics.json": json_bytes(report)})
         cells, labels = [], []
         for number, of_image in answered[: options.sheet]:
             item = self.data[number]
             cells.append([np.asarray(item["PIL_masked_images"]), np.asarray(item["PIL_images"])])
             labels.append("\n".join(f"{row.color}: {row.prediction or '-'}" for row in of_image))
         if cells:
-            write_atomic(folder / "sheet.png", encode_png(grid(cells, ("asked", "image"), labels)))
+            write_result({folder / "sheet.png": encode_png(grid(cells, ("asked", "image"), labels))})
         return report

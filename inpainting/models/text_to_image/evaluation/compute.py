@@ -37,6 +37,7 @@ from ldm.files import file_sha256, read_json, write_atomic
 from ldm.images import read_image
 from ldm.metrics.intervals import Estimate, centred_interval, format_estimate, value_of, with_interval
 from ldm.metrics.similarity import decibels, frechet_distance, kernel_distance
+from ldm.result import write_result
 from ldm.settings.config import to_plain
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
         "backbones": networks.used,
         "skipped": {name: f"{need}: {networks.skipped[need]}" for name, need in needed.items()},
     }
-    write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    write_result({path: (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()})
     lines = [f"{'':32}{'whole image':>30}{'masked regions only':>30}"]
     for name in sorted(whole.keys() | masked.keys()):
         cells = [format_estimate(table.get(name), ".4f") for table in (whole, masked)]
