@@ -1,0 +1,125 @@
+"""How often reader and geometric placer answer sentences about photographs, and how often rightly.
+
+    BIFROST_TEST_DATA=FOLDER python -m benchmarks.placer_photographs [--depth-model FOLDER] [--out FILE]
+
+placer_photographs.yaml holds boxes, sentences and the right answers, drawn by hand. An answer is right when its
+contact point lies in the region drawn for its sentence and the plain meaning of every relation is true of it
+(`agrees`; none of the placer's thresholds is used). The size is judged apart.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import typer
+import yaml
+from scipy.stats import binomtest
+
+from benchmarks.harness import RESULTS, Out, write_results
+from datasets.relations import Place
+from ldm.experts.depth import DepthEstimator
+from ldm.files import read_text
+from ldm.images import read_depth, read_image
+from ldm.registry.models import depth_folder
+from ldm.settings.cli import run_module, single_app
+from llava_bifrost.language.instruction import parse_instruction
+from llava_bifrost.placement.placer import Item, place_object
+from llava_bifrost.propose import read_anchors
+
+SENTENCES = Path(__file__).with_suffix(".yaml")
+HALVES = ("first", "second")
+SIZE_FACTOR = 2.0  # a height within this factor of the likely one counts as right
+EDGE = 0.01  # of the image, by which a contact point may miss the region
+
+
+def agrees(word: str, place: Place, anchors: Sequence[Place]) -> bool:
+    """The plain meaning of a relation in 2.5D. What carries the object ("on", "under") is the region's matter."""
+    first, last = anchors[0], anchors[-1]
+    across = max(place.x0, first.x0) - min(place.x1, first.x1)  # negative: the boxes share columns
+    middles = sorted((first.middle, last.middle))
+    return {
+        "left of": place.middle < first.middle,
+        "right of": place.middle > first.middle,
+        "in front of": place.d > first.d,
+        "behind": place.d < first.d,
+        "next to": across < max(place.width, first.width) / 2,
+        "on": across < 0,
+        "under": across < 0,
+        "between": middles[0] < place.middle < middles[1],
+    }[word]
+
+
+def judge(sentence: Mapping[str, Any], place: Place, places: Mapping[str, Place]) -> dict[str, bool]:
+    """Whether region, relations and size of an answer are right."""
+    region = np.array(sentence["region"], np.float32)
+    inside = cv2.pointPolygonTest(region, (float(place.middle), float(place.y1)), True) > -EDGE
+    relations = (agrees(word, place, [places[name] for name in names]) for word, *names in sentence["at"])
+    ratio = (place.y1 - place.y0) / sentence["height"]
+    return {
+        "region": inside,
+        "relations": all(relations),
+        "size": 1 / SIZE_FACTOR < ratio < SIZE_FACTOR,
+    }
+
+
+def fraction(values: Sequence[bool]) -> dict[str, float]:
+    """How many of how many, with Wilson's 95 % interval."""
+    found = binomtest(sum(values), len(values))
+    low, high = found.proportion_ci(method="wilson")
+    numbers = {"mean": found.statistic, "low": low, "high": high}
+    return {"n": len(values), **{key: round(float(value), 3) for key, value in numbers.items()}}
+
+
+def measure_photographs(
+    data: Annotated[Path | None, typer.Option(help="test data; default BIFROST_TEST_DATA/data")] = None,
+    depth_model: Annotated[Path | None, typer.Option(help="depth network", metavar="FOLDER")] = None,
+    out: Out = RESULTS / "placer_photographs.json",
+) -> None:
+    """Ask for a place for every sentence, with given and with estimated depth."""
+    if data is None and "BIFROST_TEST_DATA" not in os.environ:
+        raise ValueError("the photographs are test data: set BIFROST_TEST_DATA, or give --data")
+    folder = data or Path(os.environ["BIFROST_TEST_DATA"]) / "data"
+    table = yaml.safe_load(read_text(SENTENCES))
+    network = DepthEstimator.load(depth_folder(depth_model))
+    answers: list[dict[str, Any]] = []
+    for name, photograph in table["photographs"].items():
+        rgb_u8 = read_image(folder / photograph["image"]).rgb_u8
+        depths = {"estimated": network.estimate(rgb_u8)}
+        if "depth" in photograph:
+            depths["given"] = read_depth(folder / photograph["depth"], size=rgb_u8.shape[:2])
+        boxes = {anchor: {"box": box} for anchor, box in photograph["anchors"].items()}
+        asked = [(half, each) for half in HALVES for each in table[half] if each["photograph"] == name]
+        for kind, depth_01 in depths.items():
+            places = read_anchors(boxes, depth_01)
+            for half, sentence in asked:
+                row = {"photograph": name, "depth": kind, "half": half, "text": sentence["text"]}
+                try:
+                    request = parse_instruction(sentence["text"])
+                    item = Item(sentence["aspect"])
+                    place = place_object(request, places, depth_01, item=item)[0].location
+                except ValueError as error:
+                    answers.append({**row, "error": str(error).split(";")[0]})
+                    continue
+                box = [round(edge, 3) for edge in place.box01_xyxy]
+                row |= {"box": box, "at": round(place.d, 3), **judge(sentence, place, places)}
+                answers.append(row)
+    rows: dict[str, Any] = {}
+    for kind in ("given", "estimated"):
+        for half in (*HALVES, "both"):
+            asked_now = [row for row in answers if row["depth"] == kind and half in (row["half"], "both")]
+            given = [row for row in asked_now if "box" in row]
+            rows[f"{kind} depth, {half}"] = {
+                "answered": fraction(["box" in row for row in asked_now]),
+                "right of these": fraction([row["region"] and row["relations"] for row in given]),
+                "size of these": fraction([row["size"] for row in given]),
+            }
+    write_results(out, {"depth network": depth_folder(depth_model).as_posix(), **rows, "answers": answers})
+
+
+build_app = single_app(measure_photographs)
+
+if __name__ == "__main__":
+    run_module(build_app)
