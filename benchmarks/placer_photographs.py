@@ -2,9 +2,9 @@
 
     BIFROST_TEST_DATA=FOLDER python -m benchmarks.placer_photographs [--depth-model FOLDER] [--out FILE]
 
-placer_photographs.yaml holds boxes, sentences and the right answers, drawn by hand. An answer is right when its
-contact point lies in the region drawn for its sentence and the plain meaning of every relation is true of it
-(`agrees`; none of the placer's thresholds is used). The size is judged apart.
+placer_photographs.yaml holds boxes, sentences and the right answers, drawn by hand. An answer is right when
+its contact point lies in the region drawn for its sentence and the plain meaning of every relation is true of
+it (`agrees`; none of the placer's thresholds is used). The size is judged apart.
 """
 
 import os
@@ -25,7 +25,7 @@ from ldm.files import read_text
 from ldm.images import read_depth, read_image
 from ldm.registry.models import depth_folder
 from ldm.settings.cli import run_module, single_app
-from llava_bifrost.language.instruction import parse_instruction
+from llava_bifrost.language.reading import parse_instruction, with_known_names
 from llava_bifrost.placement.placer import Item, place_object
 from llava_bifrost.propose import read_anchors
 
@@ -36,7 +36,7 @@ EDGE = 0.01  # of the image, by which a contact point may miss the region
 
 
 def agrees(word: str, place: Place, anchors: Sequence[Place]) -> bool:
-    """The plain meaning of a relation in 2.5D. What carries the object ("on", "under") is the region's matter."""
+    """The plain meaning of a relation in 2.5D. What carries the object ("on") is the region's matter."""
     first, last = anchors[0], anchors[-1]
     across = max(place.x0, first.x0) - min(place.x1, first.x1)  # negative: the boxes share columns
     middles = sorted((first.middle, last.middle))
@@ -97,7 +97,7 @@ def measure_photographs(
             for half, sentence in asked:
                 row = {"photograph": name, "depth": kind, "half": half, "text": sentence["text"]}
                 try:
-                    request = parse_instruction(sentence["text"])
+                    request = with_known_names(parse_instruction(sentence["text"]), places)
                     item = Item(sentence["aspect"])
                     place = place_object(request, places, depth_01, item=item)[0].location
                 except ValueError as error:

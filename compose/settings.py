@@ -19,7 +19,7 @@ from ldm.result import overwrite_setting
 from ldm.settings.choices import scheduler_name
 from ldm.settings.config import CheckedSettings, flag_name, setting
 from ldm.shards import shard_of
-from llava_bifrost.language.instruction import parse_instruction
+from llava_bifrost.language.reading import parse_instruction
 from llava_bifrost.settings import GEOMETRIC, LocatorOptions
 
 FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")

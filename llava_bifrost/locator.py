@@ -22,7 +22,8 @@ from ldm.mllm.templates import TEMPLATES
 from ldm.settings.config import read_config
 from llava_bifrost.language.answer import Candidate, ways_to_place
 from llava_bifrost.language.codec import FAMILIES, Codec, frame_of
-from llava_bifrost.language.instruction import PHRASES, TAILS, Request, make_question, parse_instruction
+from llava_bifrost.language.instruction import PHRASES, TAILS, Request, make_question
+from llava_bifrost.language.reading import parse_instruction, reproduces, without_question
 from llava_bifrost.rank import Evidence, distinct, rank
 
 log = logging.getLogger(__name__)
@@ -165,8 +166,8 @@ class Locator:
 
     def question(self, instruction: str, request: Request | None) -> str:
         """The text that the model is asked; UnknownWord names what it cannot read."""
-        if request is None:
-            return f"{instruction.strip().rstrip('.!')}, {TAILS[self.config.format]}"
+        if request is None or not (self.closed or reproduces(request, instruction)):
+            return f"{without_question(instruction)}, {TAILS[self.config.format]}"
         for name in (request.target, *request.anchors):
             for word in name.split():
                 if self.grammar.spelling_of(word).replace(" ", "") != word:

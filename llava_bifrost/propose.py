@@ -20,7 +20,8 @@ from ldm.experts.detect import depth_in_box
 from ldm.experts.segment import sam_mask
 from ldm.files import excerpt, read_json
 from llava_bifrost.language.answer import Candidate
-from llava_bifrost.language.instruction import InstructionError, Request, parse_instruction
+from llava_bifrost.language.instruction import InstructionError, Request
+from llava_bifrost.language.reading import parse_instruction, with_known_names
 from llava_bifrost.placement.placer import Item, place_object
 from llava_bifrost.settings import GEOMETRIC, LocatorOptions
 
@@ -51,6 +52,7 @@ def propose(
             raise
         request = None
     places = read_anchors(anchors, depth_01) if anchors else {}
+    request = request and with_known_names(request, places)
     missing = [] if request is None else [other for other in request.named if other not in places]
     if options.detector is not None and missing and depth_01 is not None:
         for other, detection in networks.detector(options.detector).find_names(rgb_u8, missing).items():

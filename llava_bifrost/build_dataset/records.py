@@ -21,7 +21,8 @@ import numpy as np
 from datasets.relations import Place
 from ldm.files import read_json, same_file
 from llava_bifrost.language.answer import format_answer, parse_answer
-from llava_bifrost.language.instruction import PHRASES, Request, make_question, parse_instruction
+from llava_bifrost.language.instruction import PHRASES, Request, make_question
+from llava_bifrost.language.reading import parse_instruction
 
 IMAGE = "<image>"
 DIGITS = 5  # of the numbers in meta

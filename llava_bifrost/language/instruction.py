@@ -1,10 +1,9 @@
-"""Instructions: the sentences that ask for a place, written and read (paper section 3.2).
+"""Instructions: the sentences that ask for a place (paper section 3.2), and what they ask for.
 
     Place the cat behind the bed and to the left of the lamp, output the bounding box and ...
     Replace the cat with the reference image, output the bounding box and ...
 
-Seventeen phrases are published. `parse_instruction` also reads what people type: other verbs, articles,
-commas, "between the Y and the Z", "Replace the X". What it does not understand it names; it never guesses.
+Seventeen phrases are published; reading.py also reads what else people type.
 """
 
 import re
@@ -28,51 +27,48 @@ PHRASES: dict[str, str] = {**PUBLISHED, "left of": "left of", "right of": "right
 # What people also write -> the phrase that it means.
 SYNONYMS: dict[str, str] = {
     **{f"{lead} the {side}{end} of": f"to the {side} of"
-       for lead in ("to", "on", "at") for side in ("left", "right") for end in ("", " side", "-hand side")
-       if (lead, end) != ("to", "")},
+       for lead in ("to", "on", "at") for side in ("left", "right")
+       for end in ("", " side", "-hand side", " hand side") if (lead, end) != ("to", "")},
     **dict.fromkeys(("in the front of", "ahead of"), "in front of"),
     **dict.fromkeys(("in back of", "at the back of", "in the back of"), "behind"),
     **dict.fromkeys(("onto", "upon"), "on"),
     **dict.fromkeys(("atop", "on the top of"), "on top of"),
-    **dict.fromkeys(("by", "adjacent to", "at the side of", "by the side of", "right next to"), "next to"),
-    **dict.fromkeys(("close to", "nearby"), "near"),
-    **dict.fromkeys(("in between", "in the middle of"), "between"),
-    "right behind": "behind",
-    "directly behind": "behind",
-    "right in front of": "in front of",
-    "directly in front of": "in front of",
+    **dict.fromkeys(("by", "adjacent to", "close by", "at the side of", "by the side of"), "next to"),
+    "alongside of": "alongside",
+    **dict.fromkeys(("close to", "near to", "nearby"), "near"),
+    **dict.fromkeys(("in between", "in-between", "in the middle of"), "between"),
 }  # fmt: skip
-PLACE_VERBS = ("place", "put", "move", "add", "set", "sit", "lay", "stand", "insert", "position", "drop",
-               "hang")  # fmt: skip
-REPLACE_VERBS = ("replace", "swap", "substitute", "exchange")
 # A name that ends with one of these is a part of the image, not an object.
 SPOTS = ("left", "right", "front", "back", "side", "middle", "center", "centre", "corner", "top", "bottom",
-         "background", "foreground", "there", "here", "it")  # fmt: skip
+         "background", "foreground", "there", "here", "it", "far")  # fmt: skip
+# What the placer knows without being told where it is.
+GROUND_NAMES = frozenset(
+    ("floor", "ground", "grass", "lawn", "street", "road", "pavement", "sidewalk", "snow", "sand")
+)
 
 TAILS = {
     "center": "output the bounding box and the depth value of the center point.",
     "maxmedmin": "output the bounding box and the max, median and min depth values of the object.",
 }
-_ARTICLE = re.compile(r"^(?:the|a|an|another|some|this|that|these|those|my|our|your)\s+")
-_POLITE = re.compile(r"^(?:please|now|then|can you|could you|would you|kindly)[\s,]+")
-_TAIL = re.compile(r"[\s,;.]*\boutput the bounding box\b.*$")
-_PHRASE = re.compile(
-    r"(?<![\w-])(?:" + "|".join(sorted((*PHRASES, *SYNONYMS), key=len, reverse=True)) + r")(?![\w-])"
+ARTICLE = re.compile(r"^(?:the|a|an|another|some|this|that|these|those|my|our|your)\s+")
+# Group 1 is the phrase; what is before it ("just behind") says nothing that is checked.
+PHRASE = re.compile(
+    r"(?<![\w-])(?:(?:right|directly|immediately|exactly|just|slightly|halfway|somewhere|a little|a bit"
+    r"|down|up|over) )*(" + "|".join(sorted((*PHRASES, *SYNONYMS), key=len, reverse=True)) + r")(?![\w-])"
 )
-_JOIN = re.compile(r"(?:\s*,\s*|\s+)(?:and|but|also|as well as)(?:\s+also)?\s*$|\s*,\s*$")
+# What may stand before "and" inside one name: "the black and white cat".
+ADJECTIVES = frozenset((
+    "black", "white", "red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "grey", "gray",
+    "golden", "silver", "beige", "turquoise", "dark", "light", "big", "small", "little", "large", "tall",
+    "short", "long", "wide", "narrow", "old", "new", "young", "round", "square", "flat", "thick", "thin",
+    "soft", "hard", "clean", "dirty", "shiny", "rusty", "wet", "dry", "wooden", "striped", "checkered",
+    "dotted", "spotted", "plain",
+))  # fmt: skip
 _NAME = re.compile(r"[\w'&/-]+(?: [\w'&/-]+)*")
-KNOWN_FORMS = (
-    'known forms: "Place the X <relation> the Y [and <relation> the Z]", '
-    '"Place the X between the Y and the Z", "Replace the X"; '
-    f"verbs {', '.join((*PLACE_VERBS, *REPLACE_VERBS))}; relations {', '.join(PHRASES)}"
-)
 
 
 class InstructionError(ValueError):
     """An instruction that was not understood: which part, and the forms that are known."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}; {KNOWN_FORMS}")
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,8 @@ class Request:
     replace: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "target", _checked_name(self.target))
-        pairs = tuple((phrase, _checked_name(name)) for phrase, name in self.relations)
+        object.__setattr__(self, "target", _checked_name(self.target, anchor=self.replace))
+        pairs = tuple((phrase, _checked_name(name, anchor=True)) for phrase, name in self.relations)
         object.__setattr__(self, "relations", pairs)
         unknown = [phrase for phrase, _ in pairs if phrase not in PHRASES]
         if unknown:
@@ -153,77 +149,30 @@ def check_format(fmt: str) -> str:
     return fmt
 
 
-def parse_instruction(text: str) -> Request:
-    """Read an instruction, published or free; InstructionError names the part that was not understood.
+def split_list(words: str) -> list[str]:
+    """The objects of a list; "black and white cat" is one."""
+    parts, found = re.split(r"(\s*,\s*(?:and\s+)?|\s+and\s+)", words), []
+    for joint, part in zip(["", *parts[1::2]], parts[::2], strict=True):
+        if found and part and not ARTICLE.match(part) and found[-1].split()[-1] in ADJECTIVES:
+            found[-1] += (
+                " and " if "and" in joint else " "
+            ) + part  # an adjective, and the rest of its object
+        elif part:
+            found.append(part)
+    return found
 
-    Upper and lower case, articles, commas, "please" and the published question after it do not matter.
-    Several relations are joined by "and" or a comma; "behind the Y and the Z" is behind both.
+
+def _checked_name(name: str, anchor: bool) -> str:
+    """A name that an instruction can hold and that reads back as itself.
+
+    anchor: another relation may describe it, "chair behind the desk", and "and" joins adjectives only
     """
-    plain = " ".join(text.replace("<image>", " ").lower().split())
-    plain = _TAIL.sub("", plain).rstrip(" .!,;")
-    while _POLITE.match(plain):
-        plain = _POLITE.sub("", plain)
-    verb, _, rest = plain.partition(" ")
-    if not plain:
-        raise InstructionError("the instruction is empty")
-    if verb not in (*PLACE_VERBS, *REPLACE_VERBS):
-        raise InstructionError(f"{text.strip()!r}: it begins with {verb!r}, which is not a known verb")
-    rest = rest.strip()
-    matches = list(_PHRASE.finditer(rest))
-    pairs: list[tuple[str, str]] = []
-    if verb in REPLACE_VERBS:
-        # What it is replaced by is the reference image, so those words are not needed.
-        target = re.split(r"\s+(?:with|by|for)\s+", rest, maxsplit=1)[0]
-        relation = _PHRASE.search(target)
-        if relation:
-            more = target[relation.start() :]
-            raise InstructionError(f"{verb!r} takes one object, but {more!r} follows it")
-        target = _name(target, f"after {verb!r}")
-    elif not matches:
-        raise InstructionError(f"{text.strip()!r}: no known relation in {rest!r}")
-    else:  # "the X <relation> the Y [and <relation> the Z ...]"
-        target = _name(re.sub(r"\s*,$", "", rest[: matches[0].start()].rstrip()), f"before {matches[0][0]!r}")
-        ends = [match.start() for match in matches[1:]] + [len(rest)]
-        for match, end in zip(matches, ends, strict=True):
-            surface, words = match[0], rest[match.end() : end].strip()
-            if end < len(rest):
-                joined = _JOIN.sub("", words)
-                if joined == words:
-                    unread = f"{surface} {words} {rest[end:]}"
-                    raise InstructionError(f"{unread!r}: two relations need 'and' or a comma between them")
-                words = joined
-            phrase = SYNONYMS.get(surface, surface)
-            parts = [part for part in re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", words) if part]
-            if phrase == "between" and len(parts) != 2:
-                clause = f"{surface} {words}".strip()
-                raise InstructionError(f"{clause!r}: between needs two objects, joined by 'and'")
-            if not parts:
-                raise InstructionError(f"nothing follows {surface!r}")
-            pairs += [(phrase, _name(part, f"after {surface!r}")) for part in parts]
-    try:
-        return Request(target, tuple(pairs), replace=verb in REPLACE_VERBS)
-    except ValueError as error:
-        raise InstructionError(str(error)) from error
-
-
-def _name(words: str, where: str) -> str:
-    """An object without its article."""
-    name = _ARTICLE.sub("", words.strip() + " ").strip()
-    if not name:
-        raise InstructionError(f"the name of an object is missing {where}")
-    if not _NAME.fullmatch(name):
-        raise InstructionError(f"{name!r} {where} is not a name of plain words")
-    if name.split()[-1] in SPOTS:
-        raise InstructionError(f"{name!r} {where} is not the name of an object")
-    return name
-
-
-def _checked_name(name: str) -> str:
-    """A name that an instruction can hold and that reads back as itself."""
     plain = " ".join(name.lower().split())
-    readable = _NAME.fullmatch(plain) and not _PHRASE.search(plain) and not _ARTICLE.match(plain + " ")
-    words = plain.split()
-    if not readable or {"and", "but"} & set(words) or words[-1] in SPOTS:
+    readable = _NAME.fullmatch(plain) and not ARTICLE.match(plain + " ") and plain.split()[-1] not in SPOTS
+    relation = PHRASE.search(plain)
+    if relation:
+        readable = readable and anchor and relation.start() > 0
+    if not readable or "but" in plain.split() or (anchor and split_list(plain) != [plain]):
         raise ValueError(f"{name!r} cannot name an object in an instruction: plain words without relations")
     return plain
 

@@ -17,7 +17,7 @@ from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
 from llava_bifrost import settings as locator_settings
 from llava_bifrost.language.answer import Candidate, satisfies
-from llava_bifrost.language.instruction import parse_instruction
+from llava_bifrost.language.reading import parse_instruction
 from llava_bifrost.propose import read_anchors
 from llava_bifrost.settings import GEOMETRIC
 from run_inference import build_app

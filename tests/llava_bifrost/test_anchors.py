@@ -14,7 +14,7 @@ from ldm.settings.cli import run_app
 from ldm.settings.config import write_config
 from ldm.settings.schema import flat_settings
 from llava_bifrost.language.answer import named_places
-from llava_bifrost.language.instruction import parse_instruction
+from llava_bifrost.language.reading import parse_instruction
 from llava_bifrost.locator import CONFIG, LocatorConfig
 from llava_bifrost.predict.__main__ import build_app
 from llava_bifrost.propose import read_anchors

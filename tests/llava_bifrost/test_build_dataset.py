@@ -19,7 +19,8 @@ from llava_bifrost.build_dataset.coco import CocoBuild
 from llava_bifrost.build_dataset.files import merge_shards
 from llava_bifrost.build_dataset.records import read_records
 from llava_bifrost.language.answer import parse_answer, satisfies
-from llava_bifrost.language.instruction import Request, make_question, parse_instruction
+from llava_bifrost.language.instruction import Request, make_question
+from llava_bifrost.language.reading import parse_instruction
 from llava_bifrost.settings import MergeShardsSettings
 from tests.datasets.photographs import COUNT, contents, photograph, records, run, settings, write_coco
 

@@ -9,14 +9,13 @@ from llava_bifrost.language.answer import AnswerError, format_answer, parse_answ
 from llava_bifrost.language.instruction import (
     FORMATS,
     PHRASES,
-    PLACE_VERBS,
     PUBLISHED,
     SYNONYMS,
     InstructionError,
     Request,
     make_question,
-    parse_instruction,
 )
+from llava_bifrost.language.reading import PLACE_VERBS, parse_instruction
 
 fractions = st.floats(0, 1)
 words = st.sampled_from(["cat", "dining table", "striped red cone", "tv", "man with a hat", "t-shirt"])
@@ -153,7 +152,15 @@ def test_every_verb_is_read(verb: str) -> None:
         ("Replace the old chair with a sofa.", Request("old chair", replace=True)),
         ("swap the chair for the reference image", Request("chair", replace=True)),
         ("<image>\nReplace the hot dog", Request("hot dog", replace=True)),
-    ],
+        ("Replace the dog on the chair", Request("dog on the chair", replace=True)),
+        ("put the cat near the cup on the table", Request("cat", (("near", "cup on the table"),))),
+        ("put the cat on the floor near the cup", Request("cat", (("on", "floor"), ("near", "cup")))),
+        (
+            "put the cat behind the bed on the left and the lamp",
+            Request("cat", (("behind", "left bed"), ("behind", "lamp"))),
+        ),
+        ("put the music stand behind the piano", Request("music stand", (("behind", "piano"),))),
+    ],  # fmt: skip
 )
 def test_free_forms_are_read(text: str, request_: Request) -> None:
     assert parse_instruction(text) == request_
@@ -171,12 +178,16 @@ def test_free_forms_are_read(text: str, request_: Request) -> None:
         ("put the cat behind the", "missing after 'behind'"),
         ("put the cat between the chairs", "'between the chairs': between needs two objects"),
         ("put the cat between A and B and C", "between needs two objects"),
-        ("put the cat near the cup on the table", "'near the cup on the table': two relations need 'and'"),
-        ("put the cat on the far left of the table", "two relations need 'and'"),
+        ("put the cat between the cup on the table and the lamp", "two relations need 'and'"),
+        ("put the cat on the far left of the table", "'far' after 'on' is not the name"),
+        ("put the cat behind the cup and the lamp on the table", "two relations need 'and'"),
+        ("put the cat behind the black and the white chair", "'black' after 'behind' is not the name"),
         ("put the cat on the left", "'left' after 'on' is not the name of an object"),
         ("put the cat behind it", "'it' after 'behind'"),
-        ("put the cat behind the sofa?", "not a name of plain words"),
-        ("replace the cat behind the sofa", "'behind the sofa' follows it"),
+        ("put the cat behind the sofa (the red one)", "not a name of plain words"),
+        ("replace the cat and the dog", "takes one object, got 'the cat' and 'the dog'"),
+        ("put the cat in the box on the table", "'in the box' in 'cat in the box' before 'on'"),
+        ("put the cat 2 metres behind the sofa", "'2 metres' in 'cat 2 metres'"),
         ("replace", "missing after 'replace'"),
     ],
 )
@@ -196,7 +207,8 @@ def test_what_is_not_understood_is_named(text: str, part: str) -> None:
         ("cat", (("between", "bed"),), False, "between needs two objects"),
         ("cat", (("between", "bed"), ("on", "bed")), False, "between needs two objects"),
         ("cat on a mat", (("behind", "bed"),), False, "cannot name an object"),
-        ("salt and pepper", (("behind", "bed"),), False, "cannot name an object"),
+        ("cat", (("behind", "salt and pepper"),), False, "cannot name an object"),
+        ("cat", (("behind", "behind the sofa"),), False, "cannot name an object"),
         ("", (("behind", "bed"),), False, "cannot name an object"),
         ("man with a hat", (), True, "with"),
     ],

@@ -14,7 +14,8 @@ from datasets.scenes import SceneOptions, eval_seed, render, sample_scene
 from ldm.experts.detect import Detector, depth_in_box
 from ldm.experts.segment import sam_mask
 from llava_bifrost.language.answer import satisfies
-from llava_bifrost.language.instruction import PHRASES, Request, parse_instruction
+from llava_bifrost.language.instruction import PHRASES, Request
+from llava_bifrost.language.reading import parse_instruction
 from llava_bifrost.placement.ground import Plane, fit_ground
 from llava_bifrost.placement.placer import Item, NoPlace, place_object
 from llava_bifrost.placement.sizes import usual_size

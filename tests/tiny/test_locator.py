@@ -18,7 +18,8 @@ from datasets.scenes.store import read_shard, render_shards
 from llava_bifrost.evaluate import run as evaluate
 from llava_bifrost.evaluate.measures import LocatorCase, Measures
 from llava_bifrost.language.answer import parse_answer
-from llava_bifrost.language.instruction import make_question, parse_instruction
+from llava_bifrost.language.instruction import make_question
+from llava_bifrost.language.reading import parse_instruction
 from llava_bifrost.locator import UnknownWord, load_locator
 from llava_bifrost.worlds.questions import place_questions, replace_questions
 from llava_bifrost.worlds.world import World
