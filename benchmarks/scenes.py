@@ -34,14 +34,10 @@ def rates(size: int, quality: str, window: str, count: int, device: str) -> dict
         runs.append((time.perf_counter() - start, time.process_time() - start_cpu, described))
     clock, processor, description = (min(column) for column in zip(*runs, strict=True))
     return {
-        "size": size,
-        "quality": quality,
-        "window": window,
-        "scenes": count,
-        "scenes_per_second": round(count / clock, 1),
-        "scenes_per_cpu_second": round(count / processor, 1),
+        "size": size, "quality": quality, "window": window, "scenes": count,
+        "scenes_per_second": round(count / clock, 1), "scenes_per_cpu_second": round(count / processor, 1),
         "description_ms": round(1000 * description / count, 2),
-    }
+    }  # fmt: skip
 
 
 def measure_renderer(

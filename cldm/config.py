@@ -9,6 +9,7 @@ the whole crop is pasted back (a rectangle less 5 pixels), and the side of the c
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,6 +120,14 @@ class AutoencoderConfig(CheckedSettings):
     latent_channels: int = setting(4, low=1, help="channels of the latent")
 
 
+def check_levels(sizes: Any) -> None:
+    """Refuse sizes of a UNet whose `block_channels`, `heads` and `attention` differ in length."""
+    levels, heads, attention = map(len, (sizes.block_channels, sizes.heads, sizes.attention))
+    if heads != levels or attention != levels:
+        both = f"heads {heads}, attention {attention}"
+        raise ValueError(f"block_channels has {levels} levels, {both}; they must agree")
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """Sizes of every network of a compositor."""
@@ -148,12 +157,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        levels = len(self.block_channels)
-        if len(self.heads) != levels or len(self.attention) != levels:
-            raise ValueError(
-                f"block_channels has {levels} levels, heads {len(self.heads)}, "
-                f"attention {len(self.attention)}; they must agree"
-            )
+        check_levels(self)
         if len(self.hint_channels) != len(self.autoencoder.channels):
             raise ValueError(
                 f"hint_channels downsamples by 2^{len(self.hint_channels) - 1}, "

@@ -54,13 +54,10 @@ def create_control(config: NetworkConfig, hint_channels: int) -> ControlNetModel
 
 def create_identity(config: NetworkConfig) -> IdentityEncoder:
     sizes = Dinov2Config(
-        hidden_size=config.identity_width,
-        num_hidden_layers=config.identity_layers,
-        num_attention_heads=config.identity_heads,
-        image_size=config.reference_size,
-        patch_size=config.identity_patch,
-        use_swiglu_ffn=config.identity_swiglu,
-    )
+        hidden_size=config.identity_width, num_hidden_layers=config.identity_layers,
+        num_attention_heads=config.identity_heads, image_size=config.reference_size,
+        patch_size=config.identity_patch, use_swiglu_ffn=config.identity_swiglu,
+    )  # fmt: skip
     return IdentityEncoder(Dinov2Model(sizes), nn.Linear(config.identity_width, config.token_width))
 
 
@@ -69,34 +66,25 @@ def create_autoencoder(config: AutoencoderConfig) -> AutoencoderKL | Autoencoder
     if config.kind == "tiny":
         blocks = (1,) + (config.layers,) * (levels - 1)
         return AutoencoderTiny(
-            encoder_block_out_channels=config.channels,
-            decoder_block_out_channels=config.channels,
-            num_encoder_blocks=blocks,
-            num_decoder_blocks=blocks[::-1],
+            encoder_block_out_channels=config.channels, decoder_block_out_channels=config.channels,
+            num_encoder_blocks=blocks, num_decoder_blocks=blocks[::-1],
             latent_channels=config.latent_channels,
-        )
+        )  # fmt: skip
     return AutoencoderKL(
-        block_out_channels=config.channels,
-        layers_per_block=config.layers,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.channels, layers_per_block=config.layers,
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=config.latent_channels,
-    )
+    )  # fmt: skip
 
 
 def noise_schedule(config: NetworkConfig) -> dict:
     """SD's scaled-linear betas; zero-terminal SNR needs trailing steps (Lin et al. 2024)."""
     scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=config.prediction,
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1, prediction_type=config.prediction,
         rescale_betas_zero_snr=config.zero_snr,
         timestep_spacing="trailing" if config.zero_snr else "leading",
-    )
+    )  # fmt: skip
     return dict(scheduler.config)
 
 
@@ -105,10 +93,7 @@ def create_compositor(config: NetworkConfig, seed: int = 0) -> Compositor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Compositor(
-            create_unet(config),
-            create_control(config, 4),
-            create_control(config, 3),
-            create_identity(config),
-            LatentSpace(create_autoencoder(config.autoencoder)),
+            create_unet(config), create_control(config, 4), create_control(config, 3),
+            create_identity(config), LatentSpace(create_autoencoder(config.autoencoder)),
             noise_schedule(config),
-        )
+        )  # fmt: skip

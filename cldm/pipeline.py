@@ -118,12 +118,8 @@ class CompositorPipeline:
 
         with self.on_device(model.unet, model.detail, model.depth):
             latents = denoise(
-                predict,
-                start_latents(schedule, noise, start),
-                schedule,
-                guidance=sampling.guidance,
-                generators=generators,
-                known=self.known_region(pair, background, noise),
+                predict, start_latents(schedule, noise, start), schedule, guidance=sampling.guidance,
+                generators=generators, known=self.known_region(pair, background, noise),
                 monitor=monitor or Monitor(),
-            )
+            )  # fmt: skip
         return self.decode(latents)

@@ -76,11 +76,9 @@ class PairDataset(Dataset[TrainingSample]):
             reasons = "; ".join(sorted({f"item {index}: {error}" for index, error in drawn.rejections}))
             raise ValueError(f"example {k}: {MAX_TRIES} samples in a row were rejected: {reasons}")
         return TrainingSample(
-            **vars(drawn.pair),
-            dynamics=torch.tensor(self.sources[which].dynamics),
-            source=torch.tensor(which),
-            rejected=tuple(reason(error) for _, error in drawn.rejections),
-        )
+            **vars(drawn.pair), dynamics=torch.tensor(self.sources[which].dynamics),
+            source=torch.tensor(which), rejected=tuple(reason(error) for _, error in drawn.rejections),
+        )  # fmt: skip
 
 
 @dataclass(eq=False)

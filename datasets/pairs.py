@@ -258,16 +258,13 @@ def pair_of(geometry: Geometry) -> Pair:
     if inputs.target_u8 is not None:
         target = torch.where(edit, to_pm1(crop.take(inputs.target_u8)), background)
     return Pair(
-        reference_01=to_01(view_u8),
-        target_pm1=target,
+        reference_01=to_01(view_u8), target_pm1=target,
         detail_pm1=torch.cat([to_pm1(fit(hint_u8)), mask_channel]),
-        depth_01=torch.from_numpy(depth_01).repeat(3, 1, 1),
-        background_pm1=background,
-        paste_pm1=to_pm1(fit(layers.paste_u8)),
-        edit_mask=edit,
+        depth_01=torch.from_numpy(depth_01).repeat(3, 1, 1), background_pm1=background,
+        paste_pm1=to_pm1(fit(layers.paste_u8)), edit_mask=edit,
         visible_mask=torch.from_numpy(fit(layers.visible.astype(np.uint8), "nearest") > 0)[None],
         geometry=geometry,
-    )
+    )  # fmt: skip
 
 
 def square_view(cutout: fusion.Cutout, ratio: float, options: PairOptions) -> tuple[np.ndarray, np.ndarray]:

@@ -111,8 +111,11 @@ def load_part(kind: type[Network], folder: Path, dtype: torch.dtype = torch.floa
         raise ValueError(f"{folder}/config.json: describes a {named}, expected a {kind.__name__}")
     with empty_parameters():
         model = build_model(kind, config, folder)
-    stored = with_model_names(model, read_weights(folder)).items()
-    weights = {key: value.to(dtype) if value.is_floating_point() else value for key, value in stored}
+    stored = read_weights(folder)
+    for name, keys in stored_names(model).items():  # the hub's names become those that the model has
+        if name in stored and keys != [name]:
+            stored |= zip(keys, stored.pop(name).chunk(len(keys)), strict=True)
+    weights = {key: value.to(dtype) if value.is_floating_point() else value for key, value in stored.items()}
     load_strict(model, weights, folder, assign=True)
     return model.eval()
 
@@ -189,15 +192,6 @@ def stored_names(model: nn.Module) -> dict[str, list[str]]:
     model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)
     places = revert_weight_conversion(model, {key: torch.tensor([i]) for i, key in enumerate(keys)})
     return {name: [keys[i] for i in held.tolist()] for name, held in places.items()}
-
-
-def with_model_names(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the names that `model` has, whether they came with those or with the hub's."""
-    renamed = dict(weights)
-    for name, keys in stored_names(model).items():
-        if name in weights and keys != [name]:
-            renamed |= zip(keys, renamed.pop(name).chunk(len(keys)), strict=True)
-    return renamed
 
 
 @contextmanager

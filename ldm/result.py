@@ -81,11 +81,9 @@ def measure_drift(before_u8: np.ndarray, after_u8: np.ndarray, edit_mask: np.nda
     outside = np.where(edit_mask, np.uint8(0), difference)
     changed, changed_outside = cv2.countNonZero(difference), cv2.countNonZero(outside)
     return {
-        "changed_outside": changed_outside,
-        "max_abs_outside": int(outside.max(initial=0)),
-        "changed_inside": changed - changed_outside,
-        "edit_fraction": float(edit_mask.mean()),
-    }
+        "changed_outside": changed_outside, "max_abs_outside": int(outside.max(initial=0)),
+        "changed_inside": changed - changed_outside, "edit_fraction": float(edit_mask.mean()),
+    }  # fmt: skip
 
 
 def warn_if_alike(images_u8: Sequence[np.ndarray], mask: np.ndarray, steps: int) -> None:

@@ -48,21 +48,14 @@ def replace_start(key: str, names: dict[str, str]) -> str:
 
 
 LDM_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
+}  # fmt: skip
 LDM_ENDS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
     "controlnet_mid_block": "middle_block_out.0",
-}
+}  # fmt: skip
 BLOCK = re.compile(r"(down|up|mid)_blocks?(?:\.(\d+))?\.(\w+?)s?\.(\d+)\.(.+)")
 
 
@@ -117,12 +110,10 @@ def vae_name(key: str, config: Any) -> Piece:
 
 
 DINO_ENDS = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.mask_token": "mask_token",
+    "embeddings.cls_token": "cls_token", "embeddings.mask_token": "mask_token",
     "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "layernorm": "norm",
-}
+    "embeddings.patch_embeddings.projection": "patch_embed.proj", "layernorm": "norm",
+}  # fmt: skip
 # (original name, chunk, number of chunks). DINOv2 has two spellings, of transformers 5 and 4 (here side by
 # side); the vision transformer inside DPT-Large has the older one and some names of its own.
 VIT_BLOCK: dict[str, tuple[str, int, int]] = {

@@ -55,7 +55,5 @@ class PairData(pl.LightningDataModule):
         return RunLoader(
             self.dataset,
             batch_sampler=RunBatches(self.batches, self.config.batch, self.stands_at, rank, world),
-            collate_fn=self.collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-        )
+            collate_fn=self.collate, num_workers=workers, persistent_workers=workers > 0,
+        )  # fmt: skip

@@ -105,17 +105,10 @@ def _render(
     farthest = torch.where(mask, reference.inverse, 1e9).amin((1, 2), keepdim=True)
     own_depth = (reference.inverse - farthest) / (nearest - farthest).clamp(min=1e-6)
     return SceneBatch(
-        main.image,
-        main.without,
-        relative(main.inverse),
-        relative(main.inverse_without),
-        main.owner + 1,
-        amodal,
-        reference.image,
-        mask,
-        torch.where(mask, own_depth, 0.0),
+        main.image, main.without, relative(main.inverse), relative(main.inverse_without), main.owner + 1,
+        amodal, reference.image, mask, torch.where(mask, own_depth, 0.0),
         _facts(scenes, amodal, main.owner, depth),
-    )
+    )  # fmt: skip
 
 
 def _ends(line: np.ndarray) -> tuple[float, float]:
@@ -156,19 +149,11 @@ def _facts(scenes: Sequence[Scene], amodal: Tensor, owner: Tensor, depth: Tensor
         ordered = sorted(relations, key=lambda triple: triple[0] != scene.removed)
         sides = {"left of": "to the left of", "right of": "to the right of"}
         fact = SceneFacts(
-            scene.seed,
-            scene.removed,
-            tuple(solid.name for solid in scene.solids),
-            tuple(solid.movable for solid in scene.solids),
-            supports,
-            tuple(boxes),
-            tuple(depths),
-            tuple(visible),
-            tuple(area),
-            relations,
+            scene.seed, scene.removed, tuple(solid.name for solid in scene.solids),
+            tuple(solid.movable for solid in scene.solids), supports, tuple(boxes), tuple(depths),
+            tuple(visible), tuple(area), relations,
             tuple(f"{names[a]} {sides.get(word, word)} {names[b]}" for a, word, b in ordered),
-            scene.camera.window01_xyxy,
-            scene.same_pose,
-        )
+            scene.camera.window01_xyxy, scene.same_pose,
+        )  # fmt: skip
         facts.append(fact)
     return tuple(facts)

@@ -77,24 +77,14 @@ def room(rng: np.random.Generator) -> Room:
     motif, frame = _tone(rng, tuple(palette.COLOURS.values())) * 0.6 + 0.2, _tone(rng, palette.WOODS) * 0.8
     has_skirting = rng.random() < 0.75
     return Room(
-        back=rng.uniform(2.4, 3.8),
-        left=-rng.uniform(2.5, 4.0),
-        right=rng.uniform(2.5, 4.0),
-        floor=floor,
-        wall=wall,
-        floor_rgb=linear(np.stack([ground, other])),
-        wall_rgb=linear(np.stack([paint, second])),
-        floor_frequency=rng.uniform(1.3, 2.4),
-        wall_frequency=rng.uniform(1.6, 3.0),
-        angle=rng.uniform(-0.5, 0.5),
-        phase=rng.random(),
-        skirting=has_skirting * rng.uniform(0.08, 0.14),
-        skirting_rgb=linear(np.clip(paint * 1.1, 0, 1)),
-        rug=rug,
-        rug_rgb=np.stack([linear(inside), linear(border)]),
-        picture=picture,
+        back=rng.uniform(2.4, 3.8), left=-rng.uniform(2.5, 4.0), right=rng.uniform(2.5, 4.0), floor=floor,
+        wall=wall, floor_rgb=linear(np.stack([ground, other])), wall_rgb=linear(np.stack([paint, second])),
+        floor_frequency=rng.uniform(1.3, 2.4), wall_frequency=rng.uniform(1.6, 3.0),
+        angle=rng.uniform(-0.5, 0.5), phase=rng.random(), skirting=has_skirting * rng.uniform(0.08, 0.14),
+        skirting_rgb=linear(np.clip(paint * 1.1, 0, 1)), rug=rug,
+        rug_rgb=np.stack([linear(inside), linear(border)]), picture=picture,
         picture_rgb=np.stack([linear(motif), linear(frame)]),
-    )
+    )  # fmt: skip
 
 
 def lamp(rng: np.random.Generator, place: Room) -> Light:

@@ -227,10 +227,8 @@ def reference_setup(
     warm = rng.uniform(0.9, 1.1)
     tone = np.array([warm, 1.0, 2 - warm])
     light = Light(
-        target + away / np.linalg.norm(away) * 3.6,
-        float(rng.uniform(0.2, 0.6)),
-        tone * rng.uniform(0.6, 0.85),
-        np.full(3, rng.uniform(0.38, 0.55)),
+        target + away / np.linalg.norm(away) * 3.6, float(rng.uniform(0.2, 0.6)),
+        tone * rng.uniform(0.6, 0.85), np.full(3, rng.uniform(0.38, 0.55)),
         np.full(3, rng.uniform(0.2, 0.35)),
-    )
+    )  # fmt: skip
     return replace(camera, window01_xyxy=window), light

@@ -190,18 +190,13 @@ def pattern_blend(
     # The wave of each pattern: its sign chooses the colour.
     rings = torch.where(torus, sin_u, sin_v)
     waves = {
-        "stripes": rings,
-        "columns": torch.where(torus, sin_v, sin_u),
-        "checker": sin_u * sin_v * 2,
-        "diagonal": (u + v).sin(),
-        "dots": u.cos() + v.cos() - 0.75,
-        "halves": torch.where(torus, q[0], q[2]) * 4,
-        "waves": (v + 1.2 * u.sin()).sin(),
-        "grid": torch.maximum(u.cos(), v.cos()) - 0.8,
-        "zigzag": (v + 1.3 * u.sin().asin()).sin(),
+        "stripes": rings, "columns": torch.where(torus, sin_v, sin_u), "checker": sin_u * sin_v * 2,
+        "diagonal": (u + v).sin(), "dots": u.cos() + v.cos() - 0.75,
+        "halves": torch.where(torus, q[0], q[2]) * 4, "waves": (v + 1.2 * u.sin()).sin(),
+        "grid": torch.maximum(u.cos(), v.cos()) - 0.8, "zigzag": (v + 1.3 * u.sin().asin()).sin(),
         "bands": rings + 0.65,
         "marble": (v + 1.4 * (0.7 * u + 0.9 * v.sin()).sin() + 0.8 * (1.9 * u).cos()).sin() + 0.4,
-    }
+    }  # fmt: skip
     wave = torch.full_like(u, -9.0)
     for name, value in waves.items():
         wave = torch.where(pattern == ALL_PATTERNS.index(name), value, wave)

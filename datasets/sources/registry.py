@@ -9,16 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from datasets.base import ExampleSource
+from datasets.sources import video
 from datasets.sources.objects import DreamBoothConfig, DressCodeConfig, FashionTryonConfig, VitonHdConfig
 from datasets.sources.still import FolderConfig, LvisConfig, PanopticConfig, SaliencyConfig, SamConfig
-from datasets.sources.video import (
-    MoseConfig,
-    MvImgNetConfig,
-    UvoConfig,
-    UvoValConfig,
-    VipSegConfig,
-    YoutubeConfig,
-)
 from ldm.settings.config import check_settings, nearest, setting
 
 
@@ -44,13 +37,13 @@ class DatasetsConfig:
 
     weights: dict[str, float] = setting({}, low=0, help="fraction of each source in training, in any unit")
     indexes: dict[str, str] = setting({}, help="lists of sound items (run_dataset_debug.py --validate)")
-    youtube_vos: YoutubeConfig | None = setting(None, help="YouTube-VOS")
-    youtube_vis: YoutubeConfig | None = setting(None, help="YouTube-VIS in the layout of YouTube-VOS")
-    vipseg: VipSegConfig | None = setting(None, help="VIPSeg")
-    mose: MoseConfig | None = setting(None, help="MOSE")
-    uvo: UvoConfig | None = setting(None, help="UVO, sparse training part")
-    uvo_val: UvoValConfig | None = setting(None, help="UVO, dense validation part")
-    mvimgnet: MvImgNetConfig | None = setting(None, help="MVImgNet")
+    youtube_vos: video.YoutubeConfig | None = setting(None, help="YouTube-VOS")
+    youtube_vis: video.YoutubeConfig | None = setting(None, help="YouTube-VIS in the layout of YouTube-VOS")
+    vipseg: video.VipSegConfig | None = setting(None, help="VIPSeg")
+    mose: video.MoseConfig | None = setting(None, help="MOSE")
+    uvo: video.UvoConfig | None = setting(None, help="UVO, sparse training part")
+    uvo_val: video.UvoValConfig | None = setting(None, help="UVO, dense validation part")
+    mvimgnet: video.MvImgNetConfig | None = setting(None, help="MVImgNet")
     viton_hd: VitonHdConfig | None = setting(None, help="VITON-HD")
     dress_code: DressCodeConfig | None = setting(None, help="DressCode")
     fashion_tryon: FashionTryonConfig | None = setting(None, help="FashionTryon")

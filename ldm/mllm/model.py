@@ -101,12 +101,9 @@ def load_four_bit(
     folder = Path(folder)
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
     model = AutoModelForImageTextToText.from_pretrained(
-        folder,
-        dtype=dtype or "auto",
-        quantization_config=nf4,
-        device_map=device_map,
+        folder, dtype=dtype or "auto", quantization_config=nf4, device_map=device_map,
         local_files_only=True,
-    )
+    )  # fmt: skip
     return Mllm(model.eval(), load_processor(folder, model.config), folder)
 
 
@@ -161,13 +158,9 @@ def load_processor(folder: Path, config: Any = None) -> Any:
             side = int(vision.image_size)
             # Centred on a square of the mean colour, then resized.
             processor.image_processor = LlavaImageProcessorPil(
-                do_pad=True,
-                size={"shortest_edge": side},
-                crop_size={"height": side, "width": side},
-                image_mean=images.image_mean,
-                image_std=images.image_std,
-                resample=images.resample,
-            )
+                do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side},
+                image_mean=images.image_mean, image_std=images.image_std, resample=images.resample,
+            )  # fmt: skip
     if getattr(processor, "chat_template", None) is None:
         processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
     return processor
@@ -238,11 +231,9 @@ class Chat:
     def text(self, ask: ChatExample) -> str:
         """The rendered conversation, up to where the model speaks if there is no answer."""
         return self.processor.apply_chat_template(
-            self._messages(ask),
-            chat_template=self.template,
-            add_generation_prompt=ask.answer is None,
+            self._messages(ask), chat_template=self.template, add_generation_prompt=ask.answer is None,
             tokenize=False,
-        )
+        )  # fmt: skip
 
     def prompts(self, asks: Sequence[ChatExample]) -> dict[str, Any]:
         """Model inputs for questions, padded on the left, on the CPU."""
@@ -290,11 +281,7 @@ class Chat:
     def _encode(self, asks: Sequence[ChatExample], side: str, mask: bool) -> Mapping[str, Any]:
         return self.processor.apply_chat_template(
             [self._messages(ask, Image.fromarray(ask.image_u8)) for ask in asks],
-            chat_template=self.template,
-            add_generation_prompt=asks[0].answer is None,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            return_assistant_tokens_mask=mask,
+            chat_template=self.template, add_generation_prompt=asks[0].answer is None, tokenize=True,
+            return_dict=True, return_tensors="pt", return_assistant_tokens_mask=mask,
             processor_kwargs={"padding": True, "padding_side": side},
-        )
+        )  # fmt: skip

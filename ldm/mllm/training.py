@@ -58,14 +58,10 @@ def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> n
         if lost:
             raise ValueError(f"targets: the language model has no layer called {', '.join(lost)}")
         config = LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            bias="none",
-            init_lora_weights="gaussian" if settings.init == "gaussian" else True,
-            target_modules=pattern,
+            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, bias="none",
+            init_lora_weights="gaussian" if settings.init == "gaussian" else True, target_modules=pattern,
             modules_to_save=[projector] if settings.projector else None,
-        )
+        )  # fmt: skip
         with drawing(seed, next(model.parameters()).device):
             model = get_peft_model(model, config)  # type: ignore[arg-type]
     for parameter in model.parameters():

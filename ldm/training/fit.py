@@ -235,13 +235,10 @@ class TrainingRun:
     def write_row(self, rate: float) -> None:
         progress, now = self.progress, time.monotonic()
         row = {
-            "step": progress.step,
-            "epoch": progress.epoch + progress.batch / self.order.batches,
-            "loss": self.mean_loss() / progress.loss_count,
-            "lr": rate,
-            "grad_norm": float(self.grad_norm),
+            "step": progress.step, "epoch": progress.epoch + progress.batch / self.order.batches,
+            "loss": self.mean_loss() / progress.loss_count, "lr": rate, "grad_norm": float(self.grad_norm),
             "samples_per_second": self.samples / (now - self.row_time),
-        }
+        }  # fmt: skip
         self.bar.set_postfix(loss=f"{row['loss']:.4g}")
         self.record("train", self.rows, row)
         self.loss_sum.zero_()

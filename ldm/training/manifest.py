@@ -39,15 +39,9 @@ def make_manifest(
     with contextlib.suppress(OSError):
         revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "part": part,
-        "trained_on": "rendered scenes",
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seed": effort.seed,
-        "steps": effort.steps,
-        "samples": effort.samples,
-        "minutes": round(effort.seconds / 60, 1),
-        "code_revision": revision or "unknown",
-        "hardware": describe_hardware(device),
-        "held_out": held_out or {},
-        "settings": to_plain(settings),
-    }
+        "part": part, "trained_on": "rendered scenes",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()), "seed": effort.seed,
+        "steps": effort.steps, "samples": effort.samples, "minutes": round(effort.seconds / 60, 1),
+        "code_revision": revision or "unknown", "hardware": describe_hardware(device),
+        "held_out": held_out or {}, "settings": to_plain(settings),
+    }  # fmt: skip

@@ -46,14 +46,10 @@ def draw_locator(
     for name, sentence in SENTENCES:
         folder = FOLDER / name
         settings = ComposeSettings(
-            background=folder / "room.png",
-            object=folder / "object.png",
-            background_depth=folder / "room_depth.png",
-            instruction=sentence,
-            locator=locator,
-            anchors=folder / "anchors.json",
-            candidates=candidates,
-        )
+            background=folder / "room.png", object=folder / "object.png",
+            background_depth=folder / "room_depth.png", instruction=sentence, locator=locator,
+            anchors=folder / "anchors.json", candidates=candidates,
+        )  # fmt: skip
         models = load_models(settings, models)
         result = compose(settings, models, progress=False)
         rows.append([marked_background(result), result.fused_depth_01, result.images_u8[0]])

@@ -8,7 +8,7 @@ A test compares the page with the commands. The part from TAIL on is written by 
 import importlib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,15 +77,6 @@ def anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-def links_by_package(titles: Iterable[str]) -> str:
-    """A line for every package, with a link for every verb."""
-    packages: dict[str, list[str]] = {}
-    for title in titles:
-        package = title.split(".")[0] + "." if ".py" not in title else ""
-        packages.setdefault(package, []).append(f"[{title.removeprefix(package)}](#{anchor(title)})")
-    return "\n".join(f"* `{name or 'run_*.py'}`: {', '.join(links)}" for name, links in packages.items())
-
-
 def table(head: str, rows: Sequence[tuple[str, str]]) -> list[str]:
     """Two columns; nothing without rows."""
     escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
@@ -106,8 +97,12 @@ def write_command_page(out: Annotated[Path, typer.Option(help="page to write")] 
     text, parts, listed = out.read_text(encoding="utf-8"), dict[str, str](), dict[type, str]()
     for module in command_modules():
         parts |= sections(module, listed)
-    tail = text[text.index(TAIL) :]
-    page = [HEAD, links_by_package(parts), TAIL_LINK, *parts.values(), tail]
+    packages: dict[str, list[str]] = {}  # a line for each, with a link for every verb
+    for title in parts:
+        package = title.split(".")[0] + "." if ".py" not in title else ""
+        packages.setdefault(package, []).append(f"[{title.removeprefix(package)}](#{anchor(title)})")
+    lines = [f"* `{name or 'run_*.py'}`: {', '.join(links)}" for name, links in packages.items()]
+    page = [HEAD, *lines, TAIL_LINK, *parts.values(), text[text.index(TAIL) :]]
     write_atomic(out, "\n".join(page).encode())
     logger.info("wrote %s", out)
 

@@ -62,18 +62,12 @@ def make_examples(out: Annotated[Path, typer.Option(help="folder of the examples
         clause = f"{facts.names[facts.removed]} behind "
         caption = next((text for text in facts.captions if clause in text), facts.captions[0])
         case = {
-            "id": name,
-            "mode": "place",
-            "background": f"{name}/room.png",
-            "object": f"{name}/object.png",
-            "background_depth": f"{name}/room_depth.png",
-            "truth": f"{name}/truth.png",
+            "id": name, "mode": "place", "background": f"{name}/room.png", "object": f"{name}/object.png",
+            "background_depth": f"{name}/room_depth.png", "truth": f"{name}/truth.png",
             "box_xyxy": [round(value, 4) for value in facts.boxes01[facts.removed]],
-            "depth_range": [round(far, 4), round(near, 4)],
-            "caption": caption,
-            "visible": round(facts.visible[facts.removed], 3),
-            "seed": facts.seed,
-        }
+            "depth_range": [round(far, 4), round(near, 4)], "caption": caption,
+            "visible": round(facts.visible[facts.removed], 3), "seed": facts.seed,
+        }  # fmt: skip
         cases.append(case)
         logger.info("%s: %s", folder, caption)
     write_json(out / "cases.json", {"conventions": CONVENTIONS, "cases": cases})

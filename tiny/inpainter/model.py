@@ -20,7 +20,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from cldm.config import AutoencoderConfig
+from cldm.config import AutoencoderConfig, check_levels
 from cldm.create import create_autoencoder
 from inpainting.models.text_to_image.config import InpainterConfig, Recommended
 from inpainting.models.text_to_image.load import INPAINTER_FILE
@@ -51,12 +51,7 @@ class InpainterNetworks(CheckedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        levels = len(self.block_channels)
-        if len(self.heads) != levels or len(self.attention) != levels:
-            raise ValueError(
-                f"block_channels has {levels} levels, heads {len(self.heads)}, "
-                f"attention {len(self.attention)}; they must agree"
-            )
+        check_levels(self)
 
 
 class Networks(nn.Module):

@@ -136,13 +136,10 @@ def labelled_images(
     low, high = boxes[..., :2], boxes[..., 2:]
     place = np.concatenate([(low + high) / 2, high - low, scenes.depths[index][..., :1]], -1)
     return LabelledImages(
-        pixel_values(pixels_u8, rng),
-        torch.from_numpy(cover).float() / 255,
-        torch.from_numpy(unknown < UNSURE * 255),
-        torch.from_numpy(depth.astype(np.float32)),
-        torch.from_numpy(scenes.labels[index].astype(np.int64)),
-        torch.from_numpy(place.astype(np.float32)),
-    )
+        pixel_values(pixels_u8, rng), torch.from_numpy(cover).float() / 255,
+        torch.from_numpy(unknown < UNSURE * 255), torch.from_numpy(depth.astype(np.float32)),
+        torch.from_numpy(scenes.labels[index].astype(np.int64)), torch.from_numpy(place.astype(np.float32)),
+    )  # fmt: skip
 
 
 def patch_loss(patches: Tensor, read: Tensor, batch: LabelledImages) -> tuple[Tensor, dict[str, float]]:

@@ -154,11 +154,6 @@ def paint_scenes(sets: Sets, index: np.ndarray, flip: np.ndarray, masks: Sequenc
     low, high = boxes[..., :2], boxes[..., 2:]
     place = np.concatenate([(low + high) / 2, high - low], -1)
     return Painted(
-        images,
-        cover.astype(np.float32),
-        sets.kind[index].astype(np.int64),
-        sets.colour[index].astype(np.int64),
-        side,
-        place.astype(np.float32),
-        tuple(masks),
-    )
+        images, cover.astype(np.float32), sets.kind[index].astype(np.int64),
+        sets.colour[index].astype(np.int64), side, place.astype(np.float32), tuple(masks),
+    )  # fmt: skip
