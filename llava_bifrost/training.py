@@ -22,6 +22,7 @@ from ldm.mllm.constrain import generate
 from ldm.mllm.llava_original import merge_into
 from ldm.mllm.model import ChatExample, Mllm, load_model, load_processor
 from ldm.settings.config import dump_yaml, write_config
+from ldm.training.choice import refuse_foreign
 from ldm.training.fit import Task, fit, make_accelerator
 from llava_bifrost.build_dataset.records import LocatorRecord, read_records
 from llava_bifrost.language.answer import AnswerError, satisfies
@@ -60,6 +61,7 @@ def question_of(record: LocatorRecord, codec: Codec) -> str:
 
 def fine_tune_locator(config: TrainConfig) -> None:
     """Train a locator from a vision-language model, check its answers; the same command again continues."""
+    refuse_foreign(config.out, ["adapter", "model"], "out")
     accelerator = make_accelerator(config.fit, config.out)
     records = read_records(config.data)
     held_out = [] if config.validation is None else read_records(config.validation)

@@ -92,15 +92,7 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
 
     peft itself only warns when names do not fit, as those of the original LLaVA layout do.
     """
-    read_json(folder / ADAPTER_CONFIG)
-    file = next((path for name in (ADAPTER, "adapter_model.bin") if (path := folder / name).is_file()), None)
-    if file is None or (folder / "non_lora_trainables.bin").is_file():
-        raise ValueError(
-            f"{folder}: not an adapter of this repository or of peft ({ADAPTER}); one in the original LLaVA "
-            "layout is merged by python -m llava_bifrost.model convert"
-        )
-    source = open_weights(file)
-    stored = {current_name(key): source.read(key) for key in source.shapes}
+    stored = read_adapter(folder)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode, config.task_type = False, None  # without a task all inputs are passed on
     config.base_model_name_or_path = None  # peft warns where it is another one
@@ -111,14 +103,40 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
         wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"{folder}: its layers are not those of this model ({first_line(error)})") from None
-    parameters = {
-        adapter_key(name): value for name, value in wrapped.named_parameters() if value.requires_grad
-    }
-    check_weights(parameters, stored, f"{folder}: not an adapter of this model")
+    fill_adapter(wrapped, stored, f"{folder}: not an adapter of this model")
+    return wrapped
+
+
+def continue_adapter(model: PeftModel, folder: Path) -> None:
+    """Fill the adapter that trains with that of a folder; ValueError where its settings are others."""
+    stored = read_adapter(folder)
+    config, mine = LoraConfig.from_pretrained(str(folder)), model.peft_config["default"]
+    theirs, ours = (one.lora_alpha / one.r ** (0.5 if one.use_rslora else 1) for one in (config, mine))
+    if theirs != ours:
+        raise ValueError(f"{folder}: its LoRA scale is {theirs:g}, lora.alpha / lora.rank is {ours:g}")
+    fill_adapter(model, stored, f"{folder}: not an adapter of these lora settings")
+
+
+def fill_adapter(model: PeftModel, stored: Mapping[str, Tensor], where: str) -> None:
+    """Copy the weights of an adapter file, all of them, into the parameters that train."""
+    parameters = {adapter_key(name): value for name, value in model.named_parameters() if value.requires_grad}
+    check_weights(parameters, stored, where)
     with torch.no_grad():
         for key, value in parameters.items():
             value.copy_(stored[key])
-    return wrapped
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """The weights of an adapter folder under today's names; ValueError for another folder."""
+    read_json(folder / ADAPTER_CONFIG)
+    file = next((path for name in (ADAPTER, "adapter_model.bin") if (path := folder / name).is_file()), None)
+    if file is None or (folder / "non_lora_trainables.bin").is_file():
+        raise ValueError(
+            f"{folder}: not an adapter of this repository or of peft ({ADAPTER}); one in the original LLaVA "
+            "layout is merged by python -m llava_bifrost.model convert"
+        )
+    source = open_weights(file)
+    return {current_name(key): source.read(key) for key in source.shapes}
 
 
 def merged(model: nn.Module) -> Any:

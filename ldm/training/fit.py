@@ -32,8 +32,8 @@ from ldm.training.run import (
     CsvLogger,
     FitOutcome,
     Task,
+    agreed_checkpoint,
     checkpoint_folders,
-    chosen_checkpoint,
     drawing,
     make_accelerator,
     read_checkpoint,
@@ -64,7 +64,7 @@ def fit(
         raise ValueError("the training set holds no examples")
     if config.patience and task.held_out is None:
         raise ValueError(f"patience={config.patience} needs a validation set")
-    start = chosen_checkpoint(out, config.resume)
+    start = agreed_checkpoint(accelerator, out, config.resume)
     run = TrainingRun(config, out, accelerator, model, task)
     accelerator.wait_for_everyone()
     run.start(start)

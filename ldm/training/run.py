@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -83,6 +83,25 @@ def chosen_checkpoint(out: Path, resume: str) -> Path | None:
     if named[0] != found[-1]:
         raise ValueError(f"resume={resume}: {out} holds the newer {found[-1].name}; move it away first")
     return named[0]
+
+
+def agreed_checkpoint(accelerator: Accelerator, out: Path, resume: str) -> Path | None:
+    """What `chosen_checkpoint` gives the first process; ValueError on all where one does not see it."""
+    answer: list[Any] = [None, ""]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = chosen_checkpoint(out, resume)
+        except ValueError as error:
+            answer[1] = str(error)
+    chosen, problem = broadcast_object_list(answer)
+    seen = torch.tensor(float(chosen is None or (chosen / STATE).is_file()), device=accelerator.device)
+    missing = accelerator.num_processes - round(float(accelerator.reduce(seen)))
+    if missing and not problem:
+        problem = f"{missing} of {accelerator.num_processes} processes do not see {chosen}"
+        problem += ": the run folder must lie on a disk that all machines share"
+    if problem:
+        raise ValueError(problem)
+    return chosen
 
 
 def write_checkpoint(

@@ -87,7 +87,7 @@ def test_each_recipe_opens_and_runs(name: str, folder: Path, whole: Path, tmp_pa
         return
     assert (published.val.split, published.val.instances) == ("test", 5000)
     known = {"test/llava_prompt": "none"}
-    assert published.checkpoint == known.get(name, "checkpoint-2884")
+    assert published.checkpoint == known.get(name, "latest")
     out = train_prompt_writer(recipe(folder, whole, name, f"checkpoint={known.get(name, 'checkpoint-4')}",
                        f"predictions={tmp_path}"))  # fmt: skip
     rows = read_predictions(out / "predictions.jsonl")
@@ -163,6 +163,35 @@ def test_the_released_names_of_layers_are_read(folder: Path, whole: Path, tmp_pa
     (released.parent / "state.pt").unlink()
     with pytest.raises(ValueError, match="was not trained here.*choose another project_dir"):
         train_prompt_writer(recipe(folder, tmp_path, "train/llava_multimask"))
+
+
+@pytest.mark.parametrize("where", ["checkpoint-4/adapter", "adapter", "model"])
+def test_released_weights_in_the_run_folder_stay(folder: Path, whole: Path, tmp_path: Path, where: str):
+    shutil.copytree(whole / "adapter", tmp_path / where)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"was not trained here.*choose another project_dir; resume_from="):
+        train_prompt_writer(recipe(folder, tmp_path, "train/llava_multimask"))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_begins_with_a_released_adapter(folder: Path, whole: Path, tmp_path: Path):
+    changes = ("fit.steps=1", "fit.lr=0", "val.instances=0")
+    for number, source in enumerate((whole / "adapter", whole / "checkpoint-4")):
+        out = tmp_path / str(number)
+        options = (f"resume_from={source}", *changes)
+        train_prompt_writer(recipe(folder, out, "train/llava_multimask", *options))
+        stored, wanted = adapter(out / "adapter"), adapter(whole / "adapter")
+        assert all(torch.equal(stored[key], value) for key, value in wanted.items())
+    for change, message in (
+        ("lora.alpha=16", "its LoRA scale is 2, lora.alpha / lora.rank is 4"),
+        ("lora.targets=[q_proj]", "not an adapter of these lora settings: 0 weights missing"),
+        (f"resume_from={tmp_path}", "there is no file|adapter_config.json"),
+    ):
+        options = (f"resume_from={whole / 'adapter'}", *changes, change)
+        with pytest.raises(ValueError, match=message):
+            train_prompt_writer(recipe(folder, tmp_path / "refused", "train/llava_multimask", *options))
+    with pytest.raises(ValueError, match=r"a whole model to train on from is model=FOLDER"):
+        recipe(folder, tmp_path, "train/llava_multimask", f"resume_from={whole}", "fine_tuning_type=full")
 
 
 def test_a_projector_may_train_beside_the_adapter(folder: Path, tmp_path: Path):

@@ -286,3 +286,12 @@ def test_a_saved_locator_does_not_depend_on_the_answers_before(data: Path, tmp_p
         saved.append((tmp_path / name / "tokenizer.json").read_bytes())
         processor.tokenizer(["dog", "red cube"], padding=True)
     assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize("name", ["adapter", "model", "checkpoint-3"])
+def test_what_was_not_trained_here_stays(data: Path, tmp_path: Path, name: str):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / name / "weights.safetensors").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=f"{name} was not trained here: .*choose another out"):
+        fine_tune_locator(config(tmp_path / "base", data, tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").rglob("*")] == [name, "weights.safetensors"]

@@ -109,6 +109,9 @@ class PromptTraining:
         "llava-hf/llava-v1.6-vicuna-7b-hf",
         help="model to start from: folder, or hub name, which is looked for in models/ first",
     )
+    resume_from: Path | None = setting(
+        None, help="adapter to train on from, such as a released one: its folder, or its checkpoint's"
+    )
     fine_tuning_type: str = setting(
         "qlora",
         choices=("qlora", "lora", "full", "quantized"),
@@ -131,7 +134,8 @@ class PromptTraining:
     train_samples: int = setting(0, low=0, help="use only the first images; 0 = all")
     only_val: bool = setting(False, help="no training: answer and measure held-out images")
     checkpoint: str = setting(
-        "latest", help="only_val: latest, a checkpoint's name in project_dir, an adapter's folder, or none"
+        "latest",
+        help="only_val: best, latest, a checkpoint's name in project_dir, an adapter's folder, or none",
     )
     predictions: Path | None = setting(
         None, help="folder of predictions.jsonl and metrics.json; default: in project_dir"
@@ -144,6 +148,8 @@ class PromptTraining:
             raise ValueError("fine_tuning_type=quantized trains nothing; set only_val=true, or take qlora")
         if self.fine_tuning_type in ("lora", "qlora") and self.lora.rank == 0:
             raise ValueError(f"fine_tuning_type={self.fine_tuning_type} needs lora.rank of at least 1")
+        if self.resume_from is not None and self.fine_tuning_type not in ("lora", "qlora"):
+            raise ValueError("resume_from is an adapter; a whole model to train on from is model=FOLDER")
 
     @property
     def folder(self) -> Path:

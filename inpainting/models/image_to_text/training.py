@@ -20,15 +20,22 @@ from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
 from ldm.files import write_atomic
 from ldm.mllm.model import Mllm, four_bit_works, load_four_bit, load_model, load_processor
-from ldm.mllm.training import adapter_layout, answer_loss, load_adapter, make_trainable, prepared
+from ldm.mllm.training import (
+    ADAPTER_CONFIG,
+    adapter_layout,
+    answer_loss,
+    continue_adapter,
+    load_adapter,
+    make_trainable,
+    prepared,
+)
 from ldm.registry.models import local_or_hub_folder
 from ldm.settings.config import dump_yaml, write_config
+from ldm.training.choice import named_checkpoint, refuse_foreign
 from ldm.training.fit import Task, fit, make_accelerator
 from ldm.training.run import (
     STATE,
     Layout,
-    checkpoint_folders,
-    numbered_folders,
     read_checkpoint,
     trained,
 )
@@ -44,12 +51,9 @@ def train_prompt_writer(config: PromptTraining) -> Path:
     """Train or test, the same call again continues; returns the folder of the adapter, model or results."""
     accelerator = make_accelerator(config.fit, config.project_dir)
     checkpoint = checkpoint_of(config) if config.only_val else None
-    for folder in () if config.only_val else numbered_folders(config.project_dir):
-        if is_adapter(folder / "adapter") and not (folder / STATE).is_file():
-            raise ValueError(
-                f"{folder / 'adapter'} was not trained here: this run cannot go on from it, and would "
-                "overwrite it; choose another project_dir"
-            )
+    if not config.only_val:
+        advice = "project_dir; resume_from=FOLDER trains on from a released adapter"
+        refuse_foreign(config.project_dir, ["adapter", "model"], advice)
     writer = PromptWriter(open_mllm(config, accelerator.device, checkpoint), config.prompter)
     held_out = None
     if config.val.instances:
@@ -147,6 +151,9 @@ def open_mllm(config: PromptTraining, device: torch.device, checkpoint: Path | N
     if isinstance(model, PeftModel):
         # A hub name holds on other machines too, the path of its local copy does not.
         model.peft_config["default"].base_model_name_or_path = config.model
+    if config.resume_from is not None and not config.only_val:
+        nested = config.resume_from / "adapter"
+        continue_adapter(model, nested if is_adapter(nested) else config.resume_from)
     if checkpoint is not None:
         weights = trained(model)
         with torch.no_grad():
@@ -162,18 +169,9 @@ def checkpoint_of(config: PromptTraining) -> Path | None:
     if named == "none" or config.fine_tuning_type == "quantized":
         return None
     full = config.fine_tuning_type == "full"
-    adapters = [path for path in numbered_folders(out) if is_adapter(path / "adapter")]
-    there = checkpoint_folders(out) if full else adapters
-    if named == "latest" and there:
-        return there[-1] if full else there[-1] / "adapter"
-    if not full and named != "latest":
-        for folder in (out / named / "adapter", out / named, Path(named)):
-            if is_adapter(folder):
-                return folder
-    elif full and (out / named / STATE).is_file():
-        return out / named
-    names = ", ".join(path.name for path in there) or "none"
-    raise ValueError(
-        f"checkpoint={named}: {out} holds no such checkpoint (there: {names}); train it with only_val=false, "
-        "or take checkpoint=none to test the model without adapter"
-    )
+    for folder in () if full else (out / named, Path(named)):
+        if is_adapter(folder):
+            return folder
+    advice = "; train it with only_val=false, or take checkpoint=none to test the model without adapter"
+    found = named_checkpoint(out, named, STATE if full else f"adapter/{ADAPTER_CONFIG}", advice)
+    return found if full else found / "adapter"

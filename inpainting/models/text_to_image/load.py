@@ -101,13 +101,7 @@ def load_inpainter(
     folder = Path(folder)
     config = read_inpainter_config(folder)
     named = lora or (folder / config.lora if config.lora else None)
-    file = Path(named) if named else None
-    if file is not None:
-        if file.is_dir():  # .bin: as diffusers wrote before 0.20
-            files = [file / LORA_FILE, (file / LORA_FILE).with_suffix(".bin")]
-            file = next((one for one in files if one.is_file()), files[0])
-        if not file.is_file():
-            raise ValueError(f"{file}: no such LoRA file")
+    file = lora_file(Path(named)) if named else None
     blocks = read_json(folder / "unet" / "config.json")
     changes = {key: stock(blocks[key]) for key in BLOCKS if key in blocks}
     unet = load_network(UNet2DConditionModel, folder / "unet", dtype, **changes)
@@ -116,17 +110,7 @@ def load_inpainter(
             f"{folder}/unet: takes {unet.config.in_channels} channels, an inpainting model {CHANNELS}"
         )
     if file is not None:  # W + scale alpha / r (up down), merged, so that the layers stay stock ones
-        source = open_weights(file)
-        weights = convert_unet_state_dict_to_peft({key: source.read(key).to(dtype) for key in source.shapes})
-        header: dict[str, str] = {}
-        if file.suffix == ".safetensors":  # newer diffusers writes rank and alpha there; else alpha is r
-            with safe_open(file, "pt") as opened:
-                header = opened.metadata() or {}
-        metadata = json.loads(header.get("lora_adapter_metadata") or "null")
-        if not any(key.startswith("unet.") for key in weights):  # of a UNet alone
-            weights = {f"unet.{key}": value for key, value in weights.items()}
-            metadata = metadata and {f"unet.{key}": value for key, value in metadata.items()}
-        check_lora(unet, weights, file)
+        weights, metadata = read_lora(unet, file, dtype)
         unet.load_lora_adapter(weights, prefix="unet", adapter_name=ADAPTER, metadata=metadata)
         unet.fuse_lora(lora_scale=lora_scale)
         unet.unload_lora()
@@ -201,6 +185,37 @@ def save_inpainter(model: Inpainter, folder: Path, dtype: torch.dtype = torch.fl
         model.tokenizer.save_pretrained(partial / "tokenizer")
         write_json(partial / "scheduler" / "scheduler_config.json", model.scheduler_config)
         write_config(partial / INPAINTER_FILE, model.config)
+
+
+def lora_file(path: Path) -> Path:
+    """A LoRA file, or that of its folder; ValueError where there is none."""
+    if path.is_dir():  # .bin: as diffusers wrote before 0.20
+        files = [path / LORA_FILE, (path / LORA_FILE).with_suffix(".bin")]
+        path = next((one for one in files if one.is_file()), files[0])
+    if not path.is_file():
+        raise ValueError(f"{path}: no such LoRA file")
+    return path
+
+
+def read_lora(
+    unet: nn.Module, file: Path, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The weights of a LoRA under peft's names, and the settings that its file states, such as unet.r.
+
+    None: it states none, and alpha is the rank. ValueError where the weights do not fit the UNet.
+    """
+    source = open_weights(file)
+    weights = convert_unet_state_dict_to_peft({key: source.read(key).to(dtype) for key in source.shapes})
+    header: dict[str, str] = {}
+    if file.suffix == ".safetensors":  # newer diffusers writes rank and alpha there
+        with safe_open(file, "pt") as opened:
+            header = opened.metadata() or {}
+    metadata = json.loads(header.get("lora_adapter_metadata") or "null")
+    if not any(key.startswith("unet.") for key in weights):  # of a UNet alone
+        weights = {f"unet.{key}": value for key, value in weights.items()}
+        metadata = metadata and {f"unet.{key}": value for key, value in metadata.items()}
+    check_lora(unet, weights, file)
+    return weights, metadata
 
 
 def check_lora(unet: nn.Module, weights: dict[str, Tensor], where: Path | str) -> None:

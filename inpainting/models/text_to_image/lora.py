@@ -13,18 +13,20 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from inpainting.data.datasets import InpaintingDataset
-from inpainting.models.text_to_image.load import LORA_FILE, Inpainter, load_inpainter
+from inpainting.models.text_to_image.load import LORA_FILE, Inpainter, load_inpainter, lora_file, read_lora
 from inpainting.models.text_to_image.rca import region_kwargs
 from inpainting.models.text_to_image.sample import known_channels
 from inpainting.models.text_to_image.train_text_to_image_lora import TrainLoraConfig
 from inpainting.tokens import encode_plans, plan_tokens
+from ldm.checkpoints import check_weights
 from ldm.denoise import min_snr_weight, noise_for, prediction_target
 from ldm.device import DTYPES
 from ldm.files import write_atomic
 from ldm.seeds import seed_of
 from ldm.settings.config import dump_yaml
+from ldm.training.choice import refuse_foreign
 from ldm.training.fit import Task, fit, make_accelerator
-from ldm.training.run import Layout, drawing
+from ldm.training.run import Layout, drawing, trained
 
 log = logging.getLogger(__name__)
 
@@ -101,12 +103,24 @@ def released_key(name: str) -> str:
     raise ValueError(f"{name} is no parameter of a LoRA")
 
 
+def released_weights(unet: nn.Module, source: Path) -> dict[str, Tensor]:
+    """The LoRA of a file or folder under peft's names; ValueError where it does not fit the plain UNet."""
+    file = lora_file(source)
+    weights, settings = read_lora(unet, file, torch.float32)
+    rank, alpha = ((settings or {}).get(f"unet.{name}") for name in ("r", "lora_alpha"))
+    if rank != alpha:
+        raise ValueError(f"{file}: alpha is {alpha} and rank {rank}; only a LoRA of scale 1 can be continued")
+    return weights
+
+
 def train_lora(config: TrainLoraConfig) -> Path:
     """Train; returns the file of the best LoRA. The same call again continues."""
     out = config.project_dir
+    refuse_foreign(out, [LORA_FILE], "project_dir; resume_from=FOLDER trains on from released weights")
     accelerator = make_accelerator(config.fit, out)
     dtype = DTYPES.get(config.fit.precision, torch.float32)  # "no" is full precision
     model = load_inpainter(config.pretrained, dtype=dtype)
+    begun = None if config.resume_from is None else released_weights(model.unet, config.resume_from)
     options = config.lora
     adapter = LoraConfig(
         r=options.rank,
@@ -118,6 +132,14 @@ def train_lora(config: TrainLoraConfig) -> Path:
     with drawing(seed_of(config.fit.seed, "lora"), torch.device("cpu")):
         model.unet.add_adapter(adapter, adapter_name=ADAPTER)
     cast_training_params(model.unet, torch.float32)
+    if begun is not None:
+        mine = {
+            f"unet.{name.replace(f'.{ADAPTER}.', '.')}": value for name, value in trained(model.unet).items()
+        }
+        check_weights(mine, begun, f"{config.resume_from}: not a LoRA of these lora settings")
+        with torch.no_grad():
+            for key, value in mine.items():
+                value.copy_(begun[key])
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     training, held_out = (

@@ -21,14 +21,16 @@ from inpainting.data.datasets import InpaintingDataset
 from inpainting.models.image_to_text.settings import Decoding
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.models.text_to_image.config import PaintingsConfig
-from inpainting.models.text_to_image.load import load_inpainter, load_tokenizer, weights_of
+from inpainting.models.text_to_image.load import LORA_FILE, load_inpainter, load_tokenizer, weights_of
 from inpainting.models.text_to_image.pipeline import PaintJob, paint_all, resolve_options
 from ldm.denoise import Monitor
 from ldm.device import pick_device, pick_dtype
 from ldm.files import read_json, write_atomic
 from ldm.images import from_pm1, write_png
+from ldm.mllm.training import ADAPTER_CONFIG
 from ldm.seeds import seed_of
 from ldm.settings.config import to_plain
+from ldm.training.choice import named_checkpoint
 
 Item = dict[str, Any]
 GENERATED_WITH = "generated_with.json"  # beside the images
@@ -114,7 +116,10 @@ def fill_paintings(
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    model = load_inpainter(config.pretrained, config.lora, device=device, dtype=dtype)
+    lora = config.lora
+    if lora is not None and config.checkpoint:
+        lora = named_checkpoint(lora, config.checkpoint, LORA_FILE)
+    model = load_inpainter(config.pretrained, lora, device=device, dtype=dtype)
     # At the size of the images, unless the settings name another.
     size = config.paint.resolution or config.data.resolution
     options = resolve_options(model, replace(config.paint, resolution=size))
@@ -174,6 +179,9 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -
             "llava_model_id: name the prompt writer, a model folder or the folder of its adapter"
         )
     dataset = open_paintings(config, load_tokenizer(config.pretrained / "tokenizer"), out, None)
+    if config.llava_checkpoint:
+        found = named_checkpoint(Path(model), config.llava_checkpoint, f"adapter/{ADAPTER_CONFIG}")
+        model = str(found / "adapter")
     folder, adapter = (config.llava_base, Path(model)) if config.llava_base else (model, None)
     writer = PromptWriter.load(folder, adapter, config.device, config.dtype, config.llava_precision)
     if config.llava_constrained:  # max_new_tokens is divided among the prompts of an image
