@@ -1,4 +1,4 @@
-"""Held-out scenes as a user gives them to the compositor, with ground truth and images to compare with.
+"""Held-out scenes as a user gives them to the compositor, with ground truth, and what is measured on them.
 
 Candidates are rendered from the stored scene's own description. Identity: eight objects at the same place
 under the same light, one of them the right one. Depth order: the same two objects, the wrong one in front.
@@ -7,13 +7,13 @@ Legend: h w pixels of the background.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 from cldm.config import CompositorConfig
-from cldm.evaluate.measures import pixel_order
 from datasets.geometry import depth_extent
 from datasets.inputs import Inputs
 from datasets.pairs import Pair, build_pair
@@ -30,6 +30,9 @@ MIN_PIXELS = 40  # of the object; chosen: fewer make a meaningless PSNR
 MIN_OVERLAP = 64  # pixels of the amodal masks of two neighbours; chosen
 MIN_GAP = 0.05  # of their depths; chosen
 TRIES = 2000  # solids drawn for one candidate; chosen
+REACH = 12  # pixels from the common border within which depth is compared; chosen
+MIN_ZONE = 8  # pixels that each side needs there; chosen
+SURE = 0.05  # difference of true depth from which two pixels have an order; chosen
 BELOW = np.array([0.0, 0.0, -50.0])  # metres under the floor, out of sight
 
 
@@ -173,3 +176,40 @@ def candidates(seed: int, options: SceneOptions, truth_u8: np.ndarray) -> list[n
     scene = sample_scene(seed, options)
     others = other_objects(scene)
     return [truth_u8, *(scene_image(with_solid(scene, scene.removed, solid), options) for solid in others)]
+
+
+def nearest_candidate(result_u8: np.ndarray, candidates_u8: Sequence[np.ndarray], mask: np.ndarray) -> int:
+    """Index of the candidate image with the smallest mean absolute RGB difference over mask (h, w) bool."""
+    shown = result_u8[mask].astype(np.int16)
+    distances = [np.abs(shown - image[mask]).mean() for image in candidates_u8]
+    return int(np.argmin(distances))
+
+
+def order_is_right(
+    depth_01: np.ndarray, placed: np.ndarray, other: np.ndarray, placed_is_nearer: bool
+) -> bool | None:
+    """Whether the median depths beside the common border show this order.
+
+    None where either side shows fewer than MIN_ZONE pixels.
+    """
+    if not placed.any() or not other.any():
+        return None
+    first, second = (  # pixels of each mask near the other one
+        mask & (cv2.distanceTransform((~beside).astype(np.uint8), cv2.DIST_L2, 3) <= REACH)
+        for mask, beside in ((placed, other), (other, placed))
+    )
+    if min(first.sum(), second.sum()) < MIN_ZONE:
+        return None
+    difference = float(np.median(depth_01[first]) - np.median(depth_01[second]))
+    return (difference > 0) == placed_is_nearer and difference != 0
+
+
+def pixel_order(
+    estimated_01: np.ndarray, truth_01: np.ndarray, rng: np.random.Generator, pairs: int = 2000
+) -> float:
+    """Fraction of random pixel pairs, at least SURE apart, that the estimate puts in the right order."""
+    first, second = rng.integers(truth_01.size, size=(2, pairs))
+    true = truth_01.ravel()[first] - truth_01.ravel()[second]
+    estimated = estimated_01.ravel()[first] - estimated_01.ravel()[second]
+    sure = np.abs(true) >= SURE
+    return float((np.sign(estimated) == np.sign(true))[sure].mean()) if sure.any() else 1.0

@@ -16,8 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from cldm.config import EvaluateSettings, Sampling
-from cldm.evaluate.cases import SceneCase, candidates, find_cases
-from cldm.evaluate.measures import nearest_candidate, order_is_right
+from cldm.evaluate.cases import SceneCase, candidates, find_cases, nearest_candidate, order_is_right
 from cldm.evaluate.report import CUTOUT, DEFAULT, SceneScores, make_tables, ranked, text_tables
 from cldm.pipeline import CompositorPipeline, Weights
 from cldm.pretrained import load_compositor

@@ -134,17 +134,11 @@ def _diffusion(folder: Path, device: str, dtype: torch.dtype) -> Fill:
         n, m = (max(1, round(side * scale / cells)) * cells for side in (y1 - y0, x1 - x0))
         hole = resize(mask[y0:y1, x0:x1].astype(np.float32), (n, m)) > 0
         painted = pipeline(
-            prompt=PROMPT,
-            negative_prompt=AVOID,
+            prompt=PROMPT, negative_prompt=AVOID, height=n, width=m, num_inference_steps=STEPS,
             image=Image.fromarray(resize(rgb_u8[y0:y1, x0:x1], (n, m))),
-            mask_image=Image.fromarray(hole.astype(np.uint8) * 255),
-            height=n,
-            width=m,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="np",
-        ).images[0]
+            mask_image=Image.fromarray(hole.astype(np.uint8) * 255), guidance_scale=GUIDANCE,
+            generator=torch.Generator().manual_seed(seed), output_type="np",
+        ).images[0]  # fmt: skip
         check_finite(torch.from_numpy(painted), "eraser (diffusion model)")
         filled = rgb_u8.copy()
         filled[y0:y1, x0:x1] = resize(np.round(painted * 255).astype(np.uint8), (y1 - y0, x1 - x0))

@@ -12,15 +12,13 @@ from cldm.evaluate.cases import (
     Neighbour,
     candidates,
     inference_inputs,
-    neighbours,
-    other_objects,
-    scene_image,
-)  # fmt: skip
-from cldm.evaluate.measures import (
     nearest_candidate,
+    neighbours,
     order_is_right,
+    other_objects,
     pixel_order,
-)  # fmt: skip
+    scene_image,
+)  # fmt: skip  # fmt: skip
 from cldm.evaluate.report import CUTOUT, DEFAULT, SceneScores, ranked
 from cldm.evaluate.run import CEILING, FLIPPED, TRUTH, evaluate
 from datasets.scenes import sample_scene
