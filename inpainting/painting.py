@@ -19,10 +19,11 @@ from inpainting.models.image_to_text.writer import GREEDY, PromptWriter, find_fi
 from inpainting.models.text_to_image.canvas import RegionPrompt, pair_masks
 from inpainting.models.text_to_image.config import DEFAULTS, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, read_inpainter_config
-from inpainting.models.text_to_image.pipeline import PaintResult, paint
+from inpainting.models.text_to_image.pipeline import PaintJob, PaintResult, paint, paint_all
 from inpainting.paint import FULL_MODEL, TINY_MODEL, PaintSettings
 from inpainting.prompts import colors_of_masks, paint_masks, palette, remove_overlaps, rgb_of
 from ldm.decode import LoadedImage
+from ldm.denoise import Monitor
 from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256, located
 from ldm.images import encode_png, read_image, read_mask
@@ -109,22 +110,39 @@ def painter_folder(settings: PaintSettings) -> Path:
     return folder
 
 
+def load_painter(settings: PaintSettings) -> Inpainter:
+    """The model that paints, as the settings name it."""
+    device = pick_device(settings.device)
+    folder, dtype = painter_folder(settings), pick_dtype(settings.dtype, device)
+    return load_inpainter(folder, settings.lora, lora_scale=settings.lora_scale, device=device, dtype=dtype)
+
+
+def load_writer(settings: DreamSettings) -> PromptWriter:
+    """The model that writes prompts, as the settings name it; ValueError where it does not suit them."""
+    folder = settings.prompter
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of a prompt writer (--prompter)")
+    asked = find_files(folder, settings.adapter).config
+    if asked.question == "discover":
+        known = completed(settings.prompts, len(settings.masks))
+        colors_of_masks(asked, known)  # before weights are read
+    return PromptWriter.load(folder, settings.adapter, settings.device, settings.dtype, settings.precision)
+
+
 def paint_regions(
-    settings: PaintSettings, image: LoadedImage, regions: Sequence[RegionPrompt]
+    settings: PaintSettings,
+    image: LoadedImage,
+    regions: Sequence[RegionPrompt],
+    pipe: Inpainter | None = None,
+    monitor: Monitor | None = None,
 ) -> PaintResult:
-    """Load the model of the settings and paint the regions as they say."""
+    """Paint the regions as the settings say. pipe: their model, if loaded; monitor: without it a bar."""
     if settings.scheduler is not None:
         scheduler_class(settings.scheduler)
-    device = pick_device(settings.device)
-    pipe = load_inpainter(
-        painter_folder(settings),
-        settings.lora,
-        lora_scale=settings.lora_scale,
-        device=device,
-        dtype=pick_dtype(settings.dtype, device),
-    )
-    progress, samples = sys.stderr.isatty(), settings.num_samples
-    return paint(image, regions, pipe, settings.seed, settings.options, samples=samples, progress=progress)
+    seeds = range(settings.seed, settings.seed + settings.num_samples)
+    job = PaintJob(image.rgb_u8, regions, seeds, image)
+    monitor = monitor or Monitor(progress=sys.stderr.isatty())
+    return paint_all([job], pipe or load_painter(settings), settings.options, monitor)[0]
 
 
 @dataclass(frozen=True)
@@ -238,6 +256,11 @@ def completed(prompts: Sequence[str], masks: int) -> list[str]:
     return [*(text.strip() for text in prompts), *[""] * (masks - len(prompts))]
 
 
+def facts_of_writer(writer: PromptWriter) -> dict[str, Any]:
+    """What a recipe says of the model that wrote prompts."""
+    return {"card": to_plain(writer.config), "weights": writer.weights(), "folder": writer.mllm.folder}
+
+
 def run_dream(settings: DreamSettings) -> dict[str, Any]:
     """Write a prompt for every mask that has none, and fill the masks, each with its own prompt.
 
@@ -254,20 +277,8 @@ def run_dream(settings: DreamSettings) -> dict[str, Any]:
     with timer.stage("write"):
         writer, facts = None, {}
         if not all(known):
-            folder = settings.prompter
-            if folder is not None and not folder.is_dir():
-                raise ValueError(f"{folder}: no such folder of a prompt writer (--prompter)")
-            asked = find_files(folder, settings.adapter).config
-            if asked.question == "discover":
-                colors_of_masks(asked, known)  # before weights are read
-            writer = PromptWriter.load(
-                folder, settings.adapter, settings.device, settings.dtype, settings.precision
-            )
-            facts = {
-                "card": to_plain(writer.config),
-                "weights": writer.weights(),
-                "folder": writer.mllm.folder,
-            }
+            writer = load_writer(settings)
+            facts = facts_of_writer(writer)
         prompts = write_missing(image.rgb_u8, masks, known, writer, settings.decoding)
         if writer is not None:
             facts["prompts"] = prompts.rows()

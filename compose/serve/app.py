@@ -1,0 +1,105 @@
+"""The server put together: queue, API, page; and its start."""
+
+import contextlib
+import logging
+import re
+import socket
+import webbrowser
+from collections.abc import AsyncIterator
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from compose.serve.guard import LOCAL_HOSTS, Guard
+from compose.serve.jobs import Job, JobQueue
+from compose.serve.rest import ERRORS, make_router
+from compose.serve.settings import COMPOSE_IMAGES, ServeSettings
+from compose.serve.uploads import without_paths
+from compose.serve.work import Networks
+from ldm import __version__
+from ldm.device import pick_device
+from ldm.locks import one_writer
+
+log = logging.getLogger(__name__)
+
+FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
+NAMES = {setting: field for field, setting in COMPOSE_IMAGES.items()} | {"num_samples": "n", "masks": "mask"}
+GRACE = 5  # seconds for open answers when the server is stopped; chosen
+
+
+def error_for_clients(text: str, job: Job) -> str:
+    """An error in the words of a request: its fields instead of flags, no path of the server."""
+
+    def field(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        return NAMES.get(name, name)
+
+    return without_paths(FLAG.sub(field, text), job.names)
+
+
+def make_queue(settings: ServeSettings) -> JobQueue:
+    """The queue with a worker for each device; ValueError for a device that is not there."""
+    return JobQueue(
+        settings.out.resolve(),
+        [Networks(str(pick_device(name))) for name in settings.devices],
+        waiting=settings.waiting,
+        keep_s=60 * settings.keep_minutes,
+        per_minute=settings.rate_limit,
+        clean=error_for_clients,
+    )
+
+
+def make_app(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI:
+    """API and page behind one guard. url: opened in the browser when the server is up."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if url:
+            webbrowser.open(url)
+        yield
+
+    app = FastAPI(
+        title="Bifrost",
+        version=__version__,
+        summary="Put objects into images, and paint regions of them",
+        root_path=settings.root_path,
+        lifespan=lifespan,
+        exception_handlers=ERRORS,
+        max_body_size=settings.max_mb * 1_000_000,
+    )
+    app.include_router(make_router(settings, queue))
+    app.add_middleware(CORSMiddleware, allow_origins=[])
+    app.add_middleware(Guard, auth=settings.auth)
+    if settings.is_local:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS, www_redirect=False)
+    return app
+
+
+def serve(settings: ServeSettings) -> None:
+    """Serve the page and the HTTP API until Ctrl-C; results outlive the server for the stated time."""
+    settings.out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with one_writer(settings.out), socket.create_server((settings.host, settings.port)) as listener:
+        host, port = listener.getsockname()[:2]
+        url = f"http://{host}:{port}{settings.root_path}"
+        if not settings.is_local and settings.auth is None:
+            log.warning(
+                "everybody who reaches %s can use this server; --auth USER:PASSWORD asks for more", url
+            )
+        queue = make_queue(settings)
+        app = make_app(settings, queue, url if settings.open else "")
+        log.info(
+            "page:    %s\nAPI:     %s/docs\nresults: %s, for %g minutes",
+            url,
+            url,
+            settings.out,
+            settings.keep_minutes,
+        )
+        config = uvicorn.Config(
+            app, log_level="warning", timeout_graceful_shutdown=GRACE, server_header=False
+        )
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            queue.close()

@@ -1,0 +1,89 @@
+"""The settings of the server, and which settings of a composite or a painting a request may give."""
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from compose.settings import DEFAULTS, ComposeSettings
+from inpainting.dream import DreamSettings
+from ldm.settings.config import CheckedSettings, setting
+from ldm.settings.schema import flat_settings
+
+# Field of a request -> the image setting that it fills.
+COMPOSE_IMAGES = {
+    "image": "background",
+    "reference_image": "object",
+    "reference_mask": "object_mask",
+    "mask": "target_mask",
+    "depth_map": "background_depth",
+    "reference_depth": "object_depth",
+}
+SERVERS = {  # what the server's owner decides: networks, places, devices
+    *("model", "depth_model", "sam", "locator", "detector", "anchors", "device", "dtype", "offload"),
+    *("lora", "lora_scale", "prompter", "adapter", "precision", "out", "sheet", "overwrite"),
+}
+OTHERWISE = {  # given as images, as regions, or by the names that other clients use
+    *(*COMPOSE_IMAGES.values(), "invert_target_mask", "num_samples"),
+    *("image", "masks", "prompts", "negatives"),
+}
+MOST_IMAGES = 10  # of one request, as in the API of OpenAI
+
+
+def request_settings(schema: type) -> list[str]:
+    """The settings that a request gives by their own names."""
+    return [name for name in flat_settings(schema) if name not in SERVERS | OTHERWISE]
+
+
+FLAT = {**flat_settings(DreamSettings), **flat_settings(ComposeSettings)}
+PATHS = {name for name, (_, hint) in FLAT.items() if "Path" in str(hint)} | {"locator", "folder"}
+COMPOSE_FIELDS, PAINT_FIELDS = request_settings(ComposeSettings), request_settings(DreamSettings)
+
+
+@dataclass(frozen=True)
+class ServeSettings(CheckedSettings):
+    """Where the server listens, what it takes, and with which networks it works."""
+
+    host: str = setting("127.0.0.1", help="address to listen on; 0.0.0.0: all, then give --auth")
+    port: int = setting(7860, low=0, high=65535, help="port to listen on; 0: a free one")
+    root_path: str = setting("", help="path below which a reverse proxy serves this, such as /bifrost")
+    auth: str | None = setting(
+        None, help="USER:PASSWORD, asked for on every address; as a bearer token too: the same text"
+    )
+    open: bool = setting(False, help="open the page in the browser")
+    share: str = setting(
+        "off", choices=("off",), help="public tunnels are not offered; use --host, or ssh -L"
+    )
+    allow: tuple[Path, ...] = setting((), help="folder whose images requests may name by their path")
+    allow_urls: bool = setting(False, help="requests may name images by public http(s) addresses")
+    rate_limit: int = setting(0, low=0, help="jobs that one client may send in a minute; 0 = any number")
+    waiting: int = setting(32, low=1, high=10_000, help="jobs that may wait; further ones are told 429")
+    max_mb: int = setting(64, low=1, high=10_000, help="largest request, megabytes (10^6 bytes)")
+    max_megapixels: int = setting(40, low=1, high=250, help="largest image, millions of pixels")
+    keep_minutes: float = setting(60, low=0.1, help="time after which results are deleted")
+    out: Path = setting(Path("outputs/serve"), help="folder of uploads and results, for its owner only")
+    devices: tuple[str, ...] = setting(("auto",), help="a worker for each: auto, cuda:0, cuda:1, mps or cpu")
+    compose_config: Path | None = setting(
+        DEFAULTS, help="YAML file of defaults of composites, as for run_inference.py: networks, locator, ..."
+    )
+    paint_config: Path | None = setting(
+        None, help="YAML file of defaults of paintings, as for inpainting.dream"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.auth is not None and not all(self.auth.partition(":")):
+            raise ValueError("--auth must be USER:PASSWORD")
+        if self.root_path and (self.root_path[0] != "/" or self.root_path[-1] == "/"):
+            raise ValueError(f"--root-path must begin with / and not end with it, got {self.root_path!r}")
+        if absent := [folder for folder in self.allow if not folder.is_dir()]:
+            raise ValueError(f"--allow {absent[0]} is not a folder")
+        if not self.devices or len(set(self.devices)) < len(self.devices):
+            raise ValueError(f"--devices must name different devices, got {','.join(self.devices) or 'none'}")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"

@@ -1,0 +1,135 @@
+"""What jobs do: a composite, or a painting of masks. Their networks are loaded once per device and kept."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from compose import ComposeSettings, compose, load_models
+from compose.models import Models
+from compose.serve.jobs import Job, Work
+from compose.serve.uploads import public
+from compose.sheet import save_sheet
+from inpainting.dream import DreamSettings
+from inpainting.models.text_to_image.canvas import pair_masks
+from inpainting.painting import (
+    completed,
+    facts_of_writer,
+    load_painter,
+    load_writer,
+    paint_regions,
+    write_missing,
+)
+from ldm.decode import LoadedImage
+from ldm.denoise import Step
+from ldm.files import file_sha256
+from ldm.images import encode_png, from_pm1, read_image, read_mask
+from ldm.latents import LatentSpace
+from ldm.result import measure_drift, save_result
+from ldm.settings.config import to_plain
+from ldm.settings.resources import resources_named
+
+
+class Networks:
+    """The networks of one device, by what names them in the settings."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.models: Models | None = None
+        self.loaded: dict[Any, Any] = {}
+
+    def once(self, load: Callable[[Any], Any], settings: DreamSettings, *names: str) -> Any:
+        """load(settings), or what it gave for settings with the same values of these names."""
+        key = (load, *(getattr(settings, name) for name in names))
+        if key not in self.loaded:
+            self.loaded[key] = load(settings)
+        return self.loaded[key]
+
+
+def preview(space: LatentSpace, step: Step) -> bytes:
+    """PNG of the first sample of a step, as the autoencoder decodes it, noise included."""
+    latents = step.latents[:1].to(space.mean.device, next(space.parameters()).dtype)
+    return encode_png(from_pm1(space.decode(latents)[0].float().cpu()))
+
+
+def compose_work(settings: ComposeSettings, *, within: bool = False, sheet: bool = False) -> Work:
+    """Compose as the settings say. within: nothing outside the target mask may change, in any mode.
+
+    sheet: sheet.png is left beside the images
+    """
+
+    def work(job: Job, networks: Networks) -> dict[str, Any]:
+        own = replace(settings, device=networks.device)
+        with resources_named(own):
+            networks.models = models = load_models(own, networks.models)
+            monitor = job.monitor(lambda step: preview(models.compositor.latent_space, step))
+            result = compose(
+                own, models, on_step=monitor.on_step, cancelled=monitor.cancelled, progress=False
+            )
+        if within and own.target_mask is not None:
+            before = read_image(own.background)
+            mask = read_mask(own.target_mask, size=before.size) ^ own.invert_target_mask
+            images, edit = [masked(before, image, mask) for image in result.images], result.edit_mask & mask
+            drift = [measure_drift(before.own_u8, image.own_u8, edit) for image in images]
+            result = replace(result, images=images, edit_mask=edit, report={**result.report, "drift": drift})
+        if sheet:
+            save_sheet(result, job.folder / "0.png", overwrite=True)
+        return save_images(job, result, {})
+
+    return work
+
+
+def masked(before: LoadedImage, after: LoadedImage, mask: np.ndarray) -> LoadedImage:
+    """`after` inside the mask (h, w) bool, `before` outside."""
+    chosen: dict[str, Any] = {}
+    for name, inside in {"rgb_u8": mask[..., None], "stored_u8": mask[..., None], "alpha_u8": mask}.items():
+        if (old := getattr(before, name)) is not None:
+            chosen[name] = np.where(inside, getattr(after, name), old)
+    return replace(after, **chosen)
+
+
+def paint_work(settings: DreamSettings) -> Work:
+    """Fill the masks of an image; prompts that are empty are written first."""
+
+    def work(job: Job, networks: Networks) -> dict[str, Any]:
+        own = replace(settings, device=networks.device)
+        with resources_named(own):
+            image = read_image(own.image)
+            masks = [read_mask(path, size=image.size) for path in own.masks]
+            known = completed(own.prompts, len(masks))
+            writer = None
+            if not all(known):
+                writer = networks.once(
+                    load_writer, own, "prompter", "adapter", "device", "dtype", "precision"
+                )
+            prompts = write_missing(image.rgb_u8, masks, known, writer, own.decoding)
+            pipe = networks.once(load_painter, own, "model", "lora", "lora_scale", "device", "dtype")
+            regions = pair_masks(masks, prompts.texts, own.negatives)
+            monitor = job.monitor(partial(preview, pipe.latent_space))
+            result = paint_regions(own, image, regions, pipe, monitor)
+        result = replace(result, report={**result.report, "prompts": prompts.rows()})
+        more = {} if writer is None else {"command": "dream", "prompter": facts_of_writer(writer)}
+        hashes = {"image": file_sha256(own.image), "masks": [file_sha256(path) for path in own.masks]}
+        return save_images(job, result, {**more, "settings": to_plain(own), "inputs": hashes})
+
+    return work
+
+
+def save_images(job: Job, result: Any, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave 0.png, 1.png, ... with their recipes, and their reports beside them.
+
+    result: of `compose` or `paint`; more: what else belongs to the recipe
+    returns: images (file, seed, drift of each), recipe and report, without paths of this machine
+    """
+    recipe, report = public({**result.recipe, **more}), public(result.report)
+    images = []
+    for index, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
+        path, drift = job.folder / f"{index}.png", report["drift"][index]
+        of_sample = {**recipe, "sample": index, "seed": seed}
+        save_result(path, image, of_sample, {**report, "seed": seed, "drift": drift}, overwrite=True)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        images.append({"file": path.name, "seed": seed, "drift": drift, "sha256": digest})
+    return {"images": images, "recipe": recipe, "report": report}
