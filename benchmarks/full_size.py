@@ -59,12 +59,10 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
     draw = partial(torch.rand, generator=torch.Generator().manual_seed(0))
     noise = {
         "reference_01": draw(batch, 3, REFERENCE, REFERENCE),
-        "target_pm1": draw(batch, 3, SIDE, SIDE) * 2 - 1,
-        "detail_pm1": draw(batch, 4, SIDE, SIDE) * 2 - 1,
-        "depth_01": draw(batch, 3, SIDE, SIDE),
-        "edit_mask": draw(batch, 1, SIDE, SIDE) > 0.5,
+        "target_pm1": draw(batch, 3, SIDE, SIDE) * 2 - 1, "detail_pm1": draw(batch, 4, SIDE, SIDE) * 2 - 1,
+        "depth_01": draw(batch, 3, SIDE, SIDE), "edit_mask": draw(batch, 1, SIDE, SIDE) > 0.5,
         "dynamics": torch.zeros(batch, dtype=torch.int64),
-    }
+    }  # fmt: skip
     clock = Clock()
     trainer = pl.Trainer(
         accelerator="gpu" if device == "cuda" else device, devices=1, max_steps=steps,
@@ -78,13 +76,11 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     peak = torch.cuda.max_memory_reserved() if device == "cuda" else resident
     return {
-        "step_s": round(step, 3),
-        "images_per_s": round(batch / step, 3),
-        "peak_gib": round(peak / GIB, 2),
+        "step_s": round(step, 3), "images_per_s": round(batch / step, 3), "peak_gib": round(peak / GIB, 2),
         "trained_parameters": sum(weight.numel() for weight in module.parameters_to_train),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "loss": round(float(module.last_loss), 4),
-    }
+    }  # fmt: skip
 
 
 def measure_training_steps(

@@ -121,13 +121,8 @@ class Fuzz:
         state = {name: value * rng.random() for name, value in self.encoder.state_dict().items()}
         if rng.random() < 0.3:
             state[str(rng.choice(list(state)))] = torch.ones(tuple(rng.integers(0, 4, 2)))
-        held: Any = (
-            state,
-            {"state_dict": state},
-            [state],
-            {"a": 1},
-            {"state_dict": state, "epoch": np.float64(1)},
-        )
+        wrapped = {"state_dict": state}
+        held: Any = state, wrapped, [state], {"a": 1}, {**wrapped, "epoch": np.float64(1)}
         suffix, data = str(rng.choice([".safetensors", ".pt", ".ckpt", ".bin"])), io.BytesIO(save(state))
         if suffix != ".safetensors":
             data = io.BytesIO()

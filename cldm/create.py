@@ -18,13 +18,10 @@ def backbone(config: NetworkConfig) -> dict:
     return {
         "in_channels": config.autoencoder.latent_channels,
         "down_block_types": tuple("CrossAttnDownBlock2D" if on else "DownBlock2D" for on in config.attention),
-        "block_out_channels": config.block_channels,
-        "layers_per_block": config.layers_per_block,
-        "norm_num_groups": config.norm_groups,
-        "cross_attention_dim": config.token_width,
-        "attention_head_dim": config.heads,
-        "use_linear_projection": True,
-    }
+        "block_out_channels": config.block_channels, "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_groups, "cross_attention_dim": config.token_width,
+        "attention_head_dim": config.heads, "use_linear_projection": True,
+    }  # fmt: skip
 
 
 def create_unet(config: NetworkConfig) -> UNet2DConditionModel:

@@ -154,24 +154,15 @@ def make_trainer(config: RunConfig, signals: Sequence[int] = ()) -> pl.Trainer:
         SaveModel(config, signals),
     ]
     return pl.Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.nodes,
+        accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes,
         strategy=Sharded(settings.all_devices) if settings.strategy == "fsdp" else "auto",
-        max_epochs=-1,
         precision=settings.precision,  # type: ignore[arg-type]  # one of its literals, checked by the setting
-        max_steps=settings.max_steps,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.clip or None,
-        log_every_n_steps=settings.log_every,
-        callbacks=callbacks,
-        plugins=[SplitCheckpoint()],
-        logger=tracker,
-        default_root_dir=out,
+        max_epochs=-1, max_steps=settings.max_steps, accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.clip or None, log_every_n_steps=settings.log_every,
+        callbacks=callbacks, plugins=[SplitCheckpoint()], logger=tracker, default_root_dir=out,
         use_distributed_sampler=False,  # RunBatches splits the examples among the devices
-        enable_checkpointing=False,  # SaveModel does it
-        enable_model_summary=False,
-    )
+        enable_checkpointing=False, enable_model_summary=False,  # SaveModel does it
+    )  # fmt: skip
 
 
 def train(config: RunConfig) -> None:
