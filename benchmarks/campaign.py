@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from omegaconf import OmegaConf
 
@@ -86,6 +85,8 @@ class Campaign:
             return child
         code = 1
         try:
+            import torch
+
             os.setsid()
             state.output_to(self.place.with_suffix(".log"))
             os.environ["BIFROST_MODELS"] = str(self.place)

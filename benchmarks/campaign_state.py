@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 TIMES = ("second", "minute", "time", "date", "elapsed", "load_average")  # in keys of what tells the time
@@ -77,8 +76,13 @@ def without_times(value: Any) -> Any:
         return {key: without_times(item) for key, item in sorted(kept.items())}
     if isinstance(value, (list, tuple)):
         return [without_times(item) for item in value]
-    data = value.detach().contiguous().view(-1).view(torch.uint8) if isinstance(value, torch.Tensor) else None
-    return repr(value) if data is None else hashlib.sha256(data.numpy().tobytes()).hexdigest()
+    if not hasattr(value, "detach"):
+        return repr(value)
+    import torch
+
+    return hashlib.sha256(
+        value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    ).hexdigest()
 
 
 def contents(place: Path, as_if: Path | None = None) -> dict[str, str]:
@@ -96,6 +100,8 @@ def contents(place: Path, as_if: Path | None = None) -> dict[str, str]:
             elif path.suffix == ".csv":
                 plain = without_times(list(csv.DictReader(io.StringIO(texts.decode()))))
             elif path.suffix in (".pt", ".ckpt"):
+                import torch
+
                 plain = without_times(torch.load(path, map_location="cpu", weights_only=True))
             elif path.suffix == ".png" and data:
                 with Image.open(io.BytesIO(data)) as image:

@@ -6,20 +6,22 @@ One guided sampling step for n samples. Stock: both ControlNets on all 2n latent
 Ours: the branches once for the two halves of guidance, hint embedding not repeated. The UNet is the same.
 """
 
+from __future__ import annotations
+
 import time
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from diffusers import MultiControlNetModel
-from torch import Tensor
 
 from benchmarks.harness import RESULTS, Out, best_seconds, write_results
 from cldm.config import AutoencoderConfig, NetworkConfig
-from cldm.create import create_compositor
-from cldm.model import Compositor, shared
 from ldm.settings.cli import run_module, single_app
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cldm.model import Compositor
 
 REDUCED = NetworkConfig(
     size=(256, 256), block_channels=(64, 128, 256, 256), heads=(2, 4, 8, 8), token_width=256,
@@ -30,6 +32,10 @@ REDUCED = NetworkConfig(
 
 def stock_step(model: Compositor, x: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
     """Every image runs both ControlNets with its own copy of tokens, detail hint and depth hint."""
+    from diffusers import MultiControlNetModel
+
+    from cldm.model import shared
+
     times = len(x) // len(conditions[0])
     tokens, *hints = (shared(value, times) for value in conditions)
     both = MultiControlNetModel([model.detail.net, model.depth.net])
@@ -39,27 +45,31 @@ def stock_step(model: Compositor, x: Tensor, t: Tensor, *conditions: Tensor) -> 
     ).sample
 
 
-@torch.inference_mode()
 def measure_control(
     repeats: Annotated[int, typer.Option(help="timed calls per figure", min=1)] = 5,
     out: Out = RESULTS / "control.json",
 ) -> None:
     """Measure what shared control evaluations save: a row per number of samples."""
-    model = create_compositor(REDUCED).eval()
-    size, side = REDUCED.size, REDUCED.size[0] // model.latent_space.factor
-    draw = partial(torch.rand, generator=torch.Generator().manual_seed(0))
-    reference, detail, depth = draw(1, 3, 224, 224), draw(1, 4, *size), draw(1, 3, *size)
-    both = model.conditions(reference, detail, depth).with_null(model.identity.null())
-    hints = detail.repeat(2, 1, 1, 1), depth.repeat(2, 1, 1, 1)
-    t = torch.tensor(500)
-    rows = []
-    for count in (1, 4, 8):
-        x = draw(2 * count, REDUCED.autoencoder.latent_channels, side, side)
-        stock, ours = partial(stock_step, model, x, t, both.tokens, *hints), partial(model, x, t, both)
-        taken = best_seconds({"stock": stock, "ours": ours}, repeats, clock=time.perf_counter)
-        times = {f"{name}_s": round(value, 3) for name, value in taken.items()}
-        ratio, gap = round(taken["stock"] / taken["ours"], 3), (stock() - ours()).abs().max().item()
-        rows.append({"samples": count, **times, "ratio": ratio, "largest_difference": gap})
+    import torch
+
+    from cldm.create import create_compositor
+
+    with torch.inference_mode():
+        model = create_compositor(REDUCED).eval()
+        size, side = REDUCED.size, REDUCED.size[0] // model.latent_space.factor
+        draw = partial(torch.rand, generator=torch.Generator().manual_seed(0))
+        reference, detail, depth = draw(1, 3, 224, 224), draw(1, 4, *size), draw(1, 3, *size)
+        both = model.conditions(reference, detail, depth).with_null(model.identity.null())
+        hints = detail.repeat(2, 1, 1, 1), depth.repeat(2, 1, 1, 1)
+        t = torch.tensor(500)
+        rows = []
+        for count in (1, 4, 8):
+            x = draw(2 * count, REDUCED.autoencoder.latent_channels, side, side)
+            stock, ours = partial(stock_step, model, x, t, both.tokens, *hints), partial(model, x, t, both)
+            taken = best_seconds({"stock": stock, "ours": ours}, repeats, clock=time.perf_counter)
+            times = {f"{name}_s": round(value, 3) for name, value in taken.items()}
+            ratio, gap = round(taken["stock"] / taken["ours"], 3), (stock() - ours()).abs().max().item()
+            rows.append({"samples": count, **times, "ratio": ratio, "largest_difference": gap})
     write_results(out, {"size": "reduced, 256 px, fp32", "rows": rows})
 
 

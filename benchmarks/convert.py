@@ -15,22 +15,23 @@ from pathlib import Path
 from typing import Annotated
 
 import psutil
-import torch
 import typer
 
 from benchmarks.harness import RESULTS, Out, row_of_process, write_results
 from cldm.config import NetworkConfig
-from cldm.convert.convert import write_part
-from cldm.convert.keys import original_pieces
-from cldm.convert.plan import UNET, KeyCheck, empty_networks, plan_network
 from ldm.settings.cli import run_module, single_app
-from ldm.weight_files import Entry, open_weights, write_safetensors
 
 MEGABYTE = 2**20
 
 
 def make_file(path: Path, network: NetworkConfig) -> dict[str, float]:
     """A file of the UNet in the original layout with ones for weights."""
+    import torch
+
+    from cldm.convert.keys import original_pieces
+    from cldm.convert.plan import UNET, empty_networks
+    from ldm.weight_files import Entry, write_safetensors
+
     model = empty_networks(network)["unet"]
     pieces = original_pieces(model)
     shapes = {UNET + pieces[key].key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -47,6 +48,10 @@ def make_file(path: Path, network: NetworkConfig) -> dict[str, float]:
 
 def convert(path: Path, out: Path, network: NetworkConfig, dtype: str) -> dict[str, float]:
     """Convert, sampling this process's memory 50 times a second; MB above the start, and seconds."""
+    from cldm.convert.convert import write_part
+    from cldm.convert.plan import UNET, KeyCheck, empty_networks, plan_network
+    from ldm.weight_files import open_weights
+
     model, process = empty_networks(network)["unet"], psutil.Process()
     before = process.memory_info()
     peaks, finished = {"resident": 0, "anonymous": 0}, threading.Event()

@@ -15,42 +15,39 @@ from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
-import pytorch_lightning as pl
-import torch
 import typer
-from torch.utils.data import DataLoader
 
 from benchmarks.harness import RESULTS, Out, row_of_process, write_results
 from cldm.config import NetworkConfig
-from cldm.create import create_compositor
-from cldm.training.module import CompositorModule
 from cldm.training.settings import CompositorTrainConfig
-from ldm.device import pick_device
 from ldm.settings.cli import run_module, single_app
 
 SIDE, REFERENCE = 512, 224
 GIB = 2**30
-PRECISIONS = {"bf16-true": torch.bfloat16, "bf16-mixed": torch.float32, "32-true": torch.float32}
-
-
-class Clock(pl.Callback):
-    """Time at the start of the training and at the end of every step."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_train_start(self, *ignored: Any, **also_ignored: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
-
-    on_train_batch_end = on_train_start
+PRECISIONS = {"bf16-true": "bfloat16", "bf16-mixed": "float32", "32-true": "float32"}  # -> of the weights
 
 
 def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, device: str) -> dict[str, Any]:
     """One row: median seconds of a step (the first is left out when there are more), peak memory."""
+    import pytorch_lightning as pl
+    import torch
+    from torch.utils.data import DataLoader
+
+    from cldm.create import create_compositor
+    from cldm.training.module import CompositorModule
+
+    times: list[float] = []  # at the start of the training and at the end of every step
+
+    class Clock(pl.Callback):
+        def on_train_start(self, *ignored: Any, **also_ignored: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+
+        on_train_batch_end = on_train_start
+
     before = torch.get_default_dtype()
-    torch.set_default_dtype(PRECISIONS[precision])
+    torch.set_default_dtype(getattr(torch, PRECISIONS[precision]))
     try:
         model = create_compositor(NetworkConfig())
     finally:
@@ -63,15 +60,14 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
         "depth_01": draw(batch, 3, SIDE, SIDE), "edit_mask": draw(batch, 1, SIDE, SIDE) > 0.5,
         "dynamics": torch.zeros(batch, dtype=torch.int64),
     }  # fmt: skip
-    clock = Clock()
     trainer = pl.Trainer(
         accelerator="gpu" if device == "cuda" else device, devices=1, max_steps=steps,
         precision=precision,  # type: ignore[arg-type]
-        callbacks=[clock], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        callbacks=[Clock()], logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, DataLoader([noise] * steps, batch_size=None))  # type: ignore[arg-type]
-    seconds = np.diff(clock.times)
+    seconds = np.diff(times)
     step = float(np.quantile(seconds[1:] if steps > 1 else seconds, 0.5, method="higher"))
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     peak = torch.cuda.max_memory_reserved() if device == "cuda" else resident
@@ -96,6 +92,8 @@ def measure_training_steps(
     sizes = [int(size) for size in batches.split(",") if size.strip().isdigit()]
     if not sizes or min(sizes) < 1:
         raise ValueError(f"--batches must be whole numbers above 0 with commas, got {batches}")
+    from ldm.device import pick_device
+
     where = pick_device(device).type
     rows = []
     for size in sizes:

@@ -7,6 +7,7 @@ A refusal is a plain ValueError, or one of ours; any other exception is foreign.
 items each: one that crashes a library costs itself alone.
 """
 
+import importlib
 import io
 import json
 import os
@@ -19,30 +20,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from PIL import Image
-from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from benchmarks.campaign_state import output_to
 from benchmarks.harness import RESULTS, Out, write_results
 from cldm.config import NetworkConfig
-from cldm.convert.plan import plan_single
-from cldm.create import create_identity
 from cldm.training.settings import RunConfig
-from compose.batch import read_jobs
-from compose.models import load_models
-from compose.pipeline import compose
 from compose.settings import ComposeSettings
-from inpainting.models.text_to_image.load import load_inpainter
-from inpainting.models.text_to_image.pipeline import paint
 from inpainting.paint import TINY_MODEL, PaintSettings
 from ldm.files import numbered_lines, read_json, read_table
 from ldm.images import read_depth, read_image, read_mask
 from ldm.settings.cli import run_module, single_app
 from ldm.settings.config import Layer, load_config, merge_layers
-from ldm.weight_files import open_weights
+from ldm.settings.later import later
 
 CHUNK = 200  # items of one process
 LONGEST_S = 120  # of one item, on a busy machine
@@ -55,8 +47,8 @@ ODD = json.loads(
     '[null, true, -1, 0, 1, 0.5, 2.5, 1e30, NaN, "", "a", "1,2", [], {}, "0.5", "none", [0.1, 0.9]]'
 )
 TEXTS = ("configs/tiny/compositor.yaml", "configs/models.yaml", "assets/examples/cases.json")
-READERS = (lambda path: load_config(RunConfig, path), read_json, numbered_lines, read_jobs,
-           lambda path: read_table(path, ["name", "seed"]))  # fmt: skip
+READERS = (lambda path: load_config(RunConfig, path), lambda path: read_table(path, ["name", "seed"]),
+           read_json, numbered_lines, later("compose.batch:read_jobs"))  # fmt: skip
 GIVEN = ((ComposeSettings, {"background": "a.png", "object": "b.png", "box": [0, 0, 1, 1]}),
          (PaintSettings, {"image": "a.png", "masks": ["b.png"], "prompts": ["a cube"]}))  # fmt: skip
 
@@ -70,10 +62,14 @@ class Fuzz:
 
     @cached_property
     def painter(self) -> Any:
+        from inpainting.models.text_to_image.load import load_inpainter
+
         return load_inpainter(TINY_MODEL)
 
     @cached_property
     def encoder(self) -> Any:
+        from cldm.create import create_identity
+
         network = NetworkConfig(identity_width=16, identity_layers=1, identity_heads=2, reference_size=28)
         return create_identity(network).encoder
 
@@ -118,6 +114,12 @@ class Fuzz:
         merge_layers(schema, [Layer(given if rng.random() < 0.9 else {}), Layer(values)])
 
     def weights(self, rng: np.random.Generator) -> None:
+        import torch
+        from safetensors.torch import save
+
+        from cldm.convert.plan import plan_single
+        from ldm.weight_files import open_weights
+
         state = {name: value * rng.random() for name, value in self.encoder.state_dict().items()}
         if rng.random() < 0.3:
             state[str(rng.choice(list(state)))] = torch.ones(tuple(rng.integers(0, 4, 2)))
@@ -133,6 +135,8 @@ class Fuzz:
             file.read(key)
 
     def compose(self, rng: np.random.Generator) -> None:
+        from compose import compose, load_models
+
         size, corners = rng.integers(2, 64, 2), np.sort(rng.uniform(-0.05, 1.05, (2, 2)), 0).clip(0, 1)
         files = {
             name: str(self.image(rng, name, size, mode if rng.random() < 0.9 else ""))
@@ -149,6 +153,8 @@ class Fuzz:
         assert (result.images_u8[0][outside] == before[outside]).all(), "pixels changed outside"
 
     def paint(self, rng: np.random.Generator) -> None:
+        from inpainting.models.text_to_image.pipeline import paint
+
         image = read_image(self.image(rng, size=rng.integers(2, 80, 2), mode="RGB"))
         masks = [rng.random(image.size) < rng.random() ** 2 for _ in range(rng.integers(0, 4))]
         regions = [(mask, str(rng.choice(["a red cube", "", "x " * 200, "\u00e4\u4e2d"]))) for mask in masks]
@@ -186,6 +192,10 @@ def run_fuzz(
     out: Out = RESULTS / "fuzz.json",
 ) -> dict[str, Any]:
     """Read, compose and paint random inputs: every error must be one of ours, and no pixel may drift."""
+    import torch
+
+    for name in ("cldm.convert.plan", "compose.pipeline", "inpainting.models.text_to_image.pipeline"):
+        importlib.import_module(name)  # here, so that no forked process needs to
     torch.set_num_threads(1)
     counts: dict[str, Counter] = defaultdict(Counter)
     foreign, item, last = [], first, first + count

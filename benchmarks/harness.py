@@ -1,5 +1,7 @@
 """What the benchmarks share: timing in turn, rows from processes of their own, the report with hardware."""
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -7,14 +9,15 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from ldm.device import describe_hardware
 from ldm.files import json_bytes
 from ldm.result import write_result
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,8 @@ def best_seconds(
 
     clock: by default processor time of this process on the CPU, wall-clock time on a GPU
     """
+    import torch
+
     cpu = torch.device(device).type == "cpu"
     clock = clock or (time.process_time if cpu else time.perf_counter)
     best = dict.fromkeys(functions, float("inf"))
@@ -65,6 +70,8 @@ def write_results(
     out: Path, body: Mapping[str, Any], device: torch.device | str = "cpu", overwrite: bool = False
 ) -> None:
     """Write the numbers with the hardware that they were measured on, as `write_result` does; log them."""
+    from ldm.device import describe_hardware
+
     text = json_bytes({"hardware": describe_hardware(device), **body})
     write_result({out: text}, overwrite)
     log.info("%s", text.decode())

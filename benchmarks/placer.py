@@ -6,11 +6,13 @@ Questions and measures are those of llava_bifrost.evaluate. The placer is given 
 the objects and the object's aspect; a locator has to see all that, so the numbers are not comparable.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -18,12 +20,11 @@ import typer
 from benchmarks.harness import RESULTS, Out, write_results
 from datasets.relations import Place
 from datasets.scenes.settings import StoreSettings
-from datasets.scenes.store import depth_01, read_shard, render_shards
 from ldm.settings.cli import run_module, single_app
-from llava_bifrost.evaluate.measures import LocatorCase, measure_answer
 from llava_bifrost.placement.placer import Item, NoPlace, place_object
-from llava_bifrost.worlds.questions import place_questions
-from llava_bifrost.worlds.world import world_of
+
+if TYPE_CHECKING:
+    from llava_bifrost.evaluate.measures import LocatorCase
 
 FOLDER = Path("data/scenes/views_eval")
 RULES = ("valid", "relations", "in_frame", "ground", "size", "free")
@@ -31,6 +32,11 @@ RULES = ("valid", "relations", "in_frame", "ground", "size", "free")
 
 def cases(count: int) -> Iterator[tuple[LocatorCase, np.ndarray, dict[str, Place]]]:
     """A question about a held-out scene without its removed solid, its depth map, all places in it."""
+    from datasets.scenes.store import depth_01, read_shard, render_shards
+    from llava_bifrost.evaluate.measures import LocatorCase
+    from llava_bifrost.worlds.questions import place_questions
+    from llava_bifrost.worlds.world import world_of
+
     settings = StoreSettings(out=FOLDER, count=-(-count // 256) * 256, split="eval", reference_size=(16, 16))
     done = 0
     for path in render_shards(settings):
@@ -53,6 +59,8 @@ def measure_placer(
     out: Out = RESULTS / "placer.json",
 ) -> None:
     """Measure the geometric placer's first answers: fractions of questions by rule."""
+    from llava_bifrost.evaluate.measures import measure_answer
+
     rows: dict[str, list[dict[str, float]]] = {"all things known": [], "named things known": []}
     seconds = 0.0
     for case, depth, every in cases(scenes):

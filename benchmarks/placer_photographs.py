@@ -16,11 +16,9 @@ import cv2
 import numpy as np
 import typer
 import yaml
-from scipy.stats import binomtest
 
 from benchmarks.harness import RESULTS, Out, write_results
 from datasets.relations import Place
-from ldm.experts.depth import DepthEstimator
 from ldm.files import read_text
 from ldm.images import read_depth, read_image
 from ldm.registry.models import depth_folder
@@ -67,6 +65,8 @@ def judge(sentence: Mapping[str, Any], place: Place, places: Mapping[str, Place]
 
 def fraction(values: Sequence[bool]) -> dict[str, float]:
     """How many of how many, with Wilson's 95 % interval."""
+    from scipy.stats import binomtest
+
     found = binomtest(sum(values), len(values))
     low, high = found.proportion_ci(method="wilson")
     numbers = {"mean": found.statistic, "low": low, "high": high}
@@ -81,6 +81,8 @@ def measure_photographs(
     """Ask for a place for every sentence, with given and with estimated depth."""
     if data is None and "BIFROST_TEST_DATA" not in os.environ:
         raise ValueError("the photographs are test data: set BIFROST_TEST_DATA, or give --data")
+    from ldm.experts.depth import DepthEstimator
+
     folder = data or Path(os.environ["BIFROST_TEST_DATA"]) / "data"
     table = yaml.safe_load(read_text(SENTENCES))
     network = DepthEstimator.load(depth_folder(depth_model))

@@ -6,11 +6,10 @@ OMP_NUM_THREADS=1 python -m benchmarks.scenes [--count 40] [--out FILE]
 import time
 from typing import Annotated
 
-import torch
 import typer
 
 from benchmarks.harness import RESULTS, Out, write_results
-from datasets.scenes import SceneOptions, render, sample_scene, train_seed
+from datasets.scenes import SceneOptions, train_seed
 from ldm.settings.cli import run_module, single_app
 
 REPEATS = 3
@@ -22,6 +21,8 @@ def rates(size: int, quality: str, window: str, count: int, device: str) -> dict
 
     `scenes_per_second` is by the clock, `scenes_per_cpu_second` by the processor time of this process.
     """
+    from datasets.scenes import render, sample_scene
+
     supersample, smooth = QUALITIES[quality]
     options = SceneOptions(size=(size, size), supersample=supersample, smooth_edges=smooth, window=window)
     render([sample_scene(train_seed(count), options)], options, device)
@@ -46,6 +47,10 @@ def measure_renderer(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Measure the renderer."""
+    import torch
+
+    from datasets.scenes import render, sample_scene
+
     torch.set_num_threads(1)
     table = [
         rates(size, quality, window, count, device)

@@ -9,9 +9,11 @@ recall: fraction of the true shadow's darkening that is there; precision: fracti
 that is true; psnr: against the true image, beside that of the background left alone.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import cv2
 import numpy as np
@@ -20,20 +22,13 @@ from tqdm.auto import tqdm
 
 from benchmarks.harness import RESULTS, Out, write_results
 from cldm.config import CompositorConfig
-from cldm.evaluate.cases import SceneCase, find_cases
-from cldm.model import Compositor
-from cldm.pipeline import CompositorPipeline
-from cldm.pretrained import load_compositor
-from datasets.pairs import build_pair
-from datasets.pasteback import stitch
-from datasets.sources.rendered import RenderedScenes
-from ldm.denoise import Monitor
-from ldm.experts.depth import DepthEstimator
 from ldm.files import located
 from ldm.images import from_pm1
-from ldm.metrics.intervals import percentile_interval
-from ldm.metrics.similarity import psnr_over
 from ldm.settings.cli import run_module, single_app
+
+if TYPE_CHECKING:
+    from cldm.evaluate.cases import SceneCase
+    from cldm.model import Compositor
 
 WIDE, BEHIND, BEFORE = 1.0, 0.6, 0.35  # half axes of the ellipse, in widths of the object's box
 DARK = 0.03  # of luminance in [0, 1]; less darkening in the true image is not counted as shadow
@@ -70,6 +65,12 @@ def shadow_sums(
 
     silhouette: (h, w) bool, the object in the true image
     """
+    from cldm.pipeline import CompositorPipeline
+    from datasets.pairs import build_pair
+    from datasets.pasteback import stitch
+    from ldm.denoise import Monitor
+    from ldm.metrics.similarity import psnr_over
+
     sampling, background, truth = config.sampling, case.inputs.background_u8, case.truth_u8
     mine = stitch(case.pair.geometry, from_pm1(case.pair.paste_pm1)).edit_mask
     weight = shadow_weight(case)
@@ -103,6 +104,8 @@ def shadow_sums(
 
 def shadow_table(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Recall and precision of the pooled darkening and the mean PSNR, with 95 % bootstraps over scenes."""
+    from ldm.metrics.intervals import percentile_interval
+
     both, wanted, there, psnr = (
         np.array([row[name] for row in rows]) for name in ("both", "wanted", "there", "psnr")
     )
@@ -126,6 +129,11 @@ def measure_shadow(
     out: Out = RESULTS / "shadow.json",
 ) -> None:
     """Measure what a shadow region would bring."""
+    from cldm.evaluate.cases import find_cases
+    from cldm.pretrained import load_compositor
+    from datasets.sources.rendered import RenderedScenes
+    from ldm.experts.depth import DepthEstimator
+
     compositor, config = load_compositor(located(model))
     depth = DepthEstimator.load(located("assets/tiny/depth"))
     source = RenderedScenes(data, augment=False)

@@ -18,15 +18,12 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-import torch
 import typer
 
 from benchmarks.harness import RESULTS, Out, write_results
 from datasets.base import ExampleSource
 from datasets.geometry import bbox_of_mask, expand_box, square_box, square_padding
 from datasets.inputs import Augment, AugmentationParams, PairOptions
-from datasets.pairs import build_pair
-from datasets.sources.inspection import RejectionStats, accepted_samples
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from datasets.sources.still import FolderConfig
 from ldm.images import normalize, write_depth, write_mask
@@ -110,6 +107,8 @@ def published_pair(
 
 def ours(source: ExampleSource) -> dict[str, float]:
     """CPU milliseconds per accepted example, and the fraction of accepted draws."""
+    from datasets.sources.inspection import RejectionStats, accepted_samples
+
     stats = RejectionStats("")
     start = time.process_time()
     accepted = len(list(accepted_samples(source, stats, OPTIONS, DRAWS, seed=0)))
@@ -123,6 +122,8 @@ def fabricated(h: int, w: int) -> dict[str, float]:
 
     The files are textured images with an elliptic object, as JPEG, PNG and 16-bit PNG.
     """
+    from datasets.pairs import build_pair
+
     y, x = np.mgrid[0:h, 0:w]
     mask = ((x / w - 0.5) / 0.18) ** 2 + ((y / h - 0.5) / 0.28) ** 2 < 1
     with TemporaryDirectory() as folder:
@@ -166,6 +167,8 @@ def measure_sources(
     datasets: Annotated[Path | None, typer.Option(help="settings file of further sources")] = None,
 ) -> None:
     """Measure the sources."""
+    import torch
+
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     results: dict[str, object] = {"fabricated": {f"{w} x {h}": fabricated(h, w) for h, w in SIZES}}

@@ -17,10 +17,8 @@ import numpy as np
 import typer
 
 from benchmarks.harness import RESULTS, Out, write_results
-from compose import ComposeSettings, compose, load_models
+from compose import ComposeSettings
 from inpainting.models.text_to_image.config import PaintOptions
-from inpainting.models.text_to_image.load import load_inpainter
-from inpainting.models.text_to_image.pipeline import paint
 from ldm.files import located
 from ldm.images import resize
 from ldm.settings.cli import run_module, single_app
@@ -32,6 +30,10 @@ SENTENCE = "Place the red cube behind the green sphere"
 
 def make_requests(count: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(kind, request) of each of `count` requests; request i is always the same."""
+    from compose import compose, load_models
+    from inpainting.models.text_to_image.load import load_inpainter
+    from inpainting.models.text_to_image.pipeline import paint
+
     models = load_models(ComposeSettings(Path(), Path(), box=(0.0, 0.0, 1.0, 1.0), depth=(1.0,)))
     painter = load_inpainter(located("assets/tiny/inpainter"))
     for index in range(count):

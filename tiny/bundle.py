@@ -19,14 +19,9 @@ from typing import Annotated, Any
 import typer
 
 from cldm.config import CONFIG_FILE, Sampling, load_compositor_config
-from cldm.pretrained import load_compositor
-from inpainting.models.image_to_text.writer import PromptWriter
-from inpainting.models.text_to_image.load import INPAINTER_FILE, load_inpainter
-from ldm.checkpoints import folder_written_whole
 from ldm.files import hash_folder, read_json, write_json
 from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import load_config, to_plain
-from llava_bifrost.locator import load_locator
 from tiny.inpainter.train import STAGES
 
 logger = logging.getLogger(__name__)
@@ -49,6 +44,8 @@ Force = Annotated[bool, typer.Option(help="replace a better part")]
 
 def install(part: str, source: Path, manifest: dict[str, Any], force: bool) -> None:
     """Replace a part of the bundle as a whole by a folder, if that is better on held-out scenes."""
+    from ldm.checkpoints import folder_written_whole
+
     target = BUNDLE / part
     if not force and (target / MANIFEST).exists():
         old, new = (QUALITY[part](facts["held_out"]) for facts in (read_json(target / MANIFEST), manifest))
@@ -79,6 +76,9 @@ def compositor(
     force: Force = False,
 ) -> None:
     """Install the compositor of a run; its recommended sampler settings may be changed."""
+    from cldm.pretrained import load_compositor
+    from ldm.checkpoints import folder_written_whole
+
     measured = read_evaluation(evaluation, f"cldm.evaluate --model {run}/model --out {evaluation}")
     load_compositor(run / "model")
     manifest = read_json(run / MANIFEST)
@@ -108,6 +108,8 @@ def locator(
     force: Force = False,
 ) -> None:
     """Install the locator of a run, with what was measured on held-out scenes."""
+    from llava_bifrost.locator import load_locator
+
     measured = read_evaluation(evaluation, f"llava_bifrost.evaluate --model {run}/model --out {evaluation}")
     load_locator(run / "model")
     manifest = read_json(run / "model" / MANIFEST)
@@ -127,6 +129,9 @@ def inpainter(
     force: Force = False,
 ) -> None:
     """Install the inpainter of a run: networks, both LoRAs and the classifier of the evaluation."""
+    from inpainting.models.text_to_image.load import INPAINTER_FILE, load_inpainter
+    from ldm.checkpoints import folder_written_whole
+
     measured = read_evaluation(evaluation, f"tiny.inpainter.evaluate --run {run} --out {evaluation.parent}")
     manifest = read_json(run / "painter" / MANIFEST)
     facts = ("parameters", "seed", "steps", "samples", "minutes", "code_revision")
@@ -156,6 +161,8 @@ def prompter(
     force: Force = False,
 ) -> None:
     """Install the prompt writer of a run, with what was measured on held-out scenes."""
+    from inpainting.models.image_to_text.writer import PromptWriter
+
     measured = read_evaluation(evaluation, f"tiny.prompter.evaluate --model {run}/model --out {evaluation}")
     PromptWriter.load(run / "model", device="cpu")
     manifest = read_json(run / "model" / MANIFEST)

@@ -4,24 +4,24 @@ python -m scripts.docs.draw_figure
 python -m scripts.docs.draw_figure --model runs/tiny/bifrost/model --out outputs/compositor.png
 """
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 
-from compose import compose, load_models
-from compose.sheet import on_white, read_cases, settings_of_case, with_box
-from datasets.scenes.sheet import from_01
 from ldm.images import from_pm1
 from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
 from ldm.sheet import as_rgb
 from scripts.docs.make_examples import FOLDER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 138.0, 66.0  # of the drawing, in its own units
 DOTS = 10  # pixels per unit
@@ -50,6 +50,8 @@ def rounded_box(
     axes: Axes, corner: tuple[float, float], size: tuple[float, float], radius: float, **look: Any
 ) -> None:
     """A box with rounded corners; size is (width, height)."""
+    from matplotlib.patches import FancyBboxPatch
+
     style = f"round,pad=0,rounding_size={radius}"
     axes.add_patch(FancyBboxPatch(corner, *size, boxstyle=style, **look))
 
@@ -58,6 +60,8 @@ class Drawing:
     """Images, boxes and arrows on one canvas; every position is the centre of an element."""
 
     def __init__(self) -> None:
+        from matplotlib.figure import Figure
+
         self.figure = Figure(figsize=(WIDTH / 10, HEIGHT / 10), dpi=10 * DOTS)
         self.axes: Axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set_xlim(0, WIDTH)
@@ -96,6 +100,10 @@ def draw_compositor(
     model: Annotated[Path | None, typer.Option(help="compositor folder; default: as run_inference")] = None,
 ) -> None:
     """Draw how the compositor works, with the images of one example."""
+    from compose import compose, load_models
+    from compose.sheet import on_white, read_cases, settings_of_case, with_box
+    from datasets.scenes.sheet import from_01
+
     case = read_cases(examples / "cases.json")[0]
     settings = settings_of_case(case, examples, model=model)
     result = compose(settings, load_models(settings), progress=False)

@@ -12,9 +12,7 @@ from typing import Annotated
 
 import typer
 
-from compose import ComposeSettings, compose, load_models
-from compose.models import Models
-from compose.sheet import marked_background
+from compose.settings import ComposeSettings
 from ldm.images import encode_png
 from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
@@ -41,8 +39,10 @@ def draw_locator(
     candidates: Annotated[int, typer.Option(help="places that are proposed", metavar="INT")] = 3,
 ) -> None:
     """Ask the locator for a place in every example room, compose there, and draw a row for each."""
-    models: Models | None = None
-    rows, labels = [], []
+    from compose import compose, load_models
+    from compose.sheet import marked_background
+
+    models, rows, labels = None, [], []
     for name, sentence in SENTENCES:
         folder = FOLDER / name
         settings = ComposeSettings(

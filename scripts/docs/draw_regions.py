@@ -6,25 +6,26 @@ The image is a rendered room of assets/examples; masks, region maps and biases a
 that paints. Needs no trained model.
 """
 
+from __future__ import annotations
+
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import torch
 import typer
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from datasets.geometry import mask_of_box
 from inpainting.models.text_to_image.config import LAYOUTS
-from inpainting.models.text_to_image.rca import attention_sizes, log_visibility, region_bias
-from inpainting.painting import TINT
 from inpainting.prompts import COLORS, paint_masks
 from ldm.images import encode_png, read_image
 from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
 from scripts.docs.draw_figure import figure_png, rounded_box
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.axes import Axes
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,10 @@ def draw_tokens(axes: Axes) -> list[int]:
 
 def draw_bias(axes: Axes, owners: list[int], regions: torch.Tensor) -> None:
     """Which tokens a pixel reads, for one pixel of every kind. regions: (1, r, H, W) bool"""
+    import torch
+
+    from inpainting.models.text_to_image.rca import log_visibility, region_bias
+
     kinds = {
         "in left": (90, 70), "in front": (130, 250), "in right": (400, 220), "in front and small": (244, 342),
         "background": (420, 60),
@@ -95,6 +100,12 @@ def draw_regions(
     masks: Annotated[Path, typer.Option(help="folder for the example's masks")] = MASKS,
 ) -> None:
     """Draw the figure of rectified cross-attention and write the masks of the example."""
+    import torch
+    from matplotlib.figure import Figure
+
+    from inpainting.models.text_to_image.rca import attention_sizes, log_visibility
+    from inpainting.painting import TINT
+
     room_u8 = read_image(ROOM).rgb_u8
     size = (room_u8.shape[0], room_u8.shape[1])
     for name, (box, _) in REGIONS.items():

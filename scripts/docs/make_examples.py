@@ -17,12 +17,10 @@ import numpy as np
 import typer
 
 from datasets.relations import Place
-from datasets.scenes import SceneOptions, eval_seed, render, sample_scene
-from datasets.scenes.sheet import from_01
+from datasets.scenes import SceneOptions, eval_seed
 from ldm.files import write_json
 from ldm.images import write_depth, write_png
 from ldm.settings.cli import run_module, single_app
-from llava_bifrost.propose import as_json
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +41,10 @@ def make_examples(out: Annotated[Path, typer.Option(help="folder of the examples
     """Render every example and the list of them."""
     if out != FOLDER and out.is_dir() and any(out.iterdir()):
         raise ValueError(f"--out {out} holds files, which would be overwritten; name a new folder")
+    from datasets.scenes import render, sample_scene
+    from datasets.scenes.sheet import from_01
+    from llava_bifrost.propose import as_json
+
     cases = []
     for name, index in EXAMPLES.items():
         batch = render([sample_scene(eval_seed(index), OPTIONS)], OPTIONS)

@@ -11,9 +11,6 @@ from typing import Annotated
 
 import typer
 
-from compose import compose, load_models
-from compose.models import Models
-from compose.sheet import on_white, read_cases, settings_of_case, with_box
 from ldm.images import encode_png, read_image
 from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
@@ -31,8 +28,10 @@ def make_teaser(
     model: Annotated[Path | None, typer.Option(help="compositor folder; default: as run_inference")] = None,
 ) -> None:
     """Compose the first examples of a folder and write one image of them."""
-    models: Models | None = None
-    rows = []
+    from compose import compose, load_models
+    from compose.sheet import on_white, read_cases, settings_of_case, with_box
+
+    models, rows = None, []
     for case in read_cases(examples / "cases.json")[:count]:
         settings = settings_of_case(case, examples, model=model)
         models = load_models(settings, models)

@@ -10,7 +10,7 @@ from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
-from benchmarks import rca as benchmark
+from benchmarks import attention as benchmark
 from inpainting.models.text_to_image.load import check_lora
 from inpainting.models.text_to_image.rca import (
     RegionalAttention,
