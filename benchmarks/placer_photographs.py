@@ -25,7 +25,6 @@ from ldm.registry.models import depth_folder
 from ldm.settings.cli import run_module, single_app
 from llava_bifrost.language.reading import parse_instruction, with_known_names
 from llava_bifrost.placement.placer import Item, place_object
-from llava_bifrost.propose import read_anchors
 
 SENTENCES = Path(__file__).with_suffix(".yaml")
 HALVES = ("first", "second")
@@ -82,6 +81,7 @@ def measure_photographs(
     if data is None and "BIFROST_TEST_DATA" not in os.environ:
         raise ValueError("the photographs are test data: set BIFROST_TEST_DATA, or give --data")
     from ldm.experts.depth import DepthEstimator
+    from llava_bifrost.propose import read_anchors
 
     folder = data or Path(os.environ["BIFROST_TEST_DATA"]) / "data"
     table = yaml.safe_load(read_text(SENTENCES))
