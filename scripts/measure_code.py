@@ -51,7 +51,7 @@ THOUGHTS: dict[str, tuple[int, str]] = {
         ldm/mllm/training.py: make_trainable prepared answer_loss adapter_layout
         ldm/training/settings.py: FitConfig LoraSettings ResumableSampler
         ldm/training/fit.py: fit TrainingRun
-        ldm/training/run.py: Task drawing chosen_checkpoint read_checkpoint write_checkpoint CsvLogger
+        ldm/training/run.py: Task drawing agreed_checkpoint read_checkpoint write_checkpoint CsvLogger
     """),
     "a prompt for a region": (9, """
         inpainting/painting.py: run_dream write_missing
