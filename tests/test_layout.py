@@ -1,5 +1,6 @@
 """The tree: who may import whom, what runs at import, sizes; each rule first catches a bad source."""
 
+import ast
 import importlib
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import ldm
 from ldm.result import library_versions
 from ldm.settings.config import load_config
+from scripts import measure_code
 from tests import layout_rules as rules
 from tests.conftest import ROOT
 
@@ -180,6 +182,17 @@ def test_imports_form_no_circle_and_the_rooms_at_most_six_floors():
             name.split(".")[0] for name in below if name.split(".")[0] != home
         )
     assert rules.levels(rooms) <= 6
+
+
+def test_a_thought_stands_in_half_the_files_of_the_first_layout():
+    """The chains of `scripts.measure_code`, each whole: what they name is there and is read."""
+    chains = [text for _, text in measure_code.THOUGHTS.values()]
+    paths = {line.split(":")[0].strip() for text in chains for line in text.strip().splitlines()}
+    trees = {path: ast.parse((ROOT / path).read_text()) for path in paths}
+    counted = list(measure_code.thoughts(trees))
+    assert sum(now for *_, now in counted) <= sum(before for _, before, _ in counted) // 2
+    with pytest.raises(ValueError, match="has no make_trainable, or nothing before it reads it"):
+        list(measure_code.thoughts({**trees, "ldm/mllm/training.py": ast.parse("")}))
 
 
 def test_our_datasets_package_is_the_one_that_is_found():

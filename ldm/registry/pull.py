@@ -49,7 +49,12 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
     if not by_hand and not missing_files(model):
         log.info("%s is there", folder)
         return folder
-    require_ours(folder)
+    made = read_json(folder / HASH_FILE) if (folder / HASH_FILE).is_file() else {}
+    names = {path.relative_to(folder).as_posix() for path in visible_files(folder, "**/*")}
+    names -= {HASH_FILE, *made}  # what no command of the registry has put there
+    if names or folder.is_symlink() or folder.is_file():
+        held = min(names, default="a link or a file")
+        raise ValueError(f"{folder}: {held} was not put there by pull or register; move it away first")
     hashes = {place.file_name: place.sha256 for place in model.places if place.sha256}
     if offline is not None and by_hand:
         if hashes and not is_archive(offline) and file_sha256(offline) not in hashes.values():
@@ -108,16 +113,6 @@ def changing(folder: Path) -> Iterator[None]:
             shutil.rmtree(leftover, ignore_errors=True)
         with full_disk_named(folder):
             yield
-
-
-def require_ours(folder: Path) -> None:
-    """ValueError where a model's folder holds what no command of the registry has put there."""
-    made = read_json(folder / HASH_FILE) if (folder / HASH_FILE).is_file() else {}
-    names = {path.relative_to(folder).as_posix() for path in visible_files(folder, "**/*")}
-    names -= {HASH_FILE, *made}
-    if names or folder.is_symlink() or folder.is_file():
-        held = min(names, default="a link or a file")
-        raise ValueError(f"{folder}: {held} was not put there by pull or register; move it away first")
 
 
 def put_into(model: Model, folder: Path, file: Path) -> None:
