@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -67,11 +68,11 @@ def make_app(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
         root_path=settings.root_path,
         lifespan=lifespan,
         exception_handlers=ERRORS,
-        max_body_size=settings.max_mb * 1_000_000,
     )
     app.include_router(make_router(settings, queue))
     app.add_middleware(CORSMiddleware, allow_origins=[])
-    app.add_middleware(Guard, auth=settings.auth)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_mb * 1_000_000)
+    app.add_middleware(Guard, auth=settings.auth, max_mb=settings.max_mb)
     if settings.is_local:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS, www_redirect=False)
     return app

@@ -1,4 +1,4 @@
-"""Who may ask: the account of `--auth`, no other web page, and under no foreign name of a local address."""
+"""Who may ask: the account of `--auth`, no other web page, and with no more than the largest request."""
 
 import base64
 import binascii
@@ -6,7 +6,7 @@ import hmac
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -16,8 +16,8 @@ LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 class Guard:
     """ASGI middleware before every route, page, documentation and socket. auth: USER:PASSWORD or None."""
 
-    def __init__(self, app: ASGIApp, auth: str | None) -> None:
-        self.app, self.auth = app, auth
+    def __init__(self, app: ASGIApp, auth: str | None, max_mb: int) -> None:
+        self.app, self.auth, self.max_mb = app, auth, max_mb
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -25,21 +25,30 @@ class Guard:
         headers = Headers(scope=scope)
         if self.auth is not None and not is_account(headers.get("authorization", ""), self.auth):
             challenge = {"WWW-Authenticate": 'Basic realm="bifrost", charset="UTF-8"'}
-            refusal = PlainTextResponse("user and password are needed", 401, challenge)
+            refusal = error_json(401, "user and password are needed", challenge)
         elif scope.get("method") not in SAFE and is_cross_origin(headers):
-            refusal = PlainTextResponse("requests of other web pages are refused", 403)
+            refusal = error_json(403, "requests of other web pages are refused")
+        elif int(f"0{headers.get('content-length', '')}") > self.max_mb * 1_000_000:
+            refusal = error_json(413, f"the request is larger than {self.max_mb} MB (--max-mb)")
         else:
             return await self.app(scope, receive, send)
-        if scope["type"] == "http":
-            return await refusal(scope, receive, send)
-        return await send({"type": "websocket.close", "code": 1008})
+        return await refusal(scope, receive, send)
+
+
+def error_json(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error in the form of OpenAI's API."""
+    kind = (
+        "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    )
+    error = {"message": message, "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": error}, status, headers)
 
 
 def is_account(given: str, auth: str) -> bool:
     """Whether an Authorization header, Basic or Bearer, holds USER:PASSWORD; any text takes equal time."""
     kind, _, value = given.partition(" ")
     try:
-        said = base64.b64decode(value, validate=True) if kind.lower() == "basic" else value.encode()
+        said = base64.b64decode(value, validate=True) if kind.lower() == "basic" else value.encode("latin-1")
     except (binascii.Error, ValueError):
         said = b""
     return hmac.compare_digest(said, auth.encode()) and kind.lower() in ("basic", "bearer")

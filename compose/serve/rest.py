@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from cldm.config import load_compositor_config
 from compose import ComposeSettings
 from compose.models import compositor_folder
+from compose.serve.guard import error_json
 from compose.serve.jobs import ENDED, Job, JobQueue, QueueFull
 from compose.serve.request import edit_schema, filled, read_edit
 from compose.serve.settings import ServeSettings
@@ -34,18 +35,10 @@ PLACE = {"background": "-", "object": "-", "box": [0.0, 0.0, 1.0, 1.0]}  # compl
 
 
 def error_answer(request: Request, error: Any) -> JSONResponse:
-    """Any error as other servers of this API say it."""
+    """A refusal or a full queue as an answer."""
     if isinstance(error, QueueFull):
-        status, message, headers = 429, str(error), {"Retry-After": str(error.retry_after)}
-    else:
-        status, message, headers = error.status_code, error.detail, dict(error.headers or {})
-    if status == 413:
-        message = f"the request is larger than {request.app.max_body_size / 1e6:g} MB (--max-mb)"
-    kind = (
-        "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
-    )
-    content = {"error": {"message": message, "type": kind, "param": None, "code": None}}
-    return JSONResponse(content, status, headers)
+        return error_json(429, str(error), {"Retry-After": str(error.retry_after)})
+    return error_json(error.status_code, error.detail, error.headers)
 
 
 ERRORS: dict[Any, Callable[..., Any]] = {QueueFull: error_answer, HTTPException: error_answer}

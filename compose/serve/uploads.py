@@ -68,7 +68,7 @@ def named_bytes(field: str, name: str, settings: ServeSettings) -> bytes:
         )
     for folder in (folder.resolve() for folder in settings.allow):
         try:
-            path = (folder / name).resolve(strict=True)
+            path = Path(os.path.realpath(folder / name, strict=True))
             if not path.is_relative_to(folder):
                 continue
             with open(
@@ -161,7 +161,7 @@ def white_is_edit(job: Job, path: Path, field: str) -> tuple[Path, str]:
 def without_paths(text: str, names: Mapping[str, str]) -> str:
     """A message for clients: uploads by the names of their fields, other files without their folders."""
     for path, name in names.items():
-        text = text.replace(path, name)
+        text = text.replace(path, name).replace(f"{name} {name}", name)
     return ABSOLUTE.sub(r"\1", text.replace(f"{ROOT}/", ""))
 
 

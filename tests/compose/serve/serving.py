@@ -1,0 +1,96 @@
+"""A server in this process with small networks, and the requests of its tests."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from compose.serve.app import make_app, make_queue
+from compose.serve.settings import ServeSettings
+from ldm.images import encode_png
+from tests.images import room, room_depth, thing
+
+H, W = 96, 128
+
+
+@contextmanager
+def running(folder: Path, **options: Any) -> Iterator[TestClient]:
+    """A client of a new server; `client.app.state` holds nothing, `client.queue` is its queue."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    settings = ServeSettings(out=folder, devices=("cpu",), **options)
+    queue = make_queue(settings)
+    client = TestClient(make_app(settings, queue), base_url="http://127.0.0.1:7860")
+    client.queue = queue
+    try:
+        yield client
+    finally:
+        queue.close()
+
+
+def png(image: np.ndarray, alpha_u8: np.ndarray | None = None) -> bytes:
+    return encode_png(image, alpha_u8=alpha_u8)
+
+
+def decoded(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def square(y: int = 50, x: int = 40, side: int = 30) -> np.ndarray:
+    """(H, W) bool"""
+    mask = np.zeros((H, W), bool)
+    mask[y : y + side, x : x + side] = True
+    return mask
+
+
+def white(mask: np.ndarray) -> bytes:
+    return png(mask.astype(np.uint8) * 255)
+
+
+def transparent(mask: np.ndarray, rgb_u8: np.ndarray | None = None) -> bytes:
+    """As OpenAI's clients send it: alpha 0 where the mask is."""
+    return png(room(H, W) if rgb_u8 is None else rgb_u8, np.where(mask, 0, 255).astype(np.uint8))
+
+
+def depth() -> bytes:
+    return png(np.rint(room_depth(H, W) * 65535).astype(np.uint16))
+
+
+COMPOSITE = {
+    "image": png(room(H, W)),
+    "reference_image": png(*[thing()[0]]),
+    "reference_mask": white(thing()[1]),
+    "depth_map": depth(),
+    "box": "0.3,0.2,0.7,0.9",
+    "depth": "0.6",
+}
+PAINTING = {"image": png(room(H, W)), "mask": transparent(square()), "prompt": "a red cube", "steps": "1"}
+
+
+def post(client: TestClient, fields: dict[str, Any], **options: Any) -> httpx.Response:
+    """Bytes are sent as files, the rest as text; lists as several parts."""
+    files, data = [], {}
+    for name, value in fields.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, bytes):
+                files.append((name, (f"{name}.bin", each, "application/octet-stream")))
+            elif each is not None:
+                data.setdefault(name, []).append(each)
+    if not files:
+        files = [(name, (None, text)) for name, texts in data.items() for text in texts]
+        data = {}
+    return client.post("/v1/images/edits", files=files, data=data, **options)
+
+
+def refusal(answer: httpx.Response) -> str:
+    """The message of an error, which has the form of OpenAI's."""
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error["message"]
