@@ -29,7 +29,7 @@ class TrainingSample(Pair):
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class DrawResult:
     """The first sample that was accepted, and what was rejected before it."""
 
     index: int  # item of the source
@@ -38,7 +38,7 @@ class Drawn:
     rejections: list[tuple[int, Exception]]  # (item, why)
 
 
-def draw_pair(source: ExampleSource, options: PairOptions, key: tuple[int, ...], first: int) -> Drawn:
+def draw_pair(source: ExampleSource, options: PairOptions, key: tuple[int, ...], first: int) -> DrawResult:
     """Item `first`, or after its rejection random items, each with randomness from (*key, try)."""
     rejections: list[tuple[int, Exception]] = []
     for attempt in range(MAX_TRIES):
@@ -47,10 +47,10 @@ def draw_pair(source: ExampleSource, options: PairOptions, key: tuple[int, ...],
         try:
             inputs = source.example(index, rng)
             params = AugmentationParams.sample(rng, options)
-            return Drawn(index, build_pair(inputs, options, params), params, rejections)
+            return DrawResult(index, build_pair(inputs, options, params), params, rejections)
         except (Rejected, ValueError) as error:
             rejections.append((index, error))
-    return Drawn(first, None, AugmentationParams(), rejections)
+    return DrawResult(first, None, AugmentationParams(), rejections)
 
 
 class PairDataset(Dataset[TrainingSample]):

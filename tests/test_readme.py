@@ -201,8 +201,8 @@ def test_a_training_without_arguments_asks_for_its_settings_in_one_line(monkeypa
     assert needed >= 10
 
 
-# What may start without an argument: quick reports, and steps that check their inputs first.
-BARE = """compose.contact_sheet ldm.doctor ldm.registry_list ldm.registry_verify
+# What may start without an argument: quick reports, the server, and steps that check their inputs first.
+BARE = """compose.contact_sheet compose.serve ldm.doctor ldm.registry_list ldm.registry_verify
     inpainting.data.downloader_fetch-annotations inpainting.data.ops_build
     inpainting.data.downloader_download-and-save-images-wikiart-v2
     inpainting.models.text_to_image.test_generate-repeated inpainting.models.text_to_image.test_compute

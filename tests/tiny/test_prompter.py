@@ -1,4 +1,4 @@
-"""The small prompt writer: law, scenes, masks, text, training, evaluation; the bundled one."""
+"""The small prompt writer: distribution, scenes, masks, text, training, evaluation; the bundled one."""
 
 import json
 from collections.abc import Sequence
@@ -259,7 +259,7 @@ def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: P
     for numbers in tasks.values():
         rows = numbers["accuracy"]
         assert PRIOR["both"] < rows["ceiling"]["both"]["mean"] < rows["ceiling"]["colour"]["mean"] < 1
-        assert {"prompter", "another image", "box alone", "law", "ceiling", "prior"} == set(rows)
+        assert {"prompter", "another image", "box alone", "Bayes-optimal", "ceiling", "prior"} == set(rows)
     assert tasks["multimask last"]["masks"] == tasks["multimask"]["images"]
     assert json.loads(out.read_text())["weights"]
     assert "ceiling" in out.with_suffix(".txt").read_text()
@@ -269,7 +269,7 @@ def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: P
 def test_bayes_optimal_answers_reach_the_gap(sets: Sets) -> None:
     cases = [case for scene in range(12) for seed in range(6) if (case := prompt_case(sets, scene, 5, seed))]
     found = caption_results(cases, [[caption_of(guess) for guess in case.guesses] for case in cases])
-    assert scene_mean(found, "colour")["mean"] == np.mean([one.law_colour for one in found]).round(4)
+    assert scene_mean(found, "colour")["mean"] == np.mean([one.bayes_colour for one in found]).round(4)
     truth = caption_results(cases, [[caption_of(name) for name in case.hidden] for case in cases])
     assert scene_mean(truth, "both")["mean"] == 1
     assert task_numbers({"prompter": truth})["gap"]["shape"]["mean"] > 1

@@ -10,7 +10,7 @@ prompter        the model, through the path that inference takes
 another image the same masks painted over another scene: what it guesses without evidence
 trained blind   a model that never saw an image
 box alone       what the place and the sides of a mask give away, by the nearest masks of other scenes
-law             the Bayes-optimal guess, of a reader that recognises every visible solid
+Bayes-optimal   the best guess of a reader that recognises every visible solid
 ceiling         what that guess reaches on average, exactly, given what is visible in these images
 prior           any constant answer, exactly
 
@@ -63,7 +63,7 @@ class PrompterEvaluation(CheckedSettings):
 class CaptionResult:
     """What is right about one caption. root: the published rule, the noun's root anywhere in the text.
 
-    law_*: whether the Bayes-optimal guess is right; ceiling_*: how often it is, given what is visible
+    bayes_*: whether the Bayes-optimal guess is right; ceiling_*: how often it is, given what is visible
     """
 
     scene: int
@@ -75,8 +75,8 @@ class CaptionResult:
     root: bool
     ceiling_colour: float
     ceiling_shape: float
-    law_colour: bool
-    law_shape: bool
+    bayes_colour: bool
+    bayes_shape: bool
 
     @property
     def both(self) -> bool:
@@ -172,7 +172,7 @@ def caption_results(cases: Sequence[PromptCase], answers: Sequence[Sequence[str]
                     colour=name.colour in words, shape=name.shape in words, root=name.shape in text,
                     ceiling_colour=float(predictive(mates, COLOUR_WORDS).max()),
                     ceiling_shape=float(predictive(case.shapes, SHAPE_WORDS).max()),
-                    law_colour=guess.colour == name.colour, law_shape=guess.shape == name.shape,
+                    bayes_colour=guess.colour == name.colour, bayes_shape=guess.shape == name.shape,
                 )
             )  # fmt: skip
     return results
@@ -202,14 +202,15 @@ def task_numbers(by_reader: Mapping[str, Sequence[CaptionResult]]) -> dict[str, 
             ceiling = scene_mean(group, f"ceiling_{measure}")["mean"]
             numbers = {"masks": len(group), "model": scene_mean(group, measure), "ceiling": ceiling}
             by_visible[title][str(count)] = numbers
-    wrong = {of: [row for row in mine if not getattr(row, f"law_{of}")] for of in ("colour", "shape")}
+    wrong = {of: [row for row in mine if not getattr(row, f"bayes_{of}")] for of in ("colour", "shape")}
+    leak = {of: scene_mean(group, of) for of, group in wrong.items() if group}
     return {
         "masks": len(mine),
         "images": len({result.scene for result in mine}),
         "accuracy": rows,
         "gap": gap,
         **by_visible,
-        "right where the law is wrong": {of: scene_mean(group, of) for of, group in wrong.items() if group},
+        "right where Bayes-optimal is wrong": leak,
     }
 
 
@@ -229,7 +230,7 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
             "prompter": writers["prompter"].write(images, masks, batch=config.batch),
             "another image": writers["prompter"].write(others, masks, batch=config.batch),
             "box alone": box_answers(sets, cases, most),
-            "law": [[caption_of(name) for name in case.guesses] for case in cases],
+            "Bayes-optimal": [[caption_of(name) for name in case.guesses] for case in cases],
         }
         if "trained blind" in writers:
             answers["trained blind"] = writers["trained blind"].write(images, masks, batch=config.batch)
@@ -248,8 +249,8 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
             counts = [f"{n}: {row['model']['mean']:.3f} of {row['ceiling']:.3f} ({row['masks']})"
                       for n, row in numbers[name].items()]  # fmt: skip
             text.append(f"{name}: " + ", ".join(counts))
-        leak = numbers["right where the law is wrong"].items()
-        text += ["right where the law is wrong: " + ", ".join(f"{of} {cell(n)}" for of, n in leak), ""]
+        leak = numbers["right where Bayes-optimal is wrong"].items()
+        text += ["right where Bayes-optimal is wrong: " + ", ".join(f"{of} {cell(n)}" for of, n in leak), ""]
     # The sheet: several masks with what was written, and the true image; few and many masks in turn.
     cells, labels = [], []
     for row in alternating([len(case.hidden) for case in cases])[:ON_SHEET]:
