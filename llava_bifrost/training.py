@@ -76,6 +76,8 @@ def fine_tune_locator(config: TrainConfig) -> None:
         count = sum(value.numel() for value in model.parameters() if value.requires_grad)
         log.info("%d examples, %d trained weights, codec %s", len(records), count, answers.codec)
     codec = answers.make_codec()
+    refuse_other_format(records, config.data, codec.fmt)
+    refuse_other_format(held_out, config.validation, codec.fmt)
     validation, measured = held_out[: config.validation_samples], held_out[: config.measured]
 
     def measure(model: nn.Module) -> dict[str, float]:
@@ -122,6 +124,17 @@ def fine_tune_locator(config: TrainConfig) -> None:
         log.warning("free answers that do not parse: train longer, or look at check.json")
     result = {"answered": len(chosen), "free_answers_that_parse": good, "answers": report}
     write_json(config.out / "check.json", result)
+
+
+def refuse_other_format(records: Sequence[LocatorRecord], path: Path | None, fmt: str) -> None:
+    """ValueError where the depth of a record has another meaning than in answers of format `fmt`."""
+    other = next((record for record in records if record.format != fmt), None)
+    if other is not None:
+        raise ValueError(
+            f"{path}: record {other.id} answers in format {other.format}, training in {fmt}: one gives the "
+            f"depth of the centre, the other the median. Build the data with --format {fmt}, or set "
+            f"format={other.format}"
+        )
 
 
 def locator_config(config: TrainConfig, family: str) -> LocatorConfig:

@@ -155,16 +155,21 @@ class ResnetClip(nn.Module):
     def features(self, images_u8: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Of the images (b, c), and of the two texts (2, c)."""
         device = self.text_projection.device
-        rows = []
-        for image_u8 in images_u8:
+        groups: dict[tuple[int, ...], dict[int, Tensor]] = {}  # images of one size go through it together
+        for number, image_u8 in enumerate(images_u8):
             h, w = image_u8.shape[:2]
             if min(h, w) < LEAST_SIDE:  # the shorter side gets as many
                 scale = LEAST_SIDE / min(h, w)
                 size = max(LEAST_SIDE, round(w * scale)), max(LEAST_SIDE, round(h * scale))
                 image_u8 = np.asarray(Image.fromarray(image_u8).resize(size, Image.Resampling.BICUBIC))
             pixels = torch.from_numpy((image_u8 / 255 - np.array(MEAN)) / np.array(STD)).float()
-            rows.append(self.visual(pixels.permute(2, 0, 1)[None].to(device)))
-        return torch.cat(rows), torch.stack([self.text(GOOD_IDS), self.text(BAD_IDS)])
+            groups.setdefault(tuple(pixels.shape), {})[number] = pixels.permute(2, 0, 1)
+        rows: dict[int, Tensor] = {}
+        for group in groups.values():
+            rows |= zip(group, self.visual(torch.stack(list(group.values())).to(device)), strict=True)
+        return torch.stack([rows[number] for number in range(len(images_u8))]), torch.stack(
+            [self.text(GOOD_IDS), self.text(BAD_IDS)]
+        )
 
 
 def load_resnet_clip(path: Path, device: torch.device | str = "cpu") -> ResnetClip:

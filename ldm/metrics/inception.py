@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ldm.metrics.weights import fill, read_weight_file
 
 INCEPTION_SIDE = 299  # pixels
+BATCH = 32  # images that go through the network together; chosen
 CLASSES = 1008
 Kernel = int | tuple[int, int]
 # Branches of the published blocks: convolutions one after the other as "name channels kernel"; those joined
@@ -138,12 +139,18 @@ def resize_like_tensorflow(images: Tensor, side: int) -> Tensor:
 def inception_features(
     network: nn.Module, images_u8: Iterable[np.ndarray], device: torch.device
 ) -> np.ndarray:
-    """(n, 2048) float32 of n images (h, w, 3) uint8 of any size, one after the other."""
-    rows = []
+    """(n, 2048) float32 of n images (h, w, 3) uint8 of any size, BATCH of them at a time."""
+    rows, batch = [], []
     with torch.inference_mode():
         for image_u8 in images_u8:
-            pixels = torch.from_numpy(np.ascontiguousarray(image_u8)).permute(2, 0, 1)[None]
-            rows.append(network(pixels.to(device)).float().cpu().numpy())
+            pixels = torch.from_numpy(np.ascontiguousarray(image_u8)).permute(2, 0, 1)[None].to(device)
+            batch.append(
+                resize_like_tensorflow(pixels.float(), INCEPTION_SIDE)
+            )  # a second time changes nothing
+            if len(batch) == BATCH:
+                rows.append(network(torch.cat(batch)).float().cpu().numpy())
+                batch = []
+        rows += [network(torch.cat(batch)).float().cpu().numpy()] if batch else []
     return np.concatenate(rows)
 
 

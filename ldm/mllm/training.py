@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ldm.checkpoints import check_weights
 from ldm.files import first_line, read_json
+from ldm.mllm.model import IGNORED
 from ldm.training.run import Layout, drawing
 from ldm.training.settings import LoraSettings
 from ldm.weight_files import open_weights
@@ -24,8 +26,8 @@ PROJECTORS = ("multi_modal_projector", "visual.merger", "connector")  # and what
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # LLaVA's names before transformers 5, in which its model has one more level, and what they are now.
 OLD_NAMES = {
-    r"\blanguage_model\.model\.": "model.language_model.",
-    r"\blanguage_model\.lm_head\b": "lm_head",
+    r"^(base_model\.model\.)?language_model\.model\.": r"\1model.language_model.",
+    r"^(base_model\.model\.)?language_model\.lm_head\b": r"\1lm_head",
     r"^(base_model\.model\.)?(?=(multi_modal_projector|vision_tower|image_newline)\b)": r"\1model.",
 }
 
@@ -155,10 +157,17 @@ def prepared(base: Any, gradient_checkpointing: bool) -> Any:
 
 
 def answer_loss(model: nn.Module, batch: Mapping[str, Tensor], seeds: list[int]) -> Tensor:
-    """Cross entropy of the answers' tokens, ()."""
+    """Cross entropy of the answers' tokens, (). The vocabulary is scored at their positions only."""
     dtype = next(value.dtype for value in model.parameters() if value.is_floating_point())
     inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
-    return model(**inputs, use_cache=False).loss
+    labels = functional.pad(inputs.pop("labels"), (0, 1), value=IGNORED)[
+        :, 1:
+    ]  # (b, t), the token after each
+    places = (labels != IGNORED).any(dim=0).nonzero()[:, 0]
+    logits = model(**inputs, use_cache=False, logits_to_keep=places).logits  # (b, places, v)
+    return functional.cross_entropy(
+        logits.flatten(0, 1).float(), labels[:, places].flatten(), ignore_index=IGNORED
+    )
 
 
 def adapter_layout(model: nn.Module, beside: Callable[[Path], None] | None = None) -> Layout:

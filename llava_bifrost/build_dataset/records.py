@@ -20,7 +20,7 @@ import numpy as np
 
 from datasets.relations import Place
 from ldm.files import read_json, same_file
-from llava_bifrost.language.answer import format_answer, parse_answer
+from llava_bifrost.language.answer import format_answer, format_of, parse_answer
 from llava_bifrost.language.instruction import PHRASES, Request, make_question
 from llava_bifrost.language.reading import parse_instruction
 
@@ -92,12 +92,16 @@ def make_record(sample: Sample, fmt: str, decimals: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class LocatorRecord:
-    """One example. question: without the image token. anchors: places by name, where the file has them."""
+    """One example. question: without the image token. anchors: places by name, where the file has them.
+
+    format: of its answer, center or maxmedmin; the depth is that of the centre or the median.
+    """
 
     id: str
     image: Path
     question: str
     location: Place
+    format: str
     request: Request | None = None
     anchors: Mapping[str, Place] = field(default_factory=dict)
 
@@ -139,7 +143,9 @@ def read_records(path: Path) -> list[LocatorRecord]:
                     request = parse_instruction(question)
             anchors = {key: Place(tuple(place["box01_xyxy"]), place["d"], place["far"], place["near"])
                        for key, place in meta.get("anchors", {}).items()}  # fmt: skip
-            records.append(LocatorRecord(name, files[0], question, location, request, anchors))
+            records.append(
+                LocatorRecord(name, files[0], question, location, format_of(answer), request, anchors)
+            )
         except ValueError as error:
             raise ValueError(f"{path}: record {name}: {error}") from error
     return records

@@ -74,6 +74,22 @@ def parse_answer(text: str) -> Place:
     order are exchanged; three depths are sorted. Refused: numbers farther outside (pixels, per cent), a box
     without area after clamping, and any other count of numbers.
     """
+    corners, depths = _numbers(text)
+    x0, y0, x1, y1 = (_clamped(number, text) for number in corners)
+    if x0 == x1 or y0 == y1:
+        raise AnswerError(f"the box of {excerpt(text)} has no area")
+    box = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+    values = sorted(_clamped(number, text) for number in depths)
+    return Place.of(box, values[0]) if len(values) == 1 else Place(box, values[1], values[0], values[2])
+
+
+def format_of(text: str) -> str:
+    """The format of an answer, by the number of its depths; AnswerError where it is none."""
+    return "center" if len(_numbers(text)[1]) == 1 else "maxmedmin"
+
+
+def _numbers(text: str) -> tuple[list[str], list[str]]:
+    """The four numbers of the box and the one or three depths."""
     box_text = _BOX.search(text)
     corners = _NUMBER.findall(box_text[1]) if box_text else []
     if box_text and corners:
@@ -84,12 +100,7 @@ def parse_answer(text: str) -> Place:
     if len(corners) != 4 or len(depths) not in (1, 3):
         count = f"{len(corners)} and {len(depths)}"
         raise AnswerError(f"an answer has 4 box numbers and 1 or 3 depths, got {count} in {excerpt(text)}")
-    x0, y0, x1, y1 = (_clamped(number, text) for number in corners)
-    if x0 == x1 or y0 == y1:
-        raise AnswerError(f"the box of {excerpt(text)} has no area")
-    box = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
-    values = sorted(_clamped(number, text) for number in depths)
-    return Place.of(box, values[0]) if len(values) == 1 else Place(box, values[1], values[0], values[2])
+    return corners, depths
 
 
 def _clamped(number: str, text: str) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from inpainting.config_path import HERE
-from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_image
+from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_images
 from inpainting.models.text_to_image.config import PAPER_ROWS, PaintingsConfig
 from inpainting.models.text_to_image.evaluation import compute as computing
 from inpainting.models.text_to_image.evaluation.compute import compute, paper_table
@@ -154,11 +154,11 @@ def test_what_is_measured_once_is_kept(
     shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("measured", "metrics*"))
     seen: list[str] = []
 
-    def count(image: InpaintedImage, networks: Backbones, device: torch.device) -> ImageMetrics:
-        seen.append(image.stem)
-        return measure_image(image, networks, device)
+    def count(images: list[InpaintedImage], networks: Backbones, device: torch.device) -> list[ImageMetrics]:
+        seen.extend(image.stem for image in images)
+        return measure_images(images, networks, device)
 
-    monkeypatch.setattr(computing, "measure_image", count)
+    monkeypatch.setattr(computing, "measure_images", count)
     first = json.loads(compute(one).read_text())
     assert json.loads(compute(one).read_text()) == first
     compute(one, only_multi_prompt=True)
@@ -237,7 +237,7 @@ def highlighted(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A region as CLIP sees it in its image."""
     recorder = Recorder()
     image = InpaintedImage("a", image_u8, image_u8, [mask], ["x"])
-    measure_image(image, Backbones(clip=recorder), torch.device("cpu"))
+    measure_images([image], Backbones(clip=recorder), torch.device("cpu"))
     return recorder.images_u8[0]
 
 
@@ -249,8 +249,8 @@ def test_views_of_a_region():
     assert (shown[mask] == 200).all()
     assert (shown[~mask] == 20).all()
     with pytest.raises(ValueError, match="the mask is empty"):
-        measure_image(
-            InpaintedImage("a", image, image, [mask & False], ["x"]), Backbones(), torch.device("cpu")
+        measure_images(
+            [InpaintedImage("a", image, image, [mask & False], ["x"])], Backbones(), torch.device("cpu")
         )
     with pytest.raises(ValueError, match="the result is"):
         InpaintedImage("a", image, image[:20], [mask], ["x"])

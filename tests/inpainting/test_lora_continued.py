@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,5 +129,7 @@ def test_a_test_names_its_checkpoint(folder: Path, whole: Path, tmp_path: Path):
     fill_paintings(run)
     made = json.loads((tmp_path / "out" / GENERATED_WITH).read_text())
     assert made["weights"]["lora"] == file_sha256(whole / "checkpoint-6" / LORA_FILE)
-    with pytest.raises(ValueError, match="checkpoint=latest needs lora"):
-        load_config(PaintingsConfig, config, [*changes, "lora=null"])
+    for number, lora in enumerate((whole / "checkpoint-3", whole / LORA_FILE)):  # taken as they are
+        fill_paintings(replace(run, lora=lora, output_dir=tmp_path / str(number), checkpoint="none there"))
+        made = json.loads((tmp_path / str(number) / GENERATED_WITH).read_text())
+        assert made["weights"]["lora"] == file_sha256(lora / LORA_FILE if number == 0 else lora)

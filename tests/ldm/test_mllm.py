@@ -15,6 +15,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from ldm.mllm.model import IGNORED, Chat, ChatExample, load_mllm, load_processor
 from ldm.mllm.templates import TEMPLATES, VICUNA_SYSTEM
+from ldm.mllm.training import answer_loss
 from tests.ldm.small_mllm import FAMILIES, SIDE, TAIL, build_small, small_folder
 
 ANSWER = "[0.12, 0.34, 0.56, 0.78], 0.90."
@@ -58,6 +59,27 @@ def test_only_answer_and_end_are_learned(small: tuple[Any, Any]):
     loss = model(**batch).loss
     assert torch.isfinite(loss)
     loss.backward()
+
+
+def test_the_loss_scores_the_vocabulary_at_answers_only(small: tuple[Any, Any]):
+    """It is the model's own; with image tokens the other positions are most of a batch."""
+    model, processor = small
+    batch = Chat(processor).examples([*asks(), *asks("[0.5, 0.5, 0.6, 0.6], 0.1.")])
+    plain = model(**batch).loss
+    widths: list[int] = []
+    hook = model.get_output_embeddings().register_forward_hook(
+        lambda layer, given, out: widths.append(out.shape[1])
+    )
+    loss = answer_loss(model, batch, [0])
+    hook.remove()
+    torch.testing.assert_close(loss, plain, atol=1e-5, rtol=1e-5)
+    learned = (batch["labels"] != IGNORED).any(dim=0)
+    assert widths == [int(learned.sum())]
+    assert widths[0] < batch["labels"].shape[1] / 2
+    gradients = torch.autograd.grad(loss, list(model.lm_head.parameters()))
+    expected = torch.autograd.grad(plain, list(model.lm_head.parameters()))
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_every_image_keeps_all_its_tokens(small: tuple[Any, Any]):

@@ -33,7 +33,7 @@ LONGER = ("llava_next", "qwen3_vl", "smolvlm")  # what they add is covered by th
 BRANCHES = ("llava", "qwen2_5_vl", *(pytest.param(name, marks=pytest.mark.slow) for name in LONGER))
 
 
-def write_data(folder: Path, count: int = 12) -> Path:
+def write_data(folder: Path, count: int = 12, fmt: str = "center") -> Path:
     """Images with one bright square; the answer is the square's box, its depth the brightness."""
     rng = np.random.default_rng(0)
     records = []
@@ -47,7 +47,7 @@ def write_data(folder: Path, count: int = 12) -> Path:
         request = Request("dog", (("behind", "sofa"),)) if index % 3 else Request("dog", replace=True)
         sample = Sample(str(index), f"{index}.png", image, request, location, {"sofa": place}, "test")
         write_png(folder / "images" / f"{index}.png", image)
-        records.append(make_record(sample, "center", 3))
+        records.append(make_record(sample, fmt, 3))
     path = folder / "dataset.json"
     path.write_text(json.dumps(records))
     return path

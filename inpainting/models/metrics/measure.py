@@ -1,4 +1,4 @@
-"""One filled image against its original, as numbers and features; `report` makes tables of them.
+"""Filled images against their originals, as numbers and features; `report` makes tables of them.
 
 A metric looks at the whole image, at one region in its dimmed surroundings, or at its bounding box.
 Legend: h w pixels, k regions; images are RGB (h, w, 3) uint8, masks bool (h, w).
@@ -6,8 +6,10 @@ Legend: h w pixels, k regions; images are RGB (h, w, 3) uint8, masks bool (h, w)
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +26,7 @@ from ldm.metrics.lpips import Lpips, load_lpips
 from ldm.metrics.similarity import squared_error
 from ldm.metrics.weights import MetricNetworks
 
+BATCH = 32  # images that go through a network together; chosen
 DIM, KERNEL, SIGMA = 0.1, 15, 20.0  # published: a tenth of the brightness, blurred
 PADDED = "A padded image of {}"  # published text for a highlighted region
 
@@ -92,44 +95,89 @@ class ImageMetrics:
 
 
 @torch.inference_mode()
-def measure_image(image: InpaintedImage, networks: Backbones, device: torch.device) -> ImageMetrics:
-    """All numbers of one image; `masked_` ones look at the regions' boxes or pixels alone."""
-    boxes = [bbox_of_mask(mask) for mask in image.masks]
-    truth, result, union = image.truth_u8, image.result_u8, np.any(image.masks, axis=0)
-    metrics = ImageMetrics(image.stem, len(image.masks), union.size, int(union.sum()))
-    metrics.numbers["squared_error"] = [squared_error(result, truth)]
-    metrics.numbers["masked_squared_error"] = [squared_error(result, truth, union)]
-    real, fake = ([pixels_u8[y0:y1, x0:x1] for x0, y0, x1, y1 in boxes] for pixels_u8 in (truth, result))
-    if networks.lpips is not None:
-        pair = [to_pm1(np.ascontiguousarray(pixels_u8))[None].to(device) for pixels_u8 in (result, truth)]
-        metrics.numbers["lpips"] = networks.lpips(*pair).tolist()
-        inside = torch.from_numpy(union).to(device)
-        metrics.numbers["masked_lpips"] = [float(networks.lpips.map(*pair)[0][inside].mean())]
-    if networks.inception is not None:
-        seen = {"real": [truth], "fake": [result], "masked_real": real, "masked_fake": fake}
-        for name, images_u8 in seen.items():
-            metrics.features[name] = inception_features(networks.inception, images_u8, device)
+def measure_images(
+    images: Sequence[InpaintedImage], networks: Backbones, device: torch.device
+) -> list[ImageMetrics]:
+    """All numbers of images of one size; `masked_` ones look at the regions' boxes or pixels alone."""
+    metrics, real, fake = [], [], []
+    for image in images:
+        boxes, union = [bbox_of_mask(mask) for mask in image.masks], np.any(image.masks, axis=0)
+        truth, result = image.truth_u8, image.result_u8
+        real.append([truth[y0:y1, x0:x1] for x0, y0, x1, y1 in boxes])
+        fake.append([result[y0:y1, x0:x1] for x0, y0, x1, y1 in boxes])
+        numbers = {"squared_error": [squared_error(result, truth)]}
+        numbers["masked_squared_error"] = [squared_error(result, truth, union)]
+        metrics.append(ImageMetrics(image.stem, len(image.masks), union.size, int(union.sum()), numbers))
+    truths, results = ([[image.truth_u8] for image in images], [[image.result_u8] for image in images])
+
+    def note(name: str, network: Callable[[list[Any]], Any], groups: Sequence[Sequence[Any]]) -> None:
+        for each, rows in zip(metrics, in_batches(network, groups), strict=True):
+            each.numbers[name] = rows.tolist()
+
+    if (lpips := networks.lpips) is not None:
+        planes = ([to_pm1(np.ascontiguousarray(one)) for (one,) in side] for side in (results, truths))
+        pair = [torch.stack(side).to(device) for side in planes]
+        note("lpips", lambda _: lpips(*pair).cpu(), results)
+        for each, image, distances in zip(metrics, images, lpips.map(*pair), strict=True):
+            inside = torch.from_numpy(np.any(image.masks, axis=0)).to(device)
+            each.numbers["masked_lpips"] = [float(distances[inside].mean())]
+    if (inception := networks.inception) is not None:
+        seen = {"real": truths, "fake": results, "masked_real": real, "masked_fake": fake}
+        for name, groups in seen.items():
+            parts = in_batches(lambda part: inception_features(inception, part, device), groups)
+            for each, rows in zip(metrics, parts, strict=True):
+                each.features[name] = rows
     if networks.clip_iqa is not None:
-        metrics.numbers["clip_iqa"] = networks.clip_iqa.quality([result]).tolist()
-        metrics.numbers["masked_clip_iqa"] = networks.clip_iqa.quality(fake).tolist()
-    if (clip := networks.clip) is not None:
-        highlighted = []  # each region as it is, everything else dark and blurred (published)
-        for pixels_u8 in (result, truth):
-            dark = cv2.GaussianBlur(DIM * pixels_u8.astype(np.float32), (KERNEL, KERNEL), SIGMA)
-            views = [np.where(mask[..., None], pixels_u8, dark) for mask in image.masks]
-            views = [np.clip(view.round(), 0, 255).astype(np.uint8) for view in views]
-            highlighted.append(clip.images(views))
-        shown, shown_truth = highlighted
-        crops = clip.images(fake)
-        texts = clip.texts([PADDED.format(caption) for caption in image.captions])
-        cosines = {
-            "clip_score_image2image": shown @ shown_truth.T,
-            "clip_score_text2image": shown @ texts.T,
-            "masked_clip_score_image2image": crops @ clip.images(real).T,
-            "masked_clip_score_text2image": crops @ clip.texts(image.captions).T,
-        }
-        metrics.numbers |= {name: np.diag(matrix).tolist() for name, matrix in cosines.items()}
-        if image.description is not None:
-            whole = clip.images([result]) @ clip.texts([image.description]).T
-            metrics.numbers["clip_score_text2image_global"] = [float(whole[0, 0])]
+        note("clip_iqa", networks.clip_iqa.quality, results)
+        note("masked_clip_iqa", networks.clip_iqa.quality, fake)
+    if networks.clip is not None:
+        for each, cosines in zip(metrics, similarities(images, real, fake, networks.clip), strict=True):
+            each.numbers |= cosines
     return metrics
+
+
+def in_batches(network: Callable[[list[Any]], Any], groups: Sequence[Sequence[Any]]) -> list[np.ndarray]:
+    """The rows that a network gives for the members of each group; BATCH of all members at a time."""
+    members = [member for group in groups for member in group]
+    parts = [network(members[start : start + BATCH]) for start in range(0, len(members), BATCH)]
+    return np.split(np.concatenate(parts), np.cumsum([len(group) for group in groups])[:-1])
+
+
+def similarities(
+    images: Sequence[InpaintedImage],
+    real: Sequence[Sequence[np.ndarray]],
+    fake: Sequence[Sequence[np.ndarray]],
+    clip: Clip,
+) -> list[dict[str, list[float]]]:
+    """Of each image the cosines in CLIP's space, one per region. real, fake: the regions' boxes."""
+
+    def views(image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Each region as it is, everything else dark and blurred (published)."""
+        dark = cv2.GaussianBlur(DIM * image_u8.astype(np.float32), (KERNEL, KERNEL), SIGMA)
+        shown = [np.where(mask[..., None], image_u8, dark) for mask in masks]
+        return [np.clip(view.round(), 0, 255).astype(np.uint8) for view in shown]
+
+    shown, truth = (
+        in_batches(clip.images, [views(getattr(image, side), image.masks) for image in images])
+        for side in ("result_u8", "truth_u8")
+    )
+    crops, true_crops = in_batches(clip.images, fake), in_batches(clip.images, real)
+    padded = in_batches(clip.texts, [[PADDED.format(text) for text in image.captions] for image in images])
+    texts = in_batches(clip.texts, [image.captions for image in images])
+    pairs = {
+        "clip_score_image2image": (shown, truth),
+        "clip_score_text2image": (shown, padded),
+        "masked_clip_score_image2image": (crops, true_crops),
+        "masked_clip_score_text2image": (crops, texts),
+    }
+    found = [
+        {name: (one[number] * other[number]).sum(1).tolist() for name, (one, other) in pairs.items()}
+        for number in range(len(images))
+    ]
+    described = [number for number, image in enumerate(images) if image.description is not None]
+    if described:
+        whole = in_batches(clip.images, [[images[number].result_u8] for number in described])
+        about = in_batches(clip.texts, [[images[number].description] for number in described])
+        for number, one, other in zip(described, whole, about, strict=True):
+            found[number]["clip_score_text2image_global"] = [float((one * other).sum())]
+    return found

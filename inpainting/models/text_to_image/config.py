@@ -113,7 +113,7 @@ class PaintingsConfig:
     seed: int = setting(42, low=0, help="seed of the regions and, with each name, of its image")
     pretrained: Path = setting(Path("models/stable-diffusion-2-inpainting"), help="model folder")
     lora: Path | None = setting(None, help="LoRA in the released format: file, or folder that holds it")
-    checkpoint: str = setting("", help="of a training in the folder lora: best, latest, or its name")
+    checkpoint: str = setting("", help="best, latest, or its name, where lora is the folder of a training")
     fixed_prompt: str | None = setting(None, help="one prompt for all regions instead of their captions")
     texts_dir: Path | None = setting(None, help="folder of NAME.json, prompts to use instead of captions")
     global_anns_path: Path | None = setting(None, help="descriptions of whole images, for one more metric")
@@ -139,7 +139,5 @@ class PaintingsConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.checkpoint and self.lora is None:
-            raise ValueError(f"checkpoint={self.checkpoint} needs lora, the folder of a training")
         if self.fixed_prompt is not None and self.texts_dir is not None:
             raise ValueError("fixed_prompt and texts_dir exclude each other")

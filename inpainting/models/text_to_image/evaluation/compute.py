@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_image
+from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_images
 from inpainting.models.text_to_image.config import ALL, MULTI, PAPER_ROWS, PaintingsConfig
 from inpainting.models.text_to_image.evaluation.generate import (
     image_path,
@@ -54,7 +54,7 @@ TITLES = ("FID", "LPIPS", "PSNR", "CLIP-IQA", "I2I", "T2I")
 PERCENT = {"lpips", "clip_iqa", "clip_score_image2image", "clip_score_text2image"}
 
 MEASURED = "measured"  # folder beside the images
-VERSION = 1  # of what `measure_image` computes
+VERSION = 1  # of what `measure_images` computes
 SEVERAL = 2  # regions, from which an image counts for --only-multi-prompt
 
 
@@ -137,12 +137,17 @@ def measure_run(
                 results[stem] = ImageMetrics(stem, **about, features=features)
     done = {*dataset.stems} - keys.keys() | results.keys()
     for items in pending_batches(config, dataset, (0, 1), done.__contains__, "measuring"):
+        images = []
         for item in items:
             stem = item["image_stems"]
             truth_u8, masks_of = item_image(item), item_masks(item)
             painted_u8, texts = read_image(image_path(out, stem)).rgb_u8, item["gt_texts"]
-            image = InpaintedImage(stem, truth_u8, painted_u8, masks_of, texts, item.get("global_text"))
-            metrics = results[stem] = measure_image(image, networks, device)
+            images.append(
+                InpaintedImage(stem, truth_u8, painted_u8, masks_of, texts, item.get("global_text"))
+            )
+        for metrics in measure_images(images, networks, device):
+            stem = metrics.stem
+            results[stem] = metrics
             names = ("regions", "pixels", "numbers", "masked_pixels")
             about = {"key": keys[stem], **{name: getattr(metrics, name) for name in names}}
             arrays: dict[str, Any] = {f"f_{name}": value for name, value in metrics.features.items()}

@@ -31,6 +31,7 @@ from ldm.mllm.training import ADAPTER_CONFIG
 from ldm.seeds import seed_of
 from ldm.settings.config import to_plain
 from ldm.training.choice import named_checkpoint
+from ldm.training.run import numbered_folders
 
 Item = dict[str, Any]
 GENERATED_WITH = "generated_with.json"  # beside the images
@@ -117,7 +118,7 @@ def fill_paintings(
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     lora = config.lora
-    if lora is not None and config.checkpoint:
+    if lora is not None and config.checkpoint and numbered_folders(lora):
         lora = named_checkpoint(lora, config.checkpoint, LORA_FILE)
     model = load_inpainter(config.pretrained, lora, device=device, dtype=dtype)
     # At the size of the images, unless the settings name another.
@@ -179,7 +180,7 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -
             "llava_model_id: name the prompt writer, a model folder or the folder of its adapter"
         )
     dataset = open_paintings(config, load_tokenizer(config.pretrained / "tokenizer"), out, None)
-    if config.llava_checkpoint:
+    if config.llava_checkpoint and numbered_folders(Path(model)):
         found = named_checkpoint(Path(model), config.llava_checkpoint, f"adapter/{ADAPTER_CONFIG}")
         model = str(found / "adapter")
     folder, adapter = (config.llava_base, Path(model)) if config.llava_base else (model, None)

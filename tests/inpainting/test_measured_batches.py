@@ -1,0 +1,81 @@
+"""Metrics of painted images: batches give what images alone give, with fewer calls of the networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from inpainting.models.metrics.measure import Backbones, InpaintedImage, in_batches, measure_images
+from ldm.metrics.clip import Clip
+from ldm.metrics.inception import INCEPTION_SIDE, inception_features
+from ldm.metrics.lpips import load_lpips
+from tests.ldm.small_metrics import write_clip, write_squeezenet
+
+
+class Means(nn.Module):
+    """In the place of Inception: the means of 16 parts of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[2:] == (INCEPTION_SIDE, INCEPTION_SIDE)
+        self.batches.append(len(images))
+        return nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
+
+
+def test_features_of_images_of_any_size_come_in_batches():
+    rng, network = np.random.default_rng(1), Means()
+    images = [rng.integers(0, 256, (20 + k, 30 - k % 7, 3), np.uint8) for k in range(40)]
+    rows = inception_features(network, images, torch.device("cpu"))
+    assert network.batches == [32, 8]
+    for number in (0, 31, 32, 39):
+        alone = inception_features(network, images[number : number + 1], torch.device("cpu"))
+        np.testing.assert_allclose(rows[number], alone[0], rtol=1e-5)
+
+
+def test_a_batch_is_measured_as_its_images_alone_and_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of many regions; every network is called once for each BATCH of images."""
+    rng = np.random.default_rng(0)
+    clip = Clip.load(write_clip(tmp_path / "clip"))
+    networks = Backbones(
+        lpips=load_lpips(write_squeezenet(tmp_path / "squeezenet.pth")), clip=clip, clip_iqa=clip,
+        inception=Means(),
+    )  # fmt: skip
+    images = []
+    for number in range(3):
+        truth, result = rng.integers(0, 256, (2, 40, 48, 3), np.uint8)
+        masks = [np.zeros((40, 48), bool) for _ in range(number + 1)]
+        for place, mask in enumerate(masks):
+            mask[4 + place : 20, 6 : 30 - 3 * number] = True
+        captions = [f"a red cube {place}" for place in range(number + 1)]
+        text = None if number == 1 else "a room"
+        images.append(InpaintedImage(str(number), truth, result, masks, captions, text))
+    alone = [measure_images([image], networks, torch.device("cpu"))[0] for image in images]
+    called: list[int] = []
+    whole = clip.images
+    monkeypatch.setattr(clip, "images", lambda given: called.append(len(given)) or whole(given))
+    together = measure_images(images, networks, torch.device("cpu"))
+    assert called == [3, 6, 6, 6, 6, 6, 2]  # quality twice, views twice, boxes twice, whole images
+    for one, other in zip(alone, together, strict=True):
+        assert one.numbers.keys() == other.numbers.keys()
+        assert (one.stem, one.regions, one.masked_pixels) == (other.stem, other.regions, other.masked_pixels)
+        for name, values in one.numbers.items():
+            assert other.numbers[name] == pytest.approx(values, abs=1e-5), name
+        for name, rows in one.features.items():
+            assert rows.shape == other.features[name].shape
+            np.testing.assert_allclose(rows, other.features[name], atol=1e-4)
+    assert "clip_score_text2image_global" not in together[1].numbers
+    assert len(together[2].numbers["masked_clip_iqa"]) == 3
+    parts: list[int] = []
+    rows = in_batches(lambda part: parts.append(len(part)) or np.array(part), [[1] * 30, [], [2] * 40])
+    assert parts == [32, 32, 6]
+    assert [len(group) for group in rows] == [30, 0, 40]
+    assert rows[2].tolist() == [2] * 40
