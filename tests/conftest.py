@@ -68,7 +68,8 @@ def small_compositor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_depth_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an untrained depth network of the kind that the bundle holds."""
-    from tiny.depth.network import DepthNetwork, build_network, save_network
+    from tiny.depth.network import build_network, save_network
+    from tiny.settings import DepthNetwork
 
     folder = tmp_path_factory.mktemp("models") / "depth"
     config = DepthNetwork(size=32, width=8, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), window=4, fusion=8)

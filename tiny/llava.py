@@ -10,7 +10,6 @@ Legend: b images, p patches (row-major), l tokens of a sequence, c channels, h w
 import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,8 +29,9 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from ldm.checkpoints import folder_written_whole
 from ldm.files import write_atomic
-from ldm.settings.config import CheckedSettings, dump_yaml, setting, write_config
-from tiny.loop import Loss, Stage, StageSettings, means
+from ldm.settings.config import dump_yaml, write_config
+from tiny.loop import Loss, Stage, means
+from tiny.settings import PATCH, LlavaStage, LlavaTraining, SmallConfig
 from tiny.world import IMAGE, SPECIAL
 
 log = logging.getLogger(__name__)
@@ -39,35 +39,8 @@ log = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 Measures = dict[str, float]
 
-PATCH = 16  # pixels per image token and side: the ResNet's stride
 NUMBER_BLUR = 4.0  # bins; neighbouring numbers start with similar rows
 MEAN, DEVIATION = 0.5, 0.25  # of pixels in [0, 1]
-
-
-@dataclass(frozen=True)
-class SmallConfig(CheckedSettings):
-    """Sizes of the network. 2.7 M parameters as they stand."""
-
-    image: int = setting(128, help="side of the image, pixels", low=32)
-    width: int = setting(160, help="channels of the vision transformer and of the language model", low=16)
-    heads: int = setting(5, help="attention heads of both", low=1)
-    stages: tuple[int, int, int] = setting((32, 64, 128), help="channels of the ResNet's three stages", low=8)
-    blocks: tuple[int, int, int] = setting((2, 2, 2), help="blocks of each of them", low=1)
-    vision_layers: int = setting(2, help="layers of the vision transformer", low=1)
-    layers: int = setting(4, help="layers of the language model", low=2)
-    hidden: int = setting(432, help="channels within the language model's gated layers", low=16)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.image % PATCH:
-            raise ValueError(f"image must be a multiple of {PATCH}, got {self.image}")
-        if self.width % (2 * self.heads):
-            raise ValueError(f"width must be a multiple of 2 heads, got {self.width} and {self.heads}")
-
-    @property
-    def patches(self) -> int:
-        """Image tokens per image."""
-        return (self.image // PATCH) ** 2
 
 
 def create_llava(
@@ -138,26 +111,6 @@ def project(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     """(b, 3, h, w) -> projected patches (b, p, c), as the language model gets them."""
     states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
     return model.model.multi_modal_projector(states)
-
-
-@dataclass(frozen=True)
-class LlavaStage(StageSettings):
-    """A stage of a small LLaVA."""
-
-    extra: int = setting(0, help="images per step without questions, for the vision loss alone", low=0)
-    vision_lr: float = setting(0.0, help="learning rate of the vision transformer; 0: frozen", low=0)
-
-
-@dataclass(frozen=True)
-class LlavaTraining(CheckedSettings):
-    """What every training of a small LLaVA decides."""
-
-    data: Path = setting(help="folder of shards of rendered scenes, full views")
-    out: Path = setting(help="folder of the run; the network is in its `model` folder")
-    seed: int = setting(0, help="decides initial weights, scenes, masks and questions", low=0)
-    model: SmallConfig = setting(SmallConfig(), help="sizes of the network")
-    vision: LlavaStage = setting(LlavaStage(), help="stage of the vision tower")
-    blind: bool = setting(False, help="control: the language model never sees the image")
 
 
 class LanguageTrainer(nn.Module):

@@ -21,47 +21,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from ldm.files import written_whole
-from ldm.settings.config import CheckedSettings, setting
 from ldm.training.manifest import Effort, make_manifest
 from ldm.training.run import CsvLogger
 from ldm.training.signals import signals_noted
+from tiny.settings import StageSettings
 
 log = logging.getLogger(__name__)
 
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> loss, numbers for the log
-
-
-@dataclass(frozen=True)
-class StageSettings(CheckedSettings):
-    """How long a stage trains and how fast."""
-
-    steps: int = setting(1_000_000, help="optimizer steps", low=1)
-    minutes: float = setting(0.0, help="stop after this long; 0: only `steps` count", low=0)
-    batch: int = setting(12, help="examples per step", low=1)
-    lr: float = setting(1e-3, help="peak learning rate", low=0)
-    final_lr: float = setting(0.05, help="last learning rate as a fraction of the peak", low=0, high=1)
-    decay: float = setting(1.0, help="last fraction of the stage, in which a cosine falls", low=0, high=1)
-    warmup: int = setting(100, help="steps of linear warm-up", low=0)
-    betas: tuple[float, float] = setting((0.9, 0.98), help="of AdamW")
-    weight_decay: float = setting(0.01, help="of AdamW", low=0)
-    clip: float = setting(1.0, help="largest norm of the gradient", low=0)
-    ema: float = setting(0.0, help="decay of the averaged weights that are kept; 0: none", low=0, high=1)
-    bf16: bool = setting(True, help="bfloat16 autocast; about twice as fast on recent CPUs")
-    log_every: int = setting(50, help="steps between rows of the CSV log", low=1)
-    save_every_s: float = setting(60.0, help="seconds between checkpoints", low=1, was=("checkpoint_every",))
-
-
-@dataclass(frozen=True)
-class DiffusionStage(StageSettings):
-    """The same with values for a stage that is short, has a seed of its own and keeps averaged weights."""
-
-    seed: int = setting(0, help="seed of initialisation and of every batch")
-    steps: int = setting(1000, help="optimizer steps", low=1)
-    batch: int = setting(8, help="examples per step", low=1)
-    final_lr: float = setting(0.0, help="last learning rate as a fraction of the peak", low=0, high=1)
-    decay: float = setting(0.3, help="last fraction of the stage, in which a cosine falls", low=0, high=1)
-    betas: tuple[float, float] = setting((0.9, 0.99), help="of AdamW")
-    ema: float = setting(0.999, help="decay of the averaged weights that are kept; 0: none", low=0, high=1)
 
 
 class WarmAverage(EMAModel):

@@ -21,7 +21,8 @@ from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import render_shards
 from datasets.sources.rendered import RenderedScenes, read_images
 from tests.cldm.small import SMALL, SMALL_CONFIG
-from tiny.compositor.autoencoder import AutoencoderTraining, pca_db, train_first_stage
+from tiny.compositor.autoencoder import AutoencoderTraining
+from tiny.compositor.training import pca_db, train_first_stage
 
 
 @pytest.fixture(scope="module")

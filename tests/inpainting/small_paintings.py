@@ -10,7 +10,8 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
-from tiny.inpainter.model import InpainterNetworks, create, save_folder
+from tiny.inpainter.model import create, save_folder
+from tiny.settings import InpainterNetworks
 
 SIDE = 32  # pixels of the training crop
 NETWORK = InpainterNetworks(

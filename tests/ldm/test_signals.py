@@ -21,7 +21,8 @@ from ldm.training.signals import signals_noted
 from tests.cldm.test_train import run_config, scenes
 from tests.cldm.test_train_run import with_trainer
 from tests.ldm.fit_job import SMALL, Net, Numbers, loss
-from tiny.loop import Stage, StageSettings
+from tiny.loop import Stage
+from tiny.settings import StageSettings
 
 __all__ = ["scenes"]  # a fixture
 TIMED = ("samples_per_second", "seconds")

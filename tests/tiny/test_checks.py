@@ -17,13 +17,18 @@ from ldm.settings.cli import run_app
 from llava_bifrost.evaluate import run as locator_evaluation
 from llava_bifrost.evaluate.run import LocatorEvaluation
 from tiny import bundle
-from tiny.compositor import autoencoder
-from tiny.compositor.autoencoder import AutoencoderTraining, train_first_stage
-from tiny.inpainter.evaluate import InpainterEvaluation, evaluate_inpainter
-from tiny.locator.train import LocatorTraining, train_small_locator
+from tiny.compositor import training
+from tiny.compositor.autoencoder import AutoencoderTraining
+from tiny.compositor.training import train_first_stage
+from tiny.inpainter.evaluate import InpainterEvaluation
+from tiny.inpainter.measures import evaluate_inpainter
+from tiny.locator.train import LocatorTraining
+from tiny.locator.training import train_small_locator
 from tiny.loop import Stage
-from tiny.prompter.evaluate import PrompterEvaluation, evaluate_prompter
-from tiny.prompter.train import PrompterTraining, train_prompter
+from tiny.prompter.evaluate import PrompterEvaluation
+from tiny.prompter.measures import evaluate_prompter
+from tiny.prompter.train import PrompterTraining
+from tiny.prompter.training import train_prompter
 from tiny.world import split_scenes
 
 
@@ -80,7 +85,7 @@ def test_a_first_stage_killed_before_its_model_is_written_is_not_trained_again(s
     ],
 )
 def test_missing_scenes_are_noticed_before_training(scenes, tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr(autoencoder, "create_autoencoder", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(training, "create_autoencoder", lambda *_: pytest.fail("training began"))
     with pytest.raises(ValueError, match=message):
         train_first_stage(replace(first_stage(scenes, tmp_path), **changes))
 

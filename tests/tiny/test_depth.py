@@ -10,7 +10,8 @@ import torch
 from ldm.experts.depth import DepthEstimator
 from ldm.settings.config import load_config
 from tiny.depth.network import align, depth_loss, measure_depth, min_max
-from tiny.depth.train import AugmentConfig, DepthImages, TrainDepthConfig, train_depth, training_batch
+from tiny.depth.train import AugmentConfig, TrainDepthConfig
+from tiny.depth.training import DepthImages, train_depth, training_batch
 
 SMALL = [
     "network.size=64", "network.width=8", "network.heads=[1,1,1,1]", "network.depths=[1,1,1,1]",

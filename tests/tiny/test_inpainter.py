@@ -18,15 +18,16 @@ from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import render_shards
 from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.load import load_inpainter
-from tiny.inpainter import evaluate, train
-from tiny.inpainter.classifier import ClassifierConfig
-from tiny.inpainter.evaluate import EvaluationSampling, InpainterEvaluation, MaskResult, paint_examples
+from tiny.inpainter import measures, training
+from tiny.inpainter.evaluate import EvaluationSampling, InpainterEvaluation
 from tiny.inpainter.examples import SMALL, Encoder, make_cases, several, single
-from tiny.inpainter.model import InpainterNetworks, LatentsConfig, create_scheduler
+from tiny.inpainter.measures import MaskResult, paint_examples
+from tiny.inpainter.model import create_scheduler
 from tiny.inpainter.train import AdapterConfig, InpainterTraining
-from tiny.loop import DiffusionStage, Stage
+from tiny.loop import Stage
 from tiny.regions import Views, box_masks, overlap, read_views, refuse_training_scenes
 from tiny.report import scene_mean
+from tiny.settings import ClassifierConfig, DiffusionStage, InpainterNetworks, LatentsConfig
 from tiny.world import ONE_TOKEN, Name, caption_of, make_tokenizer, read_name
 
 SIZE = 64
@@ -69,7 +70,7 @@ def settings(data: Path, out: Path) -> InpainterTraining:
 def trained(training_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of all stages, a few steps each."""
     out = tmp_path_factory.mktemp("runs") / "inpainter"
-    train.train_inpainter(settings(training_scenes, out))
+    training.train_inpainter(settings(training_scenes, out))
     return out
 
 
@@ -199,20 +200,20 @@ def test_each_mask_weighs_the_same(trained: Path, views: Views) -> None:
             return type("Answer", (), {"sample": a * noise - s * known.latents + x[:, 4:5]})
 
     scheduler = create_scheduler()
-    value = train.painting_loss(
+    value = training.painting_loss(
         Off(), scheduler, known, torch.zeros(4, 1, 1), torch.Generator().manual_seed(0)
     )
-    assert float(value) == pytest.approx(1 + train.OUTSIDE * float(known.mask.mean()), abs=0.01)
+    assert float(value) == pytest.approx(1 + training.OUTSIDE * float(known.mask.mean()), abs=0.01)
 
 
 def test_stages_are_kept_and_continued(trained: Path, training_scenes: Path) -> None:
-    stages = {stage: (trained / stage / "manifest.json").stat().st_mtime_ns for stage in train.STAGES}
+    stages = {stage: (trained / stage / "manifest.json").stat().st_mtime_ns for stage in training.STAGES}
     (trained / "plain" / "manifest.json").unlink()
-    before = load_file(trained / "plain" / "lora" / train.LORA_FILE)
-    train.train_inpainter(settings(training_scenes, trained))
-    after = {stage: (trained / stage / "manifest.json").stat().st_mtime_ns for stage in train.STAGES}
-    assert [stage for stage in train.STAGES if stages[stage] != after[stage]] == ["plain"]
-    again = load_file(trained / "plain" / "lora" / train.LORA_FILE)
+    before = load_file(trained / "plain" / "lora" / training.LORA_FILE)
+    training.train_inpainter(settings(training_scenes, trained))
+    after = {stage: (trained / stage / "manifest.json").stat().st_mtime_ns for stage in training.STAGES}
+    assert [stage for stage in training.STAGES if stages[stage] != after[stage]] == ["plain"]
+    again = load_file(trained / "plain" / "lora" / training.LORA_FILE)
     assert all(torch.equal(before[key], again[key]) for key in before)
     manifest = json.loads((trained / "painter" / "manifest.json").read_text())
     assert (manifest["steps"], manifest["samples"]) == (4, 8)
@@ -222,11 +223,11 @@ def test_missing_stage_is_named(training_scenes: Path, tmp_path: Path) -> None:
     config = settings(training_scenes, tmp_path)
     for stage, needed in (("painter", "first_stage"), ("rca", "painter")):
         with pytest.raises(ValueError, match=needed):
-            train.train_inpainter(replace(config, stages=(stage,)))
+            training.train_inpainter(replace(config, stages=(stage,)))
 
 
 def test_lora_has_the_released_keys_and_changes_the_result(trained: Path, views: Views) -> None:
-    keys = load_file(trained / "rca" / "lora" / train.LORA_FILE).keys()
+    keys = load_file(trained / "rca" / "lora" / training.LORA_FILE).keys()
     assert "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight" in keys
     assert all(key.endswith(("lora.down.weight", "lora.up.weight")) for key in keys)
     base = load_inpainter(trained / "painter" / "model")
@@ -266,16 +267,16 @@ def test_evaluation_writes_and_keeps_what_it_painted(trained: Path, tmp_path: Pa
     config = InpainterEvaluation(
         run=trained, data=held_out, out=tmp_path / "results", sampling=EvaluationSampling(steps=1)
     )
-    evaluate.evaluate_inpainter(config)
+    measures.evaluate_inpainter(config)
     report = json.loads((tmp_path / "results" / "inpainter.json").read_text())
-    assert set(report["models"]) == set(evaluate.MODELS)
+    assert set(report["models"]) == set(measures.MODELS)
     for by in report["models"].values():
         assert by["random"]["all"]["masks"] == by["true"]["all"]["masks"] >= 2 * report["images"]["true"]
     text = (tmp_path / "results" / "inpainter.txt").read_text()
     assert "rca_finetuned" in text
     kept = trained / "evaluation" / "rca_random.npz"
     stamp = kept.stat().st_mtime_ns
-    evaluate.evaluate_inpainter(replace(config, models=("rca",)))
+    measures.evaluate_inpainter(replace(config, models=("rca",)))
     assert kept.stat().st_mtime_ns == stamp
 
 

@@ -17,10 +17,10 @@ from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import render_shards
 from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.load import load_inpainter
-from tiny.inpainter import evaluate
+from tiny.inpainter import measures
 from tiny.inpainter.classifier import load_classifier
-from tiny.inpainter.evaluate import paint_examples
 from tiny.inpainter.examples import PaintCase, make_cases
+from tiny.inpainter.measures import paint_examples
 from tiny.regions import box_masks, read_views
 
 BUNDLE = Path(__file__).parents[2] / "assets" / "tiny" / "inpainter"
@@ -60,7 +60,7 @@ def test_bundle_paints_the_colour_that_each_prompt_names(held_out_cases: list[Pa
     sampling = pipe.config.sampling
     options = PaintOptions(steps=sampling.steps, guidance=sampling.guidance, encoding="separate")
     painted = paint_examples(pipe, examples, range(len(examples)), options, 16)
-    records = evaluate.mask_results(load_classifier(BUNDLE / "judge"), held_out_cases, painted)
+    records = measures.mask_results(load_classifier(BUNDLE / "judge"), held_out_cases, painted)
     assert len(records) == 32
     assert np.mean([record.colour for record in records]) > 0.6  # chance: 1 in 15
     measured = json.loads((BUNDLE / "manifest.json").read_text())["held_out"]

@@ -24,7 +24,7 @@ from llava_bifrost.locator import UnknownWord, load_locator
 from llava_bifrost.worlds.questions import place_questions, replace_questions
 from llava_bifrost.worlds.world import World
 from tests.conftest import ROOT
-from tiny.llava import PATCH, LlavaStage, SmallConfig, create_llava, last_states, project
+from tiny.llava import create_llava, last_states, project
 from tiny.locator import questions as question_cache
 from tiny.locator.questions import (
     ANSWER,
@@ -36,8 +36,10 @@ from tiny.locator.questions import (
     open_questions,
     pack_questions,
 )
-from tiny.locator.train import LocatorTraining, train_small_locator
+from tiny.locator.train import LocatorTraining
+from tiny.locator.training import train_small_locator
 from tiny.locator.vision import ImageDraw, labelled_images, open_scenes
+from tiny.settings import PATCH, LlavaStage, SmallConfig
 
 TINY = SmallConfig(
     image=64, width=32, heads=2, stages=(8, 16, 16), blocks=(1, 1, 1), vision_layers=1, layers=2, hidden=48

@@ -16,30 +16,14 @@ from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import discover_question, paint_masks, target_text
 from ldm.mllm.model import Chat, ChatExample
 from tests.conftest import ROOT
-from tiny.llava import LlavaStage, SmallConfig, create_llava, last_states, pixel_values, project
+from tiny.llava import create_llava, last_states, pixel_values, project
 from tiny.prompter.captions import CAPTION, VOCABULARY, pack_captions
-from tiny.prompter.data import (
-    KEPT,
-    MASK_COLORS,
-    OVERLAP,
-    SOLIDS,
-    Painted,
-    Sets,
-    draw_masks,
-    open_sets,
-    paint_scenes,
-)
-from tiny.prompter.evaluate import (
-    PRIOR,
-    PrompterEvaluation,
-    caption_results,
-    evaluate_prompter,
-    prompt_case,
-    task_numbers,
-)
-from tiny.prompter.scenes import (
+from tiny.prompter.data import KEPT, OVERLAP, SOLIDS, Painted, Sets, draw_masks, open_sets, paint_scenes
+from tiny.prompter.evaluate import PrompterEvaluation
+from tiny.prompter.measures import PRIOR, caption_results, evaluate_prompter, prompt_case, task_numbers
+from tiny.prompter.scenes import SetScenes
+from tiny.prompter.sets import (
     FOLLOW,
-    SetScenes,
     best_guess,
     draw_contents,
     predictive,
@@ -47,9 +31,11 @@ from tiny.prompter.scenes import (
     sample_sets,
     side_of,
 )
-from tiny.prompter.train import PrompterTraining, train_prompter
+from tiny.prompter.train import PrompterTraining
+from tiny.prompter.training import train_prompter
 from tiny.regions import box_masks, overlap
 from tiny.report import scene_mean
+from tiny.settings import MASK_COLORS, LlavaStage, SmallConfig
 from tiny.world import COLOUR_WORDS, SHAPE_WORDS, Name, caption_of
 
 TINY = SmallConfig(

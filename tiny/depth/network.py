@@ -4,7 +4,6 @@ A DPT with a Swin v2 backbone: both are stock transformers classes. Relative pos
 size that is a multiple of 32. Legend: b batch, h w pixels; depth is relative inverse depth, 1 = nearest.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformers import DPTConfig, DPTForDepthEstimation, Swinv2Config
 from ldm.checkpoints import save_part
 from ldm.experts.depth import NOTICE_FILE
 from ldm.files import write_json
-from ldm.settings.config import CheckedSettings, setting
+from tiny.settings import MULTIPLE, DepthNetwork
 
 NOTICE = (
     "This is the small depth network, trained on rendered rooms only: in photographs it orders things hardly "
@@ -27,32 +26,8 @@ NOTICE = (
 MEAN = STD = 0.5  # pixels in [-1, 1]
 # The network's output for the farthest point: relative depth has no zero, and a ReLU at 0 is dead.
 FLOOR = 0.1
-MULTIPLE = 32  # patch 4, halved three times
 LEVELS = 4  # of the backbone, and of the gradient loss
 COMPARABLE = 0.02  # pixel pairs whose depths differ less than this have no order
-
-
-@dataclass(frozen=True)
-class DepthNetwork(CheckedSettings):
-    """Sizes of the network; about 6 MB in half precision at most."""
-
-    size: int = setting(
-        128, help="side of the training images and shortest side at inference", low=32, high=1024
-    )
-    width: int = setting(
-        32, help="channels of the first backbone stage, doubled three times", low=8, high=256
-    )
-    depths: tuple[int, int, int, int] = setting(
-        (2, 2, 4, 2), help="blocks per backbone stage", low=1, high=32
-    )
-    heads: tuple[int, int, int, int] = setting((1, 2, 4, 8), help="attention heads per stage", low=1, high=64)
-    window: int = setting(8, help="attention window in tokens", low=2, high=32)
-    fusion: int = setting(32, help="channels of the decoder", low=8, high=256)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.size % MULTIPLE:
-            raise ValueError(f"network.size must be a multiple of {MULTIPLE}, got {self.size}")
 
 
 def build_network(config: DepthNetwork, seed: int) -> DPTForDepthEstimation:

@@ -5,7 +5,6 @@ Trained on rendered solids under their boxes; the shown crop is the mask and a r
 Legend: b batch, h w pixels.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -17,24 +16,14 @@ from torch import Tensor, nn
 from datasets.geometry import Box
 from ldm.checkpoints import load_strict
 from ldm.files import write_atomic
-from ldm.settings.config import CheckedSettings, setting
 from tiny.inpainter.examples import make_example
-from tiny.loop import DiffusionStage, Stage
+from tiny.loop import Stage
 from tiny.regions import Views, grown
+from tiny.settings import ClassifierConfig
 from tiny.world import COLOUR_WORDS, SHAPE_WORDS
 
 WEIGHTS = "judge.safetensors"  # the name that runs and the bundle have on disk
 SIDE = 32  # of the crops that the classifier sees, pixels
-
-
-@dataclass(frozen=True)
-class ClassifierConfig(CheckedSettings):
-    """Size of the classifier and how it learns."""
-
-    width: int = setting(24, low=4, help="channels of the first level, twice as many per level")
-    loop: DiffusionStage = setting(
-        DiffusionStage(steps=5000, batch=32, lr=2e-3, ema=0.995, decay=0.6), help="how it learns"
-    )
 
 
 class SolidClassifier(nn.Module):

@@ -13,32 +13,15 @@ Colour and shape are read by a classifier that was trained on renders of other s
 true renders is the ceiling. Painted images are stored, so an interrupted evaluation continues.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import cv2
-import numpy as np
-import torch
-from tqdm.auto import tqdm
 
 from inpainting.models.text_to_image.config import PaintOptions
-from inpainting.models.text_to_image.load import Inpainter, load_inpainter
-from inpainting.models.text_to_image.pipeline import PaintJob, paint_all
-from ldm.denoise import Monitor
-from ldm.files import hash_folder, written_whole
-from ldm.latents import LatentSpace
 from ldm.settings.cli import command, run_module, single_app
-from ldm.settings.config import CheckedSettings, setting, to_plain
-from tiny.compositor.autoencoder import round_trip_db
-from tiny.inpainter.classifier import SolidClassifier, crop_pm1, load_classifier
-from tiny.inpainter.examples import PROMPTS, Example, PaintCase, make_cases
+from ldm.settings.config import CheckedSettings, setting
+from ldm.settings.later import later
 from tiny.inpainter.train import ADAPTERS
-from tiny.regions import box_masks, read_views, refuse_training_scenes
-from tiny.report import alternating, cell, scene_mean, table_lines, write_evaluation
-from tiny.world import COLOUR_WORDS, SHAPE_WORDS
+from tiny.settings import PROMPTS
 
 # name -> (LoRA folder of the run, how prompts reach their masks)
 MODELS: dict[str, tuple[str, PaintOptions]] = {
@@ -49,12 +32,6 @@ MODELS: dict[str, tuple[str, PaintOptions]] = {
     "rca_finetuned": ("rca/lora", ADAPTERS["rca"]),
     "joint_finetuned": ("joint/lora", ADAPTERS["joint"]),
 }
-MEASURES = ("colour", "shape", "both", "other")
-RIM = {  # of the masks on the sheet
-    "red": (230, 60, 60), "blue": (60, 90, 235), "yellow": (235, 200, 40), "green": (50, 180, 80),
-    "cyan": (60, 200, 220),
-}  # fmt: skip
-ON_SHEET = 10  # images
 
 
 @dataclass(frozen=True)
@@ -81,163 +58,9 @@ class InpainterEvaluation(CheckedSettings):
     sampling: EvaluationSampling = setting(EvaluationSampling(), help="how images are painted")
 
 
-@dataclass(frozen=True)
-class MaskResult:
-    """What the classifier says of one mask. other: its colour is that of another mask's prompt (leakage)."""
-
-    scene: int
-    masks: int
-    small: bool
-    patterned: bool
-    colour: bool
-    shape: bool
-    other: bool
-
-    @property
-    def both(self) -> bool:
-        return self.colour and self.shape
-
-
-GROUPS: dict[str, Callable[[MaskResult], bool]] = {
-    "all": lambda mask: True,
-    "1 mask": lambda mask: mask.masks == 1,
-    "2 masks": lambda mask: mask.masks == 2,
-    "3 masks": lambda mask: mask.masks == 3,
-    "4 masks": lambda mask: mask.masks == 4,
-    "5 masks": lambda mask: mask.masks == 5,
-    "3 or more": lambda mask: mask.masks >= 3,
-    "24-px masks": lambda mask: mask.small,
-    "one colour": lambda mask: not mask.patterned,
-    "with a pattern": lambda mask: mask.patterned,
-}
-
-
-def by_group(results: Sequence[MaskResult]) -> dict[str, dict[str, Any]]:
-    """Group -> measure -> fraction of masks with its 95 % interval; groups without masks are left out."""
-    groups = {name: [mask for mask in results if belongs(mask)] for name, belongs in GROUPS.items()}
-    return {
-        name: {"masks": len(masks), **{measure: scene_mean(masks, measure) for measure in MEASURES}}
-        for name, masks in groups.items()
-        if masks
-    }
-
-
-def evaluate_inpainter(config: InpainterEvaluation) -> None:
-    """Does each mask show what its own prompt names? Six models on held-out scenes; writes a table."""
-    refuse_training_scenes(config.data)
-    views = read_views(config.data, count=config.scenes)
-    classifier = load_classifier(config.run / "judge")
-    cases = {kind: make_cases(views, kind, *config.masks, config.seed) for kind in config.prompts}
-    groups: dict[str, dict[str, dict]] = {}
-    images: dict[str, np.ndarray] = {}
-    for name in config.models:
-        for kind in config.prompts:
-            painted = painted_images(config, name, kind, cases[kind])
-            groups.setdefault(name, {})[kind] = by_group(mask_results(classifier, cases[kind], painted))
-            images.setdefault(name, painted)
-    vae = load_inpainter(config.run / "painter" / "model").latent_space.vae
-    ceiling = by_group(mask_results(classifier, make_cases(views, "true", *config.masks, config.seed), None))
-    report = {
-        "settings": to_plain(config),
-        "images": {kind: len(chosen) for kind, chosen in cases.items()},
-        "first_stage_psnr_db": round(round_trip_db(LatentSpace(vae), views.images_u8[:128]).mean(), 2),
-        "judge_on_true_renders": ceiling,
-        "models": groups,
-    }
-    # The table: one block per kind of prompts, one line per group.
-    text = []
-    for kind, chosen in cases.items():
-        models = {name: by[kind] for name, by in groups.items()}
-        text.append(f"prompts: {kind}, {len(chosen)} images; fraction of masks [95 % interval]")
-        for measure in MEASURES:
-            rows = {
-                f"{group:<16}{numbers['masks']:>7}": {name: by[group][measure] for name, by in models.items()}
-                for group, numbers in models[config.models[0]].items()
-            }
-            text += ["", *table_lines(f"{measure:<16}{'masks':>7}", rows, tuple(models), (23, 22))]
-        text.append("")
-    text.append("the classifier on the true renders, by what stood there (the ceiling)")
-    for group, numbers in ceiling.items():
-        right = "".join(f"  {measure} {cell(numbers[measure])}" for measure in ("colour", "shape"))
-        text.append(f"{group:<16}{numbers['masks']:>7}{right}")
-    # The sheet: image with masks, then each model's result; the first cases, by number of masks in turn.
-    shown, cells, labels = cases[config.prompts[0]], [], []
-    for number in alternating([len(case.wanted) for case in shown], descending=True)[:ON_SHEET]:
-        case = shown[number]
-        outlined = case.example.image_u8.copy()
-        for (x0, y0, x1, y1), colour in zip(case.example.boxes, RIM.values(), strict=False):
-            cv2.rectangle(outlined, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
-        cells.append([outlined, *(results[number] for results in images.values())])
-        named = zip(RIM, case.wanted, strict=False)
-        labels.append("; ".join(f"{rim}: {solid.text}" for rim, solid in named))
-    write_evaluation(config.out / "inpainter.json", report, text, cells, ["masks", *images], labels, 192)
-
-
-def painted_images(
-    config: InpainterEvaluation, name: str, kind: str, cases: Sequence[PaintCase]
-) -> np.ndarray:
-    """(n, h, w, 3) uint8, from the run's folder if it was painted before by the same networks."""
-    folder, prompting = MODELS[name]
-    lora = config.run / folder if folder else None
-    base = config.run / "painter" / "model"
-    stored_at = config.run / "evaluation" / f"{name}_{kind}.npz"
-    weights = [hash_folder(base), hash_folder(lora) if lora else {}]
-    recipe = json.dumps(
-        [to_plain(config.sampling), config.seed, config.masks, config.scenes, len(cases), weights]
-    )
-    if stored_at.exists():
-        with np.load(stored_at) as stored:
-            if str(stored["recipe"]) == recipe:
-                return stored["images"]
-    seeds = [config.seed * 1_000_003 + index for index in range(len(cases))]
-    examples = [case.example for case in cases]
-    options = replace(prompting, steps=config.sampling.steps, guidance=config.sampling.guidance)
-    painted = paint_examples(load_inpainter(base, lora), examples, seeds, options, config.sampling.batch)
-    with written_whole(stored_at) as partial, partial.open("wb") as handle:
-        np.savez_compressed(handle, images=painted, recipe=recipe)
-    return painted
-
-
-def paint_examples(
-    pipe: Inpainter, examples: Sequence[Example], seeds: Sequence[int], options: PaintOptions, batch: int
-) -> np.ndarray:
-    """(n, h, w, 3) uint8."""
-    painted: list[np.ndarray] = []
-    for start in tqdm(range(0, len(examples), batch), desc="painting", leave=False):
-        part = slice(start, start + batch)
-        jobs = []
-        for example, seed in zip(examples[part], seeds[part], strict=True):
-            masks = box_masks(example.boxes, example.image_u8.shape[:2])
-            jobs.append(PaintJob(example.image_u8, list(zip(masks, example.prompts, strict=True)), (seed,)))
-        painted += [result.image_u8 for result in paint_all(jobs, pipe, options, Monitor(progress=False))]
-    return np.stack(painted)
-
-
-@torch.inference_mode()
-def mask_results(
-    classifier: SolidClassifier, cases: Sequence[PaintCase], painted: np.ndarray | None
-) -> list[MaskResult]:
-    """One per mask; without painted images (n, h, w, 3) the renders themselves are classified."""
-    shown = [case.example.image_u8 for case in cases] if painted is None else list(painted)
-    results = []
-    for case, image in zip(cases, shown, strict=True):
-        crops = torch.from_numpy(np.stack([crop_pm1(image, box) for box in case.example.boxes]))
-        answers = (scores.argmax(1).tolist() for scores in classifier(crops))
-        for name, small, seen_colour, seen_shape in zip(case.wanted, case.small, *answers, strict=True):
-            colour, shape = COLOUR_WORDS[seen_colour], SHAPE_WORDS[seen_shape]
-            others = {other.colour for other in case.wanted} - {name.colour}
-            results.append(
-                MaskResult(
-                    scene=case.example.scene, masks=len(case.wanted), small=small,
-                    patterned=bool(name.pattern), colour=colour == name.colour, shape=shape == name.shape,
-                    other=colour in others,
-                )
-            )  # fmt: skip
-    return results
-
-
-build_app = single_app(command(InpainterEvaluation, evaluate_inpainter), bare=False)
-
+build_app = single_app(
+    command(InpainterEvaluation, later("tiny.inpainter.measures:evaluate_inpainter")), bare=False
+)
 
 if __name__ == "__main__":
     run_module(build_app)

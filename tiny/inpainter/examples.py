@@ -19,7 +19,7 @@ from torch import Tensor
 from datasets.geometry import Box
 from inpainting.models.text_to_image.config import LAYOUTS
 from inpainting.models.text_to_image.rca import shrink_masks
-from tiny.compositor.autoencoder import pm1_batch
+from tiny.compositor.training import pm1_batch
 from tiny.regions import Region, Views, box_masks, grown, spread_out
 from tiny.world import COLOUR_WORDS, PATTERNED, SHAPE_WORDS, Name, caption_of
 
@@ -28,7 +28,6 @@ PLAIN_FRACTION = 0.6  # of single-mask examples whose solid has one colour; in t
 SMALL = 24  # side of the small masks, pixels of an image of 128
 PATTERN_FRACTION = 0.3  # of the random names; chosen
 MARGIN = 2  # pixels between a solid and its mask
-PROMPTS = ("random", "true")
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,6 @@ factor is enough for all of them.
 Legend: n images, h w pixels.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +19,21 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from cldm.config import AutoencoderConfig, check_levels
+from cldm.config import AutoencoderConfig
 from cldm.create import create_autoencoder
 from inpainting.models.text_to_image.config import InpainterConfig, Recommended
 from inpainting.models.text_to_image.load import INPAINTER_FILE
 from ldm.checkpoints import folder_written_whole, save_part
 from ldm.files import write_json
-from ldm.settings.config import CheckedSettings, setting, write_config
-from tiny.compositor.autoencoder import pm1_batch
-from tiny.loop import DiffusionStage, Stage
+from ldm.settings.config import write_config
+from tiny.compositor.training import pm1_batch
+from tiny.loop import Stage
+from tiny.settings import InpainterNetworks, LatentsConfig
 from tiny.world import LENGTH, make_tokenizer
 
 LATENT_CHANNELS = 4
 STATISTICS_WEIGHT = 0.05  # of the penalty that holds the statistics of the latents; chosen
 NOTICE = "small inpainter: it knows rendered solids and their words only; photographs need the full model"
-
-
-@dataclass(frozen=True)
-class InpainterNetworks(CheckedSettings):
-    """Sizes of the UNet and the text encoder."""
-
-    latent_size: int = setting(32, low=4, help="side of the latents; 4 pixels each")
-    block_channels: tuple[int, ...] = setting((32, 64, 128), help="UNet width per level")
-    heads: tuple[int, ...] = setting((1, 2, 4), help="attention heads per level")
-    attention: tuple[bool, ...] = setting((False, True, True), help="cross-attention at each level")
-    norm_groups: int = setting(16, low=1, help="GroupNorm groups")
-    text_width: int = setting(128, low=8, help="width of the text encoder")
-    text_layers: int = setting(2, low=1, help="layers of the text encoder")
-    text_heads: int = setting(4, low=1, help="attention heads of the text encoder")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_levels(self)
 
 
 class Networks(nn.Module):
@@ -126,22 +108,6 @@ def save_folder(
     )
     write_config(folder / INPAINTER_FILE, recommended)
     write_json(folder / "model_index.json", index)
-
-
-@dataclass(frozen=True)
-class LatentsConfig(CheckedSettings):
-    """Sizes of the autoencoder and how it learns."""
-
-    width: int = setting(32, low=8, help="channels of every level")
-    layers: int = setting(2, low=1, help="residual blocks per level")
-    latent_channels: int = setting(4, low=1, help="Stable Diffusion's inpainting layout has 4")
-    scale: float = setting(
-        2.0, low=0.1, help="root mean square of the scaled latents; a solid varies half as much as the room"
-    )
-    crop: int = setting(64, low=16, help="side of the training crops, pixels")
-    loop: DiffusionStage = setting(
-        DiffusionStage(steps=9000, batch=8, lr=1.5e-3, weight_decay=0.0, ema=0.99), help="how it learns"
-    )
 
 
 def train_autoencoder(

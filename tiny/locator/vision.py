@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from datasets.scenes.store import depth_01, read_facts, read_shard
 from datasets.sources.rendered import shard_files
-from tiny.llava import PATCH, pixel_values
+from tiny.llava import pixel_values
+from tiny.settings import PATCH
 from tiny.world import COLOUR_WORDS, KINDS, PATTERN_NAMES, ArrayCache, pooled, read_name
 
 SOLIDS = 8  # rows per scene; the options of the renderer give at most seven

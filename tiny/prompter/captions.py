@@ -22,7 +22,8 @@ from torch.nn import functional
 from inpainting.prompts import discover_question
 from ldm.mllm.templates import LLAVA_SYSTEM
 from tiny.llava import LanguageTrainer, Measures, last_states, project
-from tiny.prompter.data import MASK_COLORS, SOLIDS, Painted
+from tiny.prompter.data import SOLIDS, Painted
+from tiny.settings import MASK_COLORS
 from tiny.world import BEGIN, COLOUR_WORDS, END, IMAGE, KINDS, PAD, SHAPE_WORDS, SPECIAL, Name, caption_of
 
 QUESTION = discover_question(["#"]).partition(" #")[0]

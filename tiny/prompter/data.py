@@ -15,13 +15,12 @@ import numpy as np
 from datasets.geometry import Box, bbox_of_mask
 from datasets.scenes.store import read_shard
 from datasets.sources.rendered import shard_files
-from inpainting.prompts import COLORS, rgb_of
-from tiny.llava import PATCH
-from tiny.prompter.scenes import side_of
+from inpainting.prompts import rgb_of
+from tiny.prompter.sets import side_of
 from tiny.regions import box_area, overlap
+from tiny.settings import MASK_COLORS, PATCH
 from tiny.world import COLOUR_WORDS, KINDS, ArrayCache, pooled
 
-MASK_COLORS = tuple(COLORS)[:5]  # colours of masks that the small prompter knows
 SOLIDS = 9  # rows per scene: at most eight and furniture
 KEPT = 0.5  # of the visible pixels of a solid without a mask
 OVERLAP = 0.3  # of the smaller of two masks

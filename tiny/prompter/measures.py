@@ -1,0 +1,237 @@
+"""What the small prompt writer's evaluation asks and counts, and the answers that it is compared with.
+
+Legend: f numbers that describe a mask.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from datasets.geometry import Box
+from inpainting.models.image_to_text.writer import PromptWriter
+from inpainting.prompts import paint_masks
+from ldm.files import hash_folder
+from ldm.settings.config import to_plain
+from tiny.prompter.data import DrawnMasks, Sets, draw_masks, open_sets
+from tiny.prompter.evaluate import PrompterEvaluation
+from tiny.prompter.sets import best_guess, predictive
+from tiny.regions import box_masks, refuse_training_scenes
+from tiny.report import alternating, cell, scene_interval, scene_mean, table_lines, write_evaluation
+from tiny.settings import MASK_COLORS
+from tiny.world import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
+
+ON_SHEET = 10  # images
+DRAWS, NEIGHBOURS = 8, 40  # masks per scene, and how many of the nearest vote; chosen
+BY_CHANCE = {"colour": 1 / len(COLOUR_WORDS), "shape": 1 / len(SHAPE_WORDS)}
+PRIOR = {**BY_CHANCE, "both": BY_CHANCE["colour"] * BY_CHANCE["shape"], "root": BY_CHANCE["shape"]}
+VISIBLE = ("colour by visible mates", "shape by visible solids")
+
+
+@dataclass(frozen=True)
+class CaptionResult:
+    """What is right about one caption. root: the published rule, the noun's root anywhere in the text.
+
+    bayes_*: whether the Bayes-optimal guess is right; ceiling_*: how often it is, given what is visible
+    """
+
+    scene: int
+    last: bool
+    mates: int  # visible solids in the same half
+    shapes: int  # visible solids
+    colour: bool
+    shape: bool
+    root: bool
+    ceiling_colour: float
+    ceiling_shape: float
+    bayes_colour: bool
+    bayes_shape: bool
+
+    @property
+    def both(self) -> bool:
+        return self.colour and self.shape
+
+    @property
+    def ceiling_both(self) -> float:
+        return self.ceiling_colour * self.ceiling_shape
+
+    @property
+    def ceiling_root(self) -> float:
+        return self.ceiling_shape
+
+
+@dataclass(frozen=True, eq=False)
+class PromptCase:
+    """One image with masks, and what they hide."""
+
+    scene: int
+    image_u8: np.ndarray  # (h, w, 3)
+    drawn: DrawnMasks
+    hidden: tuple[Name, ...]
+    mates: tuple[tuple[str, ...], ...]  # visible colours in the half of each mask
+    shapes: tuple[str, ...]  # all visible shapes
+    guesses: tuple[Name, ...]  # of a reader that recognises every visible solid
+
+    @property
+    def masks(self) -> list[np.ndarray]:
+        """(h, w) bool, in the order of the question."""
+        return list(box_masks(self.drawn.boxes, self.image_u8.shape[:2]))
+
+
+def prompt_case(sets: Sets, scene: int, most: int, seed: int) -> PromptCase | None:
+    """A scene with masks; None if no solid of it can be masked."""
+    drawn = draw_masks(sets, scene, most, np.random.default_rng((seed, most, scene)))
+    if not drawn.solids:
+        return None
+    side = sets.side[scene]
+    colours = [COLOUR_WORDS[number] if number >= 0 else "" for number in sets.colour[scene]]
+    shapes = [KINDS[number] for number in sets.kind[scene]]
+    seen = [solid for solid, colour in enumerate(colours) if colour and solid not in drawn.solids]
+    mates = [tuple(colours[k] for k in seen if side[k] == side[solid]) for solid in drawn.solids]
+    seen_shapes = tuple(shapes[solid] for solid in seen)
+    shape = best_guess(seen_shapes, SHAPE_WORDS)
+    return PromptCase(
+        scene, np.array(sets.images_u8[scene]), drawn,
+        hidden=tuple(Name("", colours[solid], shapes[solid]) for solid in drawn.solids),
+        mates=tuple(mates), shapes=seen_shapes,
+        guesses=tuple(Name("", best_guess(colours, COLOUR_WORDS), shape) for colours in mates),
+    )  # fmt: skip
+
+
+def box_answers(sets: Sets, cases: Sequence[PromptCase], most: int) -> list[list[str]]:
+    """Captions by vote of the most similar boxes of other scenes: what the boxes alone give away."""
+    known, scenes, colours, shapes = [], [], [], []
+    for scene in range(len(sets)):
+        for draw in range(DRAWS):
+            drawn = draw_masks(sets, scene, most, np.random.default_rng((7, draw, scene)))
+            for solid, box in zip(drawn.solids, drawn.boxes, strict=True):
+                known.append(_described(box))
+                scenes.append(scene)
+                colours.append(sets.colour[scene, solid])
+                shapes.append(sets.kind[scene, solid])
+    votes = ((np.array(colours), COLOUR_WORDS), (np.array(shapes), SHAPE_WORDS))
+    descriptions, scale = np.array(known), np.std(known, 0)
+
+    def answer(case: PromptCase, box: Box) -> str:
+        same = np.array(scenes) == case.scene
+        distance = np.square((descriptions - _described(box)) / scale).sum(1) + 1e9 * same
+        near = np.argpartition(distance, NEIGHBOURS)[:NEIGHBOURS]
+        colour, shape = (words[int(np.bincount(given[near]).argmax())] for given, words in votes)
+        return caption_of(Name("", colour, shape))
+
+    return [[answer(case, box) for box in case.drawn.boxes] for case in cases]
+
+
+def _described(box: Box) -> np.ndarray:
+    """(f,) sides, their ratio, place."""
+    w, h = box[2] - box[0], box[3] - box[1]
+    return np.array([w, h, 32 * np.log(w / h), (box[0] + box[2]) / 4, box[1] / 2, box[3] / 2])
+
+
+def caption_results(cases: Sequence[PromptCase], answers: Sequence[Sequence[str]]) -> list[CaptionResult]:
+    """One per mask."""
+    results = []
+    for case, captions in zip(cases, answers, strict=True):
+        for text, name, guess, mates in zip(captions, case.hidden, case.guesses, case.mates, strict=True):
+            words = text.split()
+            results.append(
+                CaptionResult(
+                    scene=case.scene, last=name is case.hidden[-1],
+                    mates=len(mates), shapes=len(case.shapes),
+                    colour=name.colour in words, shape=name.shape in words, root=name.shape in text,
+                    ceiling_colour=float(predictive(mates, COLOUR_WORDS).max()),
+                    ceiling_shape=float(predictive(case.shapes, SHAPE_WORDS).max()),
+                    bayes_colour=guess.colour == name.colour, bayes_shape=guess.shape == name.shape,
+                )
+            )  # fmt: skip
+    return results
+
+
+def task_numbers(by_reader: Mapping[str, Sequence[CaptionResult]]) -> dict[str, Any]:
+    """Accuracies of every reader, ceiling, prior, gap, and the model's accuracy by what is visible."""
+    mine = by_reader["prompter"]
+    rows: dict[str, Any] = {
+        reader: {measure: scene_mean(results, measure) for measure in PRIOR}
+        for reader, results in by_reader.items()
+    }
+    rows["ceiling"] = {measure: scene_mean(mine, f"ceiling_{measure}") for measure in PRIOR}
+    rows["prior"] = {measure: {"mean": round(prior, 4)} for measure, prior in PRIOR.items()}
+    gap = {}  # fraction of the way from the prior to the ceiling
+    for measure, prior in PRIOR.items():
+
+        def fraction(sums: np.ndarray, prior: float = prior) -> float:
+            return (sums[1] - prior * sums[0]) / (sums[2] - prior * sums[0])
+
+        gap[measure] = scene_interval(mine, (measure, f"ceiling_{measure}"), fraction)
+    by_visible: dict[str, dict[str, Any]] = {}
+    for title, key, measure in zip(VISIBLE, ("mates", "shapes"), ("colour", "shape"), strict=True):
+        by_visible[title] = {}
+        for count in sorted({getattr(result, key) for result in mine}):
+            group = [result for result in mine if getattr(result, key) == count]
+            ceiling = scene_mean(group, f"ceiling_{measure}")["mean"]
+            numbers = {"masks": len(group), "model": scene_mean(group, measure), "ceiling": ceiling}
+            by_visible[title][str(count)] = numbers
+    wrong = {of: [row for row in mine if not getattr(row, f"bayes_{of}")] for of in ("colour", "shape")}
+    leak = {of: scene_mean(group, of) for of, group in wrong.items() if group}
+    return {
+        "masks": len(mine),
+        "images": len({result.scene for result in mine}),
+        "accuracy": rows,
+        "gap": gap,
+        **by_visible,
+        "right where Bayes-optimal is wrong": leak,
+    }
+
+
+def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
+    """How often does the small prompt writer name what a mask hides? Beside the best possible."""
+    refuse_training_scenes(config.data, "tiny.prompter.scenes")
+    sets = open_sets(config.data, config.data / f"cache-{config.scenes}", config.scenes)
+    folders = {"prompter": config.model} | ({"trained blind": config.blind} if config.blind else {})
+    writers = {name: PromptWriter.load(path, device="cpu", dtype="fp32") for name, path in folders.items()}
+    results: dict[str, dict[str, list[CaptionResult]]] = {}
+    for task, most in (("1mask", 1), ("multimask", config.most)):
+        scenes = range(config.scenes)
+        cases = [case for scene in scenes if (case := prompt_case(sets, scene, most, config.seed))]
+        images, masks = [case.image_u8 for case in cases], [case.masks for case in cases]
+        others = images[len(images) // 2 :] + images[: len(images) // 2]
+        answers = {
+            "prompter": writers["prompter"].write(images, masks, batch=config.batch),
+            "another image": writers["prompter"].write(others, masks, batch=config.batch),
+            "box alone": box_answers(sets, cases, most),
+            "Bayes-optimal": [[caption_of(name) for name in case.guesses] for case in cases],
+        }
+        if "trained blind" in writers:
+            answers["trained blind"] = writers["trained blind"].write(images, masks, batch=config.batch)
+        results[task] = {reader: caption_results(cases, captions) for reader, captions in answers.items()}
+    results["multimask last"] = {
+        reader: [result for result in captions if result.last]
+        for reader, captions in results["multimask"].items()
+    }
+    tasks = {task: task_numbers(by_reader) for task, by_reader in results.items()}
+    report = {"settings": to_plain(config), "weights": hash_folder(config.model), "tasks": tasks}
+    text = []
+    for task, numbers in tasks.items():
+        text.append(f"{task}: {numbers['masks']} masks in {numbers['images']} images [95 % interval]")
+        text += table_lines("", {**numbers["accuracy"], "gap": numbers["gap"]}, tuple(PRIOR), (18, 23))
+        for name in VISIBLE:
+            counts = [f"{n}: {row['model']['mean']:.3f} of {row['ceiling']:.3f} ({row['masks']})"
+                      for n, row in numbers[name].items()]  # fmt: skip
+            text.append(f"{name}: " + ", ".join(counts))
+        leak = numbers["right where Bayes-optimal is wrong"].items()
+        text += ["right where Bayes-optimal is wrong: " + ", ".join(f"{of} {cell(n)}" for of, n in leak), ""]
+    # The sheet: several masks with what was written, and the true image; few and many masks in turn.
+    cells, labels = [], []
+    for row in alternating([len(case.hidden) for case in cases])[:ON_SHEET]:
+        case = cases[row]
+        colors = list(MASK_COLORS[: len(case.hidden)][::-1])
+        cells.append([paint_masks(case.image_u8, case.masks, colors), case.image_u8])
+        lines = [
+            f"{color}: {text}" + ("" if text == caption_of(name) else f" (true: {name.text})")
+            for color, text, name in zip(colors, answers["prompter"][row], case.hidden, strict=True)
+        ]
+        labels.append("; ".join(lines))
+    titles = ["masks and what is written", "true image"]
+    write_evaluation(config.out, report, text[:-1], cells, titles, labels, 224)
+    return report
