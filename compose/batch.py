@@ -36,7 +36,7 @@ from datasets.sources.readers import images_in, subfolders
 from ldm.files import file_sha256, numbered_lines, read_json, same_file, work_digest, write_json
 from ldm.journal import parse_line
 from ldm.locks import taken
-from ldm.registry.models import depth_folder
+from ldm.registry.models import cutout_network, depth_folder
 from ldm.result import sample_paths
 from ldm.seeds import seed_of
 from ldm.settings.config import Layer, flag_name, merge_layers, to_plain, yaml_layers
@@ -145,6 +145,8 @@ def named_folders(settings: ComposeSettings) -> dict[str, Path]:
         folders["depth_model"] = depth_folder(settings.depth_model)
     if settings.instruction is not None and (locator := settings.locator_name) != GEOMETRIC:
         folders["locator"] = Path(locator)
+    if settings.object_mask is None and settings.sam is None:
+        folders["cutout"] = (network := cutout_network(settings.cutout)) and network.parent
     return {name: folder for name, folder in folders.items() if folder is not None}
 
 

@@ -36,6 +36,7 @@ from ldm.decode import LoadedImage
 from ldm.denoise import Monitor, Step
 from ldm.files import file_sha256, hash_folder
 from ldm.memory import FOLDER, IN_MEMORY
+from ldm.registry.models import cutout_network
 from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, save_result, warn_if_alike
 from ldm.settings.config import Layer, flag_name, merge_layers, to_plain
 from llava_bifrost.settings import WITH_SENTENCE
@@ -224,8 +225,18 @@ def make_recipe(
         folders["depth_model"] = models.depth_folder
     if settings.object_mask is None and settings.sam is not None:
         folders["sam"] = settings.sam
+    network = None
+    if settings.object_mask is None and settings.sam is None:
+        network = cutout_network(settings.cutout)
+        settings = replace(settings, cutout="u2netp" if network else "grabcut")
     chosen = replace(settings, **folders)
     inputs = {name: file_sha256(path) for name, path in settings.input_files.items()}
+    weights = {  # a hub name has none
+        name: {**hash_folder(folder), **hash_folder(folder, "config.json")} if folder.is_dir() else {}
+        for name, folder in folders.items()
+    }
+    if network is not None:
+        weights["cutout"] = {network.name: file_sha256(network)}
     plain = {entry.name: to_plain(getattr(chosen, entry.name)) for entry in fields(ComposeSettings)}
     for name, path in settings.input_files.items():
         if path.parent.name.startswith(FOLDER):  # a replay needs a file with the same pixels
@@ -236,10 +247,7 @@ def make_recipe(
         "settings": plain,
         "sampling": to_plain(sampling),
         "pair": to_plain(pair),
-        "weights": {  # a hub name has none
-            name: {**hash_folder(folder), **hash_folder(folder, "config.json")} if folder.is_dir() else {}
-            for name, folder in folders.items()
-        },
+        "weights": weights,
         "inputs": inputs,
         "machine": {"device": models.device.type, "dtype": str(models.dtype).removeprefix("torch.")},
         "versions": library_versions(),
@@ -257,7 +265,8 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
     broken = [part for part in MAPPINGS if not isinstance(recipe[part], dict)]
     if broken or recipe["sample"] not in range(recipe["settings"].get("num_samples", 1)):
         raise ValueError(f"{image}: its recipe is damaged: {', '.join(broken) or 'sample'}")
-    return merge_layers(ComposeSettings, [Layer(recipe["settings"], f"{image}: recipe: ")]), recipe
+    values = {"cutout": "grabcut", **recipe["settings"]}  # recipes of 0.1.0 have no such key
+    return merge_layers(ComposeSettings, [Layer(values, f"{image}: recipe: ")]), recipe
 
 
 def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettings, models: Models) -> None:

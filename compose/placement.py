@@ -21,7 +21,7 @@ from datasets.inputs import Inputs, PairOptions, check_object
 from datasets.pairs import Geometry
 from datasets.relations import Place
 from ldm.decode import LoadedImage
-from ldm.experts.segment import mask_doubts, object_mask
+from ldm.experts.segment import mask_doubts, object_mask, things
 from ldm.files import file_sha256, hash_folder
 from ldm.images import read_depth, read_image, read_mask, resize
 from llava_bifrost.language.answer import Candidate, satisfies
@@ -42,7 +42,7 @@ class Sources:
     background: LoadedImage  # (H, W)
     item: LoadedImage  # (h, w)
     cut: np.ndarray  # (h, w) bool, the object
-    cut_by: str  # file, alpha, grabcut or sam
+    cut_by: str  # file, alpha, sam, u2netp or grabcut
     target_box01: Box01 | None  # of the target mask
     target: np.ndarray | None  # (H, W) bool
     depth_01: np.ndarray | None  # (H, W), None: to be estimated
@@ -63,11 +63,16 @@ def read_sources(settings: ComposeSettings) -> Sources:
         cut, cut_by = read_mask(settings.object_mask, size=item.size), "file"
     else:
         try:
-            cut, cut_by = object_mask(item, sam=settings.sam)
+            cut, cut_by = object_mask(item, settings.sam, settings.cutout, settings.object_box)
         except ValueError as error:
             raise ValueError(f"{settings.object}: {error}") from error
-        logger.info("object mask: %s (--object-mask FILE chooses it)", cut_by)
-    doubts = mask_doubts(item.rgb_u8, cut) if cut_by in ("grabcut", "sam") else []
+        better = "; python -m ldm.registry pull u2netp gets a network for it" if cut_by == "grabcut" else ""
+        logger.info("object mask: %s (--object-mask FILE chooses it%s)", cut_by, better)
+    found = cut_by not in ("file", "alpha")
+    doubts = mask_doubts(item.rgb_u8, cut) if found else []
+    boxes = [",".join(f"{value:.2f}" for value in thing) for thing in things(cut)] if found else []
+    if len(boxes) > 1:
+        doubts.append(f"it shows {len(boxes)} things; --object-box chooses one: {' or '.join(boxes)}")
     for doubt in doubts:
         message = "%s: the object mask may be wrong: %s; see the sheet, or give --object-mask or --sam"
         logger.warning(message, settings.object, doubt)

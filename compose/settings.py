@@ -34,7 +34,11 @@ class ComposeSettings(LocatorOptions):
     background: Path = setting(help="background image, any size")  # in Python all images: see `as_file`
     object: Path = setting(help="image of the object")
     object_mask: Path | None = setting(
-        None, help="mask of the object (white); without it the alpha channel, else SAM or GrabCut finds it"
+        None,
+        help="mask of the object (white); without it the alpha channel, SAM, U2-Netp or GrabCut finds it",
+    )
+    object_box: tuple[float, float, float, float] | None = setting(
+        None, help="which thing of its image the object is: a box around it, x1,y1,x2,y2 as fractions"
     )
     box: tuple[float, float, float, float] | None = setting(
         None,
@@ -82,6 +86,12 @@ class ComposeSettings(LocatorOptions):
         help="compose as the published system does: its pre-processing, DDIM, paste of the whole crop",
     )
     sam: Path | None = setting(None, help="SAM folder, used to cut out the object")
+    cutout: str = setting(
+        "auto",
+        choices=("auto", "u2netp", "grabcut"),
+        help="what cuts out an object without alpha, mask and SAM: the network U2-Netp "
+        "(python -m ldm.registry pull u2netp), or GrabCut; auto: the network where it is there",
+    )
     seed: int = setting(0, low=0, high=2**32 - 1, help="seed of the first sample; sample i uses seed + i")
     num_samples: int = setting(1, low=1, high=64, help="how many composites to paint")
     steps: int | None = setting(
@@ -126,8 +136,9 @@ class ComposeSettings(LocatorOptions):
         super().__post_init__()
         if self.scheduler is not None:
             scheduler_name(self.scheduler)
-        if self.box is not None:
-            check_box01(self.box, where="--box")
+        for name in ("box", "object_box"):
+            if (box := getattr(self, name)) is not None:
+                check_box01(box, where=flag_name(name))
         if self.box is not None and self.box_px is not None:
             raise ValueError("--box and --box-px are the same in fractions and in pixels: give one of them")
         if (depth := self.depth) is not None:

@@ -28,7 +28,16 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
 SHIPPED = ("assets", "configs")  # folders of it that commands read
-LOADED = (".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".jinja")  # endings in model folders
+LOADED = (
+    ".safetensors",
+    ".onnx",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".json",
+    ".txt",
+    ".jinja",
+)  # endings in model folders
 NOT_LOADED = ("manifest.json", "hashes.json")  # of model folders: how a model was made, where it came from
 _HASHES: dict[tuple[int, ...], str] = {}
 KEPT_HASHES = ".sha256.json"  # beside weight files: name -> size, time stamp, SHA-256

