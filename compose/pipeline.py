@@ -101,9 +101,7 @@ class Result:
 
     def with_placement(self, placement: dict[str, Any] | None) -> Result:
         """With the record of how a sentence was understood in the composite that this one repeats."""
-        if placement is None:
-            return self
-        more = {"placement": placement}
+        more = {} if placement is None else {"placement": placement}
         return replace(self, recipe={**self.recipe, **more}, report={**self.report, **more})
 
 

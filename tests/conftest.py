@@ -23,6 +23,7 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["BIFROST_MODELS"] = "models/none"  # models that lie here for use change no test
     # Time limits on single examples fail on a busy machine and say nothing of the code.
     hypothesis.settings.register_profile("patient", deadline=None)
     hypothesis.settings.load_profile("patient")
@@ -49,6 +50,16 @@ def test_data() -> Path:
     folder = Path(named).resolve()
     assert folder.is_dir(), f"BIFROST_TEST_DATA={named} is not a folder"
     return folder
+
+
+@pytest.fixture
+def u2netp(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cut-out network where it was pulled; the test is skipped without it."""
+    path = ROOT / "models" / "u2netp" / "u2netp.onnx"
+    if not path.is_file():
+        pytest.skip("needs the cut-out network: python -m ldm.registry pull u2netp")
+    monkeypatch.setenv("BIFROST_MODELS", str(ROOT / "models"))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from PIL import Image
 
 from compose import ComposeSettings, compose, load_models
 from compose.batch import read_jobs
+from compose.pipeline import settings_of_recipe
+from ldm.files import file_sha256
 from ldm.images import read_depth, read_image, read_mask, write_png
 from ldm.memory import as_file
 from ldm.result import read_recipe, warn_if_alike
@@ -201,3 +203,32 @@ def test_samples_that_hardly_differ_are_said(caplog, change: int, said: bool) ->
 def test_one_sample_has_nothing_to_differ_from(caplog) -> None:
     warn_if_alike([room()], np.ones((96, 128), bool), 1)
     assert caplog.text == ""
+
+
+def test_the_recipe_holds_what_cut_the_object_out(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    models = case.folder / "models"
+    (models / "u2netp").mkdir(parents=True)
+    network = models / "u2netp" / "u2netp.onnx"
+    network.write_bytes(b"weights")
+    monkeypatch.setenv("BIFROST_MODELS", str(models))
+    mask = read_mask(case.folder / "mask.png")
+    monkeypatch.setattr("ldm.experts.segment.u2netp_mask", lambda rgb_u8, path: mask)
+    assert case.run(without=["--object-mask"]) == 0
+    recipe = read_recipe(case.out)
+    assert recipe["settings"]["cutout"] == "u2netp"
+    assert recipe["weights"]["cutout"] == {"u2netp.onnx": file_sha256(network)}
+    assert replay(case, "--out", case.out.with_name("again.png")) == 0
+    network.write_bytes(b"other weights")
+    assert replay(case) == 2
+    assert "u2netp is not what the image was made with: u2netp.onnx differs" in capsys.readouterr().err
+    network.unlink()
+    assert replay(case) == 2
+    assert "ldm.registry pull u2netp" in capsys.readouterr().err
+
+
+def test_a_recipe_of_the_first_version_is_cut_out_as_it_was(root: Path) -> None:
+    settings, recipe = settings_of_recipe(root / "tests" / "fixtures" / "before" / "case" / "place.png")
+    assert "cutout" not in recipe["settings"]
+    assert settings.cutout == "grabcut"
