@@ -1,0 +1,28 @@
+"""A real server process under a small load, and killed; `benchmarks/results/serve.json` has the large one."""
+
+import pytest
+
+from benchmarks.serve import at_once, killed, one_after_the_other, serving
+
+
+@pytest.mark.slow
+def test_each_user_gets_the_own_image_and_the_rest_comes_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.serve.WAITING", 3)
+    with serving(tmp_path) as server:
+        row = at_once(server, 12, 4)
+        assert row["different_images"] == 12
+        assert row["other_bytes_than_alone"] == 0
+        assert row["answers_429"] > 0
+        assert row["resident_mb_peak"] < row["resident_mb_before"] + 200
+        cycles = one_after_the_other(server, 20)
+        assert cycles["at_the_end"] < cycles["resident_mb_after_a_fifth"] + 50
+
+
+@pytest.mark.slow
+def test_kill_loses_no_finished_result_and_leaves_no_upload(tmp_path):
+    assert killed(tmp_path) == {
+        "finished_result_kept": True,
+        "unfinished_jobs": ["failed", "failed"],
+        "reason": "the server ended before this job was done; send it again",
+        "uploads_left": 0,
+    }
