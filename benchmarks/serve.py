@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.serve [--requests 100] [--users 20] [--cycles 200] [--out FILE]
 
 A server of its own on this machine, with the small networks. Requests of different users and seeds are sent
-one by one, then all at once, and the bytes compared; who is told 429 comes again after the time named. Then one
+one by one, then all at once, and the bytes compared; who is told 429 comes again after that time. Then one
 request after the other, with the server's resident memory; then SIGKILL during a job.
 """
 
