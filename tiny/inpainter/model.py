@@ -36,7 +36,7 @@ STATISTICS_WEIGHT = 0.05  # of the penalty that holds the statistics of the late
 NOTICE = "small inpainter: it knows rendered solids and their words only; photographs need the full model"
 
 
-class Networks(nn.Module):
+class PainterNetworks(nn.Module):
     """What is trained: the UNet and the text encoder; with the tokenizer that the encoder reads."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
@@ -55,7 +55,7 @@ def create_scheduler() -> DDIMScheduler:
     )  # fmt: skip
 
 
-def create(config: InpainterNetworks, seed: int) -> tuple[Networks, CLIPTokenizer]:
+def create(config: InpainterNetworks, seed: int) -> tuple[PainterNetworks, CLIPTokenizer]:
     """Fresh networks and the tokenizer of the world's words. Eager attention: faster to train on a CPU."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
@@ -82,11 +82,11 @@ def create(config: InpainterNetworks, seed: int) -> tuple[Networks, CLIPTokenize
     for name, weight in text_encoder.named_parameters():
         if name.endswith("position_embedding.weight"):
             nn.init.normal_(weight, std=0.1)
-    return Networks(unet, text_encoder), tokenizer
+    return PainterNetworks(unet, text_encoder), tokenizer
 
 
 def save_folder(
-    model: Networks, tokenizer: CLIPTokenizer, vae: AutoencoderTiny, folder: Path, dtype: torch.dtype
+    model: PainterNetworks, tokenizer: CLIPTokenizer, vae: AutoencoderTiny, folder: Path, dtype: torch.dtype
 ) -> None:
     """A folder that `StableDiffusionInpaintPipeline.from_pretrained` loads, and our own loader."""
     save_part(model.unet, folder / "unet", dtype)

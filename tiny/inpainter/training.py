@@ -103,7 +103,7 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
     base = config.out / "painter" / "model"
     if not (base / "model_index.json").exists():
         raise ValueError(f"{base}: no model_index.json; train the stage painter first")
-    model = networks.Networks(
+    model = networks.PainterNetworks(
         load_part(UNet2DConditionModel, base / "unet"), load_part(CLIPTextModel, base / "text_encoder")
     ).requires_grad_(False)
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
