@@ -40,13 +40,15 @@ from benchmarks.campaign_data import write_data
 from benchmarks.harness import RESULTS, Out, write_results
 from ldm.files import read_json
 from ldm.settings.cli import run_app, run_module, single_app
+from ldm.training.manifest import code_revision
 
 log = logging.getLogger(__name__)
 
 COMMANDS = Path("benchmarks/campaign.yaml")
 SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT]  # KILL most often, as it is the hardest
 ENDS = {signal.SIGKILL: (-9,), signal.SIGTERM: (-15, 143), signal.SIGINT: (130,)}  # exit codes
-LONGEST_S = 300  # that any run may take, on a busy machine
+LONGEST = 60, 40  # seconds, and times the duration alone, that a run may take: the machine may grow busy
+STAYS_S = 30  # that processes of a session may outlive the one that was killed
 BUSY = "another process is writing"
 ROUNDS = 5  # kills in a row, before the command may end
 DISKS = (0.05, 0.5)  # parts of what a run alone leaves
@@ -61,29 +63,27 @@ class Campaign:
     data: Path
     job: dict[str, str]  # of campaign.yaml
     alone: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: float = 30.0  # alone; a guess until it is known
+    cpu_s: float = 0.0  # of the processor, whatever else runs
     renames: int = 0
     bytes: int = 0
     counts: Counter = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.argv = self.job["argv"]
 
     def call(self, argv: str, place: Path) -> int:
         module, _, name = self.job["app"].partition(":")
         build = getattr(importlib.import_module(module), name)
         return run_app(build, argv.format(out=place / "out", data=self.data).split())
 
-    def start(self, argv: str, rename: int = 0, size: int = 0, beside: Path | None = None) -> int:
+    def start(self, argv: str = "", rename: int = 0, size: int = 0, beside: Path | None = None) -> int:
         """Fork a child that runs the command; returns its process id.
 
-        rename: before which rename it kills itself; size: largest file, bytes; beside: where a second thread
-        runs the same
+        argv: by default the job's; rename: before which rename it kills itself; size: largest file, bytes;
+        beside: where a second thread runs the same
         """
         if child := os.fork():
             return child
-        code = 1
+        code, argv = 1, argv or self.job["argv"]
         try:
             import torch
 
@@ -99,7 +99,7 @@ class Campaign:
             with ThreadPoolExecutor() as threads:
                 works = [threads.submit(self.call, argv, place) for place in places[1:]]
                 code = max([self.call(argv, self.place), *(work.result() for work in works)])
-            found = {"renames": renames[0], "modules": sorted(sys.modules)}
+            found = {"renames": renames[0], "cpu_s": time.process_time(), "modules": sorted(sys.modules)}
             self.place.with_suffix(".json").write_text(json.dumps(found))
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
@@ -111,8 +111,8 @@ class Campaign:
 
     def finish(self, child: int, case: str) -> int:
         """Wait for a child; its exit code, negative for a signal. Notes what stays of its session."""
-        code = state.wait(child, LONGEST_S)
-        ends = time.monotonic() + (10 if code is not None else 0)
+        code = state.wait(child, LONGEST[0] + LONGEST[1] * self.seconds)
+        ends = time.monotonic() + (STAYS_S if code is not None else 0)
         with contextlib.suppress(ProcessLookupError):
             while time.monotonic() < ends:
                 os.killpg(child, 0)
@@ -150,12 +150,13 @@ class Campaign:
         for repeat in range(2):
             self.prepare()
             started, before = time.monotonic(), self.alone
-            if code := self.finish(self.start(self.argv), "alone"):
+            if code := self.finish(self.start(), "alone"):
                 self.note("refused", "alone", f"{code}: {self.said()}")
                 return False
             self.seconds = time.monotonic() - started
             found = read_json(self.place.with_suffix(".json"))
-            self.renames, self.alone = found["renames"], state.contents(self.place)
+            self.renames, self.cpu_s = found["renames"], found["cpu_s"]
+            self.alone = state.contents(self.place)
             for name in found["modules"]:
                 with contextlib.suppress(Exception):
                     importlib.import_module(name)
@@ -168,7 +169,7 @@ class Campaign:
         """Run the command to its end, and compare."""
         if "Traceback" in self.output():
             self.note("traceback", case, self.said())
-        if code := self.finish(self.start(self.argv), case):
+        if code := self.finish(self.start(), case):
             self.note("refused", case, f"{code}: {self.said()}")
             return
         now = state.contents(self.place)
@@ -179,15 +180,15 @@ class Campaign:
 
     def kill_at_random(self, count: int, rng: np.random.Generator) -> None:
         killed, chain = 0, 0
-        for _ in range(3 * count):
+        for _ in range(6 * count):
             if killed == count:
                 break
             if not chain:
                 self.prepare()
-            number, after = SIGNALS[rng.integers(len(SIGNALS))], rng.uniform(0.02, 0.8) * self.seconds
-            case = f"{number.name} after {after:.2f} of {self.seconds:.2f} s"
-            child = self.start(self.argv)
-            if (code := state.wait(child, after)) is None:
+            number, after = SIGNALS[rng.integers(len(SIGNALS))], rng.uniform(0.02, 0.95) * self.cpu_s
+            case = f"{number.name} after {after:.2f} of {self.cpu_s:.2f} CPU seconds"
+            child = self.start()
+            if (code := state.wait(child, LONGEST[1] * self.seconds, after)) is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child, number)
                 code, killed, chain = self.finish(child, case), killed + 1, chain + 1
@@ -203,16 +204,16 @@ class Campaign:
     def kill_at_renames(self, most: int) -> None:
         for number in sorted({round(x) for x in np.linspace(1, self.renames, min(most, self.renames))}):
             self.prepare()
-            if self.finish(self.start(self.argv, rename=number), f"rename {number}") == -signal.SIGKILL:
+            if self.finish(self.start(rename=number), f"rename {number}") == -signal.SIGKILL:
                 self.counts["at renames"] += 1
             self.judge(f"rename {number} of {self.renames}")
 
     def run_together(self) -> None:
         for delay in (0.0, 0.3 * self.seconds):
             self.prepare()
-            case, children = f"two, {delay:.1f} s apart", [self.start(self.argv)]
+            case, children = f"two, {delay:.1f} s apart", [self.start()]
             time.sleep(delay)
-            children.append(self.start(self.job.get("also", self.argv)))
+            children.append(self.start(self.job.get("also", "")))
             codes = sorted(self.finish(child, case) for child in children)
             self.counts["together"] += 1
             if codes != [0, 0] and not (codes == [0, 2] and BUSY in self.output()):
@@ -223,9 +224,8 @@ class Campaign:
         self.prepare()
         case = f"disk of {part} of {self.bytes >> 10} kB"
         with state.small_disk(self.place, int(part * self.bytes)) as mounted:
-            code = self.finish(
-                self.start(self.argv, size=0 if mounted else int(part * self.bytes) // 4), case
-            )
+            largest = 0 if mounted else int(part * self.bytes) // 4
+            code = self.finish(self.start(size=largest), case)
             names = state.contents(self.place)
         hidden = [name for name in names if "/." in f"/{name}" or name.endswith(".tmp")]
         self.counts["full disk"] += 1
@@ -238,7 +238,7 @@ class Campaign:
     def run_in_threads(self) -> None:
         beside = self.place.with_name(f"B{self.place.name[1:]}")  # as long, so that files have the same size
         self.prepare()
-        if code := self.finish(self.start(self.argv, beside=beside), "threads"):
+        if code := self.finish(self.start(beside=beside), "threads"):
             self.note("exit", "threads", f"{code}: {self.said()}")
         self.counts["threads"] += 1
         if "Traceback" in self.output():
@@ -272,8 +272,8 @@ def run_campaign(
             if f"{{data}}/{name}" in texts:
                 sources, texts = [Campaign(places / "source", data, job), *sources], texts + str(job)
         for source in sources:
-            if source.finish(source.start(source.argv), "source"):
-                raise ValueError(f"{source.argv}: {source.said()}")
+            if source.finish(source.start(), "source"):
+                raise ValueError(f"{source.job['argv']}: {source.said()}")
         for index, name in enumerate(chosen):
             campaign = Campaign(places / f"A{index:02d}", data, jobs[name])
             if campaign.measure():
@@ -282,11 +282,11 @@ def run_campaign(
                 campaign.run_together()
                 for part in DISKS:
                     campaign.fill_disk(part)
-                if not {"first", *table["trainings"]} & {*jobs[name], name} and "{out}" in campaign.argv:
+                if "first" not in jobs[name] and "{out}" in jobs[name]["argv"]:
                     campaign.run_in_threads()
-            counts = {**dict.fromkeys(FAULTS, 0), **campaign.counts}
-            rows[name] = {"seconds": round(campaign.seconds, 1), **counts, "findings": campaign.findings}
-            log.info("%s: %s", name, {key: value for key, value in rows[name].items() if key != "findings"})
+            counts = {"seconds": round(campaign.seconds, 1), **dict.fromkeys(FAULTS, 0), **campaign.counts}
+            rows[name] = {"revision": code_revision(), **counts, "findings": campaign.findings}
+            log.info("%s: %s", name, rows[name])
             keys = {key: 0 for row in rows.values() for key, value in row.items() if isinstance(value, int)}
             total = {key: sum(row.get(key, 0) for row in rows.values()) for key in keys}
             write_results(out, {"total": total, "commands": rows}, overwrite=bool(only or index))

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 from PIL import Image
 
 TIMES = ("second", "minute", "time", "date", "elapsed", "load_average")  # in keys of what tells the time
@@ -40,12 +42,16 @@ def count_renames(last: int) -> list[int]:
     return seen
 
 
-def wait(child: int, seconds: float) -> int | None:
-    """The exit code of a child, negative for a signal; None where it still runs after so long."""
-    ends = time.monotonic() + seconds
+def wait(child: int, seconds: float, cpu_s: float = math.inf) -> int | None:
+    """The exit code of a child, negative for a signal; None where it still runs after so long.
+
+    seconds: on the clock; cpu_s: of the processor, which do not depend on what else runs
+    """
+    ends, process = time.monotonic() + seconds, psutil.Process(child)
     while not (found := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() > ends:
-            return None
+        with contextlib.suppress(psutil.Error):  # it ends just now
+            if time.monotonic() > ends or sum(process.cpu_times()[:2]) > cpu_s:
+                return None
         time.sleep(0.003)
     return os.waitstatus_to_exitcode(found[1])
 
@@ -105,8 +111,9 @@ def contents(place: Path, as_if: Path | None = None) -> dict[str, str]:
                 plain = without_times(torch.load(path, map_location="cpu", weights_only=True))
             elif path.suffix == ".png" and data:
                 with Image.open(io.BytesIO(data)) as image:
-                    plain = [image.tobytes(), str(image.info).replace(str(place), str(as_if or place))]
-        found[name] = hashlib.sha256(repr(plain).encode()).hexdigest() if path.is_file() else "folder"
+                    plain = [image.tobytes(), image.info]
+        shown = repr(plain).replace(str(place), str(as_if or place))  # for paths in states of trainings
+        found[name] = hashlib.sha256(shown.encode()).hexdigest() if path.is_file() else "folder"
     return found
 
 

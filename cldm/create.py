@@ -3,7 +3,6 @@
 The defaults are the published architecture: SD-2.1-base UNet, two ControlNets, DINOv2-g, f8 KL autoencoder.
 """
 
-import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
@@ -11,6 +10,7 @@ from transformers import Dinov2Config, Dinov2Model
 from cldm.config import AutoencoderConfig, NetworkConfig
 from cldm.model import Compositor, IdentityEncoder
 from ldm.latents import LatentSpace
+from ldm.loading import drawing
 
 
 def backbone(config: NetworkConfig) -> dict:
@@ -87,8 +87,7 @@ def noise_schedule(config: NetworkConfig) -> dict:
 
 def create_compositor(config: NetworkConfig, seed: int = 0) -> Compositor:
     """All networks, freshly initialised from `seed` (the global generator's state is restored)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawing(seed):
         return Compositor(
             create_unet(config), create_control(config, 4), create_control(config, 3),
             create_identity(config), LatentSpace(create_autoencoder(config.autoencoder)),

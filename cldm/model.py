@@ -22,6 +22,7 @@ from transformers import Dinov2Model
 from ldm.checkpoints import load_part, load_strict, read_weights, save_part
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD
 from ldm.latents import LatentSpace
+from ldm.loading import loading
 
 
 class IdentityEncoder(nn.Module):
@@ -67,6 +68,7 @@ class IdentityEncoder(nn.Module):
         save_file(weights, folder / "projector" / "model.safetensors")
 
     @classmethod
+    @loading()
     def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> IdentityEncoder:
         encoder = load_part(Dinov2Model, folder / "image_encoder", dtype)
         weights = read_weights(folder / "projector")

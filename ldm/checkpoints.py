@@ -1,9 +1,7 @@
 """Strict loading of `save_pretrained` folders: every key used, every parameter filled, or a clear error."""
 
-import functools
 import inspect
 import shutil
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,52 +12,16 @@ from diffusers import ConfigMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
 from ldm.files import first_line, full_disk_named, read_json, set_aside
+from ldm.loading import empty_parameters, loading
 from ldm.locks import held, one_writer
 from ldm.weight_files import is_live, open_weights, weight_files
 
 Network = TypeVar("Network", bound=nn.Module)
-_LOADING = threading.RLock()
-_EMPTY = threading.local()
-
-
-@contextmanager
-def loading() -> Iterator[None]:
-    """One thread at a time loads networks; also a decorator.
-
-    While transformers and diffusers load, they change the default dtype and replace functions of the process.
-    """
-    with _LOADING:
-        yield
-
-
-@functools.cache
-def _watch_parameters() -> None:
-    """Once in a process: torch's hook on new parameters, which leaves those of other threads alone."""
-
-    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
-        if not getattr(_EMPTY, "wanted", False):
-            return None
-        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-
-    register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]  # torch says None only
-
-
-@contextmanager
-def empty_parameters() -> Iterator[None]:
-    """Parameters that this thread creates take no memory (device "meta"); buffers keep their values."""
-    with loading():
-        _watch_parameters()
-        _EMPTY.wanted = True
-        try:
-            yield
-        finally:
-            _EMPTY.wanted = False
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from ldm.checkpoints import folder_written_whole
 from ldm.files import write_atomic
+from ldm.loading import drawing
 from ldm.settings.config import dump_yaml, write_config
 from tiny.loop import Loss, Stage, means
 from tiny.settings import PATCH, LlavaStage, LlavaTraining, SmallConfig
@@ -74,8 +75,7 @@ def create_llava(
         image_seq_length=config.patches, vision_feature_layer=-1, vision_feature_select_strategy="default",
         projector_hidden_act="gelu", tie_word_embeddings=False,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with drawing(seed), torch.no_grad():
         model = LlavaForConditionalGeneration(whole)
         projector, language = model.model.multi_modal_projector, model.model.language_model
         for linear in (projector.linear_1, projector.linear_2):
@@ -162,8 +162,7 @@ def train_vision(
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     tower.to(memory_format=torch.channels_last)
     model.set_attn_implementation("eager")  # twice as fast as sdpa in bfloat16 on a CPU; shows its attention
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with drawing(config.seed):
         read = nn.Linear(config.model.width, outputs)  # of every projected patch
     trained = nn.ModuleDict({"tower": tower, "projector": projector, "read": read})
 

@@ -21,9 +21,10 @@ from cldm.config import CONFIG_FILE, CompositorConfig, CompositorSettings, Conve
 from cldm.convert.plan import Origin, Plan, empty_networks, plan_compositor, plan_single
 from cldm.create import create_identity, noise_schedule
 from datasets.inputs import PairOptions
-from ldm.checkpoints import empty_parameters, folder_written_whole, save_model_config, stored_names
+from ldm.checkpoints import folder_written_whole, save_model_config, stored_names
 from ldm.device import DTYPES
 from ldm.files import json_bytes, write_json
+from ldm.loading import drawing, empty_parameters
 from ldm.result import write_result
 from ldm.settings.config import write_config
 from ldm.weight_files import Entry, entry_of, open_weights, write_safetensors
@@ -65,19 +66,19 @@ def convert_compositor(
     encoder = open_weights(settings.dinov2) if settings.dinov2 else None
     plan = plan_compositor(kind, file, networks, encoder)
     pair = replace(config.pair, size=network.size, reference_size=network.reference_size)
-    with folder_written_whole(settings.out) as partial, torch.random.fork_rng(devices=[]):
+    with folder_written_whole(settings.out) as partial:
         for name, model in networks.items():
-            torch.manual_seed(settings.seed)  # projector and hint stacks start from the seed alone
             fresh: dict[str, Tensor] = {}
-            if name == "projector":
-                fresh = nn.Linear(network.identity_width, network.token_width).state_dict()
-            elif name.startswith("control_"):
-                hint = ControlNetConditioningEmbedding(
-                    conditioning_embedding_channels=network.block_channels[0],
-                    block_out_channels=network.hint_channels,
-                    conditioning_channels=4 if name == "control_detail" else 3,
-                ).state_dict()
-                fresh = {f"controlnet_cond_embedding.{key}": value for key, value in hint.items()}
+            with drawing(settings.seed):  # projector and hint stacks start from the seed alone
+                if name == "projector":
+                    fresh = nn.Linear(network.identity_width, network.token_width).state_dict()
+                elif name.startswith("control_"):
+                    hint = ControlNetConditioningEmbedding(
+                        conditioning_embedding_channels=network.block_channels[0],
+                        block_out_channels=network.hint_channels,
+                        conditioning_channels=4 if name == "control_detail" else 3,
+                    ).state_dict()
+                    fresh = {f"controlnet_cond_embedding.{key}": value for key, value in hint.items()}
             write_part(model, plan.parts[name], partial / name, settings.dtype, fresh)
         DDIMScheduler.from_config(noise_schedule(network)).save_pretrained(partial / "scheduler")
         write_config(partial / CONFIG_FILE, replace(config, pair=pair))
@@ -88,7 +89,7 @@ def convert_single(kind: str, settings: ConvertSettings, model: nn.Module | None
     """Write a transformers folder of DINOv2 or DPT-Large; returns the report."""
     file = open_weights(settings.source)
     if model is None:  # the network at its published size, without memory
-        with torch.random.fork_rng(devices=[]), empty_parameters():
+        with drawing(0), empty_parameters():
             dpt = kind == "dpt"
             model = DPTForDepthEstimation(DPT_LARGE) if dpt else create_identity(NetworkConfig()).encoder
     plan = plan_single(model, file)

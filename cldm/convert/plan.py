@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 from transformers import Dinov2Model
 
 from cldm.config import NetworkConfig
 from cldm.convert.keys import Piece, original_pieces
 from cldm.create import create_autoencoder, create_control, create_identity, create_unet
-from ldm.checkpoints import empty_parameters, stored_names
+from ldm.checkpoints import stored_names
+from ldm.loading import drawing, empty_parameters
 from ldm.weight_files import RETIRED, TensorShape, WeightFile
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -124,7 +124,7 @@ class KeyCheck:
 
 def empty_networks(network: NetworkConfig) -> dict[str, nn.Module]:
     """All networks of a compositor without memory for their weights, by folder."""
-    with torch.random.fork_rng(devices=[]), empty_parameters():
+    with drawing(0), empty_parameters():
         identity = create_identity(network)
         return {
             "unet": create_unet(network),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader
 
 from cldm.training.settings import DataConfig
@@ -56,4 +57,5 @@ class PairData(pl.LightningDataModule):
             self.dataset,
             batch_sampler=RunBatches(self.batches, self.config.batch, self.stands_at, rank, world),
             collate_fn=self.collate, num_workers=workers, persistent_workers=workers > 0,
+            generator=torch.Generator(),  # the loader draws from it, no example does
         )  # fmt: skip

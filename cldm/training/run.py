@@ -1,14 +1,18 @@
 """A training run of the compositor: the model it starts from, what it saves and records."""
 
+import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.trainer import trainer as lightning
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from cldm.config import CompositorConfig
@@ -22,6 +26,7 @@ from cldm.training.settings import RunConfig
 from cldm.training.sharding import Sharded, SplitCheckpoint, runs_model, step_folders
 from ldm.files import read_json, write_atomic, write_json
 from ldm.latents import LatentSpace
+from ldm.loading import loading
 from ldm.settings.config import dump_yaml
 from ldm.training.manifest import Effort, make_manifest
 from ldm.training.run import Layout, read_files
@@ -133,6 +138,13 @@ class SaveModel(pl.Callback):
         write_json(config.out / "manifest.json", manifest)
 
 
+@contextlib.contextmanager
+def isolated_rng(include_cuda: bool = True) -> Iterator[None]:
+    """What Lightning calls before it trains; it sets the random state of the process back, so others wait."""
+    with loading(), isolate_rng(include_cuda):
+        yield
+
+
 def make_trainer(config: RunConfig, signals: Sequence[int] = ()) -> pl.Trainer:
     """The trainer with what it records; the packages of the trackers are needed only where one is chosen."""
     settings, out = config.trainer, config.out
@@ -147,7 +159,8 @@ def make_trainer(config: RunConfig, signals: Sequence[int] = ()) -> pl.Trainer:
             f"trainer.tracker={settings.tracker} needs a package that is not installed: "
             f"pip install {settings.tracker} (requirements-extras.txt)"
         ) from error
-    callbacks = [
+    callbacks: list[pl.Callback] = [
+        TQDMProgressBar(),  # that of rich, the default, is one of the process
         Metrics(out / "metrics.csv", settings.log_every, config.samples_per_step, settings.probe_every),
         Samples(out / "samples", settings.sample_every, config.sampling),
         RejectionCounter(out / "refusals.json"),
@@ -179,6 +192,7 @@ def train(config: RunConfig) -> None:
         logger.info("continuing %s", newest)
     batches = config.trainer.max_steps * config.trainer.accumulate
     data = PairData(config.data, config.pair, config.seed, batches)
+    lightning.isolate_rng = isolated_rng
     with signals_noted() as signals:
         make_trainer(config, signals).fit(module, data, ckpt_path=newest, weights_only=True)
     logger.info("model folder: %s", config.out / "model")

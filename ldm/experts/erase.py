@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from ldm.checkpoints import loading
 from ldm.device import check_finite
 from ldm.files import file_sha256, first_line, hash_folder
 from ldm.images import resize, to_01
+from ldm.loading import loading
 
 TELEA_RADIUS = 5  # pixels around a missing one that OpenCV looks at
 OPENCV_SIDE = 768  # larger images are filled at this size: the time of OpenCV grows with the hole

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.loading import loading
 from ldm.metrics.clip import MEAN, STD, quality
 from ldm.metrics.weights import fill, read_weight_file
 
@@ -172,6 +173,7 @@ class ResnetClip(nn.Module):
         )
 
 
+@loading()
 def load_resnet_clip(path: Path, device: torch.device | str = "cpu") -> ResnetClip:
     """RN50.pt as OpenAI distributes it, or its weights as safetensors."""
     weights = read_weight_file(path)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.loading import loading
 from ldm.metrics.weights import fill, read_weight_file
 
 INCEPTION_SIDE = 299  # pixels
@@ -154,6 +155,7 @@ def inception_features(
     return np.concatenate(rows)
 
 
+@loading()
 def load_inception(path: Path) -> Inception:
     """The network with weights of a published file (pt_inception-2015-12-05-6726825d.pth or safetensors)."""
     return fill(Inception(), read_weight_file(path), path)

@@ -7,6 +7,7 @@ import torchmetrics
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.loading import loading
 from ldm.metrics.weights import fill, read_weight_file
 
 HEAD_WEIGHTS = "functional/image/lpips_models/squeeze.pth"  # lin0.model.1.weight ..., in torchmetrics
@@ -69,6 +70,7 @@ class Lpips(nn.Module):
         return torch.stack(parts).sum(0)[:, 0]
 
 
+@loading()
 def load_lpips(path: Path) -> Lpips:
     """path: SqueezeNet 1.1 (squeezenet1_1-b8a52dc0.pth or safetensors); its classifier is ignored."""
     stored = read_weight_file(path)

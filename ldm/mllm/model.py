@@ -38,9 +38,10 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.utils import is_torchvision_available
 
-from ldm.checkpoints import load_pretrained, loading
+from ldm.checkpoints import load_pretrained
 from ldm.device import pick_device, pick_dtype
 from ldm.files import first_line, read_json
+from ldm.loading import loading
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from ldm.checkpoints import check_weights
 from ldm.files import first_line, read_json
+from ldm.loading import drawing, loading
 from ldm.mllm.model import IGNORED
-from ldm.training.run import Layout, drawing
+from ldm.training.run import Layout
 from ldm.training.settings import LoraSettings
 from ldm.weight_files import open_weights
 
@@ -89,6 +90,7 @@ def current_name(name: str) -> str:
     return name
 
 
+@loading()
 def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     """An adapter folder on its base model: each tensor is used and each matrix filled, or it is a ValueError.
 

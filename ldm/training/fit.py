@@ -26,6 +26,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
+from ldm.loading import drawing, in_precision
 from ldm.seeds import seed_of
 from ldm.training.run import (
     CHECKPOINT_PREFIX,
@@ -34,7 +35,6 @@ from ldm.training.run import (
     Task,
     agreed_checkpoint,
     checkpoint_folders,
-    drawing,
     make_accelerator,
     read_checkpoint,
     switch_to_training,
@@ -68,7 +68,7 @@ def fit(
     run = TrainingRun(config, out, accelerator, model, task)
     accelerator.wait_for_everyone()
     run.start(start)
-    with signals_noted() as run.signals:
+    with in_precision(config.precision, accelerator.mixed_precision), signals_noted() as run.signals:
         try:
             while not (run.done or run.stopping):
                 run.one_epoch()
@@ -177,8 +177,9 @@ class TrainingRun:
             seeds = [seed_of(seed, epoch, item) for item in items]
             draw = seed_of(seed, epoch, number, "dropout", accelerator.process_index)
             switch_to_training(self.model)
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                with drawing(draw, accelerator.device), accelerator.autocast():
+            together = contextlib.nullcontext() if last else accelerator.no_sync(self.model)
+            with together, drawing(draw, accelerator.device):  # recomputed layers draw in the backward pass
+                with accelerator.autocast():
                     loss = self.task.loss(self.model, batch, seeds)
                 accelerator.backward(loss / count)
             self.loss_sum += loss.detach()

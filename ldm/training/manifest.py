@@ -20,6 +20,14 @@ class Effort(NamedTuple):
     seconds: float
 
 
+def code_revision() -> str:
+    """The whole hash, with a plus where tracked files differ from it; `unknown` outside a checkout."""
+    git = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return "unknown"
+
+
 def make_manifest(
     part: str,
     model: nn.Module,
@@ -33,15 +41,10 @@ def make_manifest(
 
     held_out: numbers measured on data that the training never saw.
     """
-    # The whole hash, with a plus where tracked files differ from it; nothing outside a checkout.
-    git = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
-    revision = ""
-    with contextlib.suppress(OSError):
-        revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "part": part, "trained_on": "rendered scenes",
         "parameters": sum(parameter.numel() for parameter in model.parameters()), "seed": effort.seed,
         "steps": effort.steps, "samples": effort.samples, "minutes": round(effort.seconds / 60, 1),
-        "code_revision": revision or "unknown", "hardware": describe_hardware(device),
+        "code_revision": code_revision(), "hardware": describe_hardware(device),
         "held_out": held_out or {}, "settings": to_plain(settings),
     }  # fmt: skip

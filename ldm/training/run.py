@@ -6,11 +6,10 @@ out/checkpoint-250/<file of the layout>    trained weights as safetensors, in th
 A checkpoint folder appears whole or not at all; a run may end at any moment.
 """
 
-import contextlib
 import csv
 import importlib.util
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ldm.checkpoints import folder_written_whole
 from ldm.files import full_disk_named, write_atomic
+from ldm.loading import drawing, in_precision, loading
 from ldm.seeds import seed_of
 from ldm.training.settings import FitConfig
 
@@ -263,14 +263,6 @@ def switch_to_training(model: nn.Module) -> None:
             module.eval()
 
 
-@contextlib.contextmanager
-def drawing(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws without a generator, such as dropout, follow from `seed`; the state outside stays as it is."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
 @dataclass(frozen=True)
 class FitOutcome:
     """How a run ended. best: checkpoint with the lowest validation loss, where there is a validation set."""
@@ -290,9 +282,12 @@ def make_accelerator(config: FitConfig, out: Path) -> Accelerator:
             f"tracker={config.tracker} needs a package that is not installed: "
             f"pip install {config.tracker} (requirements-extras.txt)"
         )
-    AcceleratorState._reset_state()  # a process may run one training after another
     cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if cpu and config.precision == "fp16":
         raise ValueError("precision=fp16 needs a GPU; on a CPU set precision to bf16 or no")
     tracker = None if config.tracker == "none" else config.tracker
-    return Accelerator(mixed_precision=config.precision, cpu=cpu, log_with=tracker, project_dir=out)
+    with loading():
+        if AcceleratorState._shared_state.get("_mixed_precision") != config.precision:
+            with in_precision(config.precision):  # a process may run one training after another
+                AcceleratorState._reset_state()
+        return Accelerator(mixed_precision=config.precision, cpu=cpu, log_with=tracker, project_dir=out)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ldm.denoise import noise_for
+from ldm.loading import drawing
 from ldm.settings.config import load_config
 from ldm.training.fit import FitOutcome, Task, fit
 from ldm.training.run import Layout
@@ -46,8 +47,7 @@ class Net(nn.Module):
     def __init__(self, dropout: float = 0.2) -> None:
         super().__init__()
         self.dropout = dropout
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with drawing(0):
             self.frozen, self.trained = nn.Linear(3, 16), nn.Linear(16, 3)
         self.frozen.requires_grad_(False)
 

@@ -12,6 +12,7 @@ from cldm.create import create_autoencoder
 from datasets.sources.rendered import read_images
 from ldm.files import write_json
 from ldm.latents import LatentSpace
+from ldm.loading import drawing
 from ldm.settings.config import to_plain
 from tiny.compositor.autoencoder import AutoencoderTraining
 from tiny.loop import Stage, stages_manifest
@@ -62,8 +63,8 @@ def train_first_stage(config: AutoencoderTraining) -> None:
     images_u8 = read_images(config.data, ("image", "without"))  # (n, h, w, 3)
     if config.crop > (side := min(images_u8.shape[1:3])):
         raise ValueError(f"crop={config.crop}: the scenes of {config.data} have sides of {side} pixels")
-    torch.manual_seed(config.seed)
-    vae = create_autoencoder(config.autoencoder).to(memory_format=torch.channels_last)
+    with drawing(config.seed):
+        vae = create_autoencoder(config.autoencoder).to(memory_format=torch.channels_last)
     space = LatentSpace(vae)
     settings = StageSettings(
         steps=config.steps, batch=config.batch, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0,

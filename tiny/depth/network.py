@@ -16,6 +16,7 @@ from transformers import DPTConfig, DPTForDepthEstimation, Swinv2Config
 from ldm.checkpoints import save_part
 from ldm.experts.depth import NOTICE_FILE
 from ldm.files import write_json
+from ldm.loading import drawing
 from tiny.settings import MULTIPLE, DepthNetwork
 
 NOTICE = (
@@ -39,8 +40,7 @@ def build_network(config: DepthNetwork, seed: int) -> DPTForDepthEstimation:
     )  # fmt: skip
     widths = [config.width * 2**level for level in range(LEVELS)]
     settings = DPTConfig(backbone_config=backbone, neck_hidden_sizes=widths, fusion_hidden_size=config.fusion)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawing(seed):
         model = DPTForDepthEstimation(settings)
         # The stock values leave this narrow decoder almost without signal; the full He gain would explode in
         # its chain of residual sums.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datasets.geometry import Box
 from ldm.checkpoints import load_strict
 from ldm.files import write_atomic
+from ldm.loading import drawing, loading
 from tiny.inpainter.examples import make_example
 from tiny.loop import Stage
 from tiny.regions import Views, grown
@@ -63,8 +64,8 @@ def train_classifier(config: ClassifierConfig, views: Views, out: Path) -> tuple
 
     Saves `out/judge.safetensors` in half precision; the sizes follow from the shapes.
     """
-    torch.manual_seed(config.loop.seed)
-    network = SolidClassifier(config.width)
+    with drawing(config.loop.seed):
+        network = SolidClassifier(config.width)
     solids = [(scene, index) for scene, regions in enumerate(views.regions) for index in range(len(regions))]
 
     @torch.autocast("cpu", torch.bfloat16, enabled=config.loop.bf16)
@@ -92,6 +93,7 @@ def train_classifier(config: ClassifierConfig, views: Views, out: Path) -> tuple
     return network.eval(), stage
 
 
+@loading()
 def load_classifier(folder: Path) -> SolidClassifier:
     """The trained classifier of a run or of the bundle."""
     path = folder / WEIGHTS

@@ -16,6 +16,7 @@ from inpainting.models.text_to_image.rca import install_rca, region_kwargs
 from inpainting.tokens import encode_plans, plan_tokens
 from ldm.checkpoints import folder_written_whole, load_part
 from ldm.files import write_json
+from ldm.loading import drawing
 from tiny.inpainter import model as networks
 from tiny.inpainter.classifier import train_classifier
 from tiny.inpainter.examples import Encoder, UnetInputs, several, single
@@ -108,11 +109,10 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
     ).requires_grad_(False)
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
     vae = load_part(AutoencoderTiny, base / "vae").to(memory_format=torch.channels_last)
-    torch.manual_seed(settings.seed)
     rank = config.adapter.rank
-    model.unet.add_adapter(
-        LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(ATTENTION))
-    )
+    lora = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(ATTENTION))
+    with drawing(settings.seed):
+        model.unet.add_adapter(lora)
     if options.rca:
         install_rca(model.unet)
     else:

@@ -29,9 +29,10 @@ from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from inpainting.models.text_to_image.config import InpainterConfig
 from inpainting.models.text_to_image.rca import install_rca
-from ldm.checkpoints import folder_written_whole, load_pretrained, loading, save_part
+from ldm.checkpoints import folder_written_whole, load_pretrained, save_part
 from ldm.files import file_sha256, first_line, hash_folder, read_json, write_json
 from ldm.latents import LatentSpace
+from ldm.loading import loading
 from ldm.settings.config import read_config, write_config
 from ldm.weight_files import open_weights, weight_files
 

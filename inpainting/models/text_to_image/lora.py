@@ -22,11 +22,12 @@ from ldm.checkpoints import check_weights
 from ldm.denoise import min_snr_weight, noise_for, prediction_target
 from ldm.device import DTYPES
 from ldm.files import write_atomic
+from ldm.loading import drawing
 from ldm.seeds import seed_of
 from ldm.settings.config import dump_yaml
 from ldm.training.choice import refuse_foreign
 from ldm.training.fit import Task, fit, make_accelerator
-from ldm.training.run import Layout, drawing, trained
+from ldm.training.run import Layout, trained
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def train_lora(config: TrainLoraConfig) -> Path:
         init_lora_weights="gaussian",  # it changes nothing yet
         target_modules=list(options.targets),
     )
-    with drawing(seed_of(config.fit.seed, "lora"), torch.device("cpu")):
+    with drawing(seed_of(config.fit.seed, "lora")):
         model.unet.add_adapter(adapter, adapter_name=ADAPTER)
     cast_training_params(model.unet, torch.float32)
     if begun is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
@@ -82,7 +83,9 @@ def pending_batches(
     pending = [number for number in mine if not is_done(stems[number])]
     groups = [pending[start : start + config.batch] for start in range(0, len(pending), config.batch)]
     workers = min(config.workers, len(groups))
-    loader = DataLoader(dataset, batch_sampler=groups, collate_fn=list, num_workers=workers)
+    loader = DataLoader(
+        dataset, batch_sampler=groups, collate_fn=list, num_workers=workers, generator=torch.Generator()
+    )
     with tqdm(total=len(mine), initial=len(mine) - len(pending), desc=title, disable=None) as bar:
         for items in loader:
             yield items
