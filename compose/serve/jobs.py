@@ -19,7 +19,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -86,11 +86,11 @@ class Job:
         """What the sampler reports to. preview: makes a PNG of a step; called where someone looks."""
 
         def on_step(step: Step) -> None:
-            now, done = time.monotonic(), step.index + 1
+            now = time.monotonic()
+            self.step, self.total = step.index + 1, step.total
             self.started = self.started if step.index else now
-            self.step, self.total = done, step.total
             if step.index:  # the first step warms up
-                self.seconds_left = (now - self.started) / step.index * (step.total - done)
+                self.seconds_left = (now - self.started) / step.index * (self.total - self.step)
             if self.watched:
                 self.watched, self.preview = False, preview(step)
 
@@ -128,7 +128,7 @@ class JobQueue:
         self.clean, self.workers = clean, len(workers)
         self.jobs: dict[str, Job] = {}
         self.line: deque[tuple[Job, Work]] = deque()
-        self.recent: dict[str, deque[float]] = defaultdict(deque)  # client -> times of its last jobs
+        self.recent: list[tuple[str, float]] = []  # client and time of the jobs of the last minute
         self.seconds = 1.0  # moving average of a job
         self.closed, self.changed = False, threading.Condition()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -142,18 +142,16 @@ class JobQueue:
     def open(self, kind: str, client: str = "") -> Job:
         """A new job with its own folder, which counts as waiting; `submit` or `cancel` must follow."""
         with self.changed:
-            now, times = time.monotonic(), self.recent[client]
-            while times and times[0] < now - MINUTE:
-                times.popleft()
+            now = time.monotonic()
+            self.recent = [entry for entry in self.recent if entry[1] > now - MINUTE]
+            times = [seen for name, seen in self.recent if name == client]
             if self.per_minute and len(times) >= self.per_minute:
                 reason = f"{self.per_minute} requests a minute are allowed to one client"
                 raise QueueFull(reason, times[0] + MINUTE - now)
             queued = sum(job.state == "queued" for job in self.jobs.values())
             if queued >= self.waiting or self.closed:
                 raise QueueFull(f"{queued} jobs are waiting", self.seconds * queued / self.workers)
-            times.append(now)
-            for other in [name for name, seen in self.recent.items() if seen[-1] < now - MINUTE]:
-                del self.recent[other]
+            self.recent.append((client, now))
             identity = secrets.token_hex(16)
             job = Job(identity, kind, self.folder / f"job-{identity}")
             self.jobs[identity] = job
@@ -183,12 +181,13 @@ class JobQueue:
     def cancel(self, job: Job) -> None:
         """End a job before its next step; one that has ended is removed with its files."""
         with self.changed:
-            job.stopped, waits = True, job.state == "queued"
-            job.state = "cancelled" if waits else job.state
+            before, job.stopped = job.state, True
             self.line = deque(entry for entry in self.line if entry[0] is not job)
-            if job.state in ENDED:
+            if before in ENDED:
                 self._remove(job)
-        if waits:
+            elif before == "queued":
+                job.state = "cancelled"  # so that it is not submitted any more
+        if before == "queued":
             self._end(job, "cancelled")
 
     def sweep(self) -> None:
@@ -262,12 +261,13 @@ class JobQueue:
 
     def _end(self, job: Job, state: str) -> None:
         """Leave the results of a job that is done and the record; then others hear of it."""
-        keep = {job.folder / RECORD, *(job.folder.glob("*.*") if state == "done" else ())}
-        for path in job.folder.iterdir() if job.folder.is_dir() else ():
-            if path not in keep:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         job.preview, job.seconds_left, job.ended = None, None, time.time()
         try:
+            for path in job.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif state != "done" and path.name != RECORD:
+                    path.unlink()
             job.write(state)
         except (OSError, ValueError):
             log.exception("job %s", job.id)

@@ -1,6 +1,7 @@
 """The queue: turns, bounds, cancelling, what stays on the disk and what a later queue makes of it."""
 
 import json
+import shutil
 import threading
 import time
 
@@ -102,7 +103,16 @@ def test_one_client_may_send_so_many_a_minute(make_queue, monkeypatch):
     now = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: now() + 61)
     queue.open("compose", "anne")
-    assert set(queue.recent) == {"anne"}
+    assert [client for client, _ in queue.recent] == ["anne"]
+
+
+def test_client_that_was_refused_leaves_no_trace(make_queue):
+    queue = make_queue(waiting=1)
+    job = queue.open("compose", "anne")
+    with pytest.raises(QueueFull):
+        queue.open("compose", "bert")
+    queue.cancel(job)
+    assert queue.open("compose", "carl").state == "queued"
 
 
 @pytest.mark.parametrize(
@@ -184,6 +194,8 @@ def test_waiting_job_is_cancelled_at_once_and_never_runs(make_queue, submitted):
         queue.submit(job, lambda *given: ran.append(given) or {})
     queue.cancel(job)
     assert job.finished.result(1).state == "cancelled"
+    assert queue.get(job.id) is job
+    assert files(job) == ["job.json"]
     queue.submit(job, lambda *given: ran.append(given) or {})
     gate.set()
     assert run(queue).state == "done"
@@ -235,8 +247,8 @@ def test_later_queue_hands_out_results_and_names_what_was_lost(make_queue, tmp_p
 
 def test_result_that_cannot_be_stored_is_not_handed_out(make_queue):
     def work(job, networks):
-        (job.folder / "job.json").unlink()
-        (job.folder / "job.json").mkdir()
+        shutil.rmtree(job.folder)
+        job.folder.write_bytes(b"a file in its place")
         return {"secret": 1}
 
     job = run(make_queue(), work)
