@@ -13,13 +13,9 @@ import torch
 from ldm.decode import LoadedImage
 from ldm.device import check_finite
 from ldm.files import first_line
-<<<<<<< HEAD
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD, Box01, resize
-from ldm.registry.models import cutout_network
-=======
-from ldm.images import Box01, resize
 from ldm.loading import loading
->>>>>>> 71ee402 (Threads: networks are built and drawn under one lock, and loading keeps its precision to its thread; the campaign kills by processor time, and trains in threads)
+from ldm.registry.models import cutout_network
 
 OPAQUE = 127  # alpha above this, of 255, belongs to the object
 PLAUSIBLE = (0.01, 0.97)  # fraction of the image that an object may fill (chosen, like what follows)

@@ -59,32 +59,6 @@ def create_scheduler() -> DDIMScheduler:
 def create(config: InpainterNetworks, seed: int) -> tuple[PainterNetworks, CLIPTokenizer]:
     """Fresh networks and the tokenizer of the world's words. Eager attention: faster to train on a CPU."""
     tokenizer = make_tokenizer()
-<<<<<<< HEAD
-    unet = UNet2DConditionModel(
-        sample_size=config.latent_size, in_channels=2 * LATENT_CHANNELS + 1, out_channels=LATENT_CHANNELS,
-        down_block_types=[("CrossAttn" if on else "") + "DownBlock2D" for on in config.attention],
-        up_block_types=[("CrossAttn" if on else "") + "UpBlock2D" for on in reversed(config.attention)],
-        block_out_channels=config.block_channels, layers_per_block=1, cross_attention_dim=config.text_width,
-        attention_head_dim=config.heads,  # diffusers reads this as the number of heads
-        norm_num_groups=config.norm_groups, use_linear_projection=True,
-    )  # fmt: skip
-    unet.set_attn_processor(AttnProcessor())
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=config.text_width, intermediate_size=3 * config.text_width,
-            projection_dim=config.text_width, num_hidden_layers=config.text_layers,
-            num_attention_heads=config.text_heads, max_position_embeddings=LENGTH,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id, attn_implementation="eager",
-        )
-    )  # fmt: skip
-    # Embeddings start far apart: with the library's deviation of 0.02 the words are told apart only late.
-    nn.init.normal_(text_encoder.get_input_embeddings().weight, std=0.5)
-    for name, weight in text_encoder.named_parameters():
-        if name.endswith("position_embedding.weight"):
-            nn.init.normal_(weight, std=0.1)
-    return PainterNetworks(unet, text_encoder), tokenizer
-=======
     with drawing(seed):
         unet = UNet2DConditionModel(
             sample_size=config.latent_size, in_channels=2 * LATENT_CHANNELS + 1, out_channels=LATENT_CHANNELS,
@@ -111,8 +85,7 @@ def create(config: InpainterNetworks, seed: int) -> tuple[PainterNetworks, CLIPT
         for name, weight in text_encoder.named_parameters():
             if name.endswith("position_embedding.weight"):
                 nn.init.normal_(weight, std=0.1)
-    return Networks(unet, text_encoder), tokenizer
->>>>>>> 71ee402 (Threads: networks are built and drawn under one lock, and loading keeps its precision to its thread; the campaign kills by processor time, and trains in threads)
+    return PainterNetworks(unet, text_encoder), tokenizer
 
 
 def save_folder(
