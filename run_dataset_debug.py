@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import ldm as ldm  # first, as Ctrl-C is quiet from there on
 from datasets.base import ExampleSource
 from datasets.inputs import PairOptions
 from datasets.scenes.settings import StoreSettings

@@ -10,14 +10,12 @@
 Defaults come from configs/inference.yaml; flags override them.  `--help` after a verb lists everything.
 """
 
-import typer
-
 from compose.settings import DEFAULTS, BatchSettings, CompositeSettings, DreamBoothSettings, ReplaySettings
-from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.later import later
 
 
-def build_app() -> typer.Typer:
+def build_app() -> App:
     app = new_app("Put objects into images: at a box, at a depth, behind what is nearer.")
     batch = later("compose.batch:batch")
     app.command("image")(command(CompositeSettings, later("compose.commands:run_image"), DEFAULTS))

@@ -6,6 +6,7 @@ result = compose(settings, models)
 
 from typing import TYPE_CHECKING
 
+import ldm as ldm  # first, as Ctrl-C is quiet from there on
 from compose.settings import ComposeSettings
 from ldm.settings.later import later_names
 

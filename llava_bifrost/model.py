@@ -9,11 +9,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
 from ldm.mllm.templates import TEMPLATES
 from ldm.settings.choices import FLOAT_TYPES
-from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 from ldm.settings.later import later
 from llava_bifrost.language.instruction import FORMATS
@@ -44,7 +42,7 @@ class MergeLocator(CheckedSettings):
     dtype: str = setting("bf16", choices=FLOAT_TYPES, help="precision of the merged weights")
 
 
-def build_app() -> typer.Typer:
+def build_app() -> App:
     """The command line."""
     app = new_app("Folders of locators.")
     app.command("convert")(command(ConvertLocator, later("llava_bifrost.training:convert_adapter")))

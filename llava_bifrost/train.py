@@ -1,7 +1,7 @@
 """Train a locator: LoRA on any image-and-text model, its projector at a rate of its own (paper appendix A).
 
     python -m llava_bifrost.train configs/llava_bifrost/train.yaml [key=value ...]
-    accelerate launch -m llava_bifrost.train configs/llava_bifrost/train.yaml
+    accelerate launch --quiet -m llava_bifrost.train configs/llava_bifrost/train.yaml
 
 The run folder holds metrics.csv, validation.csv, checkpoints whose adapter/ peft reads, and at the end
 adapter/, model/ (merged, ready to ask) and check.json. The same command again continues.

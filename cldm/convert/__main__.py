@@ -12,10 +12,8 @@ appears only when it is complete.
 
 from functools import partial
 
-import typer
-
 from cldm.config import CompositorSettings, ConvertSettings, ExportSettings
-from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.later import later
 
 COMPOSITORS = {  # verb -> help
@@ -31,7 +29,7 @@ SINGLE = {
 }
 
 
-def build_app() -> typer.Typer:
+def build_app() -> App:
     app = new_app("Convert published checkpoints to folders, and back.")
     compositor, single = (later(f"cldm.convert.convert:convert_{kind}") for kind in ("compositor", "single"))
     for kind, text in COMPOSITORS.items():

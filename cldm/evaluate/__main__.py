@@ -5,14 +5,12 @@ python -m cldm.evaluate --scenes 300 --out benchmarks/results/compositor.json
 
 import sys
 
-import typer
-
 from cldm.config import EvaluateSettings
-from ldm.settings.cli import command, run_module, single_app
+from ldm.settings.cli import App, command, run_module, single_app
 from ldm.settings.later import later
 
 
-def build_app() -> typer.Typer:
+def build_app() -> App:
     if any(word.partition("=")[0] == "--results" for word in sys.argv):
         raise ValueError("--results: composites are scored by `python -m compose.benchmark score --results`")
     return single_app(command(EvaluateSettings, later("cldm.evaluate.run:evaluate")), bare=False)()

@@ -4,14 +4,12 @@ python -m datasets.scenes render --out DIR --count N --size 96,96 --window objec
 python -m datasets.scenes sheet --out sheet.png --count 8
 """
 
-import typer
-
 from datasets.scenes.settings import SheetSettings, StoreSettings
-from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.later import later
 
 
-def build_app() -> typer.Typer:
+def build_app() -> App:
     """The verbs of `python -m datasets.scenes`."""
     app = new_app("Rendered tabletop scenes with exact masks, depth and counterfactuals.")
     app.command("render")(command(StoreSettings, later("datasets.scenes.store:render_shards")))

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from inpainting.data.paintings import change_annotations, checked_name
 from inpainting.data.steps.captions import EntitySettings, plain_text
 from inpainting.data.steps.regions import (
@@ -25,7 +23,7 @@ from inpainting.data.steps.regions import (
 )
 from inpainting.data.steps.split import TransferSettings, one_split_each, split_images
 from ldm.files import file_sha256, read_json, visible_files
-from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.config import setting
 
 LOWER_STEP = "to-lowercase"
@@ -109,7 +107,7 @@ def to_lowercase(settings: EntitySettings) -> None:
     change_annotations(settings.entities_dir, LOWER_STEP, {}, change)
 
 
-def build_app() -> typer.Typer:
+def build_app() -> App:
     app = new_app("Densely Captioned Images in the form of the painting data.")
     app.command("make-masks-dataset")(command(DciSettings, make_masks))
     app.command("make-entities-dataset")(command(DciSettings, make_entities))

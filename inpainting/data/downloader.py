@@ -17,7 +17,6 @@ from pathlib import Path, PurePath
 
 import httpx
 import numpy as np
-import typer
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -27,7 +26,7 @@ from ldm.decode import DECODER_ERRORS
 from ldm.files import nfc, read_table, write_atomic
 from ldm.images import read_image
 from ldm.journal import attempt_in_order
-from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
@@ -168,7 +167,7 @@ def fetch_image(name: str, url: str, client: httpx.Client) -> bytes:
     return buffer.getvalue()
 
 
-def build_app() -> typer.Typer:
+def build_app() -> App:
     app = new_app("Fetch annotations and images.")
     app.command("fetch-annotations")(command(FetchSettings, fetch_annotations))
     app.command("download-and-save-images-wikiart-v2")(command(DownloadSettings, fetch_images))

@@ -13,8 +13,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
 from inpainting.data.batches import AnnotateSettings, CaptionSettings
 from inpainting.data.paintings import GET, RAW_CAPTIONS
 from inpainting.data.steps.captions import (
@@ -28,7 +26,7 @@ from inpainting.data.steps.roots import METHODS, RootSettings, extract_roots
 from inpainting.data.steps.split import MODES, SplitSettings, split_images
 from ldm.journal import Journal
 from ldm.locks import alone
-from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 from ldm.settings.later import later
 
@@ -99,7 +97,7 @@ def build_paintings(settings: BuildSettings) -> None:
             log.warning("%d left out, reasons in %s", len(journal.left_out), journal.path)
 
 
-def build_app() -> typer.Typer:
+def build_app() -> App:
     app = new_app("Make the painting data.")
     app.command("make-masks-dataset")(command(RegionSettings, make_masks))
     app.command("make-entities-dataset")(command(RegionSettings, make_entities))

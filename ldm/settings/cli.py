@@ -1,6 +1,6 @@
 """Command-line verbs made of settings dataclasses: an option per field, YAML below flags, one-line errors.
 
-def build_app() -> typer.Typer:
+def build_app() -> App:
     app = new_app("Compose images.")
     work = later("compose.commands:run_image")  # imported when the verb runs
     app.command("image")(command(ImageSettings, work, default_config=Path("configs/inference.yaml")))
@@ -34,6 +34,7 @@ from ldm.settings.resources import resources_named, user_message
 from ldm.settings.schema import flat_settings, from_text, members, range_name, section_of, type_name
 
 T = TypeVar("T")
+App = typer.Typer  # under this name commands need not import the library before this package
 log = logging.getLogger(__name__)
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C and SIGTERM, as shells give them

@@ -9,14 +9,12 @@ The same command again continues an interrupted run and ends with the same files
 
 from functools import partial
 
-import typer
-
-from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.later import later
 from llava_bifrost.settings import CocoBuild, MergeShardsSettings, ScenesBuild
 
 
-def build_app() -> typer.Typer:
+def build_app() -> App:
     """The verbs of `python -m llava_bifrost.build_dataset`."""
     app = new_app("Training data of the locator.")
     build = later("llava_bifrost.build_dataset.files:build_questions")

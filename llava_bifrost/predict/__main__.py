@@ -8,14 +8,12 @@ Answers always have a valid form. With `--candidates K` several places are propo
 drawn on the image.
 """
 
-import typer
-
-from ldm.settings.cli import command, new_app, run_module
+from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.later import later
 from llava_bifrost.settings import NamedBoxes, PredictImage, PredictJobs
 
 
-def build_app() -> typer.Typer:
+def build_app() -> App:
     """The command line."""
     app = new_app("Where does an object go? Boxes and depths from an image and a sentence.")
     app.command("image")(command(PredictImage, later("llava_bifrost.predict.run:predict_image")))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import ldm
 import ldm.settings.cli as cli
 from ldm.checkpoints import folder_written_whole
 from ldm.files import written_whole
@@ -143,3 +144,58 @@ def test_other_exits_stay_as_they_are(code: int | None) -> None:
     with pytest.raises(SystemExit) as raised:
         run(work)
     assert raised.value.code == code
+
+
+def interrupted_import(how: str) -> BaseException:
+    """What comes out of an import that Ctrl-C ends; libraries make other errors of it."""
+    try:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            if how == "as it is":
+                raise
+            if how == "another error because of it":
+                raise ImportError("numpy") from error
+            raise ImportError("numpy")  # noqa: B904
+    except (KeyboardInterrupt, ImportError) as error:
+        return error
+
+
+@pytest.mark.parametrize("how", ["as it is", "another error because of it", "another error after it"])
+def test_ctrl_c_while_a_command_is_imported_is_one_line(capsys, how: str) -> None:
+    error = interrupted_import(how)
+    with pytest.raises(SystemExit) as raised:
+        ldm.end_quietly(type(error), error, error.__traceback__)
+    assert (raised.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+def test_other_errors_of_an_import_keep_their_traceback(capsys) -> None:
+    error = ImportError("no such library")
+    ldm.end_quietly(type(error), error, None)
+    assert capsys.readouterr().err == "ImportError: no such library\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [("-m", 130), (str(ROOT / "run_inference.py"), 130), ("-c", None), (str(ROOT) + "_other/a.py", None)],
+)
+def test_only_commands_of_the_repository_end_quietly(first: str, code: int | None) -> None:
+    program = f"import sys; sys.argv = [{first!r}]; import ldm; raise KeyboardInterrupt"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode == 130) == (code == 130)
+    assert (run.stderr == "interrupted\n") == (code == 130)
+    assert ("Traceback" in run.stderr) == (code is None)
+
+
+@pytest.mark.parametrize(
+    "name", ["cldm", "compose", "inpainting", "llava_bifrost", "tiny", "run_dataset_debug"]
+)
+def test_no_foreign_library_is_imported_before_that_holds(name: str) -> None:
+    program = f"import sys; sys.modules['ldm'] = None\ntry:\n    import {name}\nexcept ImportError: pass\n"
+    program += "print(sorted({'numpy', 'typer', 'cv2', 'omegaconf', 'PIL', 'tqdm'} & set(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (run.stdout, run.stderr) == ("[]\n", "")

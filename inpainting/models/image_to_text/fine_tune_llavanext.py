@@ -1,21 +1,19 @@
 """Train the prompt writer on paintings with masked regions, or test one (paper sections 3.1 and 4.2).
 
-    accelerate launch -m inpainting.models.image_to_text.fine_tune_llavanext train \
+    accelerate launch --quiet -m inpainting.models.image_to_text.fine_tune_llavanext train \
         --config-path=configs/inpainting/image_to_text/train/llava_multimask.yaml [key=value ...]
 
 To continue an interrupted run, run the same command again. With `only_val: true` nothing is trained: all
 held-out images are answered and measured.
 """
 
-import typer
-
 from inpainting.config_path import config_verb
 from inpainting.models.image_to_text.settings import PromptTraining
-from ldm.settings.cli import new_app, run_module, takes_keys
+from ldm.settings.cli import App, new_app, run_module, takes_keys
 from ldm.settings.later import later
 
 
-def build_app() -> typer.Typer:
+def build_app() -> App:
     app = new_app("Train or test the prompt writer.")
     help = "Train the prompt writer, or test it with only_val=true; the same command again continues."
     work = later("inpainting.models.image_to_text.training:train_prompt_writer")

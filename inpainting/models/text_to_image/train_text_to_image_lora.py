@@ -1,6 +1,6 @@
 """Train a LoRA of the inpainter on paintings with masked regions (paper section 3.3).
 
-    accelerate launch -m inpainting.models.text_to_image.train_text_to_image_lora main \
+    accelerate launch --quiet -m inpainting.models.text_to_image.train_text_to_image_lora main \
         --config-path=configs/inpainting/text_to_image/train/sd_2_inp_rca_finetuned.yaml [key=value ...]
 
 To continue an interrupted run, run the same command again.
@@ -9,12 +9,10 @@ To continue an interrupted run, run the same command again.
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
 from inpainting.config_path import config_verb
 from inpainting.data.paintings import PaintingOptions
 from inpainting.models.text_to_image.config import ENCODINGS, LAYOUTS
-from ldm.settings.cli import new_app, run_module, takes_keys
+from ldm.settings.cli import App, new_app, run_module, takes_keys
 from ldm.settings.config import CheckedSettings, check_settings, setting
 from ldm.settings.later import later
 from ldm.training.settings import FitConfig
@@ -59,7 +57,7 @@ class TrainLoraConfig:
             raise ValueError("encoding=separate needs rca: without region maps there is one sequence")
 
 
-def build_app() -> typer.Typer:
+def build_app() -> App:
     work = later("inpainting.models.text_to_image.lora:train_lora")
     app = new_app("Train a LoRA of the inpainter.")
     app.command("main", cls=takes_keys(TrainLoraConfig))(config_verb(TrainLoraConfig, work, HELP))
