@@ -36,11 +36,7 @@ def run_image(settings: CompositeSettings) -> dict[str, Any]:
     sheet = save_sheet(result, settings.out, settings.overwrite) if settings.sheet else None
     if result.changed_outside:
         logger.warning("%d pixels changed outside the edit region", result.changed_outside)
-    summary = (
-        f"{100 * result.report['visible_fraction']:.0f} % of the object visible, "
-        f"{result.changed_outside} pixels changed outside the edit region"
-    )
-    return log_result(paths, result.report, summary, sheet)
+    return log_result(paths, result.report, result.summary, sheet)
 
 
 def write_preview(settings: CompositeSettings, models: Models, step: Step) -> None:

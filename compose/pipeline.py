@@ -87,6 +87,12 @@ class Result:
         """Pixels of all samples that changed outside the edit region."""
         return sum(drift["changed_outside"] for drift in self.report["drift"])
 
+    @property
+    def summary(self) -> str:
+        """Visible fraction and drift in words."""
+        visible = f"{100 * self.report['visible_fraction']:.0f} % of the object visible"
+        return f"{visible}, {self.changed_outside} pixels changed outside the edit region"
+
     def save(self, index: int, path: Path, job: str | None = None, overwrite: bool = False) -> None:
         """One sample: the PNG with its recipe, the JSON report beside it.
 
@@ -181,8 +187,7 @@ def compose(
         warn_if_alike([each.result_u8 for each in stitched], stitched[0].edit_mask, sampling.steps)
         before_u8 = sources.background.own_u8  # nearer objects may not change either
         drift = [measure_drift(before_u8, s.result_u8, s.edit_mask & ~s.keep_mask) for s in stitched]
-    # Of the placed cut-out, what nothing hides.
-    visible = float(layers.coverage_01.sum() / max(layers.placed.alpha_01.sum(), 1e-6))
+    visible = layers.visible_fraction
     if visible < LEAST_VISIBLE:
         message = "nearer objects hide all but %.1f %% of the object: raise --depth, or move it"
         logger.warning(message, 100 * visible)

@@ -57,8 +57,8 @@ def read_sources(settings: ComposeSettings) -> Sources:
     if settings.target_mask is not None:
         target = read_mask(settings.target_mask, size=background.size) ^ settings.invert_target_mask
         box = None if settings.box or settings.box_px else box_to_01(bbox_of_mask(target), background.size)
-    depth_01 = _depth_of(settings.background_depth, background.size)
-    object_depth_01 = _depth_of(settings.object_depth, item.size)
+    depth_01 = depth_of(settings.background_depth, background.size)
+    object_depth_01 = depth_of(settings.object_depth, item.size)
     if settings.object_mask is not None:
         cut, cut_by = read_mask(settings.object_mask, size=item.size), "file"
     else:
@@ -119,7 +119,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
     return inputs, decided
 
 
-def _depth_of(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:
+def depth_of(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:
     """A depth map at the (h, w) of its image; another resolution is fitted, another aspect refused."""
     if path is None:
         return None

@@ -65,6 +65,11 @@ class Layers:
         return self.coverage_01 > 0.5
 
     @property
+    def visible_fraction(self) -> float:
+        """Of the placed cut-out, what nothing hides."""
+        return float(self.coverage_01.sum() / max(self.placed.alpha_01.sum(), 1e-6))
+
+    @property
     def paste_u8(self) -> np.ndarray:
         """(h, w, 3): the visible cut-out on the clean background, with soft edges."""
         return fusion.collage(self.clean_u8, self.placed.rgb_u8, self.coverage_01, None)

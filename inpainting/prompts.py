@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldm.decode import LoadedImage
+from ldm.images import GRAY_TOLERANCE, MASK_THRESHOLD
 from ldm.mllm.templates import LLAVA_SYSTEM, TEMPLATES
 from ldm.settings.config import check_settings, setting
 
@@ -33,6 +35,8 @@ COLORS: dict[str, RGB] = {
     "pink": (255, 192, 203),
     "brown": (165, 42, 42),
 }
+LEAST_COLOR = 0.001  # of the image's pixels that have exactly the colour of a mask; chosen
+APART = 48  # of 255 between the colours of two masks, in some channel; chosen: JPEG changes less
 RED, GRAY_NAME = "red", "gray"  # the region that is tested; the only region
 GRAY: RGB = (128, 128, 128)
 DEMO_ORDER = ("red", "blue", "yellow", "green", "cyan")  # of the regions in the published notebook and page
@@ -138,6 +142,30 @@ def paint_masks(
         below, paint = painted[mask].astype(np.float32), np.array(rgb_of(color), np.float32)
         painted[mask] = (below * np.float32(1 - alpha) + paint * np.float32(alpha)).astype(np.uint8)
     return painted
+
+
+def split_colors(image: LoadedImage) -> list[np.ndarray]:
+    """Masks (h, w) bool of an image of coloured masks, one for each colour, in the order of `COLORS`.
+
+    Gray and transparent pixels belong to none; the soft edges between colours go to the nearer one.
+    ValueError where nothing is coloured.
+    """
+    rgb_u8, (h, w), found = image.rgb_u8, image.size, list[np.ndarray]()
+    colored = np.ptp(rgb_u8, axis=2) > GRAY_TOLERANCE
+    if image.alpha_u8 is not None:
+        colored &= image.alpha_u8 > MASK_THRESHOLD
+    values, inverse, counts = np.unique(rgb_u8[colored], axis=0, return_inverse=True, return_counts=True)
+    for index in np.argsort(-counts, kind="stable"):
+        color = values[index].astype(int)
+        if counts[index] >= LEAST_COLOR * h * w and all(abs(color - one).max() > APART for one in found):
+            found.append(color)
+    if not found:
+        raise ValueError("it holds no coloured mask: every pixel is gray, transparent, or of a rare colour")
+    names = np.array(list(COLORS.values()))
+    found.sort(key=lambda color: int(abs(names - color).max(axis=1).argmin()))
+    owner = np.full((h, w), -1)
+    owner[colored] = abs(values[:, None].astype(int) - found).max(axis=2).argmin(axis=1)[inverse.ravel()]
+    return [owner == number for number in range(len(found))]
 
 
 def remove_overlaps(masks: Sequence[np.ndarray]) -> list[np.ndarray]:

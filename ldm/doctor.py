@@ -27,6 +27,14 @@ COMMANDS = {  # what runs with each of them
 
 def print_report() -> dict[str, list[str]]:
     """Print what works now, what each command would gain, versions, devices and models."""
+    report = report_sections()
+    for title, lines in report.items():
+        typer.echo(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
+    return report
+
+
+def report_sections() -> dict[str, list[str]]:
+    """What works now, what each command would gain, versions, devices and models: title -> lines."""
     import torch
 
     registry = load_registry()
@@ -49,7 +57,7 @@ def print_report() -> dict[str, list[str]]:
             gains.append(f"{users}: {size}: python -m ldm.registry pull {name}")
         elif users:
             works.append(f"{users}: with {folder_of(model)}")
-    sections = {
+    return {
         "works now": works,
         "would be gained": sorted(gains),
         "machine": [
@@ -64,9 +72,6 @@ def print_report() -> dict[str, list[str]]:
             for name, model in registry.items()
         ],
     }
-    for title, lines in sections.items():
-        typer.echo(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
-    return sections
 
 
 build_app = single_app(print_report)

@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator
 
 import uvicorn
 from fastapi import FastAPI
+from gradio import mount_gradio_app
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from compose.serve.guard import LOCAL_HOSTS, Guard
 from compose.serve.jobs import Job, JobQueue
+from compose.serve.page_about import THEME, build_page
 from compose.serve.rest import ERRORS, make_router
 from compose.serve.settings import COMPOSE_IMAGES, ServeSettings
 from compose.serve.uploads import without_paths
@@ -70,6 +72,17 @@ def make_app(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
         exception_handlers=ERRORS,
     )
     app.include_router(make_router(settings, queue))
+    app = mount_gradio_app(
+        app,
+        build_page(queue, settings),
+        "/",
+        root_path=settings.root_path,
+        allowed_paths=[str(queue.folder)],
+        max_file_size=settings.max_mb * 1_000_000,
+        footer_links=[],
+        run_history=False,
+        theme=THEME,
+    )
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_mb * 1_000_000)
     app.add_middleware(Guard, auth=settings.auth, max_mb=settings.max_mb)

@@ -125,7 +125,7 @@ class JobQueue:
         any number. clean: takes paths of the server out of an error. ValueError where others read the folder.
         """
         self.folder, self.waiting, self.keep_s, self.per_minute = folder, waiting, keep_s, per_minute
-        self.clean, self.workers = clean, len(workers)
+        self.clean, self.workers = clean, workers
         self.jobs: dict[str, Job] = {}
         self.line: deque[tuple[Job, Work]] = deque()
         self.recent: list[tuple[str, float]] = []  # client and time of the jobs of the last minute
@@ -150,7 +150,7 @@ class JobQueue:
                 raise QueueFull(reason, times[0] + MINUTE - now)
             queued = sum(job.state == "queued" for job in self.jobs.values())
             if queued >= self.waiting or self.closed:
-                raise QueueFull(f"{queued} jobs are waiting", self.seconds * queued / self.workers)
+                raise QueueFull(f"{queued} jobs are waiting", self.seconds * queued / len(self.workers))
             self.recent.append((client, now))
             identity = secrets.token_hex(16)
             job = Job(identity, kind, self.folder / f"job-{identity}")

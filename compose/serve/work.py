@@ -55,10 +55,16 @@ def preview(space: LatentSpace, step: Step) -> bytes:
     return encode_png(from_pm1(space.decode(latents)[0].float().cpu()))
 
 
-def compose_work(settings: ComposeSettings, *, within: bool = False, sheet: bool = False) -> Work:
+def compose_work(
+    settings: ComposeSettings,
+    *,
+    within: bool = False,
+    sheet: bool = False,
+    placement: dict[str, Any] | None = None,
+) -> Work:
     """Compose as the settings say. within: nothing outside the target mask may change, in any mode.
 
-    sheet: sheet.png is left beside the images
+    sheet: 0_sheet.png is left beside the images. placement: record of the sentence that gave the place before
     """
 
     def work(job: Job, networks: Networks) -> dict[str, Any]:
@@ -68,7 +74,7 @@ def compose_work(settings: ComposeSettings, *, within: bool = False, sheet: bool
             monitor = job.monitor(lambda step: preview(models.compositor.latent_space, step))
             result = compose(
                 own, models, on_step=monitor.on_step, cancelled=monitor.cancelled, progress=False
-            )
+            ).with_placement(placement)
         if within and own.target_mask is not None:
             before = read_image(own.background)
             mask = read_mask(own.target_mask, size=before.size) ^ own.invert_target_mask
@@ -91,8 +97,8 @@ def masked(before: LoadedImage, after: LoadedImage, mask: np.ndarray) -> LoadedI
     return replace(after, **chosen)
 
 
-def paint_work(settings: DreamSettings) -> Work:
-    """Fill the masks of an image; prompts that are empty are written first."""
+def paint_work(settings: DreamSettings, paints: bool = True) -> Work:
+    """Fill the masks of an image; prompts that are empty are written first. paints: or only that is done."""
 
     def work(job: Job, networks: Networks) -> dict[str, Any]:
         own = replace(settings, device=networks.device)
@@ -106,6 +112,8 @@ def paint_work(settings: DreamSettings) -> Work:
                     load_writer, own, "prompter", "adapter", "device", "dtype", "precision"
                 )
             prompts = write_missing(image.rgb_u8, masks, known, writer, own.decoding)
+            if not paints:
+                return {"prompts": prompts.rows()}
             pipe = networks.once(load_painter, own, "model", "lora", "lora_scale", "device", "dtype")
             regions = pair_masks(masks, prompts.texts, own.negatives)
             monitor = job.monitor(partial(preview, pipe.latent_space))

@@ -26,6 +26,7 @@ PLAIN_RIM = 0.6  # of the rim in one colour makes a plain background
 SAME_COLOUR = 12.0  # largest Lab distance (8-bit scale) of rim pixels to that colour
 OTHER_COLOUR = 25.0  # smallest Lab distance of pixels that stand out from it
 CENTRALITY = 0.35  # distance from the middle, as a fraction of the image, at which a piece counts 1/e
+REACH, NEAR, CERTAIN = 0.3, 0.07, 0.012  # radii round a click, of the longer side (chosen)
 SMALL_HOLE = 0.004  # fraction of the image; larger holes, as in a handle, stay open
 U2NETP_SIDE = 320  # pixels; the published network's input (Qin et al. 2020, U2-Net, section 3.3)
 # Rim of the network's mask that colours decide; measured on 15 photographs with `benchmarks.cutout`.
@@ -110,11 +111,46 @@ def mask_doubts(rgb_u8: np.ndarray, mask: np.ndarray) -> list[str]:
     return [reason for reason, holds in reasons.items() if holds]
 
 
+def _small(rgb_u8: np.ndarray) -> np.ndarray:
+    """An image (h, w, 3) at the size of GrabCut."""
+    scale = min(1.0, GRABCUT_SIDE / max(rgb_u8.shape[:2]))
+    return resize(rgb_u8, (max(1, round(rgb_u8.shape[0] * scale)), max(1, round(rgb_u8.shape[1] * scale))))
+
+
+def mask_at(rgb_u8: np.ndarray, point01: tuple[float, float]) -> np.ndarray:
+    """Mask (h, w) of what an image (h, w, 3) shows at a point, x and y in fractions; not empty.
+
+    GrabCut: the colours near the point against those of the rest, the piece that holds the point.
+    """
+    small_u8, (h, w) = _small(rgb_u8), rgb_u8.shape[:2]
+    n, m = small_u8.shape[:2]
+    x, y = min(int(point01[0] * m), m - 1), min(int(point01[1] * n), n - 1)
+    start = np.full((n, m), cv2.GC_BGD, np.uint8)
+    for radius, label in ((REACH, cv2.GC_PR_BGD), (NEAR, cv2.GC_PR_FGD), (CERTAIN, cv2.GC_FGD)):
+        cv2.circle(start, (x, y), max(1, round(radius * max(n, m))), int(label), -1)
+    _, pieces = cv2.connectedComponents(grabcut(small_u8, start, ITERATIONS).astype(np.uint8), connectivity=4)
+    found = resize(pieces == pieces[y, x], (h, w), how="linear")
+    found[min(int(point01[1] * h), h - 1), min(int(point01[0] * w), w - 1)] = True
+    return found
+
+
+def corrected_mask(rgb_u8: np.ndarray, mask: np.ndarray, marks: np.ndarray) -> np.ndarray:
+    """A mask (h, w) that GrabCut finds from another one and a user's marks, which hold.
+
+    marks: (h, w) uint8, 0 none, 1 object, 2 background
+    """
+    small_u8 = _small(rgb_u8)
+    near = resize(mask, small_u8.shape[:2])
+    start = np.where(near, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    for value, label in ((1, cv2.GC_FGD), (2, cv2.GC_BGD)):
+        start[resize((marks == value).astype(np.float32), near.shape) > 0] = label
+    found = resize(grabcut(small_u8, start, ITERATIONS), mask.shape, how="linear")
+    return (found & (marks != 2)) | (marks == 1)
+
+
 def grabcut_mask(rgb_u8: np.ndarray) -> np.ndarray:
     """GrabCut from a thin rim of background, one connected piece, at the image's size, without chance."""
-    h, w = rgb_u8.shape[:2]
-    scale = min(1.0, GRABCUT_SIDE / max(h, w))
-    small_u8 = resize(rgb_u8, (max(1, round(h * scale)), max(1, round(w * scale))))
+    small_u8, size = _small(rgb_u8), rgb_u8.shape[:2]
     # The rim is background. On a plain background (a studio image) colour says more than place: what differs
     # from it is probably the object, also where it touches the rim.
     n, m = small_u8.shape[:2]
@@ -127,8 +163,8 @@ def grabcut_mask(rgb_u8: np.ndarray) -> np.ndarray:
     if (distance[rim] < SAME_COLOUR).mean() > PLAIN_RIM:
         start[~rim] = cv2.GC_PR_BGD
         start[distance > OTHER_COLOUR] = cv2.GC_PR_FGD
-    if not ((start == cv2.GC_PR_FGD).any() and (start != cv2.GC_PR_FGD).any()):
-        return np.zeros((h, w), bool)
+    if (start == cv2.GC_PR_FGD).all():
+        return np.zeros(size, bool)
     mask = grabcut(small_u8, start, ITERATIONS)
     count, pieces, table, centres = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     if count > 1:  # the piece with the best size for its distance from the middle of the image
@@ -138,11 +174,14 @@ def grabcut_mask(rgb_u8: np.ndarray) -> np.ndarray:
     _, pieces, table, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
     small_holes = table[:, cv2.CC_STAT_AREA] < SMALL_HOLE * mask.size
     small_holes[0] = False  # piece 0 is the mask itself
-    return resize(mask | small_holes[pieces], (h, w), how="linear")
+    return resize(mask | small_holes[pieces], size, how="linear")
 
 
 def grabcut(rgb_u8: np.ndarray, start: np.ndarray, iterations: int) -> np.ndarray:
     """OpenCV's GrabCut of an image (h, w, 3) from its labels (h, w), without chance; mask (h, w)."""
+    objects = (start == cv2.GC_FGD) | (start == cv2.GC_PR_FGD)
+    if objects.all() or not objects.any():  # OpenCV needs both
+        return objects
     cv2.setRNGSeed(0)
     background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
     unused_rectangle = (0, 0, 1, 1)

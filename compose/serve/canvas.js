@@ -1,0 +1,97 @@
+// The drawing surface of the page: an image, marks on it, and the tools box, point and brush.
+// props.value: {image, tool, box, marks: [{box, label, colour}], colour, radius, upload, hint, tall}; boxes and points
+// are fractions of the image. Events {box, points, radius}: 'drag' of a box, again and again, and 'draw', a click or
+// a stroke.
+const canvas = element.querySelector('canvas'), pen = canvas.getContext('2d'), image = new Image();
+const scale = window.devicePixelRatio || 1, clamp = (value) => Math.min(1, Math.max(0, value));
+let state = {}, box = null, drag = null, points = [], last = 0;
+const input = () => document.getElementById(state.upload)?.parentElement.querySelector(`:has(+ #${state.upload})`);
+const shown = () => state.image && image.complete && image.naturalWidth > 0;
+const dragged = () => state.tool === 'box' && drag.far;
+const tell = () => trigger(dragged() ? 'drag' : 'draw', {box: dragged() ? box : null, points, radius: state.radius});
+
+function at(event) {
+  const frame = canvas.getBoundingClientRect();
+  return [clamp((event.clientX - frame.left) / frame.width), clamp((event.clientY - frame.top) / frame.height)];
+}
+
+function outline([x0, y0, x1, y1], label, colour, width) {
+  const [w, h, size] = [canvas.width, canvas.height, 13 * scale];
+  pen.strokeStyle = pen.fillStyle = colour; pen.lineWidth = width * scale;
+  pen.strokeRect(x0 * w, y0 * h, (x1 - x0) * w, (y1 - y0) * h);
+  if (!label) return;
+  const wide = pen.measureText(label).width + size, left = Math.min(x0 * w, w - wide), top = Math.max(0, y0 * h - 1.6 * size);
+  pen.fillRect(left, top, wide, 1.6 * size);
+  pen.fillStyle = '#fff'; pen.fillText(label, left + size / 2, top + 1.15 * size);
+}
+
+function draw() {
+  const aspect = shown() ? image.naturalWidth / image.naturalHeight : 1.8;
+  const wide = Math.min(element.clientWidth, (state.tall || 0.7) * window.innerHeight * aspect);
+  if (wide < 1) return;
+  canvas.width = wide * scale; canvas.height = canvas.width / aspect;
+  canvas.style.cssText = `width: ${wide}px; touch-action: ${shown() && state.tool ? 'pinch-zoom' : 'auto'};
+    cursor: ${shown() && state.tool ? 'crosshair' : 'pointer'}`;
+  pen.font = `600 ${13 * scale}px system-ui, sans-serif`;
+  if (!shown()) {
+    pen.fillStyle = '#7a808a';
+    return pen.fillText(state.hint, (canvas.width - pen.measureText(state.hint).width) / 2, canvas.height / 2);
+  }
+  pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+  for (const mark of state.marks || []) outline(mark.box, mark.label, mark.colour, 2);
+  if (box) outline(box, '', '#e8402a', 2.5);
+  for (const [i, j] of box ? [[0, 1], [0, 3], [2, 1], [2, 3]] : []) {
+    pen.beginPath(); pen.arc(box[i] * canvas.width, box[j] * canvas.height, 6 * scale, 0, 7); pen.fill();
+  }
+  if (state.tool !== 'brush' || !drag) return;
+  pen.strokeStyle = state.colour; pen.lineCap = pen.lineJoin = 'round'; pen.globalAlpha = 0.6; pen.beginPath();
+  pen.lineWidth = 2 * state.radius * Math.max(canvas.width, canvas.height);
+  for (const [x, y] of points) pen.lineTo(x * canvas.width + 0.1, y * canvas.height);
+  pen.stroke(); pen.globalAlpha = 1;
+}
+
+canvas.onpointerdown = (event) => {
+  if (!shown()) return input()?.click();
+  if (!state.tool || !event.isPrimary) return;
+  canvas.setPointerCapture(event.pointerId);
+  const [x, y] = at(event), near = 16 / canvas.clientWidth, nearY = 16 / canvas.clientHeight;
+  drag = {from: [x, y], start: [event.clientX, event.clientY], far: false};  // a new box
+  if (box && x > box[0] && x < box[2] && y > box[1] && y < box[3]) drag.moves = [...box];  // or the whole box
+  for (const [i, j] of box ? [[0, 1], [0, 3], [2, 1], [2, 3]] : [])  // or one of its corners
+    if (Math.abs(x - box[i]) < near && Math.abs(y - box[j]) < nearY)
+      drag = {...drag, from: [box[2 - i], box[4 - j]], moves: null};
+  points = [[x, y]];
+  draw();
+};
+canvas.onpointermove = (event) => {
+  if (!drag) return;
+  const [x, y] = at(event), [fx, fy] = drag.from;
+  drag.far ||= Math.hypot(event.clientX - drag.start[0], event.clientY - drag.start[1]) > 4;
+  if (state.tool === 'brush') points.push([x, y]);
+  else if (state.tool === 'box' && drag.far && drag.moves) {
+    const [a, b, c, d] = drag.moves;
+    const [dx, dy] = [Math.min(1 - c, Math.max(-a, x - fx)), Math.min(1 - d, Math.max(-b, y - fy))];
+    box = [a + dx, b + dy, c + dx, d + dy];
+  } else if (state.tool === 'box' && drag.far)
+    box = [Math.min(x, fx), Math.min(y, fy), Math.max(x, fx), Math.max(y, fy)].map((v, i) => v + (i > 1) * 1e-4);
+  draw();
+  if (state.tool === 'box' && drag.far && performance.now() - last > 150) { last = performance.now(); tell(); }
+};
+canvas.onpointerup = () => { if (drag) tell(); drag = null; points = []; };
+canvas.onpointercancel = () => { drag = null; points = []; take(); };
+
+for (const name of ['dragover', 'drop']) element.addEventListener(name, (event) => {
+  event.preventDefault();
+  if (name === 'dragover' || !event.dataTransfer.files.length || !input()) return;
+  input().files = event.dataTransfer.files;
+  input().dispatchEvent(new Event('change', {bubbles: true}));
+});
+function take() {
+  state = props.value || {};
+  if (!drag) box = state.box || null;
+  if (state.image && state.image !== image.src) image.src = state.image; else draw();
+}
+image.onload = draw;
+watch('value', take);
+new ResizeObserver(draw).observe(element);
+take();

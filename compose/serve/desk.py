@@ -1,0 +1,256 @@
+"""What a visitor of the page works on: images, cut-out, place, named things. No network runs here.
+
+Boxes and points are fractions of the image. Legend: H W background, h w object.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import RLock
+from typing import Any
+
+import cv2
+import numpy as np
+
+from compose.pipeline import settings_of_recipe
+from compose.placement import Sources, depth_of
+from compose.preview import Occlusion, fitted, occlusion, shrink
+from compose.settings import INPUT_FILES, ComposeSettings
+from datasets.geometry import Box01, bbox_of_mask, box_to_01, check_box01, depth_at_contact
+from datasets.inputs import PairOptions
+from ldm.decode import LoadedImage
+from ldm.experts.segment import corrected_mask, mask_at, object_mask
+from ldm.files import file_sha256, write_json
+from ldm.images import read_image, read_mask, resize, write_mask
+from ldm.memory import FOLDER, IN_MEMORY
+from ldm.settings.config import Layer, merge_layers, to_plain
+
+LEAST_BOX = 0.06  # side of a box round a click at which little was found; chosen
+
+
+def stroke_mask(size: tuple[int, int], points: Sequence[Sequence[float]], radius: float) -> np.ndarray:
+    """(h, w) bool: a round brush moved over the points (x, y); radius of the longer side."""
+    mask, width = np.zeros(size, np.uint8), max(1, round(2 * radius * max(size)))
+    line = np.rint(np.array(points, float).reshape(-1, 2) * (size[1] - 1, size[0] - 1)).astype(np.int32)
+    cv2.polylines(mask, [line], False, 1, width)
+    for x, y in line[[0, -1]]:
+        cv2.circle(mask, (int(x), int(y)), width // 2, 1, -1)
+    return mask > 0
+
+
+def anywhere(layers: Sequence[Layer]) -> ComposeSettings:
+    """Settings of a composite of no images, to load networks by."""
+    return merge_layers(
+        ComposeSettings, [*layers, Layer({"background": "-", "object": "-", "box": [0, 0, 1, 1]})]
+    )
+
+
+class Desk:
+    """The composite that one visitor prepares. ValueError for what the visitor can mend."""
+
+    def __init__(self, layers: Sequence[Layer], options: PairOptions) -> None:
+        """layers: settings below the visitor's. options: the pre-processing of the compositor."""
+        self.layers, self.options, self.own = layers, options, TemporaryDirectory(prefix=FOLDER)
+        self.files: dict[str, Path] = {}  # setting -> its file
+        self.seen: dict[str, Path] = {}  # hash -> every file that was given
+        self.wanted: dict[str, str] = {}  # setting -> hash of its file in a recipe
+        self.background: LoadedImage | None = None
+        self.item: LoadedImage | None = None
+        self.cut = self.marks = np.zeros((0, 0), np.uint8)  # (h, w) the object; 1 painted in, 2 rubbed out
+        self.job: Any = None
+        self.lock = RLock()  # events come in several threads
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what belongs to one background."""
+        self.files = {name: path for name, path in self.files.items() if name.startswith("object")}
+        self.depth_01: np.ndarray | None = None  # (H, W)
+        self.target: np.ndarray | None = None  # (H, W) bool
+        self.box: Box01 | None = None
+        self.depth: tuple[float, ...] | None = None  # None: that of the ground at the foot of the box
+        self.named: dict[str, Box01] = {}
+        self.pending: Box01 | None = None  # has no name yet
+        self.records: list[dict[str, Any]] = []  # the locator's answer, with each place chosen in turn
+        self.small: tuple[Sources, np.ndarray] | None = None
+
+    def take(self, name: str, path: Path) -> str:
+        """Use a file as this setting of a composite; returns what the visitor should know."""
+        note, sizes = "", (self.background, self.item)
+        if name == "background":
+            self.background = read_image(path)
+            self.clear()
+        elif name == "object":
+            self.item, self.marks = (item := read_image(path)), np.zeros(item.size, np.uint8)
+            self.files.pop("object_mask", None)
+            try:
+                self.cut, way = object_mask(item)
+                note = "" if way == "alpha" else "The outline is estimated: click or paint to correct it"
+            except ValueError:
+                self.cut, note = np.zeros(item.size, bool), "No outline was found: paint the object"
+        elif (like := sizes[name == "object_mask"]) is None:
+            raise ValueError(f"the {name.replace('_', ' ')} comes after its image")
+        elif name == "background_depth":
+            self.depth_01 = depth_of(path, like.size)
+        elif name == "object_mask":
+            self.cut = read_mask(path, size=like.size)
+        else:
+            self.target = read_mask(path, size=like.size)
+        self.files[name], self.small, digest = path, None, file_sha256(path)
+        self.seen[digest] = path
+        if self.wanted.pop(name, digest) != digest:
+            note = f"This is not the {name.replace('_', ' ')} that the image was made from"
+        return note
+
+    def correct(self, points: Sequence[Sequence[float]], radius: float, adds: bool, finds: bool) -> None:
+        """Add a stroke to the object or take it away. finds: so is what looks like it."""
+        assert self.item is not None
+        stroke = stroke_mask(self.item.size, points, radius)
+        self.marks[stroke] = 1 if adds else 2
+        self.cut = corrected_mask(self.item.rgb_u8, self.cut, self.marks) if finds else self.cut.copy()
+        self.cut[stroke] = adds
+        self.take("object_mask", self._written("object_mask", self.cut))
+
+    def paint_target(self, points: Sequence[Sequence[float]], radius: float) -> None:
+        """Add a stroke to the target mask."""
+        assert self.background is not None
+        stroke = stroke_mask(self.background.size, points, radius)
+        target = stroke if self.target is None else self.target | stroke
+        self.take("target_mask", self._written("target_mask", target))
+
+    def _written(self, name: str, mask: np.ndarray) -> Path:
+        if not mask.any():
+            raise ValueError(f"nothing is left of the {name.replace('_', ' ')}")
+        path = Path(self.own.name) / f"{name}_{len(self.seen)}.png"
+        write_mask(path, mask)
+        return path
+
+    def box_at(self, x: float, y: float) -> Box01:
+        """The box of what stands at a point of the background."""
+        assert self.background is not None
+        small_u8 = resize(self.background.rgb_u8, fitted(self.background.size))
+        x0, y0, x1, y1 = box_to_01(bbox_of_mask(mask_at(small_u8, (x, y))), small_u8.shape[:2])
+        wide, high = max(0.0, LEAST_BOX - x1 + x0) / 2, max(0.0, LEAST_BOX - y1 + y0) / 2
+        return max(0.0, x0 - wide), max(0.0, y0 - high), min(1.0, x1 + wide), min(1.0, y1 + high)
+
+    def draw(self, naming: bool, box: Sequence[float] | None, points: Sequence[Sequence[float]]) -> None:
+        """A box by hand, or a click: on a proposed place, or on a thing to be named."""
+        if naming:
+            self.pending = check_box01(box) if box else self.box_at(*points[0])
+        elif box:
+            self.box, self.depth = check_box01(box), None if self.record else self.depth
+        else:
+            (x, y), boxes = points[0], [self.place(index) for index in range(len(self.records))]
+            hits = [i for i, (x0, y0, x1, y1) in enumerate(boxes) if x0 <= x <= x1 and y0 <= y <= y1]
+            hits.sort(key=lambda index: boxes[index] == self.box)  # the one in use is the last choice
+            if hits:
+                self.choose(hits[0])
+
+    def place(self, index: int) -> Box01:
+        """The box of a proposed place."""
+        return tuple(self.records[index]["candidates"][index]["box"])
+
+    def choose(self, index: int) -> None:
+        """Use a proposed place."""
+        found = self.records[index]["candidates"][index]
+        self.box = self.place(index)
+        self.depth = (found["depth"],) if found["far"] is None else (found["far"], found["near"])
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """The locator's answer, while its place is used."""
+        return next((self.records[i] for i in range(len(self.records)) if self.place(i) == self.box), None)
+
+    def name(self, text: str) -> None:
+        """Name the pending box; the locator then knows where the thing is."""
+        if self.pending is None or not text.strip():
+            raise ValueError("draw a box round the thing, or click on it, and type its name")
+        self.named[" ".join(text.lower().split())], self.pending = self.pending, None
+
+    def settings(self, given: Mapping[str, Any], sentence: str = "") -> ComposeSettings:
+        """As the command line has it. given: further settings. sentence: where, instead of the box."""
+        if self.background is None or self.item is None:
+            raise ValueError("give a background and an object first")
+        values = {**self.files, **given}
+        if sentence:
+            values.pop("target_mask", None)
+            values["instruction"] = sentence
+            if self.named:
+                values["anchors"] = Path(self.own.name) / "anchors.json"
+                write_json(values["anchors"], {name: {"box": list(box)} for name, box in self.named.items()})
+        else:
+            values |= {"box": self.box, "depth": self.depth}
+            if self.box and given.get("mode") == "place":
+                values.pop("target_mask", None)
+        plain = to_plain({name: value for name, value in values.items() if value not in (None, "")})
+        return merge_layers(ComposeSettings, [*self.layers, Layer(plain)])
+
+    def preview(self, mode: str) -> Occlusion | None:
+        """The object in its place; None where something is missing for that."""
+        target = None if mode == "place" else self.target
+        if self.background is None or self.item is None or self.depth_01 is None or not self.cut.any():
+            return None
+        if self.box is None and target is None:  # that is, no place
+            return None
+        if self.small is None:
+            box01 = None if self.target is None else box_to_01(bbox_of_mask(self.target), self.target.shape)
+            full = (
+                self.background,
+                self.item,
+                self.cut.astype(bool),
+                "file",
+                box01,
+                self.target,
+                self.depth_01,
+            )
+            self.small = shrink(Sources(*full, None, []), self.depth_01)
+        sources, depth_01 = self.small
+        sources = sources if target is not None else replace(sources, target=None)
+        settings = self.settings({"mode": mode})
+        if self.box is not None:
+            settings = replace(settings, depth=self.depth or (self.centre(),))
+        return occlusion(settings, sources, depth_01, self.options)
+
+    def estimated(self, background: LoadedImage, depth_01: np.ndarray) -> None:
+        """The depth (H, W) of a background, if it is still there and has none."""
+        if self.background is background and self.depth_01 is None:
+            self.depth_01, self.small = depth_01, None
+
+    def move(self, d: float | None) -> None:
+        """Another depth of the object's centre; None: that of the ground."""
+        self.depth = None if d is None else (d,)
+
+    def forget(self) -> None:
+        """No names any more."""
+        self.named, self.pending = {}, None
+
+    def centre(self) -> float:
+        """The depth that a slider shows."""
+        if self.depth is not None:
+            return sum(self.depth) / len(self.depth)
+        return 0.5 if self.depth_01 is None or self.box is None else depth_at_contact(self.depth_01, self.box)
+
+    def replay(self, image: Path) -> tuple[dict[str, Any], list[str]]:
+        """Take over what an image was made with: the values of all settings, and what is still missing.
+
+        The inputs are found by their contents among the files that this visitor gave.
+        """
+        settings, recipe = settings_of_recipe(image)
+        missing = []
+        for name in INPUT_FILES:
+            if (digest := recipe["inputs"].get(name)) in self.seen:
+                self.take(name, self.seen[digest])
+            elif digest is not None:
+                self.wanted[name] = digest
+                file = Path(recipe["settings"][name]).name.removeprefix(IN_MEMORY)
+                missing.append(f"{name.replace('_', ' ')} ({file})")
+        self.box, self.depth = settings.box, settings.depth
+        placement = recipe.get("placement")
+        if placement:
+            others = [
+                {**placement, "chosen": i, "satisfied": {}} for i in range(len(placement["candidates"]))
+            ]
+            self.records = [
+                placement if other["chosen"] == placement["chosen"] else other for other in others
+            ]
+        return {**recipe["settings"], "instruction": placement and placement["instruction"]}, missing

@@ -1,0 +1,169 @@
+"""What the tabs of the page share: drawing surfaces, errors in words, controls, jobs that are followed.
+
+Images for the screen are JPEG; files are used as they come, and results leave as PNG.
+"""
+
+import asyncio
+import base64
+import contextlib
+import functools
+import html
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from tqdm.auto import tqdm
+
+from compose.serve.jobs import ENDED, Job, JobQueue, QueueFull, Work
+from compose.serve.settings import ServeSettings
+from compose.serve.uploads import store, without_paths
+from ldm.decode import LoadedImage, opened
+from ldm.images import encode_image
+
+CANVAS = Path(__file__).with_name("canvas.js").read_text(encoding="utf-8")
+CSS = "canvas {display: block; margin: auto; border-radius: 8px; background: #8881}"
+POLL = 0.2  # seconds between two looks at a job; chosen
+BRUSH = 0.025  # radius of the brush, of the longer side; chosen
+PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+QUICK, SLOW = {**PRIVATE, "queue": False}, {**PRIVATE, "concurrency_limit": None}  # without, with a job
+
+
+def as_url(image_u8: np.ndarray) -> str:
+    """An image (h, w, 3) for the screen."""
+    return "data:image/jpeg;base64," + base64.b64encode(encode_image(LoadedImage(image_u8), ".jpg")).decode()
+
+
+def surface_value(upload: str, what: str, tall: float = 0.7) -> dict[str, Any]:
+    """The value of an empty surface. upload: elem_id of the button that takes what is dropped on it."""
+    return {"upload": upload, "hint": f"Drop {what} here, or tap", "tall": tall}
+
+
+def surface(upload: str, what: str, tall: float = 0.7) -> gr.HTML:
+    """A drawing surface, see canvas.js; tall: its height at most, of the window."""
+    look = {"html_template": "<canvas></canvas>", "css_template": CSS, "js_on_load": CANVAS}
+    return gr.HTML(surface_value(upload, what, tall), elem_id=f"{upload}-canvas", **look)  # type: ignore[arg-type]
+
+
+def in_words(act: Callable[..., Any], drawn: bool = False) -> Callable[..., Any]:
+    """An event handler whose errors a visitor can read. drawn: act takes what was drawn after the desk."""
+
+    def call(desk: Any, *values: Any) -> Any:
+        if desk is None:
+            raise gr.Error("this visit has ended: load the page again")
+        try:
+            with getattr(desk, "lock", contextlib.nullcontext()):
+                return act(desk, *values)
+        except (ValueError, QueueFull) as error:
+            raise gr.Error(html.escape(without_paths(str(error), {}))) from error
+
+    def with_event(desk: Any, event: gr.EventData, *values: Any) -> Any:
+        return call(desk, event, *values)
+
+    return with_event if drawn else functools.wraps(act)(call)
+
+
+def controls_of(schema: type, names: Sequence[str]) -> list[Any]:
+    """Controls made of the declarations of settings; an empty one leaves the choice to the model."""
+    declared, controls = {field.name: field for field in fields(schema)}, list[Any]()
+    for name in names:
+        field, kind = declared[name], str(declared[name].type)
+        about = field.metadata
+        shared = {"label": name.replace("_", " "), "info": about["help"], "value": field.default}
+        if about["choices"]:
+            choices = [*([] if field.default else [("", "")]), *about["choices"]]
+            controls.append(gr.Dropdown(choices, **{**shared, "value": field.default or ""}))
+        elif "int" in kind or "float" in kind:
+            limits = {"minimum": about["low"], "maximum": about["high"]}
+            controls.append(gr.Number(precision=0 if "int" in kind else None, **limits, **shared))
+        else:
+            controls.append(gr.Textbox(**shared))
+    return controls
+
+
+def checked(path: Path, settings: ServeSettings) -> Path:
+    """A file of a visitor; ValueError where its header says more pixels than the server takes."""
+    with opened(path) as image:
+        if image.width * image.height > settings.max_megapixels * 1_000_000:
+            size = f"{image.width} x {image.height} pixels"
+            raise ValueError(f"{path.name} has {size}; at most {settings.max_megapixels} million are taken")
+    return path
+
+
+def open_job(queue: JobQueue, desk: Any, kind: str, request: gr.Request) -> Job:
+    """A job of this visitor, who may cancel it; gr.Error where no more are taken."""
+    client = request.client.host if request.client else ""
+    desk.job = in_words(lambda _: queue.open(kind, client))(desk)
+    return desk.job
+
+
+def cancel(queue: JobQueue, desk: Any) -> None:
+    """End the visitor's job before its next step."""
+    if desk.job is not None and desk.job.state not in ENDED:
+        queue.cancel(desk.job)
+
+
+def stored(job: Job, files: Mapping[str, Path], settings: ServeSettings) -> dict[str, Path]:
+    """Copies of files in the folder of a job."""
+    return {name: store(job, name, path.read_bytes(), settings) for name, path in files.items()}
+
+
+async def follow(queue: JobQueue, job: Job, work: Work) -> AsyncIterator[str]:
+    """HTML while a job goes on: what it does, the time left, its newest preview; gr.Error where it fails."""
+    queue.submit(job, work)
+    while job.state not in ENDED:
+        text = "Preparing" if job.state == "running" else f"Waiting, {queue.position(job)} before this one"
+        if job.total:
+            left = "" if job.seconds_left is None else f", {tqdm.format_interval(job.seconds_left)} left"
+            text = f"Step {job.step} of {job.total}{left}"
+            text += f"<progress max={job.total} value={job.step} style='width: 100%'></progress>"
+        if preview := job.look():
+            data = base64.b64encode(preview).decode()
+            text += f"<img alt='preview' style='height: 10em' src='data:image/png;base64,{data}'>"
+        yield text
+        await asyncio.sleep(POLL)
+    if job.state == "failed":
+        yield ""
+        raise gr.Error(html.escape(job.error or ""))
+    yield "" if job.state == "done" else f"Cancelled after {job.step} of {job.total} steps"
+
+
+class Results:
+    """Progress, before and after, samples, the report in words, the files."""
+
+    def __init__(self, queue: JobQueue, desk: gr.State) -> None:
+        self.queue, self.status = queue, gr.HTML(elem_id="status")
+        hidden: dict[str, Any] = {"visible": False, "format": "png"}
+        self.slider = gr.ImageSlider(label="Before and after", slider_position=10, **hidden)
+        plain: dict[str, Any] = {"allow_preview": False, "interactive": False, "buttons": []}
+        self.gallery = gr.Gallery(label="Samples", columns=4, height="auto", **hidden, **plain)
+        self.words = gr.Markdown()
+        about = "PNG with recipe, report, sheet"
+        self.files = gr.File(label=about, file_count="multiple", visible=False, interactive=False)
+        self.parts = [self.status, self.slider, self.gallery, self.words, self.files]
+        self.gallery.select(self.chosen, [desk], [self.slider], **QUICK)
+
+    def chosen(self, desk: Any, event: gr.SelectData) -> Any:
+        """Another sample beside the background."""
+        return gr.ImageSlider((desk.shown[0], desk.shown[1 + event.index]))
+
+    async def watch(
+        self, desk: Any, job: Job, work: Work, before: Path, words: Callable[[Any], str]
+    ) -> AsyncIterator[list[Any]]:
+        """Values of `parts` while a job goes on and when it is done. words: says its report to people."""
+        async for text in follow(self.queue, job, work):
+            yield [text, *[gr.skip()] * (len(self.parts) - 1)]
+        if job.state != "done" or job.result is None:
+            return
+        images = [job.folder / image["file"] for image in job.result["images"]]
+        files = [*images, *(path.with_suffix(".json") for path in images), *job.folder.glob("*sheet.png")]
+        desk.shown = [str(path) for path in (before, *images)]
+        yield [
+            "",
+            gr.ImageSlider((desk.shown[0], desk.shown[1]), visible=True),
+            gr.Gallery(desk.shown[1:], visible=len(images) > 1),
+            words(job.result["report"]),
+            gr.File([str(path) for path in files], visible=True),
+        ]

@@ -1,0 +1,83 @@
+"""The page as a whole, and its tab about what runs here."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from cldm.config import load_compositor_config
+from cldm.model import Compositor
+from compose.models import compositor_folder
+from compose.serve.desk import Desk, anywhere
+from compose.serve.jobs import JobQueue
+from compose.serve.page import QUICK
+from compose.serve.page_compose import ComposeTab
+from compose.serve.page_jobs import jobs_tab
+from compose.serve.page_regions import Painting, RegionsTab
+from compose.serve.settings import ServeSettings
+from compose.serve.uploads import public
+from inpainting.dream import DreamSettings
+from inpainting.models.image_to_text.writer import find_files
+from inpainting.painting import load_painter, load_writer, painter_folder
+from ldm.doctor import report_sections
+from ldm.experts.depth import DepthEstimator
+from ldm.files import read_json
+from ldm.registry.models import depth_folder
+from ldm.settings.config import Layer, load_config, yaml_layers
+from llava_bifrost.locator import load_locator
+
+DAY = 24 * 3600  # seconds that a visit lasts; chosen
+THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing from elsewhere
+
+
+def networks_here(queue: JobQueue, layers: Sequence[Layer], painting: DreamSettings) -> list[str]:
+    """A line for each network: its folder, whether it is loaded, and what its makers say of it."""
+    composite = anywhere(layers)
+    here: dict[str, tuple[Path | str, Any]] = {
+        "compositor": (compositor_folder(composite.model), Compositor),
+        "depth network": (depth_folder(composite.depth_model), DepthEstimator.load),
+        "locator": (composite.locator_name, load_locator),
+        "inpainter": (painter_folder(painting), load_painter),
+        "prompt writer": (find_files(painting.prompter, painting.adapter).model, load_writer),
+    }
+    stores = [
+        store for own in queue.workers for store in (own.loaded, own.models and own.models.loaded) if store
+    ]
+    loaded = [key[0] if isinstance(key, tuple) else key for store in stores for key in store]
+    lines = []
+    for role, (folder, load) in here.items():
+        texts = [read_json(path, object) for path in Path(folder).glob("*.json") if path.stem != "manifest"]
+        notice = next((text["notice"] for text in texts if isinstance(text, dict) and "notice" in text), "")
+        name = public(Path(folder).resolve()) if Path(folder).is_dir() else folder
+        lines.append(f"**{role}** {name}, {'loaded' if load in loaded else 'not loaded yet'}. {notice}")
+    return lines
+
+
+def build_page(queue: JobQueue, settings: ServeSettings) -> gr.Blocks:
+    """The page on a queue of the server."""
+    layers = [] if settings.compose_config is None else yaml_layers(settings.compose_config)
+    painting = load_config(DreamSettings, settings.paint_config, ["image=-"])
+    config = load_compositor_config(compositor_folder(anywhere(layers).model))
+
+    def about() -> str:
+        """Markdown: the networks, and what the doctor says."""
+        text = "### Networks\n" + "".join(f"* {line}\n" for line in networks_here(queue, layers, painting))
+        for title, lines in report_sections().items():
+            text += f"### {title.capitalize()}\n```\n" + "\n".join(lines) + "\n```\n"
+        return text
+
+    gone = 600, max(600, round(60 * settings.keep_minutes))  # seconds between looks, and of age
+    with gr.Blocks(title="Bifrost", delete_cache=gone, analytics_enabled=False) as blocks:
+        gr.Markdown(f"# Bifrost\n{config.notice}")
+        with gr.Tab("Compose"):
+            ComposeTab(queue, settings, gr.State(partial(Desk, layers, config.pair), time_to_live=DAY))
+        with gr.Tab("Regions"):
+            RegionsTab(queue, settings, gr.State(Painting, time_to_live=DAY))
+        with gr.Tab("Jobs"):
+            jobs_tab(queue, settings)
+        with gr.Tab("About") as tab:
+            text = gr.Markdown(about)
+        tab.select(about, None, text, **QUICK)
+    return blocks

@@ -1,0 +1,222 @@
+"""The tab of the page that fills masks of an image, each with its own prompt.
+
+Legend: h w pixels of the image.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import RLock
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from compose.preview import fitted
+from compose.serve import page
+from compose.serve.desk import stroke_mask
+from compose.serve.jobs import Job, JobQueue
+from compose.serve.settings import ServeSettings
+from compose.serve.work import paint_work
+from inpainting.dream import DreamSettings
+from inpainting.prompts import paint_masks, palette, rgb_of, split_colors
+from ldm.decode import LoadedImage
+from ldm.images import GRAY_TOLERANCE, read_image, read_mask, resize, write_mask
+from ldm.memory import FOLDER
+from ldm.settings.config import Layer, merge_layers, to_plain, yaml_layers
+
+TINT = 0.6  # opacity of the masks on the screen; chosen
+CONTROLS = ("num_samples", "seed", "steps", "guidance", "strength", "negative")
+Table = list[list[str]]  # a row for each region: its name, prompt and negative prompt
+
+
+class Painting:
+    """The image and masks that one visitor prepares. ValueError for what the visitor can mend."""
+
+    def __init__(self) -> None:
+        self.own, self.path, self.lock = TemporaryDirectory(prefix=FOLDER), Path(), RLock()
+        self.image: LoadedImage | None = None
+        self.masks: list[np.ndarray] = []  # (h, w) bool each
+        self.job: Job | None = None
+
+    def take(self, path: Path) -> None:
+        """A new image; masks of another size are forgotten."""
+        self.image, self.path = (image := read_image(path)), path
+        self.masks = [mask for mask in self.masks if mask.shape == image.size]
+
+    def load(self, path: Path) -> None:
+        """Masks from a file: white is one, each colour is one."""
+        if self.image is None:
+            raise ValueError("give the image first")
+        image = read_image(path)
+        if np.ptp(image.rgb_u8, axis=2).max() <= GRAY_TOLERANCE:
+            self.masks.append(read_mask(path, size=self.image.size))
+        elif image.size != self.image.size:
+            raise ValueError(f"{path.name} must have the size of the image")
+        else:
+            self.masks += split_colors(image)
+
+    def stroke(self, region: int, points: Sequence[Sequence[float]], radius: float, adds: bool) -> None:
+        """Add a stroke to a region, or take it away; one more than there are is a new one."""
+        assert self.image is not None
+        stroke = stroke_mask(self.image.size, points, radius)
+        if region == len(self.masks):
+            self.masks.append(np.zeros_like(stroke))
+        self.masks[region] = self.masks[region] | stroke if adds else self.masks[region] & ~stroke
+        self.masks = [mask for mask in self.masks if mask.any()]
+
+    def files(self) -> dict[str, Path]:
+        """The image, then its masks in order."""
+        if self.image is None or not self.masks:
+            raise ValueError("give an image, and paint or load a mask")
+        masks = {
+            f"mask {number}": Path(self.own.name) / f"{number}.png"
+            for number in range(1, len(self.masks) + 1)
+        }
+        for path, mask in zip(masks.values(), self.masks, strict=True):
+            write_mask(path, mask)
+        return {"image": self.path, **masks}
+
+
+def canvas(painting: Painting, region: int) -> dict[str, Any]:
+    """The value of the surface: the image under its masks."""
+    value = page.surface_value("painting", "an image")
+    if painting.image is None:
+        return value
+    image_u8, colors = (
+        resize(painting.image.rgb_u8, fitted(painting.image.size)),
+        palette(len(painting.masks)),
+    )
+    masks = [resize(mask, image_u8.shape[:2]) for mask in painting.masks]
+    image_u8 = paint_masks(image_u8, masks, colors, [TINT] * len(masks))
+    colour = "#{:02x}{:02x}{:02x}".format(*rgb_of(palette(region + 1)[region]))
+    return value | {"image": page.as_url(image_u8), "tool": "brush", "radius": page.BRUSH, "colour": colour}
+
+
+def in_sentences(report: dict[str, Any]) -> str:
+    """The report of a painting, for people."""
+    changed = sum(drift["changed_outside"] for drift in report["drift"])
+    inside = 100 * report["drift"][0]["edit_fraction"]
+    text = f"**{changed} pixels changed outside the masks**, which cover {inside:.1f} % of the image"
+    return f"{text}  \n{report['seconds']['total']:.1f} s on {report['device']}"
+
+
+def with_prompts(table: Table, job: Job) -> Any:
+    """The table with the prompts of a job that is done."""
+    if job.state != "done" or job.result is None:
+        return gr.skip()
+    rows = job.result.get("report", job.result)["prompts"]
+    return [[old[0], row["prompt"], old[2]] for old, row in zip(table, rows, strict=True)]
+
+
+class RegionsTab:
+    """Its components, and what their events do."""
+
+    def __init__(self, queue: JobQueue, settings: ServeSettings, painting: gr.State) -> None:
+        self.queue, self.server, self.painting = queue, settings, painting
+        self.layers = [] if settings.paint_config is None else yaml_layers(settings.paint_config)
+        look: dict[str, Any] = {"size": "sm", "file_types": ["image"]}
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=320):
+                self.canvas = page.surface("painting", "an image")
+                with gr.Row():
+                    image = gr.UploadButton("Image", elem_id="painting", **look)
+                    masks = gr.UploadButton("Masks", elem_id="masks", file_count="multiple", **look)
+                    clear = gr.Button("No masks", size="sm")
+                self.results = page.Results(queue, painting)
+            with gr.Column(scale=2, min_width=320):
+                self.region = gr.Dropdown(
+                    [("1 red", 0)], value=0, label="The brush paints region", elem_id="region"
+                )
+                adds = gr.Checkbox(True, label="Add to it (off: rub out)")
+                about: dict[str, Any] = {
+                    "headers": ["region", "prompt", "negative"],
+                    "type": "array",
+                    "wrap": True,
+                }
+                about |= {"label": "A prompt that is empty is written by the model", "static_columns": [0]}
+                self.table = gr.Dataframe(row_count=1, interactive=True, elem_id="prompts", **about)
+                with gr.Accordion("Settings", open=False):
+                    controls = page.controls_of(DreamSettings, CONTROLS)
+                write = gr.Button("Write the empty prompts", elem_id="write")
+                with gr.Row():
+                    go = gr.Button("Paint", variant="primary", elem_id="paint")
+                    cancel = gr.Button("Cancel")
+        self.on(self.canvas.draw, self.drawn, adds, drawn=True, trigger_mode="multiple")
+        self.on(self.region.input, lambda painting, region: None)
+        self.on(
+            image.upload,
+            lambda painting, region, path: painting.take(page.checked(Path(path), settings)),
+            image,
+        )
+        self.on(masks.upload, self.load, masks)
+        self.on(clear.click, lambda painting, region: painting.masks.clear())
+        given = [painting, self.table, *controls]
+        write.click(self.write, given, [self.results.status, self.table], **page.SLOW)
+        go.click(self.paint, given, [*self.results.parts, self.table], scroll_to_output=True, **page.SLOW)
+        cancel.click(partial(page.cancel, queue), painting, **page.QUICK)
+
+    def on(self, event: Callable[..., Any], act: Callable[..., Any], *more: Any, **how: Any) -> None:
+        """At an event do act(painting, region, values of more), and show it; how: as in ComposeTab."""
+        drawn = how.pop("drawn", False)
+
+        def handler(painting: Painting, *values: Any) -> list[Any]:
+            drawing, (region, table, *rest) = values[:drawn], values[drawn:]
+            act(painting, *drawing, region, *rest)
+            names = [f"{number} {name}" for number, name in enumerate(palette(len(painting.masks) + 1), 1)]
+            region, rows = min(region, len(painting.masks)), {row[0]: row for row in table}
+            shown = [rows.get(name, [name, "", ""]) for name in names[:-1]]
+            choices = [(name, number) for number, name in enumerate(names)]
+            return [canvas(painting, region), gr.Dropdown(choices, value=region), shown]
+
+        inputs, outputs = (
+            [self.painting, self.region, self.table, *more],
+            [self.canvas, self.region, self.table],
+        )
+        event(page.in_words(handler, drawn), inputs, outputs, **{**page.QUICK, **how})
+
+    def drawn(self, painting: Painting, event: gr.EventData, region: int, adds: bool) -> None:
+        """A stroke of the brush."""
+        painting.stroke(region, event.points, event.radius, adds)
+
+    def load(self, painting: Painting, region: int, paths: list[str]) -> None:
+        """Masks from files."""
+        for path in paths:
+            painting.load(page.checked(Path(path), self.server))
+
+    def begin(
+        self, painting: Painting, kind: str, request: gr.Request, table: Table, controls: Sequence[Any]
+    ) -> tuple[DreamSettings, Job]:
+        """A job with the visitor's files; gr.Error in words."""
+
+        def settings_of(painting: Painting, files: dict[str, Path]) -> DreamSettings:
+            image, *masks = files.values()
+            values = zip(CONTROLS, controls, strict=True)
+            given: dict[str, Any] = {name: value for name, value in values if value not in (None, "")}
+            given |= {"image": image, "masks": masks, "prompts": [row[1] for row in table]}
+            given |= {"negatives": [row[2] for row in table]} if any(row[2] for row in table) else {}
+            return merge_layers(DreamSettings, [*self.layers, Layer(to_plain(given))])
+
+        files = page.in_words(Painting.files)(painting)
+        page.in_words(settings_of)(painting, files)
+        job = page.open_job(self.queue, painting, kind, request)
+        return settings_of(painting, page.stored(job, files, self.server)), job
+
+    async def write(
+        self, painting: Painting, request: gr.Request, table: Table, *controls: Any
+    ) -> AsyncIterator[list[Any]]:
+        """Prompts for the regions that have none."""
+        settings, job = self.begin(painting, "write", request, table, controls)
+        async for text in page.follow(self.queue, job, paint_work(settings, paints=False)):
+            yield [text, with_prompts(table, job)]
+
+    async def paint(
+        self, painting: Painting, request: gr.Request, table: Table, *controls: Any
+    ) -> AsyncIterator[list[Any]]:
+        """All regions, in one pass."""
+        settings, job = self.begin(painting, "paint", request, table, controls)
+        async for update in self.results.watch(
+            painting, job, paint_work(settings), painting.path, in_sentences
+        ):
+            yield [*update, with_prompts(table, job)]
