@@ -14,7 +14,7 @@ from datasets.geometry import tight_slices
 from datasets.inputs import PairOptions
 from datasets.pairs import Geometry
 from ldm.decode import LoadedImage
-from ldm.images import resize
+from ldm.images import fitted, resize
 
 SIDE = 640  # pixels of the longer side, at most; chosen: a screen shows no more, and 150 ms suffice
 OUTLINE = (255, 255, 255)  # of the part that nearer objects hide
@@ -30,17 +30,11 @@ class Occlusion:
     depth_range: tuple[float, float]  # far, near
 
 
-def fitted(size: tuple[int, int], side: int = SIDE) -> tuple[int, int]:
-    """(h, w) with its aspect kept and its longer side at most `side` pixels."""
-    scale = min(1.0, side / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
 def shrink(sources: Sources, depth_01: np.ndarray) -> tuple[Sources, np.ndarray]:
     """Sources and depth (H, W) at the size of a preview; the object is cut to its box first."""
-    size, part = fitted(sources.background.size), tight_slices(sources.cut)
+    size, part = fitted(sources.background.size, SIDE), tight_slices(sources.cut)
     cut, item_u8, object_depth_01 = sources.cut[part], sources.item.rgb_u8[part], sources.object_depth_01
-    small = fitted(cut.shape)
+    small = fitted(cut.shape, SIDE)
     if object_depth_01 is not None:
         object_depth_01 = resize(object_depth_01[part], small)
     shrunk = replace(

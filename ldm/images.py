@@ -246,6 +246,12 @@ def resize(image: np.ndarray, size_hw: tuple[int, int], *, how: str = "area") ->
     return resized.reshape(*size_hw, *image.shape[2:])
 
 
+def fitted(size_hw: tuple[int, int], side: int) -> tuple[int, int]:
+    """The size (h, w) with its proportions kept and its longer side at most `side` pixels."""
+    scale = min(1.0, side / max(size_hw))
+    return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
+
+
 def _planes(image_u8: np.ndarray) -> Tensor:
     """(h, w, 3) -> (3, h, w) float. The copy accepts read-only arrays and negative strides."""
     import torch

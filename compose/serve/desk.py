@@ -15,14 +15,14 @@ import numpy as np
 
 from compose.pipeline import settings_of_recipe
 from compose.placement import Sources, depth_of
-from compose.preview import Occlusion, fitted, occlusion, shrink
+from compose.preview import SIDE, Occlusion, occlusion, shrink
 from compose.settings import INPUT_FILES, ComposeSettings
 from datasets.geometry import Box01, bbox_of_mask, box_to_01, check_box01, depth_at_contact
 from datasets.inputs import PairOptions
 from ldm.decode import LoadedImage
 from ldm.experts.segment import corrected_mask, mask_at, object_mask
 from ldm.files import file_sha256, write_json
-from ldm.images import read_image, read_mask, resize, write_mask
+from ldm.images import fitted, read_image, read_mask, resize, write_mask
 from ldm.memory import FOLDER, IN_MEMORY
 from ldm.settings.config import Layer, merge_layers, to_plain
 
@@ -84,7 +84,8 @@ class Desk:
             self.item, self.marks = (item := read_image(path)), np.zeros(item.size, np.uint8)
             self.files.pop("object_mask", None)
             try:
-                self.cut, way = object_mask(item)
+                plain = anywhere(self.layers)
+                self.cut, way = object_mask(item, plain.sam, plain.cutout)
                 note = "" if way == "alpha" else "The outline is estimated: click or paint to correct it"
             except ValueError:
                 self.cut, note = np.zeros(item.size, bool), "No outline was found: paint the object"
@@ -128,7 +129,7 @@ class Desk:
     def box_at(self, x: float, y: float) -> Box01:
         """The box of what stands at a point of the background."""
         assert self.background is not None
-        small_u8 = resize(self.background.rgb_u8, fitted(self.background.size))
+        small_u8 = resize(self.background.rgb_u8, fitted(self.background.size, SIDE))
         x0, y0, x1, y1 = box_to_01(bbox_of_mask(mask_at(small_u8, (x, y))), small_u8.shape[:2])
         wide, high = max(0.0, LEAST_BOX - x1 + x0) / 2, max(0.0, LEAST_BOX - y1 + y0) / 2
         return max(0.0, x0 - wide), max(0.0, y0 - high), min(1.0, x1 + wide), min(1.0, y1 + high)

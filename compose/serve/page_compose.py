@@ -12,7 +12,7 @@ import numpy as np
 
 from compose import load_models
 from compose.placement import locate, read_sources
-from compose.preview import fitted
+from compose.preview import SIDE
 from compose.serve import page
 from compose.serve.desk import Desk, anywhere
 from compose.serve.jobs import Job, JobQueue
@@ -22,7 +22,7 @@ from compose.serve.work import Networks, compose_work
 from compose.settings import ComposeSettings
 from compose.sheet import on_white
 from inpainting.prompts import paint_masks
-from ldm.images import resize
+from ldm.images import fitted, resize
 from llava_bifrost.draw import COLOURS
 
 PLACE, NAME, MASK = "place the object", "name a thing", "paint the target mask"
@@ -51,7 +51,7 @@ def scene(desk: Desk, tool: str, view: str, mode: str) -> list[Any]:
     value, words = page.surface_value("background", "a background"), ""
     if desk.background is not None:
         words = "The depth is being estimated" if desk.depth_01 is None else ""
-        image_u8 = resize(desk.background.rgb_u8, fitted(desk.background.size))
+        image_u8 = resize(desk.background.rgb_u8, fitted(desk.background.size, SIDE))
         if view == "depth" and desk.depth_01 is not None:
             gray_u8 = (255 * resize(desk.depth_01, image_u8.shape[:2])).astype(np.uint8)
             image_u8 = cv2.applyColorMap(gray_u8, cv2.COLORMAP_INFERNO)[..., ::-1]
@@ -76,7 +76,7 @@ def cutout(desk: Desk, fix: str) -> dict[str, Any]:
     value = page.surface_value("object", "an object", tall=0.4)
     if desk.item is None:
         return value
-    image_u8 = resize(desk.item.rgb_u8, fitted(desk.item.size))
+    image_u8 = resize(desk.item.rgb_u8, fitted(desk.item.size, SIDE))
     cut = resize(desk.cut.astype(bool), image_u8.shape[:2])
     image_u8 = cv2.addWeighted(image_u8, PALE, on_white(image_u8, cut), 1 - PALE, 0)
     edges, _ = cv2.findContours(cut.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from compose.preview import fitted
+from compose.preview import SIDE
 from compose.serve import page
 from compose.serve.desk import stroke_mask
 from compose.serve.jobs import Job, JobQueue
@@ -22,7 +22,7 @@ from compose.serve.work import paint_work
 from inpainting.dream import DreamSettings
 from inpainting.prompts import paint_masks, palette, rgb_of, split_colors
 from ldm.decode import LoadedImage
-from ldm.images import GRAY_TOLERANCE, read_image, read_mask, resize, write_mask
+from ldm.images import GRAY_TOLERANCE, fitted, read_image, read_mask, resize, write_mask
 from ldm.memory import FOLDER
 from ldm.settings.config import Layer, merge_layers, to_plain, yaml_layers
 
@@ -85,7 +85,7 @@ def canvas(painting: Painting, region: int) -> dict[str, Any]:
     if painting.image is None:
         return value
     image_u8, colors = (
-        resize(painting.image.rgb_u8, fitted(painting.image.size)),
+        resize(painting.image.rgb_u8, fitted(painting.image.size, SIDE)),
         palette(len(painting.masks)),
     )
     masks = [resize(mask, image_u8.shape[:2]) for mask in painting.masks]

@@ -13,8 +13,12 @@ import torch
 from ldm.decode import LoadedImage
 from ldm.device import check_finite
 from ldm.files import first_line
+<<<<<<< HEAD
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD, Box01, resize
 from ldm.loading import loading
+=======
+from ldm.images import Box01, IMAGENET_MEAN, IMAGENET_STD, fitted, resize
+>>>>>>> a03810b (One function for the size that fits a side)
 from ldm.registry.models import cutout_network
 
 OPAQUE = 127  # alpha above this, of 255, belongs to the object
@@ -111,18 +115,12 @@ def mask_doubts(rgb_u8: np.ndarray, mask: np.ndarray) -> list[str]:
     return [reason for reason, holds in reasons.items() if holds]
 
 
-def _small(rgb_u8: np.ndarray) -> np.ndarray:
-    """An image (h, w, 3) at the size of GrabCut."""
-    scale = min(1.0, GRABCUT_SIDE / max(rgb_u8.shape[:2]))
-    return resize(rgb_u8, (max(1, round(rgb_u8.shape[0] * scale)), max(1, round(rgb_u8.shape[1] * scale))))
-
-
 def mask_at(rgb_u8: np.ndarray, point01: tuple[float, float]) -> np.ndarray:
     """Mask (h, w) of what an image (h, w, 3) shows at a point, x and y in fractions; not empty.
 
     GrabCut: the colours near the point against those of the rest, the piece that holds the point.
     """
-    small_u8, (h, w) = _small(rgb_u8), rgb_u8.shape[:2]
+    (h, w), small_u8 = rgb_u8.shape[:2], resize(rgb_u8, fitted(rgb_u8.shape[:2], GRABCUT_SIDE))
     n, m = small_u8.shape[:2]
     x, y = min(int(point01[0] * m), m - 1), min(int(point01[1] * n), n - 1)
     start = np.full((n, m), cv2.GC_BGD, np.uint8)
@@ -139,8 +137,8 @@ def corrected_mask(rgb_u8: np.ndarray, mask: np.ndarray, marks: np.ndarray) -> n
 
     marks: (h, w) uint8, 0 none, 1 object, 2 background
     """
-    small_u8 = _small(rgb_u8)
-    near = resize(mask, small_u8.shape[:2])
+    size = fitted(mask.shape, GRABCUT_SIDE)
+    small_u8, near = resize(rgb_u8, size), resize(mask, size)
     start = np.where(near, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     for value, label in ((1, cv2.GC_FGD), (2, cv2.GC_BGD)):
         start[resize((marks == value).astype(np.float32), near.shape) > 0] = label
@@ -150,7 +148,7 @@ def corrected_mask(rgb_u8: np.ndarray, mask: np.ndarray, marks: np.ndarray) -> n
 
 def grabcut_mask(rgb_u8: np.ndarray) -> np.ndarray:
     """GrabCut from a thin rim of background, one connected piece, at the image's size, without chance."""
-    small_u8, size = _small(rgb_u8), rgb_u8.shape[:2]
+    size, small_u8 = rgb_u8.shape[:2], resize(rgb_u8, fitted(rgb_u8.shape[:2], GRABCUT_SIDE))
     # The rim is background. On a plain background (a studio image) colour says more than place: what differs
     # from it is probably the object, also where it touches the rim.
     n, m = small_u8.shape[:2]
@@ -206,8 +204,7 @@ def u2netp_mask(rgb_u8: np.ndarray, path: Path) -> np.ndarray:
     if not np.isfinite(scores).all():
         raise ValueError(f"{path}: the network's answer is not finite; pull it again")
     scores = (scores - scores.min()) / max(float(np.ptp(scores)), 1e-6)
-    scale = min(1.0, COLOUR_SIDE / max(h, w))
-    n, m = max(1, round(h * scale)), max(1, round(w * scale))
+    n, m = fitted((h, w), COLOUR_SIDE)
     found = cv2.resize(scores, (m, n)) > 0.5
     reach = max(1, round(COLOUR_RIM * max(n, m)))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
