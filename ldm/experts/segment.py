@@ -13,12 +13,8 @@ import torch
 from ldm.decode import LoadedImage
 from ldm.device import check_finite
 from ldm.files import first_line
-<<<<<<< HEAD
-from ldm.images import IMAGENET_MEAN, IMAGENET_STD, Box01, resize
+from ldm.images import IMAGENET_MEAN, IMAGENET_STD, Box01, fitted, resize
 from ldm.loading import loading
-=======
-from ldm.images import Box01, IMAGENET_MEAN, IMAGENET_STD, fitted, resize
->>>>>>> a03810b (One function for the size that fits a side)
 from ldm.registry.models import cutout_network
 
 OPAQUE = 127  # alpha above this, of 255, belongs to the object
