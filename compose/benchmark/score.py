@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from cldm.evaluate.measures import order_is_right
+from cldm.evaluate.cases import order_is_right
 from compose.benchmark.report import Scores, score_tables, write_score
 from compose.benchmark.settings import ScoreSettings
 from datasets.benchmark import BenchmarkCase, Instances, file_path, read_benchmark

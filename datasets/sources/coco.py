@@ -169,7 +169,15 @@ def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
     h, w = size_hw
     try:
         if isinstance(segmentation, list | tuple):
-            polygons = _polygons(segmentation, REACH * max(h, w))
+            polygons = [polygon for polygon in map(np.asarray, segmentation) if polygon.size >= 6]
+            if not polygons:
+                raise ValueError("no polygon has three points")
+            for polygon in polygons:
+                if polygon.ndim != 1 or polygon.dtype.kind not in "iuf" or polygon.size % 2:
+                    raise ValueError("a polygon is a list of numbers in pairs, x and y")
+                if not (np.abs(polygon) <= (limit := REACH * max(h, w))).all():  # also where there is NaN
+                    raise ValueError(f"a polygon has a coordinate that is not finite, or beyond {limit}")
+            polygons = [polygon.tolist() for polygon in polygons]
             return run_lengths.decode(run_lengths.merge(run_lengths.frPyObjects(polygons, h, w))).astype(bool)
         size, counts = list(segmentation.get("size", (h, w))), segmentation["counts"]
         if isinstance(counts, str | bytes):
@@ -184,19 +192,6 @@ def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
         raise ValueError(f"{where}: the segmentation cannot be decoded: {error}") from None
     shown = " x ".join(map(str, reversed(size)))
     raise ValueError(f"{where}: the segmentation is {shown} pixels, its image is {w} x {h}")
-
-
-def _polygons(segmentation: Collection[Any], limit: float) -> list[list[float]]:
-    """The polygons of three points and more, checked."""
-    polygons = [polygon for polygon in map(np.asarray, segmentation) if polygon.size >= 6]
-    if not polygons:
-        raise ValueError("no polygon has three points")
-    for polygon in polygons:
-        if polygon.ndim != 1 or polygon.dtype.kind not in "iuf" or polygon.size % 2:
-            raise ValueError("a polygon is a list of numbers in pairs, x and y")
-        if not (np.abs(polygon) <= limit).all():  # also where there is NaN
-            raise ValueError(f"a polygon has a coordinate that is not finite, or beyond {limit}")
-    return [polygon.tolist() for polygon in polygons]
 
 
 def _counts(code: bytes) -> list[int]:

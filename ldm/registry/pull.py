@@ -52,10 +52,10 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
         log.info("%s is there", folder)
         return folder
     made = read_json(folder / HASH_FILE) if (folder / HASH_FILE).is_file() else {}
-    names = {path.relative_to(folder).as_posix() for path in visible_files(folder, "**/*")}
-    names -= {HASH_FILE, *made}  # what no command of the registry has put there
-    if names or folder.is_symlink() or folder.is_file():
-        held = min(names, default="a link or a file")
+    foreign = {path.relative_to(folder).as_posix() for path in visible_files(folder, "**/*")}
+    foreign -= {HASH_FILE, *made}  # what no command of the registry has put there
+    if foreign or folder.is_symlink() or folder.is_file():
+        held = min(foreign, default="a link or a file")
         raise ValueError(f"{folder}: {held} was not put there by pull or register; move it away first")
     hashes = {place.file_name: place.sha256 for place in model.places if place.sha256}
     if offline is not None and by_hand:
