@@ -8,6 +8,7 @@ Legend: b rows of a batch, v vocabulary.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -26,6 +27,7 @@ from ldm.device import check_finite
 from ldm.mllm.model import Mllm, end_token
 
 LANGUAGE_MODEL = "language model"  # as errors call it
+PREFIX = "past_key_values"  # transformers' name of what is known of the first tokens
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -237,6 +239,29 @@ def to_device(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype
     }
 
 
+class SharedPrompt:
+    """One prompt of several answers: its image and its tokens but the last go through the model once.
+
+    batch: of one row, as `Chat.prompts` makes it
+    """
+
+    def __init__(self, mllm: Mllm, batch: Mapping[str, Any]) -> None:
+        inputs = to_device(batch, mllm.device, mllm.dtype)
+        self.length, shape = inputs["input_ids"].shape[1], inputs["input_ids"].shape
+        before = {key: value[:, :-1] if value.shape == shape else value for key, value in inputs.items()}
+        with torch.no_grad():
+            output = mllm.model(**before, use_cache=True, logits_to_keep=1)
+        check_finite(output.logits, LANGUAGE_MODEL)
+        self.texts = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        self.prefix = output.past_key_values  # transformers' cache of keys and values
+
+    def rows(self, count: int) -> dict[str, Any]:
+        """What `generate` takes for `count` answers."""
+        prefix = copy.deepcopy(self.prefix)
+        prefix.batch_repeat_interleave(count)
+        return {PREFIX: prefix, **{key: value.repeat(count, 1) for key, value in self.texts.items()}}
+
+
 def generate(
     mllm: Mllm, batch: Mapping[str, Any], choice: ConstrainedChoice | None = None, longest: int = 128
 ) -> list[Answer]:
@@ -247,6 +272,7 @@ def generate(
     model: Any = mllm.model
     tokenizer = mllm.processor.tokenizer
     inputs = to_device(batch, mllm.device, mllm.dtype)
+    inputs |= {PREFIX: batch[PREFIX]} if PREFIX in batch else {}
     end = end_token(tokenizer)
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     settings = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=end, pad_token_id=pad)

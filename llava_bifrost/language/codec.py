@@ -12,6 +12,7 @@ narrower one demands that the second lies right of it and below it, so every ans
 
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from math import ceil, floor
 from typing import Any
 
@@ -89,11 +90,15 @@ class PlaceForm:
         return (x, y) if x0 <= x < x1 and y0 <= y < y1 else None
 
     def _first_corner(self, text: str) -> re.Match[str] | None:
+        return self._corner.match(text)
+
+    @cached_property
+    def _corner(self) -> re.Pattern[str]:
         # A number without decimals is complete when something follows it.
         number, after = (rf"(\d\.\d{{{self.decimals}}})", "") if self.decimals else (r"(\d+)", self.comma[:1])
         parts = (self.head, number, self.comma, number, after)
         head, _, comma, _, end = (literal(part) for part in parts)
-        return re.match(f" ?{head}{number}{comma}{number}{end}", text)
+        return re.compile(f" ?{head}{number}{comma}{number}{end}")
 
     def sample(self) -> str:
         """One answer, to see how a tokenizer spells it."""
@@ -252,6 +257,7 @@ def number_text(units: int, decimals: int) -> str:
     return f"{units / 10**decimals:.{decimals}f}" if decimals else str(units)
 
 
+@lru_cache(maxsize=10_000)
 def span(low: int, high: int, decimals: int) -> str:
     """A regular expression of all numbers from low to high, in units of the last decimal.
 
