@@ -64,6 +64,13 @@ def read_image(path: Any, data: bytes | None = None) -> decode.LoadedImage:
         return decode.LoadedImage(rgb_u8, alpha_u8, profile, stored_u8, exif, dpi)
 
 
+def rgb_of(image: Any) -> np.ndarray:
+    """RGB (h, w, 3) uint8: an array of that kind as it is, anything else that `read_image` takes or gives."""
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+        return image
+    return (image if isinstance(image, decode.LoadedImage) else read_image(image)).rgb_u8
+
+
 def _advice(path: Path, ids: np.ndarray) -> str:
     """A command that makes a mask of one id (h, w) of a file, for messages."""
     label = int(ids.max())

@@ -16,6 +16,7 @@ import torch
 
 from datasets.relations import Place
 from ldm.files import read_json
+from ldm.images import rgb_of
 from ldm.mllm.constrain import ConstrainedChoice, Grammar, SharedPrompt, generate
 from ldm.mllm.model import Chat, ChatExample, Mllm, load_mllm
 from ldm.mllm.templates import TEMPLATES
@@ -84,7 +85,7 @@ class Locator:
 
     def locate(
         self,
-        rgb_u8: np.ndarray,
+        image: Any,
         instruction: str,
         candidates: int = 1,
         seed: int = 0,
@@ -95,14 +96,15 @@ class Locator:
     ) -> list[Candidate]:
         """Up to `candidates` different places, best first.
 
-        rgb_u8: (h, w, 3). One candidate is the greedy answer, without a score. Of several the others are
-        drawn at `temperature`, and all are ranked by geometry: with the depth map (h, w), 1 = nearest, where
-        given, and the anchors' places; anchors that are not given are asked of the locator itself.
+        image: RGB (h, w, 3) uint8, path, or PIL image. One candidate is the greedy answer, without a
+        score. Of several the others are drawn at `temperature`, and all are ranked by geometry: with the
+        depth map (h, w), 1 = nearest, where given, and the anchors' places; anchors that are not given are
+        asked of the locator itself.
         Raises InstructionError or UnknownWord for a sentence that it cannot be asked.
         """
         if candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {candidates}")
-        request = self.understand(instruction)
+        rgb_u8, request = rgb_of(image), self.understand(instruction)
         question = self.question(instruction, request)
         if candidates == 1:
             return self.answer([rgb_u8], [question])
@@ -110,10 +112,10 @@ class Locator:
         places = self.find_anchors(rgb_u8, request) if anchors is None else anchors
         return rank(proposals, Evidence(request, places, depth_01))
 
-    def locate_many(self, images_u8: Sequence[np.ndarray], instructions: Sequence[str]) -> list[Candidate]:
+    def locate_many(self, images: Sequence[Any], instructions: Sequence[str]) -> list[Candidate]:
         """The greedy answer to each of several instructions, one image each, as one batch."""
         questions = [self.question(text, self.understand(text)) for text in instructions]
-        return self.answer(images_u8, questions)
+        return self.answer([rgb_of(image) for image in images], questions)
 
     def answer(
         self,

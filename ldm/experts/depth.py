@@ -23,7 +23,7 @@ from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPi
 from ldm.checkpoints import load_pretrained
 from ldm.device import check_finite
 from ldm.files import first_line, read_json
-from ldm.images import normalize, resize, to_01
+from ldm.images import normalize, resize, rgb_of, to_01
 
 log = logging.getLogger(__name__)
 
@@ -111,17 +111,18 @@ class DepthEstimator:
             )
         return cls(model.to(device), depth_input, metric)
 
-    def estimate(self, rgb_u8: np.ndarray) -> np.ndarray:
-        """RGB (h, w, 3) uint8 -> depth_01 (h, w) float32."""
-        return self.estimate_many([rgb_u8])[0]
+    def estimate(self, image: Any) -> np.ndarray:
+        """RGB (h, w, 3) uint8, path, or PIL image (`ldm.images.rgb_of`) -> depth_01 (h, w) float32."""
+        return self.estimate_many([image])[0]
 
     @torch.inference_mode()
-    def estimate_many(self, images_u8: Sequence[np.ndarray], *, batch_size: int = 8) -> list[np.ndarray]:
+    def estimate_many(self, images: Sequence[Any], *, batch_size: int = 8) -> list[np.ndarray]:
         """Depth of many images of any sizes; those that share a network size run together.
 
         On a CPU every image runs alone, which is as fast for networks of full size: its depth is then the
         same in any company. On a GPU it depends on the batch in the last of 16 bits.
         """
+        images_u8 = [rgb_of(image) for image in images]
         if next(self.model.parameters()).device.type == "cpu":
             batch_size = 1
         groups: dict[tuple[int, int], list[int]] = {}

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoPr
 from ldm.checkpoints import load_pretrained
 from ldm.device import check_finite
 from ldm.files import first_line
-from ldm.images import Box01
+from ldm.images import Box01, rgb_of
 
 # Kind of network -> (text prompt, lowest accepted score). Scores of the two families differ.
 # 0.25 and 0.1 are the defaults of the processors, 0.2 is chosen.
@@ -68,8 +68,9 @@ class Detector:
         return cls(model.to(device), processor, kind, least_score)
 
     @torch.inference_mode()
-    def find_all(self, rgb_u8: np.ndarray, name: str) -> list[Detection]:
-        """All boxes with an accepted score for the named object, best first. rgb_u8: (h, w, 3)."""
+    def find_all(self, image: Any, name: str) -> list[Detection]:
+        """All boxes with an accepted score for the named object, best first. image: as `rgb_of` takes it."""
+        rgb_u8 = rgb_of(image)
         text = self.words.format(name)
         prompt: Any = [[text]] if "{}." not in self.words else text
         inputs = self.processor(images=Image.fromarray(rgb_u8), text=prompt, return_tensors="pt")
