@@ -51,7 +51,6 @@ THOUGHTS: dict[str, tuple[int, str]] = {
         ldm/mllm/training.py: make_trainable prepared answer_loss adapter_layout
         ldm/training/settings.py: FitConfig LoraSettings ResumableSampler
         ldm/training/fit.py: fit TrainingRun
-        ldm/loading.py: drawing
         ldm/training/run.py: Task agreed_checkpoint read_checkpoint write_checkpoint CsvLogger
     """),
     "a prompt for a region": (9, """
