@@ -35,7 +35,7 @@ COLORS: dict[str, RGB] = {
     "pink": (255, 192, 203),
     "brown": (165, 42, 42),
 }
-LEAST_COLOR = 0.001  # of the image's pixels that have exactly the colour of a mask; chosen
+LEAST_COLOR = 0.0005  # of the image's pixels that lie in blocks of the colour of a mask; chosen
 APART = 48  # of 255 between the colours of two masks, in some channel; chosen: JPEG changes less
 RED, GRAY_NAME = "red", "gray"  # the region that is tested; the only region
 GRAY: RGB = (128, 128, 128)
@@ -147,24 +147,29 @@ def paint_masks(
 def split_colors(image: LoadedImage) -> list[np.ndarray]:
     """Masks (h, w) bool of an image of coloured masks, one for each colour, in the order of `COLORS`.
 
-    Gray and transparent pixels belong to none; the soft edges between colours go to the nearer one.
+    Gray and transparent pixels belong to none; soft edges go to the nearer side.
     ValueError where nothing is coloured.
     """
     rgb_u8, (h, w), found = image.rgb_u8, image.size, list[np.ndarray]()
     colored = np.ptp(rgb_u8, axis=2) > GRAY_TOLERANCE
     if image.alpha_u8 is not None:
         colored &= image.alpha_u8 > MASK_THRESHOLD
-    values, inverse, counts = np.unique(rgb_u8[colored], axis=0, return_inverse=True, return_counts=True)
+    blocks = [rgb_u8[:-1, :-1], rgb_u8[1:, :-1], rgb_u8[:-1, 1:], rgb_u8[1:, 1:]]
+    flat = np.ptp(blocks, axis=0).max(axis=2) == 0  # not so a soft edge
+    solid, counts = np.unique(blocks[0][flat & colored[:-1, :-1]], axis=0, return_counts=True)
     for index in np.argsort(-counts, kind="stable"):
-        color = values[index].astype(int)
+        color = solid[index].astype(int)
         if counts[index] >= LEAST_COLOR * h * w and all(abs(color - one).max() > APART for one in found):
             found.append(color)
     if not found:
         raise ValueError("it holds no coloured mask: every pixel is gray, transparent, or of a rare colour")
+    values, inverse = np.unique(rgb_u8[colored], axis=0, return_inverse=True)
     names = np.array(list(COLORS.values()))
     found.sort(key=lambda color: int(abs(names - color).max(axis=1).argmin()))
+    nearest = abs(values[:, None].astype(int) - found).max(axis=2).argmin(axis=1)
+    nearest[2 * np.ptp(values, axis=1).astype(int) < np.ptp(found, axis=1)[nearest]] = -1  # mostly ground
     owner = np.full((h, w), -1)
-    owner[colored] = abs(values[:, None].astype(int) - found).max(axis=2).argmin(axis=1)[inverse.ravel()]
+    owner[colored] = nearest[inverse.ravel()]
     return [owner == number for number in range(len(found))]
 
 

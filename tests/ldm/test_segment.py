@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ldm.decode import LoadedImage
-from ldm.experts.segment import mask_doubts, object_mask, sam_mask, things
+from ldm.experts.segment import corrected_mask, mask_at, mask_doubts, object_mask, sam_mask, things
 from ldm.images import read_image, read_mask
 from tests.ldm.small_detectors import sam
 
@@ -263,3 +263,52 @@ def test_bad_masks_of_photographs_are_doubted(test_data: Path) -> None:
             silent.add(path.stem)
     assert not silent & AMBIGUOUS
     assert len(silent) >= 5
+
+
+def blobs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two discs of one colour on a ground of another (120, 160, 3), and their masks."""
+    y, x = np.mgrid[:120, :160]
+    left, right = ((x - cx) ** 2 + (y - 60) ** 2 < 25**2 for cx in (40, 115))
+    ground = np.dstack([90 + 0 * x, 120 + x // 8, 140 + y // 8])
+    return np.where((left | right)[..., None], (200, 60, 40), ground).astype(np.uint8), left, right
+
+
+@pytest.mark.parametrize("point", [(40 / 160, 0.5), (115 / 160, 0.5), (115 / 160, 0.6), (100 / 160, 0.5)])
+def test_a_click_finds_the_thing_under_it(point: tuple[float, float]) -> None:
+    image_u8, left, right = blobs()
+    found, truth = mask_at(image_u8, point), left if point[0] < 0.5 else right
+    assert (found & truth).sum() > 0.9 * (found | truth).sum()
+    again = mask_at(image_u8, point)
+    assert np.array_equal(found, again)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 40), (64, 64), (900, 700)])
+@pytest.mark.parametrize("point", [(0.0, 0.0), (1.0, 1.0), (0.5, 0.999)])
+def test_a_click_finds_something_everywhere(size: tuple[int, int], point: tuple[float, float]) -> None:
+    found = mask_at(np.full((*size, 3), 90, np.uint8), point)
+    x, y = (min(int(value * side), side - 1) for value, side in zip(point, size[::-1], strict=True))
+    assert found.shape == size
+    assert found.dtype == bool
+    assert found[y, x]
+
+
+def test_a_mark_adds_what_looks_like_it_and_takes_it_away() -> None:
+    image_u8, left, right = blobs()
+    marks = np.zeros(left.shape, np.uint8)
+    marks[58:62, 113:117] = 1
+    both = corrected_mask(image_u8, left, marks)
+    assert (both & (left | right)).sum() > 0.95 * (left | right).sum()
+    assert both[marks == 1].all()
+    marks[:] = 0
+    marks[30:90, 90:140] = 2
+    one = corrected_mask(image_u8, left | right, marks)
+    assert not one[marks == 2].any()
+    assert one[left].mean() > 0.95
+
+
+@pytest.mark.parametrize("value", [0, 1, 2])
+@pytest.mark.parametrize("start", [False, True])
+def test_marks_hold_also_where_nothing_else_is_known(value: int, start: bool) -> None:
+    marks = np.full((40, 50), value, np.uint8)
+    found = corrected_mask(np.full((40, 50, 3), 128, np.uint8), np.full((40, 50), start), marks)
+    assert (found == {0: start, 1: True, 2: False}[value]).all()
