@@ -185,8 +185,9 @@ def compose(
         detail, scale = sampling.detail, sampling.detail_scale
         stitched = [finish(image, detail=detail, detail_scale=scale) for image in painted]
         warn_if_alike([each.result_u8 for each in stitched], stitched[0].edit_mask, sampling.steps)
-        before_u8 = sources.background.own_u8  # nearer objects may not change either
-        drift = [measure_drift(before_u8, s.result_u8, s.edit_mask & ~s.keep_mask) for s in stitched]
+        before_u8 = sources.background.own_u8
+        allowed = [np.greater(s.edit_mask, s.keep_mask) for s in stitched]  # nearer objects stay too
+        drift = [measure_drift(before_u8, s.result_u8, a) for s, a in zip(stitched, allowed, strict=True)]
     visible = layers.visible_fraction
     if visible < LEAST_VISIBLE:
         message = "nearer objects hide all but %.1f %% of the object: raise --depth, or move it"

@@ -252,11 +252,14 @@ class Crop:
         return self.fit(mask[self.part].astype(np.uint8) * 255) > 127
 
     def fit(self, cut: np.ndarray, *, how: str = "area", fill: float = 0) -> np.ndarray:
-        """Pad the cut itself with `fill` and resize it; `how` as in ldm.images.resize."""
+        """Pad the cut itself with `fill` and resize it; `how` as in ldm.images.resize.
+
+        A cut that has its size already is returned itself: for reading only.
+        """
         left, top, right, bottom = self.pad
         if any(self.pad):
             cut = cv2.copyMakeBorder(cut, top, bottom, left, right, cv2.BORDER_CONSTANT, value=[fill] * 4)
-        return resize(cut, self.size, how=how)
+        return cut if cut.shape[:2] == self.size else resize(cut, self.size, how=how)
 
     def undo(self, image: np.ndarray, *, how: str = "area") -> np.ndarray:
         """Model image -> the cut in pixels of the background (padding removed)."""

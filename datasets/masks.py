@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from datasets.geometry import bbox_of_mask, clip_box
+from ldm.decode import row_blocks
 from ldm.images import resize
 
 PERTURB_SIDE = 128  # pixels; deformation happens at this size or below; chosen for speed
@@ -29,8 +30,10 @@ def feather_inside(mask: np.ndarray, width: float, *, open_to: np.ndarray | None
     if width < 1 or solid.all():
         return mask.astype(np.float32)
     distance = cv2.distanceTransform(solid.astype(np.uint8), cv2.DIST_L2, 3)
-    ramp = np.clip(distance / (width + 1), 0, 1)
-    return np.where(mask, ramp * ramp * (3 - 2 * ramp), 0).astype(np.float32)
+    for rows in row_blocks(len(distance)):
+        ramp = np.clip(distance[rows] / (width + 1), 0, 1)
+        distance[rows] = np.where(mask[rows], ramp * ramp * (3 - 2 * ramp), 0)
+    return distance
 
 
 def perturb_mask(mask: np.ndarray, rng: np.random.Generator, *, whole: bool = False) -> np.ndarray:

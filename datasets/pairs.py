@@ -166,10 +166,10 @@ class Geometry:
         shown = target
         if fused or shown is None:
             shown = ~fusion.hidden_object(depth_01, placed, near, options.occlusion)
-        edit = self._edit_region(crop, frame, placed.alpha_01 * shown > 0.5, target, region) & ~keep
-        coverage = np.where(shown & edit, placed.alpha_01, 0).astype(np.float32)
+        edit = self._edit_region(crop, frame, (placed.alpha_01 > 0.5) & shown, target, region) & ~keep
+        coverage = np.where(shown & edit, placed.alpha_01, np.float32(0))
         if fused:
-            depth_01 = np.where(coverage > 0.5, placed.depth_01, depth_01).astype(np.float32)
+            depth_01 = np.where(coverage > 0.5, placed.depth_01, depth_01)
         if inputs.target_depth_01 is not None:
             depth_01 = crop.take(inputs.target_depth_01).astype(np.float32, copy=False)
         # Whether the background under the object is real and not the answer.
@@ -249,8 +249,9 @@ def pair_of(geometry: Geometry) -> Pair:
             side = (fusion.HIGH_FREQUENCY_SIDE, fusion.HIGH_FREQUENCY_SIDE)
             small = resize(geometry.cutout.rgb_u8, side), resize(geometry.cutout.mask, side)
             map_u8 = fusion.high_frequency(*small, options.hf_mode, options.hf_threshold).astype(np.float32)
-            warped = fusion.warp_into(map_u8, geometry.fitted_box(crop), crop.size)
-            detail_u8 = np.clip(np.rint(warped), 0, 255).astype(np.uint8)
+            warped, part = fusion.warp_into(map_u8, geometry.fitted_box(crop), crop.size)
+            detail_u8 = np.zeros_like(layers.background_u8)
+            detail_u8[part] = np.clip(np.rint(warped), 0, 255)
         mask = np.where(crop.inside, layers.edit, options.mask_pad)
     mask_channel = torch.from_numpy(mask.astype(np.float32))[None]
     edit = mask_channel == 1  # (1, h, w)

@@ -4,6 +4,7 @@ H W   pixels of the background;  h w   pixels of the cut (the crop before paddin
 Outside the final edit mask, and wherever something nearer stands, every byte stays what it was.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -11,15 +12,16 @@ import cv2
 import numpy as np
 
 from datasets.fusion import DETAIL_SCALE
-from datasets.geometry import tight_slices
+from datasets.geometry import Size, tight_slices
 from datasets.masks import feather_inside
 from datasets.pairs import Geometry
-from ldm.decode import LoadedImage
-from ldm.images import resize, row_blocks
+from ldm.decode import LoadedImage, row_blocks
+from ldm.images import resize
 
 LEGACY_MARGIN = 5  # pixels of the crop's rectangle that the published paste leaves out
 FEATHER = 0.02  # of the crop's side; chosen
 WIDE = 8  # pixels; a blur with a larger sigma is computed on a smaller image, for speed
+WHOLE = 4_000_000  # pixels; a blur of more is enlarged row by row; chosen: objects in 12 megapixels fit
 MAX_LIGHT = 3.0  # a cut-out is made at most so many times as light or dark; chosen
 DARK = 5.0  # of 255, added to both before they are divided, as black says nothing about the light; chosen
 
@@ -30,13 +32,22 @@ class Stitched:
 
     result: LoadedImage
     edit_mask: np.ndarray  # bool; outside it the result equals the background
-    visible_mask: np.ndarray  # bool, the object's cut-out where nothing hides it
-    keep_mask: np.ndarray  # bool, what is certainly in front of the object
+    geometry: Geometry
 
     @property
     def result_u8(self) -> np.ndarray:
         """(H, W, 3) in the colours of the background's file."""
         return self.result.own_u8
+
+    @property
+    def visible_mask(self) -> np.ndarray:
+        """(H, W) bool, the object's cut-out where nothing hides it."""
+        return self.geometry.window.embed(self.geometry.native_layers.visible)
+
+    @property
+    def keep_mask(self) -> np.ndarray:
+        """(H, W) bool, what is certainly in front of the object."""
+        return self.geometry.window.embed(self.geometry.native_layers.keep)
 
 
 def stitch(
@@ -67,23 +78,28 @@ def stitch(
         edit[inner, inner] = True
         image, weight_01 = image.astype(np.uint8), edit.astype(np.float32)
     elif paste == "mask-feather":
-        image = crop.undo(generated_u8)[crop.within(window)]
+        image = crop.undo(generated_u8)[crop.within(window)].copy()  # the rest of the crop is let go
         if detail > 0:
-            painted = image
             sigma = max(1.0, detail_scale * sqrt(np.count_nonzero(layers.visible)))
+            painted = image
             image = transfer_detail(painted, layers.placed.rgb_u8, layers.coverage_01, detail, sigma)
             if inputs.mode == "place":  # the background is known under the whole edit region
-                rest = np.where(layers.edit, 1 - layers.coverage_01, 0).astype(np.float32)
+                rest = np.where(layers.edit, 1 - layers.coverage_01, np.float32(0))
                 around = transfer_detail(painted, layers.background_u8, rest, detail, sigma)
                 # Both parts are fractions of one pixel where the edge of the object runs through it.
-                image = np.clip(image.astype(np.int16) + around - painted, 0, 255).astype(np.uint8)
+                for rows in row_blocks(len(painted)):
+                    mixed = around[rows].astype(np.int16) + image[rows] - painted[rows]
+                    around[rows] = np.clip(mixed, 0, 255)
+                image = around
+                del rest, around
+            del painted  # before the background is copied, for memory
         edit, width = layers.edit, feather * max(crop.padded_size)
         weight_01 = feather_inside(edit, width, open_to=layers.keep)  # sharp towards what hides the object
     else:
         raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
     frame = crop.native if paste == "legacy-rect" else window
     result = background.painted(image, weight_01, edit, frame.part)
-    return Stitched(result, frame.embed(edit), window.embed(layers.visible), window.embed(layers.keep))
+    return Stitched(result, frame.embed(edit), geometry)
 
 
 def transfer_detail(
@@ -102,21 +118,40 @@ def transfer_detail(
     if amount == 0 or not coverage.any():
         return generated_u8
     part = tight_slices(coverage)
-    weight, generated, paste = coverage[part].astype(np.float32), generated_u8[part], paste_u8[part]
+    generated, paste = generated_u8[part], paste_u8[part]
+    weight = coverage[part].astype(np.float32, copy=False)
     # A wide blur is computed on a smaller image, where sigma is at least WIDE pixels.
     (h, w), scale, low = weight.shape, max(1.0, sigma / WIDE), []
-    planes = np.empty((h, w, 4), np.float32)
-    planes[..., 3] = weight
+    small, plane = (max(1, round(h / scale)), max(1, round(w / scale))), np.empty((h, w), np.float32)
+    coarse = resize(weight, small)
     for image in (generated, paste):
-        np.multiply(image, weight[..., None], out=planes[..., :3])
-        small = resize(planes, (max(1, round(h / scale)), max(1, round(w / scale))))
-        low.append(resize(cv2.GaussianBlur(small, (0, 0), sigma / scale), (h, w), how="linear"))
+        planes = [resize(np.multiply(image[..., c], weight, out=plane), small) for c in range(3)]
+        blurred = cv2.GaussianBlur(np.dstack([*planes, coarse]), (0, 0), sigma / scale)
+        low.append(_rows_enlarged(blurred, (h, w)))
     result = generated_u8.copy()
     for rows in row_blocks(h):
-        here = weight[rows] > 0
-        bright, dark = (b[rows][here] for b in low)
-        light = [b[:, :3] / np.maximum(b[:, 3:], 1e-4) + DARK for b in (bright, dark)]
-        before, opacity = generated[rows][here].astype(np.float32), amount * weight[rows][here][:, None]
-        lit = paste[rows][here] * np.clip(light[0] / light[1], 1 / MAX_LIGHT, MAX_LIGHT)
-        result[part][rows][here] = np.clip(np.rint(before + opacity * (lit - before)), 0, 255)
+        (*bright, lit), (*dark, covered) = (planes_of(rows) for planes_of in low)
+        opacity, images = amount * weight[rows], (cv2.split(image[rows]) for image in (generated, paste))
+        mixed = []
+        for a, b, before, after in zip(bright, dark, *images, strict=True):
+            light = (a / np.maximum(lit, 1e-4) + DARK) / (b / np.maximum(covered, 1e-4) + DARK)
+            after = after * np.clip(light, 1 / MAX_LIGHT, MAX_LIGHT)
+            mixed.append(np.clip(np.rint(before + opacity * (after - before)), 0, 255).astype(np.uint8))
+        result[part][rows] = cv2.merge(mixed)
     return result
+
+
+def _rows_enlarged(small: np.ndarray, size: Size) -> Callable[[slice], Sequence[np.ndarray]]:
+    """Any rows of the channels of small (n, m, c) float32, linearly enlarged to size (h, w).
+
+    Of a large image only the rows that are asked for exist, up to rounding equal to the others.
+    """
+    (h, w), last = size, len(small) - 1
+    if h * w <= WHOLE:
+        whole = resize(small, size, how="linear")
+        return lambda rows: cv2.split(whole[rows])
+    wide = cv2.split(resize(small, (len(small), w), how="linear"))
+    y = np.clip((np.arange(h) + 0.5) * len(small) / h - 0.5, 0, last)
+    above = y.astype(int)
+    below, part = np.minimum(above + 1, last), (y - above)[:, None].astype(np.float32)
+    return lambda rows: [p[above[rows]] + part[rows] * (p[below[rows]] - p[above[rows]]) for p in wide]

@@ -33,7 +33,13 @@ DECODER_ERRORS = (
 )  # fmt: skip
 MAX_PIXELS = 250_000_000  # chosen: the largest phone sensors have 200 million; RGB then takes 750 MB
 MAX_SRGB_STEP = 1  # of 255; a profile that moves no colour further is sRGB up to rounding
+BLOCK_ROWS = 64  # of an image; several arrays of so many rows stay in the cache
 SIXTEEN_BITS = "bytes of a file with several 16-bit channels"  # key in Image.info
+
+
+def row_blocks(height: int) -> Iterator[slice]:
+    """Blocks of rows that stay in the processor's cache; large images are several times faster by them."""
+    return (slice(top, top + BLOCK_ROWS) for top in range(0, height, BLOCK_ROWS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,17 +71,20 @@ class LoadedImage:
         image_u8: (n, m, 3) sRGB;  weight_01: (n, m), its opacity;  edit: (n, m) bool;  part: where n m lies
         Transparent pixels become as opaque as what lies over them (Porter and Duff 1984, "over").
         """
-        own_u8, alpha_u8, weight = self.own_u8.copy(), self.alpha_u8, weight_01[edit][:, None]
-        over_u8 = image_u8[edit][None]
-        if self.stored_u8 is not None:
-            over_u8 = _transformed(over_u8, profile_transform(self.icc_profile or b"", "RGB", True))
-        if alpha_u8 is not None:
-            alpha_u8 = alpha_u8.copy()
-            opacity = 1 - (1 - weight) * (1 - alpha_u8[part][edit][:, None].astype(np.float32) / 255)
-            alpha_u8[part][edit] = np.rint(255 * opacity[:, 0]).astype(np.uint8)
-            weight = weight / np.maximum(opacity, 1e-6)
-        before = own_u8[part][edit].astype(np.float32)
-        own_u8[part][edit] = np.rint(before + weight * (over_u8[0] - before)).astype(np.uint8)
+        own_u8, alpha_u8 = self.own_u8.copy(), None if self.alpha_u8 is None else self.alpha_u8.copy()
+        for rows in row_blocks(len(edit)):
+            if not (inside := edit[rows].astype(np.uint8)).any():
+                continue
+            over_u8, weight, under_u8 = image_u8[rows], weight_01[rows], own_u8[part][rows]
+            if self.stored_u8 is not None:
+                over_u8 = _transformed(over_u8, profile_transform(self.icc_profile or b"", "RGB", True))
+            if alpha_u8 is not None:
+                opacity = 1 - (1 - weight) * (1 - alpha_u8[part][rows].astype(np.float32) / 255)
+                cv2.copyTo(np.rint(255 * opacity).astype(np.uint8), inside, alpha_u8[part][rows])
+                weight = weight / np.maximum(opacity, 1e-6)
+            before = under_u8.astype(np.float32)
+            mixed = before + cv2.merge([weight] * 3) * (over_u8 - before)
+            cv2.copyTo(np.rint(mixed).astype(np.uint8), inside, under_u8)
         if self.stored_u8 is None:
             return replace(self, rgb_u8=own_u8, alpha_u8=alpha_u8)
         rgb_u8 = self.rgb_u8.copy()
@@ -199,7 +208,7 @@ def rgb_and_alpha(image: Image.Image, path: Path) -> tuple[np.ndarray, np.ndarra
     transparent = any(band in "Aa" for band in image.getbands()) and image.mode != "LAB"
     target = "RGBA" if transparent or "transparency" in image.info else "RGB"
     try:
-        pixels = np.array(image.convert(target))
+        pixels = np.array(image if image.mode == target else image.convert(target))
     except DECODER_ERRORS:
         raise ValueError(f"{path} has the unknown colour mode {image.mode}; save it as RGB") from None
     return np.ascontiguousarray(pixels[:, :, :3]), pixels[:, :, 3].copy() if target == "RGBA" else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GRAY_TOLERANCE = 24  # of 255; JPEG leaves up to this much colour on a gray image
-BLOCK_ROWS = 64  # of an image; several arrays of so many rows stay in the cache
 MASK_THRESHOLD = 127  # of 255; a larger value is set
 # Results by suffix: PNG and WebP keep every pixel, JPEG is written with full colour resolution.
 OUTPUT_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {".png": ("PNG", {})}
@@ -146,17 +145,14 @@ def read_depth(path: Any, *, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def normalize(values: np.ndarray) -> np.ndarray:
-    """Min-max to [0, 1] as float32; constant values give zeros."""
+    """Min-max to [0, 1] as float32; constant values give zeros, and such an array is returned itself."""
     low, high = float(values.min()), float(values.max())
+    if (low, high) == (0, 1) and values.dtype == np.float32:
+        return values
     result = np.zeros(values.shape, np.float32)
-    for rows in row_blocks(len(values)) if high > low else ():
+    for rows in decode.row_blocks(len(values)) if high > low else ():
         result[rows] = (values[rows].astype(np.float64) - low) / (high - low)
     return result
-
-
-def row_blocks(height: int) -> Iterator[slice]:
-    """Blocks of rows that stay in the processor's cache; large images are several times faster by them."""
-    return (slice(top, top + BLOCK_ROWS) for top in range(0, height, BLOCK_ROWS))
 
 
 def _require_size(values: np.ndarray, size: tuple[int, int] | None, what: str) -> None:

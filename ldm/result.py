@@ -19,9 +19,9 @@ import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
 from ldm import __version__
-from ldm.decode import LoadedImage, opened
+from ldm.decode import LoadedImage, opened, row_blocks
 from ldm.files import ROOT, read_json, set_aside, write_all_atomic
-from ldm.images import OUTPUT_FORMATS, encode_image, row_blocks
+from ldm.images import OUTPUT_FORMATS, encode_image
 from ldm.journal import parse_line
 from ldm.settings.config import setting
 from ldm.settings.resources import check_writable
@@ -75,20 +75,22 @@ def measure_drift(before_u8: np.ndarray, after_u8: np.ndarray, edit_mask: np.nda
     if before_u8.shape != after_u8.shape or before_u8.shape[:2] != edit_mask.shape:
         shapes = f"{before_u8.shape}, {after_u8.shape} and mask {edit_mask.shape}"
         raise ValueError(f"drift compares images of one size, got {shapes}")
-    difference = np.zeros(edit_mask.shape, np.uint8)
-    for rows in row_blocks(len(difference)):
-        difference[rows] = np.maximum.reduce(cv2.split(cv2.absdiff(before_u8[rows], after_u8[rows])))
-    outside = np.where(edit_mask, np.uint8(0), difference)
-    changed, changed_outside = cv2.countNonZero(difference), cv2.countNonZero(outside)
+    changed = changed_outside = most = 0
+    for rows in row_blocks(len(edit_mask)):
+        difference = np.maximum.reduce(cv2.split(cv2.absdiff(before_u8[rows], after_u8[rows])))
+        outside = np.where(edit_mask[rows], np.uint8(0), difference)
+        changed += cv2.countNonZero(difference)
+        changed_outside += cv2.countNonZero(outside)
+        most = max(most, int(outside.max(initial=0)))
     return {
-        "changed_outside": changed_outside, "max_abs_outside": int(outside.max(initial=0)),
+        "changed_outside": changed_outside, "max_abs_outside": most,
         "changed_inside": changed - changed_outside, "edit_fraction": float(edit_mask.mean()),
     }  # fmt: skip
 
 
 def warn_if_alike(images_u8: Sequence[np.ndarray], mask: np.ndarray, steps: int) -> None:
     """Say where samples of different seeds (h, w, 3) hardly differ inside a mask (h, w) bool."""
-    first = images_u8[0][mask].astype(np.int16)
+    first = images_u8[0][mask].astype(np.int16) if len(images_u8) > 1 else None
     changes = [np.abs(other[mask] - first).mean() for other in images_u8[1:]]
     if changes and max(changes) < ALIKE:
         text = "the samples hardly differ, by %.1f of 255 on average: the model painted in %d step(s); %s"

@@ -108,8 +108,11 @@ def test_placement_is_exact_to_fractions_of_a_pixel(shift):
 
 def test_a_box_over_the_border_shows_the_part_inside():
     image = np.ones((10, 10), np.float32)
-    assert warp_into(image, (-20, -20, 20, 20), FRAME)[:20, :20].min() == 1
-    assert warp_into(image, (-50, -50, -10, -10), FRAME).sum() == 0
+    shown, part = warp_into(image, (-20, -20, 20, 20), FRAME)
+    assert part == np.s_[0:21, 0:21]
+    assert shown[:20, :20].min() == 1
+    shown, part = warp_into(image, (-50, -50, -10, -10), FRAME)
+    assert shown.size == np.zeros(FRAME)[part].size == 0
 
 
 def test_own_depth_spans_the_range_over_the_object_only():
