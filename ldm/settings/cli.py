@@ -30,7 +30,7 @@ from ldm.locks import alone
 from ldm.settings.arguments import common_options, spread_lists
 from ldm.settings.config import Layer, flag_name, load_config, merge_layers, nested, to_plain, yaml_layers
 from ldm.settings.later import quiet_libraries
-from ldm.settings.resources import resources_named, user_message
+from ldm.settings.resources import check_places, resources_named, user_message
 from ldm.settings.schema import flat_settings, from_text, members, range_name, section_of, type_name
 
 T = TypeVar("T")
@@ -209,6 +209,7 @@ def _outcome(build: Callable[[], typer.Typer], argv: Sequence[str]) -> tuple[Map
         nothing = ["--help"] if app.registered_callback else []  # with verbs, one must be chosen
         program = typer.main.get_command(app)
         for body in (program, *getattr(program, "commands", {}).values()):
+            check_places(body)
             body.params += common_options()
         words = spread_lists(program, argv) or nothing
         result = program.main(args=words, standalone_mode=False)

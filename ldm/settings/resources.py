@@ -21,7 +21,7 @@ SAVERS = {
     "gradient_checkpointing": "",
     "offload": "CUDA|HIP|MPS|XPU",
 }  # switch -> errors it helps with
-OUTPUTS = {"out", "out_dir", "output_dir", "llava_output_dir"}
+OUTPUTS = {"out", "out_dir", "output_dir", "llava_output_dir", "project_dir", "report", "table", "failures"}
 
 
 def lacks_memory(error: BaseException) -> bool:
@@ -84,6 +84,22 @@ def resources_named(settings: Any) -> Iterator[None]:
         if lacks_memory(error):
             raise ValueError(memory_message(error, settings)) from error
         raise
+
+
+def check_places(body: Any) -> None:
+    """Let a command whose options typer itself reads refuse places that cannot be written, before its work.
+
+    body: typer's command. Options of settings are texts still; `resources_named` checks those.
+    """
+    work = body.callback
+
+    def checked(**given: Any) -> Any:
+        for name, value in given.items():
+            if name in OUTPUTS and isinstance(value, Path):
+                check_writable(value, f"--{name.replace('_', '-')}")
+        return work(**given)
+
+    body.callback = checked
 
 
 def check_writable(out: Path, name: str = "--out") -> None:
