@@ -235,7 +235,8 @@ def test_a_training_continues_where_it_stopped(data: Path, trained: Path, tmp_pa
 
 def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
-    turns = [{"value": "<image>\nPlace the red cone behind the blue cube"}, {"value": "[]"}]
+    texts = "<image>\nPlace the red cone behind the blue cube", "[0.10, 0.10, 0.30, 0.40], 0.30."
+    turns = [{"value": text} for text in texts]
     records = [{"id": "0", "image": "a.png", "conversations": turns, "meta": {
         "request": {"target": "red cone", "relations": [["behind", "blue cube"]], "replace": False},
         "box01_xyxy": [0.1, 0.1, 0.3, 0.4], "depth": 0.3, "far": 0.25, "near": 0.35,
