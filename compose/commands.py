@@ -13,8 +13,8 @@ from compose.settings import INPUT_FILES, CompositeSettings, ReplaySettings
 from compose.sheet import save_sheet
 from ldm.decode import opened
 from ldm.denoise import Step
-from ldm.files import set_aside
-from ldm.images import from_pm1, write_png
+from ldm.files import file_sha256, set_aside
+from ldm.images import write_png
 from ldm.memory import IN_MEMORY, as_file
 from ldm.result import beside, log_result, output_paths, result_paths
 from ldm.settings.config import flag_name
@@ -52,9 +52,8 @@ def write_preview(settings: CompositeSettings, models: Models, step: Step) -> No
             old.unlink()
     if number % settings.save_steps and number < step.total:
         return
-    space = models.compositor.latent_space
-    latents = step.latents[:1].to(space.mean.device, next(space.parameters()).dtype)
-    write_png(folder / f"step_{number:03d}.png", from_pm1(space.decode(latents)[0].float().cpu()))
+    image_u8 = models.compositor.latent_space.decode_u8(step.latents[:1])
+    write_png(folder / f"step_{number:03d}.png", image_u8)
 
 
 def replay(options: ReplaySettings) -> dict[str, Any]:
@@ -70,7 +69,8 @@ def replay(options: ReplaySettings) -> dict[str, Any]:
     if unused := [name for name in given if recipe["settings"].get(name) is None]:
         raise ValueError(f"{image}: was made without {', '.join(map(flag_name, unused))}")
     for name, path in given.items():
-        if str(recipe["settings"][name]).startswith(IN_MEMORY):
+        held_in_memory = str(recipe["settings"][name]).startswith(IN_MEMORY)
+        if held_in_memory and file_sha256(path) != recipe["inputs"][name]:  # an array, not an uploaded file
             with opened(path) as held:
                 given[name] = as_file(held, name)
     settings = replace(settings, **given)

@@ -106,6 +106,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
         depth_range=extent,
         mode=settings.plain_mode,
         target_mask=sources.target,
+        within_mask=settings.within_mask,
         reference_depth_01=sources.object_depth_01,
     )
     decided: dict[str, Any] = {

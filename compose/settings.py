@@ -64,6 +64,9 @@ class ComposeSettings(LocatorOptions):
         None, help="region of the background to replace, transfer to or inpaint (white)"
     )
     invert_target_mask: bool = setting(False, help="the black part of the target mask is painted")
+    within_mask: bool = setting(
+        False, help="nothing outside the target mask changes, in any mode; else its edge is grown a little"
+    )
     background_depth: Path | None = setting(
         None, help="depth map of the background, any resolution, bright = near; without it estimated"
     )
@@ -141,6 +144,9 @@ class ComposeSettings(LocatorOptions):
                 check_box01(box, where=flag_name(name))
         if self.box is not None and self.box_px is not None:
             raise ValueError("--box and --box-px are the same in fractions and in pixels: give one of them")
+        if self.within_mask and (self.target_mask is None or self.compat is not None):
+            wrong = "needs --target-mask" if self.target_mask is None else "does not go with --compat"
+            raise ValueError(f"--within-mask {wrong}")
         if (depth := self.depth) is not None:
             ordered = len(depth) == 1 or (len(depth) == 2 and depth[0] <= depth[1])
             if not ordered or not all(0 <= value <= 1 for value in depth):

@@ -163,6 +163,7 @@ class Inputs:
     reference_depth_01: np.ndarray | None = None  # (h, w)
     target_mask: np.ndarray | None = None  # (H, W) bool: what to replace or paint, or the true silhouette
     region: np.ndarray | None = None  # (H, W) bool: exactly what may change, instead of a mask level
+    within_mask: bool = False  # nothing outside target_mask may change, whatever the mask level
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", ALIASES.get(self.mode, self.mode))

@@ -193,6 +193,8 @@ class Geometry:
         edit = fusion.mask_level(silhouette, level, region, options.dilation, rng, shape=shape, frame=frame)
         if replaced and target is not None:
             edit = edit | fusion.dilate(target, options.dilation, frame=frame)
+        if inputs.within_mask and target is not None:
+            edit = edit & target
         return edit & crop.inside
 
 

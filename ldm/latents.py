@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from ldm.checkpoints import load_part, save_part
 from ldm.device import check_finite
 from ldm.files import first_line, read_json, write_json
+from ldm.images import from_pm1
 from ldm.settings.choices import SCHEDULERS, scheduler_name
 from ldm.settings.config import nearest
 
@@ -82,6 +84,11 @@ class LatentSpace(nn.Module):
         """Normalised latents (b, c, h/f, w/f) -> (b, 3, h, w), about [-1, 1], not clipped."""
         raw = latents * self.std.to(latents.dtype) + self.mean.to(latents.dtype)
         return check_finite(self.vae.decode(raw).sample, "autoencoder (VAE)")
+
+    def decode_u8(self, latents: Tensor) -> np.ndarray:
+        """Latents (1, c, h, w) of any device and precision -> RGB (H, W, 3) uint8."""
+        latents = latents.to(self.mean.device, next(self.parameters()).dtype)
+        return from_pm1(self.decode(latents)[0])
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         save_part(self.vae, folder, dtype)

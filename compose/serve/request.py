@@ -157,6 +157,7 @@ def compose_edit(
     paths, polarity = {COMPOSE_IMAGES[name]: path[0] for name, path in files.items()}, None
     if "mask" in files:
         paths["target_mask"], polarity = white_is_edit(job, files["mask"][0], "mask")
+        values.setdefault("within_mask", True)  # whoever sends a mask expects the rest to stay
     if prompt := text_of(given, "prompt"):
         if also := [name for name in ("instruction", "box", "box_px", "mask") if given.get(name)]:
             raise ValueError(f"prompt says where the object goes, and so does {also[0]}: give one of them")
@@ -166,7 +167,7 @@ def compose_edit(
         paths["anchors"].write_text(anchors, encoding="utf-8")
         job.names[str(paths["anchors"])] = "anchors"
     values |= {name: path.as_posix() for name, path in paths.items()}
-    return compose_work(filled(ComposeSettings, settings.compose_config, values), within=True), polarity
+    return compose_work(filled(ComposeSettings, settings.compose_config, values)), polarity
 
 
 def paint_edit(

@@ -6,8 +6,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from compose import ComposeSettings, compose, load_models
 from compose.models import Models
 from compose.serve.jobs import Job, Work
@@ -23,12 +21,11 @@ from inpainting.painting import (
     paint_regions,
     write_missing,
 )
-from ldm.decode import LoadedImage
 from ldm.denoise import Step
 from ldm.files import file_sha256
-from ldm.images import encode_png, from_pm1, read_image, read_mask
+from ldm.images import encode_png, read_image, read_mask
 from ldm.latents import LatentSpace
-from ldm.result import measure_drift, save_result
+from ldm.result import save_result
 from ldm.settings.config import to_plain
 from ldm.settings.resources import resources_named
 
@@ -50,19 +47,14 @@ class Networks:
 
 
 def preview(space: LatentSpace, step: Step) -> bytes:
-    """PNG of the first sample of a step, as the autoencoder decodes it, noise included."""
-    latents = step.latents[:1].to(space.mean.device, next(space.parameters()).dtype)
-    return encode_png(from_pm1(space.decode(latents)[0].float().cpu()))
+    """PNG of the first sample of a step, noise included."""
+    return encode_png(space.decode_u8(step.latents[:1]))
 
 
 def compose_work(
-    settings: ComposeSettings,
-    *,
-    within: bool = False,
-    sheet: bool = False,
-    placement: dict[str, Any] | None = None,
+    settings: ComposeSettings, *, sheet: bool = False, placement: dict[str, Any] | None = None
 ) -> Work:
-    """Compose as the settings say. within: nothing outside the target mask may change, in any mode.
+    """Compose as the settings say.
 
     sheet: 0_sheet.png is left beside the images. placement: record of the sentence that gave the place before
     """
@@ -75,26 +67,11 @@ def compose_work(
             result = compose(
                 own, models, on_step=monitor.on_step, cancelled=monitor.cancelled, progress=False
             ).with_placement(placement)
-        if within and own.target_mask is not None:
-            before = read_image(own.background)
-            mask = read_mask(own.target_mask, size=before.size) ^ own.invert_target_mask
-            images, edit = [masked(before, image, mask) for image in result.images], result.edit_mask & mask
-            drift = [measure_drift(before.own_u8, image.own_u8, edit) for image in images]
-            result = replace(result, images=images, edit_mask=edit, report={**result.report, "drift": drift})
         if sheet:
             save_sheet(result, job.folder / "0.png", overwrite=True)
         return save_images(job, result, {})
 
     return work
-
-
-def masked(before: LoadedImage, after: LoadedImage, mask: np.ndarray) -> LoadedImage:
-    """`after` inside the mask (h, w) bool, `before` outside."""
-    chosen: dict[str, Any] = {}
-    for name, inside in {"rgb_u8": mask[..., None], "stored_u8": mask[..., None], "alpha_u8": mask}.items():
-        if (old := getattr(before, name)) is not None:
-            chosen[name] = np.where(inside, getattr(after, name), old)
-    return replace(after, **chosen)
 
 
 def paint_work(settings: DreamSettings, paints: bool = True) -> Work:

@@ -13,6 +13,8 @@ from PIL import Image
 from compose import ComposeSettings, compose, load_models
 from ldm.files import ROOT
 from ldm.result import read_recipe
+from ldm.settings.cli import run_app
+from run_inference import build_app
 from tests.compose.serve.serving import (
     COMPOSITE,
     PAINTING,
@@ -28,6 +30,13 @@ from tests.compose.serve.serving import (
     white,
 )
 from tests.images import room
+
+FILES = {  # settings of the library -> fields of a request
+    "background": "image",
+    "object": "reference_image",
+    "object_mask": "reference_mask",
+    "background_depth": "depth_map",
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +70,8 @@ def test_composite_is_that_of_the_library_and_its_bytes_repeat(client, small_com
     answer = post(client, {**COMPOSITE, "seed": "5", "n": "2"})
     first, second = images(answer)
     assert [entry["seed"] for entry in answer.json()["data"]] == [5, 6]
-    fields = {
-        "background": "image",
-        "object": "reference_image",
-        "object_mask": "reference_mask",
-        "background_depth": "depth_map",
-    }
-    paths = {name: tmp_path / f"{name}.png" for name in fields}
-    for name, field in fields.items():
+    paths = {name: tmp_path / f"{name}.png" for name in FILES}
+    for name, field in FILES.items():
         paths[name].write_bytes(COMPOSITE[field])
     place = {"box": (0.3, 0.2, 0.7, 0.9), "depth": (0.6,), "model": small_compositor}
     settings = ComposeSettings(**paths, **place, seed=5, num_samples=2, device="cpu")
@@ -215,6 +218,8 @@ REFUSED = [
         {"mask": png(room(H, W), np.full((H, W), 9, np.uint8))},
         "mask: no pixel is fully transparent (alpha 0)",
     ),
+    ({"within_mask": "true"}, "within_mask needs mask"),
+    ({"mask": white(square()), "compat": "bifrost"}, "within_mask does not go with compat"),
     ({"mask": [white(square())] * 2}, "mask must be one image with reference_image"),
     ({"image": "/etc/passwd"}, "image must be a file; paths on the server are not read"),
     ({"image": "http://127.0.0.1/a.png"}, "image: addresses are not fetched here"),
@@ -386,6 +391,27 @@ def test_recipe_of_a_result_names_uploads_by_their_contents(client, tmp_path):
     settings = read_recipe(path)["settings"]
     assert settings["background"].startswith("memory:")
     assert settings["model"] == "compositor"
+
+
+def test_result_is_replayed_from_the_files_that_were_sent(client, small_compositor, tmp_path):
+    fields = {**COMPOSITE, "box": None, "mask": white(square()), "mode": "replace"}
+    (tmp_path / "a.png").write_bytes(images(post(client, fields))[0])
+    words = [
+        "replay",
+        str(tmp_path / "a.png"),
+        "--model",
+        str(small_compositor),
+        "--out",
+        str(tmp_path / "b.png"),
+    ]
+    for name, field in {**FILES, "target-mask": "mask"}.items():
+        path = tmp_path / f"{field}.bin"
+        path.write_bytes(fields[field])
+        words += [f"--{name.replace('_', '-')}", str(path)]
+    assert run_app(build_app, words) == 0
+    assert np.array_equal(
+        decoded((tmp_path / "b.png").read_bytes()), decoded((tmp_path / "a.png").read_bytes())
+    )
 
 
 def test_result_outlives_the_server(tmp_path, config):
