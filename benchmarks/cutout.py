@@ -1,0 +1,108 @@
+"""How well the object of a photograph is cut out: GrabCut, U2-Netp, and U2-Netp with colours at the rim.
+
+    BIFROST_TEST_DATA=FOLDER python -m benchmarks.cutout [--out FILE]
+
+Ground truth are the masks of the test data. Most were made from colours, which favours what reads colours; so
+five are also corrected by hand (cutout.yaml), and the distance of the outlines is measured on these.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import typer
+import yaml
+
+from benchmarks.harness import RESULTS, Out, write_results
+from ldm.files import read_text
+from ldm.images import read_image, read_mask
+from ldm.registry.models import cutout_network
+from ldm.settings.cli import run_module, single_app
+
+CORRECTIONS = Path(__file__).with_suffix(".yaml")
+OBJECTS = "composite/objects/*.jpg"
+CLUTTERED = ("MSRA10K_Imgs_GT/*.jpg", "DUTS-TR/DUTS-TR-Image/*.jpg", "DUTS-TE/DUTS-TE-Image/*.jpg")
+
+
+def outline_distance(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Mean distance between the outlines of two masks (h, w), both ways, in percent of the diagonal."""
+    edges = [each & ~(cv2.erode(each.astype(np.uint8), np.ones((3, 3))) > 0) for each in (mask, truth)]
+    away = [cv2.distanceTransform((~edge).astype(np.uint8), cv2.DIST_L2, 5) for edge in edges]
+    both = (away[1][edges[0]].mean() + away[0][edges[1]].mean()) / 2
+    return float(100 * both / np.hypot(*mask.shape))
+
+
+def corrected(truth: np.ndarray, changes: dict[str, list[Any]]) -> np.ndarray:
+    """A mask (h, w) with regions added and removed, polygons in fractions."""
+    h, w = truth.shape
+    for word, value in (("add", 1), ("remove", 0)):
+        for polygon in changes.get(word, []):
+            points = np.round(np.array(polygon) * (w, h)).astype(np.int32)
+            truth = cv2.fillPoly(truth.astype(np.uint8), [points], value) > 0
+    return truth
+
+
+def measure_cutouts(
+    data: Annotated[Path | None, typer.Option(help="test data; default BIFROST_TEST_DATA/data")] = None,
+    out: Out = RESULTS / "cutout.json",
+) -> None:
+    """Cut out the objects of photographs and compare with their masks."""
+    if data is None and "BIFROST_TEST_DATA" not in os.environ:
+        raise ValueError("the photographs are test data: set BIFROST_TEST_DATA, or give --data")
+    from ldm.experts.segment import grabcut_mask, u2netp_mask, u2netp_scores
+
+    folder, network = data or Path(os.environ["BIFROST_TEST_DATA"]) / "data", cutout_network("u2netp")
+    assert network is not None
+    ways: dict[str, Any] = {
+        "GrabCut": grabcut_mask,
+        "U2-Netp": lambda rgb_u8: cv2.resize(u2netp_scores(rgb_u8, network), rgb_u8.shape[1::-1]) > 0.5,
+        "U2-Netp, rim by colours": lambda rgb_u8: u2netp_mask(rgb_u8, network),
+    }
+    changes = yaml.safe_load(read_text(CORRECTIONS))
+    rows: dict[str, dict[str, Any]] = {}
+    groups: dict[str, list[Path]] = {
+        "objects": sorted(folder.glob(OBJECTS)),
+        "cluttered": sorted(path for pattern in CLUTTERED for path in (folder / "saliency").glob(pattern)),
+    }
+    for path in [each for group in groups.values() for each in group]:
+        rgb_u8 = read_image(path).rgb_u8
+        beside = (
+            path.parent.parent / "object_masks",
+            path.parent,
+            Path(f"{path.parent}".replace("Image", "Mask")),
+        )
+        truth = read_mask(next(file for at in beside if (file := at / f"{path.stem}.png").is_file()))
+        row: dict[str, Any] = {}
+        for name, cut in ways.items():
+            started = time.process_time()
+            mask = cut(rgb_u8)
+            row[name] = {"cpu_s": time.process_time() - started, "iou": iou(mask, truth)}
+            if path.stem in changes:
+                better = corrected(truth, changes[path.stem])
+                row[name] |= {"corrected_iou": iou(mask, better), "outline": outline_distance(mask, better)}
+        rows[path.stem] = row
+    body: dict[str, Any] = {}
+    for group, paths in groups.items():
+        chosen = [rows[path.stem] for path in paths]
+        body[group] = {name: summary([row[name] for row in chosen]) for name in ways}
+    write_results(out, {**body, "images": rows})
+
+
+def iou(mask: np.ndarray, truth: np.ndarray) -> float:
+    return float((mask & truth).sum() / (mask | truth).sum())
+
+
+def summary(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Means of all numbers that rows hold, and the worst overlap; outlines in percent of the diagonal."""
+    keys = sorted({key for row in rows for key in row})
+    means = {key: float(np.mean([row[key] for row in rows if key in row])) for key in keys}
+    return {"n": len(rows), **means, "worst_iou": min(row["iou"] for row in rows)}
+
+
+build_app = single_app(measure_cutouts)
+
+if __name__ == "__main__":
+    run_module(build_app)
