@@ -8,7 +8,7 @@ from typing import Any
 
 from compose import compose, load_models
 from compose.models import Models
-from compose.pipeline import check_unchanged, settings_of_recipe
+from compose.recipe import check_unchanged, settings_of_recipe
 from compose.settings import INPUT_FILES, CompositeSettings, ReplaySettings
 from compose.sheet import save_sheet
 from ldm.decode import opened

@@ -10,45 +10,36 @@ Stages: read and cut out, depth, the place if a sentence gives it (`compose.plac
 final edit mask keeps its value, and that is measured.
 Sample i of `num_samples` has seed `seed + i`: its noise is that of the same seed painted alone, so the two
 images are equal up to rounding; the same settings on the same machine give the same bytes. All that decides
-the pixels stands in the recipe; `check_unchanged` says whether that is still the same.
+the pixels stands in the recipe; `compose.recipe.check_unchanged` says whether that is still the same.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cldm.config import PRESETS, Sampling, with_compat
+from cldm.config import PRESETS, Sampling
 from cldm.pipeline import CompositorPipeline, Weights
 from compose.models import Models
 from compose.placement import locate, read_sources, resolve_placement
+from compose.recipe import make_recipe, sampling_of
 from compose.settings import DEPTH_MODES, ComposeSettings
-from datasets.inputs import PairOptions
 from datasets.pairs import Geometry, Pair, pair_of
 from datasets.pasteback import stitch
 from ldm.decode import LoadedImage
 from ldm.denoise import Monitor, Step
-from ldm.files import file_sha256, hash_folder
-from ldm.memory import FOLDER, IN_MEMORY
-from ldm.registry.models import cutout_network
-from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, save_result, warn_if_alike
-from ldm.settings.config import Layer, flag_name, merge_layers, to_plain
+from ldm.result import StageTimer, measure_drift, save_result, warn_if_alike
+from ldm.settings.config import flag_name
 from llava_bifrost.settings import WITH_SENTENCE
 
 logger = logging.getLogger(__name__)
 
-RENAMED = {  # file of 0.1.0 -> the same weights under the names of the hub
-    "af95ec8f819cb7dfb713f0f3184e982d97adb6376668f0af1e9ad0e9a8915d52":
-    "7c198e1974c621b22902cde3f78ae22730b539dd79b376cd1163463387e74ea8",
-}  # fmt: skip
-MAPPINGS = ("settings", "sampling", "pair", "weights", "inputs", "machine", "versions")
-PARTS = (*MAPPINGS, "sample", "seed")  # of a recipe
 LEAST_VISIBLE = 0.05  # fraction of the object below which a user is warned (chosen)
 
 
@@ -109,16 +100,6 @@ class Result:
         """With the record of how a sentence was understood in the composite that this one repeats."""
         more = {} if placement is None else {"placement": placement}
         return replace(self, recipe={**self.recipe, **more}, report={**self.report, **more})
-
-
-def sampling_of(settings: ComposeSettings, models: Models) -> tuple[Sampling, PairOptions]:
-    """Sampler settings and pre-processing: the model's or the published system's, the user's on top."""
-    config = models.config
-    if settings.compat:
-        config = with_compat(config, settings.compat, settings.seed)
-    names = ("scheduler", "steps", "guidance", "init", "strength", "detail", "detail_scale")
-    given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    return replace(config.sampling, **given), config.pair
 
 
 def ignored_options(settings: ComposeSettings, sampling: Sampling) -> list[str]:
@@ -210,96 +191,3 @@ def compose(
         pair=pair,
         painted_u8=painted,
     )
-
-
-def make_recipe(
-    settings: ComposeSettings,
-    models: Models,
-    sampling: Sampling,
-    pair: PairOptions,
-    placement: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Settings with the chosen folders, resolved sampler, hashes of inputs and weights, machine, versions.
-
-    settings:  with a box and, where a sentence was given, without it
-    placement: what a locator made of the sentence; kept for reading, a replay does not run it again
-    """
-    folders: dict[str, Any] = {"model": models.folder}
-    if settings.background_depth is None:
-        folders["depth_model"] = models.depth_folder
-    if settings.object_mask is None and settings.sam is not None:
-        folders["sam"] = settings.sam
-    network = None
-    if settings.object_mask is None and settings.sam is None:
-        network = cutout_network(settings.cutout)
-        settings = replace(settings, cutout="u2netp" if network else "grabcut")
-    chosen = replace(settings, **folders)
-    inputs = {name: file_sha256(path) for name, path in settings.input_files.items()}
-    weights = {  # a hub name has none
-        name: {**hash_folder(folder), **hash_folder(folder, "config.json")} if folder.is_dir() else {}
-        for name, folder in folders.items()
-    }
-    if network is not None:
-        weights["cutout"] = {network.name: file_sha256(network)}
-    plain = {entry.name: to_plain(getattr(chosen, entry.name)) for entry in fields(ComposeSettings)}
-    for name, path in settings.input_files.items():
-        if path.parent.name.startswith(FOLDER):  # a replay needs a file with the same pixels
-            plain[name] = f"{IN_MEMORY}{path.name}"
-    return {
-        **({} if placement is None else {"placement": placement}),
-        "command": "image",
-        "settings": plain,
-        "sampling": to_plain(sampling),
-        "pair": to_plain(pair),
-        "weights": weights,
-        "inputs": inputs,
-        "machine": {"device": models.device.type, "dtype": str(models.dtype).removeprefix("torch.")},
-        "versions": library_versions(),
-    }
-
-
-def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
-    """The settings that made an image, and its whole recipe."""
-    recipe = read_recipe(image)
-    if recipe.get("command") != "image":
-        raise ValueError(f"{image}: its recipe was not written by the image verb")
-    absent = [part for part in PARTS if part not in recipe]
-    if absent:
-        raise ValueError(f"{image}: its recipe lacks {', '.join(absent)}")
-    broken = [part for part in MAPPINGS if not isinstance(recipe[part], dict)]
-    if broken or recipe["sample"] not in range(recipe["settings"].get("num_samples", 1)):
-        raise ValueError(f"{image}: its recipe is damaged: {', '.join(broken) or 'sample'}")
-    values = {"cutout": "grabcut", **recipe["settings"]}  # recipes of 0.1.0 have no such key
-    return merge_layers(ComposeSettings, [Layer(values, f"{image}: recipe: ")]), recipe
-
-
-def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettings, models: Models) -> None:
-    """Inputs, weights and model configuration must be the recipe's; another machine only gets a warning.
-
-    settings: those of the recipe
-    """
-    for name, path in settings.input_files.items():
-        if not path.is_file():
-            held = path.as_posix().startswith(IN_MEMORY)
-            what = "an image in memory was used" if held else f"{path} is not there"
-            raise ValueError(f"{image}: {what}; {flag_name(name)} FILE names a file with the same contents")
-    now = make_recipe(settings, models, *sampling_of(settings, models))
-    for name, digest in recipe["inputs"].items():
-        if now["inputs"].get(name) != digest:
-            path = now["settings"][name]
-            raise ValueError(f"{image}: {path} ({flag_name(name)}) has changed since the image was made")
-    for name, hashes in recipe["weights"].items():
-        today = now["weights"].get(name, {})
-        hashes = {file: RENAMED.get(digest, digest) for file, digest in hashes.items()}
-        changed = sorted(file for file in {*hashes, *today} if hashes.get(file) != today.get(file))
-        if changed:
-            folder = now["settings"][name]
-            raise ValueError(f"{image}: {folder} is not what the image was made with: {changed[0]} differs")
-    for part in ("sampling", "pair"):
-        changed = sorted(key for key in now[part] if recipe[part].get(key) != now[part][key])
-        if changed:
-            folder = now["settings"]["model"]
-            raise ValueError(f"{image}: the configuration in {folder} has changed since: {part}.{changed[0]}")
-    for part in ("machine", "versions"):
-        if recipe[part] != now[part]:
-            logger.warning("%s differ from the recipe's; pixels may differ slightly", part)

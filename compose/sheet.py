@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from compose import ComposeSettings, compose, load_models
 from compose.contact_sheet import ContactSheetSettings
 from compose.models import Models
-from compose.pipeline import Result, settings_of_recipe
+from compose.pipeline import Result
+from compose.recipe import settings_of_recipe
 from compose.settings import DEPTH_MODES
 from datasets.geometry import box_to_pixels
 from datasets.relations import Place

@@ -13,9 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from compose.pipeline import settings_of_recipe
 from compose.placement import Sources, depth_of
 from compose.preview import SIDE, Occlusion, occlusion, shrink
+from compose.recipe import settings_of_recipe
 from compose.settings import INPUT_FILES, ComposeSettings
 from datasets.geometry import Box01, bbox_of_mask, box_to_01, check_box01, depth_at_contact
 from datasets.inputs import PairOptions

@@ -12,7 +12,7 @@ from PIL import Image
 
 from compose import ComposeSettings, compose, load_models
 from compose.batch import read_jobs
-from compose.pipeline import settings_of_recipe
+from compose.recipe import settings_of_recipe
 from ldm.files import file_sha256
 from ldm.images import read_depth, read_image, read_mask, write_png
 from ldm.memory import as_file
