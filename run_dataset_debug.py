@@ -13,7 +13,6 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ldm as ldm  # first, as Ctrl-C is quiet from there on
@@ -24,6 +23,7 @@ from datasets.sources.image_source import ImageSource
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from ldm.files import json_bytes
 from ldm.images import encode_png, from_pm1
+from ldm.leftovers import own_folder
 from ldm.locks import one_writer
 from ldm.result import overwrite_setting, write_result
 from ldm.settings.cli import command, run_module, single_app, takes_keys
@@ -105,7 +105,7 @@ def debug(settings: DebugSettings) -> None:
         return
     stats, options = RejectionStats(name), PairOptions(size=(settings.size, settings.size))
     rows, labels = [], []
-    with TemporaryDirectory() as folder:
+    with own_folder("bifrost-scenes-") as folder:
         if name == "scenes" and not (config.scenes and config.scenes.folder.is_dir()):
             size = (min(settings.size, 192), min(settings.size, 192))
             render_shards(StoreSettings(

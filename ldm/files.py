@@ -7,14 +7,12 @@ line feed, with or without a carriage return before it. Files are known by their
 import contextlib
 import csv
 import errno
-import functools
 import hashlib
 import io
 import itertools
 import json
 import logging
 import os
-import platform
 import re
 import unicodedata
 import uuid
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm import __version__
+from ldm.leftovers import owner, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +198,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise IsADirectoryError(f"{path} is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
-    temporary = path.parent / f".{path.name[:40]}.{machine()}-{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = path.parent / f".{path.name[:40]}.{owner()}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with full_disk_named(path):
             yield temporary
@@ -207,24 +206,6 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:  # also after Ctrl-C
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-@functools.cache
-def machine() -> str:
-    """Where a process number means this process: containers of one host name count their processes apart."""
-    space = Path("/proc/self/ns/pid")
-    return f"{platform.node()}-{space.stat().st_ino if space.exists() else 0}"
-
-
-@functools.cache
-def remove_leftovers(folder: Path) -> None:
-    """Once in a process: remove what processes of this machine were writing into a folder when they died."""
-    import psutil
-
-    for leftover in folder.glob(".*.tmp"):
-        owner = re.search(rf"\.{re.escape(machine())}-(\d+)\.[0-9a-f]{{8}}\.tmp$", leftover.name)
-        if owner and not psutil.pid_exists(int(owner[1])):
-            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

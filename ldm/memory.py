@@ -3,19 +3,15 @@
 import functools
 import hashlib
 import io
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from ldm.leftovers import own_folder
+
 IN_MEMORY = "memory:"  # starts the path of such an image in a recipe
 FOLDER = "bifrost-images-"  # starts the name of the folder of such files, below the temporary one
+_folder = functools.cache(own_folder)  # one for all images of the process
 IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # modes of Pillow that a PNG holds as they are
-
-
-@functools.cache
-def _folder() -> tempfile.TemporaryDirectory:
-    """Removed when the process ends."""
-    return tempfile.TemporaryDirectory(prefix=FOLDER)
 
 
 def as_file(image: Any, name: str) -> Path:
@@ -41,6 +37,6 @@ def as_file(image: Any, name: str) -> Path:
     image, buffer = ImageOps.exif_transpose(image), io.BytesIO()
     kind = "PNG" if image.mode in IN_PNG else "TIFF"
     image.save(buffer, kind, icc_profile=image.info.get("icc_profile"))
-    path = Path(_folder().name) / f"{hashlib.sha256(buffer.getvalue()).hexdigest()}.{kind.lower()}"
+    path = Path(_folder(FOLDER).name) / f"{hashlib.sha256(buffer.getvalue()).hexdigest()}.{kind.lower()}"
     path.write_bytes(buffer.getvalue())
     return path

@@ -6,7 +6,6 @@ Boxes and points are fractions of the image. Legend: H W background, h w object.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import RLock
 from typing import Any
 
@@ -23,6 +22,7 @@ from ldm.decode import LoadedImage
 from ldm.experts.segment import corrected_mask, mask_at, object_mask
 from ldm.files import file_sha256, write_json
 from ldm.images import fitted, read_image, read_mask, resize, write_mask
+from ldm.leftovers import own_folder
 from ldm.memory import FOLDER, IN_MEMORY
 from ldm.settings.config import Layer, merge_layers, to_plain
 
@@ -51,7 +51,7 @@ class Desk:
 
     def __init__(self, layers: Sequence[Layer], options: PairOptions) -> None:
         """layers: settings below the visitor's. options: the pre-processing of the compositor."""
-        self.layers, self.options, self.own = layers, options, TemporaryDirectory(prefix=FOLDER)
+        self.layers, self.options, self.own = layers, options, own_folder(FOLDER)
         self.files: dict[str, Path] = {}  # setting -> its file
         self.seen: dict[str, Path] = {}  # hash -> every file that was given
         self.wanted: dict[str, str] = {}  # setting -> hash of its file in a recipe

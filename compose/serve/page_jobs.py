@@ -5,7 +5,6 @@ import shutil
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -18,6 +17,7 @@ from compose.serve.work import compose_work
 from compose.settings import INPUT_FILES
 from ldm.files import numbered_lines
 from ldm.journal import parse_line
+from ldm.leftovers import own_folder
 
 ALLOWED = {*COMPOSE_FIELDS, *INPUT_FILES, "name", "num_samples", "invert_target_mask"}  # keys of a job
 
@@ -68,7 +68,7 @@ def jobs_tab(queue: JobQueue, settings: ServeSettings) -> None:
 
     async def run(paths: list[str] | None, request: gr.Request) -> AsyncIterator[list[Any]]:
         """Send the jobs as the queue takes them; yields table and files."""
-        with TemporaryDirectory() as folder:
+        with own_folder("bifrost-jobs-") as folder:
             jobs = page.in_words(jobs_of)([Path(path) for path in paths or []], Path(folder), settings)
             sent: list[Job] = []
             client = request.client.host if request.client else ""

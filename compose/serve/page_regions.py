@@ -6,7 +6,6 @@ Legend: h w pixels of the image.
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import RLock
 from typing import Any
 
@@ -23,6 +22,7 @@ from inpainting.dream import DreamSettings
 from inpainting.prompts import paint_masks, palette, rgb_of, split_colors
 from ldm.decode import LoadedImage
 from ldm.images import GRAY_TOLERANCE, fitted, read_image, read_mask, resize, write_mask
+from ldm.leftovers import own_folder
 from ldm.memory import FOLDER
 from ldm.settings.config import Layer, merge_layers, to_plain, yaml_layers
 
@@ -35,7 +35,7 @@ class Painting:
     """The image and masks that one visitor prepares. ValueError for what the visitor can mend."""
 
     def __init__(self) -> None:
-        self.own, self.path, self.lock = TemporaryDirectory(prefix=FOLDER), Path(), RLock()
+        self.own, self.path, self.lock = own_folder(FOLDER), Path(), RLock()
         self.image: LoadedImage | None = None
         self.masks: list[np.ndarray] = []  # (h, w) bool each
         self.job: Job | None = None

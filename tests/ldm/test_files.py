@@ -11,7 +11,9 @@ from unittest.mock import Mock
 import pytest
 
 import ldm.files
-from ldm.files import excerpt, file_sha256, first_line, hash_folder, machine, write_all_atomic, write_atomic
+from ldm.files import excerpt, file_sha256, first_line, hash_folder, write_all_atomic, write_atomic
+from ldm.leftovers import machine, own_folder
+from tests.conftest import ROOT
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,3 +163,51 @@ def test_what_dead_processes_were_writing_goes_with_the_next_write(tmp_path: Pat
         (tmp_path / name).touch()
     write_atomic(tmp_path / "b.png", b"image")
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "b.png"}
+
+
+@pytest.mark.parametrize("start", ["bifrost-images-", "bifrost-jobs-", "bifrost-scenes-"])
+def test_temporary_folders_of_dead_processes_go_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dead, here = subprocess.Popen([sys.executable, "-c", ""]), machine()
+    dead.wait()
+    user = tmp_path / "images"
+    user.mkdir()
+    (user / "a.png").touch()
+    kept = {
+        "images",  # what a link leads to
+        f"{start}.{here}-{os.getpid()}.abcdefgh.tmp",  # of a process that is at work
+        f"{start}.elsewhere{here}-{dead.pid}.abcdefgh.tmp",
+        f"{start}abcdefgh",
+        f"{start}.notes.tmp",
+        f"other.{here}-{dead.pid}.abcdefgh.tmp",
+    }
+    left = tmp_path / f"{start}.{here}-{dead.pid}.ab_d3fgh.tmp"
+    for path in (*(tmp_path / name for name in kept), left / "deep"):
+        path.mkdir(parents=True, exist_ok=True)
+    (left / "a.png").touch()
+    (left / "link").symlink_to(user)
+    (tmp_path / f"{start}.{here}-{dead.pid}.12345678.tmp").symlink_to(user)
+    with own_folder(start) as folder:
+        assert {path.name for path in tmp_path.iterdir()} == {*kept, Path(folder).name}
+        assert list(Path(folder).iterdir()) == []
+        assert Path(folder).name.startswith(f"{start}.{here}-{os.getpid()}.")
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert (user / "a.png").is_file()
+
+
+def test_what_a_killed_process_held_in_memory_goes_with_the_next_process(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; import numpy as np; from ldm.memory import as_file\n"
+        "as_file(np.zeros((2, 2, 3), np.uint8), 'image'); print(len(os.listdir(os.environ['TMPDIR'])))\n"
+        "if len(sys.argv) > 1: sys.stdout.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    for more in (["kill"], ["kill"], []):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *more],
+            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.stdout == "1\n", done.stderr
+    assert list(tmp_path.iterdir()) == []
