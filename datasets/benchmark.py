@@ -2,7 +2,7 @@
 
 The manifest names files and says where each object goes, relative to a named object in the image. It has
 no images and no depth: how far follows from the relation and from the depth map of whatever is evaluated
-(`depth_of`). The same settings and annotation file give the same bytes on every machine.
+(`case_depth`). The same settings and annotation file give the same bytes on every machine.
 """
 
 import hashlib
@@ -118,7 +118,7 @@ class Instances:
         return image.id, anchors
 
 
-def depth_of(case: BenchmarkCase, anchor_mask: np.ndarray, depth_01: np.ndarray) -> float:
+def case_depth(case: BenchmarkCase, anchor_mask: np.ndarray, depth_01: np.ndarray) -> float:
     """How far the object goes: the median depth of its anchor, a step nearer or farther where asked.
 
     anchor_mask (h, w) bool, depth_01 (h, w) of the background, 1 = nearest.

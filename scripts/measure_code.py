@@ -192,7 +192,7 @@ def report(root: Path) -> tuple[dict[str, str], list[Function], dict[str, list[s
     return table, sorted(once, key=lambda function: function.lines), names
 
 
-def measure(
+def measure_tree(
     root: Annotated[Path, typer.Option(help="repository", metavar="FOLDER")] = Path("."),
     listed: Annotated[bool, typer.Option("--list", help="also what could be inlined or renamed")] = False,
 ) -> dict[str, str]:
@@ -208,7 +208,7 @@ def measure(
     return table
 
 
-build_app = single_app(measure)
+build_app = single_app(measure_tree)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -171,7 +171,7 @@ def other_objects(scene: Scene) -> list[Solid]:
     ]  # fmt: skip
 
 
-def candidates(seed: int, options: SceneOptions, truth_u8: np.ndarray) -> list[np.ndarray]:
+def rendered_candidates(seed: int, options: SceneOptions, truth_u8: np.ndarray) -> list[np.ndarray]:
     """Eight images (h, w, 3) uint8 of the scene; the first shows the right object."""
     scene = sample_scene(seed, options)
     others = other_objects(scene)

@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from cldm.config import EvaluateSettings, Sampling
-from cldm.evaluate.cases import SceneCase, candidates, find_cases, nearest_candidate, order_is_right
+from cldm.evaluate.cases import SceneCase, find_cases, nearest_candidate, order_is_right, rendered_candidates
 from cldm.evaluate.report import CUTOUT, DEFAULT, SceneScores, make_tables, ranked, text_tables
 from cldm.pipeline import CompositorPipeline, Weights
 from cldm.pretrained import load_compositor
@@ -101,7 +101,9 @@ class Measurer:
         scores = SceneScores()
         images = self.images(case, seed, scores)
         scores.default_u8, scores.cutout_u8 = images[DEFAULT], images[CUTOUT]
-        objects = candidates(case.seed, self.options, case.truth_u8) if self.settings.identity else []
+        objects = []
+        if self.settings.identity:
+            objects = rendered_candidates(case.seed, self.options, case.truth_u8)
         for name, result in images.items():
             scores.psnr[name] = psnr_over(result, case.truth_u8, case.visible)
             scores.ssim[name] = ssim_over(result, case.truth_u8, case.visible)

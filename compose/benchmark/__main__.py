@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from compose.benchmark.settings import ScoreSettings
 from datasets.benchmark import (
     Instances,
-    depth_of,
+    case_depth,
     differing_files,
     draw_cases,
     file_path,
@@ -103,7 +103,7 @@ def jobs(
         background = file_path(f"pictures/{case.background}", roots)
         if case.background not in depths:
             depths = {case.background: network.estimate(read_image(background).rgb_u8)}
-        depth = depth_of(case, annotations.mask(case.anchor.annotation), depths[case.background])
+        depth = case_depth(case, annotations.mask(case.anchor.annotation), depths[case.background])
         cut_out = file_path(f"objects/{case.object}/{case.view}", roots)
         job = {
             "name": case.id, "background": str(background), "object": str(cut_out),

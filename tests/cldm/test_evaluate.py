@@ -10,13 +10,13 @@ import pytest
 from cldm.config import EvaluateSettings
 from cldm.evaluate.cases import (
     Neighbour,
-    candidates,
     inference_inputs,
     nearest_candidate,
     neighbours,
     order_is_right,
     other_objects,
     pixel_order,
+    rendered_candidates,
     scene_image,
 )  # fmt: skip  # fmt: skip
 from cldm.evaluate.report import CUTOUT, DEFAULT, SceneScores, ranked
@@ -119,7 +119,7 @@ def test_candidates_share_shape_or_colour_and_stand_in_the_same_place(held_out: 
     ]
     for solid in others:
         np.testing.assert_allclose(solid.parts[0].centre[:2], right.centre[:2])
-    shown = candidates(seed, options, truth)
+    shown = rendered_candidates(seed, options, truth)
     assert len(shown) == 8
     assert np.abs(scene_image(scene, options).astype(int) - truth).mean() < 1
     seen = source.silhouette(0)

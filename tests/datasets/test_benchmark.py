@@ -12,7 +12,7 @@ import pytest
 from compose.benchmark.__main__ import build_app
 from datasets.benchmark import (
     Instances,
-    depth_of,
+    case_depth,
     differing_files,
     place_beside,
     read_benchmark,
@@ -124,7 +124,7 @@ def test_depth_follows_from_the_relation(world: Path, tmp_path: Path) -> None:
     for case in read_benchmark(tmp_path / "m.json").cases:
         mask = known.mask(case.anchor.annotation)
         assert mask.sum() == pytest.approx(40 * 50, rel=0.1)
-        assert depth_of(case, mask, np.where(mask, 0.5, depth_01)) == pytest.approx(expected[case.relation])
+        assert case_depth(case, mask, np.where(mask, 0.5, depth_01)) == pytest.approx(expected[case.relation])
 
 
 def test_two_things_of_one_name_are_no_anchors(world: Path) -> None:
