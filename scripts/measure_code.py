@@ -62,6 +62,7 @@ THOUGHTS: dict[str, tuple[int, str]] = {
     """),
     "the small locator": (12, """
         tiny/locator/training.py: train_small_locator Training
+        tiny/locator/train.py: LocatorTraining
         tiny/locator/vision.py: open_scenes SceneArrays labelled_images patch_loss
         tiny/locator/questions.py: open_questions pack_questions QuestionCache locator_tokenizer
         tiny/world.py: ArrayCache word_tokenizer
