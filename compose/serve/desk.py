@@ -172,6 +172,8 @@ class Desk:
         """As the command line has it. given: further settings. sentence: where, instead of the box."""
         if self.background is None or self.item is None:
             raise ValueError("give a background and an object first")
+        if not sentence and self.box is None and self.target is None:
+            raise ValueError("drag a box on the background, or say in a sentence where the object goes")
         values = {**self.files, **given}
         if sentence:
             values.pop("target_mask", None)

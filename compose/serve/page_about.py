@@ -1,7 +1,6 @@
 """The page as a whole, and its tab about what runs here."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +70,15 @@ def build_page(queue: JobQueue, settings: ServeSettings) -> gr.Blocks:
     gone = 600, max(600, round(60 * settings.keep_minutes))  # seconds between looks, and of age
     with gr.Blocks(title="Bifrost", delete_cache=gone, analytics_enabled=False) as blocks:
         gr.Markdown(f"# Bifrost\n{config.notice}")
+        desk, painting = gr.State(time_to_live=DAY), gr.State(time_to_live=DAY)
         with gr.Tab("Compose"):
-            ComposeTab(queue, settings, gr.State(partial(Desk, layers, config.pair), time_to_live=DAY))
+            ComposeTab(queue, settings, desk)
         with gr.Tab("Regions"):
-            RegionsTab(queue, settings, gr.State(Painting, time_to_live=DAY))
+            RegionsTab(queue, settings, painting)
         with gr.Tab("Jobs"):
             jobs_tab(queue, settings)
         with gr.Tab("About") as tab:
-            text = gr.Markdown(about)
+            text = gr.Markdown()
         tab.select(about, None, text, **QUICK)
+        blocks.load(lambda: (Desk(layers, config.pair), Painting()), None, [desk, painting], **QUICK)
     return blocks

@@ -1,0 +1,298 @@
+"""What a visitor prepares: files in their roles, boxes, clicks, names, strokes, settings, replay."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cldm.config import load_compositor_config
+from compose.commands import run_image
+from compose.serve.desk import Desk, anywhere, stroke_mask
+from compose.serve.page_regions import Painting
+from compose.settings import CompositeSettings
+from ldm.images import read_image, read_mask, write_mask, write_png
+from ldm.settings.config import Layer
+from tests.images import Case, room, room_depth, thing
+
+
+@pytest.fixture
+def desk(case: Case) -> Desk:
+    """With background, object, their mask and depth."""
+    layers = [Layer({"model": str(case.model), "depth_model": str(case.depth_model)})]
+    desk = Desk(layers, load_compositor_config(case.model).pair)
+    files = {"background": "room", "object": "thing", "object_mask": "mask", "background_depth": "depth"}
+    for name, file in files.items():
+        desk.take(name, case.folder / f"{file}.png")
+    return desk
+
+
+def record(*boxes, chosen=0, far=0.3, near=0.5):
+    candidates = [{"box": list(box), "depth": 0.4, "far": far, "near": near} for box in boxes]
+    return [{"candidates": candidates, "chosen": index, "instruction": "a"} for index in range(len(boxes))]
+
+
+# strokes
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.02, 0.1])
+def test_a_stroke_is_a_round_brush(radius):
+    mask = stroke_mask((100, 200), [[0.5, 0.5]], radius)
+    area, expected = mask.sum(), max(1, np.pi * (radius * 200) ** 2)
+    assert mask[50, 100]
+    assert abs(area - expected) <= 0.3 * expected + 4
+    line = stroke_mask((100, 200), [[0.1, 0.5], [0.9, 0.5]], radius)
+    assert line[50, 20:180].all()
+    assert line.sum() > area
+
+
+@pytest.mark.parametrize("point", [(0, 0), (1, 1), (0, 1)])
+def test_a_stroke_at_the_border_stays_inside(point):
+    mask = stroke_mask((30, 40), [point], 0.05)
+    assert mask[round(point[1] * 29), round(point[0] * 39)]
+
+
+# files
+
+
+@pytest.mark.parametrize("name", ["object_mask", "background_depth", "target_mask"])
+def test_what_belongs_to_an_image_comes_after_it(case: Case, name):
+    with pytest.raises(ValueError, match=f"the {name.replace('_', ' ')} comes after its image"):
+        Desk([], load_compositor_config(case.model).pair).take(name, case.folder / "mask.png")
+
+
+def test_a_new_background_forgets_what_belonged_to_the_old_one(desk: Desk, case: Case):
+    desk.draw(False, (0.1, 0.1, 0.5, 0.5), [])
+    desk.draw(True, (0.1, 0.1, 0.5, 0.5), [])
+    desk.name("post")
+    desk.take("target_mask", case.folder / "target.png")
+    write_png(case.folder / "other.png", room(60, 80))
+    desk.take("background", case.folder / "other.png")
+    assert (desk.box, desk.named, desk.target, desk.depth_01, desk.records) == (None, {}, None, None, [])
+    assert set(desk.files) == {"background", "object", "object_mask"}
+
+
+def test_an_outline_that_is_estimated_is_said(desk: Desk, case: Case):
+    assert "estimated" in desk.take("object", case.folder / "thing.png")
+    assert "object_mask" not in desk.files
+    rgb_u8, mask = thing()
+    write_png(case.folder / "cut.png", np.dstack([rgb_u8, mask * np.uint8(255)]))
+    assert desk.take("object", case.folder / "cut.png") == ""
+    assert np.array_equal(desk.cut, mask)
+    write_png(case.folder / "plain.png", np.full((64, 64, 3), 200, np.uint8))
+    assert "paint the object" in desk.take("object", case.folder / "plain.png")
+    assert desk.preview("place") is None
+
+
+def test_damaged_and_foreign_files_change_nothing(desk: Desk, case: Case):
+    before = dict(desk.files)
+    (case.folder / "text.png").write_text("no image", encoding="utf-8")
+    write_mask(case.folder / "small.png", np.ones((5, 5), bool))
+    for name, file in (
+        ("background", "text"),
+        ("object", "text"),
+        ("object_mask", "small"),
+        ("target_mask", "small"),
+    ):
+        with pytest.raises(ValueError):  # noqa: PT011 -- the readers' own messages
+            desk.take(name, case.folder / f"{file}.png")
+    assert desk.files == before
+    assert np.array_equal(desk.background.rgb_u8, room())
+
+
+# outline
+
+
+def test_brush_and_clicks_correct_the_outline(desk: Desk):
+    before = desk.cut.copy()
+    desk.correct([[0.05, 0.05]], 0.03, adds=True, finds=False)
+    assert (desk.cut & ~before).sum() == stroke_mask((64, 64), [[0.05, 0.05]], 0.03).sum()
+    desk.correct([[0.05, 0.05]], 0.05, adds=False, finds=False)
+    assert np.array_equal(desk.cut, before)
+    desk.correct([[0.5, 0.5]], 0.02, adds=False, finds=True)
+    assert not desk.cut[32, 32]
+    desk.draw(False, [0.3, 0.2, 0.7, 0.9], [])
+    assert np.array_equal(read_mask(desk.settings({}).object_mask), desk.cut)
+    with pytest.raises(ValueError, match="nothing is left of the object mask"):
+        desk.correct([[0.5, 0.5]], 1.0, adds=False, finds=False)
+
+
+# place
+
+
+def test_boxes_clicks_and_names(desk: Desk):
+    desk.draw(False, [0.3, 0.2, 0.7, 0.9], [[0.3, 0.2]])
+    assert desk.box == (0.3, 0.2, 0.7, 0.9)
+    assert desk.centre() == pytest.approx(np.quantile(room_depth()[84:86], 0.25), abs=0.02)
+    desk.move(0.25)
+    assert desk.centre() == 0.25
+    assert desk.settings({}).depth == (0.25,)
+    desk.move(None)
+    assert desk.settings({}).depth is None
+    with pytest.raises(ValueError, match="draw a box round the thing, or click on it"):
+        desk.name("post")
+    desk.draw(True, None, [[0.1, 0.5]])
+    x0, y0, x1, y1 = desk.pending
+    assert x0 <= 0.1 <= x1 <= 1
+    assert 0 <= y0 <= 0.5 <= y1
+    desk.name("  The Post ")
+    assert list(desk.named) == ["the post"]
+    assert desk.box == (0.3, 0.2, 0.7, 0.9)
+
+
+@pytest.mark.parametrize("box", [(0.5, 0.5, 0.5, 0.9), (0.2, 0.2, 1.2, 0.9), (float("nan"), 0, 1, 1)])
+def test_a_box_that_is_none_is_refused(desk: Desk, box):
+    with pytest.raises(ValueError, match="box must be x1,y1,x2,y2"):
+        desk.draw(False, box, [])
+    assert desk.box is None
+
+
+def test_proposed_places_are_chosen_by_click(desk: Desk):
+    one, two = (0.1, 0.1, 0.5, 0.6), (0.4, 0.3, 0.9, 0.9)
+    desk.records = record(one, two)
+    desk.choose(0)
+    assert (desk.box, desk.depth, desk.record["chosen"]) == (one, (0.3, 0.5), 0)
+    desk.draw(False, None, [[0.45, 0.5]])  # in both: the one that is not used
+    assert (desk.box, desk.record["chosen"]) == (two, 1)
+    desk.draw(False, None, [[0.45, 0.5]])
+    assert desk.box == one
+    desk.draw(False, None, [[0.95, 0.05]])  # in none
+    assert desk.box == one
+    desk.draw(False, (0.1, 0.1, 0.6, 0.6), [])
+    assert (desk.record, desk.depth) == (None, None)
+
+
+def test_settings_are_those_of_the_command_line(desk: Desk, case: Case):
+    with pytest.raises(ValueError, match="drag a box on the background, or say in a sentence where"):
+        desk.settings({})
+    named = desk.settings(
+        {"seed": 3, "steps": None, "mode": "place", "compat": ""}, "Place the cup behind the post"
+    )
+    assert (named.instruction, named.box, named.seed, named.steps) == (
+        "Place the cup behind the post",
+        None,
+        3,
+        None,
+    )
+    desk.draw(True, [0.0, 0.0, 0.25, 1.0], [])
+    desk.name("post")
+    desk.draw(False, [0.3, 0.2, 0.7, 0.9], [])
+    anchors = desk.settings({}, "Place the cup behind the post").anchors
+    assert json.loads(anchors.read_text(encoding="utf-8")) == {"post": {"box": [0.0, 0.0, 0.25, 1.0]}}
+    placed = desk.settings({"mode": "place", "detail": 0.5})
+    assert (placed.box, placed.anchors, placed.instruction, placed.detail) == (
+        (0.3, 0.2, 0.7, 0.9),
+        None,
+        None,
+        0.5,
+    )
+    desk.paint_target([[0.5, 0.5]], 0.1)
+    assert desk.settings({"mode": "place"}).target_mask is None
+    assert desk.settings({"mode": "replace"}).target_mask is not None
+    with pytest.raises(ValueError, match="steps must be in \\[1, 1000\\], got 0"):
+        desk.settings({"steps": 0})
+
+
+@pytest.mark.parametrize("mode", ["place", "replace", "id-transfer", "inpaint"])
+def test_preview_follows_the_mode(desk: Desk, mode):
+    assert desk.preview(mode) is None
+    desk.paint_target([[0.5, 0.6]], 0.2)
+    assert (desk.preview(mode) is None) == (mode == "place")
+    desk.draw(False, [0.3, 0.2, 0.7, 0.9], [])
+    assert desk.preview(mode).visible_fraction > 0.3
+
+
+def test_preview_follows_depth_and_outline(desk: Desk):
+    desk.draw(False, [0.0, 0.2, 0.5, 0.9], [])
+    fractions = []
+    for d in (0.1, 0.5, 1.0):
+        desk.move(d)
+        fractions.append(desk.preview("place").visible_fraction)
+    assert fractions[0] < 1 == fractions[2]
+    area = desk.preview("place").visible.sum()
+    desk.correct([[0.5, 0.2], [0.5, 0.4]], 0.2, adds=False, finds=False)
+    assert desk.preview("place").visible.sum() < area
+
+
+# replay
+
+
+def made(desk: Desk, case: Case, **changes) -> Path:
+    """A composite that the command line makes of the same files."""
+    values = {
+        field: getattr(desk.settings({}), field)
+        for field in ("background", "object", "object_mask", "background_depth")
+    }
+    more = {"box": (0.3, 0.2, 0.7, 0.9), "depth": (0.6,), "model": case.model, "seed": 5, "steps": 2}
+    run_image(CompositeSettings(**{**values, **more, **changes}, out=case.out, sheet=False))
+    return case.out
+
+
+def test_a_result_gives_back_all_its_settings(desk: Desk, case: Case):
+    desk.draw(False, [0.1, 0.1, 0.2, 0.2], [])
+    image = made(desk, case, mode="replace", detail=0.25)
+    values, missing = desk.replay(image)
+    assert missing == []
+    assert (desk.box, desk.depth) == ((0.3, 0.2, 0.7, 0.9), (0.6,))
+    again = desk.settings({name: values[name] for name in ("seed", "steps", "mode", "detail")})
+    assert (again.seed, again.steps, again.mode, again.detail) == (5, 2, "replace", 0.25)
+    assert np.array_equal(read_image(again.background).rgb_u8, room())
+
+
+def test_files_that_are_not_here_are_named_and_checked(desk: Desk, case: Case):
+    desk.draw(False, [0.1, 0.1, 0.2, 0.2], [])
+    image = made(desk, case)
+    new = Desk(desk.layers, desk.options)
+    _, missing = new.replay(image)
+    assert missing == [
+        "background (room.png)",
+        "object (thing.png)",
+        "object mask (mask.png)",
+        "background depth (depth.png)",
+    ]
+    write_png(case.folder / "other.png", room()[::-1])
+    assert "is not the background that the image was made from" in new.take(
+        "background", case.folder / "other.png"
+    )
+    values, missing = new.replay(image)
+    assert new.take("background", case.folder / "room.png") == ""
+
+
+@pytest.mark.parametrize("file", ["room.png", "text.png"])
+def test_what_carries_no_recipe_is_said(desk: Desk, case: Case, file):
+    (case.folder / "text.png").write_text("no image", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"carries no recipe|not an image|cannot"):
+        desk.replay(case.folder / file)
+
+
+# regions
+
+
+def test_masks_are_painted_and_loaded(tmp_path: Path, root: Path):
+    painting = Painting()
+    with pytest.raises(ValueError, match="give the image first"):
+        painting.load(root / "assets/regions/left.png")
+    with pytest.raises(ValueError, match="give an image, and paint or load a mask"):
+        painting.files()
+    painting.take(root / "assets/examples/tent/room.png")
+    h, w = painting.image.size
+    painting.stroke(0, [[0.2, 0.2], [0.4, 0.4]], 0.03, adds=True)
+    painting.load(root / "assets/regions/left.png")
+    coloured = np.zeros((h, w, 3), np.uint8)
+    coloured[5:30, 5:30], coloured[40:60, 40:80] = (0, 0, 255), (255, 0, 0)
+    write_png(tmp_path / "coloured.png", coloured)
+    painting.load(tmp_path / "coloured.png")
+    assert [mask.sum() for mask in painting.masks[2:]] == [20 * 40, 25 * 25]
+    assert list(painting.files()) == ["image", "mask 1", "mask 2", "mask 3", "mask 4"]
+    painting.stroke(0, [[0.2, 0.2], [0.4, 0.4]], 0.06, adds=False)
+    assert len(painting.masks) == 3
+    write_png(tmp_path / "small.png", coloured[:50])
+    with pytest.raises(ValueError, match="small.png must have the size of the image"):
+        painting.load(tmp_path / "small.png")
+    write_png(tmp_path / "room.png", room(20, 30))
+    painting.take(tmp_path / "room.png")
+    assert painting.masks == []
+
+
+def test_no_settings_name_no_networks_but_those_of_the_server():
+    assert anywhere([Layer({"model": "models/x"})]).model == Path("models/x")

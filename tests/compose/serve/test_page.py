@@ -1,0 +1,198 @@
+"""The page without a browser: controls of settings, errors in words, files of jobs, what About says."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import pytest
+
+from compose.serve import page, page_compose, page_regions
+from compose.serve.app import make_queue
+from compose.serve.jobs import Job, QueueFull
+from compose.serve.page_about import build_page, networks_here
+from compose.serve.page_jobs import ALLOWED, jobs_of, row_of
+from compose.serve.settings import COMPOSE_FIELDS, SERVERS, ServeSettings
+from compose.settings import ComposeSettings
+from inpainting.dream import DreamSettings
+from ldm.images import write_png
+from tests.compose.serve.serving import running
+from tests.images import Case
+
+
+@pytest.mark.parametrize(
+    ("schema", "names"),
+    [
+        (ComposeSettings, page_compose.CONTROLS),
+        (DreamSettings, page_regions.CONTROLS),
+        (ComposeSettings, COMPOSE_FIELDS),
+    ],
+    ids=["compose", "regions", "all"],
+)
+def test_controls_have_defaults_ranges_and_helps_of_the_settings(schema, names):
+    names = [name for name in names if name not in ("box", "box_px", "depth", "object_box")]
+    declared = {field.name: field for field in fields(schema)}
+    for name, control in zip(names, page.controls_of(schema, names), strict=True):
+        about = declared[name].metadata
+        assert control.info == about["help"]
+        assert control.value == (
+            declared[name].default if declared[name].default is not None else control.value
+        )
+        assert control.value in (declared[name].default, "", None)
+        if about["choices"]:
+            assert set(about["choices"]) <= {value for _, value in control.choices}
+        elif isinstance(control, gr.Number):
+            assert (control.minimum, control.maximum) == (about["low"], about["high"])
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (ValueError("mask /tmp/bifrost-images-x/a.png is empty"), "mask a.png is empty"),
+        (ValueError("steps must be in [1, 1000], got 0"), "steps must be in [1, 1000], got 0"),
+        (ValueError("<b>name of /home/anne/secret/dog.png"), "&lt;b&gt;name of dog.png"),
+        (QueueFull("32 jobs are waiting", 4), "32 jobs are waiting; try again in 4 s"),
+    ],
+)
+def test_errors_are_said_without_folders_and_markup(error, shown):
+    def act(desk):
+        raise error
+
+    with pytest.raises(gr.Error) as caught:
+        page.in_words(act)([])
+    assert caught.value.message == shown
+
+
+def test_a_visit_that_ended_is_said():
+    with pytest.raises(gr.Error, match="load the page again"):
+        page.in_words(lambda desk: None)(None)
+
+
+def test_images_with_too_many_pixels_are_refused(tmp_path: Path):
+    write_png(tmp_path / "a.png", np.zeros((1000, 1001, 3), np.uint8))
+    settings = ServeSettings(max_megapixels=1)
+    with pytest.raises(ValueError, match="a.png has 1001 x 1000 pixels; at most 1 million are taken"):
+        page.checked(tmp_path / "a.png", settings)
+    assert page.checked(tmp_path / "a.png", ServeSettings()) == tmp_path / "a.png"
+
+
+# a file of jobs
+
+LINE = {
+    "background": "room.png",
+    "object": "thing.png",
+    "object_mask": "mask.png",
+    "box": [0.1, 0.1, 0.6, 0.9],
+}
+
+
+def sent(case: Case, tmp_path: Path, *lines: dict) -> list[Path]:
+    """The files that a visitor gives."""
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    names = ("room.png", "thing.png", "mask.png", "depth.png", "target.png")
+    return [tmp_path / "jobs.jsonl", *(case.folder / name for name in names)]
+
+
+def test_jobs_name_the_files_that_came_with_them(case: Case, tmp_path: Path):
+    paths = sent(case, tmp_path, {"name": "a", **LINE}, {**LINE, "steps": 2, "background_depth": "depth.png"})
+    (job_folder := tmp_path / "job").mkdir()
+    jobs = jobs_of(paths, job_folder, ServeSettings())
+    assert [job.name for job in jobs] == ["a", "000002"]
+    assert jobs[1].settings.steps == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "assets/tiny/compositor"}, "line 1: model cannot be set here"),
+        ({"locator": "geometric"}, "line 1: locator cannot be set here"),
+        ({"anchors": "anchors.json"}, "line 1: anchors cannot be set here"),
+        ({"device": "cpu"}, "line 1: device cannot be set here"),
+        ({"background": "/etc/passwd"}, "line 1: background '/etc/passwd' is not among the files"),
+        ({"background": "../room.png"}, "line 1: background '../room.png' is not among the files"),
+        ({"object": "other.png"}, "line 1: object 'other.png' is not among the files"),
+        ({"background": 5}, "line 1: background 5 is not among the files"),
+        ({"steps": 0}, r"steps must be in \[1, 1000\], got 0"),
+        ({"box": [0.5, 0.5, 0.1, 0.9]}, "it is inverted"),
+        ({"name": "../a"}, "name must be letters, digits"),
+    ],
+    ids=str,
+)
+def test_jobs_that_cannot_be_done_are_refused(case: Case, tmp_path: Path, change, message):
+    (tmp_path / "job").mkdir()
+    with pytest.raises(ValueError, match=message):
+        jobs_of(sent(case, tmp_path, {**LINE, **change}), tmp_path / "job", ServeSettings())
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_one_file_of_jobs_is_needed(case: Case, tmp_path: Path, count):
+    paths = sent(case, tmp_path, LINE)
+    paths = paths[1:] if count == 0 else [*paths, tmp_path / "more.jsonl"]
+    with pytest.raises(
+        ValueError, match=f"one .jsonl file is needed, with the images that it names; got {count}"
+    ):
+        jobs_of(paths, tmp_path, ServeSettings())
+
+
+def test_no_key_of_a_job_is_the_servers():
+    assert not ALLOWED & SERVERS
+
+
+def test_rows_say_what_became_of_a_job(tmp_path: Path):
+    job = Job("0" * 32, "compose", tmp_path)
+    assert row_of("a", None) == ["a", "waiting", ""]
+    assert row_of("a", job) == ["a", "queued", ""]
+    job.state, job.step, job.total = "running", 2, 8
+    assert row_of("a", job) == ["a", "running", "step 2 of 8"]
+    job.state, job.result = (
+        "done",
+        {"report": {"visible_fraction": 0.614, "drift": [{"changed_outside": 0}] * 2}},
+    )
+    assert row_of("a", job) == ["a", "done", "61 % visible, 0 pixels changed outside"]
+    job.state, job.error, job.result = "failed", "background is no image", None
+    assert row_of("a", job) == ["a", "failed", "background is no image"]
+
+
+# the whole
+
+
+def test_about_names_the_networks_and_what_they_are(tmp_path: Path):
+    queue = make_queue(ServeSettings(out=tmp_path / "out", devices=("cpu",)))
+    try:
+        lines = networks_here(queue, [], DreamSettings(image=Path("-")))
+    finally:
+        queue.close()
+    assert [line.split("**")[1] for line in lines] == [
+        "compositor",
+        "depth network",
+        "locator",
+        "inpainter",
+        "prompt writer",
+    ]
+    assert all("rendered" in line and "not loaded yet" in line for line in lines)
+    assert not any(str(Path.cwd()) in line for line in lines)
+
+
+def test_nothing_of_the_page_is_an_endpoint_for_programs(tmp_path: Path):
+    queue = make_queue(ServeSettings(out=tmp_path / "out", devices=("cpu",)))
+    try:
+        blocks = build_page(queue, ServeSettings())
+    finally:
+        queue.close()
+    ours = [f for f in blocks.fns.values() if f.targets and f.targets[0][1] != "load"]
+    assert len(ours) > 40
+    assert {function.api_visibility for function in ours} == {"private"}
+    assert not blocks.get_api_info()["named_endpoints"]
+
+
+@pytest.mark.parametrize("auth", [None, "anne:secret"])
+def test_the_page_stands_behind_the_guard(tmp_path: Path, auth):
+    with running(tmp_path / "out", auth=auth) as client:
+        for path in ("/", "/config", "/gradio_api/info"):
+            assert client.get(path).status_code == (200 if auth is None else 401), path
+        known = client.get("/", auth=("anne", "secret"))
+        assert known.status_code == 200
+        assert "Bifrost" in known.text
+        assert client.get("/healthz", auth=("anne", "secret")).status_code == 200
+        assert client.get("/gradio_api/file=/etc/passwd", auth=("anne", "secret")).status_code in (403, 404)
