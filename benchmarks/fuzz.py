@@ -64,7 +64,7 @@ class Fuzz:
     def painter(self) -> Any:
         from inpainting.models.text_to_image.load import load_inpainter
 
-        return load_inpainter(TINY_MODEL)
+        return load_inpainter(TINY_MODEL, device="cpu")
 
     @cached_property
     def encoder(self) -> Any:

@@ -35,7 +35,7 @@ def make_requests(count: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     from inpainting.models.text_to_image.pipeline import paint
 
     models = load_models(ComposeSettings(Path(), Path(), box=(0.0, 0.0, 1.0, 1.0), depth=(1.0,)))
-    painter = load_inpainter(located("assets/tiny/inpainter"))
+    painter = load_inpainter(located("assets/tiny/inpainter"), device="cpu")
     for index in range(count):
         h, w = SIZES[index // 4 % len(SIZES)]
         image_u8 = resize(np.random.default_rng(index).integers(0, 256, (6, 8, 3), np.uint8), (h, w))

@@ -6,7 +6,7 @@ Legend: n samples, c latent channels, h w latent pixels, H W pixels of the crop.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cldm.config import Sampling
 from cldm.model import Compositor, Conditions
 from datasets.pairs import Pair
-from ldm.denoise import Known, Monitor, denoise, noise_for, set_steps, start_latents
+from ldm.denoise import AT_ONCE, Known, Monitor, denoise, noise_for, set_steps, start_latents
 from ldm.device import check_finite
 from ldm.images import from_pm1
 from ldm.latents import make_scheduler
@@ -100,6 +100,11 @@ class CompositorPipeline:
         Outside the edit region the background's latents are re-imposed at every step; `init: paste` starts
         from the depth-tested cut-out paste noised to `strength`.  With `strength` 0 the paste is returned.
         """
+        monitor = monitor or Monitor()
+        if len(seeds) > AT_ONCE:  # previews are of the first ones
+            first, rest = seeds[:AT_ONCE], seeds[AT_ONCE:]
+            images = self.paint(pair, first, sampling, weights, monitor)
+            return images + self.paint(pair, rest, sampling, weights, replace(monitor, on_step=None))
         model, pasted = self.model, sampling.init == "paste"
         if pasted and sampling.strength == 0:
             return [from_pm1(pair.paste_pm1)] * len(seeds)
@@ -120,6 +125,6 @@ class CompositorPipeline:
             latents = denoise(
                 predict, start_latents(schedule, noise, start), schedule, guidance=sampling.guidance,
                 generators=generators, known=self.known_region(pair, background, noise),
-                monitor=monitor or Monitor(),
+                monitor=monitor,
             )  # fmt: skip
         return self.decode(latents)

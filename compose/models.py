@@ -34,18 +34,31 @@ class Models:
     device: torch.device
     dtype: torch.dtype  # of the compositor
     offload: bool = False
+    asked_dtype: str = "auto"  # of the other networks: each has its own type then
+    load_in: str = ""  # 4bit or 8bit: the locator's weights
     requested: tuple[Any, ...] = ()  # what `load_models` was given: folders, device, dtype, offload
     loaded: dict[Any, Any] = field(default_factory=dict)  # networks by their kind and folder
 
     @loading()
-    def _once(self, folder: Path, load: Callable[..., Any]) -> Any:
+    def _once(self, folder: Path, load: Callable[..., Any], **more: Any) -> Any:
         if (load, folder) not in self.loaded:
-            self.loaded[load, folder] = load(folder, device=str(self.device))
-        return self.loaded[load, folder]
+            self.loaded[load, folder] = load(folder, device=str(self.device), **more)
+        wrapper = self.loaded[load, folder]
+        if self.offload and not quantised(wrapper):
+            network_of(wrapper).to(self.device)
+        return wrapper
+
+    def make_room(self) -> None:
+        """With offload everything but the compositor leaves the device; what is used again comes back."""
+        for key in [key for key in self.loaded if key is not Compositor] if self.offload else ():
+            if quantised(self.loaded[key]):  # such weights cannot leave the GPU
+                del self.loaded[key]
+            else:
+                network_of(self.loaded[key]).to("cpu")
 
     def locator(self, folder: Path) -> Locator:
         """The language model that reads sentences."""
-        return self._once(folder, load_locator)
+        return self._once(folder, load_locator, dtype=self.asked_dtype, load_in=self.load_in)
 
     def detector(self, folder: Path) -> Detector:
         """The network that finds named objects."""
@@ -55,6 +68,7 @@ class Models:
     @loading()
     def compositor(self) -> Compositor:
         """In eval mode, on the device, or on the CPU until a stage needs it."""
+        self.make_room()
         if Compositor not in self.loaded:
             model, _ = load_compositor(self.folder, self.dtype)
             self.loaded[Compositor] = model if self.offload else model.to(self.device)
@@ -62,8 +76,19 @@ class Models:
 
     @property
     def depth(self) -> DepthEstimator:
-        """The depth network, in single precision."""
-        return self._once(self.depth_folder, DepthEstimator.load)
+        """The depth network; without a wish for another precision that of its folder, or the single one."""
+        dtype = pick_dtype(self.asked_dtype, self.device, self.depth_folder, "fp32")
+        return self._once(self.depth_folder, DepthEstimator.load, dtype=dtype)
+
+
+def quantised(wrapper: Any) -> bool:
+    """Whether a network has weights of 4 or 8 bits."""
+    return bool(getattr(network_of(wrapper), "is_quantized", False))
+
+
+def network_of(wrapper: Any) -> torch.nn.Module:
+    """The network of a locator, a detector or a depth estimator."""
+    return wrapper.mllm.model if isinstance(wrapper, Locator) else wrapper.model
 
 
 def compositor_folder(chosen: Path | None = None) -> Path:
@@ -80,11 +105,12 @@ def load_models(settings: ComposeSettings, known: Models | None = None) -> Model
     if settings.scheduler is not None:
         scheduler_class(settings.scheduler)
     folder, depth = compositor_folder(settings.model), depth_folder(settings.depth_model)
-    requested = (folder, depth, settings.device, settings.dtype, settings.offload)
+    requested = (folder, depth, settings.device, settings.dtype, settings.offload, settings.load_in)
     if known is not None and known.requested == requested:
         return known
     device, config = pick_device(settings.device), load_compositor_config(folder)
     if config.notice:
         logger.info("%s", config.notice)
     dtype = pick_dtype(settings.dtype, device)
-    return Models(folder, depth, config, device, dtype, settings.offload, requested)
+    asked = settings.dtype, settings.load_in
+    return Models(folder, depth, config, device, dtype, settings.offload, *asked, requested)

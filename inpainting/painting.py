@@ -24,7 +24,6 @@ from inpainting.paint import FULL_MODEL, TINY_MODEL, PaintSettings
 from inpainting.prompts import colors_of_masks, paint_masks, palette, remove_overlaps, rgb_of
 from ldm.decode import LoadedImage
 from ldm.denoise import Monitor
-from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256, located
 from ldm.images import encode_png, read_image, read_mask
 from ldm.latents import scheduler_class
@@ -112,9 +111,8 @@ def painter_folder(settings: PaintSettings) -> Path:
 
 def load_painter(settings: PaintSettings) -> Inpainter:
     """The model that paints, as the settings name it."""
-    device = pick_device(settings.device)
-    folder, dtype = painter_folder(settings), pick_dtype(settings.dtype, device)
-    return load_inpainter(folder, settings.lora, lora_scale=settings.lora_scale, device=device, dtype=dtype)
+    where = {"device": settings.device, "dtype": settings.dtype}
+    return load_inpainter(painter_folder(settings), settings.lora, lora_scale=settings.lora_scale, **where)
 
 
 def load_writer(settings: DreamSettings) -> PromptWriter:

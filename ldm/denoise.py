@@ -22,6 +22,9 @@ from ldm.device import check_finite
 log = logging.getLogger(__name__)
 
 UNET = "denoising network (UNet)"  # as errors call it
+AT_ONCE = (
+    8  # images that go through a UNet together; chosen: with guidance 512 px take 12 GB in half precision
+)
 Predict = Callable[[Tensor, Tensor, bool], Tensor]
 
 

@@ -227,9 +227,10 @@ class Locator:
         return sorted(words - form - {"and", "assistant", "user"})
 
 
-def load_locator(folder: Path | str, device: str = "auto", dtype: str = "auto") -> Locator:
+def load_locator(folder: Path | str, device: str = "auto", dtype: str = "auto", load_in: str = "") -> Locator:
     """A locator from a `save_pretrained` folder of a model and its processor.
 
+    device, dtype, load_in: see `load_mllm`
     Raises ValueError for other folders; one in the original LLaVA layout is converted first, see model.py.
     """
     folder = Path(folder)
@@ -241,5 +242,5 @@ def load_locator(folder: Path | str, device: str = "auto", dtype: str = "auto") 
             f"{folder} is in the original LLaVA layout; convert it first: "
             f"python -m llava_bifrost.model convert --adapter {folder} --base FOLDER --out models/locator"
         )
-    mllm = load_mllm(folder, device, dtype)
+    mllm = load_mllm(folder, device, dtype, load_in)
     return Locator(mllm, read_locator_config(folder, mllm.family))

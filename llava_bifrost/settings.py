@@ -32,6 +32,9 @@ class LocatorOptions(CheckedSettings):
     detector: Path | None = setting(
         None, help="folder of a GroundingDINO, OWL-ViT or OWLv2 that finds the objects the sentence names"
     )
+    load_in: str = setting(
+        "", choices=("", "4bit", "8bit"), help="the locator with smaller weights; needs CUDA and bitsandbytes"
+    )
     candidates: int = setting(1, low=1, high=64, help="places that the locator proposes; the best is used")
     relative_size: float | None = setting(
         None,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -15,7 +14,7 @@ from datasets.geometry import iou
 from datasets.relations import Place
 from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
-from ldm.files import write_atomic, write_json
+from ldm.files import read_json, write_atomic, write_json
 from ldm.images import read_image
 from ldm.mllm import training
 from ldm.mllm.constrain import generate
@@ -198,14 +197,14 @@ def convert_adapter(settings: ConvertLocator) -> None:
 
 
 def merge_adapter(settings: MergeLocator) -> None:
-    """Merge an adapter that was trained here into its base model."""
-    model: Any = load_model(settings.base, torch.float32)
-    config = read_locator_config(settings.adapter, str(model.config.model_type))
+    """Merge an adapter that was trained here into its base model; one weight is in memory at a time."""
+    family = str(read_json(settings.base / "config.json").get("model_type"))
+    config = read_locator_config(settings.adapter, family)
     if not (settings.adapter / CONFIG).is_file():
         log.warning("%s has no %s; the answer format of the family is assumed", settings.adapter, CONFIG)
-    whole = training.merged(training.load_adapter(model, settings.adapter))
-    save_locator(whole.to(DTYPES[settings.dtype]), load_processor(settings.base), config, settings.out)
-    log.info("wrote %s", settings.out)
+    report = merge_into(settings.base, settings.adapter, settings.out, False, DTYPES[settings.dtype])
+    write_config(settings.out / CONFIG, config)
+    log.info("wrote %s: %d LoRA pairs merged", settings.out, report["lora_pairs_merged"])
 
 
 def save_locator(model: Any, processor: Any, config: LocatorConfig, folder: Path) -> None:

@@ -151,7 +151,7 @@ def inpainter(
         shutil.copytree(run / "judge", folder / "judge", ignore=unused)
         config = read_json(folder / INPAINTER_FILE)
         write_json(folder / INPAINTER_FILE, {**config, "lora": "rca", "encoding": "separate"})
-    load_inpainter(run / "bundle")
+    load_inpainter(run / "bundle", device="cpu")
     install("inpainter", run / "bundle", manifest, force)
 
 

@@ -1,8 +1,9 @@
-"""Adapters in the original LLaVA layout, merged into a transformers LLaVA folder, every tensor accounted for.
+"""Adapters merged into a transformers folder, one weight in memory at a time, every tensor accounted for.
 
-Such a folder holds adapter_config.json, adapter_model.bin or .safetensors (LoRA matrices of the language
-model) and non_lora_trainables.bin (the projector). Its names differ from those of transformers, so peft would
-load nothing of it, with no more than a warning; here each tensor is used or named in an error.
+A folder in the original LLaVA layout holds adapter_config.json, adapter_model.bin or .safetensors (LoRA
+matrices of the language model) and non_lora_trainables.bin (the projector). Its names differ from those of
+transformers, so peft would load nothing of it, with no more than a warning; here each tensor is used or named
+in an error.
 """
 
 import logging
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ldm.checkpoints import folder_written_whole
 from ldm.files import read_json, visible_files, write_json
+from ldm.mllm.training import read_adapter
 from ldm.weight_files import Entry, WeightFile, open_weights, write_safetensors
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,9 @@ RENAMES = (
     ("model.layers.", "model.language_model.layers."),
     ("model.norm.", "model.language_model.norm."),
     ("image_newline", "model.image_newline"),
+    ("visual.", "model.visual."),  # Qwen2.5-VL
 )
+EXTRA = "non_lora_trainables"  # file of what LLaVA trains beside the LoRA matrices
 PROJECTOR = "model.multi_modal_projector."
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
 _LORA = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -75,9 +79,10 @@ def today(key: str) -> str:
     return name
 
 
-def read_original(folder: Path) -> dict[str, Change]:
+def read_changes(folder: Path, original: bool = True) -> dict[str, Change]:
     """The changes of an adapter folder by the name of the weight in transformers 5.
 
+    original: in LLaVA's layout; otherwise in peft's, where what was trained whole lies in the same file.
     Raises ValueError for a folder of another layout, for half a pair, and for settings that are not LLaVA's.
     """
     settings = read_json(folder / "adapter_config.json")
@@ -86,10 +91,16 @@ def read_original(folder: Path) -> dict[str, Change]:
         raise ValueError(f"{folder}/adapter_config.json: {odd} is not supported; LLaVA's adapters have none")
     rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
     scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
-    adapter = open_weights(_first(folder, "adapter_model.safetensors", "adapter_model.bin"))
-    extra = open_weights(_first(folder, "non_lora_trainables.bin", "non_lora_trainables.safetensors"))
+    if original:
+        names = ("adapter_model.safetensors", "adapter_model.bin"), (f"{EXTRA}.bin", f"{EXTRA}.safetensors")
+        files = [open_weights(_first(folder, *either)) for either in names]
+        adapter, extra = ({key: file.read(key) for key in file.shapes} for file in files)
+    else:
+        stored = read_adapter(folder)
+        adapter = {key: value for key, value in stored.items() if _LORA.fullmatch(key)}
+        extra = {key: value for key, value in stored.items() if key not in adapter}
     halves: dict[str, dict[str, str]] = {}  # target -> A and B -> their names
-    for key in adapter.shapes:
+    for key in adapter:
         found = _LORA.fullmatch(key)
         if found is None:
             raise ValueError(
@@ -101,15 +112,14 @@ def read_original(folder: Path) -> dict[str, Change]:
         raise ValueError(f"{folder}: {len(single)} LoRA matrices without their partner, such as {single[0]}")
     changes = {}
     for target, half in halves.items():
-        down, up = adapter.read(half["A"]), adapter.read(half["B"])
+        down, up = adapter[half["A"]], adapter[half["B"]]
         shape = up.shape[0], down.shape[1]
         change = Change((half["A"], half["B"]), shape, lora=(down, up, scale))
         changes[today(target + ".weight")] = change
-    for key in extra.shapes:
+    for key, value in extra.items():
         name = today(key)
         if name in changes:
             raise ValueError(f"{folder}: {key} and {changes[name].sources} change the same weight")
-        value = extra.read(key)
         changes[name] = Change((key,), tuple(value.shape), value)
     return changes
 
@@ -121,13 +131,16 @@ def _first(folder: Path, *names: str) -> Path:
     return found
 
 
-def merge_into(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
+def merge_into(
+    base: Path, adapter: Path, out: Path, original: bool = True, dtype: torch.dtype | None = None
+) -> dict[str, Any]:
     """Write the base folder with the adapter merged; one weight is in memory at a time. Returns the report.
 
-    base: a transformers LLaVA folder with safetensors, any of its layouts. Its other files are copied.
+    base: a transformers folder with safetensors, any of its layouts. Its other files are copied.
+    original: see `read_changes`. dtype: of the weights; None: as in the base
     Raises ValueError if a tensor of the adapter fits no weight; then nothing is written.
     """
-    changes = read_original(adapter)
+    changes = read_changes(adapter, original)
     files = visible_files(base, "*.safetensors")
     if not files:
         raise ValueError(
@@ -172,9 +185,15 @@ def merge_into(base: Path, adapter: Path, out: Path) -> dict[str, Any]:
         for file in visible_files(base, "*"):
             if file.suffix not in WEIGHT_SUFFIXES:
                 shutil.copy(file, folder / file.name)
+        if dtype is not None:
+            config = read_json(base / "config.json") | {"dtype": str(dtype).removeprefix("torch.")}
+            write_json(folder / "config.json", {key: config[key] for key in config if key != "torch_dtype"})
         for shard in shards:
+            types = {
+                key: dtype if dtype and old.is_floating_point else old for key, old in shard.dtypes.items()
+            }
             entries = {
-                key: Entry(shape, shard.dtypes[key], partial(changed, shard, key))
+                key: Entry(shape, types[key], partial(changed, shard, key))
                 for key, shape in shard.shapes.items()
             }
             write_safetensors(folder / shard.path.name, entries, progress=True)

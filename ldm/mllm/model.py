@@ -74,14 +74,20 @@ class Mllm:
         return next(self.model.parameters()).dtype
 
 
-def load_mllm(folder: Path | str, device: str = "auto", dtype: str = "auto") -> Mllm:
+def load_mllm(folder: Path | str, device: str = "auto", dtype: str = "auto", load_in: str = "") -> Mllm:
     """A model folder, strictly: a weight that is missing, unexpected or of another shape is a ValueError.
 
-    device: auto, cuda, mps or cpu. dtype: fp32, fp16, bf16, or auto, see
-    `pick_dtype`.
+    device: auto, cuda, mps or cpu. dtype: fp32, fp16, bf16, or auto, see `pick_dtype`. load_in: 4bit or 8bit
     """
     folder = Path(folder)
     target = pick_device(device)
+    if load_in:
+        if not four_bit_works():
+            raise ValueError(
+                f"{load_in} weights need a CUDA device and bitsandbytes (requirements-extras.txt)"
+            )
+        kind = pick_dtype(dtype, target, folder)
+        return load_quantised(folder, kind, load_in, {"": target}, kind)
     model = load_model(folder, pick_dtype(dtype, target, folder))
     return Mllm(model.to(target), load_processor(folder, model.config), folder)
 
@@ -92,17 +98,22 @@ def four_bit_works() -> bool:
 
 
 @loading()
-def load_four_bit(
-    folder: Path | str, compute: torch.dtype, device_map: Any = "auto", dtype: torch.dtype | None = None
+def load_quantised(
+    folder: Path | str,
+    compute: torch.dtype,
+    load_in: str = "4bit",
+    device_map: Any = "auto",
+    dtype: torch.dtype | None = None,
 ) -> Mllm:
-    """A model folder with NF4 weights (QLoRA).
+    """A model folder with NF4 weights (4bit, QLoRA), or those of LLM.int8 (8bit).
 
     compute: precision of the arithmetic. dtype: of what is not quantised; None: as the folder says.
     """
     folder = Path(folder)
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    nf4: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
+    way = BitsAndBytesConfig(**{f"load_in_{load_in}": True}, **(nf4 if load_in == "4bit" else {}))
     model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=dtype or "auto", quantization_config=nf4, device_map=device_map,
+        folder, dtype=dtype or "auto", quantization_config=way, device_map=device_map,
         local_files_only=True,
     )  # fmt: skip
     return Mllm(model.eval(), load_processor(folder, model.config), folder)

@@ -48,7 +48,9 @@ Job = dict[str, Any]
 def load_networks(settings: LocatorSettings) -> SimpleNamespace:
     """The networks that the settings name; the depth network ranks several places, or is needed."""
     name, folder = settings.locator_name, settings.depth_model
-    locator = None if name == GEOMETRIC else load_locator(name, settings.device, settings.dtype)
+    locator = (
+        None if name == GEOMETRIC else load_locator(name, settings.device, settings.dtype, settings.load_in)
+    )
     detector = None if settings.detector is None else Detector.load(settings.detector)
     needed = name == GEOMETRIC or settings.anchors is not None or settings.detector is not None
     ranking = settings.candidates > 1 and folder is not None

@@ -95,3 +95,22 @@ def test_schedulers_and_starts(model: Compositor, pair: Pair, scheduler: str) ->
         sampling = Sampling(scheduler, 4, 1.5, init, strength)
         out = CompositorPipeline(model).paint(pair, [0, 1], sampling)
         assert [image.shape for image in out] == [(32, 32, 3)] * 2
+
+
+def test_many_samples_are_painted_in_batches(
+    model: Compositor, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    monkeypatch.setattr("cldm.pipeline.AT_ONCE", 3)
+    shown: list[int] = []
+    hook = model.unet.register_forward_pre_hook(
+        lambda unet, given, named: batches.append(len((given or (named["sample"],))[0])), with_kwargs=True
+    )
+    monitor = Monitor(lambda step: shown.append(len(step.latents)), progress=False)
+    together = CompositorPipeline(model).paint(pair, range(7), NOISE, monitor=monitor)
+    hook.remove()
+    assert batches == [6] * 6 + [2] * 3  # guidance doubles them; three steps each
+    assert shown == [3, 3, 3]  # previews are of the first batch
+    for seed in (0, 4, 6):
+        alone = CompositorPipeline(model).paint(pair, [seed], NOISE)[0]
+        assert np.abs(together[seed].astype(int) - alone).max() <= 1

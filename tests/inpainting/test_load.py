@@ -99,6 +99,36 @@ def test_autoencoder_elsewhere_with_statistics(tmp_path):
     assert np.array_equal(painted(loaded), painted(tiny))
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, torch.float32),  # on a CPU
+        ({"dtype": "bf16"}, torch.bfloat16),
+        ({"dtype": torch.float16, "device": "cpu"}, torch.float16),
+        ({"device": torch.device("cpu"), "dtype": "auto"}, torch.float32),
+    ],
+)
+def test_device_and_precision_are_chosen(folder, given, wanted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    loaded = load_inpainter(folder, **given)
+    assert (loaded.device.type, loaded.dtype) == ("cpu", wanted)
+
+
+def test_a_gpu_is_used_where_there_is_one(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    placed = []
+    monkeypatch.setattr(
+        Inpainter, "to", lambda self, device: placed.append((str(device), self.dtype)) or self
+    )
+    load_inpainter(folder)
+    assert placed == [("cuda", torch.bfloat16)]
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        load_inpainter(folder, device="gpu")
+    with pytest.raises(ValueError, match="unknown dtype 'half'"):
+        load_inpainter(folder, dtype="half")
+
+
 def test_half_precision_paints(folder):
     half = load_inpainter(folder, dtype=torch.bfloat16)
     result = paint(IMAGE, [(MASK, "a red cube")], half, 1, QUICK, progress=False)

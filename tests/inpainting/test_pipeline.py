@@ -253,3 +253,22 @@ def test_swapped_processors_stop_the_pipeline(tmp_path):
     pipe.unet.fuse_qkv_projections()
     with pytest.raises(ValueError, match="switched off"):
         paint(random_image(64, 64), two(64, 64), pipe, 0, QUICK, progress=False)
+
+
+def test_many_samples_are_painted_in_batches(pipe, monkeypatch):
+    module = "inpainting.models.text_to_image.pipeline"
+    monkeypatch.setattr(f"{module}.AT_ONCE", 3)
+    batches = []
+    hook = pipe.unet.register_forward_pre_hook(lambda unet, given: batches.append(len(given[0])))
+    image, regions = random_image(64, 64), two(64, 64)
+    together = paint(image, regions, pipe, 5, QUICK, samples=7, progress=False)
+    several = paint_all(
+        [PaintJob(image, regions, (5, 6)), PaintJob(image[::-1].copy(), regions, (5, 6))], pipe, QUICK
+    )
+    hook.remove()
+    assert batches == [6, 6, 6, 6, 2, 2, 6, 6, 2, 2]  # guidance doubles them; two steps each
+    for sample in (0, 3, 6):
+        alone = paint(image, regions, pipe, 5 + sample, QUICK, progress=False).image_u8
+        assert np.abs(together.images_u8[sample].astype(int) - alone).max() <= 1
+    flipped = paint(image[::-1].copy(), regions, pipe, 6, QUICK, progress=False).image_u8
+    assert np.abs(several[1].images_u8[1].astype(int) - flipped).max() <= 1

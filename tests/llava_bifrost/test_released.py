@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from ldm.mllm.llava_original import merge_into, read_original, today
+from ldm.mllm.llava_original import merge_into, read_changes, today
 from ldm.mllm.model import Chat, ChatExample, load_model
 from ldm.settings.cli import run_app
 from llava_bifrost.locator import load_locator, read_locator_config
@@ -186,13 +186,13 @@ def test_a_tensor_that_fits_nothing_stops_the_conversion(base: Path, tmp_path: P
 def test_folders_of_other_kinds_are_refused(base: Path, tmp_path: Path):
     adapter = write_adapter(base, tmp_path / "dora", use_dora=True)
     with pytest.raises(ValueError, match=r"use_dora.* is not supported"):
-        read_original(adapter)
+        read_changes(adapter)
     adapter = write_adapter(base, tmp_path / "adapter")
     (adapter / "non_lora_trainables.bin").unlink()
     with pytest.raises(ValueError, match="non_lora_trainables.bin is missing"):
-        read_original(adapter)
+        read_changes(adapter)
     with pytest.raises(ValueError, match="adapter_config.json does not exist"):
-        read_original(tmp_path)
+        read_changes(tmp_path)
     with pytest.raises(ValueError, match="no \\*.safetensors"):
         merge_into(tmp_path, write_adapter(base, tmp_path / "good"), tmp_path / "out")
 

@@ -87,7 +87,7 @@ def evaluate_inpainter(config: InpainterEvaluation) -> None:
             painted = painted_images(config, name, kind, cases[kind])
             groups.setdefault(name, {})[kind] = by_group(mask_results(classifier, cases[kind], painted))
             images.setdefault(name, painted)
-    vae = load_inpainter(config.run / "painter" / "model").latent_space.vae
+    vae = load_inpainter(config.run / "painter" / "model", device="cpu").latent_space.vae
     ceiling = by_group(mask_results(classifier, make_cases(views, "true", *config.masks, config.seed), None))
     report = {
         "settings": to_plain(config),
@@ -144,7 +144,9 @@ def painted_images(
     seeds = [config.seed * 1_000_003 + index for index in range(len(cases))]
     examples = [case.example for case in cases]
     options = replace(prompting, steps=config.sampling.steps, guidance=config.sampling.guidance)
-    painted = paint_examples(load_inpainter(base, lora), examples, seeds, options, config.sampling.batch)
+    painted = paint_examples(
+        load_inpainter(base, lora, device="cpu"), examples, seeds, options, config.sampling.batch
+    )
     with written_whole(stored_at) as partial, partial.open("wb") as handle:
         np.savez_compressed(handle, images=painted, recipe=recipe)
     return painted

@@ -46,7 +46,7 @@ from ldm.images import read_image
 from ldm.journal import Journal, JournalReader
 from ldm.locks import alone
 from ldm.mllm.constrain import FiniteScores
-from ldm.mllm.model import Mllm, four_bit_works, load_four_bit, load_mllm
+from ldm.mllm.model import Mllm, four_bit_works, load_mllm, load_quantised
 from ldm.registry.models import local_or_hub_folder
 from ldm.result import write_result
 
@@ -67,7 +67,7 @@ def open_model(model_id: str, precision: str = "auto", device: str = "auto", dty
         raise ValueError("precision 4bit needs a CUDA device and bitsandbytes (requirements-extras.txt)")
     if precision == "full" or not able:
         return load_mllm(folder, device, dtype)
-    return load_four_bit(folder, pick_dtype("auto", torch.device("cuda"), folder))
+    return load_quantised(folder, pick_dtype("auto", torch.device("cuda"), folder))
 
 
 def caption_crops(

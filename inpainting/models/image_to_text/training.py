@@ -19,7 +19,7 @@ from inpainting.prompts import CONFIG_FILE
 from ldm.checkpoints import folder_written_whole
 from ldm.device import DTYPES
 from ldm.files import write_atomic
-from ldm.mllm.model import Mllm, four_bit_works, load_four_bit, load_model, load_processor
+from ldm.mllm.model import Mllm, four_bit_works, load_model, load_processor, load_quantised
 from ldm.mllm.training import (
     ADAPTER_CONFIG,
     adapter_layout,
@@ -128,7 +128,7 @@ def open_mllm(config: PromptTraining, device: torch.device, checkpoint: Path | N
     folder, dtype = local_or_hub_folder(base_folder(config.model)), DTYPES[config.dtype_name]
     quantised = config.fine_tuning_type in ("qlora", "quantized")
     if quantised and four_bit_works():
-        mllm = load_four_bit(folder, torch.bfloat16, {"": device}, dtype)
+        mllm = load_quantised(folder, torch.bfloat16, "4bit", {"": device}, dtype)
     else:
         if quantised:
             log.warning(

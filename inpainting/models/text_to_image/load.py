@@ -30,6 +30,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 from inpainting.models.text_to_image.config import InpainterConfig
 from inpainting.models.text_to_image.rca import install_rca
 from ldm.checkpoints import folder_written_whole, load_pretrained, save_part
+from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256, first_line, hash_folder, read_json, write_json
 from ldm.latents import LatentSpace
 from ldm.loading import loading
@@ -91,15 +92,17 @@ def load_inpainter(
     lora: Path | str | None = None,
     *,
     lora_scale: float = 1.0,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "auto",
+    dtype: torch.dtype | str = "auto",
 ) -> Inpainter:
     """Load a model folder, merge a LoRA in the released format, switch to rectified attention.
 
+    device, dtype: also by name, see `ldm.device`; auto is single precision on a CPU
     lora: a file, or the folder that holds pytorch_lora_weights.safetensors
     Raises ValueError naming the folder, file or key that is missing, unexpected or of another shape.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), pick_device(str(device))
+    dtype = pick_dtype(dtype, device) if isinstance(dtype, str) else dtype
     config = read_inpainter_config(folder)
     named = lora or (folder / config.lora if config.lora else None)
     file = lora_file(Path(named)) if named else None

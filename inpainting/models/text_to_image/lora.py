@@ -120,7 +120,7 @@ def train_lora(config: TrainLoraConfig) -> Path:
     refuse_foreign(out, [LORA_FILE], "project_dir; resume_from=FOLDER trains on from released weights")
     accelerator = make_accelerator(config.fit, out)
     dtype = DTYPES.get(config.fit.precision, torch.float32)  # "no" is full precision
-    model = load_inpainter(config.pretrained, dtype=dtype)
+    model = load_inpainter(config.pretrained, device="cpu", dtype=dtype)
     begun = None if config.resume_from is None else released_weights(model.unet, config.resume_from)
     options = config.lora
     adapter = LoraConfig(

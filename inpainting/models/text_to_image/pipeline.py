@@ -28,7 +28,7 @@ from inpainting.models.text_to_image.sample import Batch, sample
 from inpainting.prompts import check_masks
 from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
 from ldm.decode import LoadedImage
-from ldm.denoise import Monitor
+from ldm.denoise import AT_ONCE, Monitor
 from ldm.images import read_image
 from ldm.result import StageTimer, library_versions, measure_drift
 from ldm.settings.config import to_plain
@@ -137,7 +137,11 @@ def paint_all(
         )
         timer = StageTimer()
         with timer.stage("paint"):
-            images_u8 = sample(batch, pipe, options, monitor)
+            images_u8 = []
+            for start in range(0, len(batch.rows), AT_ONCE):
+                part = slice(start, start + AT_ONCE)
+                several = replace(batch, rows=batch.rows[part], seeds=batch.seeds[part])
+                images_u8 += sample(several, pipe, options, monitor)
         remaining = iter(images_u8)
         for index in indices:
             results[index] = finish_job(prepared[index], remaining, pipe, options, timer)

@@ -27,7 +27,6 @@ from inpainting.models.text_to_image.pipeline import resolve_options
 from inpainting.models.text_to_image.sample import Batch, sample
 from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
 from ldm.denoise import Monitor
-from ldm.device import pick_dtype
 from ldm.images import to_01, to_pm1
 
 Images = Tensor | Image.Image | Sequence[Image.Image]
@@ -109,8 +108,7 @@ def get_pretrained_mm_inpainting_pipe(
     sd2_path: Path | str, adapter_path: Path | str | None, device: torch.device | str
 ) -> FreestyleStableDiffusionInpaintPipeline:
     """A model folder and a LoRA file (or its folder), in half precision on CUDA."""
-    dtype = pick_dtype("auto", torch.device(device))
-    loaded = load_inpainter(sd2_path, adapter_path, device=device, dtype=dtype)
+    loaded = load_inpainter(sd2_path, adapter_path, device=device)
     return FreestyleStableDiffusionInpaintPipeline(**vars(loaded))
 
 

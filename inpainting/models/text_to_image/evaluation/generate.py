@@ -25,7 +25,6 @@ from inpainting.models.text_to_image.config import PaintingsConfig
 from inpainting.models.text_to_image.load import LORA_FILE, load_inpainter, load_tokenizer, weights_of
 from inpainting.models.text_to_image.pipeline import PaintJob, paint_all, resolve_options
 from ldm.denoise import Monitor
-from ldm.device import pick_device, pick_dtype
 from ldm.files import read_json, write_atomic
 from ldm.images import from_pm1, write_png
 from ldm.mllm.training import ADAPTER_CONFIG
@@ -118,12 +117,10 @@ def fill_paintings(
 
     one_by_one: one region after the other, each in the result of those before it (baseline)
     """
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
     lora = config.lora
     if lora is not None and config.checkpoint and numbered_folders(lora):
         lora = named_checkpoint(lora, config.checkpoint, LORA_FILE)
-    model = load_inpainter(config.pretrained, lora, device=device, dtype=dtype)
+    model = load_inpainter(config.pretrained, lora, device=config.device, dtype=config.dtype)
     # At the size of the images, unless the settings name another.
     size = config.paint.resolution or config.data.resolution
     options = resolve_options(model, replace(config.paint, resolution=size))
