@@ -40,7 +40,6 @@ from benchmarks.campaign_data import write_data
 from benchmarks.harness import RESULTS, Out, write_results
 from ldm.files import read_json
 from ldm.settings.cli import run_app, run_module, single_app
-from ldm.training.manifest import code_revision
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +84,10 @@ class Campaign:
             return child
         code, argv = 1, argv or self.job["argv"]
         try:
-            import torch
-
             os.setsid()
             state.output_to(self.place.with_suffix(".log"))
             os.environ["BIFROST_MODELS"] = str(self.place)
-            torch.set_num_threads(1)  # in the child: threads of torch do not survive a fork
+            importlib.import_module("torch").set_num_threads(1)  # here: threads do not survive a fork
             logging.getLogger().setLevel(logging.WARNING)
             renames = state.count_renames(rename)
             if size:
@@ -262,6 +259,8 @@ def run_campaign(
     jobs, chosen = table["commands"], only or list(table["commands"])
     if unknown := [name for name in chosen if name not in jobs]:
         raise ValueError(f"--only: unknown command {unknown[0]!r}; there are {', '.join(jobs)}")
+    from ldm.training.manifest import code_revision
+
     rows: dict[str, Any] = read_json(out)["commands"] if only and out.is_file() else {}
     with tempfile.TemporaryDirectory(dir=work) as folder:
         data, places = Path(folder) / "data", Path(folder) / "runs"
