@@ -39,7 +39,8 @@ from ldm.locks import taken
 from ldm.registry.models import cutout_network, depth_folder
 from ldm.result import sample_paths
 from ldm.seeds import seed_of
-from ldm.settings.config import Layer, flag_name, merge_layers, to_plain, yaml_layers
+from ldm.settings.config import Layer, flag_name, to_plain, yaml_layers
+from ldm.settings.many import layer_merger
 from ldm.settings.resources import resources_named
 from ldm.shards import shard_of
 from llava_bifrost.settings import GEOMETRIC
@@ -85,7 +86,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
     Raises ValueError that lists every bad line with its number and reason.
     """
     lines = numbered_lines(path)
-    below = [] if defaults is None else yaml_layers(defaults)
+    merged = layer_merger(ComposeSettings, [] if defaults is None else yaml_layers(defaults))
     jobs: list[Job] = []
     taken: dict[str, tuple[str, bool]] = {}
     errors, sound = list[str](), set[Path]()
@@ -98,9 +99,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
             for key in PATHS:
                 if isinstance(values.get(key), str) and values[key] != GEOMETRIC:
                     values[key] = same_file(root / values[key]).as_posix()
-            settings = merge_layers(
-                ComposeSettings, [*below, Layer({"seed": seed_of(name) % 2**32, **values})]
-            )
+            settings = merged(Layer({"seed": seed_of(name) % 2**32, **values}))
             claim_names(name, settings.num_samples, f"line {number}", taken)
             check_files(settings, sound)
             jobs.append(Job(name, settings))
@@ -155,10 +154,11 @@ def check_files(settings: ComposeSettings, sound: set[Path]) -> None:
     for name, file in named_files(settings).items():
         if not file.is_file():
             raise ValueError(f"{name}: {file} is not a file")
-    if (model := compositor_folder(settings.model)) not in sound:
-        load_compositor_config(model)
-        sound.add(model)
-    for name, folder in named_folders(settings).items():
+    folders = named_folders(settings)
+    if folders["model"] not in sound:
+        load_compositor_config(folders["model"])
+        sound.add(folders["model"])
+    for name, folder in folders.items():
         if not folder.is_dir():
             raise ValueError(f"{name}: {folder} is not a folder")
 
@@ -244,7 +244,7 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
     if max(Counter(numbers).values()) > 1:
         numbers = stems
     given = to_plain({name: getattr(settings, name) for name in ("mode", "model", "depth_model")})
-    below = [] if settings.config is None else yaml_layers(settings.config)
+    merged = layer_merger(ComposeSettings, yaml_layers(settings.config) if settings.config else [])
     jobs, taken = [], dict[str, tuple[str, bool]]()
     for concept, (image, mask) in sorted(objects.items()):
         for stem, number in zip(stems, numbers, strict=True):
@@ -257,7 +257,7 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
                 "invert_target_mask": masked,
                 "seed": seed_of(settings.seed, name) % 2**32,
             }
-            job = Job(name, merge_layers(ComposeSettings, [*below, Layer({**given, **files})]))
+            job = Job(name, merged(Layer({**given, **files})))
             claim_names(name, job.settings.num_samples, f"{image} in {files['background']}", taken)
             jobs.append(job)
     check_files(jobs[0].settings, set())

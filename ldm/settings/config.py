@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,8 +30,10 @@ from ldm.settings.schema import (
     from_text,
     members,
     nearest,
+    other_unit,
     section_of,
     setting,
+    type_hints,
     type_name,
 )
 
@@ -147,7 +149,7 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
                 if isinstance(value, bool) and not {bool, str} & set(members(hint)):
                     raise TypeError  # OmegaConf would read true as the number 1.
                 config = OmegaConf.merge(config, nested(key, value))  # type: ignore[assignment]
-            except (OmegaConfBaseException, TypeError) as error:
+            except (OmegaConfBaseException, TypeError, OverflowError) as error:
                 shown = ",".join(map(str, value)) if isinstance(value, list) else repr(value)
                 wrong = f"{layer.spell(key)} must be {type_name(hint)}, got {shown}"
                 raise ValueError(f"{layer.source}{wrong}") from error
@@ -178,7 +180,7 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
 
 def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(key, type, value) of every setting in a layer; a key that the schema does not know is refused."""
-    hints = get_type_hints(schema)
+    hints = type_hints(schema)
     names = {field.name for field in dataclasses.fields(schema)}
     renamed = former_names(schema, prefix)
     for given, value in values.items():
@@ -189,8 +191,9 @@ def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterat
         if name not in names:
             raise ValueError(f"{layer.source}{nearest(key, flat_settings(schema, prefix), 'key')}")
         section = section_of(hints[name])
-        other = name.removesuffix("_px") if name.endswith("_px") else f"{name}_px"
-        if other in names and value is not None:  # in fractions, or in pixels: the upper layer decides
+        if (
+            other := other_unit(name)
+        ) in names and value is not None:  # in fractions, or in pixels: the upper layer decides
             typed = [str(item).strip() for item in value] if isinstance(value, list | tuple) else []
             if typed and all(item.endswith("px") for item in typed):
                 value, (other, name) = [item.removesuffix("px") for item in typed], sorted((name, other))

@@ -10,6 +10,7 @@ import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field
+from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -73,7 +74,7 @@ def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, pre
 
     spell: how the error names a key.
     """
-    hints = get_type_hints(schema)
+    hints = type_hints(schema)
     for field in dataclasses.fields(schema):
         if isinstance(node, DictConfig) and (
             OmegaConf.is_missing(node, field.name) or OmegaConf.is_interpolation(node, field.name)
@@ -97,6 +98,18 @@ def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, pre
                 raise ValueError(f"{name} must be {range_name(field.metadata)}, got {item}")
 
 
+@cache
+def type_hints(schema: type) -> Mapping[str, Any]:
+    """The type of every field of a schema."""
+    return types.MappingProxyType(get_type_hints(schema))
+
+
+def other_unit(key: str) -> str:
+    """box -> box_px and back: the key of the same value in the other unit, where a schema has both."""
+    return key.removesuffix("_px") if key.endswith("_px") else f"{key}_px"
+
+
+@cache
 def section_of(hint: Any) -> Any:
     """The dataclass that a type hint `S` or `S | None` names, else None."""
     return next((kind for kind in members(hint) if dataclasses.is_dataclass(kind)), None)
@@ -105,7 +118,7 @@ def section_of(hint: Any) -> Any:
 def flat_settings(schema: type, prefix: str = "") -> dict[str, tuple[Field, Any]]:
     """Every key of a schema with its field and type; the fields of a section follow it as `section.field`."""
     found: dict[str, tuple[Field, Any]] = {}
-    hints = get_type_hints(schema)
+    hints = type_hints(schema)
     for field in sorted(dataclasses.fields(schema), key=lambda field: bool(field.kw_only)):
         found[prefix + field.name] = (field, hints[field.name])
         section = section_of(hints[field.name])
