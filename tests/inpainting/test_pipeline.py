@@ -272,3 +272,25 @@ def test_many_samples_are_painted_in_batches(pipe, monkeypatch):
         assert np.abs(together.images_u8[sample].astype(int) - alone).max() <= 1
     flipped = paint(image[::-1].copy(), regions, pipe, 6, QUICK, progress=False).image_u8
     assert np.abs(several[1].images_u8[1].astype(int) - flipped).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("fraction", "apart"),
+    [(1.0, [1, 1, 1, 1]), (0.5, [1, 1, 0, 0]), (0.3, [1, 1, 0, 0]), (0.0, [0, 0, 0, 0])],
+)
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_regions_may_be_joined_after_a_part_of_the_steps(pipe, fraction, apart, strength):
+    """Joined, every pixel reads every token; the prompts of other regions than its own are hidden before."""
+    seen = []
+    hook = pipe.unet.register_forward_pre_hook(
+        lambda unet, given, named: seen.append(named["cross_attention_kwargs"]["regions"]), with_kwargs=True
+    )
+    steps = 4 if strength == 1 else 8
+    options = replace(QUICK, steps=steps, strength=strength, join_from=fraction)
+    image = random_image(64, 64)
+    result = paint(image, two(64, 64), pipe, 3, options, progress=False)
+    hook.remove()
+    assert [int(any(bias.isneginf().any() for bias in step.values())) for step in seen] == apart
+    plain = paint(image, two(64, 64), pipe, 3, replace(options, join_from=1.0), progress=False)
+    assert np.array_equal(result.image_u8, plain.image_u8) == (fraction == 1)
+    assert result.recipe["options"]["join_from"] == fraction

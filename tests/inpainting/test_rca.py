@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from einops import rearrange
 from peft import LoraConfig
@@ -249,6 +251,26 @@ def test_swapped_processors_are_refused_and_mended(swap, inputs, kwargs):
         run(unet, inputs, kwargs)
     run(unet, inputs, None)  # plain attention was not asked to be rectified
     torch.testing.assert_close(run(install_rca(unet), inputs, kwargs), expected, atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def backends() -> Iterator[None]:
+    before = _AttentionBackendRegistry.get_active_backend()[0]  # of the whole process
+    yield
+    _AttentionBackendRegistry.set_active_backend(before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["flash", "_native_flash", "sage", "xformers", "flex"])
+def test_other_attention_backends_are_refused_by_name(name, inputs, kwargs, backends):
+    unet = install_rca(small_unet(seed=3))
+    expected = run(unet, inputs, kwargs)
+    _AttentionBackendRegistry.set_active_backend(AttentionBackendName(name))
+    with pytest.raises(ValueError, match=f"attention backend '{name}' takes no bias .*set_attention_backend"):
+        run(unet, inputs, kwargs)
+    run(unet, inputs, None)  # plain attention was not asked to be rectified
+    unet.set_attention_backend("_native_math")
+    torch.testing.assert_close(run(unet, inputs, kwargs), expected, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

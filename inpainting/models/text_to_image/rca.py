@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from einops import rearrange
 from torch import Tensor, nn
@@ -39,6 +40,8 @@ from inpainting.tokens import HIDDEN
 
 Regions = dict[int, Tensor]
 REACH = 3.0  # soft edges end at so many times their width
+# Of diffusers; PyTorch chooses a kernel that takes a bias. Its flash attention takes none.
+OWN_BACKENDS = ("native", "_native_cudnn", "_native_efficient", "_native_math")
 ALIGNED = 16  # tokens; the CUDA kernels copy a bias whose rows do not start at multiples of this
 
 
@@ -114,6 +117,12 @@ class _Guard:
     def __call__(self, unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if "regions" not in (kwargs.get("cross_attention_kwargs") or {}):
             return
+        backend = str(_AttentionBackendRegistry.get_active_backend()[0].value)
+        if backend not in OWN_BACKENDS:
+            raise ValueError(
+                f"attention backend {backend!r} takes no bias of each pixel, which regions need: choose PyTorch's "
+                "own with unet.set_attention_backend('native'), or do without rectified cross-attention"
+            )
         for name, layer in self.layers:
             if not isinstance(layer.processor, RegionalAttention):
                 raise ValueError(

@@ -5,6 +5,8 @@ Legend: j images, b samples of them, c channels, r regions, H W pixels, h w late
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,27 +69,28 @@ def sample(
     known = torch.cat([known, known]) if guided else known
     latent_hw = masked.shape[-2], masked.shape[-1]
     embeddings, region_ids = (part[order] for part in encode_plans(plans, pipe.text_encoder))
-    kwargs = None
+    levels, soft = len(pipe.unet.config.block_out_channels), options.soft_edges / space.factor
+    fixed: dict[str, Any] = {"levels": levels, "layout": str(options.layout), "dtype": dtype}
+    masks, apart, joined = batch.masks.to(device)[order % len(batch.plans)], None, None
     if options.rca or (region_ids < 0).any():
-        kwargs = region_kwargs(
-            batch.masks.to(device)[order % len(batch.plans)],
-            region_ids,
-            latent_hw,
-            levels=len(pipe.unet.config.block_out_channels),
-            layout=str(options.layout),
-            soft_cells=options.soft_edges / space.factor,
-            dtype=dtype,
-        )
+        apart = region_kwargs(masks, region_ids, latent_hw, soft_cells=soft, **fixed)
+    if apart is not None and options.join_from < 1:  # every region is everywhere
+        joined = region_kwargs(torch.ones_like(masks), region_ids, latent_hw, **fixed)
     scheduler = make_scheduler(str(options.scheduler), pipe.scheduler_config)
     schedule = set_steps(scheduler, int(options.steps or 1), options.strength, device)
     noise, generators = noise_for(batch.seeds, masked.shape[1:])
     start = space.encode(image).float()[rows] if options.strength < 1 else None
     latents = start_latents(schedule, noise.to(device), start)
 
+    steps, first_joined = count(), options.join_from * len(schedule.timesteps)
+
     def predict(x: Tensor, t: Tensor, both: bool) -> Tensor:
-        nine = torch.cat([x, known], dim=1).to(dtype)
+        nine, regions = (
+            torch.cat([x, known], dim=1).to(dtype),
+            joined if next(steps) >= first_joined else apart,
+        )
         return pipe.unet(
-            nine, t.to(device), encoder_hidden_states=embeddings, cross_attention_kwargs=kwargs
+            nine, t.to(device), encoder_hidden_states=embeddings, cross_attention_kwargs=regions
         ).sample.float()
 
     latents = denoise(
