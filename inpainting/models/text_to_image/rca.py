@@ -120,8 +120,8 @@ class _Guard:
         backend = str(_AttentionBackendRegistry.get_active_backend()[0].value)
         if backend not in OWN_BACKENDS:
             raise ValueError(
-                f"attention backend {backend!r} takes no bias of each pixel, which regions need: choose PyTorch's "
-                "own with unet.set_attention_backend('native'), or do without rectified cross-attention"
+                f"attention backend {backend!r} takes no bias of each pixel, which regions need: choose "
+                "PyTorch's own, unet.set_attention_backend('native'), or do without rectified cross-attention"
             )
         for name, layer in self.layers:
             if not isinstance(layer.processor, RegionalAttention):
