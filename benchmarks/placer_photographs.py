@@ -62,6 +62,17 @@ def judge(sentence: Mapping[str, Any], place: Place, places: Mapping[str, Place]
     }
 
 
+def answer(sentence: Mapping[str, Any], places: Mapping[str, Place], depth_01: np.ndarray) -> dict[str, Any]:
+    """The first answer to a sentence with what is right about it, or its error."""
+    try:
+        request = with_known_names(parse_instruction(sentence["text"]), places)
+        place = place_object(request, places, depth_01, item=Item(sentence["aspect"]))[0].location
+    except ValueError as error:
+        return {"error": str(error).split(";")[0]}
+    box = [round(edge, 3) for edge in place.box01_xyxy]
+    return {"box": box, "at": round(place.d, 3), **judge(sentence, place, places)}
+
+
 def fraction(values: Sequence[bool]) -> dict[str, float]:
     """How many of how many, with Wilson's 95 % interval."""
     from scipy.stats import binomtest
@@ -98,16 +109,7 @@ def measure_photographs(
             places = read_anchors(boxes, depth_01)
             for half, sentence in asked:
                 row = {"photograph": name, "depth": kind, "half": half, "text": sentence["text"]}
-                try:
-                    request = with_known_names(parse_instruction(sentence["text"]), places)
-                    item = Item(sentence["aspect"])
-                    place = place_object(request, places, depth_01, item=item)[0].location
-                except ValueError as error:
-                    answers.append({**row, "error": str(error).split(";")[0]})
-                    continue
-                box = [round(edge, 3) for edge in place.box01_xyxy]
-                row |= {"box": box, "at": round(place.d, 3), **judge(sentence, place, places)}
-                answers.append(row)
+                answers.append(row | answer(sentence, places, depth_01))
     rows: dict[str, Any] = {}
     for kind in ("given", "estimated"):
         for half in (*HALVES, "both"):

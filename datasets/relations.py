@@ -83,6 +83,10 @@ class Place(_Edges):
         extent = self.far, self.near
         return None if extent == depth_extent(self.d, self.box01_xyxy) else extent
 
+    def touches_border(self, edge: float) -> bool:
+        """Whether a side comes closer to the border of the image than `edge`, where it may be cut off."""
+        return min(self.x0, self.y0) <= edge or max(self.x1, self.y1) >= 1 - edge
+
     def moved(self, box01_xyxy: Box01) -> Place:
         """At another box, at the same depth; an extent that follows from the size follows again."""
         return Place.of(box01_xyxy, self.d, *(self.extent or ()))
@@ -115,14 +119,15 @@ def gap(low_a: Any, high_a: Any, low_b: Any, high_b: Any) -> Any:
     return _max(low_a, low_b) - _min(high_a, high_b)
 
 
-def relation_margins(a: Places, b: Places) -> dict[str, np.ndarray]:
+def relation_margins(a: Places, b: Places, surfaces: bool = False) -> dict[str, np.ndarray]:
     """Relation -> (k, m) margin of "a is <relation> b" for k places a and m places b.
 
     Positive where the relation holds, 1 and more where it holds comfortably. "between" needs two anchors, see
-    `between_margins`.
+    `between_margins`. surfaces: what lies in the box of another is on it, as `relation` says; the questions
+    about rendered rooms are made without.
     """
     a, b = a.spread(1), b.spread(0)
-    on = _on(a, b)
+    on = _max(_on(a, b), _lies_on(a, b)) if surfaces else _on(a, b)
     apart = -on / 0.3  # an object that stands on another is not beside it
     margins = {word: np.minimum(margin, apart) for word, margin in _beside(a, b).items()}
     return {**margins, "on": on, "above": _above(a, b), "under": _above(b, a)}
@@ -138,13 +143,14 @@ def relation(a: Place, b: Place, on: bool | None = None) -> frozenset[str]:
     """Everything that is true of a with respect to b ("a is left of b"), a subset of RELATIONS.
 
     on: whether a stands on b where that is known. None: whether a's lower edge lies on the upper part of b, a
-    sticks out above b's top edge, and their depths meet; never true both ways, as a's top edge is above b's.
+    sticks out above b's top edge or lies in b's box and is less than half as high, and their depths meet;
+    never true both ways, as each lower edge would lie above the other.
     What stands on an object is not also beside, before or behind it; the caller asks relation(b, a, on=False)
     for the converse, which then follows from position alone. Left / right and in front / behind are
     antisymmetric, next to is symmetric.
     """
     if on is None:
-        on = bool(_on(a, b) > 0 and gap(a.far, a.near, b.far, b.near) <= 0)
+        on = bool(max(_on(a, b), _lies_on(a, b)) > 0 and gap(a.far, a.near, b.far, b.near) <= 0)
     if on:
         return frozenset({"on"})
     return frozenset(word for word, margin in _beside(a, b).items() if margin > 0)
@@ -186,6 +192,13 @@ def _on(a: _Edges, b: _Edges) -> Any:
     edges = _min(a.middle - b.x0, b.x1 - a.middle) / X_SCALE
     top = _min(a.y1 - b.y0, b.y0 + CONTACT_BAND * (b.y1 - b.y0) - a.y1, b.y0 - a.y0) / Y_SCALE
     return _min(edges, top, (CONTACT - gap(a.far, a.near, b.far, b.near)) / 0.01)
+
+
+def _lies_on(a: _Edges, b: _Edges) -> Any:
+    """a's box lies in that of a surface seen from above, a bed or a table, whose top edge is then higher."""
+    band = b.y0 + CONTACT_BAND * (b.y1 - b.y0) - a.y1
+    inside = _min(a.y0 - b.y0, a.x0 - b.x0, b.x1 - a.x1, b.y1 - b.y0 - 2 * (a.y1 - a.y0), band) / Y_SCALE
+    return _min(inside, (CONTACT - gap(a.far, a.near, b.far, b.near)) / 0.01)
 
 
 def _above(a: _Edges, b: _Edges) -> Any:

@@ -22,6 +22,7 @@ from ldm.files import excerpt, read_json
 from llava_bifrost.language.answer import Candidate
 from llava_bifrost.language.instruction import InstructionError, Request
 from llava_bifrost.language.reading import parse_instruction, with_known_names
+from llava_bifrost.placement.ground import fit_ground
 from llava_bifrost.placement.placer import Item, place_object
 from llava_bifrost.settings import GEOMETRIC, LocatorOptions
 
@@ -91,6 +92,7 @@ def read_anchors(source: Any, depth_01: np.ndarray | None = None, where: str = "
     else:
         raise ValueError(f"{where}: must be a list of objects or a mapping of names, got {excerpt(values)}")
     anchors: dict[str, Place] = {}
+    measured: list[str] = []
     for name, entry in entries:
         if not isinstance(name, str):
             raise ValueError(f"{where}: every object needs a name, a box and a depth, got {excerpt(entry)}")
@@ -112,10 +114,14 @@ def read_anchors(source: Any, depth_01: np.ndarray | None = None, where: str = "
                 anchors[name] = Place.of(box01, float(depth), *(ends if len(ends) == 2 else ()))
             elif depth_01 is not None:
                 anchors[name] = Place(box01, *depth_in_box(depth_01, box01))
+                measured.append(name)
             else:
                 raise ValueError("depth is missing")
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {name}: {error}; the form is {FORM}") from None
+    if measured and depth_01 is not None:
+        ground = fit_ground(depth_01, [place.box01_xyxy for place in anchors.values()])
+        anchors |= {name: ground.standing(anchors[name]) for name in measured}
     return anchors
 
 

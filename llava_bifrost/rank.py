@@ -49,7 +49,8 @@ class Evidence:
         if self.depth_01 is None or self.request is None or self.request.replace:
             return None
         named = {name: self.anchors[name] for name in self.request.anchors if name in self.anchors}
-        ground, size_hw = fit_ground(self.depth_01), (self.depth_01.shape[0], self.depth_01.shape[1])
+        size_hw = (self.depth_01.shape[0], self.depth_01.shape[1])
+        ground = fit_ground(self.depth_01, [place.box01_xyxy for place in self.anchors.values()])
         return ground, size_at_one(self.request.target, named, self.anchors, ground, size_hw)
 
 

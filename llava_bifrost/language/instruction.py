@@ -42,9 +42,7 @@ SYNONYMS: dict[str, str] = {
 SPOTS = ("left", "right", "front", "back", "side", "middle", "center", "centre", "corner", "top", "bottom",
          "background", "foreground", "there", "here", "it", "far")  # fmt: skip
 # What the placer knows without being told where it is.
-GROUND_NAMES = frozenset(
-    ("floor", "ground", "grass", "lawn", "street", "road", "pavement", "sidewalk", "snow", "sand")
-)
+GROUND_NAMES = ("floor", "ground", "grass", "lawn", "street", "road", "pavement", "sidewalk", "snow", "sand")
 
 TAILS = {
     "center": "output the bounding box and the depth value of the center point.",
@@ -151,12 +149,12 @@ def check_format(fmt: str) -> str:
 
 def split_list(words: str) -> list[str]:
     """The objects of a list; "black and white cat" is one."""
-    parts, found = re.split(r"(\s*,\s*(?:and\s+)?|\s+and\s+)", words), []
+    found: list[str] = []
+    parts = re.split(r"(\s*,\s*(?:and\s+)?|\s+and\s+)", words)
     for joint, part in zip(["", *parts[1::2]], parts[::2], strict=True):
         if found and part and not ARTICLE.match(part) and found[-1].split()[-1] in ADJECTIVES:
-            found[-1] += (
-                " and " if "and" in joint else " "
-            ) + part  # an adjective, and the rest of its object
+            both = " and " if "and" in joint else " "
+            found[-1] = f"{found[-1]}{both}{part}"  # an adjective, and the rest of its object
         elif part:
             found.append(part)
     return found

@@ -197,7 +197,7 @@ def _name(words: str, where: str, role: str) -> str:
     several = re.search(r" and (?:the|a|an) ", name) if role == "target" else None
     if several:
         raise ValueError(f"{name!r} {where}: one object at a time")
-    if name.split()[-1] in SPOTS or set(name.split()) <= ADJECTIVES:
+    if name.split()[-1] in SPOTS or set(name.split()) <= ADJECTIVES - {"orange"}:
         raise ValueError(f"{name!r} {where} is not the name of an object")
     return name
 
@@ -216,8 +216,8 @@ def with_known_names(request: Request, known: Mapping[str, Place]) -> Request:
     """The request in the names of known objects: what "the chair behind the Y" describes.
 
     A description that is true of the known chair tells which chair is meant; another one ("the bench next to
-    the dog") is a wish about the object itself. Ground that is not among the known objects is left out where
-    another relation stays. Names that cannot be resolved stay as they are.
+    the dog") is a wish about the object itself. The ground is left out where another
+    relation stays. Names that cannot be resolved stay as they are.
     """
     if request.replace:
         head, described = _described(request.target)
@@ -239,10 +239,8 @@ def with_known_names(request: Request, known: Mapping[str, Place]) -> Request:
         true = anchor in known and holds(PHRASES[inner], known[head], known[anchor])
         if not true:
             rest.insert(0, described)
-    grounded = [
-        pair for pair in pairs if pair[0] not in ("on", "upon") or pair[1] not in GROUND_NAMES - known.keys()
-    ]
-    return replace(request, relations=tuple(grounded or pairs))
+    grounded = tuple(pair for pair in pairs if pair[1] not in GROUND_NAMES)
+    return replace(request, relations=grounded or tuple(pairs))
 
 
 def _described(name: str) -> tuple[str, tuple[str, str] | None]:

@@ -10,7 +10,8 @@ These are ranked by how safely they satisfy the request, by nearness to the anch
 object would show. The same input gives the same answer.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,18 +21,25 @@ from datasets.relations import Place, Places, between_margins, relation_margins
 from llava_bifrost.language.answer import Candidate, format_answer, named_places, satisfies
 from llava_bifrost.language.instruction import PHRASES, Request, clause_text
 from llava_bifrost.placement import search
-from llava_bifrost.placement.ground import fit_ground
+from llava_bifrost.placement.ground import EDGE, fit_ground
 from llava_bifrost.placement.sizes import RELIEF, ROUND_NOUNS, ROUND_RELIEF, size_at_one
 
-# All are chosen by looking at answers in rendered rooms.
+log = logging.getLogger(__name__)
+
+# All are chosen by looking at answers in rendered rooms and photographs.
 FACTORS = (1.0, 0.75, 1.25, 0.5)  # sizes that are tried in turn: rather another size than no place
 ALMOST = -0.5  # margin of a clause from which a candidate is worth the exact check of its rounded numbers
 RANKED = 80  # candidates that are looked at closely
 OCCLUSION = 0.03  # depth by which what is seen in a box may be nearer without hiding the object
+SPACE = 0.4  # of a box under an object in which something farther is seen
 SAME = 0.55  # boxes that overlap more than this (IoU) are one proposal
 SHIFT, DEEPER = 0.012, 0.015  # of the image and in depth: what a safe place can be moved by
 UNEVEN = 1.0  # dislike of the top of an object that shows no level side
 FREE = 0.8  # preference for candidates that touch not even what the relation allows
+CLOSE = 0.5  # of the radius of an object that must be free where it fits nowhere else
+OFF_CENTRE = 0.4  # dislike of places behind or in front of an object, but not of its middle
+BETWEEN = 0.05  # best distance to what it is behind or in front of, in mean widths of both
+DISTANT = 0.5  # dislike of places far from the anchors
 AMPLE = 0.3  # preference for candidates with some room around them
 SAME_SURFACE = 0.4  # preference for the raised surface on which an anchor stands
 DECIMALS = 4
@@ -78,46 +86,75 @@ def place_object(
         location = Place.of(old.box01_xyxy, old.d)
         return [Candidate(location, 0.0, format_answer(location), 1.0)]
     size_hw = (depth_01.shape[0], depth_01.shape[1])
-    view = search.View(depth_01, fit_ground(depth_01), dict(anchors))
+    ground = fit_ground(depth_01, [place.box01_xyxy for place in anchors.values()])
+    if not ground.measured:
+        log.warning("the depth map shows no ground: level ground under the camera is assumed")
+    view = search.View(depth_01, ground, dict(anchors))
     unit_px = size_at_one(request.target, named, anchors, view.ground, size_hw, item.relative_size)
-    relations = [(PHRASES[phrase], name) for phrase, name in request.relations]
-    touching = [name for relation, name in relations if relation in (*search.UPON, "under")]
+    relations = [PHRASES[phrase] for phrase, _ in request.relations]
     relief = ROUND_RELIEF if request.target.split()[-1] in ROUND_NOUNS else RELIEF
-    boxes01 = np.array([place.box01_xyxy for place in named.values()])
-    depths = np.array([(place.d, place.far, place.near) for place in named.values()])
-    others, columns = Places(boxes01.T, *depths.T), {name: column for column, name in enumerate(named)}
+    touched = {name for phrase, name in request.relations if PHRASES[phrase] in (*search.UPON, "under")}
+    touched |= {name for name, place in anchors.items() if search.is_level(name, place)}
+    passes = [(touched, search.SLIM), (touched, CLOSE)]
+    if "in front of" in relations:  # nothing says how far what the border cuts off reaches
+        passes.append(
+            (touched | {name for name, place in anchors.items() if place.touches_border(EDGE)}, CLOSE)
+        )
     reasons: list[str] = []
-    for factor in FACTORS:
-        extent = search.ObjectExtent(unit_px * factor, item.aspect, relief)
-        tried = search.candidate_placements(view, relations, named, extent)
-        tried = tried.where(search.clear(view, tried, touching))
-        # Fraction of each box, its corners left out, in front of which nothing stands.
-        x, y = tried.x[:, None] + _ACROSS * tried.w[:, None], tried.y[:, None] + _ALONG * tried.h[:, None]
-        visible = (search.at(depth_01, x, y) <= tried.d[:, None] + OCCLUSION).mean(axis=1)
-        shown = visible >= search.ROOM
-        if not len(tried):
-            reasons.append("the object fits nowhere without running into something")
-        elif not shown.any():
-            reasons.append("nearer objects would hide the object everywhere")
-        else:
-            tried, visible = tried.where(shown), visible[shown]
-            places = Places.of(tried.boxes01, tried.d)
-            single = relation_margins(places, others)
-            double, margins = between_margins(single, places, others), {}  # clause -> (k,) its margin
-            for phrase, names in request.clauses:
-                pairs = double[:, columns[names[0]]] if len(names) == 2 else single[PHRASES[phrase]]
-                margins[clause_text(phrase, names)] = pairs[:, columns[names[-1]]]
-            able = np.logical_and.reduce([margin > ALMOST for margin in margins.values()])
-            best = _ranked(view, tried.where(able), visible[able], request, named)
-            if best:
-                return best[:candidates]
-            never = [clause for clause, margin in margins.items() if not (margin > 0).any()]
-            together = "its parts are never true together"
-            reasons.append(f"nowhere is it {' or '.join(never)}" if never else together)
+    for ignored, slim in passes:
+        for factor in FACTORS:
+            extent = search.ObjectExtent(unit_px * factor, item.aspect, relief)
+            found = _attempt(view, request, named, extent, ignored, slim)
+            if isinstance(found, list):
+                return found[:candidates]
+            reasons.append(found)
     raise NoPlace(
         f"no place for the {request.target} satisfies the instruction: {reasons[0]}; "
         "loosen the instruction, or give --box and --depth"
     )
+
+
+def _attempt(
+    view: search.View,
+    request: Request,
+    named: Mapping[str, Place],
+    extent: search.ObjectExtent,
+    ignored: Collection[str],
+    slim: float,
+) -> list[Candidate] | str:
+    """The candidates for an object of one size, best first, or why there are none. Options as in `clear`."""
+    relations = [(PHRASES[phrase], name) for phrase, name in request.relations]
+    tried = search.candidate_placements(view, relations, named, extent)
+    tried = tried.where(search.clear(view, tried, ignored, slim))
+    if not len(tried):
+        return "the object fits nowhere without running into something"
+    # Fraction of each box, its corners left out, in front of which nothing stands.
+    x, y = tried.x[:, None] + _ACROSS * tried.w[:, None], tried.y[:, None] + _ALONG * tried.h[:, None]
+    seen = search.at(view.depth_01, x, y)
+    visible = (seen <= tried.d[:, None] + OCCLUSION).mean(axis=1)
+    shown, boxes01 = visible >= search.ROOM, tried.boxes01
+    if not shown.any():
+        return "nearer objects would hide the object everywhere"
+    for name in (name for relation, name in relations if relation == "under"):
+        above = named[name]  # between its sides, not before its foot, and where one sees through
+        shown &= (boxes01[:, 0] > above.x0) & (boxes01[:, 2] < above.x1) & (boxes01[:, 3] < above.y1 + EDGE)
+        shown &= (seen < above.d - OCCLUSION).mean(axis=1) >= SPACE
+        if not shown.any():
+            return f"there is no space to be seen under the {name}"
+    tried, visible = tried.where(shown), visible[shown]
+    depths = np.array([(place.d, place.far, place.near) for place in named.values()])
+    others = Places(np.array([place.box01_xyxy for place in named.values()]).T, *depths.T)
+    places, columns = Places.of(tried.boxes01, tried.d), {name: column for column, name in enumerate(named)}
+    single = relation_margins(places, others, surfaces=True)
+    double, margins = between_margins(single, places, others), {}  # clause -> (k,) its margin
+    for phrase, names in request.clauses:
+        pairs = double[:, columns[names[0]]] if len(names) == 2 else single[PHRASES[phrase]]
+        margins[clause_text(phrase, names)] = pairs[:, columns[names[-1]]]
+    able = np.logical_and.reduce([margin > ALMOST for margin in margins.values()])
+    if best := _ranked(view, tried.where(able), visible[able], request, named):
+        return best
+    never = [clause for clause, margin in margins.items() if not (margin > 0).any()]
+    return f"nowhere is it {' or '.join(never)}" if never else "its parts are never true together"
 
 
 def _ranked(
@@ -132,20 +169,20 @@ def _ranked(
     left, right, front, back = search.plan(view, able.x, able.w, able.contact)
     total = np.minimum(visible / 0.7, 1.0) - 0.5 * np.abs(np.log(able.size))
     for phrase, name in request.relations:
-        anchor, relation = named[name], PHRASES[phrase]
-        a0, a1, b0, b1 = search.plan(view, anchor.middle, anchor.width, anchor.d)
+        relation = PHRASES[phrase]
+        a0, a1, b0, b1 = search.footprint(view, name)
         aside = np.abs((left + right) / 2 - (a0 + a1) / 2)
         apart = np.abs((front + back) / 2 - (b0 + b1) / 2)
         reach = (right - left + (a1 - a0)) / 2
         if relation in ("left of", "right of", "next to"):
             far, off = np.abs(aside - 1.25 * reach), apart
         elif relation in ("behind", "in front of"):
-            far, off = np.abs(apart - 1.4 * reach), aside
+            far, off = np.abs(np.maximum(front - b1, b0 - back) - BETWEEN * reach), OFF_CENTRE * aside
         elif relation == "between":
             far, off = 0 * aside, 0.5 * apart
         else:
             far, off = aside, 0.3 * apart
-        total = total + np.exp(-(far + off) / reach)
+        total = total + np.exp(-(far + off) / reach) - DISTANT * np.log1p((far + off) / reach)
     total = total + SAME_SURFACE * (able.level > 1) - UNEVEN * (able.level == 0)
     preference = total + FREE * search.clear(view, able) + AMPLE * search.clear(view, able, slim=1.4)
     boxes01 = able.boxes01

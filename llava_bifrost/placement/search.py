@@ -6,7 +6,7 @@ Everything is decided for many candidates at once. Units: x, y, w, h in fraction
 Legend: k candidates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,13 +14,15 @@ import numpy as np
 
 from datasets.geometry import Box01
 from datasets.relations import Place
-from llava_bifrost.placement.ground import TOLERANCE, VIEW_DEGREES, Ground, Plane, hull
+from llava_bifrost.placement.ground import EDGE, TOLERANCE, VIEW_DEGREES, Ground, Plane, hull
+from llava_bifrost.placement.sizes import FLAT_NOUNS, LEVEL_NOUNS, TOP_SIDE, UPPER_SIDES, by_noun
 
 # All are chosen by looking at the placer's answers in rendered rooms and photographs.
 COLUMNS, ROWS = 40, 44  # of the grid of contact points
 SIZES = (1.0, 0.88, 1.14)  # relative sizes that are tried
 FITTING = (1.0, 0.85, 0.7)  # relative sizes on top of an object
-DEPTHS = (0.03, 0.98)  # where objects may stand
+DEPTHS = (0.03, 1.0)  # where objects may stand
+FLAT = 0.1  # thickness of pictures and curtains, relative to that of others
 THICK = 0.85  # thickness of a known object relative to its width
 BACK = 0.85  # how far behind its contact point an object stands, relative to its width
 SLIM = 0.95  # of the radius of an object's circle that must be free
@@ -107,19 +109,23 @@ def candidate_placements(
     """All candidates that are worth a look, on the surfaces that (relation, anchor) pairs speak of."""
     parts: list[CandidatePlacements] = []
     # On top of an object: on its level upper side where one is seen, else just below its upper edge.
-    for anchor in (named[name] for relation, name in relations if relation in UPON):
+    for name in (
+        name for relation, name in relations if relation in UPON and not is_level(name, named[name])
+    ):
+        anchor, side = named[name], by_noun(UPPER_SIDES, name)
         x0, y0, x1, y1 = anchor.box01_xyxy
-        lid = (x0, y0, x1, y0 + LID * (y1 - y0))
+        lid = (x0, y0, x1, y0 + (side[1] if side else LID) * (y1 - y0))
         plane = level_plane(view, lid)
         top = [] if plane is None else [on_plane(view, plane, lid, extent, size) for size in FITTING]
         if not any(len(part) for part in top):
-            rows, columns = y0 + (y1 - y0) * np.linspace(0.03, 0.35, 9), np.linspace(x0, x1, 13)[2:-2]
+            upper, lower = side or TOP_SIDE
+            rows, columns = y0 + (y1 - y0) * np.linspace(upper, lower, 9), np.linspace(x0, x1, 13)[2:-2]
             y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
             points = np.stack([x, y, np.full(x.shape, min(anchor.d, DEPTHS[1]))])
             top = [_sized(points, view, extent, 0.0, size) for size in FITTING]
         parts += top
     words = {relation for relation, _ in relations}
-    if not words - {"on"}:
+    if parts and not words - {"on"}:
         return join(parts)
     # On the ground, hidden parts of it included.
     rows, columns = np.linspace(0.05, 0.995, ROWS), np.linspace(0.02, 0.98, COLUMNS)
@@ -139,6 +145,12 @@ def candidate_placements(
             around = _inside(x0 - wide, y1 - wide, x1 + wide, y1 + wide)
             parts.append(on_plane(view, plane, around, extent))
     return join(parts)
+
+
+def is_level(name: str, place: Place) -> bool:
+    """Whether an object is what others stand on: a floor, a rug, a table from border to border."""
+    spans = place.x0 <= EDGE and place.x1 >= 1 - EDGE
+    return spans or name.split()[-1] in LEVEL_NOUNS
 
 
 def on_plane(
@@ -230,25 +242,35 @@ def plan(view: View, x: np.ndarray | float, w: np.ndarray | float, d: np.ndarray
     return left, right, away, away + THICK * (right - left)
 
 
+def footprint(view: View, name: str) -> tuple:
+    """(side0, side1, away0, away1) of a known object: wide and flat ones are as deep as they are high."""
+    place = view.known[name]
+    standing = float(view.ground.plane.at(place.middle, min(place.y1, 1.0)))
+    on_ground = view.levels[name] == 1 and standing <= place.near
+    left, right, away, _ = plan(view, place.middle, place.width, standing if on_ground else place.d)
+    h_px, w_px = view.depth_01.shape
+    deep = min(1.0, (place.y1 - place.y0) * h_px / max(place.width * w_px, 1e-6))
+    deep *= FLAT if name.split()[-1] in FLAT_NOUNS else 1.0
+    return left, right, away, away + THICK * deep * (right - left)
+
+
 def clear(
-    view: View, candidates: CandidatePlacements, touching: Sequence[str] = (), slim: float = SLIM
+    view: View, candidates: CandidatePlacements, ignored: Collection[str] = (), slim: float = SLIM
 ) -> np.ndarray:
     """Whether a candidate is free of the footprints of all known objects, (k,) bool.
 
     A footprint of a known object is a rectangle, that of the object to place a circle.
-    touching: objects that the candidate may overlap, because it is on or under them.
-    slim: fraction of the object's radius that must be free.
+    ignored: objects that the candidate may overlap, because it is on or under them
+    slim: fraction of the object's radius that must be free
     """
     free = np.ones(len(candidates), bool)
     left, right, front, _ = plan(view, candidates.x, candidates.w, candidates.contact)
     radius, side = (right - left) / 2, (right + left) / 2
     away = front + radius
-    for name, place in view.known.items():
-        if name in touching:
+    for name in view.known:
+        if name in ignored:
             continue
-        standing = float(view.ground.plane.at(place.middle, min(place.y1, 1.0)))
-        contact = standing if view.levels[name] == 1 and standing <= place.near else place.d
-        a0, a1, b0, b1 = plan(view, place.middle, place.width, contact)
+        a0, a1, b0, b1 = footprint(view, name)
         across = np.maximum(np.maximum(a0 - side, side - a1), 0)
         along = np.maximum(np.maximum(b0 - away, away - b1), 0)
         here = np.abs(candidates.level / view.levels[name] - 1) < SAME_LEVEL

@@ -3,15 +3,20 @@
 A size is the square root of width times height of the object as it stands, in metres; estimated by hand.
 """
 
-import re
 from collections.abc import Mapping
+from math import prod
+from typing import TypeVar
 
 from datasets.relations import Place
-from llava_bifrost.placement.ground import Ground
+from llava_bifrost.language.instruction import GROUND_NAMES
+from llava_bifrost.placement.ground import EDGE, Ground
+
+T = TypeVar("T")
 
 SIZES: dict[str, float] = {
     # people and animals
     "person": 0.9, "man": 0.95, "woman": 0.85, "child": 0.6, "boy": 0.6, "girl": 0.6, "baby": 0.4,
+    **dict.fromkeys(("player", "skier", "singer", "referee", "guard", "tourist", "worker", "lady"), 0.9),
     "dog": 0.55, "puppy": 0.3, "cat": 0.35, "kitten": 0.2, "bird": 0.2, "horse": 1.9, "sheep": 0.9,
     "cow": 1.8, "elephant": 3.2, "bear": 1.5, "zebra": 1.8, "giraffe": 3.2, "rabbit": 0.3, "duck": 0.35,
     "chicken": 0.4,
@@ -26,27 +31,57 @@ SIZES: dict[str, float] = {
     # household objects
     "plant": 0.6, "vase": 0.25, "bottle": 0.15, "cup": 0.1, "mug": 0.1, "glass": 0.1, "bowl": 0.15,
     "plate": 0.2, "teapot": 0.2, "book": 0.2, "clock": 0.3, "laptop": 0.3, "keyboard": 0.25, "phone": 0.11,
+    "piano": 1.6, "pillow": 0.5, "cushion": 0.4, "curtain": 1.6, "monitor": 0.45, "computer": 0.4,
+    "mouse": 0.08, "speaker": 0.25, "saucer": 0.15, "spoon": 0.1, "carton": 0.15, "helmet": 0.28,
+    "muffin": 0.08, "cookie": 0.06, "towel": 0.6, "statue": 1.2, "pillar": 1.6, "microphone": 0.2,
+    "trash can": 0.7, "gas can": 0.4, "watering can": 0.35, "rubber duck": 0.1, "skateboard": 0.4,
     "backpack": 0.4, "handbag": 0.3, "suitcase": 0.55, "umbrella": 0.7, "shoe": 0.2, "sneaker": 0.2,
     "boot": 0.3, "hat": 0.25, "candle": 0.12, "box": 0.4, "basket": 0.4, "can": 0.1, "guitar": 0.6,
     "cake": 0.25, "pizza": 0.3, "apple": 0.08, "orange": 0.08, "banana": 0.12, "pumpkin": 0.3,
     # outdoors
-    "car": 2.4, "truck": 3.5, "bus": 4.5, "van": 2.8, "motorcycle": 1.3, "bicycle": 1.2, "bike": 1.2,
+    "car": 2.4, "truck": 3.5, "bus": 4.5, "van": 2.8, "motorcycle": 1.3, "motorbike": 1.3, "bicycle": 1.2,
+    "bike": 1.2,
     "scooter": 1.1, "train": 6.0, "boat": 3.0, "airplane": 10.0, "tree": 4.0, "bush": 1.2, "hydrant": 0.6,
     "bin": 0.7, "sign": 0.8, "tent": 1.8, "house": 8.0, "fence": 1.8, "rock": 0.6, "surfboard": 0.9,
-    "skateboard": 0.35, "snowboard": 0.7,
+    "snowboard": 0.7,
 }  # fmt: skip
+ADJECTIVE_FACTORS = {"tiny": 0.4, "small": 0.6, "little": 0.6, "large": 1.4, "big": 1.4, "huge": 2.0}
+# Objects without depth of their own, and what others stand on.
+FLAT_NOUNS = ("curtain", "window", "door", "mirror", "picture", "painting", "poster", "sign", "wall", "fence",
+              "shelf", "gate", "board")  # fmt: skip
+LEVEL_NOUNS = (*GROUND_NAMES, "rug", "carpet", "stage", "field", "mat")
 # Objects that touch the ground behind their lowest visible point: their middle is much nearer than that.
 ROUND_NOUNS = {"ball", "sphere", "egg", "capsule", "balloon", "globe", "apple", "orange", "pumpkin", "melon"}
+# Where the upper side of an object lies in its box, from the top, by hand: seats have backs, and many
+# surfaces are seen from above.
+UPPER_SIDES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("chair", "armchair", "toilet"), (0.5, 0.62)),
+    **dict.fromkeys(("bench", "sofa", "couch"), (0.46, 0.6)),
+    **dict.fromkeys(("motorcycle", "motorbike", "bicycle", "bike", "scooter", "horse"), (0.24, 0.36)),
+    **dict.fromkeys(("bed", "table", "desk"), (0.25, 0.6)),
+    **dict.fromkeys(("laptop", "keyboard", "stove"), (0.5, 0.64)),
+    **dict.fromkeys(
+        ("nightstand", "piano", "cabinet", "dresser", "fridge", "shelf", "tv", "box"), (0.03, 0.25)
+    ),
+}
+TOP_SIDE = (0.03, 0.35)  # of all others
 RELIEF, ROUND_RELIEF = 0.06, 0.36  # by which the middle is nearer, in units of width times scale; chosen
 COMMON = 0.4  # metres, of a target that is not in the table beside an anchor that is; chosen
-EDGE = 0.01  # of the image; what comes closer to its border may be cut off; chosen
 UNANCHORED = 0.3  # fraction of the shorter side covered in the middle distance, where nothing helps; chosen
 
 
 def usual_size(name: str) -> float | None:
     """Metres for a name such as "small brown dog", by its last word or two; None for an unknown noun."""
-    words = [re.sub(r"(?<=[^s])s$", "", word) for word in name.lower().split()]
-    return SIZES.get(" ".join(words[-2:]), SIZES.get(words[-1] if words else ""))
+    words = set(name.lower().split())
+    size = SIZES["toy"] if {"toy", "model", "miniature"} & words else by_noun(SIZES, name)
+    return size and size * prod(factor for word, factor in ADJECTIVE_FACTORS.items() if word in words)
+
+
+def by_noun(table: Mapping[str, T], name: str) -> T | None:
+    """What a table says of a name, by its last word or two, singular; None for an unknown noun."""
+    words = name.lower().split()
+    last = [" ".join(words[-2:]), *words[-1:]]
+    return next((table[key] for word in last for key in (word, word.removesuffix("s")) if key in table), None)
 
 
 def size_px(place: Place, size_hw: tuple[int, int]) -> float:
@@ -72,7 +107,7 @@ def size_at_one(
         return relative * size_px(first, size_hw) / float(ground.scale(first.d))
     usual = usual_size(target)
     inner = {name: place for name, place in known.items()  # what the border of the image does not cut off
-             if min(place.x0, place.y0) > EDGE and max(place.x1, place.y1) < 1 - EDGE} or known  # fmt: skip
+             if not place.touches_border(EDGE)} or known  # fmt: skip
     # Like with like: an object of known size beside such objects, an unknown one beside unknown ones.
     alike = {name: place for name, place in inner.items() if (usual_size(name) is None) == (usual is None)}
     sizes = []
