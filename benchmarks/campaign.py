@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 COMMANDS = Path("benchmarks/campaign.yaml")
 SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT]  # KILL most often, as it is the hardest
 ENDS = {signal.SIGKILL: (-9,), signal.SIGTERM: (-15, 143), signal.SIGINT: (130,)}  # exit codes
-LONGEST = 60, 40  # seconds, and times the duration alone, that a run may take: the machine may grow busy
+LONGEST = 60, 40  # seconds, and times the duration alone, that a run may take; a machine grows busy
 STAYS_S = 30  # that processes of a session may outlive the one that was killed
 BUSY = "another process is writing"
 ROUNDS = 5  # kills in a row, before the command may end
@@ -90,12 +90,13 @@ class Campaign:
             importlib.import_module("torch").set_num_threads(1)  # here: threads do not survive a fork
             logging.getLogger().setLevel(logging.WARNING)
             renames = state.count_renames(rename)
-            if size:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size or limits[0], limits[1]))
             places = [self.place, beside] if beside else [self.place]
             with ThreadPoolExecutor() as threads:
                 works = [threads.submit(self.call, argv, place) for place in places[1:]]
                 code = max([self.call(argv, self.place), *(work.result() for work in works)])
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             found = {"renames": renames[0], "cpu_s": time.process_time(), "modules": sorted(sys.modules)}
             self.place.with_suffix(".json").write_text(json.dumps(found))
         except SystemExit as error:
@@ -176,10 +177,8 @@ class Campaign:
             self.note("wrong", case, ", ".join(changed))
 
     def kill_at_random(self, count: int, rng: np.random.Generator) -> None:
-        killed, chain = 0, 0
-        for _ in range(6 * count):
-            if killed == count:
-                break
+        killed = chain = tries = 0
+        while killed < count and (tries := tries + 1) <= 6 * count:
             if not chain:
                 self.prepare()
             number, after = SIGNALS[rng.integers(len(SIGNALS))], rng.uniform(0.02, 0.95) * self.cpu_s

@@ -41,11 +41,15 @@ NOT_LOADED = ("manifest.json", "hashes.json")  # of model folders: how a model w
 _HASHES: dict[tuple[int, ...], str] = {}
 KEPT_HASHES = ".sha256.json"  # beside weight files: name -> size, time stamp, SHA-256
 KEPT_SIZE = 1 << 26  # bytes, from which reading a file takes longer than looking into that file (chosen)
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: for `ulimit -f`, or for FAT
 FULL_TEXT = re.compile(  # of safetensors, torch and tokenizers
     rf"os error ({'|'.join(map(str, FULL))})\b|PytorchStreamWriter failed|unexpected pos \d"
 )
 DELIMITERS = ",;\t"  # of tables that Excel and LibreOffice save, by country and by choice
+
+
+class UnwritableError(ValueError):
+    """An output that cannot be written, whatever the item that it was made of."""
 
 
 def read_text(path: Path) -> str:
@@ -164,8 +168,8 @@ def write_atomic(path: Path | str, data: bytes) -> None:
 def write_all_atomic(files: Mapping[Path, bytes]) -> None:
     """Write several files that belong together; none appears before the contents of all are on the disk.
 
-    Missing parent folders are made. ValueError names the file that cannot be written (OSError where the disk
-    is full, which is no fault of this file), and what was prepared for the others is removed.
+    Missing parent folders are made. UnwritableError names the file that cannot be written (OSError where the
+    disk is full, which is no fault of this file), and what was prepared for the others is removed.
     """
     path = Path()
     try:
@@ -176,7 +180,7 @@ def write_all_atomic(files: Mapping[Path, bytes]) -> None:
     except OSError as error:
         if error.errno in FULL:
             raise
-        raise ValueError(f"cannot write {path}: {failure_reason(error)}") from error
+        raise UnwritableError(f"cannot write {path}: {failure_reason(error)}") from error
 
 
 def set_aside(paths: Iterable[Path]) -> None:
@@ -214,9 +218,11 @@ def full_disk_named(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in FULL
-        if full or (not isinstance(error, ValueError) and FULL_TEXT.search(str(error))):
-            raise OSError(errno.ENOSPC, "cannot be written: no space left on the disk", str(path)) from error
+        found = None if isinstance(error, ValueError) else FULL_TEXT.search(str(error))
+        if (isinstance(error, OSError) and error.errno in FULL) or found:
+            large = str(errno.EFBIG) in (str(getattr(error, "errno", "")), found and found[1])
+            reason = "file larger than the disk or ulimit allows" if large else "no space left on the disk"
+            raise OSError(errno.ENOSPC, f"cannot be written: {reason}", str(path)) from error
         raise
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from ldm.files import excerpt, file_sha256, full_disk_named, write_atomic
+from ldm.files import UnwritableError, excerpt, file_sha256, full_disk_named, write_atomic
 from ldm.locks import one_writer
 
 log = logging.getLogger(__name__)
@@ -182,10 +182,10 @@ def run_step(
 ) -> Journal:
     """Do the work of every item that the journal at `path` does not have, in threads, and record it in order.
 
-    A ValueError leaves its item out; any other error, and an interrupt, ends the step, which then continues
-    at the next call. redo: a complete journal is begun anew. workers: threads, 0 = one per core. is_whole:
-    whether what an item's record vouches for is still there; where it is not, the item is done again. One
-    process at a time does steps in a folder (ValueError).
+    A ValueError leaves its item out; an output that cannot be written, any other error, and an interrupt end
+    the step, which then continues at the next call. redo: a complete journal is begun anew. workers: threads,
+    0 = one per core. is_whole: whether what an item's record vouches for is still there; where it is not, the
+    item is done again. One process at a time does steps in a folder (ValueError).
     """
     with one_writer(path.parent):
         journal = Journal(path, inputs, redo=redo)
@@ -217,11 +217,13 @@ def in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterat
 
 
 def attempt_in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R | ValueError]:
-    """The same, but an item whose work raises a ValueError gives this error."""
+    """The same, but an item whose work raises a ValueError gives this error, unless its output is refused."""
 
     def attempt(item: T) -> R | ValueError:
         try:
             return work(item)
+        except UnwritableError:
+            raise
         except ValueError as error:
             return error
 

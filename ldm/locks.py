@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ldm.files import failure_reason
+from ldm.files import UnwritableError, failure_reason
 
 T = TypeVar("T")
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by launchers; the first process holds the run folder
@@ -33,7 +33,7 @@ def held(path: Path, wait: bool = False) -> Iterator[bool]:
         yield False
         return
     except OSError as error:
-        raise ValueError(f"cannot write in {path.parent}: {failure_reason(error)}") from error
+        raise UnwritableError(f"cannot write in {path.parent}: {failure_reason(error)}") from error
     try:
         yield True
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from safetensors import SafetensorError
 from inpainting.data.steps.fetch import gather
 from inpainting.data.steps.split import transfer
 from ldm.checkpoints import folder_written_whole
-from ldm.files import write_all_atomic, write_json, written_whole
+from ldm.files import UnwritableError, read_json, write_all_atomic, write_atomic, write_json, written_whole
 from ldm.images import write_png
 from ldm.journal import Journal, append_line, run_step
+from ldm.locks import held
 from ldm.registry.pull import changing, download, unpack
 from ldm.settings.cli import command, run_app, single_app
 from ldm.settings.config import setting
@@ -36,6 +38,12 @@ FULL = [
     RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
     RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
     Exception("No space left on device (os error 28)"),  # of tokenizers
+]
+LARGE = [
+    OSError(errno.EFBIG, "File too large"),
+    OSError(errno.EFBIG, "File too large", "source.jpg"),
+    SafetensorError("Error while serializing: I/O error: File too large (os error 27)"),
+    Exception("File too large (os error 27)"),  # of tokenizers
 ]
 NO_MEMORY = [
     MemoryError(),
@@ -56,7 +64,7 @@ def named(target: Path) -> str:
     return f"{target}: cannot be written: no space left on the disk"
 
 
-@pytest.mark.parametrize("error", FULL, ids=kind)
+@pytest.mark.parametrize("error", [*FULL, *LARGE], ids=kind)
 @pytest.mark.parametrize("writer", [written_whole, folder_written_whole])
 def test_a_full_disk_is_named_by_what_was_written(tmp_path: Path, error: Exception, writer: Any) -> None:
     target = tmp_path / "new" / "model"
@@ -67,9 +75,12 @@ def test_a_full_disk_is_named_by_what_was_written(tmp_path: Path, error: Excepti
             (partial / "a" if partial.is_dir() else partial).write_bytes(b"half")
             raise error
 
-    with pytest.raises(OSError, match="no space left") as raised:
+    with pytest.raises(OSError, match="cannot be written") as raised:
         work()
-    assert user_message(raised.value) == named(target)
+    text = named(target)
+    if error in LARGE:
+        text = f"{target}: cannot be written: file larger than the disk or ulimit allows"
+    assert user_message(raised.value) == text
     assert list(target.parent.iterdir()) == []
 
 
@@ -132,6 +143,57 @@ def test_a_full_disk_ends_a_step_and_leaves_no_item_out(tmp_path: Path) -> None:
     assert (set(journal.done), journal.left_out, journal.complete) == ({"a"}, {}, False)
     assert not (tmp_path / "b").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def refuse(tmp_path: Path, how: str) -> None:
+    """A write that fails; its place is refused before any item is at work."""
+    if how == "folder is a file":
+        write_json(tmp_path / "file" / "a.json", {})
+    elif how == "target is a folder":
+        write_atomic(tmp_path / "folder", b"a")
+    elif how == "lock":
+        with held(tmp_path / "file" / ".lock"):
+            pass
+    else:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            write_atomic(tmp_path / "large", bytes(2000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("folder is a file", "cannot write .*file/a.json: a part of its path is a file, not a folder"),
+        ("target is a folder", "cannot write .*folder: .*"),
+        ("lock", "cannot write in .*file: a part of its path is a file, not a folder"),
+        ("limit", "file larger than the disk or ulimit allows: '.*large'"),
+    ],
+)
+def test_an_output_that_cannot_be_written_ends_a_step(tmp_path: Path, how: str, reason: str) -> None:
+    """It says nothing about the item, which the next run does; its journal is that of one run."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+
+    def work(item: str, fails: bool) -> dict[str, Any]:
+        if item == "b" and fails:
+            refuse(tmp_path, how)
+        if item == "c":
+            read_json(tmp_path / "absent.json")
+        return {}
+
+    stamp, alone = tmp_path / "stamp_a.jsonl", tmp_path / "stamp_b.jsonl"
+    with pytest.raises((OSError, UnwritableError), match=reason):
+        run_step(stamp, {}, list("abcd"), lambda item: work(item, True), redo=False)
+    journal = Journal(stamp, {})
+    assert (list(journal.done), journal.left_out, journal.complete) == (["a"], {}, False)
+    run_step(stamp, {}, list("abcd"), lambda item: work(item, False), redo=False)
+    run_step(alone, {}, list("abcd"), lambda item: work(item, False), redo=False)
+    assert stamp.read_text() == alone.read_text()
+    assert list(Journal(stamp, {}).left_out) == ["c"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "large"))]
 
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=kind)
