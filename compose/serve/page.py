@@ -21,9 +21,10 @@ from compose.serve.jobs import ENDED, Job, JobQueue, QueueFull, Work
 from compose.serve.settings import ServeSettings
 from compose.serve.uploads import store, without_paths
 from ldm.decode import LoadedImage, opened
+from ldm.files import read_text
 from ldm.images import encode_image
 
-CANVAS = Path(__file__).with_name("canvas.js").read_text(encoding="utf-8")
+CANVAS = read_text(Path(__file__).with_name("canvas.js"))
 CSS = "canvas {display: block; margin: auto; border-radius: 8px; background: #8881}"
 POLL = 0.2  # seconds between two looks at a job; chosen
 BRUSH = 0.025  # radius of the brush, of the longer side; chosen

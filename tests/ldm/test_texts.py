@@ -35,7 +35,7 @@ RECORD = {
     "image": "a.png",
     "conversations": [
         {"value": "<image>\nwhere?"},
-        {"value": "box"},
+        {"value": "[0.10, 0.20, 0.50, 0.60], 0.60, 0.50, 0.40."},
     ],
     "meta": {"box01_xyxy": [0.1, 0.2, 0.5, 0.6], "depth": 0.5, "far": 0.4, "near": 0.6},
 }
