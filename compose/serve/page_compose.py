@@ -11,14 +11,13 @@ import gradio as gr
 import numpy as np
 
 from compose import load_models
-from compose.placement import locate, read_sources
 from compose.preview import SIDE
 from compose.serve import page
 from compose.serve.desk import Desk, anywhere
 from compose.serve.jobs import Job, JobQueue
 from compose.serve.settings import ServeSettings
 from compose.serve.uploads import public
-from compose.serve.work import Networks, compose_work
+from compose.serve.work import Networks, compose_work, places_of
 from compose.settings import ComposeSettings
 from compose.sheet import on_white
 from inpainting.prompts import paint_masks
@@ -258,12 +257,7 @@ class ComposeTab:
         settings = replace(settings, candidates=PROPOSED)
 
         def work(job: Job, networks: Networks) -> dict[str, Any]:
-            own = replace(settings, device=networks.device)
-            networks.models = models = load_models(own, networks.models)
-            sources, depth_01 = read_sources(own), desk.depth_01
-            if depth_01 is None:
-                depth_01 = models.depth.estimate(sources.background.rgb_u8)
-            found = locate(own, models, sources, depth_01)
+            found = places_of(settings, networks, desk.depth_01)
             desk.records = [public(found.record(index)) for index in range(len(found.candidates))]
             desk.choose(0)
             return {}

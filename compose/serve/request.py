@@ -4,8 +4,9 @@ import hashlib
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
@@ -22,7 +23,7 @@ from compose.serve.settings import (
     ServeSettings,
 )
 from compose.serve.uploads import named_bytes, store, white_is_edit
-from compose.serve.work import compose_work, paint_work
+from compose.serve.work import Networks, compose_work, paint_work, place_work
 from datasets.geometry import box_to_pixels, check_box01, mask_of_box
 from inpainting.dream import DreamSettings
 from ldm.decode import opened
@@ -30,6 +31,7 @@ from ldm.images import encode_png
 from ldm.settings.config import Layer, merge_layers, yaml_layers
 from ldm.settings.json_schema import setting_schemas
 from ldm.settings.schema import flat_settings, from_text, members, nearest
+from llava_bifrost.settings import WITH_SENTENCE
 
 T = TypeVar("T")
 Fields = dict[str, list[str | UploadFile]]
@@ -54,6 +56,8 @@ IMAGES |= {"depth_map": "of the image, bright = near", "reference_depth": "of th
 FIELDS = {
     "compose": {*COMMON, *COMPOSE_IMAGES, *COMPOSE_FIELDS, "anchors"},
     "paint": {*COMMON, *PAINT_FIELDS, "regions"},
+    "place": {"image", "prompt", "instruction", "anchors", "object_box", "cutout", *IMAGES}
+    | (WITH_SENTENCE.keys() & {*COMPOSE_FIELDS}),
 }
 
 
@@ -61,10 +65,14 @@ FIELDS = {
 class Edit:
     """What a request asks for."""
 
-    kind: str  # compose or paint
+    kind: str  # compose, paint or place
     work: Work
     as_url: bool
     facts: dict[str, Any]  # what the answer says of the request
+
+    def run(self, job: Job, networks: Networks) -> dict[str, Any]:
+        """The work, with what the answer says of the request."""
+        return {**self.facts, **self.work(job, networks)}
 
 
 def filled(schema: type[T], config: Path | None, values: Mapping[str, Any]) -> T:
@@ -72,31 +80,39 @@ def filled(schema: type[T], config: Path | None, values: Mapping[str, Any]) -> T
     return merge_layers(schema, [*(yaml_layers(config) if config else ()), Layer(values)])
 
 
-def read_edit(form: FormData, job: Job, settings: ServeSettings, models: Mapping[str, str]) -> Edit:
+def read_edit(
+    form: FormData, job: Job, settings: ServeSettings, models: Mapping[str, str], place: bool = False
+) -> Edit:
     """Check the fields of a form, store its images in the folder of the job.
 
-    models: kind -> name of its model. ValueError names the field, what was given and what is allowed.
+    models: kind -> name of its model. place: only say where the object goes.
+    ValueError names the field, what was given and what is allowed.
     """
     given: Fields = defaultdict(list)
     for name, value in form.multi_items():
         given[name.removesuffix("[]") if name in ("image[]", "mask[]") else name].append(value)
-    kind = "compose" if "reference_image" in given else "paint"
+    kind = "place" if place else "compose" if "reference_image" in given else "paint"
     for name in given:
         if name not in FIELDS[kind]:
             other = FIELDS["compose" if kind == "paint" else "paint"]
             needs = "needs" if kind == "paint" else "does not go with"
             wrong = (
                 f"{name} {needs} reference_image"
-                if name in other
+                if name in other and not place
                 else nearest(name, sorted(FIELDS[kind]), "field")
             )
             raise ValueError(wrong)
-    if not given["image"]:
-        raise ValueError("image is missing: the image to edit")
+    needed = {"image": "the image to edit"}
+    if place:
+        needed |= {"reference_image": "the object to place"}
+        needed |= {} if given["prompt"] else {"instruction": "the sentence that says where"}
+    for name, what in needed.items():
+        if not given[name]:
+            raise ValueError(f"{name} is missing: {what}")
     for name, allowed in {
         "response_format": ("b64_json", "url"),
         "output_format": ("png",),
-        "model": (models[kind],),
+        "model": (models.get(kind, ""),),
     }.items():
         if (value := text_of(given, name, allowed[0])) not in allowed:
             raise ValueError(f"{name} must be {' or '.join(allowed)}, got {value!r}")
@@ -110,8 +126,12 @@ def read_edit(form: FormData, job: Job, settings: ServeSettings, models: Mapping
             if size != own:
                 raise ValueError(f"size must be auto or {own}, the size of the image, got {size!r}")
         values: dict[str, Any] = {"num_samples": count}
-        values |= read_values(given, ComposeSettings if kind == "compose" else DreamSettings, FIELDS[kind])
-        read = compose_edit if kind == "compose" else paint_edit
+        values |= read_values(given, DreamSettings if kind == "paint" else ComposeSettings, FIELDS[kind])
+        read = (
+            paint_edit
+            if kind == "paint"
+            else partial(compose_edit, work=place_work if place else compose_work)
+        )
         work, polarity = read(job, given, files, values, settings)
     facts = {"size": size, "mask": polarity} if polarity else {}
     return Edit(kind, work, text_of(given, "response_format", "b64_json") == "url", facts)
@@ -149,9 +169,14 @@ def read_values(given: Fields, schema: type, names: set[str]) -> dict[str, Any]:
 
 
 def compose_edit(
-    job: Job, given: Fields, files: dict[str, list[Path]], values: dict[str, Any], settings: ServeSettings
+    job: Job,
+    given: Fields,
+    files: dict[str, list[Path]],
+    values: dict[str, Any],
+    settings: ServeSettings,
+    work: Callable[[ComposeSettings], Work],
 ) -> tuple[Work, str | None]:
-    """The work of a composite, and how its mask was read."""
+    """The work of a composite or of finding its place, and how its mask was read."""
     if len(files.get("mask", ())) > 1:
         raise ValueError("mask must be one image with reference_image")
     paths, polarity = {COMPOSE_IMAGES[name]: path[0] for name, path in files.items()}, None
@@ -167,7 +192,7 @@ def compose_edit(
         paths["anchors"].write_text(anchors, encoding="utf-8")
         job.names[str(paths["anchors"])] = "anchors"
     values |= {name: path.as_posix() for name, path in paths.items()}
-    return compose_work(filled(ComposeSettings, settings.compose_config, values)), polarity
+    return work(filled(ComposeSettings, settings.compose_config, values)), polarity
 
 
 def paint_edit(
@@ -230,18 +255,23 @@ def read_regions(text: str) -> list[dict[str, Any]]:
     return regions
 
 
-def edit_schema() -> dict[str, Any]:
-    """The OpenAPI description of a request body, from the settings themselves."""
-    only = {"compose": "with reference_image", "paint": "without reference_image"}
-    found: dict[str, Any] = {name: {"type": "string", "description": text} for name, text in COMMON.items()}
-    for kind, schema in {"compose": ComposeSettings, "paint": DreamSettings}.items():
-        for name, entry in setting_schemas(schema).items():
-            if name in FIELDS[kind] and name not in COMMON:
-                either = name in FIELDS["paint" if kind == "compose" else "compose"]
-                text = entry["description"] + ("" if either else f" ({only[kind]})")
-                found[name] = {**entry, "description": text}
-    for name, text in {**IMAGES, "image": COMMON["image"], "mask": COMMON["mask"]}.items():
-        found[name] = {"type": "string", "format": "binary", "description": text}
-    found["regions"] = {"type": "string", "description": REGIONS}
+def field_schemas(*kinds: str) -> dict[str, Any]:
+    """Field -> JSON Schema of requests of these kinds, from the settings themselves."""
+    only = {"compose": " (with reference_image)", "paint": " (without reference_image)"}
+    texts = {**COMMON, **IMAGES, "regions": REGIONS}
+    found: dict[str, Any] = {name: {"type": "string", "description": text} for name, text in texts.items()}
+    for kind in kinds:
+        for name, entry in setting_schemas(DreamSettings if kind == "paint" else ComposeSettings).items():
+            if name in FIELDS[kind] and name not in texts:
+                one = sum(name in FIELDS[other] for other in kinds) < len(kinds)
+                found[name] = {**entry, "description": entry["description"] + (only[kind] if one else "")}
+    return {name: entry for name, entry in found.items() if any(name in FIELDS[kind] for kind in kinds)}
+
+
+def edit_schema(*kinds: str) -> dict[str, Any]:
+    """The OpenAPI description of a request body."""
+    found = field_schemas(*kinds)
+    for name in found.keys() & {*IMAGES, "image", "mask"}:
+        found[name] = {"format": "binary", **found[name]}
     body = {"type": "object", "properties": found, "required": ["image"], "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": body}}}}

@@ -75,7 +75,7 @@ def make_router(settings: ServeSettings, queue: JobQueue) -> APIRouter:
     def data_of(job: Job, request: Request, as_url: bool) -> list[dict[str, Any]]:
         """The images of a job that is done, as the API of OpenAI has them, with seed and drift."""
         data = []
-        for image in (job.result or {})["images"]:
+        for image in (job.result or {}).get("images", ()):
             where: dict[str, str] = {"identity": job.id, "name": image["file"]}
             content = {"url": str(request.url_for("image", **where))}
             if not as_url:
@@ -83,9 +83,10 @@ def make_router(settings: ServeSettings, queue: JobQueue) -> APIRouter:
             data.append({**content, "seed": image["seed"], "drift": image["drift"]})
         return data
 
-    @router.post("/v1/images/edits", openapi_extra=edit_schema())
+    @router.post("/v1/images/places", openapi_extra=edit_schema("place"))
+    @router.post("/v1/images/edits", openapi_extra=edit_schema("compose", "paint"))
     async def edit(request: Request) -> Response:
-        """Put an object into an image (with `reference_image`), or paint masks of it.
+        """Put an object into an image (with `reference_image`), or paint masks of it; or say where it goes.
 
         With the header `Prefer: respond-async` the answer is 202 and the job, else the finished images.
         """
@@ -98,14 +99,15 @@ def make_router(settings: ServeSettings, queue: JobQueue) -> APIRouter:
             with anyio.fail_after(UPLOAD_S):
                 form = await request.form(max_files=MOST_PARTS, max_fields=MOST_PARTS)
             try:
-                wanted = await run_in_threadpool(read_edit, form, job, settings, models)
+                place = request.url.path.endswith("/places")
+                wanted = await run_in_threadpool(read_edit, form, job, settings, models, place)
             finally:
                 await form.close()
             job.kind = wanted.kind
-            queue.submit(job, lambda job, own: {**wanted.facts, **wanted.work(job, own)})
+            queue.submit(job, wanted.run)
             if "respond-async" in request.headers.get("prefer", ""):
-                place = str(request.url_for("job", identity=job.id))
-                return JSONResponse(status(job, request), 202, {"Location": place})
+                where = str(request.url_for("job", identity=job.id))
+                return JSONResponse(status(job, request), 202, {"Location": where})
             finished = asyncio.wrap_future(job.finished)
             while not (await asyncio.wait({finished}, timeout=POLL_S))[0]:
                 if await request.is_disconnected():
@@ -151,7 +153,7 @@ def make_router(settings: ServeSettings, queue: JobQueue) -> APIRouter:
     @router.get("/v1/jobs/{identity}/{name}", name="image")
     def image(job: Found, name: str) -> FileResponse:
         """An image of a job that is done: a PNG that carries its recipe."""
-        if name not in [image["file"] for image in (job.result or {"images": ()})["images"]]:
+        if name not in [image["file"] for image in (job.result or {}).get("images", ())]:
             raise HTTPException(404, "no such image")
         return FileResponse(job.folder / name, media_type="image/png")
 

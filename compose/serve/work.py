@@ -4,10 +4,15 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from compose import ComposeSettings, compose, load_models
 from compose.models import Models
+from compose.placement import Placement, locate, read_sources
+from compose.recipe import check_unchanged
 from compose.serve.jobs import Job, Work
 from compose.serve.uploads import public
 from compose.sheet import save_sheet
@@ -51,18 +56,49 @@ def preview(space: LatentSpace, step: Step) -> bytes:
     return encode_png(space.decode_u8(step.latents[:1]))
 
 
+def places_of(settings: ComposeSettings, networks: Networks, depth_01: np.ndarray | None) -> Placement:
+    """Where the sentence says. depth_01: (h, w) of the background, None: its file's, or estimated."""
+    own = replace(settings, device=networks.device)
+    with resources_named(own):
+        networks.models = models = load_models(own, networks.models)
+        sources = read_sources(own)
+        depth_01 = sources.depth_01 if depth_01 is None else depth_01
+        if depth_01 is None:
+            depth_01 = models.depth.estimate(sources.background.rgb_u8)
+        return locate(own, models, sources, depth_01)
+
+
+def place_work(settings: ComposeSettings) -> Work:
+    """The proposed places, best first, with the clauses of the sentence that hold there."""
+
+    def work(job: Job, networks: Networks) -> dict[str, Any]:
+        found = places_of(settings, networks, None)
+        record = public(found.record(0))
+        places = [{**one, "satisfied": found.satisfied(i)} for i, one in enumerate(record["candidates"])]
+        return {"places": places, **{name: record[name] for name in ("instruction", "locator", "anchors")}}
+
+    return work
+
+
 def compose_work(
-    settings: ComposeSettings, *, sheet: bool = False, placement: dict[str, Any] | None = None
+    settings: ComposeSettings,
+    *,
+    sheet: bool = False,
+    placement: dict[str, Any] | None = None,
+    recipe: dict[str, Any] | None = None,
 ) -> Work:
     """Compose as the settings say.
 
     sheet: 0_sheet.png is left beside the images. placement: record of the sentence that gave the place before
+    recipe: inputs and networks must be those of this one
     """
 
     def work(job: Job, networks: Networks) -> dict[str, Any]:
         own = replace(settings, device=networks.device)
         with resources_named(own):
             networks.models = models = load_models(own, networks.models)
+            if recipe is not None:
+                check_unchanged(Path("result"), recipe, own, models)
             monitor = job.monitor(lambda step: preview(models.compositor.latent_space, step))
             result = compose(
                 own, models, on_step=monitor.on_step, cancelled=monitor.cancelled, progress=False

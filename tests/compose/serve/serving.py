@@ -74,7 +74,9 @@ COMPOSITE = {
 PAINTING = {"image": png(room(H, W)), "mask": transparent(square()), "prompt": "a red cube", "steps": "1"}
 
 
-def post(client: TestClient, fields: dict[str, Any], **options: Any) -> httpx.Response:
+def post(
+    client: TestClient, fields: dict[str, Any], path: str = "/v1/images/edits", **options: Any
+) -> httpx.Response:
     """Bytes are sent as files, the rest as text; lists as several parts."""
     files, data = [], {}
     for name, value in fields.items():
@@ -86,7 +88,7 @@ def post(client: TestClient, fields: dict[str, Any], **options: Any) -> httpx.Re
     if not files:
         files = [(name, (None, text)) for name, texts in data.items() for text in texts]
         data = {}
-    return client.post("/v1/images/edits", files=files, data=data, **options)
+    return client.post(path, files=files, data=data, **options)
 
 
 def refusal(answer: httpx.Response) -> str:
