@@ -11,6 +11,7 @@ changes.
 import dataclasses
 import io
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,16 +93,20 @@ def to_plain(value: Any) -> Any:
 
 def dump_yaml(settings: Any) -> str:
     """YAML text that `load_config` reads back to an equal object."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_plain(settings)))
+    return OmegaConf.to_yaml(OmegaConf.create(_literal(to_plain(settings))))
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of values. `source` starts its error messages; flags are spelled `--like-this` in them."""
+    """One source of values. `source` starts its error messages; flags are spelled `--like-this` in them.
+
+    references: `${...}` names another key or the environment, as in YAML files; elsewhere it is plain text.
+    """
 
     values: Mapping[str, Any]
     source: str = ""
     flags: bool = False
+    references: bool = False
 
     def spell(self, key: str) -> str:
         """The name of a setting as the user of this layer types it."""
@@ -134,7 +139,7 @@ def yaml_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     if base is not None and not isinstance(base, str):
         raise ValueError(f"{path}: base must be the name of one YAML file, got {base!r}")
     below = [] if base is None else yaml_layers(path.parent / base, (*above, path.resolve()))
-    return [*below, Layer(named, f"{path}: ")]
+    return [*below, Layer(named, f"{path}: ", references=True)]
 
 
 def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T:
@@ -148,7 +153,8 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
             try:
                 if isinstance(value, bool) and not {bool, str} & set(members(hint)):
                     raise TypeError  # OmegaConf would read true as the number 1.
-                config = OmegaConf.merge(config, nested(key, value))  # type: ignore[assignment]
+                plain = value if layer.references else _literal(value)
+                config = OmegaConf.merge(config, nested(key, plain))  # type: ignore[assignment]
             except (OmegaConfBaseException, TypeError, OverflowError) as error:
                 shown = ",".join(map(str, value)) if isinstance(value, list) else repr(value)
                 wrong = f"{layer.spell(key)} must be {type_name(hint)}, got {shown}"
@@ -170,7 +176,8 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
         for key in flat_settings(schema) if Path.cwd() != ROOT else ():  # there names are right as they are
             value = OmegaConf.select(config, key)
             if isinstance(value, str | Path) and (place := located(value)) != Path(value):
-                config = OmegaConf.merge(config, nested(key, place.as_posix()))  # type: ignore[assignment]
+                plain = _literal(place.as_posix())
+                config = OmegaConf.merge(config, nested(key, plain))  # type: ignore[assignment]
         settings = OmegaConf.to_object(config)
         check_settings(settings)
     except (ValueError, OmegaConfBaseException) as error:
@@ -210,6 +217,15 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     for name in reversed(key.split(".")):
         value = {name: value}
     return value
+
+
+def _literal(value: Any) -> Any:
+    """A value whose texts OmegaConf leaves as they are: `${` is escaped, and backslashes before it."""
+    if isinstance(value, list | tuple):
+        return [_literal(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _literal(item) for key, item in value.items()}
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _one_line(error: Exception) -> str:

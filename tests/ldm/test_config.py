@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm.settings.config import dump_yaml, load_config, nearest, to_plain
+from ldm.settings.config import (
+    Layer,
+    dump_yaml,
+    load_config,
+    merge_layers,
+    nearest,
+    read_config,
+    to_plain,
+)
 from tests.job_settings import Job, Optim, write
 
 
@@ -112,6 +120,29 @@ def test_a_wrong_override_is_named(override, part):
     assert part in refused(None, "image=a", override)
 
 
+@pytest.mark.parametrize(
+    "text", ["${oc.env:HOME}", "a ${mode} b", "\\${mode}", "\\\\${", "${", "$5 {a}", "a\\b"]
+)
+@pytest.mark.parametrize("source", ["layer", "flags", "override", "json"])
+def test_only_yaml_files_refer_to_the_environment_and_to_other_keys(tmp_path, text, source):
+    """A request or a recipe would else read the environment of whoever runs it."""
+    values = {"image": text, "prompt": text, "names": [text, "b"]}
+    if source == "json":
+        (tmp_path / "a.json").write_text(json.dumps(values))
+        job = read_config(Job, tmp_path / "a.json")
+    elif source == "override":
+        job = load_config(Job, None, [f"image={text}", f"prompt={text}", f"names={text},b"])
+    else:
+        job = merge_layers(Job, [Layer(values, flags=source == "flags")])
+    assert (job.image, job.prompt, job.names) == (Path(text), text, (text, "b"))
+    (tmp_path / "a.yaml").write_text(dump_yaml(job))
+    assert load_config(Job, tmp_path / "a.yaml") == job
+
+
+def test_yaml_files_refer_to_other_keys(tmp_path):
+    assert load_config(Job, write(tmp_path, a="image: ${prompt}.png\nprompt: b")).image == Path("b.png")
+
+
 def test_the_base_is_blamed_for_its_own_mistake(tmp_path):
     message = refused(write(tmp_path, top="base: low.yaml\nstrength: 1", low="image: a\nstrength: 9"))
     assert "low.yaml" in message
@@ -133,9 +164,9 @@ def test_nearest_names_what_is_close_and_what_is_allowed():
 
 
 unit = st.floats(0, 1)
-# `${` starts an interpolation and `???` is a missing value in OmegaConf.
-words = st.text(st.characters(codec="utf-8"), max_size=12)
-words = words.filter(lambda text: "${" not in text and text != "???")
+# `${` starts an interpolation in OmegaConf, and `???` is a missing value there.
+words = st.text(st.characters(codec="utf-8"), max_size=12) | st.text("$\\{}ab:.", max_size=12)
+words = words.filter(lambda text: text != "???")
 jobs = st.builds(
     Job,
     image=st.from_regex(r"[a-z]{1,9}(/[a-z]{1,9})?\.png", fullmatch=True).map(Path),
