@@ -20,6 +20,7 @@ from ldm.images import rgb_of
 from ldm.mllm.constrain import ConstrainedChoice, Grammar, SharedPrompt, generate
 from ldm.mllm.model import Chat, ChatExample, Mllm, load_mllm
 from ldm.mllm.templates import TEMPLATES
+from ldm.registry.models import how_to_get
 from ldm.settings.config import read_config
 from llava_bifrost.language.answer import Candidate, ways_to_place
 from llava_bifrost.language.codec import FAMILIES, Codec, Frame, frame_of
@@ -235,7 +236,7 @@ def load_locator(folder: Path | str, device: str = "auto", dtype: str = "auto", 
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: no locator there (config.json is missing); see docs/locator.md")
+        raise ValueError(f"{folder}: no locator there (config.json is missing){how_to_get(folder)}")
     config: dict[str, Any] = read_json(folder / "config.json")
     if "mm_projector_type" in config or (folder / "non_lora_trainables.bin").is_file():
         raise ValueError(

@@ -20,6 +20,7 @@ from ldm.mllm import training
 from ldm.mllm.constrain import generate
 from ldm.mllm.llava_original import merge_into
 from ldm.mllm.model import ChatExample, Mllm, load_model, load_processor
+from ldm.registry.models import existing_folder
 from ldm.settings.config import dump_yaml, write_config
 from ldm.training.choice import refuse_foreign
 from ldm.training.fit import Task, fit, make_accelerator
@@ -198,7 +199,7 @@ def convert_adapter(settings: ConvertLocator) -> None:
 
 def merge_adapter(settings: MergeLocator) -> None:
     """Merge an adapter that was trained here into its base model; one weight is in memory at a time."""
-    family = str(read_json(settings.base / "config.json").get("model_type"))
+    family = str(read_json(existing_folder(settings.base) / "config.json").get("model_type"))
     config = read_locator_config(settings.adapter, family)
     if not (settings.adapter / CONFIG).is_file():
         log.warning("%s has no %s; the answer format of the family is assumed", settings.adapter, CONFIG)

@@ -18,6 +18,7 @@ from transformers import AutoModel, CLIPModel, CLIPTokenizer
 from ldm.checkpoints import load_pretrained
 from ldm.files import read_json
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD
+from ldm.registry.models import existing_folder
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GOOD, BAD = "Good photo.", "Bad photo."
@@ -38,7 +39,7 @@ class Clip:
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Clip:
         """A `save_pretrained` folder with its tokenizer; of a .bin file nothing but data is unpickled."""
-        read_json(folder / "config.json")
+        read_json(existing_folder(folder) / "config.json")
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(load_pretrained(CLIPModel, folder, local_files_only=True), tokenizer, device)
 

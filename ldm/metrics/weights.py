@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.checkpoints import Network, load_strict
 from ldm.files import file_sha256, hash_folder
-from ldm.registry.models import resolve_model_path
+from ldm.registry.models import how_to_get, resolve_model_path
 from ldm.weight_files import open_weights
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
     Nothing but data is unpickled, and nothing of a script is run.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; `python -m ldm.registry list` names what can be pulled")
+        more = how_to_get(path) or "; `python -m ldm.registry list` names what can be pulled"
+        raise ValueError(f"{path} does not exist{more}")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any("/code/" in name for name in archive.namelist()):  # TorchScript

@@ -20,6 +20,7 @@ from torch import Tensor
 from ldm.checkpoints import folder_written_whole
 from ldm.files import read_json, visible_files, write_json
 from ldm.mllm.training import read_adapter
+from ldm.registry.models import existing_folder
 from ldm.weight_files import Entry, WeightFile, open_weights, write_safetensors
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def merge_into(
     Raises ValueError if a tensor of the adapter fits no weight; then nothing is written.
     """
     changes = read_changes(adapter, original)
-    files = visible_files(base, "*.safetensors")
+    files = visible_files(existing_folder(base), "*.safetensors")
     if not files:
         raise ValueError(
             f"{base}: no *.safetensors; --base is a transformers LLaVA folder such as llava-1.5-7b-hf"

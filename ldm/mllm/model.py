@@ -42,6 +42,7 @@ from ldm.checkpoints import load_pretrained
 from ldm.device import pick_device, pick_dtype
 from ldm.files import first_line, read_json
 from ldm.loading import loading
+from ldm.registry.models import existing_folder
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +100,9 @@ def four_bit_works() -> bool:
 
 @loading()
 def load_quantised(
-    folder: Path | str,
-    compute: torch.dtype,
-    load_in: str = "4bit",
-    device_map: Any = "auto",
+    folder: Path | str, compute: torch.dtype, load_in: str = "4bit", device_map: Any = "auto",
     dtype: torch.dtype | None = None,
-) -> Mllm:
+) -> Mllm:  # fmt: skip
     """A model folder with NF4 weights (4bit, QLoRA), or those of LLM.int8 (8bit).
 
     compute: precision of the arithmetic. dtype: of what is not quantised; None: as the folder says.
@@ -121,7 +119,7 @@ def load_quantised(
 
 def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
     """The network of a folder on the CPU."""
-    read_json(folder / "config.json")
+    read_json(existing_folder(folder) / "config.json")
     return load_pretrained(
         AutoModelForImageTextToText, folder, exact=True, dtype=dtype, local_files_only=True
     )
@@ -133,6 +131,7 @@ def load_processor(folder: Path, config: Any = None) -> Any:
     Without torchvision a processor that also knows videos is loaded without that part. A LLaVA-1.5 processor
     that cuts the sides off a wide image is replaced by one that pads it to a square, as LLaVA was trained.
     """
+    existing_folder(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True) if config is None else config
     given: dict[str, Any] = {}  # the first file that says something of a key counts
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):

@@ -98,7 +98,7 @@ def cutout_network(choice: str) -> Path | None:
     """The U2-Netp file of a `cutout` setting: auto (where it is there), u2netp or grabcut."""
     path = resolve_model_path(U2NETP)
     if choice == "u2netp" and not path.is_file():
-        raise ValueError(f"{path}: no such file; get it with: python -m ldm.registry pull u2netp")
+        raise ValueError(f"{path}: no such file{how_to_get(path)}")
     return path if choice != "grabcut" and path.is_file() else None
 
 
@@ -110,6 +110,24 @@ def missing_files(model: Model, folder: Path | None = None) -> list[str]:
     """The patterns that no file of the model's folder matches; empty = complete."""
     found = {pattern: visible_files(folder or folder_of(model), pattern) for pattern in model.needs}
     return [pattern for pattern, paths in found.items() if all(path.suffix in UNFINISHED for path in paths)]
+
+
+def how_to_get(place: Path | str) -> str:
+    """The command that gets what belongs there, a folder, a file in it or a hub name; "" where none does."""
+    path = resolve_model_path(Path(place)).absolute()
+    for name, model in load_registry(located(REGISTRY_FILE)).items():
+        folder, then = folder_of(model).absolute(), f", then {model.then}" if model.then else ""
+        made = [resolve_model_path(Path(word)).absolute() for word in model.then.split()[-1:]]
+        if {folder, *made} & {path, *path.parents} or str(place) in {source.hub for source in model.places}:
+            return f"; get it with: python -m ldm.registry pull {name}{then}"
+    return ""
+
+
+def existing_folder(path: Path) -> Path:
+    """The folder of a model as given; where it is missing a ValueError names the command that gets it."""
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such model folder{how_to_get(path)}")
+    return path
 
 
 def find(name: str, registry: Mapping[str, Model]) -> Model:
@@ -140,4 +158,4 @@ def hub_files(name: str, **options: Any) -> Path:
         if getattr(error, "errno", None) in FULL:
             raise
         said = " ".join(str(error).split())
-        raise ValueError(f"{name}: no such folder, and the hub says: {said}") from error
+        raise ValueError(f"{name}: no such folder, and the hub says: {said}{how_to_get(name)}") from error

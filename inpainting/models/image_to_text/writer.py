@@ -34,7 +34,7 @@ from ldm.mllm.constrain import FiniteScores, Grammar, generate, to_device
 from ldm.mllm.model import Chat, Mllm
 from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import ADAPTER_CONFIG, load_adapter
-from ldm.registry.models import local_or_hub_folder, resolve_model_path
+from ldm.registry.models import how_to_get, local_or_hub_folder, resolve_model_path
 from ldm.settings.config import read_config
 
 log = logging.getLogger(__name__)
@@ -75,10 +75,10 @@ def find_files(folder: Path | str | None = None, adapter: Path | str | None = No
         folder = base_folder(folder)
     model = local_or_hub_folder(str(folder))
     if not (model / "config.json").is_file():
-        raise ValueError(f"{folder}: no prompt writer there (config.json is missing)")
+        raise ValueError(f"{folder}: no prompt writer there (config.json is missing){how_to_get(folder)}")
     added = None if adapter is None else Path(adapter)
     if added is not None and not is_adapter(added):
-        raise ValueError(f"{added}: no adapter there ({ADAPTER_CONFIG} is missing)")
+        raise ValueError(f"{added}: no adapter there ({ADAPTER_CONFIG} is missing){how_to_get(added)}")
     configured = added if added is not None and (added / CONFIG_FILE).is_file() else model
     return WriterFiles(model, added, read_config(PrompterConfig, configured / CONFIG_FILE, DEFAULTS))
 

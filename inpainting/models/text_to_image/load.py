@@ -34,6 +34,7 @@ from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256, first_line, hash_folder, read_json, write_json
 from ldm.latents import LatentSpace
 from ldm.loading import loading
+from ldm.registry.models import existing_folder, how_to_get
 from ldm.settings.config import read_config, write_config
 from ldm.weight_files import open_weights, weight_files
 
@@ -135,9 +136,7 @@ def load_inpainter(
 
 def read_inpainter_config(folder: Path) -> InpainterConfig:
     """The configuration of a complete folder, without the weights; default values where it has none."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such model folder")
-    config = read_config(InpainterConfig, folder / INPAINTER_FILE, InpainterConfig())
+    config = read_config(InpainterConfig, existing_folder(folder) / INPAINTER_FILE, InpainterConfig())
     absent = [part for part in (*PARTS, config.vae) if not (folder / part).is_dir()]
     if absent:
         raise ValueError(f"{folder}: not a complete inpainting model; missing {', '.join(absent)}")
@@ -152,6 +151,7 @@ def stock(block: Any) -> Any:
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    existing_folder(folder)
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -197,7 +197,7 @@ def lora_file(path: Path) -> Path:
         files = [path / LORA_FILE, (path / LORA_FILE).with_suffix(".bin")]
         path = next((one for one in files if one.is_file()), files[0])
     if not path.is_file():
-        raise ValueError(f"{path}: no such LoRA file")
+        raise ValueError(f"{path}: no such LoRA file{how_to_get(path)}")
     return path
 
 
