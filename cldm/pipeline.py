@@ -4,8 +4,9 @@ Pairs come from `datasets.pairs` and the result goes to `datasets.pasteback`; no
 Legend: n samples, c latent channels, h w latent pixels, H W pixels of the crop.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,8 @@ from ldm.denoise import AT_ONCE, Known, Monitor, denoise, noise_for, set_steps, 
 from ldm.device import check_finite
 from ldm.images import from_pm1
 from ldm.latents import make_scheduler
+
+OFFLOADING = threading.RLock()  # held while networks are on the device for a stage
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,16 @@ class CompositorPipeline:
 
     @contextmanager
     def on_device(self, *modules: nn.Module) -> Iterator[None]:
-        """Have networks on the device for one stage."""
-        for module in modules:
-            if any(parameter.device != self.device for parameter in module.parameters()):
-                module.to(self.device)
-        try:
-            yield
-        finally:
-            for module in modules if self.offload else ():
-                module.to("cpu")
+        """Have networks on the device for one stage; with offload, for that of one thread."""
+        with OFFLOADING if self.offload else nullcontext():
+            for module in modules:
+                if any(parameter.device != self.device for parameter in module.parameters()):
+                    module.to(self.device)
+            try:
+                yield
+            finally:
+                for module in modules if self.offload else ():
+                    module.to("cpu")
 
     def batch(self, image: Tensor) -> Tensor:
         """(...) -> (1, ...) on the device, in the precision of the UNet."""

@@ -1,6 +1,8 @@
 """Painting one prepared pair: seeds, known region, starts, control evaluations, offload."""
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -87,6 +89,35 @@ def test_weights_change_the_result_and_offload_does_not(model: Compositor, pair:
     assert not np.array_equal(plain, CompositorPipeline(model).paint(pair, [0], NOISE, Weights(1.0, 0.0))[0])
     assert not np.array_equal(plain, CompositorPipeline(model).paint(pair, [0], NOISE, Weights(0.0, 1.0))[0])
     assert np.array_equal(plain, CompositorPipeline(model, offload=True).paint(pair, [0], NOISE)[0])
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_no_thread_takes_a_network_from_the_device_while_another_uses_it(
+    model: Compositor, monkeypatch: pytest.MonkeyPatch, offload: bool
+) -> None:
+    """Both want the same network: with offload the second waits for the end of the first one's stage."""
+    events: list[str] = []
+    monkeypatch.setattr(model.unet, "to", lambda device: events.append(str(device)))
+    begun, other = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with CompositorPipeline(model, offload=offload).on_device(model.unet):
+            begun.set()
+            other.wait(0.2 if offload else 10)
+            events.append("first")
+
+    def second() -> None:
+        begun.wait(10)
+        with CompositorPipeline(model, offload=offload).on_device(model.unet):
+            with CompositorPipeline(model, offload=offload).on_device(model.unet):  # of the same thread
+                events.append("second")
+            other.set()
+
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(first), pool.submit(second)]:
+            done.result()
+    expected = ["first", "cpu", "second", "cpu", "cpu"] if offload else ["second", "first"]
+    assert events == expected
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "unipc", "dpm++", "euler", "euler-a"])
