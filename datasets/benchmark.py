@@ -109,7 +109,7 @@ class Instances:
         anchors = []
         for entry in entries:
             middle_size = ANCHOR_AREA[0] <= area[entry["id"]] <= ANCHOR_AREA[1]
-            if middle_size and rivals[entry["category_id"]] == 1 and not entry.get("iscrowd"):
+            if middle_size and rivals[entry["category_id"]] == 1 and not coco.is_set(entry, "iscrowd"):
                 x, y, width, height = entry["bbox"]
                 edges = (x / w, y / h, (x + width) / w, (y + height) / h)
                 box01 = check_box01([round(min(max(edge, 0.0), 1.0), 4) for edge in edges])

@@ -148,10 +148,15 @@ def annotated_images(
     return known
 
 
+def is_set(entry: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    """A flag of a record, 0 or 1 as number or text; null is 0."""
+    return float(entry.get(key, default) or 0) != 0
+
+
 def is_large(entry: Mapping[str, Any], least: int) -> bool:
     """Whether an annotation is no crowd and larger than `least`; without an area the rules decide later."""
     area = entry.get("area")
-    return (area is None or area > least) and not entry.get("iscrowd")
+    return (area is None or area > least) and not is_set(entry, "iscrowd")
 
 
 def packed_segmentation(segmentation: Any) -> Any:

@@ -173,8 +173,9 @@ def folder(path: Path, key: str) -> Path:
 
 
 def subfolders(path: Path) -> list[Path]:
-    """The folders in a folder, sorted."""
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """The folders in a folder, sorted, less hidden ones and what an archive of macOS holds of its own."""
+    folders = (entry for entry in path.iterdir() if entry.is_dir())
+    return sorted(entry for entry in folders if not entry.name.startswith((".", "__MACOSX")))
 
 
 def images_in(path: Path, suffixes: tuple[str, ...] = IMAGES) -> list[Path]:

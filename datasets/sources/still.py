@@ -75,8 +75,8 @@ class PanopticConfig(ImagesConfig):
         def segments(record: dict[str, Any]) -> Item:
             ids = []
             for entry in record["segments_info"]:
-                countable = coco.lookup(categories, entry["category_id"], "category").get("isthing", True)
-                if countable and coco.is_large(entry, self.min_pixels):
+                category = coco.lookup(categories, entry["category_id"], "category")
+                if coco.is_set(category, "isthing", True) and coco.is_large(entry, self.min_pixels):
                     ids.append(int(entry["id"]))
             image = coco.lookup(images, record["image_id"], "image")
             return coco.image_file(image, self.images), coco.posix_name(record["file_name"]), ids

@@ -164,7 +164,7 @@ class UvoConfig(VideoConfig):
                 names = coco.lookup(frames, entry["video_id"], "list of frames for video")
             # The frames of a list of their own may be fewer.
             pairs = zip(names, entry["segmentations"], strict=frames is None)
-            segments = [pair for pair in pairs if pair[1] and not entry.get("iscrowd")]
+            segments = [pair for pair in pairs if pair[1] and not coco.is_set(entry, "iscrowd")]
             return f"{entry['video_id']}/{entry['id']}", (video["height"], video["width"]), segments
 
         annotations = sorted(
@@ -200,8 +200,8 @@ class MvImgNetConfig(VideoConfig):
     def read(self) -> list[Item]:
         if not self.listing.is_file():
             raise ValueError(f"listing: there is no file {self.listing}")
-        names = [line.strip().strip('"').removeprefix("MVDir/") for _, line in numbered_lines(self.listing)]
-        return readers.require(sorted((name,) for name in names), str(self.listing))
+        names = (coco.posix_name(line.strip().strip('"')) for _, line in numbered_lines(self.listing))
+        return readers.require(sorted({(name.removeprefix("MVDir/"),) for name in names}), str(self.listing))
 
     def views(self, item: Item) -> Iterator[readers.ObjectView]:
         for cutout in readers.images_in(readers.folder(self.images / item[0], "listing"), (".png",)):

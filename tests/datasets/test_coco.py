@@ -159,6 +159,15 @@ def test_photographs_with_a_bad_annotation_are_left_out(tree, caplog):
     assert "3 of 41 images cannot be used: 7 (2 images are called 07), 19 (" in caplog.text
 
 
+@pytest.mark.parametrize(("flag", "kept"), [("0", 1), ("0.0", 1), (None, 1), (False, 1), ("1", 0), (1.0, 0)])
+def test_flags_are_numbers_texts_or_null(tree, flag, kept):
+    other = annotation(2, 1)
+    assert tree.lvis([image(1, "c.png")], [annotation(1, 1, iscrowd=flag), other]) == {"c.png": 1 + kept}
+    segments = [{"id": 7, "category_id": 1}, {"id": 9, "category_id": 2}]
+    source = panoptic(tree, segments, [{"id": 1, "isthing": flag}, {"id": 2, "isthing": "1"}]).open()
+    assert [view.mask().sum() for view in source.views(0)] == [100, 25][kept:]
+
+
 def panoptic(tree: Tree, segments: list[Any], categories: list[Any], **of_image: Any) -> PanopticConfig:
     ids = np.where(square(), 7, np.where(square(0, 20, 5), 9, 300)).astype(np.int32)
     rgb_u8 = np.stack([ids % 256, ids // 256, 0 * ids], -1).astype(np.uint8)

@@ -88,7 +88,17 @@ def test_a_wrong_pair_is_named(tmp_path, line, message):
         FolderConfig(root=tmp_path).open()
 
 
-@pytest.mark.parametrize("line", ['"MVDir/7/a b/images"', "MVDir/7/a b/images", "  7/a b/images\r"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '"MVDir/7/a b/images"',
+        "MVDir/7/a b/images",
+        "  7/a b/images\r",
+        "MVDir\\\\7\\\\a b\\\\images",
+        "./MVDir/7/a b/images/",
+        "MVDir/7/a b/images\n7/a b/images",
+    ],
+)
 def test_list_of_folders_holds_blanks(tmp_path, line):
     rgb_u8, mask = trees.image(0)
     write_png(tmp_path / "views/7/a b/images/001_cut.png", rgb_u8, alpha_u8=mask.astype(np.uint8) * 255)
@@ -173,6 +183,7 @@ def test_hidden_files_are_no_images_masks_or_annotations(tmp_path, caplog):
     trees.vipseg(tmp_path / "vip")
     hidden(tmp_path / "vip/panomasksRGB/v0", "00009.png")
     (tmp_path / "vip/panomasksRGB/.cache").mkdir()
+    hidden(tmp_path / "vip/panomasksRGB/__MACOSX/v0", "00000.png")
     names = {"images": "images", "depth": "depth", "masks": "panomasksRGB"}
     vip = VipSegConfig(**{key: tmp_path / "vip" / name for key, name in names.items()}).open()
     assert len(vip) == 3
