@@ -107,6 +107,8 @@ def ignored_options(settings: ComposeSettings, sampling: Sampling) -> list[str]:
     notes = []
     if settings.depth is not None and settings.plain_mode not in DEPTH_MODES:
         notes.append(f"--depth has no effect: mode {settings.mode} keeps the depth of the background")
+    if settings.erase not in ("object", settings.erases):
+        notes.append("--erase has no effect: it belongs to --mode replace without target mask and --compat")
     if settings.strength is not None and sampling.init == "noise":
         notes.append("--strength has no effect: the start is noise (--init paste uses it)")
     if settings.compat is not None and sampling.detail > 0:

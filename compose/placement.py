@@ -6,6 +6,7 @@ A locator is a folder with a vision-language model (`llava_bifrost.predict`), or
 (`llava_bifrost.placement.placer`), which needs the places of the named objects: from a file or a detector.
 """
 
+import contextlib
 import json
 import logging
 from dataclasses import dataclass, replace
@@ -16,12 +17,21 @@ import numpy as np
 
 from compose.models import Models
 from compose.settings import DEPTH_MODES, ComposeSettings
-from datasets.geometry import Box01, bbox_of_mask, box_from_01, box_to_01, depth_at_contact, depth_extent
+from datasets.geometry import (
+    Box01,
+    bbox_of_mask,
+    box_from_01,
+    box_to_01,
+    depth_at_contact,
+    depth_extent,
+    mask_of_box,
+    whole_box,
+)
 from datasets.inputs import Inputs, PairOptions, check_object
 from datasets.pairs import Geometry
 from datasets.relations import Place
 from ldm.decode import LoadedImage
-from ldm.experts.segment import mask_doubts, object_mask, things
+from ldm.experts.segment import ObjectNotFound, mask_doubts, object_mask, things
 from ldm.files import file_sha256, hash_folder
 from ldm.images import read_depth, read_image, read_mask, resize
 from llava_bifrost.language.answer import Candidate, satisfies
@@ -32,6 +42,7 @@ from llava_bifrost.settings import GEOMETRIC, WITH_SENTENCE
 
 logger = logging.getLogger(__name__)
 
+WITHIN = 0.6  # fraction of an object that lies in the box where it is what the box names (chosen)
 SAME_ASPECT = 0.01  # largest relative difference in aspect between an image and its depth map
 
 
@@ -97,6 +108,9 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
         extent, source = depth_extent(settings.depth[0], box), "centre"
     else:
         extent, source = (settings.depth[0], settings.depth[1]), "range"
+    target, by = sources.target, "file"
+    if settings.erases != "nothing":
+        target, by = replaced_region(settings, sources.background.rgb_u8, box)
     inputs = Inputs(
         reference_u8=sources.item.rgb_u8,
         reference_mask=sources.cut,
@@ -105,7 +119,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
         box01_xyxy=box,
         depth_range=extent,
         mode=settings.plain_mode,
-        target_mask=sources.target,
+        target_mask=target,
         within_mask=settings.within_mask,
         reference_depth_01=sources.object_depth_01,
     )
@@ -117,7 +131,32 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
         "object_mask": sources.cut_by,
         "object_mask_doubts": sources.doubts,
     }
+    if inputs.mode == "replace" and target is not None:
+        decided["erased"] = {"by": by, "pixels": int(target.sum())}
     return inputs, decided
+
+
+def replaced_region(
+    settings: ComposeSettings, background_u8: np.ndarray, box01: Box01
+) -> tuple[np.ndarray, str]:
+    """What a box of the background (H, W, 3) names: the mask (H, W) of the object there, and what found it.
+
+    The whole box, and "box", where that is asked for, or no object is found that lies mostly inside; then a
+    warning says so.
+    """
+    size = background_u8.shape[:2]
+    region = mask_of_box(whole_box(box_from_01(box01, size)), size)
+    if settings.erase == "box":
+        return region, "box"
+    with contextlib.suppress(ObjectNotFound):
+        mask, by = object_mask(LoadedImage(background_u8), settings.sam, settings.cutout, box01)
+        if (mask & region).sum() >= WITHIN * mask.sum():
+            logger.info("replaced: what %s finds in the box (--target-mask FILE or --erase box chooses)", by)
+            return mask, by
+    shown = ",".join(f"{value:.3g}" for value in box01)
+    message = "no object is found in --box %s: all that it shows is replaced; --target-mask FILE chooses"
+    logger.warning(message, shown)
+    return region, "box"
 
 
 def depth_of(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:

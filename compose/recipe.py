@@ -52,10 +52,10 @@ def make_recipe(
     folders: dict[str, Any] = {"model": models.folder}
     if settings.background_depth is None:
         folders["depth_model"] = models.depth_folder
-    if settings.object_mask is None and settings.sam is not None:
+    network, cuts = None, settings.object_mask is None or settings.erases == "object"
+    if cuts and settings.sam is not None:
         folders["sam"] = settings.sam
-    network = None
-    if settings.object_mask is None and settings.sam is None:
+    if cuts and settings.sam is None:
         network = cutout_network(settings.cutout)
         settings = replace(settings, cutout="u2netp" if network else "grabcut")
     chosen = replace(settings, **folders)
@@ -94,7 +94,7 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
     broken = [part for part in MAPPINGS if not isinstance(recipe[part], dict)]
     if broken or recipe["sample"] not in range(recipe["settings"].get("num_samples", 1)):
         raise ValueError(f"{image}: its recipe is damaged: {', '.join(broken) or 'sample'}")
-    values = {"cutout": "grabcut", **recipe["settings"]}  # recipes of 0.1.0 have no such key
+    values = {"cutout": "grabcut", "erase": "nothing", **recipe["settings"]}  # 0.1.0 had no such keys
     return merge_layers(ComposeSettings, [Layer(values, f"{image}: recipe: ")]), recipe
 
 

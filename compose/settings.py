@@ -63,6 +63,13 @@ class ComposeSettings(LocatorOptions):
     target_mask: Path | None = setting(
         None, help="region of the background to replace, transfer to or inpaint (white)"
     )
+    erase: str = setting(
+        "object",
+        choices=("object", "box", "nothing"),
+        help="what mode replace removes first, without a target mask: the object that is found in the box "
+        "(as an object is cut out: SAM, U2-Netp or GrabCut), all that the box shows, or nothing but what the "
+        "new object covers",
+    )
     invert_target_mask: bool = setting(False, help="the black part of the target mask is painted")
     within_mask: bool = setting(
         False, help="nothing outside the target mask changes, in any mode; else its edge is grown a little"
@@ -170,6 +177,12 @@ class ComposeSettings(LocatorOptions):
                 )
         if self.locator_name == GEOMETRIC or not self.instruction.strip():
             parse_instruction(self.instruction)
+
+    @property
+    def erases(self) -> str:
+        """What mode replace removes first; nothing in other modes, with a target mask, or as published."""
+        free = self.plain_mode == "replace" and self.target_mask is None and self.compat is None
+        return self.erase if free else "nothing"
 
     @property
     def plain_mode(self) -> str:

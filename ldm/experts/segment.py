@@ -42,6 +42,10 @@ BAND = (7, 7)  # pixels of GRABCUT_SIDE over which colours on either side of the
 FAINT = 0.08  # fraction of the outline at which these colours are the same
 
 
+class ObjectNotFound(ValueError):
+    """What was found in an image is too small or too large to be an object."""
+
+
 def object_mask(
     image: LoadedImage, sam: Path | str | None = None, cutout: str = "auto", box01: Box01 | None = None
 ) -> tuple[np.ndarray, str]:
@@ -72,7 +76,7 @@ def object_mask(
         mask[inside], way = grabcut_mask(image.rgb_u8[inside]), "grabcut"
     fraction, (least, most) = float(mask[inside].mean()), PLAUSIBLE
     if not least <= fraction <= most:
-        raise ValueError(
+        raise ObjectNotFound(
             f"the object was not found in its image: the mask found covers {fraction:.1%}, "
             f"expected {least:.0%} to {most:.0%}; pass --object-mask or --object-box"
         )
