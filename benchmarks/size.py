@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.size [--pairs 3] [--out FILE]
 
 Every measurement is a process of its own: CPU seconds, and the most memory that it held. The reading of files
-does not count, nor the loading of networks. Jobs count up to the first composite, with and without imports. The
+and the loading of networks do not count. Jobs count up to the first composite, with and without imports; the
 earlier revision reads a short file of jobs, as it takes as long for every line.
 """
 
