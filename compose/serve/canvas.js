@@ -4,11 +4,15 @@
 // a stroke.
 const canvas = element.querySelector('canvas'), pen = canvas.getContext('2d'), image = new Image();
 const scale = window.devicePixelRatio || 1, clamp = (value) => Math.min(1, Math.max(0, value));
-let state = {}, box = null, drag = null, points = [], last = 0;
+let state = {}, box = null, drag = null, points = [], last = 0, sent = '';
 const input = () => document.getElementById(state.upload)?.parentElement.querySelector(`:has(+ #${state.upload})`);
 const shown = () => state.image && image.complete && image.naturalWidth > 0;
 const dragged = () => state.tool === 'box' && drag.far;
-const tell = () => trigger(dragged() ? 'drag' : 'draw', {box: dragged() ? box : null, points, radius: state.radius});
+function tell() {
+  sent = dragged() ? JSON.stringify(box) : '';
+  last = performance.now();
+  trigger(dragged() ? 'drag' : 'draw', {box: dragged() ? box : null, points, radius: state.radius});
+}
 
 function at(event) {
   const frame = canvas.getBoundingClientRect();
@@ -75,7 +79,7 @@ canvas.onpointermove = (event) => {
   } else if (state.tool === 'box' && drag.far)
     box = [Math.min(x, fx), Math.min(y, fy), Math.max(x, fx), Math.max(y, fy)].map((v, i) => v + (i > 1) * 1e-4);
   draw();
-  if (state.tool === 'box' && drag.far && performance.now() - last > 150) { last = performance.now(); tell(); }
+  if (dragged() && performance.now() - last > 150) tell();
 };
 canvas.onpointerup = () => { if (drag) tell(); drag = null; points = []; };
 canvas.onpointercancel = () => { drag = null; points = []; take(); };
@@ -88,7 +92,8 @@ for (const name of ['dragover', 'drop']) element.addEventListener(name, (event) 
 });
 function take() {
   state = props.value || {};
-  if (!drag) box = state.box || null;
+  const late = sent && sent !== JSON.stringify(state.box) && performance.now() - last < 3000;  // of an earlier drag
+  if (!drag && !late) [box, sent] = [state.box || null, ''];
   if (state.image && state.image !== image.src) image.src = state.image; else draw();
 }
 image.onload = draw;

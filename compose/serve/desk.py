@@ -78,8 +78,10 @@ class Desk:
         """Use a file as this setting of a composite; returns what the visitor should know."""
         note, sizes = "", (self.background, self.item)
         if name == "background":
-            self.background = read_image(path)
+            self.background, place = read_image(path), (self.box, self.depth, self.records)
             self.clear()
+            if name in self.wanted:  # it comes after a recipe, whose place stays
+                self.box, self.depth, self.records = place
         elif name == "object":
             self.item, self.marks = (item := read_image(path)), np.zeros(item.size, np.uint8)
             self.files.pop("object_mask", None)
@@ -185,7 +187,7 @@ class Desk:
             values |= {"box": self.box, "depth": self.depth}
             if self.box and given.get("mode") == "place":
                 values.pop("target_mask", None)
-        plain = to_plain({name: value for name, value in values.items() if value not in (None, "")})
+        plain = to_plain({name: value for name, value in values.items() if value is not None})
         return merge_layers(ComposeSettings, [*self.layers, Layer(plain)])
 
     def preview(self, mode: str) -> Occlusion | None:

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import html
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,14 @@ from compose.serve.uploads import store, without_paths
 from ldm.decode import LoadedImage, opened
 from ldm.files import read_text
 from ldm.images import encode_image
+from ldm.settings.schema import flat_settings, from_text
 
 CANVAS = read_text(Path(__file__).with_name("canvas.js"))
 CSS = "canvas {display: block; margin: auto; border-radius: 8px; background: #8881}"
 POLL = 0.2  # seconds between two looks at a job; chosen
 BRUSH = 0.025  # radius of the brush, of the longer side; chosen
-PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-QUICK, SLOW = {**PRIVATE, "queue": False}, {**PRIVATE, "concurrency_limit": None}  # without, with a job
+EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+FREQUENT = {"queue": False, "trigger_mode": "always_last"}  # of Gradio's queue, which shows errors, not ours
 
 
 def as_url(image_u8: np.ndarray) -> str:
@@ -68,20 +68,32 @@ def in_words(act: Callable[..., Any], drawn: bool = False) -> Callable[..., Any]
 
 def controls_of(schema: type, names: Sequence[str]) -> list[Any]:
     """Controls made of the declarations of settings; an empty one leaves the choice to the model."""
-    declared, controls = {field.name: field for field in fields(schema)}, list[Any]()
+    controls: list[Any] = []
     for name in names:
-        field, kind = declared[name], str(declared[name].type)
+        field, hint = flat_settings(schema)[name]
         about = field.metadata
-        shared = {"label": name.replace("_", " "), "info": about["help"], "value": field.default}
+        shared = {"label": name.replace("_", " "), "info": about["help"], "value": field.default or ""}
+        shared["elem_id"] = f"{schema.__name__}-{name}"
         if about["choices"]:
             choices = [*([] if field.default else [("", "")]), *about["choices"]]
-            controls.append(gr.Dropdown(choices, **{**shared, "value": field.default or ""}))
-        elif "int" in kind or "float" in kind:
-            limits = {"minimum": about["low"], "maximum": about["high"]}
-            controls.append(gr.Number(precision=0 if "int" in kind else None, **limits, **shared))
-        else:
+            controls.append(gr.Dropdown(choices, **shared))
+        elif hint in (int, float):
+            limits = {
+                "minimum": about["low"],
+                "maximum": about["high"],
+                "precision": 0 if hint is int else None,
+            }
+            controls.append(gr.Number(**limits, **{**shared, "value": field.default}))
+        else:  # an empty gr.Number would become 0
             controls.append(gr.Textbox(**shared))
     return controls
+
+
+def values_of(schema: type, names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """What controls say, by the names of their settings; without those that are empty."""
+    hints = flat_settings(schema)
+    given = {name: value for name, value in zip(names, values, strict=True) if value not in (None, "")}
+    return {name: from_text(hints[name][1], str(value)) for name, value in given.items()}
 
 
 def checked(path: Path, settings: ServeSettings) -> Path:
@@ -142,9 +154,11 @@ class Results:
         self.gallery = gr.Gallery(label="Samples", columns=4, height="auto", **hidden, **plain)
         self.words = gr.Markdown()
         about = "PNG with recipe, report, sheet"
-        self.files = gr.File(label=about, file_count="multiple", visible=False, interactive=False)
+        self.files = gr.File(
+            label=about, file_count="multiple", interactive=False, visible=False, elem_classes="downloads"
+        )
         self.parts = [self.status, self.slider, self.gallery, self.words, self.files]
-        self.gallery.select(self.chosen, [desk], [self.slider], **QUICK)
+        self.gallery.select(self.chosen, [desk], [self.slider], **EVENT)
 
     def chosen(self, desk: Any, event: gr.SelectData) -> Any:
         """Another sample beside the background."""

@@ -11,7 +11,7 @@ from cldm.model import Compositor
 from compose.models import compositor_folder
 from compose.serve.desk import Desk, anywhere
 from compose.serve.jobs import JobQueue
-from compose.serve.page import QUICK
+from compose.serve.page import EVENT
 from compose.serve.page_compose import ComposeTab
 from compose.serve.page_jobs import jobs_tab
 from compose.serve.page_regions import Painting, RegionsTab
@@ -79,6 +79,6 @@ def build_page(queue: JobQueue, settings: ServeSettings) -> gr.Blocks:
             jobs_tab(queue, settings)
         with gr.Tab("About") as tab:
             text = gr.Markdown()
-        tab.select(about, None, text, **QUICK)
-        blocks.load(lambda: (Desk(layers, config.pair), Painting()), None, [desk, painting], **QUICK)
+        tab.select(about, None, text, **EVENT)
+        blocks.load(lambda: (Desk(layers, config.pair), Painting()), None, [desk, painting], **EVENT)
     return blocks

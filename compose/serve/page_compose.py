@@ -159,15 +159,14 @@ class ComposeTab:
             return [cutout(desk, fix), *scene(desk, tool, view, mode)]
 
         outputs = [self.item, *self.scene]
-        return event(page.in_words(handler, drawn), [*self.looks, *more], outputs, **{**page.QUICK, **how})
+        return event(page.in_words(handler, drawn), [*self.looks, *more], outputs, **{**page.EVENT, **how})
 
     def wire(self) -> None:
         """What happens at which event."""
-        newest: dict[str, Any] = {"trigger_mode": "always_last"}
-        self.on(self.place.drag, self.drawn, drawn=True, **newest)
+        self.on(self.place.drag, self.drawn, drawn=True, **page.FREQUENT)
         self.on(self.place.draw, self.drawn, drawn=True, trigger_mode="multiple")
         self.on(self.item.draw, self.corrected, drawn=True, trigger_mode="multiple")
-        self.on(self.depth.input, lambda desk, tool, fix, d: desk.move(d), self.depth, **newest)
+        self.on(self.depth.input, lambda desk, tool, fix, d: desk.move(d), self.depth, **page.FREQUENT)
         self.on(
             self.ground.input,
             lambda desk, tool, fix, d, on: desk.move(None if on else d),
@@ -175,27 +174,27 @@ class ComposeTab:
             self.ground,
         )
         self.on(self.name.submit, lambda desk, tool, fix, text: desk.name(text), self.name).success(
-            lambda: "", None, self.name, **page.QUICK
+            lambda: "", None, self.name, **page.EVENT
         )
         self.on(self.forget.click, lambda desk, tool, fix: desk.forget())
         for part in (self.tool, self.view, self.fix, self.controls[0]):
             self.on(part.input, lambda desk, tool, fix: None)
-        self.tool.input(lambda tool: gr.Row(visible=tool == NAME), self.tool, self.naming, **page.QUICK)
+        self.tool.input(lambda tool: gr.Row(visible=tool == NAME), self.tool, self.naming, **page.EVENT)
         for name, button in self.uploads.items():
             if name != "replay":
                 event = self.on(button.upload, self.taker(name), button)
             else:
                 back = [self.results.words, self.sentence, *self.controls]
-                event = button.upload(page.in_words(self.replayed), [self.desk, button], back, **page.QUICK)
+                event = button.upload(page.in_words(self.replayed), [self.desk, button], back, **page.EVENT)
             if name in ("background", "replay"):
                 status = self.results.status
-                event = event.success(self.estimate, self.desk, status, **page.SLOW)
+                event = event.success(self.estimate, self.desk, status, **page.EVENT)
                 self.on(event.success, lambda desk, tool, fix: None)
         given = [self.desk, self.sentence, *self.controls]
-        event = self.ask.click(self.propose, given, self.results.status, **page.SLOW)
+        event = self.ask.click(self.propose, given, self.results.status, **page.EVENT)
         self.on(event.success, lambda desk, tool, fix: None)
-        self.go.click(self.compose, given, self.results.parts, scroll_to_output=True, **page.SLOW)
-        self.cancel.click(partial(page.cancel, self.queue), self.desk, **page.QUICK)
+        self.go.click(self.compose, given, self.results.parts, scroll_to_output=True, **page.EVENT)
+        self.cancel.click(partial(page.cancel, self.queue), self.desk, **page.EVENT)
 
     def drawn(self, desk: Desk, event: gr.EventData, tool: str, fix: str) -> None:
         """A box, a click or a stroke on the scene."""
@@ -224,7 +223,11 @@ class ComposeTab:
         text = "All settings of the image are back."
         if missing:
             text += f" Its {' and '.join(missing)} must be given again: drop the same file."
-        return [text, values["instruction"] or "", *(values.get(name) for name in CONTROLS)]
+        return [
+            text,
+            values["instruction"] or "",
+            *("" if values.get(name) is None else values[name] for name in CONTROLS),
+        ]
 
     async def estimate(self, desk: Desk, request: gr.Request) -> AsyncIterator[str]:
         """The depth of a background that has none yet."""
@@ -244,7 +247,7 @@ class ComposeTab:
         self, desk: Desk, kind: str, request: gr.Request, sentence: str, controls: Sequence[Any]
     ) -> tuple[ComposeSettings, Job]:
         """A job with the visitor's files; gr.Error in words."""
-        given = dict(zip(CONTROLS, controls, strict=True))
+        given = page.in_words(lambda _: page.values_of(ComposeSettings, CONTROLS, controls))(desk)
         settings = page.in_words(Desk.settings)(desk, given, sentence)
         job = page.open_job(self.queue, desk, kind, request)
         return replace(settings, **page.stored(job, settings.input_files, self.server)), job

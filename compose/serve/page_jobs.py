@@ -1,10 +1,12 @@
 """The tab of the page that composes a file of jobs."""
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -17,7 +19,6 @@ from compose.serve.work import compose_work
 from compose.settings import INPUT_FILES
 from ldm.files import numbered_lines
 from ldm.journal import parse_line
-from ldm.leftovers import own_folder
 
 ALLOWED = {*COMPOSE_FIELDS, *INPUT_FILES, "name", "num_samples", "invert_target_mask"}  # keys of a job
 
@@ -66,40 +67,34 @@ def jobs_tab(queue: JobQueue, settings: ServeSettings) -> None:
     table = gr.Dataframe(headers=["job", "state", "result"], interactive=False, wrap=True, elem_id="states")
     files = gr.File(label="PNG with recipe", file_count="multiple", visible=False, interactive=False)
 
+    def shown(jobs: Sequence[batch.Job], sent: Sequence[Job]) -> list[Any]:
+        """Values of table and files."""
+        states = [*sent, *[None] * (len(jobs) - len(sent))]
+        done = [job.folder / image["file"] for job in sent if job.result for image in job.result["images"]]
+        rows = [row_of(job.name, state) for job, state in zip(jobs, states, strict=True)]
+        return [rows, gr.File([str(path) for path in done], visible=bool(done))]
+
     async def run(paths: list[str] | None, request: gr.Request) -> AsyncIterator[list[Any]]:
-        """Send the jobs as the queue takes them; yields table and files."""
-        with own_folder("bifrost-jobs-") as folder:
+        """Send the jobs as the queue takes them."""
+        sent: list[Job] = []
+        client = request.client.host if request.client else ""
+        with TemporaryDirectory() as folder:
             jobs = page.in_words(jobs_of)([Path(path) for path in paths or []], Path(folder), settings)
-            sent: list[Job] = []
-            client = request.client.host if request.client else ""
             try:
                 while len(sent) < len(jobs) or any(job.state not in ENDED for job in sent):
-                    try:
+                    with contextlib.suppress(QueueFull):
                         while len(sent) < len(jobs):
-                            todo = jobs[len(sent)].settings
-                            job = queue.open("compose", client)
-                            sent.append(job)
-                            own = page.stored(job, todo.input_files, settings)
-                            queue.submit(job, compose_work(replace(todo, **own)))
-                    except QueueFull:
-                        pass
-                    rows = [
-                        row_of(job.name, one)
-                        for job, one in zip(jobs, [*sent, *[None] * len(jobs)], strict=False)
-                    ]
-                    done = [
-                        job.folder / image["file"]
-                        for job in sent
-                        if job.result
-                        for image in job.result["images"]
-                    ]
-                    yield [rows, gr.File([str(path) for path in done], visible=bool(done))]
+                            sent.append(queue.open("compose", client))
+                            own = jobs[len(sent) - 1].settings
+                            files = page.stored(sent[-1], own.input_files, settings)
+                            queue.submit(sent[-1], compose_work(replace(own, **files)))
+                    yield shown(jobs, sent)
                     await asyncio.sleep(page.POLL)
             finally:
                 for job in sent:
                     if job.state not in ENDED:
                         queue.cancel(job)
-        yield [rows, gr.File([str(path) for path in done], visible=bool(done))]
+        yield shown(jobs, sent)
 
-    event = go.click(run, given, [table, files], **page.SLOW)
-    cancel.click(lambda: None, cancels=[event], **page.QUICK)
+    event = go.click(run, given, [table, files], **page.EVENT)
+    cancel.click(None, cancels=[event])

@@ -153,9 +153,9 @@ class RegionsTab:
         self.on(masks.upload, self.load, masks)
         self.on(clear.click, lambda painting, region: painting.masks.clear())
         given = [painting, self.table, *controls]
-        write.click(self.write, given, [self.results.status, self.table], **page.SLOW)
-        go.click(self.paint, given, [*self.results.parts, self.table], scroll_to_output=True, **page.SLOW)
-        cancel.click(partial(page.cancel, queue), painting, **page.QUICK)
+        write.click(self.write, given, [self.results.status, self.table], **page.EVENT)
+        go.click(self.paint, given, [*self.results.parts, self.table], scroll_to_output=True, **page.EVENT)
+        cancel.click(partial(page.cancel, queue), painting, **page.EVENT)
 
     def on(self, event: Callable[..., Any], act: Callable[..., Any], *more: Any, **how: Any) -> None:
         """At an event do act(painting, region, values of more), and show it; how: as in ComposeTab."""
@@ -174,7 +174,7 @@ class RegionsTab:
             [self.painting, self.region, self.table, *more],
             [self.canvas, self.region, self.table],
         )
-        event(page.in_words(handler, drawn), inputs, outputs, **{**page.QUICK, **how})
+        event(page.in_words(handler, drawn), inputs, outputs, **{**page.EVENT, **how})
 
     def drawn(self, painting: Painting, event: gr.EventData, region: int, adds: bool) -> None:
         """A stroke of the brush."""
@@ -192,8 +192,7 @@ class RegionsTab:
 
         def settings_of(painting: Painting, files: dict[str, Path]) -> DreamSettings:
             image, *masks = files.values()
-            values = zip(CONTROLS, controls, strict=True)
-            given: dict[str, Any] = {name: value for name, value in values if value not in (None, "")}
+            given = page.values_of(DreamSettings, CONTROLS, controls)
             given |= {"image": image, "masks": masks, "prompts": [row[1] for row in table]}
             given |= {"negatives": [row[2] for row in table]} if any(row[2] for row in table) else {}
             return merge_layers(DreamSettings, [*self.layers, Layer(to_plain(given))])

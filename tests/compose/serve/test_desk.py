@@ -165,9 +165,7 @@ def test_proposed_places_are_chosen_by_click(desk: Desk):
 def test_settings_are_those_of_the_command_line(desk: Desk, case: Case):
     with pytest.raises(ValueError, match="drag a box on the background, or say in a sentence where"):
         desk.settings({})
-    named = desk.settings(
-        {"seed": 3, "steps": None, "mode": "place", "compat": ""}, "Place the cup behind the post"
-    )
+    named = desk.settings({"seed": 3, "steps": None, "mode": "place"}, "Place the cup behind the post")
     assert (named.instruction, named.box, named.seed, named.steps) == (
         "Place the cup behind the post",
         None,
@@ -256,6 +254,7 @@ def test_files_that_are_not_here_are_named_and_checked(desk: Desk, case: Case):
     )
     values, missing = new.replay(image)
     assert new.take("background", case.folder / "room.png") == ""
+    assert (new.box, new.depth) == ((0.3, 0.2, 0.7, 0.9), (0.6,))
 
 
 @pytest.mark.parametrize("file", ["room.png", "text.png"])

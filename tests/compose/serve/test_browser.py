@@ -1,0 +1,346 @@
+"""The page in a real browser: what a visitor drags, types, drops and downloads.
+
+Needs Playwright and Chromium: pip install playwright, and Debian's chromium (apt-get install chromium) or
+`python -m playwright install chromium`; BIFROST_CHROMIUM names another executable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+
+from compose.commands import replay
+from compose.serve.app import make_app, make_queue
+from compose.serve.settings import ServeSettings
+from compose.settings import ReplaySettings
+from ldm.images import read_image, read_mask, write_png
+from ldm.result import read_recipe
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+TENT = ROOT / "assets/examples/tent"
+SENTENCE = "Place the checkered cyan pyramid behind the dotted teal prism"
+MISSING = (
+    "needs a browser: pip install playwright, then apt-get install chromium (or playwright install chromium)"
+)
+FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> Iterator[str]:
+    """A running server with the small networks."""
+    settings = ServeSettings(out=tmp_path_factory.mktemp("serve") / "out", devices=("cpu",))
+    queue = make_queue(settings)
+    server = uvicorn.Server(uvicorn.Config(make_app(settings, queue), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    queue.close()
+    thread.join(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason=MISSING)
+    found = os.environ.get("BIFROST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        except sync_api.Error as error:
+            pytest.skip(f"{MISSING}: {str(error).splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """One visitor and the page."""
+
+    def __init__(self, browser, address: str, **options) -> None:
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **options})
+        self.page, self.foreign, self.errors = self.context.new_page(), list[str](), list[str]()
+        self.page.set_default_timeout(10_000)
+        self.page.on("request", lambda sent: self.foreign.append(sent.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(address)
+        self.page.wait_for_selector("#background-canvas canvas")
+        self.address = address
+
+    def give(self, name: str, *paths: Path) -> None:
+        self.page.locator(f"input[type=file]:has(+ #{name})").set_input_files([str(path) for path in paths])
+
+    def prepare(self, background: Path = TENT / "room.png", item: Path = TENT / "object.png") -> None:
+        """Background with its depth, and the object."""
+        self.give("background", background)
+        self.until("#visible .prose", "estimated")
+        self.until("#visible .prose", "")
+        self.give("object", item)
+        self.page.wait_for_function(
+            "getComputedStyle(document.querySelector('#object-canvas canvas')).cursor == 'crosshair'"
+        )
+
+    def until(self, where: str, text: str) -> str:
+        """Wait until an element says something; nothing at all for an empty text."""
+        check = "says.includes(text)" if text else "says === ''"
+        script = f"const says = document.querySelector(where)?.innerText.trim() ?? ''; return {check}"
+        script = f"([where, text]) => {{{script}}}"
+        self.page.wait_for_function(script, arg=[where, text])
+        return self.page.inner_text(where)
+
+    def at(self, canvas: str, x: float, y: float) -> tuple[float, float]:
+        """Coordinates on the screen of a point of the image."""
+        box = self.page.locator(f"#{canvas}-canvas canvas").bounding_box()
+        return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+    def drag(self, canvas: str, *points: tuple[float, float]) -> None:
+        self.page.locator(f"#{canvas}-canvas canvas").scroll_into_view_if_needed()
+        self.page.mouse.move(*self.at(canvas, *points[0]))
+        self.page.mouse.down()
+        for point in points[1:]:
+            self.page.mouse.move(*self.at(canvas, *point), steps=4)
+        self.page.mouse.up()
+
+    def set(self, **values: object) -> None:
+        """Type settings of the Compose tab."""
+        self.page.get_by_role("button", name="Settings").click()
+        for name, value in values.items():
+            self.page.fill(f"#ComposeSettings-{name} :is(input, textarea)", str(value))
+
+    def click(self, canvas: str, x: float, y: float) -> None:
+        self.page.locator(f"#{canvas}-canvas canvas").scroll_into_view_if_needed()
+        self.page.mouse.click(*self.at(canvas, x, y))
+
+    def compose(self) -> list[Path]:
+        """Press the button; the files that can be downloaded."""
+        self.page.click("#compose")
+        self.page.wait_for_selector("text=pixels changed outside")
+        return self.downloads()
+
+    def downloads(self) -> list[Path]:
+        links = self.page.locator(".downloads a[download]:visible")
+        links.first.wait_for()
+        paths = []
+        for index in range(links.count()):
+            with self.page.expect_download() as download:
+                links.nth(index).click()
+            path = Path(download.value.path())
+            paths.append(path.rename(path.with_name(download.value.suggested_filename)))
+        return paths
+
+
+@pytest.fixture
+def visit(browser, address):
+    visit = Visit(browser, address)
+    yield visit
+    visit.context.close()
+    assert not visit.errors
+    assert {url.split("/")[2] for url in visit.foreign if url.startswith("http")} == {address.split("/")[2]}
+
+
+def test_a_box_is_dragged_and_every_byte_outside_the_mask_survives(visit, tmp_path):
+    rgb_u8 = read_image(TENT / "room.png").rgb_u8
+    noisy_u8 = np.random.default_rng(0).integers(0, 256, (*rgb_u8.shape[:2], 4), dtype=np.uint8)
+    noisy_u8[..., 3] |= 128
+    write_png(tmp_path / "noisy.png", noisy_u8)  # what a lossy format would change everywhere
+    visit.prepare(tmp_path / "noisy.png")
+    visit.drag("background", (0.2, 0.2), (0.5, 0.6))
+    assert "% visible" in visit.until("#visible .prose", "% visible")
+    visit.drag("background", (0.35, 0.4), (0.45, 0.5))  # the whole box moves
+    time.sleep(1.5)
+    image, report, *_ = visit.compose()
+    said = json.loads(report.read_text(encoding="utf-8"))
+    assert said["box"] == pytest.approx([0.3, 0.3, 0.6, 0.7], abs=0.01)
+    after = read_image(image)
+    changed = (np.dstack([after.rgb_u8, after.alpha_u8]) != noisy_u8).any(axis=2)
+    h, w = changed.shape
+    y, x = np.nonzero(changed)
+    assert changed.any()
+    assert (x.min() / w, y.min() / h) > (0.25, 0.25)
+    assert (x.max() / w, y.max() / h) < (0.65, 0.75)
+    assert said["drift"]["changed_outside"] == 0
+    assert said["drift"]["changed_inside"] == (after.rgb_u8 != noisy_u8[..., :3]).any(axis=2).sum()
+
+
+def test_the_slider_previews_the_occlusion(visit):
+    visit.prepare()
+    visit.drag("background", (0.25, 0.35), (0.5, 0.9))
+    visit.until("#visible .prose", "% visible")
+    time.sleep(0.7)
+    near = visit.page.inner_text("#visible .prose").strip()
+    assert not near.startswith("0 %")
+    slider = visit.page.locator("#depth input[type=range]")
+    slider.focus()
+    start = time.perf_counter()
+    slider.press("Home")
+    visit.page.wait_for_function(
+        "text => document.querySelector('#visible .prose').innerText.trim() !== text", arg=near
+    )
+    seconds = time.perf_counter() - start
+    assert seconds < 2  # with the browser, on a busy machine; the function itself has its own test
+    visit.page.wait_for_function(
+        "document.querySelector('#visible .prose').innerText.startsWith('0 % visible')"
+    )
+    visit.page.click("text=Depth of the ground")
+    assert visit.until("#visible .prose", near.split(",")[0]) == near
+
+
+def test_a_sentence_proposes_places_that_are_clicked(visit):
+    visit.prepare()
+    visit.page.fill("#sentence textarea, #sentence input", SENTENCE)
+    visit.page.click("#propose")
+    first = visit.until("#visible .prose", "% visible")
+    _, report, *_ = visit.compose()
+    said = json.loads(report.read_text(encoding="utf-8"))
+    assert said["placement"]["instruction"] == SENTENCE
+    assert said["placement"]["chosen"] == 0
+    x0, y0, x1, y1 = said["box"]
+    others = [place["box"] for place in said["placement"]["candidates"][1:]]
+    inside = next(box for box in others if box != said["box"])
+    visit.click("background", (inside[0] + inside[2]) / 2, (inside[1] + inside[3]) / 2)
+    visit.page.wait_for_function(
+        "text => document.querySelector('#visible .prose').innerText.trim() !== text", arg=first.strip()
+    )
+
+
+def test_things_are_named_and_a_sentence_uses_them(visit):
+    visit.prepare()
+    visit.page.click("text=name a thing")
+    visit.page.wait_for_selector("#name")
+    visit.click("background", 0.38, 0.7)
+    time.sleep(0.5)
+    visit.page.fill("#name textarea, #name input", "vase")
+    visit.page.keyboard.press("Enter")
+    visit.page.wait_for_function("document.querySelector('#name textarea, #name input').value === ''")
+    visit.page.click("text=place the object")
+    visit.page.fill("#sentence textarea, #sentence input", "Place the pyramid to the left of the vase")
+    visit.page.click("#propose")
+    visit.until("#visible .prose", "% visible")
+
+
+def test_the_outline_is_corrected_by_click_and_brush(visit):
+    visit.prepare()
+    visit.page.click("text=rub out")
+    time.sleep(0.3)
+    visit.drag("background", (0.2, 0.2), (0.5, 0.6))
+    visit.until("#visible .prose", "100 % visible")
+    visit.drag("object", (0.5, 0.2), (0.5, 0.5))
+    time.sleep(0.7)
+    image, *_ = visit.compose()
+    assert read_recipe(image)["inputs"]["object_mask"]
+
+
+def test_a_job_shows_its_steps_and_is_cancelled(visit):
+    visit.prepare()
+    visit.drag("background", (0.2, 0.2), (0.5, 0.6))
+    visit.until("#visible .prose", "% visible")
+    visit.set(steps=200, strength=1)
+    visit.page.click("#compose")
+    shown = visit.until("#status", "Step ")
+    assert "of 200" in shown
+    visit.page.wait_for_selector("#status img[alt=preview]")
+    visit.until("#status", "left")
+    visit.page.click("#cancel")
+    assert "Cancelled after" in visit.until("#status", "Cancelled after")
+
+
+def test_a_result_that_is_dropped_brings_its_settings_back(visit, tmp_path):
+    visit.prepare()
+    visit.drag("background", (0.2, 0.2), (0.5, 0.6))
+    visit.until("#visible .prose", "% visible")
+    visit.set(seed=7)
+    image, *_ = visit.compose()
+    visit.page.reload()
+    visit.page.wait_for_selector("#background-canvas canvas")
+    visit.give("replay", image)
+    visit.page.wait_for_selector("text=must be given again")
+    visit.page.get_by_role("button", name="Settings").click()
+    seed = "document.querySelector('#ComposeSettings-seed input').value === '7'"
+    visit.page.wait_for_selector("#ComposeSettings-seed input")
+    visit.page.wait_for_function(seed)
+    visit.prepare()
+    visit.until("#visible .prose", "% visible")  # at the same place
+    files = {"background": TENT / "room.png", "object": TENT / "object.png"}
+    again = replay(ReplaySettings(image=image, out=tmp_path / "again.png", **files))
+    assert np.array_equal(read_image(tmp_path / "again.png").rgb_u8, read_image(image).rgb_u8)
+    assert again["seed"] == 7 if "seed" in again else again["seeds"] == [7]
+
+
+def test_errors_are_said_in_words(visit, tmp_path):
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    visit.page.click("#compose")
+    visit.page.wait_for_selector("text=give a background and an object first")
+    visit.give("background", tmp_path / "text.png")
+    visit.page.wait_for_selector("text=text.png is not an image")
+    visit.prepare()
+    visit.page.click("#compose")
+    visit.page.wait_for_selector("text=drag a box on the background, or say in a sentence")
+    assert str(tmp_path) not in visit.page.content()
+
+
+def test_regions_are_painted_loaded_and_filled(visit):
+    visit.page.click("role=tab[name=Regions]")
+    visit.give("painting", TENT / "room.png")
+    visit.page.wait_for_function(
+        "getComputedStyle(document.querySelector('#painting-canvas canvas')).cursor == 'crosshair'"
+    )
+    visit.drag("painting", (0.15, 0.15), (0.3, 0.3))
+    visit.until("#prompts", "1 red")
+    visit.give("masks", ROOT / "assets/regions/right.png")
+    visit.until("#prompts", "2 green")
+    visit.page.click("#write")
+    visit.until("#prompts", "a ")
+    visit.page.click("#paint")
+    visit.page.wait_for_selector("text=0 pixels changed outside the masks")
+    image, report = visit.downloads()
+    said = json.loads(report.read_text(encoding="utf-8"))
+    assert sorted(row["color"] for row in said["prompts"]) == ["green", "red"]
+    assert all(row["prompt"] for row in said["prompts"])
+    before, after = read_image(TENT / "room.png").rgb_u8, read_image(image).rgb_u8
+    outside = ~read_mask(ROOT / "assets/regions/right.png")
+    outside[: before.shape[0] // 2, : before.shape[1] // 2] = False  # the stroke
+    assert np.array_equal(before[outside], after[outside])
+
+
+def test_a_file_of_jobs_is_done(visit, tmp_path):
+    lines = [
+        {"background": "room.png", "object": "object.png", "box": [0.1, 0.1, 0.5, 0.6], "name": name}
+        for name in "ab"
+    ]
+    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    visit.page.click("role=tab[name=Jobs]")
+    files = [tmp_path / "jobs.jsonl", TENT / "room.png", TENT / "object.png"]
+    visit.page.locator("#jobs input[type=file]").set_input_files([str(path) for path in files])
+    time.sleep(1)
+    visit.page.click("#all")
+    visit.page.wait_for_function(
+        "document.querySelector('#states').innerText.split('0 pixels changed outside').length === 3"
+    )
+
+
+def test_a_phone_has_room_for_everything(browser, address):
+    phone = Visit(browser, address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    phone.prepare()
+    for name in ("background", "object"):
+        box = phone.page.locator(f"#{name}-canvas canvas").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+        assert box["width"] > 150
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.page.locator("#background-canvas canvas").scroll_into_view_if_needed()
+    phone.drag("background", (0.2, 0.2), (0.5, 0.6))
+    phone.until("#visible .prose", "% visible")
+    phone.compose()
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.context.close()
+    assert not phone.errors
