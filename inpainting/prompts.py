@@ -236,3 +236,50 @@ def pattern_of(tags: Sequence[str], given: Sequence[str] = ()) -> str:
         return CONTENT
     texts = [f" ?{re.escape(text)}" if text else CONTENT for text in given or [""] * len(tags)]
     return " ?" + "".join(f"<{tag}>{text}</{tag}>" for tag, text in zip(tags, texts, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """One question about one painted image, and what its answer gives."""
+
+    image_u8: np.ndarray  # (h, w, 3)
+    question: str
+    masks: tuple[int, ...]  # the masks it is about, in the order of the answer
+    tags: tuple[str, ...]  # their colours; none: the whole answer is the prompt
+    given: tuple[str, ...]  # their prompts as far as they are known, else ""
+
+    def read(self, answer: str) -> dict[int, str]:
+        """Mask -> its prompt, for those that are to be written; empty where a tag is missing."""
+        if not self.tags:
+            return {self.masks[0]: answer.strip()}
+        named = zip(self.masks, self.tags, self.given, strict=True)
+        return {mask: read_prompt(answer, tag) for mask, tag, known in named if not known}
+
+
+def queries_for(
+    config: PrompterConfig, image_u8: np.ndarray, masks: Sequence[np.ndarray], given: Sequence[str]
+) -> list[Query]:
+    """The questions about an image (h, w, 3): one about all r masks, or one about each, as configured.
+
+    Raises ValueError for masks that do not fit.
+    """
+    if not len(masks):
+        raise ValueError("nothing to write: no mask given")
+    check_masks(image_u8, masks)
+    if len(given) != len(masks):
+        raise ValueError(f"{len(given)} prompts are given for {len(masks)} masks; one each, or empty")
+    if all(given):
+        return []
+    if config.question == "discover":
+        colors, order = colors_of_masks(config, given), asked_order(given)
+        tags = tuple(colors[mask] for mask in order)
+        known = tuple(given[mask] for mask in order)
+        painted = paint_masks(image_u8, masks, colors)
+        return [Query(painted, discover_question(tags), tuple(order), tags, known)]
+    plain = config.question == "plain"
+    question, tags = (LLAVA_PROMPT, ()) if plain else (discover_question([GRAY_NAME]), (GRAY_NAME,))
+    return [
+        Query(paint_masks(image_u8, [mask], [GRAY_NAME]), question, (number,), tags, ("",))
+        for number, mask in enumerate(masks)
+        if not given[number]
+    ]

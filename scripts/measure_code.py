@@ -55,9 +55,8 @@ THOUGHTS: dict[str, tuple[int, str]] = {
     """),
     "a prompt for a region": (9, """
         inpainting/painting.py: run_dream write_missing
-        inpainting/models/image_to_text/writer.py: PromptWriter find_files
-        inpainting/queries.py: queries_for Query TagChoice
-        inpainting/prompts.py: PrompterConfig pattern_of
+        inpainting/models/image_to_text/writer.py: PromptWriter find_files TagChoice
+        inpainting/prompts.py: queries_for Query PrompterConfig pattern_of
         ldm/mllm/constrain.py: ConstrainedChoice Grammar
     """),
     "the small locator": (12, """

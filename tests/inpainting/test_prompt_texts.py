@@ -17,11 +17,12 @@ from inpainting.prompts import (
     PrompterConfig,
     discover_prompt,
     paint_masks,
+    queries_for,
     remove_overlaps,
     target_text,
 )
-from inpainting.queries import queries_for
 from ldm.images import to_pm1
+from ldm.mllm.model import ChatExample
 from ldm.settings.config import read_config
 from tests.inpainting.test_prompt_writer import IMAGE, MASKS, in_memory
 from tests.ldm.small_mllm import build_small, small_folder
@@ -36,7 +37,8 @@ WHOLE = (
 def test_the_published_texts():
     """Byte for byte, and as the chat template renders them."""
     assert discover_prompt(["green", "red"]) == WHOLE
-    ask = queries_for(PrompterConfig(), IMAGE, MASKS[:2], ["", ""])[0].ask
+    query = queries_for(PrompterConfig(), IMAGE, MASKS[:2], ["", ""])[0]
+    ask = ChatExample(query.image_u8, query.question)
     for name in ("llava", "llava_next"):
         chat = in_memory(*build_small(name)).chat
         assert chat.text(ask) == WHOLE

@@ -17,8 +17,15 @@ from transformers import PreTrainedTokenizerFast
 from inpainting import prompts
 from inpainting.models.image_to_text.settings import Decoding
 from inpainting.models.image_to_text.writer import PromptWriter, find_files
-from inpainting.prompts import COLORS, CONFIG_FILE, PrompterConfig, colors_of_masks, pattern_of, target_text
-from inpainting.queries import queries_for
+from inpainting.prompts import (
+    COLORS,
+    CONFIG_FILE,
+    PrompterConfig,
+    colors_of_masks,
+    pattern_of,
+    queries_for,
+    target_text,
+)
 from ldm.mllm.constrain import Grammar
 from ldm.mllm.model import Chat, ChatExample, Mllm, load_mllm
 from ldm.settings.config import write_config
@@ -151,12 +158,12 @@ def test_other_questions(writers: dict[str, PromptWriter]):
         queries = queries_for(card, IMAGE, MASKS, ["", "known", *[""] * 8])
         assert [query.masks[0] for query in queries] == [0, *range(2, 10)]
         assert {query.tags for query in queries} == {tags}
-        assert (queries[1].ask.image_u8[MASKS[2]] == 128).all()
-        assert np.array_equal(queries[1].ask.image_u8[~MASKS[2]], IMAGE[~MASKS[2]])
+        assert (queries[1].image_u8[MASKS[2]] == 128).all()
+        assert np.array_equal(queries[1].image_u8[~MASKS[2]], IMAGE[~MASKS[2]])
         writer = PromptWriter(writers["llava"].mllm, card)
         assert all(len(one) > 0 for one in writer.write([IMAGE], [[*MASKS, mask_at(3)]], SHORT)[0])
-    assert "colors: gray." in queries_for(gray, IMAGE, MASKS[:1], [""])[0].ask.question
-    assert queries_for(plain, IMAGE, MASKS[:1], [""])[0].ask.question == prompts.LLAVA_PROMPT
+    assert "colors: gray." in queries_for(gray, IMAGE, MASKS[:1], [""])[0].question
+    assert queries_for(plain, IMAGE, MASKS[:1], [""])[0].question == prompts.LLAVA_PROMPT
 
 
 def test_folders_cards_and_adapters(
@@ -210,9 +217,9 @@ def test_the_question_s_tokens_are_those_of_training(writers: dict[str, PromptWr
     """What the writer asks begins exactly like an example of training."""
     writer = writers["llava_next"]
     query = queries_for(writer.config, IMAGE, MASKS[:2], ["", ""])[0]
-    asked = writer.chat.prompts([query.ask])["input_ids"][0]
+    asked = writer.chat.prompts([ChatExample(query.image_u8, query.question)])["input_ids"][0]
     example = Chat(writer.mllm.processor, writer.chat.template).examples(
-        [ChatExample(query.ask.image_u8, query.ask.question, target_text([("green", "a"), ("red", "b")]))]
+        [ChatExample(query.image_u8, query.question, target_text([("green", "a"), ("red", "b")]))]
     )
     assert torch.equal(example["input_ids"][0][: len(asked)], asked)
     assert (example["labels"][0][: len(asked)] == -100).all()

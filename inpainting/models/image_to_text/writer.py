@@ -16,6 +16,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,19 @@ from transformers import StoppingCriteria
 
 from inpainting.data.steps.describe import continuation, open_model
 from inpainting.models.image_to_text.settings import RELEASED, TINY, Decoding
-from inpainting.prompts import CONFIG_FILE, SPACED_TAG, TEMPLATE, PrompterConfig, pattern_of
-from inpainting.queries import Query, TagChoice, queries_for
+from inpainting.prompts import (
+    CONFIG_FILE,
+    SPACED_TAG,
+    TEMPLATE,
+    PrompterConfig,
+    Query,
+    pattern_of,
+    queries_for,
+)
 from ldm.files import located, read_json
 from ldm.metrics.weights import hash_of
-from ldm.mllm.constrain import FiniteScores, Grammar, generate, to_device
-from ldm.mllm.model import Chat, Mllm
+from ldm.mllm.constrain import AnswerForm, ConstrainedChoice, FiniteScores, Grammar, generate, to_device
+from ldm.mllm.model import Chat, ChatExample, Mllm
 from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import ADAPTER_CONFIG, load_adapter
 from ldm.registry.models import how_to_get, local_or_hub_folder, resolve_model_path
@@ -158,7 +166,7 @@ class PromptWriter:
 
     def answer(self, queries: Sequence[Query], decoding: Decoding = GREEDY) -> list[str]:
         """The answers to b questions, as one batch."""
-        prompts = self.chat.prompts([query.ask for query in queries])
+        prompts = self.chat.prompts([ChatExample(query.image_u8, query.question) for query in queries])
         length = prompts["input_ids"].shape[1]
         if not decoding.constrained:
             return self._free(prompts, queries, decoding.longest or LONGEST_ANSWER)
@@ -207,6 +215,48 @@ class PromptWriter:
                 stopping_criteria=[EndOfRow(tokenizer, ends, length)],
             )
         return [continuation(tokenizer, row, length) for row in written.cpu()]
+
+
+class TagChoice(ConstrainedChoice):
+    """Chooses every next token of answers whose tags are given; see `ConstrainedChoice`.
+
+    patterns: made by `pattern_of`, one per row. longest: tokens between two tags, after which one is closed.
+    """
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        patterns: Sequence[str],
+        prompt: int,
+        longest: int,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            grammar,
+            [AnswerForm(pattern) for pattern in patterns],
+            prompt,
+            greedy=0 if temperature else None,
+            temperature=temperature or 1.0,
+            generator=generator,
+        )
+        self.patterns, self.longest = patterns, longest
+        self.rules = [grammar.rule(pattern) for pattern in patterns]
+        self._tensor = lru_cache(maxsize=None)(self._allowed_tensor)
+
+    def allowed(self, row: int, tokens: list[int]) -> Tensor:
+        """The tokens (n,) that may follow; only those that close the tag once its text is long enough."""
+        texts = (self.grammar.spelled.get(token, b"") for token in reversed(tokens))
+        after_tag = next((count for count, text in enumerate(texts) if b">" in text), len(tokens))
+        return self._tensor(row, self.rules[row].walk(tokens), after_tag >= self.longest)
+
+    def _allowed_tensor(self, row: int, state: int | None, full: bool) -> Tensor:
+        tokens = [] if state is None else self.rules[row].allowed(state)
+        if not tokens:
+            raise ValueError(f"no token continues the answer of form {self.patterns[row]}")
+        # These begin the closing tag, or end an answer without tags.
+        closing = [x for x in tokens if full and (x == self.grammar.end or b"<" in self.grammar.spelled[x])]
+        return torch.tensor(closing or tokens)
 
 
 class EndOfRow(StoppingCriteria):

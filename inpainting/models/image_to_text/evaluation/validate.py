@@ -23,8 +23,7 @@ from inpainting.models.image_to_text.evaluation.predictions import Prediction
 from inpainting.models.image_to_text.evaluation.report import measure_prompts, tracked
 from inpainting.models.image_to_text.settings import Decoding, PromptTraining
 from inpainting.models.image_to_text.writer import PromptWriter
-from inpainting.prompts import LLAVA_PROMPT, read_prompt
-from inpainting.queries import Query
+from inpainting.prompts import LLAVA_PROMPT, Query, read_prompt
 from ldm.files import json_bytes
 from ldm.images import encode_png
 from ldm.journal import Journal, JournalReader, stamp_path
@@ -119,9 +118,8 @@ class HeldOutTest:
             colors = tuple(item["entity_colors"])
             ends_at_full_stop = self.plain and (options.first_sentence or options.constrained)
             tags = () if ends_at_full_stop else colors  # they say where the answer ends
-            queries.append(
-                Query(self.collate.ask(item), tuple(range(len(colors))), tags, ("",) * len(colors))
-            )
+            ask, masks = self.collate.ask(item), tuple(range(len(colors)))
+            queries.append(Query(ask.image_u8, ask.question, masks, tags, ("",) * len(colors)))
         with self.accelerator.autocast():
             answers = self.writer.answer(queries, decoding)
         return [
