@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -219,7 +220,9 @@ def test_another_thread_may_still_change_the_precision_of_the_process() -> None:
 def test_draws_of_threads_follow_from_their_seeds() -> None:
     def draw(seed: int) -> list[float]:
         with drawing(seed):
-            return [float(torch.rand(())) for _ in range(200)]
+            return [
+                (time.sleep(0.001), float(torch.rand(())))[1] for _ in range(20)
+            ]  # others may come between
 
     state = torch.get_rng_state()
     alone = [draw(seed) for seed in range(4)]
@@ -229,18 +232,20 @@ def test_draws_of_threads_follow_from_their_seeds() -> None:
 
 def test_lightning_sets_the_random_state_back_while_nobody_draws() -> None:
     """Its own keeps the state at one moment and sets it back at another."""
-    kept, drawn = threading.Event(), threading.Event()
+    kept, drawn, back = (threading.Event() for _ in range(3))
 
     def train() -> None:
         with isolated_rng():
             kept.set()
             drawn.wait(0.2)  # the other one waits meanwhile
+        back.set()
 
     def draw() -> list[float]:
         kept.wait(10)
         with drawing(3):
             first = torch.rand(4).tolist()
             drawn.set()
+            back.wait(10)
             return first + torch.rand(4).tolist()
 
     with drawing(3):
