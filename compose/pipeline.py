@@ -27,9 +27,10 @@ import numpy as np
 from cldm.config import PRESETS, Sampling
 from cldm.pipeline import CompositorPipeline, Weights
 from compose.models import Models
-from compose.placement import locate, read_sources, resolve_placement
+from compose.placement import locate, resolve_placement
 from compose.recipe import make_recipe, sampling_of
 from compose.settings import DEPTH_MODES, ComposeSettings
+from compose.sources import read_sources
 from datasets.pairs import Geometry, Pair, pair_of
 from datasets.pasteback import stitch
 from ldm.decode import LoadedImage

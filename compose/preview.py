@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from compose.placement import Sources, make_inputs
 from compose.settings import ComposeSettings
+from compose.sources import Sources, make_inputs
 from datasets.geometry import tight_slices
 from datasets.inputs import PairOptions
 from datasets.pairs import Geometry

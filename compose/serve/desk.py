@@ -12,10 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from compose.placement import Sources, depth_of
 from compose.preview import SIDE, Occlusion, occlusion, shrink
 from compose.recipe import settings_of_recipe
 from compose.settings import INPUT_FILES, ComposeSettings
+from compose.sources import Sources, depth_of
 from datasets.geometry import Box01, bbox_of_mask, box_to_01, check_box01, depth_at_contact
 from datasets.inputs import PairOptions
 from ldm.decode import LoadedImage

@@ -11,11 +11,12 @@ import numpy as np
 
 from compose import ComposeSettings, compose, load_models
 from compose.models import Models
-from compose.placement import Placement, locate, read_sources
+from compose.placement import Placement, locate
 from compose.recipe import check_unchanged
 from compose.serve.jobs import Job, Work
 from compose.serve.uploads import public
 from compose.sheet import save_sheet
+from compose.sources import read_sources
 from inpainting.dream import DreamSettings
 from inpainting.models.text_to_image.canvas import pair_masks
 from inpainting.painting import (

@@ -8,8 +8,8 @@ import pytest
 
 from compose import ComposeSettings, compose, load_models
 from compose.pipeline import ignored_options
-from compose.placement import replaced_region
 from compose.recipe import settings_of_recipe
+from compose.sources import replaced_region
 from ldm.images import write_mask, write_png
 from tests.compose.test_pipeline import settings_of
 

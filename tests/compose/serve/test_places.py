@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from compose import ComposeSettings, load_models
-from compose.placement import locate, read_sources
+from compose.placement import locate
+from compose.sources import read_sources
 from tests.compose.serve.serving import COMPOSITE, depth, post, refusal, running, square, white
 
 CRATE = {"crate": {"box": [0.68, 0.45, 0.88, 0.8], "depth": 0.64}}
