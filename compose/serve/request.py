@@ -90,7 +90,7 @@ def read_edit(
     """
     given: Fields = defaultdict(list)
     for name, value in form.multi_items():
-        given[name.removesuffix("[]") if name in ("image[]", "mask[]") else name].append(value)
+        given[name.removesuffix("[]")].append(value)  # as OpenAI's clients send what is several
     kind = "place" if place else "compose" if "reference_image" in given else "paint"
     for name in given:
         if name not in FIELDS[kind]:

@@ -154,6 +154,13 @@ def test_image_and_masks_in_the_spelling_of_lists(client):
     assert images(post(client, fields)) == images(post(client, PAINTING))
 
 
+def test_lists_are_repeated_in_their_spelling_or_have_commas(client):
+    box = ["0.3", "0.2", "0.7", "0.9"]
+    expected = images(post(client, COMPOSITE))
+    for name, value in (("box[]", box), ("box", box), ("box", "[0.3, 0.2, 0.7, 0.9]")):
+        assert images(post(client, {**COMPOSITE, "box": None, name: value})) == expected
+
+
 def test_url_leads_to_the_same_bytes(client):
     answer = post(client, {**COMPOSITE, "response_format": "url"})
     (entry,) = answer.json()["data"]
