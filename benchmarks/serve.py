@@ -180,7 +180,7 @@ def measure(
         write_results(out, {"waiting": WAITING, **rows, "killed": killed(folder)})
 
 
-build_app = single_app(measure, bare=False)
+build_app = single_app(measure)
 
 if __name__ == "__main__":
     run_module(build_app)

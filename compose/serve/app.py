@@ -17,7 +17,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from compose.serve.guard import LOCAL_HOSTS, Guard
 from compose.serve.jobs import Job, JobQueue
 from compose.serve.page_about import THEME, build_page
-from compose.serve.rest import ERRORS, make_router
+from compose.serve.rest import ERRORS, add_api
 from compose.serve.settings import COMPOSE_IMAGES, ServeSettings
 from compose.serve.uploads import without_paths
 from compose.serve.work import Networks
@@ -71,7 +71,7 @@ def make_app(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
         lifespan=lifespan,
         exception_handlers=ERRORS,
     )
-    app.include_router(make_router(settings, queue))
+    add_api(app, settings, queue)
     app = mount_gradio_app(
         app,
         build_page(queue, settings),

@@ -1,7 +1,6 @@
 """The HTTP API: `POST /v1/images/edits` as clients of OpenAI's send it, jobs with progress, health, models.
 
-A request becomes the settings of a composite (with `reference_image`) or of a painting. What a request holds
-and is not understood is refused by name. Errors have the form {"error": {"message": ...}}.
+What is not understood is refused by name. Errors have the form {"error": {"message": ...}}.
 """
 
 import asyncio
@@ -10,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
@@ -33,6 +32,8 @@ POLL_S = 0.2  # seconds between two looks at a job; chosen
 MOST_PARTS = 200  # of a form; chosen: more than all fields and a mask for every colour
 PLACE = {"background": "-", "object": "-", "box": [0.0, 0.0, 1.0, 1.0]}  # completes settings to be looked at
 
+router = APIRouter()
+
 
 def error_answer(request: Request, error: Any) -> JSONResponse:
     """A refusal or a full queue as an answer."""
@@ -44,144 +45,142 @@ def error_answer(request: Request, error: Any) -> JSONResponse:
 ERRORS: dict[Any, Callable[..., Any]] = {QueueFull: error_answer, HTTPException: error_answer}
 
 
-def model_names(settings: ServeSettings) -> dict[str, str]:
-    """Kind of work -> the name of the model that does it."""
+def add_api(app: FastAPI, settings: ServeSettings, queue: JobQueue) -> None:
+    """Give an app the routes of this module."""
     composites = filled(ComposeSettings, settings.compose_config, PLACE)
     paintings = filled(DreamSettings, settings.paint_config, {"image": "-"})
-    names = load_compositor_config(compositor_folder(composites.model)).name
-    return {"compose": names, "paint": read_inpainter_config(painter_folder(paintings)).name}
+    app.state.settings, app.state.queue = settings, queue
+    app.state.models = {  # kind of work -> the name of the model that does it
+        "compose": load_compositor_config(compositor_folder(composites.model)).name,
+        "paint": read_inpainter_config(painter_folder(paintings)).name,
+    }
+    app.include_router(router)
 
 
-def make_router(settings: ServeSettings, queue: JobQueue) -> APIRouter:
-    """All routes; they share one queue."""
-    router, models = APIRouter(), model_names(settings)
+def find(identity: str, request: Request) -> Job:
+    """The job of an address."""
+    try:
+        return request.app.state.queue.get(identity)
+    except KeyError:
+        raise HTTPException(404, "no such job, or its results are deleted") from None
 
-    def find(identity: str) -> Job:
-        try:
-            return queue.get(identity)
-        except KeyError:
-            raise HTTPException(404, "no such job, or its results are deleted") from None
 
-    Found = Annotated[Job, Depends(find)]
+Found = Annotated[Job, Depends(find)]
 
-    def status(job: Job, request: Request) -> dict[str, Any]:
-        """What clients see of a job; results by their addresses."""
-        known = {**job.as_json(), "position": queue.position(job)}
-        known["expires"] = None if job.ended is None else job.ended + queue.keep_s
-        if job.result is not None:
-            known["result"] = {**job.result, "data": data_of(job, request, as_url=True)}
-        return known
 
-    def data_of(job: Job, request: Request, as_url: bool) -> list[dict[str, Any]]:
-        """The images of a job that is done, as the API of OpenAI has them, with seed and drift."""
-        data = []
-        for image in (job.result or {}).get("images", ()):
-            where: dict[str, str] = {"identity": job.id, "name": image["file"]}
-            content = {"url": str(request.url_for("image", **where))}
-            if not as_url:
-                content = {"b64_json": base64.b64encode((job.folder / image["file"]).read_bytes()).decode()}
-            data.append({**content, "seed": image["seed"], "drift": image["drift"]})
-        return data
+def data_of(job: Job, request: Request, as_url: bool) -> list[dict[str, Any]]:
+    """The images of a job that is done, as the API of OpenAI has them, with seed and drift."""
+    data = []
+    for image in (job.result or {}).get("images", ()):
+        content = {"url": str(request.url_for("image", identity=job.id, name=image["file"]))}
+        if not as_url:
+            content = {"b64_json": base64.b64encode((job.folder / image["file"]).read_bytes()).decode()}
+        data.append({**content, "seed": image["seed"], "drift": image["drift"]})
+    return data
 
-    @router.post("/v1/images/places", openapi_extra=edit_schema("place"))
-    @router.post("/v1/images/edits", openapi_extra=edit_schema("compose", "paint"))
-    async def edit(request: Request) -> Response:
-        """Put an object into an image (with `reference_image`), or paint masks of it; or say where it goes.
 
-        With the header `Prefer: respond-async` the answer is 202 and the job, else the finished images.
-        """
-        if request.query_params:
-            raise HTTPException(400, "fields belong into the form, not into the address")
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            raise HTTPException(415, "a multipart/form-data form is needed")
-        job = queue.open("edit", request.client.host if request.client else "")
-        try:
-            with anyio.fail_after(UPLOAD_S):
-                form = await request.form(max_files=MOST_PARTS, max_fields=MOST_PARTS)
-            try:
-                place = request.url.path.endswith("/places")
-                wanted = await run_in_threadpool(read_edit, form, job, settings, models, place)
-            finally:
-                await form.close()
-            job.kind = wanted.kind
-            queue.submit(job, wanted.run)
-            if "respond-async" in request.headers.get("prefer", ""):
-                where = str(request.url_for("job", identity=job.id))
-                return JSONResponse(status(job, request), 202, {"Location": where})
-            finished = asyncio.wrap_future(job.finished)
-            while not (await asyncio.wait({finished}, timeout=POLL_S))[0]:
-                if await request.is_disconnected():
-                    queue.cancel(job)
-                    return Response(status_code=499)  # as nginx has it; nobody reads it
-        except BaseException as error:
-            if job.state not in ENDED:
-                queue.cancel(job)
-            if isinstance(error, ValueError):
-                raise HTTPException(400, queue.clean(str(error), job)) from None
-            if isinstance(error, TimeoutError):
-                raise HTTPException(408, f"the request did not arrive within {UPLOAD_S} s") from None
-            raise
-        if job.state != "done":
-            code = 409 if job.state == "cancelled" else 400 if job.invalid else 500
-            raise HTTPException(code, job.error or "the job was cancelled")
-        data = await run_in_threadpool(data_of, job, request, wanted.as_url)
-        facts = {name: value for name, value in (job.result or {}).items() if name != "images"}
-        answer = {"created": int(job.created), "id": job.id, "data": data, **facts}
-        return JSONResponse(answer)
+@router.get("/v1/jobs/{identity}", name="job")
+def job_status(job: Found, request: Request) -> dict[str, Any]:
+    """State, progress and, when it is done, result of a job, with the addresses of its images."""
+    queue = request.app.state.queue
+    known = {**job.as_json(), "position": queue.position(job)}
+    known["expires"] = None if job.ended is None else job.ended + queue.keep_s
+    if job.result is not None:
+        known["result"] = {**job.result, "data": data_of(job, request, as_url=True)}
+    return known
 
-    @router.get("/v1/jobs/{identity}", name="job")
-    def job(job: Found, request: Request) -> dict[str, Any]:
-        """State, progress and, when it is done, result of a job."""
-        return status(job, request)
 
-    @router.get("/v1/jobs/{identity}/events", response_class=EventSourceResponse)
-    async def events(job: Found, request: Request) -> AsyncIterator[dict[str, Any]]:
-        """The same at every change, as server-sent events, until the job has ended."""
-        last: Any = None
-        while last is None or last["state"] not in ENDED:
-            if (now := status(job, request)) != last:
-                yield (last := now)
-            else:
-                await asyncio.sleep(POLL_S)
+@router.post("/v1/images/places", openapi_extra=edit_schema("place"))
+@router.post("/v1/images/edits", openapi_extra=edit_schema("compose", "paint"))
+async def edit(request: Request) -> Response:
+    """Put an object into an image (with `reference_image`), or paint masks of it; or say where it goes.
 
-    @router.get("/v1/jobs/{identity}/preview")
-    def look(job: Found) -> Response:
-        """A PNG of a step while the job runs; 204 until there is one. Asking has the next step decoded."""
-        preview = job.look()
-        return Response(status_code=204) if preview is None else Response(preview, media_type="image/png")
+    With the header `Prefer: respond-async` the answer is 202 and the job, else the finished images.
+    """
+    if request.query_params:
+        raise HTTPException(400, "fields belong into the form, not into the address")
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise HTTPException(415, "a multipart/form-data form is needed")
+    queue: JobQueue = request.app.state.queue
+    job = queue.open("edit", request.client.host if request.client else "")
+    try:
+        with anyio.fail_after(UPLOAD_S):
+            async with request.form(max_files=MOST_PARTS, max_fields=MOST_PARTS) as form:
+                state, place = request.app.state, request.url.path.endswith("/places")
+                wanted = await run_in_threadpool(read_edit, form, job, state.settings, state.models, place)
+        job.kind = wanted.kind
+        queue.submit(job, wanted.run)
+        if "respond-async" in request.headers.get("prefer", ""):
+            where = str(request.url_for("job", identity=job.id))
+            return JSONResponse(job_status(job, request), 202, {"Location": where})
+        finished = asyncio.wrap_future(job.finished)
+        while not (await asyncio.wait({finished}, timeout=POLL_S))[0]:
+            if await request.is_disconnected():
+                raise ConnectionError
+    except BaseException as error:
+        if job.state not in ENDED:
+            queue.cancel(job)
+        if isinstance(error, ConnectionError):
+            return Response(status_code=499)  # as nginx has it; nobody reads it
+        if isinstance(error, ValueError):
+            raise HTTPException(400, queue.clean(str(error), job)) from None
+        if isinstance(error, TimeoutError):
+            raise HTTPException(408, f"the request did not arrive within {UPLOAD_S} s") from None
+        raise
+    if job.state != "done":
+        code = 409 if job.state == "cancelled" else 400 if job.invalid else 500
+        raise HTTPException(code, job.error or "the job was cancelled")
+    data = await run_in_threadpool(data_of, job, request, wanted.as_url)
+    facts = {name: value for name, value in (job.result or {}).items() if name != "images"}
+    return JSONResponse({"created": int(job.created), "id": job.id, "data": data, **facts})
 
-    @router.get("/v1/jobs/{identity}/{name}", name="image")
-    def image(job: Found, name: str) -> FileResponse:
-        """An image of a job that is done: a PNG that carries its recipe."""
-        if name not in [image["file"] for image in (job.result or {}).get("images", ())]:
-            raise HTTPException(404, "no such image")
-        return FileResponse(job.folder / name, media_type="image/png")
 
-    @router.delete("/v1/jobs/{identity}", status_code=204)
-    def cancel(job: Found) -> None:
-        """End a job before its next step; delete the results of one that has ended."""
-        queue.cancel(job)
+@router.get("/v1/jobs/{identity}/events", response_class=EventSourceResponse)
+async def events(job: Found, request: Request) -> AsyncIterator[dict[str, Any]]:
+    """The same at every change, as server-sent events, until the job has ended."""
+    last: Any = None
+    while last is None or last["state"] not in ENDED:
+        if (now := job_status(job, request)) != last:
+            yield (last := now)
+        else:
+            await asyncio.sleep(POLL_S)
 
-    @router.get("/healthz")
-    def health() -> dict[str, Any]:
-        """Whether the workers are there, and how much waits."""
-        states = [job.state for job in list(queue.jobs.values())]
-        alive = all(thread.is_alive() for thread in queue.threads)
-        if not alive:
-            raise HTTPException(503, "a worker has ended")
-        return {
-            "status": "ok",
-            "version": __version__,
-            **{name: states.count(name) for name in ("queued", "running")},
-        }
 
-    @router.get("/v1/models")
-    def list_models() -> dict[str, Any]:
-        """The models by name and what they do."""
-        data = [
-            {"id": name, "object": "model", "owned_by": "bifrost", "kind": kind}
-            for kind, name in models.items()
-        ]
-        return {"object": "list", "data": data}
+@router.get("/v1/jobs/{identity}/preview")
+def look(job: Found) -> Response:
+    """A PNG of a step while the job runs; 204 until there is one. Asking has the next step decoded."""
+    preview = job.look()
+    return Response(status_code=204) if preview is None else Response(preview, media_type="image/png")
 
-    return router
+
+@router.get("/v1/jobs/{identity}/{name}", name="image")
+def image(job: Found, name: str) -> FileResponse:
+    """An image of a job that is done: a PNG that carries its recipe."""
+    if name not in [image["file"] for image in (job.result or {}).get("images", ())]:
+        raise HTTPException(404, "no such image")
+    return FileResponse(job.folder / name, media_type="image/png")
+
+
+@router.delete("/v1/jobs/{identity}", status_code=204)
+def cancel(job: Found, request: Request) -> None:
+    """End a job before its next step; delete the results of one that has ended."""
+    request.app.state.queue.cancel(job)
+
+
+@router.get("/healthz")
+def health(request: Request) -> dict[str, Any]:
+    """Whether the workers are there, and how much waits."""
+    queue = request.app.state.queue
+    if not all(thread.is_alive() for thread in queue.threads):
+        raise HTTPException(503, "a worker has ended")
+    states = [job.state for job in list(queue.jobs.values())]
+    counts = {name: states.count(name) for name in ("queued", "running")}
+    return {"status": "ok", "version": __version__, **counts}
+
+
+@router.get("/v1/models")
+def list_models(request: Request) -> dict[str, Any]:
+    """The models by name and what they do."""
+    models = request.app.state.models.items()
+    known = {"object": "model", "owned_by": "bifrost"}
+    return {"object": "list", "data": [{"id": name, **known, "kind": kind} for kind, name in models]}
