@@ -54,8 +54,8 @@ def make_queue(settings: ServeSettings) -> JobQueue:
     )
 
 
-def make_app(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI:
-    """API and page behind one guard. url: opened in the browser when the server is up."""
+def make_api(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI:
+    """The API behind its guard. url: opened in the browser when the server is up."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -72,8 +72,18 @@ def make_app(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
         exception_handlers=ERRORS,
     )
     add_api(app, settings, queue)
-    app = mount_gradio_app(
-        app,
+    app.add_middleware(CORSMiddleware, allow_origins=[])
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_mb * 1_000_000)
+    app.add_middleware(Guard, auth=settings.auth, max_mb=settings.max_mb)
+    if settings.is_local:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS, www_redirect=False)
+    return app
+
+
+def make_app(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI:
+    """The API, and the page on every other address, behind the same guard."""
+    return mount_gradio_app(
+        make_api(settings, queue, url),
         build_page(queue, settings),
         "/",
         root_path=settings.root_path,
@@ -83,20 +93,18 @@ def make_app(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
         run_history=False,
         theme=THEME,
     )
-    app.add_middleware(CORSMiddleware, allow_origins=[])
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_mb * 1_000_000)
-    app.add_middleware(Guard, auth=settings.auth, max_mb=settings.max_mb)
-    if settings.is_local:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS, www_redirect=False)
-    return app
 
 
 def serve(settings: ServeSettings) -> None:
     """Serve the page and the HTTP API until Ctrl-C; results outlive the server for the stated time."""
     settings.out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with one_writer(settings.out), socket.create_server((settings.host, settings.port)) as listener:
+    place, family = (
+        (settings.host, settings.port),
+        socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
+    )
+    with one_writer(settings.out), socket.create_server(place, family=family) as listener:
         host, port = listener.getsockname()[:2]
-        url = f"http://{host}:{port}{settings.root_path}"
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}{settings.root_path}"
         if not settings.is_local and settings.auth is None:
             log.warning(
                 "everybody who reaches %s can use this server; --auth USER:PASSWORD asks for more", url

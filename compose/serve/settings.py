@@ -18,24 +18,20 @@ COMPOSE_IMAGES = {
     "depth_map": "background_depth",
     "reference_depth": "object_depth",
 }
-SERVERS = {  # what the server's owner decides: networks, places, devices
-    *("model", "depth_model", "sam", "locator", "detector", "anchors", "device", "dtype", "offload"),
-    *("lora", "lora_scale", "prompter", "adapter", "precision", "out", "sheet", "overwrite"),
+FLAT = {**flat_settings(DreamSettings), **flat_settings(ComposeSettings)}
+PATHS = {name for name, (_, hint) in FLAT.items() if "Path" in str(hint)} | {"locator", "folder"}
+SERVERS = {  # what the server's owner decides, besides all paths: networks, devices, results
+    *("device", "dtype", "offload", "load_in", "lora_scale", "precision", "sheet", "overwrite"),
 }
-OTHERWISE = {  # given as images, as regions, or by the names that other clients use
-    *(*COMPOSE_IMAGES.values(), "invert_target_mask", "num_samples"),
-    *("image", "masks", "prompts", "negatives"),
-}
+OTHERWISE = {"invert_target_mask", "num_samples", "prompts", "negatives"}  # given under other names
 MOST_IMAGES = 10  # of one request, as in the API of OpenAI
 
 
 def request_settings(schema: type) -> list[str]:
     """The settings that a request gives by their own names."""
-    return [name for name in flat_settings(schema) if name not in SERVERS | OTHERWISE]
+    return [name for name in flat_settings(schema) if name not in SERVERS | OTHERWISE | PATHS]
 
 
-FLAT = {**flat_settings(DreamSettings), **flat_settings(ComposeSettings)}
-PATHS = {name for name, (_, hint) in FLAT.items() if "Path" in str(hint)} | {"locator", "folder"}
 COMPOSE_FIELDS, PAINT_FIELDS = request_settings(ComposeSettings), request_settings(DreamSettings)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from compose.serve.app import make_app, make_queue
+from compose.serve.app import make_api, make_app, make_queue
 from compose.serve.settings import ServeSettings
 from ldm.images import encode_png
 from tests.images import room, room_depth, thing
@@ -22,12 +22,13 @@ H, W = 96, 128
 
 
 @contextmanager
-def running(folder: Path, **options: Any) -> Iterator[TestClient]:
-    """A client of a new server; `client.app.state` holds nothing, `client.queue` is its queue."""
+def running(folder: Path, page: bool = False, **options: Any) -> Iterator[TestClient]:
+    """A client of a new server, of the API alone or with the page; `client.queue` is its queue."""
     folder.mkdir(mode=0o700, exist_ok=True)
     settings = ServeSettings(out=folder, devices=("cpu",), **options)
     queue = make_queue(settings)
-    client = TestClient(make_app(settings, queue), base_url="http://127.0.0.1:7860")
+    app = (make_app if page else make_api)(settings, queue)
+    client = TestClient(app, base_url="http://127.0.0.1:7860")
     client.queue = queue
     try:
         yield client

@@ -5,7 +5,10 @@ import base64
 import pytest
 from starlette.testclient import WebSocketDenialResponse
 
-from compose.serve.settings import ServeSettings
+from compose.serve.settings import COMPOSE_FIELDS, PAINT_FIELDS, ServeSettings
+from compose.settings import ComposeSettings
+from inpainting.dream import DreamSettings
+from ldm.settings.schema import flat_settings
 from tests.compose.serve.serving import running
 
 AUTH = "anne:se:cr\u00e9t"
@@ -28,13 +31,13 @@ def basic(text, kind="Basic"):
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("guard") / "out", auth=AUTH) as client:
+    with running(tmp_path_factory.mktemp("guard") / "out", page=True, auth=AUTH) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def free(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("free") / "out") as client:
+    with running(tmp_path_factory.mktemp("free") / "out", page=True) as client:
         yield client
 
 
@@ -175,3 +178,13 @@ def test_settings_that_make_no_sense_are_refused(options, text):
 )
 def test_only_loopback_is_local(host, local):
     assert ServeSettings(host=host).is_local is local
+
+
+@pytest.mark.parametrize(
+    ("fields", "schema"), [(COMPOSE_FIELDS, ComposeSettings), (PAINT_FIELDS, DreamSettings)]
+)
+def test_no_request_names_a_path_a_network_or_a_device(fields, schema):
+    kinds = {name: str(hint) for name, (_, hint) in flat_settings(schema).items()}
+    assert len(fields) > 10
+    assert [name for name in fields if "Path" in kinds[name]] == []
+    assert not {"device", "dtype", "locator", "model", "lora_scale", "precision", "out"} & set(fields)

@@ -188,7 +188,7 @@ def test_nothing_of_the_page_is_an_endpoint_for_programs(tmp_path: Path):
 
 @pytest.mark.parametrize("auth", [None, "anne:secret"])
 def test_the_page_stands_behind_the_guard(tmp_path: Path, auth):
-    with running(tmp_path / "out", auth=auth) as client:
+    with running(tmp_path / "out", page=True, auth=auth) as client:
         for path in ("/", "/config", "/gradio_api/info"):
             assert client.get(path).status_code == (200 if auth is None else 401), path
         known = client.get("/", auth=("anne", "secret"))
