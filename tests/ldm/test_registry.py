@@ -17,6 +17,7 @@ from compose.settings import ComposeSettings
 from ldm.files import ROOT
 from ldm.registry.__main__ import build_app
 from ldm.registry.models import (
+    HASH_FILE,
     TINY_DEPTH,
     Registry,
     depth_folder,
@@ -26,7 +27,7 @@ from ldm.registry.models import (
     read_model,
     resolve_model_path,
 )
-from ldm.registry.pull import HASH_FILE, changed, download, pull_model
+from ldm.registry.pull import changed, download, pull_model
 from ldm.settings.cli import run_app
 
 CONTENT = bytes(range(256)) * 4000

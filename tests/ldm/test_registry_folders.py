@@ -7,7 +7,8 @@ import pytest
 
 from ldm.files import visible_files
 from ldm.registry import pull
-from ldm.registry.pull import HASH_FILE, changed, pull_model
+from ldm.registry.models import HASH_FILE
+from ldm.registry.pull import changed, pull_model
 from tests.ldm.test_registry import CONTENT, archive, model
 
 
@@ -82,7 +83,9 @@ def test_an_interrupted_unpacking_is_done_again(root: Path, tmp_path: Path, monk
     assert (root / "thing/sub/v.pth").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("mine", ["w.pth", "notes.txt", "sub/notes.txt"])
+@pytest.mark.parametrize(
+    "mine", ["w.pth", "notes.txt", "sub/notes.txt", ".git/HEAD", "sub/.notes", ".sha256.json/x"]
+)
 @pytest.mark.parametrize("way", ["register", "pull", "folder"])
 def test_a_folder_of_somebody_is_left_alone(
     way: str, mine: str, root: Path, tmp_path: Path, monkeypatch
@@ -119,6 +122,9 @@ def test_registering_again_replaces_without_a_copy(root: Path, tmp_path: Path) -
         (tmp_path / "w.pth").write_bytes(content)
         pull_model("thing", model(), tmp_path / "w.pth")
         assert (root / "thing/w.pth").read_bytes() == content
+        for beside in (".sha256.json", ".DS_Store", "._w.pth", ".cache/huggingface/w.lock"):  # no one's work
+            (root / "thing" / beside).parent.mkdir(parents=True, exist_ok=True)
+            (root / "thing" / beside).write_text("{}")
     assert sorted(path.name for path in root.iterdir()) == ["thing", "thing.old", "thing.partial"]
     (tmp_path / "other.pth").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"other.pth: incomplete: no file matches w.pth"):
