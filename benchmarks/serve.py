@@ -170,6 +170,8 @@ def measure(
     cycles: Annotated[int, typer.Option(help="requests one after the other", min=5)] = 200,
 ) -> None:
     """Load the server, fill its queue, kill it; write what was lost, mixed up or kept in memory."""
+    from ldm.training.manifest import code_revision
+
     with TemporaryDirectory() as name:
         folder = Path(name)
         with serving(folder) as server:
@@ -177,7 +179,9 @@ def measure(
                 "at_once": at_once(server, requests, users),
                 "one_by_one": one_after_the_other(server, cycles),
             }
-        write_results(out, {"waiting": WAITING, **rows, "killed": killed(folder)})
+        write_results(
+            out, {"revision": code_revision(), "waiting": WAITING, **rows, "killed": killed(folder)}
+        )
 
 
 build_app = single_app(measure)

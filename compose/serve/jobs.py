@@ -39,6 +39,7 @@ RECORD, INPUTS = "job.json", f"{FOLDER}uploads"  # recipes name the files of suc
 ENDED = ("done", "failed", "cancelled")
 SWEEP = 5.0  # seconds between two looks for jobs whose time is over; chosen
 MINUTE = 60.0
+SOME = 4  # who is refused may come again when a quarter of the line is done; chosen: workers never idle
 
 
 class QueueFull(Exception):
@@ -150,7 +151,8 @@ class JobQueue:
                 raise QueueFull(reason, times[0] + MINUTE - now)
             queued = sum(job.state == "queued" for job in self.jobs.values())
             if queued >= self.waiting or self.closed:
-                raise QueueFull(f"{queued} jobs are waiting", self.seconds * queued / len(self.workers))
+                seconds = self.seconds * queued / len(self.workers)
+                raise QueueFull(f"{queued} jobs are waiting", seconds / SOME)
             self.recent.append((client, now))
             identity = secrets.token_hex(16)
             job = Job(identity, kind, self.folder / f"job-{identity}")

@@ -80,16 +80,16 @@ def test_each_worker_has_its_own_networks(make_queue):
 
 
 def test_full_queue_says_when_to_come_back(make_queue):
-    queue, gate = make_queue(waiting=2), threading.Event()
+    queue, gate = make_queue(waiting=12), threading.Event()
     running = queue.submit(queue.open("compose"), blocked(gate))
     while running.state == "queued":
         time.sleep(0.01)
-    waiting = [queue.submit(queue.open("paint"), write_result) for _ in "ab"]
-    with pytest.raises(QueueFull, match="2 jobs are waiting; try again in 2 s") as full:
+    waiting = [queue.submit(queue.open("paint"), write_result) for _ in range(12)]
+    with pytest.raises(QueueFull, match="12 jobs are waiting; try again in 3 s") as full:
         queue.open("compose")
-    assert full.value.retry_after == 2
+    assert full.value.retry_after == 3
     gate.set()
-    assert [job.finished.result(20).state for job in (running, *waiting)] == ["done"] * 3
+    assert [job.finished.result(20).state for job in (running, *waiting)] == ["done"] * 13
     assert run(queue).state == "done"
 
 
