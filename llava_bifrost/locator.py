@@ -7,6 +7,7 @@ best = locator.locate(image_u8, "Place the red cube behind the blue cone")[0].lo
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ldm.mllm.model import Chat, ChatExample, Mllm, load_mllm
 from ldm.mllm.templates import TEMPLATES
 from ldm.registry.models import how_to_get
 from ldm.settings.config import read_config
-from llava_bifrost.language.answer import Candidate, ways_to_place
+from llava_bifrost.language.answer import AnswerError, Candidate, ways_to_place
 from llava_bifrost.language.codec import FAMILIES, Codec, Frame, frame_of
 from llava_bifrost.language.instruction import PHRASES, TAILS, Request, make_question
 from llava_bifrost.language.reading import parse_instruction, reproduces, without_question
@@ -177,6 +178,21 @@ class Locator:
             Candidate(self.codec.decode(answer.text, frame), round(answer.log_probability, 4), answer.text)
             for answer, frame in zip(generate(self.mllm, batch, choice), frames, strict=True)
         ]
+
+    def answer_freely(
+        self, images_u8: Sequence[np.ndarray], questions: Sequence[str], batch: int = 8
+    ) -> list[tuple[str, Place | None]]:
+        """Greedy answers without a constraint, one image each, and the places that they say, if readable."""
+        answers: list[tuple[str, Place | None]] = []
+        for start in range(0, len(questions), batch):
+            images, part = images_u8[start : start + batch], questions[start : start + batch]
+            asks = [ChatExample(image, question) for image, question in zip(images, part, strict=True)]
+            for image, reply in zip(images, generate(self.mllm, self.chat.prompts(asks)), strict=True):
+                place = None
+                with suppress(AnswerError):
+                    place = self.codec.decode(reply.text, self.frame(image))
+                answers.append((reply.text, place))
+        return answers
 
     def find_anchors(self, rgb_u8: np.ndarray, request: Request | None) -> dict[str, Place]:
         """The anchors of a request, as the locator itself finds them: its answers to "Replace the ..."."""

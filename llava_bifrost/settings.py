@@ -13,6 +13,7 @@ from ldm.shards import shard_of
 from llava_bifrost.language.instruction import FORMATS
 
 FULL, TINY = Path("models/locator"), Path("assets/tiny/locator")
+SMALLER, SMALLER_HELP = ("", "4bit", "8bit"), "the locator with smaller weights; needs CUDA and bitsandbytes"
 GEOMETRIC = "geometric"  # the locator that is no folder
 
 
@@ -32,9 +33,7 @@ class LocatorOptions(CheckedSettings):
     detector: Path | None = setting(
         None, help="folder of a GroundingDINO, OWL-ViT or OWLv2 that finds the objects the sentence names"
     )
-    load_in: str = setting(
-        "", choices=("", "4bit", "8bit"), help="the locator with smaller weights; needs CUDA and bitsandbytes"
-    )
+    load_in: str = setting("", choices=SMALLER, help=SMALLER_HELP)
     candidates: int = setting(1, low=1, high=64, help="places that the locator proposes; the best is used")
     relative_size: float | None = setting(
         None,
@@ -114,18 +113,41 @@ class LocatorEvaluation(CheckedSettings):
     model: Path = setting(Path("assets/tiny/locator"), help="folder of the locator")
     out: Path = setting(Path("outputs/locator.json"), help="numbers; .txt and .png are written beside it")
     overwrite: bool = overwrite_setting()
-    dataset: Path | None = setting(None, help="dataset file of build_dataset; without it rendered scenes")
+    dataset: Path | None = setting(
+        None,
+        help="dataset file of build_dataset; JSONL of image, sentence and mask of the right places; folder "
+        "Placement of RefSpatial-Bench; without it rendered scenes",
+    )
     scenes: int = setting(1024, help="held-out scenes, or records of the dataset", low=1)
     first_scene: int = setting(0, help="number of the first held-out scene", low=0)
     data: Path = setting(
         Path("data/scenes/views_eval"), help="folder of held-out scenes; rendered if missing"
     )
     blind: Path | None = setting(None, help="folder of a locator that was trained without images")
-    candidates: int = setting(0, help="also measure re-ranking and best of this many; 0: not", low=0)
+    candidates: int = setting(8, help="also measure re-ranking and best of this many; 0: not", low=0)
     ranked: int = setting(128, help="scenes on which that is done", low=1)
-    batch: int = setting(64, help="questions answered together", low=1)
-    device: str = setting("auto", help="auto, cuda, mps or cpu")
+    batch: int = setting(16, help="questions answered together", low=1)
+    device: str = setting("auto", choices=DEVICES, help="where the locator runs")
+    dtype: str = setting("auto", choices=("auto", *FLOAT_TYPES), help="precision of the locator")
+    load_in: str = setting("", choices=SMALLER, help=SMALLER_HELP)
     seed: int = setting(0, help="of the questions and controls", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings(CheckedSettings):
+    """What a locator is asked."""
+
+    folder: Path = setting(
+        aliases=("FOLDER",), help="folder of a locator, such as a released one after `convert`"
+    )
+    images: Path = setting(Path("assets/examples"), help="folder of images, searched with its folders")
+    sentences: tuple[str, ...] = setting((), help="what is asked; without it simple ones with names it knows")
+    count: int = setting(16, low=2, help="images that are used, as far as there are so many")
+    out: Path | None = setting(None, help="JSON file of the report")
+    overwrite: bool = overwrite_setting()
+    device: str = setting("auto", choices=DEVICES, help="where the locator runs")
+    dtype: str = setting("auto", choices=("auto", *FLOAT_TYPES), help="precision of the locator")
+    load_in: str = setting("", choices=SMALLER, help=SMALLER_HELP)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from ldm.device import DTYPES
 from ldm.files import read_json, write_atomic, write_json
 from ldm.images import read_image
 from ldm.mllm import training
-from ldm.mllm.constrain import generate
 from ldm.mllm.llava_original import merge_into
 from ldm.mllm.model import ChatExample, Mllm, load_model, load_processor
 from ldm.registry.models import existing_folder
@@ -25,7 +23,7 @@ from ldm.settings.config import dump_yaml, write_config
 from ldm.training.choice import refuse_foreign
 from ldm.training.fit import Task, fit, make_accelerator
 from llava_bifrost.build_dataset.records import LocatorRecord, read_records
-from llava_bifrost.language.answer import AnswerError, satisfies
+from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.codec import Codec, frame_of
 from llava_bifrost.language.instruction import make_question
 from llava_bifrost.locator import CONFIG, Locator, LocatorConfig, read_locator_config
@@ -34,7 +32,6 @@ from llava_bifrost.train import TrainConfig
 
 log = logging.getLogger(__name__)
 
-LONGEST, BATCH = 128, 8  # tokens of a free answer, answers computed together
 RELEASED = "Converted from the released Bifrost MLLM; its training format is not documented."
 
 
@@ -172,19 +169,8 @@ def measure_free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> 
 
 def free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> list[tuple[str, Place | None]]:
     """Greedy answers without any constraint, and the places that they say, if readable."""
-    answers: list[tuple[str, Place | None]] = []
-    for start in range(0, len(records), BATCH):
-        part = records[start : start + BATCH]
-        images = [read_image(record.image) for record in part]
-        asks = [ChatExample(image.rgb_u8, question_of(record, locator.codec))
-                for image, record in zip(images, part, strict=True)]  # fmt: skip
-        replies = generate(locator.mllm, locator.chat.prompts(asks), longest=LONGEST)
-        for image, reply in zip(images, replies, strict=True):
-            location = None
-            with suppress(AnswerError):
-                location = locator.codec.decode(reply.text, frame_of(locator.mllm.processor, image.size))
-            answers.append((reply.text, location))
-    return answers
+    images = [read_image(record.image).rgb_u8 for record in records]
+    return locator.answer_freely(images, [question_of(record, locator.codec) for record in records])
 
 
 def convert_adapter(settings: ConvertLocator) -> None:

@@ -9,6 +9,7 @@ right answer (the ceiling of every distance to one right answer) and answers tha
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -28,7 +29,15 @@ from ldm.sheet import grid
 from llava_bifrost.build_dataset.records import read_records
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.evaluate.measures import LocatorCase, Measures, format_table, measure_answer
-from llava_bifrost.language.answer import AnswerError, Candidate, satisfies
+from llava_bifrost.evaluate.points import (
+    GREEDY,
+    SHUFFLED,
+    Answers,
+    evaluate_points,
+    greedy_answers,
+    read_points,
+)
+from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import PHRASES, make_instruction
 from llava_bifrost.locator import Locator, load_locator
 from llava_bifrost.settings import LocatorEvaluation
@@ -43,7 +52,7 @@ from llava_bifrost.worlds.world import SHAPE_NAMES, world_of
 
 log = logging.getLogger(__name__)
 
-GREEDY, SHUFFLED = "greedy answer", "about another image"
+FREE = "greedy answer, unconstrained"
 IMAGE_FREE, CONSTANT = "trained blind", "one constant answer"
 CEILING, DISTRACTOR_BLIND = "another right answer", "third objects overlooked"
 WITHOUT_MODEL = ((CEILING, False), (DISTRACTOR_BLIND, True))  # whether objects without a name are left out
@@ -53,13 +62,14 @@ REFERENCE = (16, 16)  # the reference views are not needed
 SHOWN = 96  # cases from which the image sheet is drawn
 CELL, ROW = 300, 4  # pixels, images in a row of the sheet
 
-Answers = list[Place | None]
-
 
 def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
     """Does the answer of a locator satisfy the sentence? Beside controls; writes JSON, table and sheet."""
-    locator = load_locator(config.model, config.device)
-    blind = load_locator(config.blind, config.device) if config.blind else None
+    where = config.device, config.dtype, config.load_in
+    locator = load_locator(config.model, *where)
+    if config.dataset is not None and (records := read_points(config.dataset)):
+        return evaluate_points(config, locator, records[: config.scenes])
+    blind = load_locator(config.blind, *where) if config.blind else None
     cases = locator_cases(config)
     result: dict[str, Any] = {"settings": to_plain(config), "place": {}, "replace": {}}
     texts, rng = [], np.random.default_rng(config.seed)
@@ -69,14 +79,18 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
         chosen = [case for case in cases if case.kind == kind]
         if not chosen:
             continue
-        images = [case.image_u8 for case in chosen]
+        images, asked = (
+            [case.image_u8 for case in chosen],
+            [make_instruction(case.request) for case in chosen],
+        )
         other = np.roll(np.arange(len(chosen)), len(chosen) // 2)  # no image stays with its question
         answers = {
-            GREEDY: greedy_answers(locator, chosen, images, config.batch),
-            SHUFFLED: greedy_answers(locator, chosen, [images[i] for i in other], config.batch),
+            GREEDY: greedy_answers(locator, asked, images, config.batch),
+            SHUFFLED: greedy_answers(locator, asked, [images[i] for i in other], config.batch),
         }
+        answers[FREE] = greedy_answers(locator, asked, images, config.batch, constrained=False)
         if blind is not None:
-            answers[IMAGE_FREE] = greedy_answers(blind, chosen, images, config.batch)
+            answers[IMAGE_FREE] = greedy_answers(blind, asked, images, config.batch)
         # The constant answer is the median of the right ones: the best that one answer for all can do.
         x0, y0, x1, y1 = map(float, np.median([case.ground_truth.box01_xyxy for case in chosen], axis=0))
         constant = Place.of((x0, y0, x1, y1), float(np.median([case.ground_truth.d for case in chosen])))
@@ -151,25 +165,6 @@ def locator_cases(config: LocatorEvaluation) -> list[LocatorCase]:
     return cases
 
 
-def greedy_answers(
-    locator: Locator, cases: Sequence[LocatorCase], images: Sequence[np.ndarray], batch: int
-) -> Answers:
-    """The greedy answer to each case about the image beside it; None where it cannot be read."""
-    answers: Answers = []
-    for start in tqdm(range(0, len(cases), batch), desc="asking", unit="batch"):
-        here = slice(start, start + batch)
-        texts = [make_instruction(case.request) for case in cases[here]]
-        try:
-            answers += [candidate.location for candidate in locator.locate_many(images[here], texts)]
-        except AnswerError:
-            for image, text in zip(images[here], texts, strict=True):
-                try:
-                    answers.append(locator.locate(image, text)[0].location)
-                except AnswerError:
-                    answers.append(None)
-    return answers
-
-
 def place_rows(
     locator: Locator, cases: Sequence[LocatorCase], config: LocatorEvaluation
 ) -> dict[str, list[Measures]]:
@@ -183,8 +178,11 @@ def place_rows(
     if config.candidates > 1:
         for case in tqdm(cases[: config.ranked], desc="ranking", unit="question"):
             text = make_instruction(case.request)
-            candidates = locator.locate(case.image_u8, text, config.candidates, config.seed)
-            measures = [measure_answer(case, candidate.location) for candidate in candidates]
+            places: Answers = [None]  # also for a sentence with an unknown word
+            with suppress(ValueError):
+                found = locator.locate(case.image_u8, text, config.candidates, config.seed)
+                places = [candidate.location for candidate in found]
+            measures = [measure_answer(case, place) for place in places]
             best = max(measures, key=lambda measure: (measure["valid"], measure["iou"]))
             rows[RANKED.format(config.candidates)].append(measures[0])
             rows[BEST.format(config.candidates)].append(best)

@@ -193,7 +193,7 @@ def test_answers_without_a_model(worlds: list[World]) -> None:
         for i, world in enumerate(worlds)
         for question in place_questions(world, np.random.default_rng(i), 3)
     ]
-    rows = place_rows(MagicMock(), cases, LocatorEvaluation())
+    rows = place_rows(MagicMock(), cases, LocatorEvaluation(candidates=0))
     right, careless = rows[CEILING], rows[DISTRACTOR_BLIND]
     assert len(right) > 15
     assert all(row["valid"] for row in right)

@@ -18,7 +18,7 @@ from datasets.scenes.store import read_shard, render_shards
 from llava_bifrost.evaluate import run as evaluate
 from llava_bifrost.evaluate.measures import LocatorCase, Measures
 from llava_bifrost.language.answer import parse_answer
-from llava_bifrost.language.instruction import make_question
+from llava_bifrost.language.instruction import make_instruction, make_question
 from llava_bifrost.language.reading import parse_instruction
 from llava_bifrost.locator import UnknownWord, load_locator
 from llava_bifrost.worlds.questions import place_questions, replace_questions
@@ -281,9 +281,10 @@ def test_the_bundled_locator_sees(held_out: list[LocatorCase]) -> None:
     for kind in ("place", "replace"):
         cases = [case for case in held_out if case.kind == kind]
         images = [case.image_u8 for case in cases]
-        answers = evaluate.greedy_answers(locator, cases, images, 64)
+        texts = [make_instruction(case.request) for case in cases]
+        answers = evaluate.greedy_answers(locator, texts, images, 64)
         shuffled = evaluate.greedy_answers(
-            locator, cases, images[len(images) // 2 :] + images[: len(images) // 2], 64
+            locator, texts, images[len(images) // 2 :] + images[: len(images) // 2], 64
         )
         assert None not in [*answers, *shuffled]
         rows[kind] = [list(map(evaluate.measure_answer, cases, found)) for found in (answers, shuffled)]

@@ -1,0 +1,16 @@
+"""What does a locator of unknown training expect, and does it look? Before it is used, ask it.
+
+    python -m llava_bifrost.probe FOLDER [--images PHOTOGRAPHS] [--out REPORT.json]
+
+Reports the format, decimals and chat template with which most answers can be read without constraint, whether
+the tokens around the image are those of the original code, and whether answers change with the image.
+"""
+
+from ldm.settings.cli import command, run_module, single_app
+from ldm.settings.later import later
+from llava_bifrost.settings import ProbeSettings
+
+build_app = single_app(command(ProbeSettings, later("llava_bifrost.probing:probe_locator")), bare=False)
+
+if __name__ == "__main__":
+    run_module(build_app)
