@@ -6,27 +6,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ldm.files import ROOT, first_line
+from ldm.files import ROOT
 
 
 @contextmanager
 def checked_out(revision: str, repository: Path = ROOT) -> Iterator[Path]:
-    """The folder of a git worktree of a revision, which is removed afterwards.
-
-    ValueError in one line where git or the revision is missing, as in a shallow clone or an archive.
-    """
-    with TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
-        git = ["git", "-C", str(repository), "worktree"]
+    """A git worktree of a revision, for a while; ValueError where git or the revision is missing."""
+    git = ["git", "-C", str(repository), "worktree"]
+    with TemporaryDirectory() as tree:
         try:
-            subprocess.run([*git, "add", "--detach", str(tree), revision], check=True, capture_output=True)
+            subprocess.run([*git, "add", "--detach", tree, revision], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            reason = getattr(error, "stderr", None) or str(error).encode()
-            raise ValueError(
-                f"revision {revision} of {repository} cannot be checked out; a clone with its whole history "
-                f"is needed (git fetch --unshallow): {first_line(ValueError(reason.decode()))}"
-            ) from None
+            reason = (getattr(error, "stderr", b"") or str(error).encode()).decode().strip().splitlines()[-1]
+            what = "cannot be checked out; a clone with its whole history is needed (git fetch --unshallow)"
+            raise ValueError(f"revision {revision} of {repository} {what}: {reason}") from None
         try:
-            yield tree
+            yield Path(tree)
         finally:
-            subprocess.run([*git, "remove", "--force", str(tree)], check=True, capture_output=True)
+            subprocess.run([*git, "remove", "--force", tree], check=True, capture_output=True)

@@ -1,10 +1,4 @@
-"""One measurement of `benchmarks.size`, in the folder of this or of an earlier revision.
-
-    python -c "$(cat benchmarks/size_process.py)" image BACKGROUND
-    python -c "$(cat benchmarks/size_process.py)" jobs JOBS OUT
-
-Writes a line of JSON: CPU seconds of this process, and the most memory that it held.
-"""
+"""A measurement of `benchmarks.size`, in the folder of this or an earlier revision: image, or jobs COUNT."""
 
 import json
 import os
@@ -12,61 +6,58 @@ import resource
 import runpy
 import sys
 import time
-from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-EXAMPLE = Path("assets/examples/tent")
+from PIL import Image
+
+ROOM, OBJECT = Path("assets/examples/tent/room.png"), Path("assets/examples/tent/object.png")
+JOB: dict[str, Any] = {
+    "background": ROOM,
+    "object": OBJECT,
+    "box": (0.17, 0.19, 0.51, 0.64),
+    "depth": (0.44,),
+}
 
 
-def first_module(*names: str) -> Any:
-    """The first of these modules that a revision has."""
-    for name in names:
-        try:
-            return import_module(name)
-        except ModuleNotFoundError as error:
-            missing = error
-    raise missing
+def main(kind: str, count: str = "0") -> None:
+    """Write a line of JSON: CPU seconds, and the most memory that this process held."""
+    old, folder = find_spec("compose_batch") is not None, TemporaryDirectory()
+    large, jobs = Path(folder.name) / "large.jpg", Path(folder.name) / "jobs.jsonl"
 
+    def finish(**row: Any) -> None:
+        row["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)  # of Linux
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
+        folder.cleanup()
+        os._exit(0)
 
-def report(**values: Any) -> None:
-    """Write the line and end the process."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1 / 1024)
-    sys.stdout.write(json.dumps({**values, "peak_gb": round(peak / 2**30, 3)}) + "\n")
-    sys.stdout.flush()
-    os._exit(0)
-
-
-def image(background: str) -> None:
-    """A composite with a large background, after a small one that loads the networks."""
+    if kind == "jobs":
+        jobs.write_text(
+            "\n".join(json.dumps({**JOB, "name": f"j{n}"}, default=str) for n in range(int(count)))
+        )
+        started, clock = time.process_time(), time.process_time
+        batch = import_module("compose_batch" if old else "compose.batch")
+        imported = clock()
+        batch.compose = lambda *_, **__: finish(cpu_s=clock() - started, without_imports_s=clock() - imported)  # type: ignore[attr-defined]
+        sys.argv = ["run_inference.py", "batch", str(jobs), "--out", folder.name]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    Image.open(ROOM).convert("RGB").resize((8000, 6000)).save(large, quality=92)
     time.perf_counter = time.process_time  # the stages of a report are in CPU seconds then
-    module, settings = import_module("compose"), first_module("compose.settings", "compose_settings")
-    models = None
-    for path in (EXAMPLE / "room.png", Path(background)):
-        given: dict[str, Any] = {"background": path, "object": EXAMPLE / "object.png", "depth": (0.44,)}
-        chosen = settings.ComposeSettings(**given, box=(0.17, 0.19, 0.51, 0.64))
-        models = models or module.load_models(chosen)
-        result = module.compose(chosen, models, progress=False)
-    stages = {key: took for key, took in result.report["seconds"].items() if key not in ("read", "total")}
-    drift = result.report["drift"][0]["changed_outside"]
-    report(cpu_s=round(sum(stages.values()), 3), stages_s=stages, changed_outside=drift)
-
-
-def jobs(path: str, out: str) -> None:
-    """From the start of the command to the first composite of a file of jobs."""
-    batch = first_module("compose.batch", "compose_batch")
-    imported = time.process_time()
-
-    def compose(*args: Any, **more: Any) -> None:
-        total = time.process_time()
-        report(cpu_s=round(total, 3), without_imports_s=round(total - imported, 3))
-
-    batch.compose = compose
-    sys.argv = ["run_inference.py", "batch", path, "--out", out]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    compose, settings = (
+        import_module("compose"),
+        import_module("compose_settings" if old else "compose.settings"),
+    )
+    models = compose.load_models(settings.ComposeSettings(**JOB))
+    for background in (ROOM, large):  # the small one loads the networks
+        chosen = settings.ComposeSettings(**{**JOB, "background": background})
+        report = compose.compose(chosen, models, progress=False).report
+    stages = {name: spent for name, spent in report["seconds"].items() if name not in ("read", "total")}
+    finish(cpu_s=sum(stages.values()), stages_s=stages, changed_outside=report["drift"][0]["changed_outside"])
 
 
 if __name__ == "__main__":
-    measure: dict[str, Callable[..., None]] = {"image": image, "jobs": jobs}
-    measure[sys.argv[1]](*sys.argv[2:])
+    main(*sys.argv[1:])

@@ -39,8 +39,7 @@ from ldm.locks import taken
 from ldm.registry.models import cutout_network, depth_folder
 from ldm.result import sample_paths
 from ldm.seeds import seed_of
-from ldm.settings.config import Layer, flag_name, to_plain, yaml_layers
-from ldm.settings.many import layer_merger
+from ldm.settings.config import Layer, flag_name, layer_merger, to_plain, yaml_layers
 from ldm.settings.resources import resources_named
 from ldm.shards import shard_of
 from llava_bifrost.settings import GEOMETRIC

@@ -12,10 +12,10 @@ import dataclasses
 import io
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -183,6 +183,51 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
     except (ValueError, OmegaConfBaseException) as error:
         raise ValueError(f"{where}{_one_line(error)}") from error
     return settings  # type: ignore[return-value]
+
+
+def layer_merger(schema: type[T], below: Sequence[Layer]) -> Callable[[Layer], T]:
+    """layer -> `merge_layers(schema, [*below, layer])`, the same settings and errors, for many layers.
+
+    OmegaConf copies the whole configuration for every value. So what has its type already, in a layer without
+    a mistake, is laid over the values of the lower layers, which earlier merges have shown.
+    """
+    hints, shown = type_hints(schema), dict[str, Any]()  # type: ignore[arg-type]
+
+    def merge(layer: Layer) -> T:
+        given: dict[str, Any] = {}
+        try:
+            for name, value in layer.values.items():
+                if value is not None and (other := other_unit(name)) in hints:
+                    given[other] = None
+                given[name] = _typed(hints.get(name), value)
+            if given.keys() | shown.keys() == hints.keys():
+                return schema(**{**shown, **given})
+        except (TypeError, ValueError, OverflowError):
+            pass  # merged below, for the conversion or for the words of the error
+        merged = merge_layers(schema, [*below, layer])
+        if layer.values.keys() <= hints.keys():
+            touched = {*layer.values, *map(other_unit, layer.values)}
+            shown.update({name: getattr(merged, name) for name in hints.keys() - touched})
+        return merged
+
+    return merge
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """A value that has the type of its setting, or that JSON writes as this type; TypeError for any other."""
+    kind, *more = members(hint)
+    if value is None and type(None) in get_args(hint):
+        return None
+    if get_origin(kind) is tuple and type(value) is list and not more:
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        return tuple(_typed(*pair) for pair in zip(kinds, value, strict=True))
+    fits = type(value) is kind or (kind, type(value)) in ((float, int), (Path, str))
+    # OmegaConf reads ??? as missing and ${...} as a reference.
+    if more or not fits or kind not in (bool, int, float, str, Path) or value == "???" or "${" in str(value):
+        raise TypeError(f"{value!r} is not yet {hint}")
+    elsewhere = kind in (str, Path) and Path.cwd() != ROOT
+    return kind(located(value).as_posix() if elsewhere and located(value) != Path(value) else value)
 
 
 def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

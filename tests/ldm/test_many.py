@@ -12,8 +12,7 @@ from omegaconf import OmegaConf
 from compose.batch import read_jobs
 from compose.settings import ComposeSettings
 from ldm.files import ROOT
-from ldm.settings.config import Layer, merge_layers
-from ldm.settings.many import layer_merger
+from ldm.settings.config import Layer, layer_merger, merge_layers
 from tests.batches import job, write
 from tests.images import Case
 from tests.job_settings import Job
@@ -111,6 +110,22 @@ def test_a_mistake_below_is_that_of_every_layer(below, words) -> None:
     merge = layer_merger(ComposeSettings, below)
     for values in (PLACED, {**PLACED, "seed": 1, "mode": "place", "guidance": 2.0}):
         assert str(outcome(merge, values)).startswith(words)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {**PLACED, "seed": 5, "steps": 3, "depth": [0.9]},
+        {**REQUIRED, "box_px": [1, 2, 30, 40], "device": "cuda"},
+        {**PLACED, "seed": "5", "model": None},
+        {**PLACED, "seed": -1},
+    ],
+    ids=repr,
+)
+def test_what_a_layer_sets_does_not_reach_the_next_one(first) -> None:
+    merge, expected = layer_merger(ComposeSettings, BELOW), one_by_one(BELOW)
+    for values in (first, PLACED, first, TYPED[2], TYPED[3], PLACED):
+        assert repr(outcome(merge, values)) == repr(outcome(expected, values))
 
 
 def test_values_below_that_need_conversion_hold() -> None:
