@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -350,6 +351,36 @@ def test_waiting_request_hears_that_its_job_was_cancelled(client):
     thread.join(20)
     gate.set()
     assert (answers[0].status_code, refusal(answers[0])) == (409, "the job was cancelled")
+
+
+def test_requests_at_once_have_the_bytes_of_the_same_requests_alone(client):
+    wanted = [
+        {**COMPOSITE, "image": png(room(H + 8 * i, W)), "depth_map": None, "seed": str(i)} for i in range(4)
+    ]
+    wanted += [{**PAINTING, "seed": str(i)} for i in range(2)]
+    alone = [images(post(client, fields)) for fields in wanted]
+    assert len({data for (data,) in alone}) == len(wanted)
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        assert list(pool.map(lambda fields: images(post(client, fields)), wanted)) == alone
+
+
+def test_image_is_named_by_a_path_below_the_allowed_folder(tmp_path, config):
+    folder = tmp_path / "allowed"
+    folder.mkdir()
+    (folder / "room.png").write_bytes(COMPOSITE["image"])
+    with running(tmp_path / "out", compose_config=config, allow=(folder,)) as client:
+        by_path = images(post(client, {**COMPOSITE, "image": "room.png"}))
+        assert by_path == images(post(client, COMPOSITE))
+        answer = post(client, {**COMPOSITE, "image": "../out/.lock"})
+        assert refusal(answer) == "image: ../out/.lock is no file below the allowed folder"
+
+
+def test_addresses_of_results_have_the_path_of_the_proxy(tmp_path, config):
+    with running(tmp_path / "out", compose_config=config, root_path="/bifrost") as client:
+        url = post(client, {**COMPOSITE, "response_format": "url"}).json()["data"][0]["url"]
+        assert url.startswith("http://127.0.0.1:7860/bifrost/v1/jobs/")
+        assert client.get(url.replace("/bifrost", "")).headers["content-type"] == "image/png"
+        assert client.get(url).headers["content-type"] == "image/png"
 
 
 def test_full_queue_and_too_many_requests_are_told_when_to_come_back(tmp_path, config):

@@ -1,8 +1,11 @@
 """A real server process under a small load, and killed; `benchmarks/results/serve.json` has the large one."""
 
+import time
+
+import httpx
 import pytest
 
-from benchmarks.serve import at_once, killed, one_after_the_other, serving
+from benchmarks.serve import LONG, at_once, killed, one_after_the_other, serving
 
 
 @pytest.mark.slow
@@ -26,3 +29,16 @@ def test_kill_loses_no_finished_result_and_leaves_no_upload(tmp_path):
         "reason": "the server ended before this job was done; send it again",
         "uploads_left": 0,
     }
+
+
+@pytest.mark.slow
+def test_job_of_a_client_that_has_gone_is_cancelled(tmp_path):
+    with serving(tmp_path) as server:
+        server.post(0, 0)
+        server.client.timeout = httpx.Timeout(3)
+        with pytest.raises(httpx.ReadTimeout):
+            server.post(1, 1, **LONG)
+        end = time.monotonic() + 30
+        while server.client.get("/healthz").json()["running"] and time.monotonic() < end:
+            time.sleep(0.1)
+        assert server.client.get("/healthz").json()["running"] == 0
