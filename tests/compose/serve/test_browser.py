@@ -22,6 +22,7 @@ from compose.commands import replay
 from compose.serve.app import make_app, make_queue
 from compose.serve.settings import ServeSettings
 from compose.settings import ReplaySettings
+from ldm.files import read_json
 from ldm.images import read_image, read_mask, write_png
 from ldm.result import read_recipe
 from tests.conftest import ROOT
@@ -326,6 +327,41 @@ def test_a_file_of_jobs_is_done(visit, tmp_path):
     visit.page.wait_for_function(
         "document.querySelector('#states').innerText.split('0 pixels changed outside').length === 3"
     )
+
+
+def photographs(test_data: Path, case: str) -> tuple[Path, Path]:
+    folder = test_data / "data"
+    listed = read_json(folder / "composite/cases.json")["cases"]
+    cases = {entry["id"]: entry for entry in listed}
+    return folder / cases[case]["background"], folder / cases[case]["object"]
+
+
+@pytest.mark.parametrize("way", ["box", "sentence"])
+def test_a_newcomer_composes_photographs_in_two_minutes(visit, test_data, way):
+    background, item = photographs(test_data, "d05_wolf_behind_motorcycle")
+    start = time.perf_counter()
+    visit.prepare(background, item)
+    if way == "box":
+        visit.drag("background", (0.35, 0.2), (0.75, 0.8))
+    else:
+        visit.page.click("text=name a thing")
+        visit.page.wait_for_selector("#name")
+        visit.drag("background", (0.14, 0.3), (0.93, 0.93))
+        time.sleep(0.7)
+        visit.page.fill("#name :is(input, textarea)", "motorcycle")
+        visit.page.keyboard.press("Enter")
+        visit.page.wait_for_function("document.querySelector('#name :is(input, textarea)').value === ''")
+        visit.page.click("text=place the object")
+        visit.page.fill("#sentence :is(input, textarea)", "Place the wolf plushie behind the motorcycle")
+        visit.page.click("#propose")
+    visit.until("#visible .prose", "% visible")
+    image, *_ = visit.compose()
+    seconds = time.perf_counter() - start
+    assert seconds < 120
+    before, after = read_image(background).rgb_u8, read_image(image).rgb_u8
+    changed = (before != after).any(axis=2)
+    assert 0 < changed.mean() < 0.6
+    print(f"{way}: {seconds:.1f} s")
 
 
 def test_a_phone_has_room_for_everything(browser, address):
