@@ -13,8 +13,8 @@ from datasets.relations import Place
 from ldm.images import write_png
 from ldm.mllm.model import Mllm
 from llava_bifrost.evaluate import run as evaluate
-from llava_bifrost.evaluate.points import GREEDY, SHUFFLED, greedy_answers, pixel_of, read_points
-from llava_bifrost.language.answer import Candidate
+from llava_bifrost.evaluate.points import GREEDY, SHUFFLED, greedy_answers, read_points, stands_in
+from llava_bifrost.language.answer import AnswerError, Candidate
 from llava_bifrost.locator import Locator, LocatorConfig
 from llava_bifrost.settings import LocatorEvaluation
 from tests.ldm.small_mllm import build_small, small_folder
@@ -75,7 +75,11 @@ def test_points_are_counted_in_masks(form: str, tmp_path: Path, monkeypatch: pyt
     [((0.1, 0.4, 0.3, 0.8), (32, 12)), ((0.0, 0.0, 1.0, 1.0), (39, 30)), ((0.9, 0.9, 1.0, 1.0), (39, 57))],
 )
 def test_the_point_is_where_the_object_stands(box: tuple, pixel: tuple[int, int]):
-    assert pixel_of(Place.of(box, 0.5), np.zeros((40, 60), bool)) == pixel
+    mask = np.zeros((40, 60), bool)
+    mask[pixel] = True
+    assert stands_in(Place.of(box, 0.5), mask)
+    assert not stands_in(Place.of(box, 0.5), ~mask)
+    assert not stands_in(None, mask | True)
 
 
 def test_an_unknown_word_is_a_failure_and_the_rest_goes_on(caplog: pytest.LogCaptureFixture):
@@ -139,3 +143,19 @@ def test_wrong_records_are_named(lines: list[str], message: str, tmp_path: Path)
 def test_other_files_are_none_of_points(tmp_path: Path):
     (tmp_path / "data.json").write_text('[{"id": "0", "image": "a.png"}]')
     assert read_points(tmp_path / "data.json") == []
+
+
+def test_an_answer_in_the_padding_costs_no_other(monkeypatch: pytest.MonkeyPatch):
+    """In the codec of the padded square a box may lie outside the image; the others of its batch stay."""
+    model, processor = build_small("llava")
+    locator = Locator(Mllm(model, processor, Path()), LocatorConfig())
+    images = [np.full((40, 60, 3), value, np.uint8) for value in (1, 2, 3)]
+
+    def answer(images_u8: Any, questions: Any) -> list[Candidate]:
+        if any(image[0, 0, 0] == 2 for image in images_u8):
+            raise AnswerError("in its padding")
+        return [Candidate(Place.of((0.1, 0.1, 0.2, 0.2), 0.5), 0.0, "") for _ in images_u8]
+
+    monkeypatch.setattr(locator, "answer", answer)
+    answers = greedy_answers(locator, [SENTENCE] * 3, images, 8)
+    assert [place is not None for place in answers] == [True, False, True]

@@ -117,10 +117,9 @@ def measure_images(
     if (lpips := networks.lpips) is not None:
         planes = ([to_pm1(np.ascontiguousarray(one)) for (one,) in side] for side in (results, truths))
         pair = [torch.stack(side).to(device) for side in planes]
-        note("lpips", lambda _: lpips(*pair).cpu(), results)
-        for each, image, distances in zip(metrics, images, lpips.map(*pair), strict=True):
+        for each, image, mean, where in zip(metrics, images, lpips(*pair), lpips.map(*pair), strict=True):
             inside = torch.from_numpy(np.any(image.masks, axis=0)).to(device)
-            each.numbers["masked_lpips"] = [float(distances[inside].mean())]
+            each.numbers |= {"lpips": [float(mean)], "masked_lpips": [float(where[inside].mean())]}
     if (inception := networks.inception) is not None:
         seen = {"real": truths, "fake": results, "masked_real": real, "masked_fake": fake}
         for name, groups in seen.items():
@@ -130,54 +129,49 @@ def measure_images(
     if networks.clip_iqa is not None:
         note("clip_iqa", networks.clip_iqa.quality, results)
         note("masked_clip_iqa", networks.clip_iqa.quality, fake)
-    if networks.clip is not None:
-        for each, cosines in zip(metrics, similarities(images, real, fake, networks.clip), strict=True):
-            each.numbers |= cosines
+    if (clip := networks.clip) is not None:
+        told = [[] if image.description is None else [image.description] for image in images]
+        shown, true_views, crops, true_crops, whole = (
+            in_batches(clip.images, groups)
+            for groups in (
+                [views(image.result_u8, image.masks) for image in images],
+                [views(image.truth_u8, image.masks) for image in images],
+                fake,
+                real,
+                [result * len(texts) for result, texts in zip(results, told, strict=True)],
+            )
+        )
+        padded, captions, about = (
+            in_batches(clip.texts, groups)
+            for groups in (
+                [[PADDED.format(text) for text in image.captions] for image in images],
+                [image.captions for image in images],
+                told,
+            )
+        )
+        for name, one, other in (
+            ("clip_score_image2image", shown, true_views),
+            ("clip_score_text2image", shown, padded),
+            ("masked_clip_score_image2image", crops, true_crops),
+            ("masked_clip_score_text2image", crops, captions),
+            ("clip_score_text2image_global", whole, about),
+        ):
+            for each, a, b in zip(metrics, one, other, strict=True):
+                each.numbers |= {name: (a * b).sum(1).tolist()} if len(a) else {}
     return metrics
+
+
+def views(image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each region as it is, everything else dark and blurred (published)."""
+    dark = cv2.GaussianBlur(DIM * image_u8.astype(np.float32), (KERNEL, KERNEL), SIGMA)
+    shown = [np.where(mask[..., None], image_u8, dark) for mask in masks]
+    return [np.clip(view.round(), 0, 255).astype(np.uint8) for view in shown]
 
 
 def in_batches(network: Callable[[list[Any]], Any], groups: Sequence[Sequence[Any]]) -> list[np.ndarray]:
     """The rows that a network gives for the members of each group; BATCH of all members at a time."""
     members = [member for group in groups for member in group]
+    if not members:
+        return [np.zeros((0, 1))] * len(groups)
     parts = [network(members[start : start + BATCH]) for start in range(0, len(members), BATCH)]
     return np.split(np.concatenate(parts), np.cumsum([len(group) for group in groups])[:-1])
-
-
-def similarities(
-    images: Sequence[InpaintedImage],
-    real: Sequence[Sequence[np.ndarray]],
-    fake: Sequence[Sequence[np.ndarray]],
-    clip: Clip,
-) -> list[dict[str, list[float]]]:
-    """Of each image the cosines in CLIP's space, one per region. real, fake: the regions' boxes."""
-
-    def views(image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Each region as it is, everything else dark and blurred (published)."""
-        dark = cv2.GaussianBlur(DIM * image_u8.astype(np.float32), (KERNEL, KERNEL), SIGMA)
-        shown = [np.where(mask[..., None], image_u8, dark) for mask in masks]
-        return [np.clip(view.round(), 0, 255).astype(np.uint8) for view in shown]
-
-    shown, truth = (
-        in_batches(clip.images, [views(getattr(image, side), image.masks) for image in images])
-        for side in ("result_u8", "truth_u8")
-    )
-    crops, true_crops = in_batches(clip.images, fake), in_batches(clip.images, real)
-    padded = in_batches(clip.texts, [[PADDED.format(text) for text in image.captions] for image in images])
-    texts = in_batches(clip.texts, [image.captions for image in images])
-    pairs = {
-        "clip_score_image2image": (shown, truth),
-        "clip_score_text2image": (shown, padded),
-        "masked_clip_score_image2image": (crops, true_crops),
-        "masked_clip_score_text2image": (crops, texts),
-    }
-    found = [
-        {name: (one[number] * other[number]).sum(1).tolist() for name, (one, other) in pairs.items()}
-        for number in range(len(images))
-    ]
-    described = [number for number, image in enumerate(images) if image.description is not None]
-    if described:
-        whole = in_batches(clip.images, [[images[number].result_u8] for number in described])
-        about = in_batches(clip.texts, [[images[number].description] for number in described])
-        for number, one, other in zip(described, whole, about, strict=True):
-            found[number]["clip_score_text2image_global"] = [float((one * other).sum())]
-    return found
