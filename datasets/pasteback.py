@@ -32,22 +32,12 @@ class Stitched:
 
     result: LoadedImage
     edit_mask: np.ndarray  # bool; outside it the result equals the background
-    geometry: Geometry
+    keep_mask: np.ndarray  # bool, what is certainly in front of the object
 
     @property
     def result_u8(self) -> np.ndarray:
         """(H, W, 3) in the colours of the background's file."""
         return self.result.own_u8
-
-    @property
-    def visible_mask(self) -> np.ndarray:
-        """(H, W) bool, the object's cut-out where nothing hides it."""
-        return self.geometry.window.embed(self.geometry.native_layers.visible)
-
-    @property
-    def keep_mask(self) -> np.ndarray:
-        """(H, W) bool, what is certainly in front of the object."""
-        return self.geometry.window.embed(self.geometry.native_layers.keep)
 
 
 def stitch(
@@ -99,7 +89,7 @@ def stitch(
         raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
     frame = crop.native if paste == "legacy-rect" else window
     result = background.painted(image, weight_01, edit, frame.part)
-    return Stitched(result, frame.embed(edit), geometry)
+    return Stitched(result, frame.embed(edit), window.embed(layers.keep))
 
 
 def transfer_detail(

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+type_hints = cache(get_type_hints)  # of a schema; not to be changed
 LISTED_NAMES = 24  # names shown in an error before the list is cut
 
 
@@ -96,12 +97,6 @@ def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, pre
                 (-math.inf if low is None else low) <= item <= (math.inf if high is None else high)
             ):
                 raise ValueError(f"{name} must be {range_name(field.metadata)}, got {item}")
-
-
-@cache
-def type_hints(schema: type) -> Mapping[str, Any]:
-    """The type of every field of a schema."""
-    return types.MappingProxyType(get_type_hints(schema))
 
 
 def other_unit(key: str) -> str:

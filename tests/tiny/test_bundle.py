@@ -72,7 +72,8 @@ def test_compositor_lights_better_than_the_cut_out(
             for image in (painted, from_pm1(pair.paste_pm1))
         )
         assert np.array_equal(ours.result_u8[~ours.edit_mask], inputs.background_u8[~ours.edit_mask])
-        object_pixels = held_out.silhouette(index) & ours.visible_mask
+        layers, window = pair.geometry.native_layers, pair.geometry.window
+        object_pixels = held_out.silhouette(index) & window.embed(layers.visible)
         if object_pixels.sum() < 40 or shown.target_u8 is None:
             continue
         ours_db, pasted_db = (
