@@ -3,8 +3,10 @@
 python -m ldm.doctor
 """
 
+import contextlib
 import platform
 import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import typer
@@ -23,6 +25,16 @@ COMMANDS = {  # what runs with each of them
     "inpainter": "inpainting.paint",
     "prompter": "inpainting.dream",
 }
+
+
+def lacks_mcp() -> str:
+    """Why the server has no tools for agents; empty where the library for them is installed."""
+    found = "the library mcp is missing"
+    with contextlib.suppress(PackageNotFoundError):
+        found = f"mcp {version('mcp')} is no 1.x"
+        if version("mcp").startswith("1."):
+            return ""
+    return f"no tools: {found}; pip install mcp==1.30.0 (requirements-extras.txt)"
 
 
 def print_report() -> dict[str, list[str]]:
@@ -49,7 +61,9 @@ def report_sections() -> dict[str, list[str]]:
     works = [f"{user}: with {SMALL_NETWORKS / part}" for part, user in COMMANDS.items() if part in small]
     if absent := COMMANDS.keys() - small:
         works.append(f"{SMALL_NETWORKS} lacks {', '.join(sorted(absent))}: git checkout -- assets/tiny")
-    gains = []
+    agents = "compose.serve, for agents: "
+    gains = [agents + lacks_mcp()] if lacks_mcp() else []
+    works += [] if gains else [f"{agents}/mcp"]
     for name, model in registry.items():
         users = ", ".join(model.used_by)
         if users and missing[name]:

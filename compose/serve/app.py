@@ -14,6 +14,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from compose.serve.agents import agents_at
 from compose.serve.guard import LOCAL_HOSTS, Guard
 from compose.serve.jobs import Job, JobQueue
 from compose.serve.page_about import THEME, build_page
@@ -23,6 +24,7 @@ from compose.serve.uploads import without_paths
 from compose.serve.work import Networks
 from ldm import __version__
 from ldm.device import pick_device
+from ldm.doctor import lacks_mcp
 from ldm.locks import one_writer
 
 log = logging.getLogger(__name__)
@@ -61,7 +63,8 @@ def make_api(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if url:
             webbrowser.open(url)
-        yield
+        async with around():
+            yield
 
     app = FastAPI(
         title="Bifrost",
@@ -72,6 +75,8 @@ def make_api(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
         exception_handlers=ERRORS,
     )
     add_api(app, settings, queue)
+    agents, around = agents_at(app, settings)
+    app.router.add_route("/mcp", agents)  # type: ignore[arg-type]  # an ASGI application takes all methods
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_mb * 1_000_000)
     app.add_middleware(Guard, auth=settings.auth, max_mb=settings.max_mb)
@@ -112,9 +117,10 @@ def serve(settings: ServeSettings) -> None:
         queue = make_queue(settings)
         app = make_app(settings, queue, url if settings.open else "")
         log.info(
-            "page:    %s\nAPI:     %s/docs\nresults: %s, for %g minutes",
+            "page:    %s\nAPI:     %s/docs\nagents:  %s\nresults: %s, for %g minutes",
             url,
             url,
+            lacks_mcp() or f"{url}/mcp",
             settings.out,
             settings.keep_minutes,
         )

@@ -1,6 +1,5 @@
 """The page as a whole, and its tab about what runs here."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,17 @@ from ldm.doctor import report_sections
 from ldm.experts.depth import DepthEstimator
 from ldm.files import read_json
 from ldm.registry.models import depth_folder
-from ldm.settings.config import Layer, load_config, yaml_layers
+from ldm.settings.config import load_config, yaml_layers
 from llava_bifrost.locator import load_locator
 
 DAY = 24 * 3600  # seconds that a visit lasts; chosen
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing from elsewhere
 
 
-def networks_here(queue: JobQueue, layers: Sequence[Layer], painting: DreamSettings) -> list[str]:
+def networks_here(queue: JobQueue, settings: ServeSettings) -> list[str]:
     """A line for each network: its folder, whether it is loaded, and what its makers say of it."""
-    composite = anywhere(layers)
+    composite = anywhere([] if settings.compose_config is None else yaml_layers(settings.compose_config))
+    painting = load_config(DreamSettings, settings.paint_config, ["image=-"])
     here: dict[str, tuple[Path | str, Any]] = {
         "compositor": (compositor_folder(composite.model), Compositor),
         "depth network": (depth_folder(composite.depth_model), DepthEstimator.load),
@@ -57,12 +57,11 @@ def networks_here(queue: JobQueue, layers: Sequence[Layer], painting: DreamSetti
 def build_page(queue: JobQueue, settings: ServeSettings) -> gr.Blocks:
     """The page on a queue of the server."""
     layers = [] if settings.compose_config is None else yaml_layers(settings.compose_config)
-    painting = load_config(DreamSettings, settings.paint_config, ["image=-"])
     config = load_compositor_config(compositor_folder(anywhere(layers).model))
 
     def about() -> str:
         """Markdown: the networks, and what the doctor says."""
-        text = "### Networks\n" + "".join(f"* {line}\n" for line in networks_here(queue, layers, painting))
+        text = "### Networks\n" + "".join(f"* {line}\n" for line in networks_here(queue, settings))
         for title, lines in report_sections().items():
             text += f"### {title.capitalize()}\n```\n" + "\n".join(lines) + "\n```\n"
         return text

@@ -14,58 +14,30 @@ import numpy as np
 from starlette.datastructures import FormData, UploadFile
 
 from compose import ComposeSettings
+from compose.recipe import settings_of_recipe
+from compose.serve.fields import COMMON, FIELDS, NEEDED, REGIONS
 from compose.serve.jobs import Job, Work
-from compose.serve.settings import (
-    COMPOSE_FIELDS,
-    COMPOSE_IMAGES,
-    MOST_IMAGES,
-    PAINT_FIELDS,
-    ServeSettings,
-)
+from compose.serve.settings import COMPOSE_IMAGES, MOST_IMAGES, PATHS, SERVERS, ServeSettings
 from compose.serve.uploads import named_bytes, store, white_is_edit
-from compose.serve.work import Networks, compose_work, paint_work, place_work
+from compose.serve.work import Networks, compose_work, paint_work, place_work, replay_work
 from datasets.geometry import box_to_pixels, check_box01, mask_of_box
 from inpainting.dream import DreamSettings
 from ldm.decode import opened
 from ldm.images import encode_png
-from ldm.settings.config import Layer, merge_layers, yaml_layers
-from ldm.settings.json_schema import setting_schemas
+from ldm.settings.config import Layer, merge_layers, to_plain, yaml_layers
 from ldm.settings.schema import flat_settings, from_text, members, nearest
-from llava_bifrost.settings import WITH_SENTENCE
 
 T = TypeVar("T")
 Fields = dict[str, list[str | UploadFile]]
 
 DECODING = threading.Lock()  # one image at a time is decoded beside those of the workers
-COMMON = {  # fields of OpenAI's API -> what they mean here
-    "image": "the image to edit",
-    "prompt": "what to paint in the mask; with reference_image the sentence that says where (instruction)",
-    "mask": "where to edit: alpha 0, or white in a file without transparency; one for each region",
-    "model": "a name of /v1/models",
-    "n": f"how many images, 1 to {MOST_IMAGES}; image i has seed + i",
-    "size": "auto, or the size of the image: results have its size",
-    "response_format": "b64_json or url",
-    "output_format": "png",
-}
-REGIONS = (
-    'JSON list: [{"prompt": "a red cube", "negative": "", "box": [0.1, 0.4, 0.5, 0.9]}, ...]; a region '
-    "without box takes the next mask, one without prompt gets a prompt that the model writes"
-)
-IMAGES = {"reference_image": "the object to put in: a composite", "reference_mask": "its mask (white)"}
-IMAGES |= {"depth_map": "of the image, bright = near", "reference_depth": "of the object, bright = near"}
-FIELDS = {
-    "compose": {*COMMON, *COMPOSE_IMAGES, *COMPOSE_FIELDS, "anchors"},
-    "paint": {*COMMON, *PAINT_FIELDS, "regions"},
-    "place": {"image", "prompt", "instruction", "anchors", "object_box", "cutout", *IMAGES}
-    | (WITH_SENTENCE.keys() & {*COMPOSE_FIELDS}),
-}
 
 
 @dataclass(frozen=True)
 class Edit:
     """What a request asks for."""
 
-    kind: str  # compose, paint or place
+    kind: str  # compose, paint, place or replay
     work: Work
     as_url: bool
     facts: dict[str, Any]  # what the answer says of the request
@@ -81,33 +53,29 @@ def filled(schema: type[T], config: Path | None, values: Mapping[str, Any]) -> T
 
 
 def read_edit(
-    form: FormData, job: Job, settings: ServeSettings, models: Mapping[str, str], place: bool = False
+    form: FormData, job: Job, settings: ServeSettings, models: Mapping[str, str], kind: str = ""
 ) -> Edit:
     """Check the fields of a form, store its images in the folder of the job.
 
-    models: kind -> name of its model. place: only say where the object goes.
+    models: kind -> name of its model. kind: place or replay; else compose or paint, by what is there.
     ValueError names the field, what was given and what is allowed.
     """
     given: Fields = defaultdict(list)
     for name, value in form.multi_items():
         given[name.removesuffix("[]")].append(value)  # as OpenAI's clients send what is several
-    kind = "place" if place else "compose" if "reference_image" in given else "paint"
+    kind = kind or ("compose" if "reference_image" in given else "paint")
     for name in given:
         if name not in FIELDS[kind]:
             other = FIELDS["compose" if kind == "paint" else "paint"]
             needs = "needs" if kind == "paint" else "does not go with"
             wrong = (
                 f"{name} {needs} reference_image"
-                if name in other and not place
+                if name in other and kind in ("compose", "paint")
                 else nearest(name, sorted(FIELDS[kind]), "field")
             )
             raise ValueError(wrong)
-    needed = {"image": "the image to edit"}
-    if place:
-        needed |= {"reference_image": "the object to place"}
-        needed |= {} if given["prompt"] else {"instruction": "the sentence that says where"}
-    for name, what in needed.items():
-        if not given[name]:
+    for name, what in NEEDED.get(kind, NEEDED["paint"]).items():
+        if not given[name] and not (name == "instruction" and given["prompt"]):
             raise ValueError(f"{name} is missing: {what}")
     for name, allowed in {
         "response_format": ("b64_json", "url"),
@@ -118,7 +86,8 @@ def read_edit(
             raise ValueError(f"{name} must be {' or '.join(allowed)}, got {value!r}")
     if not (count := text_of(given, "n", "1")).isdecimal() or not 1 <= int(count) <= MOST_IMAGES:
         raise ValueError(f"n must be 1 to {MOST_IMAGES}, got {count!r}")
-    files = {name: stored(job, name, given[name], settings) for name in COMPOSE_IMAGES if given[name]}
+    named = [name for name in ("result", *COMPOSE_IMAGES) if given[name]]
+    files = {name: stored(job, name, given[name], settings) for name in named}
     with DECODING:
         if (size := text_of(given, "size", "auto")) != "auto":
             with opened(files["image"][0]) as image:
@@ -127,11 +96,12 @@ def read_edit(
                 raise ValueError(f"size must be auto or {own}, the size of the image, got {size!r}")
         values: dict[str, Any] = {"num_samples": count}
         values |= read_values(given, DreamSettings if kind == "paint" else ComposeSettings, FIELDS[kind])
-        read = (
-            paint_edit
-            if kind == "paint"
-            else partial(compose_edit, work=place_work if place else compose_work)
-        )
+        read = {
+            "paint": paint_edit,
+            "replay": replay_edit,
+            "place": partial(compose_edit, work=place_work),
+            "compose": partial(compose_edit, work=compose_work),
+        }[kind]
         work, polarity = read(job, given, files, values, settings)
     facts = {"size": size, "mask": polarity} if polarity else {}
     return Edit(kind, work, text_of(given, "response_format", "b64_json") == "url", facts)
@@ -233,6 +203,25 @@ def paint_edit(
     return paint_work(filled(DreamSettings, settings.paint_config, values)), polarity
 
 
+def replay_edit(
+    job: Job, given: Fields, files: dict[str, list[Path]], values: dict[str, Any], settings: ServeSettings
+) -> tuple[Work, str | None]:
+    """The work that a composite's recipe describes; its inputs are sent again, its paths are not read."""
+    [result], polarity = files.pop("result"), None
+    made_by, recipe = settings_of_recipe(result)
+    needed = [name for name, key in COMPOSE_IMAGES.items() if recipe["inputs"].get(key)]
+    if {*needed} != files.keys():
+        raise ValueError(f"result was made from {', '.join(needed)}; given: {', '.join(files) or 'none'}")
+    if made_by.num_samples > MOST_IMAGES:
+        raise ValueError(f"result is one of {made_by.num_samples}; at most {MOST_IMAGES} are painted at once")
+    paths = {COMPOSE_IMAGES[name]: path[0] for name, path in files.items()}
+    if "mask" in files:
+        paths["target_mask"], polarity = white_is_edit(job, files["mask"][0], "mask")
+    values = {name: value for name, value in to_plain(made_by).items() if name not in SERVERS | PATHS}
+    values |= {name: path.as_posix() for name, path in paths.items()}
+    return replay_work(filled(ComposeSettings, settings.compose_config, values), recipe, result), polarity
+
+
 def read_regions(text: str) -> list[dict[str, Any]]:
     """The regions of a request; ValueError says what a list of them looks like."""
     try:
@@ -253,25 +242,3 @@ def read_regions(text: str) -> list[dict[str, Any]]:
             except TypeError:
                 raise ValueError(f"region {number}: box must be four numbers") from None
     return regions
-
-
-def field_schemas(*kinds: str) -> dict[str, Any]:
-    """Field -> JSON Schema of requests of these kinds, from the settings themselves."""
-    only = {"compose": " (with reference_image)", "paint": " (without reference_image)"}
-    texts = {**COMMON, **IMAGES, "regions": REGIONS}
-    found: dict[str, Any] = {name: {"type": "string", "description": text} for name, text in texts.items()}
-    for kind in kinds:
-        for name, entry in setting_schemas(DreamSettings if kind == "paint" else ComposeSettings).items():
-            if name in FIELDS[kind] and name not in texts:
-                one = sum(name in FIELDS[other] for other in kinds) < len(kinds)
-                found[name] = {**entry, "description": entry["description"] + (only[kind] if one else "")}
-    return {name: entry for name, entry in found.items() if any(name in FIELDS[kind] for kind in kinds)}
-
-
-def edit_schema(*kinds: str) -> dict[str, Any]:
-    """The OpenAPI description of a request body."""
-    found = field_schemas(*kinds)
-    for name in found.keys() & {*IMAGES, "image", "mask"}:
-        found[name] = {"format": "binary", **found[name]}
-    body = {"type": "object", "properties": found, "required": ["image"], "additionalProperties": False}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": body}}}}

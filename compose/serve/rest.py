@@ -18,10 +18,12 @@ from starlette.exceptions import HTTPException
 from cldm.config import load_compositor_config
 from compose import ComposeSettings
 from compose.models import compositor_folder
+from compose.serve.fields import edit_schema
 from compose.serve.guard import error_json
 from compose.serve.jobs import ENDED, Job, JobQueue, QueueFull
-from compose.serve.request import edit_schema, filled, read_edit
-from compose.serve.settings import ServeSettings
+from compose.serve.page_about import networks_here
+from compose.serve.request import filled, read_edit
+from compose.serve.settings import MOST_IMAGES, ServeSettings
 from inpainting.dream import DreamSettings
 from inpainting.models.text_to_image.load import read_inpainter_config
 from inpainting.painting import painter_folder
@@ -29,6 +31,7 @@ from ldm import __version__
 
 UPLOAD_S = 300  # seconds in which a request must have arrived; chosen
 POLL_S = 0.2  # seconds between two looks at a job; chosen
+KINDS = {"edits": "", "places": "place", "replays": "replay"}  # end of an address -> its kind of work
 MOST_PARTS = 200  # of a form; chosen: more than all fields and a mask for every colour
 PLACE = {"background": "-", "object": "-", "box": [0.0, 0.0, 1.0, 1.0]}  # completes settings to be looked at
 
@@ -91,9 +94,12 @@ def job_status(job: Found, request: Request) -> dict[str, Any]:
 
 
 @router.post("/v1/images/places", openapi_extra=edit_schema("place"))
+@router.post("/v1/images/replays", openapi_extra=edit_schema("replay"))
 @router.post("/v1/images/edits", openapi_extra=edit_schema("compose", "paint"))
 async def edit(request: Request) -> Response:
-    """Put an object into an image (with `reference_image`), or paint masks of it; or say where it goes.
+    """Put an object into an image (with `reference_image`), or paint masks of it.
+
+    `places` says where a sentence puts the object; `replays` paints a composite again by its recipe.
 
     With the header `Prefer: respond-async` the answer is 202 and the job, else the finished images.
     """
@@ -106,8 +112,8 @@ async def edit(request: Request) -> Response:
     try:
         with anyio.fail_after(UPLOAD_S):
             async with request.form(max_files=MOST_PARTS, max_fields=MOST_PARTS) as form:
-                state, place = request.app.state, request.url.path.endswith("/places")
-                wanted = await run_in_threadpool(read_edit, form, job, state.settings, state.models, place)
+                state, kind = request.app.state, KINDS[request.url.path.rpartition("/")[2]]
+                wanted = await run_in_threadpool(read_edit, form, job, state.settings, state.models, kind)
         job.kind = wanted.kind
         queue.submit(job, wanted.run)
         if "respond-async" in request.headers.get("prefer", ""):
@@ -180,7 +186,10 @@ def health(request: Request) -> dict[str, Any]:
 
 @router.get("/v1/models")
 def list_models(request: Request) -> dict[str, Any]:
-    """The models by name and what they do."""
-    models = request.app.state.models.items()
-    known = {"object": "model", "owned_by": "bifrost"}
-    return {"object": "list", "data": [{"id": name, **known, "kind": kind} for kind, name in models]}
+    """The models by name and what they do, the networks behind them, and what requests may hold."""
+    state, known = request.app.state, {"object": "model", "owned_by": "bifrost"}
+    data = [{"id": name, **known, "kind": kind} for kind, name in state.models.items()]
+    lines = [line.replace("**", "") for line in networks_here(state.queue, state.settings)]
+    takes = {"paths": bool(state.settings.allow), "addresses": state.settings.allow_urls, "n": MOST_IMAGES}
+    takes |= {"max_mb": state.settings.max_mb, "max_megapixels": state.settings.max_megapixels}
+    return {"object": "list", "data": data, "networks": lines, "takes": takes}

@@ -49,7 +49,9 @@ class ServeSettings(CheckedSettings):
     share: str = setting(
         "off", choices=("off",), help="public tunnels are not offered; use --host, or ssh -L"
     )
-    allow: tuple[Path, ...] = setting((), help="folder whose images requests may name by their path")
+    allow: tuple[Path, ...] = setting(
+        (), help="folder whose images requests may name by their path; agents may have new ones written there"
+    )
     allow_urls: bool = setting(False, help="requests may name images by public http(s) addresses")
     rate_limit: int = setting(0, low=0, help="jobs that one client may send in a minute; 0 = any number")
     waiting: int = setting(32, low=1, high=10_000, help="jobs that may wait; further ones are told 429")

@@ -86,6 +86,17 @@ def named_bytes(field: str, name: str, settings: ServeSettings) -> bytes:
     return data
 
 
+def new_file(field: str, name: str, settings: ServeSettings) -> Path:
+    """Where a request has a PNG written: below an allowed folder; ValueError where something is there."""
+    for folder in (folder.resolve() for folder in settings.allow):
+        path = Path(os.path.realpath((folder / name).parent)) / Path(name).name
+        if path.suffix.lower() == ".png" and path.parent.is_dir() and path.is_relative_to(folder):
+            if os.path.lexists(path):
+                raise ValueError(f"{field}: {name} is there already; nothing is replaced")
+            return path
+    raise ValueError(f"{field}: {name} is no PNG in a folder that may be written (--allow allows one)")
+
+
 def public_address(field: str, host: str, port: int) -> str:
     """The first address of a host; ValueError where any of its addresses is not a public one."""
     try:

@@ -111,6 +111,19 @@ def compose_work(
     return work
 
 
+def replay_work(settings: ComposeSettings, recipe: dict[str, Any], image: Path) -> Work:
+    """The sample of a recipe again, and whether its pixels are those of the image that carries the recipe."""
+    again = compose_work(settings, placement=recipe.get("placement"), recipe=recipe)
+
+    def work(job: Job, networks: Networks) -> dict[str, Any]:
+        made = again(job, networks)
+        chosen = made["images"][recipe["sample"]]
+        before, after = read_image(image), read_image(job.folder / chosen["file"])
+        return {**made, "images": [chosen], "identical": np.array_equal(before.rgb_u8, after.rgb_u8)}
+
+    return work
+
+
 def paint_work(settings: DreamSettings, paints: bool = True) -> Work:
     """Fill the masks of an image; prompts that are empty are written first. paints: or only that is done."""
 

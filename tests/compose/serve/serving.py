@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +13,12 @@ from typing import Any
 
 import httpx
 import numpy as np
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from compose.serve.app import make_api, make_app, make_queue
+from compose.serve.jobs import JobQueue
 from compose.serve.settings import ServeSettings
 from ldm.images import encode_png
 from tests.images import room, room_depth, thing
@@ -34,6 +39,27 @@ def running(folder: Path, page: bool = False, **options: Any) -> Iterator[TestCl
         yield client
     finally:
         queue.close()
+
+
+@contextmanager
+def listening(folder: Path, **options: Any) -> Iterator[tuple[str, JobQueue]]:
+    """The address and the queue of a new server, without the page, that listens on this machine."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    settings = ServeSettings(out=folder, devices=("cpu",), **options)
+    queue = make_queue(settings)
+    config = uvicorn.Config(make_api(settings, queue), log_level="warning", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", queue
+        finally:
+            server.should_exit = True
+            queue.close()
+            thread.join(20)
 
 
 def png(image: np.ndarray, alpha_u8: np.ndarray | None = None) -> bytes:

@@ -158,9 +158,10 @@ def test_rows_say_what_became_of_a_job(tmp_path: Path):
 
 
 def test_about_names_the_networks_and_what_they_are(tmp_path: Path):
-    queue = make_queue(ServeSettings(out=tmp_path / "out", devices=("cpu",)))
+    settings = ServeSettings(out=tmp_path / "out", devices=("cpu",))
+    queue = make_queue(settings)
     try:
-        lines = networks_here(queue, [], DreamSettings(image=Path("-")))
+        lines = networks_here(queue, settings)
     finally:
         queue.close()
     assert [line.split("**")[1] for line in lines] == [
