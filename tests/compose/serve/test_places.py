@@ -87,7 +87,7 @@ def test_composite_at_a_place_is_that_of_the_sentence(client):
     [
         ({}, "instruction is missing: the sentence that says where"),
         ({**SENTENCE, "reference_image": None}, "reference_image is missing: the object to place"),
-        ({**SENTENCE, "image": None}, "image is missing: the image to edit"),
+        ({**SENTENCE, "image": None}, "image is missing: the image to look at"),
         ({**SENTENCE, "box": "0,0,1,1"}, "unknown field 'box'"),
         ({**SENTENCE, "n": "2"}, "unknown field 'n'"),
         ({**SENTENCE, "mask": white(square())}, "unknown field 'mask'"),
