@@ -65,6 +65,10 @@ def test_command_exists_with_its_options_and_files(page, command, monkeypatch):
 @pytest.mark.parametrize("command", pages.counterparts(), ids=lambda command: command[-60:])
 def test_commands_of_the_papers_have_their_counterpart(command, monkeypatch):
     monkeypatch.chdir(ROOT)
+    if command.startswith("conda "):  # the file names the environment
+        named = {"environment.yaml", *(ROOT / "environment.yaml").read_text().split()}
+        assert command.split()[-1] in named
+        return
     pages.rehearse(command, monkeypatch)
 
 
