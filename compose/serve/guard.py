@@ -23,10 +23,17 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
+        # Decided as by Go's CrossOriginProtection; programs other than browsers send neither header.
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        other_page = site not in ("same-origin", "none")
+        if site is None:
+            other_page = (
+                origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+            )
         if self.auth is not None and not is_account(headers.get("authorization", ""), self.auth):
             challenge = {"WWW-Authenticate": 'Basic realm="bifrost", charset="UTF-8"'}
             refusal = error_json(401, "user and password are needed", challenge)
-        elif scope.get("method") not in SAFE and is_cross_origin(headers):
+        elif other_page and scope.get("method") not in SAFE:
             refusal = error_json(403, "requests of other web pages are refused")
         elif int(f"0{headers.get('content-length', '')}") > self.max_mb * 1_000_000:
             refusal = error_json(413, f"the request is larger than {self.max_mb} MB (--max-mb)")
@@ -52,14 +59,3 @@ def is_account(given: str, auth: str) -> bool:
     except (binascii.Error, ValueError):
         said = b""
     return hmac.compare_digest(said, auth.encode()) and kind.lower() in ("basic", "bearer")
-
-
-def is_cross_origin(headers: Headers) -> bool:
-    """Whether a browser sends this for another site's page; decided as by Go's `CrossOriginProtection`.
-
-    Programs other than browsers send neither header.
-    """
-    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    if site is not None:
-        return site not in ("same-origin", "none")
-    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
