@@ -27,7 +27,7 @@ from llava_bifrost.language.reading import parse_instruction, with_known_names
 from llava_bifrost.placement.placer import Item, place_object
 
 SENTENCES = Path(__file__).with_suffix(".yaml")
-HALVES = ("first", "second")
+PARTS = ("first", "second", "later")
 SIZE_FACTOR = 2.0  # a height within this factor of the likely one counts as right
 EDGE = 0.01  # of the image, by which a contact point may miss the region
 
@@ -104,22 +104,23 @@ def measure_photographs(
         if "depth" in photograph:
             depths["given"] = read_depth(folder / photograph["depth"], size=rgb_u8.shape[:2])
         boxes = {anchor: {"box": box} for anchor, box in photograph["anchors"].items()}
-        asked = [(half, each) for half in HALVES for each in table[half] if each["photograph"] == name]
+        asked = [(part, each) for part in PARTS for each in table[part] if each["photograph"] == name]
         for kind, depth_01 in depths.items():
             places = read_anchors(boxes, depth_01)
-            for half, sentence in asked:
-                row = {"photograph": name, "depth": kind, "half": half, "text": sentence["text"]}
+            for part, sentence in asked:
+                row = {"photograph": name, "depth": kind, "part": part, "text": sentence["text"]}
                 answers.append(row | answer(sentence, places, depth_01))
     rows: dict[str, Any] = {}
     for kind in ("given", "estimated"):
-        for half in (*HALVES, "both"):
-            asked_now = [row for row in answers if row["depth"] == kind and half in (row["half"], "both")]
+        for name, parts in {**{part: (part,) for part in PARTS}, "first and second": PARTS[:2]}.items():
+            asked_now = [row for row in answers if row["depth"] == kind and row["part"] in parts]
             given = [row for row in asked_now if "box" in row]
-            rows[f"{kind} depth, {half}"] = {
-                "answered": fraction(["box" in row for row in asked_now]),
-                "right of these": fraction([row["region"] and row["relations"] for row in given]),
-                "size of these": fraction([row["size"] for row in given]),
-            }
+            if given:
+                rows[f"{kind} depth, {name}"] = {
+                    "answered": fraction(["box" in row for row in asked_now]),
+                    "right of these": fraction([row["region"] and row["relations"] for row in given]),
+                    "size of these": fraction([row["size"] for row in given]),
+                }
     write_results(out, {"depth network": depth_folder(depth_model).as_posix(), **rows, "answers": answers})
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.placer_photographs import SENTENCES, agrees, answer, judge
+from benchmarks.placer_photographs import PARTS, SENTENCES, agrees, answer, judge
 from datasets.relations import Place, Places, holds, relation_margins
 from ldm.images import read_depth
 from llava_bifrost.language.reading import parse_instruction
@@ -232,7 +232,7 @@ def given_depth(test_data: Path, names: set[str]) -> list[dict]:
             depth_01 = read_depth(test_data / "data" / photograph["depth"])
             boxes = {anchor: {"box": box} for anchor, box in photograph["anchors"].items()}
             places = read_anchors(boxes, depth_01)
-            sentences = [each for half in ("first", "second") for each in asked[half]]
+            sentences = [each for part in PARTS for each in asked[part]]
             answers += [answer(each, places, depth_01) for each in sentences if each["photograph"] == name]
     return answers
 
