@@ -8,7 +8,7 @@ that of a dataset's `anchors`.
     {"sofa": {"box01_xyxy": [0.1, 0.4, 0.6, 0.9], "d": 0.62, "far": 0.5, "near": 0.7}, ...}
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ def propose(
             box01 = detection.box01_xyxy
             mask = None if sam is None else sam_mask(rgb_u8, sam, box01)  # else the middle of the box counts
             places[other] = Place(box01, *depth_in_box(depth_01, box01, mask))
+        if sam is None:
+            places = at_their_feet(places, missing, depth_01)
     if name == GEOMETRIC and request is not None and depth_01 is not None:
         found = place_object(request, places, depth_01, item=item, candidates=options.candidates)
         return request, places, found
@@ -119,10 +121,15 @@ def read_anchors(source: Any, depth_01: np.ndarray | None = None, where: str = "
                 raise ValueError("depth is missing")
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {name}: {error}; the form is {FORM}") from None
-    if measured and depth_01 is not None:
-        ground = fit_ground(depth_01, [place.box01_xyxy for place in anchors.values()])
-        anchors |= {name: ground.standing(anchors[name]) for name in measured}
-    return anchors
+    return at_their_feet(anchors, measured, depth_01) if depth_01 is not None else anchors
+
+
+def at_their_feet(
+    places: Mapping[str, Place], names: Sequence[str], depth_01: np.ndarray
+) -> dict[str, Place]:
+    """Places with the depth of their foot on the ground for those of `names`; see `Ground.standing`."""
+    ground = fit_ground(depth_01, [place.box01_xyxy for place in places.values()])
+    return {name: ground.standing(place) if name in names else place for name, place in places.items()}
 
 
 def as_json(anchors: Mapping[str, Place]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _POLITE = re.compile(
     r"(?:can|could|would|will) (?:you|we)(?: please)?(?: mind)?|(?:can|could|may) (?:i|we) (?:please )?have|"
     r"(?:i|we)(?:'d| would)? (?:like|love|want|need|wish)(?: (?:you|to)\b)*(?: (?:see|have)\b)?|"
     r"i think|it would be (?:nice|good|great) to (?:have|see)|"
-    r"there(?:'s| is| are| should be| must be)|)(?:[\s,]+|$)"
+    r"(?:let )?there(?:'s| is| are| be| should be| must be))(?:[\s,]+|$)"
 )
 _THANKS = re.compile(r"[\s,]+(?:please|pls|thanks|thank you)$")
 _TAIL = re.compile(r"[\s,;.]*\boutput the bounding box\b.*$", re.IGNORECASE)
@@ -46,12 +46,15 @@ _UNREAD_OF = {
     "target": re.compile(rf"\b(?:{_WITHIN}|{_UNREAD})\b.*"),
     "anchor": re.compile(rf"\b(?:{_UNREAD})\b.*"),
 }
-_PARTICLE = re.compile(r"^(?:up|down|back)\s+")  # "set up a tent"
+_PARTICLE = re.compile(r"^(?:up|down|back|out)\s+")  # "set up a tent"
 _AMOUNT = re.compile(r"\b\d[\d.]* ?(?:m|cm|mm|met(?:er|re)s?|feet|foot|inch(?:es)?|px|pixels?|%)$")
-_STANDS = re.compile(  # of a sentence without a verb that asks: "the dog should be", "a dog sitting"
-    r",? (?:(?:should|must|can|will) (?:be|go|stand|sit|lie|hang)|is|are|goes|belongs?|stands|sits|lies)?"
-    r"(?: ?\b(?:standing|sitting|lying|hanging|leaning|parked|placed|hidden))?$"
+_ITS_SIDE = re.compile(r"^(?:the |my |our |your )?([\w'-]+(?: [\w'-]+){0,2}) on the (left|right)(?: side)?$")
+# Of a sentence without a verb that asks, "the dog should be", and of any, "a dog sitting".
+_STANDS = re.compile(
+    r",? (?:(?:should|must|can|will) (?:be|go|stand|sit|lie|hang)|is|are|goes|belongs?|stands|sits|lies)"
+    r"(?= (?:standing|sitting|lying|hanging|leaning|parked|placed|hidden)$|$)"
 )
+_POSTURE = re.compile(r",? (?:standing|sitting|lying|hanging|leaning|parked|placed|hidden)$")
 _ON_SIDE = re.compile(
     rf"({PHRASE.pattern} (?:the|my|our|your) )([\w'-]+(?: [\w'-]+){{0,2}}) on the (left|right)(?: side)?"
     r"(?= ?,| and\b|$)"
@@ -60,6 +63,7 @@ PLACE_VERBS = (
     "place", "put", "move", "add", "set", "sit", "lay", "stand", "insert", "position", "drop", "hang", "park",
     "hide", "stick", "lean", "seat", "rest", "leave", "keep", "bring", "get", "slide", "throw", "plant",
     "mount", "install", "include", "arrange", "balance", "paste", "draw", "render", "generate", "show",
+    "squeeze", "tuck", "pop", "fit", "store", "attach", "pin", "pose", "perch", "dump", "roll", "carry",
 )  # fmt: skip
 REPLACE_VERBS = ("replace", "swap", "substitute", "exchange")
 # Verbs that ask for something else; other first words are taken for the object's name.
@@ -68,12 +72,17 @@ OTHER_VERBS = (
     "shrink", "crop", "paint", "colour", "color", "fill", "take", "give", "find", "cut", "copy", "push",
     "pull", "open", "close",
 )  # fmt: skip
+_PRONOUN = re.compile(r"^(?:i|we|you|they|he|she|it|let|have|who)(?:'\w+)?\b")
 _GERUNDS = {re.sub("e$", "", verb) + "ing": verb for verb in PLACE_VERBS} | {
     "putting": "put", "setting": "set", "sitting": "sit", "dropping": "drop", "getting": "get",
 }  # fmt: skip
 _VERB = "|".join((*PLACE_VERBS, *REPLACE_VERBS))
 _SECOND = re.compile(
-    rf"(?:[.;,]|\band\b|\bthen\b)[\s,]*(?:then )?(?:{_VERB}) (?:the|a|an|it|its|another)\b.*"
+    rf"(?:[.;,]|\band\b|\bthen\b)[\s,]*(?:then )?(?:{_VERB}|{'|'.join(OTHER_VERBS)}) "
+    r"(?:the|a|an|it|its|another)\b.*"
+)
+_SOMEBODY = re.compile(
+    rf"^(?:i|we|you)(?:'d|'ll| would| will| should| could| can| may| might| must)? ((?:{_VERB}) .*)$"
 )
 _FRONTED = re.compile(rf"^({PHRASE.pattern} .*?),? ((?:{'|'.join(PLACE_VERBS)}) .*)$")
 KNOWN_FORMS = (
@@ -100,12 +109,10 @@ def _read(text: str) -> Request:
     plain = _plain(text)
     if not plain:
         raise ValueError("the instruction is empty")
-    for unread, why in (
-        (_NEGATION, "only what is wanted is read, no negation"),
-        (_OPEN, "only one definite place"),
-    ):
-        if found := unread.search(plain):
-            raise ValueError(f"{found[0]!r} in {text.strip()!r} is not understood: {why}")
+    if found := _NEGATION.search(plain) or _OPEN.search(plain):
+        raise ValueError(f"{found[0]!r} in {text.strip()!r}: only one definite place is read, no negation")
+    if somebody := _SOMEBODY.match(plain):
+        plain = somebody[1]
     if fronted := _FRONTED.match(plain):
         plain = f"{fronted[3]} {fronted[1]}"
     verb, _, rest = plain.partition(" ")
@@ -114,7 +121,7 @@ def _read(text: str) -> Request:
         return _read_replace(verb, rest.strip())
     if verb not in PLACE_VERBS:  # "a dog behind the sofa"
         sentence = not ARTICLE.match(plain) and re.search(r"^\w+ (?:the|a|an|my|our|your) ", plain)
-        if verb in OTHER_VERBS or sentence:
+        if verb in OTHER_VERBS or sentence or _PRONOUN.match(plain):
             raise ValueError(f"{text.strip()!r}: it begins with {verb!r}, which is not a known verb")
         rest, asked = plain, False
     if second := _SECOND.search(rest):
@@ -123,9 +130,8 @@ def _read(text: str) -> Request:
     if not matches:
         raise ValueError(f"{text.strip()!r}: no known relation in {rest!r}")
     before = rest[: matches[0].start()].rstrip(" ,")
-    target = _name(
-        before if asked else _STANDS.sub("", before, count=1), f"before {matches[0][1]!r}", "target"
-    )
+    before = _POSTURE.sub("", before if asked else _STANDS.sub("", before, count=1))
+    target = _name(before, f"before {matches[0][1]!r}", "target")
     joined = [match for match in matches[1:] if _JOIN.search(rest[: match.start()])]
     starts = [match.start() for match in (matches[0], *joined)]
     clauses = [rest[start:end] for start, end in zip(starts, [*starts[1:], len(rest)], strict=True)]
@@ -149,14 +155,15 @@ def _plain(text: str) -> str:
 
 def _read_replace(verb: str, rest: str) -> Request:
     """What it is replaced by is the reference image, so those words are not needed."""
-    old, joint, new = (*re.split(r"\s+(with|by|for)\s+", rest, maxsplit=1), "", "")[:3]
+    parts = re.split(r"\s+(with|by|for)\s+", _PARTICLE.sub("", rest), maxsplit=1)
+    old, joint, new = (*parts, "", "")[:3]
     if verb == "substitute" and joint == "for":
         raise ValueError(
             f"{verb!r} ... 'for {new}' can be read both ways; write \"replace the X with the Y\""
         )
     if len(parts := split_list(old)) > 1:
         raise ValueError(f"{verb!r} takes one object, got {' and '.join(map(repr, parts))}")
-    return Request(_name(_ON_SIDE.sub(r"\1\4 \3", old), f"after {verb!r}", "anchor"), replace=True)
+    return Request(_name(_ITS_SIDE.sub(r"\2 \1", old), f"after {verb!r}", "anchor"), replace=True)
 
 
 def _pairs(clause: str) -> list[tuple[str, str]]:
@@ -182,6 +189,9 @@ def _pairs(clause: str) -> list[tuple[str, str]]:
         raise ValueError(f"{clause.strip()!r}: between needs two objects, joined by 'and'")
     if not parts:
         raise ValueError(f"nothing follows {surface!r}")
+    loose = [part for part in parts[1:] if ARTICLE.match(parts[0]) and not ARTICLE.match(part)]
+    if loose and (loose[0].endswith("ing") or re.search(rf", {re.escape(loose[0])}\b", words)):
+        raise ValueError(f"{loose[0]!r} after {surface!r} is not the name of an object: no article")
     return [(phrase, _name(part, f"after {surface!r}", "anchor")) for part in parts]
 
 

@@ -81,12 +81,14 @@ class Ground:
         return np.maximum(np.asarray(d) - self.horizon_d, 0.02)
 
     def standing(self, place: Place) -> Place:
-        """An object at the depth of its foot where that is among what its box shows.
+        """An object at the depth of its foot where that can be among what its box shows.
 
         One sees through chairs, and others stand before them: the middle of a box tells little.
         """
         foot = min(float(self.plane.at(place.middle, place.y1)), 1.0)
-        return place if foot < place.far else Place(place.box01_xyxy, foot, place.far, max(place.near, foot))
+        if not self.measured or not place.far <= foot <= place.near + HIDDEN:
+            return place
+        return Place(place.box01_xyxy, foot, place.far, max(place.near, foot))
 
 
 def fit_ground(depth_01: np.ndarray, boxes01: Sequence[Box01] = ()) -> Ground:

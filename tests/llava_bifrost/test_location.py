@@ -189,6 +189,14 @@ def test_free_forms_are_read(text: str, request_: Request) -> None:
         ("put the cat in the box on the table", "'in the box' in 'cat in the box' before 'on'"),
         ("put the cat 2 metres behind the sofa", "'2 metres' in 'cat 2 metres'"),
         ("replace", "missing after 'replace'"),
+        ("put the dog on the sofa, sleeping", "'sleeping' after 'on' is not the name of an object"),
+        ("put the dog on the sofa and smiling", "'smiling' after 'on' is not the name of an object"),
+        ("put the dog on the sofa and make it bigger", "'and make it bigger': one object at a time"),
+        ("put the dog on the sofa, then remove the lamp", "remove the lamp': one object at a time"),
+        ("put the dog between the sofa, the chair and the lamp", "between needs two objects"),
+        ("put the cup on the table, but closer to the edge", "closer to the edge' after 'on'"),
+        ("put the dog on the sofa and far from the lamp", "'from the lamp'"),
+        ("he puts the dog on the sofa", "begins with 'he'"),
     ],
 )
 def test_what_is_not_understood_is_named(text: str, part: str) -> None:

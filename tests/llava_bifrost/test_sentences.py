@@ -1,4 +1,4 @@
-"""Sentences as people type them: half were written before the writer knew the reader's rules."""
+"""Sentences as people type them: some were written before the writer knew the reader's rules."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from llava_bifrost.language.instruction import PHRASES, InstructionError
 from llava_bifrost.language.reading import parse_instruction, reproduces, with_known_names
 from llava_bifrost.locator import Locator
 
-HALVES = ("unseen", "seen")
+PARTS = ("unseen", "seen", "later")
 
 
 def sentences(half: str) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def judged(sentence: dict[str, Any]) -> str:
     return "right" if request.target == sentence["place"] and read in allowed else "wrong"
 
 
-@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("half", PARTS)
 def test_sentences_are_read_rightly_or_refused(half: str) -> None:
     found = [(judged(sentence), sentence) for sentence in sentences(half)]
     answerable = [verdict for verdict, sentence in found if "refuse" not in sentence]
