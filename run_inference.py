@@ -6,10 +6,12 @@
     python run_inference.py replay out.png
     python run_inference.py batch jobs.jsonl --out outputs/batch --shard 0/4
     python run_inference.py dreambooth --objects FOLDER --backgrounds FOLDER --out outputs/dreambooth
+    python run_inference.py schema image
 
 Defaults come from configs/inference.yaml; flags override them.  `--help` after a verb lists everything.
 """
 
+from compose.schema import print_schema
 from compose.settings import DEFAULTS, BatchSettings, CompositeSettings, DreamBoothSettings, ReplaySettings
 from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.later import later
@@ -23,6 +25,7 @@ def build_app() -> App:
     app.command("batch")(command(BatchSettings, batch))
     pairs = "Compose every object of the DreamBooth test set into every background. Run again to continue."
     app.command("dreambooth", help=pairs)(command(DreamBoothSettings, batch))
+    app.command("schema")(print_schema)
     return app
 
 

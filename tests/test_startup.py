@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from compose.schema import command_modules
 from ldm.settings.cli import command, new_app, run_app
 from ldm.settings.config import CheckedSettings
 from ldm.settings.later import later, later_names
-from scripts.docs.make_command_docs import command_modules
 from tests.conftest import ROOT
 
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "pytorch_lightning", "scipy.stats")

@@ -24,7 +24,6 @@ from compose.serve.uploads import new_file
 from ldm import __version__
 from ldm.doctor import lacks_mcp
 from ldm.result import sample_paths
-from ldm.settings.config import to_plain
 from ldm.settings.schema import nearest
 
 POLL_S = 0.2  # seconds between two looks at a job; chosen
@@ -63,7 +62,7 @@ def tool_schema(kind: str, needed: tuple[str, ...]) -> dict[str, Any]:
     fields |= {name: one for name, one in special.items() if name in fields}
     if kind not in ("", "place"):
         fields["out"] = {**text, "description": "new PNG below an allowed folder; several images get numbers"}
-    body = {"type": "object", "properties": to_plain(fields), "required": [*needed]}
+    body = {"type": "object", "properties": fields, "required": [*needed]}
     return {**body, "additionalProperties": False}
 
 

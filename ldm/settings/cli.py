@@ -96,6 +96,7 @@ def command(
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     verb.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     verb.__doc__ = inspect.getdoc(function)
+    verb.schema = schema  # type: ignore[attr-defined]
     return verb
 
 

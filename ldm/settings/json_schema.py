@@ -4,7 +4,8 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from ldm.settings.schema import flat_settings, members
+from ldm.settings.config import to_plain
+from ldm.settings.schema import flat_settings, members, section_of
 
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
 
@@ -31,11 +32,14 @@ def setting_schemas(schema: type) -> dict[str, dict[str, Any]]:
     """Key -> JSON Schema of every setting; keys of sections are dotted. Required ones have no default."""
     found = {}
     for key, (field, hint) in flat_settings(schema).items():
+        if section_of(hint) is not None:
+            continue
         names = {"minimum": "low", "maximum": "high", "enum": "choices"}
         rule = {name: field.metadata.get(was) for name, was in names.items()}
         one = type_schema(hint, {name: value for name, value in rule.items() if value is not None})
         one["description"] = field.metadata.get("help", "")
-        if field.default is not MISSING and field.default is not None:
-            one["default"] = field.default
-        found[key] = one
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if default is not MISSING and default is not None:
+            one["default"] = default
+        found[key] = to_plain(one)
     return found

@@ -5,15 +5,15 @@
 A test compares the page with the commands. The part from TAIL on is written by hand and stays.
 """
 
-import importlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from compose.schema import command_modules, verbs_of
 from ldm.files import write_atomic
 from ldm.settings.cli import key_rows, run_module, single_app
 
@@ -37,7 +37,6 @@ TAIL = "## Commands of the two papers\n"
 TAIL_LINK = "* [commands of the two papers](#commands-of-the-two-papers)\n"
 OF_TRAINERS = ("CONFIG", "[KEY=VALUE]...", "[OVERRIDES]...")  # explained at the top
 MOST_KEYS = 150  # a longer table is left to --help
-FOLDERS = ("", "compose", "cldm", "llava_bifrost", "inpainting", "tiny", "datasets", "ldm", "scripts")
 
 
 def sections(module: str, listed: dict[type, str]) -> Iterator[tuple[str, str]]:
@@ -45,11 +44,7 @@ def sections(module: str, listed: dict[type, str]) -> Iterator[tuple[str, str]]:
 
     listed: settings whose keys stand on the page already -> where; those of this module are added
     """
-    name = module.removesuffix(".__main__") if "." in module else f"{module}.py"
-    program = typer.main.get_command(importlib.import_module(module).build_app())
-    verbs: dict[str, Any] = getattr(program, "commands", {"": program})
-    for verb, body in verbs.items():
-        title = f"{name} {verb}".strip()
+    for title, body in verbs_of(module):
         context, shown = typer.Context(body), [option for option in body.params if not option.hidden]
         records = (option.get_help_record(context) for option in shown)
         options = [(" ".join(called.split()), " ".join(text.split())) for called, text in records]
@@ -82,14 +77,6 @@ def table(head: str, rows: Sequence[tuple[str, str]]) -> list[str]:
     escaped = [[text.replace("|", "\\|") for text in row] for row in rows]
     lines = [f"| {head} | meaning |", "| --- | --- |", *(f"| `{name}` | {text} |" for name, text in escaped)]
     return [*lines, ""] if escaped else []
-
-
-def command_modules() -> Iterator[str]:
-    """Modules whose `python -m`, or whose file, is a command, in the order of the page."""
-    for folder in FOLDERS:
-        for path in sorted(Path(folder).rglob("*.py") if folder else Path().glob("*.py")):
-            if path.read_text(encoding="utf-8").endswith("    run_module(build_app)\n"):
-                yield ".".join(path.with_suffix("").parts)
 
 
 def write_command_page(out: Annotated[Path, typer.Option(help="page to write")] = PAGE) -> None:

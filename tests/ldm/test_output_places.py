@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import typer
 
+from compose.schema import command_modules
 from ldm.settings.cli import run_app
 from ldm.settings.resources import OUTPUTS, check_places, resources_named
 from ldm.settings.schema import flat_settings, members
-from scripts.docs.make_command_docs import command_modules
 from tests.conftest import ROOT
 
 # Names of paths that are read, or of folders that a command makes for itself.
