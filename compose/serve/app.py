@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import os
 import re
+import shutil
 import socket
 import webbrowser
 from collections.abc import AsyncIterator
@@ -115,6 +117,9 @@ def serve(settings: ServeSettings) -> None:
                 "everybody who reaches %s can use this server; --auth USER:PASSWORD asks for more", url
             )
         queue = make_queue(settings)
+        given = settings.out.resolve() / "page"  # what visitors of the page upload; nobody else reads it
+        shutil.rmtree(given, ignore_errors=True)
+        os.environ["GRADIO_TEMP_DIR"] = str(given)
         app = make_app(settings, queue, url if settings.open else "")
         log.info(
             "page:    %s\nAPI:     %s/docs\nagents:  %s\nresults: %s, for %g minutes",

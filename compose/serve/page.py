@@ -66,6 +66,24 @@ def in_words(act: Callable[..., Any], drawn: bool = False) -> Callable[..., Any]
     return with_event if drawn else functools.wraps(act)(call)
 
 
+def connect(
+    event: Callable[..., Any], act: Callable[..., Any], show: Callable[..., Any], looks: list[Any],
+    outputs: list[Any], *more: Any, drawn: bool = False, **how: Any,
+) -> Any:  # fmt: skip
+    """At an event do act(desk, looks, values of more), then show(desk, *looks) in the outputs.
+
+    looks: components, the desk first. drawn: act takes what was drawn after the desk. how: for Gradio
+    """
+    count = len(looks) - 1
+
+    def handler(desk: Any, *values: Any) -> Any:
+        drawing, values = values[:drawn], values[drawn:]
+        act(desk, *drawing, values[:count], *values[count:])
+        return show(desk, *values[:count])
+
+    return event(in_words(handler, drawn), [*looks, *more], outputs, **{**EVENT, **how})
+
+
 def controls_of(schema: type, names: Sequence[str]) -> list[Any]:
     """Controls made of the declarations of settings; an empty one leaves the choice to the model."""
     controls: list[Any] = []
@@ -110,6 +128,18 @@ def open_job(queue: JobQueue, desk: Any, kind: str, request: gr.Request) -> Job:
     client = request.client.host if request.client else ""
     desk.job = in_words(lambda _: queue.open(kind, client))(desk)
     return desk.job
+
+
+def begin(
+    tab: Any, desk: Any, kind: str, request: gr.Request, make: Callable[[Any, Mapping[str, Path] | None], Any]
+) -> tuple[Any, Job]:
+    """The settings of a job with the visitor's files in its folder, and the job; gr.Error in words.
+
+    make: (desk, files) -> settings and their files by name; files: None for those of the desk
+    """
+    _, files = in_words(make)(desk, None)  # refused before a job is opened
+    job = open_job(tab.queue, desk, kind, request)
+    return in_words(make)(desk, stored(job, files, tab.server))[0], job
 
 
 def cancel(queue: JobQueue, desk: Any) -> None:

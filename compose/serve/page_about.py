@@ -26,7 +26,7 @@ from ldm.registry.models import depth_folder
 from ldm.settings.config import load_config, yaml_layers
 from llava_bifrost.locator import load_locator
 
-DAY = 24 * 3600  # seconds that a visit lasts; chosen
+DAY = 24 * 3600  # seconds that a visit and its files last; chosen
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing from elsewhere
 
 
@@ -66,8 +66,7 @@ def build_page(queue: JobQueue, settings: ServeSettings) -> gr.Blocks:
             text += f"### {title.capitalize()}\n```\n" + "\n".join(lines) + "\n```\n"
         return text
 
-    gone = 600, max(600, round(60 * settings.keep_minutes))  # seconds between looks, and of age
-    with gr.Blocks(title="Bifrost", delete_cache=gone, analytics_enabled=False) as blocks:
+    with gr.Blocks(title="Bifrost", delete_cache=(3600, DAY), analytics_enabled=False) as blocks:
         gr.Markdown(f"# Bifrost\n{config.notice}")
         desk, painting = gr.State(time_to_live=DAY), gr.State(time_to_live=DAY)
         with gr.Tab("Compose"):

@@ -1,6 +1,6 @@
 """The tab of the page that puts an object into a background."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -85,7 +85,7 @@ def cutout(desk: Desk, fix: str) -> dict[str, Any]:
     return value | {"image": page.as_url(image_u8), "tool": tool, "radius": page.BRUSH, "colour": colour}
 
 
-def in_sentences(report: dict[str, Any]) -> str:
+def composite_in_words(report: dict[str, Any]) -> str:
     """The report of a composite, for people."""
     changed = sum(drift["changed_outside"] for drift in report["drift"])
     depth, box = report["depth"], ", ".join(f"{value:.3f}" for value in report["box"])
@@ -97,6 +97,10 @@ def in_sentences(report: dict[str, Any]) -> str:
     lines += [f"this place is not {clause}" for clause, holds in clauses.items() if not holds]
     lines += [f"the outline may be wrong: {doubt}" for doubt in report["object_mask_doubts"]]
     return "  \n".join([*lines, f"{report['seconds']['total']:.1f} s on {report['device']}"])
+
+
+def nothing(desk: Desk, looks: Sequence[str]) -> None:
+    """Only show the desk again."""
 
 
 class ComposeTab:
@@ -145,77 +149,66 @@ class ComposeTab:
                 look: dict[str, Any] = {"size": "sm", "min_width": 90, "file_types": ["image"]}
                 self.uploads[name] = gr.UploadButton(label, elem_id=name, **look)
 
-    def on(self, event: Callable[..., Any], act: Callable[..., Any], *more: Any, **how: Any) -> Any:
-        """At an event do act(desk, tool, fix, values of more), and show the result.
-
-        how: `drawn`, act takes what was drawn after the desk; the rest goes to Gradio
-        """
-        drawn = how.pop("drawn", False)
-
-        def handler(desk: Desk, *values: Any) -> list[Any]:
-            drawing, values = values[:drawn], values[drawn:]
-            tool, view, mode, fix, *rest = values
-            act(desk, *drawing, tool, fix, *rest)
-            return [cutout(desk, fix), *scene(desk, tool, view, mode)]
-
-        outputs = [self.item, *self.scene]
-        return event(page.in_words(handler, drawn), [*self.looks, *more], outputs, **{**page.EVENT, **how})
+    def show(self, desk: Desk, tool: str, view: str, mode: str, fix: str) -> list[Any]:
+        """Values of both surfaces and what belongs to them."""
+        return [cutout(desk, fix), *scene(desk, tool, view, mode)]
 
     def wire(self) -> None:
         """What happens at which event."""
-        self.on(self.place.drag, self.drawn, drawn=True, **page.FREQUENT)
-        self.on(self.place.draw, self.drawn, drawn=True, trigger_mode="multiple")
-        self.on(self.item.draw, self.corrected, drawn=True, trigger_mode="multiple")
-        self.on(self.depth.input, lambda desk, tool, fix, d: desk.move(d), self.depth, **page.FREQUENT)
-        self.on(
+
+        def on(event: Any, act: Callable[..., Any], *more: Any, **how: Any) -> Any:
+            parts = [self.item, *self.scene]
+            return page.connect(event, act, self.show, self.looks, parts, *more, **how)
+
+        on(self.place.drag, self.drawn, drawn=True, **page.FREQUENT)
+        on(self.place.draw, self.drawn, drawn=True, trigger_mode="multiple")
+        on(self.item.draw, self.corrected, drawn=True, trigger_mode="multiple")
+        on(self.depth.input, lambda desk, looks, d: desk.move(d), self.depth, **page.FREQUENT)
+        on(
             self.ground.input,
-            lambda desk, tool, fix, d, on: desk.move(None if on else d),
+            lambda desk, looks, d, low: desk.move(None if low else d),
             self.depth,
             self.ground,
         )
-        self.on(self.name.submit, lambda desk, tool, fix, text: desk.name(text), self.name).success(
+        on(self.name.submit, lambda desk, looks, text: desk.name(text), self.name).success(
             lambda: "", None, self.name, **page.EVENT
         )
-        self.on(self.forget.click, lambda desk, tool, fix: desk.forget())
+        on(self.forget.click, lambda desk, looks: desk.forget())
         for part in (self.tool, self.view, self.fix, self.controls[0]):
-            self.on(part.input, lambda desk, tool, fix: None)
+            on(part.input, nothing)
         self.tool.input(lambda tool: gr.Row(visible=tool == NAME), self.tool, self.naming, **page.EVENT)
         for name, button in self.uploads.items():
             if name != "replay":
-                event = self.on(button.upload, self.taker(name), button)
+                event = on(button.upload, partial(self.take, name), button)
             else:
                 back = [self.results.words, self.sentence, *self.controls]
                 event = button.upload(page.in_words(self.replayed), [self.desk, button], back, **page.EVENT)
             if name in ("background", "replay"):
                 status = self.results.status
                 event = event.success(self.estimate, self.desk, status, **page.EVENT)
-                self.on(event.success, lambda desk, tool, fix: None)
+                on(event.success, nothing)
         given = [self.desk, self.sentence, *self.controls]
         event = self.ask.click(self.propose, given, self.results.status, **page.EVENT)
-        self.on(event.success, lambda desk, tool, fix: None)
+        on(event.success, nothing)
         self.go.click(self.compose, given, self.results.parts, scroll_to_output=True, **page.EVENT)
         self.cancel.click(partial(page.cancel, self.queue), self.desk, **page.EVENT)
 
-    def drawn(self, desk: Desk, event: gr.EventData, tool: str, fix: str) -> None:
+    def drawn(self, desk: Desk, event: gr.EventData, looks: Sequence[str]) -> None:
         """A box, a click or a stroke on the scene."""
-        if tool == MASK:
+        if looks[0] == MASK:
             desk.paint_target(event.points, event.radius)
         else:
-            desk.draw(tool == NAME, event.box, event.points)
+            desk.draw(looks[0] == NAME, event.box, event.points)
 
-    def corrected(self, desk: Desk, event: gr.EventData, tool: str, fix: str) -> None:
+    def corrected(self, desk: Desk, event: gr.EventData, looks: Sequence[str]) -> None:
         """A click or a stroke on the object."""
-        adds, finds = FIXES[fix]
+        adds, finds = FIXES[looks[-1]]
         desk.correct(event.points, CLICK if finds else event.radius, adds, finds)
 
-    def taker(self, name: str) -> Callable[[Desk, str, str, str], None]:
-        """What takes a file for a setting."""
-
-        def take(desk: Desk, tool: str, fix: str, path: str) -> None:
-            if note := desk.take(name, page.checked(Path(path), self.server)):
-                gr.Info(note)
-
-        return take
+    def take(self, name: str, desk: Desk, looks: Sequence[str], path: str) -> None:
+        """A file for a setting."""
+        if note := desk.take(name, page.checked(Path(path), self.server)):
+            gr.Info(note)
 
     def replayed(self, desk: Desk, path: str) -> list[Any]:
         """All settings of an earlier result."""
@@ -246,11 +239,14 @@ class ComposeTab:
     def begin(
         self, desk: Desk, kind: str, request: gr.Request, sentence: str, controls: Sequence[Any]
     ) -> tuple[ComposeSettings, Job]:
-        """A job with the visitor's files; gr.Error in words."""
-        given = page.in_words(lambda _: page.values_of(ComposeSettings, CONTROLS, controls))(desk)
-        settings = page.in_words(Desk.settings)(desk, given, sentence)
-        job = page.open_job(self.queue, desk, kind, request)
-        return replace(settings, **page.stored(job, settings.input_files, self.server)), job
+        """A job with the visitor's files."""
+
+        def make(desk: Desk, files: Mapping[str, Path] | None) -> tuple[ComposeSettings, dict[str, Path]]:
+            given = page.values_of(ComposeSettings, CONTROLS, controls)
+            settings = desk.settings({**given, **(files or {})}, sentence)
+            return settings, settings.input_files
+
+        return page.begin(self, desk, kind, request, make)
 
     async def propose(
         self, desk: Desk, request: gr.Request, sentence: str, *controls: Any
@@ -275,5 +271,5 @@ class ComposeTab:
         placed = desk.box is not None or desk.target is not None
         settings, job = self.begin(desk, "compose", request, "" if placed else sentence, controls)
         work, before = compose_work(settings, sheet=True, placement=desk.record), desk.files["background"]
-        async for update in self.results.watch(desk, job, work, before, in_sentences):
+        async for update in self.results.watch(desk, job, work, before, composite_in_words):
             yield update

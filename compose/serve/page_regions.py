@@ -3,7 +3,7 @@
 Legend: h w pixels of the image.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import RLock
@@ -94,7 +94,7 @@ def canvas(painting: Painting, region: int) -> dict[str, Any]:
     return value | {"image": page.as_url(image_u8), "tool": "brush", "radius": page.BRUSH, "colour": colour}
 
 
-def in_sentences(report: dict[str, Any]) -> str:
+def painting_in_words(report: dict[str, Any]) -> str:
     """The report of a painting, for people."""
     changed = sum(drift["changed_outside"] for drift in report["drift"])
     inside = 100 * report["drift"][0]["edit_fraction"]
@@ -143,44 +143,37 @@ class RegionsTab:
                 with gr.Row():
                     go = gr.Button("Paint", variant="primary", elem_id="paint")
                     cancel = gr.Button("Cancel")
-        self.on(self.canvas.draw, self.drawn, adds, drawn=True, trigger_mode="multiple")
-        self.on(self.region.input, lambda painting, region: None)
-        self.on(
+
+        def on(event: Any, act: Callable[..., Any], *more: Any, **how: Any) -> None:
+            looks = [painting, self.region, self.table]
+            page.connect(event, act, self.show, looks, [self.canvas, *looks[1:]], *more, **how)
+
+        on(self.canvas.draw, self.drawn, adds, drawn=True, trigger_mode="multiple")
+        on(self.region.input, lambda painting, looks: None)
+        on(
             image.upload,
-            lambda painting, region, path: painting.take(page.checked(Path(path), settings)),
+            lambda painting, looks, path: painting.take(page.checked(Path(path), settings)),
             image,
         )
-        self.on(masks.upload, self.load, masks)
-        self.on(clear.click, lambda painting, region: painting.masks.clear())
+        on(masks.upload, self.load, masks)
+        on(clear.click, lambda painting, looks: painting.masks.clear())
         given = [painting, self.table, *controls]
         write.click(self.write, given, [self.results.status, self.table], **page.EVENT)
         go.click(self.paint, given, [*self.results.parts, self.table], scroll_to_output=True, **page.EVENT)
         cancel.click(partial(page.cancel, queue), painting, **page.EVENT)
 
-    def on(self, event: Callable[..., Any], act: Callable[..., Any], *more: Any, **how: Any) -> None:
-        """At an event do act(painting, region, values of more), and show it; how: as in ComposeTab."""
-        drawn = how.pop("drawn", False)
+    def show(self, painting: Painting, region: int, table: Table) -> list[Any]:
+        """Values of surface, choice of regions and table."""
+        names = [f"{number} {name}" for number, name in enumerate(palette(len(painting.masks) + 1), 1)]
+        region, rows = min(region, len(painting.masks)), {row[0]: row for row in table}
+        choices = gr.Dropdown([(name, number) for number, name in enumerate(names)], value=region)
+        return [canvas(painting, region), choices, [rows.get(name, [name, "", ""]) for name in names[:-1]]]
 
-        def handler(painting: Painting, *values: Any) -> list[Any]:
-            drawing, (region, table, *rest) = values[:drawn], values[drawn:]
-            act(painting, *drawing, region, *rest)
-            names = [f"{number} {name}" for number, name in enumerate(palette(len(painting.masks) + 1), 1)]
-            region, rows = min(region, len(painting.masks)), {row[0]: row for row in table}
-            shown = [rows.get(name, [name, "", ""]) for name in names[:-1]]
-            choices = [(name, number) for number, name in enumerate(names)]
-            return [canvas(painting, region), gr.Dropdown(choices, value=region), shown]
-
-        inputs, outputs = (
-            [self.painting, self.region, self.table, *more],
-            [self.canvas, self.region, self.table],
-        )
-        event(page.in_words(handler, drawn), inputs, outputs, **{**page.EVENT, **how})
-
-    def drawn(self, painting: Painting, event: gr.EventData, region: int, adds: bool) -> None:
+    def drawn(self, painting: Painting, event: gr.EventData, looks: Sequence[Any], adds: bool) -> None:
         """A stroke of the brush."""
-        painting.stroke(region, event.points, event.radius, adds)
+        painting.stroke(looks[0], event.points, event.radius, adds)
 
-    def load(self, painting: Painting, region: int, paths: list[str]) -> None:
+    def load(self, painting: Painting, looks: Sequence[Any], paths: list[str]) -> None:
         """Masks from files."""
         for path in paths:
             painting.load(page.checked(Path(path), self.server))
@@ -188,19 +181,19 @@ class RegionsTab:
     def begin(
         self, painting: Painting, kind: str, request: gr.Request, table: Table, controls: Sequence[Any]
     ) -> tuple[DreamSettings, Job]:
-        """A job with the visitor's files; gr.Error in words."""
+        """A job with the visitor's files."""
 
-        def settings_of(painting: Painting, files: dict[str, Path]) -> DreamSettings:
-            image, *masks = files.values()
-            given = page.values_of(DreamSettings, CONTROLS, controls)
-            given |= {"image": image, "masks": masks, "prompts": [row[1] for row in table]}
+        def make(
+            painting: Painting, files: Mapping[str, Path] | None
+        ) -> tuple[DreamSettings, dict[str, Path]]:
+            own = painting.files() if files is None else files
+            image, *masks = own.values()
+            given = {**page.values_of(DreamSettings, CONTROLS, controls), "image": image, "masks": masks}
+            given["prompts"] = [row[1] for row in table]
             given |= {"negatives": [row[2] for row in table]} if any(row[2] for row in table) else {}
-            return merge_layers(DreamSettings, [*self.layers, Layer(to_plain(given))])
+            return merge_layers(DreamSettings, [*self.layers, Layer(to_plain(given))]), dict(own)
 
-        files = page.in_words(Painting.files)(painting)
-        page.in_words(settings_of)(painting, files)
-        job = page.open_job(self.queue, painting, kind, request)
-        return settings_of(painting, page.stored(job, files, self.server)), job
+        return page.begin(self, painting, kind, request, make)
 
     async def write(
         self, painting: Painting, request: gr.Request, table: Table, *controls: Any
@@ -216,6 +209,6 @@ class RegionsTab:
         """All regions, in one pass."""
         settings, job = self.begin(painting, "paint", request, table, controls)
         async for update in self.results.watch(
-            painting, job, paint_work(settings), painting.path, in_sentences
+            painting, job, paint_work(settings), painting.path, painting_in_words
         ):
             yield [*update, with_prompts(table, job)]
