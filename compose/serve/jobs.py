@@ -157,9 +157,14 @@ class JobQueue:
             identity = secrets.token_hex(16)
             job = Job(identity, kind, self.folder / f"job-{identity}")
             self.jobs[identity] = job
-        job.folder.mkdir(mode=0o700)
-        job.inputs.mkdir(mode=0o700)
-        job.write(job.state)
+        try:
+            job.folder.mkdir(mode=0o700)
+            job.inputs.mkdir(mode=0o700)
+            job.write(job.state)
+        except (OSError, ValueError):  # such as a full disk
+            log.exception("job %s", job.id)
+            self._remove(job)
+            raise QueueFull("the server cannot store a request now", MINUTE) from None
         return job
 
     def submit(self, job: Job, work: Work) -> Job:

@@ -5,6 +5,7 @@ What is not understood is refused by name. Errors have the form {"error": {"mess
 
 import asyncio
 import base64
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
@@ -28,6 +29,8 @@ from inpainting.dream import DreamSettings
 from inpainting.models.text_to_image.load import read_inpainter_config
 from inpainting.painting import painter_folder
 from ldm import __version__
+
+log = logging.getLogger(__name__)
 
 UPLOAD_S = 300  # seconds in which a request must have arrived; chosen
 POLL_S = 0.2  # seconds between two looks at a job; chosen
@@ -132,6 +135,9 @@ async def edit(request: Request) -> Response:
             raise HTTPException(400, queue.clean(str(error), job)) from None
         if isinstance(error, TimeoutError):
             raise HTTPException(408, f"the request did not arrive within {UPLOAD_S} s") from None
+        if isinstance(error, OSError):
+            log.exception("job %s", job.id)
+            raise HTTPException(507, "the server could not store the request; its log says why") from None
         raise
     if job.state != "done":
         code = 409 if job.state == "cancelled" else 400 if job.invalid else 500

@@ -1,5 +1,6 @@
 """The queue: turns, bounds, cancelling, what stays on the disk and what a later queue makes of it."""
 
+import errno
 import json
 import shutil
 import threading
@@ -253,6 +254,20 @@ def test_result_that_cannot_be_stored_is_not_handed_out(make_queue):
 
     job = run(make_queue(), work)
     assert (job.state, job.result, job.error) == ("failed", None, "the server could not store the result")
+
+
+def test_full_disk_takes_no_place_in_the_line(make_queue, monkeypatch):
+    def full(*given):
+        raise OSError(errno.ENOSPC, "no space left", "/srv/secret")
+
+    queue = make_queue(waiting=1)
+    monkeypatch.setattr("compose.serve.jobs.write_json", full)
+    for _ in "ab":
+        with pytest.raises(QueueFull, match="^the server cannot store a request now; try again in 60 s$"):
+            queue.open("compose")
+    monkeypatch.undo()
+    assert list(queue.folder.glob("job-*")) == []
+    assert run(queue).state == "done"
 
 
 def test_folder_that_others_can_read_is_refused(tmp_path):

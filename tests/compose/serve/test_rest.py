@@ -1,11 +1,13 @@
 """The HTTP API: what it paints, what it refuses and in which words, jobs, limits, no path told."""
 
 import base64
+import errno
 import io
 import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -280,6 +282,16 @@ def test_fields_in_the_address_and_other_bodies_are_refused(client):
     )
     answer = client.post("/v1/images/edits", json={"prompt": "a"})
     assert (answer.status_code, refusal(answer)) == (415, "a multipart/form-data form is needed")
+
+
+def test_full_disk_is_said_without_a_path(client, monkeypatch):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "no space left", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    answer = post(client, COMPOSITE)
+    expected = (507, "the server could not store the request; its log says why")
+    assert (answer.status_code, refusal(answer)) == expected
 
 
 def test_no_refusal_leaves_a_job_or_a_file(client):
