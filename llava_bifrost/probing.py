@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,18 @@ from ldm.images import read_image
 from ldm.mllm.model import ChatExample
 from ldm.mllm.templates import TEMPLATES
 from ldm.result import write_result
-from llava_bifrost.language.instruction import FORMATS, InstructionError
-from llava_bifrost.language.reading import parse_instruction
+from llava_bifrost.language.instruction import FORMATS
 from llava_bifrost.locator import Locator, load_locator
 from llava_bifrost.settings import ProbeSettings
+from llava_bifrost.worlds.world import SHAPE_NAMES
 
 log = logging.getLogger(__name__)
 
 PHOTOGRAPH = (".jpg", ".jpeg", ".png", ".webp")
-NAMES = ("dog", "sofa", "vase", "table", "cat", "chair", "lamp", "bed")  # of COCO, for open vocabularies
+NAMES = ("dog", "sofa", "vase", "table", "cat", "chair", "lamp", "bed")  # where the tokenizer knows them
 PHRASES = ("behind", "on", "in front of", "to the left of")
 IMAGE = "<image>"
-BLIND = (
-    0.9  # fraction of answers that another image does not change from which a model is called blind; chosen
-)
+BLIND = 0.9  # fraction of answers that are the same about another image; chosen
 LLAVAS = ("llava", "llava_next")
 DEPTHS = {5: "center", 7: "maxmedmin"}  # numbers of an answer -> its format
 
@@ -40,11 +38,9 @@ def probe_locator(settings: ProbeSettings) -> dict[str, Any]:
     if len(files) < 2:
         raise ValueError(f"images: {settings.images} holds {len(files)} images, at least 2 are needed")
     images = [read_image(path).rgb_u8 for path in files[: settings.count]]
-    names = [word for word in locator.words if is_name(word)] if locator.closed else NAMES
-    places = [
-        f"Place the {a} {p} the {b}" for a, b, p in zip(names, names[1:], PHRASES * len(names), strict=False)
-    ]
-    told = settings.sentences or tuple(places)
+    names = [name for name in (*NAMES, *SHAPE_NAMES) if locator.grammar.spelling_of(name) == name]
+    pairs = zip(names, cycle(PHRASES), names[1:], strict=False)
+    told = settings.sentences or tuple(f"Place the {a} {phrase} the {b}" for a, phrase, b in pairs)
     texts = [told[number % len(told)] for number in range(len(images))]
     templates = {None, locator.config.template, *(TEMPLATES if locator.mllm.family in LLAVAS else ())}
     rows = []
@@ -75,8 +71,8 @@ def probe_locator(settings: ProbeSettings) -> dict[str, Any]:
         "asked": rows,
         "examples": own[:4],
     }
-    log.info("suits: template %s, format %s, decimals %s", *found.values())
-    log.info("%.0f %% of its free answers can be read", 100 * best["parsed"])
+    text = "suits: template %s, format %s, decimals %s; %.0f %% of its free answers can be read"
+    log.info(text, *found.values(), 100 * best["parsed"])
     if best["parsed"] and found != report["configured"]:
         log.warning("its locator.json says otherwise: %s", report["configured"])
     if report["blind"]:
@@ -86,14 +82,6 @@ def probe_locator(settings: ProbeSettings) -> dict[str, Any]:
     if settings.out is not None:
         write_result({settings.out: json_bytes(report)}, settings.overwrite)
     return report
-
-
-def is_name(word: str) -> bool:
-    """Whether a word may stand for an object in a sentence; adjectives may not."""
-    try:
-        return bool(parse_instruction(f"Replace the {word}"))
-    except InstructionError:
-        return False
 
 
 def free_numbers(locator: Locator, images: Sequence[np.ndarray], questions: Sequence[str]) -> dict[str, Any]:
@@ -128,7 +116,5 @@ def token_parity(locator: Locator, text: str) -> bool | None:
     for part in parts[1:]:
         original = [*original, image, *tokenizer(part, add_special_tokens=False)["input_ids"]]
     ours = locator.chat.prompts([ask])["input_ids"][0].tolist()
-    ours = [
-        token for token, before in zip(ours, [None, *ours], strict=False) if (token, before) != (image, image)
-    ]
-    return ours == original
+    runs = zip(ours, [None, *ours], strict=False)  # of one image token each
+    return [token for token, before in runs if not token == before == image] == original

@@ -50,7 +50,7 @@ def read_points(path: Path) -> list[dict[str, Any]]:
         return []
     records = []
     for number, row in enumerate(rows, 1):
-        record = {
+        record: dict[str, Any] = {
             key: next((row[name] for name in names if row.get(name)), None) for key, names in NAMES.items()
         }
         if lacking := [key for key, value in record.items() if value is None]:

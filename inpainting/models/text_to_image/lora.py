@@ -104,16 +104,6 @@ def released_key(name: str) -> str:
     raise ValueError(f"{name} is no parameter of a LoRA")
 
 
-def released_weights(unet: nn.Module, source: Path) -> dict[str, Tensor]:
-    """The LoRA of a file or folder under peft's names; ValueError where it does not fit the plain UNet."""
-    file = lora_file(source)
-    weights, settings = read_lora(unet, file, torch.float32)
-    rank, alpha = ((settings or {}).get(f"unet.{name}") for name in ("r", "lora_alpha"))
-    if rank != alpha:
-        raise ValueError(f"{file}: alpha is {alpha} and rank {rank}; only a LoRA of scale 1 can be continued")
-    return weights
-
-
 def train_lora(config: TrainLoraConfig) -> Path:
     """Train; returns the file of the best LoRA. The same call again continues."""
     out = config.project_dir
@@ -121,7 +111,15 @@ def train_lora(config: TrainLoraConfig) -> Path:
     accelerator = make_accelerator(config.fit, out)
     dtype = DTYPES.get(config.fit.precision, torch.float32)  # "no" is full precision
     model = load_inpainter(config.pretrained, device="cpu", dtype=dtype)
-    begun = None if config.resume_from is None else released_weights(model.unet, config.resume_from)
+    begun: dict[str, Tensor] = {}
+    if config.resume_from is not None:  # read before the UNet has layers of its own for a LoRA
+        file = lora_file(config.resume_from)
+        begun, stated = read_lora(model.unet, file, torch.float32)
+        rank, alpha = ((stated or {}).get(f"unet.{name}") for name in ("r", "lora_alpha"))
+        if rank != alpha:
+            raise ValueError(
+                f"{file}: alpha is {alpha} and rank {rank}; only a LoRA of scale 1 can be continued"
+            )
     options = config.lora
     adapter = LoraConfig(
         r=options.rank,
@@ -133,7 +131,7 @@ def train_lora(config: TrainLoraConfig) -> Path:
     with drawing(seed_of(config.fit.seed, "lora")):
         model.unet.add_adapter(adapter, adapter_name=ADAPTER)
     cast_training_params(model.unet, torch.float32)
-    if begun is not None:
+    if begun:
         mine = {
             f"unet.{name.replace(f'.{ADAPTER}.', '.')}": value for name, value in trained(model.unet).items()
         }
