@@ -95,6 +95,8 @@ def controls_of(schema: type, names: Sequence[str]) -> list[Any]:
         if about["choices"]:
             choices = [*([] if field.default else [("", "")]), *about["choices"]]
             controls.append(gr.Dropdown(choices, **shared))
+        elif hint is bool:
+            controls.append(gr.Checkbox(**{**shared, "value": field.default}))
         elif hint in (int, float):
             limits = {
                 "minimum": about["low"],
