@@ -96,13 +96,13 @@ def read_edit(
                 raise ValueError(f"size must be auto or {own}, the size of the image, got {size!r}")
         values: dict[str, Any] = {"num_samples": count}
         values |= read_values(given, DreamSettings if kind == "paint" else ComposeSettings, FIELDS[kind])
-        read = {
+        readers: dict[str, Callable[..., tuple[Work, str | None]]] = {
             "paint": paint_edit,
             "replay": replay_edit,
             "place": partial(compose_edit, work=place_work),
             "compose": partial(compose_edit, work=compose_work),
-        }[kind]
-        work, polarity = read(job, given, files, values, settings)
+        }
+        work, polarity = readers[kind](job, given, files, values, settings)
     facts = {"size": size, "mask": polarity} if polarity else {}
     return Edit(kind, work, text_of(given, "response_format", "b64_json") == "url", facts)
 
