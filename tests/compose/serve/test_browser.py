@@ -9,26 +9,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 
 from compose.commands import replay
-from compose.serve.app import make_app, make_queue
-from compose.serve.settings import ServeSettings
 from compose.settings import ReplaySettings
-from ldm.files import read_json
 from ldm.images import read_image, read_mask, write_png
 from ldm.result import read_recipe
+from tests.compose.serve.browsing import TENT, Visit, photographs, served
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
-TENT = ROOT / "assets/examples/tent"
 SENTENCE = "Place the checkered cyan pyramid behind the dotted teal prism"
 MISSING = (
     "needs a browser: pip install playwright, then apt-get install chromium (or playwright install chromium)"
@@ -38,18 +32,8 @@ FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> Iterator[str]:
-    """A running server with the small networks."""
-    settings = ServeSettings(out=tmp_path_factory.mktemp("serve") / "out", devices=("cpu",))
-    queue = make_queue(settings)
-    server = uvicorn.Server(uvicorn.Config(make_app(settings, queue), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    queue.close()
-    thread.join(timeout=20)
+    with served(tmp_path_factory.mktemp("serve") / "out") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -63,81 +47,6 @@ def browser():
             pytest.skip(f"{MISSING}: {str(error).splitlines()[0]}")
         yield browser
         browser.close()
-
-
-class Visit:
-    """One visitor and the page."""
-
-    def __init__(self, browser, address: str, **options) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **options})
-        self.page, self.foreign, self.errors = self.context.new_page(), list[str](), list[str]()
-        self.page.set_default_timeout(10_000)
-        self.page.on("request", lambda sent: self.foreign.append(sent.url))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(address)
-        self.page.wait_for_selector("#background-canvas canvas")
-        self.address = address
-
-    def give(self, name: str, *paths: Path) -> None:
-        self.page.locator(f"input[type=file]:has(+ #{name})").set_input_files([str(path) for path in paths])
-
-    def prepare(self, background: Path = TENT / "room.png", item: Path = TENT / "object.png") -> None:
-        """Background with its depth, and the object."""
-        self.give("background", background)
-        self.until("#visible .prose", "estimated")
-        self.until("#visible .prose", "")
-        self.give("object", item)
-        self.page.wait_for_function(
-            "getComputedStyle(document.querySelector('#object-canvas canvas')).cursor == 'crosshair'"
-        )
-
-    def until(self, where: str, text: str) -> str:
-        """Wait until an element says something; nothing at all for an empty text."""
-        check = "says.includes(text)" if text else "says === ''"
-        script = f"const says = document.querySelector(where)?.innerText.trim() ?? ''; return {check}"
-        script = f"([where, text]) => {{{script}}}"
-        self.page.wait_for_function(script, arg=[where, text])
-        return self.page.inner_text(where)
-
-    def at(self, canvas: str, x: float, y: float) -> tuple[float, float]:
-        """Coordinates on the screen of a point of the image."""
-        box = self.page.locator(f"#{canvas}-canvas canvas").bounding_box()
-        return box["x"] + x * box["width"], box["y"] + y * box["height"]
-
-    def drag(self, canvas: str, *points: tuple[float, float]) -> None:
-        self.page.locator(f"#{canvas}-canvas canvas").scroll_into_view_if_needed()
-        self.page.mouse.move(*self.at(canvas, *points[0]))
-        self.page.mouse.down()
-        for point in points[1:]:
-            self.page.mouse.move(*self.at(canvas, *point), steps=4)
-        self.page.mouse.up()
-
-    def set(self, **values: object) -> None:
-        """Type settings of the Compose tab."""
-        self.page.get_by_role("button", name="Settings").click()
-        for name, value in values.items():
-            self.page.fill(f"#ComposeSettings-{name} :is(input, textarea)", str(value))
-
-    def click(self, canvas: str, x: float, y: float) -> None:
-        self.page.locator(f"#{canvas}-canvas canvas").scroll_into_view_if_needed()
-        self.page.mouse.click(*self.at(canvas, x, y))
-
-    def compose(self) -> list[Path]:
-        """Press the button; the files that can be downloaded."""
-        self.page.click("#compose")
-        self.page.wait_for_selector("text=pixels changed outside")
-        return self.downloads()
-
-    def downloads(self) -> list[Path]:
-        links = self.page.locator(".downloads a[download]:visible")
-        links.first.wait_for()
-        paths = []
-        for index in range(links.count()):
-            with self.page.expect_download() as download:
-                links.nth(index).click()
-            path = Path(download.value.path())
-            paths.append(path.rename(path.with_name(download.value.suggested_filename)))
-        return paths
 
 
 @pytest.fixture
@@ -289,6 +198,16 @@ def test_errors_are_said_in_words(visit, tmp_path):
     assert str(tmp_path) not in visit.page.content()
 
 
+def test_two_visitors_see_only_what_is_theirs(visit, browser, address):
+    visit.prepare()
+    other = Visit(browser, address)
+    other.page.click("#compose")
+    other.page.wait_for_selector("text=give a background and an object first")
+    other.context.close()
+    visit.drag("background", (0.2, 0.2), (0.5, 0.6))
+    visit.until("#visible .prose", "% visible")
+
+
 def test_regions_are_painted_loaded_and_filled(visit):
     visit.page.click("role=tab[name=Regions]")
     visit.give("painting", TENT / "room.png")
@@ -329,13 +248,6 @@ def test_a_file_of_jobs_is_done(visit, tmp_path):
     )
 
 
-def photographs(test_data: Path, case: str) -> tuple[Path, Path]:
-    folder = test_data / "data"
-    listed = read_json(folder / "composite/cases.json")["cases"]
-    cases = {entry["id"]: entry for entry in listed}
-    return folder / cases[case]["background"], folder / cases[case]["object"]
-
-
 @pytest.mark.parametrize("way", ["box", "sentence"])
 def test_a_newcomer_composes_photographs_in_two_minutes(visit, test_data, way):
     background, item = photographs(test_data, "d05_wolf_behind_motorcycle")
@@ -361,7 +273,6 @@ def test_a_newcomer_composes_photographs_in_two_minutes(visit, test_data, way):
     before, after = read_image(background).rgb_u8, read_image(image).rgb_u8
     changed = (before != after).any(axis=2)
     assert 0 < changed.mean() < 0.6
-    print(f"{way}: {seconds:.1f} s")
 
 
 def test_a_phone_has_room_for_everything(browser, address):
