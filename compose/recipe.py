@@ -11,7 +11,7 @@ from cldm.config import Sampling, with_compat
 from compose.models import Models
 from compose.settings import ComposeSettings
 from datasets.inputs import PairOptions
-from ldm.files import file_sha256, hash_folder
+from ldm.files import file_sha256, hash_folder, same_file
 from ldm.memory import FOLDER, IN_MEMORY
 from ldm.registry.models import cutout_network
 from ldm.result import library_versions, read_recipe
@@ -104,7 +104,7 @@ def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettin
     settings: those of the recipe
     """
     for name, path in settings.input_files.items():
-        if not path.is_file():
+        if not same_file(path).is_file():
             held = path.as_posix().startswith(IN_MEMORY)
             what = "an image in memory was used" if held else f"{path} is not there"
             raise ValueError(f"{image}: {what}; {flag_name(name)} FILE names a file with the same contents")

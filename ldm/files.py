@@ -55,7 +55,7 @@ class UnwritableError(ValueError):
 def read_text(path: Path) -> str:
     """A text file without its byte order mark, line ends as they are; ValueError names file and line."""
     try:
-        data = path.read_bytes()
+        data = same_file(path).read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except OSError as error:
@@ -238,7 +238,7 @@ def file_sha256(path: Path | str, *, anew: bool = False) -> str:
 
     Of large weight files it is also remembered in a hidden file beside them, where that can be written.
     """
-    path = Path(path)
+    path = same_file(Path(path))
     try:
         status = path.stat()
         stamp = [status.st_size, status.st_mtime_ns]

@@ -25,7 +25,7 @@ import numpy as np
 
 from datasets.sources import coco, readers
 from datasets.sources.image_source import ImagesConfig, Item, SourceConfig
-from ldm.files import nfc, numbered_lines, read_json, visible_files
+from ldm.files import nfc, numbered_lines, read_json, same_file, visible_files
 from ldm.images import read_mask
 from ldm.settings.config import setting
 
@@ -175,7 +175,7 @@ class FolderConfig(SourceConfig):
         readers.require(masked, f"masks with images in {self.root}")
         objects = {nfc(mask.stem): view for mask, view in masked}
         listing = self.pairs or self.root / "pairs.txt"
-        if not listing.is_file():
+        if not same_file(listing).is_file():
             if self.pairs is not None:
                 raise ValueError(f"pairs: there is no file {listing}")
             return [(name, view, view) for name, view in objects.items()]

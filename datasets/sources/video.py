@@ -14,7 +14,7 @@ import numpy as np
 from datasets.base import Rejected
 from datasets.sources import coco, readers
 from datasets.sources.image_source import ImagesConfig, ImageSource, Item, motion
-from ldm.files import numbered_lines, read_json
+from ldm.files import numbered_lines, read_json, same_file
 from ldm.settings.config import setting
 
 # Ids of gray masks of VIPSeg: a class up to 124 of stuff, otherwise class * 100 + object (its README).
@@ -198,7 +198,7 @@ class MvImgNetConfig(VideoConfig):
     dynamics: int = motion(2)
 
     def read(self) -> list[Item]:
-        if not self.listing.is_file():
+        if not same_file(self.listing).is_file():
             raise ValueError(f"listing: there is no file {self.listing}")
         names = (coco.posix_name(line.strip().strip('"')) for _, line in numbered_lines(self.listing))
         return readers.require(sorted({(name.removeprefix("MVDir/"),) for name in names}), str(self.listing))

@@ -19,7 +19,7 @@ import numpy as np
 
 from datasets.sources.readers import IMAGES, images_in, subfolders
 from inpainting.prompts import ANSWER_MARK, COLORS
-from ldm.files import nfc, read_json, write_atomic
+from ldm.files import nfc, read_json, same_file, write_atomic
 from ldm.images import read_image, read_mask
 from ldm.journal import Journal, run_step, stamp_path
 from ldm.settings.config import CheckedSettings, setting
@@ -175,7 +175,7 @@ def encode_object(document: Mapping[str, Any]) -> bytes:
 
 def source_file(path: Path) -> Path:
     """One of the files that the authors provide; a missing one is named with the command that gets it."""
-    if not path.is_file():
+    if not same_file(path).is_file():
         raise ValueError(f"{path} does not exist; {GET}")
     return path
 

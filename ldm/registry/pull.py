@@ -146,6 +146,8 @@ def finalize_download(model: Model, partial: Path, source: Path | None = None) -
     missing = missing_files(model, partial)
     if missing:
         raise ValueError(f"{source or partial}: incomplete: no file matches {', '.join(missing)}")
+    for name in [name for name in kept_files(partial) if "/." in f"/{name}"]:
+        (partial / name).unlink()  # hidden files of a finished folder are thus somebody's own
     write_json(partial / HASH_FILE, hashes_of(partial))
     folder = folder_of(model)
     old = folder.with_name(f".{folder.name}.old")
@@ -158,9 +160,9 @@ def finalize_download(model: Model, partial: Path, source: Path | None = None) -
 
 
 def hashes_of(folder: Path, anew: bool = False) -> dict[str, str]:
-    """SHA-256 of every file, less leftovers; anew: read all of them."""
+    """SHA-256 of every file, less hidden ones and leftovers; anew: read all of them."""
     whole = [name for name in sorted(kept_files(folder)) if not name.endswith(UNFINISHED)]
-    return {name: file_sha256(folder / name, anew=anew) for name in whole}
+    return {name: file_sha256(folder / name, anew=anew) for name in whole if "/." not in f"/{name}"}
 
 
 def changed(model: Model) -> list[str]:

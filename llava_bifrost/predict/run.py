@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from datasets.relations import Place
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
-from ldm.files import excerpt, numbered_lines, set_aside, work_digest, write_atomic, write_json
+from ldm.files import excerpt, numbered_lines, same_file, set_aside, work_digest, write_atomic, write_json
 from ldm.images import encode_png, read_depth, read_image, write_png
 from ldm.journal import append_line, parse_line, read_lines
 from ldm.locks import alone
@@ -114,7 +114,8 @@ def fingerprints(settings: PredictJobs, jobs: Sequence[Job]) -> dict[str, str]:
     folders = [Path(folder) for folder in named if folder and Path(folder).is_dir()]
     found = {}
     for job in jobs:
-        files = [path for path in (job["folder"] / job["image"], settings.anchors) if path and path.is_file()]
+        given = [same_file(path) for path in (job["folder"] / job["image"], settings.anchors) if path]
+        files = [path for path in given if path.is_file()]
         found[job["id"]] = work_digest([plain, job["instruction"], job.get("anchors")], files, folders)
     return found
 

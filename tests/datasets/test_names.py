@@ -13,15 +13,28 @@ from compose.batch import read_jobs
 from datasets.sources.readers import images_in
 from datasets.sources.still import FolderConfig, LvisConfig, MaskedFolder, SaliencyConfig, SamConfig
 from datasets.sources.video import MvImgNetConfig, VipSegConfig
-from inpainting.data.paintings import image_map
+from inpainting.data.paintings import image_map, source_file
 from inpainting.data.steps.split import SplitSettings, split_images
 from ldm.checkpoints import read_weights
-from ldm.files import hash_folder, nfc, same_file, visible_files
+from ldm.files import (
+    file_sha256,
+    hash_folder,
+    nfc,
+    numbered_lines,
+    read_json,
+    read_table,
+    same_file,
+    visible_files,
+)
 from ldm.images import read_depth, read_image, read_mask, write_depth, write_mask, write_png
 from ldm.precompute_depth import DepthSettings, estimate_tree
 from ldm.registry.pull import hashes_of
+from ldm.settings.config import load_config
 from ldm.weight_files import open_weights
 from llava_bifrost.build_dataset.records import read_records
+from llava_bifrost.predict.run import fingerprints
+from llava_bifrost.settings import PredictJobs
+from run_dataset_debug import DebugSettings
 from tests.conftest import ROOT
 from tests.datasets import trees
 
@@ -94,7 +107,7 @@ def test_a_wrong_pair_is_named(tmp_path, line, message):
         '"MVDir/7/a b/images"',
         "MVDir/7/a b/images",
         "  7/a b/images\r",
-        "MVDir\\\\7\\\\a b\\\\images",
+        "MVDir\\7\\a b\\images",
         "./MVDir/7/a b/images/",
         "MVDir/7/a b/images\n7/a b/images",
     ],
@@ -123,6 +136,36 @@ def test_images_masks_and_depth_are_found_in_either_form(tmp_path, on_disk, aske
     assert same_file(wanted / "images/none.png") == wanted / "images/none.png"
     with pytest.raises(ValueError, match="none.png does not exist"):
         read_image(wanted / "images/none.png")
+
+
+@pytest.mark.parametrize(("on_disk", "asked"), FORMS)
+def test_texts_and_hashes_are_read_in_either_form(tmp_path, on_disk, asked):
+    disk, path = tmp_path / f"{form(on_disk, CAFE)}.csv", tmp_path / f"{form(asked, CAFE)}.csv"
+    disk.write_text("a,b\n1,2\n")
+    assert read_table(path, ("a",)) == [{"a": "1", "b": "2"}]
+    assert numbered_lines(path) == [(1, "a,b"), (2, "1,2")]
+    assert file_sha256(path) == file_sha256(disk)
+    assert source_file(path) == path
+    disk.write_text("{n: 3, source: lvis, out: a.png}")
+    assert load_config(DebugSettings, path).n == 3
+    disk.write_text('{"seed": 3}')
+    assert read_json(path) == {"seed": 3}
+    put(tmp_path, "cup")
+    disk.write_text("cup\n" * 2)
+    with pytest.raises(ValueError, match=r"line 1: 1 names"):
+        FolderConfig(root=tmp_path, pairs=path).read()
+    listing = MvImgNetConfig(images=tmp_path, depth=tmp_path / "depth", listing=path)
+    assert listing.read() == [("cup",)]
+
+
+@pytest.mark.parametrize(("on_disk", "asked"), FORMS)
+def test_an_answer_depends_on_an_image_in_either_form(tmp_path, on_disk, asked):
+    disk, name = tmp_path / f"{form(on_disk, CAFE)}.png", f"{form(asked, CAFE)}.png"
+    job, digests = {"id": "a", "folder": tmp_path, "image": name, "instruction": "x"}, []
+    for content in (b"one", b"other"):
+        disk.write_bytes(content)
+        digests += fingerprints(PredictJobs(jobs=tmp_path / "jobs.jsonl"), [job]).values()
+    assert digests[0] != digests[1]
 
 
 @pytest.mark.parametrize(("on_disk", "asked"), FORMS)

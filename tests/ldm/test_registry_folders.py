@@ -32,6 +32,7 @@ def fetched(file: Path, path: Path) -> None:
         ("top/*.pth", ["top/w.pth"], {"top/w.pth"}),
         ("checkpoint-*/w.pth", ["rca/checkpoint-9/w.pth", "rca/._x"], {"checkpoint-9/w.pth"}),
         ("w.pth", ["w.pth", "sub/w.pth"], {"w.pth", "sub/w.pth"}),
+        ("w.pth", ["a/w.pth", "a/.gitattributes", "a/.git/HEAD", "a/sub/.x"], {"w.pth"}),
     ],
 )
 @pytest.mark.parametrize("way", ["register", "pull", "folder"])
@@ -53,6 +54,7 @@ def test_folders_around_an_archive_are_left_out(
     assert visible == {HASH_FILE, *found}
     assert changed(one) == []
     assert [path.name for path in root.iterdir()] == ["thing"]
+    pull_model("thing", one, file)  # nothing in the folder is anybody's, so it can be replaced
 
 
 @pytest.mark.parametrize("name", ["a.zip", "A.ZIP", "a.tar.gz"])
