@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import typer
+from omegaconf import OmegaConf
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from benchmarks.campaign import FAULTS, Campaign
+from benchmarks.campaign import COMMANDS, FAULTS, Campaign
 from benchmarks.campaign_state import contents, count_renames, differences, wait
 from benchmarks.fuzz import Fuzz, is_ours, run_items
 from ldm.images import write_png
@@ -102,6 +109,93 @@ def test_items_are_the_same_at_every_call(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in records[0].splitlines()]
     assert len(lines) == 24
     assert {came for _, _, came in lines} <= {"began", "made", "refused"}
+
+
+def campaign_rows(table: dict[str, Any]) -> list[str]:
+    """The table of docs/reliability.md."""
+    kinds = ("kills", "at renames", "together", "full disk", "threads")
+    hardware, commands = table["hardware"], table["commands"]
+    revision = next(iter(commands.values()))["revision"]
+    lines = ["| command | seconds alone | kills | at renames | two at once | full disk | threads | faults |"]
+    lines += ["|---|" + "---:|" * 7]
+    for name, row in [*commands.items(), ("**sum**", table["total"])]:
+        counts = [row.get(kind, 0) for kind in kinds]
+        shown = [name, row.get("seconds", ""), *counts, sum(row[fault] for fault in FAULTS)]
+        lines.append("| " + " | ".join(map(str, shown)) + " |")
+    where = f"{hardware['cpu']}, {hardware['cores']} cores, shared (load average {hardware['load_average']})"
+    return [*lines, "", f"{where}, Python {hardware['python']}; revision {revision[:12]}."]
+
+
+def test_the_committed_table_is_one_whole_run_and_the_page_shows_it() -> None:
+    table = json.loads((ROOT / "benchmarks/results/campaign.json").read_text())
+    commands = OmegaConf.to_container(OmegaConf.load(ROOT / COMMANDS))["commands"]  # type: ignore[index, call-overload]
+    assert list(table["commands"]) == list(commands)
+    (revision,) = {row["revision"] for row in table["commands"].values()}
+    assert re.fullmatch("[0-9a-f]{40}", revision)
+    total = table["total"]
+    assert {fault: total[fault] for fault in FAULTS} == dict.fromkeys(FAULTS, 0)
+    assert total["kills"] + total["at renames"] >= 300
+    for name, row in table["commands"].items():
+        assert row["findings"] == [], name
+        assert min(row["kills"], row["at renames"], row["together"], row["full disk"]) > 0, name
+        threads = "first" not in commands[name] and "{out}" in commands[name]["argv"]
+        assert row.get("threads", 0) == threads, name
+        for kind in ("kills", "at renames"):
+            assert total[kind] == sum(other[kind] for other in table["commands"].values())
+    page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    assert page.endswith("\n".join(campaign_rows(table)) + "\n")
+
+
+def slow(seconds: float) -> None:
+    ends = time.process_time() + seconds
+    while time.process_time() < ends:
+        pass
+
+
+@pytest.mark.parametrize(("cpu_s", "runs_on"), [(0.05, True), (0.1, True), (5.0, False)])
+def test_a_kill_comes_after_processor_time_whatever_else_runs(cpu_s: float, runs_on: bool) -> None:
+    if not (child := os.fork()):
+        slow(0.4)
+        os._exit(7)
+    code = wait(child, 60, cpu_s)
+    if runs_on:
+        spent = sum(psutil.Process(child).cpu_times()[:2])
+        assert code is None
+        assert cpu_s < spent < 0.35
+        os.kill(child, signal.SIGKILL)
+        assert wait(child, 60) == -signal.SIGKILL
+    else:
+        assert code == 7
+
+
+def test_a_child_that_waits_without_work_is_given_up_on_the_clock() -> None:
+    if not (child := os.fork()):
+        time.sleep(60)
+        os._exit(0)
+    assert wait(child, 0.05, 1.0) is None
+    os.kill(child, signal.SIGTERM)
+    assert wait(child, 60) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.pt", "a.csv", "a.png"])
+def test_paths_of_the_place_count_as_those_of_another(tmp_path: Path, name: str) -> None:
+    for letter in "AB":
+        place = tmp_path / letter
+        place.mkdir()
+        value = {"scenes": f"{place}/out", "w": 1}
+        if name == "a.json":
+            (place / name).write_text(json.dumps(value))
+        elif name == "a.csv":
+            (place / name).write_text(f"path\n{place}/out\n")
+        elif name == "a.pt":
+            torch.save({**value, "w": torch.ones(2)}, place / name)
+        else:
+            note = PngInfo()
+            note.add_text("recipe", json.dumps(value))
+            Image.new("RGB", (2, 2)).save(place / name, pnginfo=note)
+    one, other = tmp_path / "A", tmp_path / "B"
+    assert differences(contents(one), contents(other)) == [name]
+    assert differences(contents(one), contents(other, one)) == []
 
 
 @pytest.mark.slow
