@@ -42,6 +42,7 @@ _HASHES: dict[tuple[int, ...], str] = {}
 KEPT_HASHES = ".sha256.json"  # beside weight files: name -> size, time stamp, SHA-256
 KEPT_SIZE = 1 << 26  # bytes, from which reading a file takes longer than looking into that file (chosen)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: for `ulimit -f`, or for FAT
+TAKEN = (IsADirectoryError, NotADirectoryError, FileExistsError)  # by something else, at this name
 FULL_TEXT = re.compile(  # of safetensors, torch and tokenizers
     rf"os error ({'|'.join(map(str, FULL))})\b|PytorchStreamWriter failed|unexpected pos \d"
 )
@@ -49,7 +50,7 @@ DELIMITERS = ",;\t"  # of tables that Excel and LibreOffice save, by country and
 
 
 class UnwritableError(ValueError):
-    """An output that cannot be written, whatever the item that it was made of."""
+    """An output that cannot be written, whatever its name and what it was made of."""
 
 
 def read_text(path: Path) -> str:
@@ -168,8 +169,8 @@ def write_atomic(path: Path | str, data: bytes) -> None:
 def write_all_atomic(files: Mapping[Path, bytes]) -> None:
     """Write several files that belong together; none appears before the contents of all are on the disk.
 
-    Missing parent folders are made. UnwritableError names the file that cannot be written (OSError where the
-    disk is full, which is no fault of this file), and what was prepared for the others is removed.
+    Missing parent folders are made. ValueError names the file that cannot be written: UnwritableError if its name is not the
+    reason, OSError where the disk is full. What was prepared for the others is removed.
     """
     path = Path()
     try:
@@ -180,7 +181,10 @@ def write_all_atomic(files: Mapping[Path, bytes]) -> None:
     except OSError as error:
         if error.errno in FULL:
             raise
-        raise UnwritableError(f"cannot write {path}: {failure_reason(error)}") from error
+        kind = (
+            ValueError if isinstance(error, TAKEN) or error.errno == errno.ENAMETOOLONG else UnwritableError
+        )
+        raise kind(f"cannot write {path}: {failure_reason(error)}") from error
 
 
 def set_aside(paths: Iterable[Path]) -> None:
@@ -228,7 +232,7 @@ def full_disk_named(path: Path) -> Iterator[None]:
 
 def failure_reason(error: OSError) -> str:
     """What the operating system objects to, in one short phrase."""
-    if isinstance(error, NotADirectoryError | FileExistsError):
+    if isinstance(error, TAKEN[1:]):
         return "a part of its path is a file, not a folder"
     return (error.strerror or str(error)).lower()
 
