@@ -169,8 +169,8 @@ def write_atomic(path: Path | str, data: bytes) -> None:
 def write_all_atomic(files: Mapping[Path, bytes]) -> None:
     """Write several files that belong together; none appears before the contents of all are on the disk.
 
-    Missing parent folders are made. ValueError names the file that cannot be written: UnwritableError if its name is not the
-    reason, OSError where the disk is full. What was prepared for the others is removed.
+    Missing parent folders are made. ValueError names the file that cannot be written: UnwritableError if its
+    name is not the reason, OSError where the disk is full. What was prepared for the others is removed.
     """
     path = Path()
     try:
@@ -181,10 +181,9 @@ def write_all_atomic(files: Mapping[Path, bytes]) -> None:
     except OSError as error:
         if error.errno in FULL:
             raise
-        kind = (
-            ValueError if isinstance(error, TAKEN) or error.errno == errno.ENAMETOOLONG else UnwritableError
-        )
-        raise kind(f"cannot write {path}: {failure_reason(error)}") from error
+        by_name = isinstance(error, TAKEN) or error.errno == errno.ENAMETOOLONG
+        text = f"cannot write {path}: {failure_reason(error)}"
+        raise (ValueError(text) if by_name else UnwritableError(text)) from error
 
 
 def set_aside(paths: Iterable[Path]) -> None:
