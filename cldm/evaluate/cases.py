@@ -17,14 +17,13 @@ from cldm.config import CompositorConfig
 from datasets.geometry import depth_extent
 from datasets.inputs import Inputs
 from datasets.pairs import Pair, build_pair
-from datasets.pasteback import stitch
 from datasets.scenes import Scene, SceneFacts, SceneOptions, render, sample_scene
 from datasets.scenes.describe import Solid
 from datasets.scenes.furnish import solid_at
 from datasets.scenes.sheet import from_01
 from datasets.sources.rendered import RenderedScenes
 from ldm.experts.depth import DepthEstimator
-from ldm.images import from_pm1, normalize
+from ldm.images import normalize
 
 MIN_PIXELS = 40  # of the object; chosen: fewer make a meaningless PSNR
 MIN_OVERLAP = 64  # pixels of the amodal masks of two neighbours; chosen
@@ -125,7 +124,8 @@ def find_cases(
         }
         inputs = replace(shown if given_depth else inference_inputs(shown, estimated), target_u8=None)
         pair = build_pair(inputs, config.pair)
-        visible = source.silhouette(index) & stitch(pair.geometry, from_pm1(pair.paste_pm1)).visible_mask
+        window, layers = pair.geometry.window, pair.geometry.native_layers
+        visible = source.silhouette(index) & window.embed(layers.visible)
         if visible.sum() >= MIN_PIXELS and shown.target_u8 is not None:
             beside = neighbours(facts, source.array("instances_u8", index), source.array("amodal", index))
             truth_u8 = shown.target_u8
