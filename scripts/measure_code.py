@@ -22,7 +22,8 @@ import typer
 from ldm.settings.cli import run_module, single_app
 
 PRODUCT = (
-    "ldm", "datasets", "cldm", "llava_bifrost", "inpainting", "compose", "tiny", "scripts", "benchmarks"
+    "ldm", "datasets", "cldm", "llava_bifrost", "inpainting", "compose", "tiny", "scripts", "benchmarks",
+    "clients",
 )  # fmt: skip
 SMALL, MOST_PARAMETERS = 5, 7  # lines of a function that is inlined where that reads better; parameters
 PROTOCOL = {"build_app"}  # `run_module` and the tests know every command by it

@@ -12,6 +12,7 @@ import compose.settings
 from cldm.create import create_compositor
 from cldm.pretrained import save_compositor
 from cldm.training.settings import RunConfig
+from compose.schema import command_modules
 from datasets.inputs import PairOptions
 from inpainting.models.image_to_text.settings import PromptTraining
 from ldm.settings.cli import run_app
@@ -164,13 +165,11 @@ def test_the_readme_introduces_every_notebook_and_says_how_to_get_jupyter():
 
 def verbs():
     """(command line, command, how its app is built) of every verb of the page of commands."""
-    for folder in make_command_docs.FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*.py") if folder else ROOT.glob("*.py")):
-            if path.read_text(encoding="utf-8").endswith("    run_module(build_app)\n"):
-                module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-                program = typer.main.get_command(module.build_app())
-                for verb, body in getattr(program, "commands", {"": program}).items():
-                    yield [verb] if verb else [], body, module.build_app
+    for name in command_modules():
+        module = importlib.import_module(name)
+        program = typer.main.get_command(module.build_app())
+        for verb, body in getattr(program, "commands", {"": program}).items():
+            yield [verb] if verb else [], body, module.build_app
 
 
 def test_every_command_answers_help_and_those_that_take_keys_list_them(monkeypatch, capsys):
