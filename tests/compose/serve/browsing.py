@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Iterator
@@ -56,6 +57,18 @@ class Visit:
 
     def give(self, name: str, *paths: Path) -> None:
         self.page.locator(f"input[type=file]:has(+ #{name})").set_input_files([str(path) for path in paths])
+
+    def drop(self, canvas: str, path: Path) -> None:
+        """Let a file fall on a surface."""
+        script = """([where, name, text]) => {
+            const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+            const data = new DataTransfer();
+            data.items.add(new File([bytes], name, {type: 'image/png'}));
+            const event = {dataTransfer: data, bubbles: true, cancelable: true};
+            document.querySelector(where).dispatchEvent(new DragEvent('drop', event));
+        }"""
+        text = base64.b64encode(path.read_bytes()).decode()
+        self.page.evaluate(script, [f"#{canvas}-canvas canvas", path.name, text])
 
     def prepare(self, background: Path = TENT / "room.png", item: Path = TENT / "object.png") -> None:
         """Background with its depth, and the object."""

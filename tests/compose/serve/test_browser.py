@@ -199,7 +199,10 @@ def test_errors_are_said_in_words(visit, tmp_path):
 
 
 def test_two_visitors_see_only_what_is_theirs(visit, browser, address):
-    visit.prepare()
+    visit.drop("background", TENT / "room.png")
+    visit.until("#visible .prose", "estimated")
+    visit.until("#visible .prose", "")
+    visit.drop("object", TENT / "object.png")
     other = Visit(browser, address)
     other.page.click("#compose")
     other.page.wait_for_selector("text=give a background and an object first")
