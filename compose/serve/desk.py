@@ -211,9 +211,8 @@ class Desk:
             self.small = shrink(Sources(*full, None, []), self.depth_01)
         sources, depth_01 = self.small
         sources = sources if target is not None else replace(sources, target=None)
-        settings = self.settings({"mode": mode})
-        if self.box is not None:
-            settings = replace(settings, depth=self.depth or (self.centre(),))
+        depth = self.depth or (None if self.box is None else (self.centre(),))
+        settings = ComposeSettings(**self.files, box=self.box, depth=depth, mode=mode)  # type: ignore[arg-type]
         return occlusion(settings, sources, depth_01, self.options)
 
     def estimated(self, background: LoadedImage, depth_01: np.ndarray) -> None:

@@ -50,15 +50,17 @@ def scene(desk: Desk, tool: str, view: str, mode: str) -> list[Any]:
     value, words = page.surface_value("background", "a background"), ""
     if desk.background is not None:
         words = "The depth is being estimated" if desk.depth_01 is None else ""
-        image_u8 = resize(desk.background.rgb_u8, fitted(desk.background.size, SIDE))
+        size = fitted(desk.background.size, SIDE)
         if view == "depth" and desk.depth_01 is not None:
-            gray_u8 = (255 * resize(desk.depth_01, image_u8.shape[:2])).astype(np.uint8)
+            gray_u8 = (255 * resize(desk.depth_01, size)).astype(np.uint8)
             image_u8 = cv2.applyColorMap(gray_u8, cv2.COLORMAP_INFERNO)[..., ::-1]
         elif (shown := desk.preview(mode)) is not None:
             image_u8, (far, near) = shown.image_u8, shown.depth_range
             words = f"**{100 * shown.visible_fraction:.0f} % visible**, depth {far:.2f} to {near:.2f}"
+        else:
+            image_u8 = resize(desk.background.rgb_u8, size)
         if desk.target is not None and tool == MASK:
-            target = resize(desk.target, image_u8.shape[:2])
+            target = resize(desk.target, size)
             image_u8 = paint_masks(image_u8, [target], ["magenta"], [TINT])
         marks = [{"box": box, "label": name, "colour": NAMED} for name, box in desk.named.items()]
         for index in range(len(desk.records) if tool == PLACE else 0):
@@ -157,8 +159,10 @@ class ComposeTab:
         """What happens at which event."""
 
         def on(event: Any, act: Callable[..., Any], *more: Any, **how: Any) -> Any:
-            parts = [self.item, *self.scene]
-            return page.connect(event, act, self.show, self.looks, parts, *more, **how)
+            parts, show = [self.item, *self.scene], self.show
+            if "queue" in how:  # these are frequent, and leave the object as it is
+                parts, show = self.scene, lambda desk, *looks: scene(desk, *looks[:3])
+            return page.connect(event, act, show, self.looks, parts, *more, **how)
 
         on(self.place.drag, self.drawn, drawn=True, **page.FREQUENT)
         on(self.place.draw, self.drawn, drawn=True, trigger_mode="multiple")
