@@ -165,7 +165,7 @@ def test_the_geometric_locator_answers_here_as_in_a_composite(tmp_path: Path, ca
 
 def test_the_locator_options_are_those_of_a_composite():
     shared = {field.name for field in fields(LocatorOptions)}
-    assert shared == {"locator", "anchors", "detector", "candidates", "relative_size"}
+    assert shared == {"locator", "anchors", "detector", "load_in", "candidates", "relative_size"}
     for settings in (ComposeSettings, PredictImage, PredictJobs):
         flat = flat_settings(settings)
         assert {name: flat[name][0].metadata["help"] for name in shared} == {

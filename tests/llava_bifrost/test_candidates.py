@@ -90,4 +90,4 @@ def test_a_prompt_without_numbers_is_refused():
         SharedPrompt(locator.mllm, locator.chat.prompts([ChatExample(IMAGE, "Place")]))
     for wrong in (IMAGE[..., 0], IMAGE.astype(np.float32), IMAGE[..., :2]):
         with pytest.raises(ValueError, match="an image is RGB uint8"):
-            locator.locate(wrong, ORDER, 3)
+            locator.answer([wrong], [ORDER])
