@@ -56,7 +56,7 @@ def test_no_text_calls_more_than_the_paste_back_exact_on_photographs(path):
         ("assets/tiny/compositor/compositor.json", ["only the paste-back is exact"]),
         ("configs/tiny/compositor.yaml", ["only the paste-back is exact"]),
         ("docs/compositor.md", ["for photographs give `--background-depth` or a real network"]),
-        ("docs/locator.md", ["Nothing of this is measured on photographs", "--background-depth"]),
+        ("docs/locator.md", ["the small depth network sees walls as ground", "`--background-depth`"]),
         ("docs/datasets.md", ["give `--model` for photographs"]),
     ],
 )
