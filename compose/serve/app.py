@@ -12,18 +12,26 @@ from collections.abc import AsyncIterator
 import uvicorn
 from fastapi import FastAPI
 from gradio import mount_gradio_app
+from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from cldm.config import load_compositor_config
+from compose import ComposeSettings
+from compose.models import compositor_folder
 from compose.serve.agents import agents_at
 from compose.serve.guard import LOCAL_HOSTS, Guard
-from compose.serve.jobs import Job, JobQueue
+from compose.serve.jobs import Job, JobQueue, QueueFull
 from compose.serve.page_about import THEME, build_page
-from compose.serve.rest import ERRORS, add_api
+from compose.serve.request import filled
+from compose.serve.rest import error_answer, router
 from compose.serve.settings import COMPOSE_IMAGES, ServeSettings
 from compose.serve.uploads import without_paths
 from compose.serve.work import Networks
+from inpainting.dream import DreamSettings
+from inpainting.models.text_to_image.load import read_inpainter_config
+from inpainting.painting import painter_folder
 from ldm import __version__
 from ldm.device import pick_device
 from ldm.doctor import lacks_mcp
@@ -33,17 +41,14 @@ log = logging.getLogger(__name__)
 
 FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
 NAMES = {setting: field for field, setting in COMPOSE_IMAGES.items()} | {"num_samples": "n", "masks": "mask"}
+PLACE = {"background": "-", "object": "-", "box": [0.0, 0.0, 1.0, 1.0]}  # completes settings to be looked at
 GRACE = 5  # seconds for open answers when the server is stopped; chosen
 
 
 def error_for_clients(text: str, job: Job) -> str:
     """An error in the words of a request: its fields instead of flags, no path of the server."""
-
-    def field(found: re.Match[str]) -> str:
-        name = found[1].replace("-", "_")
-        return NAMES.get(name, name)
-
-    return without_paths(FLAG.sub(field, text), job.names)
+    named = FLAG.sub(lambda found: NAMES.get(name := found[1].replace("-", "_"), name), text)
+    return without_paths(named, job.names)
 
 
 def make_queue(settings: ServeSettings) -> JobQueue:
@@ -74,9 +79,16 @@ def make_api(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
         summary="Put objects into images, and paint regions of them",
         root_path=settings.root_path,
         lifespan=lifespan,
-        exception_handlers=ERRORS,
+        exception_handlers={QueueFull: error_answer, HTTPException: error_answer},  # type: ignore[dict-item]
     )
-    add_api(app, settings, queue)
+    composites = filled(ComposeSettings, settings.compose_config, PLACE)
+    paintings = filled(DreamSettings, settings.paint_config, {"image": "-"})
+    app.state.settings, app.state.queue = settings, queue
+    app.state.models = {  # kind of work -> the name of the model that does it
+        "compose": load_compositor_config(compositor_folder(composites.model)).name,
+        "paint": read_inpainter_config(painter_folder(paintings)).name,
+    }
+    app.include_router(router)
     agents, around = agents_at(app, settings)
     app.router.add_route("/mcp", agents)  # type: ignore[arg-type]  # an ASGI application takes all methods
     app.add_middleware(CORSMiddleware, allow_origins=[])

@@ -87,7 +87,7 @@ def read_edit(
     if not (count := text_of(given, "n", "1")).isdecimal() or not 1 <= int(count) <= MOST_IMAGES:
         raise ValueError(f"n must be 1 to {MOST_IMAGES}, got {count!r}")
     named = [name for name in ("result", *COMPOSE_IMAGES) if given[name]]
-    files = {name: stored(job, name, given[name], settings) for name in named}
+    files = {name: image_files(job, name, given[name], settings) for name in named}
     with DECODING:
         if (size := text_of(given, "size", "auto")) != "auto":
             with opened(files["image"][0]) as image:
@@ -115,7 +115,9 @@ def text_of(given: Fields, name: str, default: str = "") -> str:
     return values[0].strip()
 
 
-def stored(job: Job, name: str, values: Sequence[str | UploadFile], settings: ServeSettings) -> list[Path]:
+def image_files(
+    job: Job, name: str, values: Sequence[str | UploadFile], settings: ServeSettings
+) -> list[Path]:
     """The files of a field that holds images: uploads, paths or addresses."""
     if len(values) > 1 and name != "mask":
         more = "; the object goes into reference_image" if name == "image" else ""

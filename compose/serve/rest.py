@@ -6,28 +6,22 @@ What is not understood is refused by name. Errors have the form {"error": {"mess
 import asyncio
 import base64
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from cldm.config import load_compositor_config
-from compose import ComposeSettings
-from compose.models import compositor_folder
 from compose.serve.fields import edit_schema
 from compose.serve.guard import error_json
 from compose.serve.jobs import ENDED, Job, JobQueue, QueueFull
 from compose.serve.page_about import networks_here
-from compose.serve.request import filled, read_edit
-from compose.serve.settings import MOST_IMAGES, ServeSettings
-from inpainting.dream import DreamSettings
-from inpainting.models.text_to_image.load import read_inpainter_config
-from inpainting.painting import painter_folder
+from compose.serve.request import read_edit
+from compose.serve.settings import MOST_IMAGES
 from ldm import __version__
 
 log = logging.getLogger(__name__)
@@ -36,7 +30,6 @@ UPLOAD_S = 300  # seconds in which a request must have arrived; chosen
 POLL_S = 0.2  # seconds between two looks at a job; chosen
 KINDS = {"edits": "", "places": "place", "replays": "replay"}  # end of an address -> its kind of work
 MOST_PARTS = 200  # of a form; chosen: more than all fields and a mask for every colour
-PLACE = {"background": "-", "object": "-", "box": [0.0, 0.0, 1.0, 1.0]}  # completes settings to be looked at
 
 router = APIRouter()
 
@@ -48,22 +41,7 @@ def error_answer(request: Request, error: Any) -> JSONResponse:
     return error_json(error.status_code, error.detail, error.headers)
 
 
-ERRORS: dict[Any, Callable[..., Any]] = {QueueFull: error_answer, HTTPException: error_answer}
-
-
-def add_api(app: FastAPI, settings: ServeSettings, queue: JobQueue) -> None:
-    """Give an app the routes of this module."""
-    composites = filled(ComposeSettings, settings.compose_config, PLACE)
-    paintings = filled(DreamSettings, settings.paint_config, {"image": "-"})
-    app.state.settings, app.state.queue = settings, queue
-    app.state.models = {  # kind of work -> the name of the model that does it
-        "compose": load_compositor_config(compositor_folder(composites.model)).name,
-        "paint": read_inpainter_config(painter_folder(paintings)).name,
-    }
-    app.include_router(router)
-
-
-def find(identity: str, request: Request) -> Job:
+def known_job(identity: str, request: Request) -> Job:
     """The job of an address."""
     try:
         return request.app.state.queue.get(identity)
@@ -71,7 +49,7 @@ def find(identity: str, request: Request) -> Job:
         raise HTTPException(404, "no such job, or its results are deleted") from None
 
 
-Found = Annotated[Job, Depends(find)]
+Found = Annotated[Job, Depends(known_job)]
 
 
 def data_of(job: Job, request: Request, as_url: bool) -> list[dict[str, Any]]:
@@ -174,7 +152,7 @@ def image(job: Found, name: str) -> FileResponse:
 
 
 @router.delete("/v1/jobs/{identity}", status_code=204)
-def cancel(job: Found, request: Request) -> None:
+def end_job(job: Found, request: Request) -> None:
     """End a job before its next step; delete the results of one that has ended."""
     request.app.state.queue.cancel(job)
 
@@ -191,7 +169,7 @@ def health(request: Request) -> dict[str, Any]:
 
 
 @router.get("/v1/models")
-def list_models(request: Request) -> dict[str, Any]:
+def known_models(request: Request) -> dict[str, Any]:
     """The models by name and what they do, the networks behind them, and what requests may hold."""
     state, known = request.app.state, {"object": "model", "owned_by": "bifrost"}
     data = [{"id": name, **known, "kind": kind} for kind, name in state.models.items()]
