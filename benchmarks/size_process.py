@@ -29,7 +29,8 @@ def main(kind: str, count: str = "0") -> None:
     large, jobs = Path(folder.name) / "large.jpg", Path(folder.name) / "jobs.jsonl"
 
     def finish(**row: Any) -> None:
-        row["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)  # of Linux
+        row["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of Linux
+        row = {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
         sys.stdout.write(json.dumps(row) + "\n")
         sys.stdout.flush()
         folder.cleanup()
@@ -47,10 +48,7 @@ def main(kind: str, count: str = "0") -> None:
         runpy.run_path(sys.argv[0], run_name="__main__")
     Image.open(ROOM).convert("RGB").resize((8000, 6000)).save(large, quality=92)
     time.perf_counter = time.process_time  # the stages of a report are in CPU seconds then
-    compose, settings = (
-        import_module("compose"),
-        import_module("compose_settings" if old else "compose.settings"),
-    )
+    compose, settings = map(import_module, ("compose", "compose_settings" if old else "compose.settings"))
     models = compose.load_models(settings.ComposeSettings(**JOB))
     for background in (ROOM, large):  # the small one loads the networks
         chosen = settings.ComposeSettings(**{**JOB, "background": background})

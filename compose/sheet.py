@@ -20,7 +20,7 @@ from datasets.relations import Place
 from ldm.files import read_json
 from ldm.images import encode_png
 from ldm.result import beside, write_result
-from ldm.sheet import grid
+from ldm.sheet import as_levels, grid
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.language.answer import Candidate
 
@@ -55,12 +55,15 @@ def sheet_rows(result: Result, name: str | None = None) -> tuple[list[list[np.nd
     cut, mask = on_white(inputs.reference_u8, inputs.reference_mask), inputs.reference_mask.astype(np.uint8)
     outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     visible, edit = (window.embed(mask)[result.geometry.crop.part] for mask in (layers.visible, layers.edit))
+    depth_u8, white, gray, black = as_levels(inputs.background_depth_01), *np.array([255, 110, 0], np.uint8)
+    fused_u8 = depth_u8.copy()
+    fused_u8[window.part] = as_levels(layers.depth_01)
     shared = [
         marked_background(result),
         cv2.drawContours(cut, outlines, -1, (255, 40, 40), max(1, max(mask.shape) // 150)),
-        inputs.background_depth_01,
-        result.fused_depth_01,
-        np.where(visible, 255, np.where(edit, 110, 0)).astype(np.uint8),
+        depth_u8,
+        fused_u8,
+        np.where(visible, white, np.where(edit, gray, black)),
     ]
     samples = zip(result.painted_u8, result.images, strict=True)
     rows = [[*shared, painted_u8, image.rgb_u8] for painted_u8, image in samples]

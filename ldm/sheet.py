@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ldm.decode import row_blocks
 from ldm.images import resize
 
 PAPER = (255, 255, 255)
@@ -52,10 +53,10 @@ def grid(
             if image is None:
                 continue
             # In the middle of its cell, with a thin frame. Small images keep hard pixel edges.
-            rgb_u8 = as_rgb(image)
-            scale = cell / max(rgb_u8.shape[:2])
-            h, w = (max(1, round(side * scale)) for side in rgb_u8.shape[:2])
-            fitted = Image.fromarray(resize(rgb_u8, (h, w), how="nearest" if scale >= 2 else "area"))
+            levels_u8 = as_levels(image)
+            scale = cell / max(levels_u8.shape[:2])
+            h, w = (max(1, round(side * scale)) for side in levels_u8.shape[:2])
+            fitted = Image.fromarray(resize(levels_u8, (h, w), how="nearest" if scale >= 2 else "area"))
             x = left + column * (cell + CELL_GAP) + (cell - w) // 2
             y = top + row * (cell + CELL_GAP) + (cell - h) // 2
             sheet.paste(fitted, (x, y))
@@ -63,15 +64,23 @@ def grid(
     return np.array(sheet)
 
 
-def as_rgb(image: np.ndarray) -> np.ndarray:
-    """An image, mask or map in [0, 1] as RGB (h, w, 3) uint8."""
+def as_levels(image: np.ndarray) -> np.ndarray:
+    """An image, mask or map in [0, 1] as RGB (h, w, 3) or gray (h, w) uint8."""
     if image.dtype == bool:
         image = image.astype(np.uint8) * 255
     elif np.issubdtype(image.dtype, np.floating):
-        image = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+        values, image = image, np.empty(image.shape, np.uint8)
+        for rows in row_blocks(len(image)):
+            image[rows] = np.rint(np.clip(values[rows], 0, 1) * 255)
     if image.dtype != np.uint8 or image.ndim not in (2, 3):
         raise ValueError(f"a sheet shows uint8, bool or float images, got {image.dtype} {image.shape}")
-    return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image[:, :, :3]
+    return image if image.ndim == 2 else np.ascontiguousarray(image[:, :, :3])
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """The same, RGB (h, w, 3) in any case."""
+    levels_u8 = as_levels(image)
+    return np.repeat(levels_u8[:, :, None], 3, axis=2) if levels_u8.ndim == 2 else levels_u8
 
 
 def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:

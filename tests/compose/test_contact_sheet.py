@@ -68,7 +68,7 @@ def test_the_row_shows_what_was_computed(case: Case) -> None:
     assert depth.shape == fused.shape == room().shape[:2]
     assert (boxed != room()).any(axis=2).sum() < 300  # a thin frame
     assert (cut[0, 0] == 255).all()
-    raised = fused - depth
+    raised = fused.astype(int) - depth
     assert (raised > 0).any()
     assert not raised[:, :38].any()  # left of the box nothing is raised
     assert set(np.unique(region)) == {0, 110, 255}

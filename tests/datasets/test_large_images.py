@@ -14,6 +14,7 @@ from datasets.pasteback import transfer_detail
 from ldm.decode import LoadedImage
 from ldm.images import normalize
 from ldm.result import measure_drift, warn_if_alike
+from ldm.sheet import grid
 
 SIZE = (4096, 96)  # (h, w), tall: blocks of rows are a small part of it
 
@@ -51,6 +52,7 @@ def peak_per_pixel(work: Callable[[], object]) -> float:
         (lambda: feather_inside(INSIDE, 9.0), 1 + 4 + 1.5),
         (lambda: normalize(DEPTH), 0.1),
         (lambda: WHOLE.take(FIRST), 0.1),
+        (lambda: grid([[DEPTH]]), 1 + 1.5),
         (lambda: dilate(INSIDE, 0.1, frame=(160, 160)), 8 + 3.5),
         (lambda: place_cutout(SOLID, (0, 0, *SIZE[::-1]), (0.2, 0.4), SIZE), 12 + 12 + 8 + 3.5),
     ],
@@ -63,6 +65,7 @@ def peak_per_pixel(work: Callable[[], object]) -> float:
         "feather",
         "normalize",
         "crop",
+        "sheet",
         "dilate",
         "place",
     ],
